@@ -1,0 +1,59 @@
+//! What can go wrong in the life of a container.
+
+/// An engine error. Its text is what a client may read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such container.
+    #[error("unknown handle: {0}")]
+    UnknownHandle(String),
+    /// The handle is taken.
+    #[error("Handle '{0}' already in use")]
+    HandleInUse(String),
+    /// The handle cannot name a container.
+    #[error("invalid handle {0:?}: {1}")]
+    InvalidHandle(String, &'static str),
+    /// No such process.
+    #[error("unknown process: {0}")]
+    UnknownProcess(String),
+    /// The process id is taken.
+    #[error("process ID '{0}' already in use")]
+    ProcessInUse(String),
+    /// The program was not found in the container.
+    #[error("{0}")]
+    ExecutableNotFound(String),
+    /// A second destroy while one runs.
+    #[error("container already being destroyed")]
+    BeingDestroyed,
+    /// No such property.
+    #[error("property does not exist: {0}")]
+    UnknownProperty(String),
+    /// The container cannot be used any more; only destroyed.
+    #[error("container {handle} is broken: {reason}")]
+    Broken {
+        /// Whose.
+        handle: String,
+        /// Why.
+        reason: String,
+    },
+    /// A bad request: the text says what is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The named step failed.
+    #[error("{step}: {reason}")]
+    Failed {
+        /// Which phase.
+        step: &'static str,
+        /// What the layer below said.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// `step` failed because of `reason`.
+    pub fn failed(step: &'static str, reason: impl std::fmt::Display) -> Self {
+        Self::Failed { step, reason: reason.to_string() }
+    }
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,94 @@
+//! What a caller asks of the engine. Plain data, no wire format.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A request for a container.
+#[derive(Debug, Clone, Default)]
+pub struct ContainerSpec {
+    /// Empty: the engine makes one up (UUIDv4).
+    pub handle: String,
+    /// Image URI; empty: the configured default.
+    pub image: String,
+    /// Container root is host root. Off by default.
+    pub privileged: bool,
+    /// `K=V`, given to every process (not to peas).
+    pub env: Vec<String>,
+    /// Free key-value pairs.
+    pub properties: BTreeMap<String, String>,
+    /// Host directories or files shown inside.
+    pub bind_mounts: Vec<BindMount>,
+    /// Resource limits; zero means none.
+    pub limits: Limits,
+}
+
+/// Limits of a container or a pea; zero means none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory, swap included.
+    pub memory_bytes: u64,
+    /// Relative CPU weight in v1 shares.
+    pub cpu_shares: u64,
+    /// Number of processes.
+    pub pids: u64,
+}
+
+/// A host path shown inside a container.
+#[derive(Debug, Clone)]
+pub struct BindMount {
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// Absolute path in the container; made when missing.
+    pub destination: PathBuf,
+    /// May the container write?
+    pub writable: bool,
+}
+
+/// A request for a process, or with `image` for a pea.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessSpec {
+    /// Empty: the engine makes one up (UUIDv4).
+    pub id: String,
+    /// Program, searched in the process's PATH when it has no `/`.
+    pub path: String,
+    /// Arguments without the program itself.
+    pub args: Vec<String>,
+    /// `K=V`.
+    pub env: Vec<String>,
+    /// Working directory; empty: the user's home.
+    pub dir: String,
+    /// `name`, `uid`, `uid:gid`, `name:group`; empty: root.
+    pub user: String,
+    /// `(resource name in lower case, soft = hard value)`, e.g. `("nofile", 1024)`.
+    pub rlimits: Vec<(String, u64)>,
+    /// A root file system of its own makes the process a pea.
+    pub image: Option<String>,
+    /// Only with `image`.
+    pub bind_mounts: Vec<BindMount>,
+    /// A pea's own limits beside the container's; only with `image`.
+    pub limits: Option<Limits>,
+}
+
+/// What a running container says of itself.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// `active` or `stopped`; a broken container says why in `events`.
+    pub state: String,
+    /// Things that happened, oldest first.
+    pub events: Vec<String>,
+    /// The container's directory on the host.
+    pub container_path: String,
+    /// Current properties.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// What the host can give.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacity {
+    /// Bytes of memory of the host.
+    pub memory_bytes: u64,
+    /// Bytes of the store's file system.
+    pub disk_bytes: u64,
+    /// Most containers at a time.
+    pub max_containers: u64,
+}

@@ -1,0 +1,2 @@
+//! wardian
+fn main() {}
