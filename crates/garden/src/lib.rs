@@ -1,1 +1,17 @@
-//! wardian-garden
+//! The words of the Garden API: what goes over the wire, its errors, and a client.
+//!
+//! The wire types are plain data. [`decode`] reads them the way Go's `encoding/json` does (field names in any
+//! case, `null` is the zero value, what follows the first value is ignored) and [`encode`] writes them the way
+//! Go does, because that is what both ends of this API have always been written in.
+
+mod client;
+mod error;
+mod hijack;
+mod json;
+mod process;
+pub mod wire;
+
+pub use client::{Address, Client, TarReader};
+pub use error::{Error, ErrorBody, ErrorKind, Result};
+pub use json::{DecodeError, Decoder, decode, encode};
+pub use process::{Io, OutputReader, Process};

@@ -1,1 +1,26 @@
-//! wardian-image
+//! Where layers come from, and how they reach a directory.
+//!
+//! [`Source`] says where an image is (a tar file, an OCI layout), [`Source::open`] reads its manifest and config, and
+//! [`Layer::unpack`] streams one layer into a directory: decompressed, verified and turned into what overlayfs expects.
+//!
+//! Everything read here was written by somebody else and is treated as hostile: names never leave the directory they
+//! are unpacked into, every size has a limit, and digests cover every byte of a blob.
+#![forbid(unsafe_code)]
+
+mod archive;
+mod digest;
+mod error;
+mod layer;
+mod oci;
+mod source;
+mod tree;
+mod unpack;
+
+#[cfg(test)]
+mod tests;
+
+pub use digest::Digest;
+pub use error::Error;
+pub use layer::Layer;
+pub use source::{Config, Image, Source};
+pub use unpack::{Limits, Unpacked, unpack_tar};

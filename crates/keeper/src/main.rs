@@ -1,2 +1,25 @@
-//! The keeper.
-fn main() {}
+//! The keeper: one small program per container, parent of all its processes.
+//!
+//! It owns their stdio, their exit statuses and the last reference to the root file system, and outlives the
+//! server. One thread, one poll loop; it never blocks on a child (container root can stop a process before
+//! its exec: handshakes have a deadline, then SIGKILL). The same binary is the containers' pid 1.
+
+mod child;
+mod exec;
+mod keeper;
+mod launch;
+mod report;
+mod transfer;
+mod users;
+
+fn main() -> std::process::ExitCode {
+    match std::env::args().next().as_deref() {
+        Some("garden-init") => child::init(),
+        Some("wardian-keeper") => match keeper::Keeper::start() {
+            Ok(keeper) => keeper.run(),
+            Err(_) => std::process::ExitCode::FAILURE,
+        },
+        // A container may execute us through `#!/proc/self/exe`: nothing to see.
+        _ => std::process::ExitCode::FAILURE,
+    }
+}

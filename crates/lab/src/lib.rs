@@ -1,1 +1,40 @@
-//! wardian-lab
+//! Experiments: they drive a Garden server as a platform would, and show what the disk has to do with it.
+
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod code;
+pub mod drive;
+pub mod host;
+pub mod image;
+pub mod local;
+pub mod progress;
+pub mod report;
+pub mod scale;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Somebody asked the experiment to stop, by this signal. What it had made is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interrupted(
+    /// The number of the signal.
+    pub i32,
+);
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "interrupted; everything was cleaned up")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Wait for Ctrl-C or SIGTERM; its number.
+async fn interrupted() -> std::io::Result<i32> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(tokio::select! {
+        _ = interrupt.recv() => 2,
+        _ = terminate.recv() => 15,
+    })
+}

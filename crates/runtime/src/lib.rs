@@ -1,1 +1,7 @@
-//! wardian-runtime
+//! OCI bundles and who runs them: the keeper's protocol, its client, cgroups.
+
+pub mod bundle;
+pub mod caps;
+pub mod cgroup;
+pub mod client;
+pub mod wire;

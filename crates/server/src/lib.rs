@@ -1,1 +1,100 @@
-//! wardian-server
+//! The Garden API over HTTP: routes, taken-over connections, errors to wire.
+//!
+//! [`serve`] drives one [`wardian_engine::Engine`] for all callers that come through its [`Listener`]s. Requests
+//! are decoded and refused here; what they mean is the engine's business.
+
+mod attach;
+mod connection;
+mod convert;
+mod error;
+mod handler;
+mod listen;
+mod reply;
+mod route;
+mod stream;
+mod transfer;
+
+pub use error::{Error, Result};
+pub use listen::{ListenAddr, Listener, SocketOptions, Stream};
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use wardian_engine::Engine;
+
+/// How long a shutdown waits for requests that are being answered.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What all connections share.
+pub(crate) struct State {
+    pub(crate) engine: Engine,
+    pub(crate) streams: stream::Streams,
+    /// True once the server is to end.
+    pub(crate) stop: watch::Receiver<bool>,
+    /// Held by everything that is still at work.
+    pub(crate) work: mpsc::WeakSender<()>,
+}
+
+impl State {
+    /// Something begins that a shutdown waits for until it is dropped. `None`: too late.
+    pub(crate) fn working(&self) -> Option<mpsc::Sender<()>> {
+        self.work.upgrade()
+    }
+
+    /// Ready when the server is to end.
+    pub(crate) async fn stopping(&self) {
+        let mut stop = self.stop.clone();
+        // The sender lives in `serve`; without it the server has ended.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+}
+
+/// Serve until `shutdown` is ready: then accept nothing more, close taken-over connections (their processes
+/// live on), answer the requests that are under way for at most ten seconds, and return.
+pub async fn serve(engine: Engine, listeners: Vec<Listener>, shutdown: impl Future) -> Result<()> {
+    let (stop, stopped) = watch::channel(false);
+    let (work, mut idle) = mpsc::channel::<()>(1);
+    let state = Arc::new(State {
+        engine,
+        streams: stream::Streams::default(),
+        stop: stopped,
+        work: work.downgrade(),
+    });
+    let mut accepting = tokio::task::JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept(listener, state.clone()));
+    }
+    tokio::select! {
+        _ = shutdown => {}
+        () = async { while accepting.join_next().await.is_some() {} } => {}
+    }
+    accepting.shutdown().await;
+    stop.send_replace(true);
+    drop(work);
+    if tokio::time::timeout(GRACE, idle.recv()).await.is_err() {
+        tracing::warn!("requests were still under way at shutdown");
+    }
+    Ok(())
+}
+
+async fn accept(listener: Listener, state: Arc<State>) {
+    loop {
+        match listener.accept().await {
+            Ok(stream) => {
+                if let Some(work) = state.working() {
+                    let state = state.clone();
+                    tokio::spawn(async move {
+                        connection::serve(stream, state).await;
+                        drop(work);
+                    });
+                }
+            }
+            Err(error) => {
+                // Out of file descriptors, mostly: give the others a moment to return some.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}

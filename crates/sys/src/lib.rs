@@ -1,1 +1,11 @@
-//! wardian-sys
+//! The kernel, made safe: mounts, namespaces, memory files, processes, descriptors over sockets.
+//!
+//! Every function takes and returns owned descriptors. This is the one library that may say `unsafe`.
+#![allow(unsafe_code)]
+
+pub mod memfd;
+pub mod mount;
+pub mod namespace;
+pub mod packet;
+pub mod procfs;
+pub mod spawn;

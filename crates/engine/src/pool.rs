@@ -1,0 +1,84 @@
+//! Things that take long to make, made ahead by a thread of their own.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// A pool that fills itself up again.
+pub struct Pool<T> {
+    shared: Arc<Shared<T>>,
+    maker: Option<JoinHandle<()>>,
+}
+
+struct Shared<T> {
+    make: Box<dyn Fn() -> io::Result<T> + Send + Sync>,
+    size: usize,
+    state: Mutex<State<T>>,
+    wanted: Condvar,
+}
+
+struct State<T> {
+    ready: VecDeque<T>,
+    closed: bool,
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Send + 'static> Pool<T> {
+    /// Keep `size` ready. The first is made at once, so that a host that cannot is found out here.
+    pub fn new(name: &str, size: usize, make: impl Fn() -> io::Result<T> + Send + Sync + 'static) -> io::Result<Self> {
+        let state = State { ready: VecDeque::from([make()?]), closed: false };
+        let shared =
+            Arc::new(Shared { make: Box::new(make), size, state: Mutex::new(state), wanted: Condvar::new() });
+        let theirs = shared.clone();
+        let maker = std::thread::Builder::new().name(name.into()).spawn(move || keep_full(&theirs))?;
+        Ok(Self { shared, maker: Some(maker) })
+    }
+
+    /// A ready one, or one made on the spot.
+    pub fn take(&self) -> io::Result<T> {
+        let ready = self.shared.lock().ready.pop_front();
+        self.shared.wanted.notify_one();
+        ready.map_or_else(|| (self.shared.make)(), Ok)
+    }
+}
+
+fn keep_full<T>(shared: &Shared<T>) {
+    let mut state = shared.lock();
+    while !state.closed {
+        let full = state.ready.len() >= shared.size;
+        if !full {
+            drop(state);
+            let made = (shared.make)();
+            state = shared.lock();
+            if let Ok(made) = made {
+                state.ready.push_back(made);
+                continue;
+            }
+            // Whoever takes next makes one itself and gets the error; then we try again.
+        }
+        state = shared.wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+    state.ready.clear();
+}
+
+impl<T> Drop for Pool<T> {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.wanted.notify_one();
+        if let Some(maker) = self.maker.take() {
+            drop(maker.join());
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for Pool<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("size", &self.shared.size).finish_non_exhaustive()
+    }
+}

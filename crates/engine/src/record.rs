@@ -1,0 +1,131 @@
+//! What is known of a container on tmpfs: the directory is the truth, readable with `cat`.
+//!
+//! ```text
+//! <run>/containers/<id>/
+//! ├── state.json            the record; its removal is the moment a container is gone
+//! ├── config.json           the OCI bundle
+//! ├── keeper.sock           where its keeper listens
+//! ├── hosts, resolv.conf    shown inside
+//! └── peas/<root fs id>     one empty file per living pea
+//! ```
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The record of a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of this format.
+    pub version: u32,
+    /// Unique; names every kernel object, cgroup and directory.
+    pub id: String,
+    /// What clients call it.
+    pub handle: String,
+    /// `creating` or `created`.
+    pub phase: Phase,
+    /// A record of another boot describes nothing.
+    pub boot_id: String,
+    /// Container root is host root.
+    pub privileged: bool,
+    /// Image and container environment, in this order.
+    pub env: Vec<String>,
+    /// Garden's properties.
+    pub properties: BTreeMap<String, String>,
+    /// Stop was called.
+    pub stopped: bool,
+}
+
+/// How far a container has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Half made: the next server undoes it.
+    Creating,
+    /// Whole.
+    Created,
+}
+
+/// `<run>/containers`.
+#[derive(Debug, Clone)]
+pub struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    /// Make the directory.
+    pub fn open(run: &Path) -> io::Result<Self> {
+        let dir = run.join("containers");
+        fs::create_dir_all(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// A container's directory.
+    pub fn path(&self, id: &str) -> PathBuf {
+        self.dir.join(id)
+    }
+
+    /// Write a record whole: another file, then a rename.
+    pub fn save(&self, record: &Record) -> io::Result<()> {
+        let dir = self.path(&record.id);
+        let temporary = dir.join("state.json.new");
+        fs::write(&temporary, serde_json::to_vec_pretty(record)?)?;
+        fs::rename(temporary, dir.join("state.json"))
+    }
+
+    /// The commit point of a destroy.
+    pub fn forget(&self, id: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(id).join("state.json")) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remove what is left of a directory without a record.
+    pub fn clear(&self, id: &str) {
+        drop(fs::remove_dir_all(self.path(id)));
+    }
+
+    /// Ids of all directories, with their records where readable and of this boot.
+    pub fn all(&self, boot_id: &str) -> Vec<(String, Option<Record>)> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            let text = fs::read(entry.path().join("state.json")).unwrap_or_default();
+            let record = serde_json::from_slice::<Record>(&text).ok();
+            all.push((id, record.filter(|r| r.boot_id == boot_id && r.version == VERSION)));
+        }
+        all
+    }
+
+    /// A pea's root file system lives from here on.
+    pub fn pea_begins(&self, id: &str, rootfs: &str) -> io::Result<()> {
+        let dir = self.path(id).join("peas");
+        match fs::create_dir(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        fs::write(dir.join(rootfs), "")
+    }
+
+    /// It is trash from here on.
+    pub fn pea_ends(&self, id: &str, rootfs: &str) {
+        drop(fs::remove_file(self.path(id).join("peas").join(rootfs)));
+    }
+
+    /// Root file systems of peas.
+    pub fn peas(&self, id: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(id).join("peas")).into_iter().flatten().flatten();
+        entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+/// Of the format.
+pub const VERSION: u32 = 1;
+
+/// This boot of the kernel (`random(4)`).
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}

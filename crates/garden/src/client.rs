@@ -1,0 +1,355 @@
+//! The client: one connection per request, as the Go client does it.
+
+use crate::hijack::{Duplex, dial};
+use crate::process::{Io, Process};
+use crate::wire::{
+    Capacity, ContainerInfo, ContainerSpec, Created, HandleList, ProcessSpec, PropertyValue, Stop,
+};
+use crate::{Error, Result, decode, encode};
+use bytes::{Buf, Bytes, BytesMut};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Longest JSON reply.
+const REPLY_LIMIT: usize = 64 << 20;
+/// A piece of a tar.
+const CHUNK: usize = 256 << 10;
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A unix socket's path.
+    Unix(std::path::PathBuf),
+    /// `host:port`.
+    Tcp(String),
+}
+
+impl std::str::FromStr for Address {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once(':') {
+            Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            Some(("tcp", host)) if host.contains(':') => Ok(Self::Tcp(host.into())),
+            _ => Err(Error::Address(text.into())),
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(to, "unix:{}", path.display()),
+            Self::Tcp(host) => write!(to, "tcp:{host}"),
+        }
+    }
+}
+
+/// A Garden client; clones are cheap.
+#[derive(Debug, Clone)]
+pub struct Client {
+    address: Arc<Address>,
+}
+
+impl Client {
+    /// A client for `unix:/path` or `tcp:host:port`. Nothing is dialled yet.
+    pub fn new(address: &str) -> Result<Self> {
+        Ok(Self { address: Arc::new(address.parse()?) })
+    }
+
+    /// Is it there?
+    pub async fn ping(&self) -> Result<()> {
+        self.call("GET", "/ping", None).await.map(drop)
+    }
+
+    /// What its host can give.
+    pub async fn capacity(&self) -> Result<Capacity> {
+        self.get("/capacity").await
+    }
+
+    /// Handles of the containers that have all these properties.
+    pub async fn list(&self, filter: &BTreeMap<String, String>) -> Result<Vec<String>> {
+        let mut path = "/containers".to_owned();
+        for (n, (key, value)) in filter.iter().enumerate() {
+            let _ = write!(path, "{}{}={}", if n == 0 { '?' } else { '&' }, escape(key), escape(value));
+        }
+        self.get::<HandleList>(&path).await.map(|list| list.handles)
+    }
+
+    /// Make a container; its handle.
+    pub async fn create(&self, spec: &ContainerSpec) -> Result<String> {
+        let reply = self.call("POST", "/containers", Some(encode(spec))).await?;
+        parse::<Created>(&reply).map(|created| created.handle)
+    }
+
+    /// Destroy it.
+    pub async fn destroy(&self, handle: &str) -> Result<()> {
+        self.call("DELETE", &container(handle, ""), None).await.map(drop)
+    }
+
+    /// End its processes, with `kill` without asking them first.
+    pub async fn stop(&self, handle: &str, kill: bool) -> Result<()> {
+        self.call("PUT", &container(handle, "/stop"), Some(encode(&Stop { kill }))).await.map(drop)
+    }
+
+    /// What it says of itself.
+    pub async fn info(&self, handle: &str) -> Result<ContainerInfo> {
+        let reply = self.call("GET", &container(handle, "/info"), None).await?;
+        serde_json::from_slice(&reply).map_err(|error| Error::Response(error.to_string()))
+    }
+
+    /// All its properties.
+    pub async fn properties(&self, handle: &str) -> Result<BTreeMap<String, String>> {
+        let reply = self.call("GET", &container(handle, "/properties"), None).await?;
+        serde_json::from_slice::<Option<_>>(&reply)
+            .map(Option::unwrap_or_default)
+            .map_err(|error| Error::Response(error.to_string()))
+    }
+
+    /// One property.
+    pub async fn property(&self, handle: &str, key: &str) -> Result<String> {
+        self.get::<PropertyValue>(&property(handle, key)).await.map(|property| property.value)
+    }
+
+    /// Set a property.
+    pub async fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
+        let body = encode(&PropertyValue { value: value.into() });
+        self.call("PUT", &property(handle, key), Some(body)).await.map(drop)
+    }
+
+    /// Remove a property.
+    pub async fn remove_property(&self, handle: &str, key: &str) -> Result<()> {
+        self.call("DELETE", &property(handle, key), None).await.map(drop)
+    }
+
+    /// Unpack a tar in the container. With `length`, which must be exact, it need not be sent in chunks.
+    pub async fn stream_in(
+        &self,
+        handle: &str,
+        user: &str,
+        destination: &str,
+        tar: impl AsyncRead + Send + Unpin + 'static,
+        length: Option<u64>,
+    ) -> Result<()> {
+        let path = files(handle, "destination", destination, user);
+        let body = ReaderBody { reader: tar, left: length, ended: false };
+        let request = request("PUT", &path).header(CONTENT_TYPE, "application/x-tar").body(body);
+        self.exchange(request.map_err(bad_request)?).await.map(drop)
+    }
+
+    /// Pack a path of the container.
+    pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<TarReader> {
+        let request = request("GET", &files(handle, "source", source, user)).body(Full::<Bytes>::default());
+        let (mut sender, connection) = http1::handshake(TokioIo::new(dial(&self.address).await?)).await?;
+        // It ends when the reader is dropped or has seen the end.
+        tokio::spawn(connection);
+        let reply = sender.send_request(request.map_err(bad_request)?).await?;
+        if !reply.status().is_success() {
+            return Err(failure(reply).await);
+        }
+        Ok(TarReader { body: reply.into_body(), chunk: Bytes::new() })
+    }
+
+    /// Start a process, or with an image a pea.
+    pub async fn run(&self, handle: &str, spec: &ProcessSpec, io: Io) -> Result<Process> {
+        let path = container(handle, "/processes");
+        Process::start(&self.address, "POST", &path, &encode(spec), io).await
+    }
+
+    /// Find a process that was started before.
+    pub async fn attach(&self, handle: &str, id: &str, io: Io) -> Result<Process> {
+        let path = container(handle, "/processes/") + &escape(id);
+        Process::start(&self.address, "GET", &path, &[], io).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        parse(&self.call("GET", path, None).await?)
+    }
+
+    async fn call(&self, method: &str, path: &str, body: Option<Vec<u8>>) -> Result<Bytes> {
+        let mut request = request(method, path);
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = Full::new(Bytes::from(body.unwrap_or_default()));
+        self.exchange(request.body(body).map_err(bad_request)?).await
+    }
+
+    /// Send a request; the whole reply. The connection is driven right here and ends with this future.
+    async fn exchange<B>(&self, request: Request<B>) -> Result<Bytes>
+    where
+        B: Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let io: Box<dyn Duplex> = dial(&self.address).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+        let (mut connection, mut over) = (pin!(connection), false);
+        let mut work = pin!(async move {
+            let reply = sender.send_request(request).await?;
+            if !reply.status().is_success() {
+                return Err(failure(reply).await);
+            }
+            collect(reply).await
+        });
+        std::future::poll_fn(move |cx| {
+            // A failure of the connection reaches the request as well.
+            over = over || connection.as_mut().poll(cx).is_ready();
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+fn request(method: &str, path: &str) -> hyper::http::request::Builder {
+    Request::builder().method(method).uri(path).header(HOST, "api").header(CONNECTION, "close")
+}
+
+fn bad_request(error: hyper::http::Error) -> Error {
+    Error::Io(std::io::Error::other(error))
+}
+
+async fn collect(reply: Response<Incoming>) -> Result<Bytes> {
+    let body = Limited::new(reply.into_body(), REPLY_LIMIT).collect().await;
+    body.map(http_body_util::Collected::to_bytes).map_err(|error| Error::Io(std::io::Error::other(error)))
+}
+
+async fn failure(reply: Response<Incoming>) -> Error {
+    let status = reply.status().as_u16();
+    match collect(reply).await {
+        Ok(body) => Error::from_reply(status, &body),
+        Err(error) => error,
+    }
+}
+
+fn parse<T: DeserializeOwned>(reply: &[u8]) -> Result<T> {
+    decode(reply).map_err(|error| Error::Response(error.to_string()))
+}
+
+fn container(handle: &str, rest: &str) -> String {
+    format!("/containers/{}{rest}", escape(handle))
+}
+
+fn property(handle: &str, key: &str) -> String {
+    container(handle, "/properties/") + &escape(key)
+}
+
+fn files(handle: &str, what: &str, path: &str, user: &str) -> String {
+    container(handle, &format!("/files?{what}={}&user={}", escape(path), escape(user)))
+}
+
+/// Percent-encode for a path segment or a query value.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+/// A reader as the body of a request.
+struct ReaderBody<R> {
+    reader: R,
+    left: Option<u64>,
+    ended: bool,
+}
+
+impl<R: AsyncRead + Unpin> Body for ReaderBody<R> {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        if self.is_end_stream() {
+            return Poll::Ready(None);
+        }
+        let size = self.left.map_or(CHUNK, |left| usize::try_from(left).unwrap_or(CHUNK).min(CHUNK));
+        let mut chunk = BytesMut::zeroed(size);
+        let mut buffer = ReadBuf::new(&mut chunk);
+        if let Err(error) = ready!(Pin::new(&mut self.reader).poll_read(cx, &mut buffer)) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let n = buffer.filled().len();
+        if n == 0 {
+            self.ended = true;
+            return Poll::Ready(match self.left {
+                Some(_) => Some(Err(std::io::ErrorKind::UnexpectedEof.into())),
+                None => None,
+            });
+        }
+        self.left = self.left.map(|left| left - n as u64);
+        chunk.truncate(n);
+        Poll::Ready(Some(Ok(Frame::data(chunk.freeze()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.left == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// A tar from [`Client::stream_out`]. An end before the tar's is an error.
+#[derive(Debug)]
+pub struct TarReader {
+    body: Incoming,
+    chunk: Bytes,
+}
+
+impl AsyncRead for TarReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        while self.chunk.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                None => return Poll::Ready(Ok(())),
+                Some(Err(error)) => return Poll::Ready(Err(std::io::Error::other(error))),
+                Some(Ok(frame)) => self.chunk = frame.into_data().unwrap_or_default(),
+            }
+        }
+        let n = self.chunk.len().min(to.remaining());
+        to.put_slice(&self.chunk[..n]);
+        self.chunk.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!("unix:/run/a".parse::<Address>().unwrap(), Address::Unix("/run/a".into()));
+        assert_eq!("tcp:[::1]:7777".parse::<Address>().unwrap().to_string(), "tcp:[::1]:7777");
+        for bad in ["", "/run/a", "unix:run", "tcp:host", "http://x"] {
+            assert!(Client::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_escaped() {
+        assert_eq!(property("h/1", "a b+%"), "/containers/h%2F1/properties/a%20b%2B%25");
+    }
+}

@@ -1,0 +1,164 @@
+//! Garden's error body, and what can go wrong in the client.
+
+use serde::{Deserialize, Serialize};
+
+/// The body of every failed request. All keys are always there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct ErrorBody {
+    /// Name of the kind; empty for a plain error.
+    #[serde(rename = "Type")]
+    pub kind: String,
+    /// What a person reads.
+    pub message: String,
+    /// The handle, when it names no container.
+    pub handle: String,
+    /// The process id, when it names no process.
+    #[serde(rename = "ProcessID")]
+    pub process_id: String,
+    /// Always empty; kept by the API.
+    pub binary: String,
+}
+
+/// The kinds of error that clients tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No such container.
+    ContainerNotFound,
+    /// No such process.
+    ProcessNotFound,
+    /// The program is not in the container.
+    ExecutableNotFound,
+    /// Try again later.
+    ServiceUnavailable,
+    /// Trying again will not help.
+    Unrecoverable,
+    /// Everything else.
+    Other,
+}
+
+impl ErrorKind {
+    const NAMES: [(Self, &'static str); 6] = [
+        (Self::ContainerNotFound, "ContainerNotFoundError"),
+        (Self::ProcessNotFound, "ProcessNotFoundError"),
+        (Self::ExecutableNotFound, "ExecutableNotFoundError"),
+        (Self::ServiceUnavailable, "ServiceUnavailableError"),
+        (Self::Unrecoverable, "UnrecoverableError"),
+        (Self::Other, ""),
+    ];
+
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(kind, _)| *kind == self).map_or("", |(_, name)| name)
+    }
+
+    /// The HTTP status that goes with it.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::ContainerNotFound | Self::ProcessNotFound => 404,
+            _ => 500,
+        }
+    }
+}
+
+impl ErrorBody {
+    /// An error of this kind.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind: kind.name().into(), message: message.into(), ..Self::default() }
+    }
+
+    /// Its kind; an unknown name is [`ErrorKind::Other`].
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::NAMES
+            .iter()
+            .find(|(_, name)| *name == self.kind)
+            .map_or(ErrorKind::Other, |(kind, _)| *kind)
+    }
+}
+
+/// What can go wrong in the client.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is neither `unix:/path` nor `tcp:host:port`.
+    #[error("bad address {0:?}: expected unix:/path or tcp:host:port")]
+    Address(String),
+    /// The server cannot be reached.
+    #[error("connect to {address}: {source}")]
+    Connect {
+        /// The server's address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("talk to the server: {0}")]
+    Io(#[from] std::io::Error),
+    /// The connection broke, or what came is not HTTP.
+    #[error("talk to the server: {0}")]
+    Http(#[from] hyper::Error),
+    /// The server said no.
+    #[error("{}", .0.message)]
+    Garden(ErrorBody),
+    /// The server's answer makes no sense.
+    #[error("bad response: {0}")]
+    Response(String),
+    /// Waiting for the process failed on the server's side.
+    #[error("process error: {0}")]
+    Process(String),
+    /// The server closed the connection before the process ended.
+    #[error("the connection ended before the process did")]
+    Disconnected,
+}
+
+impl Error {
+    /// The kind of a Garden error; `None` when the server did not answer with one.
+    pub fn kind(&self) -> Option<ErrorKind> {
+        match self {
+            Self::Garden(body) => Some(body.kind()),
+            _ => None,
+        }
+    }
+
+    /// The error in a reply with a status that is not 2xx.
+    pub(crate) fn from_reply(status: u16, body: &[u8]) -> Self {
+        serde_json::from_slice(body).map_or_else(
+            |_| Self::Response(format!("status {status}: {}", String::from_utf8_lossy(body).trim())),
+            Self::Garden,
+        )
+    }
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_their_names_and_statuses() {
+        let body = ErrorBody::new(ErrorKind::ContainerNotFound, "unknown handle: x");
+        assert_eq!(body.kind, "ContainerNotFoundError");
+        assert_eq!(body.kind(), ErrorKind::ContainerNotFound);
+        assert_eq!(body.kind().status(), 404);
+        assert_eq!(ErrorBody::new(ErrorKind::Other, "x").kind(), ErrorKind::Other);
+        assert_eq!(ErrorKind::ServiceUnavailable.status(), 500);
+    }
+
+    #[test]
+    fn the_body_has_all_keys_in_order() {
+        let body = ErrorBody::new(ErrorKind::Other, "EOF");
+        let text = String::from_utf8(crate::encode(&body)).unwrap();
+        assert_eq!(
+            text,
+            "{\"Type\":\"\",\"Message\":\"EOF\",\"Handle\":\"\",\"ProcessID\":\"\",\"Binary\":\"\"}\n"
+        );
+    }
+
+    #[test]
+    fn a_reply_that_is_no_error_body_is_shown() {
+        let error = Error::from_reply(404, b"404 page not found\n");
+        assert_eq!(error.to_string(), "bad response: status 404: 404 page not found");
+        assert_eq!(error.kind(), None);
+    }
+}

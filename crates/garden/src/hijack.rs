@@ -1,0 +1,109 @@
+//! Connections that leave HTTP: run, attach and the output streams.
+//!
+//! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
+//! written and their heads read here.
+
+use crate::{Address, Error, Result};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A byte stream both ways.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+impl std::fmt::Debug for dyn Duplex {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("connection")
+    }
+}
+
+/// Longest head of a reply.
+const HEAD_LIMIT: u64 = 64 << 10;
+/// Longest body of an error.
+const ERROR_LIMIT: u64 = 1 << 20;
+/// As the Go client.
+const DIAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
+pub(crate) async fn dial(address: &Address) -> Result<Box<dyn Duplex>> {
+    let connect = async {
+        match address {
+            Address::Unix(path) => UnixStream::connect(path).await.map(|s| Box::new(s) as Box<dyn Duplex>),
+            Address::Tcp(host) => {
+                let stream = TcpStream::connect(host.as_str()).await?;
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream) as Box<dyn Duplex>)
+            }
+        }
+    };
+    let done = tokio::time::timeout(DIAL_TIMEOUT, connect).await;
+    done.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        .map_err(|source| Error::Connect { address: address.to_string(), source })
+}
+
+/// Send a request and take the connection over once the server has accepted it.
+pub(crate) async fn hijack(
+    address: &Address,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<BufReader<Box<dyn Duplex>>> {
+    let mut stream = BufReader::with_capacity(64 << 10, dial(address).await?);
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: api\r\n");
+    if !body.is_empty() {
+        request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+    }
+    request += "\r\n";
+    let mut request = request.into_bytes();
+    request.extend_from_slice(body);
+    stream.write_all(&request).await?;
+    stream.flush().await?;
+
+    let (status, length) = read_head(&mut stream).await?;
+    if (200..300).contains(&status) {
+        return Ok(stream);
+    }
+    let mut body = Vec::new();
+    stream.take(length.unwrap_or(ERROR_LIMIT).min(ERROR_LIMIT)).read_to_end(&mut body).await?;
+    Err(Error::from_reply(status, &body))
+}
+
+/// Status and `Content-Length` of a reply.
+async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<(u16, Option<u64>)> {
+    let mut head = stream.take(HEAD_LIMIT);
+    let mut line = String::new();
+    head.read_line(&mut line).await?;
+    let status =
+        line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse().ok());
+    let status = status.ok_or_else(|| Error::Response(format!("not HTTP: {:?}", line.trim_end())))?;
+    let mut length = None;
+    loop {
+        line.clear();
+        if head.read_line(&mut line).await? == 0 {
+            return Err(Error::Response("the reply's head ends early".into()));
+        }
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            if line.trim_end().is_empty() {
+                return Ok((status, length));
+            }
+            return Err(Error::Response(format!("not a header: {:?}", line.trim_end())));
+        };
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn heads_are_read_to_their_last_byte() {
+        let mut reply: &[u8] = b"HTTP/1.1 201 Created\r\nContent-length: 7\r\nDate: x\r\n\r\n{\"a\":1}";
+        assert_eq!(read_head(&mut reply).await.unwrap(), (201, Some(7)));
+        assert_eq!(reply, b"{\"a\":1}");
+        for bad in ["", "hello\r\n", "HTTP/1.1 200 OK\r\nX: y\r\n", "HTTP/1.1 200 OK\r\nnonsense\r\n\r\n"] {
+            assert!(read_head(&mut bad.as_bytes()).await.is_err(), "{bad:?}");
+        }
+    }
+}

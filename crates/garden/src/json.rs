@@ -1,0 +1,253 @@
+//! JSON as Go's `encoding/json` reads and writes it.
+
+use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Why a body could not be read. The texts of the first two are Go's.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// There is nothing.
+    #[error("EOF")]
+    Empty,
+    /// It ends in the middle of a value.
+    #[error("unexpected EOF")]
+    Truncated,
+    /// It is not JSON, or not of the expected shape.
+    #[error("json: {0}")]
+    Invalid(serde_json::Error),
+}
+
+/// Keys below these are data, not field names: their case stays.
+const FREE_KEYS: [&str; 1] = ["properties"];
+
+/// A value whose field names are in lower case and whose nulls are gone; of repeated fields the last one stands.
+struct Folded(Value);
+
+struct FoldedVisitor {
+    keep_case: bool,
+}
+
+struct Seed {
+    keep_case: bool,
+}
+
+impl<'de> serde::de::DeserializeSeed<'de> for Seed {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(FoldedVisitor { keep_case: self.keep_case })
+    }
+}
+
+impl<'de> Deserialize<'de> for Folded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FoldedVisitor { keep_case: false }).map(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for FoldedVisitor {
+    type Value = Value;
+
+    fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("a JSON value")
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        serde_json::Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(Seed { keep_case: false })? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(mut key) = fields.next_key::<String>()? {
+            if !self.keep_case {
+                key.make_ascii_lowercase();
+            }
+            let free = !self.keep_case && FREE_KEYS.contains(&key.as_str());
+            let value = fields.next_value_seed(Seed { keep_case: free })?;
+            match value {
+                // In a map of data null is the zero value; a field keeps what it has.
+                Value::Null if self.keep_case => {
+                    map.insert(key, Value::String(String::new()));
+                }
+                Value::Null => {}
+                value => {
+                    map.insert(key, value);
+                }
+            }
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+fn shape<T: DeserializeOwned>(value: Value) -> Result<T, DecodeError> {
+    // `null` for the whole value leaves everything zero.
+    let value = if value.is_null() { Value::Object(Map::new()) } else { value };
+    T::deserialize(value).map_err(DecodeError::Invalid)
+}
+
+/// Read the first value of a body; what follows it is ignored.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
+    let text = String::from_utf8_lossy(body);
+    match serde_json::Deserializer::from_str(&text).into_iter::<Folded>().next() {
+        None => Err(DecodeError::Empty),
+        Some(Ok(Folded(value))) => shape(value),
+        Some(Err(error)) if error.is_eof() => Err(DecodeError::Truncated),
+        Some(Err(error)) => Err(DecodeError::Invalid(error)),
+    }
+}
+
+/// As Go's encoder writes it: `<`, `>`, `&`, U+2028 and U+2029 escaped, a newline at the end.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // These characters can only stand inside strings, so the finished text can be searched for them.
+    let plain = serde_json::to_string(value).unwrap_or_else(|_| "null".into());
+    let mut text = String::with_capacity(plain.len() + 1);
+    for letter in plain.chars() {
+        match letter {
+            '<' => text.push_str("\\u003c"),
+            '>' => text.push_str("\\u003e"),
+            '&' => text.push_str("\\u0026"),
+            '\u{2028}' => text.push_str("\\u2028"),
+            '\u{2029}' => text.push_str("\\u2029"),
+            other => text.push(other),
+        }
+    }
+    text.push('\n');
+    text.into_bytes()
+}
+
+/// Reads values one after the other from bytes that arrive in pieces.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    /// Nothing can have been completed since the last look.
+    settled: bool,
+}
+
+impl Decoder {
+    /// A value longer than this is refused.
+    pub const LIMIT: usize = 4 << 20;
+
+    /// More bytes have arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        // A value of this API ends with a brace: do not read a long one again for every piece of it.
+        if bytes.contains(&b'}') || self.buffer.is_empty() {
+            self.settled = false;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole value, if it is there.
+    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, DecodeError> {
+        if self.settled {
+            return self.incomplete();
+        }
+        let mut values = serde_json::Deserializer::from_slice(&self.buffer).into_iter::<Folded>();
+        let first = values.next();
+        let used = values.byte_offset();
+        match first {
+            None => {
+                self.buffer.clear();
+                Ok(None)
+            }
+            Some(Ok(Folded(value))) => {
+                self.buffer.drain(..used);
+                shape(value).map(Some)
+            }
+            Some(Err(error)) if error.is_eof() => {
+                self.settled = true;
+                self.incomplete()
+            }
+            Some(Err(error)) => Err(DecodeError::Invalid(error)),
+        }
+    }
+
+    fn incomplete<T>(&self) -> Result<Option<T>, DecodeError> {
+        if self.buffer.len() > Self::LIMIT {
+            return Err(DecodeError::Invalid(serde_json::Error::custom("value too long")));
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{ContainerSpec, Payload};
+
+    #[test]
+    fn field_names_match_in_any_case_and_data_keeps_its_case() {
+        let spec: ContainerSpec = decode(
+            br#"{"HANDLE":"a","what":1,"Limits":{"MEMORY_limits":{"limit_in_BYTES":7}},
+                "Properties":{"Key":"V","key":"v","n":null}} junk"#,
+        )
+        .unwrap();
+        assert_eq!(spec.handle, "a");
+        assert_eq!(spec.limits.memory_limits.limit_in_bytes, 7);
+        assert_eq!(spec.properties["Key"], "V");
+        assert_eq!(spec.properties["key"], "v");
+        assert_eq!(spec.properties["n"], "");
+    }
+
+    #[test]
+    fn null_is_zero_and_the_last_one_stands() {
+        let spec: ContainerSpec =
+            decode(br#"{"handle":"a","Handle":"b","HANDLE":null,"env":null,"image":null}"#).unwrap();
+        assert_eq!(spec.handle, "b");
+        assert!(spec.env.is_empty());
+        assert_eq!(decode::<ContainerSpec>(b"null").unwrap(), ContainerSpec::default());
+    }
+
+    #[test]
+    fn broken_bodies_have_the_known_texts() {
+        let message = |body: &[u8]| decode::<ContainerSpec>(body).unwrap_err().to_string();
+        assert_eq!(message(b""), "EOF");
+        assert_eq!(message(b"  \n"), "EOF");
+        assert_eq!(message(b"{\"handle\":"), "unexpected EOF");
+        assert!(message(b"{\"handle\":5}").starts_with("json: invalid type: "));
+        assert!(message(b"nonsense").starts_with("json: "));
+    }
+
+    #[test]
+    fn values_are_escaped_as_go_does() {
+        let text = String::from_utf8(encode(&"é<&>\u{2028}")).unwrap();
+        assert_eq!(text, "\"é\\u003c\\u0026\\u003e\\u2028\"\n");
+    }
+
+    #[test]
+    fn values_arrive_in_pieces() {
+        let mut decoder = Decoder::default();
+        decoder.push(b"{\"source\":0,\"da");
+        assert!(decoder.next::<Payload>().unwrap().is_none());
+        decoder.push(b"ta\":\"a");
+        assert!(decoder.next::<Payload>().unwrap().is_none());
+        decoder.push(b"b\"}{\"signal\":1} \n");
+        assert_eq!(decoder.next::<Payload>().unwrap().unwrap().data.as_deref(), Some("ab"));
+        assert_eq!(decoder.next::<Payload>().unwrap().unwrap().signal, Some(1));
+        assert!(decoder.next::<Payload>().unwrap().is_none());
+        decoder.push(b"nonsense\n");
+        assert!(decoder.next::<Payload>().is_err());
+    }
+}

@@ -1,0 +1,389 @@
+//! What goes over the wire, with Garden's field names.
+//!
+//! Fields that Go omits when they are zero are omitted here too; nested objects are always sent.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+fn zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+macro_rules! wire {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $kind:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $kind),* }
+    };
+}
+
+wire!(/// A request for a container.
+ContainerSpec {
+    /// Empty: the server makes one up.
+    #[serde(skip_serializing_if = "zero")] handle: String,
+    /// Nanoseconds without a caller after which the container goes.
+    #[serde(skip_serializing_if = "zero")] grace_time: i64,
+    /// The older spelling of `image.uri`.
+    #[serde(skip_serializing_if = "zero")] rootfs: String,
+    /// Where its root file system comes from.
+    image: ImageRef,
+    /// Host paths shown inside.
+    #[serde(skip_serializing_if = "zero")] bind_mounts: Vec<BindMount>,
+    /// Subnet or address.
+    #[serde(skip_serializing_if = "zero")] network: String,
+    /// Free key-value pairs.
+    #[serde(skip_serializing_if = "zero")] properties: BTreeMap<String, String>,
+    /// `K=V` for every process.
+    #[serde(skip_serializing_if = "zero")] env: Vec<String>,
+    /// Container root is host root.
+    #[serde(skip_serializing_if = "zero")] privileged: bool,
+    /// Resource limits.
+    limits: Limits,
+    /// Outgoing traffic rules.
+    #[serde(skip_serializing_if = "zero")] netout_rules: Vec<NetOutRule>,
+    /// Port mappings.
+    #[serde(skip_serializing_if = "zero")] netin: Vec<NetIn>,
+});
+
+wire!(/// An image and the credentials to fetch it.
+ImageRef {
+    /// Path or URI.
+    #[serde(skip_serializing_if = "zero")] uri: String,
+    /// Registry user.
+    #[serde(skip_serializing_if = "zero")] username: String,
+    /// Registry password.
+    #[serde(skip_serializing_if = "zero")] password: String,
+});
+
+wire!(/// Resource limits of a container; zero is none.
+Limits {
+    /// Network bandwidth.
+    bandwidth_limits: BandwidthLimits,
+    /// Processor time.
+    cpu_limits: CpuLimits,
+    /// Space and files.
+    disk_limits: DiskLimits,
+    /// Memory.
+    memory_limits: MemoryLimits,
+    /// Processes.
+    pid_limits: PidLimits,
+});
+
+wire!(/// Network bandwidth.
+BandwidthLimits {
+    /// Bytes per second.
+    #[serde(skip_serializing_if = "zero")] rate: u64,
+    /// Bytes of burst.
+    #[serde(skip_serializing_if = "zero")] burst: u64,
+});
+
+wire!(/// Processor time.
+CpuLimits {
+    /// Relative weight, in shares.
+    #[serde(skip_serializing_if = "zero")] weight: u64,
+    /// The older spelling of `weight`.
+    #[serde(skip_serializing_if = "zero")] limit_in_shares: u64,
+});
+
+wire!(/// Space and files.
+DiskLimits {
+    /// Files, soft.
+    #[serde(skip_serializing_if = "zero")] inode_soft: u64,
+    /// Files, hard.
+    #[serde(skip_serializing_if = "zero")] inode_hard: u64,
+    /// Bytes, soft.
+    #[serde(skip_serializing_if = "zero")] byte_soft: u64,
+    /// Bytes, hard.
+    #[serde(skip_serializing_if = "zero")] byte_hard: u64,
+    /// 0: image and changes; 1: changes only.
+    #[serde(skip_serializing_if = "zero")] scope: u8,
+});
+
+wire!(/// Memory.
+MemoryLimits {
+    /// Bytes, swap included.
+    #[serde(skip_serializing_if = "zero")] limit_in_bytes: u64,
+});
+
+wire!(/// Processes.
+PidLimits {
+    /// Most at a time.
+    #[serde(skip_serializing_if = "zero")] max: u64,
+});
+
+wire!(/// A host path shown inside.
+BindMount {
+    /// On the host.
+    #[serde(skip_serializing_if = "zero")] src_path: String,
+    /// In the container.
+    #[serde(skip_serializing_if = "zero")] dst_path: String,
+    /// 0: read-only; 1: read-write.
+    #[serde(skip_serializing_if = "zero")] mode: u8,
+    /// 0: the source is on the host; 1: in the container.
+    #[serde(skip_serializing_if = "zero")] origin: u8,
+});
+
+wire!(/// A port mapping.
+NetIn {
+    /// On the host.
+    host_port: u32,
+    /// In the container.
+    container_port: u32,
+});
+
+wire!(/// A rule for outgoing traffic.
+NetOutRule {
+    /// 0 all, 1 TCP, 2 UDP, 3 ICMP, 4 ICMPv6.
+    #[serde(skip_serializing_if = "zero")] protocol: u8,
+    /// To where; empty: anywhere.
+    #[serde(skip_serializing_if = "zero")] networks: Vec<IpRange>,
+    /// To which ports; empty: all.
+    #[serde(skip_serializing_if = "zero")] ports: Vec<PortRange>,
+    /// Which ICMP messages.
+    #[serde(skip_serializing_if = "Option::is_none")] icmps: Option<IcmpControl>,
+    /// Log what matches.
+    #[serde(skip_serializing_if = "zero")] log: bool,
+});
+
+wire!(/// Addresses, both ends included; an end may be missing.
+IpRange {
+    /// First.
+    #[serde(skip_serializing_if = "zero")] start: String,
+    /// Last.
+    #[serde(skip_serializing_if = "zero")] end: String,
+});
+
+wire!(/// Ports, both ends included.
+PortRange {
+    /// First.
+    #[serde(skip_serializing_if = "zero")] start: u16,
+    /// Last.
+    #[serde(skip_serializing_if = "zero")] end: u16,
+});
+
+wire!(/// ICMP messages.
+IcmpControl {
+    /// Message type.
+    #[serde(rename = "type", skip_serializing_if = "zero")] kind: u8,
+    /// Message code; none: any.
+    #[serde(skip_serializing_if = "Option::is_none")] code: Option<u8>,
+});
+
+wire!(/// A request for a process, or with an image for a pea.
+ProcessSpec {
+    /// Empty: the server makes one up.
+    #[serde(skip_serializing_if = "zero")] id: String,
+    /// Program.
+    #[serde(skip_serializing_if = "zero")] path: String,
+    /// Arguments without the program.
+    #[serde(skip_serializing_if = "zero")] args: Vec<String>,
+    /// `K=V`.
+    #[serde(skip_serializing_if = "zero")] env: Vec<String>,
+    /// Working directory.
+    #[serde(skip_serializing_if = "zero")] dir: String,
+    /// Name, uid, `uid:gid`.
+    #[serde(skip_serializing_if = "zero")] user: String,
+    /// Resource limits of the process.
+    rlimits: ResourceLimits,
+    /// Limits of a pea of its own.
+    #[serde(skip_serializing_if = "Option::is_none")] limits: Option<ProcessLimits>,
+    /// Give it a terminal.
+    #[serde(skip_serializing_if = "Option::is_none")] tty: Option<Tty>,
+    /// Its own root file system: makes it a pea.
+    image: ImageRef,
+    /// Host paths shown inside; only for a pea.
+    #[serde(skip_serializing_if = "zero")] bind_mounts: Vec<BindMount>,
+});
+
+wire!(/// Limits of a pea.
+ProcessLimits {
+    /// Processor time.
+    cpu_limits: CpuLimits,
+    /// Memory.
+    memory_limits: MemoryLimits,
+});
+
+wire!(/// A terminal.
+Tty {
+    /// Its size.
+    #[serde(skip_serializing_if = "Option::is_none")] window_size: Option<WindowSize>,
+});
+
+wire!(/// Size of a terminal.
+WindowSize {
+    /// Width.
+    #[serde(skip_serializing_if = "zero")] columns: u16,
+    /// Height.
+    #[serde(skip_serializing_if = "zero")] rows: u16,
+});
+
+macro_rules! resource_limits {
+    ($($field:ident $name:literal),*) => {
+        /// Resource limits of a process; soft and hard are the same. The names are the kernel's.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        #[allow(missing_docs)]
+        pub struct ResourceLimits {
+            $(#[serde(rename = $name, skip_serializing_if = "Option::is_none")] pub $field: Option<u64>),*
+        }
+        impl ResourceLimits {
+            /// Those that are given, by name.
+            pub fn given(&self) -> Vec<(&'static str, u64)> {
+                [$(($name, self.$field)),*].into_iter().filter_map(|(name, v)| Some((name, v?))).collect()
+            }
+        }
+    };
+}
+
+resource_limits!(address_space "as", core "core", cpu "cpu", data "data", fsize "fsize", locks "locks",
+    memlock "memlock", msgqueue "msgqueue", nice "nice", nofile "nofile", nproc "nproc", rss "rss",
+    rtprio "rtprio", sigpending "sigpending", stack "stack");
+
+wire!(/// What the host can give.
+Capacity {
+    /// Memory.
+    #[serde(skip_serializing_if = "zero")] memory_in_bytes: u64,
+    /// Disk.
+    #[serde(skip_serializing_if = "zero")] disk_in_bytes: u64,
+    /// Disk that containers may be promised.
+    #[serde(skip_serializing_if = "zero")] schedulable_disk_in_bytes: u64,
+    /// Containers.
+    #[serde(skip_serializing_if = "zero")] max_containers: u64,
+});
+
+/// What a container says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct ContainerInfo {
+    /// `active` or `stopped`.
+    pub state: String,
+    /// Things that happened.
+    pub events: Option<Vec<String>>,
+    /// The host's end of its network.
+    #[serde(rename = "HostIP")]
+    pub host_ip: String,
+    /// Its address.
+    #[serde(rename = "ContainerIP")]
+    pub container_ip: String,
+    /// Its IPv6 address.
+    #[serde(rename = "ContainerIPv6")]
+    pub container_ipv6: String,
+    /// The host's address.
+    #[serde(rename = "ExternalIP")]
+    pub external_ip: String,
+    /// Its directory on the host.
+    pub container_path: String,
+    /// Never filled.
+    #[serde(rename = "ProcessIDs")]
+    pub process_ids: Option<Vec<String>>,
+    /// Its properties.
+    pub properties: Option<BTreeMap<String, String>>,
+    /// Its port mappings.
+    pub mapped_ports: Option<Vec<PortMapping>>,
+}
+
+/// A port mapping in [`ContainerInfo`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct PortMapping {
+    /// On the host.
+    pub host_port: u32,
+    /// In the container.
+    pub container_port: u32,
+}
+
+wire!(/// A container's name; the reply to create.
+Created {
+    /// The handle.
+    #[serde(rename = "Handle", alias = "handle")] handle: String,
+});
+
+wire!(/// The reply to list.
+HandleList {
+    /// Handles.
+    #[serde(rename = "Handles", alias = "handles")] handles: Vec<String>,
+});
+
+wire!(/// The request to stop.
+Stop {
+    /// At once, without asking.
+    kill: bool,
+});
+
+wire!(/// The value of a property.
+PropertyValue {
+    /// It.
+    value: String,
+});
+
+wire!(/// What goes over a process's control connection, both ways.
+Payload {
+    /// Which process.
+    #[serde(skip_serializing_if = "zero")] process_id: String,
+    /// Where its output is; only in the first one.
+    #[serde(skip_serializing_if = "zero")] stream_id: String,
+    /// 0: standard input.
+    #[serde(skip_serializing_if = "Option::is_none")] source: Option<i64>,
+    /// With `source`: input; `source` without it: end of input.
+    #[serde(skip_serializing_if = "Option::is_none")] data: Option<String>,
+    /// It ended.
+    #[serde(skip_serializing_if = "Option::is_none")] exit_status: Option<i64>,
+    /// Nobody knows how it ended.
+    #[serde(skip_serializing_if = "Option::is_none")] error: Option<String>,
+    /// New terminal size.
+    #[serde(skip_serializing_if = "Option::is_none")] tty: Option<Tty>,
+    /// 0: terminate; 1: kill.
+    #[serde(skip_serializing_if = "Option::is_none")] signal: Option<i64>,
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{decode, encode};
+
+    fn text<T: Serialize>(value: &T) -> String {
+        String::from_utf8(encode(value)).unwrap()
+    }
+
+    #[test]
+    fn specs_look_like_those_of_the_go_client() {
+        let empty = ContainerSpec::default();
+        assert_eq!(
+            text(&empty),
+            "{\"image\":{},\"limits\":{\"bandwidth_limits\":{},\"cpu_limits\":{},\"disk_limits\":{},\
+             \"memory_limits\":{},\"pid_limits\":{}}}\n"
+        );
+        let process = ProcessSpec { path: "sleep".into(), args: vec!["1".into()], ..Default::default() };
+        assert_eq!(text(&process), "{\"path\":\"sleep\",\"args\":[\"1\"],\"rlimits\":{},\"image\":{}}\n");
+    }
+
+    #[test]
+    fn rlimits_are_named_as_the_kernel_names_them() {
+        let spec: ProcessSpec =
+            decode(br#"{"rlimits":{"as":1,"nofile":2,"stack":null,"odd":3},"limits":{}}"#).unwrap();
+        assert_eq!(spec.rlimits.given(), [("as", 1), ("nofile", 2)]);
+        assert_eq!(spec.limits, Some(ProcessLimits::default()));
+        assert!(decode::<ProcessSpec>(br#"{"rlimits":{"nofile":-1}}"#).is_err());
+    }
+
+    #[test]
+    fn payloads_tell_no_data_from_empty_data() {
+        let first: Payload = decode(br#"{"source":0}"#).unwrap();
+        assert_eq!((first.source, first.data), (Some(0), None));
+        let second: Payload = decode(br#"{"source":0,"data":""}"#).unwrap();
+        assert_eq!(second.data.as_deref(), Some(""));
+        let last = Payload { process_id: "p".into(), exit_status: Some(0), ..Default::default() };
+        assert_eq!(text(&last), "{\"process_id\":\"p\",\"exit_status\":0}\n");
+    }
+
+    #[test]
+    fn info_has_go_names() {
+        let info = ContainerInfo { mapped_ports: Some(Vec::new()), ..Default::default() };
+        assert_eq!(
+            text(&info),
+            "{\"State\":\"\",\"Events\":null,\"HostIP\":\"\",\"ContainerIP\":\"\",\"ContainerIPv6\":\"\",\
+             \"ExternalIP\":\"\",\"ContainerPath\":\"\",\"ProcessIDs\":null,\"Properties\":null,\"MappedPorts\":[]}\n"
+        );
+    }
+}

@@ -1,0 +1,149 @@
+//! The errors of this crate.
+
+use std::io;
+
+use rustix::io::Errno;
+
+/// Why an image could not be opened or unpacked. Names that come from an image are escaped and cut.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A known scheme that this version cannot fetch from, or a feature of an image it does not implement.
+    #[error("{what} is not supported yet")]
+    Unsupported {
+        /// The scheme or feature.
+        what: String,
+    },
+    /// The text does not name an image.
+    #[error("invalid image source {uri:?}: {why}")]
+    Source {
+        /// The text as given.
+        uri: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The text is no sha256 digest.
+    #[error("invalid digest {text:?}: expected sha256:<64 lower-case hex digits>")]
+    Digest {
+        /// The text as given (cut).
+        text: String,
+    },
+    /// A file of the image could not be read.
+    #[error("cannot {op} {path}: {source}")]
+    Io {
+        /// The operation.
+        op: &'static str,
+        /// The file.
+        path: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// An entry could not be written.
+    #[error("cannot {op} {path} while unpacking: {source}")]
+    Write {
+        /// The operation.
+        op: &'static str,
+        /// The entry, relative to the root of the layer.
+        path: String,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// A name in the archive points, or could point, out of the layer.
+    #[error("unsafe path {path}: {why}")]
+    UnsafePath {
+        /// The name.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// An entry is well formed but cannot be part of a layer.
+    #[error("bad entry {path}: {why}")]
+    Entry {
+        /// The name.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Something is larger than the caller allows.
+    #[error("{what} exceeds the limit of {limit}")]
+    Limit {
+        /// What is too large.
+        what: String,
+        /// The limit, in bytes or in pieces.
+        limit: u64,
+    },
+    /// The data ends too early.
+    #[error("{what} is truncated")]
+    Truncated {
+        /// What ends too early.
+        what: String,
+    },
+    /// The data is not what it should be.
+    #[error("{what} is corrupt: {why}")]
+    Corrupt {
+        /// What is corrupt.
+        what: String,
+        /// How this shows.
+        why: String,
+    },
+    /// The bytes do not have the promised digest.
+    #[error("{what}: expected {expected}, got {actual}")]
+    DigestMismatch {
+        /// What was verified.
+        what: String,
+        /// The promised digest.
+        expected: String,
+        /// The digest of the bytes.
+        actual: String,
+    },
+    /// A blob does not have the promised size.
+    #[error("{what}: expected {expected} bytes, got {actual}")]
+    SizeMismatch {
+        /// What was verified.
+        what: String,
+        /// Bytes promised.
+        expected: u64,
+        /// Bytes found.
+        actual: u64,
+    },
+    /// A JSON document does not have the expected shape.
+    #[error("cannot parse {what}: {source}")]
+    Json {
+        /// The document.
+        what: String,
+        /// The parser's answer.
+        source: serde_json::Error,
+    },
+    /// The layout holds no such image, or several.
+    #[error("{what}: {why}")]
+    Select {
+        /// The layout or index.
+        what: String,
+        /// Why none could be chosen.
+        why: String,
+    },
+    /// A tar file was changed between opening and unpacking, so that its id no longer fits.
+    #[error("{path} was changed while it was in use")]
+    Changed {
+        /// The file.
+        path: String,
+    },
+    /// A helper thread could not be started, or it died.
+    #[error("cannot run the reader of {what}: {why}")]
+    Thread {
+        /// The blob it reads.
+        what: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// How many bytes of a hostile name are shown.
+const SHOWN: usize = 256;
+
+/// A name from outside, fit for a log line.
+pub(crate) fn show(name: &[u8]) -> String {
+    let cut = name.len().min(SHOWN);
+    let dots = if cut < name.len() { "…" } else { "" };
+    format!("\"{}\"{dots}", name[..cut].escape_ascii())
+}

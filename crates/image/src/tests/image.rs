@@ -1,0 +1,239 @@
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::{Cage, Tar, gzip, write};
+use crate::{Digest, Error, Image, Limits, Source, Unpacked};
+
+#[test]
+fn sources() {
+    for (text, uri) in [
+        ("/a/b.tar", "tar:///a/b.tar"),
+        ("file:///a/b.tar", "tar:///a/b.tar"),
+        ("tar:///a", "tar:///a"),
+        ("oci:///a/b:v1", "oci:///a/b:v1"),
+        ("oci:///a:1/b", "oci:///a:1/b"),
+    ] {
+        let source = Source::parse(text).unwrap();
+        assert_eq!(source.to_uri(), uri);
+        assert_eq!(Source::parse(uri).unwrap(), source);
+    }
+    assert!(
+        matches!(Source::parse("docker:///busybox"), Err(Error::Unsupported { what }) if what.contains("docker"))
+    );
+    for text in
+        ["", "a.tar", "./a", "oci://a", "tar://a/b", "http:///a", "oci:///a:", "://a", ":///a", "/a\0b"]
+    {
+        assert!(matches!(Source::parse(text), Err(Error::Source { .. })), "{text:?}");
+    }
+    for text in ["sha512:00", "sha256:00", &format!("sha256:{}", "A".repeat(64)), &"0".repeat(71)] {
+        assert!(text.parse::<Digest>().is_err(), "{text}");
+    }
+}
+
+/// A layout with one image in it.
+struct Layout {
+    dir: TempDir,
+}
+
+impl Layout {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    fn blob(&self, data: &[u8]) -> String {
+        let digest = Digest::of(data);
+        write(&self.path().join("blobs/sha256").join(digest.as_hex()), data);
+        format!(r#""digest":"{digest}","size":{}"#, data.len())
+    }
+
+    fn manifest(&self, layers: &[&[u8]], diff_ids: &[Digest]) -> String {
+        let ids = serde_json::to_string(diff_ids).unwrap();
+        let config = self.blob(
+            format!(
+                r#"{{"config":{{"Env":["A=b"],"User":"u","WorkingDir":"/w"}},"rootfs":{{"diff_ids":{ids}}}}}"#
+            )
+            .as_bytes(),
+        );
+        let layers: Vec<_> = layers.iter().map(|l| format!("{{{}}}", self.blob(l))).collect();
+        self.blob(format!(r#"{{"config":{{{config}}},"layers":[{}]}}"#, layers.join(",")).as_bytes())
+    }
+
+    fn index(&self, entries: &[String]) {
+        let entries: Vec<_> = entries.iter().map(|e| format!("{{{e}}}")).collect();
+        write(
+            &self.path().join("index.json"),
+            format!(r#"{{"manifests":[{}]}}"#, entries.join(",")).as_bytes(),
+        );
+    }
+
+    fn open(&self, tag: &str) -> Result<Image, Error> {
+        Source::parse(&format!("oci://{}{tag}", self.path().display()))?.open()
+    }
+}
+
+fn unpack(image: &Image, layer: usize) -> Result<Unpacked, Error> {
+    let cage = Cage::new();
+    image.layers[layer].unpack(File::open(cage.root()).unwrap().as_fd(), &Limits::default())
+}
+
+#[test]
+fn layout_with_all_compressions() {
+    let mut one = Tar::default().file("a", &[b'a'; 3 << 20]).end();
+    one.resize(one.len() + 20_000, 0); // padding is part of the diff id
+    let two = Tar::default().file("b", b"b").end();
+    let three = Tar::default().file("c", b"c").0; // no end marker: the digest vouches for it
+    let mut members = gzip(&one[..5000]);
+    members.extend(gzip(&one[5000..]));
+    let ids = [&one, &two, &three].map(|t| Digest::of(t));
+    let layout = Layout::new();
+    let zstd = zstd::encode_all(&two[..], 1).unwrap();
+    let manifest = layout.manifest(&[&members, &zstd, &three], &ids);
+    layout.index(&[manifest]);
+    let image = layout.open("").unwrap();
+    assert_eq!(
+        (image.config.env.concat().as_str(), &*image.config.user, &*image.config.working_dir),
+        ("A=b", "u", "/w")
+    );
+    let second = Digest::of(format!("{} {}", ids[0], ids[1]).as_bytes());
+    let third = Digest::of(format!("{second} {}", ids[2]).as_bytes());
+    let chains: Vec<_> = image.layers.iter().map(|l| l.chain_id.as_str()).collect();
+    assert_eq!(chains, [ids[0].as_hex(), second.as_hex(), third.as_hex()]);
+    for (i, id) in ids.iter().enumerate() {
+        assert_eq!(unpack(&image, i).unwrap().diff_id, *id);
+    }
+}
+
+#[test]
+fn selection() {
+    let layout = Layout::new();
+    let tar = Tar::default().file("a", b"").end();
+    let good = layout.manifest(&[&tar], &[Digest::of(&tar)]);
+    let tag = |t: &str| format!(r#""annotations":{{"org.opencontainers.image.ref.name":"{t}"}}"#);
+    let arch = |a: &str| format!(r#""platform":{{"os":"linux","architecture":"{a}"}}"#);
+    let host = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let inner = layout.blob(
+        format!(
+            r#"{{"manifests":[{{"digest":"sha256:{}","size":9,{}}},{{{good},{}}}]}}"#,
+            "0".repeat(64),
+            arch("vax"),
+            arch(host)
+        )
+        .as_bytes(),
+    );
+    let index = format!(r#"{inner},"mediaType":"application/vnd.oci.image.index.v1+json""#);
+    layout.index(&[format!("{good},{}", tag("v1")), format!("{index},{}", tag("multi"))]);
+    assert_eq!(layout.open(":v1").unwrap().layers.len(), 1);
+    assert_eq!(layout.open(":multi").unwrap().layers.len(), 1);
+    for wrong in ["", ":v2"] {
+        assert!(matches!(layout.open(wrong), Err(Error::Select { .. })), "{wrong}");
+    }
+}
+
+#[test]
+fn damaged_layouts() {
+    let tar = Tar::default().file("a", &[b'a'; 5000]).end();
+    let good = Digest::of(&tar);
+    let layout = Layout::new();
+    layout.index(&[layout.manifest(&[&tar], &[good.clone(), good.clone()])]);
+    assert!(matches!(layout.open(""), Err(Error::Corrupt { .. })), "layer count");
+    layout.index(&[layout.manifest(&vec![&tar[..]; 1025], &vec![good.clone(); 1025])]);
+    assert!(matches!(layout.open(""), Err(Error::Limit { .. })), "too many layers");
+    layout.index(&[layout.manifest(&[&tar], &[Digest::of(b"other")])]);
+    assert!(
+        matches!(unpack(&layout.open("").unwrap(), 0), Err(Error::DigestMismatch { what, .. }) if what.contains("content"))
+    );
+    layout.index(&[layout.manifest(&[&tar], std::slice::from_ref(&good))]);
+    let blob = layout.path().join("blobs/sha256").join(good.as_hex());
+    let mut wrong = tar.clone();
+    *wrong.last_mut().unwrap() = 1; // in the padding behind the archive's end
+    write(&blob, &wrong);
+    assert!(unpack(&layout.open("").unwrap(), 0).is_err(), "changed byte");
+    wrong.clone_from(&tar);
+    wrong[600] = b'b';
+    write(&blob, &wrong);
+    assert!(matches!(unpack(&layout.open("").unwrap(), 0), Err(Error::DigestMismatch { .. })));
+    write(&blob, &tar[..tar.len() - 1]);
+    assert!(matches!(unpack(&layout.open("").unwrap(), 0), Err(Error::SizeMismatch { .. })));
+    std::fs::remove_file(&blob).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", &blob).unwrap();
+    assert!(
+        matches!(unpack(&layout.open("").unwrap(), 0), Err(Error::Io { .. })),
+        "symlink out of the layout"
+    );
+    write(&layout.path().join("index.json"), &vec![b' '; (4 << 20) + 1]);
+    assert!(matches!(layout.open(""), Err(Error::Limit { .. })), "large index");
+    write(&layout.path().join("index.json"), b"{");
+    assert!(matches!(layout.open(""), Err(Error::Json { .. })));
+}
+
+fn bare(path: &Path) -> Image {
+    Source::parse(path.to_str().unwrap()).unwrap().open().unwrap()
+}
+
+#[test]
+fn bare_tars() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.tar");
+    // Data that does not compress, so that every cut is inside it.
+    let noise: Vec<u8> = (0..200_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let tar = Tar::default().file("a", &noise).end();
+    let gz = gzip(&tar);
+    let zst = zstd::encode_all(&tar[..], 1).unwrap();
+    for data in [&tar, &gz, &zst] {
+        write(&path, data);
+        assert_eq!(unpack(&bare(&path), 0).unwrap().diff_id, Digest::of(&tar));
+        for cut in [data.len() / 2, 100] {
+            write(&path, &data[..cut]);
+            let result = unpack(&bare(&path), 0);
+            assert!(matches!(result, Err(Error::Truncated { .. })), "{cut}: {result:?}");
+        }
+    }
+    for cut in [gz.len() - 8, gz.len() - 1] {
+        write(&path, &gz[..cut]);
+        assert!(matches!(unpack(&bare(&path), 0), Err(Error::Truncated { .. })), "gzip trailer {cut}");
+    }
+    let mut wrong = gz.clone();
+    let crc = wrong.len() - 8;
+    wrong[crc] ^= 1;
+    for data in [&b""[..], b"hello", &[b'x'; 600], &wrong] {
+        write(&path, data);
+        let result = unpack(&bare(&path), 0);
+        assert!(matches!(result, Err(Error::Corrupt { .. } | Error::Truncated { .. })), "{result:?}");
+    }
+    write(&path, &tar);
+    let image = bare(&path);
+    assert_eq!(bare(&path).layers[0].chain_id, image.layers[0].chain_id);
+    assert!(image.layers[0].chain_id.len() == 64 && image.config == crate::Config::default());
+    File::options().write(true).open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert_ne!(bare(&path).layers[0].chain_id, image.layers[0].chain_id);
+    assert!(matches!(unpack(&image, 0), Err(Error::Changed { .. })));
+}
+
+#[test]
+fn usable_from_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<Image>();
+    check::<Source>();
+    check::<Error>();
+}
+
+/// Zeros that compress a thousandfold stop at the limit, and the reader's thread stops too.
+#[test]
+fn bomb() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bomb.tar.gz");
+    let mut tar = Tar::default().file("a", b"").end();
+    tar.resize(64 << 20, 0);
+    write(&path, &gzip(&tar));
+    let cage = Cage::new();
+    let limits = Limits { max_bytes: 1 << 20, max_entries: 10, ..Limits::default() };
+    let result = bare(&path).layers[0].unpack(File::open(cage.root()).unwrap().as_fd(), &limits);
+    assert!(matches!(result, Err(Error::Limit { .. })), "{result:?}");
+}

@@ -1,0 +1,424 @@
+//! Applies the entries of a tar stream to a directory.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
+    fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use crate::archive::{Entry, Stream, Time};
+use crate::digest::{Digest, Hashing};
+use crate::error::{Error, show};
+use crate::tree::{Tree, at, is_whiteout, set_opaque};
+
+const WHITEOUT: &[u8] = b".wh.";
+/// Names of aufs' own bookkeeping, and of the opaque marker.
+const WHITEOUT_META: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Bytes of directory names kept until their times are set; enough for the default number of entries.
+const MAX_DEFERRED: usize = 256 << 20;
+/// Read size of [`unpack_tar`], in bytes.
+const BUFFER: usize = 256 << 10;
+
+/// What an archive may use of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of file data. The whole stream may have 4 KiB more for each allowed entry.
+    pub max_bytes: u64,
+    /// Number of entries; as many directories may be made besides because no entry names them.
+    pub max_entries: u64,
+    /// Bytes of one path or link target.
+    pub max_name: usize,
+    /// Components of one path.
+    pub max_depth: usize,
+}
+
+impl Default for Limits {
+    /// 64 GiB, 4 Mi entries, names of 4096 bytes (PATH_MAX), 256 components: far beyond any real image.
+    fn default() -> Self {
+        Self { max_bytes: 64 << 30, max_entries: 4 << 20, max_name: 4096, max_depth: 256 }
+    }
+}
+
+/// What an unpack did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Entries in the archive, skipped ones included.
+    pub entries: u64,
+    /// Bytes of file data written.
+    pub bytes: u64,
+    /// Digest of the uncompressed stream, with everything behind the archive's end.
+    pub diff_id: Digest,
+    /// Extended attributes that were not set because only the host may give them (`trusted.*`, `system.*`, ...).
+    pub skipped_xattrs: u64,
+}
+
+/// Counts of one unpack.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    pub(crate) skipped_xattrs: u64,
+}
+
+/// Unpacks an uncompressed tar stream into the directory `into`: OCI whiteouts become overlayfs' own, owners and modes
+/// are those of the archive. After an error the directory holds something half made, which the caller throws away.
+///
+/// # Errors
+/// Any hostile, damaged or unsupported entry, a limit, or an I/O error.
+pub fn unpack_tar(reader: impl Read, into: BorrowedFd<'_>, limits: &Limits) -> Result<Unpacked, Error> {
+    let mut reader = BufReader::with_capacity(BUFFER, Hashing::new(reader));
+    let counts = unpack(&mut reader, into, limits, true)?;
+    let (diff_id, _) = reader.into_inner().finish();
+    Ok(Unpacked {
+        entries: counts.entries,
+        bytes: counts.bytes,
+        diff_id,
+        skipped_xattrs: counts.skipped_xattrs,
+    })
+}
+
+/// Applies the stream and reads it to its very end. `strict` is explained at [`Stream::next`].
+pub(crate) fn unpack<R: BufRead>(
+    reader: R,
+    into: BorrowedFd<'_>,
+    limits: &Limits,
+    strict: bool,
+) -> Result<Counts, Error> {
+    let headers = limits.max_entries.saturating_mul(4096).saturating_add(64 << 10);
+    let mut stream = Stream::new(reader, limits.max_bytes.saturating_add(headers));
+    let tree = Tree::new(into, limits.max_entries, limits.max_depth)?;
+    let mut unpacker = Unpacker { tree, limits, counts: Counts::default(), times: Vec::new(), deferred: 0 };
+    while let Some(entry) = stream.next(strict)? {
+        unpacker.counts.entries += 1;
+        if unpacker.counts.entries > limits.max_entries {
+            return Err(limit("the number of entries", limits.max_entries));
+        }
+        unpacker.entry(&entry, &mut stream)?;
+    }
+    stream.drain()?;
+    unpacker.set_times()?;
+    Ok(unpacker.counts)
+}
+
+struct Unpacker<'a> {
+    tree: Tree,
+    limits: &'a Limits,
+    counts: Counts,
+    /// Directories get their times last: each file made in them would change them again.
+    times: Vec<(Vec<u8>, Time)>,
+    deferred: usize,
+}
+
+impl Unpacker<'_> {
+    fn entry<R: BufRead>(&mut self, entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {
+        // Checked before anything is made: a hostile size must not cost more than its header.
+        if entry.size > self.limits.max_bytes - self.counts.bytes {
+            return Err(limit("the size of the files", self.limits.max_bytes));
+        }
+        let names = components(&entry.path, self.limits)?;
+        let Some((name, above)) = names.split_last() else { return self.root(entry) };
+        let (name, path, above) = (*name, names.join(&b'/'), above.join(&b'/'));
+        if names.iter().any(|n| n.starts_with(WHITEOUT)) {
+            self.whiteout(entry, &names, &above, &path)?;
+            return skip(entry, stream);
+        }
+        match entry.kind {
+            EntryType::Regular | EntryType::Continuous => {
+                let above = self.tree.parent_owned(&above)?;
+                self.file(entry, stream, &above, name, &path)?;
+            }
+            EntryType::Directory => {
+                let above = self.tree.parent_owned(&above)?;
+                self.directory(entry, &above, name, path)?;
+            }
+            EntryType::Symlink => {
+                self.check_target(entry)?;
+                self.fresh(&above, name, &path, |dir| symlinkat(&*entry.link, dir, name))?;
+                self.finish_special(entry, &above, name, &path)?;
+            }
+            EntryType::Link => self.link(entry, &above, name, &path)?,
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                let kind = match entry.kind {
+                    EntryType::Char => FileType::CharacterDevice,
+                    EntryType::Block => FileType::BlockDevice,
+                    _ => FileType::Fifo,
+                };
+                if kind == FileType::CharacterDevice && entry.device == (0, 0) {
+                    return Err(bad(entry, "device 0:0 is overlayfs' own whiteout"));
+                }
+                let (mode, dev) = (Mode::from_raw_mode(0o600), makedev(entry.device.0, entry.device.1));
+                self.fresh(&above, name, &path, |dir| mknodat(dir, name, kind, mode, dev))?;
+                self.finish_special(entry, &above, name, &path)?;
+            }
+            // A socket without its server is nothing; pax writes them as 's'.
+            other if other.as_byte() == b's' => skip(entry, stream)?,
+            other => return Err(bad(entry, &format!("unknown type {:?}", char::from(other.as_byte())))),
+        }
+        Ok(())
+    }
+
+    fn root(&mut self, entry: &Entry) -> Result<(), Error> {
+        if entry.kind != EntryType::Directory {
+            return Err(Error::UnsafePath {
+                path: show(&entry.path),
+                why: "the root can only be a directory",
+            });
+        }
+        let fd = self.tree.open(b"").map_err(at("open", b"."))?;
+        self.attributes(&fd, entry, b".")?;
+        self.defer(Vec::new(), entry.mtime)
+    }
+
+    fn directory(&mut self, entry: &Entry, above: &OwnedFd, name: &[u8], path: Vec<u8>) -> Result<(), Error> {
+        let make = || mkdirat(above, name, Mode::from_raw_mode(0o700));
+        let mut opaque = false;
+        match make() {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", &path))?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    // A whiteout of this layer: what is below stays hidden.
+                    opaque = is_whiteout(&stat);
+                    self.tree.remove(above, name, &path)?;
+                    make().map_err(at("make the directory", &path))?;
+                }
+            }
+            Err(e) => return Err(at("make the directory", &path)(e)),
+        }
+        let fd = Tree::child(above, name, &path)?;
+        if opaque {
+            set_opaque(fd.as_fd(), &path)?;
+        }
+        self.attributes(&fd, entry, &path)?;
+        self.defer(path, entry.mtime)
+    }
+
+    fn file<R: BufRead>(
+        &mut self,
+        entry: &Entry,
+        stream: &mut Stream<R>,
+        above: &OwnedFd,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), Error> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || openat(above, name, flags, Mode::from_raw_mode(0o600));
+        let fd = match open() {
+            Err(Errno::EXIST) => {
+                self.tree.remove(above, name, path)?;
+                open()
+            }
+            other => other,
+        }
+        .map_err(at("make", path))?;
+        stream.copy(entry.size, path, |mut piece| {
+            while !piece.is_empty() {
+                match rustix::io::write(&fd, piece) {
+                    Ok(0) => return Err(at("write", path)(Errno::IO)),
+                    Ok(n) => piece = &piece[n..],
+                    Err(Errno::INTR) => {}
+                    Err(e) => return Err(at("write", path)(e)),
+                }
+            }
+            Ok(())
+        })?;
+        stream.pad(entry.size, path)?;
+        self.counts.bytes += entry.size;
+        self.attributes(&fd, entry, path)?;
+        futimens(&fd, &stamps(entry.mtime)).map_err(at("set the time of", path))
+    }
+
+    fn link(&mut self, entry: &Entry, above: &[u8], name: &[u8], path: &[u8]) -> Result<(), Error> {
+        self.check_target(entry)?;
+        let names = components(&entry.link, self.limits)?;
+        let Some((old, old_above)) = names.split_last() else {
+            return Err(bad(entry, "a hard link to the root"));
+        };
+        let from = self.tree.open(&old_above.join(&b'/')).map_err(at("find the target of the link", path))?;
+        let to = self.tree.parent_owned(above)?;
+        // Never follows a symlink in the last component: it becomes another name of the symlink.
+        let link = || linkat(&from, *old, &to, name, AtFlags::empty());
+        match link() {
+            Err(Errno::EXIST) => {
+                let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+                let source =
+                    statat(&from, *old, nofollow).map_err(at("find the target of the link", path))?;
+                let there = statat(&to, name, nofollow).map_err(at("look at", path))?;
+                if (source.st_dev, source.st_ino) == (there.st_dev, there.st_ino) {
+                    return Ok(()); // the same file already; removing it could remove the only name
+                }
+                self.tree.remove(&to, name, path)?;
+                link().map_err(at("link", path))
+            }
+            other => other.map_err(at("link", path)),
+        }
+    }
+
+    fn whiteout(&mut self, entry: &Entry, names: &[&[u8]], above: &[u8], path: &[u8]) -> Result<(), Error> {
+        let (last, parents) = names.split_last().ok_or_else(|| bad(entry, "a whiteout without a name"))?;
+        if parents.iter().any(|n| n.starts_with(WHITEOUT_META)) {
+            return Ok(()); // inside aufs' bookkeeping
+        }
+        if parents.iter().any(|n| n.starts_with(WHITEOUT)) {
+            return Err(Error::UnsafePath { path: show(path), why: "a whiteout cannot be a directory" });
+        }
+        if *last == OPAQUE {
+            return set_opaque(self.tree.parent(above)?, above);
+        }
+        if last.starts_with(WHITEOUT_META) {
+            return Ok(());
+        }
+        // aufs made its whiteouts as hard links to one file.
+        if !matches!(entry.kind, EntryType::Regular | EntryType::Link) {
+            return Err(bad(entry, "a whiteout must be a file"));
+        }
+        let name = &last[WHITEOUT.len()..];
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(Error::UnsafePath { path: show(path), why: "a whiteout of no name" });
+        }
+        let above = self.tree.parent_owned(above)?;
+        match mknodat(&above, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+            Ok(()) => Ok(()),
+            // A whiteout concerns lower layers only (OCI image spec, "Whiteouts"): what this layer has stays.
+            Err(Errno::EXIST) => {
+                let stat = statat(&above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    set_opaque(Tree::child(&above, name, path)?.as_fd(), path)?;
+                }
+                Ok(())
+            }
+            Err(e) => Err(at("make the whiteout", path)(e)),
+        }
+    }
+
+    /// Makes something new called `name`, in place of whatever had that name.
+    fn fresh(
+        &mut self,
+        above: &[u8],
+        name: &[u8],
+        path: &[u8],
+        make: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
+    ) -> Result<(), Error> {
+        let above = self.tree.parent_owned(above)?;
+        match make(above.as_fd()) {
+            Err(Errno::EXIST) => {
+                self.tree.remove(&above, name, path)?;
+                make(above.as_fd()).map_err(at("make", path))
+            }
+            other => other.map_err(at("make", path)),
+        }
+    }
+
+    /// Owner, mode and times of what cannot be opened: symlinks, devices, fifos.
+    fn finish_special(&mut self, entry: &Entry, above: &[u8], name: &[u8], path: &[u8]) -> Result<(), Error> {
+        self.counts.skipped_xattrs += entry.xattrs.len() as u64;
+        let above = self.tree.parent(above)?;
+        let (uid, gid) = owner(entry);
+        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+        chownat(above, name, uid, gid, nofollow).map_err(at("set the owner of", path))?;
+        if entry.kind != EntryType::Symlink {
+            // Made a moment ago and no symlink, in a directory nobody else can reach.
+            chmodat(above, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(at("set the mode of", path))?;
+        }
+        utimensat(above, name, &stamps(entry.mtime), nofollow).map_err(at("set the time of", path))
+    }
+
+    /// Owner, mode and xattrs. The order counts: chown(2) takes away setuid bits and file capabilities.
+    fn attributes(&mut self, fd: &OwnedFd, entry: &Entry, path: &[u8]) -> Result<(), Error> {
+        let (uid, gid) = owner(entry);
+        fchown(fd, uid, gid).map_err(at("set the owner of", path))?;
+        fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(at("set the mode of", path))?;
+        for (name, value) in &entry.xattrs {
+            // user.overlay.* is overlayfs' own on mounts with `userxattr`.
+            let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+            if user || name == b"security.capability" {
+                fsetxattr(fd, &**name, value, XattrFlags::empty()).map_err(at("set an xattr of", path))?;
+            } else {
+                self.counts.skipped_xattrs += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn defer(&mut self, path: Vec<u8>, time: Time) -> Result<(), Error> {
+        self.deferred += path.len();
+        if self.deferred > MAX_DEFERRED {
+            return Err(limit("the length of all directory names together", MAX_DEFERRED as u64));
+        }
+        self.times.push((path, time));
+        Ok(())
+    }
+
+    fn set_times(&mut self) -> Result<(), Error> {
+        for (path, time) in &self.times {
+            match self.tree.open(path) {
+                Ok(fd) => futimens(&fd, &stamps(*time)).map_err(at("set the time of", path))?,
+                // Replaced by a later entry.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(e) => return Err(at("open", path)(e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_target(&self, entry: &Entry) -> Result<(), Error> {
+        if entry.link.is_empty() || entry.link.contains(&0) {
+            return Err(bad(entry, "an unusable link target"));
+        }
+        if entry.link.len() > self.limits.max_name {
+            return Err(limit("the length of a link target", self.limits.max_name as u64));
+        }
+        Ok(())
+    }
+}
+
+/// The components of a name, without what means nothing: leading `/`, `.`, repeated slashes.
+fn components<'a>(path: &'a [u8], limits: &Limits) -> Result<Vec<&'a [u8]>, Error> {
+    let unsafe_path = |why| Err(Error::UnsafePath { path: show(path), why });
+    if path.is_empty() {
+        return unsafe_path("it is empty");
+    }
+    if path.len() > limits.max_name {
+        return Err(limit("the length of a name", limits.max_name as u64));
+    }
+    if path.contains(&0) {
+        return unsafe_path("it contains a NUL byte");
+    }
+    let names: Vec<_> = path.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".").collect();
+    if names.contains(&&b".."[..]) {
+        return unsafe_path("it contains a .. component");
+    }
+    if names.len() > limits.max_depth {
+        return Err(limit("the depth of a name", limits.max_depth as u64));
+    }
+    Ok(names)
+}
+
+fn skip<R: BufRead>(entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {
+    stream.copy(entry.size, &entry.path, |_| Ok(()))?;
+    stream.pad(entry.size, &entry.path)
+}
+
+fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+}
+
+/// Access time = modification time, so that the same archive gives the same tree.
+fn stamps(time: Time) -> Timestamps {
+    let spec = Timespec { tv_sec: time.sec, tv_nsec: time.nsec };
+    Timestamps { last_access: spec, last_modification: spec }
+}
+
+fn bad(entry: &Entry, why: &str) -> Error {
+    Error::Entry { path: show(&entry.path), why: why.into() }
+}
+
+fn limit(what: &str, limit: u64) -> Error {
+    Error::Limit { what: what.into(), limit }
+}

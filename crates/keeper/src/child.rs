@@ -1,0 +1,369 @@
+//! The clone path: from the keeper on the host to a process inside, in the one order that works.
+//!
+//! cgroups → rlimits → user namespace → network namespace → ids 0 (before that, files land on disk as host
+//! root without an error) → the other namespaces → a second clone whose parent is the keeper.
+#![allow(unsafe_code)]
+
+use crate::report::{Report, Tag};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// What a step says when it fails.
+pub type Outcome<T> = Result<T, Stop>;
+
+/// Why a child gives up.
+#[derive(Debug)]
+pub struct Stop {
+    /// For the client: the program is not there.
+    pub not_found: bool,
+    /// In words.
+    pub text: String,
+}
+
+impl From<String> for Stop {
+    fn from(text: String) -> Self {
+        Self { not_found: false, text }
+    }
+}
+
+/// `step` failed with this errno.
+pub fn failed<E: std::fmt::Display>(step: impl std::fmt::Display) -> impl FnOnce(E) -> Stop {
+    move |error| Stop { not_found: false, text: format!("{step}: {error}") }
+}
+
+fn check(result: libc::c_long, step: &str) -> Outcome<()> {
+    if result < 0 { Err(failed(step)(io::Error::last_os_error())) } else { Ok(()) }
+}
+
+/// Where a child goes and what it joins or makes.
+#[derive(Debug)]
+pub struct Way<'a> {
+    /// `cgroup.procs` files.
+    pub v1: &'a [OwnedFd],
+    /// v2 cgroup directory.
+    pub v2: Option<&'a OwnedFd>,
+    /// `(RLIMIT, value)`.
+    pub rlimits: &'a [(u32, u64)],
+    /// The container.
+    pub into: Into<'a>,
+}
+
+/// Namespaces.
+#[derive(Debug)]
+pub enum Into<'a> {
+    /// Those of a prepared pair, and new ones for the rest.
+    New {
+        /// User namespace.
+        user: Option<BorrowedFd<'a>>,
+        /// Network namespace.
+        network: BorrowedFd<'a>,
+    },
+    /// All those of pid 1.
+    Join {
+        /// Of pid 1.
+        pidfd: BorrowedFd<'a>,
+        /// It has a user namespace.
+        user: bool,
+        /// A mount namespace of its own, copied from the keeper's: a pea.
+        own_mounts: bool,
+    },
+}
+
+/// clone3(2); libc's constant of this name is too narrow.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args` of clone3(2), as far as we fill it.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Start `body` inside. Returns the pid of the first stage, which reports the real one and exits.
+pub fn start(
+    way: &Way<'_>,
+    report: &Report,
+    body: impl FnOnce(&Report) -> Outcome<std::convert::Infallible>,
+) -> io::Result<i32> {
+    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    if let Some(dir) = way.v2 {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = dir.as_raw_fd() as u64;
+    }
+    // SAFETY: no stack and no CLONE_VM: the child goes on with a copy of our memory, as after fork. The
+    // keeper has one thread, so ordinary code may run in the child.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match pid {
+        0 => {
+            let stop = match first_stage(way, report, body) {
+                Ok(()) => 0,
+                Err(stop) => {
+                    report.send(if stop.not_found { Tag::NotFound } else { Tag::Error }, &stop.text);
+                    127
+                }
+            };
+            exit(stop)
+        }
+        pid if pid > 0 => Ok(pid as i32),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn exit(code: i32) -> ! {
+    // SAFETY: ends this process without running the keeper's destructors a second time.
+    unsafe { libc::_exit(code) }
+}
+
+fn first_stage(
+    way: &Way<'_>,
+    report: &Report,
+    body: impl FnOnce(&Report) -> Outcome<std::convert::Infallible>,
+) -> Outcome<()> {
+    for procs in way.v1 {
+        rustix::io::write(procs, b"0").map_err(failed("enter cgroup"))?;
+    }
+    for (resource, value) in way.rlimits {
+        set_rlimit(*resource, *value, report)?;
+    }
+    // SAFETY (all system calls below): they take numbers and live descriptors, and change this process only.
+    unsafe {
+        match &way.into {
+            Into::New { user, network } => {
+                if let Some(user) = user {
+                    check(libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER).into(), "enter user namespace")?;
+                }
+                check(libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET).into(), "enter network namespace")?;
+                become_root()?;
+                let rest = libc::CLONE_NEWNS
+                    | libc::CLONE_NEWIPC
+                    | libc::CLONE_NEWUTS
+                    | libc::CLONE_NEWCGROUP
+                    | libc::CLONE_NEWPID;
+                check(libc::unshare(rest).into(), "make namespaces")?;
+            }
+            Into::Join { pidfd, user, own_mounts } => {
+                let mut flags = libc::CLONE_NEWPID
+                    | libc::CLONE_NEWIPC
+                    | libc::CLONE_NEWUTS
+                    | libc::CLONE_NEWNET
+                    | libc::CLONE_NEWCGROUP;
+                if *user {
+                    flags |= libc::CLONE_NEWUSER;
+                }
+                if !own_mounts {
+                    flags |= libc::CLONE_NEWNS;
+                }
+                check(libc::setns(pidfd.as_raw_fd(), flags).into(), "enter the container")?;
+                become_root()?;
+                if *own_mounts {
+                    check(libc::unshare(libc::CLONE_NEWNS).into(), "make mount namespace")?;
+                }
+            }
+        }
+        // The keeper is to be the parent; the kernel copies exit signal and parent from us.
+        let flags = libc::CLONE_PARENT as libc::c_ulong | libc::SIGCHLD as libc::c_ulong;
+        match libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) {
+            0 => {
+                let Err(stop) = body(report);
+                report.send(if stop.not_found { Tag::NotFound } else { Tag::Error }, &stop.text);
+                exit(127)
+            }
+            pid if pid > 0 => {
+                report.send(Tag::Pid, &pid.to_string());
+                Ok(())
+            }
+            _ if io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN) => {
+                Err("the container's limit of processes is reached".to_owned().into())
+            }
+            _ => Err(failed("clone")(io::Error::last_os_error())),
+        }
+    }
+}
+
+/// Raising a hard limit needs CAP_SYS_RESOURCE on the host; without it the value is lowered to what there is.
+fn set_rlimit(resource: u32, value: u64, report: &Report) -> Outcome<()> {
+    let wanted = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: plain structures on our stack.
+    unsafe {
+        if libc::setrlimit(resource, &raw const wanted) == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EPERM) {
+            return Err(failed(format!("set rlimit {resource} to {value}"))(error));
+        }
+        let mut have = wanted;
+        libc::getrlimit(resource, &raw mut have);
+        have.rlim_cur = have.rlim_max;
+        check(libc::setrlimit(resource, &raw const have).into(), "set rlimit")?;
+        report.send(
+            Tag::Warning,
+            &format!("rlimit {resource}: {value} needs CAP_SYS_RESOURCE, {} is set instead", have.rlim_max),
+        );
+    }
+    Ok(())
+}
+
+/// Ids 0 of the present user namespace, no supplementary groups.
+fn become_root() -> Outcome<()> {
+    // SAFETY: plain numbers; one thread, so the raw calls reach the whole process.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, 0, 0), "setgroups")?;
+        check(libc::syscall(libc::SYS_setresgid, 0, 0, 0), "setresgid")?;
+        check(libc::syscall(libc::SYS_setresuid, 0, 0, 0), "setresuid")
+    }
+}
+
+/// Become the user: bounding set, groups, ids, capability sets; then no_new_privs.
+pub fn drop_to(uid: u32, gid: u32, groups: &[u32], capabilities: u64, no_new_privileges: bool) -> Outcome<()> {
+    // SAFETY: numbers and arrays on our stack; the capability structures are those of capset(2), version 3.
+    unsafe {
+        for cap in 0..64 {
+            if capabilities & 1 << cap == 0 && libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 {
+                let error = io::Error::last_os_error();
+                // EINVAL: the kernel has no such capability; we are past the last one.
+                if error.raw_os_error() == Some(libc::EINVAL) {
+                    break;
+                }
+                return Err(failed("drop bounding set")(error));
+            }
+        }
+        check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), "setgroups")?;
+        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid), "setresgid")?;
+        // Inheritable first, while we still hold them all; a uid other than 0 loses the rest by itself.
+        capset(capabilities | 1 << 7 | 1 << 8, capabilities)?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid), "setresuid")?;
+        capset(if uid == 0 { capabilities } else { 0 }, capabilities)?;
+        if no_new_privileges {
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into(), "no_new_privs")?;
+        }
+    }
+    Ok(())
+}
+
+/// Permitted = effective, and inheritable.
+fn capset(permitted: u64, inheritable: u64) -> Outcome<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut header = [VERSION_3, 0u32];
+    let mut have = [0u32; 6];
+    // SAFETY: arrays of the sizes that version 3 prescribes (two 3-word records).
+    unsafe {
+        check(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), have.as_mut_ptr()), "capget")?;
+        let now = u64::from(have[1]) | u64::from(have[4]) << 32;
+        // Nothing can be added that the namespace's root does not hold (on a host that lacks some itself).
+        let (p, i) = (permitted & now, inheritable & now);
+        let data = [p as u32, p as u32, i as u32, (p >> 32) as u32, (p >> 32) as u32, (i >> 32) as u32];
+        check(libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()), "capset")
+    }
+}
+
+/// The last reference to the keeper's ways: default signals, none blocked, all other descriptors closed.
+pub fn clean_slate() -> Outcome<()> {
+    // SAFETY: signal calls on our own process; closing descriptors that this child will not use again (they
+    // are owned by values that are never dropped: the child ends in exec or _exit).
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        check(
+            libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC),
+            "close descriptors",
+        )
+    }
+}
+
+/// Die with the keeper. After the last credential change, which would clear it.
+pub fn die_with_parent() -> Outcome<()> {
+    // SAFETY: a number.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }.into(), "parent death signal")
+}
+
+/// Not to be read or traced by anything with fewer rights.
+pub fn undumpable() {
+    // SAFETY: a number.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+}
+
+/// Keep the three standard descriptors plus `keep` at 3.., close all others for good: for a child that runs
+/// our own code and must hold nobody's pipes open.
+pub fn keep_only(keep: &[BorrowedFd<'_>]) -> Outcome<()> {
+    let mut next = 3;
+    // SAFETY: see `clean_slate`; the borrowed descriptors are copied above all targets before any is replaced.
+    unsafe {
+        let mut lifted = Vec::new();
+        for fd in keep {
+            let copy = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 200);
+            check(copy.into(), "dup")?;
+            lifted.push(copy);
+        }
+        for copy in lifted {
+            check(libc::dup3(copy, next, libc::O_CLOEXEC).into(), "dup")?;
+            next += 1;
+        }
+        check(libc::syscall(libc::SYS_close_range, next as u32, u32::MAX, 0), "close descriptors")
+    }
+}
+
+/// Put a descriptor at 0, 1 or 2.
+pub fn stdio(fd: BorrowedFd<'_>, target: i32) -> Outcome<()> {
+    // SAFETY: dup2 onto a standard descriptor of this child.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), target) }.into(), "set up stdio")
+}
+
+/// Execute a program from a descriptor.
+pub fn exec_fd(fd: BorrowedFd<'_>, name: &str) -> Stop {
+    let name = std::ffi::CString::new(name).unwrap_or_default();
+    let argv = [name.as_ptr(), std::ptr::null()];
+    let env = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: NUL-terminated strings in null-terminated arrays; returns only on failure.
+    unsafe {
+        let empty = c"".as_ptr();
+        libc::syscall(libc::SYS_execveat, fd.as_raw_fd(), empty, argv.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH);
+    }
+    failed("execute init")(io::Error::last_os_error())
+}
+
+/// Execute a program by path; returns only on failure.
+pub fn exec_path(path: &str, args: &[String], env: &[String]) -> io::Error {
+    let strings = |list: &[String]| {
+        list.iter().map(|s| std::ffi::CString::new(s.as_str())).collect::<Result<Vec<_>, _>>()
+    };
+    let (Ok(path), Ok(args), Ok(env)) = (std::ffi::CString::new(path), strings(args), strings(env)) else {
+        return io::Error::from_raw_os_error(libc::EINVAL);
+    };
+    let pointers = |list: &[std::ffi::CString]| {
+        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+    };
+    let (args, env) = (pointers(&args), pointers(&env));
+    // SAFETY: NUL-terminated strings in null-terminated arrays, alive until the call returns.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Pid 1 of every container: takes no part in anything, so that its children are reaped by the kernel.
+pub fn init() -> ! {
+    // SAFETY: SIGCHLD without zombies (sigaction(2), SA_NOCLDWAIT), then waiting for ever.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        action.sa_flags = libc::SA_NOCLDWAIT;
+        libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut());
+        libc::prctl(libc::PR_SET_NAME, c"garden-init".as_ptr(), 0, 0, 0);
+        loop {
+            libc::pause();
+        }
+    }
+}

@@ -1,0 +1,601 @@
+//! The poll loop: connections, children, launches under way.
+
+use crate::child::{self, Into, Way};
+use crate::launch::{self, Devices, Parts};
+use crate::report::{Report, Tag, take_frames};
+use crate::{exec, transfer};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::RecvFlags;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use wardian_runtime::bundle::{self, Plan};
+use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, ProcessState, Reply, Request};
+use wardian_sys::packet;
+
+/// A process that has not reached its exec after this long is killed.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The container, once made.
+#[derive(Debug)]
+struct Container {
+    pid: Pid,
+    pidfd: OwnedFd,
+    user: bool,
+    capabilities: u64,
+    _rootfs: OwnedFd,
+    _devices: Devices,
+}
+
+#[derive(Debug)]
+struct Process {
+    id: String,
+    pid: Option<Pid>,
+    status: Option<i32>,
+    stdin: Option<OwnedFd>,
+    output: Option<(OwnedFd, OwnedFd)>,
+    /// Root file system and devices of a pea.
+    boxed: Option<(OwnedFd, Devices)>,
+    pea: bool,
+}
+
+/// What a launch is for.
+#[derive(Debug)]
+enum Kind {
+    Create(Box<(OwnedFd, Devices, Plan)>),
+    Run(String),
+    Transfer,
+}
+
+/// A child on its way to its exec.
+#[derive(Debug)]
+struct Launch {
+    kind: Kind,
+    seq: u64,
+    connection: u64,
+    pipe: OwnedFd,
+    buffer: Vec<u8>,
+    pid: Option<Pid>,
+    stage: Pid,
+    warnings: Vec<String>,
+    failure: Option<(Failure, String)>,
+    deadline: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Keeper {
+    listener: OwnedFd,
+    signals: OwnedFd,
+    connections: HashMap<u64, OwnedFd>,
+    next_connection: u64,
+    launches: Vec<Launch>,
+    processes: Vec<Process>,
+    container: Option<Container>,
+    made: bool,
+    /// Statuses of children that ended before their launch was known to have succeeded.
+    early: HashMap<Pid, i32>,
+    ending: Option<(u64, u64)>,
+}
+
+type Fds = std::vec::IntoIter<OwnedFd>;
+type Fail = (Failure, String);
+
+fn other(text: impl std::fmt::Display) -> Fail {
+    (Failure::Other, text.to_string())
+}
+
+impl Keeper {
+    /// Settle: own session, the nursery's mounts, no way to be read.
+    #[allow(unsafe_code)]
+    pub fn start() -> io::Result<Self> {
+        // SAFETY: the server starts us with exactly these descriptors, and nothing else has touched them.
+        let [listener, connection, nursery] =
+            [wire::LISTENER_FD, wire::CONNECTION_FD, wire::NURSERY_FD].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        child::undumpable();
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        rustix::thread::move_into_link_name_space(
+            nursery.as_fd(),
+            Some(rustix::thread::LinkNameSpaceType::Mount),
+        )?;
+        drop(nursery);
+        let _ = rustix::process::setsid();
+        rustix::thread::set_name(c"wardian-keeper")?;
+        for fd in [&listener, &connection] {
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
+        }
+        let signals = child_signals()?;
+        Ok(Self {
+            listener,
+            signals,
+            connections: HashMap::from([(0, connection)]),
+            next_connection: 1,
+            launches: Vec::new(),
+            processes: Vec::new(),
+            container: None,
+            made: false,
+            early: HashMap::new(),
+            ending: None,
+        })
+    }
+
+    /// Until told to end, or alone without a container.
+    pub fn run(mut self) -> ExitCode {
+        loop {
+            if self.done() {
+                return ExitCode::SUCCESS;
+            }
+            let deadline = self.launches.iter().filter_map(|l| l.deadline).min();
+            let ids: Vec<u64> = self.connections.keys().copied().collect();
+            let mut fds = vec![
+                PollFd::new(&self.listener, PollFlags::IN),
+                PollFd::new(&self.signals, PollFlags::IN),
+            ];
+            fds.extend(ids.iter().map(|id| PollFd::new(&self.connections[id], PollFlags::IN)));
+            fds.extend(self.launches.iter().map(|l| PollFd::new(&l.pipe, PollFlags::IN)));
+            let timeout = deadline.map(|d| {
+                let left = d.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+                rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+            });
+            if poll(&mut fds, timeout.as_ref()).is_err() {
+                continue;
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            if ready[0] {
+                self.accept();
+            }
+            // Launches first: a program that has already ended must be known to have started.
+            let (connections, launches) = ready[2..].split_at(ids.len());
+            let launches: Vec<usize> = (0..launches.len()).rev().filter(|i| launches[*i]).collect();
+            for index in launches {
+                self.hear(index);
+            }
+            self.expire();
+            if ready[1] {
+                self.reap();
+            }
+            for (id, _) in ids.iter().zip(connections).filter(|(_, ready)| **ready) {
+                self.receive(*id);
+            }
+        }
+    }
+
+    /// Nothing left to keep: the end was asked for and everything is reaped, or the server went away before
+    /// there was a container.
+    fn done(&mut self) -> bool {
+        if let Some((connection, seq)) = self.ending {
+            let alive = self.container.is_some() || self.processes.iter().any(|p| p.pid.is_some());
+            if !alive && self.launches.is_empty() {
+                self.processes.clear();
+                self.reply(connection, seq, Reply::Done, &[]);
+                return true;
+            }
+        }
+        self.connections.is_empty() && !self.made && self.launches.is_empty()
+    }
+
+    fn accept(&mut self) {
+        if let Ok(fd) = rustix::net::accept_with(&self.listener, rustix::net::SocketFlags::CLOEXEC) {
+            self.connections.insert(self.next_connection, fd);
+            self.next_connection += 1;
+        }
+    }
+
+    fn receive(&mut self, id: u64) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let message = match packet::receive(connection, RecvFlags::DONTWAIT) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
+            other => other,
+        };
+        match message {
+            Ok((bytes, fds)) if !bytes.is_empty() => match serde_json::from_slice::<Request>(&bytes) {
+                Ok(request) => self.answer(id, request, fds),
+                Err(_) => drop(self.connections.remove(&id)),
+            },
+            _ => drop(self.connections.remove(&id)),
+        }
+    }
+
+    fn send(&self, connection: u64, message: &Message, fds: &[BorrowedFd<'_>]) {
+        if let (Some(socket), Ok(bytes)) = (self.connections.get(&connection), serde_json::to_vec(message)) {
+            // A server that is gone, or does not read, loses the message: it asks again when it is back.
+            let _ = packet::send(socket, &bytes, fds);
+        }
+    }
+
+    fn reply(&self, connection: u64, seq: u64, reply: Reply, fds: &[BorrowedFd<'_>]) {
+        self.send(connection, &Message::Reply { seq, reply }, fds);
+    }
+
+    fn tell_all(&self, message: &Message) {
+        for id in self.connections.keys() {
+            self.send(*id, message, &[]);
+        }
+    }
+
+    fn answer(&mut self, connection: u64, request: Request, fds: Vec<OwnedFd>) {
+        let seq = request.seq;
+        let fds = fds.into_iter();
+        let result = match request.op {
+            Op::Hello => {
+                self.reply(connection, seq, self.hello(), &[]);
+                Ok(())
+            }
+            Op::Create { user, boxed, place } => self.create(connection, seq, user, boxed, &place, fds),
+            Op::Run { id, boxed, place } => self.exec(connection, seq, id, boxed, &place, fds),
+            Op::Transfer { inward, user, path, place } => {
+                self.transfer(connection, seq, (inward, &user, &path), &place, fds)
+            }
+            Op::Attach { id } => self.find(&id).map(|process| self.hand_out(process, connection, seq, Vec::new())),
+            Op::CloseStdin { id } => self.with(&id, |p| p.stdin = None).map(|()| self.reply(connection, seq, Reply::Done, &[])),
+            Op::Signal { id, signal } => self.signal(&id, signal).map(|()| self.reply(connection, seq, Reply::Done, &[])),
+            Op::Release { id } => self.with(&id, |p| p.output = None).map(|()| self.reply(connection, seq, Reply::Done, &[])),
+            Op::Destroy => {
+                self.ending = Some((connection, seq));
+                self.kill_all();
+                Ok(())
+            }
+        };
+        if let Err((kind, message)) = result {
+            self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+        }
+    }
+
+    fn hello(&self) -> Reply {
+        let state = |p: &Process| ProcessState { id: p.id.clone(), status: p.status, pea: p.pea };
+        Reply::Hello {
+            version: wire::VERSION,
+            init: self.container.as_ref().map(|c| c.pid.as_raw_nonzero().get()),
+            processes: self.processes.iter().map(state).collect(),
+        }
+    }
+
+    fn find(&self, id: &str) -> Result<&Process, Fail> {
+        self.processes
+            .iter()
+            .find(|p| p.id == id)
+            .ok_or_else(|| (Failure::UnknownProcess, format!("unknown process: {id}")))
+    }
+
+    fn with(&mut self, id: &str, change: impl FnOnce(&mut Process)) -> Result<(), Fail> {
+        self.find(id)?;
+        self.processes.iter_mut().filter(|p| p.id == id).for_each({
+            let mut change = Some(change);
+            move |p| if let Some(change) = change.take() { change(p) }
+        });
+        Ok(())
+    }
+
+    fn signal(&self, id: &str, signal: i32) -> Result<(), Fail> {
+        // The pid is that of our unreaped child: it cannot have been given to anyone else.
+        let pid = self.find(id)?.pid;
+        let signal = Signal::from_named_raw(signal).ok_or_else(|| other(format!("no signal {signal}")))?;
+        pid.map_or(Ok(()), |pid| kill_process(pid, signal).map_err(other))
+    }
+
+    fn hand_out(&self, process: &Process, connection: u64, seq: u64, warnings: Vec<String>) {
+        let mut fds = Vec::new();
+        fds.extend(process.stdin.as_ref().map(AsFd::as_fd));
+        if let Some((out, err)) = &process.output {
+            fds.extend([out.as_fd(), err.as_fd()]);
+        }
+        self.reply(connection, seq, Reply::Started { warnings, stdin: process.stdin.is_some(), pid: process.pid.map_or(0, |p| p.as_raw_nonzero().get()) }, &fds);
+    }
+
+    fn create(&mut self, connection: u64, seq: u64, user: bool, boxed: Boxed, place: &Placement, mut fds: Fds) -> Result<(), Fail> {
+        if self.made {
+            return Err(other("this keeper has a container already"));
+        }
+        let mut next = || fds.next().ok_or_else(|| other("a descriptor is missing"));
+        let (init, network) = (next()?, next()?);
+        let userns = if user { Some(next()?) } else { None };
+        let (plan, rootfs, binds) = unbox(&boxed, &mut fds)?;
+        let (v1, v2) = placement(place, &mut fds)?;
+        let devices = launch::devices(&plan).map_err(other)?;
+        let (pipe, report) = report_pipe()?;
+        let into = Into::New { user: userns.as_ref().map(AsFd::as_fd), network: network.as_fd() };
+        let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
+        let parts = Parts { plan: &plan, rootfs: rootfs.as_fd(), devices: &devices, binds: &binds, hierarchies: &boxed.v1_hierarchies };
+        let stage = child::start(&way, &report, |_| {
+            launch::enter(&parts)?;
+            let _ = rustix::process::setsid();
+            child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges)?;
+            child::clean_slate()?;
+            child::die_with_parent()?;
+            Err(child::exec_fd(init.as_fd(), "garden-init"))
+        });
+        let kind = Kind::Create(Box::new((rootfs, devices, plan)));
+        self.launch(kind, connection, seq, pipe, report, stage, true)
+    }
+
+    fn exec(&mut self, connection: u64, seq: u64, id: String, boxed: Option<Boxed>, place: &Placement, mut fds: Fds) -> Result<(), Fail> {
+        if self.find(&id).is_ok() {
+            return Err(other(format!("process ID '{id}' already in use")));
+        }
+        let spec = fds.next().ok_or_else(|| other("a descriptor is missing"))?;
+        let exec: Exec = serde_json::from_slice(&read_all(&spec)?).map_err(other)?;
+        let inside = match &boxed {
+            None => None,
+            Some(boxed) => Some((unbox(boxed, &mut fds)?, boxed.v1_hierarchies.clone())),
+        };
+        let (v1, v2) = placement(place, &mut fds)?;
+        let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
+        let stdin = new_pipe()?;
+        let (stdout, stderr) = (new_pipe()?, new_pipe()?);
+        let (pipe, report) = report_pipe()?;
+        let devices = inside.as_ref().map(|((plan, _, _), _)| launch::devices(plan)).transpose().map_err(other)?;
+        let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: boxed.is_some() };
+        let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &exec.rlimits, into };
+        let stage = child::start(&way, &report, |_| {
+            if let (Some(((plan, rootfs, binds), hierarchies)), Some(devices)) = (&inside, &devices) {
+                launch::enter(&Parts { plan, rootfs: rootfs.as_fd(), devices, binds, hierarchies })?;
+            }
+            exec::run(&exec, [stdin.0.as_fd(), stdout.1.as_fd(), stderr.1.as_fd()])
+        });
+        let rootfs = inside.map(|((_, rootfs, _), _)| rootfs);
+        self.launch(Kind::Run(id.clone()), connection, seq, pipe, report, stage, true)?;
+        self.processes.push(Process {
+            id,
+            pid: None,
+            status: None,
+            stdin: Some(stdin.1),
+            output: Some((stdout.0, stderr.0)),
+            pea: rootfs.is_some(),
+            boxed: rootfs.zip(devices),
+        });
+        Ok(())
+    }
+
+    fn transfer(&mut self, connection: u64, seq: u64, (inward, user, path): (bool, &str, &str), place: &Placement, mut fds: Fds) -> Result<(), Fail> {
+        let tar = fds.next().ok_or_else(|| other("a descriptor is missing"))?;
+        let (v1, v2) = placement(place, &mut fds)?;
+        let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
+        let (pipe, report) = report_pipe()?;
+        let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
+        let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
+        let task = transfer::Task { inward, user, path, capabilities: container.capabilities };
+        let stage = child::start(&way, &report, |report| {
+            // Ours alone: 3 is the tar, 4 the report; no other process's pipe may be held open.
+            child::keep_only(&[tar.as_fd(), report.fd()])?;
+            let (tar, report) = child_fds();
+            match transfer::run(&task, tar) {
+                Ok(()) => std::process::exit(0),
+                Err(stop) => {
+                    report.send(Tag::Error, &stop.text);
+                    std::process::exit(1)
+                }
+            }
+        });
+        drop(tar);
+        self.launch(Kind::Transfer, connection, seq, pipe, report, stage, false)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn launch(&mut self, kind: Kind, connection: u64, seq: u64, pipe: OwnedFd, report: Report, stage: io::Result<i32>, hurry: bool) -> Result<(), Fail> {
+        drop(report);
+        let stage = stage.ok().and_then(Pid::from_raw).ok_or_else(|| other("cannot start a process"))?;
+        self.launches.push(Launch {
+            kind,
+            seq,
+            connection,
+            pipe,
+            buffer: Vec::new(),
+            pid: None,
+            stage,
+            warnings: Vec::new(),
+            failure: None,
+            deadline: hurry.then(|| Instant::now() + HANDSHAKE),
+        });
+        Ok(())
+    }
+
+    /// Read a launch's reports; at their end it has succeeded or failed.
+    fn hear(&mut self, index: usize) {
+        let launch = &mut self.launches[index];
+        let mut bytes = [0; 4096];
+        loop {
+            match rustix::io::read(&launch.pipe, &mut bytes) {
+                Ok(n) if n > 0 => launch.buffer.extend_from_slice(&bytes[..n]),
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(rustix::io::Errno::INTR) => continue,
+                _ => return self.settle(index),
+            }
+            for (tag, text) in take_frames(&mut launch.buffer) {
+                match tag {
+                    Tag::Pid => launch.pid = text.parse().ok().and_then(Pid::from_raw),
+                    Tag::Warning => launch.warnings.push(text),
+                    Tag::NotFound => launch.failure = Some((Failure::ExecutableNotFound, text)),
+                    Tag::Error => launch.failure = Some((Failure::Other, text)),
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, index: usize) {
+        let launch = self.launches.remove(index);
+        let (connection, seq) = (launch.connection, launch.seq);
+        let result = match (launch.failure, launch.pid) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(pid)) => Ok(pid),
+            (None, None) => Err(other("the process ended before it could start")),
+        };
+        match (launch.kind, result) {
+            (Kind::Transfer, Ok(pid)) => {
+                self.early.remove(&pid);
+                self.reply(connection, seq, Reply::Done, &[]);
+            }
+            (Kind::Run(id), Ok(pid)) => {
+                if let Err((kind, message)) = self.with(&id, |p| p.pid = Some(pid)) {
+                    return self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+                }
+                if let Ok(process) = self.find(&id) {
+                    self.hand_out(process, connection, seq, launch.warnings);
+                }
+                if let Some(status) = self.early.remove(&pid) {
+                    self.ended(pid, status);
+                }
+            }
+            (Kind::Create(_), Ok(pid)) if self.early.remove(&pid).is_some() => {
+                let (kind, message) = other("the container's init ended at once");
+                self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+            }
+            (Kind::Create(parts), Ok(pid)) => self.created(connection, seq, pid, *parts),
+            (kind, Err((failure, message))) => {
+                if let Kind::Run(id) = kind {
+                    self.processes.retain(|p| p.id != id);
+                }
+                if let Some(pid) = launch.pid {
+                    self.early.remove(&pid);
+                }
+                self.reply(connection, seq, Reply::Failed { kind: failure, message }, &[]);
+            }
+        }
+    }
+
+    fn created(&mut self, connection: u64, seq: u64, pid: Pid, (rootfs, devices, plan): (OwnedFd, Devices, Plan)) {
+        match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+            Ok(pidfd) => {
+                self.made = true;
+                let (user, capabilities) = (plan.user, plan.capabilities);
+                let container = Container { pid, pidfd, user, capabilities, _rootfs: rootfs, _devices: devices };
+                let fds = [container.pidfd.as_fd()];
+                self.reply(connection, seq, Reply::Started { warnings: Vec::new(), stdin: false, pid: pid.as_raw_nonzero().get() }, &fds);
+                self.container = Some(container);
+            }
+            Err(error) => {
+                let message = format!("pidfd_open: {error}");
+                self.reply(connection, seq, Reply::Failed { kind: Failure::Other, message }, &[]);
+            }
+        }
+    }
+
+    /// Kill launches that take too long.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        for launch in self.launches.iter_mut().filter(|l| l.deadline.is_some_and(|d| d <= now)) {
+            launch.deadline = None;
+            launch.failure = Some(other("the process did not start in time"));
+            for pid in [Some(launch.stage), launch.pid].into_iter().flatten() {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+
+    fn kill_all(&mut self) {
+        for launch in &self.launches {
+            for pid in [Some(launch.stage), launch.pid].into_iter().flatten() {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        if let Some(container) = &self.container {
+            let _ = kill_process(container.pid, Signal::KILL);
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut scratch = [0; 1024];
+        while rustix::io::read(&self.signals, &mut scratch).is_ok_and(|n| n > 0) {}
+        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+            let status = status
+                .exit_status()
+                .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+                .unwrap_or(255);
+            self.ended(pid, status);
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, status: i32) {
+        if self.container.as_ref().is_some_and(|c| c.pid == pid) {
+            // Closing the root file system is what unmounts it: a volatile one has nothing to sync.
+            self.container = None;
+            if self.ending.is_none() {
+                self.tell_all(&Message::Gone { status });
+            }
+            return;
+        }
+        if let Some(process) = self.processes.iter_mut().find(|p| p.pid == Some(pid)) {
+            process.pid = None;
+            process.status = Some(status);
+            process.stdin = None;
+            process.boxed = None;
+            let id = process.id.clone();
+            self.tell_all(&Message::Exited { id, status });
+        } else if !self.launches.iter().any(|l| l.stage == pid) {
+            // Perhaps a program that ended before its launch was heard of.
+            self.early.insert(pid, status);
+        }
+        if self.launches.is_empty() {
+            self.early.clear();
+        }
+    }
+}
+
+fn placement(place: &Placement, fds: &mut Fds) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Fail> {
+    let v1: Vec<OwnedFd> = fds.by_ref().take(place.v1_procs).collect();
+    let v2 = if place.v2_dir { fds.next() } else { None };
+    if v1.len() < place.v1_procs || v2.is_some() != place.v2_dir {
+        return Err(other("a cgroup is missing"));
+    }
+    Ok((v1, v2))
+}
+
+type Unboxed = (Plan, OwnedFd, Vec<(String, OwnedFd)>);
+
+fn unbox(boxed: &Boxed, fds: &mut Fds) -> Result<Unboxed, Fail> {
+    let config = fds.next().ok_or_else(|| other("config.json is missing"))?;
+    let plan = bundle::plan(&read_all(&config)?).map_err(other)?;
+    let rootfs = fds.next().ok_or_else(|| other("the root file system is missing"))?;
+    let binds: Vec<_> = boxed.binds.iter().cloned().zip(fds.by_ref().take(boxed.binds.len())).collect();
+    if binds.len() < boxed.binds.len() {
+        return Err(other("a bind mount is missing"));
+    }
+    Ok((plan, rootfs, binds))
+}
+
+fn read_all(fd: &OwnedFd) -> Result<Vec<u8>, Fail> {
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        let n = rustix::io::pread(fd, &mut chunk, bytes.len() as u64).map_err(other)?;
+        if n == 0 {
+            return Ok(bytes);
+        }
+        bytes.extend_from_slice(&chunk[..n]);
+    }
+}
+
+fn new_pipe() -> Result<(OwnedFd, OwnedFd), Fail> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(other)
+}
+
+fn report_pipe() -> Result<(OwnedFd, Report), Fail> {
+    let (reader, writer) = new_pipe()?;
+    rustix::io::ioctl_fionbio(&reader, true).map_err(other)?;
+    Ok((reader, Report(writer)))
+}
+
+/// Where `keep_only` has put a transfer's descriptors.
+#[allow(unsafe_code)]
+fn child_fds() -> (OwnedFd, Report) {
+    // SAFETY: `keep_only` has just made these two, and this child owns nothing else.
+    unsafe { (OwnedFd::from_raw_fd(3), Report(OwnedFd::from_raw_fd(4))) }
+}
+
+/// SIGCHLD as a descriptor.
+#[allow(unsafe_code)]
+fn child_signals() -> io::Result<OwnedFd> {
+    // SAFETY: a signal set on our stack; the descriptor is owned at once.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}

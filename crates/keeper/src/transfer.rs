@@ -1,0 +1,199 @@
+//! Tars into and out of a container, by our own code running inside it with the rights of the user: whatever
+//! a path leads to there, the user could have reached it himself.
+
+use crate::child::{self, Outcome, Stop, failed};
+use crate::exec;
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+const BUFFER: usize = 256 * 1024;
+
+/// What to do.
+#[derive(Debug)]
+pub struct Task<'a> {
+    /// Unpack?
+    pub inward: bool,
+    /// Name in the container's passwd; empty: root.
+    pub user: &'a str,
+    /// Destination or source; relative to the user's home.
+    pub path: &'a str,
+    /// Bounding set while it works.
+    pub capabilities: u64,
+}
+
+/// Do it with the tar on `pipe`, and end.
+pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
+    if task.user.contains(':') {
+        return Err(Stop::from(format!("unable to find user {}: no matching entries in passwd file", task.user)));
+    }
+    let user = exec::user(task.user)?;
+    let path = Path::new(&user.home).join(if task.path.is_empty() { "." } else { task.path });
+    let (dir, entry) = if task.inward || task.path.ends_with('/') || task.path.is_empty() {
+        (path.as_path(), None)
+    } else {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        (parent, path.file_name().map(PathBuf::from))
+    };
+    if task.inward {
+        exec::make_dir(dir, &user)?;
+    }
+    rustix::process::chdir(dir).map_err(failed(dir.display()))?;
+    child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true)?;
+    // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    if task.inward {
+        unpack(File::from(pipe))
+    } else {
+        pack(File::from(pipe), entry.as_deref())
+    }
+}
+
+/// A path as it may be unpacked: leading slashes are dropped, `..` is refused, as GNU tar does.
+fn relative(path: &Path) -> Outcome<PathBuf> {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                return Err(Stop::from(format!("{}: Member name contains '..'", path.display())));
+            }
+            _ => {}
+        }
+    }
+    Ok(clean)
+}
+
+fn unpack(pipe: File) -> Outcome<()> {
+    let mut archive = tar::Archive::new(pipe);
+    let mut directories = Vec::new();
+    let mut buffer = vec![0; BUFFER];
+    let mut any = false;
+    for entry in archive.entries().map_err(failed("tar"))? {
+        let mut entry = entry.map_err(failed("tar"))?;
+        any = true;
+        let path = relative(&entry.path().map_err(failed("tar"))?)?;
+        let say = || path.display().to_string();
+        let header = entry.header();
+        let mode = header.mode().map_err(failed(say()))? & 0o7777;
+        let mtime = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0);
+        let kind = header.entry_type();
+        if path.as_os_str().is_empty() {
+            continue;
+        }
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent).map_err(failed(say()))?;
+        }
+        match kind {
+            tar::EntryType::Directory => {
+                match std::fs::create_dir(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+                    other => other.map_err(failed(say()))?,
+                }
+                directories.push((path.clone(), mode & !0o022, mtime));
+            }
+            tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
+                clear(&path)?;
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = rustix::fs::open(&path, flags, Mode::from_raw_mode(mode & 0o777)).map_err(failed(say()))?;
+                let mut file = File::from(fd);
+                copy(&mut entry, &mut file, &mut buffer).map_err(failed(say()))?;
+                attributes(&mut entry, &file, &path)?;
+                rustix::fs::futimens(&file, &times(mtime)).map_err(failed(say()))?;
+            }
+            tar::EntryType::Symlink => {
+                clear(&path)?;
+                let target = entry.link_name().map_err(failed(say()))?.unwrap_or_default();
+                std::os::unix::fs::symlink(&*target, &path).map_err(failed(say()))?;
+            }
+            tar::EntryType::Link => {
+                clear(&path)?;
+                let target = relative(&entry.link_name().map_err(failed(say()))?.unwrap_or_default())?;
+                std::fs::hard_link(&target, &path).map_err(failed(say()))?;
+            }
+            tar::EntryType::Fifo => {
+                clear(&path)?;
+                let fifo = rustix::fs::FileType::Fifo;
+                rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, Mode::from_raw_mode(mode & 0o777), 0)
+                    .map_err(failed(say()))?;
+            }
+            tar::EntryType::XGlobalHeader => {}
+            other => return Err(Stop::from(format!("{}: cannot unpack an entry of type {other:?}", say()))),
+        }
+    }
+    if !any {
+        return Err(Stop::from("This does not look like a tar archive".to_owned()));
+    }
+    // Deepest first and last: writing into a directory changes its time, and may need a mode it will lose.
+    for (path, mode, mtime) in directories.into_iter().rev() {
+        let dir = File::open(&path).map_err(failed(path.display()))?;
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode)).map_err(failed(path.display()))?;
+        rustix::fs::futimens(&dir, &times(mtime)).map_err(failed(path.display()))?;
+    }
+    // Padding after the end of the archive is read, so that whoever writes it is not cut off.
+    let mut rest = archive.into_inner();
+    while rest.read(&mut buffer).map_err(failed("tar"))? > 0 {}
+    Ok(())
+}
+
+fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()> {
+    loop {
+        match from.read(buffer)? {
+            0 => return Ok(()),
+            n => to.write_all(&buffer[..n])?,
+        }
+    }
+}
+
+/// Make room for an entry that is not a directory.
+fn clear(path: &Path) -> Outcome<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(path.display())(e)),
+        _ => Ok(()),
+    }
+}
+
+/// File capabilities and the user's own attributes; others are not the user's to set.
+fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>, file: &File, path: &Path) -> Outcome<()> {
+    let Some(extensions) = entry.pax_extensions().map_err(failed(path.display()))? else { return Ok(()) };
+    for extension in extensions.flatten() {
+        let Some(name) = extension.key().ok().and_then(|k| k.strip_prefix("SCHILY.xattr.")) else { continue };
+        if name == "security.capability" || name.starts_with("user.") {
+            let value = extension.value_bytes();
+            rustix::fs::fsetxattr(file, name, value, rustix::fs::XattrFlags::empty())
+                .map_err(failed(format!("{}: attribute {name}", path.display())))?;
+        }
+    }
+    Ok(())
+}
+
+fn times(seconds: i64) -> rustix::fs::Timestamps {
+    let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
+    rustix::fs::Timestamps { last_access: time, last_modification: time }
+}
+
+fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
+    let mut builder = tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe));
+    builder.follow_symlinks(false);
+    let start = entry.unwrap_or(Path::new("."));
+    std::fs::symlink_metadata(start).map_err(failed(start.display()))?;
+    let mut pending = vec![start.to_owned()];
+    while let Some(path) = pending.pop() {
+        let kind = std::fs::symlink_metadata(&path).map_err(failed(path.display()))?.file_type();
+        if std::os::unix::fs::FileTypeExt::is_socket(&kind) {
+            continue;
+        }
+        builder.append_path(&path).map_err(failed(path.display()))?;
+        if kind.is_dir() {
+            let mut children = Vec::new();
+            for child in std::fs::read_dir(&path).map_err(failed(path.display()))? {
+                children.push(child.map_err(failed(path.display()))?.path());
+            }
+            children.sort_unstable_by(|a, b| b.cmp(a));
+            pending.extend(children);
+        }
+    }
+    builder.into_inner().and_then(|mut out| out.flush()).map_err(failed("tar"))
+}

@@ -1,0 +1,354 @@
+//! The figures that wardian promises, measured on a server of its own.
+
+use crate::code::{Code, MEGABYTE, fill};
+use crate::drive::Instance;
+use crate::host::{Host, ms};
+use crate::local::LocalServer;
+use crate::progress::Progress;
+use crate::report::{Phase, median};
+use crate::{Interrupted, image, interrupted, scale};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tokio::process::Command;
+use tokio::task::JoinSet;
+use wardian_garden::Client;
+
+/// Containers of the teardown measurement.
+const TEARDOWN: usize = 9;
+/// Megabytes of somebody else's dirty data.
+const FOREIGN_MB: usize = 1000;
+/// Containers of the memory measurement.
+const CROWD: usize = 20;
+/// Rounds of the comparison with crun.
+const ROUNDS: usize = 15;
+
+/// One figure.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub name: &'static str,
+    /// `ms`, `MB` or `ratio`.
+    pub unit: &'static str,
+    /// What it should be at most.
+    pub goal: Option<f64>,
+    /// Guardian's figure on the same kind of machine.
+    pub guardian: Option<f64>,
+    /// What it is; none when it was skipped.
+    pub measured: Option<f64>,
+}
+
+/// All figures.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figures {
+    /// One by one.
+    pub figures: Vec<Figure>,
+    /// What was skipped and why, and what else is to be known.
+    pub notes: Vec<String>,
+    /// The machine.
+    pub host: Host,
+}
+
+impl Figures {
+    fn put(
+        &mut self,
+        name: &'static str,
+        unit: &'static str,
+        goal: impl Into<Option<f64>>,
+        guardian: impl Into<Option<f64>>,
+        measured: f64,
+    ) {
+        let (goal, guardian) = (goal.into(), guardian.into());
+        eprintln!("  {name}: {measured:.2} {unit}");
+        self.figures.push(Figure { name, unit, goal, guardian, measured: Some(measured) });
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        let _ = writeln!(out, "{:<52} {:>6} {:>9} {:>9} {:>10}", "", "", "goal", "guardian", "measured");
+        for figure in &self.figures {
+            let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
+            let missed = matches!((figure.goal, figure.measured), (Some(goal), Some(is)) if is > goal);
+            let _ = writeln!(
+                out,
+                "{:<52} {:>6} {:>9} {:>9} {:>10}{}",
+                figure.name,
+                figure.unit,
+                cell(figure.goal),
+                cell(figure.guardian),
+                cell(figure.measured),
+                if missed { "  missed" } else { "" }
+            );
+        }
+        for note in &self.notes {
+            let _ = writeln!(out, "{note}");
+        }
+        let host = &self.host;
+        let _ = writeln!(
+            out,
+            "kernel {}, {} processors, store on {} ({}), cgroups {}, load {} at the begin",
+            host.kernel, host.cpus, host.filesystem, host.mount_options, host.cgroups, host.load
+        );
+        out
+    }
+
+    /// Write them as JSON.
+    pub fn save(&self, to: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self).context("encode the figures")?;
+        std::fs::write(to, json).with_context(|| format!("write {}", to.display()))
+    }
+}
+
+/// Measure everything.
+pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
+    let progress = Progress::new();
+    let server = LocalServer::start(program, location).await?;
+    let mut figures =
+        Figures { figures: Vec::new(), notes: Vec::new(), host: Host::probe(Some(&server.root())) };
+    let measured = tokio::select! {
+        measured = measure(&server, &mut figures, &progress) => measured,
+        signal = interrupted() => Err(Interrupted(signal?).into()),
+    };
+    if measured.is_err() {
+        progress.say("cleaning up");
+    }
+    let log = server.log_tail();
+    let stopped = server.stop().await;
+    match measured {
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => return Err(error.context(format!("The server's last words:\n{log}\nThe benchmark failed"))),
+        Ok(()) => stopped?,
+    }
+
+    progress.say("the whole story");
+    let mut options = scale::Options::new(program.to_owned());
+    options.location = location.map(Path::to_owned);
+    let story = scale::run(&options).await?;
+    figures.put("end of a pea beside 9 × 100 MB dirty, slowest", "ms", 5.0, 8000.0, story.slowest_pea_destroy_ms);
+    figures.put("the whole story 1 → 10 → 0", "ms", 1200.0, 4930.0, story.story_ms);
+    Ok(figures)
+}
+
+async fn measure(server: &LocalServer, figures: &mut Figures, progress: &Progress) -> Result<()> {
+    let tar = server.dir().join("image.tar");
+    image::build(&tar)?;
+    let image = tar.display().to_string();
+    let client = server.client()?;
+    // The first one imports the image.
+    Instance::create(client.clone(), "bench-warm".into(), image.clone()).await?.destroy().await?;
+
+    progress.say("create and destroy, one after the other");
+    let (mut creates, mut destroys) = (Vec::new(), Vec::new());
+    for n in 0..20 {
+        let begin = Instant::now();
+        let instance = Instance::create(client.clone(), format!("bench-serial-{n}"), image.clone()).await?;
+        creates.push(ms(begin.elapsed()));
+        let begin = Instant::now();
+        instance.destroy().await?;
+        destroys.push(ms(begin.elapsed()));
+    }
+    figures.put("create, serial p50", "ms", 6.0, 124.0, median(&creates));
+    figures.put("destroy, serial p50", "ms", 2.0, 292.0, median(&destroys));
+
+    progress.say("run");
+    let instance = Instance::create(client.clone(), "bench-run".into(), image.clone()).await?;
+    let (mut runs, mut peas) = (Vec::new(), Vec::new());
+    for n in 0..50 {
+        runs.push(timed_true(&instance, false).await?);
+        if n < 20 {
+            peas.push(timed_true(&instance, true).await?);
+        }
+    }
+    instance.destroy().await?;
+    figures.put("run true in a container p50", "ms", 2.5, 54.0, median(&runs));
+    figures.put("run true as a pea p50", "ms", 8.0, 175.0, median(&peas));
+
+    progress.say("destroy while everything is dirty");
+    let code = tokio::task::spawn_blocking(|| Code::generate(100)).await??;
+    let alone = teardown(&client, &image, &code).await?;
+    figures.put("9 destroys at once, 100 MB dirty each: slowest", "ms", 15.0, 1230.0, alone.max_ms);
+    server.trash_empty().await?;
+    let foreign = Foreign::write(server.dir().join("foreign"))?;
+    let beside = teardown(&client, &image, &code).await?;
+    drop(foreign);
+    figures.put("the same beside 1 GB of somebody else's dirty data", "ms", 15.0, None, beside.max_ms);
+    server.trash_empty().await?;
+
+    progress.say("memory");
+    let mut crowd = Vec::new();
+    for n in 0..CROWD {
+        crowd.push(Instance::create(client.clone(), format!("bench-crowd-{n}"), image.clone()).await?);
+    }
+    let pid = server.pid().context("the server has died")?;
+    figures.put("server, RSS with 20 containers", "MB", 20.0, 32.0, rss(pid)?);
+    let keepers = keepers_of(pid)?;
+    if keepers.is_empty() {
+        figures.notes.push("No keeper was found: its memory was not measured.".into());
+    } else {
+        let private: Vec<f64> = keepers.iter().filter_map(|pid| private_memory(*pid).ok()).collect();
+        figures.put("keeper, private memory p50", "MB", 1.0, 1.1, median(&private));
+    }
+    for instance in crowd {
+        instance.destroy().await?;
+    }
+    compare(server, figures, progress, &client, &image).await
+}
+
+async fn timed_true(instance: &Instance, pea: bool) -> Result<f64> {
+    let begin = Instant::now();
+    let ended = instance.run("true", &[], "", pea).await?;
+    let took = ms(begin.elapsed());
+    ensure!(ended.status == 0, "true ended with status {}: {}", ended.status, String::from_utf8_lossy(&ended.stderr));
+    Ok(took)
+}
+
+/// Destroy containers with code in them, all at once.
+async fn teardown(client: &Client, image: &str, code: &Code) -> Result<Phase> {
+    let mut instances = Vec::new();
+    for n in 0..TEARDOWN {
+        let instance = Instance::create(client.clone(), format!("bench-dirty-{n}"), image.to_owned()).await?;
+        instance.stream_in(code).await?;
+        instances.push(instance);
+    }
+    let begin = Instant::now();
+    let mut tasks = JoinSet::new();
+    for instance in instances {
+        tasks.spawn(async move {
+            let begin = Instant::now();
+            instance.destroy().await.map(|()| begin.elapsed())
+        });
+    }
+    let mut each = Vec::new();
+    while let Some(ended) = tasks.join_next().await {
+        each.push(ended.context("a destroy panicked")??);
+    }
+    Ok(Phase::new("destroy", begin.elapsed(), &each))
+}
+
+/// A file full of dirty pages; removed in the end, so that they are dropped and not written.
+struct Foreign(PathBuf);
+
+impl Foreign {
+    fn write(path: PathBuf) -> Result<Self> {
+        let mut file = std::fs::File::create_new(&path).context("make a file of foreign data")?;
+        let foreign = Self(path);
+        let mut block = vec![0; MEGABYTE];
+        for n in 0..FOREIGN_MB {
+            fill(&mut block, 1_000_000 + n as u64);
+            std::io::Write::write_all(&mut file, &block).context("write foreign data")?;
+        }
+        Ok(foreign)
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A field of smaps_rollup or status that is in kB, in MB.
+fn field(text: &str, name: &str) -> f64 {
+    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next());
+    value.and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+fn rss(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the server's status")?;
+    Ok(field(&status, "VmRSS"))
+}
+
+fn private_memory(pid: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read a keeper's memory")?;
+    Ok(field(&text, "Private_Clean") + field(&text, "Private_Dirty"))
+}
+
+/// Keepers that are children of this server.
+fn keepers_of(server: u32) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("look at the processes")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let value = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+        if value("Name:") == Some("wardian-keeper") && value("PPid:") == Some(&server.to_string()) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// create + run `true` + destroy, by turns with `crun run` of `true` on the same root file system.
+async fn compare(
+    server: &LocalServer,
+    figures: &mut Figures,
+    progress: &Progress,
+    client: &Client,
+    image: &str,
+) -> Result<()> {
+    const NAME: &str = "create + run true + destroy, of what crun run takes";
+    let bundle = server.dir().join("bundle");
+    let spec = std::fs::create_dir(&bundle)
+        .and_then(|()| std::process::Command::new("crun").arg("spec").current_dir(&bundle).output());
+    if !spec.is_ok_and(|spec| spec.status.success()) {
+        figures.notes.push("crun is not installed: the comparison with it was skipped.".into());
+        figures.figures.push(Figure { name: NAME, unit: "ratio", goal: Some(0.5), guardian: None, measured: None });
+        return Ok(());
+    }
+    progress.say("by turns with crun");
+    let archive = std::fs::File::open(image).context("open the image")?;
+    let mut archive = tar::Archive::new(archive);
+    archive.set_preserve_permissions(true);
+    archive.unpack(bundle.join("rootfs")).context("unpack the image for crun")?;
+    let path = bundle.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?).context("crun's config")?;
+    config["process"]["args"] = serde_json::json!(["true"]);
+    config["process"]["terminal"] = false.into();
+    std::fs::write(&path, serde_json::to_vec(&config)?).context("write crun's config")?;
+
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for n in 0..ROUNDS {
+        let begin = Instant::now();
+        let instance = Instance::create(client.clone(), format!("bench-turn-{n}"), image.to_owned()).await?;
+        timed_true(&instance, false).await?;
+        instance.destroy().await?;
+        ours.push(ms(begin.elapsed()));
+
+        let id = format!("wardian-bench-{}-{n}", std::process::id());
+        let begin = Instant::now();
+        let ran = Command::new("crun").args(["run", "--bundle"]).arg(&bundle).arg(&id).kill_on_drop(true).output();
+        let ran = ran.await.context("run crun")?;
+        theirs.push(ms(begin.elapsed()));
+        if !ran.status.success() {
+            bail!("crun run failed ({}): {}", ran.status, String::from_utf8_lossy(&ran.stderr));
+        }
+    }
+    let (ours, theirs) = (median(&ours), median(&theirs));
+    figures.notes.push(format!("by turns, p50: create + run true + destroy {ours:.1} ms; crun run {theirs:.1} ms"));
+    figures.put(NAME, "ratio", 0.5, None, ours / theirs);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missed_goal_is_marked() {
+        let mut figures = Figures { figures: Vec::new(), notes: vec!["note".into()], host: Host::default() };
+        figures.put("good", "ms", 2.0, 9.0, 1.0);
+        figures.put("bad", "ms", 2.0, None, 3.0);
+        let table = figures.table();
+        let line = |name: &str| table.lines().find(|l| l.starts_with(name)).unwrap().to_owned();
+        assert!(line("bad").ends_with("missed") && !line("good").ends_with("missed"));
+        assert!(table.contains("note"));
+    }
+
+    #[test]
+    fn fields_are_in_megabytes() {
+        assert!((field("VmRSS:\t  2048 kB\n", "VmRSS") - 2.0).abs() < 1e-9);
+        assert!(field("", "VmRSS").abs() < 1e-9);
+    }
+}

@@ -1,0 +1,107 @@
+//! The app: a small web server with a heap of code beside it, as one tar in memory.
+
+use crate::image::{USER_ID, header};
+use anyhow::Result;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+/// Where the app lives in a container.
+pub const APP: &str = "/home/vcap/app";
+/// The port it serves on, on the container's loopback.
+pub const PORT: u16 = 8080;
+/// What `/health` answers.
+pub const HEALTHY: &str = "healthy\n";
+
+/// One megabyte as `dd bs=1M` writes it.
+pub const MEGABYTE: usize = 1 << 20;
+
+/// The app's code, ready to be streamed into any number of containers.
+#[derive(Debug, Clone)]
+pub struct Code {
+    /// A tar to be unpacked in [`APP`]. In memory: a file would be dirty data of its own.
+    pub tar: Bytes,
+    /// A file of it, relative to [`APP`].
+    pub sample: String,
+    /// That file's SHA-256, in hex.
+    pub digest: String,
+}
+
+impl Code {
+    /// An app with `megabytes` files of one megabyte of pseudo-random bytes, each from its own seed:
+    /// nothing in it is sparse and no two files can share blocks.
+    pub fn generate(megabytes: usize) -> Result<Self> {
+        let mut tar = tar::Builder::new(Vec::with_capacity((megabytes + 1) * (MEGABYTE + 1024)));
+        let start = format!("#!/bin/sh\nexec busybox httpd -f -p 127.0.0.1:{PORT} -h {APP}\n");
+        let mut put = |name: &str, mode: u32, data: &[u8]| {
+            let mut header = header(tar::EntryType::Regular, mode, USER_ID, data.len() as u64);
+            tar.append_data(&mut header, name, data)
+        };
+        put("start.sh", 0o755, start.as_bytes())?;
+        put("health", 0o644, HEALTHY.as_bytes())?;
+        let (mut sample, mut digest) = ("start.sh".to_owned(), hex(&Sha256::digest(start.as_bytes())));
+        let mut block = vec![0u8; MEGABYTE];
+        for n in 0..megabytes {
+            fill(&mut block, n as u64 + 1);
+            let name = format!("code-{n:04}.bin");
+            put(&name, 0o644, &block)?;
+            if n == megabytes / 2 {
+                digest = hex(&Sha256::digest(&block));
+                sample = name;
+            }
+        }
+        Ok(Self { tar: tar.into_inner()?.into(), sample, digest })
+    }
+}
+
+/// Fill with the splitmix64 sequence of a seed.
+pub fn fill(block: &mut [u8], seed: u64) {
+    let mut state = seed.wrapping_mul(0xd134_2543_de82_ef95);
+    for chunk in block.chunks_mut(8) {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let bytes = (z ^ (z >> 31)).to_le_bytes();
+        chunk.copy_from_slice(&bytes[..chunk.len()]);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    #[test]
+    fn files_differ_and_the_sample_has_its_digest() {
+        let code = Code::generate(3).unwrap();
+        let mut files = Vec::new();
+        let mut found = false;
+        for entry in tar::Archive::new(&code.tar[..]).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            let mut data = Vec::new();
+            entry.read_to_end(&mut data).unwrap();
+            if name == code.sample {
+                found = true;
+                assert_eq!(hex(&Sha256::digest(&data)), code.digest);
+            }
+            if name.ends_with(".bin") {
+                assert_eq!(data.len(), MEGABYTE);
+                assert!(!data.chunks(4096).any(|page| page.iter().all(|b| *b == 0)), "a sparse page");
+                files.push(data);
+            }
+        }
+        assert!(found);
+        assert_eq!(files.len(), 3);
+        assert!(files[0] != files[1] && files[1] != files[2] && files[0] != files[2]);
+    }
+
+    #[test]
+    fn no_code_at_all_is_still_an_app() {
+        assert_eq!(Code::generate(0).unwrap().sample, "start.sh");
+    }
+}

@@ -1,0 +1,176 @@
+//! What an instance of the app asks of a Garden server.
+
+use crate::code::{APP, Code, HEALTHY, PORT};
+use crate::image::USER;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use wardian_garden::wire::{ContainerSpec, ImageRef, ProcessSpec};
+use wardian_garden::{Client, Io, Process};
+
+/// A step that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How a process ended, and what it said.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: i32,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+    /// From the last byte of its output until its exit status had come.
+    pub ending: Duration,
+}
+
+/// An app in a container.
+#[derive(Debug)]
+pub struct Instance {
+    client: Client,
+    /// The container.
+    pub handle: String,
+    image: String,
+    /// What holds the app's connections. In a mutex because a process cannot be shared between threads.
+    app: Mutex<Option<Process>>,
+}
+
+impl Instance {
+    /// Make a container for the app.
+    pub async fn create(client: Client, handle: String, image: String) -> Result<Self> {
+        let spec = ContainerSpec {
+            handle: handle.clone(),
+            image: ImageRef { uri: image.clone(), ..Default::default() },
+            ..Default::default()
+        };
+        patient(client.create(&spec)).await.with_context(|| format!("create {handle}"))?;
+        Ok(Self { client, handle, image, app: Mutex::new(None) })
+    }
+
+    /// Stream the code in.
+    pub async fn stream_in(&self, code: &Code) -> Result<()> {
+        let tar = std::io::Cursor::new(code.tar.clone());
+        let length = code.tar.len() as u64;
+        patient(self.client.stream_in(&self.handle, USER, APP, tar, Some(length)))
+            .await
+            .with_context(|| format!("stream the code into {}", self.handle))
+    }
+
+    /// Start the app.
+    pub async fn start(&self) -> Result<()> {
+        let spec = ProcessSpec {
+            path: "/bin/sh".into(),
+            args: vec!["start.sh".into()],
+            dir: APP.into(),
+            user: USER.into(),
+            ..Default::default()
+        };
+        let io = Io { stdin: None, stdout: false, stderr: true };
+        let app = patient(self.client.run(&self.handle, &spec, io)).await;
+        let app = app.with_context(|| format!("start the app in {}", self.handle))?;
+        if let Ok(mut kept) = self.app.lock() {
+            *kept = Some(app);
+        }
+        Ok(())
+    }
+
+    /// Ask whether the app is up, from a process with a root file system of its own, until it is.
+    pub async fn pea(&self) -> Result<Ended> {
+        let ask = format!(
+            "n=0; while [ $n -lt 1000 ]; do wget -q -O - http://127.0.0.1:{PORT}/health 2>/dev/null && exit 0; \
+             n=$((n+1)); sleep 0.01; done; echo 'the app does not answer' >&2; exit 1"
+        );
+        let what = format!("health check in {}", self.handle);
+        let ended = self.run("/bin/sh", &["-c", &ask], "", true).await.context(what.clone())?;
+        if ended.status != 0 || ended.stdout != HEALTHY.as_bytes() {
+            let said = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
+            let app = self.app_said().await;
+            bail!("{what} failed with status {}: {said}\nThe app's own words: {app}", ended.status);
+        }
+        Ok(ended)
+    }
+
+    /// Read a file of the code back in the container and compare its digest.
+    pub async fn verify(&self, code: &Code) -> Result<()> {
+        let file = format!("{APP}/{}", code.sample);
+        let ended = self.run("sha256sum", &[&file], USER, false).await?;
+        let found = String::from_utf8_lossy(&ended.stdout);
+        ensure!(
+            ended.status == 0 && found.split_whitespace().next() == Some(&code.digest),
+            "{file} in {} is not what was streamed in: expected {}, sha256sum said {found:?} {:?} (status {})",
+            self.handle,
+            code.digest,
+            String::from_utf8_lossy(&ended.stderr),
+            ended.status
+        );
+        Ok(())
+    }
+
+    /// Run something to its end.
+    pub async fn run(&self, path: &str, args: &[&str], user: &str, pea: bool) -> Result<Ended> {
+        let uri = if pea { self.image.clone() } else { String::new() };
+        let spec = ProcessSpec {
+            path: path.into(),
+            args: args.iter().map(|a| (*a).to_owned()).collect(),
+            user: user.into(),
+            image: ImageRef { uri, ..Default::default() },
+            ..Default::default()
+        };
+        let run = async {
+            let mut process = self.client.run(&self.handle, &spec, Io { stdin: None, stdout: true, stderr: true }).await?;
+            let (mut stdout, mut stderr) = (process.take_stdout(), process.take_stderr());
+            let started = Instant::now();
+            let read_out = async {
+                let (mut all, mut last) = (Vec::new(), started);
+                if let Some(from) = stdout.as_mut() {
+                    while from.read_buf(&mut all).await? > 0 {
+                        last = Instant::now();
+                    }
+                }
+                Ok::<_, std::io::Error>((all, last))
+            };
+            let read_err = async {
+                let mut all = Vec::new();
+                if let Some(from) = stderr.as_mut() {
+                    from.read_to_end(&mut all).await?;
+                }
+                Ok::<_, std::io::Error>(all)
+            };
+            let wait = async { (process.wait().await, Instant::now()) };
+            let (out, stderr, (status, ended)) = tokio::join!(read_out, read_err, wait);
+            let (stdout, last) = out?;
+            let ending = ended.saturating_duration_since(last);
+            anyhow::Ok(Ended { status: status?, stdout, stderr: stderr?, ending })
+        };
+        match tokio::time::timeout(PATIENCE, run).await {
+            Ok(ended) => ended.with_context(|| format!("run {path} in {}", self.handle)),
+            Err(_) => Err(anyhow!("{path} in {} did not end within {PATIENCE:?}", self.handle)),
+        }
+    }
+
+    /// What the app wrote to its standard error so far.
+    async fn app_said(&self) -> String {
+        let stderr = self.app.lock().ok().and_then(|mut app| app.as_mut()?.take_stderr());
+        let Some(mut stderr) = stderr else {
+            return "(none)".into();
+        };
+        let mut said = Vec::new();
+        let read = stderr.read_to_end(&mut said);
+        let _ = tokio::time::timeout(Duration::from_millis(200), read).await;
+        if said.is_empty() { "(none)".into() } else { String::from_utf8_lossy(&said).trim().to_owned() }
+    }
+
+    /// Destroy the container.
+    pub async fn destroy(&self) -> Result<()> {
+        patient(self.client.destroy(&self.handle)).await.with_context(|| format!("destroy {}", self.handle))
+    }
+}
+
+/// A request that must not take forever.
+async fn patient<T>(request: impl Future<Output = wardian_garden::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(PATIENCE, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(anyhow!("no answer within {PATIENCE:?}")),
+    }
+}

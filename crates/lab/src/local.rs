@@ -1,0 +1,205 @@
+//! A Garden server of one's own: started on a temporary store, and gone without a trace afterwards.
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use wardian_garden::Client;
+
+/// How long a server may take to answer its first ping.
+const START: Duration = Duration::from_secs(10);
+/// How long it may take to drain.
+const STOP: Duration = Duration::from_secs(20);
+/// How long its trash may take to become empty.
+const TRASH: Duration = Duration::from_secs(60);
+
+/// A server process with its temporary directories.
+#[derive(Debug)]
+pub struct LocalServer {
+    program: PathBuf,
+    child: Child,
+    /// Holds the store, the log and what the experiment needs besides; on the file system under test.
+    dir: TempDir,
+    /// Live state; on a tmpfs when there is one.
+    live: TempDir,
+}
+
+impl LocalServer {
+    /// Start `program serve` with its store in a new directory below `location`.
+    pub async fn start(program: &Path, location: Option<&Path>) -> Result<Self> {
+        ensure!(rustix::process::geteuid().is_root(), "containers can only be made by root: try sudo");
+        // /tmp is a tmpfs on many systems, where nothing is ever dirty.
+        let location = location.unwrap_or(Path::new("/var/tmp"));
+        let dir = tempfile::Builder::new()
+            .prefix("wardian-lab-")
+            .tempdir_in(location)
+            .with_context(|| format!("make a directory for the store in {}", location.display()))?;
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let volatile = ["/run", "/dev/shm"].into_iter().find(|place| {
+            crate::host::filesystem_of(&mountinfo, Path::new(place)).is_some_and(|(kind, _)| kind == "tmpfs")
+        });
+        let live = tempfile::Builder::new()
+            .prefix("wardian-lab-")
+            .tempdir_in(volatile.map_or(dir.path(), Path::new))
+            .context("make a directory for live state")?;
+        // Layers and root file systems are reached by mapped users too.
+        for path in [dir.path(), live.path()] {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+            std::fs::set_permissions(path, mode).with_context(|| format!("open up {}", path.display()))?;
+        }
+        let child = spawn(program, dir.path(), live.path())?;
+        let mut server = Self { program: program.to_owned(), child, dir, live };
+        if let Err(error) = server.ready().await {
+            let _ = server.child.kill().await;
+            return Err(error);
+        }
+        Ok(server)
+    }
+
+    /// A directory on the store's file system, for what the experiment needs.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The store.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        address(self.live.path())
+    }
+
+    /// A client of it.
+    pub fn client(&self) -> Result<Client> {
+        Client::new(&self.address()).context("address of the server")
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        let log = std::fs::read_to_string(log(self.dir.path())).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let client = self.client()?;
+        let until = Instant::now() + START;
+        loop {
+            if let Some(status) = self.child.try_wait().context("look after the server")? {
+                bail!("the server ended at once ({status}). Its last words:\n{}", self.log_tail());
+            }
+            match client.ping().await {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() > until => {
+                    bail!("the server does not answer: {error}. Its last words:\n{}", self.log_tail());
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    /// Wait until nothing is left to be deleted.
+    pub async fn trash_empty(&self) -> Result<()> {
+        let until = Instant::now() + TRASH;
+        let left = |name: &str| std::fs::read_dir(self.root().join(name)).map_or(0, Iterator::count);
+        loop {
+            let (trash, roots) = (left("trash"), left("rootfs"));
+            if trash + roots == 0 {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < until,
+                "{trash} things in the trash and {roots} root file systems are still there after {TRASH:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Destroy every container, stop the server, remove its directories. A server that has died is
+    /// started once more for it: containers outlive their server.
+    pub async fn stop(mut self) -> Result<()> {
+        let emptied = self.empty().await;
+        if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            let _ = kill_process(pid, Signal::TERM);
+            if tokio::time::timeout(STOP, self.child.wait()).await.is_err() {
+                let _ = self.child.kill().await;
+                eprintln!("the server did not stop within {STOP:?} and was killed");
+            }
+        }
+        if let Err(error) = emptied {
+            let (dir, live) = (self.dir.keep(), self.live.keep());
+            return Err(error.context(format!(
+                "containers may be left; the store is kept in {}, live state in {}",
+                dir.display(),
+                live.display()
+            )));
+        }
+        // A server whose run directory is on a disk mounts a tmpfs there.
+        let run = run(self.live.path());
+        let _ = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH);
+        self.live.close().context("remove the directory of live state")?;
+        self.dir.close().context("remove the directory of the store")
+    }
+
+    async fn empty(&mut self) -> Result<()> {
+        if self.child.try_wait().context("look after the server")?.is_some() {
+            eprintln!("the server has died; starting another one to clean up. Its last words:\n{}", self.log_tail());
+            self.child = spawn(&self.program, self.dir.path(), self.live.path())?;
+            self.ready().await?;
+        }
+        let client = self.client()?;
+        let handles = client.list(&BTreeMap::new()).await.context("list the containers that are left")?;
+        for handle in handles {
+            client.destroy(&handle).await.with_context(|| format!("destroy what is left of {handle}"))?;
+        }
+        self.trash_empty().await
+    }
+}
+
+fn run(live: &Path) -> PathBuf {
+    live.join("run")
+}
+
+fn log(dir: &Path) -> PathBuf {
+    dir.join("server.log")
+}
+
+fn address(live: &Path) -> String {
+    format!("unix:{}", live.join("garden.sock").display())
+}
+
+fn spawn(program: &Path, dir: &Path, live: &Path) -> Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(log(dir)).context("make the server's log")?;
+    let mut command = Command::new(program);
+    // Settings of the machine's own server must not reach this one.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("WARDIAN_") && name != "WARDIAN_KEEPER" && name != "WARDIAN_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(["serve", "--listen", &address(live), "--root"])
+        .arg(dir.join("root"))
+        .arg("--run")
+        .arg(run(live))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        // Ctrl-C in the terminal is for the lab, which still needs the server to clean up.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("start {} serve", program.display()))
+}

@@ -1,0 +1,74 @@
+//! What is going on, on standard error: bars on a terminal, lines elsewhere.
+
+use crate::report::Phase;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+/// Tells what is going on.
+#[derive(Debug)]
+pub struct Progress {
+    terminal: bool,
+}
+
+/// One phase on its way.
+#[derive(Debug)]
+pub struct Bar {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// To standard error.
+    pub fn new() -> Self {
+        Self { terminal: std::io::stderr().is_terminal() }
+    }
+
+    /// A line.
+    pub fn say(&self, what: &str) {
+        eprintln!("{what}");
+    }
+
+    /// A phase that so many instances go through.
+    pub fn phase(&self, name: &'static str, instances: usize) -> Bar {
+        let bar = self.terminal.then(|| {
+            let bar = ProgressBar::new(instances as u64).with_message(name);
+            if let Ok(style) = ProgressStyle::with_template("  {msg:<10} {bar:30} {pos}/{len} {elapsed}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Bar { bar }
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Bar {
+    /// One more instance is through.
+    pub fn step(&self) {
+        if let Some(bar) = &self.bar {
+            bar.inc(1);
+        }
+    }
+
+    /// All are through.
+    pub fn finish(&self, phase: &Phase) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        eprintln!("  {:<10} {:>3} in {:>8.1} ms", phase.name, phase.each_ms.len(), phase.wall_ms);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

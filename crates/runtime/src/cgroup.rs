@@ -1,0 +1,380 @@
+//! Cgroups of one server instance, v1 and v2 by file operations alone.
+//!
+//! Each hierarchy gets `/wardian-<tag>/<id>`; keepers live in `/wardian-<tag>/keepers`, outside every
+//! container's limits. A pea without limits of its own sits below its container: `<id>/<pea id>`.
+
+use rustix::fs::{Mode, OFlags};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Controllers as the mount names them: `cpu`, `cpu,cpuacct`, `name=systemd`; empty for v2.
+    pub name: String,
+    /// Where it is mounted.
+    pub path: PathBuf,
+}
+
+/// The hierarchies of this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hierarchies {
+    /// cgroup v1.
+    pub v1: Vec<Hierarchy>,
+    /// cgroup v2.
+    pub v2: Option<Hierarchy>,
+}
+
+impl Hierarchies {
+    /// Find them in the text of a `/proc/self/mountinfo`.
+    pub fn parse(mountinfo: &str) -> Self {
+        let mut found = Self::default();
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let mut right = right.split(' ');
+            let (kind, options) = (right.next().unwrap_or(""), right.nth(1).unwrap_or(""));
+            let Some(path) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+            match kind {
+                "cgroup" => {
+                    let known = |o: &&str| !matches!(*o, "rw" | "ro" | "xattr" | "clone_children" | "noprefix");
+                    let name: Vec<&str> = options.split(',').filter(known).collect();
+                    let name = name.join(",");
+                    if !found.v1.iter().any(|h| h.name == name) {
+                        found.v1.push(Hierarchy { name, path });
+                    }
+                }
+                "cgroup2" if found.v2.is_none() => found.v2 = Some(Hierarchy { name: String::new(), path }),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.v1.iter().chain(&self.v2)
+    }
+}
+
+/// Limits to write; zero means none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Bytes, swap included.
+    pub memory_bytes: u64,
+    /// v1 shares.
+    pub cpu_shares: u64,
+    /// Processes.
+    pub pids: u64,
+}
+
+/// Where a process goes: descriptors to hand to a keeper.
+#[derive(Debug, Default)]
+pub struct Entry {
+    /// `cgroup.procs` of each v1 hierarchy.
+    pub v1: Vec<OwnedFd>,
+    /// Directory of the v2 cgroup.
+    pub v2: Option<OwnedFd>,
+}
+
+impl Entry {
+    /// All of them in protocol order.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.v1.iter().chain(&self.v2).map(AsFd::as_fd).collect()
+    }
+}
+
+/// What went wrong, where.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {path}: {source}")]
+pub struct Error {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
+    move |source| Error { action, path: path.to_owned(), source }
+}
+
+/// The cgroups of one server.
+#[derive(Debug, Clone)]
+pub struct Cgroups {
+    hierarchies: Hierarchies,
+    top: String,
+}
+
+impl Cgroups {
+    /// Make the top cgroups.
+    ///
+    /// # Errors
+    /// When a hierarchy is read-only or full.
+    pub fn open(hierarchies: Hierarchies, tag: &str) -> Result<Self, Error> {
+        let this = Self { hierarchies, top: format!("wardian-{tag}") };
+        for hierarchy in this.hierarchies.all() {
+            // cpuset refuses tasks until its masks are set: let children copy them.
+            let top = hierarchy.path.join(&this.top);
+            make(&top)?;
+            if hierarchy.name.split(',').any(|c| c == "cpuset") {
+                copy_cpuset(&hierarchy.path, &top);
+                let _ = fs::write(top.join("cgroup.clone_children"), "1");
+            }
+            if this.hierarchies.v1.is_empty() {
+                for dir in [&hierarchy.path, &top] {
+                    for controller in ["cpu", "memory", "pids"] {
+                        // A controller that is missing shows when a limit is asked for.
+                        let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+                    }
+                }
+            }
+        }
+        this.make("keepers", Limits::default())?;
+        Ok(this)
+    }
+
+    /// `/wardian-<tag>`, as it stands in `linux.cgroupsPath`.
+    pub fn top(&self) -> &str {
+        &self.top
+    }
+
+    /// Names of the v1 hierarchies.
+    pub fn v1_names(&self) -> Vec<String> {
+        self.hierarchies.v1.iter().map(|h| h.name.clone()).collect()
+    }
+
+    fn dir(&self, hierarchy: &Hierarchy, id: &str) -> PathBuf {
+        hierarchy.path.join(&self.top).join(id)
+    }
+
+    /// Make the cgroup `id` with its limits and open the way in.
+    ///
+    /// # Errors
+    /// When a limit cannot be enforced or a directory not be made; nothing stays.
+    pub fn make(&self, id: &str, limits: Limits) -> Result<Entry, Error> {
+        let result = self.try_make(id, limits);
+        if result.is_err() {
+            self.remove(id);
+        }
+        result
+    }
+
+    fn try_make(&self, id: &str, limits: Limits) -> Result<Entry, Error> {
+        let only_v2 = self.hierarchies.v1.is_empty();
+        for hierarchy in self.hierarchies.all() {
+            let dir = self.dir(hierarchy, id);
+            make(&dir)?;
+            for (file, value) in limit_files(hierarchy, only_v2, limits) {
+                let path = dir.join(file);
+                fs::write(&path, value.to_string()).map_err(at("set limit", &path))?;
+            }
+        }
+        self.enter(id)
+    }
+
+    /// Open the way into an existing cgroup.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn enter(&self, id: &str) -> Result<Entry, Error> {
+        let mut entry = Entry::default();
+        for hierarchy in &self.hierarchies.v1 {
+            let path = self.dir(hierarchy, id).join("cgroup.procs");
+            entry.v1.push(fs::OpenOptions::new().write(true).open(&path).map_err(at("open", &path))?.into());
+        }
+        if let Some(hierarchy) = &self.hierarchies.v2 {
+            let path = self.dir(hierarchy, id);
+            let fd = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            entry.v2 = Some(fd.map_err(io::Error::from).map_err(at("open", &path))?);
+        }
+        Ok(entry)
+    }
+
+    /// Put a process of ours into the keepers' cgroup.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn adopt_keeper(&self, pid: i32) -> Result<(), Error> {
+        for hierarchy in self.hierarchies.all() {
+            let path = self.dir(hierarchy, "keepers").join("cgroup.procs");
+            fs::write(&path, pid.to_string()).map_err(at("attach to", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Kill what lives in `id`; a bounded number of rounds, since it may fork. `false`: something still lives.
+    pub fn kill(&self, id: &str) -> bool {
+        if let Some(v2) = &self.hierarchies.v2 {
+            // Only where everything is a member of the v2 hierarchy does this reach all; it never hurts.
+            drop(fs::write(self.dir(v2, id).join("cgroup.kill"), "1"));
+        }
+        for _ in 0..20 {
+            if self.signal(id, None, rustix::process::Signal::KILL) == 0 {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        false
+    }
+
+    /// Signal the members of `id` and below but `except`; how many there were. Each goes through a pidfd, and
+    /// only if the pid is still a member after the pidfd was opened.
+    pub fn signal(&self, id: &str, except: Option<i32>, signal: rustix::process::Signal) -> usize {
+        let members: Vec<i32> = self.members(id).into_iter().filter(|pid| Some(*pid) != except).collect();
+        let open = |raw: &i32| {
+            let pid = rustix::process::Pid::from_raw(*raw)?;
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok().map(|fd| (*raw, fd))
+        };
+        let opened: Vec<(i32, OwnedFd)> = members.iter().filter_map(open).collect();
+        let still = self.members(id);
+        for (_, fd) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
+            // It may have ended by itself in the meantime.
+            let _ = rustix::process::pidfd_send_signal(fd, signal);
+        }
+        members.len()
+    }
+
+    /// A hierarchy in which every process of ours is registered.
+    fn one_with_members(&self) -> Option<&Hierarchy> {
+        self.hierarchies.v1.iter().find(|h| h.name.contains("pids")).or(self.hierarchies.all().next())
+    }
+
+    /// Pids in `id` and below.
+    pub fn members(&self, id: &str) -> Vec<i32> {
+        let Some(hierarchy) = self.one_with_members() else { return Vec::new() };
+        let mut found = Vec::new();
+        collect_members(&self.dir(hierarchy, id), &mut found);
+        found
+    }
+
+    /// Remove `id` and the cgroups below it; what is busy stays, `false` says so.
+    pub fn remove(&self, id: &str) -> bool {
+        self.hierarchies.all().fold(true, |all, hierarchy| remove_tree(&self.dir(hierarchy, id)) && all)
+    }
+
+    /// Remove the top cgroups of this server if they are empty.
+    pub fn close(&self) {
+        self.remove("keepers");
+        for hierarchy in self.hierarchies.all() {
+            let _ = fs::remove_dir(hierarchy.path.join(&self.top));
+        }
+    }
+
+    /// Ids of all cgroups below the top one, but the keepers'.
+    pub fn list(&self) -> Vec<String> {
+        let mut ids = std::collections::BTreeSet::new();
+        for hierarchy in self.hierarchies.all() {
+            for entry in fs::read_dir(hierarchy.path.join(&self.top)).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) && entry.file_name() != "keepers" {
+                    ids.insert(entry.file_name().to_string_lossy().into_owned());
+                }
+            }
+        }
+        ids.into_iter().collect()
+    }
+}
+
+fn make(dir: &Path) -> Result<(), Error> {
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map_err(at("make cgroup", dir)),
+    }
+}
+
+fn copy_cpuset(from: &Path, to: &Path) {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if let Ok(value) = fs::read_to_string(from.join(file)) {
+            let _ = fs::write(to.join(file), value);
+        }
+    }
+}
+
+fn collect_members(dir: &Path, found: &mut Vec<i32>) {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    found.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            collect_members(&entry.path(), found);
+        }
+    }
+}
+
+fn remove_tree(dir: &Path) -> bool {
+    match fs::remove_dir(dir) {
+        Ok(()) => return true,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return true,
+        Err(_) => {}
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    fs::remove_dir(dir).is_ok()
+}
+
+/// Files and values for a hierarchy. The conversion of shares to weight is the one runc uses since 1.3.
+fn limit_files(hierarchy: &Hierarchy, only_v2: bool, limits: Limits) -> Vec<(&'static str, u64)> {
+    let has = |controller: &str| {
+        if hierarchy.name.is_empty() { only_v2 } else { hierarchy.name.split(',').any(|c| c == controller) }
+    };
+    let v2 = hierarchy.name.is_empty();
+    let mut files = Vec::new();
+    if limits.memory_bytes > 0 && has("memory") {
+        let bytes = limits.memory_bytes.min(i64::MAX as u64);
+        files.push((if v2 { "memory.max" } else { "memory.limit_in_bytes" }, bytes));
+    }
+    if limits.cpu_shares > 0 && has("cpu") {
+        if v2 {
+            files.push(("cpu.weight", weight(limits.cpu_shares)));
+        } else {
+            files.push(("cpu.shares", limits.cpu_shares));
+        }
+    }
+    if limits.pids > 0 && has("pids") {
+        files.push(("pids.max", limits.pids));
+    }
+    files
+}
+
+fn weight(shares: u64) -> u64 {
+    match shares {
+        0..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            let l = (shares as f64).log2();
+            10f64.powf((l * l + 125.0 * l) / 612.0 - 7.0 / 34.0).ceil() as u64
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_of_a_hybrid_host() {
+        let text = "\
+32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime shared:9 - cgroup cgroup rw,xattr,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+22 27 0:21 / /proc rw,relatime - proc proc rw";
+        let found = Hierarchies::parse(text);
+        let names: Vec<&str> = found.v1.iter().map(|h| h.name.as_str()).collect();
+        assert_eq!(names, ["cpu", "name=systemd"]);
+        assert_eq!(found.v2.unwrap().path, Path::new("/sys/fs/cgroup/unified"));
+    }
+
+    #[test]
+    fn shares_become_weights() {
+        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
+    }
+
+    #[test]
+    fn limits_go_to_the_hierarchy_that_has_the_controller() {
+        let limits = Limits { memory_bytes: 5, cpu_shares: 7, pids: 9 };
+        let v1 = |name: &str| Hierarchy { name: name.into(), path: "/x".into() };
+        assert_eq!(limit_files(&v1("cpu,cpuacct"), false, limits), [("cpu.shares", 7)]);
+        assert_eq!(limit_files(&v1(""), false, limits), []);
+        assert_eq!(limit_files(&v1(""), true, limits).len(), 3);
+    }
+}

@@ -1,0 +1,142 @@
+//! The server's end of a keeper's socket: many questions at once, events in between.
+
+use crate::wire::{Failure, Message, Op, Reply, Request};
+use rustix::net::RecvFlags;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::sync::{mpsc, oneshot};
+use wardian_sys::packet;
+
+/// Why a question has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The keeper is gone.
+    #[error("the container's keeper is gone")]
+    Gone,
+    /// The keeper says no.
+    #[error("{message}")]
+    Failed {
+        /// Kind.
+        kind: Failure,
+        /// Words.
+        message: String,
+    },
+    /// The socket failed.
+    #[error("talking to the keeper: {0}")]
+    Io(#[from] io::Error),
+    /// An answer of the wrong kind.
+    #[error("the keeper's answer makes no sense: {0}")]
+    Protocol(String),
+}
+
+/// Something that happened inside.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A process ended.
+    Exited {
+        /// Its id.
+        id: String,
+        /// Its status.
+        status: i32,
+    },
+    /// Pid 1 ended, or the keeper is gone.
+    Gone,
+}
+
+type Answer = Result<(Reply, Vec<OwnedFd>), Error>;
+type Waiting = Mutex<HashMap<u64, oneshot::Sender<Answer>>>;
+
+/// A connection to a keeper; clones share it.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// A `SOCK_SEQPACKET` socket: the runtime only needs to know when it is ready.
+    socket: UnixDatagram,
+    waiting: Waiting,
+    next: AtomicU64,
+}
+
+impl Keeper {
+    /// Talk over `socket`; events come out of the channel, `Gone` last.
+    ///
+    /// # Errors
+    /// When the socket cannot be registered with the runtime.
+    pub fn new(socket: OwnedFd) -> Result<(Self, mpsc::UnboundedReceiver<Event>), Error> {
+        rustix::io::ioctl_fionbio(&socket, true).map_err(io::Error::from)?;
+        let shared = Arc::new(Shared {
+            socket: UnixDatagram::from_std(socket.into())?,
+            waiting: Waiting::default(),
+            next: AtomicU64::new(1),
+        });
+        let (sender, events) = mpsc::unbounded_channel();
+        tokio::spawn(listen(shared.clone(), sender));
+        Ok((Self { shared }, events))
+    }
+
+    /// Ask, and wait for the answer.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ask(&self, op: Op, fds: &[BorrowedFd<'_>]) -> Answer {
+        let seq = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let bytes = serde_json::to_vec(&Request { seq, op }).map_err(|e| Error::Protocol(e.to_string()))?;
+        let (sender, answer) = oneshot::channel();
+        lock(&self.shared.waiting).insert(seq, sender);
+        let sent = self
+            .shared
+            .socket
+            .async_io(Interest::WRITABLE, || Ok(packet::send(self.shared.socket.as_fd(), &bytes, fds)?))
+            .await;
+        if let Err(error) = sent {
+            lock(&self.shared.waiting).remove(&seq);
+            return Err(match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Gone,
+                _ => Error::Io(error),
+            });
+        }
+        match answer.await.map_err(|_| Error::Gone)?? {
+            (Reply::Failed { kind, message }, _) => Err(Error::Failed { kind, message }),
+            other => Ok(other),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
+    loop {
+        let received = shared
+            .socket
+            .async_io(Interest::READABLE, || Ok(packet::receive(shared.socket.as_fd(), RecvFlags::DONTWAIT)?))
+            .await;
+        let (bytes, fds) = match received {
+            Ok((bytes, _)) if bytes.is_empty() => break,
+            Ok(message) => message,
+            Err(_) => break,
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(Message::Reply { seq, reply }) => {
+                if let Some(sender) = lock(&shared.waiting).remove(&seq) {
+                    // Nobody waits any more: the answer, and its descriptors, are dropped.
+                    drop(sender.send(Ok((reply, fds))));
+                }
+            }
+            Ok(Message::Exited { id, status }) => drop(events.send(Event::Exited { id, status })),
+            Ok(Message::Gone { .. }) => drop(events.send(Event::Gone)),
+            Err(_) => break,
+        }
+    }
+    lock(&shared.waiting).clear();
+    drop(events.send(Event::Gone));
+}

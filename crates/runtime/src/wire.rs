@@ -1,0 +1,208 @@
+//! What server and keeper say to each other: one JSON object a packet, descriptors beside it.
+//!
+//! WHEN CHANGING THIS: a new server talks to keepers that were started by an old one. Add optional fields;
+//! never change the meaning of an old one; raise [`VERSION`] when a server must know.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol, told in [`Reply::Hello`].
+pub const VERSION: u32 = 1;
+
+/// Descriptor numbers a keeper starts with.
+pub const LISTENER_FD: i32 = 3;
+/// The first connection.
+pub const CONNECTION_FD: i32 = 4;
+/// The mount namespace it enters first.
+pub const NURSERY_FD: i32 = 5;
+
+/// A question to the keeper. `seq` comes back in the answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the asker, unique among its open questions.
+    pub seq: u64,
+    /// What to do.
+    pub op: Op,
+}
+
+/// How a process is placed: the descriptors that come with it, in this order, after those of the operation.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Placement {
+    /// So many cgroup v1 `cgroup.procs` files, open for writing.
+    pub v1_procs: usize,
+    /// Then one directory of a v2 cgroup.
+    pub v2_dir: bool,
+}
+
+/// A root file system and what is mounted in it: descriptors in this order, before those of [`Placement`]:
+/// config.json, root file system, detached mounts for `binds`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Boxed {
+    /// Destinations of the bind mounts, in the order of their descriptors.
+    pub binds: Vec<String>,
+    /// Names of the mounted v1 hierarchies (`cpu`, `name=systemd`), for `/sys/fs/cgroup` inside.
+    pub v1_hierarchies: Vec<String>,
+}
+
+/// What to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Op {
+    /// Who are you? Answer: [`Reply::Hello`].
+    Hello,
+    /// Make the container. Descriptors: init program, network namespace, user namespace if `user`, then
+    /// [`Boxed`], then [`Placement`]. Answer: [`Reply::Started`] with pid 1's pidfd.
+    Create {
+        /// A user namespace comes along.
+        user: bool,
+        /// Root file system.
+        boxed: Boxed,
+        /// Where it runs.
+        place: Placement,
+    },
+    /// Run a program in the container; with `boxed` as a pea. Descriptors: process JSON ([`Exec`]), then
+    /// [`Boxed`] if given, then [`Placement`]. Answer: [`Reply::Started`] with stdin, stdout, stderr.
+    Run {
+        /// Its id.
+        id: String,
+        /// A root file system of its own.
+        boxed: Option<Boxed>,
+        /// Where it runs.
+        place: Placement,
+    },
+    /// Pack or unpack a tar inside. Descriptors: the tar's pipe, then [`Placement`]. Answer: [`Reply::Done`]
+    /// when it has ended.
+    Transfer {
+        /// Unpack?
+        inward: bool,
+        /// As whom: a name in the container's passwd; empty: root.
+        user: String,
+        /// Destination directory or source path.
+        path: String,
+        /// Where it runs.
+        place: Placement,
+    },
+    /// The stdio of a process. Answer: [`Reply::Started`] with stdin (while open), stdout, stderr.
+    Attach {
+        /// Its id.
+        id: String,
+    },
+    /// End of file on a process's stdin.
+    CloseStdin {
+        /// Its id.
+        id: String,
+    },
+    /// Signal a process.
+    Signal {
+        /// Its id.
+        id: String,
+        /// Number.
+        signal: i32,
+    },
+    /// The output of an ended process has been read: let its descriptors go.
+    Release {
+        /// Its id.
+        id: String,
+    },
+    /// End everything: kill pid 1, reap, close the root file system, answer, exit.
+    Destroy,
+}
+
+/// A program to run: what an OCI process object says, but the user is a name that is looked up inside.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Exec {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `K=V`; PATH, USER and HOME are added inside when missing.
+    pub env: Vec<String>,
+    /// Working directory; empty: home.
+    pub dir: String,
+    /// Make the working directory when missing (a pea's is not made, but replaced by `/`).
+    pub make_dir: bool,
+    /// As asked for; empty: root.
+    pub user: String,
+    /// `(RLIMIT number, value)`.
+    pub rlimits: Vec<(u32, u64)>,
+    /// Bounding set as a mask.
+    pub capabilities: u64,
+    /// Bounding set for processes that do not run as gid 0 (Garden's rule looks at the gid).
+    pub capabilities_non_root: u64,
+    /// `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privileges: bool,
+}
+
+/// A message from the keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Message {
+    /// The answer to a question.
+    Reply {
+        /// Of the question.
+        seq: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// A process ended.
+    Exited {
+        /// Its id.
+        id: String,
+        /// 128 + signal when killed.
+        status: i32,
+    },
+    /// Pid 1 ended without having been told to: everything inside is dead.
+    Gone {
+        /// Its status.
+        status: i32,
+    },
+}
+
+/// An answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// Who the keeper is.
+    Hello {
+        /// Its protocol.
+        version: u32,
+        /// Pid 1 of the container as the host sees it, while it lives.
+        init: Option<i32>,
+        /// Its processes, oldest first.
+        processes: Vec<ProcessState>,
+    },
+    /// Descriptors come along.
+    Started {
+        /// Things that went less well than asked.
+        warnings: Vec<String>,
+        /// Is stdin among the descriptors?
+        stdin: bool,
+        /// The process as the host sees it; 0 once it has ended.
+        pid: i32,
+    },
+    /// It is done.
+    Done,
+    /// It failed.
+    Failed {
+        /// Why.
+        kind: Failure,
+        /// In words.
+        message: String,
+    },
+}
+
+/// A process as the keeper knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// Its id.
+    pub id: String,
+    /// `None` while it runs.
+    pub status: Option<i32>,
+    /// A root file system of its own.
+    pub pea: bool,
+}
+
+/// Kinds of failure that mean something to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// The program is not there.
+    ExecutableNotFound,
+    /// No such process.
+    UnknownProcess,
+    /// Anything else.
+    Other,
+}

@@ -1,0 +1,178 @@
+//! Connections that have left HTTP: the control connection of a process, and its output.
+
+use crate::State;
+use crate::connection::Taken;
+use crate::reply::date;
+use crate::stream::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use wardian_engine::Process;
+use wardian_garden::wire::Payload;
+use wardian_garden::{Decoder, encode};
+
+/// How long a closing connection still listens: bytes that arrive unread would reset it, and the reset can
+/// overtake the last words.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A request that has been granted; its connection comes next.
+pub(crate) enum Accepted {
+    Process { process: Process, entry: Arc<Entry>, created: bool },
+    Output { entry: Option<Arc<Entry>>, stderr: bool },
+}
+
+impl Accepted {
+    /// Control a process. Its output is received from here on.
+    pub(crate) fn process(state: &State, process: Process, created: bool) -> Self {
+        let entry = state.streams.add(process.subscribe());
+        Self::Process { process, entry, created }
+    }
+
+    /// Read the output of a stream; one that does not exist is empty.
+    pub(crate) fn output(state: &State, stream_id: &str, stderr: bool) -> Self {
+        Self::Output { entry: state.streams.find(stream_id), stderr }
+    }
+}
+
+/// It says `chunked` and what follows is not: Go's server writes it so, and Go's client takes a reply over only
+/// if its head has a framing that keeps the connection open.
+fn head(status: &str, json: bool) -> Vec<u8> {
+    let kind = if json { "Content-Type: application/json\r\n" } else { "" };
+    let date = date(std::time::SystemTime::now());
+    format!("HTTP/1.1 {status}\r\n{kind}Date: {date}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes()
+}
+
+pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
+    let Taken { stream, early } = taken;
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    match accepted {
+        Accepted::Process { process, entry, created } => {
+            tokio::select! {
+                () = control(state, &mut reader, &mut writer, &early, &process, &entry, created) => {}
+                () = state.stopping() => state.streams.end(&entry),
+            }
+        }
+        Accepted::Output { entry, stderr } => {
+            tokio::select! {
+                _ = output(&mut writer, entry, stderr) => {}
+                // Nothing is to come from there but its end.
+                () = ended(&mut reader) => return,
+                () = state.stopping() => {}
+            }
+        }
+    }
+    let _ = writer.shutdown().await;
+    tokio::select! {
+        _ = tokio::time::timeout(LINGER, ended(&mut reader)) => {}
+        () = state.stopping() => {}
+    }
+}
+
+async fn ended(reader: &mut (impl AsyncRead + Unpin)) {
+    let mut buffer = [0; 4096];
+    while reader.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
+}
+
+async fn output(
+    writer: &mut (impl AsyncWrite + Unpin),
+    entry: Option<Arc<Entry>>,
+    stderr: bool,
+) -> std::io::Result<()> {
+    writer.write_all(&head("200 OK", false)).await?;
+    if let Some(entry) = entry {
+        while let Some(piece) = entry.next(stderr).await {
+            writer.write_all(&piece).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn control(
+    state: &Arc<State>,
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    early: &[u8],
+    process: &Process,
+    entry: &Arc<Entry>,
+    created: bool,
+) {
+    let id = process.id().to_owned();
+    let mut start = head(if created { "201 Created" } else { "200 OK" }, true);
+    let first = Payload { process_id: id.clone(), stream_id: entry.id.to_string(), ..Payload::default() };
+    start.extend(encode(&first));
+    let greeted = writer.write_all(&start).await.is_ok();
+    let status = tokio::select! {
+        status = process.wait(), if greeted => Some(status),
+        () = input(reader, early, process, greeted) => None,
+    };
+    let last = match status {
+        Some(Ok(status)) => Payload { exit_status: Some(status.into()), ..Payload::default() },
+        Some(Err(error)) => Payload { error: Some(error.to_string()), ..Payload::default() },
+        None => {
+            // The client has gone: the process sees the end of its input, and lives.
+            process.close_stdin().await;
+            state.streams.end(entry);
+            return;
+        }
+    };
+    let _ = writer.write_all(&encode(&Payload { process_id: id, ..last })).await;
+    let _ = writer.shutdown().await;
+    state.streams.end(entry);
+}
+
+/// Do what the client says, until it goes.
+async fn input(reader: &mut (impl AsyncRead + Unpin), early: &[u8], process: &Process, greeted: bool) {
+    if !greeted {
+        return;
+    }
+    let mut decoder = Decoder::default();
+    decoder.push(early);
+    let mut buffer = vec![0; 64 << 10];
+    let mut open = true;
+    loop {
+        loop {
+            match decoder.next::<Payload>() {
+                Ok(Some(payload)) => obey(process, payload, &mut open).await,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(process = process.id(), %error, "the client talks nonsense");
+                    return;
+                }
+            }
+        }
+        match reader.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => decoder.push(&buffer[..n]),
+        }
+    }
+}
+
+async fn obey(process: &Process, payload: Payload, open: &mut bool) {
+    let result = match payload {
+        Payload { tty: Some(_), .. } => Err("it has no terminal".to_owned()),
+        Payload { source: Some(_), data: Some(data), .. } if *open => {
+            let written = process.write_stdin(data.as_bytes()).await;
+            // The process has closed its end, or gone: signals still count.
+            *open = written.is_ok();
+            written.map_err(|error| error.to_string())
+        }
+        Payload { source: Some(_), data: Some(_), .. } => Ok(()),
+        Payload { source: Some(_), data: None, .. } => {
+            *open = false;
+            process.close_stdin().await;
+            Ok(())
+        }
+        Payload { signal: Some(signal @ 0..=1), .. } => {
+            let number = if signal == 0 { 15 } else { 9 };
+            process.signal(number).await.map_err(|error| error.to_string())
+        }
+        Payload { signal, .. } => {
+            *open = false;
+            process.close_stdin().await;
+            Err(signal.map_or("neither input nor signal".to_owned(), |n| format!("unknown signal {n}")))
+        }
+    };
+    if let Err(error) = result {
+        tracing::warn!(process = process.id(), error, "what the client asked of the process");
+    }
+}

@@ -1,0 +1,61 @@
+//! One connection: HTTP until a handler takes it over.
+//!
+//! Garden replies to run and attach with 201 or 200 and then leaves HTTP. hyper lets go of a connection only
+//! after a 101, so the takeover is done from outside: the handler tells the loop below which request has been
+//! accepted and never answers hyper; the loop takes hyper apart ([`http1::Connection::into_parts`]), which
+//! gives back the socket *and* the bytes that hyper has read ahead, and goes on with them alone.
+
+use crate::{State, Stream, attach, handler};
+use bytes::Bytes;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// A client that does not finish its request's head in this time is sent away.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection that has left HTTP.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) stream: Stream,
+    /// What the client sent early.
+    pub(crate) early: Bytes,
+}
+
+pub(crate) async fn serve(stream: Stream, state: Arc<State>) {
+    let (take, mut taken) = mpsc::channel::<attach::Accepted>(1);
+    let service = service_fn(|request| Box::pin(handler::handle(state.clone(), request, take.clone())));
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        // A client may close its side when it has said all, and still wants the answer.
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut stopping = false;
+    let accepted = loop {
+        tokio::select! {
+            biased;
+            Some(accepted) = taken.recv() => break accepted,
+            () = state.stopping(), if !stopping => {
+                stopping = true;
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
+            }
+            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection");
+                    return;
+                }
+                let mut parts = connection.into_parts();
+                let _ = tokio::io::AsyncWriteExt::shutdown(parts.io.inner_mut()).await;
+                return;
+            }
+        }
+    };
+    let parts = connection.into_parts();
+    let taken = Taken { stream: parts.io.into_inner(), early: parts.read_buf };
+    attach::run(&state, taken, accepted).await;
+}

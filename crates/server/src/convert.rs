@@ -1,0 +1,181 @@
+//! From the wire to the engine. What the engine cannot do yet is refused here, by name: nothing that a caller
+//! asks for is quietly left out.
+
+use std::fmt::Display;
+use wardian_engine as engine;
+use wardian_garden::wire;
+
+type Refusal = String;
+
+/// `value` of `field` must be zero.
+fn zero<T: Display + Default + PartialEq>(field: &str, value: &T) -> Result<(), Refusal> {
+    if *value == T::default() {
+        Ok(())
+    } else {
+        Err(format!("{field}: {value:?} is not supported yet", value = value.to_string()))
+    }
+}
+
+fn empty<T>(field: &str, values: &[T]) -> Result<(), Refusal>
+where
+    T: serde::Serialize,
+{
+    if values.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{field}: {} is not supported yet", serde_json::to_string(values).unwrap_or_default()))
+}
+
+fn image(image: &wire::ImageRef) -> Result<(), Refusal> {
+    zero("image.username", &image.username)?;
+    if image.password.is_empty() {
+        Ok(())
+    } else {
+        Err("image.password: (hidden) is not supported yet".into())
+    }
+}
+
+pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSpec, Refusal> {
+    image(&spec.image)?;
+    zero("grace_time", &spec.grace_time)?;
+    zero("network", &spec.network)?;
+    empty("netin", &spec.netin)?;
+    empty("netout_rules", &spec.netout_rules)?;
+    let limits = &spec.limits;
+    zero("limits.bandwidth_limits.rate", &limits.bandwidth_limits.rate)?;
+    zero("limits.bandwidth_limits.burst", &limits.bandwidth_limits.burst)?;
+    zero("limits.disk_limits.inode_soft", &limits.disk_limits.inode_soft)?;
+    zero("limits.disk_limits.inode_hard", &limits.disk_limits.inode_hard)?;
+    zero("limits.disk_limits.byte_soft", &limits.disk_limits.byte_soft)?;
+    zero("limits.disk_limits.byte_hard", &limits.disk_limits.byte_hard)?;
+    // The scope says what a disk limit counts: without a limit it says nothing.
+    let image = match (spec.image.uri, spec.rootfs) {
+        (uri, rootfs) if !uri.is_empty() && !rootfs.is_empty() => {
+            return Err("Cannot provide both Image.URI and RootFSPath".into());
+        }
+        (uri, rootfs) if uri.is_empty() => rootfs,
+        (uri, _) => uri,
+    };
+    Ok(engine::ContainerSpec {
+        handle: spec.handle,
+        image,
+        privileged: spec.privileged,
+        env: spec.env,
+        properties: spec.properties,
+        bind_mounts: bind_mounts(spec.bind_mounts)?,
+        limits: engine::Limits {
+            memory_bytes: limits.memory_limits.limit_in_bytes,
+            cpu_shares: shares(&limits.cpu_limits),
+            pids: limits.pid_limits.max,
+        },
+    })
+}
+
+pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Refusal> {
+    if let Some(tty) = &spec.tty {
+        return Err(format!("tty: {} is not supported yet", serde_json::to_string(tty).unwrap_or_default()));
+    }
+    image(&spec.image)?;
+    let pea = !spec.image.uri.is_empty();
+    if !pea && !spec.bind_mounts.is_empty() {
+        return Err("Running a process with bind mounts and no image provided is not allowed".into());
+    }
+    let limits = spec.limits.map(|limits| engine::Limits {
+        memory_bytes: limits.memory_limits.limit_in_bytes,
+        cpu_shares: shares(&limits.cpu_limits),
+        pids: 0,
+    });
+    if let Some(given) = limits.filter(|given| !pea && *given != engine::Limits::default()) {
+        return Err(format!(
+            "limits: memory {} and cpu {} of a process without an image of its own are not supported yet",
+            given.memory_bytes, given.cpu_shares
+        ));
+    }
+    Ok(engine::ProcessSpec {
+        id: spec.id,
+        path: spec.path,
+        args: spec.args,
+        env: spec.env,
+        dir: spec.dir,
+        user: spec.user,
+        rlimits: spec.rlimits.given().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        image: pea.then_some(spec.image.uri),
+        bind_mounts: bind_mounts(spec.bind_mounts)?,
+        limits: limits.filter(|_| pea),
+    })
+}
+
+fn shares(limits: &wire::CpuLimits) -> u64 {
+    if limits.weight > 0 { limits.weight } else { limits.limit_in_shares }
+}
+
+fn bind_mounts(mounts: Vec<wire::BindMount>) -> Result<Vec<engine::BindMount>, Refusal> {
+    mounts
+        .into_iter()
+        .map(|mount| {
+            zero("bind_mounts.origin", &mount.origin)?;
+            if mount.mode > 1 {
+                return Err(format!("bind_mounts.mode: {} is neither 0 nor 1", mount.mode));
+            }
+            Ok(engine::BindMount {
+                source: mount.src_path.into(),
+                destination: mount.dst_path.into(),
+                writable: mount.mode == 1,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wardian_garden::decode;
+
+    #[test]
+    fn what_cannot_be_done_is_named() {
+        for (body, says) in [
+            (r#"{"network":"10.0.0.0/30"}"#, "network: \"10.0.0.0/30\" is not supported yet"),
+            (r#"{"grace_time":5}"#, "grace_time: \"5\" is not supported yet"),
+            (
+                r#"{"limits":{"disk_limits":{"byte_hard":9}}}"#,
+                "limits.disk_limits.byte_hard: \"9\" is not supported yet",
+            ),
+            (
+                r#"{"netin":[{"host_port":1}]}"#,
+                "netin: [{\"host_port\":1,\"container_port\":0}] is not supported yet",
+            ),
+            (r#"{"netout_rules":[{"protocol":1}]}"#, "netout_rules: [{\"protocol\":1}] is not supported yet"),
+            (r#"{"image":{"password":"secret"}}"#, "image.password: (hidden) is not supported yet"),
+            (r#"{"bind_mounts":[{"mode":7}]}"#, "bind_mounts.mode: 7 is neither 0 nor 1"),
+            (r#"{"rootfs":"a","image":{"uri":"b"}}"#, "Cannot provide both Image.URI and RootFSPath"),
+        ] {
+            assert_eq!(container(decode(body.as_bytes()).unwrap()).unwrap_err(), says);
+        }
+        for (body, says) in [
+            (r#"{"tty":{}}"#, "tty: {} is not supported yet"),
+            (r#"{"image":{"uri":"a","username":"u"}}"#, "image.username: \"u\" is not supported yet"),
+            (
+                r#"{"bind_mounts":[{}]}"#,
+                "Running a process with bind mounts and no image provided is not allowed",
+            ),
+        ] {
+            assert_eq!(process(decode(body.as_bytes()).unwrap()).unwrap_err(), says);
+        }
+        assert!(process(decode(br#"{"limits":{"cpu_limits":{"weight":1}}}"#).unwrap()).is_err());
+    }
+
+    #[test]
+    fn what_can_be_done_arrives() {
+        let body = br#"{"rootfs":"a","limits":{"cpu_limits":{"limit_in_shares":5},"pid_limits":{"max":3},
+            "disk_limits":{"scope":1}},"bind_mounts":[{"src_path":"/s","dst_path":"/d","mode":1}]}"#;
+        let spec = container(decode(body).unwrap()).unwrap();
+        assert_eq!((spec.image.as_str(), spec.limits.cpu_shares, spec.limits.pids), ("a", 5, 3));
+        assert!(spec.bind_mounts[0].writable);
+        let body = br#"{"path":"x","rlimits":{"nofile":5},"image":{"uri":"i"},"limits":{}}"#;
+        let spec = process(decode(body).unwrap()).unwrap();
+        assert_eq!(spec.rlimits, [("nofile".to_owned(), 5)]);
+        assert_eq!((spec.image.as_deref(), spec.limits), (Some("i"), Some(engine::Limits::default())));
+        let spec = process(decode(br#"{"limits":{}}"#).unwrap()).unwrap();
+        assert_eq!(spec.limits, None);
+    }
+}

@@ -1,0 +1,82 @@
+//! What can go wrong at the door, and how the engine's errors look on the wire.
+
+use hyper::StatusCode;
+use std::path::PathBuf;
+use wardian_garden::{ErrorBody, ErrorKind};
+
+/// The server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not an address.
+    #[error("bad listen address {0:?}: expected unix:/path or tcp:ip:port")]
+    Address(String),
+    /// Another server answers there.
+    #[error("{0}: a server is already listening there")]
+    InUse(PathBuf),
+    /// Something else has that name.
+    #[error("{0}: exists and is not a socket")]
+    NotASocket(PathBuf),
+    /// TCP for others than this host.
+    #[error(
+        "tcp:{0} can be reached from other hosts, without any authentication: allow it with --insecure-listen"
+    )]
+    Insecure(std::net::SocketAddr),
+    /// The system said no.
+    #[error("listen on {address}: {step}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Doing what.
+        step: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The one place where the engine's errors become Garden's.
+pub(crate) fn to_wire(error: &wardian_engine::Error) -> ErrorBody {
+    use wardian_engine::Error as E;
+    let message = error.to_string();
+    match error {
+        E::UnknownHandle(handle) => {
+            ErrorBody { handle: handle.clone(), ..ErrorBody::new(ErrorKind::ContainerNotFound, message) }
+        }
+        E::UnknownProcess(id) => {
+            ErrorBody { process_id: id.clone(), ..ErrorBody::new(ErrorKind::ProcessNotFound, message) }
+        }
+        E::ExecutableNotFound(_) => ErrorBody::new(ErrorKind::ExecutableNotFound, message),
+        _ => ErrorBody::new(ErrorKind::Other, message),
+    }
+}
+
+/// The status that goes with an error body.
+pub(crate) fn status(body: &ErrorBody) -> StatusCode {
+    StatusCode::from_u16(body.kind().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wardian_engine::Error as E;
+
+    #[test]
+    fn engine_errors_have_gardens_types() {
+        let wire = to_wire(&E::UnknownHandle("h".into()));
+        assert_eq!((wire.kind.as_str(), wire.handle.as_str()), ("ContainerNotFoundError", "h"));
+        assert_eq!(wire.message, "unknown handle: h");
+        assert_eq!(status(&wire), 404);
+        let wire = to_wire(&E::UnknownProcess("p".into()));
+        assert_eq!((wire.kind.as_str(), wire.process_id.as_str()), ("ProcessNotFoundError", "p"));
+        assert_eq!(status(&wire), 404);
+        let wire = to_wire(&E::ExecutableNotFound("exec: \"x\"".into()));
+        assert_eq!((wire.kind.as_str(), wire.message.as_str()), ("ExecutableNotFoundError", "exec: \"x\""));
+        assert_eq!(status(&wire), 500);
+        for other in [E::BeingDestroyed, E::HandleInUse("h".into()), E::failed("mount", "no")] {
+            let wire = to_wire(&other);
+            assert_eq!((wire.kind.as_str(), wire.handle.as_str(), status(&wire).as_u16()), ("", "", 500));
+        }
+    }
+}

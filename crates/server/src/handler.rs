@@ -1,0 +1,180 @@
+//! What each route does.
+
+use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
+use crate::route::{Found, Route, find, query};
+use crate::{State, attach, convert, transfer};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::ORIGIN;
+use hyper::{Request, StatusCode};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use wardian_garden::wire;
+
+/// Longest JSON body.
+const BODY_LIMIT: usize = 1 << 20;
+/// Longest process specification: environments can be long.
+const PROCESS_LIMIT: usize = 4 << 20;
+/// Time for a JSON body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What to do with a request that was understood.
+pub(crate) enum Answer {
+    Reply(Reply),
+    /// Leave HTTP.
+    Accepted(attach::Accepted),
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(reply)
+    }
+}
+
+/// Answer one request. An error closes the connection without an answer.
+pub(crate) async fn handle(
+    state: Arc<State>,
+    request: Request<Incoming>,
+    take: mpsc::Sender<attach::Accepted>,
+) -> std::io::Result<Reply> {
+    // Browsers add it; nothing that should speak to a container engine does.
+    if request.headers().contains_key(ORIGIN) {
+        return Ok(text(StatusCode::FORBIDDEN, "requests from web pages are refused"));
+    }
+    let (route, segments) = match find(request.method(), request.uri().path()) {
+        Found::Route(route, segments) => (route, segments),
+        Found::WrongMethod(allowed) => return Ok(wrong_method(&allowed)),
+        Found::Unknown => return Ok(text(StatusCode::NOT_FOUND, "404 page not found")),
+        Found::Bad => return Ok(text(StatusCode::BAD_REQUEST, "400 Bad Request")),
+    };
+    let handle = segments.first().cloned().unwrap_or_default();
+    // In a task of its own: what has begun is finished, whether or not the client stays.
+    let work = state.working();
+    let answer = tokio::spawn(async move {
+        let answer = answer(&state, route, &segments, request).await;
+        drop(work);
+        answer
+    });
+    match answer.await {
+        Ok(Ok(Answer::Reply(reply))) => Ok(reply),
+        Ok(Ok(Answer::Accepted(accepted))) => {
+            if take.send(accepted).await.is_ok() {
+                // The connection is being taken over; this future is dropped with hyper.
+                pending::<()>().await;
+            }
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        Ok(Err(Failure::Gone)) => {
+            tracing::info!(handle, ?route, "the client has gone in the middle of its request");
+            Err(std::io::ErrorKind::ConnectionAborted.into())
+        }
+        Ok(Err(error)) => {
+            let body = error.body();
+            if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
+                tracing::info!(handle, ?route, error = body.message, "request failed");
+            } else {
+                tracing::error!(handle, ?route, error = body.message, "request failed");
+            }
+            Ok(failure(&body))
+        }
+        Err(error) => {
+            tracing::error!(handle, ?route, %error, "request panicked");
+            Ok(failure(&Failure::Refused("internal error".into()).body()))
+        }
+    }
+}
+
+async fn answer(
+    state: &Arc<State>,
+    route: Route,
+    segments: &[String],
+    request: Request<Incoming>,
+) -> Result<Answer, Failure> {
+    let engine = &state.engine;
+    let segment = |n: usize| segments.get(n).map_or("", String::as_str);
+    let handle = segment(0);
+    let reply = match route {
+        Route::Ping => done(),
+        Route::Capacity => {
+            let capacity = engine.capacity()?;
+            json(&wire::Capacity {
+                memory_in_bytes: capacity.memory_bytes,
+                disk_in_bytes: capacity.disk_bytes,
+                schedulable_disk_in_bytes: capacity.disk_bytes,
+                max_containers: capacity.max_containers,
+            })
+        }
+        Route::List => json(&wire::HandleList { handles: engine.list(&query(request.uri().query())) }),
+        Route::Create => {
+            let spec = convert::container(read(request, BODY_LIMIT).await?).map_err(Failure::Refused)?;
+            json(&wire::Created { handle: engine.create(spec).await? })
+        }
+        Route::Destroy => {
+            engine.destroy(handle).await?;
+            done()
+        }
+        Route::Info => info(engine.info(handle)?),
+        Route::Stop => {
+            let stop: wire::Stop = read(request, BODY_LIMIT).await?;
+            engine.stop(handle, stop.kill).await?;
+            done()
+        }
+        Route::Properties => json(&engine.properties(handle)),
+        Route::Property => json(&wire::PropertyValue { value: engine.property(handle, segment(1))? }),
+        Route::SetProperty => {
+            let property: wire::PropertyValue = read(request, BODY_LIMIT).await?;
+            engine.set_property(handle, segment(1), &property.value)?;
+            done()
+        }
+        Route::RemoveProperty => {
+            engine.remove_property(handle, segment(1))?;
+            done()
+        }
+        Route::StreamIn => transfer::stream_in(engine, handle, request).await?,
+        Route::StreamOut => transfer::stream_out(state, handle, &query(request.uri().query())).await?,
+        Route::Run => {
+            let spec = convert::process(read(request, PROCESS_LIMIT).await?).map_err(Failure::Refused)?;
+            let process = engine.run(handle, spec).await?;
+            return Ok(Answer::Accepted(attach::Accepted::process(state, process, true)));
+        }
+        Route::Attach => {
+            let process = engine.attach(handle, segment(1)).await?;
+            return Ok(Answer::Accepted(attach::Accepted::process(state, process, false)));
+        }
+        Route::Stdout => return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), false))),
+        Route::Stderr => return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), true))),
+        Route::Unsupported(name) => return Err(Failure::Refused(format!("{name} is not supported yet"))),
+    };
+    Ok(reply.into())
+}
+
+fn info(info: wardian_engine::Info) -> Reply {
+    json(&wire::ContainerInfo {
+        state: info.state,
+        events: Some(info.events).filter(|events| !events.is_empty()),
+        container_path: info.container_path,
+        properties: Some(info.properties),
+        mapped_ports: Some(Vec::new()),
+        ..wire::ContainerInfo::default()
+    })
+}
+
+/// Read a JSON body.
+async fn read<T: serde::de::DeserializeOwned>(
+    request: Request<Incoming>,
+    limit: usize,
+) -> Result<T, Failure> {
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(request.into_body(), limit).collect());
+    let body: Bytes = match body.await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            return Err(Failure::Refused("request body too large".into()));
+        }
+        Ok(Err(_)) => return Err(Failure::Gone),
+        Err(_) => return Err(Failure::Refused("the request body did not arrive in time".into())),
+    };
+    wardian_garden::decode(&body).map_err(|error| Failure::Refused(error.to_string()))
+}

@@ -1,0 +1,258 @@
+//! The door: who may come in, by which socket.
+
+use crate::{Error, Result};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// Where to listen: `unix:/path` or `tcp:ip:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// A unix socket's path.
+    Unix(PathBuf),
+    /// An address and port.
+    Tcp(SocketAddr),
+}
+
+impl std::str::FromStr for ListenAddr {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || Error::Address(text.into());
+        match text.split_once(':') {
+            Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            Some(("tcp", address)) => address.parse().map(Self::Tcp).map_err(|_| bad()),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl std::fmt::Display for ListenAddr {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(to, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(to, "tcp:{address}"),
+        }
+    }
+}
+
+/// Who may come in.
+#[derive(Debug, Clone)]
+pub struct SocketOptions {
+    /// Permission bits of a unix socket.
+    pub mode: u32,
+    /// Group of a unix socket, if the host has one of that name.
+    pub group: String,
+    /// Allow TCP on addresses that other hosts can reach.
+    pub insecure_listen: bool,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self { mode: 0o660, group: "wardian".into(), insecure_listen: false }
+    }
+}
+
+/// An open door.
+#[derive(Debug)]
+pub struct Listener(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Unix { listener: UnixListener, path: PathBuf, inode: u64 },
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listen. The socket file of a dead server is replaced; that of a live one is an error.
+    pub async fn bind(address: &ListenAddr, options: &SocketOptions) -> Result<Self> {
+        match address {
+            ListenAddr::Unix(path) => unix(path, options).await.map(Self),
+            ListenAddr::Tcp(ip) if !ip.ip().is_loopback() && !options.insecure_listen => {
+                Err(Error::Insecure(*ip))
+            }
+            ListenAddr::Tcp(ip) => {
+                let listener = TcpListener::bind(ip).await.map_err(failed(address, "bind"))?;
+                Ok(Self(Kind::Tcp(listener)))
+            }
+        }
+    }
+
+    /// Where it listens; with TCP port 0, the port that was given.
+    pub fn address(&self) -> io::Result<ListenAddr> {
+        match &self.0 {
+            Kind::Unix { path, .. } => Ok(ListenAddr::Unix(path.clone())),
+            Kind::Tcp(listener) => listener.local_addr().map(ListenAddr::Tcp),
+        }
+    }
+
+    pub(crate) async fn accept(&self) -> io::Result<Stream> {
+        match &self.0 {
+            Kind::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Kind::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Kind::Unix { path, inode, .. } = &self.0
+            && std::fs::symlink_metadata(&*path).is_ok_and(|now| now.ino() == *inode)
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn failed(address: &ListenAddr, step: &'static str) -> impl Fn(io::Error) -> Error {
+    let address = address.to_string();
+    move |source| Error::Listen { address: address.clone(), step, source }
+}
+
+async fn unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
+    let address = ListenAddr::Unix(path.into());
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(&address, "look")(error)),
+        Ok(there) if !there.file_type().is_socket() => return Err(Error::NotASocket(path.into())),
+        Ok(_) => match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(failed(&address, "see whether a server is there")(error)),
+            Ok(_) => return Err(Error::InUse(path.into())),
+        },
+    }
+    // It gets its name only when its permissions are right: nobody comes in before that.
+    let mut early = path.as_os_str().to_owned();
+    early.push(".new");
+    let early = PathBuf::from(early);
+    let _ = std::fs::remove_file(&early);
+    let listener = UnixListener::bind(&early).map_err(failed(&address, "bind"))?;
+    let open = || -> std::result::Result<u64, (&'static str, io::Error)> {
+        let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        if let Some(gid) = group_id(&groups, &options.group) {
+            std::os::unix::fs::chown(&early, None, Some(gid)).map_err(|e| ("set its group", e))?;
+        }
+        let mode = std::fs::Permissions::from_mode(options.mode);
+        std::fs::set_permissions(&early, mode).map_err(|e| ("set its mode", e))?;
+        let inode = std::fs::symlink_metadata(&early).map_err(|e| ("look", e))?.ino();
+        std::fs::rename(&early, path).map_err(|e| ("name it", e))?;
+        Ok(inode)
+    };
+    match open() {
+        Ok(inode) => Ok(Kind::Unix { listener, path: path.into(), inode }),
+        Err((step, error)) => {
+            let _ = std::fs::remove_file(&early);
+            Err(failed(&address, step)(error))
+        }
+    }
+}
+
+/// Number of the group `name` in the text of a group file.
+fn group_id(groups: &str, name: &str) -> Option<u32> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
+    })
+}
+
+/// A connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// Through a unix socket.
+    Unix(UnixStream),
+    /// Through TCP.
+    Tcp(TcpStream),
+}
+
+macro_rules! forward {
+    ($self:ident, $call:ident ( $($argument:expr),* )) => {
+        match $self.get_mut() {
+            Stream::Unix(stream) => Pin::new(stream).$call($($argument),*),
+            Stream::Tcp(stream) => Pin::new(stream).$call($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_read(cx, to))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write(cx, from))
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_flush(cx))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_shutdown(cx))
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write_vectored(cx, from))
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!("unix:/a b".parse::<ListenAddr>().unwrap(), ListenAddr::Unix("/a b".into()));
+        assert_eq!("tcp:[::1]:7".parse::<ListenAddr>().unwrap().to_string(), "tcp:[::1]:7");
+        for bad in ["", "/a", "unix:a", "tcp:localhost:7", "tcp:127.0.0.1", "udp:127.0.0.1:7"] {
+            assert!(bad.parse::<ListenAddr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn groups() {
+        let text = "root:x:0:\nwardianx:x:5:\nbroken\nwardian:x:77:a,b\n";
+        assert_eq!(group_id(text, "wardian"), Some(77));
+        assert_eq!(group_id(text, "nobody"), None);
+        assert_eq!(group_id(text, "broken"), None);
+    }
+
+    #[tokio::test]
+    async fn tcp_stays_on_this_host_unless_told() {
+        let anywhere = "tcp:0.0.0.0:0".parse().unwrap();
+        let options = SocketOptions::default();
+        assert!(matches!(Listener::bind(&anywhere, &options).await, Err(Error::Insecure(_))));
+        let options = SocketOptions { insecure_listen: true, ..options };
+        assert!(Listener::bind(&anywhere, &options).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_a_live_one_is_not() {
+        let folder = std::env::temp_dir().join(format!("wardian-door-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("s");
+        let (address, options) = (ListenAddr::Unix(path.clone()), SocketOptions::default());
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let first = Listener::bind(&address, &options).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+        assert!(matches!(Listener::bind(&address, &options).await, Err(Error::InUse(_))));
+        drop(first);
+        assert!(!path.exists());
+        std::fs::write(&path, "mine").unwrap();
+        assert!(matches!(Listener::bind(&address, &options).await, Err(Error::NotASocket(_))));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

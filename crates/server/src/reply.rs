@@ -1,0 +1,138 @@
+//! Replies as Go's server frames them.
+
+use crate::error;
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Frame};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::sync::mpsc;
+use wardian_garden::{ErrorBody, ErrorKind, encode};
+
+/// The body of a reply: known, or still being made.
+pub(crate) type ReplyBody = Either<Full<Bytes>, ChannelBody>;
+pub(crate) type Reply = Response<ReplyBody>;
+
+/// Pieces of a body from elsewhere. An error cuts the connection, so that the client sees a broken transfer.
+pub(crate) struct ChannelBody(pub(crate) mpsc::Receiver<io::Result<Bytes>>);
+
+impl Body for ChannelBody {
+    type Data = Bytes;
+    type Error = io::Error;
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0.poll_recv(cx).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+    }
+}
+
+/// Why a request is not answered with what it asked for.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The engine said no.
+    Engine(wardian_engine::Error),
+    /// The request is no good: the text says why.
+    Refused(String),
+    /// The client has gone in the middle of its request: there is nobody to answer.
+    Gone,
+}
+
+impl From<wardian_engine::Error> for Failure {
+    fn from(error: wardian_engine::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl Failure {
+    /// What the client reads.
+    pub(crate) fn body(&self) -> ErrorBody {
+        match self {
+            Self::Engine(error) => error::to_wire(error),
+            Self::Refused(message) => ErrorBody::new(ErrorKind::Other, message.as_str()),
+            Self::Gone => ErrorBody::new(ErrorKind::Other, "the client has gone"),
+        }
+    }
+}
+
+fn full(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Reply {
+    let mut reply = Response::new(Either::Left(Full::new(Bytes::from(body))));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply
+}
+
+pub(crate) fn json<T: serde::Serialize>(value: &T) -> Reply {
+    full(StatusCode::OK, "application/json", encode(value))
+}
+
+/// `{}`.
+pub(crate) fn done() -> Reply {
+    full(StatusCode::OK, "application/json", b"{}\n".to_vec())
+}
+
+pub(crate) fn failure(body: &ErrorBody) -> Reply {
+    full(error::status(body), "application/json", encode(body))
+}
+
+pub(crate) fn text(status: StatusCode, text: &str) -> Reply {
+    let mut reply = full(status, "text/plain; charset=utf-8", format!("{text}\n").into_bytes());
+    reply.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    reply
+}
+
+pub(crate) fn wrong_method(allowed: &str) -> Reply {
+    let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    if let Ok(allowed) = HeaderValue::from_str(allowed) {
+        reply.headers_mut().insert(ALLOW, allowed);
+    }
+    reply
+}
+
+pub(crate) fn tar(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Reply {
+    let mut reply = Response::new(Either::Right(ChannelBody(pieces)));
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    reply
+}
+
+/// Now, as HTTP writes it.
+pub(crate) fn date(now: std::time::SystemTime) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let seconds = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (days, time) = (seconds / 86400, seconds % 86400);
+    // Years begin in March, so that the leap day is the last (Hinnant, "chrono-compatible date algorithms").
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = (from_march + 2) % 12;
+    let year = year_of_era + era * 400 + u64::from(month < 2);
+    let (weekday, month) = (DAYS[(days % 7) as usize], MONTHS[month as usize]);
+    format!(
+        "{weekday}, {day:02} {month} {year} {:02}:{:02}:{:02} GMT",
+        time / 3600,
+        time / 60 % 60,
+        time % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::date;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn dates() {
+        for (seconds, text) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (1_795_420_033, "Mon, 23 Nov 2026 07:47:13 GMT"),
+        ] {
+            assert_eq!(date(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+}

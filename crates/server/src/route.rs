@@ -1,0 +1,185 @@
+//! Which request is for whom.
+
+use hyper::Method;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    Ping,
+    Capacity,
+    List,
+    Create,
+    Destroy,
+    Info,
+    Stop,
+    Properties,
+    Property,
+    SetProperty,
+    RemoveProperty,
+    StreamIn,
+    StreamOut,
+    Run,
+    Attach,
+    Stdout,
+    Stderr,
+    /// Part of the API, not of this server.
+    Unsupported(&'static str),
+}
+
+use Route::Unsupported as No;
+
+/// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
+const TABLE: [(&str, &str, Route); 28] = [
+    ("GET", "/ping", Route::Ping),
+    ("GET", "/capacity", Route::Capacity),
+    ("POST", "/containers", Route::Create),
+    ("GET", "/containers", Route::List),
+    ("GET", "/containers/bulk_info", No("bulk_info")),
+    ("GET", "/containers/bulk_metrics", No("bulk_metrics")),
+    ("DELETE", "/containers/:handle", Route::Destroy),
+    ("GET", "/containers/:handle/info", Route::Info),
+    ("PUT", "/containers/:handle/stop", Route::Stop),
+    ("PUT", "/containers/:handle/files", Route::StreamIn),
+    ("GET", "/containers/:handle/files", Route::StreamOut),
+    ("GET", "/containers/:handle/limits/bandwidth", No("limits/bandwidth")),
+    ("GET", "/containers/:handle/limits/cpu", No("limits/cpu")),
+    ("GET", "/containers/:handle/limits/disk", No("limits/disk")),
+    ("GET", "/containers/:handle/limits/memory", No("limits/memory")),
+    ("POST", "/containers/:handle/net/in", No("net/in")),
+    ("POST", "/containers/:handle/net/out", No("net/out")),
+    ("POST", "/containers/:handle/net/out/bulk", No("net/out/bulk")),
+    ("POST", "/containers/:handle/processes", Route::Run),
+    ("GET", "/containers/:handle/processes/:pid", Route::Attach),
+    ("GET", "/containers/:handle/processes/:pid/attaches/:streamid/stdout", Route::Stdout),
+    ("GET", "/containers/:handle/processes/:pid/attaches/:streamid/stderr", Route::Stderr),
+    ("PUT", "/containers/:handle/grace_time", No("grace_time")),
+    ("GET", "/containers/:handle/properties", Route::Properties),
+    ("PUT", "/containers/:handle/properties/:key", Route::SetProperty),
+    ("GET", "/containers/:handle/properties/:key", Route::Property),
+    ("DELETE", "/containers/:handle/properties/:key", Route::RemoveProperty),
+    ("GET", "/containers/:handle/metrics", No("metrics")),
+];
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// There, with the variable segments decoded.
+    Route(Route, Vec<String>),
+    /// The path exists with these methods.
+    WrongMethod(String),
+    /// Nowhere.
+    Unknown,
+    /// The path cannot be decoded.
+    Bad,
+}
+
+pub(crate) fn find(method: &Method, path: &str) -> Found {
+    let mut allowed = Vec::new();
+    for (its_method, pattern, route) in TABLE {
+        let Some(segments) = segments(pattern, path) else { continue };
+        if its_method == method.as_str() {
+            return match segments.into_iter().map(unescape).collect() {
+                Some(segments) => Found::Route(route, segments),
+                None => Found::Bad,
+            };
+        }
+        allowed.push(its_method);
+    }
+    if allowed.is_empty() { Found::Unknown } else { Found::WrongMethod(allowed.join(", ")) }
+}
+
+/// The variable segments if the path fits. The last one must not be empty.
+fn segments<'a>(pattern: &str, path: &'a str) -> Option<Vec<&'a str>> {
+    let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+    let mut found = Vec::new();
+    let mut empty = false;
+    loop {
+        match (pattern.next(), path.next()) {
+            (None, None) => return (!empty).then_some(found),
+            (Some(name), Some(segment)) if name.starts_with(':') => {
+                empty = segment.is_empty();
+                found.push(segment);
+            }
+            (Some(name), Some(segment)) if name == segment => empty = false,
+            _ => return None,
+        }
+    }
+}
+
+/// As Go unescapes a query: `+` is a space. `None`: a broken escape or not UTF-8.
+pub(crate) fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// The first value of each key of a query; pairs that cannot be decoded are left out, as Go does.
+pub(crate) fn query(text: Option<&str>) -> std::collections::BTreeMap<String, String> {
+    let mut map = std::collections::BTreeMap::new();
+    for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if let (Some(key), Some(value)) = (unescape(key), unescape(value)) {
+            map.entry(key).or_insert(value);
+        }
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(method: &str, path: &str) -> Found {
+        find(&method.parse().unwrap(), path)
+    }
+
+    #[test]
+    fn every_route_is_found_by_its_own_path() {
+        for (method, pattern, route) in TABLE {
+            assert!(
+                matches!(at(method, pattern), Found::Route(found, _) if found == route),
+                "{method} {pattern}"
+            );
+        }
+    }
+
+    #[test]
+    fn segments_are_decoded() {
+        let key = at("GET", "/containers/h/properties/a+b%2Fc");
+        assert_eq!(key, Found::Route(Route::Property, vec!["h".into(), "a b/c".into()]));
+        assert_eq!(at("GET", "/containers/h%zz/info"), Found::Bad);
+        assert_eq!(at("GET", "/containers//info"), Found::Route(Route::Info, vec![String::new()]));
+        assert_eq!(
+            at("DELETE", "/containers/bulk_info"),
+            Found::Route(Route::Destroy, vec!["bulk_info".into()])
+        );
+    }
+
+    #[test]
+    fn unknown_paths_and_wrong_methods() {
+        for path in ["/nope", "/", "/containers/", "/ping/", "/containers/h/processes/p/attaches/1/stdin"] {
+            assert_eq!(at("GET", path), Found::Unknown, "{path}");
+        }
+        assert_eq!(at("HEAD", "/ping"), Found::WrongMethod("GET".into()));
+        assert_eq!(at("OPTIONS", "/containers"), Found::WrongMethod("POST, GET".into()));
+        let patched = at("PATCH", "/containers/h/properties/k");
+        assert_eq!(patched, Found::WrongMethod("PUT, GET, DELETE".into()));
+    }
+
+    #[test]
+    fn queries() {
+        let found = query(Some("k=v&k=w&a%20b=c+d&e&%zz=1&=x"));
+        let expected = [("k", "v"), ("a b", "c d"), ("e", ""), ("", "x")];
+        assert_eq!(found, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    }
+}

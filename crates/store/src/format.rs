@@ -1,0 +1,99 @@
+//! `format.json`: which program may touch this store.
+//!
+//! Three sets of features, as ext4 has them: a program that does not know a *compat* feature may use the store, one
+//! that does not know a *ro_compat* feature may only read it, one that does not know an *incompat* feature must
+//! leave it alone. The store always writes, so the last two are the same to it.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// The version that this program writes. It changes only when feature sets cannot express the change.
+pub const VERSION: u32 = 1;
+
+/// Features without which this program's stores could not be read; none yet.
+const KNOWN_INCOMPAT: &[&str] = &[];
+/// Features without which this program's stores could not be written; none yet.
+const KNOWN_RO_COMPAT: &[&str] = &[];
+
+/// Why a store must be left alone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `format.json` is not what any version writes.
+    #[error("the store's format.json cannot be understood")]
+    Parse(#[source] serde_json::Error),
+    /// A later program made this store.
+    #[error("the store has format version {found}, this program knows versions up to {VERSION}")]
+    Version {
+        /// The version found.
+        found: u32,
+    },
+    /// The store uses features that this program does not know.
+    #[error("the store uses features that this program does not know: {}", .features.join(", "))]
+    Features {
+        /// Their names.
+        features: Vec<String>,
+    },
+}
+
+/// The contents of `format.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Format {
+    /// The version of the layout as a whole.
+    pub version: u32,
+    /// Features that others may ignore.
+    #[serde(default)]
+    pub compat: BTreeSet<String>,
+    /// Features that a writer must know.
+    #[serde(default)]
+    pub ro_compat: BTreeSet<String>,
+    /// Features that everybody must know.
+    #[serde(default)]
+    pub incompat: BTreeSet<String>,
+}
+
+impl Default for Format {
+    fn default() -> Self {
+        let none = BTreeSet::new;
+        Self { version: VERSION, compat: none(), ro_compat: none(), incompat: none() }
+    }
+}
+
+impl Format {
+    /// Reads the text of a `format.json` and refuses what this program must not touch.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let format: Self = serde_json::from_str(text).map_err(Error::Parse)?;
+        if format.version == 0 || format.version > VERSION {
+            return Err(Error::Version { found: format.version });
+        }
+        let unknown = |set: &BTreeSet<String>, known: &[&str]| {
+            set.iter().filter(|name| !known.contains(&name.as_str())).cloned().collect::<Vec<_>>()
+        };
+        let mut features = unknown(&format.incompat, KNOWN_INCOMPAT);
+        features.extend(unknown(&format.ro_compat, KNOWN_RO_COMPAT));
+        if features.is_empty() { Ok(format) } else { Err(Error::Features { features }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_and_what_is_not() {
+        let own = serde_json::to_string(&Format::default()).unwrap();
+        assert_eq!(Format::parse(&own).unwrap(), Format::default());
+        assert!(Format::parse(r#"{"version":1,"compat":["tea"],"later":3}"#).is_ok());
+        for (text, says) in [
+            (r#"{"version":2}"#, "format version 2"),
+            (r#"{"version":0}"#, "format version 0"),
+            (r#"{"version":1,"incompat":["erofs"]}"#, "erofs"),
+            (r#"{"version":1,"ro_compat":["quota"]}"#, "quota"),
+            ("", "cannot be understood"),
+        ] {
+            let error = Format::parse(text).unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Mounts as values: every mount here is *detached* and owned by a file descriptor. Nothing shows in the host's
+//! mount tree until [`attach`] is called, and dropping the last descriptor undoes the mount.
+//!
+//! The calls are the kernel's mount API (`open_tree(2)`, `mount_setattr(2)`, `fsopen(2)` and its kin); file
+//! system contexts report what they dislike in a log of their own, whose text is part of [`Error`].
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+pub use rustix::mount::MountAttrFlags;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MoveMountFlags, OpenTreeFlags};
+
+/// What a mount operation failed at. Every variant keeps the kernel's error number; [`Error::errno`] gives it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `open_tree(OPEN_TREE_CLONE)` was refused.
+    #[error("cannot clone the mount at {path:?}")]
+    OpenTree {
+        /// The path as given, relative to the directory descriptor; empty for the descriptor itself.
+        path: String,
+        /// The kernel's error.
+        source: Errno,
+    },
+    /// `mount_setattr` was refused.
+    #[error("cannot make the mount {what}")]
+    SetAttr {
+        /// What the mount was to become, in words.
+        what: &'static str,
+        /// The kernel's error.
+        source: Errno,
+    },
+    /// `move_mount` was refused.
+    #[error("cannot attach the mount")]
+    Attach {
+        /// The kernel's error; EINVAL also when the mount has been attached before.
+        source: Errno,
+    },
+    /// `fsopen` was refused: with ENODEV the kernel has no such file system.
+    #[error("cannot open a file system context for {fstype}")]
+    Open {
+        /// The file system type.
+        fstype: String,
+        /// The kernel's error.
+        source: Errno,
+    },
+    /// One option was refused.
+    #[error("{fstype} refuses the option {key}{}", said(.log))]
+    Option {
+        /// The file system type.
+        fstype: String,
+        /// The option's name, with its value where that is text.
+        key: String,
+        /// What the kernel wrote into the context's log; may be empty.
+        log: String,
+        /// The kernel's error.
+        source: Errno,
+    },
+    /// The file system could not be created from its options, or not be made a mount.
+    #[error("cannot create the {fstype} file system{}", said(.log))]
+    Create {
+        /// The file system type.
+        fstype: String,
+        /// What the kernel wrote into the context's log; may be empty.
+        log: String,
+        /// The kernel's error.
+        source: Errno,
+    },
+    /// A directory of an overlay's upper pair could not be opened.
+    #[error("cannot open the overlay directory {name}")]
+    Pair {
+        /// `upper` or `work`.
+        name: &'static str,
+        /// The kernel's error.
+        source: Errno,
+    },
+}
+
+fn said(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!(" (kernel: {log})") }
+}
+
+impl Error {
+    /// The kernel's error number, for callers that choose a fall-back by it.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::OpenTree { source, .. }
+            | Self::SetAttr { source, .. }
+            | Self::Attach { source }
+            | Self::Open { source, .. }
+            | Self::Option { source, .. }
+            | Self::Create { source, .. }
+            | Self::Pair { source, .. } => *source,
+        }
+    }
+}
+
+/// Clones the mount at `path` under `dir` into a detached one; an empty `path` means `dir` itself.
+///
+/// `recursive` takes the mounts below it along. The final component may be a symlink only if `path` is not
+/// empty; callers that handle untrusted paths resolve them first and pass an empty path.
+pub fn open_tree_clone(dir: impl AsFd, path: &str, recursive: bool) -> Result<OwnedFd, Error> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if path.is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(dir, path, flags)
+        .map_err(|source| Error::OpenTree { path: path.to_owned(), source })
+}
+
+/// The kernel's `struct mount_attr` (linux/mount.h, `MOUNT_ATTR_SIZE_VER0`).
+#[repr(C)]
+#[derive(Default)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// linux/mount.h
+const MOUNT_ATTR_RDONLY: u64 = 0x1;
+/// linux/mount.h; since 5.12
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
+fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    attr: &MountAttr,
+    what: &'static str,
+) -> Result<(), Error> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a NUL-terminated literal, `attr` is a live `struct mount_attr` of the size passed, and
+    // both are only read by the kernel during the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(Error::SetAttr { what, source: last_errno() }) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Makes a mount read-only, with `recursive` all the mounts below it too (all or none).
+pub fn set_readonly(mount: impl AsFd, recursive: bool) -> Result<(), Error> {
+    let attr = MountAttr { attr_set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+    mount_setattr(mount.as_fd(), recursive, &attr, "read-only")
+}
+
+/// Makes a detached mount read-only and idmapped by the user namespace: what is owned by 0 on disk appears as
+/// the namespace's root.
+///
+/// EINVAL when the file system does not support idmapped mounts, EPERM when the mount was attached or is
+/// idmapped already.
+pub fn set_idmap_readonly(mount: impl AsFd, userns: impl AsFd) -> Result<(), Error> {
+    let attr = MountAttr {
+        attr_set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP,
+        // A borrowed descriptor is never negative.
+        userns_fd: u64::from(userns.as_fd().as_raw_fd().unsigned_abs()),
+        ..MountAttr::default()
+    };
+    mount_setattr(mount.as_fd(), false, &attr, "read-only and idmapped")
+}
+
+/// Attaches the detached mount onto the directory (or file) that `target` is open on. No path is resolved.
+///
+/// A detached mount can be attached once.
+pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), Error> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, c"", target, c"", flags).map_err(|source| Error::Attach { source })
+}
+
+/// A file system context (`fsopen`), with its log.
+struct Context<'a> {
+    fstype: &'a str,
+    fd: OwnedFd,
+}
+
+impl<'a> Context<'a> {
+    fn open(fstype: &'a str) -> Result<Self, Error> {
+        match rustix::mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC) {
+            Ok(fd) => Ok(Self { fstype, fd }),
+            Err(source) => Err(Error::Open { fstype: fstype.to_owned(), source }),
+        }
+    }
+
+    /// What the kernel has to say: one message a read, each led by its level (`e `, `w `, `i `), ENODATA at the
+    /// end.
+    fn log(&self) -> String {
+        let mut text = String::new();
+        let mut message = [0_u8; 512];
+        // The kernel keeps eight messages; the bound only guards against a kernel that never ends.
+        for _ in 0..64 {
+            match rustix::io::read(&self.fd, &mut message) {
+                Ok(length) if length > 0 => {
+                    if !text.is_empty() {
+                        text.push_str("; ");
+                    }
+                    text.push_str(String::from_utf8_lossy(&message[..length]).trim_end());
+                }
+                Err(Errno::INTR) => {}
+                _ => break,
+            }
+        }
+        text
+    }
+
+    fn option(&self, key: String, result: rustix::io::Result<()>) -> Result<(), Error> {
+        result.map_err(|source| Error::Option {
+            fstype: self.fstype.to_owned(),
+            key,
+            log: self.log(),
+            source,
+        })
+    }
+
+    fn set(&self, key: &str, value: &str) -> Result<(), Error> {
+        match rustix::mount::fsconfig_set_string(&self.fd, key, value) {
+            Ok(()) => Ok(()),
+            refused => self.option(format!("{key}={value}"), refused),
+        }
+    }
+
+    fn set_flag(&self, key: &str) -> Result<(), Error> {
+        match rustix::mount::fsconfig_set_flag(&self.fd, key) {
+            Ok(()) => Ok(()),
+            refused => self.option(key.to_owned(), refused),
+        }
+    }
+
+    fn set_fd(&self, key: &CStr, value: BorrowedFd<'_>) -> Result<(), Error> {
+        match rustix::mount::fsconfig_set_fd(&self.fd, key, value) {
+            Ok(()) => Ok(()),
+            refused => self.option(key.to_string_lossy().into_owned(), refused),
+        }
+    }
+
+    fn mount(self, attrs: MountAttrFlags) -> Result<OwnedFd, Error> {
+        rustix::mount::fsconfig_create(&self.fd)
+            .and_then(|()| rustix::mount::fsmount(&self.fd, FsMountFlags::FSMOUNT_CLOEXEC, attrs))
+            .map_err(|source| Error::Create { fstype: self.fstype.to_owned(), log: self.log(), source })
+    }
+}
+
+/// Mounts a new instance of a file system type (tmpfs, proc, sysfs, devpts, mqueue, cgroup, cgroup2), detached.
+///
+/// `options` are `key=value` pairs, `flags` are options without a value; `attrs` are the mount's own attributes
+/// (nosuid, nodev, noexec, rdonly).
+pub fn fs_mount(
+    fstype: &str,
+    options: &[(&str, &str)],
+    flags: &[&str],
+    attrs: MountAttrFlags,
+) -> Result<OwnedFd, Error> {
+    let context = Context::open(fstype)?;
+    for (key, value) in options {
+        context.set(key, value)?;
+    }
+    for flag in flags {
+        context.set_flag(flag)?;
+    }
+    context.mount(attrs)
+}
+
+/// An overlay's upper and work directory, opened inside a detached clone of the directory that holds both.
+///
+/// The clone's root is that directory, so mountinfo shows `/upper` and `/work` and none of the host's paths. It
+/// is kept until the overlay is made.
+#[derive(Debug)]
+pub struct UpperPair {
+    upper: OwnedFd,
+    work: OwnedFd,
+    _clone: OwnedFd,
+}
+
+impl UpperPair {
+    /// Opens `upper` and `work` under the directory; neither may be a symlink.
+    pub fn open(dir: impl AsFd) -> Result<Self, Error> {
+        let clone = open_tree_clone(dir, "", false)?;
+        let open = |name: &'static str| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(&clone, name, flags, Mode::empty())
+                .map_err(|source| Error::Pair { name, source })
+        };
+        Ok(Self { upper: open("upper")?, work: open("work")?, _clone: clone })
+    }
+}
+
+/// An overlay to be mounted.
+#[derive(Debug)]
+pub struct Overlay<'a> {
+    /// The read-only layers, topmost first; detached (idmapped) mounts or plain directories. At least one.
+    pub lowers: Vec<BorrowedFd<'a>>,
+    /// The writable layer's directory.
+    pub upper: BorrowedFd<'a>,
+    /// The work directory, on the upper's file system and empty.
+    pub work: BorrowedFd<'a>,
+    /// Never sync: neither fsync inside nor the unmount waits for the disk. Without it an unmount syncs the
+    /// *whole* file system under the upper directory.
+    pub volatile: bool,
+}
+
+impl<'a> Overlay<'a> {
+    /// A volatile overlay over `lowers` (topmost first) that writes to the pair.
+    pub fn new(lowers: Vec<BorrowedFd<'a>>, pair: &'a UpperPair) -> Self {
+        Self { lowers, upper: pair.upper.as_fd(), work: pair.work.as_fd(), volatile: true }
+    }
+
+    /// Mounts it, detached and without device nodes.
+    ///
+    /// An [`Error::Option`] about `lowerdir+` means that this kernel does not take layers as descriptors, or
+    /// not of this kind (EOPNOTSUPP on 6.1, EBADF on 6.12 for detached mounts).
+    pub fn mount(&self) -> Result<OwnedFd, Error> {
+        let context = Context::open("overlay")?;
+        for lower in &self.lowers {
+            context.set_fd(c"lowerdir+", *lower)?;
+        }
+        context.set_fd(c"upperdir", self.upper)?;
+        context.set_fd(c"workdir", self.work)?;
+        // What a layer says about redirects and metadata-only files comes from an image and is not followed,
+        // however the kernel was built or its module configured.
+        context.set("metacopy", "off")?;
+        context.set("redirect_dir", "nofollow")?;
+        context.set("index", "off")?;
+        if self.volatile {
+            context.set_flag("volatile")?;
+        }
+        context.mount(MountAttrFlags::MOUNT_ATTR_NODEV)
+    }
+}
+
+/// Writes one open file's own dirty pages to the disk and waits for them; neither its metadata nor any journal
+/// is involved (`sync_file_range(2)`), so nobody else waits.
+pub fn write_back(file: impl AsFd) -> std::io::Result<()> {
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the call takes no pointers, and the descriptor is borrowed for its duration.
+    let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), 0, 0, flags) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Puts the calling thread into the idle I/O class: the disk serves it when nobody else asks (where the I/O
+/// scheduler knows classes).
+pub fn idle_io_class() -> std::io::Result<()> {
+    // linux/ioprio.h: IOPRIO_WHO_PROCESS with id 0 is the calling thread; IOPRIO_CLASS_IDLE is 3, in the bits
+    // above IOPRIO_CLASS_SHIFT (13).
+    const WHO_PROCESS: libc::c_long = 1;
+    const CLASS_IDLE: libc::c_long = 3 << 13;
+    // SAFETY: the call takes no pointers and changes only the calling thread's priority.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0_i64, CLASS_IDLE) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    #[test]
+    fn a_detached_tmpfs_can_be_used_through_its_descriptor() {
+        if !is_root() {
+            return;
+        }
+        let mount = fs_mount("tmpfs", &[("size", "64k")], &[], MountAttrFlags::MOUNT_ATTR_NODEV).unwrap();
+        rustix::fs::mkdirat(&mount, "a", Mode::RWXU).unwrap();
+        set_readonly(&mount, false).unwrap();
+        assert_eq!(rustix::fs::mkdirat(&mount, "b", Mode::RWXU), Err(Errno::ROFS));
+    }
+
+    #[test]
+    fn the_kernels_words_are_in_the_error() {
+        if !is_root() {
+            return;
+        }
+        let error = fs_mount("tmpfs", &[("size", "much")], &[], MountAttrFlags::empty()).unwrap_err();
+        assert!(error.to_string().contains("size=much (kernel: e tmpfs: Bad value"), "{error}");
+        let error = fs_mount("nosuchfs", &[], &[], MountAttrFlags::empty()).unwrap_err();
+        assert_eq!(error.errno(), Errno::NODEV);
+    }
+}

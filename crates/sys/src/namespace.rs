@@ -1,0 +1,214 @@
+//! Namespaces made ahead of the processes that will live in them.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// One line of a uid or gid map (`user_namespaces(7)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdMap {
+    /// First id inside.
+    pub inside: u32,
+    /// First id outside.
+    pub outside: u32,
+    /// How many.
+    pub size: u32,
+}
+
+/// A user namespace and a network namespace made inside it: one made outside would deny the container port
+/// 80, ping and sysfs.
+#[derive(Debug)]
+pub struct Pair {
+    /// `None`: privileged, ids are the host's.
+    pub user: Option<OwnedFd>,
+    /// Loopback is up.
+    pub network: OwnedFd,
+}
+
+const STACK: usize = 16 * 1024;
+
+extern "C" fn pause_forever(_: *mut libc::c_void) -> libc::c_int {
+    loop {
+        // SAFETY: pause takes nothing and touches no memory.
+        unsafe { libc::pause() };
+    }
+}
+
+/// A process that only pauses, in new namespaces: named by pid while we open what it holds, killed on drop.
+struct Placeholder {
+    pid: libc::pid_t,
+    _stack: Vec<u8>,
+}
+
+impl Placeholder {
+    fn new(flags: libc::c_int) -> io::Result<Self> {
+        let mut stack = vec![0u8; STACK];
+        // SAFETY: the child runs only `pause_forever` on `stack`, which lives until the child has been
+        // reaped in `drop`; CLONE_VM saves copying our page tables, and the child writes no shared memory
+        // (glibc's pause touches errno only when it returns, which only a handled signal could cause, and
+        // all are blocked below by being ignored: the child gets nothing but SIGKILL).
+        let pid = unsafe {
+            let top = stack.as_mut_ptr().add(STACK - 64);
+            let top = top.sub(top as usize % 16);
+            libc::clone(pause_forever, top.cast(), flags | libc::CLONE_VM, std::ptr::null_mut())
+        };
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { pid, _stack: stack })
+    }
+
+    fn open(&self, what: &str) -> io::Result<OwnedFd> {
+        Ok(fs::File::open(format!("/proc/{}/ns/{what}", self.pid))?.into())
+    }
+}
+
+impl Drop for Placeholder {
+    fn drop(&mut self) {
+        // SAFETY: `pid` is our unreaped child (made without an exit signal, hence __WALL), so the number
+        // cannot have been given to anyone else.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WALL);
+        }
+    }
+}
+
+/// Make a pair; an empty map means privileged (no user namespace).
+///
+/// # Errors
+/// The kernel's, from `clone(2)` or the map files.
+pub fn pair(uids: &[IdMap], gids: &[IdMap]) -> io::Result<Pair> {
+    let privileged = uids.is_empty();
+    let user_flag = if privileged { 0 } else { libc::CLONE_NEWUSER };
+    let holder = Placeholder::new(user_flag | libc::CLONE_NEWNET)?;
+    let user = if privileged {
+        None
+    } else {
+        let text = |maps: &[IdMap]| {
+            maps.iter().map(|m| format!("{} {} {}\n", m.inside, m.outside, m.size)).collect::<String>()
+        };
+        fs::write(format!("/proc/{}/uid_map", holder.pid), text(uids))?;
+        fs::write(format!("/proc/{}/gid_map", holder.pid), text(gids))?;
+        Some(holder.open("user")?)
+    };
+    let network = holder.open("net")?;
+    drop(holder);
+    raise_loopback(&network)?;
+    Ok(Pair { user, network })
+}
+
+/// Bring `lo` up in a network namespace. The calling thread visits it and comes back.
+fn raise_loopback(network: &OwnedFd) -> io::Result<()> {
+    let home = fs::File::open("/proc/thread-self/ns/net")?;
+    let enter = |fd: libc::c_int| {
+        // SAFETY: setns changes only this thread's network namespace.
+        if unsafe { libc::setns(fd, libc::CLONE_NEWNET) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    enter(network.as_raw_fd())?;
+    let result = set_up(c"lo");
+    enter(home.as_raw_fd()).expect("a thread can always return to its own network namespace");
+    result
+}
+
+fn set_up(name: &CStr) -> io::Result<()> {
+    // SAFETY: plain socket call; the descriptor is owned at once.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: `ifreq` is plain data; SIOC[GS]IFFLAGS read and write its name and flags only (netdevice(7)).
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()) {
+            *to = *from as libc::c_char;
+        }
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// The mount namespace that all keepers share: an empty tmpfs with one whole, writable, default-atime proc
+/// and sysfs (without them the kernel refuses a user namespace its own), and an empty `/r` to attach root
+/// file systems on.
+///
+/// # Errors
+/// The kernel's; the helper process reports which step failed.
+pub fn nursery() -> io::Result<OwnedFd> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // SAFETY: the child makes only system calls on static data between fork and _exit; it allocates nothing,
+    // so locks held by other threads at the time of the fork do not matter.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        let step = build_nursery();
+        // SAFETY: the step's number is one byte of our own stack; afterwards the child waits to be killed.
+        unsafe {
+            libc::write(writer.as_raw_fd(), (&raw const step).cast(), 1);
+        }
+        pause_forever(std::ptr::null_mut());
+    }
+    drop(writer);
+    let mut step = [0u8; 1];
+    let got = rustix::io::read(&reader, &mut step);
+    let opened = fs::File::open(format!("/proc/{pid}/ns/mnt"));
+    // SAFETY: `pid` is our unreaped child.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+    match (got, step[0]) {
+        (Ok(1), 0) => Ok(opened?.into()),
+        (_, step) => Err(io::Error::other(format!("making the keepers' mount namespace failed at step {step}"))),
+    }
+}
+
+/// 0, or the number of the step that failed. Runs between fork and exit: no allocation.
+fn build_nursery() -> u8 {
+    let none = std::ptr::null::<libc::c_char>();
+    let mount = |source: &CStr, target: &CStr, kind: &CStr, flags: libc::c_ulong| {
+        // SAFETY: all strings are static and end in NUL.
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, none.cast()) == 0 }
+    };
+    // SAFETY: system calls on static strings only.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNS) != 0 {
+            return 1;
+        }
+        if !mount(c"none", c"/", c"none", libc::MS_REC | libc::MS_PRIVATE) {
+            return 2;
+        }
+        if !mount(c"nursery", c"/tmp", c"tmpfs", 0) || libc::chdir(c"/tmp".as_ptr()) != 0 {
+            return 3;
+        }
+        for dir in [c"proc", c"sys", c"r"] {
+            if libc::mkdir(dir.as_ptr(), 0o755) != 0 {
+                return 4;
+            }
+        }
+        if !mount(c"proc", c"proc", c"proc", 0) || !mount(c"sysfs", c"sys", c"sysfs", 0) {
+            return 5;
+        }
+        if libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) != 0 {
+            return 6;
+        }
+        if libc::umount2(c".".as_ptr(), libc::MNT_DETACH) != 0 || libc::chdir(c"/".as_ptr()) != 0 {
+            return 7;
+        }
+    }
+    0
+}

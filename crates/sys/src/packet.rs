@@ -1,0 +1,96 @@
+//! One message with descriptors over a `SOCK_SEQPACKET` unix socket.
+
+use rustix::io::{IoSlice, IoSliceMut, Result};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, recvmsg,
+    sendmsg, socket_with, socketpair, sockopt,
+};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Most descriptors in one message: below the kernel's `SCM_MAX_FD` (253).
+pub const MAX_FDS: usize = 200;
+/// Most bytes in one message.
+pub const MAX_BYTES: usize = 128 * 1024;
+
+/// A connected pair.
+///
+/// # Errors
+/// The kernel's, from `socketpair(2)`.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    for end in [&a, &b] {
+        sockopt::set_socket_send_buffer_size(end, 2 * MAX_BYTES)?;
+    }
+    Ok((a, b))
+}
+
+/// `sun_path` holds 108 bytes, a directory descriptor's name in /proc always fits.
+fn address(dir: BorrowedFd<'_>, name: &str) -> Result<SocketAddrUnix> {
+    SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+}
+
+/// A listening socket called `name` in the directory `dir`.
+///
+/// # Errors
+/// The kernel's, from `socket(2)`, `bind(2)`, `listen(2)`.
+pub fn listen_at(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    bind(&fd, &address(dir, name)?)?;
+    listen(&fd, 16)?;
+    Ok(fd)
+}
+
+/// A connection to the socket `name` in the directory `dir`.
+///
+/// # Errors
+/// The kernel's; `ECONNREFUSED` when nobody listens any more.
+pub fn connect_at(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_send_buffer_size(&fd, 2 * MAX_BYTES)?;
+    connect(&fd, &address(dir, name)?)?;
+    Ok(fd)
+}
+
+/// Send one message.
+///
+/// # Errors
+/// The kernel's; `EMSGSIZE` above [`MAX_BYTES`] or [`MAX_FDS`].
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    if bytes.len() > MAX_BYTES || fds.len() > MAX_FDS {
+        return Err(rustix::io::Errno::MSGSIZE);
+    }
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receive one message; an empty one means that the peer is gone.
+///
+/// # Errors
+/// The kernel's; `EMSGSIZE` when the message was cut.
+pub fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0u8; MAX_BYTES];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got =
+        recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if got.flags.contains(rustix::net::ReturnFlags::TRUNC)
+        || got.flags.contains(rustix::net::ReturnFlags::CTRUNC)
+    {
+        return Err(rustix::io::Errno::MSGSIZE);
+    }
+    bytes.truncate(got.bytes);
+    Ok((bytes, fds))
+}

@@ -1,0 +1,208 @@
+//! Parsers for the files of `/proc`. They take text, never files: the caller reads, so that tests and fuzz targets
+//! can feed them anything.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// Why a text of `/proc` could not be understood.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A mountinfo line does not have the fields that proc_pid_mountinfo(5) names.
+    #[error("mountinfo line {line}: {what}")]
+    MountInfo {
+        /// The line's number, from 1.
+        line: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A counter is missing or is not a number.
+    #[error("{file} has no usable {field}")]
+    Counter {
+        /// The file of `/proc`.
+        file: &'static str,
+        /// The counter's name.
+        field: &'static str,
+    },
+}
+
+/// One mount, as a line of `/proc/<pid>/mountinfo` tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountInfo {
+    /// The mount's id; reused after its unmount.
+    pub id: u64,
+    /// The id of the mount that it is mounted on.
+    pub parent: u64,
+    /// Which directory of its file system the mount shows, unescaped.
+    pub root: PathBuf,
+    /// Where it is mounted, seen from the reading process's root; unescaped.
+    pub mount_point: PathBuf,
+    /// The mount's own options (`rw`, `nodev`, `idmapped`, …).
+    pub mount_options: Vec<String>,
+    /// The file system type, with its subtype where it has one (`fuse.sshfs`).
+    pub fs_type: String,
+    /// The source, unescaped: a device, or whatever the file system calls itself.
+    pub source: PathBuf,
+    /// The options of the superblock, still escaped because they are separated by commas.
+    pub super_options: Vec<String>,
+}
+
+impl MountInfo {
+    /// Whether this is an overlay that never syncs; kernels since 6.6 or so write `fsync=volatile`, older ones
+    /// `volatile`.
+    pub fn is_volatile(&self) -> bool {
+        self.super_options.iter().any(|option| option == "volatile" || option == "fsync=volatile")
+    }
+}
+
+/// Parses all of a `mountinfo` file, in its order.
+pub fn mountinfo(text: &str) -> Result<Vec<MountInfo>, Error> {
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(index, line)| {
+            mountinfo_line(line).map_err(|what| Error::MountInfo { line: index + 1, what })
+        })
+        .collect()
+}
+
+fn mountinfo_line(line: &str) -> Result<MountInfo, &'static str> {
+    // The number of optional fields varies; a lone hyphen ends them.
+    let (own, rest) = line.split_once(" - ").ok_or("no separator")?;
+    let mut own = own.split(' ');
+    let mut next = |what| own.next().ok_or(what);
+    let id = next("no id")?.parse().map_err(|_| "the id is not a number")?;
+    let parent = next("no parent")?.parse().map_err(|_| "the parent is not a number")?;
+    next("no device")?;
+    let root = unescape(next("no root")?);
+    let mount_point = unescape(next("no mount point")?);
+    let mount_options = options(next("no options")?);
+    let mut rest = rest.split(' ');
+    let fs_type = rest.next().filter(|name| !name.is_empty()).ok_or("no file system type")?.to_owned();
+    // An empty source is printed as nothing at all, between two blanks.
+    let source = unescape(rest.next().ok_or("no source")?);
+    let super_options = options(rest.next().unwrap_or_default());
+    Ok(MountInfo { id, parent, root, mount_point, mount_options, fs_type, source, super_options })
+}
+
+fn options(text: &str) -> Vec<String> {
+    text.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect()
+}
+
+/// Undoes the kernel's `\ooo` escapes (blank, tab, newline, backslash, hash). What only looks like an escape stays
+/// as it is.
+fn unescape(field: &str) -> PathBuf {
+    let mut rest = field.as_bytes();
+    let mut bytes = Vec::with_capacity(rest.len());
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = match tail {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if first == b'\\' => {
+                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
+            }
+            _ => None,
+        };
+        bytes.push(octal.unwrap_or(first));
+        rest = if octal.is_some() { &tail[3..] } else { tail };
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// What `/proc/meminfo` says about pages that wait for the disk. Bytes, of the whole host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemInfo {
+    /// Dirty: not yet on its way.
+    pub dirty: u64,
+    /// Under writeback right now.
+    pub writeback: u64,
+}
+
+/// Parses `/proc/meminfo`.
+pub fn meminfo(text: &str) -> Result<MemInfo, Error> {
+    let kibibytes = |field: &'static str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+            .and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024))
+            .ok_or(Error::Counter { file: "meminfo", field })
+    };
+    Ok(MemInfo { dirty: kibibytes("Dirty")?, writeback: kibibytes("Writeback")? })
+}
+
+/// What `/proc/vmstat` has counted since boot. Pages, of the whole host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VmStat {
+    /// Pages made dirty (`nr_dirtied`).
+    pub dirtied: u64,
+    /// Pages written to disks (`nr_written`).
+    pub written: u64,
+}
+
+/// Parses `/proc/vmstat`.
+pub fn vmstat(text: &str) -> Result<VmStat, Error> {
+    let pages = |field: &'static str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(' '))
+            .and_then(|value| value.trim().parse().ok())
+            .ok_or(Error::Counter { file: "vmstat", field })
+    };
+    Ok(VmStat { dirtied: pages("nr_dirtied")?, written: pages("nr_written")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines() {
+        let text = "\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
+36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 propagate_from:2 - ext3 /dev/root rw,errors=continue
+90 22 0:40 / /a\\040b\\134\\012\\9 ro - overlay over\\040lay rw,lowerdir+=/,upperdir=/upper,fsync=volatile
+91 22 0:41 / /c rw - tmpfs  rw
+";
+        let mounts = mountinfo(text).unwrap();
+        assert_eq!(mounts.len(), 4);
+        assert_eq!((mounts[0].id, mounts[0].parent), (22, 1));
+        assert_eq!(mounts[0].source, PathBuf::from("/dev/vda"));
+        assert_eq!(mounts[1].root, PathBuf::from("/mnt1"));
+        assert_eq!(mounts[1].fs_type, "ext3");
+        assert_eq!(mounts[1].super_options, ["rw", "errors=continue"]);
+        assert_eq!(mounts[2].mount_point, PathBuf::from("/a b\\\n\\9"));
+        assert_eq!(mounts[2].source, PathBuf::from("over lay"));
+        assert!(mounts[2].is_volatile());
+        assert!(!mounts[1].is_volatile());
+        assert_eq!(mounts[3].source, PathBuf::new());
+        assert_eq!(mounts[3].super_options, ["rw"]);
+    }
+
+    #[test]
+    fn broken_mountinfo_lines() {
+        for (text, what) in [
+            ("22 1 254:0 / / rw,relatime ext4 /dev/vda rw", "no separator"),
+            ("x 1 254:0 / / rw - ext4 /dev/vda rw", "the id is not a number"),
+            ("22 1 - ext4 /dev/vda rw", "no device"),
+            ("22 1 254:0 / / rw - ext4", "no source"),
+        ] {
+            assert_eq!(mountinfo(text), Err(Error::MountInfo { line: 1, what }), "{text}");
+        }
+    }
+
+    #[test]
+    fn counters() {
+        let text = "MemTotal: 10 kB\nDirty:               104 kB\nWriteback:             8 kB\nWritebackTmp: 1 kB\n";
+        assert_eq!(meminfo(text), Ok(MemInfo { dirty: 104 * 1024, writeback: 8 * 1024 }));
+        assert!(meminfo("Dirty: many kB\nWriteback: 0 kB").is_err());
+        assert!(meminfo("Dirty: 18446744073709551615 kB\nWriteback: 0 kB").is_err());
+        let text = "nr_dirty 3\nnr_dirtied 7\nnr_written 5\nnr_dirty_threshold 9\n";
+        assert_eq!(vmstat(text), Ok(VmStat { dirtied: 7, written: 5 }));
+        assert!(vmstat("nr_dirtied 7").is_err());
+    }
+
+    #[test]
+    fn this_kernels_files() {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{name}")).unwrap();
+        assert!(!mountinfo(&std::fs::read_to_string("/proc/self/mountinfo").unwrap()).unwrap().is_empty());
+        meminfo(&read("meminfo")).unwrap();
+        vmstat(&read("vmstat")).unwrap();
+    }
+}

@@ -1,0 +1,291 @@
+//! `wardian doctor`: what this host can do, and what was left behind on it.
+
+use anyhow::{Context, Result};
+use clap::Args as ClapArgs;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use wardian_lab::host::Host;
+
+/// Exit code when something was left behind.
+const LEAKS: u8 = 3;
+/// A process name as the kernel keeps it: 15 bytes.
+const KEEPER: &str = "wardian-keeper";
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// What to look at.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// List what belongs to no live container: keepers, mounts, cgroups, directories. Exit code 3 if there is any
+    #[arg(long)]
+    leaks: bool,
+    /// Live state of a server to look at; may be given more than once [default: /run/wardian and those of running servers]
+    #[arg(long, value_name = "DIR", requires = "leaks")]
+    run: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Something that belongs to no live container.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Leak {
+    /// `keeper`, `mount`, `cgroup` or `container`.
+    kind: &'static str,
+    /// What it is.
+    what: String,
+    /// Why it is thought to be left behind.
+    why: String,
+}
+
+/// What is known of a process.
+#[derive(Debug)]
+struct Process {
+    pid: u32,
+    comm: String,
+    arguments: Vec<String>,
+    cgroup: String,
+    mountinfo: String,
+}
+
+/// Containers with a record, over all run directories.
+#[derive(Debug, Default)]
+struct Records {
+    /// Containers by directory.
+    containers: BTreeMap<String, PathBuf>,
+    /// Tags of the instances.
+    tags: BTreeSet<String>,
+}
+
+/// Print what was found.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.leaks {
+        let leaks = find_leaks(&args.run)?;
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&leaks)?);
+        } else if leaks.is_empty() {
+            println!("nothing is left behind");
+        } else {
+            for leak in &leaks {
+                println!("{:<10} {}  ({})", leak.kind, leak.what, leak.why);
+            }
+        }
+        return Ok(if leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(LEAKS) });
+    }
+    let host = Host::probe(Some(Path::new("/var/lib")));
+    let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let overlay = filesystems.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay");
+    let user_namespaces = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    let user_namespaces = user_namespaces.ok().and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0);
+    if args.json {
+        let found = serde_json::json!({
+            "host": host,
+            "root": rustix::process::geteuid().is_root(),
+            "overlay": overlay,
+            "max_user_namespaces": user_namespaces,
+        });
+        println!("{}", serde_json::to_string_pretty(&found)?);
+    } else {
+        let yes = |is: bool| if is { "yes" } else { "no" };
+        println!("kernel           {}", host.kernel);
+        println!("processors       {}", host.cpus);
+        println!("memory           {}", wardian_lab::report::bytes(host.memory_bytes));
+        println!("root             {}", yes(rustix::process::geteuid().is_root()));
+        println!("overlay          {}", if overlay { "yes" } else { "not loaded: modprobe overlay" });
+        println!("user namespaces  at most {user_namespaces}");
+        println!("cgroups          {}", host.cgroups);
+        println!("/var/lib is on   {} ({})", host.filesystem, host.mount_options);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find_leaks(runs: &[PathBuf]) -> Result<Vec<Leak>> {
+    let processes = processes().context("look at the processes")?;
+    let mut dirs: BTreeSet<PathBuf> = runs.iter().filter_map(|p| std::path::absolute(p).ok()).collect();
+    if dirs.is_empty() {
+        dirs.insert("/run/wardian".into());
+        dirs.extend(processes.iter().filter_map(run_of_server));
+    }
+    let records = read_records(&dirs);
+    let mut leaks = BTreeSet::new();
+    keeper_leaks(&processes, &records, &mut leaks);
+    mount_leaks(&processes, &mut leaks);
+    cgroup_leaks(Path::new(CGROUPS), &records, &mut leaks);
+    Ok(leaks.into_iter().collect())
+}
+
+/// Processes that belong to wardian, and the names of all others' cgroups.
+fn processes() -> Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A process may end while it is looked at.
+        let read = |name: &str| {
+            let bytes = std::fs::read(entry.path().join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let comm = read("comm").trim().to_owned();
+        if !comm.starts_with("wardian") {
+            continue;
+        }
+        let arguments = read("cmdline").split('\0').map(str::to_owned).collect();
+        found.push(Process { pid, comm, arguments, cgroup: read("cgroup"), mountinfo: read("mountinfo") });
+    }
+    Ok(found)
+}
+
+/// The run directory that a server was given on its command line.
+fn run_of_server(process: &Process) -> Option<PathBuf> {
+    if process.arguments.get(1).map(String::as_str) != Some("serve") {
+        return None;
+    }
+    let mut arguments = process.arguments.iter();
+    while let Some(argument) = arguments.next() {
+        if argument == "--run" {
+            return arguments.next().map(PathBuf::from);
+        }
+        if let Some(run) = argument.strip_prefix("--run=") {
+            return Some(run.into());
+        }
+    }
+    None
+}
+
+fn read_records(runs: &BTreeSet<PathBuf>) -> Records {
+    let mut records = Records::default();
+    for run in runs {
+        let instance = std::fs::read_to_string(run.join("instance.json")).unwrap_or_default();
+        let instance: serde_json::Value = serde_json::from_str(&instance).unwrap_or_default();
+        if let Some(tag) = instance["tag"].as_str() {
+            records.tags.insert(tag.to_owned());
+        }
+        let Ok(containers) = std::fs::read_dir(run.join("containers")) else { continue };
+        for container in containers.flatten() {
+            records.containers.insert(container.file_name().to_string_lossy().into_owned(), container.path());
+        }
+    }
+    records
+}
+
+/// Whether a word of a command line or a cgroup path names this container.
+fn names(process: &Process, id: &str) -> bool {
+    process.arguments.iter().any(|a| a.split('/').any(|part| part == id))
+        || process.cgroup.split(['/', '\n']).any(|part| part == id)
+}
+
+fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {
+    let keepers: Vec<&Process> = processes.iter().filter(|p| p.comm == KEEPER).collect();
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let server_lives = processes.iter().any(|p| run_of_server(p).is_some() || p.comm == "wardian");
+    for keeper in &keepers {
+        let known = records.containers.keys().any(|id| names(keeper, id));
+        // A pooled keeper has no container yet; it belongs to a server that lives.
+        if !known && !server_lives {
+            let what = format!("process {} ({KEEPER})", keeper.pid);
+            leaks.insert(Leak { kind: "keeper", what, why: "no container has a record and no server runs".into() });
+        }
+    }
+    for (id, dir) in &records.containers {
+        let socket = dir.join("keeper.sock").display().to_string();
+        let kept = keepers.iter().any(|k| names(k, id)) || sockets.lines().any(|line| line.ends_with(&socket));
+        if !dir.join("state.json").exists() {
+            let why = "it has no state.json".into();
+            leaks.insert(Leak { kind: "container", what: dir.display().to_string(), why });
+        } else if !kept && keepers.is_empty() {
+            let why = "it has no keeper".into();
+            leaks.insert(Leak { kind: "container", what: dir.display().to_string(), why });
+        }
+    }
+}
+
+/// Root file systems that are attached where they can be seen: wardian's never are, on the host's side.
+fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
+    for process in processes {
+        for point in volatile_overlays(&process.mountinfo) {
+            let what = format!("overlay on {point} in process {} ({})", process.pid, process.comm);
+            leaks.insert(Leak { kind: "mount", what, why: "a root file system is attached".into() });
+        }
+    }
+}
+
+/// Mount points of volatile overlays that look like wardian's, from the text of mountinfo.
+fn volatile_overlays(mountinfo: &str) -> Vec<&str> {
+    let overlay = |line: &&str| {
+        line.split_once(" - overlay ").is_some_and(|(_, right)| {
+            // Kernels write it either way.
+            right.contains("volatile") && right.contains("/rootfs/")
+        })
+    };
+    mountinfo.lines().filter(overlay).filter_map(|line| line.split(' ').nth(4)).collect()
+}
+
+/// Cgroups of containers without a record and without processes.
+fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
+    let dirs = |path: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+    };
+    let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let hierarchies = std::iter::once(top.to_owned()).chain(dirs(top));
+    for instance in hierarchies.flat_map(|h| dirs(&h)).filter(|p| is_instance(&name(p))) {
+        for group in dirs(&instance) {
+            let id = name(&group);
+            let live = id == "keepers" || records.containers.contains_key(&id);
+            let processes = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            if !live && processes.trim().is_empty() {
+                let what = group.display().to_string();
+                leaks.insert(Leak { kind: "cgroup", what, why: "no record and no process".into() });
+            }
+        }
+        let tag = name(&instance).trim_start_matches("wardian-").to_owned();
+        if !records.tags.contains(&tag) && dirs(&instance).is_empty() {
+            let what = instance.display().to_string();
+            leaks.insert(Leak { kind: "cgroup", what, why: "no server has this tag".into() });
+        }
+    }
+}
+
+/// Whether this is the name of an instance's top cgroup.
+fn is_instance(name: &str) -> bool {
+    name.strip_prefix("wardian-").is_some_and(|tag| tag.len() == 8 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_of_volatile_are_seen() {
+        let line = |option: &str| {
+            format!("40 27 0:50 / /mnt/x rw - overlay overlay rw,lowerdir=/l,upperdir=/v/rootfs/a/upper,{option}\n")
+        };
+        assert_eq!(volatile_overlays(&line("volatile")), ["/mnt/x"]);
+        assert_eq!(volatile_overlays(&line("fsync=volatile")), ["/mnt/x"]);
+        assert!(volatile_overlays(&line("index=off")).is_empty());
+        assert!(volatile_overlays("27 1 254:0 / / rw - ext4 /dev/vda rw\n").is_empty());
+    }
+
+    #[test]
+    fn instance_names() {
+        assert!(is_instance("wardian-0a1b2c3d"));
+        assert!(!is_instance("wardian-keeper") && !is_instance("wardian-12345") && !is_instance("wardian"));
+    }
+
+    #[test]
+    fn a_cgroup_without_a_record_is_a_leak() {
+        let top = std::env::temp_dir().join(format!("wardian-doctor-{}", std::process::id()));
+        let instance = top.join("memory/wardian-0a1b2c3d");
+        for id in ["lost", "known", "keepers"] {
+            std::fs::create_dir_all(instance.join(id)).unwrap();
+        }
+        let mut records = Records::default();
+        records.containers.insert("known".into(), "/x".into());
+        let mut leaks = BTreeSet::new();
+        cgroup_leaks(&top, &records, &mut leaks);
+        std::fs::remove_dir_all(&top).unwrap();
+        let what: Vec<_> = leaks.iter().map(|l| l.what.rsplit('/').next().unwrap_or_default()).collect();
+        assert_eq!(what, ["lost"]);
+    }
+}

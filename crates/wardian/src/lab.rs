@@ -1,0 +1,89 @@
+//! `wardian lab`.
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use wardian_lab::{bench, scale};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Scale an app from one instance to many, with a health check beside each, and back to none
+    Scale(Scale),
+    /// Measure create, run, destroy and the memory they take
+    Bench(Bench),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Scale {
+    /// A Garden server: unix:/PATH or tcp:HOST:PORT [default: one started for the occasion]
+    #[arg(long, value_name = "ADDR")]
+    addr: Option<String>,
+    /// Instances that run before the scaling
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    from: usize,
+    /// Instances that run after it
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    to: usize,
+    /// Megabytes of code in each instance, in files of one megabyte
+    #[arg(long, value_name = "MB", default_value_t = 100)]
+    code_mb: usize,
+    /// Run a health check beside each instance (the default)
+    #[arg(long, overrides_with = "no_pea")]
+    pea: bool,
+    /// Run none
+    #[arg(long)]
+    no_pea: bool,
+    /// The image of app and health check [default: built on the spot from busybox]
+    #[arg(long, value_name = "URI")]
+    image: Option<String>,
+    /// Where the temporary store is made; its file system is the one under test [default: /var/tmp]
+    #[arg(long, value_name = "DIR", conflicts_with = "addr")]
+    root: Option<PathBuf>,
+    /// Write the figures there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    /// Where the temporary store is made; its file system is the one under test [default: /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Write the figures there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Run an experiment and print what it found.
+pub fn run(command: Command) -> Result<ExitCode> {
+    let program = std::env::current_exe().context("find this program")?;
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    match command {
+        Command::Scale(args) => {
+            let options = scale::Options {
+                from: args.from,
+                to: args.to,
+                code_mb: args.code_mb,
+                pea: args.pea || !args.no_pea,
+                image: args.image,
+                address: args.addr,
+                location: args.root,
+                program,
+            };
+            let report = runtime.block_on(scale::run(&options))?;
+            print!("\n{}", report.table());
+            if let Some(to) = args.json {
+                scale::save(&report, &to)?;
+            }
+        }
+        Command::Bench(args) => {
+            let figures = runtime.block_on(bench::run(&program, args.root.as_deref()))?;
+            print!("\n{}", figures.table());
+            if let Some(to) = args.json {
+                figures.save(&to)?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

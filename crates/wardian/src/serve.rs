@@ -1,0 +1,227 @@
+//! `wardian serve`: settings from flags, environment and a file, then the server.
+
+use anyhow::{Context, Result, ensure};
+use clap::Args as ClapArgs;
+use serde::Deserialize;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use wardian_engine::{Config, Engine};
+use wardian_server::{ListenAddr, Listener, SocketOptions};
+
+const ROOT: &str = "/var/lib/wardian";
+const RUN: &str = "/run/wardian";
+const SOCKET_MODE: u32 = 0o660;
+/// Where a package puts the keeper.
+const KEEPER: &str = "/usr/lib/wardian/wardian-keeper";
+
+/// Settings. A flag beats the environment, which beats the file, which beats the default.
+#[derive(Debug, Default, ClapArgs)]
+pub struct Args {
+    /// Where to listen: unix:/PATH or tcp:HOST:PORT; may be given more than once [default: unix:<run>/garden.sock]
+    #[arg(long, value_name = "ADDR", env = "WARDIAN_LISTEN", value_delimiter = ',')]
+    listen: Vec<String>,
+    /// The store: images, layers, root file systems [default: /var/lib/wardian]
+    #[arg(long, value_name = "DIR", env = "WARDIAN_ROOT")]
+    root: Option<PathBuf>,
+    /// Live state [default: /run/wardian]
+    #[arg(long, value_name = "DIR", env = "WARDIAN_RUN")]
+    run: Option<PathBuf>,
+    /// Image of containers that name none
+    #[arg(long, value_name = "IMAGE", env = "WARDIAN_DEFAULT_ROOTFS")]
+    default_rootfs: Option<String>,
+    /// Mode of unix sockets, octal [default: 0660]
+    #[arg(long, value_name = "MODE", env = "WARDIAN_SOCKET_MODE", value_parser = octal)]
+    socket_mode: Option<u32>,
+    /// Allow TCP addresses beyond loopback: whoever reaches them is root on this host
+    #[arg(long, env = "WARDIAN_INSECURE_LISTEN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    insecure_listen: Option<bool>,
+    /// Most containers at a time; 0: no bound [default: 0]
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONTAINERS")]
+    max_containers: Option<u64>,
+    /// Set no_new_privs on every process: set-uid programs gain nothing
+    #[arg(long, env = "WARDIAN_NO_NEW_PRIVILEGES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_new_privileges: Option<bool>,
+    /// The keeper program [default: wardian-keeper beside this program, else in /usr/lib/wardian]
+    #[arg(long, value_name = "PATH", env = "WARDIAN_KEEPER")]
+    keeper: Option<PathBuf>,
+    /// A TOML file with these settings, named as the flags are
+    #[arg(long, value_name = "FILE", env = "WARDIAN_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+/// The settings file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct File {
+    listen: Vec<String>,
+    root: Option<PathBuf>,
+    run: Option<PathBuf>,
+    default_rootfs: Option<String>,
+    socket_mode: Option<String>,
+    insecure_listen: Option<bool>,
+    max_containers: Option<u64>,
+    no_new_privileges: Option<bool>,
+    keeper: Option<PathBuf>,
+}
+
+/// What the server starts with.
+#[derive(Debug, PartialEq, Eq)]
+struct Settings {
+    listen: Vec<String>,
+    root: PathBuf,
+    run: PathBuf,
+    default_rootfs: Option<String>,
+    socket_mode: u32,
+    insecure_listen: bool,
+    max_containers: u64,
+    no_new_privileges: bool,
+    keeper: Option<PathBuf>,
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    match u32::from_str_radix(digits, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(format!("{text:?} is not an octal file mode")),
+    }
+}
+
+impl Args {
+    fn merge(self, file: File) -> Result<Settings> {
+        let file_mode = file.socket_mode.map(|mode| octal(&mode)).transpose();
+        let file_mode = file_mode.map_err(|e| anyhow::anyhow!("socket-mode: {e}"))?;
+        let run = self.run.or(file.run).unwrap_or_else(|| RUN.into());
+        let mut listen = if self.listen.is_empty() { file.listen } else { self.listen };
+        if listen.is_empty() {
+            listen.push(format!("unix:{}", run.join("garden.sock").display()));
+        }
+        Ok(Settings {
+            listen,
+            root: self.root.or(file.root).unwrap_or_else(|| ROOT.into()),
+            run,
+            default_rootfs: self.default_rootfs.or(file.default_rootfs),
+            socket_mode: self.socket_mode.or(file_mode).unwrap_or(SOCKET_MODE),
+            insecure_listen: self.insecure_listen.or(file.insecure_listen).unwrap_or(false),
+            max_containers: self.max_containers.or(file.max_containers).unwrap_or(0),
+            no_new_privileges: self.no_new_privileges.or(file.no_new_privileges).unwrap_or(false),
+            keeper: self.keeper.or(file.keeper),
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read the settings in {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("settings in {}", path.display()))
+}
+
+/// The keeper beside this program, or where a package puts it.
+fn find_keeper() -> Result<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|me| Some(me.parent()?.join("wardian-keeper")));
+    let found = beside.into_iter().chain([PathBuf::from(KEEPER)]).find(|path| path.is_file());
+    found.with_context(|| format!("no wardian-keeper beside this program nor at {KEEPER}; name it with --keeper"))
+}
+
+/// Serve until SIGTERM or SIGINT.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+    let settings = args.merge(file)?;
+    ensure!(rustix::process::geteuid().is_root(), "serve must run as root, which makes the containers: try sudo");
+    let keeper = match &settings.keeper {
+        Some(keeper) => keeper.clone(),
+        None => find_keeper()?,
+    };
+    start_log();
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    runtime.block_on(serve(settings, keeper))?;
+    // Blocking work that is stuck in the kernel must not keep the server from ending.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+    let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
+    let config = Config {
+        root: absolute(&settings.root)?,
+        run: absolute(&settings.run)?,
+        default_rootfs: settings.default_rootfs,
+        keeper,
+        max_containers: settings.max_containers,
+        no_new_privileges: settings.no_new_privileges,
+    };
+    let engine = Engine::start(config).await.context("start the engine")?;
+    let options = SocketOptions {
+        mode: settings.socket_mode,
+        insecure_listen: settings.insecure_listen,
+        ..SocketOptions::default()
+    };
+    let mut listeners = Vec::new();
+    for address in &settings.listen {
+        let parsed: ListenAddr = address.parse().with_context(|| format!("listen on {address}"))?;
+        listeners.push(Listener::bind(&parsed, &options).await.with_context(|| format!("listen on {address}"))?);
+        tracing::info!(%address, "listening");
+    }
+    let stop = async {
+        let name = tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        };
+        tracing::info!(signal = name, "draining");
+    };
+    let served = wardian_server::serve(engine.clone(), listeners, stop).await;
+    engine.shutdown().await;
+    served.context("serve")
+}
+
+/// To standard error: for people on a terminal, else one JSON object a line.
+fn start_log() {
+    let filter = EnvFilter::try_from_env("WARDIAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.init();
+    } else {
+        log.json().init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> File {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn defaults() {
+        let settings = Args::default().merge(File::default()).unwrap();
+        assert_eq!(settings.listen, ["unix:/run/wardian/garden.sock"]);
+        assert_eq!(settings.root, Path::new("/var/lib/wardian"));
+        assert_eq!(settings.socket_mode, 0o660);
+        assert!(!settings.insecure_listen && !settings.no_new_privileges);
+    }
+
+    #[test]
+    fn a_flag_beats_the_file() {
+        let text = "listen = [\"tcp:127.0.0.1:1\"]\nroot = \"/a\"\nrun = \"/b\"\nsocket-mode = \"0600\"\n";
+        let settings = Args::default().merge(file(text)).unwrap();
+        assert_eq!(settings.listen, ["tcp:127.0.0.1:1"]);
+        assert_eq!((settings.root.as_path(), settings.socket_mode), (Path::new("/a"), 0o600));
+        let args = Args { root: Some("/c".into()), listen: vec!["unix:/x".into()], ..Args::default() };
+        let settings = args.merge(file(text)).unwrap();
+        assert_eq!(settings.listen, ["unix:/x"]);
+        assert_eq!((settings.root.as_path(), settings.run.as_path()), (Path::new("/c"), Path::new("/b")));
+    }
+
+    #[test]
+    fn what_nobody_knows_is_an_error() {
+        assert!(toml::from_str::<File>("rot = \"/a\"\n").unwrap_err().to_string().contains("rot"));
+        assert!(Args::default().merge(file("socket-mode = \"9\"\n")).is_err());
+        assert!(octal("1777").is_err() && octal("").is_err());
+        assert_eq!(octal("0o640"), Ok(0o640));
+    }
+}

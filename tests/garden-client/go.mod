@@ -1,0 +1,3 @@
+module wardian.test/garden-client
+
+go 1.24
