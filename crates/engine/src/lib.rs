@@ -1,16 +1,37 @@
 //! Containers: their life from create to destroy, their processes and peas, their properties.
+//!
+//! The only crate that knows store and runtime at once. `create`, `run`, `destroy`, `restore` are a file each.
 
+mod container;
+mod create;
+mod destroy;
 mod error;
+mod keepers;
+mod pool;
 mod process;
+mod record;
+mod restore;
+mod run;
 mod spec;
 
 pub use error::{Error, Result};
 pub use process::{Output, Process};
 pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec};
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use tokio::net::unix::pipe;
+use container::Container;
+use create::chain;
+use keepers::Keepers;
+use pool::Pool;
+use record::{Phase, Records};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use wardian_runtime::bundle::Settings;
+use wardian_runtime::cgroup::{Cgroups, Hierarchies};
+use wardian_store::Store;
+use wardian_sys::namespace::{self, IdMap, Pair};
 
 /// Where an engine keeps its things.
 #[derive(Debug, Clone)]
@@ -25,76 +46,185 @@ pub struct Config {
     pub keeper: PathBuf,
     /// 0: no bound.
     pub max_containers: u64,
-    /// Set no_new_privs on every process.
+    /// Set no_new_privs on every process of unprivileged containers.
     pub no_new_privileges: bool,
 }
 
 /// The engine; clones share it.
 #[derive(Debug, Clone)]
-pub struct Engine {}
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    boot_id: String,
+    records: Records,
+    store: Store,
+    cgroups: Cgroups,
+    keepers: Keepers,
+    pairs: Pool<Pair>,
+    privileged_pairs: Pool<Pair>,
+    /// Any user namespace of the mapping: what idmapped layers are made with.
+    idmap: OwnedFd,
+    /// Host uid and gid of container root.
+    root_id: u32,
+    mapping: Vec<(u32, u32, u32)>,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// One server per run directory; held until the end.
+    _lock: OwnedFd,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What all bundles of this server share.
+    fn settings(&self) -> Settings {
+        Settings {
+            mapping: self.mapping.clone(),
+            cgroup_v1: !self.cgroups.v1_names().is_empty(),
+            ..Settings::default()
+        }
+    }
+
+    /// A cgroup can be removed once its last member has been reaped, by whoever has to.
+    fn remove_cgroup_later(&self, id: String) {
+        let cgroups = self.cgroups.clone();
+        std::thread::spawn(move || {
+            for round in 0..50 {
+                if cgroups.remove(&id) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(2 << (round / 5)));
+            }
+            tracing::warn!(id, "cgroup.left");
+        });
+    }
+}
+
+/// Pairs and keepers ready at any time: enough for a burst of a scale-up on a small host.
+const READY: usize = 10;
 
 impl Engine {
     /// Open the store, find the containers that live, undo what was half made.
-    pub async fn start(_config: Config) -> Result<Self> {
-        Ok(Self {})
+    ///
+    /// # Errors
+    /// Anything missing on the host, said in words.
+    pub async fn start(config: Config) -> Result<Self> {
+        let shared = tokio::task::spawn_blocking(move || open(config)).await;
+        let shared = shared.map_err(|e| Error::failed("start", e))??;
+        reap_strangers().map_err(|e| Error::failed("start", e))?;
+        let engine = Self { shared: Arc::new(shared) };
+        let found = engine.shared.records.all(&engine.shared.boot_id);
+        engine.restore(found).await;
+        Ok(engine)
     }
+
     /// Stop serving: containers live on.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        let shared = self.shared.clone();
+        let close = move || {
+            shared.store.close();
+            if shared.lock().is_empty() && shared.cgroups.list().is_empty() {
+                shared.keepers.close();
+                shared.cgroups.close();
+            }
+        };
+        drop(tokio::task::spawn_blocking(close).await);
+    }
+
+    fn find(&self, handle: &str) -> Result<Arc<Container>> {
+        self.shared.lock().get(handle).cloned().ok_or_else(|| Error::UnknownHandle(handle.to_owned()))
+    }
+
     /// What the host can give.
+    ///
+    /// # Errors
+    /// When the host does not say.
     pub fn capacity(&self) -> Result<Capacity> {
-        Err(Error::Invalid("no".into()))
+        let fail = |e: rustix::io::Errno| Error::failed("capacity", e);
+        let disk = rustix::fs::statvfs(&self.shared.config.root).map_err(fail)?;
+        let memory = rustix::system::sysinfo();
+        Ok(Capacity {
+            memory_bytes: memory.totalram * u64::from(memory.mem_unit),
+            disk_bytes: disk.f_blocks * disk.f_frsize,
+            max_containers: self.shared.config.max_containers,
+        })
     }
+
     /// Handles of created containers that have all these properties (Garden §2.1 rules for `garden.state`).
-    pub fn list(&self, _filter: &BTreeMap<String, String>) -> Vec<String> {
-        Vec::new()
+    pub fn list(&self, filter: &BTreeMap<String, String>) -> Vec<String> {
+        let mut filter = filter.clone();
+        if filter.get("garden.state").is_some_and(|state| state == "all") {
+            filter.remove("garden.state");
+        } else {
+            filter.entry("garden.state".to_owned()).or_insert_with(|| "created".to_owned());
+        }
+        let containers: Vec<Arc<Container>> = self.shared.lock().values().cloned().collect();
+        let matches = |properties: &BTreeMap<String, String>| {
+            filter.iter().all(|(k, v)| properties.get(k).map_or("", String::as_str) == v)
+        };
+        let mut handles: Vec<String> = containers
+            .iter()
+            .filter(|c| matches(&c.record().properties))
+            .map(|c| c.handle.clone())
+            .collect();
+        handles.sort_unstable();
+        handles
     }
-    /// Make a container; its handle.
-    pub async fn create(&self, spec: ContainerSpec) -> Result<String> {
-        Ok(spec.handle)
-    }
-    /// Destroy it with everything in it.
-    pub async fn destroy(&self, _handle: &str) -> Result<()> {
-        Ok(())
-    }
-    /// End its processes (TERM, wait, KILL; `kill`: KILL at once); the container stays.
-    pub async fn stop(&self, _handle: &str, _kill: bool) -> Result<()> {
-        Ok(())
-    }
+
     /// What it says of itself.
+    ///
+    /// # Errors
+    /// Unknown handle.
     pub fn info(&self, handle: &str) -> Result<Info> {
-        Err(Error::UnknownHandle(handle.into()))
+        let container = self.find(handle)?;
+        let record = container.record();
+        if record.phase == Phase::Creating {
+            return Err(Error::UnknownHandle(handle.to_owned()));
+        }
+        let broken = container.broken();
+        Ok(Info {
+            state: if record.stopped || broken.is_some() { "stopped" } else { "active" }.to_owned(),
+            events: broken.map(|reason| format!("broken: {reason}")).into_iter().collect(),
+            container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
+            properties: record.properties,
+        })
     }
+
     /// All properties; `None` when the handle is unknown.
-    pub fn properties(&self, _handle: &str) -> Option<BTreeMap<String, String>> {
-        None
+    pub fn properties(&self, handle: &str) -> Option<BTreeMap<String, String>> {
+        self.find(handle).ok().map(|c| c.record().properties)
     }
+
     /// One property.
-    pub fn property(&self, _handle: &str, key: &str) -> Result<String> {
-        Err(Error::UnknownProperty(key.into()))
+    ///
+    /// # Errors
+    /// When it is not there (or the container is not: as the real server, which does not tell).
+    pub fn property(&self, handle: &str, key: &str) -> Result<String> {
+        let mut properties = self.properties(handle).unwrap_or_default();
+        properties.remove(key).ok_or_else(|| Error::UnknownProperty(key.to_owned()))
     }
+
     /// Set one.
-    pub fn set_property(&self, _handle: &str, _key: &str, _value: &str) -> Result<()> {
-        Ok(())
+    ///
+    /// # Errors
+    /// Unknown handle.
+    pub fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
+        let insert = |record: &mut record::Record| drop(record.properties.insert(key.to_owned(), value.to_owned()));
+        self.find(handle)?.update(insert, |record| self.shared.records.save(record))
     }
-    /// Remove one.
-    pub fn remove_property(&self, _handle: &str, _key: &str) -> Result<()> {
-        Ok(())
-    }
-    /// Start a process or a pea.
-    pub async fn run(&self, _handle: &str, spec: ProcessSpec) -> Result<Process> {
-        Ok(Process { id: spec.id })
-    }
-    /// Find a process, running or ended.
-    pub async fn attach(&self, _handle: &str, id: &str) -> Result<Process> {
-        Err(Error::UnknownProcess(id.into()))
-    }
-    /// Unpack a tar inside the container: write it to the pipe, drop the pipe, then `finish`.
-    pub async fn stream_in(&self, handle: &str, _user: &str, _destination: &str) -> Result<Transfer<pipe::Sender>> {
-        Err(Error::UnknownHandle(handle.into()))
-    }
-    /// Pack a path inside the container: read the tar from the pipe to its end, then `finish`.
-    pub async fn stream_out(&self, handle: &str, _user: &str, _source: &str) -> Result<Transfer<pipe::Receiver>> {
-        Err(Error::UnknownHandle(handle.into()))
+
+    /// Remove one; it need not be there.
+    ///
+    /// # Errors
+    /// Unknown handle.
+    pub fn remove_property(&self, handle: &str, key: &str) -> Result<()> {
+        let remove = |record: &mut record::Record| drop(record.properties.remove(key));
+        self.find(handle)?.update(remove, |record| self.shared.records.save(record))
     }
 }
 
@@ -103,11 +233,127 @@ impl Engine {
 pub struct Transfer<P> {
     /// The tar. `None` once taken.
     pub pipe: Option<P>,
+    task: tokio::task::JoinHandle<Result<()>>,
 }
 
 impl<P> Transfer<P> {
     /// How it went, after the pipe has been dropped or read to its end.
+    ///
+    /// # Errors
+    /// What the container's side says.
     pub async fn finish(self) -> Result<()> {
-        Ok(())
+        drop(self.pipe);
+        self.task.await.map_err(|e| Error::failed("transfer", e))?
+    }
+}
+
+fn open(config: Config) -> Result<Shared> {
+    let boot_id = record::boot_id().map_err(|e| Error::failed("boot id", e))?;
+    let lock = open_run(&config.run)?;
+    let records = Records::open(&config.run).map_err(|e| Error::failed("run directory", e))?;
+    let tag = tag(&config.run);
+    let instance = serde_json::json!({"tag": tag, "root": config.root, "pid": std::process::id()});
+    std::fs::write(config.run.join("instance.json"), instance.to_string())
+        .map_err(|e| Error::failed("run directory", e))?;
+    let found = records.all(&boot_id);
+    let mut live: BTreeSet<String> = BTreeSet::new();
+    for (id, record) in &found {
+        if record.as_ref().is_some_and(|r| r.phase == Phase::Created) {
+            live.extend(records.peas(id));
+            live.insert(id.clone());
+        }
+    }
+    let store = Store::open(
+        wardian_store::Config { root: config.root.clone(), run: config.run.clone() },
+        &|id| live.contains(id),
+    )
+    .map_err(|e| Error::failed("store", chain(&e)))?;
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
+    let cgroups = Cgroups::open(Hierarchies::parse(&mountinfo), &tag).map_err(|e| Error::failed("cgroups", e))?;
+    let uid_map = std::fs::read_to_string("/proc/self/uid_map").map_err(|e| Error::failed("uid map", e))?;
+    let root_id = maximus(&uid_map);
+    let maps = vec![
+        IdMap { inside: 0, outside: root_id, size: 1 },
+        IdMap { inside: 1, outside: 1, size: root_id - 1 },
+    ];
+    let mapping = maps.iter().map(|m| (m.inside, m.outside, m.size)).collect();
+    let fail = |e: std::io::Error| Error::failed("namespaces", e);
+    let idmap = namespace::pair(&maps, &maps).map_err(fail)?.user.ok_or_else(|| Error::failed("namespaces", "none"))?;
+    let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
+        .map_err(|e| Error::failed("keepers", e))?;
+    let make = move || namespace::pair(&maps, &maps);
+    Ok(Shared {
+        pairs: Pool::new("pairs", READY, make).map_err(fail)?,
+        privileged_pairs: Pool::new("privileged-pairs", 1, || namespace::pair(&[], &[])).map_err(fail)?,
+        config,
+        boot_id,
+        records,
+        store,
+        cgroups,
+        keepers,
+        idmap,
+        root_id,
+        mapping,
+        containers: Mutex::default(),
+        _lock: lock,
+    })
+}
+
+/// The run directory, on a tmpfs, and the lock in it.
+fn open_run(run: &Path) -> Result<OwnedFd> {
+    let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
+    std::fs::create_dir_all(run).map_err(step)?;
+    let kind = rustix::fs::statfs(run).map_err(|e| step(e.into()))?.f_type;
+    // TMPFS_MAGIC (linux/magic.h). What lives in memory cannot make anyone wait for a disk.
+    if kind as u64 != 0x0102_1994 {
+        let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
+        rustix::mount::mount("wardian", run, "tmpfs", flags, c"mode=0755,size=256m").map_err(|e| step(e.into()))?;
+        tracing::info!(run = %run.display(), "run.tmpfs-mounted");
+    }
+    let lock = std::fs::File::create(run.join("lock")).map_err(step)?;
+    match rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock.into()),
+        Err(_) => Err(Error::failed("run directory", format!("another server uses {}", run.display()))),
+    }
+}
+
+/// Eight hex digits that tell this instance's cgroups from others': FNV-1a of the run directory's path.
+fn tag(run: &Path) -> String {
+    let path = std::fs::canonicalize(run).unwrap_or_else(|_| run.to_owned());
+    let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));
+    format!("{hash:08x}")
+}
+
+/// The highest id of this user namespace: host id of container root (Garden's "maximus").
+fn maximus(uid_map: &str) -> u32 {
+    let ends = uid_map.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().map(|n| n.parse::<u64>().ok());
+        let (start, _, size) = (numbers.next()??, numbers.next()??, numbers.next()??);
+        u32::try_from(start + size - 1).ok()
+    });
+    ends.max().unwrap_or(u32::MAX - 1).min(u32::MAX - 1)
+}
+
+/// Be the parent of orphans (processes of a container whose keeper died), and of ended keepers.
+fn reap_strangers() -> std::io::Result<()> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?;
+    tokio::spawn(async move {
+        while signals.recv().await.is_some() {
+            while let Ok(Some(_)) = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG) {}
+        }
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::maximus;
+
+    #[test]
+    fn container_root_is_the_highest_id() {
+        assert_eq!(maximus("         0          0 4294967295\n"), 4_294_967_294);
+        assert_eq!(maximus("0 100000 65536\n65536 200000 10\n"), 65_545);
     }
 }

@@ -46,6 +46,15 @@ impl<T: Send + 'static> Pool<T> {
         self.shared.wanted.notify_one();
         ready.map_or_else(|| (self.shared.make)(), Ok)
     }
+
+    /// Drop what is ready and make no more ahead.
+    pub fn close(&self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        state.ready.clear();
+        drop(state);
+        self.shared.wanted.notify_one();
+    }
 }
 
 fn keep_full<T>(shared: &Shared<T>) {

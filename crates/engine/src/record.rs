@@ -6,7 +6,7 @@
 //! ├── config.json           the OCI bundle
 //! ├── keeper.sock           where its keeper listens
 //! ├── hosts, resolv.conf    shown inside
-//! └── peas/<root fs id>     one empty file per living pea
+//! └── peas/<root fs id>     holds the process id of a living pea; its bundle as <root fs id>.json
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -100,25 +100,28 @@ impl Records {
         all
     }
 
-    /// A pea's root file system lives from here on.
-    pub fn pea_begins(&self, id: &str, rootfs: &str) -> io::Result<()> {
+    /// A pea's root file system lives from here on; `process` is its id for clients.
+    pub fn pea_begins(&self, id: &str, rootfs: &str, process: &str) -> io::Result<()> {
         let dir = self.path(id).join("peas");
         match fs::create_dir(&dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
         }
-        fs::write(dir.join(rootfs), "")
+        fs::write(dir.join(rootfs), process)
     }
 
     /// It is trash from here on.
     pub fn pea_ends(&self, id: &str, rootfs: &str) {
-        drop(fs::remove_file(self.path(id).join("peas").join(rootfs)));
+        let dir = self.path(id).join("peas");
+        drop(fs::remove_file(dir.join(format!("{rootfs}.json"))));
+        drop(fs::remove_file(dir.join(rootfs)));
     }
 
     /// Root file systems of peas.
     pub fn peas(&self, id: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(id).join("peas")).into_iter().flatten().flatten();
-        entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+        names.filter(|name| !name.contains('.')).collect()
     }
 }
 

@@ -289,10 +289,7 @@ impl<R: AsyncRead + Unpin> Body for ReaderBody<R> {
         let n = buffer.filled().len();
         if n == 0 {
             self.ended = true;
-            return Poll::Ready(match self.left {
-                Some(_) => Some(Err(std::io::ErrorKind::UnexpectedEof.into())),
-                None => None,
-            });
+            return Poll::Ready(self.left.map(|_| Err(std::io::ErrorKind::UnexpectedEof.into())));
         }
         self.left = self.left.map(|left| left - n as u64);
         chunk.truncate(n);

@@ -160,7 +160,7 @@ impl Decoder {
     }
 
     /// The next whole value, if it is there.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, DecodeError> {
+    pub fn next_value<T: DeserializeOwned>(&mut self) -> Result<Option<T>, DecodeError> {
         if self.settled {
             return self.incomplete();
         }
@@ -240,14 +240,14 @@ mod tests {
     fn values_arrive_in_pieces() {
         let mut decoder = Decoder::default();
         decoder.push(b"{\"source\":0,\"da");
-        assert!(decoder.next::<Payload>().unwrap().is_none());
+        assert!(decoder.next_value::<Payload>().unwrap().is_none());
         decoder.push(b"ta\":\"a");
-        assert!(decoder.next::<Payload>().unwrap().is_none());
+        assert!(decoder.next_value::<Payload>().unwrap().is_none());
         decoder.push(b"b\"}{\"signal\":1} \n");
-        assert_eq!(decoder.next::<Payload>().unwrap().unwrap().data.as_deref(), Some("ab"));
-        assert_eq!(decoder.next::<Payload>().unwrap().unwrap().signal, Some(1));
-        assert!(decoder.next::<Payload>().unwrap().is_none());
+        assert_eq!(decoder.next_value::<Payload>().unwrap().unwrap().data.as_deref(), Some("ab"));
+        assert_eq!(decoder.next_value::<Payload>().unwrap().unwrap().signal, Some(1));
+        assert!(decoder.next_value::<Payload>().unwrap().is_none());
         decoder.push(b"nonsense\n");
-        assert!(decoder.next::<Payload>().is_err());
+        assert!(decoder.next_value::<Payload>().is_err());
     }
 }

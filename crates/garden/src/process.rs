@@ -165,7 +165,7 @@ async fn payload(
 ) -> Result<Option<Payload>> {
     let mut buffer = vec![0; 4096];
     loop {
-        match decoder.next() {
+        match decoder.next_value() {
             Ok(Some(payload)) => return Ok(Some(payload)),
             Ok(None) => {}
             Err(error) => return Err(Error::Response(error.to_string())),

@@ -119,7 +119,9 @@ pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
     let stopped = server.stop().await;
     match measured {
         Err(error) if error.is::<Interrupted>() => return Err(error),
-        Err(error) => return Err(error.context(format!("The server's last words:\n{log}\nThe benchmark failed"))),
+        Err(error) => {
+            return Err(error.context(format!("The server's last words:\n{log}\nThe benchmark failed")));
+        }
         Ok(()) => stopped?,
     }
 
@@ -127,7 +129,13 @@ pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
     let mut options = scale::Options::new(program.to_owned());
     options.location = location.map(Path::to_owned);
     let story = scale::run(&options).await?;
-    figures.put("end of a pea beside 9 × 100 MB dirty, slowest", "ms", 5.0, 8000.0, story.slowest_pea_destroy_ms);
+    figures.put(
+        "end of a pea beside 9 × 100 MB dirty, slowest",
+        "ms",
+        5.0,
+        8000.0,
+        story.slowest_pea_destroy_ms,
+    );
     figures.put("the whole story 1 → 10 → 0", "ms", 1200.0, 4930.0, story.story_ms);
     Ok(figures)
 }
@@ -201,7 +209,12 @@ async fn timed_true(instance: &Instance, pea: bool) -> Result<f64> {
     let begin = Instant::now();
     let ended = instance.run("true", &[], "", pea).await?;
     let took = ms(begin.elapsed());
-    ensure!(ended.status == 0, "true ended with status {}: {}", ended.status, String::from_utf8_lossy(&ended.stderr));
+    ensure!(
+        ended.status == 0,
+        "true ended with status {}: {}",
+        ended.status,
+        String::from_utf8_lossy(&ended.stderr)
+    );
     Ok(took)
 }
 
@@ -257,12 +270,14 @@ fn field(text: &str, name: &str) -> f64 {
 }
 
 fn rss(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the server's status")?;
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the server's status")?;
     Ok(field(&status, "VmRSS"))
 }
 
 fn private_memory(pid: u32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read a keeper's memory")?;
+    let text =
+        std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read a keeper's memory")?;
     Ok(field(&text, "Private_Clean") + field(&text, "Private_Dirty"))
 }
 
@@ -294,7 +309,13 @@ async fn compare(
         .and_then(|()| std::process::Command::new("crun").arg("spec").current_dir(&bundle).output());
     if !spec.is_ok_and(|spec| spec.status.success()) {
         figures.notes.push("crun is not installed: the comparison with it was skipped.".into());
-        figures.figures.push(Figure { name: NAME, unit: "ratio", goal: Some(0.5), guardian: None, measured: None });
+        figures.figures.push(Figure {
+            name: NAME,
+            unit: "ratio",
+            goal: Some(0.5),
+            guardian: None,
+            measured: None,
+        });
         return Ok(());
     }
     progress.say("by turns with crun");
@@ -303,7 +324,8 @@ async fn compare(
     archive.set_preserve_permissions(true);
     archive.unpack(bundle.join("rootfs")).context("unpack the image for crun")?;
     let path = bundle.join("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?).context("crun's config")?;
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path)?).context("crun's config")?;
     config["process"]["args"] = serde_json::json!(["true"]);
     config["process"]["terminal"] = false.into();
     std::fs::write(&path, serde_json::to_vec(&config)?).context("write crun's config")?;
@@ -318,7 +340,8 @@ async fn compare(
 
         let id = format!("wardian-bench-{}-{n}", std::process::id());
         let begin = Instant::now();
-        let ran = Command::new("crun").args(["run", "--bundle"]).arg(&bundle).arg(&id).kill_on_drop(true).output();
+        let ran =
+            Command::new("crun").args(["run", "--bundle"]).arg(&bundle).arg(&id).kill_on_drop(true).output();
         let ran = ran.await.context("run crun")?;
         theirs.push(ms(begin.elapsed()));
         if !ran.status.success() {
@@ -326,7 +349,9 @@ async fn compare(
         }
     }
     let (ours, theirs) = (median(&ours), median(&theirs));
-    figures.notes.push(format!("by turns, p50: create + run true + destroy {ours:.1} ms; crun run {theirs:.1} ms"));
+    figures
+        .notes
+        .push(format!("by turns, p50: create + run true + destroy {ours:.1} ms; crun run {theirs:.1} ms"));
     figures.put(NAME, "ratio", 0.5, None, ours / theirs);
     Ok(())
 }

@@ -118,7 +118,8 @@ impl Instance {
             ..Default::default()
         };
         let run = async {
-            let mut process = self.client.run(&self.handle, &spec, Io { stdin: None, stdout: true, stderr: true }).await?;
+            let mut process =
+                self.client.run(&self.handle, &spec, Io { stdin: None, stdout: true, stderr: true }).await?;
             let (mut stdout, mut stderr) = (process.take_stdout(), process.take_stderr());
             let started = Instant::now();
             let read_out = async {

@@ -51,7 +51,8 @@ pub fn build(to: &Path) -> Result<()> {
     let busybox = std::fs::read(BUSYBOX)
         .with_context(|| format!("the image is built from {BUSYBOX}, which cannot be read; {install}"))?;
     ensure!(is_static_elf(&busybox), "{BUSYBOX} is not statically linked; {install}");
-    let listed = Command::new(BUSYBOX).arg("--list").output().with_context(|| format!("run {BUSYBOX} --list"))?;
+    let listed =
+        Command::new(BUSYBOX).arg("--list").output().with_context(|| format!("run {BUSYBOX} --list"))?;
     ensure!(listed.status.success(), "{BUSYBOX} --list failed: {}", listed.status);
     let listed = String::from_utf8_lossy(&listed.stdout);
     let applets: Vec<&str> = listed.lines().map(str::trim).filter(|a| !a.is_empty()).collect();

@@ -154,7 +154,10 @@ impl LocalServer {
 
     async fn empty(&mut self) -> Result<()> {
         if self.child.try_wait().context("look after the server")?.is_some() {
-            eprintln!("the server has died; starting another one to clean up. Its last words:\n{}", self.log_tail());
+            eprintln!(
+                "the server has died; starting another one to clean up. Its last words:\n{}",
+                self.log_tail()
+            );
             self.child = spawn(&self.program, self.dir.path(), self.live.path())?;
             self.ready().await?;
         }
@@ -180,7 +183,8 @@ fn address(live: &Path) -> String {
 }
 
 fn spawn(program: &Path, dir: &Path, live: &Path) -> Result<Child> {
-    let log = std::fs::File::options().create(true).append(true).open(log(dir)).context("make the server's log")?;
+    let log =
+        std::fs::File::options().create(true).append(true).open(log(dir)).context("make the server's log")?;
     let mut command = Command::new(program);
     // Settings of the machine's own server must not reach this one.
     for (name, _) in std::env::vars_os() {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use wardian_garden::Client;
 
 /// How long the machine is watched while it idles before the story; a longer story is made up for after it.
@@ -74,7 +74,11 @@ pub async fn run(options: &Options) -> Result<Report> {
         signal = interrupted() => Err(Interrupted(signal?).into()),
     };
     if let Err(error) = &told {
-        progress.say(if error.is::<Interrupted>() { "interrupted: cleaning up" } else { "failed: cleaning up" });
+        progress.say(if error.is::<Interrupted>() {
+            "interrupted: cleaning up"
+        } else {
+            "failed: cleaning up"
+        });
     }
     let log = local.as_ref().map(LocalServer::log_tail);
     let left = made.lock().map(|m| m.clone()).unwrap_or_default();
@@ -265,25 +269,33 @@ impl Story<'_> {
     async fn phase<T, U, F, D>(&self, name: &'static str, all: Vec<T>, step: D) -> Result<Done<U>>
     where
         D: Fn(T, Made) -> F,
-        F: Future<Output = Result<U>> + Send + 'static,
-        U: Send + 'static,
+        F: Future<Output = Result<U>> + 'static,
+        U: 'static,
     {
         let bar = self.progress.phase(name, all.len());
         let begin = Instant::now();
+        // On this thread: a process cannot be waited for from another one. The connections' own work is
+        // done by tasks of the client, on all threads.
+        let local = LocalSet::new();
         let mut tasks = JoinSet::new();
         for (n, one) in all.into_iter().enumerate() {
             let step = step(one, self.made.clone());
-            tasks.spawn(async move {
+            let timed = async move {
                 let begin = Instant::now();
                 let done = step.await?;
                 anyhow::Ok((n, done, begin.elapsed()))
-            });
+            };
+            tasks.spawn_local_on(timed, &local);
         }
-        let mut done = Vec::new();
-        while let Some(ended) = tasks.join_next().await {
-            done.push(ended.context("a step of the story panicked")??);
-            bar.step();
-        }
+        let collect = async {
+            let mut done = Vec::new();
+            while let Some(ended) = tasks.join_next().await {
+                done.push(ended.context("a step of the story panicked")??);
+                bar.step();
+            }
+            anyhow::Ok(done)
+        };
+        let mut done = local.run_until(collect).await?;
         let wall = begin.elapsed();
         done.sort_by_key(|(n, ..)| *n);
         let each: Vec<Duration> = done.iter().map(|(_, _, took)| *took).collect();

@@ -5,7 +5,7 @@ use rustix::net::RecvFlags;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
@@ -63,6 +63,8 @@ struct Shared {
     socket: UnixDatagram,
     waiting: Waiting,
     next: AtomicU64,
+    /// The keeper has hung up: no answer will come.
+    over: AtomicBool,
 }
 
 impl Keeper {
@@ -76,6 +78,7 @@ impl Keeper {
             socket: UnixDatagram::from_std(socket.into())?,
             waiting: Waiting::default(),
             next: AtomicU64::new(1),
+            over: AtomicBool::new(false),
         });
         let (sender, events) = mpsc::unbounded_channel();
         tokio::spawn(listen(shared.clone(), sender));
@@ -87,23 +90,44 @@ impl Keeper {
     /// # Errors
     /// See [`Error`].
     pub async fn ask(&self, op: Op, fds: &[BorrowedFd<'_>]) -> Answer {
+        self.begin(op, fds).await?.answer().await
+    }
+
+    /// Ask; the descriptors have been handed over when this returns.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin(&self, op: Op, fds: &[BorrowedFd<'_>]) -> Result<Asked, Error> {
         let seq = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let bytes = serde_json::to_vec(&Request { seq, op }).map_err(|e| Error::Protocol(e.to_string()))?;
         let (sender, answer) = oneshot::channel();
         lock(&self.shared.waiting).insert(seq, sender);
-        let sent = self
-            .shared
-            .socket
-            .async_io(Interest::WRITABLE, || Ok(packet::send(self.shared.socket.as_fd(), &bytes, fds)?))
-            .await;
-        if let Err(error) = sent {
-            lock(&self.shared.waiting).remove(&seq);
-            return Err(match error.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Gone,
-                _ => Error::Io(error),
-            });
+        let send = || Ok(packet::send(self.shared.socket.as_fd(), &bytes, fds)?);
+        match self.shared.socket.async_io(Interest::WRITABLE, send).await {
+            Ok(()) if self.shared.over.load(Ordering::Acquire) => Err(Error::Gone),
+            Ok(()) => Ok(Asked(answer)),
+            Err(error) => {
+                lock(&self.shared.waiting).remove(&seq);
+                Err(match error.kind() {
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Gone,
+                    _ => Error::Io(error),
+                })
+            }
         }
-        match answer.await.map_err(|_| Error::Gone)?? {
+    }
+}
+
+/// A question under way.
+#[derive(Debug)]
+pub struct Asked(oneshot::Receiver<Answer>);
+
+impl Asked {
+    /// Wait for the answer.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn answer(self) -> Answer {
+        match self.0.await.map_err(|_| Error::Gone)?? {
             (Reply::Failed { kind, message }, _) => Err(Error::Failed { kind, message }),
             other => Ok(other),
         }
@@ -137,6 +161,7 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
             Err(_) => break,
         }
     }
+    shared.over.store(true, Ordering::Release);
     lock(&shared.waiting).clear();
     drop(events.send(Event::Gone));
 }

@@ -131,7 +131,7 @@ async fn input(reader: &mut (impl AsyncRead + Unpin), early: &[u8], process: &Pr
     let mut open = true;
     loop {
         loop {
-            match decoder.next::<Payload>() {
+            match decoder.next_value::<Payload>() {
                 Ok(Some(payload)) => obey(process, payload, &mut open).await,
                 Ok(None) => break,
                 Err(error) => {

@@ -34,6 +34,8 @@ pub(crate) async fn serve(stream: Stream, state: Arc<State>) {
         .header_read_timeout(HEAD_TIMEOUT)
         // A client may close its side when it has said all, and still wants the answer.
         .half_close(true)
+        // As Go writes them.
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut stopping = false;
     let accepted = loop {

@@ -105,7 +105,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Kind::Unix { path, inode, .. } = &self.0
-            && std::fs::symlink_metadata(&*path).is_ok_and(|now| now.ino() == *inode)
+            && std::fs::symlink_metadata(path).is_ok_and(|now| now.ino() == *inode)
         {
             let _ = std::fs::remove_file(path);
         }

@@ -36,7 +36,8 @@ pub(crate) async fn stream_in(
     let fields = query(request.uri().query());
     let mut body = request.into_body();
     let result = unpack(engine, handle, &fields, &mut body).await;
-    if matches!(result, Err(Failure::Engine(_))) {
+    // Nothing is left after a tar that was read to its end.
+    if !matches!(result, Err(Failure::Gone)) {
         let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
     }
     result.map(|()| done())

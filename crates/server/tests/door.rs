@@ -29,8 +29,9 @@ fn with_server(test: impl FnOnce(&Path)) {
         let engine = Engine::start(config).await.unwrap();
         let address = ListenAddr::Unix(socket.clone());
         let listener = Listener::bind(&address, &SocketOptions::default()).await.unwrap();
-        tokio::spawn(serve(engine, vec![listener], stopped))
+        (engine, listener)
     });
+    let server = runtime.spawn(serve(server.0, vec![server.1], stopped));
     test(&socket);
     stop.send(()).unwrap();
     runtime.block_on(server).unwrap().unwrap();
@@ -57,14 +58,14 @@ fn plain(socket: &Path, line: &str, headers: &str) -> String {
 fn plain_requests_are_answered_as_go_does() {
     with_server(|socket| {
         let pong = plain(socket, "GET /ping", "");
-        assert!(pong.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"), "{pong}");
+        assert!(pong.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"), "{pong}");
         assert!(pong.ends_with("\r\n\r\n{}\n"), "{pong}");
         let unknown = plain(socket, "GET /nope", "");
         assert!(unknown.starts_with("HTTP/1.1 404 Not Found\r\n"), "{unknown}");
         assert!(unknown.ends_with("\r\n\r\n404 page not found\n"), "{unknown}");
         let wrong = plain(socket, "DELETE /ping", "");
         assert!(wrong.starts_with("HTTP/1.1 405 Method Not Allowed\r\n"), "{wrong}");
-        assert!(wrong.contains("\r\nallow: GET\r\n"), "{wrong}");
+        assert!(wrong.contains("\r\nAllow: GET\r\n"), "{wrong}");
         let later = plain(socket, "GET /containers/h/metrics", "");
         assert!(later.starts_with("HTTP/1.1 500 Internal Server Error\r\n"), "{later}");
         assert!(later.contains("\"Message\":\"metrics is not supported yet\""), "{later}");

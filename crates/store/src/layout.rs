@@ -172,8 +172,10 @@ impl Layout {
             made(path.join(name), result)?;
             opened(&path.join(name), open_dir(&root, name))
         };
-        let boot_id =
-            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::BootId)?.trim().to_owned();
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(Error::BootId)?
+            .trim()
+            .to_owned();
         Ok(Self {
             layers: part("layers")?,
             staging: part("staging")?,
@@ -206,7 +208,7 @@ impl Layout {
 
 fn check_format(root: BorrowedFd<'_>) -> crate::Result<()> {
     const NAME: &str = "format.json";
-    let missing = rustix::fs::statat(root, NAME, AtFlags::SYMLINK_NOFOLLOW) == Err(Errno::NOENT);
+    let missing = matches!(rustix::fs::statat(root, NAME, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
     if missing {
         let text = serde_json::to_string(&Format::default()).map_err(format::Error::Parse)?;
         write_file(root, NAME, &text).map_err(|source| Error::Write { name: NAME.into(), source })?;

@@ -88,7 +88,8 @@ pub fn tree(parent: impl AsFd, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(
         Err(Errno::NOENT) => return Ok(()),
         // A stray file or symlink.
         Err(Errno::NOTDIR | Errno::LOOP) => {
-            return rustix::fs::unlinkat(parent, name, AtFlags::empty()).map_err(|source| failure(name, source));
+            return rustix::fs::unlinkat(parent, name, AtFlags::empty())
+                .map_err(|source| failure(name, source));
         }
         Err(source) => return Err(failure(name, source)),
     };

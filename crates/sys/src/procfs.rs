@@ -61,9 +61,7 @@ pub fn mountinfo(text: &str) -> Result<Vec<MountInfo>, Error> {
     text.lines()
         .enumerate()
         .filter(|(_, line)| !line.is_empty())
-        .map(|(index, line)| {
-            mountinfo_line(line).map_err(|what| Error::MountInfo { line: index + 1, what })
-        })
+        .map(|(index, line)| mountinfo_line(line).map_err(|what| Error::MountInfo { line: index + 1, what }))
         .collect()
 }
 
@@ -189,7 +187,8 @@ mod tests {
 
     #[test]
     fn counters() {
-        let text = "MemTotal: 10 kB\nDirty:               104 kB\nWriteback:             8 kB\nWritebackTmp: 1 kB\n";
+        let text =
+            "MemTotal: 10 kB\nDirty:               104 kB\nWriteback:             8 kB\nWritebackTmp: 1 kB\n";
         assert_eq!(meminfo(text), Ok(MemInfo { dirty: 104 * 1024, writeback: 8 * 1024 }));
         assert!(meminfo("Dirty: many kB\nWriteback: 0 kB").is_err());
         assert!(meminfo("Dirty: 18446744073709551615 kB\nWriteback: 0 kB").is_err());

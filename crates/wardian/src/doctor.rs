@@ -184,12 +184,17 @@ fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<L
         // A pooled keeper has no container yet; it belongs to a server that lives.
         if !known && !server_lives {
             let what = format!("process {} ({KEEPER})", keeper.pid);
-            leaks.insert(Leak { kind: "keeper", what, why: "no container has a record and no server runs".into() });
+            leaks.insert(Leak {
+                kind: "keeper",
+                what,
+                why: "no container has a record and no server runs".into(),
+            });
         }
     }
     for (id, dir) in &records.containers {
         let socket = dir.join("keeper.sock").display().to_string();
-        let kept = keepers.iter().any(|k| names(k, id)) || sockets.lines().any(|line| line.ends_with(&socket));
+        let kept =
+            keepers.iter().any(|k| names(k, id)) || sockets.lines().any(|line| line.ends_with(&socket));
         if !dir.join("state.json").exists() {
             let why = "it has no state.json".into();
             leaks.insert(Leak { kind: "container", what: dir.display().to_string(), why });
@@ -249,7 +254,8 @@ fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
 
 /// Whether this is the name of an instance's top cgroup.
 fn is_instance(name: &str) -> bool {
-    name.strip_prefix("wardian-").is_some_and(|tag| tag.len() == 8 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
+    name.strip_prefix("wardian-")
+        .is_some_and(|tag| tag.len() == 8 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -259,7 +265,9 @@ mod tests {
     #[test]
     fn both_spellings_of_volatile_are_seen() {
         let line = |option: &str| {
-            format!("40 27 0:50 / /mnt/x rw - overlay overlay rw,lowerdir=/l,upperdir=/v/rootfs/a/upper,{option}\n")
+            format!(
+                "40 27 0:50 / /mnt/x rw - overlay overlay rw,lowerdir=/l,upperdir=/v/rootfs/a/upper,{option}\n"
+            )
         };
         assert_eq!(volatile_overlays(&line("volatile")), ["/mnt/x"]);
         assert_eq!(volatile_overlays(&line("fsync=volatile")), ["/mnt/x"]);

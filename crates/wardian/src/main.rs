@@ -49,7 +49,9 @@ fn main() -> ExitCode {
         }
         // As a shell tells of a process that a signal has ended.
         match error.downcast_ref::<wardian_lab::Interrupted>() {
-            Some(wardian_lab::Interrupted(signal)) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(130)),
+            Some(wardian_lab::Interrupted(signal)) => {
+                ExitCode::from(u8::try_from(128 + signal).unwrap_or(130))
+            }
             None => ExitCode::FAILURE,
         }
     })

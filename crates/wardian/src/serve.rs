@@ -113,7 +113,8 @@ impl Args {
 }
 
 fn read_file(path: &Path) -> Result<File> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("read the settings in {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("read the settings in {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("settings in {}", path.display()))
 }
 
@@ -121,14 +122,19 @@ fn read_file(path: &Path) -> Result<File> {
 fn find_keeper() -> Result<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|me| Some(me.parent()?.join("wardian-keeper")));
     let found = beside.into_iter().chain([PathBuf::from(KEEPER)]).find(|path| path.is_file());
-    found.with_context(|| format!("no wardian-keeper beside this program nor at {KEEPER}; name it with --keeper"))
+    found.with_context(|| {
+        format!("no wardian-keeper beside this program nor at {KEEPER}; name it with --keeper")
+    })
 }
 
 /// Serve until SIGTERM or SIGINT.
 pub fn run(args: Args) -> Result<ExitCode> {
     let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
     let settings = args.merge(file)?;
-    ensure!(rustix::process::geteuid().is_root(), "serve must run as root, which makes the containers: try sudo");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "serve must run as root, which makes the containers: try sudo"
+    );
     let keeper = match &settings.keeper {
         Some(keeper) => keeper.clone(),
         None => find_keeper()?,
@@ -144,7 +150,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
 async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
-    let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
     let config = Config {
         root: absolute(&settings.root)?,
         run: absolute(&settings.run)?,
@@ -162,7 +169,8 @@ async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
     let mut listeners = Vec::new();
     for address in &settings.listen {
         let parsed: ListenAddr = address.parse().with_context(|| format!("listen on {address}"))?;
-        listeners.push(Listener::bind(&parsed, &options).await.with_context(|| format!("listen on {address}"))?);
+        listeners
+            .push(Listener::bind(&parsed, &options).await.with_context(|| format!("listen on {address}"))?);
         tracing::info!(%address, "listening");
     }
     let stop = async {

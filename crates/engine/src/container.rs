@@ -1,0 +1,169 @@
+//! One container: its record, its keeper, its processes.
+//!
+//! ```text
+//! creating → created → destroying → gone
+//!               │           ↑
+//!               └→ broken ──┘       pid 1 or the keeper died, or the end did not come in time
+//! ```
+
+use crate::process::Process;
+use crate::record::{Phase, Record};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use wardian_runtime::client::Keeper;
+
+/// A container as the engine holds it.
+#[derive(Debug)]
+pub struct Container {
+    /// Unique.
+    pub id: String,
+    /// What clients call it.
+    pub handle: String,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    record: Record,
+    keeper: Option<Keeper>,
+    /// Pid 1 as the host sees it.
+    init: Option<i32>,
+    processes: BTreeMap<String, Process>,
+    /// Process id → root file system of the living peas.
+    peas: BTreeMap<String, String>,
+    broken: Option<String>,
+    destroying: bool,
+}
+
+impl Container {
+    /// From its record.
+    pub fn new(record: Record) -> Self {
+        let (id, handle) = (record.id.clone(), record.handle.clone());
+        let inner = Inner {
+            record,
+            keeper: None,
+            init: None,
+            processes: BTreeMap::new(),
+            peas: BTreeMap::new(),
+            broken: None,
+            destroying: false,
+        };
+        Self { id, handle, inner: Mutex::new(inner) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It lives.
+    pub fn alive(&self, keeper: Keeper, init: Option<i32>) {
+        let mut inner = self.lock();
+        inner.keeper = Some(keeper);
+        inner.init = init;
+        if init.is_none() {
+            inner.broken = Some("its init has ended".to_owned());
+        }
+    }
+
+    /// It does not any more.
+    pub fn broke(&self, reason: &str) {
+        let mut inner = self.lock();
+        if !inner.destroying && inner.broken.is_none() {
+            tracing::error!(handle = self.handle, id = self.id, reason, "container.broken");
+            inner.broken = Some(reason.to_owned());
+        }
+        for process in inner.processes.values() {
+            process.ended(137);
+        }
+    }
+
+    /// Why it is broken.
+    pub fn broken(&self) -> Option<String> {
+        self.lock().broken.clone()
+    }
+
+    /// Its keeper, to ask something of a living container.
+    pub fn keeper(&self) -> Result<Keeper> {
+        let inner = self.lock();
+        if inner.record.phase == Phase::Creating {
+            return Err(Error::UnknownHandle(self.handle.clone()));
+        }
+        if let Some(reason) = &inner.broken {
+            return Err(Error::Broken { handle: self.handle.clone(), reason: reason.clone() });
+        }
+        inner.keeper.clone().ok_or_else(|| Error::UnknownHandle(self.handle.clone()))
+    }
+
+    /// Its keeper, whatever its state.
+    pub fn any_keeper(&self) -> Option<Keeper> {
+        self.lock().keeper.clone()
+    }
+
+    /// Pid 1 as the host sees it.
+    pub fn init(&self) -> Option<i32> {
+        self.lock().init
+    }
+
+    /// Its record.
+    pub fn record(&self) -> Record {
+        self.lock().record.clone()
+    }
+
+    /// Change the record, and `save` it while nobody else can.
+    pub fn update(&self, change: impl FnOnce(&mut Record), save: impl FnOnce(&Record) -> std::io::Result<()>) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.destroying {
+            return Err(Error::UnknownHandle(self.handle.clone()));
+        }
+        change(&mut inner.record);
+        save(&inner.record).map_err(|e| Error::failed("save the container's record", e))
+    }
+
+    /// Begin a destroy; only one at a time.
+    pub fn begin_destroy(&self) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.destroying {
+            return Err(Error::BeingDestroyed);
+        }
+        inner.destroying = true;
+        Ok(())
+    }
+
+    /// It did not succeed: it can be tried again.
+    pub fn destroy_failed(&self, reason: &str) {
+        let mut inner = self.lock();
+        inner.destroying = false;
+        inner.broken = Some(reason.to_owned());
+    }
+
+    /// Reserve a process id.
+    pub fn add_process(&self, process: &Process) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.processes.contains_key(process.id()) {
+            return Err(Error::ProcessInUse(process.id().to_owned()));
+        }
+        inner.processes.insert(process.id().to_owned(), process.clone());
+        Ok(())
+    }
+
+    /// It never started.
+    pub fn remove_process(&self, id: &str) {
+        self.lock().processes.remove(id);
+    }
+
+    /// A process by id.
+    pub fn process(&self, id: &str) -> Result<Process> {
+        self.lock().processes.get(id).cloned().ok_or_else(|| Error::UnknownProcess(id.to_owned()))
+    }
+
+    /// A pea lives.
+    pub fn add_pea(&self, process: &str, rootfs: &str) {
+        self.lock().peas.insert(process.to_owned(), rootfs.to_owned());
+    }
+
+    /// It does not any more: whoever gets its root file system cleans up.
+    pub fn take_pea(&self, process: &str) -> Option<String> {
+        self.lock().peas.remove(process)
+    }
+}

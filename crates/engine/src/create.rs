@@ -1,0 +1,311 @@
+//! From a request to a living container.
+
+use crate::container::Container;
+use crate::record::{Phase, Record, VERSION};
+use crate::spec::{BindMount, ContainerSpec, Limits};
+use crate::{Engine, Error, Result, Shared};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+use wardian_runtime::bundle::{self, Settings};
+use wardian_runtime::cgroup::{self, Entry};
+use wardian_runtime::client::{Event, Keeper};
+use wardian_runtime::wire::{Boxed, Op, Placement, Reply};
+use wardian_store::Image;
+use wardian_sys::{memfd, mount};
+
+/// The longest handle: it is a host name's tail and shows in logs, no more.
+const MAX_HANDLE: usize = 255;
+
+/// Handles are free text for clients, but never meant as a path.
+pub fn check_handle(handle: &str) -> Result<()> {
+    let problem = if handle.len() > MAX_HANDLE {
+        "longer than 255 bytes"
+    } else if handle == "." || handle == ".." {
+        "not a name"
+    } else if handle.chars().any(|c| c == '/' || c.is_control() || c.is_whitespace()) {
+        "contains '/', white space or control characters"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidHandle(handle.chars().take(64).collect(), problem))
+}
+
+/// What the keeper gets, besides the pair.
+pub struct Parts {
+    pub config: OwnedFd,
+    pub rootfs: OwnedFd,
+    pub binds: Vec<OwnedFd>,
+    pub boxed: Boxed,
+    pub entry: Entry,
+}
+
+impl Parts {
+    pub fn place(&self) -> Placement {
+        Placement { v1_procs: self.entry.v1.len(), v2_dir: self.entry.v2.is_some() }
+    }
+}
+
+impl From<Limits> for cgroup::Limits {
+    fn from(limits: Limits) -> Self {
+        Self { memory_bytes: limits.memory_bytes, cpu_shares: limits.cpu_shares, pids: limits.pids }
+    }
+}
+
+impl Engine {
+    /// Make a container; its handle.
+    ///
+    /// # Errors
+    /// Bad or taken handle, an image that is not there, whatever the kernel refuses. Nothing stays.
+    pub async fn create(&self, mut spec: ContainerSpec) -> Result<String> {
+        if spec.handle.is_empty() {
+            spec.handle = uuid::Uuid::new_v4().to_string();
+        }
+        check_handle(&spec.handle)?;
+        if spec.image.is_empty() {
+            spec.image = self.shared.config.default_rootfs.clone().ok_or_else(|| {
+                Error::Invalid("no image given, and the server has no --default-rootfs".to_owned())
+            })?;
+        }
+        let container = self.reserve(&spec)?;
+        let started = Instant::now();
+        // In a task of its own: a client that goes away must not leave a half-made container.
+        let engine = self.clone();
+        let made = tokio::spawn(async move {
+            let result = engine.make(&container, spec).await;
+            if let Err(error) = &result {
+                tracing::debug!(handle = container.handle, %error, "create.undo");
+                engine.undo(&container).await;
+            }
+            result.map(|()| container)
+        });
+        let container = made.await.map_err(|e| Error::failed("create", e))??;
+        tracing::info!(handle = container.handle, id = container.id, ms = ms(started), "create.done");
+        Ok(container.handle.clone())
+    }
+
+    fn reserve(&self, spec: &ContainerSpec) -> Result<Arc<Container>> {
+        let record = Record {
+            version: VERSION,
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            handle: spec.handle.clone(),
+            phase: Phase::Creating,
+            boot_id: self.shared.boot_id.clone(),
+            privileged: spec.privileged,
+            env: spec.env.clone(),
+            properties: spec.properties.clone(),
+            stopped: false,
+        };
+        let mut containers = self.shared.lock();
+        if containers.contains_key(&spec.handle) {
+            return Err(Error::HandleInUse(spec.handle.clone()));
+        }
+        let max = self.shared.config.max_containers;
+        if max > 0 && containers.len() as u64 >= max {
+            return Err(Error::Invalid("max containers reached".to_owned()));
+        }
+        let container = Arc::new(Container::new(record));
+        containers.insert(spec.handle.clone(), container.clone());
+        Ok(container)
+    }
+
+    async fn make(&self, container: &Arc<Container>, spec: ContainerSpec) -> Result<()> {
+        let shared = self.shared.clone();
+        let theirs = container.clone();
+        let prepared = tokio::task::spawn_blocking(move || prepare(&shared, &theirs, &spec)).await;
+        let (pair, waiting, parts) = prepared.map_err(|e| Error::failed("create", e))??;
+        let (keeper, events) = Keeper::new(waiting).map_err(|e| Error::failed("keeper", e))?;
+        let mut fds = vec![self.shared.keepers.init.as_fd(), pair.network.as_fd()];
+        fds.extend(pair.user.as_ref().map(AsFd::as_fd));
+        fds.extend([parts.config.as_fd(), parts.rootfs.as_fd()]);
+        fds.extend(parts.binds.iter().map(AsFd::as_fd));
+        fds.extend(parts.entry.fds());
+        let op = Op::Create { user: pair.user.is_some(), place: parts.place(), boxed: parts.boxed.clone() };
+        let answer = keeper.ask(op, &fds).await;
+        let init = match answer {
+            Ok((Reply::Started { pid, .. }, _)) => pid,
+            Ok(_) => return Err(Error::failed("create", "the keeper's answer makes no sense")),
+            Err(error) => {
+                container.alive(keeper, None);
+                return Err(Error::failed("create", error));
+            }
+        };
+        container.alive(keeper, Some(init));
+        self.watch(container, events);
+        container.update(
+            |record| {
+                record.phase = Phase::Created;
+                record.properties.insert("garden.state".to_owned(), "created".to_owned());
+            },
+            |record| self.shared.records.save(record),
+        )
+    }
+
+    /// Hear of ends. Holds the container only weakly: the task ends with the keeper's connection.
+    pub(crate) fn watch(&self, container: &Arc<Container>, mut events: tokio::sync::mpsc::UnboundedReceiver<Event>) {
+        let (engine, container) = (self.clone(), Arc::downgrade(container));
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                let Some(container) = container.upgrade() else { return };
+                match event {
+                    Event::Exited { id, status } => {
+                        if let Ok(process) = container.process(&id) {
+                            process.ended(status);
+                            engine.after_pea(&container, &process);
+                        }
+                    }
+                    Event::Gone => container.broke("its init or its keeper has ended"),
+                }
+            }
+        });
+    }
+
+    /// Whatever a failed create has made so far.
+    pub(crate) async fn undo(&self, container: &Arc<Container>) {
+        // The destroy path copes with every part missing. What it cannot end now, the reaper tries again.
+        if container.begin_destroy().is_ok()
+            && let Err(error) = self.tear_down(container).await
+        {
+            tracing::warn!(handle = container.handle, %error, "create.undo-failed");
+        }
+    }
+}
+
+/// Milliseconds since then, for the log.
+pub fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+type Prepared = (wardian_sys::namespace::Pair, OwnedFd, Parts);
+
+fn prepare(shared: &Shared, container: &Container, spec: &ContainerSpec) -> Result<Prepared> {
+    let id = &container.id;
+    let dir = shared.records.path(id);
+    let run = |e: std::io::Error| Error::failed("run directory", e);
+    let started = Instant::now();
+    let image = shared.store.image(&spec.image).map_err(|e| Error::failed("image", chain(&e)))?;
+    let imaged = ms(started);
+    std::fs::create_dir(&dir).map_err(run)?;
+    let mut env = image.config.env.clone();
+    env.extend(spec.env.iter().cloned());
+    container.update(|record| record.env.clone_from(&env), |record| shared.records.save(record))?;
+    let waiting = shared.keepers.take().map_err(|e| Error::failed("start a keeper", e))?;
+    std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
+    let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
+    let pair = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
+    let hostname: String = spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(49)).collect();
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
+    write_shared(shared, &dir.join("hosts"), hosts.as_bytes(), spec.privileged).map_err(run)?;
+    let resolv = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+    write_shared(shared, &dir.join("resolv.conf"), &resolv, spec.privileged).map_err(run)?;
+    let network_files = network_files(&dir);
+    let settings = Settings {
+        privileged: spec.privileged,
+        hostname: Some(hostname),
+        env,
+        no_new_privileges: shared.config.no_new_privileges && !spec.privileged,
+        memory_bytes: spec.limits.memory_bytes,
+        cpu_shares: spec.limits.cpu_shares,
+        pids: spec.limits.pids,
+        cgroups_path: format!("/{}/{id}", shared.cgroups.top()),
+        ..shared.settings()
+    };
+    let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files).collect();
+    let entry = shared.cgroups.make(id, spec.limits.into()).map_err(|e| Error::failed("cgroup", e))?;
+    let user = pair.user.as_ref();
+    let parts = assemble(shared, id, &image, user.map(AsFd::as_fd), settings, &binds, entry, &dir.join("config.json"))?;
+    tracing::debug!(handle = container.handle, id, image_ms = imaged, ms = ms(started), "create.prepared");
+    Ok((pair, waiting.connection, parts))
+}
+
+/// hosts and resolv.conf of a container; its peas share them.
+pub fn network_files(dir: &Path) -> [BindMount; 2] {
+    ["hosts", "resolv.conf"].map(|name| BindMount {
+        source: dir.join(name),
+        destination: Path::new("/etc").join(name),
+        writable: true,
+    })
+}
+
+/// A file that container root may write.
+fn write_shared(shared: &Shared, path: &Path, contents: &[u8], privileged: bool) -> std::io::Result<()> {
+    std::fs::write(path, contents)?;
+    let root = if privileged { 0 } else { shared.root_id };
+    std::os::unix::fs::chown(path, Some(root), Some(root))
+}
+
+/// A root file system with its bundle and bind mounts, for a container or a pea.
+#[allow(clippy::too_many_arguments)]
+pub fn assemble(
+    shared: &Shared,
+    rootfs_id: &str,
+    image: &Image,
+    userns: Option<std::os::fd::BorrowedFd<'_>>,
+    mut settings: Settings,
+    binds: &[BindMount],
+    entry: Entry,
+    config_path: &Path,
+) -> Result<Parts> {
+    let owner = userns.map(|userns| wardian_store::Owner { userns, uid: shared.root_id, gid: shared.root_id });
+    let step = |e: std::io::Error| Error::failed("bundle", e);
+    let mut clones = Vec::new();
+    for bind in binds {
+        clones.push(clone_bind(bind)?);
+        let text = |p: &Path| p.to_string_lossy().into_owned();
+        settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
+    }
+    settings.rootfs = shared.config.root.join("rootfs").join(rootfs_id).to_string_lossy().into_owned();
+    let config = bundle::config(&settings).to_string();
+    std::fs::write(config_path, &config).map_err(step)?;
+    let rootfs = shared
+        .store
+        .create_rootfs(rootfs_id, image, owner.as_ref())
+        .map_err(|e| Error::failed("root file system", chain(&e)))?;
+    let config = memfd::sealed("config.json", config.as_bytes(), 0o400).map_err(|e| step(e.into()))?;
+    let boxed = Boxed {
+        binds: settings.binds.iter().map(|(_, destination, _)| destination.clone()).collect(),
+        v1_hierarchies: shared.cgroups.v1_names(),
+    };
+    Ok(Parts { config, rootfs, binds: clones, boxed, entry })
+}
+
+fn clone_bind(bind: &BindMount) -> Result<OwnedFd> {
+    let name = bind.source.display().to_string();
+    let fail = |e: mount::Error| Error::failed("bind mount", format!("{name}: {}", chain(&e)));
+    if !bind.source.is_absolute() || !bind.destination.is_absolute() {
+        return Err(Error::Invalid(format!("bind mount {name}: both paths must be absolute")));
+    }
+    let clone = mount::open_tree_clone(rustix::fs::CWD, &name, false).map_err(fail)?;
+    if !bind.writable {
+        mount::set_readonly(&clone, false).map_err(fail)?;
+    }
+    Ok(clone)
+}
+
+/// An error with its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_handle;
+
+    #[test]
+    fn handles_that_could_be_paths_or_hurt_a_terminal_are_refused() {
+        for good in ["a", "5be2a88f-a549-464b-74da-a4517e49b3f3", "a.b_c", "ä"] {
+            assert!(check_handle(good).is_ok(), "{good}");
+        }
+        let long = "x".repeat(300);
+        for bad in ["..", ".", "a/b", "a\0b", "a b", "a\n", long.as_str()] {
+            assert!(check_handle(bad).is_err(), "{bad:?}");
+        }
+    }
+}

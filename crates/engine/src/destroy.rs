@@ -1,0 +1,117 @@
+//! The end of a container. Nothing here waits for a disk.
+
+use crate::container::Container;
+use crate::create::ms;
+use crate::{Engine, Error, Result, Shared};
+use rustix::process::Signal;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wardian_runtime::client;
+use wardian_runtime::wire::Op;
+
+/// What has not died of SIGKILL by then (D state) makes the container broken.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between TERM and KILL of a stop, as the real server waits.
+const GRACE: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// Destroy it with everything in it.
+    ///
+    /// # Errors
+    /// Unknown; being destroyed; or something does not die, and then it can be tried again.
+    pub async fn destroy(&self, handle: &str) -> Result<()> {
+        let container = self.find(handle)?;
+        if container.record().phase == crate::record::Phase::Creating {
+            return Err(Error::UnknownHandle(handle.to_owned()));
+        }
+        container.begin_destroy()?;
+        let engine = self.clone();
+        let task = tokio::spawn(async move {
+            let started = Instant::now();
+            let result = engine.tear_down(&container).await;
+            match &result {
+                Ok(()) => tracing::info!(handle = container.handle, id = container.id, ms = ms(started), "destroy.done"),
+                Err(error) => container.destroy_failed(&error.to_string()),
+            }
+            result
+        });
+        task.await.map_err(|e| Error::failed("destroy", e))?
+    }
+
+    /// Kill, let the root file system go, forget. The container says `destroying` already.
+    pub(crate) async fn tear_down(&self, container: &Arc<Container>) -> Result<()> {
+        let id = container.id.clone();
+        if let Some(keeper) = container.any_keeper() {
+            match tokio::time::timeout(PATIENCE, keeper.ask(Op::Destroy, &[])).await {
+                // Gone: it has ended before, and its container with it.
+                Ok(Ok(_) | Err(client::Error::Gone)) => {}
+                Ok(Err(error)) => return Err(Error::failed("destroy", error)),
+                Err(_) => return Err(Error::failed("destroy", "processes do not die, it is tried again on the next destroy")),
+            }
+        }
+        container.broke("destroyed");
+        let shared = self.shared.clone();
+        let handle = container.handle.clone();
+        // The commit point: without its record the container is gone, whatever happens to us.
+        shared.records.forget(&id).map_err(|e| Error::failed("forget", e))?;
+        {
+            let mut containers = shared.lock();
+            if containers.get(&handle).is_some_and(|c| c.id == id) {
+                containers.remove(&handle);
+            }
+        }
+        shared.store.release_rootfs(&id);
+        // After the reply: directories, cgroups, what peas have left.
+        tokio::task::spawn_blocking(move || sweep(&shared, &id));
+        Ok(())
+    }
+
+    /// End its processes (TERM, wait, KILL; `kill`: KILL at once); the container stays.
+    ///
+    /// # Errors
+    /// Unknown or broken container.
+    pub async fn stop(&self, handle: &str, kill: bool) -> Result<()> {
+        let container = self.find(handle)?;
+        container.keeper()?;
+        let (shared, init) = (self.shared.clone(), container.init());
+        let id = container.id.clone();
+        let stop = move || {
+            if !kill && !signal_until(&shared, &id, init, Signal::TERM, GRACE) {
+                tracing::info!(id, "stop.kill");
+            }
+            signal_until(&shared, &id, init, Signal::KILL, PATIENCE);
+        };
+        tokio::task::spawn_blocking(stop).await.map_err(|e| Error::failed("stop", e))?;
+        container.update(|record| record.stopped = true, |record| self.shared.records.save(record))
+    }
+}
+
+/// Signal everything but pid 1, each second anew, until nothing is left. `false`: time is up.
+fn signal_until(shared: &Shared, id: &str, init: Option<i32>, signal: Signal, limit: Duration) -> bool {
+    let started = Instant::now();
+    let mut next = started;
+    while started.elapsed() < limit {
+        if Instant::now() >= next {
+            if shared.cgroups.signal(id, init, signal) == 0 {
+                return true;
+            }
+            next += Duration::from_secs(1);
+        } else if shared.cgroups.members(id).iter().all(|pid| Some(*pid) == init) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+/// What a container without a record has left outside the store.
+pub fn sweep(shared: &Shared, id: &str) {
+    for pea in shared.records.peas(id) {
+        crate::run::clean_pea(shared, id, &pea);
+    }
+    if !shared.cgroups.kill(id) {
+        tracing::warn!(id, "destroy.processes-left");
+    }
+    shared.records.clear(id);
+    shared.remove_cgroup_later(id.to_owned());
+}

@@ -1,0 +1,64 @@
+//! Keepers started ahead, each waiting for its container.
+
+use crate::pool::Pool;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use wardian_runtime::cgroup::Cgroups;
+use wardian_sys::{memfd, namespace, packet, spawn};
+
+/// A keeper without a container. It ends by itself when its only connection does.
+#[derive(Debug)]
+pub struct Waiting {
+    /// The first connection to it.
+    pub connection: OwnedFd,
+    /// Where it listens; to be renamed into the container's directory.
+    pub socket: PathBuf,
+}
+
+/// Programs in sealed memory files, and the keepers' mount namespace.
+#[derive(Debug)]
+pub struct Keepers {
+    pool: Pool<Waiting>,
+    /// Pid 1 of containers.
+    pub init: OwnedFd,
+}
+
+impl Keepers {
+    /// Load the program and start `size` of it. Sockets wait in `dir`.
+    pub fn start(program: &Path, dir: &Path, cgroups: Cgroups, size: usize) -> io::Result<Self> {
+        let bytes = std::fs::read(program)
+            .map_err(|e| io::Error::other(format!("the keeper program {}: {e}", program.display())))?;
+        let keeper = memfd::sealed("wardian-keeper", &bytes, 0o700)?;
+        // 0711: inside the container its maps, links and descriptors are not to be read.
+        let init = memfd::sealed("garden-init", &bytes, 0o711)?;
+        drop(std::fs::remove_dir_all(dir));
+        std::fs::create_dir_all(dir)?;
+        let nursery = namespace::nursery()?;
+        let directory: OwnedFd = std::fs::File::open(dir)?.into();
+        let count = AtomicU64::new(0);
+        let dir = Arc::new(dir.to_owned());
+        let make = move || {
+            let name = format!("{}.sock", count.fetch_add(1, Ordering::Relaxed));
+            let listener = packet::listen_at(directory.as_fd(), &name)?;
+            let (ours, theirs) = packet::pair()?;
+            let fds = [listener.as_fd(), theirs.as_fd(), nursery.as_fd()];
+            let child = spawn::from_memfd(keeper.as_fd(), &["wardian-keeper"], &fds)?;
+            cgroups.adopt_keeper(child.pid).map_err(io::Error::other)?;
+            Ok(Waiting { connection: ours, socket: dir.join(name) })
+        };
+        Ok(Self { pool: Pool::new("keepers", size, make)?, init })
+    }
+
+    /// One that waits, or a new one.
+    pub fn take(&self) -> io::Result<Waiting> {
+        self.pool.take()
+    }
+
+    /// Let those that wait end, and start no more.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+}

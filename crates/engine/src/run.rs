@@ -1,0 +1,260 @@
+//! Processes, peas, and tars in and out of a living container.
+
+use crate::container::Container;
+use crate::create::{assemble, chain, network_files};
+use crate::process::Process;
+use crate::spec::{BindMount, ProcessSpec};
+use crate::{Engine, Error, Result, Shared, Transfer};
+use rustix::pipe::PipeFlags;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use tokio::net::unix::pipe;
+use wardian_runtime::bundle::Settings;
+use wardian_runtime::client::{self, Keeper};
+use wardian_runtime::wire::{Exec, Failure, Op, Placement, Reply};
+use wardian_runtime::{caps, cgroup};
+use wardian_sys::memfd;
+
+/// Names of resource limits and their numbers (getrlimit(2), x86-64 and arm64).
+const RLIMITS: [(&str, u32); 15] = [
+    ("cpu", 0), ("fsize", 1), ("data", 2), ("stack", 3), ("core", 4), ("rss", 5), ("nproc", 6), ("nofile", 7),
+    ("memlock", 8), ("as", 9), ("locks", 10), ("sigpending", 11), ("msgqueue", 12), ("nice", 13), ("rtprio", 14),
+];
+
+/// Bytes a tar's pipe holds: fewer changes between writer and reader.
+const PIPE: usize = 1 << 20;
+
+impl Engine {
+    /// Start a process or a pea.
+    ///
+    /// # Errors
+    /// Unknown container, id taken, and whatever keeps the program from starting.
+    pub async fn run(&self, handle: &str, mut spec: ProcessSpec) -> Result<Process> {
+        let container = self.find(handle)?;
+        let keeper = container.keeper()?;
+        if spec.image.is_none() && !spec.bind_mounts.is_empty() {
+            let message = "Running a process with bind mounts and no image provided is not allowed";
+            return Err(Error::Invalid(message.to_owned()));
+        }
+        if spec.id.is_empty() {
+            spec.id = uuid::Uuid::new_v4().to_string();
+        }
+        crate::create::check_handle(&spec.id)?;
+        let process = Process::new(spec.id.clone(), keeper.clone());
+        container.add_process(&process)?;
+        let (engine, theirs, started) = (self.clone(), container.clone(), process.clone());
+        // In a task of its own: a client that goes away must not leave half a pea.
+        let task = tokio::spawn(async move {
+            let result = engine.start_process(&theirs, &keeper, &started, spec).await;
+            if result.is_err() {
+                theirs.remove_process(started.id());
+            }
+            result
+        });
+        task.await.map_err(|e| Error::failed("run", e))??;
+        Ok(process)
+    }
+
+    async fn start_process(&self, container: &Arc<Container>, keeper: &Keeper, process: &Process, spec: ProcessSpec) -> Result<()> {
+        let record = container.record();
+        let exec = exec(&record, &spec, self.shared.config.no_new_privileges)?;
+        if spec.image.is_none() {
+            let payload = payload(&exec)?;
+            let entry = self.shared.cgroups.enter(&container.id).map_err(|e| Error::failed("cgroup", e))?;
+            let place = Placement { v1_procs: entry.v1.len(), v2_dir: entry.v2.is_some() };
+            let mut fds = vec![payload.as_fd()];
+            fds.extend(entry.fds());
+            let op = Op::Run { id: spec.id.clone(), boxed: None, place };
+            return connect(process, keeper.ask(op, &fds).await).await;
+        }
+        let shared = self.shared.clone();
+        let theirs = container.clone();
+        let pea = uuid::Uuid::new_v4().simple().to_string();
+        let rootfs_id = pea.clone();
+        let prepared = tokio::task::spawn_blocking(move || prepare_pea(&shared, &theirs, &spec, exec, &rootfs_id)).await;
+        let answer = match prepared.map_err(|e| Error::failed("pea", e)).flatten() {
+            Ok((payload, parts, op)) => {
+                process.needs_cleaning();
+                container.add_pea(process.id(), &pea);
+                let mut fds = vec![payload.as_fd(), parts.config.as_fd(), parts.rootfs.as_fd()];
+                fds.extend(parts.binds.iter().map(AsFd::as_fd));
+                fds.extend(parts.entry.fds());
+                connect(process, keeper.ask(op, &fds).await).await
+            }
+            Err(error) => Err(error),
+        };
+        if answer.is_err() {
+            container.take_pea(process.id());
+            clean_pea(&self.shared, &container.id, &pea);
+        }
+        answer
+    }
+
+    /// A pea that has ended: end what it left behind, let its root file system go, then tell.
+    pub(crate) fn after_pea(&self, container: &Arc<Container>, process: &Process) {
+        let Some(pea) = container.take_pea(process.id()) else { return };
+        let (shared, id, process) = (self.shared.clone(), container.id.clone(), process.clone());
+        tokio::task::spawn_blocking(move || {
+            clean_pea(&shared, &id, &pea);
+            process.cleaned();
+        });
+    }
+
+    /// Find a process, running or ended.
+    ///
+    /// # Errors
+    /// Unknown container or process.
+    pub async fn attach(&self, handle: &str, id: &str) -> Result<Process> {
+        // A Garden client hears of the process, whichever of the two is missing.
+        let container = self.find(handle).map_err(|_| Error::UnknownProcess(id.to_owned()))?;
+        container.process(id)
+    }
+
+    /// Unpack a tar inside the container: write it to the pipe, drop the pipe, then `finish`.
+    ///
+    /// # Errors
+    /// Unknown or broken container; what the unpacking says comes from `finish`.
+    pub async fn stream_in(&self, handle: &str, user: &str, destination: &str) -> Result<Transfer<pipe::Sender>> {
+        let (reader, writer) = tar_pipe()?;
+        let writer = pipe::Sender::from_owned_fd(writer).map_err(|e| Error::failed("stream-in", e))?;
+        self.transfer(handle, true, user, destination, reader, writer)
+    }
+
+    /// Pack a path inside the container: read the tar from the pipe to its end, then `finish`.
+    ///
+    /// # Errors
+    /// Unknown or broken container; what the packing says comes from `finish`.
+    pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<Transfer<pipe::Receiver>> {
+        let (reader, writer) = tar_pipe()?;
+        let reader = pipe::Receiver::from_owned_fd(reader).map_err(|e| Error::failed("stream-out", e))?;
+        self.transfer(handle, false, user, source, writer, reader)
+    }
+
+    fn transfer<P>(&self, handle: &str, inward: bool, user: &str, path: &str, theirs: OwnedFd, ours: P) -> Result<Transfer<P>> {
+        let step = if inward { "stream-in" } else { "stream-out" };
+        let container = self.find(handle)?;
+        let keeper = container.keeper()?;
+        let entry = self.shared.cgroups.enter(&container.id).map_err(|e| Error::failed("cgroup", e))?;
+        let place = Placement { v1_procs: entry.v1.len(), v2_dir: entry.v2.is_some() };
+        let op = Op::Transfer { inward, user: user.to_owned(), path: path.to_owned(), place };
+        let task = tokio::spawn(async move {
+            let mut fds = vec![theirs.as_fd()];
+            fds.extend(entry.fds());
+            let asked = keeper.begin(op, &fds).await;
+            // Our copy of their end must go while they work, or nobody would see it close.
+            drop(fds);
+            drop((theirs, entry));
+            let answer = async { asked?.answer().await };
+            answer.await.map(drop).map_err(|e| Error::failed(step, e))
+        });
+        Ok(Transfer { pipe: Some(ours), task })
+    }
+}
+
+fn tar_pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::failed("pipe", e))?;
+    // Above the host's limit for pipes it stays as it is: slower, not wrong.
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
+    Ok((reader, writer))
+}
+
+fn payload(exec: &Exec) -> Result<OwnedFd> {
+    let json = serde_json::to_vec(exec).map_err(|e| Error::failed("run", e))?;
+    memfd::sealed("process.json", &json, 0o400).map_err(|e| Error::failed("run", e))
+}
+
+fn exec(record: &crate::record::Record, spec: &ProcessSpec, no_new_privileges: bool) -> Result<Exec> {
+    let mut rlimits = Vec::new();
+    for (name, value) in &spec.rlimits {
+        let number = RLIMITS.iter().find(|(known, _)| known == name).map(|(_, number)| *number);
+        rlimits.push((number.ok_or_else(|| Error::Invalid(format!("unknown rlimit {name:?}")))?, *value));
+    }
+    let mut args = vec![spec.path.clone()];
+    args.extend(spec.args.iter().cloned());
+    if args.iter().any(|a| a.contains('\0')) {
+        return Err(Error::Invalid("an argument contains a NUL".to_owned()));
+    }
+    let mut env = if spec.image.is_some() { Vec::new() } else { record.env.clone() };
+    env.extend(spec.env.iter().cloned());
+    Ok(Exec {
+        args,
+        env,
+        dir: if spec.image.is_some() && spec.dir.is_empty() { "/".to_owned() } else { spec.dir.clone() },
+        make_dir: spec.image.is_none(),
+        user: spec.user.clone(),
+        rlimits,
+        capabilities: if record.privileged { caps::PRIVILEGED } else { caps::UNPRIVILEGED },
+        capabilities_non_root: caps::NON_ROOT,
+        no_new_privileges: no_new_privileges && !record.privileged,
+    })
+}
+
+async fn connect(process: &Process, answer: std::result::Result<(Reply, Vec<OwnedFd>), client::Error>) -> Result<()> {
+    match answer {
+        Ok((Reply::Started { warnings, stdin, .. }, fds)) => {
+            for warning in warnings {
+                tracing::warn!(process = process.id(), warning, "run.degraded");
+            }
+            process.connect(stdin, fds).await
+        }
+        Ok(_) => Err(Error::failed("run", "the keeper's answer makes no sense")),
+        Err(client::Error::Failed { kind: Failure::ExecutableNotFound, message }) => {
+            Err(Error::ExecutableNotFound(format!("exec failed: {message}")))
+        }
+        Err(client::Error::Failed { message, .. }) => Err(Error::Invalid(message)),
+        Err(error) => Err(Error::failed("run", error)),
+    }
+}
+
+type Pea = (OwnedFd, crate::create::Parts, Op);
+
+fn prepare_pea(shared: &Shared, container: &Container, spec: &ProcessSpec, mut exec: Exec, pea: &str) -> Result<Pea> {
+    let record = container.record();
+    let uri = spec.image.as_deref().unwrap_or_default();
+    let image = shared.store.image(uri).map_err(|e| Error::failed("creating-volume", chain(&e)))?;
+    exec.env = image.config.env.iter().chain(&exec.env).cloned().collect();
+    if let Some((uid, gid)) = spec.user.split_once(':')
+        && (uid.parse::<u32>().is_err() || gid.parse::<u32>().is_err())
+    {
+        return Err(Error::Invalid(format!("parse-user: '{}' is not a valid uid:gid", spec.user)));
+    }
+    shared.records.pea_begins(&container.id, pea, &spec.id).map_err(|e| Error::failed("pea", e))?;
+    // Below its container, or with limits of its own beside it.
+    let cgroup = pea_cgroup(&container.id, pea, spec.limits.is_some());
+    let limits = spec.limits.map_or_else(cgroup::Limits::default, Into::into);
+    let entry = shared.cgroups.make(&cgroup, limits).map_err(|e| Error::failed("cgroup", e))?;
+    let dir = shared.records.path(&container.id);
+    let settings = Settings {
+        privileged: record.privileged,
+        joins: container.init(),
+        cgroups_path: format!("/{}/{cgroup}", shared.cgroups.top()),
+        no_new_privileges: exec.no_new_privileges,
+        memory_bytes: limits.memory_bytes,
+        cpu_shares: limits.cpu_shares,
+        ..shared.settings()
+    };
+    let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files(&dir)).collect();
+    let userns = if record.privileged { None } else { Some(shared.idmap.as_fd()) };
+    let config = dir.join("peas").join(format!("{pea}.json"));
+    let parts = assemble(shared, pea, &image, userns, settings, &binds, entry, &config)?;
+    let op = Op::Run { id: spec.id.clone(), boxed: Some(parts.boxed.clone()), place: parts.place() };
+    Ok((payload(&exec)?, parts, op))
+}
+
+/// Where a pea runs.
+fn pea_cgroup(container: &str, pea: &str, own: bool) -> String {
+    if own { format!("{container}.{pea}") } else { format!("{container}/{pea}") }
+}
+
+/// Everything that a pea has had. Its root file system's last reference was the keeper's.
+pub fn clean_pea(shared: &Shared, container: &str, pea: &str) {
+    let cgroups = [false, true].map(|own| pea_cgroup(container, pea, own));
+    for cgroup in &cgroups {
+        shared.cgroups.kill(cgroup);
+    }
+    shared.records.pea_ends(container, pea);
+    shared.store.release_rootfs(pea);
+    for cgroup in cgroups {
+        shared.remove_cgroup_later(cgroup);
+    }
+}

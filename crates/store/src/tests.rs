@@ -1,0 +1,393 @@
+//! The store against this host's kernel and file system. What needs root is skipped without it.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::fs::{Mode, OFlags};
+use wardian_sys::mount;
+use wardian_sys::namespace::{IdMap, pair};
+
+use super::*;
+
+/// Where container root is mapped to in these tests.
+const MAPPED: u32 = 100_000;
+const SOON: Duration = Duration::from_secs(20);
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn config(dir: &Path) -> Config {
+    Config { root: dir.join("store"), run: dir.join("run") }
+}
+
+fn open(dir: &Path) -> Result<Store> {
+    Store::open(config(dir), &|_| false)
+}
+
+fn userns() -> OwnedFd {
+    let map = [IdMap { inside: 0, outside: MAPPED, size: 65_536 }];
+    pair(&map, &map).unwrap().user.unwrap()
+}
+
+/// A tar with a root of mode 711, a file of root's, one of user 7 and a directory; says its uri.
+fn tar(dir: &Path) -> String {
+    let path = dir.join("image.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
+    let mut entry = |name: &str, kind: tar::EntryType, mode, id, data: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_mode(mode);
+        header.set_uid(id);
+        header.set_gid(id);
+        header.set_mtime(1_000_000);
+        tar.append_data(&mut header, name, data).unwrap();
+    };
+    entry("./", tar::EntryType::Directory, 0o711, 0, b"");
+    entry("etc/", tar::EntryType::Directory, 0o755, 0, b"");
+    entry("etc/passwd", tar::EntryType::Regular, 0o644, 0, b"root:x:0:0::/:/bin/sh\n");
+    entry("seven", tar::EntryType::Regular, 0o600, 7, b"7");
+    tar.finish().unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Paths below the detached mount, as long as it lives.
+fn below(mount: impl AsFd, path: &str) -> std::path::PathBuf {
+    Path::new(&format!("/proc/self/fd/{}", mount.as_fd().as_raw_fd())).join(path)
+}
+
+fn entries(dir: &Path, part: &str) -> usize {
+    fs::read_dir(dir.join("store").join(part)).unwrap().count()
+}
+
+#[test]
+fn a_root_file_system_from_image_to_trash() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let image = store.image(&tar(dir.path())).unwrap();
+    let userns = userns();
+    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED };
+    let rootfs = store.create_rootfs("one", &image, Some(&owner)).unwrap();
+
+    // From the image to the container's ids.
+    let root = fs::metadata(below(&rootfs, ".")).unwrap();
+    assert_eq!((root.uid(), root.gid(), root.mode() & 0o7777), (MAPPED, MAPPED, 0o711));
+    let passwd = fs::metadata(below(&rootfs, "etc/passwd")).unwrap();
+    assert_eq!((passwd.uid(), passwd.gid()), (MAPPED, MAPPED));
+    assert_eq!(fs::metadata(below(&rootfs, "seven")).unwrap().uid(), MAPPED + 7);
+
+    // Copy-up: written to the upper with the container's ids, the layer stays as it was.
+    let text = fs::read_to_string(below(&rootfs, "etc/passwd")).unwrap();
+    fs::write(below(&rootfs, "etc/passwd"), format!("{text}more\n")).unwrap();
+    fs::write(below(&rootfs, "seven"), "8").unwrap();
+    let upper = dir.path().join("store/rootfs/one/upper");
+    let copied = fs::metadata(upper.join("etc/passwd")).unwrap();
+    assert_eq!((copied.uid(), copied.gid()), (MAPPED, MAPPED));
+    assert_eq!(fs::metadata(upper.join("seven")).unwrap().uid(), MAPPED + 7);
+    let layer = fs::read_dir(dir.path().join("store/layers")).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(fs::read_to_string(layer.join("fs/etc/passwd")).unwrap(), text);
+    assert_eq!(fs::metadata(layer.join("fs/etc/passwd")).unwrap().uid(), 0);
+    assert_eq!(fs::metadata(layer.join("fs/seven")).unwrap().uid(), 7);
+
+    // Volatile: overlay leaves its mark in the work directory, and a second root file system is another one.
+    assert!(dir.path().join("store/rootfs/one/work/work/incompat/volatile").exists());
+    let privileged = store.create_rootfs("two", &image, None).unwrap();
+    assert_eq!(fs::metadata(below(&privileged, "seven")).unwrap().uid(), 7);
+    assert_eq!(fs::read_to_string(below(&privileged, "seven")).unwrap(), "7");
+    assert!(matches!(
+        store.create_rootfs("two", &image, None),
+        Err(Error::Rootfs(rootfs::Error::Exists { .. }))
+    ));
+
+    drop((rootfs, privileged));
+    store.release_rootfs("one");
+    store.release_rootfs("two");
+    store.release_rootfs("never made");
+    assert!(store.drain(SOON));
+    assert_eq!(store.trash_count(), 0);
+    assert_eq!(entries(dir.path(), "rootfs"), 0);
+}
+
+#[test]
+fn mountinfo_shows_a_volatile_overlay_and_no_host_paths() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let image = store.image(&tar(dir.path())).unwrap();
+    let rootfs = store.create_rootfs("seen", &image, None).unwrap();
+    let target = dir.path().join("target");
+    fs::create_dir(&target).unwrap();
+    // In a mount namespace of a thread's own: nothing shows outside, and all of it goes with the thread.
+    let text = std::thread::scope(|scope| {
+        let seen = scope.spawn(|| {
+            use rustix::mount::{MountPropagationFlags, mount_change};
+            // Only unsharing descriptors is unsafe.
+            #[allow(deprecated)]
+            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            mount::attach(&rootfs, rustix::fs::open(&target, flags, Mode::empty()).unwrap()).unwrap();
+            fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+        });
+        seen.join().unwrap()
+    });
+    let mounts = wardian_sys::procfs::mountinfo(&text).unwrap();
+    let own = mounts.iter().find(|mount| mount.mount_point == target).unwrap();
+    assert_eq!(own.fs_type, "overlay");
+    assert!(own.is_volatile(), "{own:?}");
+    assert!(own.mount_options.iter().any(|option| option == "nodev"), "{own:?}");
+    let host = dir.path().to_str().unwrap();
+    assert!(!own.super_options.iter().any(|option| option.contains(host)), "{own:?}");
+    assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(host));
+}
+
+#[test]
+fn two_threads_one_unpack() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = tar(dir.path());
+    let store = open(dir.path()).unwrap();
+    let images: Vec<_> = std::thread::scope(|scope| {
+        let asks: Vec<_> = (0..8).map(|_| scope.spawn(|| store.image(&uri).unwrap())).collect();
+        asks.into_iter().map(|ask| ask.join().unwrap()).collect()
+    });
+    assert!(images.iter().all(|image| Arc::ptr_eq(&image.layers[0], &images[0].layers[0])));
+    assert_eq!(entries(dir.path(), "layers"), 1);
+    assert_eq!(entries(dir.path(), "staging"), 0);
+    // Another open finds the layer; another state of the file is another image.
+    store.close();
+    assert!(matches!(store.image(&uri), Err(Error::Closed)));
+    let store = open(dir.path()).unwrap();
+    store.image(&uri).unwrap();
+    assert_eq!(entries(dir.path(), "layers"), 1);
+    let mut text = fs::read(&uri).unwrap();
+    text.extend([0; 512]);
+    fs::write(&uri, text).unwrap();
+    store.image(&uri).unwrap();
+    assert_eq!(entries(dir.path(), "layers"), 2);
+}
+
+#[test]
+fn a_corrupt_tar_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = tar(dir.path());
+    let text = fs::read(&uri).unwrap();
+    fs::write(&uri, &text[..1300]).unwrap();
+    let store = open(dir.path()).unwrap();
+    let error = store.image(&uri).unwrap_err();
+    assert!(matches!(error.root(), Error::Layer(layer::Error::Unpack { .. })), "{error:?}");
+    assert!(store.drain(SOON));
+    assert_eq!((entries(dir.path(), "layers"), entries(dir.path(), "staging")), (0, 0));
+    assert!(store.image("/nonexistent.tar").is_err());
+}
+
+#[test]
+fn layers_become_durable_and_suspects_are_replaced() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = tar(dir.path());
+    let store = open(dir.path()).unwrap();
+    let image = store.image(&uri).unwrap();
+    let start = Instant::now();
+    while !store.0.durability.is_idle() && start.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (_, _, record) = layer::load(&store.0.layout, &image.layers[0].chain).unwrap().unwrap();
+    assert!(record.durable);
+
+    let rootfs = store.create_rootfs("old", &image, None).unwrap();
+    image.layers[0].mark_suspect();
+    let again = store.image(&uri).unwrap();
+    assert!(!Arc::ptr_eq(&image.layers[0], &again.layers[0]));
+    assert_eq!(entries(dir.path(), "suspect"), 1);
+    // A container that runs from it goes on; it is deleted once no container runs.
+    assert_eq!(fs::read_to_string(below(&rootfs, "seven")).unwrap(), "7");
+    store.close();
+    let store = Store::open(config(dir.path()), &|id| id == "old").unwrap();
+    assert_eq!((entries(dir.path(), "suspect"), entries(dir.path(), "rootfs")), (1, 1));
+    store.close();
+    let store = open(dir.path()).unwrap();
+    assert!(store.drain(SOON));
+    assert_eq!((entries(dir.path(), "suspect"), entries(dir.path(), "rootfs")), (0, 0));
+}
+
+#[test]
+fn open_puts_the_store_in_order() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = tar(dir.path());
+    let store = open(dir.path()).unwrap();
+    let image = store.image(&uri).unwrap();
+    for id in ["live", "dead"] {
+        store.create_rootfs(id, &image, None).unwrap();
+    }
+    store.close();
+    drop(store);
+    let root = dir.path().join("store");
+    fs::create_dir_all(root.join("staging/half/fs/etc")).unwrap();
+    fs::create_dir_all(root.join("trash/old/fs")).unwrap();
+    // Of another boot and not durable; without a record; with half a record.
+    let text = fs::read_dir(root.join("layers")).unwrap().next().unwrap().unwrap().path().join("layer.json");
+    let mut record: Record = serde_json::from_str(&fs::read_to_string(text).unwrap()).unwrap();
+    (record.boot_id, record.durable) = ("another".into(), false);
+    for (name, text) in [("lost", serde_json::to_string(&record).unwrap()), ("cut", "{\"cha".into())] {
+        fs::create_dir_all(root.join("layers").join(name).join("fs")).unwrap();
+        fs::write(root.join("layers").join(name).join("layer.json"), text).unwrap();
+    }
+    fs::create_dir(root.join("layers/bare")).unwrap();
+
+    let store = Store::open(config(dir.path()), &|id| id == "live").unwrap();
+    assert!(store.drain(SOON));
+    assert_eq!((entries(dir.path(), "staging"), entries(dir.path(), "trash")), (0, 0));
+    assert_eq!(entries(dir.path(), "layers"), 1);
+    assert!(root.join("rootfs/live/upper").exists());
+    assert!(!root.join("rootfs/dead").exists());
+
+    // One server at a time; and a later program's store is left alone.
+    assert!(matches!(open(dir.path()), Err(Error::Layout(layout::Error::InUse { .. }))));
+    drop(store);
+    fs::write(root.join("format.json"), r#"{"version":1,"incompat":["erofs"]}"#).unwrap();
+    assert!(matches!(open(dir.path()), Err(Error::Format(format::Error::Features { .. }))));
+}
+
+#[test]
+fn hostile_trash_goes_and_nothing_else_does() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let keep = dir.path().join("keep");
+    fs::create_dir(&keep).unwrap();
+    fs::write(keep.join("file"), "kept").unwrap();
+    let top = dir.path().join("top");
+    fs::create_dir_all(top.join("a/b")).unwrap();
+    symlink(&keep, top.join("link")).unwrap();
+    symlink("/", top.join("a/root")).unwrap();
+    symlink("..", top.join("a/b/up")).unwrap();
+    for name in [
+        " ",
+        "\n",
+        "-rf",
+        "*",
+        "...",
+        ".deep-0",
+        ".deep-1",
+        "\\",
+        "%s",
+        "\u{202e}",
+        &"x".repeat(255),
+        "\u{1b}[2J",
+    ] {
+        fs::create_dir(top.join(name)).unwrap();
+        fs::write(top.join(name).join(name), "").unwrap();
+    }
+    fs::DirBuilder::new().mode(0).create(top.join("closed")).unwrap();
+    fs::create_dir(top.join("closed/in")).unwrap();
+    fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, top.join("fifo"), Mode::RUSR).unwrap();
+    assert!(fs::metadata(top.join("fifo")).unwrap().file_type().is_fifo());
+    // A path far longer than PATH_MAX, and more entries in one directory than one read gives.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut deep = rustix::fs::open(&top, flags, Mode::empty()).unwrap();
+    for level in 0..3000 {
+        rustix::fs::mkdirat(&deep, "deeper", Mode::RWXU).unwrap();
+        if level % 100 == 0 {
+            rustix::fs::mkdirat(&deep, ".deep-7", Mode::RWXU).unwrap();
+        }
+        deep = rustix::fs::openat(&deep, "deeper", flags, Mode::empty()).unwrap();
+    }
+    drop(deep);
+    for number in 0..3000 {
+        fs::write(top.join("a/b").join(number.to_string()), "").unwrap();
+    }
+    let parent = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
+    let name = CString::new("top").unwrap();
+    assert!(matches!(remove::tree(&parent, &name, &|| true), Err(remove::Error::Stopped)));
+    remove::tree(&parent, &name, &|| false).unwrap();
+    remove::tree(&parent, &name, &|| false).unwrap();
+    assert!(!top.exists());
+    assert_eq!(fs::read_to_string(keep.join("file")).unwrap(), "kept");
+
+    // A symlink in the place of the tree itself.
+    symlink(&keep, &top).unwrap();
+    remove::tree(&parent, &name, &|| false).unwrap();
+    assert!(fs::symlink_metadata(&top).is_err());
+    let mut text = String::new();
+    fs::File::open(keep.join("file")).unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "kept");
+}
+
+/// What a root file system costs; run with `--ignored --nocapture --release`.
+#[test]
+#[ignore = "a measurement"]
+fn timing() {
+    let dir = tempfile::tempdir().unwrap();
+    let uri = tar(dir.path());
+    let store = open(dir.path()).unwrap();
+    let userns = userns();
+    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED };
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    let mut timed = |index: usize, start: Instant| times[index].push(start.elapsed());
+    store.image(&uri).unwrap();
+    for number in 0..200 {
+        let start = Instant::now();
+        let image = store.image(&uri).unwrap();
+        timed(0, start);
+        let id = format!("t{number}");
+        let start = Instant::now();
+        let rootfs = store.create_rootfs(&id, &image, Some(&owner)).unwrap();
+        timed(1, start);
+        fs::write(below(&rootfs, "data"), "some").unwrap();
+        let start = Instant::now();
+        drop(rootfs);
+        timed(2, start);
+        let start = Instant::now();
+        store.release_rootfs(&id);
+        timed(3, start);
+    }
+    let start = Instant::now();
+    assert!(store.drain(SOON));
+    println!("drain {:?}", start.elapsed());
+    for (name, times) in ["image hit", "create_rootfs", "close", "release"].iter().zip(&mut times) {
+        times.sort();
+        println!("{name}: min {:?} p50 {:?} p95 {:?}", times[0], times[100], times[190]);
+    }
+}
+
+#[test]
+fn a_layer_that_is_no_directory_is_refused_with_the_kernels_words() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["upper", "work"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    fs::write(dir.path().join("file"), "").unwrap();
+    let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let pair = mount::UpperPair::open(open(dir.path())).unwrap();
+    let file = open(&dir.path().join("file"));
+    let error = mount::Overlay::new(vec![file.as_fd()], &pair).mount().unwrap_err();
+    assert!(matches!(&error, mount::Error::Option { key, .. } if key == "lowerdir+"), "{error}");
+    assert!(error.to_string().contains("kernel: e "), "{error}");
+}
