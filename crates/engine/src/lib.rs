@@ -341,7 +341,7 @@ fn reap_strangers() -> std::io::Result<()> {
     let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?;
     tokio::spawn(async move {
         while signals.recv().await.is_some() {
-            while let Ok(Some(_)) = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG) {}
+            while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
         }
     });
     Ok(())

@@ -272,9 +272,8 @@ pub fn clean_slate() -> Outcome<()> {
     // SAFETY: signal calls on our own process; closing descriptors that this child will not use again (they
     // are owned by values that are never dropped: the child ends in exec or _exit).
     unsafe {
-        for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
-        }
+        // An exec resets handlers, but not what is ignored: Rust's start-up ignores SIGPIPE.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
@@ -289,6 +288,13 @@ pub fn clean_slate() -> Outcome<()> {
 pub fn die_with_parent() -> Outcome<()> {
     // SAFETY: a number.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }.into(), "parent death signal")
+}
+
+/// Close whatever else the server's own parent has left open.
+pub fn close_from(first: i32) -> io::Result<()> {
+    // SAFETY: at the start, before anything of ours has such a number.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first as u32, u32::MAX, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Not to be read or traced by anything with fewer rights.

@@ -96,6 +96,7 @@ impl Keeper {
         let [listener, connection, nursery] =
             [wire::LISTENER_FD, wire::CONNECTION_FD, wire::NURSERY_FD].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
         child::undumpable();
+        child::close_from(wire::NURSERY_FD + 1)?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         rustix::thread::move_into_link_name_space(
             nursery.as_fd(),
@@ -498,7 +499,7 @@ impl Keeper {
     fn reap(&mut self) {
         let mut scratch = [0; 1024];
         while rustix::io::read(&self.signals, &mut scratch).is_ok_and(|n| n > 0) {}
-        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             let status = status
                 .exit_status()
                 .or_else(|| status.terminating_signal().map(|signal| 128 + signal))

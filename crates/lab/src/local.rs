@@ -15,7 +15,7 @@ const START: Duration = Duration::from_secs(10);
 /// How long it may take to drain.
 const STOP: Duration = Duration::from_secs(20);
 /// How long its trash may take to become empty.
-const TRASH: Duration = Duration::from_secs(60);
+const TRASH: Duration = Duration::from_secs(30);
 
 /// A server process with its temporary directories.
 #[derive(Debug)]
@@ -112,18 +112,11 @@ impl LocalServer {
     /// Wait until nothing is left to be deleted.
     pub async fn trash_empty(&self) -> Result<()> {
         let until = Instant::now() + TRASH;
-        let left = |name: &str| std::fs::read_dir(self.root().join(name)).map_or(0, Iterator::count);
-        loop {
-            let (trash, roots) = (left("trash"), left("rootfs"));
-            if trash + roots == 0 {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < until,
-                "{trash} things in the trash and {roots} root file systems are still there after {TRASH:?}"
-            );
+        while self.left() > 0 {
+            ensure!(Instant::now() < until, "{} things are still in the trash after {TRASH:?}", self.left());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        Ok(())
     }
 
     /// Destroy every container, stop the server, remove its directories. A server that has died is
@@ -162,11 +155,30 @@ impl LocalServer {
             self.ready().await?;
         }
         let client = self.client()?;
-        let handles = client.list(&BTreeMap::new()).await.context("list the containers that are left")?;
-        for handle in handles {
-            client.destroy(&handle).await.with_context(|| format!("destroy what is left of {handle}"))?;
+        let until = Instant::now() + TRASH;
+        loop {
+            // Again and again: a create that was cut off may still be under way in the server.
+            let handles = client.list(&BTreeMap::new()).await.context("list the containers that are left")?;
+            let mut failed = Ok(());
+            for handle in &handles {
+                let destroyed = client.destroy(handle).await;
+                failed = failed.and(destroyed.with_context(|| format!("destroy what is left of {handle}")));
+            }
+            if failed.is_ok() && handles.is_empty() && self.left() == 0 {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                failed?;
+                bail!("{} things are still in the trash after {TRASH:?}", self.left());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.trash_empty().await
+    }
+
+    /// What waits to be deleted, and the root file systems of live containers.
+    fn left(&self) -> usize {
+        let count = |name: &str| std::fs::read_dir(self.root().join(name)).map_or(0, Iterator::count);
+        count("trash") + count("rootfs")
     }
 }
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::task::{JoinSet, LocalSet};
-use wardian_garden::Client;
+use wardian_garden::{Client, ErrorKind};
 
 /// How long the machine is watched while it idles before the story; a longer story is made up for after it.
 const IDLE: Duration = Duration::from_secs(2);
@@ -81,19 +81,11 @@ pub async fn run(options: &Options) -> Result<Report> {
         });
     }
     let log = local.as_ref().map(LocalServer::log_tail);
-    let left = made.lock().map(|m| m.clone()).unwrap_or_default();
-    let mut cleaned = Ok(());
-    for handle in left {
-        if let Err(error) = client.destroy(&handle).await
-            && error.kind() != Some(wardian_garden::ErrorKind::ContainerNotFound)
-        {
-            cleaned = Err(error).with_context(|| format!("destroy what is left of {handle}"));
-        }
-    }
-    if let Some(local) = local {
+    let cleaned = match local {
         // It destroys what is left, and starts a new server for it if it must.
-        cleaned = local.stop().await;
-    }
+        Some(local) => local.stop().await,
+        None => clear(&client, &made, told.is_err()).await,
+    };
     match (told, cleaned) {
         (Ok(report), cleaned) => cleaned.map(|()| report),
         (Err(error), cleaned) => {
@@ -108,6 +100,24 @@ pub async fn run(options: &Options) -> Result<Report> {
             }
         }
     }
+}
+
+/// Destroy what was made on a server that is not ours.
+async fn clear(client: &Client, made: &Made, cut_off: bool) -> Result<()> {
+    if cut_off {
+        // A request that was cut off may still be under way in the server.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let left = made.lock().map(|m| m.clone()).unwrap_or_default();
+    let mut cleared = Ok(());
+    for handle in left {
+        if let Err(error) = client.destroy(&handle).await
+            && error.kind() != Some(ErrorKind::ContainerNotFound)
+        {
+            cleared = Err(error).with_context(|| format!("destroy what is left of {handle}"));
+        }
+    }
+    cleared
 }
 
 async fn tell(

@@ -32,7 +32,8 @@ struct Frame {
     dir: OwnedFd,
     entries: Dir,
     name: CString,
-    /// Whether this pass over the entries removed one: some file systems skip entries then, so another pass follows.
+    /// Whether this pass over the entries removed one. Some file systems skip entries then, and the top gets new ones:
+    /// if the directory turns out not to be empty, another pass follows.
     removed: bool,
     failed: bool,
 }
@@ -119,7 +120,6 @@ pub fn tree(parent: impl AsFd, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(
                     Ok(false) => {
                         let result = lift(&stack[depth].dir, entry_name, &stack[0].dir, &mut moved);
                         stack[depth].removed |= result.is_ok();
-                        // The top has a new entry, which its running pass may not show.
                         stack[0].removed |= result.is_ok();
                         result
                     }
@@ -138,10 +138,6 @@ pub fn tree(parent: impl AsFd, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(
                 first.get_or_insert_with(|| failure(&frame.name, source));
                 frame.failed = true;
                 pop(parent, &mut stack, &mut first);
-            }
-            None if frame.removed => {
-                frame.removed = false;
-                frame.entries.rewind();
             }
             None => pop(parent, &mut stack, &mut first),
         }
@@ -173,23 +169,26 @@ fn lift(from: &OwnedFd, name: &CStr, top: &OwnedFd, moved: &mut u64) -> Result<(
     }
 }
 
-/// Leaves the innermost directory, and removes it unless something in it stays.
+/// Leaves the innermost directory, and removes it unless something in it stays; or starts another pass over it.
 fn pop(parent: BorrowedFd<'_>, stack: &mut Vec<Frame>, first: &mut Option<Error>) {
-    let Some(frame) = stack.pop() else { return };
+    let Some(mut frame) = stack.pop() else { return };
     let above = stack.last().map_or(parent, |frame| frame.dir.as_fd());
-    let result = if frame.failed {
-        Err(None)
-    } else {
-        match rustix::fs::unlinkat(above, &frame.name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(Some(error)),
+    let result = rustix::fs::unlinkat(above, &frame.name, AtFlags::REMOVEDIR);
+    if frame.removed && matches!(result, Err(Errno::NOTEMPTY | Errno::EXIST)) {
+        frame.removed = false;
+        frame.entries.rewind();
+        stack.push(frame);
+        return;
+    }
+    let above = stack.last_mut();
+    match result {
+        Ok(()) | Err(Errno::NOENT) => {
+            if let Some(above) = above {
+                above.removed = true;
+            }
         }
-    };
-    match (result, stack.last_mut()) {
-        (Ok(()), Some(above)) => above.removed = true,
-        (Ok(()), None) => {}
-        (Err(error), above) => {
-            if let Some(source) = error {
+        Err(source) => {
+            if !frame.failed {
                 first.get_or_insert_with(|| Error::Entry { name: frame.name, source });
             }
             if let Some(above) = above {

@@ -301,15 +301,15 @@ fn hostile_trash_goes_and_nothing_else_does() {
         fs::create_dir(top.join(name)).unwrap();
         fs::write(top.join(name).join(name), "").unwrap();
     }
-    fs::DirBuilder::new().mode(0).create(top.join("closed")).unwrap();
+    fs::DirBuilder::new().mode(0o0).create(top.join("closed")).unwrap();
     fs::create_dir(top.join("closed/in")).unwrap();
-    fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, top.join("fifo"), Mode::RUSR).unwrap();
     assert!(fs::metadata(top.join("fifo")).unwrap().file_type().is_fifo());
     // A path far longer than PATH_MAX, and more entries in one directory than one read gives.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut deep = rustix::fs::open(&top, flags, Mode::empty()).unwrap();
-    for level in 0..3000 {
+    for level in 0..700 {
         rustix::fs::mkdirat(&deep, "deeper", Mode::RWXU).unwrap();
         if level % 100 == 0 {
             rustix::fs::mkdirat(&deep, ".deep-7", Mode::RWXU).unwrap();
@@ -317,7 +317,7 @@ fn hostile_trash_goes_and_nothing_else_does() {
         deep = rustix::fs::openat(&deep, "deeper", flags, Mode::empty()).unwrap();
     }
     drop(deep);
-    for number in 0..3000 {
+    for number in 0..600 {
         fs::write(top.join("a/b").join(number.to_string()), "").unwrap();
     }
     let parent = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
@@ -362,15 +362,24 @@ fn timing() {
         drop(rootfs);
         timed(2, start);
         let start = Instant::now();
-        store.release_rootfs(&id);
-        timed(3, start);
+        // Half of them wait for the reaper, so that it does not run beside the next.
+        if number % 2 == 0 {
+            store.release_rootfs(&id);
+            timed(3, start);
+            assert!(store.drain(SOON));
+        }
     }
     let start = Instant::now();
     assert!(store.drain(SOON));
     println!("drain {:?}", start.elapsed());
     for (name, times) in ["image hit", "create_rootfs", "close", "release"].iter().zip(&mut times) {
         times.sort();
-        println!("{name}: min {:?} p50 {:?} p95 {:?}", times[0], times[100], times[190]);
+        println!(
+            "{name}: min {:?} p50 {:?} p95 {:?}",
+            times[0],
+            times[times.len() / 2],
+            times[times.len() * 19 / 20]
+        );
     }
 }
 

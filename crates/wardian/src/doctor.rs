@@ -13,6 +13,8 @@ const LEAKS: u8 = 3;
 /// A process name as the kernel keeps it: 15 bytes.
 const KEEPER: &str = "wardian-keeper";
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// What is being removed when it is first seen is gone by then.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// What to look at.
 #[derive(Debug, ClapArgs)]
@@ -39,23 +41,26 @@ struct Leak {
     why: String,
 }
 
-/// What is known of a process.
-#[derive(Debug)]
+/// What is known of a process that is ours.
+#[derive(Debug, Default)]
 struct Process {
     pid: u32,
     comm: String,
     arguments: Vec<String>,
-    cgroup: String,
     mountinfo: String,
+    /// Tag of the instance whose keepers' cgroup it is in.
+    tag: String,
+    /// Containers that its children are in.
+    containers: BTreeSet<String>,
 }
 
-/// Containers with a record, over all run directories.
+/// What the run directories say.
 #[derive(Debug, Default)]
 struct Records {
-    /// Containers by directory.
+    /// Directories of containers, by id.
     containers: BTreeMap<String, PathBuf>,
-    /// Tags of the instances.
-    tags: BTreeSet<String>,
+    /// Tags of the instances, and whether their servers live.
+    tags: BTreeMap<String, bool>,
 }
 
 /// Print what was found.
@@ -100,22 +105,32 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn find_leaks(runs: &[PathBuf]) -> Result<Vec<Leak>> {
+/// What is left behind now and still is a moment later: the trash is emptied at leisure.
+fn find_leaks(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
+    let leaks = look(runs)?;
+    if leaks.is_empty() {
+        return Ok(leaks);
+    }
+    std::thread::sleep(PATIENCE);
+    Ok(look(runs)?.intersection(&leaks).cloned().collect())
+}
+
+fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     let processes = processes().context("look at the processes")?;
     let mut dirs: BTreeSet<PathBuf> = runs.iter().filter_map(|p| std::path::absolute(p).ok()).collect();
     if dirs.is_empty() {
         dirs.insert("/run/wardian".into());
         dirs.extend(processes.iter().filter_map(run_of_server));
     }
-    let records = read_records(&dirs);
+    let records = read_records(&dirs, &processes);
     let mut leaks = BTreeSet::new();
     keeper_leaks(&processes, &records, &mut leaks);
     mount_leaks(&processes, &mut leaks);
     cgroup_leaks(Path::new(CGROUPS), &records, &mut leaks);
-    Ok(leaks.into_iter().collect())
+    Ok(leaks)
 }
 
-/// Processes that belong to wardian, and the names of all others' cgroups.
+/// Processes of wardian.
 fn processes() -> Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -131,7 +146,16 @@ fn processes() -> Result<Vec<Process>> {
             continue;
         }
         let arguments = read("cmdline").split('\0').map(str::to_owned).collect();
-        found.push(Process { pid, comm, arguments, cgroup: read("cgroup"), mountinfo: read("mountinfo") });
+        let tag = instance_and_group(&read("cgroup")).map(|(tag, _)| tag.to_owned()).unwrap_or_default();
+        let children = read(&format!("task/{pid}/children"));
+        let mut containers = BTreeSet::new();
+        for child in children.split_whitespace() {
+            let groups = std::fs::read_to_string(format!("/proc/{child}/cgroup")).unwrap_or_default();
+            if let Some((_, id)) = instance_and_group(&groups) {
+                containers.insert(id.to_owned());
+            }
+        }
+        found.push(Process { pid, comm, arguments, mountinfo: read("mountinfo"), tag, containers });
     }
     Ok(found)
 }
@@ -153,13 +177,14 @@ fn run_of_server(process: &Process) -> Option<PathBuf> {
     None
 }
 
-fn read_records(runs: &BTreeSet<PathBuf>) -> Records {
+fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
     let mut records = Records::default();
     for run in runs {
         let instance = std::fs::read_to_string(run.join("instance.json")).unwrap_or_default();
         let instance: serde_json::Value = serde_json::from_str(&instance).unwrap_or_default();
-        if let Some(tag) = instance["tag"].as_str() {
-            records.tags.insert(tag.to_owned());
+        if let (Some(tag), pid) = (instance["tag"].as_str(), instance["pid"].as_u64()) {
+            let lives = processes.iter().any(|p| p.comm == "wardian" && Some(u64::from(p.pid)) == pid);
+            records.tags.insert(tag.to_owned(), lives);
         }
         let Ok(containers) = std::fs::read_dir(run.join("containers")) else { continue };
         for container in containers.flatten() {
@@ -169,38 +194,30 @@ fn read_records(runs: &BTreeSet<PathBuf>) -> Records {
     records
 }
 
-/// Whether a word of a command line or a cgroup path names this container.
-fn names(process: &Process, id: &str) -> bool {
-    process.arguments.iter().any(|a| a.split('/').any(|part| part == id))
-        || process.cgroup.split(['/', '\n']).any(|part| part == id)
+/// The instance's tag and the group below it, from the text of /proc/PID/cgroup.
+fn instance_and_group(cgroup: &str) -> Option<(&str, &str)> {
+    cgroup.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').nth(2)?.split('/').skip_while(|part| !is_instance(part));
+        Some((parts.next()?.strip_prefix("wardian-")?, parts.next()?))
+    })
 }
 
 fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {
-    let keepers: Vec<&Process> = processes.iter().filter(|p| p.comm == KEEPER).collect();
-    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let server_lives = processes.iter().any(|p| run_of_server(p).is_some() || p.comm == "wardian");
-    for keeper in &keepers {
-        let known = records.containers.keys().any(|id| names(keeper, id));
-        // A pooled keeper has no container yet; it belongs to a server that lives.
-        if !known && !server_lives {
-            let what = format!("process {} ({KEEPER})", keeper.pid);
-            leaks.insert(Leak {
-                kind: "keeper",
-                what,
-                why: "no container has a record and no server runs".into(),
-            });
+    for keeper in processes.iter().filter(|p| p.comm == KEEPER) {
+        let what = format!("process {} ({KEEPER})", keeper.pid);
+        let strangers = keeper.containers.iter().find(|id| !records.containers.contains_key(*id));
+        if let Some(id) = strangers {
+            leaks.insert(Leak { kind: "keeper", what, why: format!("its container {id} has no record") });
+        } else if keeper.containers.is_empty() && !records.tags.get(&keeper.tag).copied().unwrap_or(false) {
+            leaks.insert(Leak { kind: "keeper", what, why: "it has no container and no server".into() });
         }
     }
     for (id, dir) in &records.containers {
-        let socket = dir.join("keeper.sock").display().to_string();
-        let kept =
-            keepers.iter().any(|k| names(k, id)) || sockets.lines().any(|line| line.ends_with(&socket));
+        let what = dir.display().to_string();
         if !dir.join("state.json").exists() {
-            let why = "it has no state.json".into();
-            leaks.insert(Leak { kind: "container", what: dir.display().to_string(), why });
-        } else if !kept && keepers.is_empty() {
-            let why = "it has no keeper".into();
-            leaks.insert(Leak { kind: "container", what: dir.display().to_string(), why });
+            leaks.insert(Leak { kind: "container", what, why: "it has no state.json".into() });
+        } else if !processes.iter().any(|p| p.comm == KEEPER && p.containers.contains(id)) {
+            leaks.insert(Leak { kind: "container", what, why: "it has no keeper".into() });
         }
     }
 }
@@ -245,7 +262,7 @@ fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
             }
         }
         let tag = name(&instance).trim_start_matches("wardian-").to_owned();
-        if !records.tags.contains(&tag) && dirs(&instance).is_empty() {
+        if !records.tags.contains_key(&tag) && dirs(&instance).is_empty() {
             let what = instance.display().to_string();
             leaks.insert(Leak { kind: "cgroup", what, why: "no server has this tag".into() });
         }
@@ -273,6 +290,34 @@ mod tests {
         assert_eq!(volatile_overlays(&line("fsync=volatile")), ["/mnt/x"]);
         assert!(volatile_overlays(&line("index=off")).is_empty());
         assert!(volatile_overlays("27 1 254:0 / / rw - ext4 /dev/vda rw\n").is_empty());
+    }
+
+    #[test]
+    fn a_process_is_traced_to_its_container() {
+        let v1 = "9:name=systemd:/wardian-0a1b2c3d/keepers\n8:pids:/wardian-0a1b2c3d/keepers\n";
+        assert_eq!(instance_and_group(v1), Some(("0a1b2c3d", "keepers")));
+        assert_eq!(instance_and_group("0::/a.slice/wardian-0a1b2c3d/abc\n"), Some(("0a1b2c3d", "abc")));
+        assert_eq!(instance_and_group("0::/user.slice\n"), None);
+    }
+
+    #[test]
+    fn a_keeper_belongs_to_a_record_or_to_a_live_server() {
+        let keeper = |tag: &str, id: Option<&str>| Process {
+            comm: KEEPER.into(),
+            tag: tag.into(),
+            containers: id.map(str::to_owned).into_iter().collect(),
+            ..Process::default()
+        };
+        let mut records = Records::default();
+        records.tags.insert("0a1b2c3d".into(), true);
+        let found = |process: Process| {
+            let mut leaks = BTreeSet::new();
+            keeper_leaks(&[process], &records, &mut leaks);
+            leaks.len()
+        };
+        assert_eq!(found(keeper("0a1b2c3d", None)), 0);
+        assert_eq!(found(keeper("ffffffff", None)), 1);
+        assert_eq!(found(keeper("0a1b2c3d", Some("lost"))), 1);
     }
 
     #[test]
