@@ -142,7 +142,13 @@ impl Process {
             let mut buffer = vec![0; CHUNK];
             let mut over = false;
             loop {
-                match pipe.try_read(&mut buffer) {
+                // After the end nothing more may come, so the runtime must not be asked whether something did.
+                let read = if over {
+                    rustix::io::read(&pipe, &mut buffer).map_err(std::io::Error::from)
+                } else {
+                    pipe.try_read(&mut buffer)
+                };
+                match read {
                     Ok(0) => break,
                     Ok(n) => self.hand_out(stream, Bytes::copy_from_slice(&buffer[..n])),
                     Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && !over => {

@@ -4,12 +4,16 @@
 use crate::child::{self, Outcome, Stop, failed};
 use crate::exec;
 use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{SpliceFlags, splice};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 const BUFFER: usize = 256 * 1024;
+/// Files of this size and more are moved from the pipe, smaller ones read and written.
+const WORTH_MOVING: u64 = 64 * 1024;
 
 /// What to do.
 #[derive(Debug)]
@@ -45,7 +49,7 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     if task.inward {
-        unpack(File::from(pipe))
+        unpack(pipe)
     } else {
         pack(File::from(pipe), entry.as_deref())
     }
@@ -66,8 +70,44 @@ fn relative(path: &Path) -> Outcome<PathBuf> {
     Ok(clean)
 }
 
-fn unpack(pipe: File) -> Outcome<()> {
-    let mut archive = tar::Archive::new(pipe);
+/// The tar's pipe, from which a file's contents can be moved without passing through us.
+struct Source {
+    pipe: OwnedFd,
+    /// Bytes of the entry at hand that were moved already: the tar reader may skip them, unseen.
+    moved: Cell<u64>,
+}
+
+impl Read for &Source {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let skipped = self.moved.get().min(to.len() as u64);
+        if skipped > 0 {
+            self.moved.set(self.moved.get() - skipped);
+            return Ok(skipped as usize);
+        }
+        Ok(rustix::io::retry_on_intr(|| rustix::io::read(&self.pipe, &mut *to))?)
+    }
+}
+
+impl Source {
+    /// Move `size` bytes into a file (`splice(2)`); fewer when the pipe ends.
+    fn move_to(&self, file: &File, size: u64) -> io::Result<u64> {
+        let mut left = size;
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(BUFFER).min(1 << 20);
+            let flags = SpliceFlags::MOVE;
+            match rustix::io::retry_on_intr(|| splice(&self.pipe, None, file, None, wanted, flags))? {
+                0 => break,
+                n => left -= n as u64,
+            }
+        }
+        self.moved.set(size - left);
+        Ok(size - left)
+    }
+}
+
+fn unpack(pipe: OwnedFd) -> Outcome<()> {
+    let source = Source { pipe, moved: Cell::new(0) };
+    let mut archive = tar::Archive::new(&source);
     let mut directories = Vec::new();
     let mut buffer = vec![0; BUFFER];
     let mut any = false;
@@ -99,7 +139,14 @@ fn unpack(pipe: File) -> Outcome<()> {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::open(&path, flags, Mode::from_raw_mode(mode & 0o777)).map_err(failed(say()))?;
                 let mut file = File::from(fd);
-                copy(&mut entry, &mut file, &mut buffer).map_err(failed(say()))?;
+                if kind == tar::EntryType::Regular && entry.size() >= WORTH_MOVING {
+                    let size = entry.size();
+                    if source.move_to(&file, size).map_err(failed(say()))? < size {
+                        return Err(Stop::from("Unexpected EOF in archive".to_owned()));
+                    }
+                } else {
+                    copy(&mut entry, &mut file, &mut buffer).map_err(failed(say()))?;
+                }
                 attributes(&mut entry, &file, &path)?;
                 rustix::fs::futimens(&file, &times(mtime)).map_err(failed(say()))?;
             }

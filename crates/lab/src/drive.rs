@@ -86,7 +86,11 @@ impl Instance {
         if ended.status != 0 || ended.stdout != HEALTHY.as_bytes() {
             let said = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
             let app = self.app_said().await;
-            bail!("{what} failed with status {}: {said}\nThe app's own words: {app}", ended.status);
+            let answer = String::from_utf8_lossy(&ended.stdout);
+            bail!(
+                "{what} failed with status {}, answer {answer:?}, errors {said:?}; the app itself said: {app}",
+                ended.status
+            );
         }
         Ok(ended)
     }

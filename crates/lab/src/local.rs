@@ -86,10 +86,20 @@ impl LocalServer {
     }
 
     /// The end of its log.
-    pub fn log_tail(&self) -> String {
+    fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(log(self.dir.path())).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
+        last_lines(log.lines(), 10)
+    }
+
+    /// The last warnings and errors in its log; empty when there are none.
+    pub fn complaints(&self) -> String {
+        let log = std::fs::read_to_string(log(self.dir.path())).unwrap_or_default();
+        // Whatever is no event of the log, a panic for instance, is a complaint too.
+        let ease = |line: &&str| {
+            !["INFO", "DEBUG", "TRACE"].iter().any(|l| line.contains(&format!("\"level\":\"{l}\"")))
+        };
+        let lines = last_lines(log.lines().filter(ease), 5);
+        if lines.is_empty() { lines } else { format!("the server complained:\n{lines}") }
     }
 
     async fn ready(&mut self) -> Result<()> {
@@ -138,6 +148,7 @@ impl LocalServer {
                 live.display()
             )));
         }
+        remove_cgroups(self.live.path()).await;
         // A server whose run directory is on a disk mounts a tmpfs there.
         let run = run(self.live.path());
         let _ = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH);
@@ -179,6 +190,42 @@ impl LocalServer {
     fn left(&self) -> usize {
         let count = |name: &str| std::fs::read_dir(self.root().join(name)).map_or(0, Iterator::count);
         count("trash") + count("rootfs")
+    }
+}
+
+fn last_lines<'a>(lines: impl Iterator<Item = &'a str>, count: usize) -> String {
+    let lines: Vec<&str> = lines.collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// Remove the empty cgroups of an instance that is no more.
+async fn remove_cgroups(live: &Path) {
+    let instance = std::fs::read(run(live).join("instance.json")).unwrap_or_default();
+    let instance: serde_json::Value = serde_json::from_slice(&instance).unwrap_or_default();
+    let Some(tag) = instance["tag"].as_str().filter(|tag| !tag.is_empty() && !tag.contains('/')) else {
+        return;
+    };
+    let top = Path::new("/sys/fs/cgroup");
+    let directories = |path: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect()
+    };
+    let name = format!("wardian-{tag}");
+    let mut groups: Vec<PathBuf> = directories(top).iter().map(|hierarchy| hierarchy.join(&name)).collect();
+    groups.push(top.join(&name));
+    // Keepers that waited for a container end by themselves, a moment after their server.
+    for _ in 0..100 {
+        groups.retain(|group| group.is_dir());
+        for group in &groups {
+            for below in directories(group) {
+                let _ = std::fs::remove_dir(below);
+            }
+            let _ = std::fs::remove_dir(group);
+        }
+        if groups.iter().all(|group| !group.is_dir()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -80,7 +80,7 @@ pub async fn run(options: &Options) -> Result<Report> {
             "failed: cleaning up"
         });
     }
-    let log = local.as_ref().map(LocalServer::log_tail);
+    let complaints = local.as_ref().map(LocalServer::complaints).unwrap_or_default();
     let cleaned = match local {
         // It destroys what is left, and starts a new server for it if it must.
         Some(local) => local.stop().await,
@@ -92,12 +92,10 @@ pub async fn run(options: &Options) -> Result<Report> {
             if let Err(also) = cleaned {
                 progress.say(&format!("cleaning up failed too: {also:#}"));
             }
-            match log {
-                Some(log) if !error.is::<Interrupted>() && !log.is_empty() => {
-                    Err(error.context(format!("The server's last words:\n{log}\nThe story failed")))
-                }
-                _ => Err(error),
+            if !error.is::<Interrupted>() && !complaints.is_empty() {
+                progress.say(&complaints);
             }
+            Err(error)
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::State;
 use crate::connection::Taken;
 use crate::reply::date;
 use crate::stream::Entry;
+use crate::upload::{self, Upload};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -19,6 +20,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) enum Accepted {
     Process { process: Process, entry: Arc<Entry>, created: bool },
     Output { entry: Option<Arc<Entry>>, stderr: bool },
+    Upload(Upload),
 }
 
 impl Accepted {
@@ -43,9 +45,14 @@ fn head(status: &str, json: bool) -> Vec<u8> {
 }
 
 pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
+    let accepted = match accepted {
+        Accepted::Upload(upload) => return upload::run(state, taken, upload).await,
+        other => other,
+    };
     let Taken { stream, early } = taken;
     let (mut reader, mut writer) = tokio::io::split(stream);
     match accepted {
+        Accepted::Upload(_) => return,
         Accepted::Process { process, entry, created } => {
             tokio::select! {
                 () = control(state, &mut reader, &mut writer, &early, &process, &entry, created) => {}

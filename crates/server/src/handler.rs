@@ -5,8 +5,9 @@ use crate::route::{Found, Route, find, query};
 use crate::{State, attach, convert, transfer};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
-use hyper::header::ORIGIN;
+use crate::upload::Upload;
+use hyper::body::{Body, Incoming};
+use hyper::header::{EXPECT, ORIGIN};
 use hyper::{Request, StatusCode};
 use std::future::pending;
 use std::sync::Arc;
@@ -133,7 +134,16 @@ async fn answer(
             engine.remove_property(handle, segment(1))?;
             done()
         }
-        Route::StreamIn => transfer::stream_in(engine, handle, request).await?,
+        Route::StreamIn => match request.body().size_hint().exact() {
+            Some(length) if length > 0 && !request.headers().contains_key(EXPECT) => {
+                let fields = query(request.uri().query());
+                let transfer = transfer::begin(engine, handle, &fields).await?;
+                let body = request.into_body();
+                let upload = Upload { handle: handle.to_owned(), transfer, body, length };
+                return Ok(Answer::Accepted(attach::Accepted::Upload(upload)));
+            }
+            _ => transfer::stream_in(engine, handle, request).await?,
+        },
         Route::StreamOut => transfer::stream_out(state, handle, &query(request.uri().query())).await?,
         Route::Run => {
             let spec = convert::process(read(request, PROCESS_LIMIT).await?).map_err(Failure::Refused)?;

@@ -13,6 +13,7 @@ mod reply;
 mod route;
 mod stream;
 mod transfer;
+mod upload;
 
 pub use error::{Error, Result};
 pub use listen::{ListenAddr, Listener, SocketOptions, Stream};

@@ -1,6 +1,7 @@
 //! The door: who may come in, by which socket.
 
 use crate::{Error, Result};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -170,6 +171,15 @@ pub enum Stream {
     Unix(UnixStream),
     /// Through TCP.
     Tcp(TcpStream),
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
+    }
 }
 
 macro_rules! forward {

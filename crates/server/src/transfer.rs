@@ -43,13 +43,22 @@ pub(crate) async fn stream_in(
     result.map(|()| done())
 }
 
+/// Ask the engine to wait for a tar.
+pub(crate) async fn begin(
+    engine: &Engine,
+    handle: &str,
+    fields: &BTreeMap<String, String>,
+) -> Result<Transfer<pipe::Sender>, Failure> {
+    Ok(engine.stream_in(handle, field(fields, "user"), field(fields, "destination")).await?)
+}
+
 async fn unpack(
     engine: &Engine,
     handle: &str,
     fields: &BTreeMap<String, String>,
     body: &mut Incoming,
 ) -> Result<(), Failure> {
-    let mut transfer = engine.stream_in(handle, field(fields, "user"), field(fields, "destination")).await?;
+    let mut transfer = begin(engine, handle, fields).await?;
     if let Some(mut pipe) = transfer.pipe.take() {
         while let Some(frame) = body.frame().await {
             // Without an end the tar must not look finished: the transfer is dropped, that is cancelled, before

@@ -262,9 +262,16 @@ fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
             }
         }
         let tag = name(&instance).trim_start_matches("wardian-").to_owned();
-        if !records.tags.contains_key(&tag) && dirs(&instance).is_empty() {
+        let used = |group: &PathBuf| {
+            std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|pids| !pids.trim().is_empty())
+        };
+        if !records.tags.contains_key(&tag) && !dirs(&instance).iter().any(used) {
             let what = instance.display().to_string();
-            leaks.insert(Leak { kind: "cgroup", what, why: "no server has this tag".into() });
+            leaks.insert(Leak {
+                kind: "cgroup",
+                what,
+                why: "no server has this tag and no process is in it".into(),
+            });
         }
     }
 }
@@ -335,6 +342,7 @@ mod tests {
         }
         let mut records = Records::default();
         records.containers.insert("known".into(), "/x".into());
+        records.tags.insert("0a1b2c3d".into(), true);
         let mut leaks = BTreeSet::new();
         cgroup_leaks(&top, &records, &mut leaks);
         std::fs::remove_dir_all(&top).unwrap();
