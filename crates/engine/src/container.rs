@@ -111,7 +111,11 @@ impl Container {
     }
 
     /// Change the record, and `save` it while nobody else can.
-    pub fn update(&self, change: impl FnOnce(&mut Record), save: impl FnOnce(&Record) -> std::io::Result<()>) -> Result<()> {
+    pub fn update(
+        &self,
+        change: impl FnOnce(&mut Record),
+        save: impl FnOnce(&Record) -> std::io::Result<()>,
+    ) -> Result<()> {
         let mut inner = self.lock();
         if inner.destroying {
             return Err(Error::UnknownHandle(self.handle.clone()));

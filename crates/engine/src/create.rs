@@ -143,7 +143,11 @@ impl Engine {
     }
 
     /// Hear of ends. Holds the container only weakly: the task ends with the keeper's connection.
-    pub(crate) fn watch(&self, container: &Arc<Container>, mut events: tokio::sync::mpsc::UnboundedReceiver<Event>) {
+    pub(crate) fn watch(
+        &self,
+        container: &Arc<Container>,
+        mut events: tokio::sync::mpsc::UnboundedReceiver<Event>,
+    ) {
         let (engine, container) = (self.clone(), Arc::downgrade(container));
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
@@ -214,7 +218,16 @@ fn prepare(shared: &Shared, container: &Container, spec: &ContainerSpec) -> Resu
     let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files).collect();
     let entry = shared.cgroups.make(id, spec.limits.into()).map_err(|e| Error::failed("cgroup", e))?;
     let user = pair.user.as_ref();
-    let parts = assemble(shared, id, &image, user.map(AsFd::as_fd), settings, &binds, entry, &dir.join("config.json"))?;
+    let parts = assemble(
+        shared,
+        id,
+        &image,
+        user.map(AsFd::as_fd),
+        settings,
+        &binds,
+        entry,
+        &dir.join("config.json"),
+    )?;
     tracing::debug!(handle = container.handle, id, image_ms = imaged, ms = ms(started), "create.prepared");
     Ok((pair, waiting.connection, parts))
 }
@@ -247,7 +260,8 @@ pub fn assemble(
     entry: Entry,
     config_path: &Path,
 ) -> Result<Parts> {
-    let owner = userns.map(|userns| wardian_store::Owner { userns, uid: shared.root_id, gid: shared.root_id });
+    let owner =
+        userns.map(|userns| wardian_store::Owner { userns, uid: shared.root_id, gid: shared.root_id });
     let step = |e: std::io::Error| Error::failed("bundle", e);
     let mut clones = Vec::new();
     for bind in binds {

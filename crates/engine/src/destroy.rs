@@ -30,7 +30,12 @@ impl Engine {
             let started = Instant::now();
             let result = engine.tear_down(&container).await;
             match &result {
-                Ok(()) => tracing::info!(handle = container.handle, id = container.id, ms = ms(started), "destroy.done"),
+                Ok(()) => tracing::info!(
+                    handle = container.handle,
+                    id = container.id,
+                    ms = ms(started),
+                    "destroy.done"
+                ),
                 Err(error) => container.destroy_failed(&error.to_string()),
             }
             result
@@ -46,7 +51,12 @@ impl Engine {
                 // Gone: it has ended before, and its container with it.
                 Ok(Ok(_) | Err(client::Error::Gone)) => {}
                 Ok(Err(error)) => return Err(Error::failed("destroy", error)),
-                Err(_) => return Err(Error::failed("destroy", "processes do not die, it is tried again on the next destroy")),
+                Err(_) => {
+                    return Err(Error::failed(
+                        "destroy",
+                        "processes do not die, it is tried again on the next destroy",
+                    ));
+                }
             }
         }
         container.broke("destroyed");

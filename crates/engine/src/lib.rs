@@ -167,11 +167,8 @@ impl Engine {
         let matches = |properties: &BTreeMap<String, String>| {
             filter.iter().all(|(k, v)| properties.get(k).map_or("", String::as_str) == v)
         };
-        let mut handles: Vec<String> = containers
-            .iter()
-            .filter(|c| matches(&c.record().properties))
-            .map(|c| c.handle.clone())
-            .collect();
+        let mut handles: Vec<String> =
+            containers.iter().filter(|c| matches(&c.record().properties)).map(|c| c.handle.clone()).collect();
         handles.sort_unstable();
         handles
     }
@@ -214,7 +211,8 @@ impl Engine {
     /// # Errors
     /// Unknown handle.
     pub fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
-        let insert = |record: &mut record::Record| drop(record.properties.insert(key.to_owned(), value.to_owned()));
+        let insert =
+            |record: &mut record::Record| drop(record.properties.insert(key.to_owned(), value.to_owned()));
         self.find(handle)?.update(insert, |record| self.shared.records.save(record))
     }
 
@@ -263,13 +261,15 @@ fn open(config: Config) -> Result<Shared> {
             live.insert(id.clone());
         }
     }
-    let store = Store::open(
-        wardian_store::Config { root: config.root.clone(), run: config.run.clone() },
-        &|id| live.contains(id),
-    )
-    .map_err(|e| Error::failed("store", chain(&e)))?;
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
-    let cgroups = Cgroups::open(Hierarchies::parse(&mountinfo), &tag).map_err(|e| Error::failed("cgroups", e))?;
+    let store =
+        Store::open(wardian_store::Config { root: config.root.clone(), run: config.run.clone() }, &|id| {
+            live.contains(id)
+        })
+        .map_err(|e| Error::failed("store", chain(&e)))?;
+    let mountinfo =
+        std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
+    let cgroups =
+        Cgroups::open(Hierarchies::parse(&mountinfo), &tag).map_err(|e| Error::failed("cgroups", e))?;
     let uid_map = std::fs::read_to_string("/proc/self/uid_map").map_err(|e| Error::failed("uid map", e))?;
     let root_id = maximus(&uid_map);
     let maps = vec![
@@ -278,7 +278,10 @@ fn open(config: Config) -> Result<Shared> {
     ];
     let mapping = maps.iter().map(|m| (m.inside, m.outside, m.size)).collect();
     let fail = |e: std::io::Error| Error::failed("namespaces", e);
-    let idmap = namespace::pair(&maps, &maps).map_err(fail)?.user.ok_or_else(|| Error::failed("namespaces", "none"))?;
+    let idmap = namespace::pair(&maps, &maps)
+        .map_err(fail)?
+        .user
+        .ok_or_else(|| Error::failed("namespaces", "none"))?;
     let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
         .map_err(|e| Error::failed("keepers", e))?;
     let make = move || namespace::pair(&maps, &maps);
@@ -307,7 +310,8 @@ fn open_run(run: &Path) -> Result<OwnedFd> {
     // TMPFS_MAGIC (linux/magic.h). What lives in memory cannot make anyone wait for a disk.
     if kind as u64 != 0x0102_1994 {
         let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
-        rustix::mount::mount("wardian", run, "tmpfs", flags, c"mode=0755,size=256m").map_err(|e| step(e.into()))?;
+        rustix::mount::mount("wardian", run, "tmpfs", flags, c"mode=0755,size=256m")
+            .map_err(|e| step(e.into()))?;
         tracing::info!(run = %run.display(), "run.tmpfs-mounted");
     }
     let lock = std::fs::File::create(run.join("lock")).map_err(step)?;

@@ -31,7 +31,11 @@ impl<T> Shared<T> {
 
 impl<T: Send + 'static> Pool<T> {
     /// Keep `size` ready. The first is made at once, so that a host that cannot is found out here.
-    pub fn new(name: &str, size: usize, make: impl Fn() -> io::Result<T> + Send + Sync + 'static) -> io::Result<Self> {
+    pub fn new(
+        name: &str,
+        size: usize,
+        make: impl Fn() -> io::Result<T> + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let state = State { ready: VecDeque::from([make()?]), closed: false };
         let shared =
             Arc::new(Shared { make: Box::new(make), size, state: Mutex::new(state), wanted: Condvar::new() });

@@ -150,7 +150,7 @@ impl Process {
                 };
                 match read {
                     Ok(0) => break,
-                    Ok(n) => self.hand_out(stream, Bytes::copy_from_slice(&buffer[..n])),
+                    Ok(n) => self.hand_out(stream, &Bytes::copy_from_slice(&buffer[..n])),
                     Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && !over => {
                         tokio::select! {
                             ready = pipe.readable() => if ready.is_err() { break },
@@ -174,7 +174,7 @@ impl Process {
         }
     }
 
-    fn hand_out(&self, stream: usize, bytes: Bytes) {
+    fn hand_out(&self, stream: usize, bytes: &Bytes) {
         let mut outputs = self.outputs();
         let mut lost = 0;
         outputs.readers[stream].retain(|reader| match reader.try_send(bytes.clone()) {
@@ -212,7 +212,8 @@ impl Process {
     /// Its exit status (128 + signal when killed), after all its output has been queued.
     pub async fn wait(&self) -> Result<i32> {
         let gone = |_| Error::UnknownProcess(self.shared.id.clone());
-        let status = self.shared.ended.subscribe().wait_for(Option::is_some).await.map(|s| *s).map_err(gone)?;
+        let status =
+            self.shared.ended.subscribe().wait_for(Option::is_some).await.map(|s| *s).map_err(gone)?;
         self.shared.pumping.subscribe().wait_for(|n| *n == 0).await.map_err(gone)?;
         self.shared.cleaned.subscribe().wait_for(|done| *done).await.map_err(gone)?;
         status.ok_or_else(|| Error::UnknownProcess(self.shared.id.clone()))

@@ -1,8 +1,8 @@
 //! After a start: find the containers that live, undo what was half made.
 
 use crate::container::Container;
-use crate::record::{Phase, Record};
 use crate::process::Process;
+use crate::record::{Phase, Record};
 use crate::{Engine, destroy};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -41,7 +41,10 @@ impl Engine {
         }
     }
 
-    async fn keeper_of(&self, id: &str) -> Option<(Keeper, tokio::sync::mpsc::UnboundedReceiver<client::Event>)> {
+    async fn keeper_of(
+        &self,
+        id: &str,
+    ) -> Option<(Keeper, tokio::sync::mpsc::UnboundedReceiver<client::Event>)> {
         let dir: OwnedFd = std::fs::File::open(self.shared.records.path(id)).ok()?.into();
         let socket = packet::connect_at(dir.as_fd(), "keeper.sock").ok()?;
         Keeper::new(socket).ok()
@@ -74,7 +77,8 @@ impl Engine {
         container.alive(keeper.clone(), init);
         for state in processes {
             let process = Process::new(state.id.clone(), keeper.clone());
-            if let Ok((Reply::Started { stdin, .. }, fds)) = keeper.ask(Op::Attach { id: state.id.clone() }, &[]).await
+            if let Ok((Reply::Started { stdin, .. }, fds)) =
+                keeper.ask(Op::Attach { id: state.id.clone() }, &[]).await
                 && let Err(error) = process.connect(stdin, fds).await
             {
                 tracing::warn!(handle = record.handle, process = state.id, %error, "restore.process-without-io");
@@ -92,7 +96,8 @@ impl Engine {
     /// Root file systems of peas whose process is known to have ended are let go.
     fn restore_peas(&self, container: &Arc<Container>) {
         for pea in self.shared.records.peas(&container.id) {
-            let process = std::fs::read_to_string(self.shared.records.path(&container.id).join("peas").join(&pea));
+            let process =
+                std::fs::read_to_string(self.shared.records.path(&container.id).join("peas").join(&pea));
             let process = process.ok().and_then(|id| container.process(&id).ok());
             match process.filter(|p| p.status().is_none()) {
                 Some(process) => {

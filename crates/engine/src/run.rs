@@ -17,8 +17,21 @@ use wardian_sys::memfd;
 
 /// Names of resource limits and their numbers (getrlimit(2), x86-64 and arm64).
 const RLIMITS: [(&str, u32); 15] = [
-    ("cpu", 0), ("fsize", 1), ("data", 2), ("stack", 3), ("core", 4), ("rss", 5), ("nproc", 6), ("nofile", 7),
-    ("memlock", 8), ("as", 9), ("locks", 10), ("sigpending", 11), ("msgqueue", 12), ("nice", 13), ("rtprio", 14),
+    ("cpu", 0),
+    ("fsize", 1),
+    ("data", 2),
+    ("stack", 3),
+    ("core", 4),
+    ("rss", 5),
+    ("nproc", 6),
+    ("nofile", 7),
+    ("memlock", 8),
+    ("as", 9),
+    ("locks", 10),
+    ("sigpending", 11),
+    ("msgqueue", 12),
+    ("nice", 13),
+    ("rtprio", 14),
 ];
 
 /// Bytes a tar's pipe holds: fewer changes between writer and reader.
@@ -55,7 +68,13 @@ impl Engine {
         Ok(process)
     }
 
-    async fn start_process(&self, container: &Arc<Container>, keeper: &Keeper, process: &Process, spec: ProcessSpec) -> Result<()> {
+    async fn start_process(
+        &self,
+        container: &Arc<Container>,
+        keeper: &Keeper,
+        process: &Process,
+        spec: ProcessSpec,
+    ) -> Result<()> {
         let record = container.record();
         let exec = exec(&record, &spec, self.shared.config.no_new_privileges)?;
         if spec.image.is_none() {
@@ -71,7 +90,8 @@ impl Engine {
         let theirs = container.clone();
         let pea = uuid::Uuid::new_v4().simple().to_string();
         let rootfs_id = pea.clone();
-        let prepared = tokio::task::spawn_blocking(move || prepare_pea(&shared, &theirs, &spec, exec, &rootfs_id)).await;
+        let prepared =
+            tokio::task::spawn_blocking(move || prepare_pea(&shared, &theirs, &spec, exec, &rootfs_id)).await;
         let answer = match prepared.map_err(|e| Error::failed("pea", e)).flatten() {
             Ok((payload, parts, op)) => {
                 process.needs_cleaning();
@@ -114,7 +134,12 @@ impl Engine {
     ///
     /// # Errors
     /// Unknown or broken container; what the unpacking says comes from `finish`.
-    pub async fn stream_in(&self, handle: &str, user: &str, destination: &str) -> Result<Transfer<pipe::Sender>> {
+    pub async fn stream_in(
+        &self,
+        handle: &str,
+        user: &str,
+        destination: &str,
+    ) -> Result<Transfer<pipe::Sender>> {
         let (reader, writer) = tar_pipe()?;
         let writer = pipe::Sender::from_owned_fd(writer).map_err(|e| Error::failed("stream-in", e))?;
         self.transfer(handle, true, user, destination, reader, writer)
@@ -124,13 +149,26 @@ impl Engine {
     ///
     /// # Errors
     /// Unknown or broken container; what the packing says comes from `finish`.
-    pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<Transfer<pipe::Receiver>> {
+    pub async fn stream_out(
+        &self,
+        handle: &str,
+        user: &str,
+        source: &str,
+    ) -> Result<Transfer<pipe::Receiver>> {
         let (reader, writer) = tar_pipe()?;
         let reader = pipe::Receiver::from_owned_fd(reader).map_err(|e| Error::failed("stream-out", e))?;
         self.transfer(handle, false, user, source, writer, reader)
     }
 
-    fn transfer<P>(&self, handle: &str, inward: bool, user: &str, path: &str, theirs: OwnedFd, ours: P) -> Result<Transfer<P>> {
+    fn transfer<P>(
+        &self,
+        handle: &str,
+        inward: bool,
+        user: &str,
+        path: &str,
+        theirs: OwnedFd,
+        ours: P,
+    ) -> Result<Transfer<P>> {
         let step = if inward { "stream-in" } else { "stream-out" };
         let container = self.find(handle)?;
         let keeper = container.keeper()?;
@@ -152,7 +190,8 @@ impl Engine {
 }
 
 fn tar_pipe() -> Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::failed("pipe", e))?;
+    let (reader, writer) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::failed("pipe", e))?;
     // Above the host's limit for pipes it stays as it is: slower, not wrong.
     let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
     Ok((reader, writer))
@@ -189,7 +228,10 @@ fn exec(record: &crate::record::Record, spec: &ProcessSpec, no_new_privileges: b
     })
 }
 
-async fn connect(process: &Process, answer: std::result::Result<(Reply, Vec<OwnedFd>), client::Error>) -> Result<()> {
+async fn connect(
+    process: &Process,
+    answer: std::result::Result<(Reply, Vec<OwnedFd>), client::Error>,
+) -> Result<()> {
     match answer {
         Ok((Reply::Started { warnings, stdin, .. }, fds)) => {
             for warning in warnings {
@@ -208,7 +250,13 @@ async fn connect(process: &Process, answer: std::result::Result<(Reply, Vec<Owne
 
 type Pea = (OwnedFd, crate::create::Parts, Op);
 
-fn prepare_pea(shared: &Shared, container: &Container, spec: &ProcessSpec, mut exec: Exec, pea: &str) -> Result<Pea> {
+fn prepare_pea(
+    shared: &Shared,
+    container: &Container,
+    spec: &ProcessSpec,
+    mut exec: Exec,
+    pea: &str,
+) -> Result<Pea> {
     let record = container.record();
     let uri = spec.image.as_deref().unwrap_or_default();
     let image = shared.store.image(uri).map_err(|e| Error::failed("creating-volume", chain(&e)))?;

@@ -135,14 +135,18 @@ fn first_stage(
     for (resource, value) in way.rlimits {
         set_rlimit(*resource, *value, report)?;
     }
-    // SAFETY (all system calls below): they take numbers and live descriptors, and change this process only.
+    // SAFETY: these calls take numbers and live descriptors, and change this process only; the second clone
+    // copies our memory (no CLONE_VM), and we have one thread.
     unsafe {
         match &way.into {
             Into::New { user, network } => {
                 if let Some(user) = user {
                     check(libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER).into(), "enter user namespace")?;
                 }
-                check(libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET).into(), "enter network namespace")?;
+                check(
+                    libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET).into(),
+                    "enter network namespace",
+                )?;
                 become_root()?;
                 let rest = libc::CLONE_NEWNS
                     | libc::CLONE_NEWIPC
@@ -225,7 +229,13 @@ fn become_root() -> Outcome<()> {
 }
 
 /// Become the user: bounding set, groups, ids, capability sets; then no_new_privs.
-pub fn drop_to(uid: u32, gid: u32, groups: &[u32], capabilities: u64, no_new_privileges: bool) -> Outcome<()> {
+pub fn drop_to(
+    uid: u32,
+    gid: u32,
+    groups: &[u32],
+    capabilities: u64,
+    no_new_privileges: bool,
+) -> Outcome<()> {
     // SAFETY: numbers and arrays on our stack; the capability structures are those of capset(2), version 3.
     unsafe {
         for cap in 0..64 {
@@ -287,7 +297,10 @@ pub fn clean_slate() -> Outcome<()> {
 /// Die with the keeper. After the last credential change, which would clear it.
 pub fn die_with_parent() -> Outcome<()> {
     // SAFETY: a number.
-    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }.into(), "parent death signal")
+    check(
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }.into(),
+        "parent death signal",
+    )
 }
 
 /// Close whatever else the server's own parent has left open.
@@ -337,7 +350,14 @@ pub fn exec_fd(fd: BorrowedFd<'_>, name: &str) -> Stop {
     // SAFETY: NUL-terminated strings in null-terminated arrays; returns only on failure.
     unsafe {
         let empty = c"".as_ptr();
-        libc::syscall(libc::SYS_execveat, fd.as_raw_fd(), empty, argv.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH);
+        libc::syscall(
+            libc::SYS_execveat,
+            fd.as_raw_fd(),
+            empty,
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
     }
     failed("execute init")(io::Error::last_os_error())
 }

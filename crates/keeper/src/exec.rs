@@ -87,7 +87,10 @@ pub fn run(exec: &Exec, stdio: [BorrowedFd<'_>; 3]) -> Outcome<std::convert::Inf
 /// Find the program as a shell would, and execute it.
 fn search(exec: &Exec, env: &[String]) -> Stop {
     let program = exec.args.first().map_or("", String::as_str);
-    let stop = |not_found, text: String| Stop { not_found, text: format!("unable to start container process: exec: {program:?}: {text}") };
+    let stop = |not_found, text: String| Stop {
+        not_found,
+        text: format!("unable to start container process: exec: {program:?}: {text}"),
+    };
     let describe = |error: std::io::Error| match error.kind() {
         ErrorKind::PermissionDenied => stop(false, "permission denied".to_owned()),
         _ => stop(false, error.to_string()),

@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::{self, Plan};
-use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, ProcessState, Reply, Request};
+use wardian_runtime::wire::{
+    self, Boxed, Exec, Failure, Message, Op, Placement, ProcessState, Reply, Request,
+};
 use wardian_sys::packet;
 
 /// A process that has not reached its exec after this long is killed.
@@ -93,8 +95,8 @@ impl Keeper {
     #[allow(unsafe_code)]
     pub fn start() -> io::Result<Self> {
         // SAFETY: the server starts us with exactly these descriptors, and nothing else has touched them.
-        let [listener, connection, nursery] =
-            [wire::LISTENER_FD, wire::CONNECTION_FD, wire::NURSERY_FD].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let [listener, connection, nursery] = [wire::LISTENER_FD, wire::CONNECTION_FD, wire::NURSERY_FD]
+            .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
         child::undumpable();
         child::close_from(wire::NURSERY_FD + 1)?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
@@ -131,10 +133,8 @@ impl Keeper {
             }
             let deadline = self.launches.iter().filter_map(|l| l.deadline).min();
             let ids: Vec<u64> = self.connections.keys().copied().collect();
-            let mut fds = vec![
-                PollFd::new(&self.listener, PollFlags::IN),
-                PollFd::new(&self.signals, PollFlags::IN),
-            ];
+            let mut fds =
+                vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
             fds.extend(ids.iter().map(|id| PollFd::new(&self.connections[id], PollFlags::IN)));
             fds.extend(self.launches.iter().map(|l| PollFd::new(&l.pipe, PollFlags::IN)));
             let timeout = deadline.map(|d| {
@@ -225,15 +225,23 @@ impl Keeper {
                 self.reply(connection, seq, self.hello(), &[]);
                 Ok(())
             }
-            Op::Create { user, boxed, place } => self.create(connection, seq, user, boxed, &place, fds),
-            Op::Run { id, boxed, place } => self.exec(connection, seq, id, boxed, &place, fds),
+            Op::Create { user, boxed, place } => self.create(connection, seq, user, &boxed, &place, fds),
+            Op::Run { id, boxed, place } => self.exec(connection, seq, id, boxed.as_ref(), &place, fds),
             Op::Transfer { inward, user, path, place } => {
                 self.transfer(connection, seq, (inward, &user, &path), &place, fds)
             }
-            Op::Attach { id } => self.find(&id).map(|process| self.hand_out(process, connection, seq, Vec::new())),
-            Op::CloseStdin { id } => self.with(&id, |p| p.stdin = None).map(|()| self.reply(connection, seq, Reply::Done, &[])),
-            Op::Signal { id, signal } => self.signal(&id, signal).map(|()| self.reply(connection, seq, Reply::Done, &[])),
-            Op::Release { id } => self.with(&id, |p| p.output = None).map(|()| self.reply(connection, seq, Reply::Done, &[])),
+            Op::Attach { id } => {
+                self.find(&id).map(|process| self.hand_out(process, connection, seq, Vec::new()))
+            }
+            Op::CloseStdin { id } => {
+                self.with(&id, |p| p.stdin = None).map(|()| self.reply(connection, seq, Reply::Done, &[]))
+            }
+            Op::Signal { id, signal } => {
+                self.signal(&id, signal).map(|()| self.reply(connection, seq, Reply::Done, &[]))
+            }
+            Op::Release { id } => {
+                self.with(&id, |p| p.output = None).map(|()| self.reply(connection, seq, Reply::Done, &[]))
+            }
             Op::Destroy => {
                 self.ending = Some((connection, seq));
                 self.kill_all();
@@ -262,11 +270,10 @@ impl Keeper {
     }
 
     fn with(&mut self, id: &str, change: impl FnOnce(&mut Process)) -> Result<(), Fail> {
-        self.find(id)?;
-        self.processes.iter_mut().filter(|p| p.id == id).for_each({
-            let mut change = Some(change);
-            move |p| if let Some(change) = change.take() { change(p) }
-        });
+        match self.processes.iter_mut().find(|p| p.id == id) {
+            Some(process) => change(process),
+            None => return Err((Failure::UnknownProcess, format!("unknown process: {id}"))),
+        }
         Ok(())
     }
 
@@ -283,23 +290,46 @@ impl Keeper {
         if let Some((out, err)) = &process.output {
             fds.extend([out.as_fd(), err.as_fd()]);
         }
-        self.reply(connection, seq, Reply::Started { warnings, stdin: process.stdin.is_some(), pid: process.pid.map_or(0, |p| p.as_raw_nonzero().get()) }, &fds);
+        self.reply(
+            connection,
+            seq,
+            Reply::Started {
+                warnings,
+                stdin: process.stdin.is_some(),
+                pid: process.pid.map_or(0, |p| p.as_raw_nonzero().get()),
+            },
+            &fds,
+        );
     }
 
-    fn create(&mut self, connection: u64, seq: u64, user: bool, boxed: Boxed, place: &Placement, mut fds: Fds) -> Result<(), Fail> {
+    fn create(
+        &mut self,
+        connection: u64,
+        seq: u64,
+        user: bool,
+        boxed: &Boxed,
+        place: &Placement,
+        mut fds: Fds,
+    ) -> Result<(), Fail> {
         if self.made {
             return Err(other("this keeper has a container already"));
         }
         let mut next = || fds.next().ok_or_else(|| other("a descriptor is missing"));
         let (init, network) = (next()?, next()?);
         let userns = if user { Some(next()?) } else { None };
-        let (plan, rootfs, binds) = unbox(&boxed, &mut fds)?;
+        let (plan, rootfs, binds) = unbox(boxed, &mut fds)?;
         let (v1, v2) = placement(place, &mut fds)?;
         let devices = launch::devices(&plan).map_err(other)?;
         let (pipe, report) = report_pipe()?;
         let into = Into::New { user: userns.as_ref().map(AsFd::as_fd), network: network.as_fd() };
         let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
-        let parts = Parts { plan: &plan, rootfs: rootfs.as_fd(), devices: &devices, binds: &binds, hierarchies: &boxed.v1_hierarchies };
+        let parts = Parts {
+            plan: &plan,
+            rootfs: rootfs.as_fd(),
+            devices: &devices,
+            binds: &binds,
+            hierarchies: &boxed.v1_hierarchies,
+        };
         let stage = child::start(&way, &report, |_| {
             launch::enter(&parts)?;
             let _ = rustix::process::setsid();
@@ -312,13 +342,21 @@ impl Keeper {
         self.launch(kind, connection, seq, pipe, report, stage, true)
     }
 
-    fn exec(&mut self, connection: u64, seq: u64, id: String, boxed: Option<Boxed>, place: &Placement, mut fds: Fds) -> Result<(), Fail> {
+    fn exec(
+        &mut self,
+        connection: u64,
+        seq: u64,
+        id: String,
+        boxed: Option<&Boxed>,
+        place: &Placement,
+        mut fds: Fds,
+    ) -> Result<(), Fail> {
         if self.find(&id).is_ok() {
             return Err(other(format!("process ID '{id}' already in use")));
         }
         let spec = fds.next().ok_or_else(|| other("a descriptor is missing"))?;
         let exec: Exec = serde_json::from_slice(&read_all(&spec)?).map_err(other)?;
-        let inside = match &boxed {
+        let inside = match boxed {
             None => None,
             Some(boxed) => Some((unbox(boxed, &mut fds)?, boxed.v1_hierarchies.clone())),
         };
@@ -327,8 +365,10 @@ impl Keeper {
         let stdin = new_pipe()?;
         let (stdout, stderr) = (new_pipe()?, new_pipe()?);
         let (pipe, report) = report_pipe()?;
-        let devices = inside.as_ref().map(|((plan, _, _), _)| launch::devices(plan)).transpose().map_err(other)?;
-        let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: boxed.is_some() };
+        let devices =
+            inside.as_ref().map(|((plan, _, _), _)| launch::devices(plan)).transpose().map_err(other)?;
+        let into =
+            Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: boxed.is_some() };
         let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &exec.rlimits, into };
         let stage = child::start(&way, &report, |_| {
             if let (Some(((plan, rootfs, binds), hierarchies)), Some(devices)) = (&inside, &devices) {
@@ -350,7 +390,14 @@ impl Keeper {
         Ok(())
     }
 
-    fn transfer(&mut self, connection: u64, seq: u64, (inward, user, path): (bool, &str, &str), place: &Placement, mut fds: Fds) -> Result<(), Fail> {
+    fn transfer(
+        &mut self,
+        connection: u64,
+        seq: u64,
+        (inward, user, path): (bool, &str, &str),
+        place: &Placement,
+        mut fds: Fds,
+    ) -> Result<(), Fail> {
         let tar = fds.next().ok_or_else(|| other("a descriptor is missing"))?;
         let (v1, v2) = placement(place, &mut fds)?;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
@@ -375,7 +422,16 @@ impl Keeper {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn launch(&mut self, kind: Kind, connection: u64, seq: u64, pipe: OwnedFd, report: Report, stage: io::Result<i32>, hurry: bool) -> Result<(), Fail> {
+    fn launch(
+        &mut self,
+        kind: Kind,
+        connection: u64,
+        seq: u64,
+        pipe: OwnedFd,
+        report: Report,
+        stage: io::Result<i32>,
+        hurry: bool,
+    ) -> Result<(), Fail> {
         drop(report);
         let stage = stage.ok().and_then(Pid::from_raw).ok_or_else(|| other("cannot start a process"))?;
         self.launches.push(Launch {
@@ -456,14 +512,26 @@ impl Keeper {
         }
     }
 
-    fn created(&mut self, connection: u64, seq: u64, pid: Pid, (rootfs, devices, plan): (OwnedFd, Devices, Plan)) {
+    fn created(
+        &mut self,
+        connection: u64,
+        seq: u64,
+        pid: Pid,
+        (rootfs, devices, plan): (OwnedFd, Devices, Plan),
+    ) {
         match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
             Ok(pidfd) => {
                 self.made = true;
                 let (user, capabilities) = (plan.user, plan.capabilities);
-                let container = Container { pid, pidfd, user, capabilities, _rootfs: rootfs, _devices: devices };
+                let container =
+                    Container { pid, pidfd, user, capabilities, _rootfs: rootfs, _devices: devices };
                 let fds = [container.pidfd.as_fd()];
-                self.reply(connection, seq, Reply::Started { warnings: Vec::new(), stdin: false, pid: pid.as_raw_nonzero().get() }, &fds);
+                self.reply(
+                    connection,
+                    seq,
+                    Reply::Started { warnings: Vec::new(), stdin: false, pid: pid.as_raw_nonzero().get() },
+                    &fds,
+                );
                 self.container = Some(container);
             }
             Err(error) => {

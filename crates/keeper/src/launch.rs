@@ -217,7 +217,8 @@ fn mount_point(root: &OwnedFd, path: &str, directory: bool) -> Outcome<OwnedFd> 
 /// Hide a path: a file behind /dev/null, a directory behind an empty read-only tmpfs. What does not exist
 /// needs no hiding.
 fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>) -> Outcome<()> {
-    let target = match rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE) {
+    let target = match rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)
+    {
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         other => other.map_err(failed(format!("mask {path}")))?,
     };

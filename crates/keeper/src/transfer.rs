@@ -31,7 +31,10 @@ pub struct Task<'a> {
 /// Do it with the tar on `pipe`, and end.
 pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     if task.user.contains(':') {
-        return Err(Stop::from(format!("unable to find user {}: no matching entries in passwd file", task.user)));
+        return Err(Stop::from(format!(
+            "unable to find user {}: no matching entries in passwd file",
+            task.user
+        )));
     }
     let user = exec::user(task.user)?;
     let path = Path::new(&user.home).join(if task.path.is_empty() { "." } else { task.path });
@@ -48,11 +51,7 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true)?;
     // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    if task.inward {
-        unpack(pipe)
-    } else {
-        pack(File::from(pipe), entry.as_deref())
-    }
+    if task.inward { unpack(pipe) } else { pack(File::from(pipe), entry.as_deref()) }
 }
 
 /// A path as it may be unpacked: leading slashes are dropped, `..` is refused, as GNU tar does.
@@ -135,10 +134,7 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
                 directories.push((path.clone(), mode & !0o022, mtime));
             }
             tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
-                clear(&path)?;
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = rustix::fs::open(&path, flags, Mode::from_raw_mode(mode & 0o777)).map_err(failed(say()))?;
-                let mut file = File::from(fd);
+                let mut file = create(&path, mode & 0o777)?;
                 if kind == tar::EntryType::Regular && entry.size() >= WORTH_MOVING {
                     let size = entry.size();
                     if source.move_to(&file, size).map_err(failed(say()))? < size {
@@ -183,6 +179,20 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
     let mut rest = archive.into_inner();
     while rest.read(&mut buffer).map_err(failed("tar"))? > 0 {}
     Ok(())
+}
+
+/// A new file, in place of whatever has its name.
+fn create(path: &Path, mode: u32) -> Outcome<File> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::open(path, flags, Mode::from_raw_mode(mode));
+    let fd = match open() {
+        Err(rustix::io::Errno::EXIST) => {
+            clear(path)?;
+            open()
+        }
+        other => other,
+    };
+    fd.map(File::from).map_err(failed(path.display()))
 }
 
 fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()> {

@@ -58,15 +58,22 @@ fn number(text: &str) -> Option<Result<u32, String>> {
 /// The text that a client gets.
 pub fn resolve(wanted: &str, passwd_text: &str, group_text: &str) -> Result<User, String> {
     let (name, group) = wanted.split_once(':').map_or((wanted, None), |(name, group)| (name, Some(group)));
-    let home = |entry: Option<&Entry<'_>>| {
-        entry.map(|e| e.home).filter(|h| !h.is_empty()).unwrap_or("/").to_owned()
-    };
+    let home =
+        |entry: Option<&Entry<'_>>| entry.map(|e| e.home).filter(|h| !h.is_empty()).unwrap_or("/").to_owned();
     let members = |user: &str| -> Vec<u32> {
-        groups(group_text).filter(|(_, _, m)| m.split(',').any(|m| m == user)).map(|(_, gid, _)| gid).collect()
+        groups(group_text)
+            .filter(|(_, _, m)| m.split(',').any(|m| m == user))
+            .map(|(_, gid, _)| gid)
+            .collect()
     };
     let mut user = if name.is_empty() || name == "root" {
         let entry = passwd(passwd_text).find(|e| e.uid == 0);
-        User { uid: 0, gid: entry.as_ref().map_or(0, |e| e.gid), groups: members("root"), home: home(entry.as_ref()) }
+        User {
+            uid: 0,
+            gid: entry.as_ref().map_or(0, |e| e.gid),
+            groups: members("root"),
+            home: home(entry.as_ref()),
+        }
     } else if let Some(entry) = passwd(passwd_text).find(|e| e.name == name) {
         User { uid: entry.uid, gid: entry.gid, groups: members(name), home: home(Some(&entry)) }
     } else if let Some(uid) = number(name) {
@@ -81,8 +88,9 @@ pub fn resolve(wanted: &str, passwd_text: &str, group_text: &str) -> Result<User
         user.groups.clear();
         user.gid = match groups(group_text).find(|(name, _, _)| *name == group) {
             Some((_, gid, _)) => gid,
-            None => number(group)
-                .ok_or_else(|| format!("unable to find group {group}: no matching entries in group file"))??,
+            None => number(group).ok_or_else(|| {
+                format!("unable to find group {group}: no matching entries in group file")
+            })??,
         };
     }
     Ok(user)
@@ -104,7 +112,9 @@ pub fn environment(given: &[String], user: &User, wanted: &str) -> Result<Vec<St
         env.push(entry.clone());
     }
     let mut default = |name: &str, value: &str| {
-        let set = env.iter().any(|e| e.split_once('=').is_some_and(|(n, v)| n == name && !(v.is_empty() && n == "HOME")));
+        let set = env
+            .iter()
+            .any(|e| e.split_once('=').is_some_and(|(n, v)| n == name && !(v.is_empty() && n == "HOME")));
         if !set {
             env.retain(|e| e.split_once('=').map(|(n, _)| n) != Some(name));
             env.push(format!("{name}={value}"));
@@ -152,7 +162,8 @@ mod tests {
     #[test]
     fn environment_defaults_and_duplicates() {
         let user = resolve("alice", PASSWD, GROUP).unwrap();
-        let env = environment(&["A=1".into(), "B=2".into(), "A=3".into(), "USER=x".into()], &user, "alice").unwrap();
+        let env = environment(&["A=1".into(), "B=2".into(), "A=3".into(), "USER=x".into()], &user, "alice")
+            .unwrap();
         assert_eq!(env, ["B=2", "A=3", "USER=x", "PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/home/alice"]);
         for bad in ["NOEQUALS", "=x", "A=\0"] {
             assert!(environment(&[bad.to_owned()], &user, "").is_err(), "{bad:?}");

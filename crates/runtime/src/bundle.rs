@@ -49,23 +49,31 @@ pub struct Settings {
 }
 
 const MASKED: [&str; 8] = [
-    "/proc/kcore", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/keys", "/sys/firmware",
+    "/proc/kcore",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/keys",
+    "/sys/firmware",
 ];
 
 /// The bundle as Garden writes it (mounts, masks, capability sets and namespaces of the recorded bundles).
 pub fn config(s: &Settings) -> Value {
     let mask = if s.privileged { caps::PRIVILEGED } else { caps::UNPRIVILEGED };
     let capabilities = caps::names(mask);
-    let mount = |destination: &str, kind: &str, options: &[&str]| {
-        json!({"destination": destination, "type": kind, "source": kind, "options": options})
-    };
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     let mut mounts = vec![
         mount("/sys", "sysfs", &["noexec", "nosuid", "nodev", "ro"]),
         mount("/dev", "tmpfs", &["noexec", "strictatime", "mode=755"]),
         mount("/dev/shm", "tmpfs", &["noexec", "nosuid", "nodev", "mode=1777"]),
         mount("/dev/mqueue", "mqueue", &["noexec", "nosuid", "nodev"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "gid=5", "ptmxmode=0666", "mode=0620"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "gid=5", "ptmxmode=0666", "mode=0620"],
+        ),
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
     ];
     if !s.privileged && s.cgroup_v1 {
@@ -73,10 +81,13 @@ pub fn config(s: &Settings) -> Value {
     }
     for (source, destination, writable) in &s.binds {
         let mode = if *writable { "rw" } else { "ro" };
-        mounts.push(json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", mode]}));
+        mounts.push(
+            json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", mode]}),
+        );
     }
     let mut namespaces = Vec::new();
-    for (kind, file) in [("network", "net"), ("pid", "pid"), ("uts", "uts"), ("ipc", "ipc"), ("user", "user")] {
+    for (kind, file) in [("network", "net"), ("pid", "pid"), ("uts", "uts"), ("ipc", "ipc"), ("user", "user")]
+    {
         if kind == "user" && s.privileged {
             continue;
         }
@@ -174,15 +185,38 @@ pub struct Plan {
 
 /// Every key that the launcher, or the engine before it, acts upon. A `*` stands for array elements.
 const KNOWN: &[&str] = &[
-    "ociVersion", "hostname", "root.path", "process.user.uid", "process.user.gid", "process.args.*",
-    "process.env.*", "process.cwd", "process.capabilities.bounding.*", "process.capabilities.effective.*",
-    "process.capabilities.inheritable.*", "process.capabilities.permitted.*", "process.noNewPrivileges",
-    "mounts.*.destination", "mounts.*.type", "mounts.*.source", "mounts.*.options.*",
-    "linux.uidMappings.*.containerID", "linux.uidMappings.*.hostID", "linux.uidMappings.*.size",
-    "linux.gidMappings.*.containerID", "linux.gidMappings.*.hostID", "linux.gidMappings.*.size",
-    "linux.resources.memory.limit", "linux.resources.memory.swap", "linux.resources.cpu.shares",
-    "linux.resources.pids.limit", "linux.cgroupsPath", "linux.namespaces.*.type", "linux.namespaces.*.path",
-    "linux.rootfsPropagation", "linux.maskedPaths.*",
+    "ociVersion",
+    "hostname",
+    "root.path",
+    "process.user.uid",
+    "process.user.gid",
+    "process.args.*",
+    "process.env.*",
+    "process.cwd",
+    "process.capabilities.bounding.*",
+    "process.capabilities.effective.*",
+    "process.capabilities.inheritable.*",
+    "process.capabilities.permitted.*",
+    "process.noNewPrivileges",
+    "mounts.*.destination",
+    "mounts.*.type",
+    "mounts.*.source",
+    "mounts.*.options.*",
+    "linux.uidMappings.*.containerID",
+    "linux.uidMappings.*.hostID",
+    "linux.uidMappings.*.size",
+    "linux.gidMappings.*.containerID",
+    "linux.gidMappings.*.hostID",
+    "linux.gidMappings.*.size",
+    "linux.resources.memory.limit",
+    "linux.resources.memory.swap",
+    "linux.resources.cpu.shares",
+    "linux.resources.pids.limit",
+    "linux.cgroupsPath",
+    "linux.namespaces.*.type",
+    "linux.namespaces.*.path",
+    "linux.rootfsPropagation",
+    "linux.maskedPaths.*",
 ];
 
 fn unknown(value: &Value, path: &str) -> Option<String> {
@@ -207,7 +241,10 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
         serde_json::from_value(value).map_err(|e| Error::Shape(e.to_string()))?;
     let linux = spec.linux().as_ref().ok_or_else(|| Error::Shape("no linux section".into()))?;
     let root = |maps: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| {
-        maps.iter().flatten().find(|m| m.container_id() == 0).map_or(0, oci_spec::runtime::LinuxIdMapping::host_id)
+        maps.iter()
+            .flatten()
+            .find(|m| m.container_id() == 0)
+            .map_or(0, oci_spec::runtime::LinuxIdMapping::host_id)
     };
     let mut plan = Plan {
         hostname: spec.hostname().clone(),

@@ -38,7 +38,8 @@ impl Hierarchies {
             let Some(path) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
             match kind {
                 "cgroup" => {
-                    let known = |o: &&str| !matches!(*o, "rw" | "ro" | "xattr" | "clone_children" | "noprefix");
+                    let known =
+                        |o: &&str| !matches!(*o, "rw" | "ro" | "xattr" | "clone_children" | "noprefix");
                     let name: Vec<&str> = options.split(',').filter(known).collect();
                     let name = name.join(",");
                     if !found.v1.iter().any(|h| h.name == name) {
@@ -183,7 +184,8 @@ impl Cgroups {
         }
         if let Some(hierarchy) = &self.hierarchies.v2 {
             let path = self.dir(hierarchy, id);
-            let fd = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            let fd =
+                rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
             entry.v2 = Some(fd.map_err(io::Error::from).map_err(at("open", &path))?);
         }
         Ok(entry)
@@ -248,7 +250,8 @@ impl Cgroups {
 
     /// Remove `id` and the cgroups below it; what is busy stays, `false` says so.
     pub fn remove(&self, id: &str) -> bool {
-        self.hierarchies.all().fold(true, |all, hierarchy| remove_tree(&self.dir(hierarchy, id)) && all)
+        let left = self.hierarchies.all().filter(|hierarchy| !remove_tree(&self.dir(hierarchy, id))).count();
+        left == 0
     }
 
     /// Remove the top cgroups of this server if they are empty.

@@ -2,10 +2,10 @@
 
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
 use crate::route::{Found, Route, find, query};
+use crate::upload::Upload;
 use crate::{State, attach, convert, transfer};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use crate::upload::Upload;
 use hyper::body::{Body, Incoming};
 use hyper::header::{EXPECT, ORIGIN};
 use hyper::{Request, StatusCode};

@@ -1,9 +1,9 @@
 //! The door: who may come in, by which socket.
 
 use crate::{Error, Result};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;

@@ -3,10 +3,10 @@
 //! Bytes that hyper has read already are written; the rest is spliced (`splice(2)`), so that the only copy is
 //! the one into the page cache, made inside the container and paid by it.
 
+use crate::State;
 use crate::connection::Taken;
 use crate::listen::Stream;
 use crate::reply::{Failure, date};
-use crate::State;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -75,7 +75,9 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
         refused = refused || pipe.write_all(&piece).await.is_err();
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let (Ok(socket), Ok(pipe)) = (stream.as_fd().try_clone_to_owned(), pipe.into_nonblocking_fd()) else { return };
+    let (Ok(socket), Ok(pipe)) = (stream.as_fd().try_clone_to_owned(), pipe.into_nonblocking_fd()) else {
+        return;
+    };
     let copy = {
         let theirs = stop.clone();
         let task = tokio::task::spawn_blocking(move || {
@@ -144,7 +146,14 @@ fn splice(socket: &OwnedFd, pipe: &OwnedFd, mut left: u64, stop: &AtomicBool) ->
             return End::Gone;
         }
         let wanted = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
-        match rustix::pipe::splice(socket, None, pipe, None, wanted, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
+        match rustix::pipe::splice(
+            socket,
+            None,
+            pipe,
+            None,
+            wanted,
+            SpliceFlags::MOVE | SpliceFlags::NONBLOCK,
+        ) {
             Ok(0) => return End::Gone,
             Ok(n) => left -= n as u64,
             Err(rustix::io::Errno::INTR) => {}

@@ -173,7 +173,9 @@ pub fn nursery() -> io::Result<OwnedFd> {
     }
     match (got, step[0]) {
         (Ok(1), 0) => Ok(opened?.into()),
-        (_, step) => Err(io::Error::other(format!("making the keepers' mount namespace failed at step {step}"))),
+        (_, step) => {
+            Err(io::Error::other(format!("making the keepers' mount namespace failed at step {step}")))
+        }
     }
 }
 

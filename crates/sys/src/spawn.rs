@@ -50,7 +50,13 @@ pub fn from_memfd(program: BorrowedFd<'_>, argv: &[&str], fds: &[BorrowedFd<'_>]
         check(libc::posix_spawnattr_init(&raw mut attributes))?;
         let run = || -> io::Result<()> {
             for (target, mode) in [(0, libc::O_RDONLY), (1, libc::O_WRONLY), (2, libc::O_WRONLY)] {
-                check(libc::posix_spawn_file_actions_addopen(&raw mut actions, target, null.as_ptr(), mode, 0))?;
+                check(libc::posix_spawn_file_actions_addopen(
+                    &raw mut actions,
+                    target,
+                    null.as_ptr(),
+                    mode,
+                    0,
+                ))?;
             }
             for (fd, target) in lifted.iter().zip(3..) {
                 check(libc::posix_spawn_file_actions_adddup2(&raw mut actions, fd.as_raw_fd(), target))?;

@@ -1,0 +1,15 @@
+//! The whole of wardian from outside, on real containers. Needs root.
+//!
+//! Each test has a server with a store of its own, and ends with [`support::Server::finish`], which looks whether
+//! anything of it is left on this host.
+
+mod bad_input;
+mod doctor;
+mod isolation;
+mod lifecycle;
+mod peas;
+mod run;
+mod streams;
+mod support;
+mod survival;
+mod wire;

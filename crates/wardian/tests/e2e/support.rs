@@ -1,0 +1,434 @@
+//! A server for a test, and what tests do with it.
+
+use sha2::Digest as _;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt as _;
+use wardian_garden::wire::{ContainerSpec, ImageRef, ProcessSpec};
+use wardian_garden::{Client, Io, Process};
+
+/// The program under test.
+pub const WARDIAN: &str = env!("CARGO_BIN_EXE_wardian");
+/// After this a test is stuck. Nothing is measured with it.
+pub const STUCK: Duration = Duration::from_secs(60);
+
+/// A server of its own, with a busybox image as its default.
+pub struct Server {
+    base: tempfile::TempDir,
+    run: tempfile::TempDir,
+    child: Option<Child>,
+    tag: String,
+}
+
+/// What a process said, and how it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Out {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Server {
+    /// Start one and wait until it answers.
+    pub async fn start() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these tests make containers: run them as root");
+        let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+        let run = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/dev/shm").unwrap();
+        wardian_lab::image::build(&base.path().join("image.tar")).unwrap();
+        let mut server = Self { base, run, child: None, tag: String::new() };
+        server.restart().await;
+        server
+    }
+
+    /// Start the server again after [`Server::kill9`].
+    pub async fn restart(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        self.child = Some(self.command().spawn().unwrap());
+        let client = self.client();
+        let started = Instant::now();
+        while let Err(error) = client.ping().await {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the server ended with {status}:\n{}", self.log());
+            }
+            assert!(started.elapsed() < STUCK, "no answer: {error}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let instance = fs::read(self.run.path().join("instance.json")).unwrap();
+        let instance: serde_json::Value = serde_json::from_slice(&instance).unwrap();
+        self.tag = instance["tag"].as_str().unwrap().to_owned();
+    }
+
+    /// The command that serves on this server's directories.
+    pub fn command(&self) -> Command {
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.base.path().join("log")).unwrap();
+        let mut command = Command::new(WARDIAN);
+        command.arg("serve").arg("--root").arg(self.root()).arg("--run").arg(self.run());
+        command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
+        command.arg("--default-rootfs").arg(self.image());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.base.path().join("log")).unwrap_or_default()
+    }
+
+    /// A directory for the test's files, on the store's file system.
+    pub fn base(&self) -> &Path {
+        self.base.path()
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.base.path().join("root")
+    }
+
+    pub fn run(&self) -> PathBuf {
+        self.run.path().to_owned()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.run.path().join("garden.sock")
+    }
+
+    pub fn image(&self) -> PathBuf {
+        self.base.path().join("image.tar")
+    }
+
+    /// An image with one more file in it.
+    pub fn image_with(&self, name: &str, text: &str) -> String {
+        let to = self.base.path().join(format!("{name}.tar"));
+        let mut builder = tar::Builder::new(fs::File::create(&to).unwrap());
+        let mut archive = tar::Archive::new(fs::File::open(self.image()).unwrap());
+        for entry in archive.entries().unwrap() {
+            let entry = entry.unwrap();
+            builder.append(&entry.header().clone(), entry).unwrap();
+        }
+        builder.append_data(&mut header(text.len()), name, text.as_bytes()).unwrap();
+        builder.into_inner().unwrap();
+        to.to_str().unwrap().to_owned()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(&format!("unix:{}", self.socket().display())).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Kill it without a word; containers stay.
+    pub fn kill9(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// A container of the default image.
+    pub async fn create(&self, handle: &str) -> Client {
+        let client = self.client();
+        let spec = ContainerSpec { handle: handle.into(), ..Default::default() };
+        assert_eq!(client.create(&spec).await.unwrap(), handle);
+        client
+    }
+
+    /// The id that a container's kernel objects have.
+    pub async fn id(&self, handle: &str) -> String {
+        let path = self.client().info(handle).await.unwrap().container_path;
+        path.rsplit('/').next().unwrap().to_owned()
+    }
+
+    /// Destroy everything, stop, and look whether anything is left. Panics if so.
+    pub async fn finish(mut self) {
+        let client = self.client();
+        for handle in
+            client.list(&std::iter::once(("garden.state".into(), "all".into())).collect()).await.unwrap()
+        {
+            client.destroy(&handle).await.unwrap_or_else(|e| panic!("destroy {handle}: {e}\n{}", self.log()));
+        }
+        let directories = [
+            self.root().join("rootfs"),
+            self.root().join("trash"),
+            self.root().join("staging"),
+            self.run().join("containers"),
+        ];
+        // What may be removed at leisure is waited for.
+        self.until_empty("directories", || directories.iter().flat_map(|dir| names(dir)).collect()).await;
+        let status = self.terminate().await;
+        assert!(status.success(), "the server ended with {status}\n{}", self.log());
+        assert_eq!(directories.iter().flat_map(|dir| names(dir)).collect::<Vec<_>>(), Vec::<String>::new());
+        self.until_empty("processes", || members(&self.group()).iter().map(describe).collect()).await;
+        self.until_empty("cgroups", || cgroups(&self.group())).await;
+        self.until_empty("mounts", || mounts(&[self.base.path(), self.run.path()])).await;
+    }
+
+    async fn until_empty(&self, what: &str, look: impl Fn() -> Vec<String>) {
+        let started = Instant::now();
+        loop {
+            let left = look();
+            if left.is_empty() {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(15), "{what} left: {left:#?}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// SIGTERM, and how it ended.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        signal(child.id(), rustix::process::Signal::TERM);
+        let started = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            if started.elapsed() > STUCK {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("it does not stop\n{}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The name of this instance's cgroups.
+    pub fn group(&self) -> String {
+        format!("wardian-{}", self.tag)
+    }
+
+    /// A request as it is on the wire; the whole reply.
+    pub fn raw(&self, request: impl AsRef<[u8]>) -> String {
+        let mut stream = self.connect();
+        // It may answer before it has read everything.
+        let _ = stream.write_all(request.as_ref());
+        let mut reply = Vec::new();
+        // It may reset the connection after an answer to a request that was not read to its end.
+        let _ = stream.read_to_end(&mut reply);
+        String::from_utf8_lossy(&reply).into_owned()
+    }
+
+    /// A request of one line, headers and a body.
+    pub fn http(&self, line: &str, headers: &str, body: &str) -> String {
+        let length = body.len();
+        self.raw(format!(
+            "{line} HTTP/1.1\r\nHost: api\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+        ))
+    }
+
+    pub fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(STUCK)).unwrap();
+        stream
+    }
+
+    /// Wait until nothing but pid 1 is in a container.
+    pub async fn until_idle(&self, handle: &str) {
+        let id = self.id(handle).await;
+        self.until_empty("processes in the container", || {
+            members(&id).iter().map(describe).filter(|p| !p.contains("garden-init")).collect()
+        })
+        .await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the server\n{}---", self.log());
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if self.tag.is_empty() {
+            return;
+        }
+        for _ in 0..100 {
+            let left = members(&self.group());
+            for pid in &left {
+                signal(*pid, rustix::process::Signal::KILL);
+            }
+            for dir in cgroups(&self.group()) {
+                let _ = fs::remove_dir(dir);
+            }
+            if left.is_empty() && cgroups(&self.group()).is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Send a signal; whoever is gone is gone.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+fn pids() -> Vec<u32> {
+    fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// A field of /proc/PID/stat after the name: 0 is the state, 1 the parent.
+fn stat(pid: u32, field: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(field).map(str::to_owned)
+}
+
+pub fn parent(pid: u32) -> Option<u32> {
+    stat(pid, 1)?.parse().ok()
+}
+
+/// Processes in cgroups whose path contains this; zombies are nobody.
+pub fn members(group: &str) -> BTreeSet<u32> {
+    let within = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(group))
+            && stat(*pid, 0).is_some_and(|state| state != "Z" && state != "X")
+    };
+    pids().into_iter().filter(within).collect()
+}
+
+/// A process's id and command line.
+pub fn describe(pid: &u32) -> String {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("{pid} {} {}", comm.trim(), String::from_utf8_lossy(&command).replace('\0', " "))
+}
+
+/// Directories of a name, and what is below them, in all hierarchies; the deepest first.
+fn cgroups(name: &str) -> Vec<String> {
+    fn walk(dir: &Path, name: &str, within: bool, depth: usize, found: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|t| t.is_dir()) || depth == 0 {
+                continue;
+            }
+            let within = within || entry.file_name() == name;
+            walk(&entry.path(), name, within, depth - 1, found);
+            if within {
+                found.push(entry.path().to_string_lossy().into_owned());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new("/sys/fs/cgroup"), name, false, 6, &mut found);
+    found
+}
+
+/// Lines in the mount tables of all processes that mention one of these.
+fn mounts(paths: &[&Path]) -> Vec<String> {
+    let mut found = BTreeSet::new();
+    for pid in pids() {
+        for line in fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default().lines() {
+            if paths.iter().any(|path| line.contains(path.to_str().unwrap())) {
+                found.insert(format!("{}: {line}", describe(&pid)));
+            }
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// What is in a directory.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|e| e.path().to_string_lossy().into_owned()).collect()
+}
+
+/// A tar header for a plain file.
+pub fn header(size: usize) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(size as u64);
+    header.set_mode(0o644);
+    header.set_mtime(1_500_000_000);
+    header
+}
+
+/// A tar of plain files. Names are written as they are.
+pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, data) in files {
+        let mut header = header(data.len());
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        tar.append(&header, *data).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// Bytes that do not compress, the same each time.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+pub fn digest(bytes: &[u8]) -> String {
+    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A process that runs a script in the container's shell.
+pub fn script(text: &str) -> ProcessSpec {
+    ProcessSpec { path: "/bin/sh".into(), args: vec!["-c".into(), text.into()], ..Default::default() }
+}
+
+/// The same, in an image of its own.
+pub fn pea(image: &str, text: &str) -> ProcessSpec {
+    ProcessSpec { image: ImageRef { uri: image.into(), ..Default::default() }, ..script(text) }
+}
+
+/// Both outputs, no input.
+pub fn listen() -> Io {
+    Io { stdin: None, stdout: true, stderr: true }
+}
+
+/// Read a process to its end.
+pub async fn end(mut process: Process) -> Out {
+    let (stdout, stderr) = (process.take_stdout(), process.take_stderr());
+    let read = |stream: Option<wardian_garden::OutputReader>| async move {
+        let mut bytes = Vec::new();
+        if let Some(mut stream) = stream {
+            stream.read_to_end(&mut bytes).await.unwrap();
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let all = async { tokio::join!(read(stdout), read(stderr), process.wait()) };
+    let (out, err, code) = tokio::time::timeout(STUCK, all).await.expect("the process does not end");
+    Out { code: code.unwrap(), out, err }
+}
+
+/// Run to the end.
+pub async fn run(client: &Client, handle: &str, spec: &ProcessSpec) -> Out {
+    let started =
+        tokio::time::timeout(STUCK, client.run(handle, spec, listen())).await.expect("run is stuck");
+    end(started.unwrap_or_else(|e| panic!("run {:?} {:?}: {e}", spec.path, spec.args))).await
+}
+
+/// Run a script as root.
+pub async fn sh(client: &Client, handle: &str, text: &str) -> Out {
+    run(client, handle, &script(text)).await
+}
+
+/// What a script of root says on its standard output, without the last line's end. It must succeed.
+pub async fn say(client: &Client, handle: &str, text: &str) -> String {
+    let done = sh(client, handle, text).await;
+    assert_eq!(done.code, 0, "{text}: {done:?}");
+    done.out.trim_end().to_owned()
+}
+
+/// The message of a request that must fail.
+pub fn message<T>(result: wardian_garden::Result<T>) -> String {
+    result.err().expect("it must fail").to_string()
+}
