@@ -63,6 +63,9 @@ impl Engine {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
         check_handle(&spec.handle)?;
+        if let Some(key) = spec.properties.keys().find(|key| key.starts_with("wardian.")) {
+            return Err(Error::Invalid(format!("property {key} is not supported yet")));
+        }
         if spec.image.is_empty() {
             spec.image = self.shared.config.default_rootfs.clone().ok_or_else(|| {
                 Error::Invalid("no image given, and the server has no --default-rootfs".to_owned())

@@ -81,6 +81,19 @@ impl Shared {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// With no container left nothing needs the run directory: what `open_run` has mounted goes.
+    fn leave_run(&self) {
+        let run = std::fs::canonicalize(&self.config.run).unwrap_or_else(|_| self.config.run.clone());
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = wardian_sys::procfs::mountinfo(&mountinfo).unwrap_or_default();
+        if mounts.iter().any(|m| m.mount_point == run && m.source == Path::new(RUN_SOURCE)) {
+            // Detached: our socket and lock are still in there until we end.
+            if let Err(error) = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH) {
+                tracing::warn!(run = %run.display(), %error, "run.tmpfs-left");
+            }
+        }
+    }
+
     /// What all bundles of this server share.
     fn settings(&self) -> Settings {
         Settings {
@@ -131,6 +144,7 @@ impl Engine {
             if shared.lock().is_empty() && shared.cgroups.list().is_empty() {
                 shared.keepers.close();
                 shared.cgroups.close();
+                shared.leave_run();
             }
         };
         drop(tokio::task::spawn_blocking(close).await);
@@ -302,6 +316,9 @@ fn open(config: Config) -> Result<Shared> {
     })
 }
 
+/// How the tmpfs that we mount ourselves shows in mountinfo.
+const RUN_SOURCE: &str = "wardian";
+
 /// The run directory, on a tmpfs, and the lock in it.
 fn open_run(run: &Path) -> Result<OwnedFd> {
     let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
@@ -310,7 +327,7 @@ fn open_run(run: &Path) -> Result<OwnedFd> {
     // TMPFS_MAGIC (linux/magic.h). What lives in memory cannot make anyone wait for a disk.
     if kind as u64 != 0x0102_1994 {
         let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
-        rustix::mount::mount("wardian", run, "tmpfs", flags, c"mode=0755,size=256m")
+        rustix::mount::mount(RUN_SOURCE, run, "tmpfs", flags, c"mode=0755,size=256m")
             .map_err(|e| step(e.into()))?;
         tracing::info!(run = %run.display(), "run.tmpfs-mounted");
     }

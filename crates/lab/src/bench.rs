@@ -1,6 +1,7 @@
 //! The figures that wardian promises, measured on a server of its own.
 
 use crate::code::{Code, MEGABYTE, fill};
+use crate::crun::Crun;
 use crate::drive::Instance;
 use crate::host::{Host, ms};
 use crate::local::LocalServer;
@@ -11,9 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Instant;
-use tokio::process::Command;
 use tokio::task::JoinSet;
 use wardian_garden::Client;
 
@@ -314,75 +313,32 @@ async fn compare(
     image: &str,
 ) -> Result<()> {
     const NAME: &str = "create + run true + destroy, of what crun run takes";
-    let bundle = server.dir().join("bundle");
-    let spec = std::fs::create_dir(&bundle)
-        .and_then(|()| std::process::Command::new("crun").arg("spec").current_dir(&bundle).output());
-    if !spec.is_ok_and(|spec| spec.status.success()) {
-        figures.notes.push("crun is not installed: the comparison with it was skipped.".into());
-        figures.figures.push(Figure {
-            name: NAME,
-            unit: "ratio",
-            goal: Some(0.5),
-            guardian: None,
-            measured: None,
-        });
-        return Ok(());
-    }
-    progress.say("by turns with crun");
-    let archive = std::fs::File::open(image).context("open the image")?;
-    let mut archive = tar::Archive::new(archive);
-    archive.set_preserve_permissions(true);
-    archive.unpack(bundle.join("rootfs")).context("unpack the image for crun")?;
-    let path = bundle.join("config.json");
-    let mut config: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&path)?).context("crun's config")?;
-    config["process"]["args"] = serde_json::json!(["true"]);
-    config["process"]["terminal"] = false.into();
-    std::fs::write(&path, serde_json::to_vec(&config)?).context("write crun's config")?;
-
-    // Where it cannot deal with the host's cgroups it may do without, which makes it faster.
-    let mut manager = "cgroupfs";
-    if let Err(error) = crun(manager, &bundle, usize::MAX).await {
-        manager = "disabled";
-        figures.notes.push(format!("crun ran without cgroups: {error:#}"));
-        if let Err(error) = crun(manager, &bundle, usize::MAX).await {
-            figures.notes.push(format!("the comparison with crun was skipped: {error:#}"));
-            figures.figures.push(Figure {
-                name: NAME,
-                unit: "ratio",
-                goal: Some(0.5),
-                guardian: None,
-                measured: None,
-            });
+    let crun = match Crun::prepare(&server.dir().join("bundle"), Path::new(image)).await {
+        Ok(crun) => crun,
+        Err(error) => {
+            figures.notes.push(format!("The comparison with crun was skipped: {error:#}"));
+            let goal = Some(0.5);
+            figures.figures.push(Figure { name: NAME, unit: "ratio", goal, guardian: None, measured: None });
             return Ok(());
         }
-    }
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    };
+    progress.say("by turns with crun");
+    let (mut ours, mut theirs, mut around) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..ROUNDS {
         let begin = Instant::now();
         let instance = Instance::create(client.clone(), format!("bench-turn-{n}"), image.to_owned()).await?;
         timed_true(&instance, false).await?;
         instance.destroy().await?;
         ours.push(ms(begin.elapsed()));
-
-        let begin = Instant::now();
-        crun(manager, &bundle, n).await?;
-        theirs.push(ms(begin.elapsed()));
+        theirs.push(ms(crun.run().await?));
+        around.push(ms(crun.nothing().await?));
     }
-    let (ours, theirs) = (median(&ours), median(&theirs));
-    figures
-        .notes
-        .push(format!("by turns, p50: create + run true + destroy {ours:.1} ms; crun run {theirs:.1} ms"));
+    let (ours, theirs) = (median(&ours), median(&theirs) - median(&around));
+    figures.notes.push(format!(
+        "By turns, p50: create + run true + destroy {ours:.1} ms; crun run of true {theirs:.1} ms{}.",
+        crun.remark()
+    ));
     figures.put(NAME, "ratio", 0.5, None, ours / theirs);
-    Ok(())
-}
-
-async fn crun(manager: &str, bundle: &Path, round: usize) -> Result<()> {
-    let id = format!("wardian-bench-{}-{round}", std::process::id());
-    let mut command = Command::new("crun");
-    command.arg(format!("--cgroup-manager={manager}")).args(["run", "--bundle"]).arg(bundle).arg(&id);
-    let ran = command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("run crun")?;
-    ensure!(ran.status.success(), "crun run: {}", String::from_utf8_lossy(&ran.stderr).trim());
     Ok(())
 }
 

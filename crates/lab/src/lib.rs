@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod code;
+mod crun;
 pub mod drive;
 pub mod host;
 pub mod image;
