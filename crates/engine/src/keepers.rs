@@ -45,11 +45,16 @@ impl Keepers {
             let listener = packet::listen_at(directory.as_fd(), &name)?;
             let (ours, theirs) = packet::pair()?;
             let fds = [listener.as_fd(), theirs.as_fd(), nursery.as_fd()];
+            let parent = on_pool_thread() && enter_once(&cgroups)?;
             let child = spawn::from_memfd(keeper.as_fd(), &["wardian-keeper"], &fds)?;
-            cgroups.adopt_keeper(child.pid).map_err(io::Error::other)?;
+            if parent {
+                cgroups.adopt_keeper_v2(child.pid).map_err(io::Error::other)?;
+            } else {
+                cgroups.adopt_keeper(child.pid).map_err(io::Error::other)?;
+            }
             Ok(Waiting { connection: ours, socket: dir.join(name) })
         };
-        Ok(Self { pool: Pool::new("keepers", size, make)?, init })
+        Ok(Self { pool: Pool::new(THREAD, size, make)?, init })
     }
 
     /// One that waits, or a new one.
@@ -61,4 +66,21 @@ impl Keepers {
     pub fn close(&self) {
         self.pool.close();
     }
+}
+
+/// Of the thread that fills the pool: it lives in the keepers' cgroup, and what it starts is born there.
+const THREAD: &str = "keepers";
+
+fn on_pool_thread() -> bool {
+    std::thread::current().name() == Some(THREAD)
+}
+
+/// Move this thread, the first time.
+fn enter_once(cgroups: &Cgroups) -> io::Result<bool> {
+    thread_local!(static ENTERED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+    if !ENTERED.get() {
+        cgroups.become_keepers_parent().map_err(io::Error::other)?;
+        ENTERED.set(true);
+    }
+    Ok(true)
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 /// A pool that fills itself up again.
 pub struct Pool<T> {
     shared: Arc<Shared<T>>,
-    maker: Option<JoinHandle<()>>,
+    maker: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared<T> {
@@ -41,7 +41,7 @@ impl<T: Send + 'static> Pool<T> {
             Arc::new(Shared { make: Box::new(make), size, state: Mutex::new(state), wanted: Condvar::new() });
         let theirs = shared.clone();
         let maker = std::thread::Builder::new().name(name.into()).spawn(move || keep_full(&theirs))?;
-        Ok(Self { shared, maker: Some(maker) })
+        Ok(Self { shared, maker: Mutex::new(Some(maker)) })
     }
 
     /// A ready one, or one made on the spot.
@@ -51,13 +51,14 @@ impl<T: Send + 'static> Pool<T> {
         ready.map_or_else(|| (self.shared.make)(), Ok)
     }
 
-    /// Drop what is ready and make no more ahead.
+    /// Drop what is ready and make no more ahead; the thread has ended when this returns.
     pub fn close(&self) {
-        let mut state = self.shared.lock();
-        state.closed = true;
-        state.ready.clear();
-        drop(state);
+        self.shared.lock().closed = true;
         self.shared.wanted.notify_one();
+        let maker = self.maker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(maker) = maker {
+            drop(maker.join());
+        }
     }
 }
 
@@ -78,16 +79,6 @@ fn keep_full<T>(shared: &Shared<T>) {
         state = shared.wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
     state.ready.clear();
-}
-
-impl<T> Drop for Pool<T> {
-    fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.wanted.notify_one();
-        if let Some(maker) = self.maker.take() {
-            drop(maker.join());
-        }
-    }
 }
 
 impl<T> std::fmt::Debug for Pool<T> {

@@ -196,11 +196,31 @@ impl Cgroups {
     /// # Errors
     /// When the process is gone.
     pub fn adopt_keeper(&self, pid: i32) -> Result<(), Error> {
-        for hierarchy in self.hierarchies.all() {
-            let path = self.dir(hierarchy, "keepers").join("cgroup.procs");
-            fs::write(&path, pid.to_string()).map_err(at("attach to", &path))?;
-        }
-        Ok(())
+        self.hierarchies.all().try_for_each(|hierarchy| self.attach_keeper(hierarchy, "cgroup.procs", pid))
+    }
+
+    /// Put the calling thread there, so that the keepers it starts need not be moved one by one: each move
+    /// waits for an RCU grace period on an idle host. Only v1 takes threads apart; for v2 what it starts is
+    /// still to be moved, by [`Self::adopt_keeper_v2`].
+    ///
+    /// # Errors
+    /// When a hierarchy is gone.
+    pub fn become_keepers_parent(&self) -> Result<(), Error> {
+        // 0: whoever writes.
+        self.hierarchies.v1.iter().try_for_each(|hierarchy| self.attach_keeper(hierarchy, "tasks", 0))
+    }
+
+    /// The rest for a keeper whose parent is there already.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn adopt_keeper_v2(&self, pid: i32) -> Result<(), Error> {
+        self.hierarchies.v2.iter().try_for_each(|hierarchy| self.attach_keeper(hierarchy, "cgroup.procs", pid))
+    }
+
+    fn attach_keeper(&self, hierarchy: &Hierarchy, file: &str, id: i32) -> Result<(), Error> {
+        let path = self.dir(hierarchy, "keepers").join(file);
+        fs::write(&path, id.to_string()).map_err(at("attach to", &path))
     }
 
     /// Kill what lives in `id`; a bounded number of rounds, since it may fork. `false`: something still lives.
@@ -254,11 +274,17 @@ impl Cgroups {
         left == 0
     }
 
-    /// Remove the top cgroups of this server if they are empty.
+    /// Remove the top cgroups of this server, once the keepers that nobody needed have ended. What is busy
+    /// stays.
     pub fn close(&self) {
-        self.remove("keepers");
+        for _ in 0..100 {
+            if self.remove("keepers") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         for hierarchy in self.hierarchies.all() {
-            let _ = fs::remove_dir(hierarchy.path.join(&self.top));
+            drop(fs::remove_dir(hierarchy.path.join(&self.top)));
         }
     }
 
