@@ -29,6 +29,8 @@ struct Inner {
     keeper: Option<Keeper>,
     /// Pid 1 as the host sees it.
     init: Option<i32>,
+    /// The keeper's pid: a thread of it stands in the container's cgroups.
+    keeper_pid: Option<i32>,
     processes: BTreeMap<String, Process>,
     /// Process id → root file system of the living peas.
     peas: BTreeMap<String, String>,
@@ -44,6 +46,7 @@ impl Container {
             record,
             keeper: None,
             init: None,
+            keeper_pid: None,
             processes: BTreeMap::new(),
             peas: BTreeMap::new(),
             broken: None,
@@ -64,6 +67,17 @@ impl Container {
         if init.is_none() {
             inner.broken = Some("its init has ended".to_owned());
         }
+    }
+
+    /// Its keeper's pid.
+    pub fn kept_by(&self, pid: i32) {
+        self.lock().keeper_pid = Some(pid);
+    }
+
+    /// Processes in its cgroups that no stop may reach: pid 1 and the keeper.
+    pub fn untouchable(&self) -> Vec<i32> {
+        let inner = self.lock();
+        inner.init.into_iter().chain(inner.keeper_pid).collect()
     }
 
     /// It does not any more.

@@ -1,6 +1,7 @@
 //! From a request to a living container.
 
 use crate::container::Container;
+use crate::keepers::Waiting;
 use crate::record::{Phase, Record, VERSION};
 use crate::spec::{BindMount, ContainerSpec, Limits};
 use crate::{Engine, Error, Result, Shared};
@@ -71,12 +72,23 @@ impl Engine {
                 Error::Invalid("no image given, and the server has no --default-rootfs".to_owned())
             })?;
         }
-        let container = self.reserve(&spec)?;
+        let shared = self.shared.clone();
+        let waiting = tokio::task::spawn_blocking(move || shared.keepers.take()).await;
+        let waiting = waiting
+            .map_err(|e| Error::failed("create", e))?
+            .map_err(|e| Error::failed("start a keeper", e))?;
+        let container = match self.reserve(&spec, &waiting) {
+            Ok(container) => container,
+            Err(error) => {
+                self.shared.keepers.put_back(waiting);
+                return Err(error);
+            }
+        };
         let started = Instant::now();
         // In a task of its own: a client that goes away must not leave a half-made container.
         let engine = self.clone();
         let made = tokio::spawn(async move {
-            let result = engine.make(&container, spec).await;
+            let result = engine.make(&container, waiting, spec).await;
             if let Err(error) = &result {
                 tracing::debug!(handle = container.handle, %error, "create.undo");
                 engine.undo(&container).await;
@@ -88,10 +100,10 @@ impl Engine {
         Ok(container.handle.clone())
     }
 
-    fn reserve(&self, spec: &ContainerSpec) -> Result<Arc<Container>> {
+    fn reserve(&self, spec: &ContainerSpec, waiting: &Waiting) -> Result<Arc<Container>> {
         let record = Record {
             version: VERSION,
-            id: uuid::Uuid::new_v4().simple().to_string(),
+            id: waiting.id.clone(),
             handle: spec.handle.clone(),
             phase: Phase::Creating,
             boot_id: self.shared.boot_id.clone(),
@@ -109,16 +121,17 @@ impl Engine {
             return Err(Error::Invalid("max containers reached".to_owned()));
         }
         let container = Arc::new(Container::new(record));
+        container.kept_by(waiting.pid);
         containers.insert(spec.handle.clone(), container.clone());
         Ok(container)
     }
 
-    async fn make(&self, container: &Arc<Container>, spec: ContainerSpec) -> Result<()> {
+    async fn make(&self, container: &Arc<Container>, waiting: Waiting, spec: ContainerSpec) -> Result<()> {
         let shared = self.shared.clone();
         let theirs = container.clone();
-        let prepared = tokio::task::spawn_blocking(move || prepare(&shared, &theirs, &spec)).await;
-        let (pair, waiting, parts) = prepared.map_err(|e| Error::failed("create", e))??;
-        let (keeper, events) = Keeper::new(waiting).map_err(|e| Error::failed("keeper", e))?;
+        let prepared = tokio::task::spawn_blocking(move || prepare(&shared, &theirs, waiting, &spec)).await;
+        let (pair, connection, parts) = prepared.map_err(|e| Error::failed("create", e))??;
+        let (keeper, events) = Keeper::new(connection).map_err(|e| Error::failed("keeper", e))?;
         let mut fds = vec![self.shared.keepers.init.as_fd(), pair.network.as_fd()];
         fds.extend(pair.user.as_ref().map(AsFd::as_fd));
         fds.extend([parts.config.as_fd(), parts.rootfs.as_fd()]);
@@ -186,7 +199,12 @@ pub fn ms(since: Instant) -> f64 {
 
 type Prepared = (wardian_sys::namespace::Pair, OwnedFd, Parts);
 
-fn prepare(shared: &Shared, container: &Container, spec: &ContainerSpec) -> Result<Prepared> {
+fn prepare(
+    shared: &Shared,
+    container: &Container,
+    waiting: Waiting,
+    spec: &ContainerSpec,
+) -> Result<Prepared> {
     let id = &container.id;
     let dir = shared.records.path(id);
     let run = |e: std::io::Error| Error::failed("run directory", e);
@@ -197,7 +215,6 @@ fn prepare(shared: &Shared, container: &Container, spec: &ContainerSpec) -> Resu
     let mut env = image.config.env.clone();
     env.extend(spec.env.iter().cloned());
     container.update(|record| record.env.clone_from(&env), |record| shared.records.save(record))?;
-    let waiting = shared.keepers.take().map_err(|e| Error::failed("start a keeper", e))?;
     std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
     let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
     let pair = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
@@ -219,7 +236,9 @@ fn prepare(shared: &Shared, container: &Container, spec: &ContainerSpec) -> Resu
         ..shared.settings()
     };
     let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files).collect();
-    let entry = shared.cgroups.make(id, spec.limits.into()).map_err(|e| Error::failed("cgroup", e))?;
+    let cgroup = |e| Error::failed("cgroup", e);
+    shared.cgroups.limit(id, spec.limits.into()).map_err(cgroup)?;
+    let entry = shared.cgroups.enter_v2(id).map_err(cgroup)?;
     let user = pair.user.as_ref();
     let parts = assemble(
         shared,

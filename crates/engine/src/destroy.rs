@@ -83,30 +83,30 @@ impl Engine {
     pub async fn stop(&self, handle: &str, kill: bool) -> Result<()> {
         let container = self.find(handle)?;
         container.keeper()?;
-        let (shared, init) = (self.shared.clone(), container.init());
+        let (shared, except) = (self.shared.clone(), container.untouchable());
         let id = container.id.clone();
         let stop = move || {
-            if !kill && !signal_until(&shared, &id, init, Signal::TERM, GRACE) {
+            if !kill && !signal_until(&shared, &id, &except, Signal::TERM, GRACE) {
                 tracing::info!(id, "stop.kill");
             }
-            signal_until(&shared, &id, init, Signal::KILL, PATIENCE);
+            signal_until(&shared, &id, &except, Signal::KILL, PATIENCE);
         };
         tokio::task::spawn_blocking(stop).await.map_err(|e| Error::failed("stop", e))?;
         container.update(|record| record.stopped = true, |record| self.shared.records.save(record))
     }
 }
 
-/// Signal everything but pid 1, each second anew, until nothing is left. `false`: time is up.
-fn signal_until(shared: &Shared, id: &str, init: Option<i32>, signal: Signal, limit: Duration) -> bool {
+/// Signal everything but `except`, each second anew, until nothing is left. `false`: time is up.
+fn signal_until(shared: &Shared, id: &str, except: &[i32], signal: Signal, limit: Duration) -> bool {
     let started = Instant::now();
     let mut next = started;
     while started.elapsed() < limit {
         if Instant::now() >= next {
-            if shared.cgroups.signal(id, init, signal) == 0 {
+            if shared.cgroups.signal(id, except, signal) == 0 {
                 return true;
             }
             next += Duration::from_secs(1);
-        } else if shared.cgroups.members(id).iter().all(|pid| Some(*pid) == init) {
+        } else if shared.cgroups.members(id).iter().all(|pid| except.contains(pid)) {
             return true;
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use wardian_runtime::cgroup::Cgroups;
+use wardian_runtime::wire::{Op, Request};
 use wardian_sys::{memfd, namespace, packet, spawn};
 
 /// A keeper without a container. It ends by itself when its only connection does.
@@ -16,6 +17,10 @@ pub struct Waiting {
     pub connection: OwnedFd,
     /// Where it listens; to be renamed into the container's directory.
     pub socket: PathBuf,
+    /// Id of the container to be: its cgroups are there, and a thread of the keeper stands in them.
+    pub id: String,
+    /// The keeper's.
+    pub pid: i32,
 }
 
 /// Programs in sealed memory files, and the keepers' mount namespace.
@@ -52,7 +57,13 @@ impl Keepers {
             } else {
                 cgroups.adopt_keeper(child.pid).map_err(io::Error::other)?;
             }
-            Ok(Waiting { connection: ours, socket: dir.join(name) })
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            let tasks = cgroups.make_ahead(&id).map_err(io::Error::other)?;
+            let prepare = Request { seq: 0, op: Op::Prepare };
+            let fds: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
+            // Its answer goes unread: a keeper that cannot do it fails the create.
+            packet::send(&ours, &serde_json::to_vec(&prepare)?, &fds)?;
+            Ok(Waiting { connection: ours, socket: dir.join(name), id, pid: child.pid })
         };
         Ok(Self { pool: Pool::new(THREAD, size, make)?, init })
     }
@@ -60,6 +71,11 @@ impl Keepers {
     /// One that waits, or a new one.
     pub fn take(&self) -> io::Result<Waiting> {
         self.pool.take()
+    }
+
+    /// Nothing came of it.
+    pub fn put_back(&self, waiting: Waiting) {
+        self.pool.put_back(waiting);
     }
 
     /// Let those that wait end, and start no more.

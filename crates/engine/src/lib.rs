@@ -119,7 +119,7 @@ impl Shared {
 }
 
 /// Pairs and keepers ready at any time: enough for a burst of a scale-up on a small host.
-const READY: usize = 10;
+const READY: usize = 12;
 
 impl Engine {
     /// Open the store, find the containers that live, undo what was half made.
@@ -141,8 +141,10 @@ impl Engine {
         let shared = self.shared.clone();
         let close = move || {
             shared.store.close();
-            if shared.lock().is_empty() && shared.cgroups.list().is_empty() {
-                shared.keepers.close();
+            shared.keepers.close();
+            let containers: Vec<String> = shared.lock().values().map(|c| c.id.clone()).collect();
+            remove_strays(&shared.cgroups, &containers.iter().map(String::as_str).collect::<Vec<_>>());
+            if containers.is_empty() {
                 shared.cgroups.close();
                 shared.leave_run();
             }
@@ -284,6 +286,9 @@ fn open(config: Config) -> Result<Shared> {
         std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
     let cgroups =
         Cgroups::open(Hierarchies::parse(&mountinfo), &tag).map_err(|e| Error::failed("cgroups", e))?;
+    // Of keepers that had no container yet when an earlier server was killed.
+    let known: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    remove_strays(&cgroups, &known);
     let uid_map = std::fs::read_to_string("/proc/self/uid_map").map_err(|e| Error::failed("uid map", e))?;
     let root_id = maximus(&uid_map);
     let maps = vec![
@@ -314,6 +319,20 @@ fn open(config: Config) -> Result<Shared> {
         containers: Mutex::default(),
         _lock: lock,
     })
+}
+
+/// Remove the cgroups of keepers without a container; they end by themselves once nobody talks to them.
+fn remove_strays(cgroups: &Cgroups, known: &[&str]) {
+    let mut strays = cgroups.list();
+    strays.retain(|id| !known.contains(&id.split('.').next().unwrap_or(id)));
+    for _ in 0..200 {
+        strays.retain(|id| !cgroups.remove(id));
+        if strays.is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    tracing::warn!(?strays, "cgroup.left");
 }
 
 /// How the tmpfs that we mount ourselves shows in mountinfo.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// A pool that fills itself up again.
 pub struct Pool<T> {
@@ -51,6 +52,11 @@ impl<T: Send + 'static> Pool<T> {
         ready.map_or_else(|| (self.shared.make)(), Ok)
     }
 
+    /// Nothing came of it.
+    pub fn put_back(&self, item: T) {
+        self.shared.lock().ready.push_front(item);
+    }
+
     /// Drop what is ready and make no more ahead; the thread has ended when this returns.
     pub fn close(&self) {
         self.shared.lock().closed = true;
@@ -62,11 +68,23 @@ impl<T: Send + 'static> Pool<T> {
     }
 }
 
+/// A pool that is not low is filled up only after nothing has been taken for so long.
+const QUIET: Duration = Duration::from_millis(20);
+
 fn keep_full<T>(shared: &Shared<T>) {
     let mut state = shared.lock();
     while !state.closed {
-        let full = state.ready.len() >= shared.size;
-        if !full {
+        let have = state.ready.len();
+        if have >= shared.size / 3 && have < shared.size {
+            // Enough for now: whoever takes shall not have to share the processor with us.
+            let (after, quiet) =
+                shared.wanted.wait_timeout(state, QUIET).unwrap_or_else(PoisonError::into_inner);
+            state = after;
+            if state.closed || !quiet.timed_out() {
+                continue;
+            }
+        }
+        if have < shared.size {
             drop(state);
             let made = (shared.make)();
             state = shared.lock();

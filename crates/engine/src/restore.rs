@@ -17,9 +17,7 @@ const HELLO: Duration = Duration::from_secs(5);
 impl Engine {
     /// Take up every container on record; end the rest.
     pub(crate) async fn restore(&self, found: Vec<(String, Option<Record>)>) {
-        let mut known = Vec::new();
         for (id, record) in found {
-            known.push(id.clone());
             match record {
                 Some(record) => self.take_up(record).await,
                 None => {
@@ -29,14 +27,6 @@ impl Engine {
                     }
                     drop(tokio::task::spawn_blocking(move || destroy::sweep(&shared, &id)).await);
                 }
-            }
-        }
-        // Cgroups whose directory did not even come to be.
-        for id in self.shared.cgroups.list() {
-            let container = id.split('.').next().unwrap_or(&id);
-            if !known.iter().any(|k| k == container) {
-                self.shared.cgroups.kill(&id);
-                self.shared.remove_cgroup_later(id);
             }
         }
     }
@@ -55,7 +45,8 @@ impl Engine {
         let hello = async {
             let (keeper, events) = self.keeper_of(&record.id).await?;
             match tokio::time::timeout(HELLO, keeper.ask(Op::Hello, &[])).await {
-                Ok(Ok((Reply::Hello { init, processes, version }, _))) if version <= wire::VERSION => {
+                Ok(Ok((Reply::Hello { init, processes, version, pid }, _))) if version <= wire::VERSION => {
+                    container.kept_by(pid);
                     Some((keeper, events, init, processes))
                 }
                 _ => None,

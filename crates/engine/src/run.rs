@@ -79,7 +79,8 @@ impl Engine {
         let exec = exec(&record, &spec, self.shared.config.no_new_privileges)?;
         if spec.image.is_none() {
             let payload = payload(&exec)?;
-            let entry = self.shared.cgroups.enter(&container.id).map_err(|e| Error::failed("cgroup", e))?;
+            let entry =
+                self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
             let place = Placement { v1_procs: entry.v1.len(), v2_dir: entry.v2.is_some() };
             let mut fds = vec![payload.as_fd()];
             fds.extend(entry.fds());
@@ -172,7 +173,7 @@ impl Engine {
         let step = if inward { "stream-in" } else { "stream-out" };
         let container = self.find(handle)?;
         let keeper = container.keeper()?;
-        let entry = self.shared.cgroups.enter(&container.id).map_err(|e| Error::failed("cgroup", e))?;
+        let entry = self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
         let place = Placement { v1_procs: entry.v1.len(), v2_dir: entry.v2.is_some() };
         let op = Op::Transfer { inward, user: user.to_owned(), path: path.to_owned(), place };
         let task = tokio::spawn(async move {

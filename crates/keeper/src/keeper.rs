@@ -2,6 +2,7 @@
 
 use crate::child::{self, Into, Way};
 use crate::launch::{self, Devices, Parts};
+use crate::parked::Parked;
 use crate::report::{Report, Tag, take_frames};
 use crate::{exec, transfer};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -81,6 +82,7 @@ pub struct Keeper {
     /// Statuses of children that ended before their launch was known to have succeeded.
     early: HashMap<Pid, i32>,
     ending: Option<(u64, u64)>,
+    parked: Option<Parked>,
 }
 
 type Fds = std::vec::IntoIter<OwnedFd>;
@@ -122,6 +124,7 @@ impl Keeper {
             made: false,
             early: HashMap::new(),
             ending: None,
+            parked: None,
         })
     }
 
@@ -225,6 +228,10 @@ impl Keeper {
                 self.reply(connection, seq, self.hello(), &[]);
                 Ok(())
             }
+            Op::Prepare => Parked::start(fds.as_slice()).map_err(other).map(|parked| {
+                self.parked = Some(parked);
+                self.reply(connection, seq, Reply::Done, &[]);
+            }),
             Op::Create { user, boxed, place } => self.create(connection, seq, user, &boxed, &place, fds),
             Op::Run { id, boxed, place } => self.exec(connection, seq, id, boxed.as_ref(), &place, fds),
             Op::Transfer { inward, user, path, place } => {
@@ -257,6 +264,7 @@ impl Keeper {
         let state = |p: &Process| ProcessState { id: p.id.clone(), status: p.status, pea: p.pea };
         Reply::Hello {
             version: wire::VERSION,
+            pid: rustix::process::getpid().as_raw_nonzero().get(),
             init: self.container.as_ref().map(|c| c.pid.as_raw_nonzero().get()),
             processes: self.processes.iter().map(state).collect(),
         }
@@ -330,14 +338,15 @@ impl Keeper {
             binds: &binds,
             hierarchies: &boxed.v1_hierarchies,
         };
-        let stage = child::start(&way, &report, |_| {
+        let body = |_: &Report| {
             launch::enter(&parts)?;
             let _ = rustix::process::setsid();
             child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges)?;
             child::clean_slate()?;
             child::die_with_parent()?;
             Err(child::exec_fd(init.as_fd(), "garden-init"))
-        });
+        };
+        let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
         let kind = Kind::Create(Box::new((rootfs, devices, plan)));
         self.launch(kind, connection, seq, pipe, report, stage, true)
     }
@@ -370,12 +379,13 @@ impl Keeper {
         let into =
             Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: boxed.is_some() };
         let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &exec.rlimits, into };
-        let stage = child::start(&way, &report, |_| {
+        let body = |_: &Report| {
             if let (Some(((plan, rootfs, binds), hierarchies)), Some(devices)) = (&inside, &devices) {
                 launch::enter(&Parts { plan, rootfs: rootfs.as_fd(), devices, binds, hierarchies })?;
             }
             exec::run(&exec, [stdin.0.as_fd(), stdout.1.as_fd(), stderr.1.as_fd()])
-        });
+        };
+        let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
         let rootfs = inside.map(|((_, rootfs, _), _)| rootfs);
         self.launch(Kind::Run(id.clone()), connection, seq, pipe, report, stage, true)?;
         self.processes.push(Process {
@@ -405,7 +415,7 @@ impl Keeper {
         let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
         let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
         let task = transfer::Task { inward, user, path, capabilities: container.capabilities };
-        let stage = child::start(&way, &report, |report| {
+        let body = |report: &Report| {
             // Ours alone: 3 is the tar, 4 the report; no other process's pipe may be held open.
             child::keep_only(&[tar.as_fd(), report.fd()])?;
             let (tar, report) = child_fds();
@@ -416,7 +426,8 @@ impl Keeper {
                     std::process::exit(1)
                 }
             }
-        });
+        };
+        let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
         drop(tar);
         self.launch(Kind::Transfer, connection, seq, pipe, report, stage, false)
     }
@@ -599,6 +610,16 @@ impl Keeper {
         if self.launches.is_empty() {
             self.early.clear();
         }
+    }
+}
+
+/// Clone from where the container's cgroups are, if a thread stands there.
+fn from(parked: Option<&Parked>, start: impl FnOnce() -> io::Result<i32>) -> io::Result<i32> {
+    let mut start = Some(start);
+    let mut job = || start.take().map_or_else(|| Err(io::ErrorKind::Other.into()), |start| start());
+    match parked {
+        Some(parked) => parked.call(&mut job),
+        None => job(),
     }
 }
 

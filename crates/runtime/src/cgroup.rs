@@ -160,16 +160,52 @@ impl Cgroups {
     }
 
     fn try_make(&self, id: &str, limits: Limits) -> Result<Entry, Error> {
+        self.hierarchies.all().try_for_each(|hierarchy| make(&self.dir(hierarchy, id)))?;
+        self.limit(id, limits)?;
+        self.enter(id)
+    }
+
+    /// Set the limits of an existing cgroup.
+    ///
+    /// # Errors
+    /// When one cannot be enforced.
+    pub fn limit(&self, id: &str, limits: Limits) -> Result<(), Error> {
         let only_v2 = self.hierarchies.v1.is_empty();
         for hierarchy in self.hierarchies.all() {
-            let dir = self.dir(hierarchy, id);
-            make(&dir)?;
             for (file, value) in limit_files(hierarchy, only_v2, limits) {
-                let path = dir.join(file);
+                let path = self.dir(hierarchy, id).join(file);
                 fs::write(&path, value.to_string()).map_err(at("set limit", &path))?;
             }
         }
-        self.enter(id)
+        Ok(())
+    }
+
+    /// Make a cgroup for a keeper's second thread to stand in: its v1 `tasks` files.
+    ///
+    /// # Errors
+    /// When a directory cannot be made; nothing stays.
+    pub fn make_ahead(&self, id: &str) -> Result<Vec<OwnedFd>, Error> {
+        self.make(id, Limits::default())?;
+        let open = |hierarchy: &Hierarchy| {
+            let path = self.dir(hierarchy, id).join("tasks");
+            fs::OpenOptions::new().write(true).open(&path).map(OwnedFd::from).map_err(at("open", &path))
+        };
+        self.hierarchies.v1.iter().map(open).collect()
+    }
+
+    /// The way into a cgroup for one who is cloned from a thread that stands in its v1 part.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn enter_v2(&self, id: &str) -> Result<Entry, Error> {
+        let mut entry = Entry::default();
+        if let Some(hierarchy) = &self.hierarchies.v2 {
+            let path = self.dir(hierarchy, id);
+            let fd =
+                rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            entry.v2 = Some(fd.map_err(io::Error::from).map_err(at("open", &path))?);
+        }
+        Ok(entry)
     }
 
     /// Open the way into an existing cgroup.
@@ -177,16 +213,10 @@ impl Cgroups {
     /// # Errors
     /// When it is gone.
     pub fn enter(&self, id: &str) -> Result<Entry, Error> {
-        let mut entry = Entry::default();
+        let mut entry = self.enter_v2(id)?;
         for hierarchy in &self.hierarchies.v1 {
             let path = self.dir(hierarchy, id).join("cgroup.procs");
             entry.v1.push(fs::OpenOptions::new().write(true).open(&path).map_err(at("open", &path))?.into());
-        }
-        if let Some(hierarchy) = &self.hierarchies.v2 {
-            let path = self.dir(hierarchy, id);
-            let fd =
-                rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-            entry.v2 = Some(fd.map_err(io::Error::from).map_err(at("open", &path))?);
         }
         Ok(entry)
     }
@@ -215,7 +245,10 @@ impl Cgroups {
     /// # Errors
     /// When the process is gone.
     pub fn adopt_keeper_v2(&self, pid: i32) -> Result<(), Error> {
-        self.hierarchies.v2.iter().try_for_each(|hierarchy| self.attach_keeper(hierarchy, "cgroup.procs", pid))
+        self.hierarchies
+            .v2
+            .iter()
+            .try_for_each(|hierarchy| self.attach_keeper(hierarchy, "cgroup.procs", pid))
     }
 
     fn attach_keeper(&self, hierarchy: &Hierarchy, file: &str, id: i32) -> Result<(), Error> {
@@ -230,7 +263,7 @@ impl Cgroups {
             drop(fs::write(self.dir(v2, id).join("cgroup.kill"), "1"));
         }
         for _ in 0..20 {
-            if self.signal(id, None, rustix::process::Signal::KILL) == 0 {
+            if self.signal(id, &[], rustix::process::Signal::KILL) == 0 {
                 return true;
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
@@ -240,8 +273,8 @@ impl Cgroups {
 
     /// Signal the members of `id` and below but `except`; how many there were. Each goes through a pidfd, and
     /// only if the pid is still a member after the pidfd was opened.
-    pub fn signal(&self, id: &str, except: Option<i32>, signal: rustix::process::Signal) -> usize {
-        let members: Vec<i32> = self.members(id).into_iter().filter(|pid| Some(*pid) != except).collect();
+    pub fn signal(&self, id: &str, except: &[i32], signal: rustix::process::Signal) -> usize {
+        let members: Vec<i32> = self.members(id).into_iter().filter(|pid| !except.contains(pid)).collect();
         let open = |raw: &i32| {
             let pid = rustix::process::Pid::from_raw(*raw)?;
             rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok().map(|fd| (*raw, fd))
@@ -360,7 +393,8 @@ fn limit_files(hierarchy: &Hierarchy, only_v2: bool, limits: Limits) -> Vec<(&'s
         }
     }
     if limits.pids > 0 && has("pids") {
-        files.push(("pids.max", limits.pids));
+        // On v1 the keeper's parked thread stands in there too, and counts.
+        files.push(("pids.max", limits.pids + u64::from(!v2)));
     }
     files
 }

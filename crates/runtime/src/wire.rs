@@ -27,7 +27,7 @@ pub struct Request {
 /// How a process is placed: the descriptors that come with it, in this order, after those of the operation.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Placement {
-    /// So many cgroup v1 `cgroup.procs` files, open for writing.
+    /// So many cgroup v1 `cgroup.procs` files, open for writing; none: where the prepared thread stands.
     pub v1_procs: usize,
     /// Then one directory of a v2 cgroup.
     pub v2_dir: bool,
@@ -48,6 +48,9 @@ pub struct Boxed {
 pub enum Op {
     /// Who are you? Answer: [`Reply::Hello`].
     Hello,
+    /// Stand a thread in these cgroups, to clone from there. Descriptors: `tasks` files of cgroup v1. Sent ahead,
+    /// before there is a container. Answer: [`Reply::Done`].
+    Prepare,
     /// Make the container. Descriptors: init program, network namespace, user namespace if `user`, then
     /// [`Boxed`], then [`Placement`]. Answer: [`Reply::Started`] with pid 1's pidfd.
     Create {
@@ -160,6 +163,8 @@ pub enum Reply {
     Hello {
         /// Its protocol.
         version: u32,
+        /// Its own pid as the host sees it.
+        pid: i32,
         /// Pid 1 of the container as the host sees it, while it lives.
         init: Option<i32>,
         /// Its processes, oldest first.

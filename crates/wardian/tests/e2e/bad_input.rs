@@ -1,1 +1,291 @@
-//! To come.
+//! What nobody should send, and where nobody should run it.
+
+use crate::support::{STUCK, Server, WARDIAN, header, listen, message, names, script, tar_of};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output};
+use wardian_garden::ErrorKind;
+use wardian_garden::wire::{ContainerSpec, ImageRef, ProcessSpec};
+
+fn image(uri: &str) -> ContainerSpec {
+    ContainerSpec { image: ImageRef { uri: uri.into(), ..Default::default() }, ..Default::default() }
+}
+
+#[tokio::test]
+async fn unknown_handles() {
+    let server = Server::start().await;
+    let client = server.client();
+    let long = "x".repeat(300);
+    for handle in ["nope", "..", "a/b", "../../etc", "a\0b", "a b", long.as_str()] {
+        let tar = || std::io::Cursor::new(tar_of(&[("f", b"x")]));
+        let results = [
+            client.destroy(handle).await,
+            client.info(handle).await.map(drop),
+            client.stop(handle, true).await,
+            client.set_property(handle, "k", "v").await,
+            client.remove_property(handle, "k").await,
+            client.run(handle, &script("true"), listen()).await.map(drop),
+            client.stream_in(handle, "", "/t", tar(), None).await,
+            client.stream_out(handle, "", "/t").await.map(drop),
+        ];
+        for (n, result) in results.into_iter().enumerate() {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), Some(ErrorKind::ContainerNotFound), "{n} {handle:?}: {error}");
+            assert_eq!(error.to_string(), format!("unknown handle: {handle}"), "{n}");
+        }
+        assert!(client.properties(handle).await.unwrap().is_empty());
+        assert_eq!(message(client.property(handle, "k").await), "property does not exist: k");
+        let error = client.attach(handle, "p", listen()).await.unwrap_err();
+        assert_eq!(error.kind(), Some(ErrorKind::ProcessNotFound), "{error}");
+    }
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn handles_that_are_no_names() {
+    let server = Server::start().await;
+    let client = server.client();
+    let long = "x".repeat(300);
+    for handle in ["..", ".", "a/b", "/", "../../etc", "a\0b", "a\nb", "a b", long.as_str()] {
+        let error =
+            message(client.create(&ContainerSpec { handle: handle.into(), ..Default::default() }).await);
+        assert!(error.starts_with("invalid handle"), "{handle:?}: {error}");
+    }
+    server.create("p").await;
+    for id in ["..", "a/b", "a\0b", long.as_str()] {
+        let error =
+            message(client.run("p", &ProcessSpec { id: id.into(), ..script("true") }, listen()).await);
+        assert!(error.starts_with("invalid "), "{id:?}: {error}");
+    }
+    // Odd but harmless ones work.
+    let odd = "ä-%2F.~\u{1f600}";
+    let spec = ContainerSpec { handle: odd.into(), ..Default::default() };
+    assert_eq!(client.create(&spec).await.unwrap(), odd);
+    assert_eq!(crate::support::sh(&client, odd, "true").await.code, 0);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn bad_images() {
+    let server = Server::start().await;
+    let client = server.client();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = server.base().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = std::fs::read(server.image()).unwrap();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&good).unwrap();
+    let packed = packed.finish().unwrap();
+    let mut corrupt = packed.clone();
+    let middle = corrupt.len() / 2;
+    corrupt[middle..middle + 64].fill(0x55);
+    let mut evil = tar::Builder::new(Vec::new());
+    let mut link = header(0);
+    link.set_entry_type(tar::EntryType::Symlink);
+    evil.append_link(&mut link, "out", "/").unwrap();
+    let mut hard = header(0);
+    hard.set_entry_type(tar::EntryType::Link);
+    evil.append_link(&mut hard, "shadow", "/etc/shadow").unwrap();
+    for (bad, needle) in [
+        (server.base().join("nowhere.tar").to_str().unwrap().to_owned(), "nowhere.tar"),
+        (write("noise.tar", &crate::support::noise(5000)), "not a tar header"),
+        (write("cut.tar", &good[..good.len() / 2]), ""),
+        (write("cut.tar.gz", &packed[..packed.len() / 2]), ""),
+        (write("corrupt.tar.gz", &corrupt), ""),
+        (write("dots.tar", &tar_of(&[("../../../../etc/wardian-evil", b"x")])), ""),
+        (write("hard.tar", &evil.into_inner().unwrap()), ""),
+        ("docker:///busybox".to_owned(), "docker"),
+        (server.base().to_str().unwrap().to_owned(), ""),
+    ] {
+        let Err(error) = client.create(&image(&bad)).await else {
+            panic!("{bad} was accepted");
+        };
+        assert_eq!(error.kind(), Some(ErrorKind::Other), "{bad}: {error}");
+        assert!(error.to_string().contains(needle), "{bad}: {error}");
+        assert!(!std::path::Path::new("/etc/wardian-evil").exists());
+    }
+    assert!(
+        client
+            .list(&std::iter::once(("garden.state".into(), "all".into())).collect())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    // What comes after is not hurt; and the good one, compressed, is an image.
+    client.create(&image(&write("good.tar.gz", &packed))).await.unwrap();
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn bad_requests() {
+    let server = Server::start().await;
+    let client = server.create("b").await;
+    for (line, body, needle) in [
+        ("POST /containers", "this is not JSON", "json: "),
+        ("POST /containers", "{\"handle\":", "EOF"),
+        ("POST /containers", "{\"handle\":7}", "handle"),
+        ("POST /containers", "[]", "json: "),
+        ("POST /containers", "", "EOF"),
+        ("POST /containers/b/processes", "{\"path\":[\"x\"]}", "path"),
+        ("POST /containers/b/processes", "{\"path\":\"true\",\"rlimits\":{\"nofile\":\"many\"}}", "nofile"),
+        ("PUT /containers/b/stop", "nope", "json: "),
+        ("PUT /containers/b/properties/k", "{\"value\":{}}", "value"),
+    ] {
+        let reply = server.http(line, "Content-Type: application/json\r\n", body);
+        assert!(reply.starts_with("HTTP/1.1 500 "), "{line} {body}: {reply}");
+        assert!(reply.contains("\"Message\":\"") && reply.contains(needle), "{line} {body}: {reply}");
+    }
+    let status = |line: &str, headers: &str| server.http(line, headers, "");
+    assert!(status("GET /ping", "Origin: http://a.example\r\n").starts_with("HTTP/1.1 403 "));
+    assert!(status("GET /nope", "").starts_with("HTTP/1.1 404 "));
+    assert!(status("GET /containers/", "").starts_with("HTTP/1.1 404 "));
+    let wrong = status("PUT /containers", "");
+    assert!(wrong.starts_with("HTTP/1.1 405 ") && wrong.contains("\r\nAllow: POST, GET\r\n"), "{wrong}");
+    for line in [
+        "GET /containers/bulk_info",
+        "GET /containers/bulk_metrics",
+        "GET /containers/b/metrics",
+        "POST /containers/b/net/in",
+        "POST /containers/b/net/out",
+        "POST /containers/b/net/out/bulk",
+        "PUT /containers/b/grace_time",
+        "GET /containers/b/limits/memory",
+        "GET /containers/b/limits/cpu",
+        "GET /containers/b/limits/disk",
+        "GET /containers/b/limits/bandwidth",
+    ] {
+        let reply = status(line, "");
+        assert!(reply.starts_with("HTTP/1.1 500 ") && reply.contains("not supported yet"), "{line}: {reply}");
+    }
+    for nonsense in
+        ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET /ping HTTP/9.9\r\n\r\n", "\r\n\r\n\r\n\r\nx\r\n\r\n"]
+    {
+        let reply = server.raw(nonsense);
+        assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 4"), "{nonsense:?}: {reply}");
+    }
+    assert_eq!(crate::support::sh(&client, "b", "true").await.code, 0);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_body_without_end() {
+    let server = Server::start().await;
+    for line in ["POST /containers", "POST /containers/b/processes", "PUT /containers/b/stop"] {
+        let size = 100 << 20;
+        let mut stream = server.connect();
+        stream.set_write_timeout(Some(STUCK)).unwrap();
+        write!(stream, "{line} HTTP/1.1\r\nHost: api\r\nContent-Length: {size}\r\n\r\n{{\"handle\":\"")
+            .unwrap();
+        let chunk = vec![b'a'; 1 << 20];
+        for _ in 0..100 {
+            if stream.write_all(&chunk).is_err() {
+                break;
+            }
+        }
+        let mut reply = Vec::new();
+        let _ = stream.read_to_end(&mut reply);
+        let reply = String::from_utf8_lossy(&reply);
+        assert!(reply.contains("request body too large"), "{line}: {reply}");
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+    let peak: u64 = peak.split(' ').next().unwrap().parse().unwrap();
+    assert!(peak < 64 << 10, "the server has taken {peak} KB");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_not_supported_is_named() {
+    let server = Server::start().await;
+    let client = server.create("n").await;
+    for (field, json) in [
+        ("network", "{\"network\":\"10.0.0.0/24\"}"),
+        ("grace_time", "{\"grace_time\":1000000000}"),
+        ("netin", "{\"netin\":[{\"host_port\":1,\"container_port\":2}]}"),
+        ("netout_rules", "{\"netout_rules\":[{\"protocol\":1}]}"),
+        ("limits.disk_limits.byte_hard", "{\"limits\":{\"disk_limits\":{\"byte_hard\":10}}}"),
+        ("limits.disk_limits.inode_soft", "{\"limits\":{\"disk_limits\":{\"inode_soft\":10}}}"),
+        ("limits.bandwidth_limits.rate", "{\"limits\":{\"bandwidth_limits\":{\"rate\":10}}}"),
+        ("image.username", "{\"image\":{\"uri\":\"/x\",\"username\":\"u\"}}"),
+        ("image.password", "{\"image\":{\"uri\":\"/x\",\"password\":\"secret\"}}"),
+    ] {
+        let reply = server.http("POST /containers", "", json);
+        assert!(reply.starts_with("HTTP/1.1 500 "), "{field}: {reply}");
+        assert!(reply.contains(&format!("\"Message\":\"{field}: ")), "{field}: {reply}");
+        assert!(reply.contains("not supported yet") && !reply.contains("secret"), "{field}: {reply}");
+    }
+    for (field, json) in [
+        ("tty", "{\"path\":\"true\",\"tty\":{}}"),
+        ("limits", "{\"path\":\"true\",\"limits\":{\"memory_limits\":{\"limit_in_bytes\":1}}}"),
+    ] {
+        let reply = server.http("POST /containers/n/processes", "", json);
+        assert!(reply.contains(&format!("\"Message\":\"{field}: ")), "{field}: {reply}");
+        assert!(reply.contains("not supported yet"), "{field}: {reply}");
+    }
+    let binds = "{\"path\":\"true\",\"bind_mounts\":[{\"src_path\":\"/tmp\",\"dst_path\":\"/x\"}]}";
+    let reply = server.http("POST /containers/n/processes", "", binds);
+    assert!(
+        reply.contains("Running a process with bind mounts and no image provided is not allowed"),
+        "{reply}"
+    );
+    assert_eq!(client.list(&std::collections::BTreeMap::new()).await.unwrap(), ["n"]);
+    server.finish().await;
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn servers_that_must_not_start() {
+    let server = Server::start().await;
+    let base = server.base();
+    // Not root. The program may lie where nobody else can read.
+    let program = base.join("wardian");
+    std::fs::copy(WARDIAN, &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let nobody = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .args(["serve", "--root", "/nonexistent/root", "--run", "/nonexistent/run"])
+        .output()
+        .unwrap();
+    assert_eq!(nobody.status.code(), Some(1), "{}", text(&nobody));
+    assert_eq!(text(&nobody).lines().count(), 1, "{}", text(&nobody));
+    assert!(text(&nobody).contains("must run as root"), "{}", text(&nobody));
+
+    let second = server.command().stderr(std::process::Stdio::piped()).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second).contains("another server uses"), "{}", text(&second));
+    server.client().ping().await.unwrap();
+    assert_eq!(names(&server.run()).is_empty(), false);
+
+    let config = base.join("wardian.toml");
+    std::fs::write(&config, "root = \"/nonexistent\"\nrot = 1\n").unwrap();
+    let unknown = Command::new(WARDIAN).args(["serve", "--config"]).arg(&config).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown).contains("rot"), "{}", text(&unknown));
+    let missing = Command::new(WARDIAN).args(["serve", "--config", "/nonexistent.toml"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing).contains("/nonexistent.toml"), "{}", text(&missing));
+    for address in ["tcp:0.0.0.0:0", "nonsense", "unix:relative"] {
+        let (root, run) = (base.join("r2"), tempfile::tempdir_in("/dev/shm").unwrap());
+        let refused = Command::new(WARDIAN)
+            .arg("serve")
+            .args([
+                std::ffi::OsStr::new("--root"),
+                root.as_os_str(),
+                "--run".as_ref(),
+                run.path().as_os_str(),
+            ])
+            .args(["--listen", address])
+            .output()
+            .unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{address}");
+        assert!(text(&refused).contains(address), "{address}: {}", text(&refused));
+    }
+    server.finish().await;
+}

@@ -35,7 +35,8 @@ async fn own_files_shared_namespaces() {
     assert_ne!(inside[5], beside[5]);
 
     say(&client, "p", "mkdir /www; echo page >/www/f; httpd -p 127.0.0.1:80 -h /www").await;
-    let done = run(&client, "p", &pea(&image, "wget -qO- http://127.0.0.1/f; hostname; cat /proc/1/comm")).await;
+    let done =
+        run(&client, "p", &pea(&image, "wget -qO- http://127.0.0.1/f; hostname; cat /proc/1/comm")).await;
     assert_eq!((done.code, done.out.as_str()), (0, "page\np\ngarden-init\n"), "{done:?}");
     let done = run(&client, "p", &pea(&image, "grep CapEff /proc/self/status; cat /proc/self/uid_map")).await;
     assert!(done.out.contains("00000000a80425fb") && done.out.contains("4294967294"), "{done:?}");
@@ -61,17 +62,19 @@ async fn many_peas_at_once() {
     let server = Server::start().await;
     let client = server.create("p").await;
     let image = server.image_with("marker", "x");
-    let mut tasks = tokio::task::JoinSet::new();
+    let local = tokio::task::LocalSet::new();
+    let ended = std::rc::Rc::new(std::cell::Cell::new(0));
     for n in 0..10 {
+        let ended = ended.clone();
         let (client, image) = (client.clone(), image.clone());
-        tasks.spawn(async move {
+        local.spawn_local(async move {
             let done = run(&client, "p", &pea(&image, &format!("echo {n}; exit {n}"))).await;
             assert_eq!((done.code, done.out), (n, format!("{n}\n")));
+            ended.set(ended.get() + 1);
         });
     }
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap();
-    }
+    local.await;
+    assert_eq!(ended.get(), 10);
     until_rootfs(&server, 1).await;
     server.finish().await;
 }

@@ -30,11 +30,17 @@ async fn what_goes_in_comes_out() {
     let data = noise(5_000_001);
     let tar = tar_of(&[("dir/file", &data), ("small", b"s")]);
     put(&client, "", "/in/here", &tar).await.unwrap();
-    assert_eq!(say(&client, "s", "sha256sum </in/here/dir/file").await.split(' ').next().unwrap(), digest(&data));
+    assert_eq!(
+        say(&client, "s", "sha256sum </in/here/dir/file").await.split(' ').next().unwrap(),
+        digest(&data)
+    );
     assert_eq!(say(&client, "s", "stat -c %u:%a /in/here/small").await, "0:644");
     assert_eq!(get(&client, "", "/in/here/dir/file").await, [("file".to_owned(), data.clone())]);
     let names: Vec<String> = get(&client, "root", "/in/here/").await.into_iter().map(|f| f.0).collect();
-    assert!(names.iter().any(|n| n.ends_with("dir/file")) && names.iter().any(|n| n.ends_with("small")), "{names:?}");
+    assert!(
+        names.iter().any(|n| n.ends_with("dir/file")) && names.iter().any(|n| n.ends_with("small")),
+        "{names:?}"
+    );
 
     // In pieces, as a user, to a path in his home.
     client.stream_in("s", "vcap", "app", std::io::Cursor::new(tar), None).await.unwrap();
@@ -107,7 +113,7 @@ async fn bad_tars() {
     assert_eq!(sh(&client, "s", "test -e /evil").await.code, 1);
     let whole = tar_of(&[("f", &noise(100_000))]);
     let truncated = message(put(&client, "", "/t", &whole[..50_000]).await);
-    assert!(truncated.contains("tar") || truncated.contains("unexpected EOF"), "{truncated}");
+    assert!(truncated.contains("EOF"), "{truncated}");
     for bad in [&b"this is not a tar"[..], &noise(4096), b""] {
         let error = put(&client, "", "/t", bad).await.unwrap_err();
         assert_eq!(error.kind(), Some(ErrorKind::Other), "{error}");
@@ -149,7 +155,10 @@ async fn a_client_that_goes_in_the_middle_of_its_tar() {
     drop(stream);
     server.until_idle("s").await;
     put(&client, "", "/half", &tar).await.unwrap();
-    assert_eq!(say(&client, "s", "cat /half/b | sha256sum").await.split(' ').next().unwrap(), digest(&noise(400_000)));
+    assert_eq!(
+        say(&client, "s", "cat /half/b | sha256sum").await.split(' ').next().unwrap(),
+        digest(&noise(400_000))
+    );
     server.finish().await;
 }
 
@@ -171,7 +180,8 @@ async fn stream_out_of_what_is_not_there() {
 async fn a_client_that_goes_in_the_middle_of_a_big_file() {
     let server = Server::start().await;
     let client = server.create("s").await;
-    let spec = ProcessSpec { dir: "/".into(), ..script("dd if=/dev/zero of=/big bs=1M count=50 2>/dev/null") };
+    let spec =
+        ProcessSpec { dir: "/".into(), ..script("dd if=/dev/zero of=/big bs=1M count=50 2>/dev/null") };
     assert_eq!(run(&client, "s", &spec).await.code, 0);
     let mut stream = server.connect();
     write!(stream, "GET /containers/s/files?source=%2Fbig&user= HTTP/1.1\r\nHost: api\r\n\r\n").unwrap();

@@ -348,6 +348,8 @@ pub fn header(size: usize) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     header.set_size(size as u64);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_mtime(1_500_000_000);
     header
 }
