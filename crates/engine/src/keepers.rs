@@ -4,7 +4,6 @@ use crate::pool::Pool;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use wardian_runtime::cgroup::Cgroups;
 use wardian_runtime::wire::{Op, Request};
@@ -27,6 +26,8 @@ pub struct Waiting {
 #[derive(Debug)]
 pub struct Keepers {
     pool: Pool<Waiting>,
+    /// Where their sockets wait.
+    dir: PathBuf,
     /// Pid 1 of containers.
     pub init: OwnedFd,
 }
@@ -44,7 +45,7 @@ impl Keepers {
         let nursery = namespace::nursery()?;
         let directory: OwnedFd = std::fs::File::open(dir)?.into();
         let count = AtomicU64::new(0);
-        let dir = Arc::new(dir.to_owned());
+        let sockets = dir.to_owned();
         let make = move || {
             let name = format!("{}.sock", count.fetch_add(1, Ordering::Relaxed));
             let listener = packet::listen_at(directory.as_fd(), &name)?;
@@ -63,9 +64,9 @@ impl Keepers {
             let fds: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
             // Its answer goes unread: a keeper that cannot do it fails the create.
             packet::send(&ours, &serde_json::to_vec(&prepare)?, &fds)?;
-            Ok(Waiting { connection: ours, socket: dir.join(name), id, pid: child.pid })
+            Ok(Waiting { connection: ours, socket: sockets.join(name), id, pid: child.pid })
         };
-        Ok(Self { pool: Pool::new(THREAD, size, make)?, init })
+        Ok(Self { pool: Pool::new(THREAD, size, make)?, dir: dir.to_owned(), init })
     }
 
     /// One that waits, or a new one.
@@ -81,6 +82,7 @@ impl Keepers {
     /// Let those that wait end, and start no more.
     pub fn close(&self) {
         self.pool.close();
+        drop(std::fs::remove_dir_all(&self.dir));
     }
 }
 

@@ -228,10 +228,15 @@ impl Keeper {
                 self.reply(connection, seq, self.hello(), &[]);
                 Ok(())
             }
-            Op::Prepare => Parked::start(fds.as_slice()).map_err(other).map(|parked| {
-                self.parked = Some(parked);
-                self.reply(connection, seq, Reply::Done, &[]);
-            }),
+            Op::Prepare => match Parked::start(fds.as_slice()) {
+                Ok(parked) => {
+                    self.parked = Some(parked);
+                    self.reply(connection, seq, Reply::Done, &[]);
+                    Ok(())
+                }
+                // What it would start would live outside the container's limits: better nothing at all.
+                Err(_) => std::process::exit(1),
+            },
             Op::Create { user, boxed, place } => self.create(connection, seq, user, &boxed, &place, fds),
             Op::Run { id, boxed, place } => self.exec(connection, seq, id, boxed.as_ref(), &place, fds),
             Op::Transfer { inward, user, path, place } => {

@@ -51,7 +51,14 @@ impl Server {
         self.child = Some(self.command().spawn().unwrap());
         let client = self.client();
         let started = Instant::now();
-        while let Err(error) = client.ping().await {
+        let ping = || async {
+            match tokio::time::timeout(Duration::from_secs(2), client.ping()).await {
+                Ok(Err(error)) => Some(error.to_string()),
+                Ok(Ok(())) => None,
+                Err(_) => Some("a connection that nobody serves".to_owned()),
+            }
+        };
+        while let Some(error) = ping().await {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the server ended with {status}:\n{}", self.log());
             }
@@ -122,11 +129,30 @@ impl Server {
         self.child.as_ref().unwrap().id()
     }
 
-    /// Kill it without a word; containers stay.
+    /// Kill it without a word; containers stay. Its clones, which hold namespaces for a moment, are killed too: see
+    /// `survival::what_a_killed_server_was_making_ends_with_it`.
     pub fn kill9(&mut self) {
+        self.kill9_alone();
+        for pid in self.clones() {
+            signal(pid, rustix::process::Signal::KILL);
+        }
+    }
+
+    /// Kill nothing but the server itself.
+    pub fn kill9_alone(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Processes that were started with this server's command line.
+    pub fn clones(&self) -> Vec<u32> {
+        let run = self.run.path().to_str().unwrap();
+        let is_clone = |pid: &u32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).contains(run) && *pid != std::process::id()
+        };
+        pids().into_iter().filter(is_clone).collect()
     }
 
     /// A container of the default image.
@@ -162,7 +188,10 @@ impl Server {
         let status = self.terminate().await;
         assert!(status.success(), "the server ended with {status}\n{}", self.log());
         assert_eq!(directories.iter().flat_map(|dir| names(dir)).collect::<Vec<_>>(), Vec::<String>::new());
-        self.until_empty("processes", || members(&self.group()).iter().map(describe).collect()).await;
+        self.until_empty("processes", || {
+            members(&self.group()).into_iter().chain(self.clones()).map(|pid| describe(&pid)).collect()
+        })
+        .await;
         // The two that every instance has may stay: see `doctor::a_stopped_server_leaves_no_cgroup`.
         let own = [format!("/{}", self.group()), format!("/{}/keepers", self.group())];
         let strange = |group: &String| !own.iter().any(|own| group.ends_with(own));
@@ -253,7 +282,7 @@ impl Drop for Server {
             return;
         }
         for _ in 0..100 {
-            let left = members(&self.group());
+            let left: Vec<u32> = members(&self.group()).into_iter().chain(self.clones()).collect();
             for pid in &left {
                 signal(*pid, rustix::process::Signal::KILL);
             }

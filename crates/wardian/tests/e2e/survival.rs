@@ -148,6 +148,33 @@ async fn a_server_killed_in_the_middle_of_creates_leaves_nothing_half_made() {
 }
 
 #[tokio::test]
+#[ignore = "not yet: a clone that holds new namespaces outlives its server, with its lock and its socket"]
+async fn what_a_killed_server_was_making_ends_with_it() {
+    let mut server = Server::start().await;
+    for round in 0_u32..40 {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..10 {
+            let (client, handle) = (server.client(), format!("r{round}-{n}"));
+            tasks.spawn(async move { client.create(&ContainerSpec { handle, ..Default::default() }).await });
+        }
+        tokio::time::sleep(Duration::from_millis(u64::from(20 + 2 * round))).await;
+        server.kill9_alone();
+        let started = Instant::now();
+        while !server.clones().is_empty() {
+            assert!(started.elapsed() < Duration::from_secs(5), "round {round}: {:?}", server.clones());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tasks.shutdown().await;
+        server.restart().await;
+        let client = server.client();
+        for handle in client.list(&std::collections::BTreeMap::new()).await.unwrap() {
+            client.destroy(&handle).await.unwrap();
+        }
+    }
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn a_server_killed_in_the_middle_of_destroys() {
     let mut server = Server::start().await;
     for round in 0_u32..3 {
