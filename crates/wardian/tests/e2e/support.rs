@@ -109,7 +109,7 @@ impl Server {
 
     /// An image with one more file in it.
     pub fn image_with(&self, name: &str, text: &str) -> String {
-        let to = self.base.path().join(format!("{name}.tar"));
+        let to = self.base.path().join(format!("{}.tar", name.replace('/', "-")));
         let mut builder = tar::Builder::new(fs::File::create(&to).unwrap());
         let mut archive = tar::Archive::new(fs::File::open(self.image()).unwrap());
         for entry in archive.entries().unwrap() {
@@ -130,12 +130,10 @@ impl Server {
     }
 
     /// Kill it without a word; containers stay. Its clones, which hold namespaces for a moment, are killed too: see
-    /// `survival::what_a_killed_server_was_making_ends_with_it`.
+    /// `survival::what_a_server_was_making_ends_with_it`.
     pub fn kill9(&mut self) {
         self.kill9_alone();
-        for pid in self.clones() {
-            signal(pid, rustix::process::Signal::KILL);
-        }
+        self.end_clones();
     }
 
     /// Kill nothing but the server itself.
@@ -143,6 +141,23 @@ impl Server {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    fn end_clones(&self) {
+        let started = Instant::now();
+        while started.elapsed() < STUCK {
+            let clones = self.clones();
+            // One that is ending has no command line any more, but still the lock.
+            let free =
+                || fs::File::open(self.run.path().join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
+            if clones.is_empty() && free() {
+                return;
+            }
+            for pid in clones {
+                signal(pid, rustix::process::Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Processes that were started with this server's command line.
@@ -188,14 +203,13 @@ impl Server {
         let status = self.terminate().await;
         assert!(status.success(), "the server ended with {status}\n{}", self.log());
         assert_eq!(directories.iter().flat_map(|dir| names(dir)).collect::<Vec<_>>(), Vec::<String>::new());
+        // See `survival::what_a_server_was_making_ends_with_it`.
+        self.end_clones();
         self.until_empty("processes", || {
             members(&self.group()).into_iter().chain(self.clones()).map(|pid| describe(&pid)).collect()
         })
         .await;
-        // The two that every instance has may stay: see `doctor::a_stopped_server_leaves_no_cgroup`.
-        let own = [format!("/{}", self.group()), format!("/{}/keepers", self.group())];
-        let strange = |group: &String| !own.iter().any(|own| group.ends_with(own));
-        self.until_empty("cgroups", || cgroups(&self.group()).into_iter().filter(strange).collect()).await;
+        self.until_empty("cgroups", || cgroups(&self.group())).await;
         self.until_empty("mounts", || mounts(&[self.base.path(), self.run.path()])).await;
     }
 

@@ -149,7 +149,7 @@ async fn a_server_killed_in_the_middle_of_creates_leaves_nothing_half_made() {
 
 #[tokio::test]
 #[ignore = "not yet: a clone that holds new namespaces outlives its server, with its lock and its socket"]
-async fn what_a_killed_server_was_making_ends_with_it() {
+async fn what_a_server_was_making_ends_with_it() {
     let mut server = Server::start().await;
     for round in 0_u32..40 {
         let mut tasks = tokio::task::JoinSet::new();
@@ -288,7 +288,10 @@ async fn a_stopped_container_can_be_destroyed() {
     let client = server.create("t").await;
     let process =
         client.run("t", &script("sleep 1000 & kill -STOP -1; kill -STOP $$"), listen()).await.unwrap();
-    assert_eq!(sh(&client, "t", "true").await.code, 0);
+    // It may be stopped on its way, but the call returns.
+    let spec = script("true");
+    let run = tokio::time::timeout(STUCK, client.run("t", &spec, listen()));
+    drop(run.await.expect("run is stuck"));
     client.destroy("t").await.unwrap();
     let _ = tokio::time::timeout(STUCK, process.wait()).await.expect("wait is stuck");
     server.finish().await;
