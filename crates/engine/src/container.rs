@@ -89,6 +89,8 @@ impl Container {
         }
         for process in inner.processes.values() {
             process.ended(137);
+            // Whoever ends the container cleans up after its peas.
+            process.cleaned();
         }
     }
 

@@ -113,6 +113,11 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     let text = String::from_utf8_lossy(body);
     match serde_json::Deserializer::from_str(&text).into_iter::<Folded>().next() {
         None => Err(DecodeError::Empty),
+        // serde would take an array for an object whose fields stand in order; Go does not, and no message of
+        // Garden's that we take is one.
+        Some(Ok(Folded(serde_json::Value::Array(_)))) => {
+            Err(DecodeError::Invalid(serde::de::Error::custom("cannot unmarshal array into an object")))
+        }
         Some(Ok(Folded(value))) => shape(value),
         Some(Err(error)) if error.is_eof() => Err(DecodeError::Truncated),
         Some(Err(error)) => Err(DecodeError::Invalid(error)),

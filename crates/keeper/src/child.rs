@@ -253,7 +253,10 @@ pub fn drop_to(
         // Inheritable first, while we still hold them all; a uid other than 0 loses the rest by itself.
         capset(capabilities | 1 << 7 | 1 << 8, capabilities)?;
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid), "setresuid")?;
-        capset(if uid == 0 { capabilities } else { 0 }, capabilities)?;
+        // Leaving uid 0 has emptied the permitted set; the inheritable one stays, and could not be set again.
+        if uid == 0 {
+            capset(capabilities, capabilities)?;
+        }
         if no_new_privileges {
             check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into(), "no_new_privs")?;
         }

@@ -8,6 +8,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -47,7 +48,7 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     if task.inward {
         exec::make_dir(dir, &user)?;
     }
-    rustix::process::chdir(dir).map_err(failed(dir.display()))?;
+    rustix::process::chdir(dir).map_err(failed(path.display()))?;
     child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true)?;
     // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask.
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -232,10 +233,11 @@ fn times(seconds: i64) -> rustix::fs::Timestamps {
 }
 
 fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
-    let mut builder = tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe));
-    builder.follow_symlinks(false);
     let start = entry.unwrap_or(Path::new("."));
     std::fs::symlink_metadata(start).map_err(failed(start.display()))?;
+    // Dropping a builder writes the end of the archive: half a one must not look whole.
+    let mut builder = ManuallyDrop::new(tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe)));
+    builder.follow_symlinks(false);
     let mut pending = vec![start.to_owned()];
     while let Some(path) = pending.pop() {
         let kind = std::fs::symlink_metadata(&path).map_err(failed(path.display()))?.file_type();
@@ -252,5 +254,5 @@ fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
             pending.extend(children);
         }
     }
-    builder.into_inner().and_then(|mut out| out.flush()).map_err(failed("tar"))
+    ManuallyDrop::into_inner(builder).into_inner().and_then(|mut out| out.flush()).map_err(failed("tar"))
 }

@@ -28,11 +28,23 @@ pub struct Pair {
 
 const STACK: usize = 16 * 1024;
 
-extern "C" fn pause_forever(_: *mut libc::c_void) -> libc::c_int {
+/// Ends with the process whose pid is given, which made it: it holds copies of all its descriptors.
+extern "C" fn pause_forever(parent: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: numbers only. These calls do not fail, so the maker's errno, which we may share, is not touched.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        if libc::getppid() as usize != parent as usize {
+            libc::_exit(0);
+        }
+    }
     loop {
         // SAFETY: pause takes nothing and touches no memory.
         unsafe { libc::pause() };
     }
+}
+
+fn own_pid() -> *mut libc::c_void {
+    std::ptr::without_provenance_mut(std::process::id() as usize)
 }
 
 /// A process that only pauses, in new namespaces: named by pid while we open what it holds, killed on drop.
@@ -51,7 +63,7 @@ impl Placeholder {
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(STACK - 64);
             let top = top.sub(top as usize % 16);
-            libc::clone(pause_forever, top.cast(), flags | libc::CLONE_VM, std::ptr::null_mut())
+            libc::clone(pause_forever, top.cast(), flags | libc::CLONE_VM, own_pid())
         };
         if pid < 0 {
             return Err(io::Error::last_os_error());
@@ -148,6 +160,7 @@ fn set_up(name: &CStr) -> io::Result<()> {
 /// The kernel's; the helper process reports which step failed.
 pub fn nursery() -> io::Result<OwnedFd> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let parent = own_pid();
     // SAFETY: the child makes only system calls on static data between fork and _exit; it allocates nothing,
     // so locks held by other threads at the time of the fork do not matter.
     let pid = unsafe { libc::fork() };
@@ -160,7 +173,7 @@ pub fn nursery() -> io::Result<OwnedFd> {
         unsafe {
             libc::write(writer.as_raw_fd(), (&raw const step).cast(), 1);
         }
-        pause_forever(std::ptr::null_mut());
+        pause_forever(parent);
     }
     drop(writer);
     let mut step = [0u8; 1];

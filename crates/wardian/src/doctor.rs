@@ -147,11 +147,11 @@ fn processes() -> Result<Vec<Process>> {
         }
         let arguments = read("cmdline").split('\0').map(str::to_owned).collect();
         let tag = instance_and_group(&read("cgroup")).map(|(tag, _)| tag.to_owned()).unwrap_or_default();
-        let children = read(&format!("task/{pid}/children"));
+        // A keeper's second thread stands in its container's cgroups, and that is where its children are born.
         let mut containers = BTreeSet::new();
-        for child in children.split_whitespace() {
-            let groups = std::fs::read_to_string(format!("/proc/{child}/cgroup")).unwrap_or_default();
-            if let Some((_, id)) = instance_and_group(&groups) {
+        for task in std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten() {
+            let groups = std::fs::read_to_string(task.path().join("cgroup")).unwrap_or_default();
+            if let Some((_, id)) = instance_and_group(&groups).filter(|(_, id)| *id != "keepers") {
                 containers.insert(id.to_owned());
             }
         }
@@ -205,10 +205,9 @@ fn instance_and_group(cgroup: &str) -> Option<(&str, &str)> {
 fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {
     for keeper in processes.iter().filter(|p| p.comm == KEEPER) {
         let what = format!("process {} ({KEEPER})", keeper.pid);
-        let strangers = keeper.containers.iter().find(|id| !records.containers.contains_key(*id));
-        if let Some(id) = strangers {
-            leaks.insert(Leak { kind: "keeper", what, why: format!("its container {id} has no record") });
-        } else if keeper.containers.is_empty() && !records.tags.get(&keeper.tag).copied().unwrap_or(false) {
+        // Without a record it waits for a container, as long as its server lives.
+        let recorded = keeper.containers.iter().any(|id| records.containers.contains_key(id));
+        if !recorded && !records.tags.get(&keeper.tag).copied().unwrap_or(false) {
             leaks.insert(Leak { kind: "keeper", what, why: "it has no container and no server".into() });
         }
     }
@@ -250,13 +249,23 @@ fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
         entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
     };
     let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let members = |group: &Path| std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     let hierarchies = std::iter::once(top.to_owned()).chain(dirs(top));
-    for instance in hierarchies.flat_map(|h| dirs(&h)).filter(|p| is_instance(&name(p))) {
+    let instances: Vec<PathBuf> =
+        hierarchies.flat_map(|h| dirs(&h)).filter(|p| is_instance(&name(p))).collect();
+    // A keeper that waits for its container stands in the v1 hierarchies only.
+    let occupied: BTreeSet<String> = instances
+        .iter()
+        .flat_map(|instance| dirs(instance))
+        .filter(|group| !members(group).trim().is_empty())
+        .map(|group| name(&group))
+        .collect();
+    for instance in instances {
         for group in dirs(&instance) {
             let id = name(&group);
             let live = id == "keepers" || records.containers.contains_key(&id);
-            let processes = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-            if !live && processes.trim().is_empty() {
+            let processes = members(&group);
+            if !live && !occupied.contains(&id) && processes.trim().is_empty() {
                 let what = group.display().to_string();
                 leaks.insert(Leak { kind: "cgroup", what, why: "no record and no process".into() });
             }

@@ -36,7 +36,6 @@ async fn ids_and_capabilities() {
 }
 
 #[tokio::test]
-#[ignore = "not yet: the inheritable set is lost when a process leaves uid 0"]
 async fn inheritable_capabilities_are_those_of_garden() {
     let server = Server::start().await;
     let client = server.create("c").await;

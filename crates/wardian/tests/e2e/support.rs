@@ -133,7 +133,7 @@ impl Server {
     /// `survival::what_a_server_was_making_ends_with_it`.
     pub fn kill9(&mut self) {
         self.kill9_alone();
-        self.end_clones();
+        self.until_clones_end();
     }
 
     /// Kill nothing but the server itself.
@@ -143,7 +143,7 @@ impl Server {
         child.wait().unwrap();
     }
 
-    fn end_clones(&self) {
+    fn until_clones_end(&self) {
         let started = Instant::now();
         while started.elapsed() < STUCK {
             let clones = self.clones();
@@ -152,9 +152,6 @@ impl Server {
                 || fs::File::open(self.run.path().join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
             if clones.is_empty() && free() {
                 return;
-            }
-            for pid in clones {
-                signal(pid, rustix::process::Signal::KILL);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -203,8 +200,6 @@ impl Server {
         let status = self.terminate().await;
         assert!(status.success(), "the server ended with {status}\n{}", self.log());
         assert_eq!(directories.iter().flat_map(|dir| names(dir)).collect::<Vec<_>>(), Vec::<String>::new());
-        // See `survival::what_a_server_was_making_ends_with_it`.
-        self.end_clones();
         self.until_empty("processes", || {
             members(&self.group()).into_iter().chain(self.clones()).map(|pid| describe(&pid)).collect()
         })

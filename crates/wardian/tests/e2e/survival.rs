@@ -148,7 +148,6 @@ async fn a_server_killed_in_the_middle_of_creates_leaves_nothing_half_made() {
 }
 
 #[tokio::test]
-#[ignore = "not yet: a clone that holds new namespaces outlives its server, with its lock and its socket"]
 async fn what_a_server_was_making_ends_with_it() {
     let mut server = Server::start().await;
     for round in 0_u32..40 {
