@@ -284,8 +284,8 @@ fn open(config: Config) -> Result<Shared> {
         .map_err(|e| Error::failed("store", chain(&e)))?;
     let mountinfo =
         std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
-    let cgroups =
-        Cgroups::open(Hierarchies::parse(&mountinfo), &tag).map_err(|e| Error::failed("cgroups", e))?;
+    let hierarchies = Hierarchies::parse(&mountinfo).map_err(|e| Error::failed("mountinfo", e))?;
+    let cgroups = Cgroups::open(hierarchies, &tag).map_err(|e| Error::failed("cgroups", e))?;
     // Of keepers that had no container yet when an earlier server was killed.
     let known: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
     remove_strays(&cgroups, &known);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use wardian_sys::procfs;
 
 /// How often [`Sampler`] looks.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -21,31 +22,18 @@ pub struct Dirty {
 }
 
 impl Dirty {
-    /// From the text of /proc/meminfo.
-    pub fn parse(meminfo: &str) -> Self {
-        let field = |name: &str| {
-            let line = meminfo.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
-            let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
-            kib.unwrap_or(0) * 1024
-        };
-        Self { dirty_bytes: field("Dirty"), writeback_bytes: field("Writeback") }
-    }
-
     /// Now.
     pub fn now() -> Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?))
+        let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+        let now = procfs::meminfo(&text)?;
+        Ok(Self { dirty_bytes: now.dirty, writeback_bytes: now.writeback })
     }
-}
-
-/// Pages ever written, from the text of /proc/vmstat, in bytes.
-pub fn parse_written(vmstat: &str) -> u64 {
-    let pages = vmstat.lines().find_map(|l| l.strip_prefix("nr_written ")?.trim().parse::<u64>().ok());
-    pages.unwrap_or(0) * 4096
 }
 
 /// Bytes this machine has written back since its boot.
 pub fn written() -> Result<u64> {
-    Ok(parse_written(&std::fs::read_to_string("/proc/vmstat").context("read /proc/vmstat")?))
+    let text = std::fs::read_to_string("/proc/vmstat").context("read /proc/vmstat")?;
+    Ok(procfs::vmstat(&text)?.written * rustix::param::page_size() as u64)
 }
 
 /// One look at the dirty pages.
@@ -153,19 +141,12 @@ impl Host {
 
 /// Type and options of the file system that a path is on, from the text of mountinfo.
 pub fn filesystem_of(mountinfo: &str, path: &Path) -> Option<(String, String)> {
-    let mut best: Option<(usize, String, String)> = None;
-    for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let left: Vec<&str> = left.split(' ').collect();
-        let right: Vec<&str> = right.split(' ').collect();
-        let (Some(point), Some(kind)) = (left.get(4), right.first()) else { continue };
-        // A later mount on the same point covers the earlier one.
-        if path.starts_with(point) && best.as_ref().is_none_or(|(length, ..)| point.len() >= *length) {
-            let options = format!("{},{}", left.get(5).unwrap_or(&""), right.get(2).unwrap_or(&""));
-            best = Some((point.len(), (*kind).to_owned(), options));
-        }
-    }
-    best.map(|(_, kind, options)| (kind, options))
+    let mounts = procfs::mountinfo(mountinfo).unwrap_or_default();
+    let above = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
+    // A later mount on the same point covers the earlier one.
+    let nearest = above.max_by_key(|mount| mount.mount_point.components().count())?;
+    let options = nearest.mount_options.iter().chain(&nearest.super_options);
+    Some((nearest.fs_type.clone(), options.map(String::as_str).collect::<Vec<_>>().join(",")))
 }
 
 /// A duration in milliseconds, to the microsecond.
@@ -176,14 +157,6 @@ pub fn ms(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn meminfo_and_vmstat_are_read_by_name() {
-        let text = "MemTotal: 100 kB\nDirty:      12 kB\nWriteback:      3 kB\nWritebackTmp:  9 kB\n";
-        assert_eq!(Dirty::parse(text), Dirty { dirty_bytes: 12288, writeback_bytes: 3072 });
-        assert_eq!(Dirty::parse("nonsense"), Dirty::default());
-        assert_eq!(parse_written("nr_dirtied 7\nnr_written 2\n"), 8192);
-    }
 
     #[test]
     fn the_nearest_mount_wins() {

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use wardian_sys::procfs;
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,28 +30,30 @@ pub struct Hierarchies {
 
 impl Hierarchies {
     /// Find them in the text of a `/proc/self/mountinfo`.
-    pub fn parse(mountinfo: &str) -> Self {
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn parse(mountinfo: &str) -> Result<Self, procfs::Error> {
         let mut found = Self::default();
-        for line in mountinfo.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let mut right = right.split(' ');
-            let (kind, options) = (right.next().unwrap_or(""), right.nth(1).unwrap_or(""));
-            let Some(path) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
-            match kind {
+        for mount in procfs::mountinfo(mountinfo)? {
+            match mount.fs_type.as_str() {
                 "cgroup" => {
-                    let known =
-                        |o: &&str| !matches!(*o, "rw" | "ro" | "xattr" | "clone_children" | "noprefix");
-                    let name: Vec<&str> = options.split(',').filter(known).collect();
+                    let known = |o: &&String| {
+                        !matches!(o.as_str(), "rw" | "ro" | "xattr" | "clone_children" | "noprefix")
+                    };
+                    let name: Vec<String> = mount.super_options.iter().filter(known).cloned().collect();
                     let name = name.join(",");
                     if !found.v1.iter().any(|h| h.name == name) {
-                        found.v1.push(Hierarchy { name, path });
+                        found.v1.push(Hierarchy { name, path: mount.mount_point });
                     }
                 }
-                "cgroup2" if found.v2.is_none() => found.v2 = Some(Hierarchy { name: String::new(), path }),
+                "cgroup2" if found.v2.is_none() => {
+                    found.v2 = Some(Hierarchy { name: String::new(), path: mount.mount_point });
+                }
                 _ => {}
             }
         }
-        found
+        Ok(found)
     }
 
     fn all(&self) -> impl Iterator<Item = &Hierarchy> {
@@ -421,7 +424,7 @@ mod tests {
 40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime shared:9 - cgroup cgroup rw,xattr,name=systemd
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 22 27 0:21 / /proc rw,relatime - proc proc rw";
-        let found = Hierarchies::parse(text);
+        let found = Hierarchies::parse(text).unwrap();
         let names: Vec<&str> = found.v1.iter().map(|h| h.name.as_str()).collect();
         assert_eq!(names, ["cpu", "name=systemd"]);
         assert_eq!(found.v2.unwrap().path, Path::new("/sys/fs/cgroup/unified"));
