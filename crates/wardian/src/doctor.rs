@@ -52,6 +52,8 @@ struct Process {
     tag: String,
     /// Containers that its children are in.
     containers: BTreeSet<String>,
+    /// It has children: a container lives.
+    parent: bool,
 }
 
 /// What the run directories say.
@@ -149,13 +151,16 @@ fn processes() -> Result<Vec<Process>> {
         let tag = instance_and_group(&read("cgroup")).map(|(tag, _)| tag.to_owned()).unwrap_or_default();
         // A keeper's second thread stands in its container's cgroups, and that is where its children are born.
         let mut containers = BTreeSet::new();
+        let mut parent = false;
         for task in std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten() {
-            let groups = std::fs::read_to_string(task.path().join("cgroup")).unwrap_or_default();
+            let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            parent |= !read("children").trim().is_empty();
+            let groups = read("cgroup");
             if let Some((_, id)) = instance_and_group(&groups).filter(|(_, id)| *id != "keepers") {
                 containers.insert(id.to_owned());
             }
         }
-        found.push(Process { pid, comm, arguments, mountinfo: read("mountinfo"), tag, containers });
+        found.push(Process { pid, comm, arguments, mountinfo: read("mountinfo"), tag, containers, parent });
     }
     Ok(found)
 }
@@ -207,7 +212,9 @@ fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<L
         let what = format!("process {} ({KEEPER})", keeper.pid);
         // Without a record it waits for a container, as long as its server lives.
         let recorded = keeper.containers.iter().any(|id| records.containers.contains_key(id));
-        if !recorded && !records.tags.get(&keeper.tag).copied().unwrap_or(false) {
+        if !recorded && keeper.parent {
+            leaks.insert(Leak { kind: "keeper", what, why: "its container has no record".into() });
+        } else if !recorded && !records.tags.get(&keeper.tag).copied().unwrap_or(false) {
             leaks.insert(Leak { kind: "keeper", what, why: "it has no container and no server".into() });
         }
     }
@@ -318,7 +325,8 @@ mod tests {
 
     #[test]
     fn a_keeper_belongs_to_a_record_or_to_a_live_server() {
-        let keeper = |tag: &str, id: Option<&str>| Process {
+        let keeper = |tag: &str, id: Option<&str>, parent: bool| Process {
+            parent,
             comm: KEEPER.into(),
             tag: tag.into(),
             containers: id.map(str::to_owned).into_iter().collect(),
@@ -331,9 +339,10 @@ mod tests {
             keeper_leaks(&[process], &records, &mut leaks);
             leaks.len()
         };
-        assert_eq!(found(keeper("0a1b2c3d", None)), 0);
-        assert_eq!(found(keeper("ffffffff", None)), 1);
-        assert_eq!(found(keeper("0a1b2c3d", Some("lost"))), 1);
+        assert_eq!(found(keeper("0a1b2c3d", None, false)), 0);
+        assert_eq!(found(keeper("ffffffff", None, false)), 1);
+        assert_eq!(found(keeper("0a1b2c3d", Some("waiting"), false)), 0);
+        assert_eq!(found(keeper("0a1b2c3d", Some("lost"), true)), 1);
     }
 
     #[test]
