@@ -166,13 +166,14 @@ async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
         insecure_listen: settings.insecure_listen,
         ..SocketOptions::default()
     };
-    let mut listeners = Vec::new();
-    for address in &settings.listen {
-        let parsed: ListenAddr = address.parse().with_context(|| format!("listen on {address}"))?;
-        listeners
-            .push(Listener::bind(&parsed, &options).await.with_context(|| format!("listen on {address}"))?);
-        tracing::info!(%address, "listening");
-    }
+    let listeners = match bind(&settings.listen, &options).await {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            // What was made ahead must not stay.
+            engine.shutdown().await;
+            return Err(error);
+        }
+    };
     let stop = async {
         let name = tokio::select! {
             _ = interrupt.recv() => "SIGINT",
@@ -183,6 +184,17 @@ async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
     let served = wardian_server::serve(engine.clone(), listeners, stop).await;
     engine.shutdown().await;
     served.context("serve")
+}
+
+async fn bind(addresses: &[String], options: &SocketOptions) -> Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let parsed: ListenAddr = address.parse().with_context(|| format!("listen on {address}"))?;
+        let bound = Listener::bind(&parsed, options).await;
+        listeners.push(bound.with_context(|| format!("listen on {address}"))?);
+        tracing::info!(%address, "listening");
+    }
+    Ok(listeners)
 }
 
 /// To standard error: for people on a terminal, else one JSON object a line.
