@@ -351,10 +351,14 @@ fn open_run(run: &Path) -> Result<OwnedFd> {
         tracing::info!(run = %run.display(), "run.tmpfs-mounted");
     }
     let lock = std::fs::File::create(run.join("lock")).map_err(step)?;
-    match rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock.into()),
-        Err(_) => Err(Error::failed("run directory", format!("another server uses {}", run.display()))),
+    // A server that was killed a moment ago may still be on its way out, with all its descriptors.
+    for _ in 0..100 {
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(lock.into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
+    Err(Error::failed("run directory", format!("another server uses {}", run.display())))
 }
 
 /// Eight hex digits that tell this instance's cgroups from others': FNV-1a of the run directory's path.

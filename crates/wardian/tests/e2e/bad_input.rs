@@ -1,6 +1,6 @@
 //! What nobody should send, and where nobody should run it.
 
-use crate::support::{STUCK, Server, WARDIAN, header, listen, message, script, tar_of};
+use crate::support::{STUCK, Server, WARDIAN, cgroups, header, listen, message, script, tar_of};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -286,6 +286,10 @@ async fn servers_that_must_not_start() {
         let (code, text) = refused(command.args(["--listen", address]), &log);
         assert_eq!(code, Some(1), "{address}");
         assert!(text.contains(address), "{address}: {text}");
+        let instance = std::fs::read_to_string(server.run().join("r2/instance.json")).unwrap();
+        let instance: serde_json::Value = serde_json::from_str(&instance).unwrap();
+        let group = format!("wardian-{}", instance["tag"].as_str().unwrap());
+        assert_eq!(cgroups(&group), Vec::<String>::new(), "{address}");
     }
     server.finish().await;
 }
