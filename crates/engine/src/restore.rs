@@ -45,9 +45,9 @@ impl Engine {
         let hello = async {
             let (keeper, events) = self.keeper_of(&record.id).await?;
             match tokio::time::timeout(HELLO, keeper.ask(Op::Hello, &[])).await {
-                Ok(Ok((Reply::Hello { init, processes, version, pid }, _))) if version <= wire::VERSION => {
+                Ok(Ok((Reply::Hello { init, version, pid }, fds))) if version <= wire::VERSION => {
                     container.kept_by(pid);
-                    Some((keeper, events, init, processes))
+                    Some((keeper, events, init, process_list(fds)?))
                 }
                 _ => None,
             }
@@ -99,6 +99,12 @@ impl Engine {
             }
         }
     }
+}
+
+/// The file that comes with a hello.
+fn process_list(fds: Vec<OwnedFd>) -> Option<Vec<wire::ProcessState>> {
+    let list = std::fs::File::from(fds.into_iter().next()?);
+    serde_json::from_reader(std::io::BufReader::new(list)).ok()
 }
 
 /// A container without a record: its keeper ends it.

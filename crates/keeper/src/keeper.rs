@@ -17,7 +17,7 @@ use wardian_runtime::bundle::{self, Plan};
 use wardian_runtime::wire::{
     self, Boxed, Exec, Failure, Message, Op, Placement, ProcessState, Reply, Request,
 };
-use wardian_sys::packet;
+use wardian_sys::{memfd, packet};
 
 /// A process that has not reached its exec after this long is killed.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -205,7 +205,8 @@ impl Keeper {
 
     fn send(&self, connection: u64, message: &Message, fds: &[BorrowedFd<'_>]) {
         if let (Some(socket), Ok(bytes)) = (self.connections.get(&connection), serde_json::to_vec(message)) {
-            // A server that is gone, or does not read, loses the message: it asks again when it is back.
+            // A server that is gone loses the message: the next one asks. One that does not read holds us up, as
+            // it does its clients; the container's processes run on.
             let _ = packet::send(socket, &bytes, fds);
         }
     }
@@ -225,8 +226,7 @@ impl Keeper {
         let fds = fds.into_iter();
         let result = match request.op {
             Op::Hello => {
-                self.reply(connection, seq, self.hello(), &[]);
-                Ok(())
+                self.process_list().map(|list| self.reply(connection, seq, self.hello(), &[list.as_fd()]))
             }
             Op::Prepare => match Parked::start(fds.as_slice()) {
                 Ok(parked) => {
@@ -265,13 +265,18 @@ impl Keeper {
         }
     }
 
-    fn hello(&self) -> Reply {
+    fn process_list(&self) -> Result<OwnedFd, Fail> {
         let state = |p: &Process| ProcessState { id: p.id.clone(), status: p.status, pea: p.pea };
+        let list: Vec<ProcessState> = self.processes.iter().map(state).collect();
+        let json = serde_json::to_vec(&list).map_err(other)?;
+        memfd::sealed("processes.json", &json, 0o400).map_err(other)
+    }
+
+    fn hello(&self) -> Reply {
         Reply::Hello {
             version: wire::VERSION,
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             init: self.container.as_ref().map(|c| c.pid.as_raw_nonzero().get()),
-            processes: self.processes.iter().map(state).collect(),
         }
     }
 

@@ -46,7 +46,8 @@ pub struct Boxed {
 /// What to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Op {
-    /// Who are you? Answer: [`Reply::Hello`].
+    /// Who are you? Answer: [`Reply::Hello`], with a file that holds the processes as a JSON list of
+    /// [`ProcessState`], oldest first: a long-lived container has more than one message can hold.
     Hello,
     /// Stand a thread in these cgroups, to clone from there. Descriptors: `tasks` files of cgroup v1. Sent ahead,
     /// before there is a container. Answer: [`Reply::Done`].
@@ -167,8 +168,6 @@ pub enum Reply {
         pid: i32,
         /// Pid 1 of the container as the host sees it, while it lives.
         init: Option<i32>,
-        /// Its processes, oldest first.
-        processes: Vec<ProcessState>,
     },
     /// Descriptors come along.
     Started {

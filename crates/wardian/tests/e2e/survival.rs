@@ -307,3 +307,24 @@ async fn many_processes_die_with_their_container() {
     client.destroy("f").await.unwrap();
     server.finish().await;
 }
+
+/// More than fits one message of the keeper's.
+#[tokio::test]
+async fn a_container_with_a_long_past_is_found_again() {
+    const PROCESSES: usize = 1600;
+    let mut server = Server::start().await;
+    let client = server.create("s").await;
+    let id = |number: usize| format!("a-process-with-a-rather-long-name-{number:030}");
+    for number in 0..PROCESSES {
+        let spec = ProcessSpec { id: id(number), ..script("exit 3") };
+        assert_eq!(end(client.run("s", &spec, listen()).await.unwrap()).await.code, 3);
+    }
+    server.kill9();
+    server.restart().await;
+    let client = server.client();
+    assert_eq!(client.info("s").await.unwrap().state, "active");
+    for number in [0, PROCESSES - 1] {
+        assert_eq!(end(client.attach("s", &id(number), listen()).await.unwrap()).await.code, 3);
+    }
+    server.finish().await;
+}
