@@ -188,6 +188,8 @@ impl Engine {
             && let Err(error) = self.tear_down(container).await
         {
             tracing::warn!(handle = container.handle, %error, "create.undo-failed");
+            // Visible with `garden.state=all`, and destroyable: its handle must not be taken for ever.
+            container.destroy_failed(&error.to_string());
         }
     }
 }

@@ -21,7 +21,8 @@ impl Engine {
     /// Unknown; being destroyed; or something does not die, and then it can be tried again.
     pub async fn destroy(&self, handle: &str) -> Result<()> {
         let container = self.find(handle)?;
-        if container.record().phase == crate::record::Phase::Creating {
+        // One that is being made is nobody's business yet; one that could not be unmade is.
+        if container.record().phase == crate::record::Phase::Creating && container.broken().is_none() {
             return Err(Error::UnknownHandle(handle.to_owned()));
         }
         container.begin_destroy()?;
