@@ -56,19 +56,22 @@ struct Placeholder {
 impl Placeholder {
     fn new(flags: libc::c_int) -> io::Result<Self> {
         let mut stack = vec![0u8; STACK];
-        // SAFETY: the child runs only `pause_forever` on `stack`, which lives until the child has been
-        // reaped in `drop`; CLONE_VM saves copying our page tables, and the child writes no shared memory
-        // (glibc's pause touches errno only when it returns, which only a handled signal could cause, and
-        // all are blocked below by being ignored: the child gets nothing but SIGKILL).
-        let pid = unsafe {
+        // The child shares our memory (no page tables to copy), and with it our signal handlers and errno: it is
+        // born with every signal blocked, so that no handler runs in it and `pause` never returns.
+        // SAFETY: it runs only `pause_forever`, on `stack`, which lives until it has been reaped in `drop`.
+        let (pid, error) = unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
             let top = stack.as_mut_ptr().add(STACK - 64);
             let top = top.sub(top as usize % 16);
-            libc::clone(pause_forever, top.cast(), flags | libc::CLONE_VM, own_pid())
+            let pid = libc::clone(pause_forever, top.cast(), flags | libc::CLONE_VM, own_pid());
+            let error = io::Error::last_os_error();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+            (pid, error)
         };
-        if pid < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { pid, _stack: stack })
+        if pid < 0 { Err(error) } else { Ok(Self { pid, _stack: stack }) }
     }
 
     fn open(&self, what: &str) -> io::Result<OwnedFd> {
