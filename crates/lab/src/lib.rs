@@ -8,6 +8,7 @@ mod crun;
 pub mod drive;
 pub mod host;
 pub mod image;
+pub mod leaks;
 pub mod local;
 pub mod progress;
 pub mod report;

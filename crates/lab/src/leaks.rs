@@ -1,0 +1,315 @@
+//! What belongs to no live container: keepers, attached root file systems, cgroups, directories.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use wardian_sys::procfs;
+
+/// A process name as the kernel keeps it: 15 bytes.
+const KEEPER: &str = "wardian-keeper";
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// What is being removed when it is first seen is gone by then.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Something that belongs to no live container.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Leak {
+    /// `keeper`, `mount`, `cgroup` or `container`.
+    pub kind: &'static str,
+    /// What it is.
+    pub what: String,
+    /// Why it is thought to be left behind.
+    pub why: String,
+}
+
+/// What is known of a process that is ours.
+#[derive(Debug, Default)]
+struct Process {
+    pid: u32,
+    comm: String,
+    arguments: Vec<String>,
+    mountinfo: String,
+    /// Tag of the instance whose keepers' cgroup it is in.
+    tag: String,
+    /// Containers that its children are in.
+    containers: BTreeSet<String>,
+    /// It has children: a container lives.
+    parent: bool,
+}
+
+/// What the run directories say.
+#[derive(Debug, Default)]
+struct Records {
+    /// Directories of containers, by id.
+    containers: BTreeMap<String, PathBuf>,
+    /// Tags of the instances, and whether their servers live.
+    tags: BTreeMap<String, bool>,
+}
+
+/// What is left behind now and still is a moment later: the trash is emptied at leisure. `runs` are run
+/// directories; none: the usual one and those of running servers.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn find(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
+    let leaks = look(runs)?;
+    if leaks.is_empty() {
+        return Ok(leaks);
+    }
+    std::thread::sleep(PATIENCE);
+    Ok(look(runs)?.intersection(&leaks).cloned().collect())
+}
+
+fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
+    let processes = processes().context("look at the processes")?;
+    let mut dirs: BTreeSet<PathBuf> = runs.iter().filter_map(|p| std::path::absolute(p).ok()).collect();
+    if dirs.is_empty() {
+        dirs.insert("/run/wardian".into());
+        dirs.extend(processes.iter().filter_map(run_of_server));
+    }
+    let records = read_records(&dirs, &processes);
+    let mut leaks = BTreeSet::new();
+    keeper_leaks(&processes, &records, &mut leaks);
+    mount_leaks(&processes, &mut leaks);
+    cgroup_leaks(Path::new(CGROUPS), &records, &mut leaks);
+    Ok(leaks)
+}
+
+/// Processes of wardian.
+fn processes() -> Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A process may end while it is looked at.
+        let read = |name: &str| {
+            let bytes = std::fs::read(entry.path().join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let comm = read("comm").trim().to_owned();
+        if !comm.starts_with("wardian") {
+            continue;
+        }
+        let arguments = read("cmdline").split('\0').map(str::to_owned).collect();
+        let tag = instance_and_group(&read("cgroup")).map(|(tag, _)| tag.to_owned()).unwrap_or_default();
+        // A keeper's second thread stands in its container's cgroups, and that is where its children are born.
+        let mut containers = BTreeSet::new();
+        let mut parent = false;
+        for task in std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten() {
+            let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            parent |= !read("children").trim().is_empty();
+            let groups = read("cgroup");
+            if let Some((_, id)) = instance_and_group(&groups).filter(|(_, id)| *id != "keepers") {
+                containers.insert(id.to_owned());
+            }
+        }
+        found.push(Process { pid, comm, arguments, mountinfo: read("mountinfo"), tag, containers, parent });
+    }
+    Ok(found)
+}
+
+/// The run directory that a server was given on its command line.
+fn run_of_server(process: &Process) -> Option<PathBuf> {
+    if process.arguments.get(1).map(String::as_str) != Some("serve") {
+        return None;
+    }
+    let mut arguments = process.arguments.iter();
+    while let Some(argument) = arguments.next() {
+        if argument == "--run" {
+            return arguments.next().map(PathBuf::from);
+        }
+        if let Some(run) = argument.strip_prefix("--run=") {
+            return Some(run.into());
+        }
+    }
+    None
+}
+
+fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
+    let mut records = Records::default();
+    for run in runs {
+        let instance = std::fs::read_to_string(run.join("instance.json")).unwrap_or_default();
+        let instance: serde_json::Value = serde_json::from_str(&instance).unwrap_or_default();
+        if let (Some(tag), pid) = (instance["tag"].as_str(), instance["pid"].as_u64()) {
+            let lives = processes.iter().any(|p| p.comm == "wardian" && Some(u64::from(p.pid)) == pid);
+            records.tags.insert(tag.to_owned(), lives);
+        }
+        let Ok(containers) = std::fs::read_dir(run.join("containers")) else { continue };
+        for container in containers.flatten() {
+            records.containers.insert(container.file_name().to_string_lossy().into_owned(), container.path());
+        }
+    }
+    records
+}
+
+/// The instance's tag and the group below it, from the text of /proc/PID/cgroup.
+fn instance_and_group(cgroup: &str) -> Option<(&str, &str)> {
+    cgroup.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').nth(2)?.split('/').skip_while(|part| !is_instance(part));
+        Some((parts.next()?.strip_prefix("wardian-")?, parts.next()?))
+    })
+}
+
+fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {
+    for keeper in processes.iter().filter(|p| p.comm == KEEPER) {
+        let what = format!("process {} ({KEEPER})", keeper.pid);
+        // Without a record it waits for a container, as long as its server lives.
+        let recorded = keeper.containers.iter().any(|id| records.containers.contains_key(id));
+        if !recorded && keeper.parent {
+            leaks.insert(Leak { kind: "keeper", what, why: "its container has no record".into() });
+        } else if !recorded && !records.tags.get(&keeper.tag).copied().unwrap_or(false) {
+            leaks.insert(Leak { kind: "keeper", what, why: "it has no container and no server".into() });
+        }
+    }
+    for (id, dir) in &records.containers {
+        let what = dir.display().to_string();
+        if !dir.join("state.json").exists() {
+            leaks.insert(Leak { kind: "container", what, why: "it has no state.json".into() });
+        } else if !processes.iter().any(|p| p.comm == KEEPER && p.containers.contains(id)) {
+            leaks.insert(Leak { kind: "container", what, why: "it has no keeper".into() });
+        }
+    }
+}
+
+/// Root file systems that are attached where they can be seen: wardian's never are, on the host's side.
+fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
+    for process in processes {
+        for point in volatile_overlays(&process.mountinfo) {
+            let what = format!("overlay on {point} in process {} ({})", process.pid, process.comm);
+            leaks.insert(Leak { kind: "mount", what, why: "a root file system is attached".into() });
+        }
+    }
+}
+
+/// Mount points of volatile overlays made by wardian, whose upper directory shows as `/upper`, from the text of
+/// mountinfo.
+fn volatile_overlays(mountinfo: &str) -> Vec<String> {
+    let ours = |mount: &procfs::MountInfo| {
+        mount.fs_type == "overlay"
+            && mount.is_volatile()
+            && mount.super_options.iter().any(|option| option == "upperdir=/upper")
+    };
+    let mounts = procfs::mountinfo(mountinfo).unwrap_or_default();
+    mounts.iter().filter(|m| ours(m)).map(|m| m.mount_point.display().to_string()).collect()
+}
+
+/// Cgroups of containers without a record and without processes.
+fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
+    let dirs = |path: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+    };
+    let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let members = |group: &Path| std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let hierarchies = std::iter::once(top.to_owned()).chain(dirs(top));
+    let instances: Vec<PathBuf> =
+        hierarchies.flat_map(|h| dirs(&h)).filter(|p| is_instance(&name(p))).collect();
+    // A keeper that waits for its container stands in the v1 hierarchies only.
+    let occupied: BTreeSet<String> = instances
+        .iter()
+        .flat_map(|instance| dirs(instance))
+        .filter(|group| !members(group).trim().is_empty())
+        .map(|group| name(&group))
+        .collect();
+    for instance in instances {
+        for group in dirs(&instance) {
+            let id = name(&group);
+            let live = id == "keepers" || records.containers.contains_key(&id);
+            let processes = members(&group);
+            if !live && !occupied.contains(&id) && processes.trim().is_empty() {
+                let what = group.display().to_string();
+                leaks.insert(Leak { kind: "cgroup", what, why: "no record and no process".into() });
+            }
+        }
+        let tag = name(&instance).trim_start_matches("wardian-").to_owned();
+        let used = |group: &PathBuf| {
+            std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|pids| !pids.trim().is_empty())
+        };
+        if !records.tags.contains_key(&tag) && !dirs(&instance).iter().any(used) {
+            let what = instance.display().to_string();
+            leaks.insert(Leak {
+                kind: "cgroup",
+                what,
+                why: "no server has this tag and no process is in it".into(),
+            });
+        }
+    }
+}
+
+/// Whether this is the name of an instance's top cgroup.
+fn is_instance(name: &str) -> bool {
+    name.strip_prefix("wardian-")
+        .is_some_and(|tag| tag.len() == 8 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_of_volatile_are_seen() {
+        let line = |option: &str| {
+            format!("40 27 0:50 / /mnt/x rw - overlay overlay rw,lowerdir=/l,upperdir=/upper,{option}\n")
+        };
+        assert_eq!(volatile_overlays(&line("volatile")), ["/mnt/x"]);
+        assert_eq!(volatile_overlays(&line("fsync=volatile")), ["/mnt/x"]);
+        assert!(volatile_overlays(&line("index=off")).is_empty());
+        let others = line("volatile").replace("=/upper", "=/var/lib/other/upper");
+        assert!(volatile_overlays(&others).is_empty());
+        assert!(volatile_overlays("27 1 254:0 / / rw - ext4 /dev/vda rw\n").is_empty());
+    }
+
+    #[test]
+    fn a_process_is_traced_to_its_container() {
+        let v1 = "9:name=systemd:/wardian-0a1b2c3d/keepers\n8:pids:/wardian-0a1b2c3d/keepers\n";
+        assert_eq!(instance_and_group(v1), Some(("0a1b2c3d", "keepers")));
+        assert_eq!(instance_and_group("0::/a.slice/wardian-0a1b2c3d/abc\n"), Some(("0a1b2c3d", "abc")));
+        assert_eq!(instance_and_group("0::/user.slice\n"), None);
+    }
+
+    #[test]
+    fn a_keeper_belongs_to_a_record_or_to_a_live_server() {
+        let keeper = |tag: &str, id: Option<&str>, parent: bool| Process {
+            parent,
+            comm: KEEPER.into(),
+            tag: tag.into(),
+            containers: id.map(str::to_owned).into_iter().collect(),
+            ..Process::default()
+        };
+        let mut records = Records::default();
+        records.tags.insert("0a1b2c3d".into(), true);
+        let found = |process: Process| {
+            let mut leaks = BTreeSet::new();
+            keeper_leaks(&[process], &records, &mut leaks);
+            leaks.len()
+        };
+        assert_eq!(found(keeper("0a1b2c3d", None, false)), 0);
+        assert_eq!(found(keeper("ffffffff", None, false)), 1);
+        assert_eq!(found(keeper("0a1b2c3d", Some("waiting"), false)), 0);
+        assert_eq!(found(keeper("0a1b2c3d", Some("lost"), true)), 1);
+    }
+
+    #[test]
+    fn instance_names() {
+        assert!(is_instance("wardian-0a1b2c3d"));
+        assert!(!is_instance("wardian-keeper") && !is_instance("wardian-12345") && !is_instance("wardian"));
+    }
+
+    #[test]
+    fn a_cgroup_without_a_record_is_a_leak() {
+        let top = std::env::temp_dir().join(format!("wardian-doctor-{}", std::process::id()));
+        let instance = top.join("memory/wardian-0a1b2c3d");
+        for id in ["lost", "known", "keepers"] {
+            std::fs::create_dir_all(instance.join(id)).unwrap();
+        }
+        let mut records = Records::default();
+        records.containers.insert("known".into(), "/x".into());
+        records.tags.insert("0a1b2c3d".into(), true);
+        let mut leaks = BTreeSet::new();
+        cgroup_leaks(&top, &records, &mut leaks);
+        std::fs::remove_dir_all(&top).unwrap();
+        let what: Vec<_> = leaks.iter().map(|l| l.what.rsplit('/').next().unwrap_or_default()).collect();
+        assert_eq!(what, ["lost"]);
+    }
+}
