@@ -337,52 +337,6 @@ fn hostile_trash_goes_and_nothing_else_does() {
     assert_eq!(text, "kept");
 }
 
-/// What a root file system costs; run with `--ignored --nocapture --release`.
-#[test]
-#[ignore = "a measurement"]
-fn timing() {
-    let dir = tempfile::tempdir().unwrap();
-    let uri = tar(dir.path());
-    let store = open(dir.path()).unwrap();
-    let userns = userns();
-    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED };
-    let mut times: [Vec<Duration>; 4] = Default::default();
-    let mut timed = |index: usize, start: Instant| times[index].push(start.elapsed());
-    store.image(&uri).unwrap();
-    for number in 0..200 {
-        let start = Instant::now();
-        let image = store.image(&uri).unwrap();
-        timed(0, start);
-        let id = format!("t{number}");
-        let start = Instant::now();
-        let rootfs = store.create_rootfs(&id, &image, Some(&owner)).unwrap();
-        timed(1, start);
-        fs::write(below(&rootfs, "data"), "some").unwrap();
-        let start = Instant::now();
-        drop(rootfs);
-        timed(2, start);
-        let start = Instant::now();
-        // Half of them wait for the reaper, so that it does not run beside the next.
-        if number % 2 == 0 {
-            store.release_rootfs(&id);
-            timed(3, start);
-            assert!(store.drain(SOON));
-        }
-    }
-    let start = Instant::now();
-    assert!(store.drain(SOON));
-    println!("drain {:?}", start.elapsed());
-    for (name, times) in ["image hit", "create_rootfs", "close", "release"].iter().zip(&mut times) {
-        times.sort();
-        println!(
-            "{name}: min {:?} p50 {:?} p95 {:?}",
-            times[0],
-            times[times.len() / 2],
-            times[times.len() * 19 / 20]
-        );
-    }
-}
-
 #[test]
 fn a_layer_that_is_no_directory_is_refused_with_the_kernels_words() {
     if !is_root() {
