@@ -81,19 +81,6 @@ impl Shared {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// With no container left nothing needs the run directory: what `open_run` has mounted goes.
-    fn leave_run(&self) {
-        let run = std::fs::canonicalize(&self.config.run).unwrap_or_else(|_| self.config.run.clone());
-        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mounts = wardian_sys::procfs::mountinfo(&mountinfo).unwrap_or_default();
-        if mounts.iter().any(|m| m.mount_point == run && m.source == Path::new(RUN_SOURCE)) {
-            // Detached: our socket and lock are still in there until we end.
-            if let Err(error) = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH) {
-                tracing::warn!(run = %run.display(), %error, "run.tmpfs-left");
-            }
-        }
-    }
-
     /// What all bundles of this server share.
     fn settings(&self) -> Settings {
         Settings {
@@ -146,7 +133,7 @@ impl Engine {
             remove_strays(&shared.cgroups, &containers.iter().map(String::as_str).collect::<Vec<_>>());
             if containers.is_empty() {
                 shared.cgroups.close();
-                shared.leave_run();
+                leave_run(&shared.config.run);
             }
         };
         drop(tokio::task::spawn_blocking(close).await);
@@ -262,8 +249,30 @@ impl<P> Transfer<P> {
 }
 
 fn open(config: Config) -> Result<Shared> {
-    let boot_id = record::boot_id().map_err(|e| Error::failed("boot id", e))?;
     let lock = open_run(&config.run)?;
+    let run = config.run.clone();
+    let opened = open_all(config, lock);
+    // A start that fails must leave nothing, unless there are containers for the next one to find.
+    let empty = || std::fs::read_dir(run.join("containers")).map_or(true, |mut all| all.next().is_none());
+    if opened.is_err() && empty() {
+        if let Ok(cgroups) = open_cgroups(&tag(&run)) {
+            remove_strays(&cgroups, &[]);
+            cgroups.close();
+        }
+        leave_run(&run);
+    }
+    opened
+}
+
+fn open_cgroups(tag: &str) -> Result<Cgroups> {
+    let mountinfo =
+        std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
+    let hierarchies = Hierarchies::parse(&mountinfo).map_err(|e| Error::failed("mountinfo", e))?;
+    Cgroups::open(hierarchies, tag).map_err(|e| Error::failed("cgroups", e))
+}
+
+fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
+    let boot_id = record::boot_id().map_err(|e| Error::failed("boot id", e))?;
     let records = Records::open(&config.run).map_err(|e| Error::failed("run directory", e))?;
     let tag = tag(&config.run);
     let instance = serde_json::json!({"tag": tag, "root": config.root, "pid": std::process::id()});
@@ -282,10 +291,7 @@ fn open(config: Config) -> Result<Shared> {
             live.contains(id)
         })
         .map_err(|e| Error::failed("store", chain(&e)))?;
-    let mountinfo =
-        std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
-    let hierarchies = Hierarchies::parse(&mountinfo).map_err(|e| Error::failed("mountinfo", e))?;
-    let cgroups = Cgroups::open(hierarchies, &tag).map_err(|e| Error::failed("cgroups", e))?;
+    let cgroups = open_cgroups(&tag)?;
     // Of keepers that had no container yet when an earlier server was killed.
     let known: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
     remove_strays(&cgroups, &known);
@@ -359,6 +365,19 @@ fn open_run(run: &Path) -> Result<OwnedFd> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Err(Error::failed("run directory", format!("another server uses {}", run.display())))
+}
+
+/// With no container left nothing needs the run directory: what `open_run` has mounted goes.
+fn leave_run(run: &Path) {
+    let run = std::fs::canonicalize(run).unwrap_or_else(|_| run.to_owned());
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = wardian_sys::procfs::mountinfo(&mountinfo).unwrap_or_default();
+    if mounts.iter().any(|m| m.mount_point == run && m.source == Path::new(RUN_SOURCE)) {
+        // Detached: our socket and lock are still in there until we end.
+        if let Err(error) = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH) {
+            tracing::warn!(run = %run.display(), %error, "run.tmpfs-left");
+        }
+    }
 }
 
 /// Eight hex digits that tell this instance's cgroups from others': FNV-1a of the run directory's path.

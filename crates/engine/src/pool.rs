@@ -56,7 +56,9 @@ impl<T: Send + 'static> Pool<T> {
     pub fn put_back(&self, item: T) {
         self.shared.lock().ready.push_front(item);
     }
+}
 
+impl<T> Pool<T> {
     /// Drop what is ready and make no more ahead; the thread has ended when this returns.
     pub fn close(&self) {
         self.shared.lock().closed = true;
@@ -65,6 +67,12 @@ impl<T: Send + 'static> Pool<T> {
         if let Some(maker) = maker {
             drop(maker.join());
         }
+    }
+}
+
+impl<T> Drop for Pool<T> {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -72,6 +72,7 @@ fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     let mut leaks = BTreeSet::new();
     keeper_leaks(&processes, &records, &mut leaks);
     mount_leaks(&processes, &mut leaks);
+    run_leaks(&processes, &mut leaks);
     cgroup_leaks(Path::new(CGROUPS), &records, &mut leaks);
     Ok(leaks)
 }
@@ -178,6 +179,21 @@ fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
         for point in volatile_overlays(&process.mountinfo) {
             let what = format!("overlay on {point} in process {} ({})", process.pid, process.comm);
             leaks.insert(Leak { kind: "mount", what, why: "a root file system is attached".into() });
+        }
+    }
+}
+
+/// Run directories that a server has mounted, with no server and nothing for the next one to find.
+fn run_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for mount in procfs::mountinfo(&mountinfo).unwrap_or_default() {
+        if mount.fs_type != "tmpfs" || mount.source != Path::new("wardian") {
+            continue;
+        }
+        let records = read_records(&BTreeSet::from([mount.mount_point.clone()]), processes);
+        if records.containers.is_empty() && !records.tags.values().any(|lives| *lives) {
+            let what = format!("tmpfs on {}", mount.mount_point.display());
+            leaks.insert(Leak { kind: "mount", what, why: "no server and no container uses it".into() });
         }
     }
 }

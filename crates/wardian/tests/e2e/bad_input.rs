@@ -250,6 +250,27 @@ fn refused(command: &mut Command, log: &Path) -> (Option<i32>, String) {
     (status.unwrap().code(), std::fs::read_to_string(log).unwrap())
 }
 
+/// On a run directory that is no tmpfs, where the server mounts one of its own.
+#[tokio::test]
+async fn a_start_that_fails_leaves_nothing() {
+    let server = Server::start().await;
+    let run = server.base().join("run");
+    // No program at all, and one that can be read but not run.
+    for keeper in ["/nonexistent/keeper", "/etc/passwd"] {
+        let mut command = Command::new(WARDIAN);
+        command.arg("serve").arg("--root").arg(server.base().join("r3")).arg("--run").arg(&run);
+        let (code, text) = refused(command.args(["--keeper", keeper]), &server.base().join("refused"));
+        assert_eq!(code, Some(1), "{keeper}: {text}");
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mountinfo.contains(run.to_str().unwrap()), "{keeper}: {mountinfo}");
+        // The tag is FNV-1a of the run directory's path; the file that tells it went with the tmpfs.
+        let fnv = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+        let tag = run.to_str().unwrap().as_bytes().iter().fold(0x811c_9dc5, fnv);
+        assert_eq!(cgroups(&format!("wardian-{tag:08x}")), Vec::<String>::new(), "{keeper}");
+    }
+    server.finish().await;
+}
+
 #[tokio::test]
 async fn servers_that_must_not_start() {
     let server = Server::start().await;

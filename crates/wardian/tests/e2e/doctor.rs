@@ -37,6 +37,23 @@ async fn a_planted_leak_is_found() {
 }
 
 #[tokio::test]
+async fn a_run_directory_that_nobody_uses_is_found() {
+    let server = Server::start().await;
+    let planted = server.base().join("planted");
+    std::fs::create_dir(&planted).unwrap();
+    let mount = |program: &str, args: &[&str]| {
+        assert!(Command::new(program).args(args).arg(&planted).status().unwrap().success());
+    };
+    mount("mount", &["-t", "tmpfs", "wardian"]);
+    let (code, text) = leaks(&server);
+    mount("umount", &[]);
+    assert_eq!(code, Some(3), "{text}");
+    let line = format!("tmpfs on {}", planted.display());
+    assert!(text.lines().any(|l| l.contains(&line)), "{text}");
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn a_stopped_server_leaves_no_cgroup() {
     let mut server = Server::start().await;
     let group = server.group();
