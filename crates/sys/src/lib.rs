@@ -3,9 +3,12 @@
 //! Every function takes and returns owned descriptors. This is the one library that may say `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod layer_ns;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;
 pub mod packet;
+pub mod pressure;
+pub mod process;
 pub mod procfs;
 pub mod spawn;

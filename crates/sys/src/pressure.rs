@@ -1,0 +1,104 @@
+//! Pressure stall information (Documentation/accounting/psi.rst): how much of the time somebody, or everybody,
+//! waited for a resource.
+
+use std::io;
+
+/// What a file of `/proc/pressure`, or `<resource>.pressure` of a cgroup, says. Averages are percent of wall time,
+/// over the last 10, 60 and 300 seconds; totals are microseconds since boot.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Psi {
+    /// At least one task waited.
+    pub some: Stall,
+    /// All tasks that were not idle waited at the same time; zero where the kernel does not tell (cpu).
+    pub full: Stall,
+}
+
+/// One line of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stall {
+    /// Percent, over 10 s.
+    pub avg10: f64,
+    /// Percent, over 60 s.
+    pub avg60: f64,
+    /// Percent, over 300 s.
+    pub avg300: f64,
+    /// Microseconds since boot.
+    pub total_us: u64,
+}
+
+/// Parses such a file; `None` when it is none. Lines and fields that are not known are skipped.
+pub fn parse_psi(text: &str) -> Option<Psi> {
+    let mut psi = Psi { some: stall(text, "some")?, ..Psi::default() };
+    if let Some(full) = stall(text, "full") {
+        psi.full = full;
+    }
+    Some(psi)
+}
+
+fn stall(text: &str, kind: &str) -> Option<Stall> {
+    let line = text.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
+    let field = |name: &str| {
+        line.split_ascii_whitespace().find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+    };
+    let percent = |name: &str| {
+        field(name)?.parse::<f64>().ok().filter(|value| value.is_finite() && (0.0..=100.0).contains(value))
+    };
+    Some(Stall {
+        avg10: percent("avg10")?,
+        avg60: percent("avg60")?,
+        avg300: percent("avg300")?,
+        total_us: field("total")?.parse().ok()?,
+    })
+}
+
+/// How the whole host has waited for its disks; `None` on a kernel without pressure stall information (not built
+/// in, or not switched on with `psi=1`).
+pub fn io() -> io::Result<Option<Psi>> {
+    match std::fs::read_to_string("/proc/pressure/io") {
+        Ok(text) => parse_psi(&text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        // EOPNOTSUPP: built in and switched off.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EOPNOTSUPP) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_writes() {
+        let text = "some avg10=1.50 avg60=0.29 avg300=0.06 total=1234567\n\
+                    full avg10=0.75 avg60=0.10 avg300=0.02 total=99\n";
+        let psi = parse_psi(text).unwrap();
+        assert_eq!(psi.some, Stall { avg10: 1.5, avg60: 0.29, avg300: 0.06, total_us: 1_234_567 });
+        assert_eq!((psi.full.avg10, psi.full.total_us), (0.75, 99));
+        let cpu = "some avg10=0.00 avg60=0.00 avg300=0.00 total=5\n";
+        assert_eq!(parse_psi(cpu).unwrap().full, Stall::default());
+    }
+
+    #[test]
+    fn what_it_never_writes() {
+        for text in [
+            "",
+            "some",
+            "full avg10=0.00 avg60=0.00 avg300=0.00 total=5",
+            "some avg10=0.00 avg60=0.00 total=5",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=-5",
+            "some avg10=nan avg60=0.00 avg300=0.00 total=5",
+            "some avg10=101 avg60=0.00 avg300=0.00 total=5",
+            "something avg10=0.00 avg60=0.00 avg300=0.00 total=5",
+        ] {
+            assert_eq!(parse_psi(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn this_kernel() {
+        io().unwrap();
+    }
+}
