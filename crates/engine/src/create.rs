@@ -293,19 +293,19 @@ pub fn assemble(
         let text = |p: &Path| p.to_string_lossy().into_owned();
         settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
     }
-    settings.rootfs = shared.config.root.join("rootfs").join(rootfs_id).to_string_lossy().into_owned();
-    let config = bundle::config(&settings).to_string();
-    std::fs::write(config_path, &config).map_err(step)?;
     let rootfs = shared
         .store
         .create_rootfs(rootfs_id, image, owner.as_ref())
         .map_err(|e| Error::failed("root file system", chain(&e)))?;
+    settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
+    let config = bundle::config(&settings).to_string();
+    std::fs::write(config_path, &config).map_err(step)?;
     let config = memfd::sealed("config.json", config.as_bytes(), 0o400).map_err(|e| step(e.into()))?;
     let boxed = Boxed {
         binds: settings.binds.iter().map(|(_, destination, _)| destination.clone()).collect(),
         v1_hierarchies: shared.cgroups.v1_names(),
     };
-    Ok(Parts { config, rootfs, binds: clones, boxed, entry })
+    Ok(Parts { config, rootfs: rootfs.mount, binds: clones, boxed, entry })
 }
 
 fn clone_bind(bind: &BindMount) -> Result<OwnedFd> {

@@ -47,6 +47,12 @@ impl Engine {
     /// Kill, let the root file system go, forget. The container says `destroying` already.
     pub(crate) async fn tear_down(&self, container: &Arc<Container>) -> Result<()> {
         let id = container.id.clone();
+        let handle = container.handle.as_str();
+        // The steps that operators look for when a destroy is slow. No driver of disk limits is in use, so there is no
+        // quota id to give back; the keeper unmounts by closing the last reference.
+        tracing::info!(handle, id, quota_id = 0, "rootfs.quota-id");
+        tracing::info!(handle, id, "rootfs.unmounting");
+        let unmounting = Instant::now();
         if let Some(keeper) = container.any_keeper() {
             match tokio::time::timeout(PATIENCE, keeper.ask(Op::Destroy, &[])).await {
                 // Gone: it has ended before, and its container with it.
@@ -60,6 +66,7 @@ impl Engine {
                 }
             }
         }
+        tracing::info!(handle, id, ms = ms(unmounting), "rootfs.unmounted");
         container.broke("destroyed");
         let shared = self.shared.clone();
         let handle = container.handle.clone();
@@ -71,7 +78,7 @@ impl Engine {
                 containers.remove(&handle);
             }
         }
-        shared.store.release_rootfs(&id);
+        shared.store.release_rootfs(&id, Some(&handle));
         // After the reply: directories, cgroups, what peas have left.
         tokio::task::spawn_blocking(move || sweep(&shared, &id));
         Ok(())

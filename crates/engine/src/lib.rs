@@ -46,6 +46,8 @@ pub struct Config {
     pub keeper: PathBuf,
     /// 0: no bound.
     pub max_containers: u64,
+    /// Collect garbage when the store's layers take more bytes than this.
+    pub gc_threshold: Option<u64>,
     /// Set no_new_privs on every process of unprivileged containers.
     pub no_new_privileges: bool,
 }
@@ -133,7 +135,7 @@ impl Engine {
             remove_strays(&shared.cgroups, &containers.iter().map(String::as_str).collect::<Vec<_>>());
             if containers.is_empty() {
                 shared.cgroups.close();
-                leave_run(&shared.config.run);
+                wardian_store::run::leave(&shared.config.run);
             }
         };
         drop(tokio::task::spawn_blocking(close).await);
@@ -189,7 +191,11 @@ impl Engine {
         let broken = container.broken();
         Ok(Info {
             state: if record.stopped || broken.is_some() { "stopped" } else { "active" }.to_owned(),
-            events: broken.map(|reason| format!("broken: {reason}")).into_iter().collect(),
+            events: broken
+                .map(|reason| format!("broken: {reason}"))
+                .into_iter()
+                .chain(self.shared.store.writeback_error(&container.id))
+                .collect(),
             container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
             properties: record.properties,
         })
@@ -253,13 +259,12 @@ fn open(config: Config) -> Result<Shared> {
     let run = config.run.clone();
     let opened = open_all(config, lock);
     // A start that fails must leave nothing, unless there are containers for the next one to find.
-    let empty = || std::fs::read_dir(run.join("containers")).map_or(true, |mut all| all.next().is_none());
-    if opened.is_err() && empty() {
+    if opened.is_err() && wardian_store::run::is_unused(&run) {
         if let Ok(cgroups) = open_cgroups(&tag(&run)) {
             remove_strays(&cgroups, &[]);
             cgroups.close();
         }
-        leave_run(&run);
+        wardian_store::run::leave(&run);
     }
     opened
 }
@@ -286,11 +291,12 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
             live.insert(id.clone());
         }
     }
+    let place = wardian_store::Config {
+        gc_threshold: config.gc_threshold,
+        ..wardian_store::Config::new(config.root.clone(), config.run.clone())
+    };
     let store =
-        Store::open(wardian_store::Config { root: config.root.clone(), run: config.run.clone() }, &|id| {
-            live.contains(id)
-        })
-        .map_err(|e| Error::failed("store", chain(&e)))?;
+        Store::serve(&place, &|id| live.contains(id)).map_err(|e| Error::failed("store", chain(&e)))?;
     let cgroups = open_cgroups(&tag)?;
     // Of keepers that had no container yet when an earlier server was killed.
     let known: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
@@ -341,21 +347,10 @@ fn remove_strays(cgroups: &Cgroups, known: &[&str]) {
     tracing::warn!(?strays, "cgroup.left");
 }
 
-/// How the tmpfs that we mount ourselves shows in mountinfo.
-const RUN_SOURCE: &str = "wardian";
-
 /// The run directory, on a tmpfs, and the lock in it.
 fn open_run(run: &Path) -> Result<OwnedFd> {
     let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
-    std::fs::create_dir_all(run).map_err(step)?;
-    let kind = rustix::fs::statfs(run).map_err(|e| step(e.into()))?.f_type;
-    // TMPFS_MAGIC (linux/magic.h). What lives in memory cannot make anyone wait for a disk.
-    if kind as u64 != 0x0102_1994 {
-        let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
-        rustix::mount::mount(RUN_SOURCE, run, "tmpfs", flags, c"mode=0755,size=256m")
-            .map_err(|e| step(e.into()))?;
-        tracing::info!(run = %run.display(), "run.tmpfs-mounted");
-    }
+    wardian_store::run::prepare(run).map_err(step)?;
     let lock = std::fs::File::create(run.join("lock")).map_err(step)?;
     // A server that was killed a moment ago may still be on its way out, with all its descriptors.
     for _ in 0..100 {
@@ -365,19 +360,6 @@ fn open_run(run: &Path) -> Result<OwnedFd> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Err(Error::failed("run directory", format!("another server uses {}", run.display())))
-}
-
-/// With no container left nothing needs the run directory: what `open_run` has mounted goes.
-fn leave_run(run: &Path) {
-    let run = std::fs::canonicalize(run).unwrap_or_else(|_| run.to_owned());
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounts = wardian_sys::procfs::mountinfo(&mountinfo).unwrap_or_default();
-    if mounts.iter().any(|m| m.mount_point == run && m.source == Path::new(RUN_SOURCE)) {
-        // Detached: our socket and lock are still in there until we end.
-        if let Err(error) = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH) {
-            tracing::warn!(run = %run.display(), %error, "run.tmpfs-left");
-        }
-    }
 }
 
 /// Eight hex digits that tell this instance's cgroups from others': FNV-1a of the run directory's path.

@@ -302,7 +302,7 @@ pub fn clean_pea(shared: &Shared, container: &str, pea: &str) {
         shared.cgroups.kill(cgroup);
     }
     shared.records.pea_ends(container, pea);
-    shared.store.release_rootfs(pea);
+    shared.store.release_rootfs(pea, Some(pea));
     for cgroup in cgroups {
         shared.remove_cgroup_later(cgroup);
     }

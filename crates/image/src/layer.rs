@@ -66,6 +66,11 @@ impl Layer {
         }
     }
 
+    /// Whether unpacking it looks at the layers below, which must be there then: it has a base directory.
+    pub fn needs_layers_below(&self) -> bool {
+        self.base.is_some()
+    }
+
     /// Unpacks the layer into the empty directory `into`. Digest and size of the blob and the diff id of its content
     /// are verified on the way, over every byte. After an error the caller throws the directory away.
     ///

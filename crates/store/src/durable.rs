@@ -1,36 +1,45 @@
-//! Making layers durable, off every request path: one thread, one layer at a time, in the idle I/O class.
+//! Making layers durable, off every request path: one thread, in the idle I/O class.
+//!
+//! A layer's own data is written back first, file by file, with calls that make nobody else wait. Then one `syncfs`,
+//! on the descriptor of the store's root that was opened before the oldest of the waiting layers began to be unpacked,
+//! commits the metadata and reports every write error since that moment. Only after that does a layer's record say
+//! that it is durable. If an error is reported, each waiting layer's own descriptor tells whether it happened in the
+//! layer's time; those layers are suspect.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 use wardian_sys::mount;
 
-use crate::layer::Fresh;
+use crate::fail::fail_point;
+use crate::layer::{Fresh, State as Trust};
 use crate::layout;
 
 /// How deep the write-back walks; a descriptor a level. What lies deeper is left to the final `syncfs`.
 const MAX_DEPTH: usize = 64;
-
-enum Job {
-    Layer(Box<Fresh>),
-    /// Let a write error that nobody has seen be reported, so that volatile mounts work again.
-    Report(OwnedFd),
-}
+/// Blocks of `stat(2)`, in bytes.
+const BLOCK: u64 = 512;
 
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    layers: VecDeque<Fresh>,
+    /// A descriptor whose `syncfs` makes an error known that nobody has seen, so that volatile mounts work again.
+    report: Option<OwnedFd>,
     busy: bool,
     stop: bool,
 }
 
+/// Told of a write error that was reported, in words, with the layers that it may concern.
+pub(crate) type Alarm = Box<dyn Fn(&str) + Send + Sync>;
+
 /// The queue of the thread that makes layers durable.
-#[derive(Default)]
 pub(crate) struct Durability {
     state: Mutex<State>,
     changed: Condvar,
+    alarm: Alarm,
 }
 
 impl std::fmt::Debug for Durability {
@@ -40,96 +49,140 @@ impl std::fmt::Debug for Durability {
 }
 
 impl Durability {
-    /// Starts the thread. It ends by itself some time after [`Durability::stop`]: a `syncfs` cannot be interrupted.
-    pub(crate) fn start() -> std::io::Result<Arc<Self>> {
-        let this = Arc::new(Self::default());
-        let thread = Arc::clone(&this);
-        std::thread::Builder::new().name("durability".into()).spawn(move || thread.run())?;
-        Ok(this)
+    /// A queue; nothing is done before [`Durability::start`].
+    pub(crate) fn new(alarm: Alarm) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), alarm })
     }
 
-    fn push(&self, job: Job) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).jobs.push_back(job);
-        self.changed.notify_all();
+    /// Starts the thread. It ends by itself some time after [`Durability::stop`]: a `syncfs` cannot be interrupted.
+    pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        let thread = Arc::clone(self);
+        std::thread::Builder::new().name("durability".into()).spawn(move || thread.run()).map(drop)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn layer(&self, fresh: Fresh) {
-        self.push(Job::Layer(Box::new(fresh)));
+        let mut state = self.lock();
+        // Found again while it waits.
+        if !state.layers.iter().any(|waiting| waiting.layer.instance == fresh.layer.instance) {
+            state.layers.push_back(fresh);
+            self.changed.notify_all();
+        }
     }
 
     pub(crate) fn report(&self, sync: OwnedFd) {
-        self.push(Job::Report(sync));
-    }
-
-    pub(crate) fn stop(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.lock().report = Some(sync);
         self.changed.notify_all();
     }
 
-    /// Whether nothing is left to do.
-    #[cfg(test)]
-    pub(crate) fn is_idle(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.jobs.is_empty() && !state.busy
+    pub(crate) fn stop(&self) {
+        self.lock().stop = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until nothing is left to do; false if that takes longer or `cancelled` says so.
+    pub(crate) fn drain(&self, timeout: Duration, cancelled: &dyn Fn() -> bool) -> bool {
+        let started = Instant::now();
+        let mut state = self.lock();
+        while state.busy || !state.layers.is_empty() || state.report.is_some() {
+            if state.stop || started.elapsed() >= timeout || cancelled() {
+                return false;
+            }
+            let wait = Duration::from_millis(50);
+            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 
     fn stopped(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).stop
+        self.lock().stop
     }
 
     fn run(&self) {
         // Without it the write-back competes with containers, and is right all the same.
         let _ = mount::idle_io_class();
-        loop {
-            let job = {
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.busy = false;
-                loop {
-                    if state.stop {
-                        return;
-                    }
-                    if let Some(job) = state.jobs.pop_front() {
-                        state.busy = true;
-                        break job;
-                    }
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-            };
-            match job {
-                Job::Layer(fresh) => self.make_durable(*fresh),
-                Job::Report(sync) => {
-                    let result = rustix::fs::syncfs(&sync);
-                    tracing::warn!(?result, "the file system under the store had an unseen write error");
-                }
+        let mut state = self.lock();
+        while !state.stop {
+            let layers: Vec<Fresh> = state.layers.drain(..).collect();
+            let report = state.report.take();
+            if layers.is_empty() && report.is_none() {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
+            state.busy = true;
+            drop(state);
+            if !layers.is_empty() {
+                self.make_durable(layers);
+            }
+            if let Some(sync) = report
+                && let Err(error) = rustix::fs::syncfs(&sync)
+            {
+                (self.alarm)(&format!("the file system under the store reports a lost write: {error}"));
+            }
+            state = self.lock();
+            state.busy = false;
+            self.changed.notify_all();
         }
     }
 
-    fn make_durable(&self, mut fresh: Fresh) {
-        let written = layout::open_dir(&fresh.dir, "fs")
-            .map_err(std::io::Error::from)
-            .and_then(|fs| self.write_back(fs.as_fd()))
-            .and_then(|()| if self.stopped() { Ok(()) } else { Ok(rustix::fs::syncfs(&fresh.sync)?) });
-        if self.stopped() {
+    fn make_durable(&self, mut layers: Vec<Fresh>) {
+        // One layer at a time: what is written back is bounded.
+        let mut written = Vec::new();
+        for fresh in &mut layers {
+            let fs = layout::open_dir(&fresh.dir, "fs").map_err(std::io::Error::from);
+            let result = fs.and_then(|fs| self.write_back(fs.as_fd()));
+            written.push(result.map(|bytes| fresh.record.disk_bytes = Some(bytes)));
+        }
+        fail_point!("written-back");
+        // The first was opened first.
+        let synced = layers.first().map_or(Ok(()), |oldest| rustix::fs::syncfs(&oldest.sync));
+        fail_point!("synced");
+        if self.stopped() && synced.is_ok() {
             return;
         }
-        let marked = written.and_then(|()| {
-            fresh.record.durable = true;
-            fresh.record.write(&fresh.dir)
-        });
-        if let Err(error) = marked {
-            fresh.layer.mark_suspect();
-            tracing::warn!(layer = fresh.layer.chain, %error, "the layer may not be on the disk");
+        let names: Vec<String> = layers.iter().map(|fresh| fresh.layer.chain.clone()).collect();
+        for (index, (mut fresh, written)) in layers.into_iter().zip(written).enumerate() {
+            let own = match synced {
+                Ok(()) => Ok(()),
+                error if index == 0 => error,
+                Err(_) => rustix::fs::syncfs(&fresh.sync),
+            };
+            let marked = written.and_then(|()| Ok(own?)).and_then(|()| {
+                fresh.record.durable = true;
+                fresh.record.write_durable(&fresh.dir)
+            });
+            fail_point!("marked");
+            match marked {
+                Ok(()) => fresh.layer.set_state(Trust::Durable),
+                // Condemned and deleted meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    fresh.layer.set_state(Trust::Suspect);
+                    (fresh.record.durable, fresh.record.suspect) = (false, true);
+                    // If this cannot be written either, the record still does not say durable.
+                    let _ = fresh.record.write(&fresh.dir);
+                    let neighbours: Vec<_> =
+                        names.iter().filter(|name| **name != fresh.layer.chain).cloned().collect();
+                    tracing::error!(layer = fresh.layer.chain, %error, ?neighbours, "layer.suspect");
+                    (self.alarm)(&format!("the layer {} may not be on the disk: {error}", fresh.layer.chain));
+                }
+            }
         }
     }
 
-    fn write_back(&self, fs: BorrowedFd<'_>) -> std::io::Result<()> {
+    /// Starts and awaits the write-back of the data of each file; bytes that the tree takes on the disk.
+    fn write_back(&self, fs: BorrowedFd<'_>) -> std::io::Result<u64> {
         let mut stack = vec![(rustix::io::fcntl_dupfd_cloexec(fs, 3)?, Dir::read_from(fs)?)];
+        let mut bytes = 0;
         while let Some((dir, entries)) = stack.last_mut() {
             if self.stopped() {
-                return Ok(());
+                return Ok(bytes);
             }
             let Some(entry) = entries.next() else {
+                bytes += rustix::fs::fstat(&*dir)?.st_blocks.unsigned_abs() * BLOCK;
                 stack.pop();
                 continue;
             };
@@ -143,6 +196,9 @@ impl Durability {
                 FileType::RegularFile => {
                     let file = rustix::fs::openat(&*dir, entry.file_name(), flags, Mode::empty())?;
                     mount::write_back(&file)?;
+                    let stat = rustix::fs::fstat(&file)?;
+                    // Each of several names counts its part.
+                    bytes += stat.st_blocks.unsigned_abs() * BLOCK / stat.st_nlink.max(1);
                 }
                 FileType::Directory if stack.len() < MAX_DEPTH => {
                     let dir = &stack[stack.len() - 1].0;
@@ -154,6 +210,6 @@ impl Durability {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(bytes)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{format, layer, layout, rootfs};
+use crate::{format, image, layer, layout, rootfs};
 
 /// The store's error: one variant per part of the store, each with its own operations and subjects.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,28 @@ pub enum Error {
     /// A root file system could not be made.
     #[error(transparent)]
     Rootfs(#[from] rootfs::Error),
+    /// The store's names could not be read or changed.
+    #[error(transparent)]
+    Name(#[from] image::Error),
+    /// What is living could not be read.
+    #[error("cannot read the records of root file systems in {path:?}")]
+    Records {
+        /// The run directory.
+        path: std::path::PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Garbage collection was as fast as the fetching, again and again.
+    #[error(
+        "the layers of {uri:?} are collected as fast as they are fetched; pin the image, or collect less"
+    )]
+    Collected {
+        /// The image as it was asked for.
+        uri: String,
+    },
+    /// The caller has cancelled it.
+    #[error("cancelled")]
+    Cancelled,
     /// A request that was first to ask for the same thing failed, and this one waited for it.
     #[error(transparent)]
     Shared(Arc<Error>),
@@ -45,6 +67,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether somebody cancelled it.
+    pub fn is_cancelled(&self) -> bool {
+        let unpack = |error: &layer::Error| match error {
+            layer::Error::Unpack { source, .. } => source
+                .downcast_ref::<wardian_image::Error>()
+                .is_some_and(|error| matches!(error, wardian_image::Error::Cancelled { .. })),
+            _ => false,
+        };
+        match self.root() {
+            Self::Cancelled => true,
+            Self::Layer(error) => unpack(error),
+            _ => false,
+        }
+    }
+
     /// The error itself, without the wrapping of those that waited for another request.
     pub fn root(&self) -> &Self {
         match self {

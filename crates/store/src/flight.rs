@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::Error;
 
@@ -39,23 +40,46 @@ impl<K: Eq + Hash, V: Clone> Drop for Landing<'_, K, V> {
     }
 }
 
+/// How often who waits looks whether it is to go on waiting.
+const LOOK: Duration = Duration::from_millis(50);
+
 impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
-    /// Does the work, or waits for who does. `work` must itself look whether it was just done by someone.
-    pub(crate) fn run(&self, key: &K, work: impl FnOnce() -> Result<V, Error>) -> Result<V, Error> {
-        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(seat) = flights.get(key).cloned() {
+    /// Does the work, or waits for who does. `work` must itself look whether it was just done by someone. Who waits can
+    /// be cancelled; if who works is, somebody who waits takes over.
+    pub(crate) fn run(
+        &self,
+        key: &K,
+        cancelled: &dyn Fn() -> bool,
+        work: impl FnOnce() -> Result<V, Error>,
+    ) -> Result<V, Error> {
+        loop {
+            let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(seat) = flights.get(key).cloned() else {
+                let seat = Arc::new(Seat { result: Mutex::new(None), landed: Condvar::new() });
+                flights.insert(key.clone(), Arc::clone(&seat));
+                drop(flights);
+                return self.lead(key, seat, work);
+            };
             drop(flights);
             let mut result = seat.result.lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
+            let landed = loop {
                 match &*result {
-                    Some(result) => return result.clone().map_err(Error::Shared),
-                    None => result = seat.landed.wait(result).unwrap_or_else(PoisonError::into_inner),
+                    Some(result) => break result.clone(),
+                    None if cancelled() => return Err(Error::Cancelled),
+                    None => {
+                        let wait = seat.landed.wait_timeout(result, LOOK);
+                        result = wait.unwrap_or_else(PoisonError::into_inner).0;
+                    }
                 }
+            };
+            match landed {
+                Err(error) if error.is_cancelled() => {}
+                landed => return landed.map_err(Error::Shared),
             }
         }
-        let seat = Arc::new(Seat { result: Mutex::new(None), landed: Condvar::new() });
-        flights.insert(key.clone(), Arc::clone(&seat));
-        drop(flights);
+    }
+
+    fn lead(&self, key: &K, seat: Arc<Seat<V>>, work: impl FnOnce() -> Result<V, Error>) -> Result<V, Error> {
         let mut landing = Landing { flights: self, key: key.clone(), seat, result: None };
         let result = work().map_err(Arc::new);
         landing.result = Some(result.clone());

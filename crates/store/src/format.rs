@@ -11,8 +11,12 @@ use serde::{Deserialize, Serialize};
 /// The version that this program writes. It changes only when feature sets cannot express the change.
 pub const VERSION: u32 = 1;
 
-/// Features without which this program's stores could not be read; none yet.
-const KNOWN_INCOMPAT: &[&str] = &[];
+/// Root file systems are known by records in the run directory, which name their directories: a program that takes a
+/// directory's own name for its id would delete them.
+const RECORDS: &str = "records";
+
+/// Features without which this program's stores could not be read.
+const KNOWN_INCOMPAT: &[&str] = &[RECORDS];
 /// Features without which this program's stores could not be written; none yet.
 const KNOWN_RO_COMPAT: &[&str] = &[];
 
@@ -56,11 +60,18 @@ pub struct Format {
 impl Default for Format {
     fn default() -> Self {
         let none = BTreeSet::new;
-        Self { version: VERSION, compat: none(), ro_compat: none(), incompat: none() }
+        Self { version: VERSION, compat: none(), ro_compat: none(), incompat: none() }.upgrade()
     }
 }
 
 impl Format {
+    /// The same with the features that this program's stores have.
+    #[must_use]
+    pub fn upgrade(mut self) -> Self {
+        self.incompat.insert(RECORDS.to_owned());
+        self
+    }
+
     /// Reads the text of a `format.json` and refuses what this program must not touch.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let format: Self = serde_json::from_str(text).map_err(Error::Parse)?;
@@ -84,7 +95,8 @@ mod tests {
     fn what_is_accepted_and_what_is_not() {
         let own = serde_json::to_string(&Format::default()).unwrap();
         assert_eq!(Format::parse(&own).unwrap(), Format::default());
-        assert!(Format::parse(r#"{"version":1,"compat":["tea"],"later":3}"#).is_ok());
+        let older = Format::parse(r#"{"version":1,"compat":["tea"],"later":3}"#).unwrap();
+        assert!(older.upgrade().incompat.contains(RECORDS));
         for (text, says) in [
             (r#"{"version":2}"#, "format version 2"),
             (r#"{"version":0}"#, "format version 0"),

@@ -3,16 +3,20 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use wardian_image::Watch;
+use wardian_sys::layer_ns::{AttachedLayer, LayerNamespace};
 use wardian_sys::mount;
 
 use crate::Owner;
+use crate::fail::fail_point;
 use crate::layout::{self, Layout};
+use crate::record::{self, Used};
 
 /// The mode that `fs/` has before its layer is unpacked: one that no image sets, so that afterwards one can tell
 /// whether the layer has an entry for its root.
@@ -21,6 +25,7 @@ const NO_ROOT_ENTRY: u32 = 0o1000;
 const DEFAULT_ROOT_MODE: u32 = 0o755;
 /// The record's file name.
 const RECORD: &str = "layer.json";
+const TRASH_PREFIX: &str = "layer-";
 
 /// What could not be done to a layer.
 #[derive(Debug, thiserror::Error)]
@@ -98,14 +103,20 @@ pub enum Error {
 pub(crate) struct Record {
     pub(crate) chain_id: String,
     pub(crate) diff_id: String,
+    /// Tells this unpacking of the layer from every other one.
+    pub(crate) instance: String,
     /// Entries of the layer's tar.
     pub(crate) entries: u64,
     /// Bytes of its files.
     pub(crate) bytes: u64,
+    /// Bytes that it takes on the disk; known once it is durable.
+    pub(crate) disk_bytes: Option<u64>,
     /// The boot that unpacked it.
     pub(crate) boot_id: String,
     /// Whether all of it is known to be on the disk. Otherwise it is not trusted after another boot.
     pub(crate) durable: bool,
+    /// A write error was reported while it was not durable: it may not be given to anyone.
+    pub(crate) suspect: bool,
     /// The mode of the layer's root directory; none if the layer has no entry for it.
     pub(crate) root_mode: Option<u32>,
 }
@@ -119,6 +130,21 @@ impl Record {
     /// Writes it there, in one step, unsynced.
     pub(crate) fn write(&self, dir: impl AsFd) -> std::io::Result<()> {
         layout::write_file(dir, RECORD, &serde_json::to_string(self)?)
+    }
+
+    /// Writes it there and waits for the disk.
+    pub(crate) fn write_durable(&self, dir: impl AsFd) -> std::io::Result<()> {
+        layout::write_file_durable(dir, RECORD, &serde_json::to_string(self)?)
+    }
+
+    /// Bytes on the disk, as well as they are known.
+    pub(crate) fn size(&self) -> u64 {
+        self.disk_bytes.unwrap_or(self.bytes)
+    }
+
+    /// Whether a program of the boot `boot_id` may use the layer.
+    pub(crate) fn is_trusted(&self, boot_id: &str) -> bool {
+        !self.suspect && (self.durable || self.boot_id == boot_id)
     }
 }
 
@@ -142,24 +168,64 @@ impl Mappings {
     }
 }
 
+/// How much a layer can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    /// Whole, but a power cut could take it.
+    Fresh,
+    /// On the disk.
+    Durable,
+    /// Perhaps not on the disk, though the kernel will not try again.
+    Suspect,
+}
+
 /// A layer in the store.
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub(crate) chain: String,
+    pub(crate) instance: String,
     /// The mode of its root directory, if it says so.
     pub(crate) root_mode: Option<u32>,
+    /// Its directory, to see whether it is still in its place.
+    inode: u64,
     fs: OwnedFd,
-    mounts: Mutex<HashMap<Mapping, Arc<OwnedFd>>>,
-    suspect: AtomicBool,
+    mounts: Mutex<HashMap<Mapping, Arc<Lower>>>,
+    state: AtomicU8,
+    /// Seconds since 1970; 0 until it is used.
+    used: AtomicU64,
+}
+
+/// A layer ready to be a lower directory of an overlay.
+#[derive(Debug)]
+pub(crate) struct Lower {
+    /// The detached, read-only, perhaps idmapped mount.
+    pub(crate) mount: OwnedFd,
+    /// Where overlays are made on kernels that refuse detached layers.
+    attached: OnceLock<AttachedLayer>,
+}
+
+impl Lower {
+    pub(crate) fn new(mount: OwnedFd) -> Self {
+        Self { mount, attached: OnceLock::new() }
+    }
+
+    /// The layer in the namespace; attached at the first call. A mount can be attached once, and so a second thread
+    /// that comes at the same moment waits.
+    pub(crate) fn attached(&self, namespace: &LayerNamespace) -> Result<&AttachedLayer, mount::Error> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(attached) = self.attached.get() {
+            return Ok(attached);
+        }
+        let attached = namespace.attach(self.mount.as_fd())?;
+        Ok(self.attached.get_or_init(|| attached))
+    }
 }
 
 impl Layer {
     /// The layer as a detached read-only mount, idmapped for the owner. Made once per mapping.
-    pub(crate) fn mount(
-        &self,
-        owner: Option<&Owner<'_>>,
-        mappings: &Mappings,
-    ) -> Result<Arc<OwnedFd>, Error> {
+    pub(crate) fn mount(&self, owner: Option<&Owner<'_>>, mappings: &Mappings) -> Result<Arc<Lower>, Error> {
         let failed = |source| Error::Mount { chain: self.chain.clone(), source };
         let mapping = owner.map(|owner| (owner.uid, owner.gid));
         let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -181,18 +247,57 @@ impl Layer {
                 })?;
             }
         }
-        let clone = Arc::new(clone);
-        mounts.insert(mapping, Arc::clone(&clone));
-        Ok(clone)
+        let lower = Arc::new(Lower::new(clone));
+        mounts.insert(mapping, Arc::clone(&lower));
+        Ok(lower)
     }
 
-    /// Whether some of its data may not have reached the disk.
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.suspect.load(Ordering::Acquire)
+    /// Whether this unpacking is still the one that the store hands out. Whoever wants to keep it in use writes a
+    /// record first, see [`crate::record`].
+    pub(crate) fn is_in_place(&self, layout: &Layout) -> bool {
+        let stat = rustix::fs::statat(&layout.layers, &self.chain, AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| stat.st_ino == self.inode)
     }
 
-    pub(crate) fn mark_suspect(&self) {
-        self.suspect.store(true, Ordering::Release);
+    /// Its root, for reading.
+    pub(crate) fn fs(&self) -> rustix::io::Result<OwnedFd> {
+        layout::open_dir(&self.fs, ".")
+    }
+
+    pub(crate) fn as_used(&self) -> Used {
+        Used { chain: self.chain.clone(), instance: self.instance.clone() }
+    }
+
+    /// Notes that it is used now; [`Layer::save_used`] writes that down later.
+    pub(crate) fn touch(&self) {
+        self.used.store(record::now_ms() / 1000, Ordering::Relaxed);
+    }
+
+    /// When it was used last, if this process knows.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Writes down when it was used last, as its directory's modification time.
+    pub(crate) fn save_used(&self, layout: &Layout) {
+        let time = rustix::fs::Timespec { tv_sec: self.used().cast_signed(), tv_nsec: 0 };
+        if time.tv_sec > 0 && self.is_in_place(layout) {
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            // Only the order of collection suffers if it fails.
+            let _ = rustix::fs::utimensat(&layout.layers, &self.chain, &times, AtFlags::SYMLINK_NOFOLLOW);
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            0 => State::Fresh,
+            1 => State::Durable,
+            _ => State::Suspect,
+        }
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
     }
 }
 
@@ -205,18 +310,19 @@ fn check_name(chain: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A layer just unpacked, for the thread that makes it durable.
+/// A layer with what is needed to make it durable.
 pub(crate) struct Fresh {
     pub(crate) layer: Arc<Layer>,
     pub(crate) dir: OwnedFd,
     pub(crate) record: Record,
-    /// Opened before the unpack began: its `syncfs` reports every write error since.
+    /// Opened before the unpack began, or as soon as it was found: its `syncfs` reports every write error since.
     pub(crate) sync: OwnedFd,
 }
 
-/// Takes the layer from the store, if it is there.
-pub(crate) fn load(layout: &Layout, chain: &str) -> Result<Option<(Arc<Layer>, OwnedFd, Record)>, Error> {
+/// Takes the layer from the store, if it is there. Write errors before now are known only if nobody else has seen them.
+pub(crate) fn load(layout: &Layout, chain: &str) -> Result<Option<Fresh>, Error> {
     check_name(chain)?;
+    let sync = layout.sync_handle().map_err(|source| Error::Open { chain: chain.to_owned(), source })?;
     let dir = match layout::open_dir(&layout.layers, chain) {
         Ok(dir) => dir,
         Err(Errno::NOENT) => return Ok(None),
@@ -224,51 +330,106 @@ pub(crate) fn load(layout: &Layout, chain: &str) -> Result<Option<(Arc<Layer>, O
     };
     let record = Record::read(&dir).map_err(|source| Error::Record { chain: chain.to_owned(), source })?;
     let layer = open(&dir, &record)?;
-    Ok(Some((layer, dir, record)))
+    Ok(Some(Fresh { layer, dir, record, sync }))
 }
 
 fn open(dir: &OwnedFd, record: &Record) -> Result<Arc<Layer>, Error> {
+    let failed = |source| Error::Open { chain: record.chain_id.clone(), source };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fs = rustix::fs::openat(dir, "fs", flags, Mode::empty())
-        .map_err(|source| Error::Open { chain: record.chain_id.clone(), source })?;
+    let fs = rustix::fs::openat(dir, "fs", flags, Mode::empty()).map_err(failed)?;
+    let inode = rustix::fs::fstat(dir).map_err(failed)?.st_ino;
+    let state = match record {
+        Record { suspect: true, .. } => State::Suspect,
+        Record { durable: true, .. } => State::Durable,
+        _ => State::Fresh,
+    };
     Ok(Arc::new(Layer {
         chain: record.chain_id.clone(),
+        instance: record.instance.clone(),
         root_mode: record.root_mode,
+        inode,
         fs,
         mounts: Mutex::default(),
-        suspect: AtomicBool::new(false),
+        state: AtomicU8::new(state as u8),
+        used: AtomicU64::new(0),
     }))
 }
 
+/// The name in the trash of a layer's unpacking; [`instance_of`] tells it back.
+pub(crate) fn trash_name(instance: &str) -> String {
+    format!("{TRASH_PREFIX}{instance}")
+}
+
+/// Which unpacking of a layer lies in the trash under this name, if it is one.
+pub(crate) fn instance_of(trash: &str) -> Option<&str> {
+    trash.strip_prefix(TRASH_PREFIX)
+}
+
+/// Moves a layer out of its place. Root file systems that use it keep it until they are gone.
+pub(crate) fn condemn(layout: &Layout, chain: &str, instance: &str) -> Result<(), layout::Error> {
+    layout.to_trash(&layout.layers, chain, &trash_name(instance))
+}
+
 /// Unpacks a layer in `staging/`, verifies it and moves it to its place. Nothing is synced. On failure the half-made
-/// directory's name is given to `discard`.
+/// directory's name is given to `discard`. `below` are the layers under it, topmost first.
 pub(crate) fn unpack(
     layout: &Layout,
     source: &wardian_image::Layer,
+    below: &[Arc<Layer>],
+    watch: &Watch,
     discard: &dyn Fn(&str),
 ) -> Result<Fresh, Error> {
     let chain = source.chain_id.as_str();
     check_name(chain)?;
-    let name = uuid::Uuid::new_v4().simple().to_string();
-    let result = stage(layout, source, &name);
+    let (name, dir) = reserve(layout).map_err(|source| Error::Stage { chain: chain.to_owned(), source })?;
+    fail_point!("staged");
+    let result = stage(layout, source, below, watch, &name, dir);
     if result.is_err() {
         discard(&name);
     }
     result
 }
 
-fn stage(layout: &Layout, source: &wardian_image::Layer, name: &str) -> Result<Fresh, Error> {
+/// Makes a directory in `staging/` and locks it: the living hold theirs, and what nobody holds is half made and trash.
+fn reserve(layout: &Layout) -> rustix::io::Result<(String, OwnedFd)> {
+    loop {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        rustix::fs::mkdirat(&layout.staging, &name, Mode::RWXU)?;
+        // Until it is locked somebody may take it for trash, and then another one is made.
+        let dir = match layout::open_dir(&layout.staging, &name) {
+            Err(Errno::NOENT) => continue,
+            other => other?,
+        };
+        if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        let there = rustix::fs::statat(&layout.staging, &name, AtFlags::SYMLINK_NOFOLLOW);
+        if there.is_ok_and(|stat| rustix::fs::fstat(&dir).is_ok_and(|own| own.st_ino == stat.st_ino)) {
+            return Ok((name, dir));
+        }
+    }
+}
+
+fn stage(
+    layout: &Layout,
+    source: &wardian_image::Layer,
+    below: &[Arc<Layer>],
+    watch: &Watch,
+    name: &str,
+    dir: OwnedFd,
+) -> Result<Fresh, Error> {
     let chain = source.chain_id.as_str();
     let staged = |source| Error::Stage { chain: chain.to_owned(), source };
     let sync = layout.sync_handle().map_err(staged)?;
-    rustix::fs::mkdirat(&layout.staging, name, Mode::RWXU).map_err(staged)?;
-    let dir = layout::open_dir(&layout.staging, name).map_err(staged)?;
     rustix::fs::mkdirat(&dir, "fs", Mode::RWXU).map_err(staged)?;
     let fs = layout::open_dir(&dir, "fs").map_err(staged)?;
     rustix::fs::fchmod(&fs, Mode::from_raw_mode(NO_ROOT_ENTRY)).map_err(staged)?;
+    let below = below.iter().map(|layer| layer.fs()).collect::<Result<Vec<_>, _>>().map_err(staged)?;
+    let below: Vec<_> = below.iter().map(AsFd::as_fd).collect();
     let unpacked = source
-        .unpack(fs.as_fd(), &[], &wardian_image::Limits::default(), &wardian_image::Watch::default())
+        .unpack(fs.as_fd(), &below, &wardian_image::Limits::default(), watch)
         .map_err(|source| Error::Unpack { chain: chain.to_owned(), source: Box::new(source) })?;
+    fail_point!("unpacked");
     let mode = rustix::fs::fstat(&fs).map_err(staged)?.st_mode & 0o7777;
     let root_mode = (mode != NO_ROOT_ENTRY).then_some(mode);
     if root_mode.is_none() {
@@ -277,16 +438,23 @@ fn stage(layout: &Layout, source: &wardian_image::Layer, name: &str) -> Result<F
     let record = Record {
         chain_id: chain.to_owned(),
         diff_id: unpacked.diff_id.to_string(),
+        instance: name.to_owned(),
         entries: unpacked.entries,
         bytes: unpacked.bytes,
+        disk_bytes: None,
         boot_id: layout.boot_id.clone(),
         durable: false,
+        suspect: false,
         root_mode,
     };
     record.write(&dir).map_err(|source| Error::Record { chain: chain.to_owned(), source })?;
+    fail_point!("recorded");
     let layer = open(&dir, &record)?;
-    rustix::fs::renameat(&layout.staging, name, &layout.layers, chain)
+    let commit = rustix::fs::RenameFlags::NOREPLACE;
+    rustix::fs::renameat_with(&layout.staging, name, &layout.layers, chain, commit)
         .map_err(|source| Error::Commit { chain: chain.to_owned(), source })?;
+    fail_point!("committed");
+    layer.touch();
     Ok(Fresh { layer, dir, record, sync })
 }
 

@@ -4,11 +4,14 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, IFlags, Mode, OFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::format::{self, Format};
+use crate::record::Records;
 
 /// What could not be done to the store's directories.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +38,14 @@ pub enum Error {
     InUse {
         /// The store's root.
         path: PathBuf,
+    },
+    /// The store's root file systems are recorded elsewhere. Taking those for trash would be fatal.
+    #[error("the store {path:?} is in use with the run directory {run:?}: give that one (--run)")]
+    OtherRun {
+        /// The store's root.
+        path: PathBuf,
+        /// The run directory in use.
+        run: PathBuf,
     },
     /// The store could not be locked.
     #[error("cannot lock the store {path:?}")]
@@ -84,19 +95,47 @@ pub enum Error {
 /// The store's directories.
 #[derive(Debug)]
 pub(crate) struct Layout {
-    root: OwnedFd,
+    pub(crate) root: OwnedFd,
     pub(crate) layers: OwnedFd,
+    /// What names stand for.
+    pub(crate) images: OwnedFd,
     pub(crate) staging: OwnedFd,
     pub(crate) rootfs: OwnedFd,
     pub(crate) trash: OwnedFd,
-    /// Layers whose data may not have reached the disk and that running containers may still use.
-    pub(crate) suspect: OwnedFd,
+    /// The path that the store was opened by.
+    pub(crate) path: PathBuf,
+    pub(crate) records: Records,
     /// The id of this boot (`/proc/sys/kernel/random/boot_id`).
     pub(crate) boot_id: String,
 }
 
-const DIRECTORY: OFlags =
+/// As whom a store is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The one process that puts the store in order and deletes its trash.
+    Server,
+    /// Any process that does one thing beside it.
+    Command,
+}
+
+/// What the lock file says.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Holder {
+    run: PathBuf,
+    /// Whether the process that holds the lock is a server; meaningless while nobody holds it.
+    server: bool,
+}
+
+/// The lock file, held exclusively by the server for its life and by a command for an instant.
+const LOCK: &str = "lock";
+/// A server that was killed a moment ago may still be on its way out, with all its descriptors.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+pub(crate) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Bytes of the largest file that is read whole.
+const MAX_RECORD: u64 = 32 << 20;
 
 /// Opens the directory `name` under `dir`; a symlink is refused.
 pub(crate) fn open_dir(dir: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
@@ -123,26 +162,43 @@ pub(crate) fn read_file(dir: impl AsFd, name: &str) -> std::io::Result<String> {
     if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
         return Err(std::io::Error::from(std::io::ErrorKind::InvalidData));
     }
-    // A record is a few hundred bytes; the bound is for a file that is none.
+    // A record is a few hundred bytes, with a manifest and a config in it some megabytes; the bound is for a file that
+    // is none.
     let mut text = String::new();
-    std::fs::File::from(file).take(1 << 20).read_to_string(&mut text)?;
+    std::fs::File::from(file).take(MAX_RECORD).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Replaces a file of the store in one step: a new file under another name, then a rename. Not synced.
+/// Replaces a file of the store in one step: a new file under another name, then a rename. Not synced: after a power
+/// cut it may be the old one, the new one or empty.
 pub(crate) fn write_file(dir: impl AsFd, name: &str, text: &str) -> std::io::Result<()> {
-    let dir = dir.as_fd();
-    let new = format!(".{name}.new");
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    replace(dir.as_fd(), name, text, false)
+}
+
+/// The same, and waits for the disk before the rename: after a power cut it is the old one or the new one. For threads
+/// and commands that nobody waits for.
+pub(crate) fn write_file_durable(dir: impl AsFd, name: &str, text: &str) -> std::io::Result<()> {
+    replace(dir.as_fd(), name, text, true)
+}
+
+fn replace(dir: BorrowedFd<'_>, name: &str, text: &str, sync: bool) -> std::io::Result<()> {
+    let new = format!(".{name}.{}", uuid::Uuid::new_v4().simple());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(rustix::fs::openat(dir, &new, flags, Mode::RUSR | Mode::WUSR)?);
-    file.write_all(text.as_bytes())?;
-    rustix::fs::renameat(dir, &new, dir, name)?;
-    Ok(())
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| if sync { file.sync_data() } else { Ok(()) })
+        .and_then(|()| Ok(rustix::fs::renameat(dir, &new, dir, name)?));
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(dir, &new, AtFlags::empty());
+    }
+    written
 }
 
 impl Layout {
-    /// Makes what is missing, takes the lock, checks the format.
-    pub(crate) fn open(path: &Path) -> crate::Result<Self> {
+    /// Makes what is missing, checks the format, and takes the lock if it is to be had: a server must have it, and
+    /// whoever has it may put the store in order.
+    pub(crate) fn open(path: &Path, run: &Path, role: Role) -> crate::Result<(Self, Option<Lock>)> {
         let made = |path: PathBuf, result: std::io::Result<()>| match result {
             Err(source) => Err(Error::Make { path, source }),
             Ok(()) => Ok(()),
@@ -153,17 +209,15 @@ impl Layout {
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = opened(path, rustix::fs::open(path, flags, Mode::empty()))?;
-        match rustix::fs::flock(&root, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(Error::InUse { path: path.to_owned() }.into()),
-            Err(error) => {
-                return Err(Error::Lock { path: path.to_owned(), source: error.into() }.into());
-            }
-        }
         // Layers keep the set-id bits and the owners of their images: nobody but root may come here.
         rustix::fs::fchmod(&root, Mode::RWXU)
             .map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })?;
         check_format(root.as_fd())?;
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(Error::BootId)?
+            .trim()
+            .to_owned();
+        let lock = Lock::take(root.as_fd(), path, run, role, &boot_id)?;
         let part = |name: &str| -> Result<OwnedFd, Error> {
             let result = match rustix::fs::mkdirat(&root, name, Mode::RWXU) {
                 Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -172,29 +226,28 @@ impl Layout {
             made(path.join(name), result)?;
             opened(&path.join(name), open_dir(&root, name))
         };
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_err(Error::BootId)?
-            .trim()
-            .to_owned();
         let rootfs = part("rootfs")?;
         spread(&rootfs);
-        Ok(Self {
+        let records = Records::open(run, &boot_id, role == Role::Server)
+            .map_err(|source| Error::Make { path: run.to_owned(), source })?;
+        let layout = Self {
             layers: part("layers")?,
+            images: part("images")?,
             staging: part("staging")?,
             rootfs,
             trash: part("trash")?,
-            suspect: part("suspect")?,
             root,
+            path: path.to_owned(),
+            records,
             boot_id,
-        })
+        };
+        Ok((layout, lock))
     }
 
-    /// Moves a directory of the store to the trash and says under which name; there the reaper finds it.
-    pub(crate) fn to_trash(&self, dir: impl AsFd, name: &str) -> Result<String, Error> {
-        let new = uuid::Uuid::new_v4().simple().to_string();
-        rustix::fs::renameat(dir, name, &self.trash, &new)
-            .map_err(|error| Error::Trash { name: name.to_owned(), source: error.into() })?;
-        Ok(new)
+    /// Moves a directory of the store to the trash, under this name.
+    pub(crate) fn to_trash(&self, dir: impl AsFd, name: &str, new: &str) -> Result<(), Error> {
+        rustix::fs::renameat(dir, name, &self.trash, new)
+            .map_err(|error| Error::Trash { name: name.to_owned(), source: error.into() })
     }
 
     /// A new descriptor of the store's root, for a `syncfs` that is to report every write error from now on.
@@ -202,9 +255,86 @@ impl Layout {
         open_dir(&self.root, ".")
     }
 
-    /// Lets another server have the store.
-    pub(crate) fn unlock(&self) {
-        let _ = rustix::fs::flock(&self.root, FlockOperation::Unlock);
+    /// Whether a server has the store.
+    pub(crate) fn has_server(&self) -> bool {
+        let Ok(file) = open_lock(self.root.as_fd()) else { return false };
+        let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => false,
+            Err(error) => error == Errno::WOULDBLOCK,
+        };
+        held && Holder::read(&file).server
+    }
+}
+
+fn open_lock(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(root, LOCK, flags, Mode::RUSR | Mode::WUSR)
+}
+
+impl Holder {
+    /// Nothing if the file is new or was cut off in the writing.
+    fn read(file: &OwnedFd) -> Self {
+        let mut text = [0; 8192];
+        let length = rustix::io::pread(file, &mut text, 0).unwrap_or(0);
+        serde_json::from_slice(&text[..length]).unwrap_or_default()
+    }
+
+    fn write(&self, file: &OwnedFd) -> std::io::Result<()> {
+        rustix::fs::ftruncate(file, 0)?;
+        rustix::io::pwrite(file, &serde_json::to_vec(self)?, 0)?;
+        Ok(())
+    }
+}
+
+/// The store's lock, held.
+#[derive(Debug)]
+pub(crate) struct Lock(OwnedFd);
+
+impl Lock {
+    fn take(
+        root: BorrowedFd<'_>,
+        path: &Path,
+        run: &Path,
+        role: Role,
+        boot_id: &str,
+    ) -> Result<Option<Self>, Error> {
+        let failed = |source: std::io::Error| Error::Lock { path: path.to_owned(), source };
+        let file = open_lock(root).map_err(|error| failed(error.into()))?;
+        let started = Instant::now();
+        let held = loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break true,
+                Err(Errno::WOULDBLOCK) if role == Role::Command => break false,
+                Err(Errno::WOULDBLOCK) if started.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(Errno::WOULDBLOCK) => return Err(Error::InUse { path: path.to_owned() }),
+                Err(error) => return Err(failed(error.into())),
+            }
+        };
+        let holder = Holder::read(&file);
+        let run = std::path::absolute(run).map_err(failed)?;
+        let known = !holder.run.as_os_str().is_empty();
+        if known && holder.run != run {
+            let others = Records::open(&holder.run, boot_id, false).and_then(|records| records.all());
+            // Unreadable records name nobody knows what.
+            if !held || !others.is_ok_and(|records| records.is_empty()) {
+                return Err(Error::OtherRun { path: path.to_owned(), run: holder.run });
+            }
+        }
+        if !held {
+            return Ok(None);
+        }
+        let ours = Holder { run, server: role == Role::Server };
+        ours.write(&file).map_err(failed)?;
+        Ok(Some(Self(file)))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Explicit: a child forked at this moment has a copy of the descriptor.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 
@@ -224,10 +354,15 @@ fn check_format(root: BorrowedFd<'_>) -> crate::Result<()> {
     let missing = matches!(rustix::fs::statat(root, NAME, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
     if missing {
         let text = serde_json::to_string(&Format::default()).map_err(format::Error::Parse)?;
-        write_file(root, NAME, &text).map_err(|source| Error::Write { name: NAME.into(), source })?;
+        write_file_durable(root, NAME, &text).map_err(|source| Error::Write { name: NAME.into(), source })?;
         return Ok(());
     }
     let text = read_file(root, NAME).map_err(|source| Error::Read { name: NAME.into(), source })?;
-    Format::parse(&text)?;
+    let found = Format::parse(&text)?;
+    let format = found.clone().upgrade();
+    if format != found {
+        let text = serde_json::to_string(&format).map_err(format::Error::Parse)?;
+        write_file_durable(root, NAME, &text).map_err(|source| Error::Write { name: NAME.into(), source })?;
+    }
     Ok(())
 }

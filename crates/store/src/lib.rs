@@ -3,29 +3,47 @@
 //! ```text
 //! <root>/
 //! ├── format.json                       which program may touch this store
+//! ├── lock                              held by the server; names the run directory
 //! ├── layers/<chain>/{fs/, layer.json}  unpacked once; ids as in the image
-//! ├── staging/<name>/                   half-made layers; trash at the next open
-//! ├── rootfs/<id>/{upper,work}          of a container, or trash
-//! ├── suspect/<name>/                   layers whose data may not be on the disk; trash once no container runs
-//! └── trash/<name>/
+//! ├── images/<name>.json                what names stand for, and pins
+//! ├── staging/<name>/                   half-made layers, each locked by its maker; without a maker, trash
+//! ├── rootfs/<name>/{upper,work}        named by a record in <run>/rootfs, or trash
+//! └── trash/<name>/                     layers that nobody is given any more, and other trash
+//! <run>/rootfs/
+//! ├── <id>.json                         a living root file system: its directory, its layers
+//! └── <id>/                             where it is attached, if it was asked to be
 //! ```
 //!
 //! Layers are durable, containers are volatile. Nothing on a request path waits for the disk: a root file system is a
-//! detached volatile overlay handed out as a descriptor, releasing it only tells the reaper, and layers are written
-//! back by a thread of their own. The store may be killed at any instruction; [`Store::open`] puts it in order.
+//! detached volatile overlay handed out as a descriptor, releasing it removes a record on tmpfs and tells the reaper,
+//! and layers are written back by a thread of their own. The store may be killed at any instruction.
 //!
+//! One server has the store ([`Store::serve`]); commands use it at the same time or without one ([`Store::open`]).
 //! All calls block and may come from any thread.
 #![forbid(unsafe_code)]
 
+mod attach;
+mod collect;
 mod durable;
 mod error;
+mod fail;
+mod fetch;
 mod flight;
 pub mod format;
+pub mod image;
 pub mod layer;
 pub mod layout;
+mod pool;
+mod progress;
 mod reaper;
+mod record;
+mod recover;
 pub mod remove;
 pub mod rootfs;
+pub mod run;
+mod sentinel;
+mod steward;
+mod usage;
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -34,21 +52,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub use collect::Collected;
 pub use error::{Error, Result};
+pub use image::Named;
+pub use progress::{LayerProgress, Phase, Progress};
+pub use record::{Record as RootfsRecord, Used};
+pub use rootfs::Rootfs;
+pub use usage::{ImageUsage, LayerInfo, RootfsUsage, Usage};
 
 use durable::Durability;
+use fail::fail_point;
 use flight::Flights;
-use layer::{Fresh, Identity, Layer, Mappings, Record};
-use layout::Layout;
-use reaper::{Place, Reaper};
+use layer::{Fresh, Identity, Layer};
+use layout::{Layout, Lock, Role};
+use pool::{Pair, Pool};
+use reaper::{Item, Place, Reaper};
+use record::Record;
+use rootfs::Mounter;
 
 /// Where a store is.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The directory of what survives a reboot. Made if missing; closed to all but root.
     pub root: PathBuf,
-    /// The directory of what does not, on a tmpfs. The store itself keeps nothing there yet.
+    /// The directory of what does not, on a tmpfs: the records of root file systems.
     pub run: PathBuf,
+    /// A server collects garbage when the layers take more bytes than this; none: only when it is told to.
+    pub gc_threshold: Option<u64>,
+}
+
+impl Config {
+    /// Without automatic garbage collection.
+    pub fn new(root: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), run: run.into(), gc_threshold: None }
+    }
 }
 
 /// Who root in a container is on the host; without it, the host's root (privileged).
@@ -66,10 +103,37 @@ pub struct Owner<'a> {
 /// An image whose layers are in the store. Cheap to clone; keeps its layers open.
 #[derive(Debug, Clone)]
 pub struct Image {
+    /// As it was asked for.
+    pub uri: String,
+    /// The digest of its config, or the chain id of a bare tar, in hex.
+    pub id: String,
     /// What the image says about the processes in it.
     pub config: wardian_image::Config,
+    /// The manifest as it was read; none for a bare tar.
+    pub manifest: Option<Vec<u8>>,
+    /// The config as it was read; none for a bare tar.
+    pub config_json: Option<Vec<u8>>,
     /// Bottom first.
     layers: Arc<[Arc<Layer>]>,
+}
+
+impl Image {
+    /// Chain ids of its layers, bottom first.
+    pub fn chain_ids(&self) -> Vec<String> {
+        self.layers.iter().map(|layer| layer.chain.clone()).collect()
+    }
+
+    /// The root directories of its layers, bottom first, for reading.
+    ///
+    /// # Errors
+    /// The system's, when it runs out of descriptors.
+    pub fn layer_dirs(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.layers.iter().map(|layer| Ok(layer.fs()?)).collect()
+    }
+
+    fn touch(&self) {
+        self.layers.iter().for_each(|layer| layer.touch());
+    }
 }
 
 /// The store. Clones are the same store.
@@ -79,11 +143,21 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     layout: Arc<Layout>,
+    /// A server's, for its life.
+    lock: Mutex<Option<Lock>>,
     reaper: Reaper,
     durability: Arc<Durability>,
-    mappings: Mappings,
+    door: Arc<steward::Door>,
+    mounter: Mounter,
+    pool: Pool,
+    gc_threshold: Option<u64>,
     images: Mutex<HashMap<String, (Identity, Image)>>,
     layers: Mutex<HashMap<String, Arc<Layer>>>,
+    /// Honest root file systems, kept open: whoever closes the last reference waits for the disk, and that is the
+    /// reaper's side.
+    honest: Mutex<HashMap<String, OwnedFd>>,
+    /// Write-back errors that root file systems were hit by, in words.
+    hit: Mutex<HashMap<String, String>>,
     opening: Flights<String, Image>,
     unpacking: Flights<String, Arc<Layer>>,
     closed: AtomicBool,
@@ -94,101 +168,189 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store {
-    /// Opens the store and puts it in order: makes what is missing, takes the lock, throws away half-made layers,
-    /// layers that another boot left unfinished, and every root file system that `live` does not know. The deleting
-    /// itself is left to the reaper.
+    /// Opens the store for a server, which keeps it until it is closed, and puts it in order: makes what is missing,
+    /// throws away half-made layers, layers that another boot left unfinished, and every root file system that is not
+    /// attached and that `live` does not know. The deleting itself is left to the reaper.
     ///
     /// # Errors
     ///
-    /// Another server uses the store, a later program made it, or its directories cannot be used.
-    pub fn open(config: Config, live: &dyn Fn(&str) -> bool) -> Result<Self> {
-        let Config { root, run: _ } = config;
-        let layout = Arc::new(Layout::open(&root)?);
-        let durability =
-            Durability::start().map_err(|source| Error::Thread { name: "durability", source })?;
-        let reaper =
-            Reaper::start(Arc::clone(&layout)).map_err(|source| Error::Thread { name: "reaper", source })?;
-        let store = Self(Arc::new(Inner {
-            layout,
-            reaper,
-            durability,
-            mappings: Mappings::default(),
-            images: Mutex::default(),
-            layers: Mutex::default(),
-            opening: Flights::default(),
-            unpacking: Flights::default(),
-            closed: AtomicBool::new(false),
-        }));
+    /// Another server uses the store, a later program made it, it is in use with another run directory, or its
+    /// directories cannot be used.
+    pub fn serve(config: &Config, live: &dyn Fn(&str) -> bool) -> Result<Self> {
+        let store = Self::new(config, Role::Server)?;
         store.0.recover(live)?;
+        let thread = |name| move |source| Error::Thread { name, source };
+        store.0.reaper.start().map_err(thread("reaper"))?;
+        steward::start(&store.0).map_err(thread("steward"))?;
+        store.0.door.knock();
         Ok(store)
     }
 
-    /// Takes the image into the store: what is missing is fetched, verified and unpacked, once however many ask.
+    /// Opens the store for one command, beside a server or without one. What it throws away the server deletes, or
+    /// [`Store::reap`].
     ///
     /// # Errors
     ///
-    /// The image or one of its layers cannot be read or is not what it says; then the store holds nothing new of it.
-    pub fn image(&self, uri: &str) -> Result<Image> {
-        let inner = &*self.0;
-        inner.check_open()?;
-        let image_error =
-            |source: wardian_image::Error| Error::Image { uri: uri.to_owned(), source: Box::new(source) };
-        let source = wardian_image::Source::parse(uri).map_err(image_error)?;
-        let identity = Identity::of(&source);
-        let cached = |identity: &Option<Identity>| {
-            let images = lock(&inner.images);
-            let (known, image) = images.get(uri)?;
-            let fine =
-                Some(known) == identity.as_ref() && !image.layers.iter().any(|layer| layer.is_suspect());
-            fine.then(|| image.clone())
-        };
-        if let Some(image) = cached(&identity) {
-            return Ok(image);
-        }
-        let key = format!("{identity:?} {uri}");
-        inner.opening.run(&key, || {
-            if let Some(image) = cached(&identity) {
-                return Ok(image);
-            }
-            let opened = source.open().map_err(image_error)?;
-            let layers =
-                opened.layers.iter().map(|layer| inner.layer(layer)).collect::<Result<Arc<[_]>>>()?;
-            let image = Image { config: opened.config, layers };
-            // The identity was taken before the image was read: had it changed since, the next asker would see that.
-            if let Some(identity) = identity.clone() {
-                lock(&inner.images).insert(uri.to_owned(), (identity, image.clone()));
-            }
-            Ok(image)
-        })
+    /// A later program made the store, it is in use with another run directory, or its directories cannot be used.
+    pub fn open(config: &Config) -> Result<Self> {
+        Self::new(config, Role::Command)
     }
 
-    /// Makes a root file system: a detached mount, ready to be attached, whose writable layer is `rootfs/<id>`. The
-    /// caller owns the only reference; [`Store::release_rootfs`] comes after its last one is closed.
+    fn new(config: &Config, role: Role) -> Result<Self> {
+        let (layout, lock) = Layout::open(&config.root, &config.run, role)?;
+        let layout = Arc::new(layout);
+        let inner = Arc::new_cyclic(|weak: &std::sync::Weak<Inner>| {
+            let weak = weak.clone();
+            let alarm = move |what: &str| {
+                if let Some(inner) = weak.upgrade() {
+                    inner.mark_hit(what);
+                }
+            };
+            Inner {
+                reaper: Reaper::new(Arc::clone(&layout)),
+                durability: Durability::new(Box::new(alarm)),
+                door: Arc::default(),
+                mounter: Mounter::default(),
+                pool: Pool::default(),
+                gc_threshold: config.gc_threshold,
+                images: Mutex::default(),
+                layers: Mutex::default(),
+                honest: Mutex::default(),
+                hit: Mutex::default(),
+                opening: Flights::default(),
+                unpacking: Flights::default(),
+                closed: AtomicBool::new(false),
+                lock: Mutex::new(None),
+                layout,
+            }
+        });
+        inner.durability.start().map_err(|source| Error::Thread { name: "durability", source })?;
+        match (role, lock) {
+            (Role::Server, held) => *self::lock(&inner.lock) = held,
+            // Nobody else is here, and so what another boot has left is nobody's.
+            (Role::Command, Some(held)) => {
+                inner.distrust()?;
+                drop(held);
+            }
+            (Role::Command, None) => {}
+        }
+        Ok(Self(inner))
+    }
+
+    /// Takes the image into the store: what is missing is fetched, verified and unpacked, once however many ask. `uri`
+    /// is an address as [`wardian_image::Source::parse`] understands it, or the name of an image in the store.
+    ///
+    /// # Errors
+    ///
+    /// The image or one of its layers cannot be read or is not what it says. Layers that were whole stay.
+    pub fn image(&self, uri: &str) -> Result<Image> {
+        self.0.image(uri, &Progress::default())
+    }
+
+    /// The same, watched; with `name`, the image is called that from then on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::image`]; the name is no name; it was cancelled.
+    pub fn import(&self, uri: &str, name: Option<&str>, progress: &Progress) -> Result<Image> {
+        name.map_or(Ok(()), image::check)?;
+        for _ in 0..fetch::TRIES {
+            let image = self.0.image(uri, progress)?;
+            let Some(name) = name else { return Ok(image) };
+            self.0.name(name, uri, &image)?;
+            fail_point!("named");
+            // A collection that did not see the name may have taken a layer.
+            if image.layers.iter().all(|layer| layer.is_in_place(&self.0.layout)) {
+                return Ok(image);
+            }
+        }
+        Err(Error::Collected { uri: uri.to_owned() })
+    }
+
+    /// Waits until the layers that this process has brought in are durable or suspect; false if it was cancelled.
+    pub fn wait_durable(&self, progress: &Progress) -> bool {
+        self.0.durability.drain(Duration::MAX, &|| progress.is_cancelled())
+    }
+
+    /// All named images, by name.
+    ///
+    /// # Errors
+    /// Their records cannot be listed.
+    pub fn images(&self) -> Result<Vec<Named>> {
+        Ok(image::all(&self.0.layout)?)
+    }
+
+    /// The image of this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find_image(&self, name: &str) -> Result<Named> {
+        Ok(image::find(&self.0.layout, name)?)
+    }
+
+    /// Takes a name away, and throws away those of its layers that nothing else has or uses.
+    ///
+    /// # Errors
+    /// There is no such name, or a layer cannot be moved.
+    pub fn remove_image(&self, name: &str) -> Result<Collected> {
+        let named = image::find(&self.0.layout, name)?;
+        image::remove(&self.0.layout, name)?;
+        let others = image::all(&self.0.layout)?;
+        let shared = |chain: &String| others.iter().any(|other| other.layers.contains(chain));
+        let own = named.layers.into_iter().filter(|chain| !shared(chain)).collect();
+        self.0.collect(0, Some(&own))
+    }
+
+    /// Keeps an image from being collected, or no longer.
+    ///
+    /// # Errors
+    /// There is no such name.
+    pub fn pin(&self, name: &str, pinned: bool) -> Result<()> {
+        Ok(image::change(&self.0.layout, name, |image| image.pinned = pinned)?)
+    }
+
+    /// What is known of a layer; none if it is not in the store.
+    pub fn layer(&self, chain: &str) -> Option<LayerInfo> {
+        layer::load(&self.0.layout, chain).ok().flatten().map(|found| found.record.into())
+    }
+
+    /// Throws away layers that nobody uses, those used longest ago first, until the layers take at most so many bytes.
+    ///
+    /// # Errors
+    /// The records cannot be read, or a layer cannot be moved.
+    pub fn collect(&self, target_bytes: u64) -> Result<Collected> {
+        self.0.collect(target_bytes, None)
+    }
+
+    /// What takes how much space. Walks over everything that is not a layer: seconds, if that is much.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub fn usage(&self) -> Result<Usage> {
+        self.0.usage()
+    }
+
+    /// Makes a root file system: a detached mount, ready to be attached. The caller owns the only reference;
+    /// [`Store::release_rootfs`] comes after its last one is closed.
     ///
     /// # Errors
     ///
     /// The id exists or is unusable, or the kernel refuses one of the mounts. Nothing stays then.
-    pub fn create_rootfs(&self, id: &str, image: &Image, owner: Option<&Owner<'_>>) -> Result<OwnedFd> {
-        let inner = &*self.0;
-        inner.check_open()?;
-        let dir = rootfs::reserve(&inner.layout, id)?;
-        let unseen_error = || {
-            if let Ok(sync) = inner.layout.sync_handle() {
-                inner.durability.report(sync);
-            }
-        };
-        let result = rootfs::build(&dir, id, &image.layers, owner, &inner.mappings, &unseen_error);
-        if result.is_err() {
-            inner.reaper.add(Place::Rootfs, id);
-        }
-        Ok(result?)
+    pub fn create_rootfs(&self, id: &str, image: &Image, owner: Option<&Owner<'_>>) -> Result<Rootfs> {
+        self.0.create_rootfs(id, image, owner, None)
     }
 
-    /// Says that `rootfs/<id>` is trash. Touches no file and never waits.
-    pub fn release_rootfs(&self, id: &str) {
+    /// Says that a root file system is not needed any more. Touches no file of the store and never waits. `handle` is
+    /// what the log calls it.
+    pub fn release_rootfs(&self, id: &str, handle: Option<&str>) {
         if rootfs::check_id(id).is_ok() {
-            self.0.reaper.add(Place::Rootfs, id);
+            self.0.release_rootfs(id, handle);
         }
+    }
+
+    /// The write-back error that a root file system was hit by, with the remedy.
+    pub fn writeback_error(&self, id: &str) -> Option<String> {
+        lock(&self.0.hit).get(id).cloned()
     }
 
     /// Waits until everything that is trash now or becomes trash meanwhile is deleted; false if that takes longer.
@@ -199,6 +361,11 @@ impl Store {
     /// How many root file systems and layers wait to be deleted.
     pub fn trash_count(&self) -> usize {
         self.0.reaper.len()
+    }
+
+    /// Whether a server has this store, and so deletes its trash.
+    pub fn has_server(&self) -> bool {
+        self.0.layout.has_server()
     }
 
     /// Stops the store's threads and lets another server have the store. What is still trash stays for it. A layer's
@@ -215,93 +382,160 @@ impl Inner {
 
     fn close(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
+            self.door.stop();
             self.durability.stop();
             self.reaper.stop();
-            self.layout.unlock();
+            self.save_used();
+            self.remove_spares();
+            // An open reference would keep the overlay of a container that lives on from ending with it.
+            lock(&self.honest).clear();
+            *lock(&self.lock) = None;
         }
     }
 
-    fn recover(&self, live: &dyn Fn(&str) -> bool) -> Result<()> {
-        let list = |dir: &OwnedFd, name| {
-            layout::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })
+    /// Removes what was made ahead. If that fails, the next server finds it.
+    fn remove_spares(&self) {
+        let Ok(records) = self.layout.records.all() else { return };
+        for name in self.pool.close() {
+            let spare = !records.iter().any(|record| record.dir == name);
+            if let Some(name) = std::ffi::CString::new(name).ok().filter(|_| spare) {
+                let _ = remove::tree(&self.layout.rootfs, &name, &|| false);
+            }
+        }
+    }
+
+    fn trash(&self, place: Place, name: &str) {
+        if place == Place::Rootfs {
+            self.pool.disown(name);
+        }
+        if let Some(item) = Item::new(place, name) {
+            self.reaper.add(item);
+        }
+    }
+
+    fn records_error(&self, source: std::io::Error) -> Error {
+        Error::Records { path: self.layout.records.path().to_owned(), source }
+    }
+
+    fn used_layers(&self) -> Result<std::collections::HashSet<Used>> {
+        self.layout.records.used_layers().map_err(|source| self.records_error(source))
+    }
+
+    fn finish(&self, fresh: Fresh) {
+        if !fresh.record.durable {
+            self.durability.layer(fresh);
+        }
+    }
+
+    fn name(&self, name: &str, uri: &str, image: &Image) -> Result<()> {
+        let text = |bytes: &Option<Vec<u8>>| bytes.clone().map(|b| String::from_utf8_lossy(&b).into_owned());
+        let named = Named {
+            name: name.to_owned(),
+            source: uri.to_owned(),
+            id: image.id.clone(),
+            layers: image.chain_ids(),
+            pinned: false,
+            imported_ms: record::now_ms(),
+            manifest: text(&image.manifest),
+            config: text(&image.config_json),
         };
-        for name in list(&self.layout.trash, "trash")? {
-            self.reaper.add(Place::Trash, &name);
-        }
-        // Moved first: staging is for the living from here on.
-        for name in list(&self.layout.staging, "staging")? {
-            self.reaper.add(Place::Trash, &self.layout.to_trash(&self.layout.staging, &name)?);
-        }
-        let (alive, dead): (Vec<_>, Vec<_>) =
-            list(&self.layout.rootfs, "rootfs")?.into_iter().partition(|id| live(id));
-        for id in dead {
-            self.reaper.add(Place::Rootfs, &id);
-        }
-        if alive.is_empty() {
-            for name in list(&self.layout.suspect, "suspect")? {
-                self.reaper.add(Place::Suspect, &name);
-            }
-        }
-        for chain in list(&self.layout.layers, "layers")? {
-            self.recover_layer(&chain)?;
-        }
-        Ok(())
+        Ok(image::save(&self.layout, named)?)
     }
 
-    /// Keeps a layer that can be trusted. One that this boot unpacked and that is not durable yet gets another chance:
-    /// its write errors before now are known only if nobody else has seen them.
-    fn recover_layer(&self, chain: &str) -> Result<()> {
-        match layer::load(&self.layout, chain) {
-            Ok(Some((layer, dir, record))) if record.durable || record.boot_id == self.layout.boot_id => {
-                lock(&self.layers).insert(chain.to_owned(), Arc::clone(&layer));
-                self.finish(layer, dir, record);
+    fn create_rootfs(
+        &self,
+        id: &str,
+        image: &Image,
+        owner: Option<&Owner<'_>>,
+        attached: Option<PathBuf>,
+    ) -> Result<Rootfs> {
+        self.check_open()?;
+        rootfs::check_id(id)?;
+        let root = owner.map_or((0, 0), |owner| (owner.uid, owner.gid));
+        let ready = self.pool.take(root);
+        let name = ready.as_ref().map_or_else(|| self.pool.new_name(), |pair| pair.name.clone());
+        let mut image = image.clone();
+        let mut record = Record {
+            id: id.to_owned(),
+            dir: name.clone(),
+            boot_id: self.layout.boot_id.clone(),
+            image: image.uri.clone(),
+            layers: image.layers.iter().map(|layer| layer.as_used()).collect(),
+            created_ms: record::now_ms(),
+            attached,
+            honest: false,
+            writeback_error: None,
+        };
+        let recorded = |source| rootfs::Error::Record { id: id.to_owned(), source };
+        if !self.layout.records.create(&record).map_err(recorded)? {
+            // The pair, if there is one, is as good as trash.
+            self.trash(Place::Rootfs, &name);
+            return Err(rootfs::Error::Exists { id: id.to_owned() }.into());
+        }
+        fail_point!("rootfs-recorded");
+        let built = self.settle(&mut record, &mut image).and_then(|()| {
+            let pair = ready.map_or_else(|| Pair::make(&self.layout, &name, root), Ok);
+            let pair = pair.map_err(|source| rootfs::Error::Make { id: id.to_owned(), source })?;
+            fail_point!("rootfs-paired");
+            let parts = rootfs::Parts { id, layers: &image.layers, owner, pair: &pair };
+            Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
+        });
+        fail_point!("rootfs-mounted");
+        self.door.knock();
+        let (mount, honest) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                self.release_rootfs(id, None);
+                return Err(error);
             }
-            Ok(None) => {}
-            result => {
-                let error = result.err().map(|error| error.to_string());
-                tracing::info!(layer = chain, error, "the layer cannot be trusted and will be fetched again");
-                self.reaper.add(Place::Trash, &self.layout.to_trash(&self.layout.layers, chain)?);
+        };
+        if honest {
+            record.honest = true;
+            // Only for show: who reads it learns that this one syncs.
+            let _ = self.layout.records.update_existing(&record);
+            if let Ok(kept) = mount.try_clone() {
+                lock(&self.honest).insert(id.to_owned(), kept);
             }
         }
-        Ok(())
+        image.touch();
+        Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(name), honest })
     }
 
-    fn finish(&self, layer: Arc<Layer>, dir: OwnedFd, record: Record) {
-        if record.durable {
+    /// Sees, now that the record names them, that the image's layers are in their places; otherwise fetches them again.
+    fn settle(&self, record: &mut Record, image: &mut Image) -> Result<()> {
+        for _ in 0..fetch::TRIES {
+            let fine = |layer: &Arc<Layer>| {
+                layer.is_in_place(&self.layout) && layer.state() != layer::State::Suspect
+            };
+            if image.layers.iter().all(fine) {
+                return Ok(());
+            }
+            *image = self.image(&image.uri, &Progress::default())?;
+            record.layers = image.layers.iter().map(|layer| layer.as_used()).collect();
+            let recorded = |source| rootfs::Error::Record { id: record.id.clone(), source };
+            self.layout.records.update_existing(record).map_err(recorded)?;
+        }
+        Err(rootfs::Error::Gone { id: record.id.clone() }.into())
+    }
+
+    fn release_rootfs(&self, id: &str, handle: Option<&str>) {
+        let record = self.layout.records.get(id);
+        if let Err(error) = self.layout.records.remove(id) {
+            tracing::warn!(id, %error, "rootfs.record-not-removed");
             return;
         }
-        match self.layout.sync_handle() {
-            Ok(sync) => self.durability.layer(Fresh { layer, dir, record, sync }),
-            Err(error) => tracing::warn!(layer = layer.chain, %error, "the layer cannot be made durable"),
+        fail_point!("rootfs-released");
+        lock(&self.hit).remove(id);
+        let honest = lock(&self.honest).remove(id);
+        let Ok(Some(record)) = record else { return };
+        self.pool.disown(&record.dir);
+        if let Some(mut item) = Item::new(Place::Rootfs, &record.dir) {
+            item.made_ms = Some(record.created_ms);
+            item.handle = handle.map(str::to_owned);
+            // The last reference to an honest overlay syncs.
+            item.keep = honest.map(Arc::new);
+            self.reaper.add(item);
         }
-    }
-
-    /// The layer, unpacked now if it is not in the store or cannot be trusted.
-    fn layer(&self, source: &wardian_image::Layer) -> Result<Arc<Layer>> {
-        let chain = &source.chain_id;
-        let known = || lock(&self.layers).get(chain).cloned();
-        if let Some(layer) = known().filter(|layer| !layer.is_suspect()) {
-            return Ok(layer);
-        }
-        self.unpacking.run(chain, || {
-            match known() {
-                Some(layer) if !layer.is_suspect() => return Ok(layer),
-                Some(_) => {
-                    // Running containers may use it, so it only gets out of the way.
-                    let name = uuid::Uuid::new_v4().simple().to_string();
-                    rustix::fs::renameat(&self.layout.layers, chain, &self.layout.suspect, &name)
-                        .map_err(|source| layer::Error::Commit { chain: chain.clone(), source })?;
-                    lock(&self.layers).remove(chain);
-                }
-                None => {}
-            }
-            let discard = |name: &str| self.reaper.add(Place::Staging, name);
-            let fresh = layer::unpack(&self.layout, source, &discard)?;
-            let layer = Arc::clone(&fresh.layer);
-            lock(&self.layers).insert(chain.clone(), Arc::clone(&layer));
-            self.durability.layer(fresh);
-            Ok(layer)
-        })
     }
 }
 

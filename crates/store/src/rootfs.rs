@@ -1,15 +1,17 @@
 //! Root file systems: a detached volatile overlay over the image's layers, written to `rootfs/<id>/upper`.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::Mode;
 use rustix::io::Errno;
+use wardian_sys::layer_ns::LayerNamespace;
 use wardian_sys::mount::{self, Overlay, UpperPair};
 
 use crate::Owner;
-use crate::layer::{self, Layer, Mappings};
-use crate::layout::{self, Layout};
+use crate::layer::{self, Layer, Lower, Mappings};
+use crate::pool::{Pair, READY_MODE};
 
 /// What a root file system failed at.
 #[derive(Debug, thiserror::Error)]
@@ -21,11 +23,45 @@ pub enum Error {
         /// The id.
         id: String,
     },
-    /// There is one with this id, or its remains are not deleted yet.
+    /// There is one with this id.
     #[error("the root file system {id} exists")]
     Exists {
         /// The id.
         id: String,
+    },
+    /// Its record could not be written.
+    #[error("cannot record the root file system {id}")]
+    Record {
+        /// The id.
+        id: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Layers of its image were thrown away at this moment, again and again.
+    #[error("the layers of the root file system {id} are collected as fast as they are fetched")]
+    Gone {
+        /// The id.
+        id: String,
+    },
+    /// It could not be attached.
+    #[error("cannot attach the root file system at {path:?}")]
+    Attach {
+        /// Where.
+        path: PathBuf,
+        /// What failed.
+        source: std::io::Error,
+    },
+    /// It is a container's, and goes with it.
+    #[error("the root file system {id} belongs to a container: destroy that")]
+    Kept {
+        /// The id.
+        id: String,
+    },
+    /// It is still used where it is attached.
+    #[error("the root file system at {path:?} is busy: something has files open in it or a mount below it")]
+    Busy {
+        /// Where.
+        path: PathBuf,
     },
     /// The image has no layers.
     #[error("the image of the root file system {id} has no layers")]
@@ -44,12 +80,6 @@ pub enum Error {
     /// The kernel has no overlay file system.
     #[error("this kernel has no overlay file system (CONFIG_OVERLAY_FS, or its module is not loaded)")]
     NoOverlay(#[source] mount::Error),
-    /// The kernel does not take detached mounts as layers.
-    #[error(
-        "this kernel's overlay does not take detached idmapped mounts as layers (fsconfig FSCONFIG_SET_FD \
-         \"lowerdir+\", Linux 6.13 or later)"
-    )]
-    DetachedLayers(#[source] mount::Error),
     /// The overlay could not be mounted.
     #[error("cannot mount the root file system {id}")]
     Mount {
@@ -72,63 +102,90 @@ pub(crate) fn check_id(id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes `rootfs/<id>`, which must not exist: until it does, nothing needs to be undone.
-pub(crate) fn reserve(layout: &Layout, id: &str) -> Result<OwnedFd, Error> {
-    check_id(id)?;
-    let made = |source| Error::Make { id: id.to_owned(), source };
-    match rustix::fs::mkdirat(&layout.rootfs, id, Mode::RWXU) {
-        Ok(()) => layout::open_dir(&layout.rootfs, id).map_err(made),
-        Err(Errno::EXIST) => Err(Error::Exists { id: id.to_owned() }),
-        Err(source) => Err(made(source)),
-    }
+/// What a root file system is made of.
+pub(crate) struct Parts<'a> {
+    pub(crate) id: &'a str,
+    /// Bottom first.
+    pub(crate) layers: &'a [Arc<Layer>],
+    pub(crate) owner: Option<&'a Owner<'a>>,
+    pub(crate) pair: &'a Pair,
 }
 
-/// Makes the writable layer in the reserved directory and mounts the overlay. `unseen_error` is called when the
-/// upper file system has a write error that nobody has seen: then no volatile overlay can be mounted until a
-/// `syncfs` has reported it, and this one is not volatile.
-pub(crate) fn build(
-    dir: &OwnedFd,
-    id: &str,
-    layers: &[Arc<Layer>],
-    owner: Option<&Owner<'_>>,
-    mappings: &Mappings,
-    unseen_error: &dyn Fn(),
-) -> Result<OwnedFd, Error> {
-    let failed = |source| Error::Mount { id: id.to_owned(), source };
-    if layers.is_empty() {
-        return Err(Error::Empty { id: id.to_owned() });
-    }
-    make_upper(dir, layer::root_mode(layers), owner)
-        .map_err(|source| Error::Make { id: id.to_owned(), source })?;
-    let mounts =
-        layers.iter().rev().map(|layer| layer.mount(owner, mappings)).collect::<Result<Vec<_>, _>>()?;
-    let lowers = mounts.iter().map(|mount| mount.as_fd()).collect();
-    let pair = UpperPair::open(dir).map_err(failed)?;
-    let mut overlay = Overlay::new(lowers, &pair);
-    let result = match overlay.mount() {
-        Err(mount::Error::Create { source: Errno::IO, .. }) => {
-            unseen_error();
-            overlay.volatile = false;
-            overlay.mount()
+/// A root file system, ready to be attached.
+#[derive(Debug)]
+pub struct Rootfs {
+    /// The detached mount. Its last reference is the caller's.
+    pub mount: OwnedFd,
+    /// The directory that holds its writable layer.
+    pub dir: PathBuf,
+    /// Whether it syncs: only while a volatile one cannot be mounted.
+    pub honest: bool,
+}
+
+/// Makes overlays in the way that this kernel wants them made.
+#[derive(Debug, Default)]
+pub(crate) struct Mounter {
+    mappings: Mappings,
+    /// Where overlays are made if this kernel's refuse detached layers. Found out when the first one is wanted.
+    namespace: OnceLock<Option<LayerNamespace>>,
+}
+
+impl Mounter {
+    /// Mounts the overlay over the layers; true if it is honest. `unseen_error` is called when the upper file system
+    /// has a write error that nobody has seen: then no volatile overlay can be mounted until a `syncfs` has reported it,
+    /// and this one is not volatile.
+    pub(crate) fn build(&self, parts: &Parts<'_>, unseen_error: &dyn Fn()) -> Result<(OwnedFd, bool), Error> {
+        let Parts { id, layers, owner, pair } = *parts;
+        if layers.is_empty() {
+            return Err(Error::Empty { id: id.to_owned() });
         }
-        other => other,
-    };
-    result.map_err(|error| match &error {
-        mount::Error::Open { source: Errno::NODEV, .. } => Error::NoOverlay(error),
-        mount::Error::Option { key, .. } if key == "lowerdir+" => Error::DetachedLayers(error),
-        _ => failed(error),
-    })
-}
-
-fn make_upper(dir: &OwnedFd, mode: u32, owner: Option<&Owner<'_>>) -> rustix::io::Result<()> {
-    rustix::fs::mkdirat(dir, "work", Mode::RWXU)?;
-    rustix::fs::mkdirat(dir, "upper", Mode::RWXU)?;
-    let upper = layout::open_dir(dir, "upper")?;
-    if let Some(owner) = owner {
-        rustix::fs::fchown(&upper, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+        let mode = layer::root_mode(layers);
+        if mode != READY_MODE {
+            rustix::fs::fchmod(&pair.upper, Mode::from_raw_mode(mode))
+                .map_err(|source| Error::Make { id: id.to_owned(), source })?;
+        }
+        let lowers = layers.iter().rev().map(|layer| layer.mount(owner, &self.mappings));
+        let lowers = lowers.collect::<Result<Vec<_>, _>>()?;
+        let lowers: Vec<&Lower> = lowers.iter().map(|lower| &**lower).collect();
+        let result = match self.overlay(&lowers, &pair.dir, true) {
+            Err(mount::Error::Create { source: Errno::IO, .. }) => {
+                unseen_error();
+                self.overlay(&lowers, &pair.dir, false).map(|mount| (mount, true))
+            }
+            other => other.map(|mount| (mount, false)),
+        };
+        result.map_err(|error| match &error {
+            mount::Error::Open { source: Errno::NODEV, .. } => Error::NoOverlay(error),
+            _ => Error::Mount { id: id.to_owned(), source: error },
+        })
     }
-    // After the chown, and past the umask.
-    rustix::fs::fchmod(&upper, Mode::from_raw_mode(mode))
+
+    /// Mounts an overlay, detached. `lowers` are topmost first; `dir` holds `upper` and `work`.
+    pub(crate) fn overlay(
+        &self,
+        lowers: &[&Lower],
+        dir: &OwnedFd,
+        volatile: bool,
+    ) -> Result<OwnedFd, mount::Error> {
+        let pair = UpperPair::open(dir)?;
+        if let Some(namespace) = self.namespace()? {
+            let lowers =
+                lowers.iter().map(|lower| lower.attached(namespace)).collect::<Result<Vec<_>, _>>()?;
+            return namespace.overlay(&lowers, &pair, volatile);
+        }
+        let mut overlay = Overlay::new(lowers.iter().map(|lower| lower.mount.as_fd()).collect(), &pair);
+        overlay.volatile = volatile;
+        overlay.mount()
+    }
+
+    fn namespace(&self) -> Result<Option<&LayerNamespace>, mount::Error> {
+        if let Some(known) = self.namespace.get() {
+            return Ok(known.as_ref());
+        }
+        let found =
+            if mount::overlay_takes_detached_layers()? { None } else { Some(LayerNamespace::start()?) };
+        Ok(self.namespace.get_or_init(|| found).as_ref())
+    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,9 @@ pub struct Args {
     /// Most containers at a time; 0: no bound [default: 0]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONTAINERS")]
     max_containers: Option<u64>,
+    /// Collect garbage when the store's layers take more bytes than this [default: only when told to]
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_GC_THRESHOLD")]
+    gc_threshold: Option<u64>,
     /// Set no_new_privs on every process: set-uid programs gain nothing
     #[arg(long, env = "WARDIAN_NO_NEW_PRIVILEGES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_new_privileges: Option<bool>,
@@ -63,6 +66,7 @@ struct File {
     socket_mode: Option<String>,
     insecure_listen: Option<bool>,
     max_containers: Option<u64>,
+    gc_threshold: Option<u64>,
     no_new_privileges: Option<bool>,
     keeper: Option<PathBuf>,
 }
@@ -77,6 +81,7 @@ struct Settings {
     socket_mode: u32,
     insecure_listen: bool,
     max_containers: u64,
+    gc_threshold: Option<u64>,
     no_new_privileges: bool,
     keeper: Option<PathBuf>,
 }
@@ -106,6 +111,7 @@ impl Args {
             socket_mode: self.socket_mode.or(file_mode).unwrap_or(SOCKET_MODE),
             insecure_listen: self.insecure_listen.or(file.insecure_listen).unwrap_or(false),
             max_containers: self.max_containers.or(file.max_containers).unwrap_or(0),
+            gc_threshold: self.gc_threshold.or(file.gc_threshold),
             no_new_privileges: self.no_new_privileges.or(file.no_new_privileges).unwrap_or(false),
             keeper: self.keeper.or(file.keeper),
         })
@@ -158,6 +164,7 @@ async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
         default_rootfs: settings.default_rootfs,
         keeper,
         max_containers: settings.max_containers,
+        gc_threshold: settings.gc_threshold,
         no_new_privileges: settings.no_new_privileges,
     };
     let engine = Engine::start(config).await.context("start the engine")?;

@@ -1,0 +1,101 @@
+//! Garbage collection: layers that nobody uses, those used longest ago first, down to a number of bytes.
+//!
+//! Collecting a layer is one rename into the trash; the reaper deletes it later, and not before the last root file
+//! system that uses it is gone (see [`crate::record`]). No lock is held, and creates go on meanwhile. A name whose
+//! layers were collected is forgotten with them; pinned ones are never touched.
+
+use std::collections::{BTreeSet, HashSet};
+
+use serde::Serialize;
+
+use crate::layer::Record;
+use crate::{Inner, Result, image, layer, layout, lock};
+
+/// A layer as garbage collection and reports see it.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) record: Record,
+    /// Seconds since 1970.
+    pub(crate) used: u64,
+}
+
+/// What a collection did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Collected {
+    /// Chain ids, in the order in which they went.
+    pub layers: Vec<String>,
+    /// Names that were forgotten because their layers went.
+    pub images: Vec<String>,
+    /// Bytes that go with the layers once the reaper has deleted them.
+    pub freed_bytes: u64,
+    /// Bytes of the layers that stay.
+    pub kept_bytes: u64,
+    /// Of those, bytes that may not go: used by root file systems or pinned.
+    pub needed_bytes: u64,
+}
+
+impl Inner {
+    /// All layers in their places whose records can be read.
+    pub(crate) fn seen_layers(&self) -> Result<Vec<Seen>> {
+        let names = layout::names(&self.layout.layers)
+            .map_err(|error| layout::Error::List { name: "layers", source: error.into() })?;
+        let mut seen = Vec::new();
+        for chain in names {
+            let Ok(dir) = layout::open_dir(&self.layout.layers, &chain) else { continue };
+            let (Ok(record), Ok(stat)) = (Record::read(&dir), rustix::fs::fstat(&dir)) else { continue };
+            let kept = lock(&self.layers).get(&chain).map_or(0, |layer| layer.used());
+            seen.push(Seen { record, used: kept.max(u64::try_from(stat.st_mtime).unwrap_or(0)) });
+        }
+        Ok(seen)
+    }
+
+    /// Throws away unused layers until those that stay take at most `target` bytes; with `only`, no others than these.
+    pub(crate) fn collect(&self, target: u64, only: Option<&HashSet<String>>) -> Result<Collected> {
+        let images = image::all(&self.layout)?;
+        let pinned: HashSet<&String> =
+            images.iter().filter(|image| image.pinned).flat_map(|image| &image.layers).collect();
+        let used = self.used_layers()?;
+        let mut layers = self.seen_layers()?;
+        layers.sort_by(|a, b| (a.used, &a.record.chain_id).cmp(&(b.used, &b.record.chain_id)));
+        let mut done =
+            Collected { kept_bytes: layers.iter().map(|l| l.record.size()).sum(), ..Collected::default() };
+        for Seen { record, .. } in layers {
+            let in_use = used.iter().any(|used| used.instance == record.instance);
+            if in_use || pinned.contains(&record.chain_id) {
+                done.needed_bytes += record.size();
+                continue;
+            }
+            let concerned = only.is_none_or(|only| only.contains(&record.chain_id));
+            let untrusted = !record.is_trusted(&self.layout.boot_id);
+            if concerned && (done.kept_bytes > target || untrusted) {
+                self.condemn(&record.chain_id, &record.instance)?;
+                done.kept_bytes -= record.size();
+                done.freed_bytes += record.size();
+                done.layers.push(record.chain_id);
+            }
+        }
+        let gone: BTreeSet<&String> = done.layers.iter().collect();
+        for image in images.iter().filter(|image| image.layers.iter().any(|layer| gone.contains(layer))) {
+            match image::remove(&self.layout, &image.name) {
+                Ok(()) => done.images.push(image.name.clone()),
+                Err(image::Error::Unknown { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !done.layers.is_empty() {
+            tracing::info!(layers = done.layers.len(), bytes = done.freed_bytes, images = ?done.images, "collected");
+        }
+        Ok(done)
+    }
+
+    /// Moves a layer to the trash. It is no error if it has gone.
+    pub(crate) fn condemn(&self, chain: &str, instance: &str) -> Result<()> {
+        lock(&self.layers).remove(chain);
+        match layer::condemn(&self.layout, chain, instance) {
+            Ok(()) => self.trash(crate::reaper::Place::Trash, &layer::trash_name(instance)),
+            Err(layout::Error::Trash { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}

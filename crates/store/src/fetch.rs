@@ -1,0 +1,271 @@
+//! From an address to layers in the store: each layer is fetched once, however many threads and processes ask.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::layer::{self, Identity, Layer, State};
+use crate::progress::{LayerProgress, Phase, Progress};
+use crate::{Error, Image, Inner, Result, image, lock};
+
+/// Layers that are unpacked side by side. Each is two or three busy threads and a few megabytes of memory.
+const SIDE_BY_SIDE: usize = 4;
+/// How often an image is fetched again whose layers are collected at the same moment.
+pub(crate) const TRIES: usize = 5;
+/// How often who waits for another process looks whether it is to go on waiting.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
+
+fn image_error(uri: &str, source: wardian_image::Error) -> Error {
+    match source {
+        wardian_image::Error::Cancelled { .. } => Error::Cancelled,
+        source => Error::Image { uri: uri.to_owned(), source: Box::new(source) },
+    }
+}
+
+impl Inner {
+    /// The image with all its layers in their places.
+    pub(crate) fn image(&self, uri: &str, progress: &Progress) -> Result<Image> {
+        self.check_open()?;
+        if image::check(uri).is_ok() {
+            return self.named_image(uri, progress);
+        }
+        let source = wardian_image::Source::parse(uri).map_err(|error| image_error(uri, error))?;
+        let identity = Identity::of(&source);
+        let cached = || {
+            let images = lock(&self.images);
+            let (known, image) = images.get(uri)?;
+            (Some(known) == identity.as_ref() && self.is_whole(image)).then(|| image.clone())
+        };
+        if let Some(image) = cached() {
+            image.touch();
+            return Ok(image);
+        }
+        let key = format!("{identity:?} {uri}");
+        self.opening.run(&key, &|| progress.is_cancelled(), || {
+            if let Some(image) = cached() {
+                return Ok(image);
+            }
+            let opened = source.open().map_err(|error| image_error(uri, error))?;
+            let image = self.fetch(uri, opened, progress)?;
+            // The identity was taken before the image was read: had it changed since, the next asker would see that.
+            if let Some(identity) = identity.clone() {
+                lock(&self.images).insert(uri.to_owned(), (identity, image.clone()));
+            }
+            Ok(image)
+        })
+    }
+
+    /// Whether its layers can be given to somebody, as far as one can tell without a record.
+    fn is_whole(&self, image: &Image) -> bool {
+        image.layers.iter().all(|layer| layer.state() != State::Suspect && layer.is_in_place(&self.layout))
+    }
+
+    /// An image by its name in the store: from its layers there, or from its source if one of them is gone.
+    fn named_image(&self, name: &str, progress: &Progress) -> Result<Image> {
+        let named = image::find(&self.layout, name)?;
+        let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
+        let Some(layers) = layers else {
+            tracing::info!(name, source = named.source, "image.fetched-again");
+            return self.image(&named.source, progress);
+        };
+        let config = match &named.config {
+            Some(text) => {
+                wardian_image::ImageConfig::parse(text.as_bytes(), name)
+                    .map_err(|error| image_error(name, error))?
+                    .config
+            }
+            None => wardian_image::Config::default(),
+        };
+        let image = Image {
+            uri: name.to_owned(),
+            id: named.id,
+            config,
+            layers,
+            manifest: named.manifest.map(String::into_bytes),
+            config_json: named.config.map(String::into_bytes),
+        };
+        image.touch();
+        Ok(image)
+    }
+
+    fn fetch(&self, uri: &str, opened: wardian_image::Image, progress: &Progress) -> Result<Image> {
+        let watches = progress.begin(&opened.layers);
+        for _ in 0..TRIES {
+            let layers = self.layers_of(&opened.layers, &watches, progress)?;
+            let image = Image {
+                uri: uri.to_owned(),
+                id: opened.id.clone(),
+                config: opened.config.clone(),
+                layers: layers.into(),
+                manifest: opened.manifest.clone(),
+                config_json: opened.config_json.clone(),
+            };
+            if self.is_whole(&image) {
+                image.touch();
+                return Ok(image);
+            }
+        }
+        Err(Error::Collected { uri: uri.to_owned() })
+    }
+
+    /// All layers, several at a time; the first failure ends the others.
+    fn layers_of(
+        &self,
+        sources: &[wardian_image::Layer],
+        watches: &[Arc<LayerProgress>],
+        progress: &Progress,
+    ) -> Result<Vec<Arc<Layer>>> {
+        let mut found =
+            sources.iter().map(|source| self.present(&source.chain_id)).collect::<Result<Vec<_>>>()?;
+        for (watch, _) in watches.iter().zip(&found).filter(|(_, found)| found.is_some()) {
+            watch.set(Phase::Present);
+        }
+        // Those that need what is below them come after the others, one by one.
+        let missing: Vec<usize> = (0..sources.len())
+            .filter(|index| found[*index].is_none() && !sources[*index].needs_layers_below())
+            .collect();
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<Vec<(usize, Arc<Layer>)>> {
+            let mut done = Vec::new();
+            while let Some(index) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let layer = self.layer(&sources[*index], &[], &watches[*index], progress);
+                if layer.is_err() {
+                    next.store(missing.len(), Ordering::Relaxed);
+                    watches.iter().for_each(|other| other.watch.cancel());
+                }
+                done.push((*index, layer?));
+            }
+            Ok(done)
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..missing.len().min(SIDE_BY_SIDE)).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let join =
+                |helper: std::thread::ScopedJoinHandle<'_, _>| helper.join().unwrap_or(Err(Error::Closed));
+            std::iter::once(own).chain(helpers.into_iter().map(join)).collect()
+        });
+        // Those that were ended because of another's failure are not the cause.
+        let mut failures = Vec::new();
+        for result in results {
+            match result {
+                Ok(done) => done.into_iter().for_each(|(index, layer)| found[index] = Some(layer)),
+                Err(error) => failures.push(error),
+            }
+        }
+        failures.sort_by_key(Error::is_cancelled);
+        if let Some(cause) = failures.into_iter().next() {
+            return Err(if progress.is_cancelled() { Error::Cancelled } else { cause });
+        }
+        for index in 0..sources.len() {
+            if found[index].is_none() {
+                let below: Vec<_> = found[..index].iter().rev().flatten().cloned().collect();
+                found[index] = Some(self.layer(&sources[index], &below, &watches[index], progress)?);
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// The layer, if it is in the store and can be given to somebody. What cannot be trusted is thrown away.
+    pub(crate) fn present(&self, chain: &str) -> Result<Option<Arc<Layer>>> {
+        if let Some(layer) = lock(&self.layers).get(chain).cloned()
+            && layer.state() != State::Suspect
+            && layer.is_in_place(&self.layout)
+        {
+            return Ok(Some(layer));
+        }
+        let loaded = match layer::load(&self.layout, chain) {
+            Ok(None) => return Ok(None),
+            Ok(Some(loaded)) if loaded.record.is_trusted(&self.layout.boot_id) => loaded,
+            Ok(Some(loaded)) => {
+                self.condemn(chain, &loaded.record.instance)?;
+                return Ok(None);
+            }
+            Err(layer::Error::Record { .. }) => {
+                // Nobody uses what has no record.
+                self.condemn(chain, &uuid::Uuid::new_v4().simple().to_string())?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let layer = Arc::clone(&loaded.layer);
+        lock(&self.layers).insert(chain.to_owned(), Arc::clone(&layer));
+        self.finish(loaded);
+        Ok(Some(layer))
+    }
+
+    /// The layer, unpacked now unless somebody else does it.
+    fn layer(
+        &self,
+        source: &wardian_image::Layer,
+        below: &[Arc<Layer>],
+        watch: &LayerProgress,
+        progress: &Progress,
+    ) -> Result<Arc<Layer>> {
+        let chain = &source.chain_id;
+        let cancelled = || progress.is_cancelled();
+        let layer = self.unpacking.run(chain, &cancelled, || {
+            let _turn = self.turn(chain, &cancelled)?;
+            if let Some(layer) = self.present(chain)? {
+                watch.set(Phase::Present);
+                return Ok(layer);
+            }
+            watch.set(Phase::Unpacking);
+            let discard = |name: &str| self.trash(crate::reaper::Place::Staging, name);
+            let fresh = layer::unpack(&self.layout, source, below, &watch.watch, &discard)?;
+            let layer = Arc::clone(&fresh.layer);
+            lock(&self.layers).insert(chain.clone(), Arc::clone(&layer));
+            self.durability.layer(fresh);
+            Ok(layer)
+        });
+        if layer.is_ok() && watch.phase() != Phase::Present {
+            watch.set(Phase::Done);
+        }
+        layer
+    }
+
+    /// This process's turn to unpack the layer: a lock among processes, given back when it is dropped.
+    fn turn(&self, chain: &str, cancelled: &dyn Fn() -> bool) -> Result<Turn> {
+        let failed = |source| Error::from(layer::Error::Stage { chain: chain.to_owned(), source });
+        let name = format!("{chain}{TURN}");
+        loop {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&self.layout.staging, &name, flags, Mode::RUSR | Mode::WUSR)
+                .map_err(failed)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // Unless the one before has just removed it.
+                Ok(()) if rustix::fs::fstat(&file).map_err(failed)?.st_nlink > 0 => {
+                    let staging = self.layout.staging.try_clone();
+                    let staging =
+                        staging.map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+                    return Ok(Turn { staging, name, _file: file });
+                }
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    if cancelled() {
+                        return Err(Error::Cancelled);
+                    }
+                    std::thread::sleep(LOOK);
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+/// What ends the name of a lock file in `staging/`.
+pub(crate) const TURN: &str = ".lock";
+
+struct Turn {
+    staging: OwnedFd,
+    name: String,
+    _file: OwnedFd,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let _ = rustix::fs::unlinkat(&self.staging, &self.name, AtFlags::empty());
+    }
+}

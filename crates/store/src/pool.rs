@@ -1,0 +1,97 @@
+//! Empty upper/work pairs made ahead, one shelf for each owner of root directories.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard};
+
+use rustix::fs::{Gid, Mode, Uid};
+
+use crate::layout::{self, Layout};
+use crate::lock;
+
+/// Pairs ready on each shelf: enough for a burst of a scale-up on a small host.
+const READY: usize = 16;
+/// The mode that a ready upper has; what most images' root directories have.
+pub(crate) const READY_MODE: u32 = 0o755;
+
+/// The host's uid and gid of the one who is root in the container.
+pub(crate) type Root = (u32, u32);
+
+/// A directory in `rootfs/` that holds `upper` and `work`, both empty.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// Its name in `rootfs/`.
+    pub(crate) name: String,
+    pub(crate) dir: OwnedFd,
+    pub(crate) upper: OwnedFd,
+}
+
+impl Pair {
+    /// Makes one. What a failure leaves has no record, and so is trash.
+    pub(crate) fn make(layout: &Layout, name: &str, root: Root) -> rustix::io::Result<Self> {
+        rustix::fs::mkdirat(&layout.rootfs, name, Mode::RWXU)?;
+        let dir = layout::open_dir(&layout.rootfs, name)?;
+        rustix::fs::mkdirat(&dir, "work", Mode::RWXU)?;
+        rustix::fs::mkdirat(&dir, "upper", Mode::RWXU)?;
+        let upper = layout::open_dir(&dir, "upper")?;
+        if root != (0, 0) {
+            rustix::fs::fchown(&upper, Some(Uid::from_raw(root.0)), Some(Gid::from_raw(root.1)))?;
+        }
+        // After the chown, and past the umask.
+        rustix::fs::fchmod(&upper, Mode::from_raw_mode(READY_MODE))?;
+        Ok(Self { name: name.to_owned(), dir, upper })
+    }
+}
+
+/// The pairs that are ready, and the names of all directories in `rootfs/` that this process has made: they may have no
+/// record and are no trash all the same.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    shelves: Mutex<HashMap<Root, Vec<Pair>>>,
+    own: Mutex<HashSet<String>>,
+}
+
+impl Pool {
+    fn shelves(&self) -> MutexGuard<'_, HashMap<Root, Vec<Pair>>> {
+        lock(&self.shelves)
+    }
+
+    /// A new name for a directory that this process is going to make.
+    pub(crate) fn new_name(&self) -> String {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        lock(&self.own).insert(name.clone());
+        name
+    }
+
+    /// Whether this process has made it and not thrown it away.
+    pub(crate) fn owns(&self, name: &str) -> bool {
+        lock(&self.own).contains(name)
+    }
+
+    /// It is trash from here on.
+    pub(crate) fn disown(&self, name: &str) {
+        lock(&self.own).remove(name);
+    }
+
+    /// A ready pair, if there is one. Asking opens the owner's shelf, for [`Pool::fill`].
+    pub(crate) fn take(&self, root: Root) -> Option<Pair> {
+        self.shelves().entry(root).or_default().pop()
+    }
+
+    /// Makes what is missing, without holding anybody up.
+    pub(crate) fn fill(&self, layout: &Layout) -> rustix::io::Result<()> {
+        loop {
+            let short = self.shelves().iter().find(|(_, shelf)| shelf.len() < READY).map(|(root, _)| *root);
+            let Some(root) = short else { return Ok(()) };
+            let name = self.new_name();
+            let pair = Pair::make(layout, &name, root).inspect_err(|_| self.disown(&name))?;
+            self.shelves().entry(root).or_default().push(pair);
+        }
+    }
+
+    /// Gives up the pairs; the names of all that this process has made and not thrown away.
+    pub(crate) fn close(&self) -> Vec<String> {
+        self.shelves().clear();
+        lock(&self.own).drain().collect()
+    }
+}

@@ -1,0 +1,99 @@
+//! What an import is doing, for whoever watches it, and how to stop it.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use wardian_image::Watch;
+
+/// How far a layer has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Its turn has not come, or another request unpacks it.
+    Waiting,
+    /// It is read, verified and unpacked.
+    Unpacking,
+    /// It was in the store before.
+    Present,
+    /// It is in the store now.
+    Done,
+}
+
+/// One layer of an import.
+#[derive(Debug)]
+pub struct LayerProgress {
+    /// The layer's chain id.
+    pub chain_id: String,
+    /// Bytes of its blob.
+    pub size: u64,
+    pub(crate) watch: Watch,
+    phase: AtomicU8,
+}
+
+impl LayerProgress {
+    pub(crate) fn set(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// How far it has got.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Waiting,
+            1 => Phase::Unpacking,
+            2 => Phase::Present,
+            _ => Phase::Done,
+        }
+    }
+
+    /// Bytes of the blob that have been read.
+    pub fn bytes_read(&self) -> u64 {
+        self.watch.bytes_read()
+    }
+}
+
+/// An import, seen from outside.
+#[derive(Debug, Default)]
+pub struct Progress {
+    cancelled: AtomicBool,
+    layers: Mutex<Vec<Arc<LayerProgress>>>,
+}
+
+impl Progress {
+    /// Stops the import soon; it ends with [`crate::Error::Cancelled`] and leaves nothing half made.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        for layer in self.layers() {
+            layer.watch.cancel();
+        }
+    }
+
+    /// Whether it was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Its layers, bottom first; none before the image's manifest has been read.
+    pub fn layers(&self) -> Vec<Arc<LayerProgress>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Begins with these layers.
+    pub(crate) fn begin(&self, layers: &[wardian_image::Layer]) -> Vec<Arc<LayerProgress>> {
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|layer| {
+                Arc::new(LayerProgress {
+                    chain_id: layer.chain_id.clone(),
+                    size: layer.size(),
+                    watch: Watch::default(),
+                    phase: AtomicU8::new(Phase::Waiting as u8),
+                })
+            })
+            .collect();
+        *self.layers.lock().unwrap_or_else(PoisonError::into_inner) = layers.clone();
+        if self.is_cancelled() {
+            self.cancel();
+        }
+        layers
+    }
+}

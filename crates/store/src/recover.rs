@@ -1,0 +1,121 @@
+//! Putting a store in order: what a killed process, or another boot, has left.
+
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+
+use crate::layer::Record;
+use crate::progress::Progress;
+use crate::reaper::{Item, Place};
+use crate::{Inner, Result, Store, fetch, layout, lock};
+
+fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
+    Ok(layout::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
+}
+
+impl Inner {
+    /// A server's first look.
+    pub(crate) fn recover(&self, live: &dyn Fn(&str) -> bool) -> Result<()> {
+        let records_error = |source| self.records_error(source);
+        self.layout.records.tidy().map_err(records_error)?;
+        for record in self.records()? {
+            let attached = record.attached.as_deref().is_some_and(crate::attach::is_attached);
+            if !attached && !live(&record.id) {
+                self.layout.records.remove(&record.id).map_err(records_error)?;
+            } else if let Some(error) = record.writeback_error {
+                lock(&self.hit).insert(record.id, error);
+            }
+        }
+        self.distrust()?;
+        self.find_trash()?;
+        // One that this boot unpacked and that is not durable yet gets another chance.
+        for chain in list(&self.layout.layers, "layers")? {
+            if let Err(error) = self.present(&chain) {
+                tracing::info!(layer = chain, %error, "the layer cannot be read");
+            }
+        }
+        Ok(())
+    }
+
+    /// Throws away the layers that another boot left unfinished.
+    pub(crate) fn distrust(&self) -> Result<()> {
+        for chain in list(&self.layout.layers, "layers")? {
+            let Ok(dir) = layout::open_dir(&self.layout.layers, &chain) else { continue };
+            let instance = match Record::read(&dir) {
+                Ok(record) if record.is_trusted(&self.layout.boot_id) => continue,
+                Ok(record) => record.instance,
+                // A power cut may have emptied it.
+                Err(_) => uuid::Uuid::new_v4().simple().to_string(),
+            };
+            tracing::info!(layer = chain, "the layer cannot be trusted and will be fetched again");
+            self.condemn(&chain, &instance)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the reaper of everything that nobody has a use for.
+    pub(crate) fn find_trash(&self) -> Result<()> {
+        let found = |place, name: &str| {
+            if let Some(item) = Item::new(place, name) {
+                self.reaper.add_found(item);
+            }
+        };
+        for name in list(&self.layout.trash, "trash")? {
+            found(Place::Trash, &name);
+        }
+        for name in list(&self.layout.staging, "staging")? {
+            if self.is_abandoned(&name) {
+                found(Place::Staging, &name);
+            }
+        }
+        // In this order: a record is written before its directory is made.
+        let names = list(&self.layout.rootfs, "rootfs")?;
+        let living: HashSet<String> = self.records()?.into_iter().map(|record| record.dir).collect();
+        for name in names.iter().filter(|name| !living.contains(*name) && !self.pool.owns(name)) {
+            found(Place::Rootfs, name);
+        }
+        Ok(())
+    }
+
+    /// Whether nobody holds the lock on something in `staging/`.
+    fn is_abandoned(&self, name: &str) -> bool {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::openat(&self.layout.staging, name, flags, Mode::empty()) else {
+            return false;
+        };
+        let free = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if free && name.ends_with(fetch::TURN) {
+            // Removed while it is locked, so that the next to take a turn sees that it is gone.
+            let _ = rustix::fs::unlinkat(&self.layout.staging, name, rustix::fs::AtFlags::empty());
+            return false;
+        }
+        free
+    }
+}
+
+impl Store {
+    /// Deletes the trash in this process, as long as no server does it; false if some of it is left. Layers that root
+    /// file systems use stay.
+    ///
+    /// # Errors
+    /// The store's directories or records cannot be read.
+    pub fn reap(&self, progress: &Progress) -> Result<bool> {
+        if self.has_server() {
+            return Ok(true);
+        }
+        self.0.find_trash()?;
+        self.0.reaper.start().map_err(|source| crate::Error::Thread { name: "reaper", source })?;
+        while !progress.is_cancelled() {
+            if self.0.reaper.drain(Duration::from_millis(100)) {
+                return Ok(true);
+            }
+            if self.0.reaper.is_stuck() {
+                break;
+            }
+        }
+        Ok(false)
+    }
+}

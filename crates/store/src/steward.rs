@@ -1,0 +1,213 @@
+//! What a server's store does every second or so, beside all requests: it keeps the pool of pairs full, asks its
+//! sentinel for lost writes, looks for what other processes have left, writes down when layers were used, and collects
+//! garbage when there is too much.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use crate::layer::State;
+use crate::reaper::Place;
+use crate::sentinel::Sentinel;
+use crate::{Inner, layout, lock};
+
+/// Between two rounds, unless somebody knocks.
+const ROUND: Duration = Duration::from_secs(1);
+/// How often it is written down when layers were used. A crash loses that much of their order.
+const SAVE_USED: Duration = Duration::from_secs(30);
+
+/// What a container is told whose writes may have been lost.
+const REMEDY: &str = "fsync and syncfs in this container fail from now on; destroy and create it again";
+
+#[derive(Debug, Default)]
+struct Knocks {
+    knocked: bool,
+    stop: bool,
+}
+
+/// The steward's door.
+#[derive(Debug, Default)]
+pub(crate) struct Door {
+    state: Mutex<Knocks>,
+    changed: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Door {
+    /// Asks for a round now.
+    pub(crate) fn knock(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).knocked = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the end of the round that is under way.
+    pub(crate) fn stop(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.changed.notify_all();
+        let thread = lock(&self.thread).take();
+        // The steward itself may be the last to let the store go.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            let _ = thread.join();
+        }
+    }
+
+    /// Waits for the next round; false at the end.
+    fn wait(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = |state: &mut Knocks| !state.knocked && !state.stop;
+        let waited = self.changed.wait_timeout_while(state, ROUND, idle);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.knocked = false;
+        !state.stop
+    }
+}
+
+/// What the steward remembers from round to round.
+#[derive(Default)]
+struct Memory {
+    sentinel: Option<Sentinel>,
+    saved_used: Option<Instant>,
+    /// Modification times of directories that other processes change.
+    seen: Vec<(i64, u64)>,
+    unsettled: bool,
+    pool_failed: bool,
+}
+
+/// Starts the thread. It lives as long as the store.
+pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
+    let (door, weak) = (Arc::clone(&inner.door), Arc::downgrade(inner));
+    let thread = std::thread::Builder::new().name("steward".into()).spawn(move || run(&door, &weak))?;
+    *lock(&inner.door.thread) = Some(thread);
+    Ok(())
+}
+
+fn run(door: &Door, inner: &Weak<Inner>) {
+    let mut memory = Memory::default();
+    while door.wait() {
+        let Some(inner) = inner.upgrade() else { return };
+        inner.round(&mut memory);
+    }
+}
+
+impl Inner {
+    fn round(&self, memory: &mut Memory) {
+        let filled = self.pool.fill(&self.layout);
+        if let Err(error) = filled
+            && !memory.pool_failed
+        {
+            tracing::warn!(%error, "pool.fill-failed");
+        }
+        memory.pool_failed = filled.is_err();
+        self.ask_sentinel(memory);
+        self.look_around(memory);
+        if memory.saved_used.is_none_or(|then| then.elapsed() >= SAVE_USED) {
+            memory.saved_used = Some(Instant::now());
+            self.save_used();
+        }
+        if let Some(threshold) = self.gc_threshold {
+            self.collect_above(threshold);
+        }
+    }
+
+    /// Writes down when the layers were used that this process has handed out.
+    pub(crate) fn save_used(&self) {
+        let layers: Vec<_> = lock(&self.layers).values().cloned().collect();
+        for layer in layers {
+            layer.save_used(&self.layout);
+        }
+    }
+
+    fn ask_sentinel(&self, memory: &mut Memory) {
+        if memory.sentinel.as_ref().is_some_and(Sentinel::lost_write) {
+            self.mark_hit("a write to the file system under the store was lost");
+            let name = memory.sentinel.take().map(|sentinel| sentinel.name.clone());
+            name.iter().for_each(|name| self.trash(Place::Rootfs, name));
+        }
+        if memory.sentinel.is_none() {
+            match Sentinel::place(&self.layout, &self.mounter, self.pool.new_name()) {
+                Ok(sentinel) => memory.sentinel = Some(sentinel),
+                Err((name, Errno::IO)) => {
+                    self.trash(Place::Rootfs, &name);
+                    self.report_unseen();
+                }
+                Err((name, error)) => {
+                    self.trash(Place::Rootfs, &name);
+                    tracing::debug!(%error, "sentinel.not-placed");
+                }
+            }
+        }
+    }
+
+    /// Marks every volatile root file system that lives now: each of their later fsyncs fails.
+    pub(crate) fn mark_hit(&self, what: &str) {
+        let records = self.layout.records.all().unwrap_or_default();
+        let mut hit = Vec::new();
+        for mut record in records {
+            if record.honest || record.writeback_error.is_some() {
+                continue;
+            }
+            let text = format!("{what}: {REMEDY}");
+            record.writeback_error = Some(text.clone());
+            lock(&self.hit).insert(record.id.clone(), text);
+            // Gone at this moment, or noted in memory all the same.
+            let _ = self.layout.records.update_existing(&record);
+            hit.push(record.id);
+        }
+        let fresh: Vec<String> = lock(&self.layers)
+            .values()
+            .filter(|layer| layer.state() == State::Fresh)
+            .map(|layer| layer.chain.clone())
+            .collect();
+        tracing::error!(what, rootfs = ?hit, layers_not_durable = ?fresh, "writeback.error");
+    }
+
+    /// Has the error reported that nobody has seen: until then no volatile overlay can be mounted.
+    pub(crate) fn report_unseen(&self) {
+        match self.layout.sync_handle() {
+            Ok(sync) => self.durability.report(sync),
+            Err(error) => tracing::warn!(%error, "writeback.error-not-reported"),
+        }
+    }
+
+    /// Finds what other processes have thrown away or brought in.
+    fn look_around(&self, memory: &mut Memory) {
+        let layout = &self.layout;
+        let time = |dir| rustix::fs::fstat(dir).map_or((0, 0), |stat| (stat.st_mtime, stat.st_mtime_nsec));
+        let records = layout.records.changed();
+        let seen = vec![time(&layout.trash), time(&layout.layers), time(&layout.staging), records];
+        let changed = memory.seen != seen;
+        if !changed && !memory.unsettled {
+            return;
+        }
+        // A change within the clock's tick after a look would be missed, so one more look follows each change.
+        memory.unsettled = changed;
+        memory.seen = seen;
+        if let Err(error) = self.find_trash() {
+            tracing::warn!(%error, "steward.cannot-look");
+        }
+        for chain in layout::names(&layout.layers).unwrap_or_default() {
+            if !lock(&self.layers).contains_key(&chain)
+                && let Err(error) = self.present(&chain)
+            {
+                tracing::debug!(layer = chain, %error, "steward.layer-unreadable");
+            }
+        }
+    }
+
+    fn collect_above(&self, threshold: u64) {
+        let bytes = |inner: &Self| -> crate::Result<u64> {
+            Ok(inner.seen_layers()?.iter().map(|layer| layer.record.size()).sum())
+        };
+        match bytes(self) {
+            Ok(bytes) if bytes > threshold => {
+                if let Err(error) = self.collect(threshold, None) {
+                    tracing::warn!(%error, "collect.failed");
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "collect.failed"),
+        }
+    }
+}
