@@ -28,6 +28,18 @@ pub enum Error {
         /// The text as given (cut).
         text: String,
     },
+    /// A base image that is a directory, but no OCI layout.
+    #[error("invalid base image: directory provided instead of a tar file")]
+    Directory {
+        /// The directory.
+        path: String,
+    },
+    /// A base image that is not there.
+    #[error("stat {path}: no such file or directory")]
+    Missing {
+        /// The file.
+        path: String,
+    },
     /// A file of the image could not be read.
     #[error("cannot {op} {path}: {source}")]
     Io {

@@ -1,6 +1,5 @@
 //! One layer: opening its blob, decompressing, verifying and unpacking it at the same time.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
@@ -10,6 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use crate::archive::stream_error;
+use crate::archives::Section;
 use crate::digest::{Digest, Hashing};
 use crate::error::Error;
 use crate::oci::Layout;
@@ -32,8 +32,21 @@ pub struct Layer {
 /// Where the bytes of a layer are, and what they must be.
 #[derive(Debug, Clone)]
 pub(crate) enum Blob {
-    Oci { layout: Arc<Layout>, digest: Digest, size: u64, diff_id: Digest },
-    File { path: PathBuf, identity: Identity },
+    Oci {
+        layout: Arc<Layout>,
+        digest: Digest,
+        size: u64,
+        diff_id: Digest,
+    },
+    /// A file in an archive, which only its content vouches for.
+    Member {
+        section: Section,
+        diff_id: Digest,
+    },
+    File {
+        path: PathBuf,
+        identity: Identity,
+    },
 }
 
 /// Tells one state of a file from another.
@@ -67,6 +80,12 @@ impl Layer {
                 }
                 same(&what, digest, &blob)?;
                 same(&format!("content of {what}"), diff_id, &unpacked.diff_id)?;
+                Ok(unpacked)
+            }
+            Blob::Member { section, diff_id } => {
+                let what = format!("layer with the diff id {diff_id}");
+                let (unpacked, ..) = pipeline(section.clone(), &what, into, limits, false)?;
+                same(&what, diff_id, &unpacked.diff_id)?;
                 Ok(unpacked)
             }
             Blob::File { path, identity } => {
@@ -109,7 +128,7 @@ fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {
 /// Unpacks `file` while a second thread reads, decompresses and hashes it. Gives also the digest and the size of the
 /// compressed bytes.
 fn pipeline(
-    file: File,
+    file: impl Read + Send,
     what: &str,
     into: BorrowedFd<'_>,
     limits: &Limits,
@@ -144,7 +163,7 @@ fn pipeline(
 
 /// Reads, decompresses and hashes a blob: (diff id, digest, compressed bytes). Ends early if nobody takes the pieces.
 fn produce(
-    file: File,
+    file: impl Read + Send,
     what: &str,
     full: &SyncSender<Vec<u8>>,
     empty: &Receiver<Vec<u8>>,

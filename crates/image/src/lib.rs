@@ -1,6 +1,6 @@
 //! Where layers come from, and how they reach a directory.
 //!
-//! [`Source`] says where an image is (a tar file, an OCI layout), [`Source::open`] reads its manifest and config, and
+//! [`Source`] says where an image is (a tar file, an OCI layout, an archive of images), [`Source::open`] reads its manifest and config, and
 //! [`Layer::unpack`] streams one layer into a directory: decompressed, verified and turned into what overlayfs expects.
 //!
 //! Everything read here was written by somebody else and is treated as hostile: names never leave the directory they
@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod archives;
 mod digest;
 mod error;
 mod layer;

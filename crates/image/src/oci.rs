@@ -1,8 +1,9 @@
-//! OCI image layouts: a directory with `index.json` and `blobs/sha256/` (OCI image spec 1.1, "Image Layout").
+//! OCI image layouts: a directory, or a tar of one, with `index.json` and `blobs/sha256/` (OCI image spec 1.1, "Image
+//! Layout").
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,23 +12,32 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::archives::{Archive, Section, read_json};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::layer::{Blob, Layer};
 use crate::source::{Config, Image};
 
 /// Bytes of one JSON document; registries cap manifests at the same 4 MiB.
-const MAX_JSON: u64 = 4 << 20;
-const MAX_LAYERS: usize = 1024;
+pub(crate) const MAX_JSON: u64 = 4 << 20;
+pub(crate) const MAX_LAYERS: usize = 1024;
 /// Indexes inside indexes; one level is usual.
 const MAX_NESTING: u32 = 4;
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Names of an image in an index: its tag, and (docker, containerd) its full name.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// An opened layout: what is read later comes from the same directory, whatever happens to its name.
+/// An opened layout: what is read later comes from the same directory or file, whatever happens to its name.
 #[derive(Debug)]
 pub(crate) struct Layout {
-    dir: OwnedFd,
+    files: Files,
     path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Files {
+    Dir(OwnedFd),
+    Archive(Archive),
 }
 
 #[derive(Deserialize)]
@@ -65,7 +75,7 @@ struct Manifest {
 }
 
 #[derive(Deserialize)]
-struct ImageConfig {
+pub(crate) struct ImageConfig {
     #[serde(default)]
     config: Option<RunConfig>,
     rootfs: RootFs,
@@ -85,6 +95,19 @@ struct RootFs {
     diff_ids: Option<Vec<Digest>>,
 }
 
+impl ImageConfig {
+    /// What a container takes over, and the diff ids of the layers.
+    pub(crate) fn into_parts(self) -> (Config, Vec<Digest>) {
+        let run = self.config.unwrap_or_default();
+        let config = Config {
+            env: run.env.unwrap_or_default(),
+            user: run.user.unwrap_or_default(),
+            working_dir: run.working_dir.unwrap_or_default(),
+        };
+        (config, self.rootfs.diff_ids.unwrap_or_default())
+    }
+}
+
 impl Descriptor {
     fn is_index(&self) -> bool {
         self.media_type == "application/vnd.oci.image.index.v1+json"
@@ -97,7 +120,7 @@ impl Descriptor {
 }
 
 /// The host's architecture as Go, and so the OCI spec, spells it.
-fn host_architecture() -> &'static str {
+pub(crate) fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "x86" => "386",
@@ -110,14 +133,18 @@ fn host_architecture() -> &'static str {
 }
 
 impl Layout {
-    fn open(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, path, flags, Mode::empty()).map_err(|e| Error::Io {
             op: "open",
             path: path.display().to_string(),
             source: e.into(),
         })?;
-        Ok(Self { dir, path: path.to_owned() })
+        Ok(Self { files: Files::Dir(dir), path: path.to_owned() })
+    }
+
+    pub(crate) fn in_archive(path: &Path) -> Result<Self, Error> {
+        Ok(Self { files: Files::Archive(Archive::open(path)?), path: path.to_owned() })
     }
 
     fn name(&self, name: &str) -> String {
@@ -125,40 +152,31 @@ impl Layout {
     }
 
     /// A regular file of the layout. Symlinks may not lead out of it, and a fifo does not make us wait.
-    fn file(&self, name: &str) -> Result<(File, u64), Error> {
+    fn file(&self, name: &str) -> Result<Section, Error> {
+        let dir = match &self.files {
+            Files::Dir(dir) => dir,
+            Files::Archive(archive) => return archive.member(name),
+        };
         let error = |op, source: io::Error| Error::Io { op, path: self.name(name), source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let file =
-            openat2(&self.dir, name, flags, Mode::empty(), resolve).map_err(|e| error("open", e.into()))?;
+        let file = openat2(dir, name, flags, Mode::empty(), resolve).map_err(|e| error("open", e.into()))?;
         let file = File::from(file);
         let meta = file.metadata().map_err(|e| error("stat", e))?;
         if !meta.is_file() {
             return Err(Error::Corrupt { what: self.name(name), why: "it is no regular file".into() });
         }
-        Ok((file, meta.len()))
+        Ok(Section::new(Arc::new(file), 0, meta.len()))
     }
 
     /// The blob `digest`, which must have `size` bytes. Its content is not verified here.
-    pub(crate) fn blob(&self, digest: &Digest, size: u64) -> Result<File, Error> {
-        let (file, actual) = self.file(&format!("blobs/sha256/{}", digest.as_hex()))?;
-        if actual != size {
-            return Err(Error::SizeMismatch { what: format!("blob {digest}"), expected: size, actual });
+    pub(crate) fn blob(&self, digest: &Digest, size: u64) -> Result<Section, Error> {
+        let section = self.file(&format!("blobs/sha256/{}", digest.as_hex()))?;
+        if section.size() != size {
+            let (what, actual) = (format!("blob {digest}"), section.size());
+            return Err(Error::SizeMismatch { what, expected: size, actual });
         }
-        Ok(file)
-    }
-
-    fn read(&self, file: File, what: &str) -> Result<Vec<u8>, Error> {
-        let mut bytes = Vec::new();
-        file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|source| Error::Io {
-            op: "read",
-            path: self.name(what),
-            source,
-        })?;
-        if bytes.len() as u64 > MAX_JSON {
-            return Err(Error::Limit { what: format!("the size of {}", self.name(what)), limit: MAX_JSON });
-        }
-        Ok(bytes)
+        Ok(section)
     }
 
     fn document<T: DeserializeOwned>(&self, descriptor: &Descriptor, kind: &str) -> Result<T, Error> {
@@ -166,7 +184,7 @@ impl Layout {
         if descriptor.size > MAX_JSON {
             return Err(Error::Limit { what: format!("the size of {what}"), limit: MAX_JSON });
         }
-        let bytes = self.read(self.blob(&descriptor.digest, descriptor.size)?, &what)?;
+        let bytes = read_json(self.blob(&descriptor.digest, descriptor.size)?, &what)?;
         let actual = Digest::of(&bytes);
         if actual != descriptor.digest {
             let (expected, actual) = (descriptor.digest.to_string(), actual.to_string());
@@ -176,14 +194,16 @@ impl Layout {
     }
 
     fn select(&self, tag: Option<&str>) -> Result<Descriptor, Error> {
-        let bytes = self.read(self.file("index.json")?.0, "index.json")?;
         let what = self.name("index.json");
+        let bytes = read_json(self.file("index.json")?, &what)?;
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|source| Error::Json { what: what.clone(), source })?;
         let mut found = index.manifests.unwrap_or_default();
         if let Some(tag) = tag {
             found.retain(|d| {
-                d.annotations.as_ref().and_then(|a| a.get(REF_NAME)).is_some_and(|name| name == tag)
+                let named =
+                    |key| d.annotations.as_ref().and_then(|a| a.get(key)).is_some_and(|name| name == tag);
+                named(REF_NAME) || named(IMAGE_NAME)
             });
         }
         let mut chosen = choose(found, &what, tag)?;
@@ -201,6 +221,9 @@ impl Layout {
 /// The only one, or the only one for this host.
 fn choose(mut found: Vec<Descriptor>, what: &str, tag: Option<&str>) -> Result<Descriptor, Error> {
     let error = |why| Err(Error::Select { what: what.into(), why });
+    // One image with several names has an entry for each.
+    let mut seen = HashSet::new();
+    found.retain(|d| seen.insert(d.digest.clone()));
     let several = found.len() > 1;
     if several {
         found.retain(Descriptor::is_for_host);
@@ -215,14 +238,22 @@ fn choose(mut found: Vec<Descriptor>, what: &str, tag: Option<&str>) -> Result<D
     }
 }
 
+/// ChainID(n) = Digest(ChainID(n-1) + " " + DiffID(n)); the first is the diff id itself.
+pub(crate) fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
+    match below {
+        None => diff_id.clone(),
+        Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+    }
+}
+
 /// Reads manifest and config of an image in a layout.
-pub(crate) fn open(path: &Path, tag: Option<&str>) -> Result<Image, Error> {
-    let layout = Arc::new(Layout::open(path)?);
+pub(crate) fn open(layout: Layout, tag: Option<&str>) -> Result<Image, Error> {
+    let layout = Arc::new(layout);
     let chosen = layout.select(tag)?;
     let manifest: Manifest = layout.document(&chosen, "manifest")?;
     let config: ImageConfig = layout.document(&manifest.config, "config")?;
     let blobs = manifest.layers.unwrap_or_default();
-    let diff_ids = config.rootfs.diff_ids.unwrap_or_default();
+    let (config, diff_ids) = config.into_parts();
     let what = format!("manifest {}", chosen.digest);
     if blobs.len() > MAX_LAYERS {
         return Err(Error::Limit {
@@ -240,22 +271,12 @@ pub(crate) fn open(path: &Path, tag: Option<&str>) -> Result<Image, Error> {
         if blob.media_type.ends_with("+encrypted") {
             return Err(Error::Unsupported { what: format!("layer media type {:?}", blob.media_type) });
         }
-        // ChainID(n) = Digest(ChainID(n-1) + " " + DiffID(n)); the first is the diff id itself.
-        let id = match &chain {
-            None => diff_id.clone(),
-            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
-        };
+        let id = chain_id(chain.as_ref(), &diff_id);
         layers.push(Layer {
             chain_id: id.as_hex().to_owned(),
             blob: Blob::Oci { layout: Arc::clone(&layout), digest: blob.digest, size: blob.size, diff_id },
         });
         chain = Some(id);
     }
-    let run = config.config.unwrap_or_default();
-    let config = Config {
-        env: run.env.unwrap_or_default(),
-        user: run.user.unwrap_or_default(),
-        working_dir: run.working_dir.unwrap_or_default(),
-    };
     Ok(Image { config, layers })
 }

@@ -1,5 +1,6 @@
 //! Hostile and ordinary archives, built here and unpacked as root into a temporary directory.
 
+mod archives;
 mod hostile;
 mod image;
 mod ordinary;
