@@ -19,7 +19,7 @@ use crate::archive::{Entry, Stream};
 use crate::digest::Digest;
 use crate::error::{Error, show};
 use crate::layer::{Blob, Layer};
-use crate::oci::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id};
+use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
 use crate::source::{Image, open_tar};
 
 /// Entries of one archive. The largest images have some hundred layers with three entries each.
@@ -169,7 +169,7 @@ impl Archive {
 /// A document that is no longer than a document may be.
 pub(crate) fn read_json(section: Section, what: &str) -> Result<Vec<u8>, Error> {
     if section.size() > MAX_JSON {
-        return Err(Error::Limit { what: format!("the size of {what}"), limit: MAX_JSON });
+        return Err(too_large(what));
     }
     let mut bytes = Vec::new();
     let mut section = section;
@@ -313,21 +313,16 @@ struct Item {
 pub(crate) fn open_docker(path: &Path, name: Option<&str>) -> Result<Image, Error> {
     let archive = Archive::open(path)?;
     let what = format!("manifest.json in {}", path.display());
-    let items: Vec<Item> = serde_json::from_slice(&archive.json("manifest.json")?)
-        .map_err(|source| Error::Json { what: what.clone(), source })?;
+    let items: Vec<Item> = parse(&archive.json("manifest.json")?, &what)?;
     let item = select(items, &what, name)?;
     let json = archive.json(&item.config)?;
     let what = format!("config {}", show(item.config.as_bytes()));
-    if let Some(expected) = promised(&item.config) {
-        let actual = Digest::of(&json);
-        if actual != expected {
-            let (expected, actual) = (expected.to_string(), actual.to_string());
-            return Err(Error::DigestMismatch { what, expected, actual });
-        }
+    let digest = Digest::of(&json);
+    if let Some(expected) = promised(&item.config).filter(|promised| *promised != digest) {
+        let (expected, actual) = (expected.to_string(), digest.to_string());
+        return Err(Error::DigestMismatch { what, expected, actual });
     }
-    let config: ImageConfig =
-        serde_json::from_slice(&json).map_err(|source| Error::Json { what: what.clone(), source })?;
-    let (config, diff_ids) = config.into_parts();
+    let ImageConfig { config, diff_ids, .. } = ImageConfig::parse(&json, &what)?;
     let files = item.layers.unwrap_or_default();
     if files.len() > MAX_LAYERS {
         let what = format!("the number of layers of {what}");
@@ -342,10 +337,12 @@ pub(crate) fn open_docker(path: &Path, name: Option<&str>) -> Result<Image, Erro
     for (file, diff_id) in files.iter().zip(diff_ids) {
         let section = archive.member(file)?;
         let id = chain_id(chain.as_ref(), &diff_id);
-        layers.push(Layer { chain_id: id.as_hex().to_owned(), blob: Blob::Member { section, diff_id } });
+        let blob = Blob::Member { section, diff_id };
+        layers.push(Layer { chain_id: id.as_hex().to_owned(), blob, base: None });
         chain = Some(id);
     }
-    Ok(Image { config, layers })
+    let id = digest.as_hex().to_owned();
+    Ok(Image { config, layers, manifest: None, config_json: Some(json), id })
 }
 
 /// The digest that a config is named by: `<hex>.json`, `blobs/sha256/<hex>` or `sha256:<hex>`.

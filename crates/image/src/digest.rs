@@ -71,21 +71,20 @@ impl fmt::Display for Digest {
     }
 }
 
-/// Hashes and counts what is read through it.
+/// Hashes what is read through it.
 pub(crate) struct Hashing<R> {
     inner: R,
     hasher: Sha256,
-    bytes: u64,
 }
 
 impl<R: Read> Hashing<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self { inner, hasher: Sha256::new(), bytes: 0 }
+        Self { inner, hasher: Sha256::new() }
     }
 
-    /// The digest and the number of the bytes read so far.
-    pub(crate) fn finish(self) -> (Digest, u64) {
-        (Digest::finish(self.hasher), self.bytes)
+    /// The digest of the bytes read so far.
+    pub(crate) fn finish(self) -> Digest {
+        Digest::finish(self.hasher)
     }
 }
 
@@ -93,7 +92,6 @@ impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.hasher.update(&buf[..n]);
-        self.bytes += n as u64;
         Ok(n)
     }
 }

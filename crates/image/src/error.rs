@@ -140,6 +140,18 @@ pub enum Error {
         /// The file.
         path: String,
     },
+    /// No layer below has the base directory of a layer.
+    #[error("the base directory {path} is in no layer below")]
+    BaseDirectory {
+        /// The first part of it that is missing, or hidden, or no directory.
+        path: String,
+    },
+    /// The caller stopped the unpack.
+    #[error("unpacking {what} was cancelled")]
+    Cancelled {
+        /// The blob.
+        what: String,
+    },
     /// A helper thread could not be started, or it died.
     #[error("cannot run the reader of {what}: {why}")]
     Thread {

@@ -1,32 +1,32 @@
-//! One layer: opening its blob, decompressing, verifying and unpacking it at the same time.
+//! One layer: opening its blob, unpacking and verifying it.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 
-use crate::archive::stream_error;
 use crate::archives::Section;
-use crate::digest::{Digest, Hashing};
+use crate::base::Base;
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::oci::Layout;
+use crate::pipeline::{self, Input};
 use crate::unpack::{Limits, Unpacked, unpack};
-
-/// Bytes of one piece handed from the decompressor to the writer, and how many may wait. 4 MiB in flight hide the
-/// writer's pauses and keep a pull far below 50 MB of memory.
-const PIECE: usize = 512 << 10;
-const PIECES: usize = 8;
+use crate::watch::Watch;
 
 /// One layer of an image. Cheap to keep: the data is read when it is unpacked.
 #[derive(Debug, Clone)]
 pub struct Layer {
     /// Hex name of this layer on top of those below it, safe as a file name. For OCI the chain id (OCI image spec,
     /// "Layer ChainID"); for a tar file a hash of its path, size, modification time and inode.
+    ///
+    /// With a base directory the same blob makes another tree, so its id, and those of the layers above, differ: it is
+    /// the sha256 of `<chain id as above> base-directory:<directory>` (no diff id looks like that), the directory
+    /// without what means nothing in it (`/home/./x/` is `home/x`).
     pub chain_id: String,
     pub(crate) blob: Blob,
+    pub(crate) base: Option<Base>,
 }
 
 /// Where the bytes of a layer are, and what they must be.
@@ -64,51 +64,82 @@ impl Identity {
 }
 
 impl Layer {
+    /// Bytes of the blob as stored (compressed, if it is).
+    pub fn size(&self) -> u64 {
+        match &self.blob {
+            Blob::Oci { size, .. } => *size,
+            Blob::Member { section, .. } => section.size(),
+            Blob::File { identity, .. } => identity.size,
+        }
+    }
+
+    /// The promised digest of the uncompressed bytes; none for a tar file.
+    pub fn diff_id(&self) -> Option<&Digest> {
+        match &self.blob {
+            Blob::Oci { diff_id, .. } | Blob::Member { diff_id, .. } => Some(diff_id),
+            Blob::File { .. } => None,
+        }
+    }
+
     /// Unpacks the layer into the empty directory `into`. Digest and size of the blob and the diff id of its content
     /// are verified on the way, over every byte. After an error the caller throws the directory away.
     ///
+    /// `below` are the unpacked layers that this one lies on, topmost first. They are only looked at for a layer with a
+    /// base directory (annotation `org.cloudfoundry.experimental.image.base-directory`), which takes that directory's
+    /// mode, owner and time from there.
+    ///
     /// # Errors
-    /// A blob that is missing, damaged or not what was promised; whatever [`crate::unpack_tar`] refuses.
-    pub fn unpack(&self, into: BorrowedFd<'_>, limits: &Limits) -> Result<Unpacked, Error> {
+    /// A blob that is missing, damaged or not what was promised; whatever [`crate::unpack_tar`] refuses; a base
+    /// directory that no layer below has; [`Error::Cancelled`].
+    pub fn unpack(
+        &self,
+        into: BorrowedFd<'_>,
+        below: &[BorrowedFd<'_>],
+        limits: &Limits,
+        watch: &Watch,
+    ) -> Result<Unpacked, Error> {
+        let base = self.base.as_ref().map(|base| (base, below));
         match &self.blob {
             Blob::Oci { layout, digest, size, diff_id } => {
                 let what = format!("layer {digest}");
                 let file = layout.blob(digest, *size)?;
-                let (unpacked, blob, bytes) = pipeline(file, &what, into, limits, false)?;
-                if bytes != *size {
-                    return Err(Error::SizeMismatch { what, expected: *size, actual: bytes });
-                }
-                same(&what, digest, &blob)?;
-                same(&format!("content of {what}"), diff_id, &unpacked.diff_id)?;
-                Ok(unpacked)
+                let input = Input { file, what: &what, size: Some(*size), watch };
+                let (counts, digests) =
+                    pipeline::run(input, |pieces| unpack(pieces, into, base, limits, false))?;
+                same(&what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
+                same(&format!("content of {what}"), diff_id, &digests.plain)?;
+                Ok(counts.with(digests.plain))
             }
             Blob::Member { section, diff_id } => {
                 let what = format!("layer with the diff id {diff_id}");
-                let (unpacked, ..) = pipeline(section.clone(), &what, into, limits, false)?;
-                same(&what, diff_id, &unpacked.diff_id)?;
-                Ok(unpacked)
+                let input = Input { file: section.clone(), what: &what, size: None, watch };
+                let (counts, digests) =
+                    pipeline::run(input, |pieces| unpack(pieces, into, base, limits, false))?;
+                same(&what, diff_id, &digests.plain)?;
+                Ok(counts.with(digests.plain))
             }
             Blob::File { path, identity } => {
                 let what = path.display().to_string();
+                let error = |op| {
+                    let path = what.clone();
+                    move |source| Error::Io { op, path, source }
+                };
                 let file = crate::source::open_tar(path)?;
-                let again =
-                    || file.metadata().map_err(|source| Error::Io { op: "stat", path: what.clone(), source });
-                let check = |meta| {
-                    if Identity::of(&meta) == *identity {
+                let file = Arc::new(file);
+                let reader = Section::new(Arc::clone(&file), 0, identity.size);
+                let unchanged = |file: &File| {
+                    if Identity::of(&file.metadata().map_err(error("stat"))?) == *identity {
                         Ok(())
                     } else {
                         Err(Error::Changed { path: what.clone() })
                     }
                 };
-                check(again()?)?;
-                let reader = file.try_clone().map_err(|source| Error::Io {
-                    op: "open",
-                    path: what.clone(),
-                    source,
-                })?;
-                let (unpacked, ..) = pipeline(reader, &what, into, limits, true)?;
-                check(again()?)?;
-                Ok(unpacked)
+                unchanged(&file)?;
+                let input = Input { file: reader, what: &what, size: None, watch };
+                let (counts, digests) =
+                    pipeline::run(input, |pieces| unpack(pieces, into, base, limits, true))?;
+                unchanged(&file)?;
+                Ok(counts.with(digests.plain))
             }
         }
     }
@@ -123,124 +154,4 @@ fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {
         expected: expected.to_string(),
         actual: actual.to_string(),
     })
-}
-
-/// Unpacks `file` while a second thread reads, decompresses and hashes it. Gives also the digest and the size of the
-/// compressed bytes.
-fn pipeline(
-    file: impl Read + Send,
-    what: &str,
-    into: BorrowedFd<'_>,
-    limits: &Limits,
-    strict: bool,
-) -> Result<(Unpacked, Digest, u64), Error> {
-    let thread_error = |why: String| Error::Thread { what: what.into(), why };
-    thread::scope(|scope| {
-        let (full, pieces) = sync_channel(PIECES);
-        let (spare, empty) = sync_channel(PIECES);
-        let producer = thread::Builder::new()
-            .name("layer-read".into())
-            .spawn_scoped(scope, move || produce(file, what, &full, &empty))
-            .map_err(|e| thread_error(e.to_string()))?;
-        let counts = unpack(Pieces { pieces, spare, piece: Vec::new(), at: 0 }, into, limits, strict);
-        // The channels are gone now, so a producer with more to say stops.
-        let produced = producer.join().map_err(|_| thread_error("it panicked".into()))?;
-        let ((diff_id, blob, bytes), counts) = match (produced, counts) {
-            (Ok(read), Ok(counts)) => (read, counts),
-            (Ok(_) | Err(Error::Thread { .. }), Err(e)) => return Err(e),
-            // The reader's error is the cause: the writer only saw an early end.
-            (Err(e), _) => return Err(e),
-        };
-        let unpacked = Unpacked {
-            entries: counts.entries,
-            bytes: counts.bytes,
-            diff_id,
-            skipped_xattrs: counts.skipped_xattrs,
-        };
-        Ok((unpacked, blob, bytes))
-    })
-}
-
-/// Reads, decompresses and hashes a blob: (diff id, digest, compressed bytes). Ends early if nobody takes the pieces.
-fn produce(
-    file: impl Read + Send,
-    what: &str,
-    full: &SyncSender<Vec<u8>>,
-    empty: &Receiver<Vec<u8>>,
-) -> Result<(Digest, Digest, u64), Error> {
-    let mut raw = BufReader::with_capacity(PIECE, Hashing::new(file));
-    let mut plain = Hashing::new(decoder(&mut raw, what)?);
-    loop {
-        let mut piece = empty.try_recv().unwrap_or_default();
-        piece.resize(PIECE, 0);
-        let mut at = 0;
-        while at < PIECE {
-            match plain.read(&mut piece[at..]) {
-                Ok(0) => break,
-                Ok(n) => at += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(stream_error(what, e)),
-            }
-        }
-        piece.truncate(at);
-        if at == 0 {
-            break;
-        }
-        if full.send(piece).is_err() {
-            // The writer failed, and only its error counts.
-            return Err(Error::Thread { what: what.into(), why: "nobody reads on".into() });
-        }
-    }
-    let (diff_id, _) = plain.finish();
-    // Only what the decoder left over, normally nothing.
-    io::copy(&mut raw, &mut io::sink()).map_err(|e| stream_error(what, e))?;
-    let (blob, bytes) = raw.into_inner().finish();
-    Ok((diff_id, blob, bytes))
-}
-
-/// Chosen by content: media types lie, and a tar file has none.
-fn decoder<'a, R: BufRead + 'a>(mut raw: R, what: &str) -> Result<Box<dyn Read + 'a>, Error> {
-    let head = raw.fill_buf().map_err(|e| stream_error(what, e))?;
-    Ok(match head {
-        [] => return Err(Error::Corrupt { what: what.into(), why: "it is empty".into() }),
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(raw)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Box::new(zstd::stream::read::Decoder::with_buffer(raw).map_err(|e| stream_error(what, e))?)
-        }
-        _ => Box::new(raw),
-    })
-}
-
-/// The writer's end of the pipeline.
-struct Pieces {
-    pieces: Receiver<Vec<u8>>,
-    spare: SyncSender<Vec<u8>>,
-    piece: Vec<u8>,
-    at: usize,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.fill_buf()?.read(buf)?;
-        self.consume(n);
-        Ok(n)
-    }
-}
-
-impl BufRead for Pieces {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.at == self.piece.len()
-            && let Ok(next) = self.pieces.recv()
-        {
-            let used = std::mem::replace(&mut self.piece, next);
-            self.at = 0;
-            // With no room for it the buffer is simply freed.
-            let _ = self.spare.try_send(used);
-        }
-        Ok(&self.piece[self.at..])
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.at = (self.at + n).min(self.piece.len());
-    }
 }

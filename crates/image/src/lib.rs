@@ -9,13 +9,17 @@
 
 mod archive;
 mod archives;
+mod base;
 mod digest;
 mod error;
 mod layer;
+mod manifest;
 mod oci;
+mod pipeline;
 mod source;
 mod tree;
 mod unpack;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -23,5 +27,7 @@ mod tests;
 pub use digest::Digest;
 pub use error::Error;
 pub use layer::Layer;
+pub use manifest::{Descriptor, ImageConfig, Index, Manifest};
 pub use source::{Config, Image, Source};
 pub use unpack::{Limits, Unpacked, unpack_tar};
+pub use watch::Watch;

@@ -35,6 +35,12 @@ pub struct Image {
     pub config: Config,
     /// Bottom first.
     pub layers: Vec<Layer>,
+    /// The manifest's bytes, exactly as read; none for a tar file and for what `docker save` wrote.
+    pub manifest: Option<Vec<u8>>,
+    /// The config's bytes, exactly as read; none for a tar file.
+    pub config_json: Option<Vec<u8>>,
+    /// Hex name of the image: the digest of its config, or a tar file's chain id.
+    pub id: String,
 }
 
 /// The part of the image's config that a container takes over. Untrusted text, not checked further.
@@ -200,6 +206,9 @@ fn open_bare(path: &Path) -> Result<Image, Error> {
     let chain_id = Digest::finish(hasher).as_hex().to_owned();
     Ok(Image {
         config: Config::default(),
-        layers: vec![Layer { chain_id, blob: Blob::File { path, identity } }],
+        layers: vec![Layer { chain_id: chain_id.clone(), blob: Blob::File { path, identity }, base: None }],
+        manifest: None,
+        config_json: None,
+        id: chain_id,
     })
 }

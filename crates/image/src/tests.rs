@@ -1,6 +1,7 @@
 //! Hostile and ordinary archives, built here and unpacked as root into a temporary directory.
 
 mod archives;
+mod base;
 mod hostile;
 mod image;
 mod ordinary;

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use tar::EntryType;
 
 use crate::archive::{Entry, Stream, Time};
+use crate::base::Base;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
 use crate::tree::{Tree, at, is_whiteout, set_opaque};
@@ -55,6 +56,8 @@ pub struct Unpacked {
     pub diff_id: Digest,
     /// Extended attributes that were not set because only the host may give them (`trusted.*`, `system.*`, ...).
     pub skipped_xattrs: u64,
+    /// Device nodes that were not made because we may not (mknod(2) said EPERM).
+    pub skipped_devices: u64,
 }
 
 /// Counts of one unpack.
@@ -63,6 +66,14 @@ pub(crate) struct Counts {
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
     pub(crate) skipped_xattrs: u64,
+    pub(crate) skipped_devices: u64,
+}
+
+impl Counts {
+    pub(crate) fn with(self, diff_id: Digest) -> Unpacked {
+        let Self { entries, bytes, skipped_xattrs, skipped_devices } = self;
+        Unpacked { entries, bytes, diff_id, skipped_xattrs, skipped_devices }
+    }
 }
 
 /// Unpacks an uncompressed tar stream into the directory `into`: OCI whiteouts become overlayfs' own, owners and modes
@@ -72,27 +83,35 @@ pub(crate) struct Counts {
 /// Any hostile, damaged or unsupported entry, a limit, or an I/O error.
 pub fn unpack_tar(reader: impl Read, into: BorrowedFd<'_>, limits: &Limits) -> Result<Unpacked, Error> {
     let mut reader = BufReader::with_capacity(BUFFER, Hashing::new(reader));
-    let counts = unpack(&mut reader, into, limits, true)?;
-    let (diff_id, _) = reader.into_inner().finish();
-    Ok(Unpacked {
-        entries: counts.entries,
-        bytes: counts.bytes,
-        diff_id,
-        skipped_xattrs: counts.skipped_xattrs,
-    })
+    let counts = unpack(&mut reader, into, None, limits, true)?;
+    Ok(counts.with(reader.into_inner().finish()))
 }
 
-/// Applies the stream and reads it to its very end. `strict` is explained at [`Stream::next`].
+/// Applies the stream and reads it to its very end. With a base directory everything is relative to it; the layers below
+/// say what it looks like. `strict` is explained at [`Stream::next`].
 pub(crate) fn unpack<R: BufRead>(
     reader: R,
     into: BorrowedFd<'_>,
+    base: Option<(&Base, &[BorrowedFd<'_>])>,
     limits: &Limits,
     strict: bool,
 ) -> Result<Counts, Error> {
     let headers = limits.max_entries.saturating_mul(4096).saturating_add(64 << 10);
     let mut stream = Stream::new(reader, limits.max_bytes.saturating_add(headers));
     let tree = Tree::new(into, limits.max_entries, limits.max_depth)?;
-    let mut unpacker = Unpacker { tree, limits, counts: Counts::default(), times: Vec::new(), deferred: 0 };
+    let mut unpacker = Unpacker {
+        base: base.map(|(base, _)| base.names().collect()).unwrap_or_default(),
+        tree,
+        limits,
+        counts: Counts::default(),
+        times: Vec::new(),
+        deferred: 0,
+    };
+    if let Some((base, below)) = base {
+        for (path, time) in base.make(into, below)? {
+            unpacker.defer(path, time)?;
+        }
+    }
     while let Some(entry) = stream.next(strict)? {
         unpacker.counts.entries += 1;
         if unpacker.counts.entries > limits.max_entries {
@@ -106,6 +125,8 @@ pub(crate) fn unpack<R: BufRead>(
 }
 
 struct Unpacker<'a> {
+    /// The components of the base directory.
+    base: Vec<&'a [u8]>,
     tree: Tree,
     limits: &'a Limits,
     counts: Counts,
@@ -114,13 +135,27 @@ struct Unpacker<'a> {
     deferred: usize,
 }
 
-impl Unpacker<'_> {
+impl<'a> Unpacker<'a> {
+    /// The components of a name, those of the base directory first.
+    fn components<'b>(&self, path: &'b [u8]) -> Result<Vec<&'b [u8]>, Error>
+    where
+        'a: 'b,
+    {
+        components(path, &self.base, self.limits)
+    }
+
     fn entry<R: BufRead>(&mut self, entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {
         // Checked before anything is made: a hostile size must not cost more than its header.
         if entry.size > self.limits.max_bytes - self.counts.bytes {
             return Err(limit("the size of the files", self.limits.max_bytes));
         }
-        let names = components(&entry.path, self.limits)?;
+        let names = self.components(&entry.path)?;
+        if names.len() == self.base.len() && entry.kind != EntryType::Directory {
+            return Err(Error::UnsafePath {
+                path: show(&entry.path),
+                why: "the root can only be a directory",
+            });
+        }
         let Some((name, above)) = names.split_last() else { return self.root(entry) };
         let (name, path, above) = (*name, names.join(&b'/'), above.join(&b'/'));
         if names.iter().any(|n| n.starts_with(WHITEOUT)) {
@@ -163,12 +198,6 @@ impl Unpacker<'_> {
     }
 
     fn root(&mut self, entry: &Entry) -> Result<(), Error> {
-        if entry.kind != EntryType::Directory {
-            return Err(Error::UnsafePath {
-                path: show(&entry.path),
-                why: "the root can only be a directory",
-            });
-        }
         let fd = self.tree.open(b"").map_err(at("open", b"."))?;
         self.attributes(&fd, entry, b".")?;
         self.defer(Vec::new(), entry.mtime)
@@ -235,7 +264,7 @@ impl Unpacker<'_> {
 
     fn link(&mut self, entry: &Entry, above: &[u8], name: &[u8], path: &[u8]) -> Result<(), Error> {
         self.check_target(entry)?;
-        let names = components(&entry.link, self.limits)?;
+        let names = self.components(&entry.link)?;
         let Some((old, old_above)) = names.split_last() else {
             return Err(bad(entry, "a hard link to the root"));
         };
@@ -379,7 +408,7 @@ impl Unpacker<'_> {
 }
 
 /// The components of a name, without what means nothing: leading `/`, `.`, repeated slashes.
-fn components<'a>(path: &'a [u8], limits: &Limits) -> Result<Vec<&'a [u8]>, Error> {
+fn components<'a>(path: &'a [u8], base: &[&'a [u8]], limits: &Limits) -> Result<Vec<&'a [u8]>, Error> {
     let unsafe_path = |why| Err(Error::UnsafePath { path: show(path), why });
     if path.is_empty() {
         return unsafe_path("it is empty");
@@ -390,7 +419,8 @@ fn components<'a>(path: &'a [u8], limits: &Limits) -> Result<Vec<&'a [u8]>, Erro
     if path.contains(&0) {
         return unsafe_path("it contains a NUL byte");
     }
-    let names: Vec<_> = path.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".").collect();
+    let own = path.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".");
+    let names: Vec<_> = base.iter().copied().chain(own).collect();
     if names.contains(&&b".."[..]) {
         return unsafe_path("it contains a .. component");
     }

@@ -267,7 +267,7 @@ fn stage(layout: &Layout, source: &wardian_image::Layer, name: &str) -> Result<F
     let fs = layout::open_dir(&dir, "fs").map_err(staged)?;
     rustix::fs::fchmod(&fs, Mode::from_raw_mode(NO_ROOT_ENTRY)).map_err(staged)?;
     let unpacked = source
-        .unpack(fs.as_fd(), &wardian_image::Limits::default())
+        .unpack(fs.as_fd(), &[], &wardian_image::Limits::default(), &wardian_image::Watch::default())
         .map_err(|source| Error::Unpack { chain: chain.to_owned(), source: Box::new(source) })?;
     let mode = rustix::fs::fstat(&fs).map_err(staged)?.st_mode & 0o7777;
     let root_mode = (mode != NO_ROOT_ENTRY).then_some(mode);

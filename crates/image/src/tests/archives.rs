@@ -6,7 +6,7 @@ use tar::EntryType;
 use tempfile::TempDir;
 
 use super::{Cage, Tar, gzip, write};
-use crate::{Digest, Error, Image, Limits, Source};
+use crate::{Digest, Error, Image, Limits, Source, Watch};
 
 /// A file `x.tar` in a directory of its own.
 struct Saved {
@@ -55,7 +55,9 @@ fn texts(image: &Image) -> Vec<String> {
         .iter()
         .map(|layer| {
             let cage = Cage::new();
-            layer.unpack(File::open(cage.root()).unwrap().as_fd(), &Limits::default()).unwrap();
+            layer
+                .unpack(File::open(cage.root()).unwrap().as_fd(), &[], &Limits::default(), &Watch::default())
+                .unwrap();
             cage.text("f")
         })
         .collect()
@@ -230,7 +232,12 @@ fn hostile_archives() {
         Tar::default().file("l", &layer("two")).file(&name, &json).file("manifest.json", items.as_bytes());
     let image = Saved::new(&tar.end()).docker().unwrap();
     let cage = Cage::new();
-    let result = image.layers[0].unpack(File::open(cage.root()).unwrap().as_fd(), &Limits::default());
+    let result = image.layers[0].unpack(
+        File::open(cage.root()).unwrap().as_fd(),
+        &[],
+        &Limits::default(),
+        &Watch::default(),
+    );
     assert!(matches!(result, Err(Error::DigestMismatch { .. })), "{result:?}");
 
     let error = Saved::new(&gzip(&whole().end())).docker().unwrap_err().to_string();
@@ -273,7 +280,14 @@ fn side_by_side() {
         for layer in &image.layers {
             scope.spawn(|| {
                 let cage = Cage::new();
-                layer.unpack(File::open(cage.root()).unwrap().as_fd(), &Limits::default()).unwrap();
+                layer
+                    .unpack(
+                        File::open(cage.root()).unwrap().as_fd(),
+                        &[],
+                        &Limits::default(),
+                        &Watch::default(),
+                    )
+                    .unwrap();
             });
         }
     });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::{Cage, Tar, gzip, write};
-use crate::{Digest, Error, Image, Limits, Source, Unpacked};
+use crate::{Digest, Error, Image, Limits, Source, Unpacked, Watch};
 
 #[test]
 fn sources() {
@@ -50,26 +50,32 @@ fn sources() {
 }
 
 /// A layout with one image in it.
-struct Layout {
+pub(super) struct Layout {
     dir: TempDir,
 }
 
 impl Layout {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.dir.path().to_owned()
     }
 
-    fn blob(&self, data: &[u8]) -> String {
+    pub(super) fn blob(&self, data: &[u8]) -> String {
         let digest = Digest::of(data);
         write(&self.path().join("blobs/sha256").join(digest.as_hex()), data);
         format!(r#""digest":"{digest}","size":{}"#, data.len())
     }
 
     fn manifest(&self, layers: &[&[u8]], diff_ids: &[Digest]) -> String {
+        let layers: Vec<_> = layers.iter().map(|l| self.blob(l)).collect();
+        self.manifest_of(&layers, diff_ids)
+    }
+
+    /// From descriptors without their braces.
+    pub(super) fn manifest_of(&self, layers: &[String], diff_ids: &[Digest]) -> String {
         let ids = serde_json::to_string(diff_ids).unwrap();
         let config = self.blob(
             format!(
@@ -77,11 +83,11 @@ impl Layout {
             )
             .as_bytes(),
         );
-        let layers: Vec<_> = layers.iter().map(|l| format!("{{{}}}", self.blob(l))).collect();
+        let layers: Vec<_> = layers.iter().map(|l| format!("{{{l}}}")).collect();
         self.blob(format!(r#"{{"config":{{{config}}},"layers":[{}]}}"#, layers.join(",")).as_bytes())
     }
 
-    fn index(&self, entries: &[String]) {
+    pub(super) fn index(&self, entries: &[String]) {
         let entries: Vec<_> = entries.iter().map(|e| format!("{{{e}}}")).collect();
         write(
             &self.path().join("index.json"),
@@ -89,14 +95,19 @@ impl Layout {
         );
     }
 
-    fn open(&self, tag: &str) -> Result<Image, Error> {
+    pub(super) fn open(&self, tag: &str) -> Result<Image, Error> {
         Source::parse(&format!("oci://{}{tag}", self.path().display()))?.open()
     }
 }
 
 fn unpack(image: &Image, layer: usize) -> Result<Unpacked, Error> {
     let cage = Cage::new();
-    image.layers[layer].unpack(File::open(cage.root()).unwrap().as_fd(), &Limits::default())
+    image.layers[layer].unpack(
+        File::open(cage.root()).unwrap().as_fd(),
+        &[],
+        &Limits::default(),
+        &Watch::default(),
+    )
 }
 
 #[test]
@@ -111,12 +122,15 @@ fn layout_with_all_compressions() {
     let layout = Layout::new();
     let zstd = zstd::encode_all(&two[..], 1).unwrap();
     let manifest = layout.manifest(&[&members, &zstd, &three], &ids);
-    layout.index(&[manifest]);
+    layout.index(std::slice::from_ref(&manifest));
     let image = layout.open("").unwrap();
     assert_eq!(
         (image.config.env.concat().as_str(), &*image.config.user, &*image.config.working_dir),
         ("A=b", "u", "/w")
     );
+    assert_eq!(Digest::of(image.config_json.as_ref().unwrap()).as_hex(), image.id);
+    assert!(manifest.contains(Digest::of(image.manifest.as_ref().unwrap()).as_hex()));
+    assert_eq!((image.layers[2].size(), image.layers[2].diff_id()), (three.len() as u64, Some(&ids[2])));
     let second = Digest::of(format!("{} {}", ids[0], ids[1]).as_bytes());
     let third = Digest::of(format!("{second} {}", ids[2]).as_bytes());
     let chains: Vec<_> = image.layers.iter().map(|l| l.chain_id.as_str()).collect();
@@ -226,6 +240,8 @@ fn bare_tars() {
     write(&path, &tar);
     let image = bare(&path);
     assert_eq!(bare(&path).layers[0].chain_id, image.layers[0].chain_id);
+    assert!(image.manifest.is_none() && image.config_json.is_none() && image.id == image.layers[0].chain_id);
+    assert!((image.layers[0].size(), image.layers[0].diff_id()) == (tar.len() as u64, None));
     assert!(image.layers[0].chain_id.len() == 64 && image.config == crate::Config::default());
     File::options().write(true).open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
     assert_ne!(bare(&path).layers[0].chain_id, image.layers[0].chain_id);
@@ -250,6 +266,31 @@ fn bomb() {
     write(&path, &gzip(&tar));
     let cage = Cage::new();
     let limits = Limits { max_bytes: 1 << 20, max_entries: 10, ..Limits::default() };
-    let result = bare(&path).layers[0].unpack(File::open(cage.root()).unwrap().as_fd(), &limits);
+    let result = bare(&path).layers[0].unpack(
+        File::open(cage.root()).unwrap().as_fd(),
+        &[],
+        &limits,
+        &Watch::default(),
+    );
     assert!(matches!(result, Err(Error::Limit { .. })), "{result:?}");
+}
+
+/// A watch counts the bytes as stored, and stops an unpack that waits for nothing.
+#[test]
+fn watched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.tar.gz");
+    let data = gzip(&Tar::default().file("a", &[b'a'; 10 << 20]).end());
+    write(&path, &data);
+    let layer = &bare(&path).layers[0];
+    let watch = Watch::default();
+    let unpack = |watch: &Watch| {
+        let cage = Cage::new();
+        layer.unpack(File::open(cage.root()).unwrap().as_fd(), &[], &Limits::default(), watch)
+    };
+    unpack(&watch).unwrap();
+    assert_eq!((watch.bytes_read(), watch.is_cancelled()), (data.len() as u64, false));
+    watch.cancel();
+    assert!(matches!(unpack(&watch), Err(Error::Cancelled { .. })));
+    assert_eq!(watch.bytes_read(), data.len() as u64, "nothing was read for the second one");
 }

@@ -1,0 +1,251 @@
+//! The JSON documents of an image, parsed from bytes: index, manifest and config (OCI image spec 1.1; Docker's schema 2
+//! has the same shape).
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::base::{self, Base};
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::layer::{Blob, Layer};
+use crate::source::Config;
+
+/// Bytes of one document; registries cap manifests at the same 4 MiB.
+pub(crate) const MAX_JSON: u64 = 4 << 20;
+pub(crate) const MAX_LAYERS: usize = 1024;
+/// Names of an image in an index: its tag, and (docker, containerd) its full name.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// Where a document or a layer is, and what it must be.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Empty if there is none.
+    #[serde(default)]
+    pub media_type: String,
+    /// Of the bytes as stored.
+    pub digest: Digest,
+    /// Of the bytes as stored, in bytes.
+    pub size: u64,
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
+    #[serde(default)]
+    platform: Option<Platform>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Platform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+}
+
+impl Descriptor {
+    /// True if it describes an index, not a manifest.
+    pub fn is_index(&self) -> bool {
+        self.media_type == "application/vnd.oci.image.index.v1+json"
+            || self.media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
+    }
+
+    fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn is_for_host(&self) -> bool {
+        self.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == host_architecture())
+    }
+}
+
+/// The host's architecture as Go, and so the OCI spec, spells it.
+pub(crate) fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "386",
+        "aarch64" => "arm64",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        "powerpc64" => "ppc64",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+/// A list of manifests.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Index {
+    #[serde(default)]
+    manifests: Option<Vec<Descriptor>>,
+}
+
+impl Index {
+    /// `what` names the document in errors.
+    ///
+    /// # Errors
+    /// [`Error::Json`], [`Error::Limit`].
+    pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
+        parse(bytes, what)
+    }
+
+    /// The only manifest (or index) of that name, or the only one for this host.
+    ///
+    /// # Errors
+    /// [`Error::Select`].
+    pub fn choose(self, what: &str, tag: Option<&str>) -> Result<Descriptor, Error> {
+        let error = |why| Err(Error::Select { what: what.into(), why });
+        let mut found = self.manifests.unwrap_or_default();
+        if let Some(tag) = tag {
+            found.retain(|d| [REF_NAME, IMAGE_NAME].iter().any(|name| d.annotation(name) == Some(tag)));
+        }
+        // One image with several names has an entry for each.
+        let mut seen = HashSet::new();
+        found.retain(|d| seen.insert(d.digest.clone()));
+        let several = found.len() > 1;
+        if several {
+            found.retain(Descriptor::is_for_host);
+        }
+        match (found.len(), tag) {
+            (1, _) => Ok(found.remove(0)),
+            (0, _) if several => error(format!("no manifest for linux/{}", host_architecture())),
+            (0, Some(tag)) => error(format!("no manifest is tagged {tag:?}")),
+            (0, None) => error("there is no manifest".into()),
+            (n, None) => error(format!("{n} manifests fit; name one with :tag")),
+            (n, Some(tag)) => error(format!("{n} manifests are tagged {tag:?}")),
+        }
+    }
+}
+
+/// What an image consists of.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Manifest {
+    /// The config document.
+    pub config: Descriptor,
+    /// Bottom first.
+    pub layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct RawManifest {
+    config: Descriptor,
+    #[serde(default)]
+    layers: Option<Vec<Descriptor>>,
+}
+
+impl Manifest {
+    /// `what` names the document in errors.
+    ///
+    /// # Errors
+    /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB or more than 1024 layers.
+    pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
+        let RawManifest { config, layers } = parse(bytes, what)?;
+        let layers = layers.unwrap_or_default();
+        if layers.len() > MAX_LAYERS {
+            return Err(Error::Limit {
+                what: format!("the number of layers in {what}"),
+                limit: MAX_LAYERS as u64,
+            });
+        }
+        Ok(Self { config, layers })
+    }
+
+    /// The layers with their ids; `blob` says where the bytes of a descriptor with that diff id are.
+    pub(crate) fn layers(
+        self,
+        config: &ImageConfig,
+        what: &str,
+        blob: impl Fn(&Descriptor, &Digest) -> Blob,
+    ) -> Result<Vec<Layer>, Error> {
+        let (count, ids) = (self.layers.len(), config.diff_ids.len());
+        if count != ids {
+            let why = format!("{count} layers, but the config has {ids} diff ids");
+            return Err(Error::Corrupt { what: what.into(), why });
+        }
+        let mut layers = Vec::with_capacity(count);
+        let mut chain: Option<Digest> = None;
+        for (layer, diff_id) in self.layers.iter().zip(&config.diff_ids) {
+            if layer.media_type.ends_with("+encrypted") {
+                return Err(Error::Unsupported { what: format!("layer media type {:?}", layer.media_type) });
+            }
+            let base = layer.annotation(base::ANNOTATION).map_or(Ok(None), Base::parse)?;
+            let mut id = chain_id(chain.as_ref(), diff_id);
+            if let Some(base) = &base {
+                id = Digest::of(format!("{id} base-directory:{base}").as_bytes());
+            }
+            layers.push(Layer { chain_id: id.as_hex().to_owned(), blob: blob(layer, diff_id), base });
+            chain = Some(id);
+        }
+        Ok(layers)
+    }
+}
+
+/// ChainID(n) = Digest(ChainID(n-1) + " " + DiffID(n)); the first is the diff id itself.
+pub(crate) fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
+    match below {
+        None => diff_id.clone(),
+        Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+    }
+}
+
+/// What an image says about its layers and about the processes in it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ImageConfig {
+    /// The part that a container takes over.
+    pub config: Config,
+    /// Digests of the uncompressed layers, bottom first.
+    pub diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+struct RawImageConfig {
+    #[serde(default)]
+    config: Option<RunConfig>,
+    rootfs: RootFs,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RunConfig {
+    env: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Option<Vec<Digest>>,
+}
+
+impl ImageConfig {
+    /// `what` names the document in errors.
+    ///
+    /// # Errors
+    /// [`Error::Json`], [`Error::Limit`].
+    pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
+        let raw: RawImageConfig = parse(bytes, what)?;
+        let run = raw.config.unwrap_or_default();
+        Ok(Self {
+            config: Config {
+                env: run.env.unwrap_or_default(),
+                user: run.user.unwrap_or_default(),
+                working_dir: run.working_dir.unwrap_or_default(),
+            },
+            diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
+        })
+    }
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Error> {
+    if bytes.len() as u64 > MAX_JSON {
+        return Err(too_large(what));
+    }
+    serde_json::from_slice(bytes).map_err(|source| Error::Json { what: what.into(), source })
+}
+
+pub(crate) fn too_large(what: &str) -> Error {
+    Error::Limit { what: format!("the size of {what}"), limit: MAX_JSON }
+}

@@ -1,0 +1,33 @@
+//! Watching an unpack from another thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Shows how far unpacks have come, and stops them. Share it by reference or `Arc`; one that is given to several layers
+/// counts their sum and stops them all.
+#[derive(Debug, Default)]
+pub struct Watch {
+    read: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Watch {
+    /// Stops the unpacks that use this, and those that will: within one piece of data they return
+    /// [`Error::Cancelled`](crate::Error::Cancelled).
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// True once [`Watch::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of blobs read so far, as stored: compressed if they are. At the end it is the sum of [`crate::Layer::size`].
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
