@@ -146,11 +146,17 @@ pub enum Error {
         /// The first part of it that is missing, or hidden, or no directory.
         path: String,
     },
-    /// The caller stopped the unpack.
-    #[error("unpacking {what} was cancelled")]
+    /// The caller stopped the unpack or the export.
+    #[error("{what} was cancelled")]
     Cancelled {
-        /// The blob.
+        /// The blob, or the file to be written.
         what: String,
+    },
+    /// The target of an export, which may not be replaced.
+    #[error("{path} exists already")]
+    Exists {
+        /// The file or directory.
+        path: String,
     },
     /// A helper thread could not be started, or it died.
     #[error("cannot run the reader of {what}: {why}")]

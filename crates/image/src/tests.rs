@@ -2,6 +2,7 @@
 
 mod archives;
 mod base;
+mod export;
 mod hostile;
 mod image;
 mod ordinary;

@@ -16,10 +16,10 @@ use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
 use crate::tree::{Tree, at, is_whiteout, set_opaque};
 
-const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 /// Names of aufs' own bookkeeping, and of the opaque marker.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bytes of directory names kept until their times are set; enough for the default number of entries.
 const MAX_DEFERRED: usize = 256 << 20;
 /// Read size of [`unpack_tar`], in bytes.
