@@ -19,9 +19,11 @@ mod manifest;
 mod oci;
 mod pipeline;
 mod source;
+mod sparse;
 mod tree;
 mod unpack;
 mod watch;
+mod xattr;
 
 #[cfg(test)]
 mod tests;
