@@ -1,6 +1,8 @@
 //! Hostile and ordinary archives, built here and unpacked as root into a temporary directory.
 
+mod archives;
 mod base;
+mod export;
 mod hostile;
 mod image;
 mod ordinary;

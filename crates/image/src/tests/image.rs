@@ -15,6 +15,10 @@ fn sources() {
         ("tar:///a", "tar:///a"),
         ("oci:///a/b:v1", "oci:///a/b:v1"),
         ("oci:///a:1/b", "oci:///a:1/b"),
+        ("oci-archive:///a.tar", "oci-archive:///a.tar"),
+        ("oci-archive:///a.tar:v1", "oci-archive:///a.tar:v1"),
+        ("docker-archive:///a.tar", "docker-archive:///a.tar"),
+        ("docker-archive:///a.tar:r.io:5000/a/b:v1", "docker-archive:///a.tar:r.io:5000/a/b:v1"),
     ] {
         let source = Source::parse(text).unwrap();
         assert_eq!(source.to_uri(), uri);
@@ -23,9 +27,21 @@ fn sources() {
     assert!(
         matches!(Source::parse("docker:///busybox"), Err(Error::Unsupported { what }) if what.contains("docker"))
     );
-    for text in
-        ["", "a.tar", "./a", "oci://a", "tar://a/b", "http:///a", "oci:///a:", "://a", ":///a", "/a\0b"]
-    {
+    for text in [
+        "",
+        "a.tar",
+        "./a",
+        "oci://a",
+        "tar://a/b",
+        "http:///a",
+        "oci:///a:",
+        "oci-archive:///a:",
+        "docker-archive://a.tar",
+        "docker-archive:///a:",
+        "://a",
+        ":///a",
+        "/a\0b",
+    ] {
         assert!(matches!(Source::parse(text), Err(Error::Source { .. })), "{text:?}");
     }
     for text in ["sha512:00", "sha256:00", &format!("sha256:{}", "A".repeat(64)), &"0".repeat(71)] {
