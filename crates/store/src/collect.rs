@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 
+use crate::fail::fail_point;
 use crate::layer::Record;
 use crate::{Inner, Result, image, layer, layout, lock};
 
@@ -92,7 +93,10 @@ impl Inner {
     pub(crate) fn condemn(&self, chain: &str, instance: &str) -> Result<()> {
         lock(&self.layers).remove(chain);
         match layer::condemn(&self.layout, chain, instance) {
-            Ok(()) => self.trash(crate::reaper::Place::Trash, &layer::trash_name(instance)),
+            Ok(()) => {
+                fail_point!("condemned");
+                self.trash(crate::reaper::Place::Trash, &layer::trash_name(instance));
+            }
             Err(layout::Error::Trash { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }

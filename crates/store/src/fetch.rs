@@ -170,11 +170,14 @@ impl Inner {
 
     /// The layer, if it is in the store and can be given to somebody. What cannot be trusted is thrown away.
     pub(crate) fn present(&self, chain: &str) -> Result<Option<Arc<Layer>>> {
-        if let Some(layer) = lock(&self.layers).get(chain).cloned()
-            && layer.state() != State::Suspect
-            && layer.is_in_place(&self.layout)
-        {
-            return Ok(Some(layer));
+        let known = lock(&self.layers).get(chain).cloned();
+        if let Some(layer) = known.filter(|layer| layer.is_in_place(&self.layout)) {
+            if layer.state() != State::Suspect {
+                return Ok(Some(layer));
+            }
+            // Its record may not say so: the disk is what failed.
+            self.condemn(chain, &layer.instance)?;
+            return Ok(None);
         }
         let loaded = match layer::load(&self.layout, chain) {
             Ok(None) => return Ok(None),
