@@ -71,6 +71,37 @@ fn a_suspect_stays_one_for_the_next_server() {
 }
 
 #[test]
+fn a_layer_whose_process_is_gone_is_trusted_only_if_it_is_durable() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = tar(dir.path());
+    let store = Store::open(&config(dir.path())).unwrap();
+    let image = store.image(&uri).unwrap();
+    durable(&store);
+    let instance = image.layers[0].instance.clone();
+    let layer = dir.path().join("store/layers").join(&image.layers[0].chain);
+    let mut record: Record =
+        serde_json::from_str(&fs::read_to_string(layer.join("layer.json")).unwrap()).unwrap();
+    record.durable = false;
+    let handle = fs::File::open(&layer).unwrap();
+    record.write(&handle).unwrap();
+    // As long as somebody works on it, others use it.
+    rustix::fs::flock(&handle, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let other = Store::open(&config(dir.path())).unwrap();
+    let lent = other.image(&uri).unwrap();
+    assert_eq!(lent.layers[0].instance, instance);
+    other.create_rootfs("uses", &lent, None).unwrap();
+    // Its writes may have been lost, and somebody else may have heard of it.
+    drop(handle);
+    let again = other.image(&uri).unwrap();
+    assert_ne!(again.layers[0].instance, instance);
+    assert_eq!(entries(dir.path(), "trash"), 1);
+    assert_eq!(other.usage().unwrap().layers, 1);
+}
+
+#[test]
 fn open_puts_the_store_in_order() {
     if !is_root() {
         return;
