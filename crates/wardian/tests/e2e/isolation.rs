@@ -1,6 +1,6 @@
 //! What a process in a container sees and may do.
 
-use crate::support::{Server, names, run, say, script, sh};
+use crate::support::{Server, run, say, script, sh};
 use std::os::unix::fs::MetadataExt as _;
 use wardian_garden::Client;
 use wardian_garden::wire::{ContainerSpec, ProcessSpec};

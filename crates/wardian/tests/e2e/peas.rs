@@ -1,6 +1,6 @@
 //! Processes with an image of their own, in the namespaces of a container.
 
-use crate::support::{Server, end, listen, message, names, pea, run, say, sh};
+use crate::support::{Server, end, listen, message, pea, run, say, sh};
 use wardian_garden::wire::{ContainerSpec, ProcessSpec};
 use wardian_garden::{Client, ErrorKind};
 
