@@ -4,6 +4,8 @@ mod base;
 mod hostile;
 mod image;
 mod ordinary;
+mod sparse;
+mod streams;
 
 use std::fs::File;
 use std::io::Write;
