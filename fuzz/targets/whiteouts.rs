@@ -25,6 +25,12 @@ enum Op {
     Odd(Name, Odd, Name),
 }
 
+impl Op {
+    fn is_modelled(&self) -> bool {
+        matches!(self, Op::File(..) | Op::Dir(_) | Op::Whiteout(_) | Op::Opaque(_))
+    }
+}
+
 #[derive(Debug, Clone, Copy, Arbitrary)]
 enum Odd {
     Up,
@@ -61,7 +67,11 @@ impl Name {
     }
 }
 
-fuzz_target!(|layers: [Vec<Op>; 2]| {
+fuzz_target!(|input: (bool, [Vec<Op>; 2])| {
+    let (plain, mut layers) = input;
+    if plain {
+        layers.iter_mut().for_each(|ops| ops.retain(Op::is_modelled));
+    }
     let mut shown = Tree::new();
     let mut model = Some(Tree::new());
     for (layer, ops) in layers.iter().enumerate() {
@@ -74,7 +84,7 @@ fuzz_target!(|layers: [Vec<Op>; 2]| {
         tar.resize(tar.len() + 1024, 0);
         let result = cage.unpack(&tar, &devices);
         let refused = ops.iter().try_for_each(|op| model.as_mut().map_or(Some(()), |m| apply(m, layer, op)));
-        if ops.iter().any(|op| !matches!(op, Op::File(..) | Op::Dir(_) | Op::Whiteout(_) | Op::Opaque(_))) {
+        if !ops.iter().all(Op::is_modelled) {
             model = None;
         }
         if model.is_some() {
