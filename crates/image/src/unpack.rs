@@ -420,7 +420,8 @@ impl<'a> Unpacker<'a> {
         for (name, value) in &entry.xattrs {
             match xattr::judge(name, value, regular, &mut xattr::Scratch::default()) {
                 Fate::Set(value) => {
-                    fsetxattr(fd, &**name, value, XattrFlags::empty()).map_err(at("set an xattr of", path))?
+                    fsetxattr(fd, &**name, value, XattrFlags::empty())
+                        .map_err(at("set an xattr of", path))?;
                 }
                 Fate::Skip => self.counts.skipped_xattrs += 1,
                 Fate::Refuse(why) => return Err(bad(entry, why)),

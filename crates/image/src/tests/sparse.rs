@@ -9,6 +9,8 @@ use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 use super::{Cage, Tar};
 use crate::{Error, Limits};
 
+/// What is somewhere in a file.
+type Part<'a> = (u64, &'a [u8]);
 type Segments<'a> = &'a [(u64, u64)];
 
 /// An entry of the old GNU format.
@@ -104,7 +106,7 @@ fn as_gnu_tar_writes_them() {
 #[test]
 fn ordinary() {
     let many: Vec<_> = (0..60).map(|i| (i * 3, 1)).collect();
-    let cases: Vec<(&str, Tar, u64, &[(u64, &[u8])])> = vec![
+    let cases: Vec<(&str, Tar, u64, &[Part<'_>])> = vec![
         ("hole before and after", old("f", 9000, &[(4096, 2)], b"ab"), 9000, &[(4096, b"ab")]),
         ("all hole", old("f", 1 << 30, &[(1 << 30, 0)], b""), 1 << 30, &[]),
         ("extension blocks", old("f", 200, &many, &[b'x'; 60]), 200, &[(0, b"x\0\0x"), (177, b"x")]),
