@@ -330,6 +330,17 @@ fn merged_formats_are_what_overlayfs_shows() {
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 2);
 }
 
+#[test]
+fn a_directory_keeps_holes() {
+    let layers = Layers::new(&[Tar::default().file("end", b"x").end()]);
+    let file = File::options().write(true).create_new(true).open(layers.path(0).join("big")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"end", 64 << 20).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    layers.export(Format::Dir, &out.path().join("dir")).unwrap();
+    assert_eq!(snapshot(&out.path().join("dir")), snapshot(&layers.path(0)));
+    assert!(out.path().join("dir/big").metadata().unwrap().blocks() * 512 < 1 << 20);
+}
+
 /// More directories than are kept open, in several layers; and one more than is allowed.
 #[test]
 fn deep_trees() {
