@@ -11,6 +11,12 @@ fn refused_names_and_entries() {
         h.set_device_major(0).unwrap();
         h.set_device_minor(0).unwrap();
     };
+    let device = |major: u32, minor: u32| {
+        Tar::default().raw(EntryType::Char, "w", "", b"", |h| {
+            h.set_device_major(major).unwrap();
+            h.set_device_minor(minor).unwrap();
+        })
+    };
     let kind = |k: u8| EntryType::new(k);
     let cases: Vec<(&str, Tar, &str)> = vec![
         ("parent", Tar::default().file("../x", b"x"), "UnsafePath"),
@@ -29,6 +35,8 @@ fn refused_names_and_entries() {
         ("symlink to nowhere", Tar::default().symlink("a", ""), "Entry"),
         ("symlink loop", Tar::default().symlink("a", "a").file("a/b", b""), "Write"),
         ("whiteout device", Tar::default().raw(EntryType::Char, "w", "", b"", dev), "Entry"),
+        ("device that is cut to a whiteout", device(1 << 12, 0), "Entry"),
+        ("device that is cut to another", device(1, 3 | 1 << 20), "Entry"),
         ("whiteout of nothing", Tar::default().file(".wh.", b""), "UnsafePath"),
         ("whiteout of dot", Tar::default().file("a/.wh..", b""), "UnsafePath"),
         ("whiteout of dotdot", Tar::default().file("a/.wh...", b""), "UnsafePath"),
