@@ -50,6 +50,13 @@ impl Section {
     }
 }
 
+impl From<File> for Section {
+    /// All of it, however long it becomes.
+    fn from(file: File) -> Self {
+        Self::new(Arc::new(file), 0, u64::MAX)
+    }
+}
+
 impl Read for Section {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
@@ -271,11 +278,12 @@ pub(crate) enum Kind {
 
 /// Looks for an image in a tar file. A damaged file is taken for a root file system: unpacking it tells what is wrong.
 pub(crate) fn kind(path: &Path) -> Result<Kind, Error> {
-    let file = Arc::new(open_tar(path)?);
+    let file = open_tar(path)?;
     if is_compressed(&file, path)? {
         // The first name has to do. It would be a poor root file system that consists of blobs.
         return if begins_like_image(file) { Err(compressed(path)) } else { Ok(Kind::RootFs) };
     }
+    let file = Arc::new(file);
     let (mut docker, mut index, mut blobs, mut count) = (false, false, false, 0);
     let looked = scan(&file, path, |entry, start| {
         count += 1;
@@ -301,8 +309,8 @@ pub(crate) fn kind(path: &Path) -> Result<Kind, Error> {
 }
 
 /// Looks for a name that only archives of images begin with: `blobs/`, a document, or a digest.
-fn begins_like_image(file: Arc<File>) -> bool {
-    let mut raw = BufReader::new(Section::new(file, 0, u64::MAX));
+fn begins_like_image(file: File) -> bool {
+    let mut raw = BufReader::new(Section::from(file));
     let reader: Box<dyn Read> = match raw.fill_buf() {
         Ok([0x1f, 0x8b, ..]) => Box::new(flate2::bufread::MultiGzDecoder::new(raw)),
         Ok([0x28, 0xb5, 0x2f, 0xfd, ..]) => match zstd::stream::read::Decoder::with_buffer(raw) {
