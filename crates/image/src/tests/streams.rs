@@ -135,7 +135,7 @@ fn reading_stops_behind_the_promised_size() {
     File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     let watch = Watch::default();
     let input = crate::pipeline::Input {
-        file: File::open(&path).unwrap(),
+        file: File::open(&path).unwrap().into(),
         what: "grown",
         size: Some(tar.len() as u64),
         watch: &watch,
