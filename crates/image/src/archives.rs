@@ -370,7 +370,8 @@ pub(crate) fn open_docker(path: &Path, name: Option<&str>) -> Result<Image, Erro
         chain = Some(id);
     }
     let id = digest.as_hex().to_owned();
-    Ok(Image { config, layers, manifest: None, config_json: Some(json), id })
+    let names = name.map_or_else(|| item.repo_tags.unwrap_or_default(), |name| vec![name.to_owned()]);
+    Ok(Image { config, layers, manifest: None, config_json: Some(json), id, names })
 }
 
 /// The digest that a config is named by: `<hex>.json`, `blobs/sha256/<hex>` or `sha256:<hex>`.

@@ -89,6 +89,20 @@ impl Index {
         parse(bytes, what)
     }
 
+    /// What the manifest (or index) of that digest is called, `tag` or everything: full names. A bare tag is none.
+    pub(crate) fn names(&self, digest: &Digest, tag: Option<&str>) -> Vec<String> {
+        let annotations =
+            |d: &Descriptor| [IMAGE_NAME, REF_NAME].map(|name| d.annotation(name).map(str::to_owned));
+        let entries = self.manifests.iter().flatten().filter(|d| d.digest == *digest).map(annotations);
+        let asked =
+            |names: &[Option<String>; 2]| tag.is_none_or(|tag| names.iter().flatten().any(|n| n == tag));
+        let full = |name: &String| name.contains(['/', ':']);
+        let mut names: Vec<_> =
+            entries.filter(asked).filter_map(|names| names.into_iter().flatten().find(full)).collect();
+        names.dedup();
+        names
+    }
+
     /// The only manifest (or index) of that name, or the only one for this host.
     ///
     /// # Errors

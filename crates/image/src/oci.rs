@@ -93,13 +93,16 @@ impl Layout {
         Ok(bytes)
     }
 
-    fn select(&self, tag: Option<&str>) -> Result<Descriptor, Error> {
+    /// The manifest, and what the layout calls it.
+    fn select(&self, tag: Option<&str>) -> Result<(Descriptor, Vec<String>), Error> {
         let what = self.name("index.json");
         let bytes = read_json(self.file("index.json")?, &what)?;
-        let mut chosen = Index::parse(&bytes, &what)?.choose(&what, tag)?;
+        let index = Index::parse(&bytes, &what)?;
+        let mut chosen = index.clone().choose(&what, tag)?;
+        let names = index.names(&chosen.digest, tag);
         for _ in 0..MAX_NESTING {
             if !chosen.is_index() {
-                return Ok(chosen);
+                return Ok((chosen, names));
             }
             let what = format!("index {}", chosen.digest);
             chosen = Index::parse(&self.document(&chosen, &what)?, &what)?.choose(&what, None)?;
@@ -111,7 +114,7 @@ impl Layout {
 /// Reads manifest and config of an image in a layout.
 pub(crate) fn open(layout: Layout, tag: Option<&str>) -> Result<Image, Error> {
     let layout = Arc::new(layout);
-    let chosen = layout.select(tag)?;
+    let (chosen, names) = layout.select(tag)?;
     let what = format!("manifest {}", chosen.digest);
     let manifest_json = layout.document(&chosen, &what)?;
     let manifest = Manifest::parse(&manifest_json, &what)?;
@@ -131,5 +134,6 @@ pub(crate) fn open(layout: Layout, tag: Option<&str>) -> Result<Image, Error> {
         manifest: Some(manifest_json),
         config_json: Some(config_json),
         id,
+        names,
     })
 }

@@ -41,6 +41,8 @@ pub struct Image {
     pub config_json: Option<Vec<u8>>,
     /// Hex name of the image: the digest of its config, or a tar file's chain id.
     pub id: String,
+    /// What it is called where it was found, with a tag or without; the one it was asked for by, if it was. Untrusted.
+    pub names: Vec<String>,
 }
 
 /// The part of the image's config that a container takes over. Untrusted text, not checked further.
@@ -210,5 +212,6 @@ fn open_bare(path: &Path) -> Result<Image, Error> {
         manifest: None,
         config_json: None,
         id: chain_id,
+        names: Vec::new(),
     })
 }

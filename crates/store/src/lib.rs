@@ -267,6 +267,11 @@ impl Store {
         Err(Error::Collected { uri: uri.to_owned() })
     }
 
+    /// Whether all layers of an image are in their places still: what was read from them until now was complete.
+    pub fn is_in_place(&self, image: &Image) -> bool {
+        image.layers.iter().all(|layer| layer.is_in_place(&self.0.layout))
+    }
+
     /// Waits until the layers that this process has brought in are durable or suspect; false if it was cancelled.
     pub fn wait_durable(&self, progress: &Progress) -> bool {
         self.0.durability.drain(Duration::MAX, &|| progress.is_cancelled())
