@@ -9,7 +9,7 @@ use rustix::fs::FlockOperation;
 use crate::layer::{self, Record};
 use crate::progress::Progress;
 use crate::reaper::{Item, Place};
-use crate::{Inner, Result, Store, fetch, layer, layout, lock};
+use crate::{Inner, Result, Store, fetch, layout, lock};
 
 fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
     Ok(layout::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
