@@ -24,10 +24,10 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::watch::Watch;
 
-/// Bytes of one piece, and how many may wait for each reader. Two channels of 1 MiB hide the stages' pauses and keep
+/// Bytes of one piece, and how many may wait for each reader. 3 MiB hide the stages' pauses on a busy host and keep
 /// four unpacks at once far below 64 MB of memory.
-const PIECE: usize = 128 << 10;
-const WAITING: usize = 8;
+const PIECE: usize = 256 << 10;
+const WAITING: usize = 12;
 /// The largest zstd window, as a power of two: what `zstd -d` accepts, so that everything made without `--long` is
 /// read. A hostile layer can make us hold these 128 MiB, but not more.
 const MAX_WINDOW_LOG: u32 = 27;
