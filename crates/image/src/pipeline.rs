@@ -171,9 +171,11 @@ fn read(
             decoder.window_log_max(MAX_WINDOW_LOG)?;
             decode(decoder, pool, hasher, writer)?
         };
-        // Only what the decoder left over, normally nothing.
-        while let n @ 1.. = raw.fill_buf()?.len() {
-            raw.consume(n);
+        if matches!(decoded, End::Eof) {
+            // Only what the decoder left over, normally nothing.
+            while let n @ 1.. = raw.fill_buf()?.len() {
+                raw.consume(n);
+            }
         }
         Ok(decoded)
     })();
@@ -282,7 +284,7 @@ impl BufRead for Raw<'_> {
         let mut buffer = self.pool.take();
         // One byte more than promised is enough to know that the promise was wrong.
         if let Some(size) = self.input.size {
-            let left = (size - self.total).saturating_add(1);
+            let left = size.saturating_sub(self.total).saturating_add(1);
             buffer.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         }
         fill(&mut self.input.file, &mut buffer)?;
