@@ -3,6 +3,9 @@
 //! /var/tmp). Ours verifies both digests, the pipes verify nothing. Needs root, and zstd, gzip and tar in the PATH.
 //!
 //! Memory is measured apart, in a process of its own that unpacks four layers at once.
+//!
+//! For profiling: `--layout DIR` only makes the layers, and `--at-once N DIR/layout zstd|gzip` unpacks N of them below
+//! the current directory and prints the peak memory in kB.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -27,8 +30,12 @@ const BYTES: u64 = 376 << 20;
 fn main() -> Result<()> {
     let mut args: Vec<_> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let json = take(&mut args, "--json");
-    if take(&mut args, "--four") {
-        return four(Path::new(&args[0]), &args[1]);
+    if take(&mut args, "--at-once") {
+        return at_once(args[0].parse()?, Path::new(&args[1]), &args[2]);
+    }
+    if take(&mut args, "--layout") {
+        layout(Path::new(&args[0]))?;
+        return Ok(());
     }
     let rounds = match args.iter().position(|arg| arg == "--rounds") {
         Some(at) => args.drain(at..).nth(1).ok_or("--rounds needs a number")?.parse()?,
@@ -116,7 +123,7 @@ fn memory(dir: &Path, layout: &Path, tag: &str) -> Result<u64> {
     let into = dir.join("four");
     fs::create_dir(&into)?;
     let output = Command::new(std::env::current_exe()?)
-        .arg("--four")
+        .args(["--at-once", "4"])
         .arg(layout)
         .arg(tag)
         .current_dir(&into)
@@ -126,9 +133,9 @@ fn memory(dir: &Path, layout: &Path, tag: &str) -> Result<u64> {
     Ok(String::from_utf8(output.stdout)?.trim().parse()?)
 }
 
-fn four(layout: &Path, tag: &str) -> Result<()> {
+fn at_once(count: usize, layout: &Path, tag: &str) -> Result<()> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4)
+        let threads: Vec<_> = (0..count)
             .map(|i| {
                 scope.spawn(move || {
                     let into = PathBuf::from(i.to_string());
@@ -226,7 +233,7 @@ fn generate(path: &Path) -> Result<()> {
             data.clear();
             while data.len() < size {
                 // Words, and noise that does not compress.
-                if next() % 4 == 0 {
+                if next() % 16 == 0 {
                     data.extend_from_slice(&next().to_le_bytes());
                 } else {
                     data.extend_from_slice(&words[(next() % 4096) as usize]);

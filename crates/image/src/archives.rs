@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,13 @@ impl Section {
 
     pub(crate) fn size(&self) -> u64 {
         self.end - self.start
+    }
+}
+
+impl From<File> for Section {
+    /// All of it, however long it becomes.
+    fn from(file: File) -> Self {
+        Self::new(Arc::new(file), 0, u64::MAX)
     }
 }
 
@@ -199,7 +206,7 @@ fn scan(
             other => other,
         })?;
         let Some(entry) = found else { return Ok(()) };
-        if entry.kind == EntryType::GNUSparse {
+        if entry.sparse.is_some() {
             return Err(Error::Entry {
                 path: show(&entry.path),
                 why: "sparse files are not supported".into(),
@@ -271,10 +278,12 @@ pub(crate) enum Kind {
 
 /// Looks for an image in a tar file. A damaged file is taken for a root file system: unpacking it tells what is wrong.
 pub(crate) fn kind(path: &Path) -> Result<Kind, Error> {
-    let file = Arc::new(open_tar(path)?);
+    let file = open_tar(path)?;
     if is_compressed(&file, path)? {
-        return Ok(Kind::RootFs);
+        // The first name has to do. It would be a poor root file system that consists of blobs.
+        return if begins_like_image(file) { Err(compressed(path)) } else { Ok(Kind::RootFs) };
     }
+    let file = Arc::new(file);
     let (mut docker, mut index, mut blobs, mut count) = (false, false, false, 0);
     let looked = scan(&file, path, |entry, start| {
         count += 1;
@@ -297,6 +306,25 @@ pub(crate) fn kind(path: &Path) -> Result<Kind, Error> {
         Ok(()) if index && blobs => Kind::Oci,
         _ => Kind::RootFs,
     })
+}
+
+/// Looks for a name that only archives of images begin with: `blobs/`, a document, or a digest.
+fn begins_like_image(file: File) -> bool {
+    let mut raw = BufReader::new(Section::from(file));
+    let reader: Box<dyn Read> = match raw.fill_buf() {
+        Ok([0x1f, 0x8b, ..]) => Box::new(flate2::bufread::MultiGzDecoder::new(raw)),
+        Ok([0x28, 0xb5, 0x2f, 0xfd, ..]) => match zstd::stream::read::Decoder::with_buffer(raw) {
+            Ok(decoder) => Box::new(decoder),
+            Err(_) => return false,
+        },
+        _ => return false,
+    };
+    let Ok(Some(entry)) = Stream::new(BufReader::new(reader), u64::MAX).next(false) else { return false };
+    let name = clean(b"", &entry.path).unwrap_or_default();
+    let first = name.split(|b| *b == b'/').next().unwrap_or_default();
+    let digest = first.strip_prefix(b"sha256:").unwrap_or(first);
+    matches!(first, b"blobs" | b"index.json" | b"manifest.json" | b"oci-layout" | b"repositories")
+        || digest.len() >= 64 && digest[..64].iter().all(u8::is_ascii_hexdigit)
 }
 
 /// One image of `manifest.json`.

@@ -89,8 +89,8 @@ impl Records {
             b"name" if !value.is_empty() => self.name = Some(value.to_vec()),
             b"size" | b"realsize" => self.real = Some(decimal(value)?),
             b"numblocks" => self.count = Some(decimal(value)?),
-            b"offset" if self.numbers.len() % 2 == 0 => self.numbers.push(decimal(value)?),
-            b"numbytes" if self.numbers.len() % 2 == 1 => self.numbers.push(decimal(value)?),
+            b"offset" if self.numbers.len().is_multiple_of(2) => self.numbers.push(decimal(value)?),
+            b"numbytes" if !self.numbers.len().is_multiple_of(2) => self.numbers.push(decimal(value)?),
             b"map" => {
                 let numbers = value.split(|b| *b == b',').filter(|_| !value.is_empty());
                 self.numbers = numbers.map(decimal).collect::<Option<_>>()?;
@@ -104,11 +104,11 @@ impl Records {
         match (self.major, self.minor) {
             (1, 0) => Ok(Map::BeforeData),
             (0, 0 | 1) => {
-                let count = self.count.unwrap_or(self.numbers.len() as u64 / 2);
-                if self.numbers.len() % 2 != 0 || self.numbers.len() as u64 / 2 != count {
+                let (pairs, rest) = pairs(&self.numbers);
+                if !rest.is_empty() || self.count.is_some_and(|count| count != pairs.len() as u64) {
                     return Err("a sparse map without all of its segments");
                 }
-                Ok(Map::Here(pairs(&self.numbers)))
+                Ok(Map::Here(pairs))
             }
             _ => Err("a sparse file of an unknown version"),
         }
@@ -142,15 +142,17 @@ impl Lines {
                 Some(_) => self.numbers.push(number),
             }
             if self.count.is_some_and(|count| self.numbers.len() == 2 * count) {
-                return Ok(Some(pairs(&self.numbers)));
+                return Ok(Some(pairs(&self.numbers).0));
             }
         }
         Ok(None)
     }
 }
 
-fn pairs(numbers: &[u64]) -> Vec<(u64, u64)> {
-    numbers.as_chunks().0.iter().map(|[offset, length]| (*offset, *length)).collect()
+/// Also what is left over.
+fn pairs(numbers: &[u64]) -> (Vec<(u64, u64)>, &[u64]) {
+    let (pairs, rest) = numbers.as_chunks();
+    (pairs.iter().map(|[offset, length]| (*offset, *length)).collect(), rest)
 }
 
 /// One or more decimal digits.

@@ -6,6 +6,8 @@ mod export;
 mod hostile;
 mod image;
 mod ordinary;
+mod sparse;
+mod streams;
 
 use std::fs::File;
 use std::io::Write;

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fchmod, fsetxattr, fstat, mkdirat,
-    openat, openat2, readlinkat, statat, unlinkat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, fchmod, fchown,
+    fsetxattr, fstat, mkdirat, openat, openat2, readlinkat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::getegid;
@@ -129,6 +129,13 @@ impl Tree {
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             other => return other.map_err(at("open", path)),
         }
+        if path.split(|b| *b == b'/').count() > self.max_depth {
+            // Only a symlink's target can be so deep: names were checked.
+            return Err(Error::Limit {
+                what: format!("the depth of {}", show(path)),
+                limit: self.max_depth as u64,
+            });
+        }
         let mut current = self.open(b"").map_err(at("open", b"."))?;
         let mut prefix: Vec<u8> = Vec::new();
         for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
@@ -186,7 +193,10 @@ impl Tree {
             Err(e) => return Err(at("make the directory", path)(e)),
         }
         let fd = openat(above, name, DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(at("open", path))?;
-        // mkdir's mode went through the umask.
+        // It belongs to nobody's group, not to the directory's above, and mkdir's mode went through the umask.
+        if self.as_root {
+            fchown(&fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(at("set the owner of", path))?;
+        }
         fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(at("set the mode of", path))?;
         if opaque {
             set_opaque(fd.as_fd(), path)?;

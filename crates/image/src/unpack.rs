@@ -15,7 +15,7 @@ use crate::archive::{Entry, Stream, Time};
 use crate::base::Base;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
-use crate::tree::{Parent, Tree, at, is_whiteout, set_opaque};
+use crate::tree::{Parent, Tree, at, set_opaque};
 use crate::xattr::{self, Fate};
 
 pub(crate) const WHITEOUT: &[u8] = b".wh.";
@@ -207,8 +207,8 @@ impl<'a> Unpacker<'a> {
                 let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", &path))?;
                 new = FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
                 if new {
-                    // A whiteout of this layer: what is below stays hidden.
-                    opaque = is_whiteout(&stat);
+                    // A whiteout or a file of this layer: what it hid below stays hidden.
+                    opaque = true;
                     self.tree.remove(above, name, &path)?;
                     make().map_err(at("make the directory", &path))?;
                 }
@@ -275,6 +275,10 @@ impl<'a> Unpacker<'a> {
         };
         if kind == FileType::CharacterDevice && entry.device == (0, 0) {
             return Err(bad(entry, "device 0:0 is overlayfs' own whiteout"));
+        }
+        // mknod(2) takes 12 and 20 bits (linux/kdev_t.h) and cuts the rest: 4096:0 would become 0:0.
+        if entry.device.0 >> 12 != 0 || entry.device.1 >> 20 != 0 {
+            return Err(bad(entry, "the device number is out of range"));
         }
         let (mode, device) = (Mode::from_raw_mode(0o600), makedev(entry.device.0, entry.device.1));
         let mut forbidden = false;
@@ -416,7 +420,8 @@ impl<'a> Unpacker<'a> {
         for (name, value) in &entry.xattrs {
             match xattr::judge(name, value, regular, &mut xattr::Scratch::default()) {
                 Fate::Set(value) => {
-                    fsetxattr(fd, &**name, value, XattrFlags::empty()).map_err(at("set an xattr of", path))?
+                    fsetxattr(fd, &**name, value, XattrFlags::empty())
+                        .map_err(at("set an xattr of", path))?;
                 }
                 Fate::Skip => self.counts.skipped_xattrs += 1,
                 Fate::Refuse(why) => return Err(bad(entry, why)),

@@ -63,7 +63,7 @@ pub use usage::{ImageUsage, LayerInfo, RootfsUsage, Usage};
 use durable::Durability;
 use fail::fail_point;
 use flight::Flights;
-use layer::{Fresh, Identity, Layer};
+use layer::{Identity, Layer};
 use layout::{Layout, Lock, Role};
 use pool::{Pair, Pool};
 use reaper::{Item, Place, Reaper};
@@ -426,12 +426,6 @@ impl Inner {
         self.layout.records.used_layers().map_err(|source| self.records_error(source))
     }
 
-    fn finish(&self, fresh: Fresh) {
-        if !fresh.record.durable {
-            self.durability.layer(fresh);
-        }
-    }
-
     fn name(&self, name: &str, uri: &str, image: &Image) -> Result<()> {
         let text = |bytes: &Option<Vec<u8>>| bytes.clone().map(|b| String::from_utf8_lossy(&b).into_owned());
         let named = Named {
@@ -509,10 +503,7 @@ impl Inner {
     /// Sees, now that the record names them, that the image's layers are in their places; otherwise fetches them again.
     fn settle(&self, record: &mut Record, image: &mut Image) -> Result<()> {
         for _ in 0..fetch::TRIES {
-            let fine = |layer: &Arc<Layer>| {
-                layer.is_in_place(&self.layout) && layer.state() != layer::State::Suspect
-            };
-            if image.layers.iter().all(fine) {
+            if image.layers.iter().all(|layer| self.is_fine(layer)) {
                 return Ok(());
             }
             *image = self.image(&image.uri, &Progress::default())?;

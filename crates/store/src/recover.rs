@@ -9,7 +9,7 @@ use rustix::fs::FlockOperation;
 use crate::layer::{self, Record};
 use crate::progress::Progress;
 use crate::reaper::{Item, Place};
-use crate::{Inner, Result, Store, fetch, layout, lock};
+use crate::{Inner, Result, Store, fetch, layer, layout, lock};
 
 fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
     Ok(layout::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
@@ -30,22 +30,18 @@ impl Inner {
         }
         self.distrust()?;
         self.find_trash()?;
-        // One that this boot unpacked and that is not durable yet gets another chance.
-        for chain in list(&self.layout.layers, "layers")? {
-            if let Err(error) = self.present(&chain) {
-                tracing::info!(layer = chain, %error, "the layer cannot be read");
-            }
-        }
         Ok(())
     }
 
-    /// Throws away the layers that another boot left unfinished.
+    /// Throws away the layers that another boot, or a process that is gone, left unfinished.
     pub(crate) fn distrust(&self) -> Result<()> {
         for chain in list(&self.layout.layers, "layers")? {
             let Ok(dir) = layout::open_dir(&self.layout.layers, &chain) else { continue };
             let instance = match Record::read(&dir) {
-                Ok(record) if record.is_trusted(&self.layout.boot_id) => continue,
-                Ok(record) => record.instance,
+                Ok(record) => match layer::trusted(&self.layout, &dir, record) {
+                    (true, _) => continue,
+                    (false, record) => record.instance,
+                },
                 // A power cut may have emptied it.
                 Err(_) => uuid::Uuid::new_v4().simple().to_string(),
             };

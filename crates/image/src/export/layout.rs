@@ -3,8 +3,12 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::mem;
+use std::num::NonZero;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 
 use flate2::write::GzEncoder;
 use rustix::fs::{Mode, OFlags, mkdirat, openat, renameat};
@@ -147,44 +151,99 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-/// Compresses, or not.
-enum Packer<W: Write> {
-    Plain(W),
-    Gzip(GzEncoder<W>),
-    Zstd(zstd::stream::write::Encoder<'static, W>),
+/// What each thread compresses at once, and how many threads at most. Every piece becomes a gzip member or a zstd frame of
+/// its own, which may follow each other (RFC 1952, 2.2; RFC 8878, 3.1): the bytes do not depend on how many threads there
+/// are. Three pieces for each thread stay below 32 MB.
+const PIECE: usize = 1 << 20;
+const MAX_THREADS: usize = 8;
+
+/// Gives what is written to the compressing threads, one after the other.
+struct Pieces {
+    piece: Vec<u8>,
+    next: usize,
+    threads: Vec<SyncSender<Vec<u8>>>,
 }
 
-impl<W: Write> Packer<W> {
-    fn new(out: W, compression: Option<Compression>) -> io::Result<Self> {
-        Ok(match compression {
-            None => Self::Plain(out),
-            // The levels of docker and containerd, which are also the libraries' own.
-            Some(Compression::Gzip) => Self::Gzip(GzEncoder::new(out, flate2::Compression::default())),
-            Some(Compression::Zstd) => Self::Zstd(zstd::stream::write::Encoder::new(out, 3)?),
-        })
-    }
-
-    fn finish(self) -> io::Result<()> {
-        match self {
-            Self::Plain(_) => Ok(()),
-            Self::Gzip(encoder) => encoder.finish().map(drop),
-            Self::Zstd(encoder) => encoder.finish().map(drop),
-        }
+impl Pieces {
+    fn send(&mut self) -> io::Result<()> {
+        let piece = mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+        let thread = &self.threads[self.next % self.threads.len()];
+        self.next += 1;
+        // Nobody takes it only if the blob could not be written, which is the error to tell.
+        thread.send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
-impl<W: Write> Write for Packer<W> {
+impl Write for Pieces {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(out) => out.write(buf),
-            Self::Gzip(encoder) => encoder.write(buf),
-            Self::Zstd(encoder) => encoder.write(buf),
+        let n = buf.len().min(PIECE - self.piece.len());
+        self.piece.extend_from_slice(&buf[..n]);
+        if self.piece.len() == PIECE {
+            self.send()?;
         }
+        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // in the middle it would only cost; finish() does it
+        if self.piece.is_empty() { Ok(()) } else { self.send() }
     }
+}
+
+/// At the levels of docker and containerd, which are also the libraries' own.
+fn compress(piece: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
+    match compression {
+        Compression::Gzip => {
+            let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(piece)?;
+            encoder.finish()
+        }
+        Compression::Zstd => zstd::bulk::compress(piece, zstd::DEFAULT_COMPRESSION_LEVEL),
+    }
+}
+
+/// Compresses what `fill` writes.
+fn compressed<T>(
+    out: &mut Hashed,
+    shown: &str,
+    compression: Compression,
+    fill: impl FnOnce(Pieces) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let thread_error = |why: String| Error::Thread { what: shown.into(), why };
+    let count = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
+    thread::scope(|scope| {
+        let (mut threads, mut packed, mut handles) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..count {
+            let (thread, pieces) = sync_channel::<Vec<u8>>(1);
+            let (to_writer, from_thread) = sync_channel(1);
+            let run = move || {
+                for piece in pieces {
+                    if to_writer.send(compress(&piece, compression)).is_err() {
+                        return;
+                    }
+                }
+            };
+            let builder = thread::Builder::new().name("layer-pack".into());
+            handles.push(builder.spawn_scoped(scope, run).map_err(|e| thread_error(e.to_string()))?);
+            threads.push(thread);
+            packed.push(from_thread);
+        }
+        let run = move || {
+            // In turn, as they were given; the first without a piece is behind the last.
+            for thread in packed.iter().cycle() {
+                let Ok(piece) = thread.recv() else { break };
+                out.write_all(&piece?)?;
+            }
+            Ok(())
+        };
+        let builder = thread::Builder::new().name("layer-write".into());
+        let writer = builder.spawn_scoped(scope, run).map_err(|e| thread_error(e.to_string()))?;
+        let filled = fill(Pieces { piece: Vec::with_capacity(PIECE), next: 0, threads });
+        for handle in handles {
+            handle.join().map_err(|_| thread_error("it panicked".into()))?;
+        }
+        writer.join().map_err(|_| thread_error("it panicked".into()))?.map_err(|e| failed(shown, e))?;
+        filled
+    })
 }
 
 /// Writes the whole image; without compression with docker's `manifest.json`.
@@ -213,8 +272,8 @@ pub(super) fn write(
     let (mut blobs, mut diff_ids) = (Vec::new(), Vec::new());
     for layer in layers {
         let (digest, size, diff_id) = layout.blob(|out| tar(*layer, out, shown, compression, meter))?;
+        diff_ids.push(diff_id.unwrap_or_else(|| digest.clone()));
         blobs.push((digest, size));
-        diff_ids.push(diff_id);
     }
     let config = with_diff_ids(config, &diff_ids);
     let (config, config_size) = layout.document(&config)?;
@@ -250,25 +309,28 @@ pub(super) fn write(
     Ok(ExportedImage { manifest, config, diff_ids })
 }
 
-/// One layer as a blob; gives its diff id.
+/// One layer as a blob; gives its diff id unless that is the blob's own digest.
 fn tar(
     layer: BorrowedFd<'_>,
     out: &mut Hashed,
     shown: &str,
     compression: Option<Compression>,
     meter: &mut Meter<'_>,
-) -> Result<Digest, Error> {
-    let failed = |e| failed(shown, e);
-    let packer = Packer::new(out, compression).map_err(failed)?;
-    // Encoders like larger pieces than a header.
-    let packer = BufWriter::with_capacity(BUFFER, packer);
-    let inner = Hashed { out: packer, hasher: Sha256::new(), bytes: 0 };
-    let mut tarball = Tarball(Named { inner, path: shown });
-    walk::layer(layer, &mut tarball, meter)?;
-    tarball.0.put(&END)?;
-    let Hashed { out: packer, hasher, .. } = tarball.0.inner;
-    packer.into_inner().map_err(|e| failed(e.into_error()))?.finish().map_err(failed)?;
-    Ok(Digest::finish(hasher))
+) -> Result<Option<Digest>, Error> {
+    let Some(compression) = compression else {
+        let mut tarball = Tarball(Named { inner: out, path: shown });
+        walk::layer(layer, &mut tarball, meter)?;
+        tarball.0.put(&END)?;
+        return Ok(None);
+    };
+    compressed(out, shown, compression, |pieces| {
+        let inner = Hashed { out: pieces, hasher: Sha256::new(), bytes: 0 };
+        let mut tarball = Tarball(Named { inner, path: shown });
+        walk::layer(layer, &mut tarball, meter)?;
+        tarball.0.put(&END)?;
+        tarball.0.inner.flush().map_err(|e| failed(shown, e))?;
+        Ok(Some(Digest::finish(tarball.0.inner.hasher)))
+    })
 }
 
 /// The config, and its bytes as they came.

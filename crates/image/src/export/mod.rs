@@ -35,6 +35,8 @@ use walk::Meter;
 
 /// Bytes that are written at once.
 const BUFFER: usize = 256 << 10;
+/// Temporary names that are tried while others have them.
+const MAX_NAMES: u32 = 1 << 20;
 
 /// What an export makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +137,8 @@ impl FromStr for Format {
 /// Writes the image that consists of `layers`, bottom first: directories as [`crate::Layer::unpack`] leaves them, which
 /// nobody changes meanwhile. Of `config` (an OCI image config) the diff ids are replaced; with none, a minimal one for
 /// this host is made. `names` are `name[:tag]`, the tag being `latest` if there is none. A root file system
-/// ([`Format::Tar`], [`Format::Dir`]) has no place for either.
+/// ([`Format::Tar`], [`Format::Dir`]) has no place for either. `watch` counts the bytes of files read. Nothing is synced
+/// to the disk.
 ///
 /// # Errors
 /// A target that exists or cannot be written, a layer that cannot be read or that the format cannot express,
@@ -191,7 +194,6 @@ struct Temporary<'a> {
 
 impl<'a> Temporary<'a> {
     fn new(to: &'a Target, shown: &'a str) -> Result<Self, Error> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let why = "an export needs the name of a file or directory";
         let target = to.path.file_name().ok_or_else(|| Error::Source { uri: shown.into(), why })?;
         let parent = match to.path.parent() {
@@ -204,8 +206,7 @@ impl<'a> Temporary<'a> {
             path: parent.display().to_string(),
             source: e.into(),
         })?;
-        let name = format!(".export-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let temporary = Self { above, name, target, to, shown, committed: true };
+        let temporary = Self { above, name: String::new(), target, to, shown, committed: true };
         temporary.check_target()?;
         Ok(temporary)
     }
@@ -233,17 +234,30 @@ impl<'a> Temporary<'a> {
     /// Images hold secrets of those who made them: until somebody opens it up it is its owner's.
     fn make_file(&mut self) -> Result<File, Error> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file =
-            openat(&self.above, &self.name, flags, Mode::RUSR | Mode::WUSR).map_err(self.error("make"))?;
-        self.committed = false;
-        Ok(file.into())
+        Ok(self.make(|above, name| openat(above, name, flags, Mode::RUSR | Mode::WUSR))?.into())
     }
 
     fn open_dir(&mut self) -> Result<OwnedFd, Error> {
-        mkdirat(&self.above, &self.name, Mode::RWXU).map_err(self.error("make"))?;
-        self.committed = false;
+        self.make(|above, name| mkdirat(above, name, Mode::RWXU))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(&self.above, &self.name, flags, Mode::empty()).map_err(self.error("open"))
+    }
+
+    /// Under a name that nothing has, not even what a killed process of our number left.
+    fn make<T>(&mut self, make: impl Fn(&OwnedFd, &str) -> Result<T, Errno>) -> Result<T, Error> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = format!(".export-{}-{number}", std::process::id());
+            match make(&self.above, &name) {
+                Err(Errno::EXIST) if number < MAX_NAMES => {}
+                Err(e) => return Err(self.error("make")(e)),
+                Ok(made) => {
+                    (self.name, self.committed) = (name, false);
+                    return Ok(made);
+                }
+            }
+        }
     }
 
     fn commit(mut self) -> Result<(), Error> {

@@ -233,3 +233,47 @@ impl<W: Write> Sink for Tarball<'_, W> {
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     path.split_at(path.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        for (sec, nsec, text) in [
+            (0, 0, "0"),
+            (100, 0, "100"),
+            (1, 500_000_000, "1.5"),
+            (0, 1, "0.000000001"),
+            (-1, 0, "-1"),
+            (-2, 750_000_000, "-1.25"),
+            (-1, 750_000_000, "-0.25"),
+            (i64::MIN, 1, "-9223372036854775807.999999999"),
+        ] {
+            assert_eq!(seconds(Time { sec, nsec }), text);
+        }
+    }
+
+    /// The length of a record counts its own digits.
+    #[test]
+    fn records() {
+        for (key, value, length) in [(1, 1, "6"), (1, 4, "9"), (1, 5, "11"), (1, 92, "98"), (1, 94, "101")] {
+            let mut bytes = Vec::new();
+            record(&mut bytes, &vec![b'k'; key], &vec![b'v'; value]);
+            assert_eq!(bytes.len().to_string(), length);
+            assert!(bytes.starts_with(format!("{length} k=v").as_bytes()), "{length}");
+        }
+    }
+
+    #[test]
+    fn large_sizes() {
+        for size in [0, MAX_LARGE, MAX_LARGE + 1, 1 << 60] {
+            let head = Head::plain(EntryType::Regular, b"x", size, 0o644);
+            assert_eq!(Header::from_byte_slice(&head.one_block()).entry_size().unwrap(), size);
+            let blocks = head.encode();
+            assert_eq!(blocks.len() > 512, size > MAX_LARGE);
+            let entry = crate::archive::Stream::new(&blocks[..], u64::MAX).next(false).unwrap().unwrap();
+            assert_eq!(entry.size, size);
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! Writes a merged tree as a directory.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
@@ -36,8 +38,12 @@ impl<'a> Directory<'a> {
     }
 
     fn at(&self, op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
-        let path = format!("{}/{}", self.shown, path.escape_ascii());
+        let path = self.name(path);
         move |source| Error::Io { op, path, source: source.into() }
+    }
+
+    fn name(&self, path: &[u8]) -> String {
+        format!("{}/{}", self.shown, path.escape_ascii())
     }
 
     /// Owner, mode, xattrs, time. The order counts: chown(2) takes away setuid bits and file capabilities.
@@ -64,6 +70,7 @@ impl Sink for Directory<'_> {
         let (_, name) = split(path);
         let above = self.open.last().map_or(&self.root, |entered| &entered.fd).as_fd();
         let at = |op| self.at(op, path);
+        let failed = |source| Error::Io { op: "write", path: self.name(path), source };
         match &item.content {
             Content::Directory => {
                 let fd = if path.is_empty() {
@@ -80,18 +87,18 @@ impl Sink for Directory<'_> {
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = openat(above, name, flags, Mode::RUSR | Mode::WUSR).map_err(at("make"))?;
-                item.copy(from, meter, |mut piece| {
-                    while !piece.is_empty() {
-                        match rustix::io::write(&fd, piece) {
-                            Ok(0) => return Err(at("write")(Errno::IO)),
-                            Ok(n) => piece = &piece[n..],
-                            Err(Errno::INTR) => {}
-                            Err(e) => return Err(at("write")(e)),
-                        }
+                let file = File::from(fd);
+                // What is not written is a hole: zeros need no place.
+                file.set_len(stat.st_size.cast_unsigned()).map_err(failed)?;
+                let mut offset = 0;
+                item.copy(from, meter, |piece| {
+                    if piece.iter().any(|b| *b != 0) {
+                        file.write_all_at(piece, offset).map_err(failed)?;
                     }
+                    offset += piece.len() as u64;
                     Ok(())
                 })?;
-                return self.attributes(fd.as_fd(), path, &stat, &item.xattrs);
+                return self.attributes(file.as_fd(), path, &stat, &item.xattrs);
             }
             // Its parents are directories that were made here.
             Content::Link(first) => {

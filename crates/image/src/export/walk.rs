@@ -16,6 +16,7 @@ use crate::error::{Error, show};
 use crate::tree::is_whiteout;
 use crate::unpack::Limits;
 use crate::watch::Watch;
+use crate::xattr::{self, Fate};
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Directories of parents that stay open. What is beyond is opened again by its path.
@@ -203,7 +204,7 @@ impl Walk<'_> {
         }
         let (mut layers, mut dirs, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for (layer, dir) in found {
-            let found = attributes(dir.as_fd(), &self.path, meter)?;
+            let found = attributes(dir.as_fd(), &self.path, false, meter)?;
             if dirs.is_empty() {
                 let stat = fstat(&dir).map_err(at("stat", &self.path))?;
                 meter.skipped_xattrs += found.skipped;
@@ -324,7 +325,7 @@ fn item<'a>(
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                 return Err(Error::Changed { path: show(path) });
             }
-            let found = attributes(file.as_fd(), path, meter)?;
+            let found = attributes(file.as_fd(), path, true, meter)?;
             meter.skipped_xattrs += found.skipped;
             Item { path, stat, xattrs: found.xattrs, content: Content::File(file.into()) }
         }
@@ -353,7 +354,12 @@ struct Attributes {
 }
 
 /// The same attributes that are taken from an archive.
-fn attributes(fd: BorrowedFd<'_>, path: &[u8], meter: &mut Meter<'_>) -> Result<Attributes, Error> {
+fn attributes(
+    fd: BorrowedFd<'_>,
+    path: &[u8],
+    regular: bool,
+    meter: &mut Meter<'_>,
+) -> Result<Attributes, Error> {
     let mut found = Attributes { xattrs: Vec::new(), opaque: false, skipped: 0 };
     let buf = &mut meter.piece[..MAX_XATTR];
     let n = match flistxattr(fd, &mut *buf) {
@@ -362,28 +368,25 @@ fn attributes(fd: BorrowedFd<'_>, path: &[u8], meter: &mut Meter<'_>) -> Result<
     };
     let list = buf[..n].to_vec();
     for name in list.split(|b| *b == 0).filter(|name| !name.is_empty()) {
-        let mut value = || {
-            let n = fgetxattr(fd, name, &mut *buf).map_err(at("read an xattr of", path))?;
-            Ok::<_, Error>(buf[..n].to_vec())
-        };
+        let n = fgetxattr(fd, name, &mut *buf).map_err(at("read an xattr of", path))?;
+        let value = &buf[..n];
         // PAX records are text, and their key ends at the first equals sign.
         let writable = !name.contains(&b'=') && std::str::from_utf8(name).is_ok();
-        match name {
-            b"trusted.overlay.opaque" => match &*value()? {
-                b"y" => found.opaque = true,
-                // Whiteouts as xattrs: only for an overlay inside an overlay.
-                _ => return Err(unsupported("whiteouts as extended attributes", path)),
-            },
-            // The directory's content is elsewhere, or the file's.
-            b"trusted.overlay.redirect" => return Err(unsupported("overlayfs' redirect_dir", path)),
-            b"trusted.overlay.metacopy" => return Err(unsupported("overlayfs' metacopy", path)),
-            name if name.starts_with(b"trusted.overlay.") => {}
-            name if name == b"security.capability"
-                || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") && writable) =>
-            {
-                found.xattrs.push((name.to_vec(), value()?));
+        match (name, value) {
+            (b"trusted.overlay.opaque", b"y") => found.opaque = true,
+            // Another value: only for an overlay inside an overlay.
+            (b"trusted.overlay.opaque", _) => {
+                return Err(unsupported("whiteouts as extended attributes", path));
             }
-            _ => found.skipped += 1,
+            // The directory's content is elsewhere, or the file's.
+            (b"trusted.overlay.redirect", _) => return Err(unsupported("overlayfs' redirect_dir", path)),
+            (b"trusted.overlay.metacopy", _) => return Err(unsupported("overlayfs' metacopy", path)),
+            _ if name.starts_with(b"trusted.overlay.") => {}
+            _ => match xattr::judge(name, value, regular, &mut xattr::Scratch::default()) {
+                Fate::Set(value) if writable => found.xattrs.push((name.to_vec(), value.to_vec())),
+                Fate::Set(_) | Fate::Skip => found.skipped += 1,
+                Fate::Refuse(why) => return Err(Error::Entry { path: show(path), why: why.into() }),
+            },
         }
     }
     found.xattrs.sort_unstable();

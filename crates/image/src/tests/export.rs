@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -202,7 +203,7 @@ fn everything() -> Layers {
     let layers = Layers::new(&[bottom, middle, top]);
     // Beside what an archive brings: what only a disk has.
     std::os::unix::net::UnixListener::bind(layers.path(1).join("socket")).unwrap();
-    symlink("x", layers.path(2).join("caf\u{e9}")).unwrap();
+    symlink("x", layers.path(2).join(OsStr::from_bytes(b"latin-\xe9"))).unwrap();
     layers
 }
 
@@ -328,6 +329,17 @@ fn merged_formats_are_what_overlayfs_shows() {
     let names: Vec<_> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
     assert!(names.is_sorted(), "{names:?}");
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_directory_keeps_holes() {
+    let layers = Layers::new(&[Tar::default().file("end", b"x").end()]);
+    let file = File::options().write(true).create_new(true).open(layers.path(0).join("big")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"end", 64 << 20).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    layers.export(Format::Dir, &out.path().join("dir")).unwrap();
+    assert_eq!(snapshot(&out.path().join("dir")), snapshot(&layers.path(0)));
+    assert!(out.path().join("dir/big").metadata().unwrap().blocks() * 512 < 1 << 20);
 }
 
 /// More directories than are kept open, in several layers; and one more than is allowed.
@@ -456,6 +468,13 @@ fn targets() {
     assert!(matches!(missing, Err(Error::Io { path, .. }) if path.ends_with("/none")));
     assert!(layers.export(Format::Tar, Path::new("/")).is_err());
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 3);
+    // What killed processes of the same number left is in nobody's way.
+    let out = tempfile::tempdir().unwrap();
+    for i in 0..1000 {
+        write(&out.path().join(format!(".export-{}-{i}", std::process::id())), b"");
+    }
+    layers.export(Format::Tar, &out.path().join("x")).unwrap();
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 1001);
 }
 
 #[test]
