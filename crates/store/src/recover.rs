@@ -120,6 +120,22 @@ impl Store {
         Ok(names.iter().any(|name| !living.contains(name) && !(served && empty(name))))
     }
 
+    /// The turn to [`reap`](Store::reap), for processes that do nothing else: waits for the one that deletes now. None if
+    /// another waits already: it will find all that is trash by now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn reaper_turn(&self) -> std::io::Result<Option<OwnedFd>> {
+        let waiting = layout::open_dir(&self.0.layout.staging, ".")?;
+        let deleting = layout::open_dir(&self.0.layout.trash, ".")?;
+        match rustix::fs::flock(&waiting, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            other => other?,
+        }
+        rustix::fs::flock(&deleting, FlockOperation::LockExclusive)?;
+        Ok(Some(deleting))
+    }
+
     /// Deletes the trash in this process, as long as no server does it; false if some of it is left. Layers that root
     /// file systems use stay.
     ///
