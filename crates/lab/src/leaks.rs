@@ -32,7 +32,7 @@ struct Process {
     mountinfo: String,
     /// Tag of the instance whose keepers' cgroup it is in.
     tag: String,
-    /// Containers that its children are in.
+    /// The containers that it keeps.
     containers: BTreeSet<String>,
     /// It has children: a container lives.
     parent: bool,
@@ -76,7 +76,8 @@ fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     mount_leaks(&processes, &mut leaks);
     rootfs_leaks(&records, &mut leaks);
     run_leaks(&processes, &mut leaks);
-    cgroup_leaks(Path::new(CGROUPS), &records, &mut leaks);
+    let kept = processes.iter().flat_map(|process| process.containers.iter().cloned()).collect();
+    cgroup_leaks(Path::new(CGROUPS), &records, &kept, &mut leaks);
     Ok(leaks)
 }
 
@@ -95,10 +96,12 @@ fn processes() -> Result<Vec<Process>> {
         if !comm.starts_with("wardian") {
             continue;
         }
-        let arguments = read("cmdline").split('\0').map(str::to_owned).collect();
+        let arguments: Vec<String> = read("cmdline").split('\0').map(str::to_owned).collect();
         let tag = instance_and_group(&read("cgroup")).map(|(tag, _)| tag.to_owned()).unwrap_or_default();
-        // A keeper's second thread stands in its container's cgroups, and that is where its children are born.
-        let mut containers = BTreeSet::new();
+        // A keeper is told its container's id. With cgroup v1 its second thread also stands in the container's
+        // cgroups, and that is all there is to know of one whose server did not tell it.
+        let told = arguments.get(1).filter(|id| comm == KEEPER && !id.is_empty());
+        let mut containers: BTreeSet<String> = told.cloned().into_iter().collect();
         let mut parent = false;
         for task in std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten() {
             let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
@@ -261,8 +264,9 @@ fn volatile_overlays(mountinfo: &str) -> Vec<PathBuf> {
     mounts.into_iter().filter(|m| ours(m)).map(|m| m.mount_point).collect()
 }
 
-/// Cgroups of containers without a record and without processes.
-fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
+/// Cgroups of containers without a record, without processes and without a keeper that waits for its container
+/// (`kept`).
+fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &mut BTreeSet<Leak>) {
     let dirs = |path: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
         entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
@@ -272,7 +276,6 @@ fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
     let hierarchies = std::iter::once(top.to_owned()).chain(dirs(top));
     let instances: Vec<PathBuf> =
         hierarchies.flat_map(|h| dirs(&h)).filter(|p| is_instance(&name(p))).collect();
-    // A keeper that waits for its container stands in the v1 hierarchies only.
     let occupied: BTreeSet<String> = instances
         .iter()
         .flat_map(|instance| dirs(instance))
@@ -282,7 +285,7 @@ fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
     for instance in instances {
         for group in dirs(&instance) {
             let id = name(&group);
-            let live = id == "keepers" || records.containers.contains_key(&id);
+            let live = id == "keepers" || records.containers.contains_key(&id) || kept.contains(&id);
             let processes = members(&group);
             if !live && !occupied.contains(&id) && processes.trim().is_empty() {
                 let what = group.display().to_string();
@@ -367,14 +370,14 @@ mod tests {
     fn a_cgroup_without_a_record_is_a_leak() {
         let top = std::env::temp_dir().join(format!("wardian-doctor-{}", std::process::id()));
         let instance = top.join("memory/wardian-0a1b2c3d");
-        for id in ["lost", "known", "keepers"] {
+        for id in ["lost", "known", "waiting", "keepers"] {
             std::fs::create_dir_all(instance.join(id)).unwrap();
         }
         let mut records = Records::default();
         records.containers.insert("known".into(), "/x".into());
         records.tags.insert("0a1b2c3d".into(), true);
         let mut leaks = BTreeSet::new();
-        cgroup_leaks(&top, &records, &mut leaks);
+        cgroup_leaks(&top, &records, &BTreeSet::from(["waiting".to_owned()]), &mut leaks);
         std::fs::remove_dir_all(&top).unwrap();
         let what: Vec<_> = leaks.iter().map(|l| l.what.rsplit('/').next().unwrap_or_default()).collect();
         assert_eq!(what, ["lost"]);
