@@ -213,6 +213,21 @@ impl Inner {
         Ok(Some(found.layer))
     }
 
+    /// Waits for other processes that make layers of this image durable; false if one of them was lost.
+    pub(crate) fn written_elsewhere(&self, image: &Image, cancelled: &dyn Fn() -> bool) -> bool {
+        image.layers.iter().all(|layer| {
+            loop {
+                match layer::load(&self.layout, &layer.chain) {
+                    Ok(Some(found)) if found.trusted && !found.record.durable && !cancelled() => {
+                        std::thread::sleep(LOOK);
+                    }
+                    Ok(Some(found)) => return found.trusted,
+                    _ => return false,
+                }
+            }
+        })
+    }
+
     /// The layer, unpacked now unless somebody else does it.
     fn layer(
         &self,

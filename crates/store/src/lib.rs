@@ -277,6 +277,25 @@ impl Store {
         self.0.durability.drain(Duration::MAX, &|| progress.is_cancelled())
     }
 
+    /// Waits until all layers of an image are on the disk, whoever writes them; fetches again what was not. False if it
+    /// was cancelled.
+    ///
+    /// # Errors
+    /// What was lost cannot be fetched again.
+    pub fn wait_image_durable(&self, image: &Image, progress: &Progress) -> Result<bool> {
+        let mut image = image.clone();
+        for _ in 0..fetch::TRIES {
+            if !self.wait_durable(progress) {
+                return Ok(false);
+            }
+            if self.0.written_elsewhere(&image, &|| progress.is_cancelled()) {
+                return Ok(!progress.is_cancelled());
+            }
+            image = self.0.image(&image.uri, progress)?;
+        }
+        Err(Error::Collected { uri: image.uri })
+    }
+
     /// All named images, by name.
     ///
     /// # Errors

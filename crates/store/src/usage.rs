@@ -26,7 +26,7 @@ pub struct Usage {
     pub layers: usize,
     /// Layers that root file systems use now.
     pub used_bytes: u64,
-    /// Layers that more than one image or root file system has: what sharing saves is a multiple of it.
+    /// Layers that several named images, or several root file systems, have: what sharing saves is a multiple of it.
     pub shared_bytes: u64,
     /// Layers that nobody uses and no pin holds: what `store gc` gives back.
     pub reclaimable_bytes: u64,
@@ -93,11 +93,11 @@ impl Inner {
             images.iter().filter(|image| image.pinned).flat_map(|image| &image.layers).collect();
         let mut named: BTreeMap<&String, usize> = BTreeMap::new();
         images.iter().flat_map(|image| &image.layers).for_each(|chain| *named.entry(chain).or_default() += 1);
-        let mut holders = named.clone();
-        records
-            .iter()
-            .flat_map(|record| &record.layers)
-            .for_each(|used| *holders.entry(&used.chain).or_default() += 1);
+        let mut below: BTreeMap<&String, usize> = BTreeMap::new();
+        let lowers = records.iter().flat_map(|record| &record.layers);
+        lowers.for_each(|used| *below.entry(&used.chain).or_default() += 1);
+        let several = |holders: &BTreeMap<&String, usize>, chain| holders.get(chain).is_some_and(|n| *n > 1);
+        let shared = |chain| several(&named, chain) || several(&below, chain);
 
         let mut usage = Usage { layers: layers.len(), ..Usage::default() };
         let mut sizes = BTreeMap::new();
@@ -106,8 +106,7 @@ impl Inner {
             let bytes = record.size();
             sizes.insert(&record.chain_id, (bytes, used.contains(&record.instance)));
             usage.layers_bytes += bytes;
-            usage.shared_bytes +=
-                if holders.get(&record.chain_id).is_some_and(|n| *n > 1) { bytes } else { 0 };
+            usage.shared_bytes += if shared(&record.chain_id) { bytes } else { 0 };
             let part = if used.contains(&record.instance) {
                 &mut usage.used_bytes
             } else if !seen.trusted {

@@ -6,8 +6,9 @@ use crate::watch::{self, Interrupts};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use wardian_image::export::{self, Compression, Format, Target};
 use wardian_image::{Source, Watch};
@@ -33,9 +34,13 @@ enum Command {
         /// What to call it [default: what it is called in the source, if it is]
         #[arg(short = 't', long = "tag", value_name = "NAME")]
         tag: Option<String>,
-        /// Do not wait until it is written to the disk; until then a power cut takes it
+        /// Do not wait until it is written to the disk: a process in the background sees to that, and until it is done a
+        /// power cut takes the image
         #[arg(long)]
         no_wait: bool,
+        /// This is the process in the background.
+        #[arg(long, hide = true)]
+        detached: bool,
     },
     /// List the images that have a name
     #[command(alias = "list")]
@@ -83,9 +88,10 @@ enum Command {
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
-        Command::Import { source, tag, no_wait } => {
+        Command::Import { source, tag, no_wait: true, .. } => return import_apart(&place, &source, tag),
+        Command::Import { source, tag, detached, .. } => {
             let store = place.open()?;
-            let done = import(&place, &store, &source, tag, no_wait);
+            let done = import(&place, &store, &source, tag, detached);
             place.leave(&store);
             done?;
         }
@@ -130,7 +136,35 @@ pub fn fetch(store: &Store, uri: &str, name: Option<&str>) -> Result<(Image, Vec
     }
 }
 
-fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, no_wait: bool) -> Result<()> {
+/// Lets a process of its own bring the image in. It answers as soon as the image can be used, and lives on until it is on
+/// the disk: a layer whose process is gone before that is trusted by nobody.
+fn import_apart(place: &Place, source: &str, tag: Option<String>) -> Result<ExitCode> {
+    let mut command = place.command(&["image", "import", "--detached"])?;
+    command.args(tag.map(|tag| format!("--tag={tag}"))).arg("--").arg(source);
+    let mut child = command.stdout(Stdio::piped()).spawn().context("start the import")?;
+    let mut said = String::new();
+    child.stdout.take().context("hear the import")?.read_to_string(&mut said).context("hear the import")?;
+    if said.is_empty() {
+        // It has said why.
+        let code = child.wait().context("wait for the import")?.code();
+        return Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
+    }
+    print::text(&said)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets go of whoever waits for an answer or sends signals to a terminal's processes.
+fn step_back() -> Result<()> {
+    let null =
+        std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    rustix::stdio::dup2_stdout(&null).context("let go of standard output")?;
+    rustix::stdio::dup2_stderr(&null).context("let go of standard error")?;
+    // It leads no group, so this works.
+    let _ = rustix::process::setsid();
+    Ok(())
+}
+
+fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, detached: bool) -> Result<()> {
     let source = source(text)?;
     let uri = source.to_uri();
     let mut names: Vec<String> = tag.into_iter().collect();
@@ -143,13 +177,29 @@ fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, no_wait
     for name in names.iter().skip(1) {
         store.import(&uri, Some(name), &Progress::default())?;
     }
-    if !no_wait {
-        let progress = Arc::new(Progress::default());
-        let cancel = Arc::clone(&progress);
-        let interrupts = Interrupts::catch(move || cancel.cancel())?;
-        watch::spinner("writing to the disk", || store.wait_durable(&progress));
-        interrupts.check()?;
+    if detached {
+        report(place, store, &image, &names, &uri, &watched)?;
+        step_back()?;
+        store.wait_image_durable(&image, &Progress::default())?;
+        return Ok(());
     }
+    let progress = Arc::new(Progress::default());
+    let cancel = Arc::clone(&progress);
+    let interrupts = Interrupts::catch(move || cancel.cancel())?;
+    let written = watch::spinner("writing to the disk", || store.wait_image_durable(&image, &progress));
+    interrupts.check()?;
+    written?;
+    report(place, store, &image, &names, &uri, &watched)
+}
+
+fn report(
+    place: &Place,
+    store: &Store,
+    image: &Image,
+    names: &[String],
+    uri: &str,
+    watched: &[Arc<LayerProgress>],
+) -> Result<()> {
     let layers: Vec<LayerInfo> = image.chain_ids().iter().filter_map(|chain| store.layer(chain)).collect();
     if let Some(suspect) = layers.iter().find(|layer| layer.suspect) {
         bail!(

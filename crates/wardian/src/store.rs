@@ -70,21 +70,20 @@ impl Place {
     /// Starts `wardian store reap` apart from us: it holds neither our terminal nor our directory nor the files that
     /// somebody has left open for us, a lock perhaps.
     fn start_reaper(&self) -> Result<()> {
-        let config = self.config()?;
         wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
-        let program = std::env::current_exe().context("find this program")?;
-        std::process::Command::new(program)
-            .args(["store", "reap", "--detached", "--root"])
-            .arg(&config.root)
-            .arg("--run")
-            .arg(&config.run)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start `wardian store reap`")?;
+        let mut command = self.command(&["store", "reap", "--detached"])?;
+        command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().context("start `wardian store reap`")?;
         Ok(())
+    }
+
+    /// This program once more, for the same store.
+    pub fn command(&self, args: &[&str]) -> Result<std::process::Command> {
+        let config = self.config()?;
+        let mut command = std::process::Command::new(std::env::current_exe().context("find this program")?);
+        command.args(args).arg("--root").arg(&config.root).arg("--run").arg(&config.run);
+        command.args(self.json.then_some("--json")).stdin(Stdio::null());
+        Ok(command)
     }
 }
 
@@ -132,7 +131,8 @@ enum Command {
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let power = |unit: &str| "kmgt".find(&unit.to_ascii_lowercase()).map_or(0, |i| i as u32 + 1);
+    let prefixes = |unit: &str| ["k", "m", "g", "t"].iter().position(|k| unit.eq_ignore_ascii_case(k));
+    let power = |unit: &str| prefixes(unit).map_or(0, |i| i as u32 + 1);
     let factor = match (unit.len(), unit.get(..1).unwrap_or_default(), unit.get(1..).unwrap_or_default()) {
         (0, ..) | (1, "B" | "b", _) => Some(1),
         (_, k, "" | "iB" | "ib") if power(k) > 0 => 1024_u64.checked_pow(power(k)),

@@ -139,6 +139,26 @@ fn one_of_many_processes_unpacks() {
     alone.finish();
 }
 
+#[test]
+fn who_does_not_wait_is_not_kept() {
+    let alone = Alone::new();
+    let big = alone.path("big.tar");
+    many_files(Path::new(&big), 3000);
+    let said = alone.place.json(&["image", "import", &big, "--no-wait", "-t", "big"]);
+    let chain = said["layers"][0]["chain_id"].as_str().unwrap().to_owned();
+    // Usable at once, by other processes too.
+    let path = alone.place.say(&["rootfs", "create", "big", "r"]);
+    assert!(Path::new(path.trim_end()).join("5").exists());
+    let record = alone.place.root.join("layers").join(chain).join("layer.json");
+    let is_durable = || std::fs::read_to_string(&record).unwrap().contains("\"durable\":true");
+    alone.place.until("it is not written to the disk", |_| is_durable());
+    alone.place.say(&["rootfs", "delete", "r"]);
+    let wrong = alone.place.wardian(&["image", "import", "/nonexistent.tar", "--no-wait"]);
+    assert!(wrong.code == Some(1) && wrong.err.contains("/nonexistent.tar"), "{wrong:?}");
+    alone.place.say(&["image", "rm", "big"]);
+    alone.finish();
+}
+
 /// Starts an import and sends it a signal while it unpacks.
 fn interrupted(place: &Place, image: &str, with: Signal) -> Said {
     let import = place.spawn(&["image", "import", image, "-t", "half"]);
@@ -204,7 +224,7 @@ fn an_image_that_is_exported_can_be_imported() {
         [("x.tar", ""), ("layout", ""), ("y", "--format=oci-archive"), ("z", "--format=docker-archive")]
     {
         let to = alone.path(dest);
-        let args = ["image", "export", "app", &to, "--json", format];
+        let args = ["image", "export", "app", &to, format];
         let args: Vec<&str> = args.into_iter().filter(|arg| !arg.is_empty()).collect();
         assert_eq!(place.json(&args[..4])["id"].as_str().is_some(), true);
         fs::rename(&to, alone.path("moved")).unwrap();
