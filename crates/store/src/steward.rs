@@ -15,7 +15,7 @@ use crate::{Inner, lock};
 
 /// Between two rounds, unless somebody knocks.
 const ROUND: Duration = Duration::from_secs(1);
-/// How often one looks for what other processes have left.
+/// How often one looks for what other processes have left, and for garbage.
 const LOOK: Duration = Duration::from_secs(3);
 /// How often it is written down when layers were used. A crash loses that much of their order.
 const SAVE_USED: Duration = Duration::from_secs(30);
@@ -109,6 +109,12 @@ impl Inner {
         }
         memory.pool_failed = filled.is_err();
         self.ask_sentinel(memory);
+        // Each create knocks. What reads all records must not run each time: creates would cost the more, the more root
+        // file systems and layers there are.
+        if memory.looked.is_some_and(|then| then.elapsed() < LOOK) {
+            return;
+        }
+        memory.looked = Some(Instant::now());
         self.look_around(memory);
         if memory.saved_used.is_none_or(|then| then.elapsed() >= SAVE_USED) {
             memory.saved_used = Some(Instant::now());
@@ -184,10 +190,6 @@ impl Inner {
 
     /// Finds what other processes have thrown away or brought in.
     fn look_around(&self, memory: &mut Memory) {
-        if memory.looked.is_some_and(|then| then.elapsed() < LOOK) {
-            return;
-        }
-        memory.looked = Some(Instant::now());
         let layout = &self.layout;
         let time = |dir| rustix::fs::fstat(dir).map_or((0, 0), |stat| (stat.st_mtime, stat.st_mtime_nsec));
         let records = layout.records.changed();

@@ -233,7 +233,7 @@ fn an_image_that_is_exported_can_be_imported() {
         let again = place.json(&["image", "import", &to]);
         assert_eq!(again["name"], "app", "{dest}");
         let ids = |value: &Value| {
-            value["layers"].as_array().unwrap().iter().map(|l| l["entries"].clone()).collect::<Vec<_>>()
+            value["layers"].as_array().unwrap().iter().map(|l| l["bytes"].clone()).collect::<Vec<_>>()
         };
         assert_eq!(ids(&again), ids(&imported), "{dest}");
         let _ = fs::remove_dir_all(alone.path("moved")).or_else(|_| fs::remove_file(alone.path("moved")));
