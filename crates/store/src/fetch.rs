@@ -49,7 +49,7 @@ impl Inner {
                 return Ok(image);
             }
             let opened = source.open().map_err(|error| image_error(uri, error))?;
-            let image = self.fetch(uri, opened, progress)?;
+            let image = self.fetch(uri, &opened, progress)?;
             // The identity was taken before the image was read: had it changed since, the next asker would see that.
             if let Some(identity) = identity.clone() {
                 lock(&self.images).insert(uri.to_owned(), (identity, image.clone()));
@@ -104,7 +104,7 @@ impl Inner {
         Ok(image)
     }
 
-    fn fetch(&self, uri: &str, opened: wardian_image::Image, progress: &Progress) -> Result<Image> {
+    fn fetch(&self, uri: &str, opened: &wardian_image::Image, progress: &Progress) -> Result<Image> {
         let watches = progress.begin(&opened.layers);
         for _ in 0..TRIES {
             let layers = self.layers_of(&opened.layers, &watches, progress)?;

@@ -238,7 +238,7 @@ impl Shared {
                     let end = self.delete(&item, young);
                     state = self.lock();
                     state.busy = None;
-                    state.later.extend(again(item, end));
+                    state.later.extend(again(item, &end));
                     self.changed.notify_all();
                 }
                 Err(None) => {
@@ -304,7 +304,7 @@ impl Shared {
 }
 
 /// When to try again what is still there.
-fn again(mut item: Item, end: End) -> Option<(Instant, Item)> {
+fn again(mut item: Item, end: &End) -> Option<(Instant, Item)> {
     let wait = match end {
         End::Deleted => return None,
         End::Stopped => Duration::ZERO,

@@ -62,8 +62,12 @@ impl Inner {
             found(Place::Trash, &name);
         }
         for name in list(&self.layout.staging, "staging")? {
-            if self.is_abandoned(&name) {
-                found(Place::Staging, &name);
+            // Moved while it is locked: whoever has just made it sees that it is gone, and makes another one.
+            // One that a reaper has begun to delete may be gone.
+            if let Some(_lock) = self.abandoned(&name)
+                && self.layout.to_trash(&self.layout.staging, &name, &name).is_ok()
+            {
+                found(Place::Trash, &name);
             }
         }
         // In this order: a record is written before its directory is made.
@@ -75,20 +79,18 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether nobody holds the lock on something in `staging/`.
-    fn is_abandoned(&self, name: &str) -> bool {
-        use rustix::fs::{Mode, OFlags};
+    /// The lock on something in `staging/`, if nobody holds it.
+    fn abandoned(&self, name: &str) -> Option<OwnedFd> {
+        use rustix::fs::{AtFlags, Mode, OFlags};
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let Ok(file) = rustix::fs::openat(&self.layout.staging, name, flags, Mode::empty()) else {
-            return false;
-        };
-        let free = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if free && name.ends_with(fetch::TURN) {
+        let file = rustix::fs::openat(&self.layout.staging, name, flags, Mode::empty()).ok()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+        if name.ends_with(fetch::TURN) {
             // Removed while it is locked, so that the next to take a turn sees that it is gone.
-            let _ = rustix::fs::unlinkat(&self.layout.staging, name, rustix::fs::AtFlags::empty());
-            return false;
+            let _ = rustix::fs::unlinkat(&self.layout.staging, name, AtFlags::empty());
+            return None;
         }
-        free
+        Some(file)
     }
 }
 
@@ -105,7 +107,7 @@ impl Store {
             layer::instance_of(name).is_some_and(|instance| used.iter().any(|used| used.instance == instance))
         };
         if list(&layout.trash, "trash")?.iter().any(|name| !in_use(name))
-            || list(&layout.staging, "staging")?.iter().any(|name| self.0.is_abandoned(name))
+            || list(&layout.staging, "staging")?.iter().any(|name| self.0.abandoned(name).is_some())
         {
             return Ok(true);
         }
@@ -117,7 +119,7 @@ impl Store {
         // In this order: a record is written before its directory is made.
         let names = list(&layout.rootfs, "rootfs")?;
         let living: HashSet<String> = self.0.records()?.into_iter().map(|record| record.dir).collect();
-        Ok(names.iter().any(|name| !living.contains(name) && !(served && empty(name))))
+        Ok(names.iter().any(|name| !(living.contains(name) || served && empty(name))))
     }
 
     /// The turn to [`reap`](Store::reap), for processes that do nothing else: waits for the one that deletes now. None if

@@ -226,7 +226,7 @@ fn an_image_that_is_exported_can_be_imported() {
         let to = alone.path(dest);
         let args = ["image", "export", "app", &to, format];
         let args: Vec<&str> = args.into_iter().filter(|arg| !arg.is_empty()).collect();
-        assert_eq!(place.json(&args[..4])["id"].as_str().is_some(), true);
+        assert!(place.json(&args[..4])["id"].is_string());
         fs::rename(&to, alone.path("moved")).unwrap();
         place.json(&args);
         assert!(place.fail(&args).contains("exists"), "{dest}");
