@@ -176,7 +176,8 @@ fn two_threads_one_unpack() {
     assert!(images.iter().all(|image| Arc::ptr_eq(&image.layers[0], &images[0].layers[0])));
     assert_eq!(entries(dir.path(), "layers"), 1);
     assert_eq!(entries(dir.path(), "staging"), 0);
-    // Another open finds the layer; another state of the file is another image.
+    // Another open finds the layer, if it is durable; another state of the file is another image.
+    assert!(store.wait_durable(&Progress::default()));
     store.close();
     assert!(matches!(store.image(&uri), Err(Error::Closed)));
     let store = open(dir.path()).unwrap();
