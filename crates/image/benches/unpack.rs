@@ -8,24 +8,18 @@
 //! the current directory and prints the peak memory in kB.
 #![forbid(unsafe_code)]
 
+mod sample;
+
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tar::{EntryType, Header};
-use wardian_image::{Digest, Limits, Source, Watch};
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-const DIRS: u64 = 2_600;
-const FILES: u64 = 26_200;
-const SYMLINKS: u64 = 2_200;
-/// Sum of the files.
-const BYTES: u64 = 376 << 20;
+use sample::{Result, layout, pipe};
+use wardian_image::{Limits, Source, Watch};
 
 fn main() -> Result<()> {
     let mut args: Vec<_> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -105,19 +99,6 @@ fn unpack(layout: &Path, tag: &str, into: &Path) -> Result<()> {
     Ok(())
 }
 
-fn pipe(layout: &Path, tool: &str, into: &Path) -> Result<Duration> {
-    let blob = layout.join(tool);
-    let start = Instant::now();
-    let mut decoder =
-        Command::new(tool).arg("-dc").stdin(File::open(blob)?).stdout(Stdio::piped()).spawn()?;
-    let stream = decoder.stdout.take().ok_or("no pipe")?;
-    let tar = Command::new("tar").arg("x").arg("-C").arg(into).stdin(stream).status()?;
-    if !decoder.wait()?.success() || !tar.success() {
-        return Err(format!("{tool} | tar failed").into());
-    }
-    Ok(start.elapsed())
-}
-
 /// Peak memory of four unpacks at once, in kB.
 fn memory(dir: &Path, layout: &Path, tag: &str) -> Result<u64> {
     let into = dir.join("four");
@@ -152,121 +133,5 @@ fn at_once(count: usize, layout: &Path, tag: &str) -> Result<()> {
     let status = fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
     println!("{}", peak.trim().trim_end_matches(" kB"));
-    Ok(())
-}
-
-/// An OCI layout with the layer in both compressions, tagged `zstd` and `gzip`; the blobs are also linked by these names.
-fn layout(dir: &Path) -> Result<PathBuf> {
-    let layout = dir.join("layout");
-    let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs)?;
-    let plain = dir.join("layer.tar");
-    generate(&plain)?;
-    let diff_id = digest(&plain)?;
-    let config = format!(r#"{{"rootfs":{{"diff_ids":["{diff_id}"]}}}}"#);
-    let config = blob(&blobs, config.as_bytes())?;
-    let mut manifests = Vec::new();
-    for (tool, level) in [("zstd", "-3"), ("gzip", "-6")] {
-        let path = layout.join(tool);
-        let status = Command::new(tool)
-            .args(["-c", level])
-            .stdin(File::open(&plain)?)
-            .stdout(File::create(&path)?)
-            .status()?;
-        if !status.success() {
-            return Err(format!("{tool} failed").into());
-        }
-        let digest = digest(&path)?;
-        fs::hard_link(&path, blobs.join(digest.as_hex()))?;
-        let size = path.metadata()?.len();
-        let manifest = format!(r#"{{"config":{config},"layers":[{{"digest":"{digest}","size":{size}}}]}}"#);
-        let descriptor = blob(&blobs, manifest.as_bytes())?;
-        manifests.push(format!(
-            r#"{},"annotations":{{"org.opencontainers.image.ref.name":"{tool}"}}}}"#,
-            descriptor.trim_end_matches('}')
-        ));
-    }
-    fs::remove_file(&plain)?;
-    fs::write(layout.join("index.json"), format!(r#"{{"manifests":[{}]}}"#, manifests.join(",")))?;
-    Ok(layout)
-}
-
-fn blob(blobs: &Path, data: &[u8]) -> Result<String> {
-    let digest = Digest::of(data);
-    fs::write(blobs.join(digest.as_hex()), data)?;
-    Ok(format!(r#"{{"digest":"{digest}","size":{}}}"#, data.len()))
-}
-
-fn digest(path: &Path) -> Result<Digest> {
-    Ok(Digest::of(&fs::read(path)?))
-}
-
-/// Files of many sizes as in a distribution's image (half of them below 2 KiB, a few of some MiB), whose data compresses
-/// to about a third.
-fn generate(path: &Path) -> Result<()> {
-    let mut out = io::BufWriter::new(File::create(path)?);
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = move || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
-    // Sizes of a Pareto distribution, then scaled to the sum.
-    let raw: Vec<f64> = (0..FILES)
-        .map(|_| {
-            let u = (next() >> 11) as f64 / (1u64 << 53) as f64;
-            (700.0 / (1.0 - u).powf(1.0 / 0.95)).min(12e6)
-        })
-        .collect();
-    let scale = BYTES as f64 / raw.iter().sum::<f64>();
-    let words: Vec<Vec<u8>> = (0..4096)
-        .map(|_| (0..3 + next() % 10).map(|_| b'a' + (next() % 26) as u8).chain([b' ']).collect())
-        .collect();
-    let mut data = Vec::new();
-    let mut file = 0;
-    for dir in 0..DIRS {
-        let name = format!("usr/share/{}/{dir}", dir / 50);
-        entry(&mut out, EntryType::Directory, &format!("{name}/"), "", &[])?;
-        while file * DIRS < (dir + 1) * FILES && file < FILES {
-            let size = (raw[file as usize] * scale) as usize;
-            data.clear();
-            while data.len() < size {
-                // Words, and noise that does not compress.
-                if next() % 16 == 0 {
-                    data.extend_from_slice(&next().to_le_bytes());
-                } else {
-                    data.extend_from_slice(&words[(next() % 4096) as usize]);
-                }
-            }
-            data.truncate(size);
-            entry(&mut out, EntryType::Regular, &format!("{name}/file-{file}"), "", &data)?;
-            file += 1;
-        }
-        if dir < SYMLINKS {
-            entry(&mut out, EntryType::Symlink, &format!("{name}/link"), "../target", &[])?;
-        }
-    }
-    out.write_all(&[0; 1024])?;
-    out.flush()?;
-    Ok(())
-}
-
-fn entry(out: &mut impl Write, kind: EntryType, name: &str, link: &str, data: &[u8]) -> Result<()> {
-    let mut header = Header::new_gnu();
-    header.set_path(name)?;
-    if !link.is_empty() {
-        header.set_link_name(link)?;
-    }
-    header.set_entry_type(kind);
-    header.set_size(data.len() as u64);
-    header.set_mode(if kind == EntryType::Regular { 0o644 } else { 0o755 });
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(1_700_000_000);
-    header.set_cksum();
-    out.write_all(header.as_bytes())?;
-    out.write_all(data)?;
-    out.write_all(&[0; 512][..(512 - data.len() % 512) % 512])?;
     Ok(())
 }
