@@ -226,6 +226,7 @@ class Guest:
     def fetch(self, folder, disk):
         """The guest's folder as a tarfile, through the disk numbered so in `disks`, a scratch file of the host's. `programs` must name tar."""
         device = "/dev/vd" + "abcdefgh"[disk]
-        # busybox's shell prefers its own tar to the host's that is asked for, which knows xattrs.
-        self.sh(f"{shutil.which('tar')} -c --xattrs --xattrs-include='*' -f {device} -C {folder} . && sync {device}")
+        # busybox's shell prefers its own tar to the host's that is asked for, which knows xattrs. Its status is 1 where a
+        # file changes meanwhile.
+        self.sh(f"{shutil.which('tar')} -c --xattrs --xattrs-include='*' -f {device} -C {folder} .; [ $? -le 1 ] && sync {device}")
         return tarfile.open(self.disks[disk])
