@@ -1,15 +1,18 @@
-//! The framing of a tar stream: headers, GNU and PAX extensions, data, the end.
+//! The framing of a tar stream: headers, GNU and PAX extensions, sparse maps, data, the end.
 //!
 //! The `tar` crate decodes the header fields; the framing is done here, because extension records must have a size
 //! limit before they are held in memory, and the xattrs in PAX records are binary.
 
 use std::io::{self, BufRead};
 
-use tar::{EntryType, Header};
+use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use crate::error::{Error, show};
+use crate::sparse::{Lines, Map, OldGnu, Records, Sparse, decimal};
+use crate::xattr;
 
-/// Upper limit of one extension record (long name, PAX header), in bytes; the value Go's archive/tar uses.
+/// Upper limit of the extension records (long names, PAX headers) of one entry together, in bytes; Go's archive/tar has
+/// it for each.
 const MAX_EXTENSION: u64 = 1 << 20;
 const BLOCK: usize = 512;
 
@@ -35,6 +38,8 @@ pub(crate) struct Entry {
     pub(crate) link: Vec<u8>,
     /// Bytes of data that follow; 0 for everything but files.
     pub(crate) size: u64,
+    /// Where in the file the data belongs, unless it is the whole file.
+    pub(crate) sparse: Option<Sparse>,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     /// Permission bits including setuid, setgid and sticky.
@@ -42,6 +47,13 @@ pub(crate) struct Entry {
     pub(crate) mtime: Time,
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Entry {
+    /// Bytes of the file, holes included.
+    pub(crate) fn real_size(&self) -> u64 {
+        self.sparse.as_ref().map_or(self.size, |sparse| sparse.real)
+    }
 }
 
 #[derive(Default)]
@@ -53,6 +65,7 @@ struct Extensions {
     gid: Option<u64>,
     mtime: Option<Time>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: Option<Records>,
 }
 
 impl<R: BufRead> Stream<R> {
@@ -130,13 +143,12 @@ impl<R: BufRead> Stream<R> {
         Ok(Some(block))
     }
 
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>, Error> {
-        if size > MAX_EXTENSION {
-            return Err(Error::Limit {
-                what: "the size of a tar extension record".into(),
-                limit: MAX_EXTENSION,
-            });
-        }
+    /// `left` is how many bytes this entry's records may still have.
+    fn extension(&mut self, size: u64, left: &mut u64) -> Result<Vec<u8>, Error> {
+        *left = left.checked_sub(size).ok_or_else(|| Error::Limit {
+            what: "the size of an entry's tar extension records".into(),
+            limit: MAX_EXTENSION,
+        })?;
         let mut data = Vec::new();
         self.copy(size, b"an extension record", |piece| {
             data.extend_from_slice(piece);
@@ -151,6 +163,7 @@ impl<R: BufRead> Stream<R> {
     pub(crate) fn next(&mut self, strict: bool) -> Result<Option<Entry>, Error> {
         let mut ext = Extensions::default();
         let mut extended = false;
+        let mut left = MAX_EXTENSION;
         loop {
             let at = self.offset;
             let Some(block) = self.block()? else {
@@ -183,20 +196,81 @@ impl<R: BufRead> Stream<R> {
             let kind = header.entry_type();
             extended = true;
             match kind {
-                EntryType::GNULongName => ext.path = Some(until_nul(self.extension(size)?)),
-                EntryType::GNULongLink => ext.link = Some(until_nul(self.extension(size)?)),
+                EntryType::GNULongName => ext.path = Some(until_nul(self.extension(size, &mut left)?)),
+                EntryType::GNULongLink => ext.link = Some(until_nul(self.extension(size, &mut left)?)),
                 EntryType::XHeader => {
-                    let data = self.extension(size)?;
+                    let data = self.extension(size, &mut left)?;
                     parse_pax(&data, &mut ext).ok_or_else(|| corrupt(at, "malformed PAX record"))?;
                 }
                 // Defaults for all later entries. Docker and containerd ignore them, so we see the same names.
                 EntryType::XGlobalHeader => {
-                    self.extension(size)?;
+                    let mut own = MAX_EXTENSION;
+                    self.extension(size, &mut own)?;
                     extended = false;
                 }
-                _ => return entry(header, kind, size, ext, at).map(Some),
+                _ => {
+                    let records = ext.sparse.take();
+                    let mut entry = entry(header, kind, size, ext, at)?;
+                    if kind == EntryType::GNUSparse {
+                        self.old_sparse(&mut entry, header, at)?;
+                    } else if let Some(records) = records {
+                        self.pax_sparse(&mut entry, records, at)?;
+                    }
+                    return Ok(Some(entry));
+                }
             }
         }
+    }
+
+    fn old_sparse(&mut self, entry: &mut Entry, header: &Header, at: u64) -> Result<(), Error> {
+        let error = |why| corrupt(at, why);
+        let gnu = header.as_gnu().ok_or_else(|| error("a sparse file in another format than GNU's"))?;
+        let real = gnu.real_size().map_err(|_| error("a header field is no number"))?;
+        let mut map = OldGnu::default();
+        map.add(&gnu.sparse).map_err(error)?;
+        let mut more = gnu.is_extended();
+        while more {
+            let mut extension = GnuExtSparseHeader::new();
+            *extension.as_mut_bytes() = self
+                .block()?
+                .ok_or_else(|| Error::Truncated { what: "tar stream (in a sparse map)".into() })?;
+            map.add(extension.sparse()).map_err(error)?;
+            more = extension.is_extended();
+        }
+        entry.kind = EntryType::Regular;
+        entry.sparse = Some(Sparse::new(real, map.0, entry.size).map_err(error)?);
+        Ok(())
+    }
+
+    fn pax_sparse(&mut self, entry: &mut Entry, records: Records, at: u64) -> Result<(), Error> {
+        let error = |why| corrupt(at, why);
+        if !matches!(entry.kind, EntryType::Regular | EntryType::Continuous) {
+            return Err(error("a sparse map of no file"));
+        }
+        let real = records.real.ok_or_else(|| error("a sparse file without its size"))?;
+        let map = match records.map().map_err(error)? {
+            Map::Here(map) => map,
+            Map::BeforeData => {
+                let mut lines = Lines::default();
+                loop {
+                    entry.size = entry
+                        .size
+                        .checked_sub(BLOCK as u64)
+                        .ok_or_else(|| error("a sparse map that does not end"))?;
+                    let block = self
+                        .block()?
+                        .ok_or_else(|| Error::Truncated { what: "tar stream (in a sparse map)".into() })?;
+                    if let Some(map) = lines.add(&block).map_err(error)? {
+                        break map;
+                    }
+                }
+            }
+        };
+        entry.sparse = Some(Sparse::new(real, map, entry.size).map_err(error)?);
+        if let Some(name) = records.name {
+            entry.path = name;
+        }
+        Ok(())
     }
 }
 
@@ -240,6 +314,7 @@ fn entry(header: &Header, kind: EntryType, size: u64, ext: Extensions, at: u64) 
         kind,
         link: ext.link.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned()),
         size: if has_data { ext.size.unwrap_or(size) } else { 0 },
+        sparse: None,
         uid: id(ext.uid, header.uid(), "uid")?,
         gid: id(ext.gid, header.gid(), "gid")?,
         mode: header.mode().map_err(|_| corrupt(at, "the mode is no number"))? & 0o7777,
@@ -281,8 +356,14 @@ fn parse_pax(mut data: &[u8], ext: &mut Extensions) -> Option<()> {
             ext.xattrs.push((name.to_vec(), value.to_vec()));
             continue;
         }
-        if key.starts_with(b"GNU.sparse.") {
-            return None; // the data would be a map, not the file
+        if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
+            // Normally a repetition of what is there in plain.
+            ext.xattrs.push(xattr::libarchive(name, value)?);
+            continue;
+        }
+        if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+            ext.sparse.get_or_insert_default().add(key, value)?;
+            continue;
         }
         if value.is_empty() {
             continue; // an empty value takes the record back; the header's field counts
@@ -298,13 +379,6 @@ fn parse_pax(mut data: &[u8], ext: &mut Extensions) -> Option<()> {
         }
     }
     Some(())
-}
-
-fn decimal(text: &[u8]) -> Option<u64> {
-    if !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// `[-]seconds[.fraction]`

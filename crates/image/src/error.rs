@@ -28,6 +28,18 @@ pub enum Error {
         /// The text as given (cut).
         text: String,
     },
+    /// A base image that is a directory, but no OCI layout.
+    #[error("invalid base image: directory provided instead of a tar file")]
+    Directory {
+        /// The directory.
+        path: String,
+    },
+    /// A base image that is not there.
+    #[error("stat {path}: no such file or directory")]
+    Missing {
+        /// The file.
+        path: String,
+    },
     /// A file of the image could not be read.
     #[error("cannot {op} {path}: {source}")]
     Io {
@@ -134,11 +146,17 @@ pub enum Error {
         /// The first part of it that is missing, or hidden, or no directory.
         path: String,
     },
-    /// The caller stopped the unpack.
-    #[error("unpacking {what} was cancelled")]
+    /// The caller stopped the unpack or the export.
+    #[error("{what} was cancelled")]
     Cancelled {
-        /// The blob.
+        /// The blob, or the file to be written.
         what: String,
+    },
+    /// The target of an export, which may not be replaced.
+    #[error("{path} exists already")]
+    Exists {
+        /// The file or directory.
+        path: String,
     },
     /// A helper thread could not be started, or it died.
     #[error("cannot run the reader of {what}: {why}")]

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::archives::Section;
 use crate::base::Base;
 use crate::digest::Digest;
 use crate::error::Error;
@@ -31,8 +32,21 @@ pub struct Layer {
 /// Where the bytes of a layer are, and what they must be.
 #[derive(Debug, Clone)]
 pub(crate) enum Blob {
-    Oci { layout: Arc<Layout>, digest: Digest, size: u64, diff_id: Digest },
-    File { path: PathBuf, identity: Identity },
+    Oci {
+        layout: Arc<Layout>,
+        digest: Digest,
+        size: u64,
+        diff_id: Digest,
+    },
+    /// A file in an archive, which only its content vouches for.
+    Member {
+        section: Section,
+        diff_id: Digest,
+    },
+    File {
+        path: PathBuf,
+        identity: Identity,
+    },
 }
 
 /// Tells one state of a file from another.
@@ -54,6 +68,7 @@ impl Layer {
     pub fn size(&self) -> u64 {
         match &self.blob {
             Blob::Oci { size, .. } => *size,
+            Blob::Member { section, .. } => section.size(),
             Blob::File { identity, .. } => identity.size,
         }
     }
@@ -61,7 +76,7 @@ impl Layer {
     /// The promised digest of the uncompressed bytes; none for a tar file.
     pub fn diff_id(&self) -> Option<&Digest> {
         match &self.blob {
-            Blob::Oci { diff_id, .. } => Some(diff_id),
+            Blob::Oci { diff_id, .. } | Blob::Member { diff_id, .. } => Some(diff_id),
             Blob::File { .. } => None,
         }
     }
@@ -100,6 +115,14 @@ impl Layer {
                 same(&format!("content of {what}"), diff_id, &digests.plain)?;
                 Ok(counts.with(digests.plain))
             }
+            Blob::Member { section, diff_id } => {
+                let what = format!("layer with the diff id {diff_id}");
+                let input = Input { file: section.clone(), what: &what, size: None, watch };
+                let (counts, digests) =
+                    pipeline::run(input, |pieces| unpack(pieces, into, base, limits, false))?;
+                same(&what, diff_id, &digests.plain)?;
+                Ok(counts.with(digests.plain))
+            }
             Blob::File { path, identity } => {
                 let what = path.display().to_string();
                 let error = |op| {
@@ -107,7 +130,8 @@ impl Layer {
                     move |source| Error::Io { op, path, source }
                 };
                 let file = crate::source::open_tar(path)?;
-                let reader = file.try_clone().map_err(error("open"))?;
+                let file = Arc::new(file);
+                let reader = Section::new(Arc::clone(&file), 0, identity.size);
                 let unchanged = |file: &File| {
                     if Identity::of(&file.metadata().map_err(error("stat"))?) == *identity {
                         Ok(())

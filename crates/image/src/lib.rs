@@ -1,24 +1,29 @@
 //! Where layers come from, and how they reach a directory.
 //!
-//! [`Source`] says where an image is (a tar file, an OCI layout), [`Source::open`] reads its manifest and config, and
-//! [`Layer::unpack`] streams one layer into a directory: decompressed, verified and turned into what overlayfs expects.
+//! [`Source`] says where an image is (a tar file, an OCI layout, an archive of images), [`Source::open`] reads its
+//! manifest and config, and [`Layer::unpack`] streams one layer into a directory: decompressed, verified and turned into
+//! what overlayfs expects. [`export`] goes the other way.
 //!
 //! Everything read here was written by somebody else and is treated as hostile: names never leave the directory they
 //! are unpacked into, every size has a limit, and digests cover every byte of a blob.
 #![forbid(unsafe_code)]
 
 mod archive;
+mod archives;
 mod base;
 mod digest;
 mod error;
+pub mod export;
 mod layer;
 mod manifest;
 mod oci;
 mod pipeline;
 mod source;
+mod sparse;
 mod tree;
 mod unpack;
 mod watch;
+mod xattr;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The JSON documents of an image, parsed from bytes: index, manifest and config (OCI image spec 1.1; Docker's schema 2
 //! has the same shape).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -14,8 +14,10 @@ use crate::source::Config;
 
 /// Bytes of one document; registries cap manifests at the same 4 MiB.
 pub(crate) const MAX_JSON: u64 = 4 << 20;
-const MAX_LAYERS: usize = 1024;
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const MAX_LAYERS: usize = 1024;
+/// Names of an image in an index: its tag, and (docker, containerd) its full name.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// Where a document or a layer is, and what it must be.
 #[derive(Debug, Clone, Deserialize)]
@@ -59,7 +61,7 @@ impl Descriptor {
 }
 
 /// The host's architecture as Go, and so the OCI spec, spells it.
-fn host_architecture() -> &'static str {
+pub(crate) fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "x86" => "386",
@@ -87,6 +89,20 @@ impl Index {
         parse(bytes, what)
     }
 
+    /// What the manifest (or index) of that digest is called, `tag` or everything: full names. A bare tag is none.
+    pub(crate) fn names(&self, digest: &Digest, tag: Option<&str>) -> Vec<String> {
+        let annotations =
+            |d: &Descriptor| [IMAGE_NAME, REF_NAME].map(|name| d.annotation(name).map(str::to_owned));
+        let entries = self.manifests.iter().flatten().filter(|d| d.digest == *digest).map(annotations);
+        let asked =
+            |names: &[Option<String>; 2]| tag.is_none_or(|tag| names.iter().flatten().any(|n| n == tag));
+        let full = |name: &String| name.contains(['/', ':']);
+        let mut names: Vec<_> =
+            entries.filter(asked).filter_map(|names| names.into_iter().flatten().find(full)).collect();
+        names.dedup();
+        names
+    }
+
     /// The only manifest (or index) of that name, or the only one for this host.
     ///
     /// # Errors
@@ -95,8 +111,11 @@ impl Index {
         let error = |why| Err(Error::Select { what: what.into(), why });
         let mut found = self.manifests.unwrap_or_default();
         if let Some(tag) = tag {
-            found.retain(|d| d.annotation(REF_NAME) == Some(tag));
+            found.retain(|d| [REF_NAME, IMAGE_NAME].iter().any(|name| d.annotation(name) == Some(tag)));
         }
+        // One image with several names has an entry for each.
+        let mut seen = HashSet::new();
+        found.retain(|d| seen.insert(d.digest.clone()));
         let several = found.len() > 1;
         if several {
             found.retain(Descriptor::is_for_host);
@@ -165,11 +184,7 @@ impl Manifest {
                 return Err(Error::Unsupported { what: format!("layer media type {:?}", layer.media_type) });
             }
             let base = layer.annotation(base::ANNOTATION).map_or(Ok(None), Base::parse)?;
-            // ChainID(n) = Digest(ChainID(n-1) + " " + DiffID(n)); the first is the diff id itself.
-            let mut id = match &chain {
-                None => diff_id.clone(),
-                Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
-            };
+            let mut id = chain_id(chain.as_ref(), diff_id);
             if let Some(base) = &base {
                 id = Digest::of(format!("{id} base-directory:{base}").as_bytes());
             }
@@ -177,6 +192,14 @@ impl Manifest {
             chain = Some(id);
         }
         Ok(layers)
+    }
+}
+
+/// ChainID(n) = Digest(ChainID(n-1) + " " + DiffID(n)); the first is the diff id itself.
+pub(crate) fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
+    match below {
+        None => diff_id.clone(),
+        Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
     }
 }
 
@@ -230,7 +253,7 @@ impl ImageConfig {
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Error> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Error> {
     if bytes.len() as u64 > MAX_JSON {
         return Err(too_large(what));
     }

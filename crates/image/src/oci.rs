@@ -1,13 +1,15 @@
-//! OCI image layouts: a directory with `index.json` and `blobs/sha256/` (OCI image spec 1.1, "Image Layout").
+//! OCI image layouts: a directory, or a tar of one, with `index.json` and `blobs/sha256/` (OCI image spec 1.1, "Image
+//! Layout").
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
+use crate::archives::{Archive, Section, read_json};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::layer::Blob;
@@ -17,22 +19,32 @@ use crate::source::Image;
 /// Indexes inside indexes; one level is usual.
 const MAX_NESTING: u32 = 4;
 
-/// An opened layout: what is read later comes from the same directory, whatever happens to its name.
+/// An opened layout: what is read later comes from the same directory or file, whatever happens to its name.
 #[derive(Debug)]
 pub(crate) struct Layout {
-    dir: OwnedFd,
+    files: Files,
     path: PathBuf,
 }
 
+#[derive(Debug)]
+enum Files {
+    Dir(OwnedFd),
+    Archive(Archive),
+}
+
 impl Layout {
-    fn open(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, path, flags, Mode::empty()).map_err(|e| Error::Io {
             op: "open",
             path: path.display().to_string(),
             source: e.into(),
         })?;
-        Ok(Self { dir, path: path.to_owned() })
+        Ok(Self { files: Files::Dir(dir), path: path.to_owned() })
+    }
+
+    pub(crate) fn in_archive(path: &Path) -> Result<Self, Error> {
+        Ok(Self { files: Files::Archive(Archive::open(path)?), path: path.to_owned() })
     }
 
     fn name(&self, name: &str) -> String {
@@ -40,40 +52,31 @@ impl Layout {
     }
 
     /// A regular file of the layout. Symlinks may not lead out of it, and a fifo does not make us wait.
-    fn file(&self, name: &str) -> Result<(File, u64), Error> {
+    fn file(&self, name: &str) -> Result<Section, Error> {
+        let dir = match &self.files {
+            Files::Dir(dir) => dir,
+            Files::Archive(archive) => return archive.member(name),
+        };
         let error = |op, source: io::Error| Error::Io { op, path: self.name(name), source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let file =
-            openat2(&self.dir, name, flags, Mode::empty(), resolve).map_err(|e| error("open", e.into()))?;
+        let file = openat2(dir, name, flags, Mode::empty(), resolve).map_err(|e| error("open", e.into()))?;
         let file = File::from(file);
         let meta = file.metadata().map_err(|e| error("stat", e))?;
         if !meta.is_file() {
             return Err(Error::Corrupt { what: self.name(name), why: "it is no regular file".into() });
         }
-        Ok((file, meta.len()))
+        Ok(Section::new(Arc::new(file), 0, meta.len()))
     }
 
     /// The blob `digest`, which must have `size` bytes. Its content is not verified here.
-    pub(crate) fn blob(&self, digest: &Digest, size: u64) -> Result<File, Error> {
-        let (file, actual) = self.file(&format!("blobs/sha256/{}", digest.as_hex()))?;
-        if actual != size {
-            return Err(Error::SizeMismatch { what: format!("blob {digest}"), expected: size, actual });
+    pub(crate) fn blob(&self, digest: &Digest, size: u64) -> Result<Section, Error> {
+        let section = self.file(&format!("blobs/sha256/{}", digest.as_hex()))?;
+        if section.size() != size {
+            let (what, actual) = (format!("blob {digest}"), section.size());
+            return Err(Error::SizeMismatch { what, expected: size, actual });
         }
-        Ok(file)
-    }
-
-    fn read(&self, file: File, what: &str) -> Result<Vec<u8>, Error> {
-        let mut bytes = Vec::new();
-        file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|source| Error::Io {
-            op: "read",
-            path: self.name(what),
-            source,
-        })?;
-        if bytes.len() as u64 > MAX_JSON {
-            return Err(too_large(&self.name(what)));
-        }
-        Ok(bytes)
+        Ok(section)
     }
 
     /// The bytes of a document, verified.
@@ -81,7 +84,7 @@ impl Layout {
         if descriptor.size > MAX_JSON {
             return Err(too_large(what));
         }
-        let bytes = self.read(self.blob(&descriptor.digest, descriptor.size)?, what)?;
+        let bytes = read_json(self.blob(&descriptor.digest, descriptor.size)?, what)?;
         let actual = Digest::of(&bytes);
         if actual != descriptor.digest {
             let (expected, actual) = (descriptor.digest.to_string(), actual.to_string());
@@ -90,13 +93,16 @@ impl Layout {
         Ok(bytes)
     }
 
-    fn select(&self, tag: Option<&str>) -> Result<Descriptor, Error> {
-        let bytes = self.read(self.file("index.json")?.0, "index.json")?;
+    /// The manifest, and what the layout calls it.
+    fn select(&self, tag: Option<&str>) -> Result<(Descriptor, Vec<String>), Error> {
         let what = self.name("index.json");
-        let mut chosen = Index::parse(&bytes, &what)?.choose(&what, tag)?;
+        let bytes = read_json(self.file("index.json")?, &what)?;
+        let index = Index::parse(&bytes, &what)?;
+        let mut chosen = index.clone().choose(&what, tag)?;
+        let names = index.names(&chosen.digest, tag);
         for _ in 0..MAX_NESTING {
             if !chosen.is_index() {
-                return Ok(chosen);
+                return Ok((chosen, names));
             }
             let what = format!("index {}", chosen.digest);
             chosen = Index::parse(&self.document(&chosen, &what)?, &what)?.choose(&what, None)?;
@@ -106,9 +112,9 @@ impl Layout {
 }
 
 /// Reads manifest and config of an image in a layout.
-pub(crate) fn open(path: &Path, tag: Option<&str>) -> Result<Image, Error> {
-    let layout = Arc::new(Layout::open(path)?);
-    let chosen = layout.select(tag)?;
+pub(crate) fn open(layout: Layout, tag: Option<&str>) -> Result<Image, Error> {
+    let layout = Arc::new(layout);
+    let (chosen, names) = layout.select(tag)?;
     let what = format!("manifest {}", chosen.digest);
     let manifest_json = layout.document(&chosen, &what)?;
     let manifest = Manifest::parse(&manifest_json, &what)?;
@@ -128,5 +134,6 @@ pub(crate) fn open(path: &Path, tag: Option<&str>) -> Result<Image, Error> {
         manifest: Some(manifest_json),
         config_json: Some(config_json),
         id,
+        names,
     })
 }

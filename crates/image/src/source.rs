@@ -2,16 +2,18 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use sha2::{Digest as _, Sha256};
 
+use crate::archives;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::layer::{Blob, Identity, Layer};
-use crate::oci;
+use crate::oci::{self, Layout};
 
 /// The address of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -21,6 +23,8 @@ pub struct Source(Place);
 enum Place {
     Tar(String),
     Oci { dir: String, tag: Option<String> },
+    OciArchive { file: String, tag: Option<String> },
+    DockerArchive { file: String, name: Option<String> },
 }
 
 /// An opened image: its settings and its layers, whose data is read when they are unpacked.
@@ -31,12 +35,14 @@ pub struct Image {
     pub config: Config,
     /// Bottom first.
     pub layers: Vec<Layer>,
-    /// The manifest's bytes, exactly as read; none for a tar file.
+    /// The manifest's bytes, exactly as read; none for a tar file and for what `docker save` wrote.
     pub manifest: Option<Vec<u8>>,
     /// The config's bytes, exactly as read; none for a tar file.
     pub config_json: Option<Vec<u8>>,
     /// Hex name of the image: the digest of its config, or a tar file's chain id.
     pub id: String,
+    /// What it is called where it was found, with a tag or without; the one it was asked for by, if it was. Untrusted.
+    pub names: Vec<String>,
 }
 
 /// The part of the image's config that a container takes over. Untrusted text, not checked further.
@@ -51,8 +57,10 @@ pub struct Config {
 }
 
 impl Source {
-    /// Understands `/abs/file.tar`, `tar:///abs/file.tar`, `file:///abs/file.tar` (plain, gzip or zstd) and
-    /// `oci:///abs/layout[:tag]`. Nothing is opened yet, and nothing is percent-decoded.
+    /// Understands `/abs/file.tar`, `tar:///abs/file.tar`, `file:///abs/file.tar` (plain, gzip or zstd),
+    /// `oci:///abs/layout[:tag]`, `oci-archive:///abs/file.tar[:tag]` and `docker-archive:///abs/file.tar[:name[:tag]]`
+    /// (both plain). Names may contain slashes and colons, so the path of an archive ends at the first colon. Nothing
+    /// is opened yet, and nothing is percent-decoded.
     ///
     /// # Errors
     /// Another scheme or a path that is not absolute.
@@ -69,12 +77,23 @@ impl Source {
         };
         match scheme {
             "" if path.len() == uri.len() => {}
-            "tar" | "file" | "oci" => {}
+            "tar" | "file" | "oci" | "oci-archive" | "docker-archive" => {}
             "docker" => return Err(Error::Unsupported { what: "the scheme docker://".into() }),
-            _ => return invalid("unknown scheme; known are tar, file and oci"),
+            _ => return invalid("unknown scheme; known are tar, file, oci, oci-archive and docker-archive"),
         }
         if !path.starts_with('/') {
             return invalid("the path must be absolute");
+        }
+        if scheme.ends_with("-archive") {
+            let (file, name) = match path.split_once(':') {
+                Some((_, "")) => return invalid("the name is empty"),
+                Some((file, name)) => (file.to_owned(), Some(name.to_owned())),
+                None => (path.to_owned(), None),
+            };
+            return Ok(Self(match scheme {
+                "oci-archive" => Place::OciArchive { file, tag: name },
+                _ => Place::DockerArchive { file, name },
+            }));
         }
         if scheme != "oci" {
             return Ok(Self(Place::Tar(path.to_owned())));
@@ -87,14 +106,55 @@ impl Source {
         Ok(Self(Place::Oci { dir: dir.to_owned(), tag }))
     }
 
-    /// Reads what is needed to know the layers: for a layout its manifest and config, for a tar file only its state.
+    /// Finds out what is at `path`: a directory is an OCI layout; a tar file is an image if it has a top-level
+    /// `manifest.json` of docker or `index.json` and `blobs/`, and otherwise a root file system.
+    ///
+    /// # Errors
+    /// Nothing there, a directory that is no layout, a special file, or a path that no address can express.
+    pub fn detect(path: &Path) -> Result<Self, Error> {
+        let shown = path.display().to_string();
+        let error = |op, source: io::Error| Error::Io { op, path: shown.clone(), source };
+        let meta = match path.metadata() {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(Error::Missing { path: shown });
+            }
+            other => other.map_err(|e| error("stat", e))?,
+        };
+        let invalid = |why| Error::Source { uri: shown.clone(), why };
+        let absolute = std::path::absolute(path).map_err(|e| error("resolve", e))?;
+        let file = absolute.to_str().ok_or_else(|| invalid("the path is not UTF-8"))?.to_owned();
+        let place = if meta.is_dir() {
+            if !["index.json", "oci-layout"].iter().any(|name| path.join(name).exists()) {
+                return Err(Error::Directory { path: shown });
+            }
+            Place::Oci { dir: file, tag: None }
+        } else {
+            match archives::kind(&absolute)? {
+                archives::Kind::Docker => Place::DockerArchive { file, name: None },
+                archives::Kind::Oci => Place::OciArchive { file, tag: None },
+                archives::Kind::RootFs => Place::Tar(file),
+            }
+        };
+        let source = Self(place);
+        if Self::parse(&source.to_uri())? != source {
+            return Err(invalid("the path of a layout or an archive must not contain a colon"));
+        }
+        Ok(source)
+    }
+
+    /// Reads what is needed to know the layers: for a layout or an archive its manifest and config, for a tar file
+    /// only its state.
     ///
     /// # Errors
     /// A missing, damaged or ambiguous image.
     pub fn open(&self) -> Result<Image, Error> {
         match &self.0 {
             Place::Tar(path) => open_bare(Path::new(path)),
-            Place::Oci { dir, tag } => oci::open(Path::new(dir), tag.as_deref()),
+            Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref()),
+            Place::OciArchive { file, tag } => {
+                oci::open(Layout::in_archive(Path::new(file))?, tag.as_deref())
+            }
+            Place::DockerArchive { file, name } => archives::open_docker(Path::new(file), name.as_deref()),
         }
     }
 
@@ -106,10 +166,16 @@ impl Source {
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Place::Tar(path) => write!(f, "tar://{path}"),
-            Place::Oci { dir, tag: Some(tag) } => write!(f, "oci://{dir}:{tag}"),
-            Place::Oci { dir, tag: None } => write!(f, "oci://{dir}"),
+        let (scheme, path, name) = match &self.0 {
+            Place::Tar(path) => ("tar", path, &None),
+            Place::Oci { dir, tag } => ("oci", dir, tag),
+            Place::OciArchive { file, tag } => ("oci-archive", file, tag),
+            Place::DockerArchive { file, name } => ("docker-archive", file, name),
+        };
+        write!(f, "{scheme}://{path}")?;
+        match name {
+            Some(name) => write!(f, ":{name}"),
+            None => Ok(()),
         }
     }
 }
@@ -146,5 +212,6 @@ fn open_bare(path: &Path) -> Result<Image, Error> {
         manifest: None,
         config_json: None,
         id: chain_id,
+        names: Vec::new(),
     })
 }

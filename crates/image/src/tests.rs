@@ -1,9 +1,13 @@
 //! Hostile and ordinary archives, built here and unpacked as root into a temporary directory.
 
+mod archives;
 mod base;
+mod export;
 mod hostile;
 mod image;
 mod ordinary;
+mod sparse;
+mod streams;
 
 use std::fs::File;
 use std::io::Write;

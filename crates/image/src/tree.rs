@@ -1,17 +1,21 @@
 //! A directory that names from an archive cannot leave.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fchmod, fsetxattr, mkdirat, openat,
-    openat2, readlinkat, statat, unlinkat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, fchmod, fchown,
+    fsetxattr, fstat, mkdirat, openat, openat2, readlinkat, statat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::process::getegid;
 
 use crate::error::{Error, show};
 
 /// Flags for a directory that is used as the base of `*at` calls and gets attributes.
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const PERMISSIONS: u32 = 0o777;
+const SETGID: u32 = 0o2000;
 /// How many dangling symlinks are followed to make the directory they point to.
 const MAX_HOPS: u32 = 8;
 /// openat2 answers EAGAIN when a rename elsewhere raced with `..`; so often it is asked again.
@@ -21,11 +25,28 @@ const MAX_RETRIES: u32 = 128;
 pub(crate) struct Tree {
     root: OwnedFd,
     /// The directory used last: archives list a directory's files one after the other.
-    last: Option<(Vec<u8>, OwnedFd)>,
+    last: Option<(Vec<u8>, Rc<Parent>)>,
+    /// Permission bits that a new file may not get: the umask, or a default ACL.
+    masked: u32,
+    /// What we make belongs to 0:0, unless the directory gives it another group.
+    as_root: bool,
     /// Directories made because an entry had no parent, and how many are allowed.
     made: u64,
     max_made: u64,
     max_depth: usize,
+}
+
+/// A directory in which entries are made.
+pub(crate) struct Parent {
+    pub(crate) fd: OwnedFd,
+    /// Neither a group of its own nor a setgid bit that new entries inherit.
+    plain: bool,
+}
+
+impl AsFd for Parent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// Puts the subject on a kernel error.
@@ -47,7 +68,31 @@ pub(crate) fn set_opaque(dir: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> 
 impl Tree {
     pub(crate) fn new(into: BorrowedFd<'_>, max_made: u64, max_depth: usize) -> Result<Self, Error> {
         let root = openat(into, ".", DIR, Mode::empty()).map_err(at("open", b"."))?;
-        Ok(Self { root, last: None, made: 0, max_made, max_depth })
+        // Asking for the umask changes it for all threads, so a file without a name shows it. Where there are none,
+        // modes and owners are set one by one.
+        let probe =
+            openat(&root, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, PERMISSIONS.into())
+                .and_then(fstat);
+        let (masked, as_root) = probe.map_or((PERMISSIONS, false), |stat| {
+            (PERMISSIONS & !stat.st_mode, stat.st_uid == 0 && getegid().is_root())
+        });
+        Ok(Self { root, last: None, masked, as_root, made: 0, max_made, max_depth })
+    }
+
+    /// True if a file or directory just made in `parent` with the mode `mode & 0o777` has that mode. Neither setuid and
+    /// the like are given at creation, nor what the umask takes.
+    pub(crate) fn has_mode(&self, parent: &Parent, mode: u32) -> bool {
+        parent.plain && mode & !(PERMISSIONS & !self.masked) == 0
+    }
+
+    /// True if what was just made in `parent` has that owner.
+    pub(crate) fn has_owner(&self, parent: &Parent, uid: u32, gid: u32) -> bool {
+        self.as_root && parent.plain && (uid, gid) == (0, 0)
+    }
+
+    /// Must be called when an existing directory gets other attributes.
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
     }
 
     /// An existing directory; symlinks on the way, and the last one, are resolved inside the root.
@@ -64,24 +109,18 @@ impl Tree {
     }
 
     /// The directory `path`, made if it is missing.
-    pub(crate) fn parent(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>, Error> {
-        if self.last.as_ref().is_none_or(|(last, _)| last != path) {
-            let fd = self.ensure(path, MAX_HOPS)?;
-            self.last = Some((path.to_vec(), fd));
+    pub(crate) fn parent(&mut self, path: &[u8]) -> Result<Rc<Parent>, Error> {
+        if let Some((last, parent)) = &self.last
+            && last == path
+        {
+            return Ok(Rc::clone(parent));
         }
-        match &self.last {
-            Some((_, fd)) => Ok(fd.as_fd()),
-            None => Ok(self.root.as_fd()), // not reached: set above
-        }
-    }
-
-    /// The same as a handle of its own, for callers that go on using the tree.
-    pub(crate) fn parent_owned(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
-        self.parent(path)?.try_clone_to_owned().map_err(|e| Error::Write {
-            op: "keep open",
-            path: show(path),
-            source: Errno::from_io_error(&e).unwrap_or(Errno::IO),
-        })
+        let fd = self.ensure(path, MAX_HOPS)?;
+        let stat = fstat(&fd).map_err(at("look at", path))?;
+        let plain = stat.st_gid == 0 && stat.st_mode & SETGID == 0;
+        let parent = Rc::new(Parent { fd, plain });
+        self.last = Some((path.to_vec(), Rc::clone(&parent)));
+        Ok(parent)
     }
 
     fn ensure(&mut self, path: &[u8], hops: u32) -> Result<OwnedFd, Error> {
@@ -89,6 +128,13 @@ impl Tree {
             // ENOTDIR: perhaps a whiteout that this layer fills again.
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             other => return other.map_err(at("open", path)),
+        }
+        if path.split(|b| *b == b'/').count() > self.max_depth {
+            // Only a symlink's target can be so deep: names were checked.
+            return Err(Error::Limit {
+                what: format!("the depth of {}", show(path)),
+                limit: self.max_depth as u64,
+            });
         }
         let mut current = self.open(b"").map_err(at("open", b"."))?;
         let mut prefix: Vec<u8> = Vec::new();
@@ -147,7 +193,10 @@ impl Tree {
             Err(e) => return Err(at("make the directory", path)(e)),
         }
         let fd = openat(above, name, DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(at("open", path))?;
-        // mkdir's mode went through the umask.
+        // It belongs to nobody's group, not to the directory's above, and mkdir's mode went through the umask.
+        if self.as_root {
+            fchown(&fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(at("set the owner of", path))?;
+        }
         fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(at("set the mode of", path))?;
         if opaque {
             set_opaque(fd.as_fd(), path)?;
@@ -156,12 +205,12 @@ impl Tree {
     }
 
     /// Opens the directory `name` itself, never through a symlink.
-    pub(crate) fn child(above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<OwnedFd, Error> {
+    pub(crate) fn child(above: impl AsFd, name: &[u8], path: &[u8]) -> Result<OwnedFd, Error> {
         openat(above, name, DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(at("open", path))
     }
 
     /// Removes whatever is called `name`, so that an entry of another type can take its place.
-    pub(crate) fn remove(&mut self, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
+    pub(crate) fn remove(&mut self, above: &Parent, name: &[u8], path: &[u8]) -> Result<(), Error> {
         self.last = None;
         remove(above.as_fd(), name, path, self.max_depth)
     }

@@ -5,21 +5,23 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
-    fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
+    fchown, fsetxattr, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
+    utimensat,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, pwrite};
 use tar::EntryType;
 
 use crate::archive::{Entry, Stream, Time};
 use crate::base::Base;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
-use crate::tree::{Tree, at, is_whiteout, set_opaque};
+use crate::tree::{Parent, Tree, at, set_opaque};
+use crate::xattr::{self, Fate};
 
-const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 /// Names of aufs' own bookkeeping, and of the opaque marker.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bytes of directory names kept until their times are set; enough for the default number of entries.
 const MAX_DEFERRED: usize = 256 << 20;
 /// Read size of [`unpack_tar`], in bytes.
@@ -28,7 +30,7 @@ const BUFFER: usize = 256 << 10;
 /// What an archive may use of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of file data. The whole stream may have 4 KiB more for each allowed entry.
+    /// Bytes of the files, holes included. The whole stream may have 4 KiB more for each allowed entry.
     pub max_bytes: u64,
     /// Number of entries; as many directories may be made besides because no entry names them.
     pub max_entries: u64,
@@ -50,7 +52,7 @@ impl Default for Limits {
 pub struct Unpacked {
     /// Entries in the archive, skipped ones included.
     pub entries: u64,
-    /// Bytes of file data written.
+    /// Bytes of the files, holes included.
     pub bytes: u64,
     /// Digest of the uncompressed stream, with everything behind the archive's end.
     pub diff_id: Digest,
@@ -146,7 +148,7 @@ impl<'a> Unpacker<'a> {
 
     fn entry<R: BufRead>(&mut self, entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {
         // Checked before anything is made: a hostile size must not cost more than its header.
-        if entry.size > self.limits.max_bytes - self.counts.bytes {
+        if entry.real_size() > self.limits.max_bytes - self.counts.bytes {
             return Err(limit("the size of the files", self.limits.max_bytes));
         }
         let names = self.components(&entry.path)?;
@@ -164,31 +166,23 @@ impl<'a> Unpacker<'a> {
         }
         match entry.kind {
             EntryType::Regular | EntryType::Continuous => {
-                let above = self.tree.parent_owned(&above)?;
+                let above = self.tree.parent(&above)?;
                 self.file(entry, stream, &above, name, &path)?;
             }
             EntryType::Directory => {
-                let above = self.tree.parent_owned(&above)?;
+                let above = self.tree.parent(&above)?;
                 self.directory(entry, &above, name, path)?;
             }
             EntryType::Symlink => {
                 self.check_target(entry)?;
-                self.fresh(&above, name, &path, |dir| symlinkat(&*entry.link, dir, name))?;
+                let above = self.tree.parent(&above)?;
+                self.fresh(&above, name, &path, || symlinkat(&*entry.link, &above.fd, name))?;
                 self.finish_special(entry, &above, name, &path)?;
             }
             EntryType::Link => self.link(entry, &above, name, &path)?,
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                let kind = match entry.kind {
-                    EntryType::Char => FileType::CharacterDevice,
-                    EntryType::Block => FileType::BlockDevice,
-                    _ => FileType::Fifo,
-                };
-                if kind == FileType::CharacterDevice && entry.device == (0, 0) {
-                    return Err(bad(entry, "device 0:0 is overlayfs' own whiteout"));
-                }
-                let (mode, dev) = (Mode::from_raw_mode(0o600), makedev(entry.device.0, entry.device.1));
-                self.fresh(&above, name, &path, |dir| mknodat(dir, name, kind, mode, dev))?;
-                self.finish_special(entry, &above, name, &path)?;
+                let above = self.tree.parent(&above)?;
+                self.node(entry, &above, name, &path)?;
             }
             // A socket without its server is nothing; pax writes them as 's'.
             other if other.as_byte() == b's' => skip(entry, stream)?,
@@ -199,31 +193,40 @@ impl<'a> Unpacker<'a> {
 
     fn root(&mut self, entry: &Entry) -> Result<(), Error> {
         let fd = self.tree.open(b"").map_err(at("open", b"."))?;
-        self.attributes(&fd, entry, b".")?;
+        self.attributes(&fd, entry, b".", false, false)?;
+        self.tree.forget();
         self.defer(Vec::new(), entry.mtime)
     }
 
-    fn directory(&mut self, entry: &Entry, above: &OwnedFd, name: &[u8], path: Vec<u8>) -> Result<(), Error> {
-        let make = || mkdirat(above, name, Mode::from_raw_mode(0o700));
-        let mut opaque = false;
+    fn directory(&mut self, entry: &Entry, above: &Parent, name: &[u8], path: Vec<u8>) -> Result<(), Error> {
+        let make = || mkdirat(above, name, Mode::from_raw_mode(entry.mode & 0o777));
+        let (mut new, mut opaque) = (true, false);
         match make() {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", &path))?;
-                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                    // A whiteout of this layer: what is below stays hidden.
-                    opaque = is_whiteout(&stat);
+                new = FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
+                if new {
+                    // A whiteout or a file of this layer: what it hid below stays hidden.
+                    opaque = true;
                     self.tree.remove(above, name, &path)?;
                     make().map_err(at("make the directory", &path))?;
                 }
             }
             Err(e) => return Err(at("make the directory", &path)(e)),
         }
-        let fd = Tree::child(above, name, &path)?;
-        if opaque {
-            set_opaque(fd.as_fd(), &path)?;
+        let owned = new && self.tree.has_owner(above, entry.uid, entry.gid);
+        let moded = new && self.tree.has_mode(above, entry.mode);
+        if !owned || !moded || opaque || !entry.xattrs.is_empty() {
+            let fd = Tree::child(above, name, &path)?;
+            if opaque {
+                set_opaque(fd.as_fd(), &path)?;
+            }
+            self.attributes(&fd, entry, &path, owned, moded)?;
         }
-        self.attributes(&fd, entry, &path)?;
+        if !new {
+            self.tree.forget();
+        }
         self.defer(path, entry.mtime)
     }
 
@@ -231,12 +234,12 @@ impl<'a> Unpacker<'a> {
         &mut self,
         entry: &Entry,
         stream: &mut Stream<R>,
-        above: &OwnedFd,
+        above: &Parent,
         name: &[u8],
         path: &[u8],
     ) -> Result<(), Error> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = || openat(above, name, flags, Mode::from_raw_mode(0o600));
+        let open = || openat(above, name, flags, Mode::from_raw_mode(entry.mode & 0o777));
         let fd = match open() {
             Err(Errno::EXIST) => {
                 self.tree.remove(above, name, path)?;
@@ -245,21 +248,53 @@ impl<'a> Unpacker<'a> {
             other => other,
         }
         .map_err(at("make", path))?;
-        stream.copy(entry.size, path, |mut piece| {
-            while !piece.is_empty() {
-                match rustix::io::write(&fd, piece) {
-                    Ok(0) => return Err(at("write", path)(Errno::IO)),
-                    Ok(n) => piece = &piece[n..],
-                    Err(Errno::INTR) => {}
-                    Err(e) => return Err(at("write", path)(e)),
+        match &entry.sparse {
+            None => write(&fd, stream, 0, entry.size, path)?,
+            Some(sparse) => {
+                // What is not written is a hole.
+                ftruncate(&fd, sparse.real).map_err(at("set the size of", path))?;
+                for (offset, length) in &sparse.segments {
+                    write(&fd, stream, *offset, *length, path)?;
                 }
             }
-            Ok(())
-        })?;
+        }
         stream.pad(entry.size, path)?;
-        self.counts.bytes += entry.size;
-        self.attributes(&fd, entry, path)?;
+        self.counts.bytes += entry.real_size();
+        let owned = self.tree.has_owner(above, entry.uid, entry.gid);
+        let moded = self.tree.has_mode(above, entry.mode);
+        self.attributes(&fd, entry, path, owned, moded)?;
         futimens(&fd, &stamps(entry.mtime)).map_err(at("set the time of", path))
+    }
+
+    /// A device or a fifo.
+    fn node(&mut self, entry: &Entry, above: &Parent, name: &[u8], path: &[u8]) -> Result<(), Error> {
+        let kind = match entry.kind {
+            EntryType::Char => FileType::CharacterDevice,
+            EntryType::Block => FileType::BlockDevice,
+            _ => FileType::Fifo,
+        };
+        if kind == FileType::CharacterDevice && entry.device == (0, 0) {
+            return Err(bad(entry, "device 0:0 is overlayfs' own whiteout"));
+        }
+        // mknod(2) takes 12 and 20 bits (linux/kdev_t.h) and cuts the rest: 4096:0 would become 0:0.
+        if entry.device.0 >> 12 != 0 || entry.device.1 >> 20 != 0 {
+            return Err(bad(entry, "the device number is out of range"));
+        }
+        let (mode, device) = (Mode::from_raw_mode(0o600), makedev(entry.device.0, entry.device.1));
+        let mut forbidden = false;
+        self.fresh(above, name, path, || match mknodat(above, name, kind, mode, device) {
+            // Only who has CAP_MKNOD in the initial user namespace may; containers get their devices from the runtime.
+            Err(Errno::PERM) if kind != FileType::Fifo => {
+                forbidden = true;
+                Ok(())
+            }
+            other => other,
+        })?;
+        if forbidden {
+            self.counts.skipped_devices += 1;
+            return Ok(());
+        }
+        self.finish_special(entry, above, name, path)
     }
 
     fn link(&mut self, entry: &Entry, above: &[u8], name: &[u8], path: &[u8]) -> Result<(), Error> {
@@ -269,15 +304,15 @@ impl<'a> Unpacker<'a> {
             return Err(bad(entry, "a hard link to the root"));
         };
         let from = self.tree.open(&old_above.join(&b'/')).map_err(at("find the target of the link", path))?;
-        let to = self.tree.parent_owned(above)?;
+        let to = self.tree.parent(above)?;
         // Never follows a symlink in the last component: it becomes another name of the symlink.
-        let link = || linkat(&from, *old, &to, name, AtFlags::empty());
+        let link = || linkat(&from, *old, &to.fd, name, AtFlags::empty());
         match link() {
             Err(Errno::EXIST) => {
                 let nofollow = AtFlags::SYMLINK_NOFOLLOW;
                 let source =
                     statat(&from, *old, nofollow).map_err(at("find the target of the link", path))?;
-                let there = statat(&to, name, nofollow).map_err(at("look at", path))?;
+                let there = statat(&to.fd, name, nofollow).map_err(at("look at", path))?;
                 if (source.st_dev, source.st_ino) == (there.st_dev, there.st_ino) {
                     return Ok(()); // the same file already; removing it could remove the only name
                 }
@@ -297,7 +332,7 @@ impl<'a> Unpacker<'a> {
             return Err(Error::UnsafePath { path: show(path), why: "a whiteout cannot be a directory" });
         }
         if *last == OPAQUE {
-            return set_opaque(self.tree.parent(above)?, above);
+            return set_opaque(self.tree.parent(above)?.as_fd(), above);
         }
         if last.starts_with(WHITEOUT_META) {
             return Ok(());
@@ -310,14 +345,14 @@ impl<'a> Unpacker<'a> {
         if matches!(name, b"" | b"." | b"..") {
             return Err(Error::UnsafePath { path: show(path), why: "a whiteout of no name" });
         }
-        let above = self.tree.parent_owned(above)?;
-        match mknodat(&above, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+        let above = self.tree.parent(above)?;
+        match mknodat(&above.fd, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
             Ok(()) => Ok(()),
             // A whiteout concerns lower layers only (OCI image spec, "Whiteouts"): what this layer has stays.
             Err(Errno::EXIST) => {
-                let stat = statat(&above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
+                let stat = statat(&above.fd, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    set_opaque(Tree::child(&above, name, path)?.as_fd(), path)?;
+                    set_opaque(Tree::child(&above.fd, name, path)?.as_fd(), path)?;
                 }
                 Ok(())
             }
@@ -328,28 +363,34 @@ impl<'a> Unpacker<'a> {
     /// Makes something new called `name`, in place of whatever had that name.
     fn fresh(
         &mut self,
-        above: &[u8],
+        above: &Parent,
         name: &[u8],
         path: &[u8],
-        make: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
+        mut make: impl FnMut() -> Result<(), Errno>,
     ) -> Result<(), Error> {
-        let above = self.tree.parent_owned(above)?;
-        match make(above.as_fd()) {
+        match make() {
             Err(Errno::EXIST) => {
-                self.tree.remove(&above, name, path)?;
-                make(above.as_fd()).map_err(at("make", path))
+                self.tree.remove(above, name, path)?;
+                make().map_err(at("make", path))
             }
             other => other.map_err(at("make", path)),
         }
     }
 
-    /// Owner, mode and times of what cannot be opened: symlinks, devices, fifos.
-    fn finish_special(&mut self, entry: &Entry, above: &[u8], name: &[u8], path: &[u8]) -> Result<(), Error> {
+    /// Owner, mode and times of what cannot be opened and was just made: symlinks, devices, fifos.
+    fn finish_special(
+        &mut self,
+        entry: &Entry,
+        above: &Parent,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), Error> {
         self.counts.skipped_xattrs += entry.xattrs.len() as u64;
-        let above = self.tree.parent(above)?;
-        let (uid, gid) = owner(entry);
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        chownat(above, name, uid, gid, nofollow).map_err(at("set the owner of", path))?;
+        if !self.tree.has_owner(above, entry.uid, entry.gid) {
+            let (uid, gid) = owner(entry);
+            chownat(above, name, uid, gid, nofollow).map_err(at("set the owner of", path))?;
+        }
         if entry.kind != EntryType::Symlink {
             // Made a moment ago and no symlink, in a directory nobody else can reach.
             chmodat(above, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
@@ -358,18 +399,32 @@ impl<'a> Unpacker<'a> {
         utimensat(above, name, &stamps(entry.mtime), nofollow).map_err(at("set the time of", path))
     }
 
-    /// Owner, mode and xattrs. The order counts: chown(2) takes away setuid bits and file capabilities.
-    fn attributes(&mut self, fd: &OwnedFd, entry: &Entry, path: &[u8]) -> Result<(), Error> {
-        let (uid, gid) = owner(entry);
-        fchown(fd, uid, gid).map_err(at("set the owner of", path))?;
-        fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(at("set the mode of", path))?;
+    /// Xattrs, and owner and mode unless it has them. The order counts: chown(2) takes away setuid bits and file
+    /// capabilities.
+    fn attributes(
+        &mut self,
+        fd: &OwnedFd,
+        entry: &Entry,
+        path: &[u8],
+        owned: bool,
+        moded: bool,
+    ) -> Result<(), Error> {
+        if !owned {
+            let (uid, gid) = owner(entry);
+            fchown(fd, uid, gid).map_err(at("set the owner of", path))?;
+        }
+        if !moded {
+            fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(at("set the mode of", path))?;
+        }
+        let regular = entry.kind != EntryType::Directory;
         for (name, value) in &entry.xattrs {
-            // user.overlay.* is overlayfs' own on mounts with `userxattr`.
-            let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-            if user || name == b"security.capability" {
-                fsetxattr(fd, &**name, value, XattrFlags::empty()).map_err(at("set an xattr of", path))?;
-            } else {
-                self.counts.skipped_xattrs += 1;
+            match xattr::judge(name, value, regular, &mut xattr::Scratch::default()) {
+                Fate::Set(value) => {
+                    fsetxattr(fd, &**name, value, XattrFlags::empty())
+                        .map_err(at("set an xattr of", path))?;
+                }
+                Fate::Skip => self.counts.skipped_xattrs += 1,
+                Fate::Refuse(why) => return Err(bad(entry, why)),
             }
         }
         Ok(())
@@ -428,6 +483,30 @@ fn components<'a>(path: &'a [u8], base: &[&'a [u8]], limits: &Limits) -> Result<
         return Err(limit("the depth of a name", limits.max_depth as u64));
     }
     Ok(names)
+}
+
+/// Writes the next `length` bytes of the stream to that place of the file.
+fn write<R: BufRead>(
+    fd: &OwnedFd,
+    stream: &mut Stream<R>,
+    mut offset: u64,
+    length: u64,
+    path: &[u8],
+) -> Result<(), Error> {
+    stream.copy(length, path, |mut piece| {
+        while !piece.is_empty() {
+            match pwrite(fd, piece, offset) {
+                Ok(0) => return Err(at("write", path)(Errno::IO)),
+                Ok(n) => {
+                    piece = &piece[n..];
+                    offset += n as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(at("write", path)(e)),
+            }
+        }
+        Ok(())
+    })
 }
 
 fn skip<R: BufRead>(entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {

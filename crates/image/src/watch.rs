@@ -1,9 +1,9 @@
-//! Watching an unpack from another thread.
+//! Watching an unpack or an export from another thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Shows how far unpacks have come, and stops them. Share it by reference or `Arc`; one that is given to several layers
-/// counts their sum and stops them all.
+/// Shows how far unpacks and exports have come, and stops them. Share it by reference or `Arc`; one that is given to
+/// several layers counts their sum and stops them all.
 #[derive(Debug, Default)]
 pub struct Watch {
     read: AtomicU64,
@@ -23,6 +23,7 @@ impl Watch {
     }
 
     /// Bytes of blobs read so far, as stored: compressed if they are. At the end it is the sum of [`crate::Layer::size`].
+    /// Of an export the bytes of files read; what has the same content in several layers counts each time.
     pub fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }

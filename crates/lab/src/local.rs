@@ -188,8 +188,14 @@ impl LocalServer {
 
     /// What waits to be deleted, and the root file systems of live containers.
     fn left(&self) -> usize {
-        let count = |name: &str| std::fs::read_dir(self.root().join(name)).map_or(0, Iterator::count);
-        count("trash") + count("rootfs")
+        let entries = |name: &str| std::fs::read_dir(self.root().join(name)).into_iter().flatten().flatten();
+        // Not what the store makes ahead: pairs without an overlay, and the overlay that it asks for lost writes.
+        let spare = |dir: &Path| {
+            let empty =
+                |name: &str| std::fs::read_dir(dir.join(name)).is_ok_and(|mut all| all.next().is_none());
+            dir.join("lower").exists() || (dir.join("upper").exists() && empty("work"))
+        };
+        entries("trash").count() + entries("rootfs").filter(|entry| !spare(&entry.path())).count()
     }
 }
 

@@ -8,13 +8,16 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 
-use crate::layer::Record;
+use crate::fail::fail_point;
+use crate::layer::{Record, State};
 use crate::{Inner, Result, image, layer, layout, lock};
 
 /// A layer as garbage collection and reports see it.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) record: Record,
+    /// Whether it can be given to somebody.
+    pub(crate) trusted: bool,
     /// Seconds since 1970.
     pub(crate) used: u64,
 }
@@ -44,7 +47,11 @@ impl Inner {
             let Ok(dir) = layout::open_dir(&self.layout.layers, &chain) else { continue };
             let (Ok(record), Ok(stat)) = (Record::read(&dir), rustix::fs::fstat(&dir)) else { continue };
             let kept = lock(&self.layers).get(&chain).map_or(0, |layer| layer.used());
-            seen.push(Seen { record, used: kept.max(u64::try_from(stat.st_mtime).unwrap_or(0)) });
+            let (trusted, record) = match lock(&self.layers).get(&chain) {
+                Some(own) if own.instance == record.instance => (own.state() != State::Suspect, record),
+                _ => layer::trusted(&self.layout, &dir, record),
+            };
+            seen.push(Seen { record, trusted, used: kept.max(u64::try_from(stat.st_mtime).unwrap_or(0)) });
         }
         Ok(seen)
     }
@@ -59,15 +66,14 @@ impl Inner {
         layers.sort_by(|a, b| (a.used, &a.record.chain_id).cmp(&(b.used, &b.record.chain_id)));
         let mut done =
             Collected { kept_bytes: layers.iter().map(|l| l.record.size()).sum(), ..Collected::default() };
-        for Seen { record, .. } in layers {
+        for Seen { record, trusted, .. } in layers {
             let in_use = used.iter().any(|used| used.instance == record.instance);
             if in_use || pinned.contains(&record.chain_id) {
                 done.needed_bytes += record.size();
                 continue;
             }
             let concerned = only.is_none_or(|only| only.contains(&record.chain_id));
-            let untrusted = !record.is_trusted(&self.layout.boot_id);
-            if concerned && (done.kept_bytes > target || untrusted) {
+            if concerned && (done.kept_bytes > target || !trusted) {
                 self.condemn(&record.chain_id, &record.instance)?;
                 done.kept_bytes -= record.size();
                 done.freed_bytes += record.size();
@@ -92,7 +98,10 @@ impl Inner {
     pub(crate) fn condemn(&self, chain: &str, instance: &str) -> Result<()> {
         lock(&self.layers).remove(chain);
         match layer::condemn(&self.layout, chain, instance) {
-            Ok(()) => self.trash(crate::reaper::Place::Trash, &layer::trash_name(instance)),
+            Ok(()) => {
+                fail_point!("condemned");
+                self.trash(crate::reaper::Place::Trash, &layer::trash_name(instance));
+            }
             Err(layout::Error::Trash { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }

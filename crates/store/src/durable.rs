@@ -20,6 +20,8 @@ use crate::layout;
 
 /// How deep the write-back walks; a descriptor a level. What lies deeper is left to the final `syncfs`.
 const MAX_DEPTH: usize = 64;
+/// Files of at least so many bytes are waited for one by one, so that the disk's queue is not filled for others.
+const LARGE: i64 = 1 << 20;
 /// Blocks of `stat(2)`, in bytes.
 const BLOCK: u64 = 512;
 
@@ -173,7 +175,7 @@ impl Durability {
         }
     }
 
-    /// Starts and awaits the write-back of the data of each file; bytes that the tree takes on the disk.
+    /// Starts the write-back of the data of each file, and awaits that of large ones; bytes that the tree takes on the disk.
     fn write_back(&self, fs: BorrowedFd<'_>) -> std::io::Result<u64> {
         let mut stack = vec![(rustix::io::fcntl_dupfd_cloexec(fs, 3)?, Dir::read_from(fs)?)];
         let mut bytes = 0;
@@ -195,8 +197,13 @@ impl Durability {
                 // Only a regular file: opening a device could do anything.
                 FileType::RegularFile => {
                     let file = rustix::fs::openat(&*dir, entry.file_name(), flags, Mode::empty())?;
-                    mount::write_back(&file)?;
                     let stat = rustix::fs::fstat(&file)?;
+                    // Waiting for each of thousands of small files would take one trip to the disk each.
+                    if stat.st_size < LARGE {
+                        mount::begin_write_back(&file)?;
+                    } else {
+                        mount::write_back(&file)?;
+                    }
                     // Each of several names counts its part.
                     bytes += stat.st_blocks.unsigned_abs() * BLOCK / stat.st_nlink.max(1);
                 }

@@ -60,7 +60,20 @@ impl Inner {
 
     /// Whether its layers can be given to somebody, as far as one can tell without a record.
     fn is_whole(&self, image: &Image) -> bool {
-        image.layers.iter().all(|layer| layer.state() != State::Suspect && layer.is_in_place(&self.layout))
+        image.layers.iter().all(|layer| self.is_fine(layer))
+    }
+
+    pub(crate) fn is_fine(&self, layer: &Layer) -> bool {
+        layer.is_in_place(&self.layout)
+            && match layer.state() {
+                State::Durable => true,
+                State::Suspect => false,
+                // Of another process, which alone knows.
+                State::Fresh => {
+                    lock(&self.layers).get(&layer.chain).is_some_and(|own| own.instance == layer.instance)
+                        || matches!(layer::load(&self.layout, &layer.chain), Ok(Some(found)) if found.trusted)
+                }
+            }
     }
 
     /// An image by its name in the store: from its layers there, or from its source if one of them is gone.
@@ -170,19 +183,18 @@ impl Inner {
 
     /// The layer, if it is in the store and can be given to somebody. What cannot be trusted is thrown away.
     pub(crate) fn present(&self, chain: &str) -> Result<Option<Arc<Layer>>> {
-        if let Some(layer) = lock(&self.layers).get(chain).cloned()
-            && layer.state() != State::Suspect
-            && layer.is_in_place(&self.layout)
-        {
-            return Ok(Some(layer));
-        }
-        let loaded = match layer::load(&self.layout, chain) {
-            Ok(None) => return Ok(None),
-            Ok(Some(loaded)) if loaded.record.is_trusted(&self.layout.boot_id) => loaded,
-            Ok(Some(loaded)) => {
-                self.condemn(chain, &loaded.record.instance)?;
-                return Ok(None);
+        let known = lock(&self.layers).get(chain).cloned();
+        if let Some(layer) = known.filter(|layer| layer.is_in_place(&self.layout)) {
+            if layer.state() != State::Suspect {
+                return Ok(Some(layer));
             }
+            // Its record may not say so: the disk is what failed.
+            self.condemn(chain, &layer.instance)?;
+            return Ok(None);
+        }
+        let found = match layer::load(&self.layout, chain) {
+            Ok(None) => return Ok(None),
+            Ok(Some(found)) => found,
             Err(layer::Error::Record { .. }) => {
                 // Nobody uses what has no record.
                 self.condemn(chain, &uuid::Uuid::new_v4().simple().to_string())?;
@@ -190,10 +202,15 @@ impl Inner {
             }
             Err(error) => return Err(error.into()),
         };
-        let layer = Arc::clone(&loaded.layer);
-        lock(&self.layers).insert(chain.to_owned(), Arc::clone(&layer));
-        self.finish(loaded);
-        Ok(Some(layer))
+        if !found.trusted {
+            self.condemn(chain, &found.record.instance)?;
+            return Ok(None);
+        }
+        // One that another process is making durable is looked at anew each time.
+        if found.record.durable {
+            lock(&self.layers).insert(chain.to_owned(), Arc::clone(&found.layer));
+        }
+        Ok(Some(found.layer))
     }
 
     /// The layer, unpacked now unless somebody else does it.

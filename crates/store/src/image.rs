@@ -65,8 +65,12 @@ pub struct Named {
     pub config: Option<String>,
 }
 
-/// Names are used in addresses and on terminals: no blanks, no control characters, nothing that could be a path out.
-pub(crate) fn check(name: &str) -> Result<(), Error> {
+/// Whether an image can be called that.
+///
+/// # Errors
+/// It cannot. Names are used in addresses and on terminals: no blanks, no control characters, nothing that could be a
+/// path out.
+pub fn check(name: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/@".contains(&byte);
     let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     if !begins || name.len() > MAX_NAME || !name.bytes().all(plain) || name.contains("://") {

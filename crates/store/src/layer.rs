@@ -141,10 +141,25 @@ impl Record {
     pub(crate) fn size(&self) -> u64 {
         self.disk_bytes.unwrap_or(self.bytes)
     }
+}
 
-    /// Whether a program of the boot `boot_id` may use the layer.
-    pub(crate) fn is_trusted(&self, boot_id: &str) -> bool {
-        !self.suspect && (self.durable || self.boot_id == boot_id)
+/// Whether a layer that this process has not unpacked can be given to somebody, and its record as it is then.
+///
+/// What is not durable is trusted only while the process lives that unpacked it: its descriptor of the store's root
+/// reports every write error since. One opened later misses those that somebody else has seen, and the lost files would
+/// be found empty when they are read again.
+pub(crate) fn trusted(layout: &Layout, dir: &OwnedFd, record: Record) -> (bool, Record) {
+    if record.suspect || record.durable || record.boot_id != layout.boot_id {
+        return (record.durable && !record.suspect, record);
+    }
+    match rustix::fs::flock(dir, FlockOperation::NonBlockingLockShared) {
+        Err(_) => (true, record),
+        Ok(()) => {
+            let _ = rustix::fs::flock(dir, FlockOperation::Unlock);
+            // It may have been made durable between the two looks.
+            let again = Record::read(dir).unwrap_or(record);
+            (again.durable && !again.suspect, again)
+        }
     }
 }
 
@@ -310,27 +325,36 @@ fn check_name(chain: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A layer with what is needed to make it durable.
+/// A layer just unpacked, with what is needed to make it durable.
 pub(crate) struct Fresh {
     pub(crate) layer: Arc<Layer>,
+    /// Its directory, locked: others see that somebody is about to make it durable.
     pub(crate) dir: OwnedFd,
     pub(crate) record: Record,
-    /// Opened before the unpack began, or as soon as it was found: its `syncfs` reports every write error since.
+    /// Opened before the unpack began: its `syncfs` reports every write error since.
     pub(crate) sync: OwnedFd,
 }
 
-/// Takes the layer from the store, if it is there. Write errors before now are known only if nobody else has seen them.
-pub(crate) fn load(layout: &Layout, chain: &str) -> Result<Option<Fresh>, Error> {
+/// A layer found in its place.
+pub(crate) struct Found {
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) record: Record,
+    /// Whether it can be given to somebody.
+    pub(crate) trusted: bool,
+}
+
+/// Looks for the layer in the store.
+pub(crate) fn load(layout: &Layout, chain: &str) -> Result<Option<Found>, Error> {
     check_name(chain)?;
-    let sync = layout.sync_handle().map_err(|source| Error::Open { chain: chain.to_owned(), source })?;
     let dir = match layout::open_dir(&layout.layers, chain) {
         Ok(dir) => dir,
         Err(Errno::NOENT) => return Ok(None),
         Err(source) => return Err(Error::Open { chain: chain.to_owned(), source }),
     };
     let record = Record::read(&dir).map_err(|source| Error::Record { chain: chain.to_owned(), source })?;
+    let (trusted, record) = trusted(layout, &dir, record);
     let layer = open(&dir, &record)?;
-    Ok(Some(Fresh { layer, dir, record, sync }))
+    Ok(Some(Found { layer, record, trusted }))
 }
 
 fn open(dir: &OwnedFd, record: &Record) -> Result<Arc<Layer>, Error> {

@@ -63,7 +63,7 @@ pub use usage::{ImageUsage, LayerInfo, RootfsUsage, Usage};
 use durable::Durability;
 use fail::fail_point;
 use flight::Flights;
-use layer::{Fresh, Identity, Layer};
+use layer::{Identity, Layer};
 use layout::{Layout, Lock, Role};
 use pool::{Pair, Pool};
 use reaper::{Item, Place, Reaper};
@@ -267,6 +267,11 @@ impl Store {
         Err(Error::Collected { uri: uri.to_owned() })
     }
 
+    /// Whether all layers of an image are in their places still: what was read from them until now was complete.
+    pub fn is_in_place(&self, image: &Image) -> bool {
+        image.layers.iter().all(|layer| layer.is_in_place(&self.0.layout))
+    }
+
     /// Waits until the layers that this process has brought in are durable or suspect; false if it was cancelled.
     pub fn wait_durable(&self, progress: &Progress) -> bool {
         self.0.durability.drain(Duration::MAX, &|| progress.is_cancelled())
@@ -421,12 +426,6 @@ impl Inner {
         self.layout.records.used_layers().map_err(|source| self.records_error(source))
     }
 
-    fn finish(&self, fresh: Fresh) {
-        if !fresh.record.durable {
-            self.durability.layer(fresh);
-        }
-    }
-
     fn name(&self, name: &str, uri: &str, image: &Image) -> Result<()> {
         let text = |bytes: &Option<Vec<u8>>| bytes.clone().map(|b| String::from_utf8_lossy(&b).into_owned());
         let named = Named {
@@ -504,10 +503,7 @@ impl Inner {
     /// Sees, now that the record names them, that the image's layers are in their places; otherwise fetches them again.
     fn settle(&self, record: &mut Record, image: &mut Image) -> Result<()> {
         for _ in 0..fetch::TRIES {
-            let fine = |layer: &Arc<Layer>| {
-                layer.is_in_place(&self.layout) && layer.state() != layer::State::Suspect
-            };
-            if image.layers.iter().all(fine) {
+            if image.layers.iter().all(|layer| self.is_fine(layer)) {
                 return Ok(());
             }
             *image = self.image(&image.uri, &Progress::default())?;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
-use crate::layer::Record;
+use crate::layer::{self, Record};
 use crate::progress::Progress;
 use crate::reaper::{Item, Place};
-use crate::{Inner, Result, Store, fetch, layout, lock};
+use crate::{Inner, Result, Store, fetch, layer, layout, lock};
 
 fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
     Ok(layout::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
@@ -30,22 +30,18 @@ impl Inner {
         }
         self.distrust()?;
         self.find_trash()?;
-        // One that this boot unpacked and that is not durable yet gets another chance.
-        for chain in list(&self.layout.layers, "layers")? {
-            if let Err(error) = self.present(&chain) {
-                tracing::info!(layer = chain, %error, "the layer cannot be read");
-            }
-        }
         Ok(())
     }
 
-    /// Throws away the layers that another boot left unfinished.
+    /// Throws away the layers that another boot, or a process that is gone, left unfinished.
     pub(crate) fn distrust(&self) -> Result<()> {
         for chain in list(&self.layout.layers, "layers")? {
             let Ok(dir) = layout::open_dir(&self.layout.layers, &chain) else { continue };
             let instance = match Record::read(&dir) {
-                Ok(record) if record.is_trusted(&self.layout.boot_id) => continue,
-                Ok(record) => record.instance,
+                Ok(record) => match layer::trusted(&self.layout, &dir, record) {
+                    (true, _) => continue,
+                    (false, record) => record.instance,
+                },
                 // A power cut may have emptied it.
                 Err(_) => uuid::Uuid::new_v4().simple().to_string(),
             };
@@ -97,6 +93,33 @@ impl Inner {
 }
 
 impl Store {
+    /// Whether something waits to be deleted. Layers that root file systems use do not count, nor do a server's empty
+    /// pairs.
+    ///
+    /// # Errors
+    /// The store's directories or records cannot be read.
+    pub fn has_trash(&self) -> Result<bool> {
+        let layout = &self.0.layout;
+        let used = self.0.used_layers()?;
+        let in_use = |name: &str| {
+            layer::instance_of(name).is_some_and(|instance| used.iter().any(|used| used.instance == instance))
+        };
+        if list(&layout.trash, "trash")?.iter().any(|name| !in_use(name))
+            || list(&layout.staging, "staging")?.iter().any(|name| self.0.is_abandoned(name))
+        {
+            return Ok(true);
+        }
+        let served = self.has_server();
+        let empty = |name: &str| {
+            let upper = layout::open_dir(&layout.rootfs, &format!("{name}/upper"));
+            upper.and_then(layout::names).is_ok_and(|names| names.is_empty())
+        };
+        // In this order: a record is written before its directory is made.
+        let names = list(&layout.rootfs, "rootfs")?;
+        let living: HashSet<String> = self.0.records()?.into_iter().map(|record| record.dir).collect();
+        Ok(names.iter().any(|name| !living.contains(name) && !(served && empty(name))))
+    }
+
     /// Deletes the trash in this process, as long as no server does it; false if some of it is left. Layers that root
     /// file systems use stay.
     ///

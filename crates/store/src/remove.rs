@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::fail::fail_point;
+
 /// How many directories deep the walk goes before it moves what lies deeper up to the top. Each level holds one
 /// descriptor, and a process may have as few as 1024.
 const MAX_DEPTH: usize = 32;
@@ -101,6 +103,7 @@ pub fn tree(parent: impl AsFd, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(
         let frame = &mut stack[depth];
         match frame.entries.next() {
             Some(Ok(entry)) => {
+                fail_point!("deleted-some");
                 let entry_name = entry.file_name();
                 if entry_name == c"." || entry_name == c".." {
                     continue;

@@ -11,12 +11,17 @@ use rustix::io::Errno;
 use crate::layer::State;
 use crate::reaper::Place;
 use crate::sentinel::Sentinel;
-use crate::{Inner, layout, lock};
+use crate::{Inner, lock};
 
 /// Between two rounds, unless somebody knocks.
 const ROUND: Duration = Duration::from_secs(1);
+/// How often one looks for what other processes have left.
+const LOOK: Duration = Duration::from_secs(3);
 /// How often it is written down when layers were used. A crash loses that much of their order.
 const SAVE_USED: Duration = Duration::from_secs(30);
+
+/// The longest wait between two tries to have a lost write made known.
+const REPORT_MOST: Duration = Duration::from_secs(60);
 
 /// What a container is told whose writes may have been lost.
 const REMEDY: &str = "fsync and syncfs in this container fail from now on; destroy and create it again";
@@ -69,9 +74,12 @@ impl Door {
 struct Memory {
     sentinel: Option<Sentinel>,
     saved_used: Option<Instant>,
+    looked: Option<Instant>,
     /// Modification times of directories that other processes change.
     seen: Vec<(i64, u64)>,
     unsettled: bool,
+    /// When a lost write was made known last, and how long to wait before the next time.
+    reported: Option<(Instant, Duration)>,
     pool_failed: bool,
 }
 
@@ -127,14 +135,17 @@ impl Inner {
         }
         if memory.sentinel.is_none() {
             match Sentinel::place(&self.layout, &self.mounter, self.pool.new_name()) {
-                Ok(sentinel) => memory.sentinel = Some(sentinel),
-                Err((name, Errno::IO)) => {
-                    self.trash(Place::Rootfs, &name);
-                    self.report_unseen();
-                }
+                Ok(sentinel) => (memory.sentinel, memory.reported) = (Some(sentinel), None),
                 Err((name, error)) => {
                     self.trash(Place::Rootfs, &name);
                     tracing::debug!(%error, "sentinel.not-placed");
+                    // A disk that goes on failing is not asked every second: each syncfs writes to it.
+                    let due = memory.reported.is_none_or(|(then, wait)| then.elapsed() >= wait);
+                    if error == Errno::IO && due {
+                        let wait = memory.reported.map_or(ROUND, |(_, wait)| (wait * 2).min(REPORT_MOST));
+                        memory.reported = Some((Instant::now(), wait));
+                        self.report_unseen();
+                    }
                 }
             }
         }
@@ -173,6 +184,10 @@ impl Inner {
 
     /// Finds what other processes have thrown away or brought in.
     fn look_around(&self, memory: &mut Memory) {
+        if memory.looked.is_some_and(|then| then.elapsed() < LOOK) {
+            return;
+        }
+        memory.looked = Some(Instant::now());
         let layout = &self.layout;
         let time = |dir| rustix::fs::fstat(dir).map_or((0, 0), |stat| (stat.st_mtime, stat.st_mtime_nsec));
         let records = layout.records.changed();
@@ -184,15 +199,8 @@ impl Inner {
         // A change within the clock's tick after a look would be missed, so one more look follows each change.
         memory.unsettled = changed;
         memory.seen = seen;
-        if let Err(error) = self.find_trash() {
+        if let Err(error) = self.distrust().and_then(|()| self.find_trash()) {
             tracing::warn!(%error, "steward.cannot-look");
-        }
-        for chain in layout::names(&layout.layers).unwrap_or_default() {
-            if !lock(&self.layers).contains_key(&chain)
-                && let Err(error) = self.present(&chain)
-            {
-                tracing::debug!(layer = chain, %error, "steward.layer-unreadable");
-            }
         }
     }
 

@@ -6,13 +6,17 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 use wardian_sys::mount;
 use wardian_sys::namespace::{IdMap, pair};
 
 use super::*;
+
+mod collecting;
+mod crashes;
+mod lives;
+mod together;
 
 /// Where container root is mapped to in these tests.
 const MAPPED: u32 = 100_000;
@@ -23,11 +27,11 @@ fn is_root() -> bool {
 }
 
 fn config(dir: &Path) -> Config {
-    Config { root: dir.join("store"), run: dir.join("run") }
+    Config::new(dir.join("store"), dir.join("run"))
 }
 
 fn open(dir: &Path) -> Result<Store> {
-    Store::open(config(dir), &|_| false)
+    Store::serve(&config(dir), &|_| false)
 }
 
 fn userns() -> OwnedFd {
@@ -76,7 +80,9 @@ fn a_root_file_system_from_image_to_trash() {
     let image = store.image(&tar(dir.path())).unwrap();
     let userns = userns();
     let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED };
-    let rootfs = store.create_rootfs("one", &image, Some(&owner)).unwrap();
+    let Rootfs { mount: rootfs, dir: writable, honest } =
+        store.create_rootfs("one", &image, Some(&owner)).unwrap();
+    assert!(!honest);
 
     // From the image to the container's ids.
     let root = fs::metadata(below(&rootfs, ".")).unwrap();
@@ -89,7 +95,7 @@ fn a_root_file_system_from_image_to_trash() {
     let text = fs::read_to_string(below(&rootfs, "etc/passwd")).unwrap();
     fs::write(below(&rootfs, "etc/passwd"), format!("{text}more\n")).unwrap();
     fs::write(below(&rootfs, "seven"), "8").unwrap();
-    let upper = dir.path().join("store/rootfs/one/upper");
+    let upper = writable.join("upper");
     let copied = fs::metadata(upper.join("etc/passwd")).unwrap();
     assert_eq!((copied.uid(), copied.gid()), (MAPPED, MAPPED));
     assert_eq!(fs::metadata(upper.join("seven")).unwrap().uid(), MAPPED + 7);
@@ -99,8 +105,8 @@ fn a_root_file_system_from_image_to_trash() {
     assert_eq!(fs::metadata(layer.join("fs/seven")).unwrap().uid(), 7);
 
     // Volatile: overlay leaves its mark in the work directory, and a second root file system is another one.
-    assert!(dir.path().join("store/rootfs/one/work/work/incompat/volatile").exists());
-    let privileged = store.create_rootfs("two", &image, None).unwrap();
+    assert!(writable.join("work/work/incompat/volatile").exists());
+    let privileged = store.create_rootfs("two", &image, None).unwrap().mount;
     assert_eq!(fs::metadata(below(&privileged, "seven")).unwrap().uid(), 7);
     assert_eq!(fs::read_to_string(below(&privileged, "seven")).unwrap(), "7");
     assert!(matches!(
@@ -109,11 +115,14 @@ fn a_root_file_system_from_image_to_trash() {
     ));
 
     drop((rootfs, privileged));
-    store.release_rootfs("one");
-    store.release_rootfs("two");
-    store.release_rootfs("never made");
+    store.release_rootfs("one", Some("handle"));
+    store.release_rootfs("two", None);
+    store.release_rootfs("never made", None);
     assert!(store.drain(SOON));
     assert_eq!(store.trash_count(), 0);
+    assert!(!writable.exists());
+    // What was made ahead goes with the server.
+    store.close();
     assert_eq!(entries(dir.path(), "rootfs"), 0);
 }
 
@@ -125,7 +134,7 @@ fn mountinfo_shows_a_volatile_overlay_and_no_host_paths() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let image = store.image(&tar(dir.path())).unwrap();
-    let rootfs = store.create_rootfs("seen", &image, None).unwrap();
+    let rootfs = store.create_rootfs("seen", &image, None).unwrap().mount;
     let target = dir.path().join("target");
     fs::create_dir(&target).unwrap();
     // In a mount namespace of a thread's own: nothing shows outside, and all of it goes with the thread.
@@ -195,79 +204,6 @@ fn a_corrupt_tar_leaves_nothing() {
     assert!(store.drain(SOON));
     assert_eq!((entries(dir.path(), "layers"), entries(dir.path(), "staging")), (0, 0));
     assert!(store.image("/nonexistent.tar").is_err());
-}
-
-#[test]
-fn layers_become_durable_and_suspects_are_replaced() {
-    if !is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let uri = tar(dir.path());
-    let store = open(dir.path()).unwrap();
-    let image = store.image(&uri).unwrap();
-    let start = Instant::now();
-    while !store.0.durability.is_idle() && start.elapsed() < SOON {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let (_, _, record) = layer::load(&store.0.layout, &image.layers[0].chain).unwrap().unwrap();
-    assert!(record.durable);
-
-    let rootfs = store.create_rootfs("old", &image, None).unwrap();
-    image.layers[0].mark_suspect();
-    let again = store.image(&uri).unwrap();
-    assert!(!Arc::ptr_eq(&image.layers[0], &again.layers[0]));
-    assert_eq!(entries(dir.path(), "suspect"), 1);
-    // A container that runs from it goes on; it is deleted once no container runs.
-    assert_eq!(fs::read_to_string(below(&rootfs, "seven")).unwrap(), "7");
-    store.close();
-    let store = Store::open(config(dir.path()), &|id| id == "old").unwrap();
-    assert_eq!((entries(dir.path(), "suspect"), entries(dir.path(), "rootfs")), (1, 1));
-    store.close();
-    let store = open(dir.path()).unwrap();
-    assert!(store.drain(SOON));
-    assert_eq!((entries(dir.path(), "suspect"), entries(dir.path(), "rootfs")), (0, 0));
-}
-
-#[test]
-fn open_puts_the_store_in_order() {
-    if !is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let uri = tar(dir.path());
-    let store = open(dir.path()).unwrap();
-    let image = store.image(&uri).unwrap();
-    for id in ["live", "dead"] {
-        store.create_rootfs(id, &image, None).unwrap();
-    }
-    store.close();
-    drop(store);
-    let root = dir.path().join("store");
-    fs::create_dir_all(root.join("staging/half/fs/etc")).unwrap();
-    fs::create_dir_all(root.join("trash/old/fs")).unwrap();
-    // Of another boot and not durable; without a record; with half a record.
-    let text = fs::read_dir(root.join("layers")).unwrap().next().unwrap().unwrap().path().join("layer.json");
-    let mut record: Record = serde_json::from_str(&fs::read_to_string(text).unwrap()).unwrap();
-    (record.boot_id, record.durable) = ("another".into(), false);
-    for (name, text) in [("lost", serde_json::to_string(&record).unwrap()), ("cut", "{\"cha".into())] {
-        fs::create_dir_all(root.join("layers").join(name).join("fs")).unwrap();
-        fs::write(root.join("layers").join(name).join("layer.json"), text).unwrap();
-    }
-    fs::create_dir(root.join("layers/bare")).unwrap();
-
-    let store = Store::open(config(dir.path()), &|id| id == "live").unwrap();
-    assert!(store.drain(SOON));
-    assert_eq!((entries(dir.path(), "staging"), entries(dir.path(), "trash")), (0, 0));
-    assert_eq!(entries(dir.path(), "layers"), 1);
-    assert!(root.join("rootfs/live/upper").exists());
-    assert!(!root.join("rootfs/dead").exists());
-
-    // One server at a time; and a later program's store is left alone.
-    assert!(matches!(open(dir.path()), Err(Error::Layout(layout::Error::InUse { .. }))));
-    drop(store);
-    fs::write(root.join("format.json"), r#"{"version":1,"incompat":["erofs"]}"#).unwrap();
-    assert!(matches!(open(dir.path()), Err(Error::Format(format::Error::Features { .. }))));
 }
 
 #[test]

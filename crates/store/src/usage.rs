@@ -110,7 +110,7 @@ impl Inner {
                 if holders.get(&record.chain_id).is_some_and(|n| *n > 1) { bytes } else { 0 };
             let part = if used.contains(&record.instance) {
                 &mut usage.used_bytes
-            } else if !record.is_trusted(&self.layout.boot_id) {
+            } else if !seen.trusted {
                 &mut usage.suspect_bytes
             } else if pinned.contains(&record.chain_id) {
                 &mut usage.pinned_bytes

@@ -455,10 +455,18 @@ pub fn overlay_takes_detached_layers() -> Result<bool, Error> {
 /// Writes one open file's own dirty pages to the disk and waits for them; neither its metadata nor any journal
 /// is involved (`sync_file_range(2)`), so nobody else waits.
 pub fn write_back(file: impl AsFd) -> std::io::Result<()> {
-    let flags =
-        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_file_range(file.as_fd(), wait | libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// The same without waiting, unless the device's queue is full. Reports no error: a later `syncfs` does.
+pub fn begin_write_back(file: impl AsFd) -> std::io::Result<()> {
+    sync_file_range(file.as_fd(), libc::SYNC_FILE_RANGE_WRITE)
+}
+
+fn sync_file_range(file: BorrowedFd<'_>, flags: libc::c_uint) -> std::io::Result<()> {
     // SAFETY: the call takes no pointers, and the descriptor is borrowed for its duration.
-    let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), 0, 0, flags) };
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 

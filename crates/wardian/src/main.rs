@@ -3,8 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod doctor;
+mod image;
 mod lab;
+mod print;
+mod rootfs;
 mod serve;
+mod store;
+mod watch;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,6 +25,12 @@ struct Cli {
 enum Command {
     /// Serve the Garden API, in the foreground
     Serve(serve::Args),
+    /// Images in the store: bring them in, list, pin, export and remove them
+    Image(image::Args),
+    /// Root file systems for scripts: make them from an image, attached, and throw them away
+    Rootfs(rootfs::Args),
+    /// The store's space: what takes it, and how to have it back
+    Store(store::Args),
     /// Experiments that show what waits for the disk
     #[command(subcommand)]
     Lab(lab::Command),
@@ -35,6 +46,9 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Image(args) => image::run(args),
+        Command::Rootfs(args) => rootfs::run(args),
+        Command::Store(args) => store::run(args),
         Command::Lab(command) => lab::run(command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completion { shell } => {

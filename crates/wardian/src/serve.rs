@@ -11,8 +11,8 @@ use tracing_subscriber::EnvFilter;
 use wardian_engine::{Config, Engine};
 use wardian_server::{ListenAddr, Listener, SocketOptions};
 
-const ROOT: &str = "/var/lib/wardian";
-const RUN: &str = "/run/wardian";
+pub const ROOT: &str = "/var/lib/wardian";
+pub const RUN: &str = "/run/wardian";
 const SOCKET_MODE: u32 = 0o660;
 /// Where a package puts the keeper.
 const KEEPER: &str = "/usr/lib/wardian/wardian-keeper";

@@ -11,6 +11,12 @@ fn refused_names_and_entries() {
         h.set_device_major(0).unwrap();
         h.set_device_minor(0).unwrap();
     };
+    let device = |major: u32, minor: u32| {
+        Tar::default().raw(EntryType::Char, "w", "", b"", |h| {
+            h.set_device_major(major).unwrap();
+            h.set_device_minor(minor).unwrap();
+        })
+    };
     let kind = |k: u8| EntryType::new(k);
     let cases: Vec<(&str, Tar, &str)> = vec![
         ("parent", Tar::default().file("../x", b"x"), "UnsafePath"),
@@ -28,7 +34,48 @@ fn refused_names_and_entries() {
         ("file below a file", Tar::default().file("a", b"").file("a/b", b""), "Write"),
         ("symlink to nowhere", Tar::default().symlink("a", ""), "Entry"),
         ("symlink loop", Tar::default().symlink("a", "a").file("a/b", b""), "Write"),
+        ("loop of two", Tar::default().symlink("a", "b").symlink("b", "a").file("a/c", b""), "Write"),
+        ("loop that grows", Tar::default().symlink("a", "a/a").file("a/c", b""), "Write"),
+        ("loop upwards", Tar::default().symlink("a", "../a/b").file("a/c", b""), "Write"),
+        (
+            "chain of symlinks",
+            (0..20)
+                .fold(Tar::default(), |t, i| t.symlink(&format!("s{i}"), &format!("s{}", i + 1)))
+                .file("s0/f", b""),
+            "Write",
+        ),
+        (
+            "deep target",
+            Tar::default()
+                .pax(&[("linkpath", "x/".repeat(1000).as_bytes())])
+                .symlink("a", "")
+                .file("a/f", b""),
+            "Limit",
+        ),
+        ("deep name", Tar::default().pax(&[("path", "x/".repeat(257).as_bytes())]).file("", b""), "Limit"),
+        ("long name", Tar::default().pax(&[("path", &[b'/'; 4097])]).file("", b""), "Limit"),
+        ("long component", Tar::default().pax(&[("path", &[b'x'; 256])]).file("", b""), "Write"),
+        ("long target", Tar::default().pax(&[("linkpath", &[b'x'; 4097])]).symlink("a", ""), "Limit"),
+        ("link later", Tar::default().link("x", "y").file("y", b""), "Write"),
+        ("link to a whiteout's name", Tar::default().file("y", b"").link("x", ".wh.y"), "Write"),
+        (
+            "device as parent",
+            Tar::default().raw(EntryType::Fifo, "p", "", b"", |_| {}).file("p/f", b""),
+            "Write",
+        ),
+        ("pax records of records", Tar::default().pax(&[("a", b"b")]).pax(&[("a", &[0; 1 << 20])]), "Limit"),
+        ("pax negative size", Tar::default().pax(&[("size", b"-1")]).file("a", b""), "Corrupt"),
+        ("pax huge size", Tar::default().pax(&[("size", b"18446744073709551615")]).file("a", b""), "Limit"),
+        (
+            "pax larger than a number",
+            Tar::default().pax(&[("size", b"18446744073709551616")]).file("a", b""),
+            "Corrupt",
+        ),
+        ("bad base64", Tar::default().pax(&[("LIBARCHIVE.xattr.user.a", b"!")]).file("a", b""), "Corrupt"),
+        ("bad percent", Tar::default().pax(&[("LIBARCHIVE.xattr.user.%g0", b"")]).file("a", b""), "Corrupt"),
         ("whiteout device", Tar::default().raw(EntryType::Char, "w", "", b"", dev), "Entry"),
+        ("device that is cut to a whiteout", device(1 << 12, 0), "Entry"),
+        ("device that is cut to another", device(1, 3 | 1 << 20), "Entry"),
         ("whiteout of nothing", Tar::default().file(".wh.", b""), "UnsafePath"),
         ("whiteout of dot", Tar::default().file("a/.wh..", b""), "UnsafePath"),
         ("whiteout of dotdot", Tar::default().file("a/.wh...", b""), "UnsafePath"),
@@ -36,7 +83,7 @@ fn refused_names_and_entries() {
         ("whiteout with slash", Tar::default().file(".wh./etc", b""), "UnsafePath"),
         ("directory whiteout", Tar::default().dir(".wh.a"), "Entry"),
         ("unknown type", Tar::default().raw(kind(b'Z'), "a", "", b"", |_| {}), "Entry"),
-        ("sparse", Tar::default().raw(EntryType::GNUSparse, "a", "", b"", |_| {}), "Entry"),
+        ("ustar sparse", Tar::default().raw(EntryType::GNUSparse, "a", "", b"", |_| {}), "Corrupt"),
         ("pax parent", Tar::default().pax(&[("path", b"../x")]).file("a", b""), "UnsafePath"),
         ("pax nul", Tar::default().pax(&[("path", b"a\0b")]).file("a", b""), "UnsafePath"),
         ("pax uid -1", Tar::default().pax(&[("uid", b"4294967295")]).file("a", b""), "Entry"),
@@ -105,6 +152,23 @@ fn symlinks_stay_inside() {
     cage.unpack(&Tar::default().symlink("a/s", "/a").dir("a/s/s").file("a/s/x", b"3").end()).unwrap();
     assert_eq!(cage.text("a/s/x"), "3");
     assert!(!cage.root().join("a/x").exists());
+}
+
+/// The longest names that the limits allow, as files, links and whiteouts.
+#[test]
+fn names_at_the_limit() {
+    let component = "n".repeat(255);
+    let long = vec![component.as_str(); 16].join("/"); // 4095 bytes
+    let hidden = format!("{}/.wh.{}", vec![component.as_str(); 15].join("/"), "w".repeat(251));
+    let deep = vec!["d"; 256].join("/");
+    let padded = format!("{}a", "./".repeat(2047)); // 4095 bytes, one component
+    let named = |tar: Tar, name: &str| tar.pax(&[("path", name.as_bytes())]).file("", b"x");
+    let tar = [&long, &deep, &padded, &hidden].into_iter().fold(Tar::default(), |tar, name| named(tar, name));
+    let tar = tar.pax(&[("linkpath", long.as_bytes())]).link("link", "");
+    let cage = Cage::new();
+    assert_eq!(cage.unpack(&tar.end()).unwrap().entries, 5);
+    assert_eq!((cage.text("link"), cage.text("a"), cage.text(&deep)), ("x".into(), "x".into(), "x".into()));
+    assert_eq!(cage.stat("link").nlink(), 2);
 }
 
 #[test]

@@ -54,26 +54,139 @@ fn attributes() {
     assert!(!cage.root().join("d/sock").exists());
 }
 
+/// File capabilities: revision, flags, four words, in revision 3 a root id.
+fn caps(revision: u8, root: Option<u32>) -> Vec<u8> {
+    let mut caps = vec![1, 0, 0, revision, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    caps.extend(root.into_iter().flat_map(u32::to_le_bytes));
+    caps
+}
+
 #[test]
 fn xattrs() {
     let cage = Cage::new();
-    // cap_net_raw+ep, revision 2
-    let caps = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let tar = Tar::default()
         .pax(&[
-            ("SCHILY.xattr.security.capability", &caps),
+            ("SCHILY.xattr.security.capability", &caps(2, None)),
             ("SCHILY.xattr.user.note", b"with\nnewline=x"),
             ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
             ("SCHILY.xattr.user.overlay.opaque", b"y"),
             ("SCHILY.xattr.system.x", b"y"),
+            ("SCHILY.xattr.security.selinux", b"y"),
+            ("SCHILY.xattr.user.", b"y"),
         ])
         .raw(EntryType::Regular, "f", "", b"", |h| h.set_uid(3))
+        .pax(&[
+            ("LIBARCHIVE.xattr.user.a%20%3db", b"aGVsbG8"),
+            ("LIBARCHIVE.xattr.user.c", b"/+8="),
+            ("LIBARCHIVE.xattr.trusted.x", b"aGVsbG8"),
+        ])
+        .file("g", b"")
+        .pax(&[("SCHILY.xattr.user.note", b"dir"), ("SCHILY.xattr.security.capability", &caps(2, None))])
+        .dir("d")
+        .pax(&[("SCHILY.xattr.user.note", b"link")])
+        .symlink("s", "f")
         .end();
-    assert_eq!(cage.unpack(&tar).unwrap().skipped_xattrs, 3);
-    assert_eq!(cage.xattr("f", "security.capability").unwrap(), caps);
+    assert_eq!(cage.unpack(&tar).unwrap().skipped_xattrs, 8);
+    assert_eq!(cage.xattr("f", "security.capability").unwrap(), caps(2, None));
     assert_eq!(cage.xattr("f", "user.note").unwrap(), b"with\nnewline=x");
     assert_eq!(cage.xattr("f", "trusted.overlay.opaque"), None);
     assert_eq!(cage.xattr("f", "user.overlay.opaque"), None);
+    assert_eq!(cage.xattr("g", "user.a =b").unwrap(), b"hello");
+    assert_eq!(cage.xattr("g", "user.c").unwrap(), [0xff, 0xef]);
+    assert_eq!(cage.xattr("d", "user.note").unwrap(), b"dir");
+}
+
+#[test]
+fn file_capabilities() {
+    for root in [0, 100_000] {
+        let cage = Cage::new();
+        let tar = Tar::default().pax(&[("SCHILY.xattr.security.capability", &caps(3, Some(root)))]);
+        cage.unpack(&tar.file("f", b"").end()).unwrap();
+        assert_eq!(cage.xattr("f", "security.capability").unwrap(), caps(2, None), "{root}");
+    }
+    for wrong in
+        [vec![], vec![1, 0, 0], caps(2, Some(0)), caps(3, None), caps(1, None), caps(4, Some(0)), vec![0; 24]]
+    {
+        let tar = Tar::default().pax(&[("SCHILY.xattr.security.capability", &wrong)]);
+        let result = Cage::new().unpack(&tar.file("f", b"").end());
+        assert!(matches!(result, Err(crate::Error::Entry { .. })), "{wrong:?}: {result:?}");
+    }
+}
+
+/// What is made in a directory with a group and a setgid bit inherits neither, whenever the directory got them.
+#[test]
+fn nothing_is_inherited() {
+    let cage = Cage::new();
+    let group = |tar: Tar, name: &str| {
+        tar.raw(EntryType::Directory, name, "", b"", |h| {
+            h.set_mode(0o2775);
+            h.set_gid(50);
+        })
+    };
+    let mut tar = group(Tar::default(), "early");
+    for name in ["early", "late"] {
+        tar =
+            tar.file(&format!("{name}/f"), b"").dir(&format!("{name}/d")).symlink(&format!("{name}/s"), "x");
+        tar = group(tar, name).file(&format!("{name}/g"), b"").dir(&format!("{name}/e"));
+        tar = tar.file(&format!("{name}/missing/f"), b"");
+    }
+    cage.unpack(&tar.end()).unwrap();
+    for name in ["early", "late"] {
+        assert_eq!((cage.stat(name).mode() & 0o7777, cage.stat(name).gid()), (0o2775, 50));
+        let inside =
+            [("f", 0o644), ("g", 0o644), ("d", 0o755), ("e", 0o755), ("s", 0o777), ("missing/f", 0o644)];
+        for (inside, mode) in inside {
+            let stat = cage.stat(&format!("{name}/{inside}"));
+            assert_eq!((stat.mode() & 0o7777, stat.uid(), stat.gid()), (mode, 0, 0), "{name}/{inside}");
+        }
+        // No entry names it.
+        let missing = cage.stat(&format!("{name}/missing"));
+        assert_eq!((missing.mode() & 0o7777, missing.gid()), (0o755, 0));
+    }
+}
+
+#[test]
+fn all_modes() {
+    let cage = Cage::new();
+    let modes = [0, 0o111, 0o444, 0o600, 0o666, 0o777, 0o1777, 0o2755, 0o4711, 0o7777];
+    let tar = modes.iter().fold(Tar::default(), |tar, mode| {
+        let tar = tar.raw(EntryType::Directory, &format!("d{mode}"), "", b"", |h| h.set_mode(*mode));
+        let tar = tar.raw(EntryType::Regular, &format!("d{mode}/f"), "", b"x", |h| h.set_mode(*mode));
+        tar.raw(EntryType::Regular, &format!("d{mode}/u"), "", b"x", |h| {
+            h.set_mode(*mode);
+            h.set_uid(7);
+        })
+    });
+    cage.unpack(&tar.end()).unwrap();
+    for mode in modes {
+        for name in ["", "/f", "/u"] {
+            assert_eq!(cage.stat(&format!("d{mode}{name}")).mode() & 0o7777, mode, "d{mode}{name}");
+        }
+    }
+}
+
+/// Parents without an entry, or with one that comes last; read-only ones; times of directories to the nanosecond.
+#[test]
+fn nested() {
+    let cage = Cage::new();
+    let tar = Tar::default()
+        .file("a/b/c", b"c")
+        .link("a/x/y/link", "a/b/c") // before the directory's own entry
+        .pax(&[("mtime", b"12.000000345")])
+        .dir("a/x")
+        .link("a/x/y/link2", "./a/b/c") // and after it
+        .raw(EntryType::Directory, "ro", "", b"", |h| h.set_mode(0o555))
+        .raw(EntryType::Regular, "ro/f", "", b"r", |h| h.set_mode(0o444))
+        .file("ro/g", b"g")
+        .raw(EntryType::Regular, "ro/f", "", b"R", |h| h.set_mode(0o444))
+        .end();
+    cage.unpack(&tar).unwrap();
+    let implicit = cage.stat("a/b");
+    assert_eq!((implicit.mode() & 0o7777, implicit.uid()), (0o755, 0));
+    assert_eq!((cage.stat("a/x").mtime(), cage.stat("a/x").mtime_nsec()), (12, 345));
+    assert_eq!(cage.stat("a/b/c").nlink(), 3);
+    assert_eq!((cage.text("ro/f"), cage.text("ro/g")), ("R".into(), "g".into()));
+    assert_eq!(cage.stat("ro").mode() & 0o7777, 0o555);
 }
 
 #[test]
@@ -139,6 +252,8 @@ fn type_changes() {
         ("x".into(), "now a file".into(), "i".into())
     );
     assert!(cage.stat("s").is_dir());
+    // The symlink had hidden what lower layers have there.
+    assert!(cage.is_opaque("s") && !cage.is_opaque("b2"));
     assert_eq!(cage.stat("a").nlink(), 3);
     // A file written over one name of a hard link leaves the other alone.
     let cage = Cage::new();

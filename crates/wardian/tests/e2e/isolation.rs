@@ -1,6 +1,6 @@
 //! What a process in a container sees and may do.
 
-use crate::support::{Server, names, run, say, script, sh};
+use crate::support::{Server, run, say, script, sh};
 use std::os::unix::fs::MetadataExt as _;
 use wardian_garden::Client;
 use wardian_garden::wire::{ContainerSpec, ProcessSpec};
@@ -29,7 +29,7 @@ async fn ids_and_capabilities() {
     assert_eq!(status(&client, "root", "NoNewPrivs").await, "0");
 
     say(&client, "c", "echo mine >/owned").await;
-    let [rootfs] = &names(&server.root().join("rootfs"))[..] else { panic!("one root file system expected") };
+    let [rootfs] = &server.rootfs()[..] else { panic!("one root file system expected") };
     let file = std::fs::metadata(format!("{rootfs}/upper/owned")).unwrap();
     assert_eq!((file.uid(), file.gid()), (ROOT_ID, ROOT_ID));
     server.finish().await;
@@ -133,7 +133,7 @@ async fn privileged() {
     assert_eq!(status(&client, "1000", "CapPrm").await, "0000000000000000");
     say(&client, "c", "mount -t tmpfs none /mnt && echo x >/mnt/x && umount /mnt").await;
     say(&client, "c", "echo mine >/owned").await;
-    let [rootfs] = &names(&server.root().join("rootfs"))[..] else { panic!("one root file system expected") };
+    let [rootfs] = &server.rootfs()[..] else { panic!("one root file system expected") };
     assert_eq!(std::fs::metadata(format!("{rootfs}/upper/owned")).unwrap().uid(), 0);
     // What it mounts and does not unmount goes with it.
     say(&client, "c", "mount -t tmpfs none /mnt").await;

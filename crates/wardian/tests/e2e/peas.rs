@@ -1,14 +1,14 @@
 //! Processes with an image of their own, in the namespaces of a container.
 
-use crate::support::{Server, end, listen, message, names, pea, run, say, sh};
+use crate::support::{Server, end, listen, message, pea, run, say, sh};
 use wardian_garden::wire::{ContainerSpec, ProcessSpec};
 use wardian_garden::{Client, ErrorKind};
 
 /// Root file systems that there are, once those that are to go have gone.
 async fn until_rootfs(server: &Server, count: usize) {
     let started = std::time::Instant::now();
-    while names(&server.root().join("rootfs")).len() != count {
-        assert!(started.elapsed().as_secs() < 15, "{:?}", names(&server.root().join("rootfs")));
+    while server.rootfs().len() != count {
+        assert!(started.elapsed().as_secs() < 15, "{:?}", server.rootfs());
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }

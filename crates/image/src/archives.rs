@@ -1,0 +1,414 @@
+//! Images inside a tar file: an OCI layout (image-layout spec, "Content": "archive formats (e.g. tar, zip)") and what
+//! `docker save` writes (moby, image/tarexport: `manifest.json` names config and layers of each image).
+//!
+//! Nothing is extracted. One pass over the headers notes where each file's bytes are; they are then read in place.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use tar::EntryType;
+
+use crate::archive::{Entry, Stream};
+use crate::digest::Digest;
+use crate::error::{Error, show};
+use crate::layer::{Blob, Layer};
+use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
+use crate::source::{Image, open_tar};
+
+/// Entries of one archive. The largest images have some hundred layers with three entries each.
+const MAX_MEMBERS: u64 = 1 << 16;
+/// Bytes of all names and link targets of one archive together.
+const MAX_NAMES: usize = 16 << 20;
+/// Links followed to reach a file. Docker makes one.
+const MAX_LINKS: u32 = 8;
+/// Read size while headers are looked for, in bytes: mostly data that is skipped lies between them.
+const HEADERS: usize = 8 << 10;
+
+/// A part of a file. Each copy has its own position, so several threads read one file side by side.
+#[derive(Debug, Clone)]
+pub(crate) struct Section {
+    file: Arc<File>,
+    start: u64,
+    at: u64,
+    end: u64,
+}
+
+impl Section {
+    pub(crate) fn new(file: Arc<File>, start: u64, size: u64) -> Self {
+        Self { file, start, at: start, end: start.saturating_add(size) }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+impl From<File> for Section {
+    /// All of it, however long it becomes.
+    fn from(file: File) -> Self {
+        Self::new(Arc::new(file), 0, u64::MAX)
+    }
+}
+
+impl Read for Section {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let want = buf.len().min(left);
+        let n = self.file.read_at(&mut buf[..want], self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Seek for Section {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => self.start.checked_add(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.end.checked_add_signed(by),
+        };
+        match at {
+            Some(at) if at >= self.start => {
+                self.at = at;
+                Ok(at - self.start)
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+/// What an archive has under a name.
+#[derive(Debug)]
+enum Member {
+    File {
+        start: u64,
+        size: u64,
+    },
+    /// Another name; none if it points out of the archive.
+    Link(Option<Vec<u8>>),
+}
+
+/// An opened archive: what is read later comes from the same file, whatever happens to its name.
+#[derive(Debug)]
+pub(crate) struct Archive {
+    file: Arc<File>,
+    path: PathBuf,
+    members: HashMap<Vec<u8>, Member>,
+}
+
+impl Archive {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let file = Arc::new(open_tar(path)?);
+        if is_compressed(&file, path)? {
+            return Err(compressed(path));
+        }
+        let mut members = HashMap::new();
+        let (mut count, mut names) = (0, 0);
+        scan(&file, path, |entry, start| {
+            count += 1;
+            names += entry.path.len() + entry.link.len();
+            let limit =
+                |what: &str, limit| Error::Limit { what: format!("{what} in {}", path.display()), limit };
+            if count > MAX_MEMBERS {
+                return Err(limit("the number of entries", MAX_MEMBERS));
+            }
+            if names > MAX_NAMES {
+                return Err(limit("the length of all names", MAX_NAMES as u64));
+            }
+            let unsafe_path = |why| Error::UnsafePath { path: show(&entry.path), why };
+            let name = clean(b"", &entry.path).ok_or_else(|| unsafe_path("it contains a .. component"))?;
+            let above = name.iter().rposition(|b| *b == b'/').map_or(&b""[..], |slash| &name[..slash]);
+            let member = match entry.kind {
+                EntryType::Regular | EntryType::Continuous => Member::File { start, size: entry.size },
+                EntryType::Symlink if entry.link.starts_with(b"/") => Member::Link(None),
+                EntryType::Symlink => Member::Link(clean(above, &entry.link)),
+                EntryType::Link => Member::Link(clean(b"", &entry.link)),
+                _ => return Ok(ControlFlow::Continue(())),
+            };
+            match members.entry(name) {
+                Slot::Vacant(slot) => slot.insert(member),
+                // Readers disagree about which one counts.
+                Slot::Occupied(_) => {
+                    let why = "there are two entries of this name".into();
+                    return Err(Error::Entry { path: show(&entry.path), why });
+                }
+            };
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Self { file, path: path.to_owned(), members })
+    }
+
+    /// The file `name`, through links.
+    pub(crate) fn member(&self, name: &str) -> Result<Section, Error> {
+        let corrupt =
+            |why: &str| Error::Corrupt { what: self.path.display().to_string(), why: why.to_owned() };
+        let shown = show(name.as_bytes());
+        let mut wanted = clean(b"", name.as_bytes())
+            .ok_or(Error::UnsafePath { path: shown.clone(), why: "it contains a .. component" })?;
+        for _ in 0..=MAX_LINKS {
+            match self.members.get(&wanted) {
+                Some(Member::File { start, size }) => {
+                    return Ok(Section::new(Arc::clone(&self.file), *start, *size));
+                }
+                Some(Member::Link(Some(target))) => wanted.clone_from(target),
+                Some(Member::Link(None)) => {
+                    return Err(corrupt(&format!("{shown} is a link out of the archive")));
+                }
+                None => return Err(corrupt(&format!("it has no file {shown}"))),
+            }
+        }
+        Err(corrupt(&format!("{shown} is a link that leads through too many others")))
+    }
+
+    fn json(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let what = format!("{} in {}", show(name.as_bytes()), self.path.display());
+        read_json(self.member(name)?, &what)
+    }
+}
+
+/// A document that is no longer than a document may be.
+pub(crate) fn read_json(section: Section, what: &str) -> Result<Vec<u8>, Error> {
+    if section.size() > MAX_JSON {
+        return Err(too_large(what));
+    }
+    let mut bytes = Vec::new();
+    let mut section = section;
+    section.read_to_end(&mut bytes).map_err(|source| Error::Io { op: "read", path: what.into(), source })?;
+    Ok(bytes)
+}
+
+/// Calls `visit` with each entry and the offset of its data, skipping the data itself.
+fn scan(
+    file: &Arc<File>,
+    path: &Path,
+    mut visit: impl FnMut(Entry, u64) -> Result<ControlFlow<()>, Error>,
+) -> Result<(), Error> {
+    let what = || path.display().to_string();
+    let error = |op, source| Error::Io { op, path: what(), source };
+    let size = file.metadata().map_err(|e| error("stat", e))?.len();
+    let mut reader = BufReader::with_capacity(HEADERS, Section::new(Arc::clone(file), 0, size));
+    let mut at = 0;
+    // An archive without its end marker is accepted: digests cover what is used of it.
+    while at < size {
+        // A stream for each entry: its data is passed over by a seek and not by reading.
+        let found = Stream::new(&mut reader, u64::MAX).next(false).map_err(|e| match e {
+            // The stream knows only its own bytes.
+            Error::Corrupt { why, .. } => {
+                Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }
+            }
+            other => other,
+        })?;
+        let Some(entry) = found else { return Ok(()) };
+        if entry.sparse.is_some() {
+            return Err(Error::Entry {
+                path: show(&entry.path),
+                why: "sparse files are not supported".into(),
+            });
+        }
+        let start = reader.stream_position().map_err(|e| error("read", e))?;
+        let data = entry.size;
+        let past = start.checked_add(data).filter(|past| *past <= size);
+        let Some(past) = past else {
+            return Err(Error::Truncated { what: format!("{} (in {})", what(), show(&entry.path)) });
+        };
+        if visit(entry, start)?.is_break() {
+            return Ok(());
+        }
+        at = past.next_multiple_of(512);
+        reader
+            .seek_relative(
+                (at - start).try_into().map_err(|_| error("read", io::ErrorKind::InvalidInput.into()))?,
+            )
+            .map_err(|e| error("read", e))?;
+    }
+    if size == 0 {
+        return Err(Error::Corrupt { what: what(), why: "it is empty".into() });
+    }
+    Ok(())
+}
+
+/// `name` below `above` without `.` and `..`; none if it leaves the root.
+fn clean(above: &[u8], name: &[u8]) -> Option<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in above.split(|b| *b == b'/').chain(name.split(|b| *b == b'/')) {
+        match part {
+            b"" | b"." => {}
+            // In a name of its own `..` has no business; in a link it leads to a neighbour.
+            b".." if above.is_empty() => return None,
+            b".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join(&b'/'))
+}
+
+fn is_compressed(file: &File, path: &Path) -> Result<bool, Error> {
+    let mut head = [0; 6];
+    let n = file.read_at(&mut head, 0).map_err(|source| Error::Io {
+        op: "read",
+        path: path.display().to_string(),
+        source,
+    })?;
+    // gzip, zstd, bzip2, xz
+    let magics: [&[u8]; 4] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], b"BZh", b"\xfd7zXZ\0"];
+    Ok(magics.iter().any(|magic| head[..n].starts_with(magic)))
+}
+
+fn compressed(path: &Path) -> Error {
+    let uri = path.display().to_string();
+    Error::Source { uri, why: "the archive is compressed; decompress it first, it is read in place" }
+}
+
+/// What a tar file holds, by the names in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Docker,
+    Oci,
+    RootFs,
+}
+
+/// Looks for an image in a tar file. A damaged file is taken for a root file system: unpacking it tells what is wrong.
+pub(crate) fn kind(path: &Path) -> Result<Kind, Error> {
+    let file = open_tar(path)?;
+    if is_compressed(&file, path)? {
+        // The first name has to do. It would be a poor root file system that consists of blobs.
+        return if begins_like_image(file) { Err(compressed(path)) } else { Ok(Kind::RootFs) };
+    }
+    let file = Arc::new(file);
+    let (mut docker, mut index, mut blobs, mut count) = (false, false, false, 0);
+    let looked = scan(&file, path, |entry, start| {
+        count += 1;
+        let Some(name) = clean(b"", &entry.path) else { return Ok(ControlFlow::Break(())) };
+        match &*name {
+            // Programs, too, call a file of theirs so; this one is a list of images.
+            b"manifest.json" => {
+                let section = Section::new(Arc::clone(&file), start, entry.size);
+                let list = read_json(section, "manifest.json").ok();
+                docker = list.is_some_and(|bytes| serde_json::from_slice::<Vec<Item>>(&bytes).is_ok());
+            }
+            b"index.json" => index = true,
+            name => blobs |= name == b"blobs" || name.starts_with(b"blobs/"),
+        }
+        Ok(if docker || count >= MAX_MEMBERS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    });
+    Ok(match looked {
+        Err(e @ Error::Io { .. }) => return Err(e),
+        _ if docker => Kind::Docker,
+        Ok(()) if index && blobs => Kind::Oci,
+        _ => Kind::RootFs,
+    })
+}
+
+/// Looks for a name that only archives of images begin with: `blobs/`, a document, or a digest.
+fn begins_like_image(file: File) -> bool {
+    let mut raw = BufReader::new(Section::from(file));
+    let reader: Box<dyn Read> = match raw.fill_buf() {
+        Ok([0x1f, 0x8b, ..]) => Box::new(flate2::bufread::MultiGzDecoder::new(raw)),
+        Ok([0x28, 0xb5, 0x2f, 0xfd, ..]) => match zstd::stream::read::Decoder::with_buffer(raw) {
+            Ok(decoder) => Box::new(decoder),
+            Err(_) => return false,
+        },
+        _ => return false,
+    };
+    let Ok(Some(entry)) = Stream::new(BufReader::new(reader), u64::MAX).next(false) else { return false };
+    let name = clean(b"", &entry.path).unwrap_or_default();
+    let first = name.split(|b| *b == b'/').next().unwrap_or_default();
+    let digest = first.strip_prefix(b"sha256:").unwrap_or(first);
+    matches!(first, b"blobs" | b"index.json" | b"manifest.json" | b"oci-layout" | b"repositories")
+        || digest.len() >= 64 && digest[..64].iter().all(u8::is_ascii_hexdigit)
+}
+
+/// One image of `manifest.json`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Item {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Option<Vec<String>>,
+}
+
+/// Reads manifest and config of an image that `docker save` wrote: the one called `name`, or the only one.
+pub(crate) fn open_docker(path: &Path, name: Option<&str>) -> Result<Image, Error> {
+    let archive = Archive::open(path)?;
+    let what = format!("manifest.json in {}", path.display());
+    let items: Vec<Item> = parse(&archive.json("manifest.json")?, &what)?;
+    let item = select(items, &what, name)?;
+    let json = archive.json(&item.config)?;
+    let what = format!("config {}", show(item.config.as_bytes()));
+    let digest = Digest::of(&json);
+    if let Some(expected) = promised(&item.config).filter(|promised| *promised != digest) {
+        let (expected, actual) = (expected.to_string(), digest.to_string());
+        return Err(Error::DigestMismatch { what, expected, actual });
+    }
+    let ImageConfig { config, diff_ids, .. } = ImageConfig::parse(&json, &what)?;
+    let files = item.layers.unwrap_or_default();
+    if files.len() > MAX_LAYERS {
+        let what = format!("the number of layers of {what}");
+        return Err(Error::Limit { what, limit: MAX_LAYERS as u64 });
+    }
+    if files.len() != diff_ids.len() {
+        let why = format!("it has {} diff ids, but manifest.json {} layers", diff_ids.len(), files.len());
+        return Err(Error::Corrupt { what, why });
+    }
+    let mut layers = Vec::with_capacity(files.len());
+    let mut chain: Option<Digest> = None;
+    for (file, diff_id) in files.iter().zip(diff_ids) {
+        let section = archive.member(file)?;
+        let id = chain_id(chain.as_ref(), &diff_id);
+        let blob = Blob::Member { section, diff_id };
+        layers.push(Layer { chain_id: id.as_hex().to_owned(), blob, base: None });
+        chain = Some(id);
+    }
+    let id = digest.as_hex().to_owned();
+    let names = name.map_or_else(|| item.repo_tags.unwrap_or_default(), |name| vec![name.to_owned()]);
+    Ok(Image { config, layers, manifest: None, config_json: Some(json), id, names })
+}
+
+/// The digest that a config is named by: `<hex>.json`, `blobs/sha256/<hex>` or `sha256:<hex>`.
+fn promised(name: &str) -> Option<Digest> {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let last = last.strip_suffix(".json").unwrap_or(last);
+    let hex = last.strip_prefix("sha256:").unwrap_or(last);
+    format!("sha256:{hex}").parse().ok()
+}
+
+fn select(mut items: Vec<Item>, what: &str, name: Option<&str>) -> Result<Item, Error> {
+    let error = |why| Err(Error::Select { what: what.into(), why });
+    if let Some(name) = name {
+        let wanted = full_name(name);
+        items.retain(|i| i.repo_tags.iter().flatten().any(|tag| full_name(tag) == wanted));
+    }
+    match (items.len(), name) {
+        (1, _) => Ok(items.remove(0)),
+        (0, None) => error("there is no image".into()),
+        (0, Some(name)) => error(format!("no image is called {name:?}")),
+        (n, None) => error(format!("there are {n} images; name one with :name:tag")),
+        (n, Some(name)) => error(format!("{n} images are called {name:?}")),
+    }
+}
+
+/// A name with its tag and without the parts that docker leaves out and podman writes.
+fn full_name(name: &str) -> String {
+    let short = ["docker.io/", "index.docker.io/"].iter().find_map(|prefix| name.strip_prefix(prefix));
+    let short = short.map_or(name, |rest| rest.strip_prefix("library/").unwrap_or(rest));
+    let (base, tag) = split_tag(short);
+    format!("{base}:{}", tag.unwrap_or("latest"))
+}
+
+/// `localhost:5000/app:v1` is `localhost:5000/app` and `v1`.
+pub(crate) fn split_tag(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((base, tag)) if !tag.contains('/') => (base, Some(tag)),
+        _ => (name, None),
+    }
+}

@@ -1,0 +1,300 @@
+//! Writes an image out of its unpacked layers: what [`crate::Source`] reads, a plain tar or a directory.
+//!
+//! ```text
+//! layers on disk ── walk ──┬─ one by one ─> tarball ─> layout (a directory or an archive)
+//! (overlayfs' form)        └─ merged ─────> tarball or tree
+//! ```
+//!
+//! The same layers give the same bytes: names are sorted, and nothing depends on the time or the host. All is written
+//! under a temporary name beside the target, which an error or a cancellation removes again.
+
+mod layout;
+mod tarball;
+mod tree;
+mod walk;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::watch::Watch;
+use layout::Layout;
+use tarball::{END, Named, Tarball};
+use walk::Meter;
+
+/// Bytes that are written at once.
+const BUFFER: usize = 256 << 10;
+/// Temporary names that are tried while others have them.
+const MAX_NAMES: u32 = 1 << 20;
+
+/// What an export makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A directory in the OCI image layout.
+    Oci,
+    /// A tar file of an OCI image layout.
+    OciArchive,
+    /// What `docker save` writes and `docker load` and `podman load` read: with a `manifest.json`, and also an OCI
+    /// image layout. Layers are not compressed.
+    DockerArchive,
+    /// The root file system as one tar file.
+    Tar,
+    /// The root file system as a directory.
+    Dir,
+}
+
+/// How layers are stored in an OCI image layout.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// What every tool reads.
+    #[default]
+    Gzip,
+    /// Smaller and several times faster; readers since about 2020 know it.
+    Zstd,
+}
+
+/// Where an export goes.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// What is made.
+    pub format: Format,
+    /// A directory of this name may exist if it is empty.
+    pub path: PathBuf,
+    /// For [`Format::Oci`] and [`Format::OciArchive`] only.
+    pub compression: Compression,
+    /// Replace a file that exists. A directory with something in it is never replaced.
+    pub overwrite: bool,
+}
+
+/// What an export did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exported {
+    /// Files, directories and so on, without whiteouts.
+    pub entries: u64,
+    /// Bytes of file data read.
+    pub bytes: u64,
+    /// Extended attributes that are not the image's (`trusted.*`, `system.*`, ...) or that no archive can express.
+    pub skipped_xattrs: u64,
+    /// Sockets, which no archive can express.
+    pub skipped_sockets: u64,
+    /// What was written as an image; none for a root file system.
+    pub image: Option<ExportedImage>,
+}
+
+/// The digests of an exported image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExportedImage {
+    /// The manifest.
+    pub manifest: Digest,
+    /// The config, which is the image's id.
+    pub config: Digest,
+    /// The uncompressed layers, bottom first.
+    pub diff_ids: Vec<Digest>,
+}
+
+impl Format {
+    fn is_directory(self) -> bool {
+        matches!(self, Self::Oci | Self::Dir)
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Oci => "oci",
+            Self::OciArchive => "oci-archive",
+            Self::DockerArchive => "docker-archive",
+            Self::Tar => "tar",
+            Self::Dir => "dir",
+        })
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Self::Oci, Self::OciArchive, Self::DockerArchive, Self::Tar, Self::Dir]
+            .into_iter()
+            .find(|format| format.to_string() == text)
+            .ok_or_else(|| Error::Unsupported { what: format!("the export format {text:?}") })
+    }
+}
+
+/// Writes the image that consists of `layers`, bottom first: directories as [`crate::Layer::unpack`] leaves them, which
+/// nobody changes meanwhile. Of `config` (an OCI image config) the diff ids are replaced; with none, a minimal one for
+/// this host is made. `names` are `name[:tag]`, the tag being `latest` if there is none. A root file system
+/// ([`Format::Tar`], [`Format::Dir`]) has no place for either. `watch` counts the bytes of files read. Nothing is synced
+/// to the disk.
+///
+/// # Errors
+/// A target that exists or cannot be written, a layer that cannot be read or that the format cannot express,
+/// [`Error::Cancelled`]. Nothing stays in either case.
+pub fn export(
+    layers: &[BorrowedFd<'_>],
+    config: Option<&[u8]>,
+    names: &[String],
+    to: &Target,
+    watch: &Watch,
+) -> Result<Exported, Error> {
+    let shown = to.path.display().to_string();
+    let mut meter = Meter::new(watch, &shown);
+    meter.check()?;
+    let mut temporary = Temporary::new(to, &shown)?;
+    let image = match to.format {
+        Format::Dir => {
+            walk::merged(layers, &mut tree::Directory::new(temporary.open_dir()?, &shown), &mut meter)?;
+            None
+        }
+        Format::Tar => {
+            let inner = BufWriter::with_capacity(BUFFER, temporary.make_file()?);
+            let mut tarball = Tarball(Named { inner, path: &shown });
+            walk::merged(layers, &mut tarball, &mut meter)?;
+            tarball.0.put(&END)?;
+            tarball.0.inner.flush().map_err(|e| tarball::failed(&shown, e))?;
+            None
+        }
+        format => {
+            let mut layout = match format {
+                Format::Oci => Layout::in_directory(temporary.open_dir()?, &shown)?,
+                _ => Layout::in_archive(temporary.make_file()?, &shown),
+            };
+            let compression = (format != Format::DockerArchive).then_some(to.compression);
+            Some(layout::write(&mut layout, layers, config, names, compression, &mut meter)?)
+        }
+    };
+    meter.check()?;
+    temporary.commit()?;
+    let Meter { entries, bytes, skipped_xattrs, skipped_sockets, .. } = meter;
+    Ok(Exported { entries, bytes, skipped_xattrs, skipped_sockets, image })
+}
+
+/// What is being written, beside the target. Removed unless committed.
+struct Temporary<'a> {
+    above: OwnedFd,
+    name: String,
+    target: &'a std::ffi::OsStr,
+    to: &'a Target,
+    shown: &'a str,
+    committed: bool,
+}
+
+impl<'a> Temporary<'a> {
+    fn new(to: &'a Target, shown: &'a str) -> Result<Self, Error> {
+        let why = "an export needs the name of a file or directory";
+        let target = to.path.file_name().ok_or_else(|| Error::Source { uri: shown.into(), why })?;
+        let parent = match to.path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let above = openat(CWD, parent, flags, Mode::empty()).map_err(|e| Error::Io {
+            op: "open",
+            path: parent.display().to_string(),
+            source: e.into(),
+        })?;
+        let temporary = Self { above, name: String::new(), target, to, shown, committed: true };
+        temporary.check_target()?;
+        Ok(temporary)
+    }
+
+    fn error(&self, op: &'static str) -> impl FnOnce(Errno) -> Error + use<> {
+        let path = self.shown.to_owned();
+        move |source| Error::Io { op, path, source: source.into() }
+    }
+
+    /// Said now and not after all has been written; [`Temporary::commit`] makes sure.
+    fn check_target(&self) -> Result<(), Error> {
+        let stat = match statat(&self.above, self.target, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(()),
+            other => other.map_err(self.error("stat"))?,
+        };
+        let is_directory = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
+        let empty = || std::fs::read_dir(&self.to.path).is_ok_and(|mut dir| dir.next().is_none());
+        match (self.to.format.is_directory(), is_directory) {
+            (true, true) if empty() => Ok(()),
+            (false, false) if self.to.overwrite => Ok(()),
+            _ => Err(Error::Exists { path: self.shown.into() }),
+        }
+    }
+
+    /// Images hold secrets of those who made them: until somebody opens it up it is its owner's.
+    fn make_file(&mut self) -> Result<File, Error> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        Ok(self.make(|above, name| openat(above, name, flags, Mode::RUSR | Mode::WUSR))?.into())
+    }
+
+    fn open_dir(&mut self) -> Result<OwnedFd, Error> {
+        self.make(|above, name| mkdirat(above, name, Mode::RWXU))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.above, &self.name, flags, Mode::empty()).map_err(self.error("open"))
+    }
+
+    /// Under a name that nothing has, not even what a killed process of our number left.
+    fn make<T>(&mut self, make: impl Fn(&OwnedFd, &str) -> Result<T, Errno>) -> Result<T, Error> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = format!(".export-{}-{number}", std::process::id());
+            match make(&self.above, &name) {
+                Err(Errno::EXIST) if number < MAX_NAMES => {}
+                Err(e) => return Err(self.error("make")(e)),
+                Ok(made) => {
+                    (self.name, self.committed) = (name, false);
+                    return Ok(made);
+                }
+            }
+        }
+    }
+
+    fn commit(mut self) -> Result<(), Error> {
+        let plain = || renameat(&self.above, &self.name, &self.above, self.target);
+        let result = if self.to.overwrite || self.to.format.is_directory() {
+            plain() // over a directory only if that is empty
+        } else {
+            let flags = RenameFlags::NOREPLACE;
+            match renameat_with(&self.above, &self.name, &self.above, self.target, flags) {
+                // A file system that cannot (NFS, some FUSE): the look at the beginning has to do.
+                Err(Errno::INVAL) => plain(),
+                other => other,
+            }
+        };
+        match result {
+            Ok(()) => {
+                self.committed = true;
+                Ok(())
+            }
+            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::ISDIR | Errno::NOTDIR) => {
+                Err(Error::Exists { path: self.shown.into() })
+            }
+            Err(e) => Err(self.error("rename to")(e)),
+        }
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        // The error that led here is the one to tell; what cannot be removed is found by its name.
+        let _ = if self.to.format.is_directory() {
+            std::fs::remove_dir_all(self.to.path.with_file_name(&self.name)).is_ok()
+        } else {
+            unlinkat(&self.above, &*self.name, AtFlags::empty()).is_ok()
+        };
+    }
+}

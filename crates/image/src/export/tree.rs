@@ -1,0 +1,147 @@
+//! Writes a merged tree as a directory.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use super::tarball::split;
+use super::walk::{Content, Item, Meter, Sink};
+use crate::error::Error;
+
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// An empty directory, and the directories entered in it. A directory gets its attributes when all is in it: until then
+/// only its maker has access, and its time would change again.
+pub(super) struct Directory<'a> {
+    root: OwnedFd,
+    /// Where it will be, for errors.
+    shown: &'a str,
+    open: Vec<Entered>,
+}
+
+struct Entered {
+    path: Vec<u8>,
+    fd: OwnedFd,
+    stat: Stat,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl<'a> Directory<'a> {
+    pub(super) fn new(root: OwnedFd, shown: &'a str) -> Self {
+        Self { root, shown, open: Vec::new() }
+    }
+
+    fn at(&self, op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
+        let path = self.name(path);
+        move |source| Error::Io { op, path, source: source.into() }
+    }
+
+    fn name(&self, path: &[u8]) -> String {
+        format!("{}/{}", self.shown, path.escape_ascii())
+    }
+
+    /// Owner, mode, xattrs, time. The order counts: chown(2) takes away setuid bits and file capabilities.
+    fn attributes(
+        &self,
+        fd: BorrowedFd<'_>,
+        path: &[u8],
+        stat: &Stat,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<(), Error> {
+        let (uid, gid) = owner(stat);
+        fchown(fd, uid, gid).map_err(self.at("set the owner of", path))?;
+        fchmod(fd, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(self.at("set the mode of", path))?;
+        for (name, value) in xattrs {
+            fsetxattr(fd, &**name, value, XattrFlags::empty()).map_err(self.at("set an xattr of", path))?;
+        }
+        futimens(fd, &stamps(stat)).map_err(self.at("set the time of", path))
+    }
+}
+
+impl Sink for Directory<'_> {
+    fn entry(&mut self, item: &Item<'_>, meter: &mut Meter<'_>) -> Result<(), Error> {
+        let (path, stat) = (item.path, item.stat);
+        let (_, name) = split(path);
+        let above = self.open.last().map_or(&self.root, |entered| &entered.fd).as_fd();
+        let at = |op| self.at(op, path);
+        let failed = |source| Error::Io { op: "write", path: self.name(path), source };
+        match &item.content {
+            Content::Directory => {
+                let fd = if path.is_empty() {
+                    openat(above, ".", DIR, Mode::empty())
+                } else {
+                    mkdirat(above, name, Mode::RWXU).map_err(at("make the directory"))?;
+                    openat(above, name, DIR, Mode::empty())
+                }
+                .map_err(at("open"))?;
+                self.open.push(Entered { path: path.to_vec(), fd, stat, xattrs: item.xattrs.clone() });
+                return Ok(());
+            }
+            Content::File(from) => {
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = openat(above, name, flags, Mode::RUSR | Mode::WUSR).map_err(at("make"))?;
+                let file = File::from(fd);
+                // What is not written is a hole: zeros need no place.
+                file.set_len(stat.st_size.cast_unsigned()).map_err(failed)?;
+                let mut offset = 0;
+                item.copy(from, meter, |piece| {
+                    if piece.iter().any(|b| *b != 0) {
+                        file.write_all_at(piece, offset).map_err(failed)?;
+                    }
+                    offset += piece.len() as u64;
+                    Ok(())
+                })?;
+                return self.attributes(file.as_fd(), path, &stat, &item.xattrs);
+            }
+            // Its parents are directories that were made here.
+            Content::Link(first) => {
+                return linkat(&self.root, *first, above, name, AtFlags::empty()).map_err(at("link"));
+            }
+            Content::Symlink(target) => symlinkat(&**target, above, name).map_err(at("make"))?,
+            Content::Node => {
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                mknodat(above, name, kind, Mode::RUSR, stat.st_rdev).map_err(at("make"))?;
+            }
+        }
+        let (uid, gid) = owner(&stat);
+        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+        chownat(above, name, uid, gid, nofollow).map_err(at("set the owner of"))?;
+        if matches!(item.content, Content::Node) {
+            let mode = Mode::from_raw_mode(item.mode());
+            chmodat(above, name, mode, AtFlags::empty()).map_err(at("set the mode of"))?;
+        }
+        utimensat(above, name, &stamps(&stat), nofollow).map_err(at("set the time of"))
+    }
+
+    fn leave(&mut self) -> Result<(), Error> {
+        let Some(done) = self.open.pop() else { return Ok(()) };
+        self.attributes(done.fd.as_fd(), &done.path, &done.stat, &done.xattrs)
+    }
+
+    // A merged tree has neither.
+    fn whiteout(&mut self, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn opaque(&mut self, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+}
+
+/// Access time = modification time, as after unpacking.
+fn stamps(stat: &Stat) -> Timestamps {
+    // Nanoseconds are below 10^9.
+    let spec = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() };
+    Timestamps { last_access: spec, last_modification: spec }
+}

@@ -1,0 +1,398 @@
+//! Walks layers on disk: one as it is, or several as overlayfs would show them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, flistxattr, fstat, openat, openat2,
+    readlinkat, statat,
+};
+use rustix::io::Errno;
+
+use crate::archive::Time;
+use crate::error::{Error, show};
+use crate::tree::is_whiteout;
+use crate::unpack::Limits;
+use crate::watch::Watch;
+use crate::xattr::{self, Fate};
+
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Directories of parents that stay open. What is beyond is opened again by its path.
+const MAX_OPEN: usize = 128;
+/// Bytes of names kept for hard links whose other names have not come yet.
+const MAX_LINKED: usize = 256 << 20;
+/// The kernel's own limit of a list of attributes and of a value (XATTR_LIST_MAX, XATTR_SIZE_MAX), in bytes.
+const MAX_XATTR: usize = 64 << 10;
+/// Bytes of a file that are read at once.
+const PIECE: usize = 256 << 10;
+
+/// Counts, and knows whether to go on.
+pub(super) struct Meter<'a> {
+    watch: &'a Watch,
+    /// What is made, for errors.
+    what: &'a str,
+    pub(super) bytes: u64,
+    pub(super) entries: u64,
+    pub(super) skipped_xattrs: u64,
+    pub(super) skipped_sockets: u64,
+    piece: Vec<u8>,
+}
+
+impl<'a> Meter<'a> {
+    pub(super) fn new(watch: &'a Watch, what: &'a str) -> Self {
+        let piece = vec![0; PIECE];
+        Self { watch, what, bytes: 0, entries: 0, skipped_xattrs: 0, skipped_sockets: 0, piece }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.watch.is_cancelled() { Err(Error::Cancelled { what: self.what.into() }) } else { Ok(()) }
+    }
+}
+
+/// One thing of a tree.
+pub(super) struct Item<'a> {
+    /// Relative to the root, which itself is empty.
+    pub(super) path: &'a [u8],
+    pub(super) stat: Stat,
+    /// Sorted by name, without what belongs to the host or to overlayfs.
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) content: Content<'a>,
+}
+
+pub(super) enum Content<'a> {
+    Directory,
+    File(File),
+    Symlink(Vec<u8>),
+    /// A character or block device or a fifo.
+    Node,
+    /// A further name of what came under this path.
+    Link(&'a [u8]),
+}
+
+impl Item<'_> {
+    pub(super) fn mode(&self) -> u32 {
+        self.stat.st_mode & 0o7777
+    }
+
+    pub(super) fn mtime(&self) -> Time {
+        // Nanoseconds are below 10^9.
+        Time { sec: self.stat.st_mtime, nsec: self.stat.st_mtime_nsec.cast_signed() }
+    }
+
+    /// Gives the data of a file to `sink`: exactly as many bytes as its size was.
+    pub(super) fn copy(
+        &self,
+        file: &File,
+        meter: &mut Meter<'_>,
+        mut sink: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (mut at, size) = (0, self.stat.st_size.cast_unsigned());
+        while at < size {
+            let want = meter.piece.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
+            let n = match file.read_at(&mut meter.piece[..want], at) {
+                Ok(0) => return Err(Error::Changed { path: show(self.path) }),
+                Ok(n) => n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(Error::Io { op: "read", path: show(self.path), source }),
+            };
+            sink(&meter.piece[..n])?;
+            at += n as u64;
+            meter.bytes += n as u64;
+            meter.watch.add(n as u64);
+            meter.check()?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes a tree: a directory comes before what is in it, names in the order of their bytes.
+pub(super) trait Sink {
+    fn entry(&mut self, item: &Item<'_>, meter: &mut Meter<'_>) -> Result<(), Error>;
+    /// All of the directory that was entered last has come.
+    fn leave(&mut self) -> Result<(), Error>;
+    /// Lower layers' `path` is gone.
+    fn whiteout(&mut self, path: &[u8]) -> Result<(), Error>;
+    /// All that lower layers have in the directory that was entered last is gone.
+    fn opaque(&mut self, path: &[u8]) -> Result<(), Error>;
+}
+
+fn at(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
+    let path = show(path);
+    move |source| Error::Io { op, path, source: source.into() }
+}
+
+/// A directory whose names are being visited.
+struct Frame {
+    /// The layers that have it, top first, and it in each of them; none while it is closed.
+    layers: Vec<usize>,
+    dirs: Vec<OwnedFd>,
+    /// The names that are left, and in which of `layers` each is topmost.
+    names: std::vec::IntoIter<(Vec<u8>, usize)>,
+    /// Length of the path of the directory above.
+    above: usize,
+}
+
+struct Walk<'a> {
+    layers: &'a [BorrowedFd<'a>],
+    merged: bool,
+    path: Vec<u8>,
+    stack: Vec<Frame>,
+    /// First name, and how many are left, of what has several: by layer, device and inode.
+    links: HashMap<(usize, u64, u64), (Vec<u8>, u64)>,
+    linked: usize,
+    limits: Limits,
+}
+
+/// One layer, with its whiteouts.
+pub(super) fn layer(layer: BorrowedFd<'_>, sink: &mut impl Sink, meter: &mut Meter<'_>) -> Result<(), Error> {
+    walk(&[layer], false, sink, meter)
+}
+
+/// All layers (bottom first) as one tree.
+pub(super) fn merged(
+    layers: &[BorrowedFd<'_>],
+    sink: &mut impl Sink,
+    meter: &mut Meter<'_>,
+) -> Result<(), Error> {
+    if layers.is_empty() { Ok(()) } else { walk(layers, true, sink, meter) }
+}
+
+fn walk(
+    layers: &[BorrowedFd<'_>],
+    merged: bool,
+    sink: &mut impl Sink,
+    meter: &mut Meter<'_>,
+) -> Result<(), Error> {
+    let mut walk = Walk {
+        layers,
+        merged,
+        path: Vec::new(),
+        stack: Vec::new(),
+        links: HashMap::new(),
+        linked: 0,
+        limits: Limits::default(),
+    };
+    let open = |layer: usize| openat(layers[layer], ".", DIR, Mode::empty()).map(|dir| (layer, dir));
+    let roots = (0..layers.len()).rev().map(open).collect::<Result<_, _>>().map_err(at("open", b"."))?;
+    walk.enter(roots, 0, sink, meter)?;
+    while let Some(frame) = walk.stack.last_mut() {
+        if let Some((name, topmost)) = frame.names.next() {
+            walk.visit(&name, topmost, sink, meter)?;
+        } else {
+            sink.leave()?;
+            walk.path.truncate(frame.above);
+            walk.stack.pop();
+        }
+    }
+    Ok(())
+}
+
+impl Walk<'_> {
+    /// Begins with a directory, which is in some layers, top first.
+    fn enter(
+        &mut self,
+        found: Vec<(usize, OwnedFd)>,
+        above: usize,
+        sink: &mut impl Sink,
+        meter: &mut Meter<'_>,
+    ) -> Result<(), Error> {
+        if self.stack.len() > self.limits.max_depth {
+            let (what, limit) = ("the depth of a directory".into(), self.limits.max_depth as u64);
+            return Err(Error::Limit { what, limit });
+        }
+        let (mut layers, mut dirs, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for (layer, dir) in found {
+            let found = attributes(dir.as_fd(), &self.path, false, meter)?;
+            if dirs.is_empty() {
+                let stat = fstat(&dir).map_err(at("stat", &self.path))?;
+                meter.skipped_xattrs += found.skipped;
+                let content = Content::Directory;
+                give(&Item { path: &self.path, stat, xattrs: found.xattrs, content }, sink, meter)?;
+                if found.opaque && !self.merged {
+                    sink.opaque(&self.path)?;
+                }
+            }
+            for entry in Dir::read_from(&dir).map_err(at("list", &self.path))? {
+                let entry = entry.map_err(at("list", &self.path))?;
+                let name = entry.file_name().to_bytes();
+                if name != b"." && name != b".." {
+                    names.push((name.to_vec(), dirs.len()));
+                }
+            }
+            layers.push(layer);
+            dirs.push(dir);
+            if found.opaque {
+                break;
+            }
+        }
+        names.sort_unstable();
+        names.dedup_by(|next, first| next.0 == first.0);
+        if self.stack.iter().map(|frame| frame.dirs.len()).sum::<usize>() > MAX_OPEN {
+            self.stack.iter_mut().for_each(|frame| frame.dirs.clear());
+        }
+        self.stack.push(Frame { layers, dirs, names: names.into_iter(), above });
+        Ok(())
+    }
+
+    fn visit(
+        &mut self,
+        name: &[u8],
+        topmost: usize,
+        sink: &mut impl Sink,
+        meter: &mut Meter<'_>,
+    ) -> Result<(), Error> {
+        let above = self.path.len();
+        let Some(frame) = self.stack.last_mut() else { return Ok(()) };
+        if frame.dirs.is_empty() {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let path = if self.path.is_empty() { b"." } else { &*self.path };
+            let open = |layer: &usize| openat2(self.layers[*layer], path, DIR, Mode::empty(), resolve);
+            frame.dirs = frame.layers.iter().map(open).collect::<Result<_, _>>().map_err(at("open", path))?;
+        }
+        if above > 0 {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name);
+        if self.path.len() > self.limits.max_name {
+            let limit = self.limits.max_name as u64;
+            return Err(Error::Limit { what: "the length of a path".into(), limit });
+        }
+        let (dir, layer) = (&frame.dirs[topmost], frame.layers[topmost]);
+        let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("stat", &self.path))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory {
+            let mut found = Vec::new();
+            for (dir, layer) in frame.dirs.iter().zip(&frame.layers).skip(topmost) {
+                match openat(dir, name, DIR, Mode::empty()) {
+                    Ok(dir) => found.push((*layer, dir)),
+                    Err(Errno::NOENT) => {}
+                    // Something else, a whiteout perhaps: it hides what is below it.
+                    Err(Errno::NOTDIR | Errno::LOOP) if !found.is_empty() => break,
+                    Err(e) => return Err(at("open", &self.path)(e)),
+                }
+            }
+            return self.enter(found, above, sink, meter);
+        }
+        if is_whiteout(&stat) {
+            if !self.merged {
+                sink.whiteout(&self.path)?;
+            }
+        } else if kind == FileType::Socket {
+            meter.skipped_sockets += 1; // nothing without its server
+        } else {
+            let key = (layer, stat.st_dev, stat.st_ino);
+            let first = if stat.st_nlink > 1 { self.links.get_mut(&key) } else { None };
+            if let Some((first, left)) = first {
+                let content = Content::Link(first);
+                give(&Item { path: &self.path, stat, xattrs: Vec::new(), content }, sink, meter)?;
+                *left -= 1;
+                if *left == 0 {
+                    self.linked -= first.len();
+                    self.links.remove(&key);
+                }
+            } else {
+                give(&item(&self.path, dir, name, stat, meter)?, sink, meter)?;
+                if stat.st_nlink > 1 {
+                    self.linked += self.path.len();
+                    if self.linked > MAX_LINKED {
+                        let what = "the length of all names of hard links".into();
+                        return Err(Error::Limit { what, limit: MAX_LINKED as u64 });
+                    }
+                    self.links.insert(key, (self.path.clone(), stat.st_nlink - 1));
+                }
+            }
+        }
+        self.path.truncate(above);
+        Ok(())
+    }
+}
+
+/// What is called `name` in `dir`, other than a directory.
+fn item<'a>(
+    path: &'a [u8],
+    dir: &OwnedFd,
+    name: &[u8],
+    stat: Stat,
+    meter: &mut Meter<'_>,
+) -> Result<Item<'a>, Error> {
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = openat(dir, name, flags, Mode::empty()).map_err(at("open", path))?;
+            let stat = fstat(&file).map_err(at("stat", path))?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                return Err(Error::Changed { path: show(path) });
+            }
+            let found = attributes(file.as_fd(), path, true, meter)?;
+            meter.skipped_xattrs += found.skipped;
+            Item { path, stat, xattrs: found.xattrs, content: Content::File(file.into()) }
+        }
+        FileType::Symlink => {
+            let target = readlinkat(dir, name, Vec::new()).map_err(at("read the link", path))?;
+            let content = Content::Symlink(target.into_bytes());
+            Item { path, stat, xattrs: Vec::new(), content }
+        }
+        FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo => {
+            Item { path, stat, xattrs: Vec::new(), content: Content::Node }
+        }
+        _ => return Err(Error::Entry { path: show(path), why: "unknown type".into() }),
+    })
+}
+
+fn give(item: &Item<'_>, sink: &mut impl Sink, meter: &mut Meter<'_>) -> Result<(), Error> {
+    meter.entries += 1;
+    meter.check()?;
+    sink.entry(item, meter)
+}
+
+struct Attributes {
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    opaque: bool,
+    skipped: u64,
+}
+
+/// The same attributes that are taken from an archive.
+fn attributes(
+    fd: BorrowedFd<'_>,
+    path: &[u8],
+    regular: bool,
+    meter: &mut Meter<'_>,
+) -> Result<Attributes, Error> {
+    let mut found = Attributes { xattrs: Vec::new(), opaque: false, skipped: 0 };
+    let buf = &mut meter.piece[..MAX_XATTR];
+    let n = match flistxattr(fd, &mut *buf) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(found),
+        other => other.map_err(at("list the xattrs of", path))?,
+    };
+    let list = buf[..n].to_vec();
+    for name in list.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        let n = fgetxattr(fd, name, &mut *buf).map_err(at("read an xattr of", path))?;
+        let value = &buf[..n];
+        // PAX records are text, and their key ends at the first equals sign.
+        let writable = !name.contains(&b'=') && std::str::from_utf8(name).is_ok();
+        match (name, value) {
+            (b"trusted.overlay.opaque", b"y") => found.opaque = true,
+            // Another value: only for an overlay inside an overlay.
+            (b"trusted.overlay.opaque", _) => {
+                return Err(unsupported("whiteouts as extended attributes", path));
+            }
+            // The directory's content is elsewhere, or the file's.
+            (b"trusted.overlay.redirect", _) => return Err(unsupported("overlayfs' redirect_dir", path)),
+            (b"trusted.overlay.metacopy", _) => return Err(unsupported("overlayfs' metacopy", path)),
+            _ if name.starts_with(b"trusted.overlay.") => {}
+            _ => match xattr::judge(name, value, regular, &mut xattr::Scratch::default()) {
+                Fate::Set(value) if writable => found.xattrs.push((name.to_vec(), value.to_vec())),
+                Fate::Set(_) | Fate::Skip => found.skipped += 1,
+                Fate::Refuse(why) => return Err(Error::Entry { path: show(path), why: why.into() }),
+            },
+        }
+    }
+    found.xattrs.sort_unstable();
+    Ok(found)
+}
+
+fn unsupported(what: &str, path: &[u8]) -> Error {
+    Error::Unsupported { what: format!("{what} ({})", show(path)) }
+}

@@ -1,0 +1,163 @@
+//! Garbage collection.
+
+use super::*;
+
+/// A tar with one file of so many kilobytes.
+fn sized(dir: &Path, name: &str, kilobytes: usize) -> String {
+    let path = dir.join(format!("{name}.tar"));
+    let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
+    let data = vec![7; kilobytes << 10];
+    let mut header = tar::Header::new_ustar();
+    header.set_size(data.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    tar.append_data(&mut header, "file", &*data).unwrap();
+    tar.finish().unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn used_at(store: &Store, image: &Image, seconds: i64) {
+    for layer in image.layers.iter() {
+        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        let flags = rustix::fs::AtFlags::empty();
+        rustix::fs::utimensat(&store.0.layout.layers, &layer.chain, &times, flags).unwrap();
+    }
+}
+
+#[test]
+fn the_longest_unused_goes_first_and_no_more_than_needed() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    let mut images = Vec::new();
+    for (name, when) in [("a", 3000), ("b", 1000), ("c", 2000), ("d", 500), ("e", 400)] {
+        let uri = sized(dir.path(), name, 1000);
+        let image = store.import(&uri, Some(name), &Progress::default()).unwrap();
+        images.push((image, when));
+    }
+    store.wait_durable(&Progress::default());
+    store.pin("d", true).unwrap();
+    store.create_rootfs("container", &images[4].0, None).unwrap();
+    drop(store);
+    // A process that has not handed them out goes by what is on the disk.
+    let store = Store::open(&config(dir.path())).unwrap();
+    for (image, when) in &images {
+        used_at(&store, image, *when);
+    }
+    let all = store.usage().unwrap();
+    assert!(all.layers == 5 && all.layers_bytes >= 5000 << 10 && all.layers_bytes < 6 << 20, "{all:?}");
+    assert_eq!(all.used_bytes + all.pinned_bytes + all.reclaimable_bytes, all.layers_bytes);
+    assert!(all.reclaimable_bytes > 2000 << 10 && all.pinned_bytes > 900 << 10 && all.used_bytes > 900 << 10);
+
+    let nothing = store.collect(all.layers_bytes).unwrap();
+    assert!(nothing.layers.is_empty() && nothing.freed_bytes == 0);
+    let some = store.collect(all.layers_bytes - 1).unwrap();
+    assert_eq!((some.layers, some.images), (images[1].0.chain_ids(), vec!["b".to_owned()]));
+    let rest = store.collect(0).unwrap();
+    assert_eq!(rest.images, ["a", "c"]);
+    assert_eq!(rest.kept_bytes, rest.needed_bytes);
+    let names: Vec<_> = store.images().unwrap().into_iter().map(|image| image.name).collect();
+    // Used and pinned ones stay.
+    assert_eq!(names, ["d", "e"]);
+    assert_eq!(entries(dir.path(), "layers"), 2);
+    // It takes its space until it is deleted.
+    assert!(store.usage().unwrap().trash_bytes > 2000 << 10);
+    assert!(store.reap(&Progress::default()).unwrap());
+    assert!(store.usage().unwrap().trash_bytes < 100 << 10);
+
+    // Without pin and container they can go, the name is forgotten, and a new import starts anew.
+    store.pin("d", false).unwrap();
+    store.release_rootfs("container", None);
+    assert_eq!(store.remove_image("d").unwrap().layers, images[3].0.chain_ids());
+    assert!(matches!(store.remove_image("d"), Err(Error::Name(image::Error::Unknown { .. }))));
+    assert_eq!(store.collect(0).unwrap().images, ["e"]);
+    assert_eq!(entries(dir.path(), "layers"), 0);
+    store.import(images[4].0.uri.as_str(), Some("e"), &Progress::default()).unwrap();
+}
+
+#[test]
+fn a_name_whose_layers_are_gone_is_fetched_again() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let image = store.import(&tar(dir.path()), Some("it"), &Progress::default()).unwrap();
+    let layer = &image.layers[0];
+    store.0.condemn(&layer.chain, &layer.instance).unwrap();
+    let again = store.image("it").unwrap();
+    assert_eq!(again.chain_ids(), image.chain_ids());
+    assert!(matches!(store.image("nobody"), Err(Error::Name(image::Error::Unknown { .. }))));
+    assert!(store.import(&tar(dir.path()), Some("../it"), &Progress::default()).is_err());
+    // A pin survives a new import.
+    store.pin("it", true).unwrap();
+    store.import(&tar(dir.path()), Some("it"), &Progress::default()).unwrap();
+    assert!(store.find_image("it").unwrap().pinned);
+}
+
+#[test]
+fn collecting_and_creating_at_the_same_time() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uris: Vec<_> = (0..3).map(|n| sized(dir.path(), &n.to_string(), 20 + n)).collect();
+    let server = open(dir.path()).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let collector = scope.spawn(|| {
+            // Another process would do the same.
+            let other = Store::open(&config(dir.path())).unwrap();
+            let mut collected = 0;
+            while !done.load(Ordering::Relaxed) {
+                collected += other.collect(0).unwrap().layers.len();
+                collected += server.collect(0).unwrap().layers.len();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            collected
+        });
+        let creators: Vec<_> = (0..4)
+            .map(|creator| {
+                let (server, uris) = (&server, &uris);
+                scope.spawn(move || {
+                    for round in 0..40 {
+                        let uri = &uris[(creator + round) % uris.len()];
+                        let id = format!("{creator}-{round}");
+                        let made =
+                            server.image(uri).and_then(|image| server.create_rootfs(&id, &image, None));
+                        // As fast as they are fetched: said so, and nothing is wrong.
+                        let made = match made {
+                            Err(Error::Collected { .. } | Error::Rootfs(rootfs::Error::Gone { .. })) => {
+                                continue;
+                            }
+                            made => made.unwrap(),
+                        };
+                        let size = fs::metadata(below(&made.mount, "file")).unwrap().len();
+                        std::thread::sleep(Duration::from_millis(2));
+                        let data = fs::read(below(&made.mount, "file")).unwrap();
+                        assert!(data.len() as u64 == size && data.iter().all(|byte| *byte == 7));
+                        drop(made);
+                        server.release_rootfs(&id, None);
+                    }
+                })
+            })
+            .collect();
+        let results: Vec<_> = creators.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        results.into_iter().for_each(|result| result.unwrap());
+        assert!(collector.join().unwrap() > 0);
+    });
+    server.collect(0).unwrap();
+    assert!(server.drain(SOON));
+    drop(server);
+    let store = Store::open(&config(dir.path())).unwrap();
+    assert!(store.reap(&Progress::default()).unwrap());
+    for part in ["layers", "rootfs", "trash", "staging"] {
+        assert_eq!(entries(dir.path(), part), 0, "{part}");
+    }
+}

@@ -1,0 +1,85 @@
+//! `kill -9` at every failpoint: the next process finds the store in order, and never half of anything.
+
+use std::os::unix::process::ExitStatusExt;
+
+use super::together::child;
+use super::*;
+use crate::fail::VARIABLE;
+
+/// Every failpoint that [`child_that_does_everything`] passes.
+const POINTS: &[&str] = &[
+    "staged",
+    "unpacked",
+    "recorded",
+    "committed",
+    "named",
+    "written-back",
+    "synced",
+    "marked",
+    "rootfs-recorded",
+    "rootfs-paired",
+    "rootfs-mounted",
+    "rootfs-released",
+    "condemned",
+    "deleted-some",
+];
+
+/// Not a test of its own: it lives once through all that a store does.
+#[test]
+fn child_that_does_everything() {
+    let (Ok(dir), Ok(uri)) = (std::env::var("WARDIAN_STORE_DIR"), std::env::var("WARDIAN_STORE_URI")) else {
+        return;
+    };
+    let store = open(Path::new(&dir)).unwrap();
+    let image = store.import(&uri, Some("it"), &Progress::default()).unwrap();
+    store.wait_durable(&Progress::default());
+    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    fs::write(below(&rootfs.mount, "etc/file"), "x").unwrap();
+    drop(rootfs);
+    store.release_rootfs("one", None);
+    assert!(store.drain(SOON));
+    store.remove_image("it").unwrap();
+    assert!(store.drain(SOON));
+    store.close();
+}
+
+#[test]
+fn killed_at_every_failpoint() {
+    if !is_root() {
+        return;
+    }
+    for point in POINTS {
+        let dir = tempfile::tempdir().unwrap();
+        let uri = tar(dir.path());
+        let mut command = child("tests::crashes::child_that_does_everything", dir.path(), &uri);
+        let output = command.env(VARIABLE, point).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(9), "{point} was not reached: {text}");
+
+        let store = open(dir.path()).unwrap();
+        assert!(store.drain(SOON), "{point}");
+        for part in ["staging", "trash"] {
+            assert_eq!(entries(dir.path(), part), 0, "{point}: {part}");
+        }
+        assert!(store.rootfs().unwrap().is_empty(), "{point}");
+        assert!(store.usage().unwrap().rootfs.is_empty(), "{point}");
+        // Whatever is in the place of a layer is whole, and what a name stands for can be had.
+        for layer in fs::read_dir(dir.path().join("store/layers")).unwrap() {
+            let fs = layer.unwrap().path().join("fs");
+            assert_eq!(fs::read_to_string(fs.join("seven")).unwrap(), "7", "{point}");
+            assert_eq!(fs::metadata(fs.join("seven")).unwrap().uid(), 7, "{point}");
+            assert!(fs.join("etc/passwd").exists(), "{point}");
+        }
+        for named in store.images().unwrap() {
+            store.image(&named.name).unwrap();
+        }
+        let image = store.image(&uri).unwrap();
+        let rootfs = store.create_rootfs("one", &image, None).unwrap();
+        assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7", "{point}");
+        drop(rootfs);
+        store.release_rootfs("one", None);
+        assert!(store.drain(SOON), "{point}");
+        store.close();
+        assert_eq!(entries(dir.path(), "rootfs"), 0, "{point}");
+    }
+}

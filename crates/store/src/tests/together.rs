@@ -1,0 +1,136 @@
+//! Many at once: threads, processes, and those that do not want to wait any more.
+
+use super::*;
+
+/// A tar that takes a while.
+fn large(dir: &Path) -> String {
+    let path = dir.join("large.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
+    let data = vec![3; 64 << 10];
+    for number in 0..2000 {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        tar.append_data(&mut header, format!("d{}/{number}", number % 50), &*data).unwrap();
+    }
+    tar.finish().unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn unpacking(progress: &Progress) -> bool {
+    progress.layers().iter().any(|layer| layer.phase() == Phase::Unpacking && layer.bytes_read() > 0)
+}
+
+fn wait_for(what: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !what() {
+        assert!(start.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn who_waits_can_be_cancelled_and_takes_over_from_who_was() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = large(dir.path());
+    let store = open(dir.path()).unwrap();
+    let (first, second, third) = (Progress::default(), Progress::default(), Progress::default());
+    std::thread::scope(|scope| {
+        let a = scope.spawn(|| store.import(&uri, None, &first));
+        wait_for(|| unpacking(&first));
+        let b = scope.spawn(|| store.import(&uri, None, &second));
+        let c = scope.spawn(|| store.import(&uri, None, &third));
+        second.cancel();
+        assert!(matches!(b.join().unwrap(), Err(Error::Cancelled)));
+        first.cancel();
+        assert!(a.join().unwrap().unwrap_err().is_cancelled());
+        // The third does it then.
+        c.join().unwrap().unwrap();
+    });
+    assert!(store.drain(SOON));
+    assert_eq!((entries(dir.path(), "layers"), entries(dir.path(), "staging")), (1, 0));
+    let cancelled = Progress::default();
+    cancelled.cancel();
+    fs::write(&uri, fs::read(&uri).unwrap()).unwrap();
+    assert!(store.import(&uri, None, &cancelled).unwrap_err().is_cancelled());
+}
+
+/// Not a test of its own: what [`processes_take_turns`] starts.
+#[test]
+fn child_that_imports() {
+    let (Ok(dir), Ok(uri)) = (std::env::var("WARDIAN_STORE_DIR"), std::env::var("WARDIAN_STORE_URI")) else {
+        return;
+    };
+    let progress = Progress::default();
+    let store = Store::open(&config(Path::new(&dir))).unwrap();
+    store.import(&uri, Some("it"), &progress).unwrap();
+    store.wait_durable(&progress);
+    let phases: Vec<_> = progress.layers().iter().map(|layer| layer.phase()).collect();
+    println!("phases {phases:?}");
+}
+
+pub(super) fn child(test: &str, dir: &Path, uri: &str) -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.env("WARDIAN_STORE_DIR", dir).env("WARDIAN_STORE_URI", uri);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+}
+
+#[test]
+fn processes_take_turns() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = large(dir.path());
+    let children: Vec<_> = (0..3)
+        .map(|_| child("tests::together::child_that_imports", dir.path(), &uri).spawn().unwrap())
+        .collect();
+    let mut unpacked = 0;
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text} {}", String::from_utf8_lossy(&output.stderr));
+        unpacked += usize::from(text.contains("phases [Done]"));
+    }
+    assert_eq!(unpacked, 1);
+    let store = open(dir.path()).unwrap();
+    assert_eq!(store.images().unwrap().len(), 1);
+    assert_eq!((entries(dir.path(), "layers"), entries(dir.path(), "staging")), (1, 0));
+    assert!(store.layer(&store.image("it").unwrap().layers[0].chain).unwrap().durable);
+}
+
+#[test]
+fn root_file_systems_by_eight_threads() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let image = store.image(&tar(dir.path())).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (store, image) = (&store, &image);
+            scope.spawn(move || {
+                for round in 0..25 {
+                    let id = format!("{thread}-{round}");
+                    let rootfs = store.create_rootfs(&id, image, None).unwrap();
+                    fs::write(below(&rootfs.mount, "file"), "x").unwrap();
+                    drop(rootfs);
+                    store.release_rootfs(&id, None);
+                }
+            });
+        }
+    });
+    assert!(store.drain(SOON));
+    assert!(store.rootfs().unwrap().is_empty());
+    store.close();
+    assert_eq!(entries(dir.path(), "rootfs"), 0);
+}

@@ -1,0 +1,364 @@
+//! `wardian image`.
+
+use crate::print;
+use crate::store::Place;
+use crate::watch::{self, Interrupts};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args as ClapArgs, Subcommand};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use wardian_image::export::{self, Compression, Format, Target};
+use wardian_image::{Source, Watch};
+use wardian_store::image::Named;
+use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
+
+/// The images' commands.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring an image in: its layers are verified, unpacked and written to the disk
+    Import {
+        /// A file or directory (a tar of a root file system, what docker or podman saved, an OCI layout or a tar of
+        /// one), or an address: tar://, oci://, oci-archive://, docker-archive:// with an absolute path
+        source: String,
+        /// What to call it [default: what it is called in the source, if it is]
+        #[arg(short = 't', long = "tag", value_name = "NAME")]
+        tag: Option<String>,
+        /// Do not wait until it is written to the disk; until then a power cut takes it
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// List the images that have a name
+    #[command(alias = "list")]
+    Ls,
+    /// Print all that is known of one, as JSON
+    Inspect {
+        /// Its name
+        name: String,
+    },
+    /// Take names away, and throw away those layers that nothing else has or uses
+    Rm {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Keep images when garbage is collected
+    Pin {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Keep them no longer
+    Unpin {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Write one to a file or directory
+    Export {
+        /// Its name
+        name: String,
+        /// The file or directory to make
+        dest: PathBuf,
+        /// oci, oci-archive, docker-archive; tar or dir for the root file system alone [default: docker-archive if DEST
+        /// ends in .tar, which docker, podman and wardian read; else oci, a directory]
+        #[arg(long)]
+        format: Option<Format>,
+        /// Replace a file that exists
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Does what was asked.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let Args { place, command } = args;
+    match command {
+        Command::Import { source, tag, no_wait } => {
+            let store = place.open()?;
+            let done = import(&place, &store, &source, tag, no_wait);
+            place.leave(&store);
+            done?;
+        }
+        Command::Ls => list(&place)?,
+        Command::Inspect { name } => inspect(&place.open()?, &name)?,
+        Command::Rm { names } => return remove(&place, &names),
+        Command::Pin { names } => return each(&names, &mut pin(place.open()?, true)),
+        Command::Unpin { names } => return each(&names, &mut pin(place.open()?, false)),
+        Command::Export { name, dest, format, force } => export(&place, &name, dest, format, force)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What import takes: an address with a scheme, or a path.
+pub fn source(text: &str) -> Result<Source> {
+    if text.contains("://") {
+        return Ok(Source::parse(text)?);
+    }
+    Ok(match Source::detect(Path::new(text)) {
+        Err(wardian_image::Error::Missing { .. }) => {
+            bail!("there is no file {text:?}; images cannot be fetched from a registry yet")
+        }
+        Err(wardian_image::Error::Directory { .. }) => {
+            bail!("the directory {text:?} is no OCI layout: it has no index.json")
+        }
+        found => found?,
+    })
+}
+
+/// Brings an image in, watched; Ctrl-C ends it.
+pub fn fetch(store: &Store, uri: &str, name: Option<&str>) -> Result<(Image, Vec<Arc<LayerProgress>>)> {
+    let progress = Arc::new(Progress::default());
+    let cancel = Arc::clone(&progress);
+    let interrupts = Interrupts::catch(move || cancel.cancel())?;
+    let image = watch::layers(&progress, || store.import(uri, name, &progress));
+    match image {
+        Err(error) if error.is_cancelled() => {
+            interrupts.check()?;
+            Err(error.into())
+        }
+        image => Ok((image?, progress.layers())),
+    }
+}
+
+fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, no_wait: bool) -> Result<()> {
+    let source = source(text)?;
+    let uri = source.to_uri();
+    let mut names: Vec<String> = tag.into_iter().collect();
+    if names.is_empty() {
+        let own = source.open()?.names;
+        names.extend(own.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned()));
+        names.retain(|name| wardian_store::image::check(name).is_ok());
+    }
+    let (image, watched) = fetch(store, &uri, names.first().map(String::as_str))?;
+    for name in names.iter().skip(1) {
+        store.import(&uri, Some(name), &Progress::default())?;
+    }
+    if !no_wait {
+        let progress = Arc::new(Progress::default());
+        let cancel = Arc::clone(&progress);
+        let interrupts = Interrupts::catch(move || cancel.cancel())?;
+        watch::spinner("writing to the disk", || store.wait_durable(&progress));
+        interrupts.check()?;
+    }
+    let layers: Vec<LayerInfo> = image.chain_ids().iter().filter_map(|chain| store.layer(chain)).collect();
+    if let Some(suspect) = layers.iter().find(|layer| layer.suspect) {
+        bail!(
+            "the layer {} may not be on the disk: the kernel reported a write error (see dmesg). It is given to nobody; \
+             import the image again",
+            suspect.chain_id
+        );
+    }
+    let fetched = |chain: &str| watched.iter().any(|l| l.chain_id == chain && l.phase() == Phase::Done);
+    if place.json {
+        let layers = layers.iter().map(|layer| {
+            let mut value = serde_json::to_value(layer)?;
+            value["fetched"] = fetched(&layer.chain_id).into();
+            Ok(value)
+        });
+        let layers = layers.collect::<Result<Vec<Value>>>()?;
+        return print::json(&json!({"name": names.first(), "id": image.id, "source": uri, "layers": layers}));
+    }
+    let what =
+        format!("{}, {}", print::count(layers.len(), "layer"), print::bytes(layers.iter().map(size).sum()));
+    if names.is_empty() {
+        eprintln!("wardian: it has no name: `-t NAME` gives it one, or garbage collection takes it");
+        return print::text(&format!("{}  ({what})\n", image.id));
+    }
+    let line = |name: &String| format!("{name}  {}  ({what})\n", print::short(&image.id));
+    print::text(&names.iter().map(line).collect::<String>())
+}
+
+/// Bytes on the disk, as well as they are known.
+fn size(layer: &LayerInfo) -> u64 {
+    layer.disk_bytes.unwrap_or(layer.bytes)
+}
+
+fn layers_of(store: &Store, image: &Named) -> Vec<LayerInfo> {
+    image.layers.iter().filter_map(|chain| store.layer(chain)).collect()
+}
+
+fn list(place: &Place) -> Result<()> {
+    let store = place.open()?;
+    let images = store.images()?;
+    let bytes = |image: &Named| layers_of(&store, image).iter().map(size).sum::<u64>();
+    if place.json {
+        let entry = |image: &Named| {
+            json!({
+                "name": image.name,
+                "id": image.id,
+                "source": image.source,
+                "bytes": bytes(image),
+                "layers": image.layers,
+                "pinned": image.pinned,
+                "imported_ms": image.imported_ms,
+            })
+        };
+        return print::json(&images.iter().map(entry).collect::<Vec<_>>());
+    }
+    let row = |image: &Named| {
+        [
+            image.name.clone(),
+            print::short(&image.id).to_owned(),
+            print::bytes(bytes(image)),
+            image.layers.len().to_string(),
+            if image.pinned { "yes" } else { "-" }.to_owned(),
+            print::age(image.imported_ms),
+        ]
+    };
+    let rows: Vec<_> = images.iter().map(row).collect();
+    print::text(&print::table(["NAME", "ID", "SIZE", "LAYERS", "PINNED", "IMPORTED"], &rows))
+}
+
+fn inspect(store: &Store, name: &str) -> Result<()> {
+    let image = store.find_image(name)?;
+    let layers = layers_of(store, &image);
+    // Verified when it was read; what is no JSON all the same is shown as text.
+    let document = |text: &Option<String>| {
+        text.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text.as_str())))
+    };
+    print::json(&json!({
+        "name": image.name,
+        "id": image.id,
+        "source": image.source,
+        "pinned": image.pinned,
+        "imported_ms": image.imported_ms,
+        "bytes": layers.iter().map(size).sum::<u64>(),
+        "layers": layers,
+        "manifest": document(&image.manifest),
+        "config": document(&image.config),
+    }))
+}
+
+/// Does it for each name, also after a failure.
+fn each(names: &[String], work: &mut dyn FnMut(&str) -> Result<()>) -> Result<ExitCode> {
+    let mut failure = None;
+    for name in names {
+        if let Err(error) = work(name)
+            && let Some(earlier) = failure.replace(error)
+        {
+            eprintln!("wardian: {earlier:#}");
+        }
+    }
+    failure.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+fn pin(store: Store, pinned: bool) -> impl FnMut(&str) -> Result<()> {
+    move |name| Ok(store.pin(name, pinned)?)
+}
+
+fn remove(place: &Place, names: &[String]) -> Result<ExitCode> {
+    let store = place.open()?;
+    let mut done = Vec::new();
+    let result = each(names, &mut |name| {
+        let layers = store.find_image(name)?.layers;
+        let collected = store.remove_image(name)?;
+        let stay = layers.iter().filter(|chain| store.layer(chain).is_some()).count();
+        if place.json {
+            let (gone, freed) = (&collected.layers, collected.freed_bytes);
+            done.push(json!({"name": name, "layers": gone, "freed_bytes": freed, "layers_that_stay": stay}));
+            return Ok(());
+        }
+        let (gone, freed) =
+            (print::count(collected.layers.len(), "layer"), print::bytes(collected.freed_bytes));
+        let stay = if stay > 0 {
+            format!("; {} stay, used elsewhere", print::count(stay, "layer"))
+        } else {
+            String::new()
+        };
+        print::text(&format!("{name}: freed {freed} in {gone}{stay}\n"))
+    });
+    place.leave(&store);
+    if place.json {
+        print::json(&done)?;
+    }
+    result
+}
+
+/// The format that a name asks for.
+fn format_of(dest: &Path) -> Result<Format> {
+    let extension = dest.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    ensure!(
+        !matches!(extension.as_str(), "gz" | "tgz" | "zst" | "xz" | "bz2"),
+        "archives are not compressed: name it .tar, or say what to make with --format"
+    );
+    Ok(if extension == "tar" && !dest.is_dir() { Format::DockerArchive } else { Format::Oci })
+}
+
+fn export(place: &Place, name: &str, dest: PathBuf, format: Option<Format>, force: bool) -> Result<()> {
+    let format = format.map_or_else(|| format_of(&dest), Ok)?;
+    let store = place.open()?;
+    let named = store.find_image(name)?;
+    let image = store.image(name)?;
+    let dirs = image.layer_dirs().context("open the layers")?;
+    let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
+    let to = Target { format, path: dest, compression: Compression::default(), overwrite: force };
+    let watch = Arc::new(Watch::default());
+    let cancel = Arc::clone(&watch);
+    let interrupts = Interrupts::catch(move || cancel.cancel())?;
+    let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
+    let names = [named.name.clone()];
+    let work = || export::export(&dirs, named.config.as_deref().map(str::as_bytes), &names, &to, &watch);
+    let exported = match watch::bar("exporting", bytes, || watch.bytes_read(), work) {
+        Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !force => {
+            bail!("{path} exists; --force replaces a file")
+        }
+        Err(error) => {
+            interrupts.check()?;
+            return Err(error).with_context(|| format!("export {name}"));
+        }
+        Ok(exported) => exported,
+    };
+    let path = to.path.display();
+    ensure!(
+        store.is_in_place(&image),
+        "the image was thrown away meanwhile, and {path} may be incomplete: remove it"
+    );
+    if exported.skipped_xattrs > 0 || exported.skipped_sockets > 0 {
+        eprintln!(
+            "wardian: left out: {} that are not the image's, {}",
+            print::count(usize::try_from(exported.skipped_xattrs).unwrap_or(usize::MAX), "attribute"),
+            print::count(usize::try_from(exported.skipped_sockets).unwrap_or(usize::MAX), "socket")
+        );
+    }
+    if place.json {
+        let id = exported.image.as_ref().map(|image| image.config.as_hex());
+        let manifest = exported.image.as_ref().map(|image| image.manifest.to_string());
+        return print::json(&json!({
+            "path": to.path, "format": format.to_string(), "entries": exported.entries, "bytes": exported.bytes,
+            "id": id, "manifest": manifest,
+        }));
+    }
+    print::text(&format!(
+        "{path}  ({format}, {} entries, {})\n",
+        exported.entries,
+        print::bytes(exported.bytes)
+    ))
+}
+
+fn format_is_file(format: Format) -> bool {
+    !matches!(format, Format::Oci | Format::Dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_asks_for_a_format() {
+        let of = |path: &str| format_of(Path::new(path)).ok();
+        assert_eq!(of("/x/a.tar"), Some(Format::DockerArchive));
+        assert_eq!(of("a.TAR"), Some(Format::DockerArchive));
+        assert_eq!((of("a"), of("/x/a.b/")), (Some(Format::Oci), Some(Format::Oci)));
+        assert_eq!((of("a.tar.gz"), of("a.tgz")), (None, None));
+    }
+}

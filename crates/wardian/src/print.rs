@@ -1,0 +1,94 @@
+//! What commands print: tables, JSON, sizes and ages.
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::{Duration, SystemTime};
+
+/// To standard output. A reader that has seen enough (`| head`) is no failure.
+pub fn text(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to standard output")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same, as indented JSON.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    text(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Columns as wide as their widest cell.
+pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut table = String::new();
+    for row in std::iter::once(&head.map(str::to_owned)).chain(rows) {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        table += line.trim_end();
+        table.push('\n');
+    }
+    table
+}
+
+/// Bytes, in decimal units.
+pub fn bytes(n: u64) -> String {
+    wardian_lab::report::bytes(n)
+}
+
+/// How long ago that was; milliseconds since 1970.
+pub fn age(ms: u64) -> String {
+    let then = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+    let seconds = then.elapsed().unwrap_or_default().as_secs();
+    let (n, unit) = match seconds {
+        s if s < 120 => (s, "second"),
+        s if s < 2 * 3600 => (s / 60, "minute"),
+        s if s < 2 * 86400 => (s / 3600, "hour"),
+        s => (s / 86400, "day"),
+    };
+    format!("{n} {unit}{} ago", if n == 1 { "" } else { "s" })
+}
+
+/// The first 12 characters of an id.
+pub fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+/// `1 layer`, `2 layers`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Text that others wrote, on one line and without what a terminal would obey.
+pub fn tame(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_cells() {
+        let row = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
+        let text = table(["NAME", "SIZE"], &[row("a", "1"), row("longer", "")]);
+        assert_eq!(text, "NAME    SIZE\na       1\nlonger\n");
+    }
+
+    #[test]
+    fn what_others_wrote_is_tamed() {
+        assert_eq!(tame("a\x1b[2J\nä"), "a\\u{1b}[2J\\nä");
+        assert_eq!((short("0123456789abcdef"), short("ab")), ("0123456789ab", "ab"));
+        assert_eq!((count(1, "layer"), count(0, "layer")), ("1 layer".into(), "0 layers".into()));
+    }
+}

@@ -1,0 +1,122 @@
+//! `wardian rootfs`: root file systems that outlive the command that makes them.
+
+use crate::image;
+use crate::print;
+use crate::store::Place;
+use anyhow::{Context as _, Result};
+use clap::{Args as ClapArgs, Subcommand};
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+use wardian_store::Store;
+
+/// The commands of root file systems.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make one and print where it is attached. What is written in it does not outlive a reboot
+    Create {
+        /// An image's name in the store, or what `wardian image import` takes: it is fetched if it is missing
+        image: String,
+        /// What to call it: letters, digits and . _ -
+        id: String,
+    },
+    /// Throw one away. Returns at once: the disk is given back in the background. That it is not there is no error
+    Delete {
+        /// What it was called
+        id: String,
+    },
+    /// List them all, those of containers too
+    List,
+    /// What one takes, as JSON
+    Stats {
+        /// What it was called
+        id: String,
+    },
+}
+
+/// Does what was asked.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let Args { place, command } = args;
+    match command {
+        Command::Create { image, id } => {
+            let store = place.open_for_rootfs()?;
+            let made = create(&store, &image, &id);
+            place.leave(&store);
+            let path = made?;
+            if place.json {
+                print::json(&json!({ "path": path }))?;
+            } else {
+                print::text(&format!("{}\n", path.display()))?;
+            }
+        }
+        Command::Delete { id } => {
+            let store = place.open()?;
+            let deleted = store.detach_rootfs(&id);
+            place.leave(&store);
+            if !deleted? {
+                eprintln!("wardian: there is no root file system {id}");
+            }
+        }
+        Command::List => list(&place)?,
+        Command::Stats { id } => stats(&place, &id)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn create(store: &Store, image: &str, id: &str) -> Result<std::path::PathBuf> {
+    let uri = match store.find_image(image) {
+        Ok(named) => named.name,
+        Err(wardian_store::Error::Name(
+            wardian_store::image::Error::Unknown { .. } | wardian_store::image::Error::Invalid { .. },
+        )) => image::source(image)
+            .with_context(|| {
+                format!("{image:?} is neither an image in the store nor one that can be fetched")
+            })?
+            .to_uri(),
+        Err(error) => return Err(error.into()),
+    };
+    let (image, _) = image::fetch(store, &uri, None)?;
+    Ok(store.attach_rootfs(id, &image, None)?)
+}
+
+fn list(place: &Place) -> Result<()> {
+    let all = place.open()?.rootfs()?;
+    if place.json {
+        return print::json(&all);
+    }
+    let row = |rootfs: &wardian_store::RootfsRecord| {
+        let path = rootfs.attached.as_deref().map_or_else(|| "(a container's)".into(), shown);
+        [rootfs.id.clone(), print::tame(&rootfs.image), print::age(rootfs.created_ms), path]
+    };
+    let rows: Vec<_> = all.iter().map(row).collect();
+    print::text(&print::table(["ID", "IMAGE", "CREATED", "PATH"], &rows))
+}
+
+fn shown(path: &Path) -> String {
+    print::tame(&path.to_string_lossy())
+}
+
+fn stats(place: &Place, id: &str) -> Result<()> {
+    let store = place.open()?;
+    let missing = || format!("there is no root file system {id}; `wardian rootfs list` lists them");
+    let own_bytes = store.rootfs_bytes(id)?.with_context(missing)?;
+    let record = store.rootfs()?.into_iter().find(|record| record.id == id).with_context(missing)?;
+    let layers = record.layers.iter().filter_map(|used| store.layer(&used.chain));
+    let image_bytes: u64 = layers.map(|layer| layer.disk_bytes.unwrap_or(layer.bytes)).sum();
+    print::json(&json!({
+        "id": record.id,
+        "path": record.attached,
+        "image": record.image,
+        "own_bytes": own_bytes,
+        "image_bytes": image_bytes,
+        "writeback_error": record.writeback_error,
+    }))
+}

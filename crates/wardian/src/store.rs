@@ -1,0 +1,284 @@
+//! `wardian store`, and the store for the other commands.
+
+use crate::print;
+use crate::serve::{ROOT, RUN};
+use crate::watch::{self, Interrupts};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args as ClapArgs, Subcommand};
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+use wardian_store::{Config, Progress, Store, Usage};
+
+/// Where the store is, and how to answer.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Place {
+    /// The store: images, layers, root file systems
+    #[arg(long, value_name = "DIR", env = "WARDIAN_ROOT", default_value = ROOT, global = true)]
+    root: PathBuf,
+    /// Live state; the same as the server's, if there is one
+    #[arg(long, value_name = "DIR", env = "WARDIAN_RUN", default_value = RUN, global = true)]
+    run: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl Place {
+    fn config(&self) -> Result<Config> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "the store is root's, who makes containers of it: try sudo"
+        );
+        let absolute =
+            |path: &PathBuf| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
+        Ok(Config::new(absolute(&self.root)?, absolute(&self.run)?))
+    }
+
+    /// The store, beside a server or without one.
+    pub fn open(&self) -> Result<Store> {
+        let config = self.config()?;
+        start_log();
+        Ok(Store::open(&config)?)
+    }
+
+    /// The same, with a run directory that is fit for the records of root file systems.
+    pub fn open_for_rootfs(&self) -> Result<Store> {
+        let run = self.config()?.run;
+        wardian_store::run::prepare(&run)
+            .with_context(|| format!("make the run directory {} on a tmpfs", run.display()))?;
+        self.open()
+    }
+
+    /// Ends a command that may have thrown something away, or has found what a killed one left. Nobody waits for the
+    /// deletion: the server does it, or a process of its own.
+    pub fn leave(&self, store: &Store) {
+        match store.has_trash() {
+            Ok(true) if !store.has_server() => {
+                if let Err(error) = self.start_reaper() {
+                    eprintln!("wardian: {error:#}; `wardian store reap --wait` deletes what was thrown away");
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "trash.unknown"),
+        }
+        store.leave_run();
+    }
+
+    /// Starts `wardian store reap` apart from us: it holds neither our terminal nor our directory nor the files that
+    /// somebody has left open for us, a lock perhaps.
+    fn start_reaper(&self) -> Result<()> {
+        let config = self.config()?;
+        wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
+        let program = std::env::current_exe().context("find this program")?;
+        std::process::Command::new(program)
+            .args(["store", "reap", "--detached", "--root"])
+            .arg(&config.root)
+            .arg("--run")
+            .arg(&config.run)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start `wardian store reap`")?;
+        Ok(())
+    }
+}
+
+/// To standard error, for who asks for it.
+fn start_log() {
+    if let Ok(filter) = EnvFilter::try_from_env("WARDIAN_LOG") {
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // A command may open the store twice.
+        let _ = log.try_init();
+    }
+}
+
+/// The store's commands.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What takes how much space, and what of it can be had back
+    Usage,
+    /// Throw away layers that no root file system uses and no pin holds, those used longest ago first; names of images
+    /// whose layers go are forgotten
+    Gc {
+        /// Stop when the layers take at most so many bytes: 500000000, 10G (2^30), 10GB (10^9)
+        #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size)]
+        threshold: u64,
+    },
+    /// Delete what was thrown away. A running server does it by itself
+    Reap {
+        /// Wait until it is deleted; otherwise that goes on in the background
+        #[arg(long)]
+        wait: bool,
+        /// This is the process in the background.
+        #[arg(long, hide = true)]
+        detached: bool,
+    },
+}
+
+/// A number of bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let power = |unit: &str| "kmgt".find(&unit.to_ascii_lowercase()).map_or(0, |i| i as u32 + 1);
+    let factor = match (unit.len(), unit.get(..1).unwrap_or_default(), unit.get(1..).unwrap_or_default()) {
+        (0, ..) | (1, "B" | "b", _) => Some(1),
+        (_, k, "" | "iB" | "ib") if power(k) > 0 => 1024_u64.checked_pow(power(k)),
+        (_, k, "B" | "b") if power(k) > 0 => 1000_u64.checked_pow(power(k)),
+        _ => None,
+    };
+    let bytes =
+        number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    bytes.ok_or_else(|| {
+        format!("{text:?} is no size: give bytes, or a number with K, M, G or T (GB: decimal)")
+    })
+}
+
+/// Does what was asked.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let Args { place, command } = args;
+    match command {
+        Command::Usage => {
+            let usage = place.open()?.usage()?;
+            if place.json {
+                print::json(&usage)?;
+            } else {
+                print::text(&report(&usage))?;
+            }
+        }
+        Command::Gc { threshold } => collect(&place, threshold)?,
+        Command::Reap { detached: true, .. } => {
+            // A signal to the terminal's processes is not meant for this one. It leads no group, so this works.
+            let _ = rustix::process::setsid();
+            place.open()?.reap(&Progress::default())?;
+        }
+        Command::Reap { wait, .. } => reap(&place, wait)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn collect(place: &Place, threshold: u64) -> Result<()> {
+    let store = place.open()?;
+    let done = store.collect(threshold);
+    place.leave(&store);
+    let done = done?;
+    if place.json {
+        return print::json(&done);
+    }
+    let mut text = String::new();
+    for chain in &done.layers {
+        text += &format!("layer  {chain}\n");
+    }
+    for name in &done.images {
+        text += &format!("image  {name}\n");
+    }
+    text += &format!(
+        "freed {} in {}; {} stay, {} of them in use or pinned\n",
+        print::bytes(done.freed_bytes),
+        print::count(done.layers.len(), "layer"),
+        print::bytes(done.kept_bytes),
+        print::bytes(done.needed_bytes)
+    );
+    print::text(&text)
+}
+
+fn reap(place: &Place, wait: bool) -> Result<()> {
+    let store = place.open()?;
+    if !wait {
+        place.leave(&store);
+        return Ok(());
+    }
+    let progress = Arc::new(Progress::default());
+    let cancel = Arc::clone(&progress);
+    let interrupts = Interrupts::catch(move || cancel.cancel())?;
+    let deleted = watch::spinner("deleting what was thrown away", || -> Result<bool> {
+        while store.has_server() && !progress.is_cancelled() {
+            if !store.has_trash()? {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(store.reap(&progress)?)
+    })?;
+    interrupts.check()?;
+    if !deleted {
+        bail!("some of it cannot be deleted now; WARDIAN_LOG=warn shows why");
+    }
+    Ok(())
+}
+
+fn report(usage: &Usage) -> String {
+    let mut text = String::new();
+    let mut line = |what: &str, bytes: u64, note: &str| {
+        text += format!("{what:<22}{:>11}  {note}", print::bytes(bytes)).trim_end();
+        text.push('\n');
+    };
+    line("layers", usage.layers_bytes, &print::count(usage.layers, "layer"));
+    line("  in use", usage.used_bytes, "by root file systems");
+    line("  pinned", usage.pinned_bytes, "not in use");
+    line("  suspect", usage.suspect_bytes, "perhaps not on the disk, given to nobody");
+    line("  reclaimable", usage.reclaimable_bytes, "wardian store gc");
+    line("  shared", usage.shared_bytes, "of all layers, what several have");
+    line("root file systems", usage.rootfs_bytes, "what was written in them");
+    line("being unpacked", usage.staging_bytes, "");
+    line("trash", usage.trash_bytes, "not deleted yet");
+    line("free", usage.free_bytes, &format!("of {}", print::bytes(usage.total_bytes)));
+    let yes = |is: bool| if is { "yes" } else { "-" }.to_owned();
+    if !usage.images.is_empty() {
+        let row = |image: &wardian_store::ImageUsage| {
+            let (all, own) = (print::bytes(image.bytes), print::bytes(image.own_bytes));
+            [image.name.clone(), all, own, yes(image.pinned), yes(image.used)]
+        };
+        let rows: Vec<_> = usage.images.iter().map(row).collect();
+        text += "\n";
+        text += &print::table(["IMAGE", "SIZE", "ITS OWN", "PINNED", "IN USE"], &rows);
+    }
+    if !usage.rootfs.is_empty() {
+        let row = |rootfs: &wardian_store::RootfsUsage| {
+            let note = rootfs.writeback_error.as_deref().map(print::tame).unwrap_or_default();
+            let (own, below) = (print::bytes(rootfs.own_bytes), print::bytes(rootfs.image_bytes));
+            [rootfs.id.clone(), print::tame(&rootfs.image), own, below, note]
+        };
+        let rows: Vec<_> = usage.rootfs.iter().map(row).collect();
+        text += "\n";
+        text += &print::table(["ROOT FILE SYSTEM", "IMAGE", "WRITTEN", "IMAGE SIZE", ""], &rows);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("12", 12),
+            ("12B", 12),
+            ("1K", 1024),
+            ("2m", 2 << 20),
+            ("10G", 10 << 30),
+            ("1TiB", 1 << 40),
+            ("3kB", 3000),
+            ("10GB", 10_000_000_000),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "G", "-1", "1.5G", "1X", "1Gb/s", "99999999999999999999", "99999999T", "1ä", "1kg"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}
