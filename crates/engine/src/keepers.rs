@@ -52,13 +52,15 @@ impl Keepers {
             let (ours, theirs) = packet::pair()?;
             let fds = [listener.as_fd(), theirs.as_fd(), nursery.as_fd()];
             let parent = on_pool_thread() && enter_once(&cgroups)?;
-            let child = spawn::from_memfd(keeper.as_fd(), &["wardian-keeper"], &fds)?;
+            // On its command line for whoever looks at the host's processes: where cgroups are v2 alone, nothing
+            // else tells whose keeper it is.
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            let child = spawn::from_memfd(keeper.as_fd(), &["wardian-keeper", &id], &fds)?;
             if parent {
                 cgroups.adopt_keeper_v2(child.pid).map_err(io::Error::other)?;
             } else {
                 cgroups.adopt_keeper(child.pid).map_err(io::Error::other)?;
             }
-            let id = uuid::Uuid::new_v4().simple().to_string();
             let tasks = cgroups.make_ahead(&id).map_err(io::Error::other)?;
             let prepare = Request { seq: 0, op: Op::Prepare };
             let fds: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();

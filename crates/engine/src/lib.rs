@@ -85,11 +85,7 @@ impl Shared {
 
     /// What all bundles of this server share.
     fn settings(&self) -> Settings {
-        Settings {
-            mapping: self.mapping.clone(),
-            cgroup_v1: !self.cgroups.v1_names().is_empty(),
-            ..Settings::default()
-        }
+        Settings { mapping: self.mapping.clone(), ..Settings::default() }
     }
 
     /// A cgroup can be removed once its last member has been reaped, by whoever has to.

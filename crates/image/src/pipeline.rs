@@ -24,10 +24,10 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::watch::Watch;
 
-/// Bytes of one piece, and how many may wait for each reader. Two channels of 1 MiB hide the stages' pauses and keep
+/// Bytes of one piece, and how many may wait for each reader. 3 MiB hide the stages' pauses on a busy host and keep
 /// four unpacks at once far below 64 MB of memory.
-const PIECE: usize = 128 << 10;
-const WAITING: usize = 8;
+const PIECE: usize = 256 << 10;
+const WAITING: usize = 12;
 /// The largest zstd window, as a power of two: what `zstd -d` accepts, so that everything made without `--long` is
 /// read. A hostile layer can make us hold these 128 MiB, but not more.
 const MAX_WINDOW_LOG: u32 = 27;
@@ -171,9 +171,11 @@ fn read(
             decoder.window_log_max(MAX_WINDOW_LOG)?;
             decode(decoder, pool, hasher, writer)?
         };
-        // Only what the decoder left over, normally nothing.
-        while let n @ 1.. = raw.fill_buf()?.len() {
-            raw.consume(n);
+        if matches!(decoded, End::Eof) {
+            // Only what the decoder left over, normally nothing.
+            while let n @ 1.. = raw.fill_buf()?.len() {
+                raw.consume(n);
+            }
         }
         Ok(decoded)
     })();
@@ -282,7 +284,7 @@ impl BufRead for Raw<'_> {
         let mut buffer = self.pool.take();
         // One byte more than promised is enough to know that the promise was wrong.
         if let Some(size) = self.input.size {
-            let left = (size - self.total).saturating_add(1);
+            let left = size.saturating_sub(self.total).saturating_add(1);
             buffer.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         }
         fill(&mut self.input.file, &mut buffer)?;

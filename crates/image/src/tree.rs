@@ -129,7 +129,7 @@ impl Tree {
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             other => return other.map_err(at("open", path)),
         }
-        if path.split(|b| *b == b'/').count() > self.max_depth {
+        if path.split(|b| *b == b'/').filter(|name| !name.is_empty()).count() > self.max_depth {
             // Only a symlink's target can be so deep: names were checked.
             return Err(Error::Limit {
                 what: format!("the depth of {}", show(path)),

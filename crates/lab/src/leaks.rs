@@ -15,7 +15,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Something that belongs to no live container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Leak {
-    /// `keeper`, `mount`, `cgroup` or `container`.
+    /// `keeper`, `mount`, `cgroup`, `container` or `rootfs`.
     pub kind: &'static str,
     /// What it is.
     pub what: String,
@@ -32,7 +32,7 @@ struct Process {
     mountinfo: String,
     /// Tag of the instance whose keepers' cgroup it is in.
     tag: String,
-    /// Containers that its children are in.
+    /// The containers that it keeps.
     containers: BTreeSet<String>,
     /// It has children: a container lives.
     parent: bool,
@@ -43,6 +43,8 @@ struct Process {
 struct Records {
     /// Directories of containers, by id.
     containers: BTreeMap<String, PathBuf>,
+    /// Records of root file systems of this boot, and where each is attached, if it is to be.
+    rootfs: BTreeMap<PathBuf, Option<PathBuf>>,
     /// Tags of the instances, and whether their servers live.
     tags: BTreeMap<String, bool>,
 }
@@ -72,8 +74,10 @@ fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     let mut leaks = BTreeSet::new();
     keeper_leaks(&processes, &records, &mut leaks);
     mount_leaks(&processes, &mut leaks);
+    rootfs_leaks(&records, &mut leaks);
     run_leaks(&processes, &mut leaks);
-    cgroup_leaks(Path::new(CGROUPS), &records, &mut leaks);
+    let kept = processes.iter().flat_map(|process| process.containers.iter().cloned()).collect();
+    cgroup_leaks(Path::new(CGROUPS), &records, &kept, &mut leaks);
     Ok(leaks)
 }
 
@@ -92,10 +96,12 @@ fn processes() -> Result<Vec<Process>> {
         if !comm.starts_with("wardian") {
             continue;
         }
-        let arguments = read("cmdline").split('\0').map(str::to_owned).collect();
+        let arguments: Vec<String> = read("cmdline").split('\0').map(str::to_owned).collect();
         let tag = instance_and_group(&read("cgroup")).map(|(tag, _)| tag.to_owned()).unwrap_or_default();
-        // A keeper's second thread stands in its container's cgroups, and that is where its children are born.
-        let mut containers = BTreeSet::new();
+        // A keeper is told its container's id. With cgroup v1 its second thread also stands in the container's
+        // cgroups, and that is all there is to know of one whose server did not tell it.
+        let told = arguments.get(1).filter(|id| comm == KEEPER && !id.is_empty());
+        let mut containers: BTreeSet<String> = told.cloned().into_iter().collect();
         let mut parent = false;
         for task in std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten() {
             let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
@@ -136,12 +142,40 @@ fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
             let lives = processes.iter().any(|p| p.comm == "wardian" && Some(u64::from(p.pid)) == pid);
             records.tags.insert(tag.to_owned(), lives);
         }
-        let Ok(containers) = std::fs::read_dir(run.join("containers")) else { continue };
-        for container in containers.flatten() {
+        for record in std::fs::read_dir(run.join("rootfs")).into_iter().flatten().flatten() {
+            if let Some(attached) = read_rootfs(&record.path()) {
+                records.rootfs.insert(record.path(), attached);
+            }
+        }
+        for container in std::fs::read_dir(run.join("containers")).into_iter().flatten().flatten() {
             records.containers.insert(container.file_name().to_string_lossy().into_owned(), container.path());
         }
     }
     records
+}
+
+/// Where the root file system of a record is attached, if it is to be; none if this is no record of this boot.
+fn read_rootfs(path: &Path) -> Option<Option<PathBuf>> {
+    let name = path.file_name()?.to_str()?;
+    if !name.ends_with(".json") || name.starts_with('.') {
+        return None;
+    }
+    let record: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    // The kernel tells of mount points without symlinks.
+    let real = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    (record["boot_id"] == boot.trim()).then(|| record["attached"].as_str().map(real))
+}
+
+/// Whether a record beside the mount point says that a root file system is attached there: whoever asked for it, with
+/// or without a server, removes it.
+fn is_recorded(point: &Path) -> bool {
+    let record = point.file_name().map(|id| {
+        let mut name = id.to_owned();
+        name.push(".json");
+        point.with_file_name(name)
+    });
+    record.and_then(|record| read_rootfs(&record)).flatten().is_some_and(|attached| attached == point)
 }
 
 /// The instance's tag and the group below it, from the text of /proc/PID/cgroup.
@@ -173,12 +207,30 @@ fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<L
     }
 }
 
-/// Root file systems that are attached where they can be seen: wardian's never are, on the host's side.
+/// Root file systems that are attached where they can be seen and have no record: those of containers never are, on the
+/// host's side.
 fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
     for process in processes {
         for point in volatile_overlays(&process.mountinfo) {
+            if is_recorded(&point) {
+                continue;
+            }
+            let point = point.display();
             let what = format!("overlay on {point} in process {} ({})", process.pid, process.comm);
-            leaks.insert(Leak { kind: "mount", what, why: "a root file system is attached".into() });
+            leaks.insert(Leak { kind: "mount", what, why: "a root file system without a record".into() });
+        }
+    }
+}
+
+/// Records whose root file systems somebody has unmounted by hand.
+fn rootfs_leaks(records: &Records, leaks: &mut BTreeSet<Leak>) {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = procfs::mountinfo(&mountinfo).unwrap_or_default();
+    for (record, point) in &records.rootfs {
+        let Some(point) = point else { continue };
+        if !mounts.iter().any(|mount| mount.fs_type == "overlay" && mount.mount_point == *point) {
+            let why = "it is not mounted any more: `wardian rootfs delete` removes the record".into();
+            leaks.insert(Leak { kind: "rootfs", what: record.display().to_string(), why });
         }
     }
 }
@@ -191,27 +243,30 @@ fn run_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
             continue;
         }
         let records = read_records(&BTreeSet::from([mount.mount_point.clone()]), processes);
-        if records.containers.is_empty() && !records.tags.values().any(|lives| *lives) {
+        let unused = records.containers.is_empty() && records.rootfs.is_empty();
+        if unused && !records.tags.values().any(|lives| *lives) {
             let what = format!("tmpfs on {}", mount.mount_point.display());
-            leaks.insert(Leak { kind: "mount", what, why: "no server and no container uses it".into() });
+            let why = "no server, no container and no root file system uses it".into();
+            leaks.insert(Leak { kind: "mount", what, why });
         }
     }
 }
 
 /// Mount points of volatile overlays made by wardian, whose upper directory shows as `/upper`, from the text of
 /// mountinfo.
-fn volatile_overlays(mountinfo: &str) -> Vec<String> {
+fn volatile_overlays(mountinfo: &str) -> Vec<PathBuf> {
     let ours = |mount: &procfs::MountInfo| {
         mount.fs_type == "overlay"
             && mount.is_volatile()
             && mount.super_options.iter().any(|option| option == "upperdir=/upper")
     };
     let mounts = procfs::mountinfo(mountinfo).unwrap_or_default();
-    mounts.iter().filter(|m| ours(m)).map(|m| m.mount_point.display().to_string()).collect()
+    mounts.into_iter().filter(|m| ours(m)).map(|m| m.mount_point).collect()
 }
 
-/// Cgroups of containers without a record and without processes.
-fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
+/// Cgroups of containers without a record, without processes and without a keeper that waits for its container
+/// (`kept`).
+fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &mut BTreeSet<Leak>) {
     let dirs = |path: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
         entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
@@ -221,7 +276,6 @@ fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
     let hierarchies = std::iter::once(top.to_owned()).chain(dirs(top));
     let instances: Vec<PathBuf> =
         hierarchies.flat_map(|h| dirs(&h)).filter(|p| is_instance(&name(p))).collect();
-    // A keeper that waits for its container stands in the v1 hierarchies only.
     let occupied: BTreeSet<String> = instances
         .iter()
         .flat_map(|instance| dirs(instance))
@@ -231,7 +285,7 @@ fn cgroup_leaks(top: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
     for instance in instances {
         for group in dirs(&instance) {
             let id = name(&group);
-            let live = id == "keepers" || records.containers.contains_key(&id);
+            let live = id == "keepers" || records.containers.contains_key(&id) || kept.contains(&id);
             let processes = members(&group);
             if !live && !occupied.contains(&id) && processes.trim().is_empty() {
                 let what = group.display().to_string();
@@ -268,8 +322,8 @@ mod tests {
         let line = |option: &str| {
             format!("40 27 0:50 / /mnt/x rw - overlay overlay rw,lowerdir=/l,upperdir=/upper,{option}\n")
         };
-        assert_eq!(volatile_overlays(&line("volatile")), ["/mnt/x"]);
-        assert_eq!(volatile_overlays(&line("fsync=volatile")), ["/mnt/x"]);
+        assert_eq!(volatile_overlays(&line("volatile")), [Path::new("/mnt/x")]);
+        assert_eq!(volatile_overlays(&line("fsync=volatile")), [Path::new("/mnt/x")]);
         assert!(volatile_overlays(&line("index=off")).is_empty());
         let others = line("volatile").replace("=/upper", "=/var/lib/other/upper");
         assert!(volatile_overlays(&others).is_empty());
@@ -316,14 +370,14 @@ mod tests {
     fn a_cgroup_without_a_record_is_a_leak() {
         let top = std::env::temp_dir().join(format!("wardian-doctor-{}", std::process::id()));
         let instance = top.join("memory/wardian-0a1b2c3d");
-        for id in ["lost", "known", "keepers"] {
+        for id in ["lost", "known", "waiting", "keepers"] {
             std::fs::create_dir_all(instance.join(id)).unwrap();
         }
         let mut records = Records::default();
         records.containers.insert("known".into(), "/x".into());
         records.tags.insert("0a1b2c3d".into(), true);
         let mut leaks = BTreeSet::new();
-        cgroup_leaks(&top, &records, &mut leaks);
+        cgroup_leaks(&top, &records, &BTreeSet::from(["waiting".to_owned()]), &mut leaks);
         std::fs::remove_dir_all(&top).unwrap();
         let what: Vec<_> = leaks.iter().map(|l| l.what.rsplit('/').next().unwrap_or_default()).collect();
         assert_eq!(what, ["lost"]);

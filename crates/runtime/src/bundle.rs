@@ -44,8 +44,6 @@ pub struct Settings {
     pub pids: u64,
     /// `no_new_privs`.
     pub no_new_privileges: bool,
-    /// Does the host have cgroup v1 hierarchies?
-    pub cgroup_v1: bool,
 }
 
 const MASKED: [&str; 8] = [
@@ -76,7 +74,7 @@ pub fn config(s: &Settings) -> Value {
         ),
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
     ];
-    if !s.privileged && s.cgroup_v1 {
+    if !s.privileged {
         mounts.push(mount("/sys/fs/cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]));
     }
     for (source, destination, writable) in &s.binds {
@@ -308,7 +306,6 @@ mod tests {
         Settings {
             mapping: vec![(0, 4_294_967_294, 1), (1, 1, 4_294_967_293)],
             hostname: Some("h".into()),
-            cgroup_v1: true,
             binds: vec![("/src".into(), "/dst".into(), false)],
             ..Settings::default()
         }

@@ -5,7 +5,7 @@
 
 use rustix::fs::{Mode, OFlags};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use wardian_sys::procfs;
@@ -64,7 +64,7 @@ impl Hierarchies {
 /// Limits to write; zero means none.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Limits {
-    /// Bytes, swap included.
+    /// Bytes, swap included where the kernel accounts for it.
     pub memory_bytes: u64,
     /// v1 shares.
     pub cpu_shares: u64,
@@ -177,7 +177,18 @@ impl Cgroups {
         for hierarchy in self.hierarchies.all() {
             for (file, value) in limit_files(hierarchy, only_v2, limits) {
                 let path = self.dir(hierarchy, id).join(file);
-                fs::write(&path, value.to_string()).map_err(at("set limit", &path))?;
+                // Without O_CREAT: a file that is not there is ENOENT, and not the EACCES of who tries to make it.
+                let written = fs::OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .and_then(|mut open| open.write_all(value.to_string().as_bytes()));
+                match written {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound && SWAP_FILES.contains(&file) => {}
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                        return Err(at("its controller is not enabled: no limit file", &path)(e));
+                    }
+                    result => result.map_err(at("set limit", &path))?,
+                }
             }
         }
         Ok(())
@@ -377,7 +388,11 @@ fn remove_tree(dir: &Path) -> bool {
     fs::remove_dir(dir).is_ok()
 }
 
-/// Files and values for a hierarchy. The conversion of shares to weight is the one runc uses since 1.3.
+/// Not there on a kernel that does not account for swap (`swapaccount=0`).
+const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
+
+/// Files and values for a hierarchy, in the order in which they can be set. The conversion of shares to weight is the
+/// one runc uses since 1.3.
 fn limit_files(hierarchy: &Hierarchy, only_v2: bool, limits: Limits) -> Vec<(&'static str, u64)> {
     let has = |controller: &str| {
         if hierarchy.name.is_empty() { only_v2 } else { hierarchy.name.split(',').any(|c| c == controller) }
@@ -386,7 +401,12 @@ fn limit_files(hierarchy: &Hierarchy, only_v2: bool, limits: Limits) -> Vec<(&'s
     let mut files = Vec::new();
     if limits.memory_bytes > 0 && has("memory") {
         let bytes = limits.memory_bytes.min(i64::MAX as u64);
-        files.push((if v2 { "memory.max" } else { "memory.limit_in_bytes" }, bytes));
+        // v1 counts memory and swap together, v2 swap alone.
+        if v2 {
+            files.extend([("memory.max", bytes), ("memory.swap.max", 0)]);
+        } else {
+            files.extend([("memory.limit_in_bytes", bytes), ("memory.memsw.limit_in_bytes", bytes)]);
+        }
     }
     if limits.cpu_shares > 0 && has("cpu") {
         if v2 {
@@ -441,6 +461,9 @@ mod tests {
         let v1 = |name: &str| Hierarchy { name: name.into(), path: "/x".into() };
         assert_eq!(limit_files(&v1("cpu,cpuacct"), false, limits), [("cpu.shares", 7)]);
         assert_eq!(limit_files(&v1(""), false, limits), []);
-        assert_eq!(limit_files(&v1(""), true, limits).len(), 3);
+        let memory = [("memory.limit_in_bytes", 5), ("memory.memsw.limit_in_bytes", 5)];
+        assert_eq!(limit_files(&v1("memory"), false, limits), memory);
+        let v2 = [("memory.max", 5), ("memory.swap.max", 0), ("cpu.weight", weight(7)), ("pids.max", 9)];
+        assert_eq!(limit_files(&v1(""), true, limits), v2);
     }
 }

@@ -46,12 +46,13 @@ impl Inner {
         for chain in names {
             let Ok(dir) = layout::open_dir(&self.layout.layers, &chain) else { continue };
             let (Ok(record), Ok(stat)) = (Record::read(&dir), rustix::fs::fstat(&dir)) else { continue };
-            let kept = lock(&self.layers).get(&chain).map_or(0, |layer| layer.used());
-            let (trusted, record) = match lock(&self.layers).get(&chain) {
+            let own = lock(&self.layers).get(&chain).cloned();
+            let used = own.as_ref().map_or(0, |layer| layer.used());
+            let (trusted, record) = match own {
                 Some(own) if own.instance == record.instance => (own.state() != State::Suspect, record),
                 _ => layer::trusted(&self.layout, &dir, record),
             };
-            seen.push(Seen { record, trusted, used: kept.max(u64::try_from(stat.st_mtime).unwrap_or(0)) });
+            seen.push(Seen { record, trusted, used: used.max(u64::try_from(stat.st_mtime).unwrap_or(0)) });
         }
         Ok(seen)
     }

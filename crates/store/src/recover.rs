@@ -9,7 +9,7 @@ use rustix::fs::FlockOperation;
 use crate::layer::{self, Record};
 use crate::progress::Progress;
 use crate::reaper::{Item, Place};
-use crate::{Inner, Result, Store, fetch, layer, layout, lock};
+use crate::{Inner, Result, Store, fetch, layout, lock};
 
 fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
     Ok(layout::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
@@ -118,6 +118,22 @@ impl Store {
         let names = list(&layout.rootfs, "rootfs")?;
         let living: HashSet<String> = self.0.records()?.into_iter().map(|record| record.dir).collect();
         Ok(names.iter().any(|name| !living.contains(name) && !(served && empty(name))))
+    }
+
+    /// The turn to [`reap`](Store::reap), for processes that do nothing else: waits for the one that deletes now. None if
+    /// another waits already: it will find all that is trash by now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn reaper_turn(&self) -> std::io::Result<Option<OwnedFd>> {
+        let waiting = layout::open_dir(&self.0.layout.staging, ".")?;
+        let deleting = layout::open_dir(&self.0.layout.trash, ".")?;
+        match rustix::fs::flock(&waiting, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            other => other?,
+        }
+        rustix::fs::flock(&deleting, FlockOperation::LockExclusive)?;
+        Ok(Some(deleting))
     }
 
     /// Deletes the trash in this process, as long as no server does it; false if some of it is left. Layers that root

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 /// TMPFS_MAGIC (linux/magic.h).
@@ -15,6 +16,9 @@ pub const SOURCE: &str = "wardian";
 /// The system's.
 pub fn prepare(run: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(run)?;
+    // One at a time: a tmpfs on another one would hide what is recorded in that.
+    let dir = rustix::fs::open(run, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
     if rustix::fs::statfs(run)?.f_type != TMPFS {
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         rustix::mount::mount(SOURCE, run, "tmpfs", flags, c"mode=0755,size=256m")?;

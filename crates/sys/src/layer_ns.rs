@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -157,13 +157,15 @@ impl Server {
         for name in [PAIR, SCRATCH] {
             make_dir(name)?;
         }
-        // Only a kernel that knows the option looks for the directory, and there is none of this name. One without
-        // the new mount API in its overlay takes any option at this point.
-        let appends = match Context::open("overlay")?.set("lowerdir+", "none") {
-            Err(error) if error.errno() == Errno::NOENT => true,
-            Err(error) if error.errno() != Errno::INVAL => return Err(error),
-            _ => false,
-        };
+        // An overlay without the new mount API takes any option as text, to look at it later, and no descriptor.
+        let probe = Context::open("overlay")?;
+        let later = probe.set_fd(c"lowerdir+", root.as_fd()).is_err_and(|e| e.errno() == Errno::OPNOTSUPP);
+        let appends = !later
+            && match probe.set("lowerdir+", PAIR) {
+                Ok(()) => true,
+                Err(error) if error.errno() == Errno::INVAL => false,
+                Err(error) => return Err(error),
+            };
         Ok(Self { appends, names: Names::default(), attached: HashMap::new() })
     }
 

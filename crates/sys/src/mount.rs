@@ -308,7 +308,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    fn set_fd(&self, key: &CStr, value: BorrowedFd<'_>) -> Result<(), Error> {
+    pub(crate) fn set_fd(&self, key: &CStr, value: BorrowedFd<'_>) -> Result<(), Error> {
         match rustix::mount::fsconfig_set_fd(&self.fd, key, value) {
             Ok(()) => Ok(()),
             refused => self.option(key.to_string_lossy().into_owned(), refused),

@@ -13,7 +13,7 @@ const LEAKS: u8 = 3;
 /// What to look at.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// List what belongs to no live container: keepers, mounts, cgroups, directories. Exit code 3 if there is any
+    /// List what belongs to no live container: keepers, mounts, cgroups, directories, records. Exit code 3 if there is any
     #[arg(long)]
     leaks: bool,
     /// Live state of a server to look at; may be given more than once [default: /run/wardian and those of running servers]

@@ -162,7 +162,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Reap { detached: true, .. } => {
             // A signal to the terminal's processes is not meant for this one. It leads no group, so this works.
             let _ = rustix::process::setsid();
-            place.open()?.reap(&Progress::default())?;
+            let store = place.open()?;
+            if let Some(_turn) = store.reaper_turn().context("wait for another one that deletes")? {
+                store.reap(&Progress::default())?;
+            }
         }
         Command::Reap { wait, .. } => reap(&place, wait)?,
     }

@@ -2,7 +2,6 @@ use super::*;
 use crate::namespace::{self, IdMap};
 use std::fs;
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

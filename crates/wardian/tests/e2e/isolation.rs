@@ -3,7 +3,7 @@
 use crate::support::{Server, run, say, script, sh};
 use std::os::unix::fs::MetadataExt as _;
 use wardian_garden::Client;
-use wardian_garden::wire::{ContainerSpec, ProcessSpec};
+use wardian_garden::wire::{ContainerSpec, CpuLimits, Limits, MemoryLimits, PidLimits, ProcessSpec};
 
 /// Container root on the host.
 const ROOT_ID: u32 = 4_294_967_294;
@@ -137,5 +137,30 @@ async fn privileged() {
     assert_eq!(std::fs::metadata(format!("{rootfs}/upper/owned")).unwrap().uid(), 0);
     // What it mounts and does not unmount goes with it.
     say(&client, "c", "mount -t tmpfs none /mnt").await;
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn limits_hold_and_can_be_read_inside() {
+    const MEMORY: u64 = 32 << 20;
+    let server = Server::start().await;
+    let client = server.client();
+    let limits = Limits {
+        memory_limits: MemoryLimits { limit_in_bytes: MEMORY },
+        cpu_limits: CpuLimits { limit_in_shares: 512, ..Default::default() },
+        pid_limits: PidLimits { max: 10 },
+        ..Default::default()
+    };
+    client.create(&ContainerSpec { handle: "c".into(), limits, ..Default::default() }).await.unwrap();
+    // cgroup v2, or a hierarchy of v1: what programs look at to fit themselves in.
+    let read = "cd /sys/fs/cgroup; cat memory.max || cat memory/memory.limit_in_bytes";
+    assert_eq!(sh(&client, "c", read).await.out.trim(), MEMORY.to_string());
+    let change = "cd /sys/fs/cgroup; [ -e memory.max ] || cd memory; mkdir mine";
+    assert_ne!(sh(&client, "c", change).await.code, 0);
+    say(&client, "c", "dd if=/dev/zero of=/dev/null bs=8M count=1").await;
+    let killed = sh(&client, "c", "dd if=/dev/zero of=/dev/null bs=64M count=1").await;
+    assert_eq!(killed.code, 137, "{killed:?}");
+    let forks = sh(&client, "c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done").await;
+    assert!(forks.err.contains("can't fork"), "{forks:?}");
     server.finish().await;
 }

@@ -4,11 +4,15 @@
 //! anything of it is left on this host.
 
 mod bad_input;
+mod cli;
 mod doctor;
+mod images;
 mod isolation;
 mod lifecycle;
 mod peas;
+mod rootfs;
 mod run;
+mod store;
 mod streams;
 mod support;
 mod survival;

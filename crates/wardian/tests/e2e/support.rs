@@ -376,7 +376,7 @@ pub fn cgroups(name: &str) -> Vec<String> {
 }
 
 /// Lines in the mount tables of all processes that mention one of these.
-fn mounts(paths: &[&Path]) -> Vec<String> {
+pub fn mounts(paths: &[&Path]) -> Vec<String> {
     let mut found = BTreeSet::new();
     for pid in pids() {
         for line in fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default().lines() {

@@ -1,7 +1,7 @@
 //! Servers, keepers and processes that are killed.
 
 use crate::support::{
-    STUCK, Server, end, listen, members, message, names, parent, pea, run, say, script, sh, signal,
+    STUCK, Server, end, listen, members, message, parent, pea, run, say, script, sh, signal,
 };
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
