@@ -2,9 +2,9 @@
 # In the guest: works the store until the power goes. /share/images lists the images. What it tells on hvc0 is what the store has promised.
 store="--root /mnt/store --run /run/wardian"
 say() { echo "$*" > /dev/hvc0; }
-import() {  # image: waits until it is durable
-  if wardian image import "oci:///share/$1:latest" -t "$1" $store > "/tmp/$1" 2>&1; then say "durable $1"
-  else say "failed import $1: $(tail -1 "/tmp/$1")"; fi
+import() {  # image: waits until it is durable, and pins it: what is not pinned a collection may take
+  if ! wardian image import "oci:///share/$1:latest" -t "$1" $store > "/tmp/$1" 2>&1; then say "failed import $1: $(tail -1 "/tmp/$1")"
+  elif wardian image pin "$1" $store > "/tmp/$1" 2>&1; then say "durable $1"; fi
 }
 containers() {  # image: root file systems that come and go, and hold what nobody may find again
   n=0; while :; do
@@ -35,7 +35,7 @@ while :; do
   import "$6"; wait $a; wait $b; wait $c
   for image in "$2" "$6"; do
     say "removing $image"
-    wardian image rm "$image" $store > /tmp/rm 2>&1 || say "failed rm $image: $(tail -1 /tmp/rm)"
+    if wardian image unpin "$image" $store > /tmp/rm 2>&1; then wardian image rm "$image" $store > /tmp/rm 2>&1; fi
   done
   wardian store gc $store > /tmp/gc 2>&1 || say "failed gc: $(tail -1 /tmp/gc)"
 done

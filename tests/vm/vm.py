@@ -36,6 +36,11 @@ def kernel(name):
     return got.stdout.split()[-1]
 
 
+def program():
+    """The wardian that is tested: $WARDIAN, or what ./dev has built."""
+    return os.environ.get("WARDIAN") or TARGET + "/x86_64-unknown-linux-gnu/release/wardian"
+
+
 def size(text):
     """Bytes of `50M`, `2G`, `512`."""
     unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1].upper())
