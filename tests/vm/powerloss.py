@@ -115,7 +115,7 @@ class Test:
         for name in self.promises.durable:
             lost = set(self.images[name].chains) - set(kept)
             assert not lost, f"{name} was reported durable, and these of its layers are lost: {lost}"
-        guest.sh(f"wardian store gc {STORE}")
+        guest.sh(f"wardian store gc {STORE} && wardian store reap --wait {STORE}")
         for place in "staging", "rootfs":
             left = guest.sh(f"ls -A /mnt/store/{place}").split()
             assert not left, f"left in {place}/: {left}"

@@ -2,8 +2,10 @@
 # In the guest: works the store until the power goes. /share/images lists the images. What it tells on hvc0 is what the store has promised.
 store="--root /mnt/store --run /run/wardian"
 say() { echo "$*" > /dev/hvc0; }
-import() {  # image: waits until it is durable
-  if wardian image import "oci:///share/$1:latest" -t "$1" $store > "/tmp/$1" 2>&1; then say "durable $1"
+import() {  # image: waits until it is durable; a pin keeps it from being collected
+  if wardian image import "oci:///share/$1:latest" -t "$1" $store > "/tmp/$1" 2>&1; then
+    # Unless it was collected in between.
+    ! wardian image pin "$1" $store > /dev/null 2>&1 || say "durable $1"
   else say "failed import $1: $(tail -1 "/tmp/$1")"; fi
 }
 containers() {  # image: root file systems that come and go, and hold what nobody may find again
