@@ -51,8 +51,8 @@ impl AsFd for Parent {
 
 /// Puts the subject on a kernel error.
 pub(crate) fn at(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
-    let path = show(path);
-    move |source| Error::Write { op, path, source }
+    // Only an error is worth the escaped name: this is called for every system call.
+    move |source| Error::Write { op, path: show(path), source }
 }
 
 /// True for the device node that overlayfs takes for "deleted".
