@@ -102,6 +102,7 @@ class Lab:
             records = self.records()
             return all(records.get(chain, {}).get("durable") for chain in image.chains)
         self.until(f"{image.name} is durable", all_)
+        time.sleep(1)  # the record's rename is synced after one can see it
 
     def until(self, what, true, seconds=30):
         end = time.monotonic() + seconds
