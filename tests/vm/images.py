@@ -11,10 +11,10 @@ def sha256(data):
 class Layer:
     """A layer's tar and `tree`, {path: facts} of what it makes on the disk (whiteouts as overlayfs has them)."""
 
-    def __init__(self, seed, files, over=None):
+    def __init__(self, seed, files, over=None, big=0):
         self.dice, self.tree, self.file = random.Random(seed), {}, io.BytesIO()
         with tarfile.open(fileobj=self.file, mode="w", format=tarfile.PAX_FORMAT) as self.tar:
-            self.fill(files, over)
+            self.fill(files, over, big)
         self.data = self.file.getvalue()
         self.diff_id = sha256(self.data)
 
@@ -34,7 +34,7 @@ class Layer:
                            "mtime": info.mtime, "target": target, "size": len(data), "sha256": sha256(data), "xattrs": xattrs or {},
                            "names": [path]}
 
-    def fill(self, files, over):
+    def fill(self, files, over, big):
         d, dirs, regular = self.dice, [""], []
         self.add(".", tarfile.DIRTYPE, mode=0o755)
         top = f"d{d.randrange(10**6)}"
@@ -57,6 +57,8 @@ class Layer:
                 length = d.choice((0, 0, 1, 40, 100, 700, 4096, 4097, 9000, 20000, 65536, 150000))
                 self.add(path, tarfile.REGTYPE, d.randbytes(length), xattrs={"user.seed": str(i)} if i % 20 == 3 else None)
                 regular.append(path)
+        if big:
+            self.add("big", tarfile.REGTYPE, d.randbytes(big))
         if over:
             self.hide([p for p, f in over.tree.items() if f["type"] == tarfile.REGTYPE][0])
 
@@ -104,14 +106,14 @@ class Image:
                 json.dump(data, f)
 
 
-def images(seed, count=6, files=120):
-    """Images of four layers; the lower two are shared by all of one seed."""
+def images(seed, count=6, files=120, big=0):
+    """Images of four layers; the lower two are shared by all of one seed. big: bytes of one more file in each of the others."""
     base = Layer(f"{seed} base", files)
     middle = Layer(f"{seed} middle", files, base)
     made = []
     for i in range(count):
-        third = Layer(f"{seed} {i} third", files, middle)
-        made.append(Image(f"image{seed}-{i}", [base, middle, third, Layer(f"{seed} {i} top", files // 2, third)]))
+        third = Layer(f"{seed} {i} third", files, middle, big)
+        made.append(Image(f"image{seed}-{i}", [base, middle, third, Layer(f"{seed} {i} top", files // 2, third, big)]))
     return made
 
 

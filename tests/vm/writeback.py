@@ -7,6 +7,8 @@ import images, vm
 
 STORE = "--root /mnt/store --run /run/wardian"
 DISK, POOL = 1 << 30, 256 << 20
+BIG = 3 << 20
+"""A file that the store awaits by itself, before it asks the file system for a sync (durable.rs)."""
 LIMIT = 420
 """Seconds that the guest may live; it takes 60 to 90 where the host is idle."""
 OPTIONS = {"xfs": "pquota", "ext4": "prjquota,commit=300,errors=continue"}
@@ -129,6 +131,7 @@ class Lab:
             records = self.records()
             return all(records.get(chain, {}).get("durable") for chain in image.chains)
         self.until(f"{image.name} is durable", all_)
+        time.sleep(1)  # the record's rename is synced after one can see it
 
     def until(self, what, true, seconds=30):
         end = time.monotonic() + seconds
@@ -159,9 +162,9 @@ class Lab:
         return self.sh(f"echo x > {root}/synced && sync {root}/synced", check=False)[0] == 0
 
     def written_back(self):
-        """Waits until the server's thread that makes layers durable waits for the device."""
-        task = "for task in /proc/$(cat /tmp/server)/task/*; do [ \"$(cat $task/comm)\" != durability ] || grep State $task/status; done 2>/dev/null; true"
-        self.until("a layer is written back", lambda: "D (disk" in self.sh(task))
+        """Waits until the server's thread that makes layers durable waits for a file's data, in sync_file_range (system call 277)."""
+        task = "for task in /proc/$(cat /tmp/server)/task/*; do [ \"$(cat $task/comm)\" != durability ] || grep -o "^277 " $task/syscall; done 2>/dev/null; true"
+        self.until("a layer is written back", lambda: "277" in self.sh(task))
 
     def lose_writes(self):
         """What the server is writing back is lost, and the device is well again before it hears of that."""
@@ -306,7 +309,7 @@ class Test:
 
             vm.make_disk(work + "/out", 4 << 30)
             vm.make_disk(work + "/pool", 2 << 30)
-            made = images.images(self.seed)
+            made = images.images(self.seed, big=BIG)
             for image in made:
                 image.write(work + "/images")
             share = {"/bin/wardian": self.program, "/bin/wardian-keeper": os.path.dirname(self.program) + "/wardian-keeper", "/share": work + "/images"}

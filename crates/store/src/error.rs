@@ -47,6 +47,12 @@ pub enum Error {
         /// The image as it was asked for.
         uri: String,
     },
+    /// What was written was lost, again and again.
+    #[error("the disk loses what is written of {uri:?} (see dmesg): it is given to nobody")]
+    Lost {
+        /// The image as it was asked for.
+        uri: String,
+    },
     /// The caller has cancelled it.
     #[error("cancelled")]
     Cancelled,

@@ -120,9 +120,7 @@ pub(crate) fn change(layout: &Layout, name: &str, change: impl FnOnce(&mut Named
 fn write(layout: &Layout, image: &Named) -> Result<(), Error> {
     let failed = |source| Error::Record { name: image.name.clone(), source };
     let text = serde_json::to_string(image).map_err(|error| failed(error.into()))?;
-    layout::write_file_durable(&layout.images, &file_name(&image.name), &text).map_err(failed)?;
-    // The rename as well: who has waited for an image finds its name and pin after a power cut.
-    rustix::fs::fsync(&layout.images).map_err(|error| failed(error.into()))
+    layout::write_file_durable(&layout.images, &file_name(&image.name), &text).map_err(failed)
 }
 
 /// A turn among all processes that change records.

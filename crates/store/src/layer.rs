@@ -499,12 +499,16 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Of a tar its file's state, of an OCI layout its index's. None where it is not to be had; such an image is
+    /// Of a tar or an archive its file's state, of an OCI layout its index's. None where it is not to be had; such an image is
     /// opened each time.
     pub(crate) fn of(source: &wardian_image::Source) -> Option<Self> {
         let uri = source.to_uri();
+        let archive = ["oci-archive://", "docker-archive://"].iter().find_map(|scheme| uri.strip_prefix(scheme));
         let stat = if let Some(path) = uri.strip_prefix("tar://") {
             rustix::fs::stat(path)
+        } else if let Some(path) = archive {
+            // The path ends at the first colon, because names have some.
+            rustix::fs::stat(path.split_once(':').map_or(path, |(path, _)| path))
         } else {
             let path = uri.strip_prefix("oci://")?;
             let dir = match path.rsplit_once(':') {

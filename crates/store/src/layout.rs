@@ -175,8 +175,8 @@ pub(crate) fn write_file(dir: impl AsFd, name: &str, text: &str) -> std::io::Res
     replace(dir.as_fd(), name, text, false)
 }
 
-/// The same, and waits for the disk before the rename: after a power cut it is the old one or the new one. For threads
-/// and commands that nobody waits for.
+/// The same, and waits for the disk, before the rename and after it: a power cut meanwhile leaves the old one or the new
+/// one, and later the new one. For threads that nobody waits for, and commands.
 pub(crate) fn write_file_durable(dir: impl AsFd, name: &str, text: &str) -> std::io::Result<()> {
     replace(dir.as_fd(), name, text, true)
 }
@@ -188,7 +188,8 @@ fn replace(dir: BorrowedFd<'_>, name: &str, text: &str, sync: bool) -> std::io::
     let written = file
         .write_all(text.as_bytes())
         .and_then(|()| if sync { file.sync_data() } else { Ok(()) })
-        .and_then(|()| Ok(rustix::fs::renameat(dir, &new, dir, name)?));
+        .and_then(|()| Ok(rustix::fs::renameat(dir, &new, dir, name)?))
+        .and_then(|()| if sync { Ok(rustix::fs::fsync(dir)?) } else { Ok(()) });
     if written.is_err() {
         let _ = rustix::fs::unlinkat(dir, &new, AtFlags::empty());
     }

@@ -293,7 +293,7 @@ impl Store {
             }
             image = self.0.image(&image.uri, progress)?;
         }
-        Err(Error::Collected { uri: image.uri })
+        Err(Error::Lost { uri: image.uri })
     }
 
     /// All named images, by name.

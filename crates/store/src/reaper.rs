@@ -10,15 +10,13 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
 use wardian_sys::pressure;
 
 use crate::layer;
@@ -261,13 +259,6 @@ impl Shared {
             Place::Staging => &self.layout.staging,
             Place::Trash => &self.layout.trash,
         };
-        // Held while it is deleted. Who looks between the making of a directory and its lock takes it for trash.
-        let _held = match (item.place == Place::Staging).then(|| lock_staged(dir, &item.name)) {
-            Some(Err(Errno::WOULDBLOCK | Errno::NOENT)) => return End::Deleted,
-            Some(Ok(held)) => Some(held),
-            // It may be no directory, and then nobody makes it.
-            Some(Err(_)) | None => None,
-        };
         if item.place == Place::Trash
             && let Some(instance) = layer::instance_of(&name)
         {
@@ -310,18 +301,6 @@ impl Shared {
     fn nearly_full(&self) -> bool {
         rustix::fs::fstatvfs(&self.layout.root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / NEARLY_FULL)
     }
-}
-
-/// The lock that the maker of something in `staging/` holds as long as it lives.
-fn lock_staged(staging: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
-    let dir = rustix::fs::openat(
-        staging,
-        name,
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(dir)
 }
 
 /// When to try again what is still there.

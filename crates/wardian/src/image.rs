@@ -141,6 +141,7 @@ pub fn fetch(store: &Store, uri: &str, name: Option<&str>) -> Result<(Image, Vec
 fn import_apart(place: &Place, source: &str, tag: Option<String>) -> Result<ExitCode> {
     let mut command = place.command(&["image", "import", "--detached"])?;
     command.args(tag.map(|tag| format!("--tag={tag}"))).arg("--").arg(source);
+    wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
     let mut child = command.stdout(Stdio::piped()).spawn().context("start the import")?;
     let mut said = String::new();
     child.stdout.take().context("hear the import")?.read_to_string(&mut said).context("hear the import")?;
@@ -159,6 +160,7 @@ fn step_back() -> Result<()> {
         std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
     rustix::stdio::dup2_stdout(&null).context("let go of standard output")?;
     rustix::stdio::dup2_stderr(&null).context("let go of standard error")?;
+    std::env::set_current_dir("/").context("let go of the directory")?;
     // It leads no group, so this works.
     let _ = rustix::process::setsid();
     Ok(())
@@ -177,19 +179,24 @@ fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, detache
     for name in names.iter().skip(1) {
         store.import(&uri, Some(name), &Progress::default())?;
     }
+    let answer = || report(place, store, &image, &names, &uri, &watched);
     if detached {
-        report(place, store, &image, &names, &uri, &watched)?;
+        answer()?;
         step_back()?;
-        store.wait_image_durable(&image, &Progress::default())?;
-        return Ok(());
     }
+    wait_durable(store, &image)?;
+    if detached { Ok(()) } else { answer() }
+}
+
+/// Waits until an image is on the disk; Ctrl-C ends the waiting.
+pub fn wait_durable(store: &Store, image: &Image) -> Result<()> {
     let progress = Arc::new(Progress::default());
     let cancel = Arc::clone(&progress);
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
-    let written = watch::spinner("writing to the disk", || store.wait_image_durable(&image, &progress));
+    let written = watch::spinner("writing to the disk", || store.wait_image_durable(image, &progress));
     interrupts.check()?;
     written?;
-    report(place, store, &image, &names, &uri, &watched)
+    Ok(())
 }
 
 fn report(

@@ -8,7 +8,7 @@ use clap::{Args as ClapArgs, Subcommand};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
-use wardian_store::Store;
+use wardian_store::{Phase, Store};
 
 /// The commands of root file systems.
 #[derive(Debug, ClapArgs)]
@@ -23,7 +23,8 @@ pub struct Args {
 enum Command {
     /// Make one and print where it is attached. What is written in it does not outlive a reboot
     Create {
-        /// An image's name in the store, or what `wardian image import` takes: it is fetched if it is missing
+        /// An image's name in the store, or what `wardian image import` takes: it is fetched if it is missing, and
+        /// written to the disk once
         image: String,
         /// What to call it: letters, digits and . _ -
         id: String,
@@ -83,7 +84,11 @@ fn create(store: &Store, image: &str, id: &str) -> Result<std::path::PathBuf> {
             .to_uri(),
         Err(error) => return Err(error.into()),
     };
-    let (image, _) = image::fetch(store, &uri, None)?;
+    let (image, layers) = image::fetch(store, &uri, None)?;
+    if layers.iter().any(|layer| layer.phase() == Phase::Done) {
+        // Nobody trusts a layer whose process is gone before it is on the disk: each create would fetch it again.
+        image::wait_durable(store, &image)?;
+    }
     Ok(store.attach_rootfs(id, &image, None)?)
 }
 

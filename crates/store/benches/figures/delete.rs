@@ -24,6 +24,8 @@ const OWN: usize = 100 << 20;
 const NEIGHBOUR: usize = 1 << 30;
 /// The neighbour's data is written anew before the kernel does it by itself, after 30 s.
 const REFRESH: Duration = Duration::from_secs(15);
+/// Or sooner, when somebody else has had it written.
+const REFRESH_LOST: Duration = Duration::from_secs(3);
 /// After every so many deletes, one unmount that syncs.
 const EVERY: usize = 60;
 /// What the neighbour that syncs writes in each turn.
@@ -35,7 +37,9 @@ pub fn run(fs: &Fs, images: &Images, report: &mut Report) -> Result<()> {
     let store = fs.store("delete")?;
     let image = store.image(&images.of_layers(1))?;
     quiet(fs, &store, &image, report)?;
-    busy(fs, &store, &image, &images.large("zstd")?, report)?;
+    if fs.is_new {
+        busy(fs, &store, &image, &images.large("zstd")?, report)?;
+    }
     store.close();
     Ok(())
 }
@@ -64,7 +68,9 @@ impl Neighbour {
     /// Sees that all of it is dirty.
     fn refresh(&mut self, anyway: bool) -> Result<()> {
         let (number, written) = self.file.map_or((0, None), |(number, at)| (number + 1, Some(at)));
-        if anyway || written.is_none_or(|at| at.elapsed() > REFRESH) {
+        let is_dirty = dirty_bytes()? >= NEIGHBOUR as u64 * 9 / 10;
+        let time = if is_dirty { REFRESH } else { REFRESH_LOST };
+        if anyway || written.is_none_or(|at| at.elapsed() > time) {
             // The old one goes first, so that the kernel has no reason to begin writing. A new file, because one that is
             // truncated and written again is flushed when it is closed.
             self.remove()?;

@@ -2,8 +2,8 @@
 //! store's figures with their goals, in one process, as root.
 //!
 //! What is compared is measured by turns. The stores lie on the file system of DIR (default /var/tmp), which is called
-//! `root`, and on new ones on loop devices in it; needs mkfs.ext4, mkfs.xfs, mount, zstd, gzip and tar in the PATH, and
-//! some 20 GB. Everything is removed at the end, also after Ctrl-C.
+//! `root`, and on new ones on loop devices in it; imports are measured on these only. Needs mkfs.ext4, mkfs.xfs, mount,
+//! zstd, gzip and tar in the PATH, and some 20 GB. Everything is removed at the end, also after Ctrl-C.
 #![forbid(unsafe_code)]
 
 mod churn;
@@ -103,11 +103,11 @@ fn measure(args: &Args, place: &Place) -> Result<usize> {
     if wants("churn") {
         churn::run(&all, &images, &mut report)?;
     }
-    for fs in all.iter().filter(|_| wants("import")) {
+    for fs in all.iter().filter(|fs| fs.is_new && wants("import")) {
         import::run(fs, &images, &mut report)?;
     }
     // The same on every file system.
-    if let Some(fs) = all.last().filter(|_| wants("memory")) {
+    if let Some(fs) = all.iter().rfind(|fs| fs.is_new && wants("memory")) {
         import::memory(fs, &images, &mut report)?;
     }
     if let Some(path) = &args.json {

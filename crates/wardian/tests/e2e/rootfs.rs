@@ -22,7 +22,8 @@ fn ids(place: &Place) -> Vec<String> {
 fn life(place: &Place, image: &str) {
     // Fetched, as it is missing.
     let first = create(place, image, "first");
-    place.say(&["image", "import", image, "-t", "bb"]);
+    let imported = place.json(&["image", "import", image, "-t", "bb"]);
+    assert_eq!(imported["layers"][0]["fetched"], false);
     let second = place.json(&["rootfs", "create", "bb", "second"]);
     let second = Path::new(second["path"].as_str().unwrap());
     fs::write(first.join("bin/busybox"), "overwritten").unwrap();
