@@ -163,7 +163,7 @@ class Lab:
 
     def written_back(self):
         """Waits until the server's thread that makes layers durable waits for a file's data, in sync_file_range (system call 277)."""
-        task = "for task in /proc/$(cat /tmp/server)/task/*; do [ \"$(cat $task/comm)\" != durability ] || grep -o "^277 " $task/syscall; done 2>/dev/null; true"
+        task = "for task in /proc/$(cat /tmp/server)/task/*; do [ \"$(cat $task/comm)\" != durability ] || grep -o '^277 ' $task/syscall; done 2>/dev/null; true"
         self.until("a layer is written back", lambda: "277" in self.sh(task))
 
     def lose_writes(self):
