@@ -503,7 +503,8 @@ impl Identity {
     /// opened each time.
     pub(crate) fn of(source: &wardian_image::Source) -> Option<Self> {
         let uri = source.to_uri();
-        let archive = ["oci-archive://", "docker-archive://"].iter().find_map(|scheme| uri.strip_prefix(scheme));
+        let archive =
+            ["oci-archive://", "docker-archive://"].iter().find_map(|scheme| uri.strip_prefix(scheme));
         let stat = if let Some(path) = uri.strip_prefix("tar://") {
             rustix::fs::stat(path)
         } else if let Some(path) = archive {
