@@ -100,7 +100,8 @@ class Test:
         guest.sh(f"mount -t {self.fs} -o {vm.MOUNT[self.fs]} /dev/vda /mnt && mkdir -p /mnt/store /run/wardian")
         if number == 0:
             return
-        # As the power loss left it, then as the store takes it.
+        # As the power loss left it, then as the store takes it. The first may come before there is a store.
+        guest.sh("mkdir -p /mnt/store/layers")
         found, records = images.trees(guest.fetch("/mnt/store/layers", 1))
         guest.sh(f"wardian store usage --json {STORE}")
         kept = guest.sh("""cd /mnt/store/layers && for chain in *; do grep -sq '"durable": *true' $chain/layer.json && echo $chain; done; true""").split()
