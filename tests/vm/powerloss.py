@@ -13,6 +13,11 @@ MAX_LOAD = 12.0
 """Seconds until the power goes at the latest."""
 CHECK = {"xfs": "xfs_repair -n /dev/vda", "ext4": "e2fsck -fn /dev/vda"}
 PROGRAMS = {"xfs": ["xfs_repair"], "ext4": ["e2fsck"]}
+NO_SYNC = f"""#!/bin/sh
+exec {shutil.which('strace') or 'strace'} -f -qq -o /dev/null --seccomp-bpf -e trace=fsync,fdatasync,syncfs,sync_file_range \\
+  -e inject=fsync,fdatasync,syncfs,sync_file_range:retval=0 /bin/wardian.real "$@"
+"""
+"""In the place of the program: its syncs do nothing and succeed."""
 LIMIT = 300
 """Seconds that one boot may take; it takes 20 to 30 where the host is idle."""
 
@@ -71,6 +76,13 @@ class Test:
         power = disk.Disk(self.work + "/disk", f"{self.work}/disk{number}.sock", f"{self.seed}.{number}", lies=self.sabotage == "lies")
         modules = self.fs + " quota_v2 dm-mod"
         programs = PROGRAMS[self.fs] + ["tar"]
+        if self.sabotage == "sync":
+            programs.append("strace")
+            share["/bin/wardian.real"] = share["/bin/wardian"]
+            share["/bin/wardian"] = folder + "/no-sync"
+            with open(folder + "/no-sync", "w") as f:
+                f.write(NO_SYNC)
+            os.chmod(folder + "/no-sync", 0o755)
         self.promises.begun.clear()
         with vm.Guest(self.bundle, [power.drive, self.work + "/out"], {**share, "/share": folder}, programs, modules,
                       deadline=LIMIT, hear=self.promises.hear) as guest:
@@ -84,7 +96,7 @@ class Test:
             if in_flush:
                 with power.lock:
                     power.cut_in_flush, power.on_cut = flushes + in_flush, cut.set
-            guest.sh(f"sh /share/powerloss.sh {self.sabotage or ''} > /dev/null 2>&1 &")
+            guest.sh("sh /share/powerloss.sh > /dev/null 2>&1 &")
             self.promises.begun.wait(30)
             cut.wait(until if not in_flush else MAX_LOAD)
             power.cut()
@@ -100,7 +112,7 @@ class Test:
         guest.sh(f"mount -t {self.fs} -o {vm.MOUNT[self.fs]} /dev/vda /mnt && mkdir -p /mnt/store /run/wardian")
         if number == 0:
             return
-        # As the power loss left it, then as the store takes it. The first may come before there is a store.
+        # As the power loss left it, then as the store takes it. Nothing at all may be left, where nothing was promised.
         guest.sh("mkdir -p /mnt/store/layers")
         found, records = images.trees(guest.fetch("/mnt/store/layers", 1))
         guest.sh(f"wardian store usage --json {STORE}")
@@ -148,7 +160,7 @@ def main():
     p.add_argument("--fs", choices=CHECK, default="xfs")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats the dice of a run, though not the guest's timing")
-    p.add_argument("--sabotage", choices=("mark", "lies"), help="mark: layers are marked durable without a sync; lies: the disk drops what it has flushed. The test must fail")
+    p.add_argument("--sabotage", choices=("sync", "lies"), help="sync: the store's syncs do nothing (needs strace); lies: the disk's flushes do nothing. The test must fail")
     a = p.parse_args()
     print(f"powerloss --kernel {a.kernel} --fs {a.fs} --rounds {a.rounds} --seed {a.seed}" + (f" --sabotage {a.sabotage}" if a.sabotage else ""))
     try:
