@@ -118,7 +118,8 @@ class Lab:
 
     def log(self):
         """What the servers have logged, an object a line."""
-        return [json.loads(line) for line in self.sh("cat /tmp/log").splitlines() if line.startswith("{")]
+        whole, _, _ = self.sh("cat /tmp/log").rpartition("\n")  # the last line may be on its way
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def records(self):
         """layer.json of each layer in its place, by chain."""

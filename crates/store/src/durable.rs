@@ -17,13 +17,12 @@ use wardian_sys::mount;
 use crate::fail::fail_point;
 use crate::layer::{Fresh, State as Trust};
 use crate::layout;
+use crate::usage::BLOCK;
 
 /// How deep the write-back walks; a descriptor a level. What lies deeper is left to the final `syncfs`.
 const MAX_DEPTH: usize = 64;
 /// Files of at least so many bytes are waited for one by one, so that the disk's queue is not filled for others.
 const LARGE: i64 = 1 << 20;
-/// Blocks of `stat(2)`, in bytes.
-const BLOCK: u64 = 512;
 
 #[derive(Default)]
 struct State {

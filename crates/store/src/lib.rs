@@ -260,7 +260,7 @@ impl Store {
             self.0.name(name, uri, &image)?;
             fail_point!("named");
             // A collection that did not see the name may have taken a layer.
-            if image.layers.iter().all(|layer| layer.is_in_place(&self.0.layout)) {
+            if self.is_in_place(&image) {
                 return Ok(image);
             }
         }

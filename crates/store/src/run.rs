@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 
 /// TMPFS_MAGIC (linux/magic.h).
 const TMPFS: i64 = 0x0102_1994;
@@ -41,7 +41,7 @@ pub fn leave(run: &Path) {
     let ours = mounts.iter().any(|m| m.mount_point == run && m.source == Path::new(SOURCE));
     if ours && is_unused(&run) {
         // Detached: a server's socket and lock are in there until it ends.
-        if let Err(error) = rustix::mount::unmount(&run, UnmountFlags::DETACH) {
+        if let Err(error) = wardian_sys::mount::unmount_lazily(&run) {
             tracing::warn!(run = %run.display(), %error, "run.tmpfs-left");
         }
     }

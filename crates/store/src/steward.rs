@@ -120,8 +120,10 @@ impl Inner {
             memory.saved_used = Some(Instant::now());
             self.save_used();
         }
-        if let Some(threshold) = self.gc_threshold {
-            self.collect_above(threshold);
+        if let Some(threshold) = self.gc_threshold
+            && let Err(error) = self.collect(threshold, None)
+        {
+            tracing::warn!(%error, "collect.failed");
         }
     }
 
@@ -203,21 +205,6 @@ impl Inner {
         memory.seen = seen;
         if let Err(error) = self.distrust().and_then(|()| self.find_trash()) {
             tracing::warn!(%error, "steward.cannot-look");
-        }
-    }
-
-    fn collect_above(&self, threshold: u64) {
-        let bytes = |inner: &Self| -> crate::Result<u64> {
-            Ok(inner.seen_layers()?.iter().map(|layer| layer.record.size()).sum())
-        };
-        match bytes(self) {
-            Ok(bytes) if bytes > threshold => {
-                if let Err(error) = self.collect(threshold, None) {
-                    tracing::warn!(%error, "collect.failed");
-                }
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "collect.failed"),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::record::Record;
 use crate::{Inner, Result, image};
 
 /// Blocks of `stat(2)`, in bytes.
-const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 /// How deep trees are walked; the unpacker makes no deeper ones, containers may.
 const MAX_DEPTH: usize = 300;
 

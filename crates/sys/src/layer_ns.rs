@@ -143,7 +143,6 @@ impl Server {
     fn enter() -> Result<Self, Error> {
         // SAFETY: only the mount namespace and, with it, root and working directory become the thread's own; the
         // table of descriptors stays shared, which is what makes the call unsafe in general.
-        #[allow(unsafe_code)]
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(step("make a namespace"))?;
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         rustix::mount::mount_change("/", private).map_err(step("make mounts private"))?;

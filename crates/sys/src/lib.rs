@@ -9,6 +9,5 @@ pub mod mount;
 pub mod namespace;
 pub mod packet;
 pub mod pressure;
-pub mod process;
 pub mod procfs;
 pub mod spawn;
