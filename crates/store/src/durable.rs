@@ -138,8 +138,9 @@ impl Durability {
             written.push(result.map(|bytes| fresh.record.disk_bytes = Some(bytes)));
         }
         fail_point!("written-back");
-        // The first was opened first.
-        let synced = layers.first().map_or(Ok(()), |oldest| rustix::fs::syncfs(&oldest.sync));
+        // Layers come in the order in which they were finished: a large one that was begun first may be the last.
+        let oldest = (0..layers.len()).min_by_key(|index| layers[*index].opened);
+        let synced = oldest.map_or(Ok(()), |index| rustix::fs::syncfs(&layers[index].sync));
         fail_point!("synced");
         if self.stopped() && synced.is_ok() {
             return;
@@ -148,7 +149,7 @@ impl Durability {
         for (index, (mut fresh, written)) in layers.into_iter().zip(written).enumerate() {
             let own = match synced {
                 Ok(()) => Ok(()),
-                error if index == 0 => error,
+                error if oldest == Some(index) => error,
                 Err(_) => rustix::fs::syncfs(&fresh.sync),
             };
             let marked = written.and_then(|()| Ok(own?)).and_then(|()| {

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -333,6 +334,8 @@ pub(crate) struct Fresh {
     pub(crate) record: Record,
     /// Opened before the unpack began: its `syncfs` reports every write error since.
     pub(crate) sync: OwnedFd,
+    /// When that was.
+    pub(crate) opened: Instant,
 }
 
 /// A layer found in its place.
@@ -444,7 +447,7 @@ fn stage(
 ) -> Result<Fresh, Error> {
     let chain = source.chain_id.as_str();
     let staged = |source| Error::Stage { chain: chain.to_owned(), source };
-    let sync = layout.sync_handle().map_err(staged)?;
+    let (sync, opened) = (layout.sync_handle().map_err(staged)?, Instant::now());
     rustix::fs::mkdirat(&dir, "fs", Mode::RWXU).map_err(staged)?;
     let fs = layout::open_dir(&dir, "fs").map_err(staged)?;
     rustix::fs::fchmod(&fs, Mode::from_raw_mode(NO_ROOT_ENTRY)).map_err(staged)?;
@@ -479,7 +482,7 @@ fn stage(
         .map_err(|source| Error::Commit { chain: chain.to_owned(), source })?;
     fail_point!("committed");
     layer.touch();
-    Ok(Fresh { layer, dir, record, sync })
+    Ok(Fresh { layer, dir, record, sync, opened })
 }
 
 /// The mode of a container's root directory: what the topmost layer that describes it says. `layers` is bottom
