@@ -15,12 +15,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tar::EntryType;
 
-use crate::archive::{Entry, Stream};
 use crate::digest::Digest;
 use crate::error::{Error, show};
 use crate::layer::{Blob, Layer};
 use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
 use crate::source::{Image, open_tar};
+use crate::stream::{Entry, Stream};
 
 /// Entries of one archive. The largest images have some hundred layers with three entries each.
 const MAX_MEMBERS: u64 = 1 << 16;

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, fchmod, fgetxattr, fstat, mkdirat, openat};
 use rustix::io::Errno;
 
-use crate::archive::Time;
 use crate::error::{Error, show};
+use crate::stream::Time;
 use crate::tree::at;
 
 /// The annotation of a manifest's layer that names it (Cloud Foundry, "OCI mode").

@@ -8,7 +8,6 @@
 //! are unpacked into, every size has a limit, and digests cover every byte of a blob.
 #![forbid(unsafe_code)]
 
-mod archive;
 mod archives;
 mod base;
 mod digest;
@@ -20,6 +19,7 @@ mod oci;
 mod pipeline;
 mod source;
 mod sparse;
+mod stream;
 mod tree;
 mod unpack;
 mod watch;

@@ -18,10 +18,10 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::archive::stream_error;
 use crate::archives::Section;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::stream::stream_error;
 use crate::watch::Watch;
 
 /// Bytes of one piece, and how many may wait for each reader. 3 MiB hide the stages' pauses on a busy host and keep

@@ -158,6 +158,16 @@ impl Source {
         }
     }
 
+    /// The file that changes when the image does: a layout's index, otherwise the file itself.
+    pub fn state_file(&self) -> PathBuf {
+        match &self.0 {
+            Place::Oci { dir, .. } => Path::new(dir).join("index.json"),
+            Place::Tar(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. } => {
+                file.into()
+            }
+        }
+    }
+
     /// The canonical spelling; parsing it gives the same source.
     pub fn to_uri(&self) -> String {
         self.to_string()

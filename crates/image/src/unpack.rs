@@ -11,10 +11,10 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite};
 use tar::EntryType;
 
-use crate::archive::{Entry, Stream, Time};
 use crate::base::Base;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
+use crate::stream::{Entry, Stream, Time};
 use crate::tree::{Parent, Tree, at, set_opaque};
 use crate::xattr::{self, Fate};
 

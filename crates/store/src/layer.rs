@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -502,26 +501,9 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Of a tar or an archive its file's state, of an OCI layout its index's. None where it is not to be had; such an image is
-    /// opened each time.
+    /// None where it is not to be had; such an image is opened each time.
     pub(crate) fn of(source: &wardian_image::Source) -> Option<Self> {
-        let uri = source.to_uri();
-        let archive =
-            ["oci-archive://", "docker-archive://"].iter().find_map(|scheme| uri.strip_prefix(scheme));
-        let stat = if let Some(path) = uri.strip_prefix("tar://") {
-            rustix::fs::stat(path)
-        } else if let Some(path) = archive {
-            // The path ends at the first colon, because names have some.
-            rustix::fs::stat(path.split_once(':').map_or(path, |(path, _)| path))
-        } else {
-            let path = uri.strip_prefix("oci://")?;
-            let dir = match path.rsplit_once(':') {
-                Some((dir, tag)) if !tag.contains('/') => dir,
-                _ => path,
-            };
-            rustix::fs::stat(Path::new(dir).join("index.json"))
-        };
-        let stat = stat.ok()?;
+        let stat = rustix::fs::stat(source.state_file()).ok()?;
         Some(Self {
             dev: stat.st_dev,
             inode: stat.st_ino,

@@ -6,8 +6,8 @@ use rustix::fs::{FileType, major, minor};
 use tar::{EntryType, Header};
 
 use super::walk::{Content, Item, Meter, Sink};
-use crate::archive::Time;
 use crate::error::{Error, show};
+use crate::stream::Time;
 use crate::unpack::{OPAQUE, WHITEOUT};
 
 const BLOCK: u64 = 512;
@@ -272,7 +272,7 @@ mod tests {
             assert_eq!(Header::from_byte_slice(&head.one_block()).entry_size().unwrap(), size);
             let blocks = head.encode();
             assert_eq!(blocks.len() > 512, size > MAX_LARGE);
-            let entry = crate::archive::Stream::new(&blocks[..], u64::MAX).next(false).unwrap().unwrap();
+            let entry = crate::stream::Stream::new(&blocks[..], u64::MAX).next(false).unwrap().unwrap();
             assert_eq!(entry.size, size);
         }
     }

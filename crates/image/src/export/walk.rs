@@ -11,8 +11,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::archive::Time;
 use crate::error::{Error, show};
+use crate::stream::Time;
 use crate::tree::is_whiteout;
 use crate::unpack::Limits;
 use crate::watch::Watch;

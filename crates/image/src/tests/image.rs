@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::{Cage, Tar, gzip, write};
+
 use crate::{Digest, Error, Image, Limits, Source, Unpacked, Watch};
 
 #[test]
@@ -23,6 +24,13 @@ fn sources() {
         let source = Source::parse(text).unwrap();
         assert_eq!(source.to_uri(), uri);
         assert_eq!(Source::parse(uri).unwrap(), source);
+    }
+    for (uri, file) in [
+        ("tar:///a:b.tar", "/a:b.tar"),
+        ("oci:///a:1/b:v1", "/a:1/b/index.json"),
+        ("docker-archive:///a.tar:r.io:5000/a/b:v1", "/a.tar"),
+    ] {
+        assert_eq!(Source::parse(uri).unwrap().state_file(), Path::new(file));
     }
     assert!(
         matches!(Source::parse("docker:///busybox"), Err(Error::Unsupported { what }) if what.contains("docker"))
