@@ -161,7 +161,10 @@ impl Inner {
 
     /// Marks every volatile root file system that lives now: each of their later fsyncs fails.
     pub(crate) fn mark_hit(&self, what: &str) {
-        let records = self.layout.records.all().unwrap_or_default();
+        let records = self.layout.records.all().unwrap_or_else(|error| {
+            tracing::error!(%error, "writeback.nobody-marked");
+            Vec::new()
+        });
         let mut hit = Vec::new();
         for mut record in records {
             if record.honest || record.writeback_error.is_some() {

@@ -34,6 +34,16 @@ fn open(dir: &Path) -> Result<Store> {
     Store::serve(&config(dir), &|_| false)
 }
 
+/// A directory, the uri of a tar in it and a server's store beside that; nothing without the privilege.
+fn served() -> Option<(tempfile::TempDir, String, Store)> {
+    if !is_root() {
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (uri, store) = (tar(dir.path()), open(dir.path()).unwrap());
+    Some((dir, uri, store))
+}
+
 fn userns() -> OwnedFd {
     let map = [IdMap { inside: 0, outside: MAPPED, size: 65_536 }];
     pair(&map, &map).unwrap().user.unwrap()
@@ -163,12 +173,7 @@ fn mountinfo_shows_a_volatile_overlay_and_no_host_paths() {
 
 #[test]
 fn two_threads_one_unpack() {
-    if !is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let uri = tar(dir.path());
-    let store = open(dir.path()).unwrap();
+    let Some((dir, uri, store)) = served() else { return };
     let images: Vec<_> = std::thread::scope(|scope| {
         let asks: Vec<_> = (0..8).map(|_| scope.spawn(|| store.image(&uri).unwrap())).collect();
         asks.into_iter().map(|ask| ask.join().unwrap()).collect()

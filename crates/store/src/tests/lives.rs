@@ -3,18 +3,20 @@
 use super::*;
 use crate::layer::{Record, State};
 
+/// A layer's record, and its directory to write it back to.
+fn record_of(store: &Store, chain: &str) -> (Record, fs::File) {
+    let layer = store.0.layout.path.join("layers").join(chain);
+    let text = fs::read_to_string(layer.join("layer.json")).unwrap();
+    (serde_json::from_str(&text).unwrap(), fs::File::open(&layer).unwrap())
+}
+
 fn durable(store: &Store) {
     assert!(store.wait_durable(&Progress::default()));
 }
 
 #[test]
 fn layers_become_durable_and_suspects_are_replaced() {
-    if !is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let uri = tar(dir.path());
-    let store = open(dir.path()).unwrap();
+    let Some((dir, uri, store)) = served() else { return };
     let image = store.image(&uri).unwrap();
     durable(&store);
     let known = store.layer(&image.layers[0].chain).unwrap();
@@ -48,20 +50,12 @@ fn layers_become_durable_and_suspects_are_replaced() {
 
 #[test]
 fn a_suspect_stays_one_for_the_next_server() {
-    if !is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let uri = tar(dir.path());
-    let store = open(dir.path()).unwrap();
+    let Some((dir, uri, store)) = served() else { return };
     let image = store.image(&uri).unwrap();
     durable(&store);
     let chain = image.layers[0].chain.clone();
-    let layer = dir.path().join("store/layers").join(&chain);
-    let mut record: Record =
-        serde_json::from_str(&fs::read_to_string(layer.join("layer.json")).unwrap()).unwrap();
+    let (mut record, handle) = record_of(&store, &chain);
     (record.durable, record.suspect) = (false, true);
-    let handle = fs::File::open(&layer).unwrap();
     record.write(&handle).unwrap();
     store.close();
     let store = open(dir.path()).unwrap();
@@ -81,11 +75,8 @@ fn a_layer_whose_process_is_gone_is_trusted_only_if_it_is_durable() {
     let image = store.image(&uri).unwrap();
     durable(&store);
     let instance = image.layers[0].instance.clone();
-    let layer = dir.path().join("store/layers").join(&image.layers[0].chain);
-    let mut record: Record =
-        serde_json::from_str(&fs::read_to_string(layer.join("layer.json")).unwrap()).unwrap();
+    let (mut record, handle) = record_of(&store, &image.layers[0].chain);
     record.durable = false;
-    let handle = fs::File::open(&layer).unwrap();
     record.write(&handle).unwrap();
     // As long as somebody works on it, others use it.
     rustix::fs::flock(&handle, rustix::fs::FlockOperation::LockExclusive).unwrap();
@@ -103,12 +94,7 @@ fn a_layer_whose_process_is_gone_is_trusted_only_if_it_is_durable() {
 
 #[test]
 fn open_puts_the_store_in_order() {
-    if !is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let uri = tar(dir.path());
-    let store = open(dir.path()).unwrap();
+    let Some((dir, uri, store)) = served() else { return };
     let image = store.image(&uri).unwrap();
     let live = store.create_rootfs("live", &image, None).unwrap().dir;
     let dead = store.create_rootfs("dead", &image, None).unwrap().dir;
@@ -149,12 +135,7 @@ fn open_puts_the_store_in_order() {
 
 #[test]
 fn lost_writes_mark_the_living() {
-    if !is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let uri = tar(dir.path());
-    let store = open(dir.path()).unwrap();
+    let Some((dir, uri, store)) = served() else { return };
     let image = store.image(&uri).unwrap();
     store.create_rootfs("hit", &image, None).unwrap();
     store.0.mark_hit("a disk was pulled");
