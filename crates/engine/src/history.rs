@@ -133,8 +133,7 @@ impl History {
     /// The last ones of a handle; `None` when nothing is known of it.
     pub fn life(&self, handle: &str) -> Option<Life> {
         let operations = lock(&self.operations);
-        let last =
-            |kind| operations.iter().rev().find(|o| o.kind == kind && o.handle == handle).cloned();
+        let last = |kind| operations.iter().rev().find(|o| o.kind == kind && o.handle == handle).cloned();
         let life = Life { create: last(Kind::Create), destroy: last(Kind::Destroy) };
         (life != Life::default()).then_some(life)
     }

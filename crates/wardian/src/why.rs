@@ -60,7 +60,11 @@ fn describe(text: &mut String, operation: &Operation) -> Result<()> {
         // A bar is read faster than a column of numbers.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let bar = "#".repeat((step.ms / longest.max(f64::MIN_POSITIVE) * 40.0).round() as usize);
-        writeln!(text, "{}", format!("  {:<18} {:>9.2} ms  {bar}", print::tame(&step.name), step.ms).trim_end())?;
+        writeln!(
+            text,
+            "{}",
+            format!("  {:<18} {:>9.2} ms  {bar}", print::tame(&step.name), step.ms).trim_end()
+        )?;
     }
     if let Some(error) = &operation.error {
         writeln!(text, "  failed: {}", print::tame(error))?;
@@ -87,7 +91,10 @@ mod tests {
         };
         let drawn = text(&History { destroy: Some(operation), create: None }).unwrap();
         let lines: Vec<&str> = drawn.lines().collect();
-        assert!(lines[0].starts_with("destroy of h (0123456789ab), ") && lines[0].ends_with(": 5.0 ms"), "{drawn}");
+        assert!(
+            lines[0].starts_with("destroy of h (0123456789ab), ") && lines[0].ends_with(": 5.0 ms"),
+            "{drawn}"
+        );
         assert_eq!(lines[1], format!("  kill                    4.00 ms  {}", "#".repeat(40)));
         assert_eq!(lines[2], format!("  unmount                 1.00 ms  {}", "#".repeat(10)));
         assert_eq!(lines[3..], ["  forget                  0.00 ms", "  failed: no\\nway"]);
