@@ -49,6 +49,8 @@ impl Pair {
 pub(crate) struct Pool {
     shelves: Mutex<HashMap<Root, Vec<Pair>>>,
     own: Mutex<HashSet<String>>,
+    /// Held while a pair is made; true once nothing is made any more.
+    closed: Mutex<bool>,
 }
 
 impl Pool {
@@ -81,6 +83,10 @@ impl Pool {
     /// Makes what is missing, without holding anybody up.
     pub(crate) fn fill(&self, layout: &Layout) -> rustix::io::Result<()> {
         loop {
+            let closed = lock(&self.closed);
+            if *closed {
+                return Ok(());
+            }
             let short = self.shelves().iter().find(|(_, shelf)| shelf.len() < READY).map(|(root, _)| *root);
             let Some(root) = short else { return Ok(()) };
             let name = self.new_name();
@@ -89,8 +95,10 @@ impl Pool {
         }
     }
 
-    /// Gives up the pairs; the names of all that this process has made and not thrown away.
+    /// Gives up the pairs; the names of all that this process has made and not thrown away. One that is being made is
+    /// waited for.
     pub(crate) fn close(&self) -> Vec<String> {
+        *lock(&self.closed) = true;
         self.shelves().clear();
         lock(&self.own).drain().collect()
     }

@@ -134,3 +134,16 @@ fn root_file_systems_by_eight_threads() {
     store.close();
     assert_eq!(entries(dir.path(), "rootfs"), 0);
 }
+
+#[test]
+fn nothing_is_made_ahead_once_the_store_is_closed() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    drop(store.0.pool.take((0, 0)));
+    store.close();
+    store.0.pool.fill(&store.0.layout).unwrap();
+    assert_eq!(entries(dir.path(), "rootfs"), 0);
+}
