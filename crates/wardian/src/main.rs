@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Command::Rootfs(args) => rootfs::run(args),
         Command::Store(args) => store::run(args),
         Command::Lab(command) => lab::run(command),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "wardian", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
