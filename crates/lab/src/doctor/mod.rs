@@ -98,15 +98,18 @@ impl Report {
 pub async fn run(options: Options) -> Result<Report> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
-    let mut task = tokio::task::spawn_blocking(move || look(&options, &stopped));
+    let look = async { tokio::task::spawn_blocking(move || look(&options, &stopped)).await };
+    tokio::pin!(look);
     tokio::select! {
-        report = &mut task => report.context("look at the host")?.map(Report::new),
+        // The handlers are there before anything is made.
+        biased;
         signal = crate::interrupted() => {
             // What it has made goes with it.
             stop.store(true, Ordering::Relaxed);
-            let _ = task.await;
+            let _ = look.await;
             Err(crate::Interrupted(signal?).into())
         }
+        report = &mut look => report.context("look at the host")?.map(Report::new),
     }
 }
 
