@@ -20,16 +20,18 @@ pub struct Driver {
 pub fn probe(fs: &FileSystem) -> Vec<Driver> {
     let quota = std::fs::File::open(&fs.looked_at).and_then(probe::project_quota);
     vec![
-        project_quota(&fs.kind, quota),
+        project_quota(&fs.kind, quota, Path::new("/proc/fs/xfs/xqmstat").exists()),
         btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
         image(),
         Driver { name: "none", usable: true, why: "a limit that is asked for is an error then".into() },
     ]
 }
 
-fn project_quota(kind: &str, quota: std::io::Result<probe::ProjectQuota>) -> Driver {
+/// `xfs_can`: XFS was built with quota (CONFIG_XFS_QUOTA); ext4 does not tell.
+fn project_quota(kind: &str, quota: std::io::Result<probe::ProjectQuota>, xfs_can: bool) -> Driver {
     let (usable, why) = match (kind, quota) {
         ("xfs" | "ext4", Ok(quota)) if quota.enforced => (true, "switched on and enforced".to_owned()),
+        ("xfs", _) if !xfs_can => (false, "the XFS of this kernel has none (CONFIG_XFS_QUOTA)".to_owned()),
         ("xfs", Ok(quota)) if quota.counted => {
             (false, "counted but not enforced: mount with `prjquota`, not `pqnoenforce`".into())
         }
@@ -96,8 +98,8 @@ mod tests {
         let on = ProjectQuota { counted: true, enforced: true };
         let counted = ProjectQuota { counted: true, enforced: false };
         let off = || Err(std::io::Error::from_raw_os_error(38));
-        assert!(project_quota("xfs", Ok(on)).usable);
-        assert!(project_quota("ext4", Ok(on)).usable);
+        assert!(project_quota("xfs", Ok(on), true).usable);
+        assert!(project_quota("ext4", Ok(on), false).usable);
         for (kind, quota, says) in [
             ("xfs", off(), "mount with `prjquota`"),
             ("xfs", Ok(counted), "not enforced"),
@@ -107,9 +109,15 @@ mod tests {
             // An overlay or a stranger may answer for what is below it.
             ("overlay", Ok(on), "overlay has none"),
         ] {
-            let driver = project_quota(kind, quota);
+            let driver = project_quota(kind, quota, true);
             assert!(!driver.usable && driver.why.contains(says), "{kind}: {driver:?}");
         }
+    }
+
+    #[test]
+    fn a_kernel_without_quota_says_so() {
+        let off = Err(std::io::Error::from_raw_os_error(38));
+        assert!(project_quota("xfs", off, false).why.contains("CONFIG_XFS_QUOTA"));
     }
 
     #[test]

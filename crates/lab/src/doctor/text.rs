@@ -12,6 +12,7 @@ const NO: (&str, u8) = ("✗", 31);
 const UNKNOWN: (&str, u8) = ("?", 33);
 const CAREFUL: (&str, u8) = ("!", 33);
 const NOTE: (&str, u8) = ("·", 36);
+const WITHOUT: (&str, u8) = ("-", 0);
 /// Columns before what is said of a name.
 const WIDTH: usize = 30;
 
@@ -31,7 +32,7 @@ impl Text {
     }
 
     fn mark(&self, (mark, colour): (&str, u8)) -> String {
-        if self.colour { format!("\x1b[{colour}m{mark}\x1b[0m") } else { mark.to_owned() }
+        if self.colour && colour != 0 { format!("\x1b[{colour}m{mark}\x1b[0m") } else { mark.to_owned() }
     }
 
     fn line(&mut self, name: &str, what: impl AsRef<str>) {
@@ -93,7 +94,7 @@ impl Report {
             let mark = match (feature.state, feature.needed) {
                 (State::Yes, _) => YES,
                 (State::No, true) => NO,
-                (State::No, false) => ("-", 0),
+                (State::No, false) => WITHOUT,
                 (State::Unknown, _) => UNKNOWN,
             };
             text.marked(mark, &feature.name.replace('_', " "), &feature.detail);
@@ -138,7 +139,7 @@ impl Report {
         text.head("Limits on what a container writes");
         for driver in &self.facts.limit_drivers {
             let chosen = driver.name == self.facts.limit_driver;
-            let mark = if chosen { YES } else { ("-", 0) };
+            let mark = if chosen { YES } else { WITHOUT };
             let why = if chosen { format!("{}: this one", driver.why) } else { driver.why.clone() };
             text.marked(mark, driver.name, &why);
         }

@@ -204,12 +204,15 @@ fn a_file_system_that_discards() {
 }
 
 #[test]
-fn a_project_quota_is_the_first_choice() {
-    let fs = Mounted::new(&["mkfs.xfs", "-q"], 320, "loop,prjquota");
+fn a_file_system_without_quota() {
+    let fs = Mounted::new(&["mkfs.xfs", "-q"], 320, "loop");
     let (_, report, _) = doctor(&["--no-measure"], &fs.path());
-    assert_eq!(report["limit_driver"], "project-quota", "{}", report["limit_drivers"]);
-    assert!(!hazards(&report).contains(&"discard"), "{report:#}");
+    let quota = &report["limit_drivers"][0];
+    assert_eq!((&quota["name"], &quota["usable"]), (&"project-quota".into(), &false.into()), "{quota}");
+    assert_eq!(report["limit_driver"], "image", "{}", report["limit_drivers"]);
     assert_eq!(report["features"]["reflink"]["state"], "yes", "{}", report["features"]);
+    assert_eq!(report["filesystem"]["journal"], true);
+    assert!(!hazards(&report).contains(&"discard"), "{report:#}");
 }
 
 #[test]
