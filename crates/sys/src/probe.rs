@@ -50,7 +50,7 @@ pub fn project_quota(file: impl AsFd) -> io::Result<ProjectQuota> {
 /// Other than those that mean no.
 pub fn has_verity(file: impl AsFd) -> io::Result<bool> {
     /// `FS_IOC_MEASURE_VERITY`, `_IOWR('f', 134, struct fsverity_digest)`
-    const MEASURE: u32 = 0xc004_6686;
+    const MEASURE: libc::Ioctl = 0xc004_6686;
     /// `struct fsverity_digest` with room for the longest digest, SHA-512.
     #[repr(C)]
     struct Digest {
@@ -60,7 +60,7 @@ pub fn has_verity(file: impl AsFd) -> io::Result<bool> {
     }
     let mut digest = Digest { algorithm: 0, size: 64, digest: [0; 64] };
     // SAFETY: the kernel writes at most `size` bytes behind the header, which `digest` has.
-    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), MEASURE as _, &raw mut digest) };
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), MEASURE, &raw mut digest) };
     if result >= 0 {
         return Ok(true);
     }

@@ -1,7 +1,9 @@
 //! How the writable layers of containers can be limited here.
 
+use super::features::State;
 use super::filesystem::FileSystem;
 use serde::Serialize;
+use std::io::ErrorKind;
 use std::path::Path;
 use wardian_sys::probe;
 
@@ -10,20 +12,28 @@ use wardian_sys::probe;
 pub struct Driver {
     /// `project-quota`, `btrfs`, `image` or `none`.
     pub name: &'static str,
-    /// It would do.
-    pub usable: bool,
+    /// Whether it would do.
+    pub state: State,
     /// What was found, or why it would not do.
     pub why: String,
 }
 
-/// All of them, the best first: the first that is usable is the one to take.
+/// The one to take: the first that works; `unknown` while a better one could not be tried.
+pub fn choose(drivers: &[Driver]) -> &'static str {
+    match drivers.iter().find(|driver| driver.state != State::No) {
+        Some(Driver { name, state: State::Yes, .. }) => name,
+        _ => "unknown",
+    }
+}
+
+/// All of them, the best first.
 pub fn probe(fs: &FileSystem) -> Vec<Driver> {
     let quota = std::fs::File::open(&fs.looked_at).and_then(probe::project_quota);
     vec![
         project_quota(&fs.kind, quota, Path::new("/proc/fs/xfs/xqmstat").exists()),
         btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
         image(),
-        Driver { name: "none", usable: true, why: "a limit that is asked for is an error then".into() },
+        Driver { name: "none", state: State::Yes, why: "a limit that is asked for is an error then".into() },
     ]
 }
 
@@ -49,12 +59,13 @@ fn project_quota(kind: &str, quota: std::io::Result<probe::ProjectQuota>, xfs_ca
         ),
         _ => (false, format!("{kind} has none: XFS and ext4 do")),
     };
-    Driver { name: "project-quota", usable, why }
+    Driver { name: "project-quota", state: usable.into(), why }
 }
 
 /// Quotas of btrfs are a directory in its part of /sys (`qgroups/`), with a mode since Linux 6.7.
 fn btrfs(kind: &str, disks: &[String], sys: &Path) -> Driver {
-    let driver = |usable, why: &str| Driver { name: "btrfs", usable, why: why.to_owned() };
+    let driver =
+        |usable, why: &str| Driver { name: "btrfs", state: State::from(usable), why: why.to_owned() };
     if kind != "btrfs" {
         return driver(false, &format!("the file system is {kind}"));
     }
@@ -71,14 +82,19 @@ fn btrfs(kind: &str, disks: &[String], sys: &Path) -> Driver {
 
 /// A file system in a file for each container: needs a loop device and a program that makes file systems.
 fn image() -> Driver {
-    let (usable, why) = match std::fs::File::options().read(true).write(true).open("/dev/loop-control") {
+    let (state, why) = match std::fs::File::options().read(true).write(true).open("/dev/loop-control") {
         Ok(_) => match ["mkfs.ext4", "mkfs.xfs"].into_iter().find(|program| is_program(program)) {
-            Some(program) => (true, format!("loop devices and {program}")),
-            None => (false, "no mkfs.ext4 and no mkfs.xfs: install e2fsprogs".to_owned()),
+            Some(program) => (State::Yes, format!("loop devices and {program}")),
+            None => (State::No, "no mkfs.ext4 and no mkfs.xfs: install e2fsprogs".to_owned()),
         },
-        Err(error) => (false, format!("no loop device (/dev/loop-control: {error})")),
+        Err(error)
+            if error.kind() == ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() =>
+        {
+            (State::Unknown, "only root can try".to_owned())
+        }
+        Err(error) => (State::No, format!("no loop device (/dev/loop-control: {error})")),
     };
-    Driver { name: "image", usable, why }
+    Driver { name: "image", state, why }
 }
 
 fn is_program(name: &str) -> bool {
@@ -98,8 +114,8 @@ mod tests {
         let on = ProjectQuota { counted: true, enforced: true };
         let counted = ProjectQuota { counted: true, enforced: false };
         let off = || Err(std::io::Error::from_raw_os_error(38));
-        assert!(project_quota("xfs", Ok(on), true).usable);
-        assert!(project_quota("ext4", Ok(on), false).usable);
+        assert_eq!(project_quota("xfs", Ok(on), true).state, State::Yes);
+        assert_eq!(project_quota("ext4", Ok(on), false).state, State::Yes);
         for (kind, quota, says) in [
             ("xfs", off(), "mount with `prjquota`"),
             ("xfs", Ok(counted), "not enforced"),
@@ -110,8 +126,19 @@ mod tests {
             ("overlay", Ok(on), "overlay has none"),
         ] {
             let driver = project_quota(kind, quota, true);
-            assert!(!driver.usable && driver.why.contains(says), "{kind}: {driver:?}");
+            assert!(driver.state == State::No && driver.why.contains(says), "{kind}: {driver:?}");
         }
+    }
+
+    #[test]
+    fn the_first_that_works_is_chosen() {
+        let chosen = |states: [State; 3]| {
+            let names = ["project-quota", "image", "none"].into_iter().zip(states);
+            choose(&names.map(|(name, state)| Driver { name, state, why: String::new() }).collect::<Vec<_>>())
+        };
+        assert_eq!(chosen([State::Yes, State::Unknown, State::Yes]), "project-quota");
+        assert_eq!(chosen([State::No, State::No, State::Yes]), "none");
+        assert_eq!(chosen([State::No, State::Unknown, State::Yes]), "unknown");
     }
 
     #[test]
@@ -129,10 +156,10 @@ mod tests {
         assert!(probe().why.contains("btrfs quota enable"));
         std::fs::create_dir_all(fs.join("qgroups")).unwrap();
         std::fs::write(fs.join("qgroups/enabled"), "1\n").unwrap();
-        assert!(probe().usable);
+        assert_eq!(probe().state, State::Yes);
         std::fs::write(fs.join("qgroups/mode"), "squota\n").unwrap();
         assert!(probe().why.contains("simple"));
-        assert!(!btrfs("btrfs", &["vdc".into()], sys.path()).usable);
-        assert!(!btrfs("xfs", &["vdb".into()], sys.path()).usable);
+        assert_eq!(btrfs("btrfs", &["vdc".into()], sys.path()).state, State::No);
+        assert_eq!(btrfs("xfs", &["vdb".into()], sys.path()).state, State::No);
     }
 }

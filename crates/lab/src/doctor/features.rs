@@ -25,6 +25,12 @@ pub enum State {
     Unknown,
 }
 
+impl From<bool> for State {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
 /// One thing that the kernel can do, or cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Feature {
@@ -58,29 +64,57 @@ pub struct Found {
     pub unseen_error: bool,
 }
 
-/// Features without which no container runs.
-const NEEDED: [&str; 6] = ["mount_api", "overlay", "overlay_volatile", "pidfd", "openat2", "seccomp"];
+/// All features in the order in which they are shown, and whether containers need them.
+const ALL: [(&str, bool); 18] = [
+    ("mount_api", true),
+    ("overlay", true),
+    ("overlay_volatile", true),
+    ("overlay_detached_layers", false),
+    ("idmapped_mounts", false),
+    ("overlay_idmapped_layers", false),
+    ("user_namespaces", false),
+    ("pidfd", true),
+    ("openat2", true),
+    ("clone_into_cgroup", false),
+    ("cgroup_kill", false),
+    ("erofs", false),
+    ("reflink", false),
+    ("fs_verity", false),
+    ("seccomp", true),
+    ("apparmor", false),
+    ("tracefs", false),
+    ("psi", false),
+];
 
 impl Found {
     fn add(&mut self, name: &'static str, state: State, detail: impl Into<String>) {
-        let needed = NEEDED.contains(&name);
+        let needed = ALL.contains(&(name, true));
         self.features.0.push(Feature { name, state, needed, detail: detail.into() });
     }
 
+    /// Those that nothing was said of could not be tried without another.
+    fn complete(mut self) -> Self {
+        for (name, _) in ALL {
+            if !self.features.0.iter().any(|feature| feature.name == name) {
+                self.add(name, State::Unknown, "not tried: something that it needs is missing");
+            }
+        }
+        self.features.0.sort_by_key(|feature| ALL.iter().position(|(name, _)| *name == feature.name));
+        self
+    }
+
     fn said(&mut self, name: &'static str, yes: bool, detail: impl Into<String>) {
-        self.add(name, if yes { State::Yes } else { State::No }, detail);
+        self.add(name, yes.into(), detail);
     }
 
     fn failed(&mut self, name: &'static str, error: Errno, what: impl std::fmt::Display) {
-        let root = rustix::process::geteuid().is_root();
         let denied = matches!(error, Errno::PERM | Errno::ACCESS);
-        match (denied, root) {
-            (true, false) => self.add(name, State::Unknown, "only root can try"),
-            (true, true) => {
-                self.add(name, State::No, format!("{what}: not permitted, a capability is missing"))
-            }
-            _ => self.add(name, State::No, format!("{what}: {error}")),
-        }
+        let (state, detail) = match (denied, rustix::process::geteuid().is_root()) {
+            (true, false) => (State::Unknown, "only root can try".to_owned()),
+            (true, true) => (State::No, format!("{what}: not permitted, a capability is missing")),
+            (false, _) => (State::No, format!("{what}: {error}")),
+        };
+        self.add(name, state, detail);
     }
 }
 
@@ -122,7 +156,7 @@ pub fn probe(fs: &FileSystem, cgroups: &Cgroups, mounts: &[MountInfo]) -> Found 
     files(&mut found, &fs.looked_at);
     security(&mut found);
     recorder(&mut found, mounts);
-    found
+    found.complete()
 }
 
 fn user_limit() -> String {
@@ -400,5 +434,7 @@ mod tests {
         let json = serde_json::to_value(&found.features).unwrap();
         assert_eq!(json["overlay"], serde_json::json!({"state": "yes", "needed": true, "detail": "tried"}));
         assert_eq!((&json["erofs"]["state"], &json["erofs"]["needed"]), (&"no".into(), &false.into()));
+        let names: Vec<_> = found.complete().features.0.iter().map(|feature| feature.name).collect();
+        assert_eq!(names, ALL.map(|(name, _)| name));
     }
 }

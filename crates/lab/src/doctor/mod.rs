@@ -52,7 +52,7 @@ pub struct Facts {
     pub unseen_error: bool,
     /// The store's file system.
     pub filesystem: filesystem::FileSystem,
-    /// The way to limit what a container writes.
+    /// The way to limit what a container writes; `unknown` if a better one could not be tried.
     pub limit_driver: String,
     /// All ways, and why not.
     pub limit_drivers: Vec<drivers::Driver>,
@@ -142,7 +142,7 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
         run_filesystem: run.map(|mount| mount.fs_type.clone()).unwrap_or_default(),
         unseen_error: found.unseen_error,
         features: found.features,
-        limit_driver: limit_drivers.iter().find(|driver| driver.usable).map_or("none", |d| d.name).to_owned(),
+        limit_driver: drivers::choose(&limit_drivers).to_owned(),
         limit_drivers,
         limits: limits::probe(),
         remains: remains::probe(&options.root),

@@ -139,7 +139,11 @@ impl Report {
         text.head("Limits on what a container writes");
         for driver in &self.facts.limit_drivers {
             let chosen = driver.name == self.facts.limit_driver;
-            let mark = if chosen { YES } else { WITHOUT };
+            let mark = match driver.state {
+                State::Unknown => UNKNOWN,
+                _ if chosen => YES,
+                _ => WITHOUT,
+            };
             let why = if chosen { format!("{}: this one", driver.why) } else { driver.why.clone() };
             text.marked(mark, driver.name, &why);
         }
