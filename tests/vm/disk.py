@@ -2,7 +2,7 @@
 
 qemu reaches it as an NBD server (protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md). Writes stay in
 this process until a flush puts them into the file. Disk.cut() is the power loss: each 4 KiB block written since the last flush
-is on the disk, is not, or is torn at a 512-byte sector, by the dice. Of several writes to one block only the last one or none is
+is on the disk, is not, or (tears) is torn at a 512-byte sector, by the dice. Of several writes to one block only the last one or none is
 seen, and all that was flushed is there."""
 import os, random, socket, struct, threading
 
@@ -16,12 +16,14 @@ EIO, EINVAL = 5, 22
 
 class Disk:
     """cut_in_flush: the power goes within the so-manieth flush, after a part of it has reached the disk; on_cut is called then.
-    lies: flushes are acknowledged and nothing is done, as bad disks do; to show that a test sees it."""
+    lies: flushes are acknowledged and nothing is done, as bad disks do; to show that a test sees it.
+    tears: False: a disk whose blocks of 4 KiB are written whole or not at all, as disks with physical sectors of 4 KiB promise."""
 
-    def __init__(self, path, sock, seed, cut_in_flush=None, on_cut=None, lies=False):
+    def __init__(self, path, sock, seed, cut_in_flush=None, on_cut=None, lies=False, tears=True):
         self.file = os.open(path, os.O_RDWR)
         self.size = os.fstat(self.file).st_size
         self.dice, self.cut_in_flush, self.on_cut, self.lies = random.Random(seed), cut_in_flush, on_cut, lies
+        self.tears = tears
         self.cache, self.flushes, self.power, self.lost = {}, 0, True, 0
         self.lock = threading.Lock()
         self.listener = socket.socket(socket.AF_UNIX)
@@ -71,7 +73,8 @@ class Disk:
     def settle(self):
         self.power = False
         for index, data in self.cache.items():
-            sectors = self.dice.choice((0, 0, 0, BLOCK // SECTOR, BLOCK // SECTOR, self.dice.randrange(BLOCK // SECTOR)))
+            torn = self.dice.randrange(BLOCK // SECTOR) if self.tears else 0
+            sectors = self.dice.choice((0, 0, 0, BLOCK // SECTOR, BLOCK // SECTOR, torn))
             os.pwrite(self.file, data[:sectors * SECTOR], index * BLOCK)
             self.lost += sectors * SECTOR < BLOCK
         self.cache.clear()

@@ -12,6 +12,9 @@ DISK = 768 << 20
 MAX_LOAD = 12.0
 """Seconds until the power goes at the latest."""
 CHECK = {"xfs": "xfs_repair -n /dev/vda", "ext4": "e2fsck -fn /dev/vda"}
+TEARS = {"xfs": True, "ext4": False}
+"""ext4 with checksums does not survive a commit block of its journal that is torn: the mount fails with "journal transaction … is
+corrupt" (jbd2 takes a bad checksum in the last commit block for corruption). It asks for disks that write 4 KiB whole."""
 PROGRAMS = {"xfs": ["xfs_repair"], "ext4": ["e2fsck"]}
 NO_SYNC = f"""#!/bin/sh
 exec {shutil.which('strace') or 'strace'} -f -qq -o /dev/null --seccomp-bpf -e trace=fsync,fdatasync,syncfs,sync_file_range \\
@@ -73,7 +76,8 @@ class Test:
         in_flush = self.dice.randrange(5, 60) if self.dice.random() < 0.5 else None
         until = self.dice.uniform(3, MAX_LOAD)
         cut = threading.Event()
-        power = disk.Disk(self.work + "/disk", f"{self.work}/disk{number}.sock", f"{self.seed}.{number}", lies=self.sabotage == "lies")
+        power = disk.Disk(self.work + "/disk", f"{self.work}/disk{number}.sock", f"{self.seed}.{number}", lies=self.sabotage == "lies",
+                          tears=TEARS[self.fs])
         modules = self.fs + " quota_v2 dm-mod"
         programs = PROGRAMS[self.fs] + ["tar"]
         if self.sabotage == "sync":
@@ -109,7 +113,9 @@ class Test:
                  f"{len(self.promises.durable)} images reported durable so far")
 
     def check(self, guest, number):
-        guest.sh(f"mount -t {self.fs} -o {vm.MOUNT[self.fs]} /dev/vda /mnt && mkdir -p /mnt/store /run/wardian")
+        status, output = guest.sh(f"mount -t {self.fs} -o {vm.MOUNT[self.fs]} /dev/vda /mnt 2>&1 || {{ dmesg | tail -20; false; }}", check=False)
+        assert status == 0, f"the file system cannot be mounted: {output}"
+        guest.sh("mkdir -p /mnt/store /run/wardian")
         if number == 0:
             return
         # As the power loss left it, then as the store takes it. Nothing at all may be left, where nothing was promised.

@@ -1,6 +1,7 @@
 //! From a request to a living container.
 
 use crate::container::Container;
+use crate::history::{Kind, Timeline};
 use crate::keepers::Waiting;
 use crate::record::{Phase, Record, VERSION};
 use crate::spec::{BindMount, ContainerSpec, Limits};
@@ -8,7 +9,6 @@ use crate::{Engine, Error, Result, Shared};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 use wardian_runtime::bundle::{self, Settings};
 use wardian_runtime::cgroup::{self, Entry};
 use wardian_runtime::client::{Event, Keeper};
@@ -72,6 +72,7 @@ impl Engine {
                 Error::Invalid("no image given, and the server has no --default-rootfs".to_owned())
             })?;
         }
+        let timeline = Timeline::begin();
         let shared = self.shared.clone();
         let waiting = tokio::task::spawn_blocking(move || shared.keepers.take()).await;
         let waiting = waiting
@@ -84,20 +85,28 @@ impl Engine {
                 return Err(error);
             }
         };
-        let started = Instant::now();
+        timeline.ended("keeper");
         // In a task of its own: a client that goes away must not leave a half-made container.
         let engine = self.clone();
         let made = tokio::spawn(async move {
-            let result = engine.make(&container, waiting, spec).await;
-            if let Err(error) = &result {
-                tracing::debug!(handle = container.handle, %error, "create.undo");
-                engine.undo(&container).await;
+            let result = engine.make(&container, waiting, spec, &timeline).await;
+            let (handle, id) = (container.handle.clone(), container.id.clone());
+            match &result {
+                Ok(()) => {
+                    tracing::info!(handle, id, ms = timeline.ms(), "create.done");
+                    engine.shared.history.add(timeline.operation(Kind::Create, &handle, &id, None));
+                }
+                Err(error) => {
+                    tracing::debug!(handle, %error, "create.undo");
+                    engine.undo(&container).await;
+                    timeline.ended("undo");
+                    let failed = timeline.operation(Kind::Create, &handle, &id, Some(error.to_string()));
+                    engine.shared.history.add(failed);
+                }
             }
-            result.map(|()| container)
+            result.map(|()| handle)
         });
-        let container = made.await.map_err(|e| Error::failed("create", e))??;
-        tracing::info!(handle = container.handle, id = container.id, ms = ms(started), "create.done");
-        Ok(container.handle.clone())
+        made.await.map_err(|e| Error::failed("create", e))?
     }
 
     fn reserve(&self, spec: &ContainerSpec, waiting: &Waiting) -> Result<Arc<Container>> {
@@ -111,6 +120,7 @@ impl Engine {
             env: spec.env.clone(),
             properties: spec.properties.clone(),
             stopped: false,
+            made: None,
         };
         let mut containers = self.shared.lock();
         if containers.contains_key(&spec.handle) {
@@ -126,10 +136,17 @@ impl Engine {
         Ok(container)
     }
 
-    async fn make(&self, container: &Arc<Container>, waiting: Waiting, spec: ContainerSpec) -> Result<()> {
+    async fn make(
+        &self,
+        container: &Arc<Container>,
+        waiting: Waiting,
+        spec: ContainerSpec,
+        timeline: &Timeline,
+    ) -> Result<()> {
         let shared = self.shared.clone();
-        let theirs = container.clone();
-        let prepared = tokio::task::spawn_blocking(move || prepare(&shared, &theirs, waiting, &spec)).await;
+        let (theirs, phases) = (container.clone(), timeline.clone());
+        let prepare = move || prepare(&shared, &theirs, waiting, &spec, &phases);
+        let prepared = tokio::task::spawn_blocking(prepare).await;
         let (pair, connection, parts) = prepared.map_err(|e| Error::failed("create", e))??;
         let (keeper, events) = Keeper::new(connection).map_err(|e| Error::failed("keeper", e))?;
         let mut fds = vec![self.shared.keepers.init.as_fd(), pair.network.as_fd()];
@@ -139,6 +156,7 @@ impl Engine {
         fds.extend(parts.entry.fds());
         let op = Op::Create { user: pair.user.is_some(), place: parts.place(), boxed: parts.boxed.clone() };
         let answer = keeper.ask(op, &fds).await;
+        timeline.ended("launch");
         let init = match answer {
             Ok((Reply::Started { pid, .. }, _)) => pid,
             Ok(_) => return Err(Error::failed("create", "the keeper's answer makes no sense")),
@@ -153,6 +171,7 @@ impl Engine {
             |record| {
                 record.phase = Phase::Created;
                 record.properties.insert("garden.state".to_owned(), "created".to_owned());
+                record.made = Some(timeline.operation(Kind::Create, &record.handle, &record.id, None));
             },
             |record| self.shared.records.save(record),
         )
@@ -185,18 +204,13 @@ impl Engine {
     pub(crate) async fn undo(&self, container: &Arc<Container>) {
         // The destroy path copes with every part missing. What it cannot end now, the reaper tries again.
         if container.begin_destroy().is_ok()
-            && let Err(error) = self.tear_down(container).await
+            && let Err(error) = self.tear_down(container, &Timeline::begin()).await
         {
             tracing::warn!(handle = container.handle, %error, "create.undo-failed");
             // Visible with `garden.state=all`, and destroyable: its handle must not be taken for ever.
             container.destroy_failed(&error.to_string());
         }
     }
-}
-
-/// Milliseconds since then, for the log.
-pub fn ms(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }
 
 type Prepared = (wardian_sys::namespace::Pair, OwnedFd, Parts);
@@ -206,20 +220,22 @@ fn prepare(
     container: &Container,
     waiting: Waiting,
     spec: &ContainerSpec,
+    timeline: &Timeline,
 ) -> Result<Prepared> {
     let id = &container.id;
     let dir = shared.records.path(id);
     let run = |e: std::io::Error| Error::failed("run directory", e);
-    let started = Instant::now();
     let image = shared.store.image(&spec.image).map_err(|e| Error::failed("image", chain(&e)))?;
-    let imaged = ms(started);
+    timeline.ended("image");
     std::fs::create_dir(&dir).map_err(run)?;
     let mut env = image.config.env.clone();
     env.extend(spec.env.iter().cloned());
     container.update(|record| record.env.clone_from(&env), |record| shared.records.save(record))?;
     std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
+    timeline.ended("record");
     let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
     let pair = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
+    timeline.ended("namespaces");
     let hostname: String = spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(49)).collect();
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
     write_shared(shared, &dir.join("hosts"), hosts.as_bytes(), spec.privileged).map_err(run)?;
@@ -238,9 +254,11 @@ fn prepare(
         ..shared.settings()
     };
     let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files).collect();
+    timeline.ended("files");
     let cgroup = |e| Error::failed("cgroup", e);
     shared.cgroups.limit(id, spec.limits.into()).map_err(cgroup)?;
     let entry = shared.cgroups.enter_v2(id).map_err(cgroup)?;
+    timeline.ended("cgroup");
     let user = pair.user.as_ref();
     let parts = assemble(
         shared,
@@ -252,7 +270,7 @@ fn prepare(
         entry,
         &dir.join("config.json"),
     )?;
-    tracing::debug!(handle = container.handle, id, image_ms = imaged, ms = ms(started), "create.prepared");
+    timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))
 }
 

@@ -1,13 +1,13 @@
 //! The end of a container. Nothing here waits for a disk.
 
 use crate::container::Container;
-use crate::create::ms;
+use crate::history::{Kind, Timeline};
 use crate::{Engine, Error, Result, Shared};
 use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wardian_runtime::client;
-use wardian_runtime::wire::Op;
+use wardian_runtime::wire::{Op, Reply};
 
 /// What has not died of SIGKILL by then (D state) makes the container broken.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,37 +28,50 @@ impl Engine {
         container.begin_destroy()?;
         let engine = self.clone();
         let task = tokio::spawn(async move {
-            let started = Instant::now();
-            let result = engine.tear_down(&container).await;
+            let timeline = Timeline::begin();
+            let result = engine.tear_down(&container, &timeline).await;
+            let failed = result.as_ref().err().map(ToString::to_string);
+            let operation = timeline.operation(Kind::Destroy, &container.handle, &container.id, failed);
             match &result {
                 Ok(()) => tracing::info!(
                     handle = container.handle,
                     id = container.id,
-                    ms = ms(started),
+                    ms = operation.ms,
                     "destroy.done"
                 ),
                 Err(error) => container.destroy_failed(&error.to_string()),
             }
+            engine.shared.history.add(operation);
             result
         });
         task.await.map_err(|e| Error::failed("destroy", e))?
     }
 
     /// Kill, let the root file system go, forget. The container says `destroying` already.
-    pub(crate) async fn tear_down(&self, container: &Arc<Container>) -> Result<()> {
+    pub(crate) async fn tear_down(&self, container: &Arc<Container>, timeline: &Timeline) -> Result<()> {
         let id = container.id.clone();
         let handle = container.handle.as_str();
         // The steps that operators look for when a destroy is slow. No driver of disk limits is in use, so there is no
         // quota id to give back; the keeper unmounts by closing the last reference.
         tracing::info!(handle, id, quota_id = 0, "rootfs.quota-id");
         tracing::info!(handle, id, "rootfs.unmounting");
-        let unmounting = Instant::now();
+        let mut unmount_ms = 0.0;
         if let Some(keeper) = container.any_keeper() {
-            match tokio::time::timeout(PATIENCE, keeper.ask(Op::Destroy, &[])).await {
-                // Gone: it has ended before, and its container with it.
-                Ok(Ok(_) | Err(client::Error::Gone)) => {}
-                Ok(Err(error)) => return Err(Error::failed("destroy", error)),
+            let answer = tokio::time::timeout(PATIENCE, keeper.ask(Op::Destroy, &[])).await;
+            match answer {
+                Ok(Ok((Reply::Destroyed { killed_us, unmounted_us }, _))) => {
+                    unmount_ms = milliseconds(unmounted_us);
+                    timeline.ended_as(&[("kill", milliseconds(killed_us)), ("unmount", unmount_ms)]);
+                }
+                // A keeper of an earlier version does not tell; one that is gone has ended before, and its container
+                // with it.
+                Ok(Ok(_) | Err(client::Error::Gone)) => timeline.ended("keeper"),
+                Ok(Err(error)) => {
+                    timeline.ended("keeper");
+                    return Err(Error::failed("destroy", error));
+                }
                 Err(_) => {
+                    timeline.ended("kill");
                     return Err(Error::failed(
                         "destroy",
                         "processes do not die, it is tried again on the next destroy",
@@ -66,7 +79,7 @@ impl Engine {
                 }
             }
         }
-        tracing::info!(handle, id, ms = ms(unmounting), "rootfs.unmounted");
+        tracing::info!(handle, id, ms = unmount_ms, "rootfs.unmounted");
         container.broke("destroyed");
         let shared = self.shared.clone();
         let handle = container.handle.clone();
@@ -78,7 +91,9 @@ impl Engine {
                 containers.remove(&handle);
             }
         }
+        timeline.ended("forget");
         shared.store.release_rootfs(&id, Some(&handle));
+        timeline.ended("release");
         // After the reply: directories, cgroups, what peas have left.
         tokio::task::spawn_blocking(move || sweep(&shared, &id));
         Ok(())
@@ -102,6 +117,11 @@ impl Engine {
         tokio::task::spawn_blocking(stop).await.map_err(|e| Error::failed("stop", e))?;
         container.update(|record| record.stopped = true, |record| self.shared.records.save(record))
     }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn milliseconds(us: u64) -> f64 {
+    us as f64 / 1e3
 }
 
 /// Signal everything but `except`, each second anew, until nothing is left. `false`: time is up.

@@ -6,6 +6,7 @@ mod container;
 mod create;
 mod destroy;
 mod error;
+mod history;
 mod keepers;
 mod pool;
 mod process;
@@ -15,11 +16,13 @@ mod run;
 mod spec;
 
 pub use error::{Error, Result};
+pub use history::{Kind, Life, Operation, Step};
 pub use process::{Output, Process};
 pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec};
 
 use container::Container;
 use create::chain;
+use history::History;
 use keepers::Keepers;
 use pool::Pool;
 use record::{Phase, Records};
@@ -74,6 +77,7 @@ struct Shared {
     root_id: u32,
     mapping: Vec<(u32, u32, u32)>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    history: History,
     /// One server per run directory; held until the end.
     _lock: OwnedFd,
 }
@@ -195,6 +199,14 @@ impl Engine {
             container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
             properties: record.properties,
         })
+    }
+
+    /// What its last create and destroy were made of; it need not live any more.
+    ///
+    /// # Errors
+    /// Unknown handle, or one that has been forgotten.
+    pub fn history(&self, handle: &str) -> Result<Life> {
+        self.shared.history.life(handle).ok_or_else(|| Error::UnknownHandle(handle.to_owned()))
     }
 
     /// All properties; `None` when the handle is unknown.
@@ -325,6 +337,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         root_id,
         mapping,
         containers: Mutex::default(),
+        history: History::default(),
         _lock: lock,
     })
 }

@@ -9,6 +9,7 @@
 //! └── peas/<root fs id>     holds the process id of a living pea; its bundle as <root fs id>.json
 //! ```
 
+use crate::history::Operation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,6 +37,9 @@ pub struct Record {
     pub properties: BTreeMap<String, String>,
     /// Stop was called.
     pub stopped: bool,
+    /// How it was made, once it is; records of earlier servers have none.
+    #[serde(default)]
+    pub made: Option<Operation>,
 }
 
 /// How far a container has got.

@@ -60,6 +60,9 @@ impl Engine {
             self.undo(&container).await;
             return;
         }
+        if let Some(made) = &record.made {
+            self.shared.history.add(made.clone());
+        }
         self.shared.lock().insert(record.handle.clone(), container.clone());
         let Some((keeper, events, init, processes)) = hello else {
             container.broke("its keeper has ended");

@@ -3,7 +3,7 @@
 use crate::hijack::{Duplex, dial};
 use crate::process::{Io, Process};
 use crate::wire::{
-    Capacity, ContainerInfo, ContainerSpec, Created, HandleList, ProcessSpec, PropertyValue, Stop,
+    Capacity, ContainerInfo, ContainerSpec, Created, HandleList, History, ProcessSpec, PropertyValue, Stop,
 };
 use crate::{Error, Result, decode, encode};
 use bytes::{Buf, Bytes, BytesMut};
@@ -107,6 +107,11 @@ impl Client {
     pub async fn info(&self, handle: &str) -> Result<ContainerInfo> {
         let reply = self.call("GET", &container(handle, "/info"), None).await?;
         serde_json::from_slice(&reply).map_err(|error| Error::Response(error.to_string()))
+    }
+
+    /// What its last create and destroy were made of; it need not live any more. Wardian's own.
+    pub async fn history(&self, handle: &str) -> Result<History> {
+        self.get(&format!("/wardian{}", container(handle, "/history"))).await
     }
 
     /// All its properties.

@@ -337,6 +337,44 @@ Payload {
     #[serde(skip_serializing_if = "Option::is_none")] signal: Option<i64>,
 });
 
+wire!(/// One phase of an operation.
+Step {
+    /// What was done in it.
+    name: String,
+    /// Milliseconds since the operation began.
+    begin_ms: f64,
+    /// How long it took, in milliseconds.
+    ms: f64,
+});
+
+wire!(/// A create or a destroy.
+Operation {
+    /// `create` or `destroy`.
+    kind: String,
+    /// Of whom.
+    handle: String,
+    /// Handles are used again, ids are not.
+    id: String,
+    /// When it began, in seconds since 1970.
+    began: f64,
+    /// How long it took, in milliseconds.
+    ms: f64,
+    /// Its phases, one after the other.
+    steps: Vec<Step>,
+    /// Why it failed.
+    error: Option<String>,
+    /// What the kernel did meanwhile, of one that was slow.
+    diagnosis: Option<serde_json::Value>,
+});
+
+wire!(/// The last create and destroy of a handle: not Garden's, wardian's own.
+History {
+    /// The create, if it is known.
+    create: Option<Operation>,
+    /// The destroy, if there was one and it is known.
+    destroy: Option<Operation>,
+});
+
 #[cfg(test)]
 mod tests {
     use super::*;

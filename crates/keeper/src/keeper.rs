@@ -68,6 +68,16 @@ struct Launch {
     deadline: Option<Instant>,
 }
 
+/// The end has been asked for.
+#[derive(Debug)]
+struct Ending {
+    connection: u64,
+    seq: u64,
+    since: Instant,
+    /// What the close of the container's root file system took.
+    unmounted: Duration,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Keeper {
@@ -81,7 +91,7 @@ pub struct Keeper {
     made: bool,
     /// Statuses of children that ended before their launch was known to have succeeded.
     early: HashMap<Pid, i32>,
-    ending: Option<(u64, u64)>,
+    ending: Option<Ending>,
     parked: Option<Parked>,
 }
 
@@ -170,11 +180,16 @@ impl Keeper {
     /// Nothing left to keep: the end was asked for and everything is reaped, or the server went away before
     /// there was a container.
     fn done(&mut self) -> bool {
-        if let Some((connection, seq)) = self.ending {
+        if let Some(ending) = &self.ending {
             let alive = self.container.is_some() || self.processes.iter().any(|p| p.pid.is_some());
             if !alive && self.launches.is_empty() {
                 self.processes.clear();
-                self.reply(connection, seq, Reply::Done, &[]);
+                let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+                let reply = Reply::Destroyed {
+                    killed_us: us(ending.since.elapsed().saturating_sub(ending.unmounted)),
+                    unmounted_us: us(ending.unmounted),
+                };
+                self.reply(ending.connection, ending.seq, reply, &[]);
                 return true;
             }
         }
@@ -255,7 +270,8 @@ impl Keeper {
                 self.with(&id, |p| p.output = None).map(|()| self.reply(connection, seq, Reply::Done, &[]))
             }
             Op::Destroy => {
-                self.ending = Some((connection, seq));
+                let unmounted = Duration::ZERO;
+                self.ending = Some(Ending { connection, seq, since: Instant::now(), unmounted });
                 self.kill_all();
                 Ok(())
             }
@@ -600,9 +616,11 @@ impl Keeper {
     fn ended(&mut self, pid: Pid, status: i32) {
         if self.container.as_ref().is_some_and(|c| c.pid == pid) {
             // Closing the root file system is what unmounts it: a volatile one has nothing to sync.
+            let closing = Instant::now();
             self.container = None;
-            if self.ending.is_none() {
-                self.tell_all(&Message::Gone { status });
+            match &mut self.ending {
+                Some(ending) => ending.unmounted = closing.elapsed(),
+                None => self.tell_all(&Message::Gone { status }),
             }
             return;
         }

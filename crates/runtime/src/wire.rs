@@ -106,7 +106,8 @@ pub enum Op {
         /// Its id.
         id: String,
     },
-    /// End everything: kill pid 1, reap, close the root file system, answer, exit.
+    /// End everything: kill pid 1, reap, close the root file system, answer ([`Reply::Destroyed`]; older keepers:
+    /// [`Reply::Done`]), exit.
     Destroy,
 }
 
@@ -180,6 +181,13 @@ pub enum Reply {
     },
     /// It is done.
     Done,
+    /// Everything has ended.
+    Destroyed {
+        /// From the question until every process was reaped, in microseconds.
+        killed_us: u64,
+        /// Closing the root file system, which unmounts it, in microseconds.
+        unmounted_us: u64,
+    },
     /// It failed.
     Failed {
         /// Why.

@@ -156,6 +156,7 @@ async fn answer(
         }
         Route::Stdout => return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), false))),
         Route::Stderr => return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), true))),
+        Route::History => json(&engine.history(handle)?),
         Route::Unsupported(name) => return Err(Failure::Refused(format!("{name} is not supported yet"))),
     };
     Ok(reply.into())

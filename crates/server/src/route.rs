@@ -22,6 +22,8 @@ pub(crate) enum Route {
     Attach,
     Stdout,
     Stderr,
+    /// Not Garden's: what the last create and destroy of a handle were made of.
+    History,
     /// Part of the API, not of this server.
     Unsupported(&'static str),
 }
@@ -29,7 +31,7 @@ pub(crate) enum Route {
 use Route::Unsupported as No;
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 28] = [
+const TABLE: [(&str, &str, Route); 29] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -58,6 +60,7 @@ const TABLE: [(&str, &str, Route); 28] = [
     ("GET", "/containers/:handle/properties/:key", Route::Property),
     ("DELETE", "/containers/:handle/properties/:key", Route::RemoveProperty),
     ("GET", "/containers/:handle/metrics", No("metrics")),
+    ("GET", "/wardian/containers/:handle/history", Route::History),
 ];
 
 /// Where a request goes.

@@ -10,6 +10,7 @@ mod rootfs;
 mod serve;
 mod store;
 mod watch;
+mod why;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Command {
     /// Experiments that show what waits for the disk
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Tell what a container's last create and destroy were made of, and what made them slow
+    Why(why::Args),
     /// Tell what this host can do, and what was left behind on it
     Doctor(doctor::Args),
     /// Print a completion script for a shell
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Rootfs(args) => rootfs::run(args),
         Command::Store(args) => store::run(args),
         Command::Lab(command) => lab::run(command),
+        Command::Why(args) => why::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "wardian", &mut std::io::stdout());

@@ -16,4 +16,5 @@ mod store;
 mod streams;
 mod support;
 mod survival;
+mod why;
 mod wire;

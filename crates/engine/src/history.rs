@@ -1,0 +1,183 @@
+//! What the last creates and destroys were made of: each phase has a name and a duration.
+//!
+//! The history is in memory and bounded. The create of a living container is also in its record, so a server that
+//! is started again knows it; destroys that an earlier server did are forgotten with it.
+
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Operations that are remembered: some hundreds of bytes each.
+const KEPT: usize = 1000;
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A container was made, or was tried to be.
+    Create,
+    /// It was destroyed, or was tried to be.
+    Destroy,
+}
+
+/// One phase of an operation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was done in it.
+    pub name: String,
+    /// Milliseconds since the operation began.
+    pub begin_ms: f64,
+    /// How long it took, in milliseconds.
+    pub ms: f64,
+}
+
+/// One create or destroy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Which.
+    pub kind: Kind,
+    /// Of whom.
+    pub handle: String,
+    /// Handles are used again, ids are not.
+    pub id: String,
+    /// When it began, in seconds since 1970.
+    pub began: f64,
+    /// How long it took, in milliseconds.
+    pub ms: f64,
+    /// Its phases, one after the other.
+    pub steps: Vec<Step>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// The last create and the last destroy of a handle.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Life {
+    /// The create; `None`: not known any more.
+    pub create: Option<Operation>,
+    /// The destroy; `None`: there was none, or it is not known any more.
+    pub destroy: Option<Operation>,
+}
+
+/// An operation under way; clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    begin: Instant,
+    began: SystemTime,
+    steps: Arc<Mutex<Vec<Step>>>,
+}
+
+impl Timeline {
+    /// It begins now.
+    pub fn begin() -> Self {
+        Self { begin: Instant::now(), began: SystemTime::now(), steps: Arc::default() }
+    }
+
+    /// The phase of this name ends now; it began when the one before it ended.
+    pub fn ended(&self, name: &str) {
+        let now = self.ms();
+        let mut steps = lock(&self.steps);
+        let begin_ms = steps.last().map_or(0.0, |step| step.begin_ms + step.ms);
+        steps.push(Step { name: name.to_owned(), begin_ms, ms: now - begin_ms });
+    }
+
+    /// The phases since the last one are known by their durations; the first one gets what is missing until now.
+    pub fn ended_as(&self, phases: &[(&str, f64)]) {
+        let now = self.ms();
+        let mut steps = lock(&self.steps);
+        let mut begin_ms = steps.last().map_or(0.0, |step| step.begin_ms + step.ms);
+        let mut missing = (now - begin_ms - phases.iter().map(|(_, ms)| ms).sum::<f64>()).max(0.0);
+        for (name, ms) in phases {
+            let ms = ms + std::mem::take(&mut missing);
+            steps.push(Step { name: (*name).to_owned(), begin_ms, ms });
+            begin_ms += ms;
+        }
+    }
+
+    /// Milliseconds since it began.
+    pub fn ms(&self) -> f64 {
+        self.begin.elapsed().as_secs_f64() * 1e3
+    }
+
+    /// What it was until now.
+    pub fn operation(&self, kind: Kind, handle: &str, id: &str, error: Option<String>) -> Operation {
+        Operation {
+            kind,
+            handle: handle.to_owned(),
+            id: id.to_owned(),
+            began: self.began.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+            ms: self.ms(),
+            steps: lock(&self.steps).clone(),
+            error,
+        }
+    }
+}
+
+/// The last operations of this server.
+#[derive(Debug, Default)]
+pub struct History {
+    operations: Mutex<VecDeque<Operation>>,
+}
+
+impl History {
+    /// Remember one; the oldest is forgotten for it.
+    pub fn add(&self, operation: Operation) {
+        let mut operations = lock(&self.operations);
+        if operations.len() == KEPT {
+            operations.pop_front();
+        }
+        operations.push_back(operation);
+    }
+
+    /// The last ones of a handle; `None` when nothing is known of it.
+    pub fn life(&self, handle: &str) -> Option<Life> {
+        let operations = lock(&self.operations);
+        let last = |kind| operations.iter().rev().find(|o| o.kind == kind && o.handle == handle).cloned();
+        let life = Life { create: last(Kind::Create), destroy: last(Kind::Destroy) };
+        (life != Life::default()).then_some(life)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_follow_each_other_without_a_gap() {
+        let timeline = Timeline::begin();
+        timeline.ended("a");
+        std::thread::sleep(std::time::Duration::from_millis(12));
+        timeline.ended_as(&[("b", 1.0), ("c", 2.0)]);
+        timeline.clone().ended("d");
+        let operation = timeline.operation(Kind::Create, "h", "i", None);
+        let names: Vec<&str> = operation.steps.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c", "d"]);
+        for pair in operation.steps.windows(2) {
+            assert!((pair[0].begin_ms + pair[0].ms - pair[1].begin_ms).abs() < 1e-6, "{operation:?}");
+        }
+        assert!(operation.steps[1].ms >= 10.0 && (operation.steps[2].ms - 2.0).abs() < 1e-9, "{operation:?}");
+        assert!(operation.steps.iter().map(|s| s.ms).sum::<f64>() <= operation.ms);
+    }
+
+    #[test]
+    fn the_last_of_each_kind_is_found_and_the_oldest_are_forgotten() {
+        let history = History::default();
+        assert_eq!(history.life("h"), None);
+        let made = |kind, id: &str| Timeline::begin().operation(kind, "h", id, None);
+        history.add(made(Kind::Create, "1"));
+        history.add(made(Kind::Destroy, "1"));
+        history.add(made(Kind::Create, "2"));
+        let life = history.life("h").unwrap();
+        assert_eq!((life.create.unwrap().id, life.destroy.unwrap().id), ("2".to_owned(), "1".to_owned()));
+        for _ in 0..KEPT {
+            history.add(Timeline::begin().operation(Kind::Create, "other", "3", None));
+        }
+        assert_eq!(history.life("h"), None);
+        assert_eq!(lock(&history.operations).len(), KEPT);
+    }
+}

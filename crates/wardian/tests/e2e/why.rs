@@ -1,0 +1,65 @@
+//! What creates and destroys were made of.
+
+use crate::support::{Server, message};
+use wardian_garden::wire::{ContainerSpec, ImageRef, Operation};
+
+fn names(operation: &Operation) -> Vec<&str> {
+    operation.steps.iter().map(|step| step.name.as_str()).collect()
+}
+
+/// Phases follow each other and are not longer than the whole.
+fn adds_up(operation: &Operation) {
+    let mut end = 0.0;
+    for step in &operation.steps {
+        assert!((step.begin_ms - end).abs() < 1e-6 && step.ms >= 0.0, "{operation:?}");
+        end = step.begin_ms + step.ms;
+    }
+    assert!(end <= operation.ms, "{operation:?}");
+}
+
+#[tokio::test]
+async fn the_phases_of_a_life_are_known() {
+    let mut server = Server::start().await;
+    let client = server.create("w").await;
+    let id = server.id("w").await;
+    let create = client.history("w").await.unwrap().create.unwrap();
+    assert_eq!((create.kind.as_str(), &create.id, &create.error), ("create", &id, &None));
+    let phases = ["keeper", "image", "record", "namespaces", "files", "cgroup", "root-file-system", "launch"];
+    assert_eq!(names(&create), phases);
+    adds_up(&create);
+
+    // The next server knows how a living container was made.
+    server.kill9();
+    server.restart().await;
+    let life = client.history("w").await.unwrap();
+    assert_eq!((life.create.unwrap().steps, life.destroy), (create.steps, None));
+
+    client.destroy("w").await.unwrap();
+    let life = client.history("w").await.unwrap();
+    let destroy = life.destroy.unwrap();
+    assert_eq!((destroy.kind.as_str(), &destroy.id, &destroy.error), ("destroy", &id, &None));
+    assert_eq!(names(&destroy), ["kill", "unmount", "forget", "release"]);
+    adds_up(&destroy);
+
+    // The handle's next life takes the place of the last one, each kind for itself.
+    server.create("w").await;
+    let life = client.history("w").await.unwrap();
+    assert_ne!(life.create.unwrap().id, id);
+    assert_eq!(life.destroy.unwrap().id, id);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_create_that_failed_says_where() {
+    let server = Server::start().await;
+    let client = server.client();
+    let image = ImageRef { uri: "/nowhere.tar".into(), ..Default::default() };
+    let spec = ContainerSpec { handle: "f".into(), image, ..Default::default() };
+    let error = message(client.create(&spec).await);
+    let create = client.history("f").await.unwrap().create.unwrap();
+    assert_eq!(create.error.as_ref(), Some(&error));
+    // It came as far as the image, and what there was has been undone.
+    assert_eq!(names(&create), ["keeper", "undo"]);
+    assert_eq!(message(client.history("nobody").await), "unknown handle: nobody");
+    server.finish().await;
+}
