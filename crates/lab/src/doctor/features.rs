@@ -112,6 +112,10 @@ impl Found {
         let (state, detail) = match (denied, rustix::process::geteuid().is_root()) {
             (true, false) => (State::Unknown, "only root can try".to_owned()),
             (true, true) => (State::No, format!("{what}: not permitted, a capability is missing")),
+            // That says nothing of the kernel.
+            (false, _) if matches!(error, Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::IO) => {
+                (State::Unknown, format!("{what}: {error}"))
+            }
             (false, _) => (State::No, format!("{what}: {error}")),
         };
         self.add(name, state, detail);
@@ -135,7 +139,11 @@ pub fn probe(fs: &FileSystem, cgroups: &Cgroups, mounts: &[MountInfo]) -> Found 
                 }
                 _ => "not in this kernel",
             };
-            found.said("user_namespaces", false, format!("{hint} ({errno})"));
+            // What is forbidden to others may be allowed to root.
+            let root = rustix::process::geteuid().is_root();
+            let denied = matches!(errno, Errno::PERM | Errno::ACCESS);
+            let state = if denied && !root { State::Unknown } else { State::No };
+            found.add("user_namespaces", state, format!("{hint} ({errno})"));
         }
     }
     let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
@@ -431,9 +439,11 @@ mod tests {
         let mut found = Found::default();
         found.said("overlay", true, "tried");
         found.failed("erofs", Errno::NOSYS, "fsopen");
+        found.failed("overlay_volatile", Errno::NOSPC, "a full disk");
         let json = serde_json::to_value(&found.features).unwrap();
         assert_eq!(json["overlay"], serde_json::json!({"state": "yes", "needed": true, "detail": "tried"}));
         assert_eq!((&json["erofs"]["state"], &json["erofs"]["needed"]), (&"no".into(), &false.into()));
+        assert_eq!(json["overlay_volatile"]["state"], "unknown");
         let names: Vec<_> = found.complete().features.0.iter().map(|feature| feature.name).collect();
         assert_eq!(names, ALL.map(|(name, _)| name));
     }
