@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use wardian_sys::procfs;
+use wardian_sys::procfs::{self, MountInfo};
 
 /// How often [`Sampler`] looks.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -142,11 +142,16 @@ impl Host {
 /// Type and options of the file system that a path is on, from the text of mountinfo.
 pub fn filesystem_of(mountinfo: &str, path: &Path) -> Option<(String, String)> {
     let mounts = procfs::mountinfo(mountinfo).unwrap_or_default();
+    let mount = mount_of(&mounts, path)?;
+    let options = mount.mount_options.iter().chain(&mount.super_options);
+    Some((mount.fs_type.clone(), options.map(String::as_str).collect::<Vec<_>>().join(",")))
+}
+
+/// The mount that an absolute path without symlinks is on.
+pub fn mount_of<'a>(mounts: &'a [MountInfo], path: &Path) -> Option<&'a MountInfo> {
     let above = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
     // A later mount on the same point covers the earlier one.
-    let nearest = above.max_by_key(|mount| mount.mount_point.components().count())?;
-    let options = nearest.mount_options.iter().chain(&nearest.super_options);
-    Some((nearest.fs_type.clone(), options.map(String::as_str).collect::<Vec<_>>().join(",")))
+    above.max_by_key(|mount| mount.mount_point.components().count())
 }
 
 /// A duration in milliseconds, to the microsecond.

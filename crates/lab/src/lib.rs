@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod code;
 mod crun;
+pub mod doctor;
 pub mod drive;
 pub mod host;
 pub mod image;

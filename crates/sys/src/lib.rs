@@ -9,5 +9,6 @@ pub mod mount;
 pub mod namespace;
 pub mod packet;
 pub mod pressure;
+pub mod probe;
 pub mod procfs;
 pub mod spawn;

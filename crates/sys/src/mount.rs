@@ -353,6 +353,18 @@ pub fn fs_mount(
     context.mount(attrs)
 }
 
+/// Whether the kernel has this type of file system; its module is loaded if there is one.
+///
+/// # Errors
+/// Those that are no answer: EPERM without CAP_SYS_ADMIN.
+pub fn has_filesystem(fstype: &str) -> Result<bool, Error> {
+    match Context::open(fstype) {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == Errno::NODEV => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// What a layer says about redirects and metadata-only files comes from an image and is not followed, however
 /// the kernel was built or its module configured.
 pub(crate) const OVERLAY_OPTIONS: [(&str, &str); 3] =

@@ -77,6 +77,18 @@ impl Placeholder {
     fn open(&self, what: &str) -> io::Result<OwnedFd> {
         Ok(fs::File::open(format!("/proc/{}/ns/{what}", self.pid))?.into())
     }
+
+    /// Its user namespace, once the ids are mapped.
+    fn mapped(&self, uids: &[IdMap], gids: &[IdMap]) -> io::Result<OwnedFd> {
+        for (file, maps) in [("uid_map", uids), ("gid_map", gids)] {
+            let line = |m: &IdMap| format!("{} {} {}\n", m.inside, m.outside, m.size);
+            let text: String = maps.iter().map(line).collect();
+            if !text.is_empty() {
+                fs::write(format!("/proc/{}/{file}", self.pid), text)?;
+            }
+        }
+        self.open("user")
+    }
 }
 
 impl Drop for Placeholder {
@@ -98,20 +110,19 @@ pub fn pair(uids: &[IdMap], gids: &[IdMap]) -> io::Result<Pair> {
     let privileged = uids.is_empty();
     let user_flag = if privileged { 0 } else { libc::CLONE_NEWUSER };
     let holder = Placeholder::new(user_flag | libc::CLONE_NEWNET)?;
-    let user = if privileged {
-        None
-    } else {
-        let text = |maps: &[IdMap]| {
-            maps.iter().map(|m| format!("{} {} {}\n", m.inside, m.outside, m.size)).collect::<String>()
-        };
-        fs::write(format!("/proc/{}/uid_map", holder.pid), text(uids))?;
-        fs::write(format!("/proc/{}/gid_map", holder.pid), text(gids))?;
-        Some(holder.open("user")?)
-    };
+    let user = if privileged { None } else { Some(holder.mapped(uids, gids)?) };
     let network = holder.open("net")?;
     drop(holder);
     raise_loopback(&network)?;
     Ok(Pair { user, network })
+}
+
+/// Make a user namespace alone. With empty maps none are written, which needs no privilege; no id is valid in it then.
+///
+/// # Errors
+/// The kernel's: ENOSPC when `user.max_user_namespaces` is reached, EPERM where only root may.
+pub fn user(uids: &[IdMap], gids: &[IdMap]) -> io::Result<OwnedFd> {
+    Placeholder::new(libc::CLONE_NEWUSER)?.mapped(uids, gids)
 }
 
 /// Bring `lo` up in a network namespace. The calling thread visits it and comes back.

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Command::Store(args) => store::run(args),
         Command::Lab(command) => lab::run(command),
         Command::Why(args) => why::run(args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "wardian", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

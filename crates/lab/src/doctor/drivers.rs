@@ -1,0 +1,165 @@
+//! How the writable layers of containers can be limited here.
+
+use super::features::State;
+use super::filesystem::FileSystem;
+use serde::Serialize;
+use std::io::ErrorKind;
+use std::path::Path;
+use wardian_sys::probe;
+
+/// A way to limit what a container may write, and whether this host has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Driver {
+    /// `project-quota`, `btrfs`, `image` or `none`.
+    pub name: &'static str,
+    /// Whether it would do.
+    pub state: State,
+    /// What was found, or why it would not do.
+    pub why: String,
+}
+
+/// The one to take: the first that works; `unknown` while a better one could not be tried.
+pub fn choose(drivers: &[Driver]) -> &'static str {
+    match drivers.iter().find(|driver| driver.state != State::No) {
+        Some(Driver { name, state: State::Yes, .. }) => name,
+        _ => "unknown",
+    }
+}
+
+/// All of them, the best first.
+pub fn probe(fs: &FileSystem) -> Vec<Driver> {
+    let quota = std::fs::File::open(&fs.looked_at).and_then(probe::project_quota);
+    vec![
+        project_quota(&fs.kind, quota, Path::new("/proc/fs/xfs/xqmstat").exists()),
+        btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
+        image(),
+        Driver { name: "none", state: State::Yes, why: "a limit that is asked for is an error then".into() },
+    ]
+}
+
+/// `xfs_can`: XFS was built with quota (CONFIG_XFS_QUOTA); ext4 does not tell.
+fn project_quota(kind: &str, quota: std::io::Result<probe::ProjectQuota>, xfs_can: bool) -> Driver {
+    let (usable, why) = match (kind, quota) {
+        ("xfs" | "ext4", Ok(quota)) if quota.enforced => (true, "switched on and enforced".to_owned()),
+        ("xfs", _) if !xfs_can => (false, "the XFS of this kernel has none (CONFIG_XFS_QUOTA)".to_owned()),
+        ("xfs", Ok(quota)) if quota.counted => {
+            (false, "counted but not enforced: mount with `prjquota`, not `pqnoenforce`".into())
+        }
+        ("xfs", _) => (
+            false,
+            "switched off: mount with `prjquota` (a root file system: `rootflags=prjquota` for the kernel)"
+                .into(),
+        ),
+        ("ext4", Ok(quota)) if quota.counted => {
+            (false, "counted but not enforced: mount with `prjquota`".into())
+        }
+        ("ext4", _) => (
+            false,
+            "switched off: `tune2fs -O project,quota` while unmounted, then mount with `prjquota`".into(),
+        ),
+        _ => (false, format!("{kind} has none: XFS and ext4 do")),
+    };
+    Driver { name: "project-quota", state: usable.into(), why }
+}
+
+/// Quotas of btrfs are a directory in its part of /sys (`qgroups/`), with a mode since Linux 6.7.
+fn btrfs(kind: &str, disks: &[String], sys: &Path) -> Driver {
+    let driver =
+        |usable, why: &str| Driver { name: "btrfs", state: State::from(usable), why: why.to_owned() };
+    if kind != "btrfs" {
+        return driver(false, &format!("the file system is {kind}"));
+    }
+    let ours = std::fs::read_dir(sys).into_iter().flatten().flatten().map(|entry| entry.path());
+    let ours = ours.into_iter().find(|fs| disks.iter().any(|disk| fs.join("devices").join(disk).exists()));
+    let Some(ours) = ours else { return driver(false, "it is not found in /sys/fs/btrfs") };
+    let read = |file: &str| std::fs::read_to_string(ours.join("qgroups").join(file)).unwrap_or_default();
+    match (read("enabled").trim(), read("mode").trim()) {
+        ("1", "squota") => driver(true, "subvolumes, simple quota switched on"),
+        ("1", _) => driver(true, "subvolumes, qgroups switched on"),
+        _ => driver(false, "quota is switched off: `btrfs quota enable --simple` on its mount point"),
+    }
+}
+
+/// A file system in a file for each container: needs a loop device and a program that makes file systems.
+fn image() -> Driver {
+    let (state, why) = match std::fs::File::options().read(true).write(true).open("/dev/loop-control") {
+        Ok(_) => match ["mkfs.ext4", "mkfs.xfs"].into_iter().find(|program| is_program(program)) {
+            Some(program) => (State::Yes, format!("loop devices and {program}")),
+            None => (State::No, "no mkfs.ext4 and no mkfs.xfs: install e2fsprogs".to_owned()),
+        },
+        Err(error)
+            if error.kind() == ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() =>
+        {
+            (State::Unknown, "only root can try".to_owned())
+        }
+        Err(error) => (State::No, format!("no loop device (/dev/loop-control: {error})")),
+    };
+    Driver { name: "image", state, why }
+}
+
+fn is_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Not in everybody's path.
+    let more = ["/sbin".into(), "/usr/sbin".into()];
+    std::env::split_paths(&path).chain(more).any(|dir| dir.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use probe::ProjectQuota;
+
+    #[test]
+    fn a_quota_must_be_enforced() {
+        let on = ProjectQuota { counted: true, enforced: true };
+        let counted = ProjectQuota { counted: true, enforced: false };
+        let off = || Err(std::io::Error::from_raw_os_error(38));
+        assert_eq!(project_quota("xfs", Ok(on), true).state, State::Yes);
+        assert_eq!(project_quota("ext4", Ok(on), false).state, State::Yes);
+        for (kind, quota, says) in [
+            ("xfs", off(), "mount with `prjquota`"),
+            ("xfs", Ok(counted), "not enforced"),
+            ("ext4", Ok(counted), "not enforced"),
+            ("ext4", off(), "tune2fs"),
+            ("btrfs", off(), "btrfs has none"),
+            // An overlay or a stranger may answer for what is below it.
+            ("overlay", Ok(on), "overlay has none"),
+        ] {
+            let driver = project_quota(kind, quota, true);
+            assert!(driver.state == State::No && driver.why.contains(says), "{kind}: {driver:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_that_works_is_chosen() {
+        let chosen = |states: [State; 3]| {
+            let names = ["project-quota", "image", "none"].into_iter().zip(states);
+            choose(&names.map(|(name, state)| Driver { name, state, why: String::new() }).collect::<Vec<_>>())
+        };
+        assert_eq!(chosen([State::Yes, State::Unknown, State::Yes]), "project-quota");
+        assert_eq!(chosen([State::No, State::No, State::Yes]), "none");
+        assert_eq!(chosen([State::No, State::Unknown, State::Yes]), "unknown");
+    }
+
+    #[test]
+    fn a_kernel_without_quota_says_so() {
+        let off = Err(std::io::Error::from_raw_os_error(38));
+        assert!(project_quota("xfs", off, false).why.contains("CONFIG_XFS_QUOTA"));
+    }
+
+    #[test]
+    fn btrfs_says_so_in_sys() {
+        let sys = tempfile::tempdir().unwrap();
+        let fs = sys.path().join("f00");
+        std::fs::create_dir_all(fs.join("devices/vdb")).unwrap();
+        let probe = || btrfs("btrfs", &["vdb".into()], sys.path());
+        assert!(probe().why.contains("btrfs quota enable"));
+        std::fs::create_dir_all(fs.join("qgroups")).unwrap();
+        std::fs::write(fs.join("qgroups/enabled"), "1\n").unwrap();
+        assert_eq!(probe().state, State::Yes);
+        std::fs::write(fs.join("qgroups/mode"), "squota\n").unwrap();
+        assert!(probe().why.contains("simple"));
+        assert_eq!(btrfs("btrfs", &["vdc".into()], sys.path()).state, State::No);
+        assert_eq!(btrfs("xfs", &["vdb".into()], sys.path()).state, State::No);
+    }
+}

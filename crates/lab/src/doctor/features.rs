@@ -1,0 +1,450 @@
+//! What the kernel can do, tried and not guessed from its version.
+
+use super::cgroups::Cgroups;
+use super::filesystem::FileSystem;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use serde::{Serialize, Serializer};
+use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use wardian_sys::layer_ns::LayerNamespace;
+use wardian_sys::mount::{self, Overlay, UpperPair};
+use wardian_sys::namespace::{self, IdMap};
+use wardian_sys::{pressure, probe, procfs::MountInfo};
+
+/// What came of trying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It works.
+    Yes,
+    /// It does not.
+    No,
+    /// It could not be tried.
+    Unknown,
+}
+
+impl From<bool> for State {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+/// One thing that the kernel can do, or cannot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Feature {
+    /// Its name.
+    #[serde(skip)]
+    pub name: &'static str,
+    /// What came of trying.
+    pub state: State,
+    /// No container runs without it.
+    pub needed: bool,
+    /// How it was found out, or what to do.
+    pub detail: String,
+}
+
+/// All of them, in the order in which they are shown; in JSON an object with their names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Features(pub Vec<Feature>);
+
+impl Serialize for Features {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|feature| (feature.name, feature)))
+    }
+}
+
+/// What trying found, and what it met on the way.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The features.
+    pub features: Features,
+    /// The store's file system has lost a write that nobody has asked for yet: no volatile overlay can be mounted.
+    pub unseen_error: bool,
+}
+
+/// All features in the order in which they are shown, and whether containers need them.
+const ALL: [(&str, bool); 18] = [
+    ("mount_api", true),
+    ("overlay", true),
+    ("overlay_volatile", true),
+    ("overlay_detached_layers", false),
+    ("idmapped_mounts", false),
+    ("overlay_idmapped_layers", false),
+    ("user_namespaces", false),
+    ("pidfd", true),
+    ("openat2", true),
+    ("clone_into_cgroup", false),
+    ("cgroup_kill", false),
+    ("erofs", false),
+    ("reflink", false),
+    ("fs_verity", false),
+    ("seccomp", true),
+    ("apparmor", false),
+    ("tracefs", false),
+    ("psi", false),
+];
+
+impl Found {
+    fn add(&mut self, name: &'static str, state: State, detail: impl Into<String>) {
+        let needed = ALL.contains(&(name, true));
+        self.features.0.push(Feature { name, state, needed, detail: detail.into() });
+    }
+
+    /// Those that nothing was said of could not be tried without another.
+    fn complete(mut self) -> Self {
+        for (name, _) in ALL {
+            if !self.features.0.iter().any(|feature| feature.name == name) {
+                self.add(name, State::Unknown, "not tried: something that it needs is missing");
+            }
+        }
+        self.features.0.sort_by_key(|feature| ALL.iter().position(|(name, _)| *name == feature.name));
+        self
+    }
+
+    fn said(&mut self, name: &'static str, yes: bool, detail: impl Into<String>) {
+        self.add(name, yes.into(), detail);
+    }
+
+    fn failed(&mut self, name: &'static str, error: Errno, what: impl std::fmt::Display) {
+        let denied = matches!(error, Errno::PERM | Errno::ACCESS);
+        let (state, detail) = match (denied, rustix::process::geteuid().is_root()) {
+            (true, false) => (State::Unknown, "only root can try".to_owned()),
+            (true, true) => (State::No, format!("{what}: not permitted, a capability is missing")),
+            // That says nothing of the kernel.
+            (false, _) if matches!(error, Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::IO) => {
+                (State::Unknown, format!("{what}: {error}"))
+            }
+            (false, _) => (State::No, format!("{what}: {error}")),
+        };
+        self.add(name, state, detail);
+    }
+}
+
+/// Try everything. Directories are made under the store's, and are gone afterwards; mounts are never attached.
+pub fn probe(fs: &FileSystem, cgroups: &Cgroups, mounts: &[MountInfo]) -> Found {
+    let mut found = Found::default();
+    mount_api(&mut found, fs);
+    let user = namespace::user(&[], &[]);
+    overlays(&mut found, fs);
+    match user {
+        Ok(_) => found.said("user_namespaces", true, user_limit()),
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            let hint = match errno {
+                Errno::NOSPC => "the limit is reached: sysctl user.max_user_namespaces",
+                Errno::PERM | Errno::ACCESS => {
+                    "forbidden: sysctl kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns"
+                }
+                _ => "not in this kernel",
+            };
+            // What is forbidden to others may be allowed to root.
+            let root = rustix::process::geteuid().is_root();
+            let denied = matches!(errno, Errno::PERM | Errno::ACCESS);
+            let state = if denied && !root { State::Unknown } else { State::No };
+            found.add("user_namespaces", state, format!("{hint} ({errno})"));
+        }
+    }
+    let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+    match pidfd {
+        Ok(_) => found.said("pidfd", true, ""),
+        Err(error) => found.failed("pidfd", error, "pidfd_open"),
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    match rustix::fs::openat2(CWD, "/", flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+        Ok(_) => found.said("openat2", true, ""),
+        Err(error) => found.failed("openat2", error, "openat2"),
+    }
+    groups(&mut found, cgroups);
+    match mount::has_filesystem("erofs") {
+        Ok(yes) => found.said("erofs", yes, if yes { "" } else { "not in this kernel" }),
+        Err(error) => found.failed("erofs", error.errno(), "fsopen"),
+    }
+    files(&mut found, &fs.looked_at);
+    security(&mut found);
+    recorder(&mut found, mounts);
+    found.complete()
+}
+
+fn user_limit() -> String {
+    let limit = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    format!("at most {}", limit.trim())
+}
+
+fn open_dir(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn mount_api(found: &mut Found, fs: &FileSystem) {
+    let tried = open_dir(&fs.looked_at)
+        .map_err(|source| mount::Error::OpenTree { path: String::new(), source })
+        .and_then(|dir| mount::open_tree_clone(&dir, "", false))
+        .and_then(|clone| mount::set_readonly(&clone, false));
+    match tried {
+        Ok(()) => found.said("mount_api", true, "open_tree and mount_setattr"),
+        Err(error) => found.failed("mount_api", error.errno(), error),
+    }
+}
+
+/// Overlays over one empty layer, as a container's is, on the store's file system. They are volatile: the unmount of any
+/// other would sync all of it.
+fn overlays(found: &mut Found, fs: &FileSystem) {
+    let detached = match mount::overlay_takes_detached_layers() {
+        Ok(detached) => detached,
+        Err(error) if error.errno() == Errno::NODEV => {
+            found.said("overlay", false, "not in this kernel, or its module is missing: modprobe overlay");
+            return;
+        }
+        Err(error) => {
+            found.failed("overlay", error.errno(), error);
+            return;
+        }
+    };
+    let why = if detached { "" } else { "layers are attached in a private mount namespace instead" };
+    let detached_layers = (detached, why);
+    let place = match Place::make(&fs.looked_at, detached) {
+        Ok(place) => place,
+        Err(error) => {
+            let detail = format!("in the kernel; not tried on {}: {error}", fs.looked_at.display());
+            found.add("overlay", State::Unknown, detail);
+            found.said("overlay_detached_layers", detached_layers.0, detached_layers.1);
+            return;
+        }
+    };
+    let on = fs.looked_at.display().to_string();
+    match place.overlay("plain", None) {
+        Ok(()) => {
+            found.said("overlay", true, format!("mounted over a directory of {on}"));
+            found.said("overlay_volatile", true, "");
+        }
+        // `ovl_fill_super`: "Cannot mount volatile when upperdir has an unseen error".
+        Err(mount::Error::Create { source: Errno::IO, .. }) => {
+            found.unseen_error = true;
+            found.said("overlay", true, "in the kernel");
+            found.add(
+                "overlay_volatile",
+                State::Unknown,
+                "refused: a write was lost and nobody has asked yet",
+            );
+        }
+        Err(error @ mount::Error::Option { .. }) if error.to_string().contains("volatile") => {
+            found.said("overlay", true, "in the kernel");
+            found.said("overlay_volatile", false, error.to_string());
+        }
+        Err(error) => found.failed("overlay", error.errno(), format!("not on {on}: {error}")),
+    }
+    found.said("overlay_detached_layers", detached_layers.0, detached_layers.1);
+    idmapped(found, &place);
+}
+
+/// What unprivileged containers need: layers shifted to their ids.
+fn idmapped(found: &mut Found, place: &Place) {
+    // Any ids will do.
+    let map = [IdMap { inside: 0, outside: 100_000, size: 65_536 }];
+    let user = match namespace::user(&map, &map) {
+        Ok(user) => user,
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            found.failed("idmapped_mounts", errno, "make a user namespace");
+            return;
+        }
+    };
+    let mapped = open_dir(&place.path())
+        .map_err(|source| mount::Error::OpenTree { path: String::new(), source })
+        .and_then(|dir| mount::open_tree_clone(&dir, "", false))
+        .and_then(|clone| mount::set_idmap_readonly(&clone, &user));
+    if let Err(error) = mapped {
+        let what = format!("this file system cannot: {error}");
+        found.failed("idmapped_mounts", error.errno(), what);
+        return;
+    }
+    found.said("idmapped_mounts", true, "");
+    match place.overlay("idmapped", Some(&user)) {
+        Ok(()) => found.said("overlay_idmapped_layers", true, ""),
+        Err(mount::Error::Create { source: Errno::IO, .. }) => {
+            found.add("overlay_idmapped_layers", State::Unknown, "not tried: a write was lost");
+        }
+        Err(error) => found.failed("overlay_idmapped_layers", error.errno(), error),
+    }
+}
+
+/// A directory on the store's file system in which overlays are tried. Removed when dropped.
+struct Place {
+    dir: tempfile::TempDir,
+    /// For kernels whose overlay refuses detached layers.
+    namespace: Option<LayerNamespace>,
+}
+
+impl Place {
+    fn make(on: &Path, detached: bool) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix(".wardian-doctor-").tempdir_in(on)?;
+        let namespace = if detached { None } else { Some(LayerNamespace::start()?) };
+        Ok(Self { dir, namespace })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    /// Mounts one and lets it go.
+    fn overlay(&self, name: &str, user: Option<&OwnedFd>) -> Result<(), mount::Error> {
+        let dir = self.dir.path().join(name);
+        let failed = |source: std::io::Error| mount::Error::Pair {
+            name: "upper",
+            source: Errno::from_io_error(&source).unwrap_or(Errno::IO),
+        };
+        for part in ["upper", "work", "lower"] {
+            std::fs::create_dir_all(dir.join(part)).map_err(failed)?;
+        }
+        let lower = open_dir(&dir.join("lower")).map_err(|error| failed(error.into()))?;
+        let lower = mount::open_tree_clone(&lower, "", false)?;
+        if let Some(user) = user {
+            mount::set_idmap_readonly(&lower, user)?;
+        }
+        let pair = open_dir(&dir).map_err(|error| failed(error.into()))?;
+        let pair = UpperPair::open(&pair)?;
+        match &self.namespace {
+            None => Overlay::new(vec![lower.as_fd()], &pair).mount().map(drop),
+            Some(namespace) => {
+                let layer = namespace.attach(lower.as_fd())?;
+                namespace.overlay(&[&layer], &pair, true).map(drop)
+            }
+        }
+    }
+}
+
+/// The cgroup that was made because there was none to look at.
+struct Group(PathBuf);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// What version 2 can do, in the cgroup of this process.
+fn groups(found: &mut Found, cgroups: &Cgroups) {
+    let Some(top) = &cgroups.unified else {
+        for name in ["clone_into_cgroup", "cgroup_kill"] {
+            found.said(name, false, "no cgroup v2 is mounted");
+        }
+        return;
+    };
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let own = top.join(own);
+    let cloned = File::open(&own).and_then(probe::clone_into_cgroup);
+    match cloned.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
+        Ok(()) => found.said("clone_into_cgroup", true, ""),
+        Err(error) => found.failed("clone_into_cgroup", error, "clone3"),
+    }
+    // The top has no such file.
+    let children = std::fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut groups = std::iter::once(own.clone()).chain(children.filter(|path| path.is_dir()));
+    let yes = match groups.find(|group| group != top) {
+        Some(group) => Ok(group.join("cgroup.kill").exists()),
+        None => {
+            let group = own.join(format!("wardian-doctor-{}", std::process::id()));
+            std::fs::create_dir(&group).map(|()| Group(group).0.join("cgroup.kill").exists())
+        }
+    };
+    match yes {
+        Ok(yes) => found.said("cgroup_kill", yes, if yes { "" } else { "not in this kernel" }),
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            found.failed("cgroup_kill", errno, "make a cgroup to look");
+        }
+    }
+}
+
+/// What files of the store's file system can do, asked of ones without a name.
+fn files(found: &mut Found, dir: &Path) {
+    let file = || {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)
+    };
+    let pair = file().and_then(|a| Ok((a, file()?)));
+    let (from, to) = match pair {
+        Ok(pair) => pair,
+        Err(error) => {
+            for name in ["reflink", "fs_verity"] {
+                found.add(name, State::Unknown, format!("no file can be made in {}: {error}", dir.display()));
+            }
+            return;
+        }
+    };
+    let written = rustix::io::pwrite(&from, &[0x5a; 4096], 0);
+    match written.and_then(|_| rustix::fs::ioctl_ficlone(&to, &from)) {
+        Ok(()) => found.said("reflink", true, ""),
+        Err(error @ (Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL)) => {
+            found.said("reflink", false, format!("not on this file system ({error})"));
+        }
+        Err(error) => found.add("reflink", State::Unknown, error.to_string()),
+    }
+    match probe::has_verity(&from) {
+        Ok(true) => found.said("fs_verity", true, ""),
+        Ok(false) => found.said("fs_verity", false, "not on this file system, or switched off"),
+        Err(error) => found.add("fs_verity", State::Unknown, error.to_string()),
+    }
+}
+
+fn security(found: &mut Found) {
+    let actions = std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail");
+    found.said("seccomp", actions.is_ok(), if actions.is_ok() { "" } else { "not in this kernel" });
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    let enabled = enabled.trim() == "Y";
+    found.said("apparmor", enabled, if enabled { "" } else { "not in this kernel, or switched off" });
+}
+
+/// What `wardian lab record` looks through.
+fn recorder(found: &mut Found, mounts: &[MountInfo]) {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    match mounts.iter().find(|mount| mount.fs_type == "tracefs") {
+        Some(mount) => {
+            let point = &mount.mount_point;
+            let events = match std::fs::metadata(point.join("events/writeback")) {
+                Ok(_) => Some(true),
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => None,
+                Err(_) => Some(false),
+            };
+            let at = point.display();
+            match events {
+                Some(true) => found.said("tracefs", true, format!("{at}, with the events of writeback")),
+                Some(false) => found.said("tracefs", false, format!("{at}, without the events of writeback")),
+                None => found.add("tracefs", State::Unknown, format!("{at}: only root can look")),
+            }
+        }
+        None if known.lines().any(|line| line.ends_with("\ttracefs")) => {
+            let remedy = "not mounted: mount -t tracefs tracefs /sys/kernel/tracing";
+            found.said("tracefs", false, remedy);
+        }
+        None => found.said("tracefs", false, "not in this kernel"),
+    }
+    match pressure::io() {
+        Ok(Some(_)) => found.said("psi", true, ""),
+        Ok(None) => {
+            found.said("psi", false, "not in this kernel, or switched off: psi=1 on its command line");
+        }
+        Err(error) => found.add("psi", State::Unknown, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_the_names() {
+        let mut found = Found::default();
+        found.said("overlay", true, "tried");
+        found.failed("erofs", Errno::NOSYS, "fsopen");
+        found.failed("overlay_volatile", Errno::NOSPC, "a full disk");
+        let json = serde_json::to_value(&found.features).unwrap();
+        assert_eq!(json["overlay"], serde_json::json!({"state": "yes", "needed": true, "detail": "tried"}));
+        assert_eq!((&json["erofs"]["state"], &json["erofs"]["needed"]), (&"no".into(), &false.into()));
+        assert_eq!(json["overlay_volatile"]["state"], "unknown");
+        let names: Vec<_> = found.complete().features.0.iter().map(|feature| feature.name).collect();
+        assert_eq!(names, ALL.map(|(name, _)| name));
+    }
+}

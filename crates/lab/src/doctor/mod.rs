@@ -1,0 +1,163 @@
+//! The host at a glance: what it can do, what is slow about it, what is wrong with it.
+//!
+//! Everything is tried rather than guessed, and nothing that was made for it stays: mounts are never attached, files
+//! have no names, the one directory is removed, also on Ctrl-C.
+
+pub mod cgroups;
+pub mod dirty;
+pub mod drivers;
+pub mod features;
+pub mod filesystem;
+pub mod hazards;
+pub mod limits;
+pub mod machine;
+pub mod overlays;
+pub mod remains;
+mod text;
+
+use crate::host::Host;
+use anyhow::{Context, Result};
+use hazards::{Hazard, Severity};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use wardian_sys::procfs;
+
+/// What to look at.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The store's directory, which need not exist.
+    pub root: PathBuf,
+    /// Write for a second to see how fast the disk is.
+    pub measure: bool,
+}
+
+/// What was seen.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Facts {
+    /// The machine.
+    pub host: Host,
+    /// Whether this was run as root: otherwise some of it is not known.
+    pub root: bool,
+    /// Capabilities that a server uses and this process lacks.
+    pub missing_capabilities: Vec<machine::Missing>,
+    /// Which cgroups there are.
+    pub cgroups: cgroups::Cgroups,
+    /// What the file system at /run is.
+    pub run_filesystem: String,
+    /// What the kernel can do.
+    pub features: features::Features,
+    /// A write was lost on the store's file system, and nobody has asked since.
+    pub unseen_error: bool,
+    /// The store's file system.
+    pub filesystem: filesystem::FileSystem,
+    /// The way to limit what a container writes; `unknown` if a better one could not be tried.
+    pub limit_driver: String,
+    /// All ways, and why not.
+    pub limit_drivers: Vec<drivers::Driver>,
+    /// Dirty pages and the disk.
+    pub dirty: dirty::Dirty,
+    /// Limits of the kernel.
+    pub limits: Vec<limits::Limit>,
+    /// What earlier lives have left in the store.
+    pub remains: remains::Remains,
+    /// Overlays of others that sync the store's file system.
+    pub overlays: overlays::Overlays,
+    /// How many things belong to no container.
+    pub leaks: usize,
+}
+
+/// What was seen, and what is wrong with it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// What was seen.
+    #[serde(flatten)]
+    pub facts: Facts,
+    /// What is wrong, the worst first.
+    pub hazards: Vec<Hazard>,
+}
+
+impl Report {
+    /// What is wrong with these.
+    pub fn new(facts: Facts) -> Self {
+        let hazards = hazards::find(&facts);
+        Self { facts, hazards }
+    }
+
+    /// How bad the worst hazard is.
+    pub fn worst(&self) -> Option<Severity> {
+        self.hazards.iter().map(|hazard| hazard.severity).max()
+    }
+}
+
+/// Look at everything; takes up to five seconds.
+///
+/// # Errors
+/// When /proc cannot be read, when no store can be where it is asked for, and [`Interrupted`](crate::Interrupted).
+pub async fn run(options: Options) -> Result<Report> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let look = async { tokio::task::spawn_blocking(move || look(&options, &stopped)).await };
+    tokio::pin!(look);
+    tokio::select! {
+        // The handlers are there before anything is made.
+        biased;
+        signal = crate::interrupted() => {
+            // What it has made goes with it.
+            stop.store(true, Ordering::Relaxed);
+            let _ = look.await;
+            Err(crate::Interrupted(signal?).into())
+        }
+        report = &mut look => report.context("look at the host")?.map(Report::new),
+    }
+}
+
+fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let mounts = procfs::mountinfo(&mounts)?;
+    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let fs = filesystem::FileSystem::probe(&options.root, &mounts)?;
+    let mut dirty = dirty::Dirty::probe()?;
+    let cgroups = cgroups::Cgroups::from_mounts(&mounts, |dir| {
+        std::fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default()
+    });
+    let run = crate::host::mount_of(&mounts, Path::new("/run"));
+    let found = features::probe(&fs, &cgroups, &mounts);
+    let limit_drivers = drivers::probe(&fs);
+    // Those who wait a moment do so side by side.
+    let leaks = std::thread::scope(|scope| {
+        let leaks = scope.spawn(|| crate::leaks::find(&[]));
+        if options.measure {
+            dirty.measure(&fs.looked_at, fs.total_bytes, fs.available_bytes, stop);
+        } else {
+            dirty.not_measured = Some("not asked for".to_owned());
+        }
+        leaks.join().map_or(Ok(0), |leaks| leaks.map(|leaks| leaks.len()))
+    })?;
+    Ok(Facts {
+        host: Host::probe(Some(&fs.looked_at)),
+        root: rustix::process::geteuid().is_root(),
+        missing_capabilities: machine::missing(&status),
+        run_filesystem: run.map(|mount| mount.fs_type.clone()).unwrap_or_default(),
+        unseen_error: found.unseen_error,
+        features: found.features,
+        limit_driver: drivers::choose(&limit_drivers).to_owned(),
+        limit_drivers,
+        limits: limits::probe(),
+        remains: remains::probe(&options.root),
+        overlays: overlays::probe(&fs.looked_at),
+        leaks,
+        cgroups,
+        dirty,
+        filesystem: fs,
+    })
+}
+
+/// `1 thing`, `2 things`.
+fn plural(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! What a store's directory tells of earlier lives, read without opening the store.
+
+use rustix::fs::FlockOperation;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What an overlay that never syncs leaves in its work directory, so that nobody mounts it again by mistake
+/// (`ovl_create_volatile_dirty` in fs/overlayfs/super.c). An unmount does not remove it.
+const MARKER: &str = "work/work/incompat/volatile";
+
+/// What was found in a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Remains {
+    /// A server has the store: its trash is being emptied.
+    pub server: bool,
+    /// Writable layers with the marker and without a record.
+    pub markers: Vec<PathBuf>,
+    /// Root file systems under which a write was lost.
+    pub lost_writes: Vec<String>,
+}
+
+/// Look into the store's directory; nothing is found where there is no store, or where one may not look.
+pub fn probe(root: &Path) -> Remains {
+    let (run, server) = holder(&root.join("lock"));
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let mut remains = Remains { server, ..Remains::default() };
+    let mut living = BTreeSet::new();
+    for record in entries(&run.join("rootfs")) {
+        if record.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&record).unwrap_or_default();
+        let record: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        if record["boot_id"].as_str() != Some(boot.trim()) {
+            continue;
+        }
+        living.extend(record["dir"].as_str().map(str::to_owned));
+        if !record["writeback_error"].is_null() {
+            remains.lost_writes.extend(record["id"].as_str().map(str::to_owned));
+        }
+    }
+    if !server {
+        let recorded = |dir: &PathBuf| {
+            let name = dir.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| living.contains(name))
+        };
+        remains.markers = entries(&root.join("rootfs"));
+        remains.markers.retain(|dir| !recorded(dir) && dir.join(MARKER).exists());
+    }
+    remains
+}
+
+/// The run directory that the store was used with, and whether a server has it now.
+fn holder(lock: &Path) -> (PathBuf, bool) {
+    let usual = || PathBuf::from("/run/wardian");
+    let Ok(file) = std::fs::File::open(lock) else { return (usual(), false) };
+    let holder: serde_json::Value = serde_json::from_reader(&file).unwrap_or_default();
+    // Let go with the file. A server that starts at this very moment tries again for a second.
+    let free = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok();
+    let run = holder["run"].as_str().filter(|run| !run.is_empty()).map_or_else(usual, PathBuf::from);
+    (run, !free && holder["server"] == true)
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_without_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, run) = (dir.path().join("root"), dir.path().join("run"));
+        assert_eq!(probe(&root), Remains::default());
+        for name in ["lost", "known", "earlier"] {
+            std::fs::create_dir_all(root.join("rootfs").join(name).join(MARKER)).unwrap();
+        }
+        std::fs::create_dir_all(root.join("rootfs/spare/work")).unwrap();
+        std::fs::create_dir_all(run.join("rootfs")).unwrap();
+        let lock = serde_json::json!({"run": run, "server": true}).to_string();
+        std::fs::write(root.join("lock"), lock).unwrap();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let record = |name: &str, boot: &str, error: Option<&str>| {
+            let text =
+                serde_json::json!({"id": name, "dir": name, "boot_id": boot, "writeback_error": error});
+            std::fs::write(run.join(format!("rootfs/{name}.json")), text.to_string()).unwrap();
+        };
+        record("known", boot.trim(), Some("lost"));
+        record("earlier", "another", None);
+        let found = probe(&root);
+        assert_eq!(found.markers, [root.join("rootfs/earlier"), root.join("rootfs/lost")]);
+        assert_eq!((found.lost_writes, found.server), (vec!["known".to_owned()], false));
+
+        let server = std::fs::File::open(root.join("lock")).unwrap();
+        server.lock().unwrap();
+        let found = probe(&root);
+        assert!(found.server && found.markers.is_empty(), "{found:?}");
+    }
+}

@@ -1,0 +1,121 @@
+//! Questions to the kernel that are answered by trying, and leave nothing behind.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// What a file system's project quota does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProjectQuota {
+    /// Blocks and files are counted.
+    pub counted: bool,
+    /// Limits are enforced.
+    pub enforced: bool,
+}
+
+/// Asks the file system that the descriptor is open on (`quotactl(2)`, `Q_XGETQSTATV`; Linux 5.14).
+///
+/// # Errors
+/// ENOSYS: it has no quota, or none is switched on. EINVAL: it has none for projects.
+pub fn project_quota(file: impl AsFd) -> io::Result<ProjectQuota> {
+    // linux/dqblk_xfs.h and linux/quota.h: Q_XGETQSTATV is XQM_CMD(8), PRJQUOTA is 2, QCMD shifts by 8.
+    const GET_STATE: libc::c_uint = ((b'X' as libc::c_uint) << 8) + 8;
+    const PROJECT: libc::c_uint = 2;
+    /// `FS_QUOTA_PDQ_ACCT`, `FS_QUOTA_PDQ_ENFD`
+    const COUNTED: u16 = 1 << 4;
+    const ENFORCED: u16 = 1 << 5;
+    /// `struct fs_quota_statv` up to its flags; it has 160 bytes in all.
+    #[repr(C)]
+    struct State {
+        version: i8,
+        pad: u8,
+        flags: u16,
+        rest: [u32; 63],
+    }
+    let mut state = State { version: 1, pad: 0, flags: 0, rest: [0; 63] };
+    // SAFETY: the kernel reads the version and writes at most 160 bytes to `state`, which is larger and lives on.
+    let result = unsafe {
+        let command = (GET_STATE << 8) | PROJECT;
+        libc::syscall(libc::SYS_quotactl_fd, file.as_fd().as_raw_fd(), command, 0, &raw mut state)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ProjectQuota { counted: state.flags & COUNTED != 0, enforced: state.flags & ENFORCED != 0 })
+}
+
+/// Whether files of the file system that this one is on can be sealed by fs-verity: asked for the digest of a file
+/// that has none (Documentation/filesystems/fsverity.rst).
+///
+/// # Errors
+/// Other than those that mean no.
+pub fn has_verity(file: impl AsFd) -> io::Result<bool> {
+    /// `FS_IOC_MEASURE_VERITY`, `_IOWR('f', 134, struct fsverity_digest)`
+    const MEASURE: libc::Ioctl = 0xc004_6686;
+    /// `struct fsverity_digest` with room for the longest digest, SHA-512.
+    #[repr(C)]
+    struct Digest {
+        algorithm: u16,
+        size: u16,
+        digest: [u8; 64],
+    }
+    let mut digest = Digest { algorithm: 0, size: 64, digest: [0; 64] };
+    // SAFETY: the kernel writes at most `size` bytes behind the header, which `digest` has.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), MEASURE, &raw mut digest) };
+    if result >= 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENODATA) => Ok(true),
+        Some(libc::ENOTTY | libc::EOPNOTSUPP) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+/// Clones a process into the cgroup (v2) whose directory the descriptor is open on (`CLONE_INTO_CGROUP`, Linux 5.7).
+/// The process ends at once.
+///
+/// # Errors
+/// The kernel's: ENOSYS and E2BIG mean that it cannot.
+pub fn clone_into_cgroup(group: impl AsFd) -> io::Result<()> {
+    /// linux/sched.h; libc's constant of this name is too short for it.
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
+    // SAFETY: all-zero is a valid `clone_args`.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = u64::from(group.as_fd().as_raw_fd().unsigned_abs());
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of the stack and makes one system call, which
+    // takes no lock. The parent reaps it by the number it was told.
+    unsafe {
+        let pid = libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>());
+        if pid == 0 {
+            libc::_exit(0);
+        }
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::waitpid(pid as libc::pid_t, std::ptr::null_mut(), 0);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn proc_has_neither_quota_nor_verity() {
+        let file = File::open("/proc/self/mountinfo").unwrap();
+        let quota = project_quota(&file).unwrap_err();
+        assert!(matches!(quota.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)), "{quota}");
+        assert!(!has_verity(&file).unwrap());
+    }
+
+    #[test]
+    fn a_directory_of_another_kind_is_no_cgroup() {
+        let error = clone_into_cgroup(File::open("/").unwrap()).unwrap_err();
+        assert!(matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOSYS)), "{error}");
+    }
+}
