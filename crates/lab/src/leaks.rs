@@ -15,7 +15,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Something that belongs to no live container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Leak {
-    /// `keeper`, `mount`, `cgroup`, `container` or `rootfs`.
+    /// `keeper`, `mount`, `cgroup`, `container`, `rootfs` or `trace`.
     pub kind: &'static str,
     /// What it is.
     pub what: String,
@@ -78,6 +78,10 @@ fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     run_leaks(&processes, &mut leaks);
     let kept = processes.iter().flat_map(|process| process.containers.iter().cloned()).collect();
     cgroup_leaks(Path::new(CGROUPS), &records, &kept, &mut leaks);
+    for instance in wardian_recorder::left_over() {
+        let why = "its recorder was killed: `rmdir` removes it, and so does the next recording".into();
+        leaks.insert(Leak { kind: "trace", what: instance.display().to_string(), why });
+    }
     Ok(leaks)
 }
 

@@ -12,6 +12,7 @@ pub mod image;
 pub mod leaks;
 pub mod local;
 pub mod progress;
+pub mod record;
 pub mod report;
 pub mod scale;
 

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wardian_lab::{bench, scale};
+use wardian_lab::{Interrupted, bench, record, scale};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -12,6 +13,8 @@ pub enum Command {
     Scale(Scale),
     /// Measure create, run, destroy and the memory they take
     Bench(Bench),
+    /// Run a command and tell who wrote to the disk meanwhile, why, and who waited
+    Record(Record),
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,6 +58,19 @@ pub struct Bench {
     json: Option<PathBuf>,
 }
 
+#[derive(Debug, clap::Args)]
+pub struct Record {
+    /// Write the recording and its diagnosis there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A directory on the file system of interest [default: the working directory]
+    #[arg(long, value_name = "PATH")]
+    fs: Option<PathBuf>,
+    /// The command, after `--`
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
 /// Run an experiment and print what it found.
 pub fn run(command: Command) -> Result<ExitCode> {
     let program = std::env::current_exe().context("find this program")?;
@@ -83,6 +99,19 @@ pub fn run(command: Command) -> Result<ExitCode> {
             if let Some(to) = args.json {
                 figures.save(&to)?;
             }
+        }
+        Command::Record(args) => {
+            let report = runtime.block_on(record::command(&args.command, args.fs))?;
+            // Standard output is the command's.
+            eprint!("\n{}", report.diagnosis);
+            if let Some(to) = args.json {
+                report.save(&to)?;
+            }
+            if let Some(signal) = report.interrupted {
+                return Err(Interrupted(signal).into());
+            }
+            let code = report.exit_code.and_then(|code| u8::try_from(code).ok());
+            return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
         }
     }
     Ok(ExitCode::SUCCESS)

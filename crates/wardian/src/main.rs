@@ -35,7 +35,7 @@ enum Command {
     /// Experiments that show what waits for the disk
     #[command(subcommand)]
     Lab(lab::Command),
-    /// Tell what a container's last create and destroy were made of, and what made them slow
+    /// Explain what made a container slow to come or go, or what a process waits for
     Why(why::Args),
     /// Tell what this host can do, and what was left behind on it
     Doctor(doctor::Args),

@@ -1,37 +1,73 @@
-//! `wardian why`: what a container's last create and destroy were made of, and what made them slow.
+//! `wardian why`: what a container's last create and destroy were made of, and what made them slow; or what a process
+//! that runs already waits for.
 
 use crate::print;
 use crate::serve::RUN;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use wardian_garden::Client;
 use wardian_garden::wire::{History, Operation};
+use wardian_lab::{Interrupted, record};
 
-/// Whose phases.
+/// What to explain.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// A container's handle; it may have been destroyed already
-    handle: String,
+    /// A container's handle: show the phases of its last create and destroy. It may have been destroyed already
+    #[arg(required_unless_present = "pid", conflicts_with = "pid")]
+    handle: Option<String>,
     /// Its server: unix:/PATH or tcp:HOST:PORT [default: unix:/run/wardian/garden.sock]
     #[arg(long, value_name = "ADDR", env = "WARDIAN_ADDR")]
     addr: Option<String>,
+    /// Watch this process and all that it starts, whoever's it is
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pid: Option<u32>,
+    /// For so long, or until it ends
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "pid",
+        value_parser = clap::value_parser!(u64).range(1..=86400))]
+    seconds: u64,
+    /// A directory on the file system of interest [default: the process's working directory]
+    #[arg(long, value_name = "PATH", requires = "pid")]
+    fs: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Ask the server and print.
+/// Explain it.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let addr = args.addr.unwrap_or_else(|| format!("unix:{RUN}/garden.sock"));
+    match (args.pid, args.handle) {
+        (Some(pid), _) => watch(pid, args.fs, Duration::from_secs(args.seconds), args.json),
+        (None, handle) => phases(&handle.unwrap_or_default(), args.addr, args.json),
+    }
+}
+
+fn watch(pid: u32, fs: Option<PathBuf>, length: Duration, json: bool) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    let report = runtime.block_on(record::process(pid, fs, length))?;
+    if json {
+        print::json(&report)?;
+    } else {
+        print::text(&report.diagnosis.to_string())?;
+    }
+    match report.interrupted {
+        Some(signal) => Err(Interrupted(signal).into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn phases(handle: &str, addr: Option<String>, json: bool) -> Result<ExitCode> {
+    let addr = addr.unwrap_or_else(|| format!("unix:{RUN}/garden.sock"));
     let client = Client::new(&addr).context("--addr")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let history = runtime.context("start the runtime")?.block_on(client.history(&args.handle));
+    let history = runtime.context("start the runtime")?.block_on(client.history(handle));
     let history = history.with_context(|| {
         format!("what a server does not know any more, or has never known, it cannot explain: ask {addr}")
     })?;
-    if args.json {
+    if json {
         print::json(&history)?;
     } else {
         print::text(&text(&history)?)?;

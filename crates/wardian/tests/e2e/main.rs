@@ -10,6 +10,7 @@ mod images;
 mod isolation;
 mod lifecycle;
 mod peas;
+mod record;
 mod rootfs;
 mod run;
 mod store;

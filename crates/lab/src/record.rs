@@ -1,0 +1,129 @@
+//! Watches what a command, or a process that runs already, has to do with the disk.
+
+use crate::{Interrupted, interrupted};
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde::Serialize;
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+use tokio::process::Child;
+use wardian_recorder::{Diagnosis, Options, Recorder, Recording, Watch, unnamed};
+
+/// After a signal the command has this long to end by itself.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a process that is not our child still lives.
+const ALIVE_EVERY: Duration = Duration::from_millis(100);
+
+/// What was seen, and what it says.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The command, if there was one.
+    pub command: Vec<String>,
+    /// As a shell tells it: 128 and the signal's number if it was killed by one.
+    pub exit_code: Option<i32>,
+    /// What it says.
+    pub diagnosis: Diagnosis,
+    /// What was seen.
+    pub recording: Recording,
+    /// The signal that ended it before its time.
+    pub interrupted: Option<i32>,
+}
+
+impl Report {
+    fn of(mut recording: Recording, interrupted: Option<Interrupted>) -> Self {
+        recording.interrupted = interrupted.is_some();
+        let diagnosis = Diagnosis::of(&recording, &unnamed);
+        let interrupted = interrupted.map(|Interrupted(signal)| signal);
+        Self { command: Vec::new(), exit_code: None, diagnosis, recording, interrupted }
+    }
+
+    /// Write it as JSON.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, to: &Path) -> Result<()> {
+        let text = serde_json::to_string(self).context("write the recording as JSON")?;
+        std::fs::write(to, text).with_context(|| format!("write {}", to.display()))
+    }
+}
+
+/// Record while a command runs. `fs` is a directory on the file system of interest: none, that of the working
+/// directory.
+///
+/// # Errors
+/// When recording or the command cannot be started. That the command fails is no error.
+pub async fn command(command: &[OsString], fs: Option<PathBuf>) -> Result<Report> {
+    let Some((program, args)) = command.split_first() else { bail!("give a command to run, after `--`") };
+    // The command will be a child: it is watched from its first moment on.
+    let options = Options { watch: Watch::Children, ..Options::new(fs.unwrap_or_else(|| ".".into())) };
+    let recorder = Recorder::start(options)?;
+    let mut run = tokio::process::Command::new(program);
+    run.args(args).kill_on_drop(true);
+    // A terminal sends Ctrl-C to all of its foreground group, and lets nobody else read from it. Without one the
+    // command gets a group of its own, so that all of it can be ended.
+    let group = !std::io::stdin().is_terminal();
+    if group {
+        run.process_group(0);
+    }
+    let mut child = run.spawn().with_context(|| format!("run {}", program.display()))?;
+    let (status, signal) = tokio::select! {
+        status = child.wait() => (status, None),
+        signal = interrupted() => {
+            let signal = signal?;
+            (end(&mut child, group, signal).await, Some(Interrupted(signal)))
+        }
+    };
+    let status = status.context("wait for the command")?;
+    let mut report = Report::of(recorder.finish(), signal);
+    report.command = command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    report.exit_code = status.code().or(status.signal().map(|signal| 128 + signal));
+    Ok(report)
+}
+
+/// Hand a signal on, and see to it that the command ends.
+async fn end(child: &mut Child, group: bool, signal: i32) -> std::io::Result<ExitStatus> {
+    let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) else {
+        return child.wait().await;
+    };
+    let send = |signal| {
+        // It may have ended meanwhile.
+        let _ = if group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
+    };
+    send(Signal::from_named_raw(signal).unwrap_or(Signal::TERM));
+    let ended = tokio::time::timeout(GRACE, child.wait()).await;
+    if group || ended.is_err() {
+        send(Signal::KILL);
+    }
+    match ended {
+        Ok(status) => status,
+        Err(_) => child.wait().await,
+    }
+}
+
+/// Record while a process that runs already does something, for so long or until it ends.
+///
+/// # Errors
+/// When there is no such process, or it cannot be recorded.
+pub async fn process(pid: u32, fs: Option<PathBuf>, length: Duration) -> Result<Report> {
+    let dir = PathBuf::from(format!("/proc/{pid}"));
+    if pid == 0 || !dir.exists() {
+        bail!("there is no process {pid}");
+    }
+    let options = Options { watch: Watch::Tree(pid), ..Options::new(fs.unwrap_or_else(|| dir.join("cwd"))) };
+    let recorder = Recorder::start(options)?;
+    let ends = async {
+        while dir.exists() {
+            tokio::time::sleep(ALIVE_EVERY).await;
+        }
+    };
+    let signal = tokio::select! {
+        () = tokio::time::sleep(length) => None,
+        () = ends => None,
+        signal = interrupted() => Some(Interrupted(signal?)),
+    };
+    Ok(Report::of(recorder.finish(), signal))
+}

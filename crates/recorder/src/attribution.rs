@@ -1,0 +1,389 @@
+//! From single events to who wrote how much, and why.
+//!
+//! Every write to a device passes `block_bio_queue` in the task that submits it, whatever the file system. What that task
+//! was doing says why: its kernel stack if there is one, else the reason its flusher was started with, else the system call
+//! it is in.
+
+use crate::causes;
+use crate::diagnosis::Cause;
+use crate::recording::{Task, Written};
+use crate::trace::{Event, What, Work};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// Writes of one cause by one task that are further apart than this, in ms, are two bursts.
+const GAP_MS: f64 = 1000.0;
+
+/// Requests that no flusher has taken up yet; more are not kept.
+const QUEUED_MAX: usize = 4096;
+/// Inodes whose writer is remembered.
+const DIRTIED_MAX: usize = 200_000;
+
+/// A system call that took time.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Call {
+    pub(crate) task: Task,
+    pub(crate) begin_ms: f64,
+    pub(crate) end_ms: f64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Asker {
+    task: Task,
+    stack: Vec<String>,
+}
+
+/// What a flusher is doing.
+#[derive(Debug, Default)]
+struct Round {
+    reason: String,
+    asker: Option<Asker>,
+    /// The asker is known from the request itself.
+    taken: bool,
+    active: bool,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Bio { t_ms: f64, comm: String, flags: String, bytes: u64 },
+    Queue(Work),
+}
+
+/// The state machine. Feed it events in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Attribution {
+    /// When the recording began, in seconds of the trace's clock.
+    start: f64,
+    pub(crate) written: Vec<Written>,
+    /// Calls that took at least a millisecond.
+    pub(crate) calls: Vec<Call>,
+    /// Events whose stack may still come, by thread.
+    waiting: HashMap<u32, Waiting>,
+    rounds: HashMap<u32, Round>,
+    queued: VecDeque<(Work, Asker)>,
+    /// The call a thread is in.
+    current: HashMap<u32, (String, f64)>,
+    /// The last call it returned from.
+    last: HashMap<u32, String>,
+    dirtied: HashMap<u64, Task>,
+    /// The burst that a thread's last write was counted in.
+    bursts: HashMap<u32, usize>,
+    /// The last burst of a kind.
+    kinds: HashMap<(Cause, u32, u32, String), usize>,
+}
+
+impl Attribution {
+    /// For a recording that begins at this second of the trace's clock.
+    pub(crate) fn since(start: f64) -> Self {
+        Self { start, ..Self::default() }
+    }
+
+    pub(crate) fn feed(&mut self, event: Event) {
+        let t_ms = (event.time - self.start) * 1000.0;
+        let pid = event.pid;
+        if let What::Stack(stack) = event.what {
+            self.settle(pid, stack);
+            return;
+        }
+        self.settle(pid, Vec::new());
+        match event.what {
+            What::Bio { flags, bytes } => {
+                if flags.contains('W') && bytes > 0 {
+                    self.waiting.insert(pid, Waiting::Bio { t_ms, comm: event.comm, flags, bytes });
+                }
+            }
+            What::Queue(work) => {
+                let task = self.task(pid, event.comm, &[]);
+                self.queue(work.clone(), Asker { task, stack: Vec::new() });
+                self.waiting.insert(pid, Waiting::Queue(work));
+            }
+            What::Exec(work) => {
+                let at = self.queued.iter().position(|(queued, _)| *queued == work);
+                let asker = at.and_then(|at| self.queued.remove(at)).map(|(_, asker)| asker);
+                self.rounds.insert(pid, Round { reason: work.reason, asker, taken: true, active: true });
+            }
+            What::Start(work) => self.begin_round(pid, work),
+            What::End => {
+                if let Some(round) = self.rounds.get_mut(&pid) {
+                    round.active = false;
+                }
+            }
+            What::Inode { ino, pages } => self.inode(pid, ino, pages),
+            What::Dirty { ino } => {
+                // A flusher that allocates blocks is not the writer.
+                if self.dirtied.len() < DIRTIED_MAX && !event.comm.starts_with("kworker/") {
+                    self.dirtied.insert(ino, Task { pid, comm: event.comm, syscall: None });
+                }
+            }
+            What::Enter(call) => {
+                self.current.insert(pid, (call, t_ms));
+            }
+            What::Exit(call) => self.exit(pid, event.comm, call, t_ms),
+            What::Stack(_) => {}
+        }
+    }
+
+    /// No more stacks will come for what was fed so far.
+    pub(crate) fn finish(&mut self, end_ms: f64) {
+        let pids: Vec<u32> = self.waiting.keys().copied().collect();
+        for pid in pids {
+            self.settle(pid, Vec::new());
+        }
+        for (pid, (call, begin_ms)) in std::mem::take(&mut self.current) {
+            let task = Task { pid, comm: String::new(), syscall: Some(call) };
+            self.calls.push(Call { task, begin_ms, end_ms });
+        }
+    }
+
+    fn exit(&mut self, pid: u32, comm: String, call: String, end_ms: f64) {
+        if let Some((entered, begin_ms)) = self.current.remove(&pid)
+            && entered == call
+            && end_ms - begin_ms >= 1.0
+        {
+            let task = Task { pid, comm, syscall: Some(call.clone()) };
+            self.calls.push(Call { task, begin_ms, end_ms });
+        }
+        self.last.insert(pid, call);
+    }
+
+    fn begin_round(&mut self, pid: u32, work: Work) {
+        let round = self.rounds.entry(pid).or_default();
+        if !(round.taken && round.reason == work.reason) {
+            // A kernel without writeback_exec: the last who asked for the like. Nobody asks for what is periodic.
+            let asker = self.queued.iter().rev().find(|(queued, _)| *queued == work).map(|(_, a)| a.clone());
+            *round = Round { asker, reason: work.reason, taken: false, active: true };
+        }
+        round.active = true;
+    }
+
+    fn queue(&mut self, work: Work, asker: Asker) {
+        if self.queued.len() == QUEUED_MAX {
+            self.queued.pop_front();
+        }
+        self.queued.push_back((work, asker));
+    }
+
+    /// A thread with the call it is in, or whose deferred work it does.
+    fn task(&self, pid: u32, comm: String, stack: &[String]) -> Task {
+        let from_stack = causes::call_of(stack);
+        let syscall = match from_stack.as_deref() {
+            // The unmount proper is put off until the way out of umount2.
+            Some("task_work") => self
+                .last
+                .get(&pid)
+                .filter(|call| *call == "umount" && stack.iter().any(|f| f == "cleanup_mnt"))
+                .cloned()
+                .or(from_stack),
+            Some(_) => from_stack,
+            None => self.current.get(&pid).map(|(call, _)| call.clone()),
+        };
+        Task { pid, comm, syscall }
+    }
+
+    /// What was waiting for a stack has it, or will not get one.
+    fn settle(&mut self, pid: u32, stack: Vec<String>) {
+        match self.waiting.remove(&pid) {
+            Some(Waiting::Queue(work)) if !stack.is_empty() => {
+                let Some(at) = self.queued.iter().rposition(|(w, a)| *w == work && a.task.pid == pid) else {
+                    return;
+                };
+                let comm = self.queued[at].1.task.comm.clone();
+                let task = self.task(pid, comm, &stack);
+                self.queued[at].1 = Asker { task, stack };
+            }
+            Some(Waiting::Bio { t_ms, comm, flags, bytes }) => {
+                self.bio(t_ms, pid, comm, &flags, bytes, stack);
+            }
+            _ => {}
+        }
+    }
+
+    fn bio(&mut self, t_ms: f64, pid: u32, comm: String, flags: &str, bytes: u64, stack: Vec<String>) {
+        let round = self.rounds.get(&pid).filter(|round| round.active);
+        let by = self.task(pid, comm, &stack);
+        let (cause, how, asker) = if let Some((cause, function)) = causes::of_stack(&stack) {
+            let asker = (cause != Cause::JournalCommit && !by.comm.starts_with("kworker/"))
+                .then(|| Asker { task: by.clone(), stack });
+            (cause, function.to_owned(), asker)
+        } else if let Some(round) = round {
+            (causes::of_reason(&round.reason), format!("flusher: {}", round.reason), round.asker.clone())
+        } else if let Some(cause) = causes::of_thread(&by.comm) {
+            (cause, format!("thread {}", by.comm), None)
+        } else if let Some((call, _)) = self.current.get(&pid)
+            && let Some(cause) = causes::of_call(call)
+        {
+            (cause, format!("in {call}"), Some(Asker { task: by.clone(), stack }))
+        } else {
+            let how = causes::meaningful(&stack).cloned().unwrap_or_else(|| format!("thread {}", by.comm));
+            (Cause::Unknown, how, Some(Asker { task: by.clone(), stack }))
+        };
+        let kind = (cause, pid, asker.as_ref().map_or(0, |a| a.task.pid), how.clone());
+        let near = |at: &usize| self.written.get(*at).is_some_and(|w| t_ms - w.end_ms <= GAP_MS);
+        let at = self.kinds.get(&kind).copied().filter(near).unwrap_or_else(|| {
+            let Asker { task, stack } = asker.clone().unwrap_or_default();
+            self.written.push(Written {
+                begin_ms: t_ms,
+                end_ms: t_ms,
+                cause,
+                how,
+                bytes: 0,
+                metadata_bytes: 0,
+                writes: 0,
+                by,
+                asked_by: asker.is_some().then_some(task),
+                stack,
+                inodes: BTreeMap::new(),
+                dirtied_by: BTreeMap::new(),
+            });
+            self.written.len() - 1
+        });
+        self.kinds.insert(kind, at);
+        self.bursts.insert(pid, at);
+        let burst = &mut self.written[at];
+        burst.end_ms = burst.end_ms.max(t_ms);
+        burst.bytes += bytes;
+        burst.writes += 1;
+        if flags.contains('M') {
+            burst.metadata_bytes += bytes;
+        }
+    }
+
+    /// The flusher tells whose pages it has just submitted.
+    fn inode(&mut self, pid: u32, ino: u64, pages: u64) {
+        if pages == 0 {
+            return;
+        }
+        let writer = self.dirtied.get(&ino).cloned();
+        let Some(burst) = self.bursts.get(&pid).and_then(|at| self.written.get_mut(*at)) else { return };
+        *burst.inodes.entry(ino).or_default() += pages * rustix::param::page_size() as u64;
+        if let Some(writer) = writer {
+            burst.dirtied_by.insert(ino, writer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::Parser;
+
+    fn written(text: &str) -> Vec<Written> {
+        let mut parser = Parser::default();
+        let mut attribution = Attribution::since(100.0);
+        for event in parser.feed(text).into_iter().chain(parser.finish()) {
+            attribution.feed(event);
+        }
+        if let Some(event) = parser.finish() {
+            attribution.feed(event);
+        }
+        assert_eq!(parser.strange, 0);
+        attribution.finish(9000.0);
+        attribution.written
+    }
+
+    fn round(reason: &str) -> String {
+        let work = format!("bdi 7:2: sb_dev 7:2 nr_pages=1 sync_mode=0 reason={reason} cgroup_ino=1");
+        format!(
+            "k-2 [001] ..... 100.2: writeback_start: {work}
+k-2 [001] ..... 100.3: block_bio_queue: 7,2 W 8 + 16 [k]
+k-2 [001] ..... 100.4: writeback_single_inode: bdi 7:2: ino=14 state= wrote=2 cgroup_ino=1
+k-2 [001] ..... 100.5: writeback_written: {work}
+"
+        )
+    }
+
+    #[test]
+    fn a_flushers_reason_is_the_cause() {
+        for (reason, cause) in [
+            ("periodic", Cause::Age),
+            ("background", Cause::MemoryPressure),
+            ("vmscan", Cause::MemoryPressure),
+            ("foreign_flush", Cause::MemoryPressure),
+            ("sync", Cause::Sync),
+            ("fs_free_space", Cause::Unknown),
+        ] {
+            let text = "dd-5 [000] ..... 100.1: writeback_dirty_inode_enqueue: dev 7,2 ino 14 dirtied 1\n"
+                .to_owned()
+                + &round(reason);
+            let written = written(&text);
+            assert_eq!(written.len(), 1);
+            assert_eq!((written[0].cause, written[0].bytes), (cause, 8192), "{reason}");
+            assert_eq!(written[0].inodes, BTreeMap::from([(14, 8192)]));
+            assert_eq!(written[0].dirtied_by[&14].pid, 5);
+            assert_eq!(written[0].asked_by, None);
+        }
+    }
+
+    #[test]
+    fn after_its_round_a_worker_does_something_else() {
+        let text = round("sync") + "k-2 [001] ..... 100.6: block_bio_queue: 7,2 W 8 + 16 [k]\n";
+        assert_eq!(written(&text).iter().map(|w| w.cause).collect::<Vec<_>>(), [Cause::Sync, Cause::Unknown]);
+    }
+
+    #[test]
+    fn who_asked_the_flusher() {
+        let work = "bdi 7:2: sb_dev 7:2 nr_pages=1 sync_mode=0 reason=sync cgroup_ino=1";
+        let ask = |pid: u32, exec: bool| {
+            let exec = if exec {
+                format!("k-2 [001] ..... 100.15: writeback_exec: {work}\n")
+            } else {
+                String::new()
+            };
+            format!(
+                "u-{pid} [000] ..... 100.09: sys_umount(name: 0, flags: 0)
+u-{pid} [000] ..... 100.1: sys_umount -> 0x0
+u-{pid} [000] ..... 100.11: writeback_queue: {work}
+u-{pid} [000] ..... 100.12: <stack trace>
+ => sync_filesystem
+ => ovl_sync_fs
+ => cleanup_mnt
+ => task_work_run
+{exec}"
+            )
+        };
+        for exec in [true, false] {
+            let written = written(&(ask(7, exec) + &round("sync")));
+            let asker = written[0].asked_by.as_ref().unwrap();
+            assert_eq!((asker.pid, asker.syscall.as_deref()), (7, Some("umount")));
+            assert!(written[0].stack.contains(&"ovl_sync_fs".to_owned()));
+        }
+        // Two in a row: each round belongs to the one that was taken up for it.
+        let exec = format!("k-2 [001] ..... 100.15: writeback_exec: {work}\n");
+        let both = ask(7, false) + &ask(8, false) + &exec + &round("sync") + &exec + &round("sync");
+        let askers: Vec<u32> = written(&both).iter().map(|w| w.asked_by.as_ref().unwrap().pid).collect();
+        assert_eq!(askers, [7, 8]);
+    }
+
+    #[test]
+    fn a_stack_decides_over_all_else() {
+        let text = "x-5 [000] ..... 100.1: block_bio_queue: 7,2 W 8 + 16 [x]
+y-6 [001] ..... 100.1: sys_fsync(fd: 3)
+x-5 [000] ..... 100.1: <stack trace>
+ => ext4_io_submit
+ => ext4_release_file
+ => __fput
+ => task_work_run
+y-6 [001] ..... 100.2: block_bio_queue: 7,2 WS 8 + 16 [y]
+jbd2/loop2-8-9 [001] ..... 100.2: block_bio_queue: 7,2 WSM 8 + 2 [jbd2/loop2-8]
+z-4 [001] ..... 100.2: block_bio_queue: 7,2 W 8 + 2 [z]
+";
+        let written = written(text);
+        let found = |pid: u32| {
+            let burst = written.iter().find(|burst| burst.by.pid == pid).unwrap();
+            (burst.cause, burst.by.syscall.as_deref(), burst.metadata_bytes)
+        };
+        assert_eq!(found(5), (Cause::FlushAtClose, Some("task_work"), 0));
+        assert_eq!(found(6), (Cause::Sync, Some("fsync"), 0));
+        assert_eq!(found(9), (Cause::JournalCommit, None, 1024));
+        assert_eq!(found(4), (Cause::Unknown, None, 0));
+    }
+
+    #[test]
+    fn bursts_end() {
+        let text = "jbd2/a-9 [001] ..... 100.2: block_bio_queue: 7,2 W 8 + 2 [a]
+jbd2/a-9 [001] ..... 100.9: block_bio_queue: 7,2 W 8 + 2 [a]
+jbd2/a-9 [001] ..... 105.0: block_bio_queue: 7,2 W 8 + 2 [a]
+";
+        let writes: Vec<u64> = written(text).iter().map(|burst| burst.writes).collect();
+        assert_eq!(writes, [2, 1]);
+    }
+}

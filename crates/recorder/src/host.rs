@@ -1,0 +1,191 @@
+//! The files of /proc and /sys that are read once a period, and the device below a directory.
+
+use crate::proc;
+use crate::recording::{Io, Pressure, Sample, Source, Tunables};
+use crate::tracefs::Filter;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use wardian_sys::{pressure, procfs};
+
+/// What is below a directory.
+#[derive(Debug, Default)]
+pub(crate) struct Target {
+    pub(crate) filter: Filter,
+    pub(crate) fs_type: String,
+    /// The device's `stat` file.
+    stat: Option<PathBuf>,
+    /// Why there is no device.
+    pub(crate) note: Option<String>,
+}
+
+impl Target {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let path = fs::canonicalize(path)?;
+        let own = numbers(fs::metadata(&path)?.dev());
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mounts = procfs::mountinfo(&mounts).unwrap_or_default();
+        // The last of several on the same directory is the one that is seen.
+        let mount = mounts
+            .iter()
+            .filter(|mount| path.starts_with(&mount.mount_point))
+            .max_by_key(|mount| mount.mount_point.components().count());
+        let fs_type = mount.map(|mount| mount.fs_type.clone()).unwrap_or_default();
+        // A file system over several devices (btrfs) has a number of its own, which is no device's.
+        let source = mount.and_then(|mount| fs::metadata(&mount.source).ok()).map(|m| numbers(m.rdev()));
+        let device = [Some(own), source].into_iter().flatten().find(|d| d.0 != 0 && sysfs(*d).exists());
+        let mut target = Self { fs_type, ..Self::default() };
+        target.filter.superblock = own;
+        let Some(device) = device else {
+            let kind = if target.fs_type.is_empty() { "file system" } else { &target.fs_type };
+            target.note = Some(format!(
+                "{} is on a {kind} without a block device: give a directory on the file system below it",
+                path.display()
+            ));
+            return Ok(target);
+        };
+        target.filter.devices.push(device);
+        // Older kernels trace a partition's requests as those of its disk, whose name the flusher has too.
+        let whole = sysfs(device).join("partition").exists().then(|| disk_of(device)).flatten();
+        target.filter.devices.extend(whole);
+        if device == own {
+            let (major, minor) = whole.unwrap_or(device);
+            target.filter.bdi = Some(format!("{major}:{minor}"));
+        }
+        target.stat = Some(sysfs(device).join("stat"));
+        Ok(target)
+    }
+}
+
+fn numbers(dev: u64) -> (u32, u32) {
+    (rustix::fs::major(dev), rustix::fs::minor(dev))
+}
+
+fn sysfs((major, minor): (u32, u32)) -> PathBuf {
+    format!("/sys/dev/block/{major}:{minor}").into()
+}
+
+fn disk_of(partition: (u32, u32)) -> Option<(u32, u32)> {
+    let text = fs::read_to_string(fs::canonicalize(sysfs(partition)).ok()?.parent()?.join("dev")).ok()?;
+    let (major, minor) = text.trim().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The files, open.
+#[derive(Debug)]
+pub(crate) struct Host {
+    meminfo: Option<File>,
+    vmstat: Option<File>,
+    pressure: Option<File>,
+    device: Option<File>,
+    /// What the counters had grown by when they were read last.
+    grown: BTreeMap<String, u64>,
+    first: Option<(BTreeMap<&'static str, u64>, Pressure, Io)>,
+    text: Vec<u8>,
+}
+
+impl Host {
+    pub(crate) fn open(target: &Target, sources: &mut Vec<Source>) -> Self {
+        let mut open = |name: &str, path: &Path| {
+            let file = File::open(path);
+            // The kernel may have the file and still refuse to keep count (psi=0).
+            let readable = file.and_then(|file| file.read_at(&mut [0; 1], 0).map(|_| file));
+            match readable {
+                Ok(file) => {
+                    sources.push(Source { name: name.to_owned(), available: true, note: None });
+                    Some(file)
+                }
+                Err(error) => {
+                    sources.push(missing(name, &format!("{}: {error}", path.display())));
+                    None
+                }
+            }
+        };
+        Self {
+            meminfo: open("meminfo", Path::new("/proc/meminfo")),
+            vmstat: open("vmstat", Path::new("/proc/vmstat")),
+            pressure: open("psi", Path::new("/proc/pressure/io")),
+            device: target.stat.as_ref().and_then(|stat| open("device", stat)),
+            grown: BTreeMap::new(),
+            first: None,
+            text: vec![0; 32768],
+        }
+    }
+
+    /// One look. Only a `whole` one reads the counters of vmstat; the others repeat them.
+    pub(crate) fn sample(&mut self, t_ms: f64, whole: bool) -> Sample {
+        let memory = read(self.meminfo.as_ref(), &mut self.text).and_then(|text| procfs::meminfo(text).ok());
+        let memory = memory.unwrap_or_default();
+        let vmstat = whole.then(|| read(self.vmstat.as_ref(), &mut self.text).map(proc::vmstat)).flatten();
+        let pressure = read(self.pressure.as_ref(), &mut self.text).and_then(pressure::parse_psi);
+        let pressure =
+            pressure.map(|psi| Pressure { some_us: psi.some.total_us, full_us: psi.full.total_us });
+        let io = read(self.device.as_ref(), &mut self.text).and_then(proc::device_stat);
+        let (counters, stalled, done) = self.first.get_or_insert_with(|| {
+            (vmstat.clone().unwrap_or_default(), pressure.unwrap_or_default(), io.unwrap_or_default())
+        });
+        let grown = |(name, value): (&&'static str, &u64)| {
+            let by = value.saturating_sub(counters.get(name).copied().unwrap_or_default());
+            (by > 0).then(|| ((*name).to_owned(), by))
+        };
+        if let Some(vmstat) = &vmstat {
+            self.grown = vmstat.iter().filter_map(grown).collect();
+        }
+        Sample {
+            t_ms,
+            dirty_bytes: memory.dirty,
+            writeback_bytes: memory.writeback,
+            vmstat: self.grown.clone(),
+            pressure: pressure.map(|now| Pressure {
+                some_us: now.some_us.saturating_sub(stalled.some_us),
+                full_us: now.full_us.saturating_sub(stalled.full_us),
+            }),
+            io: io.map(|now| Io {
+                writes: now.writes.saturating_sub(done.writes),
+                written_bytes: now.written_bytes.saturating_sub(done.written_bytes),
+                in_flight: now.in_flight,
+                busy_ms: now.busy_ms.saturating_sub(done.busy_ms),
+                discarded_bytes: now.discarded_bytes.saturating_sub(done.discarded_bytes),
+            }),
+        }
+    }
+}
+
+fn read<'a>(file: Option<&File>, buffer: &'a mut [u8]) -> Option<&'a str> {
+    let mut length = 0;
+    loop {
+        match file?.read_at(&mut buffer[length..], length as u64) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(_) => return None,
+        }
+    }
+    std::str::from_utf8(&buffer[..length]).ok()
+}
+
+pub(crate) fn missing(name: &str, note: &str) -> Source {
+    Source { name: name.to_owned(), available: false, note: Some(note.to_owned()) }
+}
+
+/// A thread's name, if it still lives.
+pub(crate) fn comm(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+pub(crate) fn tunables() -> Tunables {
+    let entries = fs::read_dir("/proc/sys/vm").into_iter().flatten().flatten();
+    let value = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok().filter(|name| name.starts_with("dirty"))?;
+        Some((name, fs::read_to_string(entry.path()).ok()?.trim().parse().ok()?))
+    };
+    let vmstat = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let (background, threshold) = proc::thresholds(&vmstat).unwrap_or_default();
+    let page = rustix::param::page_size() as u64;
+    Tunables {
+        vm: entries.filter_map(value).collect(),
+        background_threshold_bytes: background * page,
+        threshold_bytes: threshold * page,
+    }
+}

@@ -1,0 +1,26 @@
+//! Who wrote to the disk, why, and who waited for it.
+//!
+//! A [`Recorder`] watches a host while something runs; what it saw is a [`Recording`], plain data. A [`Diagnosis`] is
+//! made of a recording alone, so that it can be made later, elsewhere, or of a recording that a test wrote by hand.
+
+#![forbid(unsafe_code)]
+
+mod attribution;
+mod causes;
+mod diagnosis;
+mod fingerprint;
+mod host;
+mod proc;
+mod recorder;
+mod recording;
+mod sampling;
+mod text;
+mod trace;
+mod tracefs;
+mod waits;
+
+pub use diagnosis::{Cause, CauseShare, Diagnosis, Owner, Subject, unnamed};
+pub use fingerprint::Fingerprint;
+pub use recorder::{Error, Options, Recorder, Watch};
+pub use recording::{Cost, Io, Mark, Pressure, Recording, Sample, Source, Task, Tunables, Wait, Written};
+pub use tracefs::{left_over, sweep};

@@ -1,0 +1,300 @@
+//! The recorder: one thread that looks at the host once a period.
+
+use crate::attribution::Attribution;
+use crate::host::{self, Host, Target};
+use crate::recording::{Mark, Recording};
+use crate::sampling::Sampler;
+use crate::trace::Parser;
+use crate::tracefs::Instance;
+use crate::waits;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Samples that are kept; with more, every second one is dropped.
+const SAMPLES_MAX: usize = 20_000;
+/// The trace is read once in so many looks.
+const TRACE_EVERY: u64 = 5;
+/// Adding up all of /proc/vmstat takes the kernel longer than all else: it is read once in so many looks.
+const COUNTERS_EVERY: u64 = 5;
+/// The part of one CPU beyond which threads are looked at less often.
+const BUDGET: f64 = 0.009;
+/// Looks that are made in any case: what a start costs is no measure.
+const FREE_LOOKS: u64 = 25;
+
+/// Why a recording could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Whoever is not root sees neither kernel stacks nor traces.
+    #[error("recording needs root: kernel stacks and traces are shown to nobody else")]
+    NotRoot,
+    /// The period is not between 1 ms and 10 s.
+    #[error("a period of {} ms cannot be kept: give one between 1 ms and 10 s", .0.as_millis())]
+    Period(Duration),
+    /// The directory whose file system is to be watched cannot be looked at.
+    #[error("look at {}: {source}", path.display())]
+    Path {
+        /// The directory.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The process to watch does not exist.
+    #[error("there is no process {0}")]
+    NoProcess(u32),
+    /// The recorder's thread could not be started.
+    #[error("start the recorder's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Whose threads are looked at, once a period, for who waits in the kernel and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// All threads of this process.
+    Own,
+    /// All threads of this process's children, of theirs, and so on.
+    Children,
+    /// All threads of this process, of its children, and so on.
+    Tree(u32),
+}
+
+/// What to record.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How often to look; [`Options::new`] says 20 ms.
+    pub period: Duration,
+    /// Whose threads.
+    pub watch: Watch,
+    /// Any directory on the file system of interest; its device's writes are counted.
+    pub path: PathBuf,
+}
+
+impl Options {
+    /// Every 20 ms, this process's own threads.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { period: Duration::from_millis(20), watch: Watch::Own, path: path.into() }
+    }
+}
+
+/// A recording in progress. Dropping it ends it, and removes what it made in the kernel.
+#[derive(Debug)]
+pub struct Recorder {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Recording>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    start: Instant,
+    marks: Mutex<Vec<Mark>>,
+    stop: Mutex<bool>,
+    stopped: Condvar,
+}
+
+impl Recorder {
+    /// Begin. Sources that are missing are noted in [`Recording::sources`] and are no error. More than one may run
+    /// at a time.
+    ///
+    /// # Errors
+    /// When this process may not look, or there is nothing to look at.
+    pub fn start(options: Options) -> Result<Self, Error> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::NotRoot);
+        }
+        if options.period < Duration::from_millis(1) || options.period > Duration::from_secs(10) {
+            return Err(Error::Period(options.period));
+        }
+        if let Watch::Tree(pid) = options.watch
+            && !std::path::Path::new(&format!("/proc/{pid}")).exists()
+        {
+            return Err(Error::NoProcess(pid));
+        }
+        let target =
+            Target::of(&options.path).map_err(|source| Error::Path { path: options.path.clone(), source })?;
+        let mut recording = Recording {
+            period_ms: options.period.as_secs_f64() * 1000.0,
+            path: options.path,
+            fs_type: target.fs_type.clone(),
+            devices: target.filter.devices.iter().map(|(major, minor)| format!("{major}:{minor}")).collect(),
+            tunables: host::tunables(),
+            ..Recording::default()
+        };
+        let sources = &mut recording.sources;
+        sources.extend(target.note.as_ref().map(|note| host::missing("device", note)));
+        let instance = Instance::start(&target.filter, sources);
+        let shared = Arc::new(Shared {
+            start: Instant::now(),
+            marks: Mutex::default(),
+            stop: Mutex::default(),
+            stopped: Condvar::new(),
+        });
+        let watching = Watching {
+            // The trace's clock is this one.
+            attribution: Attribution::since(monotonic()),
+            parser: Parser::default(),
+            instance,
+            host: Host::open(&target, sources),
+            text: Vec::new(),
+            recording,
+            watch: options.watch,
+            period: options.period,
+        };
+        let thread = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("recorder".into()).spawn(move || watching.run(&shared))
+        };
+        Ok(Self { shared, thread: Some(thread.map_err(Error::Thread)?) })
+    }
+
+    /// A phase of this name begins now.
+    pub fn mark(&self, name: &str) {
+        let t_ms = self.shared.elapsed_ms();
+        lock(&self.shared.marks).push(Mark { t_ms, name: name.to_owned() });
+    }
+
+    /// End it.
+    pub fn finish(mut self) -> Recording {
+        self.end().unwrap_or_default()
+    }
+
+    fn end(&mut self) -> Option<Recording> {
+        *lock(&self.shared.stop) = true;
+        self.shared.stopped.notify_all();
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Shared {
+    fn elapsed_ms(&self) -> f64 {
+        self.start.elapsed().as_secs_f64() * 1000.0
+    }
+
+    /// Whether to stop; waits until then, or for the next look.
+    fn stops_before(&self, next: Instant) -> bool {
+        let wait = next.saturating_duration_since(Instant::now());
+        let guard = lock(&self.stop);
+        let stopped = self.stopped.wait_timeout_while(guard, wait, |stop| !*stop);
+        *stopped.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Seconds of CLOCK_MONOTONIC.
+fn monotonic() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+/// CPU time of this thread.
+fn cpu_ms() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    used.tv_sec as f64 * 1e3 + used.tv_nsec as f64 / 1e6
+}
+
+/// What the thread has.
+#[derive(Debug)]
+struct Watching {
+    recording: Recording,
+    instance: Option<Instance>,
+    parser: Parser,
+    attribution: Attribution,
+    host: Host,
+    watch: Watch,
+    period: Duration,
+    text: Vec<u8>,
+}
+
+impl Watching {
+    fn run(mut self, shared: &Shared) -> Recording {
+        let own = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        let mut sampler = Sampler::new(self.watch, own);
+        let period_ms = self.recording.period_ms;
+        let before = cpu_ms();
+        // Samples that are kept: every one, then every second, …
+        let mut keep = 1;
+        let mut next = Instant::now();
+        let mut tick = 0_u64;
+        loop {
+            let t_ms = shared.elapsed_ms();
+            if tick.is_multiple_of(keep) {
+                let whole = tick.is_multiple_of(COUNTERS_EVERY);
+                self.recording.samples.push(self.host.sample(t_ms, whole));
+            }
+            if self.recording.samples.len() >= SAMPLES_MAX {
+                let mut index = 0;
+                self.recording.samples.retain(|_| {
+                    index += 1;
+                    index % 2 == 1
+                });
+                keep *= 2;
+            }
+            // A tree of a thousand threads would cost more than the recorder may.
+            if tick < FREE_LOOKS || cpu_ms() - before <= t_ms * BUDGET {
+                sampler.look(t_ms, period_ms);
+            } else {
+                self.recording.cost.skipped_looks += 1;
+            }
+            if tick.is_multiple_of(TRACE_EVERY) {
+                self.read_trace();
+            }
+            tick += 1;
+            next = (next + self.period).max(Instant::now());
+            if shared.stops_before(next) {
+                break;
+            }
+        }
+        self.finish(shared, sampler, before)
+    }
+
+    fn finish(mut self, shared: &Shared, sampler: Sampler, before: f64) -> Recording {
+        if let Some(instance) = &self.instance {
+            instance.stop();
+        }
+        self.read_trace();
+        if let Some(event) = self.parser.finish() {
+            self.attribution.feed(event);
+        }
+        let length_ms = shared.elapsed_ms();
+        self.recording.samples.push(self.host.sample(length_ms, true));
+        self.attribution.finish(length_ms);
+        let period_ms = self.recording.period_ms;
+        let waits = sampler.finish(period_ms);
+        self.recording.waits = waits::merge(waits, &self.attribution.calls, period_ms);
+        self.recording.written = std::mem::take(&mut self.attribution.written);
+        self.recording.marks = std::mem::take(&mut lock(&shared.marks));
+        self.recording.length_ms = length_ms;
+        self.recording.lost_events = self.parser.lost;
+        if self.parser.strange > 0 {
+            let note = format!("{} lines of the trace could not be understood", self.parser.strange);
+            self.recording.sources.push(host::missing("trace", &note));
+        }
+        let cost = &mut self.recording.cost;
+        cost.cpu_ms = cpu_ms() - before;
+        cost.share = cost.cpu_ms / length_ms.max(1.0);
+        self.recording
+    }
+
+    fn read_trace(&mut self) {
+        let Some(instance) = &mut self.instance else { return };
+        self.text.clear();
+        // Whatever was read before an error is still good.
+        let _ = instance.read(&mut self.text);
+        for mut event in self.parser.feed(&String::from_utf8_lossy(&self.text)) {
+            if event.comm.is_empty() {
+                event.comm = host::comm(event.pid);
+            }
+            self.attribution.feed(event);
+        }
+    }
+}

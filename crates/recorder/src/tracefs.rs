@@ -1,0 +1,243 @@
+//! An instance of the kernel's trace buffers, our own, that is gone afterwards.
+
+use crate::recording::Source;
+use rustix::fs::OFlags;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Where it may be mounted; the second is where kernels before 4.1 had it, and distributions still show it.
+const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+const PREFIX: &str = "wardian-";
+/// Per CPU. A second of 4-KiB writes with their stacks fits.
+const BUFFER_KB: &str = "2048";
+
+/// System calls that wait for the disk, or end with it. All are rare.
+const CALLS: &[&str] =
+    &["sync", "syncfs", "fsync", "fdatasync", "sync_file_range", "msync", "umount", "mount"];
+
+/// The devices to listen to, as the kernel numbers them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// Devices whose requests count: (major, minor).
+    pub(crate) devices: Vec<(u32, u32)>,
+    /// The device number of the superblock.
+    pub(crate) superblock: (u32, u32),
+    /// The name of its backing device, if it has one of a disk.
+    pub(crate) bdi: Option<String>,
+}
+
+impl Filter {
+    /// Writes to the devices, in the language of trace filters (Documentation/trace/events.rst).
+    fn bio(&self) -> String {
+        let number = |(major, minor): &(u32, u32)| format!("dev == {}", (major << 20) | minor);
+        let devices: Vec<String> = self.devices.iter().map(number).collect();
+        format!("({}) && rwbs ~ \"*W*\"", devices.join(" || "))
+    }
+
+    /// Writes whose stack tells something: not the journal's threads, and of kernel workers only the writes of logs.
+    /// What a flusher does is known from its reason, and the stacks of all its writes would cost too much.
+    fn stack(&self) -> String {
+        format!("{} && !(comm ~ \"jbd2/*\") && (!(comm ~ \"kworker*\") || rwbs ~ \"*SM*\")", self.bio())
+    }
+}
+
+/// The instance. Dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    dir: PathBuf,
+    pipe: Option<File>,
+}
+
+impl Instance {
+    /// Make one and let it run. What is available and what is not is added to `sources`.
+    pub(crate) fn start(filter: &Filter, sources: &mut Vec<Source>) -> Option<Self> {
+        sweep();
+        match Self::make() {
+            Ok(mut instance) => {
+                sources.push(Source { name: "tracefs".into(), available: true, note: None });
+                instance.listen(filter, sources);
+                let pipe = OpenOptions::new()
+                    .read(true)
+                    .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+                    .open(instance.dir.join("trace_pipe"));
+                match pipe {
+                    Ok(pipe) => instance.pipe = Some(pipe),
+                    Err(error) => {
+                        sources.push(missing("trace_pipe", &error.to_string()));
+                        return None;
+                    }
+                }
+                Some(instance)
+            }
+            Err(note) => {
+                sources.push(missing("tracefs", &note));
+                None
+            }
+        }
+    }
+
+    fn make() -> Result<Self, String> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let place = place().ok_or(
+            "not mounted: `mount -t tracefs nodev /sys/kernel/tracing`, if the kernel has it (CONFIG_TRACING)",
+        )?;
+        let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = place.join("instances").join(name);
+        fs::create_dir(&dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
+        let instance = Self { dir, pipe: None };
+        let set = |file: &str, value: &str| {
+            fs::write(instance.dir.join(file), value).map_err(|e| format!("set {file} to {value}: {e}"))
+        };
+        set("trace_clock", "mono")?;
+        set("buffer_size_kb", BUFFER_KB)?;
+        Ok(instance)
+    }
+
+    fn listen(&self, filter: &Filter, sources: &mut Vec<Source>) {
+        let mut enable = |event: &str, filter: Option<&str>, needed: bool| {
+            let name = event.replace('/', ":");
+            match self.enable(event, filter) {
+                Ok(()) => {
+                    sources.push(Source { name, available: true, note: None });
+                    true
+                }
+                Err(error) => {
+                    if needed {
+                        sources.push(missing(&name, &error.to_string()));
+                    }
+                    false
+                }
+            }
+        };
+        let bdi = filter.bdi.as_ref().map(|name| format!("name == \"{name}\""));
+        for event in ["queue", "exec", "start", "written", "single_inode"] {
+            enable(&format!("writeback/writeback_{event}"), bdi.as_deref(), true);
+        }
+        let (major, minor) = filter.superblock;
+        let dirty = format!("dev == {}", (major << 20) | minor);
+        enable("writeback/writeback_dirty_inode_enqueue", Some(&dirty), true);
+        if !filter.devices.is_empty() {
+            enable("block/block_bio_queue", Some(&filter.bio()), true);
+        }
+        for call in CALLS {
+            enable(&format!("syscalls/sys_enter_{call}"), None, true);
+            enable(&format!("syscalls/sys_exit_{call}"), None, true);
+        }
+        let queue = bdi.map_or("stacktrace".to_owned(), |bdi| format!("stacktrace if {bdi}"));
+        let bio = format!("stacktrace if {}", filter.stack());
+        for (event, trigger) in [("writeback/writeback_queue", queue), ("block/block_bio_queue", bio)] {
+            let file = self.dir.join("events").join(event).join("trigger");
+            let name = format!("stacks of {}", event.replace('/', ":"));
+            match OpenOptions::new().append(true).open(file).and_then(|mut f| {
+                use std::io::Write as _;
+                f.write_all(trigger.as_bytes())
+            }) {
+                Ok(()) => sources.push(Source { name, available: true, note: None }),
+                Err(error) => sources.push(missing(&name, &error.to_string())),
+            }
+        }
+    }
+
+    fn enable(&self, event: &str, filter: Option<&str>) -> io::Result<()> {
+        let dir = self.dir.join("events").join(event);
+        if let Some(filter) = filter {
+            fs::write(dir.join("filter"), filter)?;
+        }
+        fs::write(dir.join("enable"), "1")
+    }
+
+    /// Text that has come, appended to `text`. The kernel gives at most a page at a time.
+    pub(crate) fn read(&mut self, text: &mut Vec<u8>) -> io::Result<()> {
+        let Some(pipe) = &mut self.pipe else { return Ok(()) };
+        let mut buffer = [0; 65536];
+        loop {
+            match pipe.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => text.extend_from_slice(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Nothing more is recorded; what there is can still be read.
+    pub(crate) fn stop(&self) {
+        let _ = fs::write(self.dir.join("tracing_on"), "0");
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.stop();
+        self.pipe = None;
+        remove(&self.dir);
+    }
+}
+
+fn missing(name: &str, note: &str) -> Source {
+    Source { name: name.to_owned(), available: false, note: Some(note.to_owned()) }
+}
+
+fn place() -> Option<&'static Path> {
+    PLACES.iter().map(Path::new).find(|place| place.join("instances").is_dir())
+}
+
+/// The kernel refuses while an event of it is on in some corner, or a reader has it open.
+fn remove(dir: &Path) {
+    let _ = fs::write(dir.join("events/enable"), "0");
+    for _ in 0..20 {
+        match fs::remove_dir(dir) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            _ => return,
+        }
+    }
+}
+
+/// Instances of recorders that do not live any more: somebody has killed them.
+pub fn left_over() -> Vec<PathBuf> {
+    let entries = place().and_then(|place| fs::read_dir(place.join("instances")).ok());
+    let dead = |path: &PathBuf| {
+        let pid = path.file_name().and_then(|name| pid_of(name.to_str()?));
+        pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    };
+    entries.into_iter().flatten().flatten().map(|entry| entry.path()).filter(dead).collect()
+}
+
+/// Remove these.
+pub fn sweep() {
+    for dir in left_over() {
+        remove(&dir);
+    }
+}
+
+/// The process that made an instance of this name.
+fn pid_of(name: &str) -> Option<u32> {
+    let (pid, count) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    count.parse::<u32>().ok()?;
+    pid.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(pid_of("wardian-12-3"), Some(12));
+        for other in ["wardian-12", "wardian-x-3", "other-12-3", "wardian-probe", "wardian-1-2-3"] {
+            assert_eq!(pid_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn filters() {
+        let filter = Filter { devices: vec![(7, 2), (254, 0)], superblock: (7, 2), bdi: None };
+        assert_eq!(filter.bio(), "(dev == 7340034 || dev == 266338304) && rwbs ~ \"*W*\"");
+    }
+}
