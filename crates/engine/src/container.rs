@@ -74,6 +74,11 @@ impl Container {
         self.lock().keeper_pid = Some(pid);
     }
 
+    /// See [`Container::kept_by`].
+    pub fn keeper_pid(&self) -> Option<i32> {
+        self.lock().keeper_pid
+    }
+
     /// Processes in its cgroups that no stop may reach: pid 1 and the keeper.
     pub fn untouchable(&self) -> Vec<i32> {
         let inner = self.lock();

@@ -89,6 +89,7 @@ impl Engine {
         // In a task of its own: a client that goes away must not leave a half-made container.
         let engine = self.clone();
         let made = tokio::spawn(async move {
+            let slow = engine.look_if_slow(Kind::Create, &container.id, None);
             let result = engine.make(&container, waiting, spec, &timeline).await;
             let (handle, id) = (container.handle.clone(), container.id.clone());
             match &result {
@@ -104,6 +105,7 @@ impl Engine {
                     engine.shared.history.add(failed);
                 }
             }
+            drop(slow);
             result.map(|()| handle)
         });
         made.await.map_err(|e| Error::failed("create", e))?

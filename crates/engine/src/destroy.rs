@@ -29,6 +29,7 @@ impl Engine {
         let engine = self.clone();
         let task = tokio::spawn(async move {
             let timeline = Timeline::begin();
+            let slow = engine.look_if_slow(Kind::Destroy, &container.id, container.keeper_pid());
             let result = engine.tear_down(&container, &timeline).await;
             let failed = result.as_ref().err().map(ToString::to_string);
             let operation = timeline.operation(Kind::Destroy, &container.handle, &container.id, failed);
@@ -42,6 +43,7 @@ impl Engine {
                 Err(error) => container.destroy_failed(&error.to_string()),
             }
             engine.shared.history.add(operation);
+            drop(slow);
             result
         });
         task.await.map_err(|e| Error::failed("destroy", e))?

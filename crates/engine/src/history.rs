@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use wardian_recorder::Diagnosis;
 
 /// Operations that are remembered: some hundreds of bytes each.
 const KEPT: usize = 1000;
@@ -49,6 +50,9 @@ pub struct Operation {
     pub steps: Vec<Step>,
     /// Why it failed.
     pub error: Option<String>,
+    /// What the kernel did meanwhile, of one that was slow; it comes a moment after the end.
+    #[serde(default)]
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// The last create and the last destroy of a handle.
@@ -110,6 +114,7 @@ impl Timeline {
             ms: self.ms(),
             steps: lock(&self.steps).clone(),
             error,
+            diagnosis: None,
         }
     }
 }
@@ -128,6 +133,14 @@ impl History {
             operations.pop_front();
         }
         operations.push_back(operation);
+    }
+
+    /// Why the last of this kind was slow.
+    pub fn explain(&self, kind: Kind, id: &str, diagnosis: Diagnosis) {
+        let mut operations = lock(&self.operations);
+        if let Some(operation) = operations.iter_mut().rev().find(|o| o.kind == kind && o.id == id) {
+            operation.diagnosis = Some(diagnosis);
+        }
     }
 
     /// The last ones of a handle; `None` when nothing is known of it.

@@ -13,6 +13,7 @@ mod process;
 mod record;
 mod restore;
 mod run;
+mod slow;
 mod spec;
 
 pub use error::{Error, Result};
@@ -78,6 +79,8 @@ struct Shared {
     mapping: Vec<(u32, u32, u32)>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     history: History,
+    /// Held while a slow operation is looked at.
+    looking: Arc<tokio::sync::Mutex<()>>,
     /// One server per run directory; held until the end.
     _lock: OwnedFd,
 }
@@ -127,6 +130,8 @@ impl Engine {
 
     /// Stop serving: containers live on.
     pub async fn shutdown(&self) {
+        // No request is left; whoever looks at a slow one is about to end, and would leave a trace of itself.
+        drop(tokio::time::timeout(Duration::from_secs(5), self.shared.looking.lock()).await);
         let shared = self.shared.clone();
         let close = move || {
             shared.store.close();
@@ -285,6 +290,8 @@ fn open_cgroups(tag: &str) -> Result<Cgroups> {
 }
 
 fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
+    // Of a server that was killed while it looked at something slow.
+    wardian_recorder::sweep();
     let boot_id = record::boot_id().map_err(|e| Error::failed("boot id", e))?;
     let records = Records::open(&config.run).map_err(|e| Error::failed("run directory", e))?;
     let tag = tag(&config.run);
@@ -338,6 +345,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         mapping,
         containers: Mutex::default(),
         history: History::default(),
+        looking: Arc::default(),
         _lock: lock,
     })
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use wardian_garden::Client;
 use wardian_garden::wire::{History, Operation};
 use wardian_lab::{Interrupted, record};
+use wardian_recorder::Diagnosis;
 
 /// What to explain.
 #[derive(Debug, ClapArgs)]
@@ -104,6 +105,14 @@ fn describe(text: &mut String, operation: &Operation) -> Result<()> {
     }
     if let Some(error) = &operation.error {
         writeln!(text, "  failed: {}", print::tame(error))?;
+    }
+    if let Some(diagnosis) = &operation.diagnosis {
+        let diagnosis: Diagnosis =
+            serde_json::from_value(diagnosis.clone()).context("understand the server's diagnosis")?;
+        writeln!(text, "  it was slow, and meanwhile:")?;
+        for line in diagnosis.to_string().lines() {
+            writeln!(text, "{}", format!("    {}", print::tame(line)).trim_end())?;
+        }
     }
     Ok(())
 }

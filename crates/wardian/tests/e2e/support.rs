@@ -488,3 +488,14 @@ pub async fn say(client: &Client, handle: &str, text: &str) -> String {
 pub fn message<T>(result: wardian_garden::Result<T>) -> String {
     result.err().expect("it must fail").to_string()
 }
+
+/// Pid 1 of a container, as the host sees it.
+pub async fn init(server: &Server, handle: &str) -> u32 {
+    let id = server.id(handle).await;
+    let is_init = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "garden-init")
+    };
+    let inits: Vec<u32> = members(&id).into_iter().filter(is_init).collect();
+    assert_eq!(inits.len(), 1);
+    inits[0]
+}

@@ -1,24 +1,11 @@
 //! Servers, keepers and processes that are killed.
 
-use crate::support::{
-    STUCK, Server, end, listen, members, message, parent, pea, run, say, script, sh, signal,
-};
+use crate::support::{STUCK, Server, end, init, listen, message, parent, pea, run, say, script, sh, signal};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use wardian_garden::Io;
 use wardian_garden::wire::{ContainerSpec, ProcessSpec};
-
-/// Pid 1 of a container, as the host sees it.
-async fn init(server: &Server, handle: &str) -> u32 {
-    let id = server.id(handle).await;
-    let is_init = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "garden-init")
-    };
-    let inits: Vec<u32> = members(&id).into_iter().filter(is_init).collect();
-    assert_eq!(inits.len(), 1);
-    inits[0]
-}
 
 #[tokio::test]
 async fn processes_survive_their_server() {

@@ -1,6 +1,8 @@
 //! What creates and destroys were made of.
 
-use crate::support::{Server, message};
+use crate::support::{STUCK, Server, WARDIAN, init, message, parent, signal};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
 use wardian_garden::wire::{ContainerSpec, ImageRef, Operation};
 
 fn names(operation: &Operation) -> Vec<&str> {
@@ -61,5 +63,48 @@ async fn a_create_that_failed_says_where() {
     // It came as far as the image, and what there was has been undone.
     assert_eq!(names(&create), ["keeper", "undo"]);
     assert_eq!(message(client.history("nobody").await), "unknown handle: nobody");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_slow_destroy_is_explained() {
+    let server = Server::start().await;
+    let client = server.create("s").await;
+    // A keeper that is stopped for a while makes it slow, and no disk has to do with it.
+    let keeper = parent(init(&server, "s").await).unwrap();
+    signal(keeper, Signal::STOP);
+    let destroying = tokio::spawn(async move { client.destroy("s").await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    signal(keeper, Signal::CONT);
+    destroying.await.unwrap().unwrap();
+    let started = Instant::now();
+    let destroy = loop {
+        let destroy = server.client().history("s").await.unwrap().destroy.unwrap();
+        if destroy.diagnosis.is_some() {
+            break destroy;
+        }
+        assert!(started.elapsed() < STUCK, "no diagnosis\n{}", server.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(
+        destroy.ms >= 400.0 && destroy.steps[0].name == "kill" && destroy.steps[0].ms >= 400.0,
+        "{destroy:?}"
+    );
+    let diagnosis = destroy.diagnosis.unwrap();
+    // Nobody waited for a disk, and it is not said of anybody.
+    assert_eq!(diagnosis["fingerprints"].as_array().map(Vec::len), Some(0), "{diagnosis}");
+    assert!(diagnosis["verdict"].as_str().is_some_and(|verdict| !verdict.is_empty()), "{diagnosis}");
+    assert!(diagnosis["tunables"].is_object(), "{diagnosis}");
+
+    let address = format!("unix:{}", server.socket().display());
+    let why = std::process::Command::new(WARDIAN).args(["why", "s", "--addr", &address]).output().unwrap();
+    let text = String::from_utf8(why.stdout).unwrap();
+    assert!(
+        why.status.success() && text.contains("destroy of s") && text.contains("it was slow, and meanwhile:"),
+        "{text}"
+    );
+    let why =
+        std::process::Command::new(WARDIAN).args(["why", "nobody", "--addr", &address]).output().unwrap();
+    assert!(!why.status.success() && String::from_utf8_lossy(&why.stderr).contains("unknown handle: nobody"));
     server.finish().await;
 }
