@@ -1,5 +1,6 @@
 //! What belongs to no live container: keepers, attached root file systems, cgroups, directories.
 
+use crate::leftovers::{self, Left};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,8 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Something that belongs to no live container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Leak {
-    /// `keeper`, `mount`, `cgroup`, `container`, `rootfs` or `trace`.
+    /// `keeper`, `mount`, `cgroup`, `container` or `rootfs`; of an experiment or a recorder that was killed
+    /// `directory`, `sysctl` or `trace`.
     pub kind: &'static str,
     /// What it is.
     pub what: String,
@@ -78,6 +80,10 @@ fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     run_leaks(&processes, &mut leaks);
     let kept = processes.iter().flat_map(|process| process.containers.iter().cloned()).collect();
     cgroup_leaks(Path::new(CGROUPS), &records, &kept, &mut leaks);
+    for (kind, what) in leftovers::Records::usual().find().iter().flat_map(Left::things) {
+        let why = "an experiment was killed; the next `wardian lab` sets it right".into();
+        leaks.insert(Leak { kind, what, why });
+    }
     for instance in wardian_recorder::left_over() {
         let why = "its recorder was killed: `rmdir` removes it, and so does the next recording".into();
         leaks.insert(Leak { kind: "trace", what: instance.display().to_string(), why });

@@ -1,4 +1,5 @@
-//! Experiments: they drive a Garden server as a platform would, and show what the disk has to do with it.
+//! Experiments: they drive a Garden server as a platform would, or only the kernel, and show what the disk has to do
+//! with it.
 
 #![forbid(unsafe_code)]
 
@@ -10,11 +11,13 @@ pub mod drive;
 pub mod host;
 pub mod image;
 pub mod leaks;
+pub mod leftovers;
 pub mod local;
 pub mod progress;
 pub mod record;
 pub mod report;
 pub mod scale;
+pub mod teardown;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,10 +38,17 @@ impl std::error::Error for Interrupted {}
 
 /// Wait for Ctrl-C or SIGTERM; its number.
 async fn interrupted() -> std::io::Result<i32> {
+    Ok(interruption()?.await)
+}
+
+/// The same; from now on, and not only when it is waited for, neither signal ends the process.
+fn interruption() -> std::io::Result<impl Future<Output = i32>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => 2,
-        _ = terminate.recv() => 15,
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => 2,
+            _ = terminate.recv() => 15,
+        }
     })
 }

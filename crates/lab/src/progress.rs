@@ -28,6 +28,11 @@ impl Progress {
         eprintln!("{what}");
     }
 
+    /// A phase that is over.
+    pub fn tell(&self, phase: &Phase) {
+        eprintln!("  {:<10} {:>3} in {:>8.1} ms", phase.name, phase.each_ms.len(), phase.wall_ms);
+    }
+
     /// A phase that so many instances go through.
     pub fn phase(&self, name: &'static str, instances: usize) -> Bar {
         let bar = self.terminal.then(|| {

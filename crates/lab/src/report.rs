@@ -5,10 +5,11 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// One phase of the story: the same step done by all instances at once.
+/// One phase of the story: the same step done by all instances, or to all mounts.
 #[derive(Debug, Clone, Serialize)]
 pub struct Phase {
-    /// `create`, `stream_in`, `start_app`, `pea` or `destroy`.
+    /// `create`, `stream_in`, `start_app`, `pea` or `destroy`; of a teardown `mount`, `write`, `age`, `unmount` or
+    /// `remove`.
     pub name: &'static str,
     /// From the first request to the last answer.
     pub wall_ms: f64,
@@ -27,6 +28,15 @@ impl Phase {
         let max_ms = each_ms.iter().copied().fold(0.0, f64::max);
         Self { name, wall_ms: ms(wall), p50_ms: median(&each_ms), max_ms, each_ms }
     }
+}
+
+/// Phases as a table, a line each.
+pub fn table(phases: &[Phase]) -> String {
+    let mut out = format!("{:<10} {:>12} {:>12} {:>12}\n", "phase", "wall ms", "p50 ms", "max ms");
+    for Phase { name, wall_ms, p50_ms, max_ms, .. } in phases {
+        let _ = writeln!(out, "{name:<10} {wall_ms:>12.1} {p50_ms:>12.1} {max_ms:>12.1}");
+    }
+    out
 }
 
 /// The middle value; 0 of none.
@@ -68,15 +78,7 @@ pub struct Report {
 impl Report {
     /// The table of phases and the closing line.
     pub fn table(&self) -> String {
-        let mut out = String::new();
-        let _ = writeln!(out, "{:<10} {:>12} {:>12} {:>12}", "phase", "wall ms", "p50 ms", "max ms");
-        for phase in &self.phases {
-            let _ = writeln!(
-                out,
-                "{:<10} {:>12.1} {:>12.1} {:>12.1}",
-                phase.name, phase.wall_ms, phase.p50_ms, phase.max_ms
-            );
-        }
+        let mut out = table(&self.phases);
         let _ = writeln!(
             out,
             "\nThe developer waited {:.2} s; the slowest destroy took {:.1} ms with {} dirty when it was called; \

@@ -14,8 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
-use rustix::thread::UnshareFlags;
+use rustix::mount::{MountAttrFlags, MountFlags};
 
 use crate::mount::{self, Context, Error, OVERLAY_OPTIONS, UpperPair};
 
@@ -141,11 +140,8 @@ struct Server {
 impl Server {
     /// Moves the calling thread into a new mount namespace with an empty root.
     fn enter() -> Result<Self, Error> {
-        // SAFETY: only the mount namespace and, with it, root and working directory become the thread's own; the
-        // table of descriptors stays shared, which is what makes the call unsafe in general.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(step("make a namespace"))?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", private).map_err(step("make mounts private"))?;
+        crate::namespace::own_mounts()
+            .map_err(|error| step("start")(Errno::from_io_error(&error).unwrap_or(Errno::PERM)))?;
         let options = [("size", "64k"), ("nr_inodes", "0"), ("mode", "700")];
         let root = mount::fs_mount("tmpfs", &options, &[], MountAttrFlags::MOUNT_ATTR_NODEV)?;
         mount::attach(&root, open_dir("/")?)?;

@@ -5,6 +5,9 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use rustix::mount::MountPropagationFlags;
+use rustix::thread::UnshareFlags;
+
 /// One line of a uid or gid map (`user_namespaces(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdMap {
@@ -24,6 +27,23 @@ pub struct Pair {
     pub user: Option<OwnedFd>,
     /// Loopback is up.
     pub network: OwnedFd,
+}
+
+/// Gives the calling thread, and those it starts from then on, a mount namespace of their own, with root and working
+/// directory of their own: what they mount nobody else sees, and it is unmounted when the last of them has ended,
+/// however that happens.
+///
+/// The new namespace is a copy and keeps alive whatever is mounted in it: what is not needed should be taken off at
+/// once ([`unmount_lazily`](crate::mount::unmount_lazily)).
+///
+/// # Errors
+/// The kernel's: EPERM without CAP_SYS_ADMIN.
+pub fn own_mounts() -> io::Result<()> {
+    // SAFETY: only the mount namespace and, with it, root and working directory become the thread's own; the table
+    // of descriptors stays shared, which is what makes the call unsafe in general.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change("/", private)?)
 }
 
 const STACK: usize = 16 * 1024;

@@ -1,10 +1,13 @@
 //! `wardian lab`.
 
+mod teardown;
+
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use wardian_lab::leftovers::Records;
 use wardian_lab::{Interrupted, bench, record, scale};
 
 #[derive(Debug, Subcommand)]
@@ -13,6 +16,8 @@ pub enum Command {
     Scale(Scale),
     /// Measure create, run, destroy and the memory they take
     Bench(Bench),
+    /// Write into overlay mounts, unmount them all, and tell what the unmounts waited for
+    Teardown(teardown::Args),
     /// Run a command and tell who wrote to the disk meanwhile, why, and who waited
     Record(Record),
 }
@@ -74,6 +79,9 @@ pub struct Record {
 /// Run an experiment and print what it found.
 pub fn run(command: Command) -> Result<ExitCode> {
     let program = std::env::current_exe().context("find this program")?;
+    for line in Records::usual().restore() {
+        eprintln!("{line}");
+    }
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     match command {
         Command::Scale(args) => {
@@ -100,6 +108,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 figures.save(&to)?;
             }
         }
+        Command::Teardown(args) => args.run(&runtime)?,
         Command::Record(args) => {
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
             // Standard output is the command's.

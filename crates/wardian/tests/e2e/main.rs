@@ -17,5 +17,6 @@ mod store;
 mod streams;
 mod support;
 mod survival;
+mod teardown;
 mod why;
 mod wire;

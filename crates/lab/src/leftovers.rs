@@ -1,0 +1,283 @@
+//! What an experiment leaves when it is killed without a word, and how it is set right by the next one.
+//!
+//! A record on disk says what has been made and changed: a directory with files, settings of the kernel. Mounts need
+//! no record: they are in a namespace of the experiment's own and end with it.
+
+use crate::teardown::sysctl::{self, Setting, Values};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Where the records are.
+const RECORDS: &str = "/run/wardian-lab";
+/// What the name of an experiment's directory begins with.
+pub const PREFIX: &str = "wardian-lab-";
+
+/// What one experiment has made and changed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Left {
+    pid: u32,
+    /// Start of the process in ticks since the boot: a process id alone names others later.
+    started: u64,
+    boot: String,
+    /// The directory with its files.
+    pub dir: Option<PathBuf>,
+    /// Settings that it has changed.
+    pub changed: Vec<Setting>,
+    /// All settings as they were before.
+    before: Values,
+}
+
+/// A folder of records.
+#[derive(Debug, Clone)]
+pub struct Records {
+    folder: PathBuf,
+}
+
+/// The record of an experiment that is under way. Whoever ends in order calls [`Record::end`].
+#[derive(Debug)]
+pub struct Record {
+    path: PathBuf,
+    left: Left,
+    lock_path: PathBuf,
+    /// Held while settings are changed: one at a time.
+    lock: Option<File>,
+}
+
+impl Records {
+    /// This machine's.
+    pub fn usual() -> Self {
+        Self { folder: RECORDS.into() }
+    }
+
+    /// Begin a record of this process.
+    pub fn begin(&self) -> Result<Record> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder)
+            .with_context(|| format!("make {}", self.folder.display()))?;
+        let pid = std::process::id();
+        let started = started(pid).context("find out when this process was started")?;
+        let left = Left { pid, started, boot: boot(), dir: None, changed: Vec::new(), before: Values::new() };
+        Ok(Record {
+            path: self.folder.join(format!("{pid}.json")),
+            left,
+            lock_path: self.folder.join("lock"),
+            lock: None,
+        })
+    }
+
+    /// What experiments have left that are no more.
+    pub fn find(&self) -> Vec<Left> {
+        self.dead().into_iter().map(|(_, left)| left).collect()
+    }
+
+    /// Set right what experiments have left that are no more. What was done, and what could not be, in words.
+    pub fn restore(&self) -> Vec<String> {
+        let mut told = Vec::new();
+        for (path, left) in self.dead() {
+            match self.restore_one(&left) {
+                Ok(()) => {
+                    let things = left.things().into_iter();
+                    told.extend(things.map(|(kind, what)| {
+                        format!("left by an experiment that was killed, and set right: {kind} {what}")
+                    }));
+                    let _ = std::fs::remove_file(path);
+                }
+                Err(error) => told.push(format!("left by an experiment that was killed: {error:#}")),
+            }
+        }
+        told
+    }
+
+    fn restore_one(&self, left: &Left) -> Result<()> {
+        if !left.changed.is_empty() && left.boot == boot() {
+            let _lock = lock(&self.folder.join("lock"))?;
+            sysctl::restore(&left.before, &left.changed)?;
+        }
+        let Some(dir) = &left.dir else { return Ok(()) };
+        // Only root writes records; a name that is not ours is still nothing to delete.
+        let ours = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+        ensure!(ours, "{} is no experiment's directory", dir.display());
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn dead(&self) -> Vec<(PathBuf, Left)> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let records = entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json"));
+        records
+            .filter_map(|path| {
+                let left: Left = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+                let lives = left.boot == boot() && started(left.pid) == Some(left.started);
+                (!lives).then_some((path, left))
+            })
+            .collect()
+    }
+}
+
+impl Left {
+    /// Each thing that is left, with its kind: a `directory`, or a `sysctl` and what it was before.
+    pub fn things(&self) -> Vec<(&'static str, String)> {
+        let dir = self.dir.iter().map(|dir| ("directory", dir.display().to_string()));
+        let settings = self.changed.iter().filter(|_| self.boot == boot()).map(|Setting { name, .. }| {
+            ("sysctl", format!("vm.{name} (before: {})", self.before.get(name).copied().unwrap_or_default()))
+        });
+        dir.chain(settings).collect()
+    }
+}
+
+impl Record {
+    /// Note the directory that is about to be filled.
+    pub fn dir(&mut self, dir: &Path) -> Result<()> {
+        self.left.dir = Some(dir.to_owned());
+        self.save()
+    }
+
+    /// Change settings of the kernel, until [`Record::end`].
+    pub fn change(&mut self, settings: &[Setting]) -> Result<()> {
+        if settings.is_empty() {
+            return Ok(());
+        }
+        self.lock = Some(lock(&self.lock_path)?);
+        self.left.before = sysctl::read()?;
+        sysctl::check(settings, &self.left.before)?;
+        self.left.changed = settings.to_vec();
+        self.save()?;
+        sysctl::write(settings)
+    }
+
+    /// Restore the settings. If they cannot be restored, or the directory is still there, the record stays, for the next
+    /// experiment to try again.
+    pub fn end(self) -> Result<()> {
+        sysctl::restore(&self.left.before, &self.left.changed)?;
+        if self.left.dir.as_ref().is_some_and(|dir| dir.exists()) {
+            return Ok(());
+        }
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn save(&self) -> Result<()> {
+        let save = || -> Result<()> {
+            let new = self.path.with_extension("new");
+            std::fs::write(&new, serde_json::to_vec_pretty(&self.left)?)?;
+            Ok(std::fs::rename(&new, &self.path)?)
+        };
+        save().with_context(|| format!("write {}", self.path.display()))
+    }
+}
+
+/// Only one process at a time changes settings, or sets them right.
+fn lock(path: &Path) -> Result<File> {
+    let open = File::options().create(true).write(true).truncate(false).mode(0o600).open(path);
+    let file = open.with_context(|| format!("open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            anyhow::bail!("another experiment has changed vm.dirty_* and not ended yet: wait for it")
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// When a living process was started, in ticks since the boot.
+fn started(pid: u32) -> Option<u64> {
+    start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// From the text of `/proc/<pid>/stat`, field 22; none for a process that has ended and was not yet waited for.
+fn start_time(stat: &str) -> Option<u64> {
+    // The name, in parentheses, may hold anything.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?;
+    if state == "Z" || state == "X" { None } else { fields.nth(18)?.parse().ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_of_a_process() {
+        let stat = |name: &str, state: &str| {
+            format!("7 ({name}) {state} 1 7 7 0 -1 4194560 1 0 0 0 2 3 0 0 20 0 1 0 5163 9 1\n")
+        };
+        assert_eq!(start_time(&stat("a", "S")), Some(5163));
+        assert_eq!(start_time(&stat("a) Z 1 (", "S")), Some(5163));
+        assert_eq!(start_time(&stat("a", "Z")), None);
+        assert_eq!(start_time("7 (a"), None);
+        assert!(started(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn what_a_killed_experiment_has_left_is_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let records = Records { folder: base.path().join("records") };
+        let dir = base.path().join("wardian-lab-x");
+        std::fs::create_dir_all(dir.join("deep")).unwrap();
+        let mut record = records.begin().unwrap();
+        record.dir(&dir).unwrap();
+        assert!(records.find().is_empty() && records.restore().is_empty(), "it lives");
+        // Another process had this id.
+        record.left.started += 1;
+        record.save().unwrap();
+        assert_eq!(records.find()[0].dir.as_deref(), Some(dir.as_path()));
+        let told = records.restore();
+        assert!(told[0].ends_with(&format!("set right: directory {}", dir.display())), "{told:?}");
+        assert!(!dir.exists() && records.find().is_empty());
+        record.end().unwrap();
+    }
+
+    #[test]
+    fn only_directories_of_ours_are_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let records = Records { folder: base.path().join("records") };
+        let precious = base.path().join("precious");
+        std::fs::create_dir(&precious).unwrap();
+        let mut record = records.begin().unwrap();
+        record.left.started += 1;
+        record.dir(&precious).unwrap();
+        let told = records.restore();
+        assert!(told[0].contains("no experiment's directory"), "{told:?}");
+        assert!(precious.exists());
+    }
+
+    #[test]
+    fn a_setting_is_restored_after_a_kill() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let records = Records { folder: base.path().into() };
+        let mut record = records.begin().unwrap();
+        let before = sysctl::read().unwrap();
+        // To what it is already: other tests are not to notice.
+        let same = Setting { name: "dirty_ratio".into(), value: before["dirty_ratio"] };
+        record.change(std::slice::from_ref(&same)).unwrap();
+        let error = records.begin().unwrap().change(&[same]).unwrap_err();
+        assert!(error.to_string().contains("wait for it"), "{error}");
+        record.left.started += 1;
+        record.save().unwrap();
+        assert!(records.restore()[0].contains("wait for it"), "its lock is held");
+        record.lock = None;
+        assert!(records.restore()[0].contains("set right: sysctl vm.dirty_ratio"));
+        assert_eq!(sysctl::read().unwrap(), before);
+    }
+}

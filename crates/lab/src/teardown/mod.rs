@@ -1,0 +1,337 @@
+//! The story's script: some overlay mounts, an app's worth of data written into each, and all of them unmounted,
+//! with the time that each takes. An overlay that is not volatile syncs the whole file system under it when it is
+//! unmounted, so the unmount pays for whatever is dirty there, whoever wrote it.
+//!
+//! It needs no server, only root. The experiment runs on a thread of its own in a mount namespace of its own: the
+//! unmounts are the real `umount2(2)`, and nothing is left mounted, however it ends.
+
+mod mounts;
+pub mod options;
+pub mod report;
+mod stop;
+pub mod sysctl;
+mod write;
+
+use crate::host::{Dirty, Host, written};
+use crate::leftovers::{PREFIX, Record, Records};
+use crate::progress::Progress;
+use crate::report::Phase;
+use crate::{Interrupted, interruption};
+use anyhow::{Context, Result};
+use options::{Options, Target};
+use report::{Report, Round};
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use stop::Stop;
+use tempfile::TempDir;
+use wardian_recorder::{self as recorder, Diagnosis, Recorder, Subject, Wait};
+use write::{Writer, trickling};
+
+/// Name of the thread that does it all, but for unmounts at once.
+const THREAD: &str = "teardown";
+
+/// Do it, and clean up after it, however it ends. `json` receives the figures, of a run that failed or was interrupted
+/// too, marked as such. `yes`: nobody is asked.
+///
+/// # Errors
+/// [`Interrupted`] by a signal; whatever the kernel refuses.
+pub async fn run(mut options: Options, json: Option<&Path>, yes: bool) -> Result<Report> {
+    options.check()?;
+    options.fs = std::path::absolute(&options.fs).context("--fs")?;
+    options.room(yes)?;
+    let json = json
+        .map(|path| File::create(path).with_context(|| format!("--json: write {}", path.display())))
+        .transpose()?;
+    let signal = interruption().context("listen for signals")?;
+    let stop = Stop::default();
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    let theirs = stop.clone();
+    let experiment = move || drop(answer.send(experiment(options, &theirs)));
+    std::thread::Builder::new().name(THREAD.to_owned()).spawn(experiment).context("start a thread")?;
+    tokio::pin!(answered);
+    let done = tokio::select! {
+        done = &mut answered => done,
+        signal = signal => {
+            stop.set(signal);
+            Progress::new().say("interrupted: cleaning up");
+            answered.await
+        }
+    };
+    let (mut report, done) = done.context("the experiment panicked")?;
+    report.complete = done.is_ok();
+    report.error = done.as_ref().err().map(|error| format!("{error:#}"));
+    let saved = json.as_ref().map_or(Ok(()), |file| report.save(file));
+    done.and(saved).map(|()| report)
+}
+
+fn experiment(options: Options, stop: &Stop) -> (Report, Result<()>) {
+    let mut report = Report {
+        complete: false,
+        error: None,
+        host: Host::probe(Some(&options.fs)),
+        options,
+        first_round: None,
+        round: Round::default(),
+    };
+    let done = Records::usual().begin().and_then(|mut record| {
+        let done = with_record(&mut record, &mut report, stop);
+        // The error that came first is the one to tell.
+        done.and(record.end())
+    });
+    (report, done)
+}
+
+/// The settings stay changed until the record ends.
+fn with_record(record: &mut Record, report: &mut Report, stop: &Stop) -> Result<()> {
+    record.change(&report.options.sysctl)?;
+    let fs = report.options.fs.display();
+    let dir = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .tempdir_in(&report.options.fs)
+        .with_context(|| format!("make a directory in {fs}: name another file system with --fs"))?;
+    record.dir(dir.path())?;
+    mounts::enter(dir.path())?;
+    let mut ground = Ground {
+        stop,
+        progress: Progress::new(),
+        dir: dir.path().to_owned(),
+        mounted: Vec::new(),
+        owners: HashMap::new(),
+        options: report.options.clone(),
+    };
+    let done = ground.rounds(report);
+    if let Err(error) = &done
+        && !error.is::<Interrupted>()
+    {
+        ground.progress.say("failed: cleaning up");
+    }
+    let cleared = ground.clear(dir);
+    done.and(cleared)
+}
+
+/// Where it all happens: the working directory.
+struct Ground<'a> {
+    options: Options,
+    stop: &'a Stop,
+    progress: Progress,
+    dir: PathBuf,
+    /// Numbers of what is mounted now.
+    mounted: Vec<usize>,
+    /// Whose file an inode is.
+    owners: HashMap<u64, String>,
+}
+
+impl Ground<'_> {
+    fn rounds(&mut self, report: &mut Report) -> Result<()> {
+        mounts::prepare(self.options.mounts, self.overlay())?;
+        let last = if self.options.again.is_some() { 2 } else { 1 };
+        for number in 1..=last {
+            if number == 2 {
+                report.first_round = Some(std::mem::take(&mut report.round));
+                self.progress.say("again, on the same files");
+            }
+            let recorder = Recorder::start(recorder::Options::new(&self.dir))?;
+            let done = self.round(number, number == last, &recorder, &mut report.round);
+            let mut recording = recorder.finish();
+            if let Some(unmount) = report.round.phase("unmount") {
+                be_exact(&mut recording.waits, &unmount.each_ms);
+            }
+            report.round.diagnosis = Diagnosis::of(&recording, &|subject| self.name(subject));
+            (report.round.samples, report.round.marks) = (recording.samples, recording.marks);
+            done?;
+        }
+        Ok(())
+    }
+
+    /// What the recorder cannot know.
+    fn name(&self, subject: Subject<'_>) -> Option<String> {
+        match subject {
+            Subject::Inode(inode) => self.owners.get(&inode).cloned(),
+            Subject::Task(task) => match task.comm.as_str() {
+                THREAD => Some("the writer".to_owned()),
+                write::TRICKLE => Some("the trickling sync".to_owned()),
+                other => Some(format!("the unmount of mount {}", other.strip_prefix(mounts::THREAD)?)),
+            },
+        }
+    }
+
+    fn overlay(&self) -> bool {
+        self.options.target != Target::Plain
+    }
+
+    fn round(&mut self, number: usize, last: bool, recorder: &Recorder, round: &mut Round) -> Result<()> {
+        let (count, again) = (self.options.mounts, self.options.again.filter(|_| number > 1));
+        let mut writer = Writer::new(self.options.source, self.stop)?;
+        if self.options.neighbour_mb > 0 {
+            let counted = Counted::begin("neighbour", recorder)?;
+            self.progress.say(&format!("a neighbour writes {} MB", self.options.neighbour_mb));
+            let wrote = writer.neighbour(self.options.neighbour_mb);
+            counted.end(round)?;
+            wrote?;
+        }
+
+        let counted = Counted::begin("write", recorder)?;
+        let (mut mounting, mut writing) = (Vec::new(), Vec::new());
+        let bar = self.progress.phase("write", count);
+        let filled = trickling(self.options.trickle_sync_ms.map(Duration::from_millis), || {
+            for n in 0..count {
+                self.stop.check()?;
+                if self.overlay() {
+                    mounting.push(mounts::mount(n, number, self.options.target == Target::Volatile)?);
+                    self.mounted.push(n);
+                }
+                writing.push(writer.fill(n, &self.options, again)?);
+                bar.step();
+            }
+            Ok(())
+        });
+        drop(bar);
+        for (name, each) in [("mount", &mounting), ("write", &writing)] {
+            if !each.is_empty() {
+                self.over(Phase::new(name, each.iter().sum(), each), round);
+            }
+        }
+        counted.end(round)?;
+        self.owners = write::owners(&self.options, self.overlay());
+        filled?;
+
+        if self.options.age_s > 0 && number == 1 {
+            let (counted, begin) = (Counted::begin("age", recorder)?, Instant::now());
+            self.progress.say(&format!("the data grows old for {} s", self.options.age_s));
+            let slept = self.stop.sleep(Duration::from_secs(self.options.age_s));
+            self.over(Phase::new("age", begin.elapsed(), &[]), round);
+            counted.end(round)?;
+            slept?;
+        }
+
+        round.dirty_at_unmount_bytes = Dirty::now()?.dirty_bytes;
+        if self.overlay() {
+            let counted = Counted::begin("unmount", recorder)?;
+            let bar = self.progress.phase("unmount", count);
+            let unmounted =
+                mounts::unmount(&mut self.mounted, self.options.unmount, self.stop, || bar.step());
+            drop(bar);
+            counted.end(round)?;
+            let (each, wall) = unmounted?;
+            self.over(Phase::new("unmount", wall, &each), round);
+        }
+        if last { self.remove(recorder, round) } else { Ok(()) }
+    }
+
+    fn remove(&self, recorder: &Recorder, round: &mut Round) -> Result<()> {
+        let (counted, begin, mut each) = (Counted::begin("remove", recorder)?, Instant::now(), Vec::new());
+        let bar = self.progress.phase("remove", self.options.mounts);
+        for n in 0..self.options.mounts {
+            self.stop.check()?;
+            let begin = Instant::now();
+            std::fs::remove_dir_all(n.to_string())
+                .with_context(|| format!("remove the files of mount {n}"))?;
+            each.push(begin.elapsed());
+            bar.step();
+        }
+        drop(bar);
+        self.over(Phase::new("remove", begin.elapsed(), &each), round);
+        counted.end(round)
+    }
+
+    fn over(&self, phase: Phase, round: &mut Round) {
+        self.progress.tell(&phase);
+        round.phases.push(phase);
+    }
+
+    /// Remove everything that is still there.
+    fn clear(&self, dir: TempDir) -> Result<()> {
+        write::discard(&self.options, self.overlay());
+        for n in &self.mounted {
+            // Of several unmounts at once some may have gone well.
+            let _ = wardian_sys::mount::unmount(&mounts::root(*n));
+        }
+        let path = dir.path().to_owned();
+        dir.close().with_context(|| format!("remove {}", path.display()))
+    }
+}
+
+/// The recorder knows the length of an unmount to a few of its periods, because the kernel's trace calls it over before it
+/// waits, and may list the call and the wait apart. The experiment's own clock knows it exactly.
+fn be_exact(waits: &mut Vec<Wait>, each_ms: &[f64]) {
+    let (mut unmounts, others): (Vec<Wait>, Vec<Wait>) =
+        std::mem::take(waits).into_iter().partition(is_unmount);
+    // What was seen comes before what was only traced, of the same thread.
+    unmounts.sort_by(|a, b| b.samples.cmp(&a.samples));
+    let serial = unmounts.iter().filter(|wait| wait.task.comm == THREAD).count();
+    for mut wait in unmounts {
+        let number = wait.task.comm.strip_prefix(mounts::THREAD).and_then(|n| n.parse::<usize>().ok());
+        if let Some(exact) = number.and_then(|n| each_ms.get(n)) {
+            if waits.iter().any(|seen| seen.task.pid == wait.task.pid) {
+                continue;
+            }
+            (wait.ms, wait.task.syscall) = (*exact, Some("umount".to_owned()));
+        }
+        waits.push(wait);
+    }
+    // One after another, by one thread: if none was missed it is known which is which.
+    if serial == each_ms.len() {
+        let mut row: Vec<&mut Wait> = waits.iter_mut().filter(|wait| wait.task.comm == THREAD).collect();
+        row.sort_by(|a, b| a.begin_ms.total_cmp(&b.begin_ms));
+        row.into_iter().zip(each_ms).for_each(|(wait, exact)| wait.ms = *exact);
+    }
+    waits.extend(others);
+    waits.sort_by(|a, b| a.begin_ms.total_cmp(&b.begin_ms));
+}
+
+fn is_unmount(wait: &Wait) -> bool {
+    matches!(wait.task.syscall.as_deref(), Some("umount" | "task_work"))
+}
+
+/// A phase for the recorder, and what this machine writes in it.
+struct Counted {
+    phase: &'static str,
+    before: u64,
+}
+
+impl Counted {
+    fn begin(phase: &'static str, recorder: &Recorder) -> Result<Self> {
+        recorder.mark(phase);
+        Ok(Self { phase, before: written()? })
+    }
+
+    fn end(self, round: &mut Round) -> Result<()> {
+        round.written_bytes.insert(self.phase, written()?.saturating_sub(self.before));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wardian_recorder::Task;
+
+    #[test]
+    fn unmounts_last_as_long_as_they_were_measured() {
+        let wait = |pid: u32, comm: &str, call: &str, samples: u64| Wait {
+            task: Task { pid, comm: comm.into(), syscall: Some(call.into()) },
+            begin_ms: f64::from(pid),
+            ms: 1.0,
+            samples,
+            ..Wait::default()
+        };
+        let exact = |mut waits: Vec<Wait>, each: &[f64]| {
+            be_exact(&mut waits, each);
+            waits.iter().map(|wait| (wait.ms, wait.samples)).collect::<Vec<_>>()
+        };
+        let at_once = vec![
+            wait(5, "unmount-1", "umount", 0),
+            wait(5, "unmount-1", "task_work", 2),
+            wait(6, "unmount-0", "umount", 1),
+            wait(7, "unmount-9", "umount", 3),
+        ];
+        assert_eq!(exact(at_once, &[30.0, 40.0]), [(40.0, 2), (30.0, 1), (1.0, 3)]);
+        let row = || {
+            vec![wait(1, THREAD, "umount", 0), wait(2, THREAD, "close", 0), wait(3, THREAD, "task_work", 4)]
+        };
+        assert_eq!(exact(row(), &[30.0, 40.0]), [(30.0, 0), (1.0, 0), (40.0, 4)]);
+        assert_eq!(exact(row(), &[30.0, 40.0, 50.0]), [(1.0, 0), (1.0, 0), (1.0, 4)]);
+    }
+}

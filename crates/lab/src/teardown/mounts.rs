@@ -1,0 +1,141 @@
+//! The mounts of an experiment, in a mount namespace of their own. Everything is named relative to the working
+//! directory, which is the experiment's: no character of the path above it can upset the overlay's options.
+//!
+//! For mount N there are `N/upper`, a fresh `N/work-R` for each round (the kernel refuses one that a volatile overlay
+//! has used) and `N/root`, where it is mounted. A plain directory is only `N/root`.
+
+use super::options::Order;
+use super::stop::Stop;
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::sync::RwLock;
+use std::time::{Duration, Instant};
+use wardian_sys::{mount, namespace, procfs};
+
+/// What the names of threads that unmount begin with, before the number of the mount: a recorder sees them.
+pub const THREAD: &str = "unmount-";
+/// File systems that are the kernel's own: without a disk, and needed to look at it.
+const OF_THE_KERNEL: [&str; 9] =
+    ["proc", "sysfs", "tracefs", "debugfs", "devtmpfs", "devpts", "tmpfs", "cgroup", "cgroup2"];
+
+/// Moves the calling thread, and those it starts from then on, into a mount namespace of their own and into `dir`.
+///
+/// Everybody else's mounts on disks are let go there: the copy would keep them alive when they are unmounted elsewhere.
+pub fn enter(dir: &Path) -> Result<()> {
+    namespace::own_mounts().context("make a mount namespace")?;
+    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").context("read the list of mounts")?;
+    let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+    for other in procfs::mountinfo(&text)?.iter().rev() {
+        if !dir.starts_with(&other.mount_point) && !OF_THE_KERNEL.contains(&other.fs_type.as_str()) {
+            // One that stays is only kept alive for a while.
+            let _ = mount::unmount_lazily(&other.mount_point);
+        }
+    }
+    rustix::process::chdir(&dir).with_context(|| format!("enter {}", dir.display()))
+}
+
+/// Where mount `n` is written to.
+pub fn root(n: usize) -> PathBuf {
+    PathBuf::from(format!("{n}/root"))
+}
+
+/// Where the bytes of mount `n` end up.
+pub fn below(n: usize, overlay: bool) -> PathBuf {
+    PathBuf::from(if overlay { format!("{n}/upper") } else { format!("{n}/root") })
+}
+
+/// Makes what all mounts share and what each has.
+pub fn prepare(mounts: usize, overlay: bool) -> Result<()> {
+    let make = |path: PathBuf| {
+        std::fs::create_dir_all(&path).with_context(|| format!("make the directory {}", path.display()))
+    };
+    make("lower".into())?;
+    for n in 0..mounts {
+        make(root(n))?;
+        make(below(n, overlay))?;
+    }
+    Ok(())
+}
+
+/// Mounts the overlay `n`; how long the system call took.
+pub fn mount(n: usize, round: usize, volatile: bool) -> Result<Duration> {
+    let work = format!("{n}/work-{round}");
+    std::fs::create_dir(&work).with_context(|| format!("make the directory {work}"))?;
+    let mut options = format!("lowerdir=lower,upperdir={n}/upper,workdir={work}");
+    if volatile {
+        options.push_str(",volatile");
+    }
+    let options = CString::new(options)?;
+    let begin = Instant::now();
+    let mounted =
+        rustix::mount::mount("wardian-lab", root(n), "overlay", MountFlags::NODEV, options.as_c_str());
+    let took = begin.elapsed();
+    match mounted {
+        Ok(()) => Ok(took),
+        Err(error) => {
+            let help = match error {
+                Errno::NODEV => "this kernel has no overlay: modprobe overlay",
+                Errno::IO if volatile => {
+                    "a write to this file system was lost, and nobody was told yet: sync -f on it tells, and clears this"
+                }
+                Errno::INVAL if volatile => {
+                    "the kernel has no volatile overlays, or this file system cannot be written to through an overlay"
+                }
+                Errno::INVAL => "this file system cannot be written to through an overlay: another --fs",
+                _ => "mount(2)",
+            };
+            Err(error).with_context(|| help).with_context(|| format!("mount overlay {n}"))
+        }
+    }
+}
+
+/// Unmounts them in this order: how long each `umount2(2)` took, and all together. What is unmounted is taken off
+/// `mounted`.
+pub fn unmount(
+    mounted: &mut Vec<usize>,
+    order: Order,
+    stop: &Stop,
+    each: impl Fn() + Sync,
+) -> Result<(Vec<Duration>, Duration)> {
+    let one = |n: usize| {
+        let begin = Instant::now();
+        mount::unmount(&root(n)).with_context(|| format!("unmount overlay {n}"))?;
+        let took = begin.elapsed();
+        each();
+        anyhow::Ok(took)
+    };
+    stop.check()?;
+    if order == Order::Serial {
+        let (begin, mut took) = (Instant::now(), Vec::new());
+        while let Some(n) = mounted.first().copied() {
+            stop.check()?;
+            took.push(one(n)?);
+            mounted.remove(0);
+        }
+        return Ok((took, begin.elapsed()));
+    }
+    // Nobody starts before all are there.
+    let gate = RwLock::new(());
+    let closed = gate.write();
+    let unmount = |n: usize| {
+        drop(gate.read());
+        one(n)
+    };
+    let (took, wall) = std::thread::scope(|scope| {
+        let spawn = |n: &usize| {
+            let (n, thread) = (*n, std::thread::Builder::new().name(format!("{THREAD}{n}")));
+            thread.spawn_scoped(scope, move || unmount(n)).context("start a thread")
+        };
+        let threads: Vec<_> = mounted.iter().map(spawn).collect();
+        let begin = Instant::now();
+        drop(closed);
+        let ended = threads.into_iter().map(|t| t?.join().expect("an unmount does not panic"));
+        (ended.collect::<Vec<Result<Duration>>>(), begin.elapsed())
+    });
+    let took = took.into_iter().collect::<Result<_>>()?;
+    mounted.clear();
+    Ok((took, wall))
+}

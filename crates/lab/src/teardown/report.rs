@@ -1,0 +1,87 @@
+//! What a teardown found, as JSON and in words.
+
+use super::options::{Options, Target};
+use crate::host::Host;
+use crate::report::{Phase, bytes, table};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use wardian_recorder::{Diagnosis, Mark, Sample};
+
+/// One round: mounted, written, unmounted, and the last one removed.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Round {
+    /// The phases, in order: `mount` and `write` (by turns, as the story's script does), `age` if data was to
+    /// grow old, `unmount` unless there is nothing to unmount, and in the last round `remove`.
+    pub phases: Vec<Phase>,
+    /// Dirty bytes on this machine when unmounting began.
+    pub dirty_at_unmount_bytes: u64,
+    /// Bytes this machine wrote to its disks meanwhile, by phase; `write` has those of `mount` too.
+    pub written_bytes: BTreeMap<&'static str, u64>,
+    /// Dirty and writeback bytes and more, about every 20 ms.
+    pub samples: Vec<Sample>,
+    /// When the phases began, by the clock of the samples; `write` has those of `mount` too.
+    pub marks: Vec<Mark>,
+    /// What wrote the data, whose it was, and who waited for it.
+    pub diagnosis: Diagnosis,
+}
+
+impl Round {
+    /// A phase that was reached.
+    pub fn phase(&self, name: &str) -> Option<&Phase> {
+        self.phases.iter().find(|phase| phase.name == name)
+    }
+}
+
+/// What `wardian lab teardown` found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The experiment came to its end. If not, `error` says why, and the figures are of what was done until then.
+    pub complete: bool,
+    /// Why it did not.
+    pub error: Option<String>,
+    /// What was asked for.
+    pub options: Options,
+    /// The round before the last one (`--again`).
+    pub first_round: Option<Round>,
+    /// The last round.
+    #[serde(flatten)]
+    pub round: Round,
+    /// The machine.
+    pub host: Host,
+}
+
+impl Report {
+    /// For the terminal.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        if let Some(first) = &self.first_round {
+            let _ = writeln!(out, "The first round:\n\n{}", self.round_text(first));
+            let _ = writeln!(out, "The second one, on the same files:\n");
+        }
+        out + &self.round_text(&self.round)
+    }
+
+    fn round_text(&self, round: &Round) -> String {
+        let mut out = table(&round.phases);
+        let _ = writeln!(out);
+        if let Some(phase) = round.phase("unmount") {
+            let _ = writeln!(
+                out,
+                "The slowest unmount took {:.1} ms with {} dirty when it was called.",
+                phase.max_ms,
+                bytes(round.dirty_at_unmount_bytes)
+            );
+        } else if self.options.target == Target::Plain {
+            let _ = writeln!(out, "There was nothing to unmount.");
+        }
+        let _ = write!(out, "\n{}", round.diagnosis);
+        out
+    }
+
+    /// As JSON, into a file that is open already.
+    pub fn save(&self, mut to: &std::fs::File) -> Result<()> {
+        serde_json::to_writer_pretty(&mut to, self).context("write the report")
+    }
+}
