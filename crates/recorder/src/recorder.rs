@@ -269,6 +269,8 @@ impl Watching {
         self.recording.samples.push(self.host.sample(length_ms, true));
         self.attribution.finish(length_ms);
         let period_ms = self.recording.period_ms;
+        // Calls are traced whoever makes them, on whatever file system: others' waits are not asked for.
+        self.attribution.calls.retain(|call| sampler.watches(call.task.pid));
         let waits = sampler.finish(period_ms);
         self.recording.waits = waits::merge(waits, &self.attribution.calls, period_ms);
         self.recording.written = std::mem::take(&mut self.attribution.written);

@@ -4,7 +4,7 @@ use crate::causes;
 use crate::proc;
 use crate::recorder::Watch;
 use crate::recording::{Task, Wait};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 
@@ -36,6 +36,8 @@ pub(crate) struct Sampler {
     processes: Vec<u32>,
     /// By thread: its process, and its `stat` file if it is kept open.
     threads: HashMap<u32, (u32, Option<File>)>,
+    /// Every thread that was ever looked at.
+    seen: HashSet<u32>,
     open: HashMap<u32, Open>,
     waits: Vec<Wait>,
 }
@@ -48,6 +50,7 @@ impl Sampler {
             looks: 0,
             processes: Vec::new(),
             threads: HashMap::new(),
+            seen: HashSet::new(),
             open: HashMap::new(),
             waits: Vec::new(),
         }
@@ -75,6 +78,7 @@ impl Sampler {
             for tid in numbers(&format!("/proc/{pid}/task")) {
                 if tid != self.own && !self.threads.contains_key(&tid) {
                     let file = (self.threads.len() < OPEN_MAX).then(|| File::open(stat_of(*pid, tid)).ok());
+                    self.seen.insert(tid);
                     self.threads.insert(tid, (*pid, file.flatten()));
                 }
             }
@@ -129,6 +133,11 @@ impl Sampler {
     fn close(&mut self, before_ms: f64, period_ms: f64) {
         let over = self.open.extract_if(|_, open| open.seen_ms < before_ms);
         self.waits.extend(over.map(|(_, open)| open.done(period_ms)));
+    }
+
+    /// Whether this thread is one of those that are watched.
+    pub(crate) fn watches(&self, tid: u32) -> bool {
+        self.seen.contains(&tid)
     }
 
     pub(crate) fn finish(mut self, period_ms: f64) -> Vec<Wait> {

@@ -259,7 +259,7 @@ fn be_exact(waits: &mut Vec<Wait>, each_ms: &[f64]) {
     let (mut unmounts, others): (Vec<Wait>, Vec<Wait>) =
         std::mem::take(waits).into_iter().partition(is_unmount);
     // What was seen comes before what was only traced, of the same thread.
-    unmounts.sort_by(|a, b| b.samples.cmp(&a.samples));
+    unmounts.sort_by_key(|wait| std::cmp::Reverse(wait.samples));
     let serial = unmounts.iter().filter(|wait| wait.task.comm == THREAD).count();
     for mut wait in unmounts {
         let number = wait.task.comm.strip_prefix(mounts::THREAD).and_then(|n| n.parse::<usize>().ok());

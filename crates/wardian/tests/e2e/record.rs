@@ -2,20 +2,33 @@
 
 use crate::support::WARDIAN;
 use serde_json::Value;
+use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 const INSTANCES: &str = "/sys/kernel/tracing/instances";
+
+const EXT4: &[&str] = &["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
 
 /// A file system in a file, mounted; gone when dropped.
 struct Disk {
     dir: tempfile::TempDir,
     device: String,
+    /// Of [`CALM`], for as long as this is used.
+    _calm: Box<dyn Any>,
 }
+
+/// When memory is short anywhere, the kernel starts every flusher: meanwhile no other test may record.
+static CALM: RwLock<()> = RwLock::new(());
 
 impl Disk {
     fn new(mkfs: &[&str], options: &str) -> Self {
+        Self::made(mkfs, options, Box::new(CALM.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn made(mkfs: &[&str], options: &str, _calm: Box<dyn Any>) -> Self {
         let dir = tempfile::Builder::new().prefix("wardian-record-").tempdir_in("/var/tmp").unwrap();
         let image = dir.path().join("image");
         std::fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
@@ -23,7 +36,7 @@ impl Disk {
         let output = Command::new("losetup").args(["--find", "--show"]).arg(&image).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        let disk = Self { dir, device };
+        let disk = Self { dir, device, _calm };
         std::fs::create_dir(disk.path()).unwrap();
         let mount = ["-o", options, &disk.device, disk.path().to_str().unwrap()].map(str::to_owned);
         assert!(Command::new("mount").args(mount).status().unwrap().success());
@@ -31,7 +44,7 @@ impl Disk {
     }
 
     fn ext4(options: &str) -> Self {
-        Self::new(&["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"], options)
+        Self::new(EXT4, options)
     }
 
     fn path(&self) -> PathBuf {
@@ -119,9 +132,8 @@ fn the_unmount_of_an_overlay_syncs() {
 
 #[test]
 fn a_flush_at_close() {
-    for (kind, disk) in
-        [("ext4", Disk::ext4("commit=300")), ("xfs", Disk::new(&["mkfs.xfs", "-q"], "defaults"))]
-    {
+    for (kind, mkfs, options) in [("ext4", EXT4, "commit=300"), ("xfs", &["mkfs.xfs", "-q"], "defaults")] {
+        let disk = Disk::new(mkfs, options);
         // Truncated and written again: ext4 and XFS write it when it is closed.
         let report = disk.record("for i in 1 2 3 4; do dd if=/dev/zero of=a bs=1M count=10; done");
         let close = first(&report, "flush_at_close");
@@ -194,7 +206,7 @@ fn memory_pressure() {
         eprintln!("skipped: no cgroup with a limit of memory can be made");
         return;
     };
-    let disk = Disk::ext4("commit=300");
+    let disk = Disk::made(EXT4, "commit=300", Box::new(CALM.write().unwrap_or_else(PoisonError::into_inner)));
     let procs = tight.0.join("cgroup.procs");
     let report = disk.record(&format!("echo $$ > {}; dd if=/dev/zero of=a bs=1M count=200", procs.display()));
     let pressure = first(&report, "memory_pressure");
