@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use wardian_garden::Client;
 use wardian_garden::wire::{History, Operation};
+use wardian_garden::{Client, ErrorKind};
 use wardian_lab::{Interrupted, record};
 use wardian_recorder::Diagnosis;
 
@@ -65,8 +65,12 @@ fn phases(handle: &str, addr: Option<String>, json: bool) -> Result<ExitCode> {
     let client = Client::new(&addr).context("--addr")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let history = runtime.context("start the runtime")?.block_on(client.history(handle));
-    let history = history.with_context(|| {
-        format!("what a server does not know any more, or has never known, it cannot explain: ask {addr}")
+    let history = history.map_err(|error| match error.kind() {
+        Some(ErrorKind::ContainerNotFound) => anyhow::Error::new(error)
+            .context("the server remembers its last thousand creates and destroys, and this is none of them"),
+        Some(_) => error.into(),
+        None => anyhow::Error::new(error)
+            .context("no server explains it: start one with `wardian serve`, or name it with --addr"),
     })?;
     if json {
         print::json(&history)?;

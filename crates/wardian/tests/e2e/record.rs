@@ -228,6 +228,24 @@ fn what_a_killed_recorder_left_is_removed() {
 }
 
 #[test]
+fn without_tracefs_it_says_what_it_cannot_know() {
+    let disk = Disk::ext4("commit=300");
+    let json = disk.dir.path().join("out.json");
+    let hidden = "umount /sys/kernel/debug/tracing /sys/kernel/debug 2>/dev/null; umount /sys/kernel/tracing; \
+                  exec \"$0\" lab record --json \"$1\" -- dd if=/dev/zero of=a bs=1M count=60 conv=fsync";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", hidden, WARDIAN]).arg(&json).current_dir(disk.path());
+    let output = unshare.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let first = first(&report, "unknown");
+    assert!((59..=66).contains(&megabytes(&first["bytes"])), "{first}");
+    let limits = report["diagnosis"]["limits"].to_string();
+    assert!(limits.contains("mount -t tracefs"), "{limits}");
+    assert_eq!(report["diagnosis"]["waited"][0]["task"]["comm"], "dd", "{report}");
+}
+
+#[test]
 fn the_commands_exit_code_is_handed_on() {
     let run = |args: &[&str]| -> Output {
         Command::new(WARDIAN).args(["lab", "record"]).args(args).stdin(Stdio::null()).output().unwrap()
