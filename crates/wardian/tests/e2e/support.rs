@@ -495,7 +495,13 @@ pub async fn init(server: &Server, handle: &str) -> u32 {
     let is_init = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "garden-init")
     };
-    let inits: Vec<u32> = members(&id).into_iter().filter(is_init).collect();
-    assert_eq!(inits.len(), 1);
+    let started = Instant::now();
+    let mut inits: Vec<u32> = Vec::new();
+    // It names itself a moment after it has been started.
+    while inits.len() != 1 {
+        assert!(started.elapsed() < STUCK, "{inits:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        inits = members(&id).into_iter().filter(is_init).collect();
+    }
     inits[0]
 }
