@@ -75,11 +75,9 @@ impl Dirty {
     /// # Errors
     /// When /proc cannot be read.
     pub fn probe() -> Result<Self> {
-        let sysctl = |name: &str| -> Result<u64> {
-            let path = format!("/proc/sys/vm/{name}");
-            let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-            text.trim().parse().with_context(|| format!("{path} is {text:?}"))
-        };
+        let settings = crate::teardown::sysctl::read()?;
+        let sysctl =
+            |name: &str| settings.get(name).copied().with_context(|| format!("there is no vm.{name}"));
         let vmstat = std::fs::read_to_string("/proc/vmstat").context("read /proc/vmstat")?;
         let now = crate::host::Dirty::now()?;
         Ok(Self {
