@@ -9,9 +9,12 @@
 use crate::process::Process;
 use crate::record::{Phase, Record};
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use wardian_runtime::client::Keeper;
+
+/// So many ended processes are remembered, as their keeper does: their ids are taken and their statuses known.
+const ENDED_KEPT: usize = 1000;
 
 /// A container as the engine holds it.
 #[derive(Debug)]
@@ -29,9 +32,12 @@ struct Inner {
     keeper: Option<Keeper>,
     /// Pid 1 as the host sees it.
     init: Option<i32>,
-    /// The keeper's pid: a thread of it stands in the container's cgroups.
+    /// The keeper's pid (a thread of it stands in the container's cgroups), and the version of its protocol.
     keeper_pid: Option<i32>,
+    keeper_version: u32,
     processes: BTreeMap<String, Process>,
+    /// Ids of those that have ended, oldest first.
+    ended: VecDeque<String>,
     /// Process id → root file system of the living peas.
     peas: BTreeMap<String, String>,
     broken: Option<String>,
@@ -47,7 +53,9 @@ impl Container {
             keeper: None,
             init: None,
             keeper_pid: None,
+            keeper_version: 0,
             processes: BTreeMap::new(),
+            ended: VecDeque::new(),
             peas: BTreeMap::new(),
             broken: None,
             destroying: false,
@@ -69,9 +77,15 @@ impl Container {
         }
     }
 
-    /// Its keeper's pid.
-    pub fn kept_by(&self, pid: i32) {
-        self.lock().keeper_pid = Some(pid);
+    /// Its keeper's pid, and the version of the protocol it speaks.
+    pub fn kept_by(&self, pid: i32, version: u32) {
+        let mut inner = self.lock();
+        (inner.keeper_pid, inner.keeper_version) = (Some(pid), version);
+    }
+
+    /// See [`Container::kept_by`].
+    pub fn keeper_version(&self) -> u32 {
+        self.lock().keeper_version
     }
 
     /// See [`Container::kept_by`].
@@ -170,6 +184,20 @@ impl Container {
         }
         inner.processes.insert(process.id().to_owned(), process.clone());
         Ok(())
+    }
+
+    /// A process has ended. Of those only the newest are remembered.
+    pub fn process_ended(&self, id: &str, status: i32) -> Option<Process> {
+        let mut inner = self.lock();
+        let process = inner.processes.get(id).cloned()?;
+        process.ended(status);
+        inner.ended.push_back(id.to_owned());
+        if inner.ended.len() > ENDED_KEPT
+            && let Some(oldest) = inner.ended.pop_front()
+        {
+            inner.processes.remove(&oldest);
+        }
+        Some(process)
     }
 
     /// It never started.

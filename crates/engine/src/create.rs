@@ -133,7 +133,7 @@ impl Engine {
             return Err(Error::Invalid("max containers reached".to_owned()));
         }
         let container = Arc::new(Container::new(record));
-        container.kept_by(waiting.pid);
+        container.kept_by(waiting.pid, wardian_runtime::wire::VERSION);
         containers.insert(spec.handle.clone(), container.clone());
         Ok(container)
     }
@@ -191,8 +191,7 @@ impl Engine {
                 let Some(container) = container.upgrade() else { return };
                 match event {
                     Event::Exited { id, status } => {
-                        if let Ok(process) = container.process(&id) {
-                            process.ended(status);
+                        if let Some(process) = container.process_ended(&id, status) {
                             engine.after_pea(&container, &process);
                         }
                     }

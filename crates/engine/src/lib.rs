@@ -8,6 +8,7 @@ mod destroy;
 mod error;
 mod history;
 mod keepers;
+mod output;
 mod pool;
 mod process;
 mod record;
@@ -18,8 +19,9 @@ mod spec;
 
 pub use error::{Error, Result};
 pub use history::{Kind, Life, Operation, Step};
-pub use process::{Output, Process};
-pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec};
+pub use output::{Output, Stream};
+pub use process::{Input, Process};
+pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec, Window};
 
 use container::Container;
 use create::chain;

@@ -1,19 +1,16 @@
 //! A process or pea as its callers see it: output, input, exit status.
 
+use crate::output::{Output, Outputs, pump};
+use crate::spec::Window;
 use crate::{Error, Result};
-use bytes::Bytes;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use wardian_runtime::client::Keeper;
-use wardian_runtime::wire::Op;
-
-/// Chunks of at most this size …
-const CHUNK: usize = 32 * 1024;
-/// … and so many of them wait for a reader (as the real server does).
-const QUEUE: usize = 4000;
+use wardian_runtime::wire::{self, Op};
 
 /// A handle on a process; clones name the same process.
 #[derive(Debug, Clone)]
@@ -25,32 +22,23 @@ pub struct Process {
 struct Shared {
     id: String,
     keeper: Keeper,
+    /// It runs, or has run.
+    started: AtomicBool,
+    terminal: AtomicBool,
     stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    /// Callers that may still write to it.
+    inputs: Mutex<usize>,
     outputs: Mutex<Outputs>,
     /// Set when the process has ended, by whoever hears of it.
     ended: watch::Sender<Option<i32>>,
     /// Its root file system is let go (a pea's; at once for others).
     cleaned: watch::Sender<bool>,
-    /// Pumps at work.
+    /// Streams that may still bring something.
     pumping: watch::Sender<usize>,
 }
 
-#[derive(Debug, Default)]
-struct Outputs {
-    /// Not pumped yet: the pipe holds what is printed until the first subscriber comes.
-    pipes: Option<[OwnedFd; 2]>,
-    readers: [Vec<mpsc::Sender<Bytes>>; 2],
-    lost: u64,
-}
-
-/// Output from the moment of subscription on. A channel ends when the stream has ended.
-/// Bounded: a reader that does not keep up loses chunks (counted), the process is never held up.
-#[derive(Debug)]
-pub struct Output {
-    /// Chunks of standard output.
-    pub stdout: mpsc::Receiver<Bytes>,
-    /// Chunks of standard error.
-    pub stderr: mpsc::Receiver<Bytes>,
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Process {
@@ -59,7 +47,10 @@ impl Process {
             shared: Arc::new(Shared {
                 id,
                 keeper,
+                started: AtomicBool::new(false),
+                terminal: AtomicBool::new(false),
                 stdin: tokio::sync::Mutex::default(),
+                inputs: Mutex::default(),
                 outputs: Mutex::default(),
                 ended: watch::Sender::new(None),
                 cleaned: watch::Sender::new(true),
@@ -68,21 +59,36 @@ impl Process {
         }
     }
 
-    /// Take over its descriptors, as the keeper hands them out: stdin if open, stdout, stderr.
-    pub(crate) async fn connect(&self, stdin: bool, fds: Vec<OwnedFd>) -> Result<()> {
-        let mut fds = fds.into_iter();
-        if stdin {
-            let sender = fds.next().map(pipe::Sender::from_owned_fd).transpose();
-            *self.shared.stdin.lock().await = sender.map_err(|e| Error::failed("stdin", e))?;
+    /// Take over its descriptors, as the keeper hands them out: stdin if open, stdout, stderr; or its terminal.
+    pub(crate) async fn connect(&self, stdin: bool, tty: bool, mut fds: Vec<OwnedFd>) -> Result<()> {
+        let failed = |e: std::io::Error| Error::failed("standard input", e);
+        let input = match (stdin, tty, fds.first()) {
+            (true, _, Some(_)) => Some(fds.remove(0)),
+            (_, true, Some(terminal)) => Some(terminal.try_clone().map_err(failed)?),
+            _ => None,
+        };
+        if let Some(input) = input {
+            rustix::io::ioctl_fionbio(&input, true).map_err(|e| failed(e.into()))?;
+            // Unchecked: it may be a terminal.
+            *self.shared.stdin.lock().await =
+                Some(pipe::Sender::from_owned_fd_unchecked(input).map_err(failed)?);
         }
-        if let (Some(out), Some(err)) = (fds.next(), fds.next()) {
-            self.outputs().pipes = Some([out, err]);
-        }
+        lock(&self.shared.outputs).pipes = fds;
+        self.shared.terminal.store(tty, Ordering::Relaxed);
+        self.shared.started.store(true, Ordering::Release);
         Ok(())
     }
 
-    fn outputs(&self) -> MutexGuard<'_, Outputs> {
-        self.shared.outputs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Has it started? Before that there is nothing to attach to.
+    pub(crate) fn is_started(&self) -> bool {
+        self.shared.started.load(Ordering::Acquire)
+    }
+
+    /// Nobody may ever ask for its output, and it must not wait for that: read it, and keep the beginning.
+    pub(crate) fn read_ahead(&self) {
+        let mut outputs = lock(&self.shared.outputs);
+        outputs.keep_backlog();
+        self.start_pumps(&mut outputs);
     }
 
     /// It has to be cleaned up after before its end is told.
@@ -116,97 +122,70 @@ impl Process {
 
     /// Receive what it prints from now on; the first subscriber also gets what was printed before.
     pub fn subscribe(&self) -> Output {
-        let (to_stdout, stdout) = mpsc::channel(QUEUE);
-        let (to_stderr, stderr) = mpsc::channel(QUEUE);
-        let mut outputs = self.outputs();
-        let first = outputs.pipes.take();
-        if first.is_some() || *self.shared.pumping.borrow() > 0 {
-            outputs.readers[0].push(to_stdout);
-            outputs.readers[1].push(to_stderr);
+        let mut outputs = lock(&self.shared.outputs);
+        let output = outputs.subscribe();
+        self.start_pumps(&mut outputs);
+        if self.status().is_some() && *self.shared.pumping.borrow() == 0 {
+            outputs.end_all();
         }
-        if let Some(pipes) = first {
-            self.shared.pumping.send_replace(2);
-            for (stream, pipe) in pipes.into_iter().enumerate() {
-                let process = self.clone();
-                tokio::spawn(async move { process.pump(stream, pipe).await });
-            }
-        }
-        Output { stdout, stderr }
+        output
     }
 
-    /// From the pipe to all readers, until its end, or until the process has ended and the pipe is empty (a
-    /// grandchild may hold it open for ever).
+    fn start_pumps(&self, outputs: &mut Outputs) {
+        let pipes = std::mem::take(&mut outputs.pipes);
+        if pipes.is_empty() {
+            return;
+        }
+        self.shared.pumping.send_replace(pipes.len());
+        if pipes.len() == 1 {
+            // A terminal has one stream for both.
+            outputs.end(1);
+        }
+        for (stream, pipe) in pipes.into_iter().enumerate() {
+            let process = self.clone();
+            tokio::spawn(async move { process.pump(stream, pipe).await });
+        }
+    }
+
     async fn pump(self, stream: usize, pipe: OwnedFd) {
-        if let Ok(pipe) = pipe::Receiver::from_owned_fd(pipe) {
-            let mut ended = self.shared.ended.subscribe();
-            let mut buffer = vec![0; CHUNK];
-            let mut over = false;
-            loop {
-                // After the end nothing more may come, so the runtime must not be asked whether something did.
-                let read = if over {
-                    rustix::io::read(&pipe, &mut buffer).map_err(std::io::Error::from)
-                } else {
-                    pipe.try_read(&mut buffer)
-                };
-                match read {
-                    Ok(0) => break,
-                    Ok(n) => self.hand_out(stream, &Bytes::copy_from_slice(&buffer[..n])),
-                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && !over => {
-                        tokio::select! {
-                            ready = pipe.readable() => if ready.is_err() { break },
-                            end = ended.wait_for(Option::is_some) => { drop(end); over = true }
-                        }
-                    }
-                    Err(_) => break,
-                }
-            }
+        let shared = &self.shared;
+        if let Err(error) = pump(pipe, stream, &shared.outputs, shared.ended.subscribe()).await {
+            tracing::error!(process = shared.id, %error, "process.output-lost");
         }
         let last = {
-            let mut outputs = self.outputs();
-            outputs.readers[stream].clear();
-            self.shared.pumping.send_modify(|n| *n -= 1);
-            *self.shared.pumping.borrow() == 0
+            let mut outputs = lock(&shared.outputs);
+            outputs.end(stream);
+            shared.pumping.send_modify(|n| *n -= 1);
+            let last = *shared.pumping.borrow() == 0;
+            if last {
+                outputs.end_all();
+            }
+            last
         };
-        if last && self.status().is_some() {
-            let id = self.shared.id.clone();
+        if last && shared.ended.subscribe().wait_for(Option::is_some).await.is_ok() {
+            drop(shared.stdin.lock().await.take());
             // The keeper may be gone by now, with all it kept.
-            drop(self.shared.keeper.ask(Op::Release { id }, &[]).await);
+            drop(shared.keeper.ask(Op::Release { id: shared.id.clone() }, &[]).await);
         }
     }
 
-    fn hand_out(&self, stream: usize, bytes: &Bytes) {
-        let mut outputs = self.outputs();
-        let mut lost = 0;
-        outputs.readers[stream].retain(|reader| match reader.try_send(bytes.clone()) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                lost += 1;
-                true
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
-        });
-        if lost > 0 {
-            if outputs.lost == 0 {
-                tracing::warn!(process = self.shared.id, "a slow reader loses output");
-            }
-            outputs.lost += lost;
+    /// A hand on its standard input: of who started it, or of somebody who may only want to listen.
+    pub fn input(&self, starter: bool) -> Input {
+        let mut input = Input { process: self.clone(), open: true, holds: false };
+        if starter {
+            input.hold();
         }
+        input
     }
 
-    /// Write all of `data` to its standard input; waits while the pipe is full.
-    pub async fn write_stdin(&self, data: &[u8]) -> Result<()> {
-        match self.shared.stdin.lock().await.as_mut() {
-            Some(stdin) => stdin.write_all(data).await.map_err(|e| Error::failed("stdin", e)),
-            None => Err(Error::Invalid("stdin is closed".into())),
-        }
-    }
-
-    /// End of file on its standard input.
-    pub async fn close_stdin(&self) {
-        drop(self.shared.stdin.lock().await.take());
-        let id = self.shared.id.clone();
-        // An ended process has no stdin to close.
-        drop(self.shared.keeper.ask(Op::CloseStdin { id }, &[]).await);
+    /// Change the size of its terminal.
+    ///
+    /// # Errors
+    /// It has none, or its keeper is of an earlier version.
+    pub async fn resize(&self, window: Window) -> Result<()> {
+        let (id, window) = (self.shared.id.clone(), wire::Window::from(window));
+        let answer = self.shared.keeper.ask(Op::Resize { id, window }, &[]).await;
+        answer.map(drop).map_err(|e| Error::failed("resize", e))
     }
 
     /// Its exit status (128 + signal when killed), after all its output has been queued.
@@ -224,5 +203,67 @@ impl Process {
         let id = self.shared.id.clone();
         let answer = self.shared.keeper.ask(Op::Signal { id, signal }, &[]).await;
         answer.map(drop).map_err(|e| Error::failed("signal", e))
+    }
+}
+
+/// One caller's hand on a process's standard input. The process sees its end when everybody who held it has let it
+/// go: who started the process holds it, others from their first word on. A hand that is dropped (its server ends)
+/// closes nothing.
+#[derive(Debug)]
+pub struct Input {
+    process: Process,
+    open: bool,
+    holds: bool,
+}
+
+impl Input {
+    /// Write all of `data`; waits while the pipe is full.
+    ///
+    /// # Errors
+    /// It is closed, on our side or on the process's.
+    pub async fn write(&mut self, data: &[u8]) -> Result<()> {
+        self.hold();
+        match self.process.shared.stdin.lock().await.as_mut().filter(|_| self.open) {
+            Some(stdin) => stdin.write_all(data).await.map_err(|e| Error::failed("standard input", e)),
+            None => Err(Error::Invalid("standard input is closed".into())),
+        }
+    }
+
+    /// Nothing more comes from this caller.
+    pub async fn close(&mut self) {
+        self.hold();
+        self.leave().await;
+    }
+
+    /// The caller has gone without a word. A terminal has no end of input but what is typed: others may type later.
+    pub async fn leave(&mut self) {
+        self.open = false;
+        let shared = self.process.shared.clone();
+        if self.let_go() && !shared.terminal.load(Ordering::Relaxed) {
+            drop(shared.stdin.lock().await.take());
+            // An ended process has no input to close.
+            drop(shared.keeper.ask(Op::CloseStdin { id: shared.id.clone() }, &[]).await);
+        }
+    }
+
+    fn hold(&mut self) {
+        if self.open && !self.holds {
+            self.holds = true;
+            *lock(&self.process.shared.inputs) += 1;
+        }
+    }
+
+    /// Was it the last one?
+    fn let_go(&mut self) -> bool {
+        let held = std::mem::replace(&mut self.holds, false);
+        let mut inputs = lock(&self.process.shared.inputs);
+        *inputs -= usize::from(held);
+        held && *inputs == 0
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }

@@ -46,7 +46,7 @@ impl Engine {
             let (keeper, events) = self.keeper_of(&record.id).await?;
             match tokio::time::timeout(HELLO, keeper.ask(Op::Hello, &[])).await {
                 Ok(Ok((Reply::Hello { init, version, pid }, fds))) if version <= wire::VERSION => {
-                    container.kept_by(pid);
+                    container.kept_by(pid, version);
                     Some((keeper, events, init, process_list(fds)?))
                 }
                 _ => None,
@@ -71,16 +71,17 @@ impl Engine {
         container.alive(keeper.clone(), init);
         for state in processes {
             let process = Process::new(state.id.clone(), keeper.clone());
-            if let Ok((Reply::Started { stdin, .. }, fds)) =
-                keeper.ask(Op::Attach { id: state.id.clone() }, &[]).await
-                && let Err(error) = process.connect(stdin, fds).await
+            let asked = keeper.ask(Op::Attach { id: state.id.clone() }, &[]).await;
+            if let Ok((Reply::Started { stdin, tty, .. }, fds)) = asked
+                && let Err(error) = process.connect(stdin, tty, fds).await
             {
                 tracing::warn!(handle = record.handle, process = state.id, %error, "restore.process-without-io");
             }
-            if let Some(status) = state.status {
-                process.ended(status);
-            }
             drop(container.add_process(&process));
+            match state.status {
+                Some(status) => drop(container.process_ended(&state.id, status)),
+                None => process.read_ahead(),
+            }
         }
         self.restore_peas(&container);
         self.watch(&container, events);

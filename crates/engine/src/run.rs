@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::net::unix::pipe;
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::client::{self, Keeper};
-use wardian_runtime::wire::{Exec, Failure, Op, Placement, Reply};
+use wardian_runtime::wire::{self, Exec, Failure, Op, Placement, Reply};
 use wardian_runtime::{caps, cgroup};
 use wardian_sys::memfd;
 
@@ -47,6 +47,11 @@ impl Engine {
         let keeper = container.keeper()?;
         if spec.image.is_none() && !spec.bind_mounts.is_empty() {
             let message = "Running a process with bind mounts and no image provided is not allowed";
+            return Err(Error::Invalid(message.to_owned()));
+        }
+        if spec.tty.is_some() && container.keeper_version() < wire::TERMINALS {
+            let message =
+                "the container was made by an earlier version, which cannot give a process a terminal";
             return Err(Error::Invalid(message.to_owned()));
         }
         if spec.id.is_empty() {
@@ -127,8 +132,9 @@ impl Engine {
     /// Unknown container or process.
     pub async fn attach(&self, handle: &str, id: &str) -> Result<Process> {
         // A Garden client hears of the process, whichever of the two is missing.
-        let container = self.find(handle).map_err(|_| Error::UnknownProcess(id.to_owned()))?;
-        container.process(id)
+        let unknown = || Error::UnknownProcess(id.to_owned());
+        let process = self.find(handle).map_err(|_| unknown())?.process(id)?;
+        if process.is_started() { Ok(process) } else { Err(unknown()) }
     }
 
     /// Unpack a tar inside the container: write it to the pipe, drop the pipe, then `finish`.
@@ -226,6 +232,8 @@ fn exec(record: &crate::record::Record, spec: &ProcessSpec, no_new_privileges: b
         capabilities: if record.privileged { caps::PRIVILEGED } else { caps::UNPRIVILEGED },
         capabilities_non_root: caps::NON_ROOT,
         no_new_privileges: no_new_privileges && !record.privileged,
+        tty: spec.tty.map(Into::into),
+        pea: spec.image.is_some(),
     })
 }
 
@@ -234,11 +242,11 @@ async fn connect(
     answer: std::result::Result<(Reply, Vec<OwnedFd>), client::Error>,
 ) -> Result<()> {
     match answer {
-        Ok((Reply::Started { warnings, stdin, .. }, fds)) => {
+        Ok((Reply::Started { warnings, stdin, tty, .. }, fds)) => {
             for warning in warnings {
                 tracing::warn!(process = process.id(), warning, "run.degraded");
             }
-            process.connect(stdin, fds).await
+            process.connect(stdin, tty, fds).await
         }
         Ok(_) => Err(Error::failed("run", "the keeper's answer makes no sense")),
         Err(client::Error::Failed { kind: Failure::ExecutableNotFound, message }) => {

@@ -67,6 +67,24 @@ pub struct ProcessSpec {
     pub bind_mounts: Vec<BindMount>,
     /// A pea's own limits beside the container's; only with `image`.
     pub limits: Option<Limits>,
+    /// Give it a terminal of this size.
+    pub tty: Option<Window>,
+}
+
+/// Size of a terminal in characters; 0 is taken for the usual 80 or 24.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Width.
+    pub columns: u16,
+    /// Height.
+    pub rows: u16,
+}
+
+impl From<Window> for wardian_runtime::wire::Window {
+    fn from(window: Window) -> Self {
+        let or = |value, usual| if value == 0 { usual } else { value };
+        Self { columns: or(window.columns, 80), rows: or(window.rows, 24) }
+    }
 }
 
 /// What a running container says of itself.

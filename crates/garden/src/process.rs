@@ -1,7 +1,7 @@
 //! A process as the client sees it.
 
 use crate::hijack::{Duplex, hijack};
-use crate::wire::Payload;
+use crate::wire::{Payload, Tty, WindowSize};
 use crate::{Address, Decoder, Error, Result, encode};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ type Writer = Arc<Mutex<WriteHalf<BufReader<Box<dyn Duplex>>>>>;
 /// How a process ended, for everybody who waits.
 #[derive(Debug, Clone)]
 enum End {
-    Exit(i32),
+    Exit { status: i32, lost: u64 },
     Failed(String),
     Disconnected,
 }
@@ -137,9 +137,17 @@ impl Process {
         let mut end = self.end.clone();
         let end = end.wait_for(Option::is_some).await.map_err(|_| Error::Disconnected)?.clone();
         match end {
-            Some(End::Exit(status)) => Ok(status),
+            Some(End::Exit { status, .. }) => Ok(status),
             Some(End::Failed(message)) => Err(Error::Process(message)),
             Some(End::Disconnected) | None => Err(Error::Disconnected),
+        }
+    }
+
+    /// Bytes of output that the server dropped because we did not take them in time; known after its end.
+    pub fn lost(&self) -> u64 {
+        match &*self.end.borrow() {
+            Some(End::Exit { lost, .. }) => *lost,
+            _ => 0,
         }
     }
 
@@ -148,6 +156,17 @@ impl Process {
         let payload =
             Payload { process_id: self.id.clone(), signal: Some(i64::from(kill)), ..Payload::default() };
         send(&self.writer, &payload).await
+    }
+}
+
+impl Process {
+    /// Tell it the size of its terminal.
+    ///
+    /// # Errors
+    /// When the connection is gone. A process without a terminal takes no notice.
+    pub async fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        let tty = Some(Tty { window_size: Some(WindowSize { columns, rows }) });
+        send(&self.writer, &Payload { process_id: self.id.clone(), tty, ..Payload::default() }).await
     }
 }
 
@@ -181,8 +200,11 @@ async fn follow(reader: &mut ReadHalf<BufReader<Box<dyn Duplex>>>, decoder: &mut
     loop {
         match payload(reader, decoder).await {
             Ok(Some(Payload { error: Some(message), .. })) => return End::Failed(message),
-            Ok(Some(Payload { exit_status: Some(status), .. })) => {
-                return i32::try_from(status).map_or(End::Failed(format!("exit status {status}")), End::Exit);
+            Ok(Some(Payload { exit_status: Some(status), lost, .. })) => {
+                return i32::try_from(status).map_or(
+                    End::Failed(format!("exit status {status}")),
+                    |status| End::Exit { status, lost },
+                );
             }
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return End::Disconnected,

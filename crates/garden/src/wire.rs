@@ -329,6 +329,8 @@ Payload {
     #[serde(skip_serializing_if = "Option::is_none")] data: Option<String>,
     /// It ended.
     #[serde(skip_serializing_if = "Option::is_none")] exit_status: Option<i64>,
+    /// Bytes of its output that this client was too slow for; not Garden's, wardian's own.
+    #[serde(skip_serializing_if = "zero")] lost: u64,
     /// Nobody knows how it ended.
     #[serde(skip_serializing_if = "Option::is_none")] error: Option<String>,
     /// New terminal size.

@@ -1,10 +1,11 @@
 //! The last steps before a program runs: user, directory, environment, rights, exec. All inside.
 
 use crate::child::{self, Outcome, Stop, failed};
+use crate::process::TheirIo;
 use crate::users::{self, User};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::io::{ErrorKind, Read};
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 use std::path::Path;
 use wardian_runtime::wire::Exec;
 
@@ -56,9 +57,16 @@ pub fn make_dir(path: &Path, owner: &User) -> Outcome<()> {
 }
 
 /// Become the program. Returns only when that fails.
-pub fn run(exec: &Exec, stdio: [BorrowedFd<'_>; 3]) -> Outcome<std::convert::Infallible> {
-    let user = user(&exec.user)?;
-    let env = users::environment(&exec.env, &user, &exec.user)?;
+pub fn run(exec: &Exec, io: &TheirIo) -> Outcome<std::convert::Infallible> {
+    let mut user = user(&exec.user)?;
+    let mut name = exec.user.clone();
+    if exec.pea {
+        user.groups.clear();
+    }
+    if exec.pea && !name.is_empty() {
+        name = format!("{}:{}", user.uid, user.gid);
+    }
+    let env = users::environment(&exec.env, &user, &name)?;
     let mut dir = if exec.dir.is_empty() { user.home.as_str() } else { exec.dir.as_str() };
     if !dir.starts_with('/') {
         return Err(Stop::from("Cwd must be an absolute path".to_owned()));
@@ -69,8 +77,21 @@ pub fn run(exec: &Exec, stdio: [BorrowedFd<'_>; 3]) -> Outcome<std::convert::Inf
         dir = "/";
     }
     rustix::process::setsid().map_err(failed("setsid"))?;
-    for (fd, target) in stdio.into_iter().zip(0..) {
-        child::stdio(fd, target)?;
+    let owner = (Some(rustix::fs::Uid::from_raw(user.uid)), Some(rustix::fs::Gid::from_raw(user.gid)));
+    match io {
+        TheirIo::Pipes(pipes) => {
+            for (fd, target) in pipes.iter().zip(0..) {
+                rustix::fs::fchown(fd, owner.0, owner.1).map_err(failed("own the pipes"))?;
+                child::stdio(fd.as_fd(), target)?;
+            }
+        }
+        TheirIo::Terminal(slave) => {
+            rustix::fs::fchown(slave, owner.0, None).map_err(failed("own the terminal"))?;
+            rustix::process::ioctl_tiocsctty(slave).map_err(failed("take the terminal"))?;
+            for target in 0..3 {
+                child::stdio(slave.as_fd(), target)?;
+            }
+        }
     }
     let rights =
         if user.gid == 0 { exec.capabilities } else { exec.capabilities & exec.capabilities_non_root };

@@ -3,6 +3,7 @@
 use crate::child::{self, Into, Way};
 use crate::launch::{self, Devices, Parts};
 use crate::parked::Parked;
+use crate::process::{self, Io, Process, Processes};
 use crate::report::{Report, Tag, take_frames};
 use crate::{exec, transfer};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -14,9 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::{self, Plan};
-use wardian_runtime::wire::{
-    self, Boxed, Exec, Failure, Message, Op, Placement, ProcessState, Reply, Request,
-};
+use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
 use wardian_sys::{memfd, packet};
 
 /// A process that has not reached its exec after this long is killed.
@@ -29,20 +28,10 @@ struct Container {
     pidfd: OwnedFd,
     user: bool,
     capabilities: u64,
+    /// Host uid of container root.
+    root: u32,
+    devices: Devices,
     _rootfs: OwnedFd,
-    _devices: Devices,
-}
-
-#[derive(Debug)]
-struct Process {
-    id: String,
-    pid: Option<Pid>,
-    status: Option<i32>,
-    stdin: Option<OwnedFd>,
-    output: Option<(OwnedFd, OwnedFd)>,
-    /// Root file system and devices of a pea.
-    boxed: Option<(OwnedFd, Devices)>,
-    pea: bool,
 }
 
 /// What a launch is for.
@@ -86,7 +75,7 @@ pub struct Keeper {
     connections: HashMap<u64, OwnedFd>,
     next_connection: u64,
     launches: Vec<Launch>,
-    processes: Vec<Process>,
+    processes: Processes,
     container: Option<Container>,
     made: bool,
     /// Statuses of children that ended before their launch was known to have succeeded.
@@ -100,6 +89,10 @@ type Fail = (Failure, String);
 
 fn other(text: impl std::fmt::Display) -> Fail {
     (Failure::Other, text.to_string())
+}
+
+fn unknown(id: &str) -> Fail {
+    (Failure::UnknownProcess, format!("unknown process: {id}"))
 }
 
 impl Keeper {
@@ -129,7 +122,7 @@ impl Keeper {
             connections: HashMap::from([(0, connection)]),
             next_connection: 1,
             launches: Vec::new(),
-            processes: Vec::new(),
+            processes: Processes::default(),
             container: None,
             made: false,
             early: HashMap::new(),
@@ -181,7 +174,7 @@ impl Keeper {
     /// there was a container.
     fn done(&mut self) -> bool {
         if let Some(ending) = &self.ending {
-            let alive = self.container.is_some() || self.processes.iter().any(|p| p.pid.is_some());
+            let alive = self.container.is_some() || self.processes.any_alive();
             if !alive && self.launches.is_empty() {
                 self.processes.clear();
                 let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -261,13 +254,17 @@ impl Keeper {
                 self.find(&id).map(|process| self.hand_out(process, connection, seq, Vec::new()))
             }
             Op::CloseStdin { id } => {
-                self.with(&id, |p| p.stdin = None).map(|()| self.reply(connection, seq, Reply::Done, &[]))
+                self.with(&id, |io| io.close_stdin()).map(|()| self.reply(connection, seq, Reply::Done, &[]))
+            }
+            Op::Resize { id, window } => {
+                let resized = self.find(&id).and_then(|p| p.io.resize(window).map_err(other));
+                resized.map(|()| self.reply(connection, seq, Reply::Done, &[]))
             }
             Op::Signal { id, signal } => {
                 self.signal(&id, signal).map(|()| self.reply(connection, seq, Reply::Done, &[]))
             }
             Op::Release { id } => {
-                self.with(&id, |p| p.output = None).map(|()| self.reply(connection, seq, Reply::Done, &[]))
+                self.with(&id, Io::release).map(|()| self.reply(connection, seq, Reply::Done, &[]))
             }
             Op::Destroy => {
                 let unmounted = Duration::ZERO;
@@ -282,9 +279,7 @@ impl Keeper {
     }
 
     fn process_list(&self) -> Result<OwnedFd, Fail> {
-        let state = |p: &Process| ProcessState { id: p.id.clone(), status: p.status, pea: p.pea };
-        let list: Vec<ProcessState> = self.processes.iter().map(state).collect();
-        let json = serde_json::to_vec(&list).map_err(other)?;
+        let json = serde_json::to_vec(&self.processes.states()).map_err(other)?;
         memfd::sealed("processes.json", &json, 0o400).map_err(other)
     }
 
@@ -297,17 +292,12 @@ impl Keeper {
     }
 
     fn find(&self, id: &str) -> Result<&Process, Fail> {
-        self.processes
-            .iter()
-            .find(|p| p.id == id)
-            .ok_or_else(|| (Failure::UnknownProcess, format!("unknown process: {id}")))
+        self.processes.get(id).ok_or_else(|| unknown(id))
     }
 
-    fn with(&mut self, id: &str, change: impl FnOnce(&mut Process)) -> Result<(), Fail> {
-        match self.processes.iter_mut().find(|p| p.id == id) {
-            Some(process) => change(process),
-            None => return Err((Failure::UnknownProcess, format!("unknown process: {id}"))),
-        }
+    fn with(&mut self, id: &str, change: impl FnOnce(&mut Io)) -> Result<(), Fail> {
+        let process = self.processes.get_mut(id).ok_or_else(|| unknown(id))?;
+        change(&mut process.io);
         Ok(())
     }
 
@@ -319,21 +309,13 @@ impl Keeper {
     }
 
     fn hand_out(&self, process: &Process, connection: u64, seq: u64, warnings: Vec<String>) {
-        let mut fds = Vec::new();
-        fds.extend(process.stdin.as_ref().map(AsFd::as_fd));
-        if let Some((out, err)) = &process.output {
-            fds.extend([out.as_fd(), err.as_fd()]);
-        }
-        self.reply(
-            connection,
-            seq,
-            Reply::Started {
-                warnings,
-                stdin: process.stdin.is_some(),
-                pid: process.pid.map_or(0, |p| p.as_raw_nonzero().get()),
-            },
-            &fds,
-        );
+        let reply = Reply::Started {
+            warnings,
+            stdin: process.io.stdin(),
+            pid: process.pid.map_or(0, |p| p.as_raw_nonzero().get()),
+            tty: process.io.is_terminal(),
+        };
+        self.reply(connection, seq, reply, &process.io.fds());
     }
 
     fn create(
@@ -397,11 +379,16 @@ impl Keeper {
         };
         let (v1, v2) = placement(place, &mut fds)?;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
-        let stdin = new_pipe()?;
-        let (stdout, stderr) = (new_pipe()?, new_pipe()?);
         let (pipe, report) = report_pipe()?;
         let devices =
             inside.as_ref().map(|((plan, _, _), _)| launch::devices(plan)).transpose().map_err(other)?;
+        let (io, theirs) = match exec.tty {
+            None => process::pipes(container.root).map_err(other)?,
+            Some(window) => {
+                process::terminal(devices.as_ref().unwrap_or(&container.devices), container.root, window)
+                    .map_err(|e| other(format!("make a terminal: {e}")))?
+            }
+        };
         let into =
             Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: boxed.is_some() };
         let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &exec.rlimits, into };
@@ -409,20 +396,12 @@ impl Keeper {
             if let (Some(((plan, rootfs, binds), hierarchies)), Some(devices)) = (&inside, &devices) {
                 launch::enter(&Parts { plan, rootfs: rootfs.as_fd(), devices, binds, hierarchies })?;
             }
-            exec::run(&exec, [stdin.0.as_fd(), stdout.1.as_fd(), stderr.1.as_fd()])
+            exec::run(&exec, &theirs)
         };
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
         let rootfs = inside.map(|((_, rootfs, _), _)| rootfs);
         self.launch(Kind::Run(id.clone()), connection, seq, pipe, report, stage, true)?;
-        self.processes.push(Process {
-            id,
-            pid: None,
-            status: None,
-            stdin: Some(stdin.1),
-            output: Some((stdout.0, stderr.0)),
-            pea: rootfs.is_some(),
-            boxed: rootfs.zip(devices),
-        });
+        self.processes.insert(id, io, rootfs.zip(devices));
         Ok(())
     }
 
@@ -522,11 +501,12 @@ impl Keeper {
                 self.reply(connection, seq, Reply::Done, &[]);
             }
             (Kind::Run(id), Ok(pid)) => {
-                if let Err((kind, message)) = self.with(&id, |p| p.pid = Some(pid)) {
-                    return self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
-                }
-                if let Ok(process) = self.find(&id) {
-                    self.hand_out(process, connection, seq, launch.warnings);
+                self.processes.started(&id, pid);
+                match self.find(&id) {
+                    Ok(process) => self.hand_out(process, connection, seq, launch.warnings),
+                    Err((kind, message)) => {
+                        return self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+                    }
                 }
                 if let Some(status) = self.early.remove(&pid) {
                     self.ended(pid, status);
@@ -539,7 +519,7 @@ impl Keeper {
             (Kind::Create(parts), Ok(pid)) => self.created(connection, seq, pid, *parts),
             (kind, Err((failure, message))) => {
                 if let Kind::Run(id) = kind {
-                    self.processes.retain(|p| p.id != id);
+                    self.processes.remove(&id);
                 }
                 if let Some(pid) = launch.pid {
                     self.early.remove(&pid);
@@ -559,16 +539,12 @@ impl Keeper {
         match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
             Ok(pidfd) => {
                 self.made = true;
-                let (user, capabilities) = (plan.user, plan.capabilities);
-                let container =
-                    Container { pid, pidfd, user, capabilities, _rootfs: rootfs, _devices: devices };
+                let (user, capabilities, root) = (plan.user, plan.capabilities, plan.root_ids.0);
+                let container = Container { pid, pidfd, user, capabilities, root, devices, _rootfs: rootfs };
                 let fds = [container.pidfd.as_fd()];
-                self.reply(
-                    connection,
-                    seq,
-                    Reply::Started { warnings: Vec::new(), stdin: false, pid: pid.as_raw_nonzero().get() },
-                    &fds,
-                );
+                let pid = pid.as_raw_nonzero().get();
+                let reply = Reply::Started { warnings: Vec::new(), stdin: false, pid, tty: false };
+                self.reply(connection, seq, reply, &fds);
                 self.container = Some(container);
             }
             Err(error) => {
@@ -624,13 +600,10 @@ impl Keeper {
             }
             return;
         }
-        if let Some(process) = self.processes.iter_mut().find(|p| p.pid == Some(pid)) {
-            process.pid = None;
-            process.status = Some(status);
-            process.stdin = None;
-            process.boxed = None;
-            let id = process.id.clone();
+        if let Some((id, boxed)) = self.processes.exited(pid, status) {
             self.tell_all(&Message::Exited { id, status });
+            // Nobody has to wait for what a pea's root file system takes to go.
+            drop(boxed);
         } else if !self.launches.iter().any(|l| l.stage == pid) {
             // Perhaps a program that ended before its launch was heard of.
             self.early.insert(pid, status);

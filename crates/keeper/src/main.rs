@@ -9,6 +9,7 @@ mod exec;
 mod keeper;
 mod launch;
 mod parked;
+mod process;
 mod report;
 mod transfer;
 mod users;

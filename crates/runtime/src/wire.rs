@@ -5,8 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol, told in [`Reply::Hello`].
-pub const VERSION: u32 = 1;
+/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals.
+pub const VERSION: u32 = 2;
+/// The first version whose keepers give terminals: an earlier one would start the program without.
+pub const TERMINALS: u32 = 2;
 
 /// Descriptor numbers a keeper starts with.
 pub const LISTENER_FD: i32 = 3;
@@ -63,7 +65,8 @@ pub enum Op {
         place: Placement,
     },
     /// Run a program in the container; with `boxed` as a pea. Descriptors: process JSON ([`Exec`]), then
-    /// [`Boxed`] if given, then [`Placement`]. Answer: [`Reply::Started`] with stdin, stdout, stderr.
+    /// [`Boxed`] if given, then [`Placement`]. Answer: [`Reply::Started`] with stdin, stdout, stderr, or with its
+    /// terminal alone.
     Run {
         /// Its id.
         id: String,
@@ -84,7 +87,8 @@ pub enum Op {
         /// Where it runs.
         place: Placement,
     },
-    /// The stdio of a process. Answer: [`Reply::Started`] with stdin (while open), stdout, stderr.
+    /// The stdio of a process. Answer: [`Reply::Started`] with stdin (while open), stdout, stderr, or with its terminal
+    /// alone.
     Attach {
         /// Its id.
         id: String,
@@ -93,6 +97,13 @@ pub enum Op {
     CloseStdin {
         /// Its id.
         id: String,
+    },
+    /// Change the size of a process's terminal. Answer: [`Reply::Done`], or a failure when it has none.
+    Resize {
+        /// Its id.
+        id: String,
+        /// The new size.
+        window: Window,
     },
     /// Signal a process.
     Signal {
@@ -132,6 +143,21 @@ pub struct Exec {
     pub capabilities_non_root: u64,
     /// `PR_SET_NO_NEW_PRIVS`.
     pub no_new_privileges: bool,
+    /// Give it a terminal of this size.
+    #[serde(default)]
+    pub tty: Option<Window>,
+    /// Garden's rules for the user of a pea: no supplementary groups, and `USER` is `uid:gid`.
+    #[serde(default)]
+    pub pea: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Width.
+    pub columns: u16,
+    /// Height.
+    pub rows: u16,
 }
 
 /// A message from the keeper.
@@ -178,6 +204,9 @@ pub enum Reply {
         stdin: bool,
         /// The process as the host sees it; 0 once it has ended.
         pid: i32,
+        /// The one descriptor is the master of its terminal (absent from earlier keepers: they give none).
+        #[serde(default)]
+        tty: bool,
     },
     /// It is done.
     Done,

@@ -2,14 +2,15 @@
 
 use crate::State;
 use crate::connection::Taken;
+use crate::convert::window;
 use crate::reply::date;
 use crate::stream::Entry;
 use crate::upload::{self, Upload};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use wardian_engine::Process;
-use wardian_garden::wire::Payload;
+use wardian_engine::{Input, Process};
+use wardian_garden::wire::{Payload, Tty};
 use wardian_garden::{Decoder, encode};
 
 /// How long a closing connection still listens: bytes that arrive unread would reset it, and the reset can
@@ -108,41 +109,55 @@ async fn control(
     let first = Payload { process_id: id.clone(), stream_id: entry.id.to_string(), ..Payload::default() };
     start.extend(encode(&first));
     let greeted = writer.write_all(&start).await.is_ok();
+    let mut input = process.input(created);
     let status = tokio::select! {
         status = process.wait(), if greeted => Some(status),
-        () = input(reader, early, process, greeted) => None,
+        () = listen(reader, early, process, &mut input, greeted) => None,
     };
+    let lost = entry.lost();
+    if lost > 0 {
+        tracing::warn!(process = id, stream = entry.id, lost, "process.output-lost");
+    }
     let last = match status {
         Some(Ok(status)) => Payload { exit_status: Some(status.into()), ..Payload::default() },
         Some(Err(error)) => Payload { error: Some(error.to_string()), ..Payload::default() },
         None => {
             // The client has gone: the process sees the end of its input, and lives.
-            process.close_stdin().await;
+            input.leave().await;
             state.streams.end(entry);
             return;
         }
     };
-    let _ = writer.write_all(&encode(&Payload { process_id: id, ..last })).await;
+    let _ = writer.write_all(&encode(&Payload { process_id: id, lost, ..last })).await;
     let _ = writer.shutdown().await;
     state.streams.end(entry);
 }
 
 /// Do what the client says, until it goes.
-async fn input(reader: &mut (impl AsyncRead + Unpin), early: &[u8], process: &Process, greeted: bool) {
+async fn listen(
+    reader: &mut (impl AsyncRead + Unpin),
+    early: &[u8],
+    process: &Process,
+    input: &mut Input,
+    greeted: bool,
+) {
     if !greeted {
         return;
     }
     let mut decoder = Decoder::default();
     decoder.push(early);
     let mut buffer = vec![0; 64 << 10];
-    let mut open = true;
     loop {
         loop {
             match decoder.next_value::<Payload>() {
-                Ok(Some(payload)) => obey(process, payload, &mut open).await,
+                Ok(Some(payload)) => {
+                    if let Err(error) = obey(process, payload, input).await {
+                        tracing::warn!(process = process.id(), error, "process.refused");
+                    }
+                }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::error!(process = process.id(), %error, "the client talks nonsense");
+                    tracing::error!(process = process.id(), %error, "process.nonsense-from-client");
                     return;
                 }
             }
@@ -154,19 +169,20 @@ async fn input(reader: &mut (impl AsyncRead + Unpin), early: &[u8], process: &Pr
     }
 }
 
-async fn obey(process: &Process, payload: Payload, open: &mut bool) {
-    let result = match payload {
-        Payload { tty: Some(_), .. } => Err("it has no terminal".to_owned()),
-        Payload { source: Some(_), data: Some(data), .. } if *open => {
-            let written = process.write_stdin(data.as_bytes()).await;
-            // The process has closed its end, or gone: signals still count.
-            *open = written.is_ok();
-            written.map_err(|error| error.to_string())
+/// Of several wishes in one payload the first of terminal, input, signal counts.
+async fn obey(process: &Process, payload: Payload, input: &mut Input) -> Result<(), String> {
+    match payload {
+        Payload { tty: Some(Tty { window_size: Some(size) }), .. } => {
+            process.resize(window(size)).await.map_err(|error| error.to_string())
         }
-        Payload { source: Some(_), data: Some(_), .. } => Ok(()),
+        Payload { tty: Some(Tty { window_size: None }), .. } => Ok(()),
+        Payload { source: Some(_), data: Some(data), .. } => {
+            // After its end, or when the process has closed its side: signals still count.
+            drop(input.write(data.as_bytes()).await);
+            Ok(())
+        }
         Payload { source: Some(_), data: None, .. } => {
-            *open = false;
-            process.close_stdin().await;
+            input.close().await;
             Ok(())
         }
         Payload { signal: Some(signal @ 0..=1), .. } => {
@@ -174,12 +190,8 @@ async fn obey(process: &Process, payload: Payload, open: &mut bool) {
             process.signal(number).await.map_err(|error| error.to_string())
         }
         Payload { signal, .. } => {
-            *open = false;
-            process.close_stdin().await;
+            input.close().await;
             Err(signal.map_or("neither input nor signal".to_owned(), |n| format!("unknown signal {n}")))
         }
-    };
-    if let Err(error) = result {
-        tracing::warn!(process = process.id(), error, "what the client asked of the process");
     }
 }

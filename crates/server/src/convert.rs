@@ -72,9 +72,6 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
 }
 
 pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Refusal> {
-    if let Some(tty) = &spec.tty {
-        return Err(format!("tty: {} is not supported yet", serde_json::to_string(tty).unwrap_or_default()));
-    }
     image(&spec.image)?;
     let pea = !spec.image.uri.is_empty();
     if !pea && !spec.bind_mounts.is_empty() {
@@ -102,7 +99,12 @@ pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Re
         image: pea.then_some(spec.image.uri),
         bind_mounts: bind_mounts(spec.bind_mounts)?,
         limits: limits.filter(|_| pea),
+        tty: spec.tty.map(|tty| window(tty.window_size.unwrap_or_default())),
     })
+}
+
+pub(crate) fn window(size: wire::WindowSize) -> engine::Window {
+    engine::Window { columns: size.columns, rows: size.rows }
 }
 
 fn shares(limits: &wire::CpuLimits) -> u64 {
@@ -152,7 +154,6 @@ mod tests {
             assert_eq!(container(decode(body.as_bytes()).unwrap()).unwrap_err(), says);
         }
         for (body, says) in [
-            (r#"{"tty":{}}"#, "tty: {} is not supported yet"),
             (r#"{"image":{"uri":"a","username":"u"}}"#, "image.username: \"u\" is not supported yet"),
             (
                 r#"{"bind_mounts":[{}]}"#,
@@ -176,6 +177,8 @@ mod tests {
         assert_eq!(spec.rlimits, [("nofile".to_owned(), 5)]);
         assert_eq!((spec.image.as_deref(), spec.limits), (Some("i"), Some(engine::Limits::default())));
         let spec = process(decode(br#"{"limits":{}}"#).unwrap()).unwrap();
-        assert_eq!(spec.limits, None);
+        assert_eq!((spec.limits, spec.tty), (None, None));
+        let spec = process(decode(br#"{"tty":{"window_size":{"columns":100}}}"#).unwrap()).unwrap();
+        assert_eq!(spec.tty, Some(engine::Window { columns: 100, rows: 0 }));
     }
 }

@@ -18,5 +18,6 @@ mod streams;
 mod support;
 mod survival;
 mod teardown;
+mod terminals;
 mod why;
 mod wire;

@@ -310,8 +310,13 @@ async fn a_container_with_a_long_past_is_found_again() {
     server.restart().await;
     let client = server.client();
     assert_eq!(client.info("s").await.unwrap().state, "active");
-    for number in [0, PROCESSES - 1] {
+    for number in [PROCESSES - 1000, PROCESSES - 1] {
         assert_eq!(end(client.attach("s", &id(number), listen()).await.unwrap()).await.code, 3);
     }
+    // The last thousand are remembered; what ended before them is forgotten, and its id is free.
+    let error = client.attach("s", &id(PROCESSES - 1001), listen()).await.unwrap_err();
+    assert_eq!(message::<()>(Err(error)), format!("unknown process: {}", id(PROCESSES - 1001)));
+    let spec = ProcessSpec { id: id(0), ..script("exit 4") };
+    assert_eq!(end(client.run("s", &spec, listen()).await.unwrap()).await.code, 4);
     server.finish().await;
 }

@@ -1,0 +1,251 @@
+//! The processes of a container as their keeper knows them: stdio, exit status, and what else they hold.
+
+use crate::launch::Devices;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::process::Pid;
+use rustix::pty::OpenptFlags;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use wardian_runtime::wire::{ProcessState, Window};
+
+/// So many ended processes are remembered, the newest: one that is started every second must not fill us up.
+const ENDED_KEPT: usize = 1000;
+
+/// Our ends of a process's stdio.
+#[derive(Debug)]
+pub enum Io {
+    /// Three pipes.
+    Pipes {
+        /// Until it is closed.
+        stdin: Option<OwnedFd>,
+        /// Until it is released.
+        output: Option<(OwnedFd, OwnedFd)>,
+    },
+    /// The master of a terminal, until it is released.
+    Terminal(Option<OwnedFd>),
+}
+
+/// The process's ends.
+#[derive(Debug)]
+pub enum TheirIo {
+    /// Standard input, output, error.
+    Pipes([OwnedFd; 3]),
+    /// The slave of a terminal.
+    Terminal(OwnedFd),
+}
+
+/// Three pipes. They belong to container root, who can give them to the user: else `/dev/stdout` could not be opened.
+pub fn pipes(root: u32) -> rustix::io::Result<(Io, TheirIo)> {
+    let pipe = || {
+        let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        rustix::fs::fchown(&ends.0, Some(Uid::from_raw(root)), Some(Gid::from_raw(root)))?;
+        Ok::<_, rustix::io::Errno>(ends)
+    };
+    let ((stdin, to_stdin), (stdout, from_stdout), (stderr, from_stderr)) = (pipe()?, pipe()?, pipe()?);
+    let ours = Io::Pipes { stdin: Some(to_stdin), output: Some((stdout, stderr)) };
+    Ok((ours, TheirIo::Pipes([stdin, from_stdout, from_stderr])))
+}
+
+/// A terminal of the container's devpts; no path of the container is opened for it (TIOCGPTPEER, ioctl_tty(2)).
+/// Its slave belongs to container root, who can give it to the user.
+pub fn terminal(devices: &Devices, root: u32, window: Window) -> rustix::io::Result<(Io, TheirIo)> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let master = rustix::fs::openat(&devices.pts, "ptmx", flags, Mode::empty())?;
+    rustix::pty::unlockpt(&master)?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    rustix::fs::fchown(&slave, Some(Uid::from_raw(root)), None)?;
+    resize(&master, window)?;
+    Ok((Io::Terminal(Some(master)), TheirIo::Terminal(slave)))
+}
+
+fn resize(master: &OwnedFd, window: Window) -> rustix::io::Result<()> {
+    let size =
+        rustix::termios::Winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(master, size)
+}
+
+impl Io {
+    /// Descriptors for the server, in the protocol's order: stdin if open, stdout, stderr; or the terminal.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Pipes { stdin, output } => {
+                let output = output.iter().flat_map(|(out, err)| [out.as_fd(), err.as_fd()]);
+                stdin.as_ref().map(AsFd::as_fd).into_iter().chain(output).collect()
+            }
+            Self::Terminal(master) => master.iter().map(AsFd::as_fd).collect(),
+        }
+    }
+
+    /// Is stdin among them, in a descriptor of its own?
+    pub fn stdin(&self) -> bool {
+        matches!(self, Self::Pipes { stdin: Some(_), .. })
+    }
+
+    /// Is it a terminal?
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal(_))
+    }
+
+    /// End of file on stdin. A terminal has none: it is what its input says.
+    pub fn close_stdin(&mut self) {
+        if let Self::Pipes { stdin, .. } = self {
+            *stdin = None;
+        }
+    }
+
+    /// The output has been read.
+    pub fn release(&mut self) {
+        match self {
+            Self::Pipes { output, .. } => *output = None,
+            Self::Terminal(master) => *master = None,
+        }
+    }
+
+    /// Another size; the kernel tells the processes (SIGWINCH).
+    pub fn resize(&self, window: Window) -> Result<(), String> {
+        match self {
+            Self::Terminal(Some(master)) => resize(master, window).map_err(|e| format!("resize: {e}")),
+            Self::Terminal(None) => Ok(()),
+            Self::Pipes { .. } => Err("it has no terminal".to_owned()),
+        }
+    }
+}
+
+/// What a pea has of its own: root file system and devices.
+pub type PeaBox = (OwnedFd, Devices);
+
+/// A process, running or ended.
+#[derive(Debug)]
+pub struct Process {
+    /// As the host sees it; `None` before its start is known and after its end.
+    pub pid: Option<Pid>,
+    /// Once it has ended.
+    pub status: Option<i32>,
+    /// Our ends.
+    pub io: Io,
+    /// Of a pea, while it lives.
+    pub boxed: Option<PeaBox>,
+    /// A root file system of its own.
+    pub pea: bool,
+    number: u64,
+}
+
+/// All of a container's.
+#[derive(Debug, Default)]
+pub struct Processes {
+    by_id: HashMap<String, Process>,
+    by_pid: HashMap<Pid, String>,
+    /// Oldest first.
+    ended: VecDeque<String>,
+    count: u64,
+}
+
+impl Processes {
+    /// One that is about to start.
+    pub fn insert(&mut self, id: String, io: Io, boxed: Option<PeaBox>) {
+        self.count += 1;
+        let pea = boxed.is_some();
+        let process = Process { pid: None, status: None, io, boxed, pea, number: self.count };
+        self.by_id.insert(id, process);
+    }
+
+    /// By its id.
+    pub fn get(&self, id: &str) -> Option<&Process> {
+        self.by_id.get(id)
+    }
+
+    /// By its id.
+    pub fn get_mut(&mut self, id: &str) -> Option<&mut Process> {
+        self.by_id.get_mut(id)
+    }
+
+    /// It runs.
+    pub fn started(&mut self, id: &str, pid: Pid) -> Option<&Process> {
+        let process = self.by_id.get_mut(id)?;
+        process.pid = Some(pid);
+        self.by_pid.insert(pid, id.to_owned());
+        Some(process)
+    }
+
+    /// It never started.
+    pub fn remove(&mut self, id: &str) {
+        self.by_id.remove(id);
+    }
+
+    /// One of ours ended: its id, and what is to be closed now. `None`: not one of ours.
+    pub fn exited(&mut self, pid: Pid, status: i32) -> Option<(String, Option<PeaBox>)> {
+        let id = self.by_pid.remove(&pid)?;
+        let process = self.by_id.get_mut(&id)?;
+        process.pid = None;
+        process.status = Some(status);
+        process.io.close_stdin();
+        let boxed = process.boxed.take();
+        self.ended.push_back(id.clone());
+        if self.ended.len() > ENDED_KEPT
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            self.by_id.remove(&oldest);
+        }
+        Some((id, boxed))
+    }
+
+    /// Does any run?
+    pub fn any_alive(&self) -> bool {
+        !self.by_pid.is_empty()
+    }
+
+    /// Let all that they hold go.
+    pub fn clear(&mut self) {
+        self.by_id.clear();
+    }
+
+    /// All of them, oldest first.
+    pub fn states(&self) -> Vec<ProcessState> {
+        let mut all: Vec<_> = self.by_id.iter().collect();
+        all.sort_unstable_by_key(|(_, process)| process.number);
+        let state =
+            |(id, p): (&String, &Process)| ProcessState { id: id.clone(), status: p.status, pea: p.pea };
+        all.into_iter().map(state).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pid(n: usize) -> Pid {
+        Pid::from_raw(i32::try_from(n).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_oldest_of_many_ended_ones_are_forgotten_and_no_living_one() {
+        let mut all = Processes::default();
+        let nothing = || Io::Terminal(None);
+        all.insert("lives".to_owned(), nothing(), None);
+        all.started("lives", pid(1));
+        for n in 2..ENDED_KEPT + 12 {
+            all.insert(n.to_string(), nothing(), None);
+            all.started(&n.to_string(), pid(n));
+            assert_eq!(all.exited(pid(n), 3).unwrap().0, n.to_string());
+        }
+        assert!(all.exited(pid(2), 0).is_none() && all.any_alive());
+        assert!(all.get("lives").unwrap().status.is_none());
+        assert!(all.get("11").is_none());
+        assert_eq!(all.get("12").unwrap().status, Some(3));
+        let states = all.states();
+        assert_eq!(states.len(), ENDED_KEPT + 1);
+        assert_eq!((states[0].id.as_str(), states[1].id.as_str()), ("lives", "12"));
+    }
+
+    #[test]
+    fn what_is_closed_is_not_handed_out() {
+        let (mut io, _theirs) = pipes(0).unwrap();
+        assert_eq!((io.fds().len(), io.stdin()), (3, true));
+        io.close_stdin();
+        assert_eq!((io.fds().len(), io.stdin()), (2, false));
+        assert!(io.resize(Window { columns: 1, rows: 1 }).is_err());
+        io.release();
+        assert!(io.fds().is_empty());
+    }
+}
