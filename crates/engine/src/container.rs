@@ -6,12 +6,14 @@
 //!               └→ broken ──┘       pid 1 or the keeper died, or the end did not come in time
 //! ```
 
+use crate::metrics::Pea;
 use crate::process::Process;
 use crate::record::{Phase, Record};
-use crate::{Error, Result};
+use crate::{Error, Result, Shared};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use wardian_runtime::client::Keeper;
+use wardian_runtime::stats::Files;
 
 /// So many ended processes are remembered, as their keeper does: their ids are taken and their statuses known.
 const ENDED_KEPT: usize = 1000;
@@ -23,6 +25,8 @@ pub struct Container {
     pub id: String,
     /// What clients call it.
     pub handle: String,
+    /// Where its numbers are.
+    files: OnceLock<Files>,
     inner: Mutex<Inner>,
 }
 
@@ -38,8 +42,8 @@ struct Inner {
     processes: BTreeMap<String, Process>,
     /// Ids of those that have ended, oldest first.
     ended: VecDeque<String>,
-    /// Process id → root file system of the living peas.
-    peas: BTreeMap<String, String>,
+    /// The living peas by process id.
+    peas: BTreeMap<String, Pea>,
     broken: Option<String>,
     destroying: bool,
 }
@@ -60,7 +64,7 @@ impl Container {
             broken: None,
             destroying: false,
         };
-        Self { id, handle, inner: Mutex::new(inner) }
+        Self { id, handle, files: OnceLock::new(), inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -211,12 +215,29 @@ impl Container {
     }
 
     /// A pea lives.
-    pub fn add_pea(&self, process: &str, rootfs: &str) {
-        self.lock().peas.insert(process.to_owned(), rootfs.to_owned());
+    pub fn add_pea(&self, process: &str, pea: Pea) {
+        self.lock().peas.insert(process.to_owned(), pea);
     }
 
-    /// It does not any more: whoever gets its root file system cleans up.
-    pub fn take_pea(&self, process: &str) -> Option<String> {
+    /// It does not any more: whoever gets it cleans up.
+    pub fn take_pea(&self, process: &str) -> Option<Pea> {
         self.lock().peas.remove(process)
+    }
+
+    /// The living peas by process id.
+    pub fn peas(&self) -> Vec<(String, Pea)> {
+        self.lock().peas.iter().map(|(id, pea)| (id.clone(), pea.clone())).collect()
+    }
+
+    /// Where its numbers are.
+    pub fn files(&self, shared: &Shared) -> &Files {
+        self.files.get_or_init(|| Files::new(&shared.cgroups, &self.id, true))
+    }
+
+    /// Whether the kernel has killed something in it, or in a pea of it, for want of memory.
+    pub fn is_out_of_memory(&self, shared: &Shared) -> bool {
+        self.record().out_of_memory
+            || self.files(shared).oom_kills() > 0
+            || self.peas().iter().any(|(_, pea)| pea.is_out_of_memory(shared, &self.id))
     }
 }

@@ -3,6 +3,7 @@
 use crate::container::Container;
 use crate::history::{Kind, Timeline};
 use crate::keepers::Waiting;
+use crate::metrics::since_boot;
 use crate::record::{Phase, Record, VERSION};
 use crate::spec::{BindMount, ContainerSpec, Limits};
 use crate::{Engine, Error, Result, Shared};
@@ -123,6 +124,9 @@ impl Engine {
             properties: spec.properties.clone(),
             stopped: false,
             made: None,
+            made_ns: 0,
+            limits: spec.limits,
+            out_of_memory: false,
         };
         let mut containers = self.shared.lock();
         if containers.contains_key(&spec.handle) {
@@ -172,6 +176,7 @@ impl Engine {
         container.update(
             |record| {
                 record.phase = Phase::Created;
+                record.made_ns = since_boot();
                 record.properties.insert("garden.state".to_owned(), "created".to_owned());
                 record.made = Some(timeline.operation(Kind::Create, &record.handle, &record.id, None));
             },

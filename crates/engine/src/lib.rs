@@ -8,6 +8,7 @@ mod destroy;
 mod error;
 mod history;
 mod keepers;
+mod metrics;
 mod output;
 mod pool;
 mod process;
@@ -19,6 +20,7 @@ mod spec;
 
 pub use error::{Error, Result};
 pub use history::{Kind, Life, Operation, Step};
+pub use metrics::Metrics;
 pub use output::{Output, Stream};
 pub use process::{Input, Process};
 pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec, Window};
@@ -56,6 +58,8 @@ pub struct Config {
     pub gc_threshold: Option<u64>,
     /// Set no_new_privs on every process of unprivileged containers.
     pub no_new_privileges: bool,
+    /// Percent of a processor that one share entitles to; 0: from the host's processors and memory.
+    pub cpu_entitlement_per_share: f64,
 }
 
 /// The engine; clones share it.
@@ -81,6 +85,8 @@ struct Shared {
     mapping: Vec<(u32, u32, u32)>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     history: History,
+    /// See [`Config::cpu_entitlement_per_share`].
+    entitlement_per_share: f64,
     /// Held while a slow operation is looked at.
     looking: Arc<tokio::sync::Mutex<()>>,
     /// One server per run directory; held until the end.
@@ -163,7 +169,10 @@ impl Engine {
         Ok(Capacity {
             memory_bytes: memory.totalram * u64::from(memory.mem_unit),
             disk_bytes: disk.f_blocks * disk.f_frsize,
-            max_containers: self.shared.config.max_containers,
+            max_containers: match self.shared.config.max_containers {
+                0 => u64::MAX,
+                bound => bound,
+            },
         })
     }
 
@@ -198,14 +207,25 @@ impl Engine {
         let broken = container.broken();
         Ok(Info {
             state: if record.stopped || broken.is_some() { "stopped" } else { "active" }.to_owned(),
-            events: broken
-                .map(|reason| format!("broken: {reason}"))
+            events: container
+                .is_out_of_memory(&self.shared)
+                .then(|| "Out of memory".to_owned())
                 .into_iter()
+                .chain(broken.map(|reason| format!("broken: {reason}")))
                 .chain(self.shared.store.writeback_error(&container.id))
                 .collect(),
             container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
             properties: record.properties,
         })
+    }
+
+    /// What several say of themselves.
+    pub fn bulk_info(&self, handles: Vec<String>) -> BTreeMap<String, Result<Info>> {
+        let info = |handle: String| {
+            let info = self.info(&handle);
+            (handle, info)
+        };
+        handles.into_iter().map(info).collect()
     }
 
     /// What its last create and destroy were made of; it need not live any more.
@@ -336,6 +356,10 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     Ok(Shared {
         pairs: Pool::new("pairs", READY, make).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, || namespace::pair(&[], &[])).map_err(fail)?,
+        entitlement_per_share: match config.cpu_entitlement_per_share {
+            given if given > 0.0 => given,
+            _ => metrics::default_per_share(),
+        },
         config,
         boot_id,
         records,

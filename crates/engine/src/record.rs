@@ -9,6 +9,7 @@
 //! └── peas/<root fs id>     holds the process id of a living pea; its bundle as <root fs id>.json
 //! ```
 
+use crate::Limits;
 use crate::history::Operation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,6 +41,15 @@ pub struct Record {
     /// How it was made, once it is; records of earlier servers have none.
     #[serde(default)]
     pub made: Option<Operation>,
+    /// When it was made: nanoseconds since boot. 0 in records of earlier servers.
+    #[serde(default)]
+    pub made_ns: u64,
+    /// Its limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Something in a pea that is gone was killed for want of memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
 }
 
 /// How far a container has got.

@@ -1,6 +1,7 @@
 //! After a start: find the containers that live, undo what was half made.
 
 use crate::container::Container;
+use crate::metrics::{Pea, changed_since_boot};
 use crate::process::Process;
 use crate::record::{Phase, Record};
 use crate::{Engine, destroy};
@@ -91,13 +92,14 @@ impl Engine {
     /// Root file systems of peas whose process is known to have ended are let go.
     fn restore_peas(&self, container: &Arc<Container>) {
         for pea in self.shared.records.peas(&container.id) {
-            let process =
-                std::fs::read_to_string(self.shared.records.path(&container.id).join("peas").join(&pea));
+            let record = self.shared.records.path(&container.id).join("peas").join(&pea);
+            let process = std::fs::read_to_string(&record);
             let process = process.ok().and_then(|id| container.process(&id).ok());
             match process.filter(|p| p.status().is_none()) {
                 Some(process) => {
                     process.needs_cleaning();
-                    container.add_pea(process.id(), &pea);
+                    let made_ns = changed_since_boot(&record);
+                    container.add_pea(process.id(), Pea { rootfs: pea, made_ns });
                 }
                 None => crate::run::clean_pea(&self.shared, &container.id, &pea),
             }

@@ -2,6 +2,7 @@
 
 use crate::container::Container;
 use crate::create::{assemble, chain, network_files};
+use crate::metrics::{Pea, since_boot};
 use crate::process::Process;
 use crate::spec::{BindMount, ProcessSpec};
 use crate::{Engine, Error, Result, Shared, Transfer};
@@ -101,7 +102,8 @@ impl Engine {
         let answer = match prepared.map_err(|e| Error::failed("pea", e)).flatten() {
             Ok((payload, parts, op)) => {
                 process.needs_cleaning();
-                container.add_pea(process.id(), &pea);
+                let made = Pea { rootfs: pea.clone(), made_ns: since_boot() };
+                container.add_pea(process.id(), made);
                 let mut fds = vec![payload.as_fd(), parts.config.as_fd(), parts.rootfs.as_fd()];
                 fds.extend(parts.binds.iter().map(AsFd::as_fd));
                 fds.extend(parts.entry.fds());
@@ -119,9 +121,15 @@ impl Engine {
     /// A pea that has ended: end what it left behind, let its root file system go, then tell.
     pub(crate) fn after_pea(&self, container: &Arc<Container>, process: &Process) {
         let Some(pea) = container.take_pea(process.id()) else { return };
-        let (shared, id, process) = (self.shared.clone(), container.id.clone(), process.clone());
+        let (shared, container, process) = (self.shared.clone(), container.clone(), process.clone());
         tokio::task::spawn_blocking(move || {
-            clean_pea(&shared, &id, &pea);
+            // Its cgroup's count goes with it.
+            if pea.is_out_of_memory(&shared, &container.id) {
+                let save = |record: &crate::record::Record| shared.records.save(record);
+                // A container that ends needs it no more.
+                drop(container.update(|record| record.out_of_memory = true, save));
+            }
+            clean_pea(&shared, &container.id, &pea.rootfs);
             process.cleaned();
         });
     }
@@ -257,7 +265,7 @@ async fn connect(
     }
 }
 
-type Pea = (OwnedFd, crate::create::Parts, Op);
+type PreparedPea = (OwnedFd, crate::create::Parts, Op);
 
 fn prepare_pea(
     shared: &Shared,
@@ -265,7 +273,7 @@ fn prepare_pea(
     spec: &ProcessSpec,
     mut exec: Exec,
     pea: &str,
-) -> Result<Pea> {
+) -> Result<PreparedPea> {
     let record = container.record();
     let uri = spec.image.as_deref().unwrap_or_default();
     let image = shared.store.image(uri).map_err(|e| Error::failed("creating-volume", chain(&e)))?;
@@ -299,7 +307,7 @@ fn prepare_pea(
 }
 
 /// Where a pea runs.
-fn pea_cgroup(container: &str, pea: &str, own: bool) -> String {
+pub fn pea_cgroup(container: &str, pea: &str, own: bool) -> String {
     if own { format!("{container}.{pea}") } else { format!("{container}/{pea}") }
 }
 

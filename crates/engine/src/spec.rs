@@ -1,5 +1,6 @@
 //! What a caller asks of the engine. Plain data, no wire format.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -23,7 +24,8 @@ pub struct ContainerSpec {
 }
 
 /// Limits of a container or a pea; zero means none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// Bytes of memory, swap included.
     pub memory_bytes: u64,
@@ -107,6 +109,6 @@ pub struct Capacity {
     pub memory_bytes: u64,
     /// Bytes of the store's file system.
     pub disk_bytes: u64,
-    /// Most containers at a time.
+    /// Most containers at a time; `u64::MAX`: no bound but the host's.
     pub max_containers: u64,
 }

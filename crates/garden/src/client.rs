@@ -3,7 +3,8 @@
 use crate::hijack::{Duplex, dial};
 use crate::process::{Io, Process};
 use crate::wire::{
-    Capacity, ContainerInfo, ContainerSpec, Created, HandleList, History, ProcessSpec, PropertyValue, Stop,
+    BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
+    DiskLimits, HandleList, History, MemoryLimits, Metrics, ProcessSpec, PropertyValue, Stop,
 };
 use crate::{Error, Result, decode, encode};
 use bytes::{Buf, Bytes, BytesMut};
@@ -20,6 +21,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// Longest JSON reply.
@@ -105,8 +107,48 @@ impl Client {
 
     /// What it says of itself.
     pub async fn info(&self, handle: &str) -> Result<ContainerInfo> {
-        let reply = self.call("GET", &container(handle, "/info"), None).await?;
-        serde_json::from_slice(&reply).map_err(|error| Error::Response(error.to_string()))
+        self.exact(&container(handle, "/info")).await
+    }
+
+    /// What several of them say of themselves, by handle; one that is not known has an error.
+    pub async fn bulk_info(&self, handles: &[&str]) -> Result<BTreeMap<String, BulkInfo>> {
+        self.exact(&bulk("bulk_info", handles)).await
+    }
+
+    /// What it uses. A pea's process id does for a handle.
+    pub async fn metrics(&self, handle: &str) -> Result<Metrics> {
+        self.exact(&container(handle, "/metrics")).await
+    }
+
+    /// What several of them use, by handle; one that is not known has an error.
+    pub async fn bulk_metrics(&self, handles: &[&str]) -> Result<BTreeMap<String, BulkMetrics>> {
+        self.exact(&bulk("bulk_metrics", handles)).await
+    }
+
+    /// Its processor shares, in `limit_in_shares`.
+    pub async fn cpu_limits(&self, handle: &str) -> Result<CpuLimits> {
+        self.get(&container(handle, "/limits/cpu")).await
+    }
+
+    /// Its memory.
+    pub async fn memory_limits(&self, handle: &str) -> Result<MemoryLimits> {
+        self.get(&container(handle, "/limits/memory")).await
+    }
+
+    /// Garden servers never fill this.
+    pub async fn disk_limits(&self, handle: &str) -> Result<DiskLimits> {
+        self.get(&container(handle, "/limits/disk")).await
+    }
+
+    /// Garden servers never fill this.
+    pub async fn bandwidth_limits(&self, handle: &str) -> Result<BandwidthLimits> {
+        self.get(&container(handle, "/limits/bandwidth")).await
+    }
+
+    /// How long it lives without a caller. Zero: until a moment from now.
+    pub async fn set_grace_time(&self, handle: &str, grace: Duration) -> Result<()> {
+        let nanoseconds = i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX);
+        self.call("PUT", &container(handle, "/grace_time"), Some(encode(&nanoseconds))).await.map(drop)
     }
 
     /// What its last create and destroy were made of; it need not live any more. Wardian's own.
@@ -182,6 +224,12 @@ impl Client {
         parse(&self.call("GET", path, None).await?)
     }
 
+    /// A reply whose names are written in one way only.
+    async fn exact<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let reply = self.call("GET", path, None).await?;
+        serde_json::from_slice(&reply).map_err(|error| Error::Response(error.to_string()))
+    }
+
     async fn call(&self, method: &str, path: &str, body: Option<Vec<u8>>) -> Result<Bytes> {
         let mut request = request(method, path);
         if body.is_some() {
@@ -244,6 +292,11 @@ fn parse<T: DeserializeOwned>(reply: &[u8]) -> Result<T> {
 
 fn container(handle: &str, rest: &str) -> String {
     format!("/containers/{}{rest}", escape(handle))
+}
+
+/// Handles are joined by commas, and the commas escaped, as the Go client does it.
+fn bulk(what: &str, handles: &[&str]) -> String {
+    format!("/containers/{what}?handles={}", escape(&handles.join(",")))
 }
 
 fn property(handle: &str, key: &str) -> String {
@@ -353,5 +406,6 @@ mod tests {
     #[test]
     fn paths_are_escaped() {
         assert_eq!(property("h/1", "a b+%"), "/containers/h%2F1/properties/a%20b%2B%25");
+        assert_eq!(bulk("bulk_info", &["a", "b&"]), "/containers/bulk_info?handles=a%2Cb%26");
     }
 }

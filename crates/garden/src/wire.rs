@@ -2,6 +2,10 @@
 //!
 //! Fields that Go omits when they are zero are omitted here too; nested objects are always sent.
 
+mod metrics;
+
+pub use metrics::{BulkInfo, BulkMetrics, CPUStat, DiskStat, MemoryStat, Metrics, NetworkStat, PidStat};
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

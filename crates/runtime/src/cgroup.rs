@@ -150,6 +150,24 @@ impl Cgroups {
         hierarchy.path.join(&self.top).join(id)
     }
 
+    /// Where `id` is in the hierarchy that has this controller, and whether that is v1; `None`: none has it.
+    pub fn place(&self, controller: &str, id: &str) -> Option<(PathBuf, bool)> {
+        let v1 = self.hierarchies.v1.iter().find(|h| h.name.split(',').any(|c| c == controller));
+        // On a hybrid host the v2 hierarchy has no controllers.
+        let v2 = self.hierarchies.v2.as_ref().filter(|_| self.is_v2());
+        v1.or(v2).map(|hierarchy| (self.dir(hierarchy, id), v1.is_some()))
+    }
+
+    /// Whether there is nothing but v2.
+    pub fn is_v2(&self) -> bool {
+        self.hierarchies.v1.is_empty()
+    }
+
+    /// What this host shows of shares: v2 knows only weights.
+    pub fn shown_shares(&self, shares: u64) -> u64 {
+        if shares > 0 && self.is_v2() { weight(shares) } else { shares }
+    }
+
     /// Make the cgroup `id` with its limits and open the way in.
     ///
     /// # Errors

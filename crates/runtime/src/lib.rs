@@ -4,4 +4,5 @@ pub mod bundle;
 pub mod caps;
 pub mod cgroup;
 pub mod client;
+pub mod stats;
 pub mod wire;

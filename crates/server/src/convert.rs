@@ -1,9 +1,10 @@
 //! From the wire to the engine. What the engine cannot do yet is refused here, by name: nothing that a caller
 //! asks for is quietly left out.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use wardian_engine as engine;
-use wardian_garden::wire;
+use wardian_garden::{ErrorBody, ErrorKind, wire};
 
 type Refusal = String;
 
@@ -126,6 +127,71 @@ fn bind_mounts(mounts: Vec<wire::BindMount>) -> Result<Vec<engine::BindMount>, R
             })
         })
         .collect()
+}
+
+/// The handles of a bulk request: joined by commas. Without any, none.
+pub(crate) fn handles(query: &BTreeMap<String, String>) -> Vec<String> {
+    let joined = query.get("handles").map_or("", String::as_str);
+    if joined.is_empty() { Vec::new() } else { joined.split(',').map(str::to_owned).collect() }
+}
+
+pub(crate) fn info(info: engine::Info) -> wire::ContainerInfo {
+    wire::ContainerInfo {
+        state: info.state,
+        events: Some(info.events).filter(|events| !events.is_empty()),
+        container_path: info.container_path,
+        properties: Some(info.properties),
+        mapped_ports: Some(Vec::new()),
+        ..wire::ContainerInfo::default()
+    }
+}
+
+pub(crate) fn metrics(metrics: &engine::Metrics) -> wire::Metrics {
+    let stats = &metrics.stats;
+    let mut memory_stat = wire::MemoryStat {
+        total_usage_toward_limit: stats.memory.towards_limit(),
+        ..wire::MemoryStat::default()
+    };
+    stats.memory.values().for_each(|(name, value)| memory_stat.set(name, value));
+    wire::Metrics {
+        memory_stat,
+        cpu_stat: wire::CPUStat { usage: stats.cpu.usage, user: stats.cpu.user, system: stats.cpu.system },
+        disk_stat: wire::DiskStat {
+            total_bytes_used: metrics.disk_image_bytes + metrics.disk_exclusive_bytes,
+            exclusive_bytes_used: metrics.disk_exclusive_bytes,
+            ..wire::DiskStat::default()
+        },
+        // It has no network that could be counted.
+        network_stat: None,
+        pid_stat: wire::PidStat { current: stats.pids, max: metrics.pids_max },
+        age: i64::try_from(metrics.age.as_nanos()).unwrap_or(i64::MAX),
+        cpu_entitlement: metrics.cpu_entitlement,
+    }
+}
+
+/// In bulk, errors are text alone.
+fn plain(error: &engine::Error) -> ErrorBody {
+    ErrorBody::new(ErrorKind::Other, error.to_string())
+}
+
+pub(crate) fn bulk_info(
+    (handle, result): (String, engine::Result<engine::Info>),
+) -> (String, wire::BulkInfo) {
+    let entry = match result {
+        Ok(found) => wire::BulkInfo { info: info(found), err: None },
+        Err(error) => wire::BulkInfo { err: Some(plain(&error)), ..wire::BulkInfo::default() },
+    };
+    (handle, entry)
+}
+
+pub(crate) fn bulk_metrics(
+    (handle, result): (String, engine::Result<engine::Metrics>),
+) -> (String, wire::BulkMetrics) {
+    let entry = match result {
+        Ok(found) => wire::BulkMetrics { metrics: metrics(&found), err: None },
+        Err(error) => wire::BulkMetrics { err: Some(plain(&error)), ..wire::BulkMetrics::default() },
+    };
+    (handle, entry)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{EXPECT, ORIGIN};
 use hyper::{Request, StatusCode};
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,7 +118,25 @@ async fn answer(
             engine.destroy(handle).await?;
             done()
         }
-        Route::Info => info(engine.info(handle)?),
+        Route::Info => json(&convert::info(engine.info(handle)?)),
+        Route::BulkInfo => {
+            let handles = convert::handles(&query(request.uri().query()));
+            json(&engine.bulk_info(handles).into_iter().map(convert::bulk_info).collect::<BTreeMap<_, _>>())
+        }
+        Route::Metrics => json(&convert::metrics(&engine.metrics(handle).await?)),
+        Route::BulkMetrics => {
+            let handles = convert::handles(&query(request.uri().query()));
+            let metrics = engine.bulk_metrics(handles).await;
+            json(&metrics.into_iter().map(convert::bulk_metrics).collect::<BTreeMap<_, _>>())
+        }
+        // Garden servers never say these, whether there is such a container or not.
+        Route::BandwidthLimits | Route::DiskLimits => done(),
+        Route::CpuLimits => {
+            json(&wire::CpuLimits { limit_in_shares: engine.limits(handle)?.cpu_shares, weight: 0 })
+        }
+        Route::MemoryLimits => {
+            json(&wire::MemoryLimits { limit_in_bytes: engine.limits(handle)?.memory_bytes })
+        }
         Route::Stop => {
             let stop: wire::Stop = read(request, BODY_LIMIT).await?;
             engine.stop(handle, stop.kill).await?;
@@ -160,17 +179,6 @@ async fn answer(
         Route::Unsupported(name) => return Err(Failure::Refused(format!("{name} is not supported yet"))),
     };
     Ok(reply.into())
-}
-
-fn info(info: wardian_engine::Info) -> Reply {
-    json(&wire::ContainerInfo {
-        state: info.state,
-        events: Some(info.events).filter(|events| !events.is_empty()),
-        container_path: info.container_path,
-        properties: Some(info.properties),
-        mapped_ports: Some(Vec::new()),
-        ..wire::ContainerInfo::default()
-    })
 }
 
 /// Read a JSON body.

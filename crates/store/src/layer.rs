@@ -202,6 +202,8 @@ pub(crate) struct Layer {
     pub(crate) instance: String,
     /// The mode of its root directory, if it says so.
     pub(crate) root_mode: Option<u32>,
+    /// Bytes of its files.
+    pub(crate) bytes: u64,
     /// Its directory, to see whether it is still in its place.
     inode: u64,
     fs: OwnedFd,
@@ -373,6 +375,7 @@ fn open(dir: &OwnedFd, record: &Record) -> Result<Arc<Layer>, Error> {
         chain: record.chain_id.clone(),
         instance: record.instance.clone(),
         root_mode: record.root_mode,
+        bytes: record.bytes,
         inode,
         fs,
         mounts: Mutex::default(),

@@ -33,6 +33,7 @@ pub mod format;
 pub mod image;
 pub mod layer;
 pub mod layout;
+mod measure;
 mod pool;
 mod progress;
 mod reaper;
@@ -55,6 +56,7 @@ use std::time::Duration;
 pub use collect::Collected;
 pub use error::{Error, Result};
 pub use image::Named;
+pub use measure::Measured;
 pub use progress::{LayerProgress, Phase, Progress};
 pub use record::{Record as RootfsRecord, Used};
 pub use rootfs::Rootfs;
@@ -65,6 +67,7 @@ use fail::fail_point;
 use flight::Flights;
 use layer::{Identity, Layer};
 use layout::{Layout, Lock, Role};
+use measure::Measurer;
 use pool::{Pair, Pool};
 use reaper::{Item, Place, Reaper};
 use record::Record;
@@ -147,6 +150,7 @@ struct Inner {
     lock: Mutex<Option<Lock>>,
     reaper: Reaper,
     durability: Arc<Durability>,
+    measurer: Measurer,
     door: Arc<steward::Door>,
     mounter: Mounter,
     pool: Pool,
@@ -182,6 +186,7 @@ impl Store {
         let thread = |name| move |source| Error::Thread { name, source };
         store.0.reaper.start().map_err(thread("reaper"))?;
         steward::start(&store.0).map_err(thread("steward"))?;
+        store.0.measurer.start().map_err(thread("measurer"))?;
         store.0.door.knock();
         Ok(store)
     }
@@ -209,6 +214,7 @@ impl Store {
             Inner {
                 reaper: Reaper::new(Arc::clone(&layout)),
                 durability: Durability::new(Box::new(alarm)),
+                measurer: Measurer::new(Arc::clone(&layout)),
                 door: Arc::default(),
                 mounter: Mounter::default(),
                 pool: Pool::default(),
@@ -372,6 +378,12 @@ impl Store {
         }
     }
 
+    /// The space of a root file system as it is known: measured a while ago, and from now on anew if that is too long
+    /// ago. Touches no file.
+    pub fn measured(&self, id: &str) -> Measured {
+        self.0.measurer.get(id)
+    }
+
     /// The write-back error that a root file system was hit by, with the remedy.
     pub fn writeback_error(&self, id: &str) -> Option<String> {
         lock(&self.0.hit).get(id).cloned()
@@ -409,6 +421,7 @@ impl Inner {
             self.door.stop();
             self.durability.stop();
             self.reaper.stop();
+            self.measurer.stop();
             self.save_used();
             self.remove_spares();
             // An open reference would keep the overlay of a container that lives on from ending with it.
@@ -516,6 +529,7 @@ impl Inner {
             }
         }
         image.touch();
+        self.measurer.made(id, image.layers.iter().map(|layer| layer.bytes).sum());
         Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(name), honest })
     }
 
@@ -540,6 +554,7 @@ impl Inner {
             return;
         }
         fail_point!("rootfs-released");
+        self.measurer.forget(id);
         lock(&self.hit).remove(id);
         let honest = lock(&self.honest).remove(id);
         let Ok(Some(record)) = record else { return };

@@ -16,6 +16,7 @@ use super::*;
 mod collecting;
 mod crashes;
 mod lives;
+mod measuring;
 mod together;
 
 /// Where container root is mapped to in these tests.

@@ -47,6 +47,9 @@ pub struct Args {
     /// Set no_new_privs on every process: set-uid programs gain nothing
     #[arg(long, env = "WARDIAN_NO_NEW_PRIVILEGES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_new_privileges: Option<bool>,
+    /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]
+    #[arg(long, value_name = "PERCENT", env = "WARDIAN_CPU_ENTITLEMENT_PER_SHARE", value_parser = percent)]
+    cpu_entitlement_per_share: Option<f64>,
     /// The keeper program [default: wardian-keeper beside this program, else in /usr/lib/wardian]
     #[arg(long, value_name = "PATH", env = "WARDIAN_KEEPER")]
     keeper: Option<PathBuf>,
@@ -68,11 +71,12 @@ struct File {
     max_containers: Option<u64>,
     gc_threshold: Option<u64>,
     no_new_privileges: Option<bool>,
+    cpu_entitlement_per_share: Option<f64>,
     keeper: Option<PathBuf>,
 }
 
 /// What the server starts with.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 struct Settings {
     listen: Vec<String>,
     root: PathBuf,
@@ -83,6 +87,7 @@ struct Settings {
     max_containers: u64,
     gc_threshold: Option<u64>,
     no_new_privileges: bool,
+    cpu_entitlement_per_share: f64,
     keeper: Option<PathBuf>,
 }
 
@@ -91,6 +96,18 @@ fn octal(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(digits, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err(format!("{text:?} is not an octal file mode")),
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    checked_percent(text.parse().map_err(|_| format!("{text:?} is not a number"))?)
+}
+
+fn checked_percent(value: f64) -> Result<f64, String> {
+    if value.is_finite() && value >= 0.0 {
+        Ok(value)
+    } else {
+        Err(format!("cpu-entitlement-per-share: {value} is not a percentage"))
     }
 }
 
@@ -113,6 +130,14 @@ impl Args {
             max_containers: self.max_containers.or(file.max_containers).unwrap_or(0),
             gc_threshold: self.gc_threshold.or(file.gc_threshold),
             no_new_privileges: self.no_new_privileges.or(file.no_new_privileges).unwrap_or(false),
+            cpu_entitlement_per_share: self
+                .cpu_entitlement_per_share
+                .or(file
+                    .cpu_entitlement_per_share
+                    .map(checked_percent)
+                    .transpose()
+                    .map_err(anyhow::Error::msg)?)
+                .unwrap_or(0.0),
             keeper: self.keeper.or(file.keeper),
         })
     }
@@ -166,6 +191,7 @@ async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
         max_containers: settings.max_containers,
         gc_threshold: settings.gc_threshold,
         no_new_privileges: settings.no_new_privileges,
+        cpu_entitlement_per_share: settings.cpu_entitlement_per_share,
     };
     let engine = Engine::start(config).await.context("start the engine")?;
     let options = SocketOptions {

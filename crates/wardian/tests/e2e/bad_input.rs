@@ -145,17 +145,10 @@ async fn bad_requests() {
     let wrong = status("PUT /containers", "");
     assert!(wrong.starts_with("HTTP/1.1 405 ") && wrong.contains("\r\nAllow: POST, GET\r\n"), "{wrong}");
     for line in [
-        "GET /containers/bulk_info",
-        "GET /containers/bulk_metrics",
-        "GET /containers/b/metrics",
         "POST /containers/b/net/in",
         "POST /containers/b/net/out",
         "POST /containers/b/net/out/bulk",
         "PUT /containers/b/grace_time",
-        "GET /containers/b/limits/memory",
-        "GET /containers/b/limits/cpu",
-        "GET /containers/b/limits/disk",
-        "GET /containers/b/limits/bandwidth",
     ] {
         let reply = status(line, "");
         assert!(reply.starts_with("HTTP/1.1 500 ") && reply.contains("not supported yet"), "{line}: {reply}");

@@ -9,6 +9,7 @@ mod doctor;
 mod images;
 mod isolation;
 mod lifecycle;
+mod metrics;
 mod peas;
 mod record;
 mod rootfs;

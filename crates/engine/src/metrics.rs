@@ -1,0 +1,206 @@
+//! What containers and peas use, read from their cgroups.
+
+use crate::container::Container;
+use crate::record::{Phase, Record};
+use crate::run::pea_cgroup;
+use crate::{Engine, Error, Limits, Result, Shared};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use wardian_runtime::stats::{Files, Stats};
+
+/// So many containers are read by one thread before another one is worth its wake-up.
+const CHUNK: usize = 64;
+
+/// What a container or a pea uses.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// Memory, processor time, processes.
+    pub stats: Stats,
+    /// Bytes on the disk that it wrote, as they were measured a while ago.
+    pub disk_exclusive_bytes: u64,
+    /// Bytes of its image's layers.
+    pub disk_image_bytes: u64,
+    /// Most processes; 0: no limit.
+    pub pids_max: u64,
+    /// Since it was made.
+    pub age: Duration,
+    /// Nanoseconds of processor time it is entitled to by its shares and its age; 0 for a pea.
+    pub cpu_entitlement: u64,
+}
+
+/// A pea that lives.
+#[derive(Debug, Clone)]
+pub struct Pea {
+    /// Its root file system, which names its cgroup.
+    pub rootfs: String,
+    /// When it was made: nanoseconds since boot.
+    pub made_ns: u64,
+}
+
+impl Pea {
+    /// Its cgroup is below its container's, or, with limits of its own, beside it.
+    pub fn files(&self, shared: &Shared, container: &str) -> [Files; 2] {
+        [true, false].map(|own| Files::new(&shared.cgroups, &pea_cgroup(container, &self.rootfs, own), false))
+    }
+
+    /// Whether the kernel killed something in it for want of memory.
+    pub fn is_out_of_memory(&self, shared: &Shared, container: &str) -> bool {
+        self.files(shared, container).iter().any(|files| files.oom_kills() > 0)
+    }
+}
+
+type Peas = HashMap<String, (Arc<Container>, Pea)>;
+
+impl Engine {
+    /// What a container uses, or the pea whose process has this id.
+    ///
+    /// # Errors
+    /// Neither is known, or its cgroup cannot be read.
+    pub async fn metrics(&self, handle: &str) -> Result<Metrics> {
+        let (engine, handle) = (self.clone(), handle.to_owned());
+        let read = move || engine.read_metrics(&handle, &mut None);
+        tokio::task::spawn_blocking(read).await.map_err(|e| Error::failed("metrics", e))?
+    }
+
+    /// The same for several.
+    pub async fn bulk_metrics(&self, handles: Vec<String>) -> BTreeMap<String, Result<Metrics>> {
+        let chunks = handles.chunks(CHUNK).map(|handles| {
+            let (engine, handles) = (self.clone(), handles.to_vec());
+            tokio::task::spawn_blocking(move || {
+                let mut peas = None;
+                let read = |handle: String| {
+                    let metrics = engine.read_metrics(&handle, &mut peas);
+                    (handle, metrics)
+                };
+                handles.into_iter().map(read).collect::<Vec<_>>()
+            })
+        });
+        let chunks: Vec<_> = chunks.collect();
+        let mut all = BTreeMap::new();
+        for chunk in chunks {
+            // A panic in there is told by the log; its handles are missing.
+            all.extend(chunk.await.unwrap_or_default());
+        }
+        all
+    }
+
+    /// `peas` is filled when a handle is no container's.
+    fn read_metrics(&self, handle: &str, peas: &mut Option<Peas>) -> Result<Metrics> {
+        let unknown = || Error::UnknownHandle(handle.to_owned());
+        let container = self.find(handle).ok().filter(|c| c.record().phase != Phase::Creating);
+        if let Some(container) = container {
+            let record = container.record();
+            let stats = stats(handle, &[container.files(&self.shared)])?;
+            let shares = record.limits.cpu_shares;
+            let age = age(&record);
+            return Ok(Metrics {
+                stats,
+                pids_max: record.limits.pids,
+                age,
+                cpu_entitlement: entitlement(shares, self.shared.entitlement_per_share, age),
+                ..self.disk(&container.id)
+            });
+        }
+        let (container, pea) = peas.get_or_insert_with(|| self.peas()).get(handle).ok_or_else(unknown)?;
+        let files = pea.files(&self.shared, &container.id);
+        Ok(Metrics {
+            stats: stats(handle, &[&files[0], &files[1]])?,
+            age: Duration::from_nanos(since_boot().saturating_sub(pea.made_ns)),
+            ..self.disk(&pea.rootfs)
+        })
+    }
+
+    fn disk(&self, rootfs: &str) -> Metrics {
+        let measured = self.shared.store.measured(rootfs);
+        Metrics {
+            disk_exclusive_bytes: measured.exclusive_bytes,
+            disk_image_bytes: measured.image_bytes,
+            ..Metrics::default()
+        }
+    }
+
+    /// All living peas by the ids of their processes. Ids are unique in a container only: of two, one is found.
+    fn peas(&self) -> Peas {
+        let containers: Vec<Arc<Container>> = self.shared.lock().values().cloned().collect();
+        let mut all = Peas::new();
+        for container in containers {
+            all.extend(container.peas().into_iter().map(|(id, pea)| (id, (container.clone(), pea))));
+        }
+        all
+    }
+
+    /// The limits it was made with; shares as this host shows them: v2 knows weights only.
+    ///
+    /// # Errors
+    /// Unknown handle.
+    pub fn limits(&self, handle: &str) -> Result<Limits> {
+        let record = self.find(handle)?.record();
+        if record.phase == Phase::Creating {
+            return Err(Error::UnknownHandle(handle.to_owned()));
+        }
+        let cpu_shares = self.shared.cgroups.shown_shares(record.limits.cpu_shares);
+        Ok(Limits { cpu_shares, ..record.limits })
+    }
+}
+
+/// The first of these cgroups that exists.
+fn stats(handle: &str, places: &[&Files]) -> Result<Stats> {
+    for files in places {
+        match files.read() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            read => return read.map_err(|e| Error::failed("metrics", e)),
+        }
+    }
+    // It has ended between two looks.
+    Err(Error::UnknownHandle(handle.to_owned()))
+}
+
+fn age(record: &Record) -> Duration {
+    if record.made_ns > 0 {
+        return Duration::from_nanos(since_boot().saturating_sub(record.made_ns));
+    }
+    // A record of an earlier server knows only the time of day.
+    let made = record.made.as_ref().map_or(0.0, |made| made.began + made.ms / 1e3);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::try_from_secs_f64(made).unwrap_or(now))
+}
+
+/// Nanoseconds since boot, which no one sets.
+pub fn since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+/// The same of a file's last change.
+pub fn changed_since_boot(file: &std::path::Path) -> u64 {
+    let changed = std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok();
+    let ago = changed.and_then(|then| then.elapsed().ok()).unwrap_or_default();
+    since_boot().saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(0))
+}
+
+/// Percent of a processor for one share, where nobody said: all processors over all memory, in MiB, as a platform that
+/// gives each MiB a share sells the host.
+pub fn default_per_share() -> f64 {
+    let memory = rustix::system::sysinfo();
+    let mebibytes = (memory.totalram * u64::from(memory.mem_unit)) >> 20;
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    processors as f64 * 100.0 / (mebibytes.max(1)) as f64
+}
+
+fn entitlement(shares: u64, per_share: f64, age: Duration) -> u64 {
+    (shares as f64 * (per_share / 100.0) * age.as_nanos() as f64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a real server said: two processors, 24105 MiB.
+    #[test]
+    fn entitlement_is_shares_by_age() {
+        let per_share = 200.0 / 24105.0;
+        assert_eq!(entitlement(100, per_share, Duration::from_nanos(120_468_817)), 999_533);
+        assert_eq!(entitlement(0, per_share, Duration::from_secs(1)), 0);
+    }
+}

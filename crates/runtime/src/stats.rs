@@ -1,0 +1,228 @@
+//! What a cgroup has used, v1 and v2. Where the files are is known once per cgroup; a reading opens them by their paths.
+
+use crate::cgroup::Cgroups;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+
+/// The kernel's name for a cgroup's memory statistics is the same in both versions.
+const MEMORY_STAT: &str = "memory.stat";
+/// Longer than any of these files: v2's `memory.stat` has some 60 lines.
+const LONGEST: usize = 16 << 10;
+
+/// Processor time, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// All of it.
+    pub usage: u64,
+    /// In user space; v1 counts it in ticks of 10 ms.
+    pub user: u64,
+    /// In the kernel; likewise.
+    pub system: u64,
+}
+
+/// The text of a `memory.stat`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory(String);
+
+impl Memory {
+    /// From its text.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// Its lines.
+    pub fn values(&self) -> impl Iterator<Item = (&str, u64)> {
+        flat(&self.0)
+    }
+
+    /// What counts towards the limit, in bytes: all but the page cache that can be dropped at once. As Garden counts it.
+    pub fn towards_limit(&self) -> u64 {
+        let (mut plus, mut minus) = (0_u64, 0);
+        let v1 = self.values().any(|(name, _)| name == "total_rss");
+        for (name, value) in self.values() {
+            match (v1, name) {
+                (true, "total_rss" | "total_cache" | "total_swap")
+                | (false, "file" | "anon" | "swapcached") => {
+                    plus = plus.saturating_add(value);
+                }
+                (true, "total_inactive_file") | (false, "inactive_file") => minus = value,
+                _ => {}
+            }
+        }
+        plus.saturating_sub(minus)
+    }
+}
+
+/// One reading.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Memory.
+    pub memory: Memory,
+    /// Processor time.
+    pub cpu: Cpu,
+    /// Processes and threads in it and below.
+    pub pids: u64,
+}
+
+/// Where a cgroup's numbers are. A file that does not exist is a controller that is not there: its numbers are zero.
+#[derive(Debug, Clone, Default)]
+pub struct Files {
+    memory: Option<PathBuf>,
+    oom: Option<PathBuf>,
+    /// v1: `cpuacct.usage` and `cpuacct.stat`; v2: `cpu.stat` alone.
+    cpu: Vec<PathBuf>,
+    pids: Option<PathBuf>,
+    /// Threads of ours that stand in it and are nobody's business.
+    own: u64,
+}
+
+impl Files {
+    /// Of the cgroup `id`. `keeper`: a keeper's second thread stands in its v1 part, as it does in a container's.
+    pub fn new(cgroups: &Cgroups, id: &str, keeper: bool) -> Self {
+        let file = |controller, v1: &str, v2: &str| {
+            let (dir, is_v1) = cgroups.place(controller, id)?;
+            Some((dir.join(if is_v1 { v1 } else { v2 }), is_v1))
+        };
+        let path = |found: Option<(PathBuf, bool)>| found.map(|(path, _)| path);
+        let pids = file("pids", "pids.current", "pids.current");
+        Self {
+            memory: path(file("memory", MEMORY_STAT, MEMORY_STAT)),
+            oom: path(file("memory", "memory.oom_control", "memory.events")),
+            cpu: match file("cpuacct", "cpuacct.usage", "cpu.stat") {
+                Some((usage, true)) => vec![usage.clone(), usage.with_file_name("cpuacct.stat")],
+                Some((stat, false)) => vec![stat],
+                None => Vec::new(),
+            },
+            own: u64::from(keeper && pids.as_ref().is_some_and(|(_, v1)| *v1)),
+            pids: path(pids),
+        }
+    }
+
+    /// Read them all.
+    ///
+    /// # Errors
+    /// The system's; `NotFound` when the cgroup is gone.
+    pub fn read(&self) -> io::Result<Stats> {
+        let mut buffer = Vec::with_capacity(4096);
+        let mut text = |path: Option<&PathBuf>| -> io::Result<Option<String>> {
+            let Some(path) = path else { return Ok(None) };
+            read(path, &mut buffer)
+        };
+        let pids = text(self.pids.as_ref())?;
+        let memory = text(self.memory.as_ref())?;
+        let cpu = [text(self.cpu.first())?, text(self.cpu.get(1))?];
+        if pids.is_none() && memory.is_none() && cpu[0].is_none() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let ticks = rustix::param::clock_ticks_per_second();
+        Ok(Stats {
+            memory: Memory(memory.unwrap_or_default()),
+            cpu: match cpu {
+                [Some(usage), Some(stat)] => cpu_v1(&usage, &stat, ticks),
+                [Some(stat), None] => cpu_v2(&stat),
+                _ => Cpu::default(),
+            },
+            pids: pids.and_then(|text| number(&text)).unwrap_or(0).saturating_sub(self.own),
+        })
+    }
+
+    /// How many of its processes were killed because there was no memory left: v2 counts those below too, v1 does not.
+    pub fn oom_kills(&self) -> u64 {
+        let text = self.oom.as_ref().and_then(|path| read(path, &mut Vec::new()).ok().flatten());
+        text.map_or(0, |text| oom_kills(&text))
+    }
+}
+
+/// `None`: there is no such file. A cgroup that is being removed answers ENODEV to who has it open.
+fn read(path: &PathBuf, buffer: &mut Vec<u8>) -> io::Result<Option<String>> {
+    buffer.clear();
+    let read = File::open(path).and_then(|file| file.take(LONGEST as u64).read_to_end(buffer));
+    match read {
+        Ok(_) => Ok(Some(String::from_utf8_lossy(buffer).into_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Lines of a name and a number; others are passed over.
+fn flat(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        Some((name, number(value)?))
+    })
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+fn find(text: &str, wanted: &str) -> u64 {
+    flat(text).find(|(name, _)| *name == wanted).map_or(0, |(_, value)| value)
+}
+
+/// From `cpuacct.usage` and `cpuacct.stat`.
+fn cpu_v1(usage: &str, stat: &str, ticks_per_second: u64) -> Cpu {
+    let tick = 1_000_000_000 / ticks_per_second.max(1);
+    Cpu {
+        usage: number(usage).unwrap_or(0),
+        user: find(stat, "user").saturating_mul(tick),
+        system: find(stat, "system").saturating_mul(tick),
+    }
+}
+
+/// From `cpu.stat`, in microseconds.
+fn cpu_v2(stat: &str) -> Cpu {
+    let nanoseconds = |name| find(stat, name).saturating_mul(1000);
+    Cpu {
+        usage: nanoseconds("usage_usec"),
+        user: nanoseconds("user_usec"),
+        system: nanoseconds("system_usec"),
+    }
+}
+
+/// From `memory.oom_control` or `memory.events`.
+fn oom_kills(text: &str) -> u64 {
+    find(text, "oom_kill")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_v1() {
+        let text = "cache 100\nrss 7\ninactive_file 3\ntotal_cache 1000\ntotal_rss 500\ntotal_swap 20\n\
+                    total_inactive_file 300\nhierarchical_memory_limit 9223372036854771712\n";
+        let memory = Memory::new(text.into());
+        assert_eq!(memory.towards_limit(), 1220);
+        assert_eq!(memory.values().next(), Some(("cache", 100)));
+        assert_eq!(memory.values().last(), Some(("hierarchical_memory_limit", 9_223_372_036_854_771_712)));
+    }
+
+    #[test]
+    fn memory_of_v2() {
+        let text = "anon 4096\nfile 8192\nkernel 99\nswapcached 10\ninactive_anon 1\ninactive_file 8000\n";
+        assert_eq!(Memory::new(text.into()).towards_limit(), 4298);
+        // The parts are not counted at one instant.
+        assert_eq!(Memory::new("anon 1\ninactive_file 5\n".into()).towards_limit(), 0);
+        assert_eq!(Memory::default().towards_limit(), 0);
+    }
+
+    #[test]
+    fn processor_time() {
+        let v1 = cpu_v1("31718883\n", "user 1\nsystem 2\n", 100);
+        assert_eq!(v1, Cpu { usage: 31_718_883, user: 10_000_000, system: 20_000_000 });
+        let v2 = cpu_v2("usage_usec 1500\nuser_usec 1000\nsystem_usec 500\nnr_periods 0\n");
+        assert_eq!(v2, Cpu { usage: 1_500_000, user: 1_000_000, system: 500_000 });
+        assert_eq!(cpu_v1("x", "user\n", 0), Cpu::default());
+    }
+
+    #[test]
+    fn kills_for_want_of_memory() {
+        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), 3);
+        assert_eq!(oom_kills("low 0\nhigh 0\nmax 8\noom 2\noom_kill 1\noom_group_kill 0\n"), 1);
+        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\n"), 0);
+    }
+}
