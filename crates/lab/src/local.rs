@@ -85,6 +85,15 @@ impl LocalServer {
         Client::new(&self.address()).context("address of the server")
     }
 
+    /// Kill it (`SIGKILL`) and start it again: from the start until it answers. Containers live on.
+    pub async fn restart(&mut self) -> Result<Duration> {
+        self.child.kill().await.context("kill the server")?;
+        let begin = Instant::now();
+        self.child = spawn(&self.program, self.dir.path(), self.live.path())?;
+        self.ready().await?;
+        Ok(begin.elapsed())
+    }
+
     /// The end of its log.
     fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(log(self.dir.path())).unwrap_or_default();
@@ -114,7 +123,7 @@ impl LocalServer {
                 Err(error) if Instant::now() > until => {
                     bail!("the server does not answer: {error}. Its last words:\n{}", self.log_tail());
                 }
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
             }
         }
     }

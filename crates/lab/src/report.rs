@@ -50,6 +50,14 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The value that so many percent of them do not exceed (nearest rank); 0 of none.
+pub fn percentile(values: &[f64], percent: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
 /// What `wardian lab scale` found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -114,6 +122,15 @@ mod tests {
         assert!((median(&[]) - 0.0).abs() < 1e-9);
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(&[4.0, 1.0]) - 2.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn percentiles() {
+        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        for (percent, expected) in [(0.0, 1.0), (25.0, 50.0), (99.0, 198.0), (100.0, 200.0)] {
+            assert!((percentile(&values, percent) - expected).abs() < 1e-9);
+        }
+        assert!(percentile(&[], 99.0).abs() < 1e-9);
     }
 
     #[test]

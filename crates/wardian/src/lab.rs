@@ -14,7 +14,7 @@ use wardian_lab::{Interrupted, bench, record, scale};
 pub enum Command {
     /// Scale an app from one instance to many, with a health check beside each, and back to none
     Scale(Scale),
-    /// Measure create, run, destroy and the memory they take
+    /// Measure what wardian promises: containers that come and go, or the calls of the Garden API
     Bench(Bench),
     /// Write into overlay mounts, unmount them all, and tell what the unmounts waited for
     Teardown(teardown::Args),
@@ -53,8 +53,20 @@ pub struct Scale {
     json: Option<PathBuf>,
 }
 
+/// What to measure.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Subject {
+    /// Create, run, destroy, and the memory they take
+    Containers,
+    /// Run and attach, output, stream-in, 250 containers at once, a restart
+    Api,
+}
+
 #[derive(Debug, clap::Args)]
 pub struct Bench {
+    /// What to measure
+    #[arg(default_value = "containers")]
+    subject: Subject,
     /// Where the temporary store is made; its file system is the one under test [default: /var/tmp]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -102,7 +114,13 @@ pub fn run(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Bench(args) => {
-            let figures = runtime.block_on(bench::run(&program, args.root.as_deref()))?;
+            let root = args.root.as_deref();
+            let figures = runtime.block_on(async {
+                match args.subject {
+                    Subject::Containers => bench::containers(&program, root).await,
+                    Subject::Api => bench::api(&program, root).await,
+                }
+            })?;
             print!("\n{}", figures.table());
             if let Some(to) = args.json {
                 figures.save(&to)?;

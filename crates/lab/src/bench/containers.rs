@@ -1,5 +1,6 @@
-//! The figures that wardian promises, measured on a server of its own.
+//! Containers: how fast they come, run something and go, and what memory they take.
 
+use super::{Figure, Figures, keepers_of, memory, rss};
 use crate::code::{Code, MEGABYTE, fill};
 use crate::crun::Crun;
 use crate::drive::Instance;
@@ -9,8 +10,6 @@ use crate::progress::Progress;
 use crate::report::{Phase, median};
 use crate::{Interrupted, image, interrupted, scale};
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tokio::task::JoinSet;
@@ -24,83 +23,6 @@ const FOREIGN_MB: usize = 1000;
 const CROWD: usize = 20;
 /// Rounds of the comparison with crun.
 const ROUNDS: usize = 15;
-
-/// One figure.
-#[derive(Debug, Clone, Serialize)]
-pub struct Figure {
-    /// What was measured.
-    pub name: &'static str,
-    /// `ms`, `MB` or `ratio`.
-    pub unit: &'static str,
-    /// What it should be at most.
-    pub goal: Option<f64>,
-    /// Guardian's figure on the same kind of machine.
-    pub guardian: Option<f64>,
-    /// What it is; none when it was skipped.
-    pub measured: Option<f64>,
-}
-
-/// All figures.
-#[derive(Debug, Clone, Serialize)]
-pub struct Figures {
-    /// One by one.
-    pub figures: Vec<Figure>,
-    /// What was skipped and why, and what else is to be known.
-    pub notes: Vec<String>,
-    /// The machine.
-    pub host: Host,
-}
-
-impl Figures {
-    fn put(
-        &mut self,
-        name: &'static str,
-        unit: &'static str,
-        goal: impl Into<Option<f64>>,
-        guardian: impl Into<Option<f64>>,
-        measured: f64,
-    ) {
-        let (goal, guardian) = (goal.into(), guardian.into());
-        eprintln!("  {name}: {measured:.2} {unit}");
-        self.figures.push(Figure { name, unit, goal, guardian, measured: Some(measured) });
-    }
-
-    /// For people.
-    pub fn table(&self) -> String {
-        let mut out = String::new();
-        let _ = writeln!(out, "{:<52} {:>6} {:>9} {:>9} {:>10}", "", "", "goal", "guardian", "measured");
-        for figure in &self.figures {
-            let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
-            let missed = matches!((figure.goal, figure.measured), (Some(goal), Some(is)) if is > goal);
-            let _ = writeln!(
-                out,
-                "{:<52} {:>6} {:>9} {:>9} {:>10}{}",
-                figure.name,
-                figure.unit,
-                cell(figure.goal),
-                cell(figure.guardian),
-                cell(figure.measured),
-                if missed { "  missed" } else { "" }
-            );
-        }
-        for note in &self.notes {
-            let _ = writeln!(out, "{note}");
-        }
-        let host = &self.host;
-        let _ = writeln!(
-            out,
-            "kernel {}, {} processors, store on {} ({}), cgroups {}, load {} at the begin",
-            host.kernel, host.cpus, host.filesystem, host.mount_options, host.cgroups, host.load
-        );
-        out
-    }
-
-    /// Write them as JSON.
-    pub fn save(&self, to: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context("encode the figures")?;
-        std::fs::write(to, json).with_context(|| format!("write {}", to.display()))
-    }
-}
 
 /// Measure everything.
 pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
@@ -205,7 +127,8 @@ async fn measure(server: &LocalServer, figures: &mut Figures, progress: &Progres
     if keepers.is_empty() {
         figures.notes.push("No keeper was found: its memory was not measured.".into());
     } else {
-        let private: Vec<f64> = keepers.iter().filter_map(|pid| private_memory(*pid).ok()).collect();
+        let private: Vec<f64> =
+            keepers.iter().filter_map(|pid| memory(*pid, &["Private_Clean", "Private_Dirty"]).ok()).collect();
         figures.put("keeper, private memory p50", "MB", 1.0, 1.1, median(&private));
     }
     for instance in crowd {
@@ -272,38 +195,6 @@ impl Drop for Foreign {
     }
 }
 
-/// A field of smaps_rollup or status that is in kB, in MB.
-fn field(text: &str, name: &str) -> f64 {
-    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next());
-    value.and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
-}
-
-fn rss(pid: u32) -> Result<f64> {
-    let status =
-        std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the server's status")?;
-    Ok(field(&status, "VmRSS"))
-}
-
-fn private_memory(pid: u32) -> Result<f64> {
-    let text =
-        std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read a keeper's memory")?;
-    Ok(field(&text, "Private_Clean") + field(&text, "Private_Dirty"))
-}
-
-/// Keepers that are children of this server.
-fn keepers_of(server: u32) -> Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").context("look at the processes")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        let value = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
-        if value("Name:") == Some("wardian-keeper") && value("PPid:") == Some(&server.to_string()) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
 /// create + run `true` + destroy, by turns with `crun run` of `true` on the same root file system.
 async fn compare(
     server: &LocalServer,
@@ -318,7 +209,14 @@ async fn compare(
         Err(error) => {
             figures.notes.push(format!("The comparison with crun was skipped: {error:#}"));
             let goal = Some(0.5);
-            figures.figures.push(Figure { name: NAME, unit: "ratio", goal, guardian: None, measured: None });
+            figures.figures.push(Figure {
+                name: NAME,
+                unit: "ratio",
+                goal,
+                at_least: false,
+                guardian: None,
+                measured: None,
+            });
             return Ok(());
         }
     };
@@ -340,26 +238,4 @@ async fn compare(
     ));
     figures.put(NAME, "ratio", 0.5, None, ours / theirs);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missed_goal_is_marked() {
-        let mut figures = Figures { figures: Vec::new(), notes: vec!["note".into()], host: Host::default() };
-        figures.put("good", "ms", 2.0, 9.0, 1.0);
-        figures.put("bad", "ms", 2.0, None, 3.0);
-        let table = figures.table();
-        let line = |name: &str| table.lines().find(|l| l.starts_with(name)).unwrap().to_owned();
-        assert!(line("bad").ends_with("missed") && !line("good").ends_with("missed"));
-        assert!(table.contains("note"));
-    }
-
-    #[test]
-    fn fields_are_in_megabytes() {
-        assert!((field("VmRSS:\t  2048 kB\n", "VmRSS") - 2.0).abs() < 1e-9);
-        assert!(field("", "VmRSS").abs() < 1e-9);
-    }
 }
