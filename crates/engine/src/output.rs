@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use wardian_sys::heap;
 
 /// Bytes that wait for a reader at most.
 const LIMIT: usize = 8 << 20;
@@ -255,13 +256,29 @@ pub async fn pump(
     pipe: OwnedFd,
     stream: usize,
     outputs: &Mutex<Outputs>,
+    ended: watch::Receiver<Option<i32>>,
+) -> std::io::Result<()> {
+    let mut much = false;
+    let pumped = pass_on(pipe, stream, outputs, ended, &mut much).await;
+    if much {
+        // What waited for readers may have been tens of megabytes.
+        tokio::task::spawn_blocking(heap::trim);
+    }
+    pumped
+}
+
+async fn pass_on(
+    pipe: OwnedFd,
+    stream: usize,
+    outputs: &Mutex<Outputs>,
     mut ended: watch::Receiver<Option<i32>>,
+    much: &mut bool,
 ) -> std::io::Result<()> {
     rustix::io::ioctl_fionbio(&pipe, true)?;
     // Unchecked: it may be a terminal.
     let pipe = pipe::Receiver::from_owned_fd_unchecked(pipe)?;
     let mut buffer: Vec<u8> = Vec::new();
-    let (mut over, mut grown) = (false, false);
+    let mut over = false;
     loop {
         buffer.reserve(CHUNK);
         // After the end nothing more may come, so the runtime must not be asked whether something did.
@@ -285,8 +302,8 @@ pub async fn pump(
             Ok(0) | Err(_) => return Ok(()),
             Ok(n) => n,
         };
-        if read >= CHUNK / 2 && !grown {
-            grown = true;
+        if read >= CHUNK / 2 && !*much {
+            *much = true;
             // Above the host's limit for pipes it stays as it is: slower, not wrong.
             let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE);
         }

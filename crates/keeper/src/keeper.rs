@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::{self, Plan};
 use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
-use wardian_sys::{memfd, packet};
+use wardian_sys::{heap, memfd, packet};
 
 /// A process that has not reached its exec after this long is killed.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -546,6 +546,8 @@ impl Keeper {
                 let reply = Reply::Started { warnings: Vec::new(), stdin: false, pid, tty: false };
                 self.reply(connection, seq, reply, &fds);
                 self.container = Some(container);
+                // What the bundle took is not needed again: there are hundreds of us.
+                heap::trim();
             }
             Err(error) => {
                 let message = format!("pidfd_open: {error}");
