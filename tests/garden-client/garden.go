@@ -15,6 +15,8 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
+	"sync"
 	"time"
 )
 
@@ -42,12 +44,22 @@ func NewClient(network, address string) *Client {
 
 func request(method, path string, query url.Values, kind string, body io.Reader) *http.Request {
 	r, err := http.NewRequest(method, "http://api"+path, body)
-	check("request", err)
+	if err != nil {
+		panic(err)
+	}
 	r.URL.RawQuery = query.Encode()
 	if kind != "" {
 		r.Header.Set("Content-Type", kind)
 	}
 	return r
+}
+
+func encode(value any) *bytes.Buffer {
+	b := &bytes.Buffer{}
+	if err := json.NewEncoder(b).Encode(value); err != nil {
+		panic(err)
+	}
+	return b
 }
 
 func failure(status int, body io.Reader) error {
@@ -76,9 +88,7 @@ func (c *Client) Call(method, path string, query url.Values, in, out any) error 
 	var body io.Reader
 	kind := ""
 	if in != nil {
-		b := &bytes.Buffer{}
-		check("encode", json.NewEncoder(b).Encode(in))
-		body, kind = b, "application/json"
+		body, kind = encode(in), "application/json"
 	}
 	reply, err := c.send(request(method, path, query, kind, body))
 	if err != nil {
@@ -127,13 +137,40 @@ func (c *Client) hijack(r *http.Request) (net.Conn, *bufio.Reader, error) {
 	return conn, reader, nil
 }
 
-// Process is a process or pea with its three connections.
+// Output is what a process has written so far.
+type Output struct {
+	lock sync.Mutex
+	b    bytes.Buffer
+}
+
+func (o *Output) Write(p []byte) (int, error) {
+	o.lock.Lock()
+	defer o.lock.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *Output) String() string {
+	o.lock.Lock()
+	defer o.lock.Unlock()
+	return o.b.String()
+}
+
+// Has says whether a text is in it.
+func (o *Output) Has(text string) bool { return strings.Contains(o.String(), text) }
+
+// Process is a process or pea with its connections.
 type Process struct {
-	ID             string
-	Stdout, Stderr *bytes.Buffer
+	ID, Stream     string
+	Stdout, Stderr *Output
+	handle         string
+	client         *Client
 	conn           net.Conn
 	decoder        *json.Decoder
 	drained        chan error
+	readers        int
+	once           sync.Once
+	status         int
+	err            error
 }
 
 type payload struct {
@@ -143,69 +180,110 @@ type payload struct {
 	Data       *string `json:"data,omitempty"`
 	ExitStatus *int    `json:"exit_status,omitempty"`
 	Error      *string `json:"error,omitempty"`
+	TTY        any     `json:"tty,omitempty"`
 	Signal     *int    `json:"signal,omitempty"`
 }
 
-// Run starts a process. The empty objects are what Go's clients always send.
-func (c *Client) Run(handle string, spec m) (*Process, error) {
+// Control starts a process and reads no output. The empty objects are what Go's clients always send.
+func (c *Client) Control(handle string, spec m) (*Process, error) {
 	for _, key := range []string{"rlimits", "image"} {
 		if spec[key] == nil {
 			spec[key] = m{}
 		}
 	}
-	b := &bytes.Buffer{}
-	check("encode", json.NewEncoder(b).Encode(spec))
-	return c.stream(handle, request("POST", "/containers/"+handle+"/processes", nil, "application/json", b))
+	return c.control(handle, request("POST", "/containers/"+handle+"/processes", nil, "application/json", encode(spec)))
 }
 
-// Attach finds a process that was started before.
+// Run starts a process and reads both its outputs.
+func (c *Client) Run(handle string, spec m) (*Process, error) {
+	p, err := c.Control(handle, spec)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.Read("stdout", "stderr")
+}
+
+// Attach finds a process that was started before, and reads both its outputs.
 func (c *Client) Attach(handle, id string) (*Process, error) {
-	return c.stream(handle, request("GET", "/containers/"+handle+"/processes/"+id, nil, "", nil))
+	p, err := c.control(handle, request("GET", "/containers/"+handle+"/processes/"+id, nil, "", nil))
+	if err != nil {
+		return nil, err
+	}
+	return p, p.Read("stdout", "stderr")
 }
 
-func (c *Client) stream(handle string, r *http.Request) (*Process, error) {
+func (c *Client) control(handle string, r *http.Request) (*Process, error) {
 	conn, reader, err := c.hijack(r)
 	if err != nil {
 		return nil, err
 	}
-	p := &Process{Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}, conn: conn, drained: make(chan error, 2)}
-	p.decoder = json.NewDecoder(reader)
+	p := &Process{Stdout: &Output{}, Stderr: &Output{}, handle: handle, client: c, conn: conn,
+		decoder: json.NewDecoder(reader), drained: make(chan error, 2)}
 	var first payload
 	if err := p.decoder.Decode(&first); err != nil {
+		conn.Close()
 		return nil, fmt.Errorf("first payload: %w", err)
 	}
-	p.ID = first.ProcessID
-	for name, to := range map[string]*bytes.Buffer{"stdout": p.Stdout, "stderr": p.Stderr} {
-		path := "/containers/" + handle + "/processes/" + p.ID + "/attaches/" + first.StreamID + "/" + name
-		conn, reader, err := c.hijack(request("GET", path, nil, "application/json", nil))
+	p.ID, p.Stream = first.ProcessID, first.StreamID
+	return p, nil
+}
+
+// Read receives outputs: "stdout", "stderr".
+func (p *Process) Read(names ...string) error {
+	for _, name := range names {
+		to := map[string]*Output{"stdout": p.Stdout, "stderr": p.Stderr}[name]
+		conn, reader, err := p.client.output(p.handle, p.ID, p.Stream, name)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
+		p.readers++
 		go func() {
 			defer conn.Close()
 			_, err := io.Copy(to, reader)
 			p.drained <- err
 		}()
 	}
-	return p, nil
+	return nil
 }
 
-func (p *Process) say(what payload) {
+// output opens the connection of one output of a stream.
+func (c *Client) output(handle, id, stream, name string) (net.Conn, *bufio.Reader, error) {
+	path := "/containers/" + handle + "/processes/" + id + "/attaches/" + stream + "/" + name
+	return c.hijack(request("GET", path, nil, "application/json", nil))
+}
+
+func (p *Process) say(what payload) error {
 	what.ProcessID = p.ID
-	check("payload", json.NewEncoder(p.conn).Encode(what))
+	return json.NewEncoder(p.conn).Encode(what)
 }
 
 // Write sends standard input.
-func (p *Process) Write(data string) { stdin := 0; p.say(payload{Source: &stdin, Data: &data}) }
+func (p *Process) Write(data string) error {
+	stdin := 0
+	return p.say(payload{Source: &stdin, Data: &data})
+}
 
 // CloseStdin ends standard input.
-func (p *Process) CloseStdin() { stdin := 0; p.say(payload{Source: &stdin}) }
+func (p *Process) CloseStdin() error { stdin := 0; return p.say(payload{Source: &stdin}) }
 
 // Signal sends 0 (terminate) or 1 (kill).
-func (p *Process) Signal(n int) { p.say(payload{Signal: &n}) }
+func (p *Process) Signal(n int) error { return p.say(payload{Signal: &n}) }
 
-// Wait gives the exit status after all output has arrived.
+// Resize tells the terminal's size.
+func (p *Process) Resize(columns, rows int) error {
+	return p.say(payload{TTY: m{"window_size": m{"columns": columns, "rows": rows}}})
+}
+
+// Leave closes the connection in the middle.
+func (p *Process) Leave() { p.conn.Close() }
+
+// Wait gives the exit status after all output has arrived; again the same when it is called again.
 func (p *Process) Wait() (int, error) {
+	p.once.Do(func() { p.status, p.err = p.wait() })
+	return p.status, p.err
+}
+
+func (p *Process) wait() (int, error) {
 	defer p.conn.Close()
 	for {
 		var got payload
@@ -218,7 +296,7 @@ func (p *Process) Wait() (int, error) {
 		if got.ExitStatus == nil {
 			continue
 		}
-		for range 2 {
+		for range p.readers {
 			if err := <-p.drained; err != nil {
 				return 0, err
 			}

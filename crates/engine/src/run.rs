@@ -184,7 +184,8 @@ impl Engine {
         theirs: OwnedFd,
         ours: P,
     ) -> Result<Transfer<P>> {
-        let step = if inward { "stream-in" } else { "stream-out" };
+        // Clients look for these words.
+        let step = if inward { "stream-in: error streaming in" } else { "stream-out" };
         let container = self.find(handle)?;
         let keeper = container.keeper()?;
         let entry = self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;

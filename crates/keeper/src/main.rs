@@ -8,6 +8,7 @@ mod child;
 mod exec;
 mod keeper;
 mod launch;
+mod pack;
 mod parked;
 mod process;
 mod report;

@@ -3,12 +3,12 @@
 
 use crate::child::{self, Outcome, Stop, failed};
 use crate::exec;
+use crate::pack;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{SpliceFlags, splice};
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
-use std::mem::ManuallyDrop;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -52,7 +52,7 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true)?;
     // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    if task.inward { unpack(pipe) } else { pack(File::from(pipe), entry.as_deref()) }
+    if task.inward { unpack(pipe) } else { pack::pack(File::from(pipe), entry.as_deref()) }
 }
 
 /// A path as it may be unpacked: leading slashes are dropped, `..` is refused, as GNU tar does.
@@ -230,29 +230,4 @@ fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>, file: &File, path: &Path) 
 fn times(seconds: i64) -> rustix::fs::Timestamps {
     let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
     rustix::fs::Timestamps { last_access: time, last_modification: time }
-}
-
-fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
-    let start = entry.unwrap_or(Path::new("."));
-    std::fs::symlink_metadata(start).map_err(failed(start.display()))?;
-    // Dropping a builder writes the end of the archive: half a one must not look whole.
-    let mut builder = ManuallyDrop::new(tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe)));
-    builder.follow_symlinks(false);
-    let mut pending = vec![start.to_owned()];
-    while let Some(path) = pending.pop() {
-        let kind = std::fs::symlink_metadata(&path).map_err(failed(path.display()))?.file_type();
-        if std::os::unix::fs::FileTypeExt::is_socket(&kind) {
-            continue;
-        }
-        builder.append_path(&path).map_err(failed(path.display()))?;
-        if kind.is_dir() {
-            let mut children = Vec::new();
-            for child in std::fs::read_dir(&path).map_err(failed(path.display()))? {
-                children.push(child.map_err(failed(path.display()))?.path());
-            }
-            children.sort_unstable_by(|a, b| b.cmp(a));
-            pending.extend(children);
-        }
-    }
-    ManuallyDrop::into_inner(builder).into_inner().and_then(|mut out| out.flush()).map_err(failed("tar"))
 }

@@ -106,7 +106,8 @@ async fn answer(
                 memory_in_bytes: capacity.memory_bytes,
                 disk_in_bytes: capacity.disk_bytes,
                 schedulable_disk_in_bytes: capacity.disk_bytes,
-                max_containers: capacity.max_containers,
+                // Schedulers take 0 for "no room".
+                max_containers: if capacity.max_containers == 0 { u64::MAX } else { capacity.max_containers },
             })
         }
         Route::List => json(&wire::HandleList { handles: engine.list(&query(request.uri().query())) }),

@@ -317,6 +317,7 @@ impl<'a> Context<'a> {
 
     /// Sets the options that every overlay of ours has, and mounts it without device nodes.
     pub(crate) fn mount_overlay(self, volatile: bool) -> Result<OwnedFd, Error> {
+        self.set("source", "overlay")?;
         for (key, value) in OVERLAY_OPTIONS {
             self.set(key, value)?;
         }
@@ -344,6 +345,8 @@ pub fn fs_mount(
     attrs: MountAttrFlags,
 ) -> Result<OwnedFd, Error> {
     let context = Context::open(fstype)?;
+    // What mount tables show in the first column, and what programs look for there.
+    context.set("source", fstype)?;
     for (key, value) in options {
         context.set(key, value)?;
     }

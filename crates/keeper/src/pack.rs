@@ -1,0 +1,178 @@
+//! The way out: a path in the container becomes a tar, as GNU tar would write it with the user's rights.
+
+use crate::child::{Outcome, failed};
+use rustix::fs::{FileType, Mode, OFlags};
+use std::fs::{File, Metadata};
+use std::io::{self, BufWriter, Read, Write};
+use std::mem::ManuallyDrop;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+type Builder = tar::Builder<BufWriter<File>>;
+
+const BUFFER: usize = 256 * 1024;
+/// Names and link targets that are longer have an entry of their own.
+const NAME_FIELD: usize = 100;
+/// The kernel's limits for a list of attributes and for one of them.
+const ATTRIBUTE: usize = 64 << 10;
+
+/// Pack `entry`, or with `None` all that is in the working directory.
+pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
+    let start = entry.unwrap_or(Path::new("."));
+    std::fs::symlink_metadata(start).map_err(failed(start.display()))?;
+    // Dropping a builder writes the end of the archive: half a one must not look whole.
+    let mut builder = ManuallyDrop::new(tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe)));
+    let mut pending = vec![start.to_owned()];
+    while let Some(path) = pending.pop() {
+        let is_dir = append(&mut builder, &path).map_err(failed(path.display()))?;
+        if is_dir {
+            let mut children: Vec<PathBuf> = Vec::new();
+            for child in std::fs::read_dir(&path).map_err(failed(path.display()))? {
+                children.push(child.map_err(failed(path.display()))?.path());
+            }
+            children.sort_unstable_by(|a, b| b.cmp(a));
+            pending.extend(children);
+        }
+    }
+    ManuallyDrop::into_inner(builder).into_inner().and_then(|mut out| out.flush()).map_err(failed("tar"))
+}
+
+/// One entry; whether it is a directory. The name is written as it stands, a directory's with a slash at its end:
+/// the tar crate's own way would tidy it up, and clients look for `./` and `dir/`.
+fn append(builder: &mut Builder, path: &Path) -> io::Result<bool> {
+    let metadata = std::fs::symlink_metadata(path)?;
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata_in_mode(&metadata, tar::HeaderMode::Complete);
+    header.set_size(0);
+    let mut name = path.as_os_str().as_bytes().to_vec();
+    let kind = FileType::from_raw_mode(metadata.mode());
+    match kind {
+        FileType::Socket => return Ok(false),
+        FileType::Directory => name.push(b'/'),
+        FileType::RegularFile => {
+            file(builder, &mut header, &name, path)?;
+            return Ok(false);
+        }
+        FileType::Symlink => {
+            let target = std::fs::read_link(path)?;
+            let target = target.as_os_str().as_bytes();
+            long(builder, tar::EntryType::GNULongLink, target)?;
+            field(&mut header.as_old_mut().linkname, target);
+        }
+        FileType::CharacterDevice | FileType::BlockDevice => device(&mut header, &metadata)?,
+        _ => {}
+    }
+    entry(builder, &mut header, &name, io::empty())?;
+    Ok(kind == FileType::Directory)
+}
+
+fn device(header: &mut tar::Header, metadata: &Metadata) -> io::Result<()> {
+    header.set_device_major(rustix::fs::major(metadata.rdev()))?;
+    header.set_device_minor(rustix::fs::minor(metadata.rdev()))
+}
+
+fn file(builder: &mut Builder, header: &mut tar::Header, name: &[u8], path: &Path) -> io::Result<()> {
+    // NONBLOCK, NOFOLLOW: it may have become something else meanwhile.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it has changed its kind"));
+    }
+    header.set_size(metadata.len());
+    let attributes = attributes(&file)?;
+    let pairs = attributes.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+    builder.append_pax_extensions(pairs)?;
+    // What is cut off while it is read is made up with zeros, as GNU tar does: the entry has its length already.
+    let size = metadata.len();
+    entry(builder, header, name, file.chain(io::repeat(0)).take(size))
+}
+
+fn entry(builder: &mut Builder, header: &mut tar::Header, name: &[u8], data: impl Read) -> io::Result<()> {
+    long(builder, tar::EntryType::GNULongName, name)?;
+    field(&mut header.as_old_mut().name, name);
+    header.set_cksum();
+    builder.append(header, data)
+}
+
+/// The entry that holds what does not fit into the field of a header.
+fn long(builder: &mut Builder, kind: tar::EntryType, text: &[u8]) -> io::Result<()> {
+    if text.len() <= NAME_FIELD {
+        return Ok(());
+    }
+    let mut header = tar::Header::new_gnu();
+    field(&mut header.as_old_mut().name, b"././@LongLink");
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(text.len() as u64 + 1);
+    header.set_cksum();
+    builder.append(&header, text.chain(&b"\0"[..]))
+}
+
+fn field(field: &mut [u8; NAME_FIELD], text: &[u8]) {
+    let length = text.len().min(NAME_FIELD);
+    field[..length].copy_from_slice(&text[..length]);
+}
+
+/// File capabilities and the user's own attributes, as pax names them: those that unpacking sets.
+fn attributes(file: &File) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let mut buffer = vec![0; ATTRIBUTE];
+    let names = match rustix::fs::flistxattr(file, &mut buffer[..]) {
+        Ok(length) => buffer[..length].to_vec(),
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut found = Vec::new();
+    for name in names.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok()) {
+        if name != "security.capability" && !name.starts_with("user.") {
+            continue;
+        }
+        match rustix::fs::fgetxattr(file, name, &mut buffer[..]) {
+            Ok(length) => found.push((format!("SCHILY.xattr.{name}"), buffer[..length].to_vec())),
+            Err(rustix::io::Errno::NODATA) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_gnu_tar_writes_them() {
+        let dir = std::env::temp_dir().join(format!("wardian-pack-{}", std::process::id()));
+        let deep = "d".repeat(90);
+        std::fs::create_dir_all(dir.join(&deep)).unwrap();
+        std::fs::write(dir.join(&deep).join("file-with-a-name"), "x").unwrap();
+        std::os::unix::fs::symlink("t".repeat(120), dir.join(&deep).join("link")).unwrap();
+        std::fs::write(dir.join("tar"), "").unwrap();
+        let out = File::options().write(true).open(dir.join("tar")).unwrap();
+        let base = std::env::current_dir().unwrap();
+        let up = "../".repeat(base.components().count());
+        let start = PathBuf::from(format!("{up}{}", dir.strip_prefix("/").unwrap().display())).join(&deep);
+        assert!(pack(out, Some(&start)).is_ok());
+        let mut archive = tar::Archive::new(File::open(dir.join("tar")).unwrap());
+        let mut seen = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let entry = entry.unwrap();
+            let name = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+            let link = entry.link_name_bytes().map(|link| link.len());
+            seen.push((name.strip_prefix(start.to_str().unwrap()).unwrap().to_owned(), entry.size(), link));
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(
+            seen,
+            [
+                ("/".to_owned(), 0, None),
+                ("/file-with-a-name".to_owned(), 1, None),
+                ("/link".to_owned(), 0, Some(120))
+            ]
+        );
+    }
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+)
+
+// The numbers of a container, as far as something is expected of them.
+type numbers struct {
+	MemoryStat map[string]uint64
+	CPUStat    struct{ Usage, User, System uint64 }
+	DiskStat   map[string]uint64
+	PidStat    struct{ Current, Max uint64 }
+	Age        int64
+}
+
+func metrics(a *Area) {
+	read := func(t *T, h string) (n numbers) {
+		t.must(t.Call("GET", "/containers/"+h+"/metrics", nil, nil, &n))
+		return
+	}
+	a.check("they need no info before [80]", func(t *T) { read(t, t.create(nil)) })
+	a.check("used cpu [86]", func(t *T) {
+		h := t.create(nil)
+		t.until("cpu", func() bool {
+			t.say(h, "dd if=/dev/zero of=/dev/null bs=1M count=50")
+			return read(t, h).CPUStat.Usage > 0
+		})
+	})
+	a.check("used memory [87]", func(t *T) {
+		h := t.create(nil)
+		t.say(h, "dd if=/dev/zero of=/dev/shm/f bs=1M count=1")
+		t.until("memory", func() bool { return read(t, h).MemoryStat["TotalUsageTowardLimit"] > 0 })
+	})
+	a.check("processes; none is the most [88, 89]", func(t *T) {
+		n := read(t, t.create(nil))
+		t.want(n.PidStat.Current > 0 && n.PidStat.Max == 0, n.PidStat)
+	})
+	a.check("most processes is the limit [90]", func(t *T) {
+		n := read(t, t.create(m{"limits": m{"pid_limits": m{"max": 128}}}))
+		t.equal(n.PidStat.Max, uint64(128))
+	})
+	a.check("age [91]", func(t *T) {
+		n := read(t, t.create(nil))
+		t.want(n.Age > 0, n.Age)
+	})
+	a.check("every number of memory and disk is there", func(t *T) {
+		n := read(t, t.create(nil))
+		for _, key := range []string{"active_anon", "active_file", "cache", "hierarchical_memory_limit", "inactive_anon",
+			"inactive_file", "mapped_file", "pgfault", "pgmajfault", "pgpgin", "pgpgout", "rss", "total_active_anon",
+			"total_active_file", "total_cache", "total_inactive_anon", "total_inactive_file", "total_mapped_file",
+			"total_pgfault", "total_pgmajfault", "total_pgpgin", "total_pgpgout", "total_rss", "total_unevictable",
+			"unevictable", "swap", "hierarchical_memsw_limit", "total_swap", "TotalUsageTowardLimit", "anon", "file", "swapcached"} {
+			_, there := n.MemoryStat[key]
+			t.want(there, key, n.MemoryStat)
+		}
+		for _, key := range []string{"TotalBytesUsed", "TotalInodesUsed", "ExclusiveBytesUsed", "ExclusiveInodesUsed"} {
+			_, there := n.DiskStat[key]
+			t.want(there, key, n.DiskStat)
+		}
+	})
+	a.check("of an unknown handle", func(t *T) {
+		err := t.Call("GET", "/containers/no-such-handle/metrics", nil, nil, nil)
+		t.want(err != nil, err)
+	})
+	a.check("capacity: memory, disk, disk to give away, containers [92-95]", func(t *T) {
+		var got map[string]uint64
+		t.must(t.Call("GET", "/capacity", nil, nil, &got))
+		for _, key := range []string{"memory_in_bytes", "disk_in_bytes", "schedulable_disk_in_bytes", "max_containers"} {
+			t.want(got[key] > 0, key, got)
+		}
+	})
+	if a.debug != "" {
+		a.check("the debug address has numbers [96]", func(t *T) {
+			reply, err := http.Get("http://" + a.debug + "/debug/vars")
+			t.must(err)
+			defer reply.Body.Close()
+			var got struct{ Memstats struct{ Alloc uint64 } }
+			t.must(json.NewDecoder(reply.Body).Decode(&got))
+			t.want(got.Memstats.Alloc > 0, got)
+		})
+	}
+}
