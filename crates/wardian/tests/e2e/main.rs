@@ -11,6 +11,7 @@ mod isolation;
 mod lifecycle;
 mod metrics;
 mod peas;
+mod player;
 mod record;
 mod rootfs;
 mod run;
