@@ -15,6 +15,7 @@ use wardian_runtime::cgroup::{self, Entry};
 use wardian_runtime::client::{Event, Keeper};
 use wardian_runtime::wire::{Boxed, Op, Placement, Reply};
 use wardian_store::Image;
+use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{memfd, mount};
 
 /// The longest handle: it is a host name's tail and shows in logs, no more.
@@ -86,6 +87,7 @@ impl Engine {
                 return Err(error);
             }
         };
+        failpoint::reach(Point::CreateReserved);
         timeline.ended("keeper");
         // In a task of its own: a client that goes away must not leave a half-made container.
         let engine = self.clone();
@@ -107,6 +109,7 @@ impl Engine {
                 }
             }
             drop(slow);
+            failpoint::reach(Point::CreateReplying);
             result.map(|()| handle)
         });
         made.await.map_err(|e| Error::failed("create", e))?
@@ -171,6 +174,7 @@ impl Engine {
                 return Err(Error::failed("create", error));
             }
         };
+        failpoint::reach(Point::CreateAnswered);
         container.alive(keeper, Some(init));
         self.watch(container, events);
         container.update(
@@ -181,7 +185,9 @@ impl Engine {
                 record.made = Some(timeline.operation(Kind::Create, &record.handle, &record.id, None));
             },
             |record| self.shared.records.save(record),
-        )
+        )?;
+        failpoint::reach(Point::CreateCommitted);
+        Ok(())
     }
 
     /// Hear of ends. Holds the container only weakly: the task ends with the keeper's connection.
@@ -237,10 +243,12 @@ fn prepare(
     let mut env = image.config.env.clone();
     env.extend(spec.env.iter().cloned());
     container.update(|record| record.env.clone_from(&env), |record| shared.records.save(record))?;
+    failpoint::reach(Point::CreateRecorded);
     std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
     timeline.ended("record");
     let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
     let pair = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
+    failpoint::reach(Point::CreatePaired);
     timeline.ended("namespaces");
     let hostname: String = spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(49)).collect();
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
@@ -264,6 +272,7 @@ fn prepare(
     let cgroup = |e| Error::failed("cgroup", e);
     shared.cgroups.limit(id, spec.limits.into()).map_err(cgroup)?;
     let entry = shared.cgroups.enter_v2(id).map_err(cgroup)?;
+    failpoint::reach(Point::CreateCgroup);
     timeline.ended("cgroup");
     let user = pair.user.as_ref();
     let parts = assemble(
@@ -276,6 +285,7 @@ fn prepare(
         entry,
         &dir.join("config.json"),
     )?;
+    failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))
 }

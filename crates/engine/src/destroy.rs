@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wardian_runtime::client;
 use wardian_runtime::wire::{Op, Reply};
+use wardian_sys::failpoint::{self, Point};
 
 /// What has not died of SIGKILL by then (D state) makes the container broken.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -59,7 +60,9 @@ impl Engine {
         tracing::info!(handle, id, "rootfs.unmounting");
         let mut unmount_ms = 0.0;
         if let Some(keeper) = container.any_keeper() {
+            failpoint::reach(Point::DestroyKilling);
             let answer = tokio::time::timeout(PATIENCE, keeper.ask(Op::Destroy, &[])).await;
+            failpoint::reach(Point::DestroyAnswered);
             match answer {
                 Ok(Ok((Reply::Destroyed { killed_us, unmounted_us }, _))) => {
                     unmount_ms = milliseconds(unmounted_us);
@@ -87,6 +90,7 @@ impl Engine {
         let handle = container.handle.clone();
         // The commit point: without its record the container is gone, whatever happens to us.
         shared.records.forget(&id).map_err(|e| Error::failed("forget", e))?;
+        failpoint::reach(Point::DestroyForgotten);
         {
             let mut containers = shared.lock();
             if containers.get(&handle).is_some_and(|c| c.id == id) {
@@ -97,6 +101,7 @@ impl Engine {
         shared.store.release_rootfs(&id, Some(&handle));
         timeline.ended("release");
         // After the reply: directories, cgroups, what peas have left.
+        failpoint::reach(Point::DestroySweeping);
         tokio::task::spawn_blocking(move || sweep(&shared, &id));
         Ok(())
     }
@@ -114,9 +119,12 @@ impl Engine {
             if !kill && !signal_until(&shared, &id, &except, Signal::TERM, GRACE) {
                 tracing::info!(id, "stop.kill");
             }
+            failpoint::reach(Point::StopTermed);
             signal_until(&shared, &id, &except, Signal::KILL, PATIENCE);
+            failpoint::reach(Point::StopKilled);
         };
         tokio::task::spawn_blocking(stop).await.map_err(|e| Error::failed("stop", e))?;
+        failpoint::reach(Point::StopRecording);
         container.update(|record| record.stopped = true, |record| self.shared.records.save(record))
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use wardian_runtime::cgroup::Cgroups;
 use wardian_runtime::wire::{Op, Request};
-use wardian_sys::{memfd, namespace, packet, spawn};
+use wardian_sys::{failpoint, memfd, namespace, packet, spawn};
 
 /// A keeper without a container. It ends by itself when its only connection does.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ impl Keepers {
         let directory: OwnedFd = std::fs::File::open(dir)?.into();
         let count = AtomicU64::new(0);
         let sockets = dir.to_owned();
+        let env: Vec<String> = failpoint::inherited().into_iter().collect();
         let make = move || {
             let name = format!("{}.sock", count.fetch_add(1, Ordering::Relaxed));
             let listener = packet::listen_at(directory.as_fd(), &name)?;
@@ -55,7 +56,7 @@ impl Keepers {
             // On its command line for whoever looks at the host's processes: where cgroups are v2 alone, nothing
             // else tells whose keeper it is.
             let id = uuid::Uuid::new_v4().simple().to_string();
-            let child = spawn::from_memfd(keeper.as_fd(), &["wardian-keeper", &id], &fds)?;
+            let child = spawn::from_memfd(keeper.as_fd(), &["wardian-keeper", &id], &env, &fds)?;
             if parent {
                 cgroups.adopt_keeper_v2(child.pid).map_err(io::Error::other)?;
             } else {

@@ -14,6 +14,7 @@ use wardian_runtime::bundle::Settings;
 use wardian_runtime::client::{self, Keeper};
 use wardian_runtime::wire::{self, Exec, Failure, Op, Placement, Reply};
 use wardian_runtime::{caps, cgroup};
+use wardian_sys::failpoint::{self, Point};
 use wardian_sys::memfd;
 
 /// Names of resource limits and their numbers (getrlimit(2), x86-64 and arm64).
@@ -91,7 +92,10 @@ impl Engine {
             let mut fds = vec![payload.as_fd()];
             fds.extend(entry.fds());
             let op = Op::Run { id: spec.id.clone(), boxed: None, place };
-            return connect(process, keeper.ask(op, &fds).await).await;
+            failpoint::reach(Point::RunAsking);
+            let answer = keeper.ask(op, &fds).await;
+            failpoint::reach(Point::RunAnswered);
+            return connect(process, answer).await;
         }
         let shared = self.shared.clone();
         let theirs = container.clone();
@@ -107,7 +111,14 @@ impl Engine {
                 let mut fds = vec![payload.as_fd(), parts.config.as_fd(), parts.rootfs.as_fd()];
                 fds.extend(parts.binds.iter().map(AsFd::as_fd));
                 fds.extend(parts.entry.fds());
-                connect(process, keeper.ask(op, &fds).await).await
+                let answer = async {
+                    let asked = keeper.begin(op, &fds).await?;
+                    failpoint::reach(Point::PeaAsked);
+                    asked.answer().await
+                };
+                let answer = answer.await;
+                failpoint::reach(Point::PeaAnswered);
+                connect(process, answer).await
             }
             Err(error) => Err(error),
         };
@@ -122,6 +133,7 @@ impl Engine {
     pub(crate) fn after_pea(&self, container: &Arc<Container>, process: &Process) {
         let Some(pea) = container.take_pea(process.id()) else { return };
         let (shared, container, process) = (self.shared.clone(), container.clone(), process.clone());
+        failpoint::reach(Point::PeaEnded);
         tokio::task::spawn_blocking(move || {
             // Its cgroup's count goes with it.
             if pea.is_out_of_memory(&shared, &container.id) {
@@ -198,6 +210,7 @@ impl Engine {
             // Our copy of their end must go while they work, or nobody would see it close.
             drop(fds);
             drop((theirs, entry));
+            failpoint::reach(if inward { Point::StreamInBegun } else { Point::StreamOutBegun });
             let answer = async { asked?.answer().await };
             answer.await.map(drop).map_err(|e| Error::failed(step, e))
         });
@@ -285,10 +298,12 @@ fn prepare_pea(
         return Err(Error::Invalid(format!("parse-user: '{}' is not a valid uid:gid", spec.user)));
     }
     shared.records.pea_begins(&container.id, pea, &spec.id).map_err(|e| Error::failed("pea", e))?;
+    failpoint::reach(Point::PeaRecorded);
     // Below its container, or with limits of its own beside it.
     let cgroup = pea_cgroup(&container.id, pea, spec.limits.is_some());
     let limits = spec.limits.map_or_else(cgroup::Limits::default, Into::into);
     let entry = shared.cgroups.make(&cgroup, limits).map_err(|e| Error::failed("cgroup", e))?;
+    failpoint::reach(Point::PeaCgroup);
     let dir = shared.records.path(&container.id);
     let settings = Settings {
         privileged: record.privileged,
@@ -303,6 +318,7 @@ fn prepare_pea(
     let userns = if record.privileged { None } else { Some(shared.idmap.as_fd()) };
     let config = dir.join("peas").join(format!("{pea}.json"));
     let parts = assemble(shared, pea, &image, userns, settings, &binds, entry, &config)?;
+    failpoint::reach(Point::PeaRootfs);
     let op = Op::Run { id: spec.id.clone(), boxed: Some(parts.boxed.clone()), place: parts.place() };
     Ok((payload(&exec)?, parts, op))
 }
@@ -319,6 +335,7 @@ pub fn clean_pea(shared: &Shared, container: &str, pea: &str) {
         shared.cgroups.kill(cgroup);
     }
     shared.records.pea_ends(container, pea);
+    failpoint::reach(Point::PeaCleaning);
     shared.store.release_rootfs(pea, Some(pea));
     for cgroup in cgroups {
         shared.remove_cgroup_later(cgroup);

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::{self, Plan};
 use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
+use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{heap, memfd, packet};
 
 /// A process that has not reached its exec after this long is killed.
@@ -182,6 +183,7 @@ impl Keeper {
                     killed_us: us(ending.since.elapsed().saturating_sub(ending.unmounted)),
                     unmounted_us: us(ending.unmounted),
                 };
+                failpoint::reach(Point::KeeperDestroyReplying);
                 self.reply(ending.connection, ending.seq, reply, &[]);
                 return true;
             }
@@ -270,6 +272,7 @@ impl Keeper {
                 let unmounted = Duration::ZERO;
                 self.ending = Some(Ending { connection, seq, since: Instant::now(), unmounted });
                 self.kill_all();
+                failpoint::reach(Point::KeeperDestroyKilled);
                 Ok(())
             }
         };
@@ -354,7 +357,9 @@ impl Keeper {
             child::die_with_parent()?;
             Err(child::exec_fd(init.as_fd(), "garden-init"))
         };
+        failpoint::reach(Point::KeeperCreateCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
+        failpoint::reach(Point::KeeperCreateCloned);
         let kind = Kind::Create(Box::new((rootfs, devices, plan)));
         self.launch(kind, connection, seq, pipe, report, stage, true)
     }
@@ -398,7 +403,9 @@ impl Keeper {
             }
             exec::run(&exec, &theirs)
         };
+        failpoint::reach(Point::KeeperRunCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
+        failpoint::reach(Point::KeeperRunCloned);
         let rootfs = inside.map(|((_, rootfs, _), _)| rootfs);
         self.launch(Kind::Run(id.clone()), connection, seq, pipe, report, stage, true)?;
         self.processes.insert(id, io, rootfs.zip(devices));
@@ -433,6 +440,7 @@ impl Keeper {
             }
         };
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
+        failpoint::reach(Point::KeeperTransferCloned);
         drop(tar);
         self.launch(Kind::Transfer, connection, seq, pipe, report, stage, false)
     }
@@ -503,7 +511,10 @@ impl Keeper {
             (Kind::Run(id), Ok(pid)) => {
                 self.processes.started(&id, pid);
                 match self.find(&id) {
-                    Ok(process) => self.hand_out(process, connection, seq, launch.warnings),
+                    Ok(process) => {
+                        self.hand_out(process, connection, seq, launch.warnings);
+                        failpoint::reach(Point::KeeperRunReplied);
+                    }
                     Err((kind, message)) => {
                         return self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
                     }
@@ -545,6 +556,7 @@ impl Keeper {
                 let pid = pid.as_raw_nonzero().get();
                 let reply = Reply::Started { warnings: Vec::new(), stdin: false, pid, tty: false };
                 self.reply(connection, seq, reply, &fds);
+                failpoint::reach(Point::KeeperCreateReplied);
                 self.container = Some(container);
                 // What the bundle took is not needed again: there are hundreds of us.
                 heap::trim();
@@ -594,6 +606,9 @@ impl Keeper {
     fn ended(&mut self, pid: Pid, status: i32) {
         if self.container.as_ref().is_some_and(|c| c.pid == pid) {
             // Closing the root file system is what unmounts it: a volatile one has nothing to sync.
+            if self.ending.is_some() {
+                failpoint::reach(Point::KeeperDestroyClosing);
+            }
             let closing = Instant::now();
             self.container = None;
             match &mut self.ending {
@@ -603,6 +618,7 @@ impl Keeper {
             return;
         }
         if let Some((id, boxed)) = self.processes.exited(pid, status) {
+            failpoint::reach(Point::KeeperExited);
             self.tell_all(&Message::Exited { id, status });
             // Nobody has to wait for what a pea's root file system takes to go.
             drop(boxed);

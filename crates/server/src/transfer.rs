@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use wardian_engine::{Engine, Transfer};
+use wardian_sys::failpoint::{self, Point};
 
 /// A piece of a tar on its way out.
 const CHUNK: usize = 256 << 10;
@@ -73,8 +74,10 @@ async fn unpack(
             if pipe.write_all(&data).await.is_err() {
                 break;
             }
+            failpoint::reach(Point::StreamInMiddle);
         }
     }
+    failpoint::reach(Point::StreamInFinishing);
     Ok(transfer.finish().await?)
 }
 
@@ -127,12 +130,14 @@ async fn forward(
     let failed = loop {
         match next {
             Ok(piece) if piece.is_empty() => {
+                failpoint::reach(Point::StreamOutFinishing);
                 break transfer.finish().await.err().map(|error| error.to_string());
             }
             Ok(piece) => {
                 if send.send(Ok(piece)).await.is_err() {
                     return;
                 }
+                failpoint::reach(Point::StreamOutMiddle);
             }
             Err(error) => break Some(error.to_string()),
         }

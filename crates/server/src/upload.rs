@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use wardian_engine::Transfer;
 use wardian_garden::{ErrorBody, encode};
+use wardian_sys::failpoint::{self, Point};
 
 /// A tar that the engine waits for.
 pub(crate) struct Upload {
@@ -74,6 +75,9 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
         left -= piece.len() as u64;
         refused = refused || pipe.write_all(&piece).await.is_err();
     }
+    if left < length {
+        failpoint::reach(Point::StreamInMiddle);
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let (Ok(socket), Ok(pipe)) = (stream.as_fd().try_clone_to_owned(), pipe.into_nonblocking_fd()) else {
         return;
@@ -101,6 +105,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
         End::Whole => 0,
         End::Refused(left) => left,
     };
+    failpoint::reach(Point::StreamInFinishing);
     drop(pipe);
     let result = transfer.finish().await;
     answer(stream, &handle, left, result.map_err(Failure::Engine)).await;
@@ -155,7 +160,10 @@ fn splice(socket: &OwnedFd, pipe: &OwnedFd, mut left: u64, stop: &AtomicBool) ->
             SpliceFlags::MOVE | SpliceFlags::NONBLOCK,
         ) {
             Ok(0) => return End::Gone,
-            Ok(n) => left -= n as u64,
+            Ok(n) => {
+                left -= n as u64;
+                failpoint::reach(Point::StreamInMiddle);
+            }
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::PIPE) => return End::Refused(left),
             Err(rustix::io::Errno::AGAIN) => {

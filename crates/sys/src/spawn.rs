@@ -27,16 +27,23 @@ pub struct Child {
 }
 
 /// Start the program in `program` with `argv`; the child sees `fds[i]` as descriptor `3 + i`, /dev/null as
-/// 0 to 2 (2 is kept when `keep_stderr`), and no environment. `posix_spawn` shares our memory until the exec, so the cost does not grow with us.
+/// 0 to 2, and no environment but `env`. `posix_spawn` shares our memory until the exec, so the cost does not grow with us.
 ///
 /// # Errors
 /// The kernel's, from `posix_spawn(3)` or `pidfd_open(2)`.
-pub fn from_memfd(program: BorrowedFd<'_>, argv: &[&str], fds: &[BorrowedFd<'_>]) -> io::Result<Child> {
+pub fn from_memfd(
+    program: BorrowedFd<'_>,
+    argv: &[&str],
+    env: &[String],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<Child> {
     let path = CString::new(format!("/proc/self/fd/{}", program.as_raw_fd()))?;
     let args = argv.iter().map(|a| CString::new(*a)).collect::<Result<Vec<_>, _>>()?;
-    let mut arg_ptrs: Vec<*mut libc::c_char> = args.iter().map(|a| a.as_ptr().cast_mut()).collect();
-    arg_ptrs.push(std::ptr::null_mut());
-    let env: [*mut libc::c_char; 1] = [std::ptr::null_mut()];
+    let env = env.iter().map(|e| CString::new(e.as_str())).collect::<Result<Vec<_>, _>>()?;
+    let pointers = |strings: &[CString]| -> Vec<*mut libc::c_char> {
+        strings.iter().map(|s| s.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect()
+    };
+    let (arg_ptrs, env_ptrs) = (pointers(&args), pointers(&env));
     // Sources that sit on a target's number would be overwritten before they are copied: lift all above.
     let base = 3 + i32::try_from(fds.len()).map_err(io::Error::other)?;
     let lifted = fds
@@ -89,7 +96,7 @@ pub fn from_memfd(program: BorrowedFd<'_>, argv: &[&str], fds: &[BorrowedFd<'_>]
                 &raw const actions,
                 &raw const attributes,
                 arg_ptrs.as_ptr(),
-                env.as_ptr(),
+                env_ptrs.as_ptr(),
             ))
         };
         let mut run = run;

@@ -170,6 +170,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Some(keeper) => keeper.clone(),
         None => find_keeper()?,
     };
+    wardian_sys::failpoint::check()?;
     start_log();
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     runtime.block_on(serve(settings, keeper))?;

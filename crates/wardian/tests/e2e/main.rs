@@ -6,6 +6,7 @@
 mod bad_input;
 mod cli;
 mod doctor;
+mod failpoints;
 mod images;
 mod isolation;
 mod lifecycle;

@@ -23,6 +23,9 @@ pub struct Server {
     run: tempfile::TempDir,
     child: Option<Child>,
     tag: String,
+    /// For the next start.
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
 }
 
 /// What a process said, and how it ended.
@@ -40,7 +43,8 @@ impl Server {
         let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
         let run = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/dev/shm").unwrap();
         wardian_lab::image::build(&base.path().join("image.tar")).unwrap();
-        let mut server = Self { base, run, child: None, tag: String::new() };
+        let mut server =
+            Self { base, run, child: None, tag: String::new(), args: Vec::new(), env: Vec::new() };
         server.restart().await;
         server
     }
@@ -78,6 +82,7 @@ impl Server {
         command.arg("serve").arg("--root").arg(self.root()).arg("--run").arg(self.run());
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
         command.arg("--default-rootfs").arg(self.image());
+        command.args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command
     }
@@ -141,6 +146,32 @@ impl Server {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Wait until it has ended by itself; how.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if started.elapsed() > STUCK {
+                self.child = Some(child);
+                panic!("the server does not end");
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
+        self.until_clones_end();
+        status
+    }
+
+    /// Ended children of the server that it has not asked about.
+    pub async fn no_zombies(&self) {
+        let server = self.pid();
+        let is_zombie = |pid: &u32| parent(*pid) == Some(server) && stat(*pid, 0).as_deref() == Some("Z");
+        self.until_empty("zombies", || pids().iter().filter(|pid| is_zombie(pid)).map(describe).collect())
+            .await;
     }
 
     fn until_clones_end(&self) {
