@@ -222,8 +222,8 @@ def hiccup(lab, made):
     lab.signal("CONT")
     lab.until("hit is created", lambda: lab.exists("hit"))
     own = set(hit.chains) - set(base.chains)
-    lab.until("a layer is suspect", lambda: any(line["fields"]["message"] == "layer.suspect" for line in lab.log()))
-    said = [line["fields"] for line in lab.log() if line["fields"]["message"] == "layer.suspect"]
+    lab.until("a layer is suspect", lambda: any(line["message"] == "wardian.layer.suspect" for line in lab.log()))
+    said = [line["data"] for line in lab.log() if line["message"] == "wardian.layer.suspect"]
     assert {fields["layer"] for fields in said} <= own, f"suspect are {said}, written were {own}"
     assert all("neighbours" in fields for fields in said), said
     for handle in "old", "hit":

@@ -6,14 +6,19 @@ use crate::{Engine, Error, Result, Shared};
 use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 use wardian_runtime::client;
 use wardian_runtime::wire::{Op, Reply};
 use wardian_sys::failpoint::{self, Point};
 
 /// What has not died of SIGKILL by then (D state) makes the container broken.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between TERM and KILL of a stop, as the real server waits.
+/// Between TERM and KILL of a stop, and for what is killed to be gone, as the real server waits.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How often a container is destroyed at a start.
+const ATTEMPTS: u32 = 3;
+const STUCK: &str = "processes do not die, it is tried again on the next destroy";
 
 impl Engine {
     /// Destroy it with everything in it.
@@ -31,7 +36,7 @@ impl Engine {
         let task = tokio::spawn(async move {
             let timeline = Timeline::begin();
             let slow = engine.look_if_slow(Kind::Destroy, &container.id, container.keeper_pid());
-            let result = engine.tear_down(&container, &timeline).await;
+            let result = engine.tear_down(&container, &timeline).await.map(drop);
             let failed = result.as_ref().err().map(ToString::to_string);
             let operation = timeline.operation(Kind::Destroy, &container.handle, &container.id, failed);
             match &result {
@@ -50,8 +55,44 @@ impl Engine {
         task.await.map_err(|e| Error::failed("destroy", e))?
     }
 
-    /// Kill, let the root file system go, forget. The container says `destroying` already.
-    pub(crate) async fn tear_down(&self, container: &Arc<Container>, timeline: &Timeline) -> Result<()> {
+    /// Destroy every container, before anybody is served. What does not die stays, broken.
+    pub(crate) async fn destroy_all(&self) {
+        let containers: Vec<Arc<Container>> = self.shared.lock().values().cloned().collect();
+        let mut tasks = tokio::task::JoinSet::new();
+        for container in containers {
+            let engine = self.clone();
+            tasks.spawn(async move {
+                for attempt in 1..=ATTEMPTS {
+                    // Nobody else can have begun: nobody is served.
+                    let done = match container.begin_destroy() {
+                        Ok(()) => engine.tear_down(&container, &Timeline::begin()).await,
+                        Err(error) => Err(error),
+                    };
+                    match done {
+                        Ok(sweep) => {
+                            drop(sweep.await);
+                            tracing::info!(handle = container.handle, id = container.id, "start.destroyed");
+                            return;
+                        }
+                        Err(error) => {
+                            let handle = container.handle.as_str();
+                            tracing::error!(handle, id = container.id, %error, attempt, "start.destroy-failed");
+                            container.destroy_failed(&error.to_string());
+                        }
+                    }
+                }
+            });
+        }
+        tasks.join_all().await;
+    }
+
+    /// Kill, let the root file system go, forget. The container says `destroying` already. What is returned ends when
+    /// everything else it had is removed.
+    pub(crate) async fn tear_down(
+        &self,
+        container: &Arc<Container>,
+        timeline: &Timeline,
+    ) -> Result<JoinHandle<()>> {
         let id = container.id.clone();
         let handle = container.handle.as_str();
         // The steps that operators look for when a destroy is slow. No driver of disk limits is in use, so there is no
@@ -59,7 +100,9 @@ impl Engine {
         tracing::info!(handle, id, quota_id = 0, "rootfs.quota-id");
         tracing::info!(handle, id, "rootfs.unmounting");
         let mut unmount_ms = 0.0;
+        let mut by_force = true;
         if let Some(keeper) = container.any_keeper() {
+            by_force = false;
             failpoint::reach(Point::DestroyKilling);
             let answer = tokio::time::timeout(PATIENCE, keeper.ask(Op::Destroy, &[])).await;
             failpoint::reach(Point::DestroyAnswered);
@@ -68,20 +111,34 @@ impl Engine {
                     unmount_ms = milliseconds(unmounted_us);
                     timeline.ended_as(&[("kill", milliseconds(killed_us)), ("unmount", unmount_ms)]);
                 }
-                // A keeper of an earlier version does not tell; one that is gone has ended before, and its container
-                // with it.
-                Ok(Ok(_) | Err(client::Error::Gone)) => timeline.ended("keeper"),
+                // A keeper of an earlier version does not tell.
+                Ok(Ok(_)) => timeline.ended("keeper"),
+                // It has ended before, and its container with it, or is about to.
+                Ok(Err(client::Error::Gone)) => {
+                    timeline.ended("keeper");
+                    by_force = true;
+                }
                 Ok(Err(error)) => {
                     timeline.ended("keeper");
                     return Err(Error::failed("destroy", error));
                 }
                 Err(_) => {
                     timeline.ended("kill");
-                    return Err(Error::failed(
-                        "destroy",
-                        "processes do not die, it is tried again on the next destroy",
-                    ));
+                    let keeper = container.keeper_pid();
+                    if self.shared.cgroups.members(&id).iter().any(|pid| Some(*pid) != keeper) {
+                        return Err(Error::failed("destroy", STUCK));
+                    }
+                    // Nothing lives any more, but the keeper does not say so: somebody has stopped it.
+                    by_force = true;
                 }
+            }
+        }
+        if by_force {
+            let (shared, id) = (self.shared.clone(), id.clone());
+            let ended = tokio::task::spawn_blocking(move || end_by_force(&shared, &id)).await;
+            timeline.ended("force");
+            if !ended.map_err(|e| Error::failed("destroy", e))? {
+                return Err(Error::failed("destroy", STUCK));
             }
         }
         tracing::info!(handle, id, ms = unmount_ms, "rootfs.unmounted");
@@ -102,8 +159,7 @@ impl Engine {
         timeline.ended("release");
         // After the reply: directories, cgroups, what peas have left.
         failpoint::reach(Point::DestroySweeping);
-        tokio::task::spawn_blocking(move || sweep(&shared, &id));
-        Ok(())
+        Ok(tokio::task::spawn_blocking(move || sweep(&shared, &id)))
     }
 
     /// End its processes (TERM, wait, KILL; `kill`: KILL at once); the container stays.
@@ -120,7 +176,7 @@ impl Engine {
                 tracing::info!(id, "stop.kill");
             }
             failpoint::reach(Point::StopTermed);
-            signal_until(&shared, &id, &except, Signal::KILL, PATIENCE);
+            signal_until(&shared, &id, &except, Signal::KILL, GRACE);
             failpoint::reach(Point::StopKilled);
         };
         tokio::task::spawn_blocking(stop).await.map_err(|e| Error::failed("stop", e))?;
@@ -150,6 +206,23 @@ fn signal_until(shared: &Shared, id: &str, except: &[i32], signal: Signal, limit
         std::thread::sleep(Duration::from_millis(5));
     }
     false
+}
+
+/// End a container whose keeper cannot be asked, and the keeper. `false`: something does not die.
+pub fn end_by_force(shared: &Shared, id: &str) -> bool {
+    let started = Instant::now();
+    let kill = || {
+        // The keeper first: pid 1 dies with it, and the others with pid 1.
+        let keeper = shared.cgroups.kill_keeper(id);
+        shared.cgroups.kill(id) && keeper
+    };
+    while !kill() {
+        if started.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
 }
 
 /// What a container without a record has left outside the store.

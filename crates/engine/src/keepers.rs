@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use wardian_runtime::cgroup::Cgroups;
-use wardian_runtime::wire::{Op, Request};
+use wardian_runtime::wire::{Op, Request, SPEAKS};
 use wardian_sys::{failpoint, memfd, namespace, packet, spawn};
 
 /// A keeper without a container. It ends by itself when its only connection does.
@@ -46,7 +46,8 @@ impl Keepers {
         let directory: OwnedFd = std::fs::File::open(dir)?.into();
         let count = AtomicU64::new(0);
         let sockets = dir.to_owned();
-        let env: Vec<String> = failpoint::inherited().into_iter().collect();
+        let speaks = std::env::var(SPEAKS).ok().map(|version| format!("{SPEAKS}={version}"));
+        let env: Vec<String> = failpoint::inherited().into_iter().chain(speaks).collect();
         let make = move || {
             let name = format!("{}.sock", count.fetch_add(1, Ordering::Relaxed));
             let listener = packet::listen_at(directory.as_fd(), &name)?;

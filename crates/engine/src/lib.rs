@@ -13,6 +13,7 @@ mod output;
 mod pool;
 mod process;
 mod record;
+mod reset;
 mod restore;
 mod run;
 mod slow;
@@ -23,6 +24,7 @@ pub use history::{Kind, Life, Operation, Step};
 pub use metrics::Metrics;
 pub use output::{Output, Stream};
 pub use process::{Input, Process};
+pub use reset::{Removed, reset};
 pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec, Window};
 
 use container::Container;
@@ -60,6 +62,8 @@ pub struct Config {
     pub no_new_privileges: bool,
     /// Percent of a processor that one share entitles to; 0: from the host's processors and memory.
     pub cpu_entitlement_per_share: f64,
+    /// Destroy the containers that an earlier server has left, before anybody is served.
+    pub destroy_on_start: bool,
 }
 
 /// The engine; clones share it.
@@ -133,6 +137,9 @@ impl Engine {
         let engine = Self { shared: Arc::new(shared) };
         let found = engine.shared.records.all(&engine.shared.boot_id);
         engine.restore(found).await;
+        if engine.shared.config.destroy_on_start {
+            engine.destroy_all().await;
+        }
         Ok(engine)
     }
 
@@ -394,6 +401,12 @@ fn remove_strays(cgroups: &Cgroups, known: &[&str]) {
 fn open_run(run: &Path) -> Result<OwnedFd> {
     let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
     wardian_store::run::prepare(run).map_err(step)?;
+    lock_run(run)
+}
+
+/// One process at a time has the run directory.
+fn lock_run(run: &Path) -> Result<OwnedFd> {
+    let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
     let lock = std::fs::File::create(run.join("lock")).map_err(step)?;
     // A server that was killed a moment ago may still be on its way out, with all its descriptors.
     for _ in 0..100 {

@@ -5,6 +5,7 @@ use crate::metrics::{Pea, changed_since_boot};
 use crate::process::Process;
 use crate::record::{Phase, Record};
 use crate::{Engine, destroy};
+use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,50 +13,82 @@ use wardian_runtime::client::{self, Keeper};
 use wardian_runtime::wire::{self, Op, Reply};
 use wardian_sys::packet;
 
+type Events = tokio::sync::mpsc::UnboundedReceiver<client::Event>;
+/// A keeper that has answered: its events, the container's pid 1, its processes.
+type Greeted = (Keeper, Events, Option<i32>, Vec<wire::ProcessState>);
+
 /// A keeper that does not say hello by then is taken for dead.
 const HELLO: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Take up every container on record; end the rest.
     pub(crate) async fn restore(&self, found: Vec<(String, Option<Record>)>) {
+        // All at the same time: a keeper that does not answer holds up nobody else.
+        let mut tasks = tokio::task::JoinSet::new();
         for (id, record) in found {
-            match record {
-                Some(record) => self.take_up(record).await,
-                None => {
-                    let shared = self.shared.clone();
-                    if let Some((keeper, _)) = self.keeper_of(&id).await {
-                        end(keeper);
-                    }
-                    drop(tokio::task::spawn_blocking(move || destroy::sweep(&shared, &id)).await);
+            let engine = self.clone();
+            tasks.spawn(async move {
+                match record {
+                    Some(record) => engine.take_up(record).await,
+                    None => engine.sweep_unknown(id).await,
                 }
-            }
+            });
+        }
+        tasks.join_all().await;
+    }
+
+    /// A container without a record.
+    async fn sweep_unknown(&self, id: String) {
+        if let Ok((keeper, _)) = self.keeper_of(&id) {
+            drop(tokio::time::timeout(HELLO, keeper.ask(Op::Destroy, &[])).await);
+        }
+        let shared = self.shared.clone();
+        let sweep = move || {
+            destroy::end_by_force(&shared, &id);
+            destroy::sweep(&shared, &id);
+        };
+        drop(tokio::task::spawn_blocking(sweep).await);
+    }
+
+    /// Its keeper, or why there is none.
+    fn keeper_of(&self, id: &str) -> Result<(Keeper, Events), String> {
+        let dir = std::fs::File::open(self.shared.records.path(id)).map_err(|e| e.to_string())?;
+        match packet::connect_at(OwnedFd::from(dir).as_fd(), "keeper.sock") {
+            Ok(socket) => Keeper::new(socket).map_err(|e| e.to_string()),
+            Err(Errno::CONNREFUSED | Errno::NOENT) => Err("its keeper has ended".to_owned()),
+            Err(Errno::AGAIN) => Err("its keeper does not answer".to_owned()),
+            Err(error) => Err(format!("its keeper cannot be reached: {error}")),
         }
     }
 
-    async fn keeper_of(
-        &self,
-        id: &str,
-    ) -> Option<(Keeper, tokio::sync::mpsc::UnboundedReceiver<client::Event>)> {
-        let dir: OwnedFd = std::fs::File::open(self.shared.records.path(id)).ok()?.into();
-        let socket = packet::connect_at(dir.as_fd(), "keeper.sock").ok()?;
-        Keeper::new(socket).ok()
+    async fn greet(&self, container: &Container) -> Result<Greeted, String> {
+        let (keeper, events) = self.keeper_of(&container.id)?;
+        let answer = tokio::time::timeout(HELLO, keeper.ask(Op::Hello, &[])).await;
+        match answer {
+            Ok(Ok((Reply::Hello { version, pid, .. }, _))) if version > wire::VERSION => {
+                container.kept_by(pid, version);
+                Err(format!(
+                    "its keeper speaks version {version}, this server understands up to {}: start a later one",
+                    wire::VERSION
+                ))
+            }
+            Ok(Ok((Reply::Hello { init, version, pid }, fds))) => {
+                container.kept_by(pid, version);
+                let processes = process_list(fds).ok_or("its keeper does not say which processes it has")?;
+                Ok((keeper, events, init, processes))
+            }
+            Ok(Ok(_)) => Err("its keeper's answer makes no sense".to_owned()),
+            Ok(Err(client::Error::Gone)) => Err("its keeper has ended".to_owned()),
+            Ok(Err(error)) => Err(format!("its keeper: {error}")),
+            Err(_) => Err("its keeper does not answer".to_owned()),
+        }
     }
 
     async fn take_up(&self, record: Record) {
         let container = Arc::new(Container::new(record.clone()));
-        let hello = async {
-            let (keeper, events) = self.keeper_of(&record.id).await?;
-            match tokio::time::timeout(HELLO, keeper.ask(Op::Hello, &[])).await {
-                Ok(Ok((Reply::Hello { init, version, pid }, fds))) if version <= wire::VERSION => {
-                    container.kept_by(pid, version);
-                    Some((keeper, events, init, process_list(fds)?))
-                }
-                _ => None,
-            }
-        };
-        let hello = hello.await;
+        let hello = self.greet(&container).await;
         if record.phase == Phase::Creating {
-            if let Some((keeper, ..)) = hello {
+            if let Ok((keeper, ..)) = hello {
                 container.alive(keeper, None);
             }
             self.undo(&container).await;
@@ -65,9 +98,9 @@ impl Engine {
             self.shared.history.add(made.clone());
         }
         self.shared.lock().insert(record.handle.clone(), container.clone());
-        let Some((keeper, events, init, processes)) = hello else {
-            container.broke("its keeper has ended");
-            return;
+        let (keeper, events, init, processes) = match hello {
+            Ok(hello) => hello,
+            Err(reason) => return container.broke(&reason),
         };
         container.alive(keeper.clone(), init);
         for state in processes {
@@ -111,9 +144,4 @@ impl Engine {
 fn process_list(fds: Vec<OwnedFd>) -> Option<Vec<wire::ProcessState>> {
     let list = std::fs::File::from(fds.into_iter().next()?);
     serde_json::from_reader(std::io::BufReader::new(list)).ok()
-}
-
-/// A container without a record: its keeper ends it.
-fn end(keeper: Keeper) {
-    tokio::spawn(async move { drop(keeper.ask(Op::Destroy, &[]).await) });
 }

@@ -83,6 +83,8 @@ pub struct Keeper {
     early: HashMap<Pid, i32>,
     ending: Option<Ending>,
     parked: Option<Parked>,
+    /// See [`wire::SPEAKS`].
+    speaks: Option<u32>,
 }
 
 type Fds = std::vec::IntoIter<OwnedFd>;
@@ -129,6 +131,7 @@ impl Keeper {
             early: HashMap::new(),
             ending: None,
             parked: None,
+            speaks: std::env::var(wire::SPEAKS).ok().and_then(|version| version.parse().ok()),
         })
     }
 
@@ -179,9 +182,12 @@ impl Keeper {
             if !alive && self.launches.is_empty() {
                 self.processes.clear();
                 let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-                let reply = Reply::Destroyed {
-                    killed_us: us(ending.since.elapsed().saturating_sub(ending.unmounted)),
-                    unmounted_us: us(ending.unmounted),
+                let reply = match self.speaks {
+                    Some(1) => Reply::Done,
+                    _ => Reply::Destroyed {
+                        killed_us: us(ending.since.elapsed().saturating_sub(ending.unmounted)),
+                        unmounted_us: us(ending.unmounted),
+                    },
                 };
                 failpoint::reach(Point::KeeperDestroyReplying);
                 self.reply(ending.connection, ending.seq, reply, &[]);
@@ -288,7 +294,7 @@ impl Keeper {
 
     fn hello(&self) -> Reply {
         Reply::Hello {
-            version: wire::VERSION,
+            version: self.speaks.unwrap_or(wire::VERSION),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             init: self.container.as_ref().map(|c| c.pid.as_raw_nonzero().get()),
         }

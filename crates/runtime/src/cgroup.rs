@@ -306,14 +306,39 @@ impl Cgroups {
     /// Signal the members of `id` and below but `except`; how many there were. Each goes through a pidfd, and
     /// only if the pid is still a member after the pidfd was opened.
     pub fn signal(&self, id: &str, except: &[i32], signal: rustix::process::Signal) -> usize {
-        let members: Vec<i32> = self.members(id).into_iter().filter(|pid| !except.contains(pid)).collect();
+        self.signal_where(id, |pid| !except.contains(&pid), signal)
+    }
+
+    /// Kill the keeper of the container `id`, which is told by its command line. `false`: it still lives.
+    pub fn kill_keeper(&self, id: &str) -> bool {
+        let line = format!("wardian-keeper\0{id}\0");
+        let is_its_keeper =
+            |pid: i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|read| read == line.as_bytes());
+        for _ in 0..20 {
+            if self.signal_where("keepers", is_its_keeper, rustix::process::Signal::KILL) == 0 {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        false
+    }
+
+    /// Kill everything in all cgroups of this instance, keepers first. What still lives.
+    pub fn kill_all(&self) -> Vec<i32> {
+        self.kill("keepers");
+        self.kill("");
+        self.members("")
+    }
+
+    fn signal_where(&self, id: &str, wanted: impl Fn(i32) -> bool, signal: rustix::process::Signal) -> usize {
+        let members: Vec<i32> = self.members(id).into_iter().filter(|pid| wanted(*pid)).collect();
         let open = |raw: &i32| {
             let pid = rustix::process::Pid::from_raw(*raw)?;
             rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok().map(|fd| (*raw, fd))
         };
         let opened: Vec<(i32, OwnedFd)> = members.iter().filter_map(open).collect();
         let still = self.members(id);
-        for (_, fd) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
+        for (_, fd) in opened.iter().filter(|(pid, _)| still.contains(pid) && wanted(*pid)) {
             // It may have ended by itself in the meantime.
             let _ = rustix::process::pidfd_send_signal(fd, signal);
         }

@@ -10,6 +10,10 @@ pub const VERSION: u32 = 2;
 /// The first version whose keepers give terminals: an earlier one would start the program without.
 pub const TERMINALS: u32 = 2;
 
+/// Environment variable of a keeper, for tests of how a server gets along with keepers of other versions: it says that it
+/// speaks this version, and if that is 1, it speaks as the first keepers did.
+pub const SPEAKS: &str = "WARDIAN_KEEPER_SPEAKS";
+
 /// Descriptor numbers a keeper starts with.
 pub const LISTENER_FD: i32 = 3;
 /// The first connection.

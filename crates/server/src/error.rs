@@ -21,6 +21,9 @@ pub enum Error {
         "tcp:{0} can be reached from other hosts, without any authentication: allow it with --insecure-listen"
     )]
     Insecure(std::net::SocketAddr),
+    /// A descriptor that was handed to us.
+    #[error("the socket that was handed to this server is {0}")]
+    Inherited(&'static str),
     /// The system said no.
     #[error("listen on {address}: {step}: {source}")]
     Listen {

@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -64,7 +64,12 @@ pub struct Listener(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    Unix { listener: UnixListener, path: PathBuf, inode: u64 },
+    /// The inode of a socket file that is ours to remove.
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+        inode: Option<u64>,
+    },
     Tcp(TcpListener),
 }
 
@@ -81,6 +86,37 @@ impl Listener {
                 Ok(Self(Kind::Tcp(listener)))
             }
         }
+    }
+
+    /// A listening socket that whoever started us has opened. Its file stays when we go.
+    pub fn inherited(socket: OwnedFd, options: &SocketOptions) -> Result<Self> {
+        use rustix::net::{AddressFamily, SocketType, sockopt};
+        let bad = |what: &'static str| Error::Inherited(what);
+        let failed = |_| bad("not a socket");
+        if sockopt::socket_type(&socket).map_err(failed)? != SocketType::STREAM
+            || !sockopt::socket_acceptconn(&socket).map_err(failed)?
+        {
+            return Err(bad("not a listening stream socket"));
+        }
+        rustix::io::ioctl_fionbio(&socket, true).map_err(failed)?;
+        let domain = sockopt::socket_domain(&socket).map_err(failed)?;
+        if domain == AddressFamily::UNIX {
+            let listener = std::os::unix::net::UnixListener::from(socket);
+            let path = listener.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_owned));
+            let listener =
+                UnixListener::from_std(listener).map_err(|_| bad("a socket that cannot be used"))?;
+            return Ok(Self(Kind::Unix { listener, path: path.unwrap_or_default(), inode: None }));
+        }
+        if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
+            return Err(bad("neither a unix nor a TCP socket"));
+        }
+        let listener = TcpListener::from_std(std::net::TcpListener::from(socket))
+            .map_err(|_| bad("a socket that cannot be used"))?;
+        let address = listener.local_addr().map_err(|_| bad("a socket without an address"))?;
+        if !address.ip().is_loopback() && !options.insecure_listen {
+            return Err(Error::Insecure(address));
+        }
+        Ok(Self(Kind::Tcp(listener)))
     }
 
     /// Where it listens; with TCP port 0, the port that was given.
@@ -105,7 +141,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Kind::Unix { path, inode, .. } = &self.0
+        if let Kind::Unix { path, inode: Some(inode), .. } = &self.0
             && std::fs::symlink_metadata(path).is_ok_and(|now| now.ino() == *inode)
         {
             let _ = std::fs::remove_file(path);
@@ -148,7 +184,7 @@ async fn unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
         Ok(inode)
     };
     match open() {
-        Ok(inode) => Ok(Kind::Unix { listener, path: path.into(), inode }),
+        Ok(inode) => Ok(Kind::Unix { listener, path: path.into(), inode: Some(inode) }),
         Err((step, error)) => {
             let _ = std::fs::remove_file(&early);
             Err(failed(&address, step)(error))

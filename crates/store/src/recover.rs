@@ -45,7 +45,7 @@ impl Inner {
                 // A power cut may have emptied it.
                 Err(_) => uuid::Uuid::new_v4().simple().to_string(),
             };
-            tracing::info!(layer = chain, "the layer cannot be trusted and will be fetched again");
+            tracing::info!(layer = chain, "layer.distrusted");
             self.condemn(&chain, &instance)?;
         }
         Ok(())

@@ -42,12 +42,13 @@ pub fn listen_at(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A connection to the socket `name` in the directory `dir`.
+/// A connection to the socket `name` in the directory `dir`, non-blocking.
 ///
 /// # Errors
-/// The kernel's; `ECONNREFUSED` when nobody listens any more.
+/// The kernel's; `ECONNREFUSED` when nobody listens any more, `EAGAIN` when whoever listens has not accepted for long.
 pub fn connect_at(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     sockopt::set_socket_send_buffer_size(&fd, 2 * MAX_BYTES)?;
     connect(&fd, &address(dir, name)?)?;
     Ok(fd)

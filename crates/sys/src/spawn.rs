@@ -17,6 +17,23 @@ pub fn close_on_exec() -> io::Result<()> {
     }
 }
 
+/// Owns a descriptor that whoever started us has left open under this number, and marks it to be closed by an exec.
+/// A number that this program uses already must not be given.
+///
+/// # Errors
+/// It is standard input, output or error, or not open.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    if number < 3 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: fcntl on a number; a closed one is an error.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and by the caller's word nobody here owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// A child of ours: its pid, and a descriptor that keeps naming it.
 #[derive(Debug)]
 pub struct Child {

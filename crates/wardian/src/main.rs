@@ -5,10 +5,13 @@
 mod doctor;
 mod image;
 mod lab;
+mod log;
 mod print;
+mod reset;
 mod rootfs;
 mod serve;
 mod store;
+mod systemd;
 mod watch;
 mod why;
 
@@ -39,6 +42,8 @@ enum Command {
     Why(why::Args),
     /// Tell what this host can do, and what was left behind on it
     Doctor(doctor::Args),
+    /// End all containers and remove everything that was made on this host
+    Reset(reset::Args),
     /// Print a completion script for a shell
     Completion {
         /// For which shell
@@ -55,6 +60,7 @@ fn main() -> ExitCode {
         Command::Lab(command) => lab::run(command),
         Command::Why(args) => why::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Reset(args) => reset::run(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "wardian", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -1,13 +1,13 @@
 //! `wardian serve`: settings from flags, environment and a file, then the server.
 
+use crate::{log, systemd};
 use anyhow::{Context, Result, ensure};
 use clap::Args as ClapArgs;
 use serde::Deserialize;
-use std::io::IsTerminal as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 use wardian_engine::{Config, Engine};
 use wardian_server::{ListenAddr, Listener, SocketOptions};
 
@@ -50,9 +50,15 @@ pub struct Args {
     /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]
     #[arg(long, value_name = "PERCENT", env = "WARDIAN_CPU_ENTITLEMENT_PER_SHARE", value_parser = percent)]
     cpu_entitlement_per_share: Option<f64>,
+    /// Destroy the containers that an earlier server has left, before serving anybody
+    #[arg(long, env = "WARDIAN_DESTROY_CONTAINERS_ON_STARTUP", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    destroy_containers_on_startup: Option<bool>,
     /// The keeper program [default: wardian-keeper beside this program, else in /usr/lib/wardian]
     #[arg(long, value_name = "PATH", env = "WARDIAN_KEEPER")]
     keeper: Option<PathBuf>,
+    /// How the log on standard error looks [default: auto]
+    #[arg(long, value_name = "FORMAT", env = "WARDIAN_LOG_FORMAT", value_enum)]
+    log_format: Option<log::Format>,
     /// A TOML file with these settings, named as the flags are
     #[arg(long, value_name = "FILE", env = "WARDIAN_CONFIG")]
     config: Option<PathBuf>,
@@ -72,6 +78,8 @@ struct File {
     gc_threshold: Option<u64>,
     no_new_privileges: Option<bool>,
     cpu_entitlement_per_share: Option<f64>,
+    destroy_containers_on_startup: Option<bool>,
+    log_format: Option<log::Format>,
     keeper: Option<PathBuf>,
 }
 
@@ -88,6 +96,8 @@ struct Settings {
     gc_threshold: Option<u64>,
     no_new_privileges: bool,
     cpu_entitlement_per_share: f64,
+    destroy_containers_on_startup: bool,
+    log_format: log::Format,
     keeper: Option<PathBuf>,
 }
 
@@ -116,12 +126,8 @@ impl Args {
         let file_mode = file.socket_mode.map(|mode| octal(&mode)).transpose();
         let file_mode = file_mode.map_err(|e| anyhow::anyhow!("socket-mode: {e}"))?;
         let run = self.run.or(file.run).unwrap_or_else(|| RUN.into());
-        let mut listen = if self.listen.is_empty() { file.listen } else { self.listen };
-        if listen.is_empty() {
-            listen.push(format!("unix:{}", run.join("garden.sock").display()));
-        }
         Ok(Settings {
-            listen,
+            listen: if self.listen.is_empty() { file.listen } else { self.listen },
             root: self.root.or(file.root).unwrap_or_else(|| ROOT.into()),
             run,
             default_rootfs: self.default_rootfs.or(file.default_rootfs),
@@ -138,8 +144,23 @@ impl Args {
                     .transpose()
                     .map_err(anyhow::Error::msg)?)
                 .unwrap_or(0.0),
+            destroy_containers_on_startup: self
+                .destroy_containers_on_startup
+                .or(file.destroy_containers_on_startup)
+                .unwrap_or(false),
+            log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             keeper: self.keeper.or(file.keeper),
         })
+    }
+}
+
+impl Settings {
+    /// Addresses to listen on: sockets that were handed to us stand for the default one.
+    fn addresses(&self, inherited: bool) -> Vec<String> {
+        match self.listen.as_slice() {
+            [] if !inherited => vec![format!("unix:{}", self.run.join("garden.sock").display())],
+            given => given.to_vec(),
+        }
     }
 }
 
@@ -171,19 +192,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None => find_keeper()?,
     };
     wardian_sys::failpoint::check()?;
-    start_log();
+    let inherited = systemd::listeners()?;
+    let _filter = log::start(settings.log_format)?;
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    runtime.block_on(serve(settings, keeper))?;
+    runtime.block_on(serve(settings, keeper, inherited))?;
     // Blocking work that is stuck in the kernel must not keep the server from ending.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
+async fn serve(settings: Settings, keeper: PathBuf, inherited: Vec<OwnedFd>) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let absolute =
         |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
+    let addresses = settings.addresses(!inherited.is_empty());
     let config = Config {
         root: absolute(&settings.root)?,
         run: absolute(&settings.run)?,
@@ -193,6 +216,7 @@ async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
         gc_threshold: settings.gc_threshold,
         no_new_privileges: settings.no_new_privileges,
         cpu_entitlement_per_share: settings.cpu_entitlement_per_share,
+        destroy_on_start: settings.destroy_containers_on_startup,
     };
     let engine = Engine::start(config).await.context("start the engine")?;
     let options = SocketOptions {
@@ -200,7 +224,7 @@ async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
         insecure_listen: settings.insecure_listen,
         ..SocketOptions::default()
     };
-    let listeners = match bind(&settings.listen, &options).await {
+    let listeners = match bind(&addresses, inherited, &options).await {
         Ok(listeners) => listeners,
         Err(error) => {
             // What was made ahead must not stay.
@@ -213,33 +237,34 @@ async fn serve(settings: Settings, keeper: PathBuf) -> Result<()> {
             _ = interrupt.recv() => "SIGINT",
             _ = terminate.recv() => "SIGTERM",
         };
-        tracing::info!(signal = name, "draining");
+        tracing::info!(signal = name, "serve.draining");
+        systemd::stopping();
     };
+    systemd::ready();
     let served = wardian_server::serve(engine.clone(), listeners, stop).await;
     engine.shutdown().await;
     served.context("serve")
 }
 
-async fn bind(addresses: &[String], options: &SocketOptions) -> Result<Vec<Listener>> {
+async fn bind(
+    addresses: &[String],
+    inherited: Vec<OwnedFd>,
+    options: &SocketOptions,
+) -> Result<Vec<Listener>> {
     let mut listeners = Vec::new();
+    for socket in inherited {
+        let listener = Listener::inherited(socket, options)?;
+        let address = listener.address().map_or_else(|_| "?".to_owned(), |address| address.to_string());
+        tracing::info!(%address, inherited = true, "serve.listening");
+        listeners.push(listener);
+    }
     for address in addresses {
         let parsed: ListenAddr = address.parse().with_context(|| format!("listen on {address}"))?;
         let bound = Listener::bind(&parsed, options).await;
         listeners.push(bound.with_context(|| format!("listen on {address}"))?);
-        tracing::info!(%address, "listening");
+        tracing::info!(%address, "serve.listening");
     }
     Ok(listeners)
-}
-
-/// To standard error: for people on a terminal, else one JSON object a line.
-fn start_log() {
-    let filter = EnvFilter::try_from_env("WARDIAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().init();
-    }
 }
 
 #[cfg(test)]
@@ -253,7 +278,8 @@ mod tests {
     #[test]
     fn defaults() {
         let settings = Args::default().merge(File::default()).unwrap();
-        assert_eq!(settings.listen, ["unix:/run/wardian/garden.sock"]);
+        assert_eq!(settings.addresses(false), ["unix:/run/wardian/garden.sock"]);
+        assert!(settings.addresses(true).is_empty());
         assert_eq!(settings.root, Path::new("/var/lib/wardian"));
         assert_eq!(settings.socket_mode, 0o660);
         assert!(!settings.insecure_listen && !settings.no_new_privileges);
@@ -267,6 +293,7 @@ mod tests {
         assert_eq!((settings.root.as_path(), settings.socket_mode), (Path::new("/a"), 0o600));
         let args = Args { root: Some("/c".into()), listen: vec!["unix:/x".into()], ..Args::default() };
         let settings = args.merge(file(text)).unwrap();
+        assert!(!settings.destroy_containers_on_startup);
         assert_eq!(settings.listen, ["unix:/x"]);
         assert_eq!((settings.root.as_path(), settings.run.as_path()), (Path::new("/c"), Path::new("/b")));
     }

@@ -6,14 +6,17 @@
 mod bad_input;
 mod cli;
 mod doctor;
+mod equipped;
 mod failpoints;
 mod images;
 mod isolation;
+mod keepers;
 mod lifecycle;
 mod metrics;
 mod peas;
 mod player;
 mod record;
+mod reset;
 mod rootfs;
 mod run;
 mod store;

@@ -1,0 +1,274 @@
+//! The server's log: for people on a terminal, else one JSON object a line, in the shape that the original server's
+//! readers know:
+//!
+//! ```text
+//! {"timestamp":"2026-01-02T03:04:05.000000000Z","level":"info","source":"wardian","message":"wardian.create.done","data":{"handle":"h","id":"…","ms":7.5}}
+//! ```
+//!
+//! That shape has no level between info and error: a warning is an `error`, since somebody should look.
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::io::{IsTerminal as _, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+/// Lines of one message in one second; what exceeds them is counted. A burst of a few hundred containers stays below.
+const MOST: u64 = 1000;
+
+/// How lines look.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Text on a terminal, else JSON
+    #[default]
+    Auto,
+    /// One JSON object a line
+    Json,
+    /// For people
+    Text,
+}
+
+/// Changes what is logged while the server runs.
+pub type Filter = reload::Handle<EnvFilter, Registry>;
+
+/// Log to standard error from here on.
+pub fn start(format: Format) -> Result<Filter> {
+    let filter = EnvFilter::try_from_env("WARDIAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter);
+    let terminal = std::io::stderr().is_terminal();
+    let json = format == Format::Json || (format == Format::Auto && !terminal);
+    let lines = json.then(|| Lines::new(std::io::stderr(), MOST));
+    let text = (!json).then(|| fmt::layer().with_writer(std::io::stderr).with_ansi(terminal));
+    let log = tracing_subscriber::registry().with(filter).with(lines).with(text);
+    log.try_init().context("start the log")?;
+    Ok(handle)
+}
+
+/// A line.
+#[derive(Serialize)]
+struct Line<'a> {
+    timestamp: String,
+    level: &'a str,
+    source: &'a str,
+    message: String,
+    data: Map<String, Value>,
+}
+
+/// Writes lines.
+#[derive(Debug)]
+struct Lines<W> {
+    out: Mutex<W>,
+    flood: Mutex<Flood>,
+}
+
+impl<W: Write> Lines<W> {
+    fn new(out: W, most: u64) -> Self {
+        Self { out: Mutex::new(out), flood: Mutex::new(Flood { most, ..Flood::default() }) }
+    }
+
+    fn write(&self, now: SystemTime, level: &str, path: &str, data: Map<String, Value>) {
+        let timestamp = humantime::format_rfc3339_nanos(now).to_string();
+        let line = Line { timestamp, level, source: "wardian", message: format!("wardian.{path}"), data };
+        let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
+        bytes.push(b'\n');
+        // Nobody can be told that the log cannot be written.
+        let _ = self.out.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes);
+    }
+}
+
+impl<S: Subscriber, W: Write + Send + 'static> Layer<S> for Lines<W> {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let metadata = event.metadata();
+        let path = path(&fields.message, metadata.target());
+        let level = match *metadata.level() {
+            Level::ERROR | Level::WARN => "error",
+            Level::INFO => "info",
+            Level::DEBUG | Level::TRACE => "debug",
+        };
+        let now = SystemTime::now();
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (admitted, over) = self.flood.lock().unwrap_or_else(PoisonError::into_inner).admit(&path, second);
+        for (path, count) in over {
+            let data = Map::from_iter([("count".to_owned(), count.into())]);
+            self.write(now, "info", &format!("{path}.suppressed"), data);
+        }
+        if admitted {
+            self.write(now, level, &path, fields.data);
+        }
+    }
+}
+
+/// `create.done` as it is; others get the name of their crate, and no blanks: `server.request-failed`.
+fn path(message: &str, target: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let text = message.trim();
+    if text.contains('.') && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    let mut modules = target.split("::");
+    let first = modules.next().unwrap_or_default();
+    let place = first.strip_prefix("wardian_").or_else(|| modules.next()).unwrap_or(first);
+    let words = text.split(|c| !plain(c)).filter(|word| !word.is_empty());
+    format!("{place}.{}", words.collect::<Vec<_>>().join("-"))
+}
+
+#[derive(Debug, Default)]
+struct Fields {
+    message: String,
+    data: Map<String, Value>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: impl Into<Value>) {
+        self.data.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for Fields {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" { self.message = value.to_owned() } else { self.put(field, value) }
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+}
+
+/// What is said too often.
+#[derive(Debug, Default)]
+struct Flood {
+    most: u64,
+    /// A message, the second it was said last in, and how often in that.
+    said: HashMap<String, (u64, u64)>,
+    /// Something was dropped since nothing was told of it.
+    dropped: bool,
+}
+
+impl Flood {
+    /// Whether a message may be written, and those of earlier seconds that were dropped, with their numbers.
+    fn admit(&mut self, path: &str, second: u64) -> (bool, Vec<(String, u64)>) {
+        let mut over = Vec::new();
+        if self.dropped {
+            for (path, (then, count)) in &mut self.said {
+                if *then != second && *count > self.most {
+                    over.push((path.clone(), *count - self.most));
+                    *count = 0;
+                }
+            }
+            self.dropped = self.said.values().any(|(_, count)| *count > self.most);
+        }
+        if !self.said.contains_key(path) {
+            self.said.insert(path.to_owned(), (second, 0));
+        }
+        let most = self.most;
+        let admitted = self.said.get_mut(path).is_none_or(|(then, count)| {
+            if *then != second {
+                (*then, *count) = (second, 0);
+            }
+            *count += 1;
+            *count <= most
+        });
+        self.dropped |= !admitted;
+        (admitted, over)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(most: u64, say: impl FnOnce()) -> Vec<Value> {
+        let buffer = Buffer::default();
+        let log = tracing_subscriber::registry().with(Lines::new(buffer.clone(), most));
+        tracing::subscriber::with_default(log, say);
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_line_has_the_known_shape() {
+        let lines = logged(10, || {
+            let error = std::io::Error::other("it \"broke\"\n");
+            tracing::info!(handle = "h", ms = 7.5, count = 3_u64, yes = true, "create.done");
+            tracing::warn!(%error, "accept failed");
+        });
+        let first = &lines[0];
+        assert_eq!(first["level"], "info");
+        assert_eq!(first["source"], "wardian");
+        assert_eq!(first["message"], "wardian.create.done");
+        assert_eq!(first["data"], serde_json::json!({"handle": "h", "ms": 7.5, "count": 3, "yes": true}));
+        let timestamp = first["timestamp"].as_str().unwrap();
+        assert!(timestamp.len() == 30 && timestamp.as_bytes()[19] == b'.' && timestamp.ends_with('Z'));
+        assert_eq!(lines[1]["level"], "error");
+        assert_eq!(lines[1]["message"], "wardian.log.accept-failed");
+        assert_eq!(lines[1]["data"]["error"], "it \"broke\"\n");
+        let fields: Vec<&String> = first.as_object().unwrap().keys().collect();
+        assert_eq!(fields.len(), 5, "{fields:?}");
+    }
+
+    #[test]
+    fn messages_become_paths() {
+        for (message, target, expected) in [
+            ("create.done", "wardian_engine::create", "create.done"),
+            ("request failed", "wardian_server::handler", "server.request-failed"),
+            ("listening", "wardian::serve", "serve.listening"),
+            ("slow", "wardian_engine::slow", "engine.slow"),
+            ("it is. not so", "hyper", "hyper.it-is.-not-so"),
+        ] {
+            assert_eq!(path(message, target), expected);
+        }
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_counted() {
+        let mut flood = Flood { most: 2, ..Flood::default() };
+        let mut admit = |path: &str, second: u64| flood.admit(path, second);
+        assert_eq!(admit("a", 1), (true, vec![]));
+        assert_eq!(admit("a", 1), (true, vec![]));
+        for _ in 0..5 {
+            assert_eq!(admit("a", 1), (false, vec![]));
+        }
+        assert_eq!(admit("b", 1), (true, vec![]));
+        // Told by whoever comes next, once.
+        assert_eq!(admit("b", 2), (true, vec![("a".to_owned(), 5)]));
+        assert_eq!(admit("a", 2), (true, vec![]));
+        assert_eq!(admit("a", 4), (true, vec![]));
+        let lines = logged(1, || (0..50).for_each(|n| tracing::info!(n, "x.y")));
+        assert!(lines.len() < 10, "{lines:?}");
+    }
+}

@@ -1,0 +1,101 @@
+//! `wardian reset`: this host as if the server had never run.
+
+use crate::print;
+use crate::serve::{ROOT, RUN};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args as ClapArgs;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use wardian_engine::Removed;
+
+/// What to remove.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// The store: images, layers, root file systems
+    #[arg(long, value_name = "DIR", env = "WARDIAN_ROOT", default_value = ROOT)]
+    root: PathBuf,
+    /// Live state of the server
+    #[arg(long, value_name = "DIR", env = "WARDIAN_RUN", default_value = RUN)]
+    run: PathBuf,
+    /// Remove the images and their layers too
+    #[arg(long)]
+    images: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what was asked.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    ensure!(rustix::process::geteuid().is_root(), "what the server has made is root's: try sudo");
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
+    let (root, run) = (absolute(&args.root)?, absolute(&args.run)?);
+    if !args.yes && !agreed(&root, &run, args.images)? {
+        eprintln!("wardian: nothing was done");
+        return Ok(ExitCode::FAILURE);
+    }
+    let removed = wardian_engine::reset(&root, &run, args.images)?;
+    if args.json {
+        print::json(&removed)?
+    } else {
+        print::text(&told(&removed))?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn agreed(root: &Path, run: &Path, images: bool) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("this ends every container: say --yes if it is meant");
+    }
+    let store = if images { " and all images" } else { "" };
+    print::text(&format!(
+        "This ends every container of {} and removes its data in {}{store}. Go on? [y/N] ",
+        run.display(),
+        root.display()
+    ))?;
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn told(removed: &Removed) -> String {
+    let mut lines = String::new();
+    let names: Vec<String> = removed.containers.iter().map(|name| print::tame(name)).collect();
+    if !names.is_empty() {
+        lines += &format!("containers: {}\n", names.join(", "));
+    }
+    for (count, what) in [
+        (removed.processes, "processes killed"),
+        (removed.cgroups, "cgroups"),
+        (removed.mounts.len(), "mounts"),
+        (removed.trees, "directories of root file systems and other trash"),
+    ] {
+        if count > 0 {
+            lines += &format!("{count} {what}\n");
+        }
+    }
+    if removed.images {
+        lines += "the store with its images\n";
+    }
+    if lines.is_empty() { "there was nothing to remove\n".to_owned() } else { format!("removed:\n{lines}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_removed_is_said() {
+        assert_eq!(told(&Removed::default()), "there was nothing to remove\n");
+        let removed =
+            Removed { containers: vec!["a\u{1b}".into()], processes: 3, images: true, ..Removed::default() };
+        let said = told(&removed);
+        assert_eq!(said, "removed:\ncontainers: a\\u{1b}\n3 processes killed\nthe store with its images\n");
+    }
+}

@@ -1,0 +1,109 @@
+//! A server among keepers of other versions, and such as do not answer.
+
+use crate::equipped::{ends_well, equip, is_broken, lives_equipped};
+use crate::support::{STUCK, Server, end, init, listen, members, message, parent, say, signal, tar_of};
+use rustix::process::Signal;
+use std::time::Instant;
+use tokio::io::AsyncReadExt as _;
+use wardian_runtime::wire;
+
+async fn event(server: &Server, handle: &str) -> String {
+    server.client().info(handle).await.unwrap().events.unwrap_or_default().join("\n")
+}
+
+/// The server that starts next pretends nothing.
+async fn next_server(server: &mut Server) {
+    server.kill9();
+    server.env.clear();
+    server.restart().await;
+}
+
+#[tokio::test]
+async fn an_old_keeper_is_taken_over() {
+    let mut server = Server::start().await;
+    server.kill9();
+    server.env = vec![(wire::SPEAKS.to_owned(), "1".to_owned())];
+    server.restart().await;
+    for handle in ["a", "b"] {
+        equip(&server, handle).await;
+    }
+    // Also by the server that has started it.
+    server.client().destroy("b").await.unwrap();
+    next_server(&mut server).await;
+    lives_equipped(&server, "a", "hello").await;
+    let client = server.client();
+    let tar = tar_of(&[("file", b"contents")]);
+    let length = Some(tar.len() as u64);
+    client.stream_in("a", "", "/in", std::io::Cursor::new(tar), length).await.unwrap();
+    assert_eq!(say(&client, "a", "cat /in/file").await, "contents");
+    let mut out = Vec::new();
+    client.stream_out("a", "", "/in/file").await.unwrap().read_to_end(&mut out).await.unwrap();
+    assert!(out.len() >= 1024);
+    let sleeper = client.run("a", &crate::support::script("exec sleep 1000"), listen()).await.unwrap();
+    sleeper.signal(false).await.unwrap();
+    assert_eq!(end(sleeper).await.code, 143);
+    ends_well(&server, "a").await;
+    client.stop("a", true).await.unwrap();
+    client.destroy("a").await.unwrap();
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_keeper_of_the_future_is_not_talked_to_but_ended() {
+    let mut server = Server::start().await;
+    equip(&server, "ours").await;
+    server.kill9();
+    server.env = vec![(wire::SPEAKS.to_owned(), "1000".to_owned())];
+    server.restart().await;
+    equip(&server, "theirs").await;
+    let id = server.id("theirs").await;
+    next_server(&mut server).await;
+    is_broken(&server, "theirs").await;
+    let said = event(&server, "theirs").await;
+    assert!(said.contains("its keeper speaks version 1000, this server understands up to"), "{said}");
+    lives_equipped(&server, "ours", "hello").await;
+    // It is not touched before somebody says so: a later server can have it.
+    assert!(!members(&id).is_empty());
+    server.client().destroy("theirs").await.unwrap();
+    lives_equipped(&server, "ours", "again").await;
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_keeper_that_was_stopped_holds_up_nobody() {
+    let mut server = Server::start().await;
+    for handle in ["stopped", "other"] {
+        equip(&server, handle).await;
+    }
+    let keeper = parent(init(&server, "stopped").await).unwrap();
+    signal(keeper, Signal::STOP);
+    next_server(&mut server).await;
+    is_broken(&server, "stopped").await;
+    assert!(event(&server, "stopped").await.contains("its keeper does not answer"));
+    lives_equipped(&server, "other", "hello").await;
+    server.client().destroy("stopped").await.unwrap();
+
+    // While the server talks to it.
+    equip(&server, "stopped").await;
+    let keeper = parent(init(&server, "stopped").await).unwrap();
+    signal(keeper, Signal::STOP);
+    let (client, again) = (server.client(), server.client());
+    let first = tokio::spawn(async move { client.destroy("stopped").await });
+    let started = Instant::now();
+    // A second one is refused while the first is at work.
+    loop {
+        let said = message(again.destroy("stopped").await);
+        if said == "container already being destroyed" {
+            break;
+        }
+        assert!(started.elapsed() < STUCK, "{said}");
+    }
+    let done = first.await.unwrap();
+    if let Err(error) = done {
+        // Its processes were alive when time was up.
+        assert!(error.to_string().contains("do not die"), "{error}");
+        signal(keeper, Signal::CONT);
+        server.client().destroy("stopped").await.unwrap();
+    }
+    server.finish().await;
+}
