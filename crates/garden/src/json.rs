@@ -143,12 +143,18 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Reads values one after the other from bytes that arrive in pieces.
+/// Reads objects one after the other from bytes that arrive in pieces. Every byte is looked at twice, however small
+/// the pieces: once for where the object ends, once for what it says.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
-    /// Nothing can have been completed since the last look.
-    settled: bool,
+    /// Where the next value begins, and how far it was searched for its end.
+    begin: usize,
+    scanned: usize,
+    /// Braces that are open there, whether it is inside a string, and after a backslash.
+    depth: usize,
+    string: bool,
+    escaped: bool,
 }
 
 impl Decoder {
@@ -157,40 +163,38 @@ impl Decoder {
 
     /// More bytes have arrived.
     pub fn push(&mut self, bytes: &[u8]) {
-        // A value of this API ends with a brace: do not read a long one again for every piece of it.
-        if bytes.contains(&b'}') || self.buffer.is_empty() {
-            self.settled = false;
-        }
+        self.buffer.drain(..self.begin);
+        self.scanned -= self.begin;
+        self.begin = 0;
         self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole value, if it is there.
     pub fn next_value<T: DeserializeOwned>(&mut self) -> Result<Option<T>, DecodeError> {
-        if self.settled {
-            return self.incomplete();
+        while let Some(&byte) = self.buffer.get(self.scanned) {
+            self.scanned += 1;
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' if self.string => self.escaped = true,
+                b'"' if self.depth > 0 => self.string = !self.string,
+                _ if self.string => {}
+                b' ' | b'\t' | b'\r' | b'\n' if self.depth == 0 => self.begin = self.scanned,
+                b'{' => self.depth += 1,
+                b'}' if self.depth > 1 => self.depth -= 1,
+                b'}' if self.depth == 1 => {
+                    self.depth = 0;
+                    let value = serde_json::from_slice(&self.buffer[self.begin..self.scanned]);
+                    self.begin = self.scanned;
+                    return shape(value.map(|Folded(value)| value).map_err(DecodeError::Invalid)?).map(Some);
+                }
+                _ if self.depth == 0 => {
+                    let error = serde_json::Error::custom("a message begins with '{'");
+                    return Err(DecodeError::Invalid(error));
+                }
+                _ => {}
+            }
         }
-        let mut values = serde_json::Deserializer::from_slice(&self.buffer).into_iter::<Folded>();
-        let first = values.next();
-        let used = values.byte_offset();
-        match first {
-            None => {
-                self.buffer.clear();
-                Ok(None)
-            }
-            Some(Ok(Folded(value))) => {
-                self.buffer.drain(..used);
-                shape(value).map(Some)
-            }
-            Some(Err(error)) if error.is_eof() => {
-                self.settled = true;
-                self.incomplete()
-            }
-            Some(Err(error)) => Err(DecodeError::Invalid(error)),
-        }
-    }
-
-    fn incomplete<T>(&self) -> Result<Option<T>, DecodeError> {
-        if self.buffer.len() > Self::LIMIT {
+        if self.scanned - self.begin > Self::LIMIT {
             return Err(DecodeError::Invalid(serde_json::Error::custom("value too long")));
         }
         Ok(None)
@@ -252,7 +256,21 @@ mod tests {
         assert_eq!(decoder.next_value::<Payload>().unwrap().unwrap().data.as_deref(), Some("ab"));
         assert_eq!(decoder.next_value::<Payload>().unwrap().unwrap().signal, Some(1));
         assert!(decoder.next_value::<Payload>().unwrap().is_none());
-        decoder.push(b"nonsense\n");
+        for piece in br#"{"source":0,"data":"\"}{\\"}"#.chunks(1) {
+            assert!(decoder.next_value::<Payload>().unwrap().is_none());
+            decoder.push(piece);
+        }
+        assert_eq!(decoder.next_value::<Payload>().unwrap().unwrap().data.as_deref(), Some("\"}{\\"));
+        for bad in [&b"nonsense\n"[..], b"}", b"{\"a\"}", b"[{}]", b"5"] {
+            let mut decoder = Decoder::default();
+            decoder.push(b" {} ");
+            assert!(decoder.next_value::<Payload>().unwrap().is_some());
+            decoder.push(bad);
+            assert!(decoder.next_value::<Payload>().is_err(), "{bad:?}");
+        }
+        let mut decoder = Decoder::default();
+        decoder.push(b"{\"data\":\"");
+        decoder.push(&vec![b'x'; Decoder::LIMIT]);
         assert!(decoder.next_value::<Payload>().is_err());
     }
 }
