@@ -14,7 +14,7 @@ pub enum DecodeError {
     #[error("unexpected EOF")]
     Truncated,
     /// It is not JSON, or not of the expected shape.
-    #[error("json: {0}")]
+    #[error("json: {}", without_values(&.0.to_string()))]
     Invalid(serde_json::Error),
 }
 
@@ -106,6 +106,14 @@ fn shape<T: DeserializeOwned>(value: Value) -> Result<T, DecodeError> {
     // `null` for the whole value leaves everything zero.
     let value = if value.is_null() { Value::Object(Map::new()) } else { value };
     T::deserialize(value).map_err(DecodeError::Invalid)
+}
+
+/// serde tells which text it has not expected: perhaps a password, and errors are logged.
+fn without_values(message: &str) -> String {
+    match (message.split_once(" \""), message.rsplit_once("\", expected")) {
+        (Some((before, _)), Some((_, after))) => format!("{before}, expected{after}"),
+        _ => message.to_owned(),
+    }
 }
 
 /// Read the first value of a body; what follows it is ignored.

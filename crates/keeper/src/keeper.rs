@@ -212,6 +212,10 @@ impl Keeper {
         };
         match message {
             Ok((bytes, fds)) if !bytes.is_empty() => match serde_json::from_slice::<Request>(&bytes) {
+                // The first keepers did not know it: a message that cannot be read ends the connection.
+                Ok(Request { op: Op::Resize { .. }, .. }) if self.speaks == Some(1) => {
+                    drop(self.connections.remove(&id));
+                }
                 Ok(request) => self.answer(id, request, fds),
                 Err(_) => drop(self.connections.remove(&id)),
             },

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use wardian_garden::wire::{ContainerSpec, Limits, MemoryLimits, PidLimits, ProcessSpec};
-use wardian_garden::{Client, Io};
+use wardian_garden::{Client, Io, Process};
 
 /// Lists broken containers too.
 pub fn all() -> BTreeMap<String, String> {
@@ -25,12 +25,15 @@ pub fn spec(handle: &str) -> ContainerSpec {
     }
 }
 
+/// Repeats lines until one says `quit`. Its input ends only when everybody who has written to it hangs up.
+const CAT: &str = "while read -r line; do [ $line = quit ] && exit 8; echo $line; done; exit 9";
+
 /// A container with everything: properties, limits, a process that reads, one that waits, and a pea.
 pub async fn equip(server: &Server, handle: &str) {
     let client = server.client();
     client.create(&spec(handle)).await.unwrap();
     client.set_property(handle, "late", "yes").await.unwrap();
-    let cat = ProcessSpec { id: "cat".into(), ..script("cat; echo end; exit 8") };
+    let cat = ProcessSpec { id: "cat".into(), ..script(CAT) };
     // Its input ends when whoever has started it hangs up.
     std::mem::forget(client.run(handle, &cat, listen()).await.unwrap());
     let waits =
@@ -90,11 +93,16 @@ pub async fn lives_equipped(server: &Server, handle: &str, line: &str) {
     client.attach(handle, &format!("pea-of-{handle}"), listen()).await.unwrap();
 }
 
+/// Its `cat` is told to end.
+pub async fn quit(client: &Client, handle: &str) -> wardian_garden::Result<Process> {
+    let io = Io { stdin: Some(Box::new(&b"quit\n"[..])), ..listen() };
+    client.attach(handle, "cat", io).await
+}
+
 /// Its processes end, and their statuses come.
 pub async fn ends_well(server: &Server, handle: &str) {
     let client = server.client();
-    let io = Io { stdin: Some(Box::new(tokio::io::empty())), ..listen() };
-    assert_eq!(end(client.attach(handle, "cat", io).await.unwrap()).await.code, 8);
+    assert_eq!(end(quit(&client, handle).await.unwrap()).await.code, 8);
     say(&client, handle, "touch /stop").await;
     assert_eq!(end(client.attach(handle, "waits", listen()).await.unwrap()).await.code, 4);
     let beside = client.attach(handle, &format!("pea-of-{handle}"), listen()).await.unwrap();

@@ -2,15 +2,15 @@
 //!
 //! Beside the victim lives a bystander with everything a container can have, which must never notice.
 
-use crate::equipped::{all, ends_well, equip, is_broken, lives, lives_equipped, spec};
+use crate::equipped::{all, ends_well, equip, is_broken, lives, lives_equipped, quit, spec};
 use crate::support::{
     STUCK, Server, describe, end, init, listen, members, noise, parent, pea, script, tar_of,
 };
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
+use wardian_garden::ErrorKind;
 use wardian_garden::wire::ProcessSpec;
-use wardian_garden::{ErrorKind, Io};
 use wardian_sys::failpoint;
 
 /// The request that comes to the point.
@@ -189,8 +189,7 @@ async fn ask(server: &Server, ask: Ask) -> Result<(), String> {
             Stop => client.stop("victim", false).await.map_err(said),
             Destroy => client.destroy("victim").await.map_err(said),
             Exit => {
-                let io = Io { stdin: Some(Box::new(tokio::io::empty())), ..listen() };
-                let cat = client.attach("victim", "cat", io).await.map_err(said)?;
+                let cat = quit(&client, "victim").await.map_err(said)?;
                 cat.wait().await.map(drop).map_err(said)
             }
         }

@@ -330,6 +330,8 @@ impl Player {
     fn send(&mut self, number: usize, recorded: &[u8]) {
         let bytes = self.translate(recorded);
         if !self.connections.contains_key(&number) {
+            // What the one before has asked is begun first.
+            std::thread::sleep(Duration::from_millis(20));
             let stream = self.connect();
             let (sent, got, expected) = Default::default();
             let new = Connection { stream, sent, got, expected, changed: false, ended: false };

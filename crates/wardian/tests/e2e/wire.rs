@@ -2,8 +2,10 @@
 //! what and why; [docs/garden.md](../../../../docs/garden.md) has the same rows.
 
 use crate::player::{Accepted, Loose, Player, Rules, Skipped};
-use crate::support::{Server, header, say};
+use crate::support::{Server, header, init, parent, say, signal};
+use rustix::process::Signal;
 use std::path::Path;
+use std::time::Duration;
 use wardian_garden::wire::{BindMount, ContainerSpec, Limits, MemoryLimits};
 
 const fn differs(
@@ -21,6 +23,12 @@ const fn skip(scenario: &'static str, connections: &'static [usize], why: &'stat
 
 /// Differences that are meant.
 const ACCEPTED: &[Accepted] = &[
+    differs(
+        "027",
+        ",\"rundmc.state\":\"stopped\"",
+        "",
+        "its bookkeeping: that a container is stopped is its state",
+    ),
     differs("020", "runc exec: exit status 255: exec failed: ", "", "there is no runc"),
     differs("020", "unable to start container process: invalid env", "invalid env", "there is no runc"),
 ];
@@ -170,6 +178,25 @@ async fn scenario(name: &str, scenes: &[Scene]) {
     server.finish().await;
 }
 
+/// A destroy here is over before a second one can come, so its keeper rests meanwhile.
+#[tokio::test]
+async fn destroy_twice() {
+    const NAME: &str = "037-destroy-twice-at-once";
+    let server = Server::start().await;
+    server.create("fx-destroy-twice-at-once").await;
+    let keeper = parent(init(&server, "fx-destroy-twice-at-once").await).unwrap();
+    signal(keeper, Signal::STOP);
+    let waker = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(2));
+        signal(keeper, Signal::CONT);
+    });
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire").join(format!("{NAME}.txt"));
+    let recording = std::fs::read_to_string(path).unwrap();
+    assert_eq!(Player::new(NAME, &recording, server.socket(), Rules::default()).play(), None);
+    waker.join().unwrap();
+    server.finish().await;
+}
+
 macro_rules! scenarios {
     ($($function:ident $name:literal $scenes:expr;)*) => {
         $(#[tokio::test] async fn $function() { scenario($name, &$scenes).await; })*
@@ -211,6 +238,9 @@ scenarios! {
         script: "mkdir -p /srv/d; echo content >/srv/d/f; mkdir /root/secret; touch /root/secret/x",
         ..scene("fx-stream-out")
     }];
+    stop_graceful "027-stop-graceful" [scene("fx-stop-graceful")];
+    stop_stubborn "028-stop-stubborn" [scene("fx-stop-stubborn")];
+    stop_kill "029-stop-kill" [scene("fx-stop-kill")];
     grace_time "033-grace-time" [scene("fx-grace-time")];
     grace_time_zero "034-grace-time-zero" [scene("fx-grace-time-zero")];
     grace_time_during_run "035-grace-time-during-run" [scene("fx-grace-time-during-run")];
