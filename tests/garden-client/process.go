@@ -78,9 +78,13 @@ func process(a *Area) {
 		t.until("the second line", func() bool { return p.Stdout.Has("out-two\n") })
 		t.must(other.Write("three\n"))
 		t.until("the third line", func() bool { return p.Stdout.Has("out-three\n") })
+		// Input ends when the last of them has ended it.
 		t.must(p.CloseStdin())
-		t.equal(t.end(p), Done{5, "out-one\nout-two\nout-three\n", "err-one\nerr-two\nerr-three\n"})
-		t.equal(t.end(other), Done{5, "out-two\nout-three\n", "err-two\nerr-three\n"})
+		t.must(other.Write("four\n"))
+		t.until("the fourth line", func() bool { return p.Stdout.Has("out-four\n") })
+		t.must(other.CloseStdin())
+		t.equal(t.end(p), Done{5, "out-one\nout-two\nout-three\nout-four\n", "err-one\nerr-two\nerr-three\nerr-four\n"})
+		t.equal(t.end(other), Done{5, "out-two\nout-three\nout-four\n", "err-two\nerr-three\nerr-four\n"})
 	})
 	for _, user := range []string{"alice [28]", "root [29]"} {
 		a.check("a trap of TERM ends as it wants, as "+user, func(t *T) {
@@ -215,6 +219,11 @@ func process(a *Area) {
 		h := t.create(nil)
 		t.equal(t.say(h, "pwd", "user", "alice"), "/home/alice")
 		t.equal(t.say(h, "pwd"), "/root")
+	})
+	a.check("a working directory on a mount inside is where it is", func(t *T) {
+		h := t.create(nil)
+		t.equal(t.say(h, "pwd", "dir", "/dev/shm", "user", "alice"), "/dev/shm")
+		t.equal(t.say(h, "pwd; stat -c %U .", "dir", "/dev/shm/made", "user", "alice"), "/dev/shm/made\nalice")
 	})
 	a.check("a working directory cannot lead out of the container [156]", func(t *T) {
 		h := t.create(nil)

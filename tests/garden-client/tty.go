@@ -35,6 +35,13 @@ func tty(a *Area) {
 		t.must(p.Signal(1))
 		t.equal(t.end(p).Code, 137)
 	})
+	a.check("a new size counts also after the end of input [gotcha 5]", func(t *T) {
+		p := t.start(t.create(nil), sh("trap 'stty size; exit 7' WINCH; echo ready; while true; do sleep 0.05; done", "tty", m{}))
+		t.until("ready", func() bool { return p.Stdout.Has("ready") })
+		t.must(p.CloseStdin())
+		t.must(p.Resize(123, 456))
+		t.equal(t.end(p), Done{7, "ready\r\n456 123\r\n", ""})
+	})
 	a.check("both outputs of a terminal are one, for whoever attaches [42]", func(t *T) {
 		h := t.create(nil)
 		p := t.start(h, sh("stty -echo; echo ready; read line; echo out; echo err >&2; exit 4", "tty", m{}))

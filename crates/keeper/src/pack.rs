@@ -44,6 +44,8 @@ fn append(builder: &mut Builder, path: &Path) -> io::Result<bool> {
     let metadata = std::fs::symlink_metadata(path)?;
     let mut header = tar::Header::new_gnu();
     header.set_metadata_in_mode(&metadata, tar::HeaderMode::Complete);
+    // The kind of file is told by the entry's type alone.
+    header.set_mode(metadata.mode() & 0o7777);
     header.set_size(0);
     let mut name = path.as_os_str().as_bytes().to_vec();
     let kind = FileType::from_raw_mode(metadata.mode());
