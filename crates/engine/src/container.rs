@@ -6,12 +6,13 @@
 //!               └→ broken ──┘       pid 1 or the keeper died, or the end did not come in time
 //! ```
 
+use crate::grace::Clock;
 use crate::metrics::Pea;
 use crate::process::Process;
 use crate::record::{Phase, Record};
 use crate::{Error, Result, Shared};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wardian_runtime::client::Keeper;
 use wardian_runtime::stats::Files;
 
@@ -27,12 +28,16 @@ pub struct Container {
     pub handle: String,
     /// Where its numbers are.
     files: OnceLock<Files>,
+    /// When it goes by itself.
+    clock: Mutex<Clock>,
+    /// Held while the record is written: readers of it do not wait for that.
+    saving: Mutex<()>,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    record: Record,
+    record: Arc<Record>,
     keeper: Option<Keeper>,
     /// Pid 1 as the host sees it.
     init: Option<i32>,
@@ -53,7 +58,7 @@ impl Container {
     pub fn new(record: Record) -> Self {
         let (id, handle) = (record.id.clone(), record.handle.clone());
         let inner = Inner {
-            record,
+            record: Arc::new(record),
             keeper: None,
             init: None,
             keeper_pid: None,
@@ -64,7 +69,14 @@ impl Container {
             broken: None,
             destroying: false,
         };
-        Self { id, handle, files: OnceLock::new(), inner: Mutex::new(inner) }
+        Self {
+            id,
+            handle,
+            files: OnceLock::new(),
+            clock: Mutex::default(),
+            saving: Mutex::default(),
+            inner: Mutex::new(inner),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -144,33 +156,48 @@ impl Container {
         self.lock().init
     }
 
-    /// Its record.
-    pub fn record(&self) -> Record {
+    /// Its record, as it is now.
+    pub fn record(&self) -> Arc<Record> {
         self.lock().record.clone()
     }
 
-    /// Change the record, and `save` it while nobody else can.
+    /// Change the record: `save` it first, while nobody else can, then show it.
     pub fn update(
         &self,
         change: impl FnOnce(&mut Record),
         save: impl FnOnce(&Record) -> std::io::Result<()>,
     ) -> Result<()> {
-        let mut inner = self.lock();
-        if inner.destroying {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_destroying() {
             return Err(Error::UnknownHandle(self.handle.clone()));
         }
-        change(&mut inner.record);
-        save(&inner.record).map_err(|e| Error::failed("save the container's record", e))
+        let mut record = Record::clone(&self.record());
+        change(&mut record);
+        save(&record).map_err(|e| Error::failed("save the container's record", e))?;
+        self.lock().record = Arc::new(record);
+        Ok(())
     }
 
-    /// Begin a destroy; only one at a time.
+    /// Begin a destroy; only one at a time. A record that is being written is waited for: it must not come back after it
+    /// was removed.
     pub fn begin_destroy(&self) -> Result<()> {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
         if inner.destroying {
             return Err(Error::BeingDestroyed);
         }
         inner.destroying = true;
         Ok(())
+    }
+
+    /// Whether a destroy is under way, or done.
+    pub fn is_destroying(&self) -> bool {
+        self.lock().destroying
+    }
+
+    /// When it goes by itself. Taken before the container's other locks.
+    pub fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It did not succeed: it can be tried again.

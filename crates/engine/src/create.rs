@@ -6,10 +6,12 @@ use crate::keepers::Waiting;
 use crate::metrics::since_boot;
 use crate::record::{Phase, Record, VERSION};
 use crate::spec::{BindMount, ContainerSpec, Limits};
-use crate::{Engine, Error, Result, Shared};
+use crate::{Engine, Error, Result, Shared, grace};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use tracing::Instrument as _;
 use wardian_runtime::bundle::{self, Settings};
 use wardian_runtime::cgroup::{self, Entry};
 use wardian_runtime::client::{Event, Keeper};
@@ -66,6 +68,9 @@ impl Engine {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
         check_handle(&spec.handle)?;
+        if spec.privileged && self.shared.config.disable_privileged {
+            return Err(Error::Invalid("privileged container creation is disabled".to_owned()));
+        }
         if let Some(key) = spec.properties.keys().find(|key| key.starts_with("wardian.")) {
             return Err(Error::Invalid(format!("property {key} is not supported yet")));
         }
@@ -74,7 +79,22 @@ impl Engine {
                 Error::Invalid("no image given, and the server has no --default-rootfs".to_owned())
             })?;
         }
+        let grace =
+            if spec.grace_time.is_zero() { self.shared.config.default_grace_time } else { spec.grace_time };
+        if !grace.is_zero() {
+            spec.properties.insert(grace::PROPERTY.to_owned(), grace.as_nanos().to_string());
+        }
+        // What cannot succeed must not wait for its turn.
+        self.check_room(&self.shared.lock(), &spec.handle)?;
         let timeline = Timeline::begin();
+        let _turn = match self.shared.gate.try_enter() {
+            Some(turn) => turn,
+            None => {
+                let turn = self.shared.gate.enter().await?;
+                timeline.ended("queue");
+                turn
+            }
+        };
         let shared = self.shared.clone();
         let waiting = tokio::task::spawn_blocking(move || shared.keepers.take()).await;
         let waiting = waiting
@@ -91,12 +111,13 @@ impl Engine {
         timeline.ended("keeper");
         // In a task of its own: a client that goes away must not leave a half-made container.
         let engine = self.clone();
-        let made = tokio::spawn(async move {
+        let made = async move {
             let slow = engine.look_if_slow(Kind::Create, &container.id, None);
             let result = engine.make(&container, waiting, spec, &timeline).await;
             let (handle, id) = (container.handle.clone(), container.id.clone());
             match &result {
                 Ok(()) => {
+                    engine.strap(&container);
                     tracing::info!(handle, id, ms = timeline.ms(), "create.done");
                     engine.shared.history.add(timeline.operation(Kind::Create, &handle, &id, None));
                 }
@@ -111,7 +132,8 @@ impl Engine {
             drop(slow);
             failpoint::reach(Point::CreateReplying);
             result.map(|()| handle)
-        });
+        };
+        let made = tokio::spawn(made.in_current_span());
         made.await.map_err(|e| Error::failed("create", e))?
     }
 
@@ -132,17 +154,22 @@ impl Engine {
             out_of_memory: false,
         };
         let mut containers = self.shared.lock();
-        if containers.contains_key(&spec.handle) {
-            return Err(Error::HandleInUse(spec.handle.clone()));
+        self.check_room(&containers, &spec.handle)?;
+        let container = Arc::new(Container::new(record));
+        container.kept_by(waiting.pid, wardian_runtime::wire::VERSION);
+        containers.insert(spec.handle.clone(), container.clone());
+        Ok(container)
+    }
+
+    fn check_room(&self, containers: &HashMap<String, Arc<Container>>, handle: &str) -> Result<()> {
+        if containers.contains_key(handle) {
+            return Err(Error::HandleInUse(handle.to_owned()));
         }
         let max = self.shared.config.max_containers;
         if max > 0 && containers.len() as u64 >= max {
             return Err(Error::Invalid("max containers reached".to_owned()));
         }
-        let container = Arc::new(Container::new(record));
-        container.kept_by(waiting.pid, wardian_runtime::wire::VERSION);
-        containers.insert(spec.handle.clone(), container.clone());
-        Ok(container)
+        Ok(())
     }
 
     async fn make(
@@ -154,7 +181,8 @@ impl Engine {
     ) -> Result<()> {
         let shared = self.shared.clone();
         let (theirs, phases) = (container.clone(), timeline.clone());
-        let prepare = move || prepare(&shared, &theirs, waiting, &spec, &phases);
+        let span = tracing::Span::current();
+        let prepare = move || span.in_scope(|| prepare(&shared, &theirs, waiting, &spec, &phases));
         let prepared = tokio::task::spawn_blocking(prepare).await;
         let (pair, connection, parts) = prepared.map_err(|e| Error::failed("create", e))??;
         let (keeper, events) = Keeper::new(connection).map_err(|e| Error::failed("keeper", e))?;

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 use wardian_runtime::client;
 use wardian_runtime::wire::{Op, Reply};
 use wardian_sys::failpoint::{self, Point};
@@ -32,8 +33,13 @@ impl Engine {
             return Err(Error::UnknownHandle(handle.to_owned()));
         }
         container.begin_destroy()?;
+        self.end(container).await
+    }
+
+    /// End a container whose destroy has begun.
+    pub(crate) async fn end(&self, container: Arc<Container>) -> Result<()> {
         let engine = self.clone();
-        let task = tokio::spawn(async move {
+        let task = async move {
             let timeline = Timeline::begin();
             let slow = engine.look_if_slow(Kind::Destroy, &container.id, container.keeper_pid());
             let result = engine.tear_down(&container, &timeline).await.map(drop);
@@ -51,7 +57,8 @@ impl Engine {
             engine.shared.history.add(operation);
             drop(slow);
             result
-        });
+        };
+        let task = tokio::spawn(task.in_current_span());
         task.await.map_err(|e| Error::failed("destroy", e))?
     }
 
@@ -150,6 +157,7 @@ impl Engine {
                 containers.remove(&handle);
             }
         }
+        Self::defuse(container);
         timeline.ended("forget");
         shared.store.release_rootfs(&id, Some(&handle));
         timeline.ended("release");

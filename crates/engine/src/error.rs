@@ -35,6 +35,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Too much to do: it may succeed later. The text says what to do.
+    #[error("{0}")]
+    Busy(String),
     /// A bad request: the text says what is wrong.
     #[error("{0}")]
     Invalid(String),

@@ -6,6 +6,8 @@ mod container;
 mod create;
 mod destroy;
 mod error;
+mod gate;
+mod grace;
 mod history;
 mod keepers;
 mod metrics;
@@ -20,6 +22,7 @@ mod slow;
 mod spec;
 
 pub use error::{Error, Result};
+pub use grace::Call;
 pub use history::{Kind, Life, Operation, Step};
 pub use metrics::Metrics;
 pub use output::{Output, Stream};
@@ -29,6 +32,7 @@ pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec, Wi
 
 use container::Container;
 use create::chain;
+use gate::Gate;
 use history::History;
 use keepers::Keepers;
 use pool::Pool;
@@ -36,6 +40,7 @@ use record::{Phase, Records};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use wardian_runtime::bundle::Settings;
@@ -64,6 +69,14 @@ pub struct Config {
     pub cpu_entitlement_per_share: f64,
     /// Destroy the containers that an earlier server has left, before anybody is served.
     pub destroy_on_start: bool,
+    /// Grace time of containers that come without one; zero: they stay.
+    pub default_grace_time: Duration,
+    /// Creates at work at a time; 0: as many as suit the host's processors.
+    pub max_concurrent_creates: usize,
+    /// Creates that wait for their turn; more are refused.
+    pub max_queued_creates: usize,
+    /// Refuse to make containers whose root is the host's.
+    pub disable_privileged: bool,
 }
 
 /// The engine; clones share it.
@@ -91,6 +104,9 @@ struct Shared {
     history: History,
     /// See [`Config::cpu_entitlement_per_share`].
     entitlement_per_share: f64,
+    gate: Gate,
+    /// No container goes by itself any more.
+    closing: AtomicBool,
     /// Held while a slow operation is looked at.
     looking: Arc<tokio::sync::Mutex<()>>,
     /// One server per run directory; held until the end.
@@ -140,11 +156,14 @@ impl Engine {
         if engine.shared.config.destroy_on_start {
             engine.destroy_all().await;
         }
+        let containers: Vec<Arc<Container>> = engine.shared.lock().values().cloned().collect();
+        containers.iter().for_each(|container| engine.strap(container));
         Ok(engine)
     }
 
     /// Stop serving: containers live on.
     pub async fn shutdown(&self) {
+        self.shared.closing.store(true, Ordering::Release);
         // No request is left; whoever looks at a slow one is about to end, and would leave a trace of itself.
         drop(tokio::time::timeout(Duration::from_secs(5), self.shared.looking.lock()).await);
         let shared = self.shared.clone();
@@ -181,6 +200,11 @@ impl Engine {
                 bound => bound,
             },
         })
+    }
+
+    /// How many containers there are, those in the making included.
+    pub fn count(&self) -> usize {
+        self.shared.lock().len()
     }
 
     /// Handles of created containers that have all these properties (Garden §2.1 rules for `garden.state`).
@@ -222,7 +246,7 @@ impl Engine {
                 .chain(self.shared.store.writeback_error(&container.id))
                 .collect(),
             container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
-            properties: record.properties,
+            properties: record.properties.clone(),
         })
     }
 
@@ -245,7 +269,7 @@ impl Engine {
 
     /// All properties; `None` when the handle is unknown.
     pub fn properties(&self, handle: &str) -> Option<BTreeMap<String, String>> {
-        self.find(handle).ok().map(|c| c.record().properties)
+        self.find(handle).ok().map(|c| c.record().properties.clone())
     }
 
     /// One property.
@@ -253,8 +277,9 @@ impl Engine {
     /// # Errors
     /// When it is not there (or the container is not: as the real server, which does not tell).
     pub fn property(&self, handle: &str, key: &str) -> Result<String> {
-        let mut properties = self.properties(handle).unwrap_or_default();
-        properties.remove(key).ok_or_else(|| Error::UnknownProperty(key.to_owned()))
+        let record = self.find(handle).ok().map(|container| container.record());
+        let value = record.as_ref().and_then(|record| record.properties.get(key));
+        value.cloned().ok_or_else(|| Error::UnknownProperty(key.to_owned()))
     }
 
     /// Set one.
@@ -360,6 +385,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
         .map_err(|e| Error::failed("keepers", e))?;
     let make = move || namespace::pair(&maps, &maps);
+    let gate = Gate::new(config.max_concurrent_creates, config.max_queued_creates);
     Ok(Shared {
         pairs: Pool::new("pairs", READY, make).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, || namespace::pair(&[], &[])).map_err(fail)?,
@@ -378,6 +404,8 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         mapping,
         containers: Mutex::default(),
         history: History::default(),
+        gate,
+        closing: AtomicBool::new(false),
         looking: Arc::default(),
         _lock: lock,
     })

@@ -10,6 +10,7 @@ use rustix::pipe::PipeFlags;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use tokio::net::unix::pipe;
+use tracing::Instrument as _;
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::client::{self, Keeper};
 use wardian_runtime::wire::{self, Exec, Failure, Op, Placement, Reply};
@@ -64,13 +65,14 @@ impl Engine {
         container.add_process(&process)?;
         let (engine, theirs, started) = (self.clone(), container.clone(), process.clone());
         // In a task of its own: a client that goes away must not leave half a pea.
-        let task = tokio::spawn(async move {
+        let task = async move {
             let result = engine.start_process(&theirs, &keeper, &started, spec).await;
             if result.is_err() {
                 theirs.remove_process(started.id());
             }
             result
-        });
+        };
+        let task = tokio::spawn(task.in_current_span());
         task.await.map_err(|e| Error::failed("run", e))??;
         Ok(process)
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A request for a container.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +22,8 @@ pub struct ContainerSpec {
     pub bind_mounts: Vec<BindMount>,
     /// Resource limits; zero means none.
     pub limits: Limits,
+    /// How long it lives without a caller; zero: the server's default.
+    pub grace_time: Duration,
 }
 
 /// Limits of a container or a pea; zero means none.

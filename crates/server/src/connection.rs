@@ -5,18 +5,16 @@
 //! accepted and never answers hyper; the loop takes hyper apart ([`http1::Connection::into_parts`]), which
 //! gives back the socket *and* the bytes that hyper has read ahead, and goes on with them alone.
 
+use crate::door::Place;
 use crate::{State, Stream, attach, handler};
 use bytes::Bytes;
+use http_body_util::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc;
-
-/// A client that does not finish its request's head in this time is sent away.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection that has left HTTP.
 #[derive(Debug)]
@@ -26,22 +24,39 @@ pub(crate) struct Taken {
     pub(crate) early: Bytes,
 }
 
-pub(crate) async fn serve(stream: Stream, state: Arc<State>) {
-    let (take, mut taken) = mpsc::channel::<attach::Accepted>(1);
-    let service = service_fn(|request| Box::pin(handler::handle(state.clone(), request, take.clone())));
+pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) {
+    let (take, mut taken) = mpsc::channel::<(attach::Accepted, _)>(1);
+    let service = service_fn(|request| {
+        let (state, take, place) = (state.clone(), take.clone(), place.clone());
+        Box::pin(async move {
+            if !place.works() {
+                return Err(std::io::ErrorKind::ConnectionAborted.into());
+            }
+            let reply = handler::handle(state, request, take).await?;
+            // A body that is still being made is work; such a connection is not asked to go any more.
+            if matches!(reply.body(), Either::Left(_)) {
+                place.rests();
+            }
+            Ok::<_, std::io::Error>(reply)
+        })
+    });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(state.head_timeout)
         // A client may close its side when it has said all, and still wants the answer.
         .half_close(true)
         // As Go writes them.
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut stopping = false;
-    let accepted = loop {
+    let (accepted, call) = loop {
         tokio::select! {
             biased;
             Some(accepted) = taken.recv() => break accepted,
+            () = place.evicted() => {
+                tracing::debug!("an idle connection is closed: its place is needed");
+                return;
+            }
             () = state.stopping(), if !stopping => {
                 stopping = true;
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
@@ -60,4 +75,5 @@ pub(crate) async fn serve(stream: Stream, state: Arc<State>) {
     let parts = connection.into_parts();
     let taken = Taken { stream: parts.io.into_inner(), early: parts.read_buf };
     attach::run(&state, taken, accepted).await;
+    drop(call);
 }

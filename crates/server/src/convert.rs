@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::time::Duration;
 use wardian_engine as engine;
 use wardian_garden::{ErrorBody, ErrorKind, wire};
 
@@ -36,9 +37,16 @@ fn image(image: &wire::ImageRef) -> Result<(), Refusal> {
     }
 }
 
+/// A grace time in nanoseconds.
+pub(crate) fn grace(nanoseconds: i64) -> Result<Duration, Refusal> {
+    let positive =
+        u64::try_from(nanoseconds).map_err(|_| format!("grace_time: {nanoseconds} is negative"))?;
+    Ok(Duration::from_nanos(positive))
+}
+
 pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSpec, Refusal> {
     image(&spec.image)?;
-    zero("grace_time", &spec.grace_time)?;
+    let grace_time = grace(spec.grace_time)?;
     zero("network", &spec.network)?;
     empty("netin", &spec.netin)?;
     empty("netout_rules", &spec.netout_rules)?;
@@ -69,6 +77,7 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
             cpu_shares: shares(&limits.cpu_limits),
             pids: limits.pid_limits.max,
         },
+        grace_time,
     })
 }
 
@@ -203,7 +212,7 @@ mod tests {
     fn what_cannot_be_done_is_named() {
         for (body, says) in [
             (r#"{"network":"10.0.0.0/30"}"#, "network: \"10.0.0.0/30\" is not supported yet"),
-            (r#"{"grace_time":5}"#, "grace_time: \"5\" is not supported yet"),
+            (r#"{"grace_time":-5}"#, "grace_time: -5 is negative"),
             (
                 r#"{"limits":{"disk_limits":{"byte_hard":9}}}"#,
                 "limits.disk_limits.byte_hard: \"9\" is not supported yet",

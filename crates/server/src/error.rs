@@ -50,6 +50,7 @@ pub(crate) fn to_wire(error: &wardian_engine::Error) -> ErrorBody {
         E::UnknownProcess(id) => {
             ErrorBody { process_id: id.clone(), ..ErrorBody::new(ErrorKind::ProcessNotFound, message) }
         }
+        E::Busy(_) => ErrorBody::new(ErrorKind::ServiceUnavailable, message),
         E::ExecutableNotFound(_) => ErrorBody::new(ErrorKind::ExecutableNotFound, message),
         _ => ErrorBody::new(ErrorKind::Other, message),
     }
@@ -76,6 +77,9 @@ mod tests {
         assert_eq!(status(&wire), 404);
         let wire = to_wire(&E::ExecutableNotFound("exec: \"x\"".into()));
         assert_eq!((wire.kind.as_str(), wire.message.as_str()), ("ExecutableNotFoundError", "exec: \"x\""));
+        assert_eq!(status(&wire), 500);
+        let wire = to_wire(&E::Busy("later".into()));
+        assert_eq!((wire.kind.as_str(), wire.message.as_str()), ("ServiceUnavailableError", "later"));
         assert_eq!(status(&wire), 500);
         for other in [E::BeingDestroyed, E::HandleInUse("h".into()), E::failed("mount", "no")] {
             let wire = to_wire(&other);

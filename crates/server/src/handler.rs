@@ -3,7 +3,7 @@
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
 use crate::route::{Found, Route, find, query};
 use crate::upload::Upload;
-use crate::{State, attach, convert, transfer};
+use crate::{State, attach, convert, trace, transfer};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
@@ -14,6 +14,8 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
+use wardian_engine::Call;
 use wardian_garden::wire;
 
 /// Longest JSON body.
@@ -26,8 +28,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// What to do with a request that was understood.
 pub(crate) enum Answer {
     Reply(Reply),
-    /// Leave HTTP.
-    Accepted(attach::Accepted),
+    /// Leave HTTP; the call lasts as long as the connection.
+    Accepted(attach::Accepted, Option<Call>),
 }
 
 impl From<Reply> for Answer {
@@ -40,7 +42,7 @@ impl From<Reply> for Answer {
 pub(crate) async fn handle(
     state: Arc<State>,
     request: Request<Incoming>,
-    take: mpsc::Sender<attach::Accepted>,
+    take: mpsc::Sender<(attach::Accepted, Option<Call>)>,
 ) -> std::io::Result<Reply> {
     // Browsers add it; nothing that should speak to a container engine does.
     if request.headers().contains_key(ORIGIN) {
@@ -55,38 +57,41 @@ pub(crate) async fn handle(
     let handle = segments.first().cloned().unwrap_or_default();
     // In a task of its own: what has begun is finished, whether or not the client stays.
     let work = state.working();
-    let answer = tokio::spawn(async move {
+    let span = trace::span(request.headers());
+    let answer = async move {
         let answer = answer(&state, route, &segments, request).await;
         drop(work);
         answer
-    });
-    match answer.await {
+    };
+    match tokio::spawn(answer.instrument(span.clone())).await {
         Ok(Ok(Answer::Reply(reply))) => Ok(reply),
-        Ok(Ok(Answer::Accepted(accepted))) => {
-            if take.send(accepted).await.is_ok() {
+        Ok(Ok(Answer::Accepted(accepted, call))) => {
+            if take.send((accepted, call)).await.is_ok() {
                 // The connection is being taken over; this future is dropped with hyper.
                 pending::<()>().await;
             }
             Err(std::io::ErrorKind::BrokenPipe.into())
         }
-        Ok(Err(Failure::Gone)) => {
-            tracing::info!(handle, ?route, "the client has gone in the middle of its request");
-            Err(std::io::ErrorKind::ConnectionAborted.into())
-        }
-        Ok(Err(error)) => {
-            let body = error.body();
-            if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
-                tracing::info!(handle, ?route, error = body.message, "request failed");
-            } else {
-                tracing::error!(handle, ?route, error = body.message, "request failed");
-            }
-            Ok(failure(&body))
-        }
+        Ok(Err(error)) => span.in_scope(|| failed(&handle, route, &error)),
         Err(error) => {
-            tracing::error!(handle, ?route, %error, "request panicked");
+            span.in_scope(|| tracing::error!(handle, ?route, %error, "request panicked"));
             Ok(failure(&Failure::Refused("internal error".into()).body()))
         }
     }
+}
+
+fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply> {
+    if matches!(error, Failure::Gone) {
+        tracing::info!(handle, ?route, "the client has gone in the middle of its request");
+        return Err(std::io::ErrorKind::ConnectionAborted.into());
+    }
+    let body = error.body();
+    if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
+        tracing::info!(handle, ?route, error = body.message, "request failed");
+    } else {
+        tracing::error!(handle, ?route, error = body.message, "request failed");
+    }
+    Ok(failure(&body))
 }
 
 async fn answer(
@@ -98,6 +103,7 @@ async fn answer(
     let engine = &state.engine;
     let segment = |n: usize| segments.get(n).map_or("", String::as_str);
     let handle = segment(0);
+    let call = route.is_call().then(|| engine.call(handle));
     let reply = match route {
         Route::Ping => done(),
         Route::Capacity => {
@@ -160,23 +166,32 @@ async fn answer(
                 let transfer = transfer::begin(engine, handle, &fields).await?;
                 let body = request.into_body();
                 let upload = Upload { handle: handle.to_owned(), transfer, body, length };
-                return Ok(Answer::Accepted(attach::Accepted::Upload(upload)));
+                return Ok(Answer::Accepted(attach::Accepted::Upload(upload), call));
             }
             _ => transfer::stream_in(engine, handle, request).await?,
         },
-        Route::StreamOut => transfer::stream_out(state, handle, &query(request.uri().query())).await?,
+        Route::StreamOut => transfer::stream_out(state, handle, &query(request.uri().query()), call).await?,
         Route::Run => {
             let spec = convert::process(read(request, PROCESS_LIMIT).await?).map_err(Failure::Refused)?;
             let process = engine.run(handle, spec).await?;
-            return Ok(Answer::Accepted(attach::Accepted::process(state, process, true)));
+            return Ok(Answer::Accepted(attach::Accepted::process(state, process, true), call));
         }
         Route::Attach => {
             let process = engine.attach(handle, segment(1)).await?;
-            return Ok(Answer::Accepted(attach::Accepted::process(state, process, false)));
+            return Ok(Answer::Accepted(attach::Accepted::process(state, process, false), call));
         }
-        Route::Stdout => return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), false))),
-        Route::Stderr => return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), true))),
+        Route::Stdout => {
+            return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), false), call));
+        }
+        Route::Stderr => {
+            return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), true), call));
+        }
         Route::History => json(&engine.history(handle)?),
+        Route::SetGraceTime => {
+            let nanoseconds: i64 = read(request, BODY_LIMIT).await?;
+            engine.set_grace_time(handle, convert::grace(nanoseconds).map_err(Failure::Refused)?)?;
+            done()
+        }
         Route::Unsupported(name) => return Err(Failure::Refused(format!("{name} is not supported yet"))),
     };
     Ok(reply.into())

@@ -6,15 +6,19 @@
 mod attach;
 mod connection;
 mod convert;
+mod debug;
+mod door;
 mod error;
 mod handler;
 mod listen;
 mod reply;
 mod route;
 mod stream;
+mod trace;
 mod transfer;
 mod upload;
 
+pub use debug::{Debug, SetLevel};
 pub use error::{Error, Result};
 pub use listen::{ListenAddr, Listener, SocketOptions, Stream};
 
@@ -27,10 +31,22 @@ use wardian_engine::Engine;
 /// How long a shutdown waits for requests that are being answered.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Beside the API.
+#[derive(Debug)]
+pub struct Options {
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// A client that does not finish its request's head in this time is sent away; `None`: it may take for ever.
+    pub head_timeout: Option<Duration>,
+    /// The debug server, if there is to be one.
+    pub debug: Option<Debug>,
+}
+
 /// What all connections share.
 pub(crate) struct State {
     pub(crate) engine: Engine,
     pub(crate) streams: stream::Streams,
+    pub(crate) head_timeout: Option<Duration>,
     /// True once the server is to end.
     pub(crate) stop: watch::Receiver<bool>,
     /// Held by everything that is still at work.
@@ -53,24 +69,35 @@ impl State {
 
 /// Serve until `shutdown` is ready: then accept nothing more, close taken-over connections (their processes
 /// live on), answer the requests that are under way for at most ten seconds, and return.
-pub async fn serve(engine: Engine, listeners: Vec<Listener>, shutdown: impl Future) -> Result<()> {
+pub async fn serve(
+    engine: Engine,
+    listeners: Vec<Listener>,
+    options: Options,
+    shutdown: impl Future,
+) -> Result<()> {
+    let door = door::Door::new(options.max_connections);
+    let debug = options.debug.map(|debug| tokio::spawn(debug::serve(debug, engine.clone())));
     let (stop, stopped) = watch::channel(false);
     let (work, mut idle) = mpsc::channel::<()>(1);
     let state = Arc::new(State {
         engine,
         streams: stream::Streams::default(),
+        head_timeout: options.head_timeout,
         stop: stopped,
         work: work.downgrade(),
     });
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
-        accepting.spawn(accept(listener, state.clone()));
+        accepting.spawn(accept(listener, state.clone(), door.clone()));
     }
     tokio::select! {
         _ = shutdown => {}
         () = async { while accepting.join_next().await.is_some() {} } => {}
     }
     accepting.shutdown().await;
+    if let Some(debug) = debug {
+        debug.abort();
+    }
     stop.send_replace(true);
     drop(work);
     if tokio::time::timeout(GRACE, idle.recv()).await.is_err() {
@@ -79,14 +106,15 @@ pub async fn serve(engine: Engine, listeners: Vec<Listener>, shutdown: impl Futu
     Ok(())
 }
 
-async fn accept(listener: Listener, state: Arc<State>) {
+async fn accept(listener: Listener, state: Arc<State>, door: Arc<door::Door>) {
     loop {
         match listener.accept().await {
             Ok(stream) => {
+                let Some(place) = door.enter().await else { return };
                 if let Some(work) = state.working() {
                     let state = state.clone();
                     tokio::spawn(async move {
-                        connection::serve(stream, state).await;
+                        connection::serve(stream, state, place).await;
                         drop(work);
                     });
                 }

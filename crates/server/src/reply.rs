@@ -10,6 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
+use wardian_engine::Call;
 use wardian_garden::{ErrorBody, ErrorKind, encode};
 
 /// The body of a reply: known, or still being made.
@@ -17,13 +18,17 @@ pub(crate) type ReplyBody = Either<Full<Bytes>, ChannelBody>;
 pub(crate) type Reply = Response<ReplyBody>;
 
 /// Pieces of a body from elsewhere. An error cuts the connection, so that the client sees a broken transfer.
-pub(crate) struct ChannelBody(pub(crate) mpsc::Receiver<io::Result<Bytes>>);
+pub(crate) struct ChannelBody {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    /// It lasts until everything has been sent.
+    _call: Option<Call>,
+}
 
 impl Body for ChannelBody {
     type Data = Bytes;
     type Error = io::Error;
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.0.poll_recv(cx).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+        self.pieces.poll_recv(cx).map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 }
 
@@ -89,8 +94,8 @@ pub(crate) fn wrong_method(allowed: &str) -> Reply {
     reply
 }
 
-pub(crate) fn tar(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Reply {
-    let mut reply = Response::new(Either::Right(ChannelBody(pieces)));
+pub(crate) fn tar(pieces: mpsc::Receiver<io::Result<Bytes>>, call: Option<Call>) -> Reply {
+    let mut reply = Response::new(Either::Right(ChannelBody { pieces, _call: call }));
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     reply
 }

@@ -23,6 +23,7 @@ pub(crate) enum Route {
     Property,
     SetProperty,
     RemoveProperty,
+    SetGraceTime,
     StreamIn,
     StreamOut,
     Run,
@@ -36,6 +37,19 @@ pub(crate) enum Route {
 }
 
 use Route::Unsupported as No;
+
+impl Route {
+    /// Whether the container's grace time stands still while this is under way.
+    pub(crate) fn is_call(self) -> bool {
+        use Route as R;
+        match self {
+            R::Info | R::Metrics | R::Stop | R::StreamIn | R::StreamOut | R::Run | R::Attach => true,
+            R::BandwidthLimits | R::CpuLimits | R::DiskLimits | R::MemoryLimits => true,
+            R::Properties | R::Property | R::SetProperty | R::RemoveProperty => true,
+            _ => false,
+        }
+    }
+}
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
 const TABLE: [(&str, &str, Route); 29] = [
@@ -61,7 +75,7 @@ const TABLE: [(&str, &str, Route); 29] = [
     ("GET", "/containers/:handle/processes/:pid", Route::Attach),
     ("GET", "/containers/:handle/processes/:pid/attaches/:streamid/stdout", Route::Stdout),
     ("GET", "/containers/:handle/processes/:pid/attaches/:streamid/stderr", Route::Stderr),
-    ("PUT", "/containers/:handle/grace_time", No("grace_time")),
+    ("PUT", "/containers/:handle/grace_time", Route::SetGraceTime),
     ("GET", "/containers/:handle/properties", Route::Properties),
     ("PUT", "/containers/:handle/properties/:key", Route::SetProperty),
     ("GET", "/containers/:handle/properties/:key", Route::Property),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
-use wardian_engine::{Engine, Transfer};
+use wardian_engine::{Call, Engine, Transfer};
 use wardian_sys::failpoint::{self, Point};
 
 /// A piece of a tar on its way out.
@@ -95,6 +95,7 @@ pub(crate) async fn stream_out(
     state: &Arc<State>,
     handle: &str,
     fields: &BTreeMap<String, String>,
+    call: Option<Call>,
 ) -> Result<Reply, Failure> {
     let engine = &state.engine;
     let mut transfer = engine.stream_out(handle, field(fields, "user"), field(fields, "source")).await?;
@@ -102,20 +103,20 @@ pub(crate) async fn stream_out(
     let (send, receive) = mpsc::channel(QUEUE);
     let Some(mut pipe) = pipe else {
         transfer.finish().await?;
-        return Ok(tar(receive));
+        return Ok(tar(receive, call));
     };
     // Until the first byte there is still time for a proper error.
     let first = chunk(&mut pipe).await.map_err(|error| wardian_engine::Error::failed("stream-out", error))?;
     if first.is_empty() {
         transfer.finish().await?;
-        return Ok(tar(receive));
+        return Ok(tar(receive, call));
     }
     let (work, handle) = (state.working(), handle.to_owned());
     tokio::spawn(async move {
         forward(transfer, pipe, first, send, &handle).await;
         drop(work);
     });
-    Ok(tar(receive))
+    Ok(tar(receive, call))
 }
 
 /// Pass the tar on. A client that goes cancels it.

@@ -15,8 +15,10 @@ use std::io::{IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
@@ -84,9 +86,23 @@ impl<W: Write> Lines<W> {
     }
 }
 
-impl<S: Subscriber, W: Write + Send + 'static> Layer<S> for Lines<W> {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Write + Send + 'static> Layer<S> for Lines<W> {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(fields.data);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        // What is said of the request, before what is said of the event.
+        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+            if let Some(data) = span.extensions().get::<Map<String, Value>>() {
+                fields.data.extend(data.clone());
+            }
+        }
         event.record(&mut fields);
         let metadata = event.metadata();
         let path = path(&fields.message, metadata.target());
@@ -239,6 +255,17 @@ mod tests {
         assert_eq!(lines[1]["data"]["error"], "it \"broke\"\n");
         let fields: Vec<&String> = first.as_object().unwrap().keys().collect();
         assert_eq!(fields.len(), 5, "{fields:?}");
+    }
+
+    #[test]
+    fn a_request_names_its_trace_in_every_line() {
+        let lines = logged(10, || {
+            let span = tracing::error_span!("request", "trace-id" = "5be2", "span-id" = "77");
+            span.in_scope(|| tracing::info!(handle = "h", "create.done"));
+            tracing::info!("create.done");
+        });
+        assert_eq!(lines[0]["data"], serde_json::json!({"trace-id": "5be2", "span-id": "77", "handle": "h"}));
+        assert_eq!(lines[1]["data"], serde_json::json!({}));
     }
 
     #[test]

@@ -7,15 +7,23 @@ use serde::Deserialize;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 use wardian_engine::{Config, Engine};
-use wardian_server::{ListenAddr, Listener, SocketOptions};
+use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions};
 
 pub const ROOT: &str = "/var/lib/wardian";
 pub const RUN: &str = "/run/wardian";
 const SOCKET_MODE: u32 = 0o660;
 /// Where a package puts the keeper.
 const KEEPER: &str = "/usr/lib/wardian/wardian-keeper";
+
+/// Creates in the queue: some kilobytes each.
+const QUEUED_CREATES: usize = 1000;
+const READ_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Three for each process that somebody listens to.
+const CONNECTIONS: usize = 8192;
 
 /// Settings. A flag beats the environment, which beats the file, which beats the default.
 #[derive(Debug, Default, ClapArgs)]
@@ -41,12 +49,35 @@ pub struct Args {
     /// Most containers at a time; 0: no bound [default: 0]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONTAINERS")]
     max_containers: Option<u64>,
+    /// Creates at work at a time, 0: four for each processor, from 8 to 128; others wait for their turn [default: 0]
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONCURRENT_CREATES")]
+    max_concurrent_creates: Option<usize>,
+    /// Creates that wait for their turn, for at most a minute; more are refused [default: 1000]
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_QUEUED_CREATES")]
+    max_queued_creates: Option<usize>,
+    /// Connections at a time; for one more, the one that has been idle longest is closed [default: 8192, and at most half of
+    /// the limit of open files]
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONNECTIONS")]
+    max_connections: Option<usize>,
+    /// Close a connection whose request's head does not arrive in this time; 0: never [default: 30s]
+    #[arg(long, value_name = "TIME", env = "WARDIAN_READ_HEADER_TIMEOUT", value_parser = duration)]
+    read_header_timeout: Option<Duration>,
+    /// Refuse to make privileged containers, whose root is the host's
+    #[arg(long, env = "WARDIAN_DISABLE_PRIVILEGED_CONTAINERS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    disable_privileged_containers: Option<bool>,
+    /// Where the debug server listens: /debug/vars and /log-level, for whoever reaches it [default: nowhere]
+    #[arg(long, value_name = "ADDR", env = "WARDIAN_DEBUG_LISTEN")]
+    debug_listen: Option<String>,
     /// Collect garbage when the store's layers take more bytes than this [default: only when told to]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_GC_THRESHOLD")]
     gc_threshold: Option<u64>,
     /// Set no_new_privs on every process: set-uid programs gain nothing
     #[arg(long, env = "WARDIAN_NO_NEW_PRIVILEGES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_new_privileges: Option<bool>,
+    /// Destroy containers that came without a grace time when nobody has called them for so long: 90s, 5m, 1h30m; 0: never
+    /// [default: 0]
+    #[arg(long, value_name = "TIME", env = "WARDIAN_DEFAULT_GRACE_TIME", value_parser = duration)]
+    default_grace_time: Option<Duration>,
     /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]
     #[arg(long, value_name = "PERCENT", env = "WARDIAN_CPU_ENTITLEMENT_PER_SHARE", value_parser = percent)]
     cpu_entitlement_per_share: Option<f64>,
@@ -77,6 +108,13 @@ struct File {
     max_containers: Option<u64>,
     gc_threshold: Option<u64>,
     no_new_privileges: Option<bool>,
+    max_concurrent_creates: Option<usize>,
+    max_queued_creates: Option<usize>,
+    max_connections: Option<usize>,
+    read_header_timeout: Option<String>,
+    disable_privileged_containers: Option<bool>,
+    debug_listen: Option<String>,
+    default_grace_time: Option<String>,
     cpu_entitlement_per_share: Option<f64>,
     destroy_containers_on_startup: Option<bool>,
     log_format: Option<log::Format>,
@@ -95,6 +133,13 @@ struct Settings {
     max_containers: u64,
     gc_threshold: Option<u64>,
     no_new_privileges: bool,
+    max_concurrent_creates: usize,
+    max_queued_creates: usize,
+    max_connections: usize,
+    read_header_timeout: Duration,
+    disable_privileged_containers: bool,
+    debug_listen: Option<String>,
+    default_grace_time: Duration,
     cpu_entitlement_per_share: f64,
     destroy_containers_on_startup: bool,
     log_format: log::Format,
@@ -107,6 +152,41 @@ fn octal(text: &str) -> Result<u32, String> {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err(format!("{text:?} is not an octal file mode")),
     }
+}
+
+/// Connections, unless told otherwise: containers need descriptors too.
+fn connections() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let half = files.map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX));
+    CONNECTIONS.min(half.max(1))
+}
+
+/// `90s`, `1h30m`, `0`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a time such as 90s, 5m or 1h30m");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let (mut total, mut number, mut units) = (Duration::ZERO, String::new(), 0);
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c.is_ascii_digit() || c == '.' {
+            number.push(c);
+            continue;
+        }
+        let seconds = match c {
+            'h' => 3600.0,
+            'm' if rest.next_if_eq(&'s').is_some() => 1e-3,
+            'm' => 60.0,
+            's' => 1.0,
+            _ => return Err(bad()),
+        };
+        let value: f64 = std::mem::take(&mut number).parse().map_err(|_| bad())?;
+        let part = Duration::try_from_secs_f64(value * seconds).map_err(|_| bad())?;
+        total = total.checked_add(part).ok_or_else(bad)?;
+        units += 1;
+    }
+    if units > 0 && number.is_empty() { Ok(total) } else { Err(bad()) }
 }
 
 fn percent(text: &str) -> Result<f64, String> {
@@ -125,6 +205,11 @@ impl Args {
     fn merge(self, file: File) -> Result<Settings> {
         let file_mode = file.socket_mode.map(|mode| octal(&mode)).transpose();
         let file_mode = file_mode.map_err(|e| anyhow::anyhow!("socket-mode: {e}"))?;
+        let time = |name: &str, text: Option<String>| -> Result<Option<Duration>> {
+            text.map(|text| duration(&text).map_err(|e| anyhow::anyhow!("{name}: {e}"))).transpose()
+        };
+        let file_grace = time("default-grace-time", file.default_grace_time)?;
+        let file_head = time("read-header-timeout", file.read_header_timeout)?;
         let run = self.run.or(file.run).unwrap_or_else(|| RUN.into());
         Ok(Settings {
             listen: if self.listen.is_empty() { file.listen } else { self.listen },
@@ -136,6 +221,16 @@ impl Args {
             max_containers: self.max_containers.or(file.max_containers).unwrap_or(0),
             gc_threshold: self.gc_threshold.or(file.gc_threshold),
             no_new_privileges: self.no_new_privileges.or(file.no_new_privileges).unwrap_or(false),
+            max_concurrent_creates: self.max_concurrent_creates.or(file.max_concurrent_creates).unwrap_or(0),
+            max_queued_creates: self.max_queued_creates.or(file.max_queued_creates).unwrap_or(QUEUED_CREATES),
+            max_connections: self.max_connections.or(file.max_connections).unwrap_or_else(connections),
+            read_header_timeout: self.read_header_timeout.or(file_head).unwrap_or(READ_HEADER_TIMEOUT),
+            disable_privileged_containers: self
+                .disable_privileged_containers
+                .or(file.disable_privileged_containers)
+                .unwrap_or(false),
+            debug_listen: self.debug_listen.or(file.debug_listen),
+            default_grace_time: self.default_grace_time.or(file_grace).unwrap_or_default(),
             cpu_entitlement_per_share: self
                 .cpu_entitlement_per_share
                 .or(file
@@ -193,15 +288,20 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     wardian_sys::failpoint::check()?;
     let inherited = systemd::listeners()?;
-    let _filter = log::start(settings.log_format)?;
+    let filter = log::start(settings.log_format)?;
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    runtime.block_on(serve(settings, keeper, inherited))?;
+    runtime.block_on(serve(settings, keeper, inherited, filter))?;
     // Blocking work that is stuck in the kernel must not keep the server from ending.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(settings: Settings, keeper: PathBuf, inherited: Vec<OwnedFd>) -> Result<()> {
+async fn serve(
+    settings: Settings,
+    keeper: PathBuf,
+    inherited: Vec<OwnedFd>,
+    filter: log::Filter,
+) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let absolute =
@@ -217,6 +317,10 @@ async fn serve(settings: Settings, keeper: PathBuf, inherited: Vec<OwnedFd>) -> 
         no_new_privileges: settings.no_new_privileges,
         cpu_entitlement_per_share: settings.cpu_entitlement_per_share,
         destroy_on_start: settings.destroy_containers_on_startup,
+        default_grace_time: settings.default_grace_time,
+        max_concurrent_creates: settings.max_concurrent_creates,
+        max_queued_creates: settings.max_queued_creates,
+        disable_privileged: settings.disable_privileged_containers,
     };
     let engine = Engine::start(config).await.context("start the engine")?;
     let options = SocketOptions {
@@ -224,14 +328,22 @@ async fn serve(settings: Settings, keeper: PathBuf, inherited: Vec<OwnedFd>) -> 
         insecure_listen: settings.insecure_listen,
         ..SocketOptions::default()
     };
-    let listeners = match bind(&addresses, inherited, &options).await {
-        Ok(listeners) => listeners,
+    let bound = async {
+        let listeners = bind(&addresses, inherited, &options).await?;
+        let debug = bind(settings.debug_listen.as_slice(), Vec::new(), &options).await?.pop();
+        let debug = debug.map(|listener| Debug { listener, set_level: set_level(filter) });
+        anyhow::Ok((listeners, debug))
+    };
+    let (listeners, debug) = match bound.await {
+        Ok(bound) => bound,
         Err(error) => {
             // What was made ahead must not stay.
             engine.shutdown().await;
             return Err(error);
         }
     };
+    let head_timeout = Some(settings.read_header_timeout).filter(|time| !time.is_zero());
+    let server = Options { max_connections: settings.max_connections, head_timeout, debug };
     let stop = async {
         let name = tokio::select! {
             _ = interrupt.recv() => "SIGINT",
@@ -241,7 +353,7 @@ async fn serve(settings: Settings, keeper: PathBuf, inherited: Vec<OwnedFd>) -> 
         systemd::stopping();
     };
     systemd::ready();
-    let served = wardian_server::serve(engine.clone(), listeners, stop).await;
+    let served = wardian_server::serve(engine.clone(), listeners, server, stop).await;
     engine.shutdown().await;
     served.context("serve")
 }
@@ -265,6 +377,11 @@ async fn bind(
         tracing::info!(%address, "serve.listening");
     }
     Ok(listeners)
+}
+
+/// From the debug server.
+fn set_level(filter: log::Filter) -> SetLevel {
+    Box::new(move |level| filter.reload(EnvFilter::new(level)).map_err(|error| error.to_string()))
 }
 
 #[cfg(test)]
@@ -304,5 +421,17 @@ mod tests {
         assert!(Args::default().merge(file("socket-mode = \"9\"\n")).is_err());
         assert!(octal("1777").is_err() && octal("").is_err());
         assert_eq!(octal("0o640"), Ok(0o640));
+        assert!(Args::default().merge(file("default-grace-time = \"soon\"\n")).is_err());
+        assert!(Args::default().merge(file("cpu-entitlement-per-share = -1.0\n")).is_err());
+    }
+
+    #[test]
+    fn times() {
+        for (text, ms) in [("0", 0), ("90s", 90_000), ("1h30m", 5_400_000), ("250ms", 250), ("1.5s", 1500)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in ["", "5", "s", "5 m", "-5s", "5d", "1m5", "1e9h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
     }
 }

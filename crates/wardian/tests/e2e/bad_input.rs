@@ -144,12 +144,8 @@ async fn bad_requests() {
     assert!(status("GET /containers/", "").starts_with("HTTP/1.1 404 "));
     let wrong = status("PUT /containers", "");
     assert!(wrong.starts_with("HTTP/1.1 405 ") && wrong.contains("\r\nAllow: POST, GET\r\n"), "{wrong}");
-    for line in [
-        "POST /containers/b/net/in",
-        "POST /containers/b/net/out",
-        "POST /containers/b/net/out/bulk",
-        "PUT /containers/b/grace_time",
-    ] {
+    for line in ["POST /containers/b/net/in", "POST /containers/b/net/out", "POST /containers/b/net/out/bulk"]
+    {
         let reply = status(line, "");
         assert!(reply.starts_with("HTTP/1.1 500 ") && reply.contains("not supported yet"), "{line}: {reply}");
     }
@@ -204,7 +200,6 @@ async fn what_is_not_supported_is_named() {
     let client = server.create("n").await;
     for (field, json) in [
         ("network", "{\"network\":\"10.0.0.0/24\"}"),
-        ("grace_time", "{\"grace_time\":1000000000}"),
         ("netin", "{\"netin\":[{\"host_port\":1,\"container_port\":2}]}"),
         ("netout_rules", "{\"netout_rules\":[{\"protocol\":1}]}"),
         ("limits.disk_limits.byte_hard", "{\"limits\":{\"disk_limits\":{\"byte_hard\":10}}}"),
@@ -219,7 +214,7 @@ async fn what_is_not_supported_is_named() {
         assert!(reply.contains("not supported yet") && !reply.contains("secret"), "{field}: {reply}");
     }
     for (field, json) in [
-        ("tty", "{\"path\":\"true\",\"tty\":{}}"),
+        ("image.username", "{\"path\":\"true\",\"image\":{\"uri\":\"/x\",\"username\":\"u\"}}"),
         ("limits", "{\"path\":\"true\",\"limits\":{\"memory_limits\":{\"limit_in_bytes\":1}}}"),
     ] {
         let reply = server.http("POST /containers/n/processes", "", json);

@@ -1,0 +1,169 @@
+//! Grace times: a container that nobody has called for so long is destroyed.
+//!
+//! The time is in the property `garden.grace-time`, in nanoseconds, and so in the record: the next server goes on with it,
+//! from its beginning. While somebody calls (for a process: while a client is connected to it) the clock stands, and after
+//! the last call the whole time is given anew.
+
+use crate::container::Container;
+use crate::record::{Phase, Record};
+use crate::{Engine, Error, Result};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::task::AbortHandle;
+
+/// The property; Garden's name.
+pub const PROPERTY: &str = "garden.grace-time";
+
+/// A container's clock.
+#[derive(Debug, Default)]
+pub struct Clock {
+    /// Calls under way.
+    calls: usize,
+    timer: Option<AbortHandle>,
+    /// Tells the timer that runs from one that was replaced as it ran out.
+    round: u64,
+}
+
+impl Clock {
+    /// Stop it; whether it ran.
+    fn stop(&mut self) -> bool {
+        self.round += 1;
+        self.timer.take().map(|timer| timer.abort()).is_some()
+    }
+}
+
+/// Somebody calls a container: its clock stands until this is dropped.
+#[derive(Debug)]
+pub struct Call(Option<(Engine, Arc<Container>)>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let Some((engine, container)) = self.0.take() else { return };
+        let mut clock = container.clock();
+        clock.calls -= 1;
+        if clock.calls == 0 {
+            engine.start_clock(&container, &mut clock);
+        }
+    }
+}
+
+/// The grace time on record; what is no number is none.
+fn time(record: &Record) -> Duration {
+    let nanoseconds = record.properties.get(PROPERTY).and_then(|text| text.parse().ok());
+    Duration::from_nanos(nanoseconds.unwrap_or(0))
+}
+
+impl Engine {
+    /// A call begins. Of an unknown handle it means nothing.
+    pub fn call(&self, handle: &str) -> Call {
+        let Ok(container) = self.find(handle) else { return Call(None) };
+        {
+            let mut clock = container.clock();
+            clock.calls += 1;
+            clock.stop();
+        }
+        Call(Some((self.clone(), container)))
+    }
+
+    /// Give it another time. With no call under way it counts from now, and zero is over at once; otherwise it counts from
+    /// the end of the last call, and zero is none. Unknown handles are ignored, as the real server does.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub fn set_grace_time(&self, handle: &str, grace: Duration) -> Result<()> {
+        let found = self.find(handle).ok().filter(|container| container.record().phase == Phase::Created);
+        let Some(container) = found else { return Ok(()) };
+        let set = |record: &mut Record| {
+            drop(record.properties.insert(PROPERTY.to_owned(), grace.as_nanos().to_string()));
+        };
+        match container.update(set, |record| self.shared.records.save(record)) {
+            // It is on its way out.
+            Err(Error::UnknownHandle(_)) => return Ok(()),
+            other => other?,
+        }
+        let mut clock = container.clock();
+        if clock.stop() || clock.calls == 0 {
+            self.run_clock(&container, &mut clock, grace);
+        }
+        Ok(())
+    }
+
+    /// It is made, or found: its time begins.
+    pub(crate) fn strap(&self, container: &Arc<Container>) {
+        let mut clock = container.clock();
+        if clock.calls == 0 {
+            clock.stop();
+            self.start_clock(container, &mut clock);
+        }
+    }
+
+    /// It is gone.
+    pub(crate) fn defuse(container: &Container) {
+        container.clock().stop();
+    }
+
+    fn start_clock(&self, container: &Arc<Container>, clock: &mut Clock) {
+        let record = container.record();
+        let grace = time(&record);
+        if !grace.is_zero() && record.phase == Phase::Created && !container.is_destroying() {
+            self.run_clock(container, clock, grace);
+        }
+    }
+
+    fn run_clock(&self, container: &Arc<Container>, clock: &mut Clock, grace: Duration) {
+        // At the very end of the server there is nobody left who would look at a clock.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        // Held weakly: no clock keeps a container or an engine.
+        let (engine, container, round) =
+            (Arc::downgrade(&self.shared), Arc::downgrade(container), clock.round);
+        let timer = runtime.spawn(async move {
+            tokio::time::sleep(grace).await;
+            expired(&engine, &container, round, grace).await;
+        });
+        clock.timer = Some(timer.abort_handle());
+    }
+}
+
+async fn expired(engine: &Weak<crate::Shared>, container: &Weak<Container>, round: u64, grace: Duration) {
+    let (Some(shared), Some(container)) = (engine.upgrade(), container.upgrade()) else { return };
+    let engine = Engine { shared };
+    {
+        let mut clock = container.clock();
+        if clock.round != round || clock.calls > 0 || engine.shared.closing.load(Ordering::Acquire) {
+            return;
+        }
+        // From here on a call does not stop it.
+        clock.timer = None;
+        // A destroy that is under way needs no help.
+        if container.begin_destroy().is_err() {
+            return;
+        }
+    }
+    let (handle, id) = (container.handle.clone(), container.id.clone());
+    tracing::info!(handle, id, grace_s = grace.as_secs_f64(), "grace-time.expired");
+    if let Err(error) = engine.end(container).await {
+        tracing::error!(handle, id, %error, "grace-time.destroy-failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_a_property() {
+        let mut record: Record = serde_json::from_value(serde_json::json!({
+            "version": 1, "id": "i", "handle": "h", "phase": "created", "boot_id": "b", "privileged": false,
+            "env": [], "properties": {}, "stopped": false,
+        }))
+        .unwrap();
+        assert_eq!(time(&record), Duration::ZERO);
+        record.properties.insert(PROPERTY.into(), "1500000000".into());
+        assert_eq!(time(&record), Duration::from_millis(1500));
+        for nonsense in ["-5", "5m", ""] {
+            record.properties.insert(PROPERTY.into(), nonsense.into());
+            assert_eq!(time(&record), Duration::ZERO);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What a developer asks a running server: numbers of the process, and more or less log. On an address of its own.
+
+use crate::reply::text;
+use crate::{Listener, Stream};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use wardian_engine::Engine;
+
+/// Connections at a time: one person, and a monitor or two.
+const CONNECTIONS: usize = 32;
+/// A client that does not finish its request's head in this time is sent away.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a level's name.
+const BODY_LIMIT: usize = 64;
+
+/// Changes what is logged, given a level's name: `debug`, `info`, `warn`, `error` or `off`.
+pub type SetLevel = Box<dyn Fn(&'static str) -> Result<(), String> + Send + Sync>;
+
+/// The debug server.
+pub struct Debug {
+    /// Where it listens.
+    pub listener: Listener,
+    /// How the level is changed.
+    pub set_level: SetLevel,
+}
+
+impl fmt::Debug for Debug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Debug").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+type Reply = Response<Full<Bytes>>;
+
+/// Serve for ever.
+pub(crate) async fn serve(debug: Debug, engine: Engine) {
+    let (set_level, places) = (Arc::new(debug.set_level), Arc::new(Semaphore::new(CONNECTIONS)));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match debug.listener.accept().await {
+            Ok(stream) => {
+                let (engine, set_level) = (engine.clone(), set_level.clone());
+                tokio::spawn(async move {
+                    connection(stream, engine, set_level).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "debug: accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: Stream, engine: Engine, set_level: Arc<SetLevel>) {
+    let service = service_fn(move |request| {
+        let (engine, set_level) = (engine.clone(), set_level.clone());
+        async move { Ok::<_, Infallible>(answer(request, &engine, &set_level).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .title_case_headers(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "debug: connection");
+    }
+}
+
+async fn answer(request: Request<Incoming>, engine: &Engine, set_level: &SetLevel) -> Reply {
+    // Browsers add it.
+    if request.headers().contains_key(ORIGIN) {
+        return plain(StatusCode::FORBIDDEN, "requests from web pages are refused");
+    }
+    let path = request.uri().path().to_owned();
+    match path.as_str() {
+        "/debug/vars" if request.method() == Method::GET => vars(engine),
+        "/debug/vars" => plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+        "/log-level" if request.method() == Method::POST => log_level(request, set_level).await,
+        "/log-level" => plain(StatusCode::BAD_REQUEST, "the log level is set with POST"),
+        "/block-profile-rate" | "/mutex-profile-fraction" => no_profiler(),
+        _ if path == "/debug/pprof" || path.starts_with("/debug/pprof/") => no_profiler(),
+        _ => plain(StatusCode::NOT_FOUND, "404 page not found"),
+    }
+}
+
+fn plain(status: StatusCode, message: &str) -> Reply {
+    text(status, message).map(|body| match body {
+        http_body_util::Either::Left(full) => full,
+        http_body_util::Either::Right(_) => Full::default(),
+    })
+}
+
+fn no_profiler() -> Reply {
+    let message = "this server is not written in Go, so Go's profiler is not there; use perf(1) on its pid";
+    plain(StatusCode::NOT_FOUND, message)
+}
+
+async fn log_level(request: Request<Incoming>, set_level: &SetLevel) -> Reply {
+    let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
+    let body = match tokio::time::timeout(HEAD_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        _ => return plain(StatusCode::BAD_REQUEST, "no level has come"),
+    };
+    let given = String::from_utf8_lossy(&body).trim().to_lowercase();
+    let Some(level) = level(&given) else {
+        let message =
+            format!("{given:?} is no level: debug, info, warn, error, fatal, their first letters or 0 to 4");
+        return plain(StatusCode::BAD_REQUEST, &message);
+    };
+    match set_level(level) {
+        Ok(()) => {
+            tracing::info!(level, "log-level.changed");
+            plain(StatusCode::OK, &format!("the log level is now {level}"))
+        }
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error),
+    }
+}
+
+/// As the original names them. Nothing is logged at `fatal`.
+fn level(given: &str) -> Option<&'static str> {
+    let levels =
+        [("debug", "debug"), ("info", "info"), ("warn", "warn"), ("error", "error"), ("fatal", "off")];
+    let mut numbered = levels.into_iter().enumerate();
+    let found =
+        numbered.find(|(n, (name, _))| given == *name || given == &name[..1] || given == n.to_string());
+    found.map(|(_, (_, level))| level)
+}
+
+/// In the shape of Go's expvar, with the keys of the original.
+fn vars(engine: &Engine) -> Reply {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = |name: &str| field(&status, name) * 1024;
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks() as u64;
+    let vars = serde_json::json!({
+        "backingStores": 0,
+        "cmdline": std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>(),
+        "depotDirs": engine.count(),
+        "loopDevices": 0,
+        "memstats": {
+            // Resident memory, the most it ever was, and the address space; nothing here collects garbage.
+            "Alloc": kilobytes("VmRSS:"),
+            "TotalAlloc": kilobytes("VmHWM:"),
+            "Sys": kilobytes("VmSize:"),
+            "HeapAlloc": kilobytes("RssAnon:"),
+        },
+        "numCPUS": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        "numGoRoutines": tasks + field(&status, "Threads:"),
+    });
+    let mut reply = Response::new(Full::new(Bytes::from(format!("{vars:#}\n"))));
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    reply
+}
+
+/// A number in the text of `/proc/PID/status`.
+fn field(status: &str, name: &str) -> u64 {
+    let value =
+        status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    value.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels() {
+        for (given, wanted) in
+            [("debug", "debug"), ("i", "info"), ("2", "warn"), ("error", "error"), ("4", "off")]
+        {
+            assert_eq!(level(given), Some(wanted), "{given}");
+        }
+        for bad in ["", "5", "x", "trace", "-1", "in"] {
+            assert_eq!(level(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_the_process() {
+        let status = "Name:\tx\nVmRSS:\t    7 kB\nThreads:\t3\n";
+        assert_eq!((field(status, "VmRSS:"), field(status, "Threads:"), field(status, "VmHWM:")), (7, 3, 0));
+    }
+}
