@@ -3,7 +3,7 @@
 use crate::child::{self, Into, Way};
 use crate::launch::{self, Devices, Parts};
 use crate::parked::Parked;
-use crate::process::{self, Io, Process, Processes};
+use crate::process::{self, Io, PeaBox, Process, Processes};
 use crate::report::{Report, Tag, take_frames};
 use crate::{exec, transfer};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -418,7 +418,11 @@ impl Keeper {
         failpoint::reach(Point::KeeperRunCloned);
         let rootfs = inside.map(|((_, rootfs, _), _)| rootfs);
         self.launch(Kind::Run(id.clone()), connection, seq, pipe, report, stage, true)?;
-        self.processes.insert(id, io, rootfs.zip(devices));
+        self.processes.insert(
+            id,
+            io,
+            rootfs.zip(devices).map(|(rootfs, devices)| PeaBox::new(rootfs, devices)),
+        );
         Ok(())
     }
 
@@ -496,7 +500,15 @@ impl Keeper {
             }
             for (tag, text) in take_frames(&mut launch.buffer) {
                 match tag {
-                    Tag::Pid => launch.pid = text.parse().ok().and_then(Pid::from_raw),
+                    Tag::Pid => {
+                        launch.pid = text.parse().ok().and_then(Pid::from_raw);
+                        // It is in its namespaces from its birth on, and it is our unreaped child.
+                        if let (Kind::Run(id), Some(pid)) = (&launch.kind, launch.pid)
+                            && let Some(boxed) = self.processes.get_mut(id).and_then(|p| p.boxed.as_mut())
+                        {
+                            boxed.namespace = mount_namespace(pid);
+                        }
+                    }
                     Tag::Warning => launch.warnings.push(text),
                     Tag::NotFound => launch.failure = Some((Failure::ExecutableNotFound, text)),
                     Tag::Error => launch.failure = Some((Failure::Other, text)),
@@ -672,6 +684,13 @@ fn unbox(boxed: &Boxed, fds: &mut Fds) -> Result<Unboxed, Fail> {
         return Err(other("a bind mount is missing"));
     }
     Ok((plan, rootfs, binds))
+}
+
+/// Held open; where it cannot be, its end is slower.
+fn mount_namespace(pid: Pid) -> Option<OwnedFd> {
+    let path = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()
 }
 
 fn read_all(fd: &OwnedFd) -> Result<Vec<u8>, Fail> {

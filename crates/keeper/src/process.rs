@@ -112,8 +112,22 @@ impl Io {
     }
 }
 
-/// What a pea has of its own: root file system and devices.
-pub type PeaBox = (OwnedFd, Devices);
+/// What a pea has of its own.
+#[derive(Debug)]
+pub struct PeaBox {
+    /// Its mount namespace. Without this the last process to leave it unmounts all that is in it, on its way out, and
+    /// whoever waits for that process waits for the kernel's mount lock.
+    pub namespace: Option<OwnedFd>,
+    _rootfs: OwnedFd,
+    _devices: Devices,
+}
+
+impl PeaBox {
+    /// With the namespace yet to be known.
+    pub fn new(rootfs: OwnedFd, devices: Devices) -> Self {
+        Self { namespace: None, _rootfs: rootfs, _devices: devices }
+    }
+}
 
 /// A process, running or ended.
 #[derive(Debug)]
