@@ -348,6 +348,15 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     wardian_recorder::sweep();
     let boot_id = record::boot_id().map_err(|e| Error::failed("boot id", e))?;
     let records = Records::open(&config.run).map_err(|e| Error::failed("run directory", e))?;
+    // Whoever does not know what it means would end its container.
+    if let Some((path, version)) = records.later(&boot_id) {
+        let text = format!(
+            "{} is of version {version}, this server understands up to {}: start a later one, or `wardian reset`",
+            path.display(),
+            record::VERSION
+        );
+        return Err(Error::failed("records", text));
+    }
     let tag = tag(&config.run);
     let instance = serde_json::json!({"tag": tag, "root": config.root, "pid": std::process::id()});
     std::fs::write(config.run.join("instance.json"), instance.to_string())

@@ -114,6 +114,17 @@ impl Records {
         all
     }
 
+    /// A record of this boot that a later server has written, and its version: we do not know what it means.
+    pub fn later(&self, boot_id: &str) -> Option<(PathBuf, u64)> {
+        let mut entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.find_map(|entry| {
+            let path = entry.path().join("state.json");
+            let record: serde_json::Value = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+            let version = record["version"].as_u64().filter(|version| *version > VERSION.into())?;
+            (record["boot_id"] == boot_id).then_some((path, version))
+        })
+    }
+
     /// A pea's root file system lives from here on; `process` is its id for clients.
     pub fn pea_begins(&self, id: &str, rootfs: &str, process: &str) -> io::Result<()> {
         let dir = self.path(id).join("peas");

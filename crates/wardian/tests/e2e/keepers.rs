@@ -101,3 +101,22 @@ async fn a_keeper_that_was_stopped_holds_up_nobody() {
     assert_eq!(message(refused), "container already being destroyed");
     server.finish().await;
 }
+
+#[tokio::test]
+async fn a_record_of_the_future_ends_no_container() {
+    let mut server = Server::start().await;
+    equip(&server, "c").await;
+    let path = std::path::PathBuf::from(server.client().info("c").await.unwrap().container_path);
+    server.kill9();
+    let record = std::fs::read_to_string(path.join("state.json")).unwrap();
+    let mut later: serde_json::Value = serde_json::from_str(&record).unwrap();
+    later["version"] = 1000.into();
+    std::fs::write(path.join("state.json"), later.to_string()).unwrap();
+    let output = server.command().stderr(std::process::Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("is of version 1000"), "{said}");
+    std::fs::write(path.join("state.json"), record).unwrap();
+    server.restart().await;
+    lives_equipped(&server, "c", "hello").await;
+    server.finish().await;
+}

@@ -1,9 +1,9 @@
 //! Create, list, info, properties, destroy.
 
-use crate::support::{Server, message};
+use crate::support::{Server, end, listen, message, pea, script, sh};
 use std::collections::BTreeMap;
 use wardian_garden::ErrorKind;
-use wardian_garden::wire::ContainerSpec;
+use wardian_garden::wire::{ContainerSpec, MemoryLimits, ProcessLimits, ProcessSpec};
 
 fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
@@ -96,5 +96,34 @@ async fn only_one_of_many_creates_gets_a_handle_and_only_one_destroy_succeeds() 
     }
     assert_eq!(destroyed, 1);
     assert!(server.client().list(&map(&[])).await.unwrap().is_empty());
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_what_is_in_the_containers_cgroup() {
+    let server = Server::start().await;
+    let client = server.create("s").await;
+    let image = server.image_with("marker", "x");
+    let process = client.run("s", &script("exec sleep 1000"), listen()).await.unwrap();
+    let shared = client.run("s", &pea(&image, "exec sleep 1000"), listen()).await.unwrap();
+    let own_limits = ProcessSpec {
+        limits: Some(ProcessLimits {
+            memory_limits: MemoryLimits { limit_in_bytes: 32 << 20 },
+            ..Default::default()
+        }),
+        ..pea(&image, "while [ ! -e /stop ]; do sleep 0.02; done; exit 5")
+    };
+    let own = client.run("s", &own_limits, listen()).await.unwrap();
+    client.stop("s", true).await.unwrap();
+    assert_eq!(end(process).await.code, 137);
+    assert_eq!(end(shared).await.code, 137);
+    assert_eq!(client.info("s").await.unwrap().state, "stopped");
+    // It has a cgroup beside the container's, as with the original server.
+    let again = client.attach("s", own.id(), listen()).await.unwrap();
+    again.signal(false).await.unwrap();
+    assert_eq!(end(own).await.code, 143);
+    // Again, with nothing left, and at once.
+    client.stop("s", false).await.unwrap();
+    assert_eq!(sh(&client, "s", "exit 6").await.code, 6);
     server.finish().await;
 }

@@ -3,6 +3,7 @@
 use crate::equipped::{all, equip, is_broken};
 use crate::support::{Server, WARDIAN, cgroups, describe, init, members, mounts, names, parent, signal};
 use rustix::process::Signal;
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 /// A container that is whole, and one whose keeper was killed.
@@ -103,5 +104,30 @@ async fn reset_removes_everything() {
     std::fs::create_dir_all(server.run()).unwrap();
     server.restart().await;
     server.create("last").await;
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn reset_asks_on_a_terminal() {
+    let mut server = Server::start().await;
+    server.create("c").await;
+    server.kill9();
+    for (answer, code) in [("n", 1), ("y", 0)] {
+        // A terminal of its own.
+        let line =
+            format!("{WARDIAN} reset --root {} --run {}", server.root().display(), server.run().display());
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = script.spawn().unwrap();
+        writeln!(child.stdin.as_mut().unwrap(), "{answer}").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        assert!(said(&output).contains("Go on? [y/N]"), "{}", said(&output));
+        assert_eq!(said(&output).contains("nothing was done"), answer == "n", "{}", said(&output));
+        assert_eq!(server.run().join("containers").exists(), answer == "n");
+    }
+    nothing_lives(&server).await;
+    std::fs::create_dir_all(server.run()).unwrap();
+    server.restart().await;
     server.finish().await;
 }
