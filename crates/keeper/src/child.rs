@@ -285,8 +285,19 @@ pub fn clean_slate() -> Outcome<()> {
     // SAFETY: signal calls on our own process; closing descriptors that this child will not use again (they
     // are owned by values that are never dropped: the child ends in exec or _exit).
     unsafe {
-        // An exec resets handlers, but not what is ignored: Rust's start-up ignores SIGPIPE.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // An exec resets handlers, but not what is ignored: Rust's start-up ignores SIGPIPE, and glibc's posix_spawn the
+        // signal it keeps for itself (32), which its own calls refuse to touch. The kernel's structure: handler, flags,
+        // restorer, mask; zero is the default. SIGKILL and SIGSTOP refuse, and need it not.
+        let default = [0u64; 4];
+        for signal in 1..=64 {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8usize,
+            );
+        }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());

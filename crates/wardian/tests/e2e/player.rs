@@ -177,7 +177,7 @@ fn pattern(text: &str) -> String {
 }
 
 /// Whether a text is as it should be, or if it has not ended begins so; `…` is anything.
-fn matches(got: &str, expected: &str, whole: bool) -> bool {
+pub fn matches(got: &str, expected: &str, whole: bool) -> bool {
     let Some((start, rest)) = expected.split_once('…') else {
         return if whole { got == expected } else { got.starts_with(expected) };
     };
