@@ -1,9 +1,10 @@
 //! What a cgroup has used, v1 and v2. Where the files are is known once per cgroup; a reading opens them by their paths.
 
 use crate::cgroup::Cgroups;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::PathBuf;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// The kernel's name for a cgroup's memory statistics is the same in both versions.
 const MEMORY_STAT: &str = "memory.stat";
@@ -104,11 +105,7 @@ impl Files {
     /// # Errors
     /// The system's; `NotFound` when the cgroup is gone.
     pub fn read(&self) -> io::Result<Stats> {
-        let mut buffer = Vec::with_capacity(4096);
-        let mut text = |path: Option<&PathBuf>| -> io::Result<Option<String>> {
-            let Some(path) = path else { return Ok(None) };
-            read(path, &mut buffer)
-        };
+        let text = |path: Option<&PathBuf>| path.map_or(Ok(None), |path| read(path));
         let pids = text(self.pids.as_ref())?;
         let memory = text(self.memory.as_ref())?;
         let cpu = [text(self.cpu.first())?, text(self.cpu.get(1))?];
@@ -129,20 +126,21 @@ impl Files {
 
     /// How many of its processes were killed because there was no memory left: v2 counts those below too, v1 does not.
     pub fn oom_kills(&self) -> u64 {
-        let text = self.oom.as_ref().and_then(|path| read(path, &mut Vec::new()).ok().flatten());
+        let text = self.oom.as_ref().and_then(|path| read(path).ok().flatten());
         text.map_or(0, |text| oom_kills(&text))
     }
 }
 
-/// `None`: there is no such file. A cgroup that is being removed answers ENODEV to who has it open.
-fn read(path: &PathBuf, buffer: &mut Vec<u8>) -> io::Result<Option<String>> {
-    buffer.clear();
-    let read = File::open(path).and_then(|file| file.take(LONGEST as u64).read_to_end(buffer));
+/// `None`: there is no such file. A cgroup that is being removed answers ENODEV to who has it open. The kernel gives each of
+/// these files whole in one read that is long enough.
+fn read(path: &Path) -> io::Result<Option<String>> {
+    let mut buffer = [0; LONGEST];
+    let read = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|file| rustix::io::read(file, &mut buffer));
     match read {
-        Ok(_) => Ok(Some(String::from_utf8_lossy(buffer).into_owned())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
-        Err(e) => Err(e),
+        Ok(length) => Ok(Some(String::from_utf8_lossy(&buffer[..length]).into_owned())),
+        Err(Errno::NOENT | Errno::NODEV) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -14,7 +14,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+/// How long a connection that has to go may take for what it was saying.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A connection that has left HTTP.
 #[derive(Debug)]
@@ -49,14 +54,21 @@ pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) 
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut stopping = false;
+    let mut until = None;
     let (accepted, call) = loop {
         tokio::select! {
             biased;
             Some(accepted) = taken.recv() => break accepted,
-            () = place.evicted() => {
+            () = place.evicted(), if until.is_none() => {
                 tracing::debug!("an idle connection is closed: its place is needed");
-                return;
+                if !place.served() {
+                    return;
+                }
+                // Its last answer may still be on its way.
+                until = Some(Instant::now() + LAST_WORDS);
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return,
             () = state.stopping(), if !stopping => {
                 stopping = true;
                 std::pin::Pin::new(&mut connection).graceful_shutdown();

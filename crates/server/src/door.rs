@@ -5,6 +5,7 @@
 //! out. Only where all are at work the newcomer waits, in the kernel's queue.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -29,6 +30,7 @@ pub(crate) struct Place {
     /// Its number while it is idle.
     idle: Mutex<Option<u64>>,
     evicted: Arc<Notify>,
+    served: AtomicBool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -54,8 +56,13 @@ impl Door {
                 self.places.clone().acquire_owned().await.ok()?
             }
         };
-        let place =
-            Place { door: self.clone(), idle: Mutex::default(), evicted: Arc::default(), _permit: permit };
+        let place = Place {
+            door: self.clone(),
+            idle: Mutex::default(),
+            evicted: Arc::default(),
+            served: AtomicBool::new(false),
+            _permit: permit,
+        };
         place.rests();
         Some(Arc::new(place))
     }
@@ -77,8 +84,14 @@ impl Place {
 
     /// A request has come. `false`: too late, its place is promised to somebody else.
     pub(crate) fn works(&self) -> bool {
+        self.served.store(true, Ordering::Relaxed);
         let mut idle = self.door.lock();
         self.number().take().is_none_or(|number| idle.waiting.remove(&number).is_some())
+    }
+
+    /// Whether it has ever worked.
+    pub(crate) fn served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
     }
 
     /// Ready when it has to go.

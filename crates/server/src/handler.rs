@@ -188,8 +188,10 @@ async fn answer(
         }
         Route::History => json(&engine.history(handle)?),
         Route::SetGraceTime => {
-            let nanoseconds: i64 = read(request, BODY_LIMIT).await?;
-            engine.set_grace_time(handle, convert::grace(nanoseconds).map_err(Failure::Refused)?)?;
+            // As Go decodes it, null is zero.
+            let nanoseconds: Option<i64> = read(request, BODY_LIMIT).await?;
+            let grace = convert::grace(nanoseconds.unwrap_or_default()).map_err(Failure::Refused)?;
+            engine.set_grace_time(handle, grace)?;
             done()
         }
         Route::Unsupported(name) => return Err(Failure::Refused(format!("{name} is not supported yet"))),
