@@ -173,7 +173,7 @@ async fn listen(
 async fn obey(process: &Process, payload: Payload, input: &mut Input) -> Result<(), String> {
     match payload {
         Payload { tty: Some(Tty { window_size: Some(size) }), .. } => {
-            process.resize(window(size)).await.map_err(|error| error.to_string())
+            process.resize(window(&size)).await.map_err(|error| error.to_string())
         }
         Payload { tty: Some(Tty { window_size: None }), .. } => Ok(()),
         Payload { source: Some(_), data: Some(data), .. } => {

@@ -109,11 +109,11 @@ pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Re
         image: pea.then_some(spec.image.uri),
         bind_mounts: bind_mounts(spec.bind_mounts)?,
         limits: limits.filter(|_| pea),
-        tty: spec.tty.map(|tty| window(tty.window_size.unwrap_or_default())),
+        tty: spec.tty.map(|tty| window(&tty.window_size.unwrap_or_default())),
     })
 }
 
-pub(crate) fn window(size: wire::WindowSize) -> engine::Window {
+pub(crate) fn window(size: &wire::WindowSize) -> engine::Window {
     engine::Window { columns: size.columns, rows: size.rows }
 }
 

@@ -42,12 +42,24 @@ impl Route {
     /// Whether the container's grace time stands still while this is under way.
     pub(crate) fn is_call(self) -> bool {
         use Route as R;
-        match self {
-            R::Info | R::Metrics | R::Stop | R::StreamIn | R::StreamOut | R::Run | R::Attach => true,
-            R::BandwidthLimits | R::CpuLimits | R::DiskLimits | R::MemoryLimits => true,
-            R::Properties | R::Property | R::SetProperty | R::RemoveProperty => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            R::Info
+                | R::Metrics
+                | R::Stop
+                | R::StreamIn
+                | R::StreamOut
+                | R::Run
+                | R::Attach
+                | R::BandwidthLimits
+                | R::CpuLimits
+                | R::DiskLimits
+                | R::MemoryLimits
+                | R::Properties
+                | R::Property
+                | R::SetProperty
+                | R::RemoveProperty
+        )
     }
 }
 

@@ -98,7 +98,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Write + Send + 'static> Layer<S>
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
         // What is said of the request, before what is said of the event.
-        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+        for span in
+            context.event_scope(event).into_iter().flat_map(tracing_subscriber::registry::Scope::from_root)
+        {
             if let Some(data) = span.extensions().get::<Map<String, Value>>() {
                 fields.data.extend(data.clone());
             }

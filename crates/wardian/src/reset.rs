@@ -41,9 +41,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let removed = wardian_engine::reset(&root, &run, args.images)?;
     if args.json {
-        print::json(&removed)?
+        print::json(&removed)?;
     } else {
-        print::text(&told(&removed))?
+        print::text(&told(&removed))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -274,9 +274,9 @@ async fn crowd(
     let (mut lists, mut infos, mut bulks) = (Vec::new(), Vec::new(), Vec::new());
     let names: Vec<&str> = handles.iter().map(String::as_str).collect();
     for n in 0..100 {
-        let call = async { Ok(drop(client.list(&BTreeMap::new()).await?)) };
+        let call = async { Ok(client.list(&BTreeMap::new()).await.map(drop)?) };
         lists.push(timed(call).await?);
-        let call = async { Ok(drop(client.info(names[n * 2]).await?)) };
+        let call = async { Ok(client.info(names[n * 2]).await.map(drop)?) };
         infos.push(timed(call).await?);
         let call = async {
             let all = client.bulk_metrics(&names).await?;

@@ -17,8 +17,8 @@ pub fn spec(handle: &str) -> ContainerSpec {
         handle: handle.into(),
         properties: BTreeMap::from([("color".into(), handle.into())]),
         limits: Limits {
-            memory_limits: MemoryLimits { limit_in_bytes: 64 << 20, ..Default::default() },
-            pid_limits: PidLimits { max: 50, ..Default::default() },
+            memory_limits: MemoryLimits { limit_in_bytes: 64 << 20 },
+            pid_limits: PidLimits { max: 50 },
             ..Default::default()
         },
         ..Default::default()
