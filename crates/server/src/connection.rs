@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument as _;
 
 /// How long a connection that has to go may take for what it was saying.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -30,7 +31,7 @@ pub(crate) struct Taken {
 }
 
 pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) {
-    let (take, mut taken) = mpsc::channel::<(attach::Accepted, _)>(1);
+    let (take, mut taken) = mpsc::channel::<handler::Taking>(1);
     let service = service_fn(|request| {
         let (state, take, place) = (state.clone(), take.clone(), place.clone());
         Box::pin(async move {
@@ -55,10 +56,10 @@ pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) 
         .serve_connection(TokioIo::new(stream), service);
     let mut stopping = false;
     let mut until = None;
-    let (accepted, call) = loop {
+    let taking = loop {
         tokio::select! {
             biased;
-            Some(accepted) = taken.recv() => break accepted,
+            Some(taking) = taken.recv() => break taking,
             () = place.evicted(), if until.is_none() => {
                 tracing::debug!("an idle connection is closed: its place is needed");
                 if !place.served() {
@@ -86,6 +87,6 @@ pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) 
     };
     let parts = connection.into_parts();
     let taken = Taken { stream: parts.io.into_inner(), early: parts.read_buf };
-    attach::run(&state, taken, accepted).await;
-    drop(call);
+    attach::run(&state, taken, taking.accepted).instrument(taking.span).await;
+    drop(taking.call);
 }

@@ -14,7 +14,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 use wardian_engine::Call;
 use wardian_garden::wire;
 
@@ -32,6 +32,14 @@ pub(crate) enum Answer {
     Accepted(attach::Accepted, Option<Call>),
 }
 
+/// What a connection goes on with after it has left HTTP.
+pub(crate) struct Taking {
+    pub(crate) accepted: attach::Accepted,
+    pub(crate) call: Option<Call>,
+    /// Of the request.
+    pub(crate) span: Span,
+}
+
 impl From<Reply> for Answer {
     fn from(reply: Reply) -> Self {
         Self::Reply(reply)
@@ -42,7 +50,7 @@ impl From<Reply> for Answer {
 pub(crate) async fn handle(
     state: Arc<State>,
     request: Request<Incoming>,
-    take: mpsc::Sender<(attach::Accepted, Option<Call>)>,
+    take: mpsc::Sender<Taking>,
 ) -> std::io::Result<Reply> {
     // Browsers add it; nothing that should speak to a container engine does.
     if request.headers().contains_key(ORIGIN) {
@@ -66,7 +74,7 @@ pub(crate) async fn handle(
     match tokio::spawn(answer.instrument(span.clone())).await {
         Ok(Ok(Answer::Reply(reply))) => Ok(reply),
         Ok(Ok(Answer::Accepted(accepted, call))) => {
-            if take.send((accepted, call)).await.is_ok() {
+            if take.send(Taking { accepted, call, span }).await.is_ok() {
                 // The connection is being taken over; this future is dropped with hyper.
                 pending::<()>().await;
             }

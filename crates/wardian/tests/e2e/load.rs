@@ -612,19 +612,22 @@ async fn ten_thousand_rounds() {
     let server = Server::start().await;
     let client = server.client();
     let started = Instant::now();
-    rounds(&client, 0..1000).await;
-    tokio::time::sleep(LINGER).await;
-    let (first, open) = (resident(&server), settled(&server).await);
-    rounds(&client, 1000..10_000).await;
-    tokio::time::sleep(LINGER).await;
-    let (last, open_last) = (resident(&server), settled(&server).await);
-    println!(
-        "rounds of create, run, destroy: server's memory {first} KB after 1,000 and {last} KB after 10,000, \
-         {open} and {open_last} descriptors, {:.0} s in all",
-        started.elapsed().as_secs_f64()
-    );
-    // A kilobyte a round would be 9 MB.
-    assert!(last < first + 8 * 1024, "{first} KB, then {last} KB");
-    assert!(open_last <= open + 20, "{open} descriptors, then {open_last}");
+    let mut seen = Vec::new();
+    for range in [0..1000, 1000..5000, 5000..10_000] {
+        let end = range.end;
+        rounds(&client, range).await;
+        tokio::time::sleep(LINGER).await;
+        seen.push((resident(&server), settled(&server).await));
+        println!(
+            "{end} rounds of create, run, destroy: the server has {} KB of memory and {} descriptors after {:.0} s",
+            seen[seen.len() - 1].0,
+            seen[seen.len() - 1].1,
+            started.elapsed().as_secs_f64()
+        );
+    }
+    // What is remembered of the last operations, diagnoses of slow ones included, and the allocator's arenas fill up at
+    // first. After that a kilobyte a round would be 5 MB.
+    assert!(seen[2].0 < seen[1].0 + 4 * 1024 && seen[2].0 < seen[0].0 + 40 * 1024, "{seen:?}");
+    assert!(seen[2].1 <= seen[0].1 + 20, "{seen:?}");
     server.finish().await;
 }
