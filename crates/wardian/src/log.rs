@@ -18,7 +18,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
@@ -98,9 +98,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Write + Send + 'static> Layer<S>
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
         // What is said of the request, before what is said of the event.
-        for span in
-            context.event_scope(event).into_iter().flat_map(tracing_subscriber::registry::Scope::from_root)
-        {
+        for span in context.event_scope(event).into_iter().flat_map(Scope::from_root) {
             if let Some(data) = span.extensions().get::<Map<String, Value>>() {
                 fields.data.extend(data.clone());
             }
