@@ -76,6 +76,12 @@ func binds(a *Area) {
 		_, err := t.tryCreate(m{"bind_mounts": []m{mount("/does/not/exist", "/bound", 0)}})
 		t.want(isType(err, ""), err)
 	})
+	a.check("localhost and the handle have addresses that answer [121]", func(t *T) {
+		h := t.create(nil)
+		for _, name := range []string{"localhost", h} {
+			t.say(h, "ping -c1 -W5 $(awk -v name="+name+" '$2 == name && $1 !~ /:/ {print $1}' /etc/hosts)")
+		}
+	})
 	a.check("hosts and resolv.conf are the container's to write [119]", func(t *T) {
 		h := t.create(nil)
 		for _, file := range []string{"/etc/hosts", "/etc/resolv.conf"} {

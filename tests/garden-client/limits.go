@@ -1,6 +1,9 @@
 package main
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 func limits(a *Area) {
 	memory := func(bytes int) m { return m{"limits": m{"memory_limits": m{"limit_in_bytes": bytes}}} }
@@ -12,6 +15,14 @@ func limits(a *Area) {
 		h := t.create(memory(64 << 20))
 		t.equal(t.do(h, "exec dd if=/dev/zero of=/dev/null bs=100M count=1").Code, 137)
 		t.say(h, "echo the container is still there")
+	})
+	a.check("what was killed for want of memory is an event [190]", func(t *T) {
+		h := t.create(memory(64 << 20))
+		t.equal(t.do(h, "exec dd if=/dev/zero of=/dev/null bs=100M count=1").Code, 137)
+		t.until("the event", func() bool {
+			events, _ := t.get(h, "info")["Events"].([]any)
+			return slices.Contains(events, any("Out of memory"))
+		})
 	})
 	a.check("a storm of forks ends at the limit [115]", func(t *T) {
 		h := t.create(m{"limits": m{"pid_limits": m{"max": 50}}})

@@ -31,9 +31,9 @@ var areas = []struct {
 }
 
 func usage() {
-	fmt.Fprint(os.Stderr, `usage: garden-client [-debug HOST:PORT] [-only TEXT] unix|tcp ADDRESS ROOTFS
-  -debug HOST:PORT  also check the server's debug address
-  -only TEXT        run the checks whose names contain TEXT
+	fmt.Fprint(os.Stderr, `usage: garden-client [-debug ADDRESS] [-only TEXT] unix|tcp ADDRESS ROOTFS
+  -debug ADDRESS  also check the server's debug address: HOST:PORT or a socket's /PATH
+  -only TEXT      run the checks whose names contain TEXT
 `)
 	os.Exit(2)
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"net"
 	"net/http"
+	"strings"
 )
 
 // The numbers of a container, as far as something is expected of them.
@@ -72,7 +75,14 @@ func metrics(a *Area) {
 	})
 	if a.debug != "" {
 		a.check("the debug address has numbers [96]", func(t *T) {
-			reply, err := http.Get("http://" + a.debug + "/debug/vars")
+			network, host := "tcp", a.debug
+			if strings.HasPrefix(a.debug, "/") {
+				network, host = "unix", "debug"
+			}
+			client := http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+				return net.Dial(network, a.debug)
+			}, DisableKeepAlives: true}}
+			reply, err := client.Get("http://" + host + "/debug/vars")
 			t.must(err)
 			defer reply.Body.Close()
 			var got struct{ Memstats struct{ Alloc uint64 } }

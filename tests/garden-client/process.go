@@ -13,8 +13,10 @@ func process(a *Area) {
 		_, err := t.Attach(t.create(nil), "no-such-process")
 		t.want(isType(err, "ProcessNotFoundError") && err.(*Error).ProcessID == "no-such-process", err)
 	})
-	a.check("root is root [20]", func(t *T) {
-		t.equal(t.say(t.create(nil), "whoami", "user", "root"), "root")
+	a.check("root is root, alice is alice [20, 60]", func(t *T) {
+		h := t.create(nil)
+		t.equal(t.say(h, "whoami", "user", "root"), "root")
+		t.equal(t.say(h, "whoami", "user", "alice"), "alice")
 	})
 	a.check("outputs come apart, with the exit status and the environment [21]", func(t *T) {
 		done := t.do(t.create(nil), "echo $FIRST; echo $SECOND >&2; exit 42", "user", "alice",

@@ -20,10 +20,16 @@ async fn all_checks_pass_and_are_told() {
         .expect("go is needed for this test: ./dev test installs it");
     assert!(build.success());
 
-    let server = Server::start().await;
+    let mut server = Server::start().await;
+    let debug = server.run().join("debug.sock");
+    server.args = vec!["--debug-listen".into(), format!("unix:{}", debug.display())];
+    assert!(server.terminate().await.success());
+    server.restart().await;
     let (socket, image) = (server.socket(), server.image());
     let run = tokio::task::spawn_blocking(move || {
-        Command::new(client).arg("unix").args([socket, image]).output().unwrap()
+        let mut command = Command::new(client);
+        command.arg("-debug").arg(debug).arg("unix").arg(socket).arg(image);
+        command.output().unwrap()
     });
     let output = run.await.unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
