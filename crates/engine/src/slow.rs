@@ -4,14 +4,16 @@
 
 use crate::history::Kind;
 use crate::{Engine, Shared};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use wardian_recorder::{Diagnosis, Options, Recorder, Watch, unnamed};
 
 /// Nobody waits so long for a container on a healthy host.
 const SLOW: Duration = Duration::from_millis(100);
+/// Between two times that the allocator is asked to give memory back: that holds up others who allocate.
+const TRIM: Duration = Duration::from_secs(10);
 /// What has not shown within this time is not looked for any longer.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -49,9 +51,23 @@ async fn look(
     let options = Options { watch, ..Options::new(&shared.config.root) };
     let recorder = tokio::task::spawn_blocking(move || Recorder::start(options)).await??;
     drop(timeout(LONGEST, ended).await);
-    let diagnose = move || Diagnosis::of(&recorder.finish(), &unnamed);
+    let diagnose = move || {
+        let diagnosis = Diagnosis::of(&recorder.finish(), &unnamed);
+        give_back();
+        diagnosis
+    };
     let diagnosis = tokio::task::spawn_blocking(diagnose).await?;
     tracing::warn!(id, ?kind, verdict = diagnosis.verdict, "slow");
     shared.history.explain(kind, id, diagnosis);
     Ok(())
+}
+
+/// A recording takes megabytes, and from a different one of the allocator's arenas each time.
+fn give_back() {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|then| then.elapsed() >= TRIM) {
+        wardian_sys::heap::trim();
+        *last = Some(Instant::now());
+    }
 }
