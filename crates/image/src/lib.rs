@@ -2,7 +2,7 @@
 //!
 //! [`Source`] says where an image is (a tar file, an OCI layout, an archive of images), [`Source::open`] reads its
 //! manifest and config, and [`Layer::unpack`] streams one layer into a directory: decompressed, verified and turned into
-//! what overlayfs expects. [`export`] goes the other way.
+//! what overlayfs expects. [`export`] goes the other way. [`files`] is for a container's files, not for images.
 //!
 //! Everything read here was written by somebody else and is treated as hostile: names never leave the directory they
 //! are unpacked into, every size has a limit, and digests cover every byte of a blob.
@@ -13,6 +13,7 @@ mod base;
 mod digest;
 mod error;
 pub mod export;
+pub mod files;
 mod layer;
 mod manifest;
 mod oci;

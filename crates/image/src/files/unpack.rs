@@ -1,0 +1,306 @@
+//! From a tar to files.
+
+use crate::error::{Error, show};
+use crate::stream::{Entry, Stream, Time};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, ftruncate, futimens, linkat,
+    mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
+};
+use rustix::io::{Errno, pwrite};
+use std::io::{BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use tar::EntryType;
+
+const BUFFER: usize = 256 << 10;
+const MAX_ENTRIES: u64 = 4 << 20;
+const MAX_NAME: usize = 4096;
+const MAX_DEPTH: usize = 1024;
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// What others may not do with a directory from a container.
+const DIR_MODE: u32 = 0o755;
+
+/// What a tar's entries are called.
+#[derive(Debug, Clone, Copy)]
+pub enum Name<'a> {
+    /// They are one file or directory of the first name, which gets the second one.
+    One(&'a [u8], &'a [u8]),
+    /// They are what is in a directory.
+    Contents,
+}
+
+/// What came out of a tar.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Files, directories and links.
+    pub entries: u64,
+    /// Bytes of the files, holes included.
+    pub bytes: u64,
+    /// Devices and sockets that were not made.
+    pub left_out: u64,
+}
+
+/// Unpacks a tar below the directory `into`. A file of the same name is replaced, a directory is filled. What was
+/// unpacked before an error stays.
+///
+/// # Errors
+/// A name that is not as expected or leads elsewhere, a damaged tar, an I/O error.
+pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<Taken, Error> {
+    let mut stream = Stream::new(BufReader::with_capacity(BUFFER, from), u64::MAX);
+    let into = into.try_clone_to_owned().map_err(|e| write("open", b".")(e.into_errno()))?;
+    let mut unpacker = Unpacker { into, name, last: None, directories: Vec::new(), taken: Taken::default() };
+    let mut seen = 0;
+    while let Some(entry) = stream.next(true)? {
+        seen += 1;
+        if seen > MAX_ENTRIES {
+            return Err(Error::Limit { what: "the number of entries".into(), limit: MAX_ENTRIES });
+        }
+        unpacker.entry(&entry, &mut stream)?;
+    }
+    // Whoever writes it is not cut off.
+    stream.drain()?;
+    unpacker.finish()
+}
+
+/// `std` gives its own error for a call that the kernel refused.
+trait IntoErrno {
+    fn into_errno(self) -> Errno;
+}
+
+impl IntoErrno for std::io::Error {
+    fn into_errno(self) -> Errno {
+        Errno::from_io_error(&self).unwrap_or(Errno::IO)
+    }
+}
+
+fn write(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
+    move |source| Error::Write { op, path: show(path), source }
+}
+
+fn unsafe_path(path: &[u8], why: &'static str) -> Error {
+    Error::UnsafePath { path: show(path), why }
+}
+
+struct Unpacker<'a> {
+    into: OwnedFd,
+    name: Name<'a>,
+    /// The directory used last.
+    last: Option<(Vec<u8>, OwnedFd)>,
+    /// They get their modes and times when nothing more is made in them.
+    directories: Vec<(Vec<u8>, u32, Time)>,
+    taken: Taken,
+}
+
+impl Unpacker<'_> {
+    /// Where an entry belongs, relative to `into`; empty: that directory itself.
+    fn place(&self, path: &[u8]) -> Result<Vec<u8>, Error> {
+        if path.len() > MAX_NAME {
+            return Err(Error::Limit { what: "the length of a name".into(), limit: MAX_NAME as u64 });
+        }
+        if path.starts_with(b"/") {
+            return Err(unsafe_path(path, "it is absolute"));
+        }
+        let mut names: Vec<&[u8]> =
+            path.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".").collect();
+        if names.contains(&&b".."[..]) {
+            return Err(unsafe_path(path, "it contains '..'"));
+        }
+        if names.len() > MAX_DEPTH {
+            return Err(Error::Limit { what: "the depth of a name".into(), limit: MAX_DEPTH as u64 });
+        }
+        if let Name::One(theirs, ours) = self.name {
+            match names.first_mut() {
+                Some(first) if *first == theirs => *first = ours,
+                _ => return Err(unsafe_path(path, "it is not below what was asked for")),
+            }
+        }
+        Ok(names.join(&b'/'))
+    }
+
+    /// A directory that is there, reached without any symlink.
+    fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        rustix::io::retry_on_intr(|| openat2(&self.into, path, DIR, Mode::empty(), resolve))
+    }
+
+    /// The directory `path`, made if it is missing.
+    fn parent(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
+        let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| write("open", path)(e.into_errno()));
+        if let Some((last, fd)) = &self.last
+            && last == path
+        {
+            return clone(fd);
+        }
+        let fd = match self.open(path) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => self.make_all(path)?,
+            Err(Errno::LOOP) => return Err(unsafe_path(path, "a symlink is on its way")),
+            Err(error) => return Err(write("open", path)(error)),
+        };
+        self.last = Some((path.to_vec(), clone(&fd)?));
+        Ok(fd)
+    }
+
+    fn make_all(&self, path: &[u8]) -> Result<OwnedFd, Error> {
+        let mut current = self.open(b"").map_err(write("open", path))?;
+        for name in path.split(|b| *b == b'/') {
+            match mkdirat(&current, name, Mode::from_raw_mode(DIR_MODE)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(write("make the directory", path)(error)),
+            }
+            current = openat(&current, name, DIR, Mode::empty()).map_err(write("open", path))?;
+        }
+        Ok(current)
+    }
+
+    fn entry<R: std::io::BufRead>(&mut self, entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {
+        let path = self.place(&entry.path)?;
+        if path.is_empty() {
+            // The directory itself is the caller's.
+            return match entry.kind {
+                EntryType::Directory => Ok(()),
+                _ => Err(unsafe_path(&entry.path, "it has no name")),
+            };
+        }
+        let split = path.iter().rposition(|b| *b == b'/');
+        let (above, name) = split.map_or((&b""[..], &path[..]), |at| (&path[..at], &path[at + 1..]));
+        self.taken.entries += 1;
+        match entry.kind {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                let above = self.parent(above)?;
+                self.file(entry, stream, &above, name, &path)?;
+            }
+            EntryType::Directory => {
+                let above = self.parent(above)?;
+                self.directory(entry, &above, name, &path)?;
+            }
+            EntryType::Symlink => {
+                let above = self.parent(above)?;
+                clear(&above, name, &path)?;
+                symlinkat(&*entry.link, &above, name).map_err(write("make the link", &path))?;
+            }
+            EntryType::Link => {
+                let old = self.place(&entry.link)?;
+                let split = old.iter().rposition(|b| *b == b'/');
+                let (old_above, old_name) =
+                    split.map_or((&b""[..], &old[..]), |at| (&old[..at], &old[at + 1..]));
+                if old == path || old_name.is_empty() {
+                    return Err(Error::Entry { path: show(&path), why: "a link to itself".into() });
+                }
+                let from = self.open(old_above).map_err(write("find the target of the link", &path))?;
+                let above = self.parent(above)?;
+                clear(&above, name, &path)?;
+                linkat(&from, old_name, &above, name, AtFlags::empty()).map_err(write("link", &path))?;
+            }
+            EntryType::Fifo => {
+                let above = self.parent(above)?;
+                clear(&above, name, &path)?;
+                let mode = Mode::from_raw_mode(entry.mode & 0o777);
+                mknodat(&above, name, FileType::Fifo, mode, 0).map_err(write("make", &path))?;
+            }
+            EntryType::Char | EntryType::Block => self.leave_out(entry, stream, &path)?,
+            other if other.as_byte() == b's' => self.leave_out(entry, stream, &path)?,
+            other => {
+                let why = format!("unknown type {:?}", char::from(other.as_byte()));
+                return Err(Error::Entry { path: show(&path), why });
+            }
+        }
+        Ok(())
+    }
+
+    fn leave_out<R: std::io::BufRead>(
+        &mut self,
+        entry: &Entry,
+        stream: &mut Stream<R>,
+        path: &[u8],
+    ) -> Result<(), Error> {
+        self.taken.entries -= 1;
+        self.taken.left_out += 1;
+        stream.copy(entry.size, path, |_| Ok(()))?;
+        stream.pad(entry.size, path)
+    }
+
+    fn file<R: std::io::BufRead>(
+        &mut self,
+        entry: &Entry,
+        stream: &mut Stream<R>,
+        above: &OwnedFd,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), Error> {
+        clear(above, name, path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(above, name, flags, Mode::from_raw_mode(entry.mode & 0o777));
+        let file = file.map_err(write("make", path))?;
+        match &entry.sparse {
+            None => fill(&file, stream, 0, entry.size, path)?,
+            Some(sparse) => {
+                ftruncate(&file, sparse.real).map_err(write("set the size of", path))?;
+                for (offset, length) in &sparse.segments {
+                    fill(&file, stream, *offset, *length, path)?;
+                }
+            }
+        }
+        stream.pad(entry.size, path)?;
+        self.taken.bytes += entry.real_size();
+        futimens(&file, &times(entry.mtime)).map_err(write("set the time of", path))
+    }
+
+    fn directory(&mut self, entry: &Entry, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
+        match mkdirat(above, name, Mode::RWXU) {
+            Ok(()) => {
+                self.directories.push((path.to_vec(), entry.mode, entry.mtime));
+                Ok(())
+            }
+            // One that is there keeps its mode, and is filled.
+            Err(Errno::EXIST) => {
+                let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(write("look at", path))?;
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => Ok(()),
+                    _ => Err(write("make the directory", path)(Errno::NOTDIR)),
+                }
+            }
+            Err(error) => Err(write("make the directory", path)(error)),
+        }
+    }
+
+    fn finish(self) -> Result<Taken, Error> {
+        for (path, mode, mtime) in self.directories.iter().rev() {
+            let dir = self.open(path).map_err(write("open", path))?;
+            fchmod(&dir, Mode::from_raw_mode(mode & DIR_MODE)).map_err(write("set the mode of", path))?;
+            futimens(&dir, &times(*mtime)).map_err(write("set the time of", path))?;
+        }
+        Ok(self.taken)
+    }
+}
+
+/// Makes room for what is no directory.
+fn clear(above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
+    match unlinkat(above, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(write("replace", path)(error)),
+    }
+}
+
+fn fill<R: std::io::BufRead>(
+    file: &OwnedFd,
+    stream: &mut Stream<R>,
+    mut offset: u64,
+    size: u64,
+    path: &[u8],
+) -> Result<(), Error> {
+    stream.copy(size, path, |mut piece| {
+        while !piece.is_empty() {
+            let n = rustix::io::retry_on_intr(|| pwrite(file.as_fd(), piece, offset))
+                .map_err(write("write", path))?;
+            offset += n as u64;
+            piece = &piece[n..];
+        }
+        Ok(())
+    })
+}
+
+fn times(time: Time) -> Timestamps {
+    let time = Timespec { tv_sec: time.sec, tv_nsec: time.nsec };
+    Timestamps { last_access: time, last_modification: time }
+}
