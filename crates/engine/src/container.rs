@@ -6,6 +6,7 @@
 //!               └→ broken ──┘       pid 1 or the keeper died, or the end did not come in time
 //! ```
 
+use crate::events::{Events, What};
 use crate::grace::Clock;
 use crate::metrics::Pea;
 use crate::process::Process;
@@ -51,6 +52,8 @@ struct Inner {
     peas: BTreeMap<String, Pea>,
     broken: Option<String>,
     destroying: bool,
+    /// Processes whose start was told to listeners, and whether their end was.
+    told: BTreeMap<String, bool>,
 }
 
 impl Container {
@@ -68,6 +71,7 @@ impl Container {
             peas: BTreeMap::new(),
             broken: None,
             destroying: false,
+            told: BTreeMap::new(),
         };
         Self {
             id,
@@ -115,10 +119,11 @@ impl Container {
         inner.init.into_iter().chain(inner.keeper_pid).collect()
     }
 
-    /// It does not any more.
-    pub fn broke(&self, reason: &str) {
+    /// It does not any more. Whether this is news.
+    pub fn broke(&self, reason: &str) -> bool {
         let mut inner = self.lock();
-        if !inner.destroying && inner.broken.is_none() {
+        let news = !inner.destroying && inner.broken.is_none();
+        if news {
             tracing::error!(handle = self.handle, id = self.id, reason, "container.broken");
             inner.broken = Some(reason.to_owned());
         }
@@ -126,6 +131,43 @@ impl Container {
             process.ended(137);
             // Whoever ends the container cleans up after its peas.
             process.cleaned();
+        }
+        news
+    }
+
+    /// Tell listeners that a process has started; and that it has ended, if somebody has heard of that already. One that an
+    /// earlier server has started is `known`.
+    pub fn tell_start(&self, events: &Events, process: &Process, known: bool) {
+        let mut inner = self.lock();
+        let id = process.id().to_owned();
+        if !known {
+            events.tell(&self.handle, &self.id, What::ProcessStart { process: id.clone() });
+        }
+        inner.told.insert(id.clone(), known && process.status().is_some());
+        self.tell_end_of(&mut inner, events, &id);
+    }
+
+    /// Tell listeners that a process has ended; once.
+    pub fn tell_end(&self, events: &Events, id: &str) {
+        self.tell_end_of(&mut self.lock(), events, id);
+    }
+
+    /// The same for all that have ended with the container.
+    pub fn tell_ends(&self, events: &Events) {
+        let mut inner = self.lock();
+        let open: Vec<String> =
+            inner.told.iter().filter(|(_, told)| !**told).map(|(id, _)| id.clone()).collect();
+        for id in open {
+            self.tell_end_of(&mut inner, events, &id);
+        }
+    }
+
+    fn tell_end_of(&self, inner: &mut Inner, events: &Events, id: &str) {
+        let status = inner.processes.get(id).and_then(Process::status);
+        // A start that was not told yet is told together with its end.
+        if let (Some(status), Some(told @ false)) = (status, inner.told.get_mut(id)) {
+            *told = true;
+            events.tell(&self.handle, &self.id, What::ProcessExit { process: id.to_owned(), status });
         }
     }
 
@@ -227,6 +269,7 @@ impl Container {
             && let Some(oldest) = inner.ended.pop_front()
         {
             inner.processes.remove(&oldest);
+            inner.told.remove(&oldest);
         }
         Some(process)
     }

@@ -1,6 +1,7 @@
 //! From a request to a living container.
 
 use crate::container::Container;
+use crate::events::What;
 use crate::history::{Kind, Timeline};
 use crate::keepers::Waiting;
 use crate::metrics::since_boot;
@@ -120,6 +121,7 @@ impl Engine {
                     engine.strap(&container);
                     tracing::info!(handle, id, ms = timeline.ms(), "create.done");
                     engine.shared.history.add(timeline.operation(Kind::Create, &handle, &id, None));
+                    engine.shared.events.tell(&handle, &id, What::Create);
                 }
                 Err(error) => {
                     tracing::debug!(handle, %error, "create.undo");
@@ -231,10 +233,19 @@ impl Engine {
                 match event {
                     Event::Exited { id, status } => {
                         if let Some(process) = container.process_ended(&id, status) {
+                            container.tell_end(&engine.shared.events, &id);
                             engine.after_pea(&container, &process);
                         }
                     }
-                    Event::Gone => container.broke("its init or its keeper has ended"),
+                    Event::Gone => {
+                        let reason = "its init or its keeper has ended";
+                        let news = container.broke(reason);
+                        container.tell_ends(&engine.shared.events);
+                        if news {
+                            let what = What::Broken { reason: reason.to_owned() };
+                            engine.shared.events.tell(&container.handle, &container.id, what);
+                        }
+                    }
                 }
             }
         });

@@ -1,6 +1,7 @@
 //! The end of a container. Nothing here waits for a disk.
 
 use crate::container::Container;
+use crate::events::What;
 use crate::history::{Kind, Timeline};
 use crate::{Engine, Error, Result, Shared};
 use rustix::process::Signal;
@@ -45,15 +46,22 @@ impl Engine {
             let result = engine.tear_down(&container, &timeline).await.map(drop);
             let failed = result.as_ref().err().map(ToString::to_string);
             let operation = timeline.operation(Kind::Destroy, &container.handle, &container.id, failed);
-            match &result {
-                Ok(()) => tracing::info!(
-                    handle = container.handle,
-                    id = container.id,
-                    ms = operation.ms,
-                    "destroy.done"
-                ),
-                Err(error) => container.destroy_failed(&error.to_string()),
-            }
+            let what = match &result {
+                Ok(()) => {
+                    tracing::info!(
+                        handle = container.handle,
+                        id = container.id,
+                        ms = operation.ms,
+                        "destroy.done"
+                    );
+                    What::Destroy
+                }
+                Err(error) => {
+                    container.destroy_failed(&error.to_string());
+                    What::Broken { reason: error.to_string() }
+                }
+            };
+            engine.shared.events.tell(&container.handle, &container.id, what);
             engine.shared.history.add(operation);
             drop(slow);
             result
@@ -146,6 +154,7 @@ impl Engine {
         }
         tracing::info!(handle, id, ms = unmount_ms, "rootfs.unmounted");
         container.broke("destroyed");
+        container.tell_ends(&self.shared.events);
         let shared = self.shared.clone();
         let handle = container.handle.clone();
         // The commit point: without its record the container is gone, whatever happens to us.
@@ -185,7 +194,9 @@ impl Engine {
         };
         tokio::task::spawn_blocking(stop).await.map_err(|e| Error::failed("stop", e))?;
         failpoint::reach(Point::StopRecording);
-        container.update(|record| record.stopped = true, |record| self.shared.records.save(record))
+        container.update(|record| record.stopped = true, |record| self.shared.records.save(record))?;
+        self.shared.events.tell(&container.handle, &container.id, What::Stop);
+        Ok(())
     }
 }
 

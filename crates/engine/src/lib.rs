@@ -6,6 +6,7 @@ mod container;
 mod create;
 mod destroy;
 mod error;
+mod events;
 mod gate;
 mod grace;
 mod history;
@@ -22,6 +23,7 @@ mod slow;
 mod spec;
 
 pub use error::{Error, Result};
+pub use events::{Event, Heard, Listener, What};
 pub use grace::Call;
 pub use history::{Kind, Life, Operation, Step};
 pub use metrics::Metrics;
@@ -32,6 +34,7 @@ pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec, Wi
 
 use container::Container;
 use create::chain;
+use events::Events;
 use gate::Gate;
 use history::History;
 use keepers::Keepers;
@@ -107,6 +110,7 @@ struct Shared {
     gate: Gate,
     /// No container goes by itself any more.
     closing: AtomicBool,
+    events: Events,
     /// Held while a slow operation is looked at.
     looking: Arc<tokio::sync::Mutex<()>>,
     /// One server per run directory; held until the end.
@@ -267,6 +271,11 @@ impl Engine {
         self.shared.history.life(handle).ok_or_else(|| Error::UnknownHandle(handle.to_owned()))
     }
 
+    /// Hear of everything that happens from now on.
+    pub fn listen(&self) -> Listener {
+        self.shared.events.listen()
+    }
+
     /// All properties; `None` when the handle is unknown.
     pub fn properties(&self, handle: &str) -> Option<BTreeMap<String, String>> {
         self.find(handle).ok().map(|c| c.record().properties.clone())
@@ -415,6 +424,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         history: History::default(),
         gate,
         closing: AtomicBool::new(false),
+        events: Events::default(),
         looking: Arc::default(),
         _lock: lock,
     })

@@ -100,7 +100,10 @@ impl Engine {
         self.shared.lock().insert(record.handle.clone(), container.clone());
         let (keeper, events, init, processes) = match hello {
             Ok(hello) => hello,
-            Err(reason) => return container.broke(&reason),
+            Err(reason) => {
+                container.broke(&reason);
+                return;
+            }
         };
         container.alive(keeper.clone(), init);
         for state in processes {
@@ -116,6 +119,7 @@ impl Engine {
                 Some(status) => drop(container.process_ended(&state.id, status)),
                 None => process.read_ahead(),
             }
+            container.tell_start(&self.shared.events, &process, true);
         }
         self.restore_peas(&container);
         self.watch(&container, events);

@@ -67,8 +67,9 @@ impl Engine {
         // In a task of its own: a client that goes away must not leave half a pea.
         let task = async move {
             let result = engine.start_process(&theirs, &keeper, &started, spec).await;
-            if result.is_err() {
-                theirs.remove_process(started.id());
+            match &result {
+                Ok(()) => theirs.tell_start(&engine.shared.events, &started, false),
+                Err(_) => theirs.remove_process(started.id()),
             }
             result
         };

@@ -1,6 +1,7 @@
 //! The client: one connection per request, as the Go client does it.
 
-use crate::hijack::{Duplex, dial};
+use crate::events::Events;
+use crate::hijack::{Duplex, dial, hijack};
 use crate::process::{Io, Process};
 use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
@@ -154,6 +155,13 @@ impl Client {
     /// What its last create and destroy were made of; it need not live any more. Wardian's own.
     pub async fn history(&self, handle: &str) -> Result<History> {
         self.get(&format!("/wardian{}", container(handle, "/history"))).await
+    }
+
+    /// Hear of what happens from now on, to one container or to all. Wardian's own.
+    pub async fn events(&self, handle: Option<&str>) -> Result<Events> {
+        let query = handle.map(|handle| format!("?handle={}", escape(handle))).unwrap_or_default();
+        let path = format!("/wardian/events{query}");
+        hijack(&self.address, "GET", &path, &[]).await.map(|taken| Events::new(taken.stream))
     }
 
     /// All its properties.

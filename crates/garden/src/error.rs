@@ -105,6 +105,9 @@ pub enum Error {
     /// Waiting for the process failed on the server's side.
     #[error("process error: {0}")]
     Process(String),
+    /// The process's input is no text, and the server takes nothing else. Not all of it was sent.
+    #[error("the input is not UTF-8, and this server's protocol carries nothing else")]
+    BinaryInput,
     /// The server closed the connection before the process ended.
     #[error("the connection ended before the process did")]
     Disconnected,

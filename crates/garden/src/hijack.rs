@@ -3,6 +3,7 @@
 //! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
 //! written and their heads read here.
 
+use crate::wire::INPUT_HEADER;
 use crate::{Address, Error, Result};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
@@ -40,15 +41,26 @@ pub(crate) async fn dial(address: &Address) -> Result<Box<dyn Duplex>> {
         .map_err(|source| Error::Connect { address: address.to_string(), source })
 }
 
+/// A connection that has left HTTP.
+pub(crate) struct Hijacked {
+    pub(crate) stream: BufReader<Box<dyn Duplex>>,
+    /// Its server takes input that is no text.
+    pub(crate) binary: bool,
+}
+
+/// Head of a reply.
+#[derive(Debug, Default, PartialEq)]
+struct Head {
+    status: u16,
+    length: Option<u64>,
+    binary: bool,
+}
+
 /// Send a request and take the connection over once the server has accepted it.
-pub(crate) async fn hijack(
-    address: &Address,
-    method: &str,
-    path: &str,
-    body: &[u8],
-) -> Result<BufReader<Box<dyn Duplex>>> {
+pub(crate) async fn hijack(address: &Address, method: &str, path: &str, body: &[u8]) -> Result<Hijacked> {
     let mut stream = BufReader::with_capacity(64 << 10, dial(address).await?);
-    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: api\r\n");
+    let (ours, base64) = INPUT_HEADER;
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: api\r\n{ours}: {base64}\r\n");
     if !body.is_empty() {
         request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
     }
@@ -58,24 +70,23 @@ pub(crate) async fn hijack(
     stream.write_all(&request).await?;
     stream.flush().await?;
 
-    let (status, length) = read_head(&mut stream).await?;
+    let Head { status, length, binary } = read_head(&mut stream).await?;
     if (200..300).contains(&status) {
-        return Ok(stream);
+        return Ok(Hijacked { stream, binary });
     }
     let mut body = Vec::new();
     stream.take(length.unwrap_or(ERROR_LIMIT).min(ERROR_LIMIT)).read_to_end(&mut body).await?;
     Err(Error::from_reply(status, &body))
 }
 
-/// Status and `Content-Length` of a reply.
-async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<(u16, Option<u64>)> {
+async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> {
     let mut head = stream.take(HEAD_LIMIT);
     let mut line = String::new();
     head.read_line(&mut line).await?;
     let status =
         line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse().ok());
     let status = status.ok_or_else(|| Error::Response(format!("not HTTP: {:?}", line.trim_end())))?;
-    let mut length = None;
+    let mut found = Head { status, ..Head::default() };
     loop {
         line.clear();
         if head.read_line(&mut line).await? == 0 {
@@ -83,13 +94,15 @@ async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<(u16, O
         }
         let Some((name, value)) = line.trim_end().split_once(':') else {
             if line.trim_end().is_empty() {
-                return Ok((status, length));
+                return Ok(found);
             }
             return Err(Error::Response(format!("not a header: {:?}", line.trim_end())));
         };
         if name.eq_ignore_ascii_case("content-length") {
-            length = value.trim().parse().ok();
+            found.length = value.trim().parse().ok();
         }
+        let (ours, base64) = INPUT_HEADER;
+        found.binary |= name.eq_ignore_ascii_case(ours) && value.trim() == base64;
     }
 }
 
@@ -100,8 +113,11 @@ mod tests {
     #[tokio::test]
     async fn heads_are_read_to_their_last_byte() {
         let mut reply: &[u8] = b"HTTP/1.1 201 Created\r\nContent-length: 7\r\nDate: x\r\n\r\n{\"a\":1}";
-        assert_eq!(read_head(&mut reply).await.unwrap(), (201, Some(7)));
+        let head = Head { status: 201, length: Some(7), binary: false };
+        assert_eq!(read_head(&mut reply).await.unwrap(), head);
         assert_eq!(reply, b"{\"a\":1}");
+        let mut ours: &[u8] = b"HTTP/1.1 200 OK\r\nwardian-input: base64\r\n\r\n";
+        assert!(read_head(&mut ours).await.unwrap().binary);
         for bad in ["", "hello\r\n", "HTTP/1.1 200 OK\r\nX: y\r\n", "HTTP/1.1 200 OK\r\nnonsense\r\n\r\n"] {
             assert!(read_head(&mut bad.as_bytes()).await.is_err(), "{bad:?}");
         }

@@ -6,6 +6,7 @@
 
 mod client;
 mod error;
+mod events;
 mod hijack;
 mod json;
 mod process;
@@ -13,5 +14,6 @@ pub mod wire;
 
 pub use client::{Address, Client, TarReader};
 pub use error::{Error, ErrorBody, ErrorKind, Result};
+pub use events::Events;
 pub use json::{DecodeError, Decoder, decode, encode};
 pub use process::{Io, OutputReader, Process};

@@ -1,8 +1,10 @@
 //! A process as the client sees it.
 
-use crate::hijack::{Duplex, hijack};
+use crate::hijack::{Duplex, Hijacked, hijack};
 use crate::wire::{Payload, Tty, WindowSize};
 use crate::{Address, Decoder, Error, Result, encode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -52,8 +54,13 @@ type Writer = Arc<Mutex<WriteHalf<BufReader<Box<dyn Duplex>>>>>;
 /// How a process ended, for everybody who waits.
 #[derive(Debug, Clone)]
 enum End {
-    Exit { status: i32, lost: u64 },
+    Exit {
+        status: i32,
+        lost: u64,
+    },
     Failed(String),
+    /// Its input cannot be sent; it has not ended.
+    BinaryInput,
     Disconnected,
 }
 
@@ -82,7 +89,8 @@ impl Process {
         body: &[u8],
         io: Io,
     ) -> Result<Self> {
-        let (mut reader, writer) = tokio::io::split(hijack(address, method, path, body).await?);
+        let Hijacked { stream, binary } = hijack(address, method, path, body).await?;
+        let (mut reader, writer) = tokio::io::split(stream);
         let mut decoder = Decoder::default();
         let first = payload(&mut reader, &mut decoder).await?.ok_or(Error::Disconnected)?;
         // Whatever handle and process the URL of an output stream names, the server looks at the stream id only.
@@ -97,22 +105,36 @@ impl Process {
                 if !wanted {
                     return Ok::<_, Error>(None);
                 }
-                hijack(address, "GET", &path, &[]).await.map(|stream| Some(OutputReader(stream)))
+                hijack(address, "GET", &path, &[]).await.map(|taken| Some(OutputReader(taken.stream)))
             }
         };
         let (stdout, stderr) = tokio::try_join!(open(io.stdout, "stdout"), open(io.stderr, "stderr"))?;
 
         let writer = Arc::new(Mutex::new(writer));
         let (tell, end) = watch::channel(None);
+        let first_word = |tell: &watch::Sender<Option<End>>, end: End| {
+            tell.send_if_modified(|told| {
+                let first = told.is_none();
+                told.get_or_insert(end);
+                first
+            });
+        };
+        let told = tell.clone();
         let mut tasks = vec![
             tokio::spawn(async move {
                 let end = follow(&mut reader, &mut decoder).await;
-                tell.send_replace(Some(end));
+                first_word(&told, end);
             })
             .abort_handle(),
         ];
         if let Some(stdin) = io.stdin {
-            tasks.push(tokio::spawn(feed(stdin, writer.clone(), first.process_id.clone())).abort_handle());
+            let (writer, id) = (writer.clone(), first.process_id.clone());
+            let feed = async move {
+                if feed(stdin, writer, id, binary).await.is_err() {
+                    first_word(&tell, End::BinaryInput);
+                }
+            };
+            tasks.push(tokio::spawn(feed).abort_handle());
         }
         Ok(Self { id: first.process_id, stdout, stderr, writer, end, tasks })
     }
@@ -132,13 +154,15 @@ impl Process {
         self.stderr.take()
     }
 
-    /// Its exit status. Output may still be on its way: read the streams to their ends.
+    /// Its exit status. Output may still be on its way: read the streams to their ends. After [`Error::BinaryInput`] it
+    /// waits for the rest of its input: whoever gave that to us decides what becomes of it.
     pub async fn wait(&self) -> Result<i32> {
         let mut end = self.end.clone();
         let end = end.wait_for(Option::is_some).await.map_err(|_| Error::Disconnected)?.clone();
         match end {
             Some(End::Exit { status, .. }) => Ok(status),
             Some(End::Failed(message)) => Err(Error::Process(message)),
+            Some(End::BinaryInput) => Err(Error::BinaryInput),
             Some(End::Disconnected) | None => Err(Error::Disconnected),
         }
     }
@@ -212,11 +236,23 @@ async fn follow(reader: &mut ReadHalf<BufReader<Box<dyn Duplex>>>, decoder: &mut
     }
 }
 
-/// Pass input on. The protocol carries text: a letter cut in two by a read waits for its rest, what is not
-/// UTF-8 is replaced.
-async fn feed(mut stdin: Box<dyn AsyncRead + Send + Unpin>, writer: Writer, process_id: String) {
-    let input =
-        |data| Payload { process_id: process_id.clone(), source: Some(0), data, ..Payload::default() };
+/// What is no text cannot be sent.
+struct NotText;
+
+/// Pass input on. The protocol carries text: a letter cut in two by a read waits for its rest. What is not UTF-8 goes in
+/// base64, to a server that takes that.
+async fn feed(
+    mut stdin: Box<dyn AsyncRead + Send + Unpin>,
+    writer: Writer,
+    process_id: String,
+    binary: bool,
+) -> std::result::Result<(), NotText> {
+    let input = || Payload { process_id: process_id.clone(), source: Some(0), ..Payload::default() };
+    let data = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(Payload { data: Some(text.to_owned()), ..input() }),
+        Err(_) if binary => Ok(Payload { base64: Some(BASE64.encode(bytes)), ..input() }),
+        Err(_) => Err(NotText),
+    };
     let mut buffer = vec![0; 32 << 10];
     let mut held = 0;
     loop {
@@ -225,18 +261,18 @@ async fn feed(mut stdin: Box<dyn AsyncRead + Send + Unpin>, writer: Writer, proc
             Ok(n) => held + n,
         };
         let whole = n - cut_letter(&buffer[..n]);
-        let data = String::from_utf8_lossy(&buffer[..whole]).into_owned();
+        let payload = data(&buffer[..whole])?;
         buffer.copy_within(whole..n, 0);
         held = n - whole;
-        if !data.is_empty() && send(&writer, &input(Some(data))).await.is_err() {
-            return;
+        if whole > 0 && send(&writer, &payload).await.is_err() {
+            return Ok(());
         }
     }
     if held > 0 {
-        let data = String::from_utf8_lossy(&buffer[..held]).into_owned();
-        let _ = send(&writer, &input(Some(data))).await;
+        let _ = send(&writer, &data(&buffer[..held])?).await;
     }
-    let _ = send(&writer, &input(None)).await;
+    let _ = send(&writer, &input()).await;
+    Ok(())
 }
 
 /// How many bytes at the end begin a letter that is not finished.
@@ -254,7 +290,65 @@ fn cut_letter(bytes: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::cut_letter;
+    use super::*;
+    use crate::Client;
+
+    /// What a client sends on a control connection whose head has this line.
+    async fn sent(line: &str, input: &'static [u8]) -> (Result<i32>, Vec<Payload>) {
+        let dir = std::env::temp_dir().join(format!("wardian-garden-{}-{}", std::process::id(), line.len()));
+        drop(std::fs::remove_file(&dir));
+        let listener = tokio::net::UnixListener::bind(&dir).unwrap();
+        let client = Client::new(&format!("unix:{}", dir.display())).unwrap();
+        let head =
+            format!("HTTP/1.1 201 Created\r\n{line}\r\n{{\"process_id\":\"p\",\"stream_id\":\"1\"}}\n");
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let (mut buffer, mut decoder, mut payloads) =
+                (vec![0; 4096], Decoder::default(), Vec::<Payload>::new());
+            let mut request = Vec::new();
+            while let Ok(n) = stream.read(&mut buffer).await
+                && n > 0
+            {
+                request.extend_from_slice(&buffer[..n]);
+                let Some(body) = request.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
+                decoder = Decoder::default();
+                decoder.push(&request[body + 4..]);
+                payloads.clear();
+                // The first value is the request's body.
+                let mut values = std::iter::from_fn(|| decoder.next_value::<Payload>().unwrap());
+                values.next();
+                payloads.extend(values);
+                if payloads.last().is_some_and(|last| last.data.is_none() && last.base64.is_none()) {
+                    stream.write_all(b"{\"process_id\":\"p\",\"exit_status\":0}\n").await.unwrap();
+                }
+            }
+            drop(decoder);
+            payloads
+        };
+        let run = async {
+            let io = Io { stdin: Some(Box::new(input)), ..Io::default() };
+            let process = client.run("h", &crate::wire::ProcessSpec::default(), io).await.unwrap();
+            process.wait().await
+        };
+        let done = tokio::join!(run, serve);
+        std::fs::remove_file(&dir).unwrap();
+        done
+    }
+
+    #[tokio::test]
+    async fn input_that_is_no_text_is_sent_whole_or_not_at_all() {
+        let (ended, payloads) = sent("Wardian-Input: base64\r\n", b"a\xffb").await;
+        assert_eq!(ended.unwrap(), 0);
+        assert_eq!(payloads[0].base64.as_deref(), Some("Yf9i"));
+        assert_eq!((payloads.len(), payloads[0].data.as_ref(), payloads[1].source), (2, None, Some(0)));
+        // Garden's own server would take it for the end of the input.
+        let (ended, payloads) = sent("", b"a\xffb").await;
+        assert!(matches!(ended, Err(Error::BinaryInput)), "{ended:?}");
+        assert!(payloads.is_empty(), "{payloads:?}");
+        let (ended, payloads) = sent("X: y\r\n", "grüße".as_bytes()).await;
+        assert_eq!((ended.unwrap(), payloads[0].data.as_deref()), (0, Some("grüße")));
+    }
 
     #[test]
     fn only_an_unfinished_letter_is_held_back() {

@@ -13,6 +13,10 @@ fn zero<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// Header of a request to run or attach, and of its reply: input that is no text may be sent so. Garden has no way, and its
+/// servers do not answer with it.
+pub const INPUT_HEADER: (&str, &str) = ("Wardian-Input", "base64");
+
 macro_rules! wire {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $kind:ty),* $(,)? }) => {
         $(#[$meta])*
@@ -331,6 +335,8 @@ Payload {
     #[serde(skip_serializing_if = "Option::is_none")] source: Option<i64>,
     /// With `source`: input; `source` without it: end of input.
     #[serde(skip_serializing_if = "Option::is_none")] data: Option<String>,
+    /// With `source`: input that is no text. Wardian's own; a server that takes it says so with [`INPUT_HEADER`].
+    #[serde(skip_serializing_if = "Option::is_none")] base64: Option<String>,
     /// It ended.
     #[serde(skip_serializing_if = "Option::is_none")] exit_status: Option<i64>,
     /// Bytes of its output that this client was too slow for; not Garden's, wardian's own.
@@ -379,6 +385,26 @@ History {
     create: Option<Operation>,
     /// The destroy, if there was one and it is known.
     destroy: Option<Operation>,
+});
+
+wire!(/// Something that happened: not Garden's, wardian's own.
+Event {
+    /// `create`, `destroy`, `stop`, `broken`, `process-start`, `process-exit`; `lost`: this listener was too slow.
+    event: String,
+    /// Seconds since 1970.
+    #[serde(skip_serializing_if = "zero")] time: f64,
+    /// To which container.
+    #[serde(skip_serializing_if = "zero")] handle: String,
+    /// Handles are used again, ids are not.
+    #[serde(skip_serializing_if = "zero")] id: String,
+    /// Which process.
+    #[serde(skip_serializing_if = "Option::is_none")] process: Option<String>,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none")] status: Option<i32>,
+    /// Why it is broken.
+    #[serde(skip_serializing_if = "Option::is_none")] reason: Option<String>,
+    /// How many events were lost.
+    #[serde(skip_serializing_if = "Option::is_none")] lost: Option<u64>,
 });
 
 #[cfg(test)]

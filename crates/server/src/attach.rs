@@ -3,14 +3,18 @@
 use crate::State;
 use crate::connection::Taken;
 use crate::convert::window;
+use crate::events::{self, Events};
 use crate::reply::date;
 use crate::stream::Entry;
 use crate::upload::{self, Upload};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hyper::Request;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use wardian_engine::{Input, Process};
-use wardian_garden::wire::{Payload, Tty};
+use wardian_garden::wire::{INPUT_HEADER, Payload, Tty};
 use wardian_garden::{Decoder, encode};
 
 /// How long a closing connection still listens: bytes that arrive unread would reset it, and the reset can
@@ -19,16 +23,32 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// A request that has been granted; its connection comes next.
 pub(crate) enum Accepted {
-    Process { process: Process, entry: Arc<Entry>, created: bool },
+    Process { process: Process, entry: Arc<Entry>, greeting: Greeting },
     Output { entry: Option<Arc<Entry>>, stderr: bool },
     Upload(Upload),
+    Events(Events),
+}
+
+/// What the client of a process has asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Greeting {
+    /// Its start.
+    created: bool,
+    /// To be told whether input in base64 is taken: Garden's clients do not ask, and get Garden's reply.
+    binary: bool,
+}
+
+impl Greeting {
+    pub(crate) fn of<T>(request: &Request<T>, created: bool) -> Self {
+        Self { created, binary: request.headers().contains_key(INPUT_HEADER.0) }
+    }
 }
 
 impl Accepted {
     /// Control a process. Its output is received from here on.
-    pub(crate) fn process(state: &State, process: Process, created: bool) -> Self {
+    pub(crate) fn process(state: &State, process: Process, greeting: Greeting) -> Self {
         let entry = state.streams.add(process.subscribe());
-        Self::Process { process, entry, created }
+        Self::Process { process, entry, greeting }
     }
 
     /// Read the output of a stream; one that does not exist is empty.
@@ -39,24 +59,28 @@ impl Accepted {
 
 /// It says `chunked` and what follows is not: Go's server writes it so, and Go's client takes a reply over only
 /// if its head has a framing that keeps the connection open.
-fn head(status: &str, json: bool) -> Vec<u8> {
+fn head(status: &str, json: bool, binary: bool) -> Vec<u8> {
     let kind = if json { "Content-Type: application/json\r\n" } else { "" };
+    let (ours, base64) = INPUT_HEADER;
+    let input = if binary { format!("{ours}: {base64}\r\n") } else { String::new() };
     let date = date(std::time::SystemTime::now());
-    format!("HTTP/1.1 {status}\r\n{kind}Date: {date}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes()
+    format!("HTTP/1.1 {status}\r\n{kind}{input}Date: {date}\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .into_bytes()
 }
 
 pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
     let accepted = match accepted {
         Accepted::Upload(upload) => return upload::run(state, taken, upload).await,
+        Accepted::Events(events) => return events::run(state, taken, events).await,
         other => other,
     };
     let Taken { stream, early } = taken;
     let (mut reader, mut writer) = tokio::io::split(stream);
     match accepted {
-        Accepted::Upload(_) => return,
-        Accepted::Process { process, entry, created } => {
+        Accepted::Upload(_) | Accepted::Events(_) => return,
+        Accepted::Process { process, entry, greeting } => {
             tokio::select! {
-                () = control(state, &mut reader, &mut writer, &early, &process, &entry, created) => {}
+                () = control(state, &mut reader, &mut writer, &early, &process, &entry, greeting) => {}
                 () = state.stopping() => state.streams.end(&entry),
             }
         }
@@ -76,7 +100,8 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
     }
 }
 
-async fn ended(reader: &mut (impl AsyncRead + Unpin)) {
+/// Read until the client has closed its side.
+pub(crate) async fn ended(reader: &mut (impl AsyncRead + Unpin)) {
     let mut buffer = [0; 4096];
     while reader.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
 }
@@ -86,7 +111,7 @@ async fn output(
     entry: Option<Arc<Entry>>,
     stderr: bool,
 ) -> std::io::Result<()> {
-    writer.write_all(&head("200 OK", false)).await?;
+    writer.write_all(&head("200 OK", false, false)).await?;
     if let Some(entry) = entry {
         while let Some(piece) = entry.next(stderr).await {
             writer.write_all(&piece).await?;
@@ -102,10 +127,10 @@ async fn control(
     early: &[u8],
     process: &Process,
     entry: &Arc<Entry>,
-    created: bool,
+    Greeting { created, binary }: Greeting,
 ) {
     let id = process.id().to_owned();
-    let mut start = head(if created { "201 Created" } else { "200 OK" }, true);
+    let mut start = head(if created { "201 Created" } else { "200 OK" }, true, binary);
     let first = Payload { process_id: id.clone(), stream_id: entry.id.to_string(), ..Payload::default() };
     start.extend(encode(&first));
     let greeted = writer.write_all(&start).await.is_ok();
@@ -179,6 +204,11 @@ async fn obey(process: &Process, payload: Payload, input: &mut Input) -> Result<
         Payload { source: Some(_), data: Some(data), .. } => {
             // After its end, or when the process has closed its side: signals still count.
             drop(input.write(data.as_bytes()).await);
+            Ok(())
+        }
+        Payload { source: Some(_), base64: Some(text), .. } => {
+            let data = BASE64.decode(text).map_err(|error| format!("bad input: {error}"))?;
+            drop(input.write(&data).await);
             Ok(())
         }
         Payload { source: Some(_), data: None, .. } => {

@@ -180,13 +180,15 @@ async fn answer(
         },
         Route::StreamOut => transfer::stream_out(state, handle, &query(request.uri().query()), call).await?,
         Route::Run => {
+            let greeting = attach::Greeting::of(&request, true);
             let spec = convert::process(read(request, PROCESS_LIMIT).await?).map_err(Failure::Refused)?;
             let process = engine.run(handle, spec).await?;
-            return Ok(Answer::Accepted(attach::Accepted::process(state, process, true), call));
+            return Ok(Answer::Accepted(attach::Accepted::process(state, process, greeting), call));
         }
         Route::Attach => {
             let process = engine.attach(handle, segment(1)).await?;
-            return Ok(Answer::Accepted(attach::Accepted::process(state, process, false), call));
+            let greeting = attach::Greeting::of(&request, false);
+            return Ok(Answer::Accepted(attach::Accepted::process(state, process, greeting), call));
         }
         Route::Stdout => {
             return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), false), call));
@@ -201,6 +203,11 @@ async fn answer(
             let grace = convert::grace(nanoseconds.unwrap_or_default()).map_err(Failure::Refused)?;
             engine.set_grace_time(handle, grace)?;
             done()
+        }
+        Route::Events => {
+            let handle = query(request.uri().query()).remove("handle");
+            let events = crate::events::Events { listener: engine.listen(), handle };
+            return Ok(Answer::Accepted(attach::Accepted::Events(events), call));
         }
         Route::Unsupported(name) => return Err(Failure::Refused(format!("{name} is not supported yet"))),
     };

@@ -9,6 +9,7 @@ mod convert;
 mod debug;
 mod door;
 mod error;
+mod events;
 mod handler;
 mod listen;
 mod reply;

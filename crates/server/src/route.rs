@@ -32,6 +32,8 @@ pub(crate) enum Route {
     Stderr,
     /// Not Garden's: what the last create and destroy of a handle were made of.
     History,
+    /// Not Garden's: what happens from now on.
+    Events,
     /// Part of the API, not of this server.
     Unsupported(&'static str),
 }
@@ -64,7 +66,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 29] = [
+const TABLE: [(&str, &str, Route); 30] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -94,6 +96,7 @@ const TABLE: [(&str, &str, Route); 29] = [
     ("DELETE", "/containers/:handle/properties/:key", Route::RemoveProperty),
     ("GET", "/containers/:handle/metrics", Route::Metrics),
     ("GET", "/wardian/containers/:handle/history", Route::History),
+    ("GET", "/wardian/events", Route::Events),
 ];
 
 /// Where a request goes.

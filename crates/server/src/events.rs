@@ -1,0 +1,51 @@
+//! Events, one JSON object a line, until the client goes or the server ends.
+
+use crate::State;
+use crate::attach::ended;
+use crate::connection::Taken;
+use crate::reply::date;
+use std::sync::Arc;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use wardian_engine::{Heard, Listener};
+use wardian_garden::encode;
+
+/// A listener, and whose events it wants to hear.
+pub(crate) struct Events {
+    pub(crate) listener: Listener,
+    /// Everybody's without it.
+    pub(crate) handle: Option<String>,
+}
+
+/// Outside HTTP, for there the end of an idle client is seen.
+pub(crate) async fn run(state: &Arc<State>, taken: Taken, events: Events) {
+    let (mut reader, mut writer) = tokio::io::split(taken.stream);
+    tokio::select! {
+        _ = tell(&mut writer, events) => {}
+        () = ended(&mut reader) => {}
+        () = state.stopping() => {}
+    }
+    // The end of the body is the end of the connection.
+    drop(writer.shutdown().await);
+}
+
+async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut events: Events) -> std::io::Result<()> {
+    let date = date(std::time::SystemTime::now());
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nDate: {date}\r\nConnection: close\r\n\r\n"
+    );
+    writer.write_all(head.as_bytes()).await?;
+    while let Some(heard) = events.listener.next().await {
+        let line = match heard {
+            Heard::Event(event) if events.handle.as_ref().is_some_and(|handle| *handle != event.handle) => {
+                continue;
+            }
+            Heard::Event(event) => encode(&*event),
+            Heard::Lost(lost) => {
+                tracing::warn!(lost, "a slow listener loses events");
+                encode(&serde_json::json!({"event": "lost", "lost": lost}))
+            }
+        };
+        writer.write_all(&line).await?;
+    }
+    Ok(())
+}
