@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod container;
 mod doctor;
 mod image;
 mod lab;
@@ -29,6 +30,28 @@ struct Cli {
 enum Command {
     /// Serve the Garden API, in the foreground
     Serve(serve::Args),
+    /// Make a container and run a command in it
+    Run(container::run::Args),
+    /// Make a container; `exec` runs commands in it
+    Create(container::create::Args),
+    /// Run a command in a container
+    Exec(container::exec::Args),
+    /// Attach to a process that runs in a container
+    Attach(container::attach::Args),
+    /// List containers
+    Ps(container::ps::Ps),
+    /// Print all that is known of a container, as JSON
+    Inspect(container::ps::Inspect),
+    /// Print what containers use
+    Stats(container::ps::Stats),
+    /// Copy files into a container, or out of one
+    Cp(container::cp::Args),
+    /// End the processes of containers, which stay
+    Stop(container::manage::Stop),
+    /// Destroy containers, with everything in them
+    Rm(container::manage::Rm),
+    /// Print what happens to containers, as it happens
+    Events(container::events::Args),
     /// Images in the store: bring them in, list, pin, export and remove them
     Image(image::Args),
     /// Root file systems for scripts: make them from an image, attached, and throw them away
@@ -54,6 +77,17 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Run(args) => container::run::run(args),
+        Command::Create(args) => container::create::run(args),
+        Command::Exec(args) => container::exec::run(args),
+        Command::Attach(args) => container::attach::run(args),
+        Command::Ps(args) => container::ps::ps(args),
+        Command::Inspect(args) => container::ps::inspect(args),
+        Command::Stats(args) => container::ps::stats(args),
+        Command::Cp(args) => container::cp::run(args),
+        Command::Stop(args) => container::manage::stop(args),
+        Command::Rm(args) => container::manage::rm(args),
+        Command::Events(args) => container::events::run(args),
         Command::Image(args) => image::run(args),
         Command::Rootfs(args) => rootfs::run(args),
         Command::Store(args) => store::run(args),
@@ -67,10 +101,7 @@ fn main() -> ExitCode {
         }
     };
     done.unwrap_or_else(|error| {
-        eprintln!("wardian: {error}");
-        for cause in error.chain().skip(1) {
-            eprintln!("  because: {cause}");
-        }
+        print::failure(&error);
         // As a shell tells of a process that a signal has ended.
         match error.downcast_ref::<wardian_lab::Interrupted>() {
             Some(wardian_lab::Interrupted(signal)) => {

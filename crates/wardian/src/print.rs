@@ -16,6 +16,29 @@ pub fn text(text: &str) -> Result<()> {
     }
 }
 
+/// A line that is wanted at once. `false`: the reader has seen enough.
+pub fn line(line: &str) -> Result<bool> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true).context("write to standard output"),
+    }
+}
+
+/// Why something went wrong, to standard error.
+pub fn failure(error: &anyhow::Error) {
+    let mut last = error.to_string();
+    eprintln!("wardian: {}", tame_lines(&last));
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Some errors have told their cause already.
+        if !last.contains(&cause) {
+            eprintln!("  because: {}", tame_lines(&cause));
+        }
+        last = cause;
+    }
+}
+
 /// The same, as indented JSON.
 pub fn json(value: &impl Serialize) -> Result<()> {
     text(&(serde_json::to_string_pretty(value)? + "\n"))
@@ -59,6 +82,23 @@ pub fn age(ms: u64) -> String {
     format!("{n} {unit}{} ago", if n == 1 { "" } else { "s" })
 }
 
+/// A point in time, as `2026-11-24T12:47:13.250Z`.
+pub fn clock(then: SystemTime) -> String {
+    let since = then.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, time) = (since.as_secs() / 86400, since.as_secs() % 86400);
+    // Years begin in March, so that the leap day is the last (Hinnant, "chrono-compatible date algorithms").
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = (from_march + 2) % 12 + 1;
+    let year = year_of_era + era * 400 + u64::from(month < 3);
+    let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+}
+
 /// The first 12 characters of an id.
 pub fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
@@ -74,9 +114,25 @@ pub fn tame(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
+/// The same for text that may have several lines.
+fn tame_lines(text: &str) -> String {
+    text.lines().map(tame).collect::<Vec<_>>().join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_007, "2000-02-29T00:00:00.007Z"),
+            (1_795_420_033_999, "2026-11-23T07:47:13.999Z"),
+        ] {
+            assert_eq!(clock(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)), text);
+        }
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_cells() {

@@ -128,7 +128,7 @@ enum Command {
 }
 
 /// A number of bytes.
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let prefixes = |unit: &str| ["k", "m", "g", "t"].iter().position(|k| unit.eq_ignore_ascii_case(k));

@@ -1,16 +1,16 @@
 //! `wardian why`: what a container's last create and destroy were made of, and what made them slow; or what a process
 //! that runs already waits for.
 
+use crate::container::Server;
 use crate::print;
-use crate::serve::RUN;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use wardian_garden::ErrorKind;
 use wardian_garden::wire::{History, Operation};
-use wardian_garden::{Client, ErrorKind};
 use wardian_lab::{Interrupted, record};
 use wardian_recorder::Diagnosis;
 
@@ -20,9 +20,8 @@ pub struct Args {
     /// A container's handle: show the phases of its last create and destroy. It may have been destroyed already
     #[arg(required_unless_present = "pid", conflicts_with = "pid")]
     handle: Option<String>,
-    /// Its server: unix:/PATH or tcp:HOST:PORT [default: unix:/run/wardian/garden.sock]
-    #[arg(long, value_name = "ADDR", env = "WARDIAN_ADDR")]
-    addr: Option<String>,
+    #[command(flatten)]
+    server: Server,
     /// Watch this process and all that it starts, whoever's it is
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
@@ -42,7 +41,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     match (args.pid, args.handle) {
         (Some(pid), _) => watch(pid, args.fs, Duration::from_secs(args.seconds), args.json),
-        (None, handle) => phases(&handle.unwrap_or_default(), args.addr, args.json),
+        (None, handle) => phases(&handle.unwrap_or_default(), &args.server, args.json),
     }
 }
 
@@ -60,17 +59,14 @@ fn watch(pid: u32, fs: Option<PathBuf>, length: Duration, json: bool) -> Result<
     }
 }
 
-fn phases(handle: &str, addr: Option<String>, json: bool) -> Result<ExitCode> {
-    let addr = addr.unwrap_or_else(|| format!("unix:{RUN}/garden.sock"));
-    let client = Client::new(&addr).context("--addr")?;
+fn phases(handle: &str, server: &Server, json: bool) -> Result<ExitCode> {
+    let client = server.client()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let history = runtime.context("start the runtime")?.block_on(client.history(handle));
     let history = history.map_err(|error| match error.kind() {
         Some(ErrorKind::ContainerNotFound) => anyhow::Error::new(error)
             .context("the server remembers its last thousand creates and destroys, and this is none of them"),
-        Some(_) => error.into(),
-        None => anyhow::Error::new(error)
-            .context("no server explains it: start one with `wardian serve`, or name it with --addr"),
+        _ => server.explain(error),
     })?;
     if json {
         print::json(&history)?;

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod cli;
+mod commands;
 mod doctor;
 mod equipped;
 mod failpoints;
@@ -32,5 +33,6 @@ mod systemd;
 mod teardown;
 mod terminals;
 mod told;
+mod tty;
 mod why;
 mod wire;

@@ -1,0 +1,60 @@
+//! `wardian attach`: to a process that runs already.
+
+use super::session::{self, End, Signals, Wanted, failed, follow, streams};
+use super::{MAIN, Server, block_on};
+use anyhow::Result;
+use clap::Args as ClapArgs;
+use std::process::ExitCode;
+use wardian_garden::Io;
+
+/// To what.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Exit codes: the process's own (128 + signal if one ended it), 125: there is no such process."
+)]
+pub struct Args {
+    #[command(flatten)]
+    server: Server,
+    /// Our standard input is the process's
+    #[arg(short, long)]
+    interactive: bool,
+    /// It has a terminal; with -i, Ctrl-P Ctrl-Q leaves it alone
+    #[arg(short, long)]
+    tty: bool,
+    /// Ctrl-C ends the attaching, not the process
+    #[arg(long)]
+    no_signals: bool,
+    /// The container's handle
+    handle: String,
+    /// The process's id, as `exec -d` prints it
+    #[arg(default_value = MAIN)]
+    process: String,
+}
+
+/// Attaches.
+pub fn run(args: Args) -> Result<ExitCode> {
+    Ok(block_on(work(args)).unwrap_or_else(|error| failed(&error)))
+}
+
+async fn work(args: Args) -> Result<ExitCode> {
+    let Args { server, interactive, tty, no_signals, handle, process } = args;
+    let wanted = Wanted { input: interactive, tty, detachable: true, ours: no_signals };
+    wanted.check()?;
+    let (client, mut signals) = (server.client()?, Signals::catch()?);
+    let (io, left) = streams(wanted);
+    // Whoever does not type does not end its input either.
+    let io = if interactive { io } else { Io { stdin: None, ..io } };
+    let attached = client.attach(&handle, &process, io).await;
+    let attached = attached.map_err(|error| match error.kind() {
+        Some(wardian_garden::ErrorKind::ProcessNotFound) => anyhow::Error::new(error).context(format!(
+            "unknown process: {process} in {handle}; `wardian ps` lists containers, and what `run` starts is called {MAIN}"
+        )),
+        _ => server.explain(error),
+    })?;
+    let end =
+        follow(attached, wanted, true, left, &mut signals).await.map_err(|error| server.explain(error))?;
+    if end == End::Detached {
+        session::detached(&handle, &process);
+    }
+    Ok(end.code())
+}

@@ -1,0 +1,340 @@
+//! `wardian cp`: files into a container, and out of one.
+
+use super::session::Signals;
+use super::{Server, block_on};
+use crate::print;
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args as ClapArgs;
+use std::ffi::OsStr;
+use std::io::IsTerminal as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
+use tokio::net::unix::pipe;
+use wardian_garden::Client;
+use wardian_image::files::{Name, pack, unpack};
+
+/// What to copy, and where.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+One of the two is in a container: HANDLE:PATH, from its root. The other one is on this host: a path (one with a colon in it \
+begins with / or ./), or - for a tar on standard input or output.
+
+If TO is a directory, what is copied goes into it; otherwise it is called TO, and takes the place of a file of that name. FROM/. \
+stands for what is in the directory FROM. Files in a container belong to its root, files on this host to whoever copies. Setuid \
+bits, devices and sockets are left out, symlinks are copied as they are.")]
+pub struct Args {
+    #[command(flatten)]
+    server: Server,
+    /// What to copy
+    from: String,
+    /// Where to
+    to: String,
+}
+
+/// One end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// In a container: its handle, and an absolute path.
+    Inside(String, String),
+    Host(PathBuf),
+    /// A tar on standard input or output.
+    Tar,
+}
+
+impl End {
+    fn parse(text: &str) -> Result<Self> {
+        if text == "-" {
+            return Ok(Self::Tar);
+        }
+        if text.starts_with(['/', '.']) {
+            return Ok(Self::Host(text.into()));
+        }
+        Ok(match text.split_once(':') {
+            Some((handle, path)) => {
+                ensure!(!handle.is_empty(), "{text:?} has no handle before its colon");
+                ensure!(!path.is_empty(), "{text:?} has no path; {handle}:/ is the container's root");
+                Self::Inside(handle.to_owned(), format!("/{}", path.trim_start_matches('/')))
+            }
+            None if text.is_empty() => bail!("an empty path"),
+            None => Self::Host(text.into()),
+        })
+    }
+}
+
+/// Copies it.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let Args { server, from, to } = args;
+    let ends = (End::parse(&from)?, End::parse(&to)?);
+    block_on(async {
+        let (client, mut signals) = (server.client()?, Signals::catch()?);
+        let work = async {
+            match ends {
+                (End::Inside(handle, path), End::Host(to)) => {
+                    out(&server, &client, &handle, &path, &to).await
+                }
+                (End::Inside(handle, path), End::Tar) => out_as_tar(&server, &client, &handle, &path).await,
+                (End::Host(from), End::Inside(handle, path)) => {
+                    bring(&server, &client, &from, &handle, &path).await
+                }
+                (End::Tar, End::Inside(handle, path)) => bring_tar(&server, &client, &handle, &path).await,
+                (End::Inside(..), End::Inside(..)) => {
+                    bail!(
+                        "both are in containers: copy to this host first, or through a pipe (`wardian cp A:PATH - | wardian cp - B:PATH`)"
+                    )
+                }
+                _ => bail!("neither is in a container: name one as HANDLE:PATH"),
+            }
+        };
+        tokio::select! {
+            done = work => done.map(|()| ExitCode::SUCCESS),
+            number = signals.next() => Ok(super::session::End::Left(number).code()),
+        }
+    })
+}
+
+/// `dir/.` and `dir/` of a path: the directory, and whether its contents are meant.
+fn contents(path: &str) -> (&str, bool) {
+    match path.strip_suffix("/.") {
+        Some("") => ("/", true),
+        Some(dir) => (dir, true),
+        None => (path, false),
+    }
+}
+
+/// The last name of a path in a container, and the directory it is in.
+fn split(path: &str) -> Result<(&str, &str)> {
+    let path = path.trim_end_matches('/');
+    let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+    ensure!(!matches!(name, "" | "." | ".."), "the path {path:?} must end with a name");
+    Ok((if above.is_empty() { "/" } else { above }, name))
+}
+
+/// What a path leads to in a container.
+async fn is_directory(client: &Client, handle: &str, path: &str) -> wardian_garden::Result<bool> {
+    let path = format!("{}/", path.trim_end_matches('/'));
+    match client.stream_out(handle, "", &path).await {
+        Ok(_) => Ok(true),
+        // It says why, but there is only one reason that counts: it cannot be entered.
+        Err(error) if error.kind() == Some(wardian_garden::ErrorKind::Other) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+// From the host.
+
+async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: &str) -> Result<()> {
+    let text = from.as_os_str().as_bytes();
+    let meta = std::fs::symlink_metadata(from).with_context(|| format!("find {}", from.display()))?;
+    let only_contents = text.ends_with(b"/.") || matches!(text, b"." | b"..") || text.ends_with(b"/..");
+    let (to, _) = contents(to);
+    let (dir, name) = if only_contents {
+        (to, PathBuf::new())
+    } else if is_directory(client, handle, to).await.map_err(|error| server.explain(error))? {
+        let name = from.file_name().context("what is copied has no name")?;
+        (to, PathBuf::from(name))
+    } else {
+        ensure!(
+            !to.ends_with('/'),
+            "there is no directory {to} in {handle}; without the / the copy is called so"
+        );
+        let (above, name) = split(to)?;
+        (above, PathBuf::from(name))
+    };
+    ensure!(!only_contents || meta.is_dir() || from.is_dir(), "{} is no directory", from.display());
+    let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).context("read a pipe")?;
+    let end = Arc::new(OnceLock::new());
+    let body = Packing { pipe: reader, end: end.clone() };
+    let source = from.to_owned();
+    let packing = std::thread::spawn(move || {
+        // Whoever reads the pipe's end finds the result there already.
+        let mut writer = std::io::BufWriter::with_capacity(256 << 10, writer);
+        let packed = pack(&source, &name, &mut writer);
+        let _ = end.set(packed.map_err(anyhow::Error::from).map_err(Arc::new));
+        drop(writer);
+    });
+    let result = body.end.clone();
+    let sent = client.stream_in(handle, "", dir, body, None).await;
+    // Without a reader it ends soon.
+    drop(packing);
+    // What the server says counts unless the tar was cut off by us.
+    match (result.get(), sent) {
+        (Some(Err(error)), Err(_)) if !is_broken_pipe(error) => bail!("{error:#}"),
+        (_, Err(error)) => Err(server.explain(error)),
+        (Some(Ok(packed)), Ok(())) => {
+            for path in &packed.left_out {
+                eprintln!(
+                    "wardian: left out, for it is a device or a socket: {}",
+                    print::tame(&path.to_string_lossy())
+                );
+            }
+            Ok(())
+        }
+        (_, Ok(())) => bail!("the server has taken the tar before it was whole"),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+type Packed = Result<wardian_image::files::Packed, Arc<anyhow::Error>>;
+
+/// A tar that is being packed. If that fails its end is an error, or half a tar would look whole.
+struct Packing {
+    pipe: pipe::Receiver,
+    end: Arc<OnceLock<Packed>>,
+}
+
+impl AsyncRead for Packing {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = to.filled().len();
+        ready!(Pin::new(&mut self.pipe).poll_read(cx, to))?;
+        let whole = to.filled().len() > before || matches!(self.end.get(), Some(Ok(_)));
+        Poll::Ready(if whole { Ok(()) } else { Err(std::io::Error::other("the files cannot be read")) })
+    }
+}
+
+async fn bring_tar(server: &Server, client: &Client, handle: &str, to: &str) -> Result<()> {
+    ensure!(
+        !std::io::stdin().is_terminal(),
+        "standard input is a terminal: give it a tar, as in `tar c DIR | wardian cp - …`"
+    );
+    let (to, _) = contents(to);
+    let sent = client.stream_in(handle, "", to, tokio::io::stdin(), None).await;
+    sent.map_err(|error| server.explain(error))
+}
+
+// From a container.
+
+async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) -> Result<()> {
+    ensure!(
+        !std::io::stdout().is_terminal(),
+        "a tar on a terminal helps nobody: send it to a file or a pipe"
+    );
+    let (path, contents) = contents(path);
+    let path = if contents {
+        format!("{}/", path.trim_end_matches('/'))
+    } else {
+        path.trim_end_matches('/').to_owned()
+    };
+    let mut tar = client
+        .stream_out(handle, "", if path.is_empty() { "/" } else { &path })
+        .await
+        .map_err(|error| server.explain(error))?;
+    let mut stdout = tokio::io::stdout();
+    match tokio::io::copy(&mut tar, &mut stdout).await {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(cut_off(error)),
+        Ok(_) => stdout.flush().await.context("write to standard output"),
+    }
+}
+
+fn cut_off(error: std::io::Error) -> anyhow::Error {
+    anyhow::Error::new(error)
+        .context("the tar was cut off, and what was copied is not whole: the server's log says why")
+}
+
+async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Path) -> Result<()> {
+    let (path, mut contents) = contents(path);
+    let mut path = path.trim_end_matches('/').to_owned();
+    let mut theirs = String::new();
+    if path.is_empty() {
+        // The root has no name.
+        contents = true;
+    } else if !contents {
+        theirs = split(&path)?.1.to_owned();
+    }
+    if contents {
+        path.push('/');
+    }
+    let is_dir = to.is_dir();
+    ensure!(
+        is_dir || !to.as_os_str().as_bytes().ends_with(b"/") || contents,
+        "there is no directory {}; without the / the copy is called so",
+        to.display()
+    );
+    // The container is asked first: of a failure nothing is to stay.
+    let mut tar = client.stream_out(handle, "", &path).await.map_err(|error| server.explain(error))?;
+    let (dir, ours) = if is_dir {
+        (to.to_owned(), OsStr::from_bytes(theirs.as_bytes()))
+    } else if contents {
+        std::fs::create_dir(to).with_context(|| format!("make the directory {}", to.display()))?;
+        (to.to_owned(), OsStr::new(""))
+    } else {
+        let above = to.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        (above.to_owned(), to.file_name().with_context(|| format!("{} has no name", to.display()))?)
+    };
+    let dir = std::fs::File::open(&dir).with_context(|| format!("open the directory {}", dir.display()))?;
+    let ours = ours.as_bytes().to_owned();
+    let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    let mut writer = pipe::Sender::from_owned_fd(OwnedFd::from(writer)).context("write to a pipe")?;
+    let unpacking = tokio::task::spawn_blocking(move || {
+        let name = if contents { Name::Contents } else { Name::One(theirs.as_bytes(), &ours) };
+        unpack(reader, dir.as_fd(), name)
+    });
+    let copied = tokio::io::copy(&mut tar, &mut writer).await;
+    drop(writer);
+    let taken = unpacking.await.context("unpack")?;
+    match copied {
+        // It has stopped reading, and says why.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(cut_off(error)),
+        _ => {}
+    }
+    let taken = taken?;
+    if taken.left_out > 0 {
+        let count = usize::try_from(taken.left_out).unwrap_or(usize::MAX);
+        eprintln!("wardian: left out: {}", print::count(count, "device or socket"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends() {
+        let inside = |handle: &str, path: &str| End::Inside(handle.into(), path.into());
+        for (text, end) in [
+            ("-", End::Tar),
+            ("a", End::Host("a".into())),
+            ("./a:b", End::Host("./a:b".into())),
+            ("/a:b", End::Host("/a:b".into())),
+            ("..", End::Host("..".into())),
+            ("h:/a", inside("h", "/a")),
+            ("h:a/b:c", inside("h", "/a/b:c")),
+            ("h://a/", inside("h", "/a/")),
+        ] {
+            assert_eq!(End::parse(text).unwrap(), end, "{text}");
+        }
+        for bad in ["", ":", ":/a", "h:"] {
+            assert!(End::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths() {
+        assert_eq!(
+            (contents("/a/."), contents("/."), contents("/a/")),
+            (("/a", true), ("/", true), ("/a/", false))
+        );
+        assert_eq!(split("/a/b/").unwrap(), ("/a", "b"));
+        assert_eq!(split("/a").unwrap(), ("/", "a"));
+        assert!(split("/").is_err() && split("/a/..").is_err());
+    }
+}

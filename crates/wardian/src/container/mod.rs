@@ -1,0 +1,186 @@
+//! Commands on containers. They speak to a server, as any Garden client does, and need no rights but to its socket.
+
+pub mod attach;
+pub mod cp;
+pub mod create;
+pub mod events;
+pub mod exec;
+pub mod manage;
+pub mod ps;
+pub mod run;
+mod session;
+mod spec;
+mod terminal;
+
+use crate::serve::RUN;
+use anyhow::{Context as _, Result};
+use clap::Args as ClapArgs;
+use std::io::ErrorKind as IoKind;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+use wardian_garden::{Address, Client, Error, ErrorKind};
+
+/// The process that `run` starts is called so.
+pub const MAIN: &str = "main";
+
+/// Which server.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Server {
+    /// The server: a socket's path, unix:/PATH or tcp:HOST:PORT
+    // `wardian lab` calls it --addr.
+    #[arg(long, alias = "addr", value_name = "ADDR", env = "WARDIAN_SOCKET", default_value = "unix:/run/wardian/garden.sock",
+        value_parser = address)]
+    socket: Address,
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    let path = text.starts_with('/').then(|| Address::Unix(text.into()));
+    path.map_or_else(
+        || text.parse().map_err(|_| "neither a path nor unix:/PATH nor tcp:HOST:PORT".to_owned()),
+        Ok,
+    )
+}
+
+impl Server {
+    /// A client of it. Nothing is dialled yet.
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client::new(&self.socket.to_string())?)
+    }
+
+    /// An error, with what to do about it where that is known.
+    pub fn explain(&self, error: Error) -> anyhow::Error {
+        let advice = match &error {
+            Error::Connect { source, .. } => self.unreachable(source.kind()),
+            Error::Http(_) | Error::Io(_) | Error::Disconnected => {
+                Some("the server has gone, or has cut the connection: see its log".to_owned())
+            }
+            other => match other.kind() {
+                Some(ErrorKind::ContainerNotFound) => {
+                    Some(format!("{error}; `wardian ps` lists the containers there are"))
+                }
+                _ => None,
+            },
+        };
+        match advice {
+            Some(advice) => anyhow::Error::new(error).context(advice),
+            None => error.into(),
+        }
+    }
+
+    fn unreachable(&self, kind: IoKind) -> Option<String> {
+        let address = &self.socket;
+        let Address::Unix(path) = address else {
+            return Some(format!("no server answers at {address}: is that its --listen?"));
+        };
+        match kind {
+            IoKind::PermissionDenied => {
+                Some(format!("you may not speak to the server at {address}: {}", closed(path)))
+            }
+            IoKind::NotFound | IoKind::ConnectionRefused => {
+                let usual = path == &Path::new(RUN).join("garden.sock");
+                let listen = if usual { String::new() } else { format!(" --listen {address}") };
+                let dead = if kind == IoKind::ConnectionRefused {
+                    " (its socket is there, nobody listens)"
+                } else {
+                    ""
+                };
+                Some(format!(
+                    "no server answers at {address}{dead}. Start one with `sudo wardian serve{listen}`, or name the one \
+                     that runs with --socket or WARDIAN_SOCKET"
+                ))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why a socket cannot be opened.
+fn closed(path: &Path) -> String {
+    let Ok(meta) = std::fs::metadata(path) else {
+        return "its directory is closed to you. Try sudo".to_owned();
+    };
+    if !meta.file_type().is_socket() {
+        return "that is no socket".to_owned();
+    }
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let group = group_name(&groups, meta.gid()).unwrap_or("").to_owned();
+    let mode = meta.mode() & 0o777;
+    if mode & 0o060 == 0o060 && meta.gid() != 0 && !group.is_empty() {
+        format!("it is for root and the group {group} (mode {mode:04o}). Try sudo, or join the group")
+    } else {
+        format!("it is for root (mode {mode:04o}). Try sudo")
+    }
+}
+
+/// Name of a group in the text of a group file.
+fn group_name(groups: &str, gid: u32) -> Option<&str> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(gid)).then_some(name)
+    })
+}
+
+/// Runs a command's work.
+pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("start the runtime")?;
+    let done = runtime.block_on(work);
+    // A thread may be reading standard input: it must not keep us.
+    runtime.shutdown_background();
+    done
+}
+
+/// Does it for each handle, also after a failure; the last failure is returned, the others are shown.
+pub async fn each<F>(handles: &[String], mut work: impl FnMut(String) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let mut failure = None;
+    for handle in handles {
+        if let Err(error) = work(handle.clone()).await
+            && let Some(earlier) = failure.replace(error)
+        {
+            crate::print::failure(&earlier);
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(address("/a b").unwrap(), Address::Unix("/a b".into()));
+        assert_eq!(address("unix:/a").unwrap(), Address::Unix("/a".into()));
+        assert_eq!(address("tcp:h:1").unwrap(), Address::Tcp("h:1".into()));
+        assert!(address("garden.sock").is_err() && address("").is_err());
+    }
+
+    #[test]
+    fn groups_have_names() {
+        let text = "root:x:0:\nwardian:x:77:alice\nodd\n";
+        assert_eq!((group_name(text, 77), group_name(text, 7)), (Some("wardian"), None));
+    }
+
+    #[test]
+    fn what_to_do_without_a_server() {
+        let server = |text: &str| Server { socket: address(text).unwrap() };
+        let missing = |text: &str, kind| server(text).unreachable(kind).unwrap();
+        let usual = missing("/run/wardian/garden.sock", IoKind::NotFound);
+        assert!(
+            usual.contains("`sudo wardian serve`") && usual.contains("unix:/run/wardian/garden.sock"),
+            "{usual}"
+        );
+        let other = missing("/x/y", IoKind::ConnectionRefused);
+        assert!(
+            other.contains("`sudo wardian serve --listen unix:/x/y`") && other.contains("nobody listens"),
+            "{other}"
+        );
+        assert!(missing("tcp:h:1", IoKind::ConnectionRefused).contains("tcp:h:1"));
+        assert!(missing("/x/y", IoKind::PermissionDenied).contains("closed to you"));
+        assert!(missing("/etc/passwd", IoKind::PermissionDenied).contains("no socket"));
+    }
+}

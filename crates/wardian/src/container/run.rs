@@ -1,0 +1,138 @@
+//! `wardian run`: a container, and a process in it.
+
+use super::create::create;
+use super::session::{self, End, Signals, Wanted, failed, follow, streams};
+use super::spec::{Making, command};
+use super::{MAIN, Server, block_on};
+use crate::print;
+use anyhow::Result;
+use clap::Args as ClapArgs;
+use std::process::ExitCode;
+use wardian_garden::wire::ProcessSpec;
+use wardian_garden::{Client, Io};
+
+/// What to run, and in what.
+#[derive(Debug, ClapArgs)]
+#[command(override_usage = "wardian run [OPTIONS] [IMAGE] [--] COMMAND...")]
+#[command(
+    after_help = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, 126: the program cannot be \
+    executed, 127: there is no such program."
+)]
+pub struct Args {
+    #[command(flatten)]
+    server: Server,
+    #[command(flatten)]
+    making: Making,
+    /// Destroy the container in the end
+    #[arg(long, conflicts_with = "detach")]
+    rm: bool,
+    #[command(flatten)]
+    streams: Streams,
+    #[command(flatten)]
+    place: Place,
+    /// A name that `wardian image ls` shows, a file or directory of the server's host (a relative one begins with ./), or
+    /// an address such as oci:///DIR [default: the server's --default-rootfs]
+    image: Option<String>,
+    /// What to run; after a -- also if there is no IMAGE
+    #[arg(value_name = "COMMAND", allow_hyphen_values = true)]
+    words: Vec<String>,
+    #[arg(last = true, hide = true, value_name = "COMMAND")]
+    last: Vec<String>,
+}
+
+/// What a process has to do with us.
+#[derive(Debug, ClapArgs)]
+pub struct Streams {
+    /// Our standard input is the process's
+    #[arg(short, long)]
+    interactive: bool,
+    /// It has a terminal; with -i, Ctrl-P Ctrl-Q leaves it alone
+    #[arg(short, long)]
+    tty: bool,
+    /// Leave it alone from the beginning
+    #[arg(short, long, conflicts_with = "interactive")]
+    pub detach: bool,
+}
+
+impl Streams {
+    /// The same in fewer words.
+    pub fn wanted(&self, detachable: bool) -> Wanted {
+        Wanted { input: self.interactive, tty: self.tty, detachable, ours: false }
+    }
+}
+
+/// Who runs, and where.
+#[derive(Debug, ClapArgs)]
+pub struct Place {
+    /// Working directory, made if it is missing [default: the user's home]
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Name, uid or uid:gid [default: root]
+    #[arg(short, long)]
+    user: Option<String>,
+}
+
+impl Place {
+    /// A process there.
+    pub fn process(self, command: (String, Vec<String>)) -> ProcessSpec {
+        let (path, args) = command;
+        let (dir, user) = (self.workdir.unwrap_or_default(), self.user.unwrap_or_default());
+        ProcessSpec { path, args, dir, user, ..ProcessSpec::default() }
+    }
+}
+
+/// Runs it.
+pub fn run(args: Args) -> Result<ExitCode> {
+    Ok(block_on(work(args)).unwrap_or_else(|error| failed(&error)))
+}
+
+async fn work(args: Args) -> Result<ExitCode> {
+    let Args { server, making, rm, streams: wanted, place, image, words, last } = args;
+    let command = command(words, last, "wardian run IMAGE -- COMMAND")?;
+    let detach = wanted.detach;
+    // Somebody must wait who destroys it.
+    let wanted = wanted.wanted(!rm);
+    wanted.check()?;
+    let spec = making.spec(image.as_deref())?;
+    let mut process = ProcessSpec { id: MAIN.to_owned(), ..place.process(command) };
+    wanted.prepare(&mut process);
+    let (client, mut signals) = (server.client()?, Signals::catch()?);
+    let handle = create(&server, &client, &spec, &mut signals).await?;
+    if detach {
+        let started = client.run(&handle, &process, Io::default()).await;
+        return match started {
+            Ok(_) => print::text(&format!("{handle}\n")).map(|()| ExitCode::SUCCESS),
+            Err(error) => Err(unmade(&client, &handle, server.explain(error)).await),
+        };
+    }
+    let (io, left) = streams(wanted);
+    let started = client.run(&handle, &process, io).await;
+    let started = match started {
+        Ok(started) => started,
+        Err(error) => return Err(unmade(&client, &handle, server.explain(error)).await),
+    };
+    let end = follow(started, wanted, !rm, left, &mut signals).await;
+    if rm {
+        destroy(&client, &handle).await;
+    }
+    let end = end.map_err(|error| server.explain(error))?;
+    if end == End::Detached {
+        session::detached(&handle, MAIN);
+    }
+    Ok(end.code())
+}
+
+/// A container in which nothing was ever run is nobody's.
+async fn unmade(client: &Client, handle: &str, error: anyhow::Error) -> anyhow::Error {
+    destroy(client, handle).await;
+    error
+}
+
+async fn destroy(client: &Client, handle: &str) {
+    match client.destroy(handle).await {
+        Err(error) if error.kind() != Some(wardian_garden::ErrorKind::ContainerNotFound) => {
+            eprintln!("wardian: the container {handle} was not destroyed: {error}");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,329 @@
+//! Between our standard streams and a process in a container, until one of the two ends it.
+
+use super::MAIN;
+use super::terminal::{self, Keys, Raw};
+use crate::print;
+use anyhow::{Context as _, Result};
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use wardian_garden::wire::{ProcessSpec, Tty};
+use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
+use wardian_lab::Interrupted;
+
+/// Our own failure, as docker has it.
+pub const OWN: u8 = 125;
+/// The program cannot be executed, and it is not there.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// Who was asked to end by a signal that nobody may repeat gets so long. As long as a stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+const INTERRUPT: i32 = 2;
+const HANGUP: i32 = 1;
+
+/// Signals that ask us to end. What we were told to ignore (nohup, a background job) stays ignored.
+#[derive(Debug)]
+pub struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    /// From now on.
+    pub fn catch() -> Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mut all = Vec::new();
+        for kind in
+            [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()]
+        {
+            let number = kind.as_raw_value();
+            if !is_ignored(&status, number) {
+                all.push((number, signal(kind).context("catch signals")?));
+            }
+        }
+        Ok(Self(all))
+    }
+
+    /// The number of the next one.
+    pub async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|cx| {
+            let arrived = self
+                .0
+                .iter_mut()
+                .find_map(|(number, signal)| signal.poll_recv(cx).is_ready().then_some(*number));
+            arrived.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+/// From the text of /proc/PID/status.
+fn is_ignored(status: &str, number: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask & (1 << (number - 1)) != 0
+}
+
+/// What somebody wants of a process's streams.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// Our standard input is the process's.
+    pub input: bool,
+    /// It has a terminal.
+    pub tty: bool,
+    /// Ctrl-P Ctrl-Q leaves it alone.
+    pub detachable: bool,
+    /// Signals are not for it: they end us alone.
+    pub ours: bool,
+}
+
+impl Wanted {
+    /// A terminal that nobody types at is a mistake.
+    ///
+    /// # Errors
+    /// `-i -t` without a terminal.
+    pub fn check(self) -> Result<()> {
+        anyhow::ensure!(
+            !(self.tty && self.input) || terminal::is_input(),
+            "-t needs a terminal, and standard input is none: leave -t out in scripts and pipes"
+        );
+        Ok(())
+    }
+
+    /// What a terminal adds to a process.
+    pub fn prepare(self, spec: &mut ProcessSpec) {
+        if !self.tty {
+            return;
+        }
+        spec.tty = Some(Tty { window_size: terminal::size() });
+        if !spec.env.iter().any(|variable| variable.starts_with("TERM="))
+            && let Ok(term) = std::env::var("TERM")
+        {
+            spec.env.push(format!("TERM={term}"));
+        }
+    }
+}
+
+/// Streams for a process, before it is started.
+pub fn streams(wanted: Wanted) -> (Io, oneshot::Receiver<()>) {
+    let (detached, left) = oneshot::channel();
+    let stdin: Option<Box<dyn AsyncRead + Send + Unpin>> = if wanted.input {
+        let keys = (wanted.tty && wanted.detachable).then(Keys::default);
+        Some(Box::new(Input { stdin: tokio::io::stdin(), keys, detached: Some(detached) }))
+    } else if wanted.tty {
+        // The end of its input would be typed at it.
+        None
+    } else {
+        Some(Box::new(tokio::io::empty()))
+    };
+    (Io { stdin, stdout: true, stderr: !wanted.tty }, left)
+}
+
+/// Our standard input.
+struct Input {
+    stdin: tokio::io::Stdin,
+    keys: Option<Keys>,
+    detached: Option<oneshot::Sender<()>>,
+}
+
+impl AsyncRead for Input {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let Self { stdin, keys, detached } = &mut *self;
+        let Some(keys) = keys else { return Pin::new(stdin).poll_read(cx, to) };
+        loop {
+            if detached.is_none() {
+                // Nothing more comes, and it has not ended either.
+                return Poll::Pending;
+            }
+            let mut typed = [0; 4096];
+            // One more byte may have been held back.
+            let room = typed.len().min(to.remaining().saturating_sub(1));
+            let mut buffer = ReadBuf::new(&mut typed[..room]);
+            ready!(Pin::new(&mut *stdin).poll_read(cx, &mut buffer))?;
+            let mut out = Vec::new();
+            if buffer.filled().is_empty() {
+                to.put_slice(keys.rest().as_slice());
+                return Poll::Ready(Ok(()));
+            }
+            if keys.take(buffer.filled(), &mut out)
+                && let Some(detached) = detached.take()
+            {
+                let _ = detached.send(());
+            }
+            if !out.is_empty() {
+                to.put_slice(&out);
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+/// How it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The process has ended with this status.
+    Exit(i32),
+    /// The keys were typed; it goes on.
+    Detached,
+    /// A signal of this number made us leave; the process may go on.
+    Left(i32),
+}
+
+impl End {
+    /// What a shell sees.
+    pub fn code(self) -> ExitCode {
+        let number = match self {
+            Self::Exit(status) => status,
+            Self::Detached => 0,
+            Self::Left(signal) => 128 + signal,
+        };
+        ExitCode::from(u8::try_from(number & 0xff).unwrap_or(u8::MAX))
+    }
+}
+
+/// How far the process was asked to end.
+#[derive(Debug, Default)]
+struct Asked {
+    times: u8,
+    until: Option<Instant>,
+}
+
+impl Asked {
+    /// TERM, then KILL. `true`: it was asked often enough.
+    async fn again(&mut self, process: &Process, patient: bool) -> bool {
+        // An error is one of the connection: whoever waits for the process hears of it.
+        match self.times {
+            0 => drop(process.signal(false).await),
+            1 => drop(process.signal(true).await),
+            _ => return true,
+        }
+        self.times += 1;
+        // Whom Ctrl-C has asked for patience presses it again; others cannot.
+        self.until = patient.then(|| Instant::now() + PATIENCE).filter(|_| self.times == 1);
+        false
+    }
+
+    async fn impatient(&self) {
+        match self.until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Passes everything on, both ways, until the end.
+///
+/// # Errors
+/// The connection broke.
+pub async fn follow(
+    mut process: Process,
+    wanted: Wanted,
+    keep: bool,
+    left: oneshot::Receiver<()>,
+    signals: &mut Signals,
+) -> wardian_garden::Result<End> {
+    // Where there is no terminal of ours there is nothing to be made raw.
+    let raw = if wanted.tty && wanted.input { Raw::enter().ok() } else { None };
+    let mut resized = signal(SignalKind::window_change())?;
+    let broken = Notify::new();
+    let (stdout, stderr) = (process.take_stdout(), process.take_stderr());
+    let outputs = async {
+        tokio::join!(pump(stdout, tokio::io::stdout(), &broken), pump(stderr, tokio::io::stderr(), &broken))
+    };
+    let mut outputs = std::pin::pin!(outputs);
+    let left = async {
+        if left.await.is_err() {
+            // The end of the input is no wish to leave.
+            std::future::pending::<()>().await;
+        }
+    };
+    let mut left = std::pin::pin!(left);
+    let (mut asked, mut status, mut over) = (Asked::default(), None, false);
+    while status.is_none() || !over {
+        tokio::select! {
+            ended = process.wait(), if status.is_none() => match ended {
+                Err(Error::BinaryInput) => {
+                    // With half its input it might do anything.
+                    drop(process.signal(true).await);
+                    return Err(Error::BinaryInput);
+                }
+                ended => status = Some(ended?),
+            },
+            _ = &mut outputs, if !over => over = true,
+            // Nobody reads what it prints any more, as in `| head`.
+            () = broken.notified() => drop(asked.again(&process, true).await),
+            () = &mut left => return Ok(End::Detached),
+            Some(()) = resized.recv(), if raw.is_some() => resize(&process).await,
+            () = asked.impatient() => drop(asked.again(&process, false).await),
+            number = signals.next() => {
+                let deserted = number == HANGUP && wanted.tty && keep;
+                if wanted.ours || deserted || asked.again(&process, number != INTERRUPT).await {
+                    return Ok(End::Left(number));
+                }
+            }
+        }
+    }
+    drop(raw);
+    if process.lost() > 0 {
+        eprintln!("wardian: {} of output were lost: we were too slow", print::bytes(process.lost()));
+    }
+    Ok(End::Exit(status.unwrap_or_default()))
+}
+
+async fn resize(process: &Process) {
+    if let Some(size) = terminal::size() {
+        // An error is one of the connection: whoever waits for the process hears of it.
+        drop(process.resize(size.columns, size.rows).await);
+    }
+}
+
+/// To the end of the stream, or until nobody wants it.
+async fn pump(from: Option<OutputReader>, mut to: impl AsyncWrite + Unpin, broken: &Notify) {
+    let Some(mut from) = from else { return };
+    if let Err(error) = tokio::io::copy(&mut from, &mut to).await {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            eprintln!("wardian: pass output on: {error}");
+        }
+        broken.notify_one();
+    }
+}
+
+/// A failure of run, exec or attach: it is shown here, for it has an exit code of its own.
+pub fn failed(error: &anyhow::Error) -> ExitCode {
+    print::failure(error);
+    if let Some(Interrupted(number)) = error.downcast_ref() {
+        return End::Left(*number).code();
+    }
+    let garden = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+    let code = match garden {
+        Some(error) if error.kind() == Some(ErrorKind::ExecutableNotFound) => NOT_FOUND,
+        // Garden has no kind for it.
+        Some(Error::Garden(body)) if body.message.contains(": exec: ") => NOT_EXECUTABLE,
+        _ => OWN,
+    };
+    ExitCode::from(code)
+}
+
+/// After the keys: how to come back.
+pub fn detached(handle: &str, process: &str) {
+    let process = if process == MAIN { String::new() } else { format!(" {process}") };
+    eprintln!("\nwardian: detached; `wardian attach -it {handle}{process}` comes back");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_were_told_to_ignore() {
+        let status = "Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n";
+        assert!(is_ignored(status, 1) && is_ignored(status, 13));
+        assert!(!is_ignored(status, 2) && !is_ignored("", 1));
+    }
+}

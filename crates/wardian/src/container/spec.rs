@@ -1,0 +1,209 @@
+//! What a container or a process is made of, as it is said on the command line.
+
+use crate::store::size;
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args as ClapArgs;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use wardian_garden::wire::{BindMount, ContainerSpec, CpuLimits, ImageRef, Limits, MemoryLimits, PidLimits};
+
+/// Variables.
+#[derive(Debug, Default, ClapArgs)]
+pub struct Env {
+    /// Set a variable; without a value it is taken from here
+    #[arg(short = 'e', long = "env", value_name = "KEY[=VALUE]")]
+    env: Vec<String>,
+    /// Set those in a file: a line each, `#` begins a comment
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+}
+
+impl Env {
+    /// `K=V`; what is given one by one comes last, for it counts.
+    pub fn all(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for file in &self.env_file {
+            let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+            let lines =
+                text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            for line in lines {
+                variable(line, &mut all).with_context(|| format!("in {}", file.display()))?;
+            }
+        }
+        for text in &self.env {
+            variable(text, &mut all)?;
+        }
+        Ok(all)
+    }
+}
+
+fn variable(text: &str, all: &mut Vec<String>) -> Result<()> {
+    let name = text.split('=').next().unwrap_or_default();
+    ensure!(!name.is_empty() && !name.contains(char::is_whitespace), "no name of a variable: {text:?}");
+    if text.contains('=') {
+        all.push(text.to_owned());
+    } else if let Some(value) = std::env::var_os(name) {
+        let value = value.into_string().ok().with_context(|| format!("the variable {name} is not UTF-8"))?;
+        all.push(format!("{name}={value}"));
+    }
+    Ok(())
+}
+
+/// A container.
+#[derive(Debug, Default, ClapArgs)]
+pub struct Making {
+    /// What to call it [default: a handle that the server makes up]
+    #[arg(long, value_name = "HANDLE")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    env: Env,
+    /// Show a file or directory of the host inside; rw unless told otherwise
+    #[arg(short = 'v', long = "volume", value_name = "HOST:CONTAINER[:ro|rw]", value_parser = volume)]
+    volumes: Vec<BindMount>,
+    /// Most memory, swap included: 500000000, 512M (2^20), 512MB (10^6)
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    memory: Option<u64>,
+    /// Share of the processors when they are busy, relative to others'; 1024 is usual
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=262_144))]
+    cpu_shares: Option<u64>,
+    /// Most processes and threads
+    #[arg(long, value_name = "N", alias = "pids-limit", value_parser = clap::value_parser!(u64).range(1..))]
+    pids: Option<u64>,
+    /// Root inside is root on this host
+    #[arg(long)]
+    privileged: bool,
+    /// Note something on the container; `ps --filter` finds it
+    #[arg(long = "property", value_name = "KEY=VALUE", alias = "label", value_parser = pair)]
+    properties: Vec<(String, String)>,
+}
+
+impl Making {
+    /// As the server wants it; without an image it takes its default.
+    pub fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
+        Ok(ContainerSpec {
+            handle: self.name.clone().unwrap_or_default(),
+            image: ImageRef { uri: image.map(uri).transpose()?.unwrap_or_default(), ..ImageRef::default() },
+            bind_mounts: self.volumes.clone(),
+            properties: self.properties.iter().cloned().collect::<BTreeMap<_, _>>(),
+            env: self.env.all()?,
+            privileged: self.privileged,
+            limits: Limits {
+                memory_limits: MemoryLimits { limit_in_bytes: self.memory.unwrap_or_default() },
+                cpu_limits: CpuLimits {
+                    limit_in_shares: self.cpu_shares.unwrap_or_default(),
+                    ..CpuLimits::default()
+                },
+                pid_limits: PidLimits { max: self.pids.unwrap_or_default() },
+                ..Limits::default()
+            },
+            ..ContainerSpec::default()
+        })
+    }
+}
+
+/// The server knows no working directory of ours: a relative path is made absolute. A name is left alone.
+fn uri(image: &str) -> Result<String> {
+    ensure!(!image.is_empty(), "an empty image; leave it out for the server's default one");
+    let is_relative = image.starts_with("./") || image.starts_with("../") || image == "." || image == "..";
+    if !is_relative {
+        return Ok(image.to_owned());
+    }
+    let path = std::path::absolute(image).with_context(|| format!("find {image}"))?;
+    let path = path.into_os_string().into_string();
+    path.ok().with_context(|| format!("the path of {image} is not UTF-8"))
+}
+
+/// `KEY=VALUE`.
+pub fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+fn volume(text: &str) -> Result<BindMount, String> {
+    parse_volume(text).map_err(|error| error.to_string())
+}
+
+fn parse_volume(text: &str) -> Result<BindMount> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, inside, mode) = match parts[..] {
+        [source, inside] => (source, inside, "rw"),
+        [source, inside, mode] => (source, inside, mode),
+        _ => bail!("expected HOST:CONTAINER[:ro|rw]"),
+    };
+    ensure!(!source.is_empty() && !inside.is_empty(), "expected HOST:CONTAINER[:ro|rw]");
+    ensure!(Path::new(inside).is_absolute(), "the path in the container must be absolute, not {inside:?}");
+    let source = std::path::absolute(source).with_context(|| format!("find {source}"))?;
+    let source = source.into_os_string().into_string().ok().context("its path is not UTF-8")?;
+    let mode = match mode {
+        "ro" => 0,
+        "rw" => 1,
+        other => bail!("{other:?} is neither ro nor rw"),
+    };
+    Ok(BindMount { src_path: source, dst_path: inside.to_owned(), mode, origin: 0 })
+}
+
+/// What is to be run: the words after the image or handle, or what follows a `--`.
+pub fn command(words: Vec<String>, last: Vec<String>, usage: &str) -> Result<(String, Vec<String>)> {
+    let mut all = words;
+    if !all.is_empty() && !last.is_empty() {
+        // It belongs to the command.
+        all.push("--".to_owned());
+    }
+    all.extend(last);
+    let mut all = all.into_iter();
+    let path = all.next().with_context(|| format!("say what to run: {usage}"))?;
+    Ok((path, all.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes() {
+        let there = |text: &str| parse_volume(text).map(|v| (v.src_path, v.dst_path, v.mode)).ok();
+        assert_eq!(there("/a:/b"), Some(("/a".into(), "/b".into(), 1)));
+        assert_eq!(there("/a:/b:ro"), Some(("/a".into(), "/b".into(), 0)));
+        let here = std::env::current_dir().unwrap().join("x");
+        assert_eq!(there("x:/b:rw"), Some((here.to_str().unwrap().into(), "/b".into(), 1)));
+        for bad in ["/a", "/a:b", "/a:/b:z", ":/b", "/a:", "/a:/b:ro:x", ""] {
+            assert!(there(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn variables() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("env");
+        std::fs::write(&file, "# no\n\nA=1\n  B=x y\nHOME\nWARDIAN_NOT_SET\n").unwrap();
+        let env = Env { env: vec!["A=2".into(), "C=".into()], env_file: vec![file.clone()] };
+        let home = format!("HOME={}", std::env::var("HOME").unwrap());
+        assert_eq!(env.all().unwrap(), ["A=1", "B=x y", &home, "A=2", "C="]);
+        std::fs::write(&file, "A B=1\n").unwrap();
+        assert!(env.all().is_err());
+        for bad in ["", "=x"] {
+            assert!(Env { env: vec![bad.into()], ..Env::default() }.all().is_err());
+        }
+    }
+
+    #[test]
+    fn images_are_names_addresses_or_paths() {
+        for same in ["alpine", "oci:///x", "/abs.tar", "a/b:c"] {
+            assert_eq!(uri(same).unwrap(), same);
+        }
+        let here = std::env::current_dir().unwrap().join("a.tar");
+        assert_eq!(uri("./a.tar").unwrap(), here.to_str().unwrap());
+    }
+
+    #[test]
+    fn commands_with_and_without_a_separator() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let all = |first: &str, last: &str| command(words(first), words(last), "…").ok();
+        assert_eq!(all("ls -l", ""), Some(("ls".into(), words("-l"))));
+        assert_eq!(all("", "ls -l"), Some(("ls".into(), words("-l"))));
+        assert_eq!(all("sh -c x", "y"), Some(("sh".into(), words("-c x -- y"))));
+        assert_eq!(all("", ""), None);
+    }
+}
