@@ -103,6 +103,8 @@ func (s *Suite) one(c *check) (why string) {
 	case why = <-done:
 	case <-time.After(stuck):
 		why = "stuck"
+		// It does not come to this itself, and without its containers it may end.
+		t.clean()
 	}
 	return why
 }
