@@ -198,10 +198,9 @@ async fn answer(
         }
         Route::History => json(&engine.history(handle)?),
         Route::SetGraceTime => {
-            // As Go decodes it, null is zero.
-            let nanoseconds: Option<i64> = read(request, BODY_LIMIT).await?;
-            let grace = convert::grace(nanoseconds.unwrap_or_default()).map_err(Failure::Refused)?;
-            engine.set_grace_time(handle, grace)?;
+            // A time of null is refused: to Go it is zero, and zero ends the container.
+            let nanoseconds: i64 = read(request, BODY_LIMIT).await?;
+            engine.set_grace_time(handle, convert::grace(nanoseconds).map_err(Failure::Refused)?)?;
             done()
         }
         Route::Events => {
