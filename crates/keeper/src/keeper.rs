@@ -266,7 +266,7 @@ impl Keeper {
                 self.find(&id).map(|process| self.hand_out(process, connection, seq, Vec::new()))
             }
             Op::CloseStdin { id } => {
-                self.with(&id, |io| io.close_stdin()).map(|()| self.reply(connection, seq, Reply::Done, &[]))
+                self.with(&id, Io::close_stdin).map(|()| self.reply(connection, seq, Reply::Done, &[]))
             }
             Op::Resize { id, window } => {
                 let resized = self.find(&id).and_then(|p| p.io.resize(window).map_err(other));
