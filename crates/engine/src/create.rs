@@ -394,12 +394,15 @@ fn clone_bind(bind: &BindMount) -> Result<OwnedFd> {
     Ok(clone)
 }
 
-/// An error with its causes.
+/// An error with its causes; some say their cause themselves.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
         source = cause.source();
     }
     text

@@ -471,7 +471,8 @@ impl Keeper {
         hurry: bool,
     ) -> Result<(), Fail> {
         drop(report);
-        let stage = stage.ok().and_then(Pid::from_raw).ok_or_else(|| other("cannot start a process"))?;
+        let stage = stage.map_err(|error| other(format!("cannot start a process: {error}")))?;
+        let stage = Pid::from_raw(stage).ok_or_else(|| other("cannot start a process"))?;
         self.launches.push(Launch {
             kind,
             seq,
