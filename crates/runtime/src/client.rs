@@ -147,6 +147,8 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
         let (bytes, fds) = match received {
             Ok((bytes, _)) if bytes.is_empty() => break,
             Ok(message) => message,
+            // It has ended with a question of ours unread. What it had said before comes next, and then the end.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
             Err(_) => break,
         };
         match serde_json::from_slice(&bytes) {
@@ -164,4 +166,26 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
     shared.over.store(true, Ordering::Release);
     lock(&shared.waiting).clear();
     drop(events.send(Event::Gone));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_answer_of_a_keeper_that_ends_is_heard() {
+        for _ in 0..20 {
+            let (ours, theirs) = packet::pair().unwrap();
+            let (keeper, mut events) = Keeper::new(ours).unwrap();
+            let answered = keeper.begin(Op::Destroy, &[]).await.unwrap();
+            let unread = keeper.begin(Op::Hello, &[]).await.unwrap();
+            let last = Message::Reply { seq: 1, reply: Reply::Done };
+            packet::send(&theirs, &serde_json::to_vec(&last).unwrap(), &[]).unwrap();
+            // With questions unread: the kernel tells us so before it hands out what was said.
+            drop(theirs);
+            assert!(matches!(answered.answer().await, Ok((Reply::Done, _))));
+            assert!(matches!(unread.answer().await, Err(Error::Gone)));
+            assert_eq!(events.recv().await, Some(Event::Gone));
+        }
+    }
 }
