@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const TAKEN: usize = 4 << 20;
 /// Read at once.
 const CHUNK: usize = 128 << 10;
+/// After a flood memory is given back so much later.
+const SOON: Duration = Duration::from_secs(1);
 /// What the pipe of a process that prints much is made to hold.
 const PIPE: usize = 1 << 20;
 
@@ -261,8 +263,11 @@ pub async fn pump(
     let mut much = false;
     let pumped = pass_on(pipe, stream, outputs, ended, &mut much).await;
     if much {
-        // What waited for readers may have been tens of megabytes.
-        tokio::task::spawn_blocking(heap::trim);
+        // What waits for readers may be tens of megabytes. They are about to take it.
+        tokio::spawn(async {
+            tokio::time::sleep(SOON).await;
+            drop(tokio::task::spawn_blocking(heap::trim).await);
+        });
     }
     pumped
 }

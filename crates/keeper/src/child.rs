@@ -129,6 +129,7 @@ fn first_stage(
     report: &Report,
     body: impl FnOnce(&Report) -> Outcome<std::convert::Infallible>,
 ) -> Outcome<()> {
+    be_mortal()?;
     for procs in way.v1 {
         rustix::io::write(procs, b"0").map_err(failed("enter cgroup"))?;
     }
@@ -192,6 +193,17 @@ fn first_stage(
             _ => Err(failed("clone")(io::Error::last_os_error())),
         }
     }
+}
+
+/// What protects the server, and us, from the kernel's search for memory (`OOMScoreAdjust=` of its unit) is not for what
+/// runs in containers. Before the user namespace: after it the file is not ours any more (proc(5)).
+fn be_mortal() -> Outcome<()> {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    let score = std::fs::read_to_string(SCORE).map_err(failed(SCORE))?;
+    if score.starts_with('-') {
+        std::fs::write(SCORE, "0").map_err(failed(SCORE))?;
+    }
+    Ok(())
 }
 
 /// Raising a hard limit needs CAP_SYS_RESOURCE on the host; without it the value is lowered to what there is.
