@@ -5,7 +5,7 @@ use crate::connection::Taken;
 use crate::convert::window;
 use crate::events::{self, Events};
 use crate::reply::date;
-use crate::stream::Entry;
+use crate::stream::{Entry, Streams};
 use crate::upload::{self, Upload};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -23,10 +23,28 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// A request that has been granted; its connection comes next.
 pub(crate) enum Accepted {
-    Process { process: Process, entry: Arc<Entry>, greeting: Greeting },
+    Process(Client, Greeting),
     Output { entry: Option<Arc<Entry>>, stderr: bool },
     Upload(Upload),
     Events(Events),
+}
+
+/// The client of a process. Its output is received from here on, and its input held, until this is dropped.
+pub(crate) struct Client {
+    process: Process,
+    streams: Streams,
+    entry: Arc<Entry>,
+    /// Until the connection is taken over: whoever has gone before that has gone without a word.
+    input: Option<Input>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.streams.end(&self.entry);
+        if let Some(mut input) = self.input.take() {
+            tokio::spawn(async move { input.leave().await });
+        }
+    }
 }
 
 /// What the client of a process has asked for.
@@ -45,10 +63,12 @@ impl Greeting {
 }
 
 impl Accepted {
-    /// Control a process. Its output is received from here on.
+    /// Control a process.
     pub(crate) fn process(state: &State, process: Process, greeting: Greeting) -> Self {
-        let entry = state.streams.add(process.subscribe());
-        Self::Process { process, entry, greeting }
+        let streams = state.streams.clone();
+        let entry = streams.add(process.subscribe());
+        let input = Some(process.input(greeting.created));
+        Self::Process(Client { process, streams, entry, input }, greeting)
     }
 
     /// Read the output of a stream; one that does not exist is empty.
@@ -78,10 +98,10 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
     let (mut reader, mut writer) = tokio::io::split(stream);
     match accepted {
         Accepted::Upload(_) | Accepted::Events(_) => return,
-        Accepted::Process { process, entry, greeting } => {
+        Accepted::Process(client, greeting) => {
             tokio::select! {
-                () = control(state, &mut reader, &mut writer, &early, &process, &entry, greeting) => {}
-                () = state.stopping() => state.streams.end(&entry),
+                () = control(&mut reader, &mut writer, &early, client, greeting) => {}
+                () = state.stopping() => {}
             }
         }
         Accepted::Output { entry, stderr } => {
@@ -121,20 +141,20 @@ async fn output(
 }
 
 async fn control(
-    state: &Arc<State>,
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     early: &[u8],
-    process: &Process,
-    entry: &Arc<Entry>,
+    mut client: Client,
     Greeting { created, binary }: Greeting,
 ) {
+    // A server that ends drops it, and closes nothing.
+    let Some(mut input) = client.input.take() else { return };
+    let (process, entry) = (&client.process, &client.entry);
     let id = process.id().to_owned();
     let mut start = head(if created { "201 Created" } else { "200 OK" }, true, binary);
     let first = Payload { process_id: id.clone(), stream_id: entry.id.to_string(), ..Payload::default() };
     start.extend(encode(&first));
     let greeted = writer.write_all(&start).await.is_ok();
-    let mut input = process.input(created);
     let status = tokio::select! {
         status = process.wait(), if greeted => Some(status),
         () = listen(reader, early, process, &mut input, greeted) => None,
@@ -147,15 +167,15 @@ async fn control(
         Some(Ok(status)) => Payload { exit_status: Some(status.into()), ..Payload::default() },
         Some(Err(error)) => Payload { error: Some(error.to_string()), ..Payload::default() },
         None => {
-            // The client has gone: the process sees the end of its input, and lives.
+            // The client has gone: the process sees the end of its input, and lives. What it says to that is not for the
+            // client any more.
+            drop(client);
             input.leave().await;
-            state.streams.end(entry);
             return;
         }
     };
     let _ = writer.write_all(&encode(&Payload { process_id: id, lost, ..last })).await;
     let _ = writer.shutdown().await;
-    state.streams.end(entry);
 }
 
 /// Do what the client says, until it goes.
