@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Containers where cgroups are v2 alone and root may do everything: limits, metrics, out of memory, a killed server, and whom the kernel
+kills for want of memory. By the commands that a user has."""
+import argparse, io, json, os, shutil, tarfile, tempfile, time
+import vm
+
+LIMIT = 300
+SERVE = "sh -c 'echo -900 > /proc/$$/oom_score_adj; exec wardian serve --root /mnt/store >> /tmp/log 2>&1' &"
+"""As the unit does it: the kernel is to spare the server."""
+
+
+def busybox(path):
+    """An image of Debian's static busybox."""
+    with tarfile.open(path, "w") as tar:
+        tar.add(shutil.which("busybox"), "bin/busybox")
+        for name in "sh cat sleep seq head tail stty true".split():
+            link = tarfile.TarInfo("bin/" + name)
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        passwd = b"root:x:0:0:root:/root:/bin/sh\n"
+        file = tarfile.TarInfo("etc/passwd")
+        file.size = len(passwd)
+        tar.addfile(file, io.BytesIO(passwd))
+
+
+class Lab:
+    def __init__(self, guest):
+        self.sh = guest.sh
+
+    def wardian(self, arguments, status=0):
+        code, output = self.sh(f"wardian {arguments} 2>&1", check=False)
+        assert code == status, f"wardian {arguments}: status {code}\n{output}\n{self.sh('tail -5 /tmp/log; dmesg | tail -5')}"
+        return output
+
+    def serve(self):
+        self.sh(SERVE)
+        end = time.monotonic() + 60
+        while self.sh("wardian ps > /dev/null 2>&1", check=False)[0] != 0:
+            assert time.monotonic() < end, f"no server: {self.sh('tail -5 /tmp/log')}"
+            time.sleep(0.2)
+
+    def inside(self, command, status=0):
+        return self.wardian(f"exec c -- {command}", status).strip()
+
+
+def limits(lab):
+    lab.wardian("run --name c -d --memory 64M --pids 30 --cpu-shares 512 /share/busybox.tar -- sleep 100000")
+    group = "/sys/fs/cgroup/"
+    assert lab.inside(f"cat {group}memory.max {group}pids.max").split() == ["67108864", "30"]
+    assert lab.inside("cat /proc/self/cgroup") == "0::/"
+    lab.inside("sh -c 'for n in $(seq 20); do sleep 0.1 & done; wait'")
+    lab.inside("head -c 10000000 /dev/zero > /dev/null")
+    used = json.loads(lab.wardian("stats --no-stream --json"))
+    used = used[0] if isinstance(used, list) else used
+    text = json.dumps(used)
+    assert used["handle"] == "c" and any(isinstance(v, int) and v > 100_000 for v in used.values()), text
+    told = json.loads(lab.wardian("inspect c"))
+    assert "67108864" in json.dumps(told), told
+
+
+def scores(lab):
+    score = "cat /proc/self/oom_score_adj"
+    assert lab.inside(score) == "0"
+    assert lab.wardian(f"run --rm /share/busybox.tar -- {score}").strip() == "0"
+    spared = lab.sh("for p in $(pidof wardian wardian-keeper); do cat /proc/$p/oom_score_adj; done").split()
+    assert spared and set(spared) == {"-900"}, spared
+
+
+def out_of_memory(lab):
+    lab.inside("sh -c 'tail -c 200000000 /dev/zero'", 137)
+    assert "Out of memory" in lab.wardian("inspect c")
+
+
+def terminal(lab):
+    assert lab.inside("sh -c 'echo no'") == "no"
+    assert lab.wardian("exec -t c -- stty size").split() == ["24", "80"]
+
+
+def survival(lab):
+    lab.sh("kill -9 $(pidof wardian)")
+    lab.serve()
+    assert lab.inside("cat /proc/1/comm") == "garden-init"
+    lab.wardian("stop --kill c")
+    assert "stopped" in lab.wardian("ps")
+    lab.wardian("rm c")
+    lab.wardian("run --name c -d /share/busybox.tar -- sleep 100000")
+    lab.sh("kill -9 $(pidof wardian)")
+    time.sleep(0.5)
+    lab.wardian("reset --root /mnt/store --yes")
+    assert lab.sh("pidof wardian-keeper garden-init; find /sys/fs/cgroup -name 'wardian-*'; true").strip() == ""
+    assert "nothing is left" in lab.wardian("doctor --leaks")
+
+
+PARTS = [limits, scores, terminal, out_of_memory, survival]
+
+
+class Test:
+    def __init__(self, bundle, program, say=print):
+        self.bundle, self.program, self.say = bundle, program, say
+
+    def run(self):
+        work = tempfile.mkdtemp(prefix="wardian-containers.")
+        try:
+            vm.make_disk(work + "/disk", 1 << 30, "ext4")
+            busybox(work + "/busybox.tar")
+            share = {"/bin/wardian": self.program, "/bin/wardian-keeper": os.path.dirname(self.program) + "/wardian-keeper",
+                     "/share/busybox.tar": work + "/busybox.tar"}
+            with vm.Guest(self.bundle, [work + "/disk"], share, (), "ext4 veth", deadline=LIMIT) as guest:
+                guest.sh("mount -t ext4 /dev/vda /mnt && mkdir /mnt/store")
+                lab = Lab(guest)
+                lab.serve()
+                for part in PARTS:
+                    begin = time.monotonic()
+                    try:
+                        part(lab)
+                    except AssertionError as error:
+                        raise AssertionError(f"{part.__name__}: {error}") from None
+                    self.say(f"  {part.__name__}: {time.monotonic() - begin:.1f} s")
+        finally:
+            shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--kernel", default="6.12")
+    a = p.parse_args()
+    Test(vm.kernel(a.kernel), vm.program()).run()
