@@ -235,7 +235,7 @@ async fn one_handle_for_all() {
         let client = server.client();
         clients.spawn(async move {
             let mut made = 0;
-            for _ in 0..15 {
+            for _ in 0..63 {
                 match client.create(&spec("one")).await {
                     Ok(_) => made += 1,
                     Err(error) => assert_eq!(error.to_string(), "Handle 'one' already in use"),
@@ -255,7 +255,8 @@ async fn one_handle_for_all() {
     while let Some(done) = clients.join_next().await {
         made += done.unwrap();
     }
-    assert!(made >= 15, "{made}");
+    // How often is chance; once it must be.
+    assert!(made >= 1, "{made}");
     assert!(server.client().list(&BTreeMap::new()).await.unwrap().len() <= 1);
     server.finish().await;
 }
