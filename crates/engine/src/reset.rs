@@ -2,7 +2,6 @@
 
 use crate::create::chain;
 use crate::{Error, Result};
-use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,9 +11,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(600);
 /// What a run directory holds.
 const RUN_ENTRIES: [&str; 6] = ["containers", "rootfs", "pool", "instance.json", "lock", "garden.sock"];
-/// What a store holds, directories first.
-const STORE_DIRECTORIES: [&str; 5] = ["rootfs", "staging", "layers", "images", "trash"];
-const STORE_FILES: [&str; 2] = ["format.json", "lock"];
 
 /// What was removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
@@ -62,11 +58,13 @@ pub fn reset(root: &Path, run: &Path, images: bool) -> Result<Removed> {
     crate::remove_strays(&cgroups, &[]);
     cgroups.close();
     removed.mounts = unmount_below(&[root, run])?;
-    if root.join("format.json").exists() {
-        removed.trees = empty_store(root, run)?;
-        if images {
-            remove_store(root)?;
-        }
+    // Makes the run directory where there was none; it goes with the rest.
+    let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
+    removed.trees = store
+        .map_err(|e| Error::failed("reset", format!("store: {}", chain(&e))))?
+        .ok_or_else(|| Error::failed("reset", "the store's trash cannot be deleted"))?;
+    if images {
+        wardian_store::erase::all(root).map_err(|e| Error::failed("reset", chain(&e)))?;
     }
     remove_run(run)?;
     drop(lock);
@@ -103,38 +101,6 @@ fn unmount_below(dirs: &[&Path]) -> Result<Vec<PathBuf>> {
             .map_err(|e| Error::failed("reset", format!("unmount {}: {}", path.display(), chain(&e))))?;
     }
     Ok(found)
-}
-
-/// Have the store put itself in order, with no root file system in use.
-fn empty_store(root: &Path, run: &Path) -> Result<usize> {
-    let step = |e: wardian_store::Error| Error::failed("reset", format!("store: {}", chain(&e)));
-    // Makes the run directory where there was none; it goes with the rest.
-    let config = wardian_store::Config::new(root, run);
-    let count = ["rootfs", "staging", "trash"]
-        .iter()
-        .map(|name| std::fs::read_dir(root.join(name)).map_or(0, Iterator::count))
-        .sum();
-    let store = wardian_store::Store::serve(&config, &|_| false).map_err(step)?;
-    let drained = store.drain(DRAIN);
-    store.close();
-    if drained { Ok(count) } else { Err(Error::failed("reset", "the store's trash cannot be deleted")) }
-}
-
-fn remove_store(root: &Path) -> Result<()> {
-    let fail = |name: &str, e: &dyn std::fmt::Display| {
-        Error::failed("reset", format!("remove {}: {e}", root.join(name).display()))
-    };
-    let dir = std::fs::File::open(root).map_err(|e| fail("", &e))?;
-    for name in STORE_DIRECTORIES {
-        let c_name = CString::new(name).map_err(|e| fail(name, &e))?;
-        wardian_store::remove::tree(&dir, &c_name, &|| false).map_err(|e| fail(name, &chain(&e)))?;
-    }
-    for name in STORE_FILES {
-        remove_file(&root.join(name)).map_err(|e| fail(name, &e))?;
-    }
-    // A disk's mount point, or with something of somebody else's in it: it stays.
-    drop(std::fs::remove_dir(root));
-    Ok(())
 }
 
 fn remove_run(run: &Path) -> Result<()> {

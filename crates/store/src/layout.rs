@@ -126,8 +126,12 @@ struct Holder {
     server: bool,
 }
 
+/// The directories of a store; those that hold layers come after those that use them.
+pub(crate) const DIRECTORIES: [&str; 5] = ["rootfs", "staging", "layers", "images", "trash"];
+/// Which program may touch the store.
+pub(crate) const FORMAT: &str = "format.json";
 /// The lock file, held exclusively by the server for its life and by a command for an instant.
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 /// A server that was killed a moment ago may still be on its way out, with all its descriptors.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -351,19 +355,20 @@ fn spread(dir: &OwnedFd) {
 }
 
 fn check_format(root: BorrowedFd<'_>) -> crate::Result<()> {
-    const NAME: &str = "format.json";
-    let missing = matches!(rustix::fs::statat(root, NAME, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
+    let missing = matches!(rustix::fs::statat(root, FORMAT, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
     if missing {
         let text = serde_json::to_string(&Format::default()).map_err(format::Error::Parse)?;
-        write_file_durable(root, NAME, &text).map_err(|source| Error::Write { name: NAME.into(), source })?;
+        write_file_durable(root, FORMAT, &text)
+            .map_err(|source| Error::Write { name: FORMAT.into(), source })?;
         return Ok(());
     }
-    let text = read_file(root, NAME).map_err(|source| Error::Read { name: NAME.into(), source })?;
+    let text = read_file(root, FORMAT).map_err(|source| Error::Read { name: FORMAT.into(), source })?;
     let found = Format::parse(&text)?;
     let format = found.clone().upgrade();
     if format != found {
         let text = serde_json::to_string(&format).map_err(format::Error::Parse)?;
-        write_file_durable(root, NAME, &text).map_err(|source| Error::Write { name: NAME.into(), source })?;
+        write_file_durable(root, FORMAT, &text)
+            .map_err(|source| Error::Write { name: FORMAT.into(), source })?;
     }
     Ok(())
 }

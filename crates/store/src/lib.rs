@@ -25,6 +25,7 @@
 mod attach;
 mod collect;
 mod durable;
+pub mod erase;
 mod error;
 mod fail;
 mod fetch;
