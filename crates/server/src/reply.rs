@@ -102,27 +102,7 @@ pub(crate) fn tar(pieces: mpsc::Receiver<io::Result<Bytes>>, call: Option<Call>)
 
 /// Now, as HTTP writes it.
 pub(crate) fn date(now: std::time::SystemTime) -> String {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let seconds = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (days, time) = (seconds / 86400, seconds % 86400);
-    // Years begin in March, so that the leap day is the last (Hinnant, "chrono-compatible date algorithms").
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = (from_march + 2) % 12;
-    let year = year_of_era + era * 400 + u64::from(month < 2);
-    let (weekday, month) = (DAYS[(days % 7) as usize], MONTHS[month as usize]);
-    format!(
-        "{weekday}, {day:02} {month} {year} {:02}:{:02}:{:02} GMT",
-        time / 3600,
-        time / 60 % 60,
-        time % 60
-    )
+    httpdate::fmt_http_date(now.max(std::time::UNIX_EPOCH))
 }
 
 #[cfg(test)]

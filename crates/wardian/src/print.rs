@@ -84,19 +84,9 @@ pub fn age(ms: u64) -> String {
 
 /// A point in time, as `2026-11-24T12:47:13.250Z`.
 pub fn clock(then: SystemTime) -> String {
-    let since = then.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (days, time) = (since.as_secs() / 86400, since.as_secs() % 86400);
-    // Years begin in March, so that the leap day is the last (Hinnant, "chrono-compatible date algorithms").
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = (from_march + 2) % 12 + 1;
-    let year = year_of_era + era * 400 + u64::from(month < 3);
-    let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+    // What a server may say of time, and nobody can mean, is cut to what there is a name for.
+    let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    humantime::format_rfc3339_millis(then.clamp(SystemTime::UNIX_EPOCH, latest)).to_string()
 }
 
 /// The first 12 characters of an id.

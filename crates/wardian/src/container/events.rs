@@ -54,7 +54,8 @@ fn describe(event: &Event) -> String {
             print::clock(std::time::SystemTime::now())
         );
     }
-    let then = UNIX_EPOCH + Duration::try_from_secs_f64(event.time).unwrap_or_default();
+    let since = Duration::try_from_secs_f64(event.time).unwrap_or_default();
+    let then = UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH);
     let mut line =
         format!("{}  {:<13}  {}", print::clock(then), print::tame(&event.event), print::tame(&event.handle));
     if let Some(process) = &event.process {
