@@ -16,9 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wardian_runtime::client::Keeper;
 use wardian_runtime::stats::Files;
-
-/// So many ended processes are remembered, as their keeper does: their ids are taken and their statuses known.
-const ENDED_KEPT: usize = 1000;
+use wardian_runtime::wire::ENDED_KEPT;
 
 /// A container as the engine holds it.
 #[derive(Debug)]

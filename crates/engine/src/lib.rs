@@ -199,6 +199,7 @@ impl Engine {
         Ok(Capacity {
             memory_bytes: memory.totalram * u64::from(memory.mem_unit),
             disk_bytes: disk.f_blocks * disk.f_frsize,
+            // Schedulers take 0 for "no room".
             max_containers: match self.shared.config.max_containers {
                 0 => u64::MAX,
                 bound => bound,

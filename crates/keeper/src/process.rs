@@ -6,10 +6,7 @@ use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wardian_runtime::wire::{ProcessState, Window};
-
-/// So many ended processes are remembered, the newest: one that is started every second must not fill us up.
-const ENDED_KEPT: usize = 1000;
+use wardian_runtime::wire::{ENDED_KEPT, ProcessState, Window};
 
 /// Our ends of a process's stdio.
 #[derive(Debug)]

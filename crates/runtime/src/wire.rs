@@ -14,6 +14,10 @@ pub const TERMINALS: u32 = 2;
 /// speaks this version, and if that is 1, it speaks as the first keepers did.
 pub const SPEAKS: &str = "WARDIAN_KEEPER_SPEAKS";
 
+/// So many ended processes of a container are remembered, by its keeper and by the server, the newest: one that is started
+/// every second must fill up neither.
+pub const ENDED_KEPT: usize = 1000;
+
 /// Descriptor numbers a keeper starts with.
 pub const LISTENER_FD: i32 = 3;
 /// The first connection.

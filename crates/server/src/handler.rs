@@ -120,8 +120,7 @@ async fn answer(
                 memory_in_bytes: capacity.memory_bytes,
                 disk_in_bytes: capacity.disk_bytes,
                 schedulable_disk_in_bytes: capacity.disk_bytes,
-                // Schedulers take 0 for "no room".
-                max_containers: if capacity.max_containers == 0 { u64::MAX } else { capacity.max_containers },
+                max_containers: capacity.max_containers,
             })
         }
         Route::List => json(&wire::HandleList { handles: engine.list(&query(request.uri().query())) }),

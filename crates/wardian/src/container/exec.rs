@@ -12,11 +12,7 @@ use wardian_garden::Io;
 
 /// What to run, and where.
 #[derive(Debug, ClapArgs)]
-#[command(override_usage = "wardian exec [OPTIONS] HANDLE [--] COMMAND...")]
-#[command(
-    after_help = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, 126: the program cannot be \
-    executed, 127: there is no such program."
-)]
+#[command(override_usage = "wardian exec [OPTIONS] HANDLE [--] COMMAND...", after_help = session::EXIT_CODES)]
 pub struct Args {
     #[command(flatten)]
     server: Server,

@@ -13,11 +13,7 @@ use wardian_garden::{Client, Io};
 
 /// What to run, and in what.
 #[derive(Debug, ClapArgs)]
-#[command(override_usage = "wardian run [OPTIONS] [IMAGE] [--] COMMAND...")]
-#[command(
-    after_help = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, 126: the program cannot be \
-    executed, 127: there is no such program."
-)]
+#[command(override_usage = "wardian run [OPTIONS] [IMAGE] [--] COMMAND...", after_help = session::EXIT_CODES)]
 pub struct Args {
     #[command(flatten)]
     server: Server,

@@ -16,6 +16,9 @@ use wardian_garden::wire::{ProcessSpec, Tty};
 use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
 use wardian_lab::Interrupted;
 
+/// How `run` and `exec` end, for their help.
+pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, 126: \
+    the program cannot be executed, 127: there is no such program.";
 /// Our own failure, as docker has it.
 pub const OWN: u8 = 125;
 /// The program cannot be executed, and it is not there.
