@@ -113,6 +113,7 @@ impl Engine {
         // In a task of its own: a client that goes away must not leave a half-made container.
         let engine = self.clone();
         let made = async move {
+            let _served = engine.shared.sweeper.serve();
             let slow = engine.look_if_slow(Kind::Create, &container.id, None);
             let result = engine.make(&container, waiting, spec, &timeline).await;
             let (handle, id) = (container.handle.clone(), container.id.clone());

@@ -3,11 +3,11 @@
 use crate::container::Container;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::sweeper::Remains;
 use crate::{Engine, Error, Result, Shared};
 use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 use wardian_runtime::client;
 use wardian_runtime::wire::{Op, Reply};
@@ -42,8 +42,9 @@ impl Engine {
         let engine = self.clone();
         let task = async move {
             let timeline = Timeline::begin();
+            let _served = engine.shared.sweeper.serve();
             let slow = engine.look_if_slow(Kind::Destroy, &container.id, container.keeper_pid());
-            let result = engine.tear_down(&container, &timeline).await.map(drop);
+            let result = engine.tear_down(&container, &timeline).await;
             let failed = result.as_ref().err().map(ToString::to_string);
             let operation = timeline.operation(Kind::Destroy, &container.handle, &container.id, failed);
             let what = match &result {
@@ -84,8 +85,7 @@ impl Engine {
                         Err(error) => Err(error),
                     };
                     match done {
-                        Ok(sweep) => {
-                            drop(sweep.await);
+                        Ok(()) => {
                             tracing::info!(handle = container.handle, id = container.id, "start.destroyed");
                             return;
                         }
@@ -101,13 +101,9 @@ impl Engine {
         tasks.join_all().await;
     }
 
-    /// Kill, let the root file system go, forget. The container says `destroying` already. What is returned ends when
-    /// everything else it had is removed.
-    pub(crate) async fn tear_down(
-        &self,
-        container: &Arc<Container>,
-        timeline: &Timeline,
-    ) -> Result<JoinHandle<()>> {
+    /// Kill, let the root file system go, forget. The container says `destroying` already. Everything else it had is left
+    /// to the sweeper.
+    pub(crate) async fn tear_down(&self, container: &Arc<Container>, timeline: &Timeline) -> Result<()> {
         let id = container.id.clone();
         let handle = container.handle.as_str();
         // The steps that operators look for when a destroy is slow. No driver of disk limits is in use, so there is no
@@ -172,7 +168,8 @@ impl Engine {
         timeline.ended("release");
         // After the reply: directories, cgroups, what peas have left.
         failpoint::reach(Point::DestroySweeping);
-        Ok(tokio::task::spawn_blocking(move || sweep(&shared, &id)))
+        shared.sweeper.add(Remains::Container { id, keeper: container.any_keeper() });
+        Ok(())
     }
 
     /// End its processes (TERM, wait, KILL; `kill`: KILL at once); the container stays.

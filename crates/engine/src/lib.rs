@@ -21,6 +21,7 @@ mod restore;
 mod run;
 mod slow;
 mod spec;
+mod sweeper;
 
 pub use error::{Error, Result};
 pub use events::{Event, Heard, Listener, What};
@@ -46,6 +47,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use sweeper::{Remains, Sweeper};
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::{Cgroups, Hierarchies};
 use wardian_store::Store;
@@ -111,6 +113,7 @@ struct Shared {
     /// No container goes by itself any more.
     closing: AtomicBool,
     events: Events,
+    sweeper: Arc<Sweeper>,
     /// Held while a slow operation is looked at.
     looking: Arc<tokio::sync::Mutex<()>>,
     /// One server per run directory; held until the end.
@@ -129,16 +132,7 @@ impl Shared {
 
     /// A cgroup can be removed once its last member has been reaped, by whoever has to.
     fn remove_cgroup_later(&self, id: String) {
-        let cgroups = self.cgroups.clone();
-        std::thread::spawn(move || {
-            for round in 0..50 {
-                if cgroups.remove(&id) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(2 << (round / 5)));
-            }
-            tracing::warn!(id, "cgroup.left");
-        });
+        self.sweeper.add(Remains::Cgroup { id, tries: 0 });
     }
 }
 
@@ -155,6 +149,7 @@ impl Engine {
         let shared = shared.map_err(|e| Error::failed("start", e))??;
         reap_strangers().map_err(|e| Error::failed("start", e))?;
         let engine = Self { shared: Arc::new(shared) };
+        engine.shared.sweeper.start(&engine.shared).map_err(|e| Error::failed("start", e))?;
         let found = engine.shared.records.all(&engine.shared.boot_id);
         engine.restore(found).await;
         if engine.shared.config.destroy_on_start {
@@ -172,6 +167,7 @@ impl Engine {
         drop(tokio::time::timeout(Duration::from_secs(5), self.shared.looking.lock()).await);
         let shared = self.shared.clone();
         let close = move || {
+            shared.sweeper.close();
             shared.store.close();
             shared.keepers.close();
             let containers: Vec<String> = shared.lock().values().map(|c| c.id.clone()).collect();
@@ -426,6 +422,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         gate,
         closing: AtomicBool::new(false),
         events: Events::default(),
+        sweeper: Arc::default(),
         looking: Arc::default(),
         _lock: lock,
     })

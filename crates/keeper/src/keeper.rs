@@ -58,6 +58,11 @@ struct Launch {
     deadline: Option<Instant>,
 }
 
+/// After its container's destroy a keeper ends when the server hangs up, which it does once nobody else waits for the
+/// processors, and in any case after so long: taking a process apart costs the kernel a third of a millisecond, and of a
+/// hundred destroys at once the last would wait for that.
+const LINGER: Duration = Duration::from_secs(10);
+
 /// The end has been asked for.
 #[derive(Debug)]
 struct Ending {
@@ -82,6 +87,8 @@ pub struct Keeper {
     /// Statuses of children that ended before their launch was known to have succeeded.
     early: HashMap<Pid, i32>,
     ending: Option<Ending>,
+    /// The container is destroyed; when to end at the latest, see [`LINGER`].
+    leave: Option<Instant>,
     parked: Option<Parked>,
     /// See [`wire::SPEAKS`].
     speaks: Option<u32>,
@@ -130,6 +137,7 @@ impl Keeper {
             made: false,
             early: HashMap::new(),
             ending: None,
+            leave: None,
             parked: None,
             speaks: std::env::var(wire::SPEAKS).ok().and_then(|version| version.parse().ok()),
         })
@@ -141,7 +149,7 @@ impl Keeper {
             if self.done() {
                 return ExitCode::SUCCESS;
             }
-            let deadline = self.launches.iter().filter_map(|l| l.deadline).min();
+            let deadline = self.launches.iter().filter_map(|l| l.deadline).chain(self.leave).min();
             let ids: Vec<u64> = self.connections.keys().copied().collect();
             let mut fds =
                 vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
@@ -174,8 +182,8 @@ impl Keeper {
         }
     }
 
-    /// Nothing left to keep: the end was asked for and everything is reaped, or the server went away before
-    /// there was a container.
+    /// Nothing left to keep: everything is reaped as was asked for, or there was no container yet; and the server
+    /// has gone away.
     fn done(&mut self) -> bool {
         if let Some(ending) = &self.ending {
             let alive = self.container.is_some() || self.processes.any_alive();
@@ -191,8 +199,12 @@ impl Keeper {
                 };
                 failpoint::reach(Point::KeeperDestroyReplying);
                 self.reply(ending.connection, ending.seq, reply, &[]);
-                return true;
+                (self.ending, self.made) = (None, false);
+                self.leave = Some(Instant::now() + LINGER);
             }
+        }
+        if self.leave.is_some_and(|leave| Instant::now() >= leave) {
+            return true;
         }
         self.connections.is_empty() && !self.made && self.launches.is_empty()
     }

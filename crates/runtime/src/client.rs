@@ -93,6 +93,12 @@ impl Keeper {
         self.begin(op, fds).await?.answer().await
     }
 
+    /// End the connection. A keeper whose container is destroyed ends with it.
+    pub fn hang_up(&self) {
+        // One that has ended already is none any more.
+        let _ = rustix::net::shutdown(&self.shared.socket, rustix::net::Shutdown::Both);
+    }
+
     /// Ask; the descriptors have been handed over when this returns.
     ///
     /// # Errors

@@ -1,0 +1,188 @@
+//! What containers and peas leave behind outside the store (cgroups, directories of `/run`, their keepers), removed by
+//! one thread once nobody waits for the processors.
+//!
+//! Taking nine cgroups apart costs the kernel as much as killing the container did. Of a hundred destroys at once the
+//! last would wait for the sweeping of all the others.
+
+use crate::Shared;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use wardian_runtime::client::Keeper;
+
+/// So long nobody must have been served before it is quiet.
+const QUIET: Duration = Duration::from_millis(10);
+/// What has lain here longer is swept, quiet or not.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How often one looks whether it is quiet.
+const LOOK: Duration = Duration::from_millis(5);
+/// Of a cgroup that cannot be removed yet: its last member must be reaped first, by whoever has to.
+const TRIES: u32 = 50;
+
+/// What is to be removed.
+#[derive(Debug)]
+pub enum Remains {
+    /// Of a container without a record, whose keeper waits for our leave to end.
+    Container { id: String, keeper: Option<Keeper> },
+    /// A cgroup that is or soon will be empty, and how often it was tried.
+    Cgroup { id: String, tries: u32 },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// With the time from which on it is due.
+    queue: VecDeque<(Instant, Remains)>,
+    closed: bool,
+    /// When somebody was served last.
+    served: Option<Instant>,
+}
+
+/// The thread's queue.
+#[derive(Debug, Default)]
+pub struct Sweeper {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Requests that want the processors for themselves.
+    served: AtomicUsize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Somebody is served while this lives.
+#[derive(Debug)]
+pub struct Served(Arc<Sweeper>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.lock().served = Some(Instant::now());
+        self.0.served.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Sweeper {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the thread; it ends with [`Sweeper::close`].
+    pub fn start(self: &Arc<Self>, shared: &Arc<Shared>) -> std::io::Result<()> {
+        let (sweeper, shared) = (self.clone(), Arc::downgrade(shared));
+        let thread = std::thread::Builder::new().name("sweeper".into());
+        let thread = thread.spawn(move || sweeper.run(&shared))?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// Holds the sweeping up.
+    pub fn serve(self: &Arc<Self>) -> Served {
+        self.served.fetch_add(1, Ordering::AcqRel);
+        Served(self.clone())
+    }
+
+    /// Leaves something to be swept.
+    pub fn add(&self, remains: Remains) {
+        self.lock().queue.push_back((Instant::now(), remains));
+        self.changed.notify_one();
+    }
+
+    /// Sweeps what is left, without waiting for quiet, and ends the thread.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_one();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            drop(thread.join());
+        }
+    }
+
+    fn run(&self, shared: &Weak<Shared>) {
+        while let Some(remains) = self.next() {
+            let Some(shared) = shared.upgrade() else { return };
+            match remains {
+                Remains::Container { id, keeper } => {
+                    if let Some(keeper) = keeper {
+                        keeper.hang_up();
+                    }
+                    crate::destroy::sweep(&shared, &id);
+                }
+                Remains::Cgroup { id, tries } => {
+                    if shared.cgroups.remove(&id) {
+                        continue;
+                    }
+                    if tries >= TRIES {
+                        tracing::warn!(id, "cgroup.left");
+                        continue;
+                    }
+                    let due = Instant::now() + Duration::from_millis(2 << (tries / 5));
+                    self.lock().queue.push_back((due, Remains::Cgroup { id, tries: tries + 1 }));
+                }
+            }
+        }
+    }
+
+    /// What is due, once it is quiet; none at the end.
+    fn next(&self) -> Option<Remains> {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            let due = state.queue.iter().position(|(due, _)| *due <= now);
+            let Some(at) = due else {
+                if state.closed && state.queue.is_empty() {
+                    return None;
+                }
+                let wait = state.queue.iter().map(|(due, _)| *due - now).min().unwrap_or(Duration::MAX);
+                let waited = self.changed.wait_timeout(state, wait.min(Duration::from_secs(3600)));
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            };
+            let quiet = self.served.load(Ordering::Acquire) == 0
+                && state.served.is_none_or(|then| now.duration_since(then) >= QUIET);
+            if quiet || state.closed || now.duration_since(state.queue[at].0) >= PATIENCE {
+                return state.queue.remove(at).map(|(_, remains)| remains);
+            }
+            drop(state);
+            std::thread::sleep(LOOK);
+            state = self.lock();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cgroup(id: &str) -> Remains {
+        Remains::Cgroup { id: id.into(), tries: 0 }
+    }
+
+    fn id(remains: Option<Remains>) -> String {
+        match remains {
+            Some(Remains::Cgroup { id, .. }) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_is_swept_while_somebody_is_served_but_not_for_ever() {
+        let sweeper = Arc::new(Sweeper::default());
+        sweeper.add(cgroup("a"));
+        sweeper.add(cgroup("b"));
+        let served = sweeper.serve();
+        let begin = Instant::now();
+        assert_eq!(id(sweeper.next()), "a");
+        assert!(begin.elapsed() >= PATIENCE - QUIET);
+        drop(served);
+        assert_eq!(id(sweeper.next()), "b");
+    }
+
+    #[test]
+    fn what_is_left_is_swept_at_the_end() {
+        let sweeper = Arc::new(Sweeper::default());
+        let _served = sweeper.serve();
+        sweeper.add(cgroup("a"));
+        sweeper.lock().closed = true;
+        assert_eq!(id(sweeper.next()), "a");
+        assert!(sweeper.next().is_none());
+    }
+}
