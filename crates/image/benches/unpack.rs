@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sample::{Result, layout, pipe};
-use wardian_image::{Limits, Source, Watch};
+use wardian_image::{Limits, Remote, Source, Watch};
 
 fn main() -> Result<()> {
     let mut args: Vec<_> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -94,7 +94,7 @@ fn ours(layout: &Path, tag: &str, into: &Path) -> Result<Duration> {
 }
 
 fn unpack(layout: &Path, tag: &str, into: &Path) -> Result<()> {
-    let image = Source::parse(&format!("oci://{}:{tag}", layout.display()))?.open()?;
+    let image = Source::parse(&format!("oci://{}:{tag}", layout.display()))?.open(&Remote::default())?;
     image.layers[0].unpack(File::open(into)?.as_fd(), &[], &Limits::default(), &Watch::default())?;
     Ok(())
 }

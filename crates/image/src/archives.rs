@@ -145,6 +145,11 @@ impl Archive {
         Ok(Self { file, path: path.to_owned(), members })
     }
 
+    /// Whether there is something of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        clean(b"", name.as_bytes()).is_some_and(|name| self.members.contains_key(&name))
+    }
+
     /// The file `name`, through links.
     pub(crate) fn member(&self, name: &str) -> Result<Section, Error> {
         let corrupt =

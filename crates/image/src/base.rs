@@ -3,7 +3,9 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, fchmod, fgetxattr, fstat, mkdirat, openat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fgetxattr, fstat, mkdirat, openat, statat,
+};
 use rustix::io::Errno;
 
 use crate::error::{Error, show};
@@ -17,13 +19,19 @@ const MAX_NAME: usize = 4096;
 const MAX_DEPTH: usize = 256;
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// One or more components joined by `/`, none of them empty, `.`, `..` or a whiteout.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Base(String);
+pub(crate) struct Base {
+    /// One or more components joined by `/`, none of them empty, `.`, `..` or a whiteout.
+    path: String,
+    /// Makes what the layers below lack (owner root, mode 0755, time 0), instead of refusing.
+    pub(crate) make_missing: bool,
+    /// What asked for it, if errors are to name that.
+    pub(crate) key: Option<&'static str>,
+}
 
 impl fmt::Display for Base {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.path)
     }
 }
 
@@ -50,11 +58,11 @@ impl Base {
                 limit: MAX_DEPTH as u64,
             });
         }
-        Ok((!names.is_empty()).then(|| Self(names.join("/"))))
+        Ok((!names.is_empty()).then(|| Self { path: names.join("/"), make_missing: false, key: None }))
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.split('/').map(str::as_bytes)
+        self.path.split('/').map(str::as_bytes)
     }
 
     /// Makes each part of it that `into` lacks, with the mode and owner that it has in the layers below (topmost first).
@@ -67,6 +75,14 @@ impl Base {
         into: BorrowedFd<'_>,
         below: &[BorrowedFd<'_>],
     ) -> Result<Vec<(Vec<u8>, Time)>, Error> {
+        let named = |source| match self.key {
+            Some(key) => Error::App { key, source: Box::new(source) },
+            None => source,
+        };
+        self.make_in(into, below).map_err(named)
+    }
+
+    fn make_in(&self, into: BorrowedFd<'_>, below: &[BorrowedFd<'_>]) -> Result<Vec<(Vec<u8>, Time)>, Error> {
         let open = |above: BorrowedFd<'_>, name: &[u8]| openat(above, name, DIR, Mode::empty());
         let root = |fd: &BorrowedFd<'_>| openat(fd, ".", DIR, Mode::empty()).map_err(at("open", b"."));
         let mut merged: Vec<OwnedFd> = below.iter().map(root).collect::<Result<_, _>>()?;
@@ -79,6 +95,7 @@ impl Base {
             }
             path.extend_from_slice(name);
             let mut found = Vec::new();
+            let mut obstacle = false;
             for dir in &merged {
                 match open(dir.as_fd(), name) {
                     Ok(dir) => {
@@ -90,24 +107,33 @@ impl Base {
                     }
                     Err(Errno::NOENT) => {}
                     // Something else has the name.
-                    Err(Errno::NOTDIR | Errno::LOOP) => break,
+                    Err(Errno::NOTDIR | Errno::LOOP) => {
+                        obstacle = !is_whiteout(dir.as_fd(), name)
+                            .map_err(at("look at (in a layer below)", &path))?;
+                        break;
+                    }
                     Err(e) => return Err(at("open (in a layer below)", &path)(e)),
                 }
             }
             merged = found;
             match mkdirat(&here, name, Mode::RWXU) {
                 Ok(()) => {
-                    let Some(top) = merged.first() else {
-                        return Err(Error::BaseDirectory { path: show(&path) });
+                    let refuse = |why| Err(Error::BaseDirectory { path: show(&path), why });
+                    let (uid, gid, mode, time) = match merged.first() {
+                        Some(top) => {
+                            let stat = fstat(top).map_err(at("look at (in a layer below)", &path))?;
+                            let time = Time { sec: stat.st_mtime, nsec: stat.st_mtime_nsec.cast_signed() };
+                            (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777, time)
+                        }
+                        None if obstacle => return refuse("is no directory in the layers below"),
+                        None if self.make_missing => (0, 0, 0o755, Time { sec: 0, nsec: 0 }),
+                        None => return refuse("is in no layer below"),
                     };
-                    let stat = fstat(top).map_err(at("look at (in a layer below)", &path))?;
-                    let owner = (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
+                    let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
                     chownat(&here, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
                         .map_err(at("set the owner of", &path))?;
                     here = open(here.as_fd(), name).map_err(at("open", &path))?;
-                    fchmod(&here, Mode::from_raw_mode(stat.st_mode & 0o7777))
-                        .map_err(at("set the mode of", &path))?;
-                    let time = Time { sec: stat.st_mtime, nsec: stat.st_mtime_nsec.cast_signed() };
+                    fchmod(&here, Mode::from_raw_mode(mode)).map_err(at("set the mode of", &path))?;
                     made.push((path.clone(), time));
                 }
                 Err(Errno::EXIST) => here = open(here.as_fd(), name).map_err(at("open", &path))?,
@@ -116,6 +142,12 @@ impl Base {
         }
         Ok(made)
     }
+}
+
+/// overlayfs' own: a character device 0:0.
+fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
 }
 
 fn is_opaque(dir: &OwnedFd) -> Result<bool, Errno> {

@@ -140,11 +140,104 @@ pub enum Error {
         /// The file.
         path: String,
     },
-    /// No layer below has the base directory of a layer.
-    #[error("the base directory {path} is in no layer below")]
+    /// The layers below lack the base directory of a layer, or have something else of that name.
+    #[error("the base directory {path} {why}")]
     BaseDirectory {
         /// The first part of it that is missing, or hidden, or no directory.
         path: String,
+        /// Which of these.
+        why: &'static str,
+    },
+    /// The text is no URL that a blob can be fetched from. The text itself may be a secret.
+    #[error("invalid URL: {why}")]
+    Url {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An address lacks a query parameter.
+    #[error("no query parameter '{key}' found in URL {uri}")]
+    NoParameter {
+        /// The parameter.
+        key: &'static str,
+        /// The address without its query.
+        uri: String,
+    },
+    /// An address has a query parameter that it must not have.
+    #[error("query parameter {key}: {why}")]
+    Parameter {
+        /// The parameter, escaped and cut.
+        key: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Something about an app, by the part of its address that is to blame.
+    #[error("{key}: {source}")]
+    App {
+        /// The query parameter.
+        key: &'static str,
+        /// What is wrong.
+        source: Box<Error>,
+    },
+    /// A server refuses to give what the URL names, and would do so again: a URL that was signed anew may do.
+    #[error("{url}: the server answered {status}")]
+    Refused {
+        /// The URL without its secrets.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// A server could not be reached, or failed, as often as it was tried.
+    #[error("cannot fetch {url}: {why}")]
+    Fetch {
+        /// The URL without its secrets.
+        url: String,
+        /// What happened last.
+        why: String,
+    },
+    /// None of the URLs of a blob gave it.
+    #[error("failed fetching {what} from all urls: {source}")]
+    Urls {
+        /// The blob.
+        what: String,
+        /// What happened with the last.
+        source: Box<Error>,
+    },
+    /// A blob that is to be fetched has no URL to fetch it from.
+    #[error("{what} is not in the layout, and none of its urls is an http or https one")]
+    NoUrl {
+        /// The blob.
+        what: String,
+    },
+    /// A server does not say what tells one state of a file from another.
+    #[error(
+        "{url}: the server gives neither a strong ETag nor Last-Modified with Content-Length, so the digest of the app \
+         must be given"
+    )]
+    NoValidator {
+        /// The URL without its secrets.
+        url: String,
+    },
+    /// The HTTP client could not be made.
+    #[error("cannot make an HTTP client: {why}")]
+    Client {
+        /// Why.
+        why: String,
+    },
+    /// A client certificate without its key, or a key without its certificate.
+    #[error("missing {missing}, which belongs to {of}")]
+    CertificatePair {
+        /// The file that is missing or empty.
+        missing: String,
+        /// The file that is there.
+        of: String,
+    },
+    /// A file of certificates or a key is unusable.
+    #[error("bad certificate or key {path}: {why}")]
+    Certificate {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
     },
     /// The caller stopped the unpack or the export.
     #[error("{what} was cancelled")]
@@ -168,8 +261,36 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// True if a server refused what a URL names: another, fresher URL of the same blob may work.
+    pub fn is_refused(&self) -> bool {
+        match self {
+            Self::Refused { .. } => true,
+            Self::App { source, .. } | Self::Urls { source, .. } => source.is_refused(),
+            _ => false,
+        }
+    }
+}
+
 /// How many bytes of a hostile name are shown.
 const SHOWN: usize = 256;
+
+/// An address, without what may be secret in it: a user with a password, and the query unless it can only be part of a
+/// path.
+pub(crate) fn without_secrets(uri: &str) -> String {
+    let mut shown: String = uri.chars().take(300).collect();
+    if let Some((scheme, rest)) = uri.split_once(':')
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+        && !matches!(scheme, "tar" | "file" | "oci" | "oci-archive" | "docker-archive")
+    {
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        let authority = rest.strip_prefix("//").unwrap_or_default().split('/').next().unwrap_or_default();
+        let user = authority.rfind('@').map_or(0, |at| at + 1);
+        let rest = if user > 0 { format!("//{}", &rest[2 + user..]) } else { rest.to_owned() };
+        shown = format!("{scheme}:{rest}").chars().take(300).collect();
+    }
+    shown
+}
 
 /// A name from outside, fit for a log line.
 pub(crate) fn show(name: &[u8]) -> String {

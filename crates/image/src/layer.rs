@@ -1,17 +1,23 @@
 //! One layer: opening its blob, unpacking and verifying it.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
+
+use crate::app::Droplet;
 use crate::archives::Section;
 use crate::base::Base;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::oci::Layout;
 use crate::pipeline::{self, Input};
+use crate::remote::{Fetch, Location, Remote, Stop};
 use crate::unpack::{Limits, Unpacked, unpack};
 use crate::watch::Watch;
 
@@ -37,6 +43,9 @@ pub(crate) enum Blob {
         digest: Digest,
         size: u64,
         diff_id: Digest,
+        /// Where it is if the layout lacks it; none if nobody said.
+        locations: Option<Arc<[Location]>>,
+        remote: Remote,
     },
     /// A file in an archive, which only its content vouches for.
     Member {
@@ -47,6 +56,7 @@ pub(crate) enum Blob {
         path: PathBuf,
         identity: Identity,
     },
+    App(Arc<Droplet>),
 }
 
 /// Tells one state of a file from another.
@@ -61,23 +71,37 @@ impl Identity {
     pub(crate) fn of(meta: &std::fs::Metadata) -> Self {
         Self { size: meta.len(), mtime: (meta.mtime(), meta.mtime_nsec()), inode: meta.ino() }
     }
+
+    /// What tells the file of that name in this state from others.
+    pub(crate) fn of_path(&self, path: &Path) -> Digest {
+        let mut hasher = Sha256::new();
+        // The path ends with a NUL, which no path contains; the rest has a fixed width.
+        hasher.update(path.as_os_str().as_bytes());
+        hasher.update([0]);
+        hasher.update(self.size.to_le_bytes());
+        hasher.update(self.mtime.0.to_le_bytes());
+        hasher.update(self.mtime.1.to_le_bytes());
+        hasher.update(self.inode.to_le_bytes());
+        Digest::finish(hasher)
+    }
 }
 
 impl Layer {
-    /// Bytes of the blob as stored (compressed, if it is).
+    /// Bytes of the blob as stored (compressed, if it is); 0 if that is not known, as of an app on a server.
     pub fn size(&self) -> u64 {
         match &self.blob {
             Blob::Oci { size, .. } => *size,
             Blob::Member { section, .. } => section.size(),
             Blob::File { identity, .. } => identity.size,
+            Blob::App(droplet) => droplet.size().unwrap_or(0),
         }
     }
 
-    /// The promised digest of the uncompressed bytes; none for a tar file.
+    /// The promised digest of the uncompressed bytes; none for a tar file and for an app.
     pub fn diff_id(&self) -> Option<&Digest> {
         match &self.blob {
             Blob::Oci { diff_id, .. } | Blob::Member { diff_id, .. } => Some(diff_id),
-            Blob::File { .. } => None,
+            Blob::File { .. } | Blob::App(_) => None,
         }
     }
 
@@ -90,12 +114,14 @@ impl Layer {
     /// are verified on the way, over every byte. After an error the caller throws the directory away.
     ///
     /// `below` are the unpacked layers that this one lies on, topmost first. They are only looked at for a layer with a
-    /// base directory (annotation `org.cloudfoundry.experimental.image.base-directory`), which takes that directory's
-    /// mode, owner and time from there.
+    /// base directory (annotation `org.cloudfoundry.experimental.image.base-directory`, or an app's), which takes that
+    /// directory's mode, owner and time from there.
+    ///
+    /// A blob that a layout lacks is fetched from its URLs, tried one after the other, and an app from its own.
     ///
     /// # Errors
     /// A blob that is missing, damaged or not what was promised; whatever [`crate::unpack_tar`] refuses; a base
-    /// directory that no layer below has; [`Error::Cancelled`].
+    /// directory that no layer below has; a server that does not give the blob; [`Error::Cancelled`].
     pub fn unpack(
         &self,
         into: BorrowedFd<'_>,
@@ -104,11 +130,38 @@ impl Layer {
         watch: &Watch,
     ) -> Result<Unpacked, Error> {
         let base = self.base.as_ref().map(|base| (base, below));
+        let stop = Stop::new(watch);
         match &self.blob {
-            Blob::Oci { layout, digest, size, diff_id } => {
+            Blob::Oci { layout, digest, size, diff_id, locations, remote } => {
                 let what = format!("layer {digest}");
-                let file = layout.blob(digest, *size)?;
-                let input = Input { file, what: &what, size: Some(*size), watch };
+                let reader: Box<dyn Read + Send + '_> = match locations {
+                    Some(locations) if !layout.has(digest) => {
+                        if locations.is_empty() {
+                            return Err(Error::NoUrl { what });
+                        }
+                        let (size, limit) = (Some(*size), limits.max_bytes);
+                        let mirrors_of = Some(what.as_str());
+                        let fetch = Fetch {
+                            remote,
+                            locations,
+                            mirrors_of,
+                            size,
+                            limit,
+                            validator: None,
+                            stop: &stop,
+                        };
+                        Box::new(fetch.start())
+                    }
+                    _ => Box::new(layout.blob(digest, *size)?),
+                };
+                let input = Input {
+                    reader,
+                    what: &what,
+                    size: Some(*size),
+                    digest: true,
+                    only_gzip: false,
+                    stop: &stop,
+                };
                 let (counts, digests) =
                     pipeline::run(input, |pieces| unpack(pieces, into, base, limits, false))?;
                 same(&what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
@@ -117,7 +170,7 @@ impl Layer {
             }
             Blob::Member { section, diff_id } => {
                 let what = format!("layer with the diff id {diff_id}");
-                let input = Input { file: section.clone(), what: &what, size: None, watch };
+                let input = local(section.clone(), &what, &stop);
                 let (counts, digests) =
                     pipeline::run(input, |pieces| unpack(pieces, into, base, limits, false))?;
                 same(&what, diff_id, &digests.plain)?;
@@ -140,17 +193,23 @@ impl Layer {
                     }
                 };
                 unchanged(&file)?;
-                let input = Input { file: reader, what: &what, size: None, watch };
+                let input = local(reader, &what, &stop);
                 let (counts, digests) =
                     pipeline::run(input, |pieces| unpack(pieces, into, base, limits, true))?;
                 unchanged(&file)?;
                 Ok(counts.with(digests.plain))
             }
+            Blob::App(droplet) => droplet.unpack(into, base, limits, watch),
         }
     }
 }
 
-fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {
+/// A blob whose own digest nobody promised.
+fn local<'a>(section: Section, what: &'a str, stop: &'a Stop<'a>) -> Input<'a> {
+    Input { reader: Box::new(section), what, size: None, digest: false, only_gzip: false, stop }
+}
+
+pub(crate) fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {
     if expected == actual {
         return Ok(());
     }

@@ -2,12 +2,15 @@
 //!
 //! [`Source`] says where an image is (a tar file, an OCI layout, an archive of images), [`Source::open`] reads its
 //! manifest and config, and [`Layer::unpack`] streams one layer into a directory: decompressed, verified and turned into
-//! what overlayfs expects. [`export`] goes the other way. [`files`] is for a container's files, not for images.
+//! what overlayfs expects. [`App`] is a
+//! layer that is fetched on its own and lies on top of an image; [`Remote`] fetches what is on servers. [`export`] goes
+//! the other way. [`files`] is for a container's files, not for images.
 //!
 //! Everything read here was written by somebody else and is treated as hostile: names never leave the directory they
 //! are unpacked into, every size has a limit, and digests cover every byte of a blob.
 #![forbid(unsafe_code)]
 
+mod app;
 mod archives;
 mod base;
 mod digest;
@@ -18,6 +21,7 @@ mod layer;
 mod manifest;
 mod oci;
 mod pipeline;
+mod remote;
 mod source;
 mod sparse;
 mod stream;
@@ -29,10 +33,12 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+pub use app::App;
 pub use digest::Digest;
 pub use error::Error;
 pub use layer::Layer;
 pub use manifest::{Descriptor, ImageConfig, Index, Manifest};
+pub use remote::{Location, Remote, Settings};
 pub use source::{Config, Image, Source};
 pub use unpack::{Limits, Unpacked, unpack_tar};
 pub use watch::Watch;

@@ -10,6 +10,7 @@ use crate::base::{self, Base};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::layer::{Blob, Layer};
+use crate::remote::Location;
 use crate::source::Config;
 
 /// Bytes of one document; registries cap manifests at the same 4 MiB.
@@ -34,6 +35,8 @@ pub struct Descriptor {
     annotations: Option<HashMap<String, String>>,
     #[serde(default)]
     platform: Option<Platform>,
+    #[serde(default)]
+    urls: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -53,6 +56,14 @@ impl Descriptor {
 
     fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// Where it can be fetched by http or https, in the order to be tried, if it has URLs at all. What is no URL of that
+    /// kind does not count.
+    pub(crate) fn locations(&self) -> Option<Vec<Location>> {
+        let urls = self.urls.as_ref().filter(|urls| !urls.is_empty())?;
+        let parsed = urls.iter().filter_map(|url| Location::parse(url).ok());
+        Some(parsed.filter(|place| place.file().is_none()).collect())
     }
 
     fn is_for_host(&self) -> bool {

@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::layer::Blob;
 use crate::manifest::{Descriptor, ImageConfig, Index, MAX_JSON, Manifest, too_large};
+use crate::remote::Remote;
 use crate::source::Image;
 
 /// Indexes inside indexes; one level is usual.
@@ -79,6 +80,18 @@ impl Layout {
         Ok(section)
     }
 
+    /// Whether it has the blob, whatever that is like.
+    pub(crate) fn has(&self, digest: &Digest) -> bool {
+        let name = format!("blobs/sha256/{}", digest.as_hex());
+        match &self.files {
+            Files::Archive(archive) => archive.has(&name),
+            Files::Dir(_) => match self.file(&name) {
+                Err(Error::Io { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+                _ => true,
+            },
+        }
+    }
+
     /// The bytes of a document, verified.
     fn document(&self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
         if descriptor.size > MAX_JSON {
@@ -112,7 +125,7 @@ impl Layout {
 }
 
 /// Reads manifest and config of an image in a layout.
-pub(crate) fn open(layout: Layout, tag: Option<&str>) -> Result<Image, Error> {
+pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result<Image, Error> {
     let layout = Arc::new(layout);
     let (chosen, names) = layout.select(tag)?;
     let what = format!("manifest {}", chosen.digest);
@@ -127,6 +140,8 @@ pub(crate) fn open(layout: Layout, tag: Option<&str>) -> Result<Image, Error> {
         digest: layer.digest.clone(),
         size: layer.size,
         diff_id: diff_id.clone(),
+        locations: layer.locations().map(Into::into),
+        remote: remote.clone(),
     })?;
     Ok(Image {
         config: config.config,

@@ -18,11 +18,10 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::archives::Section;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::remote::Stop;
 use crate::stream::stream_error;
-use crate::watch::Watch;
 
 /// Bytes of one piece, and how many may wait for each reader. 3 MiB hide the stages' pauses on a busy host and keep
 /// four unpacks at once far below 64 MB of memory.
@@ -36,16 +35,21 @@ type Piece = Arc<Vec<u8>>;
 
 /// A blob to be read.
 pub(crate) struct Input<'a> {
-    pub(crate) file: Section,
+    /// A reader whose errors may hold an [`Error`], and that ends early by `stop` if it can wait for long.
+    pub(crate) reader: Box<dyn Read + Send + 'a>,
     pub(crate) what: &'a str,
-    /// Bytes it must have. With none it is read to its end, and its own digest is of no interest.
+    /// Bytes it must have; with none it is read to its end.
     pub(crate) size: Option<u64>,
-    pub(crate) watch: &'a Watch,
+    /// Whether the digest of the bytes as stored is wanted.
+    pub(crate) digest: bool,
+    /// Refuses what is not compressed by gzip.
+    pub(crate) only_gzip: bool,
+    pub(crate) stop: &'a Stop<'a>,
 }
 
 /// What was read.
 pub(crate) struct Digests {
-    /// Of the bytes as stored. None if they are not compressed, or if no size was promised.
+    /// Of the bytes as stored. None if they are not compressed, or if it was not wanted.
     pub(crate) blob: Option<Digest>,
     /// Of the uncompressed bytes.
     pub(crate) plain: Digest,
@@ -81,7 +85,7 @@ pub(crate) fn run<T>(
     input: Input<'_>,
     write: impl FnOnce(Pieces<'_>) -> Result<T, Error>,
 ) -> Result<(T, Digests), Error> {
-    let (what, watch) = (input.what, input.watch);
+    let (what, stop) = (input.what, input.stop);
     let thread_error = |why: String| Error::Thread { what: what.into(), why };
     let pool = Pool::default();
     thread::scope(|scope| {
@@ -97,16 +101,23 @@ pub(crate) fn run<T>(
             .name("layer-read".into())
             .spawn_scoped(scope, move || read(input, pool, &to_hasher, &to_writer))
             .map_err(spawn_error)?;
-        let written = write(Pieces { pieces, pool, watch, piece: Piece::default(), at: 0 });
+        let written = write(Pieces { pieces, pool, stop, piece: Piece::default(), at: 0 });
+        if written.is_err() {
+            stop.give_up();
+        }
         // The writer's channel is gone now, so a reader with more to say stops, and the hasher after it.
         let read = reader.join().map_err(|_| thread_error("its reader panicked".into()))?;
         let (blob, plain) = hasher.join().map_err(|_| thread_error("its hasher panicked".into()))?;
-        if watch.is_cancelled() {
+        if stop.watch.is_cancelled() {
             return Err(Error::Cancelled { what: what.into() });
         }
-        // The reader's error is the cause: the writer only saw an early end.
-        let end = read?;
-        let written = written?;
+        let (end, written) = match (read, written) {
+            // A reader that waited for more than the writer wants.
+            (Err(Error::Cancelled { .. }), Err(error)) => return Err(error),
+            // The reader's error is the cause: the writer only saw an early end.
+            (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
+            (Ok(end), Ok(written)) => (end, written),
+        };
         match end {
             End::Eof => Ok((written, Digests { blob, plain })),
             End::Stopped => Err(thread_error("nobody reads on".into())),
@@ -148,8 +159,8 @@ fn read(
     writer: &SyncSender<Piece>,
 ) -> Result<End, Error> {
     let what = input.what;
-    let promised = input.size.is_some();
-    let mut raw = Raw { input, pool, hasher: None, piece: Piece::default(), at: 0, total: 0, lie: None };
+    let (digest, only_gzip) = (input.digest, input.only_gzip);
+    let mut raw = Raw { input, pool, hasher: None, piece: Piece::default(), at: 0, total: 0, cause: None };
     let result = (|| {
         let head = raw.fill_buf()?;
         let gzip = matches!(head, [0x1f, 0x8b, ..]);
@@ -158,10 +169,13 @@ fn read(
         if head.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
         }
+        if only_gzip && !gzip {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not compressed by gzip"));
+        }
         if !gzip && !zstd {
             return copy(&mut raw, hasher, writer);
         }
-        if promised {
+        if digest {
             raw.hash_with(hasher);
         }
         let decoded = if gzip {
@@ -179,8 +193,8 @@ fn read(
         }
         Ok(decoded)
     })();
-    match (raw.lie.take(), result) {
-        (Some(actual), _) => Err(size_mismatch(what, raw.input.size.unwrap_or_default(), actual)),
+    match (raw.cause.take(), result) {
+        (Some(cause), _) => Err(cause),
         (None, result) => {
             let end = result.map_err(|e| stream_error(what, e))?;
             match raw.input.size {
@@ -250,8 +264,8 @@ struct Raw<'a> {
     piece: Piece,
     at: usize,
     total: u64,
-    /// Bytes read, once they are more than promised.
-    lie: Option<u64>,
+    /// What ended the reading, which a decoder may disguise.
+    cause: Option<Error>,
 }
 
 impl<'a> Raw<'a> {
@@ -276,7 +290,8 @@ impl BufRead for Raw<'_> {
         if self.at < self.piece.len() {
             return Ok(&self.piece[self.at..]);
         }
-        if self.input.watch.is_cancelled() {
+        if self.input.stop.is_set() {
+            self.cause = Some(Error::Cancelled { what: self.input.what.into() });
             return Err(io::Error::other("cancelled"));
         }
         self.pool.give(mem::take(&mut self.piece));
@@ -287,11 +302,14 @@ impl BufRead for Raw<'_> {
             let left = size.saturating_sub(self.total).saturating_add(1);
             buffer.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         }
-        fill(&mut self.input.file, &mut buffer)?;
+        if let Err(e) = fill(&mut self.input.reader, &mut buffer) {
+            self.cause = Some(stream_error(self.input.what, e));
+            return Err(io::Error::other("the reader failed"));
+        }
         self.total += buffer.len() as u64;
-        self.input.watch.add(buffer.len() as u64);
-        if self.input.size.is_some_and(|size| self.total > size) {
-            self.lie = Some(self.total);
+        self.input.stop.watch.add(buffer.len() as u64);
+        if let Some(size) = self.input.size.filter(|size| self.total > *size) {
+            self.cause = Some(size_mismatch(self.input.what, size, self.total));
             return Err(io::Error::other("more bytes than promised"));
         }
         self.piece = Arc::new(buffer);
@@ -310,7 +328,7 @@ impl BufRead for Raw<'_> {
 pub(crate) struct Pieces<'a> {
     pieces: Receiver<Piece>,
     pool: &'a Pool,
-    watch: &'a Watch,
+    stop: &'a Stop<'a>,
     piece: Piece,
     at: usize,
 }
@@ -329,7 +347,7 @@ impl BufRead for Pieces<'_> {
         if self.at == self.piece.len() {
             self.at = 0;
             self.pool.give(mem::take(&mut self.piece));
-            if !self.watch.is_cancelled()
+            if !self.stop.watch.is_cancelled()
                 && let Ok(next) = self.pieces.recv()
             {
                 self.piece = next;

@@ -3,17 +3,15 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use sha2::{Digest as _, Sha256};
 
 use crate::archives;
-use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, without_secrets};
 use crate::layer::{Blob, Identity, Layer};
 use crate::oci::{self, Layout};
+use crate::remote::Remote;
 
 /// The address of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -65,7 +63,7 @@ impl Source {
     /// # Errors
     /// Another scheme or a path that is not absolute.
     pub fn parse(uri: &str) -> Result<Self, Error> {
-        let invalid = |why| Err(Error::Source { uri: uri.chars().take(300).collect(), why });
+        let invalid = |why| Err(Error::Source { uri: without_secrets(uri), why });
         if uri.contains('\0') {
             return invalid("it contains a NUL byte");
         }
@@ -143,16 +141,16 @@ impl Source {
     }
 
     /// Reads what is needed to know the layers: for a layout or an archive its manifest and config, for a tar file
-    /// only its state.
+    /// only its state. Layers that a layout only names the URLs of are fetched by `remote` when they are unpacked.
     ///
     /// # Errors
     /// A missing, damaged or ambiguous image.
-    pub fn open(&self) -> Result<Image, Error> {
+    pub fn open(&self, remote: &Remote) -> Result<Image, Error> {
         match &self.0 {
             Place::Tar(path) => open_bare(Path::new(path)),
-            Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref()),
+            Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref(), remote),
             Place::OciArchive { file, tag } => {
-                oci::open(Layout::in_archive(Path::new(file))?, tag.as_deref())
+                oci::open(Layout::in_archive(Path::new(file))?, tag.as_deref(), remote)
             }
             Place::DockerArchive { file, name } => archives::open_docker(Path::new(file), name.as_deref()),
         }
@@ -201,21 +199,18 @@ pub(crate) fn open_tar(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
+/// A file's path without symlinks, and its state.
+pub(crate) fn state_of(path: &Path) -> Result<(PathBuf, Identity), Error> {
+    let error = |op, source| Error::Io { op, path: path.display().to_string(), source };
+    let path = path.canonicalize().map_err(|e| error("resolve", e))?;
+    let identity = Identity::of(&open_tar(&path)?.metadata().map_err(|e| error("stat", e))?);
+    Ok((path, identity))
+}
+
 /// One layer without a config. Its id changes with the file, and costs no read of it.
 fn open_bare(path: &Path) -> Result<Image, Error> {
-    let error = |op, source| Error::Io { op, path: path.display().to_string(), source };
-    let path: PathBuf = path.canonicalize().map_err(|e| error("resolve", e))?;
-    let file = open_tar(&path)?;
-    let identity = Identity::of(&file.metadata().map_err(|e| error("stat", e))?);
-    let mut hasher = Sha256::new();
-    // The path ends with a NUL, which no path contains; the rest has a fixed width.
-    hasher.update(path.as_os_str().as_bytes());
-    hasher.update([0]);
-    hasher.update(identity.size.to_le_bytes());
-    hasher.update(identity.mtime.0.to_le_bytes());
-    hasher.update(identity.mtime.1.to_le_bytes());
-    hasher.update(identity.inode.to_le_bytes());
-    let chain_id = Digest::finish(hasher).as_hex().to_owned();
+    let (path, identity) = state_of(path)?;
+    let chain_id = identity.of_path(&path).as_hex().to_owned();
     Ok(Image {
         config: Config::default(),
         layers: vec![Layer { chain_id: chain_id.clone(), blob: Blob::File { path, identity }, base: None }],

@@ -408,6 +408,10 @@ fn corrupt(at: u64, why: &str) -> Error {
 
 /// What an error of a reader or decoder means for `what`.
 pub(crate) fn stream_error(what: &str, source: io::Error) -> Error {
+    let source = match source.downcast::<Error>() {
+        Ok(error) => return error,
+        Err(source) => source,
+    };
     if source.raw_os_error().is_some() {
         return Error::Io { op: "read", path: what.into(), source };
     }

@@ -1,11 +1,14 @@
 //! Hostile and ordinary archives, built here and unpacked as root into a temporary directory.
 
+mod app;
 mod archives;
 mod base;
 mod export;
 mod hostile;
 mod image;
 mod ordinary;
+mod remote;
+mod server;
 mod sparse;
 mod streams;
 

@@ -48,7 +48,8 @@ impl Inner {
             if let Some(image) = cached() {
                 return Ok(image);
             }
-            let opened = source.open().map_err(|error| image_error(uri, error))?;
+            let opened =
+                source.open(&wardian_image::Remote::default()).map_err(|error| image_error(uri, error))?;
             let image = self.fetch(uri, &opened, progress)?;
             // The identity was taken before the image was read: had it changed since, the next asker would see that.
             if let Some(identity) = identity.clone() {

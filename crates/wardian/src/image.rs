@@ -171,7 +171,7 @@ fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, detache
     let uri = source.to_uri();
     let mut names: Vec<String> = tag.into_iter().collect();
     if names.is_empty() {
-        let own = source.open()?.names;
+        let own = source.open(&wardian_image::Remote::default())?.names;
         names.extend(own.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned()));
         names.retain(|name| wardian_store::image::check(name).is_ok());
     }

@@ -6,7 +6,7 @@ use tar::EntryType;
 use tempfile::TempDir;
 
 use super::{Cage, Tar, gzip, write};
-use crate::{Digest, Error, Image, Limits, Source, Watch};
+use crate::{Digest, Error, Image, Limits, Remote, Source, Watch};
 
 /// A file `x.tar` in a directory of its own.
 struct Saved {
@@ -25,7 +25,7 @@ impl Saved {
     }
 
     fn open(&self, scheme: &str, name: &str) -> Result<Image, Error> {
-        Source::parse(&format!("{scheme}://{}{name}", self.path().display()))?.open()
+        Source::parse(&format!("{scheme}://{}{name}", self.path().display()))?.open(&Remote::default())
     }
 
     fn docker(&self) -> Result<Image, Error> {

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::{Tar, write};
 use crate::export::{Compression, Exported, Format, Target, export};
-use crate::{Digest, Error, Limits, Source, Watch, unpack_tar};
+use crate::{Digest, Error, Limits, Remote, Source, Watch, unpack_tar};
 
 /// All that can be told apart in a tree, by path. Hard links are a number that their names share.
 fn snapshot(root: &Path) -> BTreeMap<String, String> {
@@ -240,7 +240,7 @@ fn image_formats_bring_back_every_layer() {
         let ids = done.image.unwrap();
         let source = Source::detect(&path).unwrap();
         assert_eq!(source.to_uri(), format!("{format}://{}", path.display()));
-        let image = source.open().unwrap();
+        let image = source.open(&Remote::default()).unwrap();
         assert_eq!(image.id, ids.config.as_hex(), "{what}");
         assert_eq!((image.config.env.join(","), image.config.user.as_str()), ("A=b".into(), "u"));
         let mut json: serde_json::Value = serde_json::from_slice(&image.config_json.unwrap()).unwrap();
@@ -263,7 +263,7 @@ fn image_formats_bring_back_every_layer() {
         };
         for tag in tags {
             assert!(
-                Source::parse(&format!("{}{tag}", source.to_uri())).unwrap().open().is_ok(),
+                Source::parse(&format!("{}{tag}", source.to_uri())).unwrap().open(&Remote::default()).is_ok(),
                 "{what} {tag}"
             );
         }
@@ -293,7 +293,7 @@ fn an_export_of_an_export_has_the_same_id() {
     let layers = everything();
     let out = tempfile::tempdir().unwrap();
     let first = layers.export(Format::Oci, &out.path().join("1")).unwrap();
-    let image = Source::detect(&out.path().join("1")).unwrap().open().unwrap();
+    let image = Source::detect(&out.path().join("1")).unwrap().open(&Remote::default()).unwrap();
     let again = Layers { dir: tempfile::tempdir().unwrap(), count: 3 };
     for (i, layer) in image.layers.iter().enumerate() {
         std::fs::create_dir(again.path(i)).unwrap();
@@ -320,7 +320,7 @@ fn merged_formats_are_what_overlayfs_shows() {
     assert_eq!(snapshot(&dir), expected);
     let tar = out.path().join("tar");
     layers.export(Format::Tar, &tar).unwrap();
-    let image = Source::detect(&tar).unwrap().open().unwrap();
+    let image = Source::detect(&tar).unwrap().open(&Remote::default()).unwrap();
     let cage = tempfile::tempdir().unwrap();
     let into = File::open(cage.path()).unwrap();
     image.layers[0].unpack(into.as_fd(), &[], &Limits::default(), &Watch::default()).unwrap();
@@ -380,7 +380,10 @@ fn images_without_layers_or_config() {
         if format == Format::Dir {
             assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
         } else if format != Format::Tar {
-            assert!(Source::detect(&path).unwrap().open().unwrap().layers.is_empty(), "{format}");
+            assert!(
+                Source::detect(&path).unwrap().open(&Remote::default()).unwrap().layers.is_empty(),
+                "{format}"
+            );
         }
     }
     // Equal layers are one blob, which an archive may have once.
@@ -395,7 +398,7 @@ fn images_without_layers_or_config() {
                 .unwrap();
         }
         twice.export(format, &path).unwrap();
-        let image = Source::detect(&path).unwrap().open().unwrap();
+        let image = Source::detect(&path).unwrap().open(&Remote::default()).unwrap();
         assert_eq!(image.layers[0].diff_id(), image.layers[1].diff_id(), "{format}");
         let json: serde_json::Value = serde_json::from_slice(&image.config_json.unwrap()).unwrap();
         assert_eq!(json["os"], "linux");

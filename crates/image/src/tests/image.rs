@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::{Cage, Tar, gzip, write};
 
-use crate::{Digest, Error, Image, Limits, Source, Unpacked, Watch};
+use crate::{Digest, Error, Image, Limits, Remote, Source, Unpacked, Watch};
 
 #[test]
 fn sources() {
@@ -104,7 +104,7 @@ impl Layout {
     }
 
     pub(super) fn open(&self, tag: &str) -> Result<Image, Error> {
-        Source::parse(&format!("oci://{}{tag}", self.path().display()))?.open()
+        Source::parse(&format!("oci://{}{tag}", self.path().display()))?.open(&Remote::default())
     }
 }
 
@@ -212,7 +212,7 @@ fn damaged_layouts() {
 }
 
 pub(super) fn bare(path: &Path) -> Image {
-    Source::parse(path.to_str().unwrap()).unwrap().open().unwrap()
+    Source::parse(path.to_str().unwrap()).unwrap().open(&Remote::default()).unwrap()
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use super::image::{Layout, bare, unpack};
 use super::{Cage, Tar, gzip, write};
+use crate::remote::Stop;
 use crate::{Digest, Error, Image, ImageConfig, Index, Limits, Manifest, Watch};
 
 /// An image of one layer whose blob is `blob` and whose content should be `tar`.
@@ -135,10 +136,12 @@ fn reading_stops_behind_the_promised_size() {
     File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     let watch = Watch::default();
     let input = crate::pipeline::Input {
-        file: File::open(&path).unwrap().into(),
+        reader: Box::new(File::open(&path).unwrap()),
         what: "grown",
         size: Some(tar.len() as u64),
-        watch: &watch,
+        digest: true,
+        only_gzip: false,
+        stop: &Stop::new(&watch),
     };
     let result = crate::pipeline::run(input, |mut pieces| {
         std::io::copy(&mut pieces, &mut std::io::sink()).unwrap();

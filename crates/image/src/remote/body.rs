@@ -1,0 +1,240 @@
+//! A blob on its way from a server.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use reqwest::header::{CONTENT_RANGE, HeaderMap};
+use reqwest::{Method, Response, StatusCode};
+
+use super::client::{Client, Waited};
+use super::try_again::{Failure, Stated, Tries, Validator, cancelled, failed, refused, text};
+use super::{Location, Remote, Stop, chain};
+use crate::error::Error;
+
+/// Bytes that a server must send within [`Settings::patience`](super::Settings::patience).
+const ENOUGH: u64 = 64 << 10;
+
+/// What is to be fetched.
+#[derive(Debug)]
+pub(crate) struct Fetch<'a> {
+    pub(crate) remote: &'a Remote,
+    /// Where it is: at least one, tried in this order. They are http or https.
+    pub(crate) locations: &'a [Location],
+    /// What the locations are of, if they are several by their nature: an error then speaks of all.
+    pub(crate) mirrors_of: Option<&'a str>,
+    /// Bytes promised.
+    pub(crate) size: Option<u64>,
+    /// Bytes it may have at most.
+    pub(crate) limit: u64,
+    /// The state that the file must be in.
+    pub(crate) validator: Option<&'a Validator>,
+    pub(crate) stop: &'a Stop<'a>,
+}
+
+impl<'a> Fetch<'a> {
+    /// Connects with the first read.
+    pub(crate) fn start(self) -> Body<'a> {
+        let tries = Tries::new(self.remote, self.stop);
+        let asked = self;
+        Body {
+            asked,
+            tries,
+            location: 0,
+            answer: None,
+            known: None,
+            total: None,
+            at: 0,
+            chunk: Bytes::new(),
+            done: false,
+        }
+    }
+}
+
+/// The bytes of a blob, in one piece whatever happens to connections. Its errors hold an [`Error`].
+pub(crate) struct Body<'a> {
+    asked: Fetch<'a>,
+    tries: Tries<'a>,
+    /// Which of them.
+    location: usize,
+    answer: Option<Answer>,
+    /// What this location said with its first answer.
+    known: Option<Stated>,
+    /// Bytes of the whole, if this location said so.
+    total: Option<u64>,
+    /// Bytes received.
+    at: u64,
+    chunk: Bytes,
+    done: bool,
+}
+
+/// An answer whose body is read.
+struct Answer {
+    client: Arc<Client>,
+    response: Response,
+    /// Bytes that are there already.
+    skip: u64,
+    /// Bytes since it was last found to be fast enough, and the time waited for them.
+    got: u64,
+    waited: Duration,
+}
+
+impl Read for Body<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() && !self.done {
+            if let Err(failure) = self.step() {
+                self.answer = None;
+                let location = &self.asked.locations[self.location];
+                if let Err(error) = self.tries.after(failure, location) {
+                    self.next_location(error).map_err(io::Error::other)?;
+                }
+            }
+        }
+        let n = buf.len().min(self.chunk.len());
+        self.chunk.copy_to_slice(&mut buf[..n]);
+        Ok(n)
+    }
+}
+
+impl Body<'_> {
+    /// Goes on at the next location, which has the same bytes: their digest is known.
+    fn next_location(&mut self, error: Error) -> Result<(), Error> {
+        if matches!(error, Error::Cancelled { .. }) {
+            return Err(error);
+        }
+        let Some(what) = self.asked.mirrors_of else { return Err(error) };
+        if self.location + 1 == self.asked.locations.len() {
+            return Err(Error::Urls { what: what.to_owned(), source: Box::new(error) });
+        }
+        self.location += 1;
+        (self.known, self.total) = (None, None);
+        self.tries.reset();
+        Ok(())
+    }
+
+    /// Asks, or receives something.
+    fn step(&mut self) -> Result<(), Failure> {
+        let Some(answer) = &mut self.answer else { return self.ask() };
+        let location = &self.asked.locations[self.location];
+        let patience = self.asked.remote.settings().patience;
+        let again = |error| Failure::Again { error, pause: None };
+        let start = Instant::now();
+        let left = patience.saturating_sub(answer.waited);
+        let chunk = match answer.client.wait(self.asked.stop, left, answer.response.chunk()) {
+            Waited::Stopped => return Err(cancelled(location).into()),
+            Waited::TooLong => {
+                let why = format!("the server hangs: {} bytes in {patience:?}", answer.got);
+                return Err(again(failed(location, why)));
+            }
+            Waited::Done(Err(e)) => {
+                let why = chain(&e.without_url());
+                return Err(again(Error::Truncated { what: format!("{location} ({why})") }));
+            }
+            Waited::Done(Ok(chunk)) => chunk,
+        };
+        let Some(mut chunk) = chunk else {
+            if answer.skip > 0 || self.total.is_some_and(|total| self.at < total) {
+                return Err(again(Error::Truncated { what: location.to_string() }));
+            }
+            self.done = true;
+            return Ok(());
+        };
+        answer.got += chunk.len() as u64;
+        answer.waited += start.elapsed();
+        if answer.got >= ENOUGH {
+            (answer.got, answer.waited) = (0, Duration::ZERO);
+        }
+        let skipped = chunk.len().min(usize::try_from(answer.skip).unwrap_or(usize::MAX));
+        chunk.advance(skipped);
+        answer.skip -= skipped as u64;
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        self.at += chunk.len() as u64;
+        self.done = self.total == Some(self.at);
+        self.tries.reset();
+        self.check_limit(self.at)?;
+        self.chunk = chunk;
+        Ok(())
+    }
+
+    fn check_limit(&self, size: u64) -> Result<(), Error> {
+        if size > self.asked.limit {
+            let what = format!("the size of {}", self.asked.locations[self.location]);
+            return Err(Error::Limit { what, limit: self.asked.limit });
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, size: u64) -> Result<(), Error> {
+        match self.asked.size {
+            Some(expected) if expected != size => {
+                let what = self.asked.locations[self.location].to_string();
+                Err(Error::SizeMismatch { what, expected, actual: size })
+            }
+            _ => self.check_limit(size),
+        }
+    }
+
+    /// Asks for the rest, and for the state of the file that the first part is of.
+    fn ask(&mut self) -> Result<(), Failure> {
+        let location = &self.asked.locations[self.location];
+        let changed = || Failure::Final(Error::Changed { path: location.to_string() });
+        let known = self.known.as_ref().and_then(Stated::validator);
+        let part = (self.at > 0).then_some((self.at, known.as_ref()));
+        let (client, response) = self.tries.ask(Method::GET, location, part)?;
+        let stated = Stated::by(response.headers());
+        let skip = match response.status() {
+            StatusCode::OK => {
+                if self.asked.validator.is_some_and(|validator| !validator.fits(&stated))
+                    || self.at > 0 && self.known.as_ref().is_some_and(|known| *known != stated)
+                {
+                    return Err(changed());
+                }
+                if let Some(length) = stated.length {
+                    self.check_size(length)?;
+                }
+                self.total = stated.length;
+                self.known = Some(stated);
+                self.at
+            }
+            StatusCode::PARTIAL_CONTENT if self.at > 0 => {
+                let corrupt = |why: &str| {
+                    Failure::Final(Error::Corrupt { what: location.to_string(), why: why.to_owned() })
+                };
+                let Some((from, total)) = content_range(response.headers()) else {
+                    return Err(corrupt("the server sends a part, but does not say which"));
+                };
+                if from != self.at {
+                    return Err(corrupt("the server sends another part than it was asked for"));
+                }
+                let tag = self.known.as_ref().and_then(|known| known.etag.as_ref());
+                let moved = tag.zip(stated.etag.as_ref()).is_some_and(|(then, now)| then != now);
+                if moved || self.total.zip(total).is_some_and(|(then, now)| then != now) {
+                    return Err(changed());
+                }
+                if let Some(total) = total {
+                    self.check_size(total)?;
+                    self.total = Some(total);
+                }
+                0
+            }
+            // What is there already is more than the file has now.
+            StatusCode::RANGE_NOT_SATISFIABLE => return Err(changed()),
+            status => return Err(refused(location, status)),
+        };
+        self.answer = Some(Answer { client, response, skip, got: 0, waited: Duration::ZERO });
+        Ok(())
+    }
+}
+
+/// `bytes FROM-TO/TOTAL`, where the total may be `*` (RFC 9110, section 14.4): the first byte, and the total.
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let text = text(headers, &CONTENT_RANGE)?;
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (from, to) = range.split_once('-')?;
+    let (from, to): (u64, u64) = (from.parse().ok()?, to.parse().ok()?);
+    let total: Option<u64> = if total == "*" { None } else { Some(total.parse().ok()?) };
+    (from <= to && total.is_none_or(|total| to < total)).then_some((from, total))
+}

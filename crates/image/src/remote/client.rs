@@ -1,0 +1,243 @@
+//! The HTTP client: its runtime, its trust, and the certificates it shows.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, SignatureScheme};
+use tokio::runtime::Runtime;
+
+use super::{Settings, Stop, chain};
+use crate::error::Error;
+
+const MAX_REDIRECTS: usize = 10;
+/// Bytes of one file of certificates. The largest bundles of roots have some hundred kilobytes.
+const MAX_PEM: u64 = 4 << 20;
+
+/// A client and the runtime that its connections and its resolver live on. One thread does for all fetches: it only
+/// moves bytes between sockets and the threads that wait in [`Client::wait`].
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) http: reqwest::Client,
+    /// None once it is dropped.
+    runtime: Option<Runtime>,
+}
+
+/// How waiting for something came to its end.
+pub(super) enum Waited<T> {
+    Done(T),
+    TooLong,
+    Stopped,
+}
+
+impl Client {
+    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
+        let error = |why| Error::Client { why };
+        let tls = tls(settings.certificates.as_deref())?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("image-fetch")
+            .enable_all()
+            .build()
+            .map_err(|e| error(e.to_string()))?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .connect_timeout(settings.connect)
+            .redirect(Policy::custom(|attempt| {
+                let from = attempt.previous().last().map(reqwest::Url::scheme);
+                if attempt.previous().len() > MAX_REDIRECTS {
+                    attempt.error("too many redirects")
+                } else if from == Some("https") && attempt.url().scheme() != "https" {
+                    attempt.error("a redirect from https to http")
+                } else {
+                    attempt.follow()
+                }
+            }))
+            // It would hand a signed URL on to the next server.
+            .referer(false)
+            .retry(reqwest::retry::never())
+            .user_agent(concat!("wardian/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|e| error(chain(&e.without_url())))?;
+        Ok(Self { http, runtime: Some(runtime) })
+    }
+
+    /// Waits for `work`, not longer than `limit`.
+    pub(super) fn wait<T>(
+        &self,
+        stop: &Stop<'_>,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Waited<T> {
+        let Some(runtime) = &self.runtime else { return Waited::Stopped };
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                done = work => Waited::Done(done),
+                () = stop.asked_for() => Waited::Stopped,
+                () = tokio::time::sleep(limit) => Waited::TooLong,
+            }
+        })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Nobody waits for connections that are of no more use.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What the system trusts (SSL_CERT_FILE and SSL_CERT_DIR count) and what the directory adds.
+fn tls(dir: Option<&Path>) -> Result<ClientConfig, Error> {
+    let error = |e: rustls::Error| Error::Client { why: e.to_string() };
+    let own = dir.map_or_else(|| Ok(Certificates::default()), Certificates::load)?;
+    let provider = Arc::new(ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    // A host without roots still fetches by http, and whatever the directory's roots vouch for.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    for (path, root) in own.roots {
+        roots.add(root).map_err(|e| Error::Certificate { path: shown(&path), why: e.to_string() })?;
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(error)?
+        .with_root_certificates(roots);
+    if own.pairs.is_empty() {
+        return Ok(builder.with_no_client_auth());
+    }
+    let pairs = own.pairs.into_iter().map(|pair| pair.certified(&provider)).collect::<Result<_, _>>()?;
+    Ok(builder.with_client_cert_resolver(Arc::new(Identities(pairs))))
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// What a directory of certificates holds: `*.crt` are roots; a `*.cert` and the `*.key` of the same stem are shown to
+/// servers that ask (GrootFS' `remote_layer_client_certificates_path`, docker's `certs.d`).
+#[derive(Default)]
+pub(super) struct Certificates {
+    roots: Vec<(PathBuf, CertificateDer<'static>)>,
+    pairs: Vec<Pair>,
+}
+
+struct Pair {
+    path: PathBuf,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Certificates {
+    /// A directory that is not there holds nothing. Files that are empty, or blank, are as good as not there: that is
+    /// how BOSH writes a property that is not set.
+    pub(super) fn load(dir: &Path) -> Result<Self, Error> {
+        let mut found = Self::default();
+        let entries = match fs::read_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+            entries => entries
+                .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+                .map_err(|source| Error::Io { op: "read", path: shown(dir), source })?,
+        };
+        let mut paths: Vec<_> = entries.iter().map(fs::DirEntry::path).collect();
+        paths.sort();
+        for path in &paths {
+            match path.extension().and_then(|name| name.to_str()) {
+                Some("crt") => {
+                    if let Some(pem) = read(path)? {
+                        found.roots.extend(certificates(path, &pem)?.into_iter().map(|c| (path.clone(), c)));
+                    }
+                }
+                Some("cert") => found.pairs.extend(Pair::load(path, &path.with_extension("key"))?),
+                Some("key") if !path.with_extension("cert").exists() => {
+                    let missing = shown(&path.with_extension("cert"));
+                    return Err(Error::CertificatePair { missing, of: shown(path) });
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Pair {
+    fn load(cert: &Path, key: &Path) -> Result<Option<Self>, Error> {
+        let missing =
+            |missing: &Path, of: &Path| Error::CertificatePair { missing: shown(missing), of: shown(of) };
+        if !key.exists() {
+            return Err(missing(key, cert));
+        }
+        match (read(cert)?, read(key)?) {
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(missing(key, cert)),
+            (None, Some(_)) => Err(missing(cert, key)),
+            (Some(chain), Some(pem)) => Ok(Some(Self {
+                path: cert.to_owned(),
+                chain: certificates(cert, &chain)?,
+                // The parser's error quotes nothing of the key.
+                key: PrivateKeyDer::from_pem_slice(&pem)
+                    .map_err(|e| Error::Certificate { path: shown(key), why: e.to_string() })?,
+            })),
+        }
+    }
+
+    fn certified(self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {
+        CertifiedKey::from_der(self.chain, self.key, provider)
+            .map(Arc::new)
+            .map_err(|e| Error::Certificate { path: shown(&self.path), why: e.to_string() })
+    }
+}
+
+/// The file's bytes, unless it is blank.
+fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let error = |op, source| Error::Io { op, path: shown(path), source };
+    if fs::metadata(path).map_err(|e| error("stat", e))?.len() > MAX_PEM {
+        return Err(Error::Limit { what: format!("the size of {}", shown(path)), limit: MAX_PEM });
+    }
+    let bytes = fs::read(path).map_err(|e| error("read", e))?;
+    Ok((!bytes.trim_ascii().is_empty()).then_some(bytes))
+}
+
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let error = |why| Error::Certificate { path: shown(path), why };
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|e: rustls::pki_types::pem::Error| error(e.to_string()))?;
+    if found.is_empty() {
+        return Err(error("it holds no certificate in PEM form".into()));
+    }
+    Ok(found)
+}
+
+/// The client's certificates, of which the first is shown that the server's authorities have signed.
+#[derive(Debug)]
+struct Identities(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for Identities {
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let usable = || self.0.iter().filter(|pair| pair.key.choose_scheme(schemes).is_some());
+        // A certificate holds its issuer's name in the very bytes that the server lists.
+        let signed = |pair: &&Arc<CertifiedKey>| {
+            let names = |name: &&[u8]| {
+                !name.is_empty()
+                    && pair.cert.iter().any(|cert| cert.windows(name.len()).any(|part| part == *name))
+            };
+            authorities.iter().any(names)
+        };
+        usable().find(signed).or_else(|| usable().next()).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
+    }
+}

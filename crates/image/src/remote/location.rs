@@ -1,0 +1,77 @@
+//! Addresses of blobs.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use reqwest::Url;
+
+use crate::error::Error;
+
+/// How many bytes of a path are shown.
+const SHOWN: usize = 256;
+
+/// A URL of a blob: `http://`, `https://` or `file:///absolute/path`.
+///
+/// It may be signed, and then it opens what it names to whoever has it. `Display` and `Debug` both leave out what can
+/// be secret (user, password, query and fragment) and cut what is long.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Location(Url);
+
+impl Location {
+    /// # Errors
+    /// [`Error::Url`], without the text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let invalid = |why: &str| Err(Error::Url { why: why.to_owned() });
+        let url = match Url::parse(text) {
+            Ok(url) => url,
+            Err(e) => return invalid(&e.to_string()),
+        };
+        match url.scheme() {
+            "http" | "https" => {}
+            "file" if text.get(5..6) != Some("/") || url.host().is_some() => {
+                return invalid("the path of a file must be absolute, without a host");
+            }
+            "file" if url.query().is_some() || url.fragment().is_some() => {
+                return invalid("a file has neither a query nor a fragment; ? is %3f there, and # is %23");
+            }
+            "file" => {}
+            _ => return invalid("unknown scheme; known are http, https and file"),
+        }
+        let location = Self(url);
+        if location.file().is_some_and(|path| path.as_os_str().as_encoded_bytes().contains(&0)) {
+            return invalid("it contains a NUL byte");
+        }
+        Ok(location)
+    }
+
+    /// The path of a `file://` URL, percent-decoded.
+    pub fn file(&self) -> Option<PathBuf> {
+        if self.0.scheme() == "file" { self.0.to_file_path().ok() } else { None }
+    }
+
+    /// All of it, secrets included.
+    pub(crate) fn url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.0.scheme(), self.0.host_str().unwrap_or_default())?;
+        if let Some(port) = self.0.port() {
+            write!(f, ":{port}")?;
+        }
+        // The parser leaves nothing in it that is not ASCII, and no control characters.
+        let path = self.0.path();
+        match path.get(..SHOWN) {
+            Some(cut) if cut.len() < path.len() => write!(f, "{cut}…"),
+            _ => f.write_str(path),
+        }
+    }
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Location({self})")
+    }
+}

@@ -1,0 +1,237 @@
+//! One request and its answer, and whether to ask again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
+};
+use reqwest::{Method, Response, StatusCode};
+
+use super::client::{Client, Waited};
+use super::{Location, Remote, Stop, chain};
+use crate::error::Error;
+
+/// The longest pause between two tries, unless the server asks for a longer one.
+const MAX_BACKOFF: Duration = Duration::from_secs(8);
+/// The longest pause that a server may ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// Why a try failed.
+pub(super) enum Failure {
+    /// It would fail again.
+    Final(Error),
+    Again {
+        error: Error,
+        /// What the server asked for.
+        pause: Option<Duration>,
+    },
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// Counts failures in a row, and waits after each.
+pub(super) struct Tries<'a> {
+    pub(super) remote: &'a Remote,
+    pub(super) stop: &'a Stop<'a>,
+    failures: u32,
+}
+
+impl<'a> Tries<'a> {
+    pub(super) fn new(remote: &'a Remote, stop: &'a Stop<'a>) -> Self {
+        Self { remote, stop, failures: 0 }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Returns when it is time for the next try.
+    pub(super) fn after(&mut self, failure: Failure, location: &Location) -> Result<(), Error> {
+        let (error, pause) = match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Again { error, pause } => (error, pause),
+        };
+        let settings = self.remote.settings();
+        self.failures += 1;
+        if self.failures >= settings.tries {
+            return Err(error);
+        }
+        let doubled = settings.backoff.saturating_mul(1 << (self.failures - 1).min(16)).min(MAX_BACKOFF);
+        // Many fetches that failed at once should not come back at once.
+        let own = doubled.mul_f64(1.0 + fastrand::f64() / 4.0);
+        if self.stop.sleep(pause.unwrap_or_default().min(MAX_RETRY_AFTER).max(own)) {
+            Ok(())
+        } else {
+            Err(cancelled(location))
+        }
+    }
+
+    /// One request and the head of its answer: 2xx, or 416 to a request for a part.
+    pub(super) fn ask(
+        &self,
+        method: Method,
+        location: &Location,
+        part: Option<(u64, Option<&Validator>)>,
+    ) -> Result<(Arc<Client>, Response), Failure> {
+        let settings = self.remote.settings();
+        let client = self.remote.client()?;
+        let head = method == Method::HEAD;
+        let mut request =
+            client.http.request(method, location.url().clone()).header(ACCEPT_ENCODING, "identity");
+        if let Some((from, validator)) = part {
+            request = request.header(RANGE, format!("bytes={from}-"));
+            if let Some(validator) = validator {
+                request = request.header(IF_RANGE, validator.as_header());
+            }
+        }
+        let again = |why, pause| Failure::Again { error: failed(location, why), pause };
+        let response = match client.wait(self.stop, settings.connect + settings.patience, request.send()) {
+            Waited::Stopped => return Err(Failure::Final(cancelled(location))),
+            Waited::TooLong => {
+                return Err(again(format!("no answer in {:?}", settings.patience), None));
+            }
+            Waited::Done(Err(e)) => {
+                if e.is_connect() {
+                    self.remote.forget(&client);
+                }
+                let redirect = e.is_redirect();
+                let why = chain(&e.without_url());
+                if redirect {
+                    return Err(Failure::Final(failed(location, why)));
+                }
+                return Err(again(why, None));
+            }
+            Waited::Done(Ok(response)) => response,
+        };
+        let status = response.status();
+        let busy = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+            // A server that does not know HEAD says so with 501.
+            || status.is_server_error() && !(head && status == StatusCode::NOT_IMPLEMENTED);
+        if busy {
+            let why = format!("the server answered {}", status.as_u16());
+            return Err(again(why, retry_after(response.headers())));
+        }
+        if status.is_success() || part.is_some() && status == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Ok((client, response));
+        }
+        Err(refused(location, status))
+    }
+}
+
+pub(super) fn cancelled(location: &Location) -> Error {
+    Error::Cancelled { what: location.to_string() }
+}
+
+pub(super) fn failed(location: &Location, why: String) -> Error {
+    Error::Fetch { url: location.to_string(), why }
+}
+
+pub(super) fn refused(location: &Location, status: StatusCode) -> Failure {
+    Failure::Final(Error::Refused { url: location.to_string(), status: status.as_u16() })
+}
+
+pub(super) fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// Seconds, or a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = text(headers, &RETRY_AFTER)?;
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(&text).ok()?.duration_since(SystemTime::now()).ok(),
+    }
+}
+
+/// What a server says about the file it sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stated {
+    pub(super) etag: Option<String>,
+    pub(super) modified: Option<String>,
+    /// Bytes of the answer's body.
+    pub(super) length: Option<u64>,
+}
+
+impl Stated {
+    pub(super) fn by(headers: &HeaderMap) -> Self {
+        Self {
+            etag: text(headers, &ETAG),
+            modified: text(headers, &LAST_MODIFIED),
+            length: text(headers, &CONTENT_LENGTH).and_then(|length| length.parse().ok()),
+        }
+    }
+
+    /// What can be asked for again: a weak tag (RFC 9110, section 8.8.1) is no promise about bytes.
+    pub(super) fn validator(&self) -> Option<Validator> {
+        let strong = |etag: &&String| etag.starts_with('"');
+        if let Some(etag) = self.etag.as_ref().filter(strong) {
+            return Some(Validator::Etag(etag.clone()));
+        }
+        self.modified.clone().map(|date| Validator::Modified { date, length: self.length })
+    }
+}
+
+/// Tells one state of a file on a server from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Validator {
+    /// A strong entity tag, with its quotes.
+    Etag(String),
+    /// The date of the last change as the server wrote it, and the size in bytes.
+    Modified { date: String, length: Option<u64> },
+}
+
+impl Validator {
+    fn as_header(&self) -> &str {
+        match self {
+            Self::Etag(etag) => etag,
+            Self::Modified { date, .. } => date,
+        }
+    }
+
+    /// Whether the file is still the same.
+    pub(super) fn fits(&self, stated: &Stated) -> bool {
+        match self {
+            Self::Etag(etag) => stated.etag.as_ref() == Some(etag),
+            Self::Modified { date, length } => {
+                stated.modified.as_ref() == Some(date)
+                    && (length.is_none() || stated.length.is_none() || *length == stated.length)
+            }
+        }
+    }
+}
+
+impl Remote {
+    /// Asks a server for what tells this state of the file from others, and for its size in bytes.
+    ///
+    /// # Errors
+    /// [`Error::NoValidator`] if it says nothing; [`Error::Refused`], [`Error::Fetch`], [`Error::Cancelled`].
+    pub(crate) fn validator(
+        &self,
+        location: &Location,
+        stop: &Stop<'_>,
+    ) -> Result<(Validator, Option<u64>), Error> {
+        // A URL may be signed for GET alone, and some servers say less to HEAD. The body is not read.
+        for method in [Method::HEAD, Method::GET] {
+            let mut tries = Tries::new(self, stop);
+            let stated = loop {
+                match tries.ask(method.clone(), location, None) {
+                    Ok((_client, response)) => break Stated::by(response.headers()),
+                    Err(Failure::Final(Error::Refused { .. })) if method == Method::HEAD => {
+                        break Stated { etag: None, modified: None, length: None };
+                    }
+                    Err(failure) => tries.after(failure, location)?,
+                }
+            };
+            match stated.validator() {
+                Some(Validator::Modified { length: None, .. }) | None => {}
+                Some(validator) => return Ok((validator, stated.length)),
+            }
+        }
+        Err(Error::NoValidator { url: location.to_string() })
+    }
+}

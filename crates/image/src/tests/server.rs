@@ -1,0 +1,207 @@
+//! A web server that does what it is told, a connection for each request.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+/// What a server answers. Without more it is 200, the body and its length.
+#[derive(Clone, Default)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) body: Vec<u8>,
+    /// Does not say how long the body is.
+    pub(super) no_length: bool,
+    /// Answers a request for a part with a part, if the tag or date that it has is that of the headers.
+    pub(super) ranges: bool,
+    /// Closes the connection after so many bytes of the body.
+    pub(super) cut: Option<usize>,
+    /// Sends so many bytes of the body, and nothing more.
+    pub(super) hang: Option<usize>,
+    /// Sends the body byte by byte, slowly.
+    pub(super) drip: bool,
+    /// Takes the request and says nothing at all.
+    pub(super) silent: bool,
+    /// The answer to HEAD, if it is another one.
+    pub(super) head: Option<u16>,
+}
+
+impl Reply {
+    pub(super) fn of(body: &[u8]) -> Self {
+        Self { status: 200, body: body.to_vec(), ..Self::default() }
+    }
+
+    pub(super) fn status(status: u16) -> Self {
+        Self { status, body: b"<html>no".to_vec(), ..Self::default() }
+    }
+
+    pub(super) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    pub(super) fn cut(self, after: usize) -> Self {
+        Self { cut: Some(after), ..self }
+    }
+
+    pub(super) fn hang(self, after: usize) -> Self {
+        Self { hang: Some(after), ..self }
+    }
+
+    fn send(&self, request: &str, mut stream: impl Read + Write) -> std::io::Result<()> {
+        if self.silent {
+            return until_closed(stream);
+        }
+        let field = |name: &str| {
+            request.lines().find_map(|line| {
+                line.split_once(": ")
+                    .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+                    .map(|(_, value)| value)
+            })
+        };
+        let is_head = request.starts_with("HEAD ");
+        let own = |value: &str| self.headers.iter().any(|(_, own)| own == value);
+        let from = field("range")
+            .filter(|_| self.ranges && field("if-range").is_none_or(own))
+            .map(|range| range.trim_start_matches("bytes=").trim_end_matches('-').parse::<usize>().unwrap());
+        let mut status = self.status;
+        let mut head = String::from("Connection: close\r\n");
+        for (name, value) in &self.headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        let body = &self.body[from.unwrap_or(0)..];
+        if let Some(from) = from {
+            status = 206;
+            let total = self.body.len();
+            head += &format!("Content-Range: bytes {from}-{}/{total}\r\n", total - 1);
+        }
+        if !self.no_length {
+            head += &format!("Content-Length: {}\r\n", body.len());
+        }
+        if let Some(other) = self.head.filter(|_| is_head) {
+            (status, head) = (other, String::from("Connection: close\r\nContent-Length: 0\r\n"));
+        }
+        stream.write_all(format!("HTTP/1.1 {status} x\r\n{head}\r\n").as_bytes())?;
+        if is_head {
+            return stream.flush();
+        }
+        if self.drip {
+            for byte in body {
+                stream.write_all(&[*byte])?;
+                stream.flush()?;
+                thread::sleep(Duration::from_millis(20));
+            }
+            return Ok(());
+        }
+        let end = self.cut.or(self.hang).unwrap_or(body.len()).min(body.len());
+        stream.write_all(&body[..end])?;
+        stream.flush()?;
+        if self.hang.is_some() { until_closed(stream) } else { Ok(()) }
+    }
+}
+
+fn until_closed(mut stream: impl Read) -> std::io::Result<()> {
+    while stream.read(&mut [0; 100])? > 0 {}
+    Ok(())
+}
+
+pub(super) struct Server {
+    address: SocketAddr,
+    scheme: &'static str,
+    requests: Arc<Mutex<Vec<String>>>,
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Answers the requests in this order; the last answer is for all that follow.
+    pub(super) fn new(replies: Vec<Reply>) -> Self {
+        Self::start(replies, None)
+    }
+
+    pub(super) fn start(replies: Vec<Reply>, tls: Option<Arc<ServerConfig>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (requests, done) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let thread = thread::spawn({
+            let (requests, done) = (Arc::clone(&requests), Arc::clone(&done));
+            move || accept(&listener, &replies, tls.as_ref(), &requests, &done)
+        });
+        Self { address, scheme, requests, done, thread: Some(thread) }
+    }
+
+    /// `path` begins with a slash.
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("{}://{}{path}", self.scheme, self.address)
+    }
+
+    /// The heads of the requests so far.
+    pub(super) fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    pub(super) fn wait_for_requests(&self, count: usize) {
+        while self.requests().len() < count {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.address);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn accept(
+    listener: &TcpListener,
+    replies: &[Reply],
+    tls: Option<&Arc<ServerConfig>>,
+    requests: &Arc<Mutex<Vec<String>>>,
+    done: &AtomicBool,
+) {
+    let replies: Arc<[Reply]> = replies.into();
+    for stream in listener.incoming() {
+        if done.load(Ordering::SeqCst) {
+            return;
+        }
+        let Ok(stream) = stream else { continue };
+        let (replies, requests, tls) = (Arc::clone(&replies), Arc::clone(requests), tls.cloned());
+        // It ends when the client closes the connection.
+        thread::spawn(move || match tls {
+            None => serve(stream, &replies, &requests),
+            Some(config) => {
+                let stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
+                serve(stream, &replies, &requests);
+            }
+        });
+    }
+}
+
+fn serve(stream: impl Read + Write, replies: &[Reply], requests: &Mutex<Vec<String>>) {
+    let mut stream = BufReader::new(stream);
+    let mut request = String::new();
+    while !request.ends_with("\r\n\r\n") {
+        if !matches!(stream.read_line(&mut request), Ok(1..)) {
+            return;
+        }
+    }
+    let count = {
+        let mut requests = requests.lock().unwrap();
+        requests.push(request.clone());
+        requests.len()
+    };
+    let reply = &replies[count.min(replies.len()) - 1];
+    // A client that has enough closes the connection.
+    let _ = reply.send(&request, stream.get_mut());
+}
