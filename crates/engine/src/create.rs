@@ -75,11 +75,7 @@ impl Engine {
         if let Some(key) = spec.properties.keys().find(|key| key.starts_with("wardian.")) {
             return Err(Error::Invalid(format!("property {key} is not supported yet")));
         }
-        if spec.image.is_empty() {
-            spec.image = self.shared.config.default_rootfs.clone().ok_or_else(|| {
-                Error::Invalid("no image given, and the server has no --default-rootfs".to_owned())
-            })?;
-        }
+        spec.image = self.shared.address(&spec.image)?;
         let grace =
             if spec.grace_time.is_zero() { self.shared.config.default_grace_time } else { spec.grace_time };
         if !grace.is_zero() {

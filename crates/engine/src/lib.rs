@@ -68,6 +68,10 @@ pub struct Config {
     pub max_containers: u64,
     /// Collect garbage when the store's layers take more bytes than this.
     pub gc_threshold: Option<u64>,
+    /// How layers are fetched from servers.
+    pub remote: wardian_store::Fetching,
+    /// Most bytes of the files of one layer.
+    pub max_layer_bytes: u64,
     /// Set no_new_privs on every process of unprivileged containers.
     pub no_new_privileges: bool,
     /// Percent of a processor that one share entitles to; 0: from the host's processors and memory.
@@ -123,6 +127,17 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image that is meant: an empty address, or one that is only an app, stands on the default image.
+    fn address(&self, image: &str) -> Result<String> {
+        if !image.is_empty() && !image.starts_with('?') {
+            return Ok(image.to_owned());
+        }
+        match &self.config.default_rootfs {
+            Some(default) => Ok(format!("{default}{image}")),
+            None => Err(Error::Invalid("no image given, and the server has no --default-rootfs".to_owned())),
+        }
     }
 
     /// What all bundles of this server share.
@@ -377,6 +392,8 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     }
     let place = wardian_store::Config {
         gc_threshold: config.gc_threshold,
+        remote: config.remote.clone(),
+        limits: wardian_store::Limits { max_bytes: config.max_layer_bytes, ..Default::default() },
         ..wardian_store::Config::new(config.root.clone(), config.run.clone())
     };
     let store =

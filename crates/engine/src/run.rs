@@ -292,8 +292,8 @@ fn prepare_pea(
     pea: &str,
 ) -> Result<PreparedPea> {
     let record = container.record();
-    let uri = spec.image.as_deref().unwrap_or_default();
-    let image = shared.store.image(uri).map_err(|e| Error::failed("creating-volume", chain(&e)))?;
+    let uri = shared.address(spec.image.as_deref().unwrap_or_default())?;
+    let image = shared.store.image(&uri).map_err(|e| Error::failed("creating-volume", chain(&e)))?;
     exec.env = image.config.env.iter().chain(&exec.env).cloned().collect();
     if let Some((uid, gid)) = spec.user.split_once(':')
         && (uid.parse::<u32>().is_err() || gid.parse::<u32>().is_err())

@@ -103,6 +103,15 @@ impl App {
         Ok(Some((rest.to_owned(), Self::read(&APP, rest, query)?)))
     }
 
+    /// The address of an image with an app on top, in the second spelling: `app` is an absolute path or a URL, `digest` the
+    /// hex digits of its sha256. Nothing is checked but by [`App::parse`].
+    pub fn address(image: &str, app: &str, path: &str, digest: Option<&str>) -> String {
+        let [place_key, path_key, digest_key] = APP.keys;
+        let value = |text| utf8_percent_encode(text, RESERVED);
+        let digest = digest.map(|hex| format!("&{digest_key}={}", value(hex))).unwrap_or_default();
+        format!("{image}?{place_key}={}&{path_key}={}{digest}", value(app), value(path))
+    }
+
     fn read(spelling: &'static Spelling, image: &str, query: &str) -> Result<Self, Error> {
         let [place_key, path_key, digest_key] = spelling.keys;
         let [place, path, digest] = values(spelling, query)?;

@@ -22,6 +22,12 @@ pub enum Error {
         /// What the image's source says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What is shown to servers cannot be used.
+    #[error("cannot use the certificates for fetching layers")]
+    Certificates {
+        /// What is wrong with them.
+        source: wardian_image::Error,
+    },
     /// A layer could not be brought into the store.
     #[error(transparent)]
     Layer(#[from] layer::Error),
@@ -75,16 +81,23 @@ pub enum Error {
 impl Error {
     /// Whether somebody cancelled it.
     pub fn is_cancelled(&self) -> bool {
-        let unpack = |error: &layer::Error| match error {
-            layer::Error::Unpack { source, .. } => source
-                .downcast_ref::<wardian_image::Error>()
-                .is_some_and(|error| matches!(error, wardian_image::Error::Cancelled { .. })),
-            _ => false,
-        };
+        let cancelled =
+            |error: &wardian_image::Error| matches!(error, wardian_image::Error::Cancelled { .. });
+        matches!(self.root(), Self::Cancelled) || self.image().is_some_and(cancelled)
+    }
+
+    /// Whether a server refused an address, while another one of the same content might do.
+    pub fn is_refused(&self) -> bool {
+        self.image().is_some_and(wardian_image::Error::is_refused)
+    }
+
+    /// What the image's source says, if that is the cause.
+    fn image(&self) -> Option<&wardian_image::Error> {
         match self.root() {
-            Self::Cancelled => true,
-            Self::Layer(error) => unpack(error),
-            _ => false,
+            Self::Image { source, .. } | Self::Layer(layer::Error::Unpack { source, .. }) => {
+                source.downcast_ref()
+            }
+            _ => None,
         }
     }
 

@@ -1,11 +1,14 @@
 //! From an address to layers in the store: each layer is fetched once, however many threads and processes ask.
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use wardian_image::App;
 
 use crate::layer::{self, Identity, Layer, State};
 use crate::progress::{LayerProgress, Phase, Progress};
@@ -18,7 +21,7 @@ pub(crate) const TRIES: usize = 5;
 /// How often who waits for another process looks whether it is to go on waiting.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
 
-fn image_error(uri: &str, source: wardian_image::Error) -> Error {
+pub(crate) fn image_error(uri: &str, source: wardian_image::Error) -> Error {
     match source {
         wardian_image::Error::Cancelled { .. } => Error::Cancelled,
         source => Error::Image { uri: uri.to_owned(), source: Box::new(source) },
@@ -31,6 +34,12 @@ impl Inner {
         self.check_open()?;
         if image::check(uri).is_ok() {
             return self.named_image(uri, progress);
+        }
+        // What follows a ? may be a secret.
+        let with_app =
+            App::parse(uri).map_err(|error| image_error(uri.split('?').next().unwrap_or(uri), error));
+        if let Some((base, app)) = with_app? {
+            return self.image_with_app(uri, &base, &app, progress);
         }
         let source = wardian_image::Source::parse(uri).map_err(|error| image_error(uri, error))?;
         let identity = Identity::of(&source);
@@ -48,8 +57,7 @@ impl Inner {
             if let Some(image) = cached() {
                 return Ok(image);
             }
-            let opened =
-                source.open(&wardian_image::Remote::default()).map_err(|error| image_error(uri, error))?;
+            let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
             let image = self.fetch(uri, &opened, progress)?;
             // The identity was taken before the image was read: had it changed since, the next asker would see that.
             if let Some(identity) = identity.clone() {
@@ -60,7 +68,7 @@ impl Inner {
     }
 
     /// Whether its layers can be given to somebody, as far as one can tell without a record.
-    fn is_whole(&self, image: &Image) -> bool {
+    pub(crate) fn is_whole(&self, image: &Image) -> bool {
         image.layers.iter().all(|layer| self.is_fine(layer))
     }
 
@@ -95,6 +103,7 @@ impl Inner {
         };
         let image = Image {
             uri: name.to_owned(),
+            shown: name.to_owned(),
             id: named.id,
             config,
             layers,
@@ -111,6 +120,7 @@ impl Inner {
             let layers = self.layers_of(&opened.layers, &watches, progress)?;
             let image = Image {
                 uri: uri.to_owned(),
+                shown: uri.to_owned(),
                 id: opened.id.clone(),
                 config: opened.config.clone(),
                 layers: layers.into(),
@@ -230,7 +240,7 @@ impl Inner {
     }
 
     /// The layer, unpacked now unless somebody else does it.
-    fn layer(
+    pub(crate) fn layer(
         &self,
         source: &wardian_image::Layer,
         below: &[Arc<Layer>],
@@ -239,20 +249,31 @@ impl Inner {
     ) -> Result<Arc<Layer>> {
         let chain = &source.chain_id;
         let cancelled = || progress.is_cancelled();
-        let layer = self.unpacking.run(chain, &cancelled, || {
+        let tried = Cell::new(false);
+        let mut unpack = || {
+            tried.set(true);
             let _turn = self.turn(chain, &cancelled)?;
             if let Some(layer) = self.present(chain)? {
                 watch.set(Phase::Present);
                 return Ok(layer);
             }
             watch.set(Phase::Unpacking);
+            let begin = Instant::now();
             let discard = |name: &str| self.trash(crate::reaper::Place::Staging, name);
-            let fresh = layer::unpack(&self.layout, source, below, &watch.watch, &discard)?;
+            let limits = &self.limits;
+            let fresh = layer::unpack(&self.layout, source, below, limits, &watch.watch, &discard)?;
             let layer = Arc::clone(&fresh.layer);
+            let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.bytes);
+            tracing::info!(chain, read, bytes, ms, "layer.unpacked");
             lock(&self.layers).insert(chain.clone(), Arc::clone(&layer));
             self.durability.layer(fresh);
             Ok(layer)
-        });
+        };
+        let mut layer = self.unpacking.run(chain, &cancelled, &mut unpack);
+        // The address that was refused was another's. Ours may be signed later.
+        while !tried.get() && matches!(&layer, Err(error) if error.is_refused()) {
+            layer = self.unpacking.run(chain, &cancelled, &mut unpack);
+        }
         if layer.is_ok() && watch.phase() != Phase::Present {
             watch.set(Phase::Done);
         }

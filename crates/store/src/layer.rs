@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use wardian_image::Watch;
+use wardian_image::{Limits, Watch};
 use wardian_sys::layer_ns::{AttachedLayer, LayerNamespace};
 use wardian_sys::mount;
 
@@ -405,6 +405,7 @@ pub(crate) fn unpack(
     layout: &Layout,
     source: &wardian_image::Layer,
     below: &[Arc<Layer>],
+    limits: &Limits,
     watch: &Watch,
     discard: &dyn Fn(&str),
 ) -> Result<Fresh, Error> {
@@ -412,7 +413,7 @@ pub(crate) fn unpack(
     check_name(chain)?;
     let (name, dir) = reserve(layout).map_err(|source| Error::Stage { chain: chain.to_owned(), source })?;
     fail_point!("staged");
-    let result = stage(layout, source, below, watch, &name, dir);
+    let result = stage(layout, source, below, limits, watch, &name, dir);
     if result.is_err() {
         discard(&name);
     }
@@ -443,6 +444,7 @@ fn stage(
     layout: &Layout,
     source: &wardian_image::Layer,
     below: &[Arc<Layer>],
+    limits: &Limits,
     watch: &Watch,
     name: &str,
     dir: OwnedFd,
@@ -456,7 +458,7 @@ fn stage(
     let below = below.iter().map(|layer| layer.fs()).collect::<Result<Vec<_>, _>>().map_err(staged)?;
     let below: Vec<_> = below.iter().map(AsFd::as_fd).collect();
     let unpacked = source
-        .unpack(fs.as_fd(), &below, &wardian_image::Limits::default(), watch)
+        .unpack(fs.as_fd(), &below, limits, watch)
         .map_err(|source| Error::Unpack { chain: chain.to_owned(), source: Box::new(source) })?;
     fail_point!("unpacked");
     let mode = rustix::fs::fstat(&fs).map_err(staged)?.st_mode & 0o7777;

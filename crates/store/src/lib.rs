@@ -22,6 +22,7 @@
 //! All calls block and may come from any thread.
 #![forbid(unsafe_code)]
 
+mod app;
 mod attach;
 mod collect;
 mod durable;
@@ -54,6 +55,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use wardian_image::{App, Remote};
+
 pub use collect::Collected;
 pub use error::{Error, Result};
 pub use image::Named;
@@ -61,6 +64,8 @@ pub use measure::Measured;
 pub use progress::{LayerProgress, Phase, Progress};
 pub use record::{Record as RootfsRecord, Used};
 pub use rootfs::Rootfs;
+pub use wardian_image::{Limits, Settings as Fetching};
+
 pub use usage::{ImageUsage, LayerInfo, RootfsUsage, Usage};
 
 use durable::Durability;
@@ -83,12 +88,22 @@ pub struct Config {
     pub run: PathBuf,
     /// A server collects garbage when the layers take more bytes than this; none: only when it is told to.
     pub gc_threshold: Option<u64>,
+    /// How layers are fetched from servers.
+    pub remote: Fetching,
+    /// What one layer may take.
+    pub limits: Limits,
 }
 
 impl Config {
-    /// Without automatic garbage collection.
+    /// Without automatic garbage collection, and with the usual limits.
     pub fn new(root: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), run: run.into(), gc_threshold: None }
+        Self {
+            root: root.into(),
+            run: run.into(),
+            gc_threshold: None,
+            remote: Fetching::default(),
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -109,7 +124,9 @@ pub struct Owner<'a> {
 pub struct Image {
     /// As it was asked for.
     pub uri: String,
-    /// The digest of its config, or the chain id of a bare tar, in hex.
+    /// The same without what may be secret.
+    pub shown: String,
+    /// The digest of its config, or the chain id of a bare tar or of an app on top, in hex.
     pub id: String,
     /// What the image says about the processes in it.
     pub config: wardian_image::Config,
@@ -156,6 +173,8 @@ struct Inner {
     mounter: Mounter,
     pool: Pool,
     gc_threshold: Option<u64>,
+    remote: Remote,
+    limits: Limits,
     images: Mutex<HashMap<String, (Identity, Image)>>,
     layers: Mutex<HashMap<String, Arc<Layer>>>,
     /// Honest root file systems, kept open: whoever closes the last reference waits for the disk, and that is the
@@ -166,6 +185,14 @@ struct Inner {
     opening: Flights<String, Image>,
     unpacking: Flights<String, Arc<Layer>>,
     closed: AtomicBool,
+}
+
+/// The address without what may be secret.
+fn shown(uri: &str) -> String {
+    match App::parse(uri) {
+        Ok(Some((_, app))) => app.to_string(),
+        _ => uri.to_owned(),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -205,6 +232,7 @@ impl Store {
     fn new(config: &Config, role: Role) -> Result<Self> {
         let (layout, lock) = Layout::open(&config.root, &config.run, role)?;
         let layout = Arc::new(layout);
+        let remote = Remote::new(config.remote.clone()).map_err(|source| Error::Certificates { source })?;
         let inner = Arc::new_cyclic(|weak: &std::sync::Weak<Inner>| {
             let weak = weak.clone();
             let alarm = move |what: &str| {
@@ -220,6 +248,8 @@ impl Store {
                 mounter: Mounter::default(),
                 pool: Pool::default(),
                 gc_threshold: config.gc_threshold,
+                remote,
+                limits: config.limits,
                 images: Mutex::default(),
                 layers: Mutex::default(),
                 honest: Mutex::default(),
@@ -245,7 +275,8 @@ impl Store {
     }
 
     /// Takes the image into the store: what is missing is fetched, verified and unpacked, once however many ask. `uri`
-    /// is an address as [`wardian_image::Source::parse`] understands it, or the name of an image in the store.
+    /// is an address as [`wardian_image::Source::parse`] understands it, or the name of an image in the store; with an
+    /// app on top as in [`wardian_image::App`].
     ///
     /// # Errors
     ///
@@ -271,7 +302,7 @@ impl Store {
                 return Ok(image);
             }
         }
-        Err(Error::Collected { uri: uri.to_owned() })
+        Err(Error::Collected { uri: shown(uri) })
     }
 
     /// Whether all layers of an image are in their places still: what was read from them until now was complete.
@@ -300,7 +331,7 @@ impl Store {
             }
             image = self.0.image(&image.uri, progress)?;
         }
-        Err(Error::Lost { uri: image.uri })
+        Err(Error::Lost { uri: image.shown })
     }
 
     /// All named images, by name.
@@ -461,15 +492,16 @@ impl Inner {
 
     fn name(&self, name: &str, uri: &str, image: &Image) -> Result<()> {
         let text = |bytes: &Option<Vec<u8>>| bytes.clone().map(|b| String::from_utf8_lossy(&b).into_owned());
+        let (id, config) = self.ordinary(uri, image)?;
         let named = Named {
             name: name.to_owned(),
             source: uri.to_owned(),
-            id: image.id.clone(),
+            id,
             layers: image.chain_ids(),
             pinned: false,
             imported_ms: record::now_ms(),
             manifest: text(&image.manifest),
-            config: text(&image.config_json),
+            config: text(&config),
         };
         Ok(image::save(&self.layout, named)?)
     }
@@ -491,7 +523,7 @@ impl Inner {
             id: id.to_owned(),
             dir: name.clone(),
             boot_id: self.layout.boot_id.clone(),
-            image: image.uri.clone(),
+            image: image.shown.clone(),
             layers: image.layers.iter().map(|layer| layer.as_used()).collect(),
             created_ms: record::now_ms(),
             attached,

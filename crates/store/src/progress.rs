@@ -1,7 +1,7 @@
 //! What an import is doing, for whoever watches it, and how to stop it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wardian_image::Watch;
 
@@ -55,6 +55,8 @@ impl LayerProgress {
 #[derive(Debug, Default)]
 pub struct Progress {
     cancelled: AtomicBool,
+    /// For what is asked before a layer is known.
+    watch: Watch,
     layers: Mutex<Vec<Arc<LayerProgress>>>,
 }
 
@@ -62,6 +64,7 @@ impl Progress {
     /// Stops the import soon; it ends with [`crate::Error::Cancelled`] and leaves nothing half made.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
+        self.watch.cancel();
         for layer in self.layers() {
             layer.watch.cancel();
         }
@@ -74,26 +77,39 @@ impl Progress {
 
     /// Its layers, bottom first; none before the image's manifest has been read.
     pub fn layers(&self) -> Vec<Arc<LayerProgress>> {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().clone()
+    }
+
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Begins with these layers.
     pub(crate) fn begin(&self, layers: &[wardian_image::Layer]) -> Vec<Arc<LayerProgress>> {
-        let layers: Vec<_> = layers
-            .iter()
-            .map(|layer| {
-                Arc::new(LayerProgress {
-                    chain_id: layer.chain_id.clone(),
-                    size: layer.size(),
-                    watch: Watch::default(),
-                    phase: AtomicU8::new(Phase::Waiting as u8),
-                })
-            })
-            .collect();
-        *self.layers.lock().unwrap_or_else(PoisonError::into_inner) = layers.clone();
+        self.lock().clear();
+        layers.iter().map(|layer| self.add(layer)).collect()
+    }
+
+    /// One layer more.
+    pub(crate) fn add(&self, layer: &wardian_image::Layer) -> Arc<LayerProgress> {
+        let layer = Arc::new(LayerProgress {
+            chain_id: layer.chain_id.clone(),
+            size: layer.size(),
+            watch: Watch::default(),
+            phase: AtomicU8::new(Phase::Waiting as u8),
+        });
+        let mut layers = self.lock();
+        // Tried again after a collection.
+        layers.retain(|other| other.chain_id != layer.chain_id);
+        layers.push(Arc::clone(&layer));
+        drop(layers);
         if self.is_cancelled() {
             self.cancel();
         }
-        layers
+        layer
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<LayerProgress>>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use wardian_image::export::{self, Compression, Format, Target};
-use wardian_image::{Source, Watch};
+use wardian_image::{App, Remote, Source, Watch};
 use wardian_store::image::Named;
 use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
 
@@ -41,6 +41,30 @@ enum Command {
         /// This is the process in the background.
         #[arg(long, hide = true)]
         detached: bool,
+    },
+    /// Bring images in ahead, so that no container waits for them; what is there already costs nothing
+    Prefetch {
+        /// What import takes, names of images, and addresses with an app: IMAGE?app=FILE_OR_URL&app_path=/DIR, or
+        /// preloaded+layer:///FILE?layer=URL&layer_path=DIR&layer_digest=HEX
+        #[arg(required = true, value_name = "SOURCE")]
+        sources: Vec<String>,
+    },
+    /// Make an image of another one and an app on top of it
+    AddLayer {
+        /// What prefetch takes
+        image: String,
+        /// A tar (plain, gzip or zstd) of the app's files: a file, or an http or https URL
+        #[arg(value_name = "FILE_OR_URL")]
+        app: String,
+        /// Where the app's files go; made if the image has no such directory
+        #[arg(long, value_name = "DIR")]
+        path: String,
+        /// What to call the new image
+        #[arg(short = 't', long = "tag", value_name = "NAME")]
+        tag: String,
+        /// The sha256 of the tar as it is stored: what does not have it is refused
+        #[arg(long, value_name = "HEX")]
+        digest: Option<String>,
     },
     /// List the images that have a name
     #[command(alias = "list")]
@@ -95,6 +119,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
             place.leave(&store);
             done?;
         }
+        Command::Prefetch { sources } => return prefetch(&place, &sources),
+        Command::AddLayer { image, app, path, tag, digest } => {
+            let store = place.open()?;
+            let source = with_app(&address(&store, &image)?, &app, &path, digest.as_deref())?;
+            let done = import(&place, &store, &source, Some(tag), false);
+            place.leave(&store);
+            done?;
+        }
         Command::Ls => list(&place)?,
         Command::Inspect { name } => inspect(&place.open()?, &name)?,
         Command::Rm { names } => return remove(&place, &names),
@@ -119,6 +151,47 @@ pub fn source(text: &str) -> Result<Source> {
         }
         found => found?,
     })
+}
+
+/// The same with an app on top, or the name of an image, as the store understands it.
+pub fn address(store: &Store, text: &str) -> Result<String> {
+    let Some((base, _)) = App::parse(text)? else {
+        let unknown = |error: &wardian_store::Error| {
+            use wardian_store::image::Error::{Invalid, Unknown};
+            matches!(error, wardian_store::Error::Name(Unknown { .. } | Invalid { .. }))
+        };
+        return match store.find_image(text) {
+            Ok(named) => Ok(named.name),
+            Err(error) if unknown(&error) => {
+                let other =
+                    || format!("{text:?} is neither an image in the store nor one that can be fetched");
+                Ok(source(text).with_context(other)?.to_uri())
+            }
+            Err(error) => Err(error.into()),
+        };
+    };
+    // Otherwise the base is a path already.
+    match text.strip_prefix(&base) {
+        Some(app) => Ok(format!("{}{app}", address(store, &base)?)),
+        None => Ok(text.to_owned()),
+    }
+}
+
+/// The address of an image with an app on top.
+pub fn with_app(image: &str, app: &str, path: &str, digest: Option<&str>) -> Result<String> {
+    ensure!(
+        App::parse(image)?.is_none(),
+        "there is an app on this image already; give that image a name first"
+    );
+    let app = if app.contains("://") {
+        app.to_owned()
+    } else {
+        let path = std::path::absolute(app).with_context(|| format!("find {app}"))?;
+        path.into_os_string().into_string().ok().with_context(|| format!("the path of {app} is not UTF-8"))?
+    };
+    let address = App::address(image, &app, path, digest);
+    App::parse(&address)?;
+    Ok(address)
 }
 
 /// Brings an image in, watched; Ctrl-C ends it.
@@ -167,11 +240,10 @@ fn step_back() -> Result<()> {
 }
 
 fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, detached: bool) -> Result<()> {
-    let source = source(text)?;
-    let uri = source.to_uri();
     let mut names: Vec<String> = tag.into_iter().collect();
-    if names.is_empty() {
-        let own = source.open(&wardian_image::Remote::default())?.names;
+    let uri = if App::parse(text)?.is_some() { address(store, text)? } else { source(text)?.to_uri() };
+    if names.is_empty() && App::parse(&uri)?.is_none() {
+        let own = Source::parse(&uri)?.open(&Remote::default())?.names;
         names.extend(own.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned()));
         names.retain(|name| wardian_store::image::check(name).is_ok());
     }
@@ -179,7 +251,7 @@ fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, detache
     for name in names.iter().skip(1) {
         store.import(&uri, Some(name), &Progress::default())?;
     }
-    let answer = || report(place, store, &image, &names, &uri, &watched);
+    let answer = || report(place, store, &image, &names, &image.shown, &watched);
     if detached {
         answer()?;
         step_back()?;
@@ -197,6 +269,35 @@ pub fn wait_durable(store: &Store, image: &Image) -> Result<()> {
     interrupts.check()?;
     written?;
     Ok(())
+}
+
+/// Does it for each, also after a failure.
+fn prefetch(place: &Place, sources: &[String]) -> Result<ExitCode> {
+    let store = place.open()?;
+    let mut done = Vec::new();
+    let result = each(sources, &mut |text| {
+        let (image, watched) = fetch(&store, &address(&store, text)?, None)?;
+        wait_durable(&store, &image)?;
+        let fetched: Vec<_> = watched.iter().filter(|layer| layer.phase() == Phase::Done).collect();
+        let bytes = fetched.iter().map(|layer| layer.bytes_read()).sum();
+        if place.json {
+            let layers: Vec<_> = fetched.iter().map(|layer| &layer.chain_id).collect();
+            done.push(
+                json!({"id": image.id, "source": image.shown, "fetched": layers, "fetched_bytes": bytes}),
+            );
+            return Ok(());
+        }
+        let what = match fetched.len() {
+            0 => "was there".to_owned(),
+            count => format!("{} fetched, {}", print::count(count, "layer"), print::bytes(bytes)),
+        };
+        print::text(&format!("{}  {} ({what})\n", print::short(&image.id), image.shown))
+    });
+    place.leave(&store);
+    if place.json {
+        print::json(&done)?;
+    }
+    result
 }
 
 fn report(
@@ -244,6 +345,14 @@ fn layers_of(store: &Store, image: &Named) -> Vec<LayerInfo> {
     image.layers.iter().filter_map(|chain| store.layer(chain)).collect()
 }
 
+/// An address without what may be secret in it.
+pub fn shown(uri: &str) -> String {
+    match App::parse(uri) {
+        Ok(Some((_, app))) => app.to_string(),
+        _ => uri.to_owned(),
+    }
+}
+
 fn list(place: &Place) -> Result<()> {
     let store = place.open()?;
     let images = store.images()?;
@@ -253,7 +362,7 @@ fn list(place: &Place) -> Result<()> {
             json!({
                 "name": image.name,
                 "id": image.id,
-                "source": image.source,
+                "source": shown(&image.source),
                 "bytes": bytes(image),
                 "layers": image.layers,
                 "pinned": image.pinned,
@@ -286,7 +395,7 @@ fn inspect(store: &Store, name: &str) -> Result<()> {
     print::json(&json!({
         "name": image.name,
         "id": image.id,
-        "source": image.source,
+        "source": shown(&image.source),
         "pinned": image.pinned,
         "imported_ms": image.imported_ms,
         "bytes": layers.iter().map(size).sum::<u64>(),

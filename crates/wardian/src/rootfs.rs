@@ -73,17 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn create(store: &Store, image: &str, id: &str) -> Result<std::path::PathBuf> {
-    let uri = match store.find_image(image) {
-        Ok(named) => named.name,
-        Err(wardian_store::Error::Name(
-            wardian_store::image::Error::Unknown { .. } | wardian_store::image::Error::Invalid { .. },
-        )) => image::source(image)
-            .with_context(|| {
-                format!("{image:?} is neither an image in the store nor one that can be fetched")
-            })?
-            .to_uri(),
-        Err(error) => return Err(error.into()),
-    };
+    let uri = image::address(store, image)?;
     let (image, layers) = image::fetch(store, &uri, None)?;
     if layers.iter().any(|layer| layer.phase() == Phase::Done) {
         // Nobody trusts a layer whose process is gone before it is on the disk: each create would fetch it again.

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wardian_engine::{Config, Engine};
 use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions};
+use wardian_store::{Fetching, Limits};
 
 pub const ROOT: &str = "/var/lib/wardian";
 pub const RUN: &str = "/run/wardian";
@@ -71,6 +72,17 @@ pub struct Args {
     /// Collect garbage when the store's layers take more bytes than this [default: only when told to]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_GC_THRESHOLD")]
     gc_threshold: Option<u64>,
+    /// Certificates for servers that layers are fetched from: *.crt are trusted besides the system's, a *.cert with the *.key of
+    /// the same name is shown to servers that ask for one [default: none]
+    #[arg(long, value_name = "DIR", env = "WARDIAN_LAYER_CERTIFICATES")]
+    layer_certificates: Option<PathBuf>,
+    /// Give up on a server that sends fewer than 64 KiB of a layer in this time; it is tried five times, from where it
+    /// stopped [default: 30s]
+    #[arg(long, value_name = "TIME", env = "WARDIAN_LAYER_PATIENCE", value_parser = duration)]
+    layer_patience: Option<Duration>,
+    /// Refuse a layer whose files are larger, or whose blob is [default: 64G]
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_LAYER_BYTES", value_parser = crate::store::size)]
+    max_layer_bytes: Option<u64>,
     /// Set no_new_privs on every process: set-uid programs gain nothing
     #[arg(long, env = "WARDIAN_NO_NEW_PRIVILEGES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_new_privileges: Option<bool>,
@@ -107,6 +119,9 @@ struct File {
     insecure_listen: Option<bool>,
     max_containers: Option<u64>,
     gc_threshold: Option<u64>,
+    layer_certificates: Option<PathBuf>,
+    layer_patience: Option<String>,
+    max_layer_bytes: Option<u64>,
     no_new_privileges: Option<bool>,
     max_concurrent_creates: Option<usize>,
     max_queued_creates: Option<usize>,
@@ -132,6 +147,8 @@ struct Settings {
     insecure_listen: bool,
     max_containers: u64,
     gc_threshold: Option<u64>,
+    fetching: Fetching,
+    max_layer_bytes: u64,
     no_new_privileges: bool,
     max_concurrent_creates: usize,
     max_queued_creates: usize,
@@ -209,6 +226,9 @@ impl Args {
             text.map(|text| duration(&text).map_err(|e| anyhow::anyhow!("{name}: {e}"))).transpose()
         };
         let file_grace = time("default-grace-time", file.default_grace_time)?;
+        let file_patience = time("layer-patience", file.layer_patience)?;
+        let patience = self.layer_patience.or(file_patience).unwrap_or(Fetching::default().patience);
+        ensure!(!patience.is_zero(), "layer-patience: no server sends a layer in no time");
         let file_head = time("read-header-timeout", file.read_header_timeout)?;
         let run = self.run.or(file.run).unwrap_or_else(|| RUN.into());
         Ok(Settings {
@@ -220,6 +240,15 @@ impl Args {
             insecure_listen: self.insecure_listen.or(file.insecure_listen).unwrap_or(false),
             max_containers: self.max_containers.or(file.max_containers).unwrap_or(0),
             gc_threshold: self.gc_threshold.or(file.gc_threshold),
+            fetching: Fetching {
+                certificates: self.layer_certificates.or(file.layer_certificates),
+                patience,
+                ..Fetching::default()
+            },
+            max_layer_bytes: self
+                .max_layer_bytes
+                .or(file.max_layer_bytes)
+                .unwrap_or(Limits::default().max_bytes),
             no_new_privileges: self.no_new_privileges.or(file.no_new_privileges).unwrap_or(false),
             max_concurrent_creates: self.max_concurrent_creates.or(file.max_concurrent_creates).unwrap_or(0),
             max_queued_creates: self.max_queued_creates.or(file.max_queued_creates).unwrap_or(QUEUED_CREATES),
@@ -315,6 +344,8 @@ async fn serve(
         keeper,
         max_containers: settings.max_containers,
         gc_threshold: settings.gc_threshold,
+        remote: settings.fetching,
+        max_layer_bytes: settings.max_layer_bytes,
         no_new_privileges: settings.no_new_privileges,
         cpu_entitlement_per_share: settings.cpu_entitlement_per_share,
         destroy_on_start: settings.destroy_containers_on_startup,

@@ -21,6 +21,9 @@ pub struct Place {
     /// Live state; the same as the server's, if there is one
     #[arg(long, value_name = "DIR", env = "WARDIAN_RUN", default_value = RUN, global = true)]
     run: PathBuf,
+    /// Certificates for servers that layers are fetched from, as in `wardian serve --help`
+    #[arg(long, value_name = "DIR", env = "WARDIAN_LAYER_CERTIFICATES", global = true, hide = true)]
+    layer_certificates: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -34,7 +37,9 @@ impl Place {
         );
         let absolute =
             |path: &PathBuf| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
-        Ok(Config::new(absolute(&self.root)?, absolute(&self.run)?))
+        let mut config = Config::new(absolute(&self.root)?, absolute(&self.run)?);
+        config.remote.certificates = self.layer_certificates.as_ref().map(absolute).transpose()?;
+        Ok(config)
     }
 
     /// The store, beside a server or without one.
@@ -82,6 +87,9 @@ impl Place {
         let config = self.config()?;
         let mut command = std::process::Command::new(std::env::current_exe().context("find this program")?);
         command.args(args).arg("--root").arg(&config.root).arg("--run").arg(&config.run);
+        if let Some(certificates) = &config.remote.certificates {
+            command.arg("--layer-certificates").arg(certificates);
+        }
         command.args(self.json.then_some("--json")).stdin(Stdio::null());
         Ok(command)
     }

@@ -373,6 +373,24 @@ fn with_diff_ids(config: Config<'_>, diff_ids: &[Digest]) -> Vec<u8> {
     }
 }
 
+/// The config of an image that has one layer more than `config` says (none: a minimal one for this host): with all diff
+/// ids, bottom first, and how the uppermost layer came about, in the words of `created_by`.
+///
+/// # Errors
+/// [`Error::Json`], [`Error::Limit`].
+pub fn config_with_layer(
+    config: Option<&[u8]>,
+    diff_ids: &[Digest],
+    created_by: &str,
+) -> Result<Vec<u8>, Error> {
+    let mut config = config.map_or_else(|| Ok(minimal()), parse)?;
+    // Where there is a history it has an entry for each layer; where there is none it need not begin.
+    if let Some(Value::Array(history)) = config.fields.get_mut("history") {
+        history.push(json!({"created_by": created_by}));
+    }
+    Ok(with_diff_ids(config, diff_ids))
+}
+
 /// The name with its tag.
 fn full_name(name: &str) -> Result<String, Error> {
     let invalid = |why| Err(Error::Source { uri: name.chars().take(300).collect(), why });

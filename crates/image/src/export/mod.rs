@@ -30,6 +30,8 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::watch::Watch;
 use layout::Layout;
+
+pub use layout::config_with_layer;
 use tarball::{END, Named, Tarball};
 use walk::Meter;
 

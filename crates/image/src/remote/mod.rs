@@ -24,7 +24,7 @@ use crate::watch::Watch;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// How blobs are fetched.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// A directory of certificates: `*.crt` are trusted besides the system's, a `*.cert` and the `*.key` of the same
     /// stem are shown to servers that ask for one. It may be missing; so may what is in it, by being empty.

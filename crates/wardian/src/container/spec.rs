@@ -1,5 +1,6 @@
 //! What a container or a process is made of, as it is said on the command line.
 
+use crate::image::with_app;
 use crate::store::size;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args as ClapArgs;
@@ -72,17 +73,33 @@ pub struct Making {
     /// Root inside is root on this host
     #[arg(long)]
     privileged: bool,
+    /// Put an app on top of the image, a layer that is fetched once however many containers have it: a tar (plain, gzip or
+    /// zstd), and the directory that its files go to
+    #[arg(long, value_name = "FILE_OR_URL:DIR", value_parser = app)]
+    app: Option<(String, String)>,
+    /// The sha256 of that tar as it is stored; without it a URL's server is asked by each create whether it has changed
+    #[arg(long, value_name = "HEX", requires = "app")]
+    app_digest: Option<String>,
     /// Note something on the container; `ps --filter` finds it
     #[arg(long = "property", value_name = "KEY=VALUE", alias = "label", value_parser = pair)]
     properties: Vec<(String, String)>,
 }
 
 impl Making {
+    /// The image's address; one that begins with its app stands for the server's default image.
+    fn address(&self, image: Option<&str>) -> Result<String> {
+        let image = image.map(uri).transpose()?.unwrap_or_default();
+        match &self.app {
+            None => Ok(image),
+            Some((app, path)) => with_app(&image, app, path, self.app_digest.as_deref()),
+        }
+    }
+
     /// As the server wants it; without an image it takes its default.
     pub fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
         Ok(ContainerSpec {
             handle: self.name.clone().unwrap_or_default(),
-            image: ImageRef { uri: image.map(uri).transpose()?.unwrap_or_default(), ..ImageRef::default() },
+            image: ImageRef { uri: self.address(image)?, ..ImageRef::default() },
             bind_mounts: self.volumes.clone(),
             properties: self.properties.iter().cloned().collect::<BTreeMap<_, _>>(),
             env: self.env.all()?,
@@ -111,6 +128,16 @@ fn uri(image: &str) -> Result<String> {
     let path = std::path::absolute(image).with_context(|| format!("find {image}"))?;
     let path = path.into_os_string().into_string();
     path.ok().with_context(|| format!("the path of {image} is not UTF-8"))
+}
+
+/// `FILE_OR_URL:DIR`. Both may have colons, but the directory is absolute.
+fn app(text: &str) -> Result<(String, String), String> {
+    match text.rsplit_once(":/") {
+        Some((app, dir)) if !matches!(app, "" | "http" | "https" | "file") => {
+            Ok((app.to_owned(), format!("/{dir}")))
+        }
+        _ => Err("expected FILE_OR_URL:DIR with an absolute DIR".to_owned()),
+    }
 }
 
 /// `KEY=VALUE`.
@@ -195,6 +222,34 @@ mod tests {
         }
         let here = std::env::current_dir().unwrap().join("a.tar");
         assert_eq!(uri("./a.tar").unwrap(), here.to_str().unwrap());
+    }
+
+    #[test]
+    fn apps() {
+        let there = |text: &str| app(text).ok();
+        let pair = |app: &str, dir: &str| Some((app.to_owned(), dir.to_owned()));
+        assert_eq!(there("a.tgz:/home/vcap"), pair("a.tgz", "/home/vcap"));
+        assert_eq!(there("/x:y/a.tgz:/"), pair("/x:y/a.tgz", "/"));
+        assert_eq!(there("https://h:8/a?b=c:/d:/app"), pair("https://h:8/a?b=c:/d", "/app"));
+        for bad in ["", "a.tgz", ":/a", "https://h/a.tgz", "a.tgz:home"] {
+            assert!(there(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_app_on_an_image_or_on_the_default_one() {
+        let making = |digest: Option<&str>| Making {
+            app: Some(("https://h/a.tgz?x=1&y=2".into(), "/home/vcap".into())),
+            app_digest: digest.map(str::to_owned),
+            ..Making::default()
+        };
+        let app = "?app=https://h/a.tgz?x=1%26y=2&app_path=/home/vcap";
+        assert_eq!(making(None).spec(Some("alpine")).unwrap().image.uri, format!("alpine{app}"));
+        let digest = "0f".repeat(32);
+        let spec = making(Some(&digest)).spec(None).unwrap();
+        assert_eq!(spec.image.uri, format!("{app}&app_digest={digest}"));
+        assert!(making(Some("0F")).spec(None).is_err());
+        assert!(making(None).spec(Some("alpine?app=/b.tar&app_path=/b")).is_err());
     }
 
     #[test]

@@ -1,0 +1,69 @@
+//! Images with an app on top: the layers of an image, and one that is fetched on its own.
+
+use std::sync::Arc;
+
+use wardian_image::{App, Digest, export};
+
+use crate::fetch::{TRIES, image_error};
+use crate::progress::{Phase, Progress};
+use crate::{Error, Image, Inner, Result, layer, rootfs};
+
+impl Inner {
+    /// The image `base` with the app on top of it. Nothing is cached but the layers: to find out that they are there
+    /// takes no more than a look at each.
+    pub(crate) fn image_with_app(
+        &self,
+        uri: &str,
+        base: &str,
+        app: &App,
+        progress: &Progress,
+    ) -> Result<Image> {
+        let shown = app.to_string();
+        for _ in 0..TRIES {
+            let below = self.image(base, progress)?;
+            let Some(top) = below.layers.last() else {
+                return Err(rootfs::Error::Empty { id: shown }.into());
+            };
+            let source = app.layer(&top.chain, &self.remote, progress.watch());
+            let source = source.map_err(|error| image_error(&shown, error))?;
+            let watch = progress.add(&source);
+            let layer = match self.present(&source.chain_id)? {
+                Some(layer) => {
+                    watch.set(Phase::Present);
+                    layer
+                }
+                None => {
+                    let topmost_first: Vec<_> = below.layers.iter().rev().cloned().collect();
+                    self.layer(&source, &topmost_first, &watch, progress)?
+                }
+            };
+            let id = layer.chain.clone();
+            let layers: Arc<[_]> = below.layers.iter().cloned().chain([layer]).collect();
+            let image =
+                Image { uri: uri.to_owned(), shown: shown.clone(), id, layers, manifest: None, ..below };
+            if self.is_whole(&image) {
+                image.touch();
+                return Ok(image);
+            }
+        }
+        Err(Error::Collected { uri: shown })
+    }
+
+    /// Id and config of an image as it is kept under a name. With an app on top those of an ordinary image: its config has
+    /// the diff ids of all layers.
+    pub(crate) fn ordinary(&self, uri: &str, image: &Image) -> Result<(String, Option<Vec<u8>>)> {
+        let app = App::parse(uri).map_err(|error| image_error(&image.shown, error))?;
+        let Some((_, app)) = app else { return Ok((image.id.clone(), image.config_json.clone())) };
+        let failed = |error| image_error(&image.shown, error);
+        let mut diff_ids = Vec::new();
+        for chain in image.chain_ids() {
+            let found = layer::load(&self.layout, &chain)?;
+            let found = found.ok_or_else(|| Error::Collected { uri: image.shown.clone() })?;
+            diff_ids.push(found.record.diff_id.parse().map_err(failed)?);
+        }
+        let config = image.config_json.as_deref();
+        let config =
+            export::config_with_layer(config, &diff_ids, &format!("wardian {app}")).map_err(failed)?;
+        Ok((Digest::of(&config).as_hex().to_owned(), Some(config)))
+    }
+}
