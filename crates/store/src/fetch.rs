@@ -250,7 +250,7 @@ impl Inner {
         let chain = &source.chain_id;
         let cancelled = || progress.is_cancelled();
         let tried = Cell::new(false);
-        let mut unpack = || {
+        let unpack = || {
             tried.set(true);
             let _turn = self.turn(chain, &cancelled)?;
             if let Some(layer) = self.present(chain)? {
@@ -269,10 +269,10 @@ impl Inner {
             self.durability.layer(fresh);
             Ok(layer)
         };
-        let mut layer = self.unpacking.run(chain, &cancelled, &mut unpack);
+        let mut layer = self.unpacking.run(chain, &cancelled, unpack);
         // The address that was refused was another's. Ours may be signed later.
         while !tried.get() && matches!(&layer, Err(error) if error.is_refused()) {
-            layer = self.unpacking.run(chain, &cancelled, &mut unpack);
+            layer = self.unpacking.run(chain, &cancelled, unpack);
         }
         if layer.is_ok() && watch.phase() != Phase::Present {
             watch.set(Phase::Done);
