@@ -251,7 +251,7 @@ fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, detache
     for name in names.iter().skip(1) {
         store.import(&uri, Some(name), &Progress::default())?;
     }
-    let answer = || report(place, store, &image, &names, &image.shown, &watched);
+    let answer = || report(place, store, &image, &names, &watched);
     if detached {
         answer()?;
         step_back()?;
@@ -305,9 +305,13 @@ fn report(
     store: &Store,
     image: &Image,
     names: &[String],
-    uri: &str,
     watched: &[Arc<LayerProgress>],
 ) -> Result<()> {
+    // With an app on top it has the id of an ordinary image under its name.
+    let id = match names.first() {
+        Some(name) => store.find_image(name)?.id,
+        None => image.id.clone(),
+    };
     let layers: Vec<LayerInfo> = image.chain_ids().iter().filter_map(|chain| store.layer(chain)).collect();
     if let Some(suspect) = layers.iter().find(|layer| layer.suspect) {
         bail!(
@@ -324,15 +328,17 @@ fn report(
             Ok(value)
         });
         let layers = layers.collect::<Result<Vec<Value>>>()?;
-        return print::json(&json!({"name": names.first(), "id": image.id, "source": uri, "layers": layers}));
+        return print::json(
+            &json!({"name": names.first(), "id": id, "source": image.shown, "layers": layers}),
+        );
     }
     let what =
         format!("{}, {}", print::count(layers.len(), "layer"), print::bytes(layers.iter().map(size).sum()));
     if names.is_empty() {
         eprintln!("wardian: it has no name: `-t NAME` gives it one, or garbage collection takes it");
-        return print::text(&format!("{}  ({what})\n", image.id));
+        return print::text(&format!("{id}  ({what})\n"));
     }
-    let line = |name: &String| format!("{name}  {}  ({what})\n", print::short(&image.id));
+    let line = |name: &String| format!("{name}  {}  ({what})\n", print::short(&id));
     print::text(&names.iter().map(line).collect::<String>())
 }
 
