@@ -6,11 +6,13 @@ mod base;
 mod export;
 mod hostile;
 mod image;
+mod mirrors;
 mod ordinary;
 mod remote;
 mod server;
 mod sparse;
 mod streams;
+mod tls;
 
 use std::fs::File;
 use std::io::Write;

@@ -15,6 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use tokio::runtime::Runtime;
 
+use super::names::Names;
 use super::{Settings, Stop, chain};
 use crate::error::Error;
 
@@ -50,6 +51,7 @@ impl Client {
             .map_err(|e| error(e.to_string()))?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
+            .dns_resolver(Names::of_host())
             .connect_timeout(settings.connect)
             .redirect(Policy::custom(|attempt| {
                 let from = attempt.previous().last().map(reqwest::Url::scheme);
@@ -99,7 +101,7 @@ impl Drop for Client {
 }
 
 /// What the system trusts (SSL_CERT_FILE and SSL_CERT_DIR count) and what the directory adds.
-fn tls(dir: Option<&Path>) -> Result<ClientConfig, Error> {
+pub(super) fn tls(dir: Option<&Path>) -> Result<ClientConfig, Error> {
     let error = |e: rustls::Error| Error::Client { why: e.to_string() };
     let own = dir.map_or_else(|| Ok(Certificates::default()), Certificates::load)?;
     let provider = Arc::new(ring::default_provider());
@@ -127,7 +129,7 @@ fn shown(path: &Path) -> String {
 /// What a directory of certificates holds: `*.crt` are roots; a `*.cert` and the `*.key` of the same stem are shown to
 /// servers that ask (GrootFS' `remote_layer_client_certificates_path`, docker's `certs.d`).
 #[derive(Default)]
-pub(super) struct Certificates {
+struct Certificates {
     roots: Vec<(PathBuf, CertificateDer<'static>)>,
     pairs: Vec<Pair>,
 }
@@ -141,7 +143,7 @@ struct Pair {
 impl Certificates {
     /// A directory that is not there holds nothing. Files that are empty, or blank, are as good as not there: that is
     /// how BOSH writes a property that is not set.
-    pub(super) fn load(dir: &Path) -> Result<Self, Error> {
+    fn load(dir: &Path) -> Result<Self, Error> {
         let mut found = Self::default();
         let entries = match fs::read_dir(dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),

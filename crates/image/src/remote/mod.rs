@@ -3,6 +3,7 @@
 mod body;
 mod client;
 mod location;
+mod names;
 mod try_again;
 
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ pub use self::location::Location;
 pub(crate) use self::body::Fetch;
 pub(crate) use self::try_again::Validator;
 
-use self::client::{Certificates, Client};
+use self::client::Client;
 use crate::error::Error;
 use crate::watch::Watch;
 
@@ -72,9 +73,7 @@ impl Remote {
     /// # Errors
     /// [`Error::CertificatePair`], [`Error::Certificate`], [`Error::Io`].
     pub fn new(settings: Settings) -> Result<Self, Error> {
-        if let Some(dir) = &settings.certificates {
-            Certificates::load(dir)?;
-        }
+        client::tls(settings.certificates.as_deref())?;
         Ok(Self(Arc::new(Inner { settings, client: Mutex::new(None) })))
     }
 

@@ -3,23 +3,25 @@
 use std::io::Read;
 use std::time::Duration;
 
+use super::app::all_text;
 use super::server::{Reply, Server};
 use crate::remote::{Fetch, Stop, Validator};
 use crate::stream::stream_error;
-use crate::{Error, Location, Remote, Settings, Watch};
+use crate::{Error, Location, Remote, Settings, Source, Watch};
 
-/// Short waits, for servers that are known to fail.
-pub(super) fn settings() -> Settings {
-    Settings {
-        patience: Duration::from_millis(300),
-        tries: 3,
-        backoff: Duration::from_millis(10),
-        ..Settings::default()
-    }
-}
-
+/// Few tries with short pauses, but time for servers on a busy host.
 pub(super) fn hasty() -> Remote {
     Remote::new(settings()).unwrap()
+}
+
+pub(super) fn settings() -> Settings {
+    Settings { tries: 3, backoff: Duration::from_millis(10), ..Settings::default() }
+}
+
+/// For servers that are known to hang.
+fn impatient(tries: u32) -> Remote {
+    let connect = Duration::from_millis(500);
+    Remote::new(Settings { connect, patience: Duration::from_millis(200), tries, ..settings() }).unwrap()
 }
 
 fn data() -> Vec<u8> {
@@ -54,8 +56,12 @@ impl Wanted<'_> {
 }
 
 fn fetch(server: &Server) -> Result<Vec<u8>, Error> {
+    fetch_by(&hasty(), server)
+}
+
+pub(super) fn fetch_by(remote: &Remote, server: &Server) -> Result<Vec<u8>, Error> {
     let urls = [server.url("/blob")];
-    Wanted { urls: &urls, size: None, limit: u64::MAX, validator: None }.fetch(&hasty(), &Watch::default())
+    Wanted { urls: &urls, size: None, limit: u64::MAX, validator: None }.fetch(remote, &Watch::default())
 }
 
 #[test]
@@ -91,4 +97,286 @@ fn resumed() {
             }
         }
     }
+}
+
+#[test]
+fn resumed_from_something_else() {
+    let whole = |etag: &str| Reply { ranges: true, ..Reply::of(&data()) }.with("ETag", etag);
+    let cut = || whole("\"a\"").cut(1000);
+    let part = |range: &str| Reply { status: 206, ..whole("\"a\"") }.with("Content-Range", range);
+    let changed = |e: &Error| matches!(e, Error::Changed { .. });
+    let corrupt = |e: &Error| matches!(e, Error::Corrupt { .. });
+    // Without ranges the server sends its Content-Range as it is.
+    let part = |range| Reply { ranges: false, ..part(range) };
+    type Fits<'a> = &'a dyn Fn(&Error) -> bool;
+    let cases: [(&str, Reply, Fits<'_>); 10] = [
+        ("another tag", whole("\"b\""), &changed),
+        ("a weak tag", whole("W/\"a\""), &changed),
+        ("no tag", Reply::of(&data()), &changed),
+        ("shorter", Reply::of(&data()[..2000]).with("ETag", "\"a\""), &changed),
+        ("shorter than what is there", Reply::status(416), &changed),
+        ("another total", part("bytes 1000-1999/2000"), &changed),
+        ("another part", part("bytes 0-799999/800000"), &corrupt),
+        ("no part", Reply { status: 206, ..Reply::of(b"x") }, &corrupt),
+        ("nonsense", part("bytes 1000-999/800000"), &corrupt),
+        ("other units", part("lines 1000-1001/800000"), &corrupt),
+    ];
+    for (what, then, fits) in cases {
+        let server = Server::new(vec![cut(), then]);
+        let error = fetch(&server).expect_err(what);
+        assert!(fits(&error), "{what}: {error:?}");
+        assert_eq!(server.requests().len(), 2, "{what}");
+    }
+    // A part of another file is known by its tag, whatever If-Range was for.
+    let other = Reply { ranges: false, status: 206, ..Reply::of(&data()[1000..]) };
+    let other = other.with("Content-Range", "bytes 1000-799999/800000").with("ETag", "\"b\"");
+    let error = fetch(&Server::new(vec![cut(), other])).unwrap_err();
+    assert!(changed(&error), "{error:?}");
+    // A part nobody asked for.
+    let error = fetch(&Server::new(vec![part("bytes 0-799999/800000")])).unwrap_err();
+    assert!(matches!(error, Error::Refused { status: 206, .. }), "{error:?}");
+}
+
+#[test]
+fn tried_again() {
+    let ok = || Reply::of(&data());
+    let later = |status, seconds| Reply::status(status).with("Retry-After", seconds);
+    let past = "Tue, 15 Nov 1994 12:45:26 GMT";
+    for failures in [
+        [later(429, "0"), later(503, past)],
+        [Reply::status(408), Reply::status(500)],
+        [Reply::status(502), later(504, "nonsense")],
+        [ok().cut(0), Reply::status(599)],
+    ] {
+        let server = Server::new([&failures[..], &[ok()]].concat());
+        assert_eq!(fetch(&server).unwrap(), data());
+        assert_eq!(server.requests().len(), 3);
+    }
+    let server = Server::new(vec![Reply::status(503)]);
+    let error = fetch(&server).unwrap_err();
+    assert!(matches!(&error, Error::Fetch { why, .. } if why.contains("503")), "{error:?}");
+    assert!(server.requests().len() == 3 && !error.is_refused());
+    // A new byte is a new beginning, so more connections break than there are tries.
+    let bytes = &data()[..10];
+    let drops = |n: usize| Reply { ranges: true, ..Reply::of(bytes) }.cut(n);
+    let server = Server::new(vec![vec![drops(1), drops(0)]; 9].concat());
+    assert_eq!(fetch(&server).unwrap_err().to_string(), truncated(&server));
+    assert_eq!(server.requests().len(), 19, "nine bytes, and after the last three failures in a row");
+    let server = Server::new(vec![vec![drops(1), drops(0)]; 10].concat());
+    assert_eq!(fetch(&server).unwrap(), bytes);
+    // What is sent again is nothing new.
+    let again = Reply::of(bytes).cut(5);
+    let server = Server::new(vec![again]);
+    assert_eq!(fetch(&server).unwrap_err().to_string(), truncated(&server));
+    assert_eq!(server.requests().len(), 1 + 2);
+    // Nobody there.
+    let url = Server::new(vec![Reply::status(200)]).url("/");
+    let wanted = Wanted { urls: &[url], size: None, limit: 9, validator: None };
+    let error = wanted.fetch(&hasty(), &Watch::default()).unwrap_err();
+    assert!(matches!(&error, Error::Fetch { why, .. } if why.contains("refused")), "{error:?}");
+}
+
+fn truncated(server: &Server) -> String {
+    format!(
+        "{} (error decoding response body: error reading a body from connection: end of file before message length reached) is truncated",
+        server.url("/blob")
+    )
+}
+
+#[test]
+fn refused() {
+    for status in [400, 401, 403, 404, 410, 204, 304] {
+        let server = Server::new(vec![Reply::status(status)]);
+        let error = fetch(&server).unwrap_err();
+        assert!(matches!(&error, Error::Refused { status: shown, .. } if *shown == status), "{error:?}");
+        assert!(error.is_refused() && server.requests().len() == 1, "{status}");
+    }
+}
+
+#[test]
+fn a_server_that_hangs() {
+    let bytes = &data()[..5000];
+    let etag = |reply: Reply| reply.with("ETag", "\"a\"");
+    let whole = || etag(Reply { ranges: true, ..Reply::of(bytes) });
+    for first in [
+        whole().hang(0),
+        whole().hang(4000),
+        Reply { silent: true, ..whole() },
+        Reply { drip: true, ..whole() },
+    ] {
+        let server = Server::new(vec![first, whole()]);
+        // A host that is slow for a moment looks like another server that hangs.
+        assert_eq!(fetch_by(&impatient(50), &server).unwrap(), bytes);
+        assert!(server.requests().len() >= 2);
+    }
+    for always in [whole().hang(0), Reply { silent: true, ..whole() }] {
+        let server = Server::new(vec![always]);
+        let error = fetch_by(&impatient(2), &server).unwrap_err();
+        assert!(matches!(&error, Error::Fetch { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn sizes() {
+    let bytes = &data()[..5000];
+    for (size, limit, no_length, fits) in [
+        (Some(5000), 5000, false, None),
+        (None, 5000, true, None),
+        (Some(4999), 9999, false, Some("expected 4999 bytes, got 5000")),
+        (Some(5001), 9999, false, Some("expected 5001 bytes, got 5000")),
+        (None, 4999, false, Some("exceeds the limit of 4999")),
+        (None, 4999, true, Some("exceeds the limit of 4999")),
+        (None, 0, true, Some("exceeds the limit of 0")),
+    ] {
+        let server = Server::new(vec![Reply { no_length, ..Reply::of(bytes) }]);
+        let urls = [server.url("/x")];
+        let result = Wanted { urls: &urls, size, limit, validator: None }.fetch(&hasty(), &Watch::default());
+        match fits {
+            None => assert_eq!(result.unwrap(), bytes),
+            Some(text) => assert!(result.as_ref().unwrap_err().to_string().ends_with(text), "{result:?}"),
+        }
+        assert_eq!(server.requests().len(), 1);
+    }
+    // A part tells the size of the whole.
+    let first = Reply { no_length: true, ..Reply::of(bytes) };
+    let server = Server::new(vec![first.cut(10)]);
+    let urls = [server.url("/x")];
+    let wanted = Wanted { urls: &urls, size: None, limit: 9999, validator: None };
+    assert_eq!(wanted.fetch(&hasty(), &Watch::default()).unwrap(), &bytes[..10], "nobody promised more");
+}
+
+#[test]
+fn redirects() {
+    let target = Server::new(vec![Reply::of(&data())]);
+    let to = target.url("/there?sig=2");
+    let server = Server::new(vec![Reply::status(302).with("Location", &to)]);
+    let urls = [server.url("/blob?sig=1")];
+    let wanted = Wanted { urls: &urls, size: None, limit: u64::MAX, validator: None };
+    assert_eq!(wanted.fetch(&hasty(), &Watch::default()).unwrap(), data());
+    let request = &target.requests()[0];
+    assert!(request.starts_with("GET /there?sig=2 ") && !request.contains("sig=1"), "{request}");
+    let endless = Server::new(vec![Reply::status(307).with("Location", "/blob")]);
+    let error = fetch(&endless).unwrap_err();
+    assert!(matches!(&error, Error::Fetch { why, .. } if why.contains("too many redirects")), "{error:?}");
+    assert_eq!(endless.requests().len(), 11);
+    for nowhere in ["ftp://127.0.0.1/SECRET", "file:///etc/passwd", "http://[SECRET"] {
+        let server = Server::new(vec![Reply::status(302).with("Location", nowhere)]);
+        let error = fetch(&server).unwrap_err();
+        assert!(!all_text(&error).contains("SECRET"), "{error:?}");
+    }
+}
+
+/// Cancelled while the server is silent, while it hangs, and while we wait to ask again.
+#[test]
+fn cancelled() {
+    let hour = Duration::from_secs(3600);
+    let ok = || Reply::of(&data());
+    let patient = Remote::new(Settings { patience: hour, backoff: hour, ..settings() }).unwrap();
+    for reply in [
+        Reply { silent: true, ..ok() },
+        ok().hang(0),
+        ok().hang(100),
+        Reply::status(503),
+        Reply::status(429).with("Retry-After", "30"),
+    ] {
+        let server = Server::new(vec![reply]);
+        let (urls, watch) = ([server.url("/")], Watch::default());
+        let wanted = Wanted { urls: &urls, size: None, limit: u64::MAX, validator: None };
+        let result = std::thread::scope(|scope| {
+            let fetch = scope.spawn(|| wanted.fetch(&patient, &watch));
+            server.wait_for_requests(1);
+            watch.cancel();
+            fetch.join().unwrap()
+        });
+        assert!(matches!(result, Err(Error::Cancelled { .. })), "{result:?}");
+    }
+}
+
+/// No part of an error shows more of a URL than scheme, host and path.
+#[test]
+fn secrets() {
+    let url = "https://SECRET:SECRET@h.example:8443/a%20b?X-Amz-Signature=SECRET#SECRET";
+    let location = Location::parse(url).unwrap();
+    assert_eq!(location.to_string(), "https://h.example:8443/a%20b");
+    assert_eq!(format!("{location:?}"), "Location(https://h.example:8443/a%20b)");
+    let long = Location::parse(&format!("http://h/{}", "a".repeat(9999))).unwrap().to_string();
+    assert!(long.len() < 300 && long.ends_with("a…"));
+    for text in [
+        "SECRET",
+        "://SECRET",
+        "http://SECRET:x:y/",
+        "http://h:SECRET/",
+        "x://SECRET",
+        "file://SECRET/x",
+        "file:///x?SECRET",
+    ] {
+        let error = Location::parse(text).unwrap_err();
+        assert!(matches!(error, Error::Url { .. }) && !all_text(&error).contains("SECRET"), "{error:?}");
+    }
+    let whole = || Reply { ranges: true, ..Reply::of(&data()) }.with("ETag", "\"a\"");
+    let scripts = [
+        vec![Reply::status(403)],
+        vec![Reply::status(503)],
+        vec![whole().hang(0)],
+        vec![whole().cut(0)],
+        vec![Reply { silent: true, ..whole() }],
+        vec![whole().cut(10), Reply::of(b"SECRET")],
+        vec![whole().cut(10), Reply { status: 206, ..Reply::of(b"SECRET") }],
+        vec![Reply::status(302).with("Location", "http://127.0.0.1:1/?SECRET")],
+        vec![Reply::status(302).with("Location", "https://127.0.0.1:1/?SECRET")],
+        vec![Reply::status(302).with("Location", "/blob?SECRET")],
+        vec![Reply::status(302).with("Location", "gopher://x/?SECRET")],
+        vec![Reply::of(b"way too long, and SECRET")],
+    ];
+    let remote = impatient(2);
+    for (index, script) in scripts.into_iter().enumerate() {
+        for mirrors in [1, 2] {
+            let server = Server::new(script.clone());
+            let url = server.url("/d?sig=SECRET#SECRET").replace("http://", "http://SECRET:SECRET@");
+            let urls = vec![url.clone(); mirrors];
+            let wanted = Wanted { urls: &urls, size: None, limit: 20, validator: None };
+            let limit = if index < 11 { u64::MAX } else { wanted.limit };
+            let error = Wanted { limit, ..wanted }.fetch(&remote, &Watch::default()).unwrap_err();
+            let text = all_text(&error);
+            assert!(!text.contains("SECRET"), "{index}: {text}");
+            assert!(text.contains("http://127.0.0.1"), "{index}: {text}");
+        }
+    }
+    let uri = Source::parse("https://SECRET:SECRET@h/x?SECRET#SECRET").unwrap_err();
+    assert!(!all_text(&uri).contains("SECRET") && uri.to_string().contains("https://h/x"), "{uri}");
+}
+
+#[test]
+fn by_a_name() {
+    let server = Server::new(vec![Reply::of(&data())]);
+    let urls = [server.url("/").replace("127.0.0.1", "localhost")];
+    let wanted = Wanted { urls: &urls, size: None, limit: u64::MAX, validator: None };
+    assert_eq!(wanted.fetch(&hasty(), &Watch::default()).unwrap(), data());
+    let urls = [server.url("/?SECRET").replace("127.0.0.1", "no-such-host.invalid")];
+    let error = Wanted { urls: &urls, ..wanted }.fetch(&impatient(1), &Watch::default()).unwrap_err();
+    assert!(matches!(&error, Error::Fetch { url, .. } if url.contains("no-such-host")), "{error:?}");
+    assert!(!all_text(&error).contains("SECRET"));
+}
+
+/// The environment is a process's own, so this test runs itself in another one.
+#[test]
+fn through_a_proxy() {
+    const CHILD: &str = "WARDIAN_TEST_THROUGH_A_PROXY";
+    if std::env::var_os(CHILD).is_some() {
+        let urls = ["http://no-such-host.invalid/blob".to_owned()];
+        let wanted = Wanted { urls: &urls, size: None, limit: u64::MAX, validator: None };
+        assert_eq!(wanted.fetch(&hasty(), &Watch::default()).unwrap(), data());
+        return;
+    }
+    let proxy = Server::new(vec![Reply::of(&data())]);
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::remote::through_a_proxy"])
+        .env(CHILD, "")
+        .env("http_proxy", proxy.url(""))
+        .env_remove("no_proxy")
+        .env_remove("NO_PROXY")
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    assert!(proxy.requests()[0].starts_with("GET http://no-such-host.invalid/blob "));
 }
