@@ -35,6 +35,7 @@ const RESERVED: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'%').add(b'&').ad
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct App {
     spelling: &'static Spelling,
+    /// Without its secrets: to be shown.
     image: String,
     place: Place,
     /// None for the root.
@@ -145,7 +146,7 @@ impl App {
             None if spelling.short => None,
             None => return Err(Error::NoParameter { key: digest_key, uri: without_secrets(image) }),
         };
-        Ok(Self { spelling, image: image.to_owned(), place, base, digest })
+        Ok(Self { spelling, image: without_secrets(image), place, base, digest })
     }
 
     /// Hex that tells this app from others, if that can be told without asking a server: from the digest and the base
@@ -212,7 +213,10 @@ impl App {
                 let validator = match &state.0 {
                     Validator::Etag(etag) => format!("etag:{}", Digest::of(etag.as_bytes())),
                     Validator::Modified { date, length } => {
-                        format!("modified:{}", Digest::of(format!("{length:?} {date}").as_bytes()))
+                        format!(
+                            "modified:{}",
+                            Digest::of(format!("{} {date}", length.unwrap_or_default()).as_bytes())
+                        )
                     }
                 };
                 let what = format!("url:{url} {validator} {}", self.directory());
@@ -245,7 +249,7 @@ impl fmt::Display for App {
             Place::File(path) => format!("file://{}", path.display()),
         };
         let shown = utf8_percent_encode(&shown, RESERVED);
-        write!(f, "{}?{place}={shown}&{path}=/", without_secrets(&self.image))?;
+        write!(f, "{}?{place}={shown}&{path}=/", self.image)?;
         if let Some(base) = &self.base {
             write!(f, "{}", utf8_percent_encode(&base.to_string(), RESERVED))?;
         }

@@ -10,7 +10,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::client::{Client, Waited};
 use super::try_again::{Failure, Stated, Tries, Validator, cancelled, failed, refused, text};
-use super::{Location, Remote, Stop, chain};
+use super::{Location, Remote, Stop, causes};
 use crate::error::Error;
 
 /// Bytes that a server must send within [`Settings::patience`](super::Settings::patience).
@@ -128,7 +128,7 @@ impl Body<'_> {
                 return Err(again(failed(location, why)));
             }
             Waited::Done(Err(e)) => {
-                let why = chain(&e.without_url());
+                let why = causes(e);
                 return Err(again(Error::Truncated { what: format!("{location} ({why})") }));
             }
             Waited::Done(Ok(chunk)) => chunk,

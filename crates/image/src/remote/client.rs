@@ -16,7 +16,7 @@ use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use tokio::runtime::Runtime;
 
 use super::names::Names;
-use super::{Settings, Stop, chain};
+use super::{Settings, Stop, causes};
 use crate::error::Error;
 
 const MAX_REDIRECTS: usize = 10;
@@ -68,7 +68,7 @@ impl Client {
             .retry(reqwest::retry::never())
             .user_agent(concat!("wardian/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|e| error(chain(&e.without_url())))?;
+            .map_err(|e| error(causes(e)))?;
         Ok(Self { http, runtime: Some(runtime) })
     }
 

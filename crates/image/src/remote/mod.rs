@@ -56,6 +56,8 @@ impl Default for Settings {
 ///
 /// The proxies of the environment are used (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`), and at most ten
 /// redirects are followed, none from https to http.
+///
+/// A fetch blocks its thread, which must not be one that drives an async runtime.
 #[derive(Debug, Clone, Default)]
 pub struct Remote(Arc<Inner>);
 
@@ -73,7 +75,9 @@ impl Remote {
     /// # Errors
     /// [`Error::CertificatePair`], [`Error::Certificate`], [`Error::Io`].
     pub fn new(settings: Settings) -> Result<Self, Error> {
-        client::tls(settings.certificates.as_deref())?;
+        if settings.certificates.is_some() {
+            client::tls(settings.certificates.as_deref())?;
+        }
         Ok(Self(Arc::new(Inner { settings, client: Mutex::new(None) })))
     }
 
@@ -137,10 +141,12 @@ impl<'a> Stop<'a> {
     }
 }
 
-/// An error and its causes. Those of the client must have lost their URL before.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+/// The causes of an error of the client, which only says what it was doing. None of them holds the URL.
+fn causes(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let first = std::error::Error::source(&error).unwrap_or(&error);
+    let mut text = first.to_string();
+    let mut cause = first.source();
     while let Some(error) = cause {
         let more = error.to_string();
         if !text.ends_with(&more) {

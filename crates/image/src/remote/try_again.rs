@@ -9,7 +9,7 @@ use reqwest::header::{
 use reqwest::{Method, Response, StatusCode};
 
 use super::client::{Client, Waited};
-use super::{Location, Remote, Stop, chain};
+use super::{Location, Remote, Stop, causes};
 use crate::error::Error;
 
 /// The longest pause between two tries, unless the server asks for a longer one.
@@ -61,10 +61,7 @@ impl<'a> Tries<'a> {
         if self.failures >= settings.tries {
             return Err(error);
         }
-        let doubled = settings.backoff.saturating_mul(1 << (self.failures - 1).min(16)).min(MAX_BACKOFF);
-        // Many fetches that failed at once should not come back at once.
-        let own = doubled.mul_f64(1.0 + fastrand::f64() / 4.0);
-        if self.stop.sleep(pause.unwrap_or_default().min(MAX_RETRY_AFTER).max(own)) {
+        if self.stop.sleep(pause_after(self.failures, settings.backoff, pause)) {
             Ok(())
         } else {
             Err(cancelled(location))
@@ -100,7 +97,7 @@ impl<'a> Tries<'a> {
                     self.remote.forget(&client);
                 }
                 let redirect = e.is_redirect();
-                let why = chain(&e.without_url());
+                let why = causes(e);
                 if redirect {
                     return Err(Failure::Final(failed(location, why)));
                 }
@@ -121,6 +118,14 @@ impl<'a> Tries<'a> {
         }
         Err(refused(location, status))
     }
+}
+
+/// How long to wait after so many failures in a row.
+fn pause_after(failures: u32, backoff: Duration, asked: Option<Duration>) -> Duration {
+    let doubled = backoff.saturating_mul(1 << (failures - 1).min(16)).min(MAX_BACKOFF);
+    // Many fetches that failed at once should not come back at once.
+    let own = doubled.mul_f64(1.0 + fastrand::f64() / 4.0);
+    asked.unwrap_or_default().min(MAX_RETRY_AFTER).max(own)
 }
 
 pub(super) fn cancelled(location: &Location) -> Error {
@@ -233,5 +238,40 @@ impl Remote {
             }
         }
         Err(Error::NoValidator { url: location.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses() {
+        let seconds = Duration::from_secs_f64;
+        for (failures, asked, least, most) in [
+            (1, None, 0.25, 0.3125),
+            (2, None, 0.5, 0.625),
+            (6, None, 8.0, 10.0),
+            (u32::MAX, None, 8.0, 10.0),
+            (1, Some(0.0), 0.25, 0.3125),
+            (1, Some(5.0), 5.0, 5.0),
+            (1, Some(31.0), 30.0, 30.0),
+        ] {
+            let pause = pause_after(failures, seconds(0.25), asked.map(seconds));
+            assert!(pause >= seconds(least) && pause <= seconds(most), "{failures} {asked:?}: {pause:?}");
+        }
+        assert_eq!(pause_after(9, Duration::ZERO, None), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_servers_ask_for() {
+        let field = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]));
+        assert_eq!(field("17"), Some(Duration::from_secs(17)));
+        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(1000));
+        assert!(field(&later).is_some_and(|pause| pause > Duration::from_secs(900)));
+        for none in ["Tue, 15 Nov 1994 12:45:26 GMT", "-1", "soon", ""] {
+            assert_eq!(field(none), None, "{none}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
     }
 }

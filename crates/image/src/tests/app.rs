@@ -101,6 +101,12 @@ fn addresses() {
         let (image, app) = app(uri);
         assert_eq!((image.as_str(), app.to_string().as_str()), (base, shown), "{uri}");
     }
+    let (image, app) = app("docker://u:SECRET@h/x?app=/a&app_path=/");
+    assert_eq!(
+        (image.as_str(), app.to_string().as_str()),
+        ("docker://u:SECRET@h/x", "docker://h/x?app=/a&app_path=/")
+    );
+    assert!(!format!("{app:?}").contains("SECRET"));
     for ordinary in ["", "busybox", "/a?b.tar", "oci:///a?x=app", "tar:///x?ap=1&x", "https://h/?sig=1"] {
         assert_eq!(App::parse(ordinary).unwrap(), None, "{ordinary}");
     }

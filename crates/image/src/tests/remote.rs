@@ -160,14 +160,14 @@ fn tried_again() {
     let bytes = &data()[..10];
     let drops = |n: usize| Reply { ranges: true, ..Reply::of(bytes) }.cut(n);
     let server = Server::new(vec![vec![drops(1), drops(0)]; 9].concat());
-    assert_eq!(fetch(&server).unwrap_err().to_string(), truncated(&server));
+    assert!(is_truncated(&server));
     assert_eq!(server.requests().len(), 19, "nine bytes, and after the last three failures in a row");
     let server = Server::new(vec![vec![drops(1), drops(0)]; 10].concat());
     assert_eq!(fetch(&server).unwrap(), bytes);
     // What is sent again is nothing new.
     let again = Reply::of(bytes).cut(5);
     let server = Server::new(vec![again]);
-    assert_eq!(fetch(&server).unwrap_err().to_string(), truncated(&server));
+    assert!(is_truncated(&server));
     assert_eq!(server.requests().len(), 1 + 2);
     // Nobody there.
     let url = Server::new(vec![Reply::status(200)]).url("/");
@@ -176,11 +176,9 @@ fn tried_again() {
     assert!(matches!(&error, Error::Fetch { why, .. } if why.contains("refused")), "{error:?}");
 }
 
-fn truncated(server: &Server) -> String {
-    format!(
-        "{} (error decoding response body: error reading a body from connection: end of file before message length reached) is truncated",
-        server.url("/blob")
-    )
+fn is_truncated(server: &Server) -> bool {
+    fetch(server)
+        .is_err_and(|e| matches!(&e, Error::Truncated { what } if what.starts_with(&server.url("/blob"))))
 }
 
 #[test]
