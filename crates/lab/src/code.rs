@@ -4,6 +4,7 @@ use crate::image::{USER_ID, header};
 use anyhow::Result;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use std::io::Write;
 
 /// Where the app lives in a container.
 pub const APP: &str = "/home/vcap/app";
@@ -15,42 +16,77 @@ pub const HEALTHY: &str = "healthy\n";
 /// One megabyte as `dd bs=1M` writes it.
 pub const MEGABYTE: usize = 1 << 20;
 
+/// A file of the code by which the whole is known again.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Its name, relative to [`APP`].
+    pub file: String,
+    /// Its SHA-256, in hex.
+    pub digest: String,
+}
+
 /// The app's code, ready to be streamed into any number of containers.
 #[derive(Debug, Clone)]
 pub struct Code {
     /// A tar to be unpacked in [`APP`]. In memory: a file would be dirty data of its own.
     pub tar: Bytes,
-    /// A file of it, relative to [`APP`].
-    pub sample: String,
-    /// That file's SHA-256, in hex.
-    pub digest: String,
+    /// A file of it.
+    pub sample: Sample,
 }
 
 impl Code {
-    /// An app with `megabytes` files of one megabyte of pseudo-random bytes, each from its own seed:
-    /// nothing in it is sparse and no two files can share blocks.
+    /// The code of one [`pack`] whose salt is 0.
     pub fn generate(megabytes: usize) -> Result<Self> {
-        let mut tar = tar::Builder::new(Vec::with_capacity((megabytes + 1) * (MEGABYTE + 1024)));
-        let start = format!("#!/bin/sh\nexec busybox httpd -f -p 127.0.0.1:{PORT} -h {APP}\n");
-        let mut put = |name: &str, mode: u32, data: &[u8]| {
-            let mut header = header(tar::EntryType::Regular, mode, USER_ID, data.len() as u64);
-            tar.append_data(&mut header, name, data)
-        };
-        put("start.sh", 0o755, start.as_bytes())?;
-        put("health", 0o644, HEALTHY.as_bytes())?;
-        let (mut sample, mut digest) = ("start.sh".to_owned(), hex(&Sha256::digest(start.as_bytes())));
-        let mut block = vec![0u8; MEGABYTE];
-        for n in 0..megabytes {
-            fill(&mut block, n as u64 + 1);
-            let name = format!("code-{n:04}.bin");
-            put(&name, 0o644, &block)?;
-            if n == megabytes / 2 {
-                digest = hex(&Sha256::digest(&block));
-                sample = name;
-            }
-        }
-        Ok(Self { tar: tar.into_inner()?.into(), sample, digest })
+        Self::salted(megabytes, 0)
     }
+
+    /// The code of one [`pack`].
+    pub fn salted(megabytes: usize, salt: u64) -> Result<Self> {
+        let tar = tar::Builder::new(Vec::with_capacity((megabytes + 1) * (MEGABYTE + 1024)));
+        let Packed { to, sample, .. } = pack(tar, "", megabytes, salt)?;
+        Ok(Self { tar: to.into(), sample })
+    }
+}
+
+/// An app's code in a tar.
+#[derive(Debug)]
+pub(crate) struct Packed<W> {
+    /// Where the tar was written.
+    pub to: W,
+    /// A file of it.
+    pub sample: Sample,
+    /// Bytes of all its files.
+    pub bytes: u64,
+}
+
+/// Pack an app with `megabytes` files of one megabyte of pseudo-random bytes, each from its own seed: nothing in
+/// it is sparse, and no two files can share blocks. Another salt makes other files. `below` is put before all names.
+pub(crate) fn pack<W: Write>(
+    mut tar: tar::Builder<W>,
+    below: &str,
+    megabytes: usize,
+    salt: u64,
+) -> Result<Packed<W>> {
+    let start = format!("#!/bin/sh\nexec busybox httpd -f -p 127.0.0.1:{PORT} -h {APP}\n");
+    let mut bytes = 0;
+    let mut put = |name: &str, mode: u32, data: &[u8]| {
+        bytes += data.len() as u64;
+        let mut header = header(tar::EntryType::Regular, mode, USER_ID, data.len() as u64);
+        tar.append_data(&mut header, format!("{below}{name}"), data)
+    };
+    put("start.sh", 0o755, start.as_bytes())?;
+    put("health", 0o644, HEALTHY.as_bytes())?;
+    let mut sample = Sample { file: "start.sh".to_owned(), digest: hex(&Sha256::digest(start.as_bytes())) };
+    let mut block = vec![0u8; MEGABYTE];
+    for n in 0..megabytes {
+        fill(&mut block, salt.wrapping_add(n as u64 + 1));
+        let name = format!("code-{n:04}.bin");
+        put(&name, 0o644, &block)?;
+        if n == megabytes / 2 {
+            sample = Sample { digest: hex(&Sha256::digest(&block)), file: name };
+        }
+    }
+    Ok(Packed { to: tar.into_inner()?, sample, bytes })
 }
 
 /// Fill with the splitmix64 sequence of a seed.
@@ -86,9 +122,9 @@ mod tests {
             let name = entry.path().unwrap().display().to_string();
             let mut data = Vec::new();
             entry.read_to_end(&mut data).unwrap();
-            if name == code.sample {
+            if name == code.sample.file {
                 found = true;
-                assert_eq!(hex(&Sha256::digest(&data)), code.digest);
+                assert_eq!(hex(&Sha256::digest(&data)), code.sample.digest);
             }
             if name.ends_with(".bin") {
                 assert_eq!(data.len(), MEGABYTE);
@@ -102,7 +138,14 @@ mod tests {
     }
 
     #[test]
+    fn another_salt_makes_other_code() {
+        let digest = |salt| Code::salted(1, salt).unwrap().sample.digest;
+        assert_eq!(digest(7), digest(7));
+        assert_ne!(digest(7), digest(8));
+    }
+
+    #[test]
     fn no_code_at_all_is_still_an_app() {
-        assert_eq!(Code::generate(0).unwrap().sample, "start.sh");
+        assert_eq!(Code::generate(0).unwrap().sample.file, "start.sh");
     }
 }

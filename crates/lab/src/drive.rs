@@ -1,6 +1,6 @@
 //! What an instance of the app asks of a Garden server.
 
-use crate::code::{APP, Code, HEALTHY, PORT};
+use crate::code::{APP, Code, HEALTHY, PORT, Sample};
 use crate::image::USER;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::sync::Mutex;
@@ -9,8 +9,13 @@ use tokio::io::AsyncReadExt;
 use wardian_garden::wire::{ContainerSpec, ImageRef, ProcessSpec};
 use wardian_garden::{Client, Io, Process};
 
-/// A step that takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A step that takes longer has failed. A hundred instances share the disk and the processors in it: with 100 MB each, a
+/// disk that takes 50 MB/s needs 200 s.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// For so long, in milliseconds of pauses, a health check asks an app that does not answer.
+const HEALTH_PATIENCE: u64 = 60_000;
+/// A file that [`Instance::scribble`] leaves.
+const SCRIBBLED: &str = "scribbled";
 
 /// How a process ended, and what it said.
 #[derive(Debug)]
@@ -31,6 +36,7 @@ pub struct Instance {
     client: Client,
     /// The container.
     pub handle: String,
+    /// Of its peas.
     image: String,
     /// What holds the app's connections. In a mutex because a process cannot be shared between threads.
     app: Mutex<Option<Process>>,
@@ -39,13 +45,19 @@ pub struct Instance {
 impl Instance {
     /// Make a container for the app.
     pub async fn create(client: Client, handle: String, image: String) -> Result<Self> {
+        Self::create_on(client, handle, image.clone(), image).await
+    }
+
+    /// Make a container of an image that has the app's code as its last layer, over `base`. Peas are of the base alone: a
+    /// platform's health check brings an image of its own and has no use for the code.
+    pub async fn create_on(client: Client, handle: String, image: String, base: String) -> Result<Self> {
         let spec = ContainerSpec {
             handle: handle.clone(),
-            image: ImageRef { uri: image.clone(), ..Default::default() },
+            image: ImageRef { uri: image, ..Default::default() },
             ..Default::default()
         };
         patient(client.create(&spec)).await.with_context(|| format!("create {handle}"))?;
-        Ok(Self { client, handle, image, app: Mutex::new(None) })
+        Ok(Self { client, handle, image: base, app: Mutex::new(None) })
     }
 
     /// Stream the code in.
@@ -77,9 +89,13 @@ impl Instance {
 
     /// Ask whether the app is up, from a process with a root file system of its own, until it is.
     pub async fn pea(&self) -> Result<Ended> {
+        // Every question starts two processes, and a hundred peas ask at once: who has waited for long asks less often,
+        // but never adds more than an eighth of that to the waiting, or the 10 ms of the first pause.
         let ask = format!(
-            "n=0; while [ $n -lt 1000 ]; do wget -q -O - http://127.0.0.1:{PORT}/health 2>/dev/null && exit 0; \
-             n=$((n+1)); sleep 0.01; done; echo 'the app does not answer' >&2; exit 1"
+            "w=0; while [ $w -lt {HEALTH_PATIENCE} ]; do \
+             wget -q -O - http://127.0.0.1:{PORT}/health 2>/dev/null && exit 0; \
+             p=$((10 + w / 8)); [ $p -lt 500 ] || p=500; w=$((w + p)); sleep $(printf 0.%03d $p); done; \
+             echo 'the app does not answer' >&2; exit 1"
         );
         let what = format!("health check in {}", self.handle);
         let ended = self.run("/bin/sh", &["-c", &ask], "", true).await.context(what.clone())?;
@@ -95,16 +111,32 @@ impl Instance {
         Ok(ended)
     }
 
-    /// Read a file of the code back in the container and compare its digest.
-    pub async fn verify(&self, code: &Code) -> Result<()> {
-        let file = format!("{APP}/{}", code.sample);
-        let ended = self.run("sha256sum", &[&file], USER, false).await?;
+    /// Read a file of the code back in the container and compare its digest; and look whether the directory is as it was
+    /// made, without a trace of [`Instance::scribble`].
+    pub async fn verify(&self, sample: &Sample) -> Result<()> {
+        let Sample { file, digest } = sample;
+        let look = format!("cd {APP} && sha256sum {file} && cat health && ls | grep {SCRIBBLED}; true");
+        let ended = self.run("/bin/sh", &["-c", &look], USER, false).await?;
         let found = String::from_utf8_lossy(&ended.stdout);
         ensure!(
-            ended.status == 0 && found.split_whitespace().next() == Some(&code.digest),
-            "{file} in {} is not what was streamed in: expected {}, sha256sum said {found:?} {:?} (status {})",
+            ended.status == 0 && found == format!("{digest}  {file}\n{HEALTHY}"),
+            "the code in {} is not what was put there: expected {file} with {digest} and the health page, found \
+             {found:?} {:?} (status {})",
             self.handle,
-            code.digest,
+            String::from_utf8_lossy(&ended.stderr),
+            ended.status
+        );
+        Ok(())
+    }
+
+    /// Write into the app's directory, a new file and over an old one. No other instance may see it.
+    pub async fn scribble(&self) -> Result<()> {
+        let write = format!("cd {APP} && echo x > {SCRIBBLED} && echo x > health && cat {SCRIBBLED} health");
+        let ended = self.run("/bin/sh", &["-c", &write], USER, false).await?;
+        ensure!(
+            ended.status == 0 && ended.stdout == b"x\nx\n",
+            "the app's user cannot write into {APP} in {}: {:?} (status {})",
+            self.handle,
             String::from_utf8_lossy(&ended.stderr),
             ended.status
         );

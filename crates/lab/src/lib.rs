@@ -8,6 +8,7 @@ pub mod code;
 mod crun;
 pub mod doctor;
 pub mod drive;
+pub mod droplet;
 pub mod host;
 pub mod image;
 pub mod leaks;

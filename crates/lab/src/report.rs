@@ -1,6 +1,6 @@
-//! Figures: what was measured, as JSON and as a table.
+//! Phases and numbers, as JSON and as a table.
 
-use crate::host::{Host, Sample, ms};
+use crate::host::ms;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -58,49 +58,6 @@ pub fn percentile(values: &[f64], percent: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
-/// What `wardian lab scale` found.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// From the scale request to the last healthy instance, the peas' clean-up included.
-    pub waiting_ms: f64,
-    /// `waiting_ms` and the destroying of every instance.
-    pub story_ms: f64,
-    /// The slowest destroy of one instance.
-    pub slowest_destroy_ms: f64,
-    /// The slowest end of a pea, see [`crate::scale`].
-    pub slowest_pea_destroy_ms: f64,
-    /// Dirty bytes on this machine when destroy was called.
-    pub dirty_at_destroy_bytes: u64,
-    /// Bytes this machine wrote back from the first create until the trash was empty.
-    pub written_bytes: u64,
-    /// The same over an idle interval of equal length.
-    pub idle_written_bytes: u64,
-    /// The phases, in order.
-    pub phases: Vec<Phase>,
-    /// Dirty and writeback bytes, about every 50 ms.
-    pub samples: Vec<Sample>,
-    /// The machine.
-    pub host: Host,
-}
-
-impl Report {
-    /// The table of phases and the closing line.
-    pub fn table(&self) -> String {
-        let mut out = table(&self.phases);
-        let _ = writeln!(
-            out,
-            "\nThe developer waited {:.2} s; the slowest destroy took {:.1} ms with {} dirty when it was called; \
-             {} were ever written (an idle machine: {}).",
-            self.waiting_ms / 1e3,
-            self.slowest_destroy_ms,
-            bytes(self.dirty_at_destroy_bytes),
-            bytes(self.written_bytes),
-            bytes(self.idle_written_bytes),
-        );
-        out
-    }
-}
-
 /// A number of bytes for people.
 pub fn bytes(n: u64) -> String {
     #[allow(clippy::cast_precision_loss)]
@@ -131,30 +88,5 @@ mod tests {
             assert!((percentile(&values, percent) - expected).abs() < 1e-9);
         }
         assert!(percentile(&[], 99.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn the_json_has_the_promised_names() {
-        let phase = Phase::new("create", Duration::from_millis(5), &[Duration::from_millis(4)]);
-        let report = Report {
-            waiting_ms: 1.0,
-            story_ms: 2.0,
-            slowest_destroy_ms: 3.0,
-            slowest_pea_destroy_ms: 4.0,
-            dirty_at_destroy_bytes: 5_000_000,
-            written_bytes: 6,
-            idle_written_bytes: 7,
-            phases: vec![phase],
-            samples: vec![Sample { t_ms: 1.5, dirty_bytes: 1, writeback_bytes: 2 }],
-            host: Host::default(),
-        };
-        let json = serde_json::to_value(&report).unwrap();
-        assert_eq!(json["phases"][0]["each_ms"][0], 4.0);
-        assert_eq!(json["samples"][0]["writeback_bytes"], 2);
-        for name in ["waiting_ms", "story_ms", "slowest_destroy_ms", "slowest_pea_destroy_ms", "host"] {
-            assert!(json.get(name).is_some(), "{name}");
-        }
-        let table = report.table();
-        assert!(table.contains("create") && table.contains("5.0 MB dirty"), "{table}");
     }
 }

@@ -1,5 +1,6 @@
 //! `wardian lab`.
 
+mod scale;
 mod teardown;
 
 use anyhow::{Context, Result};
@@ -8,49 +9,18 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use wardian_lab::leftovers::Records;
-use wardian_lab::{Interrupted, bench, record, scale};
+use wardian_lab::{Interrupted, bench, record};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Scale an app from one instance to many, with a health check beside each, and back to none
-    Scale(Scale),
+    Scale(scale::Args),
     /// Measure what wardian promises: containers that come and go, or the calls of the Garden API
     Bench(Bench),
     /// Write into overlay mounts, unmount them all, and tell what the unmounts waited for
     Teardown(teardown::Args),
     /// Run a command and tell who wrote to the disk meanwhile, why, and who waited
     Record(Record),
-}
-
-#[derive(Debug, clap::Args)]
-pub struct Scale {
-    /// A Garden server: unix:/PATH or tcp:HOST:PORT [default: one started for the occasion]
-    #[arg(long, value_name = "ADDR")]
-    addr: Option<String>,
-    /// Instances that run before the scaling
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    from: usize,
-    /// Instances that run after it
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    to: usize,
-    /// Megabytes of code in each instance, in files of one megabyte
-    #[arg(long, value_name = "MB", default_value_t = 100)]
-    code_mb: usize,
-    /// Run a health check beside each instance (the default)
-    #[arg(long, overrides_with = "no_pea")]
-    pea: bool,
-    /// Run none
-    #[arg(long)]
-    no_pea: bool,
-    /// The image of app and health check [default: built on the spot from busybox]
-    #[arg(long, value_name = "URI")]
-    image: Option<String>,
-    /// Where the temporary store is made; its file system is the one under test [default: /var/tmp]
-    #[arg(long, value_name = "DIR", conflicts_with = "addr")]
-    root: Option<PathBuf>,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
 }
 
 /// What to measure.
@@ -96,23 +66,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
     }
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     match command {
-        Command::Scale(args) => {
-            let options = scale::Options {
-                from: args.from,
-                to: args.to,
-                code_mb: args.code_mb,
-                pea: args.pea || !args.no_pea,
-                image: args.image,
-                address: args.addr,
-                location: args.root,
-                program,
-            };
-            let report = runtime.block_on(scale::run(&options))?;
-            print!("\n{}", report.table());
-            if let Some(to) = args.json {
-                scale::save(&report, &to)?;
-            }
-        }
+        Command::Scale(args) => args.run(&runtime, program)?,
         Command::Bench(args) => {
             let root = args.root.as_deref();
             let figures = runtime.block_on(async {

@@ -1,0 +1,270 @@
+//! The story: an app scaled from one instance to many, each with a health-check sidecar, and back to none.
+//!
+//! The end of a pea (`slowest_pea_destroy_ms`) is what a client sees of it: from the last byte of the pea's
+//! output until its exit status has come. A Garden server sends the status only when the pea's root file
+//! system is gone, so a server that waits for the disk there shows it here.
+
+mod idle;
+mod report;
+mod room;
+mod story;
+
+pub use report::{Growth, Ratio, Report, Row, Spread, Step, Stories, Summary, Whole};
+
+use crate::local::LocalServer;
+use crate::progress::Progress;
+use crate::{Interrupted, code, droplet, interruption};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use wardian_garden::{Client, ErrorKind};
+
+/// The most instances, runs and megabytes of code that are still a story. The code is kept in memory.
+const MOST_INSTANCES: usize = 1000;
+const MOST_RUNS: usize = 1000;
+const MOST_MB: usize = 4096;
+
+/// How the app's code comes into its instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It is streamed into each.
+    Stream,
+    /// It is a layer of their image, which the server fetches.
+    Oci,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Stream => "stream",
+            Self::Oci => "oci",
+        })
+    }
+}
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How the code comes into the instances: a story for each.
+    pub modes: Vec<Mode>,
+    /// Instances that run before the scaling.
+    pub from: usize,
+    /// Instances that run after each of its steps.
+    pub to: Vec<usize>,
+    /// How often each story is told.
+    pub runs: usize,
+    /// Megabytes of code in each instance.
+    pub code_mb: usize,
+    /// Run a health check beside each.
+    pub pea: bool,
+    /// The image; none: one built on the spot.
+    pub image: Option<String>,
+    /// The server; none: one of our own for each story.
+    pub address: Option<String>,
+    /// Where the store of our own server is made.
+    pub location: Option<PathBuf>,
+    /// The program that has a `serve` command.
+    pub program: PathBuf,
+}
+
+impl Options {
+    /// The default story on a server that `program serve` starts.
+    pub fn new(program: PathBuf) -> Self {
+        Self {
+            modes: vec![Mode::Stream],
+            from: 1,
+            to: vec![10],
+            runs: 1,
+            code_mb: 100,
+            pea: true,
+            image: None,
+            address: None,
+            location: None,
+            program,
+        }
+    }
+
+    /// Instances at the end.
+    fn most(&self) -> usize {
+        self.to.last().copied().unwrap_or_default()
+    }
+
+    /// Bytes of code in each instance.
+    fn code_bytes(&self) -> u64 {
+        (self.code_mb * code::MEGABYTE) as u64
+    }
+
+    /// Whether this is a story at all.
+    fn check(&self) -> Result<()> {
+        ensure!(!self.modes.is_empty(), "--mode names no mode");
+        for (n, mode) in self.modes.iter().enumerate() {
+            ensure!(!self.modes[..n].contains(mode), "--mode names {mode} twice: --runs tells it more often");
+        }
+        ensure!(!self.to.is_empty(), "--to names no number");
+        ensure!(self.from < self.to[0], "--to must be greater than --from");
+        for steps in self.to.windows(2) {
+            ensure!(
+                steps[0] < steps[1],
+                "--to must rise from step to step: {} comes after {}",
+                steps[1],
+                steps[0]
+            );
+        }
+        ensure!(
+            self.most() <= MOST_INSTANCES,
+            "--to: more than {MOST_INSTANCES} instances are not a story any more"
+        );
+        ensure!((1..=MOST_RUNS).contains(&self.runs), "--runs must be between 1 and {MOST_RUNS}");
+        ensure!(self.code_mb <= MOST_MB, "--code-mb must be at most {MOST_MB}");
+        if let Some(image) = self.image.as_ref().filter(|_| self.modes.contains(&Mode::Oci)) {
+            droplet::check_base(image)?;
+        }
+        Ok(())
+    }
+}
+
+/// Containers that were made and not yet destroyed.
+type Made = Arc<Mutex<Vec<String>>>;
+
+/// Tell the stories and measure them: all modes in turn, and that as often as there are runs. On errors and on Ctrl-C
+/// all that was made is destroyed.
+pub async fn run(options: &Options) -> Result<Stories> {
+    options.check()?;
+    room::descriptors(options.most())?;
+    room::memory(options)?;
+    // From now on, and also between two stories.
+    let mut interrupted: Pin<Box<dyn Future<Output = i32>>> = Box::pin(interruption()?);
+    if options.address.is_none() {
+        for mode in &options.modes {
+            room::disk(options, *mode)?;
+        }
+    }
+    let (progress, mut stories) = (Progress::new(), Vec::new());
+    if let Some(note) = room::note(options)? {
+        progress.say(&note);
+    }
+    for run in 1..=options.runs {
+        for mode in &options.modes {
+            if options.runs * options.modes.len() > 1 {
+                progress.say(&format!("\nrun {run} of {}, {mode}", options.runs));
+            }
+            stories.push(story(options, (run, *mode), &mut interrupted, &progress).await?);
+        }
+    }
+    Ok(Stories(stories))
+}
+
+async fn story(
+    options: &Options,
+    which: (usize, Mode),
+    interrupted: &mut (impl Future<Output = i32> + Unpin),
+    progress: &Progress,
+) -> Result<Report> {
+    let local = match &options.address {
+        Some(_) => None,
+        None => {
+            progress.say("starting a server");
+            Some(LocalServer::start(&options.program, options.location.as_deref()).await?)
+        }
+    };
+    let client = match (&local, &options.address) {
+        (Some(local), _) => local.client()?,
+        (None, address) => Client::new(address.as_deref().unwrap_or_default()).context("--addr")?,
+    };
+    let made = Made::default();
+    let tell = async {
+        client.ping().await.context("the server does not answer")?;
+        if local.is_none() {
+            room::disk_of(&client, options, which.1).await?;
+        }
+        story::tell(options, which, &client, local.as_ref(), &made, progress).await
+    };
+    let told = tokio::select! {
+        told = tell => told,
+        signal = interrupted => Err(Interrupted(signal).into()),
+    };
+    if let Err(error) = &told {
+        progress.say(if error.is::<Interrupted>() {
+            "interrupted: cleaning up"
+        } else {
+            "failed: cleaning up"
+        });
+    }
+    let complaints = local.as_ref().map(LocalServer::complaints).unwrap_or_default();
+    let cleaned = match local {
+        // It destroys what is left, and starts a new server for it if it must.
+        Some(local) => local.stop().await,
+        None => clear(&client, &made, told.is_err()).await,
+    };
+    match (told, cleaned) {
+        (Ok(report), cleaned) => cleaned.map(|()| report),
+        (Err(error), cleaned) => {
+            if let Err(also) = cleaned {
+                progress.say(&format!("cleaning up failed too: {also:#}"));
+            }
+            if !error.is::<Interrupted>() && !complaints.is_empty() {
+                progress.say(&complaints);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Destroy what was made on a server that is not ours.
+async fn clear(client: &Client, made: &Made, cut_off: bool) -> Result<()> {
+    if cut_off {
+        // A request that was cut off may still be under way in the server.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let left = made.lock().map(|m| m.clone()).unwrap_or_default();
+    let mut cleared = Ok(());
+    for handle in left {
+        if let Err(error) = client.destroy(&handle).await
+            && error.kind() != Some(ErrorKind::ContainerNotFound)
+        {
+            cleared = Err(error).with_context(|| format!("destroy what is left of {handle}"));
+        }
+    }
+    cleared
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_story_is_refused() {
+        let refused = |change: &dyn Fn(&mut Options)| {
+            let mut options = Options::new("wardian".into());
+            change(&mut options);
+            options.check().err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(refused(&|_| ()), "");
+        assert_eq!(refused(&|o| (o.from, o.to) = (0, vec![1, 10, 1000])), "");
+        assert_eq!(refused(&|o| o.to = vec![1]), "--to must be greater than --from");
+        assert_eq!(
+            refused(&|o| o.to = vec![10, 100, 50]),
+            "--to must rise from step to step: 50 comes after 100"
+        );
+        for (words, change) in [
+            ("--mode names no mode", (&|o: &mut Options| o.modes.clear()) as &dyn Fn(&mut Options)),
+            ("--mode names oci twice", &|o| o.modes = vec![Mode::Oci, Mode::Stream, Mode::Oci]),
+            ("--to names no number", &|o| o.to.clear()),
+            ("--to must rise", &|o| o.to = vec![10, 10]),
+            ("1000 instances", &|o| o.to = vec![10, 1001]),
+            ("--runs must be", &|o| o.runs = 0),
+            ("--runs must be", &|o| o.runs = 1001),
+            ("--code-mb must be", &|o| o.code_mb = 4097),
+            ("--image", &|o| (o.modes, o.image) = (vec![Mode::Oci], Some("docker:///busybox".into()))),
+        ] {
+            let said = refused(change);
+            assert!(said.contains(words), "{words}: {said:?}");
+        }
+        // Whoever streams may use any image.
+        assert_eq!(refused(&|o| o.image = Some("docker:///busybox".into())), "");
+    }
+}

@@ -1,0 +1,407 @@
+//! What `wardian lab scale` found: one story with all its phases, or several side by side.
+
+use super::Mode;
+use crate::host::{Host, Sample, ms};
+use crate::report::{Phase, bytes, median, table};
+use anyhow::{Context, Result};
+use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+/// Instances that were brought up together.
+#[derive(Debug, Clone, Serialize)]
+pub struct Step {
+    /// Instances before.
+    pub from: usize,
+    /// Instances after.
+    pub to: usize,
+    /// From the scale request to the last healthy instance, the peas' clean-up included.
+    pub waiting_ms: f64,
+    /// `waiting_ms` by the number of new instances.
+    pub per_instance_ms: f64,
+    /// The phases, in order.
+    pub phases: Vec<Phase>,
+}
+
+impl Step {
+    /// From how long it was waited for.
+    pub(super) fn new(from: usize, to: usize, waiting: Duration, phases: Vec<Phase>) -> Self {
+        let waiting_ms = ms(waiting);
+        Self { from, to, waiting_ms, per_instance_ms: waiting_ms / (to - from) as f64, phases }
+    }
+}
+
+/// One story.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The how manieth of its mode, from 1.
+    pub run: usize,
+    /// How the code came into the instances.
+    pub mode: Mode,
+    /// `waiting_ms` of all steps.
+    pub waiting_ms: f64,
+    /// `waiting_ms` and the destroying of every instance.
+    pub story_ms: f64,
+    /// The slowest destroy of one instance.
+    pub slowest_destroy_ms: f64,
+    /// The slowest end of a pea, see [`crate::scale`].
+    pub slowest_pea_destroy_ms: f64,
+    /// Dirty bytes on this machine when destroy was called.
+    pub dirty_at_destroy_bytes: u64,
+    /// Bytes this machine wrote back from the first create until the trash was empty.
+    pub written_bytes: u64,
+    /// The same over an idle interval of equal length.
+    pub idle_written_bytes: u64,
+    /// How often the server fetched the app's layer, or a part of it, in the whole story.
+    pub fetches: u64,
+    /// Bytes of the gzipped layer that were sent to it.
+    pub fetched_bytes: u64,
+    /// Bytes of the files in the layer; 0 without one.
+    pub layer_bytes: u64,
+    /// Bringing up the instances that run before the scaling; nobody waits for that. What the first of them brings to
+    /// the server, the image and the app's layer, the others find there.
+    pub begin: Option<Step>,
+    /// The scaling.
+    pub steps: Vec<Step>,
+    /// The phases of all steps, in order, and the destroying.
+    pub phases: Vec<Phase>,
+    /// Dirty and writeback bytes, about every 50 ms.
+    pub samples: Vec<Sample>,
+    /// The machine.
+    pub host: Host,
+}
+
+impl Report {
+    /// The tables of phases and the closing lines.
+    fn table(&self) -> String {
+        let mut out = String::new();
+        if let [_] = self.steps[..] {
+            out.push_str(&table(&self.phases));
+        } else {
+            for Step { from, to, waiting_ms, per_instance_ms, phases } in &self.steps {
+                let (waiting, phases) = (waiting_ms / 1e3, table(phases));
+                let _ = writeln!(
+                    out,
+                    "{from} → {to}: {waiting:.2} s, {per_instance_ms:.1} ms for each of {}\n{phases}",
+                    to - from
+                );
+            }
+            out.push_str(&table(self.phases.last().map(std::slice::from_ref).unwrap_or_default()));
+        }
+        let _ = writeln!(
+            out,
+            "\nThe developer waited {:.2} s; the slowest destroy took {:.1} ms with {} dirty when it was called; \
+             {} were ever written (an idle machine: {}).",
+            self.waiting_ms / 1e3,
+            self.slowest_destroy_ms,
+            bytes(self.dirty_at_destroy_bytes),
+            bytes(self.written_bytes),
+            bytes(self.idle_written_bytes),
+        );
+        if self.mode == Mode::Oci {
+            let _ = write!(
+                out,
+                "The server fetched {} in {} for a layer of {}",
+                bytes(self.fetched_bytes),
+                times(self.fetches, "request"),
+                bytes(self.layer_bytes)
+            );
+            // Otherwise it is part of the waiting.
+            let _ = match &self.begin {
+                Some(Step { from, to, waiting_ms, .. }) => {
+                    writeln!(out, ", while {} to begin with came up in {:.2} s.", to - from, waiting_ms / 1e3)
+                }
+                None => writeln!(out, "."),
+            };
+        }
+        out
+    }
+
+    fn written_less_idle(&self) -> f64 {
+        self.written_bytes as f64 - self.idle_written_bytes as f64
+    }
+}
+
+fn times(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// All stories that were told, in order. As JSON the one story, or `{"stories": [...], "summary": ...}`.
+#[derive(Debug, Clone)]
+pub struct Stories(pub Vec<Report>);
+
+impl Serialize for Stories {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Several<'a> {
+            stories: &'a [Report],
+            summary: Summary,
+        }
+        match &self.0[..] {
+            [one] => one.serialize(to),
+            stories => Several { stories, summary: Summary::of(stories) }.serialize(to),
+        }
+    }
+}
+
+impl Stories {
+    /// Of one story its phases; of several what they have come to.
+    pub fn table(&self) -> String {
+        match &self.0[..] {
+            [one] => one.table(),
+            several => Summary::of(several).table(),
+        }
+    }
+
+    /// Write them as JSON.
+    pub fn save(&self, to: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self).context("encode the report")?;
+        std::fs::write(to, json).with_context(|| format!("write {}", to.display()))
+    }
+}
+
+/// What several values have come to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one.
+    pub median: f64,
+    /// The smallest.
+    pub least: f64,
+    /// The largest.
+    pub most: f64,
+}
+
+impl Spread {
+    /// All 0 of none.
+    fn of(values: &[f64]) -> Self {
+        let most = values.iter().copied().reduce(f64::max).unwrap_or_default();
+        let least = values.iter().copied().reduce(f64::min).unwrap_or_default();
+        Self { median: median(values), least, most }
+    }
+
+    /// `median (least – most)`, or only one when all look alike.
+    fn tell(self, one: impl Fn(f64) -> String) -> String {
+        let (median, least, most) = (one(self.median), one(self.least), one(self.most));
+        if least == most { median } else { format!("{median} ({least} – {most})") }
+    }
+}
+
+/// A step of a mode, over all runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// How the code came into the instances.
+    pub mode: Mode,
+    /// Instances before the step.
+    pub from: usize,
+    /// Instances after it.
+    pub to: usize,
+    /// How often it was done.
+    pub runs: usize,
+    /// [`Step::waiting_ms`].
+    pub waiting_ms: Spread,
+    /// [`Step::per_instance_ms`].
+    pub per_instance_ms: Spread,
+    /// What belongs to the whole story, in the row of its last step alone.
+    #[serde(flatten)]
+    pub story: Option<Whole>,
+}
+
+/// What belongs to whole stories of a mode, over all runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Whole {
+    /// [`Report::slowest_destroy_ms`].
+    pub slowest_destroy_ms: Spread,
+    /// [`Report::fetches`].
+    pub fetches: Spread,
+    /// [`Report::fetched_bytes`].
+    pub fetched_bytes: Spread,
+    /// [`Report::written_bytes`] less [`Report::idle_written_bytes`]; may be negative.
+    pub written_less_idle_bytes: Spread,
+}
+
+/// How long a step took with the code as a layer, by how long it took with the code streamed in.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ratio {
+    /// Instances before the step.
+    pub from: usize,
+    /// Instances after it.
+    pub to: usize,
+    /// Of each pair of runs.
+    pub each: Vec<f64>,
+    /// The middle one.
+    pub median: f64,
+}
+
+/// How long an instance of a step took, by how long one of the step before took.
+#[derive(Debug, Clone, Serialize)]
+pub struct Growth {
+    /// How the code came into the instances.
+    pub mode: Mode,
+    /// Instances before the step, and after it.
+    pub step: (usize, usize),
+    /// The same of the step before.
+    pub before: (usize, usize),
+    /// Of each run.
+    pub each: Vec<f64>,
+    /// The middle one.
+    pub median: f64,
+}
+
+/// What several stories have come to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// By mode and step.
+    pub rows: Vec<Row>,
+    /// The waiting with the code as a layer, by that with the code streamed in; empty unless both were done.
+    pub oci_by_stream: Vec<Ratio>,
+    /// The waiting for one instance, from step to step.
+    pub growth: Vec<Growth>,
+}
+
+impl Summary {
+    /// All stories have the same steps.
+    fn of(stories: &[Report]) -> Self {
+        let mut modes: Vec<Mode> = Vec::new();
+        for story in stories {
+            if !modes.contains(&story.mode) {
+                modes.push(story.mode);
+            }
+        }
+        let of = |mode| stories.iter().filter(|story| story.mode == mode).collect::<Vec<_>>();
+        let steps = stories.first().map_or(0, |story| story.steps.len());
+
+        let (mut rows, mut growth) = (Vec::new(), Vec::new());
+        for mode in modes {
+            let stories = of(mode);
+            let spread = |value: &dyn Fn(&Report) -> f64| {
+                Spread::of(&stories.iter().map(|s| value(s)).collect::<Vec<_>>())
+            };
+            for n in 0..steps {
+                let Step { from, to, .. } = stories[0].steps[n];
+                rows.push(Row {
+                    mode,
+                    from,
+                    to,
+                    runs: stories.len(),
+                    waiting_ms: spread(&|story| story.steps[n].waiting_ms),
+                    per_instance_ms: spread(&|story| story.steps[n].per_instance_ms),
+                    story: (n + 1 == steps).then(|| Whole {
+                        slowest_destroy_ms: spread(&|story| story.slowest_destroy_ms),
+                        fetches: spread(&|story| story.fetches as f64),
+                        fetched_bytes: spread(&|story| story.fetched_bytes as f64),
+                        written_less_idle_bytes: spread(&Report::written_less_idle),
+                    }),
+                });
+            }
+            for n in 1..steps {
+                let ratio =
+                    |story: &&Report| story.steps[n].per_instance_ms / story.steps[n - 1].per_instance_ms;
+                let each: Vec<f64> = stories.iter().map(ratio).collect();
+                let step = |n: usize| (stories[0].steps[n].from, stories[0].steps[n].to);
+                growth.push(Growth { mode, step: step(n), before: step(n - 1), median: median(&each), each });
+            }
+        }
+
+        let streamed: BTreeMap<usize, &Report> =
+            of(Mode::Stream).into_iter().map(|story| (story.run, story)).collect();
+        let pairs: Vec<(&Report, &Report)> =
+            of(Mode::Oci).into_iter().filter_map(|oci| Some((oci, *streamed.get(&oci.run)?))).collect();
+        let oci_by_stream = (0..if pairs.is_empty() { 0 } else { steps }).map(|n| {
+            let ratio =
+                |(oci, stream): &(&Report, &Report)| oci.steps[n].waiting_ms / stream.steps[n].waiting_ms;
+            let each: Vec<f64> = pairs.iter().map(ratio).collect();
+            let Step { from, to, .. } = pairs[0].0.steps[n];
+            Ratio { from, to, median: median(&each), each }
+        });
+        let oci_by_stream = oci_by_stream.collect();
+        Self { rows, oci_by_stream, growth }
+    }
+
+    /// A row for each step of each mode, and what they say in words.
+    fn table(&self) -> String {
+        let seconds = |ms: f64| format!("{:.2}", ms / 1e3);
+        let tenths = |value: f64| format!("{value:.1}");
+        let head = ["mode", "step", "runs", "waiting s", "per instance ms", "slowest destroy ms", "fetched"];
+        let head = head.into_iter().chain(["written less idle"]).map(str::to_owned).collect();
+        let rows = self.rows.iter().map(|row| {
+            let mut cells = vec![row.mode.to_string(), step((row.from, row.to)), row.runs.to_string()];
+            cells.push(row.waiting_ms.tell(seconds));
+            cells.push(row.per_instance_ms.tell(tenths));
+            if let Some(story) = &row.story {
+                cells.push(story.slowest_destroy_ms.tell(tenths));
+                cells.push(story.fetched_bytes.tell(signed_bytes));
+                cells.push(story.written_less_idle_bytes.tell(signed_bytes));
+            }
+            cells
+        });
+        let mut out = grid(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+        out.push_str("Of all runs: the median (the least – the most).\n\n");
+        for ratio in &self.oci_by_stream {
+            let spread = Spread::of(&ratio.each);
+            let _ = writeln!(
+                out,
+                "{}: with the code as a layer the developer waited {:.2} × as long as with the code streamed in \
+                 ({:.2} – {:.2} in {}).",
+                step((ratio.from, ratio.to)),
+                ratio.median,
+                spread.least,
+                spread.most,
+                times(ratio.each.len() as u64, "pair") + " of runs"
+            );
+        }
+        for growth in &self.growth {
+            let spread = Spread::of(&growth.each);
+            let _ = writeln!(
+                out,
+                "{}, {}: an instance took {:.2} × as long as one of {} ({:.2} – {:.2} in {}).",
+                growth.mode,
+                step(growth.step),
+                growth.median,
+                step(growth.before),
+                spread.least,
+                spread.most,
+                times(growth.each.len() as u64, "run")
+            );
+        }
+        out
+    }
+}
+
+fn step((from, to): (usize, usize)) -> String {
+    format!("{from} → {to}")
+}
+
+fn signed_bytes(n: f64) -> String {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let size = bytes(n.abs() as u64);
+    if n < 0.0 { format!("-{size}") } else { size }
+}
+
+/// Rows of cells as columns, names to the left and figures to the right; the first row is the head.
+fn grid(rows: &[Vec<String>]) -> String {
+    const NAMES: usize = 2;
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut widths = vec![0; columns];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (n, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let width = *width;
+            let _ =
+                if n < NAMES { write!(line, "{cell:<width$}  ") } else { write!(line, "{cell:>width$}  ") };
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+use super::*;
+
+/// A story whose steps took so long, from 1 instance on.
+fn story(run: usize, mode: Mode, steps: &[(usize, u64)]) -> Report {
+    let mut from = 1;
+    let steps = steps.iter().map(|(to, waited)| {
+        let phase = Phase::new("create", Duration::from_millis(5), &[Duration::from_millis(4)]);
+        let step = Step::new(from, *to, Duration::from_millis(*waited), vec![phase]);
+        from = *to;
+        step
+    });
+    let steps: Vec<Step> = steps.collect();
+    let mut phases: Vec<Phase> = steps.iter().flat_map(|step| step.phases.clone()).collect();
+    phases.push(Phase::new("destroy", Duration::from_millis(7), &[]));
+    let oci = u64::from(mode == Mode::Oci);
+    Report {
+        run,
+        mode,
+        waiting_ms: steps.iter().map(|step| step.waiting_ms).sum(),
+        story_ms: 2.0,
+        slowest_destroy_ms: 3.0 + run as f64,
+        slowest_pea_destroy_ms: 4.0,
+        dirty_at_destroy_bytes: 5_000_000,
+        written_bytes: 6_000_000,
+        idle_written_bytes: 7_500_000 - run as u64,
+        fetches: oci,
+        fetched_bytes: oci * 2_100_000,
+        layer_bytes: oci * 2_000_000,
+        begin: Some(Step::new(0, 1, Duration::from_millis(250), Vec::new())),
+        steps,
+        phases,
+        samples: vec![Sample { t_ms: 1.5, dirty_bytes: 1, writeback_bytes: 2 }],
+        host: Host::default(),
+    }
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-9
+}
+
+#[test]
+fn the_json_of_one_story_has_the_promised_names() {
+    let stories = Stories(vec![story(1, Mode::Stream, &[(10, 900)])]);
+    let json = serde_json::to_value(&stories).unwrap();
+    assert_eq!(json["phases"][0]["each_ms"][0], 4.0);
+    assert_eq!(json["samples"][0]["writeback_bytes"], 2);
+    assert_eq!((&json["waiting_ms"], &json["mode"]), (&900.0.into(), &"stream".into()));
+    let step = &json["steps"][0];
+    assert_eq!((&step["from"], &step["to"], &step["waiting_ms"]), (&1.into(), &10.into(), &900.0.into()));
+    assert_eq!((&step["per_instance_ms"], &step["phases"][0]["name"]), (&100.0.into(), &"create".into()));
+    for name in [
+        "story_ms",
+        "slowest_destroy_ms",
+        "slowest_pea_destroy_ms",
+        "written_bytes",
+        "idle_written_bytes",
+        "fetches",
+        "fetched_bytes",
+        "layer_bytes",
+        "host",
+    ] {
+        assert!(json.get(name).is_some(), "{name}");
+    }
+}
+
+#[test]
+fn one_story_is_told_by_its_phases() {
+    let table = Stories(vec![story(1, Mode::Stream, &[(10, 900)])]).table();
+    assert!(table.contains("create") && table.contains("5.0 MB dirty"), "{table}");
+    assert!(!table.contains("→") && !table.contains("fetched"), "{table}");
+
+    let table = Stories(vec![story(1, Mode::Oci, &[(10, 900), (100, 3600)])]).table();
+    for words in [
+        "1 → 10: 0.90 s, 100.0 ms for each of 9\n",
+        "10 → 100: 3.60 s, 40.0 ms for each of 90\n",
+        "waited 4.50 s",
+        "fetched 2.1 MB in 1 request for a layer of 2.0 MB, while 1 to begin with came up in 0.25 s.",
+    ] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    assert_eq!(table.matches("create").count(), 2);
+    assert_eq!(table.matches("destroy  ").count(), 1);
+}
+
+#[test]
+fn several_stories_are_told_side_by_side() {
+    let stories = Stories(vec![
+        story(1, Mode::Stream, &[(10, 900), (100, 18_000)]),
+        story(1, Mode::Oci, &[(10, 90), (100, 900)]),
+        story(2, Mode::Stream, &[(10, 1800), (100, 18_000)]),
+        story(2, Mode::Oci, &[(10, 360), (100, 2700)]),
+        story(3, Mode::Stream, &[(10, 900), (100, 9000)]),
+        story(3, Mode::Oci, &[(10, 270), (100, 900)]),
+    ]);
+    let summary = Summary::of(&stories.0);
+    let named: Vec<_> = summary.rows.iter().map(|row| (row.mode, row.from, row.to, row.runs)).collect();
+    assert_eq!(
+        named,
+        [
+            (Mode::Stream, 1, 10, 3),
+            (Mode::Stream, 10, 100, 3),
+            (Mode::Oci, 1, 10, 3),
+            (Mode::Oci, 10, 100, 3)
+        ]
+    );
+    assert_eq!(summary.rows[0].waiting_ms, Spread { median: 900.0, least: 900.0, most: 1800.0 });
+    assert_eq!(summary.rows[3].per_instance_ms, Spread { median: 10.0, least: 10.0, most: 30.0 });
+    assert!(summary.rows[0].story.is_none());
+    let whole = summary.rows[3].story.as_ref().unwrap();
+    assert_eq!(whole.slowest_destroy_ms, Spread { median: 5.0, least: 4.0, most: 6.0 });
+    assert_eq!(whole.fetched_bytes.median, 2_100_000.0);
+    assert_eq!(whole.written_less_idle_bytes.least, -1_499_999.0);
+
+    // The median of ratios of pairs, which is not the ratio of medians.
+    let ratios: Vec<f64> = summary.oci_by_stream.iter().map(|ratio| ratio.median).collect();
+    assert!(close(ratios[0], 0.2) && close(ratios[1], 0.1) && ratios.len() == 2, "{ratios:?}");
+    let growth: Vec<f64> = summary.growth.iter().map(|growth| growth.median).collect();
+    assert!(close(growth[0], 1.0) && close(growth[1], 0.75) && growth.len() == 2, "{growth:?}");
+    assert_eq!((summary.growth[1].before, summary.growth[1].step), ((1, 10), (10, 100)));
+
+    let json = serde_json::to_value(&stories).unwrap();
+    let order: Vec<_> = json["stories"].as_array().unwrap().iter().map(|s| (&s["run"], &s["mode"])).collect();
+    assert_eq!(order[3], (&2.into(), &"oci".into()));
+    assert_eq!(json["summary"]["rows"][2]["waiting_ms"]["most"], 360.0);
+    assert_eq!(json["summary"]["rows"][3]["fetches"]["median"], 1.0);
+    assert_eq!(json["summary"]["oci_by_stream"][1]["each"].as_array().unwrap().len(), 3);
+
+    let table = stories.table();
+    for words in [
+        "mode    step      runs",
+        "oci     10 → 100     3",
+        "0.90 (0.90 – 1.80)",
+        "5.0 (4.0 – 6.0)   2.1 MB            -1.5 MB\n",
+        "1 → 10: with the code as a layer the developer waited 0.20 × as long as with the code streamed in \
+         (0.10 – 0.30 in 3 pairs of runs).",
+        "oci, 10 → 100: an instance took 0.75 × as long as one of 1 → 10 (0.33 – 1.00 in 3 runs).",
+    ] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+}
+
+#[test]
+fn runs_of_one_mode_are_compared_with_nothing() {
+    let stories: Vec<Report> = (1..=2).map(|run| story(run, Mode::Stream, &[(10, 900)])).collect();
+    let summary = Summary::of(&stories);
+    assert!(summary.oci_by_stream.is_empty() && summary.growth.is_empty());
+    assert_eq!(summary.rows.len(), 1);
+}

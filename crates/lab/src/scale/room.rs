@@ -1,0 +1,142 @@
+//! Whether this host has room for a story: what obviously does not fit is refused before anything is made.
+
+use super::{Mode, Options};
+use crate::doctor::dirty::Dirty;
+use crate::host::filesystem_of;
+use crate::report::bytes;
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::path::Path;
+use wardian_garden::Client;
+
+/// Descriptors that an instance takes at most: the app's connections and its pea's.
+const DESCRIPTORS_EACH: u64 = 8;
+/// Descriptors of everything else.
+const DESCRIPTORS: u64 = 128;
+
+/// Let this process, and the server it starts, open enough files.
+pub(super) fn descriptors(instances: usize) -> Result<()> {
+    let wanted = DESCRIPTORS + DESCRIPTORS_EACH * instances as u64;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // No limit is enough.
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
+    ensure!(
+        enough(maximum),
+        "{instances} instances need {wanted} open files, more than the hard limit here (ulimit -Hn: {})",
+        maximum.unwrap_or_default()
+    );
+    if !enough(current) {
+        let all = Rlimit { current: maximum, maximum };
+        setrlimit(Resource::Nofile, all).context("raise the limit of open files")?;
+    }
+    Ok(())
+}
+
+/// The code is made in memory.
+pub(super) fn memory(options: &Options) -> Result<()> {
+    let available = available()?;
+    let code = options.code_bytes();
+    ensure!(
+        code <= available / 2,
+        "--code-mb: {} of code are made in memory, of which {} are free",
+        bytes(code),
+        bytes(available)
+    );
+    Ok(())
+}
+
+/// The file system of the store of our own server.
+pub(super) fn disk(options: &Options, mode: Mode) -> Result<()> {
+    let at = options.location.as_deref().unwrap_or(Path::new("/var/tmp"));
+    let stat = rustix::fs::statvfs(at).with_context(|| format!("--root: look at {}", at.display()))?;
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let kind = std::fs::canonicalize(at).ok().and_then(|path| filesystem_of(&mountinfo, &path));
+    let mut free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if kind.is_some_and(|(kind, _)| kind == "tmpfs" || kind == "ramfs") {
+        // Its size is a promise that memory has to keep.
+        free = free.min(available()?);
+    }
+    fits(options, mode, free, &at.display().to_string())
+}
+
+/// The disk of a server elsewhere, if it says how large that is.
+pub(super) async fn disk_of(client: &Client, options: &Options, mode: Mode) -> Result<()> {
+    match client.capacity().await.context("ask the server for its capacity")?.disk_in_bytes {
+        0 => Ok(()),
+        all => fits(options, mode, all, "the server's disk"),
+    }
+}
+
+/// What is to be said beforehand of a story that will wait for the disk.
+pub(super) fn note(options: &Options) -> Result<Option<String>> {
+    let limit = Dirty::probe()?.threshold_bytes;
+    let all = needed(options, Mode::Stream);
+    Ok((options.modes.contains(&Mode::Stream) && all > limit).then(|| {
+        format!(
+            "note: {} will be streamed, more than may be dirty on this machine ({}): the kernel will hold the writers \
+             back for the disk",
+            bytes(all),
+            bytes(limit)
+        )
+    }))
+}
+
+/// What the instances' code takes on the disk.
+fn needed(options: &Options, mode: Mode) -> u64 {
+    match mode {
+        Mode::Stream => options.code_bytes().saturating_mul(options.most() as u64),
+        // The file that was fetched and the layer.
+        Mode::Oci => options.code_bytes().saturating_mul(2),
+    }
+}
+
+fn fits(options: &Options, mode: Mode, free: u64, at: &str) -> Result<()> {
+    let wanted = needed(options, mode);
+    ensure!(
+        wanted <= free,
+        "--mode {mode}: {} instances with {} MB of code take {}, and {at} has {}: smaller --to or --code-mb, or \
+         another --root",
+        options.most(),
+        options.code_mb,
+        bytes(wanted),
+        bytes(free)
+    );
+    Ok(())
+}
+
+/// Memory that can be had without swapping.
+fn available() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    available_of(&text).context("there is no MemAvailable in /proc/meminfo")
+}
+
+fn available_of(meminfo: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streamed_code_is_there_once_for_each_and_a_layer_once_for_all() {
+        let mut options = Options::new("wardian".into());
+        options.to = vec![10, 100];
+        let gigabyte = 1 << 30;
+        assert!(fits(&options, Mode::Stream, 10 * gigabyte, "x").is_ok());
+        let error = fits(&options, Mode::Stream, 9 * gigabyte, "/var/tmp").unwrap_err().to_string();
+        for words in ["100 instances with 100 MB", "10.49 GB", "/var/tmp has 9.66 GB", "--code-mb"] {
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(fits(&options, Mode::Oci, gigabyte / 4, "x").is_ok());
+        assert!(fits(&options, Mode::Oci, gigabyte / 8, "x").is_err());
+    }
+
+    #[test]
+    fn memory_that_can_be_had() {
+        assert_eq!(available_of("MemTotal: 9 kB\nMemAvailable:     123 kB\n"), Some(123 * 1024));
+        assert_eq!(available_of("MemAvailable: x kB\n"), None);
+        assert!(available().unwrap() > 0);
+    }
+}

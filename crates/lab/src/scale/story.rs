@@ -1,0 +1,287 @@
+//! One story.
+
+use super::idle::Idle;
+use super::report::{Report, Step};
+use super::{Made, Mode, Options};
+use crate::code::{Code, Sample};
+use crate::drive::Instance;
+use crate::droplet::{Droplet, DropletServer};
+use crate::host::{Dirty, Host, Sampler, ms, written};
+use crate::image;
+use crate::local::LocalServer;
+use crate::progress::Progress;
+use crate::report::Phase;
+use anyhow::{Context, Result};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::task::{JoinSet, LocalSet};
+use wardian_garden::Client;
+
+/// Tell the story on this server, and measure it. What it made there and did not destroy again is in `made`.
+pub(super) async fn tell(
+    options: &Options,
+    (run, mode): (usize, Mode),
+    client: &Client,
+    local: Option<&LocalServer>,
+    made: &Made,
+    progress: &Progress,
+) -> Result<Report> {
+    // On a server elsewhere the image is a file in a directory of our own.
+    let scratch = tempfile::Builder::new().prefix("wardian-lab-").tempdir().context("make a directory")?;
+    let image = match &options.image {
+        Some(image) => image.clone(),
+        None => {
+            let dir = local.map_or(scratch.path(), LocalServer::dir);
+            let path = std::path::absolute(dir).context("find the directory of the image")?.join("image.tar");
+            progress.say("building an image from busybox");
+            image::build(&path)?;
+            path.display().to_string()
+        }
+    };
+    let delivery = Delivery::prepare(mode, options.code_mb, progress).await?;
+    let host = Host::probe(local.map(LocalServer::root).as_deref());
+    let mut idle = Idle::watch(progress).await?;
+
+    let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea };
+    let (since, written_before) = (Instant::now(), written()?);
+    let mut instances = Vec::new();
+    let begin = if options.from > 0 {
+        progress.say(&format!("bringing up {} to begin with", options.from));
+        let scaled = story.bring_up(0, options.from).await?;
+        instances.extend(scaled.instances);
+        Some(scaled.step)
+    } else {
+        None
+    };
+
+    let sampler = Sampler::start();
+    let (mut steps, mut slowest_pea_end) = (Vec::new(), Duration::ZERO);
+    for to in &options.to {
+        let from = instances.len();
+        progress.say(&format!("scaling from {from} to {to}"));
+        let scaled = story.bring_up(from, *to).await?;
+        instances.extend(scaled.instances);
+        steps.push(scaled.step);
+        slowest_pea_end = slowest_pea_end.max(scaled.slowest_pea_end);
+    }
+
+    progress.say("reading a file back in each");
+    let sample = delivery.sample();
+    for (n, instance) in instances.iter().enumerate() {
+        instance.verify(sample).await?;
+        if n == 0 {
+            // None of the others may see it.
+            instance.scribble().await?;
+        }
+    }
+    let dirty_at_destroy_bytes = Dirty::now()?.dirty_bytes;
+    let gone = story.phase("destroy", instances, |instance, made| async move {
+        instance.destroy().await?;
+        if let Ok(mut made) = made.lock() {
+            made.retain(|handle| *handle != instance.handle);
+        }
+        Ok(instance)
+    });
+    let destroy = gone.await?.phase;
+    match local {
+        Some(local) => local.trash_empty().await?,
+        None => tokio::time::sleep(Duration::from_secs(1)).await,
+    }
+    let written_bytes = written()?.saturating_sub(written_before);
+    let length = since.elapsed();
+    let samples = sampler.finish();
+    let idle_written_bytes = idle.written_in(length, progress).await?;
+
+    let waiting_ms = steps.iter().map(|step| step.waiting_ms).sum::<f64>();
+    let (story_ms, slowest_destroy_ms) = (waiting_ms + destroy.wall_ms, destroy.max_ms);
+    let mut phases: Vec<Phase> = steps.iter().flat_map(|step| step.phases.clone()).collect();
+    phases.push(destroy);
+    let (fetches, fetched_bytes, layer_bytes) = delivery.fetched();
+    Ok(Report {
+        run,
+        mode,
+        waiting_ms,
+        story_ms,
+        slowest_destroy_ms,
+        slowest_pea_destroy_ms: ms(slowest_pea_end),
+        dirty_at_destroy_bytes,
+        written_bytes,
+        idle_written_bytes,
+        fetches,
+        fetched_bytes,
+        layer_bytes,
+        begin,
+        steps,
+        phases,
+        samples,
+        host,
+    })
+}
+
+/// How the code comes into the instances.
+enum Delivery {
+    Stream(Arc<Code>),
+    Layer(DropletServer),
+}
+
+impl Delivery {
+    async fn prepare(mode: Mode, megabytes: usize, progress: &Progress) -> Result<Self> {
+        progress.say(&format!("making {megabytes} MB of code"));
+        // Code that no story had before: a server that lives on has nothing of it yet.
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let salt = u64::try_from(since.as_nanos()).unwrap_or_default();
+        Ok(match mode {
+            Mode::Stream => {
+                let code = tokio::task::spawn_blocking(move || Code::salted(megabytes, salt)).await??;
+                Self::Stream(Arc::new(code))
+            }
+            Mode::Oci => {
+                let droplet = tokio::task::spawn_blocking(move || Droplet::pack(megabytes, salt)).await??;
+                Self::Layer(DropletServer::start(droplet).await?)
+            }
+        })
+    }
+
+    fn sample(&self) -> &Sample {
+        match self {
+            Self::Stream(code) => &code.sample,
+            Self::Layer(server) => &server.droplet().sample,
+        }
+    }
+
+    /// Requests for the layer, bytes sent of it, bytes in it.
+    fn fetched(&self) -> (u64, u64, u64) {
+        match self {
+            Self::Stream(_) => (0, 0, 0),
+            Self::Layer(server) => {
+                (server.fetches(), server.fetched_bytes(), server.droplet().unpacked_bytes)
+            }
+        }
+    }
+}
+
+struct Story<'a> {
+    client: &'a Client,
+    image: String,
+    delivery: &'a Delivery,
+    made: &'a Made,
+    progress: &'a Progress,
+    pea: bool,
+}
+
+/// Instances after a phase.
+struct Done<T> {
+    instances: Vec<T>,
+    phase: Phase,
+}
+
+/// Instances that are up.
+struct Scaled {
+    instances: Vec<Instance>,
+    step: Step,
+    slowest_pea_end: Duration,
+}
+
+impl Story<'_> {
+    /// Create, stream in if the code is no layer, start and check the instances with these numbers; one phase after the
+    /// other, all instances of a phase at once.
+    async fn bring_up(&self, from: usize, to: usize) -> Result<Scaled> {
+        // The process id keeps two labs on one server apart.
+        let handle = |n| format!("lab-{}-{n}", std::process::id());
+        let mut wanted = Vec::new();
+        for n in from..to {
+            let image = match self.delivery {
+                Delivery::Stream(_) => self.image.clone(),
+                // A platform signs the address of the code for each instance.
+                Delivery::Layer(server) => server.image(&self.image, &handle(n))?,
+            };
+            wanted.push((handle(n), image));
+        }
+
+        let begin = Instant::now();
+        let created = self.phase("create", wanted, |(handle, image): (String, String), made| {
+            let (client, base) = (self.client.clone(), self.image.clone());
+            async move {
+                // Noted first: a create that is cut off may have made it all the same.
+                if let Ok(mut made) = made.lock() {
+                    made.push(handle.clone());
+                }
+                Instance::create_on(client, handle, image, base).await
+            }
+        });
+        let Done { mut instances, phase } = created.await?;
+        let mut phases = vec![phase];
+
+        if let Delivery::Stream(code) = self.delivery {
+            let streamed = self.phase("stream_in", instances, |instance: Instance, _| {
+                let code = code.clone();
+                async move {
+                    instance.stream_in(&code).await?;
+                    Ok(instance)
+                }
+            });
+            let done = streamed.await?;
+            instances = done.instances;
+            phases.push(done.phase);
+        }
+
+        let started = self.phase("start_app", instances, |instance: Instance, _| async move {
+            instance.start().await?;
+            Ok(instance)
+        });
+        let Done { mut instances, phase } = started.await?;
+        phases.push(phase);
+
+        let mut slowest_pea_end = Duration::ZERO;
+        if self.pea {
+            let checked = self.phase("pea", instances, |instance: Instance, _| async move {
+                let ended = instance.pea().await?;
+                Ok((instance, ended.ending))
+            });
+            let Done { instances: checked, phase } = checked.await?;
+            phases.push(phase);
+            slowest_pea_end = checked.iter().map(|(_, ending)| *ending).max().unwrap_or_default();
+            instances = checked.into_iter().map(|(instance, _)| instance).collect();
+        }
+        Ok(Scaled { instances, step: Step::new(from, to, begin.elapsed(), phases), slowest_pea_end })
+    }
+
+    /// Do one step for all at once. The first failure ends the story.
+    async fn phase<T, U, F, D>(&self, name: &'static str, all: Vec<T>, step: D) -> Result<Done<U>>
+    where
+        D: Fn(T, Made) -> F,
+        F: Future<Output = Result<U>> + 'static,
+        U: 'static,
+    {
+        let bar = self.progress.phase(name, all.len());
+        let begin = Instant::now();
+        // On this thread: a process cannot be waited for from another one. The connections' own work is
+        // done by tasks of the client, on all threads.
+        let local = LocalSet::new();
+        let mut tasks = JoinSet::new();
+        for (n, one) in all.into_iter().enumerate() {
+            let step = step(one, self.made.clone());
+            let timed = async move {
+                let begin = Instant::now();
+                let done = step.await?;
+                anyhow::Ok((n, done, begin.elapsed()))
+            };
+            tasks.spawn_local_on(timed, &local);
+        }
+        let collect = async {
+            let mut done = Vec::new();
+            while let Some(ended) = tasks.join_next().await {
+                done.push(ended.context("a step of the story panicked")??);
+                bar.step();
+            }
+            anyhow::Ok(done)
+        };
+        let mut done = local.run_until(collect).await?;
+        let wall = begin.elapsed();
+        done.sort_by_key(|(n, ..)| *n);
+        let each: Vec<Duration> = done.iter().map(|(_, _, took)| *took).collect();
+        let phase = Phase::new(name, wall, &each);
+        bar.finish(&phase);
+        Ok(Done { instances: done.into_iter().map(|(_, one, _)| one).collect(), phase })
+    }
+}

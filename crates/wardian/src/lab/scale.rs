@@ -1,0 +1,76 @@
+//! `wardian lab scale`.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use std::path::PathBuf;
+use wardian_lab::scale::{Mode, Options, run};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A Garden server on this host: unix:/PATH or tcp:HOST:PORT [default: one started for each story]
+    #[arg(long, value_name = "ADDR")]
+    addr: Option<String>,
+    /// How the code comes into the instances; of several, one story after the other
+    #[arg(long, value_enum, value_name = "MODE", value_delimiter = ',', default_value = "stream")]
+    mode: Vec<ModeArg>,
+    /// Instances that run before the scaling
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    from: usize,
+    /// Instances that run after it; of several, after each step
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "10")]
+    to: Vec<usize>,
+    /// How often the story is told, in each mode
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    runs: usize,
+    /// Megabytes of code in each instance, in files of one megabyte
+    #[arg(long, value_name = "MB", default_value_t = 100)]
+    code_mb: usize,
+    /// Run a health check beside each instance (the default)
+    #[arg(long, overrides_with = "no_pea")]
+    pea: bool,
+    /// Run none
+    #[arg(long)]
+    no_pea: bool,
+    /// The image of app and health check; with --mode oci the path of a tar [default: built on the spot from busybox]
+    #[arg(long, value_name = "URI")]
+    image: Option<String>,
+    /// Where the temporary store is made; its file system is the one under test [default: /var/tmp]
+    #[arg(long, value_name = "DIR", conflicts_with = "addr")]
+    root: Option<PathBuf>,
+    /// Write the figures there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ModeArg {
+    /// It is streamed into each
+    Stream,
+    /// It is a layer of their image, which the server fetches from the lab
+    Oci,
+}
+
+impl Args {
+    /// Tell the stories and print what was found.
+    pub fn run(self, runtime: &tokio::runtime::Runtime, program: PathBuf) -> Result<()> {
+        let mode = |mode: &ModeArg| match mode {
+            ModeArg::Stream => Mode::Stream,
+            ModeArg::Oci => Mode::Oci,
+        };
+        let options = Options {
+            modes: self.mode.iter().map(mode).collect(),
+            from: self.from,
+            to: self.to,
+            runs: self.runs,
+            code_mb: self.code_mb,
+            pea: self.pea || !self.no_pea,
+            image: self.image,
+            address: self.addr,
+            location: self.root,
+            program,
+        };
+        let stories = runtime.block_on(run(&options))?;
+        print!("\n{}", stories.table());
+        self.json.map_or(Ok(()), |to| stories.save(&to))
+    }
+}
