@@ -134,15 +134,15 @@ type Made = Arc<Mutex<Vec<String>>>;
 /// all that was made is destroyed.
 pub async fn run(options: &Options) -> Result<Stories> {
     options.check()?;
-    room::descriptors(options.most())?;
-    room::memory(options)?;
-    // From now on, and also between two stories.
-    let mut interrupted: Pin<Box<dyn Future<Output = i32>>> = Box::pin(interruption()?);
     if options.address.is_none() {
         for mode in &options.modes {
             room::disk(options, *mode)?;
         }
     }
+    room::memory(options)?;
+    room::descriptors(options.most())?;
+    // From now on, and also between two stories.
+    let mut interrupted: Pin<Box<dyn Future<Output = i32>>> = Box::pin(interruption()?);
     let (progress, mut stories) = (Progress::new(), Vec::new());
     if let Some(note) = room::note(options)? {
         progress.say(&note);

@@ -9,27 +9,28 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 use wardian_garden::Client;
 
-/// Descriptors that an instance takes at most: the app's connections and its pea's.
-const DESCRIPTORS_EACH: u64 = 8;
+/// Descriptors that an instance takes at most, in the server while all peas are started at once (22 were seen).
+const DESCRIPTORS_EACH: u64 = 32;
 /// Descriptors of everything else.
 const DESCRIPTORS: u64 = 128;
 
-/// Let this process, and the server it starts, open enough files.
+/// Let this process, and with it the server that it starts, open enough files.
 pub(super) fn descriptors(instances: usize) -> Result<()> {
-    let wanted = DESCRIPTORS + DESCRIPTORS_EACH * instances as u64;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // No limit is enough.
-    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
-    ensure!(
-        enough(maximum),
-        "{instances} instances need {wanted} open files, more than the hard limit here (ulimit -Hn: {})",
-        maximum.unwrap_or_default()
-    );
-    if !enough(current) {
-        let all = Rlimit { current: maximum, maximum };
-        setrlimit(Resource::Nofile, all).context("raise the limit of open files")?;
-    }
-    Ok(())
+    let Some(new) = raised(current, maximum, instances) else { return Ok(()) };
+    setrlimit(Resource::Nofile, Rlimit { current: new, maximum: new }).with_context(|| {
+        format!(
+            "{instances} instances need up to {} open files; the limit (ulimit -Hn: {}) cannot be raised to that",
+            new.unwrap_or_default(),
+            maximum.unwrap_or_default()
+        )
+    })
+}
+
+/// The limit there must be, if there is not; `None` in a limit is none. The hard one is raised only if it must be.
+fn raised(current: Option<u64>, maximum: Option<u64>, instances: usize) -> Option<Option<u64>> {
+    let wanted = DESCRIPTORS + DESCRIPTORS_EACH * instances as u64;
+    current.is_some_and(|current| current < wanted).then(|| maximum.map(|maximum| maximum.max(wanted)))
 }
 
 /// The code is made in memory.
@@ -131,6 +132,15 @@ mod tests {
         }
         assert!(fits(&options, Mode::Oci, gigabyte / 4, "x").is_ok());
         assert!(fits(&options, Mode::Oci, gigabyte / 8, "x").is_err());
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_raised_only_if_it_must_be() {
+        assert_eq!(raised(Some(4096), Some(8192), 100), None);
+        assert_eq!(raised(None, None, 1000), None);
+        assert_eq!(raised(Some(1024), Some(8192), 100), Some(Some(8192)));
+        assert_eq!(raised(Some(1024), None, 100), Some(None));
+        assert_eq!(raised(Some(1024), Some(1024), 100), Some(Some(3328)));
     }
 
     #[test]

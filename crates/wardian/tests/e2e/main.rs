@@ -26,6 +26,7 @@ mod record;
 mod reset;
 mod rootfs;
 mod run;
+mod scale;
 mod store;
 mod streams;
 mod support;

@@ -1,0 +1,165 @@
+//! `wardian lab scale`: stories on servers of its own and on one that is there, what is no story, and an end at any moment.
+
+use crate::cli::Said;
+use crate::support::{Server, WARDIAN, names, signal};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+/// A place for the stores of a test's stories.
+struct Place {
+    base: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these tests make containers: run them as root");
+        Self { base: tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap() }
+    }
+
+    /// With room for 64 MB.
+    fn small() -> Self {
+        let place = Self::new();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"])
+            .arg(place.base.path())
+            .status();
+        assert!(mounted.unwrap().success());
+        place
+    }
+
+    fn report(&self) -> PathBuf {
+        self.base.path().join("report")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(WARDIAN);
+        command.args(["lab", "scale", "--json"]).arg(self.report()).args(args);
+        if !args.contains(&"--addr") {
+            command.arg("--root").arg(self.base.path());
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn start(&self, args: &[&str]) -> Child {
+        self.command(args).spawn().unwrap()
+    }
+
+    /// It must succeed. What it said, and the figures.
+    fn good(&self, args: &[&str]) -> (String, Value) {
+        let said: Said = self.command(args).output().unwrap().into();
+        assert_eq!(said.code, Some(0), "{args:?}: {said:?}");
+        let report = serde_json::from_slice(&fs::read(self.report()).unwrap()).unwrap();
+        fs::remove_file(self.report()).unwrap();
+        self.nothing_is_left();
+        (said.out, report)
+    }
+
+    fn nothing_is_left(&self) {
+        assert_eq!(names(self.base.path()), Vec::<String>::new());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.base.path()).stderr(Stdio::null()).status();
+    }
+}
+
+fn phases(of: &Value) -> Vec<(&str, usize)> {
+    let all = of["phases"].as_array().unwrap().iter();
+    all.map(|phase| (phase["name"].as_str().unwrap(), phase["each_ms"].as_array().unwrap().len())).collect()
+}
+
+#[test]
+fn a_story_of_two_steps() {
+    let place = Place::new();
+    let (said, report) = place.good(&["--to", "2,4", "--code-mb", "2"]);
+    assert_eq!((&report["mode"], &report["run"]), (&"stream".into(), &1.into()));
+    let steps = report["steps"].as_array().unwrap();
+    let bounds: Vec<_> = steps.iter().map(|step| (&step["from"], &step["to"])).collect();
+    assert_eq!(bounds, [(&1.into(), &2.into()), (&2.into(), &4.into())]);
+    let up = |n| ["create", "stream_in", "start_app", "pea"].map(|name| (name, n));
+    assert_eq!(phases(&steps[0]), up(1));
+    assert_eq!(phases(&steps[1]), up(2));
+    assert_eq!(phases(&report), [&up(1)[..], &up(2), &[("destroy", 4)]].concat());
+    let waited: Vec<f64> = steps.iter().map(|step| step["waiting_ms"].as_f64().unwrap()).collect();
+    assert!((report["waiting_ms"].as_f64().unwrap() - waited[0] - waited[1]).abs() < 1e-6, "{report:#}");
+    assert!((steps[1]["per_instance_ms"].as_f64().unwrap() - waited[1] / 2.0).abs() < 1e-6, "{report:#}");
+    for name in ["fetches", "fetched_bytes", "layer_bytes"] {
+        assert_eq!(report[name], 0, "{name}");
+    }
+    assert!(said.contains("2 → 4: ") && said.contains("The developer waited"), "{said}");
+}
+
+#[tokio::test]
+async fn stories_on_a_server_that_is_there() {
+    let (server, place) = (Server::start().await, Place::new());
+    let address = format!("unix:{}", server.socket().display());
+    let args = ["--addr", &address, "--to", "2", "--code-mb", "1", "--runs", "2", "--no-pea"];
+    let (said, report) = place.good(&args);
+    let stories = report["stories"].as_array().unwrap();
+    assert_eq!(stories.iter().map(|story| &story["run"]).collect::<Vec<_>>(), [1, 2]);
+    for story in stories {
+        assert_eq!(phases(story), [("create", 1), ("stream_in", 1), ("start_app", 1), ("destroy", 2)]);
+    }
+    let summary = &report["summary"];
+    assert_eq!((&summary["rows"][0]["mode"], &summary["rows"][0]["runs"]), (&"stream".into(), &2.into()));
+    assert_eq!(summary["oci_by_stream"], serde_json::json!([]));
+    assert!(said.contains("stream  1 → 2"), "{said}");
+    assert_eq!(server.client().list(&BTreeMap::new()).await.unwrap(), Vec::<String>::new());
+    server.finish().await;
+}
+
+#[test]
+fn what_is_no_story() {
+    let place = Place::small();
+    for (args, words) in [
+        (&["--to", "1"][..], "--to must be greater than --from"),
+        (&["--to", "10,5"], "--to must rise from step to step: 5 comes after 10"),
+        (&["--to", "1001"], "more than 1000 instances"),
+        (&["--runs", "0"], "--runs must be between 1 and"),
+        (&["--mode", "stream", "--mode", "stream"], "--mode names stream twice"),
+        (&["--code-mb", "5000"], "--code-mb must be at most"),
+        (
+            &["--mode", "oci,stream", "--to", "4,7", "--code-mb", "20"],
+            "7 instances with 20 MB of code take 146.8 MB, and",
+        ),
+        (&["--mode", "oci"], "--mode oci: 10 instances with 100 MB of code take 209.7 MB, and"),
+        (&["--mode", "oci", "--image", "docker:///busybox"], "--image"),
+        (&["--addr", "unix:/nowhere/garden.sock"], "does not answer"),
+    ] {
+        let said: Said = place.command(args).output().unwrap().into();
+        assert!(said.code == Some(1) && said.err.contains(words), "{args:?}: {said:?}");
+        place.nothing_is_left();
+    }
+    for args in [["--mode", "docker"], ["--to", "ten"], ["--to", "-1"]] {
+        let said: Said = place.command(&args).output().unwrap().into();
+        assert_eq!(said.code, Some(2), "{args:?}: {said:?}");
+    }
+}
+
+#[test]
+fn whoever_interrupts_a_second_story_finds_nothing_left() {
+    let place = Place::new();
+    let mut child = place.start(&["--to", "3", "--code-mb", "1", "--runs", "3"]);
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    // In the second run while its server starts, when nobody waits for a signal yet.
+    while !line.contains("run 2 of 3") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it ended: {:?}", child.wait());
+    }
+    signal(child.id(), Signal::INT);
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130), "{rest}");
+    assert!(!rest.contains("run 3 of 3"), "{rest}");
+    place.nothing_is_left();
+}
