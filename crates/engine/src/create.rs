@@ -75,7 +75,6 @@ impl Engine {
         if let Some(key) = spec.properties.keys().find(|key| key.starts_with("wardian.")) {
             return Err(Error::Invalid(format!("property {key} is not supported yet")));
         }
-        spec.image = self.shared.address(&spec.image)?;
         let grace =
             if spec.grace_time.is_zero() { self.shared.config.default_grace_time } else { spec.grace_time };
         if !grace.is_zero() {
@@ -84,6 +83,13 @@ impl Engine {
         // What cannot succeed must not wait for its turn.
         self.check_room(&self.shared.lock(), &spec.handle)?;
         let timeline = Timeline::begin();
+        let image = self.image(&spec.image).await;
+        timeline.ended("image");
+        let image = image.inspect_err(|error| {
+            // It has no id yet.
+            let failed = timeline.operation(Kind::Create, &spec.handle, "", Some(error.to_string()));
+            self.shared.history.add(failed);
+        })?;
         let _turn = match self.shared.gate.try_enter() {
             Some(turn) => turn,
             None => {
@@ -111,7 +117,7 @@ impl Engine {
         let made = async move {
             let _served = engine.shared.sweeper.serve();
             let slow = engine.look_if_slow(Kind::Create, &container.id, None);
-            let result = engine.make(&container, waiting, spec, &timeline).await;
+            let result = engine.make(&container, waiting, spec, image, &timeline).await;
             let (handle, id) = (container.handle.clone(), container.id.clone());
             match &result {
                 Ok(()) => {
@@ -176,12 +182,13 @@ impl Engine {
         container: &Arc<Container>,
         waiting: Waiting,
         spec: ContainerSpec,
+        image: Image,
         timeline: &Timeline,
     ) -> Result<()> {
         let shared = self.shared.clone();
         let (theirs, phases) = (container.clone(), timeline.clone());
         let span = tracing::Span::current();
-        let prepare = move || span.in_scope(|| prepare(&shared, &theirs, waiting, &spec, &phases));
+        let prepare = move || span.in_scope(|| prepare(&shared, &theirs, waiting, &spec, &image, &phases));
         let prepared = tokio::task::spawn_blocking(prepare).await;
         let (pair, connection, parts) = prepared.map_err(|e| Error::failed("create", e))??;
         let (keeper, events) = Keeper::new(connection).map_err(|e| Error::failed("keeper", e))?;
@@ -268,13 +275,12 @@ fn prepare(
     container: &Container,
     waiting: Waiting,
     spec: &ContainerSpec,
+    image: &Image,
     timeline: &Timeline,
 ) -> Result<Prepared> {
     let id = &container.id;
     let dir = shared.records.path(id);
     let run = |e: std::io::Error| Error::failed("run directory", e);
-    let image = shared.store.image(&spec.image).map_err(|e| Error::failed("image", chain(&e)))?;
-    timeline.ended("image");
     std::fs::create_dir(&dir).map_err(run)?;
     let mut env = image.config.env.clone();
     env.extend(spec.env.iter().cloned());
@@ -314,7 +320,7 @@ fn prepare(
     let parts = assemble(
         shared,
         id,
-        &image,
+        image,
         user.map(AsFd::as_fd),
         settings,
         &binds,

@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The gate.
 #[derive(Debug)]
 pub struct Gate {
+    what: &'static str,
+    flags: &'static str,
     at_work: usize,
     permits: Semaphore,
     queue: usize,
@@ -27,10 +29,10 @@ pub fn sensible() -> usize {
 }
 
 impl Gate {
-    /// `at_work` at a time, 0: as many as are sensible; `queue` more wait.
-    pub fn new(at_work: usize, queue: usize) -> Self {
-        let at_work = if at_work == 0 { sensible() } else { at_work.min(Semaphore::MAX_PERMITS) };
-        Self { at_work, permits: Semaphore::new(at_work), queue, waiting: AtomicUsize::new(0) }
+    /// `at_work` of these at a time, and `queue` more wait; the flags let in more.
+    pub fn new(what: &'static str, flags: &'static str, at_work: usize, queue: usize) -> Self {
+        let at_work = at_work.min(Semaphore::MAX_PERMITS);
+        Self { what, flags, at_work, permits: Semaphore::new(at_work), queue, waiting: AtomicUsize::new(0) }
     }
 
     /// In, if nobody has to wait.
@@ -60,9 +62,8 @@ impl Gate {
 
     fn busy(&self, more: &str) -> Error {
         Error::Busy(format!(
-            "too many creates: {} are at work and {more}; try again in a moment, or start the server with a higher \
-             --max-concurrent-creates or --max-queued-creates",
-            self.at_work
+            "too many {}: {} are at work and {more}; try again in a moment, or start the server with a higher {}",
+            self.what, self.at_work, self.flags
         ))
     }
 }
@@ -82,7 +83,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_works_one_waits_one_is_sent_away() {
-        let gate = Gate::new(1, 1);
+        let gate = Gate::new("creates", "--x", 1, 1);
         let first = gate.enter().await.unwrap();
         let mut second = std::pin::pin!(gate.enter());
         assert!(tokio::time::timeout(Duration::ZERO, &mut second).await.is_err());
@@ -95,7 +96,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_for_ever() {
-        let gate = Gate::new(1, 5);
+        let gate = Gate::new("creates", "--x", 1, 5);
         let _first = gate.enter().await.unwrap();
         let error = gate.enter_within(Duration::from_millis(1)).await.unwrap_err();
         assert!(matches!(error, Error::Busy(_)));

@@ -10,6 +10,7 @@ mod events;
 mod gate;
 mod grace;
 mod history;
+mod image;
 mod keepers;
 mod metrics;
 mod output;
@@ -114,6 +115,7 @@ struct Shared {
     /// See [`Config::cpu_entitlement_per_share`].
     entitlement_per_share: f64,
     gate: Gate,
+    fetching: Gate,
     /// No container goes by itself any more.
     closing: AtomicBool,
     events: Events,
@@ -417,7 +419,13 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
         .map_err(|e| Error::failed("keepers", e))?;
     let make = move || namespace::pair(&maps, &maps);
-    let gate = Gate::new(config.max_concurrent_creates, config.max_queued_creates);
+    let creates = match config.max_concurrent_creates {
+        0 => gate::sensible(),
+        given => given,
+    };
+    let queued = config.max_queued_creates;
+    let gate = Gate::new("creates", "--max-concurrent-creates or --max-queued-creates", creates, queued);
+    let fetching = Gate::new("fetches of images", "--max-queued-creates", image::AT_ONCE, queued);
     Ok(Shared {
         pairs: Pool::new("pairs", READY, make).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, || namespace::pair(&[], &[])).map_err(fail)?,
@@ -437,6 +445,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         containers: Mutex::default(),
         history: History::default(),
         gate,
+        fetching,
         closing: AtomicBool::new(false),
         events: Events::default(),
         sweeper: Arc::default(),

@@ -1,7 +1,7 @@
 //! Processes, peas, and tars in and out of a living container.
 
 use crate::container::Container;
-use crate::create::{assemble, chain, network_files};
+use crate::create::{assemble, network_files};
 use crate::metrics::{Pea, since_boot};
 use crate::process::Process;
 use crate::spec::{BindMount, ProcessSpec};
@@ -15,6 +15,7 @@ use wardian_runtime::bundle::Settings;
 use wardian_runtime::client::{self, Keeper};
 use wardian_runtime::wire::{self, Exec, Failure, Op, Placement, Reply};
 use wardian_runtime::{caps, cgroup};
+use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::memfd;
 
@@ -100,12 +101,15 @@ impl Engine {
             failpoint::reach(Point::RunAnswered);
             return connect(process, answer).await;
         }
+        let image = self.image(spec.image.as_deref().unwrap_or_default()).await?;
         let shared = self.shared.clone();
         let theirs = container.clone();
         let pea = uuid::Uuid::new_v4().simple().to_string();
         let rootfs_id = pea.clone();
-        let prepared =
-            tokio::task::spawn_blocking(move || prepare_pea(&shared, &theirs, &spec, exec, &rootfs_id)).await;
+        let prepared = tokio::task::spawn_blocking(move || {
+            prepare_pea(&shared, &theirs, &spec, &image, exec, &rootfs_id)
+        })
+        .await;
         let answer = match prepared.map_err(|e| Error::failed("pea", e)).flatten() {
             Ok((payload, parts, op)) => {
                 process.needs_cleaning();
@@ -288,12 +292,11 @@ fn prepare_pea(
     shared: &Shared,
     container: &Container,
     spec: &ProcessSpec,
+    image: &Image,
     mut exec: Exec,
     pea: &str,
 ) -> Result<PreparedPea> {
     let record = container.record();
-    let uri = shared.address(spec.image.as_deref().unwrap_or_default())?;
-    let image = shared.store.image(&uri).map_err(|e| Error::failed("creating-volume", chain(&e)))?;
     exec.env = image.config.env.iter().chain(&exec.env).cloned().collect();
     if let Some((uid, gid)) = spec.user.split_once(':')
         && (uid.parse::<u32>().is_err() || gid.parse::<u32>().is_err())
@@ -320,7 +323,7 @@ fn prepare_pea(
     let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files(&dir)).collect();
     let userns = if record.privileged { None } else { Some(shared.idmap.as_fd()) };
     let config = dir.join("peas").join(format!("{pea}.json"));
-    let parts = assemble(shared, pea, &image, userns, settings, &binds, entry, &config)?;
+    let parts = assemble(shared, pea, image, userns, settings, &binds, entry, &config)?;
     failpoint::reach(Point::PeaRootfs);
     let op = Op::Run { id: spec.id.clone(), boxed: Some(parts.boxed.clone()), place: parts.place() };
     Ok((payload(&exec)?, parts, op))

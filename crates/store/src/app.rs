@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use wardian_image::{App, Digest, export};
+use wardian_image::{App, Digest, Watch, export};
 
 use crate::fetch::{TRIES, image_error};
+use crate::layer::{self, Layer};
 use crate::progress::{Phase, Progress};
-use crate::{Error, Image, Inner, Result, layer, rootfs};
+use crate::{Error, Image, Inner, Result, rootfs};
 
 impl Inner {
     /// The image `base` with the app on top of it. Nothing is cached but the layers: to find out that they are there
@@ -21,11 +22,7 @@ impl Inner {
         let shown = app.to_string();
         for _ in 0..TRIES {
             let below = self.image(base, progress)?;
-            let Some(top) = below.layers.last() else {
-                return Err(rootfs::Error::Empty { id: shown }.into());
-            };
-            let source = app.layer(&top.chain, &self.remote, progress.watch());
-            let source = source.map_err(|error| image_error(&shown, error))?;
+            let source = self.app_layer(&below, app, progress.watch())?;
             let watch = progress.add(&source);
             let layer = match self.present(&source.chain_id)? {
                 Some(layer) => {
@@ -37,16 +34,45 @@ impl Inner {
                     self.layer(&source, &topmost_first, &watch, progress)?
                 }
             };
-            let id = layer.chain.clone();
-            let layers: Arc<[_]> = below.layers.iter().cloned().chain([layer]).collect();
-            let image =
-                Image { uri: uri.to_owned(), shown: shown.clone(), id, layers, manifest: None, ..below };
-            if self.is_whole(&image) {
-                image.touch();
+            if let Some(image) = self.with_layer(uri, &below, &shown, layer) {
                 return Ok(image);
             }
         }
         Err(Error::Collected { uri: shown })
+    }
+
+    /// The same, if the app's layer is there and that can be told without asking a server.
+    pub(crate) fn app_at_hand(&self, uri: &str, below: &Image, app: &App) -> Result<Option<Image>> {
+        if app.identity().is_none() {
+            return Ok(None);
+        }
+        let source = self.app_layer(below, app, &Watch::default())?;
+        let layer = self.present(&source.chain_id)?;
+        Ok(layer.and_then(|layer| self.with_layer(uri, below, &app.to_string(), layer)))
+    }
+
+    fn app_layer(&self, below: &Image, app: &App, watch: &Watch) -> Result<wardian_image::Layer> {
+        let Some(top) = below.layers.last() else {
+            return Err(rootfs::Error::Empty { id: app.to_string() }.into());
+        };
+        app.layer(&top.chain, &self.remote, watch).map_err(|error| image_error(&app.to_string(), error))
+    }
+
+    /// The image with one layer more; none if one of them has gone meanwhile.
+    fn with_layer(&self, uri: &str, below: &Image, shown: &str, layer: Arc<Layer>) -> Option<Image> {
+        let image = Image {
+            uri: uri.to_owned(),
+            shown: shown.to_owned(),
+            id: layer.chain.clone(),
+            layers: below.layers.iter().cloned().chain([layer]).collect(),
+            manifest: None,
+            ..below.clone()
+        };
+        if !self.is_whole(&image) {
+            return None;
+        }
+        image.touch();
+        Some(image)
     }
 
     /// Id and config of an image as it is kept under a name. With an app on top those of an ordinary image: its config has

@@ -28,43 +28,88 @@ pub(crate) fn image_error(uri: &str, source: wardian_image::Error) -> Error {
     }
 }
 
+/// What an image is asked for by.
+enum Address {
+    /// Its name in the store.
+    Name,
+    /// The image below, and an app on top of it.
+    App(String, Box<App>),
+    Source(wardian_image::Source),
+}
+
 impl Inner {
     /// The image with all its layers in their places.
     pub(crate) fn image(&self, uri: &str, progress: &Progress) -> Result<Image> {
+        match self.address(uri)? {
+            Address::Name => {
+                let named = image::find(&self.layout, uri)?;
+                if let Some(image) = self.named(&named)? {
+                    return Ok(image);
+                }
+                let source = crate::shown(&named.source);
+                tracing::info!(name = uri, source, "image.fetched-again");
+                self.image(&named.source, progress)
+            }
+            Address::App(base, app) => self.image_with_app(uri, &base, &app, progress),
+            Address::Source(source) => {
+                let identity = Identity::of(&source);
+                if let Some(image) = self.cached(uri, identity.as_ref()) {
+                    return Ok(image);
+                }
+                let key = format!("{identity:?} {uri}");
+                self.opening.run(&key, &|| progress.is_cancelled(), || {
+                    if let Some(image) = self.cached(uri, identity.as_ref()) {
+                        return Ok(image);
+                    }
+                    let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
+                    let image = self.fetch(uri, &opened, progress)?;
+                    // The identity was taken before the image was read: had it changed since, the next asker would see
+                    // that.
+                    if let Some(identity) = identity.clone() {
+                        lock(&self.images).insert(uri.to_owned(), (identity, image.clone()));
+                    }
+                    Ok(image)
+                })
+            }
+        }
+    }
+
+    /// The image if it is there and nobody needs to be asked.
+    pub(crate) fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
+        match self.address(uri)? {
+            Address::Name => self.named(&image::find(&self.layout, uri)?),
+            Address::App(base, app) => match self.at_hand(&base)? {
+                Some(below) => self.app_at_hand(uri, &below, &app),
+                None => Ok(None),
+            },
+            Address::Source(source) => Ok(self.cached(uri, Identity::of(&source).as_ref())),
+        }
+    }
+
+    fn address(&self, uri: &str) -> Result<Address> {
         self.check_open()?;
         if image::check(uri).is_ok() {
-            return self.named_image(uri, progress);
+            return Ok(Address::Name);
         }
         // What follows a ? may be a secret.
-        let with_app =
-            App::parse(uri).map_err(|error| image_error(uri.split('?').next().unwrap_or(uri), error));
-        if let Some((base, app)) = with_app? {
-            return self.image_with_app(uri, &base, &app, progress);
+        let app =
+            App::parse(uri).map_err(|error| image_error(uri.split('?').next().unwrap_or(uri), error))?;
+        if let Some((base, app)) = app {
+            return Ok(Address::App(base, Box::new(app)));
         }
         let source = wardian_image::Source::parse(uri).map_err(|error| image_error(uri, error))?;
-        let identity = Identity::of(&source);
-        let cached = || {
-            let images = lock(&self.images);
-            let (known, image) = images.get(uri)?;
-            (Some(known) == identity.as_ref() && self.is_whole(image)).then(|| image.clone())
-        };
-        if let Some(image) = cached() {
-            image.touch();
-            return Ok(image);
+        Ok(Address::Source(source))
+    }
+
+    /// One that was opened before and has not changed.
+    fn cached(&self, uri: &str, identity: Option<&Identity>) -> Option<Image> {
+        let images = lock(&self.images);
+        let (known, image) = images.get(uri)?;
+        if Some(known) != identity || !self.is_whole(image) {
+            return None;
         }
-        let key = format!("{identity:?} {uri}");
-        self.opening.run(&key, &|| progress.is_cancelled(), || {
-            if let Some(image) = cached() {
-                return Ok(image);
-            }
-            let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
-            let image = self.fetch(uri, &opened, progress)?;
-            // The identity was taken before the image was read: had it changed since, the next asker would see that.
-            if let Some(identity) = identity.clone() {
-                lock(&self.images).insert(uri.to_owned(), (identity, image.clone()));
-            }
-            Ok(image)
-        })
+        image.touch();
+        Some(image.clone())
     }
 
     /// Whether its layers can be given to somebody, as far as one can tell without a record.
@@ -85,14 +130,11 @@ impl Inner {
             }
     }
 
-    /// An image by its name in the store: from its layers there, or from its source if one of them is gone.
-    fn named_image(&self, name: &str, progress: &Progress) -> Result<Image> {
-        let named = image::find(&self.layout, name)?;
+    /// An image by its name in the store; none if one of its layers is gone.
+    fn named(&self, named: &image::Named) -> Result<Option<Image>> {
         let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
-        let Some(layers) = layers else {
-            tracing::info!(name, source = named.source, "image.fetched-again");
-            return self.image(&named.source, progress);
-        };
+        let Some(layers) = layers else { return Ok(None) };
+        let name = named.name.as_str();
         let config = match &named.config {
             Some(text) => {
                 wardian_image::ImageConfig::parse(text.as_bytes(), name)
@@ -104,14 +146,14 @@ impl Inner {
         let image = Image {
             uri: name.to_owned(),
             shown: name.to_owned(),
-            id: named.id,
+            id: named.id.clone(),
             config,
             layers,
-            manifest: named.manifest.map(String::into_bytes),
-            config_json: named.config.map(String::into_bytes),
+            manifest: named.manifest.clone().map(String::into_bytes),
+            config_json: named.config.clone().map(String::into_bytes),
         };
         image.touch();
-        Ok(image)
+        Ok(Some(image))
     }
 
     fn fetch(&self, uri: &str, opened: &wardian_image::Image, progress: &Progress) -> Result<Image> {

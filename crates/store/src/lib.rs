@@ -285,6 +285,15 @@ impl Store {
         self.0.image(uri, &Progress::default())
     }
 
+    /// The image, if that can be told without fetching anything and without asking anybody; a file may have to be looked
+    /// at. None: [`Store::image`] may have it all the same.
+    ///
+    /// # Errors
+    /// As [`Store::image`].
+    pub fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
+        self.0.at_hand(uri)
+    }
+
     /// The same, watched; with `name`, the image is called that from then on.
     ///
     /// # Errors
