@@ -246,7 +246,7 @@ impl fmt::Display for App {
         let shown = match &self.place {
             Place::Url(location) => location.to_string(),
             Place::File(path) if self.spelling.short => path.display().to_string(),
-            Place::File(path) => format!("file://{}", path.display()),
+            Place::File(path) => Location::of_file(path).map(|url| url.to_string()).unwrap_or_default(),
         };
         let shown = utf8_percent_encode(&shown, RESERVED);
         write!(f, "{}?{place}={shown}&{path}=/", self.image)?;

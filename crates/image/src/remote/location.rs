@@ -1,7 +1,7 @@
 //! Addresses of blobs.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use reqwest::Url;
 
@@ -42,6 +42,11 @@ impl Location {
             return invalid("it contains a NUL byte");
         }
         Ok(location)
+    }
+
+    /// A file's URL; none if its path is not absolute.
+    pub(crate) fn of_file(path: &Path) -> Option<Self> {
+        Url::from_file_path(path).ok().map(Self)
     }
 
     /// The path of a `file://` URL, percent-decoded.

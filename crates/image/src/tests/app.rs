@@ -101,6 +101,10 @@ fn addresses() {
         let (image, app) = app(uri);
         assert_eq!((image.as_str(), app.to_string().as_str()), (base, shown), "{uri}");
     }
+    let (_, file) =
+        app(&format!("preloaded+layer:///r?layer=file:///a%2520b&layer_path=.&layer_digest={hex}"));
+    let shown = format!("preloaded+layer:///r?layer=file:///a%2520b&layer_path=/&layer_digest={hex}");
+    assert_eq!(file.to_string(), shown);
     let (image, app) = app("docker://u:SECRET@h/x?app=/a&app_path=/");
     assert_eq!(
         (image.as_str(), app.to_string().as_str()),
