@@ -155,6 +155,10 @@ impl Body<'_> {
         self.done = self.total == Some(self.at);
         self.tries.reset();
         self.check_limit(self.at)?;
+        if let Some(expected) = self.total.filter(|total| self.at > *total) {
+            let what = location.to_string();
+            return Err(Error::SizeMismatch { what, expected, actual: self.at }.into());
+        }
         self.chunk = chunk;
         Ok(())
     }
@@ -220,6 +224,12 @@ impl Body<'_> {
                 }
                 0
             }
+            StatusCode::RANGE_NOT_SATISFIABLE if content_size(response.headers()) == Some(self.at) => {
+                // Only the end was lost.
+                self.check_size(self.at)?;
+                self.done = true;
+                return Ok(());
+            }
             // What is there already is more than the file has now.
             StatusCode::RANGE_NOT_SATISFIABLE => return Err(changed()),
             status => return Err(refused(location, status)),
@@ -237,4 +247,9 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let (from, to): (u64, u64) = (from.parse().ok()?, to.parse().ok()?);
     let total: Option<u64> = if total == "*" { None } else { Some(total.parse().ok()?) };
     (from <= to && total.is_none_or(|total| to < total)).then_some((from, total))
+}
+
+/// The total of `bytes */TOTAL`, with which a server says that there is no such part.
+fn content_size(headers: &HeaderMap) -> Option<u64> {
+    text(headers, &CONTENT_RANGE)?.strip_prefix("bytes */")?.parse().ok()
 }

@@ -132,6 +132,25 @@ fn resumed_from_something_else() {
     let other = other.with("Content-Range", "bytes 1000-799999/800000").with("ETag", "\"b\"");
     let error = fetch(&Server::new(vec![cut(), other])).unwrap_err();
     assert!(changed(&error), "{error:?}");
+    // More than the whole.
+    let more = Reply { ranges: false, status: 206, no_length: true, ..Reply::of(&data()[999..]) };
+    let more = more.with("Content-Range", "bytes 1000-799999/800000");
+    let error = fetch(&Server::new(vec![cut(), more])).unwrap_err();
+    assert!(matches!(error, Error::SizeMismatch { expected: 800_000, .. }), "{error:?}");
+    // There was no more, only the end was lost.
+    let open = Reply {
+        status: 200,
+        headers: vec![("Transfer-Encoding", "chunked".into())],
+        no_length: true,
+        ..cut()
+    };
+    let open = Reply { body: b"3\r\nabc\r\n".to_vec(), cut: None, ..open };
+    for (range, whole) in [("bytes */3", true), ("bytes */4", false), ("3", false)] {
+        let end = Reply::status(416).with("Content-Range", range);
+        let result = fetch(&Server::new(vec![open.clone(), end]));
+        assert_eq!(result.as_deref().ok(), whole.then_some(&b"abc"[..]), "{result:?}");
+        assert!(whole || changed(&result.unwrap_err()));
+    }
     // A part nobody asked for.
     let error = fetch(&Server::new(vec![part("bytes 0-799999/800000")])).unwrap_err();
     assert!(matches!(error, Error::Refused { status: 206, .. }), "{error:?}");
