@@ -25,8 +25,8 @@ const RESERVED: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'%').add(b'&').ad
 
 /// The app of an address that has one, which looks like either of
 ///
-/// * `preloaded+layer:///abs/rootfs.tar?layer=URL&layer_path=DIR&layer_digest=HEX`, as Cloud Foundry's "OCI mode" writes
-///   it: a gzip tar (the droplet) whose names are relative to DIR, which the root file system has;
+/// * `preloaded+layer:///abs/rootfs.tar?layer=URL&layer_path=DIR&layer_digest=HEX`, as in Cloud Foundry's "OCI mode": a
+///   gzip tar (the droplet) whose names are relative to DIR, which the root file system has;
 /// * `IMAGE?app=FILE_OR_URL&app_path=/DIR[&app_digest=HEX]`: a tar, plain or compressed by gzip or zstd, on top of any
 ///   image. What is missing of DIR is made.
 ///
@@ -191,6 +191,8 @@ impl App {
     /// chain ids are made of begins with `sha256:` (OCI, and layers with a base directory) or with `/` (a tar file's
     /// path), this with a hex digit. And a diff id, which is the chain id of the lowest layer, is the digest of a tar
     /// stream, which no such line is.
+    ///
+    /// It blocks, at worst as long as a fetch does (see [`Remote`]); cancelling `watch` ends that.
     ///
     /// # Errors
     /// [`Error::App`] around whatever is wrong with the file or the server; [`Error::Cancelled`].

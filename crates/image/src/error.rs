@@ -134,10 +134,11 @@ pub enum Error {
         /// Why none could be chosen.
         why: String,
     },
-    /// A tar file was changed between opening and unpacking, so that its id no longer fits.
+    /// A file, here or on a server, was changed between opening and unpacking, so that its id no longer fits, or while it
+    /// was fetched. To start again helps.
     #[error("{path} was changed while it was in use")]
     Changed {
-        /// The file.
+        /// The file, or its URL without its secrets.
         path: String,
     },
     /// The layers below lack the base directory of a layer, or have something else of that name.
