@@ -19,9 +19,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::pin::Pin;
@@ -30,6 +30,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
+
+/// Everything but RFC 3986's unreserved characters is encoded in a value.
+const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// And slashes stay in a path.
+const SLASHES: &AsciiSet = &VALUE.remove(b'/');
 
 /// Where the server has the droplet.
 const PATH: &str = "/droplet.tgz";
@@ -51,7 +56,8 @@ pub struct Droplet {
 
 impl Droplet {
     /// The same code as [`crate::code::Code::salted`], with names relative to [`HOME`]. It is random and does not
-    /// compress, so that nothing but time would be gained by a better compression.
+    /// compress: the fast level makes it a little larger, but codes it, so that there is something to unpack. Better ones
+    /// would find that out, and store it as it is.
     pub fn pack(megabytes: usize, salt: u64) -> Result<Self> {
         let gzip = GzEncoder::new(Vec::new(), Compression::fast());
         let mut tar = tar::Builder::new(gzip);
@@ -98,17 +104,18 @@ impl DropletServer {
 
     /// Where it is, signed for somebody.
     pub fn url(&self, signature: &str) -> String {
-        format!("http://{}{PATH}?signature={}", self.address, escape(signature))
+        format!("http://{}{PATH}?signature={}", self.address, utf8_percent_encode(signature, VALUE))
     }
 
     /// The address of the image whose base is this tar, and whose last layer is the droplet.
     ///
     /// # Errors
-    /// When the base is not a path that can be written in such an address as it is.
+    /// See [`check_base`].
     pub fn image(&self, base: &str, signature: &str) -> Result<String> {
         check_base(base)?;
-        let layer = escape(&self.url(signature));
-        let (path, digest) = (escape(HOME), &self.droplet.digest);
+        let (url, digest) = (self.url(signature), &self.droplet.digest);
+        let base = utf8_percent_encode(base, SLASHES);
+        let [layer, path] = [&url, HOME].map(|value| utf8_percent_encode(value, VALUE));
         Ok(format!("preloaded+layer://{base}?layer={layer}&layer_path={path}&layer_digest={digest}"))
     }
 
@@ -129,13 +136,11 @@ impl Drop for DropletServer {
     }
 }
 
-/// Whether an image can be the base of one with the droplet as a layer.
+/// Whether an image can be the base of one with the droplet as a layer: the path of a tar.
 pub fn check_base(base: &str) -> Result<()> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
     ensure!(
-        base.starts_with('/') && base.chars().all(plain),
-        "--image: with the code as a layer the image must be the absolute path of a tar, of letters, digits and \
-         /-._~ alone; {base} is not"
+        base.starts_with('/'),
+        "--image: with the code as a layer the image must be the absolute path of a tar; {base} is not"
     );
     Ok(())
 }
@@ -283,19 +288,6 @@ impl Body for Sent {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left.len() as u64)
     }
-}
-
-/// Percent-encode everything but RFC 3986's unreserved characters.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

@@ -130,16 +130,16 @@ async fn an_ended_server_leaves_nobody_waiting() {
 async fn the_address_of_the_image() {
     let server = DropletServer::start(small()).await.unwrap();
     let port = server.address.port();
-    let image = server.image("/var/tmp/image.tar", "a+b").unwrap();
+    let image = server.image("/var/tmp/a b/image.tar", "a+b").unwrap();
     // The signature is encoded twice: for its own URL, and with that for the image's address.
     assert_eq!(
         image,
         format!(
-            "preloaded+layer:///var/tmp/image.tar?layer=http%3A%2F%2F127.0.0.1%3A{port}%2Fdroplet.tgz%3Fsignature\
+            "preloaded+layer:///var/tmp/a%20b/image.tar?layer=http%3A%2F%2F127.0.0.1%3A{port}%2Fdroplet.tgz%3Fsignature\
              %3Da%252Bb&layer_path=%2Fhome%2Fvcap&layer_digest=abc"
         )
     );
-    for bad in ["image.tar", "docker:///busybox", "/a?b", "/a b", "/a%20b", ""] {
+    for bad in ["image.tar", "docker:///busybox", ""] {
         assert!(server.image(bad, "").unwrap_err().to_string().contains("--image"), "{bad}");
     }
 }

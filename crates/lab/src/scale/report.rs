@@ -58,6 +58,8 @@ pub struct Report {
     pub fetches: u64,
     /// Bytes of the gzipped layer that were sent to it.
     pub fetched_bytes: u64,
+    /// Bytes of the gzipped layer; 0 without one.
+    pub droplet_bytes: u64,
     /// Bytes of the files in the layer; 0 without one.
     pub layer_bytes: u64,
     /// Bringing up the instances that run before the scaling; nobody waits for that. What the first of them brings to
@@ -103,10 +105,11 @@ impl Report {
         if self.mode == Mode::Oci {
             let _ = write!(
                 out,
-                "The server fetched {} in {} for a layer of {}",
+                "The server fetched {} in {} for a layer of {} ({} gzipped)",
                 bytes(self.fetched_bytes),
                 times(self.fetches, "request"),
-                bytes(self.layer_bytes)
+                bytes(self.layer_bytes),
+                bytes(self.droplet_bytes)
             );
             // Otherwise it is part of the waiting.
             let _ = match &self.begin {

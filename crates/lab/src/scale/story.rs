@@ -96,7 +96,7 @@ pub(super) async fn tell(
     let (story_ms, slowest_destroy_ms) = (waiting_ms + destroy.wall_ms, destroy.max_ms);
     let mut phases: Vec<Phase> = steps.iter().flat_map(|step| step.phases.clone()).collect();
     phases.push(destroy);
-    let (fetches, fetched_bytes, layer_bytes) = delivery.fetched();
+    let server = delivery.server();
     Ok(Report {
         run,
         mode,
@@ -107,9 +107,10 @@ pub(super) async fn tell(
         dirty_at_destroy_bytes,
         written_bytes,
         idle_written_bytes,
-        fetches,
-        fetched_bytes,
-        layer_bytes,
+        fetches: server.map_or(0, DropletServer::fetches),
+        fetched_bytes: server.map_or(0, DropletServer::fetched_bytes),
+        droplet_bytes: server.map_or(0, |server| server.droplet().gzip.len() as u64),
+        layer_bytes: server.map_or(0, |server| server.droplet().unpacked_bytes),
         begin,
         steps,
         phases,
@@ -149,13 +150,10 @@ impl Delivery {
         }
     }
 
-    /// Requests for the layer, bytes sent of it, bytes in it.
-    fn fetched(&self) -> (u64, u64, u64) {
+    fn server(&self) -> Option<&DropletServer> {
         match self {
-            Self::Stream(_) => (0, 0, 0),
-            Self::Layer(server) => {
-                (server.fetches(), server.fetched_bytes(), server.droplet().unpacked_bytes)
-            }
+            Self::Stream(_) => None,
+            Self::Layer(server) => Some(server),
         }
     }
 }

@@ -9,6 +9,8 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use wardian_lab::code::Code;
+use wardian_lab::drive::Instance;
 
 /// A place for the stores of a test's stories.
 struct Place {
@@ -91,27 +93,88 @@ fn a_story_of_two_steps() {
     let waited: Vec<f64> = steps.iter().map(|step| step["waiting_ms"].as_f64().unwrap()).collect();
     assert!((report["waiting_ms"].as_f64().unwrap() - waited[0] - waited[1]).abs() < 1e-6, "{report:#}");
     assert!((steps[1]["per_instance_ms"].as_f64().unwrap() - waited[1] / 2.0).abs() < 1e-6, "{report:#}");
-    for name in ["fetches", "fetched_bytes", "layer_bytes"] {
+    for name in ["fetches", "fetched_bytes", "droplet_bytes", "layer_bytes"] {
         assert_eq!(report[name], 0, "{name}");
     }
     assert!(said.contains("2 → 4: ") && said.contains("The developer waited"), "{said}");
+}
+
+#[test]
+fn streamed_and_as_a_layer_side_by_side() {
+    let place = Place::new();
+    let (said, report) = place.good(&["--mode", "stream,oci", "--to", "3", "--code-mb", "2", "--runs", "2"]);
+    let stories = report["stories"].as_array().unwrap();
+    let order: Vec<_> = stories
+        .iter()
+        .map(|story| (story["mode"].as_str().unwrap(), story["run"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(order, [("stream", 1), ("oci", 1), ("stream", 2), ("oci", 2)]);
+    let unpacked = stories[1]["layer_bytes"].as_u64().unwrap();
+    assert!(unpacked > 2 << 20, "{unpacked}");
+    for story in stories {
+        let figure = |name: &str| story[name].as_u64().unwrap();
+        let names: Vec<&str> = phases(story).into_iter().map(|(name, _)| name).collect();
+        if story["mode"] == "oci" {
+            assert_eq!(names, ["create", "start_app", "pea", "destroy"]);
+            // Three instances with three URLs, and it was fetched once.
+            assert_eq!((figure("fetches"), figure("fetched_bytes")), (1, figure("droplet_bytes")));
+            assert!(figure("droplet_bytes") > 2 << 20, "{story:#}");
+            assert_eq!(figure("layer_bytes"), unpacked);
+        } else {
+            assert_eq!(names, ["create", "stream_in", "start_app", "pea", "destroy"]);
+            assert_eq!((figure("fetches"), figure("droplet_bytes")), (0, 0));
+        }
+    }
+    let summary = &report["summary"];
+    let rows = summary["rows"].as_array().unwrap();
+    let modes: Vec<_> = rows.iter().map(|row| (&row["mode"], &row["runs"])).collect();
+    assert_eq!(modes, [(&"stream".into(), &2.into()), (&"oci".into(), &2.into())]);
+    assert_eq!(rows[1]["fetches"], serde_json::json!({"median": 1.0, "least": 1.0, "most": 1.0}));
+    let ratio = &summary["oci_by_stream"][0];
+    let waited = |n: usize| stories[n]["waiting_ms"].as_f64().unwrap();
+    for (n, each) in ratio["each"].as_array().unwrap().iter().enumerate() {
+        assert!((each.as_f64().unwrap() - waited(2 * n + 1) / waited(2 * n)).abs() < 1e-6, "{summary:#}");
+    }
+    assert_eq!(ratio["each"].as_array().unwrap().len(), 2);
+    assert!(said.contains("oci     1 → 3") && said.contains("with the code as a layer"), "{said}");
+}
+
+#[tokio::test]
+async fn what_was_written_over_is_noticed() {
+    let server = Server::start().await;
+    let image = server.image().to_str().unwrap().to_owned();
+    let code = Code::generate(1).unwrap();
+    let instance = Instance::create(server.client(), "app".into(), image).await.unwrap();
+    instance.stream_in(&code).await.unwrap();
+    instance.verify(&code.sample).await.unwrap();
+    instance.scribble().await.unwrap();
+    let error = instance.verify(&code.sample).await.unwrap_err().to_string();
+    assert!(error.contains("the code in app is not what was put there"), "{error}");
+    instance.stream_in(&code).await.unwrap();
+    // The health page is as it was, but there is a file more.
+    let error = instance.verify(&code.sample).await.unwrap_err().to_string();
+    assert!(error.contains("scribbled"), "{error}");
+    server.finish().await;
 }
 
 #[tokio::test]
 async fn stories_on_a_server_that_is_there() {
     let (server, place) = (Server::start().await, Place::new());
     let address = format!("unix:{}", server.socket().display());
-    let args = ["--addr", &address, "--to", "2", "--code-mb", "1", "--runs", "2", "--no-pea"];
+    let args =
+        ["--addr", &address, "--to", "2", "--code-mb", "1", "--runs", "2", "--mode", "oci", "--no-pea"];
     let (said, report) = place.good(&args);
     let stories = report["stories"].as_array().unwrap();
     assert_eq!(stories.iter().map(|story| &story["run"]).collect::<Vec<_>>(), [1, 2]);
     for story in stories {
-        assert_eq!(phases(story), [("create", 1), ("stream_in", 1), ("start_app", 1), ("destroy", 2)]);
+        assert_eq!(phases(story), [("create", 1), ("start_app", 1), ("destroy", 2)]);
+        // The second has new code.
+        assert_eq!((&story["fetches"], &story["fetched_bytes"]), (&1.into(), &story["droplet_bytes"]));
     }
     let summary = &report["summary"];
-    assert_eq!((&summary["rows"][0]["mode"], &summary["rows"][0]["runs"]), (&"stream".into(), &2.into()));
+    assert_eq!((&summary["rows"][0]["mode"], &summary["rows"][0]["runs"]), (&"oci".into(), &2.into()));
     assert_eq!(summary["oci_by_stream"], serde_json::json!([]));
-    assert!(said.contains("stream  1 → 2"), "{said}");
+    assert!(said.contains("oci   1 → 2"), "{said}");
     assert_eq!(server.client().list(&BTreeMap::new()).await.unwrap(), Vec::<String>::new());
     server.finish().await;
 }

@@ -25,6 +25,7 @@ fn story(run: usize, mode: Mode, steps: &[(usize, u64)]) -> Report {
         idle_written_bytes: 7_500_000 - run as u64,
         fetches: oci,
         fetched_bytes: oci * 2_100_000,
+        droplet_bytes: oci * 2_100_000,
         layer_bytes: oci * 2_000_000,
         begin: Some(Step::new(0, 1, Duration::from_millis(250), Vec::new())),
         steps,
@@ -56,6 +57,7 @@ fn the_json_of_one_story_has_the_promised_names() {
         "idle_written_bytes",
         "fetches",
         "fetched_bytes",
+        "droplet_bytes",
         "layer_bytes",
         "host",
     ] {
@@ -74,7 +76,7 @@ fn one_story_is_told_by_its_phases() {
         "1 → 10: 0.90 s, 100.0 ms for each of 9\n",
         "10 → 100: 3.60 s, 40.0 ms for each of 90\n",
         "waited 4.50 s",
-        "fetched 2.1 MB in 1 request for a layer of 2.0 MB, while 1 to begin with came up in 0.25 s.",
+        "fetched 2.1 MB in 1 request for a layer of 2.0 MB (2.1 MB gzipped), while 1 to begin with came up in 0.25 s.",
     ] {
         assert!(table.contains(words), "{words}: {table}");
     }
