@@ -98,6 +98,8 @@ fn open_puts_the_store_in_order() {
     let image = store.image(&uri).unwrap();
     let live = store.create_rootfs("live", &image, None).unwrap().dir;
     let dead = store.create_rootfs("dead", &image, None).unwrap().dir;
+    // Otherwise the next server does not trust it, and it stays in the trash as long as the living uses it.
+    durable(&store);
     store.close();
     drop(store);
     let root = dir.path().join("store");

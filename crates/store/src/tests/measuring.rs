@@ -30,6 +30,8 @@ fn the_first_question_starts_the_measuring_and_the_image_is_known_at_once() {
     assert_eq!(store.measured("a").image_bytes, bytes);
     let measured = until(&store, "a", |m| m.exclusive_bytes > 0);
     assert!((100_000..150_000).contains(&measured.exclusive_bytes), "{measured:?}");
+    // A layer that is not durable is another one's trash, and nobody knows its size.
+    assert!(store.wait_durable(&Progress::default()));
     store.close();
     // The next server does not know it from its making.
     let store = Store::serve(&config(dir.path()), &|_| true).unwrap();
