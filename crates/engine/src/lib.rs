@@ -33,6 +33,8 @@ pub use output::{Output, Stream};
 pub use process::{Input, Process};
 pub use reset::{Removed, reset};
 pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec, Window};
+/// The most root file systems that are mounted ahead for an image.
+pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
 
 use container::Container;
 use create::chain;
@@ -73,6 +75,8 @@ pub struct Config {
     pub remote: wardian_store::Fetching,
     /// Most bytes of the files of one layer.
     pub max_layer_bytes: u64,
+    /// Root file systems mounted ahead for each image that was asked for lately, at most [`MOST_READY_ROOTFS`]; 0: none.
+    pub ready_rootfs: usize,
     /// Set no_new_privs on every process of unprivileged containers.
     pub no_new_privileges: bool,
     /// Percent of a processor that one share entitles to; 0: from the host's processors and memory.
@@ -396,6 +400,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         gc_threshold: config.gc_threshold,
         remote: config.remote.clone(),
         limits: wardian_store::Limits { max_bytes: config.max_layer_bytes, ..Default::default() },
+        ready_rootfs: config.ready_rootfs,
         ..wardian_store::Config::new(config.root.clone(), config.run.clone())
     };
     let store =

@@ -193,14 +193,22 @@ impl LocalServer {
 
     /// What waits to be deleted, and the root file systems of live containers.
     fn left(&self) -> usize {
-        let entries = |name: &str| std::fs::read_dir(self.root().join(name)).into_iter().flatten().flatten();
-        // Not what the store makes ahead: pairs without an overlay, and the overlay that it asks for lost writes.
-        let spare = |dir: &Path| {
-            let empty =
-                |name: &str| std::fs::read_dir(dir.join(name)).is_ok_and(|mut all| all.next().is_none());
-            dir.join("lower").exists() || (dir.join("upper").exists() && empty("work"))
+        let entries = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
+        // In this order: a record is written before its directory is made.
+        let all: Vec<PathBuf> = entries(self.root().join("rootfs")).map(|entry| entry.path()).collect();
+        let living: Vec<String> = entries(run(self.live.path()).join("rootfs"))
+            .filter_map(|record| {
+                let record: serde_json::Value =
+                    serde_json::from_slice(&std::fs::read(record.path()).ok()?).ok()?;
+                record["dir"].as_str().map(str::to_owned)
+            })
+            .collect();
+        // What the store makes ahead has no record, and nobody has written to it.
+        let ahead = |dir: &Path| {
+            !living.iter().any(|name| dir.ends_with(name))
+                && std::fs::read_dir(dir.join("upper")).is_ok_and(|mut all| all.next().is_none())
         };
-        entries("trash").count() + entries("rootfs").filter(|entry| !spare(&entry.path())).count()
+        entries(self.root().join("trash")).count() + all.iter().filter(|dir| !ahead(dir)).count()
     }
 }
 

@@ -38,6 +38,7 @@ pub mod layout;
 mod measure;
 mod pool;
 mod progress;
+pub mod ready;
 mod reaper;
 mod record;
 mod recover;
@@ -75,6 +76,7 @@ use layer::{Identity, Layer};
 use layout::{Layout, Lock, Role};
 use measure::Measurer;
 use pool::{Pair, Pool};
+use ready::{Ready, Spare};
 use reaper::{Item, Place, Reaper};
 use record::Record;
 use rootfs::Mounter;
@@ -92,10 +94,13 @@ pub struct Config {
     pub remote: Fetching,
     /// What one layer may take.
     pub limits: Limits,
+    /// How many root file systems a server mounts ahead for each image that creates have asked for lately, at most
+    /// [`ready::MOST`]; 0: none.
+    pub ready_rootfs: usize,
 }
 
 impl Config {
-    /// Without automatic garbage collection, and with the usual limits.
+    /// Without automatic garbage collection, with nothing mounted ahead, and with the usual limits.
     pub fn new(root: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
@@ -103,6 +108,7 @@ impl Config {
             gc_threshold: None,
             remote: Fetching::default(),
             limits: Limits::default(),
+            ready_rootfs: 0,
         }
     }
 }
@@ -172,6 +178,7 @@ struct Inner {
     door: Arc<steward::Door>,
     mounter: Mounter,
     pool: Pool,
+    ready: Ready,
     gc_threshold: Option<u64>,
     remote: Remote,
     limits: Limits,
@@ -197,6 +204,18 @@ fn shown(uri: &str) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a root file system begins with: all of it, its directories, or nothing.
+enum Start {
+    Spare(Spare),
+    Pair(Pair),
+    Nothing,
+}
+
+/// Whose its root directory is, on the host.
+fn root_of(owner: Option<&Owner<'_>>) -> pool::Root {
+    owner.map_or((0, 0), |owner| (owner.uid, owner.gid))
 }
 
 impl Store {
@@ -247,6 +266,8 @@ impl Store {
                 door: Arc::default(),
                 mounter: Mounter::default(),
                 pool: Pool::default(),
+                // Only a server's steward fills it.
+                ready: Ready::new(if role == Role::Server { config.ready_rootfs } else { 0 }),
                 gc_threshold: config.gc_threshold,
                 remote,
                 limits: config.limits,
@@ -440,6 +461,11 @@ impl Store {
         self.0.reaper.len()
     }
 
+    /// How many root file systems are mounted ahead.
+    pub fn ready_rootfs(&self) -> usize {
+        self.0.ready.len()
+    }
+
     /// Whether a server has this store, and so deletes its trash.
     pub fn has_server(&self) -> bool {
         self.0.layout.has_server()
@@ -464,6 +490,7 @@ impl Inner {
             self.reaper.stop();
             self.measurer.stop();
             self.save_used();
+            drop(self.ready.close());
             self.remove_spares();
             // An open reference would keep the overlay of a container that lives on from ending with it.
             lock(&self.honest).clear();
@@ -524,13 +551,19 @@ impl Inner {
     ) -> Result<Rootfs> {
         self.check_open()?;
         rootfs::check_id(id)?;
-        let root = owner.map_or((0, 0), |owner| (owner.uid, owner.gid));
-        let ready = self.pool.take(root);
-        let name = ready.as_ref().map_or_else(|| self.pool.new_name(), |pair| pair.name.clone());
+        let start = match self.ready.claim(&image.layers, owner) {
+            Some(spare) => Start::Spare(spare),
+            None => self.pool.take(root_of(owner)).map_or(Start::Nothing, Start::Pair),
+        };
+        let dir = match &start {
+            Start::Spare(spare) => spare.name.clone(),
+            Start::Pair(pair) => pair.name.clone(),
+            Start::Nothing => self.pool.new_name(),
+        };
         let mut image = image.clone();
         let mut record = Record {
             id: id.to_owned(),
-            dir: name.clone(),
+            dir,
             boot_id: self.layout.boot_id.clone(),
             image: image.shown.clone(),
             layers: image.layers.iter().map(|layer| layer.as_used()).collect(),
@@ -539,20 +572,21 @@ impl Inner {
             honest: false,
             writeback_error: None,
         };
-        let recorded = |source| rootfs::Error::Record { id: id.to_owned(), source };
-        if !self.layout.records.create(&record).map_err(recorded)? {
-            // The pair, if there is one, is as good as trash.
-            self.trash(Place::Rootfs, &name);
-            return Err(rootfs::Error::Exists { id: id.to_owned() }.into());
+        let new = self.layout.records.create(&record);
+        if !matches!(new, Ok(true)) {
+            match start {
+                Start::Spare(spare) => self.discard(self.ready.put(spare).err()),
+                // The pair, if there is one, is as good as trash.
+                _ => self.trash(Place::Rootfs, &record.dir),
+            }
+            return Err(match new {
+                Err(source) => rootfs::Error::Record { id: id.to_owned(), source },
+                Ok(_) => rootfs::Error::Exists { id: id.to_owned() },
+            }
+            .into());
         }
         fail_point!("rootfs-recorded");
-        let built = self.settle(&mut record, &mut image).and_then(|()| {
-            let pair = ready.map_or_else(|| Pair::make(&self.layout, &name, root), Ok);
-            let pair = pair.map_err(|source| rootfs::Error::Make { id: id.to_owned(), source })?;
-            fail_point!("rootfs-paired");
-            let parts = rootfs::Parts { id, layers: &image.layers, owner, pair: &pair };
-            Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
-        });
+        let built = self.furnish(&mut record, &mut image, owner, start);
         fail_point!("rootfs-mounted");
         self.door.knock();
         let (mount, honest) = match built {
@@ -572,7 +606,53 @@ impl Inner {
         }
         image.touch();
         self.measurer.made(id, image.layers.iter().map(|layer| layer.bytes).sum());
-        Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(name), honest })
+        Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(record.dir), honest })
+    }
+
+    /// The mount of a root file system that has its record; true if it is honest.
+    fn furnish(
+        &self,
+        record: &mut Record,
+        image: &mut Image,
+        owner: Option<&Owner<'_>>,
+        start: Start,
+    ) -> Result<(OwnedFd, bool)> {
+        // Whoever closes the store looks for records after it has said so, and takes what has none for its own.
+        self.check_open()?;
+        let asked = Arc::clone(&image.layers);
+        let settled = self.settle(record, image);
+        let made = |source, record: &Record| rootfs::Error::Make { id: record.id.clone(), source };
+        let pair = match start {
+            // Asked after the record was written: of a write that is lost later the record hears.
+            Start::Spare(spare)
+                if settled.is_ok() && Arc::ptr_eq(&asked, &image.layers) && spare.is_sound() =>
+            {
+                fail_point!("spare-claimed");
+                return Ok((spare.mount, false));
+            }
+            Start::Spare(spare) => {
+                settled?;
+                // Its own directories cannot be mounted a second time.
+                record.dir = self.pool.new_name();
+                self.layout.records.update_existing(record).map_err(|source| {
+                    self.pool.disown(&record.dir);
+                    rootfs::Error::Record { id: record.id.clone(), source }
+                })?;
+                fail_point!("spare-refused");
+                self.discard([spare]);
+                Pair::make(&self.layout, &record.dir, root_of(owner))
+                    .map_err(|source| made(source, record))?
+            }
+            Start::Pair(pair) => settled.map(|()| pair)?,
+            Start::Nothing => {
+                settled?;
+                Pair::make(&self.layout, &record.dir, root_of(owner))
+                    .map_err(|source| made(source, record))?
+            }
+        };
+        fail_point!("rootfs-paired");
+        let parts = rootfs::Parts { id: &record.id, layers: &image.layers, owner, pair: &pair };
+        Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
     }
 
     /// Sees, now that the record names them, that the image's layers are in their places; otherwise fetches them again.

@@ -299,8 +299,13 @@ impl Shared {
     }
 
     fn nearly_full(&self) -> bool {
-        rustix::fs::fstatvfs(&self.layout.root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / NEARLY_FULL)
+        nearly_full(&self.layout)
     }
+}
+
+/// Whether the file system under the store is nearly full.
+pub(crate) fn nearly_full(layout: &Layout) -> bool {
+    rustix::fs::fstatvfs(&layout.root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / NEARLY_FULL)
 }
 
 /// When to try again what is still there.

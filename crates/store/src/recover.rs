@@ -95,8 +95,8 @@ impl Inner {
 }
 
 impl Store {
-    /// Whether something waits to be deleted. Layers that root file systems use do not count, nor do a server's empty
-    /// pairs.
+    /// Whether something waits to be deleted. Layers that root file systems use do not count, nor does what a server has
+    /// made ahead.
     ///
     /// # Errors
     /// The store's directories or records cannot be read.

@@ -135,7 +135,18 @@ impl Mounter {
     /// has a write error that nobody has seen: then no volatile overlay can be mounted until a `syncfs` has reported it,
     /// and this one is not volatile.
     pub(crate) fn build(&self, parts: &Parts<'_>, unseen_error: &dyn Fn()) -> Result<(OwnedFd, bool), Error> {
-        let Parts { id, layers, owner, pair } = *parts;
+        match self.build_volatile(parts) {
+            Err(Error::Mount { source: mount::Error::Create { source: Errno::IO, .. }, .. }) => {
+                unseen_error();
+                Ok((self.mount(parts, false)?, true))
+            }
+            other => Ok((other?, false)),
+        }
+    }
+
+    /// The same, and no honest one.
+    pub(crate) fn build_volatile(&self, parts: &Parts<'_>) -> Result<OwnedFd, Error> {
+        let Parts { id, layers, pair, .. } = *parts;
         if layers.is_empty() {
             return Err(Error::Empty { id: id.to_owned() });
         }
@@ -144,17 +155,15 @@ impl Mounter {
             rustix::fs::fchmod(&pair.upper, Mode::from_raw_mode(mode))
                 .map_err(|source| Error::Make { id: id.to_owned(), source })?;
         }
+        self.mount(parts, true)
+    }
+
+    fn mount(&self, parts: &Parts<'_>, volatile: bool) -> Result<OwnedFd, Error> {
+        let Parts { id, layers, owner, pair } = *parts;
         let lowers = layers.iter().rev().map(|layer| layer.mount(owner, &self.mappings));
         let lowers = lowers.collect::<Result<Vec<_>, _>>()?;
         let lowers: Vec<&Lower> = lowers.iter().map(|lower| &**lower).collect();
-        let result = match self.overlay(&lowers, &pair.dir, true) {
-            Err(mount::Error::Create { source: Errno::IO, .. }) => {
-                unseen_error();
-                self.overlay(&lowers, &pair.dir, false).map(|mount| (mount, true))
-            }
-            other => other.map(|mount| (mount, false)),
-        };
-        result.map_err(|error| match &error {
+        self.overlay(&lowers, &pair.dir, volatile).map_err(|error| match &error {
             mount::Error::Open { source: Errno::NODEV, .. } => Error::NoOverlay(error),
             _ => Error::Mount { id: id.to_owned(), source: error },
         })

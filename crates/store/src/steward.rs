@@ -1,6 +1,6 @@
-//! What a server's store does every second or so, beside all requests: it keeps the pool of pairs full, asks its
-//! sentinel for lost writes, looks for what other processes have left, writes down when layers were used, and collects
-//! garbage when there is too much.
+//! What a server's store does every second or so, beside all requests: it keeps the pool of pairs full, mounts root file
+//! systems ahead, asks its sentinel for lost writes, looks for what other processes have left, writes down when layers
+//! were used, and collects garbage when there is too much.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -8,8 +8,12 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::fail::fail_point;
 use crate::layer::State;
+use crate::pool::Pair;
+use crate::ready::{self, Kind, Spare, Wanted};
 use crate::reaper::Place;
+use crate::rootfs::{self, Parts};
 use crate::sentinel::Sentinel;
 use crate::{Inner, lock};
 
@@ -58,11 +62,11 @@ impl Door {
         }
     }
 
-    /// Waits for the next round; false at the end.
-    fn wait(&self) -> bool {
+    /// Waits for the next round, at most so long; false at the end.
+    fn wait(&self, longest: Duration) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = |state: &mut Knocks| !state.knocked && !state.stop;
-        let waited = self.changed.wait_timeout_while(state, ROUND, idle);
+        let waited = self.changed.wait_timeout_while(state, longest, idle);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.knocked = false;
         !state.stop
@@ -81,6 +85,9 @@ struct Memory {
     /// When a lost write was made known last, and how long to wait before the next time.
     reported: Option<(Instant, Duration)>,
     pool_failed: bool,
+    ready_failed: bool,
+    /// When it was looked whether memory or disk is short, and whether it was.
+    short: Option<(Instant, bool)>,
 }
 
 /// Starts the thread. It lives as long as the store.
@@ -92,10 +99,11 @@ pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
 }
 
 fn run(door: &Door, inner: &Weak<Inner>) {
-    let mut memory = Memory::default();
-    while door.wait() {
+    let (mut memory, mut wait) = (Memory::default(), ROUND);
+    while door.wait(wait) {
         let Some(inner) = inner.upgrade() else { return };
         inner.round(&mut memory);
+        wait = inner.fill_ready(&mut memory);
     }
 }
 
@@ -116,6 +124,7 @@ impl Inner {
         }
         memory.looked = Some(Instant::now());
         self.look_around(memory);
+        self.discard(self.ready.outdated(Instant::now(), &|layer| self.is_fine(layer)));
         if memory.saved_used.is_none_or(|then| then.elapsed() >= SAVE_USED) {
             memory.saved_used = Some(Instant::now());
             self.save_used();
@@ -159,8 +168,71 @@ impl Inner {
         }
     }
 
+    /// Mounts ahead what is missing, while nobody creates; how long to wait until the next time.
+    fn fill_ready(&self, memory: &mut Memory) -> Duration {
+        if self.ready.is_idle() {
+            return ROUND;
+        }
+        if memory.short.is_none_or(|(then, _)| then.elapsed() >= ROUND) {
+            memory.short = Some((Instant::now(), self.ready.is_short(&self.layout)));
+        }
+        if memory.short.is_some_and(|(_, short)| short) {
+            self.discard(self.ready.empty());
+            return ROUND;
+        }
+        while self.check_open().is_ok() {
+            let (kind, generation) = match self.ready.wanted() {
+                Wanted::One(kind, generation) => (kind, generation),
+                Wanted::Later => return ready::QUIET,
+                Wanted::Nothing => break,
+            };
+            match self.mount_ahead(kind, generation) {
+                Ok(spare) => {
+                    memory.ready_failed = false;
+                    self.discard(self.ready.put(spare).err());
+                }
+                Err(error) => {
+                    if !memory.ready_failed {
+                        tracing::warn!(%error, "ready.mount-failed");
+                    }
+                    memory.ready_failed = true;
+                    break;
+                }
+            }
+        }
+        ROUND
+    }
+
+    fn mount_ahead(&self, kind: Arc<Kind>, generation: u64) -> Result<Spare, rootfs::Error> {
+        let name = self.pool.new_name();
+        let made = Pair::make(&self.layout, &name, kind.root());
+        let made = made.map_err(|source| rootfs::Error::Make { id: name.clone(), source }).and_then(|pair| {
+            let owner = kind.owner();
+            let parts = Parts { id: &name, layers: &kind.layers, owner: owner.as_ref(), pair: &pair };
+            self.mounter.build_volatile(&parts)
+        });
+        fail_point!("mounted-ahead");
+        match made {
+            Ok(mount) => Ok(Spare { name, mount, kind, generation }),
+            Err(error) => {
+                self.trash(Place::Rootfs, &name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Throws spares away.
+    pub(crate) fn discard(&self, spares: impl IntoIterator<Item = Spare>) {
+        for Spare { name, mount, .. } in spares {
+            drop(mount);
+            self.trash(Place::Rootfs, &name);
+        }
+    }
+
     /// Marks every volatile root file system that lives now: each of their later fsyncs fails.
     pub(crate) fn mark_hit(&self, what: &str) {
+        // First: one that is claimed from here on is asked itself.
+        self.discard(self.ready.empty());
         let records = self.layout.records.all().unwrap_or_else(|error| {
             tracing::error!(%error, "writeback.nobody-marked");
             Vec::new()

@@ -17,6 +17,7 @@ mod collecting;
 mod crashes;
 mod lives;
 mod measuring;
+mod ready;
 mod together;
 
 /// Where container root is mapped to in these tests.

@@ -148,7 +148,7 @@ impl Inner {
         }
         usage.rootfs.sort_by(|a, b| a.id.cmp(&b.id));
         usage.trash_bytes = tree_bytes(&self.layout.trash, &|_| true);
-        // A server's empty pairs are here too, some kilobytes each.
+        // What a server has made ahead is here too, some kilobytes each.
         usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));
         usage.staging_bytes = tree_bytes(&self.layout.staging, &|_| true);
         if let Ok(fs) = rustix::fs::fstatvfs(&self.layout.root) {

@@ -54,7 +54,16 @@ fn stall(text: &str, kind: &str) -> Option<Stall> {
 /// How the whole host has waited for its disks; `None` on a kernel without pressure stall information (not built
 /// in, or not switched on with `psi=1`).
 pub fn io() -> io::Result<Option<Psi>> {
-    match std::fs::read_to_string("/proc/pressure/io") {
+    read("/proc/pressure/io")
+}
+
+/// The same for memory.
+pub fn memory() -> io::Result<Option<Psi>> {
+    read("/proc/pressure/memory")
+}
+
+fn read(path: &str) -> io::Result<Option<Psi>> {
+    match std::fs::read_to_string(path) {
         Ok(text) => parse_psi(&text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
         // EOPNOTSUPP: built in and switched off.
         Err(error)
@@ -100,5 +109,6 @@ mod tests {
     #[test]
     fn this_kernel() {
         io().unwrap();
+        memory().unwrap();
     }
 }

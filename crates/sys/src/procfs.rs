@@ -106,9 +106,13 @@ fn unescape(field: &str) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// What `/proc/meminfo` says about pages that wait for the disk. Bytes, of the whole host.
+/// What `/proc/meminfo` says about memory, and about pages that wait for the disk. Bytes, of the whole host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemInfo {
+    /// All memory (`MemTotal`).
+    pub total: u64,
+    /// What a program could have without swapping (`MemAvailable`), as well as the kernel can tell.
+    pub available: u64,
     /// Dirty: not yet on its way.
     pub dirty: u64,
     /// Under writeback right now.
@@ -123,7 +127,12 @@ pub fn meminfo(text: &str) -> Result<MemInfo, Error> {
             .and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024))
             .ok_or(Error::Counter { file: "meminfo", field })
     };
-    Ok(MemInfo { dirty: kibibytes("Dirty")?, writeback: kibibytes("Writeback")? })
+    Ok(MemInfo {
+        total: kibibytes("MemTotal")?,
+        available: kibibytes("MemAvailable")?,
+        dirty: kibibytes("Dirty")?,
+        writeback: kibibytes("Writeback")?,
+    })
 }
 
 /// What `/proc/vmstat` has counted since boot. Pages, of the whole host.
@@ -187,11 +196,15 @@ mod tests {
 
     #[test]
     fn counters() {
-        let text =
-            "MemTotal: 10 kB\nDirty:               104 kB\nWriteback:             8 kB\nWritebackTmp: 1 kB\n";
-        assert_eq!(meminfo(text), Ok(MemInfo { dirty: 104 * 1024, writeback: 8 * 1024 }));
-        assert!(meminfo("Dirty: many kB\nWriteback: 0 kB").is_err());
-        assert!(meminfo("Dirty: 18446744073709551615 kB\nWriteback: 0 kB").is_err());
+        let text = "MemTotal: 10 kB\nMemAvailable:    7 kB\nDirty:               104 kB\n\
+                    Writeback:             8 kB\nWritebackTmp: 1 kB\n";
+        let read = MemInfo { total: 10 * 1024, available: 7 * 1024, dirty: 104 * 1024, writeback: 8 * 1024 };
+        assert_eq!(meminfo(text), Ok(read));
+        for (good, bad) in
+            [("104 kB", "many kB"), ("104 kB", "18446744073709551615 kB"), ("MemAvailable", "Mem")]
+        {
+            assert!(meminfo(&text.replace(good, bad)).is_err(), "{bad}");
+        }
         let text = "nr_dirty 3\nnr_dirtied 7\nnr_written 5\nnr_dirty_threshold 9\n";
         assert_eq!(vmstat(text), Ok(VmStat { dirtied: 7, written: 5 }));
         assert!(vmstat("nr_dirtied 7").is_err());

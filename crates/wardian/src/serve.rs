@@ -22,6 +22,8 @@ const KEEPER: &str = "/usr/lib/wardian/wardian-keeper";
 
 /// Creates in the queue: some kilobytes each.
 const QUEUED_CREATES: usize = 1000;
+/// A small scale-up's worth of one image.
+const READY_ROOTFS: usize = 8;
 const READ_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Three for each process that somebody listens to.
 const CONNECTIONS: usize = 8192;
@@ -83,6 +85,9 @@ pub struct Args {
     /// Refuse a layer whose files are larger, or whose blob is [default: 64G]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_LAYER_BYTES", value_parser = crate::store::size)]
     max_layer_bytes: Option<u64>,
+    /// Root file systems mounted ahead for each image that creates have asked for lately, at most 32; 0: none [default: 8]
+    #[arg(long, value_name = "N", env = "WARDIAN_READY_ROOTFS", value_parser = ready)]
+    ready_rootfs: Option<usize>,
     /// Set no_new_privs on every process: set-uid programs gain nothing
     #[arg(long, env = "WARDIAN_NO_NEW_PRIVILEGES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_new_privileges: Option<bool>,
@@ -122,6 +127,7 @@ struct File {
     layer_certificates: Option<PathBuf>,
     layer_patience: Option<String>,
     max_layer_bytes: Option<u64>,
+    ready_rootfs: Option<usize>,
     no_new_privileges: Option<bool>,
     max_concurrent_creates: Option<usize>,
     max_queued_creates: Option<usize>,
@@ -149,6 +155,7 @@ struct Settings {
     gc_threshold: Option<u64>,
     fetching: Fetching,
     max_layer_bytes: u64,
+    ready_rootfs: usize,
     no_new_privileges: bool,
     max_concurrent_creates: usize,
     max_queued_creates: usize,
@@ -218,6 +225,15 @@ fn checked_percent(value: f64) -> Result<f64, String> {
     }
 }
 
+fn ready(text: &str) -> Result<usize, String> {
+    checked_ready(text.parse().map_err(|_| format!("{text:?} is not a number"))?)
+}
+
+fn checked_ready(value: usize) -> Result<usize, String> {
+    let most = wardian_engine::MOST_READY_ROOTFS;
+    if value <= most { Ok(value) } else { Err(format!("ready-rootfs: {value} is more than {most}")) }
+}
+
 impl Args {
     fn merge(self, file: File) -> Result<Settings> {
         let file_mode = file.socket_mode.map(|mode| octal(&mode)).transpose();
@@ -230,6 +246,7 @@ impl Args {
         let patience = self.layer_patience.or(file_patience).unwrap_or(Fetching::default().patience);
         ensure!(!patience.is_zero(), "layer-patience: no server sends a layer in no time");
         let file_head = time("read-header-timeout", file.read_header_timeout)?;
+        let file_ready = file.ready_rootfs.map(checked_ready).transpose().map_err(anyhow::Error::msg)?;
         let run = self.run.or(file.run).unwrap_or_else(|| RUN.into());
         Ok(Settings {
             listen: if self.listen.is_empty() { file.listen } else { self.listen },
@@ -249,6 +266,7 @@ impl Args {
                 .max_layer_bytes
                 .or(file.max_layer_bytes)
                 .unwrap_or(Limits::default().max_bytes),
+            ready_rootfs: self.ready_rootfs.or(file_ready).unwrap_or(READY_ROOTFS),
             no_new_privileges: self.no_new_privileges.or(file.no_new_privileges).unwrap_or(false),
             max_concurrent_creates: self.max_concurrent_creates.or(file.max_concurrent_creates).unwrap_or(0),
             max_queued_creates: self.max_queued_creates.or(file.max_queued_creates).unwrap_or(QUEUED_CREATES),
@@ -346,6 +364,7 @@ async fn serve(
         gc_threshold: settings.gc_threshold,
         remote: settings.fetching,
         max_layer_bytes: settings.max_layer_bytes,
+        ready_rootfs: settings.ready_rootfs,
         no_new_privileges: settings.no_new_privileges,
         cpu_entitlement_per_share: settings.cpu_entitlement_per_share,
         destroy_on_start: settings.destroy_containers_on_startup,
@@ -455,6 +474,9 @@ mod tests {
         assert_eq!(octal("0o640"), Ok(0o640));
         assert!(Args::default().merge(file("default-grace-time = \"soon\"\n")).is_err());
         assert!(Args::default().merge(file("cpu-entitlement-per-share = -1.0\n")).is_err());
+        assert!(Args::default().merge(file("ready-rootfs = 33\n")).is_err());
+        assert_eq!(Args::default().merge(file("ready-rootfs = 0\n")).unwrap().ready_rootfs, 0);
+        assert!(ready("33").is_err() && ready("-1").is_err());
     }
 
     #[test]

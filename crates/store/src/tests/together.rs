@@ -24,7 +24,7 @@ fn unpacking(progress: &Progress) -> bool {
     progress.layers().iter().any(|layer| layer.phase() == Phase::Unpacking && layer.bytes_read() > 0)
 }
 
-fn wait_for(what: impl Fn() -> bool) {
+pub(super) fn wait_for(what: impl Fn() -> bool) {
     let start = std::time::Instant::now();
     while !what() {
         assert!(start.elapsed() < SOON);

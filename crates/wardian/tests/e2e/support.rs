@@ -248,16 +248,24 @@ impl Server {
         self.until_empty("mounts", || mounts(&[self.base.path(), self.run.path()])).await;
     }
 
-    /// The directories of root file systems that live or wait to be deleted. The store's own are left out: pairs made
-    /// ahead, in which no overlay was mounted yet, and the overlay that is asked for lost writes.
+    /// The directories of root file systems that live or wait to be deleted. What the store has made ahead is left out:
+    /// no record names it, and nobody has written to it.
     pub fn rootfs(&self) -> Vec<String> {
+        // In this order: a record is written before its directory is made.
+        let all = names(&self.root().join("rootfs"));
+        let records: Vec<String> = names(&self.run().join("rootfs"))
+            .iter()
+            .filter_map(|record| {
+                let record: serde_json::Value = serde_json::from_slice(&fs::read(record).ok()?).ok()?;
+                record["dir"].as_str().map(str::to_owned)
+            })
+            .collect();
         let spare = |dir: &str| {
             let dir = Path::new(dir);
-            dir.join("lower").exists()
-                || (dir.join("upper").exists()
-                    && fs::read_dir(dir.join("work")).is_ok_and(|mut w| w.next().is_none()))
+            !records.iter().any(|name| dir.ends_with(name))
+                && fs::read_dir(dir.join("upper")).is_ok_and(|mut upper| upper.next().is_none())
         };
-        names(&self.root().join("rootfs")).into_iter().filter(|dir| !spare(dir)).collect()
+        all.into_iter().filter(|dir| !spare(dir)).collect()
     }
 
     pub async fn until_empty(&self, what: &str, look: impl Fn() -> Vec<String>) {

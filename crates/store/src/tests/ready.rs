@@ -1,0 +1,252 @@
+//! Root file systems mounted ahead.
+
+use std::os::unix::process::ExitStatusExt;
+
+use super::together::{child, wait_for};
+use super::*;
+use crate::fail::VARIABLE;
+use crate::layer::State;
+use crate::ready::Wanted;
+
+const READY: usize = 2;
+
+fn with(dir: &Path, ready_rootfs: usize) -> Store {
+    Store::serve(&Config { ready_rootfs, ..config(dir) }, &|_| false).unwrap()
+}
+
+/// A server that keeps two of each kind.
+fn ready() -> Option<(tempfile::TempDir, String, Store)> {
+    if !is_root() {
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (uri, store) = (tar(dir.path()), with(dir.path(), READY));
+    Some((dir, uri, store))
+}
+
+/// Creates one of the kind, and waits for the steward to have made others ahead.
+fn ask(store: &Store, id: &str, image: &Image, owner: Option<&Owner<'_>>) {
+    let before = store.ready_rootfs();
+    drop(store.create_rootfs(id, image, owner).unwrap());
+    store.release_rootfs(id, None);
+    wait_for(|| store.ready_rootfs() == before + READY);
+}
+
+/// Names of the directories that wait to be claimed.
+fn names(store: &Store) -> Vec<String> {
+    store.0.ready.names()
+}
+
+fn is_spare(names: &[String], rootfs: &Rootfs) -> bool {
+    names.iter().any(|name| rootfs.dir.ends_with(name))
+}
+
+/// What is mounted ahead goes with the server, what was thrown away before with the reaper.
+fn nothing_stays(dir: &tempfile::TempDir, store: &Store) {
+    store.0.door.stop();
+    assert!(store.drain(SOON));
+    store.close();
+    assert_eq!((entries(dir.path(), "rootfs"), store.ready_rootfs()), (0, 0));
+}
+
+#[test]
+fn a_claim_is_what_a_create_would_have_made() {
+    let Some((dir, uri, store)) = ready() else { return };
+    let image = store.image(&uri).unwrap();
+    let userns = userns();
+    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED };
+    ask(&store, "first", &image, Some(&owner));
+    let spares = names(&store);
+    // Privileged, and of another root: these are not for them.
+    for (id, other) in [("other", None), ("third", Some(Owner { uid: MAPPED + 1, ..owner }))] {
+        let rootfs = store.create_rootfs(id, &image, other.as_ref()).unwrap();
+        assert!(!is_spare(&spares, &rootfs));
+        let root = other.map_or(0, |owner| owner.uid);
+        assert_eq!(fs::metadata(below(&rootfs.mount, ".")).unwrap().uid(), root);
+    }
+    let before: Vec<Rootfs> =
+        ["a", "b", "c"].iter().map(|id| store.create_rootfs(id, &image, Some(&owner)).unwrap()).collect();
+    // Two were ready, and each is another one.
+    assert!(is_spare(&spares, &before[0]));
+    let dirs: std::collections::HashSet<_> = before.iter().map(|rootfs| &rootfs.dir).collect();
+    assert_eq!(dirs.len(), 3);
+    for (number, rootfs) in before.iter().enumerate() {
+        let root = fs::metadata(below(&rootfs.mount, ".")).unwrap();
+        assert_eq!((root.uid(), root.gid(), root.mode() & 0o7777), (MAPPED, MAPPED, 0o711));
+        assert_eq!(fs::metadata(below(&rootfs.mount, "seven")).unwrap().uid(), MAPPED + 7);
+        assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7");
+        fs::write(below(&rootfs.mount, "seven"), number.to_string()).unwrap();
+        assert!(!rootfs.honest && rootfs.dir.join("work/work/incompat/volatile").exists());
+    }
+    for (number, rootfs) in before.iter().enumerate() {
+        assert_eq!(fs::read_to_string(rootfs.dir.join("upper/seven")).unwrap(), number.to_string());
+    }
+    let record = store.rootfs().unwrap().into_iter().find(|record| record.id == "a").unwrap();
+    assert!(before[0].dir.ends_with(&record.dir));
+    assert_eq!(record.layers, [image.layers[0].as_used()]);
+    // What is deleted is deleted, and what waits is nobody's.
+    let written = before[0].dir.clone();
+    drop(before);
+    ["a", "b", "c", "other", "third"].iter().for_each(|id| store.release_rootfs(id, None));
+    wait_for(|| store.ready_rootfs() == 3 * READY);
+    assert!(store.drain(SOON));
+    assert!(!written.exists() && store.rootfs().unwrap().is_empty() && !store.has_trash().unwrap());
+    nothing_stays(&dir, &store);
+}
+
+#[test]
+fn an_id_that_exists_costs_no_spare() {
+    let Some((dir, uri, store)) = ready() else { return };
+    let image = store.image(&uri).unwrap();
+    drop(store.create_rootfs("one", &image, None).unwrap());
+    wait_for(|| store.ready_rootfs() == READY);
+    let before = names(&store);
+    let again = store.create_rootfs("one", &image, None);
+    assert!(matches!(again, Err(Error::Rootfs(rootfs::Error::Exists { .. }))));
+    assert_eq!(names(&store), before);
+    store.release_rootfs("one", None);
+    nothing_stays(&dir, &store);
+}
+
+#[test]
+fn a_spare_keeps_no_layer_and_goes_with_it() {
+    let Some((dir, uri, store)) = ready() else { return };
+    let image = store.image(&uri).unwrap();
+    ask(&store, "first", &image, None);
+    let spares = names(&store);
+    // Another process collects, which knows nothing of spares.
+    let command = Store::open(&config(dir.path())).unwrap();
+    assert_eq!(command.collect(0).unwrap().layers, image.chain_ids());
+    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    assert!(!is_spare(&spares, &rootfs));
+    assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7");
+    let record = store.rootfs().unwrap().remove(0);
+    assert!(rootfs.dir.ends_with(&record.dir));
+    assert_ne!(record.layers, [image.layers[0].as_used()]);
+    // The other one goes by itself, and the layer with it.
+    wait_for(|| !names(&store).iter().any(|name| spares.contains(name)));
+    wait_for(|| entries(dir.path(), "trash") == 0);
+    assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7");
+    drop(rootfs);
+    store.release_rootfs("one", None);
+    nothing_stays(&dir, &store);
+}
+
+#[test]
+fn after_a_lost_write_none_is_left() {
+    let Some((dir, uri, store)) = ready() else { return };
+    let image = store.image(&uri).unwrap();
+    ask(&store, "first", &image, None);
+    let spares = names(&store);
+    // One that was claimed at that moment, or is being mounted, is not taken back.
+    let Some(claimed) = store.0.ready.claim(&image.layers, None) else { panic!("none is ready") };
+    store.0.mark_hit("a disk was pulled");
+    assert!(store.0.ready.put(claimed).is_err_and(|spare| spare.is_sound()));
+    assert!(!names(&store).iter().any(|name| spares.contains(name)));
+    let rootfs = store.create_rootfs("later", &image, None).unwrap();
+    assert!(!is_spare(&spares, &rootfs));
+    assert_eq!(store.writeback_error("later"), None);
+    // What is claimed afterwards is new.
+    wait_for(|| store.ready_rootfs() == READY);
+    drop(rootfs);
+    store.release_rootfs("later", None);
+    nothing_stays(&dir, &store);
+}
+
+#[test]
+fn no_more_than_were_asked_for() {
+    let Some((dir, uri, store)) = ready() else { return };
+    let image = store.image(&uri).unwrap();
+    let userns = userns();
+    let owners: Vec<_> =
+        (0..10).map(|n| Owner { userns: userns.as_fd(), uid: MAPPED + n, gid: MAPPED }).collect();
+    for owner in &owners {
+        drop(store.create_rootfs("one", &image, Some(owner)).unwrap());
+        store.release_rootfs("one", None);
+    }
+    // Eight kinds, those asked for last.
+    wait_for(|| store.ready_rootfs() == 8 * READY);
+    assert!(store.0.ready.claim(&image.layers, Some(&owners[2])).is_some());
+    assert!(store.0.ready.claim(&image.layers, Some(&owners[1])).is_none());
+    // Nobody comes back.
+    let later = std::time::Instant::now() + Duration::from_secs(601);
+    store.0.discard(store.0.ready.outdated(later, &|_| true));
+    assert_eq!(store.ready_rootfs(), 0);
+    assert!(store.0.ready.is_idle());
+    nothing_stays(&dir, &store);
+}
+
+#[test]
+fn none_while_memory_or_disk_is_short() {
+    let Some((_dir, uri, store)) = ready() else { return };
+    let image = store.image(&uri).unwrap();
+    ask(&store, "first", &image, None);
+    let spares = names(&store);
+    *lock(&store.0.ready.short) = Some(true);
+    wait_for(|| store.ready_rootfs() == 0);
+    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    assert!(!is_spare(&spares, &rootfs) && store.ready_rootfs() == 0);
+    // What the host says can be read; it may say either.
+    *lock(&store.0.ready.short) = None;
+    store.0.ready.is_short(&store.0.layout);
+    // It is remembered what was asked for.
+    *lock(&store.0.ready.short) = Some(false);
+    assert!(!names(&store).iter().any(|name| spares.contains(name)));
+    wait_for(|| store.ready_rootfs() == READY);
+}
+
+#[test]
+fn none_are_made_where_none_are_wanted() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = tar(dir.path());
+    let command = Store::open(&Config { ready_rootfs: READY, ..config(dir.path()) }).unwrap();
+    for store in [with(dir.path(), 0), command] {
+        let image = store.image(&uri).unwrap();
+        drop(store.create_rootfs("one", &image, None).unwrap());
+        store.release_rootfs("one", None);
+        assert!(store.0.ready.is_idle() && matches!(store.0.ready.wanted(), Wanted::Nothing));
+    }
+}
+
+/// Not a test of its own: what [`killed_with_spares`] starts.
+#[test]
+fn child_that_claims() {
+    let (Ok(dir), Ok(uri)) = (std::env::var("WARDIAN_STORE_DIR"), std::env::var("WARDIAN_STORE_URI")) else {
+        return;
+    };
+    let store = with(Path::new(&dir), READY);
+    let image = store.image(&uri).unwrap();
+    ask(&store, "first", &image, None);
+    drop(store.create_rootfs("claimed", &image, None).unwrap());
+    wait_for(|| store.ready_rootfs() == READY);
+    // It would throw them away itself.
+    store.0.door.stop();
+    image.layers[0].set_state(State::Suspect);
+    drop(store.create_rootfs("refused", &image, None).unwrap());
+}
+
+#[test]
+fn killed_with_spares() {
+    if !is_root() {
+        return;
+    }
+    for point in ["mounted-ahead", "spare-claimed", "spare-refused"] {
+        let dir = tempfile::tempdir().unwrap();
+        let uri = tar(dir.path());
+        let mut command = child("tests::ready::child_that_claims", dir.path(), &uri);
+        let output = command.env(VARIABLE, point).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(9), "{point} was not reached: {text}");
+        assert!(entries(dir.path(), "rootfs") > 0, "{point}");
+        // For the next server they are trash.
+        let store = with(dir.path(), READY);
+        assert!(store.drain(SOON), "{point}");
+        assert!(store.rootfs().unwrap().is_empty(), "{point}");
+        let image = store.image(&uri).unwrap();
+        ask(&store, "one", &image, None);
+        nothing_stays(&dir, &store);
+    }
+}
