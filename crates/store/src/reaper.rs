@@ -4,6 +4,9 @@
 //! written yet, and what is deleted before it is written costs no I/O at all. So young root file systems go first, the
 //! one whose data expires soonest before the others. Everything else follows in the order in which it came.
 //!
+//! **When.** Of a hundred root file systems that are let go at once the last would wait for the processor while the
+//! first are deleted, so the reaper waits until nothing more comes.
+//!
 //! **Pace.** Deleting young data is a matter of memory and goes on at full speed. For the rest the reaper looks at how
 //! long others wait for the disk (PSI, Documentation/accounting/psi.rst) and rests in proportion, unless the file system
 //! is nearly full.
@@ -24,6 +27,9 @@ use crate::layout::Layout;
 use crate::record::now_ms;
 use crate::remove;
 
+/// So long nothing must have come, and how long that is waited for at most.
+const QUIET: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How long to wait before trying again what could not be deleted: the first time, and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
@@ -79,9 +85,28 @@ struct State {
     queue: VecDeque<Item>,
     later: Vec<(Instant, Item)>,
     busy: Option<Item>,
+    /// When the first and the last of those came that wait until nothing more comes.
+    came: Option<(Instant, Instant)>,
 }
 
 impl State {
+    fn push(&mut self, item: Item) {
+        let now = Instant::now();
+        self.came = Some((self.came.map_or(now, |(first, _)| first), now));
+        self.queue.push_back(item);
+    }
+
+    /// How long to wait for more; none if that was done.
+    fn settling(&mut self, now: Instant) -> Option<Duration> {
+        let (first, last) = self.came?;
+        let until = (last + QUIET).min(first + PATIENCE);
+        let left = until.checked_duration_since(now).filter(|left| !left.is_zero());
+        if left.is_none() {
+            self.came = None;
+        }
+        left
+    }
+
     fn len(&self) -> usize {
         self.queue.len() + self.later.len() + usize::from(self.busy.is_some())
     }
@@ -151,7 +176,7 @@ impl Reaper {
 
     /// Tells the reaper what is trash. Does nothing itself.
     pub(crate) fn add(&self, item: Item) {
-        self.shared.lock().queue.push_back(item);
+        self.shared.lock().push(item);
         self.shared.changed.notify_all();
     }
 
@@ -159,7 +184,7 @@ impl Reaper {
     pub(crate) fn add_found(&self, item: Item) {
         let mut state = self.shared.lock();
         if !state.knows(&item) {
-            state.queue.push_back(item);
+            state.push(item);
             self.shared.changed.notify_all();
         }
     }
@@ -229,6 +254,10 @@ impl Shared {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
         let mut state = self.lock();
         while !self.stopped() {
+            if let Some(wait) = state.settling(Instant::now()) {
+                state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
             match state.next(Instant::now(), now_ms(), self.expire_ms) {
                 Ok((mut item, young)) => {
                     let keep = item.keep.take();
@@ -407,6 +436,20 @@ mod tests {
         assert!(
             matches!(state.next(Instant::now(), 0, 0), Err(Some(wait)) if wait <= Duration::from_secs(9))
         );
+    }
+
+    #[test]
+    fn what_comes_in_a_burst_waits_until_nothing_more_comes_but_not_for_ever() {
+        let mut state = State::default();
+        let now = Instant::now();
+        assert_eq!(state.settling(now), None);
+        state.push(item("a", None));
+        let (first, _) = state.came.unwrap();
+        assert_eq!(state.settling(first), Some(QUIET));
+        state.came = Some((first, first + PATIENCE - QUIET / 2));
+        assert_eq!(state.settling(first + PATIENCE - QUIET / 2), Some(QUIET / 2));
+        assert_eq!(state.settling(first + PATIENCE), None);
+        assert_eq!(state.came, None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, recvmsg,
     sendmsg, socket_with, socketpair, sockopt,
 };
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -76,11 +77,15 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(
 /// # Errors
 /// The kernel's; `EMSGSIZE` when the message was cut.
 pub fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut bytes = vec![0u8; MAX_BYTES];
+    // One for each thread: so much memory is mapped anew by each allocation, and that costs more than the message.
+    thread_local!(static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_BYTES]));
+    BUFFER.with_borrow_mut(|buffer| receive_into(buffer, socket, flags))
+}
+
+fn receive_into(buffer: &mut [u8], socket: impl AsFd, flags: RecvFlags) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let got =
-        recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;
+    let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -92,6 +97,5 @@ pub fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<(Vec<u8>, Vec<Owne
     {
         return Err(rustix::io::Errno::MSGSIZE);
     }
-    bytes.truncate(got.bytes);
-    Ok((bytes, fds))
+    Ok((buffer[..got.bytes].to_vec(), fds))
 }
