@@ -83,7 +83,7 @@ impl Engine {
         // What cannot succeed must not wait for its turn.
         self.check_room(&self.shared.lock(), &spec.handle)?;
         let timeline = Timeline::begin();
-        let image = self.image(&spec.image).await;
+        let image = self.image("image", &spec.image).await;
         timeline.ended("image");
         let image = image.inspect_err(|error| {
             // It has no id yet.

@@ -101,7 +101,7 @@ impl Engine {
             failpoint::reach(Point::RunAnswered);
             return connect(process, answer).await;
         }
-        let image = self.image(spec.image.as_deref().unwrap_or_default()).await?;
+        let image = self.image("creating-volume", spec.image.as_deref().unwrap_or_default()).await?;
         let shared = self.shared.clone();
         let theirs = container.clone();
         let pea = uuid::Uuid::new_v4().simple().to_string();

@@ -28,10 +28,10 @@ pub(super) async fn tell(
 ) -> Result<Report> {
     // On a server elsewhere the image is a file in a directory of our own.
     let scratch = tempfile::Builder::new().prefix("wardian-lab-").tempdir().context("make a directory")?;
+    let dir = local.map_or(scratch.path(), LocalServer::dir);
     let image = match &options.image {
         Some(image) => image.clone(),
         None => {
-            let dir = local.map_or(scratch.path(), LocalServer::dir);
             let path = std::path::absolute(dir).context("find the directory of the image")?.join("image.tar");
             progress.say("building an image from busybox");
             image::build(&path)?;
@@ -40,6 +40,10 @@ pub(super) async fn tell(
     };
     let delivery = Delivery::prepare(mode, options.code_mb, progress).await?;
     let host = Host::probe(local.map(LocalServer::root).as_deref());
+    progress.say("writing to the disk what is dirty already");
+    let filesystem = std::fs::File::open(dir).context("open the directory of the image")?;
+    // Otherwise it counts as written by the story, which makes a layer durable and with it all that is dirty.
+    tokio::task::spawn_blocking(move || rustix::fs::syncfs(filesystem)).await?.context("sync")?;
     let mut idle = Idle::watch(progress).await?;
 
     let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea };

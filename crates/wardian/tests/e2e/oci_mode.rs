@@ -295,6 +295,36 @@ async fn an_address_that_has_expired_does_not_fail_those_that_have_not() {
 }
 
 #[tokio::test]
+async fn a_server_that_says_nothing_holds_up_nobody_else() {
+    let server = Server::start().await;
+    let body = droplet("late", 1000);
+    let (sum, web) = (digest(&body), Web::serve(body));
+    web.answer(Answer::Half);
+    let uri = preloaded(&server.image(), &web.url("/d"), &sum);
+    // More than there are turns of creates.
+    let mut waiting = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let (client, uri) = (server.client(), uri.clone());
+        waiting.spawn(async move { create(&client, &format!("w{n}"), &uri).await });
+    }
+    web.until_gets(1).await;
+    let client = server.create("c").await;
+    assert_eq!(say(&client, "c", "echo here").await, "here");
+    let beside = run(&client, "c", &pea(server.image().to_str().unwrap(), "echo beside")).await;
+    assert_eq!(beside.out, "beside\n");
+    assert_eq!(
+        (server.client().list(&std::collections::BTreeMap::new()).await.unwrap().len(), web.gets()),
+        (1, 1)
+    );
+    web.answer(Answer::Whole);
+    while let Some(created) = waiting.join_next().await {
+        created.unwrap().unwrap();
+    }
+    assert_eq!(say(&client, "w39", MARKER).await, "late");
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_killed_in_the_middle_of_a_fetch_leaves_nothing() {
     let mut server = Server::start().await;
     let body = droplet("again", 2 << 20);
