@@ -5,8 +5,8 @@ use crate::{Engine, Error, Result};
 use wardian_store::Image;
 
 /// Requests that fetch an image or wait for one that is fetched: each takes a thread, of which there are 512 for
-/// everything that blocks.
-pub const AT_ONCE: usize = 128;
+/// everything that blocks, and of each image at most four layers are unpacked side by side.
+pub const AT_ONCE: usize = 64;
 
 impl Engine {
     /// The image with all its layers. What is not in the store may take as long as a server on the net takes to send it:

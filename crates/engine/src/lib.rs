@@ -130,6 +130,12 @@ struct Shared {
     _lock: OwnedFd,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.sweeper.close();
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)

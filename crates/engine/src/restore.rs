@@ -35,6 +35,18 @@ impl Engine {
             });
         }
         tasks.join_all().await;
+        self.sweep_cgroups_of_peas();
+    }
+
+    /// Cgroups beside their containers' whose peas have no record any more: an earlier server was killed between the two.
+    fn sweep_cgroups_of_peas(&self) {
+        for name in self.shared.cgroups.list() {
+            let Some((id, pea)) = name.split_once('.') else { continue };
+            if !self.shared.records.peas(id).iter().any(|known| known == pea) {
+                self.shared.cgroups.kill(&name);
+                self.shared.remove_cgroup_later(name);
+            }
+        }
     }
 
     /// A container without a record.

@@ -31,7 +31,10 @@ impl Inner {
                 }
                 None => {
                     let topmost_first: Vec<_> = below.layers.iter().rev().cloned().collect();
-                    self.layer(&source, &topmost_first, &watch, progress)?
+                    match self.layer(&source, uri, &topmost_first, &watch, progress) {
+                        Err(error) if error.is_baseless() => continue,
+                        layer => layer?,
+                    }
                 }
             };
             if let Some(image) = self.with_layer(uri, &below, &shown, layer) {
@@ -51,7 +54,7 @@ impl Inner {
         Ok(layer.and_then(|layer| self.with_layer(uri, below, &app.to_string(), layer)))
     }
 
-    fn app_layer(&self, below: &Image, app: &App, watch: &Watch) -> Result<wardian_image::Layer> {
+    pub(crate) fn app_layer(&self, below: &Image, app: &App, watch: &Watch) -> Result<wardian_image::Layer> {
         let Some(top) = below.layers.last() else {
             return Err(rootfs::Error::Empty { id: app.to_string() }.into());
         };

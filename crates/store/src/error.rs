@@ -86,9 +86,9 @@ impl Error {
         matches!(self.root(), Self::Cancelled) || self.image().is_some_and(cancelled)
     }
 
-    /// Whether a server refused an address, while another one of the same content might do.
-    pub fn is_refused(&self) -> bool {
-        self.image().is_some_and(wardian_image::Error::is_refused)
+    /// Whether a collection was in its way, and it can be tried again.
+    pub(crate) fn is_baseless(&self) -> bool {
+        matches!(self.root(), Self::Layer(layer::Error::Baseless { .. }))
     }
 
     /// What the image's source says, if that is the cause.

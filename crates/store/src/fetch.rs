@@ -1,6 +1,5 @@
 //! From an address to layers in the store: each layer is fetched once, however many threads and processes ask.
 
-use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,13 +61,7 @@ impl Inner {
                         return Ok(image);
                     }
                     let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
-                    let image = self.fetch(uri, &opened, progress)?;
-                    // The identity was taken before the image was read: had it changed since, the next asker would see
-                    // that.
-                    if let Some(identity) = identity.clone() {
-                        lock(&self.images).insert(uri.to_owned(), (identity, image.clone()));
-                    }
-                    Ok(image)
+                    self.fetch(uri, &opened, identity.as_ref(), progress)
                 })
             }
         }
@@ -82,7 +75,16 @@ impl Inner {
                 Some(below) => self.app_at_hand(uri, &below, &app),
                 None => Ok(None),
             },
-            Address::Source(source) => Ok(self.cached(uri, Identity::of(&source).as_ref())),
+            Address::Source(source) => {
+                let identity = Identity::of(&source);
+                if let Some(image) = self.cached(uri, identity.as_ref()) {
+                    return Ok(Some(image));
+                }
+                let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
+                let layers = opened.layers.iter().map(|layer| self.present(&layer.chain_id));
+                let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
+                Ok(self.remember(uri, &opened, layers, identity.as_ref()))
+            }
         }
     }
 
@@ -156,25 +158,52 @@ impl Inner {
         Ok(Some(image))
     }
 
-    fn fetch(&self, uri: &str, opened: &wardian_image::Image, progress: &Progress) -> Result<Image> {
+    fn fetch(
+        &self,
+        uri: &str,
+        opened: &wardian_image::Image,
+        identity: Option<&Identity>,
+        progress: &Progress,
+    ) -> Result<Image> {
         let watches = progress.begin(&opened.layers);
         for _ in 0..TRIES {
-            let layers = self.layers_of(&opened.layers, &watches, progress)?;
-            let image = Image {
-                uri: uri.to_owned(),
-                shown: uri.to_owned(),
-                id: opened.id.clone(),
-                config: opened.config.clone(),
-                layers: layers.into(),
-                manifest: opened.manifest.clone(),
-                config_json: opened.config_json.clone(),
+            let layers = match self.layers_of(&opened.layers, &watches, progress) {
+                Err(error) if error.is_baseless() => continue,
+                layers => layers?,
             };
-            if self.is_whole(&image) {
-                image.touch();
+            if let Some(image) = self.remember(uri, opened, layers, identity) {
                 return Ok(image);
             }
         }
         Err(Error::Collected { uri: uri.to_owned() })
+    }
+
+    /// The image of these layers; none if one of them has gone meanwhile. The identity was taken before the image was
+    /// read: had it changed since, the next asker would see that.
+    fn remember(
+        &self,
+        uri: &str,
+        opened: &wardian_image::Image,
+        layers: Vec<Arc<Layer>>,
+        identity: Option<&Identity>,
+    ) -> Option<Image> {
+        let image = Image {
+            uri: uri.to_owned(),
+            shown: uri.to_owned(),
+            id: opened.id.clone(),
+            config: opened.config.clone(),
+            layers: layers.into(),
+            manifest: opened.manifest.clone(),
+            config_json: opened.config_json.clone(),
+        };
+        if !self.is_whole(&image) {
+            return None;
+        }
+        image.touch();
+        if let Some(identity) = identity {
+            lock(&self.images).insert(uri.to_owned(), (identity.clone(), image.clone()));
+        }
+        Some(image)
     }
 
     /// All layers, several at a time; the first failure ends the others.
@@ -197,7 +226,7 @@ impl Inner {
         let work = || -> Result<Vec<(usize, Arc<Layer>)>> {
             let mut done = Vec::new();
             while let Some(index) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let layer = self.layer(&sources[*index], &[], &watches[*index], progress);
+                let layer = self.layer(&sources[*index], "", &[], &watches[*index], progress);
                 if layer.is_err() {
                     next.store(missing.len(), Ordering::Relaxed);
                     watches.iter().for_each(|other| other.watch.cancel());
@@ -228,7 +257,7 @@ impl Inner {
         for index in 0..sources.len() {
             if found[index].is_none() {
                 let below: Vec<_> = found[..index].iter().rev().flatten().cloned().collect();
-                found[index] = Some(self.layer(&sources[index], &below, &watches[index], progress)?);
+                found[index] = Some(self.layer(&sources[index], "", &below, &watches[index], progress)?);
             }
         }
         Ok(found.into_iter().flatten().collect())
@@ -281,19 +310,19 @@ impl Inner {
         })
     }
 
-    /// The layer, unpacked now unless somebody else does it.
+    /// The layer, unpacked now unless somebody else does it. Those who have it from the same `origin` share one try, and
+    /// how it ends. Others wait for their turn: what one address is refused for says nothing of another.
     pub(crate) fn layer(
         &self,
         source: &wardian_image::Layer,
+        origin: &str,
         below: &[Arc<Layer>],
         watch: &LayerProgress,
         progress: &Progress,
     ) -> Result<Arc<Layer>> {
         let chain = &source.chain_id;
         let cancelled = || progress.is_cancelled();
-        let tried = Cell::new(false);
-        let unpack = || {
-            tried.set(true);
+        let layer = self.unpacking.run(&format!("{chain} {origin}"), &cancelled, || {
             let _turn = self.turn(chain, &cancelled)?;
             if let Some(layer) = self.present(chain)? {
                 watch.set(Phase::Present);
@@ -302,20 +331,14 @@ impl Inner {
             watch.set(Phase::Unpacking);
             let begin = Instant::now();
             let discard = |name: &str| self.trash(crate::reaper::Place::Staging, name);
-            let limits = &self.limits;
-            let fresh = layer::unpack(&self.layout, source, below, limits, &watch.watch, &discard)?;
+            let fresh = layer::unpack(&self.layout, source, below, &self.limits, &watch.watch, &discard)?;
             let layer = Arc::clone(&fresh.layer);
             let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.bytes);
             tracing::info!(chain, read, bytes, ms, "layer.unpacked");
             lock(&self.layers).insert(chain.clone(), Arc::clone(&layer));
             self.durability.layer(fresh);
             Ok(layer)
-        };
-        let mut layer = self.unpacking.run(chain, &cancelled, unpack);
-        // The address that was refused was another's. Ours may be signed later.
-        while !tried.get() && matches!(&layer, Err(error) if error.is_refused()) {
-            layer = self.unpacking.run(chain, &cancelled, unpack);
-        }
+        });
         if layer.is_ok() && watch.phase() != Phase::Present {
             watch.set(Phase::Done);
         }

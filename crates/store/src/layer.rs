@@ -53,6 +53,12 @@ pub enum Error {
         /// What the image's source says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What it was to lie on was thrown away meanwhile: it may not be what it should be.
+    #[error("the layers below the layer {chain} were thrown away while it was unpacked")]
+    Baseless {
+        /// The layer's chain id.
+        chain: String,
+    },
     /// The layer's record could not be read or written.
     #[error("cannot read or write the record of the layer {chain}")]
     Record {
@@ -455,11 +461,15 @@ fn stage(
     rustix::fs::mkdirat(&dir, "fs", Mode::RWXU).map_err(staged)?;
     let fs = layout::open_dir(&dir, "fs").map_err(staged)?;
     rustix::fs::fchmod(&fs, Mode::from_raw_mode(NO_ROOT_ENTRY)).map_err(staged)?;
-    let below = below.iter().map(|layer| layer.fs()).collect::<Result<Vec<_>, _>>().map_err(staged)?;
-    let below: Vec<_> = below.iter().map(AsFd::as_fd).collect();
-    let unpacked = source
-        .unpack(fs.as_fd(), &below, limits, watch)
-        .map_err(|source| Error::Unpack { chain: chain.to_owned(), source: Box::new(source) })?;
+    let dirs = below.iter().map(|layer| layer.fs()).collect::<Result<Vec<_>, _>>().map_err(staged)?;
+    let dirs: Vec<_> = dirs.iter().map(AsFd::as_fd).collect();
+    let unpacked = source.unpack(fs.as_fd(), &dirs, limits, watch);
+    // No record kept them, and of what is being deleted nobody can tell what it was like.
+    if !below.iter().all(|layer| layer.is_in_place(layout)) {
+        return Err(Error::Baseless { chain: chain.to_owned() });
+    }
+    let unpacked =
+        unpacked.map_err(|source| Error::Unpack { chain: chain.to_owned(), source: Box::new(source) })?;
     fail_point!("unpacked");
     let mode = rustix::fs::fstat(&fs).map_err(staged)?.st_mode & 0o7777;
     let root_mode = (mode != NO_ROOT_ENTRY).then_some(mode);

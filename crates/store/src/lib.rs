@@ -638,6 +638,9 @@ impl Inner {
                     self.pool.disown(&record.dir);
                     rootfs::Error::Record { id: record.id.clone(), source }
                 })?;
+                // What befell the spare was no affair of this one; and a close since the look above knows the old name only.
+                lock(&self.hit).remove(&record.id);
+                self.check_open()?;
                 fail_point!("spare-refused");
                 self.discard([spare]);
                 Pair::make(&self.layout, &record.dir, root_of(owner))

@@ -85,7 +85,7 @@ struct State {
     queue: VecDeque<Item>,
     later: Vec<(Instant, Item)>,
     busy: Option<Item>,
-    /// When the first and the last of those came that wait until nothing more comes.
+    /// When the first and the last came since the queue was empty.
     came: Option<(Instant, Instant)>,
 }
 
@@ -96,15 +96,15 @@ impl State {
         self.queue.push_back(item);
     }
 
-    /// How long to wait for more; none if that was done.
+    /// How long to wait for more. Where it comes all the time, only once: what came first is counted from until nothing
+    /// is left.
     fn settling(&mut self, now: Instant) -> Option<Duration> {
-        let (first, last) = self.came?;
-        let until = (last + QUIET).min(first + PATIENCE);
-        let left = until.checked_duration_since(now).filter(|left| !left.is_zero());
-        if left.is_none() {
+        if self.queue.is_empty() {
             self.came = None;
         }
-        left
+        let (first, last) = self.came?;
+        let until = (last + QUIET).min(first + PATIENCE);
+        until.checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
     fn len(&self) -> usize {
@@ -448,6 +448,11 @@ mod tests {
         assert_eq!(state.settling(first), Some(QUIET));
         state.came = Some((first, first + PATIENCE - QUIET / 2));
         assert_eq!(state.settling(first + PATIENCE - QUIET / 2), Some(QUIET / 2));
+        assert_eq!(state.settling(first + PATIENCE), None);
+        // More while that is deleted does not hold it up again.
+        state.push(item("b", None));
+        assert_eq!(state.settling(first + PATIENCE), None);
+        state.queue.clear();
         assert_eq!(state.settling(first + PATIENCE), None);
         assert_eq!(state.came, None);
     }

@@ -24,6 +24,9 @@ pub struct Place {
     /// Certificates for servers that layers are fetched from, as in `wardian serve --help`
     #[arg(long, value_name = "DIR", env = "WARDIAN_LAYER_CERTIFICATES", global = true, hide = true)]
     layer_certificates: Option<PathBuf>,
+    /// The same
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_LAYER_BYTES", global = true, hide = true, value_parser = size)]
+    max_layer_bytes: Option<u64>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -39,6 +42,7 @@ impl Place {
             |path: &PathBuf| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
         let mut config = Config::new(absolute(&self.root)?, absolute(&self.run)?);
         config.remote.certificates = self.layer_certificates.as_ref().map(absolute).transpose()?;
+        config.limits.max_bytes = self.max_layer_bytes.unwrap_or(config.limits.max_bytes);
         Ok(config)
     }
 
@@ -90,6 +94,7 @@ impl Place {
         if let Some(certificates) = &config.remote.certificates {
             command.arg("--layer-certificates").arg(certificates);
         }
+        command.arg(format!("--max-layer-bytes={}", config.limits.max_bytes));
         command.args(self.json.then_some("--json")).stdin(Stdio::null());
         Ok(command)
     }

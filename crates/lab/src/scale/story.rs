@@ -41,9 +41,8 @@ pub(super) async fn tell(
     let delivery = Delivery::prepare(mode, options.code_mb, progress).await?;
     let host = Host::probe(local.map(LocalServer::root).as_deref());
     progress.say("writing to the disk what is dirty already");
-    let filesystem = std::fs::File::open(dir).context("open the directory of the image")?;
     // Otherwise it counts as written by the story, which makes a layer durable and with it all that is dirty.
-    tokio::task::spawn_blocking(move || rustix::fs::syncfs(filesystem)).await?.context("sync")?;
+    sync(dir).await?;
     let mut idle = Idle::watch(progress).await?;
 
     let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea };
@@ -91,6 +90,8 @@ pub(super) async fn tell(
         Some(local) => local.trash_empty().await?,
         None => tokio::time::sleep(Duration::from_secs(1)).await,
     }
+    // What the story leaves to be written is the story's.
+    sync(dir).await?;
     let written_bytes = written()?.saturating_sub(written_before);
     let length = since.elapsed();
     let samples = sampler.finish();
@@ -160,6 +161,12 @@ impl Delivery {
             Self::Layer(server) => Some(server),
         }
     }
+}
+
+/// Writes out the file system of a directory.
+async fn sync(dir: &std::path::Path) -> Result<()> {
+    let dir = std::fs::File::open(dir).with_context(|| format!("open {}", dir.display()))?;
+    tokio::task::spawn_blocking(move || rustix::fs::syncfs(dir)).await?.context("sync")
 }
 
 struct Story<'a> {

@@ -161,3 +161,26 @@ fn collecting_and_creating_at_the_same_time() {
         assert_eq!(entries(dir.path(), part), 0, "{part}");
     }
 }
+
+#[test]
+fn an_app_is_not_unpacked_on_what_was_thrown_away() {
+    let Some((dir, uri, store)) = served() else { return };
+    let app = sized(dir.path(), "app", 1);
+    let with_app = format!("{uri}?app={app}&app_path=/etc/made");
+    let (_, parsed) = App::parse(&with_app).unwrap().unwrap();
+    let below = store.image(&uri).unwrap();
+    let source = store.0.app_layer(&below, &parsed, &wardian_image::Watch::default()).unwrap();
+    store.collect(0).unwrap();
+    let progress = Progress::default();
+    let watch = progress.add(&source);
+    let layers: Vec<_> = below.layers.iter().cloned().collect();
+    let error = store.0.layer(&source, "here", &layers, &watch, &progress).unwrap_err();
+    assert!(error.is_baseless(), "{error}");
+    assert!(store.layer(&source.chain_id).is_none());
+    // Whoever asks for the image has both of them brought in.
+    let image = store.image(&with_app).unwrap();
+    assert_eq!(image.chain_ids().last(), Some(&source.chain_id));
+    assert_eq!(store.at_hand(&with_app).unwrap().unwrap().chain_ids(), image.chain_ids());
+    store.collect(0).unwrap();
+    assert!(store.at_hand(&with_app).unwrap().is_none());
+}
