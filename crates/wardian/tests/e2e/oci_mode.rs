@@ -295,6 +295,28 @@ async fn an_address_that_has_expired_does_not_fail_those_that_have_not() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_dead_fails_nobody_else_who_waits() {
+    let server = Server::start().await;
+    let body = droplet("alive", 1000);
+    let (sum, web) = (digest(&body), Web::serve(body));
+    server.create("base").await;
+    let (client, dead) = (server.client(), preloaded(&server.image(), "http://127.0.0.1:1/d?hidden", &sum));
+    let failing = tokio::spawn(async move { create(&client, "dead", &dead).await });
+    let staging = server.root().join("staging");
+    let started = std::time::Instant::now();
+    while names(&staging).is_empty() {
+        assert!(started.elapsed() < crate::support::STUCK);
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    let client = server.client();
+    create(&client, "good", &preloaded(&server.image(), &web.url("/d"), &sum)).await.unwrap();
+    assert_eq!(say(&client, "good", MARKER).await, "alive");
+    let text = message(failing.await.unwrap());
+    assert!(text.contains("layer: http://127.0.0.1:1/d") && !text.contains("hidden"), "{text}");
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn a_server_that_says_nothing_holds_up_nobody_else() {
     let server = Server::start().await;
     let body = droplet("late", 1000);
