@@ -312,7 +312,7 @@ async fn an_address_that_is_dead_fails_nobody_else_who_waits() {
     create(&client, "good", &preloaded(&server.image(), &web.url("/d"), &sum)).await.unwrap();
     assert_eq!(say(&client, "good", MARKER).await, "alive");
     let text = message(failing.await.unwrap());
-    assert!(text.contains("layer: http://127.0.0.1:1/d") && !text.contains("hidden"), "{text}");
+    assert!(text.contains("layer: cannot fetch http://127.0.0.1:1/d") && !text.contains("hidden"), "{text}");
     server.finish().await;
 }
 
