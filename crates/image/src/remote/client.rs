@@ -162,8 +162,7 @@ impl Certificates {
                 }
                 Some("cert") => found.pairs.extend(Pair::load(path, &path.with_extension("key"))?),
                 Some("key") if !path.with_extension("cert").exists() => {
-                    let missing = shown(&path.with_extension("cert"));
-                    return Err(Error::CertificatePair { missing, of: shown(path) });
+                    found.pairs.extend(Pair::load(&path.with_extension("cert"), path)?);
                 }
                 _ => {}
             }
@@ -176,9 +175,6 @@ impl Pair {
     fn load(cert: &Path, key: &Path) -> Result<Option<Self>, Error> {
         let missing =
             |missing: &Path, of: &Path| Error::CertificatePair { missing: shown(missing), of: shown(of) };
-        if !key.exists() {
-            return Err(missing(key, cert));
-        }
         match (read(cert)?, read(key)?) {
             (None, None) => Ok(None),
             (Some(_), None) => Err(missing(key, cert)),
@@ -200,10 +196,14 @@ impl Pair {
     }
 }
 
-/// The file's bytes, unless it is blank.
+/// The file's bytes, unless it is blank or not there.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let error = |op, source| Error::Io { op, path: shown(path), source };
-    if fs::metadata(path).map_err(|e| error("stat", e))?.len() > MAX_PEM {
+    let meta = match fs::metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        meta => meta.map_err(|e| error("stat", e))?,
+    };
+    if meta.len() > MAX_PEM {
         return Err(Error::Limit { what: format!("the size of {}", shown(path)), limit: MAX_PEM });
     }
     let bytes = fs::read(path).map_err(|e| error("read", e))?;

@@ -92,6 +92,9 @@ fn shown_to_servers_that_ask() {
     write(&dir.path().join("servers.crt"), own.pem().as_bytes());
     write(&dir.path().join("unset.cert"), b"");
     write(&dir.path().join("unset.key"), b"\n");
+    // Neither is half a pair, if it is blank.
+    write(&dir.path().join("half.cert"), b"");
+    write(&dir.path().join("other.key"), b" \n");
     let without = remote(dir.path()).unwrap();
     assert!(fetch_by(&without, &server(&own, Some(&clients))).is_err());
     // The one that the server's authority signed is not the first.
