@@ -355,6 +355,7 @@ impl Droplet {
                     remote: &self.remote,
                     locations: std::slice::from_ref(location),
                     mirrors_of: None,
+                    digest: self.app.digest.is_some(),
                     size: None,
                     limit: limits.max_bytes,
                     validator: state.as_ref().map(|(validator, _)| validator),

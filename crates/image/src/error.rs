@@ -1,6 +1,7 @@
 //! The errors of this crate.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -194,6 +195,14 @@ pub enum Error {
         url: String,
         /// What happened last.
         why: String,
+    },
+    /// A fetch took as long as one may take in all ([`Settings::deadline`](crate::Settings::deadline)).
+    #[error("fetching {url} took longer than {deadline:?}, which is all the time that it has")]
+    Deadline {
+        /// The URL without its secrets.
+        url: String,
+        /// The time.
+        deadline: Duration,
     },
     /// None of the URLs of a blob gave it.
     #[error("failed fetching {what} from all urls: {source}")]

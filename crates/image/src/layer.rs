@@ -145,6 +145,7 @@ impl Layer {
                             remote,
                             locations,
                             mirrors_of,
+                            digest: true,
                             size,
                             limit,
                             validator: None,

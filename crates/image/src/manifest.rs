@@ -16,6 +16,8 @@ use crate::source::Config;
 /// Bytes of one document; registries cap manifests at the same 4 MiB.
 pub(crate) const MAX_JSON: u64 = 4 << 20;
 pub(crate) const MAX_LAYERS: usize = 1024;
+/// URLs of one layer: each may take all of its tries.
+const MAX_URLS: usize = 16;
 /// Names of an image in an index: its tag, and (docker, containerd) its full name.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -163,7 +165,8 @@ impl Manifest {
     /// `what` names the document in errors.
     ///
     /// # Errors
-    /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB or more than 1024 layers.
+    /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB, more than 1024 layers, or more than 16 URLs of
+    /// one layer.
     pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
         let RawManifest { config, layers } = parse(bytes, what)?;
         let layers = layers.unwrap_or_default();
@@ -172,6 +175,11 @@ impl Manifest {
                 what: format!("the number of layers in {what}"),
                 limit: MAX_LAYERS as u64,
             });
+        }
+        let urls = |layer: &Descriptor| layer.urls.as_ref().map_or(0, Vec::len);
+        if let Some(layer) = layers.iter().find(|layer| urls(layer) > MAX_URLS) {
+            let what = format!("the number of urls of layer {}", layer.digest);
+            return Err(Error::Limit { what, limit: MAX_URLS as u64 });
         }
         Ok(Self { config, layers })
     }

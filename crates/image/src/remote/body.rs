@@ -13,7 +13,8 @@ use super::try_again::{Failure, Stated, Tries, Validator, cancelled, failed, ref
 use super::{Location, Remote, Stop, causes};
 use crate::error::Error;
 
-/// Bytes that a server must send within [`Settings::patience`](super::Settings::patience).
+/// Bytes that a server must send within [`Settings::patience`](super::Settings::patience), and new ones for its failures
+/// to be forgotten.
 const ENOUGH: u64 = 64 << 10;
 
 /// What is to be fetched.
@@ -24,6 +25,9 @@ pub(crate) struct Fetch<'a> {
     pub(crate) locations: &'a [Location],
     /// What the locations are of, if they are several by their nature: an error then speaks of all.
     pub(crate) mirrors_of: Option<&'a str>,
+    /// Whether who reads the bytes compares their digest with a promised one. Otherwise only what a server says of the
+    /// file shows that its parts are of one state.
+    pub(crate) digest: bool,
     /// Bytes promised.
     pub(crate) size: Option<u64>,
     /// Bytes it may have at most.
@@ -46,6 +50,7 @@ impl<'a> Fetch<'a> {
             known: None,
             total: None,
             at: 0,
+            fresh: 0,
             chunk: Bytes::new(),
             done: false,
         }
@@ -65,6 +70,8 @@ pub(crate) struct Body<'a> {
     total: Option<u64>,
     /// Bytes received.
     at: u64,
+    /// Those of them that came since the last failure.
+    fresh: u64,
     chunk: Bytes,
     done: bool,
 }
@@ -85,6 +92,7 @@ impl Read for Body<'_> {
         while self.chunk.is_empty() && !self.done {
             if let Err(failure) = self.step() {
                 self.answer = None;
+                self.fresh = 0;
                 let location = &self.asked.locations[self.location];
                 if let Err(error) = self.tries.after(failure, location) {
                     self.next_location(error).map_err(io::Error::other)?;
@@ -100,7 +108,7 @@ impl Read for Body<'_> {
 impl Body<'_> {
     /// Goes on at the next location, which has the same bytes: their digest is known.
     fn next_location(&mut self, error: Error) -> Result<(), Error> {
-        if matches!(error, Error::Cancelled { .. }) {
+        if matches!(error, Error::Cancelled { .. } | Error::Deadline { .. }) {
             return Err(error);
         }
         let Some(what) = self.asked.mirrors_of else { return Err(error) };
@@ -120,7 +128,7 @@ impl Body<'_> {
         let patience = self.asked.remote.settings().patience;
         let again = |error| Failure::Again { error, pause: None };
         let start = Instant::now();
-        let left = patience.saturating_sub(answer.waited);
+        let left = patience.saturating_sub(answer.waited).min(self.tries.left(location)?);
         let chunk = match answer.client.wait(self.asked.stop, left, answer.response.chunk()) {
             Waited::Stopped => return Err(cancelled(location).into()),
             Waited::TooLong => {
@@ -152,8 +160,12 @@ impl Body<'_> {
             return Ok(());
         }
         self.at += chunk.len() as u64;
+        self.fresh += chunk.len() as u64;
         self.done = self.total == Some(self.at);
-        self.tries.reset();
+        // Otherwise a server that gives a byte with each connection would hold us for ever.
+        if self.fresh >= ENOUGH {
+            self.tries.reset();
+        }
         self.check_limit(self.at)?;
         if let Some(expected) = self.total.filter(|total| self.at > *total) {
             let what = location.to_string();
@@ -185,22 +197,29 @@ impl Body<'_> {
     fn ask(&mut self) -> Result<(), Failure> {
         let location = &self.asked.locations[self.location];
         let changed = || Failure::Final(Error::Changed { path: location.to_string() });
-        let known = self.known.as_ref().and_then(Stated::validator);
+        // Whether the parts fit together is told by the digest, and servers of one file may well call it differently.
+        let known = self.known.as_ref().filter(|_| !self.asked.digest);
+        let moved = |stated: &Stated| known.is_some_and(|known| stated.may_be_other_than(known));
+        let other_size = |now: Option<u64>| self.total.zip(now).is_some_and(|(then, now)| then != now);
+        let known = known.and_then(Stated::validator);
         let part = (self.at > 0).then_some((self.at, known.as_ref()));
         let (client, response) = self.tries.ask(Method::GET, location, part)?;
         let stated = Stated::by(response.headers());
         let skip = match response.status() {
             StatusCode::OK => {
                 if self.asked.validator.is_some_and(|validator| !validator.fits(&stated))
-                    || self.at > 0 && self.known.as_ref().is_some_and(|known| *known != stated)
+                    || self.at > 0 && (moved(&stated) || other_size(stated.length))
                 {
                     return Err(changed());
                 }
                 if let Some(length) = stated.length {
                     self.check_size(length)?;
                 }
-                self.total = stated.length;
-                self.known = Some(stated);
+                if self.at == 0 {
+                    (self.known, self.total) = (None, None);
+                }
+                self.total = self.total.or(stated.length);
+                self.known.get_or_insert(stated);
                 self.at
             }
             StatusCode::PARTIAL_CONTENT if self.at > 0 => {
@@ -213,9 +232,7 @@ impl Body<'_> {
                 if from != self.at {
                     return Err(corrupt("the server sends another part than it was asked for"));
                 }
-                let tag = self.known.as_ref().and_then(|known| known.etag.as_ref());
-                let moved = tag.zip(stated.etag.as_ref()).is_some_and(|(then, now)| then != now);
-                if moved || self.total.zip(total).is_some_and(|(then, now)| then != now) {
+                if moved(&stated) || other_size(total) {
                     return Err(changed());
                 }
                 if let Some(total) = total {
@@ -224,7 +241,9 @@ impl Body<'_> {
                 }
                 0
             }
-            StatusCode::RANGE_NOT_SATISFIABLE if content_size(response.headers()) == Some(self.at) => {
+            StatusCode::RANGE_NOT_SATISFIABLE
+                if content_size(response.headers()) == Some(self.at) && !other_size(Some(self.at)) =>
+            {
                 // Only the end was lost.
                 self.check_size(self.at)?;
                 self.done = true;

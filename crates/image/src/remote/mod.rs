@@ -24,6 +24,10 @@ use crate::watch::Watch;
 /// How often who waits looks whether it is to go on waiting.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How long a client is kept, whatever fails, after one was given up: a server that is down must not make everybody
+/// else connect anew with each try.
+const KEEP: Duration = Duration::from_secs(1);
+
 /// How blobs are fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -34,10 +38,13 @@ pub struct Settings {
     pub connect: Duration,
     /// A server that sends fewer than 64 KiB, and not the end, in that time hangs.
     pub patience: Duration,
-    /// Tries in a row without a new byte.
+    /// Tries in a row of which none brings 64 KiB of what is missing, or the end.
     pub tries: u32,
     /// The pause after the first failure; each further one takes twice as long, at most 8 s.
     pub backoff: Duration,
+    /// How long one layer may take in all: from all of its URLs, with all tries and pauses, and with the time that its
+    /// writer takes, who holds up the server. It ends those that are slow, but never so slow that they hang.
+    pub deadline: Duration,
 }
 
 impl Default for Settings {
@@ -48,6 +55,7 @@ impl Default for Settings {
             patience: Duration::from_secs(30),
             tries: 5,
             backoff: Duration::from_millis(250),
+            deadline: Duration::from_secs(3600),
         }
     }
 }
@@ -64,9 +72,16 @@ pub struct Remote(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     settings: Settings,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
     /// Made when first needed. One that could not connect is not kept: the next reads `/etc/resolv.conf`, the trusted
     /// roots and the certificates anew.
-    client: Mutex<Option<Arc<Client>>>,
+    client: Option<Arc<Client>>,
+    /// When one was last given up.
+    forgotten: Option<Instant>,
 }
 
 impl Remote {
@@ -78,7 +93,7 @@ impl Remote {
         if settings.certificates.is_some() {
             client::tls(settings.certificates.as_deref())?;
         }
-        Ok(Self(Arc::new(Inner { settings, client: Mutex::new(None) })))
+        Ok(Self(Arc::new(Inner { settings, kept: Mutex::default() })))
     }
 
     fn settings(&self) -> &Settings {
@@ -86,18 +101,22 @@ impl Remote {
     }
 
     fn client(&self) -> Result<Arc<Client>, Error> {
-        let mut kept = self.0.client.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = &*kept {
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = &kept.client {
             return Ok(Arc::clone(client));
         }
         let client = Arc::new(Client::new(&self.0.settings)?);
-        *kept = Some(Arc::clone(&client));
+        kept.client = Some(Arc::clone(&client));
         Ok(client)
     }
 
     fn forget(&self, client: &Arc<Client>) {
-        let mut kept = self.0.client.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.take_if(|kept| Arc::ptr_eq(kept, client));
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.forgotten.is_none_or(|then| then.elapsed() >= KEEP)
+            && kept.client.take_if(|kept| Arc::ptr_eq(kept, client)).is_some()
+        {
+            kept.forgotten = Some(Instant::now());
+        }
     }
 }
 
@@ -155,4 +174,29 @@ fn causes(error: reqwest::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_kept_for_a_while() {
+        let remote = Remote::default();
+        let is_kept = |client: &Arc<Client>| Arc::ptr_eq(client, &remote.client().unwrap());
+        let forgotten = |at| remote.0.kept.lock().unwrap().forgotten = at;
+        let first = remote.client().unwrap();
+        remote.forget(&first);
+        assert!(!is_kept(&first));
+        let second = remote.client().unwrap();
+        // Time that is yet to come has not gone by, however slow the host is.
+        forgotten(Some(Instant::now() + 3600 * KEEP));
+        remote.forget(&second);
+        assert!(is_kept(&second));
+        forgotten(Instant::now().checked_sub(KEEP));
+        remote.forget(&first);
+        assert!(is_kept(&second), "another one failed");
+        remote.forget(&second);
+        assert!(!is_kept(&second));
+    }
 }

@@ -1,7 +1,7 @@
 //! One request and its answer, and whether to ask again.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
@@ -34,20 +34,33 @@ impl From<Error> for Failure {
     }
 }
 
-/// Counts failures in a row, and waits after each.
+/// Counts failures in a row, waits after each, and knows when there is no more time.
 pub(super) struct Tries<'a> {
     pub(super) remote: &'a Remote,
     pub(super) stop: &'a Stop<'a>,
     failures: u32,
+    start: Instant,
 }
 
 impl<'a> Tries<'a> {
     pub(super) fn new(remote: &'a Remote, stop: &'a Stop<'a>) -> Self {
-        Self { remote, stop, failures: 0 }
+        Self { remote, stop, failures: 0, start: Instant::now() }
     }
 
     pub(super) fn reset(&mut self) {
         self.failures = 0;
+    }
+
+    /// How much time there is for all that is yet to come.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] if there is none.
+    pub(super) fn left(&self, location: &Location) -> Result<Duration, Error> {
+        let deadline = self.remote.settings().deadline;
+        match deadline.saturating_sub(self.start.elapsed()) {
+            Duration::ZERO => Err(Error::Deadline { url: location.to_string(), deadline }),
+            left => Ok(left),
+        }
     }
 
     /// Returns when it is time for the next try.
@@ -57,11 +70,12 @@ impl<'a> Tries<'a> {
             Failure::Again { error, pause } => (error, pause),
         };
         let settings = self.remote.settings();
+        let left = self.left(location)?;
         self.failures += 1;
         if self.failures >= settings.tries {
             return Err(error);
         }
-        if self.stop.sleep(pause_after(self.failures, settings.backoff, pause)) {
+        if self.stop.sleep(pause_after(self.failures, settings.backoff, pause).min(left)) {
             Ok(())
         } else {
             Err(cancelled(location))
@@ -76,6 +90,7 @@ impl<'a> Tries<'a> {
         part: Option<(u64, Option<&Validator>)>,
     ) -> Result<(Arc<Client>, Response), Failure> {
         let settings = self.remote.settings();
+        let limit = settings.connect.saturating_add(settings.patience).min(self.left(location)?);
         let client = self.remote.client()?;
         let head = method == Method::HEAD;
         let mut request =
@@ -87,10 +102,10 @@ impl<'a> Tries<'a> {
             }
         }
         let again = |why, pause| Failure::Again { error: failed(location, why), pause };
-        let response = match client.wait(self.stop, settings.connect + settings.patience, request.send()) {
+        let response = match client.wait(self.stop, limit, request.send()) {
             Waited::Stopped => return Err(Failure::Final(cancelled(location))),
             Waited::TooLong => {
-                return Err(again(format!("no answer in {:?}", settings.patience), None));
+                return Err(again(format!("no answer in {limit:?}"), None));
             }
             Waited::Done(Err(e)) => {
                 if e.is_connect() {
@@ -107,8 +122,8 @@ impl<'a> Tries<'a> {
         };
         let status = response.status();
         let busy = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-            // A server that does not know HEAD says so with 501.
-            || status.is_server_error() && !(head && status == StatusCode::NOT_IMPLEMENTED);
+            // One that fails at HEAD may not know it, and GET is tried next, with all tries.
+            || status.is_server_error() && !head;
         if busy {
             let why = format!("the server answered {}", status.as_u16());
             return Err(again(why, retry_after(response.headers())));
@@ -171,6 +186,15 @@ impl Stated {
         }
     }
 
+    /// Whether this may be another file than `then` was: what both say differs, or that could be asked for again and
+    /// this says nothing to compare. The lengths are not compared, for that of a part is not the whole's.
+    pub(super) fn may_be_other_than(&self, then: &Self) -> bool {
+        let pairs = [(&self.etag, &then.etag), (&self.modified, &then.modified)];
+        let mut both = pairs.into_iter().filter(|(now, then)| now.is_some() && then.is_some()).peekable();
+        let nothing = self.validator().is_none() || both.peek().is_none();
+        both.any(|(now, then)| now != then) || then.validator().is_some() && nothing
+    }
+
     /// What can be asked for again: a weak tag (RFC 9110, section 8.8.1) is no promise about bytes.
     pub(super) fn validator(&self) -> Option<Validator> {
         let strong = |etag: &&String| etag.starts_with('"');
@@ -221,8 +245,9 @@ impl Remote {
         stop: &Stop<'_>,
     ) -> Result<(Validator, Option<u64>), Error> {
         // A URL may be signed for GET alone, and some servers say less to HEAD. The body is not read.
+        let mut tries = Tries::new(self, stop);
         for method in [Method::HEAD, Method::GET] {
-            let mut tries = Tries::new(self, stop);
+            tries.reset();
             let stated = loop {
                 match tries.ask(method.clone(), location, None) {
                     Ok((_client, response)) => break Stated::by(response.headers()),

@@ -462,6 +462,7 @@ fn validators() {
         ("no HEAD", Reply { head: Some(405), ..reply().with("ETag", "\"a\"") }, "HEAD GET"),
         ("signed for GET", Reply { head: Some(403), ..reply().with("ETag", "\"a\"") }, "HEAD GET"),
         ("HEAD not implemented", Reply { head: Some(501), ..reply().with("ETag", "\"a\"") }, "HEAD GET"),
+        ("HEAD fails", Reply { head: Some(500), ..reply().with("ETag", "\"a\"") }, "HEAD GET"),
         ("HEAD says nothing", Reply { head: Some(200), ..reply().with("ETag", "\"a\"") }, "HEAD GET"),
     ] {
         let server = Server::new(vec![first]);

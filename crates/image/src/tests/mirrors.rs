@@ -79,6 +79,15 @@ fn one_goes_on_where_another_stopped() {
         let request = &second.requests()[0];
         assert!(request.contains("range: bytes=1000-\r\n") && !request.contains("if-range"), "{request}");
     }
+    // Servers behind one name that call the file differently.
+    for (ranges, then) in [(true, "\"b\""), (false, "\"b\""), (true, "W/\"a\"")] {
+        let date = |text| format!("Tue, 15 Nov 1994 12:45:{text} GMT");
+        let first = Reply::of(&blob).with("ETag", "\"a\"").with("Last-Modified", &date("26")).cut(1000);
+        let then = Reply { ranges, ..Reply::of(&blob) }.with("ETag", then).with("Last-Modified", &date("27"));
+        let server = Server::new(vec![first, then]);
+        unpack(&layout(&blob, &tar, &[server.url("/x")])).unwrap();
+        assert!(!server.requests()[1].contains("if-range"));
+    }
     let first = Server::new(vec![Reply::of(&blob).cut(1000), Reply::status(410)]);
     let mut other = blob.clone();
     other[2000] ^= 1;
@@ -113,6 +122,9 @@ fn none_of_them() {
         let error = unpack(&layout(&blob, &tar, &urls)).unwrap_err();
         assert!(matches!(error, Error::NoUrl { .. }) && error.to_string().contains("http"), "{error:?}");
     }
+    let many = |count| unpack(&layout(&blob, &tar, &vec!["ftp://h/x".to_owned(); count])).unwrap_err();
+    assert!(matches!(many(16), Error::NoUrl { .. }));
+    assert!(matches!(many(17), Error::Limit { what, limit: 16 } if what.contains("urls")));
     let nothing = unpack(&layout(&blob, &tar, &[])).unwrap_err();
     assert!(matches!(nothing, Error::Io { .. }), "{nothing:?}");
     // The right size, but other bytes.

@@ -44,6 +44,7 @@ impl Wanted<'_> {
             remote,
             locations: &locations,
             mirrors_of: (locations.len() > 1).then_some("blob x"),
+            digest: locations.len() > 1,
             size: self.size,
             limit: self.limit,
             validator: self.validator.as_ref(),
@@ -127,14 +128,43 @@ fn resumed_from_something_else() {
         assert!(fits(&error), "{what}: {error:?}");
         assert_eq!(server.requests().len(), 2, "{what}");
     }
-    // A part of another file is known by its tag, whatever If-Range was for.
-    let other = Reply { ranges: false, status: 206, ..Reply::of(&data()[1000..]) };
-    let other = other.with("Content-Range", "bytes 1000-799999/800000").with("ETag", "\"b\"");
-    let error = fetch(&Server::new(vec![cut(), other])).unwrap_err();
+    // A part of another file is known by its tag or its date, whatever If-Range was for.
+    let (date, later) = ("Tue, 15 Nov 1994 12:45:26 GMT", "Tue, 15 Nov 1994 12:45:27 GMT");
+    let rest = || {
+        let part = Reply { status: 206, ..Reply::of(&data()[1000..]) };
+        part.with("Content-Range", "bytes 1000-799999/800000")
+    };
+    let dated = || Reply::of(&data()).with("Last-Modified", date).cut(1000);
+    let both = || cut().with("Last-Modified", date);
+    for (what, first, then, same) in [
+        ("another tag", cut(), rest().with("ETag", "\"b\""), false),
+        ("no tag", cut(), rest(), false),
+        ("nothing in common", cut(), rest().with("Last-Modified", date), false),
+        ("another date", dated(), rest().with("Last-Modified", later), false),
+        ("no date", dated(), rest(), false),
+        ("only the date is another", both(), cut().with("Last-Modified", later), false),
+        ("the date", dated(), rest().with("Last-Modified", date), true),
+        ("the tag", both(), rest().with("ETag", "\"a\""), true),
+        ("one date more", cut(), rest().with("ETag", "\"a\"").with("Last-Modified", date), true),
+        ("nothing, and nothing", Reply::of(&data()).cut(1000), rest(), true),
+    ] {
+        let result = fetch(&Server::new(vec![first, then]));
+        assert_eq!(result.as_ref().ok(), same.then(data).as_ref(), "{what}");
+        assert!(same || changed(&result.unwrap_err()), "{what}");
+    }
+    // Only what both answers say is compared: the first did not tell the length.
+    let open = Reply { no_length: true, ..Reply::of(b"abc").with("ETag", "\"a\"") };
+    let open = open.with("Transfer-Encoding", "chunked");
+    let open = Reply { body: b"1\r\na\r\n".to_vec(), ..open };
+    let server = Server::new(vec![open, Reply::of(b"abc").with("ETag", "\"a\"")]);
+    assert_eq!(fetch(&server).unwrap(), b"abc");
+    // A file that has shrunk to what is there has not just lost its end.
+    let end = Reply::status(416).with("Content-Range", "bytes */1000");
+    let error = fetch(&Server::new(vec![cut(), end])).unwrap_err();
     assert!(changed(&error), "{error:?}");
     // More than the whole.
     let more = Reply { ranges: false, status: 206, no_length: true, ..Reply::of(&data()[999..]) };
-    let more = more.with("Content-Range", "bytes 1000-799999/800000");
+    let more = more.with("Content-Range", "bytes 1000-799999/800000").with("ETag", "\"a\"");
     let error = fetch(&Server::new(vec![cut(), more])).unwrap_err();
     assert!(matches!(error, Error::SizeMismatch { expected: 800_000, .. }), "{error:?}");
     // There was no more, only the end was lost.
@@ -175,14 +205,19 @@ fn tried_again() {
     let error = fetch(&server).unwrap_err();
     assert!(matches!(&error, Error::Fetch { why, .. } if why.contains("503")), "{error:?}");
     assert!(server.requests().len() == 3 && !error.is_refused());
-    // A new byte is a new beginning, so more connections break than there are tries.
-    let bytes = &data()[..10];
+    // Enough new bytes are a new beginning, so more connections break than there are tries.
+    const PIECE: usize = 64 << 10;
+    let bytes = &data()[..10 * PIECE];
     let drops = |n: usize| Reply { ranges: true, ..Reply::of(bytes) }.cut(n);
-    let server = Server::new(vec![vec![drops(1), drops(0)]; 9].concat());
+    let server = Server::new(vec![vec![drops(PIECE), drops(0)]; 9].concat());
     assert!(is_truncated(&server));
-    assert_eq!(server.requests().len(), 19, "nine bytes, and after the last three failures in a row");
-    let server = Server::new(vec![vec![drops(1), drops(0)]; 10].concat());
+    assert_eq!(server.requests().len(), 19, "nine pieces, and after the last three failures in a row");
+    let server = Server::new(vec![vec![drops(PIECE), drops(0)]; 10].concat());
     assert_eq!(fetch(&server).unwrap(), bytes);
+    // A few are not: a server could go on like that for ever.
+    let server = Server::new(vec![drops(1)]);
+    assert!(is_truncated(&server));
+    assert_eq!(server.requests().len(), 3);
     // What is sent again is nothing new.
     let again = Reply::of(bytes).cut(5);
     let server = Server::new(vec![again]);
@@ -231,6 +266,35 @@ fn a_server_that_hangs() {
         let error = fetch_by(&impatient(2), &server).unwrap_err();
         assert!(matches!(&error, Error::Fetch { .. }), "{error:?}");
     }
+}
+
+/// However it goes on, and whatever the other URLs are.
+#[test]
+fn a_server_that_takes_too_long() {
+    let hour = Duration::from_secs(3600);
+    let deadline = Duration::from_millis(300);
+    let remote =
+        Remote::new(Settings { patience: hour, backoff: hour, tries: 1000, deadline, ..settings() }).unwrap();
+    let ok = || Reply::of(&data());
+    for reply in [
+        Reply { drip: true, ..ok() },
+        Reply { silent: true, ..ok() },
+        ok().hang(100),
+        Reply::status(503),
+        Reply { ranges: true, ..ok() }.cut(1),
+    ] {
+        let server = Server::new(vec![reply]);
+        let urls = vec![server.url("/?SECRET"); 2];
+        let wanted = Wanted { urls: &urls, size: None, limit: u64::MAX, validator: None };
+        let error = wanted.fetch(&remote, &Watch::default()).unwrap_err();
+        assert!(matches!(&error, Error::Deadline { url, .. } if *url == server.url("/")), "{error:?}");
+        assert!(error.to_string().contains("longer than 300ms"), "{error}");
+    }
+    // What stands for no limit at all does no harm.
+    let max = Duration::MAX;
+    let settings = Settings { connect: max, patience: max, backoff: max, deadline: max, ..settings() };
+    let server = Server::new(vec![ok()]);
+    assert_eq!(fetch_by(&Remote::new(settings).unwrap(), &server).unwrap(), data());
 }
 
 #[test]
