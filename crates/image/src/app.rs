@@ -81,8 +81,8 @@ impl App {
     /// second kind is given back as it was written, and is empty if nothing was.
     ///
     /// # Errors
-    /// [`Error::NoParameter`], [`Error::Parameter`] and [`Error::App`], which name the key; [`Error::Source`] for the
-    /// rest of the address. None of them shows a secret.
+    /// [`Error::NoParameter`], [`Error::Parameter`] (also for a key of the first kind in an address of the second) and
+    /// [`Error::App`], which name the key; [`Error::Source`] for the rest of the address. None of them shows a secret.
     pub fn parse(uri: &str) -> Result<Option<(String, Self)>, Error> {
         let (rest, query) = uri.split_once('?').unwrap_or((uri, ""));
         if let Some(scheme) = rest.get(..PRELOADED.len())
@@ -94,11 +94,12 @@ impl App {
             let app = Self::read(&DROPLET, &image, query)?;
             return Ok(Some((format!("tar://{path}"), app)));
         }
-        let is_app = |pair: &str| {
-            let key = pair.split('=').next().unwrap_or_default();
-            percent_decode_str(key).decode_utf8_lossy().starts_with("app")
-        };
-        if !query.split('&').any(is_app) {
+        if let Some(key) = DROPLET.keys.into_iter().find(|key| has(query, key)) {
+            let why =
+                "it belongs to preloaded+layer; with other images app, app_path and app_digest are meant";
+            return Err(Error::Parameter { key: key.to_owned(), why });
+        }
+        if !APP.keys.into_iter().any(|key| has(query, key)) {
             return Ok(None);
         }
         Ok(Some((rest.to_owned(), Self::read(&APP, rest, query)?)))
@@ -262,6 +263,27 @@ impl fmt::Display for App {
     }
 }
 
+/// An address without what may be secret in it: of one with an app its `Display`, of any other its text (up to 300
+/// characters) without a user and, unless that is part of a local path, without a query.
+pub fn shown(uri: &str) -> String {
+    match App::parse(uri) {
+        Ok(Some((_, app))) => app.to_string(),
+        _ => without_secrets(uri),
+    }
+}
+
+/// Whether what follows an address' path has a key of an app's.
+pub(crate) fn is_in(query: &str) -> bool {
+    let query = query.strip_prefix(['?', '#']).unwrap_or(query);
+    DROPLET.keys.into_iter().chain(APP.keys).any(|key| has(query, key))
+}
+
+/// Whether a query has that very key: with another it is the name of a file, in which a `?` may be.
+fn has(query: &str, key: &str) -> bool {
+    let is = |pair: &str| percent_decode_str(pair.split('=').next().unwrap_or_default()).eq(key.bytes());
+    query.split('&').any(is)
+}
+
 /// The path of the root file system, from what follows the scheme.
 fn preloaded(rest: &str) -> Result<String, &'static str> {
     // An authority, which would be a host, is empty; without one Go's url.Parse sees the same path.
@@ -269,7 +291,12 @@ fn preloaded(rest: &str) -> Result<String, &'static str> {
     if !path.starts_with('/') {
         return Err("the path of the root file system must be absolute, without a host");
     }
-    decode(path)
+    let path = decode(path)?;
+    if path.contains('?') {
+        // It is given back as the text of an address, which must not have an app of its own.
+        return Err("the path of the root file system must not contain a ?: a query begins there");
+    }
+    Ok(path)
 }
 
 /// Percent-decodes strictly: what is no escape, or no UTF-8, would be read differently elsewhere.

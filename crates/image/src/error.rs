@@ -3,7 +3,10 @@
 use std::io;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use rustix::io::Errno;
+
+use crate::app;
 
 /// Why an image could not be opened or unpacked. Names that come from an image are escaped and cut.
 #[derive(Debug, thiserror::Error)]
@@ -285,21 +288,34 @@ impl Error {
 /// How many bytes of a hostile name are shown.
 const SHOWN: usize = 256;
 
-/// An address, without what may be secret in it: a user with a password, and the query unless it can only be part of a
-/// path.
+/// An address as it was written, up to 300 characters, without what may be secret in it: a user with a password, and
+/// the query. Only a local path keeps what looks like a query, as part of a name, unless a URL or an app is in it.
 pub(crate) fn without_secrets(uri: &str) -> String {
-    let mut shown: String = uri.chars().take(300).collect();
-    if let Some((scheme, rest)) = uri.split_once(':')
-        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
-        && !matches!(scheme, "tar" | "file" | "oci" | "oci-archive" | "docker-archive")
-    {
-        let rest = rest.split(['?', '#']).next().unwrap_or_default();
-        let authority = rest.strip_prefix("//").unwrap_or_default().split('/').next().unwrap_or_default();
-        let user = authority.rfind('@').map_or(0, |at| at + 1);
-        let rest = if user > 0 { format!("//{}", &rest[2 + user..]) } else { rest.to_owned() };
-        shown = format!("{scheme}:{rest}").chars().take(300).collect();
-    }
-    shown
+    let (address, query) = uri.find(['?', '#']).map_or((uri, ""), |at| uri.split_at(at));
+    let (scheme, rest) = address.split_once(':').unwrap_or(("", address));
+    let path = match scheme {
+        "tar" | "file" | "oci" | "oci-archive" | "docker-archive" => rest.strip_prefix("//").unwrap_or(rest),
+        _ => address,
+    };
+    let is_plain = || !percent_decode_str(query).decode_utf8_lossy().contains("://") && !app::is_in(query);
+    let shown = if path.starts_with('/') && is_plain() {
+        uri.to_owned()
+    } else if path.starts_with('/') {
+        address.to_owned()
+    } else {
+        let slashes: &[char] = &['/', '\\'];
+        // Where a host may begin. A web address' parser takes any number of slashes of either kind.
+        let authority = if ["http", "https"].iter().any(|web| scheme.trim().eq_ignore_ascii_case(web)) {
+            rest.trim_start_matches(slashes)
+        } else {
+            address.split_once("//").map_or("", |(_, authority)| authority)
+        };
+        let before = &address[..address.len() - authority.len()];
+        let end = authority.find(slashes).unwrap_or(authority.len());
+        let user = authority[..end].rfind('@').map_or(0, |at| at + 1);
+        format!("{before}{}", &authority[user..])
+    };
+    shown.chars().take(300).collect()
 }
 
 /// A name from outside, fit for a log line.

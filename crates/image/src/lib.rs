@@ -33,7 +33,7 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
-pub use app::App;
+pub use app::{App, shown};
 pub use digest::Digest;
 pub use error::Error;
 pub use layer::Layer;

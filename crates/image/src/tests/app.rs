@@ -85,7 +85,7 @@ fn addresses() {
     for (uri, base, path) in [
         ("preloaded+layer:///r/c.tar", "tar:///r/c.tar", "/r/c.tar"),
         ("preloaded+layer:/r/c.tar", "tar:///r/c.tar", "/r/c.tar"),
-        ("Preloaded+Layer:///r%20c+d%3f.tar", "tar:///r c+d?.tar", "/r%20c%2Bd%3F.tar"),
+        ("Preloaded+Layer:///r%20c+d.tar", "tar:///r c+d.tar", "/r%20c%2Bd.tar"),
     ] {
         let (image, app) = app(&format!("{uri}?{query}"));
         assert_eq!(image, base);
@@ -111,7 +111,16 @@ fn addresses() {
         ("docker://u:SECRET@h/x", "docker://h/x?app=/a&app_path=/")
     );
     assert!(!format!("{app:?}").contains("SECRET"));
-    for ordinary in ["", "busybox", "/a?b.tar", "oci:///a?x=app", "tar:///x?ap=1&x", "https://h/?sig=1"] {
+    for ordinary in [
+        "",
+        "busybox",
+        "/a?b.tar",
+        "oci:///a?x=app",
+        "tar:///x?ap=1&x",
+        "https://h/?sig=1",
+        "/x?apple.tar",
+        "/x?app_file=1&layers=2",
+    ] {
         assert_eq!(App::parse(ordinary).unwrap(), None, "{ordinary}");
     }
 }
@@ -179,6 +188,7 @@ fn bad_addresses() {
         "preloaded+layer:?",
         "preloaded+layer:///%zz?",
         "preloaded+layer:///a#b?",
+        "preloaded+layer:///a%3Fapp=/b%26app_path=/?",
     ] {
         assert!(matches!(App::parse(&format!("{uri}SECRET=1")), Err(Error::Source { .. })), "{uri}");
     }
@@ -206,6 +216,10 @@ fn bad_addresses() {
         ("x?app=/a&app_path=/&app_digest=AA", "app_digest"),
         ("x?app=/a&app_path=/&x=1", "\"x\""),
         ("x?app=/a&app_path=/&apps=1", "\"apps\""),
+        ("x?app_file=1&app=/a&app_path=/", "\"app_file\""),
+        ("busybox?layer=/a", "layer"),
+        ("/r.tar?x=1&layer_path=/a", "layer_path"),
+        ("x?app=/a&app_path=/&l%61yer_digest=aa", "layer_digest"),
         ("x?%61pp=/a&app=/b&app_path=/", "app"),
         ("x?app=/%00&app_path=/", "app"),
         ("x?app=ssh://h&app_path=/", "app"),
@@ -228,6 +242,36 @@ fn bad_addresses() {
             }
         }
     }
+}
+
+#[test]
+fn shown_without_secrets() {
+    for (uri, text) in [
+        ("https://user:pw@h/rootfs.tar?sig=SECRET", "https://h/rootfs.tar"),
+        ("HTTPS:\\\\user:pw@h/x#SECRET", "HTTPS:\\\\h/x"),
+        (" https:/user:pw@h/x?SECRET", " https:/h/x"),
+        ("https:user:pw@h", "https:h"),
+        ("https:///user:pw@h/x@y", "https:///h/x@y"),
+        ("tar://user:pw@h/x?SECRET", "tar://h/x"),
+        ("s3://user:pw@h", "s3://h"),
+        ("preloaded+layer:///b@c.tar?layer=SECRET", "preloaded+layer:///b@c.tar"),
+        ("busybox?layer=https://h/d?sig=SECRET&layer_path=/x", "busybox"),
+        ("/rootfs.tar?layer=https://h/d%3Fsig=SECRET", "/rootfs.tar"),
+        ("/rootfs.tar?url=https%3A%2F%2Fh%2F%3FSECRET", "/rootfs.tar"),
+        ("oci:///l:v1#app=h/d%3FSECRET", "oci:///l:v1"),
+        ("/r?ap%70=SECRET", "/r"),
+        (
+            "https://user:pw@h/x?app=https://h/y%3Fsig=SECRET&app_path=/x",
+            "https://h/x?app=https://h/y&app_path=/x",
+        ),
+        ("busybox:1@sha256:ab", "busybox:1@sha256:ab"),
+        ("/a?b#c@d.tar", "/a?b#c@d.tar"),
+        ("tar:///a//b@c?d.tar", "tar:///a//b@c?d.tar"),
+        ("", ""),
+    ] {
+        assert_eq!(crate::shown(uri), text, "{uri}");
+    }
+    assert_eq!(crate::shown(&format!("/{}", "ä".repeat(999))).chars().count(), 300);
 }
 
 #[test]
