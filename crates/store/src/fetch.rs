@@ -23,7 +23,7 @@ const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
 pub(crate) fn image_error(uri: &str, source: wardian_image::Error) -> Error {
     match source {
         wardian_image::Error::Cancelled { .. } => Error::Cancelled,
-        source => Error::Image { uri: uri.to_owned(), source: Box::new(source) },
+        source => Error::Image { uri: wardian_image::shown(uri), source: Box::new(source) },
     }
 }
 
@@ -45,7 +45,7 @@ impl Inner {
                 if let Some(image) = self.named(&named)? {
                     return Ok(image);
                 }
-                let source = crate::shown(&named.source);
+                let source = wardian_image::shown(&named.source);
                 tracing::info!(name = uri, source, "image.fetched-again");
                 self.image(&named.source, progress)
             }
@@ -93,9 +93,7 @@ impl Inner {
         if image::check(uri).is_ok() {
             return Ok(Address::Name);
         }
-        // What follows a ? may be a secret.
-        let app =
-            App::parse(uri).map_err(|error| image_error(uri.split('?').next().unwrap_or(uri), error))?;
+        let app = App::parse(uri).map_err(|error| image_error(uri, error))?;
         if let Some((base, app)) = app {
             return Ok(Address::App(base, Box::new(app)));
         }

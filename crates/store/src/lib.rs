@@ -56,7 +56,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use wardian_image::{App, Remote};
+use wardian_image::Remote;
 
 pub use collect::Collected;
 pub use error::{Error, Result};
@@ -194,14 +194,6 @@ struct Inner {
     closed: AtomicBool,
 }
 
-/// The address without what may be secret.
-fn shown(uri: &str) -> String {
-    match App::parse(uri) {
-        Ok(Some((_, app))) => app.to_string(),
-        _ => uri.to_owned(),
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -332,7 +324,7 @@ impl Store {
                 return Ok(image);
             }
         }
-        Err(Error::Collected { uri: shown(uri) })
+        Err(Error::Collected { uri: wardian_image::shown(uri) })
     }
 
     /// Whether all layers of an image are in their places still: what was read from them until now was complete.

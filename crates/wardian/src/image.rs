@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use wardian_image::export::{self, Compression, Format, Target};
-use wardian_image::{App, Remote, Source, Watch};
+use wardian_image::{App, Remote, Source, Watch, shown};
 use wardian_store::image::Named;
 use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
 
@@ -163,8 +163,9 @@ pub fn address(store: &Store, text: &str) -> Result<String> {
         return match store.find_image(text) {
             Ok(named) => Ok(named.name),
             Err(error) if unknown(&error) => {
-                let other =
-                    || format!("{text:?} is neither an image in the store nor one that can be fetched");
+                let other = || {
+                    format!("{:?} is neither an image in the store nor one that can be fetched", shown(text))
+                };
                 Ok(source(text).with_context(other)?.to_uri())
             }
             Err(error) => Err(error.into()),
@@ -349,14 +350,6 @@ fn size(layer: &LayerInfo) -> u64 {
 
 fn layers_of(store: &Store, image: &Named) -> Vec<LayerInfo> {
     image.layers.iter().filter_map(|chain| store.layer(chain)).collect()
-}
-
-/// An address without what may be secret in it.
-pub fn shown(uri: &str) -> String {
-    match App::parse(uri) {
-        Ok(Some((_, app))) => app.to_string(),
-        _ => uri.to_owned(),
-    }
 }
 
 fn list(place: &Place) -> Result<()> {

@@ -167,7 +167,7 @@ fn an_app_is_not_unpacked_on_what_was_thrown_away() {
     let Some((dir, uri, store)) = served() else { return };
     let app = sized(dir.path(), "app", 1);
     let with_app = format!("{uri}?app={app}&app_path=/etc/made");
-    let (_, parsed) = App::parse(&with_app).unwrap().unwrap();
+    let (_, parsed) = wardian_image::App::parse(&with_app).unwrap().unwrap();
     let below = store.image(&uri).unwrap();
     let source = store.0.app_layer(&below, &parsed, &wardian_image::Watch::default()).unwrap();
     store.collect(0).unwrap();

@@ -68,7 +68,7 @@ pub async fn create(
             },
             () = &mut slow, if !told => {
                 told = true;
-                match crate::image::shown(&spec.image.uri).as_str() {
+                match wardian_image::shown(&spec.image.uri).as_str() {
                     "" => eprintln!("importing the server's default image ..."),
                     image => eprintln!("importing {image} ..."),
                 }

@@ -197,6 +197,8 @@ async fn bad_addresses_are_refused_by_the_name_of_the_key() {
         ("app_path: it must be absolute", format!("{image}?app=/d.tgz&app_path=home")),
         ("app_file", format!("{image}?app_file=/d.tgz&app=/d.tgz&app_path=/home")),
         ("no-such-file", swap(&image, "/no-such-file")),
+        ("layer", format!("{image}?layer=https://h/d%3Fhidden&layer_path=/x")),
+        ("scheme", "https://user:hidden@h/x.tar?hidden".into()),
         ("there is no image", "nothing?app=/d.tgz&app_path=/home".into()),
     ];
     refused(&server, &good, &bad).await;
