@@ -243,7 +243,7 @@ mod tests {
             app_digest: digest.map(str::to_owned),
             ..Making::default()
         };
-        let app = "?app=https://h/a.tgz?x=1%26y=2&app_path=/home/vcap";
+        let app = "?app=https://h/a.tgz%3Fx=1%26y=2&app_path=/home/vcap";
         assert_eq!(making(None).spec(Some("alpine")).unwrap().image.uri, format!("alpine{app}"));
         let digest = "0f".repeat(32);
         let spec = making(Some(&digest)).spec(None).unwrap();
