@@ -71,7 +71,7 @@ impl Engine {
         task.await.map_err(|e| Error::failed("destroy", e))?
     }
 
-    /// Destroy every container, before anybody is served. What does not die stays, broken.
+    /// Destroy every container and sweep what it leaves, before anybody is served. What does not die stays, broken.
     pub(crate) async fn destroy_all(&self) {
         let containers: Vec<Arc<Container>> = self.shared.lock().values().cloned().collect();
         let mut tasks = tokio::task::JoinSet::new();
@@ -99,6 +99,8 @@ impl Engine {
             });
         }
         tasks.join_all().await;
+        let shared = self.shared.clone();
+        drop(tokio::task::spawn_blocking(move || shared.sweeper.drain()).await);
     }
 
     /// Kill, let the root file system go, forget. The container says `destroying` already. Everything else it had is left

@@ -40,6 +40,8 @@ struct State {
     closed: bool,
     /// When somebody was served last.
     served: Option<Instant>,
+    /// Containers that are not swept yet.
+    containers: usize,
 }
 
 /// The thread's queue.
@@ -85,18 +87,27 @@ impl Sweeper {
 
     /// Leaves something to be swept.
     pub fn add(&self, remains: Remains) {
+        if matches!(remains, Remains::Container { .. }) {
+            self.lock().containers += 1;
+        }
         self.add_due(Duration::ZERO, remains);
+    }
+
+    /// Waits until no container is left to be swept; cgroups may be.
+    pub fn drain(&self) {
+        let state = self.lock();
+        drop(self.changed.wait_while(state, |state| state.containers > 0 && !state.closed));
     }
 
     fn add_due(&self, wait: Duration, remains: Remains) {
         self.lock().queue.push_back((Instant::now() + wait, remains));
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     /// Sweeps what is left, without waiting for quiet, and ends the thread.
     pub fn close(&self) {
         self.lock().closed = true;
-        self.changed.notify_one();
+        self.changed.notify_all();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
             drop(thread.join());
@@ -111,7 +122,11 @@ impl Sweeper {
                     keeper.hang_up();
                     self.add_due(LEAVING, Remains::Container { id, keeper: None });
                 }
-                Remains::Container { id, keeper: None } => crate::destroy::sweep(&shared, &id),
+                Remains::Container { id, keeper: None } => {
+                    crate::destroy::sweep(&shared, &id);
+                    self.lock().containers -= 1;
+                    self.changed.notify_all();
+                }
                 Remains::Cgroup { id, tries } => {
                     if shared.cgroups.remove(&id) {
                         continue;
