@@ -150,19 +150,9 @@ impl App {
         Ok(Self { spelling, image: without_secrets(image), place, base, digest })
     }
 
-    /// Hex that tells this app from others, if that can be told without asking a server: from the digest and the base
-    /// directory, or from a file's path, size, modification time and inode and the base directory. None for a URL
-    /// without a digest, and for a file that is not there.
-    pub fn identity(&self) -> Option<String> {
-        let what = match (&self.digest, &self.place) {
-            (Some(digest), _) => self.by_digest(digest),
-            (None, Place::File(path)) => {
-                let (path, state) = state_of(path).ok()?;
-                self.by_file(&state.of_path(&path))
-            }
-            (None, Place::Url(_)) => return None,
-        };
-        Some(Digest::of(what.as_bytes()).as_hex().to_owned())
+    /// Whether [`App::layer`] has to ask a server what tells this app from others: a URL without a digest.
+    pub fn asks_server(&self) -> bool {
+        self.digest.is_none() && matches!(self.place, Place::Url(_))
     }
 
     fn by_digest(&self, digest: &Digest) -> String {

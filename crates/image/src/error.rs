@@ -274,17 +274,6 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// True if a server refused what a URL names: another, fresher URL of the same blob may work.
-    pub fn is_refused(&self) -> bool {
-        match self {
-            Self::Refused { .. } => true,
-            Self::App { source, .. } | Self::Urls { source, .. } => source.is_refused(),
-            _ => false,
-        }
-    }
-}
-
 /// How many bytes of a hostile name are shown.
 const SHOWN: usize = 256;
 

@@ -155,3 +155,12 @@ pub(super) fn write(path: &Path, data: &[u8]) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, data).unwrap();
 }
+
+/// Whether a server refused what a URL names.
+pub(super) fn is_refused(error: &Error) -> bool {
+    match error {
+        Error::Refused { .. } => true,
+        Error::App { source, .. } | Error::Urls { source, .. } => is_refused(source),
+        _ => false,
+    }
+}

@@ -46,7 +46,7 @@ impl Inner {
 
     /// The same, if the app's layer is there and that can be told without asking a server.
     pub(crate) fn app_at_hand(&self, uri: &str, below: &Image, app: &App) -> Result<Option<Image>> {
-        if app.identity().is_none() {
+        if app.asks_server() {
             return Ok(None);
         }
         let source = self.app_layer(below, app, &Watch::default())?;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use super::image::Layout;
 use super::remote::hasty;
 use super::server::{Reply, Server};
-use super::{Cage, Tar, gzip};
+use super::{Cage, Tar, gzip, is_refused};
 use crate::{Digest, Error, Limits, Remote, Settings, Source, Unpacked, Watch};
 
 fn tar() -> Vec<u8> {
@@ -114,7 +114,7 @@ fn none_of_them() {
             text.contains("from all urls: ") && text.ends_with(end) && !text.contains("SECRET"),
             "{text}"
         );
-        assert_eq!(error.is_refused(), refused);
+        assert_eq!(is_refused(&error), refused);
     }
     let error = unpack(&layout(&blob, &tar, &[unsized_.url("/x")])).unwrap_err();
     assert!(matches!(error, Error::SizeMismatch { .. }), "{error:?}");

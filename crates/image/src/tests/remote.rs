@@ -4,6 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use super::app::all_text;
+use super::is_refused;
 use super::server::{Reply, Server};
 use crate::remote::{Fetch, Stop, Validator};
 use crate::stream::stream_error;
@@ -204,7 +205,7 @@ fn tried_again() {
     let server = Server::new(vec![Reply::status(503)]);
     let error = fetch(&server).unwrap_err();
     assert!(matches!(&error, Error::Fetch { why, .. } if why.contains("503")), "{error:?}");
-    assert!(server.requests().len() == 3 && !error.is_refused());
+    assert!(server.requests().len() == 3 && !is_refused(&error));
     // Enough new bytes are a new beginning, so more connections break than there are tries.
     const PIECE: usize = 64 << 10;
     let bytes = &data()[..10 * PIECE];
@@ -241,7 +242,7 @@ fn refused() {
         let server = Server::new(vec![Reply::status(status)]);
         let error = fetch(&server).unwrap_err();
         assert!(matches!(&error, Error::Refused { status: shown, .. } if *shown == status), "{error:?}");
-        assert!(error.is_refused() && server.requests().len() == 1, "{status}");
+        assert!(is_refused(&error) && server.requests().len() == 1, "{status}");
     }
 }
 
