@@ -1,4 +1,5 @@
-//! How many creates are at work at a time: the others queue, and whoever would wait too long is told so.
+//! How many creates, or fetches of images, are at work at a time: the others queue, and whoever would wait too long is
+//! told so.
 //!
 //! A burst of hundreds of creates is not done any sooner if all of them run at once, but it would take a keeper, a thread
 //! and memory for each, and leave none for those who want to destroy something.
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Longer than this no create waits: clients give up at about that time, and would leave containers that nobody wants.
+/// Longer than this nobody waits: clients give up at about that time, and would leave containers that nobody wants.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The gate.
@@ -55,7 +56,7 @@ impl Gate {
             return Err(self.busy(&format!("{before} more wait")));
         }
         match tokio::time::timeout(patience, self.permits.acquire()).await {
-            Ok(permit) => permit.map_err(|e| Error::failed("create", e)),
+            Ok(permit) => permit.map_err(|e| Error::failed(self.what, e)),
             Err(_) => Err(self.busy(&format!("none of them has ended in {} s", patience.as_secs()))),
         }
     }

@@ -58,8 +58,8 @@ struct Launch {
     deadline: Option<Instant>,
 }
 
-/// After its container's destroy a keeper ends when the server hangs up, which it does once nobody else waits for the
-/// processors, and in any case after so long: taking a process apart costs the kernel a third of a millisecond, and of a
+/// After its container's destroy a keeper ends when the server hangs up, which it does while nothing is created or
+/// destroyed or half a second later, and in any case after so long: taking a process apart costs the kernel a third of a millisecond, and of a
 /// hundred destroys at once the last would wait for that.
 const LINGER: Duration = Duration::from_secs(10);
 

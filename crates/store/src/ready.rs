@@ -69,7 +69,8 @@ pub(crate) struct Spare {
 }
 
 impl Spare {
-    /// Whether no write was lost since it was mounted: if one was, each of its fsyncs fails (see [`crate::sentinel`]).
+    /// Whether no write was lost since it was mounted: if one was, each of its fsyncs fails (see [`crate::sentinel`]). That of a
+    /// volatile overlay compares two counters, and writes nothing.
     pub(crate) fn is_sound(&self) -> bool {
         layout::open_dir(&self.mount, ".").and_then(rustix::fs::fsync).is_ok()
     }
@@ -221,9 +222,7 @@ impl Ready {
     pub(crate) fn len(&self) -> usize {
         lock(&self.state).shelves.iter().map(|shelf| shelf.spares.len()).sum()
     }
-}
 
-impl Ready {
     /// Whether others need the memory or the disk that spares take.
     pub(crate) fn is_short(&self, layout: &Layout) -> bool {
         #[cfg(test)]

@@ -50,7 +50,8 @@ pub struct Report {
     pub slowest_pea_destroy_ms: f64,
     /// Dirty bytes on this machine when destroy was called.
     pub dirty_at_destroy_bytes: u64,
-    /// Bytes this machine wrote back from the first create until the trash was empty.
+    /// Bytes this machine wrote back from the first create until the trash was empty and what was left
+    /// to be written was.
     pub written_bytes: u64,
     /// The same over an idle interval of equal length.
     pub idle_written_bytes: u64,
