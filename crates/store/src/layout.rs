@@ -284,6 +284,11 @@ impl Holder {
         serde_json::from_slice(&text[..length]).unwrap_or_default()
     }
 
+    /// Whether it is known to have a run directory that is not `run`.
+    fn is_elsewhere(&self, run: &Path) -> bool {
+        !self.run.as_os_str().is_empty() && self.run != run
+    }
+
     fn write(&self, file: &OwnedFd) -> std::io::Result<()> {
         rustix::fs::ftruncate(file, 0)?;
         rustix::io::pwrite(file, &serde_json::to_vec(self)?, 0)?;
@@ -305,22 +310,27 @@ impl Lock {
     ) -> Result<Option<Self>, Error> {
         let failed = |source: std::io::Error| Error::Lock { path: path.to_owned(), source };
         let file = open_lock(root).map_err(|error| failed(error.into()))?;
-        let started = Instant::now();
-        let held = loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break true,
-                Err(Errno::WOULDBLOCK) if role == Role::Command => break false,
-                Err(Errno::WOULDBLOCK) if started.elapsed() < LOCK_PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(Errno::WOULDBLOCK) => return Err(Error::InUse { path: path.to_owned() }),
-                Err(error) => return Err(failed(error.into())),
-            }
-        };
-        let holder = Holder::read(&file);
         let run = std::path::absolute(run).map_err(failed)?;
-        let known = !holder.run.as_os_str().is_empty();
-        if known && holder.run != run {
+        let started = Instant::now();
+        let (held, holder) = loop {
+            let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => true,
+                Err(Errno::WOULDBLOCK) => false,
+                Err(error) => return Err(failed(error.into())),
+            };
+            let holder = Holder::read(&file);
+            // A command goes on beside whoever holds the lock, but with another run directory only if that is a command
+            // as well, which lets go of it in an instant.
+            let content = role == Role::Command && !holder.is_elsewhere(&run);
+            if held || content || started.elapsed() >= LOCK_PATIENCE {
+                break (held, holder);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        if !held && role == Role::Server {
+            return Err(Error::InUse { path: path.to_owned() });
+        }
+        if holder.is_elsewhere(&run) {
             let others = Records::open(&holder.run, boot_id, false).and_then(|records| records.all());
             // Unreadable records name nobody knows what.
             if !held || !others.is_ok_and(|records| records.is_empty()) {

@@ -209,4 +209,14 @@ fn attached_root_file_systems_outlive_commands_and_servers() {
     for opened in [Store::open(&elsewhere), Store::serve(&elsewhere, &|_| false)] {
         assert!(matches!(opened, Err(Error::Layout(layout::Error::OtherRun { .. }))));
     }
+    // But a command that has the lock at this moment, with nothing living, is in nobody's way.
+    store.release_rootfs("living", None);
+    assert!(Store::open(&config(dir.path())).unwrap().reap(&Progress::default()).unwrap());
+    let lock = std::fs::File::open(dir.path().join("store/lock")).unwrap();
+    lock.lock().unwrap();
+    let opening = std::thread::spawn(move || Store::open(&elsewhere).map(drop));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(!opening.is_finished());
+    drop(lock);
+    opening.join().unwrap().unwrap();
 }
