@@ -85,8 +85,8 @@ fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
         leaks.insert(Leak { kind, what, why });
     }
     for instance in wardian_recorder::left_over() {
-        let why = "its recorder was killed: `rmdir` removes it, and so does the next recording".into();
-        leaks.insert(Leak { kind: "trace", what: instance.display().to_string(), why });
+        let why = "its recorder was killed; the next recording removes it".into();
+        leaks.insert(Leak { kind: "trace", what: format!("instances/{instance} of tracefs"), why });
     }
     Ok(leaks)
 }

@@ -2,14 +2,18 @@
 
 use crate::recording::Source;
 use rustix::fs::OFlags;
+use rustix::mount::MountAttrFlags;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use wardian_sys::mount;
 
 /// Where it may be mounted; the second is where kernels before 4.1 had it, and distributions still show it.
 const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+const INSTANCES: &str = "instances";
 const PREFIX: &str = "wardian-";
 /// Per CPU. A second of 4-KiB writes with their stacks fits.
 const BUFFER_KB: &str = "2048";
@@ -44,17 +48,59 @@ impl Filter {
     }
 }
 
+/// The directory of tracefs.
+#[derive(Debug)]
+struct Place {
+    dir: PathBuf,
+    /// Of its own, if nobody has mounted it: seen by nobody else, and gone with it.
+    _mount: Option<OwnedFd>,
+}
+
+impl Place {
+    /// Where it is mounted has the first say: before Linux 6.0 another mount of it resets that one's owner and mode.
+    fn find() -> Result<Self, mount::Error> {
+        if let Some(dir) = PLACES.iter().map(PathBuf::from).find(|dir| dir.join(INSTANCES).is_dir()) {
+            return Ok(Self { dir, _mount: None });
+        }
+        let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let mount = mount::fs_mount("tracefs", &[], &[], attrs)?;
+        Ok(Self { dir: format!("/proc/self/fd/{}", mount.as_raw_fd()).into(), _mount: Some(mount) })
+    }
+
+    fn instance(&self, name: &str) -> PathBuf {
+        self.dir.join(INSTANCES).join(name)
+    }
+
+    /// Instances of recorders that do not live any more.
+    fn left_over(&self) -> Vec<String> {
+        let name = |entry: fs::DirEntry| entry.file_name().into_string().ok();
+        let dead =
+            |name: &String| pid_of(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        let entries = fs::read_dir(self.dir.join(INSTANCES));
+        entries.into_iter().flatten().flatten().filter_map(name).filter(dead).collect()
+    }
+
+    fn sweep(&self) {
+        for name in self.left_over() {
+            remove(&self.instance(&name));
+        }
+    }
+}
+
 /// The instance. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Instance {
     dir: PathBuf,
     pipe: Option<File>,
+    /// `dir` is in it.
+    _place: Place,
 }
 
 impl Instance {
     /// Make one and let it run. What is available and what is not is added to `sources`.
     pub(crate) fn start(filter: &Filter, sources: &mut Vec<Source>) -> Option<Self> {
-        sweep();
         match Self::make() {
             Ok(mut instance) => {
                 sources.push(Source { name: "tracefs".into(), available: true, note: None });
@@ -81,13 +127,13 @@ impl Instance {
 
     fn make() -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let place = place().ok_or(
-            "not mounted: `mount -t tracefs nodev /sys/kernel/tracing`, if the kernel has it (CONFIG_TRACING)",
-        )?;
+        let place =
+            Place::find().map_err(|error| format!("{error}; is it in this kernel (CONFIG_TRACING)?"))?;
+        place.sweep();
         let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let dir = place.join("instances").join(name);
+        let dir = place.instance(&name);
         fs::create_dir(&dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
-        let instance = Self { dir, pipe: None };
+        let instance = Self { dir, pipe: None, _place: place };
         let set = |file: &str, value: &str| {
             fs::write(instance.dir.join(file), value).map_err(|e| format!("set {file} to {value}: {e}"))
         };
@@ -182,10 +228,6 @@ fn missing(name: &str, note: &str) -> Source {
     Source { name: name.to_owned(), available: false, note: Some(note.to_owned()) }
 }
 
-fn place() -> Option<&'static Path> {
-    PLACES.iter().map(Path::new).find(|place| place.join("instances").is_dir())
-}
-
 /// The kernel refuses while an event of it is on in some corner, or a reader has it open.
 fn remove(dir: &Path) {
     let _ = fs::write(dir.join("events/enable"), "0");
@@ -199,20 +241,15 @@ fn remove(dir: &Path) {
     }
 }
 
-/// Instances of recorders that do not live any more: somebody has killed them.
-pub fn left_over() -> Vec<PathBuf> {
-    let entries = place().and_then(|place| fs::read_dir(place.join("instances")).ok());
-    let dead = |path: &PathBuf| {
-        let pid = path.file_name().and_then(|name| pid_of(name.to_str()?));
-        pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-    };
-    entries.into_iter().flatten().flatten().map(|entry| entry.path()).filter(dead).collect()
+/// The names of instances of recorders that do not live any more: somebody has killed them.
+pub fn left_over() -> Vec<String> {
+    Place::find().map(|place| place.left_over()).unwrap_or_default()
 }
 
 /// Remove these.
 pub fn sweep() {
-    for dir in left_over() {
-        remove(&dir);
+    if let Ok(place) = Place::find() {
+        place.sweep();
     }
 }
 

@@ -399,7 +399,6 @@ fn security(found: &mut Found) {
 
 /// What `wardian lab record` looks through.
 fn recorder(found: &mut Found, mounts: &[MountInfo]) {
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     match mounts.iter().find(|mount| mount.fs_type == "tracefs") {
         Some(mount) => {
             let point = &mount.mount_point;
@@ -415,11 +414,12 @@ fn recorder(found: &mut Found, mounts: &[MountInfo]) {
                 None => found.add("tracefs", State::Unknown, format!("{at}: only root can look")),
             }
         }
-        None if known.lines().any(|line| line.ends_with("\ttracefs")) => {
-            let remedy = "not mounted: mount -t tracefs tracefs /sys/kernel/tracing";
-            found.said("tracefs", false, remedy);
-        }
-        None => found.said("tracefs", false, "not in this kernel"),
+        // A recorder mounts it for itself.
+        None => match mount::has_filesystem("tracefs") {
+            Ok(true) => found.said("tracefs", true, "mounted by nobody yet"),
+            Ok(false) => found.said("tracefs", false, "not in this kernel"),
+            Err(error) => found.add("tracefs", State::Unknown, error.to_string()),
+        },
     }
     match pressure::io() {
         Ok(Some(_)) => found.said("psi", true, ""),

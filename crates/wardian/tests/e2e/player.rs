@@ -62,8 +62,8 @@ pub struct Rules {
     pub skipped: &'static [Skipped],
     /// Scenario, connections (none: all), how.
     pub loose: &'static [(&'static str, &'static [usize], Loose)],
-    /// Paths of the recording, and what they are here.
-    pub paths: Vec<(String, String)>,
+    /// Paths and limits of the recording's host, and what they are here.
+    pub host: Vec<(String, String)>,
 }
 
 /// A new server in the middle of a recording.
@@ -341,7 +341,7 @@ impl Player {
         for row in self.rules.asked.iter().filter(|row| self.scenario.starts_with(row.place)) {
             text = replace(&text, row.recorded, row.here).unwrap_or(text);
         }
-        let here = self.ids.iter().chain(self.rules.paths.iter().map(|(a, b)| (a, b)));
+        let here = self.ids.iter().chain(self.rules.host.iter().map(|(a, b)| (a, b)));
         for (recorded, here) in here.filter(|(recorded, _)| !recorded.is_empty()) {
             text = text.replace(recorded, here);
         }
@@ -394,7 +394,7 @@ impl Player {
                 map.entry(recorded.to_owned()).or_insert_with(|| here.to_owned());
             }
         }
-        let here = self.ids.iter().chain(self.rules.paths.iter().map(|(a, b)| (a, b)));
+        let here = self.ids.iter().chain(self.rules.host.iter().map(|(a, b)| (a, b)));
         for (recorded, here) in here.filter(|(_, here)| !here.is_empty()) {
             text = text.replace(here, recorded);
         }
@@ -450,7 +450,7 @@ impl Player {
             (connection.expected, connection.changed) = (plain, true);
         }
         let expected = &connection.expected;
-        connection.changed |= self.rules.paths.iter().any(|(recorded, _)| expected.contains(recorded))
+        connection.changed |= self.rules.host.iter().any(|(recorded, _)| expected.contains(recorded))
             || expected.contains("\"ContainerPath\"");
     }
 

@@ -1,14 +1,14 @@
 //! `wardian lab record` and `wardian why`: each cause of writing is told from the others, on file systems of our own.
 
 use crate::support::WARDIAN;
+use rustix::mount::MountAttrFlags;
 use serde_json::Value;
 use std::any::Any;
+use std::os::fd::IntoRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
-
-const INSTANCES: &str = "/sys/kernel/tracing/instances";
 
 const EXT4: &[&str] = &["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
 
@@ -89,9 +89,23 @@ fn first<'a>(report: &'a Value, cause: &str) -> &'a Value {
     first
 }
 
+/// Where trace instances are, whether tracefs is mounted or not.
+fn instances_dir() -> PathBuf {
+    static OURS: OnceLock<PathBuf> = OnceLock::new();
+    let find = || {
+        let mounted = PathBuf::from("/sys/kernel/tracing/instances");
+        if mounted.is_dir() {
+            return mounted;
+        }
+        let tracefs = wardian_sys::mount::fs_mount("tracefs", &[], &[], MountAttrFlags::empty()).unwrap();
+        PathBuf::from(format!("/proc/self/fd/{}/instances", tracefs.into_raw_fd()))
+    };
+    OURS.get_or_init(find).clone()
+}
+
 /// Trace instances, of whomever.
 fn instances() -> impl Iterator<Item = String> {
-    let dir = std::fs::read_dir(INSTANCES).unwrap();
+    let dir = std::fs::read_dir(instances_dir()).unwrap();
     dir.flatten().filter_map(|entry| entry.file_name().into_string().ok())
 }
 
@@ -218,7 +232,7 @@ fn memory_pressure() {
 #[test]
 fn what_a_killed_recorder_left_is_removed() {
     // No process ever has this number: it is the limit of pid_max.
-    let planted = Path::new(INSTANCES).join("wardian-4194304-0");
+    let planted = instances_dir().join("wardian-4194304-0");
     std::fs::create_dir(&planted).unwrap();
     let output = Command::new(WARDIAN).args(["lab", "record", "--", "true"]).output().unwrap();
     let there = planted.exists();
@@ -227,21 +241,35 @@ fn what_a_killed_recorder_left_is_removed() {
     assert!(!there);
 }
 
+/// Records `dd` with these programs before it, where nobody has mounted tracefs.
+fn record_alone(disk: &Disk, with: &str) -> Value {
+    let json = disk.dir.path().join("out.json");
+    let script = format!(
+        "umount /sys/kernel/debug/tracing /sys/kernel/debug 2>/dev/null; umount /sys/kernel/tracing 2>/dev/null; \
+         exec {with} \"$0\" lab record --json \"$1\" -- dd if=/dev/zero of=a bs=1M count=60 conv=fsync"
+    );
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", &script, WARDIAN]).arg(&json).current_dir(disk.path());
+    let output = unshare.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap()
+}
+
+#[test]
+fn tracefs_need_not_be_mounted() {
+    let disk = Disk::ext4("commit=300");
+    let report = record_alone(&disk, "");
+    assert_eq!(first(&report, "sync")["asked_by"]["comm"], "dd");
+}
+
 #[test]
 fn without_tracefs_it_says_what_it_cannot_know() {
     let disk = Disk::ext4("commit=300");
-    let json = disk.dir.path().join("out.json");
-    let hidden = "umount /sys/kernel/debug/tracing /sys/kernel/debug 2>/dev/null; umount /sys/kernel/tracing; \
-                  exec \"$0\" lab record --json \"$1\" -- dd if=/dev/zero of=a bs=1M count=60 conv=fsync";
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "sh", "-c", hidden, WARDIAN]).arg(&json).current_dir(disk.path());
-    let output = unshare.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let report = record_alone(&disk, "setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin");
     let first = first(&report, "unknown");
     assert!((59..=66).contains(&megabytes(&first["bytes"])), "{first}");
     let limits = report["diagnosis"]["limits"].to_string();
-    assert!(limits.contains("mount -t tracefs"), "{limits}");
+    assert!(limits.contains("no tracefs"), "{limits}");
     assert_eq!(report["diagnosis"]["waited"][0]["task"]["comm"], "dd", "{report}");
 }
 

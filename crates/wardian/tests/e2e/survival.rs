@@ -43,11 +43,11 @@ async fn processes_survive_their_server() {
 
     let mut again = client.attach("s", "ticks", listen()).await.unwrap();
     let mut lines = BufReader::new(again.take_stdout().unwrap()).lines();
-    assert!(lines.next_line().await.unwrap().unwrap().starts_with("tick "));
+    // Perhaps none comes after it.
+    let mut last = lines.next_line().await.unwrap().unwrap();
     let beside = client.attach("s", "pea", listen()).await.unwrap();
     say(&client, "s", "touch /stop").await;
     let rest = async {
-        let mut last = String::new();
         while let Some(line) = lines.next_line().await.unwrap() {
             last = line;
         }

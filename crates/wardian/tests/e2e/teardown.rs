@@ -336,18 +336,6 @@ fn much_is_asked_for_first() {
 }
 
 #[test]
-fn without_tracefs_it_says_what_it_cannot_know() {
-    let disk = Disk::ext4();
-    let mut blind = Command::new("unshare");
-    let script = "umount -l /sys/kernel/tracing /sys/kernel/debug 2>/dev/null; exec \"$@\"";
-    blind.args(["-m", "sh", "-c", script, "sh", WARDIAN, "lab", "teardown"]).args(SMALL);
-    let said: Said =
-        blind.arg("--fs").arg(&disk.at).arg("--json").arg(disk.report()).output().unwrap().into();
-    assert_eq!(said.code, Some(0), "{said:?}");
-    assert!(!disk.json()["diagnosis"]["limits"].as_array().unwrap().is_empty(), "{said:?}");
-}
-
-#[test]
 fn only_root_can_do_it() {
     let disk = Disk::tmpfs("size=64m");
     let program = disk.at.join("wardian");
