@@ -341,7 +341,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- log of the server\n{}---", self.log());
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            // More would hide what failed.
+            let last = lines.len().saturating_sub(60);
+            eprintln!("--- log of the server\n{}\n---", lines[last..].join("\n"));
         }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
