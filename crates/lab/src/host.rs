@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -34,6 +35,61 @@ impl Dirty {
 pub fn written() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/vmstat").context("read /proc/vmstat")?;
     Ok(procfs::vmstat(&text)?.written * rustix::param::page_size() as u64)
+}
+
+/// What has been written since some moment, or since the boot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes that this machine has written back: pages that were dirty, some of which need no write any more, as those of
+    /// directories that are gone.
+    pub bytes: u64,
+    /// Bytes that came to the disk, if there is one.
+    pub disk: Option<u64>,
+}
+
+impl Written {
+    /// What came after `before`.
+    pub fn since(self, before: Self) -> Self {
+        let disk = self.disk.zip(before.disk).map(|(now, then)| now.saturating_sub(then));
+        Self { bytes: self.bytes.saturating_sub(before.bytes), disk }
+    }
+
+    /// Both together.
+    pub fn and(self, other: Self) -> Self {
+        let disk = self.disk.zip(other.disk).map(|(a, b)| a + b);
+        Self { bytes: self.bytes + other.bytes, disk }
+    }
+}
+
+/// Counts what is written, on the machine and on the disk below a directory.
+#[derive(Debug, Clone)]
+pub struct Counter {
+    stat: PathBuf,
+}
+
+impl Counter {
+    /// The counters for this directory.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at.
+    pub fn below(dir: &Path) -> Result<Self> {
+        let device = std::fs::metadata(dir).with_context(|| format!("look at {}", dir.display()))?.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        Ok(Self { stat: format!("/sys/dev/block/{major}:{minor}/stat").into() })
+    }
+
+    /// What was written since the boot.
+    ///
+    /// # Errors
+    ///
+    /// /proc/vmstat cannot be read.
+    pub fn read(&self) -> Result<Written> {
+        // Documentation/admin-guide/iostats.rst: the seventh figure is that of sectors of 512 bytes written.
+        let sectors = |text: String| text.split_whitespace().nth(6)?.parse::<u64>().ok();
+        let disk = std::fs::read_to_string(&self.stat).ok().and_then(sectors).map(|sectors| sectors * 512);
+        Ok(Written { bytes: written()?, disk })
+    }
 }
 
 /// One look at the dirty pages.

@@ -206,7 +206,9 @@ impl LocalServer {
         // What the store makes ahead has no record, and nobody has written to it.
         let ahead = |dir: &Path| {
             !living.iter().any(|name| dir.ends_with(name))
-                && std::fs::read_dir(dir.join("upper")).is_ok_and(|mut all| all.next().is_none())
+                && std::fs::read_dir(dir.join("upper"))
+                    .or_else(|_| std::fs::read_dir(dir))
+                    .is_ok_and(|mut all| all.next().is_none())
         };
         entries(self.root().join("trash")).count() + all.iter().filter(|dir| !ahead(dir)).count()
     }

@@ -101,6 +101,8 @@ pub(crate) struct Layout {
     pub(crate) images: OwnedFd,
     pub(crate) staging: OwnedFd,
     pub(crate) rootfs: OwnedFd,
+    /// Whether each new directory in `rootfs` is put into a block group of its own.
+    pub(crate) spreads: bool,
     pub(crate) trash: OwnedFd,
     /// The path that the store was opened by.
     pub(crate) path: PathBuf,
@@ -232,7 +234,7 @@ impl Layout {
             opened(&path.join(name), open_dir(&root, name))
         };
         let rootfs = part("rootfs")?;
-        spread(&rootfs);
+        let spreads = spread(&rootfs);
         let records = Records::open(run, &boot_id, role == Role::Server)
             .map_err(|source| Error::Make { path: run.to_owned(), source })?;
         let layout = Self {
@@ -240,6 +242,7 @@ impl Layout {
             images: part("images")?,
             staging: part("staging")?,
             rootfs,
+            spreads,
             trash: part("trash")?,
             root,
             path: path.to_owned(),
@@ -357,11 +360,10 @@ impl Drop for Lock {
 ///
 /// ext4 does not reuse an inode for a minute or more after its deletion, and walks over all such inodes of a group at
 /// every create in it (`recently_deleted` in fs/ext4/ialloc.c). Where thousands of root file systems come and go in one
-/// group that walk costs milliseconds. Others do not know the flag, and need none.
-fn spread(dir: &OwnedFd) {
-    if let Ok(flags) = rustix::fs::ioctl_getflags(dir) {
-        let _ = rustix::fs::ioctl_setflags(dir, flags | IFlags::TOPDIR);
-    }
+/// group that walk costs milliseconds. Others do not know the flag, and need none. Whether it is so now.
+fn spread(dir: &OwnedFd) -> bool {
+    let set = |flags| rustix::fs::ioctl_setflags(dir, flags | IFlags::TOPDIR);
+    rustix::fs::ioctl_getflags(dir).and_then(set).is_ok()
 }
 
 fn check_format(root: BorrowedFd<'_>) -> crate::Result<()> {

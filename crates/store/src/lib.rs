@@ -257,7 +257,7 @@ impl Store {
                 measurer: Measurer::new(Arc::clone(&layout)),
                 door: Arc::default(),
                 mounter: Mounter::default(),
-                pool: Pool::default(),
+                pool: Pool::new(role == Role::Server && layout.spreads),
                 // Only a server's steward fills it.
                 ready: Ready::new(if role == Role::Server { config.ready_rootfs } else { 0 }),
                 gc_threshold: config.gc_threshold,
@@ -635,13 +635,15 @@ impl Inner {
                 self.check_open()?;
                 fail_point!("spare-refused");
                 self.discard([spare]);
-                Pair::make(&self.layout, &record.dir, root_of(owner))
+                self.pool
+                    .make(&self.layout, &record.dir, root_of(owner))
                     .map_err(|source| made(source, record))?
             }
             Start::Pair(pair) => settled.map(|()| pair)?,
             Start::Nothing => {
                 settled?;
-                Pair::make(&self.layout, &record.dir, root_of(owner))
+                self.pool
+                    .make(&self.layout, &record.dir, root_of(owner))
                     .map_err(|source| made(source, record))?
             }
         };

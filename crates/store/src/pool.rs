@@ -4,13 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard};
 
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use crate::layout::{self, Layout};
 use crate::lock;
 
 /// Pairs ready on each shelf: enough for a burst of a scale-up on a small host.
 const READY: usize = 16;
+/// Pairs that are made in one block group.
+const TOGETHER: usize = 32;
 /// The mode that a ready upper has; what most images' root directories have.
 pub(crate) const READY_MODE: u32 = 0o755;
 
@@ -27,9 +29,8 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Makes one. What a failure leaves has no record, and so is trash.
-    pub(crate) fn make(layout: &Layout, name: &str, root: Root) -> rustix::io::Result<Self> {
-        rustix::fs::mkdirat(&layout.rootfs, name, Mode::RWXU)?;
+    /// Fills the new directory.
+    fn open(layout: &Layout, name: &str, root: Root) -> rustix::io::Result<Self> {
         let dir = layout::open_dir(&layout.rootfs, name)?;
         rustix::fs::mkdirat(&dir, "work", Mode::RWXU)?;
         rustix::fs::mkdirat(&dir, "upper", Mode::RWXU)?;
@@ -51,9 +52,28 @@ pub(crate) struct Pool {
     own: Mutex<HashSet<String>>,
     /// Held while a pair is made; true once nothing is made any more.
     closed: Mutex<bool>,
+    /// Whether directories are made in groups.
+    grouped: bool,
+    group: Mutex<Option<Group>>,
+}
+
+/// An empty directory in `rootfs/`: what is made in it and moved out of it is in its block group.
+///
+/// The group of a new directory in `rootfs/` itself is one where nobody else is ([`layout::Layout::spreads`]), and so each
+/// pair would dirty two bitmaps and a block of the inode table that no other pair does.
+#[derive(Debug)]
+struct Group {
+    name: String,
+    dir: OwnedFd,
+    used: usize,
 }
 
 impl Pool {
+    /// `grouped`: there will be many pairs.
+    pub(crate) fn new(grouped: bool) -> Self {
+        Self { grouped, ..Self::default() }
+    }
+
     fn shelves(&self) -> MutexGuard<'_, HashMap<Root, Vec<Pair>>> {
         lock(&self.shelves)
     }
@@ -80,6 +100,41 @@ impl Pool {
         self.shelves().entry(root).or_default().pop()
     }
 
+    /// Makes one. What a failure leaves has no record, and so is trash.
+    pub(crate) fn make(&self, layout: &Layout, name: &str, root: Root) -> rustix::io::Result<Pair> {
+        if self.grouped {
+            self.make_in_group(layout, name)?;
+        } else {
+            rustix::fs::mkdirat(&layout.rootfs, name, Mode::RWXU)?;
+        }
+        Pair::open(layout, name, root)
+    }
+
+    fn make_in_group(&self, layout: &Layout, name: &str) -> rustix::io::Result<()> {
+        let mut current = lock(&self.group);
+        let group = match current.take() {
+            Some(group) => group,
+            None => {
+                let name = self.new_name();
+                let dir = rustix::fs::mkdirat(&layout.rootfs, &name, Mode::RWXU)
+                    .and_then(|()| layout::open_dir(&layout.rootfs, &name))
+                    .inspect_err(|_| self.disown(&name))?;
+                Group { name, dir, used: 0 }
+            }
+        };
+        let made = rustix::fs::mkdirat(&group.dir, name, Mode::RWXU)
+            .and_then(|()| rustix::fs::renameat(&group.dir, name, &layout.rootfs, name));
+        let used = group.used + 1;
+        if made.is_ok() && used < TOGETHER {
+            *current = Some(Group { used, ..group });
+        } else {
+            // If it cannot be removed it is trash.
+            let _ = rustix::fs::unlinkat(&layout.rootfs, &group.name, AtFlags::REMOVEDIR);
+            self.disown(&group.name);
+        }
+        made
+    }
+
     /// Makes what is missing, without holding anybody up.
     pub(crate) fn fill(&self, layout: &Layout) -> rustix::io::Result<()> {
         loop {
@@ -90,7 +145,7 @@ impl Pool {
             let short = self.shelves().iter().find(|(_, shelf)| shelf.len() < READY).map(|(root, _)| *root);
             let Some(root) = short else { return Ok(()) };
             let name = self.new_name();
-            let pair = Pair::make(layout, &name, root).inspect_err(|_| self.disown(&name))?;
+            let pair = self.make(layout, &name, root).inspect_err(|_| self.disown(&name))?;
             self.shelves().entry(root).or_default().push(pair);
         }
     }
@@ -100,6 +155,7 @@ impl Pool {
     pub(crate) fn close(&self) -> Vec<String> {
         *lock(&self.closed) = true;
         self.shelves().clear();
+        *lock(&self.group) = None;
         lock(&self.own).drain().collect()
     }
 }

@@ -14,7 +14,7 @@ use wardian_sys::mount;
 
 use crate::layer::Lower;
 use crate::layout::{self, Layout};
-use crate::pool::Pair;
+use crate::pool::Pool;
 use crate::rootfs::Mounter;
 
 /// The overlay that is asked.
@@ -28,15 +28,20 @@ pub(crate) struct Sentinel {
 impl Sentinel {
     /// Mounts it over an empty lower directory. An error comes with the name of its directory, which is trash then; EIO:
     /// there is an error that nobody has seen.
-    pub(crate) fn place(layout: &Layout, mounter: &Mounter, name: String) -> Result<Self, (String, Errno)> {
-        match Self::mount(layout, mounter, &name) {
+    pub(crate) fn place(
+        layout: &Layout,
+        pool: &Pool,
+        mounter: &Mounter,
+        name: String,
+    ) -> Result<Self, (String, Errno)> {
+        match Self::mount(layout, pool, mounter, &name) {
             Ok(mount) => Ok(Self { mount, name }),
             Err(error) => Err((name, error)),
         }
     }
 
-    fn mount(layout: &Layout, mounter: &Mounter, name: &str) -> Result<OwnedFd, Errno> {
-        let pair = Pair::make(layout, name, (0, 0))?;
+    fn mount(layout: &Layout, pool: &Pool, mounter: &Mounter, name: &str) -> Result<OwnedFd, Errno> {
+        let pair = pool.make(layout, name, (0, 0))?;
         rustix::fs::mkdirat(&pair.dir, "lower", Mode::RWXU)?;
         let lower = layout::open_dir(&pair.dir, "lower")?;
         let mount = mount::open_tree_clone(&lower, "", false).map_err(|error| error.errno())?;

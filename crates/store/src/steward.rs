@@ -10,7 +10,6 @@ use rustix::io::Errno;
 
 use crate::fail::fail_point;
 use crate::layer::State;
-use crate::pool::Pair;
 use crate::ready::{self, Kind, Spare, Wanted};
 use crate::reaper::Place;
 use crate::rootfs::{self, Parts};
@@ -151,7 +150,7 @@ impl Inner {
             name.iter().for_each(|name| self.trash(Place::Rootfs, name));
         }
         if memory.sentinel.is_none() {
-            match Sentinel::place(&self.layout, &self.mounter, self.pool.new_name()) {
+            match Sentinel::place(&self.layout, &self.pool, &self.mounter, self.pool.new_name()) {
                 Ok(sentinel) => (memory.sentinel, memory.reported) = (Some(sentinel), None),
                 Err((name, error)) => {
                     self.trash(Place::Rootfs, &name);
@@ -205,7 +204,7 @@ impl Inner {
 
     fn mount_ahead(&self, kind: Arc<Kind>, generation: u64) -> Result<Spare, rootfs::Error> {
         let name = self.pool.new_name();
-        let made = Pair::make(&self.layout, &name, kind.root());
+        let made = self.pool.make(&self.layout, &name, kind.root());
         let made = made.map_err(|source| rootfs::Error::Make { id: name.clone(), source }).and_then(|pair| {
             let owner = kind.owner();
             let parts = Parts { id: &name, layers: &kind.layers, owner: owner.as_ref(), pair: &pair };

@@ -55,6 +55,11 @@ pub struct Report {
     pub written_bytes: u64,
     /// The same over an idle interval of equal length.
     pub idle_written_bytes: u64,
+    /// What came to the disk under the store in that time: pages of directories that are gone are written back without
+    /// coming to it. `null` if it is on no disk.
+    pub disk_written_bytes: Option<u64>,
+    /// The same over the idle interval.
+    pub idle_disk_written_bytes: Option<u64>,
     /// How often the server fetched the app's layer, or a part of it, in the whole story.
     pub fetches: u64,
     /// Bytes of the gzipped layer that were sent to it.
@@ -96,12 +101,15 @@ impl Report {
         let _ = writeln!(
             out,
             "\nThe developer waited {:.2} s; the slowest destroy took {:.1} ms with {} dirty when it was called; \
-             {} were ever written (an idle machine: {}).",
+             {} were ever written (an idle machine: {}){}.",
             self.waiting_ms / 1e3,
             self.slowest_destroy_ms,
             bytes(self.dirty_at_destroy_bytes),
             bytes(self.written_bytes),
             bytes(self.idle_written_bytes),
+            self.disk_written_bytes
+                .map(|disk| format!(", {} of it to the disk", bytes(disk)))
+                .unwrap_or_default(),
         );
         if self.mode == Mode::Oci {
             let _ = write!(
@@ -125,6 +133,12 @@ impl Report {
 
     fn written_less_idle(&self) -> f64 {
         self.written_bytes as f64 - self.idle_written_bytes as f64
+    }
+
+    /// 0 if there is no disk.
+    fn disk_written_less_idle(&self) -> f64 {
+        let signed = |bytes: Option<u64>| bytes.unwrap_or(0) as f64;
+        signed(self.disk_written_bytes) - signed(self.idle_disk_written_bytes)
     }
 }
 
@@ -223,6 +237,8 @@ pub struct Whole {
     pub fetched_bytes: Spread,
     /// [`Report::written_bytes`] less [`Report::idle_written_bytes`]; may be negative.
     pub written_less_idle_bytes: Spread,
+    /// [`Report::disk_written_bytes`] less [`Report::idle_disk_written_bytes`]; 0 without a disk.
+    pub disk_written_less_idle_bytes: Spread,
 }
 
 /// How long a step took with the code as a layer, by how long it took with the code streamed in.
@@ -296,6 +312,7 @@ impl Summary {
                         fetches: spread(&|story| story.fetches as f64),
                         fetched_bytes: spread(&|story| story.fetched_bytes as f64),
                         written_less_idle_bytes: spread(&Report::written_less_idle),
+                        disk_written_less_idle_bytes: spread(&Report::disk_written_less_idle),
                     }),
                 });
             }
@@ -328,7 +345,7 @@ impl Summary {
         let seconds = |ms: f64| format!("{:.2}", ms / 1e3);
         let tenths = |value: f64| format!("{value:.1}");
         let head = ["mode", "step", "runs", "waiting s", "per instance ms", "slowest destroy ms", "fetched"];
-        let head = head.into_iter().chain(["written less idle"]).map(str::to_owned).collect();
+        let head = head.into_iter().chain(["written less idle", "to the disk"]).map(str::to_owned).collect();
         let rows = self.rows.iter().map(|row| {
             let mut cells = vec![row.mode.to_string(), step((row.from, row.to)), row.runs.to_string()];
             cells.push(row.waiting_ms.tell(seconds));
@@ -337,6 +354,7 @@ impl Summary {
                 cells.push(story.slowest_destroy_ms.tell(tenths));
                 cells.push(story.fetched_bytes.tell(signed_bytes));
                 cells.push(story.written_less_idle_bytes.tell(signed_bytes));
+                cells.push(story.disk_written_less_idle_bytes.tell(signed_bytes));
             }
             cells
         });

@@ -6,7 +6,7 @@ use super::{Made, Mode, Options};
 use crate::code::{Code, Sample};
 use crate::drive::Instance;
 use crate::droplet::{Droplet, DropletServer};
-use crate::host::{Dirty, Host, Sampler, ms, written};
+use crate::host::{Counter, Dirty, Host, Sampler, ms};
 use crate::image;
 use crate::local::LocalServer;
 use crate::progress::Progress;
@@ -43,10 +43,11 @@ pub(super) async fn tell(
     progress.say("writing to the disk what is dirty already");
     // Otherwise it counts as written by the story, which makes a layer durable and with it all that is dirty.
     sync(dir).await?;
-    let mut idle = Idle::watch(progress).await?;
+    let counter = Counter::below(dir)?;
+    let mut idle = Idle::watch(counter.clone(), progress).await?;
 
     let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea };
-    let (since, written_before) = (Instant::now(), written()?);
+    let (since, written_before) = (Instant::now(), counter.read()?);
     let mut instances = Vec::new();
     let begin = if options.from > 0 {
         progress.say(&format!("bringing up {} to begin with", options.from));
@@ -92,10 +93,10 @@ pub(super) async fn tell(
     }
     // What the story leaves to be written is the story's.
     sync(dir).await?;
-    let written_bytes = written()?.saturating_sub(written_before);
+    let written = counter.read()?.since(written_before);
     let length = since.elapsed();
     let samples = sampler.finish();
-    let idle_written_bytes = idle.written_in(length, progress).await?;
+    let idle_written = idle.written_in(length, progress).await?;
 
     let waiting_ms = steps.iter().map(|step| step.waiting_ms).sum::<f64>();
     let (story_ms, slowest_destroy_ms) = (waiting_ms + destroy.wall_ms, destroy.max_ms);
@@ -110,8 +111,10 @@ pub(super) async fn tell(
         slowest_destroy_ms,
         slowest_pea_destroy_ms: ms(slowest_pea_end),
         dirty_at_destroy_bytes,
-        written_bytes,
-        idle_written_bytes,
+        written_bytes: written.bytes,
+        idle_written_bytes: idle_written.bytes,
+        disk_written_bytes: written.disk,
+        idle_disk_written_bytes: idle_written.disk,
         fetches: server.map_or(0, DropletServer::fetches),
         fetched_bytes: server.map_or(0, DropletServer::fetched_bytes),
         droplet_bytes: server.map_or(0, |server| server.droplet().gzip.len() as u64),

@@ -23,6 +23,8 @@ fn story(run: usize, mode: Mode, steps: &[(usize, u64)]) -> Report {
         dirty_at_destroy_bytes: 5_000_000,
         written_bytes: 6_000_000,
         idle_written_bytes: 7_500_000 - run as u64,
+        disk_written_bytes: Some(5_000_000),
+        idle_disk_written_bytes: Some(1_000_000),
         fetches: oci,
         fetched_bytes: oci * 2_100_000,
         droplet_bytes: oci * 2_100_000,
@@ -55,6 +57,8 @@ fn the_json_of_one_story_has_the_promised_names() {
         "slowest_pea_destroy_ms",
         "written_bytes",
         "idle_written_bytes",
+        "disk_written_bytes",
+        "idle_disk_written_bytes",
         "fetches",
         "fetched_bytes",
         "droplet_bytes",
@@ -112,6 +116,7 @@ fn several_stories_are_told_side_by_side() {
     assert_eq!(whole.slowest_destroy_ms, Spread { median: 5.0, least: 4.0, most: 6.0 });
     assert_eq!(whole.fetched_bytes.median, 2_100_000.0);
     assert_eq!(whole.written_less_idle_bytes.least, -1_499_999.0);
+    assert_eq!(whole.disk_written_less_idle_bytes.least, 4_000_000.0);
 
     // The median of ratios of pairs, which is not the ratio of medians.
     let ratios: Vec<f64> = summary.oci_by_stream.iter().map(|ratio| ratio.median).collect();
