@@ -159,3 +159,40 @@ impl Pool {
         lock(&self.own).drain().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Role;
+
+    #[test]
+    fn pairs_that_are_made_in_groups_are_pairs() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = Layout::open(&dir.path().join("store"), &dir.path().join("run"), Role::Server);
+        let (layout, _lock) = open.unwrap();
+        let pool = Pool::new(true);
+        let make = || {
+            let name = pool.new_name();
+            pool.make(&layout, &name, (0, 0)).inspect_err(|_| pool.disown(&name))
+        };
+        let mut made: Vec<String> = (0..TOGETHER).map(|_| make().unwrap().name).collect();
+        made.sort();
+        let there = || {
+            let mut names = layout::names(layout::open_dir(&layout.rootfs, ".").unwrap()).unwrap();
+            names.sort();
+            names
+        };
+        // The group is full, and its directory gone.
+        assert_eq!(there(), made);
+        made.push(make().unwrap().name);
+        let group = there().into_iter().find(|name| !made.contains(name)).unwrap();
+        assert!(pool.owns(&group));
+        // Somebody tidies up by hand: one cannot be made, the next is.
+        rustix::fs::unlinkat(&layout.rootfs, &group, AtFlags::REMOVEDIR).unwrap();
+        make().unwrap_err();
+        made.push(make().unwrap().name);
+        let mut owned = pool.close();
+        owned.sort();
+        assert_eq!((owned.len(), there()), (made.len() + 1, owned));
+    }
+}

@@ -113,13 +113,15 @@ impl Store {
         }
         let served = self.has_server();
         let empty = |name: &str| {
-            let upper = layout::open_dir(&layout.rootfs, &format!("{name}/upper"));
-            upper.and_then(layout::names).is_ok_and(|names| names.is_empty())
+            let dir = layout::open_dir(&layout.rootfs, name);
+            dir.and_then(layout::names).is_ok_and(|names| names.is_empty())
         };
+        // Pairs that nobody has, and the directory that they are made in.
+        let ahead = |name: &str| empty(&format!("{name}/upper")) || empty(name);
         // In this order: a record is written before its directory is made.
         let names = list(&layout.rootfs, "rootfs")?;
         let living: HashSet<String> = self.0.records()?.into_iter().map(|record| record.dir).collect();
-        Ok(names.iter().any(|name| !(living.contains(name) || served && empty(name))))
+        Ok(names.iter().any(|name| !(living.contains(name) || served && ahead(name))))
     }
 
     /// The turn to [`reap`](Store::reap), for processes that do nothing else: waits for the one that deletes now. None if

@@ -137,7 +137,7 @@ fn several_stories_are_told_side_by_side() {
         "mode    step      runs",
         "oci     10 → 100     3",
         "0.90 (0.90 – 1.80)",
-        "5.0 (4.0 – 6.0)   2.1 MB            -1.5 MB\n",
+        "5.0 (4.0 – 6.0)   2.1 MB            -1.5 MB       4.0 MB\n",
         "1 → 10: with the code as a layer the developer waited 0.20 × as long as with the code streamed in \
          (0.10 – 0.30 in 3 pairs of runs).",
         "oci, 10 → 100: an instance took 0.75 × as long as one of 1 → 10 (0.33 – 1.00 in 3 runs).",
