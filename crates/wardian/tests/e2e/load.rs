@@ -276,7 +276,7 @@ async fn die_everywhere(server: &Server, parts: &[Part]) {
                 match part {
                     Part::Send(bytes) if n < last => stream.write_all(bytes).unwrap(),
                     Part::Send(bytes) if half => stream.write_all(&bytes[..bytes.len() / 2]).unwrap(),
-                    Part::Read if n < last => assert!(stream.read(&mut [0; 1]).unwrap() > 0),
+                    Part::Read if n < last => stream.read_exact(&mut [0; 1]).unwrap(),
                     _ => {}
                 }
             }
@@ -322,7 +322,8 @@ async fn clients_that_die_at_every_step() {
     let mut reply = String::new();
     while !reply.contains("stream_id") || !reply.ends_with('\n') {
         let mut byte = [0];
-        assert!(attached.read(&mut byte).unwrap() == 1 && started.elapsed() < STUCK, "{reply}");
+        attached.read_exact(&mut byte).unwrap();
+        assert!(started.elapsed() < STUCK, "{reply}");
         reply.push(char::from(byte[0]));
     }
     let stream = reply.rsplit_once("\"stream_id\":\"").unwrap().1.split('"').next().unwrap();
