@@ -216,7 +216,8 @@ fn a_second_round_writes_while_it_truncates() {
         let report = disk.good(&["--again", "--files", "3", how]);
         assert_eq!(phases(&report["first_round"]), ["mount", "write", "unmount"]);
         assert_eq!(phases(&report), ["mount", "write", "unmount", "remove"]);
-        assert!(written(&report, "write") >= 16 * MB, "{report:#}");
+        // The flush is waited for by nobody: some of it may end while the next phase is on.
+        assert!(written(&report, "write") + written(&report, "unmount") >= 16 * MB, "{report:#}");
         let (why, bytes) = cause(&report);
         assert!(why == "flush_at_close" && bytes >= 16 * MB, "{report:#}");
     }
