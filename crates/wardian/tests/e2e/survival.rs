@@ -45,6 +45,7 @@ async fn processes_survive_their_server() {
     let mut lines = BufReader::new(again.take_stdout().unwrap()).lines();
     // Perhaps none comes after it.
     let mut last = lines.next_line().await.unwrap().unwrap();
+    assert!(last.starts_with("tick "), "{last:?}");
     let beside = client.attach("s", "pea", listen()).await.unwrap();
     say(&client, "s", "touch /stop").await;
     let rest = async {

