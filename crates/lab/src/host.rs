@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use wardian_recorder::Disk;
 use wardian_sys::procfs::{self, MountInfo};
 
 /// How often [`Sampler`] looks.
@@ -63,9 +63,7 @@ impl Written {
 
 /// Counts what is written, on the machine and on the disk below a directory.
 #[derive(Debug, Clone)]
-pub struct Counter {
-    stat: PathBuf,
-}
+pub struct Counter(Disk);
 
 impl Counter {
     /// The counters for this directory.
@@ -74,9 +72,7 @@ impl Counter {
     ///
     /// It cannot be looked at.
     pub fn below(dir: &Path) -> Result<Self> {
-        let device = std::fs::metadata(dir).with_context(|| format!("look at {}", dir.display()))?.dev();
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        Ok(Self { stat: format!("/sys/dev/block/{major}:{minor}/stat").into() })
+        Disk::below(dir).map(Self).with_context(|| format!("look at {}", dir.display()))
     }
 
     /// What was written since the boot.
@@ -85,10 +81,7 @@ impl Counter {
     ///
     /// /proc/vmstat cannot be read.
     pub fn read(&self) -> Result<Written> {
-        // Documentation/admin-guide/iostats.rst: the seventh figure is that of sectors of 512 bytes written.
-        let sectors = |text: String| text.split_whitespace().nth(6)?.parse::<u64>().ok();
-        let disk = std::fs::read_to_string(&self.stat).ok().and_then(sectors).map(|sectors| sectors * 512);
-        Ok(Written { bytes: written()?, disk })
+        Ok(Written { bytes: written()?, disk: self.0.written() })
     }
 }
 

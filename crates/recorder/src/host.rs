@@ -59,6 +59,27 @@ impl Target {
     }
 }
 
+/// The disk below a directory, for those who only count.
+#[derive(Debug, Clone)]
+pub struct Disk(Option<PathBuf>);
+
+impl Disk {
+    /// Finds it; there may be none.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be looked at.
+    pub fn below(dir: &Path) -> io::Result<Self> {
+        Target::of(dir).map(|target| Self(target.stat))
+    }
+
+    /// Bytes that have come to it since the boot; none without a disk.
+    pub fn written(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.0.as_ref()?).ok()?;
+        proc::device_stat(&text).map(|io| io.written_bytes)
+    }
+}
+
 fn numbers(dev: u64) -> (u32, u32) {
     (rustix::fs::major(dev), rustix::fs::minor(dev))
 }

@@ -21,6 +21,7 @@ mod waits;
 
 pub use diagnosis::{Cause, CauseShare, Diagnosis, Owner, Subject, unnamed};
 pub use fingerprint::Fingerprint;
+pub use host::Disk;
 pub use recorder::{Error, Options, Recorder, Watch};
 pub use recording::{Cost, Io, Mark, Pressure, Recording, Sample, Source, Task, Tunables, Wait, Written};
 pub use tracefs::{left_over, sweep};

@@ -135,10 +135,8 @@ impl Report {
         self.written_bytes as f64 - self.idle_written_bytes as f64
     }
 
-    /// 0 if there is no disk.
-    fn disk_written_less_idle(&self) -> f64 {
-        let signed = |bytes: Option<u64>| bytes.unwrap_or(0) as f64;
-        signed(self.disk_written_bytes) - signed(self.idle_disk_written_bytes)
+    fn disk_written_less_idle(&self) -> Option<f64> {
+        Some(self.disk_written_bytes? as f64 - self.idle_disk_written_bytes? as f64)
     }
 }
 
@@ -237,8 +235,8 @@ pub struct Whole {
     pub fetched_bytes: Spread,
     /// [`Report::written_bytes`] less [`Report::idle_written_bytes`]; may be negative.
     pub written_less_idle_bytes: Spread,
-    /// [`Report::disk_written_bytes`] less [`Report::idle_disk_written_bytes`]; 0 without a disk.
-    pub disk_written_less_idle_bytes: Spread,
+    /// [`Report::disk_written_bytes`] less [`Report::idle_disk_written_bytes`]; `null` without a disk.
+    pub disk_written_less_idle_bytes: Option<Spread>,
 }
 
 /// How long a step took with the code as a layer, by how long it took with the code streamed in.
@@ -312,7 +310,11 @@ impl Summary {
                         fetches: spread(&|story| story.fetches as f64),
                         fetched_bytes: spread(&|story| story.fetched_bytes as f64),
                         written_less_idle_bytes: spread(&Report::written_less_idle),
-                        disk_written_less_idle_bytes: spread(&Report::disk_written_less_idle),
+                        disk_written_less_idle_bytes: stories
+                            .iter()
+                            .map(|story| story.disk_written_less_idle())
+                            .collect::<Option<Vec<_>>>()
+                            .map(|all| Spread::of(&all)),
                     }),
                 });
             }
@@ -354,7 +356,8 @@ impl Summary {
                 cells.push(story.slowest_destroy_ms.tell(tenths));
                 cells.push(story.fetched_bytes.tell(signed_bytes));
                 cells.push(story.written_less_idle_bytes.tell(signed_bytes));
-                cells.push(story.disk_written_less_idle_bytes.tell(signed_bytes));
+                let disk = story.disk_written_less_idle_bytes.as_ref();
+                cells.push(disk.map_or_else(|| "–".to_owned(), |disk| disk.tell(signed_bytes)));
             }
             cells
         });

@@ -116,7 +116,7 @@ fn several_stories_are_told_side_by_side() {
     assert_eq!(whole.slowest_destroy_ms, Spread { median: 5.0, least: 4.0, most: 6.0 });
     assert_eq!(whole.fetched_bytes.median, 2_100_000.0);
     assert_eq!(whole.written_less_idle_bytes.least, -1_499_999.0);
-    assert_eq!(whole.disk_written_less_idle_bytes.least, 4_000_000.0);
+    assert_eq!(whole.disk_written_less_idle_bytes.as_ref().unwrap().least, 4_000_000.0);
 
     // The median of ratios of pairs, which is not the ratio of medians.
     let ratios: Vec<f64> = summary.oci_by_stream.iter().map(|ratio| ratio.median).collect();
