@@ -77,8 +77,8 @@ func peas(a *Area) {
 		t.want(t.do(h, "for i in $(seq 20); do sleep 2 & done; wait", own(t)...).Code != 0)
 	})
 	a.check("with limits of its own, even empty ones, those of the container do not count [137]", func(t *T) {
-		h := t.create(m{"limits": m{"memory_limits": m{"limit_in_bytes": 64 << 20}, "pid_limits": m{"max": 15}}})
-		t.say(h, "dd if=/dev/zero of=/dev/shm/f bs=1M count=65", own(t, "limits", m{})...)
+		h := t.create(m{"limits": m{"memory_limits": m{"limit_in_bytes": 48 << 20}, "pid_limits": m{"max": 15}}})
+		t.say(h, "dd if=/dev/zero of=/dev/shm/f bs=1M count=60", own(t, "limits", m{})...)
 		t.say(h, "for i in $(seq 20); do sleep 0.1 & done; wait", own(t, "limits", m{})...)
 	})
 	a.check("its own memory limit holds [137]", func(t *T) {

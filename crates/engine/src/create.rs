@@ -344,10 +344,10 @@ pub fn network_files(dir: &Path) -> [BindMount; 2] {
     })
 }
 
-/// /dev/shm is memory that no other limit bounds where the container has none for memory: as much as the server gives, and
-/// no more than half of the container's own limit.
+/// /dev/shm is memory. Where the container's is limited the cgroup counts it, so all of the limit may be used for it; else
+/// the server's bound holds.
 pub fn shm_bytes(server: u64, memory: u64) -> u64 {
-    if memory > 0 && server > 0 { server.min((memory / 2).max(4096)) } else { server }
+    if memory > 0 && server > 0 { memory } else { server }
 }
 
 /// A root file system with its bundle and bind mounts, for a container or a pea. The `files` are the container's own: it is
@@ -426,11 +426,10 @@ mod tests {
     use super::{check_handle, shm_bytes};
 
     #[test]
-    fn shared_memory_is_bounded_by_the_server_and_by_half_of_the_limit() {
+    fn shared_memory_is_bounded_by_the_limit_or_by_the_server() {
         assert_eq!(shm_bytes(64 << 20, 0), 64 << 20);
-        assert_eq!(shm_bytes(64 << 20, 1 << 30), 64 << 20);
-        assert_eq!(shm_bytes(64 << 20, 32 << 20), 16 << 20);
-        assert_eq!(shm_bytes(64 << 20, 1), 4096);
+        assert_eq!(shm_bytes(64 << 20, 1 << 30), 1 << 30);
+        assert_eq!(shm_bytes(0, 0), 0);
         assert_eq!(shm_bytes(0, 1 << 20), 0);
     }
 

@@ -93,7 +93,7 @@ pub struct Config {
     pub max_queued_creates: usize,
     /// Refuse to make containers whose root is the host's.
     pub disable_privileged: bool,
-    /// Bytes of /dev/shm in a container; 0: half of the host's memory, the kernel's own bound.
+    /// Bytes of /dev/shm in a container without a memory limit; 0: half of the host's memory, the kernel's own bound.
     pub shm_bytes: u64,
 }
 

@@ -100,7 +100,11 @@ impl Records {
                     _ => {}
                 }
             }
-            for bundle in fs::read_dir(container.path().join("peas")).into_iter().flatten().flatten() {
+            let peas = container.path().join("peas");
+            if peas.is_dir() {
+                fs::set_permissions(&peas, Permissions::from_mode(0o700))?;
+            }
+            for bundle in fs::read_dir(&peas).into_iter().flatten().flatten() {
                 fs::set_permissions(bundle.path(), Permissions::from_mode(0o600))?;
             }
         }

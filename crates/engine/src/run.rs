@@ -332,7 +332,7 @@ fn prepare_pea(
         no_new_privileges: exec.no_new_privileges,
         memory_bytes: limits.memory_bytes,
         cpu_shares: limits.cpu_shares,
-        shm_bytes: shm_bytes(shared.config.shm_bytes, limits.memory_bytes.max(record.limits.memory_bytes)),
+        shm_bytes: shm_bytes(shared.config.shm_bytes, spec.limits.unwrap_or(record.limits).memory_bytes),
         ..shared.settings()
     };
     // The keeper shows the container's own files to its peas. One of an earlier version has them in the run directory.

@@ -383,7 +383,12 @@ pub fn die_with_parent() -> Outcome<()> {
 /// Everything else of this kind (groups, signals, session) each child sets for itself.
 pub fn set_inheritance() -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    for (resource, soft, hard) in LIMITS {
+    // As the kernel does it at boot (kernel/fork.c): half of the threads that fit into memory.
+    let threads: u64 =
+        std::fs::read_to_string("/proc/sys/kernel/threads-max")?.trim().parse().unwrap_or(UNLIMITED);
+    let half = if threads == UNLIMITED { UNLIMITED } else { threads / 2 };
+    let of_host = [(libc::RLIMIT_NPROC, half, half), (libc::RLIMIT_SIGPENDING, half, half)];
+    for (resource, soft, hard) in LIMITS.iter().chain(&of_host) {
         limit(*resource, *soft, *hard)?;
     }
     /// keyctl(2), KEYCTL_JOIN_SESSION_KEYRING; libc has no name for it on every target.
@@ -399,9 +404,8 @@ pub fn set_inheritance() -> io::Result<()> {
 
 const UNLIMITED: u64 = libc::RLIM_INFINITY;
 
-/// `(resource, soft, hard)` of a process that asks for no limits of its own (getrlimit(2)): the kernel's initial values,
-/// more open files (as Cloud Foundry gives apps), and nothing that stands for another limit of the container's: processes
-/// are counted by its cgroup.
+/// `(resource, soft, hard)` of a process that asks for no limits of its own (getrlimit(2)): the kernel's initial values, but
+/// more open files, as Cloud Foundry gives apps. Those that depend on the host's memory are computed.
 const LIMITS: &[(u32, u64, u64)] = &[
     (libc::RLIMIT_CPU, UNLIMITED, UNLIMITED),
     (libc::RLIMIT_FSIZE, UNLIMITED, UNLIMITED),
@@ -409,12 +413,10 @@ const LIMITS: &[(u32, u64, u64)] = &[
     (libc::RLIMIT_STACK, 8 << 20, UNLIMITED),
     (libc::RLIMIT_CORE, 0, UNLIMITED),
     (libc::RLIMIT_RSS, UNLIMITED, UNLIMITED),
-    (libc::RLIMIT_NPROC, UNLIMITED, UNLIMITED),
     (libc::RLIMIT_NOFILE, 16_384, 1 << 20),
     (libc::RLIMIT_MEMLOCK, 8 << 20, 8 << 20),
     (libc::RLIMIT_AS, UNLIMITED, UNLIMITED),
     (libc::RLIMIT_LOCKS, UNLIMITED, UNLIMITED),
-    (libc::RLIMIT_SIGPENDING, 65_536, 65_536),
     (libc::RLIMIT_MSGQUEUE, 819_200, 819_200),
     (libc::RLIMIT_NICE, 0, 0),
     (libc::RLIMIT_RTPRIO, 0, 0),
@@ -536,6 +538,8 @@ pub fn init() -> ! {
         action.sa_sigaction = libc::SIG_DFL;
         action.sa_flags = libc::SA_NOCLDWAIT;
         libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut());
+        // The standard library has ignored it.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::prctl(libc::PR_SET_NAME, c"garden-init".as_ptr(), 0, 0, 0);
         loop {
             libc::pause();

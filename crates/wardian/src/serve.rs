@@ -97,7 +97,7 @@ pub struct Args {
     /// [default: 0]
     #[arg(long, value_name = "TIME", env = "WARDIAN_DEFAULT_GRACE_TIME", value_parser = duration)]
     default_grace_time: Option<Duration>,
-    /// What /dev/shm holds in a container, and no more than half of the container's memory limit; 0: half of the host's memory
+    /// What /dev/shm holds in a container without a memory limit, which is its bound else; 0: half of the host's memory, for all
     /// [default: 64M]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_SHM_SIZE", value_parser = crate::store::size)]
     shm_size: Option<u64>,

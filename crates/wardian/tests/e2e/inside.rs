@@ -19,6 +19,8 @@ pub const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("unprivileged", "-syscalls through busybox tools: $ unshare --user true: …", NO_SECCOMP),
     ("", "-/proc/self/mountinfo: /etc/… rw tmpfs tmpfs", OWN_FILES),
     ("", "+/proc/self/mountinfo: /etc/… rw,nosuid,nodev,noexec tmpfs tmpfs", OWN_FILES),
+    ("privileged-alice", "-read and write attempts: /proc/keys: … | readable, empty | …", OWN_KEYRING),
+    ("privileged-alice", "+read and write attempts: /proc/keys: … | readable | …", OWN_KEYRING),
     ("unprivileged", "+/proc/self/mountinfo: /proc/acpi ro tmpfs tmpfs", MASKED),
     ("unprivileged", "-read and write attempts: /proc/acpi: …", MASKED),
     ("unprivileged", "+read and write attempts: /proc/acpi: …", MASKED),
@@ -61,6 +63,7 @@ pub const DIFFERENCES: &[(&str, &str, &str)] = &[
 const NO_SECCOMP: &str = "seccomp profiles are not supported yet";
 const OWN_FILES: &str =
     "hosts and resolv.conf are in a small file system of the container's, not in a directory of the host";
+const OWN_KEYRING: &str = "processes have the container's session keyring, and see that";
 const MASKED: &str = "what tells of the host and its neighbours is masked, as by later versions of runc";
 const OWN_DEVICES: &str = "device nodes are made in a /dev of its own, not bound from the host's";
 const OWN_INIT: &str = "pid 1 comes from a sealed memory file: there is no file to mount";
