@@ -5,10 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals.
-pub const VERSION: u32 = 2;
+/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: devices in bundles.
+pub const VERSION: u32 = 3;
 /// The first version whose keepers give terminals: an earlier one would start the program without.
 pub const TERMINALS: u32 = 2;
+/// The first version whose keepers know device nodes and rules in a bundle: an earlier one would refuse it.
+pub const DEVICES: u32 = 3;
 
 /// Environment variable of a keeper, for tests of how a server gets along with keepers of other versions: it says that it
 /// speaks this version, and if that is 1, it speaks as the first keepers did.
