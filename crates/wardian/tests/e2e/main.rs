@@ -6,6 +6,7 @@
 mod bad_input;
 mod cli;
 mod commands;
+mod devices;
 mod doctor;
 mod equipped;
 mod failpoints;
