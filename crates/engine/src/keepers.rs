@@ -41,7 +41,7 @@ impl Keepers {
         // 0711: inside the container its maps, links and descriptors are not to be read.
         let init = memfd::sealed("garden-init", &bytes, 0o711)?;
         drop(std::fs::remove_dir_all(dir));
-        std::fs::create_dir_all(dir)?;
+        wardian_store::run::private(dir)?;
         let nursery = namespace::nursery()?;
         let directory: OwnedFd = std::fs::File::open(dir)?.into();
         let count = AtomicU64::new(0);

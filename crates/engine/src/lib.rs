@@ -91,6 +91,8 @@ pub struct Config {
     pub max_queued_creates: usize,
     /// Refuse to make containers whose root is the host's.
     pub disable_privileged: bool,
+    /// Bytes of /dev/shm in a container; 0: half of the host's memory, the kernel's own bound.
+    pub shm_bytes: u64,
 }
 
 /// The engine; clones share it.
@@ -114,6 +116,8 @@ struct Shared {
     /// Host uid and gid of container root.
     root_id: u32,
     mapping: Vec<(u32, u32, u32)>,
+    /// See [`wardian_runtime::bundle::host_masks`].
+    masks: Vec<String>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     history: History,
     /// See [`Config::cpu_entitlement_per_share`].
@@ -154,7 +158,7 @@ impl Shared {
 
     /// What all bundles of this server share.
     fn settings(&self) -> Settings {
-        Settings { mapping: self.mapping.clone(), ..Settings::default() }
+        Settings { mapping: self.mapping.clone(), masks: self.masks.clone(), ..Settings::default() }
     }
 
     /// A cgroup can be removed once its last member has been reaped, by whoever has to.
@@ -341,6 +345,8 @@ pub struct Transfer<P> {
     /// The tar. `None` once taken.
     pub pipe: Option<P>,
     task: tokio::task::JoinHandle<Result<()>>,
+    /// Its drop cancels the transfer: the keeper kills the helper, even one that is stopped.
+    _wanted: tokio::sync::oneshot::Sender<std::convert::Infallible>,
 }
 
 impl<P> Transfer<P> {
@@ -349,8 +355,9 @@ impl<P> Transfer<P> {
     /// # Errors
     /// What the container's side says.
     pub async fn finish(self) -> Result<()> {
-        drop(self.pipe);
-        self.task.await.map_err(|e| Error::failed("transfer", e))?
+        let Self { pipe, task, _wanted } = self;
+        drop(pipe);
+        task.await.map_err(|e| Error::failed("transfer", e))?
     }
 }
 
@@ -456,6 +463,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         idmap,
         root_id,
         mapping,
+        masks: wardian_runtime::bundle::host_masks(Path::new("/sys")),
         containers: Mutex::default(),
         history: History::default(),
         gate,

@@ -5,10 +5,15 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: devices in bundles.
+/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: the container's own files, cancelled transfers, devices
+/// in bundles.
 pub const VERSION: u32 = 3;
 /// The first version whose keepers give terminals: an earlier one would start the program without.
 pub const TERMINALS: u32 = 2;
+/// The first version whose keepers keep the container's own files ([`Boxed::files`]) and show them to its peas.
+pub const OWN_FILES: u32 = 3;
+/// The first version whose keepers know [`Op::Cancel`]: an earlier one would end the connection.
+pub const CANCEL: u32 = 3;
 /// The first version whose keepers know device nodes and rules in a bundle: an earlier one would refuse it.
 pub const DEVICES: u32 = 3;
 
@@ -46,11 +51,15 @@ pub struct Placement {
 }
 
 /// A root file system and what is mounted in it: descriptors in this order, before those of [`Placement`]:
-/// config.json, root file system, detached mounts for `binds`.
+/// config.json, root file system, detached mounts for `binds`, files for `files`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Boxed {
     /// Destinations of the bind mounts, in the order of their descriptors.
     pub binds: Vec<String>,
+    /// Of a container: destinations of files whose contents it gets in a file system of its own, kept by the keeper and shown
+    /// to peas as well. In the bundle they are the last bind mounts.
+    #[serde(default)]
+    pub files: Vec<String>,
     /// Names of the mounted v1 hierarchies (`cpu`, `name=systemd`), for `/sys/fs/cgroup` inside.
     pub v1_hierarchies: Vec<String>,
 }
@@ -86,7 +95,7 @@ pub enum Op {
         place: Placement,
     },
     /// Pack or unpack a tar inside. Descriptors: the tar's pipe, then [`Placement`]. Answer: [`Reply::Done`]
-    /// when it has ended.
+    /// when it has ended and says by its exit status that all of it is done.
     Transfer {
         /// Unpack?
         inward: bool,
@@ -96,6 +105,12 @@ pub enum Op {
         path: String,
         /// Where it runs.
         place: Placement,
+    },
+    /// End a transfer that this connection has asked for, however it is held up. Answer: [`Reply::Done`]; the transfer's own
+    /// answer says that it has failed.
+    Cancel {
+        /// The `seq` of its request.
+        transfer: u64,
     },
     /// The stdio of a process. Answer: [`Reply::Started`] with stdin (while open), stdout, stderr, or with its terminal
     /// alone.

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod children;
 pub mod failpoint;
 pub mod heap;
 pub mod layer_ns;
