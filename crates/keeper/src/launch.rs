@@ -392,8 +392,12 @@ fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>) -> Outcome<()> {
     };
     let stat = rustix::fs::fstat(&target).map_err(failed(format!("mask {path}")))?;
     let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
-        mount::fs_mount("tmpfs", &[("size", "4k"), ("nr_inodes", "2")], &[], attrs)
+        mount::fs_mount(
+            "tmpfs",
+            &[("size", "4k"), ("nr_inodes", "2")],
+            &[],
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+        )
     } else {
         mount::open_tree_clone(&parts.devices.dev, "null", false)
     };
