@@ -45,7 +45,9 @@ use keepers::Keepers;
 use pool::Pool;
 use record::{Phase, Records};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::Permissions;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -399,7 +401,9 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     }
     let tag = tag(&config.run);
     let instance = serde_json::json!({"tag": tag, "root": config.root, "pid": std::process::id()});
-    std::fs::write(config.run.join("instance.json"), instance.to_string())
+    let path = config.run.join("instance.json");
+    std::fs::write(&path, instance.to_string())
+        .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o600)))
         .map_err(|e| Error::failed("run directory", e))?;
     let found = records.all(&boot_id);
     let mut live: BTreeSet<String> = BTreeSet::new();
@@ -501,6 +505,8 @@ fn open_run(run: &Path) -> Result<OwnedFd> {
 fn lock_run(run: &Path) -> Result<OwnedFd> {
     let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
     let lock = std::fs::File::create(run.join("lock")).map_err(step)?;
+    // Whoever may open it may hold it.
+    lock.set_permissions(Permissions::from_mode(0o600)).map_err(step)?;
     // A server that was killed a moment ago may still be on its way out, with all its descriptors.
     for _ in 0..100 {
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -535,7 +541,7 @@ fn reap_strangers() -> std::io::Result<()> {
     let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?;
     tokio::spawn(async move {
         while signals.recv().await.is_some() {
-            while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+            wardian_sys::children::reap_all();
         }
     });
     Ok(())

@@ -2,6 +2,22 @@
 //! keeps numbers must decide for each child when that happens.
 
 use std::io;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+/// Held by whoever has just started a child and names it by number; taken by [`reap_all`].
+static NAMED: RwLock<()> = RwLock::new(());
+
+/// Keeps [`reap_all`] from reaping, so that the number of a child that is started while this is held stays the child's,
+/// even if it ends at once.
+pub fn keep_numbers() -> RwLockReadGuard<'static, ()> {
+    NAMED.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reaps every child that has ended. For a process to which strangers are handed down (`PR_SET_CHILD_SUBREAPER`).
+pub fn reap_all() {
+    let _nobody_names_one = NAMED.write().unwrap_or_else(PoisonError::into_inner);
+    while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+}
 
 /// What `waitid(2)` says of one child without reaping it.
 fn look(kind: libc::idtype_t, id: libc::id_t) -> io::Result<Option<i32>> {

@@ -53,7 +53,7 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        use std::os::unix::fs::PermissionsExt as _;
+        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::Builder::new().prefix("we").tempdir_in("/var/tmp").unwrap();
         std::fs::write(dir.path().join("secret"), "secret").unwrap();
         std::fs::copy(wardian_lab::image::BUSYBOX, dir.path().join("echo")).unwrap();
@@ -153,11 +153,11 @@ async fn no_descriptor_leads_out() {
 async fn a_process_has_three_descriptors() {
     let server = Server::start().await;
     let client = server.create("c").await;
-    // The shell's own: what it opened to read the directory.
+    // The fourth is the shell's own: the directory that it reads.
     let count = "set -- /proc/$$/fd/*; echo $#";
-    assert_eq!(say(&client, "c", count).await, "3");
+    assert_eq!(say(&client, "c", count).await, "4");
     let done = run(&client, "c", &crate::support::pea(server.image().to_str().unwrap(), count)).await;
-    assert_eq!(done.out.trim(), "3", "{done:?}");
+    assert_eq!(done.out.trim(), "4", "{done:?}");
     // Pid 1 has the container's null device, not the host's.
     let pid = init(&server, "c").await;
     let null = std::fs::read_link(format!("/proc/{pid}/fd/0")).unwrap();

@@ -42,7 +42,8 @@ async fn records_are_for_root_alone() {
     server.kill9();
     let mut found = Vec::new();
     walk(&server.run(), &mut found);
-    for (path, mode) in found {
+    // Those of root file systems have always been root's.
+    for (path, mode) in found.into_iter().filter(|(path, _)| !path.starts_with(server.run().join("rootfs"))) {
         let open = std::fs::Permissions::from_mode(mode | if path.is_dir() { 0o055 } else { 0o044 });
         std::fs::set_permissions(&path, open).unwrap();
     }
@@ -76,14 +77,20 @@ async fn nothing_is_inherited_from_the_server() {
             .await
             .unwrap();
         for user in ["root", "vcap"] {
-            let look =
-                "umask; ulimit -S -c; ulimit -S -s; grep -E '^(SigIgn|SigBlk|Groups):' /proc/self/status";
-            let done = run(&client, handle, &ProcessSpec { user: user.into(), ..script(look) }).await;
-            let lines: Vec<String> =
-                done.out.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-            let expected =
-                ["0022", "0", "8192", "Groups:", "SigBlk: 0000000000000000", "SigIgn: 0000000000000000"];
-            assert_eq!(lines, expected, "{handle} {user}: {done:?}");
+            let look = script("umask; ulimit -S -c; ulimit -S -s");
+            let done = run(&client, handle, &ProcessSpec { user: user.into(), ..look }).await;
+            assert_eq!(done.out, "0022\n0\n8192\n", "{handle} {user}: {done:?}");
+            // Not by a shell, which ignores signals of its own.
+            let look = ProcessSpec {
+                path: "grep".into(),
+                args: ["-E", "^(SigIgn|SigBlk|Groups):", "/proc/self/status"].map(str::to_owned).into(),
+                user: user.into(),
+                ..Default::default()
+            };
+            let done = run(&client, handle, &look).await;
+            let words: Vec<&str> = done.out.split_whitespace().collect();
+            let none = "0000000000000000";
+            assert_eq!(words, ["Groups:", "SigBlk:", none, "SigIgn:", none], "{handle} {user}: {done:?}");
         }
         // Pid 1 as well.
         let status = say(&client, handle, "grep -E '^(Umask|SigIgn|SigBlk|Groups):' /proc/1/status").await;

@@ -17,6 +17,12 @@ pub const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("unprivileged", "-/proc/…/status: Seccomp: 2", NO_SECCOMP),
     ("unprivileged", "+/proc/…/status: Seccomp: 0", NO_SECCOMP),
     ("unprivileged", "-syscalls through busybox tools: $ unshare --user true: …", NO_SECCOMP),
+    ("", "-/proc/self/mountinfo: /etc/… rw tmpfs tmpfs", OWN_FILES),
+    ("", "+/proc/self/mountinfo: /etc/… rw,nosuid,nodev,noexec tmpfs tmpfs", OWN_FILES),
+    ("unprivileged", "+/proc/self/mountinfo: /proc/acpi ro tmpfs tmpfs", MASKED),
+    ("unprivileged", "-read and write attempts: /proc/acpi: …", MASKED),
+    ("unprivileged", "+read and write attempts: /proc/acpi: …", MASKED),
+    ("unprivileged", "-read and write attempts: /proc/interrupts: …", MASKED),
     ("", "-/proc/self/mountinfo: / rw overlay overlay", "an image's device nodes are of no use"),
     ("", "+/proc/self/mountinfo: / rw,nodev overlay overlay", "an image's device nodes are of no use"),
     ("unprivileged", "-/proc/self/mountinfo: /dev/… rw devtmpfs devtmpfs", OWN_DEVICES),
@@ -53,6 +59,9 @@ pub const DIFFERENCES: &[(&str, &str, &str)] = &[
 ];
 
 const NO_SECCOMP: &str = "seccomp profiles are not supported yet";
+const OWN_FILES: &str =
+    "hosts and resolv.conf are in a small file system of the container's, not in a directory of the host";
+const MASKED: &str = "what tells of the host and its neighbours is masked, as by later versions of runc";
 const OWN_DEVICES: &str = "device nodes are made in a /dev of its own, not bound from the host's";
 const OWN_INIT: &str = "pid 1 comes from a sealed memory file: there is no file to mount";
 const HIDDEN_INIT: &str = "pid 1 may not be looked into";
