@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Containers where cgroups are v2 alone and root may do everything: limits, metrics, out of memory, a killed server, and whom the kernel
+"""Containers where cgroups are v2 alone and root may do everything: limits, metrics, device rules, out of memory, a killed server, and whom the kernel
 kills for want of memory. By the commands that a user has."""
 import argparse, io, json, os, shutil, tarfile, tempfile, time
 import vm
@@ -13,7 +13,7 @@ def busybox(path):
     """An image of Debian's static busybox."""
     with tarfile.open(path, "w") as tar:
         tar.add(shutil.which("busybox"), "bin/busybox")
-        for name in "sh cat sleep seq head tail stty true".split():
+        for name in "sh cat sleep seq head tail stty true mknod rm echo mkdir".split():
             link = tarfile.TarInfo("bin/" + name)
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
@@ -76,6 +76,36 @@ def terminal(lab):
     assert lab.wardian("exec -t c -- stty size").split() == ["24", "80"]
 
 
+FORBIDDEN = ["b 7 0", "b 254 0", "b 253 0", "c 1 1", "c 1 11", "c 10 237"]
+ATTACK = "for n in " + " ".join(f'"{node}"' for node in FORBIDDEN) + """; do rm -f /dev/x; mknod /dev/x $n || exit 3
+(: </dev/x) 2>&1 && echo opened $n; (: >>/dev/x) 2>&1 && echo opened $n; done; rm /dev/x"""
+ALLOWED = """mkdir -p /dev/net; [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
+for n in null zero full random urandom tty ptmx fuse net/tun; do (: <>/dev/$n) 2>&1; done; head -c3 /dev/zero >/dev/null && echo good"""
+
+
+def devices(lab):
+    """Rules are a program on the cgroup here: each server loads two, and they are not to pile up."""
+    lab.wardian("run --name p --privileged -d /share/busybox.tar -- sleep 100000")
+
+    def check(command):
+        said = lab.wardian(f"{command} sh -c '{ATTACK}'").splitlines()
+        assert len(said) == 2 * len(FORBIDDEN) and all(l.endswith("/dev/x: Operation not permitted") for l in said), said
+        said = lab.wardian(f"{command} sh -c '{ALLOWED}'")
+        assert "not permitted" not in said and said.endswith("good\n"), said
+    for _ in range(2):
+        check("exec p --")
+        check("run --rm --privileged /share/busybox.tar --")
+        # Everybody may read what is no device of the host's.
+        assert lab.inside("sh -c 'for n in null zero full random urandom tty ptmx; do (: <>/dev/$n) 2>&1; done; echo good'").endswith("good")
+        lab.sh("kill -9 $(pidof wardian)")
+        lab.serve()
+    check("exec p --")
+    loaded = int(lab.sh("grep -c wardian_devices /proc/kallsyms; true"))
+    assert 2 <= loaded <= 4, f"{loaded} programs"
+    assert "device-rules" not in lab.sh("cat /tmp/log")
+    lab.wardian("rm p")
+
+
 def survival(lab):
     lab.sh("kill -9 $(pidof wardian)")
     lab.serve()
@@ -91,7 +121,7 @@ def survival(lab):
     assert "nothing is left" in lab.wardian("doctor --leaks")
 
 
-PARTS = [limits, scores, terminal, out_of_memory, survival]
+PARTS = [limits, scores, terminal, out_of_memory, devices, survival]
 
 
 class Test:

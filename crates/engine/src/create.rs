@@ -8,12 +8,14 @@ use crate::metrics::since_boot;
 use crate::record::{CONFIG, Phase, Record, VERSION};
 use crate::spec::{BindMount, ContainerSpec, Limits};
 use crate::{Engine, Error, Result, Shared, grace};
+use rustix::fs::FileType;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use tracing::Instrument as _;
 use wardian_runtime::bundle::{self, Settings};
+use wardian_runtime::cgroup::devices::{Devices, Type};
 use wardian_runtime::cgroup::{self, Entry};
 use wardian_runtime::client::{Event, Keeper};
 use wardian_runtime::wire::{Boxed, Op, Placement, Reply};
@@ -314,6 +316,10 @@ fn prepare(
     };
     timeline.ended("files");
     let cgroup = |e| Error::failed("cgroup", e);
+    // It was made ahead with the rules of an unprivileged one, and nothing runs in it yet.
+    if spec.privileged {
+        shared.cgroups.impose(id, Devices::Privileged).map_err(cgroup)?;
+    }
     shared.cgroups.limit(id, spec.limits.into()).map_err(cgroup)?;
     let entry = shared.cgroups.enter_v2(id).map_err(cgroup)?;
     failpoint::reach(Point::CreateCgroup);
@@ -370,7 +376,7 @@ pub fn assemble(
     let text = |p: &Path| p.to_string_lossy().into_owned();
     let mut clones = Vec::new();
     for bind in binds {
-        clones.push(clone_bind(bind)?);
+        clones.push(clone_bind(bind, settings.privileged.into())?);
     }
     for file in files.iter().filter(|_| give) {
         clones.push(std::fs::File::open(&file.source).map_err(step)?.into());
@@ -394,7 +400,9 @@ pub fn assemble(
     Ok(Parts { config, rootfs: rootfs.mount, binds: clones, boxed, entry })
 }
 
-fn clone_bind(bind: &BindMount) -> Result<OwnedFd> {
+/// Device nodes below a directory have no effect. One that is itself mounted has, if the container may open the device;
+/// the rules of its cgroup hold for it as for any other.
+fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     let name = bind.source.display().to_string();
     let fail = |e: mount::Error| Error::failed("bind mount", format!("{name}: {}", chain(&e)));
     if !bind.source.is_absolute() || !bind.destination.is_absolute() {
@@ -403,6 +411,25 @@ fn clone_bind(bind: &BindMount) -> Result<OwnedFd> {
     let clone = mount::open_tree_clone(rustix::fs::CWD, &name, false).map_err(fail)?;
     if !bind.writable {
         mount::set_readonly(&clone, false).map_err(fail)?;
+    }
+    let stat = rustix::fs::fstat(&clone).map_err(|e| Error::failed("bind mount", format!("{name}: {e}")))?;
+    let node = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            mount::set_nodev(&clone).map_err(fail)?;
+            None
+        }
+        FileType::CharacterDevice => Some(("character", Type::Char)),
+        FileType::BlockDevice => Some(("block", Type::Block)),
+        _ => None,
+    };
+    if let Some((word, kind)) = node {
+        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        if !devices.may_open(kind, major, minor) {
+            let message = format!(
+                "bind mount {name}: the container may not open the {word} device {major}:{minor} that it is"
+            );
+            return Err(Error::Invalid(message));
+        }
     }
     Ok(clone)
 }

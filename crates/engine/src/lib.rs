@@ -426,6 +426,9 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     // Of keepers that had no container yet when an earlier server was killed.
     let known: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
     remove_strays(&cgroups, &known);
+    if let Some(error) = cgroups.prepare().map_err(|e| Error::failed("cgroups", e))? {
+        tracing::error!(error, "start.device-rules");
+    }
     let uid_map = std::fs::read_to_string("/proc/self/uid_map").map_err(|e| Error::failed("uid map", e))?;
     let root_id = maximus(&uid_map);
     let maps = vec![

@@ -110,6 +110,7 @@ impl Engine {
             self.shared.history.add(made.clone());
         }
         self.shared.lock().insert(record.handle.clone(), container.clone());
+        self.renew_device_rules(&record).await;
         let (keeper, events, init, processes) = match hello {
             Ok(hello) => hello,
             Err(reason) => {
@@ -136,6 +137,16 @@ impl Engine {
         self.restore_peas(&container);
         self.watch(&container, events);
         tracing::info!(handle = record.handle, id = record.id, "restore.found");
+    }
+
+    /// A server that knew no device rules may have made it.
+    async fn renew_device_rules(&self, record: &Record) {
+        let (shared, id, devices) = (self.shared.clone(), record.id.clone(), record.privileged.into());
+        let renewed = tokio::task::spawn_blocking(move || shared.cgroups.renew(&id, devices)).await;
+        // It runs, and whoever relies on it shall not lose it; but this must be seen.
+        if let Ok(Err(error)) = renewed {
+            tracing::error!(handle = record.handle, id = record.id, %error, "restore.device-rules");
+        }
     }
 
     /// Root file systems of peas whose process is known to have ended are let go.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tokio::net::unix::pipe;
 use tracing::Instrument as _;
 use wardian_runtime::bundle::Settings;
+use wardian_runtime::cgroup::devices::Devices;
 use wardian_runtime::client::{self, Keeper};
 use wardian_runtime::wire::{self, Exec, Failure, Op, Placement, Reply};
 use wardian_runtime::{caps, cgroup};
@@ -322,7 +323,9 @@ fn prepare_pea(
     // Below its container, or with limits of its own beside it.
     let cgroup = pea_cgroup(&container.id, pea, spec.limits.is_some());
     let limits = spec.limits.map_or_else(cgroup::Limits::default, Into::into);
-    let entry = shared.cgroups.make(&cgroup, limits).map_err(|e| Error::failed("cgroup", e))?;
+    // Below its container it has the device rules of that.
+    let devices = spec.limits.is_some().then(|| Devices::from(record.privileged));
+    let entry = shared.cgroups.make(&cgroup, limits, devices).map_err(|e| Error::failed("cgroup", e))?;
     failpoint::reach(Point::PeaCgroup);
     let dir = shared.records.path(&container.id);
     let settings = Settings {
@@ -333,6 +336,7 @@ fn prepare_pea(
         memory_bytes: limits.memory_bytes,
         cpu_shares: limits.cpu_shares,
         shm_bytes: shm_bytes(shared.config.shm_bytes, spec.limits.unwrap_or(record.limits).memory_bytes),
+        without_devices: container.keeper_version() < wire::DEVICES,
         ..shared.settings()
     };
     // The keeper shows the container's own files to its peas. One of an earlier version has them in the run directory.

@@ -144,14 +144,15 @@ pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
     let options = [("mode", "755"), ("size", "65536k"), ("uid", &*uid_text), ("gid", &*gid_text)];
     let attrs = MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     let dev = mount::fs_mount("tmpfs", &options, &[], attrs).map_err(|e| e.to_string())?;
-    let privileged_node = [("fuse", 10, 229)];
-    let extra: &[_] = if plan.user { &[] } else { &privileged_node };
-    for (name, major, minor) in NODES.iter().chain(extra) {
-        let device = rustix::fs::makedev(*major, *minor);
-        let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(&dev, *name, FileType::CharacterDevice, mode, device).map_err(say(name))?;
-        rustix::fs::chmodat(&dev, *name, mode, rustix::fs::AtFlags::empty()).map_err(say(name))?;
-        rustix::fs::chownat(&dev, *name, owner.0, owner.1, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+    let default = NODES.iter().map(|(name, major, minor)| (*name, false, *major, *minor, 0o666));
+    let extra = plan.nodes.iter().map(|node| (&*node.name, node.block, node.major, node.minor, node.mode));
+    for (name, block, major, minor, mode) in default.chain(extra) {
+        let kind = if block { FileType::BlockDevice } else { FileType::CharacterDevice };
+        let device = rustix::fs::makedev(major, minor);
+        let mode = Mode::from_raw_mode(mode);
+        rustix::fs::mknodat(&dev, name, kind, mode, device).map_err(say(name))?;
+        rustix::fs::chmodat(&dev, name, mode, rustix::fs::AtFlags::empty()).map_err(say(name))?;
+        rustix::fs::chownat(&dev, name, owner.0, owner.1, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
             .map_err(say(name))?;
     }
     for (target, name) in LINKS {

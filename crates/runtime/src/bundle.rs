@@ -4,6 +4,7 @@
 //! refuses every field that it does not implement: what is asked for is done or is an error.
 
 use crate::caps;
+use crate::cgroup::devices::{self, Devices};
 use serde_json::{Value, json};
 
 /// What the launcher cannot do.
@@ -44,6 +45,8 @@ pub struct Settings {
     pub pids: u64,
     /// `no_new_privs`.
     pub no_new_privileges: bool,
+    /// Say nothing of devices: a keeper before [`crate::wire::DEVICES`] refuses what it does not know.
+    pub without_devices: bool,
     /// Bytes that /dev/shm may hold; zero: as many as the kernel gives a tmpfs, half of the memory.
     pub shm_bytes: u64,
     /// Paths to be masked beside [`MASKED`], which depend on the host; see [`host_masks`].
@@ -140,6 +143,13 @@ pub fn config(s: &Settings) -> Value {
         "namespaces": namespaces,
         "rootfsPropagation": "private",
     });
+    if !s.without_devices {
+        linux["resources"]["devices"] = Devices::from(s.privileged).bundle();
+        if s.privileged {
+            linux["devices"] =
+                json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666}]);
+        }
+    }
     if !s.privileged {
         linux["uidMappings"] = json!(ids);
         linux["gidMappings"] = json!(ids);
@@ -190,6 +200,21 @@ pub struct Mount {
     pub data: Vec<(String, String)>,
 }
 
+/// A device node to make in /dev, beside those of every container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name there.
+    pub name: String,
+    /// Block device?
+    pub block: bool,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
 /// What the launcher does, read from a `config.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -207,6 +232,11 @@ pub struct Plan {
     pub root_ids: (u32, u32),
     /// There is a user namespace.
     pub user: bool,
+    /// In order.
+    pub nodes: Vec<Node>,
+    /// What may be done with which devices, for the reader: the engine has set the rules of the cgroup. `None`: a server
+    /// wrote this that knew no rules.
+    pub devices: Option<Vec<devices::Allow>>,
 }
 
 /// Every key that the launcher, or the engine before it, acts upon. A `*` stands for array elements.
@@ -238,6 +268,16 @@ const KNOWN: &[&str] = &[
     "linux.resources.memory.swap",
     "linux.resources.cpu.shares",
     "linux.resources.pids.limit",
+    "linux.resources.devices.*.allow",
+    "linux.resources.devices.*.type",
+    "linux.resources.devices.*.major",
+    "linux.resources.devices.*.minor",
+    "linux.resources.devices.*.access",
+    "linux.devices.*.path",
+    "linux.devices.*.type",
+    "linux.devices.*.major",
+    "linux.devices.*.minor",
+    "linux.devices.*.fileMode",
     "linux.cgroupsPath",
     "linux.namespaces.*.type",
     "linux.namespaces.*.path",
@@ -282,6 +322,14 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
     for mount in spec.mounts().iter().flatten() {
         plan.mounts.push(read_mount(mount)?);
     }
+    if let Some(rules) = linux.resources().as_ref().and_then(|r| r.devices().as_ref()) {
+        let read =
+            devices::read(rules).map_err(|what| Error::Unsupported(format!("{what} in device rules")))?;
+        plan.devices = Some(read);
+    }
+    for device in linux.devices().iter().flatten() {
+        plan.nodes.push(read_node(device)?);
+    }
     if let Some(process) = spec.process() {
         plan.no_new_privileges = process.no_new_privileges().unwrap_or(false);
         if let Some(set) = process.capabilities().as_ref().and_then(|c| c.bounding().as_ref()) {
@@ -291,6 +339,31 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
         }
     }
     Ok(plan)
+}
+
+fn read_node(device: &oci_spec::runtime::LinuxDevice) -> Result<Node, Error> {
+    use oci_spec::runtime::LinuxDeviceType as Kind;
+    let path = device.path().to_string_lossy();
+    let unsupported = |what: String| Error::Unsupported(format!("{what} of the device {path:?}"));
+    let name =
+        path.strip_prefix("/dev/").filter(|name| !matches!(*name, "" | "." | "..") && !name.contains('/'));
+    let name = name.ok_or_else(|| unsupported("the path".to_owned()))?.to_owned();
+    let block = match device.typ() {
+        Kind::B => true,
+        Kind::C => false,
+        other => return Err(unsupported(format!("the type {}", other.as_str()))),
+    };
+    let number = |given: i64, max: u32| {
+        let within = u32::try_from(given).ok().filter(|n| *n <= max);
+        within.ok_or_else(|| unsupported(format!("the number {given}")))
+    };
+    let mode = device.file_mode().unwrap_or(0o666);
+    if mode & !0o777 != 0 {
+        return Err(unsupported(format!("the mode {mode:o}")));
+    }
+    let (major, minor) =
+        (number(device.major(), devices::MAX_MAJOR)?, number(device.minor(), devices::MAX_MINOR)?);
+    Ok(Node { name, block, major, minor, mode })
 }
 
 fn read_mount(mount: &oci_spec::runtime::Mount) -> Result<Mount, Error> {
@@ -348,6 +421,71 @@ mod tests {
         assert!(plan.user && plan.masked.contains(&"/proc/keys".to_owned()));
         let bind = plan.mounts.last().unwrap();
         assert!(bind.kind == "bind" && bind.readonly && bind.destination == "/dst");
+    }
+
+    #[test]
+    fn devices_are_written_and_read() {
+        let read = |settings: &Settings| plan(config(settings).to_string().as_bytes()).unwrap();
+        let unprivileged = read(&settings());
+        assert_eq!((unprivileged.devices, unprivileged.nodes), (Some(Devices::Unprivileged.rules()), vec![]));
+        let privileged = Settings { privileged: true, ..settings() };
+        let fuse = Node { name: "fuse".into(), block: false, major: 10, minor: 229, mode: 0o666 };
+        assert_eq!(read(&privileged).devices, Some(Devices::Privileged.rules()));
+        assert_eq!(read(&privileged).nodes, [fuse]);
+        let earlier = Settings { without_devices: true, ..privileged };
+        assert_eq!((read(&earlier).devices, read(&earlier).nodes), (None, vec![]));
+        // As recorded of a privileged container, word for word.
+        let recorded = json!([
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": -1, "minor": -1, "access": "m"},
+            {"allow": true, "type": "b", "major": -1, "minor": -1, "access": "m"},
+            {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 8, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 7, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 5, "minor": 0, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 9, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 136, "minor": -1, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 5, "minor": 2, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 10, "minor": 200, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm"},
+        ]);
+        let bundle = config(&Settings { privileged: true, ..settings() });
+        assert_eq!(bundle["linux"]["resources"]["devices"], recorded);
+    }
+
+    #[test]
+    fn devices_that_cannot_be_made_or_enforced_are_refused() {
+        let node = |key: &str, value: Value| {
+            let mut bundle = config(&Settings { privileged: true, ..settings() });
+            bundle["linux"]["devices"][0][key] = value;
+            plan(bundle.to_string().as_bytes())
+        };
+        assert!(node("path", json!("/dev/other")).is_ok() && node("type", json!("b")).is_ok());
+        for path in ["/dev/", "/dev/..", "/dev/a/b", "/dev/../etc/x", "/etc/x", "fuse", "", "/dev/./x"] {
+            assert!(node("path", json!(path)).is_err(), "{path}");
+        }
+        for kind in [json!("a"), json!("p"), json!("u"), json!("x"), json!(1), json!(null)] {
+            assert!(node("type", kind.clone()).is_err(), "{kind}");
+        }
+        for number in [json!(-1), json!(4096), json!(i64::MIN), json!(1.5), json!("10")] {
+            assert!(node("major", number.clone()).is_err(), "{number}");
+        }
+        for mode in [json!(0o4777), json!(-1), json!("666")] {
+            assert!(node("fileMode", mode.clone()).is_err(), "{mode}");
+        }
+        for key in ["uid", "gid", "note"] {
+            assert!(node(key, json!(0)).is_err(), "{key}");
+        }
+        let rules = |rules: Value| {
+            let mut bundle = config(&settings());
+            bundle["linux"]["resources"]["devices"] = rules;
+            plan(bundle.to_string().as_bytes())
+        };
+        let error = rules(json!([{"allow": true, "access": "rwm"}])).unwrap_err().to_string();
+        assert!(error.contains("does not begin by denying everything in device rules"), "{error}");
+        assert!(rules(json!([{"allow": false, "access": "rwm", "note": 1}])).is_err());
+        assert!(rules(json!([])).is_err() && rules(json!({})).is_err() && rules(json!(1)).is_err());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: the container's own files, cancelled transfers.
+/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: the container's own files, cancelled transfers, devices
+/// in bundles.
 pub const VERSION: u32 = 3;
 /// The first version whose keepers give terminals: an earlier one would start the program without.
 pub const TERMINALS: u32 = 2;
@@ -13,6 +14,8 @@ pub const TERMINALS: u32 = 2;
 pub const OWN_FILES: u32 = 3;
 /// The first version whose keepers know [`Op::Cancel`]: an earlier one would end the connection.
 pub const CANCEL: u32 = 3;
+/// The first version whose keepers know device nodes and rules in a bundle: an earlier one would refuse it.
+pub const DEVICES: u32 = 3;
 
 /// Environment variable of a keeper, for tests of how a server gets along with keepers of other versions: it says that it
 /// speaks this version, and if that is 1, it speaks as the first keepers did.

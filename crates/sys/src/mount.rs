@@ -159,6 +159,8 @@ struct MountAttr {
 
 /// linux/mount.h
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
+/// linux/mount.h
+const MOUNT_ATTR_NODEV: u64 = 0x4;
 /// linux/mount.h; since 5.12
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 
@@ -192,6 +194,12 @@ fn last_errno() -> Errno {
 pub fn set_readonly(mount: impl AsFd, recursive: bool) -> Result<(), Error> {
     let attr = MountAttr { attr_set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
     mount_setattr(mount.as_fd(), recursive, &attr, "read-only")
+}
+
+/// Gives a mount's device nodes no effect: opening one is EACCES.
+pub fn set_nodev(mount: impl AsFd) -> Result<(), Error> {
+    let attr = MountAttr { attr_set: MOUNT_ATTR_NODEV, ..MountAttr::default() };
+    mount_setattr(mount.as_fd(), false, &attr, "one without device nodes")
 }
 
 /// Makes a detached mount read-only and idmapped by the user namespace: what is owned by 0 on disk appears as

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use wardian_sys::bpf::{DeviceProgram, Insn, Reg};
 use wardian_sys::layer_ns::LayerNamespace;
 use wardian_sys::mount::{self, Overlay, UpperPair};
 use wardian_sys::namespace::{self, IdMap};
@@ -65,7 +66,7 @@ pub struct Found {
 }
 
 /// All features in the order in which they are shown, and whether containers need them.
-const ALL: [(&str, bool); 18] = [
+const ALL: [(&str, bool); 19] = [
     ("mount_api", true),
     ("overlay", true),
     ("overlay_volatile", true),
@@ -77,6 +78,7 @@ const ALL: [(&str, bool); 18] = [
     ("openat2", true),
     ("clone_into_cgroup", false),
     ("cgroup_kill", false),
+    ("device_rules", true),
     ("erofs", false),
     ("reflink", false),
     ("fs_verity", false),
@@ -157,6 +159,7 @@ pub fn probe(fs: &FileSystem, cgroups: &Cgroups, mounts: &[MountInfo]) -> Found 
         Err(error) => found.failed("openat2", error, "openat2"),
     }
     groups(&mut found, cgroups);
+    device_rules(&mut found, cgroups);
     match mount::has_filesystem("erofs") {
         Ok(yes) => found.said("erofs", yes, if yes { "" } else { "not in this kernel" }),
         Err(error) => found.failed("erofs", error.errno(), "fsopen"),
@@ -354,6 +357,22 @@ fn groups(found: &mut Found, cgroups: &Cgroups) {
         Err(error) => {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
             found.failed("cgroup_kill", errno, "make a cgroup to look");
+        }
+    }
+}
+
+/// Who can keep containers from the host's devices: a program on version 2 where version 1 does not. The one that is tried
+/// allows nothing, and is attached to nothing.
+fn device_rules(found: &mut Found, cgroups: &Cgroups) {
+    let name = "device_rules";
+    if cgroups.v1.iter().any(|controller| controller == "devices") {
+        found.said(name, true, "by the devices controller of cgroup v1");
+    } else if cgroups.unified.is_none() {
+        found.said(name, false, "neither the devices controller of cgroup v1 nor cgroup v2 is mounted");
+    } else {
+        match DeviceProgram::load("wardian_doctor", &[Insn::mov(Reg::R0, 0), Insn::exit()]) {
+            Ok(_) => found.said(name, true, "by a program on cgroup v2"),
+            Err(error) => found.failed(name, error.errno(), error),
         }
     }
 }

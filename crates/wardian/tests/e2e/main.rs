@@ -7,6 +7,7 @@ mod bad_input;
 mod bounded;
 mod cli;
 mod commands;
+mod devices;
 mod doctor;
 mod equipped;
 mod escape;

@@ -3,12 +3,19 @@
 //! Each hierarchy gets `/wardian-<tag>/<id>`; keepers live in `/wardian-<tag>/keepers`, outside every
 //! container's limits. A pea without limits of its own sits below its container: `<id>/<pea id>`.
 
+pub mod devices;
+mod guard;
+mod program;
+
+use devices::Devices;
+use guard::Guard;
 use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use wardian_sys::procfs;
 
 /// One mounted hierarchy.
@@ -107,15 +114,17 @@ fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Err
 pub struct Cgroups {
     hierarchies: Hierarchies,
     top: String,
+    guard: Arc<Guard>,
 }
 
 impl Cgroups {
-    /// Make the top cgroups.
+    /// Make the top cgroups; who wants to make others, calls [`Cgroups::prepare`] first.
     ///
     /// # Errors
     /// When a hierarchy is read-only or full.
     pub fn open(hierarchies: Hierarchies, tag: &str) -> Result<Self, Error> {
-        let this = Self { hierarchies, top: format!("wardian-{tag}") };
+        let guard = Arc::new(Guard::find(&hierarchies));
+        let this = Self { hierarchies, top: format!("wardian-{tag}"), guard };
         for hierarchy in this.hierarchies.all() {
             // cpuset refuses tasks until its masks are set: let children copy them.
             let top = hierarchy.path.join(&this.top);
@@ -133,7 +142,6 @@ impl Cgroups {
                 }
             }
         }
-        this.make("keepers", Limits::default())?;
         Ok(this)
     }
 
@@ -169,20 +177,22 @@ impl Cgroups {
         if shares > 0 && self.is_v2() { weight(shares) } else { shares }
     }
 
-    /// Make the cgroup `id` with its limits and open the way in.
+    /// Make the cgroup `id` with its limits and device rules and open the way in. Without rules it has those of the cgroup
+    /// above.
     ///
     /// # Errors
-    /// When a limit cannot be enforced or a directory not be made; nothing stays.
-    pub fn make(&self, id: &str, limits: Limits) -> Result<Entry, Error> {
-        let result = self.try_make(id, limits);
+    /// When a limit or the rules cannot be enforced or a directory not be made; nothing stays.
+    pub fn make(&self, id: &str, limits: Limits, devices: Option<Devices>) -> Result<Entry, Error> {
+        let result = self.try_make(id, limits, devices);
         if result.is_err() {
             self.remove(id);
         }
         result
     }
 
-    fn try_make(&self, id: &str, limits: Limits) -> Result<Entry, Error> {
+    fn try_make(&self, id: &str, limits: Limits, devices: Option<Devices>) -> Result<Entry, Error> {
         self.hierarchies.all().try_for_each(|hierarchy| make(&self.dir(hierarchy, id)))?;
+        devices.map_or(Ok(()), |devices| self.impose(id, devices))?;
         self.limit(id, limits)?;
         self.enter(id)
     }
@@ -196,12 +206,7 @@ impl Cgroups {
         for hierarchy in self.hierarchies.all() {
             for (file, value) in limit_files(hierarchy, only_v2, limits) {
                 let path = self.dir(hierarchy, id).join(file);
-                // Without O_CREAT: a file that is not there is ENOENT, and not the EACCES of who tries to make it.
-                let written = fs::OpenOptions::new()
-                    .write(true)
-                    .open(&path)
-                    .and_then(|mut open| open.write_all(value.to_string().as_bytes()));
-                match written {
+                match write_existing(&path, &value.to_string()) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound && SWAP_FILES.contains(&file) => {}
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {
                         return Err(at("its controller is not enabled: no limit file", &path)(e));
@@ -213,12 +218,13 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Make a cgroup for a keeper's second thread to stand in: its v1 `tasks` files.
+    /// Make a cgroup for a keeper's second thread to stand in: its v1 `tasks` files. It has the device rules of most
+    /// containers; [`Cgroups::impose`] gives it those of the others.
     ///
     /// # Errors
-    /// When a directory cannot be made; nothing stays.
+    /// When a directory cannot be made or the rules cannot be enforced; nothing stays.
     pub fn make_ahead(&self, id: &str) -> Result<Vec<OwnedFd>, Error> {
-        self.make(id, Limits::default())?;
+        self.make(id, Limits::default(), Some(Devices::Unprivileged))?;
         let open = |hierarchy: &Hierarchy| {
             let path = self.dir(hierarchy, id).join("tasks");
             fs::OpenOptions::new().write(true).open(&path).map(OwnedFd::from).map_err(at("open", &path))
@@ -391,6 +397,11 @@ impl Cgroups {
         }
         ids.into_iter().collect()
     }
+}
+
+/// Without `O_CREAT`: a file that is not there is ENOENT, and not the EACCES of who tries to make it.
+fn write_existing(path: &Path, text: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path).and_then(|mut open| open.write_all(text.as_bytes()))
 }
 
 fn make(dir: &Path) -> Result<(), Error> {
