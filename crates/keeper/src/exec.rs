@@ -7,6 +7,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
+use wardian_runtime::seccomp::Program;
 use wardian_runtime::wire::Exec;
 
 /// More than this of passwd or group is not read.
@@ -57,7 +58,7 @@ pub fn make_dir(path: &Path, owner: &User) -> Outcome<()> {
 }
 
 /// Become the program. Returns only when that fails.
-pub fn run(exec: &Exec, io: &TheirIo) -> Outcome<std::convert::Infallible> {
+pub fn run(exec: &Exec, io: &TheirIo, filter: Option<&Program>) -> Outcome<std::convert::Infallible> {
     let mut user = user(&exec.user)?;
     let mut name = exec.user.clone();
     if exec.pea {
@@ -95,7 +96,7 @@ pub fn run(exec: &Exec, io: &TheirIo) -> Outcome<std::convert::Infallible> {
     }
     let rights =
         if user.gid == 0 { exec.capabilities } else { exec.capabilities & exec.capabilities_non_root };
-    child::drop_to(user.uid, user.gid, &user.groups, rights, exec.no_new_privileges)?;
+    child::drop_to(user.uid, user.gid, &user.groups, rights, exec.no_new_privileges, filter)?;
     rustix::process::chdir(dir).map_err(|error| {
         let text = std::io::Error::from(error).to_string();
         let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::{self, Plan};
+use wardian_runtime::seccomp::Program;
 use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{heap, memfd, packet};
@@ -29,6 +30,8 @@ struct Container {
     pidfd: OwnedFd,
     user: bool,
     capabilities: u64,
+    /// What its processes and helpers may call.
+    seccomp: Option<Program>,
     /// Host uid of container root.
     root: u32,
     devices: Devices,
@@ -374,7 +377,7 @@ impl Keeper {
         let body = |_: &Report| {
             launch::enter(&parts)?;
             let _ = rustix::process::setsid();
-            child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges)?;
+            child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges, plan.seccomp.as_ref())?;
             child::clean_slate()?;
             child::die_with_parent()?;
             Err(child::exec_fd(init.as_fd(), "garden-init"))
@@ -407,6 +410,7 @@ impl Keeper {
         let (v1, v2) = placement(place, &mut fds)?;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
         let (pipe, report) = report_pipe()?;
+        let filter = inside.as_ref().map_or(&container.seccomp, |((plan, _, _), _)| &plan.seccomp).as_ref();
         let devices =
             inside.as_ref().map(|((plan, _, _), _)| launch::devices(plan)).transpose().map_err(other)?;
         let (io, theirs) = match exec.tty {
@@ -423,7 +427,7 @@ impl Keeper {
             if let (Some(((plan, rootfs, binds), hierarchies)), Some(devices)) = (&inside, &devices) {
                 launch::enter(&Parts { plan, rootfs: rootfs.as_fd(), devices, binds, hierarchies })?;
             }
-            exec::run(&exec, &theirs)
+            exec::run(&exec, &theirs, filter)
         };
         failpoint::reach(Point::KeeperRunCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
@@ -452,7 +456,8 @@ impl Keeper {
         let (pipe, report) = report_pipe()?;
         let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
         let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
-        let task = transfer::Task { inward, user, path, capabilities: container.capabilities };
+        let (capabilities, filter) = (container.capabilities, container.seccomp.as_ref());
+        let task = transfer::Task { inward, user, path, capabilities, filter };
         let body = |report: &Report| {
             // Ours alone: 3 is the tar, 4 the report; no other process's pipe may be held open.
             child::keep_only(&[tar.as_fd(), report.fd()])?;
@@ -586,7 +591,9 @@ impl Keeper {
             Ok(pidfd) => {
                 self.made = true;
                 let (user, capabilities, root) = (plan.user, plan.capabilities, plan.root_ids.0);
-                let container = Container { pid, pidfd, user, capabilities, root, devices, _rootfs: rootfs };
+                let seccomp = plan.seccomp;
+                let container =
+                    Container { pid, pidfd, user, capabilities, seccomp, root, devices, _rootfs: rootfs };
                 let fds = [container.pidfd.as_fd()];
                 let pid = pid.as_raw_nonzero().get();
                 let reply = Reply::Started { warnings: Vec::new(), stdin: false, pid, tty: false };

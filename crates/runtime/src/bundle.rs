@@ -3,7 +3,7 @@
 //! The file on disk is an ordinary `config.json` of the OCI runtime spec. The launcher reads only that, and
 //! refuses every field that it does not implement: what is asked for is done or is an error.
 
-use crate::caps;
+use crate::{caps, seccomp};
 use serde_json::{Value, json};
 
 /// What the launcher cannot do.
@@ -15,6 +15,9 @@ pub enum Error {
     /// A field that is not implemented.
     #[error("config.json: {0} is not supported by the native runtime yet")]
     Unsupported(String),
+    /// The filter of system calls cannot be made.
+    #[error("config.json: {0}")]
+    Seccomp(#[from] seccomp::Error),
 }
 
 /// What differs from one bundle to another.
@@ -117,6 +120,7 @@ pub fn config(s: &Settings) -> Value {
         linux["uidMappings"] = json!(ids);
         linux["gidMappings"] = json!(ids);
         linux["maskedPaths"] = json!(MASKED);
+        linux["seccomp"] = seccomp::garden().clone();
     }
     let mut config = json!({
         "ociVersion": "1.0.0",
@@ -179,6 +183,8 @@ pub struct Plan {
     pub root_ids: (u32, u32),
     /// There is a user namespace.
     pub user: bool,
+    /// Filter of system calls.
+    pub seccomp: Option<seccomp::Program>,
 }
 
 /// Every key that the launcher, or the engine before it, acts upon. A `*` stands for array elements.
@@ -231,7 +237,10 @@ fn unknown(value: &Value, path: &str) -> Option<String> {
 /// # Errors
 /// When it is malformed, or asks for something that is not implemented.
 pub fn plan(text: &[u8]) -> Result<Plan, Error> {
-    let value: Value = serde_json::from_slice(text).map_err(|e| Error::Shape(e.to_string()))?;
+    let mut value: Value = serde_json::from_slice(text).map_err(|e| Error::Shape(e.to_string()))?;
+    // It is the larger half of a bundle, and is read strictly by a reader of its own.
+    let filter = value.get_mut("linux").and_then(Value::as_object_mut).and_then(|l| l.remove("seccomp"));
+    let filter = filter.map(|filter| seccomp::Profile::read(&filter)?.compile()).transpose()?;
     if let Some(path) = unknown(&value, "") {
         return Err(Error::Unsupported(path));
     }
@@ -249,6 +258,7 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
         masked: linux.masked_paths().clone().unwrap_or_default(),
         root_ids: (root(linux.uid_mappings()), root(linux.gid_mappings())),
         user: linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()),
+        seccomp: filter,
         ..Plan::default()
     };
     for mount in spec.mounts().iter().flatten() {
@@ -323,14 +333,26 @@ mod tests {
     }
 
     #[test]
+    fn all_but_privileged_bundles_have_gardens_filter() {
+        let filter = |privileged, joins| {
+            let settings = Settings { privileged, joins, ..settings() };
+            plan(config(&settings).to_string().as_bytes()).unwrap().seccomp
+        };
+        let garden = seccomp::Profile::read(seccomp::garden()).unwrap().compile().unwrap();
+        assert_eq!(filter(false, None).as_ref(), Some(&garden));
+        assert_eq!(filter(false, Some(7)), Some(garden));
+        assert_eq!((filter(true, None), filter(true, Some(7))), (None, None));
+    }
+
+    #[test]
     fn a_field_that_is_not_implemented_is_an_error() {
         for (pointer, value) in [
-            ("seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"})),
+            ("seccomp.listenerPath", json!("/agent.sock")),
             ("readonlyPaths", json!(["/proc/sys"])),
             ("sysctl", json!({"net.ipv4.ip_forward": "1"})),
         ] {
             let mut bundle = config(&settings());
-            bundle["linux"][pointer] = value;
+            *pointer.split('.').fold(&mut bundle["linux"], |at, key| &mut at[key]) = value;
             let error = plan(bundle.to_string().as_bytes()).unwrap_err().to_string();
             assert!(error.contains(&format!("linux.{pointer}")), "{error}");
         }

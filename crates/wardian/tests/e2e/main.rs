@@ -27,6 +27,7 @@ mod reset;
 mod rootfs;
 mod run;
 mod scale;
+mod seccomp;
 mod store;
 mod streams;
 mod support;
