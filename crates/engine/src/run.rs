@@ -316,6 +316,7 @@ fn prepare_pea(
         joins: container.init(),
         cgroups_path: format!("/{}/{cgroup}", shared.cgroups.top()),
         no_new_privileges: exec.no_new_privileges,
+        unfiltered: container.keeper_version() < wire::FILTERS,
         memory_bytes: limits.memory_bytes,
         cpu_shares: limits.cpu_shares,
         ..shared.settings()

@@ -47,6 +47,8 @@ pub struct Settings {
     pub pids: u64,
     /// `no_new_privs`.
     pub no_new_privileges: bool,
+    /// Without a filter of system calls: for a pea in a container that has none, because its keeper is older than filters.
+    pub unfiltered: bool,
 }
 
 const MASKED: [&str; 8] = [
@@ -120,7 +122,9 @@ pub fn config(s: &Settings) -> Value {
         linux["uidMappings"] = json!(ids);
         linux["gidMappings"] = json!(ids);
         linux["maskedPaths"] = json!(MASKED);
-        linux["seccomp"] = seccomp::garden().clone();
+        if !s.unfiltered {
+            linux["seccomp"] = seccomp::garden().clone();
+        }
     }
     let mut config = json!({
         "ociVersion": "1.0.0",

@@ -5,10 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals.
-pub const VERSION: u32 = 2;
+/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: filters of system calls.
+pub const VERSION: u32 = 3;
 /// The first version whose keepers give terminals: an earlier one would start the program without.
 pub const TERMINALS: u32 = 2;
+/// The first version whose keepers know `linux.seccomp` in a bundle: an earlier one would refuse it.
+pub const FILTERS: u32 = 3;
 
 /// Environment variable of a keeper, for tests of how a server gets along with keepers of other versions: it says that it
 /// speaks this version, and if that is 1, it speaks as the first keepers did.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, ReadBuf};
 use wardian_garden::Client;
 use wardian_garden::wire::{BindMount, ContainerSpec, ProcessSpec};
+use wardian_runtime::wire;
 
 const EPERM: i32 = 1;
 const ENOSYS: i32 = 38;
@@ -247,5 +248,22 @@ async fn ordinary_programs_run() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     shell.signal(false).await.unwrap();
     assert_eq!(end(shell).await.code, 3);
+    server.finish().await;
+}
+
+/// A keeper that is older than filters would refuse the bundle of a pea that asks for one; its container has none either.
+#[tokio::test]
+async fn a_pea_of_an_older_keeper_runs() {
+    let mut server = Server::start().await;
+    server.kill9();
+    server.env = vec![(wire::SPEAKS.to_owned(), (wire::FILTERS - 1).to_string())];
+    server.restart().await;
+    server.create("c").await;
+    server.kill9();
+    server.env.clear();
+    server.restart().await;
+    let image = server.image_with("marker", "x");
+    let done = run(&server.client(), "c", &pea(&image, "cat /proc/self/status")).await;
+    assert_eq!(filters(&done.out), [0, 0]);
     server.finish().await;
 }
