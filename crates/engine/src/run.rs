@@ -211,7 +211,7 @@ impl Engine {
         let entry = self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
         let place = Placement { v1_procs: entry.v1.len(), v2_dir: entry.v2.is_some() };
         let op = Op::Transfer { inward, user: user.to_owned(), path: path.to_owned(), place };
-        let can_cancel = container.keeper_version() >= wire::CANCEL;
+        let can_cancel = container.keeper_version() >= wire::CONFINED;
         let (wanted, dropped) = tokio::sync::oneshot::channel::<std::convert::Infallible>();
         let task = tokio::spawn(async move {
             let mut fds = vec![theirs.as_fd()];
@@ -328,6 +328,7 @@ fn prepare_pea(
     let entry = shared.cgroups.make(&cgroup, limits, devices).map_err(|e| Error::failed("cgroup", e))?;
     failpoint::reach(Point::PeaCgroup);
     let dir = shared.records.path(&container.id);
+    let confined = container.keeper_version() >= wire::CONFINED;
     let settings = Settings {
         privileged: record.privileged,
         joins: container.init(),
@@ -336,15 +337,14 @@ fn prepare_pea(
         memory_bytes: limits.memory_bytes,
         cpu_shares: limits.cpu_shares,
         shm_bytes: shm_bytes(shared.config.shm_bytes, spec.limits.unwrap_or(record.limits).memory_bytes),
-        without_devices: container.keeper_version() < wire::DEVICES,
+        earlier: !confined,
         ..shared.settings()
     };
     // The keeper shows the container's own files to its peas. One of an earlier version has them in the run directory.
     let files = network_files(&dir);
     let mut binds = spec.bind_mounts.clone();
-    let keeps = container.keeper_version() >= wire::OWN_FILES;
-    let files: &[BindMount] = if keeps { &files } else { &[] };
-    if !keeps {
+    let files: &[BindMount] = if confined { &files } else { &[] };
+    if !confined {
         binds.extend(network_files(&dir));
     }
     let userns = if record.privileged { None } else { Some(shared.idmap.as_fd()) };

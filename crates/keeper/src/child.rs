@@ -12,6 +12,7 @@
 use crate::report::{Report, Tag};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use wardian_runtime::seccomp::Program;
 
 /// What a step says when it fails.
 pub type Outcome<T> = Result<T, Stop>;
@@ -288,13 +289,14 @@ fn raise(capabilities: u64) -> Outcome<()> {
     rustix::thread::set_capabilities(None, sets).map_err(failed("capset"))
 }
 
-/// Become the user: bounding set, groups, ids, capability sets; then no_new_privs.
+/// Become the user: bounding set, filter of system calls, groups, ids, capability sets; then no_new_privs.
 pub fn drop_to(
     uid: u32,
     gid: u32,
     groups: &[u32],
     capabilities: u64,
     no_new_privileges: bool,
+    filter: Option<&Program>,
 ) -> Outcome<()> {
     // SAFETY: numbers and arrays on our stack; the capability structures are those of capset(2), version 3.
     unsafe {
@@ -307,6 +309,11 @@ pub fn drop_to(
                 }
                 return Err(failed("drop bounding set")(error));
             }
+        }
+        // While we still hold CAP_SYS_ADMIN here, without which it would take no_new_privs; leaving the bounding set has
+        // not taken it. From here to the exec nothing may be called that the profile denies.
+        if let Some(filter) = filter {
+            filter.install().map_err(failed("install the filter of system calls"))?;
         }
         check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), "setgroups")?;
         check(libc::syscall(libc::SYS_setresgid, gid, gid, gid), "setresgid")?;

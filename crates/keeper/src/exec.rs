@@ -9,6 +9,7 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
+use wardian_runtime::seccomp::Program;
 use wardian_runtime::wire::Exec;
 
 /// More than this of passwd or group is not read.
@@ -38,7 +39,12 @@ pub fn user(wanted: &str) -> Outcome<User> {
 ///
 /// From the second line on paths of the container are looked at: nothing is open any more by which one of them could lead
 /// out, but standard input, output and error, which are pipes or a terminal, and the report.
-pub fn run(exec: &Exec, io: &TheirIo, report: &Report) -> Outcome<std::convert::Infallible> {
+pub fn run(
+    exec: &Exec,
+    io: &TheirIo,
+    report: &Report,
+    filter: Option<&Program>,
+) -> Outcome<std::convert::Infallible> {
     rustix::process::setsid().map_err(failed("setsid"))?;
     take(io)?;
     child::close_all_but(&[report.number()])?;
@@ -63,7 +69,7 @@ pub fn run(exec: &Exec, io: &TheirIo, report: &Report) -> Outcome<std::convert::
     own(io, &user)?;
     let rights =
         if user.gid == 0 { exec.capabilities } else { exec.capabilities & exec.capabilities_non_root };
-    child::drop_to(user.uid, user.gid, &user.groups, rights, exec.no_new_privileges)?;
+    child::drop_to(user.uid, user.gid, &user.groups, rights, exec.no_new_privileges, filter)?;
     rustix::process::chdir(dir).map_err(|error| {
         let text = std::io::Error::from(error).to_string();
         let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();

@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::{self, Plan};
+use wardian_runtime::seccomp::Program;
 use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{children, heap, memfd, packet};
@@ -27,6 +28,8 @@ struct Container {
     pidfd: OwnedFd,
     user: bool,
     capabilities: u64,
+    /// What its processes and helpers may call.
+    seccomp: Option<Program>,
     /// Host uid of container root.
     root: u32,
     devices: Devices,
@@ -373,7 +376,7 @@ impl Keeper {
             launch::no_stdio(&parts)?;
             child::close_all_but(&[report.number(), init.as_raw_fd()])?;
             let _ = rustix::process::setsid();
-            child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges)?;
+            child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges, plan.seccomp.as_ref())?;
             child::clean_slate()?;
             child::die_with_parent()?;
             Err(child::exec_fd(init.as_fd(), "garden-init"))
@@ -406,6 +409,7 @@ impl Keeper {
         let (v1, v2) = placement(place, &mut fds)?;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
         let (pipe, report) = report_pipe()?;
+        let filter = inside.as_ref().map_or(&container.seccomp, |((plan, _, _), _)| &plan.seccomp).as_ref();
         let devices = inside
             .as_ref()
             .map(|((plan, _, _), _)| container.devices_of_pea(plan))
@@ -431,7 +435,7 @@ impl Keeper {
             if let Some(parts) = &parts {
                 launch::enter(parts)?;
             }
-            exec::run(&exec, &theirs, report)
+            exec::run(&exec, &theirs, report, filter)
         };
         failpoint::reach(Point::KeeperRunCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
@@ -461,7 +465,8 @@ impl Keeper {
         let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
         // The tar and the report alone: no other process's pipe may be held open.
         let way = Way { keep: &[tar.as_raw_fd()], v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
-        let task = transfer::Task { inward, user, path, capabilities: container.capabilities };
+        let (capabilities, filter) = (container.capabilities, container.seccomp.as_ref());
+        let task = transfer::Task { inward, user, path, capabilities, filter };
         let body = |report: &Report| match tar
             .try_clone()
             .map_err(child::failed("tar"))
@@ -561,7 +566,9 @@ impl Keeper {
             Ok(pidfd) => {
                 self.made = true;
                 let (user, capabilities, root) = (plan.user, plan.capabilities, plan.root_ids.0);
-                let container = Container { pid, pidfd, user, capabilities, root, devices, _rootfs: rootfs };
+                let seccomp = plan.seccomp;
+                let container =
+                    Container { pid, pidfd, user, capabilities, seccomp, root, devices, _rootfs: rootfs };
                 let fds = [container.pidfd.as_fd()];
                 let pid = pid.as_raw_nonzero().get();
                 let reply = Reply::Started { warnings: Vec::new(), stdin: false, pid, tty: false };

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use wardian_runtime::seccomp::Program;
 
 const BUFFER: usize = 256 * 1024;
 /// Files of this size and more are moved from the pipe, smaller ones read and written.
@@ -27,6 +28,8 @@ pub struct Task<'a> {
     pub path: &'a str,
     /// Bounding set while it works.
     pub capabilities: u64,
+    /// What it may call.
+    pub filter: Option<&'a Program>,
 }
 
 /// Do it with the tar on `pipe`, and end.
@@ -50,7 +53,7 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     }
     rustix::process::chdir(dir).map_err(failed(path.display()))?;
     child::stay_inside()?;
-    child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true)?;
+    child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true, task.filter)?;
     // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask, which the keeper has set.
     if task.inward { unpack(pipe) } else { pack::pack(File::from(pipe), entry.as_deref()) }
 }

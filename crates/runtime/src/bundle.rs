@@ -3,8 +3,8 @@
 //! The file on disk is an ordinary `config.json` of the OCI runtime spec. The launcher reads only that, and
 //! refuses every field that it does not implement: what is asked for is done or is an error.
 
-use crate::caps;
 use crate::cgroup::devices::{self, Devices};
+use crate::{caps, seccomp};
 use serde_json::{Value, json};
 
 /// What the launcher cannot do.
@@ -16,6 +16,9 @@ pub enum Error {
     /// A field that is not implemented.
     #[error("config.json: {0} is not supported by the native runtime yet")]
     Unsupported(String),
+    /// The filter of system calls cannot be made.
+    #[error("config.json: {0}")]
+    Seccomp(#[from] seccomp::Error),
 }
 
 /// What differs from one bundle to another.
@@ -45,8 +48,9 @@ pub struct Settings {
     pub pids: u64,
     /// `no_new_privs`.
     pub no_new_privileges: bool,
-    /// Say nothing of devices: a keeper before [`crate::wire::DEVICES`] refuses what it does not know.
-    pub without_devices: bool,
+    /// Without what keepers before [`crate::wire::CONFINED`] refuse because they do not know it: a pea in a container of such
+    /// a keeper gets neither device nodes of its own nor a filter of system calls, as its container has none.
+    pub earlier: bool,
     /// Bytes that /dev/shm may hold; zero: as many as the kernel gives a tmpfs, half of the memory.
     pub shm_bytes: u64,
     /// Paths to be masked beside [`MASKED`], which depend on the host; see [`host_masks`].
@@ -143,7 +147,7 @@ pub fn config(s: &Settings) -> Value {
         "namespaces": namespaces,
         "rootfsPropagation": "private",
     });
-    if !s.without_devices {
+    if !s.earlier {
         linux["resources"]["devices"] = Devices::from(s.privileged).bundle();
         if s.privileged {
             linux["devices"] =
@@ -155,6 +159,9 @@ pub fn config(s: &Settings) -> Value {
         linux["gidMappings"] = json!(ids);
         let masks = MASKED.iter().map(|path| (*path).to_owned()).chain(s.masks.iter().cloned());
         linux["maskedPaths"] = masks.collect();
+        if !s.earlier {
+            linux["seccomp"] = seccomp::garden().clone();
+        }
     }
     let mut config = json!({
         "ociVersion": "1.0.0",
@@ -237,6 +244,8 @@ pub struct Plan {
     /// What may be done with which devices, for the reader: the engine has set the rules of the cgroup. `None`: a server
     /// wrote this that knew no rules.
     pub devices: Option<Vec<devices::Allow>>,
+    /// Filter of system calls.
+    pub seccomp: Option<seccomp::Program>,
 }
 
 /// Every key that the launcher, or the engine before it, acts upon. A `*` stands for array elements.
@@ -299,7 +308,10 @@ fn unknown(value: &Value, path: &str) -> Option<String> {
 /// # Errors
 /// When it is malformed, or asks for something that is not implemented.
 pub fn plan(text: &[u8]) -> Result<Plan, Error> {
-    let value: Value = serde_json::from_slice(text).map_err(|e| Error::Shape(e.to_string()))?;
+    let mut value: Value = serde_json::from_slice(text).map_err(|e| Error::Shape(e.to_string()))?;
+    // It is the larger half of a bundle, and is read strictly by a reader of its own.
+    let filter = value.get_mut("linux").and_then(Value::as_object_mut).and_then(|l| l.remove("seccomp"));
+    let filter = filter.map(|filter| seccomp::Profile::read(&filter)?.compile()).transpose()?;
     if let Some(path) = unknown(&value, "") {
         return Err(Error::Unsupported(path));
     }
@@ -317,6 +329,7 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
         masked: linux.masked_paths().clone().unwrap_or_default(),
         root_ids: (root(linux.uid_mappings()), root(linux.gid_mappings())),
         user: linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()),
+        seccomp: filter,
         ..Plan::default()
     };
     for mount in spec.mounts().iter().flatten() {
@@ -432,7 +445,7 @@ mod tests {
         let fuse = Node { name: "fuse".into(), block: false, major: 10, minor: 229, mode: 0o666 };
         assert_eq!(read(&privileged).devices, Some(Devices::Privileged.rules()));
         assert_eq!(read(&privileged).nodes, [fuse]);
-        let earlier = Settings { without_devices: true, ..privileged };
+        let earlier = Settings { earlier: true, ..privileged };
         assert_eq!((read(&earlier).devices, read(&earlier).nodes), (None, vec![]));
         // As recorded of a privileged container, word for word.
         let recorded = json!([
@@ -505,14 +518,26 @@ mod tests {
     }
 
     #[test]
+    fn all_but_privileged_bundles_have_gardens_filter() {
+        let filter = |privileged, joins| {
+            let settings = Settings { privileged, joins, ..settings() };
+            plan(config(&settings).to_string().as_bytes()).unwrap().seccomp
+        };
+        let garden = seccomp::Profile::read(seccomp::garden()).unwrap().compile().unwrap();
+        assert_eq!(filter(false, None).as_ref(), Some(&garden));
+        assert_eq!(filter(false, Some(7)), Some(garden));
+        assert_eq!((filter(true, None), filter(true, Some(7))), (None, None));
+    }
+
+    #[test]
     fn a_field_that_is_not_implemented_is_an_error() {
         for (pointer, value) in [
-            ("seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"})),
+            ("seccomp.listenerPath", json!("/agent.sock")),
             ("readonlyPaths", json!(["/proc/sys"])),
             ("sysctl", json!({"net.ipv4.ip_forward": "1"})),
         ] {
             let mut bundle = config(&settings());
-            bundle["linux"][pointer] = value;
+            *pointer.split('.').fold(&mut bundle["linux"], |at, key| &mut at[key]) = value;
             let error = plan(bundle.to_string().as_bytes()).unwrap_err().to_string();
             assert!(error.contains(&format!("linux.{pointer}")), "{error}");
         }

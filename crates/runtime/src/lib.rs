@@ -4,5 +4,6 @@ pub mod bundle;
 pub mod caps;
 pub mod cgroup;
 pub mod client;
+pub mod seccomp;
 pub mod stats;
 pub mod wire;

@@ -5,17 +5,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: the container's own files, cancelled transfers, devices
-/// in bundles.
+/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: what [`CONFINED`] names.
 pub const VERSION: u32 = 3;
 /// The first version whose keepers give terminals: an earlier one would start the program without.
 pub const TERMINALS: u32 = 2;
-/// The first version whose keepers keep the container's own files ([`Boxed::files`]) and show them to its peas.
-pub const OWN_FILES: u32 = 3;
-/// The first version whose keepers know [`Op::Cancel`]: an earlier one would end the connection.
-pub const CANCEL: u32 = 3;
-/// The first version whose keepers know device nodes and rules in a bundle: an earlier one would refuse it.
-pub const DEVICES: u32 = 3;
+/// The first version whose keepers keep the container's own files ([`Boxed::files`]) and show them to its peas, know device
+/// nodes, device rules and filters of system calls in a bundle, and cancel transfers ([`Op::Cancel`]). Earlier ones refuse
+/// such bundles, and end the connection at an operation that they do not know.
+pub const CONFINED: u32 = 3;
 
 /// Environment variable of a keeper, for tests of how a server gets along with keepers of other versions: it says that it
 /// speaks this version, and if that is 1, it speaks as the first keepers did.

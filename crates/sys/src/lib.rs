@@ -15,4 +15,5 @@ pub mod packet;
 pub mod pressure;
 pub mod probe;
 pub mod procfs;
+pub mod seccomp;
 pub mod spawn;

@@ -360,7 +360,7 @@ async fn scenario(name: &str, scenes: &[Scene]) {
     let processes = threads.trim().parse::<u64>().unwrap() / 2;
     // The recorded server handed on its own; here it is set, as far as the host lets the server raise it.
     let files = match scenes.first() {
-        Some(scene) if name.ends_with("rlimits") => say(&client, scene.handle, "ulimit -H -n").await,
+        Some(scene) if name.ends_with("rlimits") => say(&server.client(), scene.handle, "ulimit -H -n").await,
         _ => String::new(),
     };
     let host = vec![

@@ -1,0 +1,337 @@
+//! From a profile to a program of classic BPF.
+//!
+//! A program first looks at the architecture, then finds the range of numbers that the call is in by bisection: the
+//! verdicts of neighbours are mostly the same, and a range is one comparison. It is written from its end to its
+//! beginning, because jumps go forward only: whatever an instruction may jump to has been written before it.
+
+use super::calls::{self, X32_BIT};
+use super::profile::{Action, Architecture, Comparison, Operator, Profile, Rule};
+use super::{Error, Program};
+use std::collections::HashMap;
+use wardian_sys::seccomp::{Instruction, MAX_INSTRUCTIONS};
+
+/// Operation codes (`<linux/bpf_common.h>`).
+const LOAD: u16 = 0x20;
+const AND: u16 = 0x54;
+const JUMP: u16 = 0x05;
+const EQUAL: u16 = 0x15;
+const GREATER: u16 = 0x25;
+const GREATER_OR_EQUAL: u16 = 0x35;
+const RETURN: u16 = 0x06;
+
+/// Offsets in `struct seccomp_data`.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+/// `AUDIT_ARCH_*` of `<linux/audit.h>`.
+const AUDIT_X86_64: u32 = 0xc000_003e;
+const AUDIT_I386: u32 = 0x4000_0003;
+const AUDIT_AARCH64: u32 = 0xc000_00b7;
+
+/// What a kernel says to a number that it does not know.
+const ENOSYS: Action = Action::Errno(38);
+
+/// A way to match and what comes of it.
+type Case = (Vec<Comparison>, Action);
+
+/// What happens to a range of numbers: the cases in order, then the action.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Verdict {
+    cases: Vec<usize>,
+    otherwise: Action,
+}
+
+fn plain(action: Action) -> Verdict {
+    Verdict { cases: Vec::new(), otherwise: action }
+}
+
+/// A place in the program, counted from its end.
+type Label = usize;
+
+/// The program, its last instruction first.
+#[derive(Default)]
+struct Writer {
+    reversed: Vec<Instruction>,
+}
+
+impl Writer {
+    fn put(&mut self, code: u16, jt: u8, jf: u8, k: u32) -> Label {
+        self.reversed.push(Instruction { code, jt, jf, k });
+        self.reversed.len() - 1
+    }
+
+    fn back(&mut self, action: Action) -> Label {
+        self.put(RETURN, 0, 0, action.code())
+    }
+
+    /// Instructions that the next one would skip to get there.
+    fn distance(&self, to: Label) -> usize {
+        self.reversed.len() - to - 1
+    }
+
+    /// A place near by that leads there.
+    fn near(&mut self, to: Label) -> Label {
+        let target = self.reversed[to];
+        match target.code {
+            RETURN => self.put(RETURN, 0, 0, target.k),
+            _ => self.put(JUMP, 0, 0, self.distance(to) as u32),
+        }
+    }
+
+    /// A conditional jump. Its offsets have 8 bits: what is farther away is reached by way of another jump.
+    fn branch(&mut self, code: u16, k: u32, mut yes: Label, mut no: Label) -> Label {
+        // One less than there is: the other detour may come between.
+        if self.distance(yes) > 254 {
+            yes = self.near(yes);
+        }
+        if self.distance(no) > 255 {
+            no = self.near(no);
+        }
+        let (jt, jf) = (self.distance(yes) as u8, self.distance(no) as u8);
+        self.put(code, jt, jf, k)
+    }
+
+    /// A comparison of an argument, as two halves of 32 bits; the machines here have the low one first.
+    fn compare(&mut self, comparison: &Comparison, yes: Label, no: Label) -> Label {
+        let low_at = ARGUMENTS + 8 * u32::from(comparison.index);
+        let high_at = low_at + 4;
+        let (low, high) = (comparison.value as u32, (comparison.value >> 32) as u32);
+        let (code, yes, no) = match comparison.operator {
+            Operator::MaskedEq(mask) => {
+                let low_half = self.masked(low_at, mask as u32, low, yes, no);
+                // Nothing is asked of the high half: nothing is looked at.
+                if mask >> 32 == 0 && high == 0 {
+                    return low_half;
+                }
+                return self.masked(high_at, (mask >> 32) as u32, high, low_half, no);
+            }
+            Operator::Eq => (EQUAL, yes, no),
+            Operator::Ne => (EQUAL, no, yes),
+            Operator::Gt => (GREATER, yes, no),
+            Operator::Le => (GREATER, no, yes),
+            Operator::Ge => (GREATER_OR_EQUAL, yes, no),
+            Operator::Lt => (GREATER_OR_EQUAL, no, yes),
+        };
+        self.branch(code, low, yes, no);
+        let low_half = self.put(LOAD, 0, 0, low_at);
+        let equal = self.branch(EQUAL, high, low_half, no);
+        if code != EQUAL {
+            self.branch(GREATER, high, yes, equal);
+        }
+        self.put(LOAD, 0, 0, high_at)
+    }
+
+    fn masked(&mut self, at: u32, mask: u32, value: u32, yes: Label, no: Label) -> Label {
+        self.branch(EQUAL, value, yes, no);
+        if mask != u32::MAX {
+            self.put(AND, 0, 0, mask);
+        }
+        self.put(LOAD, 0, 0, at)
+    }
+
+    /// Cases in order; none of them: the action.
+    fn verdict(&mut self, verdict: &Verdict, cases: &[Case]) -> Label {
+        let mut next = self.back(verdict.otherwise);
+        for case in verdict.cases.iter().rev() {
+            let (conditions, action) = &cases[*case];
+            let mut yes = self.back(*action);
+            for comparison in conditions.iter().rev() {
+                yes = self.compare(comparison, yes, next);
+            }
+            next = yes;
+        }
+        next
+    }
+
+    /// Find the last range that begins at or below the number.
+    fn bisect(&mut self, ranges: &[(u32, Label)]) -> Label {
+        if let [(_, label)] = ranges {
+            return *label;
+        }
+        let (below, from) = ranges.split_at(ranges.len() / 2);
+        let above = self.bisect(from);
+        let below = self.bisect(below);
+        self.branch(GREATER_OR_EQUAL, from[0].0, above, below)
+    }
+}
+
+/// What the rules say of the names that they name.
+struct Rules<'a> {
+    cases: Vec<Case>,
+    /// Each name with a number of its own and that of its verdict: there are hundreds of names and few verdicts.
+    names: HashMap<&'a str, (usize, usize)>,
+    /// No two are the same.
+    verdicts: Vec<Verdict>,
+    /// The verdict on what no rule names.
+    unnamed: usize,
+    /// The verdict on what is newer than the profile.
+    newer: usize,
+}
+
+impl<'a> Rules<'a> {
+    fn new(profile: &Profile<'a>) -> Self {
+        let mut cases: Vec<Case> = Vec::new();
+        let count = profile.rules.iter().map(|rule| rule.names.len()).sum();
+        let mut names: HashMap<&str, (usize, usize)> = HashMap::with_capacity(count);
+        // With each, whether it has come to a rule without conditions: what follows is never tried.
+        let mut verdicts: Vec<(Verdict, bool)> = Vec::new();
+        for rule in &profile.rules {
+            let first = cases.len();
+            add_cases(rule, &mut cases);
+            let extended = |(mut verdict, mut closed): (Verdict, bool)| {
+                if !closed && rule.conditions.is_empty() {
+                    (verdict.otherwise, closed) = (rule.action, true);
+                } else if !closed {
+                    verdict.cases.extend(first..cases.len());
+                }
+                (verdict, closed)
+            };
+            // Of all names that no rule before has named.
+            let fresh = verdicts.len();
+            verdicts.push(extended((plain(profile.default), false)));
+            for name in &rule.names {
+                let id = names.len();
+                let (_, verdict) = names.entry(name).or_insert((id, fresh));
+                if *verdict < fresh {
+                    verdicts.push(extended(verdicts[*verdict].clone()));
+                    *verdict = verdicts.len() - 1;
+                }
+            }
+        }
+        let mut numbers = HashMap::new();
+        let mut number = |verdict| {
+            let next = numbers.len();
+            *numbers.entry(verdict).or_insert(next)
+        };
+        let unnamed = number(plain(profile.default));
+        let newer = number(plain(ENOSYS));
+        let renumbered: Vec<usize> = verdicts.into_iter().map(|(verdict, _)| number(verdict)).collect();
+        names.values_mut().for_each(|(_, verdict)| *verdict = renumbered[*verdict]);
+        let mut verdicts: Vec<(Verdict, usize)> = numbers.into_iter().collect();
+        verdicts.sort_unstable_by_key(|(_, number)| *number);
+        let verdicts = verdicts.into_iter().map(|(verdict, _)| verdict).collect();
+        Self { cases, names, verdicts, unnamed, newer }
+    }
+
+    /// The calls of an architecture that the profile names, with their verdicts.
+    fn named(
+        &self,
+        calls: impl Iterator<Item = (u32, &'static str)>,
+        known: &mut [bool],
+    ) -> Vec<(u32, usize)> {
+        let look = |(number, name)| {
+            let (id, verdict) = self.names.get(name)?;
+            known[*id] = true;
+            Some((number, *verdict))
+        };
+        calls.filter_map(look).collect()
+    }
+
+    /// The ranges of an architecture's numbers, from the first possible one on, each with its verdict.
+    fn ranges(&self, named: &[(u32, usize)], first: u32) -> Vec<(u32, usize)> {
+        let mut ranges: Vec<(u32, usize)> = Vec::new();
+        let mut add = |at: u32, verdict: usize| {
+            if ranges.last().is_none_or(|(_, last)| *last != verdict) {
+                ranges.push((at, verdict));
+            }
+        };
+        let mut next = first;
+        for (number, verdict) in named {
+            if *number > next {
+                add(next, self.unnamed);
+            }
+            add(*number, *verdict);
+            next = number + 1;
+        }
+        // A profile that allows what it does not name allows what is newer; one that names nothing here knows of
+        // nothing that could be newer.
+        let permissive = matches!(self.verdicts[self.unnamed].otherwise, Action::Allow | Action::Log);
+        add(next, if permissive || next == first { self.unnamed } else { self.newer });
+        ranges
+    }
+}
+
+/// The ways for a rule to match.
+fn add_cases(rule: &Rule<'_>, cases: &mut Vec<Case>) {
+    let mut seen = 0u8;
+    let twice = rule.conditions.iter().any(|condition| {
+        let bit = 1 << condition.index;
+        let twice = seen & bit != 0;
+        seen |= bit;
+        twice
+    });
+    if twice {
+        cases.extend(rule.conditions.iter().map(|condition| (vec![*condition], rule.action)));
+    } else if !rule.conditions.is_empty() {
+        cases.push((rule.conditions.clone(), rule.action));
+    }
+}
+
+fn native() -> Architecture {
+    if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 }
+}
+
+impl Profile<'_> {
+    /// Make the program.
+    ///
+    /// # Errors
+    /// When it would be too long for the kernel.
+    pub fn compile(&self) -> Result<Program, Error> {
+        let has = |architecture| self.architectures.contains(&architecture) || native() == architecture;
+        let rules = Rules::new(self);
+        let mut known = vec![false; rules.names.len()];
+        let mut tables = Vec::new();
+        if has(Architecture::X86_64) || has(Architecture::X32) {
+            // The kernel calls both by one name and tells them apart by a bit of the number.
+            let named = rules.named(calls::x86_64(), &mut known);
+            let none = |first| vec![(first, rules.newer)];
+            let mut all = match has(Architecture::X86_64) {
+                true => rules.ranges(&named, 0),
+                false => none(0),
+            };
+            all.extend(match has(Architecture::X32) {
+                true => rules.ranges(&calls::x32(&named), X32_BIT),
+                // Else they would be a way round a profile that allows what it does not name.
+                false => none(X32_BIT),
+            });
+            tables.push((AUDIT_X86_64, all));
+        }
+        if has(Architecture::X86) {
+            let named = rules.named(calls::x86(), &mut known);
+            tables.push((AUDIT_I386, rules.ranges(&named, 0)));
+        }
+        if has(Architecture::Aarch64) {
+            let named = rules.named(calls::aarch64(), &mut known);
+            tables.push((AUDIT_AARCH64, rules.ranges(&named, 0)));
+        }
+        let mut writer = Writer::default();
+        let mut next = writer.back(Action::KillProcess);
+        // The first table is written last and so looked at first.
+        for (audit, ranges) in tables.iter().rev() {
+            let mut labels: Vec<Option<Label>> = vec![None; rules.verdicts.len()];
+            let ranges: Vec<(u32, Label)> = ranges
+                .iter()
+                .map(|(first, verdict)| {
+                    let label = labels[*verdict]
+                        .get_or_insert_with(|| writer.verdict(&rules.verdicts[*verdict], &rules.cases));
+                    (*first, *label)
+                })
+                .collect();
+            let first = writer.bisect(&ranges);
+            if writer.distance(first) > 0 {
+                writer.near(first);
+            }
+            let root = writer.put(LOAD, 0, 0, NUMBER);
+            next = writer.branch(EQUAL, *audit, root, next);
+        }
+        writer.put(LOAD, 0, 0, ARCHITECTURE);
+        let mut instructions = writer.reversed;
+        instructions.reverse();
+        if instructions.len() > MAX_INSTRUCTIONS {
+            return Err(Error::TooLong(instructions.len()));
+        }
+        let unknown = known.iter().filter(|known| !**known).count();
+        Ok(Program { instructions, flags: self.flags, unknown })
+    }
+}
