@@ -3,6 +3,7 @@
 use crate::container::Container;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::ids::Home;
 use crate::keepers::Waiting;
 use crate::metrics::since_boot;
 use crate::record::{Phase, Record, VERSION};
@@ -17,7 +18,7 @@ use wardian_runtime::bundle::{self, Settings};
 use wardian_runtime::cgroup::{self, Entry};
 use wardian_runtime::client::{Event, Keeper};
 use wardian_runtime::wire::{Boxed, Op, Placement, Reply};
-use wardian_store::Image;
+use wardian_store::{Image, Owner};
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{memfd, mount};
 
@@ -69,6 +70,9 @@ impl Engine {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
         check_handle(&spec.handle)?;
+        if spec.limits.pids == 0 {
+            spec.limits.pids = self.shared.config.default_pids;
+        }
         if spec.privileged && self.shared.config.disable_privileged {
             return Err(Error::Invalid("privileged container creation is disabled".to_owned()));
         }
@@ -157,6 +161,8 @@ impl Engine {
             made_ns: 0,
             limits: spec.limits,
             out_of_memory: false,
+            owner: 0,
+            range: None,
         };
         let mut containers = self.shared.lock();
         self.check_room(&containers, &spec.handle)?;
@@ -284,19 +290,26 @@ fn prepare(
     std::fs::create_dir(&dir).map_err(run)?;
     let mut env = image.config.env.clone();
     env.extend(spec.env.iter().cloned());
-    container.update(|record| record.env.clone_from(&env), |record| shared.records.save(record))?;
+    let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
+    let Home { pair, lease } = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
+    let (owner, range) = lease.as_ref().map_or((0, None), |lease| (lease.owner, lease.range));
+    lease.into_iter().for_each(|lease| container.has_ids(lease));
+    failpoint::reach(Point::CreatePaired);
+    timeline.ended("namespaces");
+    let made = |record: &mut Record| {
+        record.env.clone_from(&env);
+        (record.owner, record.range) = (owner, range);
+    };
+    container.update(made, |record| shared.records.save(record))?;
     failpoint::reach(Point::CreateRecorded);
     std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
     timeline.ended("record");
-    let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
-    let pair = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
-    failpoint::reach(Point::CreatePaired);
-    timeline.ended("namespaces");
+    let root = if spec.privileged { 0 } else { shared.ids.root(range) };
     let hostname: String = spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(49)).collect();
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
-    write_shared(shared, &dir.join("hosts"), hosts.as_bytes(), spec.privileged).map_err(run)?;
+    write_shared(&dir.join("hosts"), hosts.as_bytes(), root).map_err(run)?;
     let resolv = std::fs::read("/etc/resolv.conf").unwrap_or_default();
-    write_shared(shared, &dir.join("resolv.conf"), &resolv, spec.privileged).map_err(run)?;
+    write_shared(&dir.join("resolv.conf"), &resolv, root).map_err(run)?;
     let network_files = network_files(&dir);
     let settings = Settings {
         privileged: spec.privileged,
@@ -307,7 +320,7 @@ fn prepare(
         cpu_shares: spec.limits.cpu_shares,
         pids: spec.limits.pids,
         cgroups_path: format!("/{}/{id}", shared.cgroups.top()),
-        ..shared.settings()
+        ..shared.settings(range)
     };
     let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files).collect();
     timeline.ended("files");
@@ -316,17 +329,8 @@ fn prepare(
     let entry = shared.cgroups.enter_v2(id).map_err(cgroup)?;
     failpoint::reach(Point::CreateCgroup);
     timeline.ended("cgroup");
-    let user = pair.user.as_ref();
-    let parts = assemble(
-        shared,
-        id,
-        image,
-        user.map(AsFd::as_fd),
-        settings,
-        &binds,
-        entry,
-        &dir.join("config.json"),
-    )?;
+    let owner = pair.user.as_ref().map(|user| shared.root_of(range, user));
+    let parts = assemble(shared, id, image, owner, settings, &binds, entry, &dir.join("config.json"))?;
     failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))
@@ -342,9 +346,8 @@ pub fn network_files(dir: &Path) -> [BindMount; 2] {
 }
 
 /// A file that container root may write.
-fn write_shared(shared: &Shared, path: &Path, contents: &[u8], privileged: bool) -> std::io::Result<()> {
+fn write_shared(path: &Path, contents: &[u8], root: u32) -> std::io::Result<()> {
     std::fs::write(path, contents)?;
-    let root = if privileged { 0 } else { shared.root_id };
     std::os::unix::fs::chown(path, Some(root), Some(root))
 }
 
@@ -354,14 +357,12 @@ pub fn assemble(
     shared: &Shared,
     rootfs_id: &str,
     image: &Image,
-    userns: Option<std::os::fd::BorrowedFd<'_>>,
+    owner: Option<Owner<'_>>,
     mut settings: Settings,
     binds: &[BindMount],
     entry: Entry,
     config_path: &Path,
 ) -> Result<Parts> {
-    let owner =
-        userns.map(|userns| wardian_store::Owner { userns, uid: shared.root_id, gid: shared.root_id });
     let step = |e: std::io::Error| Error::failed("bundle", e);
     let mut clones = Vec::new();
     for bind in binds {

@@ -91,7 +91,7 @@ fn a_root_file_system_from_image_to_trash() {
     let store = open(dir.path()).unwrap();
     let image = store.image(&tar(dir.path())).unwrap();
     let userns = userns();
-    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED };
+    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED, shared: true };
     let Rootfs { mount: rootfs, dir: writable, honest } =
         store.create_rootfs("one", &image, Some(&owner)).unwrap();
     assert!(!honest);

@@ -29,7 +29,7 @@ pub fn userns() -> Result<OwnedFd> {
 }
 
 pub fn owner(userns: &OwnedFd) -> Owner<'_> {
-    Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED }
+    Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED, shared: true }
 }
 
 /// Lets the reaper finish.
