@@ -216,7 +216,7 @@ pub(crate) struct Layer {
     /// Its directory, to see whether it is still in its place.
     inode: u64,
     fs: OwnedFd,
-    mounts: Mutex<HashMap<Mapping, Arc<Lower>>>,
+    pub(crate) mounts: Mutex<HashMap<Mapping, Arc<Lower>>>,
     state: AtomicU8,
     /// Seconds since 1970; 0 until it is used.
     used: AtomicU64,

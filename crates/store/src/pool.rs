@@ -48,7 +48,7 @@ impl Pair {
 /// record and are no trash all the same.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    shelves: Mutex<HashMap<Root, Vec<Pair>>>,
+    pub(crate) shelves: Mutex<HashMap<Root, Vec<Pair>>>,
     own: Mutex<HashSet<String>>,
     /// Held while a pair is made; true once nothing is made any more.
     closed: Mutex<bool>,

@@ -492,6 +492,10 @@ mod tests {
         assert!(Args::default().merge(file("cpu-entitlement-per-share = -1.0\n")).is_err());
         assert!(Args::default().merge(file("ready-rootfs = 33\n")).is_err());
         assert_eq!(Args::default().merge(file("ready-rootfs = 0\n")).unwrap().ready_rootfs, 0);
+        let settings = |text: &str| Args::default().merge(file(text));
+        assert!(settings("id-ranges = \"0:65536\"\n").is_err());
+        let ids = settings("id-ranges = \"100000:65536\"\ndefault-pids-limit = 7\n").unwrap();
+        assert_eq!((ids.id_ranges, ids.default_pids_limit), ("100000:65536".parse().ok(), 7));
         assert!(ready("33").is_err() && ready("-1").is_err());
     }
 

@@ -15,7 +15,7 @@ fn with(dir: &Path, ready_rootfs: usize) -> Store {
 }
 
 /// A server that keeps two of each kind.
-fn ready() -> Option<(tempfile::TempDir, String, Store)> {
+pub(super) fn ready() -> Option<(tempfile::TempDir, String, Store)> {
     if !is_root() {
         return None;
     }
@@ -42,7 +42,7 @@ fn is_spare(names: &[String], rootfs: &Rootfs) -> bool {
 }
 
 /// What is mounted ahead goes with the server, what was thrown away before with the reaper.
-fn nothing_stays(dir: &tempfile::TempDir, store: &Store) {
+pub(super) fn nothing_stays(dir: &tempfile::TempDir, store: &Store) {
     store.0.door.stop();
     assert!(store.drain(SOON));
     store.close();
