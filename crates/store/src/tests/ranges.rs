@@ -4,6 +4,10 @@ use super::ready::ready;
 use super::together::wait_for;
 use super::*;
 
+fn own(userns: &OwnedFd, uid: u32) -> Owner<'_> {
+    Owner { userns: userns.as_fd(), uid, gid: uid, shared: false }
+}
+
 /// A user namespace with so many ids from [`MAPPED`] on.
 fn sized(size: u32) -> OwnedFd {
     let map = [IdMap { inside: 0, outside: MAPPED, size }];
@@ -16,10 +20,9 @@ fn what_is_one_owners_alone_is_kept_for_nobody() {
     let image = store.image(&uri).unwrap();
     // One after another had the same root, but the second has too few ids for user 7.
     let (large, small) = (sized(65_536), sized(5));
-    let own = |userns, uid| Owner { userns, uid, gid: uid, shared: false };
-    let first = store.create_rootfs("first", &image, Some(&own(large.as_fd(), MAPPED))).unwrap();
+    let first = store.create_rootfs("first", &image, Some(&own(&large, MAPPED))).unwrap();
     assert_eq!(fs::metadata(below(&first.mount, "seven")).unwrap().uid(), MAPPED + 7);
-    let second = store.create_rootfs("second", &image, Some(&own(small.as_fd(), MAPPED))).unwrap();
+    let second = store.create_rootfs("second", &image, Some(&own(&small, MAPPED))).unwrap();
     assert_eq!(fs::metadata(below(&second.mount, "seven")).unwrap().uid(), 65_534);
     assert_eq!(fs::metadata(below(&second.mount, "etc/passwd")).unwrap().uid(), MAPPED);
     // The pool has been opened meanwhile: a pair that was ready is the owner's all the same.
@@ -30,7 +33,7 @@ fn what_is_one_owners_alone_is_kept_for_nobody() {
         let userns = user(&map, &map).unwrap();
         let root = map[0].outside;
         let id = n.to_string();
-        let made = store.create_rootfs(&id, &image, Some(&own(userns.as_fd(), root))).unwrap();
+        let made = store.create_rootfs(&id, &image, Some(&own(&userns, root))).unwrap();
         let stat = fs::metadata(below(&made.mount, ".")).unwrap();
         assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (root, root, 0o711));
         fs::write(below(&made.mount, "seven"), "8").unwrap();
