@@ -6,7 +6,7 @@ use crate::history::{Kind, Timeline};
 use crate::ids::Home;
 use crate::keepers::Waiting;
 use crate::metrics::since_boot;
-use crate::record::{Phase, Record, VERSION};
+use crate::record::{CONFIG, Phase, Record, VERSION};
 use crate::spec::{BindMount, ContainerSpec, Limits};
 use crate::{Engine, Error, Result, Shared, grace};
 use std::collections::HashMap;
@@ -304,25 +304,26 @@ fn prepare(
     failpoint::reach(Point::CreateRecorded);
     std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
     timeline.ended("record");
-    let root = if spec.privileged { 0 } else { shared.ids.root(range) };
     let hostname: String = spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(49)).collect();
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
-    write_shared(&dir.join("hosts"), hosts.as_bytes(), root).map_err(run)?;
     let resolv = std::fs::read("/etc/resolv.conf").unwrap_or_default();
-    write_shared(&dir.join("resolv.conf"), &resolv, root).map_err(run)?;
-    let network_files = network_files(&dir);
+    let mut files = Vec::new();
+    for (file, contents) in network_files(&dir).into_iter().zip([hosts.into_bytes(), resolv]) {
+        std::fs::write(&file.source, contents).map_err(run)?;
+        files.push(file);
+    }
     let settings = Settings {
         privileged: spec.privileged,
         hostname: Some(hostname),
         env,
         no_new_privileges: shared.config.no_new_privileges && !spec.privileged,
+        shm_bytes: shm_bytes(shared.config.shm_bytes, spec.limits.memory_bytes),
         memory_bytes: spec.limits.memory_bytes,
         cpu_shares: spec.limits.cpu_shares,
         pids: spec.limits.pids,
         cgroups_path: format!("/{}/{id}", shared.cgroups.top()),
         ..shared.settings(range)
     };
-    let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files).collect();
     timeline.ended("files");
     let cgroup = |e| Error::failed("cgroup", e);
     shared.cgroups.limit(id, spec.limits.into()).map_err(cgroup)?;
@@ -330,7 +331,9 @@ fn prepare(
     failpoint::reach(Point::CreateCgroup);
     timeline.ended("cgroup");
     let owner = pair.user.as_ref().map(|user| shared.root_of(range, user));
-    let parts = assemble(shared, id, image, owner, settings, &binds, entry, &dir.join("config.json"))?;
+    let files = (&*files, true);
+    let config = dir.join(CONFIG);
+    let parts = assemble(shared, id, image, owner, settings, &spec.bind_mounts, files, entry, &config)?;
     failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))
@@ -345,13 +348,14 @@ pub fn network_files(dir: &Path) -> [BindMount; 2] {
     })
 }
 
-/// A file that container root may write.
-fn write_shared(path: &Path, contents: &[u8], root: u32) -> std::io::Result<()> {
-    std::fs::write(path, contents)?;
-    std::os::unix::fs::chown(path, Some(root), Some(root))
+/// /dev/shm is memory that no other limit bounds where the container has none for memory: as much as the server gives, and
+/// no more than half of the container's own limit.
+pub fn shm_bytes(server: u64, memory: u64) -> u64 {
+    if memory > 0 && server > 0 { server.min((memory / 2).max(4096)) } else { server }
 }
 
-/// A root file system with its bundle and bind mounts, for a container or a pea.
+/// A root file system with its bundle and bind mounts, for a container or a pea. The `files` are the container's own: it is
+/// given them, or its keeper has them already.
 #[allow(clippy::too_many_arguments)]
 pub fn assemble(
     shared: &Shared,
@@ -360,14 +364,20 @@ pub fn assemble(
     owner: Option<Owner<'_>>,
     mut settings: Settings,
     binds: &[BindMount],
+    (files, give): (&[BindMount], bool),
     entry: Entry,
     config_path: &Path,
 ) -> Result<Parts> {
     let step = |e: std::io::Error| Error::failed("bundle", e);
+    let text = |p: &Path| p.to_string_lossy().into_owned();
     let mut clones = Vec::new();
     for bind in binds {
         clones.push(clone_bind(bind)?);
-        let text = |p: &Path| p.to_string_lossy().into_owned();
+    }
+    for file in files.iter().filter(|_| give) {
+        clones.push(std::fs::File::open(&file.source).map_err(step)?.into());
+    }
+    for bind in binds.iter().chain(files) {
         settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
     }
     let rootfs = shared
@@ -379,7 +389,8 @@ pub fn assemble(
     std::fs::write(config_path, &config).map_err(step)?;
     let config = memfd::sealed("config.json", config.as_bytes(), 0o400).map_err(|e| step(e.into()))?;
     let boxed = Boxed {
-        binds: settings.binds.iter().map(|(_, destination, _)| destination.clone()).collect(),
+        binds: binds.iter().map(|bind| text(&bind.destination)).collect(),
+        files: files.iter().filter(|_| give).map(|file| text(&file.destination)).collect(),
         v1_hierarchies: shared.cgroups.v1_names(),
     };
     Ok(Parts { config, rootfs: rootfs.mount, binds: clones, boxed, entry })
@@ -414,7 +425,16 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::check_handle;
+    use super::{check_handle, shm_bytes};
+
+    #[test]
+    fn shared_memory_is_bounded_by_the_server_and_by_half_of_the_limit() {
+        assert_eq!(shm_bytes(64 << 20, 0), 64 << 20);
+        assert_eq!(shm_bytes(64 << 20, 1 << 30), 64 << 20);
+        assert_eq!(shm_bytes(64 << 20, 32 << 20), 16 << 20);
+        assert_eq!(shm_bytes(64 << 20, 1), 4096);
+        assert_eq!(shm_bytes(0, 1 << 20), 0);
+    }
 
     #[test]
     fn handles_that_could_be_paths_or_hurt_a_terminal_are_refused() {

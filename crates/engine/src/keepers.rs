@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use wardian_runtime::cgroup::Cgroups;
 use wardian_runtime::wire::{Op, Request, SPEAKS};
-use wardian_sys::{failpoint, memfd, namespace, packet, spawn};
+use wardian_sys::{children, failpoint, memfd, namespace, packet, spawn};
 
 /// A keeper without a container. It ends by itself when its only connection does.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Keepers {
         // 0711: inside the container its maps, links and descriptors are not to be read.
         let init = memfd::sealed("garden-init", &bytes, 0o711)?;
         drop(std::fs::remove_dir_all(dir));
-        std::fs::create_dir_all(dir)?;
+        wardian_store::run::private(dir)?;
         let nursery = namespace::nursery()?;
         let directory: OwnedFd = std::fs::File::open(dir)?.into();
         let count = AtomicU64::new(0);
@@ -57,12 +57,15 @@ impl Keepers {
             // On its command line for whoever looks at the host's processes: where cgroups are v2 alone, nothing
             // else tells whose keeper it is.
             let id = uuid::Uuid::new_v4().simple().to_string();
+            // Until it is in its cgroup: one that ends at once must not leave its number to a stranger, who would be moved there.
+            let numbers = children::keep_numbers();
             let child = spawn::from_memfd(keeper.as_fd(), &["wardian-keeper", &id], &env, &fds)?;
             if parent {
                 cgroups.adopt_keeper_v2(child.pid).map_err(io::Error::other)?;
             } else {
                 cgroups.adopt_keeper(child.pid).map_err(io::Error::other)?;
             }
+            drop(numbers);
             let tasks = cgroups.make_ahead(&id).map_err(io::Error::other)?;
             let prepare = Request { seq: 0, op: Op::Prepare };
             let fds: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();

@@ -48,7 +48,9 @@ use keepers::Keepers;
 use pool::Pool;
 use record::{Phase, Records};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::Permissions;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -98,6 +100,8 @@ pub struct Config {
     pub id_ranges: Option<IdRanges>,
     /// Most processes of containers, and of peas with limits of their own, that come without such a limit; 0: no bound.
     pub default_pids: u64,
+    /// Bytes of /dev/shm in a container; 0: half of the host's memory, the kernel's own bound.
+    pub shm_bytes: u64,
 }
 
 /// The engine; clones share it.
@@ -119,6 +123,8 @@ struct Shared {
     /// A user namespace of the common mapping: what idmapped layers are made with.
     idmap: OwnedFd,
     ids: Ids,
+    /// See [`wardian_runtime::bundle::host_masks`].
+    masks: Vec<String>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     history: History,
     /// See [`Config::cpu_entitlement_per_share`].
@@ -160,7 +166,7 @@ impl Shared {
     /// What all bundles of containers with these ids share.
     fn settings(&self, range: Option<IdRange>) -> Settings {
         let mapping = self.ids.maps(range).iter().map(|m| (m.inside, m.outside, m.size)).collect();
-        Settings { mapping, ..Settings::default() }
+        Settings { mapping, masks: self.masks.clone(), ..Settings::default() }
     }
 
     /// Whose a container's root file systems are: of the common mapping, or of the user namespace `own`.
@@ -354,6 +360,8 @@ pub struct Transfer<P> {
     /// The tar. `None` once taken.
     pub pipe: Option<P>,
     task: tokio::task::JoinHandle<Result<()>>,
+    /// Its drop cancels the transfer: the keeper kills the helper, even one that is stopped.
+    _wanted: tokio::sync::oneshot::Sender<std::convert::Infallible>,
 }
 
 impl<P> Transfer<P> {
@@ -362,8 +370,9 @@ impl<P> Transfer<P> {
     /// # Errors
     /// What the container's side says.
     pub async fn finish(self) -> Result<()> {
-        drop(self.pipe);
-        self.task.await.map_err(|e| Error::failed("transfer", e))?
+        let Self { pipe, task, _wanted } = self;
+        drop(pipe);
+        task.await.map_err(|e| Error::failed("transfer", e))?
     }
 }
 
@@ -405,7 +414,9 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     }
     let tag = tag(&config.run);
     let instance = serde_json::json!({"tag": tag, "root": config.root, "pid": std::process::id()});
-    std::fs::write(config.run.join("instance.json"), instance.to_string())
+    let path = config.run.join("instance.json");
+    std::fs::write(&path, instance.to_string())
+        .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o600)))
         .map_err(|e| Error::failed("run directory", e))?;
     let found = records.all(&boot_id);
     let mut live: BTreeSet<String> = BTreeSet::new();
@@ -462,6 +473,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         keepers,
         idmap,
         ids,
+        masks: wardian_runtime::bundle::host_masks(Path::new("/sys")),
         containers: Mutex::default(),
         history: History::default(),
         gate,
@@ -499,6 +511,8 @@ fn open_run(run: &Path) -> Result<OwnedFd> {
 fn lock_run(run: &Path) -> Result<OwnedFd> {
     let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
     let lock = std::fs::File::create(run.join("lock")).map_err(step)?;
+    // Whoever may open it may hold it.
+    lock.set_permissions(Permissions::from_mode(0o600)).map_err(step)?;
     // A server that was killed a moment ago may still be on its way out, with all its descriptors.
     for _ in 0..100 {
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -523,7 +537,7 @@ fn reap_strangers() -> std::io::Result<()> {
     let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?;
     tokio::spawn(async move {
         while signals.recv().await.is_some() {
-            while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+            wardian_sys::children::reap_all();
         }
     });
     Ok(())

@@ -5,7 +5,7 @@
 //! ├── state.json            the record; its removal is the moment a container is gone
 //! ├── config.json           the OCI bundle
 //! ├── keeper.sock           where its keeper listens
-//! ├── hosts, resolv.conf    shown inside
+//! ├── hosts, resolv.conf    what the container's own files of these names began with
 //! └── peas/<root fs id>     holds the process id of a living pea; its bundle as <root fs id>.json
 //! ```
 
@@ -15,7 +15,9 @@ use crate::ids::IdRange;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The record of a container.
@@ -69,6 +71,15 @@ pub enum Phase {
     Created,
 }
 
+/// The record.
+const STATE: &str = "state.json";
+/// The OCI bundle.
+pub const CONFIG: &str = "config.json";
+
+fn is_dir(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir())
+}
+
 /// `<run>/containers`.
 #[derive(Debug, Clone)]
 pub struct Records {
@@ -79,8 +90,28 @@ impl Records {
     /// Make the directory.
     pub fn open(run: &Path) -> io::Result<Self> {
         let dir = run.join("containers");
-        fs::create_dir_all(&dir)?;
-        Ok(Self { dir })
+        wardian_store::run::private(&dir)?;
+        let this = Self { dir };
+        this.close_to_others()?;
+        Ok(this)
+    }
+
+    /// Environments and properties hold secrets: nobody but root reads them. Files of servers that left that to the umask
+    /// are corrected.
+    fn close_to_others(&self) -> io::Result<()> {
+        for container in fs::read_dir(&self.dir)?.flatten().filter(is_dir) {
+            fs::set_permissions(container.path(), Permissions::from_mode(0o700))?;
+            for name in [STATE, CONFIG] {
+                match fs::set_permissions(container.path().join(name), Permissions::from_mode(0o600)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            for bundle in fs::read_dir(container.path().join("peas")).into_iter().flatten().flatten() {
+                fs::set_permissions(bundle.path(), Permissions::from_mode(0o600))?;
+            }
+        }
+        Ok(())
     }
 
     /// A container's directory.
@@ -93,12 +124,12 @@ impl Records {
         let dir = self.path(&record.id);
         let temporary = dir.join("state.json.new");
         fs::write(&temporary, serde_json::to_vec_pretty(record)?)?;
-        fs::rename(temporary, dir.join("state.json"))
+        fs::rename(temporary, dir.join(STATE))
     }
 
     /// The commit point of a destroy.
     pub fn forget(&self, id: &str) -> io::Result<()> {
-        match fs::remove_file(self.path(id).join("state.json")) {
+        match fs::remove_file(self.path(id).join(STATE)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }
@@ -114,7 +145,7 @@ impl Records {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let id = entry.file_name().to_string_lossy().into_owned();
-            let text = fs::read(entry.path().join("state.json")).unwrap_or_default();
+            let text = fs::read(entry.path().join(STATE)).unwrap_or_default();
             let record = serde_json::from_slice::<Record>(&text).ok();
             all.push((id, record.filter(|r| r.boot_id == boot_id && r.version == VERSION)));
         }
@@ -125,7 +156,7 @@ impl Records {
     pub fn later(&self, boot_id: &str) -> Option<(PathBuf, u64)> {
         let mut entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         entries.find_map(|entry| {
-            let path = entry.path().join("state.json");
+            let path = entry.path().join(STATE);
             let record: serde_json::Value = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
             let version = record["version"].as_u64().filter(|version| *version > VERSION.into())?;
             (record["boot_id"] == boot_id).then_some((path, version))

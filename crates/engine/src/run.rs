@@ -1,7 +1,7 @@
 //! Processes, peas, and tars in and out of a living container.
 
 use crate::container::Container;
-use crate::create::{assemble, network_files};
+use crate::create::{assemble, network_files, shm_bytes};
 use crate::metrics::{Pea, since_boot};
 use crate::process::Process;
 use crate::spec::{BindMount, ProcessSpec};
@@ -210,6 +210,8 @@ impl Engine {
         let entry = self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
         let place = Placement { v1_procs: entry.v1.len(), v2_dir: entry.v2.is_some() };
         let op = Op::Transfer { inward, user: user.to_owned(), path: path.to_owned(), place };
+        let can_cancel = container.keeper_version() >= wire::CANCEL;
+        let (wanted, dropped) = tokio::sync::oneshot::channel::<std::convert::Infallible>();
         let task = tokio::spawn(async move {
             let mut fds = vec![theirs.as_fd()];
             fds.extend(entry.fds());
@@ -218,10 +220,22 @@ impl Engine {
             drop(fds);
             drop((theirs, entry));
             failpoint::reach(if inward { Point::StreamInBegun } else { Point::StreamOutBegun });
-            let answer = async { asked?.answer().await };
+            let answer = async {
+                let asked = asked?;
+                let transfer = asked.seq;
+                let mut answer = std::pin::pin!(asked.answer());
+                tokio::select! {
+                    answer = &mut answer => answer,
+                    // Nobody wants it any more. The end of the pipe does not end a helper that container root has stopped.
+                    _ = dropped, if can_cancel => {
+                        keeper.ask(Op::Cancel { transfer }, &[]).await?;
+                        answer.await
+                    }
+                }
+            };
             answer.await.map(drop).map_err(|e| Error::failed(step, e))
         });
-        Ok(Transfer { pipe: Some(ours), task })
+        Ok(Transfer { pipe: Some(ours), task, _wanted: wanted })
     }
 }
 
@@ -321,10 +335,18 @@ fn prepare_pea(
         no_new_privileges: exec.no_new_privileges,
         memory_bytes: limits.memory_bytes,
         cpu_shares: limits.cpu_shares,
+        shm_bytes: shm_bytes(shared.config.shm_bytes, limits.memory_bytes.max(record.limits.memory_bytes)),
         pids: limits.pids,
         ..shared.settings(record.range)
     };
-    let binds: Vec<BindMount> = spec.bind_mounts.iter().cloned().chain(network_files(&dir)).collect();
+    // The keeper shows the container's own files to its peas. One of an earlier version has them in the run directory.
+    let files = network_files(&dir);
+    let mut binds = spec.bind_mounts.clone();
+    let keeps = container.keeper_version() >= wire::OWN_FILES;
+    let files: &[BindMount] = if keeps { &files } else { &[] };
+    if !keeps {
+        binds.extend(network_files(&dir));
+    }
     // A namespace for the mapping alone: that of the container would have to be found by a number of a process.
     let maps = shared.ids.maps(record.range);
     let own = record.range.map(|_| namespace::user(&maps, &maps)).transpose();
@@ -332,7 +354,7 @@ fn prepare_pea(
     let owner = shared.root_of(record.range, own.as_ref().unwrap_or(&shared.idmap));
     let owner = (!record.privileged).then_some(owner);
     let config = dir.join("peas").join(format!("{pea}.json"));
-    let parts = assemble(shared, pea, image, owner, settings, &binds, entry, &config)?;
+    let parts = assemble(shared, pea, image, owner, settings, &binds, (files, false), entry, &config)?;
     failpoint::reach(Point::PeaRootfs);
     let op = Op::Run { id: spec.id.clone(), boxed: Some(parts.boxed.clone()), place: parts.place() };
     Ok((payload(&exec)?, parts, op))

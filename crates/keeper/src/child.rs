@@ -2,11 +2,16 @@
 //!
 //! cgroups → rlimits → user namespace → network namespace → ids 0 (before that, files land on disk as host
 //! root without an error) → the other namespaces → a second clone whose parent is the keeper.
+//!
+//! **Descriptors.** A child is a copy of the keeper and so holds whatever the keeper holds: host directories, mounts, other
+//! processes' pipes. Each of them is a way out for whoever chooses a path (`/proc/self/fd/8/../..`), so a child closes all
+//! but what its own next steps name, by number, whatever else there is: once at its birth, and once more before it touches
+//! the first path of the container, when standard input, output, error and the report pipe are all that may be left.
 #![allow(unsafe_code)]
 
 use crate::report::{Report, Tag};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// What a step says when it fails.
 pub type Outcome<T> = Result<T, Stop>;
@@ -38,6 +43,8 @@ fn check(result: libc::c_long, step: &str) -> Outcome<()> {
 /// Where a child goes and what it joins or makes.
 #[derive(Debug)]
 pub struct Way<'a> {
+    /// What the body needs besides the report, by number; everything else is closed before it runs.
+    pub keep: &'a [RawFd],
     /// `cgroup.procs` files.
     pub v1: &'a [OwnedFd],
     /// v2 cgroup directory.
@@ -100,8 +107,8 @@ pub fn start(
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = dir.as_raw_fd() as u64;
     }
-    // SAFETY: no stack and no CLONE_VM: the child goes on with a copy of our memory, as after fork. The
-    // keeper has one thread, so ordinary code may run in the child.
+    // SAFETY: no stack and no CLONE_VM: the child goes on with a copy of our memory, as after fork. The keeper's other
+    // thread is parked (see `parked`): it holds no lock, so ordinary code may run in the child.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match pid {
         0 => {
@@ -119,7 +126,8 @@ pub fn start(
     }
 }
 
-fn exit(code: i32) -> ! {
+/// End a child that executes nothing.
+pub fn exit(code: i32) -> ! {
     // SAFETY: ends this process without running the keeper's destructors a second time.
     unsafe { libc::_exit(code) }
 }
@@ -129,6 +137,17 @@ fn first_stage(
     report: &Report,
     body: impl FnOnce(&Report) -> Outcome<std::convert::Infallible>,
 ) -> Outcome<()> {
+    undumpable();
+    let namespaces: &[RawFd] = match &way.into {
+        Into::New { user: Some(user), network } => &[user.as_raw_fd(), network.as_raw_fd()],
+        Into::New { user: None, network } => &[network.as_raw_fd()],
+        Into::Join { pidfd, .. } => &[pidfd.as_raw_fd()],
+    };
+    // The directory of a v2 cgroup is not among them: the clone has put us there already.
+    let mut keep = [way.keep, &[report.number()]].concat();
+    let own = keep.len();
+    keep.extend(namespaces.iter().copied().chain(way.v1.iter().map(AsRawFd::as_raw_fd)));
+    close_all_but(&keep)?;
     be_mortal()?;
     for procs in way.v1 {
         rustix::io::write(procs, b"0").map_err(failed("enter cgroup"))?;
@@ -137,7 +156,7 @@ fn first_stage(
         set_rlimit(*resource, *value, report)?;
     }
     // SAFETY: these calls take numbers and live descriptors, and change this process only; the second clone
-    // copies our memory (no CLONE_VM), and we have one thread.
+    // copies our memory (no CLONE_VM), and this child has one thread.
     unsafe {
         match &way.into {
             Into::New { user, network } => {
@@ -175,6 +194,7 @@ fn first_stage(
                 }
             }
         }
+        close_all_but(&keep[..own])?;
         // The keeper is to be the parent; the kernel copies exit signal and parent from us.
         let flags = libc::CLONE_PARENT as libc::c_ulong | libc::SIGCHLD as libc::c_ulong;
         match libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) {
@@ -236,8 +256,36 @@ fn become_root() -> Outcome<()> {
     unsafe {
         check(libc::syscall(libc::SYS_setgroups, 0, 0), "setgroups")?;
         check(libc::syscall(libc::SYS_setresgid, 0, 0, 0), "setresgid")?;
-        check(libc::syscall(libc::SYS_setresuid, 0, 0, 0), "setresuid")
+        check(libc::syscall(libc::SYS_setresuid, 0, 0, 0), "setresuid")?;
     }
+    undumpable();
+    Ok(())
+}
+
+/// The ids by which the kernel judges access to files, and whether CAP_DAC_OVERRIDE is in effect: for a moment the files
+/// that are made belong to this user at once, without a chown that could hit something else.
+pub fn file_ids(uid: u32, gid: u32, override_modes: bool) -> Outcome<()> {
+    /// CAP_DAC_OVERRIDE, capabilities(7).
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    // SAFETY: plain numbers. The calls return the former ids and no error; -1 changes nothing and tells what is set.
+    unsafe {
+        for (call, id) in [(libc::SYS_setfsgid, gid), (libc::SYS_setfsuid, uid)] {
+            libc::syscall(call, id);
+            if libc::syscall(call, -1) as u32 != id {
+                return Err(format!("the id {id} cannot be used for files").into());
+            }
+        }
+    }
+    undumpable();
+    // Leaving uid 0 takes the capabilities for files out of the effective set, and coming back raises them.
+    if uid != 0 && override_modes { raise(DAC_OVERRIDE) } else { Ok(()) }
+}
+
+/// Add to the effective set what the permitted one holds.
+fn raise(capabilities: u64) -> Outcome<()> {
+    let mut sets = rustix::thread::capabilities(None).map_err(failed("capget"))?;
+    sets.effective |= sets.permitted & rustix::thread::CapabilitySet::from_bits_retain(capabilities);
+    rustix::thread::set_capabilities(None, sets).map_err(failed("capset"))
 }
 
 /// Become the user: bounding set, groups, ids, capability sets; then no_new_privs.
@@ -273,6 +321,8 @@ pub fn drop_to(
             check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into(), "no_new_privs")?;
         }
     }
+    // With fs.suid_dumpable=1 the kernel makes us dumpable at each change of credentials.
+    undumpable();
     Ok(())
 }
 
@@ -329,6 +379,67 @@ pub fn die_with_parent() -> Outcome<()> {
     )
 }
 
+/// What processes of the container inherit through the keeper, whatever the server's own is: umask, limits, keyring.
+/// Everything else of this kind (groups, signals, session) each child sets for itself.
+pub fn set_inheritance() -> io::Result<()> {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    for (resource, soft, hard) in LIMITS {
+        limit(*resource, *soft, *hard)?;
+    }
+    /// keyctl(2), KEYCTL_JOIN_SESSION_KEYRING; libc has no name for it on every target.
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: numbers; no name means an anonymous keyring, which nobody else can join.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0) };
+    match io::Error::last_os_error() {
+        // A kernel without keys has none to inherit.
+        error if joined < 0 && error.raw_os_error() != Some(libc::ENOSYS) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+const UNLIMITED: u64 = libc::RLIM_INFINITY;
+
+/// `(resource, soft, hard)` of a process that asks for no limits of its own (getrlimit(2)): the kernel's initial values,
+/// more open files (as Cloud Foundry gives apps), and nothing that stands for another limit of the container's: processes
+/// are counted by its cgroup.
+const LIMITS: &[(u32, u64, u64)] = &[
+    (libc::RLIMIT_CPU, UNLIMITED, UNLIMITED),
+    (libc::RLIMIT_FSIZE, UNLIMITED, UNLIMITED),
+    (libc::RLIMIT_DATA, UNLIMITED, UNLIMITED),
+    (libc::RLIMIT_STACK, 8 << 20, UNLIMITED),
+    (libc::RLIMIT_CORE, 0, UNLIMITED),
+    (libc::RLIMIT_RSS, UNLIMITED, UNLIMITED),
+    (libc::RLIMIT_NPROC, UNLIMITED, UNLIMITED),
+    (libc::RLIMIT_NOFILE, 16_384, 1 << 20),
+    (libc::RLIMIT_MEMLOCK, 8 << 20, 8 << 20),
+    (libc::RLIMIT_AS, UNLIMITED, UNLIMITED),
+    (libc::RLIMIT_LOCKS, UNLIMITED, UNLIMITED),
+    (libc::RLIMIT_SIGPENDING, 65_536, 65_536),
+    (libc::RLIMIT_MSGQUEUE, 819_200, 819_200),
+    (libc::RLIMIT_NICE, 0, 0),
+    (libc::RLIMIT_RTPRIO, 0, 0),
+    (libc::RLIMIT_RTTIME, UNLIMITED, UNLIMITED),
+];
+
+/// Set a limit, or as much of it as this host allows: raising a hard limit needs CAP_SYS_RESOURCE.
+fn limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    // SAFETY: plain structures on our stack.
+    unsafe {
+        let wanted = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+        if libc::setrlimit(resource, &raw const wanted) == 0 {
+            return Ok(());
+        }
+        let mut have = wanted;
+        if libc::getrlimit(resource, &raw mut have) == 0 {
+            have.rlim_cur = soft.min(have.rlim_max);
+            if libc::setrlimit(resource, &raw const have) == 0 {
+                return Ok(());
+            }
+        }
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Close whatever else the server's own parent has left open.
 pub fn close_from(first: i32) -> io::Result<()> {
     // SAFETY: at the start, before anything of ours has such a number.
@@ -342,23 +453,35 @@ pub fn undumpable() {
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Keep the three standard descriptors plus `keep` at 3.., close all others for good: for a child that runs
-/// our own code and must hold nobody's pipes open.
-pub fn keep_only(keep: &[BorrowedFd<'_>]) -> Outcome<()> {
-    let mut next = 3;
-    // SAFETY: see `clean_slate`; the borrowed descriptors are copied above all targets before any is replaced.
-    unsafe {
-        let mut lifted = Vec::new();
-        for fd in keep {
-            let copy = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 200);
-            check(copy.into(), "dup")?;
-            lifted.push(copy);
+/// Close every descriptor but standard input, output, error and those of these numbers. The values that owned the others
+/// must not be dropped any more: a child ends in exec or `_exit`.
+pub fn close_all_but(keep: &[RawFd]) -> Outcome<()> {
+    let mut keep: Vec<u32> =
+        keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for last in keep.into_iter().map(Some).chain([None]) {
+        let end = last.map_or(u32::MAX, |fd| fd - 1);
+        if first <= end {
+            // SAFETY: numbers; see above for who owned them.
+            let closed = unsafe { libc::syscall(libc::SYS_close_range, first, end, 0) };
+            check(closed, "close descriptors")?;
         }
-        for copy in lifted {
-            check(libc::dup3(copy, next, libc::O_CLOEXEC).into(), "dup")?;
-            next += 1;
-        }
-        check(libc::syscall(libc::SYS_close_range, next as u32, u32::MAX, 0), "close descriptors")
+        first = last.map_or(first, |fd| fd + 1);
+    }
+    Ok(())
+}
+
+/// Whether the working directory lies below the root: the path of one that does not begins with `(unreachable)`
+/// (getcwd(2); glibc hides that, so the system call is made directly).
+pub fn stay_inside() -> Outcome<()> {
+    let mut path = [0u8; 4097];
+    // SAFETY: the kernel writes at most so many bytes to the array.
+    let length = unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) };
+    match length {
+        1.. if path[0] == b'/' => Ok(()),
+        1.. => Err("the working directory is outside of the container".to_owned().into()),
+        _ => Err(failed("getcwd")(io::Error::last_os_error())),
     }
 }
 
@@ -417,5 +540,79 @@ pub fn init() -> ! {
         loop {
             libc::pause();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a child, so that the test's own descriptors stay.
+    fn in_child(body: impl FnOnce() -> i32) -> i32 {
+        // SAFETY: the child makes system calls and little else, and ends with `_exit`.
+        unsafe {
+            let pid = libc::fork();
+            assert!(pid >= 0);
+            if pid == 0 {
+                libc::_exit(body());
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(pid, &raw mut status, 0), pid);
+            libc::WEXITSTATUS(status)
+        }
+    }
+
+    #[test]
+    fn nothing_stays_open_but_what_is_named() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let open = |fd: RawFd| {
+            // SAFETY: fcntl on a number.
+            unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+        };
+        let code = in_child(|| {
+            for target in [5, 9, 40, 900] {
+                // SAFETY: the child owns nothing that it uses later.
+                unsafe { libc::dup2(null.as_raw_fd(), target) };
+            }
+            if close_all_but(&[9, 40, 9, 1, -1]).is_err() {
+                return 1;
+            }
+            i32::from((0..1024).any(|fd| open(fd) != ([0, 1, 2, 9, 40].contains(&fd)))) * 2
+        });
+        assert_eq!(code, 0);
+        assert_eq!(in_child(|| i32::from(close_all_but(&[]).is_err() || (3..1024).any(open))), 0);
+    }
+
+    #[test]
+    fn a_keeper_has_a_session_keyring_of_its_own() {
+        /// keyctl(2): KEYCTL_GET_KEYRING_ID of KEY_SPEC_SESSION_KEYRING, not made if it is not there.
+        fn session() -> libc::c_long {
+            // SAFETY: numbers.
+            unsafe { libc::syscall(libc::SYS_keyctl, 0, -3, 0) }
+        }
+        let before = session();
+        let code = in_child(|| {
+            if set_inheritance().is_err() {
+                return 1;
+            }
+            let after = session();
+            i32::from(after == before && after > 0) * 2
+        });
+        assert_eq!(code, 0);
+        assert_eq!(session(), before);
+    }
+
+    #[test]
+    fn a_directory_outside_the_root_is_noticed() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        assert!(stay_inside().is_ok());
+        let code = in_child(|| {
+            // The classic way out: a working directory that the new root does not contain.
+            let _ = std::env::set_current_dir("/");
+            i32::from(rustix::process::chroot("/tmp").is_err() || stay_inside().is_ok())
+        });
+        assert_eq!(code, 0);
     }
 }

@@ -1,9 +1,11 @@
 //! The last steps before a program runs: user, directory, environment, rights, exec. All inside.
 
 use crate::child::{self, Outcome, Stop, failed};
+use crate::dirs;
 use crate::process::TheirIo;
+use crate::report::Report;
 use crate::users::{self, User};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -32,32 +34,14 @@ pub fn user(wanted: &str) -> Outcome<User> {
     users::resolve(wanted, &database("/etc/passwd"), &database("/etc/group")).map_err(Stop::from)
 }
 
-/// Make a directory and its missing parents, the new ones owned by the user. Symlinks are the container's.
-pub fn make_dir(path: &Path, owner: &User) -> Outcome<()> {
-    let mut missing = Vec::new();
-    let mut at = path;
-    while let Err(error) = rustix::fs::stat(at) {
-        if error != rustix::io::Errno::NOENT {
-            return Err(failed(path.display())(error));
-        }
-        missing.push(at);
-        at = at.parent().ok_or_else(|| Stop::from(format!("{}: no such directory", path.display())))?;
-    }
-    for dir in missing.into_iter().rev() {
-        match rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)) {
-            Ok(()) => {
-                let owner = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
-                rustix::fs::chown(dir, Some(owner.0), Some(owner.1)).map_err(failed(dir.display()))?;
-            }
-            Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(failed(format!("mkdir {}", dir.display()))(error)),
-        }
-    }
-    Ok(())
-}
-
 /// Become the program. Returns only when that fails.
-pub fn run(exec: &Exec, io: &TheirIo) -> Outcome<std::convert::Infallible> {
+///
+/// From the second line on paths of the container are looked at: nothing is open any more by which one of them could lead
+/// out, but standard input, output and error, which are pipes or a terminal, and the report.
+pub fn run(exec: &Exec, io: &TheirIo, report: &Report) -> Outcome<std::convert::Infallible> {
+    rustix::process::setsid().map_err(failed("setsid"))?;
+    take(io)?;
+    child::close_all_but(&[report.number()])?;
     let mut user = user(&exec.user)?;
     let mut name = exec.user.clone();
     if exec.pea {
@@ -72,27 +56,11 @@ pub fn run(exec: &Exec, io: &TheirIo) -> Outcome<std::convert::Infallible> {
         return Err(Stop::from("Cwd must be an absolute path".to_owned()));
     }
     if exec.make_dir {
-        make_dir(Path::new(dir), &user)?;
+        dirs::make(Path::new(dir), &user)?;
     } else if rustix::fs::stat(dir).is_err_and(|e| e == rustix::io::Errno::NOENT) {
         dir = "/";
     }
-    rustix::process::setsid().map_err(failed("setsid"))?;
-    let owner = (Some(rustix::fs::Uid::from_raw(user.uid)), Some(rustix::fs::Gid::from_raw(user.gid)));
-    match io {
-        TheirIo::Pipes(pipes) => {
-            for (fd, target) in pipes.iter().zip(0..) {
-                rustix::fs::fchown(fd, owner.0, owner.1).map_err(failed("own the pipes"))?;
-                child::stdio(fd.as_fd(), target)?;
-            }
-        }
-        TheirIo::Terminal(slave) => {
-            rustix::fs::fchown(slave, owner.0, None).map_err(failed("own the terminal"))?;
-            rustix::process::ioctl_tiocsctty(slave).map_err(failed("take the terminal"))?;
-            for target in 0..3 {
-                child::stdio(slave.as_fd(), target)?;
-            }
-        }
-    }
+    own(io, &user)?;
     let rights =
         if user.gid == 0 { exec.capabilities } else { exec.capabilities & exec.capabilities_non_root };
     child::drop_to(user.uid, user.gid, &user.groups, rights, exec.no_new_privileges)?;
@@ -101,8 +69,44 @@ pub fn run(exec: &Exec, io: &TheirIo) -> Outcome<std::convert::Infallible> {
         let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();
         Stop::from(format!("chdir to cwd ({dir:?}) set in config.json failed: {text}"))
     })?;
+    child::stay_inside()?;
     child::clean_slate()?;
     Err(search(exec, &env))
+}
+
+/// Make these the standard input, output and error.
+fn take(io: &TheirIo) -> Outcome<()> {
+    match io {
+        TheirIo::Pipes(pipes) => {
+            for (fd, target) in pipes.iter().zip(0..) {
+                child::stdio(fd.as_fd(), target)?;
+            }
+        }
+        TheirIo::Terminal(slave) => {
+            for target in 0..3 {
+                child::stdio(slave.as_fd(), target)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Give them to the user, and take the terminal.
+fn own(io: &TheirIo, user: &User) -> Outcome<()> {
+    let (uid, gid) = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
+    let (stdin, stdout, stderr) = (rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr());
+    match io {
+        TheirIo::Pipes(_) => {
+            for fd in [stdin, stdout, stderr] {
+                rustix::fs::fchown(fd, uid, gid).map_err(failed("own the pipes"))?;
+            }
+        }
+        TheirIo::Terminal(_) => {
+            rustix::fs::fchown(stdin, uid, None).map_err(failed("own the terminal"))?;
+            rustix::process::ioctl_tiocsctty(stdin).map_err(failed("take the terminal"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Find the program as a shell would, and execute it.

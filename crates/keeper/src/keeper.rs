@@ -2,25 +2,23 @@
 
 use crate::child::{self, Into, Way};
 use crate::launch::{self, Devices, Parts};
+use crate::launches::{self, Fail, Kind, Launch, other};
 use crate::parked::Parked;
-use crate::process::{self, Io, PeaBox, Process, Processes};
-use crate::report::{Report, Tag, take_frames};
+use crate::process::{self, Io, PeaBox, Process, Processes, TheirIo};
+use crate::report::{Report, Tag};
 use crate::{exec, transfer};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::RecvFlags;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::{self, Plan};
 use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
 use wardian_sys::failpoint::{self, Point};
-use wardian_sys::{heap, memfd, packet};
-
-/// A process that has not reached its exec after this long is killed.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+use wardian_sys::{children, heap, memfd, packet};
 
 /// The container, once made.
 #[derive(Debug)]
@@ -35,27 +33,12 @@ struct Container {
     _rootfs: OwnedFd,
 }
 
-/// What a launch is for.
-#[derive(Debug)]
-enum Kind {
-    Create(Box<(OwnedFd, Devices, Plan)>),
-    Run(String),
-    Transfer,
-}
-
-/// A child on its way to its exec.
-#[derive(Debug)]
-struct Launch {
-    kind: Kind,
-    seq: u64,
-    connection: u64,
-    pipe: OwnedFd,
-    buffer: Vec<u8>,
-    pid: Option<Pid>,
-    stage: Pid,
-    warnings: Vec<String>,
-    failure: Option<(Failure, String)>,
-    deadline: Option<Instant>,
+impl Container {
+    /// A pea shares the container's own files, and nothing of its /dev.
+    fn devices_of_pea(&self, plan: &Plan) -> Result<Devices, String> {
+        let own = self.devices.own.as_ref().map(|own| own.for_pea(plan)).transpose()?.flatten();
+        launch::devices(plan, own)
+    }
 }
 
 /// After its container's destroy a keeper ends when the server hangs up, which it does while nothing is created or
@@ -84,8 +67,8 @@ pub struct Keeper {
     processes: Processes,
     container: Option<Container>,
     made: bool,
-    /// Statuses of children that ended before their launch was known to have succeeded.
-    early: HashMap<Pid, i32>,
+    /// A child has ended that may not be reaped yet, see [`launches`].
+    held: bool,
     ending: Option<Ending>,
     /// The container is destroyed; when to end at the latest, see [`LINGER`].
     leave: Option<Instant>,
@@ -95,11 +78,6 @@ pub struct Keeper {
 }
 
 type Fds = std::vec::IntoIter<OwnedFd>;
-type Fail = (Failure, String);
-
-fn other(text: impl std::fmt::Display) -> Fail {
-    (Failure::Other, text.to_string())
-}
 
 fn unknown(id: &str) -> Fail {
     (Failure::UnknownProcess, format!("unknown process: {id}"))
@@ -114,6 +92,7 @@ impl Keeper {
             .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
         child::undumpable();
         child::close_from(wire::NURSERY_FD + 1)?;
+        child::set_inheritance()?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         rustix::thread::move_into_link_name_space(
             nursery.as_fd(),
@@ -135,7 +114,7 @@ impl Keeper {
             processes: Processes::default(),
             container: None,
             made: false,
-            early: HashMap::new(),
+            held: false,
             ending: None,
             leave: None,
             parked: None,
@@ -149,12 +128,14 @@ impl Keeper {
             if self.done() {
                 return ExitCode::SUCCESS;
             }
-            let deadline = self.launches.iter().filter_map(|l| l.deadline).chain(self.leave).min();
+            let deadline = self.launches.iter().filter_map(Launch::deadline).chain(self.leave).min();
             let ids: Vec<u64> = self.connections.keys().copied().collect();
             let mut fds =
                 vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
             fds.extend(ids.iter().map(|id| PollFd::new(&self.connections[id], PollFlags::IN)));
-            fds.extend(self.launches.iter().map(|l| PollFd::new(&l.pipe, PollFlags::IN)));
+            fds.extend(
+                self.launches.iter().filter_map(|l| l.pipe.as_ref()).map(|p| PollFd::new(p, PollFlags::IN)),
+            );
             let timeout = deadline.map(|d| {
                 let left = d.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
                 rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
@@ -166,14 +147,13 @@ impl Keeper {
             if ready[0] {
                 self.accept();
             }
-            // Launches first: a program that has already ended must be known to have started.
-            let (connections, launches) = ready[2..].split_at(ids.len());
-            let launches: Vec<usize> = (0..launches.len()).rev().filter(|i| launches[*i]).collect();
-            for index in launches {
-                self.hear(index);
+            // Launches first: what they tell decides who may be reaped.
+            let (connections, reports) = ready[2..].split_at(ids.len());
+            if reports.contains(&true) {
+                self.hear();
             }
             self.expire();
-            if ready[1] {
+            if ready[1] || self.held {
                 self.reap();
             }
             for (id, _) in ids.iter().zip(connections).filter(|(_, ready)| **ready) {
@@ -216,6 +196,18 @@ impl Keeper {
         }
     }
 
+    /// The server has gone, or cannot be understood. Nobody waits for its transfers any more: what they have stopped at
+    /// (container root can stop a helper) must not keep them for ever.
+    fn hang_up(&mut self, id: u64) {
+        drop(self.connections.remove(&id));
+        self.cancel(|launch| launch.connection == id);
+    }
+
+    fn cancel(&self, which: impl Fn(&Launch) -> bool) {
+        let transfers = self.launches.iter().filter(|launch| matches!(launch.kind, Kind::Transfer));
+        transfers.filter(|launch| which(launch)).for_each(Launch::kill);
+    }
+
     fn receive(&mut self, id: u64) {
         let Some(connection) = self.connections.get(&id) else { return };
         let message = match packet::receive(connection, RecvFlags::DONTWAIT) {
@@ -225,13 +217,11 @@ impl Keeper {
         match message {
             Ok((bytes, fds)) if !bytes.is_empty() => match serde_json::from_slice::<Request>(&bytes) {
                 // The first keepers did not know it: a message that cannot be read ends the connection.
-                Ok(Request { op: Op::Resize { .. }, .. }) if self.speaks == Some(1) => {
-                    drop(self.connections.remove(&id));
-                }
+                Ok(Request { op: Op::Resize { .. }, .. }) if self.speaks == Some(1) => self.hang_up(id),
                 Ok(request) => self.answer(id, request, fds),
-                Err(_) => drop(self.connections.remove(&id)),
+                Err(_) => self.hang_up(id),
             },
-            _ => drop(self.connections.remove(&id)),
+            _ => self.hang_up(id),
         }
     }
 
@@ -289,6 +279,11 @@ impl Keeper {
             }
             Op::Release { id } => {
                 self.with(&id, Io::release).map(|()| self.reply(connection, seq, Reply::Done, &[]))
+            }
+            Op::Cancel { transfer } => {
+                self.cancel(|launch| launch.connection == connection && launch.seq == transfer);
+                self.reply(connection, seq, Reply::Done, &[]);
+                Ok(())
             }
             Op::Destroy => {
                 let unmounted = Duration::ZERO;
@@ -359,11 +354,11 @@ impl Keeper {
         let (init, network) = (next()?, next()?);
         let userns = if user { Some(next()?) } else { None };
         let (plan, rootfs, binds) = unbox(boxed, &mut fds)?;
+        let own = own_files(boxed, &plan, &mut fds)?;
         let (v1, v2) = placement(place, &mut fds)?;
-        let devices = launch::devices(&plan).map_err(other)?;
+        let devices = launch::devices(&plan, own).map_err(other)?;
         let (pipe, report) = report_pipe()?;
         let into = Into::New { user: userns.as_ref().map(AsFd::as_fd), network: network.as_fd() };
-        let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
         let parts = Parts {
             plan: &plan,
             rootfs: rootfs.as_fd(),
@@ -371,8 +366,12 @@ impl Keeper {
             binds: &binds,
             hierarchies: &boxed.v1_hierarchies,
         };
-        let body = |_: &Report| {
+        let keep = [parts.numbers(), vec![init.as_raw_fd()]].concat();
+        let way = Way { keep: &keep, v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
+        let body = |report: &Report| {
             launch::enter(&parts)?;
+            launch::no_stdio(&parts)?;
+            child::close_all_but(&[report.number(), init.as_raw_fd()])?;
             let _ = rustix::process::setsid();
             child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges)?;
             child::clean_slate()?;
@@ -407,8 +406,11 @@ impl Keeper {
         let (v1, v2) = placement(place, &mut fds)?;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
         let (pipe, report) = report_pipe()?;
-        let devices =
-            inside.as_ref().map(|((plan, _, _), _)| launch::devices(plan)).transpose().map_err(other)?;
+        let devices = inside
+            .as_ref()
+            .map(|((plan, _, _), _)| container.devices_of_pea(plan))
+            .transpose()
+            .map_err(other)?;
         let (io, theirs) = match exec.tty {
             None => process::pipes(container.root).map_err(other)?,
             Some(window) => {
@@ -418,12 +420,18 @@ impl Keeper {
         };
         let into =
             Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: boxed.is_some() };
-        let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &exec.rlimits, into };
-        let body = |_: &Report| {
-            if let (Some(((plan, rootfs, binds), hierarchies)), Some(devices)) = (&inside, &devices) {
-                launch::enter(&Parts { plan, rootfs: rootfs.as_fd(), devices, binds, hierarchies })?;
+        let parts =
+            inside.as_ref().zip(devices.as_ref()).map(|(((plan, rootfs, binds), hierarchies), devices)| {
+                Parts { plan, rootfs: rootfs.as_fd(), devices, binds, hierarchies }
+            });
+        let mut keep = parts.as_ref().map(Parts::numbers).unwrap_or_default();
+        keep.extend(stdio_numbers(&theirs));
+        let way = Way { keep: &keep, v1: &v1, v2: v2.as_ref(), rlimits: &exec.rlimits, into };
+        let body = |report: &Report| {
+            if let Some(parts) = &parts {
+                launch::enter(parts)?;
             }
-            exec::run(&exec, &theirs)
+            exec::run(&exec, &theirs, report)
         };
         failpoint::reach(Point::KeeperRunCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
@@ -451,18 +459,18 @@ impl Keeper {
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
         let (pipe, report) = report_pipe()?;
         let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
-        let way = Way { v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
+        // The tar and the report alone: no other process's pipe may be held open.
+        let way = Way { keep: &[tar.as_raw_fd()], v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
         let task = transfer::Task { inward, user, path, capabilities: container.capabilities };
-        let body = |report: &Report| {
-            // Ours alone: 3 is the tar, 4 the report; no other process's pipe may be held open.
-            child::keep_only(&[tar.as_fd(), report.fd()])?;
-            let (tar, report) = child_fds();
-            match transfer::run(&task, tar) {
-                Ok(()) => std::process::exit(0),
-                Err(stop) => {
-                    report.send(Tag::Error, &stop.text);
-                    std::process::exit(1)
-                }
+        let body = |report: &Report| match tar
+            .try_clone()
+            .map_err(child::failed("tar"))
+            .and_then(|tar| transfer::run(&task, tar))
+        {
+            Ok(()) => child::exit(0),
+            Err(stop) => {
+                report.send(Tag::Error, &stop.text);
+                child::exit(1)
             }
         };
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
@@ -485,63 +493,40 @@ impl Keeper {
         drop(report);
         let stage = stage.map_err(|error| other(format!("cannot start a process: {error}")))?;
         let stage = Pid::from_raw(stage).ok_or_else(|| other("cannot start a process"))?;
-        self.launches.push(Launch {
-            kind,
-            seq,
-            connection,
-            pipe,
-            buffer: Vec::new(),
-            pid: None,
-            stage,
-            warnings: Vec::new(),
-            failure: None,
-            deadline: hurry.then(|| Instant::now() + HANDSHAKE),
-        });
+        self.launches.push(Launch::new(kind, connection, seq, pipe, stage, hurry));
         Ok(())
     }
 
-    /// Read a launch's reports; at their end it has succeeded or failed.
-    fn hear(&mut self, index: usize) {
-        let launch = &mut self.launches[index];
-        let mut bytes = [0; 4096];
-        loop {
-            match rustix::io::read(&launch.pipe, &mut bytes) {
-                Ok(n) if n > 0 => launch.buffer.extend_from_slice(&bytes[..n]),
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(rustix::io::Errno::INTR) => continue,
-                _ => return self.settle(index),
+    /// Read what launches report, and settle those whose outcome is known.
+    fn hear(&mut self) {
+        for launch in &mut self.launches {
+            // It is in its namespaces from its birth on, and it is our unreaped child.
+            if let (Some(pid), Kind::Run(id)) = (launch.hear(), &launch.kind)
+                && let Some(boxed) = self.processes.get_mut(id).and_then(|p| p.boxed.as_mut())
+            {
+                boxed.namespace = mount_namespace(pid);
             }
-            for (tag, text) in take_frames(&mut launch.buffer) {
-                match tag {
-                    Tag::Pid => {
-                        launch.pid = text.parse().ok().and_then(Pid::from_raw);
-                        // It is in its namespaces from its birth on, and it is our unreaped child.
-                        if let (Kind::Run(id), Some(pid)) = (&launch.kind, launch.pid)
-                            && let Some(boxed) = self.processes.get_mut(id).and_then(|p| p.boxed.as_mut())
-                        {
-                            boxed.namespace = mount_namespace(pid);
-                        }
-                    }
-                    Tag::Warning => launch.warnings.push(text),
-                    Tag::NotFound => launch.failure = Some((Failure::ExecutableNotFound, text)),
-                    Tag::Error => launch.failure = Some((Failure::Other, text)),
-                }
-            }
+        }
+        self.settle_all();
+    }
+
+    fn settle_all(&mut self) {
+        while let Some(index) = self.launches.iter().position(Launch::is_settled) {
+            let launch = self.launches.remove(index);
+            self.settle(launch);
         }
     }
 
-    fn settle(&mut self, index: usize) {
-        let launch = self.launches.remove(index);
+    fn settle(&mut self, launch: Launch) {
         let (connection, seq) = (launch.connection, launch.seq);
-        let result = match (launch.failure, launch.pid) {
+        let started = match (launch.failure, launch.pid) {
             (Some(failure), _) => Err(failure),
             (None, Some(pid)) => Ok(pid),
             (None, None) => Err(other("the process ended before it could start")),
         };
-        match (launch.kind, result) {
-            (Kind::Transfer, Ok(pid)) => {
-                self.early.remove(&pid);
-                self.reply(connection, seq, Reply::Done, &[]);
+        match (launch.kind, started) {
+            (Kind::Transfer, started) => {
+                self.reply(connection, seq, transferred(launch.status, started.err()), &[]);
             }
             (Kind::Run(id), Ok(pid)) => {
                 self.processes.started(&id, pid);
@@ -554,21 +539,11 @@ impl Keeper {
                         return self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
                     }
                 }
-                if let Some(status) = self.early.remove(&pid) {
-                    self.ended(pid, status);
-                }
-            }
-            (Kind::Create(_), Ok(pid)) if self.early.remove(&pid).is_some() => {
-                let (kind, message) = other("the container's init ended at once");
-                self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
             }
             (Kind::Create(parts), Ok(pid)) => self.created(connection, seq, pid, *parts),
             (kind, Err((failure, message))) => {
                 if let Kind::Run(id) = kind {
                     self.processes.remove(&id);
-                }
-                if let Some(pid) = launch.pid {
-                    self.early.remove(&pid);
                 }
                 self.reply(connection, seq, Reply::Failed { kind: failure, message }, &[]);
             }
@@ -606,36 +581,57 @@ impl Keeper {
     /// Kill launches that take too long.
     fn expire(&mut self) {
         let now = Instant::now();
-        for launch in self.launches.iter_mut().filter(|l| l.deadline.is_some_and(|d| d <= now)) {
-            launch.deadline = None;
-            launch.failure = Some(other("the process did not start in time"));
-            for pid in [Some(launch.stage), launch.pid].into_iter().flatten() {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
+        self.launches.iter_mut().for_each(|launch| launch.expire(now));
     }
 
     fn kill_all(&mut self) {
-        for launch in &self.launches {
-            for pid in [Some(launch.stage), launch.pid].into_iter().flatten() {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
+        self.launches.iter().for_each(Launch::kill);
         if let Some(container) = &self.container {
             let _ = kill_process(container.pid, Signal::KILL);
         }
     }
 
+    /// Reap whoever has ended and may be reaped, see [`launches`].
     fn reap(&mut self) {
         let mut scratch = [0; 1024];
         while rustix::io::read(&self.signals, &mut scratch).is_ok_and(|n| n > 0) {}
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            let status = status
-                .exit_status()
-                .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
-                .unwrap_or(255);
+        self.held = false;
+        while let Ok(Some(raw)) = children::peek_ended() {
+            let Some(pid) = Pid::from_raw(raw) else { break };
+            if !self.may_reap(pid) {
+                // It hides the others from the kernel's answer, so they are asked for one by one.
+                self.held = true;
+                for pid in self.known() {
+                    let _ = self.reap_one(pid);
+                }
+                break;
+            }
+            if !self.reap_one(pid) {
+                break;
+            }
+        }
+        self.settle_all();
+    }
+
+    fn may_reap(&self, pid: Pid) -> bool {
+        let known = self.container.as_ref().is_some_and(|c| c.pid == pid) || self.processes.has(pid);
+        launches::may_reap(&self.launches, pid, known)
+    }
+
+    /// Children that may be reaped once they have ended.
+    fn known(&self) -> Vec<Pid> {
+        let launches = self.launches.iter().flat_map(|launch| [launch.stage, launch.pid]).flatten();
+        let known = launches.chain(self.container.as_ref().map(|c| c.pid)).chain(self.processes.pids());
+        known.filter(|pid| self.may_reap(*pid)).collect()
+    }
+
+    /// Returns whether it had ended.
+    fn reap_one(&mut self, pid: Pid) -> bool {
+        let status = children::reap(pid.as_raw_nonzero().get());
+        if let Some(status) = status {
             self.ended(pid, status);
         }
+        status.is_some()
     }
 
     fn ended(&mut self, pid: Pid, status: i32) {
@@ -657,14 +653,26 @@ impl Keeper {
             self.tell_all(&Message::Exited { id, status });
             // Nobody has to wait for what a pea's root file system takes to go.
             drop(boxed);
-        } else if !self.launches.iter().any(|l| l.stage == pid) {
-            // Perhaps a program that ended before its launch was heard of.
-            self.early.insert(pid, status);
+            return;
         }
-        if self.launches.is_empty() {
-            self.early.clear();
-        }
+        // Nobody's: one whose launch has failed.
+        let _ = self.launches.iter_mut().any(|launch| launch.reaped(pid, status));
     }
+}
+
+/// A helper has done its work if it says so by its exit status, and in no other case: it may have been killed by a
+/// process of its user, or for want of memory.
+fn transferred(status: Option<i32>, said: Option<Fail>) -> Reply {
+    let (kind, message) = match (status, said) {
+        (Some(0), _) => return Reply::Done,
+        (Some(status @ 129..), _) => other(format!(
+            "the helper was killed by signal {} before it had finished: what it has moved is not whole",
+            status - 128
+        )),
+        (_, Some(said)) => said,
+        (status, None) => other(format!("the helper failed without a word: {status:?}")),
+    };
+    Reply::Failed { kind, message }
 }
 
 /// Clone from where the container's cgroups are, if a thread stands there.
@@ -684,6 +692,26 @@ fn placement(place: &Placement, fds: &mut Fds) -> Result<(Vec<OwnedFd>, Option<O
         return Err(other("a cgroup is missing"));
     }
     Ok((v1, v2))
+}
+
+fn stdio_numbers(io: &TheirIo) -> Vec<RawFd> {
+    match io {
+        TheirIo::Pipes(pipes) => pipes.iter().map(AsRawFd::as_raw_fd).collect(),
+        TheirIo::Terminal(slave) => vec![slave.as_raw_fd()],
+    }
+}
+
+/// The files of a container that lie outside its root file system, in a file system of their own.
+fn own_files(boxed: &Boxed, plan: &Plan, fds: &mut Fds) -> Result<Option<launch::OwnFiles>, Fail> {
+    let files: Vec<_> = boxed.files.iter().zip(fds.by_ref().take(boxed.files.len())).collect();
+    if files.len() < boxed.files.len() {
+        return Err(other("a file is missing"));
+    }
+    let mut contents = Vec::new();
+    for (destination, fd) in files {
+        contents.push((destination.as_str(), read_all(&fd)?));
+    }
+    launch::own_files(plan, &contents).map_err(other)
 }
 
 type Unboxed = (Plan, OwnedFd, Vec<(String, OwnedFd)>);
@@ -726,13 +754,6 @@ fn report_pipe() -> Result<(OwnedFd, Report), Fail> {
     let (reader, writer) = new_pipe()?;
     rustix::io::ioctl_fionbio(&reader, true).map_err(other)?;
     Ok((reader, Report(writer)))
-}
-
-/// Where `keep_only` has put a transfer's descriptors.
-#[allow(unsafe_code)]
-fn child_fds() -> (OwnedFd, Report) {
-    // SAFETY: `keep_only` has just made these two, and this child owns nothing else.
-    unsafe { (OwnedFd::from_raw_fd(3), Report(OwnedFd::from_raw_fd(4))) }
 }
 
 /// SIGCHLD as a descriptor.

@@ -4,7 +4,7 @@
 use crate::child::{Outcome, Stop, failed};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use wardian_runtime::bundle::{Mount, Plan};
 use wardian_sys::mount;
 
@@ -15,6 +15,83 @@ pub struct Devices {
     pub dev: OwnedFd,
     /// A devpts of its own.
     pub pts: OwnedFd,
+    /// A container's; none of a pea.
+    pub own: Option<OwnFiles>,
+}
+
+/// Files that a container may write but that are not in its root file system (hosts, resolv.conf), in a tiny file system of
+/// their own: what is written there is bounded, and none of it lies in a directory of the host.
+#[derive(Debug)]
+pub struct OwnFiles {
+    fs: OwnedFd,
+    /// Where each is shown; its name in the file system is its index.
+    destinations: Vec<String>,
+}
+
+/// Bytes that the container may add to its own files.
+const OWN_ROOM: usize = 256 << 10;
+
+/// Make them, owned by container root. `None` if there are none.
+///
+/// # Errors
+/// In words.
+pub fn own_files(plan: &Plan, contents: &[(&str, Vec<u8>)]) -> Result<Option<OwnFiles>, String> {
+    if contents.is_empty() {
+        return Ok(None);
+    }
+    let size = OWN_ROOM + contents.iter().map(|(_, bytes)| bytes.len().next_multiple_of(4096)).sum::<usize>();
+    let (size, inodes) = (size.to_string(), (contents.len() + 2).to_string());
+    let options = [("mode", "755"), ("size", &*size), ("nr_inodes", &*inodes)];
+    let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let fs = mount::fs_mount("tmpfs", &options, &[], attrs).map_err(|e| e.to_string())?;
+    let owner = (rustix::fs::Uid::from_raw(plan.root_ids.0), rustix::fs::Gid::from_raw(plan.root_ids.1));
+    for (index, (destination, bytes)) in contents.iter().enumerate() {
+        let make = || -> std::io::Result<()> {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&fs, index.to_string(), flags, Mode::from_raw_mode(0o644))?;
+            rustix::fs::fchown(&file, Some(owner.0), Some(owner.1))?;
+            std::io::Write::write_all(&mut std::fs::File::from(file), bytes)
+        };
+        make().map_err(|error| format!("{destination}: {error}"))?;
+    }
+    Ok(Some(OwnFiles { fs, destinations: contents.iter().map(|(path, _)| (*path).to_owned()).collect() }))
+}
+
+impl OwnFiles {
+    /// As they are now, in another file system: for a pea on kernels that cannot show a file of a detached mount twice
+    /// (before 6.15).
+    fn copy(&self, plan: &Plan) -> Result<Option<Self>, String> {
+        let mut contents = Vec::new();
+        for (index, destination) in self.destinations.iter().enumerate() {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&self.fs, index.to_string(), flags, Mode::empty());
+            let mut bytes = Vec::new();
+            file.map_err(std::io::Error::from)
+                .and_then(|file| std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut bytes))
+                .map_err(|error| format!("{destination}: {error}"))?;
+            contents.push((destination.as_str(), bytes));
+        }
+        own_files(plan, &contents)
+    }
+
+    /// Whether this kernel clones files of a detached mount.
+    fn can_be_shared(&self) -> bool {
+        mount::open_tree_clone(&self.fs, "0", false).is_ok()
+    }
+
+    /// What a pea gets: these, or where the kernel cannot share them a copy.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn for_pea(&self, plan: &Plan) -> Result<Option<Self>, String> {
+        if !self.can_be_shared() {
+            return self.copy(plan);
+        }
+        let fs = self.fs.try_clone().map_err(|error| error.to_string())?;
+        Ok(Some(Self { fs, destinations: self.destinations.clone() }))
+    }
 }
 
 /// What is handed in.
@@ -24,12 +101,22 @@ pub struct Parts<'a> {
     pub plan: &'a Plan,
     /// Detached.
     pub rootfs: BorrowedFd<'a>,
-    /// /dev.
+    /// /dev, and the container's own files.
     pub devices: &'a Devices,
     /// Detached bind mounts with their destinations.
     pub binds: &'a [(String, OwnedFd)],
     /// v1 hierarchies.
     pub hierarchies: &'a [String],
+}
+
+impl Parts<'_> {
+    /// The descriptors that [`enter`] needs.
+    pub fn numbers(&self) -> Vec<RawFd> {
+        let devices = [&self.devices.dev, &self.devices.pts].into_iter();
+        let own = self.devices.own.iter().map(|own| &own.fs);
+        let owned = devices.chain(own).chain(self.binds.iter().map(|(_, bind)| bind));
+        owned.map(AsRawFd::as_raw_fd).chain([self.rootfs.as_raw_fd()]).collect()
+    }
 }
 
 /// `(name, major, minor)`: the nodes that the OCI spec requires.
@@ -47,7 +134,7 @@ const LINKS: [(&str, &str); 5] = [
 ///
 /// # Errors
 /// In words.
-pub fn devices(plan: &Plan) -> Result<Devices, String> {
+pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
     let (uid, gid) = plan.root_ids;
     let (uid_text, gid_text) = (uid.to_string(), gid.to_string());
     fn say(what: &str) -> impl FnOnce(rustix::io::Errno) -> String + '_ {
@@ -84,7 +171,7 @@ pub fn devices(plan: &Plan) -> Result<Devices, String> {
     for name in [".", "ptmx"] {
         rustix::fs::chownat(&pts, name, owner.0, owner.1, rustix::fs::AtFlags::empty()).map_err(say(name))?;
     }
-    Ok(Devices { dev, pts })
+    Ok(Devices { dev, pts, own })
 }
 
 /// From the nursery's copy to the new root. Runs as root of the container's user namespace.
@@ -92,16 +179,31 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(failed("make mounts private"))?;
     let stage = open_path("/r").map_err(failed("open /r"))?;
+    let own = show_own(parts, &stage)?;
     mount::attach(parts.rootfs, &stage).map_err(failed("attach the root file system"))?;
     let root = open_path("/r").map_err(failed("open the root file system"))?;
     let mut binds = parts.binds.iter();
+    let mut kernels = Vec::new();
     for step in &parts.plan.mounts {
         if step.kind == "bind" {
-            let (_, bind) = binds.next().ok_or_else(|| Stop::from("a bind mount is missing".to_owned()))?;
-            attach_at(bind.as_fd(), &root, &step.destination)?;
+            // Those that are handed in come first, then the container's own files.
+            let bind = match binds.next() {
+                Some((_, bind)) => bind,
+                None => own
+                    .iter()
+                    .find_map(|(destination, file)| (*destination == step.destination).then_some(file))
+                    .ok_or_else(|| Stop::from("a bind mount is missing".to_owned()))?,
+            };
+            attach_at(bind.as_fd(), &root, &step.destination, Some(&kernels))?;
         } else {
             let made = make(step, parts)?;
-            attach_at(made.as_ref().map_or(device(step, parts), AsFd::as_fd), &root, &step.destination)?;
+            let mount = made.as_ref().map_or(device(step, parts), AsFd::as_fd);
+            if ["proc", "sysfs", "cgroup"].contains(&step.kind.as_str()) {
+                let stat =
+                    rustix::fs::fstat(mount).map_err(failed(format!("look at {}", step.destination)))?;
+                kernels.push(stat.st_dev);
+            }
+            attach_at(mount, &root, &step.destination, None)?;
             if step.kind == "cgroup" {
                 cgroup_v1(step, parts, &root)?;
             }
@@ -118,6 +220,28 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
         rustix::system::sethostname(name.as_bytes()).map_err(failed("set the host name"))?;
     }
     Ok(())
+}
+
+/// The container's own files, each as a mount of its own.
+fn show_own<'a>(parts: &'a Parts<'_>, stage: &OwnedFd) -> Outcome<Vec<(&'a str, OwnedFd)>> {
+    let Some(own) = &parts.devices.own else { return Ok(Vec::new()) };
+    if !own.can_be_shared() {
+        // It can be cloned once it is attached, which it is below the root file system's place: it goes with the old root.
+        mount::attach(&own.fs, stage).map_err(failed("attach the container's own files"))?;
+    }
+    let show = |(index, destination): (usize, &'a String)| {
+        let file = mount::open_tree_clone(&own.fs, &index.to_string(), false);
+        Ok((destination.as_str(), file.map_err(failed(format!("show {destination}")))?))
+    };
+    own.destinations.iter().enumerate().map(show).collect()
+}
+
+/// Standard input, output and error become the container's own null device: those of the keeper are the host's.
+pub fn no_stdio(parts: &Parts<'_>) -> Outcome<()> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let null =
+        rustix::fs::openat(&parts.devices.dev, "null", flags, Mode::empty()).map_err(failed("/dev/null"))?;
+    (0..3).try_for_each(|target| crate::child::stdio(null.as_fd(), target))
 }
 
 fn open_path(path: &str) -> rustix::io::Result<OwnedFd> {
@@ -153,7 +277,9 @@ fn make(step: &Mount, parts: &Parts<'_>) -> Outcome<Option<OwnedFd>> {
         // The hierarchies below are read-only, not the tmpfs that holds them (as recorded).
         "cgroup" => {
             let writable = attributes(step) - MountAttrFlags::MOUNT_ATTR_RDONLY;
-            mount::fs_mount("tmpfs", &[("mode", "755")], &[], writable)
+            // Container root may make directories in it: they take memory that nothing else bounds.
+            let bounds = [("mode", "755"), ("size", "64k"), ("nr_inodes", "64")];
+            mount::fs_mount("tmpfs", &bounds, &[], writable)
         }
         kind => mount::fs_mount(kind, &data, &[], attributes(step)),
     };
@@ -171,34 +297,75 @@ fn cgroup_v1(step: &Mount, parts: &Parts<'_>, root: &OwnedFd) -> Outcome<()> {
             let flags: Vec<&str> = name.split(',').collect();
             mount::fs_mount("cgroup", &[], &flags, attributes(step))
         };
-        attach_at(made.map_err(failed(format!("mount {target}")))?.as_fd(), root, &target)?;
+        attach_at(made.map_err(failed(format!("mount {target}")))?.as_fd(), root, &target, None)?;
     }
     Ok(())
 }
 
-fn attach_at(mount: BorrowedFd<'_>, root: &OwnedFd, destination: &str) -> Outcome<()> {
+/// What may be shown over files of procfs, as runc allows it: statistics that programs such as lxcfs provide.
+const OVER_PROC: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// `kernels`: it is a bind mount, which may not cover what the file systems on these devices show.
+fn attach_at(
+    mount: BorrowedFd<'_>,
+    root: &OwnedFd,
+    destination: &str,
+    kernels: Option<&[u64]>,
+) -> Outcome<()> {
     let directory = rustix::fs::fstat(mount)
         .map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
         .map_err(failed(format!("look at the mount for {destination}")))?;
-    let target = mount_point(root, destination, directory)?;
+    // The image's own links lead bind mounts, but not what the kernel shows: a /proc that is a link to elsewhere would
+    // leave the masks without effect.
+    let how = if kernels.is_some() { INSIDE } else { INSIDE | ResolveFlags::NO_SYMLINKS };
+    let target = mount_point(root, destination, directory, how)?;
+    if let Some(kernels) = kernels {
+        let stat = rustix::fs::fstat(&target).map_err(failed(format!("look at {destination}")))?;
+        if kernels.contains(&stat.st_dev) && !OVER_PROC.contains(&destination) {
+            return Err(Stop::from(format!(
+                "a bind mount over {destination} is not allowed: /proc and /sys show the kernel"
+            )));
+        }
+    }
     mount::attach(mount, &target).map_err(failed(format!("attach {destination}")))
 }
 
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-/// Open a mount point below the root, made when missing. Symlinks of the image resolve inside it.
-fn mount_point(root: &OwnedFd, path: &str, directory: bool) -> Outcome<OwnedFd> {
+/// Open a mount point below the root, made when missing.
+fn mount_point(root: &OwnedFd, path: &str, directory: bool, how: ResolveFlags) -> Outcome<OwnedFd> {
     let say = || format!("mount point {path}");
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    match rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE) {
-        Err(rustix::io::Errno::NOENT) => {}
-        other => return other.map_err(failed(say())),
+    let open = |path: &str, flags: OFlags| {
+        rustix::fs::openat2(root, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how).map_err(
+            |error| match error {
+                rustix::io::Errno::LOOP if how.contains(ResolveFlags::NO_SYMLINKS) => (
+                    error,
+                    Stop::from(format!("{}: it is, or is below, a symbolic link in the image", say())),
+                ),
+                error => (error, failed(say())(error)),
+            },
+        )
+    };
+    match open(path, OFlags::empty()) {
+        Err((rustix::io::Errno::NOENT, _)) => {}
+        other => return other.map_err(|(_, stop)| stop),
     }
     let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
     let mut walked = String::from("/");
     for (index, part) in parts.iter().enumerate() {
-        let parent = rustix::fs::openat2(root, &walked, flags | OFlags::DIRECTORY, Mode::empty(), INSIDE)
-            .map_err(failed(say()))?;
+        let parent = open(&walked, OFlags::DIRECTORY).map_err(|(_, stop)| stop)?;
         let made = if directory || index + 1 < parts.len() {
             rustix::fs::mkdirat(&parent, *part, Mode::from_raw_mode(0o755))
         } else {
@@ -212,7 +379,7 @@ fn mount_point(root: &OwnedFd, path: &str, directory: bool) -> Outcome<OwnedFd> 
         walked.push_str(part);
         walked.push('/');
     }
-    rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE).map_err(failed(say()))
+    open(path, OFlags::empty()).map_err(|(_, stop)| stop)
 }
 
 /// Hide a path: a file behind /dev/null, a directory behind an empty read-only tmpfs. What does not exist
@@ -225,7 +392,12 @@ fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>) -> Outcome<()> {
     };
     let stat = rustix::fs::fstat(&target).map_err(failed(format!("mask {path}")))?;
     let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        mount::fs_mount("tmpfs", &[("size", "0")], &[], MountAttrFlags::MOUNT_ATTR_RDONLY)
+        mount::fs_mount(
+            "tmpfs",
+            &[("size", "4k"), ("nr_inodes", "2")],
+            &[],
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+        )
     } else {
         mount::open_tree_clone(&parts.devices.dev, "null", false)
     };

@@ -5,9 +5,11 @@
 //! its exec: handshakes have a deadline, then SIGKILL). The same binary is the containers' pid 1.
 
 mod child;
+mod dirs;
 mod exec;
 mod keeper;
 mod launch;
+mod launches;
 mod pack;
 mod parked;
 mod process;

@@ -201,6 +201,16 @@ impl Processes {
         Some((id, boxed))
     }
 
+    /// Does a process have this number?
+    pub fn has(&self, pid: Pid) -> bool {
+        self.by_pid.contains_key(&pid)
+    }
+
+    /// Numbers of those that run.
+    pub fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.by_pid.keys().copied()
+    }
+
     /// Does any run?
     pub fn any_alive(&self) -> bool {
         !self.by_pid.is_empty()

@@ -3,7 +3,7 @@
 //! The pipe's end of file without an error frame means that the program runs.
 
 use rustix::io::write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// What a frame says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +33,9 @@ impl Report {
         let _ = write(&self.0, &frame);
     }
 
-    /// The pipe itself.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+    /// The pipe's number.
+    pub fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

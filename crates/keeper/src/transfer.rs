@@ -2,8 +2,8 @@
 //! a path leads to there, the user could have reached it himself.
 
 use crate::child::{self, Outcome, Stop, failed};
-use crate::exec;
 use crate::pack;
+use crate::{dirs, exec};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{SpliceFlags, splice};
 use std::cell::Cell;
@@ -46,12 +46,12 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
         (parent, path.file_name().map(PathBuf::from))
     };
     if task.inward {
-        exec::make_dir(dir, &user)?;
+        dirs::make(dir, &user)?;
     }
     rustix::process::chdir(dir).map_err(failed(path.display()))?;
+    child::stay_inside()?;
     child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true)?;
-    // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask.
-    rustix::process::umask(Mode::from_raw_mode(0o022));
+    // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask, which the keeper has set.
     if task.inward { unpack(pipe) } else { pack::pack(File::from(pipe), entry.as_deref()) }
 }
 
@@ -75,6 +75,8 @@ struct Source {
     pipe: OwnedFd,
     /// Bytes of the entry at hand that were moved already: the tar reader may skip them, unseen.
     moved: Cell<u64>,
+    /// The pipe has ended.
+    ended: Cell<bool>,
 }
 
 impl Read for &Source {
@@ -84,7 +86,9 @@ impl Read for &Source {
             self.moved.set(self.moved.get() - skipped);
             return Ok(skipped as usize);
         }
-        Ok(rustix::io::retry_on_intr(|| rustix::io::read(&self.pipe, &mut *to))?)
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.pipe, &mut *to))?;
+        self.ended.set(read == 0 && !to.is_empty());
+        Ok(read)
     }
 }
 
@@ -106,7 +110,7 @@ impl Source {
 }
 
 fn unpack(pipe: OwnedFd) -> Outcome<()> {
-    let source = Source { pipe, moved: Cell::new(0) };
+    let source = Source { pipe, moved: Cell::new(0), ended: Cell::new(false) };
     let mut archive = tar::Archive::new(&source);
     let mut directories = Vec::new();
     let mut buffer = vec![0; BUFFER];
@@ -169,6 +173,10 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
     }
     if !any {
         return Err(Stop::from("This does not look like a tar archive".to_owned()));
+    }
+    // The archive's own end, a block of zeros, has been seen: one that stops between two files has lost some.
+    if source.ended.get() {
+        return Err(Stop::from("Unexpected EOF in archive".to_owned()));
     }
     // Deepest first and last: writing into a directory changes its time, and may need a mode it will lose.
     for (path, mode, mtime) in directories.into_iter().rev() {

@@ -39,17 +39,17 @@ fn groups(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     })
 }
 
-/// Ids above this are refused, as the real server does.
+/// Ids above this are refused, as the real server does. For setresuid(2) 4294967295 means "as it is": a user of that id
+/// would stay root.
 const MAX_ID: u32 = 2_147_483_647;
+
+fn out_of_range() -> String {
+    format!("uids and gids must be in range 0-{MAX_ID}")
+}
 
 fn number(text: &str) -> Option<Result<u32, String>> {
     let value: u64 = text.parse().ok()?;
-    Some(
-        u32::try_from(value)
-            .ok()
-            .filter(|id| *id <= MAX_ID)
-            .ok_or_else(|| format!("uids and gids must be in range 0-{MAX_ID}")),
-    )
+    Some(u32::try_from(value).ok().filter(|id| *id <= MAX_ID).ok_or_else(out_of_range))
 }
 
 /// Find `wanted` (`""`, `name`, `uid`, and either with `:group` or `:gid`).
@@ -92,6 +92,9 @@ pub fn resolve(wanted: &str, passwd_text: &str, group_text: &str) -> Result<User
                 format!("unable to find group {group}: no matching entries in group file")
             })??,
         };
+    }
+    if user.groups.iter().chain([&user.uid, &user.gid]).any(|id| *id > MAX_ID) {
+        return Err(out_of_range());
     }
     Ok(user)
 }
@@ -157,6 +160,15 @@ mod tests {
         assert_eq!(error("bob"), "unable to find user bob: no matching entries in passwd file");
         assert_eq!(error("alice:nope"), "unable to find group nope: no matching entries in group file");
         assert_eq!(error("2147483648"), "uids and gids must be in range 0-2147483647");
+        // Those of the image's own files as well.
+        let range = || Err("uids and gids must be in range 0-2147483647".to_owned());
+        let passwd =
+            "root:x:0:0::/:\nstay:x:4294967295:4294967295::/:\nhigh:x:1:2147483648::/:\nok:x:2:2::/:\n";
+        let group = "all:x:4294967295:ok\n";
+        for wanted in ["stay", "high", "ok", "2:all"] {
+            assert_eq!(resolve(wanted, passwd, group), range(), "{wanted}");
+        }
+        assert_eq!(resolve("", "root:x:0:4294967295::/:\n", ""), range());
     }
 
     #[test]

@@ -44,9 +44,27 @@ pub struct Settings {
     pub pids: u64,
     /// `no_new_privs`.
     pub no_new_privileges: bool,
+    /// Bytes that /dev/shm may hold; zero: as many as the kernel gives a tmpfs, half of the memory.
+    pub shm_bytes: u64,
+    /// Paths to be masked beside [`MASKED`], which depend on the host; see [`host_masks`].
+    pub masks: Vec<String>,
 }
 
-const MASKED: [&str; 8] = [
+/// Paths of /sys that tell the host's thermal state, one for each processor that has it: as runc masks them since 1.3.
+pub fn host_masks(sysfs: &std::path::Path) -> Vec<String> {
+    let throttle = |entry: std::fs::DirEntry| {
+        let path = entry.path().join("thermal_throttle");
+        let inside = std::path::Path::new("/sys").join(path.strip_prefix(sysfs).ok()?);
+        path.is_dir().then(|| inside.to_string_lossy().into_owned())
+    };
+    let processors = std::fs::read_dir(sysfs.join("devices/system/cpu"));
+    let mut masks: Vec<String> = processors.into_iter().flatten().flatten().filter_map(throttle).collect();
+    masks.sort_unstable();
+    masks
+}
+
+/// Those of the recorded bundles, and what runc hides since 1.2 because it tells of the host and its neighbours.
+const MASKED: [&str; 12] = [
     "/proc/kcore",
     "/proc/latency_stats",
     "/proc/sched_debug",
@@ -55,6 +73,10 @@ const MASKED: [&str; 8] = [
     "/proc/timer_stats",
     "/proc/keys",
     "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/sys/devices/virtual/powercap",
 ];
 
 /// The bundle as Garden writes it (mounts, masks, capability sets and namespaces of the recorded bundles).
@@ -62,10 +84,15 @@ pub fn config(s: &Settings) -> Value {
     let mask = if s.privileged { caps::PRIVILEGED } else { caps::UNPRIVILEGED };
     let capabilities = caps::names(mask);
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
+    let size = format!("size={}", s.shm_bytes);
+    let mut shm = vec!["noexec", "nosuid", "nodev", "mode=1777"];
+    if s.shm_bytes > 0 {
+        shm.push(&size);
+    }
     let mut mounts = vec![
         mount("/sys", "sysfs", &["noexec", "nosuid", "nodev", "ro"]),
         mount("/dev", "tmpfs", &["noexec", "strictatime", "mode=755"]),
-        mount("/dev/shm", "tmpfs", &["noexec", "nosuid", "nodev", "mode=1777"]),
+        mount("/dev/shm", "tmpfs", &shm),
         mount("/dev/mqueue", "mqueue", &["noexec", "nosuid", "nodev"]),
         mount(
             "/dev/pts",
@@ -116,7 +143,8 @@ pub fn config(s: &Settings) -> Value {
     if !s.privileged {
         linux["uidMappings"] = json!(ids);
         linux["gidMappings"] = json!(ids);
-        linux["maskedPaths"] = json!(MASKED);
+        let masks = MASKED.iter().map(|path| (*path).to_owned()).chain(s.masks.iter().cloned());
+        linux["maskedPaths"] = masks.collect();
     }
     let mut config = json!({
         "ociVersion": "1.0.0",
@@ -339,6 +367,22 @@ mod tests {
         let privileged = Settings { privileged: true, ..settings };
         let plan = super::plan(config(&privileged).to_string().as_bytes()).unwrap();
         assert_eq!((plan.root_ids, plan.tty_gid), ((0, 0), 5));
+    }
+
+    #[test]
+    fn processors_that_tell_their_temperature_are_masked() {
+        let sysfs = tempfile::tempdir().unwrap();
+        for dir in ["cpu0/thermal_throttle", "cpu1/thermal_throttle", "cpu2/cache", "cpufreq"] {
+            std::fs::create_dir_all(sysfs.path().join("devices/system/cpu").join(dir)).unwrap();
+        }
+        let masks = host_masks(sysfs.path());
+        let of = |n: u32| format!("/sys/devices/system/cpu/cpu{n}/thermal_throttle");
+        assert_eq!(masks, [of(0), of(1)]);
+        let bundle = config(&Settings { masks, shm_bytes: 4096, ..settings() });
+        let plan = plan(bundle.to_string().as_bytes()).unwrap();
+        assert!(plan.masked.contains(&of(1)) && plan.masked.contains(&"/proc/interrupts".to_owned()));
+        let shm = plan.mounts.iter().find(|mount| mount.destination == "/dev/shm").unwrap();
+        assert!(shm.data.contains(&("size".to_owned(), "4096".to_owned())));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use wardian_sys::procfs;
 
@@ -394,9 +395,11 @@ impl Cgroups {
 
 fn make(dir: &Path) -> Result<(), Error> {
     match fs::create_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other.map_err(at("make cgroup", dir)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        other => other.map_err(at("make cgroup", dir))?,
     }
+    // Containers read their limits there, past the umask.
+    fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).map_err(at("set the mode of", dir))
 }
 
 fn copy_cpuset(from: &Path, to: &Path) {

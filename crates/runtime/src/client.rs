@@ -111,7 +111,7 @@ impl Keeper {
         let send = || Ok(packet::send(self.shared.socket.as_fd(), &bytes, fds)?);
         match self.shared.socket.async_io(Interest::WRITABLE, send).await {
             Ok(()) if self.shared.over.load(Ordering::Acquire) => Err(Error::Gone),
-            Ok(()) => Ok(Asked(answer)),
+            Ok(()) => Ok(Asked { seq, answer }),
             Err(error) => {
                 lock(&self.shared.waiting).remove(&seq);
                 Err(match error.kind() {
@@ -125,7 +125,11 @@ impl Keeper {
 
 /// A question under way.
 #[derive(Debug)]
-pub struct Asked(oneshot::Receiver<Answer>);
+pub struct Asked {
+    /// By which it can be named, as in [`Op::Cancel`].
+    pub seq: u64,
+    answer: oneshot::Receiver<Answer>,
+}
 
 impl Asked {
     /// Wait for the answer.
@@ -133,7 +137,7 @@ impl Asked {
     /// # Errors
     /// See [`Error`].
     pub async fn answer(self) -> Answer {
-        match self.0.await.map_err(|_| Error::Gone)?? {
+        match self.answer.await.map_err(|_| Error::Gone)?? {
             (Reply::Failed { kind, message }, _) => Err(Error::Failed { kind, message }),
             other => Ok(other),
         }

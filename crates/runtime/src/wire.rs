@@ -5,10 +5,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals.
-pub const VERSION: u32 = 2;
+/// Version of this protocol, told in [`Reply::Hello`]. 2: terminals. 3: the container's own files, cancelled transfers.
+pub const VERSION: u32 = 3;
 /// The first version whose keepers give terminals: an earlier one would start the program without.
 pub const TERMINALS: u32 = 2;
+/// The first version whose keepers keep the container's own files ([`Boxed::files`]) and show them to its peas.
+pub const OWN_FILES: u32 = 3;
+/// The first version whose keepers know [`Op::Cancel`]: an earlier one would end the connection.
+pub const CANCEL: u32 = 3;
 
 /// Environment variable of a keeper, for tests of how a server gets along with keepers of other versions: it says that it
 /// speaks this version, and if that is 1, it speaks as the first keepers did.
@@ -44,11 +48,15 @@ pub struct Placement {
 }
 
 /// A root file system and what is mounted in it: descriptors in this order, before those of [`Placement`]:
-/// config.json, root file system, detached mounts for `binds`.
+/// config.json, root file system, detached mounts for `binds`, files for `files`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Boxed {
     /// Destinations of the bind mounts, in the order of their descriptors.
     pub binds: Vec<String>,
+    /// Of a container: destinations of files whose contents it gets in a file system of its own, kept by the keeper and shown
+    /// to peas as well. In the bundle they are the last bind mounts.
+    #[serde(default)]
+    pub files: Vec<String>,
     /// Names of the mounted v1 hierarchies (`cpu`, `name=systemd`), for `/sys/fs/cgroup` inside.
     pub v1_hierarchies: Vec<String>,
 }
@@ -84,7 +92,7 @@ pub enum Op {
         place: Placement,
     },
     /// Pack or unpack a tar inside. Descriptors: the tar's pipe, then [`Placement`]. Answer: [`Reply::Done`]
-    /// when it has ended.
+    /// when it has ended and says by its exit status that all of it is done.
     Transfer {
         /// Unpack?
         inward: bool,
@@ -94,6 +102,12 @@ pub enum Op {
         path: String,
         /// Where it runs.
         place: Placement,
+    },
+    /// End a transfer that this connection has asked for, however it is held up. Answer: [`Reply::Done`]; the transfer's own
+    /// answer says that it has failed.
+    Cancel {
+        /// The `seq` of its request.
+        transfer: u64,
     },
     /// The stdio of a process. Answer: [`Reply::Started`] with stdin (while open), stdout, stderr, or with its terminal
     /// alone.

@@ -71,7 +71,7 @@ impl Records {
     pub(crate) fn open(run: &Path, boot_id: &str, make: bool) -> std::io::Result<Self> {
         let path = run.join(DIRECTORY);
         let kept = if make {
-            std::fs::create_dir_all(&path)?;
+            crate::run::private(&path)?;
             Some(rustix::fs::open(&path, layout::DIRECTORY, Mode::empty())?)
         } else {
             None
@@ -144,7 +144,7 @@ impl Records {
 
     fn make_dir(&self) -> std::io::Result<OwnedFd> {
         if self.kept.is_none() {
-            std::fs::create_dir_all(&self.path)?;
+            crate::run::private(&self.path)?;
         }
         self.dir()?.ok_or_else(|| std::io::Error::from(Errno::NOENT))
     }

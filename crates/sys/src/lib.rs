@@ -3,6 +3,7 @@
 //! Every function takes and returns owned descriptors. This is the one library that may say `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod children;
 pub mod failpoint;
 pub mod heap;
 pub mod layer_ns;

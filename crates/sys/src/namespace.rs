@@ -305,6 +305,17 @@ fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Where `fs.suid_dumpable` is 1 a change of credentials leaves a process dumpable.
+fn undumpable() -> io::Result<()> {
+    // SAFETY: numbers only.
+    unsafe {
+        if libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) == 1 {
+            check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0).into())?;
+        }
+    }
+    Ok(())
+}
+
 /// Do something with the effective user and group id `id`, with which file system ids go along, and with the capabilities
 /// of before: some kernels let nobody else make user namespaces (Debian's `kernel.unprivileged_userns_clone`, AppArmor's
 /// `apparmor_restrict_unprivileged_userns`).
@@ -330,14 +341,7 @@ fn as_nobody<T>(id: u32, act: impl FnOnce() -> T) -> io::Result<T> {
             check(libc::syscall(libc::SYS_setresuid, KEEP, id, KEEP))?;
         }
         before.set()?;
-        // Where fs.suid_dumpable lets it stay dumpable.
-        // SAFETY: numbers only.
-        unsafe {
-            if libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) == 1 {
-                check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0).into())?;
-            }
-        }
-        Ok(())
+        undumpable()
     };
     let result = enter().map(|()| act());
     // SAFETY: numbers only. The user first: with it CAP_SETGID comes back, if it had been lost.
@@ -346,7 +350,8 @@ fn as_nobody<T>(id: u32, act: impl FnOnce() -> T) -> io::Result<T> {
             .and_then(|()| check(libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP)))
             .and_then(|()| before.set())
     };
-    if let Err(error) = back {
+    // The way back was a change of credentials as well.
+    if let Err(error) = back.and_then(|()| undumpable()) {
         eprintln!("a thread cannot return to user {uid} and group {gid}: {error}");
         std::process::abort();
     }
@@ -534,6 +539,8 @@ mod tests {
         assert_eq!(status(), before);
         assert_eq!(owner(&user(&maps(), &maps()).unwrap()), 0);
         // What is its own stays within reach.
+        // SAFETY: numbers only.
+        assert_ne!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }, 1);
         fs::read_to_string("/proc/self/environ").unwrap();
         fs::read_dir("/proc/self/fd").unwrap().next().unwrap().unwrap();
     }

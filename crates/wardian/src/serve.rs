@@ -25,6 +25,8 @@ const QUEUED_CREATES: usize = 1000;
 /// A small scale-up's worth of one image.
 const READY_ROOTFS: usize = 8;
 const READ_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// As docker has it: what programs that share memory expect, and not half of the host.
+const SHM_SIZE: u64 = 64 << 20;
 /// Three for each process that somebody listens to.
 const CONNECTIONS: usize = 8192;
 
@@ -102,6 +104,10 @@ pub struct Args {
     /// [default: 0]
     #[arg(long, value_name = "TIME", env = "WARDIAN_DEFAULT_GRACE_TIME", value_parser = duration)]
     default_grace_time: Option<Duration>,
+    /// What /dev/shm holds in a container, and no more than half of the container's memory limit; 0: half of the host's memory
+    /// [default: 64M]
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_SHM_SIZE", value_parser = crate::store::size)]
+    shm_size: Option<u64>,
     /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]
     #[arg(long, value_name = "PERCENT", env = "WARDIAN_CPU_ENTITLEMENT_PER_SHARE", value_parser = percent)]
     cpu_entitlement_per_share: Option<f64>,
@@ -145,6 +151,7 @@ struct File {
     disable_privileged_containers: Option<bool>,
     debug_listen: Option<String>,
     default_grace_time: Option<String>,
+    shm_size: Option<u64>,
     cpu_entitlement_per_share: Option<f64>,
     destroy_containers_on_startup: Option<bool>,
     log_format: Option<log::Format>,
@@ -175,6 +182,7 @@ struct Settings {
     disable_privileged_containers: bool,
     debug_listen: Option<String>,
     default_grace_time: Duration,
+    shm_size: u64,
     cpu_entitlement_per_share: f64,
     destroy_containers_on_startup: bool,
     log_format: log::Format,
@@ -292,6 +300,7 @@ impl Args {
                 .unwrap_or(false),
             debug_listen: self.debug_listen.or(file.debug_listen),
             default_grace_time: self.default_grace_time.or(file_grace).unwrap_or_default(),
+            shm_size: self.shm_size.or(file.shm_size).unwrap_or(SHM_SIZE),
             cpu_entitlement_per_share: self
                 .cpu_entitlement_per_share
                 .or(file
@@ -337,6 +346,8 @@ fn find_keeper() -> Result<PathBuf> {
 
 /// Serve until SIGTERM or SIGINT.
 pub fn run(args: Args) -> Result<ExitCode> {
+    // Records hold environments: what is made without a mode of its own is for nobody else.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
     let settings = args.merge(file)?;
     ensure!(
@@ -385,6 +396,7 @@ async fn serve(
         cpu_entitlement_per_share: settings.cpu_entitlement_per_share,
         destroy_on_start: settings.destroy_containers_on_startup,
         default_grace_time: settings.default_grace_time,
+        shm_bytes: settings.shm_size,
         max_concurrent_creates: settings.max_concurrent_creates,
         max_queued_creates: settings.max_queued_creates,
         disable_privileged: settings.disable_privileged_containers,

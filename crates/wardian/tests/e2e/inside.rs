@@ -22,6 +22,12 @@ pub const DIFFERENCES: &[(&str, &str, &str)] = &[
         "+syscalls through busybox tools: $ unshare --user true: No space left on device",
         NO_NESTING,
     ),
+    ("", "-/proc/self/mountinfo: /etc/… rw tmpfs tmpfs", OWN_FILES),
+    ("", "+/proc/self/mountinfo: /etc/… rw,nosuid,nodev,noexec tmpfs tmpfs", OWN_FILES),
+    ("unprivileged", "+/proc/self/mountinfo: /proc/acpi ro tmpfs tmpfs", MASKED),
+    ("unprivileged", "-read and write attempts: /proc/acpi: …", MASKED),
+    ("unprivileged", "+read and write attempts: /proc/acpi: …", MASKED),
+    ("unprivileged", "-read and write attempts: /proc/interrupts: …", MASKED),
     ("", "-/proc/self/mountinfo: / rw overlay overlay", "an image's device nodes are of no use"),
     ("", "+/proc/self/mountinfo: / rw,nodev overlay overlay", "an image's device nodes are of no use"),
     ("unprivileged", "-/proc/self/mountinfo: /dev/… rw devtmpfs devtmpfs", OWN_DEVICES),
@@ -60,6 +66,9 @@ pub const DIFFERENCES: &[(&str, &str, &str)] = &[
 const NO_SECCOMP: &str = "seccomp profiles are not supported yet";
 const NO_NESTING: &str =
     "the kernel's limit of user namespaces is 0 within a container, there a seccomp profile refuses them";
+const OWN_FILES: &str =
+    "hosts and resolv.conf are in a small file system of the container's, not in a directory of the host";
+const MASKED: &str = "what tells of the host and its neighbours is masked, as by later versions of runc";
 const OWN_DEVICES: &str = "device nodes are made in a /dev of its own, not bound from the host's";
 const OWN_INIT: &str = "pid 1 comes from a sealed memory file: there is no file to mount";
 const HIDDEN_INIT: &str = "pid 1 may not be looked into";

@@ -4,14 +4,17 @@
 //! anything of it is left on this host.
 
 mod bad_input;
+mod bounded;
 mod cli;
 mod commands;
 mod doctor;
 mod equipped;
+mod escape;
 mod failpoints;
 mod go_client;
 mod grace;
 mod images;
+mod inherited;
 mod inside;
 mod isolation;
 mod keepers;
@@ -29,6 +32,7 @@ mod rootfs;
 mod run;
 mod scale;
 mod store;
+mod strangers;
 mod streams;
 mod support;
 mod survival;
@@ -36,6 +40,7 @@ mod systemd;
 mod teardown;
 mod terminals;
 mod told;
+mod transfers;
 mod tty;
 mod web;
 mod why;

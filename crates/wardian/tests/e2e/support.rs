@@ -51,8 +51,14 @@ impl Server {
 
     /// Start the server again after [`Server::kill9`].
     pub async fn restart(&mut self) {
+        let command = self.command();
+        self.restart_as(command).await;
+    }
+
+    /// The same by another command.
+    pub async fn restart_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "it runs already");
-        self.child = Some(self.command().spawn().unwrap());
+        self.child = Some(command.spawn().unwrap());
         let client = self.client();
         let started = Instant::now();
         let ping = || async {

@@ -1,0 +1,127 @@
+//! Tars in and out: what was told to be done is done.
+
+use crate::support::{STUCK, Server, members, noise, say, sh, tar_of};
+use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
+
+/// The helper of a transfer, as the host sees it: the member of the container's cgroups that is neither pid 1 nor a
+/// process that was there before.
+async fn helper(server: &Server, before: &std::collections::BTreeSet<u32>) -> u32 {
+    let id = server.id("c").await;
+    let begin = Instant::now();
+    loop {
+        let new: Vec<u32> = members(&id).difference(before).copied().collect();
+        // While there are two the first stage has not ended.
+        if let [one] = new[..] {
+            return one;
+        }
+        assert!(begin.elapsed() < STUCK, "{new:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn upload(server: &Server, length: usize) -> std::os::unix::net::UnixStream {
+    let mut stream = server.connect();
+    let line = "PUT /containers/c/files?destination=%2Ftmp%2Fin&user= HTTP/1.1\r\nHost: api";
+    stream.write_all(format!("{line}\r\nContent-Length: {length}\r\n\r\n").as_bytes()).unwrap();
+    stream
+}
+
+/// A helper that is killed has not done its work, whatever it has unpacked so far.
+#[tokio::test]
+async fn half_a_tar_is_never_called_whole() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    let before = members(&server.id("c").await);
+    let data = noise(1 << 20);
+    let names: Vec<String> = (0..8).map(|n| format!("f{n}")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), data.as_slice())).collect();
+    let tar = tar_of(&files);
+    let mut stream = upload(&server, tar.len());
+    stream.write_all(&tar[..tar.len() / 2]).unwrap();
+    let helper = helper(&server, &before).await;
+    let begin = Instant::now();
+    while sh(&client, "c", "test -e /tmp/in/f2").await.code != 0 {
+        assert!(begin.elapsed() < STUCK);
+    }
+    crate::support::signal(helper, rustix::process::Signal::KILL);
+    let _ = stream.write_all(&tar[tar.len() / 2..]);
+    let mut reply = String::new();
+    let _ = stream.read_to_string(&mut reply);
+    assert!(reply.starts_with("HTTP/1.1 500"), "{reply}");
+    assert!(reply.contains("killed by signal 9"), "{reply}");
+    server.finish().await;
+}
+
+/// An archive that stops between two files has lost what came after, and only its end can tell.
+#[tokio::test]
+async fn an_archive_without_its_end_is_refused() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    let tar = tar_of(&[("a", b"x"), ("b", b"y")]);
+    // A header and a block for each file; then the end.
+    for length in [512, 1024, 1536, 2048] {
+        let cut = std::io::Cursor::new(tar[..length].to_vec());
+        let error = client.stream_in("c", "", "/tmp/cut", cut, Some(length as u64)).await;
+        let error = crate::support::message(error);
+        assert!(error.to_lowercase().contains("unexpected eof"), "{length}: {error}");
+    }
+    let whole = std::io::Cursor::new(tar[..2048 + 512].to_vec());
+    client.stream_in("c", "", "/tmp/whole", whole, None).await.unwrap();
+    assert_eq!(say(&client, "c", "cat /tmp/whole/a /tmp/whole/b").await, "xy");
+    server.finish().await;
+}
+
+/// A client sees whether all has come: the last chunk of a stream-out comes only after the helper's good end.
+#[tokio::test]
+async fn a_broken_stream_out_has_no_last_chunk() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    let before = members(&server.id("c").await);
+    say(&client, "c", "dd if=/dev/zero of=/tmp/big bs=1M count=64 2>/dev/null").await;
+    for kill in [true, false] {
+        let mut stream = server.connect();
+        let line = "GET /containers/c/files?source=%2Ftmp%2Fbig&user= HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n";
+        stream.write_all(line.as_bytes()).unwrap();
+        let mut reply = vec![0; 1 << 16];
+        stream.read_exact(&mut reply).unwrap();
+        if kill {
+            let helper = helper(&server, &before).await;
+            crate::support::signal(helper, rustix::process::Signal::KILL);
+        }
+        let _ = stream.read_to_end(&mut reply);
+        assert_eq!(reply.ends_with(b"\r\n0\r\n\r\n"), !kill, "{} bytes", reply.len());
+        assert_eq!(reply.len() > 64 << 20, !kill);
+    }
+    server.finish().await;
+}
+
+/// Container root can stop its helper. It ends with the client that wanted it.
+#[tokio::test]
+async fn a_stopped_helper_ends_with_its_client() {
+    let server = Server::start().await;
+    server.create("c").await;
+    let before = members(&server.id("c").await);
+    for route in [0, 1] {
+        let mut stream = if route == 0 {
+            upload(&server, 1 << 20)
+        } else {
+            let mut stream = server.connect();
+            let line = "PUT /containers/c/files?destination=%2Ftmp%2Fin&user= HTTP/1.1\r\nHost: api";
+            let head = format!("{line}\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        };
+        // The head of a file, whose contents the helper then waits for.
+        stream.write_all(&tar_of(&[("f", &noise(1 << 19))])[..512]).unwrap();
+        let helper = helper(&server, &before).await;
+        crate::support::signal(helper, rustix::process::Signal::STOP);
+        drop(stream);
+        let begin = Instant::now();
+        while members(&server.id("c").await) != before {
+            assert!(begin.elapsed() < STUCK, "it is still there");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    server.finish().await;
+}
