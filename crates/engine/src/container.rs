@@ -8,6 +8,7 @@
 
 use crate::events::{Events, What};
 use crate::grace::Clock;
+use crate::ids::Lease;
 use crate::metrics::Pea;
 use crate::process::Process;
 use crate::record::{Phase, Record};
@@ -27,6 +28,8 @@ pub struct Container {
     pub handle: String,
     /// Where its numbers are.
     files: OnceLock<Files>,
+    /// Its ids are nobody else's while it is there.
+    lease: OnceLock<Lease>,
     /// When it goes by itself.
     clock: Mutex<Clock>,
     /// Held while the record is written: readers of it do not wait for that.
@@ -75,6 +78,7 @@ impl Container {
             id,
             handle,
             files: OnceLock::new(),
+            lease: OnceLock::new(),
             clock: Mutex::default(),
             saving: Mutex::default(),
             inner: Mutex::new(inner),
@@ -83,6 +87,11 @@ impl Container {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its ids. Asked once.
+    pub fn has_ids(&self, lease: Lease) {
+        drop(self.lease.set(lease));
     }
 
     /// It lives.

@@ -3,6 +3,7 @@
 use crate::container::Container;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::ids::Home;
 use crate::keepers::Waiting;
 use crate::metrics::since_boot;
 use crate::record::{CONFIG, Phase, Record, VERSION};
@@ -19,7 +20,7 @@ use wardian_runtime::cgroup::devices::{Devices, Type};
 use wardian_runtime::cgroup::{self, Entry};
 use wardian_runtime::client::{Event, Keeper};
 use wardian_runtime::wire::{Boxed, Op, Placement, Reply};
-use wardian_store::Image;
+use wardian_store::{Image, Owner};
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{memfd, mount};
 
@@ -71,6 +72,9 @@ impl Engine {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
         check_handle(&spec.handle)?;
+        if spec.limits.pids == 0 {
+            spec.limits.pids = self.shared.config.default_pids;
+        }
         if spec.privileged && self.shared.config.disable_privileged {
             return Err(Error::Invalid("privileged container creation is disabled".to_owned()));
         }
@@ -159,6 +163,8 @@ impl Engine {
             made_ns: 0,
             limits: spec.limits,
             out_of_memory: false,
+            owner: 0,
+            range: None,
         };
         let mut containers = self.shared.lock();
         self.check_room(&containers, &spec.handle)?;
@@ -286,14 +292,20 @@ fn prepare(
     std::fs::create_dir(&dir).map_err(run)?;
     let mut env = image.config.env.clone();
     env.extend(spec.env.iter().cloned());
-    container.update(|record| record.env.clone_from(&env), |record| shared.records.save(record))?;
+    let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
+    let Home { pair, lease } = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
+    let (owner, range) = lease.as_ref().map_or((0, None), |lease| (lease.owner, lease.range));
+    lease.into_iter().for_each(|lease| container.has_ids(lease));
+    failpoint::reach(Point::CreatePaired);
+    timeline.ended("namespaces");
+    let made = |record: &mut Record| {
+        record.env.clone_from(&env);
+        (record.owner, record.range) = (owner, range);
+    };
+    container.update(made, |record| shared.records.save(record))?;
     failpoint::reach(Point::CreateRecorded);
     std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
     timeline.ended("record");
-    let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
-    let pair = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
-    failpoint::reach(Point::CreatePaired);
-    timeline.ended("namespaces");
     let hostname: String = spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(49)).collect();
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
     let resolv = std::fs::read("/etc/resolv.conf").unwrap_or_default();
@@ -312,7 +324,7 @@ fn prepare(
         cpu_shares: spec.limits.cpu_shares,
         pids: spec.limits.pids,
         cgroups_path: format!("/{}/{id}", shared.cgroups.top()),
-        ..shared.settings()
+        ..shared.settings(range)
     };
     timeline.ended("files");
     let cgroup = |e| Error::failed("cgroup", e);
@@ -324,18 +336,10 @@ fn prepare(
     let entry = shared.cgroups.enter_v2(id).map_err(cgroup)?;
     failpoint::reach(Point::CreateCgroup);
     timeline.ended("cgroup");
-    let user = pair.user.as_ref();
-    let parts = assemble(
-        shared,
-        id,
-        image,
-        user.map(AsFd::as_fd),
-        settings,
-        &spec.bind_mounts,
-        (&files, true),
-        entry,
-        &dir.join(CONFIG),
-    )?;
+    let owner = pair.user.as_ref().map(|user| shared.root_of(range, user));
+    let files = (&*files, true);
+    let config = dir.join(CONFIG);
+    let parts = assemble(shared, id, image, owner, settings, &spec.bind_mounts, files, entry, &config)?;
     failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))
@@ -363,15 +367,13 @@ pub fn assemble(
     shared: &Shared,
     rootfs_id: &str,
     image: &Image,
-    userns: Option<std::os::fd::BorrowedFd<'_>>,
+    owner: Option<Owner<'_>>,
     mut settings: Settings,
     binds: &[BindMount],
     (files, give): (&[BindMount], bool),
     entry: Entry,
     config_path: &Path,
 ) -> Result<Parts> {
-    let owner =
-        userns.map(|userns| wardian_store::Owner { userns, uid: shared.root_id, gid: shared.root_id });
     let step = |e: std::io::Error| Error::failed("bundle", e);
     let text = |p: &Path| p.to_string_lossy().into_owned();
     let mut clones = Vec::new();

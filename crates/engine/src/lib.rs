@@ -10,6 +10,7 @@ mod events;
 mod gate;
 mod grace;
 mod history;
+mod ids;
 mod image;
 mod keepers;
 mod metrics;
@@ -28,6 +29,7 @@ pub use error::{Error, Result};
 pub use events::{Event, Heard, Listener, What};
 pub use grace::Call;
 pub use history::{Kind, Life, Operation, Step};
+pub use ids::IdRanges;
 pub use metrics::Metrics;
 pub use output::{Output, Stream};
 pub use process::{Input, Process};
@@ -41,12 +43,13 @@ use create::chain;
 use events::Events;
 use gate::Gate;
 use history::History;
+use ids::{Home, IdRange, Ids};
 use keepers::Keepers;
 use pool::Pool;
 use record::{Phase, Records};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::Permissions;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,8 +58,8 @@ use std::time::Duration;
 use sweeper::{Remains, Sweeper};
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::{Cgroups, Hierarchies};
-use wardian_store::Store;
-use wardian_sys::namespace::{self, IdMap, Pair};
+use wardian_store::{Owner, Store};
+use wardian_sys::namespace;
 
 /// Where an engine keeps its things.
 #[derive(Debug, Clone)]
@@ -93,6 +96,10 @@ pub struct Config {
     pub max_queued_creates: usize,
     /// Refuse to make containers whose root is the host's.
     pub disable_privileged: bool,
+    /// Give the users of each unprivileged container host ids of their own; none: all share Garden's mapping.
+    pub id_ranges: Option<IdRanges>,
+    /// Most processes of containers, and of peas with limits of their own, that come without such a limit; 0: no bound.
+    pub default_pids: u64,
     /// Bytes of /dev/shm in a container without a memory limit; 0: half of the host's memory, the kernel's own bound.
     pub shm_bytes: u64,
 }
@@ -111,13 +118,11 @@ struct Shared {
     store: Store,
     cgroups: Cgroups,
     keepers: Keepers,
-    pairs: Pool<Pair>,
-    privileged_pairs: Pool<Pair>,
-    /// Any user namespace of the mapping: what idmapped layers are made with.
+    pairs: Pool<Home>,
+    privileged_pairs: Pool<Home>,
+    /// A user namespace of the common mapping: what idmapped layers are made with.
     idmap: OwnedFd,
-    /// Host uid and gid of container root.
-    root_id: u32,
-    mapping: Vec<(u32, u32, u32)>,
+    ids: Ids,
     /// See [`wardian_runtime::bundle::host_masks`].
     masks: Vec<String>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
@@ -158,9 +163,17 @@ impl Shared {
         }
     }
 
-    /// What all bundles of this server share.
-    fn settings(&self) -> Settings {
-        Settings { mapping: self.mapping.clone(), masks: self.masks.clone(), ..Settings::default() }
+    /// What all bundles of containers with these ids share.
+    fn settings(&self, range: Option<IdRange>) -> Settings {
+        let mapping = self.ids.maps(range).iter().map(|m| (m.inside, m.outside, m.size)).collect();
+        Settings { mapping, masks: self.masks.clone(), ..Settings::default() }
+    }
+
+    /// Whose a container's root file systems are: of the common mapping, or of the user namespace `own`.
+    fn root_of<'a>(&'a self, range: Option<IdRange>, own: &'a OwnedFd) -> Owner<'a> {
+        let id = self.ids.root(range);
+        let userns = if range.is_some() { own.as_fd() } else { self.idmap.as_fd() };
+        Owner { userns, uid: id, gid: id, shared: range.is_none() }
     }
 
     /// A cgroup can be removed once its last member has been reaped, by whoever has to.
@@ -429,21 +442,18 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     if let Some(error) = cgroups.prepare().map_err(|e| Error::failed("cgroups", e))? {
         tracing::error!(error, "start.device-rules");
     }
-    let uid_map = std::fs::read_to_string("/proc/self/uid_map").map_err(|e| Error::failed("uid map", e))?;
-    let root_id = maximus(&uid_map);
-    let maps = vec![
-        IdMap { inside: 0, outside: root_id, size: 1 },
-        IdMap { inside: 1, outside: 1, size: root_id - 1 },
-    ];
-    let mapping = maps.iter().map(|m| (m.inside, m.outside, m.size)).collect();
+    let ids = ids::own(config.id_ranges)?;
+    ids::warn(&ids, config.max_containers);
+    for record in found.iter().filter_map(|(_, record)| record.as_ref()) {
+        ids.keep(record.owner, record.range);
+    }
     let fail = |e: std::io::Error| Error::failed("namespaces", e);
-    let idmap = namespace::pair(&maps, &maps)
-        .map_err(fail)?
-        .user
-        .ok_or_else(|| Error::failed("namespaces", "none"))?;
+    let maps = ids.maps(None);
+    let idmap = namespace::user(&maps, &maps).map_err(fail)?;
     let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
         .map_err(|e| Error::failed("keepers", e))?;
-    let make = move || namespace::pair(&maps, &maps);
+    let theirs = ids.clone();
+    let privileged = || Ok(Home { pair: namespace::pair(&[], &[], 0)?, lease: None });
     let creates = match config.max_concurrent_creates {
         0 => gate::sensible(),
         given => given,
@@ -452,8 +462,8 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     let gate = Gate::new("creates", "--max-concurrent-creates or --max-queued-creates", creates, queued);
     let fetching = Gate::new("fetches of images", "--max-queued-creates", image::AT_ONCE, queued);
     Ok(Shared {
-        pairs: Pool::new("pairs", READY, make).map_err(fail)?,
-        privileged_pairs: Pool::new("privileged-pairs", 1, || namespace::pair(&[], &[])).map_err(fail)?,
+        pairs: Pool::new("pairs", READY, move || theirs.make()).map_err(fail)?,
+        privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,
         entitlement_per_share: match config.cpu_entitlement_per_share {
             given if given > 0.0 => given,
             _ => metrics::default_per_share(),
@@ -465,8 +475,7 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         cgroups,
         keepers,
         idmap,
-        root_id,
-        mapping,
+        ids,
         masks: wardian_runtime::bundle::host_masks(Path::new("/sys")),
         containers: Mutex::default(),
         history: History::default(),
@@ -525,16 +534,6 @@ fn tag(run: &Path) -> String {
     format!("{hash:08x}")
 }
 
-/// The highest id of this user namespace: host id of container root (Garden's "maximus").
-fn maximus(uid_map: &str) -> u32 {
-    let ends = uid_map.lines().filter_map(|line| {
-        let mut numbers = line.split_whitespace().map(|n| n.parse::<u64>().ok());
-        let (start, _, size) = (numbers.next()??, numbers.next()??, numbers.next()??);
-        u32::try_from(start + size - 1).ok()
-    });
-    ends.max().unwrap_or(u32::MAX - 1).min(u32::MAX - 1)
-}
-
 /// Be the parent of orphans (processes of a container whose keeper died), and of ended keepers.
 fn reap_strangers() -> std::io::Result<()> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
@@ -545,15 +544,4 @@ fn reap_strangers() -> std::io::Result<()> {
         }
     });
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::maximus;
-
-    #[test]
-    fn container_root_is_the_highest_id() {
-        assert_eq!(maximus("         0          0 4294967295\n"), 4_294_967_294);
-        assert_eq!(maximus("0 100000 65536\n65536 200000 10\n"), 65_545);
-    }
 }

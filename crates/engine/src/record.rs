@@ -11,6 +11,7 @@
 
 use crate::Limits;
 use crate::history::Operation;
+use crate::ids::IdRange;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,6 +53,12 @@ pub struct Record {
     /// Something in a pea that is gone was killed for want of memory.
     #[serde(default)]
     pub out_of_memory: bool,
+    /// Who owns its user namespace. 0 in records of earlier servers, and where there is none.
+    #[serde(default)]
+    pub owner: u32,
+    /// The host ids of its users, if they are its own.
+    #[serde(default)]
+    pub range: Option<IdRange>,
 }
 
 /// How far a container has got.

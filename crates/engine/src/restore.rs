@@ -98,6 +98,7 @@ impl Engine {
 
     async fn take_up(&self, record: Record) {
         let container = Arc::new(Container::new(record.clone()));
+        container.has_ids(self.shared.ids.kept(record.owner, record.range));
         let hello = self.greet(&container).await;
         if record.phase == Phase::Creating {
             if let Ok((keeper, ..)) = hello {

@@ -18,7 +18,7 @@ use wardian_runtime::wire::{self, Exec, Failure, Op, Placement, Reply};
 use wardian_runtime::{caps, cgroup};
 use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
-use wardian_sys::memfd;
+use wardian_sys::{memfd, namespace};
 
 /// Names of resource limits and their numbers (getrlimit(2), x86-64 and arm64).
 const RLIMITS: [(&str, u32); 15] = [
@@ -322,7 +322,10 @@ fn prepare_pea(
     failpoint::reach(Point::PeaRecorded);
     // Below its container, or with limits of its own beside it.
     let cgroup = pea_cgroup(&container.id, pea, spec.limits.is_some());
-    let limits = spec.limits.map_or_else(cgroup::Limits::default, Into::into);
+    let mut limits = spec.limits.map_or_else(cgroup::Limits::default, Into::into);
+    if spec.limits.is_some() && limits.pids == 0 {
+        limits.pids = shared.config.default_pids;
+    }
     // Below its container it has the device rules of that.
     let devices = spec.limits.is_some().then(|| Devices::from(record.privileged));
     let entry = shared.cgroups.make(&cgroup, limits, devices).map_err(|e| Error::failed("cgroup", e))?;
@@ -337,8 +340,9 @@ fn prepare_pea(
         memory_bytes: limits.memory_bytes,
         cpu_shares: limits.cpu_shares,
         shm_bytes: shm_bytes(shared.config.shm_bytes, spec.limits.unwrap_or(record.limits).memory_bytes),
+        pids: limits.pids,
         earlier: !confined,
-        ..shared.settings()
+        ..shared.settings(record.range)
     };
     // The keeper shows the container's own files to its peas. One of an earlier version has them in the run directory.
     let files = network_files(&dir);
@@ -347,9 +351,14 @@ fn prepare_pea(
     if !confined {
         binds.extend(network_files(&dir));
     }
-    let userns = if record.privileged { None } else { Some(shared.idmap.as_fd()) };
+    // A namespace for the mapping alone: that of the container would have to be found by a number of a process.
+    let maps = shared.ids.maps(record.range);
+    let own = record.range.map(|_| namespace::user(&maps, &maps)).transpose();
+    let own = own.map_err(|e| Error::failed("namespaces", e))?;
+    let owner = shared.root_of(record.range, own.as_ref().unwrap_or(&shared.idmap));
+    let owner = (!record.privileged).then_some(owner);
     let config = dir.join("peas").join(format!("{pea}.json"));
-    let parts = assemble(shared, pea, image, userns, settings, &binds, (files, false), entry, &config)?;
+    let parts = assemble(shared, pea, image, owner, settings, &binds, (files, false), entry, &config)?;
     failpoint::reach(Point::PeaRootfs);
     let op = Op::Run { id: spec.id.clone(), boxed: Some(parts.boxed.clone()), place: parts.place() };
     Ok((payload(&exec)?, parts, op))

@@ -164,8 +164,9 @@ pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(say(name))?;
         rustix::fs::chownat(&dev, name, owner.0, owner.1, rustix::fs::AtFlags::empty()).map_err(say(name))?;
     }
-    // gid 5 (tty) is the container's: with Garden's mapping that is the host's 5 as well.
-    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"), ("max", "1024")];
+    // The container's gid 5: with Garden's mapping that is the host's 5 as well.
+    let tty = plan.tty_gid.to_string();
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", &*tty), ("max", "1024")];
     let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let pts = mount::fs_mount("devpts", &options, &["newinstance"], attrs).map_err(|e| e.to_string())?;
     for name in [".", "ptmx"] {

@@ -237,6 +237,8 @@ pub struct Plan {
     pub no_new_privileges: bool,
     /// Host ids of container root.
     pub root_ids: (u32, u32),
+    /// Host id of the container's group 5, `tty`.
+    pub tty_gid: u32,
     /// There is a user namespace.
     pub user: bool,
     /// In order.
@@ -303,6 +305,9 @@ fn unknown(value: &Value, path: &str) -> Option<String> {
     }
 }
 
+/// The group of terminals, by convention.
+const TTY: u32 = 5;
+
 /// Read a `config.json`.
 ///
 /// # Errors
@@ -324,10 +329,14 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
             .find(|m| m.container_id() == 0)
             .map_or(0, oci_spec::runtime::LinuxIdMapping::host_id)
     };
+    let gids = linux.gid_mappings().iter().flatten();
+    let tty =
+        gids.filter_map(|m| Some((m, TTY.checked_sub(m.container_id())?))).find(|(m, at)| *at < m.size());
     let mut plan = Plan {
         hostname: spec.hostname().clone(),
         masked: linux.masked_paths().clone().unwrap_or_default(),
         root_ids: (root(linux.uid_mappings()), root(linux.gid_mappings())),
+        tty_gid: tty.map_or(TTY, |(m, at)| m.host_id() + at),
         user: linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()),
         seccomp: filter,
         ..Plan::default()
@@ -429,7 +438,7 @@ mod tests {
     fn what_the_engine_writes_the_launcher_reads() {
         let plan = plan(config(&settings()).to_string().as_bytes()).unwrap();
         assert_eq!(plan.capabilities, caps::UNPRIVILEGED);
-        assert_eq!(plan.root_ids, (4_294_967_294, 4_294_967_294));
+        assert_eq!((plan.root_ids, plan.tty_gid), ((4_294_967_294, 4_294_967_294), 5));
         assert_eq!(plan.hostname.as_deref(), Some("h"));
         assert!(plan.user && plan.masked.contains(&"/proc/keys".to_owned()));
         let bind = plan.mounts.last().unwrap();
@@ -527,6 +536,16 @@ mod tests {
         assert_eq!(filter(false, None).as_ref(), Some(&garden));
         assert_eq!(filter(false, Some(7)), Some(garden));
         assert_eq!((filter(true, None), filter(true, Some(7))), (None, None));
+    }
+
+    #[test]
+    fn ids_of_a_range_of_its_own() {
+        let settings = Settings { mapping: vec![(0, 100_000, 65_536)], ..settings() };
+        let plan = plan(config(&settings).to_string().as_bytes()).unwrap();
+        assert_eq!((plan.root_ids, plan.tty_gid), ((100_000, 100_000), 100_005));
+        let privileged = Settings { privileged: true, ..settings };
+        let plan = super::plan(config(&privileged).to_string().as_bytes()).unwrap();
+        assert_eq!((plan.root_ids, plan.tty_gid), ((0, 0), 5));
     }
 
     #[test]

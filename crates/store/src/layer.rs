@@ -13,10 +13,10 @@ use wardian_image::{Limits, Watch};
 use wardian_sys::layer_ns::{AttachedLayer, LayerNamespace};
 use wardian_sys::mount;
 
-use crate::Owner;
 use crate::fail::fail_point;
 use crate::layout::{self, Layout};
 use crate::record::{self, Used};
+use crate::{Owner, is_shared};
 
 /// The mode that `fs/` has before its layer is unpacked: one that no image sets, so that afterwards one can tell
 /// whether the layer has an entry for its root.
@@ -169,8 +169,8 @@ pub(crate) fn trusted(layout: &Layout, dir: &OwnedFd, record: Record) -> (bool, 
     }
 }
 
-/// Who root is: nobody but the host's (`None`), or these host ids. Ranges of different lengths over the same root
-/// would be one mapping here; a server has one.
+/// Who root is: nobody but the host's (`None`), or these host ids of a mapping that is shared. Mappings of different lengths
+/// with the same root would be one here; a server has one.
 type Mapping = Option<(u32, u32)>;
 
 /// User namespaces kept for idmapping, one per mapping: the first one seen.
@@ -179,6 +179,9 @@ pub(crate) struct Mappings(Mutex<HashMap<(u32, u32), Arc<OwnedFd>>>);
 
 impl Mappings {
     fn userns(&self, owner: &Owner<'_>) -> rustix::io::Result<Arc<OwnedFd>> {
+        if !owner.shared {
+            return Ok(Arc::new(rustix::io::fcntl_dupfd_cloexec(owner.userns, 3)?));
+        }
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fd) = kept.get(&(owner.uid, owner.gid)) {
             return Ok(Arc::clone(fd));
@@ -213,7 +216,7 @@ pub(crate) struct Layer {
     /// Its directory, to see whether it is still in its place.
     inode: u64,
     fs: OwnedFd,
-    mounts: Mutex<HashMap<Mapping, Arc<Lower>>>,
+    pub(crate) mounts: Mutex<HashMap<Mapping, Arc<Lower>>>,
     state: AtomicU8,
     /// Seconds since 1970; 0 until it is used.
     used: AtomicU64,
@@ -247,12 +250,14 @@ impl Lower {
 }
 
 impl Layer {
-    /// The layer as a detached read-only mount, idmapped for the owner. Made once per mapping.
+    /// The layer as a detached read-only mount, idmapped for the owner. Made once per mapping, or each time for an owner whose
+    /// mapping nobody shares: it would be kept for nobody, and a later container with the same root may have another mapping.
     pub(crate) fn mount(&self, owner: Option<&Owner<'_>>, mappings: &Mappings) -> Result<Arc<Lower>, Error> {
         let failed = |source| Error::Mount { chain: self.chain.clone(), source };
         let mapping = owner.map(|owner| (owner.uid, owner.gid));
-        let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fd) = mounts.get(&mapping) {
+        let kept = is_shared(owner);
+        let mut mounts = kept.then(|| self.mounts.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(fd) = mounts.as_ref().and_then(|mounts| mounts.get(&mapping)) {
             return Ok(Arc::clone(fd));
         }
         let clone = mount::open_tree_clone(&self.fs, "", false).map_err(failed)?;
@@ -271,7 +276,9 @@ impl Layer {
             }
         }
         let lower = Arc::new(Lower::new(clone));
-        mounts.insert(mapping, Arc::clone(&lower));
+        if let Some(mounts) = &mut mounts {
+            mounts.insert(mapping, Arc::clone(&lower));
+        }
         Ok(lower)
     }
 

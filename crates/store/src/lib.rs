@@ -116,13 +116,15 @@ impl Config {
 /// Who root in a container is on the host; without it, the host's root (privileged).
 #[derive(Debug, Clone, Copy)]
 pub struct Owner<'a> {
-    /// A user namespace with the container's mapping. The store keeps the first one it sees of each mapping; a
-    /// mapping is told by `uid` and `gid`.
+    /// A user namespace with the container's mapping. The store keeps the first one it sees of each mapping that is
+    /// `shared`; such a mapping is told by `uid` and `gid`.
     pub userns: BorrowedFd<'a>,
     /// The host id of the container's root user.
     pub uid: u32,
     /// The host id of the container's root group.
     pub gid: u32,
+    /// Others have the same mapping. Of one that is not shared nothing is kept, and nothing is made ahead for it.
+    pub shared: bool,
 }
 
 /// An image whose layers are in the store. Cheap to clone; keeps its layers open.
@@ -208,6 +210,11 @@ enum Start {
 /// Whose its root directory is, on the host.
 fn root_of(owner: Option<&Owner<'_>>) -> pool::Root {
     owner.map_or((0, 0), |owner| (owner.uid, owner.gid))
+}
+
+/// Whether others have the same one.
+fn is_shared(owner: Option<&Owner<'_>>) -> bool {
+    owner.is_none_or(|owner| owner.shared)
 }
 
 impl Store {
@@ -545,7 +552,7 @@ impl Inner {
         rootfs::check_id(id)?;
         let start = match self.ready.claim(&image.layers, owner) {
             Some(spare) => Start::Spare(spare),
-            None => self.pool.take(root_of(owner)).map_or(Start::Nothing, Start::Pair),
+            None => self.pool.take(root_of(owner), is_shared(owner)).map_or(Start::Nothing, Start::Pair),
         };
         let dir = match &start {
             Start::Spare(spare) => spare.name.clone(),

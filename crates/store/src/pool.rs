@@ -48,7 +48,7 @@ impl Pair {
 /// record and are no trash all the same.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    shelves: Mutex<HashMap<Root, Vec<Pair>>>,
+    pub(crate) shelves: Mutex<HashMap<Root, Vec<Pair>>>,
     own: Mutex<HashSet<String>>,
     /// Held while a pair is made; true once nothing is made any more.
     closed: Mutex<bool>,
@@ -95,9 +95,18 @@ impl Pool {
         lock(&self.own).remove(name);
     }
 
-    /// A ready pair, if there is one. Asking opens the owner's shelf, for [`Pool::fill`].
-    pub(crate) fn take(&self, root: Root) -> Option<Pair> {
-        self.shelves().entry(root).or_default().pop()
+    /// A ready pair, if there is one. Asking opens the owner's shelf, for [`Pool::fill`]. An owner who is not `shared` has
+    /// none: shelves are there for good. He is given a pair of the host's root.
+    pub(crate) fn take(&self, root: Root, shared: bool) -> Option<Pair> {
+        if shared {
+            return self.shelves().entry(root).or_default().pop();
+        }
+        let pair = self.shelves().entry((0, 0)).or_default().pop()?;
+        let owner = (Some(Uid::from_raw(root.0)), Some(Gid::from_raw(root.1)));
+        let given = rustix::fs::fchown(&pair.upper, owner.0, owner.1)
+            .and_then(|()| rustix::fs::fchmod(&pair.upper, Mode::from_raw_mode(READY_MODE)));
+        // Without a record it is trash, once it is not ours.
+        given.inspect_err(|_| self.disown(&pair.name)).ok().map(|()| pair)
     }
 
     /// Makes one. What a failure leaves has no record, and so is trash.

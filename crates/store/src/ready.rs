@@ -15,7 +15,7 @@ use wardian_sys::procfs::{self, MemInfo};
 use crate::layer::Layer;
 use crate::layout::{self, Layout};
 use crate::pool::Root;
-use crate::{Owner, lock, reaper};
+use crate::{Owner, is_shared, lock, reaper};
 
 /// The most spares of one kind: a descriptor, 15 to 75 kB of the kernel's memory (1 to 60 layers) and five small directories
 /// each.
@@ -49,7 +49,12 @@ impl Kind {
     }
 
     pub(crate) fn owner(&self) -> Option<Owner<'_>> {
-        self.owner.as_ref().map(|(userns, (uid, gid))| Owner { userns: userns.as_fd(), uid: *uid, gid: *gid })
+        self.owner.as_ref().map(|(userns, (uid, gid))| Owner {
+            userns: userns.as_fd(),
+            uid: *uid,
+            gid: *gid,
+            shared: true,
+        })
     }
 
     pub(crate) fn root(&self) -> Root {
@@ -127,7 +132,8 @@ impl Ready {
 
     /// A spare of this kind, if there is one. Asking opens the kind's shelf, for the steward to fill.
     pub(crate) fn claim(&self, layers: &Arc<[Arc<Layer>]>, owner: Option<&Owner<'_>>) -> Option<Spare> {
-        if self.per_kind == 0 || layers.is_empty() {
+        // What is one container's alone nobody else could claim.
+        if self.per_kind == 0 || layers.is_empty() || !is_shared(owner) {
             return None;
         }
         let (mut state, now) = (lock(&self.state), Instant::now());

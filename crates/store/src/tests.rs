@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use wardian_sys::mount;
-use wardian_sys::namespace::{IdMap, pair};
+use wardian_sys::namespace::{IdMap, user};
 
 use super::*;
 
@@ -17,6 +17,7 @@ mod collecting;
 mod crashes;
 mod lives;
 mod measuring;
+mod ranges;
 mod ready;
 mod together;
 
@@ -48,7 +49,7 @@ fn served() -> Option<(tempfile::TempDir, String, Store)> {
 
 fn userns() -> OwnedFd {
     let map = [IdMap { inside: 0, outside: MAPPED, size: 65_536 }];
-    pair(&map, &map).unwrap().user.unwrap()
+    user(&map, &map).unwrap()
 }
 
 /// A tar with a root of mode 711, a file of root's, one of user 7 and a directory; says its uri.
@@ -91,7 +92,7 @@ fn a_root_file_system_from_image_to_trash() {
     let store = open(dir.path()).unwrap();
     let image = store.image(&tar(dir.path())).unwrap();
     let userns = userns();
-    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED };
+    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED, shared: true };
     let Rootfs { mount: rootfs, dir: writable, honest } =
         store.create_rootfs("one", &image, Some(&owner)).unwrap();
     assert!(!honest);

@@ -1,4 +1,34 @@
 //! Namespaces made ahead of the processes that will live in them.
+//!
+//! # Who owns a container's user namespace
+//!
+//! The kernel counts inotify instances and watches, fanotify groups and marks, namespaces, and the amounts behind
+//! RLIMIT_NPROC, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING and RLIMIT_MEMLOCK once in the user namespace of whoever uses them, and
+//! once more in each namespace above it, there as its *owner's* (`inc_ucount`, kernel/ucount.c). The owner is the effective
+//! user id of whoever made the namespace (`create_user_ns`). If root makes it, then what one container uses up is missing
+//! in all others and to the host's own root. So each container's user namespace is made as an id of its own that is
+//! nobody's, and its network namespace with it.
+//!
+//! A process has all capabilities over a user namespace if its own user namespace is the parent of that one and its
+//! effective id is the owner's (`cap_capable_helper`, security/commoncap.c). Garden's common mapping lets every container
+//! be any id of the host except 0 and its root's, the owners' ids included. It gains nothing from that:
+//!
+//! - The parent is the server's user namespace, which no process of an unprivileged container is in. Of one that is in a
+//!   container's namespace the kernel asks nothing but its own capability sets (`ns == cred->user_ns`); over the namespace
+//!   of another container, which is on the same level, it has none, whatever its id (`ns->level <= cred_ns->level`). A
+//!   namespace below its own it cannot make ([`BOUNDS`]).
+//! - What it uses up is counted as its own namespace's owner's in the server's namespace, not as the owner's whose id it
+//!   has taken: a count belongs to a pair of namespace and id.
+//! - What the kernel counts for an id alone (`struct user_struct`: pipe pages, epoll watches, keys, descriptors in flight)
+//!   nobody ever uses with an owner's id: it is an *effective* id for the one call that makes the namespaces.
+//! - Signals, ptrace, priorities and files of others depend on ids as well, but no process keeps an owner's id and no file
+//!   is given one. The process that holds the namespaces until they are opened has it as an effective id for about a
+//!   millisecond, is in the server's pid namespace, and shares the memory of the server, which is undumpable from then
+//!   on: with an owner's id alone nobody can trace it (`__ptrace_may_access`).
+//!
+//! A process in the *server's* user namespace with an owner's id would have all capabilities over one container. Hence the
+//! ids are ones that the host gives to nobody, which is for the caller to choose. A privileged container is in the server's
+//! user namespace, and its root is root there anyway.
 
 use std::ffi::CStr;
 use std::fs;
@@ -50,16 +80,92 @@ const STACK: usize = 16 * 1024;
 
 /// Ends with the process whose pid is given, which made it: it holds copies of all its descriptors.
 extern "C" fn pause_forever(parent: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: numbers only. These calls do not fail, so the maker's errno, which we may share, is not touched.
-    unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-        if libc::getppid() as usize != parent as usize {
-            libc::_exit(0);
-        }
-    }
+    die_with(parent as usize);
     loop {
         // SAFETY: pause takes nothing and touches no memory.
         unsafe { libc::pause() };
+    }
+}
+
+fn die_with(parent: usize) {
+    // SAFETY: numbers only. These calls do not fail, so the maker's errno, which we may share, is not touched.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        if libc::getppid() as usize != parent {
+            libc::_exit(0);
+        }
+    }
+}
+
+/// What a container's user namespace is limited to (`namespaces(7)`, `user_namespaces(7)`), for all its users. The first
+/// must hold wherever the file exists: with a user namespace of its own a process has all capabilities, and the parts of
+/// the kernel that ask for them are where most of its holes have been. Network and time namespaces are not made after
+/// this either. The other kinds are: by a launch once, mount namespaces by each pea. The container cannot make them
+/// without CAP_SYS_ADMIN. Instances of inotify and fanotify are bounded by the host's own limits, for each owner.
+pub const BOUNDS: [(&CStr, &CStr); 3] = [
+    (c"/proc/sys/user/max_user_namespaces", c"0"),
+    (c"/proc/sys/user/max_net_namespaces", c"0"),
+    (c"/proc/sys/user/max_time_namespaces", c"0"),
+];
+
+/// What a process that bounds its user namespace is told.
+struct Order {
+    parent: usize,
+    /// Gets the place in [`BOUNDS`] of what failed (or their number) and the errno, a byte each.
+    report: libc::c_int,
+}
+
+/// Limits its user namespace, which only a process in it can, says how that went, and then pauses.
+extern "C" fn bound_and_pause(order: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the maker keeps the order in place until it has read the report. Of the memory that we share with it only
+    // errno is written, by calls that fail; the maker's thread waits in a call that does not (all signals are blocked), and
+    // looks at errno after no other. `syscall` writes nothing else; static strings and our own stack are passed.
+    unsafe {
+        let order = &*order.cast::<Order>();
+        die_with(order.parent);
+        let mut report = [u8::try_from(BOUNDS.len()).unwrap_or(u8::MAX), 0];
+        for (at, (path, value)) in BOUNDS.iter().enumerate() {
+            if let Err(errno) = write_number(path, value)
+                // This kernel has no such limit, or no such namespaces.
+                && errno != libc::ENOENT
+            {
+                report = [at as u8, errno as u8];
+                break;
+            }
+        }
+        libc::syscall(libc::SYS_write, order.report, report.as_ptr(), report.len());
+    }
+    pause_forever(own_parent())
+}
+
+/// The parent that the calling process has now.
+fn own_parent() -> *mut libc::c_void {
+    // SAFETY: takes nothing.
+    std::ptr::without_provenance_mut(unsafe { libc::getppid() } as usize)
+}
+
+/// Writes to a file of /proc/sys, by plain system calls; the errno if that fails.
+///
+/// # Safety
+/// As in [`bound_and_pause`]: errno is written.
+unsafe fn write_number(path: &CStr, value: &CStr) -> Result<(), libc::c_int> {
+    // SAFETY: both strings are static and end in NUL; the descriptor is ours.
+    unsafe {
+        let fd = libc::syscall(
+            libc::SYS_openat,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC | libc::O_NOFOLLOW,
+            0,
+        );
+        if fd < 0 {
+            return Err(*libc::__errno_location());
+        }
+        let text = value.to_bytes();
+        let written = libc::syscall(libc::SYS_write, fd, text.as_ptr(), text.len());
+        let result = if written < 0 { Err(*libc::__errno_location()) } else { Ok(()) };
+        libc::syscall(libc::SYS_close, fd);
+        result
     }
 }
 
@@ -75,23 +181,47 @@ struct Placeholder {
 
 impl Placeholder {
     fn new(flags: libc::c_int) -> io::Result<Self> {
+        let _quiet = Quiet::new();
+        Self::run(flags, pause_forever, own_pid())
+    }
+
+    /// In a user namespace (which `flags` must have) that belongs to `owner` and is limited to [`BOUNDS`].
+    fn owned(flags: libc::c_int, owner: u32) -> io::Result<Self> {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let mut order = Order { parent: std::process::id() as usize, report: writer.as_raw_fd() };
+        // Until the report has come: see `bound_and_pause`.
+        let _quiet = Quiet::new();
+        let held = as_nobody(owner, || Self::run(flags, bound_and_pause, (&raw mut order).cast()))??;
+        drop(writer);
+        let mut report = [0u8; 2];
+        // A pipe is written to in one piece; nothing is read if the process was killed, and then it is no more.
+        let got = rustix::io::read(&reader, &mut report)?;
+        match (got, BOUNDS.get(usize::from(report[0]))) {
+            (2, None) => Ok(held),
+            (2, Some((path, _))) => {
+                let error = io::Error::from_raw_os_error(report[1].into());
+                let path = path.to_string_lossy();
+                Err(io::Error::new(error.kind(), format!("{path} of a new user namespace: {error}")))
+            }
+            _ => Err(io::Error::other("the process that made a user namespace was killed")),
+        }
+    }
+
+    /// With all signals blocked ([`Quiet`]): the child shares our memory (no page tables to copy), and with it our signal
+    /// handlers and errno, so that no handler may run in it, and `pause` never returns.
+    fn run(
+        flags: libc::c_int,
+        body: extern "C" fn(*mut libc::c_void) -> libc::c_int,
+        argument: *mut libc::c_void,
+    ) -> io::Result<Self> {
         let mut stack = vec![0u8; STACK];
-        // The child shares our memory (no page tables to copy), and with it our signal handlers and errno: it is
-        // born with every signal blocked, so that no handler runs in it and `pause` never returns.
-        // SAFETY: it runs only `pause_forever`, on `stack`, which lives until it has been reaped in `drop`.
-        let (pid, error) = unsafe {
-            let mut all: libc::sigset_t = std::mem::zeroed();
-            let mut before: libc::sigset_t = std::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+        // SAFETY: it runs only `body`, one of the two above, on `stack`, which lives until it has been reaped in `drop`.
+        let pid = unsafe {
             let top = stack.as_mut_ptr().add(STACK - 64);
             let top = top.sub(top as usize % 16);
-            let pid = libc::clone(pause_forever, top.cast(), flags | libc::CLONE_VM, own_pid());
-            let error = io::Error::last_os_error();
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
-            (pid, error)
+            libc::clone(body, top.cast(), flags | libc::CLONE_VM, argument)
         };
-        if pid < 0 { Err(error) } else { Ok(Self { pid, _stack: stack }) }
+        if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { pid, _stack: stack }) }
     }
 
     fn open(&self, what: &str) -> io::Result<OwnedFd> {
@@ -122,14 +252,124 @@ impl Drop for Placeholder {
     }
 }
 
-/// Make a pair; an empty map means privileged (no user namespace).
+/// All signals are blocked in the calling thread while this lives.
+struct Quiet {
+    before: libc::sigset_t,
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Quiet {
+    fn new() -> Self {
+        // SAFETY: plain sets on our stack; the calls do not fail with these arguments.
+        unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+            Self { before, _thread: std::marker::PhantomData }
+        }
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        // SAFETY: the set that was there before, in the same thread (this value cannot leave it).
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// `struct __user_cap_header_struct` and twice `struct __user_cap_data_struct` of capset(2), version 3.
+#[repr(C)]
+struct Capabilities {
+    version: u32,
+    pid: libc::c_int,
+    sets: [[u32; 3]; 2],
+}
+
+impl Capabilities {
+    /// Those of the calling thread.
+    fn get() -> io::Result<Self> {
+        let mut own = Self { version: 0x2008_0522, pid: 0, sets: [[0; 3]; 2] };
+        // SAFETY: header and two records, as version 3 prescribes.
+        check(unsafe { libc::syscall(libc::SYS_capget, &raw mut own, own.sets.as_mut_ptr()) })?;
+        Ok(own)
+    }
+
+    fn set(&mut self) -> io::Result<()> {
+        // SAFETY: as above.
+        check(unsafe { libc::syscall(libc::SYS_capset, &raw mut *self, self.sets.as_ptr()) })
+    }
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Where `fs.suid_dumpable` is 1 a change of credentials leaves a process dumpable.
+fn undumpable() -> io::Result<()> {
+    // SAFETY: numbers only.
+    unsafe {
+        if libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) == 1 {
+            check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0).into())?;
+        }
+    }
+    Ok(())
+}
+
+/// Do something with the effective user and group id `id`, with which file system ids go along, and with the capabilities
+/// of before: some kernels let nobody else make user namespaces (Debian's `kernel.unprivileged_userns_clone`, AppArmor's
+/// `apparmor_restrict_unprivileged_userns`).
+///
+/// Only the calling thread has these ids, because the system calls are made plainly; the C library would tell all threads.
+/// Real and saved ids stay, and so the way back is always open. The process ends if it is not: a thread that goes on as
+/// somebody else would do harm.
+///
+/// A change of credentials makes a process undumpable, as `fs.suid_dumpable` has it (`commit_creds`), and resets the
+/// thread's parent-death signal. It stays undumpable, see the top of this file: root can read its /proc all the same.
+fn as_nobody<T>(id: u32, act: impl FnOnce() -> T) -> io::Result<T> {
+    const KEEP: u32 = u32::MAX;
+    if id == KEEP {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: these take nothing, and do not fail.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let mut before = Capabilities::get()?;
+    let mut enter = || {
+        // SAFETY: numbers only. The group first: that needs CAP_SETGID.
+        unsafe {
+            check(libc::syscall(libc::SYS_setresgid, KEEP, id, KEEP))?;
+            check(libc::syscall(libc::SYS_setresuid, KEEP, id, KEEP))?;
+        }
+        before.set()?;
+        undumpable()
+    };
+    let result = enter().map(|()| act());
+    // SAFETY: numbers only. The user first: with it CAP_SETGID comes back, if it had been lost.
+    let back = unsafe {
+        check(libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP))
+            .and_then(|()| check(libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP)))
+            .and_then(|()| before.set())
+    };
+    // The way back was a change of credentials as well.
+    if let Err(error) = back.and_then(|()| undumpable()) {
+        eprintln!("a thread cannot return to user {uid} and group {gid}: {error}");
+        std::process::abort();
+    }
+    result
+}
+
+/// Make a pair; an empty map means privileged (no user namespace, and nobody owns it). The user namespace belongs to
+/// `owner` (user and group id), which has to be nobody's, and is limited to [`BOUNDS`].
 ///
 /// # Errors
-/// The kernel's, from `clone(2)` or the map files.
-pub fn pair(uids: &[IdMap], gids: &[IdMap]) -> io::Result<Pair> {
+/// The kernel's, from `clone(2)`, the map files or [`BOUNDS`]; EINVAL: the caller's namespace does not have the owner's id.
+pub fn pair(uids: &[IdMap], gids: &[IdMap], owner: u32) -> io::Result<Pair> {
     let privileged = uids.is_empty();
-    let user_flag = if privileged { 0 } else { libc::CLONE_NEWUSER };
-    let holder = Placeholder::new(user_flag | libc::CLONE_NEWNET)?;
+    let holder = if privileged {
+        Placeholder::new(libc::CLONE_NEWNET)?
+    } else {
+        Placeholder::owned(libc::CLONE_NEWUSER | libc::CLONE_NEWNET, owner)?
+    };
     let user = if privileged { None } else { Some(holder.mapped(uids, gids)?) };
     let network = holder.open("net")?;
     drop(holder);
@@ -260,4 +500,76 @@ fn build_nursery() -> u8 {
         }
     }
     0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `NS_GET_OWNER_UID` (ioctl_ns(2)).
+    fn owner(user: &OwnedFd) -> u32 {
+        let mut uid: libc::uid_t = 0;
+        // SAFETY: the call writes one id.
+        let result = unsafe { libc::ioctl(user.as_raw_fd(), libc::_IO(0xb7, 4), &raw mut uid) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        uid
+    }
+
+    fn status() -> Vec<String> {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let wanted = ["Uid:", "Gid:", "Groups:", "Cap", "SigBlk:"];
+        let lines = status.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
+        lines.map(str::to_owned).collect()
+    }
+
+    fn maps() -> [IdMap; 1] {
+        [IdMap { inside: 0, outside: 100_000, size: 65_536 }]
+    }
+
+    #[test]
+    fn a_pair_is_its_owners_and_the_thread_stays_who_it_was() {
+        const OWNER: u32 = 0x8000_1234;
+        let before = status();
+        let pair = pair(&maps(), &maps(), OWNER).unwrap();
+        assert_eq!(owner(pair.user.as_ref().unwrap()), OWNER);
+        assert_eq!(status(), before);
+        // An id that does not exist.
+        let error = super::pair(&maps(), &maps(), u32::MAX).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(status(), before);
+        assert_eq!(owner(&user(&maps(), &maps()).unwrap()), 0);
+        // What is its own stays within reach.
+        // SAFETY: numbers only.
+        assert_ne!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }, 1);
+        fs::read_to_string("/proc/self/environ").unwrap();
+        fs::read_dir("/proc/self/fd").unwrap().next().unwrap().unwrap();
+    }
+
+    #[test]
+    fn no_user_namespace_can_be_made_in_a_pairs_one() {
+        let pair = pair(&maps(), &maps(), 0x8000_1235).unwrap();
+        let user = pair.user.unwrap();
+        // SAFETY: the child makes system calls on numbers between fork and _exit.
+        let status = unsafe {
+            let pid = libc::fork();
+            assert!(pid >= 0);
+            if pid == 0 {
+                let entered = libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER);
+                let make =
+                    |kind: libc::c_int| match libc::syscall(libc::SYS_unshare, libc::c_long::from(kind)) {
+                        0 => 0,
+                        _ => *libc::__errno_location(),
+                    };
+                let made = [make(libc::CLONE_NEWUSER), make(libc::CLONE_NEWNET)];
+                // A launch needs these.
+                let rest = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID;
+                let rest = libc::unshare(rest | libc::CLONE_NEWCGROUP);
+                libc::_exit(i32::from((entered, made, rest) != (0, [libc::ENOSPC; 2], 0)));
+            }
+            let mut status = 0;
+            libc::waitpid(pid, &raw mut status, 0);
+            status
+        };
+        assert_eq!(status, 0);
+    }
 }

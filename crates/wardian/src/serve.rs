@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use wardian_engine::{Config, Engine};
+use wardian_engine::{Config, Engine, IdRanges};
 use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions};
 use wardian_store::{Fetching, Limits};
 
@@ -90,6 +90,13 @@ pub struct Args {
     /// Root file systems mounted ahead for each image that creates have asked for lately, at most 32; 0: none [default: 8]
     #[arg(long, value_name = "N", env = "WARDIAN_READY_ROOTFS", value_parser = ready)]
     ready_rootfs: Option<usize>,
+    /// Host ids for the users of each unprivileged container, which no other container has: the first range begins at START
+    /// [default: all containers share Garden's mapping]
+    #[arg(long, value_name = "START:SIZE", env = "WARDIAN_ID_RANGES", value_parser = str::parse::<IdRanges>)]
+    id_ranges: Option<IdRanges>,
+    /// Most processes of a container that comes without such a limit; 0: no bound [default: 0]
+    #[arg(long, value_name = "N", env = "WARDIAN_DEFAULT_PIDS_LIMIT")]
+    default_pids_limit: Option<u64>,
     /// Set no_new_privs on every process: set-uid programs gain nothing
     #[arg(long, env = "WARDIAN_NO_NEW_PRIVILEGES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_new_privileges: Option<bool>,
@@ -134,6 +141,8 @@ struct File {
     layer_patience: Option<String>,
     max_layer_bytes: Option<u64>,
     ready_rootfs: Option<usize>,
+    id_ranges: Option<String>,
+    default_pids_limit: Option<u64>,
     no_new_privileges: Option<bool>,
     max_concurrent_creates: Option<usize>,
     max_queued_creates: Option<usize>,
@@ -163,6 +172,8 @@ struct Settings {
     fetching: Fetching,
     max_layer_bytes: u64,
     ready_rootfs: usize,
+    id_ranges: Option<IdRanges>,
+    default_pids_limit: u64,
     no_new_privileges: bool,
     max_concurrent_creates: usize,
     max_queued_creates: usize,
@@ -255,6 +266,7 @@ impl Args {
         ensure!(!patience.is_zero(), "layer-patience: no server sends a layer in no time");
         let file_head = time("read-header-timeout", file.read_header_timeout)?;
         let file_ready = file.ready_rootfs.map(checked_ready).transpose().map_err(anyhow::Error::msg)?;
+        let file_ranges = file.id_ranges.map(|text| text.parse()).transpose().map_err(anyhow::Error::msg)?;
         let run = self.run.or(file.run).unwrap_or_else(|| RUN.into());
         Ok(Settings {
             listen: if self.listen.is_empty() { file.listen } else { self.listen },
@@ -275,6 +287,8 @@ impl Args {
                 .or(file.max_layer_bytes)
                 .unwrap_or(Limits::default().max_bytes),
             ready_rootfs: self.ready_rootfs.or(file_ready).unwrap_or(READY_ROOTFS),
+            id_ranges: self.id_ranges.or(file_ranges),
+            default_pids_limit: self.default_pids_limit.or(file.default_pids_limit).unwrap_or(0),
             no_new_privileges: self.no_new_privileges.or(file.no_new_privileges).unwrap_or(false),
             max_concurrent_creates: self.max_concurrent_creates.or(file.max_concurrent_creates).unwrap_or(0),
             max_queued_creates: self.max_queued_creates.or(file.max_queued_creates).unwrap_or(QUEUED_CREATES),
@@ -376,6 +390,8 @@ async fn serve(
         remote: settings.fetching,
         max_layer_bytes: settings.max_layer_bytes,
         ready_rootfs: settings.ready_rootfs,
+        id_ranges: settings.id_ranges,
+        default_pids: settings.default_pids_limit,
         no_new_privileges: settings.no_new_privileges,
         cpu_entitlement_per_share: settings.cpu_entitlement_per_share,
         destroy_on_start: settings.destroy_containers_on_startup,
@@ -488,6 +504,10 @@ mod tests {
         assert!(Args::default().merge(file("cpu-entitlement-per-share = -1.0\n")).is_err());
         assert!(Args::default().merge(file("ready-rootfs = 33\n")).is_err());
         assert_eq!(Args::default().merge(file("ready-rootfs = 0\n")).unwrap().ready_rootfs, 0);
+        let settings = |text: &str| Args::default().merge(file(text));
+        assert!(settings("id-ranges = \"0:65536\"\n").is_err());
+        let ids = settings("id-ranges = \"100000:65536\"\ndefault-pids-limit = 7\n").unwrap();
+        assert_eq!((ids.id_ranges, ids.default_pids_limit), ("100000:65536".parse().ok(), 7));
         assert!(ready("33").is_err() && ready("-1").is_err());
     }
 

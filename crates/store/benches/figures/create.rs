@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use wardian_store::{Image, Owner, Rootfs, Store};
 use wardian_sys::mount::{Overlay, UpperPair};
-use wardian_sys::namespace::{IdMap, pair};
+use wardian_sys::namespace::{IdMap, user};
 
 use crate::images::{DEEP, Images};
 use crate::place::Fs;
@@ -25,11 +25,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn userns() -> Result<OwnedFd> {
     let map = [IdMap { inside: 0, outside: MAPPED, size: 65_536 }];
-    Ok(pair(&map, &map)?.user.ok_or("no user namespace")?)
+    Ok(user(&map, &map)?)
 }
 
 pub fn owner(userns: &OwnedFd) -> Owner<'_> {
-    Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED }
+    Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED, shared: true }
 }
 
 /// Lets the reaper finish.

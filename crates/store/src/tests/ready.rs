@@ -15,7 +15,7 @@ fn with(dir: &Path, ready_rootfs: usize) -> Store {
 }
 
 /// A server that keeps two of each kind.
-fn ready() -> Option<(tempfile::TempDir, String, Store)> {
+pub(super) fn ready() -> Option<(tempfile::TempDir, String, Store)> {
     if !is_root() {
         return None;
     }
@@ -42,7 +42,7 @@ fn is_spare(names: &[String], rootfs: &Rootfs) -> bool {
 }
 
 /// What is mounted ahead goes with the server, what was thrown away before with the reaper.
-fn nothing_stays(dir: &tempfile::TempDir, store: &Store) {
+pub(super) fn nothing_stays(dir: &tempfile::TempDir, store: &Store) {
     store.0.door.stop();
     assert!(store.drain(SOON));
     store.close();
@@ -54,7 +54,7 @@ fn a_claim_is_what_a_create_would_have_made() {
     let Some((dir, uri, store)) = ready() else { return };
     let image = store.image(&uri).unwrap();
     let userns = userns();
-    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED };
+    let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED, shared: true };
     ask(&store, "first", &image, Some(&owner));
     let spares = names(&store);
     // Privileged, and of another root: these are not for them.
@@ -158,8 +158,9 @@ fn no_more_than_were_asked_for() {
     let Some((dir, uri, store)) = ready() else { return };
     let image = store.image(&uri).unwrap();
     let userns = userns();
-    let owners: Vec<_> =
-        (0..10).map(|n| Owner { userns: userns.as_fd(), uid: MAPPED + n, gid: MAPPED }).collect();
+    let owners: Vec<_> = (0..10)
+        .map(|n| Owner { userns: userns.as_fd(), uid: MAPPED + n, gid: MAPPED, shared: true })
+        .collect();
     for owner in &owners {
         drop(store.create_rootfs("one", &image, Some(owner)).unwrap());
         store.release_rootfs("one", None);

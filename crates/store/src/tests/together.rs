@@ -142,7 +142,7 @@ fn nothing_is_made_ahead_once_the_store_is_closed() {
     }
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
-    drop(store.0.pool.take((0, 0)));
+    drop(store.0.pool.take((0, 0), true));
     store.close();
     store.0.pool.fill(&store.0.layout).unwrap();
     assert_eq!(entries(dir.path(), "rootfs"), 0);

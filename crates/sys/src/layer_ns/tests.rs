@@ -110,7 +110,7 @@ fn layers_are_seen_through_their_id_mapping() {
     }
     let store = Store::new();
     let map = [IdMap { inside: 0, outside: 70_000, size: 1000 }];
-    let user = namespace::pair(&map, &map).unwrap().user.unwrap();
+    let user = namespace::user(&map, &map).unwrap();
     let layers = LayerNamespace::start().unwrap();
     let layer = store.layer("layer");
     mount::set_idmap_readonly(&layer, &user).unwrap();

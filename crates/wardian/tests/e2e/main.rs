@@ -26,6 +26,7 @@ mod metrics;
 mod oci_mode;
 mod peas;
 mod player;
+mod quotas;
 mod record;
 mod reset;
 mod rootfs;

@@ -26,7 +26,7 @@ async fn the_phases_of_a_life_are_known() {
     let id = server.id("w").await;
     let create = client.history("w").await.unwrap().create.unwrap();
     assert_eq!((create.kind.as_str(), &create.id, &create.error), ("create", &id, &None));
-    let phases = ["image", "keeper", "record", "namespaces", "files", "cgroup", "root-file-system", "launch"];
+    let phases = ["image", "keeper", "namespaces", "record", "files", "cgroup", "root-file-system", "launch"];
     assert_eq!(names(&create), phases);
     adds_up(&create);
 

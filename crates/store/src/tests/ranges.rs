@@ -1,0 +1,50 @@
+//! Owners whose mapping nobody shares.
+
+use super::ready::ready;
+use super::together::wait_for;
+use super::*;
+
+fn own(userns: &OwnedFd, uid: u32) -> Owner<'_> {
+    Owner { userns: userns.as_fd(), uid, gid: uid, shared: false }
+}
+
+/// A user namespace with so many ids from [`MAPPED`] on.
+fn sized(size: u32) -> OwnedFd {
+    let map = [IdMap { inside: 0, outside: MAPPED, size }];
+    user(&map, &map).unwrap()
+}
+
+#[test]
+fn what_is_one_owners_alone_is_kept_for_nobody() {
+    let Some((dir, uri, store)) = ready() else { return };
+    let image = store.image(&uri).unwrap();
+    // One after another had the same root, but the second has too few ids for user 7.
+    let (large, small) = (sized(65_536), sized(5));
+    let first = store.create_rootfs("first", &image, Some(&own(&large, MAPPED))).unwrap();
+    assert_eq!(fs::metadata(below(&first.mount, "seven")).unwrap().uid(), MAPPED + 7);
+    let second = store.create_rootfs("second", &image, Some(&own(&small, MAPPED))).unwrap();
+    assert_eq!(fs::metadata(below(&second.mount, "seven")).unwrap().uid(), 65_534);
+    assert_eq!(fs::metadata(below(&second.mount, "etc/passwd")).unwrap().uid(), MAPPED);
+    // The pool has been opened meanwhile: a pair that was ready is the owner's all the same.
+    let ready = || crate::lock(&store.0.pool.shelves).get(&(0, 0)).map_or(0, Vec::len);
+    wait_for(|| ready() > 3);
+    for n in 0..3 {
+        let map = [IdMap { inside: 0, outside: 200_000 + n * 65_536, size: 65_536 }];
+        let userns = user(&map, &map).unwrap();
+        let root = map[0].outside;
+        let id = n.to_string();
+        let made = store.create_rootfs(&id, &image, Some(&own(&userns, root))).unwrap();
+        let stat = fs::metadata(below(&made.mount, ".")).unwrap();
+        assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (root, root, 0o711));
+        fs::write(below(&made.mount, "seven"), "8").unwrap();
+        assert_eq!(fs::metadata(made.dir.join("upper/seven")).unwrap().uid(), root + 7);
+        store.release_rootfs(&id, None);
+    }
+    // Nothing grows with the number of owners.
+    assert!(crate::lock(&image.layers[0].mounts).is_empty());
+    assert_eq!(crate::lock(&store.0.pool.shelves).keys().collect::<Vec<_>>(), [&(0, 0)]);
+    assert_eq!((store.0.ready.is_idle(), store.ready_rootfs()), (true, 0));
+    drop((first, second));
+    ["first", "second"].iter().for_each(|id| store.release_rootfs(id, None));
+    super::ready::nothing_stays(&dir, &store);
+}
