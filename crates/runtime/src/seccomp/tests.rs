@@ -10,6 +10,9 @@ const I386: u32 = 0x4000_0003;
 const AARCH64: u32 = 0xc000_00b7;
 const X32: u32 = 0x4000_0000;
 
+/// Numbers and names of an ABI.
+type Calls = Vec<(u32, &'static str)>;
+
 const ALLOW: u32 = 0x7fff_0000;
 const EPERM: u32 = 0x0005_0001;
 const ENOSYS: u32 = 0x0005_0026;
@@ -29,7 +32,7 @@ fn execute(program: &Program, audit: u32, number: u32, args: [u64; 6]) -> u32 {
         let mut skip = |yes: bool| at += usize::from(if yes { instruction.jt } else { instruction.jf });
         match instruction.code {
             0x20 => {
-                assert!(instruction.k < 64 && instruction.k % 4 == 0);
+                assert!(instruction.k < 64 && instruction.k.is_multiple_of(4));
                 accumulator = data[instruction.k as usize / 4];
             }
             0x54 => accumulator &= instruction.k,
@@ -118,7 +121,7 @@ fn check(object: &Value) -> Program {
     let program = profile.compile().unwrap();
     let values = interesting(&profile);
     let with_x32 = profile.architectures.contains(&Architecture::X32);
-    let tables: [(u32, u32, Vec<(u32, &str)>); 3] = [
+    let tables: [(u32, u32, Calls); 3] = [
         (X86_64, 0, calls::x86_64().collect()),
         (X86_64, X32, calls::x32(&calls::x86_64().collect::<Vec<_>>())),
         (I386, 0, calls::x86().collect()),
@@ -272,7 +275,7 @@ fn what_is_not_implemented_is_refused_with_its_place() {
 }
 
 /// ABI, bit, `AUDIT_ARCH`, the calls' names.
-fn abis() -> [(&'static str, u32, u32, Vec<(u32, &'static str)>); 3] {
+fn abis() -> [(&'static str, u32, u32, Calls); 3] {
     [
         ("x86_64", 0, X86_64, calls::x86_64().collect()),
         ("x86", 0, I386, calls::x86().collect()),
