@@ -8,22 +8,14 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/inotify.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 static int inotify(int n) {
     (void)n;
     return inotify_init1(0);
-}
-
-/* FAN_REPORT_FID, which needs no privilege. */
-static int fanotify(int n) {
-    (void)n;
-    return syscall(SYS_fanotify_init, 0x200, 0);
 }
 
 static int mqueue(int n) {
@@ -49,12 +41,6 @@ static int shmlock(int n) {
         shmctl(id, IPC_RMID, NULL);
     errno = error;
     return locked;
-}
-
-static int keys(int n) {
-    char name[32];
-    snprintf(name, sizeof name, "probe-%d-%d", getpid(), n);
-    return syscall(SYS_add_key, "user", name, "x", 1L, -2L);
 }
 
 /* A pipe as large as others have by default. */
@@ -103,9 +89,8 @@ static int forks(int n) {
 static const struct {
     const char *name;
     int (*take)(int);
-} kinds[] = {{"inotify", inotify}, {"fanotify", fanotify}, {"mqueue", mqueue}, {"sigpending", signals},
-             {"shmlock", shmlock}, {"keys", keys},         {"pipes", pipes},   {"inflight", inflight},
-             {"userns", userns},   {"forks", forks}};
+} kinds[] = {{"inotify", inotify}, {"mqueue", mqueue},     {"sigpending", signals}, {"shmlock", shmlock},
+             {"pipes", pipes},     {"inflight", inflight}, {"userns", userns},      {"forks", forks}};
 
 int main(int argc, char **argv) {
     sigset_t set;

@@ -93,9 +93,7 @@ async fn what_a_container_uses_up_others_and_the_host_still_have() {
     let server = Server::start().await;
     let client = create(&server, "a").await;
     create(&server, "b").await;
-    for (kind, host) in
-        [("inotify", true), ("fanotify", true), ("mqueue", true), ("sigpending", true), ("shmlock", false)]
-    {
+    for (kind, host) in [("inotify", true), ("mqueue", true), ("sigpending", true), ("shmlock", false)] {
         others_have_some(&server, &client, kind, host).await;
     }
     // Containers of an earlier server too.
@@ -249,7 +247,7 @@ async fn with_ranges_nothing_is_counted_together() {
     let server = start_with_ranges().await;
     let client = create(&server, "a").await;
     create(&server, "b").await;
-    for kind in ["inotify", "fanotify", "mqueue", "sigpending", "shmlock", "pipes", "inflight"] {
+    for kind in ["inotify", "mqueue", "sigpending", "shmlock", "pipes", "inflight"] {
         others_have_some(&server, &client, kind, false).await;
     }
     server.finish().await;
