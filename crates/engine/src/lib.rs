@@ -12,6 +12,7 @@ mod grace;
 mod history;
 mod image;
 mod keepers;
+mod ledger;
 mod metrics;
 mod output;
 mod pool;
