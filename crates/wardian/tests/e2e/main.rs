@@ -31,6 +31,7 @@ mod reset;
 mod rootfs;
 mod run;
 mod scale;
+mod siege;
 mod store;
 mod strangers;
 mod streams;
