@@ -13,6 +13,7 @@ mod history;
 mod ids;
 mod image;
 mod keepers;
+mod ledger;
 mod metrics;
 mod output;
 mod pool;

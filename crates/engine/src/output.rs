@@ -3,7 +3,10 @@
 //! Every reader has a queue of its own. A reader that keeps up loses nothing: while its queue is full the process is
 //! held up, as a pipe would do it. But only for a reader that keeps taking; one that is slow, or has gone silently,
 //! soon loses what it does not take (counted), and neither the process nor the other readers wait for it.
+//!
+//! What waits in queues is bounded for each process and for the server as a whole: see [`crate::ledger`].
 
+use crate::ledger::{self, Entry, Ledger};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -27,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const TAKEN: usize = 4 << 20;
 /// Read at once.
 const CHUNK: usize = 128 << 10;
+/// A queue whose share of the memory is smaller cannot keep up any more: others that nobody reads are emptied for it.
+const TIGHT: usize = 2 * CHUNK;
 /// After a flood memory is given back so much later.
 const SOON: Duration = Duration::from_secs(1);
 /// What the pipe of a process that prints much is made to hold.
@@ -54,7 +59,8 @@ impl Output {
     }
 }
 
-/// One of a reader's two queues. Two that read it share the pieces between them.
+/// One of a reader's two queues. Two that read it share the pieces between them. What still waits when it is dropped is
+/// freed at once.
 #[derive(Debug)]
 pub struct Stream(Arc<Queue>);
 
@@ -68,7 +74,9 @@ impl Stream {
             {
                 let mut state = queue.lock();
                 if let Some(piece) = state.pieces.pop_front() {
-                    state.took(cost(&piece));
+                    let cost = cost(&piece);
+                    state.took(cost);
+                    queue.released(cost);
                     queue.room.notify_one();
                     return Some(piece);
                 }
@@ -77,6 +85,8 @@ impl Stream {
                     queue.ready.notify_one();
                     return None;
                 }
+                // Whoever waits for the process is not slow, whatever was taken from it.
+                state.rest();
             }
             ready.await;
         }
@@ -95,6 +105,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.0.end();
+        self.0.empty();
     }
 }
 
@@ -102,7 +113,10 @@ impl Drop for Stream {
 struct Queue {
     state: Mutex<State>,
     ready: Notify,
-    room: Notify,
+    /// Told of every piece that is taken. Whoever reads the process waits there for all its readers.
+    room: Arc<Notify>,
+    /// Of the process, and of the server.
+    ledgers: [Arc<Ledger<Queue>>; 2],
 }
 
 #[derive(Debug)]
@@ -117,6 +131,8 @@ struct State {
     /// What is left of the patience with it, and what it has taken since that was full.
     patience: Duration,
     taken: usize,
+    /// When something was taken last, or the first piece came.
+    read: Instant,
     lost: u64,
 }
 
@@ -124,10 +140,17 @@ impl State {
     fn took(&mut self, cost: usize) {
         self.held -= cost;
         self.taken += cost;
-        if self.taken >= TAKEN || self.held == 0 {
+        self.read = Instant::now();
+        if self.held == 0 {
+            self.rest();
+        } else if self.taken >= TAKEN {
             (self.taken, self.patience) = (0, PATIENCE);
         }
-        self.slow &= self.held > 0;
+    }
+
+    /// Its reader waits for us.
+    fn rest(&mut self) {
+        (self.taken, self.patience, self.slow) = (0, PATIENCE, false);
     }
 }
 
@@ -136,20 +159,6 @@ fn cost(piece: &Bytes) -> usize {
 }
 
 impl Queue {
-    fn new(limit: usize, slow: bool) -> Arc<Self> {
-        let state = State {
-            pieces: VecDeque::new(),
-            held: 0,
-            limit,
-            ended: false,
-            slow,
-            patience: PATIENCE,
-            taken: 0,
-            lost: 0,
-        };
-        Arc::new(Self { state: Mutex::new(state), ready: Notify::new(), room: Notify::new() })
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,55 +169,154 @@ impl Queue {
         self.room.notify_one();
     }
 
-    /// Append a piece, or lose it. `false`: its reader is to be waited for.
-    fn push(&self, piece: &Bytes) -> bool {
-        let mut state = self.lock();
-        if state.ended {
-            return true;
-        }
-        if state.held > 0 && state.held + cost(piece) > state.limit {
-            if state.slow {
-                state.lost += piece.len() as u64;
-            }
-            return state.slow;
-        }
-        state.held += cost(piece);
-        state.pieces.push_back(piece.clone());
-        drop(state);
-        self.ready.notify_one();
-        true
+    fn released(&self, cost: usize) {
+        self.ledgers.iter().for_each(|ledger| ledger.release(cost));
     }
 
-    /// Append a piece; waits for a reader that keeps taking.
-    async fn deliver(&self, piece: &Bytes) {
-        while !self.push(piece) {
-            let patience = self.lock().patience;
-            let begin = Instant::now();
-            let in_time = tokio::time::timeout(patience, self.room.notified()).await.is_ok();
+    /// Its share of the memory, in bytes.
+    fn share(&self) -> usize {
+        self.ledgers.iter().map(|ledger| ledger.share()).min().unwrap_or(0)
+    }
+
+    /// Append a piece, or lose it. `false`: its reader is to be waited for.
+    fn push(&self, piece: &Bytes) -> bool {
+        let cost = cost(piece);
+        loop {
             let mut state = self.lock();
-            state.patience = state.patience.saturating_sub(begin.elapsed());
-            state.slow |= !in_time || state.patience.is_zero();
+            if state.ended {
+                return true;
+            }
+            let share = self.share();
+            // One piece finds its way through an empty queue however little memory there is: the process has it anyway.
+            let first = state.held == 0 && !state.slow;
+            if first || state.held + cost <= state.limit.min(share) {
+                if state.held == 0 {
+                    state.read = Instant::now();
+                }
+                state.held += cost;
+                state.pieces.push_back(piece.clone());
+                self.ledgers.iter().for_each(|ledger| ledger.hold(cost));
+                drop(state);
+                self.ready.notify_one();
+                return true;
+            }
+            if state.slow {
+                state.lost += piece.len() as u64;
+                return true;
+            }
+            drop(state);
+            let tight = |ledger: &&Arc<Ledger<Self>>| ledger.share() < TIGHT;
+            if !self.ledgers.iter().filter(tight).any(|ledger| ledger.relieve()) {
+                return false;
+            }
         }
+    }
+
+    /// Its reader was waited for.
+    fn waited(&self, time: Duration) {
+        let mut state = self.lock();
+        state.patience = state.patience.saturating_sub(time);
+        state.slow |= state.patience.is_zero();
+    }
+}
+
+impl Entry for Queue {
+    fn unread_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        (state.held > 0).then_some(state.read)
+    }
+
+    fn empty(&self) -> u64 {
+        let mut state = self.lock();
+        let pieces = std::mem::take(&mut state.pieces);
+        let lost = pieces.iter().map(|piece| piece.len() as u64).sum();
+        self.released(std::mem::take(&mut state.held));
+        state.lost += lost;
+        // It may have one more when there is room.
+        state.slow = true;
+        lost
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let held = self.lock().held;
+        self.released(held);
+    }
+}
+
+/// Give a piece to all readers; waits for those that keep taking, for all of them at the same time.
+async fn deliver(readers: &[Arc<Queue>], room: &Notify, piece: &Bytes) {
+    let mut waiting: Vec<&Arc<Queue>> = readers.iter().filter(|reader| !reader.push(piece)).collect();
+    while let Some(patience) = waiting.iter().map(|reader| reader.lock().patience).min() {
+        let begin = Instant::now();
+        drop(tokio::time::timeout(patience, room.notified()).await);
+        let time = begin.elapsed();
+        waiting.retain(|reader| {
+            reader.waited(time);
+            !reader.push(piece)
+        });
     }
 }
 
 /// Where a process's output goes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outputs {
     /// Not pumped yet: the pipes hold what is printed. A terminal has the first one only.
     pub pipes: Vec<OwnedFd>,
     readers: [Vec<Arc<Queue>>; 2],
+    rooms: [Arc<Notify>; 2],
     /// What came before the first reader, for it.
     backlog: [Option<Arc<Queue>>; 2],
     over: bool,
+    ledgers: [Arc<Ledger<Queue>>; 2],
+}
+
+/// What the queues of all processes hold.
+static SERVER: std::sync::LazyLock<Arc<Ledger<Queue>>> =
+    std::sync::LazyLock::new(|| Arc::new(Ledger::new(ledger::SERVER)));
+
+impl Default for Outputs {
+    fn default() -> Self {
+        Self::within(SERVER.clone())
+    }
 }
 
 impl Outputs {
+    fn within(server: Arc<Ledger<Queue>>) -> Self {
+        Self {
+            pipes: Vec::new(),
+            readers: Default::default(),
+            rooms: Default::default(),
+            backlog: Default::default(),
+            over: false,
+            ledgers: [Arc::new(Ledger::new(ledger::PROCESS)), server],
+        }
+    }
+
+    fn queue(&self, stream: usize, limit: usize, slow: bool) -> Arc<Queue> {
+        let state = State {
+            pieces: VecDeque::new(),
+            held: 0,
+            limit,
+            ended: false,
+            slow,
+            patience: PATIENCE,
+            taken: 0,
+            read: Instant::now(),
+            lost: 0,
+        };
+        let (room, ledgers) = (self.rooms[stream].clone(), self.ledgers.clone());
+        let queue = Arc::new(Queue { state: Mutex::new(state), ready: Notify::new(), room, ledgers });
+        self.ledgers.iter().for_each(|ledger| ledger.enter(&queue));
+        queue
+    }
+
     /// A reader from now on.
     pub fn subscribe(&mut self) -> Output {
         let [stdout, stderr] = [0, 1].map(|stream| {
             let queue = self.backlog[stream].take().unwrap_or_else(|| {
-                let queue = Queue::new(LIMIT, false);
+                let queue = self.queue(stream, LIMIT, false);
                 if self.over {
                     queue.end();
                 } else {
@@ -226,10 +334,10 @@ impl Outputs {
 
     /// Keep what comes before the first reader.
     pub fn keep_backlog(&mut self) {
-        for (readers, backlog) in self.readers.iter_mut().zip(&mut self.backlog) {
-            let queue = Queue::new(BACKLOG, true);
-            readers.push(queue.clone());
-            *backlog = Some(queue);
+        for stream in 0..2 {
+            let queue = self.queue(stream, BACKLOG, true);
+            self.readers[stream].push(queue.clone());
+            self.backlog[stream] = Some(queue);
         }
     }
 
@@ -312,17 +420,19 @@ async fn pass_on(
             // Above the host's limit for pipes it stays as it is: slower, not wrong.
             let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE);
         }
-        let piece = if read < CHUNK / 4 {
+        // A piece that is kept is charged by its length: one that is small must not keep a large buffer.
+        let piece = if read < CHUNK / 2 {
             let piece = Bytes::copy_from_slice(&buffer);
             buffer.clear();
             piece
         } else {
             Bytes::from(std::mem::take(&mut buffer))
         };
-        let readers = outputs.lock().unwrap_or_else(PoisonError::into_inner).readers(stream);
-        for reader in readers {
-            reader.deliver(&piece).await;
-        }
+        let (readers, room) = {
+            let mut outputs = outputs.lock().unwrap_or_else(PoisonError::into_inner);
+            (outputs.readers(stream), outputs.rooms[stream].clone())
+        };
+        deliver(&readers, &room, &piece).await;
     }
 }
 
@@ -334,11 +444,32 @@ mod tests {
         Bytes::from(vec![7; size])
     }
 
+    async fn print(outputs: &mut Outputs, stream: usize, piece: Bytes) {
+        let readers = outputs.readers(stream);
+        deliver(&readers, &outputs.rooms[stream], &piece).await;
+    }
+
+    /// A server of its own, which no other test uses.
+    fn server() -> Arc<Ledger<Queue>> {
+        Arc::new(Ledger::new(ledger::SERVER))
+    }
+
+    /// Take everything; the bytes that came, and those that were lost.
+    fn read(output: Output) -> tokio::task::JoinHandle<(usize, u64)> {
+        tokio::spawn(async move {
+            let mut sum = 0;
+            while let Some(piece) = output.stdout.next().await {
+                sum += piece.len();
+            }
+            (sum, output.lost())
+        })
+    }
+
     #[tokio::test]
     async fn what_waits_outlives_the_end() {
         let mut outputs = Outputs::default();
         let output = outputs.subscribe();
-        outputs.readers(0)[0].deliver(&Bytes::from("a")).await;
+        print(&mut outputs, 0, Bytes::from("a")).await;
         output.close();
         assert!(outputs.readers(0).is_empty());
         assert_eq!(output.stdout.next().await.as_deref(), Some(&b"a"[..]));
@@ -379,9 +510,7 @@ mod tests {
         });
         let begin = Instant::now();
         for _ in 0..total {
-            for reader in outputs.readers(0) {
-                reader.deliver(&piece(CHUNK)).await;
-            }
+            print(&mut outputs, 0, piece(CHUNK)).await;
         }
         assert!(begin.elapsed() < 2 * PATIENCE, "{:?}", begin.elapsed());
         outputs.end_all();
@@ -406,9 +535,7 @@ mod tests {
         });
         let begin = Instant::now();
         for _ in 0..4 * (LIMIT / CHUNK) {
-            for reader in outputs.readers(0) {
-                reader.deliver(&piece(CHUNK)).await;
-            }
+            print(&mut outputs, 0, piece(CHUNK)).await;
         }
         assert!(begin.elapsed() < 2 * PATIENCE, "{:?}", begin.elapsed());
         outputs.end_all();
@@ -419,12 +546,89 @@ mod tests {
     async fn the_first_reader_gets_what_came_before_it() {
         let mut outputs = Outputs::default();
         outputs.keep_backlog();
-        outputs.readers(1)[0].deliver(&Bytes::from("early")).await;
+        print(&mut outputs, 1, Bytes::from("early")).await;
         let (first, second) = (outputs.subscribe(), outputs.subscribe());
-        outputs.readers(1)[0].deliver(&Bytes::from("late")).await;
+        print(&mut outputs, 1, Bytes::from("late")).await;
         assert_eq!(first.stderr.next().await.as_deref(), Some(&b"early"[..]));
         assert_eq!(first.stderr.next().await.as_deref(), Some(&b"late"[..]));
         outputs.end_all();
+        assert_eq!(second.stderr.next().await.as_deref(), Some(&b"late"[..]));
         assert_eq!(second.stderr.next().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_that_do_not_read_hold_the_process_up_together() {
+        let mut outputs = Outputs::within(server());
+        let dead: Vec<Output> = (0..20).map(|_| outputs.subscribe()).collect();
+        let begin = Instant::now();
+        for _ in 0..2 * (LIMIT / CHUNK) {
+            print(&mut outputs, 0, piece(CHUNK)).await;
+        }
+        // Not all of their queues are full at the same piece.
+        assert!(begin.elapsed() < 4 * PATIENCE, "{:?}", begin.elapsed());
+        assert!(dead.iter().all(|dead| dead.lost() > 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_process_and_for_all_is_bounded_and_who_reads_loses_nothing() {
+        let server = server();
+        let mut processes: Vec<Outputs> = (0..20).map(|_| Outputs::within(server.clone())).collect();
+        let dead: Vec<Output> =
+            processes.iter_mut().flat_map(|outputs| [(); 20].map(|()| outputs.subscribe())).collect();
+        let total = 2 * (LIMIT / CHUNK);
+        for outputs in &mut processes {
+            for _ in 0..total {
+                print(outputs, 0, piece(CHUNK)).await;
+            }
+            assert!(outputs.ledgers[0].held() <= 32 << 20, "{}", outputs.ledgers[0].held());
+        }
+        assert!(server.held() <= 64 << 20, "{}", server.held());
+        // Processes and readers that come when the memory is short.
+        for _ in 0..10 {
+            let mut late = Outputs::within(server.clone());
+            let reading = read(late.subscribe());
+            let begin = Instant::now();
+            for _ in 0..total {
+                print(&mut late, 0, piece(CHUNK)).await;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+            late.end_all();
+            assert_eq!(reading.await.unwrap(), (total * CHUNK, 0));
+        }
+        drop(dead);
+        assert_eq!(server.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_unread_makes_room_for_one_that_reads() {
+        let server = server();
+        let mut outputs = Outputs::within(server.clone());
+        let dead: Vec<Output> = (0..400).map(|_| outputs.subscribe()).collect();
+        for _ in 0..LIMIT / CHUNK {
+            print(&mut outputs, 0, piece(CHUNK)).await;
+        }
+        tokio::time::sleep(2 * PATIENCE).await;
+        let lost: u64 = dead.iter().map(Output::lost).sum();
+        let reading = read(outputs.subscribe());
+        for _ in 0..4 * (LIMIT / CHUNK) {
+            print(&mut outputs, 0, piece(CHUNK)).await;
+        }
+        assert!(dead.iter().map(Output::lost).sum::<u64>() > lost);
+        outputs.end_all();
+        assert_eq!(reading.await.unwrap(), (4 * LIMIT, 0));
+    }
+
+    #[tokio::test]
+    async fn who_goes_leaves_nothing_though_the_process_says_nothing_more() {
+        let server = server();
+        let mut outputs = Outputs::within(server.clone());
+        let (gone, there) = (outputs.subscribe(), outputs.subscribe());
+        print(&mut outputs, 0, piece(CHUNK)).await;
+        assert_eq!(server.held(), 2 * CHUNK);
+        drop(gone);
+        assert_eq!(server.held(), CHUNK);
+        drop(outputs);
+        assert_eq!(there.stdout.next().await.map(|piece| piece.len()), Some(CHUNK));
+        assert_eq!(server.held(), 0);
     }
 }

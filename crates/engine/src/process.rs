@@ -3,10 +3,10 @@
 use crate::output::{Output, Outputs, pump};
 use crate::spec::Window;
 use crate::{Error, Result};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use wardian_runtime::client::Keeper;
@@ -25,7 +25,10 @@ struct Shared {
     /// It runs, or has run.
     started: AtomicBool,
     terminal: AtomicBool,
-    stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    stdin: Mutex<Option<Arc<pipe::Sender>>>,
+    /// Held by whoever writes to it: payloads do not mix. Whoever closes it waits for nobody, for the process decides how
+    /// long a writer waits.
+    turn: tokio::sync::Mutex<()>,
     /// Callers that may still write to it.
     inputs: Mutex<usize>,
     outputs: Mutex<Outputs>,
@@ -49,7 +52,8 @@ impl Process {
                 keeper,
                 started: AtomicBool::new(false),
                 terminal: AtomicBool::new(false),
-                stdin: tokio::sync::Mutex::default(),
+                stdin: Mutex::default(),
+                turn: tokio::sync::Mutex::default(),
                 inputs: Mutex::default(),
                 outputs: Mutex::default(),
                 ended: watch::Sender::new(None),
@@ -70,8 +74,8 @@ impl Process {
         if let Some(input) = input {
             rustix::io::ioctl_fionbio(&input, true).map_err(|e| failed(e.into()))?;
             // Unchecked: it may be a terminal.
-            *self.shared.stdin.lock().await =
-                Some(pipe::Sender::from_owned_fd_unchecked(input).map_err(failed)?);
+            let input = pipe::Sender::from_owned_fd_unchecked(input).map_err(failed)?;
+            *lock(&self.shared.stdin) = Some(Arc::new(input));
         }
         lock(&self.shared.outputs).pipes = fds;
         self.shared.terminal.store(tty, Ordering::Relaxed);
@@ -163,7 +167,7 @@ impl Process {
             last
         };
         if last && shared.ended.subscribe().wait_for(Option::is_some).await.is_ok() {
-            drop(shared.stdin.lock().await.take());
+            drop(lock(&shared.stdin).take());
             // The keeper may be gone by now, with all it kept.
             drop(shared.keeper.ask(Op::Release { id: shared.id.clone() }, &[]).await);
         }
@@ -223,9 +227,23 @@ impl Input {
     /// It is closed, on our side or on the process's.
     pub async fn write(&mut self, data: &[u8]) -> Result<()> {
         self.hold();
-        match self.process.shared.stdin.lock().await.as_mut().filter(|_| self.open) {
-            Some(stdin) => stdin.write_all(data).await.map_err(|e| Error::failed("standard input", e)),
-            None => Err(Error::Invalid("standard input is closed".into())),
+        let shared = &self.process.shared;
+        let _turn = shared.turn.lock().await;
+        let failed = |e| Error::failed("standard input", e);
+        let mut rest = data;
+        loop {
+            let stdin = lock(&shared.stdin).clone().filter(|_| self.open);
+            let stdin = stdin.ok_or_else(|| Error::Invalid("standard input is closed".into()))?;
+            match stdin.try_write(rest) {
+                Ok(n) => rest = &rest[n..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    stdin.writable().await.map_err(failed)?;
+                }
+                Err(error) => return Err(failed(error)),
+            }
+            if rest.is_empty() {
+                return Ok(());
+            }
         }
     }
 
@@ -240,7 +258,7 @@ impl Input {
         self.open = false;
         let shared = self.process.shared.clone();
         if self.let_go() && !shared.terminal.load(Ordering::Relaxed) {
-            drop(shared.stdin.lock().await.take());
+            drop(lock(&shared.stdin).take());
             // An ended process has no input to close.
             drop(shared.keeper.ask(Op::CloseStdin { id: shared.id.clone() }, &[]).await);
         }

@@ -42,8 +42,11 @@ fn said(name: &str) -> Value {
         "hello" => (1, Op::Hello),
         "prepare" => (0, Op::Prepare),
         "create" => {
-            let boxed =
-                Boxed { binds: vec!["/etc/hosts".to_owned()], v1_hierarchies: vec!["cpu".to_owned()] };
+            let boxed = Boxed {
+                binds: vec!["/etc/hosts".to_owned()],
+                v1_hierarchies: vec!["cpu".to_owned()],
+                ..Boxed::default()
+            };
             (2, Op::Create { user: true, boxed, place: place(3, true) })
         }
         "run" => (3, Op::Run { id: id(), boxed: None, place: place(0, false) }),

@@ -4,6 +4,8 @@ use crate::State;
 use crate::connection::Taken;
 use crate::convert::window;
 use crate::events::{self, Events};
+use crate::listen::ReadHalf;
+use crate::patience::Patience;
 use crate::reply::date;
 use crate::stream::{Entry, Streams};
 use crate::upload::{self, Upload};
@@ -21,6 +23,9 @@ use wardian_garden::{Decoder, encode};
 /// overtake the last words.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How often a client whose input nobody takes is looked after.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A request that has been granted; its connection comes next.
 pub(crate) enum Accepted {
     Process(Client, Greeting),
@@ -36,11 +41,17 @@ pub(crate) struct Client {
     entry: Arc<Entry>,
     /// Until the connection is taken over: whoever has gone before that has gone without a word.
     input: Option<Input>,
+    /// It knows how the process has ended.
+    told: bool,
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.streams.end(&self.entry);
+        if self.told {
+            self.streams.end(&self.entry);
+        } else {
+            self.streams.forget(&self.entry);
+        }
         if let Some(mut input) = self.input.take() {
             tokio::spawn(async move { input.leave().await });
         }
@@ -68,7 +79,7 @@ impl Accepted {
         let streams = state.streams.clone();
         let entry = streams.add(process.subscribe());
         let input = Some(process.input(greeting.created));
-        Self::Process(Client { process, streams, entry, input }, greeting)
+        Self::Process(Client { process, streams, entry, input, told: false }, greeting)
     }
 
     /// Read the output of a stream; one that does not exist is empty.
@@ -95,12 +106,12 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
         other => other,
     };
     let Taken { stream, early } = taken;
-    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (mut reader, mut writer) = stream.into_split();
     match accepted {
         Accepted::Upload(_) | Accepted::Events(_) => return,
         Accepted::Process(client, greeting) => {
             tokio::select! {
-                () = control(&mut reader, &mut writer, &early, client, greeting) => {}
+                () = control(&mut reader, &mut writer, &early, client, greeting, state.patience) => {}
                 () = state.stopping() => {}
             }
         }
@@ -141,11 +152,12 @@ async fn output(
 }
 
 async fn control(
-    reader: &mut (impl AsyncRead + Unpin),
+    reader: &mut ReadHalf,
     writer: &mut (impl AsyncWrite + Unpin),
     early: &[u8],
     mut client: Client,
     Greeting { created, binary }: Greeting,
+    patience: Patience,
 ) {
     // A server that ends drops it, and closes nothing.
     let Some(mut input) = client.input.take() else { return };
@@ -157,7 +169,8 @@ async fn control(
     let greeted = writer.write_all(&start).await.is_ok();
     let status = tokio::select! {
         status = process.wait(), if greeted => Some(status),
-        () = listen(reader, early, process, &mut input, greeted) => None,
+        () = listen(reader, early, process, &mut input, patience), if greeted => None,
+        else => None,
     };
     let lost = entry.lost();
     if lost > 0 {
@@ -174,21 +187,18 @@ async fn control(
             return;
         }
     };
-    let _ = writer.write_all(&encode(&Payload { process_id: id, lost, ..last })).await;
+    client.told = writer.write_all(&encode(&Payload { process_id: id, lost, ..last })).await.is_ok();
     let _ = writer.shutdown().await;
 }
 
 /// Do what the client says, until it goes.
 async fn listen(
-    reader: &mut (impl AsyncRead + Unpin),
+    reader: &mut ReadHalf,
     early: &[u8],
     process: &Process,
     input: &mut Input,
-    greeted: bool,
+    patience: Patience,
 ) {
-    if !greeted {
-        return;
-    }
     let mut decoder = Decoder::default();
     decoder.push(early);
     let mut buffer = vec![0; 64 << 10];
@@ -196,7 +206,12 @@ async fn listen(
         loop {
             match decoder.next_value::<Payload>() {
                 Ok(Some(payload)) => {
-                    if let Err(error) = obey(process, payload, input).await {
+                    let obeyed = tokio::select! {
+                        biased;
+                        obeyed = obey(process, payload, input) => obeyed,
+                        () = gone(reader, patience) => return,
+                    };
+                    if let Err(error) = obeyed {
                         tracing::warn!(process = process.id(), error, "process.refused");
                     }
                 }
@@ -211,6 +226,17 @@ async fn listen(
             Ok(0) | Err(_) => return,
             Ok(n) => decoder.push(&buffer[..n]),
         }
+    }
+}
+
+/// The client is gone, and what it has sent last is still in nobody's hands after the time that a tar has.
+async fn gone(reader: &ReadHalf, Patience(patience): Patience) {
+    while !reader.hung_up() {
+        tokio::time::sleep(LOOK).await;
+    }
+    match patience {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,18 +9,31 @@ use crate::door::Place;
 use crate::{State, Stream, attach, handler};
 use bytes::Bytes;
 use http_body_util::Either;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
 /// How long a connection that has to go may take for what it was saying.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Ends a connection whose client does not take the body that it has asked for: an extension of its requests.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cut(Arc<Notify>);
+
+impl Cut {
+    /// What was not sent yet is lost, and with it the body's end.
+    pub(crate) fn cut(&self) {
+        self.0.notify_one();
+    }
+}
 
 /// A connection that has left HTTP.
 #[derive(Debug)]
@@ -32,7 +45,9 @@ pub(crate) struct Taken {
 
 pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) {
     let (take, mut taken) = mpsc::channel::<handler::Taking>(1);
-    let service = service_fn(|request| {
+    let cut = Cut::default();
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(cut.clone());
         let (state, take, place) = (state.clone(), take.clone(), place.clone());
         Box::pin(async move {
             if !place.works() {
@@ -60,6 +75,7 @@ pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) 
         tokio::select! {
             biased;
             Some(taking) = taken.recv() => break taking,
+            () = cut.0.notified() => return,
             () = place.evicted(), if until.is_none() => {
                 tracing::debug!("an idle connection is closed: its place is needed");
                 if !place.served() {

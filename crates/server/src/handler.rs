@@ -175,9 +175,9 @@ async fn answer(
                 let upload = Upload { handle: handle.to_owned(), transfer, body, length };
                 return Ok(Answer::Accepted(attach::Accepted::Upload(upload), call));
             }
-            _ => transfer::stream_in(engine, handle, request).await?,
+            _ => transfer::stream_in(state, handle, request).await?,
         },
-        Route::StreamOut => transfer::stream_out(state, handle, &query(request.uri().query()), call).await?,
+        Route::StreamOut => transfer::stream_out(state, handle, &request, call).await?,
         Route::Run => {
             let greeting = attach::Greeting::of(&request, true);
             let spec = convert::process(read(request, PROCESS_LIMIT).await?).map_err(Failure::Refused)?;

@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod handler;
 mod listen;
+mod patience;
 mod reply;
 mod route;
 mod stream;
@@ -39,6 +40,9 @@ pub struct Options {
     pub max_connections: usize,
     /// A client that does not finish its request's head in this time is sent away; `None`: it may take for ever.
     pub head_timeout: Option<Duration>,
+    /// A tar on its way into or out of a container that stands still for so long is cancelled, whoever is to blame;
+    /// `None`: it may for ever.
+    pub transfer_patience: Option<Duration>,
     /// The debug server, if there is to be one.
     pub debug: Option<Debug>,
 }
@@ -48,6 +52,7 @@ pub(crate) struct State {
     pub(crate) engine: Engine,
     pub(crate) streams: stream::Streams,
     pub(crate) head_timeout: Option<Duration>,
+    pub(crate) patience: patience::Patience,
     /// True once the server is to end.
     pub(crate) stop: watch::Receiver<bool>,
     /// Held by everything that is still at work.
@@ -84,6 +89,7 @@ pub async fn serve(
         engine,
         streams: stream::Streams::default(),
         head_timeout: options.head_timeout,
+        patience: patience::Patience(options.transfer_patience),
         stop: stopped,
         work: work.downgrade(),
     });

@@ -1,6 +1,8 @@
 //! The door: who may come in, by which socket.
 
 use crate::{Error, Result};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,8 +10,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
+
+/// After so much silence the kernel asks a TCP client whether it is still there (tcp(7), `TCP_KEEPIDLE`).
+const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Where to listen: `unix:/path` or `tcp:ip:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +82,7 @@ impl Listener {
     /// Listen. The socket file of a dead server is replaced; that of a live one is an error.
     pub async fn bind(address: &ListenAddr, options: &SocketOptions) -> Result<Self> {
         match address {
-            ListenAddr::Unix(path) => unix(path, options).await.map(Self),
+            ListenAddr::Unix(path) => bind_unix(path, options).await.map(Self),
             ListenAddr::Tcp(ip) if !ip.ip().is_loopback() && !options.insecure_listen => {
                 Err(Error::Insecure(*ip))
             }
@@ -90,7 +95,7 @@ impl Listener {
 
     /// A listening socket that whoever started us has opened. Its file stays when we go.
     pub fn inherited(socket: OwnedFd, options: &SocketOptions) -> Result<Self> {
-        use rustix::net::{AddressFamily, SocketType, sockopt};
+        use rustix::net::{AddressFamily, SocketType};
         let bad = |what: &'static str| Error::Inherited(what);
         let failed = |_| bad("not a socket");
         if sockopt::socket_type(&socket).map_err(failed)? != SocketType::STREAM
@@ -133,6 +138,9 @@ impl Listener {
             Kind::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
+                // A client whose host has gone says nothing more, not even that it has gone.
+                sockopt::set_socket_keepalive(&stream, true)?;
+                sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
                 Ok(Stream::Tcp(stream))
             }
         }
@@ -154,7 +162,7 @@ fn failed(address: &ListenAddr, step: &'static str) -> impl Fn(io::Error) -> Err
     move |source| Error::Listen { address: address.clone(), step, source }
 }
 
-async fn unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
+async fn bind_unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
     let address = ListenAddr::Unix(path.into());
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -218,42 +226,130 @@ impl AsFd for Stream {
     }
 }
 
+impl Stream {
+    /// Until there may be something to read, or its end.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.readable().await,
+            Self::Tcp(stream) => stream.readable().await,
+        }
+    }
+
+    /// Read in a way of one's own, which says [`io::ErrorKind::WouldBlock`] when there is nothing.
+    pub(crate) fn try_read_with<R>(&self, read: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+        match self {
+            Self::Unix(stream) => stream.try_io(Interest::READABLE, read),
+            Self::Tcp(stream) => stream.try_io(Interest::READABLE, read),
+        }
+    }
+
+    /// Whether the other side is closed in both directions. Of TCP that is known only after a reset.
+    pub(crate) fn hung_up(&self) -> bool {
+        hung_up(self)
+    }
+
+    /// Its two directions. The outgoing one is closed when its half is dropped.
+    pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
+        match self {
+            Self::Unix(stream) => {
+                let (reader, writer) = stream.into_split();
+                (ReadHalf::Unix(reader), WriteHalf::Unix(writer))
+            }
+            Self::Tcp(stream) => {
+                let (reader, writer) = stream.into_split();
+                (ReadHalf::Tcp(reader), WriteHalf::Tcp(writer))
+            }
+        }
+    }
+}
+
+/// What comes from a connection.
+#[derive(Debug)]
+pub(crate) enum ReadHalf {
+    Unix(unix::OwnedReadHalf),
+    Tcp(tcp::OwnedReadHalf),
+}
+
+/// What goes to a connection.
+#[derive(Debug)]
+pub(crate) enum WriteHalf {
+    Unix(unix::OwnedWriteHalf),
+    Tcp(tcp::OwnedWriteHalf),
+}
+
+impl ReadHalf {
+    /// See [`Stream::hung_up`].
+    pub(crate) fn hung_up(&self) -> bool {
+        match self {
+            Self::Unix(half) => hung_up(half.as_ref()),
+            Self::Tcp(half) => hung_up(half.as_ref()),
+        }
+    }
+}
+
+fn hung_up(socket: impl AsFd) -> bool {
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut ends = [PollFd::new(&socket, PollFlags::empty())];
+    poll(&mut ends, Some(&now)).is_ok() && ends[0].revents().contains(PollFlags::HUP)
+}
+
 macro_rules! forward {
-    ($self:ident, $call:ident ( $($argument:expr),* )) => {
+    ($kind:ident, $self:ident, $call:ident ( $($argument:expr),* )) => {
         match $self.get_mut() {
-            Stream::Unix(stream) => Pin::new(stream).$call($($argument),*),
-            Stream::Tcp(stream) => Pin::new(stream).$call($($argument),*),
+            $kind::Unix(stream) => Pin::new(stream).$call($($argument),*),
+            $kind::Tcp(stream) => Pin::new(stream).$call($($argument),*),
         }
     };
 }
 
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        forward!(self, poll_read(cx, to))
-    }
+macro_rules! reads {
+    ($kind:ident) => {
+        impl AsyncRead for $kind {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                to: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                forward!($kind, self, poll_read(cx, to))
+            }
+        }
+    };
 }
 
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        forward!(self, poll_write(cx, from))
-    }
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        forward!(self, poll_flush(cx))
-    }
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        forward!(self, poll_shutdown(cx))
-    }
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        from: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        forward!(self, poll_write_vectored(cx, from))
-    }
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
+macro_rules! writes {
+    ($kind:ident) => {
+        impl AsyncWrite for $kind {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                from: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                forward!($kind, self, poll_write(cx, from))
+            }
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                forward!($kind, self, poll_flush(cx))
+            }
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                forward!($kind, self, poll_shutdown(cx))
+            }
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                from: &[io::IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                forward!($kind, self, poll_write_vectored(cx, from))
+            }
+            fn is_write_vectored(&self) -> bool {
+                true
+            }
+        }
+    };
 }
+
+reads!(Stream);
+reads!(ReadHalf);
+writes!(Stream);
+writes!(WriteHalf);
 
 #[cfg(test)]
 mod tests {

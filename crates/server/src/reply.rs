@@ -17,9 +17,18 @@ use wardian_garden::{ErrorBody, ErrorKind, encode};
 pub(crate) type ReplyBody = Either<Full<Bytes>, ChannelBody>;
 pub(crate) type Reply = Response<ReplyBody>;
 
-/// Pieces of a body from elsewhere. An error cuts the connection, so that the client sees a broken transfer.
+/// What a body from elsewhere is made of.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    Data(Bytes),
+    /// It was whole.
+    End,
+}
+
+/// Pieces of a body from elsewhere. Without its end the connection is cut, so that the client sees a broken transfer:
+/// its last chunk is not written.
 pub(crate) struct ChannelBody {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    pieces: mpsc::Receiver<Piece>,
     /// It lasts until everything has been sent.
     _call: Option<Call>,
 }
@@ -28,7 +37,11 @@ impl Body for ChannelBody {
     type Data = Bytes;
     type Error = io::Error;
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.pieces.poll_recv(cx).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+        self.pieces.poll_recv(cx).map(|piece| match piece {
+            Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
+            Some(Piece::End) => None,
+            None => Some(Err(io::Error::other("the body was broken off"))),
+        })
     }
 }
 
@@ -94,7 +107,7 @@ pub(crate) fn wrong_method(allowed: &str) -> Reply {
     reply
 }
 
-pub(crate) fn tar(pieces: mpsc::Receiver<io::Result<Bytes>>, call: Option<Call>) -> Reply {
+pub(crate) fn tar(pieces: mpsc::Receiver<Piece>, call: Option<Call>) -> Reply {
     let mut reply = Response::new(Either::Right(ChannelBody { pieces, _call: call }));
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     reply

@@ -1,7 +1,9 @@
 //! Tars into and out of containers.
 
 use crate::State;
-use crate::reply::{Failure, Reply, done, tar};
+use crate::connection::Cut;
+use crate::patience::{Patience, Stall, Stalled};
+use crate::reply::{Failure, Piece, Reply, done, tar};
 use crate::route::query;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -30,13 +32,13 @@ fn field<'a>(fields: &'a BTreeMap<String, String>, name: &str) -> &'a str {
 }
 
 pub(crate) async fn stream_in(
-    engine: &Engine,
+    state: &State,
     handle: &str,
     request: Request<Incoming>,
 ) -> Result<Reply, Failure> {
     let fields = query(request.uri().query());
     let mut body = request.into_body();
-    let result = unpack(engine, handle, &fields, &mut body).await;
+    let result = unpack(state, handle, &fields, &mut body).await;
     // Nothing is left after a tar that was read to its end.
     if !matches!(result, Err(Failure::Gone)) {
         let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
@@ -53,32 +55,58 @@ pub(crate) async fn begin(
     Ok(engine.stream_in(handle, field(fields, "user"), field(fields, "destination")).await?)
 }
 
+/// A client's tar that stood still. Clients look for the first words.
+pub(crate) fn stuck(stalled: &Stalled) -> Failure {
+    Failure::Refused(format!("stream-in: error streaming in: {stalled}"))
+}
+
+/// Write a piece of a client's tar into the container. The inner error: its side has closed, and `finish` tells why.
+pub(crate) async fn put(
+    pipe: &mut pipe::Sender,
+    mut data: &[u8],
+    patience: Patience,
+) -> Result<std::io::Result<()>, Stalled> {
+    while !data.is_empty() {
+        match patience.wait(Stall::ContainerTakes, pipe.write(data)).await? {
+            Ok(n) => data = &data[n..],
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(()))
+}
+
 async fn unpack(
-    engine: &Engine,
+    state: &State,
     handle: &str,
     fields: &BTreeMap<String, String>,
     body: &mut Incoming,
 ) -> Result<(), Failure> {
-    let mut transfer = begin(engine, handle, fields).await?;
-    if let Some(mut pipe) = transfer.pipe.take() {
-        while let Some(frame) = body.frame().await {
-            // Without an end the tar must not look finished: the transfer is dropped, that is cancelled, before
-            // its pipe.
-            let Ok(frame) = frame else {
-                drop(transfer);
-                drop(pipe);
-                return Err(Failure::Gone);
-            };
-            let Ok(data) = frame.into_data() else { continue };
-            // The other end has closed: its reason comes from `finish`.
-            if pipe.write_all(&data).await.is_err() {
-                break;
-            }
-            failpoint::reach(Point::StreamInMiddle);
-        }
+    let mut transfer = begin(&state.engine, handle, fields).await?;
+    if let Some(mut pipe) = transfer.pipe.take()
+        && let Err(failure) = pass_in(body, &mut pipe, state.patience).await
+    {
+        // Without an end the tar must not look finished: the transfer is dropped, that is cancelled, before its pipe.
+        drop(transfer);
+        drop(pipe);
+        return Err(failure);
     }
     failpoint::reach(Point::StreamInFinishing);
-    Ok(transfer.finish().await?)
+    let finished = state.patience.wait(Stall::ContainerEnds, transfer.finish()).await;
+    Ok(finished.map_err(|stalled| stuck(&stalled))??)
+}
+
+/// To the body's end, or until the container's side wants no more of it.
+async fn pass_in(body: &mut Incoming, pipe: &mut pipe::Sender, patience: Patience) -> Result<(), Failure> {
+    loop {
+        let frame =
+            patience.wait(Stall::ClientSends, body.frame()).await.map_err(|stalled| stuck(&stalled))?;
+        let Some(frame) = frame else { return Ok(()) };
+        let Ok(data) = frame.map_err(|_| Failure::Gone)?.into_data() else { continue };
+        if put(pipe, &data, patience).await.map_err(|stalled| stuck(&stalled))?.is_err() {
+            return Ok(());
+        }
+        failpoint::reach(Point::StreamInMiddle);
+    }
 }
 
 async fn drain(body: &mut Incoming) {
@@ -94,60 +122,85 @@ async fn drain(body: &mut Incoming) {
 pub(crate) async fn stream_out(
     state: &Arc<State>,
     handle: &str,
-    fields: &BTreeMap<String, String>,
+    request: &Request<Incoming>,
     call: Option<Call>,
 ) -> Result<Reply, Failure> {
-    let engine = &state.engine;
-    let mut transfer = engine.stream_out(handle, field(fields, "user"), field(fields, "source")).await?;
+    let fields = query(request.uri().query());
+    let (engine, patience) = (&state.engine, state.patience);
+    let mut transfer = engine.stream_out(handle, field(&fields, "user"), field(&fields, "source")).await?;
     let pipe = transfer.pipe.take();
     let (send, receive) = mpsc::channel(QUEUE);
-    let Some(mut pipe) = pipe else {
-        transfer.finish().await?;
+    // Until the first byte there is still time for a proper error.
+    let first = match pipe {
+        Some(mut pipe) => {
+            let first = patience.wait(Stall::ContainerSends, chunk(&mut pipe)).await;
+            let failed = |error| wardian_engine::Error::failed("stream-out", error);
+            let first = first.map_err(|stalled| broken(&stalled))?.map_err(failed)?;
+            (!first.is_empty()).then_some((first, pipe))
+        }
+        None => None,
+    };
+    let Some((first, pipe)) = first else {
+        let finished = patience.wait(Stall::ContainerEnds, transfer.finish()).await;
+        finished.map_err(|stalled| broken(&stalled))??;
+        drop(send.try_send(Piece::End));
         return Ok(tar(receive, call));
     };
-    // Until the first byte there is still time for a proper error.
-    let first = chunk(&mut pipe).await.map_err(|error| wardian_engine::Error::failed("stream-out", error))?;
-    if first.is_empty() {
-        transfer.finish().await?;
-        return Ok(tar(receive, call));
-    }
     let (work, handle) = (state.working(), handle.to_owned());
+    let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
     tokio::spawn(async move {
-        forward(transfer, pipe, first, send, &handle).await;
-        drop(work);
+        if let Err(error) = forward(transfer, pipe, first, &send, patience).await {
+            tracing::error!(handle, %error, "stream-out failed on the way");
+            // Without its end the body is broken off. A client that does not take it does not hear of that either.
+            let deaf = matches!(error, Broken::Stalled(Stalled { stall: Stall::ClientTakes, .. }));
+            drop((send, work));
+            if !deaf && let Some(time) = patience.0 {
+                tokio::time::sleep(time).await;
+            }
+            cut.cut();
+        }
     });
     Ok(tar(receive, call))
+}
+
+/// A tar on its way out that stood still before its first byte.
+fn broken(stalled: &Stalled) -> Failure {
+    Failure::Refused(format!("stream-out: {stalled}"))
+}
+
+/// Why a tar is not whole.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("stream-out: {0}")]
+    Stalled(#[from] Stalled),
+    #[error(transparent)]
+    Engine(#[from] wardian_engine::Error),
+    #[error("stream-out: {0}")]
+    Io(#[from] std::io::Error),
 }
 
 /// Pass the tar on. A client that goes cancels it.
 async fn forward(
     transfer: Transfer<pipe::Receiver>,
     mut pipe: pipe::Receiver,
-    first: Bytes,
-    send: mpsc::Sender<std::io::Result<Bytes>>,
-    handle: &str,
-) {
-    let mut next: std::io::Result<Bytes> = Ok(first);
-    let failed = loop {
-        match next {
-            Ok(piece) if piece.is_empty() => {
-                failpoint::reach(Point::StreamOutFinishing);
-                break transfer.finish().await.err().map(|error| error.to_string());
-            }
-            Ok(piece) => {
-                if send.send(Ok(piece)).await.is_err() {
-                    return;
-                }
-                failpoint::reach(Point::StreamOutMiddle);
-            }
-            Err(error) => break Some(error.to_string()),
+    mut piece: Bytes,
+    send: &mpsc::Sender<Piece>,
+    patience: Patience,
+) -> Result<(), Broken> {
+    while !piece.is_empty() {
+        if patience.wait(Stall::ClientTakes, send.send(Piece::Data(piece))).await?.is_err() {
+            return Ok(());
         }
-        next = chunk(&mut pipe).await;
-    };
-    if let Some(error) = failed {
-        tracing::error!(handle, error, "stream-out failed on the way");
-        let _ = send.send(Err(std::io::Error::other(error))).await;
+        failpoint::reach(Point::StreamOutMiddle);
+        piece = patience.wait(Stall::ContainerSends, chunk(&mut pipe)).await??;
     }
+    failpoint::reach(Point::StreamOutFinishing);
+    patience.wait(Stall::ContainerEnds, transfer.finish()).await??;
+    // The pieces before it may still wait for the client.
+    if patience.wait(Stall::ClientTakes, send.send(Piece::End)).await?.is_ok() {
+        patience.wait(Stall::ClientTakes, send.closed()).await?;
+    }
+    Ok(())
 }
 
 /// Empty at the end.

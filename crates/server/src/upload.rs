@@ -1,22 +1,24 @@
 //! A tar of known length on its way in: from the socket to the container's pipe without passing through us.
 //!
 //! Bytes that hyper has read already are written; the rest is spliced (`splice(2)`), so that the only copy is
-//! the one into the page cache, made inside the container and paid by it.
+//! the one into the page cache, made inside the container and paid by it. It waits as every other task does: neither a
+//! client that sends nothing nor a container that takes nothing holds a thread.
 
 use crate::State;
 use crate::connection::Taken;
 use crate::listen::Stream;
+use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, date};
+use crate::transfer;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::SpliceFlags;
 use std::future::poll_fn;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,8 +38,13 @@ pub(crate) struct Upload {
 
 /// Bytes asked of one splice: what the pipe holds.
 const CHUNK: usize = 1 << 20;
-/// How often a waiting splice looks whether it is still wanted.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+/// Bytes after which other tasks of the thread have their turn.
+const TURN: u64 = 4 << 20;
+/// How often an upload whose pipe is full looks whether its client is still there.
+const LOOK: Duration = Duration::from_millis(200);
+/// After a splice that moved nothing although both ends were ready.
+const AGAIN: Duration = Duration::from_millis(1);
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// How long, and how much, of a body that nobody wants is still read: a client that is cut off while it sends
 /// may never see the answer.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
@@ -46,8 +53,10 @@ const DRAIN_BYTES: u64 = 64 << 20;
 /// How a copy ended.
 enum End {
     Whole,
-    /// The client has left, or we have to.
+    /// The client has left.
     Gone,
+    /// Nothing has moved for too long; so much of the body is left.
+    Stalled(Stalled, u64),
     /// The container's side wants no more; so much of the body is left.
     Refused(u64),
 }
@@ -68,48 +77,62 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
         ready.extend(frame.into_data().ok());
     }
     ready.push(early);
+    // Whatever ends this: the transfer is dropped, that is cancelled, before its pipe. Without an end the tar must not look
+    // finished.
+    let transfer = transfer;
+    let copy = copy(&stream, &mut pipe, ready, length, state.patience);
+    let end = tokio::select! {
+        end = copy => end,
+        () = state.stopping() => return,
+    };
+    let left = match end {
+        End::Whole => 0,
+        End::Refused(left) => left,
+        End::Gone => {
+            tracing::info!(handle, "the client has gone in the middle of its tar");
+            return;
+        }
+        End::Stalled(stalled, left) => {
+            // Now, not after the answer.
+            drop(transfer);
+            drop(pipe);
+            // From a client that sends nothing there is nothing to drain.
+            let left = if stalled.stall == Stall::ClientSends { 0 } else { left };
+            return answer(stream, &handle, left, Err(transfer::stuck(&stalled))).await;
+        }
+    };
+    failpoint::reach(Point::StreamInFinishing);
+    drop(pipe);
+    let finished = state.patience.wait(Stall::ContainerEnds, transfer.finish()).await;
+    let result = match finished {
+        Ok(result) => result.map_err(Failure::Engine),
+        Err(stalled) => Err(transfer::stuck(&stalled)),
+    };
+    answer(stream, &handle, left, result).await;
+    drop(work);
+}
+
+/// All of the body: what hyper has read, then what is in the socket.
+async fn copy(
+    stream: &Stream,
+    pipe: &mut pipe::Sender,
+    ready: Vec<Bytes>,
+    length: u64,
+    patience: Patience,
+) -> End {
     let mut left = length;
-    let mut refused = false;
     for piece in ready {
         let piece = piece.slice(..piece.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
-        left -= piece.len() as u64;
-        refused = refused || pipe.write_all(&piece).await.is_err();
+        match transfer::put(pipe, &piece, patience).await {
+            Err(stalled) => return End::Stalled(stalled, left),
+            Ok(Err(_)) => return End::Refused(left - piece.len() as u64),
+            Ok(Ok(())) => left -= piece.len() as u64,
+        }
     }
     if left < length {
         failpoint::reach(Point::StreamInMiddle);
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    let (Ok(socket), Ok(pipe)) = (stream.as_fd().try_clone_to_owned(), pipe.into_nonblocking_fd()) else {
-        return;
-    };
-    let copy = {
-        let theirs = stop.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            let end = if refused { End::Refused(left) } else { splice(&socket, &pipe, left, &theirs) };
-            (end, pipe)
-        });
-        tokio::select! {
-            ended = task => ended,
-            () = async { state.stopping().await; stop.store(true, Ordering::Relaxed); std::future::pending().await } => return,
-        }
-    };
-    let Ok((end, pipe)) = copy else { return };
-    let left = match end {
-        // Without an end the tar must not look finished: the transfer is cancelled before its pipe is closed.
-        End::Gone => {
-            drop(transfer);
-            drop(pipe);
-            tracing::info!(handle, "the client has gone in the middle of its tar");
-            return;
-        }
-        End::Whole => 0,
-        End::Refused(left) => left,
-    };
-    failpoint::reach(Point::StreamInFinishing);
-    drop(pipe);
-    let result = transfer.finish().await;
-    answer(stream, &handle, left, result.map_err(Failure::Engine)).await;
-    drop(work);
+    splice(stream, pipe, left, patience).await
 }
 
 async fn answer(mut stream: Stream, handle: &str, mut left: u64, result: Result<(), Failure>) {
@@ -144,50 +167,98 @@ async fn answer(mut stream: Stream, handle: &str, mut left: u64, result: Result<
     }
 }
 
-/// Move `left` bytes; both ends are non-blocking.
-fn splice(socket: &OwnedFd, pipe: &OwnedFd, mut left: u64, stop: &AtomicBool) -> End {
+/// What one splice has done.
+enum Step {
+    Moved(u64),
+    /// There is nothing in the socket, or no room in the pipe.
+    NoData,
+    NoRoom,
+    /// Neither, and yet it moved nothing.
+    Again,
+    /// The client has closed its side.
+    End,
+    Failed(rustix::io::Errno),
+}
+
+/// Move `left` bytes.
+async fn splice(stream: &Stream, pipe: &pipe::Sender, mut left: u64, patience: Patience) -> End {
+    let mut turn = TURN;
     while left > 0 {
-        if stop.load(Ordering::Relaxed) {
-            return End::Gone;
-        }
-        let wanted = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
-        match rustix::pipe::splice(
-            socket,
-            None,
-            pipe,
-            None,
-            wanted,
-            SpliceFlags::MOVE | SpliceFlags::NONBLOCK,
-        ) {
-            Ok(0) => return End::Gone,
-            Ok(n) => {
-                left -= n as u64;
+        let waited = match step(stream, pipe, left) {
+            Step::Moved(n) => {
+                left -= n;
                 failpoint::reach(Point::StreamInMiddle);
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::PIPE) => return End::Refused(left),
-            Err(rustix::io::Errno::AGAIN) => {
-                if !wait(socket, pipe) {
-                    return End::Gone;
+                match turn.checked_sub(n) {
+                    Some(rest) => turn = rest,
+                    None => {
+                        turn = TURN;
+                        tokio::task::yield_now().await;
+                    }
                 }
+                continue;
             }
-            Err(error) => {
+            Step::NoData => patience.wait(Stall::ClientSends, stream.readable()).await.map(|_| true),
+            Step::NoRoom => patience.wait(Stall::ContainerTakes, room(stream, pipe)).await,
+            Step::Again => {
+                tokio::time::sleep(AGAIN).await;
+                Ok(true)
+            }
+            Step::Failed(rustix::io::Errno::PIPE) => return End::Refused(left),
+            Step::End => Ok(false),
+            Step::Failed(error) => {
                 tracing::warn!(%error, "splice");
-                return End::Gone;
+                Ok(false)
             }
+        };
+        match waited {
+            Ok(true) => {}
+            Ok(false) => return End::Gone,
+            Err(stalled) => return End::Stalled(stalled, left),
         }
     }
     End::Whole
 }
 
-/// Until there may be something to do; `false`: the client has hung up and left nothing.
-fn wait(socket: &OwnedFd, pipe: &OwnedFd) -> bool {
-    let mut source = [PollFd::new(socket, PollFlags::IN)];
-    if poll(&mut source, Some(&LOOK)).is_err() || source[0].revents().is_empty() {
-        return true;
+/// Move what is there, at most `left` bytes. An end that was not ready is waited for by the runtime from here on.
+fn step(stream: &Stream, pipe: &pipe::Sender, left: u64) -> Step {
+    let wanted = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
+    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    let both = || match rustix::pipe::splice(stream, None, pipe, None, wanted, flags) {
+        Ok(0) => Step::End,
+        Ok(n) => Step::Moved(n as u64),
+        Err(rustix::io::Errno::INTR) => Step::Again,
+        // It does not say which of the two was not ready.
+        Err(rustix::io::Errno::AGAIN) => {
+            let mut ends = [PollFd::new(stream, PollFlags::IN), PollFd::new(pipe, PollFlags::OUT)];
+            match poll(&mut ends, Some(&NOW)) {
+                Ok(_) if ends[0].revents().is_empty() => Step::NoData,
+                Ok(_) if ends[1].revents().is_empty() => Step::NoRoom,
+                _ => Step::Again,
+            }
+        }
+        Err(error) => Step::Failed(error),
+    };
+    // Where the runtime knows of an end that it is not ready, it does not even ask. It learns so from "would block", and of
+    // that end alone: one that is ready would be waited for, perhaps for ever.
+    let ready = |ready| if ready { Ok(()) } else { Err(std::io::Error::from(ErrorKind::WouldBlock)) };
+    let mut step = Step::NoData;
+    drop(stream.try_read_with(|| {
+        step = Step::NoRoom;
+        drop(pipe.try_io(|| {
+            step = both();
+            ready(!matches!(step, Step::NoRoom))
+        }));
+        ready(!matches!(step, Step::NoData))
+    }));
+    step
+}
+
+/// Until there is room in the pipe. `false`: the client has hung up, nobody waits for the rest.
+async fn room(stream: &Stream, pipe: &pipe::Sender) -> bool {
+    while tokio::time::timeout(LOOK, pipe.writable()).await.is_err() {
+        if stream.hung_up() {
+            return false;
+        }
     }
-    let mut both = [PollFd::new(pipe, PollFlags::OUT), PollFd::new(socket, PollFlags::empty())];
-    // The socket has data: it is the pipe that is full. A hang-up there means nobody waits for the rest.
-    let polled = poll(&mut both, Some(&LOOK));
-    polled.is_err() || !(both[0].revents().is_empty() && both[1].revents().contains(PollFlags::HUP))
+    true
 }

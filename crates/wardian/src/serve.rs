@@ -25,6 +25,7 @@ const QUEUED_CREATES: usize = 1000;
 /// A small scale-up's worth of one image.
 const READY_ROOTFS: usize = 8;
 const READ_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(60);
 /// As docker has it: what programs that share memory expect, and not half of the host.
 const SHM_SIZE: u64 = 64 << 20;
 /// Three for each process that somebody listens to.
@@ -67,6 +68,10 @@ pub struct Args {
     /// Close a connection whose request's head does not arrive in this time; 0: never [default: 30s]
     #[arg(long, value_name = "TIME", env = "WARDIAN_READ_HEADER_TIMEOUT", value_parser = duration)]
     read_header_timeout: Option<Duration>,
+    /// Cancel a tar on its way into or out of a container that stands still for so long, because of the client or of the
+    /// container; 0: never [default: 60s]
+    #[arg(long, value_name = "TIME", env = "WARDIAN_TRANSFER_PATIENCE", value_parser = duration)]
+    transfer_patience: Option<Duration>,
     /// Refuse to make privileged containers, whose root is the host's
     #[arg(long, env = "WARDIAN_DISABLE_PRIVILEGED_CONTAINERS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     disable_privileged_containers: Option<bool>,
@@ -148,6 +153,7 @@ struct File {
     max_queued_creates: Option<usize>,
     max_connections: Option<usize>,
     read_header_timeout: Option<String>,
+    transfer_patience: Option<String>,
     disable_privileged_containers: Option<bool>,
     debug_listen: Option<String>,
     default_grace_time: Option<String>,
@@ -179,6 +185,7 @@ struct Settings {
     max_queued_creates: usize,
     max_connections: usize,
     read_header_timeout: Duration,
+    transfer_patience: Duration,
     disable_privileged_containers: bool,
     debug_listen: Option<String>,
     default_grace_time: Duration,
@@ -265,6 +272,7 @@ impl Args {
         let patience = self.layer_patience.or(file_patience).unwrap_or(Fetching::default().patience);
         ensure!(!patience.is_zero(), "layer-patience: no server sends a layer in no time");
         let file_head = time("read-header-timeout", file.read_header_timeout)?;
+        let file_transfer = time("transfer-patience", file.transfer_patience)?;
         let file_ready = file.ready_rootfs.map(checked_ready).transpose().map_err(anyhow::Error::msg)?;
         let file_ranges = file.id_ranges.map(|text| text.parse()).transpose().map_err(anyhow::Error::msg)?;
         let run = self.run.or(file.run).unwrap_or_else(|| RUN.into());
@@ -294,6 +302,7 @@ impl Args {
             max_queued_creates: self.max_queued_creates.or(file.max_queued_creates).unwrap_or(QUEUED_CREATES),
             max_connections: self.max_connections.or(file.max_connections).unwrap_or_else(connections),
             read_header_timeout: self.read_header_timeout.or(file_head).unwrap_or(READ_HEADER_TIMEOUT),
+            transfer_patience: self.transfer_patience.or(file_transfer).unwrap_or(TRANSFER_PATIENCE),
             disable_privileged_containers: self
                 .disable_privileged_containers
                 .or(file.disable_privileged_containers)
@@ -422,7 +431,9 @@ async fn serve(
         }
     };
     let head_timeout = Some(settings.read_header_timeout).filter(|time| !time.is_zero());
-    let server = Options { max_connections: settings.max_connections, head_timeout, debug };
+    let transfer_patience = Some(settings.transfer_patience).filter(|time| !time.is_zero());
+    let max_connections = settings.max_connections;
+    let server = Options { max_connections, head_timeout, transfer_patience, debug };
     let stop = async {
         let name = tokio::select! {
             _ = interrupt.recv() => "SIGINT",

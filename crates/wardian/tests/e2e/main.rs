@@ -33,6 +33,7 @@ mod rootfs;
 mod run;
 mod scale;
 mod seccomp;
+mod siege;
 mod store;
 mod strangers;
 mod streams;

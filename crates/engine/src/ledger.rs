@@ -1,0 +1,110 @@
+//! How much memory all queues of output take together.
+//!
+//! A ledger divides its budget as switches divide the memory of their ports ("dynamic queue length thresholds", Choudhury
+//! and Hahne, 1998): a queue may hold as much as is still free. The more queues there are the shorter each becomes, the
+//! budget is never used up, and a queue that nobody reads cannot starve one that comes later. When the shares have become
+//! too small to work with, the queue that nobody has read for the longest time is emptied.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Bytes that wait for the readers of one process: three that read at full speed still have whole queues.
+pub const PROCESS: Budget = Budget { bytes: 32 << 20, part: 1 };
+/// Bytes that wait for all readers of all processes. A process that has used its own budget up leaves the others half of
+/// it, of which a queue may have half: still a whole one.
+pub const SERVER: Budget = Budget { bytes: 64 << 20, part: 2 };
+/// A queue from which nothing was taken for so long is nobody's.
+const UNREAD: Duration = Duration::from_secs(1);
+/// After no such queue was found it is looked for again so much later: there may be thousands.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A number of bytes, and which part (1: all, 2: half) of what is free of them one queue may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    bytes: usize,
+    part: usize,
+}
+
+/// What a ledger counts.
+pub trait Entry {
+    /// When something was taken from it last; `None`: it holds nothing.
+    fn unread_since(&self) -> Option<Instant>;
+    /// Lose everything it holds; how many bytes that was.
+    fn empty(&self) -> u64;
+}
+
+/// The bytes that some queues hold.
+#[derive(Debug)]
+pub struct Ledger<Q> {
+    budget: Budget,
+    held: AtomicUsize,
+    queues: Mutex<Vec<Weak<Q>>>,
+    /// Not to be looked through before.
+    look: Mutex<Option<Instant>>,
+}
+
+impl<Q: Entry> Ledger<Q> {
+    /// Nobody holds anything.
+    pub fn new(budget: Budget) -> Self {
+        Self { budget, held: AtomicUsize::new(0), queues: Mutex::default(), look: Mutex::default() }
+    }
+
+    /// A queue begins. It is forgotten when it is dropped.
+    pub fn enter(&self, queue: &Arc<Q>) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if queues.len() == queues.capacity() {
+            // It doubles if they all live.
+            queues.retain(|queue| queue.strong_count() > 0);
+        }
+        queues.push(Arc::downgrade(queue));
+    }
+
+    /// So many bytes more are held.
+    pub fn hold(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// So many bytes are not held any more.
+    pub fn release(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that are held.
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that one queue may hold at present.
+    pub fn share(&self) -> usize {
+        self.budget.bytes.saturating_sub(self.held.load(Ordering::Relaxed)) / self.budget.part
+    }
+
+    /// Empty the queue that nobody has read for the longest time. `false`: all are being read.
+    pub fn relieve(&self) -> bool {
+        let now = Instant::now();
+        {
+            let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+            if look.is_some_and(|time| time > now) {
+                return false;
+            }
+            *look = Some(now + LOOK);
+        }
+        let queues: Vec<Arc<Q>> = {
+            let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+            queues.iter().filter_map(Weak::upgrade).collect()
+        };
+        let unread = |queue: &Arc<Q>| {
+            queue.unread_since().filter(|since| now.saturating_duration_since(*since) >= UNREAD)
+        };
+        let oldest =
+            queues.iter().filter_map(|queue| Some((unread(queue)?, queue))).min_by_key(|found| found.0);
+        let Some((_, oldest)) = oldest else { return false };
+        let lost = oldest.empty();
+        tracing::warn!(lost, "process.output-lost: memory is short, and nobody has read it");
+        *self.look.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        true
+    }
+}
