@@ -181,45 +181,49 @@ impl Engine {
     pub async fn stop(&self, handle: &str, kill: bool) -> Result<()> {
         let container = self.find(handle)?;
         container.keeper()?;
-        let (shared, except) = (self.shared.clone(), container.untouchable());
-        let id = container.id.clone();
-        let stop = move || {
-            if !kill && !signal_until(&shared, &id, &except, Signal::TERM, GRACE) {
-                tracing::info!(id, "stop.kill");
-            }
-            failpoint::reach(Point::StopTermed);
-            signal_until(&shared, &id, &except, Signal::KILL, GRACE);
-            failpoint::reach(Point::StopKilled);
-        };
-        tokio::task::spawn_blocking(stop).await.map_err(|e| Error::failed("stop", e))?;
+        let except = container.untouchable();
+        if !kill && !self.signal_until(&container.id, &except, Signal::TERM).await? {
+            tracing::info!(id = container.id, "stop.kill");
+        }
+        failpoint::reach(Point::StopTermed);
+        self.signal_until(&container.id, &except, Signal::KILL).await?;
+        failpoint::reach(Point::StopKilled);
         failpoint::reach(Point::StopRecording);
         container.update(|record| record.stopped = true, |record| self.shared.records.save(record))?;
         self.shared.events.tell(&container.handle, &container.id, What::Stop);
         Ok(())
+    }
+
+    /// Signals everything in the container but `except`, each second anew, until nothing is left. `false`: [`GRACE`] is
+    /// over. A container decides how long this takes, so no thread is held in between.
+    async fn signal_until(&self, id: &str, except: &[i32], signal: Signal) -> Result<bool> {
+        let started = Instant::now();
+        let mut next = started;
+        while started.elapsed() < GRACE {
+            let again = Instant::now() >= next;
+            let (shared, id, except) = (self.shared.clone(), id.to_owned(), except.to_owned());
+            let look = move || {
+                if again {
+                    shared.cgroups.signal(&id, &except, signal) == 0
+                } else {
+                    shared.cgroups.members(&id).iter().all(|pid| except.contains(pid))
+                }
+            };
+            if tokio::task::spawn_blocking(look).await.map_err(|e| Error::failed("stop", e))? {
+                return Ok(true);
+            }
+            if again {
+                next += Duration::from_secs(1);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(false)
     }
 }
 
 #[allow(clippy::cast_precision_loss)]
 fn milliseconds(us: u64) -> f64 {
     us as f64 / 1e3
-}
-
-/// Signal everything but `except`, each second anew, until nothing is left. `false`: time is up.
-fn signal_until(shared: &Shared, id: &str, except: &[i32], signal: Signal, limit: Duration) -> bool {
-    let started = Instant::now();
-    let mut next = started;
-    while started.elapsed() < limit {
-        if Instant::now() >= next {
-            if shared.cgroups.signal(id, except, signal) == 0 {
-                return true;
-            }
-            next += Duration::from_secs(1);
-        } else if shared.cgroups.members(id).iter().all(|pid| except.contains(pid)) {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    false
 }
 
 /// End a container whose keeper cannot be asked, and the keeper. `false`: something does not die.

@@ -42,8 +42,12 @@ async fn records_are_for_root_alone() {
     server.kill9();
     let mut found = Vec::new();
     walk(&server.run(), &mut found);
-    // Those of root file systems have always been root's.
-    for (path, mode) in found.into_iter().filter(|(path, _)| !path.starts_with(server.run().join("rootfs"))) {
+    // Those of root file systems have always been root's, and a container of an earlier server shows its own files from there.
+    let closed = |path: &Path| {
+        let own = ["hosts", "resolv.conf"].iter().any(|name| path.ends_with(name));
+        own || path.starts_with(server.run().join("rootfs"))
+    };
+    for (path, mode) in found.into_iter().filter(|(path, _)| !closed(path)) {
         let open = std::fs::Permissions::from_mode(mode | if path.is_dir() { 0o055 } else { 0o044 });
         std::fs::set_permissions(&path, open).unwrap();
     }
