@@ -67,16 +67,18 @@ impl Inside {
         let mut child = self.command("sleep").arg("1000").stderr(Stdio::null()).spawn().unwrap();
         let begin = Instant::now();
         let children = format!("/proc/{0}/task/{0}/children", child.id());
-        while begin.elapsed() < Duration::from_secs(10) {
-            if child.try_wait().unwrap().is_some() {
-                return None;
-            }
+        while child.try_wait().unwrap().is_none() {
             if !std::fs::read_to_string(&children).unwrap_or_default().is_empty() {
                 return Some(child);
             }
+            if begin.elapsed() > crate::support::STUCK {
+                let _ = child.kill();
+            }
             std::thread::sleep(Duration::from_micros(200));
         }
-        panic!("nsenter does not start a process");
+        child.wait().unwrap();
+        assert!(begin.elapsed() < crate::support::STUCK, "nsenter does not start a process");
+        None
     }
 }
 
