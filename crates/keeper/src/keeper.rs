@@ -541,7 +541,7 @@ impl Keeper {
                         failpoint::reach(Point::KeeperRunReplied);
                     }
                     Err((kind, message)) => {
-                        return self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+                        self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
                     }
                 }
             }

@@ -197,7 +197,8 @@ mod tests {
         drop(report);
         launch.hear();
         assert!(launch.is_settled());
-        (one.wait().unwrap(), two.wait().unwrap());
+        one.wait().unwrap();
+        two.wait().unwrap();
     }
 
     #[test]
@@ -219,6 +220,7 @@ mod tests {
         assert!(!launch.is_settled() && may_reap(std::slice::from_ref(&launch), process, false));
         assert!(launch.reaped(process, 137));
         assert!(launch.is_settled() && launch.status == Some(137) && launch.pid.is_none());
-        (one.wait().unwrap(), two.wait().unwrap());
+        one.wait().unwrap();
+        two.wait().unwrap();
     }
 }
