@@ -17,7 +17,7 @@ def busybox(path):
             link = tarfile.TarInfo("bin/" + name)
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
-        passwd = b"root:x:0:0:root:/root:/bin/sh\n"
+        passwd = b"root:x:0:0:root:/root:/bin/sh\n" + b"".join(b"u%d:x:0:0::/proc/self/fd/%d:/bin/sh\n" % (n, n) for n in range(64))
         file = tarfile.TarInfo("etc/passwd")
         file.size = len(passwd)
         tar.addfile(file, io.BytesIO(passwd))
@@ -106,6 +106,28 @@ def devices(lab):
     lab.wardian("rm p")
 
 
+def descriptors(lab):
+    """A process is cloned into its v2 cgroup by a descriptor of that directory of the host: it must not have it when it looks at paths."""
+    up = "../" * 8
+    lab.sh("mkdir /tmp/host; echo secret > /tmp/host/secret; chmod -R a+rX /tmp/host")
+    ways = [f"-w /proc/self/fd/$n c -- cat {up}tmp/host/secret", f"-u u$n c -- cat {up}tmp/host/secret",
+            f"c -- /proc/self/fd/$n/{up}bin/busybox echo secret"]
+    said = lab.sh("for n in $(seq 0 63); do " + "; ".join(f"wardian exec {way}" for way in ways) + "; done 2>/dev/null; echo good")
+    assert said.strip() == "good", said
+
+
+def undumpable(lab):
+    """fs.suid_dumpable=1 makes whoever changes its credentials readable and traceable: the files of its /proc are its user's then."""
+    lab.sh("echo 1 > /proc/sys/fs/suid_dumpable; (head -c 512 /share/busybox.tar; sleep 30) | wardian cp - c:/in > /tmp/cp 2>&1 &")
+    look = "for p in $(grep -l '^Name:.wardian-keeper' /proc/[0-9]*/status); do grep -q '^Uid:.4294967294' $p && stat -c %u ${p%status}environ; done; true"
+    end = time.monotonic() + 20
+    while not (owners := lab.sh(look).split()):
+        assert time.monotonic() < end, lab.sh("cat /tmp/cp")
+        time.sleep(0.2)
+    assert set(owners) == {"0"}, owners
+    lab.sh("echo 0 > /proc/sys/fs/suid_dumpable; kill $(pidof sleep); true")
+
+
 def survival(lab):
     lab.sh("kill -9 $(pidof wardian)")
     lab.serve()
@@ -121,7 +143,7 @@ def survival(lab):
     assert "nothing is left" in lab.wardian("doctor --leaks")
 
 
-PARTS = [limits, scores, terminal, out_of_memory, devices, survival]
+PARTS = [limits, scores, terminal, descriptors, undumpable, out_of_memory, devices, survival]
 
 
 class Test:
