@@ -12,10 +12,10 @@ use tokio::time::Instant;
 
 /// Bytes that wait for the readers of one process: three that read at full speed still have whole queues.
 pub const PROCESS: Budget = Budget { bytes: 32 << 20, part: 1 };
-/// Bytes that wait for all readers of all processes. A process that has used its own budget up leaves the others half of
-/// it, of which a queue may have half: still a whole one.
+/// Bytes that wait for all readers of all processes. When one process has filled its own budget of 32 MiB, 32 MiB remain
+/// free; a queue may use half of that, which is more than its full size.
 pub const SERVER: Budget = Budget { bytes: 64 << 20, part: 2 };
-/// A queue from which nothing was taken for so long is nobody's.
+/// A queue from which nothing was taken for so long is abandoned.
 const UNREAD: Duration = Duration::from_secs(1);
 /// After no such queue was found it is looked for again so much later: there may be thousands.
 const LOOK: Duration = Duration::from_millis(100);

@@ -5,8 +5,9 @@
 //!
 //! **Descriptors.** A child is a copy of the keeper and so holds whatever the keeper holds: host directories, mounts, other
 //! processes' pipes. Each of them is a way out for whoever chooses a path (`/proc/self/fd/8/../..`), so a child closes all
-//! but what its own next steps name, by number, whatever else there is: once at its birth, and once more before it touches
-//! the first path of the container, when standard input, output, error and the report pipe are all that may be left.
+//! but what its own next steps need, by number, whatever else there is: right after its clone, after it has joined its
+//! namespaces, and before it touches the first path of the container, when standard input, output, error and the report
+//! pipe are all that may be left.
 #![allow(unsafe_code)]
 
 use crate::report::{Report, Tag};
@@ -349,7 +350,7 @@ fn capset(permitted: u64, inheritable: u64) -> Outcome<()> {
     }
 }
 
-/// The last reference to the keeper's ways: default signals, none blocked, all other descriptors closed.
+/// Resets inherited state before the exec: default signals, none blocked, all other descriptors closed.
 pub fn clean_slate() -> Outcome<()> {
     // SAFETY: signal calls on our own process; closing descriptors that this child will not use again (they
     // are owned by values that are never dropped: the child ends in exec or _exit).

@@ -21,8 +21,8 @@ const MAX_MADE: u32 = 4096;
 
 /// Makes a directory and its missing parents, the new ones owned by the user, with mode 0755.
 ///
-/// The user's own rights are tried first. Where they do not suffice root's do, as in Garden, but not through a link
-/// that is not root's: else a user could choose where in the container root makes directories for him.
+/// The user's own rights are tried first. Otherwise root's are used, as in Garden, but then no symlink is followed that
+/// root does not own: else a user could choose where in the container root makes directories for him.
 pub fn make(path: &Path, owner: &User) -> Outcome<()> {
     match rustix::fs::stat(path) {
         Ok(_) => return Ok(()),

@@ -37,7 +37,7 @@ pub fn user(wanted: &str) -> Outcome<User> {
 
 /// Become the program. Returns only when that fails.
 ///
-/// From the second line on paths of the container are looked at: nothing is open any more by which one of them could lead
+/// The user's look-up is the first to touch paths of the container. When it begins, nothing is open any more by which one of them could lead
 /// out, but standard input, output and error, which are pipes or a terminal, and the report.
 pub fn run(
     exec: &Exec,
@@ -67,6 +67,7 @@ pub fn run(
         dir = "/";
     }
     own(io, &user)?;
+    // Garden's rule looks at the group, not at the user.
     let rights =
         if user.gid == 0 { exec.capabilities } else { exec.capabilities & exec.capabilities_non_root };
     child::drop_to(user.uid, user.gid, &user.groups, rights, exec.no_new_privileges, filter)?;

@@ -545,6 +545,10 @@ impl Keeper {
                     }
                 }
             }
+            (Kind::Create(_), Ok(pid)) if children::has_ended(pid.as_raw_nonzero().get()) => {
+                let (kind, message) = other("the container's init ended at once");
+                self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+            }
             (Kind::Create(parts), Ok(pid)) => self.created(connection, seq, pid, *parts),
             (kind, Err((failure, message))) => {
                 if let Kind::Run(id) = kind {

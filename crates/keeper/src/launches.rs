@@ -5,7 +5,7 @@
 //!
 //! - Nothing is reaped unless it is known whose number it is. While a launch has not told its process's number yet, a
 //!   child that nobody knows may be that process: it stays a zombie, and its number with it.
-//! - The process of a launch is not reaped before the launch is settled, but for a transfer, whose status is its answer.
+//! - The process of a launch is not reaped before the launch is settled, except for a transfer: its exit status is the result.
 //! - Whoever is reaped is forgotten in the same step.
 
 use crate::launch::Devices;

@@ -48,6 +48,11 @@ pub fn is_child(pid: i32) -> bool {
     u32::try_from(pid).is_ok_and(|id| look(libc::P_PID, id).is_ok())
 }
 
+/// Whether the child of this number has ended and is not reaped yet, which this call leaves so.
+pub fn has_ended(pid: i32) -> bool {
+    u32::try_from(pid).is_ok_and(|id| look(libc::P_PID, id).is_ok_and(|ended| ended.is_some()))
+}
+
 /// Reaps the child of this number if it has ended: its exit status, 128 + the signal's number if one killed it. `None`:
 /// it still runs, or is no child.
 pub fn reap(pid: i32) -> Option<i32> {
@@ -68,13 +73,13 @@ mod tests {
         assert!(is_child(pid));
         let status = loop {
             // Twice in a row: to look does not reap.
-            if look(libc::P_PID, child.id()).unwrap() == Some(pid) && is_child(pid) {
+            if has_ended(pid) && peek_ended().unwrap().is_some() && is_child(pid) {
                 break reap(pid);
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
         };
         assert_eq!(status, Some(7));
-        assert!(!is_child(pid) && reap(pid).is_none());
+        assert!(!is_child(pid) && !has_ended(pid) && reap(pid).is_none());
         assert!(!is_child(1) && !is_child(-1) && !is_child(0));
         assert!(child.wait().is_err());
     }

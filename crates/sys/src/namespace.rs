@@ -6,19 +6,19 @@
 //! RLIMIT_NPROC, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING and RLIMIT_MEMLOCK once in the user namespace of whoever uses them, and
 //! once more in each namespace above it, there as its *owner's* (`inc_ucount`, kernel/ucount.c). The owner is the effective
 //! user id of whoever made the namespace (`create_user_ns`). If root makes it, then what one container uses up is missing
-//! in all others and to the host's own root. So each container's user namespace is made as an id of its own that is
-//! nobody's, and its network namespace with it.
+//! in all others and to the host's own root. So each container's user namespace, and its network namespace with it, is made
+//! by a thread whose effective id is a reserved one: unique to the container, and not assigned to any user.
 //!
 //! A process has all capabilities over a user namespace if its own user namespace is the parent of that one and its
 //! effective id is the owner's (`cap_capable_helper`, security/commoncap.c). Garden's common mapping lets every container
 //! be any id of the host except 0 and its root's, the owners' ids included. It gains nothing from that:
 //!
-//! - The parent is the server's user namespace, which no process of an unprivileged container is in. Of one that is in a
-//!   container's namespace the kernel asks nothing but its own capability sets (`ns == cred->user_ns`); over the namespace
+//! - The parent is the server's user namespace, which no process of an unprivileged container is in. For a process in
+//!   a container's user namespace the kernel checks only its capability sets (`ns == cred->user_ns`); over the namespace
 //!   of another container, which is on the same level, it has none, whatever its id (`ns->level <= cred_ns->level`). A
 //!   namespace below its own it cannot make ([`BOUNDS`]).
-//! - What it uses up is counted as its own namespace's owner's in the server's namespace, not as the owner's whose id it
-//!   has taken: a count belongs to a pair of namespace and id.
+//! - What it uses up is charged to its own namespace's owner, not to the owner whose id it has assumed: a count belongs to
+//!   a pair of namespace and id.
 //! - What the kernel counts for an id alone (`struct user_struct`: pipe pages, epoll watches, keys, descriptors in flight)
 //!   nobody ever uses with an owner's id: it is an *effective* id for the one call that makes the namespaces.
 //! - Signals, ptrace, priorities and files of others depend on ids as well, but no process keeps an owner's id and no file

@@ -68,8 +68,8 @@ pub struct Args {
     /// Close a connection whose request's head does not arrive in this time; 0: never [default: 30s]
     #[arg(long, value_name = "TIME", env = "WARDIAN_READ_HEADER_TIMEOUT", value_parser = duration)]
     read_header_timeout: Option<Duration>,
-    /// Cancel a tar on its way into or out of a container that stands still for so long, because of the client or of the
-    /// container; 0: never [default: 60s]
+    /// Abort a stream-in or stream-out that makes no progress for so long, because of the client or of the container; 0: never
+    /// [default: 60s]
     #[arg(long, value_name = "TIME", env = "WARDIAN_TRANSFER_PATIENCE", value_parser = duration)]
     transfer_patience: Option<Duration>,
     /// Refuse to make privileged containers, whose root is the host's
@@ -95,11 +95,11 @@ pub struct Args {
     /// Root file systems mounted ahead for each image that creates have asked for lately, at most 32; 0: none [default: 8]
     #[arg(long, value_name = "N", env = "WARDIAN_READY_ROOTFS", value_parser = ready)]
     ready_rootfs: Option<usize>,
-    /// Host ids for the users of each unprivileged container, which no other container has: the first range begins at START
-    /// [default: all containers share Garden's mapping]
+    /// Give each unprivileged container its own range of SIZE host uids and gids, allocated from START [default: all containers
+    /// share Garden's mapping]
     #[arg(long, value_name = "START:SIZE", env = "WARDIAN_ID_RANGES", value_parser = str::parse::<IdRanges>)]
     id_ranges: Option<IdRanges>,
-    /// Most processes of a container that comes without such a limit; 0: no bound [default: 0]
+    /// Pids limit of containers created without one, and of peas with limits of their own; 0: none [default: 0]
     #[arg(long, value_name = "N", env = "WARDIAN_DEFAULT_PIDS_LIMIT")]
     default_pids_limit: Option<u64>,
     /// Set no_new_privs on every process: set-uid programs gain nothing
@@ -109,8 +109,8 @@ pub struct Args {
     /// [default: 0]
     #[arg(long, value_name = "TIME", env = "WARDIAN_DEFAULT_GRACE_TIME", value_parser = duration)]
     default_grace_time: Option<Duration>,
-    /// What /dev/shm holds in a container without a memory limit, which is its bound else; 0: half of the host's memory, for all
-    /// [default: 64M]
+    /// Size of /dev/shm in containers without a memory limit; with one, the size is that limit. 0: half of the host's memory in
+    /// every container [default: 64M]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_SHM_SIZE", value_parser = crate::store::size)]
     shm_size: Option<u64>,
     /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]

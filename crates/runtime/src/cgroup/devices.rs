@@ -29,8 +29,8 @@ pub const ALL: u8 = MKNOD | READ | WRITE;
 pub const MAX_MAJOR: u32 = (1 << 12) - 1;
 /// See [`MAX_MAJOR`].
 pub const MAX_MINOR: u32 = (1 << 20) - 1;
-/// A bundle that allows more than so many is refused: a program for the rules must stay below the kernel's bound of
-/// 4096 instructions for those who have no `CAP_BPF`.
+/// Keeps the program for the rules under 4096 instructions, the kernel's limit without `CAP_BPF`; a bundle with more rules
+/// is refused.
 pub const MAX_RULES: usize = 256;
 
 /// Devices that may be used.
@@ -106,8 +106,7 @@ impl Devices {
     }
 }
 
-/// What the rules say of a use of a device. As in a cgroup v1, a use without reading, writing and making is granted where
-/// any use of the device is.
+/// What the rules say of a use of a device. As in cgroup v1, an access with no bits set is granted if any access is.
 pub fn may(rules: &[Allow], kind: Type, major: u32, minor: u32, access: u8) -> bool {
     let about = |rule: &&Allow| {
         rule.kind == kind && rule.major.is_none_or(|m| m == major) && rule.minor.is_none_or(|m| m == minor)

@@ -74,8 +74,8 @@ impl Cgroups {
         Ok(imposed.err().map(|error| error.to_string()))
     }
 
-    /// Set the rules of a cgroup, whatever they were. A device that is open stays open: they are set before anything runs
-    /// in it that they are to hold for.
+    /// Set the rules of a cgroup, whatever they were. A device that is open stays open, so the rules are set
+    /// before any process runs that they must restrict.
     ///
     /// # Errors
     /// When nobody can enforce them.
@@ -95,8 +95,8 @@ impl Cgroups {
         }
     }
 
-    /// Give a container of an earlier server, and its peas, the rules that it may not have had. What has them is left as
-    /// it is. Those below it follow.
+    /// Give a container of an earlier server, and its peas, the rules that it may not have had. Cgroups
+    /// with the right rules are unchanged; child cgroups inherit them.
     ///
     /// # Errors
     /// When the rules cannot be enforced; what could be done is done.
@@ -193,9 +193,9 @@ struct Taken {
     rules: Option<Vec<Allow>>,
 }
 
-/// The kernel denies everything only to a cgroup without others below it. So what is below is taken down, in this
-/// hierarchy alone, and put up again with the threads that were in it. Needed once, for what a server has left that knew
-/// no rules.
+/// The kernel denies everything only to a cgroup without others below it. So the child cgroups are removed and
+/// recreated, in this hierarchy alone, with the threads that were in them. Needed once, for containers of a server that
+/// knew no rules.
 fn impose_on_tree(dir: &Path, rules: &[Allow]) -> Result<(), Error> {
     let mut taken = Vec::new();
     let down = below(dir).into_iter().filter(|child| child != dir).try_for_each(|child| {

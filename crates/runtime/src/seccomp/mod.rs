@@ -4,7 +4,7 @@
 //! deviations below. [`Profile::read`] takes any such object and refuses what is not implemented; [`Profile::compile`]
 //! makes the program, [`wardian_sys::seccomp::install`] puts a process under it.
 //!
-//! # What a system call is answered that no rule names
+//! # System calls that no rule names
 //!
 //! As runc does it: `ENOSYS` when its number is larger than every number that the profile names for its architecture,
 //! the default action otherwise. A C library takes `ENOSYS` for "this kernel has it not yet" and uses what there was
