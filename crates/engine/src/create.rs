@@ -354,10 +354,10 @@ pub fn network_files(dir: &Path) -> [BindMount; 2] {
     })
 }
 
-/// /dev/shm is memory. Where the container's is limited the cgroup counts it, so all of the limit may be used for it; else
-/// the server's bound holds.
+/// /dev/shm is memory. Where the container's is limited the cgroup counts it, and what is in it no OOM killer frees: a
+/// sixteenth is left, so that something can be started that does. Else the server's bound holds.
 pub fn shm_bytes(server: u64, memory: u64) -> u64 {
-    if memory > 0 && server > 0 { memory } else { server }
+    if memory > 0 && server > 0 { (memory - memory / 16).max(4096) } else { server }
 }
 
 /// A root file system with its bundle and bind mounts, for a container or a pea. The `files` are the container's own: it is
@@ -457,7 +457,8 @@ mod tests {
     #[test]
     fn shared_memory_is_bounded_by_the_limit_or_by_the_server() {
         assert_eq!(shm_bytes(64 << 20, 0), 64 << 20);
-        assert_eq!(shm_bytes(64 << 20, 1 << 30), 1 << 30);
+        assert_eq!(shm_bytes(64 << 20, 1 << 30), 15 << 26);
+        assert_eq!(shm_bytes(64 << 20, 1), 4096);
         assert_eq!(shm_bytes(0, 0), 0);
         assert_eq!(shm_bytes(0, 1 << 20), 0);
     }

@@ -120,6 +120,10 @@ impl Engine {
             }
         };
         container.alive(keeper.clone(), init);
+        if container.keeper_version() < wire::CONFINED {
+            let text = "it was made by an earlier version: no seccomp filter, and what else is new, until it is made anew";
+            tracing::warn!(handle = record.handle, id = record.id, text, "restore.earlier-keeper");
+        }
         for state in processes {
             let process = Process::new(state.id.clone(), keeper.clone());
             let asked = keeper.ask(Op::Attach { id: state.id.clone() }, &[]).await;

@@ -151,6 +151,9 @@ fn first_stage(
     keep.extend(namespaces.iter().copied().chain(way.v1.iter().map(AsRawFd::as_raw_fd)));
     close_all_but(&keep)?;
     be_mortal()?;
+    if matches!(way.into, Into::New { .. }) {
+        spare();
+    }
     for procs in way.v1 {
         rustix::io::write(procs, b"0").map_err(failed("enter cgroup"))?;
     }
@@ -226,6 +229,12 @@ fn be_mortal() -> Outcome<()> {
         std::fs::write(SCORE, "0").map_err(failed(SCORE))?;
     }
     Ok(())
+}
+
+/// Pid 1 holds next to no memory, and all others end with it: the OOM killer is to take one of those. Where this host
+/// lacks CAP_SYS_RESOURCE it may choose pid 1, which then is the smallest of all ([`init`]).
+fn spare() {
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
 }
 
 /// Raising a hard limit needs CAP_SYS_RESOURCE on the host; without it the value is lowered to what there is.
@@ -318,18 +327,19 @@ pub fn drop_to(
         }
         check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), "setgroups")?;
         check(libc::syscall(libc::SYS_setresgid, gid, gid, gid), "setresgid")?;
-        // Inheritable first, while we still hold them all; a uid other than 0 loses the rest by itself.
-        capset(capabilities | 1 << 7 | 1 << 8, capabilities)?;
+        // The permitted set is kept over the change of ids and narrowed afterwards: with fs.suid_dumpable=1 that change makes
+        // us dumpable, and the user's processes could trace us before we have put that right. They may not trace somebody
+        // whose permitted set is not within theirs (`cap_ptrace_access_check`).
+        check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0).into(), "keep capabilities")?;
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid), "setresuid")?;
-        // Leaving uid 0 has emptied the permitted set; the inheritable one stays, and could not be set again.
-        if uid == 0 {
-            capset(capabilities, capabilities)?;
-        }
+        undumpable();
+        check(libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0).into(), "keep capabilities")?;
+        // A set that only shrinks changes nothing about that.
+        capset(if uid == 0 { capabilities } else { 0 }, capabilities)?;
         if no_new_privileges {
             check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into(), "no_new_privs")?;
         }
     }
-    // With fs.suid_dumpable=1 the kernel makes us dumpable at each change of credentials.
     undumpable();
     Ok(())
 }
@@ -549,9 +559,45 @@ pub fn init() -> ! {
         // The standard library has ignored it.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::prctl(libc::PR_SET_NAME, c"garden-init".as_ptr(), 0, 0, 0);
-        loop {
-            libc::pause();
-        }
+        rest()
+    }
+}
+
+/// Gives back all memory of this program, which the OOM killer would count, and waits for ever.
+#[cfg(target_arch = "x86_64")]
+unsafe fn rest() -> ! {
+    unsafe extern "C" {
+        // Of the linker (ld(1)): the first byte of the program's image, and the first one after it.
+        static __executable_start: u8;
+        static _end: u8;
+    }
+    let (start, end) = ((&raw const __executable_start).addr(), (&raw const _end).addr());
+    // SAFETY: what is dropped are pages of the image. Those of code come back from the file, as they were, when they are
+    // executed; those of data come back as the file has them, and nobody looks at them any more: the loop uses neither
+    // data nor stack. It does not return.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "2:",
+            "mov eax, {pause}",
+            "syscall",
+            "jmp 2b",
+            pause = const libc::SYS_pause,
+            in("rax") libc::SYS_madvise,
+            in("rdi") start & !4095,
+            in("rsi") end.next_multiple_of(4096) - (start & !4095),
+            in("rdx") libc::MADV_DONTNEED,
+            options(noreturn)
+        )
+    }
+}
+
+/// Waits for ever.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn rest() -> ! {
+    loop {
+        // SAFETY: pause takes nothing and touches no memory.
+        unsafe { libc::pause() };
     }
 }
 

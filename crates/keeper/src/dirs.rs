@@ -6,11 +6,12 @@
 
 use crate::child::{self, Outcome, Stop, failed};
 use crate::users::User;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path};
 
@@ -19,55 +20,75 @@ const MAX_LINKS: u32 = 40;
 /// More than a path can name: somebody keeps removing what is made.
 const MAX_MADE: u32 = 4096;
 
-/// Makes a directory and its missing parents, the new ones owned by the user, with mode 0755.
+/// Makes a directory and its missing parents, the new ones owned by the user, with mode 0755. Returns the directory if it
+/// was missing.
 ///
 /// The user's own rights are tried first. Otherwise root's are used, as in Garden, but then no symlink is followed that
 /// root does not own: else a user could choose where in the container root makes directories for him.
-pub fn make(path: &Path, owner: &User) -> Outcome<()> {
+pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
     match rustix::fs::stat(path) {
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(None),
         Err(Errno::NOENT) => {}
         Err(error) => return Err(failed(path.display())(error)),
     }
     let say = || format!("mkdir {}", path.display());
+    let trusted = Cell::new(true);
+    let link = |stat: &Stat| {
+        trusted.set(trusted.get() && stat.st_uid == 0);
+        Ok(())
+    };
+    let missing =
+        |parent: &OwnedFd, name: &OsStr| create(parent, name, owner, trusted.get()).map_err(Stop::from);
+    walk(CWD, path, &missing, &link).map(Some).map_err(|stop| Stop::from(format!("{}: {}", say(), stop.text)))
+}
+
+/// What is done about a directory that is missing below another one.
+pub type Missing<'a> = &'a dyn Fn(&OwnedFd, &OsStr) -> Outcome<()>;
+/// Whether a symlink is followed.
+pub type Link<'a> = &'a dyn Fn(&Stat) -> Outcome<()>;
+
+/// Opens the directory that the path leads to from `start` (an absolute one: from the root), component by component, so
+/// that every link on the way is looked at before it is followed, also those that links lead to.
+pub fn walk(start: impl AsFd, path: &Path, missing: Missing<'_>, link: Link<'_>) -> Outcome<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, "/", flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed("/"))?;
-    // The directories from the root to where we are: `..` is the one before, whatever has been renamed since.
-    let mut at = vec![root];
+    let directory = |at: BorrowedFd<'_>, name: &str| {
+        rustix::fs::openat(at, name, flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed(name))
+    };
+    let mut here = directory(start.as_fd(), if path.is_absolute() { "/" } else { "." })?;
     let mut todo: VecDeque<OsString> = parts(path);
-    let (mut links, mut made, mut trusted) = (0, 0, true);
+    let (mut links, mut made) = (0, 0);
     while let Some(name) = todo.pop_front() {
         if name == ".." {
-            at.truncate((at.len() - 1).max(1));
+            here = directory(here.as_fd(), "..")?;
             continue;
         }
-        let Some(here) = at.last() else { return Err(Stop::from(say())) };
-        let found = match rustix::fs::openat(here, &name, flags, Mode::empty()) {
+        let say = || name.to_string_lossy().into_owned();
+        let found = match rustix::fs::openat(&here, &name, flags, Mode::empty()) {
             Err(Errno::NOENT) => {
-                create(here, &name, owner, trusted).map_err(failed(say()))?;
-                todo.push_front(name);
                 made += 1;
                 if made > MAX_MADE {
                     return Err(failed(say())(Errno::LOOP));
                 }
+                missing(&here, &name)?;
+                todo.push_front(name);
                 continue;
             }
             other => other.map_err(failed(say()))?,
         };
         let stat = rustix::fs::fstat(&found).map_err(failed(say()))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => at.push(found),
+            FileType::Directory => here = found,
             FileType::Symlink => {
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(failed(say())(Errno::LOOP));
                 }
-                trusted &= stat.st_uid == 0;
+                link(&stat)?;
                 // Text, also of a link of /proc that is more than its text.
                 let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(failed(say()))?;
                 let target = OsString::from_vec(target.into_bytes());
                 if Path::new(&target).is_absolute() {
-                    at.truncate(1);
+                    here = directory(here.as_fd(), "/")?;
                 }
                 for part in parts(Path::new(&target)).into_iter().rev() {
                     todo.push_front(part);
@@ -76,7 +97,7 @@ pub fn make(path: &Path, owner: &User) -> Outcome<()> {
             _ => return Err(failed(say())(Errno::NOTDIR)),
         }
     }
-    Ok(())
+    Ok(here)
 }
 
 fn parts(path: &Path) -> VecDeque<OsString> {

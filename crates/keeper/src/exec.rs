@@ -3,36 +3,43 @@
 use crate::child::{self, Outcome, Stop, failed};
 use crate::dirs;
 use crate::process::TheirIo;
-use crate::report::Report;
+use crate::report::{Report, Tag};
 use crate::users::{self, User};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 use wardian_runtime::seccomp::Program;
 use wardian_runtime::wire::Exec;
 
-/// More than this of passwd or group is not read.
+/// Larger files of users or groups are refused.
 const MAX_DATABASE: u64 = 1 << 20;
 
-/// A file of the container, if it is a plain one.
-fn database(path: &str) -> String {
+/// The text of a file of the container; none if there is no such file. One that cannot be read is not taken for an empty
+/// one: users would have other ids, groups and rights than it says.
+fn database(path: &str) -> Outcome<String> {
     // NONBLOCK: a fifo put there by the image must not hold us up.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let Ok(fd) = rustix::fs::open(path, flags, Mode::empty()) else { return String::new() };
-    if rustix::fs::fstat(&fd).map(|s| FileType::from_raw_mode(s.st_mode)) != Ok(FileType::RegularFile) {
-        return String::new();
+    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
+        other => other.map_err(failed(path))?,
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(failed(path))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Stop::from(format!("{path}: not a regular file")));
     }
     let mut bytes = Vec::new();
-    if std::fs::File::from(fd).take(MAX_DATABASE).read_to_end(&mut bytes).is_err() {
-        return String::new();
+    std::fs::File::from(fd).take(MAX_DATABASE + 1).read_to_end(&mut bytes).map_err(failed(path))?;
+    if bytes.len() as u64 > MAX_DATABASE {
+        return Err(Stop::from(format!("{path}: larger than {MAX_DATABASE} bytes")));
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Look a user up inside.
 pub fn user(wanted: &str) -> Outcome<User> {
-    users::resolve(wanted, &database("/etc/passwd"), &database("/etc/group")).map_err(Stop::from)
+    users::resolve(wanted, &database("/etc/passwd")?, &database("/etc/group")?).map_err(Stop::from)
 }
 
 /// Become the program. Returns only when that fails.
@@ -78,6 +85,7 @@ pub fn run(
     })?;
     child::stay_inside()?;
     child::clean_slate()?;
+    report.send(Tag::Ready, "");
     Err(search(exec, &env))
 }
 

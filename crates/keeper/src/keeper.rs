@@ -49,6 +49,9 @@ impl Container {
 /// hundred destroys at once the last would wait for that.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// Children reaped before others are listened to again.
+const REAPED_AT_ONCE: usize = 64;
+
 /// The end has been asked for.
 #[derive(Debug)]
 struct Ending {
@@ -72,6 +75,8 @@ pub struct Keeper {
     made: bool,
     /// A child has ended that may not be reaped yet, see [`launches`].
     held: bool,
+    /// There may be more to reap than was reaped in this turn.
+    more: bool,
     ending: Option<Ending>,
     /// The container is destroyed; when to end at the latest, see [`LINGER`].
     leave: Option<Instant>,
@@ -118,6 +123,7 @@ impl Keeper {
             container: None,
             made: false,
             held: false,
+            more: false,
             ending: None,
             leave: None,
             parked: None,
@@ -139,8 +145,12 @@ impl Keeper {
             fds.extend(
                 self.launches.iter().filter_map(|l| l.pipe.as_ref()).map(|p| PollFd::new(p, PollFlags::IN)),
             );
+            let deadline = if self.more { Some(Instant::now()) } else { deadline };
             let timeout = deadline.map(|d| {
-                let left = d.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+                let mut left = d.saturating_duration_since(Instant::now());
+                if !self.more {
+                    left += Duration::from_millis(1);
+                }
                 rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
             });
             if poll(&mut fds, timeout.as_ref()).is_err() {
@@ -156,7 +166,7 @@ impl Keeper {
                 self.hear();
             }
             self.expire();
-            if ready[1] || self.held {
+            if ready[1] || self.held || self.more {
                 self.reap();
             }
             for (id, _) in ids.iter().zip(connections).filter(|(_, ready)| **ready) {
@@ -379,6 +389,7 @@ impl Keeper {
             child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges, plan.seccomp.as_ref())?;
             child::clean_slate()?;
             child::die_with_parent()?;
+            report.send(Tag::Ready, "");
             Err(child::exec_fd(init.as_fd(), "garden-init"))
         };
         failpoint::reach(Point::KeeperCreateCloning);
@@ -526,8 +537,8 @@ impl Keeper {
         let (connection, seq) = (launch.connection, launch.seq);
         let started = match (launch.failure, launch.pid) {
             (Some(failure), _) => Err(failure),
-            (None, Some(pid)) => Ok(pid),
-            (None, None) => Err(other("the process ended before it could start")),
+            (None, Some(pid)) if launch.ready => Ok(pid),
+            (None, _) => Err(other("the process was killed before its program could start")),
         };
         match (launch.kind, started) {
             (Kind::Transfer, started) => {
@@ -606,18 +617,23 @@ impl Keeper {
     fn reap(&mut self) {
         let mut scratch = [0; 1024];
         while rustix::io::read(&self.signals, &mut scratch).is_ok_and(|n| n > 0) {}
-        self.held = false;
-        while let Ok(Some(raw)) = children::peek_ended() {
-            let Some(pid) = Pid::from_raw(raw) else { break };
+        (self.held, self.more) = (false, true);
+        // So many at a time: a privileged container can make children of ours (CLONE_PARENT) as fast as they are reaped.
+        for _ in 0..REAPED_AT_ONCE {
+            let Ok(Some(pid)) = children::peek_ended().map(|raw| raw.and_then(Pid::from_raw)) else {
+                self.more = false;
+                break;
+            };
             if !self.may_reap(pid) {
                 // It hides the others from the kernel's answer, so they are asked for one by one.
-                self.held = true;
+                (self.held, self.more) = (true, false);
                 for pid in self.known() {
                     let _ = self.reap_one(pid);
                 }
                 break;
             }
             if !self.reap_one(pid) {
+                self.more = false;
                 break;
             }
         }

@@ -206,7 +206,7 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
             }
             attach_at(mount, &root, &step.destination, None)?;
             if step.kind == "cgroup" {
-                cgroup_v1(step, parts, &root)?;
+                kernels.extend(cgroup_v1(step, parts, &root)?);
             }
         }
     }
@@ -287,8 +287,9 @@ fn make(step: &Mount, parts: &Parts<'_>) -> Outcome<Option<OwnedFd>> {
     made.map(Some).map_err(failed(format!("mount {}", step.destination)))
 }
 
-/// Each v1 hierarchy below `/sys/fs/cgroup`, showing the container's own part.
-fn cgroup_v1(step: &Mount, parts: &Parts<'_>, root: &OwnedFd) -> Outcome<()> {
+/// Each v1 hierarchy below `/sys/fs/cgroup`, showing the container's own part. Returns their devices.
+fn cgroup_v1(step: &Mount, parts: &Parts<'_>, root: &OwnedFd) -> Outcome<Vec<u64>> {
+    let mut devices = Vec::new();
     for name in parts.hierarchies {
         let directory = name.strip_prefix("name=").unwrap_or(name);
         let target = format!("{}/{directory}", step.destination);
@@ -298,9 +299,11 @@ fn cgroup_v1(step: &Mount, parts: &Parts<'_>, root: &OwnedFd) -> Outcome<()> {
             let flags: Vec<&str> = name.split(',').collect();
             mount::fs_mount("cgroup", &[], &flags, attributes(step))
         };
-        attach_at(made.map_err(failed(format!("mount {target}")))?.as_fd(), root, &target, None)?;
+        let made = made.map_err(failed(format!("mount {target}")))?;
+        devices.push(rustix::fs::fstat(&made).map_err(failed(format!("look at {target}")))?.st_dev);
+        attach_at(made.as_fd(), root, &target, None)?;
     }
-    Ok(())
+    Ok(devices)
 }
 
 /// What may be shown over files of procfs, as runc allows it: statistics that programs such as lxcfs provide.
@@ -336,7 +339,8 @@ fn attach_at(
         let stat = rustix::fs::fstat(&target).map_err(failed(format!("look at {destination}")))?;
         if kernels.contains(&stat.st_dev) && !OVER_PROC.contains(&destination) {
             return Err(Stop::from(format!(
-                "a bind mount over {destination} is not allowed: /proc and /sys show the kernel"
+                "a bind mount over {destination} is not allowed: it is, or a link of the image leads, into /proc or /sys, which \
+                 show the kernel"
             )));
         }
     }

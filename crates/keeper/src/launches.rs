@@ -55,6 +55,8 @@ pub struct Launch {
     pub pid: Option<Pid>,
     /// The first stage, which is not inside the container's pid namespace; until it is reaped.
     pub stage: Option<Pid>,
+    /// Its process has come as far as its exec.
+    pub ready: bool,
     /// What went less well than asked.
     pub warnings: Vec<String>,
     /// Why it fails.
@@ -75,6 +77,7 @@ impl Launch {
             buffer: Vec::new(),
             pid: None,
             stage: Some(stage),
+            ready: false,
             warnings: Vec::new(),
             failure: None,
             status: None,
@@ -106,6 +109,7 @@ impl Launch {
                     let child = |pid: &Pid| children::is_child(pid.as_raw_nonzero().get());
                     self.pid = text.parse().ok().and_then(Pid::from_raw).filter(child);
                 }
+                Tag::Ready => self.ready = true,
                 Tag::Warning => self.warnings.push(text),
                 Tag::NotFound => self.failure = Some((Failure::ExecutableNotFound, text)),
                 Tag::Error => self.failure = Some((Failure::Other, text)),

@@ -1,6 +1,6 @@
 //! How a child tells the keeper what became of it: frames on a close-on-exec pipe.
 //!
-//! The pipe's end of file without an error frame means that the program runs.
+//! The pipe's end of file after [`Tag::Ready`], without an error frame, means that the program runs.
 
 use rustix::io::write;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 pub enum Tag {
     /// The pid of the process, seen from the host.
     Pid = b'P' as isize,
+    /// Only the exec is left. Whoever ends without having said so was killed before.
+    Ready = b'R' as isize,
     /// Something went less well than asked.
     Warning = b'W' as isize,
     /// The program does not exist.
@@ -49,6 +51,7 @@ pub fn take_frames(buffer: &mut Vec<u8>) -> Vec<(Tag, String)> {
         }
         let tag = match tag {
             b'P' => Tag::Pid,
+            b'R' => Tag::Ready,
             b'W' => Tag::Warning,
             b'X' => Tag::NotFound,
             _ => Tag::Error,

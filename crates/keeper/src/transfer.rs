@@ -5,12 +5,15 @@ use crate::child::{self, Outcome, Stop, failed};
 use crate::pack;
 use crate::{dirs, exec};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 use wardian_runtime::seccomp::Program;
 
 const BUFFER: usize = 256 * 1024;
@@ -48,12 +51,18 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
         let parent = path.parent().unwrap_or(Path::new("/"));
         (parent, path.file_name().map(PathBuf::from))
     };
-    if task.inward {
-        dirs::make(dir, &user)?;
+    bound_memory()?;
+    let made = if task.inward { dirs::make(dir, &user)? } else { None };
+    let drop = || child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true, task.filter);
+    if let Some(made) = made {
+        // As in Garden, what has been made for a user is reached even where a directory above is closed to him.
+        rustix::process::fchdir(&made).map_err(failed(path.display()))?;
+        drop()?;
+    } else {
+        drop()?;
+        rustix::process::chdir(dir).map_err(failed(path.display()))?;
     }
-    rustix::process::chdir(dir).map_err(failed(path.display()))?;
     child::stay_inside()?;
-    child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true, task.filter)?;
     // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask, which the keeper has set.
     if task.inward { unpack(pipe) } else { pack::pack(File::from(pipe), entry.as_deref()) }
 }
@@ -115,6 +124,7 @@ impl Source {
 fn unpack(pipe: OwnedFd) -> Outcome<()> {
     let source = Source { pipe, moved: Cell::new(0), ended: Cell::new(false) };
     let mut archive = tar::Archive::new(&source);
+    let places = Places::new();
     let mut directories = Vec::new();
     let mut buffer = vec![0; BUFFER];
     let mut any = false;
@@ -127,23 +137,18 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
         let mode = header.mode().map_err(failed(say()))? & 0o7777;
         let mtime = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0);
         let kind = header.entry_type();
-        if path.as_os_str().is_empty() {
-            continue;
-        }
-        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            std::fs::create_dir_all(parent).map_err(failed(say()))?;
-        }
+        let Some(name) = path.file_name() else { continue };
+        let parent = places.open(path.parent().unwrap_or(Path::new("")))?;
         match kind {
             tar::EntryType::Directory => {
-                match std::fs::create_dir(&path) {
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-                    other => other.map_err(failed(say()))?,
-                }
+                directory(&places, &parent, name, &path)?;
                 directories.push((path.clone(), mode & !0o022, mtime));
             }
             tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
-                let mut file = create(&path, mode & 0o777)?;
-                if kind == tar::EntryType::Regular && entry.size() >= WORTH_MOVING {
+                let mut file = create(&parent, name, mode & 0o777).map_err(failed(say()))?;
+                if kind == tar::EntryType::GNUSparse {
+                    sparse(&mut entry, &mut file, &mut buffer).map_err(failed(say()))?;
+                } else if kind == tar::EntryType::Regular && entry.size() >= WORTH_MOVING {
                     let size = entry.size();
                     if source.move_to(&file, size).map_err(failed(say()))? < size {
                         return Err(Stop::from("Unexpected EOF in archive".to_owned()));
@@ -155,19 +160,23 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
                 rustix::fs::futimens(&file, &times(mtime)).map_err(failed(say()))?;
             }
             tar::EntryType::Symlink => {
-                clear(&path)?;
+                clear(&parent, name).map_err(failed(say()))?;
                 let target = entry.link_name().map_err(failed(say()))?.unwrap_or_default();
-                std::os::unix::fs::symlink(&*target, &path).map_err(failed(say()))?;
+                rustix::fs::symlinkat(&*target, &parent, name).map_err(failed(say()))?;
             }
             tar::EntryType::Link => {
-                clear(&path)?;
                 let target = relative(&entry.link_name().map_err(failed(say()))?.unwrap_or_default())?;
-                std::fs::hard_link(&target, &path).map_err(failed(say()))?;
+                let (above, file) = (target.parent().unwrap_or(Path::new("")), target.file_name());
+                let above = places.open(above)?;
+                clear(&parent, name).map_err(failed(say()))?;
+                let flags = rustix::fs::AtFlags::empty();
+                rustix::fs::linkat(&above, file.unwrap_or_default(), &parent, name, flags)
+                    .map_err(failed(say()))?;
             }
             tar::EntryType::Fifo => {
-                clear(&path)?;
+                clear(&parent, name).map_err(failed(say()))?;
                 let fifo = rustix::fs::FileType::Fifo;
-                rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, Mode::from_raw_mode(mode & 0o777), 0)
+                rustix::fs::mknodat(&parent, name, fifo, Mode::from_raw_mode(mode & 0o777), 0)
                     .map_err(failed(say()))?;
             }
             tar::EntryType::XGlobalHeader => {}
@@ -179,11 +188,15 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
     }
     // The archive's own end, a block of zeros, has been seen: one that stops between two files has lost some.
     if source.ended.get() {
-        return Err(Stop::from("Unexpected EOF in archive".to_owned()));
+        let text =
+            "Unexpected EOF in archive: it has no blocks of zeros at its end, its writer was not closed";
+        return Err(Stop::from(text.to_owned()));
     }
     // Deepest first and last: writing into a directory changes its time, and may need a mode it will lose.
     for (path, mode, mtime) in directories.into_iter().rev() {
-        let dir = File::open(&path).map_err(failed(path.display()))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(places.open(&path)?, ".", flags, Mode::empty())
+            .map_err(failed(path.display()))?;
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode)).map_err(failed(path.display()))?;
         rustix::fs::futimens(&dir, &times(mtime)).map_err(failed(path.display()))?;
     }
@@ -193,18 +206,121 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
     Ok(())
 }
 
-/// A new file, in place of whatever has its name.
-fn create(path: &Path, mode: u32) -> Outcome<File> {
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = || rustix::fs::open(path, flags, Mode::from_raw_mode(mode));
-    let fd = match open() {
-        Err(rustix::io::Errno::EXIST) => {
-            clear(path)?;
-            open()
+/// Directories below the working directory, into which entries go.
+///
+/// A link that was there before is followed only if root or the user owns it: through one that another user of the container
+/// has planted, root would write, and set modes, where that user wants it.
+struct Places {
+    uid: u32,
+    last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self { uid: rustix::process::geteuid().as_raw(), last: RefCell::default() }
+    }
+
+    fn trusts(&self, stat: &rustix::fs::Stat) -> bool {
+        [0, self.uid].contains(&stat.st_uid)
+    }
+
+    /// The directory of this path, made when missing.
+    fn open(&self, path: &Path) -> Outcome<Rc<OwnedFd>> {
+        if let Some((last, fd)) = &*self.last.borrow()
+            && last == path
+        {
+            return Ok(fd.clone());
         }
+        let missing = |parent: &OwnedFd, name: &OsStr| match mkdir(parent, name) {
+            Err(error) if error != Errno::EXIST => Err(failed(path.display())(error)),
+            _ => Ok(()),
+        };
+        let link = |stat: &rustix::fs::Stat| {
+            if self.trusts(stat) {
+                Ok(())
+            } else {
+                Err(Stop::from("a symbolic link of another user".to_owned()))
+            }
+        };
+        let opened = dirs::walk(rustix::fs::CWD, path, &missing, &link)
+            .map_err(|stop| Stop::from(format!("{}: {}", path.display(), stop.text)))?;
+        let opened = Rc::new(opened);
+        *self.last.borrow_mut() = Some((path.to_owned(), opened.clone()));
+        Ok(opened)
+    }
+
+    /// What lies in directories has changed: they may be others now.
+    fn forget(&self) {
+        *self.last.borrow_mut() = None;
+    }
+}
+
+fn mkdir(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o777))
+}
+
+/// An entry that is a directory: one that is there stays, and so does a link to one that may be followed; another link is
+/// replaced, as by GNU tar.
+fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Outcome<()> {
+    match mkdir(parent, name) {
+        Err(Errno::EXIST) => {}
+        other => return other.map_err(failed(path.display())),
+    }
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    let stat = rustix::fs::statat(parent, name, flags).map_err(failed(path.display()))?;
+    match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+        rustix::fs::FileType::Directory => Ok(()),
+        rustix::fs::FileType::Symlink if places.trusts(&stat) => places.open(path).map(drop),
+        rustix::fs::FileType::Symlink => {
+            clear(parent, name).and_then(|()| mkdir(parent, name)).map_err(failed(path.display()))?;
+            places.forget();
+            Ok(())
+        }
+        _ => Err(failed(path.display())(Errno::EXIST)),
+    }
+}
+
+/// A new file, in place of whatever has its name.
+fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> rustix::io::Result<File> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode));
+    let fd = match open() {
+        Err(Errno::EXIST) => match clear(parent, name) {
+            // Something is mounted there, such as the container's own /etc/hosts: its contents can be replaced.
+            Err(Errno::BUSY) => {
+                let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::openat(parent, name, flags, Mode::empty())
+            }
+            cleared => cleared.and_then(|()| open()),
+        },
         other => other,
     };
-    fd.map(File::from).map_err(failed(path.display()))
+    fd.map(File::from)
+}
+
+/// The holes of a sparse file, which the reader gives as zeros, stay holes: a kilobyte of an archive can stand for
+/// terabytes.
+fn sparse(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()> {
+    let mut length = 0;
+    loop {
+        let n = from.read(buffer)?;
+        if n == 0 {
+            return to.set_len(length);
+        }
+        if buffer[..n].iter().any(|byte| *byte != 0) {
+            io::Seek::seek(to, io::SeekFrom::Start(length))?;
+            to.write_all(&buffer[..n])?;
+        }
+        length += n as u64;
+    }
+}
+
+/// The reader keeps names and attributes of an entry in memory, however long the archive says that they are.
+fn bound_memory() -> Outcome<()> {
+    const ROOM: u64 = 256 << 20;
+    let bound = rustix::process::Rlimit { current: Some(ROOM), maximum: Some(ROOM) };
+    rustix::process::setrlimit(rustix::process::Resource::As, bound)
+        .map_err(failed("bound the helper's memory"))
 }
 
 fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()> {
@@ -217,10 +333,10 @@ fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()
 }
 
 /// Make room for an entry that is not a directory.
-fn clear(path: &Path) -> Outcome<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(path.display())(e)),
-        _ => Ok(()),
+fn clear(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
     }
 }
 

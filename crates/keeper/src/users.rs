@@ -1,5 +1,7 @@
 //! Who a process runs as: Garden's rules over the text of /etc/passwd and /etc/group (Garden server §2.8).
 
+use std::collections::HashSet;
+
 /// Ids and home of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -47,9 +49,13 @@ fn out_of_range() -> String {
     format!("uids and gids must be in range 0-{MAX_ID}")
 }
 
+/// A number is an id, also where the image has a user or group of that name, as runc takes it: an image shall not decide
+/// what a number means.
 fn number(text: &str) -> Option<Result<u32, String>> {
-    let value: u64 = text.parse().ok()?;
-    Some(u32::try_from(value).ok().filter(|id| *id <= MAX_ID).ok_or_else(out_of_range))
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Some(text.parse().ok().filter(|id| *id <= MAX_ID).ok_or_else(out_of_range))
 }
 
 /// Find `wanted` (`""`, `name`, `uid`, and either with `:group` or `:gid`).
@@ -74,23 +80,23 @@ pub fn resolve(wanted: &str, passwd_text: &str, group_text: &str) -> Result<User
             groups: members("root"),
             home: home(entry.as_ref()),
         }
-    } else if let Some(entry) = passwd(passwd_text).find(|e| e.name == name) {
-        User { uid: entry.uid, gid: entry.gid, groups: members(name), home: home(Some(&entry)) }
     } else if let Some(uid) = number(name) {
         let uid = uid?;
         let entry = passwd(passwd_text).find(|e| e.uid == uid);
         let groups = entry.as_ref().map_or_else(Vec::new, |e| members(e.name));
         User { uid, gid: entry.as_ref().map_or(0, |e| e.gid), groups, home: home(entry.as_ref()) }
+    } else if let Some(entry) = passwd(passwd_text).find(|e| e.name == name) {
+        User { uid: entry.uid, gid: entry.gid, groups: members(name), home: home(Some(&entry)) }
     } else {
         return Err(format!("unable to find user {name}: no matching entries in passwd file"));
     };
     if let Some(group) = group {
         user.groups.clear();
-        user.gid = match groups(group_text).find(|(name, _, _)| *name == group) {
-            Some((_, gid, _)) => gid,
-            None => number(group).ok_or_else(|| {
-                format!("unable to find group {group}: no matching entries in group file")
-            })??,
+        let named = || groups(group_text).find(|(name, _, _)| *name == group).map(|(_, gid, _)| gid);
+        user.gid = match number(group) {
+            Some(gid) => gid?,
+            None => named()
+                .ok_or_else(|| format!("unable to find group {group}: no matching entries in group file"))?,
         };
     }
     if user.groups.iter().chain([&user.uid, &user.gid]).any(|id| *id > MAX_ID) {
@@ -104,22 +110,25 @@ pub fn resolve(wanted: &str, passwd_text: &str, group_text: &str) -> Result<User
 /// # Errors
 /// An entry without a name or `=`, or with a NUL.
 pub fn environment(given: &[String], user: &User, wanted: &str) -> Result<Vec<String>, String> {
+    let mut seen = HashSet::new();
     let mut env: Vec<String> = Vec::with_capacity(given.len() + 3);
-    for entry in given {
+    for entry in given.iter().rev() {
         let name = entry.split_once('=').map(|(name, _)| name).filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| format!("invalid environment variable: {entry:?}"))?;
         if entry.contains('\0') {
             return Err(format!("invalid environment variable: {name:?} contains a NUL"));
         }
-        env.retain(|old| old.split_once('=').map(|(old, _)| old) != Some(name));
-        env.push(entry.clone());
+        if seen.insert(name) {
+            env.push(entry.clone());
+        }
     }
+    env.reverse();
     let mut default = |name: &str, value: &str| {
-        let set = env
-            .iter()
-            .any(|e| e.split_once('=').is_some_and(|(n, v)| n == name && !(v.is_empty() && n == "HOME")));
-        if !set {
-            env.retain(|e| e.split_once('=').map(|(n, _)| n) != Some(name));
+        if name == "HOME" && env.iter().any(|entry| entry == "HOME=") {
+            env.retain(|entry| entry != "HOME=");
+            seen.remove(name);
+        }
+        if !seen.contains(name) {
             env.push(format!("{name}={value}"));
         }
     };
@@ -151,6 +160,13 @@ mod tests {
         assert_eq!(ids("1001"), (1001, 1010, vec![1010, 1011], "/home/alice".into()));
         assert_eq!(ids("alice:extra"), (1001, 1011, vec![], "/home/alice".into()));
         assert_eq!(ids("7:8"), (7, 8, vec![], "/".into()));
+        // What an image calls a number is none.
+        let (passwd, group) = ("1000:x:0:0::/:\nroot:x:0:0::/:\n", "1000:x:0:\n");
+        for wanted in ["1000", "1000:1000"] {
+            assert_eq!(resolve(wanted, passwd, group).unwrap().uid, 1000, "{wanted}");
+        }
+        assert_eq!(resolve("1000:1000", passwd, group).unwrap().gid, 1000);
+        assert!(resolve("+5", passwd, group).is_err());
         assert_eq!(resolve("", "", "").unwrap(), User { uid: 0, gid: 0, groups: vec![], home: "/".into() });
     }
 

@@ -109,8 +109,8 @@ pub struct Args {
     /// [default: 0]
     #[arg(long, value_name = "TIME", env = "WARDIAN_DEFAULT_GRACE_TIME", value_parser = duration)]
     default_grace_time: Option<Duration>,
-    /// Size of /dev/shm in containers without a memory limit; with one, the size is that limit. 0: half of the host's memory in
-    /// every container [default: 64M]
+    /// Size of /dev/shm in containers without a memory limit; with one, the size is 15/16 of that. 0: half of the host's memory
+    /// in every container [default: 64M]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_SHM_SIZE", value_parser = crate::store::size)]
     shm_size: Option<u64>,
     /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]

@@ -17,6 +17,7 @@
 //! |---|---|---|---|
 //! | `socket`, `socketpair` | any address family | unspecified, local, IPv4, IPv6, netlink, packet; else `EPERM` | AF_VSOCK reaches the host and its neighbours past the network namespace; AF_ALG and the rare families are kernel code that a container has been left by more than once |
 //! | `clone` with CLONE_NEWCGROUP | allowed | `EPERM` | the other new namespaces are refused already |
+//! | `clone` with CLONE_PARENT | allowed | `EPERM` | it makes children of the keeper, for it to reap |
 //! | `syslog` | allowed | `EPERM` | the kernel log is the host's; it is readable where `kernel.dmesg_restrict` is 0 |
 //! | `close_range`, `rseq`, `membarrier` | `EPERM` | allowed | they reach nothing but the caller and its own memory, and today's C libraries and language runtimes begin with them |
 //! | `pidfd_open`, `pidfd_send_signal` | `EPERM` | allowed | `kill` in another form, within the pid namespace |

@@ -493,6 +493,7 @@ fn what_a_container_must_not_call() {
         for (name, arg) in [
             ("clone", 0x1000_0000),
             ("clone", 0x7e02_0011),
+            ("clone", 0x8011),
             ("socket", 40),
             ("socket", 38),
             ("personality", 0x4_0000),

@@ -73,7 +73,7 @@ async fn memory_that_looks_like_files_is_bounded() {
     let small = sh(&client, "small", "dd if=/dev/zero of=/dev/shm/f bs=1M count=41").await;
     assert_ne!(small.code, 0, "{small:?}");
     let size = say(&client, "small", "df /dev/shm | tail -n1 | awk '{print $2}'").await;
-    assert_eq!(size, (40 << 10).to_string());
+    assert_eq!(size, (40 * 15 * 64).to_string());
     // The directory that holds the v1 hierarchies is container root's to write to, as in Garden.
     let fill = "mkdir /sys/fs/cgroup/mine && dd if=/dev/zero of=/sys/fs/cgroup/mine/f bs=1M count=9 2>/dev/null; \
                 stat -c %s /sys/fs/cgroup/mine/f; i=0; while mkdir /sys/fs/cgroup/d$i; do i=$((i+1)); done; echo $i";

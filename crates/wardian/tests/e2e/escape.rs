@@ -307,3 +307,61 @@ async fn a_working_directory_is_made_without_a_race() {
     assert_eq!(say(&client, "c", "ls -d /etc/d* 2>/dev/null | wc -l").await, "0");
     server.finish().await;
 }
+
+/// A user who fills the container's memory does not end the container.
+#[tokio::test]
+async fn a_container_without_memory_keeps_its_init() {
+    let server = Server::start().await;
+    let client = server.client();
+    let limits = wardian_garden::wire::Limits {
+        memory_limits: wardian_garden::wire::MemoryLimits { limit_in_bytes: 24 << 20 },
+        ..Default::default()
+    };
+    client.create(&ContainerSpec { handle: "c".into(), limits, ..Default::default() }).await.unwrap();
+    for _ in 0..3 {
+        let fill = script("dd if=/dev/zero of=/dev/shm/f bs=64k count=4000");
+        drop(run(&client, "c", &ProcessSpec { user: "vcap".into(), ..fill }).await);
+        let fill = script("rm -f /dev/shm/f; tail -c 100000000 /dev/zero");
+        drop(run(&client, "c", &ProcessSpec { user: "vcap".into(), ..fill }).await);
+    }
+    assert_eq!(say(&client, "c", "rm -f /dev/shm/f; cat /proc/1/comm").await, "garden-init");
+    server.finish().await;
+}
+
+/// A file of users that cannot be read, or is cut, must not make somebody a member of root's group.
+#[tokio::test]
+async fn users_that_cannot_be_read_are_not_guessed() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    let as_number = |text: &str| ProcessSpec { user: "2000".into(), ..script(text) };
+    assert_eq!(run(&client, "c", &as_number("id -g")).await.out.trim(), "2000");
+    let change =
+        "cp /etc/passwd /etc/p; dd if=/dev/zero bs=1M count=2 2>/dev/null | tr '\\0' '#' >>/etc/passwd";
+    say(&client, "c", change).await;
+    let error = message(client.run("c", &as_number("id -g"), listen()).await);
+    assert!(error.contains("/etc/passwd: larger than"), "{error}");
+    let streamed =
+        client.stream_in("c", "vcap", "/tmp", std::io::Cursor::new(tar_of(&[("f", b"x")])), None).await;
+    assert!(message(streamed).contains("/etc/passwd: larger than"));
+    server.finish().await;
+}
+
+/// Whoever is killed before its exec has not been started.
+#[tokio::test]
+async fn a_launch_that_is_killed_is_an_error() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    // Kills whatever comes, but itself.
+    let killer = client.run("c", &script("while :; do kill -9 -1; done"), listen()).await.unwrap();
+    let mut refused = 0;
+    for _ in 0..300 {
+        match client.run("c", &ProcessSpec { path: "true".into(), ..Default::default() }, listen()).await {
+            Err(_) => refused += 1,
+            Ok(process) => drop(end(process).await),
+        }
+    }
+    assert!(refused > 0);
+    drop(killer);
+    client.stop("c", true).await.unwrap();
+    server.finish().await;
+}

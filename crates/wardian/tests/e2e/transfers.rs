@@ -1,6 +1,6 @@
 //! Tars in and out: what was told to be done is done.
 
-use crate::support::{STUCK, Server, members, noise, say, sh, tar_of};
+use crate::support::{STUCK, Server, header, members, noise, run, say, script, sh, tar_of};
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
@@ -123,5 +123,108 @@ async fn a_stopped_helper_ends_with_its_client() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+    server.finish().await;
+}
+
+/// A user of the container cannot lead a tar of root's elsewhere by a link, as GNU tar would not be led.
+#[tokio::test]
+async fn a_users_links_do_not_lead_roots_tar() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    let vcap = |text: &str| wardian_garden::wire::ProcessSpec { user: "vcap".into(), ..script(text) };
+    let plant = "ln -s /root /home/vcap/app; ln -s /root /home/vcap/other";
+    assert_eq!(run(&client, "c", &vcap(plant)).await.code, 0);
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut head = header(0);
+    head.set_entry_type(tar::EntryType::Directory);
+    head.set_mode(0o755);
+    tar.append_data(&mut head, "app/", &b""[..]).unwrap();
+    tar.append_data(&mut header(1), "app/f", &b"x"[..]).unwrap();
+    let tar = tar.into_inner().unwrap();
+    client.stream_in("c", "", "/home/vcap", std::io::Cursor::new(tar), None).await.unwrap();
+    assert_eq!(say(&client, "c", "ls -A /root; stat -c %a /root; cat /home/vcap/app/f").await, "700\nx");
+    // Without an entry for the directory there is nothing to replace the link by.
+    let tar = std::io::Cursor::new(tar_of(&[("other/f", b"x")]));
+    let error = crate::support::message(client.stream_in("c", "", "/home/vcap", tar, None).await);
+    assert!(error.contains("a symbolic link of another user"), "{error}");
+    assert_eq!(say(&client, "c", "ls -A /root").await, "");
+    // Links of root's lead on, as images with a merged /usr have them, and the user's own lead the user.
+    say(&client, "c", "mkdir /real; ln -s real /link").await;
+    let tar = || std::io::Cursor::new(tar_of(&[("link/f", b"x")]));
+    client.stream_in("c", "", "/", tar(), None).await.unwrap();
+    assert_eq!(say(&client, "c", "cat /real/f").await, "x");
+    assert_eq!(run(&client, "c", &vcap("mkdir ~/real; ln -s real ~/link")).await.code, 0);
+    client.stream_in("c", "vcap", "/home/vcap", tar(), None).await.unwrap();
+    assert_eq!(say(&client, "c", "cat /home/vcap/real/f").await, "x");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_tar_is_moved_with_the_users_rights() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    say(
+        &client,
+        "c",
+        "mkdir /root/pub /root/drop; echo secret >/root/pub/f; chmod 755 /root/pub; chmod 777 /root/drop",
+    )
+    .await;
+    say(&client, "c", "ln -s /root/pub /home/vcap/l; ln -s /root/drop /home/vcap/d").await;
+    for source in ["/root/pub/", "/root/pub/f", "/home/vcap/l/"] {
+        if let Ok(mut out) = client.stream_out("c", "vcap", source).await {
+            let mut bytes = Vec::new();
+            drop(tokio::io::AsyncReadExt::read_to_end(&mut out, &mut bytes).await);
+            assert!(!String::from_utf8_lossy(&bytes).contains("secret"), "{source}");
+        }
+    }
+    for destination in ["/root/drop", "/home/vcap/d"] {
+        let tar = std::io::Cursor::new(tar_of(&[("f", b"x")]));
+        assert!(client.stream_in("c", "vcap", destination, tar, None).await.is_err(), "{destination}");
+    }
+    assert_eq!(say(&client, "c", "ls -A /root/drop").await, "");
+    server.finish().await;
+}
+
+/// A GNU header for a sparse file of `size` bytes without any data, or for a name of so many bytes.
+fn claim(kind: u8, size: u64) -> Vec<u8> {
+    let mut head = tar::Header::new_gnu();
+    head.set_path("claim").unwrap();
+    head.set_mode(0o644);
+    head.set_entry_type(tar::EntryType::new(kind));
+    head.set_size(0);
+    if kind == b'S' {
+        let gnu = head.as_gnu_mut().unwrap();
+        gnu.set_real_size(size);
+        // Its only piece of data is an empty one, at the end.
+        gnu.sparse[0].offset[..11].copy_from_slice(format!("{size:011o}").as_bytes());
+        gnu.sparse[0].numbytes[..11].copy_from_slice(b"00000000000");
+    } else {
+        head.set_size(size);
+    }
+    head.set_cksum();
+    head.as_bytes().to_vec()
+}
+
+#[tokio::test]
+async fn an_archive_costs_what_it_holds() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    let mut sparse = claim(b'S', 4 << 30);
+    sparse.extend([0; 1024]);
+    client.stream_in("c", "", "/tmp", std::io::Cursor::new(sparse), None).await.unwrap();
+    assert_eq!(say(&client, "c", "stat -c %s /tmp/claim").await, (4_u64 << 30).to_string());
+    let blocks: u64 = say(&client, "c", "stat -c %b /tmp/claim").await.parse().unwrap();
+    assert!(blocks < 100, "{blocks} blocks");
+    // The name of an entry: more than the helper may hold.
+    let mut stream = upload(&server, 1 << 30);
+    stream.write_all(&claim(b'L', 1 << 29)).unwrap();
+    let (mut written, piece) = (0_u64, vec![b'x'; 1 << 20]);
+    while written < 1 << 29 && stream.write_all(&piece).is_ok() {
+        written += piece.len() as u64;
+    }
+    let mut reply = String::new();
+    let _ = stream.read_to_string(&mut reply);
+    assert!(!reply.starts_with("HTTP/1.1 200"), "{reply}");
+    assert!(written < 1 << 29, "{written}");
     server.finish().await;
 }
