@@ -21,7 +21,7 @@ struct Disk {
 }
 
 /// When memory is short anywhere, the kernel starts every flusher: meanwhile no other test may record.
-static CALM: RwLock<()> = RwLock::new(());
+pub static CALM: RwLock<()> = RwLock::new(());
 
 impl Disk {
     fn new(mkfs: &[&str], options: &str) -> Self {
@@ -175,7 +175,10 @@ fn age() {
     };
     let due = (read("dirty_expire_centisecs") + 2 * read("dirty_writeback_centisecs")) / 100 + 2;
     let disk = Disk::ext4("commit=300");
-    let report = disk.record(&format!("dd if=/dev/zero of=a bs=1M count=20; sleep {due}"));
+    let record = || disk.record(&format!("dd if=/dev/zero of=a bs=1M count=20; sleep {due}"));
+    // When memory is short for anybody on this host meanwhile, the data is written before its time.
+    let in_time = |report: &Value| report["diagnosis"]["causes"][0]["cause"] != "memory_pressure";
+    let report = std::iter::repeat_with(record).take(3).find(in_time).expect("memory is short all the time");
     let age = first(&report, "age");
     assert!(megabytes(&age["bytes"]) >= 20, "{age}");
     assert_eq!(age["asked_by"], Value::Null);
