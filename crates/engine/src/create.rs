@@ -391,7 +391,7 @@ pub fn assemble(
         .create_rootfs(rootfs_id, image, owner.as_ref())
         .map_err(|e| Error::failed("root file system", chain(&e)))?;
     settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
-    let config = bundle::config(&settings).to_string();
+    let config = bundle::text(&settings);
     std::fs::write(config_path, &config).map_err(step)?;
     let config = memfd::sealed("config.json", config.as_bytes(), 0o400).map_err(|e| step(e.into()))?;
     let boxed = Boxed {

@@ -365,6 +365,24 @@ pub fn clean_slate() -> Outcome<()> {
     // SAFETY: signal calls on our own process; closing descriptors that this child will not use again (they
     // are owned by values that are never dropped: the child ends in exec or _exit).
     unsafe {
+        default_signals();
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        check(
+            libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC),
+            "close descriptors",
+        )
+    }
+}
+
+/// Every signal to its default.
+///
+/// # Safety
+/// Whoever relies on a handler of this process must not do so any more.
+unsafe fn default_signals() {
+    // SAFETY: the kernel reads a structure of ours; what handlers there were is the caller's to know.
+    unsafe {
         // An exec resets handlers, but not what is ignored: Rust's start-up ignores SIGPIPE, and glibc's posix_spawn the
         // signal it keeps for itself (32), which its own calls refuse to touch. The kernel's structure: handler, flags,
         // restorer, mask; zero is the default. SIGKILL and SIGSTOP refuse, and need it not.
@@ -378,13 +396,6 @@ pub fn clean_slate() -> Outcome<()> {
                 8usize,
             );
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        check(
-            libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC),
-            "close descriptors",
-        )
     }
 }
 
@@ -550,14 +561,14 @@ pub fn exec_path(path: &str, args: &[String], env: &[String]) -> io::Error {
 
 /// Pid 1 of every container: takes no part in anything, so that its children are reaped by the kernel.
 pub fn init() -> ! {
-    // SAFETY: SIGCHLD without zombies (sigaction(2), SA_NOCLDWAIT), then waiting for ever.
+    // SAFETY: every signal to its default, which for pid 1 means that it is ignored: the standard library handles some, and a
+    // handler cannot run without data. Then SIGCHLD without zombies (sigaction(2), SA_NOCLDWAIT), then waiting for ever.
     unsafe {
+        default_signals();
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = libc::SIG_DFL;
         action.sa_flags = libc::SA_NOCLDWAIT;
         libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut());
-        // The standard library has ignored it.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::prctl(libc::PR_SET_NAME, c"garden-init".as_ptr(), 0, 0, 0);
         rest()
     }

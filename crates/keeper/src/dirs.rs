@@ -20,72 +20,124 @@ const MAX_LINKS: u32 = 40;
 /// More than a path can name: somebody keeps removing what is made.
 const MAX_MADE: u32 = 4096;
 
-/// Makes a directory and its missing parents, the new ones owned by the user, with mode 0755. Returns the directory if it
-/// was missing.
+/// Makes a directory and its missing parents, the new ones owned by the user, with mode 0755.
 ///
-/// The user's own rights are tried first. Otherwise root's are used, as in Garden, but then no symlink is followed that
-/// root does not own: else a user could choose where in the container root makes directories for him.
+/// All of it is tried with the user's own rights. Where these do not suffice it is tried with root's, as in Garden, but then
+/// nothing on the way may be the user's to lead elsewhere: no symlink that root does not own, no `..` out of a directory
+/// that root does not own. Returns the directory if it was made so: the user may lack the right to reach it by its path.
 pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
     match rustix::fs::stat(path) {
         Ok(_) => return Ok(None),
         Err(Errno::NOENT) => {}
         Err(error) => return Err(failed(path.display())(error)),
     }
-    let say = || format!("mkdir {}", path.display());
-    let trusted = Cell::new(true);
-    let link = |stat: &Stat| {
-        trusted.set(trusted.get() && stat.st_uid == 0);
-        Ok(())
+    let say = |blocked: Blocked| Stop::from(format!("mkdir {}: {}", path.display(), blocked.text));
+    if owner.uid != 0 {
+        child::file_ids(owner.uid, owner.gid, false)?;
+        let made = walk(CWD, path, &mkdir, &|_| Ok(()));
+        child::file_ids(0, 0, false)?;
+        match made {
+            Err(Blocked { errno: Some(Errno::ACCESS | Errno::PERM), .. }) => {}
+            other => return other.map(|_| None).map_err(say),
+        }
+    }
+    let made = Cell::new(false);
+    let missing = |parent: &OwnedFd, name: &OsStr| {
+        child::file_ids(owner.uid, owner.gid, true)
+            .map_err(|stop| Blocked { errno: None, text: stop.text })?;
+        let result = rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755));
+        child::file_ids(0, 0, false).map_err(|stop| Blocked { errno: None, text: stop.text })?;
+        made.set(result.is_ok());
+        if result == Err(Errno::EXIST) { Ok(()) } else { result.map_err(blocked(name)) }
     };
-    let missing =
-        |parent: &OwnedFd, name: &OsStr| create(parent, name, owner, trusted.get()).map_err(Stop::from);
-    walk(CWD, path, &missing, &link).map(Some).map_err(|stop| Stop::from(format!("{}: {}", say(), stop.text)))
+    let follow = |stat: &Stat| {
+        made.set(false);
+        if owner.uid == 0 || stat.st_uid == 0 { Ok(()) } else { Err(blocked("its way")(Errno::ACCESS)) }
+    };
+    let found = walk(CWD, path, &missing, &follow).map_err(say)?;
+    let stat = rustix::fs::fstat(&found).map_err(failed(path.display()))?;
+    Ok((owner.uid != 0 && made.get() && stat.st_uid == owner.uid).then_some(found))
+}
+
+fn mkdir(parent: &OwnedFd, name: &OsStr) -> Result<(), Blocked> {
+    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        // Somebody was faster.
+        Err(Errno::EXIST) => Ok(()),
+        other => other.map_err(blocked(name)),
+    }
+}
+
+/// Why a walk does not go on.
+#[derive(Debug)]
+pub struct Blocked {
+    errno: Option<Errno>,
+    /// In words.
+    pub text: String,
+}
+
+impl Blocked {
+    /// For a reason that is not the kernel's.
+    pub fn because(text: &str) -> Self {
+        Self { errno: None, text: text.to_owned() }
+    }
+}
+
+fn blocked(name: impl AsRef<OsStr>) -> impl FnOnce(Errno) -> Blocked {
+    move |errno| {
+        let text = format!("{}: {errno}", name.as_ref().to_string_lossy());
+        Blocked { errno: Some(errno), text }
+    }
 }
 
 /// What is done about a directory that is missing below another one.
-pub type Missing<'a> = &'a dyn Fn(&OwnedFd, &OsStr) -> Outcome<()>;
-/// Whether a symlink is followed.
-pub type Link<'a> = &'a dyn Fn(&Stat) -> Outcome<()>;
+pub type Missing<'a> = &'a dyn Fn(&OwnedFd, &OsStr) -> Result<(), Blocked>;
+/// Whether a symlink, or `..` out of a directory, is followed.
+pub type Follow<'a> = &'a dyn Fn(&Stat) -> Result<(), Blocked>;
 
 /// Opens the directory that the path leads to from `start` (an absolute one: from the root), component by component, so
 /// that every link on the way is looked at before it is followed, also those that links lead to.
-pub fn walk(start: impl AsFd, path: &Path, missing: Missing<'_>, link: Link<'_>) -> Outcome<OwnedFd> {
+pub fn walk(
+    start: impl AsFd,
+    path: &Path,
+    missing: Missing<'_>,
+    follow: Follow<'_>,
+) -> Result<OwnedFd, Blocked> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = |at: BorrowedFd<'_>, name: &str| {
-        rustix::fs::openat(at, name, flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed(name))
+        rustix::fs::openat(at, name, flags | OFlags::DIRECTORY, Mode::empty()).map_err(blocked(name))
     };
     let mut here = directory(start.as_fd(), if path.is_absolute() { "/" } else { "." })?;
     let mut todo: VecDeque<OsString> = parts(path);
     let (mut links, mut made) = (0, 0);
     while let Some(name) = todo.pop_front() {
         if name == ".." {
+            follow(&rustix::fs::fstat(&here).map_err(blocked(&name))?)?;
             here = directory(here.as_fd(), "..")?;
             continue;
         }
-        let say = || name.to_string_lossy().into_owned();
         let found = match rustix::fs::openat(&here, &name, flags, Mode::empty()) {
             Err(Errno::NOENT) => {
                 made += 1;
                 if made > MAX_MADE {
-                    return Err(failed(say())(Errno::LOOP));
+                    return Err(blocked(&name)(Errno::LOOP));
                 }
                 missing(&here, &name)?;
                 todo.push_front(name);
                 continue;
             }
-            other => other.map_err(failed(say()))?,
+            other => other.map_err(blocked(&name))?,
         };
-        let stat = rustix::fs::fstat(&found).map_err(failed(say()))?;
+        let stat = rustix::fs::fstat(&found).map_err(blocked(&name))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => here = found,
             FileType::Symlink => {
                 links += 1;
                 if links > MAX_LINKS {
-                    return Err(failed(say())(Errno::LOOP));
+                    return Err(blocked(&name)(Errno::LOOP));
                 }
-                link(&stat)?;
+                follow(&stat)?;
                 // Text, also of a link of /proc that is more than its text.
-                let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(failed(say()))?;
+                let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(blocked(&name))?;
                 let target = OsString::from_vec(target.into_bytes());
                 if Path::new(&target).is_absolute() {
                     here = directory(here.as_fd(), "/")?;
@@ -94,7 +146,7 @@ pub fn walk(start: impl AsFd, path: &Path, missing: Missing<'_>, link: Link<'_>)
                     todo.push_front(part);
                 }
             }
-            _ => return Err(failed(say())(Errno::NOTDIR)),
+            _ => return Err(blocked(&name)(Errno::NOTDIR)),
         }
     }
     Ok(here)
@@ -107,31 +159,6 @@ fn parts(path: &Path) -> VecDeque<OsString> {
         _ => None,
     };
     path.components().filter_map(part).collect()
-}
-
-fn create(parent: &OwnedFd, name: &OsStr, owner: &User, trusted: bool) -> Result<(), String> {
-    let made = attempt(parent, name, owner, false)?;
-    let made = match made {
-        Err(Errno::ACCESS | Errno::PERM) if trusted => attempt(parent, name, owner, true)?,
-        other => other,
-    };
-    match made {
-        // Somebody was faster.
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn attempt(
-    parent: &OwnedFd,
-    name: &OsStr,
-    owner: &User,
-    override_modes: bool,
-) -> Result<rustix::io::Result<()>, String> {
-    child::file_ids(owner.uid, owner.gid, override_modes).map_err(|stop| stop.text)?;
-    let made = rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755));
-    child::file_ids(0, 0, false).map_err(|stop| stop.text)?;
-    Ok(made)
 }
 
 #[cfg(test)]
@@ -189,6 +216,26 @@ mod tests {
         symlink("../hers", hers.join("self")).unwrap();
         std::os::unix::fs::lchown(hers.join("self"), Some(1001), Some(1010)).unwrap();
         assert!(make(&hers.join("self/z"), &alice()).is_ok() && hers.join("z").exists());
+    }
+
+    #[test]
+    fn what_a_user_may_not_enter_is_not_reached_by_his_link() {
+        let Some(dir) = place("dirs-closed") else { return };
+        let (closed, hers) = (dir.path().join("closed"), dir.path().join("hers"));
+        std::fs::create_dir_all(closed.join("open")).unwrap();
+        std::fs::set_permissions(closed.join("open"), PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
+        symlink(closed.join("open/new"), hers.join("up")).unwrap();
+        std::os::unix::fs::lchown(hers.join("up"), Some(1001), Some(1010)).unwrap();
+        assert!(make(&hers.join("up"), &alice()).is_err());
+        // Nor by `..` out of a directory that she may move.
+        std::fs::create_dir(hers.join("app")).unwrap();
+        chown(hers.join("app"), Some(1001), Some(1010)).unwrap();
+        assert!(make(&hers.join("app/../../new"), &alice()).is_err());
+        assert!(!closed.join("open/new").exists() && !dir.path().join("new").exists());
+        // What is named outright is made, and can be entered by what is returned.
+        let made = make(&closed.join("named"), &alice());
+        assert!(made.is_ok_and(|made| made.is_some()) && owner(&closed.join("named")) == (1001, 1010));
     }
 
     #[test]

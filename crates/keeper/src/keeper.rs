@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::{self, Plan};
-use wardian_runtime::seccomp::Program;
+use wardian_runtime::seccomp::{self, Program};
 use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{children, heap, memfd, packet};
@@ -142,9 +142,11 @@ impl Keeper {
             let mut fds =
                 vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
             fds.extend(ids.iter().map(|id| PollFd::new(&self.connections[id], PollFlags::IN)));
-            fds.extend(
-                self.launches.iter().filter_map(|l| l.pipe.as_ref()).map(|p| PollFd::new(p, PollFlags::IN)),
-            );
+            for launch in &self.launches {
+                // Once its number is known its end says the rest: nothing is gained by waking up before.
+                let flags = if launch.pid.is_some() { PollFlags::empty() } else { PollFlags::IN };
+                fds.extend(launch.pipe.as_ref().map(|pipe| PollFd::new(pipe, flags)));
+            }
             let deadline = if self.more { Some(Instant::now()) } else { deadline };
             let timeout = deadline.map(|d| {
                 let mut left = d.saturating_duration_since(Instant::now());
@@ -266,6 +268,8 @@ impl Keeper {
             Op::Prepare => match Parked::start(fds.as_slice()) {
                 Ok(parked) => {
                     self.parked = Some(parked);
+                    // Nobody waits yet.
+                    seccomp::prepare();
                     self.reply(connection, seq, Reply::Done, &[]);
                     Ok(())
                 }
@@ -575,8 +579,9 @@ impl Keeper {
         connection: u64,
         seq: u64,
         pid: Pid,
-        (rootfs, devices, plan): (OwnedFd, Devices, Plan),
+        (rootfs, mut devices, plan): (OwnedFd, Devices, Plan),
     ) {
+        devices.own.iter_mut().for_each(launch::OwnFiles::attached);
         match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
             Ok(pidfd) => {
                 self.made = true;

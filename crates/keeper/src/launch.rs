@@ -26,6 +26,8 @@ pub struct OwnFiles {
     fs: OwnedFd,
     /// Where each is shown; its name in the file system is its index.
     destinations: Vec<String>,
+    /// Each as a mount of its own, to be attached; none where the kernel cannot show a file of a detached mount (before 6.15).
+    shown: Vec<OwnedFd>,
 }
 
 /// Bytes that the container may add to its own files.
@@ -56,12 +58,14 @@ pub fn own_files(plan: &Plan, contents: &[(&str, Vec<u8>)]) -> Result<Option<Own
         };
         make().map_err(|error| format!("{destination}: {error}"))?;
     }
-    Ok(Some(OwnFiles { fs, destinations: contents.iter().map(|(path, _)| (*path).to_owned()).collect() }))
+    let destinations = contents.iter().map(|(path, _)| (*path).to_owned()).collect();
+    // Nothing is cloned just to see whether that works: the end of a mount that was never attached waits for RCU.
+    let shown = OwnFiles::show(&fs, contents.len()).unwrap_or_default();
+    Ok(Some(OwnFiles { fs, destinations, shown }))
 }
 
 impl OwnFiles {
-    /// As they are now, in another file system: for a pea on kernels that cannot show a file of a detached mount twice
-    /// (before 6.15).
+    /// As they are now, in another file system.
     fn copy(&self, plan: &Plan) -> Result<Option<Self>, String> {
         let mut contents = Vec::new();
         for (index, destination) in self.destinations.iter().enumerate() {
@@ -76,9 +80,8 @@ impl OwnFiles {
         own_files(plan, &contents)
     }
 
-    /// Whether this kernel clones files of a detached mount.
-    fn can_be_shared(&self) -> bool {
-        mount::open_tree_clone(&self.fs, "0", false).is_ok()
+    fn show(fs: &OwnedFd, count: usize) -> Result<Vec<OwnedFd>, mount::Error> {
+        (0..count).map(|index| mount::open_tree_clone(fs, &index.to_string(), false)).collect()
     }
 
     /// What a pea gets: these, or where the kernel cannot share them a copy.
@@ -86,11 +89,14 @@ impl OwnFiles {
     /// # Errors
     /// In words.
     pub fn for_pea(&self, plan: &Plan) -> Result<Option<Self>, String> {
-        if !self.can_be_shared() {
-            return self.copy(plan);
-        }
+        let Ok(shown) = Self::show(&self.fs, self.destinations.len()) else { return self.copy(plan) };
         let fs = self.fs.try_clone().map_err(|error| error.to_string())?;
-        Ok(Some(Self { fs, destinations: self.destinations.clone() }))
+        Ok(Some(Self { fs, destinations: self.destinations.clone(), shown }))
+    }
+
+    /// Forget the mounts that a launch has attached.
+    pub fn attached(&mut self) {
+        self.shown.clear();
     }
 }
 
@@ -113,7 +119,7 @@ impl Parts<'_> {
     /// The descriptors that [`enter`] needs.
     pub fn numbers(&self) -> Vec<RawFd> {
         let devices = [&self.devices.dev, &self.devices.pts].into_iter();
-        let own = self.devices.own.iter().map(|own| &own.fs);
+        let own = self.devices.own.iter().flat_map(|own| std::iter::once(&own.fs).chain(&own.shown));
         let owned = devices.chain(own).chain(self.binds.iter().map(|(_, bind)| bind));
         owned.map(AsRawFd::as_raw_fd).chain([self.rootfs.as_raw_fd()]).collect()
     }
@@ -180,7 +186,11 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(failed("make mounts private"))?;
     let stage = open_path("/r").map_err(failed("open /r"))?;
-    let own = show_own(parts, &stage)?;
+    let late = show_late(parts, &stage)?;
+    let own: Vec<(&String, &OwnedFd)> = match &parts.devices.own {
+        Some(own) => own.destinations.iter().zip(if late.is_empty() { &own.shown } else { &late }).collect(),
+        None => Vec::new(),
+    };
     mount::attach(parts.rootfs, &stage).map_err(failed("attach the root file system"))?;
     let root = open_path("/r").map_err(failed("open the root file system"))?;
     let mut binds = parts.binds.iter();
@@ -192,7 +202,7 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
                 Some((_, bind)) => bind,
                 None => own
                     .iter()
-                    .find_map(|(destination, file)| (*destination == step.destination).then_some(file))
+                    .find_map(|(destination, file)| (**destination == step.destination).then_some(*file))
                     .ok_or_else(|| Stop::from("a bind mount is missing".to_owned()))?,
             };
             attach_at(bind.as_fd(), &root, &step.destination, Some(&kernels))?;
@@ -223,18 +233,16 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
     Ok(())
 }
 
-/// The container's own files, each as a mount of its own.
-fn show_own<'a>(parts: &'a Parts<'_>, stage: &OwnedFd) -> Outcome<Vec<(&'a str, OwnedFd)>> {
-    let Some(own) = &parts.devices.own else { return Ok(Vec::new()) };
-    if !own.can_be_shared() {
-        // It can be cloned once it is attached, which it is below the root file system's place: it goes with the old root.
-        mount::attach(&own.fs, stage).map_err(failed("attach the container's own files"))?;
+/// The container's own files where [`own_files`] could not show them: they can be cloned once their file system is attached,
+/// which it is below the root file system's place. It goes with the old root.
+fn show_late(parts: &Parts<'_>, stage: &OwnedFd) -> Outcome<Vec<OwnedFd>> {
+    match &parts.devices.own {
+        Some(own) if own.shown.is_empty() => {
+            mount::attach(&own.fs, stage).map_err(failed("attach the container's own files"))?;
+            OwnFiles::show(&own.fs, own.destinations.len()).map_err(failed("show the container's own files"))
+        }
+        _ => Ok(Vec::new()),
     }
-    let show = |(index, destination): (usize, &'a String)| {
-        let file = mount::open_tree_clone(&own.fs, &index.to_string(), false);
-        Ok((destination.as_str(), file.map_err(failed(format!("show {destination}")))?))
-    };
-    own.destinations.iter().enumerate().map(show).collect()
 }
 
 /// Standard input, output and error become the container's own null device: those of the keeper are the host's.

@@ -2,12 +2,15 @@
 
 use crate::child::{Outcome, failed};
 use rustix::fs::{FileType, Mode, OFlags};
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, Read, Write};
 use std::mem::ManuallyDrop;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::rc::Rc;
 
 type Builder = tar::Builder<BufWriter<File>>;
 
@@ -18,55 +21,77 @@ const NAME_FIELD: usize = 100;
 const ATTRIBUTE: usize = 64 << 10;
 
 /// Pack `entry`, or with `None` all that is in the working directory.
+///
+/// The tree is walked by descriptors: a directory that is replaced by a link while it is packed leads nowhere else.
 pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
     let start = entry.unwrap_or(Path::new("."));
-    std::fs::symlink_metadata(start).map_err(failed(start.display()))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let here = rustix::fs::open(".", flags, Mode::empty()).map_err(failed("."))?;
+    rustix::fs::statat(&here, start, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(failed(start.display()))?;
     // Dropping a builder writes the end of the archive: half a one must not look whole.
     let mut builder = ManuallyDrop::new(tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe)));
-    let mut pending = vec![start.to_owned()];
-    while let Some(path) = pending.pop() {
-        let is_dir = append(&mut builder, &path).map_err(failed(path.display()))?;
-        if is_dir {
-            let mut children: Vec<PathBuf> = Vec::new();
-            for child in std::fs::read_dir(&path).map_err(failed(path.display()))? {
-                children.push(child.map_err(failed(path.display()))?.path());
-            }
-            children.sort_unstable_by(|a, b| b.cmp(a));
-            pending.extend(children);
-        }
+    let mut pending = vec![(Rc::new(here), start.as_os_str().to_owned(), start.to_owned())];
+    while let Some((above, name, path)) = pending.pop() {
+        let Some(dir) = append(&mut builder, &above, &name, &path).map_err(failed(path.display()))? else {
+            continue;
+        };
+        let mut children = list(&dir).map_err(failed(path.display()))?;
+        children.sort_unstable_by(|a, b| b.cmp(a));
+        let dir = Rc::new(dir);
+        pending.extend(children.into_iter().map(|name| {
+            let path = path.join(&name);
+            (dir.clone(), name, path)
+        }));
     }
     ManuallyDrop::into_inner(builder).into_inner().and_then(|mut out| out.flush()).map_err(failed("tar"))
 }
 
-/// One entry; whether it is a directory. The name is written as it stands, a directory's with a slash at its end:
+fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
+    }
+    Ok(names)
+}
+
+/// One entry; the directory, if it is one. The name is written as it stands, a directory's with a slash at its end:
 /// the tar crate's own way would tidy it up, and clients look for `./` and `dir/`.
-fn append(builder: &mut Builder, path: &Path) -> io::Result<bool> {
-    let metadata = std::fs::symlink_metadata(path)?;
+fn append(builder: &mut Builder, above: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let item = File::from(rustix::fs::openat(above, name, flags, Mode::empty())?);
+    let metadata = item.metadata()?;
     let mut header = tar::Header::new_gnu();
     header.set_metadata_in_mode(&metadata, tar::HeaderMode::Complete);
     // The kind of file is told by the entry's type alone.
     header.set_mode(metadata.mode() & 0o7777);
     header.set_size(0);
-    let mut name = path.as_os_str().as_bytes().to_vec();
+    let mut shown = path.as_os_str().as_bytes().to_vec();
     let kind = FileType::from_raw_mode(metadata.mode());
     match kind {
-        FileType::Socket => return Ok(false),
-        FileType::Directory => name.push(b'/'),
+        FileType::Socket => return Ok(None),
+        FileType::Directory => shown.push(b'/'),
         FileType::RegularFile => {
-            file(builder, &mut header, &name, path)?;
-            return Ok(false);
+            file(builder, &mut header, &shown, (above, name))?;
+            return Ok(None);
         }
         FileType::Symlink => {
-            let target = std::fs::read_link(path)?;
-            let target = target.as_os_str().as_bytes();
-            long(builder, tar::EntryType::GNULongLink, target)?;
-            field(&mut header.as_old_mut().linkname, target);
+            let target = rustix::fs::readlinkat(&item, "", Vec::new())?;
+            long(builder, tar::EntryType::GNULongLink, target.as_bytes())?;
+            field(&mut header.as_old_mut().linkname, target.as_bytes());
         }
         FileType::CharacterDevice | FileType::BlockDevice => device(&mut header, &metadata)?,
         _ => {}
     }
-    entry(builder, &mut header, &name, io::empty())?;
-    Ok(kind == FileType::Directory)
+    entry(builder, &mut header, &shown, io::empty())?;
+    if kind != FileType::Directory {
+        return Ok(None);
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(Some(rustix::fs::openat(&item, ".", flags, Mode::empty())?))
 }
 
 fn device(header: &mut tar::Header, metadata: &Metadata) -> io::Result<()> {
@@ -74,10 +99,15 @@ fn device(header: &mut tar::Header, metadata: &Metadata) -> io::Result<()> {
     header.set_device_minor(rustix::fs::minor(metadata.rdev()))
 }
 
-fn file(builder: &mut Builder, header: &mut tar::Header, name: &[u8], path: &Path) -> io::Result<()> {
+fn file(
+    builder: &mut Builder,
+    header: &mut tar::Header,
+    name: &[u8],
+    (above, at): (&OwnedFd, &OsStr),
+) -> io::Result<()> {
     // NONBLOCK, NOFOLLOW: it may have become something else meanwhile.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let file = File::from(rustix::fs::openat(above, at, flags, Mode::empty())?);
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("it has changed its kind"));
@@ -145,6 +175,7 @@ fn attributes(file: &File) -> io::Result<Vec<(String, Vec<u8>)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     #[test]
     fn names_are_as_gnu_tar_writes_them() {

@@ -53,13 +53,14 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     };
     bound_memory()?;
     let made = if task.inward { dirs::make(dir, &user)? } else { None };
-    let drop = || child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true, task.filter);
+    let become_user =
+        || child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true, task.filter);
     if let Some(made) = made {
         // As in Garden, what has been made for a user is reached even where a directory above is closed to him.
         rustix::process::fchdir(&made).map_err(failed(path.display()))?;
-        drop()?;
+        become_user()?;
     } else {
-        drop()?;
+        become_user()?;
         rustix::process::chdir(dir).map_err(failed(path.display()))?;
     }
     child::stay_inside()?;
@@ -141,8 +142,8 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
         let parent = places.open(path.parent().unwrap_or(Path::new("")))?;
         match kind {
             tar::EntryType::Directory => {
-                directory(&places, &parent, name, &path)?;
-                directories.push((path.clone(), mode & !0o022, mtime));
+                let made = directory(&places, &parent, name, &path)?;
+                directories.push((path.clone(), made, mode & !0o022, mtime));
             }
             tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
                 let mut file = create(&parent, name, mode & 0o777).map_err(failed(say()))?;
@@ -193,10 +194,15 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
         return Err(Stop::from(text.to_owned()));
     }
     // Deepest first and last: writing into a directory changes its time, and may need a mode it will lose.
-    for (path, mode, mtime) in directories.into_iter().rev() {
+    for (path, made, mode, mtime) in directories.into_iter().rev() {
+        places.forget();
+        let there = places.open(&path)?;
+        // Somebody has put another one in its place: that has its own mode and time.
+        if identity(&there).map_err(failed(path.display()))? != made {
+            continue;
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(places.open(&path)?, ".", flags, Mode::empty())
-            .map_err(failed(path.display()))?;
+        let dir = rustix::fs::openat(&there, ".", flags, Mode::empty()).map_err(failed(path.display()))?;
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode)).map_err(failed(path.display()))?;
         rustix::fs::futimens(&dir, &times(mtime)).map_err(failed(path.display()))?;
     }
@@ -232,18 +238,15 @@ impl Places {
             return Ok(fd.clone());
         }
         let missing = |parent: &OwnedFd, name: &OsStr| match mkdir(parent, name) {
-            Err(error) if error != Errno::EXIST => Err(failed(path.display())(error)),
+            Err(error) if error != Errno::EXIST => Err(dirs::Blocked::because(&error.to_string())),
             _ => Ok(()),
         };
-        let link = |stat: &rustix::fs::Stat| {
-            if self.trusts(stat) {
-                Ok(())
-            } else {
-                Err(Stop::from("a symbolic link of another user".to_owned()))
-            }
+        let follow = |stat: &rustix::fs::Stat| {
+            let text = "a symbolic link of another user";
+            if self.trusts(stat) { Ok(()) } else { Err(dirs::Blocked::because(text)) }
         };
-        let opened = dirs::walk(rustix::fs::CWD, path, &missing, &link)
-            .map_err(|stop| Stop::from(format!("{}: {}", path.display(), stop.text)))?;
+        let opened = dirs::walk(rustix::fs::CWD, path, &missing, &follow)
+            .map_err(|blocked| Stop::from(format!("{}: {}", path.display(), blocked.text)))?;
         let opened = Rc::new(opened);
         *self.last.borrow_mut() = Some((path.to_owned(), opened.clone()));
         Ok(opened)
@@ -259,25 +262,32 @@ fn mkdir(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o777))
 }
 
+/// By which a directory is known again.
+fn identity(dir: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
+    rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
 /// An entry that is a directory: one that is there stays, and so does a link to one that may be followed; another link is
 /// replaced, as by GNU tar.
-fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Outcome<()> {
-    match mkdir(parent, name) {
-        Err(Errno::EXIST) => {}
-        other => return other.map_err(failed(path.display())),
-    }
-    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-    let stat = rustix::fs::statat(parent, name, flags).map_err(failed(path.display()))?;
-    match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-        rustix::fs::FileType::Directory => Ok(()),
-        rustix::fs::FileType::Symlink if places.trusts(&stat) => places.open(path).map(drop),
-        rustix::fs::FileType::Symlink => {
-            clear(parent, name).and_then(|()| mkdir(parent, name)).map_err(failed(path.display()))?;
-            places.forget();
-            Ok(())
+fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Outcome<(u64, u64)> {
+    let say = || path.display();
+    if let Err(error) = mkdir(parent, name) {
+        if error != Errno::EXIST {
+            return Err(failed(say())(error));
         }
-        _ => Err(failed(path.display())(Errno::EXIST)),
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        let stat = rustix::fs::statat(parent, name, flags).map_err(failed(say()))?;
+        match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+            rustix::fs::FileType::Directory => {}
+            rustix::fs::FileType::Symlink if places.trusts(&stat) => {}
+            rustix::fs::FileType::Symlink => {
+                clear(parent, name).and_then(|()| mkdir(parent, name)).map_err(failed(say()))?;
+            }
+            _ => return Err(failed(say())(Errno::EXIST)),
+        }
     }
+    places.forget();
+    identity(&*places.open(path)?).map_err(failed(say()))
 }
 
 /// A new file, in place of whatever has its name.

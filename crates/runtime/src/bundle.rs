@@ -6,6 +6,7 @@
 use crate::cgroup::devices::{self, Devices};
 use crate::{caps, seccomp};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 /// What the launcher cannot do.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +88,17 @@ const MASKED: [&str; 12] = [
 ];
 
 /// The bundle as Garden writes it (mounts, masks, capability sets and namespaces of the recorded bundles).
-pub fn config(s: &Settings) -> Value {
+pub fn text(s: &Settings) -> String {
+    // No string of the bundle can be mistaken for it: quotes are escaped in those.
+    value(s).to_string().replacen(NO_FILTER, &format!("{FILTER}{}", *seccomp::TEXT), 1)
+}
+
+/// As it stands in a bundle, before the profile itself.
+const FILTER: &str = "\"seccomp\":";
+const NO_FILTER: &str = "\"seccomp\":null";
+
+/// The bundle without its profile of system calls, which [`text`] adds.
+fn value(s: &Settings) -> Value {
     let mask = if s.privileged { caps::PRIVILEGED } else { caps::UNPRIVILEGED };
     let capabilities = caps::names(mask);
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
@@ -160,7 +171,7 @@ pub fn config(s: &Settings) -> Value {
         let masks = MASKED.iter().map(|path| (*path).to_owned()).chain(s.masks.iter().cloned());
         linux["maskedPaths"] = masks.collect();
         if !s.earlier {
-            linux["seccomp"] = seccomp::garden().clone();
+            linux["seccomp"] = Value::Null;
         }
     }
     let mut config = json!({
@@ -313,10 +324,19 @@ const TTY: u32 = 5;
 /// # Errors
 /// When it is malformed, or asks for something that is not implemented.
 pub fn plan(text: &[u8]) -> Result<Plan, Error> {
-    let mut value: Value = serde_json::from_slice(text).map_err(|e| Error::Shape(e.to_string()))?;
+    let text = str::from_utf8(text).map_err(|e| Error::Shape(e.to_string()))?;
+    let garden = text.find(&*seccomp::TEXT).filter(|at| text[..*at].ends_with(FILTER));
+    let text = match garden {
+        Some(at) => Cow::from([&text[..at], "null", &text[at + seccomp::TEXT.len()..]].concat()),
+        None => Cow::from(text),
+    };
+    let mut value: Value = serde_json::from_str(&text).map_err(|e| Error::Shape(e.to_string()))?;
     // It is the larger half of a bundle, and is read strictly by a reader of its own.
     let filter = value.get_mut("linux").and_then(Value::as_object_mut).and_then(|l| l.remove("seccomp"));
-    let filter = filter.map(|filter| seccomp::Profile::read(&filter)?.compile()).transpose()?;
+    let filter = match (garden, filter) {
+        (Some(_), Some(Value::Null)) => seccomp::compiled(),
+        (_, filter) => filter.map(|filter| seccomp::Profile::read(&filter)?.compile()).transpose()?,
+    };
     if let Some(path) = unknown(&value, "") {
         return Err(Error::Unsupported(path));
     }
@@ -425,6 +445,10 @@ fn read_mount(mount: &oci_spec::runtime::Mount) -> Result<Mount, Error> {
 mod tests {
     use super::*;
 
+    fn config(settings: &Settings) -> Value {
+        serde_json::from_str(&text(settings)).unwrap()
+    }
+
     fn settings() -> Settings {
         Settings {
             mapping: vec![(0, 4_294_967_294, 1), (1, 1, 4_294_967_293)],
@@ -530,12 +554,32 @@ mod tests {
     fn all_but_privileged_bundles_have_gardens_filter() {
         let filter = |privileged, joins| {
             let settings = Settings { privileged, joins, ..settings() };
-            plan(config(&settings).to_string().as_bytes()).unwrap().seccomp
+            plan(text(&settings).as_bytes()).unwrap().seccomp
         };
-        let garden = seccomp::Profile::read(seccomp::garden()).unwrap().compile().unwrap();
+        let garden = seccomp::Profile::read(&seccomp::garden()).unwrap().compile().unwrap();
         assert_eq!(filter(false, None).as_ref(), Some(&garden));
         assert_eq!(filter(false, Some(7)), Some(garden));
         assert_eq!((filter(true, None), filter(true, Some(7))), (None, None));
+        // The same in another order, and one that is not Garden's, are understood as well.
+        let mut bundle = config(&settings());
+        assert_eq!(bundle["linux"]["seccomp"], seccomp::garden());
+        let pretty = serde_json::to_string_pretty(&bundle).unwrap();
+        assert_eq!(plan(pretty.as_bytes()).unwrap().seccomp, filter(false, None));
+        bundle["linux"]["seccomp"] =
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"]});
+        let other = plan(bundle.to_string().as_bytes()).unwrap().seccomp;
+        assert!(other.is_some() && other != filter(false, None));
+        // A place where it does not belong, or none at all, is an error and not a process without a filter.
+        bundle["linux"]["seccomp"] = Value::Null;
+        assert!(plan(bundle.to_string().as_bytes()).is_err());
+        bundle["seccomp"] = seccomp::garden();
+        bundle["linux"].as_object_mut().unwrap().remove("seccomp");
+        assert!(plan(bundle.to_string().as_bytes()).is_err());
+        // What a client writes cannot be mistaken for it.
+        let env = vec![format!("A={NO_FILTER}"), format!("B={FILTER}{}", *seccomp::TEXT)];
+        let bundle = config(&Settings { env: env.clone(), ..settings() });
+        assert_eq!(bundle["process"]["env"], json!(env));
+        assert_eq!(bundle["linux"]["seccomp"], seccomp::garden());
     }
 
     #[test]

@@ -87,10 +87,29 @@ impl Program {
     }
 }
 
+/// What [`garden`] compiles to.
+static COMPILED: LazyLock<Option<Program>> =
+    LazyLock::new(|| Profile::read(&garden()).and_then(|profile| profile.compile()).ok());
+
+/// [`garden`] as it stands in bundles. Nearly all have this one, so that it is told by its text, which costs less than to
+/// understand it each time.
+pub static TEXT: LazyLock<String> = LazyLock::new(|| garden().to_string());
+
+/// Compiles [`garden`] ahead of the first use of [`compiled`].
+pub fn prepare() {
+    LazyLock::force(&COMPILED);
+    LazyLock::force(&TEXT);
+}
+
+/// [`garden`], compiled at most once.
+pub fn compiled() -> Option<Program> {
+    COMPILED.clone()
+}
+
 /// The profile of unprivileged containers and peas, as a `linux.seccomp` object.
-pub fn garden() -> &'static Value {
-    static GARDEN: LazyLock<Value> = LazyLock::new(|| {
-        serde_json::from_str(include_str!("garden.json")).expect("garden.json is part of the program")
-    });
-    &GARDEN
+///
+/// # Panics
+/// Never: the text is part of the program.
+pub fn garden() -> Value {
+    serde_json::from_str(include_str!("garden.json")).expect("garden.json is part of the program")
 }

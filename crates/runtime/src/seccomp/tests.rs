@@ -150,7 +150,7 @@ fn check(object: &Value) -> Program {
 
 #[test]
 fn the_garden_profile_is_done_as_it_is_written() {
-    let program = check(garden());
+    let program = check(&garden());
     assert_eq!(program.unknown, 0);
     assert!(program.instructions.len() < 1024, "{}", program.instructions.len());
     assert_eq!(execute(&program, AARCH64, 0, [0; 6]), KILL_PROCESS);
@@ -359,7 +359,7 @@ fn word(code: u32) -> &'static str {
 
 #[test]
 fn the_answers_are_those_of_gardens_profile_but_for_the_deviations() {
-    let program = Profile::read(garden()).unwrap().compile().unwrap();
+    let program = Profile::read(&garden()).unwrap().compile().unwrap();
     let values =
         [0, 1, 2, 8, 10, 11, 16, 17, 38, 40, 0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000];
     let wide = [0x2000_0000, 0x4000_0000, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0028, 0x1_1000_0000];
@@ -404,7 +404,7 @@ fn the_answers_are_those_of_gardens_profile_but_for_the_deviations() {
 /// Ways to the host, or to much of the kernel, that have to be shut.
 #[test]
 fn what_a_container_must_not_call() {
-    let program = Profile::read(garden()).unwrap().compile().unwrap();
+    let program = Profile::read(&garden()).unwrap().compile().unwrap();
     let denied = [
         "unshare",
         "setns",
@@ -523,7 +523,7 @@ fn what_a_container_must_not_call() {
 /// for as long as it lives.
 #[test]
 fn the_way_to_the_exec_is_open() {
-    let program = Profile::read(garden()).unwrap().compile().unwrap();
+    let program = Profile::read(&garden()).unwrap().compile().unwrap();
     for (number, name) in calls::x86_64() {
         if [
             "setgroups",
