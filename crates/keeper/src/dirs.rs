@@ -31,7 +31,10 @@ pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
         Err(Errno::NOENT) => {}
         Err(error) => return Err(failed(path.display())(error)),
     }
-    let say = |blocked: Blocked| Stop::from(format!("mkdir {}: {}", path.display(), blocked.text));
+    let say = |blocked: Blocked| {
+        let why = blocked.errno.map_or(blocked.text, |errno| errno.to_string());
+        Stop::from(format!("mkdir {}: {why}", path.display()))
+    };
     if owner.uid != 0 {
         child::file_ids(owner.uid, owner.gid, false)?;
         let made = walk(CWD, path, &mkdir, &|_| Ok(()));

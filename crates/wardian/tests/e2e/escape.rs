@@ -310,6 +310,8 @@ async fn a_working_directory_is_made_without_a_race() {
 
 /// A user who fills the container's memory does not end the container.
 #[tokio::test]
+// The guard is for the whole test, which has a thread to itself.
+#[allow(clippy::await_holding_lock)]
 async fn a_container_without_memory_keeps_its_init() {
     let _nobody_records = crate::record::CALM.write().unwrap_or_else(std::sync::PoisonError::into_inner);
     let server = Server::start().await;
