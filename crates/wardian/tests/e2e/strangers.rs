@@ -21,7 +21,9 @@ impl Inside {
     fn new() -> Option<Self> {
         const FILE: &str = "/proc/sys/kernel/pid_max";
         let before = std::fs::read_to_string(FILE).unwrap();
-        let script = "mount -t proc proc /proc && echo $1 >/proc/sys/kernel/pid_max; exec sleep 1000";
+        // Past the numbers that are given out but once.
+        let script = "mount -t proc proc /proc && echo $1 >/proc/sys/kernel/pid_max; \
+                      i=0; while [ $i -lt $2 ]; do (:) & wait; i=$((i+1)); done; exec sleep 1000";
         let init = Command::new("unshare")
             .args([
                 "--pid",
@@ -33,6 +35,7 @@ impl Inside {
                 script,
                 "sh",
                 &NUMBERS.to_string(),
+                &FIRST.to_string(),
             ])
             .spawn()
             .unwrap();
