@@ -22,7 +22,21 @@ pub fn sealed(name: &str, contents: &[u8], mode: u32) -> rustix::io::Result<Owne
         rest = &rest[write(&fd, rest)?..];
     }
     fchmod(&fd, rustix::fs::Mode::from_raw_mode(mode))?;
-    fcntl_add_seals(&fd, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    seal(&fd)?;
     rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(0))?;
     Ok(fd)
+}
+
+/// The kernel refuses with EBUSY while anybody holds one of the pages, be it itself on a look through memory
+/// (`memfd_wait_for_pins`, mm/memfd.c; it waits some 0.2 s by itself).
+fn seal(fd: &OwnedFd) -> rustix::io::Result<()> {
+    const TRIES: u32 = 20;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    for _ in 1..TRIES {
+        match fcntl_add_seals(fd, seals) {
+            Err(Errno::BUSY) => {}
+            other => return other,
+        }
+    }
+    fcntl_add_seals(fd, seals)
 }
