@@ -1,6 +1,7 @@
 //! The poll loop: connections, children, launches under way.
 
 use crate::child::{self, Into, Way};
+use crate::handed::{self, Fds, placement, read_all, unbox};
 use crate::launch::{self, Devices, Parts};
 use crate::launches::{self, Fail, Kind, Launch, other};
 use crate::parked::Parked;
@@ -15,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use wardian_runtime::bundle::{self, Plan};
+use wardian_runtime::bundle::Plan;
 use wardian_runtime::seccomp::{self, Program};
 use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
 use wardian_sys::failpoint::{self, Point};
@@ -84,8 +85,6 @@ pub struct Keeper {
     /// See [`wire::SPEAKS`].
     speaks: Option<u32>,
 }
-
-type Fds = std::vec::IntoIter<OwnedFd>;
 
 fn unknown(id: &str) -> Fail {
     (Failure::UnknownProcess, format!("unknown process: {id}"))
@@ -371,7 +370,7 @@ impl Keeper {
         let (init, network) = (next()?, next()?);
         let userns = if user { Some(next()?) } else { None };
         let (plan, rootfs, binds) = unbox(boxed, &mut fds)?;
-        let own = own_files(boxed, &plan, &mut fds)?;
+        let own = handed::own_files(boxed, &plan, &mut fds)?;
         let (v1, v2) = placement(place, &mut fds)?;
         let devices = launch::devices(&plan, own).map_err(other)?;
         let (pipe, report) = report_pipe()?;
@@ -717,15 +716,6 @@ fn from(parked: Option<&Parked>, start: impl FnOnce() -> io::Result<i32>) -> io:
     }
 }
 
-fn placement(place: &Placement, fds: &mut Fds) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Fail> {
-    let v1: Vec<OwnedFd> = fds.by_ref().take(place.v1_procs).collect();
-    let v2 = if place.v2_dir { fds.next() } else { None };
-    if v1.len() < place.v1_procs || v2.is_some() != place.v2_dir {
-        return Err(other("a cgroup is missing"));
-    }
-    Ok((v1, v2))
-}
-
 fn stdio_numbers(io: &TheirIo) -> Vec<RawFd> {
     match io {
         TheirIo::Pipes(pipes) => pipes.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -733,49 +723,11 @@ fn stdio_numbers(io: &TheirIo) -> Vec<RawFd> {
     }
 }
 
-/// The files of a container that lie outside its root file system, in a file system of their own.
-fn own_files(boxed: &Boxed, plan: &Plan, fds: &mut Fds) -> Result<Option<launch::OwnFiles>, Fail> {
-    let files: Vec<_> = boxed.files.iter().zip(fds.by_ref().take(boxed.files.len())).collect();
-    if files.len() < boxed.files.len() {
-        return Err(other("a file is missing"));
-    }
-    let mut contents = Vec::new();
-    for (destination, fd) in files {
-        contents.push((destination.as_str(), read_all(&fd)?));
-    }
-    launch::own_files(plan, &contents).map_err(other)
-}
-
-type Unboxed = (Plan, OwnedFd, Vec<(String, OwnedFd)>);
-
-fn unbox(boxed: &Boxed, fds: &mut Fds) -> Result<Unboxed, Fail> {
-    let config = fds.next().ok_or_else(|| other("config.json is missing"))?;
-    let plan = bundle::plan(&read_all(&config)?).map_err(other)?;
-    let rootfs = fds.next().ok_or_else(|| other("the root file system is missing"))?;
-    let binds: Vec<_> = boxed.binds.iter().cloned().zip(fds.by_ref().take(boxed.binds.len())).collect();
-    if binds.len() < boxed.binds.len() {
-        return Err(other("a bind mount is missing"));
-    }
-    Ok((plan, rootfs, binds))
-}
-
 /// Held open; where it cannot be, its end is slower.
 fn mount_namespace(pid: Pid) -> Option<OwnedFd> {
     let path = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()
-}
-
-fn read_all(fd: &OwnedFd) -> Result<Vec<u8>, Fail> {
-    let mut bytes = Vec::new();
-    let mut chunk = vec![0; 64 * 1024];
-    loop {
-        let n = rustix::io::pread(fd, &mut chunk, bytes.len() as u64).map_err(other)?;
-        if n == 0 {
-            return Ok(bytes);
-        }
-        bytes.extend_from_slice(&chunk[..n]);
-    }
 }
 
 fn new_pipe() -> Result<(OwnedFd, OwnedFd), Fail> {

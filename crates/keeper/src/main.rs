@@ -7,6 +7,7 @@
 mod child;
 mod dirs;
 mod exec;
+mod handed;
 mod keeper;
 mod launch;
 mod launches;
