@@ -221,12 +221,15 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
         }
     }
     for path in &parts.plan.masked {
-        mask(&root, path, parts)?;
+        mask(&root, path, parts, &kernels)?;
     }
     rustix::process::fchdir(&root).map_err(failed("enter the root file system"))?;
     rustix::process::pivot_root(".", ".").map_err(failed("pivot_root"))?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("let the old root go"))?;
     rustix::process::chdir("/").map_err(failed("chdir /"))?;
+    if parts.plan.mounts.iter().any(|step| step.kind == "proc") {
+        procfs_is_at_its_place()?;
+    }
     if let Some(name) = &parts.plan.hostname {
         rustix::system::sethostname(name.as_bytes()).map_err(failed("set the host name"))?;
     }
@@ -343,8 +346,13 @@ fn attach_at(
     // leave the masks without effect.
     let how = if kernels.is_some() { INSIDE } else { INSIDE | ResolveFlags::NO_SYMLINKS };
     let target = mount_point(root, destination, directory, how)?;
+    let stat = rustix::fs::fstat(&target).map_err(failed(format!("look at {destination}")))?;
+    if (FileType::from_raw_mode(stat.st_mode) == FileType::Directory) != directory {
+        let [is, must] = if directory { ["no directory", "one"] } else { ["a directory", "a file"] };
+        let text = format!("mount point {destination}: it is {is} in the image, and must be {must}");
+        return Err(Stop::from(text));
+    }
     if let Some(kernels) = kernels {
-        let stat = rustix::fs::fstat(&target).map_err(failed(format!("look at {destination}")))?;
         if kernels.contains(&stat.st_dev) && !OVER_PROC.contains(&destination) {
             return Err(Stop::from(format!(
                 "a bind mount over {destination} is not allowed: it is, or a link of the image leads, into /proc or /sys, which \
@@ -395,15 +403,31 @@ fn mount_point(root: &OwnedFd, path: &str, directory: bool, how: ResolveFlags) -
     open(path, OFlags::empty()).map_err(|(_, stop)| stop)
 }
 
-/// Hide a path: a file behind /dev/null, a directory behind an empty read-only tmpfs. What does not exist
-/// needs no hiding.
-fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>) -> Outcome<()> {
+/// Programs trust what they read in /proc, and write to it: it must be the kernel's, whatever was mounted after it.
+fn procfs_is_at_its_place() -> Outcome<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed("open /proc"))?;
+    let stat = rustix::fs::fstatfs(&proc).map_err(failed("look at /proc"))?;
+    if stat.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        Ok(())
+    } else {
+        Err(Stop::from("another file system than procfs is mounted at /proc".to_owned()))
+    }
+}
+
+/// Hide a path of the kernel's file systems, which are on the devices `kernels`: a file behind /dev/null, a directory behind an
+/// empty read-only tmpfs. What does not exist needs no hiding.
+fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>, kernels: &[u64]) -> Outcome<()> {
     let target = match rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)
     {
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         other => other.map_err(failed(format!("mask {path}")))?,
     };
     let stat = rustix::fs::fstat(&target).map_err(failed(format!("mask {path}")))?;
+    // A mask elsewhere would leave what it is for to be seen.
+    if !kernels.contains(&stat.st_dev) {
+        return Err(Stop::from(format!("mask {path}: it does not lead to what the kernel shows there")));
+    }
     let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         mount::fs_mount(
             "tmpfs",

@@ -243,31 +243,61 @@ async fn proc_and_sys_cannot_be_covered() {
 }
 
 /// An image whose /proc is a link would have its masks lie elsewhere.
-#[tokio::test]
-async fn the_kernels_file_systems_are_not_mounted_through_links() {
-    let server = Server::start().await;
-    let client = server.client();
-    for (name, target) in [("proc", "tmp"), ("proc", "/"), ("sys", "/proc"), ("dev", "tmp")] {
-        let to = server.base().join("linked.tar");
-        let mut builder = tar::Builder::new(File::create(&to).unwrap());
-        let mut archive = tar::Archive::new(File::open(server.image()).unwrap());
-        for entry in archive.entries().unwrap() {
-            let entry = entry.unwrap();
-            if entry.path().unwrap() != Path::new(&format!("{name}/")) {
-                builder.append(&entry.header().clone(), entry).unwrap();
-            }
+/// The default image, in which `name` is a link to `target`, or without a target a file.
+fn misplaced(server: &Server, name: &str, target: Option<&str>) -> ImageRef {
+    let to = server.base().join(format!("{name}-{}.tar", target.unwrap_or_default().replace('/', "_")));
+    let mut builder = tar::Builder::new(File::create(&to).unwrap());
+    let mut archive = tar::Archive::new(File::open(server.image()).unwrap());
+    for entry in archive.entries().unwrap() {
+        let entry = entry.unwrap();
+        if entry.path().unwrap() != Path::new(&format!("{name}/")) {
+            builder.append(&entry.header().clone(), entry).unwrap();
         }
-        let mut head = header(0);
-        head.set_entry_type(tar::EntryType::Symlink);
-        builder.append_link(&mut head, name, target).unwrap();
-        builder.into_inner().unwrap();
-        let image = ImageRef { uri: to.to_str().unwrap().to_owned(), ..Default::default() };
-        let error = message(client.create(&ContainerSpec { image, ..Default::default() }).await);
-        assert!(
-            error.contains(&format!("mount point /{name}")) && error.contains("symbolic link"),
-            "{error}"
-        );
     }
+    let mut head = header(0);
+    match target {
+        Some(target) => {
+            head.set_entry_type(tar::EntryType::Symlink);
+            builder.append_link(&mut head, name, target).unwrap();
+        }
+        None => builder.append_data(&mut head, name, std::io::empty()).unwrap(),
+    }
+    builder.into_inner().unwrap();
+    ImageRef { uri: to.to_str().unwrap().to_owned(), ..Default::default() }
+}
+
+/// Neither in a container nor in a pea.
+#[tokio::test]
+async fn the_kernels_file_systems_are_mounted_at_their_places_or_not_at_all() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    for (name, target) in [
+        ("proc", Some("tmp")),
+        ("proc", Some("/")),
+        ("proc", Some("sys/fs/cgroup")),
+        ("proc", None),
+        ("sys", Some("/proc")),
+        ("sys", None),
+        ("dev", Some("tmp")),
+        ("dev", Some("sys/fs/cgroup")),
+        ("dev", None),
+    ] {
+        let image = misplaced(&server, name, target);
+        let pea = ProcessSpec { image: image.clone(), ..script("cat /proc/keys") };
+        for error in [
+            message(client.create(&ContainerSpec { image, ..Default::default() }).await),
+            message(client.run("c", &pea, listen()).await),
+        ] {
+            let why = if target.is_some() { "symbolic link" } else { "no directory" };
+            assert!(
+                error.contains(&format!("mount point /{name}")) && error.contains(why),
+                "{name} {target:?}: {error}"
+            );
+        }
+    }
+    let seen = say(&client, "c", "ls -d /proc/1 && grep ' /proc ' /proc/mounts | wc -l").await;
+    assert_eq!(seen, "/proc/1\n1");
+    client.destroy("c").await.unwrap();
     server.finish().await;
 }
 
