@@ -3,6 +3,7 @@
 //! Each test has a server with a store of its own, and ends with [`support::Server::finish`], which looks whether
 //! anything of it is left on this host.
 
+mod attacks;
 mod bad_input;
 mod bounded;
 mod cli;
@@ -23,6 +24,7 @@ mod lifecycle;
 mod load;
 mod log;
 mod metrics;
+mod narrow;
 mod oci_mode;
 mod peas;
 mod player;
@@ -34,6 +36,7 @@ mod run;
 mod scale;
 mod seccomp;
 mod siege;
+mod soak;
 mod store;
 mod strangers;
 mod streams;

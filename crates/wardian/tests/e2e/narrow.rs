@@ -1,0 +1,223 @@
+//! A server with little memory, to which everything is given that is to use it up.
+
+use crate::attacks;
+use crate::support::{STUCK, Server, end, listen, say, script};
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+use wardian_garden::wire::{ContainerSpec, ImageRef, Limits, MemoryLimits, PidLimits, ProcessSpec};
+use wardian_garden::{Client, Io};
+
+/// What the server has, page cache, sockets and pipes included.
+const ROOM: u64 = 128 << 20;
+
+/// A memory cgroup for a server.
+struct Narrow {
+    dir: PathBuf,
+    v2: bool,
+}
+
+impl Narrow {
+    fn make(name: &str) -> Self {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let field = |line: &str, n: usize| line.split(' ').nth(n).unwrap_or_default().to_owned();
+        let find = |kind: &str, option: &str| {
+            let is = |line: &&str| line.contains(&format!(" - {kind} ")) && line.contains(option);
+            text.lines().find(is).map(|line| PathBuf::from(field(line, 4)))
+        };
+        let v1 = find("cgroup", "memory");
+        let v2 = v1.is_none();
+        let dir = v1.or_else(|| find("cgroup2", "")).expect("a memory controller").join(name);
+        std::fs::create_dir(&dir).unwrap();
+        let narrow = Self { dir, v2 };
+        let (limit, swap) = if v2 {
+            ("memory.max", "memory.swap.max")
+        } else {
+            ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+        };
+        narrow.write(limit, &ROOM.to_string());
+        // There may be no swap to limit.
+        let _ = std::fs::write(narrow.dir.join(swap), if v2 { "0".to_owned() } else { ROOM.to_string() });
+        narrow
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        std::fs::write(self.dir.join(file), text).unwrap_or_else(|e| panic!("{file}: {e}"));
+    }
+
+    /// Processes that were killed because there was no memory.
+    fn killed(&self) -> u64 {
+        let file = if self.v2 { "memory.events" } else { "memory.oom_control" };
+        let text = std::fs::read_to_string(self.dir.join(file)).unwrap();
+        let line = text.lines().find(|line| line.starts_with("oom_kill ")).unwrap();
+        line.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// The command, which begins within.
+    fn command(&self, wrapped: &Command) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg("echo $$ >$0/cgroup.procs && exec \"$@\"").arg(&self.dir);
+        command.arg(wrapped.get_program()).args(wrapped.get_args());
+        command
+    }
+}
+
+impl Drop for Narrow {
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.dir).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A server within, with a container `c` that has a process `p`.
+async fn start(args: &[&str]) -> (Server, Narrow, Client) {
+    let mut server = Server::start().await;
+    server.terminate().await;
+    let narrow = Narrow::make(&format!("narrow-{}", server.base().file_name().unwrap().display()));
+    server.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let log = std::fs::OpenOptions::new().append(true).open(server.base().join("log")).unwrap();
+    let mut command = narrow.command(&server.command());
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(log);
+    server.restart_as(command).await;
+    let client = server.create("c").await;
+    let spec = ProcessSpec { id: "p".into(), ..script("sleep 100000") };
+    client.run("c", &spec, Io::default()).await.unwrap();
+    say(&client, "c", "head -c 30000000 /dev/zero >/dev/shm/f").await;
+    (server, narrow, client)
+}
+
+/// The server is the same one, and does its work.
+async fn lives(server: &Server, narrow: &Narrow, after: &str) {
+    let client = server.client();
+    let work = async { say(&client, "c", "echo works").await };
+    let said = tokio::time::timeout(STUCK, work).await;
+    assert_eq!(said.as_deref(), Ok("works"), "after {after}\n{}", server.log());
+    assert_eq!(narrow.killed(), 0, "after {after}");
+}
+
+#[tokio::test]
+async fn requests_and_replies() {
+    let (server, narrow, _client) = start(&[]).await;
+    for request in attacks::requests() {
+        let shown = String::from_utf8_lossy(&request[..request.len().min(80)]).into_owned();
+        let mut stream = server.connect();
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let _ = stream.write_all(&request);
+        // Nobody reads it all.
+        let _ = stream.read(&mut [0; 4096]);
+        assert_eq!(narrow.killed(), 0, "after {shown}");
+    }
+    lives(&server, &narrow, "requests").await;
+    let mut held = Vec::new();
+    for half in attacks::halves() {
+        for _ in 0..60 {
+            let stream = server.connect();
+            stream.set_nonblocking(true).unwrap();
+            let _ = (&stream).write(&half);
+            held.push((stream, half.clone()));
+        }
+        lives(&server, &narrow, &String::from_utf8_lossy(&half[..half.len().min(80)])).await;
+    }
+    // They go on as far as they are let.
+    for _ in 0..200 {
+        for (stream, half) in &mut held {
+            if let Ok(sent) = stream.write(half) {
+                half.drain(..sent.min(half.len()));
+            }
+        }
+    }
+    lives(&server, &narrow, "halves of requests").await;
+    drop(held);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn containers_with_large_properties() {
+    let (server, narrow, client) = start(&[]).await;
+    let value = "v".repeat(100_000);
+    let properties: BTreeMap<String, String> = (0..9).map(|n| (format!("k{n}"), value.clone())).collect();
+    let mut made = 0;
+    for n in 0..100 {
+        let handle = format!("large{n}");
+        let spec = ContainerSpec { handle, properties: properties.clone(), ..Default::default() };
+        made += u32::from(client.create(&spec).await.is_ok());
+    }
+    assert!(made > 0);
+    lives(&server, &narrow, "creates").await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut stream = server.connect();
+        stream.write_all(b"GET /containers/bulk_info HTTP/1.1\r\nHost: api\r\n\r\n").unwrap();
+        held.push(stream);
+    }
+    lives(&server, &narrow, "a hundred bulk replies").await;
+    drop(held);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn images() {
+    let (server, narrow, client) = start(&[]).await;
+    // In memory: the disk has enough to do.
+    let dir = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/dev/shm").unwrap();
+    let images = attacks::images(dir.path());
+    for uri in &images {
+        let shown = &uri[..uri.len().min(120)];
+        let image = ImageRef { uri: uri.clone(), ..Default::default() };
+        let spec = ContainerSpec { handle: "h".into(), image, ..Default::default() };
+        let created = tokio::time::timeout(Duration::from_secs(240), client.create(&spec)).await;
+        match created.unwrap_or_else(|_| panic!("{shown} takes for ever\n{}", server.log())) {
+            Ok(handle) => client.destroy(&handle).await.unwrap(),
+            Err(error) => assert!(error.to_string().len() < 2000, "{shown}: {}", error.to_string().len()),
+        }
+        lives(&server, &narrow, shown).await;
+    }
+    // Several at once.
+    let mut creates = tokio::task::JoinSet::new();
+    for uri in images {
+        let client = server.client();
+        creates.spawn(async move {
+            let image = ImageRef { uri, ..Default::default() };
+            drop(client.create(&ContainerSpec { image, ..Default::default() }).await);
+        });
+    }
+    let all = async { while creates.join_next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(480), all).await.expect("they take for ever");
+    lives(&server, &narrow, "all images at once").await;
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn output_of_containers() {
+    let (server, narrow, client) = start(&[]).await;
+    let limits = Limits {
+        memory_limits: MemoryLimits { limit_in_bytes: 64 << 20 },
+        pid_limits: PidLimits { max: 100 },
+        ..Default::default()
+    };
+    client.create(&ContainerSpec { handle: "h".into(), limits, ..Default::default() }).await.unwrap();
+    let mut held = Vec::new();
+    for n in 0..32 {
+        let text = if n % 2 == 0 { "yes 0123456789" } else { "while :; do echo; done" };
+        held.push(client.run("h", &script(text), listen()).await.unwrap());
+    }
+    // Nobody reads.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        lives(&server, &narrow, "output that nobody reads").await;
+    }
+    for process in &held {
+        process.signal(true).await.unwrap();
+    }
+    for process in held {
+        let _ = tokio::time::timeout(STUCK, end(process)).await.expect("it does not end");
+    }
+    lives(&server, &narrow, "output").await;
+    server.finish().await;
+}
