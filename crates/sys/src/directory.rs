@@ -251,6 +251,12 @@ impl AsFd for Directory {
     }
 }
 
+impl From<Directory> for OwnedFd {
+    fn from(dir: Directory) -> Self {
+        dir.fd
+    }
+}
+
 impl Directory {
     /// Opens a trusted directory.
     ///
@@ -339,11 +345,18 @@ impl Directory {
     /// # Errors
     /// It is a link or another user's, or the system's.
     pub fn private(&self, name: impl AsRef<OsStr>) -> Result<Self> {
-        let path = self.path.join(name.as_ref());
         match mkdirat(&self.fd, name.as_ref(), Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(system(path)(error)),
+            Ok(()) | Err(Errno::EXIST) => self.existing(name),
+            Err(error) => Err(system(self.path.join(name.as_ref()))(error)),
         }
+    }
+
+    /// The same of one that is there.
+    ///
+    /// # Errors
+    /// As [`Directory::private`].
+    pub fn existing(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        let path = self.path.join(name.as_ref());
         let fd = self.open_dir(name.as_ref())?;
         let stat = fstat(&fd).map_err(system(&path))?;
         if !is_ours(stat.st_uid) {
@@ -353,6 +366,19 @@ impl Directory {
             rustix::fs::fchmod(&fd, Mode::RWXU).map_err(system(&path))?;
         }
         Ok(Self { fd, path, trusted: true })
+    }
+
+    /// Closes a regular file of root's in it to others, if there is one: of a program that left its mode to the umask.
+    pub fn close_to_others(&self, name: impl AsRef<OsStr>) {
+        let Ok(file) = openat(&self.fd, name.as_ref(), OPEN_FILE, Mode::empty()) else { return };
+        let closed = |stat: Stat| {
+            let ours = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && is_ours(stat.st_uid);
+            if ours && stat.st_nlink == 1 && stat.st_mode & 0o077 != 0 {
+                // What cannot be closed is refused when it is read.
+                let _ = rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR);
+            }
+        };
+        let _ = fstat(&file).map(closed);
     }
 
     /// Opens a regular file in it that is root's and that nobody else may write to. It never waits.
