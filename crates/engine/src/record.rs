@@ -142,6 +142,11 @@ impl Records {
     pub fn all(&self, boot_id: &str) -> Vec<(String, Option<Record>)> {
         let mut all = Vec::new();
         for name in self.dir.names().unwrap_or_default() {
+            // Of another name it is none of ours: a cgroup called so could be one that all containers need.
+            if !is_id(&name) {
+                drop(self.dir.remove(&name));
+                continue;
+            }
             let text = self.state(&name).unwrap_or_default();
             let id = name.to_string_lossy().into_owned();
             let record = serde_json::from_slice::<Record>(&text).ok();
@@ -187,6 +192,11 @@ impl Records {
         let peas = self.container(id).ok()?.child(PEAS).ok()?;
         String::from_utf8(peas.read(rootfs, MOST).ok()?).ok()
     }
+}
+
+/// Whether a container can have this id: 32 hex digits.
+fn is_id(name: &OsString) -> bool {
+    name.len() == 32 && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
 }
 
 /// Of the format. Since version 2 cgroups have names that an earlier server does not look for.
