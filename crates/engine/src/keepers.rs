@@ -41,9 +41,8 @@ impl Keepers {
         // 0711: inside the container its maps, links and descriptors are not to be read.
         let init = memfd::sealed("garden-init", &bytes, 0o711)?;
         drop(std::fs::remove_dir_all(dir));
-        wardian_store::run::private(dir)?;
+        let directory: OwnedFd = wardian_store::run::private(dir)?.into();
         let nursery = namespace::nursery()?;
-        let directory: OwnedFd = std::fs::File::open(dir)?.into();
         let count = AtomicU64::new(0);
         let sockets = dir.to_owned();
         let speaks = std::env::var(SPEAKS).ok().map(|version| format!("{SPEAKS}={version}"));

@@ -12,6 +12,7 @@ mod grace;
 mod history;
 mod ids;
 mod image;
+mod instance;
 mod keepers;
 mod ledger;
 mod metrics;
@@ -49,9 +50,7 @@ use keepers::Keepers;
 use pool::Pool;
 use record::{Phase, Records};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::Permissions;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,6 +59,7 @@ use sweeper::{Remains, Sweeper};
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::{Cgroups, Hierarchies};
 use wardian_store::{Owner, Store};
+use wardian_sys::directory::Directory;
 use wardian_sys::namespace;
 
 /// Where an engine keeps its things.
@@ -378,12 +378,12 @@ impl<P> Transfer<P> {
 }
 
 fn open(config: Config) -> Result<Shared> {
-    let lock = open_run(&config.run)?;
+    let (dir, lock) = instance::open(&config.run)?;
     let run = config.run.clone();
-    let opened = open_all(config, lock);
+    let opened = open_all(config, &dir, lock);
     // A start that fails must leave nothing, unless there are containers for the next one to find.
     if opened.is_err() && wardian_store::run::is_unused(&run) {
-        if let Ok(cgroups) = open_cgroups(&tag(&run)) {
+        if let Ok(cgroups) = open_cgroups(&instance::tag(&dir)) {
             remove_strays(&cgroups, &[]);
             cgroups.close();
         }
@@ -399,7 +399,7 @@ fn open_cgroups(tag: &str) -> Result<Cgroups> {
     Cgroups::open(hierarchies, tag).map_err(|e| Error::failed("cgroups", e))
 }
 
-fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
+fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     // Of a server that was killed while it looked at something slow.
     wardian_recorder::sweep();
     let boot_id = record::boot_id().map_err(|e| Error::failed("boot id", e))?;
@@ -413,12 +413,8 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
         );
         return Err(Error::failed("records", text));
     }
-    let tag = tag(&config.run);
-    let instance = serde_json::json!({"tag": tag, "root": config.root, "pid": std::process::id()});
-    let path = config.run.join("instance.json");
-    std::fs::write(&path, instance.to_string())
-        .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o600)))
-        .map_err(|e| Error::failed("run directory", e))?;
+    let tag = own_tag(dir)?;
+    instance::write(dir, &tag, &config.root)?;
     let found = records.all(&boot_id);
     let mut live: BTreeSet<String> = BTreeSet::new();
     for (id, record) in &found {
@@ -490,6 +486,18 @@ fn open_all(config: Config, lock: OwnedFd) -> Result<Shared> {
     })
 }
 
+/// The tag of this instance. That of an earlier version stays as long as there are containers in its cgroups.
+fn own_tag(dir: &Directory) -> Result<String> {
+    let tag = instance::tag(dir);
+    if !instance::is_short(&tag) || !wardian_store::run::is_unused(dir.path()) {
+        return Ok(tag);
+    }
+    let earlier = open_cgroups(&tag)?;
+    remove_strays(&earlier, &[]);
+    earlier.close();
+    Ok(instance::long_tag(dir.path()))
+}
+
 /// Remove the cgroups of keepers without a container; they end by themselves once nobody talks to them.
 fn remove_strays(cgroups: &Cgroups, known: &[&str]) {
     let mut strays = cgroups.list();
@@ -502,37 +510,6 @@ fn remove_strays(cgroups: &Cgroups, known: &[&str]) {
         std::thread::sleep(Duration::from_millis(5));
     }
     tracing::warn!(?strays, "cgroup.left");
-}
-
-/// The run directory, on a tmpfs, and the lock in it.
-fn open_run(run: &Path) -> Result<OwnedFd> {
-    let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
-    wardian_store::run::prepare(run).map_err(step)?;
-    lock_run(run)
-}
-
-/// One process at a time has the run directory.
-fn lock_run(run: &Path) -> Result<OwnedFd> {
-    let step = |e: std::io::Error| Error::failed("run directory", format!("{}: {e}", run.display()));
-    let lock = std::fs::File::create(run.join("lock")).map_err(step)?;
-    // Whoever may open it may hold it.
-    lock.set_permissions(Permissions::from_mode(0o600)).map_err(step)?;
-    // A server that was killed a moment ago may still be on its way out, with all its descriptors.
-    for _ in 0..100 {
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Ok(lock.into());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Err(Error::failed("run directory", format!("another server uses {}", run.display())))
-}
-
-/// Eight hex digits that tell this instance's cgroups from others': FNV-1a of the run directory's path.
-fn tag(run: &Path) -> String {
-    let path = std::fs::canonicalize(run).unwrap_or_else(|_| run.to_owned());
-    let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
-    let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));
-    format!("{hash:08x}")
 }
 
 /// Be the parent of orphans (processes of a container whose keeper died), and of ended keepers.

@@ -14,11 +14,11 @@ use crate::history::Operation;
 use crate::ids::IdRange;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs;
-use std::fs::Permissions;
+use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use wardian_sys::directory::Directory;
 
 /// The record of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -76,64 +76,58 @@ const STATE: &str = "state.json";
 /// The OCI bundle.
 pub const CONFIG: &str = "config.json";
 
-fn is_dir(entry: &fs::DirEntry) -> bool {
-    entry.file_type().is_ok_and(|kind| kind.is_dir())
-}
+/// Those of peas, beside their bundles.
+const PEAS: &str = "peas";
+/// Bytes of the largest record: requests are bounded, and so is what comes of them.
+const MOST: u64 = 64 << 20;
 
 /// `<run>/containers`.
 #[derive(Debug, Clone)]
 pub struct Records {
-    dir: PathBuf,
+    dir: Arc<Directory>,
+    path: PathBuf,
 }
 
 impl Records {
     /// Make the directory.
     pub fn open(run: &Path) -> io::Result<Self> {
-        let dir = run.join("containers");
-        wardian_store::run::private(&dir)?;
-        let this = Self { dir };
+        let path = run.join("containers");
+        let this = Self { dir: Arc::new(wardian_store::run::private(&path)?), path };
         this.close_to_others()?;
         Ok(this)
     }
 
     /// Environments and properties hold secrets: nobody but root reads them. Files of servers that left that to the umask
-    /// are corrected.
+    /// are corrected. What is not root's is nobody's container.
     fn close_to_others(&self) -> io::Result<()> {
-        for container in fs::read_dir(&self.dir)?.flatten().filter(is_dir) {
-            fs::set_permissions(container.path(), Permissions::from_mode(0o700))?;
-            for name in [STATE, CONFIG] {
-                match fs::set_permissions(container.path().join(name), Permissions::from_mode(0o600)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-            let peas = container.path().join("peas");
-            if peas.is_dir() {
-                fs::set_permissions(&peas, Permissions::from_mode(0o700))?;
-            }
-            for bundle in fs::read_dir(&peas).into_iter().flatten().flatten() {
-                fs::set_permissions(bundle.path(), Permissions::from_mode(0o600))?;
-            }
+        for name in self.dir.names()? {
+            let Ok(container) = self.dir.existing(&name) else { continue };
+            container.close_to_others(STATE);
+            container.close_to_others(CONFIG);
+            let Ok(peas) = container.existing(PEAS) else { continue };
+            peas.names()?.iter().for_each(|name| peas.close_to_others(name));
         }
         Ok(())
     }
 
+    /// Its directory, open.
+    pub fn container(&self, id: &str) -> io::Result<Directory> {
+        Ok(self.dir.child(id)?)
+    }
+
     /// A container's directory.
     pub fn path(&self, id: &str) -> PathBuf {
-        self.dir.join(id)
+        self.path.join(id)
     }
 
     /// Write a record whole: another file, then a rename.
     pub fn save(&self, record: &Record) -> io::Result<()> {
-        let dir = self.path(&record.id);
-        let temporary = dir.join("state.json.new");
-        fs::write(&temporary, serde_json::to_vec_pretty(record)?)?;
-        fs::rename(temporary, dir.join(STATE))
+        Ok(self.container(&record.id)?.write(STATE, &serde_json::to_vec_pretty(record)?)?)
     }
 
     /// The commit point of a destroy.
     pub fn forget(&self, id: &str) -> io::Result<()> {
-        match fs::remove_file(self.path(id).join(STATE)) {
+        match self.container(id).and_then(|dir| Ok(dir.remove(STATE)?)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }
@@ -141,61 +135,74 @@ impl Records {
 
     /// Remove what is left of a directory without a record.
     pub fn clear(&self, id: &str) {
-        drop(fs::remove_dir_all(self.path(id)));
+        drop(self.dir.remove(id));
     }
 
     /// Ids of all directories, with their records where readable and of this boot.
     pub fn all(&self, boot_id: &str) -> Vec<(String, Option<Record>)> {
         let mut all = Vec::new();
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let id = entry.file_name().to_string_lossy().into_owned();
-            let text = fs::read(entry.path().join(STATE)).unwrap_or_default();
+        for name in self.dir.names().unwrap_or_default() {
+            // Of another name it is none of ours: a cgroup called so could be one that all containers need.
+            if !is_id(&name) {
+                drop(self.dir.remove(&name));
+                continue;
+            }
+            let text = self.state(&name).unwrap_or_default();
+            let id = name.to_string_lossy().into_owned();
             let record = serde_json::from_slice::<Record>(&text).ok();
-            all.push((id, record.filter(|r| r.boot_id == boot_id && r.version == VERSION)));
+            all.push((id, record.filter(|r| r.boot_id == boot_id && (1..=VERSION).contains(&r.version))));
         }
         all
     }
 
     /// A record of this boot that a later server has written, and its version: we do not know what it means.
     pub fn later(&self, boot_id: &str) -> Option<(PathBuf, u64)> {
-        let mut entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        entries.find_map(|entry| {
-            let path = entry.path().join(STATE);
-            let record: serde_json::Value = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        self.dir.names().unwrap_or_default().iter().find_map(|name| {
+            let record: serde_json::Value = serde_json::from_slice(&self.state(name)?).ok()?;
             let version = record["version"].as_u64().filter(|version| *version > VERSION.into())?;
-            (record["boot_id"] == boot_id).then_some((path, version))
+            (record["boot_id"] == boot_id).then(|| (self.path.join(name).join(STATE), version))
         })
+    }
+
+    fn state(&self, name: &OsString) -> Option<Vec<u8>> {
+        self.dir.child(name).ok()?.read(STATE, MOST).ok()
     }
 
     /// A pea's root file system lives from here on; `process` is its id for clients.
     pub fn pea_begins(&self, id: &str, rootfs: &str, process: &str) -> io::Result<()> {
-        let dir = self.path(id).join("peas");
-        match fs::create_dir(&dir) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
-        fs::write(dir.join(rootfs), process)
+        Ok(self.container(id)?.private(PEAS)?.write(rootfs, process.as_bytes())?)
     }
 
     /// It is trash from here on.
     pub fn pea_ends(&self, id: &str, rootfs: &str) {
-        let dir = self.path(id).join("peas");
-        drop(fs::remove_file(dir.join(format!("{rootfs}.json"))));
-        drop(fs::remove_file(dir.join(rootfs)));
+        let Ok(peas) = self.container(id).and_then(|dir| Ok(dir.child(PEAS)?)) else { return };
+        drop(peas.remove(format!("{rootfs}.json")));
+        drop(peas.remove(rootfs));
     }
 
     /// Root file systems of peas.
     pub fn peas(&self, id: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.path(id).join("peas")).into_iter().flatten().flatten();
-        let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+        let peas = self.container(id).and_then(|dir| Ok(dir.child(PEAS)?.names()?)).unwrap_or_default();
+        let names = peas.iter().map(|name| name.to_string_lossy().into_owned());
         names.filter(|name| !name.contains('.')).collect()
+    }
+
+    /// The id for clients of the process of a pea.
+    pub fn process_of_pea(&self, id: &str, rootfs: &str) -> Option<String> {
+        let peas = self.container(id).ok()?.child(PEAS).ok()?;
+        String::from_utf8(peas.read(rootfs, MOST).ok()?).ok()
     }
 }
 
-/// Of the format.
-pub const VERSION: u32 = 1;
+/// Whether a container can have this id: 32 hex digits.
+fn is_id(name: &OsString) -> bool {
+    name.len() == 32 && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Of the format. Since version 2 cgroups have names that an earlier server does not look for.
+pub const VERSION: u32 = 2;
 
 /// This boot of the kernel (`random(4)`).
 pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }

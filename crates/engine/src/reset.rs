@@ -1,16 +1,29 @@
 //! Everything that an instance has ever made, removed: for hosts that are to be as they were.
 
 use crate::create::chain;
-use crate::{Error, Result};
+use crate::{Error, Result, instance};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use wardian_sys::directory::Directory;
 
 /// What does not die of SIGKILL by then is reported.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Deleting what containers have written takes as long as the disk does.
 const DRAIN: Duration = Duration::from_secs(600);
 /// What a run directory holds.
-const RUN_ENTRIES: [&str; 6] = ["containers", "rootfs", "pool", "instance.json", "lock", "garden.sock"];
+const RUN_ENTRIES: [&str; 9] = [
+    "containers",
+    "rootfs",
+    "pool",
+    instance::RECORD,
+    "instance.json.new",
+    instance::LOCK,
+    ".lock.guard",
+    ".lock.new",
+    "garden.sock",
+];
+/// Bytes of the largest record that is looked at.
+const MOST: u64 = 64 << 20;
 
 /// What was removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
@@ -29,19 +42,23 @@ pub struct Removed {
     pub images: bool,
 }
 
-/// Remove what the instance of this run directory has made; with `images` also what it has fetched.
+/// Remove what the instance of this run directory has made; with `images` also what it has fetched. `tell` hears what it waits
+/// for.
 ///
 /// # Errors
-/// A server uses the directories, something does not die, or something cannot be removed. What was removed until then is
+/// Others could change the directories, a server uses them, something does not die, or something cannot be removed. What was removed until then is
 /// gone: it can be tried again.
-pub fn reset(root: &Path, run: &Path, images: bool) -> Result<Removed> {
+pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Result<Removed> {
     let mut removed = Removed { images, ..Removed::default() };
     // Where there is no run directory a lock would make one.
     let in_use = |error: Error| Error::failed("stop the server first", error);
-    let lock = if run.is_dir() { Some(crate::lock_run(run).map_err(in_use)?) } else { None };
+    open(root)?;
+    let dir = open(run)?;
+    let lock = dir.as_ref().map(|dir| instance::take_lock(dir, tell)).transpose().map_err(in_use)?;
     wardian_recorder::sweep();
-    removed.containers = containers(run);
-    let cgroups = crate::open_cgroups(&crate::tag(run))?;
+    removed.containers = dir.as_ref().map(containers).unwrap_or_default();
+    let tag = dir.as_ref().map_or_else(|| instance::long_tag(run), instance::tag);
+    let cgroups = crate::open_cgroups(&tag)?;
     removed.processes = cgroups.members("").len();
     removed.cgroups = cgroups.list().len();
     let started = Instant::now();
@@ -71,14 +88,25 @@ pub fn reset(root: &Path, run: &Path, images: bool) -> Result<Removed> {
     Ok(removed)
 }
 
+/// One of the two directories, if it is there.
+fn open(path: &Path) -> Result<Option<Directory>> {
+    match Directory::open(path) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(Error::failed("reset", error)),
+    }
+}
+
 /// Names of the containers on record, whatever boot or version they are of.
-fn containers(run: &Path) -> Vec<String> {
+fn containers(run: &Directory) -> Vec<String> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(run.join("containers")).into_iter().flatten().flatten() {
-        let text = std::fs::read(entry.path().join("state.json")).unwrap_or_default();
+    let Ok(dir) = run.child("containers") else { return names };
+    for id in dir.names().unwrap_or_default() {
+        let text =
+            dir.child(&id).and_then(|container| container.read("state.json", MOST)).unwrap_or_default();
         let record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
         let handle = record["handle"].as_str().map(str::to_owned);
-        names.push(handle.unwrap_or_else(|| entry.file_name().to_string_lossy().into_owned()));
+        names.push(handle.unwrap_or_else(|| id.to_string_lossy().into_owned()));
     }
     names.sort_unstable();
     names
@@ -104,19 +132,11 @@ fn unmount_below(dirs: &[&Path]) -> Result<Vec<PathBuf>> {
 }
 
 fn remove_run(run: &Path) -> Result<()> {
+    let Some(dir) = open(run)? else { return Ok(()) };
     for name in RUN_ENTRIES {
-        let path = run.join(name);
-        let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { remove_file(&path) };
-        gone.map_err(|e| Error::failed("reset", format!("remove {}: {e}", path.display())))?;
+        dir.remove(name).map_err(|e| Error::failed("reset", format!("remove {e}")))?;
     }
     wardian_store::run::leave(run);
     drop(std::fs::remove_dir(run));
     Ok(())
-}
-
-fn remove_file(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }

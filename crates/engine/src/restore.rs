@@ -64,8 +64,8 @@ impl Engine {
 
     /// Its keeper, or why there is none.
     fn keeper_of(&self, id: &str) -> Result<(Keeper, Events), String> {
-        let dir = std::fs::File::open(self.shared.records.path(id)).map_err(|e| e.to_string())?;
-        match packet::connect_at(OwnedFd::from(dir).as_fd(), "keeper.sock") {
+        let dir = self.shared.records.container(id).map_err(|e| e.to_string())?;
+        match packet::connect_at(dir.as_fd(), "keeper.sock") {
             Ok(socket) => Keeper::new(socket).map_err(|e| e.to_string()),
             Err(Errno::CONNREFUSED | Errno::NOENT) => Err("its keeper has ended".to_owned()),
             Err(Errno::AGAIN) => Err("its keeper does not answer".to_owned()),
@@ -158,8 +158,8 @@ impl Engine {
     fn restore_peas(&self, container: &Arc<Container>) {
         for pea in self.shared.records.peas(&container.id) {
             let record = self.shared.records.path(&container.id).join("peas").join(&pea);
-            let process = std::fs::read_to_string(&record);
-            let process = process.ok().and_then(|id| container.process(&id).ok());
+            let process = self.shared.records.process_of_pea(&container.id, &pea);
+            let process = process.and_then(|id| container.process(&id).ok());
             match process.filter(|p| p.status().is_none()) {
                 Some(process) => {
                     process.needs_cleaning();

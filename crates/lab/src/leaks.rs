@@ -1,10 +1,12 @@
 //! What belongs to no live container: keepers, attached root file systems, cgroups, directories.
 
+use crate::ground::json;
 use crate::leftovers::{self, Left};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use wardian_sys::directory::{Directory, Error as Untrusted};
 use wardian_sys::procfs;
 
 /// A process name as the kernel keeps it: 15 bytes.
@@ -68,6 +70,12 @@ pub fn find(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
 fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     let processes = processes().context("look at the processes")?;
     let mut dirs: BTreeSet<PathBuf> = runs.iter().filter_map(|p| std::path::absolute(p).ok()).collect();
+    for dir in &dirs {
+        // What others may write there says nothing.
+        if let Err(error @ (Untrusted::Owner { .. } | Untrusted::Writable { .. })) = Directory::open(dir) {
+            return Err(error).context("--run");
+        }
+    }
     if dirs.is_empty() {
         dirs.insert("/run/wardian".into());
         dirs.extend(processes.iter().filter_map(run_of_server));
@@ -146,8 +154,9 @@ fn run_of_server(process: &Process) -> Option<PathBuf> {
 fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
     let mut records = Records::default();
     for run in runs {
-        let instance = std::fs::read_to_string(run.join("instance.json")).unwrap_or_default();
-        let instance: serde_json::Value = serde_json::from_str(&instance).unwrap_or_default();
+        // Any user may call a process of hers a server, with a run directory of hers.
+        let Ok(dir) = Directory::open(run) else { continue };
+        let instance = json(&dir, "instance.json");
         if let (Some(tag), pid) = (instance["tag"].as_str(), instance["pid"].as_u64()) {
             let lives = processes.iter().any(|p| p.comm == "wardian" && Some(u64::from(p.pid)) == pid);
             records.tags.insert(tag.to_owned(), lives);
@@ -170,7 +179,7 @@ fn read_rootfs(path: &Path) -> Option<Option<PathBuf>> {
     if !name.ends_with(".json") || name.starts_with('.') {
         return None;
     }
-    let record: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()?;
+    let record = json(&Directory::open(path.parent()?).ok()?, name);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     // The kernel tells of mount points without symlinks.
     let real = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
@@ -209,7 +218,7 @@ fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<L
     }
     for (id, dir) in &records.containers {
         let what = dir.display().to_string();
-        if !dir.join("state.json").exists() {
+        if std::fs::symlink_metadata(dir.join("state.json")).is_err() {
             leaks.insert(Leak { kind: "container", what, why: "it has no state.json".into() });
         } else if !processes.iter().any(|p| p.comm == KEEPER && p.containers.contains(id)) {
             leaks.insert(Leak { kind: "container", what, why: "it has no keeper".into() });
@@ -319,8 +328,9 @@ fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &
 
 /// Whether this is the name of an instance's top cgroup.
 fn is_instance(name: &str) -> bool {
+    // Eight digits are those of an earlier version.
     name.strip_prefix("wardian-")
-        .is_some_and(|tag| tag.len() == 8 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
+        .is_some_and(|tag| [8, 32].contains(&tag.len()) && tag.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -373,6 +383,7 @@ mod tests {
     #[test]
     fn instance_names() {
         assert!(is_instance("wardian-0a1b2c3d"));
+        assert!(is_instance("wardian-b00e6bf5bba5e51e1eabb1d373af14c7"));
         assert!(!is_instance("wardian-keeper") && !is_instance("wardian-12345") && !is_instance("wardian"));
     }
 

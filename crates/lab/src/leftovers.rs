@@ -3,12 +3,14 @@
 //! A record on disk says what has been made and changed: a directory with files, settings of the kernel. Mounts need
 //! no record: they are in a namespace of the experiment's own and end with it.
 
+use crate::ground::json;
 use crate::teardown::sysctl::{self, Setting, Values};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use wardian_sys::directory::Directory;
 
 /// Where the records are.
 const RECORDS: &str = "/run/wardian-lab";
@@ -39,7 +41,8 @@ pub struct Records {
 /// The record of an experiment that is under way. Whoever ends in order calls [`Record::end`].
 #[derive(Debug)]
 pub struct Record {
-    path: PathBuf,
+    folder: Directory,
+    name: String,
     left: Left,
     lock_path: PathBuf,
     /// Held while settings are changed: one at a time.
@@ -54,38 +57,37 @@ impl Records {
 
     /// Begin a record of this process.
     pub fn begin(&self) -> Result<Record> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder)
-            .with_context(|| format!("make {}", self.folder.display()))?;
+        let (folder, _) = Directory::make(&self.folder, 0o700).context("make the directory of records")?;
         let pid = std::process::id();
         let started = started(pid).context("find out when this process was started")?;
         let left = Left { pid, started, boot: boot(), dir: None, changed: Vec::new(), before: Values::new() };
         Ok(Record {
-            path: self.folder.join(format!("{pid}.json")),
-            left,
             lock_path: self.folder.join("lock"),
+            folder,
+            name: format!("{pid}.json"),
+            left,
             lock: None,
         })
     }
 
     /// What experiments have left that are no more.
     pub fn find(&self) -> Vec<Left> {
-        self.dead().into_iter().map(|(_, left)| left).collect()
+        let folder = Directory::open(&self.folder).ok();
+        folder.map(|folder| dead(&folder)).unwrap_or_default().into_iter().map(|(_, left)| left).collect()
     }
 
     /// Set right what experiments have left that are no more. What was done, and what could not be, in words.
     pub fn restore(&self) -> Vec<String> {
         let mut told = Vec::new();
-        for (path, left) in self.dead() {
+        let Ok(folder) = Directory::open(&self.folder) else { return told };
+        for (name, left) in dead(&folder) {
             match self.restore_one(&left) {
                 Ok(()) => {
                     let things = left.things().into_iter();
                     told.extend(things.map(|(kind, what)| {
                         format!("left by an experiment that was killed, and set right: {kind} {what}")
                     }));
-                    let _ = std::fs::remove_file(path);
+                    let _ = folder.remove(name);
                 }
                 Err(error) => told.push(format!("left by an experiment that was killed: {error:#}")),
             }
@@ -102,25 +104,27 @@ impl Records {
         // Only root writes records; a name that is not ours is still nothing to delete.
         let ours = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
         ensure!(ours, "{} is no experiment's directory", dir.display());
-        match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };
+        match Directory::open_shared(above).and_then(|above| above.remove(name)) {
+            Err(error) if !error.is_missing() => {
                 Err(error).with_context(|| format!("remove {}", dir.display()))
             }
             _ => Ok(()),
         }
     }
+}
 
-    fn dead(&self) -> Vec<(PathBuf, Left)> {
-        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let records = entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json"));
-        records
-            .filter_map(|path| {
-                let left: Left = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
-                let lives = left.boot == boot() && started(left.pid) == Some(left.started);
-                (!lives).then_some((path, left))
-            })
-            .collect()
-    }
+/// Records of experiments that are no more.
+fn dead(folder: &Directory) -> Vec<(String, Left)> {
+    let names = folder.names().unwrap_or_default().into_iter().filter_map(|name| name.into_string().ok());
+    names
+        .filter(|name| name.ends_with(".json"))
+        .filter_map(|name| {
+            let left: Left = serde_json::from_value(json(folder, &name)).ok()?;
+            let lives = left.boot == boot() && started(left.pid) == Some(left.started);
+            (!lives).then_some((name, left))
+        })
+        .collect()
 }
 
 impl Left {
@@ -161,21 +165,11 @@ impl Record {
         if self.left.dir.as_ref().is_some_and(|dir| dir.exists()) {
             return Ok(());
         }
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {}", self.path.display()))
-            }
-            _ => Ok(()),
-        }
+        Ok(self.folder.remove(&self.name)?)
     }
 
     fn save(&self) -> Result<()> {
-        let save = || -> Result<()> {
-            let new = self.path.with_extension("new");
-            std::fs::write(&new, serde_json::to_vec_pretty(&self.left)?)?;
-            Ok(std::fs::rename(&new, &self.path)?)
-        };
-        save().with_context(|| format!("write {}", self.path.display()))
+        Ok(self.folder.write(&self.name, &serde_json::to_vec_pretty(&self.left)?)?)
     }
 }
 

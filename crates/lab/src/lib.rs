@@ -9,6 +9,7 @@ mod crun;
 pub mod doctor;
 pub mod drive;
 pub mod droplet;
+mod ground;
 pub mod host;
 pub mod image;
 pub mod leaks;

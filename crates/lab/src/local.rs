@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use wardian_garden::Client;
+use wardian_sys::directory::Directory;
+
+use crate::ground;
+use crate::leftovers::PREFIX;
 
 /// How long a server may take to answer its first ping.
 const START: Duration = Duration::from_secs(10);
@@ -34,17 +38,13 @@ impl LocalServer {
         ensure!(rustix::process::geteuid().is_root(), "containers can only be made by root: try sudo");
         // /tmp is a tmpfs on many systems, where nothing is ever dirty.
         let location = location.unwrap_or(Path::new("/var/tmp"));
-        let dir = tempfile::Builder::new()
-            .prefix("wardian-lab-")
-            .tempdir_in(location)
+        let dir = ground::dir_in(location, PREFIX)
             .with_context(|| format!("make a directory for the store in {}", location.display()))?;
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let volatile = ["/run", "/dev/shm"].into_iter().find(|place| {
             crate::host::filesystem_of(&mountinfo, Path::new(place)).is_some_and(|(kind, _)| kind == "tmpfs")
         });
-        let live = tempfile::Builder::new()
-            .prefix("wardian-lab-")
-            .tempdir_in(volatile.map_or(dir.path(), Path::new))
+        let live = ground::dir_in(volatile.map_or(dir.path(), Path::new), PREFIX)
             .context("make a directory for live state")?;
         // Layers and root file systems are reached by mapped users too.
         for path in [dir.path(), live.path()] {
@@ -227,9 +227,10 @@ fn last_lines<'a>(lines: impl Iterator<Item = &'a str>, count: usize) -> String 
 
 /// Remove the empty cgroups of an instance that is no more.
 async fn remove_cgroups(live: &Path) {
-    let instance = std::fs::read(run(live).join("instance.json")).unwrap_or_default();
-    let instance: serde_json::Value = serde_json::from_slice(&instance).unwrap_or_default();
-    let Some(tag) = instance["tag"].as_str().filter(|tag| !tag.is_empty() && !tag.contains('/')) else {
+    let Ok(run) = Directory::open(&run(live)) else { return };
+    let instance = ground::json(&run, "instance.json");
+    let is_tag = |tag: &&str| !tag.is_empty() && tag.bytes().all(|b| b.is_ascii_hexdigit());
+    let Some(tag) = instance["tag"].as_str().filter(is_tag) else {
         return;
     };
     let top = Path::new("/sys/fs/cgroup");

@@ -47,7 +47,7 @@ impl Report {
     /// When the file cannot be written.
     pub fn save(&self, to: &Path) -> Result<()> {
         let text = serde_json::to_string(self).context("write the recording as JSON")?;
-        std::fs::write(to, text).with_context(|| format!("write {}", to.display()))
+        crate::ground::save(to, text.as_bytes())
     }
 }
 

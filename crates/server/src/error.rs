@@ -16,6 +16,14 @@ pub enum Error {
     /// Something else has that name.
     #[error("{0}: exists and is not a socket")]
     NotASocket(PathBuf),
+    /// Others could replace the socket.
+    #[error("listen on {address}: {source}")]
+    Untrusted {
+        /// Where.
+        address: String,
+        /// Why its directory is not used.
+        source: wardian_sys::directory::Error,
+    },
     /// TCP for others than this host.
     #[error(
         "tcp:{0} can be reached from other hosts, without any authentication: allow it with --insecure-listen"

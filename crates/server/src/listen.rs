@@ -2,19 +2,28 @@
 
 use crate::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::sockopt;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+};
+use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
+use wardian_sys::directory::{self, Directory};
 
 /// After so much silence the kernel asks a TCP client whether it is still there (tcp(7), `TCP_KEEPIDLE`).
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Connections that wait to be accepted; the kernel has a bound of its own (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
 
 /// Where to listen: `unix:/path` or `tcp:ip:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,11 +78,11 @@ pub struct Listener(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    /// The inode of a socket file that is ours to remove.
     Unix {
         listener: UnixListener,
         path: PathBuf,
-        inode: Option<u64>,
+        /// None: whoever has handed it to us removes it.
+        _file: Option<SocketFile>,
     },
     Tcp(TcpListener),
 }
@@ -95,7 +104,6 @@ impl Listener {
 
     /// A listening socket that whoever started us has opened. Its file stays when we go.
     pub fn inherited(socket: OwnedFd, options: &SocketOptions) -> Result<Self> {
-        use rustix::net::{AddressFamily, SocketType};
         let bad = |what: &'static str| Error::Inherited(what);
         let failed = |_| bad("not a socket");
         if sockopt::socket_type(&socket).map_err(failed)? != SocketType::STREAM
@@ -110,7 +118,7 @@ impl Listener {
             let path = listener.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_owned));
             let listener =
                 UnixListener::from_std(listener).map_err(|_| bad("a socket that cannot be used"))?;
-            return Ok(Self(Kind::Unix { listener, path: path.unwrap_or_default(), inode: None }));
+            return Ok(Self(Kind::Unix { listener, path: path.unwrap_or_default(), _file: None }));
         }
         if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
             return Err(bad("neither a unix nor a TCP socket"));
@@ -147,12 +155,19 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+/// The name of a socket that is ours to remove.
+#[derive(Debug)]
+struct SocketFile {
+    dir: Directory,
+    name: OsString,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Kind::Unix { path, inode: Some(inode), .. } = &self.0
-            && std::fs::symlink_metadata(path).is_ok_and(|now| now.ino() == *inode)
-        {
-            let _ = std::fs::remove_file(path);
+        let now = rustix::fs::statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW);
+        if now.is_ok_and(|now| now.st_ino == self.inode) {
+            let _ = rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty());
         }
     }
 }
@@ -164,40 +179,75 @@ fn failed(address: &ListenAddr, step: &'static str) -> impl Fn(io::Error) -> Err
 
 async fn bind_unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
     let address = ListenAddr::Unix(path.into());
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(&address, "look")(error)),
-        Ok(there) if !there.file_type().is_socket() => return Err(Error::NotASocket(path.into())),
-        Ok(_) => match UnixStream::connect(path).await {
+    let fail = |step: &'static str| failed(&address, step);
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::Address(address.to_string()));
+    };
+    // Clients need its path, which must fit into an address.
+    std::os::unix::net::SocketAddr::from_pathname(path).map_err(fail("bind"))?;
+    // Where others may rename, they could give the group or the mode of the socket to another file.
+    let dir = match Directory::open_shared(above) {
+        Err(directory::Error::System { source, .. }) => return Err(fail("open its directory")(source)),
+        other => other.map_err(|source| Error::Untrusted { address: address.to_string(), source })?,
+    };
+    match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => {}
+        Err(error) => return Err(fail("look")(error.into())),
+        Ok(there) if FileType::from_raw_mode(there.st_mode) != FileType::Socket => {
+            return Err(Error::NotASocket(path.into()));
+        }
+        Ok(_) => match UnixStream::connect(dir.at(name)).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            Err(error) => return Err(failed(&address, "see whether a server is there")(error)),
+            Err(error) => return Err(fail("see whether a server is there")(error)),
             Ok(_) => return Err(Error::InUse(path.into())),
         },
     }
-    // It gets its name only when its permissions are right: nobody comes in before that.
-    let mut early = path.as_os_str().to_owned();
-    early.push(".new");
-    let early = PathBuf::from(early);
-    let _ = std::fs::remove_file(&early);
-    let listener = UnixListener::bind(&early).map_err(failed(&address, "bind"))?;
-    let open = || -> std::result::Result<u64, (&'static str, io::Error)> {
-        let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-        if let Some(gid) = group_id(&groups, &options.group) {
-            std::os::unix::fs::chown(&early, None, Some(gid)).map_err(|e| ("set its group", e))?;
-        }
-        let mode = std::fs::Permissions::from_mode(options.mode);
-        std::fs::set_permissions(&early, mode).map_err(|e| ("set its mode", e))?;
-        let inode = std::fs::symlink_metadata(&early).map_err(|e| ("look", e))?.ino();
-        std::fs::rename(&early, path).map_err(|e| ("name it", e))?;
-        Ok(inode)
-    };
-    match open() {
-        Ok(inode) => Ok(Kind::Unix { listener, path: path.into(), inode: Some(inode) }),
-        Err((step, error)) => {
-            let _ = std::fs::remove_file(&early);
-            Err(failed(&address, step)(error))
-        }
+    // It gets its name only when its permissions are right: nobody comes in before that. Until then its name is none that
+    // somebody could have taken.
+    let early = format!(".{}", uuid::Uuid::new_v4().simple());
+    let (listener, inode) = bind_early(&dir, &early, options).map_err(|(step, error)| {
+        let _ = rustix::fs::unlinkat(&dir, &early, AtFlags::empty());
+        fail(step)(error)
+    })?;
+    if let Err(error) = rustix::fs::renameat(&dir, &early, &dir, name) {
+        let _ = rustix::fs::unlinkat(&dir, &early, AtFlags::empty());
+        return Err(fail("name it")(error.into()));
     }
+    let file = SocketFile { dir, name: name.to_owned(), inode };
+    Ok(Kind::Unix { listener, path: path.into(), _file: Some(file) })
+}
+
+/// A socket called `early`, with its group and mode, and its inode.
+fn bind_early(
+    dir: &Directory,
+    early: &str,
+    options: &SocketOptions,
+) -> std::result::Result<(UnixListener, u64), (&'static str, io::Error)> {
+    fn at<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> (&'static str, io::Error) {
+        move |error| (step, error.into())
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(at("bind"))?;
+    // What bind(2) makes has the mode of the socket's own inode, less the umask (`unix_bind` in net/unix/af_unix.c):
+    // there is no moment at which others could connect.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(at("set its mode"))?;
+    let name = SocketAddrUnix::new(dir.at(early)).map_err(at("bind"))?;
+    bind(&socket, &name).map_err(at("bind"))?;
+    // The file itself: its name counts no more.
+    let path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, early, path, Mode::empty()).map_err(at("look"))?;
+    let stat = rustix::fs::fstat(&file).map_err(at("look"))?;
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    if let Some(gid) = group_id(&groups, &options.group) {
+        let gid = Some(rustix::fs::Gid::from_raw(gid));
+        rustix::fs::chownat(&file, "", None, gid, AtFlags::EMPTY_PATH).map_err(at("set its group"))?;
+    }
+    let mode = std::fs::Permissions::from_mode(options.mode);
+    let through = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::set_permissions(through, mode).map_err(at("set its mode"))?;
+    listen(&socket, BACKLOG).map_err(at("listen"))?;
+    let listener = std::os::unix::net::UnixListener::from(socket);
+    Ok((UnixListener::from_std(listener).map_err(at("listen"))?, stat.st_ino))
 }
 
 /// Number of the group `name` in the text of a group file.
@@ -354,6 +404,7 @@ writes!(WriteHalf);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 
     #[test]
     fn addresses() {
@@ -395,6 +446,40 @@ mod tests {
         assert!(!path.exists());
         std::fs::write(&path, "mine").unwrap();
         assert!(matches!(Listener::bind(&address, &options).await, Err(Error::NotASocket(_))));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// A directory of another user's, one that others may write to, and one such as /tmp with links planted.
+    #[tokio::test]
+    async fn a_socket_is_made_where_nobody_can_swap_it() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = std::env::temp_dir().join(format!("wardian-door-others-{}", std::process::id()));
+        let secret = folder.join("secret");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(&secret, "").unwrap();
+        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+        let options = SocketOptions { mode: 0o666, ..SocketOptions::default() };
+        for (name, uid, mode) in [("theirs", 65534, 0o755), ("open", 0, 0o777), ("tmp", 0, 0o1777)] {
+            let dir = folder.join(name);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::set_permissions(&dir, PermissionsExt::from_mode(mode)).unwrap();
+            symlink(&secret, dir.join("s.new")).unwrap();
+            chown(&dir, Some(uid), None).unwrap();
+            let bound = Listener::bind(&ListenAddr::Unix(dir.join("s")), &options).await;
+            match bound {
+                Err(error) if name != "tmp" => {
+                    assert!(matches!(error, Error::Untrusted { .. }), "{name}: {error}");
+                    assert!(!dir.join("s").exists());
+                }
+                Ok(_) if name == "tmp" => {
+                    assert_eq!(std::fs::metadata(dir.join("s")).unwrap().mode() & 0o777, 0o666);
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+            assert_eq!(std::fs::metadata(&secret).unwrap().mode() & 0o777, 0o600, "{name}");
+        }
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -4,6 +4,8 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use wardian_sys::directory::Directory;
+
 use crate::{Config, Store, layout, remove};
 
 /// Something of a store could not be removed.
@@ -42,16 +44,13 @@ pub fn all(root: &Path) -> Result<(), Error> {
         return Ok(());
     }
     let failed = |name: &str, source| Error { path: root.join(name), source };
-    let dir = std::fs::File::open(root).map_err(|e| failed("", e.into()))?;
+    let dir = Directory::open(root).map_err(|e| failed("", e.into()))?;
     for name in layout::DIRECTORIES {
         let c_name = CString::new(name).map_err(|e| failed(name, e.into()))?;
         remove::tree(&dir, &c_name, &|| false).map_err(|e| failed(name, e.into()))?;
     }
     for name in [layout::FORMAT, layout::LOCK] {
-        match std::fs::remove_file(root.join(name)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(name, e.into())),
-            _ => {}
-        }
+        dir.remove(name).map_err(|e| failed(name, e.into()))?;
     }
     // A disk's mount point, or with something of somebody else's in it: it stays.
     drop(std::fs::remove_dir(root));

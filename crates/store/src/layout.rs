@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use wardian_sys::directory::Directory;
 
 use crate::format::{self, Format};
 use crate::record::Records;
@@ -33,11 +34,16 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// Other users could change a directory.
+    #[error(transparent)]
+    Untrusted(#[from] wardian_sys::directory::Error),
     /// Another server holds the lock.
-    #[error("another server uses this store ({path:?})")]
+    #[error("another server uses this store ({path:?}): its lock is held by {by}")]
     InUse {
         /// The store's root.
         path: PathBuf,
+        /// Who holds it, for people.
+        by: String,
     },
     /// The store's root file systems are recorded elsewhere. Taking those for trash would be fatal.
     #[error("the store {path:?} is in use with the run directory {run:?}: give that one (--run)")]
@@ -206,16 +212,11 @@ impl Layout {
     /// Makes what is missing, checks the format, and takes the lock if it is to be had: a server must have it, and
     /// whoever has it may put the store in order.
     pub(crate) fn open(path: &Path, run: &Path, role: Role) -> crate::Result<(Self, Option<Lock>)> {
-        let made = |path: PathBuf, result: std::io::Result<()>| match result {
-            Err(source) => Err(Error::Make { path, source }),
-            Ok(()) => Ok(()),
+        let made = |error| match error {
+            wardian_sys::directory::Error::System { path, source } => Error::Make { path, source },
+            error => Error::Untrusted(error),
         };
-        made(path.to_owned(), std::fs::create_dir_all(path))?;
-        let opened = |path: &Path, result: rustix::io::Result<OwnedFd>| {
-            result.map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })
-        };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = opened(path, rustix::fs::open(path, flags, Mode::empty()))?;
+        let (root, _) = Directory::make(path, 0o700).map_err(made)?;
         // Layers keep the set-id bits and the owners of their images: nobody but root may come here.
         rustix::fs::fchmod(&root, Mode::RWXU)
             .map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })?;
@@ -225,14 +226,7 @@ impl Layout {
             .trim()
             .to_owned();
         let lock = Lock::take(root.as_fd(), path, run, role, &boot_id)?;
-        let part = |name: &str| -> Result<OwnedFd, Error> {
-            let result = match rustix::fs::mkdirat(&root, name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => Ok(()),
-                Err(error) => Err(error.into()),
-            };
-            made(path.join(name), result)?;
-            opened(&path.join(name), open_dir(&root, name))
-        };
+        let part = |name: &str| root.private(name).map(OwnedFd::from).map_err(made);
         let rootfs = part("rootfs")?;
         let spreads = spread(&rootfs);
         let records = Records::open(run, &boot_id, role == Role::Server)
@@ -244,7 +238,7 @@ impl Layout {
             rootfs,
             spreads,
             trash: part("trash")?,
-            root,
+            root: root.into(),
             path: path.to_owned(),
             records,
             boot_id,
@@ -274,9 +268,16 @@ impl Layout {
     }
 }
 
-fn open_lock(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(root, LOCK, flags, Mode::RUSR | Mode::WUSR)
+/// The lock file. It is written to: what somebody has put in its place while the directory was open to others is refused.
+fn open_lock(root: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(root, LOCK, flags, Mode::RUSR | Mode::WUSR)?;
+    let stat = rustix::fs::fstat(&file)?;
+    let own = stat.st_uid == 0 || stat.st_uid == rustix::process::geteuid().as_raw();
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !own || stat.st_nlink > 1 {
+        return Err(std::io::Error::other("its file `lock` is not root's, or no regular file: remove it"));
+    }
+    Ok(file)
 }
 
 impl Holder {
@@ -312,9 +313,9 @@ impl Lock {
         boot_id: &str,
     ) -> Result<Option<Self>, Error> {
         let failed = |source: std::io::Error| Error::Lock { path: path.to_owned(), source };
-        let file = open_lock(root).map_err(|error| failed(error.into()))?;
+        let file = open_lock(root).map_err(failed)?;
         let run = std::path::absolute(run).map_err(failed)?;
-        let started = Instant::now();
+        let (started, mut told) = (Instant::now(), false);
         let (held, holder) = loop {
             let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => true,
@@ -328,10 +329,16 @@ impl Lock {
             if held || content || started.elapsed() >= LOCK_PATIENCE {
                 break (held, holder);
             }
+            if !told && started.elapsed() >= LOCK_PATIENCE / 5 {
+                let by = wardian_sys::lock::told(&wardian_sys::lock::holders(file.as_fd()));
+                tracing::warn!(store = %path.display(), by, "store.lock-held");
+                told = true;
+            }
             std::thread::sleep(Duration::from_millis(2));
         };
         if !held && role == Role::Server {
-            return Err(Error::InUse { path: path.to_owned() });
+            let by = wardian_sys::lock::told(&wardian_sys::lock::holders(file.as_fd()));
+            return Err(Error::InUse { path: path.to_owned(), by });
         }
         if holder.is_elsewhere(&run) {
             let others = Records::open(&holder.run, boot_id, false).and_then(|records| records.all());

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use wardian_sys::directory::Directory;
 
 use crate::layout;
 
@@ -70,12 +71,7 @@ impl Records {
     /// With `make` the directory is made and kept.
     pub(crate) fn open(run: &Path, boot_id: &str, make: bool) -> std::io::Result<Self> {
         let path = run.join(DIRECTORY);
-        let kept = if make {
-            crate::run::private(&path)?;
-            Some(rustix::fs::open(&path, layout::DIRECTORY, Mode::empty())?)
-        } else {
-            None
-        };
+        let kept = if make { Some(crate::run::private(&path)?.into()) } else { None };
         Ok(Self { path, kept, boot_id: boot_id.to_owned() })
     }
 
@@ -83,9 +79,9 @@ impl Records {
     fn dir(&self) -> std::io::Result<Option<OwnedFd>> {
         match &self.kept {
             Some(dir) => Ok(Some(rustix::io::fcntl_dupfd_cloexec(dir, 3)?)),
-            None => match rustix::fs::open(&self.path, layout::DIRECTORY, Mode::empty()) {
-                Ok(dir) => Ok(Some(dir)),
-                Err(Errno::NOENT) => Ok(None),
+            None => match Directory::open(&self.path) {
+                Ok(dir) => Ok(Some(dir.into())),
+                Err(error) if error.is_missing() => Ok(None),
                 Err(error) => Err(error.into()),
             },
         }
@@ -144,7 +140,7 @@ impl Records {
 
     fn make_dir(&self) -> std::io::Result<OwnedFd> {
         if self.kept.is_none() {
-            crate::run::private(&self.path)?;
+            return Ok(crate::run::private(&self.path)?.into());
         }
         self.dir()?.ok_or_else(|| std::io::Error::from(Errno::NOENT))
     }

@@ -1,15 +1,20 @@
 //! The run directory: on a tmpfs, because what lives in memory cannot make anyone wait for a disk.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::mount::MountFlags;
+use wardian_sys::directory::Directory;
+use wardian_sys::lock;
 
 /// TMPFS_MAGIC (linux/magic.h).
 const TMPFS: i64 = 0x0102_1994;
 /// How a tmpfs that we have mounted ourselves shows in mountinfo.
 pub const SOURCE: &str = "wardian";
+
+/// A mount takes microseconds.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What others may do in a run directory: go through it, to a socket whose mode lets them in.
 const OTHERS_PASS: u32 = 0o711;
@@ -18,35 +23,40 @@ const OTHERS_PASS: u32 = 0o711;
 /// holds their environments. One that an earlier server has left open to others is closed.
 ///
 /// # Errors
-/// The system's.
-pub fn private(dir: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
-    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700))
+/// Others could change what is above it, it is another user's, or the system's.
+pub fn private(dir: &Path) -> std::io::Result<Directory> {
+    let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) else {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    };
+    Ok(Directory::make(above, OTHERS_PASS)?.0.private(name)?)
 }
 
 /// Makes the directory, and mounts a tmpfs on it if it is on none.
 ///
 /// # Errors
-/// The system's.
-pub fn prepare(run: &Path) -> std::io::Result<()> {
-    let made = !run.exists();
-    std::fs::create_dir_all(run)?;
-    // One at a time: a tmpfs on another one would hide what is recorded in that.
-    let dir = rustix::fs::open(run, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
-    if rustix::fs::statfs(run)?.f_type != TMPFS {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        rustix::mount::mount(SOURCE, run, "tmpfs", flags, c"mode=0711,size=256m")?;
-        tracing::info!(run = %run.display(), "run.tmpfs-mounted");
+/// Others could change it or what is above it, or the system's.
+pub fn prepare(run: &Path) -> std::io::Result<Directory> {
+    let (mut dir, made) = Directory::make(run, OTHERS_PASS)?;
+    if rustix::fs::fstatfs(&dir)?.f_type != TMPFS {
+        // One at a time: a tmpfs on another one would hide what is recorded in that.
+        lock::guarded(&dir, "mount", MOUNT_PATIENCE, || {
+            if rustix::fs::statfs(dir.path())?.f_type != TMPFS {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV;
+                rustix::mount::mount(SOURCE, dir.path(), "tmpfs", flags, c"mode=0711,size=256m")?;
+                tracing::info!(run = %run.display(), "run.tmpfs-mounted");
+            }
+            Ok(())
+        })?;
+        dir = Directory::open(run)?;
     }
-    let metadata = std::fs::metadata(run)?;
     // The umask of a server closes what it makes, so that only what is opened here is open. A directory that was there
     // may be open to fewer, and stays so.
-    let mode = if made { OTHERS_PASS } else { metadata.mode() & OTHERS_PASS };
-    if metadata.mode() & 0o777 != mode {
-        std::fs::set_permissions(run, PermissionsExt::from_mode(mode))?;
+    let now = rustix::fs::fstat(&dir)?.st_mode & 0o777;
+    let mode = if made { OTHERS_PASS } else { now & OTHERS_PASS };
+    if now != mode {
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
     }
-    Ok(())
+    Ok(dir)
 }
 
 /// Whether no container and no root file system is recorded in the directory.

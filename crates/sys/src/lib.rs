@@ -5,9 +5,11 @@
 
 pub mod bpf;
 pub mod children;
+pub mod directory;
 pub mod failpoint;
 pub mod heap;
 pub mod layer_ns;
+pub mod lock;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;

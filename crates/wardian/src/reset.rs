@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         eprintln!("wardian: nothing was done");
         return Ok(ExitCode::FAILURE);
     }
-    let removed = wardian_engine::reset(&root, &run, args.images)?;
+    let removed = wardian_engine::reset(&root, &run, args.images, &|text| eprintln!("wardian: {text}"))?;
     if args.json {
         print::json(&removed)?;
     } else {

@@ -98,7 +98,7 @@ impl Figures {
     /// Write them as JSON.
     pub fn save(&self, to: &Path) -> Result<()> {
         let json = serde_json::to_vec_pretty(self).context("encode the figures")?;
-        std::fs::write(to, json).with_context(|| format!("write {}", to.display()))
+        crate::ground::save(to, &json)
     }
 }
 

@@ -281,7 +281,7 @@ struct Place {
 
 impl Place {
     fn make(on: &Path, detached: bool) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix(".wardian-doctor-").tempdir_in(on)?;
+        let dir = crate::ground::dir_in(on, ".wardian-doctor-")?;
         let namespace = if detached { None } else { Some(LayerNamespace::start()?) };
         Ok(Self { dir, namespace })
     }

@@ -1,9 +1,11 @@
 //! What a store's directory tells of earlier lives, read without opening the store.
 
+use crate::ground::json;
 use rustix::fs::FlockOperation;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use wardian_sys::directory::Directory;
 
 /// What an overlay that never syncs leaves in its work directory, so that nobody mounts it again by mistake
 /// (`ovl_create_volatile_dirty` in fs/overlayfs/super.c). An unmount does not remove it.
@@ -22,16 +24,15 @@ pub struct Remains {
 
 /// Look into the store's directory; nothing is found where there is no store, or where one may not look.
 pub fn probe(root: &Path) -> Remains {
-    let (run, server) = holder(&root.join("lock"));
+    let (run, server) = holder(root);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let mut remains = Remains { server, ..Remains::default() };
     let mut living = BTreeSet::new();
-    for record in entries(&run.join("rootfs")) {
-        if record.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&record).unwrap_or_default();
-        let record: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    // Where others could put something it is nobody's record.
+    let records = Directory::open(&run.join("rootfs")).ok();
+    let names = records.as_ref().and_then(|dir| dir.names().ok()).unwrap_or_default();
+    for (dir, name) in names.iter().filter_map(|name| records.as_ref().zip(name.to_str())) {
+        let record = if name.ends_with(".json") { json(dir, name) } else { continue };
         if record["boot_id"].as_str() != Some(boot.trim()) {
             continue;
         }
@@ -52,10 +53,11 @@ pub fn probe(root: &Path) -> Remains {
 }
 
 /// The run directory that the store was used with, and whether a server has it now.
-fn holder(lock: &Path) -> (PathBuf, bool) {
+fn holder(root: &Path) -> (PathBuf, bool) {
     let usual = || PathBuf::from("/run/wardian");
-    let Ok(file) = std::fs::File::open(lock) else { return (usual(), false) };
-    let holder: serde_json::Value = serde_json::from_reader(&file).unwrap_or_default();
+    let Ok(dir) = Directory::open(root) else { return (usual(), false) };
+    let Ok(file) = dir.file("lock") else { return (usual(), false) };
+    let holder = json(&dir, "lock");
     // Let go with the file. A server that starts at this very moment tries again for a second.
     let free = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok();
     let run = holder["run"].as_str().filter(|run| !run.is_empty()).map_or_else(usual, PathBuf::from);

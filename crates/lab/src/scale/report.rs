@@ -174,7 +174,7 @@ impl Stories {
     /// Write them as JSON.
     pub fn save(&self, to: &Path) -> Result<()> {
         let json = serde_json::to_vec_pretty(self).context("encode the report")?;
-        std::fs::write(to, json).with_context(|| format!("write {}", to.display()))
+        crate::ground::save(to, &json)
     }
 }
 

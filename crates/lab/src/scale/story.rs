@@ -27,7 +27,7 @@ pub(super) async fn tell(
     progress: &Progress,
 ) -> Result<Report> {
     // On a server elsewhere the image is a file in a directory of our own.
-    let scratch = tempfile::Builder::new().prefix("wardian-lab-").tempdir().context("make a directory")?;
+    let scratch = crate::ground::dir_in(&std::env::temp_dir(), "wardian-lab-")?;
     let dir = local.map_or(scratch.path(), LocalServer::dir);
     let image = match &options.image {
         Some(image) => image.clone(),

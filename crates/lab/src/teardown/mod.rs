@@ -16,12 +16,11 @@ use crate::host::{Dirty, Host, written};
 use crate::leftovers::{PREFIX, Record, Records};
 use crate::progress::Progress;
 use crate::report::Phase;
-use crate::{Interrupted, interruption};
+use crate::{Interrupted, ground, interruption};
 use anyhow::{Context, Result};
 use options::{Options, Target};
 use report::{Report, Round};
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use stop::Stop;
@@ -42,7 +41,7 @@ pub async fn run(mut options: Options, json: Option<&Path>, yes: bool) -> Result
     options.fs = std::path::absolute(&options.fs).context("--fs")?;
     options.room(yes)?;
     let json = json
-        .map(|path| File::create(path).with_context(|| format!("--json: write {}", path.display())))
+        .map(|path| ground::create(path).with_context(|| format!("--json: write {}", path.display())))
         .transpose()?;
     let signal = interruption().context("listen for signals")?;
     let stop = Stop::default();
@@ -87,9 +86,7 @@ fn experiment(options: Options, stop: &Stop) -> (Report, Result<()>) {
 fn with_record(record: &mut Record, report: &mut Report, stop: &Stop) -> Result<()> {
     record.change(&report.options.sysctl)?;
     let fs = report.options.fs.display();
-    let dir = tempfile::Builder::new()
-        .prefix(PREFIX)
-        .tempdir_in(&report.options.fs)
+    let dir = ground::dir_in(&report.options.fs, PREFIX)
         .with_context(|| format!("make a directory in {fs}: name another file system with --fs"))?;
     record.dir(dir.path())?;
     mounts::enter(dir.path())?;

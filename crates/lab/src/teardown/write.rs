@@ -8,13 +8,15 @@ use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Name of the thread that syncs meanwhile.
 pub const TRICKLE: &str = "trickle";
+/// All files are the experiment's own.
+const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
 /// The neighbour's file.
 const NEIGHBOUR: &str = "neighbour";
 
@@ -58,8 +60,9 @@ impl<'a> Writer<'a> {
     fn write(&mut self, path: &Path, mut length: u64, again: Option<Again>) -> Result<()> {
         let what = || format!("write {}", path.display());
         let truncate = again != Some(Again::Overwrite);
-        let mut file =
-            File::options().create(true).write(true).truncate(truncate).open(path).with_context(what)?;
+        let mut options = File::options();
+        options.create(true).write(true).truncate(truncate).custom_flags(NOFOLLOW);
+        let mut file = options.open(path).with_context(what)?;
         while length > 0 {
             self.stop.check()?;
             let piece = self.buffer.len().min(usize::try_from(length).unwrap_or(usize::MAX));
@@ -99,7 +102,7 @@ pub fn owners(options: &Options, overlay: bool) -> HashMap<u64, String> {
 pub fn discard(options: &Options, overlay: bool) {
     for (_, path) in files(options, overlay) {
         // What is not there was not written yet, or is removed already.
-        let _ = File::options().write(true).truncate(true).open(path);
+        let _ = File::options().write(true).truncate(true).custom_flags(NOFOLLOW).open(path);
     }
 }
 

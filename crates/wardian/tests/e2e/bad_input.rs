@@ -251,10 +251,10 @@ async fn a_start_that_fails_leaves_nothing() {
         assert_eq!(code, Some(1), "{keeper}: {text}");
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mountinfo.contains(run.to_str().unwrap()), "{keeper}: {mountinfo}");
-        // The tag is FNV-1a of the run directory's path; the file that tells it went with the tmpfs.
-        let fnv = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        let tag = run.to_str().unwrap().as_bytes().iter().fold(0x811c_9dc5, fnv);
-        assert_eq!(cgroups(&format!("wardian-{tag:08x}")), Vec::<String>::new(), "{keeper}");
+        // The tag is of the run directory's path; the file that tells it went with the tmpfs.
+        let tag = crate::support::digest(run.to_str().unwrap().as_bytes());
+        let tag = tag.trim_start_matches("sha256:");
+        assert_eq!(cgroups(&format!("wardian-{}", &tag[..32])), Vec::<String>::new(), "{keeper}");
     }
     server.finish().await;
 }

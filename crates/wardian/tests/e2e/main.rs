@@ -15,6 +15,7 @@ mod escape;
 mod failpoints;
 mod go_client;
 mod grace;
+mod hostile_dirs;
 mod images;
 mod inherited;
 mod inside;

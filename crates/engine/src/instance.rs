@@ -1,0 +1,108 @@
+//! The instance of a run directory: who may use it, and how its cgroups are named.
+
+use crate::{Error, Result};
+use sha2::{Digest as _, Sha256};
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::time::Duration;
+use wardian_sys::directory::Directory;
+use wardian_sys::lock;
+
+/// What it is called in the run directory.
+pub const RECORD: &str = "instance.json";
+/// The lock of a run directory.
+pub const LOCK: &str = "lock";
+/// Some hundred bytes, and a path.
+const MOST: u64 = 64 << 10;
+/// A server that was killed a moment ago may still be on its way out.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn failed(run: &Path) -> impl FnOnce(&dyn std::fmt::Display) -> Error {
+    move |error| Error::failed("run directory", format!("{}: {error}", run.display()))
+}
+
+/// The run directory, on a tmpfs, and the lock in it.
+pub fn open(run: &Path) -> Result<(Directory, OwnedFd)> {
+    let dir = wardian_store::run::prepare(run).map_err(|e| failed(run)(&e))?;
+    let lock = take_lock(&dir, &|text| tracing::warn!(text, "start.lock"))?;
+    Ok((dir, lock))
+}
+
+/// One process at a time has the run directory. `tell` hears whom it waits for.
+pub fn take_lock(dir: &Directory, tell: &dyn Fn(&str)) -> Result<OwnedFd> {
+    lock::take(dir, LOCK, PATIENCE, tell).map_err(|e| Error::failed("run directory", e))
+}
+
+/// Writes down what this instance is.
+pub fn write(dir: &Directory, tag: &str, root: &Path) -> Result<()> {
+    let instance = serde_json::json!({"tag": tag, "root": root, "pid": std::process::id()});
+    dir.write(RECORD, instance.to_string().as_bytes()).map_err(|e| Error::failed("run directory", e))
+}
+
+/// The tag that names the cgroups of this directory's instance. Those of an earlier version have a short one, which others
+/// may share; it counts where it is on record. No other tag on record counts: nothing but the path tells whose a cgroup is.
+pub fn tag(dir: &Directory) -> String {
+    let short = short_tag(dir.path());
+    // Of a version that left the mode to the umask.
+    dir.close_to_others(RECORD);
+    let record = dir.read(RECORD, MOST).unwrap_or_default();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+    if record["tag"] == short.as_str() { short } else { long_tag(dir.path()) }
+}
+
+/// Whether it is one of an earlier version.
+pub fn is_short(tag: &str) -> bool {
+    tag.len() == 8
+}
+
+/// The first 128 bits of the SHA-256 of the run directory's path without links, in hex: no two directories share it.
+pub fn long_tag(run: &Path) -> String {
+    let digest = Sha256::digest(run.as_os_str().as_bytes());
+    digest.iter().take(16).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// That of earlier versions: FNV-1a of the path, 32 bits.
+fn short_tag(run: &Path) -> String {
+    let bytes = run.as_os_str().as_bytes();
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));
+    format!("{hash:08x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_that_shared_a_tag_do_not_any_more() {
+        // Found by trying.
+        let (a, b) = (Path::new("/run/w87a0d67"), Path::new("/run/w1cb6c05a"));
+        assert_eq!(short_tag(a), short_tag(b));
+        assert_ne!(long_tag(a), long_tag(b));
+        assert_eq!(long_tag(Path::new("/run/wardian")), "b00e6bf5bba5e51e1eabb1d373af14c7");
+    }
+
+    #[test]
+    fn a_tag_on_record_counts_only_if_it_is_this_paths() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = Directory::open(base.path()).unwrap();
+        let long = long_tag(dir.path());
+        assert_eq!(tag(&dir), long);
+        let short = short_tag(dir.path());
+        for (record, expected) in
+            [(short.as_str(), &short), ("0a1b2c3d", &long), (long.as_str(), &long), ("../x", &long)]
+        {
+            write(&dir, record, Path::new("/x")).unwrap();
+            assert_eq!(tag(&dir), *expected, "{record}");
+        }
+        assert!(is_short(&short) && !is_short(&long));
+        // What somebody has put there is not even waited for.
+        dir.remove(RECORD).unwrap();
+        rustix::fs::mkfifoat(&dir, RECORD, rustix::fs::Mode::RWXU).unwrap();
+        assert_eq!(tag(&dir), long);
+    }
+}

@@ -1,0 +1,35 @@
+//! Directories for an experiment's files, and files for its results.
+
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::path::Path;
+use tempfile::TempDir;
+use wardian_sys::directory::{self, Directory};
+
+/// Bytes of the largest record that is read.
+const MOST: u64 = 64 << 20;
+
+/// A new directory in `place`. Whoever owns that directory could swap the new one for a link, and have root write to other
+/// files: it must be root's, or such as /tmp.
+pub fn dir_in(place: &Path, prefix: &str) -> Result<TempDir> {
+    let place = Directory::open_shared(place)?;
+    let mut builder = tempfile::Builder::new();
+    let made = builder.prefix(prefix).tempdir_in(place.path());
+    made.with_context(|| format!("make a directory in {}", place.path().display()))
+}
+
+/// Writes a result.
+pub fn save(to: &Path, text: &[u8]) -> Result<()> {
+    let written = create(to).and_then(|mut file| Ok(std::io::Write::write_all(&mut file, text)?));
+    written.with_context(|| format!("write {}", to.display()))
+}
+
+/// A file for a result: see [`directory::create`].
+pub fn create(to: &Path) -> Result<File> {
+    Ok(directory::create(to)?)
+}
+
+/// What a file in this directory says as JSON; nothing where it is no regular file of root's. It never waits.
+pub fn json(dir: &Directory, name: &str) -> serde_json::Value {
+    dir.read(name, MOST).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}

@@ -1,0 +1,542 @@
+//! Directories that nobody but root can change, opened once.
+//!
+//! Whoever may write to a directory may put a link, a FIFO or a file of its own where root's program expects a file
+//! of root's, and whoever may rename a directory on the way can lead a path elsewhere between two system calls. So a
+//! path is walked once, one component after another and by descriptors (`openat(2)` with `O_NOFOLLOW`), and each
+//! directory on it is judged; what is below is reached through the descriptor that comes of it.
+//!
+//! A directory is *trusted* when it and all above it belong to root (or to the effective user) and neither group nor
+//! others may write to them. One with the sticky bit, as /tmp is, may be on the way all the same: nobody removes or
+//! renames what belongs to root in it (`unlink(2)`, EPERM). Links on the way are followed when they are root's and lie
+//! in such a directory.
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
+
+/// Links on the way to one file, as the kernel has it (`MAXSYMLINKS`).
+const MOST_LINKS: usize = 40;
+/// Write permission of group and others.
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+const OPEN_DIR: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Without `O_NONBLOCK` a FIFO that nobody writes to would hold the caller up for ever.
+const OPEN_FILE: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
+
+/// Why a directory, or something in it, is not used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another user owns it.
+    #[error(
+        "{path} belongs to user {uid}, who could lead root to other files through it: `chown root {path}` and look at \
+         what is there, or name another place",
+        path = .path.display()
+    )]
+    Owner {
+        /// The directory, link or file.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// Other users may write to it.
+    #[error(
+        "{path} may be written to by other users (mode {mode:04o}), who could lead root to other files through it: \
+         `chmod go-w {path}` and look at what is there, or name another place",
+        path = .path.display()
+    )]
+    Writable {
+        /// The directory or file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Something that is no regular file, or a file with another name besides.
+    #[error("{path} is {what}: look at who has put it there, and remove it", path = .path.display())]
+    Strange {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The system said no.
+    #[error("{path}: {source}", path = .path.display())]
+    System {
+        /// What was to be opened or made.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Whether there is nothing of that name.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::System { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::System { source, .. } => source.kind(),
+            Error::Strange { .. } => io::ErrorKind::InvalidData,
+            Error::Owner { .. } | Error::Writable { .. } => io::ErrorKind::PermissionDenied,
+        };
+        Self::new(kind, error)
+    }
+}
+
+fn system(path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Error {
+    let path = path.into();
+    move |errno| Error::System { path, source: errno.into() }
+}
+
+/// Root, or who this process acts as.
+fn is_ours(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
+/// Others could change something.
+#[derive(Debug, Clone)]
+enum Doubt {
+    Owner(PathBuf, u32),
+    Writable(PathBuf, u32),
+}
+
+impl From<Doubt> for Error {
+    fn from(doubt: Doubt) -> Self {
+        match doubt {
+            Doubt::Owner(path, uid) => Self::Owner { path, uid },
+            Doubt::Writable(path, mode) => Self::Writable { path, mode },
+        }
+    }
+}
+
+/// Whether others could change what a descriptor is open on.
+fn doubt(path: &Path, stat: &Stat) -> Option<Doubt> {
+    if !is_ours(stat.st_uid) {
+        return Some(Doubt::Owner(path.to_owned(), stat.st_uid));
+    }
+    let mode = stat.st_mode & 0o7777;
+    (mode & OTHERS_WRITE != 0).then(|| Doubt::Writable(path.to_owned(), mode))
+}
+
+fn judge(path: &Path, stat: &Stat) -> Result<()> {
+    doubt(path, stat).map_or(Ok(()), |doubt| Err(doubt.into()))
+}
+
+/// In such a directory others may make files, but not rename or remove root's.
+fn is_sticky(stat: &Stat) -> bool {
+    stat.st_mode & STICKY != 0 && is_ours(stat.st_uid)
+}
+
+/// Where a path leads.
+struct Found {
+    /// With `O_PATH`.
+    fd: OwnedFd,
+    stat: Stat,
+    /// Without links.
+    path: PathBuf,
+    /// What may be changed by others on the way to it.
+    above: Option<Doubt>,
+    /// It is a directory that [`resolve`] has made.
+    made: bool,
+}
+
+/// Walks to the end of a path. With `make` directories that are missing are made, below trusted ones only.
+fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let absolute =
+        std::path::absolute(path).map_err(|source| Error::System { path: path.to_owned(), source })?;
+    let start = || -> Result<Found> {
+        let top = PathBuf::from("/");
+        let fd = rustix::fs::open(&top, flags, Mode::empty()).map_err(system(&top))?;
+        let stat = fstat(&fd).map_err(system(&top))?;
+        Ok(Found { fd, stat, path: top, above: None, made: false })
+    };
+    let mut stack = vec![start()?];
+    let mut todo: VecDeque<OsString> = names_of(&absolute).collect();
+    let mut links = 0;
+    while let Some(name) = todo.pop_front() {
+        if name == ".." {
+            if stack.len() > 1 {
+                stack.pop();
+            }
+            continue;
+        }
+        let Some(here) = stack.last() else { break };
+        let path = here.path.join(&name);
+        if FileType::from_raw_mode(here.stat.st_mode) != FileType::Directory {
+            return Err(system(&here.path)(Errno::NOTDIR));
+        }
+        let own = || if is_sticky(&here.stat) { None } else { doubt(&here.path, &here.stat) };
+        let above = here.above.clone().or_else(own);
+        let mut made = false;
+        let fd = match openat(&here.fd, &name, flags, Mode::empty()) {
+            Err(Errno::NOENT) if make.is_some() => {
+                if let Some(doubt) = above {
+                    return Err(doubt.into());
+                }
+                match mkdirat(&here.fd, &name, make.unwrap_or(Mode::RWXU)) {
+                    Ok(()) => made = true,
+                    Err(Errno::EXIST) => {}
+                    Err(error) => return Err(system(path)(error)),
+                }
+                openat(&here.fd, &name, flags, Mode::empty())
+            }
+            other => other,
+        };
+        let fd = fd.map_err(system(&path))?;
+        let stat = fstat(&fd).map_err(system(&path))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            if let Some(doubt) = above {
+                return Err(doubt.into());
+            }
+            if !is_ours(stat.st_uid) {
+                return Err(Error::Owner { path, uid: stat.st_uid });
+            }
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(system(path)(Errno::LOOP));
+            }
+            let target = rustix::fs::readlinkat(&fd, "", Vec::new()).map_err(system(&path))?;
+            let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+            if target.is_absolute() {
+                stack = vec![start()?];
+            }
+            for name in names_of(&target).collect::<Vec<_>>().into_iter().rev() {
+                todo.push_front(name);
+            }
+            continue;
+        }
+        stack.push(Found { fd, stat, path, above, made });
+    }
+    stack.pop().ok_or_else(|| system(path)(Errno::NOENT))
+}
+
+fn names_of(path: &Path) -> impl Iterator<Item = OsString> + '_ {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    })
+}
+
+/// A directory, held open.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+    path: PathBuf,
+    trusted: bool,
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<Directory> for OwnedFd {
+    fn from(dir: Directory) -> Self {
+        dir.fd
+    }
+}
+
+impl Directory {
+    /// Opens a trusted directory.
+    ///
+    /// # Errors
+    /// It is not trusted, or the system's.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::strict(resolve(path, None)?)
+    }
+
+    /// Opens a trusted directory or one such as /tmp, in which others may make files but not touch those of root.
+    ///
+    /// # Errors
+    /// It is neither, or the system's.
+    pub fn open_shared(path: &Path) -> Result<Self> {
+        let found = resolve(path, None)?;
+        let trusted = doubt(&found.path, &found.stat).is_none();
+        if trusted || is_sticky(&found.stat) { Self::of(found, trusted) } else { Self::strict(found) }
+    }
+
+    /// Opens a trusted directory and makes it, with this mode (less the umask), where it is missing, and with mode 0755
+    /// what is missing above it. The second value is whether it was missing.
+    ///
+    /// # Errors
+    /// It is not trusted, or the system's.
+    pub fn make(path: &Path, mode: u32) -> Result<(Self, bool)> {
+        let found = match resolve(path, None) {
+            Err(error) if error.is_missing() => {
+                if let Some(above) = path.parent() {
+                    resolve(above, Some(Mode::from_raw_mode(0o755)))?;
+                }
+                resolve(path, Some(Mode::from_raw_mode(mode & !OTHERS_WRITE)))?
+            }
+            other => other?,
+        };
+        let made = found.made;
+        Self::strict(found).map(|dir| (dir, made))
+    }
+
+    fn strict(found: Found) -> Result<Self> {
+        judge(&found.path, &found.stat)?;
+        Self::of(found, true)
+    }
+
+    fn of(found: Found, trusted: bool) -> Result<Self> {
+        found.above.map_or(Ok(()), |doubt| Err(Error::from(doubt)))?;
+        let fd = openat(&found.fd, ".", OPEN_DIR, Mode::empty()).map_err(system(&found.path))?;
+        Ok(Self { fd, path: found.path, trusted })
+    }
+
+    /// Its path, without links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether nobody else may write to it: it is not such as /tmp.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
+    /// A path of something in it that leads through the descriptor: of any length, and to this directory for ever.
+    pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd())).join(name)
+    }
+
+    fn open_dir(&self, name: &OsStr) -> Result<OwnedFd> {
+        let path = self.path.join(name);
+        openat(&self.fd, name, OPEN_DIR, Mode::empty()).map_err(|error| match error {
+            Errno::LOOP | Errno::NOTDIR => Error::Strange { path, what: "no directory" },
+            error => system(path)(error),
+        })
+    }
+
+    /// A directory in it, which must be trusted too.
+    ///
+    /// # Errors
+    /// It is a link or not trusted, or the system's.
+    pub fn child(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        let path = self.path.join(name.as_ref());
+        let fd = self.open_dir(name.as_ref())?;
+        judge(&path, &fstat(&fd).map_err(system(&path))?)?;
+        Ok(Self { fd, path, trusted: true })
+    }
+
+    /// A directory in it for root alone: made where it is missing, closed to others where it was open to them.
+    ///
+    /// # Errors
+    /// It is a link or another user's, or the system's.
+    pub fn private(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        match mkdirat(&self.fd, name.as_ref(), Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => self.existing(name),
+            Err(error) => Err(system(self.path.join(name.as_ref()))(error)),
+        }
+    }
+
+    /// The same of one that is there.
+    ///
+    /// # Errors
+    /// As [`Directory::private`].
+    pub fn existing(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        let path = self.path.join(name.as_ref());
+        let fd = self.open_dir(name.as_ref())?;
+        let stat = fstat(&fd).map_err(system(&path))?;
+        if !is_ours(stat.st_uid) {
+            return Err(Error::Owner { path, uid: stat.st_uid });
+        }
+        if stat.st_mode & 0o7777 != 0o700 {
+            rustix::fs::fchmod(&fd, Mode::RWXU).map_err(system(&path))?;
+        }
+        Ok(Self { fd, path, trusted: true })
+    }
+
+    /// Closes a regular file of root's in it to others, if there is one: of a program that left its mode to the umask.
+    pub fn close_to_others(&self, name: impl AsRef<OsStr>) {
+        let Ok(file) = openat(&self.fd, name.as_ref(), OPEN_FILE, Mode::empty()) else { return };
+        let closed = |stat: Stat| {
+            let ours = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && is_ours(stat.st_uid);
+            if ours && stat.st_nlink == 1 && stat.st_mode & 0o077 != 0 {
+                // What cannot be closed is refused when it is read.
+                let _ = rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR);
+            }
+        };
+        let _ = fstat(&file).map(closed);
+    }
+
+    /// Opens a regular file in it that is root's and that nobody else may write to. It never waits.
+    ///
+    /// # Errors
+    /// It is none, or the system's.
+    pub fn file(&self, name: impl AsRef<OsStr>) -> Result<File> {
+        let path = self.path.join(name.as_ref());
+        let fd = openat(&self.fd, name.as_ref(), OPEN_FILE, Mode::empty()).map_err(|error| match error {
+            Errno::LOOP => Error::Strange { path: path.clone(), what: "a link" },
+            error => system(&path)(error),
+        })?;
+        plain(&path, fd)
+    }
+
+    /// Reads such a file, of at most so many bytes.
+    ///
+    /// # Errors
+    /// It is none, it is larger, or the system's.
+    pub fn read(&self, name: impl AsRef<OsStr>, most: u64) -> Result<Vec<u8>> {
+        whole(&self.path.join(name.as_ref()), self.file(name.as_ref())?, most)
+    }
+
+    /// Puts a file for root alone in the place of what has this name, in one step. One writer at a time has a name.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (path, new) = (self.path.join(name), format!("{name}.new"));
+        match rustix::fs::unlinkat(&self.fd, &new, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(system(self.path.join(new))(error)),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.fd, &new, flags, Mode::RUSR | Mode::WUSR).map_err(system(&path))?;
+        File::from(file)
+            .write_all(bytes)
+            .and_then(|()| Ok(rustix::fs::renameat(&self.fd, &new, &self.fd, name)?))
+            .map_err(|source| {
+                let _ = rustix::fs::unlinkat(&self.fd, &new, AtFlags::empty());
+                Error::System { path, source }
+            })
+    }
+
+    /// The names in it, sorted, without `.` and `..`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn names(&self) -> Result<Vec<OsString>> {
+        let failed = || system(&self.path);
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd).map_err(failed())? {
+            let name = OsString::from_vec(entry.map_err(failed())?.file_name().to_bytes().to_vec());
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Removes a file, or a directory with all that is in it; a link is removed and not followed. It need not be there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        let removed = match rustix::fs::unlinkat(&self.fd, name.as_ref(), AtFlags::empty()) {
+            Err(Errno::ISDIR) => std::fs::remove_dir_all(self.at(name.as_ref())),
+            other => other.map_err(io::Error::from),
+        };
+        match removed {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::System { path: self.path.join(name.as_ref()), source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A regular file of root's that nobody else may write to.
+fn plain(path: &Path, fd: OwnedFd) -> Result<File> {
+    let stat = fstat(&fd).map_err(system(path))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Error::Strange { path: path.to_owned(), what: "no regular file" });
+    }
+    judge(path, &stat)?;
+    Ok(File::from(fd))
+}
+
+fn whole(path: &Path, file: File, most: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = file.take(most + 1).read_to_end(&mut bytes);
+    read.map_err(|source| Error::System { path: path.to_owned(), source })?;
+    if bytes.len() as u64 > most {
+        return Err(Error::Strange { path: path.to_owned(), what: "larger than any such file" });
+    }
+    Ok(bytes)
+}
+
+/// Reads a regular file of at most so many bytes that nobody but root could have written, wherever it is.
+///
+/// # Errors
+/// It, or a directory on the way to it, is not root's alone; it is no regular file or larger; or the system's.
+pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let found = resolve(path, None)?;
+    if let Some(doubt) = found.above {
+        return Err(doubt.into());
+    }
+    if FileType::from_raw_mode(found.stat.st_mode) != FileType::RegularFile {
+        return Err(Error::Strange { path: found.path, what: "no regular file" });
+    }
+    // Not by its name, which could be another file's by now where the directory is such as /tmp.
+    let through = format!("/proc/self/fd/{}", found.fd.as_raw_fd());
+    let flags = OPEN_FILE.difference(OFlags::NOFOLLOW);
+    let fd = rustix::fs::open(through, flags, Mode::empty()).map_err(system(&found.path))?;
+    whole(&found.path, plain(&found.path, fd)?, most)
+}
+
+/// Opens a file that a command is to write its result to, and empties it. In a directory that others may write to it must be
+/// new, or a file of one's own without a second name: not what another user has put there to have it overwritten.
+///
+/// # Errors
+/// Something else has the name; or the system's.
+pub fn create(path: &Path) -> Result<File> {
+    let missing = || system(path)(Errno::INVAL);
+    let name = path.file_name().ok_or_else(missing)?;
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = resolve(above, None)?;
+    let full = dir.path.join(name);
+    if dir.above.is_none() && doubt(&dir.path, &dir.stat).is_none() {
+        // What is there is root's doing: /dev/stdout, say.
+        let through = PathBuf::from(format!("/proc/self/fd/{}", dir.fd.as_raw_fd())).join(name);
+        return File::create(through).map_err(|source| Error::System { path: full, source });
+    }
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o666);
+    match openat(&dir.fd, name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
+        Err(Errno::EXIST) => {}
+        other => return other.map(File::from).map_err(system(full)),
+    }
+    let fd = openat(&dir.fd, name, flags, Mode::empty()).map_err(|error| match error {
+        Errno::LOOP => Error::Strange { path: full.clone(), what: "a link in a directory of other users" },
+        Errno::NXIO => Error::Strange { path: full.clone(), what: "no regular file" },
+        error => system(&full)(error),
+    })?;
+    let stat = fstat(&fd).map_err(system(&full))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Error::Strange { path: full, what: "no regular file" });
+    }
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(Error::Owner { path: full, uid: stat.st_uid });
+    }
+    if stat.st_nlink != 1 {
+        return Err(Error::Strange { path: full, what: "a file with another name besides" });
+    }
+    rustix::fs::ftruncate(&fd, 0).map_err(system(&full))?;
+    Ok(File::from(fd))
+}
+
+#[cfg(test)]
+mod tests;

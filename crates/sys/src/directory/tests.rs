@@ -1,0 +1,156 @@
+use super::*;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink};
+
+fn mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// A directory of root's; none where others' cannot be made.
+fn ground() -> Option<tempfile::TempDir> {
+    rustix::process::geteuid().is_root().then(|| {
+        let dir = tempfile::tempdir().unwrap();
+        mode(dir.path(), 0o755);
+        dir
+    })
+}
+
+/// A directory that another user owns.
+fn theirs(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::create_dir(&path).unwrap();
+    chown(&path, Some(65534), Some(65534)).unwrap();
+    path
+}
+
+#[test]
+fn a_directory_that_others_may_change_is_refused() {
+    let Some(base) = ground() else { return };
+    let user = theirs(base.path(), "user");
+    let below = user.join("roots");
+    std::fs::create_dir(&below).unwrap();
+    for path in [&user, &below] {
+        let error = Directory::open(path).unwrap_err();
+        assert!(matches!(&error, Error::Owner { path, uid: 65534 } if *path == user), "{error}");
+        assert!(error.to_string().contains("belongs to user 65534"), "{error}");
+    }
+    assert!(matches!(Directory::make(&user.join("new"), 0o700), Err(Error::Owner { .. })));
+    assert!(!user.join("new").exists());
+    assert!(matches!(Directory::open_shared(&below), Err(Error::Owner { .. })));
+
+    let open = base.path().join("open");
+    std::fs::create_dir_all(open.join("below")).unwrap();
+    for (bits, shared) in [(0o775, false), (0o757, false), (0o1777, true)] {
+        mode(&open, bits);
+        assert!(matches!(Directory::open(&open), Err(Error::Writable { .. })), "{bits:o}");
+        assert_eq!(Directory::open_shared(&open).is_ok(), shared, "{bits:o}");
+        assert_eq!(Directory::open(&open.join("below")).is_ok(), shared, "{bits:o}");
+    }
+    assert!(!Directory::open_shared(&open).unwrap().is_trusted());
+    // As /tmp is, but another user's: who owns it renames what is in it.
+    chown(&open, Some(65534), None).unwrap();
+    assert!(matches!(Directory::open(&open.join("below")), Err(Error::Owner { .. })));
+}
+
+#[test]
+fn a_way_back_does_not_forget_whose_directory_it_was() {
+    let Some(base) = ground() else { return };
+    let user = theirs(base.path(), "user");
+    std::fs::create_dir_all(user.join("a/b")).unwrap();
+    let error = Directory::open(&user.join("a/b/../../a")).unwrap_err();
+    assert!(matches!(error, Error::Owner { .. }), "{error}");
+    // Out of it again, by its real parent.
+    assert_eq!(Directory::open(&user.join("..")).unwrap().path(), base.path().canonicalize().unwrap());
+}
+
+#[test]
+fn roots_own_links_are_followed_and_no_others() {
+    let Some(base) = ground() else { return };
+    let real = base.path().join("real");
+    let (dir, made) = Directory::make(&real.join("deep/er"), 0o711).unwrap();
+    assert!(made && dir.is_trusted());
+    assert!(!Directory::make(&real.join("deep/er"), 0o711).unwrap().1);
+    symlink("real/../real/deep", base.path().join("link")).unwrap();
+    let dir = Directory::open(&base.path().join("link/er")).unwrap();
+    assert_eq!(dir.path(), real.join("deep/er").canonicalize().unwrap());
+    symlink("loop", base.path().join("loop")).unwrap();
+    assert!(Directory::open(&base.path().join("loop")).is_err());
+
+    let open = base.path().join("tmp");
+    std::fs::create_dir(&open).unwrap();
+    mode(&open, 0o1777);
+    symlink(&real, open.join("planted")).unwrap();
+    std::os::unix::fs::lchown(open.join("planted"), Some(65534), None).unwrap();
+    assert!(matches!(Directory::open(&open.join("planted")), Err(Error::Owner { .. })));
+    // It is not asked who owns one where everybody may rename.
+    let user = theirs(base.path(), "user");
+    symlink(&real, user.join("moved")).unwrap();
+    assert!(matches!(Directory::open(&user.join("moved")), Err(Error::Owner { .. })));
+}
+
+#[test]
+fn only_plain_files_are_read_and_nothing_waits() {
+    let Some(base) = ground() else { return };
+    let dir = Directory::open(base.path()).unwrap();
+    dir.write("good", b"text").unwrap();
+    assert_eq!(dir.read("good", 4).unwrap(), b"text");
+    assert!(dir.read("good", 3).is_err());
+    assert_eq!(std::fs::metadata(base.path().join("good")).unwrap().mode() & 0o777, 0o600);
+    rustix::fs::mkfifoat(rustix::fs::CWD, base.path().join("fifo"), Mode::RWXU).unwrap();
+    symlink("good", base.path().join("link")).unwrap();
+    for name in ["fifo", "link", "."] {
+        assert!(dir.read(name, 9).is_err(), "{name}");
+    }
+    assert!(read(&base.path().join("fifo"), 9).is_err());
+    assert_eq!(read(&base.path().join("link"), 9).unwrap(), b"text");
+    dir.write("theirs", b"{}").unwrap();
+    chown(base.path().join("theirs"), Some(65534), None).unwrap();
+    assert!(matches!(dir.read("theirs", 9), Err(Error::Owner { .. })));
+    assert!(dir.read("missing", 9).unwrap_err().is_missing());
+    // A link in the place of a file is replaced, in that of a directory refused.
+    dir.write("link", b"new").unwrap();
+    assert_eq!(dir.read("good", 9).unwrap(), b"text");
+    symlink("/etc", base.path().join("private")).unwrap();
+    assert!(dir.private("private").is_err() && dir.child("private").is_err());
+    for name in ["private", "fifo", "missing"] {
+        dir.remove(name).unwrap();
+    }
+    std::fs::create_dir_all(base.path().join("tree/deep")).unwrap();
+    symlink(base.path().join("good"), base.path().join("tree/deep/link")).unwrap();
+    dir.remove("tree").unwrap();
+    let names: Vec<_> = dir.names().unwrap();
+    assert_eq!(names, ["good", "link", "theirs"]);
+}
+
+#[test]
+fn a_result_overwrites_nothing_of_others() {
+    let Some(base) = ground() else { return };
+    let secret = base.path().join("secret");
+    std::fs::write(&secret, "root's").unwrap();
+    let user = theirs(base.path(), "user");
+    let tmp = base.path().join("tmp");
+    std::fs::create_dir(&tmp).unwrap();
+    mode(&tmp, 0o1777);
+    for dir in [&user, &tmp] {
+        symlink(&secret, dir.join("link")).unwrap();
+        std::fs::hard_link(&secret, dir.join("hard")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.join("fifo"), Mode::RWXU).unwrap();
+        std::fs::write(dir.join("theirs"), "x").unwrap();
+        chown(dir.join("theirs"), Some(65534), None).unwrap();
+        for name in ["link", "hard", "fifo", "theirs"] {
+            assert!(create(&dir.join(name)).is_err(), "{name}");
+        }
+        for text in ["first", "2nd"] {
+            create(&dir.join("new")).unwrap().write_all(text.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(dir.join("new")).unwrap(), "2nd");
+        std::fs::remove_file(dir.join("hard")).unwrap();
+    }
+    symlink(base.path(), user.join("dir")).unwrap();
+    assert!(create(&user.join("dir/secret")).is_err());
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), "root's");
+    // Where nobody else may write it is as ever.
+    create(&secret).unwrap();
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), "");
+    create(Path::new("/dev/null")).unwrap();
+    assert!(create(Path::new("/")).is_err());
+}
