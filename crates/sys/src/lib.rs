@@ -17,3 +17,4 @@ pub mod probe;
 pub mod procfs;
 pub mod seccomp;
 pub mod spawn;
+pub mod text;
