@@ -270,7 +270,7 @@ impl Engine {
             filter.iter().all(|(k, v)| properties.get(k).map_or("", String::as_str) == v)
         };
         found.retain(|container| matches(&container.0.record().properties));
-        found.sort_unstable_by(|a, b| (**a).cmp(&**b));
+        found.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
         found
     }
 

@@ -124,9 +124,8 @@ impl Deref for Properties {
 #[derive(Debug, Clone)]
 pub struct Listed(pub(crate) Arc<Container>);
 
-impl Deref for Listed {
-    type Target = str;
-    fn deref(&self) -> &str {
+impl AsRef<str> for Listed {
+    fn as_ref(&self) -> &str {
         &self.0.handle
     }
 }
