@@ -28,7 +28,7 @@ const USER: usize = 511;
 const IMAGE: usize = 16 << 10;
 /// The name of a property, and how many there may be.
 const KEY: usize = 4096;
-const PROPERTIES: usize = 4096;
+const PROPERTIES: usize = 16_384;
 /// Bind mounts: their descriptors reach the keeper in one message, beside others; see [`wardian_sys::packet`].
 const BINDS: usize = 128;
 
@@ -79,7 +79,10 @@ fn strings(what: &str, strings: &[String]) -> Result<usize> {
 
 fn binds(binds: &[BindMount]) -> Result<()> {
     if binds.len() > BINDS {
-        return Err(Error::Invalid(format!("bind_mounts: {} of them, of which {BINDS} are allowed", binds.len())));
+        return Err(Error::Invalid(format!(
+            "bind_mounts: {} of them, of which {BINDS} are allowed",
+            binds.len()
+        )));
     }
     for bind in binds {
         path("bind_mounts.src_path", bind.source.as_os_str())?;
@@ -92,7 +95,9 @@ fn binds(binds: &[BindMount]) -> Result<()> {
 pub fn properties(properties: &BTreeMap<String, String>) -> Result<()> {
     if properties.len() > PROPERTIES {
         let count = properties.len();
-        return Err(Error::Invalid(format!("properties: {count} of them, of which {PROPERTIES} are allowed")));
+        return Err(Error::Invalid(format!(
+            "properties: {count} of them, of which {PROPERTIES} are allowed"
+        )));
     }
     for (key, value) in properties {
         at_most("properties: a name", key.len(), KEY)?;
@@ -149,7 +154,9 @@ mod tests {
             assert_eq!(shown(good), good);
         }
         let long = "x".repeat(60_000);
-        for bad in ["..", ".", "a/b", "a\0b", "a b", "a\n", "a\u{202e}b", "a\u{200b}b", "\u{e0041}", long.as_str()] {
+        for bad in
+            ["..", ".", "a/b", "a\0b", "a b", "a\n", "a\u{202e}b", "a\u{200b}b", "\u{e0041}", long.as_str()]
+        {
             let error = says(check_handle(bad));
             assert!(!error.is_empty() && error.len() < 400 && !error.contains('\u{202e}'), "{bad:?}");
             assert!(shown(bad).len() < 100 && shown(bad).chars().all(is_plain), "{bad:?}");
@@ -179,17 +186,24 @@ mod tests {
             writable: false,
         };
         assert_eq!(container(&|spec| spec.bind_mounts = vec![bind(PATH, PATH); BINDS]), "");
-        assert!(container(&|spec| spec.bind_mounts = vec![bind(1, 1); BINDS + 1]).starts_with("bind_mounts: 129"));
+        assert!(
+            container(&|spec| spec.bind_mounts = vec![bind(1, 1); BINDS + 1]).starts_with("bind_mounts: 129")
+        );
         assert!(container(&|spec| spec.bind_mounts = vec![bind(PATH + 1, 1)]).contains("src_path"));
         assert!(container(&|spec| spec.bind_mounts = vec![bind(1, PATH + 1)]).contains("dst_path"));
         let pairs = |count: usize, key: usize, value: usize| {
             (0..count).map(|n| (format!("{n:0>key$}"), text(value))).collect::<BTreeMap<_, _>>()
         };
         assert_eq!(container(&|spec| spec.properties = pairs(7, 1, STRING)), "");
-        assert!(container(&|spec| spec.properties = pairs(9, 1, STRING)).starts_with("properties: 1179648 bytes"));
+        assert!(
+            container(&|spec| spec.properties = pairs(9, 1, STRING)).starts_with("properties: 1179648 bytes")
+        );
         assert!(container(&|spec| spec.properties = pairs(1, 1, STRING + 1)).starts_with("properties: 0: "));
         assert!(container(&|spec| spec.properties = pairs(1, KEY + 1, 1)).starts_with("properties: a name"));
-        assert!(container(&|spec| spec.properties = pairs(PROPERTIES + 1, 4, 0)).starts_with("properties: 4097 of"));
+        assert!(
+            container(&|spec| spec.properties = pairs(PROPERTIES + 1, 4, 0))
+                .starts_with("properties: 16385 of")
+        );
     }
 
     #[test]
@@ -214,6 +228,9 @@ mod tests {
         assert!(says(program(&vec![text(STRING); 8], &vec![text(STRING); 8])).starts_with("env and args: "));
         assert!(says(program(&[text(STRING + 1)], &[])).starts_with("args: "));
         assert_eq!(says(transfer(&text(USER), &text(PATH))), "");
-        assert!(!says(transfer(&text(USER + 1), "")).is_empty() && !says(transfer("", &text(PATH + 1))).is_empty());
+        assert!(
+            !says(transfer(&text(USER + 1), "")).is_empty()
+                && !says(transfer("", &text(PATH + 1))).is_empty()
+        );
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use wardian_garden::Client;
+use wardian_sys::text::tame_lines;
 
 /// How long a server may take to answer its first ping.
 const START: Duration = Duration::from_secs(10);
@@ -165,7 +166,7 @@ impl LocalServer {
         if self.child.try_wait().context("look after the server")?.is_some() {
             eprintln!(
                 "the server has died; starting another one to clean up. Its last words:\n{}",
-                self.log_tail()
+                tame_lines(&self.log_tail())
             );
             self.child = spawn(&self.program, self.dir.path(), self.live.path())?;
             self.ready().await?;

@@ -206,13 +206,7 @@ async fn control(
 }
 
 /// Do what the client says, until it goes.
-async fn listen(
-    state: &State,
-    reader: &mut ReadHalf,
-    early: &[u8],
-    process: &Process,
-    input: &mut Input,
-) {
+async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Process, input: &mut Input) {
     let mut decoder = Decoder::default();
     decoder.push(early);
     let mut buffer = vec![0; 64 << 10];

@@ -82,8 +82,16 @@ mod tests {
         assert_eq!((wire.kind.as_str(), wire.process_id.as_str()), ("ProcessNotFoundError", "p"));
         assert_eq!(status(&wire), 404);
         let wire = to_wire(&E::UnknownHandle("\u{202e}".repeat(20_000)));
-        assert!(wire.message.starts_with("unknown handle: \\u{202e}") && wire.message.len() < 400, "{}", wire.message);
-        assert!(wire.handle.len() < 400 && wire.handle.is_ascii() || wire.handle.contains('…'), "{}", wire.handle);
+        assert!(
+            wire.message.starts_with("unknown handle: \\u{202e}") && wire.message.len() < 400,
+            "{}",
+            wire.message
+        );
+        assert!(
+            wire.handle.len() < 400 && wire.handle.is_ascii() || wire.handle.contains('…'),
+            "{}",
+            wire.handle
+        );
         let wire = to_wire(&E::ExecutableNotFound("exec: \"x\"".into()));
         assert_eq!((wire.kind.as_str(), wire.message.as_str()), ("ExecutableNotFoundError", "exec: \"x\""));
         assert_eq!(status(&wire), 500);

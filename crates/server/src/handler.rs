@@ -229,6 +229,10 @@ async fn answer(
         }
         Route::Events => {
             let handle = query(request.uri().query()).remove("handle");
+            // It is kept as long as the listener.
+            if let Some(long) = handle.as_ref().filter(|handle| handle.len() > 255) {
+                return Err(wardian_engine::Error::UnknownHandle(long.clone()).into());
+            }
             let events = crate::events::Events { listener: engine.listen(), handle };
             return Ok(Answer::Accepted(attach::Accepted::Events(events), call));
         }

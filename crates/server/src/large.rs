@@ -130,9 +130,8 @@ struct Pieces {
 
 impl Pieces {
     fn pass_on(&mut self, piece: Piece) -> io::Result<()> {
-        let sent = tokio::time::timeout(PATIENCE, self.send.send(piece));
-        // The timer is made inside the runtime, too.
-        match self.runtime.block_on(async { sent.await }) {
+        let sent = async { tokio::time::timeout(PATIENCE, self.send.send(piece)).await };
+        match self.runtime.block_on(sent) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::Error::other("the client has gone")),
             Err(_) => Err(io::Error::other("the client has taken nothing for too long")),

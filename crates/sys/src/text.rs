@@ -105,7 +105,11 @@ impl Clipped {
 
     /// As [`clip`] has it.
     pub fn finish(self) -> String {
-        if self.length > self.text.len() { format!("{}… ({} bytes)", self.text, self.length) } else { self.text }
+        if self.length > self.text.len() {
+            format!("{}… ({} bytes)", self.text, self.length)
+        } else {
+            self.text
+        }
     }
 }
 
@@ -131,10 +135,44 @@ mod tests {
             assert!(is_plain(plain), "{plain:?}");
         }
         for c in [
-            '\0', '\n', '\t', '\x1b', '\x7f', '\u{85}', '\u{9b}', '\u{a0}', '\u{ad}', '\u{34f}', '\u{61c}', '\u{115f}',
-            '\u{180e}', '\u{200b}', '\u{200d}', '\u{200e}', '\u{2028}', '\u{2029}', '\u{202a}', '\u{202e}', '\u{2060}',
-            '\u{2066}', '\u{2069}', '\u{206f}', '\u{2800}', '\u{3000}', '\u{3164}', '\u{feff}', '\u{fe0f}', '\u{fff9}',
-            '\u{378}', '\u{e000}', '\u{ffff}', '\u{e0001}', '\u{e0041}', '\u{e0100}', '\u{f0000}', '\u{10ffff}',
+            '\0',
+            '\n',
+            '\t',
+            '\x1b',
+            '\x7f',
+            '\u{85}',
+            '\u{9b}',
+            '\u{a0}',
+            '\u{ad}',
+            '\u{34f}',
+            '\u{61c}',
+            '\u{115f}',
+            '\u{180e}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{200e}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202a}',
+            '\u{202e}',
+            '\u{2060}',
+            '\u{2066}',
+            '\u{2069}',
+            '\u{206f}',
+            '\u{2800}',
+            '\u{3000}',
+            '\u{3164}',
+            '\u{feff}',
+            '\u{fe0f}',
+            '\u{fff9}',
+            '\u{378}',
+            '\u{e000}',
+            '\u{ffff}',
+            '\u{e0001}',
+            '\u{e0041}',
+            '\u{e0100}',
+            '\u{f0000}',
+            '\u{10ffff}',
         ] {
             assert!(!is_plain(c), "{c:?}");
         }
@@ -146,7 +184,10 @@ mod tests {
         assert!(matches!(tame("plain \\ \"text\""), Cow::Borrowed(_)));
         assert_eq!(tame_lines("a\tb\n\n\x07c\r\n\u{2029}"), "a\tb\n\n\\u{7}c\\r\n\\u{2029}");
         assert!(matches!(tame_lines("a\nb\n"), Cow::Borrowed(_)));
-        assert_eq!(tame_json("{\n  \"a\u{202e}\": \"\u{e0041}ä\x7f\"\n}"), "{\n  \"a\\u202e\": \"\\udb40\\udc41ä\\u007f\"\n}");
+        assert_eq!(
+            tame_json("{\n  \"a\u{202e}\": \"\u{e0041}ä\x7f\"\n}"),
+            "{\n  \"a\\u202e\": \"\\udb40\\udc41ä\\u007f\"\n}"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod bad_input;
 mod bounded;
 mod cli;
+mod client_bounds;
 mod commands;
 mod devices;
 mod doctor;
