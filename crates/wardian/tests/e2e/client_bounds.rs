@@ -187,7 +187,7 @@ async fn what_is_too_much_is_refused_by_name() {
         assert!(said.starts_with("invalid handle ") && said.is_ascii(), "{said}");
     }
     // A variable as long as the kernel takes arrives; one more byte is refused before the kernel does.
-    let process = |spec: ProcessSpec| client.run("c", &spec, Io::default());
+    let process = async |spec: ProcessSpec| client.run("c", &spec, Io::default()).await;
     let variable = format!("A={}", &long[..131_069]);
     let spec = ProcessSpec { env: vec![variable], ..script("echo ${#A}") };
     assert_eq!(crate::support::run(&client, "c", &spec).await.out, "131069\n");
