@@ -37,7 +37,9 @@ pub use metrics::Metrics;
 pub use output::{Output, Stream};
 pub use process::{Input, Process};
 pub use reset::{Removed, reset};
-pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, Listed, ProcessSpec, Properties, Window};
+pub use spec::{
+    BindMount, Capacity, ContainerSpec, Info, Limits, Listed, ProcessSpec, Properties, Property, Window,
+};
 /// The most root file systems that are mounted ahead for an image.
 pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
 
@@ -321,10 +323,10 @@ impl Engine {
     ///
     /// # Errors
     /// When it is not there (or the container is not: as the real server, which does not tell).
-    pub fn property(&self, handle: &str, key: &str) -> Result<String> {
-        let record = self.find(handle).ok().map(|container| container.record());
-        let value = record.as_ref().and_then(|record| record.properties.get(key));
-        value.cloned().ok_or_else(|| Error::UnknownProperty(key.to_owned()))
+    pub fn property(&self, handle: &str, key: &str) -> Result<Property> {
+        let properties = self.properties(handle).filter(|properties| properties.contains_key(key));
+        let properties = properties.ok_or_else(|| Error::UnknownProperty(key.to_owned()))?;
+        Ok(Property { properties, key: key.to_owned() })
     }
 
     /// Set one.

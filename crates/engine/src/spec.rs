@@ -120,6 +120,19 @@ impl Deref for Properties {
     }
 }
 
+/// One of them.
+#[derive(Debug, Clone)]
+pub struct Property {
+    pub(crate) properties: Properties,
+    pub(crate) key: String,
+}
+
+impl AsRef<str> for Property {
+    fn as_ref(&self) -> &str {
+        self.properties.get(&self.key).map_or("", String::as_str)
+    }
+}
+
 /// A container that was listed, which is its handle. There may be many: they are not copied.
 #[derive(Debug, Clone)]
 pub struct Listed(pub(crate) Arc<Container>);

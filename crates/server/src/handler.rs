@@ -175,8 +175,13 @@ async fn answer(
             large::reply(state, cut, move |out| write(out, &properties.as_deref())).await?
         }
         Route::Property => {
-            let property = wire::PropertyValue { value: engine.property(handle, segment(1))? };
-            large::reply(state, cut, move |out| write(out, &property)).await?
+            let property = engine.property(handle, segment(1))?;
+            let say = move |out: &mut dyn Write| {
+                let mut entries = Entries::begin(out)?;
+                entries.add("value", &property.as_ref())?;
+                entries.end()
+            };
+            large::reply(state, cut, say).await?
         }
         Route::SetProperty => {
             let property: wire::PropertyValue = read(request, BODY_LIMIT).await?;

@@ -21,7 +21,7 @@ use wardian_garden::write;
 /// A piece of a large reply.
 const PIECE: usize = 64 << 10;
 /// Pieces that wait for the client.
-const QUEUE: usize = 2;
+const QUEUE: usize = 1;
 /// A client that takes no piece for so long is sent away: others wait for its room.
 const PATIENCE: Duration = Duration::from_secs(10);
 

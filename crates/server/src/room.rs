@@ -13,7 +13,7 @@ pub(crate) const SMALL: usize = 32 << 10;
 /// KiB of larger bodies, from their first byte until the request has been answered.
 const BODIES: usize = 64 << 10;
 /// Larger replies under way.
-const REPLIES: usize = 32;
+const REPLIES: usize = 16;
 /// Payloads that are longer than clients usually make them.
 const PAYLOADS: usize = 16;
 /// How long a request waits for room.
