@@ -216,12 +216,25 @@ impl Container {
         change: impl FnOnce(&mut Record),
         save: impl FnOnce(&Record) -> std::io::Result<()>,
     ) -> Result<()> {
+        let change = |record: &mut Record| {
+            change(record);
+            Ok(())
+        };
+        self.try_update(change, save)
+    }
+
+    /// The same with a change that may be refused.
+    pub fn try_update(
+        &self,
+        change: impl FnOnce(&mut Record) -> Result<()>,
+        save: impl FnOnce(&Record) -> std::io::Result<()>,
+    ) -> Result<()> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_destroying() {
             return Err(Error::UnknownHandle(self.handle.clone()));
         }
         let mut record = Record::clone(&self.record());
-        change(&mut record);
+        change(&mut record)?;
         save(&record).map_err(|e| Error::failed("save the container's record", e))?;
         self.lock().record = Arc::new(record);
         Ok(())

@@ -8,9 +8,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use wardian_recorder::Diagnosis;
+use wardian_sys::text::clip;
 
 /// Operations that are remembered: some hundreds of bytes each.
 const KEPT: usize = 1000;
+/// Bytes of an error that are remembered: it may quote what a client has sent.
+const ERROR: usize = 4096;
 
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +116,7 @@ impl Timeline {
             began: self.began.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
             ms: self.ms(),
             steps: lock(&self.steps).clone(),
-            error,
+            error: error.map(|error| clip(&error, ERROR).into_owned()),
             diagnosis: None,
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! The only crate that knows store and runtime at once. `create`, `run`, `destroy`, `restore` are a file each.
 
+mod bounds;
 mod container;
 mod create;
 mod destroy;
@@ -27,6 +28,7 @@ mod slow;
 mod spec;
 mod sweeper;
 
+pub use bounds::shown;
 pub use error::{Error, Result};
 pub use events::{Event, Heard, Listener, What};
 pub use grace::Call;
@@ -36,7 +38,9 @@ pub use metrics::Metrics;
 pub use output::{Output, Stream};
 pub use process::{Input, Process};
 pub use reset::{Removed, reset};
-pub use spec::{BindMount, Capacity, ContainerSpec, Info, Limits, ProcessSpec, Window};
+pub use spec::{
+    BindMount, Capacity, ContainerSpec, Info, Limits, Listed, ProcessSpec, Properties, Property, Window,
+};
 /// The most root file systems that are mounted ahead for an image.
 pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
 
@@ -255,22 +259,21 @@ impl Engine {
         self.shared.lock().len()
     }
 
-    /// Handles of created containers that have all these properties (Garden §2.1 rules for `garden.state`).
-    pub fn list(&self, filter: &BTreeMap<String, String>) -> Vec<String> {
+    /// The created containers that have all these properties, by handle (Garden §2.1 rules for `garden.state`).
+    pub fn list(&self, filter: &BTreeMap<String, String>) -> Vec<Listed> {
         let mut filter = filter.clone();
         if filter.get("garden.state").is_some_and(|state| state == "all") {
             filter.remove("garden.state");
         } else {
             filter.entry("garden.state".to_owned()).or_insert_with(|| "created".to_owned());
         }
-        let containers: Vec<Arc<Container>> = self.shared.lock().values().cloned().collect();
+        let mut found: Vec<Listed> = self.shared.lock().values().cloned().map(Listed).collect();
         let matches = |properties: &BTreeMap<String, String>| {
             filter.iter().all(|(k, v)| properties.get(k).map_or("", String::as_str) == v)
         };
-        let mut handles: Vec<String> =
-            containers.iter().filter(|c| matches(&c.record().properties)).map(|c| c.handle.clone()).collect();
-        handles.sort_unstable();
-        handles
+        found.retain(|container| matches(&container.0.record().properties));
+        found.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        found
     }
 
     /// What it says of itself.
@@ -294,17 +297,8 @@ impl Engine {
                 .chain(self.shared.store.writeback_error(&container.id))
                 .collect(),
             container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
-            properties: record.properties.clone(),
+            properties: Properties(record),
         })
-    }
-
-    /// What several say of themselves.
-    pub fn bulk_info(&self, handles: Vec<String>) -> BTreeMap<String, Result<Info>> {
-        let info = |handle: String| {
-            let info = self.info(&handle);
-            (handle, info)
-        };
-        handles.into_iter().map(info).collect()
     }
 
     /// What its last create and destroy were made of; it need not live any more.
@@ -321,28 +315,30 @@ impl Engine {
     }
 
     /// All properties; `None` when the handle is unknown.
-    pub fn properties(&self, handle: &str) -> Option<BTreeMap<String, String>> {
-        self.find(handle).ok().map(|c| c.record().properties.clone())
+    pub fn properties(&self, handle: &str) -> Option<Properties> {
+        self.find(handle).ok().map(|container| Properties(container.record()))
     }
 
     /// One property.
     ///
     /// # Errors
     /// When it is not there (or the container is not: as the real server, which does not tell).
-    pub fn property(&self, handle: &str, key: &str) -> Result<String> {
-        let record = self.find(handle).ok().map(|container| container.record());
-        let value = record.as_ref().and_then(|record| record.properties.get(key));
-        value.cloned().ok_or_else(|| Error::UnknownProperty(key.to_owned()))
+    pub fn property(&self, handle: &str, key: &str) -> Result<Property> {
+        let properties = self.properties(handle).filter(|properties| properties.contains_key(key));
+        let properties = properties.ok_or_else(|| Error::UnknownProperty(key.to_owned()))?;
+        Ok(Property { properties, key: key.to_owned() })
     }
 
     /// Set one.
     ///
     /// # Errors
-    /// Unknown handle.
+    /// Unknown handle, or too much with those that are there.
     pub fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
-        let insert =
-            |record: &mut record::Record| drop(record.properties.insert(key.to_owned(), value.to_owned()));
-        self.find(handle)?.update(insert, |record| self.shared.records.save(record))
+        let insert = |record: &mut record::Record| {
+            record.properties.insert(key.to_owned(), value.to_owned());
+            bounds::properties(&record.properties)
+        };
+        self.find(handle)?.try_update(insert, |record| self.shared.records.save(record))
     }
 
     /// Remove one; it need not be there.

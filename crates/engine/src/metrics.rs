@@ -64,7 +64,7 @@ impl Engine {
     }
 
     /// The same for several.
-    pub async fn bulk_metrics(&self, handles: Vec<String>) -> BTreeMap<String, Result<Metrics>> {
+    pub async fn bulk_metrics(&self, handles: &[String]) -> BTreeMap<String, Result<Metrics>> {
         let chunks = handles.chunks(CHUNK).map(|handles| {
             let (engine, handles) = (self.clone(), handles.to_vec());
             tokio::task::spawn_blocking(move || {

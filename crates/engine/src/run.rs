@@ -5,7 +5,7 @@ use crate::create::{assemble, network_files, shm_bytes};
 use crate::metrics::{Pea, since_boot};
 use crate::process::Process;
 use crate::spec::{BindMount, ProcessSpec};
-use crate::{Engine, Error, Result, Shared, Transfer};
+use crate::{Engine, Error, Result, Shared, Transfer, bounds};
 use rustix::pipe::PipeFlags;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -62,7 +62,7 @@ impl Engine {
         if spec.id.is_empty() {
             spec.id = uuid::Uuid::new_v4().to_string();
         }
-        crate::create::check_handle(&spec.id)?;
+        bounds::process(&spec)?;
         let process = Process::new(spec.id.clone(), keeper.clone());
         container.add_process(&process)?;
         let (engine, theirs, started) = (self.clone(), container.clone(), process.clone());
@@ -206,6 +206,7 @@ impl Engine {
     ) -> Result<Transfer<P>> {
         // Clients look for these words.
         let step = if inward { "stream-in: error streaming in" } else { "stream-out" };
+        bounds::transfer(user, path)?;
         let container = self.find(handle)?;
         let keeper = container.keeper()?;
         let entry = self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
@@ -249,6 +250,7 @@ fn tar_pipe() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 fn payload(exec: &Exec) -> Result<OwnedFd> {
+    bounds::program(&exec.args, &exec.env)?;
     let json = serde_json::to_vec(exec).map_err(|e| Error::failed("run", e))?;
     memfd::sealed("process.json", &json, 0o400).map_err(|e| Error::failed("run", e))
 }

@@ -2,7 +2,10 @@
 
 use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
+use std::cell::Cell;
+use std::io;
 
 /// Why a body could not be read. The texts of the first two are Go's.
 #[derive(Debug, thiserror::Error)]
@@ -21,31 +24,38 @@ pub enum DecodeError {
 /// Keys below these are data, not field names: their case stays.
 const FREE_KEYS: [&str; 1] = ["properties"];
 
+/// Most values in one text, those within others included: each takes up to a hundred bytes, however short it is.
+const VALUES: usize = 1 << 18;
+
 /// A value whose field names are in lower case and whose nulls are gone; of repeated fields the last one stands.
 struct Folded(Value);
 
-struct FoldedVisitor {
+#[derive(Clone, Copy)]
+struct FoldedVisitor<'a> {
     keep_case: bool,
+    /// How many values there may still be.
+    left: &'a Cell<usize>,
 }
 
-struct Seed {
-    keep_case: bool,
-}
-
-impl<'de> serde::de::DeserializeSeed<'de> for Seed {
+impl<'de> serde::de::DeserializeSeed<'de> for FoldedVisitor<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(FoldedVisitor { keep_case: self.keep_case })
+        match self.left.get().checked_sub(1) {
+            Some(left) => self.left.set(left),
+            None => return Err(D::Error::custom("too many values")),
+        }
+        deserializer.deserialize_any(self)
     }
 }
 
 impl<'de> Deserialize<'de> for Folded {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(FoldedVisitor { keep_case: false }).map(Self)
+        let left = Cell::new(VALUES);
+        deserializer.deserialize_any(FoldedVisitor { keep_case: false, left: &left }).map(Self)
     }
 }
 
-impl<'de> Visitor<'de> for FoldedVisitor {
+impl<'de> Visitor<'de> for FoldedVisitor<'_> {
     type Value = Value;
 
     fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -74,7 +84,7 @@ impl<'de> Visitor<'de> for FoldedVisitor {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Seed { keep_case: false })? {
+        while let Some(item) = items.next_element_seed(Self { keep_case: false, ..self })? {
             list.push(item);
         }
         Ok(Value::Array(list))
@@ -86,7 +96,7 @@ impl<'de> Visitor<'de> for FoldedVisitor {
                 key.make_ascii_lowercase();
             }
             let free = !self.keep_case && FREE_KEYS.contains(&key.as_str());
-            let value = fields.next_value_seed(Seed { keep_case: free })?;
+            let value = fields.next_value_seed(Self { keep_case: free, ..self })?;
             match value {
                 // In a map of data null is the zero value; a field keeps what it has.
                 Value::Null if self.keep_case => {
@@ -134,21 +144,38 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
 
 /// As Go's encoder writes it: `<`, `>`, `&`, U+2028 and U+2029 escaped, a newline at the end.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    // These characters can only stand inside strings, so the finished text can be searched for them.
-    let plain = serde_json::to_string(value).unwrap_or_else(|_| "null".into());
-    let mut text = String::with_capacity(plain.len() + 1);
-    for letter in plain.chars() {
-        match letter {
-            '<' => text.push_str("\\u003c"),
-            '>' => text.push_str("\\u003e"),
-            '&' => text.push_str("\\u0026"),
-            '\u{2028}' => text.push_str("\\u2028"),
-            '\u{2029}' => text.push_str("\\u2029"),
-            other => text.push(other),
-        }
+    let mut text = Vec::new();
+    if write(&mut text, value).is_err() {
+        text = b"null".to_vec();
     }
-    text.push('\n');
-    text.into_bytes()
+    text.push(b'\n');
+    text
+}
+
+/// The same without the newline, a little at a time.
+///
+/// # Errors
+/// Those of `to`.
+pub fn write<T: Serialize + ?Sized>(to: impl io::Write, value: &T) -> io::Result<()> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(to, Go)).map_err(io::Error::from)
+}
+
+/// Of Go's encoder.
+struct Go;
+
+impl Formatter for Go {
+    fn write_string_fragment<W: io::Write + ?Sized>(&mut self, to: &mut W, text: &str) -> io::Result<()> {
+        let mut rest = text;
+        while let Some(at) = rest.find(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+            let (before, behind) = rest.split_at(at);
+            to.write_all(before.as_bytes())?;
+            let mut letters = behind.chars();
+            let letter = letters.next().map_or(0, u32::from);
+            write!(to, "\\u{letter:04x}")?;
+            rest = letters.as_str();
+        }
+        to.write_all(rest.as_bytes())
+    }
 }
 
 /// Reads objects one after the other from bytes that arrive in pieces. Every byte is looked at twice, however small
@@ -168,6 +195,11 @@ pub struct Decoder {
 impl Decoder {
     /// A value longer than this is refused.
     pub const LIMIT: usize = 4 << 20;
+
+    /// Bytes of a value that has not come to its end.
+    pub fn held(&self) -> usize {
+        self.buffer.len() - self.begin
+    }
 
     /// More bytes have arrived.
     pub fn push(&mut self, bytes: &[u8]) {
@@ -249,8 +281,16 @@ mod tests {
 
     #[test]
     fn values_are_escaped_as_go_does() {
-        let text = String::from_utf8(encode(&"é<&>\u{2028}")).unwrap();
-        assert_eq!(text, "\"é\\u003c\\u0026\\u003e\\u2028\"\n");
+        let text = String::from_utf8(encode(&"é<&>\u{2028}x\"\n\u{2029}")).unwrap();
+        assert_eq!(text, "\"é\\u003c\\u0026\\u003e\\u2028x\\\"\\n\\u2029\"\n");
+    }
+
+    #[test]
+    fn many_short_values_are_not_kept() {
+        let body = |count: usize| format!("{{\"handle\":\"a\",\"unknown\":[{}0]}}", "0,".repeat(count));
+        assert_eq!(decode::<ContainerSpec>(body(VALUES / 2).as_bytes()).unwrap().handle, "a");
+        let error = decode::<ContainerSpec>(body(VALUES).as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("json: too many values"), "{error}");
     }
 
     #[test]

@@ -15,5 +15,5 @@ pub mod wire;
 pub use client::{Address, Client, TarReader};
 pub use error::{Error, ErrorBody, ErrorKind, Result};
 pub use events::Events;
-pub use json::{DecodeError, Decoder, decode, encode};
+pub use json::{DecodeError, Decoder, decode, encode, write};
 pub use process::{Io, OutputReader, Process};

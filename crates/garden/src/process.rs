@@ -93,12 +93,12 @@ impl Process {
         let (mut reader, writer) = tokio::io::split(stream);
         let mut decoder = Decoder::default();
         let first = payload(&mut reader, &mut decoder).await?.ok_or(Error::Disconnected)?;
-        // Whatever handle and process the URL of an output stream names, the server looks at the stream id only.
         let base = match method {
             "POST" => format!("{path}/{}", crate::client::escape(&first.process_id)),
             _ => path.to_owned(),
         };
-        let stream_id = &first.stream_id;
+        let stream_id = crate::client::escape(&first.stream_id);
+        let stream_id = &stream_id;
         let open = |wanted: bool, name: &'static str| {
             let path = format!("{base}/attaches/{stream_id}/{name}");
             async move {

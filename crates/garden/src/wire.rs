@@ -260,10 +260,10 @@ Capacity {
     #[serde(skip_serializing_if = "zero")] max_containers: u64,
 });
 
-/// What a container says of itself.
+/// What a container says of itself. `P` are its properties, or a reference to them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub struct ContainerInfo {
+#[serde(default, rename_all = "PascalCase", bound(deserialize = "P: Deserialize<'de> + Default"))]
+pub struct ContainerInfo<P = BTreeMap<String, String>> {
     /// `active` or `stopped`.
     pub state: String,
     /// Things that happened.
@@ -286,7 +286,7 @@ pub struct ContainerInfo {
     #[serde(rename = "ProcessIDs")]
     pub process_ids: Option<Vec<String>>,
     /// Its properties.
-    pub properties: Option<BTreeMap<String, String>>,
+    pub properties: Option<P>,
     /// Its port mappings.
     pub mapped_ports: Option<Vec<PortMapping>>,
 }
@@ -449,7 +449,7 @@ mod tests {
 
     #[test]
     fn info_has_go_names() {
-        let info = ContainerInfo { mapped_ports: Some(Vec::new()), ..Default::default() };
+        let info: ContainerInfo = ContainerInfo { mapped_ports: Some(Vec::new()), ..Default::default() };
         assert_eq!(
             text(&info),
             "{\"State\":\"\",\"Events\":null,\"HostIP\":\"\",\"ContainerIP\":\"\",\"ContainerIPv6\":\"\",\

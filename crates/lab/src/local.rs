@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use wardian_garden::Client;
 use wardian_sys::directory::Directory;
+use wardian_sys::text::tame_lines;
 
 use crate::ground;
 use crate::leftovers::PREFIX;
@@ -165,7 +166,7 @@ impl LocalServer {
         if self.child.try_wait().context("look after the server")?.is_some() {
             eprintln!(
                 "the server has died; starting another one to clean up. Its last words:\n{}",
-                self.log_tail()
+                tame_lines(&self.log_tail())
             );
             self.child = spawn(&self.program, self.dir.path(), self.live.path())?;
             self.ready().await?;

@@ -4,6 +4,7 @@ use crate::report::Phase;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::time::Duration;
+use wardian_sys::text::tame_lines;
 
 /// Tells what is going on.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ impl Progress {
 
     /// A line.
     pub fn say(&self, what: &str) {
-        eprintln!("{what}");
+        eprintln!("{}", tame_lines(what));
     }
 
     /// A phase that is over.

@@ -6,8 +6,8 @@ use crate::convert::window;
 use crate::events::{self, Events};
 use crate::listen::ReadHalf;
 use crate::patience::Patience;
-use crate::reply::date;
-use crate::stream::{Entry, Streams};
+use crate::reply::{Failure, date};
+use crate::stream::{Entry, Found, Streams};
 use crate::upload::{self, Upload};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -15,6 +15,7 @@ use hyper::Request;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
 use wardian_engine::{Input, Process};
 use wardian_garden::wire::{INPUT_HEADER, Payload, Tty};
 use wardian_garden::{Decoder, encode};
@@ -25,6 +26,11 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How often a client whose input nobody takes is looked after.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// A payload of which so much has come without its end is a long one: those of Garden's client are a sixth of that …
+const LONG: usize = 256 << 10;
+/// … and has so long for the rest.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// A request that has been granted; its connection comes next.
 pub(crate) enum Accepted {
@@ -74,17 +80,25 @@ impl Greeting {
 }
 
 impl Accepted {
-    /// Control a process.
-    pub(crate) fn process(state: &State, process: Process, greeting: Greeting) -> Self {
+    /// Control a process of a container.
+    pub(crate) fn process(state: &State, handle: &str, process: Process, greeting: Greeting) -> Self {
         let streams = state.streams.clone();
-        let entry = streams.add(process.subscribe());
+        let entry = streams.add(handle, &process);
         let input = Some(process.input(greeting.created));
         Self::Process(Client { process, streams, entry, input, told: false }, greeting)
     }
 
     /// Read the output of a stream; one that does not exist is empty.
-    pub(crate) fn output(state: &State, stream_id: &str, stderr: bool) -> Self {
-        Self::Output { entry: state.streams.find(stream_id), stderr }
+    ///
+    /// # Errors
+    /// It exists, and is not that of this process.
+    pub(crate) fn output(state: &State, path: [&str; 3], stderr: bool) -> Result<Self, Failure> {
+        let [handle, process, stream] = path;
+        match state.streams.find(handle, process, stream) {
+            Found::Entry(entry) => Ok(Self::Output { entry: Some(entry), stderr }),
+            Found::Nothing => Ok(Self::Output { entry: None, stderr }),
+            Found::Others => Err(wardian_engine::Error::UnknownProcess(process.to_owned()).into()),
+        }
     }
 }
 
@@ -111,7 +125,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
         Accepted::Upload(_) | Accepted::Events(_) => return,
         Accepted::Process(client, greeting) => {
             tokio::select! {
-                () = control(&mut reader, &mut writer, &early, client, greeting, state.patience) => {}
+                () = control(state, &mut reader, &mut writer, &early, client, greeting) => {}
                 () = state.stopping() => {}
             }
         }
@@ -152,29 +166,29 @@ async fn output(
 }
 
 async fn control(
+    state: &State,
     reader: &mut ReadHalf,
     writer: &mut (impl AsyncWrite + Unpin),
     early: &[u8],
     mut client: Client,
     Greeting { created, binary }: Greeting,
-    patience: Patience,
 ) {
     // A server that ends drops it, and closes nothing.
     let Some(mut input) = client.input.take() else { return };
     let (process, entry) = (&client.process, &client.entry);
     let id = process.id().to_owned();
     let mut start = head(if created { "201 Created" } else { "200 OK" }, true, binary);
-    let first = Payload { process_id: id.clone(), stream_id: entry.id.to_string(), ..Payload::default() };
+    let first = Payload { process_id: id.clone(), stream_id: entry.id(), ..Payload::default() };
     start.extend(encode(&first));
     let greeted = writer.write_all(&start).await.is_ok();
     let status = tokio::select! {
         status = process.wait(), if greeted => Some(status),
-        () = listen(reader, early, process, &mut input, patience), if greeted => None,
+        () = listen(state, reader, early, process, &mut input), if greeted => None,
         else => None,
     };
     let lost = entry.lost();
     if lost > 0 {
-        tracing::warn!(process = id, stream = entry.id, lost, "process.output-lost");
+        tracing::warn!(process = id, lost, "process.output-lost");
     }
     let last = match status {
         Some(Ok(status)) => Payload { exit_status: Some(status.into()), ..Payload::default() },
@@ -192,16 +206,11 @@ async fn control(
 }
 
 /// Do what the client says, until it goes.
-async fn listen(
-    reader: &mut ReadHalf,
-    early: &[u8],
-    process: &Process,
-    input: &mut Input,
-    patience: Patience,
-) {
+async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Process, input: &mut Input) {
     let mut decoder = Decoder::default();
     decoder.push(early);
     let mut buffer = vec![0; 64 << 10];
+    let mut room = None;
     loop {
         loop {
             match decoder.next_value::<Payload>() {
@@ -209,7 +218,7 @@ async fn listen(
                     let obeyed = tokio::select! {
                         biased;
                         obeyed = obey(process, payload, input) => obeyed,
-                        () = gone(reader, patience) => return,
+                        () = gone(reader, state.patience) => return,
                     };
                     if let Err(error) = obeyed {
                         tracing::warn!(process = process.id(), error, "process.refused");
@@ -222,7 +231,24 @@ async fn listen(
                 }
             }
         }
-        match reader.read(&mut buffer).await {
+        // A long payload has room among few, and not for ever.
+        let read = if decoder.held() > LONG {
+            if room.is_none() {
+                room = Some((state.rooms.payload().await, Instant::now() + LONGEST));
+            }
+            let until = room.as_ref().map_or_else(Instant::now, |(_, until)| *until);
+            match tokio::time::timeout_at(until, reader.read(&mut buffer)).await {
+                Ok(read) => read,
+                Err(_) => {
+                    tracing::warn!(process = process.id(), "process.payload-without-end");
+                    return;
+                }
+            }
+        } else {
+            room = None;
+            reader.read(&mut buffer).await
+        };
+        match read {
             Ok(0) | Err(_) => return,
             Ok(n) => decoder.push(&buffer[..n]),
         }

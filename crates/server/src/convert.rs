@@ -1,20 +1,26 @@
 //! From the wire to the engine. What the engine cannot do yet is refused here, by name: nothing that a caller
 //! asks for is quietly left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 use wardian_engine as engine;
 use wardian_garden::{ErrorBody, ErrorKind, wire};
+use wardian_sys::text::clip;
 
 type Refusal = String;
+
+/// Most handles of a bulk request: more than fit into its URL, unless they are very short.
+const HANDLES: usize = 4096;
+/// Bytes that an error repeats of a value that is not supported.
+const SHOWN: usize = 200;
 
 /// `value` of `field` must be zero.
 fn zero<T: Display + Default + PartialEq>(field: &str, value: &T) -> Result<(), Refusal> {
     if *value == T::default() {
         Ok(())
     } else {
-        Err(format!("{field}: {value:?} is not supported yet", value = value.to_string()))
+        Err(format!("{field}: {value:?} is not supported yet", value = clip(&value.to_string(), SHOWN)))
     }
 }
 
@@ -25,7 +31,8 @@ where
     if values.is_empty() {
         return Ok(());
     }
-    Err(format!("{field}: {} is not supported yet", serde_json::to_string(values).unwrap_or_default()))
+    let values = serde_json::to_string(values).unwrap_or_default();
+    Err(format!("{field}: {} is not supported yet", clip(&values, SHOWN)))
 }
 
 fn image(image: &wire::ImageRef) -> Result<(), Refusal> {
@@ -138,20 +145,44 @@ fn bind_mounts(mounts: Vec<wire::BindMount>) -> Result<Vec<engine::BindMount>, R
         .collect()
 }
 
-/// The handles of a bulk request: joined by commas. Without any, none.
-pub(crate) fn handles(query: &BTreeMap<String, String>) -> Vec<String> {
+/// The handles of a bulk request: joined by commas, each taken once, in the order of the reply. Without any, none.
+pub(crate) fn handles(query: &BTreeMap<String, String>) -> Result<Vec<String>, Refusal> {
     let joined = query.get("handles").map_or("", String::as_str);
-    if joined.is_empty() { Vec::new() } else { joined.split(',').map(str::to_owned).collect() }
+    if joined.is_empty() {
+        return Ok(Vec::new());
+    }
+    let once: BTreeSet<&str> = joined.split(',').collect();
+    if once.len() > HANDLES {
+        return Err(format!("handles: {} of them, of which {HANDLES} are allowed", once.len()));
+    }
+    Ok(once.into_iter().map(str::to_owned).collect())
 }
 
-pub(crate) fn info(info: engine::Info) -> wire::ContainerInfo {
+type Properties = BTreeMap<String, String>;
+
+fn no_info<'a>() -> wire::ContainerInfo<&'a Properties> {
     wire::ContainerInfo {
-        state: info.state,
-        events: Some(info.events).filter(|events| !events.is_empty()),
-        container_path: info.container_path,
-        properties: Some(info.properties),
+        state: String::new(),
+        events: None,
+        host_ip: String::new(),
+        container_ip: String::new(),
+        container_ipv6: String::new(),
+        external_ip: String::new(),
+        container_path: String::new(),
+        process_ids: None,
+        properties: None,
+        mapped_ports: None,
+    }
+}
+
+pub(crate) fn info(info: &engine::Info) -> wire::ContainerInfo<&Properties> {
+    wire::ContainerInfo {
+        state: info.state.clone(),
+        events: Some(info.events.clone()).filter(|events| !events.is_empty()),
+        container_path: info.container_path.clone(),
+        properties: Some(&info.properties),
         mapped_ports: Some(Vec::new()),
-        ..wire::ContainerInfo::default()
+        ..no_info()
     }
 }
 
@@ -180,27 +211,21 @@ pub(crate) fn metrics(metrics: &engine::Metrics) -> wire::Metrics {
 
 /// In bulk, errors are text alone.
 fn plain(error: &engine::Error) -> ErrorBody {
-    ErrorBody::new(ErrorKind::Other, error.to_string())
+    ErrorBody::new(ErrorKind::Other, crate::error::to_wire(error).message)
 }
 
-pub(crate) fn bulk_info(
-    (handle, result): (String, engine::Result<engine::Info>),
-) -> (String, wire::BulkInfo) {
-    let entry = match result {
+pub(crate) fn bulk_info(result: &engine::Result<engine::Info>) -> wire::BulkInfo<&Properties> {
+    match result {
         Ok(found) => wire::BulkInfo { info: info(found), err: None },
-        Err(error) => wire::BulkInfo { err: Some(plain(&error)), ..wire::BulkInfo::default() },
-    };
-    (handle, entry)
+        Err(error) => wire::BulkInfo { info: no_info(), err: Some(plain(error)) },
+    }
 }
 
-pub(crate) fn bulk_metrics(
-    (handle, result): (String, engine::Result<engine::Metrics>),
-) -> (String, wire::BulkMetrics) {
-    let entry = match result {
-        Ok(found) => wire::BulkMetrics { metrics: metrics(&found), err: None },
-        Err(error) => wire::BulkMetrics { err: Some(plain(&error)), ..wire::BulkMetrics::default() },
-    };
-    (handle, entry)
+pub(crate) fn bulk_metrics(result: &engine::Result<engine::Metrics>) -> wire::BulkMetrics {
+    match result {
+        Ok(found) => wire::BulkMetrics { metrics: metrics(found), err: None },
+        Err(error) => wire::BulkMetrics { err: Some(plain(error)), ..wire::BulkMetrics::default() },
+    }
 }
 
 #[cfg(test)]
@@ -238,6 +263,20 @@ mod tests {
             assert_eq!(process(decode(body.as_bytes()).unwrap()).unwrap_err(), says);
         }
         assert!(process(decode(br#"{"limits":{"cpu_limits":{"weight":1}}}"#).unwrap()).is_err());
+    }
+
+    #[test]
+    fn errors_repeat_little_and_handles_are_taken_once() {
+        let long = format!(r#"{{"network":"{}"}}"#, "x".repeat(100_000));
+        assert!(container(decode(long.as_bytes()).unwrap()).unwrap_err().len() < 400);
+        let long = format!(r#"{{"netin":[{}{{}}]}}"#, "{},".repeat(10_000));
+        assert!(container(decode(long.as_bytes()).unwrap()).unwrap_err().len() < 400);
+        let of = |text: String| handles(&BTreeMap::from([("handles".to_owned(), text)]));
+        assert_eq!(of("b,a,b,a,b".into()).unwrap(), ["a", "b"]);
+        assert_eq!(of("same,".repeat(100_000)).unwrap(), ["", "same"]);
+        assert_eq!(of(String::new()).unwrap(), Vec::<String>::new());
+        let many: Vec<String> = (0..=HANDLES).map(|n| n.to_string()).collect();
+        assert!(of(many.join(",")).is_err() && of(many[1..].join(",")).is_ok());
     }
 
     #[test]

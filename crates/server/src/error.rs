@@ -2,6 +2,7 @@
 
 use hyper::StatusCode;
 use std::path::PathBuf;
+use wardian_engine::shown;
 use wardian_garden::{ErrorBody, ErrorKind};
 
 /// The server cannot listen.
@@ -52,11 +53,16 @@ pub(crate) fn to_wire(error: &wardian_engine::Error) -> ErrorBody {
     use wardian_engine::Error as E;
     let message = error.to_string();
     match error {
+        // What can name nothing is not repeated as it is, for it is logged.
         E::UnknownHandle(handle) => {
-            ErrorBody { handle: handle.clone(), ..ErrorBody::new(ErrorKind::ContainerNotFound, message) }
+            let handle = shown(handle).into_owned();
+            let message = E::UnknownHandle(handle.clone()).to_string();
+            ErrorBody { handle, ..ErrorBody::new(ErrorKind::ContainerNotFound, message) }
         }
         E::UnknownProcess(id) => {
-            ErrorBody { process_id: id.clone(), ..ErrorBody::new(ErrorKind::ProcessNotFound, message) }
+            let process_id = shown(id).into_owned();
+            let message = E::UnknownProcess(process_id.clone()).to_string();
+            ErrorBody { process_id, ..ErrorBody::new(ErrorKind::ProcessNotFound, message) }
         }
         E::Busy(_) => ErrorBody::new(ErrorKind::ServiceUnavailable, message),
         E::ExecutableNotFound(_) => ErrorBody::new(ErrorKind::ExecutableNotFound, message),
@@ -83,6 +89,17 @@ mod tests {
         let wire = to_wire(&E::UnknownProcess("p".into()));
         assert_eq!((wire.kind.as_str(), wire.process_id.as_str()), ("ProcessNotFoundError", "p"));
         assert_eq!(status(&wire), 404);
+        let wire = to_wire(&E::UnknownHandle("\u{202e}".repeat(20_000)));
+        assert!(
+            wire.message.starts_with("unknown handle: \\u{202e}") && wire.message.len() < 400,
+            "{}",
+            wire.message
+        );
+        assert!(
+            wire.handle.len() < 400 && wire.handle.is_ascii() || wire.handle.contains('…'),
+            "{}",
+            wire.handle
+        );
         let wire = to_wire(&E::ExecutableNotFound("exec: \"x\"".into()));
         assert_eq!((wire.kind.as_str(), wire.message.as_str()), ("ExecutableNotFoundError", "exec: \"x\""));
         assert_eq!(status(&wire), 500);

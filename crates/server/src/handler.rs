@@ -1,27 +1,34 @@
 //! What each route does.
 
+use crate::connection::Cut;
+use crate::large::Entries;
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
+use crate::room::SMALL;
 use crate::route::{Found, Route, find, query};
 use crate::upload::Upload;
-use crate::{State, attach, convert, trace, transfer};
+use crate::{State, attach, convert, large, trace, transfer};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{EXPECT, ORIGIN};
 use hyper::{Request, StatusCode};
-use std::collections::BTreeMap;
 use std::future::pending;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, Span};
-use wardian_engine::Call;
-use wardian_garden::wire;
+use wardian_engine::{Call, shown};
+use wardian_garden::{wire, write};
 
 /// Longest JSON body.
 const BODY_LIMIT: usize = 1 << 20;
 /// Longest process specification: environments can be long.
 const PROCESS_LIMIT: usize = 4 << 20;
+/// So many metrics are a small reply.
+const FEW: usize = 24;
+/// So many are read at a time.
+const MANY: usize = 512;
 /// Time for a JSON body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -62,7 +69,7 @@ pub(crate) async fn handle(
         Found::Unknown => return Ok(text(StatusCode::NOT_FOUND, "404 page not found")),
         Found::Bad => return Ok(text(StatusCode::BAD_REQUEST, "400 Bad Request")),
     };
-    let handle = segments.first().cloned().unwrap_or_default();
+    let handle = segments.first().map(|handle| shown(handle).into_owned()).unwrap_or_default();
     // In a task of its own: what has begun is finished, whether or not the client stays.
     let work = state.working();
     let span = trace::span(request.headers());
@@ -112,6 +119,14 @@ async fn answer(
     let segment = |n: usize| segments.get(n).map_or("", String::as_str);
     let handle = segment(0);
     let call = route.is_call().then(|| engine.call(handle));
+    let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
+    // Of the body: until the request is answered.
+    let room = match route {
+        Route::Create => state.rooms.body(length(&request, BODY_LIMIT)).await?,
+        Route::Run => state.rooms.body(length(&request, PROCESS_LIMIT)).await?,
+        Route::SetProperty => state.rooms.body(length(&request, BODY_LIMIT)).await?,
+        _ => None,
+    };
     let reply = match route {
         Route::Ping => done(),
         Route::Capacity => {
@@ -123,7 +138,10 @@ async fn answer(
                 max_containers: capacity.max_containers,
             })
         }
-        Route::List => json(&wire::HandleList { handles: engine.list(&query(request.uri().query())) }),
+        Route::List => {
+            let (engine, filter) = (engine.clone(), query(request.uri().query()));
+            large::reply(state, cut, move |out| large::handles(out, &engine.list(&filter))).await?
+        }
         Route::Create => {
             let spec = convert::container(read(request, BODY_LIMIT).await?).map_err(Failure::Refused)?;
             json(&wire::Created { handle: engine.create(spec).await? })
@@ -132,17 +150,13 @@ async fn answer(
             engine.destroy(handle).await?;
             done()
         }
-        Route::Info => json(&convert::info(engine.info(handle)?)),
-        Route::BulkInfo => {
-            let handles = convert::handles(&query(request.uri().query()));
-            json(&engine.bulk_info(handles).into_iter().map(convert::bulk_info).collect::<BTreeMap<_, _>>())
+        Route::Info => {
+            let info = engine.info(handle)?;
+            large::reply(state, cut, move |out| write(out, &convert::info(&info))).await?
         }
+        Route::BulkInfo => bulk_info(state, cut, request.uri().query()).await?,
         Route::Metrics => json(&convert::metrics(&engine.metrics(handle).await?)),
-        Route::BulkMetrics => {
-            let handles = convert::handles(&query(request.uri().query()));
-            let metrics = engine.bulk_metrics(handles).await;
-            json(&metrics.into_iter().map(convert::bulk_metrics).collect::<BTreeMap<_, _>>())
-        }
+        Route::BulkMetrics => bulk_metrics(state, cut, request.uri().query()).await?,
         // Garden servers never say these, whether there is such a container or not.
         Route::BandwidthLimits | Route::DiskLimits => done(),
         Route::CpuLimits => {
@@ -152,12 +166,23 @@ async fn answer(
             json(&wire::MemoryLimits { limit_in_bytes: engine.limits(handle)?.memory_bytes })
         }
         Route::Stop => {
-            let stop: wire::Stop = read(request, BODY_LIMIT).await?;
+            let stop: wire::Stop = read(request, SMALL).await?;
             engine.stop(handle, stop.kill).await?;
             done()
         }
-        Route::Properties => json(&engine.properties(handle)),
-        Route::Property => json(&wire::PropertyValue { value: engine.property(handle, segment(1))? }),
+        Route::Properties => {
+            let properties = engine.properties(handle);
+            large::reply(state, cut, move |out| write(out, &properties.as_deref())).await?
+        }
+        Route::Property => {
+            let property = engine.property(handle, segment(1))?;
+            let say = move |out: &mut dyn Write| {
+                let mut entries = Entries::begin(out)?;
+                entries.add("value", &property.as_ref())?;
+                entries.end()
+            };
+            large::reply(state, cut, say).await?
+        }
         Route::SetProperty => {
             let property: wire::PropertyValue = read(request, BODY_LIMIT).await?;
             engine.set_property(handle, segment(1), &property.value)?;
@@ -182,34 +207,89 @@ async fn answer(
             let greeting = attach::Greeting::of(&request, true);
             let spec = convert::process(read(request, PROCESS_LIMIT).await?).map_err(Failure::Refused)?;
             let process = engine.run(handle, spec).await?;
-            return Ok(Answer::Accepted(attach::Accepted::process(state, process, greeting), call));
+            return Ok(Answer::Accepted(attach::Accepted::process(state, handle, process, greeting), call));
         }
         Route::Attach => {
             let process = engine.attach(handle, segment(1)).await?;
             let greeting = attach::Greeting::of(&request, false);
-            return Ok(Answer::Accepted(attach::Accepted::process(state, process, greeting), call));
+            return Ok(Answer::Accepted(attach::Accepted::process(state, handle, process, greeting), call));
         }
         Route::Stdout => {
-            return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), false), call));
+            let path = [handle, segment(1), segment(2)];
+            return Ok(Answer::Accepted(attach::Accepted::output(state, path, false)?, call));
         }
         Route::Stderr => {
-            return Ok(Answer::Accepted(attach::Accepted::output(state, segment(2), true), call));
+            let path = [handle, segment(1), segment(2)];
+            return Ok(Answer::Accepted(attach::Accepted::output(state, path, true)?, call));
         }
-        Route::History => json(&engine.history(handle)?),
+        Route::History => {
+            let life = engine.history(handle)?;
+            large::reply(state, cut, move |out| write(out, &life)).await?
+        }
         Route::SetGraceTime => {
             // A time of null is refused: to Go it is zero, and zero ends the container.
-            let nanoseconds: i64 = read(request, BODY_LIMIT).await?;
+            let nanoseconds: i64 = read(request, SMALL).await?;
             engine.set_grace_time(handle, convert::grace(nanoseconds).map_err(Failure::Refused)?)?;
             done()
         }
         Route::Events => {
             let handle = query(request.uri().query()).remove("handle");
+            // It is kept as long as the listener.
+            if let Some(long) = handle.as_ref().filter(|handle| handle.len() > 255) {
+                return Err(wardian_engine::Error::UnknownHandle(long.clone()).into());
+            }
             let events = crate::events::Events { listener: engine.listen(), handle };
             return Ok(Answer::Accepted(attach::Accepted::Events(events), call));
         }
         Route::Unsupported(name) => return Err(Failure::Refused(format!("{name} is not supported yet"))),
     };
+    drop(room);
     Ok(reply.into())
+}
+
+/// Of a body: as it says, else what it may be at most.
+fn length(request: &Request<Incoming>, limit: usize) -> u64 {
+    request.body().size_hint().exact().unwrap_or(u64::MAX).min(limit as u64)
+}
+
+async fn bulk_info(state: &Arc<State>, cut: Cut, text: Option<&str>) -> Result<Reply, Failure> {
+    let handles = convert::handles(&query(text)).map_err(Failure::Refused)?;
+    let engine = state.engine.clone();
+    let say = move |out: &mut dyn Write| {
+        let mut entries = Entries::begin(out)?;
+        for handle in &handles {
+            entries.add(handle, &convert::bulk_info(&engine.info(handle)))?;
+        }
+        entries.end()
+    };
+    large::reply(state, cut, say).await
+}
+
+async fn bulk_metrics(state: &Arc<State>, cut: Cut, text: Option<&str>) -> Result<Reply, Failure> {
+    let handles = convert::handles(&query(text)).map_err(Failure::Refused)?;
+    let engine = state.engine.clone();
+    if handles.len() <= FEW {
+        let metrics = engine.bulk_metrics(&handles).await;
+        let say = move |out: &mut dyn Write| {
+            let mut entries = Entries::begin(out)?;
+            for (handle, metrics) in &metrics {
+                entries.add(handle, &convert::bulk_metrics(metrics))?;
+            }
+            entries.end()
+        };
+        return large::reply(state, cut, say).await;
+    }
+    let runtime = tokio::runtime::Handle::current();
+    let say = move |out: &mut dyn Write| {
+        let mut entries = Entries::begin(out)?;
+        for handles in handles.chunks(MANY) {
+            for (handle, metrics) in &runtime.block_on(engine.bulk_metrics(handles)) {
+                entries.add(handle, &convert::bulk_metrics(metrics))?;
+            }
+        }
+        entries.end()
+    };
+    large::large(state, cut, say).await
 }
 
 /// Read a JSON body.

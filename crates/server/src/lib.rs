@@ -11,9 +11,11 @@ mod door;
 mod error;
 mod events;
 mod handler;
+mod large;
 mod listen;
 mod patience;
 mod reply;
+mod room;
 mod route;
 mod stream;
 mod trace;
@@ -51,6 +53,7 @@ pub struct Options {
 pub(crate) struct State {
     pub(crate) engine: Engine,
     pub(crate) streams: stream::Streams,
+    pub(crate) rooms: room::Rooms,
     pub(crate) head_timeout: Option<Duration>,
     pub(crate) patience: patience::Patience,
     /// True once the server is to end.
@@ -88,6 +91,7 @@ pub async fn serve(
     let state = Arc::new(State {
         engine,
         streams: stream::Streams::default(),
+        rooms: room::Rooms::default(),
         head_timeout: options.head_timeout,
         patience: patience::Patience(options.transfer_patience),
         stop: stopped,

@@ -12,6 +12,10 @@ use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 use wardian_engine::Call;
 use wardian_garden::{ErrorBody, ErrorKind, encode};
+use wardian_sys::text::clip;
+
+/// The longest error.
+const MESSAGE: usize = 4096;
 
 /// The body of a reply: known, or still being made.
 pub(crate) type ReplyBody = Either<Full<Bytes>, ChannelBody>;
@@ -31,6 +35,12 @@ pub(crate) struct ChannelBody {
     pieces: mpsc::Receiver<Piece>,
     /// It lasts until everything has been sent.
     _call: Option<Call>,
+}
+
+impl ChannelBody {
+    pub(crate) fn new(pieces: mpsc::Receiver<Piece>, call: Option<Call>) -> Self {
+        Self { pieces, _call: call }
+    }
 }
 
 impl Body for ChannelBody {
@@ -65,15 +75,20 @@ impl From<wardian_engine::Error> for Failure {
 impl Failure {
     /// What the client reads.
     pub(crate) fn body(&self) -> ErrorBody {
-        match self {
+        let mut body = match self {
             Self::Engine(error) => error::to_wire(error),
             Self::Refused(message) => ErrorBody::new(ErrorKind::Other, message.as_str()),
             Self::Gone => ErrorBody::new(ErrorKind::Other, "the client has gone"),
+        };
+        // It may quote what the client has sent.
+        if body.message.len() > MESSAGE {
+            body.message = clip(&body.message, MESSAGE).into_owned();
         }
+        body
     }
 }
 
-fn full(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Reply {
+pub(crate) fn full(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Reply {
     let mut reply = Response::new(Either::Left(Full::new(Bytes::from(body))));
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -108,7 +123,7 @@ pub(crate) fn wrong_method(allowed: &str) -> Reply {
 }
 
 pub(crate) fn tar(pieces: mpsc::Receiver<Piece>, call: Option<Call>) -> Reply {
-    let mut reply = Response::new(Either::Right(ChannelBody { pieces, _call: call }));
+    let mut reply = Response::new(Either::Right(ChannelBody::new(pieces, call)));
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     reply
 }

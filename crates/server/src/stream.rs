@@ -1,12 +1,14 @@
-//! Output on its way to the clients: found by a number, for a while also after its process has ended.
+//! Output on its way to the clients: found by an id, for a while also after its process has ended.
+//!
+//! Who reads a stream takes its pieces from everybody else who reads it. So its id is 128 random bits, which only the client
+//! is told that has started the process or attached to it, and it counts below the path of its own process alone.
 
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
-use wardian_engine::Output;
+use wardian_engine::{Output, Process};
 
 /// How long late clients find the output of what has ended, …
 const LINGER: Duration = Duration::from_secs(60);
@@ -17,11 +19,19 @@ const LINGERING: usize = 8192;
 /// Output of one run or attach.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) id: u64,
+    id: u128,
+    /// Of the container.
+    handle: String,
+    process: String,
     output: Output,
 }
 
 impl Entry {
+    /// As clients know it.
+    pub(crate) fn id(&self) -> String {
+        format!("{:032x}", self.id)
+    }
+
     /// The next piece; `None` at the end. Two readers share the pieces between them.
     pub(crate) async fn next(&self, stderr: bool) -> Option<Bytes> {
         if stderr { &self.output.stderr } else { &self.output.stdout }.next().await
@@ -33,18 +43,33 @@ impl Entry {
     }
 }
 
+/// What is found by an id.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Entry(Arc<Entry>),
+    /// Nothing, or nothing any more.
+    Nothing,
+    /// It is another process's.
+    Others,
+}
+
+/// 128 random bits. A UUID has six that are not: here those of one fall on random ones of another.
+fn random() -> u128 {
+    let bits = || uuid::Uuid::new_v4().as_u128();
+    bits() ^ bits().rotate_left(64)
+}
+
 /// All of them.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Streams {
-    counter: Arc<AtomicU64>,
     table: Arc<std::sync::Mutex<Table>>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    entries: HashMap<u64, Arc<Entry>>,
+    entries: HashMap<u128, Arc<Entry>>,
     /// Of processes that have ended, the oldest first, and until when.
-    lingering: VecDeque<(Instant, u64)>,
+    lingering: VecDeque<(Instant, u128)>,
     /// Somebody waits for the first one's time.
     swept: bool,
 }
@@ -64,15 +89,21 @@ impl Table {
 }
 
 impl Streams {
-    pub(crate) fn add(&self, output: Output) -> Arc<Entry> {
-        let id = self.counter.fetch_add(1, Ordering::Relaxed) + 1;
-        let entry = Arc::new(Entry { id, output });
-        self.lock().entries.insert(id, entry.clone());
+    /// What a process of a container prints from now on.
+    pub(crate) fn add(&self, handle: &str, process: &Process) -> Arc<Entry> {
+        let (handle, id) = (handle.to_owned(), process.id().to_owned());
+        let entry = Arc::new(Entry { id: random(), handle, process: id, output: process.subscribe() });
+        self.lock().entries.insert(entry.id, entry.clone());
         entry
     }
 
-    pub(crate) fn find(&self, id: &str) -> Option<Arc<Entry>> {
-        self.lock().entries.get(&id.parse().ok()?).cloned()
+    pub(crate) fn find(&self, handle: &str, process: &str, id: &str) -> Found {
+        let id = u128::from_str_radix(id, 16).ok().filter(|_| id.len() == 32);
+        match id.and_then(|id| self.lock().entries.get(&id).cloned()) {
+            Some(entry) if entry.handle == handle && entry.process == process => Found::Entry(entry),
+            Some(_) => Found::Others,
+            None => Found::Nothing,
+        }
     }
 
     /// The process has ended, and its client knows. Who reads its output may come late.
@@ -97,7 +128,7 @@ impl Streams {
         }
     }
 
-    /// Its client has gone. Nobody else knows its number: only those that are reading already go on, to its end.
+    /// Its client has gone. Nobody else knows its id: only those that are reading already go on, to its end.
     pub(crate) fn forget(&self, entry: &Arc<Entry>) {
         entry.output.close();
         self.lock().entries.remove(&entry.id);
@@ -112,11 +143,21 @@ impl Streams {
 mod tests {
     use super::*;
 
+    #[test]
+    fn every_bit_of_an_id_is_random() {
+        let (mut ones, mut zeros) = (0, 0);
+        for _ in 0..200 {
+            let id = random();
+            (ones, zeros) = (ones | id, zeros | !id);
+        }
+        assert_eq!((ones, zeros), (u128::MAX, u128::MAX));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn those_that_have_ended_first_are_forgotten_first() {
         let mut table = Table::default();
         let begin = Instant::now();
-        for id in 0..LINGERING as u64 + 10 {
+        for id in 0..LINGERING as u128 + 10 {
             table.lingering.push_back((begin + LINGER, id));
             assert_eq!(table.sweep(begin), Some(begin + LINGER));
         }

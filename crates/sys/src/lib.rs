@@ -19,3 +19,4 @@ pub mod probe;
 pub mod procfs;
 pub mod seccomp;
 pub mod spawn;
+pub mod text;

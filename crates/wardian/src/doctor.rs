@@ -61,7 +61,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         print::json(&report)?;
     } else {
         let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        print::text(&report.text(colour))?;
+        print::raw(&report.text(colour))?;
     }
     Ok(match report.worst() {
         Some(Severity::Error) => ExitCode::from(ERRORS),

@@ -411,7 +411,7 @@ fn each(names: &[String], work: &mut dyn FnMut(&str) -> Result<()>) -> Result<Ex
         if let Err(error) = work(name)
             && let Some(earlier) = failure.replace(error)
         {
-            eprintln!("wardian: {earlier:#}");
+            print::note(&format!("{earlier:#}"));
         }
     }
     failure.map_or(Ok(ExitCode::SUCCESS), Err)

@@ -62,7 +62,7 @@ pub struct Record {
 pub fn run(command: Command) -> Result<ExitCode> {
     let program = std::env::current_exe().context("find this program")?;
     for line in Records::usual().restore() {
-        eprintln!("{line}");
+        eprintln!("{}", crate::print::tame(&line));
     }
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     match command {
@@ -75,7 +75,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                     Subject::Api => bench::api(&program, root).await,
                 }
             })?;
-            print!("\n{}", figures.table());
+            crate::print::text(&format!("\n{}", figures.table()))?;
             if let Some(to) = args.json {
                 figures.save(&to)?;
             }

@@ -11,19 +11,27 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::{self, FormatFields, Writer};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use wardian_sys::text::{Clipped, clip, tame, tame_json};
 
 /// Lines of one message in one second; what exceeds them is counted. A burst of a few hundred containers stays below.
 const MOST: u64 = 1000;
+/// Messages that are counted: more than this program has. Those of libraries may have numbers in them.
+const MESSAGES: usize = 4096;
+/// Bytes of a value: names, paths and errors may be as long as a client likes.
+const VALUE: usize = 2048;
 
 /// How lines look.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -48,10 +56,29 @@ pub fn start(format: Format) -> Result<Filter> {
     let terminal = std::io::stderr().is_terminal();
     let json = format == Format::Json || (format == Format::Auto && !terminal);
     let lines = json.then(|| Lines::new(std::io::stderr(), MOST));
-    let text = (!json).then(|| fmt::layer().with_writer(std::io::stderr).with_ansi(terminal));
+    let text =
+        (!json).then(|| fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).fmt_fields(fields()));
     let log = tracing_subscriber::registry().with(filter).with(lines).with(text);
     log.try_init().context("start the log")?;
     Ok(handle)
+}
+
+/// A value as it is logged, made no longer than that.
+fn cut(value: &dyn std::fmt::Debug) -> String {
+    let mut text = Clipped::new(VALUE);
+    // The value's own failure: what it has said until then is logged.
+    let _ = write!(text, "{value:?}");
+    text.finish()
+}
+
+/// Fields of a text line: in one line, and cut.
+fn fields() -> impl for<'w> FormatFields<'w> + 'static {
+    let format = |to: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
+        let text = cut(value);
+        let text = tame(&text);
+        if field.name() == "message" { write!(to, "{text}") } else { write!(to, "{}={text}", field.name()) }
+    };
+    format::debug_fn(format).delimited(" ")
 }
 
 /// A line.
@@ -79,10 +106,11 @@ impl<W: Write> Lines<W> {
     fn write(&self, now: SystemTime, level: &str, path: &str, data: Map<String, Value>) {
         let timestamp = humantime::format_rfc3339_nanos(now).to_string();
         let line = Line { timestamp, level, source: "wardian", message: format!("wardian.{path}"), data };
-        let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
-        bytes.push(b'\n');
+        let Ok(line) = serde_json::to_string(&line) else { return };
+        // Somebody may look at it on a terminal.
+        let line = format!("{}\n", tame_json(&line));
         // Nobody can be told that the log cannot be written.
-        let _ = self.out.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes);
+        let _ = self.out.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
     }
 }
 
@@ -164,10 +192,12 @@ impl Visit for Fields {
         self.put(field, value);
     }
     fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" { self.message = value.to_owned() } else { self.put(field, value) }
+        let value = clip(value, VALUE).into_owned();
+        if field.name() == "message" { self.message = value } else { self.put(field, value) }
     }
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        self.record_str(field, &format!("{value:?}"));
+        let value = cut(value);
+        if field.name() == "message" { self.message = value } else { self.put(field, value) }
     }
 }
 
@@ -195,6 +225,9 @@ impl Flood {
             self.dropped = self.said.values().any(|(_, count)| *count > self.most);
         }
         if !self.said.contains_key(path) {
+            if self.said.len() >= MESSAGES {
+                self.said.clear();
+            }
             self.said.insert(path.to_owned(), (second, 0));
         }
         let most = self.most;
@@ -255,6 +288,34 @@ mod tests {
         assert_eq!(lines[1]["data"]["error"], "it \"broke\"\n");
         let fields: Vec<&String> = first.as_object().unwrap().keys().collect();
         assert_eq!(fields.len(), 5, "{fields:?}");
+    }
+
+    #[test]
+    fn what_clients_say_is_cut_and_cannot_turn_a_line_around() {
+        let name = format!("a\u{202e}b\u{9b}\n{}", "x".repeat(60_000));
+        let say = || {
+            let span = tracing::error_span!("request", "trace-id" = name);
+            span.in_scope(
+                || tracing::error!(handle = name, error = %name, what = ?name, "request failed: {name}"),
+            );
+        };
+        let buffer = Buffer::default();
+        let log = tracing_subscriber::registry().with(Lines::new(buffer.clone(), 10));
+        tracing::subscriber::with_default(log, say);
+        let json = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        let line: Value = serde_json::from_str(&json).unwrap();
+        // The bytes are escaped, the value is what it was.
+        assert!(line["data"]["handle"].as_str().unwrap().starts_with("a\u{202e}b\u{9b}\nxxx"), "{json}");
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).fmt_fields(fields());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), say);
+        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        for line in [json, text] {
+            assert!(line.len() < 6 * VALUE && line.lines().count() == 1, "{line}");
+            assert!(line.trim_end().chars().all(wardian_sys::text::is_plain), "{line}");
+            assert!(line.contains("(60"), "{line}");
+        }
     }
 
     #[test]

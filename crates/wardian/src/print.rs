@@ -1,13 +1,23 @@
 //! What commands print: tables, JSON, sizes and ages.
+//!
+//! Names, errors and paths are what others made of them. So everything but the output of processes is printed here, and
+//! nothing that a terminal would obey, or that nobody could see, leaves it as it is: see [`wardian_sys::text`].
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
+use unicode_width::UnicodeWidthStr as _;
+use wardian_sys::text::{tame_json, tame_lines};
 
-/// To standard output. A reader that has seen enough (`| head`) is no failure.
+/// Lines, to standard output. A reader that has seen enough (`| head`) is no failure.
 pub fn text(text: &str) -> Result<()> {
+    raw(&tame_lines(text))
+}
+
+/// The same with what a terminal is to obey. What others wrote in it must have been tamed.
+pub fn raw(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(error).context("write to standard output")
@@ -19,7 +29,7 @@ pub fn text(text: &str) -> Result<()> {
 /// A line that is wanted at once. `false`: the reader has seen enough.
 pub fn line(line: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
-    let written = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
+    let written = out.write_all(format!("{}\n", tame_lines(line)).as_bytes()).and_then(|()| out.flush());
     match written {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         other => other.map(|()| true).context("write to standard output"),
@@ -39,24 +49,38 @@ pub fn failure(error: &anyhow::Error) {
     }
 }
 
-/// The same, as indented JSON.
-pub fn json(value: &impl Serialize) -> Result<()> {
-    text(&(serde_json::to_string_pretty(value)? + "\n"))
+/// What one should know, to standard error.
+pub fn note(text: &str) {
+    eprintln!("wardian: {}", tame_lines(text));
 }
 
-/// Columns as wide as their widest cell.
+/// Indented JSON, to standard output.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    text(&tame_json(&(serde_json::to_string_pretty(value)? + "\n")))
+}
+
+/// JSON on a line that is wanted at once. `false`: the reader has seen enough.
+pub fn json_line(value: &impl Serialize) -> Result<bool> {
+    line(&tame_json(&serde_json::to_string(value)?))
+}
+
+/// Columns as wide as their widest cell is on a terminal.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let mut widths = head.map(str::len);
-    for row in rows {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned))
+        .chain(rows.iter().map(|row| std::array::from_fn(|n| tame(&row[n]))))
+        .collect();
+    let mut widths = [0; N];
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(cell.width());
         }
     }
     let mut table = String::new();
-    for row in std::iter::once(&head.map(str::to_owned)).chain(rows) {
+    for row in &rows {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
-            let _ = write!(line, "{cell:width$}  ");
+            // A formatter pads by letters, some of which take two columns and some none.
+            let _ = write!(line, "{cell}{:1$}  ", "", width - cell.width());
         }
         table += line.trim_end();
         table.push('\n');
@@ -101,12 +125,7 @@ pub fn count(n: usize, what: &str) -> String {
 
 /// Text that others wrote, on one line and without what a terminal would obey.
 pub fn tame(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-}
-
-/// The same for text that may have several lines.
-fn tame_lines(text: &str) -> String {
-    text.lines().map(tame).collect::<Vec<_>>().join("\n")
+    wardian_sys::text::tame(text).into_owned()
 }
 
 #[cfg(test)]
@@ -129,6 +148,16 @@ mod tests {
         let row = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
         let text = table(["NAME", "SIZE"], &[row("a", "1"), row("longer", "")]);
         assert_eq!(text, "NAME    SIZE\na       1\nlonger\n");
+    }
+
+    #[test]
+    fn columns_are_counted_as_a_terminal_shows_them() {
+        let row = |a: &str| [a.to_owned(), "|".to_owned()];
+        let text = table(["N", ""], &[row("漢字"), row("e\u{301}"), row("\u{202e}\n")]);
+        let column = |line: &str| line.trim_end_matches('|').width();
+        let columns: Vec<usize> = text.lines().skip(1).map(column).collect();
+        assert_eq!(columns, [12; 3], "{text:?}");
+        assert!(text.contains("\\u{202e}\\n"), "{text:?}");
     }
 
     #[test]

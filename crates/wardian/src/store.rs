@@ -67,7 +67,8 @@ impl Place {
         match store.has_trash() {
             Ok(true) if !store.has_server() => {
                 if let Err(error) = self.start_reaper() {
-                    eprintln!("wardian: {error:#}; `wardian store reap --wait` deletes what was thrown away");
+                    let advice = "`wardian store reap --wait` deletes what was thrown away";
+                    print::note(&format!("{error:#}; {advice}"));
                 }
             }
             Ok(_) => {}

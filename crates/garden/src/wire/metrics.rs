@@ -3,6 +3,7 @@
 use super::ContainerInfo;
 use crate::ErrorBody;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 macro_rules! memory_stat {
     ($($field:ident),* $(,)?) => {
@@ -138,10 +139,10 @@ pub struct Metrics {
 
 /// The info of one of several containers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub struct BulkInfo {
+#[serde(default, rename_all = "PascalCase", bound(deserialize = "P: Deserialize<'de> + Default"))]
+pub struct BulkInfo<P = BTreeMap<String, String>> {
     /// Empty if there is an error.
-    pub info: ContainerInfo,
+    pub info: ContainerInfo<P>,
     /// Why it could not be had. It has no kind.
     pub err: Option<ErrorBody>,
 }
@@ -188,7 +189,8 @@ mod tests {
     #[test]
     fn an_entry_that_failed_is_empty_and_says_why() {
         let err = ErrorBody::new(crate::ErrorKind::Other, "unknown handle: x");
-        let text = crate::encode(&BulkInfo { err: Some(err), ..BulkInfo::default() });
+        let failed: BulkInfo = BulkInfo { err: Some(err), ..BulkInfo::default() };
+        let text = crate::encode(&failed);
         assert_eq!(
             String::from_utf8(text).unwrap(),
             "{\"Info\":{\"State\":\"\",\"Events\":null,\"HostIP\":\"\",\"ContainerIP\":\"\",\"ContainerIPv6\":\"\",\

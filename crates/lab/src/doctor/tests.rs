@@ -151,7 +151,7 @@ fn the_text_is_plain_unless_asked() {
         "  ✓ overlay volatile",
         "  ✗ pidfd",
         "  ? erofs",
-        "Store at /srv/a?[2Jb",
+        "Store at /srv/a\\u{1b}[2Jb",
         "    a sync                        may take ~14 s here, and ~0 s now",
         "  ✗ missing-feature               pidfd: ",
     ] {

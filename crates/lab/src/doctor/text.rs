@@ -5,6 +5,7 @@ use super::hazards::Severity;
 use super::{Report, plural};
 use crate::report::bytes;
 use std::fmt::Write as _;
+use wardian_sys::text::tame;
 
 /// Marks, and their colours on a terminal (ECMA-48).
 const YES: (&str, u8) = ("✓", 32);
@@ -44,11 +45,6 @@ impl Text {
         let line = format!("  {} {name:<WIDTH$}{}", self.mark(mark), tame(what));
         let _ = writeln!(self.out, "{}", line.trim_end());
     }
-}
-
-/// Paths are what others made of them: nothing that a terminal would obey.
-fn tame(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 impl Report {

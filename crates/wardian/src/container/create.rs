@@ -70,7 +70,7 @@ pub async fn create(
                 told = true;
                 match wardian_image::shown(&spec.image.uri).as_str() {
                     "" => eprintln!("importing the server's default image ..."),
-                    image => eprintln!("importing {image} ..."),
+                    image => eprintln!("importing {} ...", print::tame(image)),
                 }
             }
         }

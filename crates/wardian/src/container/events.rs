@@ -39,8 +39,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 number = signals.next() => return Ok(End::Left(number).code()),
             };
             let event = event.context("the server has ended")?;
-            let line = if json { serde_json::to_string(&event)? } else { describe(&event) };
-            if !print::line(&line)? {
+            if !(if json { print::json_line(&event)? } else { print::line(&describe(&event))? }) {
                 return Ok(ExitCode::SUCCESS);
             }
         }

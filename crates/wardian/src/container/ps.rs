@@ -4,7 +4,7 @@ use super::session::{End, Signals};
 use super::spec::pair;
 use super::{Server, block_on};
 use crate::print;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -170,7 +170,7 @@ pub fn ps(args: Ps) -> Result<ExitCode> {
             || "-".to_owned(),
             |metrics| print::bytes(metrics.memory_stat.total_usage_toward_limit),
         );
-        [print::tame(handle), state, made, pids, memory]
+        [handle.clone(), state, made, pids, memory]
     };
     let rows: Vec<_> = handles.iter().map(row).collect();
     print::text(&print::table(["HANDLE", "STATE", "CREATED", "PIDS", "MEMORY"], &rows))?;
@@ -233,7 +233,7 @@ fn uses(before: &Sample, after: &Sample) -> Vec<Use> {
 fn table(uses: &[Use]) -> String {
     let row = |one: &Use| {
         let (memory, written) = (print::bytes(one.memory_bytes), print::bytes(one.written_bytes));
-        [print::tame(&one.handle), format!("{:.1}", one.cpu_percent), memory, one.pids.to_string(), written]
+        [one.handle.clone(), format!("{:.1}", one.cpu_percent), memory, one.pids.to_string(), written]
     };
     let rows: Vec<_> = uses.iter().map(row).collect();
     print::table(["HANDLE", "CPU %", "MEMORY", "PIDS", "WRITTEN"], &rows)
@@ -286,12 +286,11 @@ pub fn stats(args: Stats) -> Result<ExitCode> {
                 other => other.map_err(explain)?,
             };
             let uses = uses(&before, &after);
-            let text = if json {
-                serde_json::to_string(&as_json(&uses)).context("write JSON")?
-            } else {
-                table(&uses).trim_end().to_owned()
-            };
-            let goes_on = print::line(&if live { format!("\x1b[H\x1b[J{text}") } else { text })?;
+            if live {
+                print::raw("\x1b[H\x1b[J")?;
+            }
+            let goes_on =
+                if json { print::json_line(&as_json(&uses))? } else { print::line(table(&uses).trim_end())? };
             if no_stream || !goes_on || (!handles.is_empty() && after.is_empty()) {
                 return Ok(ExitCode::SUCCESS);
             }

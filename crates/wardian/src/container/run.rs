@@ -127,7 +127,7 @@ async fn unmade(client: &Client, handle: &str, error: anyhow::Error) -> anyhow::
 async fn destroy(client: &Client, handle: &str) {
     match client.destroy(handle).await {
         Err(error) if error.kind() != Some(wardian_garden::ErrorKind::ContainerNotFound) => {
-            eprintln!("wardian: the container {handle} was not destroyed: {error}");
+            print::note(&format!("the container {handle} was not destroyed: {error}"));
         }
         _ => {}
     }

@@ -291,7 +291,7 @@ async fn pump(from: Option<OutputReader>, mut to: impl AsyncWrite + Unpin, broke
     let Some(mut from) = from else { return };
     if let Err(error) = tokio::io::copy(&mut from, &mut to).await {
         if error.kind() != std::io::ErrorKind::BrokenPipe {
-            eprintln!("wardian: pass output on: {error}");
+            print::note(&format!("pass output on: {error}"));
         }
         broken.notify_one();
     }
@@ -316,7 +316,8 @@ pub fn failed(error: &anyhow::Error) -> ExitCode {
 /// After the keys: how to come back.
 pub fn detached(handle: &str, process: &str) {
     let process = if process == MAIN { String::new() } else { format!(" {process}") };
-    eprintln!("\nwardian: detached; `wardian attach -it {handle}{process}` comes back");
+    eprintln!();
+    print::note(&format!("detached; `wardian attach -it {handle}{process}` comes back"));
 }
 
 #[cfg(test)]

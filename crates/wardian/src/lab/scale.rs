@@ -70,7 +70,7 @@ impl Args {
             program,
         };
         let stories = runtime.block_on(run(&options))?;
-        print!("\n{}", stories.table());
+        crate::print::text(&format!("\n{}", stories.table()))?;
         self.json.map_or(Ok(()), |to| stories.save(&to))
     }
 }

@@ -114,7 +114,7 @@ impl Args {
             sysctl: self.sysctl,
         };
         let report = runtime.block_on(run(options, self.json.as_deref(), self.yes))?;
-        print!("\n{}", report.text());
+        crate::print::text(&format!("\n{}", report.text()))?;
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ mod attacks;
 mod bad_input;
 mod bounded;
 mod cli;
+mod client_bounds;
 mod commands;
 mod devices;
 mod doctor;

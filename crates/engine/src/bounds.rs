@@ -1,0 +1,236 @@
+//! How much a client may ask for. Every field of a request has a bound here; what exceeds it is refused, by name, before
+//! anything is made of it, or logged.
+//!
+//! The bounds are the kernel's where it has one, so that what works without them works with them.
+
+use crate::spec::{BindMount, ContainerSpec, ProcessSpec};
+use crate::{Error, Result};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use wardian_sys::text::{clip, is_plain, tame};
+
+/// The longest handle, and the longest id of a process: in bytes.
+const NAME: usize = 255;
+/// A variable, an argument: `MAX_ARG_STRLEN` of execve(2), without the NUL at its end.
+const STRING: usize = (128 << 10) - 1;
+/// A container's environment; and its properties.
+const TOGETHER: usize = 1 << 20;
+/// Environment and arguments of a process: the quarter of the usual stack limit that execve(2) grants.
+const PROGRAM: usize = 2 << 20;
+/// What a string costs besides its bytes, as execve(2) counts it: a NUL and a pointer.
+const OVERHEAD: usize = 9;
+/// A path: `PATH_MAX`, without the NUL at its end.
+const PATH: usize = 4095;
+/// `name:group`, of which each may have 255 bytes (`LOGIN_NAME_MAX`, useradd(8)).
+const USER: usize = 511;
+/// An image's address, with an app and its signed URL.
+const IMAGE: usize = 16 << 10;
+/// The name of a property, and how many there may be.
+const KEY: usize = 4096;
+const PROPERTIES: usize = 16_384;
+/// Bind mounts: their descriptors reach the keeper in one message, beside others; see [`wardian_sys::packet`].
+const BINDS: usize = 128;
+
+/// Why a container or a process cannot be called so.
+pub fn check_handle(handle: &str) -> Result<()> {
+    let problem = if handle.len() > NAME {
+        "longer than 255 bytes"
+    } else if handle == "." || handle == ".." {
+        "not a name"
+    } else if handle.chars().any(|c| c == '/' || c.is_whitespace() || !is_plain(c)) {
+        "contains '/', white space, or characters that control a terminal or cannot be seen"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidHandle(handle.chars().take(64).collect(), problem))
+}
+
+/// A name that a client has given, as it may stand in a log: as it is if it can name something, else tamed and cut.
+pub fn shown(name: &str) -> Cow<'_, str> {
+    match check_handle(name) {
+        Ok(()) => Cow::Borrowed(name),
+        Err(_) => Cow::Owned(tame(&clip(name, 64)).into_owned()),
+    }
+}
+
+fn at_most(what: &str, length: usize, most: usize) -> Result<()> {
+    if length <= most {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{what}: {length} bytes, of which {most} are allowed")))
+}
+
+fn path(what: &str, path: &OsStr) -> Result<()> {
+    at_most(what, path.len(), PATH)
+}
+
+/// Strings of execve(2): each, and what they take together.
+fn strings(what: &str, strings: &[String]) -> Result<usize> {
+    for string in strings.iter().filter(|string| string.len() > STRING) {
+        // Not the value: it may be a secret.
+        let name = string.split_once('=').map_or("", |(name, _)| name);
+        let name = shown(name);
+        let what = if name.is_empty() { what.to_owned() } else { format!("{what}: {name}") };
+        at_most(&what, string.len(), STRING)?;
+    }
+    Ok(strings.iter().map(|string| string.len() + OVERHEAD).sum())
+}
+
+fn binds(binds: &[BindMount]) -> Result<()> {
+    if binds.len() > BINDS {
+        return Err(Error::Invalid(format!(
+            "bind_mounts: {} of them, of which {BINDS} are allowed",
+            binds.len()
+        )));
+    }
+    for bind in binds {
+        path("bind_mounts.src_path", bind.source.as_os_str())?;
+        path("bind_mounts.dst_path", bind.destination.as_os_str())?;
+    }
+    Ok(())
+}
+
+/// A container's properties, all of them.
+pub fn properties(properties: &BTreeMap<String, String>) -> Result<()> {
+    if properties.len() > PROPERTIES {
+        let count = properties.len();
+        return Err(Error::Invalid(format!(
+            "properties: {count} of them, of which {PROPERTIES} are allowed"
+        )));
+    }
+    for (key, value) in properties {
+        at_most("properties: a name", key.len(), KEY)?;
+        if value.len() > STRING {
+            at_most(&format!("properties: {}", shown(key)), value.len(), STRING)?;
+        }
+    }
+    at_most("properties", properties.iter().map(|(key, value)| key.len() + value.len()).sum(), TOGETHER)
+}
+
+/// A request for a container.
+pub fn container(spec: &ContainerSpec) -> Result<()> {
+    check_handle(&spec.handle)?;
+    at_most("image", spec.image.len(), IMAGE)?;
+    at_most("env", strings("env", &spec.env)?, TOGETHER)?;
+    properties(&spec.properties)?;
+    binds(&spec.bind_mounts)
+}
+
+/// A request for a process.
+pub fn process(spec: &ProcessSpec) -> Result<()> {
+    check_handle(&spec.id)?;
+    at_most("path", spec.path.len(), PATH)?;
+    at_most("dir", spec.dir.len(), PATH)?;
+    at_most("user", spec.user.len(), USER)?;
+    at_most("image", spec.image.as_ref().map_or(0, String::len), IMAGE)?;
+    binds(&spec.bind_mounts)
+}
+
+/// What a process is started with: its arguments, and the environment with that of its container or its image.
+pub fn program(args: &[String], env: &[String]) -> Result<()> {
+    at_most("env and args", strings("args", args)? + strings("env", env)?, PROGRAM)
+}
+
+/// Where a tar comes from or goes to.
+pub fn transfer(user: &str, place: &str) -> Result<()> {
+    at_most("user", user.len(), USER)?;
+    at_most("path", place.len(), PATH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says<T>(result: Result<T>) -> String {
+        result.map(drop).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn handles_that_could_be_paths_or_hurt_a_terminal_are_refused() {
+        let longest = "x".repeat(NAME);
+        for good in ["a", "5be2a88f-a549-464b-74da-a4517e49b3f3", "a.b_c", "ä", "a,b", longest.as_str()] {
+            assert!(check_handle(good).is_ok(), "{good}");
+            assert_eq!(shown(good), good);
+        }
+        let long = "x".repeat(60_000);
+        for bad in
+            ["..", ".", "a/b", "a\0b", "a b", "a\n", "a\u{202e}b", "a\u{200b}b", "\u{e0041}", long.as_str()]
+        {
+            let error = says(check_handle(bad));
+            assert!(!error.is_empty() && error.len() < 400 && !error.contains('\u{202e}'), "{bad:?}");
+            assert!(shown(bad).len() < 100 && shown(bad).chars().all(is_plain), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_container_has_a_bound() {
+        let container = |change: &dyn Fn(&mut ContainerSpec)| {
+            let mut spec = ContainerSpec::default();
+            change(&mut spec);
+            says(container(&spec))
+        };
+        let text = |length: usize| "x".repeat(length);
+        assert_eq!(container(&|_| ()), "");
+        assert_eq!(container(&|spec| spec.env = vec![format!("A={}", text(STRING - 2)); 7]), "");
+        assert_eq!(
+            container(&|spec| spec.env = vec![format!("A={}", text(STRING - 1))]),
+            "env: A: 131072 bytes, of which 131071 are allowed"
+        );
+        assert!(container(&|spec| spec.env = vec![text(STRING); 9]).starts_with("env: 1179720 bytes"));
+        assert!(container(&|spec| spec.env = vec![String::new(); TOGETHER]).starts_with("env: "));
+        assert!(container(&|spec| spec.image = text(IMAGE + 1)).starts_with("image: "));
+        let bind = |source: usize, destination: usize| BindMount {
+            source: text(source).into(),
+            destination: text(destination).into(),
+            writable: false,
+        };
+        assert_eq!(container(&|spec| spec.bind_mounts = vec![bind(PATH, PATH); BINDS]), "");
+        assert!(
+            container(&|spec| spec.bind_mounts = vec![bind(1, 1); BINDS + 1]).starts_with("bind_mounts: 129")
+        );
+        assert!(container(&|spec| spec.bind_mounts = vec![bind(PATH + 1, 1)]).contains("src_path"));
+        assert!(container(&|spec| spec.bind_mounts = vec![bind(1, PATH + 1)]).contains("dst_path"));
+        let pairs = |count: usize, key: usize, value: usize| {
+            (0..count).map(|n| (format!("{n:0>key$}"), text(value))).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(container(&|spec| spec.properties = pairs(7, 1, STRING)), "");
+        assert!(
+            container(&|spec| spec.properties = pairs(9, 1, STRING)).starts_with("properties: 1179648 bytes")
+        );
+        assert!(container(&|spec| spec.properties = pairs(1, 1, STRING + 1)).starts_with("properties: 0: "));
+        assert!(container(&|spec| spec.properties = pairs(1, KEY + 1, 1)).starts_with("properties: a name"));
+        assert!(
+            container(&|spec| spec.properties = pairs(PROPERTIES + 1, 4, 0))
+                .starts_with("properties: 16385 of")
+        );
+    }
+
+    #[test]
+    fn every_field_of_a_process_has_a_bound() {
+        let text = |length: usize| "x".repeat(length);
+        type Change = fn(&mut ProcessSpec, String);
+        let fields: [(&str, usize, Change); 5] = [
+            ("invalid handle", NAME, |spec, text| spec.id = text),
+            ("path", PATH, |spec, text| spec.path = text),
+            ("dir", PATH, |spec, text| spec.dir = text),
+            ("user", USER, |spec, text| spec.user = text),
+            ("image", IMAGE, |spec, text| spec.image = Some(text)),
+        ];
+        for (name, most, change) in fields {
+            for (length, refused) in [(most, false), (most + 1, true)] {
+                let mut spec = ProcessSpec::default();
+                change(&mut spec, text(length));
+                assert_eq!(says(process(&spec)).starts_with(name), refused, "{name} {length}");
+            }
+        }
+        assert_eq!(says(program(&vec![text(STRING); 8], &vec![text(STRING); 7])), "");
+        assert!(says(program(&vec![text(STRING); 8], &vec![text(STRING); 8])).starts_with("env and args: "));
+        assert!(says(program(&[text(STRING + 1)], &[])).starts_with("args: "));
+        assert_eq!(says(transfer(&text(USER), &text(PATH))), "");
+        assert!(
+            !says(transfer(&text(USER + 1), "")).is_empty()
+                && !says(transfer("", &text(PATH + 1))).is_empty()
+        );
+    }
+}

@@ -1,0 +1,204 @@
+//! Text that others wrote, on its way to a terminal or a log.
+//!
+//! A name may hold characters that a terminal obeys (controls), that turn the order of what follows around (bidirectional
+//! formatting, U+202A to U+202E and U+2066 to U+2069), that end a line, or that cannot be seen at all. None of them is
+//! shown as it is: they are written as escapes, in this one place.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+
+/// Whether a character can be seen and does nothing else: no control, format, private or unassigned character, no separator of
+/// lines, no white space but a blank, and nothing that is shown as nothing (`Default_Ignorable_Code_Point` of Unicode).
+pub fn is_plain(c: char) -> bool {
+    if c.is_ascii() {
+        return c == ' ' || c.is_ascii_graphic();
+    }
+    // Behind a letter the standard library escapes what is not printable, and nothing else: not the marks that go above
+    // or below a letter.
+    let mut letters = [0; 5];
+    letters[0] = b'a';
+    let end = 1 + c.encode_utf8(&mut letters[1..]).len();
+    let shown = std::str::from_utf8(&letters[..end]).is_ok_and(|text| text.escape_debug().nth(1) == Some(c));
+    shown && !is_invisible(c)
+}
+
+/// Letters and marks that Unicode shows as nothing, which are in no class of their own (`DerivedCoreProperties.txt`,
+/// without those that are format characters anyway).
+fn is_invisible(c: char) -> bool {
+    matches!(u32::from(c),
+        0x034F | 0x115F..=0x1160 | 0x17B4..=0x17B5 | 0x180B..=0x180F | 0x2800 | 0x3164 | 0xFE00..=0xFE0F
+        | 0xFFA0 | 0xE0000..=0xE0FFF)
+}
+
+/// On one line, with escapes (`\n`, `\u{202e}`) for all that is not [plain](is_plain).
+pub fn tame(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut tamed = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' => tamed.push_str("\\n"),
+            '\t' => tamed.push_str("\\t"),
+            '\r' => tamed.push_str("\\r"),
+            c if is_plain(c) => tamed.push(c),
+            c => tamed.extend(c.escape_unicode()),
+        }
+    }
+    Cow::Owned(tamed)
+}
+
+/// The same for text of several lines: their ends stay, and so do tabulators.
+pub fn tame_lines(text: &str) -> Cow<'_, str> {
+    if text.chars().all(|c| matches!(c, '\n' | '\t') || is_plain(c)) {
+        return Cow::Borrowed(text);
+    }
+    let mut tamed = String::with_capacity(text.len() + 16);
+    for part in text.split_inclusive(['\n', '\t']) {
+        let body = part.trim_end_matches(['\n', '\t']);
+        tamed.push_str(&tame(body));
+        tamed.push_str(&part[body.len()..]);
+    }
+    Cow::Owned(tamed)
+}
+
+/// JSON that means the same, with `\uXXXX` for all that is not [plain](is_plain). In JSON such characters can only stand
+/// inside strings, but for the white space between its tokens, which stays.
+pub fn tame_json(json: &str) -> Cow<'_, str> {
+    if json.chars().all(|c| c == '\n' || is_plain(c)) {
+        return Cow::Borrowed(json);
+    }
+    let mut tamed = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if matches!(c, '\n' | '\t' | '\r') || is_plain(c) {
+            tamed.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(tamed, "\\u{unit:04x}");
+            }
+        }
+    }
+    Cow::Owned(tamed)
+}
+
+/// At most `limit` bytes of a text, and how many there were if it is longer.
+pub fn clip(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("{}… ({} bytes)", &text[..text.floor_char_boundary(limit)], text.len()))
+}
+
+/// What is written to it, at most `limit` bytes. A long value is not made whole only to be cut.
+#[derive(Debug)]
+pub struct Clipped {
+    text: String,
+    limit: usize,
+    length: usize,
+}
+
+impl Clipped {
+    /// Nothing yet.
+    pub fn new(limit: usize) -> Self {
+        Self { text: String::new(), limit, length: 0 }
+    }
+
+    /// As [`clip`] has it.
+    pub fn finish(self) -> String {
+        if self.length > self.text.len() {
+            format!("{}… ({} bytes)", self.text, self.length)
+        } else {
+            self.text
+        }
+    }
+}
+
+impl fmt::Write for Clipped {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        // What comes behind a cut is not taken, however short it is.
+        if self.length == self.text.len() {
+            let room = self.limit - self.text.len();
+            self.text.push_str(&text[..text.floor_char_boundary(room.min(text.len()))]);
+        }
+        self.length += text.len();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_or_nobody_sees_is_not_plain() {
+        for plain in ['a', ' ', '~', 'ä', 'ß', '漢', '\u{301}', 'ा', '😀', '…', '№'] {
+            assert!(is_plain(plain), "{plain:?}");
+        }
+        for c in [
+            '\0',
+            '\n',
+            '\t',
+            '\x1b',
+            '\x7f',
+            '\u{85}',
+            '\u{9b}',
+            '\u{a0}',
+            '\u{ad}',
+            '\u{34f}',
+            '\u{61c}',
+            '\u{115f}',
+            '\u{180e}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{200e}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202a}',
+            '\u{202e}',
+            '\u{2060}',
+            '\u{2066}',
+            '\u{2069}',
+            '\u{206f}',
+            '\u{2800}',
+            '\u{3000}',
+            '\u{3164}',
+            '\u{feff}',
+            '\u{fe0f}',
+            '\u{fff9}',
+            '\u{378}',
+            '\u{e000}',
+            '\u{ffff}',
+            '\u{e0001}',
+            '\u{e0041}',
+            '\u{e0100}',
+            '\u{f0000}',
+            '\u{10ffff}',
+        ] {
+            assert!(!is_plain(c), "{c:?}");
+        }
+    }
+
+    #[test]
+    fn text_of_others_is_tamed() {
+        assert_eq!(tame("a\x1b[2J\nä\tb\r\u{202e}"), "a\\u{1b}[2J\\nä\\tb\\r\\u{202e}");
+        assert!(matches!(tame("plain \\ \"text\""), Cow::Borrowed(_)));
+        assert_eq!(tame_lines("a\tb\n\n\x07c\r\n\u{2029}"), "a\tb\n\n\\u{7}c\\r\n\\u{2029}");
+        assert!(matches!(tame_lines("a\nb\n"), Cow::Borrowed(_)));
+        assert_eq!(
+            tame_json("{\n  \"a\u{202e}\": \"\u{e0041}ä\x7f\"\n}"),
+            "{\n  \"a\\u202e\": \"\\udb40\\udc41ä\\u007f\"\n}"
+        );
+    }
+
+    #[test]
+    fn long_text_is_cut_at_a_letter() {
+        assert_eq!(clip("abc", 3), "abc");
+        assert_eq!(clip("aäb", 2), "a… (4 bytes)");
+        let mut clipped = Clipped::new(4);
+        write!(clipped, "abc{}{}", "äö", "x").unwrap();
+        assert_eq!(clipped.finish(), "abc… (8 bytes)");
+        let mut whole = Clipped::new(4);
+        write!(whole, "{}", "abcd").unwrap();
+        assert_eq!(whole.finish(), "abcd");
+    }
+}
