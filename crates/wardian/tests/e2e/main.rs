@@ -9,6 +9,7 @@ mod cli;
 mod commands;
 mod devices;
 mod doctor;
+mod door;
 mod equipped;
 mod escape;
 mod failpoints;
