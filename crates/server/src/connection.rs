@@ -183,7 +183,8 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
         () = &mut run => {}
         () = place.evicted() => {
             tracing::debug!("a connection whose client does nothing is closed: its place is needed");
-            // Its next read or write fails, as if the client had gone.
+            // Its reads and writes fail from here on, as if the client had gone.
+            place.cut();
             run.await;
         }
     }

@@ -91,6 +91,7 @@ pub(crate) struct Place {
     seat: Arc<Seat>,
     served: AtomicBool,
     replies: AtomicBool,
+    cut: AtomicBool,
 }
 
 /// A debt of a connection's client, until it is dropped.
@@ -149,6 +150,7 @@ impl Door {
             seat: seat.into(),
             served: AtomicBool::new(false),
             replies: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
         };
         place.rests();
         Arc::new(place)
@@ -248,6 +250,15 @@ impl Place {
 
     pub(crate) fn replies(&self) -> bool {
         self.replies.load(Ordering::Relaxed)
+    }
+
+    /// From now on nothing is read from its connection or written to it.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
     }
 
     /// Whether it has ever worked.

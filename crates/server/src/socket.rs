@@ -170,10 +170,10 @@ impl Watch {
     }
 }
 
-/// An error once the connection's place is somebody else's.
+/// An error once the connection is cut off.
 fn there(place: Option<&Arc<Place>>) -> io::Result<()> {
     match place {
-        Some(place) if place.is_gone() => Err(io::ErrorKind::ConnectionAborted.into()),
+        Some(place) if place.is_cut() => Err(io::ErrorKind::ConnectionAborted.into()),
         _ => Ok(()),
     }
 }
@@ -356,3 +356,35 @@ macro_rules! writes {
 
 writes!(Stream, Io, |stream| stream);
 writes!(WriteHalf, WriteIo, |shared| &mut *lock(shared));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::door::{Door, Entry};
+    use tokio::io::AsyncWriteExt as _;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_ends_and_output_waits() {
+        let door = Door::new(1);
+        let Entry::Place(place) = door.enter(false) else { panic!("no place") };
+        assert!(place.works());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut stream = Arrival::unix(ours).open(Some(place.clone())).await.unwrap();
+        let answer = vec![0; 16 << 20];
+        // Output, which is not cut off.
+        let waited = tokio::time::timeout(10 * REPLY_TIMEOUT, stream.write_all(&answer)).await;
+        assert!(waited.is_err());
+        // Its place may be needed all the same.
+        let Entry::Wait(newcomer) = door.enter(false) else { panic!("a place") };
+        assert!(tokio::time::timeout(Duration::from_secs(1), newcomer.place()).await.is_err());
+        assert!(place.is_gone());
+        place.set_replies(true);
+        let mut stream =
+            Stream { io: stream.io, watch: Watch { place: Some(place.clone()), ..Watch::default() } };
+        let cut = tokio::time::timeout(2 * REPLY_TIMEOUT, stream.write_all(&answer)).await;
+        assert_eq!(cut.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        place.cut();
+        assert_eq!(stream.write_all(&answer).await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        drop(theirs);
+    }
+}

@@ -332,7 +332,6 @@ async fn heads_have_an_end() {
     let chunked = "POST /containers HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: chunked\r\n\r\n";
     for body in [
         format!("1;{filler}\r\n"),
-        format!("{}1\r\n", "0".repeat(1 << 20)),
         "ffffffffffffffffff\r\n".to_owned(),
         format!("2\r\n{{}}\r\n0\r\n{}", "X: y\r\n".repeat(100_000)),
         format!("2\r\n{{}}\r\n0\r\nX: {filler}"),
