@@ -3,6 +3,7 @@
 use crate::events::Events;
 use crate::hijack::{Duplex, dial, hijack};
 use crate::process::{Io, Process};
+use crate::tls::{Tls, TlsFiles};
 use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
     DiskLimits, HandleList, History, MemoryLimits, Metrics, ProcessSpec, PropertyValue, Stop,
@@ -62,13 +63,32 @@ impl std::fmt::Display for Address {
 /// A Garden client; clones are cheap.
 #[derive(Debug, Clone)]
 pub struct Client {
-    address: Arc<Address>,
+    server: Arc<Server>,
+}
+
+/// How a server is reached.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) address: Address,
+    pub(crate) tls: Option<Tls>,
 }
 
 impl Client {
     /// A client for `unix:/path` or `tcp:host:port`. Nothing is dialled yet.
     pub fn new(address: &str) -> Result<Self> {
-        Ok(Self { address: Arc::new(address.parse()?) })
+        Ok(Self { server: Arc::new(Server { address: address.parse()?, tls: None }) })
+    }
+
+    /// A client for `tcp:host:port` that shows a certificate, and asks for one. Nothing is dialled yet.
+    ///
+    /// # Errors
+    /// A file cannot be read or is not what it should be, or the address is that of a unix socket.
+    pub fn with_tls(address: &str, files: &TlsFiles) -> Result<Self> {
+        let address: Address = address.parse()?;
+        if matches!(address, Address::Unix(_)) {
+            return Err(Error::TlsOnUnix(address.to_string()));
+        }
+        Ok(Self { server: Arc::new(Server { address, tls: Some(Tls::load(files)?) }) })
     }
 
     /// Is it there?
@@ -161,7 +181,7 @@ impl Client {
     pub async fn events(&self, handle: Option<&str>) -> Result<Events> {
         let query = handle.map(|handle| format!("?handle={}", escape(handle))).unwrap_or_default();
         let path = format!("/wardian/events{query}");
-        hijack(&self.address, "GET", &path, &[]).await.map(|taken| Events::new(taken.stream))
+        hijack(&self.server, "GET", &path, &[]).await.map(|taken| Events::new(taken.stream))
     }
 
     /// All its properties.
@@ -206,7 +226,7 @@ impl Client {
     /// Pack a path of the container.
     pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<TarReader> {
         let request = request("GET", &files(handle, "source", source, user)).body(Full::<Bytes>::default());
-        let (mut sender, connection) = http1::handshake(TokioIo::new(dial(&self.address).await?)).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(dial(&self.server).await?)).await?;
         // It ends when the reader is dropped or has seen the end.
         tokio::spawn(connection);
         let reply = sender.send_request(request.map_err(bad_request)?).await?;
@@ -219,13 +239,13 @@ impl Client {
     /// Start a process, or with an image a pea.
     pub async fn run(&self, handle: &str, spec: &ProcessSpec, io: Io) -> Result<Process> {
         let path = container(handle, "/processes");
-        Process::start(&self.address, "POST", &path, &encode(spec), io).await
+        Process::start(&self.server, "POST", &path, &encode(spec), io).await
     }
 
     /// Find a process that was started before.
     pub async fn attach(&self, handle: &str, id: &str, io: Io) -> Result<Process> {
         let path = container(handle, "/processes/") + &escape(id);
-        Process::start(&self.address, "GET", &path, &[], io).await
+        Process::start(&self.server, "GET", &path, &[], io).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -254,7 +274,7 @@ impl Client {
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let io: Box<dyn Duplex> = dial(&self.address).await?;
+        let io: Box<dyn Duplex> = dial(&self.server).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let (mut connection, mut over) = (pin!(connection), false);
         let mut work = pin!(async move {

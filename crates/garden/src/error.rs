@@ -90,6 +90,17 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A file for TLS is missing, or not what it should be.
+    #[error("{path}: {why}")]
+    Tls {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// TLS was asked for where there is none.
+    #[error("{0} is a unix socket, which has no TLS: certificates are for tcp:HOST:PORT")]
+    TlsOnUnix(String),
     /// The connection broke.
     #[error("talk to the server: {0}")]
     Io(#[from] std::io::Error),

@@ -3,6 +3,7 @@
 //! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
 //! written and their heads read here.
 
+use crate::client::Server;
 use crate::wire::INPUT_HEADER;
 use crate::{Address, Error, Result};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -25,20 +26,23 @@ const ERROR_LIMIT: u64 = 1 << 20;
 /// As the Go client.
 const DIAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
-pub(crate) async fn dial(address: &Address) -> Result<Box<dyn Duplex>> {
+pub(crate) async fn dial(server: &Server) -> Result<Box<dyn Duplex>> {
     let connect = async {
-        match address {
+        match &server.address {
             Address::Unix(path) => UnixStream::connect(path).await.map(|s| Box::new(s) as Box<dyn Duplex>),
             Address::Tcp(host) => {
                 let stream = TcpStream::connect(host.as_str()).await?;
                 stream.set_nodelay(true)?;
-                Ok(Box::new(stream) as Box<dyn Duplex>)
+                match &server.tls {
+                    Some(tls) => Ok(Box::new(tls.connect(stream, host).await?) as Box<dyn Duplex>),
+                    None => Ok(Box::new(stream) as Box<dyn Duplex>),
+                }
             }
         }
     };
     let done = tokio::time::timeout(DIAL_TIMEOUT, connect).await;
     done.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-        .map_err(|source| Error::Connect { address: address.to_string(), source })
+        .map_err(|source| Error::Connect { address: server.address.to_string(), source })
 }
 
 /// A connection that has left HTTP.
@@ -57,8 +61,8 @@ struct Head {
 }
 
 /// Send a request and take the connection over once the server has accepted it.
-pub(crate) async fn hijack(address: &Address, method: &str, path: &str, body: &[u8]) -> Result<Hijacked> {
-    let mut stream = BufReader::with_capacity(64 << 10, dial(address).await?);
+pub(crate) async fn hijack(server: &Server, method: &str, path: &str, body: &[u8]) -> Result<Hijacked> {
+    let mut stream = BufReader::with_capacity(64 << 10, dial(server).await?);
     let (ours, base64) = INPUT_HEADER;
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: api\r\n{ours}: {base64}\r\n");
     if !body.is_empty() {

@@ -10,6 +10,7 @@ mod events;
 mod hijack;
 mod json;
 mod process;
+mod tls;
 pub mod wire;
 
 pub use client::{Address, Client, TarReader};
@@ -17,3 +18,4 @@ pub use error::{Error, ErrorBody, ErrorKind, Result};
 pub use events::Events;
 pub use json::{DecodeError, Decoder, decode, encode, write};
 pub use process::{Io, OutputReader, Process};
+pub use tls::TlsFiles;

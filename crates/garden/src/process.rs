@@ -1,8 +1,9 @@
 //! A process as the client sees it.
 
+use crate::client::Server;
 use crate::hijack::{Duplex, Hijacked, hijack};
 use crate::wire::{Payload, Tty, WindowSize};
-use crate::{Address, Decoder, Error, Result, encode};
+use crate::{Decoder, Error, Result, encode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use std::pin::Pin;
@@ -83,13 +84,13 @@ impl Drop for Process {
 
 impl Process {
     pub(crate) async fn start(
-        address: &Address,
+        server: &Server,
         method: &str,
         path: &str,
         body: &[u8],
         io: Io,
     ) -> Result<Self> {
-        let Hijacked { stream, binary } = hijack(address, method, path, body).await?;
+        let Hijacked { stream, binary } = hijack(server, method, path, body).await?;
         let (mut reader, writer) = tokio::io::split(stream);
         let mut decoder = Decoder::default();
         let first = payload(&mut reader, &mut decoder).await?.ok_or(Error::Disconnected)?;
@@ -105,7 +106,7 @@ impl Process {
                 if !wanted {
                     return Ok::<_, Error>(None);
                 }
-                hijack(address, "GET", &path, &[]).await.map(|taken| Some(OutputReader(taken.stream)))
+                hijack(server, "GET", &path, &[]).await.map(|taken| Some(OutputReader(taken.stream)))
             }
         };
         let (stdout, stderr) = tokio::try_join!(open(io.stdout, "stdout"), open(io.stderr, "stderr"))?;

@@ -6,21 +6,29 @@
 //! gives back the socket *and* the bytes that hyper has read ahead, and goes on with them alone.
 
 use crate::door::Place;
-use crate::{State, Stream, attach, handler};
+use crate::host;
+use crate::reply::{Reply, ReplyBody, text};
+use crate::socket::{Arrival, Stream};
+use crate::{State, attach, handler};
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
+/// How long a client may take to show its certificate.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that has to go may take for what it was saying.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -43,23 +51,89 @@ pub(crate) struct Taken {
     pub(crate) early: Bytes,
 }
 
-pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) {
+/// A body that is being made is work. After its end the connection waits for the next request.
+struct Made {
+    body: ReplyBody,
+    place: Option<Arc<Place>>,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(place) = &self.place {
+            place.set_replies(true);
+            place.rests();
+        }
+    }
+}
+
+impl Body for Made {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Answer one request.
+async fn answer(
+    mut request: Request<Incoming>,
+    state: Arc<State>,
+    hosts: Option<Arc<host::Hosts>>,
+    cut: Cut,
+    take: mpsc::Sender<handler::Taking>,
+    place: Arc<Place>,
+) -> io::Result<hyper::Response<Made>> {
+    let late = || io::Error::from(io::ErrorKind::ConnectionAborted);
+    if !place.works() {
+        return Err(late());
+    }
+    let reply: Reply = match host::refusal(request.headers(), request.uri(), hosts.as_deref()) {
+        Some((status, why)) => text(status, why),
+        None => {
+            request.extensions_mut().insert(cut);
+            request.extensions_mut().insert(place.clone());
+            handler::handle(state, request, take).await?
+        }
+    };
+    // While a body is being made the connection is not asked to go, unless its client takes nothing.
+    let known = matches!(reply.body(), Either::Left(_));
+    place.set_replies(known);
+    if known {
+        place.rests();
+    }
+    Ok(reply.map(|body| Made { body, place: (!known).then_some(place) }))
+}
+
+pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>) {
+    let hosts = arrival.hosts.clone();
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(Some(place.clone()))) => opened,
+        () = place.evicted() => return,
+        () = state.stopping() => return,
+    };
+    let stream = match opened {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a client has shown no good certificate");
+            return;
+        }
+        Err(_) => return,
+    };
     let (take, mut taken) = mpsc::channel::<handler::Taking>(1);
     let cut = Cut::default();
-    let service = service_fn(|mut request: Request<Incoming>| {
-        request.extensions_mut().insert(cut.clone());
-        let (state, take, place) = (state.clone(), take.clone(), place.clone());
-        Box::pin(async move {
-            if !place.works() {
-                return Err(std::io::ErrorKind::ConnectionAborted.into());
-            }
-            let reply = handler::handle(state, request, take).await?;
-            // A body that is still being made is work; such a connection is not asked to go any more.
-            if matches!(reply.body(), Either::Left(_)) {
-                place.rests();
-            }
-            Ok::<_, std::io::Error>(reply)
-        })
+    let service = service_fn(|request: Request<Incoming>| {
+        let (state, hosts, cut, take, place) =
+            (state.clone(), hosts.clone(), cut.clone(), take.clone(), place.clone());
+        Box::pin(answer(request, state, hosts, cut, take, place))
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -83,12 +157,12 @@ pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) 
                 }
                 // Its last answer may still be on its way.
                 until = Some(Instant::now() + LAST_WORDS);
-                std::pin::Pin::new(&mut connection).graceful_shutdown();
+                Pin::new(&mut connection).graceful_shutdown();
             }
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return,
             () = state.stopping(), if !stopping => {
                 stopping = true;
-                std::pin::Pin::new(&mut connection).graceful_shutdown();
+                Pin::new(&mut connection).graceful_shutdown();
             }
             ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
                 if let Err(error) = ended {
@@ -102,7 +176,17 @@ pub(crate) async fn serve(stream: Stream, state: Arc<State>, place: Arc<Place>) 
         }
     };
     let parts = connection.into_parts();
+    place.set_replies(false);
     let taken = Taken { stream: parts.io.into_inner(), early: parts.read_buf };
-    attach::run(&state, taken, taking.accepted).instrument(taking.span).await;
+    let mut run = pin!(attach::run(&state, taken, taking.accepted).instrument(taking.span));
+    tokio::select! {
+        () = &mut run => {}
+        () = place.evicted() => {
+            tracing::debug!("a connection whose client does nothing is closed: its place is needed");
+            // Its reads and writes fail from here on, as if the client had gone.
+            place.cut();
+            run.await;
+        }
+    }
     drop(taking.call);
 }

@@ -1,11 +1,14 @@
 //! What a developer asks a running server: numbers of the process, and more or less log. On an address of its own.
 
+use crate::Listener;
+use crate::connection::HANDSHAKE_TIMEOUT;
+use crate::host;
 use crate::reply::text;
-use crate::{Listener, Stream};
+use crate::socket::Arrival;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -49,10 +52,10 @@ pub(crate) async fn serve(debug: Debug, engine: Engine) {
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match debug.listener.accept().await {
-            Ok(stream) => {
+            Ok(arrival) => {
                 let (engine, set_level) = (engine.clone(), set_level.clone());
                 tokio::spawn(async move {
-                    connection(stream, engine, set_level).await;
+                    connection(arrival, engine, set_level).await;
                     drop(place);
                 });
             }
@@ -64,10 +67,15 @@ pub(crate) async fn serve(debug: Debug, engine: Engine) {
     }
 }
 
-async fn connection(stream: Stream, engine: Engine, set_level: Arc<SetLevel>) {
+async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>) {
+    let hosts = arrival.hosts.clone();
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(None)).await {
+        Ok(Ok(stream)) => stream,
+        _ => return,
+    };
     let service = service_fn(move |request| {
-        let (engine, set_level) = (engine.clone(), set_level.clone());
-        async move { Ok::<_, Infallible>(answer(request, &engine, &set_level).await) }
+        let (engine, set_level, hosts) = (engine.clone(), set_level.clone(), hosts.clone());
+        async move { Ok::<_, Infallible>(answer(request, &engine, &set_level, hosts.as_deref()).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -80,10 +88,14 @@ async fn connection(stream: Stream, engine: Engine, set_level: Arc<SetLevel>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, engine: &Engine, set_level: &SetLevel) -> Reply {
-    // Browsers add it.
-    if request.headers().contains_key(ORIGIN) {
-        return plain(StatusCode::FORBIDDEN, "requests from web pages are refused");
+async fn answer(
+    request: Request<Incoming>,
+    engine: &Engine,
+    set_level: &SetLevel,
+    hosts: Option<&host::Hosts>,
+) -> Reply {
+    if let Some((status, why)) = host::refusal(request.headers(), request.uri(), hosts) {
+        return plain(status, why);
     }
     let path = request.uri().path().to_owned();
     match path.as_str() {

@@ -1,92 +1,264 @@
 //! How many connections may be open at a time, and which one has to go when there is no room for another.
 //!
-//! A connection that waits for a request, or for the rest of one's head, is idle. When all places are taken the one that
-//! has been idle longest is closed for the newcomer, so that clients that hold connections and say nothing keep nobody
-//! out. Only where all are at work the newcomer waits, in the kernel's queue.
+//! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it
+//! is sent. When all places are taken the one whose client has been in debt longest is closed for the newcomer, so that
+//! clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes, begins a debt anew. Where
+//! all are at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
+//!
+//! | state of a connection | counts as | ends after |
+//! |---|---|---|
+//! | TLS handshake | idle | 10 s ([`crate::connection`]) |
+//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout` |
+//! | a JSON body is on its way | idle whenever nothing is there | 60 s for all of it |
+//! | a tar is on its way in | idle whenever nothing is there | `--transfer-patience` without a byte |
+//! | the request is being answered | working | when it is |
+//! | an answer is sent | idle | 60 s without a byte taken |
+//! | a tar is on its way out | idle while nothing is taken | `--transfer-patience` without progress |
+//! | process, output, events: the client is there | working | with the process, or the client |
+//! | process, output, events: it takes nothing | idle | never by itself |
+//! | last words after any of these | working | 1 s; 5 s and 64 MiB for a tar that nobody wants |
+//!
+//! Clients that run as root, or as the user of the server, on a unix socket find [`RESERVE`] places more, which nobody
+//! else gets and where only another of them takes a place away. One that sits in a common place is moved there when it
+//! would have to go.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// Places beyond the others, for the host's own administrator.
+pub(crate) const RESERVE: usize = 16;
+/// How long a newcomer waits for a place, …
+const WAITING_TIME: Duration = Duration::from_secs(60);
+/// … and how often it looks whether somebody has become idle.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// The door.
 #[derive(Debug)]
 pub(crate) struct Door {
-    places: Arc<Semaphore>,
+    common: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
+    /// Who may wait: others, and those for whom there is a reserve.
+    rooms: [Arc<Semaphore>; 2],
     idle: Mutex<Idle>,
 }
 
 #[derive(Debug, Default)]
 struct Idle {
-    /// Oldest first.
-    waiting: BTreeMap<u64, Arc<Notify>>,
+    /// The longest in debt first.
+    seats: BTreeMap<u64, Arc<Seat>>,
     next: u64,
+}
+
+/// What the door knows of a connection.
+#[derive(Debug)]
+struct Seat {
+    local: bool,
+    /// Locked by who holds the lock of [`Door::idle`].
+    state: Mutex<SeatState>,
+    gone: AtomicBool,
+    evicted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct SeatState {
+    permit: Option<OwnedSemaphorePermit>,
+    reserved: bool,
+    /// It waits for a request.
+    resting: bool,
+    /// What its client owes, in number.
+    owing: usize,
+    /// Its number while it is idle.
+    number: Option<u64>,
+}
+
+impl Seat {
+    fn state(&self) -> MutexGuard<'_, SeatState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A connection's place. Its end makes room.
 #[derive(Debug)]
 pub(crate) struct Place {
     door: Arc<Door>,
-    /// Its number while it is idle.
-    idle: Mutex<Option<u64>>,
-    evicted: Arc<Notify>,
+    seat: Arc<Seat>,
     served: AtomicBool,
-    _permit: OwnedSemaphorePermit,
+    replies: AtomicBool,
+    cut: AtomicBool,
+}
+
+/// A debt of a connection's client, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Owed(Arc<Place>);
+
+/// What becomes of a newcomer.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    Place(Arc<Place>),
+    Wait(Waiting),
+    /// Not even room to wait.
+    Full,
+}
+
+/// A newcomer that waits for a place.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    door: Arc<Door>,
+    local: bool,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Door {
     /// With so many places.
     pub(crate) fn new(places: usize) -> Arc<Self> {
-        let places = Arc::new(Semaphore::new(places.clamp(1, Semaphore::MAX_PERMITS)));
-        Arc::new(Self { places, idle: Mutex::default() })
+        let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
+        let room = || semaphore((places / 8).clamp(16, 1024));
+        let (common, reserve) = (semaphore(places), semaphore(RESERVE));
+        Arc::new(Self { common, reserve, rooms: [room(), room()], idle: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more, idle at first. `None` when the server ends.
-    pub(crate) async fn enter(self: &Arc<Self>) -> Option<Arc<Place>> {
-        let permit = match self.places.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                if let Some((_, oldest)) = self.lock().waiting.pop_first() {
-                    oldest.notify_one();
-                }
-                self.places.clone().acquire_owned().await.ok()?
-            }
-        };
+    /// A place for one more, idle at first.
+    pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Entry {
+        if let Ok(permit) = self.common.clone().try_acquire_owned() {
+            return Entry::Place(self.seat(permit, local, false));
+        }
+        if local && let Ok(permit) = self.reserve.clone().try_acquire_owned() {
+            return Entry::Place(self.seat(permit, local, true));
+        }
+        match self.rooms[usize::from(local)].clone().try_acquire_owned() {
+            Ok(room) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
+            Err(_) => Entry::Full,
+        }
+    }
+
+    fn seat(self: &Arc<Self>, permit: OwnedSemaphorePermit, local: bool, reserved: bool) -> Arc<Place> {
+        let state = SeatState { permit: Some(permit), reserved, ..SeatState::default() };
+        let seat = Seat { local, state: state.into(), gone: AtomicBool::new(false), evicted: Notify::new() };
         let place = Place {
             door: self.clone(),
-            idle: Mutex::default(),
-            evicted: Arc::default(),
+            seat: seat.into(),
             served: AtomicBool::new(false),
-            _permit: permit,
+            replies: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
         };
         place.rests();
-        Some(Arc::new(place))
+        Arc::new(place)
+    }
+
+    /// Make room for a newcomer. `false`: nobody is idle who would have to go for it.
+    fn evict(&self, local: bool) -> bool {
+        let mut idle = self.lock();
+        let mut found = None;
+        for (&number, seat) in &idle.seats {
+            let mut state = seat.state();
+            if state.reserved {
+                // Only when all others are at work.
+                found = found.or(local.then_some(number));
+                continue;
+            }
+            if seat.local
+                && let Ok(permit) = self.reserve.clone().try_acquire_owned()
+            {
+                (state.permit, state.reserved) = (Some(permit), true);
+                return true;
+            }
+            found = Some(number);
+            break;
+        }
+        let Some(seat) = found.and_then(|number| idle.seats.remove(&number)) else { return false };
+        seat.state().number = None;
+        seat.gone.store(true, Ordering::Relaxed);
+        seat.evicted.notify_one();
+        true
+    }
+}
+
+impl Waiting {
+    /// Its place, in the order of arrival. `None`: there was none in time.
+    pub(crate) async fn place(self) -> Option<Arc<Place>> {
+        let Self { door, local, _room } = self;
+        let until = Instant::now() + WAITING_TIME;
+        let mut common = pin!(door.common.clone().acquire_owned());
+        let mut reserve = pin!(door.reserve.clone().acquire_owned());
+        let mut promised = false;
+        loop {
+            promised = promised || door.evict(local);
+            tokio::select! {
+                biased;
+                permit = &mut common => return Some(door.seat(permit.ok()?, local, false)),
+                permit = &mut reserve, if local => return Some(door.seat(permit.ok()?, local, true)),
+                () = tokio::time::sleep(LOOK), if !promised => {}
+                () = tokio::time::sleep_until(until) => return None,
+            }
+        }
     }
 }
 
 impl Place {
-    fn number(&self) -> MutexGuard<'_, Option<u64>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Something has changed: is it idle now? `anew`: if so, from now on.
+    fn settle(&self, anew: bool, change: impl FnOnce(&mut SeatState)) {
+        let mut idle = self.door.lock();
+        let mut state = self.seat.state();
+        change(&mut state);
+        let is_idle = (state.resting || state.owing > 0) && !self.is_gone();
+        if anew || !is_idle {
+            if let Some(number) = state.number.take() {
+                idle.seats.remove(&number);
+            }
+        }
+        if is_idle && state.number.is_none() {
+            idle.next += 1;
+            state.number = Some(idle.next);
+            let number = idle.next;
+            idle.seats.insert(number, self.seat.clone());
+        }
     }
 
     /// It waits for a request.
     pub(crate) fn rests(&self) {
-        let mut idle = self.door.lock();
-        idle.next += 1;
-        let number = idle.next;
-        idle.waiting.insert(number, self.evicted.clone());
-        *self.number() = Some(number);
+        self.settle(true, |state| state.resting = true);
     }
 
     /// A request has come. `false`: too late, its place is promised to somebody else.
     pub(crate) fn works(&self) -> bool {
         self.served.store(true, Ordering::Relaxed);
-        let mut idle = self.door.lock();
-        self.number().take().is_none_or(|number| idle.waiting.remove(&number).is_some())
+        self.settle(false, |state| state.resting = false);
+        !self.is_gone()
+    }
+
+    /// Its client owes something from now on.
+    pub(crate) fn owes(self: &Arc<Self>) -> Owed {
+        self.settle(true, |state| state.owing += 1);
+        Owed(self.clone())
+    }
+
+    /// An answer is on its way that has to be taken in time; or, with `false`, none.
+    pub(crate) fn set_replies(&self, replies: bool) {
+        self.replies.store(replies, Ordering::Relaxed);
+    }
+
+    pub(crate) fn replies(&self) -> bool {
+        self.replies.load(Ordering::Relaxed)
+    }
+
+    /// From now on nothing is read from its connection or written to it.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
     }
 
     /// Whether it has ever worked.
@@ -94,49 +266,151 @@ impl Place {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Ready when it has to go.
+    /// Whether it has to go.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.seat.gone.load(Ordering::Relaxed)
+    }
+
+    /// Ready when it has to go. For one to wait.
     pub(crate) async fn evicted(&self) {
-        self.evicted.notified().await;
+        self.seat.evicted.notified().await;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.works();
+        self.settle(false, |state| (state.resting, state.owing) = (false, 0));
+        // Whoever has moved it meanwhile has let go of the lock.
+        drop(self.seat.state().permit.take());
     }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.0.settle(false, |state| state.owing = state.owing.saturating_sub(1));
+    }
+}
+
+/// Wait for something that the client of a connection owes, if it is not there already.
+pub(crate) async fn owed<T>(place: Option<&Arc<Place>>, what: impl Future<Output = T>) -> T {
+    let mut what = pin!(what);
+    let ready = poll_fn(|cx| Poll::Ready(what.as_mut().poll(cx))).await;
+    if let Poll::Ready(done) = ready {
+        return done;
+    }
+    let _owed = place.map(Place::owes);
+    what.await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
         tokio::time::timeout(Duration::from_millis(20), future).await.ok()
     }
 
+    fn in_at_once(door: &Arc<Door>, local: bool) -> Arc<Place> {
+        match door.enter(local) {
+            Entry::Place(place) => place,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn waits(door: &Arc<Door>, local: bool) -> impl Future<Output = Option<Arc<Place>>> + use<> {
+        match door.enter(local) {
+            Entry::Wait(waiting) => waiting.place(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[tokio::test]
     async fn the_longest_idle_goes_for_a_newcomer() {
         let door = Door::new(3);
-        let [a, b, c] =
-            [door.enter().await.unwrap(), door.enter().await.unwrap(), door.enter().await.unwrap()];
+        let [a, b, c] = [(); 3].map(|()| in_at_once(&door, false));
         assert!(a.works());
         // All places are taken; `b` has been idle longest.
-        let mut newcomer = std::pin::pin!(door.enter());
+        let mut newcomer = pin!(waits(&door, false));
         assert!(soon(&mut newcomer).await.is_none());
         soon(b.evicted()).await.unwrap();
-        assert!(soon(c.evicted()).await.is_none() && !b.works());
+        assert!(soon(c.evicted()).await.is_none() && !b.works() && b.is_gone() && !c.is_gone());
         drop(b);
         let d = soon(&mut newcomer).await.unwrap().unwrap();
         // Nobody is idle: the next one waits for an end.
         assert!(c.works() && d.works() && c.works());
-        let mut last = std::pin::pin!(door.enter());
+        let mut last = pin!(waits(&door, false));
         assert!(soon(&mut last).await.is_none() && soon(a.evicted()).await.is_none());
         drop(d);
         let e = soon(last).await.unwrap().unwrap();
         assert!(e.works());
         // After its request it can be asked to go again.
         a.rests();
-        assert!(soon(door.enter()).await.is_none() && soon(a.evicted()).await.is_some());
+        assert!(soon(waits(&door, false)).await.is_none() && soon(a.evicted()).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn who_owes_goes_in_the_order_of_the_last_byte() {
+        let door = Door::new(2);
+        let [a, b] = [(); 2].map(|()| in_at_once(&door, false));
+        assert!(a.works() && b.works());
+        let first = a.owes();
+        let second = b.owes();
+        // What comes begins the debt anew.
+        drop(first);
+        let _first = a.owes();
+        let mut newcomer = pin!(waits(&door, false));
+        assert!(soon(&mut newcomer).await.is_none() && b.is_gone() && !a.is_gone());
+        drop((second, b));
+        let c = soon(newcomer).await.unwrap().unwrap();
+        assert!(c.works());
+        let mut newcomer = pin!(waits(&door, false));
+        assert!(soon(&mut newcomer).await.is_none() && a.is_gone());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_becomes_idle_later_goes_for_those_that_wait() {
+        let door = Door::new(1);
+        let a = in_at_once(&door, false);
+        assert!(a.works());
+        let newcomer = tokio::spawn(waits(&door, false));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(!a.is_gone());
+        a.rests();
+        a.evicted().await;
+        drop(a);
+        let b = newcomer.await.unwrap().unwrap();
+        assert!(b.works());
+        // Nobody waits for ever, and not everybody may wait.
+        let mut waiting: Vec<_> = (0..16).map(|_| Box::pin(waits(&door, false))).collect();
+        assert!(matches!(door.enter(false), Entry::Full));
+        assert!(waiting.pop().unwrap().await.is_none());
+        assert!(matches!(door.enter(false), Entry::Wait(_)));
+    }
+
+    #[tokio::test]
+    async fn the_reserve_is_for_local_clients_alone() {
+        let door = Door::new(2);
+        let working: Vec<_> = (0..2).map(|_| in_at_once(&door, false)).collect();
+        assert!(working.iter().all(|place| place.works()));
+        let locals: Vec<_> = (0..RESERVE).map(|_| in_at_once(&door, true)).collect();
+        // Others get none of it, although all of them are idle.
+        assert!(soon(waits(&door, false)).await.is_none());
+        assert!(locals.iter().all(|place| !place.is_gone()));
+        // One of their own does.
+        assert!(soon(waits(&door, true)).await.is_none());
+        assert!(locals[0].is_gone() && !locals[1].is_gone());
+    }
+
+    #[tokio::test]
+    async fn a_local_client_is_moved_and_not_sent_away() {
+        let door = Door::new(2);
+        let local = in_at_once(&door, true);
+        let other = in_at_once(&door, false);
+        let next = soon(waits(&door, false)).await.unwrap().unwrap();
+        assert!(!local.is_gone() && !other.is_gone() && local.works());
+        assert_eq!(door.reserve.available_permits(), RESERVE - 1);
+        drop((local, other, next));
+        assert_eq!((door.common.available_permits(), door.reserve.available_permits()), (2, RESERVE));
+        assert!(door.lock().seats.is_empty());
     }
 }

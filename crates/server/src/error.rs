@@ -25,11 +25,21 @@ pub enum Error {
         /// Why its directory is not used.
         source: wardian_sys::directory::Error,
     },
-    /// TCP for others than this host.
+    /// A socket that anybody can connect to.
     #[error(
-        "tcp:{0} can be reached from other hosts, without any authentication: allow it with --insecure-listen"
+        "{0}: whoever connects to it is root on this host, and nothing tells who that is: every local user can, loopback \
+         included. Ask clients for certificates with --tls-cert, --tls-key and --tls-client-ca, or allow it with \
+         --insecure-listen"
     )]
-    Insecure(std::net::SocketAddr),
+    Insecure(String),
+    /// A file for TLS.
+    #[error("{path}: {why}")]
+    Tls {
+        /// The file, or what it is for.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A descriptor that was handed to us.
     #[error("the socket that was handed to this server is {0}")]
     Inherited(&'static str),

@@ -1,16 +1,17 @@
 //! What each route does.
 
 use crate::connection::Cut;
+use crate::door::{Place, owed};
 use crate::large::Entries;
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
 use crate::room::SMALL;
 use crate::route::{Found, Route, find, query};
 use crate::upload::Upload;
 use crate::{State, attach, convert, large, trace, transfer};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{EXPECT, ORIGIN};
+use hyper::header::EXPECT;
 use hyper::{Request, StatusCode};
 use std::future::pending;
 use std::io::Write;
@@ -59,10 +60,6 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
     take: mpsc::Sender<Taking>,
 ) -> std::io::Result<Reply> {
-    // Browsers add it; nothing that should speak to a container engine does.
-    if request.headers().contains_key(ORIGIN) {
-        return Ok(text(StatusCode::FORBIDDEN, "requests from web pages are refused"));
-    }
     let (route, segments) = match find(request.method(), request.uri().path()) {
         Found::Route(route, segments) => (route, segments),
         Found::WrongMethod(allowed) => return Ok(wrong_method(&allowed)),
@@ -297,14 +294,25 @@ async fn read<T: serde::de::DeserializeOwned>(
     request: Request<Incoming>,
     limit: usize,
 ) -> Result<T, Failure> {
-    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(request.into_body(), limit).collect());
-    let body: Bytes = match body.await {
-        Ok(Ok(body)) => body.to_bytes(),
+    let place = request.extensions().get::<Arc<Place>>().cloned();
+    let collect = async {
+        let mut body = Limited::new(request.into_body(), limit);
+        let mut whole = BytesMut::new();
+        while let Some(frame) = owed(place.as_ref(), body.frame()).await.transpose()? {
+            whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        }
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(whole.freeze())
+    };
+    let body: Bytes = match tokio::time::timeout(BODY_TIMEOUT, collect).await {
+        Ok(Ok(body)) => body,
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
             return Err(Failure::Refused("request body too large".into()));
         }
         Ok(Err(_)) => return Err(Failure::Gone),
         Err(_) => return Err(Failure::Refused("the request body did not arrive in time".into())),
     };
+    if place.is_some_and(|place| place.is_gone()) {
+        return Err(Failure::Gone);
+    }
     wardian_garden::decode(&body).map_err(|error| Failure::Refused(error.to_string()))
 }

@@ -11,29 +11,37 @@ mod door;
 mod error;
 mod events;
 mod handler;
+mod host;
 mod large;
 mod listen;
 mod patience;
 mod reply;
 mod room;
 mod route;
+mod socket;
 mod stream;
+mod tls;
 mod trace;
 mod transfer;
 mod upload;
 
 pub use debug::{Debug, SetLevel};
 pub use error::{Error, Result};
-pub use listen::{ListenAddr, Listener, SocketOptions, Stream};
+pub use listen::{ListenAddr, Listener, SocketOptions};
+pub use tls::Tls;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use wardian_engine::Engine;
 
 /// How long a shutdown waits for requests that are being answered.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How often the log tells that connections are closed.
+const WARNING: Duration = Duration::from_secs(10);
 
 /// Beside the API.
 #[derive(Debug)]
@@ -117,17 +125,41 @@ pub async fn serve(
     Ok(())
 }
 
+/// It never stops accepting: behind those who wait for a place there may be somebody for whom one is kept.
 async fn accept(listener: Listener, state: Arc<State>, door: Arc<door::Door>) {
+    let mut warned: Option<Instant> = None;
     loop {
         match listener.accept().await {
-            Ok(stream) => {
-                let Some(place) = door.enter().await else { return };
-                if let Some(work) = state.working() {
-                    let state = state.clone();
-                    tokio::spawn(async move {
-                        connection::serve(stream, state, place).await;
-                        drop(work);
-                    });
+            Ok(arrival) => {
+                let Some(work) = state.working() else { return };
+                let state = state.clone();
+                match door.enter(arrival.local) {
+                    door::Entry::Place(place) => {
+                        tokio::spawn(async move {
+                            connection::serve(arrival, state, place).await;
+                            drop(work);
+                        });
+                    }
+                    door::Entry::Wait(waiting) => {
+                        tokio::spawn(async move {
+                            let place = tokio::select! {
+                                place = waiting.place() => place,
+                                () = state.stopping() => None,
+                            };
+                            if let Some(place) = place {
+                                connection::serve(arrival, state, place).await;
+                            }
+                            drop(work);
+                        });
+                    }
+                    door::Entry::Full => {
+                        if warned.is_none_or(|warned| warned.elapsed() > WARNING) {
+                            tracing::warn!(
+                                "connections are closed: all places are at work, and as many wait as may"
+                            );
+                            warned = Some(Instant::now());
+                        }
+                    }
                 }
             }
             Err(error) => {

@@ -1,7 +1,9 @@
 //! The door: who may come in, by which socket.
 
+use crate::host::Hosts;
+use crate::socket::Arrival;
+use crate::tls::Tls;
 use crate::{Error, Result};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
@@ -10,13 +12,11 @@ use rustix::net::{
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
+use std::sync::Arc;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use wardian_sys::directory::{self, Directory};
 
 /// After so much silence the kernel asks a TCP client whether it is still there (tcp(7), `TCP_KEEPIDLE`).
@@ -62,13 +62,31 @@ pub struct SocketOptions {
     pub mode: u32,
     /// Group of a unix socket, if the host has one of that name.
     pub group: String,
-    /// Allow TCP on addresses that other hosts can reach.
+    /// Allow sockets on which nothing tells who the client is: TCP without TLS, and unix sockets without a file.
     pub insecure_listen: bool,
+    /// How TCP clients show who they are.
+    pub tls: Option<Tls>,
+    /// Names of this host: a request through TCP that names another one is refused.
+    pub host_names: Vec<String>,
 }
 
 impl Default for SocketOptions {
     fn default() -> Self {
-        Self { mode: 0o660, group: "wardian".into(), insecure_listen: false }
+        Self {
+            mode: 0o660,
+            group: "wardian".into(),
+            insecure_listen: false,
+            tls: None,
+            host_names: Vec::new(),
+        }
+    }
+}
+
+impl SocketOptions {
+    /// Whether a client that comes through TCP is known, or need not be. Loopback tells nothing: all users of the host
+    /// can connect to it, and so can every web page that one of them looks at.
+    fn knows_clients(&self) -> bool {
+        self.insecure_listen || self.tls.is_some()
     }
 }
 
@@ -84,7 +102,11 @@ enum Kind {
         /// None: whoever has handed it to us removes it.
         _file: Option<SocketFile>,
     },
-    Tcp(TcpListener),
+    Tcp {
+        listener: TcpListener,
+        tls: Option<Tls>,
+        hosts: Arc<Hosts>,
+    },
 }
 
 impl Listener {
@@ -92,14 +114,19 @@ impl Listener {
     pub async fn bind(address: &ListenAddr, options: &SocketOptions) -> Result<Self> {
         match address {
             ListenAddr::Unix(path) => bind_unix(path, options).await.map(Self),
-            ListenAddr::Tcp(ip) if !ip.ip().is_loopback() && !options.insecure_listen => {
-                Err(Error::Insecure(*ip))
-            }
+            // Before the port is open.
+            ListenAddr::Tcp(_) if !options.knows_clients() => Err(Error::Insecure(address.to_string())),
             ListenAddr::Tcp(ip) => {
                 let listener = TcpListener::bind(ip).await.map_err(failed(address, "bind"))?;
-                Ok(Self(Kind::Tcp(listener)))
+                Self::tcp(listener, options).map_err(failed(address, "look"))
             }
         }
+    }
+
+    fn tcp(listener: TcpListener, options: &SocketOptions) -> io::Result<Self> {
+        let port = listener.local_addr()?.port();
+        let hosts = Arc::new(Hosts::new(&options.host_names, port));
+        Ok(Self(Kind::Tcp { listener, tls: options.tls.clone(), hosts }))
     }
 
     /// A listening socket that whoever started us has opened. Its file stays when we go.
@@ -116,6 +143,10 @@ impl Listener {
         if domain == AddressFamily::UNIX {
             let listener = std::os::unix::net::UnixListener::from(socket);
             let path = listener.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_owned));
+            // A name in the abstract name space (unix(7)) has no permissions: every user of the host can connect to it.
+            if path.is_none() && !options.insecure_listen {
+                return Err(Error::Insecure("an abstract unix socket".to_owned()));
+            }
             let listener =
                 UnixListener::from_std(listener).map_err(|_| bad("a socket that cannot be used"))?;
             return Ok(Self(Kind::Unix { listener, path: path.unwrap_or_default(), _file: None }));
@@ -126,30 +157,30 @@ impl Listener {
         let listener = TcpListener::from_std(std::net::TcpListener::from(socket))
             .map_err(|_| bad("a socket that cannot be used"))?;
         let address = listener.local_addr().map_err(|_| bad("a socket without an address"))?;
-        if !address.ip().is_loopback() && !options.insecure_listen {
-            return Err(Error::Insecure(address));
+        if !options.knows_clients() {
+            return Err(Error::Insecure(ListenAddr::Tcp(address).to_string()));
         }
-        Ok(Self(Kind::Tcp(listener)))
+        Self::tcp(listener, options).map_err(|_| bad("a socket without an address"))
     }
 
     /// Where it listens; with TCP port 0, the port that was given.
     pub fn address(&self) -> io::Result<ListenAddr> {
         match &self.0 {
             Kind::Unix { path, .. } => Ok(ListenAddr::Unix(path.clone())),
-            Kind::Tcp(listener) => listener.local_addr().map(ListenAddr::Tcp),
+            Kind::Tcp { listener, .. } => listener.local_addr().map(ListenAddr::Tcp),
         }
     }
 
-    pub(crate) async fn accept(&self) -> io::Result<Stream> {
+    pub(crate) async fn accept(&self) -> io::Result<Arrival> {
         match &self.0 {
-            Kind::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
-            Kind::Tcp(listener) => {
+            Kind::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Arrival::unix(stream)),
+            Kind::Tcp { listener, tls, hosts } => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 // A client whose host has gone says nothing more, not even that it has gone.
                 sockopt::set_socket_keepalive(&stream, true)?;
                 sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
-                Ok(Stream::Tcp(stream))
+                Ok(Arrival::tcp(stream, tls.clone(), hosts.clone()))
             }
         }
     }
@@ -258,149 +289,6 @@ fn group_id(groups: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// A connection.
-#[derive(Debug)]
-pub enum Stream {
-    /// Through a unix socket.
-    Unix(UnixStream),
-    /// Through TCP.
-    Tcp(TcpStream),
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Tcp(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl Stream {
-    /// Until there may be something to read, or its end.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.readable().await,
-            Self::Tcp(stream) => stream.readable().await,
-        }
-    }
-
-    /// Read in a way of one's own, which says [`io::ErrorKind::WouldBlock`] when there is nothing.
-    pub(crate) fn try_read_with<R>(&self, read: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
-        match self {
-            Self::Unix(stream) => stream.try_io(Interest::READABLE, read),
-            Self::Tcp(stream) => stream.try_io(Interest::READABLE, read),
-        }
-    }
-
-    /// Whether the other side is closed in both directions. Of TCP that is known only after a reset.
-    pub(crate) fn hung_up(&self) -> bool {
-        hung_up(self)
-    }
-
-    /// Its two directions. The outgoing one is closed when its half is dropped.
-    pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
-        match self {
-            Self::Unix(stream) => {
-                let (reader, writer) = stream.into_split();
-                (ReadHalf::Unix(reader), WriteHalf::Unix(writer))
-            }
-            Self::Tcp(stream) => {
-                let (reader, writer) = stream.into_split();
-                (ReadHalf::Tcp(reader), WriteHalf::Tcp(writer))
-            }
-        }
-    }
-}
-
-/// What comes from a connection.
-#[derive(Debug)]
-pub(crate) enum ReadHalf {
-    Unix(unix::OwnedReadHalf),
-    Tcp(tcp::OwnedReadHalf),
-}
-
-/// What goes to a connection.
-#[derive(Debug)]
-pub(crate) enum WriteHalf {
-    Unix(unix::OwnedWriteHalf),
-    Tcp(tcp::OwnedWriteHalf),
-}
-
-impl ReadHalf {
-    /// See [`Stream::hung_up`].
-    pub(crate) fn hung_up(&self) -> bool {
-        match self {
-            Self::Unix(half) => hung_up(half.as_ref()),
-            Self::Tcp(half) => hung_up(half.as_ref()),
-        }
-    }
-}
-
-fn hung_up(socket: impl AsFd) -> bool {
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut ends = [PollFd::new(&socket, PollFlags::empty())];
-    poll(&mut ends, Some(&now)).is_ok() && ends[0].revents().contains(PollFlags::HUP)
-}
-
-macro_rules! forward {
-    ($kind:ident, $self:ident, $call:ident ( $($argument:expr),* )) => {
-        match $self.get_mut() {
-            $kind::Unix(stream) => Pin::new(stream).$call($($argument),*),
-            $kind::Tcp(stream) => Pin::new(stream).$call($($argument),*),
-        }
-    };
-}
-
-macro_rules! reads {
-    ($kind:ident) => {
-        impl AsyncRead for $kind {
-            fn poll_read(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                to: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
-                forward!($kind, self, poll_read(cx, to))
-            }
-        }
-    };
-}
-
-macro_rules! writes {
-    ($kind:ident) => {
-        impl AsyncWrite for $kind {
-            fn poll_write(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                from: &[u8],
-            ) -> Poll<io::Result<usize>> {
-                forward!($kind, self, poll_write(cx, from))
-            }
-            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                forward!($kind, self, poll_flush(cx))
-            }
-            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                forward!($kind, self, poll_shutdown(cx))
-            }
-            fn poll_write_vectored(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                from: &[io::IoSlice<'_>],
-            ) -> Poll<io::Result<usize>> {
-                forward!($kind, self, poll_write_vectored(cx, from))
-            }
-            fn is_write_vectored(&self) -> bool {
-                true
-            }
-        }
-    };
-}
-
-reads!(Stream);
-reads!(ReadHalf);
-writes!(Stream);
-writes!(WriteHalf);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -424,12 +312,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tcp_stays_on_this_host_unless_told() {
-        let anywhere = "tcp:0.0.0.0:0".parse().unwrap();
+    async fn tcp_wants_to_know_its_clients() {
         let options = SocketOptions::default();
-        assert!(matches!(Listener::bind(&anywhere, &options).await, Err(Error::Insecure(_))));
+        for address in ["tcp:0.0.0.0:0", "tcp:127.0.0.1:0", "tcp:[::1]:0"] {
+            let address = address.parse().unwrap();
+            assert!(matches!(Listener::bind(&address, &options).await, Err(Error::Insecure(_))));
+        }
+        let inherited = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = Listener::inherited(inherited.try_clone().unwrap().into(), &options);
+        assert!(matches!(refused, Err(Error::Insecure(_))), "{refused:?}");
+        let name = format!("wardian-door-{}", std::process::id());
+        let name =
+            <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name);
+        let nameless = std::os::unix::net::UnixListener::bind_addr(&name.unwrap()).unwrap();
+        let refused = Listener::inherited(nameless.into(), &options);
+        assert!(matches!(refused, Err(Error::Insecure(_))), "{refused:?}");
         let options = SocketOptions { insecure_listen: true, ..options };
+        let anywhere = "tcp:0.0.0.0:0".parse().unwrap();
         assert!(Listener::bind(&anywhere, &options).await.is_ok());
+        assert!(Listener::inherited(inherited.into(), &options).is_ok());
     }
 
     #[tokio::test]

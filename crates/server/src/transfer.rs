@@ -2,6 +2,7 @@
 
 use crate::State;
 use crate::connection::Cut;
+use crate::door::{Place, owed};
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, Piece, Reply, done, tar};
 use crate::route::query;
@@ -37,11 +38,12 @@ pub(crate) async fn stream_in(
     request: Request<Incoming>,
 ) -> Result<Reply, Failure> {
     let fields = query(request.uri().query());
+    let place = request.extensions().get::<Arc<Place>>().cloned();
     let mut body = request.into_body();
-    let result = unpack(state, handle, &fields, &mut body).await;
+    let result = unpack(state, handle, &fields, &mut body, place.as_ref()).await;
     // Nothing is left after a tar that was read to its end.
     if !matches!(result, Err(Failure::Gone)) {
-        let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
+        let _ = tokio::time::timeout(DRAIN_TIME, owed(place.as_ref(), drain(&mut body))).await;
     }
     result.map(|()| done())
 }
@@ -80,10 +82,11 @@ async fn unpack(
     handle: &str,
     fields: &BTreeMap<String, String>,
     body: &mut Incoming,
+    place: Option<&Arc<Place>>,
 ) -> Result<(), Failure> {
     let mut transfer = begin(&state.engine, handle, fields).await?;
     if let Some(mut pipe) = transfer.pipe.take()
-        && let Err(failure) = pass_in(body, &mut pipe, state.patience).await
+        && let Err(failure) = pass_in(body, &mut pipe, state.patience, place).await
     {
         // Without an end the tar must not look finished: the transfer is dropped, that is cancelled, before its pipe.
         drop(transfer);
@@ -96,10 +99,15 @@ async fn unpack(
 }
 
 /// To the body's end, or until the container's side wants no more of it.
-async fn pass_in(body: &mut Incoming, pipe: &mut pipe::Sender, patience: Patience) -> Result<(), Failure> {
+async fn pass_in(
+    body: &mut Incoming,
+    pipe: &mut pipe::Sender,
+    patience: Patience,
+    place: Option<&Arc<Place>>,
+) -> Result<(), Failure> {
     loop {
-        let frame =
-            patience.wait(Stall::ClientSends, body.frame()).await.map_err(|stalled| stuck(&stalled))?;
+        let frame = patience.wait(Stall::ClientSends, owed(place, body.frame())).await;
+        let frame = frame.map_err(|stalled| stuck(&stalled))?;
         let Some(frame) = frame else { return Ok(()) };
         let Ok(data) = frame.map_err(|_| Failure::Gone)?.into_data() else { continue };
         if put(pipe, &data, patience).await.map_err(|stalled| stuck(&stalled))?.is_err() {

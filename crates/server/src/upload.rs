@@ -6,9 +6,10 @@
 
 use crate::State;
 use crate::connection::Taken;
-use crate::listen::Stream;
+use crate::door::owed;
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, date};
+use crate::socket::Stream;
 use crate::transfer;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -38,6 +39,8 @@ pub(crate) struct Upload {
 
 /// Bytes asked of one splice: what the pipe holds.
 const CHUNK: usize = 1 << 20;
+/// Bytes of one read where they have to be decrypted.
+const PIECE: usize = 64 << 10;
 /// Bytes after which other tasks of the thread have their turn.
 const TURN: u64 = 4 << 20;
 /// How often an upload whose pipe is full looks whether its client is still there.
@@ -63,7 +66,7 @@ enum End {
 
 pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
     let work = state.working();
-    let Taken { stream, early } = taken;
+    let Taken { mut stream, early } = taken;
     let Upload { handle, mut transfer, mut body, length } = upload;
     let Some(mut pipe) = transfer.pipe.take() else { return };
     let mut ready = Vec::new();
@@ -80,7 +83,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
     // Whatever ends this: the transfer is dropped, that is cancelled, before its pipe. Without an end the tar must not look
     // finished.
     let transfer = transfer;
-    let copy = copy(&stream, &mut pipe, ready, length, state.patience);
+    let copy = copy(&mut stream, &mut pipe, ready, length, state.patience);
     let end = tokio::select! {
         end = copy => end,
         () = state.stopping() => return,
@@ -114,7 +117,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
 
 /// All of the body: what hyper has read, then what is in the socket.
 async fn copy(
-    stream: &Stream,
+    stream: &mut Stream,
     pipe: &mut pipe::Sender,
     ready: Vec<Bytes>,
     length: u64,
@@ -132,14 +135,50 @@ async fn copy(
     if left < length {
         failpoint::reach(Point::StreamInMiddle);
     }
-    splice(stream, pipe, left, patience).await
+    if stream.is_plain() {
+        splice(stream, pipe, left, patience).await
+    } else {
+        pass(stream, pipe, left, patience).await
+    }
+}
+
+/// Move `left` bytes that have to be decrypted on their way.
+async fn pass(stream: &mut Stream, pipe: &pipe::Sender, mut left: u64, patience: Patience) -> End {
+    let place = stream.place().cloned();
+    let mut buffer = vec![0; PIECE];
+    while left > 0 {
+        let wanted = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+        let read = owed(place.as_ref(), stream.read(&mut buffer[..wanted]));
+        let mut piece = match patience.wait(Stall::ClientSends, read).await {
+            Ok(Ok(n)) if n > 0 => &buffer[..n],
+            Ok(_) => return End::Gone,
+            Err(stalled) => return End::Stalled(stalled, left),
+        };
+        left -= piece.len() as u64;
+        failpoint::reach(Point::StreamInMiddle);
+        while !piece.is_empty() {
+            match pipe.try_write(piece) {
+                Ok(n) => piece = &piece[n..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    match patience.wait(Stall::ContainerTakes, room(stream, pipe)).await {
+                        Ok(true) => {}
+                        Ok(false) => return End::Gone,
+                        Err(stalled) => return End::Stalled(stalled, left),
+                    }
+                }
+                Err(_) => return End::Refused(left),
+            }
+        }
+    }
+    End::Whole
 }
 
 async fn answer(mut stream: Stream, handle: &str, mut left: u64, result: Result<(), Failure>) {
+    let place = stream.place().cloned();
     let drain = async {
-        let mut buffer = vec![0; 64 << 10];
+        let mut buffer = vec![0; PIECE];
         while left > 0 && left <= DRAIN_BYTES {
-            match stream.read(&mut buffer).await {
+            match owed(place.as_ref(), stream.read(&mut buffer)).await {
                 Ok(n) if n > 0 => left = left.saturating_sub(n as u64),
                 _ => return,
             }
@@ -197,7 +236,10 @@ async fn splice(stream: &Stream, pipe: &pipe::Sender, mut left: u64, patience: P
                 }
                 continue;
             }
-            Step::NoData => patience.wait(Stall::ClientSends, stream.readable()).await.map(|_| true),
+            Step::NoData => {
+                let readable = owed(stream.place(), stream.readable());
+                patience.wait(Stall::ClientSends, readable).await.map(|readable| readable.is_ok())
+            }
             Step::NoRoom => patience.wait(Stall::ContainerTakes, room(stream, pipe)).await,
             Step::Again => {
                 tokio::time::sleep(AGAIN).await;

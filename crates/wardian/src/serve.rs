@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wardian_engine::{Config, Engine, IdRanges};
-use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions};
+use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions, Tls};
 use wardian_store::{Fetching, Limits};
 
 pub const ROOT: &str = "/var/lib/wardian";
@@ -52,9 +52,24 @@ pub struct Args {
     /// Mode of unix sockets, octal [default: 0660]
     #[arg(long, value_name = "MODE", env = "WARDIAN_SOCKET_MODE", value_parser = octal)]
     socket_mode: Option<u32>,
-    /// Allow TCP addresses beyond loopback: whoever reaches them is root on this host
+    /// Allow TCP addresses without TLS: whoever reaches them, every local user and every program here included, is root on
+    /// this host
     #[arg(long, env = "WARDIAN_INSECURE_LISTEN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     insecure_listen: Option<bool>,
+    /// TLS on all TCP addresses: the server's certificate in PEM, with those between it and its authority; wants --tls-key and
+    /// --tls-client-ca as well
+    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// The key of the server's certificate, in PEM; nobody but root, and perhaps a group, may read the file
+    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Certificates in PEM of the authorities whose clients are let in; whoever shows none of theirs is not
+    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CLIENT_CA")]
+    tls_client_ca: Option<PathBuf>,
+    /// A name of this host: requests through TCP may name it, IP addresses, localhost and Garden's `api`, and no other host;
+    /// may be given more than once
+    #[arg(long, value_name = "NAME", env = "WARDIAN_HOST_NAME", value_delimiter = ',')]
+    host_name: Vec<String>,
     /// Most containers at a time; 0: no bound [default: 0]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONTAINERS")]
     max_containers: Option<u64>,
@@ -64,8 +79,8 @@ pub struct Args {
     /// Creates that wait for their turn, for at most a minute; more are refused [default: 1000]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_QUEUED_CREATES")]
     max_queued_creates: Option<usize>,
-    /// Connections at a time; for one more, the one that has been idle longest is closed [default: 8192, and at most half of
-    /// the limit of open files]
+    /// Connections at a time; for one more, the one that has been idle longest is closed. Root has 16 more on unix sockets
+    /// [default: 8192, and at most half of the limit of open files]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONNECTIONS")]
     max_connections: Option<usize>,
     /// Close a connection whose request's head does not arrive in this time; 0: never [default: 30s]
@@ -143,6 +158,10 @@ struct File {
     default_rootfs: Option<String>,
     socket_mode: Option<String>,
     insecure_listen: Option<bool>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    tls_client_ca: Option<PathBuf>,
+    host_name: Vec<String>,
     max_containers: Option<u64>,
     gc_threshold: Option<u64>,
     layer_certificates: Option<PathBuf>,
@@ -176,6 +195,8 @@ struct Settings {
     default_rootfs: Option<String>,
     socket_mode: u32,
     insecure_listen: bool,
+    tls: Option<TlsFiles>,
+    host_names: Vec<String>,
     max_containers: u64,
     gc_threshold: Option<u64>,
     fetching: Fetching,
@@ -197,6 +218,29 @@ struct Settings {
     destroy_containers_on_startup: bool,
     log_format: log::Format,
     keeper: Option<PathBuf>,
+}
+
+/// Files for TLS.
+#[derive(Debug, PartialEq)]
+struct TlsFiles {
+    certificate: PathBuf,
+    key: PathBuf,
+    client_authorities: PathBuf,
+}
+
+impl TlsFiles {
+    /// All or none.
+    fn of(files: [Option<PathBuf>; 3]) -> Result<Option<Self>> {
+        match files {
+            [None, None, None] => Ok(None),
+            [Some(certificate), Some(key), Some(client_authorities)] => {
+                Ok(Some(Self { certificate, key, client_authorities }))
+            }
+            _ => anyhow::bail!(
+                "tls-cert, tls-key and tls-client-ca belong together: without any one of them nobody knows who the clients are"
+            ),
+        }
+    }
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -278,6 +322,16 @@ impl Args {
         let file_transfer = time("transfer-patience", file.transfer_patience)?;
         let file_ready = file.ready_rootfs.map(checked_ready).transpose().map_err(anyhow::Error::msg)?;
         let file_ranges = file.id_ranges.map(|text| text.parse()).transpose().map_err(anyhow::Error::msg)?;
+        let insecure_listen = self.insecure_listen.or(file.insecure_listen).unwrap_or(false);
+        let tls = TlsFiles::of([
+            self.tls_cert.or(file.tls_cert),
+            self.tls_key.or(file.tls_key),
+            self.tls_client_ca.or(file.tls_client_ca),
+        ])?;
+        ensure!(
+            tls.is_none() || !insecure_listen,
+            "insecure-listen and tls-cert: with TLS no TCP address is open to clients without a certificate; give one of the two"
+        );
         let run = self.run.or(file.run).unwrap_or_else(|| RUN.into());
         Ok(Settings {
             listen: if self.listen.is_empty() { file.listen } else { self.listen },
@@ -285,7 +339,9 @@ impl Args {
             run,
             default_rootfs: self.default_rootfs.or(file.default_rootfs),
             socket_mode: self.socket_mode.or(file_mode).unwrap_or(SOCKET_MODE),
-            insecure_listen: self.insecure_listen.or(file.insecure_listen).unwrap_or(false),
+            insecure_listen,
+            tls,
+            host_names: if self.host_name.is_empty() { file.host_name } else { self.host_name },
             max_containers: self.max_containers.or(file.max_containers).unwrap_or(0),
             gc_threshold: self.gc_threshold.or(file.gc_threshold),
             fetching: Fetching {
@@ -394,6 +450,10 @@ async fn serve(
     let absolute =
         |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
     let addresses = settings.addresses(!inherited.is_empty());
+    let tls = settings.tls.map(|TlsFiles { certificate, key, client_authorities }| {
+        Tls::load(&certificate, &key, &client_authorities)
+    });
+    let tls = tls.transpose().context("TLS")?;
     let config = Config {
         root: absolute(&settings.root)?,
         run: absolute(&settings.run)?,
@@ -419,6 +479,8 @@ async fn serve(
     let options = SocketOptions {
         mode: settings.socket_mode,
         insecure_listen: settings.insecure_listen,
+        tls,
+        host_names: settings.host_names,
         ..SocketOptions::default()
     };
     let bound = async {
@@ -514,6 +576,11 @@ mod tests {
     fn what_nobody_knows_is_an_error() {
         assert!(toml::from_str::<File>("rot = \"/a\"\n").unwrap_err().to_string().contains("rot"));
         assert!(Args::default().merge(file("socket-mode = \"9\"\n")).is_err());
+        assert!(Args::default().merge(file("tls-cert = \"/c\"\ntls-key = \"/k\"\n")).is_err());
+        let tls = "tls-cert = \"/c\"\ntls-key = \"/k\"\ntls-client-ca = \"/a\"\nhost-name = [\"cell\"]\n";
+        let settings = Args::default().merge(file(tls)).unwrap();
+        assert_eq!((settings.tls.unwrap().key, settings.host_names), ("/k".into(), vec!["cell".to_owned()]));
+        assert!(Args::default().merge(file(&format!("{tls}insecure-listen = true\n"))).is_err());
         assert!(octal("1777").is_err() && octal("").is_err());
         assert_eq!(octal("0o640"), Ok(0o640));
         assert!(Args::default().merge(file("default-grace-time = \"soon\"\n")).is_err());

@@ -17,8 +17,8 @@ use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
-use wardian_garden::{Address, Client, Error, ErrorKind};
+use std::path::{Path, PathBuf};
+use wardian_garden::{Address, Client, Error, ErrorKind, TlsFiles};
 
 /// The process that `run` starts is called so.
 pub const MAIN: &str = "main";
@@ -31,6 +31,16 @@ pub struct Server {
     #[arg(long, alias = "addr", value_name = "ADDR", env = "WARDIAN_SOCKET", default_value = "unix:/run/wardian/garden.sock",
         value_parser = address)]
     socket: Address,
+    /// Speak TLS to a server at tcp:HOST:PORT: certificates of the authorities that may have signed the server's
+    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CA", requires_all = ["tls_cert", "tls_key"])]
+    tls_ca: Option<PathBuf>,
+    /// The certificate that is shown to the server
+    // The server's own flags have the environment variables without CLIENT: one environment may hold both.
+    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CLIENT_CERT", requires_all = ["tls_ca", "tls_key"])]
+    tls_cert: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CLIENT_KEY", requires_all = ["tls_ca", "tls_cert"])]
+    tls_key: Option<PathBuf>,
 }
 
 fn address(text: &str) -> Result<Address, String> {
@@ -44,13 +54,32 @@ fn address(text: &str) -> Result<Address, String> {
 impl Server {
     /// A client of it. Nothing is dialled yet.
     pub fn client(&self) -> Result<Client> {
-        Ok(Client::new(&self.socket.to_string())?)
+        let address = self.socket.to_string();
+        match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            (Some(authorities), Some(certificate), Some(key)) => {
+                let (authorities, certificate, key) = (authorities.clone(), certificate.clone(), key.clone());
+                Ok(Client::with_tls(&address, &TlsFiles { authorities, certificate, key })?)
+            }
+            _ => Ok(Client::new(&address)?),
+        }
     }
 
     /// An error, with what to do about it where that is known.
     pub fn explain(&self, error: Error) -> anyhow::Error {
         let advice = match &error {
+            Error::Response(_) if matches!(self.socket, Address::Tcp(_)) && self.tls_ca.is_none() => {
+                Some(format!(
+                    "what answers at {} does not speak HTTP: a server that was started with --tls-cert wants --tls-ca, --tls-cert \
+                 and --tls-key",
+                    self.socket
+                ))
+            }
             Error::Connect { source, .. } => self.unreachable(source.kind()),
+            // A server says by an alert, after the handshake, that it does not like the certificate.
+            Error::Http(_) | Error::Io(_) if self.tls_ca.is_some() => Some(format!(
+                "the connection to {} has ended: a server does so with a client whose certificate is not of its --tls-client-ca",
+                self.socket
+            )),
             Error::Http(_) | Error::Io(_) | Error::Disconnected => {
                 Some("the server has gone, or has cut the connection: see its log".to_owned())
             }
@@ -70,7 +99,12 @@ impl Server {
     fn unreachable(&self, kind: IoKind) -> Option<String> {
         let address = &self.socket;
         let Address::Unix(path) = address else {
-            return Some(format!("no server answers at {address}: is that its --listen?"));
+            return Some(match kind {
+                IoKind::InvalidData => format!(
+                    "the server at {address} cannot show a certificate for that name that is of --tls-ca"
+                ),
+                _ => format!("no server answers at {address}: is that its --listen?"),
+            });
         };
         match kind {
             IoKind::PermissionDenied => {
@@ -167,7 +201,12 @@ mod tests {
 
     #[test]
     fn what_to_do_without_a_server() {
-        let server = |text: &str| Server { socket: address(text).unwrap() };
+        let server = |text: &str| Server {
+            socket: address(text).unwrap(),
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
+        };
         let missing = |text: &str, kind| server(text).unreachable(kind).unwrap();
         let usual = missing("/run/wardian/garden.sock", IoKind::NotFound);
         assert!(

@@ -291,7 +291,7 @@ async fn servers_that_must_not_start() {
         assert_eq!(code, Some(1));
         assert!(text.contains(needle), "{text}");
     }
-    for address in ["tcp:0.0.0.0:0", "nonsense", "unix:relative"] {
+    for address in ["tcp:0.0.0.0:0", "tcp:127.0.0.1:0", "tcp:[::1]:0", "nonsense", "unix:relative"] {
         // Below this server's: what such a server leaves is ended with it.
         let mut command = Command::new(WARDIAN);
         command.arg("serve").arg("--root").arg(base.join("r2")).arg("--run").arg(server.run().join("r2"));

@@ -11,6 +11,7 @@ mod client_bounds;
 mod commands;
 mod devices;
 mod doctor;
+mod door;
 mod equipped;
 mod escape;
 mod failpoints;

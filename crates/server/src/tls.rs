@@ -1,0 +1,135 @@
+//! TLS on TCP sockets: who shows a certificate of the operator's authority comes in, and nobody else does.
+
+use crate::{Error, Result};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use tokio_rustls::TlsAcceptor;
+
+/// No file of certificates is larger.
+const FILE_LIMIT: u64 = 4 << 20;
+
+/// What a server shows its clients, and what it asks them for. Clones are cheap.
+#[derive(Clone)]
+pub struct Tls(TlsAcceptor);
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("Tls")
+    }
+}
+
+impl Tls {
+    /// Files in PEM: the server's certificate with those between it and its authority, its key, and the certificates of
+    /// the authorities whose clients are let in.
+    ///
+    /// # Errors
+    /// A file cannot be read or is none of these, the key does not belong to the certificate, or others can read it.
+    pub fn load(certificate: &Path, key: &Path, client_authorities: &Path) -> Result<Self> {
+        let chain = certificates(certificate)?;
+        let secret = PrivateKeyDer::from_pem_slice(&read(key, true)?);
+        let secret = secret.map_err(|error| bad(key, format!("no private key in PEM: {error}")))?;
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(client_authorities)? {
+            roots.add(authority).map_err(|error| bad(client_authorities, error.to_string()))?;
+        }
+        let provider = Arc::new(ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+            .build()
+            .map_err(|error| bad(client_authorities, error.to_string()))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| bad(certificate, error.to_string()))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, secret)
+            .map_err(|error| bad(certificate, format!("with the key in {}: {error}", key.display())))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // Every connection shows its certificate: a resumed session would outlive it.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Self(Arc::new(config).into()))
+    }
+
+    pub(crate) fn acceptor(&self) -> &TlsAcceptor {
+        &self.0
+    }
+}
+
+fn bad(path: &Path, why: impl Into<String>) -> Error {
+    Error::Tls { path: path.into(), why: why.into() }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let text = read(path, false)?;
+    let found: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let found = found.map_err(|error| bad(path, format!("no certificates in PEM: {error}")))?;
+    if found.is_empty() { Err(bad(path, "no certificate is in it")) } else { Ok(found) }
+}
+
+/// What is looked at is what is read: the file is opened once.
+fn read(path: &Path, secret: bool) -> Result<Vec<u8>> {
+    let failed = |error: std::io::Error| bad(path, error.to_string());
+    let file = File::open(path).map_err(failed)?;
+    let there = file.metadata().map_err(failed)?;
+    if !there.is_file() {
+        return Err(bad(path, "not a file"));
+    }
+    let ours = there.uid() == 0 || there.uid() == rustix::process::geteuid().as_raw();
+    if secret && (there.mode() & 0o027 != 0 || !ours) {
+        let mode = there.mode() & 0o777;
+        return Err(bad(
+            path,
+            format!(
+                "others than root and a group can read this key or change it (mode {mode:04o}, owner {}), and whoever has it \
+                 can pass for this server: `chown root` it and `chmod 600` it",
+                there.uid()
+            ),
+        ));
+    }
+    let mut text = Vec::new();
+    file.take(FILE_LIMIT).read_to_end(&mut text).map_err(failed)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn files_have_to_be_right_and_the_key_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let other = rcgen::KeyPair::generate().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            path
+        };
+        let certificate = write("cert", &made.cert.pem());
+        let key = write("key", &made.signing_key.serialize_pem());
+        let (wrong, empty) = (write("wrong", &other.serialize_pem()), write("empty", ""));
+        Tls::load(&certificate, &key, &certificate).unwrap();
+        let why = |certificate: &Path, key: &Path, authorities: &Path| {
+            Tls::load(certificate, key, authorities).unwrap_err().to_string()
+        };
+        assert!(why(&certificate, &wrong, &certificate).contains("key"));
+        assert!(why(&certificate, &key, &empty).contains("no certificate is in it"));
+        assert!(why(&empty, &key, &certificate).contains("no certificate is in it"));
+        assert!(why(&certificate, &empty, &certificate).contains("no private key"));
+        assert!(why(&certificate, dir.path(), &certificate).contains("not a file"));
+        for (mode, good) in [(0o640, true), (0o644, false), (0o604, false), (0o660, false), (0o400, true)] {
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+            let loaded = Tls::load(&certificate, &key, &certificate);
+            assert_eq!(loaded.is_ok(), good, "{mode:o}");
+        }
+    }
+}
