@@ -282,7 +282,7 @@ fn import(
         }
         Ok((image, replaced))
     })?;
-    for old in &replaced {
+    for old in replaced.iter().filter(|_| !place.json) {
         let stays = if old.pinned { "; the name stays pinned" } else { "" };
         eprintln!("wardian: {} was the image {} until now{stays}", old.name, print::short(&old.id));
     }

@@ -157,7 +157,7 @@ fn times_of_many_directories() {
     let name = |n: usize| format!("{long}-{n}/");
     let time = |n: usize| 1_000_000_000 + n as u64;
     let mut tar = Tar::default();
-    for n in 0..30_000 {
+    for n in 0..14_000 {
         let name = name(n);
         tar = tar.raw(EntryType::Directory, &name, "", b"", |h| {
             h.set_mode(0o755);
@@ -165,7 +165,7 @@ fn times_of_many_directories() {
         });
     }
     // A file in each would change the time of its directory.
-    for n in (0..30_000).step_by(5000) {
+    for n in (0..14_000).step_by(5000) {
         tar = tar.file(&format!("{}f", name(n)), b"f");
     }
     // The last word counts.
@@ -173,12 +173,12 @@ fn times_of_many_directories() {
     let cage = Cage::new();
     cage.unpack(&tar.end()).unwrap();
     use std::os::unix::fs::MetadataExt;
-    for n in [0, 1, 5000, 14_999, 29_999] {
+    for n in [0, 1, 5000, 13_999] {
         assert_eq!(cage.stat(&name(n)).mtime(), time(n) as i64, "{n}");
     }
     let seven = cage.stat(&name(7));
     assert_eq!((seven.mtime(), seven.mtime_nsec()), (-6, 750_000_000));
-    assert_eq!(std::fs::read_dir(cage.root()).unwrap().count(), 30_000);
+    assert_eq!(std::fs::read_dir(cage.root()).unwrap().count(), 14_000);
 }
 
 /// Whoever makes a layer chooses how much memory its decoder needs.

@@ -32,7 +32,8 @@ fn path(layout: &Layout, blob: &[u8]) -> std::path::PathBuf {
 fn allowing(layout: &Layout) -> Settings {
     let mut hosts = Vec::new();
     for entry in std::fs::read_dir(layout.path().join("blobs/sha256")).unwrap() {
-        let text = std::fs::read(entry.unwrap().path()).unwrap();
+        // A link that leads nowhere is one of the cases.
+        let Ok(text) = std::fs::read(entry.unwrap().path()) else { continue };
         let text = String::from_utf8_lossy(&text).into_owned();
         for url in text.split("\"http://").skip(1) {
             hosts.push(url.split(['/', '"']).next().unwrap().parse().unwrap());

@@ -14,6 +14,7 @@ mod escape;
 mod failpoints;
 mod go_client;
 mod grace;
+mod hostile_images;
 mod images;
 mod inherited;
 mod inside;
