@@ -13,7 +13,8 @@ use tempfile::TempDir;
 use wardian_image::{Error, Limits, Unpacked, unpack_tar};
 
 /// Small, so that limits are met often and each run is short.
-pub const LIMITS: Limits = Limits { max_bytes: 1 << 20, max_entries: 200, max_name: 300, max_depth: 12 };
+pub const LIMITS: Limits =
+    Limits { max_bytes: 1 << 20, max_entries: 200, max_name: 300, max_depth: 12, ..Limits::DEFAULT };
 
 /// Bytes of a tar's header, and of what its data is filled up to.
 pub const BLOCK: usize = 512;

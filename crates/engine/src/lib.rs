@@ -83,8 +83,8 @@ pub struct Config {
     pub gc_threshold: Option<u64>,
     /// How layers are fetched from servers.
     pub remote: wardian_store::Fetching,
-    /// Most bytes of the files of one layer.
-    pub max_layer_bytes: u64,
+    /// What one layer, and one image, may take.
+    pub limits: wardian_store::Limits,
     /// Root file systems mounted ahead for each image that was asked for lately, at most [`MOST_READY_ROOTFS`]; 0: none.
     pub ready_rootfs: usize,
     /// Set no_new_privs on every process of unprivileged containers.
@@ -422,7 +422,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     let place = wardian_store::Config {
         gc_threshold: config.gc_threshold,
         remote: config.remote.clone(),
-        limits: wardian_store::Limits { max_bytes: config.max_layer_bytes, ..Default::default() },
+        limits: config.limits,
         ready_rootfs: config.ready_rootfs,
         ..wardian_store::Config::new(config.root.clone(), config.run.clone())
     };

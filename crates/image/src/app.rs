@@ -14,9 +14,9 @@ use crate::digest::Digest;
 use crate::error::{Error, show, without_secrets};
 use crate::layer::{Blob, Identity, Layer, same};
 use crate::pipeline::{self, Input};
-use crate::remote::{Fetch, Location, Remote, Stop, Validator};
+use crate::remote::{Fetch, Location, NamedBy, Remote, Stop, Validator};
 use crate::source::{open_tar, state_of};
-use crate::unpack::{Limits, Unpacked, unpack};
+use crate::unpack::{Rules, Unpacked, unpack};
 use crate::watch::Watch;
 
 const PRELOADED: &str = "preloaded+layer:";
@@ -218,7 +218,7 @@ impl App {
         };
         let chain_id = Digest::of(format!("{below} {what}").as_bytes()).as_hex().to_owned();
         let droplet = Droplet { app: self.clone(), origin, remote: remote.clone() };
-        Ok(Layer { chain_id, blob: Blob::App(Arc::new(droplet)), base: self.base.clone() })
+        Ok(Layer::alone(chain_id, Blob::App(Arc::new(droplet)), self.base.clone()))
     }
 
     /// Names the part of the address that an error is about.
@@ -361,8 +361,7 @@ impl Droplet {
     pub(crate) fn unpack(
         &self,
         into: BorrowedFd<'_>,
-        base: Option<(&Base, &[BorrowedFd<'_>])>,
-        limits: &Limits,
+        rules: &Rules<'_>,
         watch: &Watch,
     ) -> Result<Unpacked, Error> {
         let unpacked = match &self.origin {
@@ -371,18 +370,19 @@ impl Droplet {
                 let fetch = Fetch {
                     remote: &self.remote,
                     locations: std::slice::from_ref(location),
+                    by: NamedBy::Caller,
                     mirrors_of: None,
                     digest: self.app.digest.is_some(),
                     size: None,
-                    limit: limits.max_bytes,
+                    limit: rules.limits.max_bytes,
                     validator: state.as_ref().map(|(validator, _)| validator),
                     stop: &stop,
                 };
                 let what = location.to_string();
-                self.unpack_from(Box::new(fetch.start()), &what, &stop, into, base, limits)
+                self.unpack_from(Box::new(fetch.start()), &what, &stop, into, rules)
             }
             Origin::File { path, state } => {
-                self.unpack_file(path, state.as_ref(), into, base, limits, &Stop::new(watch))
+                self.unpack_file(path, state.as_ref(), into, rules, &Stop::new(watch))
             }
         };
         unpacked.map_err(|error| self.app.blame(error))
@@ -393,8 +393,7 @@ impl Droplet {
         path: &Path,
         state: Option<&Identity>,
         into: BorrowedFd<'_>,
-        base: Option<(&Base, &[BorrowedFd<'_>])>,
-        limits: &Limits,
+        rules: &Rules<'_>,
         stop: &Stop<'_>,
     ) -> Result<Unpacked, Error> {
         let what = path.display().to_string();
@@ -410,11 +409,12 @@ impl Droplet {
             _ => Ok(()),
         };
         unchanged(&before)?;
-        if before.size > limits.max_bytes {
-            return Err(Error::Limit { what: format!("the size of {what}"), limit: limits.max_bytes });
+        let limit = rules.limits.max_bytes;
+        if before.size > limit {
+            return Err(Error::Limit { what: format!("the size of {what}"), limit });
         }
         let section = Section::new(Arc::clone(&file), 0, before.size);
-        let unpacked = self.unpack_from(Box::new(section), &what, stop, into, base, limits)?;
+        let unpacked = self.unpack_from(Box::new(section), &what, stop, into, rules)?;
         unchanged(&now()?)?;
         Ok(unpacked)
     }
@@ -425,15 +425,15 @@ impl Droplet {
         what: &str,
         stop: &Stop<'_>,
         into: BorrowedFd<'_>,
-        base: Option<(&Base, &[BorrowedFd<'_>])>,
-        limits: &Limits,
+        rules: &Rules<'_>,
     ) -> Result<Unpacked, Error> {
         let digest = self.app.digest.as_ref();
         let only_gzip = self.app.spelling.only_gzip;
-        let input = Input { reader, what, size: None, digest: digest.is_some(), only_gzip, stop };
+        let budget = Some(&**rules.budget);
+        let input = Input { reader, what, size: None, digest: digest.is_some(), only_gzip, budget, stop };
         // Without a digest only the end's mark shows that nothing is missing.
-        let (counts, digests) =
-            pipeline::run(input, |pieces| unpack(pieces, into, base, limits, digest.is_none()))?;
+        let rules = Rules { strict: digest.is_none(), ..*rules };
+        let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
         if let Some(digest) = digest {
             same(what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
         }

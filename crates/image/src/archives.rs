@@ -3,8 +3,8 @@
 //!
 //! Nothing is extracted. One pass over the headers notes where each file's bytes are; they are then read in place.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
@@ -19,13 +19,14 @@ use crate::digest::Digest;
 use crate::error::{Error, show};
 use crate::layer::{Blob, Layer};
 use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
+use crate::pipeline;
 use crate::source::{Image, open_tar};
 use crate::stream::{Entry, Stream};
 
 /// Entries of one archive. The largest images have some hundred layers with three entries each.
 const MAX_MEMBERS: u64 = 1 << 16;
 /// Bytes of all names and link targets of one archive together.
-const MAX_NAMES: usize = 16 << 20;
+const MAX_NAMES: usize = 8 << 20;
 /// Links followed to reach a file. Docker makes one.
 const MAX_LINKS: u32 = 8;
 /// Read size while headers are looked for, in bytes: mostly data that is skipped lies between them.
@@ -318,7 +319,7 @@ fn begins_like_image(file: File) -> bool {
     let mut raw = BufReader::new(Section::from(file));
     let reader: Box<dyn Read> = match raw.fill_buf() {
         Ok([0x1f, 0x8b, ..]) => Box::new(flate2::bufread::MultiGzDecoder::new(raw)),
-        Ok([0x28, 0xb5, 0x2f, 0xfd, ..]) => match zstd::stream::read::Decoder::with_buffer(raw) {
+        Ok([0x28, 0xb5, 0x2f, 0xfd, ..]) => match pipeline::decoder_of_any(raw) {
             Ok(decoder) => Box::new(decoder),
             Err(_) => return false,
         },
@@ -366,12 +367,14 @@ pub(crate) fn open_docker(path: &Path, name: Option<&str>) -> Result<Image, Erro
         return Err(Error::Corrupt { what, why });
     }
     let mut layers = Vec::with_capacity(files.len());
+    let (budget, mut seen) = (Arc::default(), HashSet::new());
     let mut chain: Option<Digest> = None;
     for (file, diff_id) in files.iter().zip(diff_ids) {
         let section = archive.member(file)?;
         let id = chain_id(chain.as_ref(), &diff_id);
-        let blob = Blob::Member { section, diff_id };
-        layers.push(Layer { chain_id: id.as_hex().to_owned(), blob, base: None });
+        let blob = Blob::Member { section, diff_id: diff_id.clone() };
+        let again = !seen.insert(diff_id);
+        layers.push(Layer::new(id.as_hex().to_owned(), blob, None, again, &budget));
         chain = Some(id);
     }
     let id = digest.as_hex().to_owned();

@@ -88,6 +88,19 @@ pub enum Error {
         /// The limit, in bytes or in pieces.
         limit: u64,
     },
+    /// The layers of an image are so much larger than their blobs that somebody must have meant them to be.
+    #[error(
+        "the layers unpack to more than {unpacked} bytes, which is over {ratio} times the {stored} bytes that were read of \
+         them: nothing but a bomb is so small; if it is none, `--max-image-ratio` allows more"
+    )]
+    Ratio {
+        /// Bytes of the tar streams of all layers so far.
+        unpacked: u64,
+        /// Bytes of the blobs read so far.
+        stored: u64,
+        /// The limit.
+        ratio: u64,
+    },
     /// The data ends too early.
     #[error("{what} is truncated")]
     Truncated {
@@ -220,6 +233,17 @@ pub enum Error {
     NoUrl {
         /// The blob.
         what: String,
+    },
+    /// A blob is only to be had from servers that nobody has allowed.
+    #[error(
+        "{what} is not in the layout but on {host}, where an image may not send this host; `--layer-hosts {host}` allows \
+         it"
+    )]
+    ForeignHost {
+        /// The blob.
+        what: String,
+        /// The first of the servers, with its port if that is not the scheme's.
+        host: String,
     },
     /// A server does not say what tells one state of a file from another.
     #[error(

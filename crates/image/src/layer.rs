@@ -7,25 +7,28 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::app::Droplet;
 use crate::archives::Section;
 use crate::base::Base;
+use crate::budget::Budget;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::oci::Layout;
 use crate::pipeline::{self, Input};
-use crate::remote::{Fetch, Location, Remote, Stop};
-use crate::unpack::{Limits, Unpacked, unpack};
+use crate::remote::{Fetch, Location, NamedBy, Remote, Stop};
+use crate::unpack::{Limits, Rules, Unpacked, unpack};
 use crate::watch::Watch;
 
 /// One layer of an image. Cheap to keep: the data is read when it is unpacked.
 #[derive(Debug, Clone)]
 pub struct Layer {
     /// Hex name of this layer on top of those below it, safe as a file name. For OCI the chain id (OCI image spec,
-    /// "Layer ChainID"); for a tar file a hash of its path, size, modification time and inode.
+    /// "Layer ChainID"); for a tar file a hash of its path and state: device, inode, size, and the
+    /// times of its last modification and of its inode's last change.
     ///
     /// With a base directory the same blob makes another tree, so its id, and those of the layers above, differ: it is
     /// the sha256 of `<chain id as above> base-directory:<directory>` (no diff id looks like that), the directory
@@ -33,6 +36,10 @@ pub struct Layer {
     pub chain_id: String,
     pub(crate) blob: Blob,
     pub(crate) base: Option<Base>,
+    /// A layer below it has the same blob.
+    again: bool,
+    /// What the layers of its image share.
+    budget: Arc<Budget>,
 }
 
 /// Where the bytes of a layer are, and what they must be.
@@ -59,17 +66,45 @@ pub(crate) enum Blob {
     App(Arc<Droplet>),
 }
 
-/// Tells one state of a file from another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Identity {
+/// Tells one state of a file from another, without reading it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
     pub(crate) size: u64,
-    pub(crate) mtime: (i64, i64),
-    pub(crate) inode: u64,
+    mtime: (i64, i64),
+    /// Nobody can set it, as the modification time can be set.
+    ctime: (i64, i64),
+    device: u64,
+    inode: u64,
 }
+
+/// How old the last change must be for the next one to get another time: file systems take the kernel's time of the last
+/// tick, and those are at most 10 ms apart (`CONFIG_HZ`); the clock that is asked here is ahead of that.
+const TICK: Duration = Duration::from_millis(25);
+/// The same where times are whole seconds; on FAT every other one.
+const COARSE_TICK: Duration = Duration::from_millis(2050);
 
 impl Identity {
     pub(crate) fn of(meta: &std::fs::Metadata) -> Self {
-        Self { size: meta.len(), mtime: (meta.mtime(), meta.mtime_nsec()), inode: meta.ino() }
+        Self {
+            size: meta.len(),
+            mtime: (meta.mtime(), meta.mtime_nsec()),
+            ctime: (meta.ctime(), meta.ctime_nsec()),
+            device: meta.dev(),
+            inode: meta.ino(),
+        }
+    }
+
+    /// How long it takes until a change of the file cannot have the time of the last one; none if that is so now.
+    pub(crate) fn settles_in(meta: &std::fs::Metadata) -> Option<Duration> {
+        let tick = if meta.ctime_nsec() == 0 { COARSE_TICK } else { TICK };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let changed = Duration::new(
+            u64::try_from(meta.ctime()).unwrap_or_default(),
+            u32::try_from(meta.ctime_nsec()).unwrap_or_default(),
+        );
+        // A time that is yet to come is from before the clock was set: the next change gets an earlier one.
+        let age = now.checked_sub(changed)?;
+        tick.checked_sub(age).filter(|left| !left.is_zero())
     }
 
     /// What tells the file of that name in this state from others.
@@ -82,11 +117,47 @@ impl Identity {
         hasher.update(self.mtime.0.to_le_bytes());
         hasher.update(self.mtime.1.to_le_bytes());
         hasher.update(self.inode.to_le_bytes());
+        hasher.update(self.ctime.0.to_le_bytes());
+        hasher.update(self.ctime.1.to_le_bytes());
+        hasher.update(self.device.to_le_bytes());
         Digest::finish(hasher)
     }
 }
 
 impl Layer {
+    /// A layer of an image whose layers share `budget`; `again` if a layer below it has the same blob.
+    pub(crate) fn new(
+        chain_id: String,
+        blob: Blob,
+        base: Option<Base>,
+        again: bool,
+        budget: &Arc<Budget>,
+    ) -> Self {
+        Self { chain_id, blob, base, again, budget: Arc::clone(budget) }
+    }
+
+    /// A layer that is alone, or on an image that is there.
+    pub(crate) fn alone(chain_id: String, blob: Blob, base: Option<Base>) -> Self {
+        Self::new(chain_id, blob, base, false, &Arc::default())
+    }
+
+    /// Forgets what was counted for the limits of the layer's image, and counts what of it is in its place already: layers
+    /// with their entries and the bytes of their files, holes included. Not while one of them is being unpacked.
+    pub fn count<'a>(&self, present: impl IntoIterator<Item = (&'a Self, u64, u64)>) {
+        self.budget.clear();
+        for (layer, entries, bytes) in present {
+            self.budget.add(entries, bytes);
+            self.budget.add_unpacked(bytes);
+            self.budget.add_stored(if layer.again { 0 } else { layer.size() });
+        }
+    }
+
+    /// Counts, for the limits of its image, what it lies on: entries, and bytes of files.
+    pub fn count_below(&self, entries: u64, bytes: u64) {
+        self.budget.clear();
+        self.budget.add(entries, bytes);
+    }
+
     /// Bytes of the blob as stored (compressed, if it is); 0 if that is not known, as of an app on a server.
     pub fn size(&self) -> u64 {
         match &self.blob {
@@ -117,7 +188,12 @@ impl Layer {
     /// base directory (annotation `org.cloudfoundry.experimental.image.base-directory`, or an app's), which takes that
     /// directory's mode, owner and time from there.
     ///
-    /// A blob that a layout lacks is fetched from its URLs, tried one after the other, and an app from its own.
+    /// A blob that a layout lacks is fetched from those of its URLs that [`Settings::layer_hosts`] allows, tried one after
+    /// the other, and an app from its own, which whoever asks for it has named.
+    ///
+    /// What is unpacked counts for the limits of the image too, however many of its layers are unpacked side by side.
+    ///
+    /// [`Settings::layer_hosts`]: crate::Settings::layer_hosts
     ///
     /// # Errors
     /// A blob that is missing, damaged or not what was promised; whatever [`crate::unpack_tar`] refuses; a base
@@ -130,20 +206,25 @@ impl Layer {
         watch: &Watch,
     ) -> Result<Unpacked, Error> {
         let base = self.base.as_ref().map(|base| (base, below));
+        let rules = Rules { base, limits, budget: &self.budget, strict: false };
+        let counted = (!self.again).then_some(&*self.budget);
         let stop = Stop::new(watch);
         match &self.blob {
             Blob::Oci { layout, digest, size, diff_id, locations, remote } => {
                 let what = format!("layer {digest}");
+                let allowed;
                 let reader: Box<dyn Read + Send + '_> = match locations {
                     Some(locations) if !layout.has(digest) => {
                         if locations.is_empty() {
                             return Err(Error::NoUrl { what });
                         }
+                        allowed = remote.allowed(&what, locations)?;
                         let (size, limit) = (Some(*size), limits.max_bytes);
                         let mirrors_of = Some(what.as_str());
                         let fetch = Fetch {
                             remote,
-                            locations,
+                            locations: &allowed,
+                            by: NamedBy::Image,
                             mirrors_of,
                             digest: true,
                             size,
@@ -161,19 +242,18 @@ impl Layer {
                     size: Some(*size),
                     digest: true,
                     only_gzip: false,
+                    budget: counted,
                     stop: &stop,
                 };
-                let (counts, digests) =
-                    pipeline::run(input, |pieces| unpack(pieces, into, base, limits, false))?;
+                let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 same(&what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
                 same(&format!("content of {what}"), diff_id, &digests.plain)?;
                 Ok(counts.with(digests.plain))
             }
             Blob::Member { section, diff_id } => {
                 let what = format!("layer with the diff id {diff_id}");
-                let input = local(section.clone(), &what, &stop);
-                let (counts, digests) =
-                    pipeline::run(input, |pieces| unpack(pieces, into, base, limits, false))?;
+                let input = local(section.clone(), &what, counted, &stop);
+                let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 same(&what, diff_id, &digests.plain)?;
                 Ok(counts.with(digests.plain))
             }
@@ -194,20 +274,20 @@ impl Layer {
                     }
                 };
                 unchanged(&file)?;
-                let input = local(reader, &what, &stop);
-                let (counts, digests) =
-                    pipeline::run(input, |pieces| unpack(pieces, into, base, limits, true))?;
+                let input = local(reader, &what, counted, &stop);
+                let rules = Rules { strict: true, ..rules };
+                let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 unchanged(&file)?;
                 Ok(counts.with(digests.plain))
             }
-            Blob::App(droplet) => droplet.unpack(into, base, limits, watch),
+            Blob::App(droplet) => droplet.unpack(into, &rules, watch),
         }
     }
 }
 
 /// A blob whose own digest nobody promised.
-fn local<'a>(section: Section, what: &'a str, stop: &'a Stop<'a>) -> Input<'a> {
-    Input { reader: Box::new(section), what, size: None, digest: false, only_gzip: false, stop }
+fn local<'a>(section: Section, what: &'a str, budget: Option<&'a Budget>, stop: &'a Stop<'a>) -> Input<'a> {
+    Input { reader: Box::new(section), what, size: None, digest: false, only_gzip: false, budget, stop }
 }
 
 pub(crate) fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 //! has the same shape).
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -15,7 +16,8 @@ use crate::source::Config;
 
 /// Bytes of one document; registries cap manifests at the same 4 MiB.
 pub(crate) const MAX_JSON: u64 = 4 << 20;
-pub(crate) const MAX_LAYERS: usize = 1024;
+/// The most layers of an image: what the kernel mounts as one overlay (`OVL_MAX_STACK`, fs/overlayfs/params.h).
+pub const MAX_LAYERS: usize = 500;
 /// URLs of one layer: each may take all of its tries.
 const MAX_URLS: usize = 16;
 /// Names of an image in an index: its tag, and (docker, containerd) its full name.
@@ -165,7 +167,7 @@ impl Manifest {
     /// `what` names the document in errors.
     ///
     /// # Errors
-    /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB, more than 1024 layers, or more than 16 URLs of
+    /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB, more than 500 layers, or more than 16 URLs of
     /// one layer.
     pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
         let RawManifest { config, layers } = parse(bytes, what)?;
@@ -197,6 +199,7 @@ impl Manifest {
             return Err(Error::Corrupt { what: what.into(), why });
         }
         let mut layers = Vec::with_capacity(count);
+        let (budget, mut seen) = (Arc::default(), HashSet::new());
         let mut chain: Option<Digest> = None;
         for (layer, diff_id) in self.layers.iter().zip(&config.diff_ids) {
             if layer.media_type.ends_with("+encrypted") {
@@ -207,7 +210,8 @@ impl Manifest {
             if let Some(base) = &base {
                 id = Digest::of(format!("{id} base-directory:{base}").as_bytes());
             }
-            layers.push(Layer { chain_id: id.as_hex().to_owned(), blob: blob(layer, diff_id), base });
+            let again = !seen.insert(&layer.digest);
+            layers.push(Layer::new(id.as_hex().to_owned(), blob(layer, diff_id), base, again, &budget));
             chain = Some(id);
         }
         Ok(layers)

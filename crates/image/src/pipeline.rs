@@ -13,11 +13,13 @@
 use std::io::{self, BufRead, Read};
 use std::mem;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::budget::Budget;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::remote::Stop;
@@ -27,9 +29,13 @@ use crate::stream::stream_error;
 /// four unpacks at once far below 64 MB of memory.
 const PIECE: usize = 256 << 10;
 const WAITING: usize = 12;
-/// The largest zstd window, as a power of two: what `zstd -d` accepts, so that everything made without `--long` is
-/// read. A hostile layer can make us hold these 128 MiB, but not more.
-const MAX_WINDOW_LOG: u32 = 27;
+/// The largest zstd windows, as powers of two. A decoder holds all of its window, which the layer chooses, in memory. 8 MiB
+/// are what every decoder should take (RFC 8878, section 3.1.1.1.2) and what `zstd -19` makes; larger ones, which image
+/// builders make at their highest levels, are read one at a time.
+const WINDOW_LOG: u32 = 23;
+const MAX_WINDOW_LOG: u32 = 25;
+/// How often who waits for another one's large window looks whether it is to go on waiting.
+const LOOK: Duration = Duration::from_millis(20);
 
 type Piece = Arc<Vec<u8>>;
 
@@ -44,6 +50,8 @@ pub(crate) struct Input<'a> {
     pub(crate) digest: bool,
     /// Refuses what is not compressed by gzip.
     pub(crate) only_gzip: bool,
+    /// Counts the bytes as stored; none if they were counted as part of another layer.
+    pub(crate) budget: Option<&'a Budget>,
     pub(crate) stop: &'a Stop<'a>,
 }
 
@@ -166,6 +174,7 @@ fn read(
         let gzip = matches!(head, [0x1f, 0x8b, ..]);
         // A frame, or a skippable one before it (RFC 8878, section 3.1).
         let zstd = matches!(head, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
+        let large = window(head).is_some_and(|window| window > 1 << WINDOW_LOG);
         if head.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
         }
@@ -181,8 +190,9 @@ fn read(
         let decoded = if gzip {
             decode(flate2::bufread::MultiGzDecoder::new(&mut raw), pool, hasher, writer)?
         } else {
+            let turn = if large { large_window(raw.input.stop) } else { None };
             let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut raw)?;
-            decoder.window_log_max(MAX_WINDOW_LOG)?;
+            decoder.window_log_max(if turn.is_some() { MAX_WINDOW_LOG } else { WINDOW_LOG })?;
             decode(decoder, pool, hasher, writer)?
         };
         if matches!(decoded, End::Eof) {
@@ -205,6 +215,42 @@ fn read(
             }
         }
     }
+}
+
+/// The bytes that a zstd frame's decoder must hold, if the data begins with a frame (RFC 8878, section 3.1.1.1).
+fn window(head: &[u8]) -> Option<u64> {
+    let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = head else { return None };
+    let single_segment = descriptor & 0x20 != 0;
+    if !single_segment {
+        let byte = u64::from(*rest.first()?);
+        let base = 1_u64 << (10 + (byte >> 3));
+        return Some(base + base / 8 * (byte & 7));
+    }
+    // The window is the content.
+    let at = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let (length, more) = [(1, 0), (2, 256), (4, 0), (8, 0)][usize::from(descriptor >> 6)];
+    let size = rest.get(at..at + length)?;
+    Some(size.iter().rev().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte)) + more)
+}
+
+/// A decoder for a first look.
+pub(crate) fn decoder_of_any<R: BufRead>(reader: R) -> io::Result<impl Read + use<R>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
+    decoder.window_log_max(MAX_WINDOW_LOG)?;
+    Ok(decoder)
+}
+
+/// This thread's turn to hold a large window. None if it was ended before.
+fn large_window(stop: &Stop<'_>) -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    while !stop.is_set() {
+        match TURN.try_lock() {
+            Ok(turn) => return Some(turn),
+            Err(TryLockError::Poisoned(turn)) => return Some(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
+        }
+    }
+    None
 }
 
 fn size_mismatch(what: &str, expected: u64, actual: u64) -> Error {
@@ -308,6 +354,9 @@ impl BufRead for Raw<'_> {
         }
         self.total += buffer.len() as u64;
         self.input.stop.watch.add(buffer.len() as u64);
+        if let Some(budget) = self.input.budget {
+            budget.add_stored(buffer.len() as u64);
+        }
         if let Some(size) = self.input.size.filter(|size| self.total > *size) {
             self.cause = Some(size_mismatch(self.input.what, size, self.total));
             return Err(io::Error::other("more bytes than promised"));

@@ -12,6 +12,10 @@ use crate::error::{Error, without_secrets};
 use crate::layer::{Blob, Identity, Layer};
 use crate::oci::{self, Layout};
 use crate::remote::Remote;
+use crate::unpack::Limits;
+
+/// How often a file is waited for that is changed again and again.
+const MAX_WAITS: u32 = 50;
 
 /// The address of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -52,6 +56,30 @@ pub struct Config {
     pub user: String,
     /// The first process's directory; empty means `/`.
     pub working_dir: String,
+}
+
+impl Image {
+    /// Refuses what is too large by its own account, before anything of it is fetched or unpacked.
+    ///
+    /// # Errors
+    /// [`Error::Limit`].
+    pub fn check(&self, limits: &Limits) -> Result<(), Error> {
+        let mut sum = 0_u64;
+        for layer in &self.layers {
+            // What is not compressed is as large as its files and their headers; what is, is seldom larger.
+            if layer.size() > limits.max_bytes.saturating_add(limits.headers()) {
+                return Err(Error::Limit { what: "the size of a layer".into(), limit: limits.max_bytes });
+            }
+            sum = sum.saturating_add(layer.size());
+        }
+        if sum > limits.max_image_bytes.saturating_add(limits.headers()) {
+            return Err(Error::Limit {
+                what: "the size of all layers".into(),
+                limit: limits.max_image_bytes,
+            });
+        }
+        Ok(())
+    }
 }
 
 impl Source {
@@ -156,8 +184,14 @@ impl Source {
         }
     }
 
-    /// The file that changes when the image does: a layout's index, otherwise the file itself.
-    pub fn state_file(&self) -> PathBuf {
+    /// The state of the file that changes when the image does: a layout's index, otherwise the file itself. None if it is
+    /// not to be had, or if the file was changed this very moment: a second change might not show.
+    pub fn state(&self) -> Option<Identity> {
+        let meta = self.state_file().metadata().ok()?;
+        Identity::settles_in(&meta).is_none().then(|| Identity::of(&meta))
+    }
+
+    pub(crate) fn state_file(&self) -> PathBuf {
         match &self.0 {
             Place::Oci { dir, .. } => Path::new(dir).join("index.json"),
             Place::Tar(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. } => {
@@ -199,12 +233,20 @@ pub(crate) fn open_tar(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// A file's path without symlinks, and its state.
+/// A file's path without symlinks, and its state. One that was changed this very moment is waited for: a second change
+/// within the same tick of the clock would not show.
 pub(crate) fn state_of(path: &Path) -> Result<(PathBuf, Identity), Error> {
     let error = |op, source| Error::Io { op, path: path.display().to_string(), source };
     let path = path.canonicalize().map_err(|e| error("resolve", e))?;
-    let identity = Identity::of(&open_tar(&path)?.metadata().map_err(|e| error("stat", e))?);
-    Ok((path, identity))
+    let file = open_tar(&path)?;
+    for _ in 0..MAX_WAITS {
+        let meta = file.metadata().map_err(|e| error("stat", e))?;
+        match Identity::settles_in(&meta) {
+            None => return Ok((path, Identity::of(&meta))),
+            Some(time) => std::thread::sleep(time),
+        }
+    }
+    Err(Error::Changed { path: path.display().to_string() })
 }
 
 /// One layer without a config. Its id changes with the file, and costs no read of it.
@@ -213,7 +255,7 @@ fn open_bare(path: &Path) -> Result<Image, Error> {
     let chain_id = identity.of_path(&path).as_hex().to_owned();
     Ok(Image {
         config: Config::default(),
-        layers: vec![Layer { chain_id: chain_id.clone(), blob: Blob::File { path, identity }, base: None }],
+        layers: vec![Layer::alone(chain_id.clone(), Blob::File { path, identity }, None)],
         manifest: None,
         config_json: None,
         id: chain_id,

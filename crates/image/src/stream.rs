@@ -7,6 +7,7 @@ use std::io::{self, BufRead};
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
+use crate::budget::Meter;
 use crate::error::{Error, show};
 use crate::sparse::{Lines, Map, OldGnu, Records, Sparse, decimal};
 use crate::xattr;
@@ -14,6 +15,10 @@ use crate::xattr;
 /// Upper limit of the extension records (long names, PAX headers) of one entry together, in bytes; Go's archive/tar has
 /// it for each.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// Upper limit of the extension records of all entries so far: so many bytes, and so many more for each entry. Global
+/// records belong to no entry, and a stream could consist of them.
+const MAX_EXTENSIONS: u64 = 64 << 20;
+const MAX_EXTENSIONS_FOR_EACH: u64 = 4 << 10;
 const BLOCK: usize = 512;
 
 /// A byte stream that knows where it is and how far it may go.
@@ -21,6 +26,11 @@ pub(crate) struct Stream<R> {
     inner: R,
     offset: u64,
     budget: u64,
+    /// Counts the bytes for an image, and where in the stream it wants to be asked.
+    meter: Option<Meter>,
+    metered: u64,
+    /// Bytes that extension records may still have.
+    extensions: u64,
 }
 
 /// A point in time as tar has it: seconds since 1970 and nanoseconds in 0..1_000_000_000.
@@ -71,7 +81,12 @@ struct Extensions {
 impl<R: BufRead> Stream<R> {
     /// `budget` is the number of bytes after which the stream is refused.
     pub(crate) fn new(inner: R, budget: u64) -> Self {
-        Self { inner, offset: 0, budget }
+        Self { inner, offset: 0, budget, meter: None, metered: u64::MAX, extensions: MAX_EXTENSIONS }
+    }
+
+    /// One that is counted for its image.
+    pub(crate) fn metered(inner: R, budget: u64, meter: Meter) -> Self {
+        Self { metered: meter.next, meter: Some(meter), ..Self::new(inner, budget) }
     }
 
     /// At most `want` bytes from the stream's own buffer, empty at its end.
@@ -81,6 +96,12 @@ impl<R: BufRead> Stream<R> {
                 what: "the unpacked size of the tar stream".into(),
                 limit: self.budget,
             });
+        }
+        if self.offset >= self.metered
+            && let Some(meter) = &mut self.meter
+        {
+            meter.count(self.offset)?;
+            self.metered = meter.next;
         }
         match self.inner.fill_buf() {
             Ok(buf) => Ok(&buf[..buf.len().min(usize::try_from(want).unwrap_or(usize::MAX))]),
@@ -121,7 +142,7 @@ impl<R: BufRead> Stream<R> {
         loop {
             let n = self.peek(u64::MAX)?.len();
             if n == 0 {
-                return Ok(());
+                return self.meter.as_mut().map_or(Ok(()), |meter| meter.count(self.offset));
             }
             self.inner.consume(n);
             self.offset += n as u64;
@@ -149,6 +170,7 @@ impl<R: BufRead> Stream<R> {
             what: "the size of an entry's tar extension records".into(),
             limit: MAX_EXTENSION,
         })?;
+        self.spend(size.saturating_add(BLOCK as u64))?;
         let mut data = Vec::new();
         self.copy(size, b"an extension record", |piece| {
             data.extend_from_slice(piece);
@@ -158,11 +180,21 @@ impl<R: BufRead> Stream<R> {
         Ok(data)
     }
 
+    /// Takes bytes for what describes entries beyond their headers.
+    fn spend(&mut self, bytes: u64) -> Result<(), Error> {
+        self.extensions = self.extensions.checked_sub(bytes).ok_or_else(|| Error::Limit {
+            what: "the size of all tar extension records, beside 4096 bytes for each entry,".into(),
+            limit: MAX_EXTENSIONS,
+        })?;
+        Ok(())
+    }
+
     /// The next entry, or none at the end. `strict`: the end must be marked by a zero block, which only a stream that
     /// is verified by a digest may lack.
     pub(crate) fn next(&mut self, strict: bool) -> Result<Option<Entry>, Error> {
         let mut ext = Extensions::default();
         let mut extended = false;
+        self.extensions = self.extensions.saturating_add(MAX_EXTENSIONS_FOR_EACH);
         let mut left = MAX_EXTENSION;
         loop {
             let at = self.offset;
@@ -230,6 +262,7 @@ impl<R: BufRead> Stream<R> {
         map.add(&gnu.sparse).map_err(error)?;
         let mut more = gnu.is_extended();
         while more {
+            self.spend(BLOCK as u64)?;
             let mut extension = GnuExtSparseHeader::new();
             *extension.as_mut_bytes() = self
                 .block()?
@@ -257,6 +290,7 @@ impl<R: BufRead> Stream<R> {
                         .size
                         .checked_sub(BLOCK as u64)
                         .ok_or_else(|| error("a sparse map that does not end"))?;
+                    self.spend(BLOCK as u64)?;
                     let block = self
                         .block()?
                         .ok_or_else(|| Error::Truncated { what: "tar stream (in a sparse map)".into() })?;

@@ -3,8 +3,10 @@
 mod app;
 mod archives;
 mod base;
+mod bounds;
 mod export;
 mod hostile;
+mod identity;
 mod image;
 mod mirrors;
 mod ordinary;

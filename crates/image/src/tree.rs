@@ -95,6 +95,16 @@ impl Tree {
         self.last = None;
     }
 
+    /// The root itself.
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// How many directories were made because an entry had no parent.
+    pub(crate) fn made(&self) -> u64 {
+        self.made
+    }
+
     /// An existing directory; symlinks on the way, and the last one, are resolved inside the root.
     pub(crate) fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
@@ -12,9 +13,11 @@ use rustix::io::{Errno, pwrite};
 use tar::EntryType;
 
 use crate::base::Base;
+use crate::budget::{Budget, Meter};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
 use crate::stream::{Entry, Stream, Time};
+use crate::times::Times;
 use crate::tree::{Parent, Tree, at, set_opaque};
 use crate::xattr::{self, Fate};
 
@@ -22,28 +25,53 @@ pub(crate) const WHITEOUT: &[u8] = b".wh.";
 /// Names of aufs' own bookkeeping, and of the opaque marker.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Bytes of directory names kept until their times are set; enough for the default number of entries.
-const MAX_DEFERRED: usize = 256 << 20;
 /// Read size of [`unpack_tar`], in bytes.
 const BUFFER: usize = 256 << 10;
 
-/// What an archive may use of the host.
+/// What an archive, and an image of several, may use of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the files, holes included. The whole stream may have 4 KiB more for each allowed entry.
+    /// Bytes of the files of one layer, holes included. The whole stream may have 4 KiB more for each allowed entry.
     pub max_bytes: u64,
-    /// Number of entries; as many directories may be made besides because no entry names them.
+    /// Number of entries of one layer; as many directories may be made besides because no entry names them.
     pub max_entries: u64,
     /// Bytes of one path or link target.
     pub max_name: usize,
     /// Components of one path.
     pub max_depth: usize,
+    /// Bytes of the files of all layers of an image, holes included.
+    pub max_image_bytes: u64,
+    /// Number of entries of all layers of an image, with directories that no entry names.
+    pub max_image_entries: u64,
+    /// How many times as large as its blobs an image may be unpacked, once that is more than 256 MiB; 0: no bound. A blob
+    /// that several layers have counts once.
+    pub max_ratio: u64,
+}
+
+impl Limits {
+    /// A layer of 64 GiB and 4 Mi entries, an image of 128 GiB and 8 Mi entries that is 200 times as large as its blobs,
+    /// names of 4096 bytes (PATH_MAX), 256 components: far beyond any real image. Programs and texts compress to a half or a
+    /// tenth; gzip reaches 1:1000 and zstd 1:10 000 with zeros.
+    pub const DEFAULT: Self = Self {
+        max_bytes: 64 << 30,
+        max_entries: 4 << 20,
+        max_name: 4096,
+        max_depth: 256,
+        max_image_bytes: 128 << 30,
+        max_image_entries: 8 << 20,
+        max_ratio: 200,
+    };
+
+    /// Bytes that the headers of a layer's stream may have besides its files.
+    pub(crate) fn headers(&self) -> u64 {
+        self.max_entries.saturating_mul(4096).saturating_add(64 << 10)
+    }
 }
 
 impl Default for Limits {
-    /// 64 GiB, 4 Mi entries, names of 4096 bytes (PATH_MAX), 256 components: far beyond any real image.
+    /// [`Limits::DEFAULT`].
     fn default() -> Self {
-        Self { max_bytes: 64 << 30, max_entries: 4 << 20, max_name: 4096, max_depth: 256 }
+        Self::DEFAULT
     }
 }
 
@@ -85,45 +113,63 @@ impl Counts {
 /// Any hostile, damaged or unsupported entry, a limit, or an I/O error.
 pub fn unpack_tar(reader: impl Read, into: BorrowedFd<'_>, limits: &Limits) -> Result<Unpacked, Error> {
     let mut reader = BufReader::with_capacity(BUFFER, Hashing::new(reader));
-    let counts = unpack(&mut reader, into, None, limits, true)?;
+    // What one reader gives is no image: nobody knows how large it is as stored.
+    let limits = &Limits { max_ratio: 0, ..*limits };
+    let rules = Rules { base: None, limits, budget: &Arc::default(), strict: true };
+    let counts = unpack(&mut reader, into, &rules)?;
     Ok(counts.with(reader.into_inner().finish()))
 }
 
-/// Applies the stream and reads it to its very end. With a base directory everything is relative to it; the layers below
-/// say what it looks like. `strict` is explained at [`Stream::next`].
+/// How a stream is unpacked.
+pub(crate) struct Rules<'a> {
+    /// Everything is relative to this directory; the layers below (topmost first) say what it looks like.
+    pub(crate) base: Option<(&'a Base, &'a [BorrowedFd<'a>])>,
+    pub(crate) limits: &'a Limits,
+    /// What the image's layers share.
+    pub(crate) budget: &'a Arc<Budget>,
+    /// Explained at [`Stream::next`].
+    pub(crate) strict: bool,
+}
+
+/// Applies the stream and reads it to its very end.
 pub(crate) fn unpack<R: BufRead>(
     reader: R,
     into: BorrowedFd<'_>,
-    base: Option<(&Base, &[BorrowedFd<'_>])>,
-    limits: &Limits,
-    strict: bool,
+    rules: &Rules<'_>,
 ) -> Result<Counts, Error> {
-    let headers = limits.max_entries.saturating_mul(4096).saturating_add(64 << 10);
-    let mut stream = Stream::new(reader, limits.max_bytes.saturating_add(headers));
+    let Rules { base, limits, budget, strict } = *rules;
+    let meter = Meter::new(budget, limits);
+    let mut stream = Stream::metered(reader, limits.max_bytes.saturating_add(limits.headers()), meter);
     let tree = Tree::new(into, limits.max_entries, limits.max_depth)?;
     let mut unpacker = Unpacker {
         base: base.map(|(base, _)| base.names().collect()).unwrap_or_default(),
         tree,
         limits,
+        budget,
         counts: Counts::default(),
-        times: Vec::new(),
-        deferred: 0,
+        times: Times::default(),
     };
     if let Some((base, below)) = base {
         for (path, time) in base.make(into, below)? {
-            unpacker.defer(path, time)?;
+            unpacker.defer(&path, time)?;
         }
     }
+    let mut made = 0;
     while let Some(entry) = stream.next(strict)? {
         unpacker.counts.entries += 1;
         if unpacker.counts.entries > limits.max_entries {
             return Err(limit("the number of entries", limits.max_entries));
         }
         unpacker.entry(&entry, &mut stream)?;
+        // The entry itself was taken before it was made, but not what it made besides.
+        let more = unpacker.tree.made() - made;
+        if more > 0 {
+            made += more;
+            budget.take_entries(more, limits)?;
+        }
     }
     stream.drain()?;
-    unpacker.set_times()?;
-    Ok(unpacker.counts)
+    unpacker.finish()
 }
 
 struct Unpacker<'a> {
@@ -131,10 +177,9 @@ struct Unpacker<'a> {
     base: Vec<&'a [u8]>,
     tree: Tree,
     limits: &'a Limits,
+    budget: &'a Budget,
     counts: Counts,
-    /// Directories get their times last: each file made in them would change them again.
-    times: Vec<(Vec<u8>, Time)>,
-    deferred: usize,
+    times: Times,
 }
 
 impl<'a> Unpacker<'a> {
@@ -151,6 +196,8 @@ impl<'a> Unpacker<'a> {
         if entry.real_size() > self.limits.max_bytes - self.counts.bytes {
             return Err(limit("the size of the files", self.limits.max_bytes));
         }
+        self.budget.take_entries(1, self.limits)?;
+        self.budget.take_bytes(entry.real_size(), self.limits)?;
         let names = self.components(&entry.path)?;
         if names.len() == self.base.len() && entry.kind != EntryType::Directory {
             return Err(Error::UnsafePath {
@@ -171,7 +218,7 @@ impl<'a> Unpacker<'a> {
             }
             EntryType::Directory => {
                 let above = self.tree.parent(&above)?;
-                self.directory(entry, &above, name, path)?;
+                self.directory(entry, &above, name, &path)?;
             }
             EntryType::Symlink => {
                 self.check_target(entry)?;
@@ -195,34 +242,34 @@ impl<'a> Unpacker<'a> {
         let fd = self.tree.open(b"").map_err(at("open", b"."))?;
         self.attributes(&fd, entry, b".", false, false)?;
         self.tree.forget();
-        self.defer(Vec::new(), entry.mtime)
+        self.defer(b"", entry.mtime)
     }
 
-    fn directory(&mut self, entry: &Entry, above: &Parent, name: &[u8], path: Vec<u8>) -> Result<(), Error> {
+    fn directory(&mut self, entry: &Entry, above: &Parent, name: &[u8], path: &[u8]) -> Result<(), Error> {
         let make = || mkdirat(above, name, Mode::from_raw_mode(entry.mode & 0o777));
         let (mut new, mut opaque) = (true, false);
         match make() {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", &path))?;
+                let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
                 new = FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
                 if new {
                     // A whiteout or a file of this layer: what it hid below stays hidden.
                     opaque = true;
-                    self.tree.remove(above, name, &path)?;
-                    make().map_err(at("make the directory", &path))?;
+                    self.tree.remove(above, name, path)?;
+                    make().map_err(at("make the directory", path))?;
                 }
             }
-            Err(e) => return Err(at("make the directory", &path)(e)),
+            Err(e) => return Err(at("make the directory", path)(e)),
         }
         let owned = new && self.tree.has_owner(above, entry.uid, entry.gid);
         let moded = new && self.tree.has_mode(above, entry.mode);
         if !owned || !moded || opaque || !entry.xattrs.is_empty() {
-            let fd = Tree::child(above, name, &path)?;
+            let fd = Tree::child(above, name, path)?;
             if opaque {
-                set_opaque(fd.as_fd(), &path)?;
+                set_opaque(fd.as_fd(), path)?;
             }
-            self.attributes(&fd, entry, &path, owned, moded)?;
+            self.attributes(&fd, entry, path, owned, moded)?;
         }
         if !new {
             self.tree.forget();
@@ -430,25 +477,20 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn defer(&mut self, path: Vec<u8>, time: Time) -> Result<(), Error> {
-        self.deferred += path.len();
-        if self.deferred > MAX_DEFERRED {
-            return Err(limit("the length of all directory names together", MAX_DEFERRED as u64));
-        }
-        self.times.push((path, time));
-        Ok(())
+    fn defer(&mut self, path: &[u8], time: Time) -> Result<(), Error> {
+        self.times.keep(path, time, self.tree.root())
     }
 
-    fn set_times(&mut self) -> Result<(), Error> {
-        for (path, time) in &self.times {
-            match self.tree.open(path) {
-                Ok(fd) => futimens(&fd, &stamps(*time)).map_err(at("set the time of", path))?,
-                // Replaced by a later entry.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(e) => return Err(at("open", path)(e)),
-            }
-        }
-        Ok(())
+    /// Sets the times of the directories.
+    fn finish(self) -> Result<Counts, Error> {
+        let Self { tree, times, counts, .. } = self;
+        times.set(|path, time| match tree.open(path) {
+            Ok(fd) => futimens(&fd, &stamps(time)).map_err(at("set the time of", path)),
+            // Replaced by a later entry.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(e) => Err(at("open", path)(e)),
+        })?;
+        Ok(counts)
     }
 
     fn check_target(&self, entry: &Entry) -> Result<(), Error> {

@@ -23,6 +23,8 @@ impl Inner {
         for _ in 0..TRIES {
             let below = self.image(base, progress)?;
             let source = self.app_layer(&below, app, progress.watch())?;
+            let sum = |part: fn(&Layer) -> u64| below.layers.iter().map(|layer| part(layer)).sum();
+            source.count_below(sum(|layer| layer.entries), sum(|layer| layer.bytes));
             let watch = progress.add(&source);
             let layer = match self.present(&source.chain_id)? {
                 Some(layer) => {
@@ -58,6 +60,12 @@ impl Inner {
         let Some(top) = below.layers.last() else {
             return Err(rootfs::Error::Empty { id: app.to_string() }.into());
         };
+        if below.layers.len() >= wardian_image::MAX_LAYERS {
+            let limit = wardian_image::MAX_LAYERS as u64;
+            let error =
+                wardian_image::Error::Limit { what: "the number of layers with the app's".into(), limit };
+            return Err(image_error(&app.to_string(), error));
+        }
         app.layer(&top.chain, &self.remote, watch).map_err(|error| image_error(&app.to_string(), error))
     }
 

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use wardian_image::App;
+use wardian_image::{App, Identity};
 
-use crate::layer::{self, Identity, Layer, State};
+use crate::layer::{self, Layer, State};
 use crate::progress::{LayerProgress, Phase, Progress};
 use crate::{Error, Image, Inner, Result, image, lock};
 
@@ -47,11 +47,19 @@ impl Inner {
                 }
                 let source = wardian_image::shown(&named.source);
                 tracing::info!(name = uri, source, "image.fetched-again");
-                self.image(&named.source, progress)
+                let again = self.image(&named.source, progress)?;
+                // What a name stands for is the operator's to say, and not that of whoever can write to the source. A bare
+                // tar, whose id is its state, and an app, which has no id of its own, are what is there now.
+                let has_id =
+                    named.config.is_some() && App::parse(&named.source).is_ok_and(|app| app.is_none());
+                if has_id && (again.id != named.id || again.chain_ids() != named.layers) {
+                    return Err(image::Error::Moved { name: uri.to_owned() }.into());
+                }
+                Ok(again)
             }
             Address::App(base, app) => self.image_with_app(uri, &base, &app, progress),
             Address::Source(source) => {
-                let identity = Identity::of(&source);
+                let identity = source.state();
                 if let Some(image) = self.cached(uri, identity.as_ref()) {
                     return Ok(image);
                 }
@@ -76,7 +84,7 @@ impl Inner {
                 None => Ok(None),
             },
             Address::Source(source) => {
-                let identity = Identity::of(&source);
+                let identity = source.state();
                 if let Some(image) = self.cached(uri, identity.as_ref()) {
                     return Ok(Some(image));
                 }
@@ -163,9 +171,10 @@ impl Inner {
         identity: Option<&Identity>,
         progress: &Progress,
     ) -> Result<Image> {
+        opened.check(&self.limits).map_err(|error| image_error(uri, error))?;
         let watches = progress.begin(&opened.layers);
         for _ in 0..TRIES {
-            let layers = match self.layers_of(&opened.layers, &watches, progress) {
+            let layers = match self.layers_of(uri, &opened.layers, &watches, progress) {
                 Err(error) if error.is_baseless() => continue,
                 layers => layers?,
             };
@@ -207,6 +216,7 @@ impl Inner {
     /// All layers, several at a time; the first failure ends the others.
     fn layers_of(
         &self,
+        uri: &str,
         sources: &[wardian_image::Layer],
         watches: &[Arc<LayerProgress>],
         progress: &Progress,
@@ -220,6 +230,13 @@ impl Inner {
         let missing: Vec<usize> = (0..sources.len())
             .filter(|index| found[*index].is_none() && !sources[*index].needs_layers_below())
             .collect();
+        if let Some(any) = sources.first() {
+            let there = |(source, found): (_, &Option<Arc<Layer>>)| {
+                found.as_ref().map(|found| (source, found.entries, found.bytes))
+            };
+            any.count(sources.iter().zip(&found).filter_map(there));
+        }
+        let any_missing = found.iter().any(Option::is_none);
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<(usize, Arc<Layer>)>> {
             let mut done = Vec::new();
@@ -258,7 +275,28 @@ impl Inner {
                 found[index] = Some(self.layer(&sources[index], "", &below, &watches[index], progress)?);
             }
         }
-        Ok(found.into_iter().flatten().collect())
+        let found: Vec<_> = found.into_iter().flatten().collect();
+        // Of what others unpacked meanwhile nothing was counted.
+        if any_missing {
+            self.check_sum(&found).map_err(|error| image_error(uri, error))?;
+        }
+        Ok(found)
+    }
+
+    /// Refuses layers that are too much together.
+    fn check_sum(&self, layers: &[Arc<Layer>]) -> std::result::Result<(), wardian_image::Error> {
+        let sum =
+            |part: fn(&Layer) -> u64| layers.iter().map(|layer| part(layer)).fold(0, u64::saturating_add);
+        let limits = &self.limits;
+        for (what, sum, limit) in [
+            ("the size of the files of all layers", sum(|layer| layer.bytes), limits.max_image_bytes),
+            ("the number of entries of all layers", sum(|layer| layer.entries), limits.max_image_entries),
+        ] {
+            if sum > limit {
+                return Err(wardian_image::Error::Limit { what: what.to_owned(), limit });
+            }
+        }
+        Ok(())
     }
 
     /// The layer, if it is in the store and can be given to somebody. What cannot be trusted is thrown away.

@@ -31,6 +31,26 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// Another image has the name, and nobody has said that it may lose it.
+    #[error(
+        "the name {name:?} is another image's ({id}), and a source does not take names from images; import it under \
+         another one with `-t NAME`, or in its place with `-t {name}` or `--force`"
+    )]
+    Taken {
+        /// The name.
+        name: String,
+        /// The beginning of the id of the image that has it.
+        id: String,
+    },
+    /// The image that has the name has gone from the store, and its source is another one by now.
+    #[error(
+        "the layers of the image {name:?} are gone, and its source is another image by now; import that with `-t {name}`, \
+         or remove the name"
+    )]
+    Moved {
+        /// The name.
+        name: String,
+    },
     /// Its record could not be read or written.
     #[error("cannot read or write the record of the image {name:?}")]
     Record {
@@ -100,13 +120,51 @@ pub(crate) fn find(layout: &Layout, name: &str) -> Result<Named, Error> {
     read(layout, name)?.ok_or_else(|| Error::Unknown { name: name.to_owned() })
 }
 
-/// Names an image, in place of whatever had the name; a pin stays. Waits for the disk.
-pub(crate) fn save(layout: &Layout, mut image: Named) -> Result<(), Error> {
+/// Whose wish it is that an image gets a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Somebody who may say what a name stands for: another image loses it, and a pin, which is the name's, stays.
+    Operator,
+    /// The source's own, which was written by whoever made the image: it gets no name that another image has.
+    Source,
+}
+
+impl Named {
+    /// Whether both are one image. The id alone does not tell: it is the config's, and a manifest decides where layers go.
+    fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id && self.layers == other.layers
+    }
+
+    fn taken(&self) -> Error {
+        Error::Taken { name: self.name.clone(), id: self.id.chars().take(12).collect() }
+    }
+}
+
+/// Names an image, and gives the image that had the name until now, if that was another one. Waits for the disk.
+pub(crate) fn save(layout: &Layout, mut image: Named, wish: Wish) -> Result<Option<Named>, Error> {
     check(&image.name)?;
     let _turn = turn(layout, &image.name)?;
-    // One that a power cut has emptied has no pin.
-    image.pinned = read(layout, &image.name).ok().flatten().is_some_and(|old| old.pinned);
-    write(layout, &image)
+    // One that a power cut has emptied has no pin, and is nobody's.
+    let old = read(layout, &image.name).ok().flatten();
+    if let Some(old) = &old {
+        match (wish, old.is_same(&image)) {
+            // Not even where it came from is changed: it may be fetched again from there.
+            (Wish::Source, true) => return Ok(None),
+            (Wish::Source, false) => return Err(old.taken()),
+            (Wish::Operator, _) => image.pinned = old.pinned,
+        }
+    }
+    write(layout, &image)?;
+    Ok(old.filter(|old| !old.is_same(&image)))
+}
+
+/// Refuses a name that a source brings along if another image has it: a look ahead, before anything is fetched.
+pub(crate) fn check_free(layout: &Layout, name: &str, id: &str, layers: &[String]) -> Result<(), Error> {
+    check(name)?;
+    match read(layout, name)? {
+        Some(old) if old.id != id || old.layers != layers => Err(old.taken()),
+        _ => Ok(()),
+    }
 }
 
 /// Changes what is recorded of an image. Waits for the disk.

@@ -211,7 +211,8 @@ pub(crate) struct Layer {
     pub(crate) instance: String,
     /// The mode of its root directory, if it says so.
     pub(crate) root_mode: Option<u32>,
-    /// Bytes of its files.
+    /// Entries of its tar, and bytes of its files.
+    pub(crate) entries: u64,
     pub(crate) bytes: u64,
     /// Its directory, to see whether it is still in its place.
     inode: u64,
@@ -388,6 +389,7 @@ fn open(dir: &OwnedFd, record: &Record) -> Result<Arc<Layer>, Error> {
         chain: record.chain_id.clone(),
         instance: record.instance.clone(),
         root_mode: record.root_mode,
+        entries: record.entries,
         bytes: record.bytes,
         inode,
         fs,
@@ -510,30 +512,6 @@ fn stage(
 /// first.
 pub(crate) fn root_mode(layers: &[Arc<Layer>]) -> u32 {
     layers.iter().rev().find_map(|layer| layer.root_mode).unwrap_or(DEFAULT_ROOT_MODE)
-}
-
-/// What tells one state of an image from another without opening it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Identity {
-    dev: u64,
-    inode: u64,
-    size: i64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
-}
-
-impl Identity {
-    /// None where it is not to be had; such an image is opened each time.
-    pub(crate) fn of(source: &wardian_image::Source) -> Option<Self> {
-        let stat = rustix::fs::stat(source.state_file()).ok()?;
-        Some(Self {
-            dev: stat.st_dev,
-            inode: stat.st_ino,
-            size: stat.st_size,
-            mtime: (stat.st_mtime, stat.st_mtime_nsec.cast_signed()),
-            ctime: (stat.st_ctime, stat.st_ctime_nsec.cast_signed()),
-        })
-    }
 }
 
 #[cfg(test)]

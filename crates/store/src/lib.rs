@@ -56,23 +56,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use wardian_image::Remote;
+use wardian_image::{Identity, Remote};
 
 pub use collect::Collected;
 pub use error::{Error, Result};
-pub use image::Named;
+pub use image::{Named, Wish};
 pub use measure::Measured;
 pub use progress::{LayerProgress, Phase, Progress};
 pub use record::{Record as RootfsRecord, Used};
 pub use rootfs::Rootfs;
-pub use wardian_image::{Limits, Settings as Fetching};
+pub use wardian_image::{Host, Limits, Settings as Fetching};
 
 pub use usage::{ImageUsage, LayerInfo, RootfsUsage, Usage};
 
 use durable::Durability;
 use fail::fail_point;
 use flight::Flights;
-use layer::{Identity, Layer};
+use layer::Layer;
 use layout::{Layout, Lock, Role};
 use measure::Measurer;
 use pool::{Pair, Pool};
@@ -92,7 +92,7 @@ pub struct Config {
     pub gc_threshold: Option<u64>,
     /// How layers are fetched from servers.
     pub remote: Fetching,
-    /// What one layer may take.
+    /// What one layer, and one image, may take.
     pub limits: Limits,
     /// How many root file systems a server mounts ahead for each image that creates have asked for lately, at most
     /// [`ready::MOST`]; 0: none.
@@ -314,21 +314,40 @@ impl Store {
         self.0.at_hand(uri)
     }
 
-    /// The same, watched; with `name`, the image is called that from then on.
+    /// The same, watched; with `name`, the image is called that from then on, whatever was before.
     ///
     /// # Errors
     ///
     /// As [`Store::image`]; the name is no name; it was cancelled.
     pub fn import(&self, uri: &str, name: Option<&str>, progress: &Progress) -> Result<Image> {
-        name.map_or(Ok(()), image::check)?;
+        match name {
+            Some(name) => Ok(self.import_as(uri, name, Wish::Operator, progress)?.0),
+            None => self.0.image(uri, progress),
+        }
+    }
+
+    /// The same with a name that somebody wishes for. Gives also the image that had the name until now, if that was
+    /// another one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::import`]; the wish is the source's, and another image has the name.
+    pub fn import_as(
+        &self,
+        uri: &str,
+        name: &str,
+        wish: Wish,
+        progress: &Progress,
+    ) -> Result<(Image, Option<Named>)> {
+        image::check(name)?;
+        let mut replaced = None;
         for _ in 0..fetch::TRIES {
             let image = self.0.image(uri, progress)?;
-            let Some(name) = name else { return Ok(image) };
-            self.0.name(name, uri, &image)?;
+            replaced = self.0.name(name, uri, &image, wish)?.or(replaced);
             fail_point!("named");
             // A collection that did not see the name may have taken a layer.
             if self.is_in_place(&image) {
-                return Ok(image);
+                return Ok((image, replaced));
             }
         }
         Err(Error::Collected { uri: wardian_image::shown(uri) })
@@ -377,6 +396,16 @@ impl Store {
     /// There is none.
     pub fn find_image(&self, name: &str) -> Result<Named> {
         Ok(image::find(&self.0.layout, name)?)
+    }
+
+    /// Refuses a name that an image's source brings along if another image has it. A look ahead: whether it gets the name
+    /// is told by [`Store::import_as`].
+    ///
+    /// # Errors
+    /// Another image has the name, or it is no name.
+    pub fn check_free(&self, name: &str, image: &wardian_image::Image) -> Result<()> {
+        let layers: Vec<_> = image.layers.iter().map(|layer| layer.chain_id.clone()).collect();
+        Ok(image::check_free(&self.0.layout, name, &image.id, &layers)?)
     }
 
     /// Takes a name away, and throws away those of its layers that nothing else has or uses.
@@ -525,7 +554,7 @@ impl Inner {
         self.layout.records.used_layers().map_err(|source| self.records_error(source))
     }
 
-    fn name(&self, name: &str, uri: &str, image: &Image) -> Result<()> {
+    fn name(&self, name: &str, uri: &str, image: &Image, wish: Wish) -> Result<Option<Named>> {
         let text = |bytes: &Option<Vec<u8>>| bytes.clone().map(|b| String::from_utf8_lossy(&b).into_owned());
         let (id, config) = self.ordinary(uri, image)?;
         let named = Named {
@@ -538,7 +567,7 @@ impl Inner {
             manifest: text(&image.manifest),
             config: text(&config),
         };
-        Ok(image::save(&self.layout, named)?)
+        Ok(image::save(&self.layout, named, wish)?)
     }
 
     fn create_rootfs(

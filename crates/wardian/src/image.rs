@@ -12,7 +12,7 @@ use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use wardian_image::export::{self, Compression, Format, Target};
 use wardian_image::{App, Remote, Source, Watch, shown};
-use wardian_store::image::Named;
+use wardian_store::image::{Named, Wish};
 use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
 
 /// The images' commands.
@@ -34,6 +34,9 @@ enum Command {
         /// What to call it [default: what it is called in the source, if it is]
         #[arg(short = 't', long = "tag", value_name = "NAME")]
         tag: Option<String>,
+        /// Let it have the names that its source gives it even if other images have them; with -t that is so anyway
+        #[arg(long)]
+        force: bool,
         /// Do not wait until it is written to the disk: a process in the background sees to that, and until it is done a
         /// power cut takes the image
         #[arg(long)]
@@ -112,10 +115,12 @@ enum Command {
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
-        Command::Import { source, tag, no_wait: true, .. } => return import_apart(&place, &source, tag),
-        Command::Import { source, tag, detached, .. } => {
+        Command::Import { source, tag, force, no_wait: true, .. } => {
+            return import_apart(&place, &source, tag, force);
+        }
+        Command::Import { source, tag, force, detached, .. } => {
             let store = place.open()?;
-            let done = import(&place, &store, &source, tag, detached);
+            let done = import(&place, &store, &source, tag, force, detached);
             place.leave(&store);
             done?;
         }
@@ -123,7 +128,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::AddLayer { image, app, path, tag, digest } => {
             let store = place.open()?;
             let source = with_app(&address(&store, &image)?, &app, &path, digest.as_deref())?;
-            let done = import(&place, &store, &source, Some(tag), false);
+            let done = import(&place, &store, &source, Some(tag), false, false);
             place.leave(&store);
             done?;
         }
@@ -196,11 +201,17 @@ pub fn with_app(image: &str, app: &str, path: &str, digest: Option<&str>) -> Res
 }
 
 /// Brings an image in, watched; Ctrl-C ends it.
-pub fn fetch(store: &Store, uri: &str, name: Option<&str>) -> Result<(Image, Vec<Arc<LayerProgress>>)> {
+pub fn fetch(store: &Store, uri: &str) -> Result<(Image, Vec<Arc<LayerProgress>>)> {
+    watched(|progress| store.import(uri, None, progress))
+}
+
+fn watched<T>(
+    import: impl FnOnce(&Progress) -> wardian_store::Result<T>,
+) -> Result<(T, Vec<Arc<LayerProgress>>)> {
     let progress = Arc::new(Progress::default());
     let cancel = Arc::clone(&progress);
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
-    let image = watch::layers(&progress, || store.import(uri, name, &progress));
+    let image = watch::layers(&progress, || import(&progress));
     match image {
         Err(error) if error.is_cancelled() => {
             interrupts.check()?;
@@ -212,9 +223,10 @@ pub fn fetch(store: &Store, uri: &str, name: Option<&str>) -> Result<(Image, Vec
 
 /// Lets a process of its own bring the image in. It answers as soon as the image can be used, and lives on until it is on
 /// the disk: a layer whose process is gone before that is trusted by nobody.
-fn import_apart(place: &Place, source: &str, tag: Option<String>) -> Result<ExitCode> {
+fn import_apart(place: &Place, source: &str, tag: Option<String>, force: bool) -> Result<ExitCode> {
     let mut command = place.command(&["image", "import", "--detached"])?;
-    command.args(tag.map(|tag| format!("--tag={tag}"))).arg("--").arg(source);
+    command.args(tag.map(|tag| format!("--tag={tag}"))).args(force.then_some("--force"));
+    command.arg("--").arg(source);
     wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
     let mut child = command.stdout(Stdio::piped()).spawn().context("start the import")?;
     let mut said = String::new();
@@ -240,19 +252,41 @@ fn step_back() -> Result<()> {
     Ok(())
 }
 
-fn import(place: &Place, store: &Store, text: &str, tag: Option<String>, detached: bool) -> Result<()> {
+fn import(
+    place: &Place,
+    store: &Store,
+    text: &str,
+    tag: Option<String>,
+    force: bool,
+    detached: bool,
+) -> Result<()> {
+    let wish = if force || tag.is_some() { Wish::Operator } else { Wish::Source };
     let mut names: Vec<String> = tag.into_iter().collect();
     let uri = if App::parse(text)?.is_some() { address(store, text)? } else { source(text)?.to_uri() };
     if names.is_empty() && App::parse(&uri)?.is_none() {
-        let own = Source::parse(&uri)?.open(&Remote::default())?.names;
-        names.extend(own.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned()));
+        let opened = Source::parse(&uri)?.open(&Remote::default())?;
+        names.extend(opened.names.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned()));
         names.retain(|name| wardian_store::image::check(name).is_ok());
+        if wish == Wish::Source {
+            names.iter().try_for_each(|name| store.check_free(name, &opened))?;
+        }
     }
-    let (image, watched) = fetch(store, &uri, names.first().map(String::as_str))?;
-    for name in names.iter().skip(1) {
-        store.import(&uri, Some(name), &Progress::default())?;
+    let ((image, replaced), watched) = watched(|progress| {
+        let Some((first, others)) = names.split_first() else {
+            return Ok((store.import(&uri, None, progress)?, Vec::new()));
+        };
+        let (image, old) = store.import_as(&uri, first, wish, progress)?;
+        let mut replaced: Vec<Named> = old.into_iter().collect();
+        for name in others {
+            replaced.extend(store.import_as(&uri, name, wish, &Progress::default())?.1);
+        }
+        Ok((image, replaced))
+    })?;
+    for old in replaced.iter().filter(|_| !place.json) {
+        let stays = if old.pinned { "; the name stays pinned" } else { "" };
+        eprintln!("wardian: {} was the image {} until now{stays}", old.name, print::short(&old.id));
     }
-    let answer = || report(place, store, &image, &names, &watched);
+    let answer = || report(place, store, &image, &names, &replaced, &watched);
     if detached {
         answer()?;
         step_back()?;
@@ -277,7 +311,7 @@ fn prefetch(place: &Place, sources: &[String]) -> Result<ExitCode> {
     let store = place.open()?;
     let mut done = Vec::new();
     let result = each(sources, &mut |text| {
-        let (image, watched) = fetch(&store, &address(&store, text)?, None)?;
+        let (image, watched) = fetch(&store, &address(&store, text)?)?;
         wait_durable(&store, &image)?;
         let fetched: Vec<_> = watched.iter().filter(|layer| layer.phase() == Phase::Done).collect();
         let bytes = fetched.iter().map(|layer| layer.bytes_read()).sum();
@@ -306,6 +340,7 @@ fn report(
     store: &Store,
     image: &Image,
     names: &[String],
+    replaced: &[Named],
     watched: &[Arc<LayerProgress>],
 ) -> Result<()> {
     // With an app on top it has the id of an ordinary image under its name.
@@ -329,9 +364,12 @@ fn report(
             Ok(value)
         });
         let layers = layers.collect::<Result<Vec<Value>>>()?;
-        return print::json(
-            &json!({"name": names.first(), "id": id, "source": image.shown, "layers": layers}),
-        );
+        let replaced =
+            replaced.iter().map(|old| json!({"name": old.name, "id": old.id, "pinned": old.pinned}));
+        let replaced: Vec<_> = replaced.collect();
+        return print::json(&json!({
+            "name": names.first(), "id": id, "source": image.shown, "layers": layers, "replaced": replaced,
+        }));
     }
     let what =
         format!("{}, {}", print::count(layers.len(), "layer"), print::bytes(layers.iter().map(size).sum()));

@@ -74,7 +74,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 fn create(store: &Store, image: &str, id: &str) -> Result<std::path::PathBuf> {
     let uri = image::address(store, image)?;
-    let (image, layers) = image::fetch(store, &uri, None)?;
+    let (image, layers) = image::fetch(store, &uri)?;
     if layers.iter().any(|layer| layer.phase() == Phase::Done) {
         // Nobody trusts a layer whose process is gone before it is on the disk: each create would fetch it again.
         image::wait_durable(store, &image)?;

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wardian_engine::{Config, Engine, IdRanges};
 use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions, Tls};
-use wardian_store::{Fetching, Limits};
+use wardian_store::{Fetching, Host, Limits};
 
 pub const ROOT: &str = "/var/lib/wardian";
 pub const RUN: &str = "/run/wardian";
@@ -110,6 +110,20 @@ pub struct Args {
     /// Refuse a layer whose files are larger, or whose blob is [default: 64G]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_LAYER_BYTES", value_parser = crate::store::size)]
     max_layer_bytes: Option<u64>,
+    /// Refuse an image whose layers' files are larger together [default: 128G]
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_IMAGE_BYTES", value_parser = crate::store::size)]
+    max_image_bytes: Option<u64>,
+    /// Refuse an image whose layers have more files, directories and links together [default: 8388608]
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_ENTRIES")]
+    max_image_entries: Option<u64>,
+    /// Refuse an image that unpacks to more than 256 MiB and to more than so many times its size as stored; 0: no bound
+    /// [default: 200]
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_RATIO")]
+    max_image_ratio: Option<u64>,
+    /// Servers that an image may name for its layers (its manifest's urls), and that those may redirect to: HOST or HOST:PORT,
+    /// exactly; without a port, 80 and 443. What a client names itself, as for an app, needs none of them [default: none]
+    #[arg(long, value_name = "HOST[:PORT]", env = "WARDIAN_LAYER_HOSTS", value_delimiter = ',')]
+    layer_hosts: Vec<Host>,
     /// Root file systems mounted ahead for each image that creates have asked for lately, at most 32; 0: none [default: 8]
     #[arg(long, value_name = "N", env = "WARDIAN_READY_ROOTFS", value_parser = ready)]
     ready_rootfs: Option<usize>,
@@ -167,6 +181,10 @@ struct File {
     layer_certificates: Option<PathBuf>,
     layer_patience: Option<String>,
     max_layer_bytes: Option<u64>,
+    max_image_bytes: Option<u64>,
+    max_image_entries: Option<u64>,
+    max_image_ratio: Option<u64>,
+    layer_hosts: Vec<String>,
     ready_rootfs: Option<usize>,
     id_ranges: Option<String>,
     default_pids_limit: Option<u64>,
@@ -200,7 +218,7 @@ struct Settings {
     max_containers: u64,
     gc_threshold: Option<u64>,
     fetching: Fetching,
-    max_layer_bytes: u64,
+    limits: Limits,
     ready_rootfs: usize,
     id_ranges: Option<IdRanges>,
     default_pids_limit: u64,
@@ -318,6 +336,8 @@ impl Args {
         let file_patience = time("layer-patience", file.layer_patience)?;
         let patience = self.layer_patience.or(file_patience).unwrap_or(Fetching::default().patience);
         ensure!(!patience.is_zero(), "layer-patience: no server sends a layer in no time");
+        let file_hosts: Result<Vec<Host>, _> = file.layer_hosts.iter().map(|host| host.parse()).collect();
+        let file_hosts = file_hosts.context("layer-hosts")?;
         let file_head = time("read-header-timeout", file.read_header_timeout)?;
         let file_transfer = time("transfer-patience", file.transfer_patience)?;
         let file_ready = file.ready_rootfs.map(checked_ready).transpose().map_err(anyhow::Error::msg)?;
@@ -347,12 +367,15 @@ impl Args {
             fetching: Fetching {
                 certificates: self.layer_certificates.or(file.layer_certificates),
                 patience,
+                layer_hosts: if self.layer_hosts.is_empty() { file_hosts } else { self.layer_hosts },
                 ..Fetching::default()
             },
-            max_layer_bytes: self
-                .max_layer_bytes
-                .or(file.max_layer_bytes)
-                .unwrap_or(Limits::default().max_bytes),
+            limits: crate::store::limits([
+                self.max_layer_bytes.or(file.max_layer_bytes),
+                self.max_image_bytes.or(file.max_image_bytes),
+                self.max_image_entries.or(file.max_image_entries),
+                self.max_image_ratio.or(file.max_image_ratio),
+            ]),
             ready_rootfs: self.ready_rootfs.or(file_ready).unwrap_or(READY_ROOTFS),
             id_ranges: self.id_ranges.or(file_ranges),
             default_pids_limit: self.default_pids_limit.or(file.default_pids_limit).unwrap_or(0),
@@ -462,7 +485,7 @@ async fn serve(
         max_containers: settings.max_containers,
         gc_threshold: settings.gc_threshold,
         remote: settings.fetching,
-        max_layer_bytes: settings.max_layer_bytes,
+        limits: settings.limits,
         ready_rootfs: settings.ready_rootfs,
         id_ranges: settings.id_ranges,
         default_pids: settings.default_pids_limit,
@@ -592,6 +615,10 @@ mod tests {
         let ids = settings("id-ranges = \"100000:65536\"\ndefault-pids-limit = 7\n").unwrap();
         assert_eq!((ids.id_ranges, ids.default_pids_limit), ("100000:65536".parse().ok(), 7));
         assert!(ready("33").is_err() && ready("-1").is_err());
+        assert!(settings("layer-hosts = [\"http://a\"]\n").is_err());
+        let images = settings("layer-hosts = [\"a:1\"]\nmax-layer-bytes = 1\nmax-image-ratio = 0\n").unwrap();
+        assert_eq!(images.fetching.layer_hosts, ["a:1".parse().unwrap()]);
+        assert_eq!(images.limits, Limits { max_bytes: 1, max_ratio: 0, ..Limits::DEFAULT });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
-use wardian_store::{Config, Progress, Store, Usage};
+use wardian_store::{Config, Host, Limits, Progress, Store, Usage};
 
 /// Where the store is, and how to answer.
 #[derive(Debug, Clone, ClapArgs)]
@@ -27,6 +27,25 @@ pub struct Place {
     /// The same
     #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_LAYER_BYTES", global = true, hide = true, value_parser = size)]
     max_layer_bytes: Option<u64>,
+    /// The same
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_IMAGE_BYTES", global = true, hide = true, value_parser = size)]
+    max_image_bytes: Option<u64>,
+    /// The same
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_ENTRIES", global = true, hide = true)]
+    max_image_entries: Option<u64>,
+    /// The same
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_RATIO", global = true, hide = true)]
+    max_image_ratio: Option<u64>,
+    /// The same
+    #[arg(
+        long,
+        value_name = "HOST[:PORT]",
+        env = "WARDIAN_LAYER_HOSTS",
+        global = true,
+        hide = true,
+        value_delimiter = ','
+    )]
+    layer_hosts: Vec<Host>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -42,7 +61,13 @@ impl Place {
             |path: &PathBuf| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
         let mut config = Config::new(absolute(&self.root)?, absolute(&self.run)?);
         config.remote.certificates = self.layer_certificates.as_ref().map(absolute).transpose()?;
-        config.limits.max_bytes = self.max_layer_bytes.unwrap_or(config.limits.max_bytes);
+        config.remote.layer_hosts.clone_from(&self.layer_hosts);
+        config.limits = limits([
+            self.max_layer_bytes,
+            self.max_image_bytes,
+            self.max_image_entries,
+            self.max_image_ratio,
+        ]);
         Ok(config)
     }
 
@@ -95,9 +120,30 @@ impl Place {
         if let Some(certificates) = &config.remote.certificates {
             command.arg("--layer-certificates").arg(certificates);
         }
-        command.arg(format!("--max-layer-bytes={}", config.limits.max_bytes));
+        let Limits { max_bytes, max_image_bytes, max_image_entries, max_ratio, .. } = config.limits;
+        command
+            .arg(format!("--max-layer-bytes={max_bytes}"))
+            .arg(format!("--max-image-bytes={max_image_bytes}"));
+        command.arg(format!("--max-image-entries={max_image_entries}"));
+        command.arg(format!("--max-image-ratio={max_ratio}"));
+        command.args(config.remote.layer_hosts.iter().map(|host| format!("--layer-hosts={host}")));
         command.args(self.json.then_some("--json")).stdin(Stdio::null());
         Ok(command)
+    }
+}
+
+/// What images may take, by `--max-layer-bytes`, `--max-image-bytes`, `--max-image-entries` and `--max-image-ratio`. An
+/// image may have at least what one of its layers may.
+pub fn limits(given: [Option<u64>; 4]) -> Limits {
+    let usual = Limits::DEFAULT;
+    let [layer_bytes, image_bytes, image_entries, ratio] = given;
+    let max_bytes = layer_bytes.unwrap_or(usual.max_bytes);
+    Limits {
+        max_bytes,
+        max_image_bytes: image_bytes.unwrap_or(usual.max_image_bytes.max(max_bytes)),
+        max_image_entries: image_entries.unwrap_or(usual.max_image_entries),
+        max_ratio: ratio.unwrap_or(usual.max_ratio),
+        ..usual
     }
 }
 

@@ -10,7 +10,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::client::{Client, Waited};
 use super::try_again::{Failure, Stated, Tries, Validator, cancelled, failed, refused, text};
-use super::{Location, Remote, Stop, causes};
+use super::{Location, NamedBy, Remote, Stop, causes};
 use crate::error::Error;
 
 /// Bytes that a server must send within [`Settings::patience`](super::Settings::patience), and new ones for its failures
@@ -23,6 +23,8 @@ pub(crate) struct Fetch<'a> {
     pub(crate) remote: &'a Remote,
     /// Where it is: at least one, tried in this order. They are http or https.
     pub(crate) locations: &'a [Location],
+    /// Who named them.
+    pub(crate) by: NamedBy,
     /// What the locations are of, if they are several by their nature: an error then speaks of all.
     pub(crate) mirrors_of: Option<&'a str>,
     /// Whether who reads the bytes compares their digest with a promised one. Otherwise only what a server says of the
@@ -40,7 +42,7 @@ pub(crate) struct Fetch<'a> {
 impl<'a> Fetch<'a> {
     /// Connects with the first read.
     pub(crate) fn start(self) -> Body<'a> {
-        let tries = Tries::new(self.remote, self.stop);
+        let tries = Tries::new(self.remote, self.stop, self.by);
         let asked = self;
         Body {
             asked,

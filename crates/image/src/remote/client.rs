@@ -16,7 +16,7 @@ use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use tokio::runtime::Runtime;
 
 use super::names::Names;
-use super::{Settings, Stop, causes};
+use super::{NamedBy, Settings, Stop, causes, hosts};
 use crate::error::Error;
 
 const MAX_REDIRECTS: usize = 10;
@@ -40,7 +40,7 @@ pub(super) enum Waited<T> {
 }
 
 impl Client {
-    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(super) fn new(settings: &Settings, by: NamedBy) -> Result<Self, Error> {
         let error = |why| Error::Client { why };
         let tls = tls(settings.certificates.as_deref())?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -49,16 +49,22 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|e| error(e.to_string()))?;
+        let hosts = (by == NamedBy::Image).then(|| settings.layer_hosts.clone());
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .dns_resolver(Names::of_host())
             .connect_timeout(settings.connect)
-            .redirect(Policy::custom(|attempt| {
+            .redirect(Policy::custom(move |attempt| {
                 let from = attempt.previous().last().map(reqwest::Url::scheme);
                 if attempt.previous().len() > MAX_REDIRECTS {
                     attempt.error("too many redirects")
                 } else if from == Some("https") && attempt.url().scheme() != "https" {
                     attempt.error("a redirect from https to http")
+                } else if let Some(hosts) = &hosts
+                    && !hosts::allow(hosts, attempt.url())
+                {
+                    let to = hosts::Host::of(attempt.url()).map_or_else(String::new, |host| host.to_string());
+                    attempt.error(format!("a redirect to {to}, which --layer-hosts does not name"))
                 } else {
                     attempt.follow()
                 }

@@ -2,6 +2,7 @@
 
 mod body;
 mod client;
+mod hosts;
 mod location;
 mod names;
 mod try_again;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use self::hosts::Host;
 pub use self::location::Location;
 
 pub(crate) use self::body::Fetch;
@@ -45,6 +47,9 @@ pub struct Settings {
     /// How long one layer may take in all: from all of its URLs, with all tries and pauses, and with the time that its
     /// writer takes, who holds up the server. It ends those that are slow, but never so slow that they hang.
     pub deadline: Duration,
+    /// Servers that an image may name for its layers, and that those may redirect to. What whoever asks for an image names
+    /// himself, as for an app, needs none of them.
+    pub layer_hosts: Vec<Host>,
 }
 
 impl Default for Settings {
@@ -56,6 +61,7 @@ impl Default for Settings {
             tries: 5,
             backoff: Duration::from_millis(250),
             deadline: Duration::from_secs(3600),
+            layer_hosts: Vec::new(),
         }
     }
 }
@@ -72,7 +78,18 @@ pub struct Remote(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     settings: Settings,
-    kept: Mutex<Kept>,
+    /// For what somebody asked for himself, and for what an image names.
+    kept: [Mutex<Kept>; 2],
+}
+
+/// Who named an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NamedBy {
+    /// Whoever asks for the image.
+    Caller,
+    /// The image itself, which must not make this host ask servers of its choice: those that only this host reaches would
+    /// take the request for its own.
+    Image,
 }
 
 #[derive(Debug, Default)]
@@ -93,25 +110,41 @@ impl Remote {
         if settings.certificates.is_some() {
             client::tls(settings.certificates.as_deref())?;
         }
-        Ok(Self(Arc::new(Inner { settings, kept: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { settings, kept: Default::default() })))
     }
 
     fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
-    fn client(&self) -> Result<Arc<Client>, Error> {
-        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Those of the locations that an image may name, in their order.
+    ///
+    /// # Errors
+    /// [`Error::ForeignHost`] if there are some, but none of these.
+    pub(crate) fn allowed(&self, what: &str, locations: &[Location]) -> Result<Vec<Location>, Error> {
+        let allowed = |place: &&Location| hosts::allow(&self.0.settings.layer_hosts, place.url());
+        let found: Vec<_> = locations.iter().filter(allowed).cloned().collect();
+        match locations.first() {
+            Some(first) if found.is_empty() => {
+                let host = Host::of(first.url()).map_or_else(String::new, |host| host.to_string());
+                Err(Error::ForeignHost { what: what.to_owned(), host })
+            }
+            _ => Ok(found),
+        }
+    }
+
+    fn client(&self, by: NamedBy) -> Result<Arc<Client>, Error> {
+        let mut kept = self.0.kept[by as usize].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = &kept.client {
             return Ok(Arc::clone(client));
         }
-        let client = Arc::new(Client::new(&self.0.settings)?);
+        let client = Arc::new(Client::new(&self.0.settings, by)?);
         kept.client = Some(Arc::clone(&client));
         Ok(client)
     }
 
-    fn forget(&self, client: &Arc<Client>) {
-        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    fn forget(&self, client: &Arc<Client>, by: NamedBy) {
+        let mut kept = self.0.kept[by as usize].lock().unwrap_or_else(PoisonError::into_inner);
         if kept.forgotten.is_none_or(|then| then.elapsed() >= KEEP)
             && kept.client.take_if(|kept| Arc::ptr_eq(kept, client)).is_some()
         {
@@ -182,21 +215,22 @@ mod tests {
 
     #[test]
     fn a_client_is_kept_for_a_while() {
+        const BY: NamedBy = NamedBy::Caller;
         let remote = Remote::default();
-        let is_kept = |client: &Arc<Client>| Arc::ptr_eq(client, &remote.client().unwrap());
-        let forgotten = |at| remote.0.kept.lock().unwrap().forgotten = at;
-        let first = remote.client().unwrap();
-        remote.forget(&first);
+        let is_kept = |client: &Arc<Client>| Arc::ptr_eq(client, &remote.client(BY).unwrap());
+        let forgotten = |at| remote.0.kept[BY as usize].lock().unwrap().forgotten = at;
+        let first = remote.client(BY).unwrap();
+        remote.forget(&first, BY);
         assert!(!is_kept(&first));
-        let second = remote.client().unwrap();
+        let second = remote.client(BY).unwrap();
         // Time that is yet to come has not gone by, however slow the host is.
         forgotten(Some(Instant::now() + 3600 * KEEP));
-        remote.forget(&second);
+        remote.forget(&second, BY);
         assert!(is_kept(&second));
         forgotten(Instant::now().checked_sub(KEEP));
-        remote.forget(&first);
+        remote.forget(&first, BY);
         assert!(is_kept(&second), "another one failed");
-        remote.forget(&second);
+        remote.forget(&second, BY);
         assert!(!is_kept(&second));
     }
 }

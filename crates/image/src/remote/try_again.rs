@@ -9,7 +9,7 @@ use reqwest::header::{
 use reqwest::{Method, Response, StatusCode};
 
 use super::client::{Client, Waited};
-use super::{Location, Remote, Stop, causes};
+use super::{Location, NamedBy, Remote, Stop, causes};
 use crate::error::Error;
 
 /// The longest pause between two tries, unless the server asks for a longer one.
@@ -38,13 +38,14 @@ impl From<Error> for Failure {
 pub(super) struct Tries<'a> {
     pub(super) remote: &'a Remote,
     pub(super) stop: &'a Stop<'a>,
+    by: NamedBy,
     failures: u32,
     start: Instant,
 }
 
 impl<'a> Tries<'a> {
-    pub(super) fn new(remote: &'a Remote, stop: &'a Stop<'a>) -> Self {
-        Self { remote, stop, failures: 0, start: Instant::now() }
+    pub(super) fn new(remote: &'a Remote, stop: &'a Stop<'a>, by: NamedBy) -> Self {
+        Self { remote, stop, by, failures: 0, start: Instant::now() }
     }
 
     pub(super) fn reset(&mut self) {
@@ -91,7 +92,7 @@ impl<'a> Tries<'a> {
     ) -> Result<(Arc<Client>, Response), Failure> {
         let settings = self.remote.settings();
         let limit = settings.connect.saturating_add(settings.patience).min(self.left(location)?);
-        let client = self.remote.client()?;
+        let client = self.remote.client(self.by)?;
         let head = method == Method::HEAD;
         let mut request =
             client.http.request(method, location.url().clone()).header(ACCEPT_ENCODING, "identity");
@@ -109,7 +110,7 @@ impl<'a> Tries<'a> {
             }
             Waited::Done(Err(e)) => {
                 if e.is_connect() {
-                    self.remote.forget(&client);
+                    self.remote.forget(&client, self.by);
                 }
                 let redirect = e.is_redirect();
                 let why = causes(e);
@@ -245,7 +246,7 @@ impl Remote {
         stop: &Stop<'_>,
     ) -> Result<(Validator, Option<u64>), Error> {
         // A URL may be signed for GET alone, and some servers say less to HEAD. The body is not read.
-        let mut tries = Tries::new(self, stop);
+        let mut tries = Tries::new(self, stop, NamedBy::Caller);
         for method in [Method::HEAD, Method::GET] {
             tries.reset();
             let stated = loop {

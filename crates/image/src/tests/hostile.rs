@@ -183,7 +183,7 @@ fn link_to_symlink_does_not_follow() {
 fn limits() {
     let tar = || Tar::default().file("a", &[1; 600]).file("b/c/d", &[2; 600]).end();
     let all = Limits::default();
-    let exact = Limits { max_bytes: 1200, max_entries: 2, max_name: 5, max_depth: 3 };
+    let exact = Limits { max_bytes: 1200, max_entries: 2, max_name: 5, max_depth: 3, ..all };
     Cage::new().unpack_with(&tar(), &exact).unwrap();
     for limits in [
         Limits { max_bytes: 1199, ..all },

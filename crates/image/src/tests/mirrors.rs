@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 
 use super::image::Layout;
-use super::remote::hasty;
+use super::remote::settings;
 use super::server::{Reply, Server};
 use super::{Cage, Tar, gzip, is_refused};
 use crate::{Digest, Error, Limits, Remote, Settings, Source, Unpacked, Watch};
@@ -28,8 +28,22 @@ fn path(layout: &Layout, blob: &[u8]) -> std::path::PathBuf {
     layout.path().join("blobs/sha256").join(Digest::of(blob).as_hex())
 }
 
+/// Settings with which all servers are allowed that the layout names.
+fn allowing(layout: &Layout) -> Settings {
+    let mut hosts = Vec::new();
+    for entry in std::fs::read_dir(layout.path().join("blobs/sha256")).unwrap() {
+        // A link that leads nowhere is one of the cases.
+        let Ok(text) = std::fs::read(entry.unwrap().path()) else { continue };
+        let text = String::from_utf8_lossy(&text).into_owned();
+        for url in text.split("\"http://").skip(1) {
+            hosts.push(url.split(['/', '"']).next().unwrap().parse().unwrap());
+        }
+    }
+    Settings { layer_hosts: hosts, ..settings() }
+}
+
 fn unpack(layout: &Layout) -> Result<Unpacked, Error> {
-    unpack_with(layout, &hasty(), &Cage::new(), &Watch::default())
+    unpack_with(layout, &Remote::new(allowing(layout)).unwrap(), &Cage::new(), &Watch::default())
 }
 
 fn unpack_with(layout: &Layout, remote: &Remote, cage: &Cage, watch: &Watch) -> Result<Unpacked, Error> {
@@ -48,7 +62,8 @@ fn in_their_order() {
         let urls = ["ftp://h/x".into(), "not a url".into(), gone.url("/x"), good.url("/x"), never.url("/x")];
         let layout = layout(&blob, &tar, &urls);
         let (cage, watch) = (Cage::new(), Watch::default());
-        assert_eq!(unpack_with(&layout, &hasty(), &cage, &watch).unwrap().diff_id, Digest::of(&tar));
+        let remote = Remote::new(allowing(&layout)).unwrap();
+        assert_eq!(unpack_with(&layout, &remote, &cage, &watch).unwrap().diff_id, Digest::of(&tar));
         assert_eq!((cage.text("a"), watch.bytes_read()), ("a".into(), blob.len() as u64));
         let counts = [&gone, &good, &never].map(|server| server.requests().len());
         assert_eq!(counts, [1, 1, 0]);
@@ -140,9 +155,9 @@ fn a_writer_that_gives_up() {
     let noise: Vec<u8> = (0..500_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let tar = Tar::default().file("../x", b"").file("noise", &noise).end();
     let patience = std::time::Duration::from_secs(3600);
-    let remote = Remote::new(Settings { patience, ..Settings::default() }).unwrap();
     let server = Server::new(vec![Reply::of(&tar).hang(1 << 20)]);
     let layout = layout(&tar, &tar, &[server.url("/x")]);
+    let remote = Remote::new(Settings { patience, ..allowing(&layout) }).unwrap();
     let result = unpack_with(&layout, &remote, &Cage::new(), &Watch::default());
     assert!(matches!(result, Err(Error::UnsafePath { .. })), "{result:?}");
 }
@@ -163,9 +178,55 @@ fn in_an_archive() {
     }
     let file = layout.path().join("archive.tar");
     super::write(&file, &archive.end());
-    let image = Source::parse(&format!("oci-archive://{}", file.display())).unwrap().open(&hasty()).unwrap();
+    let image = Source::parse(&format!("oci-archive://{}", file.display())).unwrap();
+    let image = image.open(&Remote::new(allowing(&layout)).unwrap()).unwrap();
     let cage = Cage::new();
     let into = File::open(cage.root()).unwrap();
     image.layers[0].unpack(into.as_fd(), &[], &Limits::default(), &Watch::default()).unwrap();
     assert_eq!(cage.text("a"), "a");
+}
+
+/// An image does not choose whom this host asks.
+#[test]
+fn only_servers_that_were_allowed() {
+    let (tar, blob) = (tar(), gzip(&tar()));
+    let [named, other] = [(); 2].map(|()| Server::new(vec![Reply::of(&blob)]));
+    let url = |server: &Server| server.url("/x?SECRET");
+    let host = |server: &Server| server.url("").strip_prefix("http://").unwrap().to_owned();
+    let fetch = |urls: &[String], hosts: &[String]| {
+        let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        let remote = Remote::new(Settings { layer_hosts: hosts, ..settings() }).unwrap();
+        unpack_with(&layout(&blob, &tar, urls), &remote, &Cage::new(), &Watch::default())
+    };
+    let without_port = host(&named).split(':').next().unwrap().to_owned();
+    for hosts in [vec![], vec![host(&other)], vec![without_port]] {
+        let error = fetch(&[url(&named)], &hosts).unwrap_err();
+        assert!(
+            matches!(&error, Error::ForeignHost { host: shown, .. } if *shown == host(&named)),
+            "{error:?}"
+        );
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("--layer-hosts {}", host(&named))) && !text.contains("SECRET"),
+            "{text}"
+        );
+    }
+    // What is not allowed is passed over, and so is what has a password.
+    let account = named.url("/x").replacen("://", "://user:pass@", 1);
+    fetch(&[url(&other), account, url(&named)], &[host(&named)]).unwrap();
+    assert_eq!((named.requests().len(), other.requests().len()), (1, 0));
+    assert!(!named.requests()[0].contains("authorization"));
+    // Nor may one that is allowed send us elsewhere, but to another one that is.
+    let redirect = |to: &Server| Server::new(vec![Reply::status(302).with("Location", &url(to))]);
+    let away = redirect(&other);
+    let error = fetch(&[url(&away)], &[host(&away)]).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains(&host(&other)) && text.contains("--layer-hosts") && !text.contains("SECRET"),
+        "{text}"
+    );
+    assert_eq!((away.requests().len(), other.requests().len()), (1, 0));
+    let away = redirect(&other);
+    fetch(&[url(&away)], &[host(&away), host(&other)]).unwrap();
+    assert_eq!(other.requests().len(), 1);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::app::all_text;
 use super::is_refused;
 use super::server::{Reply, Server};
-use crate::remote::{Fetch, Stop, Validator};
+use crate::remote::{Fetch, NamedBy, Stop, Validator};
 use crate::stream::stream_error;
 use crate::{Error, Location, Remote, Settings, Source, Watch};
 
@@ -44,6 +44,7 @@ impl Wanted<'_> {
         let fetch = Fetch {
             remote,
             locations: &locations,
+            by: NamedBy::Caller,
             mirrors_of: (locations.len() > 1).then_some("blob x"),
             digest: locations.len() > 1,
             size: self.size,

@@ -141,6 +141,7 @@ fn reading_stops_behind_the_promised_size() {
         size: Some(tar.len() as u64),
         digest: true,
         only_gzip: false,
+        budget: None,
         stop: &Stop::new(&watch),
     };
     let result = crate::pipeline::run(input, |mut pieces| {
@@ -204,8 +205,8 @@ fn documents() {
     let digest = Digest::of(b"");
     let layers = |n: usize| vec![format!(r#"{{"digest":"{digest}","size":0}}"#); n].join(",");
     let manifest = |n| format!(r#"{{"config":{{"digest":"{digest}","size":0}},"layers":[{}]}}"#, layers(n));
-    assert_eq!(Manifest::parse(manifest(1024).as_bytes(), "m").unwrap().layers.len(), 1024);
-    assert!(matches!(Manifest::parse(manifest(10_000).as_bytes(), "m"), Err(Error::Limit { .. })));
+    assert_eq!(Manifest::parse(manifest(500).as_bytes(), "m").unwrap().layers.len(), 500);
+    assert!(matches!(Manifest::parse(manifest(501).as_bytes(), "m"), Err(Error::Limit { .. })));
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let large = vec![b' '; (4 << 20) + 1];
     for text in [&b""[..], b"{", b"[]", b"null", b"{\"config\":{}}", deep.as_bytes(), b"\xff", &large] {

@@ -18,6 +18,7 @@ mod failpoints;
 mod go_client;
 mod grace;
 mod hostile_dirs;
+mod hostile_images;
 mod images;
 mod inherited;
 mod inside;
