@@ -14,6 +14,7 @@ mod escape;
 mod failpoints;
 mod go_client;
 mod grace;
+mod host_files;
 mod images;
 mod inherited;
 mod inside;
