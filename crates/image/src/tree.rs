@@ -226,7 +226,8 @@ impl Tree {
     }
 }
 
-fn remove(above: BorrowedFd<'_>, name: &[u8], path: &[u8], depth: usize) -> Result<(), Error> {
+/// Removes what is called `name`; a directory with all in it, at most so many levels of them. No symlink is followed.
+pub(crate) fn remove(above: BorrowedFd<'_>, name: &[u8], path: &[u8], depth: usize) -> Result<(), Error> {
     match unlinkat(above, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => {}
         other => return other.map_err(at("replace", path)),

@@ -25,7 +25,7 @@ impl Crun {
         let spec = spec.context("crun is not installed")?;
         ensure!(spec.status.success(), "crun spec: {}", String::from_utf8_lossy(&spec.stderr).trim());
         let mut archive = tar::Archive::new(std::fs::File::open(image).context("open the image")?);
-        archive.set_preserve_permissions(true);
+        // Without set-uid bits, which is how the archive is unpacked unless told otherwise: the host's users see the bundle.
         archive.unpack(bundle.join("rootfs")).context("unpack the image")?;
         // The mapped root must reach it.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);

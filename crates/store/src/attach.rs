@@ -17,17 +17,30 @@ pub(crate) fn is_attached(path: &Path) -> bool {
 }
 
 impl Store {
-    /// Makes a root file system and attaches it below the run directory; says where.
+    /// Makes a root file system and attaches it below the run directory; says where. Without `suid` its set-uid and
+    /// set-gid bits and file capabilities have no effect there, nor in what is cloned from that mount.
+    ///
+    /// The directory that it is attached in is for root alone ([`run::private`]): its own root has the mode that the image
+    /// says.
     ///
     /// # Errors
     /// As [`Store::create_rootfs`], or it cannot be attached.
-    pub fn attach_rootfs(&self, id: &str, image: &Image, owner: Option<&Owner<'_>>) -> Result<PathBuf> {
+    pub fn attach_rootfs(
+        &self,
+        id: &str,
+        image: &Image,
+        owner: Option<&Owner<'_>>,
+        suid: bool,
+    ) -> Result<PathBuf> {
         rootfs::check_id(id)?;
         let records = &self.0.layout.records;
         let path = records.mount_point(id);
         let failed = |source| Error::from(RootfsError::Attach { path: path.clone(), source });
         let made = self.0.create_rootfs(id, image, owner, Some(path.clone()))?;
         let attached = std::fs::create_dir_all(&path).map_err(failed).and_then(|()| {
+            if !suid {
+                mount::set_nosuid(&made.mount).map_err(|error| failed(error.errno().into()))?;
+            }
             let target = rustix::fs::open(&path, layout::DIRECTORY, Mode::empty());
             let target = target.map_err(|error| failed(error.into()))?;
             mount::attach(&made.mount, &target).map_err(|error| failed(error.errno().into()))

@@ -160,6 +160,8 @@ struct MountAttr {
 /// linux/mount.h
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
 /// linux/mount.h
+const MOUNT_ATTR_NOSUID: u64 = 0x2;
+/// linux/mount.h
 const MOUNT_ATTR_NODEV: u64 = 0x4;
 /// linux/mount.h; since 5.12
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
@@ -200,6 +202,12 @@ pub fn set_readonly(mount: impl AsFd, recursive: bool) -> Result<(), Error> {
 pub fn set_nodev(mount: impl AsFd) -> Result<(), Error> {
     let attr = MountAttr { attr_set: MOUNT_ATTR_NODEV, ..MountAttr::default() };
     mount_setattr(mount.as_fd(), false, &attr, "one without device nodes")
+}
+
+/// Takes the effect of set-uid and set-gid bits and of file capabilities away: a program runs as who executes it.
+pub fn set_nosuid(mount: impl AsFd) -> Result<(), Error> {
+    let attr = MountAttr { attr_set: MOUNT_ATTR_NOSUID, ..MountAttr::default() };
+    mount_setattr(mount.as_fd(), false, &attr, "one without set-uid programs")
 }
 
 /// Makes a detached mount read-only and idmapped by the user namespace: what is owned by 0 on disk appears as

@@ -101,10 +101,15 @@ enum Command {
         name: String,
         /// The file or directory to make
         dest: PathBuf,
-        /// oci, oci-archive, docker-archive; tar or dir for the root file system alone [default: docker-archive if DEST
-        /// ends in .tar, which docker, podman and wardian read; else oci, a directory]
+        /// oci, oci-archive, docker-archive; tar or dir for the root file system alone, with dir in DEST/rootfs, where DEST
+        /// can be entered by its owner only [default: docker-archive if DEST ends in .tar, which docker, podman and
+        /// wardian read; else oci, a directory]
         #[arg(long)]
         format: Option<Format>,
+        /// Of --format dir: also make set-uid and set-gid bits, file capabilities and device nodes, which give whoever can
+        /// reach them rights on this host. Archives always hold them
+        #[arg(long)]
+        keep_privileges: bool,
         /// Replace a file that exists
         #[arg(long)]
         force: bool,
@@ -137,7 +142,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Rm { names } => return remove(&place, &names),
         Command::Pin { names } => return each(&names, &mut pin(place.open()?, true)),
         Command::Unpin { names } => return each(&names, &mut pin(place.open()?, false)),
-        Command::Export { name, dest, format, force } => export(&place, &name, dest, format, force)?,
+        Command::Export { name, dest, format, keep_privileges, force } => {
+            let format = format.map_or_else(|| format_of(&dest), Ok)?;
+            ensure!(
+                !keep_privileges || format == Format::Dir,
+                "--keep-privileges is for --format dir: archives and layouts keep everything anyway"
+            );
+            let compression = Compression::default();
+            let to = Target { format, path: dest, compression, overwrite: force, keep_privileges };
+            export(&place, &name, &to)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -497,22 +511,21 @@ fn format_of(dest: &Path) -> Result<Format> {
     Ok(if extension == "tar" && !dest.is_dir() { Format::DockerArchive } else { Format::Oci })
 }
 
-fn export(place: &Place, name: &str, dest: PathBuf, format: Option<Format>, force: bool) -> Result<()> {
-    let format = format.map_or_else(|| format_of(&dest), Ok)?;
+fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
+    let format = to.format;
     let store = place.open()?;
     let named = store.find_image(name)?;
     let image = store.image(name)?;
     let dirs = image.layer_dirs().context("open the layers")?;
     let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
-    let to = Target { format, path: dest, compression: Compression::default(), overwrite: force };
     let watch = Arc::new(Watch::default());
     let cancel = Arc::clone(&watch);
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
     let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
     let names = [named.name.clone()];
-    let work = || export::export(&dirs, named.config.as_deref().map(str::as_bytes), &names, &to, &watch);
+    let work = || export::export(&dirs, named.config.as_deref().map(str::as_bytes), &names, to, &watch);
     let exported = match watch::bar("exporting", bytes, || watch.bytes_read(), work) {
-        Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !force => {
+        Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !to.overwrite => {
             bail!("{path} exists; --force replaces a file")
         }
         Err(error) => {
@@ -521,7 +534,8 @@ fn export(place: &Place, name: &str, dest: PathBuf, format: Option<Format>, forc
         }
         Ok(exported) => exported,
     };
-    let path = to.path.display();
+    let made = if format == Format::Dir { to.path.join(export::ROOTFS) } else { to.path.clone() };
+    let path = made.display();
     ensure!(
         store.is_in_place(&image),
         "the image was thrown away meanwhile, and {path} may be incomplete: remove it"
@@ -533,12 +547,20 @@ fn export(place: &Place, name: &str, dest: PathBuf, format: Option<Format>, forc
             print::count(usize::try_from(exported.skipped_sockets).unwrap_or(usize::MAX), "socket")
         );
     }
+    let left_out = exported.left_out;
+    if left_out != export::LeftOut::default() {
+        eprintln!("wardian: {}", without_privileges(left_out));
+    }
     if place.json {
         let id = exported.image.as_ref().map(|image| image.config.as_hex());
         let manifest = exported.image.as_ref().map(|image| image.manifest.to_string());
         return print::json(&json!({
-            "path": to.path, "format": format.to_string(), "entries": exported.entries, "bytes": exported.bytes,
+            "path": made, "format": format.to_string(), "entries": exported.entries, "bytes": exported.bytes,
             "id": id, "manifest": manifest,
+            "left_out": {
+                "set_id": left_out.set_id, "capabilities": left_out.capabilities, "devices": left_out.devices,
+                "attributes": exported.skipped_xattrs, "sockets": exported.skipped_sockets,
+            },
         }));
     }
     print::text(&format!(
@@ -546,6 +568,18 @@ fn export(place: &Place, name: &str, dest: PathBuf, format: Option<Format>, forc
         exported.entries,
         print::bytes(exported.bytes)
     ))
+}
+
+/// What an exported directory lacks.
+fn without_privileges(left_out: export::LeftOut) -> String {
+    let count = |n: u64, what| print::count(usize::try_from(n).unwrap_or(usize::MAX), what);
+    let all = [
+        (left_out.set_id, "set-uid or set-gid bit"),
+        (left_out.capabilities, "capability attribute"),
+        (left_out.devices, "device node"),
+    ];
+    let all: Vec<_> = all.iter().filter(|(n, _)| *n > 0).map(|(n, what)| count(*n, what)).collect();
+    format!("left out, for they give rights on this host: {} (--keep-privileges makes them)", all.join(", "))
 }
 
 fn format_is_file(format: Format) -> bool {

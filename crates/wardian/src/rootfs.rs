@@ -21,13 +21,18 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make one and print where it is attached. What is written in it does not outlive a reboot
+    /// Make one and print where it is attached: in a directory that only root may enter, without device nodes and set-uid
+    /// programs. What is written in it does not outlive a reboot
     Create {
         /// An image's name in the store, or what `wardian image import` takes: it is fetched if it is missing, and
         /// written to the disk once
         image: String,
         /// What to call it: letters, digits and . _ -
         id: String,
+        /// Let set-uid and set-gid bits and file capabilities have effect in it, as programs like sudo in a container need
+        /// it; the runtime that uses the mount has to keep others of this host away from it
+        #[arg(long)]
+        suid: bool,
     },
     /// Throw one away. Returns at once: the disk is given back in the background. That it is not there is no error
     Delete {
@@ -47,9 +52,9 @@ enum Command {
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
-        Command::Create { image, id } => {
+        Command::Create { image, id, suid } => {
             let store = place.open_for_rootfs()?;
-            let made = create(&store, &image, &id);
+            let made = create(&store, &image, &id, suid);
             place.leave(&store);
             let path = made?;
             if place.json {
@@ -72,14 +77,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn create(store: &Store, image: &str, id: &str) -> Result<std::path::PathBuf> {
+fn create(store: &Store, image: &str, id: &str, suid: bool) -> Result<std::path::PathBuf> {
     let uri = image::address(store, image)?;
     let (image, layers) = image::fetch(store, &uri)?;
     if layers.iter().any(|layer| layer.phase() == Phase::Done) {
         // Nobody trusts a layer whose process is gone before it is on the disk: each create would fetch it again.
         image::wait_durable(store, &image)?;
     }
-    Ok(store.attach_rootfs(id, &image, None)?)
+    Ok(store.attach_rootfs(id, &image, None, suid)?)
 }
 
 fn list(place: &Place) -> Result<()> {

@@ -16,14 +16,12 @@ mod walk;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, statat};
 use rustix::io::Errno;
 
 use crate::digest::Digest;
@@ -35,8 +33,11 @@ pub use layout::config_with_layer;
 use tarball::{END, Named, Tarball};
 use walk::Meter;
 
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Bytes that are written at once.
 const BUFFER: usize = 256 << 10;
+/// How deep what was half made is removed again: a layer's tree is not as deep.
+const MAX_REMOVED: usize = 300;
 /// Temporary names that are tried while others have them.
 const MAX_NAMES: u32 = 1 << 20;
 
@@ -52,9 +53,13 @@ pub enum Format {
     DockerArchive,
     /// The root file system as one tar file.
     Tar,
-    /// The root file system as a directory.
+    /// The root file system as a directory: [`ROOTFS`] in the target, which only its owner may enter. An image's own
+    /// directories are open to everybody, and its programs are not for the host's users to run.
     Dir,
 }
+
+/// What the root file system is called in the target of [`Format::Dir`], as in an OCI bundle.
+pub const ROOTFS: &str = "rootfs";
 
 /// How layers are stored in an OCI image layout.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,6 +82,9 @@ pub struct Target {
     pub compression: Compression,
     /// Replace a file that exists. A directory with something in it is never replaced.
     pub overwrite: bool,
+    /// For [`Format::Dir`] only; archives keep everything. Set-uid and set-gid bits, file capabilities and device nodes
+    /// are made too, which give whoever reaches them rights on this host.
+    pub keep_privileges: bool,
 }
 
 /// What an export did.
@@ -91,8 +99,22 @@ pub struct Exported {
     pub skipped_xattrs: u64,
     /// Sockets, which no archive can express.
     pub skipped_sockets: u64,
+    /// What [`Target::keep_privileges`] would have made.
+    pub left_out: LeftOut,
     /// What was written as an image; none for a root file system.
     pub image: Option<ExportedImage>,
+}
+
+/// What gives rights on a host, and was left out of a directory.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeftOut {
+    /// Files and directories without their set-uid and set-gid bits.
+    pub set_id: u64,
+    /// Files without their capabilities (`security.capability`).
+    pub capabilities: u64,
+    /// Device nodes that were not made.
+    pub devices: u64,
 }
 
 /// The digests of an exported image.
@@ -156,9 +178,15 @@ pub fn export(
     let mut meter = Meter::new(watch, &shown);
     meter.check()?;
     let mut temporary = Temporary::new(to, &shown)?;
+    let mut left_out = LeftOut::default();
     let image = match to.format {
         Format::Dir => {
-            walk::merged(layers, &mut tree::Directory::new(temporary.open_dir()?, &shown), &mut meter)?;
+            let target = temporary.open_dir()?;
+            mkdirat(&target, ROOTFS, Mode::RWXU).map_err(temporary.error("make a directory in"))?;
+            let root = openat(&target, ROOTFS, DIR, Mode::empty()).map_err(temporary.error("open"))?;
+            let mut tree = tree::Directory::new(root, &shown, to.keep_privileges);
+            walk::merged(layers, &mut tree, &mut meter)?;
+            left_out = tree.left_out();
             None
         }
         Format::Tar => {
@@ -181,7 +209,7 @@ pub fn export(
     meter.check()?;
     temporary.commit()?;
     let Meter { entries, bytes, skipped_xattrs, skipped_sockets, .. } = meter;
-    Ok(Exported { entries, bytes, skipped_xattrs, skipped_sockets, image })
+    Ok(Exported { entries, bytes, skipped_xattrs, skipped_sockets, left_out, image })
 }
 
 /// What is being written, beside the target. Removed unless committed.
@@ -241,8 +269,7 @@ impl<'a> Temporary<'a> {
 
     fn open_dir(&mut self) -> Result<OwnedFd, Error> {
         self.make(|above, name| mkdirat(above, name, Mode::RWXU))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(&self.above, &self.name, flags, Mode::empty()).map_err(self.error("open"))
+        openat(&self.above, &self.name, DIR, Mode::empty()).map_err(self.error("open"))
     }
 
     /// Under a name that nothing has, not even what a killed process of our number left.
@@ -293,10 +320,6 @@ impl Drop for Temporary<'_> {
             return;
         }
         // The error that led here is the one to tell; what cannot be removed is found by its name.
-        let _ = if self.to.format.is_directory() {
-            std::fs::remove_dir_all(self.to.path.with_file_name(&self.name)).is_ok()
-        } else {
-            unlinkat(&self.above, &*self.name, AtFlags::empty()).is_ok()
-        };
+        let _ = crate::tree::remove(self.above.as_fd(), self.name.as_bytes(), b"", MAX_REMOVED);
     }
 }

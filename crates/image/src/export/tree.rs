@@ -12,9 +12,11 @@ use rustix::io::Errno;
 
 use super::tarball::split;
 use super::walk::{Content, Item, Meter, Sink};
+use super::{DIR, LeftOut};
 use crate::error::Error;
 
-const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Set-uid and set-gid.
+const SET_ID: u32 = 0o6000;
 
 /// An empty directory, and the directories entered in it. A directory gets its attributes when all is in it: until then
 /// only its maker has access, and its time would change again.
@@ -22,6 +24,8 @@ pub(super) struct Directory<'a> {
     root: OwnedFd,
     /// Where it will be, for errors.
     shown: &'a str,
+    keep_privileges: bool,
+    left_out: LeftOut,
     open: Vec<Entered>,
 }
 
@@ -33,8 +37,13 @@ struct Entered {
 }
 
 impl<'a> Directory<'a> {
-    pub(super) fn new(root: OwnedFd, shown: &'a str) -> Self {
-        Self { root, shown, open: Vec::new() }
+    /// `keep_privileges`: set-uid bits, file capabilities and device nodes are made too.
+    pub(super) fn new(root: OwnedFd, shown: &'a str, keep_privileges: bool) -> Self {
+        Self { root, shown, keep_privileges, left_out: LeftOut::default(), open: Vec::new() }
+    }
+
+    pub(super) fn left_out(&self) -> LeftOut {
+        self.left_out
     }
 
     fn at(&self, op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
@@ -48,7 +57,7 @@ impl<'a> Directory<'a> {
 
     /// Owner, mode, xattrs, time. The order counts: chown(2) takes away setuid bits and file capabilities.
     fn attributes(
-        &self,
+        &mut self,
         fd: BorrowedFd<'_>,
         path: &[u8],
         stat: &Stat,
@@ -56,8 +65,17 @@ impl<'a> Directory<'a> {
     ) -> Result<(), Error> {
         let (uid, gid) = owner(stat);
         fchown(fd, uid, gid).map_err(self.at("set the owner of", path))?;
-        fchmod(fd, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(self.at("set the mode of", path))?;
+        let mut mode = stat.st_mode & 0o7777;
+        if !self.keep_privileges && mode & SET_ID != 0 {
+            mode &= !SET_ID;
+            self.left_out.set_id += 1;
+        }
+        fchmod(fd, Mode::from_raw_mode(mode)).map_err(self.at("set the mode of", path))?;
         for (name, value) in xattrs {
+            if !self.keep_privileges && name == b"security.capability" {
+                self.left_out.capabilities += 1;
+                continue;
+            }
             fsetxattr(fd, &**name, value, XattrFlags::empty()).map_err(self.at("set an xattr of", path))?;
         }
         futimens(fd, &stamps(stat)).map_err(self.at("set the time of", path))
@@ -67,6 +85,12 @@ impl<'a> Directory<'a> {
 impl Sink for Directory<'_> {
     fn entry(&mut self, item: &Item<'_>, meter: &mut Meter<'_>) -> Result<(), Error> {
         let (path, stat) = (item.path, item.stat);
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        // A further name of one, too.
+        if !self.keep_privileges && matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
+            self.left_out.devices += 1;
+            return Ok(());
+        }
         let (_, name) = split(path);
         let above = self.open.last().map_or(&self.root, |entered| &entered.fd).as_fd();
         let at = |op| self.at(op, path);
@@ -106,7 +130,6 @@ impl Sink for Directory<'_> {
             }
             Content::Symlink(target) => symlinkat(&**target, above, name).map_err(at("make"))?,
             Content::Node => {
-                let kind = FileType::from_raw_mode(stat.st_mode);
                 mknodat(above, name, kind, Mode::RUSR, stat.st_rdev).map_err(at("make"))?;
             }
         }
@@ -114,7 +137,8 @@ impl Sink for Directory<'_> {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
         chownat(above, name, uid, gid, nofollow).map_err(at("set the owner of"))?;
         if matches!(item.content, Content::Node) {
-            let mode = Mode::from_raw_mode(item.mode());
+            let mode =
+                Mode::from_raw_mode(if self.keep_privileges { item.mode() } else { item.mode() & !SET_ID });
             chmodat(above, name, mode, AtFlags::empty()).map_err(at("set the mode of"))?;
         }
         utimensat(above, name, &stamps(&stat), nofollow).map_err(at("set the time of"))

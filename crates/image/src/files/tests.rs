@@ -1,7 +1,7 @@
 use super::*;
 use std::fs;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 fn header(kind: tar::EntryType, size: usize) -> tar::Header {
@@ -35,6 +35,10 @@ fn tar_of(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
 
 use tar::EntryType::{Char, Directory, Link, Regular, Symlink};
 
+fn open(path: &Path) -> Source {
+    Source::open(path, false).unwrap()
+}
+
 fn into(dir: &Path, tar: &[u8], name: Name<'_>) -> Result<Taken, crate::Error> {
     let dir = fs::File::open(dir).unwrap();
     unpack(tar, dir.as_fd(), name)
@@ -51,9 +55,9 @@ fn what_is_packed_can_be_unpacked_under_another_name() {
     symlink("sub/file", source.join("link")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(source.join("socket")).unwrap();
     let mut tar = Vec::new();
-    let packed = pack(&source, Path::new("a"), &mut tar).unwrap();
+    let packed = pack(&open(&source), Path::new("a"), &mut tar).unwrap();
     assert_eq!((packed.entries, packed.bytes), (5, 4));
-    assert_eq!(packed.left_out, [source.join("socket")]);
+    assert_eq!(packed.left_out, [(source.join("socket"), LeftOut::Special)]);
 
     let to = base.path().join("to");
     fs::create_dir(&to).unwrap();
@@ -64,7 +68,7 @@ fn what_is_packed_can_be_unpacked_under_another_name() {
     assert!(to.join("b").join("x".repeat(200)).is_file());
 
     let mut contents = Vec::new();
-    pack(&source.join("."), Path::new(""), &mut contents).unwrap();
+    pack(&Source::open(&source.join("."), true).unwrap(), Path::new(""), &mut contents).unwrap();
     into(&to, &contents, Name::Contents).unwrap();
     assert_eq!(fs::read_to_string(to.join("sub/file")).unwrap(), "text");
 }
@@ -72,9 +76,14 @@ fn what_is_packed_can_be_unpacked_under_another_name() {
 #[test]
 fn what_cannot_be_packed_is_named() {
     let base = tempfile::tempdir().unwrap();
-    let mut tar = Vec::new();
-    let error = pack(&base.path().join("nope"), Path::new("nope"), &mut tar).unwrap_err().to_string();
+    let error = Source::open(&base.path().join("nope"), false).unwrap_err().to_string();
     assert!(error.contains("nope") && error.contains("No such file"), "{error}");
+    fs::write(base.path().join("gone"), "").unwrap();
+    let source = open(&base.path().join("gone"));
+    fs::remove_file(base.path().join("gone")).unwrap();
+    let mut tar = Vec::new();
+    let error = pack(&source, Path::new("gone"), &mut tar).unwrap_err().to_string();
+    assert!(error.contains("gone") && error.contains("No such file"), "{error}");
     // No end of the archive.
     assert!(tar.is_empty());
 }
@@ -144,4 +153,377 @@ fn a_tar_without_its_end_is_an_error() {
         into(base.path(), &tar[..length], Name::Contents).unwrap_err();
     }
     into(base.path(), &tar, Name::Contents).unwrap();
+}
+
+/// Writes to a vector, and does something as soon as a header with this in it has been written.
+struct Watching<F: FnMut()> {
+    tar: Vec<u8>,
+    until: &'static [u8],
+    then: Option<F>,
+}
+
+impl<F: FnMut()> std::io::Write for Watching<F> {
+    fn write(&mut self, from: &[u8]) -> std::io::Result<usize> {
+        self.tar.extend_from_slice(from);
+        if self.tar.windows(self.until.len()).any(|bytes| bytes == self.until)
+            && let Some(mut then) = self.then.take()
+        {
+            then();
+        }
+        Ok(from.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Gives a tar block by block, and does something before a certain one.
+struct Feeding<'a, F: FnMut()> {
+    tar: &'a [u8],
+    blocks: usize,
+    then: Option<F>,
+}
+
+impl<F: FnMut()> std::io::Read for Feeding<'_, F> {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        if self.blocks == 0
+            && let Some(mut then) = self.then.take()
+        {
+            then();
+        }
+        self.blocks = self.blocks.saturating_sub(1);
+        let n = to.len().min(512).min(self.tar.len());
+        to[..n].copy_from_slice(&self.tar[..n]);
+        self.tar = &self.tar[n..];
+        Ok(n)
+    }
+}
+
+fn holds(tar: &[u8], text: &[u8]) -> bool {
+    tar.windows(text.len()).any(|bytes| bytes == text)
+}
+
+#[test]
+fn a_directory_that_becomes_a_link_while_it_is_packed_leads_nowhere() {
+    let base = tempfile::tempdir().unwrap();
+    let (source, secrets) = (base.path().join("source"), base.path().join("secrets"));
+    for target in ["absolute", "relative"] {
+        let _ = fs::remove_dir_all(&source);
+        fs::create_dir_all(source.join("victim/inner")).unwrap();
+        fs::create_dir_all(secrets.join("inner")).unwrap();
+        fs::write(secrets.join("inner/key"), "root's alone").unwrap();
+        let swap = || {
+            fs::rename(source.join("victim"), source.join("away")).unwrap();
+            let to = if target == "absolute" { secrets.as_path() } else { Path::new("../secrets") };
+            symlink(to, source.join("victim")).unwrap();
+        };
+        let mut to = Watching { tar: Vec::new(), until: b"a/victim", then: Some(swap) };
+        let error = pack(&open(&source), Path::new("a"), &mut to).unwrap_err();
+        assert!(matches!(error, Error::UnsafePath { .. }), "{error}");
+        assert!(to.then.is_none() && !holds(&to.tar, b"root's alone"));
+        // It has no end: the last two blocks would be zeros.
+        assert!(to.tar.iter().rev().take(1024).any(|byte| *byte != 0));
+    }
+}
+
+#[test]
+fn what_takes_the_place_of_a_directory_is_not_unpacked_into() {
+    let tar = tar_of(&[("a", Directory, ""), ("a/b", Directory, ""), ("a/b/f", Regular, "private")]);
+    for (blocks, path) in [(1, "a"), (2, "a"), (2, "a/b")] {
+        for link in [true, false] {
+            let base = tempfile::tempdir().unwrap();
+            let (to, outside) = (base.path().join("to"), base.path().join("outside"));
+            fs::create_dir_all(outside.join("b")).unwrap();
+            fs::create_dir(&to).unwrap();
+            let swap = || {
+                fs::rename(to.join(path), base.path().join("away")).unwrap();
+                if link { symlink(&outside, to.join(path)) } else { fs::create_dir(to.join(path)) }.unwrap();
+            };
+            let from = Feeding { tar: &tar, blocks, then: Some(swap) };
+            let dir = fs::File::open(&to).unwrap();
+            let error = unpack(from, dir.as_fd(), Name::Contents).unwrap_err();
+            assert!(matches!(error, Error::UnsafePath { .. } | Error::Write { .. }), "{error}");
+            let found = |dir: &Path| dir.join("f").exists() || dir.join("b/f").exists();
+            assert!(
+                !found(&outside) && !found(&to.join("a")) && !found(&to.join("a/b")),
+                "{blocks} {path} {link}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_file_is_replaced_and_not_written_to() {
+    let base = tempfile::tempdir().unwrap();
+    let (to, other) = (base.path().join("to"), base.path().join("other"));
+    fs::create_dir(&to).unwrap();
+    fs::write(&other, "other").unwrap();
+    fs::hard_link(&other, to.join("hard")).unwrap();
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, to.join("fifo"), fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    into(&to, &tar_of(&[("hard", Regular, "new"), ("fifo", Regular, "new")]), Name::Contents).unwrap();
+    assert_eq!(fs::read_to_string(&other).unwrap(), "other");
+    assert_eq!(fs::read_to_string(to.join("hard")).unwrap(), "new");
+    assert_eq!(fs::read_to_string(to.join("fifo")).unwrap(), "new");
+}
+
+#[test]
+fn a_fifo_is_packed_and_not_read() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("fifo");
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    for source in [path.as_path(), base.path()] {
+        let mut tar = Vec::new();
+        pack(&open(source), Path::new("x"), &mut tar).unwrap();
+        let mut archive = tar::Archive::new(&*tar);
+        let last = archive.entries().unwrap().map(Result::unwrap).last().unwrap();
+        assert_eq!(last.header().entry_type(), tar::EntryType::Fifo);
+    }
+}
+
+/// Makes a chain of directories that is longer than any path, with a file beside each.
+fn chain(at: &Path, depth: usize) {
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY;
+    let mut dir = rustix::fs::open(at, flags, Mode::empty()).unwrap();
+    for _ in 0..depth {
+        mkdirat(&dir, "d", Mode::RWXU).unwrap();
+        openat(&dir, "f", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+        dir = openat(&dir, "d", flags, Mode::empty()).unwrap();
+    }
+}
+
+#[test]
+fn deep_trees_take_few_descriptors() {
+    struct Counting<'a>(&'a Path, usize, Vec<u8>);
+    impl std::io::Write for Counting<'_> {
+        fn write(&mut self, from: &[u8]) -> std::io::Result<usize> {
+            // Of other tests there are some, too.
+            let links =
+                fs::read_dir("/proc/self/fd").unwrap().flatten().flat_map(|fd| fs::read_link(fd.path()));
+            self.1 = self.1.max(links.filter(|link| link.starts_with(self.0)).count());
+            self.2.extend_from_slice(from);
+            Ok(from.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    // In memory: so many directories take a disk a while.
+    let base = tempfile::tempdir_in("/dev/shm").unwrap();
+    chain(base.path(), 300);
+    let mut to = Counting(base.path(), 0, Vec::new());
+    assert_eq!(pack(&open(base.path()), Path::new("a"), &mut to).unwrap().entries, 601);
+    assert!(to.1 <= 4, "{}", to.1);
+    let out = tempfile::tempdir_in("/dev/shm").unwrap();
+    assert_eq!(into(out.path(), &to.2, Name::One(b"a", b"b")).unwrap().entries, 601);
+    // No path leads to the end of this one, and no program could name it.
+    let deep = base.path().join("deep");
+    fs::create_dir(&deep).unwrap();
+    chain(&deep, 10_000);
+    let error = pack(&open(base.path()), Path::new("a"), std::io::sink()).unwrap_err();
+    let removed = std::process::Command::new("rm").arg("-rf").arg(&deep).status().unwrap();
+    assert!(matches!(error, Error::Limit { .. }) && removed.success(), "{error}");
+}
+
+#[test]
+fn mounts_below_are_left_out() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+    }
+    let base = tempfile::tempdir().unwrap();
+    let (dir, file) = (base.path().join("x/dir"), base.path().join("x/file"));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(&file, "below").unwrap();
+    let other = base.path().join("other");
+    fs::write(&other, "another file").unwrap();
+    rustix::mount::mount("none", &dir, "tmpfs", rustix::mount::MountFlags::empty(), c"size=64k").unwrap();
+    let _dir = Mounted(dir.clone());
+    fs::write(dir.join("in"), "inside of it").unwrap();
+    rustix::mount::mount_bind(&other, &file).unwrap();
+    let _file = Mounted(file.clone());
+    let mut tar = Vec::new();
+    let mut packed = pack(&open(&base.path().join("x")), Path::new("x"), &mut tar).unwrap();
+    packed.left_out.sort();
+    assert_eq!(packed.left_out, [(dir.clone(), LeftOut::Mount), (file.clone(), LeftOut::Mount)]);
+    assert!(holds(&tar, b"x/dir") && !holds(&tar, b"inside of it") && !holds(&tar, b"another file"));
+    // What is asked for may be mounted itself.
+    for (path, text) in [(&dir, &b"inside of it"[..]), (&file, b"another file")] {
+        let mut tar = Vec::new();
+        assert_eq!(pack(&open(path), Path::new("x"), &mut tar).unwrap().left_out, []);
+        assert!(holds(&tar, text));
+    }
+}
+
+#[test]
+fn links_of_others_lead_to_no_directory() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let real = base.path().join("real");
+    fs::create_dir(&real).unwrap();
+    fs::write(real.join("f"), "").unwrap();
+    for (name, to, owner) in
+        [("mine", "real", 0), ("theirs", "real", 65534), ("round", "theirs", 0), ("loop", "loop", 0)]
+    {
+        symlink(to, base.path().join(name)).unwrap();
+        std::os::unix::fs::lchown(base.path().join(name), Some(owner), None).unwrap();
+    }
+    let at = |path: &str| directory(&base.path().join(path));
+    for good in ["real", "mine", "mine/../real/.", "real/"] {
+        assert!(at(good).unwrap().is_some(), "{good}");
+    }
+    for none in ["nope", "real/f", "mine/f", "real/f/x"] {
+        assert!(at(none).unwrap().is_none(), "{none}");
+    }
+    for bad in ["theirs", "theirs/", "round", "theirs/../real", "theirs/new"] {
+        let error = at(bad).unwrap_err();
+        assert!(matches!(error, Error::UnsafePath { .. }), "{bad}: {error}");
+    }
+    assert!(matches!(at("loop"), Err(Error::Io { .. })));
+    assert!(Source::open(&base.path().join("theirs/f"), false).is_err());
+    assert!(Source::open(&base.path().join("theirs"), true).is_err());
+    // The link itself can be copied.
+    let mut tar = Vec::new();
+    pack(&open(&base.path().join("theirs")), Path::new("x"), &mut tar).unwrap();
+    let kind = tar::Archive::new(&*tar).entries().unwrap().next().unwrap().unwrap().header().entry_type();
+    assert_eq!(kind, tar::EntryType::Symlink);
+}
+
+fn blocks(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+#[test]
+fn holes_stay_holes() {
+    const MIB: u64 = 1 << 20;
+    let base = tempfile::tempdir().unwrap();
+    let file = |name: &str, size: u64, data: &[(u64, &[u8])]| {
+        let file = fs::File::create(base.path().join(name)).unwrap();
+        file.set_len(size).unwrap();
+        data.iter().for_each(|(at, bytes)| file.write_all_at(bytes, *at).unwrap());
+    };
+    let many: Vec<(u64, &[u8])> = (0..60).map(|n| (n * MIB + 12_345, &b"piece"[..])).collect();
+    // Only holes; data in the middle, at the beginning, at the end, in pieces; none.
+    let files: [(&str, u64, &[(u64, &[u8])]); 6] = [
+        ("empty", 2048 * MIB, &[]),
+        ("middle", 512 * MIB + 1, &[(100 * MIB + 3, b"middle")]),
+        ("ends", 512 * MIB + 7, &[(0, b"begin"), (512 * MIB + 4, b"end")]),
+        ("pieces", 64 * MIB, &many),
+        ("dense", 5, &[(0, b"dense")]),
+        ("none", 0, &[]),
+    ];
+    files.iter().for_each(|(name, size, data)| file(name, *size, data));
+    let mut tar = Vec::new();
+    let packed = pack(&open(base.path()), Path::new("a"), &mut tar).unwrap();
+    assert_eq!(packed.bytes, files.iter().map(|(_, size, _)| size).sum::<u64>());
+    assert!((tar.len() as u64) < MIB, "{}", tar.len());
+    let check = |dir: &Path| {
+        for (name, size, data) in files {
+            let file = fs::File::open(dir.join(name)).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), size, "{name}");
+            assert!(blocks(&dir.join(name)) < MIB, "{name}");
+            for (at, bytes) in data {
+                let mut read = vec![0; bytes.len()];
+                file.read_exact_at(&mut read, *at).unwrap();
+                assert_eq!(read, *bytes, "{name} {at}");
+            }
+        }
+    };
+    let out = tempfile::tempdir().unwrap();
+    into(out.path(), &tar, Name::One(b"a", b"b")).unwrap();
+    check(&out.path().join("b"));
+    // Another reader: that of the helper in a container.
+    let mut archive = tar::Archive::new(&*tar);
+    for entry in archive.entries().unwrap().map(Result::unwrap) {
+        let name = entry.path().unwrap().file_name().unwrap().to_owned();
+        let Some((_, size, _)) = files.iter().find(|(other, size, _)| name == *other && *size <= 64 * MIB)
+        else {
+            continue;
+        };
+        let (mut entry, mut theirs) = (entry, Vec::new());
+        std::io::Read::read_to_end(&mut entry, &mut theirs).unwrap();
+        assert_eq!(theirs.len() as u64, *size);
+        assert!(theirs == fs::read(base.path().join(&name)).unwrap(), "{name:?}");
+    }
+}
+
+#[test]
+fn zeros_in_a_plain_tar_become_holes() {
+    let base = tempfile::tempdir().unwrap();
+    let mut text = vec![0; 3 << 20];
+    text[0] = 1;
+    text[10_000..10_100].fill(2);
+    text[1 << 20] = 3;
+    let plain = |name: &str, bytes: &[u8]| {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_data(&mut header(Regular, bytes.len()), name, bytes).unwrap();
+        builder.into_inner().unwrap()
+    };
+    for (name, bytes) in [
+        ("some", &text[..]),
+        ("tail", &text[..2 << 20]),
+        ("odd", &text[..(2 << 20) + 1]),
+        ("all", &text[2 << 20..]),
+    ] {
+        // In pieces of a block, and in large ones.
+        let tar = plain(name, bytes);
+        let dir = fs::File::open(base.path()).unwrap();
+        for small in [true, false] {
+            if small {
+                let from = Feeding { tar: &tar, blocks: 0, then: None::<fn()> };
+                unpack(from, dir.as_fd(), Name::Contents).unwrap();
+            } else {
+                into(base.path(), &tar, Name::Contents).unwrap();
+            }
+            assert!(fs::read(base.path().join(name)).unwrap() == bytes, "{name}");
+            assert!(
+                blocks(&base.path().join(name)) <= 64 << 10,
+                "{name} {}",
+                blocks(&base.path().join(name))
+            );
+        }
+    }
+}
+
+/// A user's links and renames while root copies his directory into a container: nothing but his own files gets there.
+#[test]
+fn a_user_who_swaps_while_it_is_packed_gains_no_file() {
+    let base = tempfile::tempdir().unwrap();
+    let (source, secrets) = (base.path().join("source"), base.path().join("secrets"));
+    fs::create_dir_all(source.join("w")).unwrap();
+    fs::create_dir(&secrets).unwrap();
+    for (dir, text) in [(source.join("w"), "harmless"), (secrets.clone(), "root's alone")] {
+        fs::write(dir.join("f"), text).unwrap();
+    }
+    fs::write(source.join("g"), "harmless").unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for (name, to) in [("w", secrets.clone()), ("g", secrets.join("f"))] {
+                    let path = source.join(name);
+                    let _ = fs::rename(&path, source.join("old"));
+                    let _ = symlink(to, &path);
+                    let _ = fs::remove_file(&path);
+                    let _ = fs::rename(source.join("old"), &path);
+                }
+            }
+        });
+        for _ in 0..3000 {
+            let mut tar = Vec::new();
+            let _ = pack(&open(&source), Path::new("a"), &mut tar);
+            assert!(!holds(&tar, b"root's alone"));
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
 }

@@ -1,12 +1,15 @@
 //! From a tar to files.
 
+use super::{REPLACED, unsafe_path, write};
 use crate::error::{Error, show};
 use crate::stream::{Entry, Stream, Time};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, ftruncate, futimens, linkat,
-    mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, ftruncate, futimens,
+    linkat, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
+use rustix::process::geteuid;
+use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tar::EntryType;
@@ -15,9 +18,13 @@ const BUFFER: usize = 256 << 10;
 const MAX_ENTRIES: u64 = 4 << 20;
 const MAX_NAME: usize = 4096;
 const MAX_DEPTH: usize = 1024;
+/// Bytes kept for directories that were made.
+const MAX_KEPT: usize = 256 << 20;
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// What others may not do with a directory from a container.
 const DIR_MODE: u32 = 0o755;
+/// Zeros are looked for in pieces of this size, in bytes: a block of most file systems.
+const BLOCK: usize = 4096;
 
 /// What a tar's entries are called.
 #[derive(Debug, Clone, Copy)]
@@ -39,15 +46,19 @@ pub struct Taken {
     pub left_out: u64,
 }
 
-/// Unpacks a tar below the directory `into`. A file of the same name is replaced, a directory is filled. What was
-/// unpacked before an error stays.
+/// Unpacks a tar below the directory `into`. A file of the same name is replaced by a new one, a directory is filled.
+/// Blocks of zeros become holes. What was unpacked before an error stays.
+///
+/// The directory may be one that another user may write to: no symlink below it is followed, whoever plants it when, and
+/// nothing is made in what has taken the place of a directory that was made here.
 ///
 /// # Errors
 /// A name that is not as expected or leads elsewhere, a damaged tar, an I/O error.
 pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<Taken, Error> {
     let mut stream = Stream::new(BufReader::with_capacity(BUFFER, from), u64::MAX);
-    let into = into.try_clone_to_owned().map_err(|e| write("open", b".")(e.into_errno()))?;
-    let mut unpacker = Unpacker { into, name, last: None, directories: Vec::new(), taken: Taken::default() };
+    let into = openat(into, ".", DIR, Mode::empty()).map_err(write("open", b"."))?;
+    let (directories, taken) = (BTreeMap::new(), Taken::default());
+    let mut unpacker = Unpacker { into, name, last: None, directories, kept: 0, taken };
     let mut seen = 0;
     while let Some(entry) = stream.next(true)? {
         seen += 1;
@@ -61,23 +72,12 @@ pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<T
     unpacker.finish()
 }
 
-/// `std` gives its own error for a call that the kernel refused.
-trait IntoErrno {
-    fn into_errno(self) -> Errno;
-}
-
-impl IntoErrno for std::io::Error {
-    fn into_errno(self) -> Errno {
-        Errno::from_io_error(&self).unwrap_or(Errno::IO)
-    }
-}
-
-fn write(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
-    move |source| Error::Write { op, path: show(path), source }
-}
-
-fn unsafe_path(path: &[u8], why: &'static str) -> Error {
-    Error::UnsafePath { path: show(path), why }
+/// A directory that was made here. It gets its mode and time when nothing more is made in it.
+struct Made {
+    /// By which it is known again: device and inode.
+    identity: (u64, u64),
+    mode: u32,
+    mtime: Time,
 }
 
 struct Unpacker<'a> {
@@ -85,8 +85,10 @@ struct Unpacker<'a> {
     name: Name<'a>,
     /// The directory used last.
     last: Option<(Vec<u8>, OwnedFd)>,
-    /// They get their modes and times when nothing more is made in them.
-    directories: Vec<(Vec<u8>, u32, Time)>,
+    /// By their paths: a directory comes before those in it.
+    directories: BTreeMap<Vec<u8>, Made>,
+    /// Bytes that they take.
+    kept: usize,
     taken: Taken,
 }
 
@@ -125,14 +127,14 @@ impl Unpacker<'_> {
 
     /// The directory `path`, made if it is missing.
     fn parent(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
-        let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| write("open", path)(e.into_errno()));
+        let clone = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(write("open", path));
         if let Some((last, fd)) = &self.last
             && last == path
         {
             return clone(fd);
         }
         let fd = match self.open(path) {
-            Ok(fd) => fd,
+            Ok(fd) => self.recognise(fd, path)?,
             Err(Errno::NOENT) => self.make_all(path)?,
             Err(Errno::LOOP) => return Err(unsafe_path(path, "a symlink is on its way")),
             Err(error) => return Err(write("open", path)(error)),
@@ -141,14 +143,26 @@ impl Unpacker<'_> {
         Ok(fd)
     }
 
+    /// The same directory, if it is the one that was made here or there was one before.
+    fn recognise(&self, fd: OwnedFd, path: &[u8]) -> Result<OwnedFd, Error> {
+        match self.directories.get(path) {
+            Some(made) if made.identity != identity(&fd, path)? => Err(unsafe_path(path, REPLACED)),
+            _ => Ok(fd),
+        }
+    }
+
     fn make_all(&self, path: &[u8]) -> Result<OwnedFd, Error> {
         let mut current = self.open(b"").map_err(write("open", path))?;
+        let mut end = 0;
         for name in path.split(|b| *b == b'/') {
+            end += name.len();
             match mkdirat(&current, name, Mode::from_raw_mode(DIR_MODE)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(write("make the directory", path)(error)),
             }
-            current = openat(&current, name, DIR, Mode::empty()).map_err(write("open", path))?;
+            let opened = openat(&current, name, DIR, Mode::empty()).map_err(write("open", path))?;
+            current = self.recognise(opened, &path[..end])?;
+            end += 1;
         }
         Ok(current)
     }
@@ -233,7 +247,11 @@ impl Unpacker<'_> {
         let file = openat(above, name, flags, Mode::from_raw_mode(entry.mode & 0o777));
         let file = file.map_err(write("make", path))?;
         match &entry.sparse {
-            None => fill(&file, stream, 0, entry.size, path)?,
+            None => {
+                fill(&file, stream, 0, entry.size, path)?;
+                // Of zeros at the end nothing was written.
+                ftruncate(&file, entry.size).map_err(write("set the size of", path))?;
+            }
             Some(sparse) => {
                 ftruncate(&file, sparse.real).map_err(write("set the size of", path))?;
                 for (offset, length) in &sparse.segments {
@@ -249,7 +267,18 @@ impl Unpacker<'_> {
     fn directory(&mut self, entry: &Entry, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
         match mkdirat(above, name, Mode::RWXU) {
             Ok(()) => {
-                self.directories.push((path.to_vec(), entry.mode, entry.mtime));
+                let made = openat(above, name, DIR, Mode::empty()).map_err(write("open", path))?;
+                if fstat(&made).map_err(write("look at", path))?.st_uid != geteuid().as_raw() {
+                    return Err(unsafe_path(path, REPLACED));
+                }
+                self.kept += path.len() + size_of::<(Vec<u8>, Made)>();
+                if self.kept > MAX_KEPT {
+                    let what = "the memory for the names of directories".into();
+                    return Err(Error::Limit { what, limit: MAX_KEPT as u64 });
+                }
+                let identity = identity(&made, path)?;
+                self.directories
+                    .insert(path.to_vec(), Made { identity, mode: entry.mode, mtime: entry.mtime });
                 Ok(())
             }
             // One that is there keeps its mode, and is filled.
@@ -265,8 +294,8 @@ impl Unpacker<'_> {
     }
 
     fn finish(self) -> Result<Taken, Error> {
-        for (path, mode, mtime) in self.directories.iter().rev() {
-            let dir = self.open(path).map_err(write("open", path))?;
+        for (path, Made { mode, mtime, .. }) in self.directories.iter().rev() {
+            let dir = self.recognise(self.open(path).map_err(write("open", path))?, path)?;
             fchmod(&dir, Mode::from_raw_mode(mode & DIR_MODE)).map_err(write("set the mode of", path))?;
             futimens(&dir, &times(*mtime)).map_err(write("set the time of", path))?;
         }
@@ -282,6 +311,12 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
     }
 }
 
+/// By which a directory is known again.
+fn identity(dir: &OwnedFd, path: &[u8]) -> Result<(u64, u64), Error> {
+    fstat(dir).map(|stat| (stat.st_dev, stat.st_ino)).map_err(write("look at", path))
+}
+
+/// Writes to a new file, in which what is not written is zero: zeros are not written.
 fn fill<R: std::io::BufRead>(
     file: &OwnedFd,
     stream: &mut Stream<R>,
@@ -291,13 +326,41 @@ fn fill<R: std::io::BufRead>(
 ) -> Result<(), Error> {
     stream.copy(size, path, |mut piece| {
         while !piece.is_empty() {
-            let n = rustix::io::retry_on_intr(|| pwrite(file.as_fd(), piece, offset))
-                .map_err(write("write", path))?;
-            offset += n as u64;
-            piece = &piece[n..];
+            let (zeros, data) = zeros_and_data(piece, offset);
+            offset += zeros as u64;
+            let mut writing = &piece[zeros..zeros + data];
+            while !writing.is_empty() {
+                let n = rustix::io::retry_on_intr(|| pwrite(file.as_fd(), writing, offset))
+                    .map_err(write("write", path))?;
+                offset += n as u64;
+                writing = &writing[n..];
+            }
+            piece = &piece[zeros + data..];
         }
         Ok(())
     })
+}
+
+/// How many bytes of zeros a piece begins with, and how many follow that are data: in blocks of the file, of which the
+/// piece begins at `offset`.
+fn zeros_and_data(piece: &[u8], offset: u64) -> (usize, usize) {
+    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+    // The rest of a block is at most a block.
+    let mut size = BLOCK - (offset % BLOCK as u64) as usize;
+    let (mut zeros, mut end) = (0, 0);
+    while end < piece.len() {
+        let block = &piece[end..piece.len().min(end + size)];
+        let empty = *block == ZEROS[..block.len()];
+        if empty && zeros < end {
+            break;
+        }
+        end += block.len();
+        if empty {
+            zeros = end;
+        }
+        size = BLOCK;
+    }
+    (zeros, end - zeros)
 }
 
 fn times(time: Time) -> Timestamps {

@@ -13,7 +13,7 @@ use tar::EntryType;
 use tempfile::TempDir;
 
 use super::{Tar, write};
-use crate::export::{Compression, Exported, Format, Target, export};
+use crate::export::{Compression, Exported, Format, LeftOut, ROOTFS, Target, export};
 use crate::{Digest, Error, Limits, Remote, Source, Watch, unpack_tar};
 
 /// All that can be told apart in a tree, by path. Hard links are a number that their names share.
@@ -121,7 +121,13 @@ fn mount(context: &OwnedFd) -> OwnedFd {
 }
 
 fn target(format: Format, path: &Path) -> Target {
-    Target { format, path: path.to_owned(), compression: Compression::Gzip, overwrite: false }
+    Target {
+        format,
+        path: path.to_owned(),
+        compression: Compression::Gzip,
+        overwrite: false,
+        keep_privileges: true,
+    }
 }
 
 fn link_to(fd: &OwnedFd) -> PathBuf {
@@ -317,7 +323,9 @@ fn merged_formats_are_what_overlayfs_shows() {
     std::fs::create_dir(&dir).unwrap();
     let done = layers.export(Format::Dir, &dir).unwrap();
     assert_eq!((done.entries, done.image), (expected.len() as u64, None));
-    assert_eq!(snapshot(&dir), expected);
+    // Whatever the image says, nobody but its owner comes through the directory.
+    assert_eq!(dir.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+    assert_eq!(snapshot(&dir.join(ROOTFS)), expected);
     let tar = out.path().join("tar");
     layers.export(Format::Tar, &tar).unwrap();
     let image = Source::detect(&tar).unwrap().open(&Remote::default()).unwrap();
@@ -338,8 +346,8 @@ fn a_directory_keeps_holes() {
     std::os::unix::fs::FileExt::write_all_at(&file, b"end", 64 << 20).unwrap();
     let out = tempfile::tempdir().unwrap();
     layers.export(Format::Dir, &out.path().join("dir")).unwrap();
-    assert_eq!(snapshot(&out.path().join("dir")), snapshot(&layers.path(0)));
-    assert!(out.path().join("dir/big").metadata().unwrap().blocks() * 512 < 1 << 20);
+    assert_eq!(snapshot(&out.path().join("dir").join(ROOTFS)), snapshot(&layers.path(0)));
+    assert!(out.path().join("dir/rootfs/big").metadata().unwrap().blocks() * 512 < 1 << 20);
 }
 
 /// More directories than are kept open, in several layers; and one more than is allowed.
@@ -361,7 +369,7 @@ fn deep_trees() {
     let layers = Layers::new(&tars);
     let out = tempfile::tempdir().unwrap();
     layers.export(Format::Dir, &out.path().join("dir")).unwrap();
-    assert_eq!(snapshot(&out.path().join("dir")), snapshot(&link_to(&layers.overlay())));
+    assert_eq!(snapshot(&out.path().join("dir").join(ROOTFS)), snapshot(&link_to(&layers.overlay())));
     layers.export(Format::Oci, &out.path().join("oci")).unwrap();
     std::fs::create_dir_all(layers.path(0).join("e/".repeat(257))).unwrap();
     let result = layers.export(Format::Dir, &out.path().join("deeper"));
@@ -378,7 +386,7 @@ fn images_without_layers_or_config() {
         none.export(format, &path).unwrap();
         assert_eq!(format.to_string().parse::<Format>().unwrap(), format);
         if format == Format::Dir {
-            assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
+            assert_eq!(std::fs::read_dir(path.join(ROOTFS)).unwrap().count(), 0);
         } else if format != Format::Tar {
             assert!(
                 Source::detect(&path).unwrap().open(&Remote::default()).unwrap().layers.is_empty(),
@@ -525,4 +533,62 @@ fn a_full_disk() {
         );
         assert_eq!(std::fs::read_dir(link_to(&disk)).unwrap().count(), 0, "{format}");
     }
+}
+
+/// What gives rights on the host is made in a directory only if that is wanted; archives hold it.
+#[test]
+fn privileges_are_left_out_of_directories() {
+    let caps = [&0x0200_0001_u32.to_le_bytes()[..], &[0, 4, 0, 0], &[0; 12]].concat();
+    let tar = Tar::default().file("suid", b"x").file("capable", b"x").file("plain", b"x").dir("group").end();
+    let layers = Layers::new(&[tar]);
+    let base = layers.path(0);
+    for (name, mode) in [("suid", 0o6755), ("plain", 0o1755), ("group", 0o3775)] {
+        std::fs::set_permissions(base.join(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let capable = File::open(base.join("capable")).unwrap();
+    rustix::fs::fsetxattr(&capable, "security.capability", &caps, rustix::fs::XattrFlags::empty()).unwrap();
+    let zero = rustix::fs::makedev(1, 5);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        base.join("zero"),
+        kind,
+        rustix::fs::Mode::from_raw_mode(0o666),
+        zero,
+    )
+    .unwrap();
+    std::fs::hard_link(base.join("zero"), base.join("zero-too")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let has_caps = |path: &Path| {
+        let file = File::open(path).unwrap();
+        rustix::fs::fgetxattr(&file, "security.capability", &mut [0; 64][..]).is_ok()
+    };
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+
+    let to = Target { keep_privileges: false, ..target(Format::Dir, &out.path().join("dir")) };
+    let done = layers.export_with(None, &[], &to, &Watch::default()).unwrap();
+    assert_eq!(done.left_out, LeftOut { set_id: 2, capabilities: 1, devices: 2 });
+    let root = out.path().join("dir").join(ROOTFS);
+    assert_eq!(
+        (mode(&root.join("suid")), mode(&root.join("plain")), mode(&root.join("group"))),
+        (0o755, 0o1755, 0o1775)
+    );
+    assert!(
+        !has_caps(&root.join("capable")) && !root.join("zero").exists() && !root.join("zero-too").exists()
+    );
+
+    let kept = out.path().join("kept");
+    let done = layers.export(Format::Dir, &kept).unwrap();
+    assert_eq!((done.left_out, mode(&kept)), (LeftOut::default(), 0o700));
+    assert_eq!(snapshot(&kept.join(ROOTFS)), snapshot(&base));
+    assert!(has_caps(&kept.join("rootfs/capable")));
+
+    let to = Target { keep_privileges: false, ..target(Format::Tar, &out.path().join("tar")) };
+    let done = layers.export_with(None, &[], &to, &Watch::default()).unwrap();
+    assert_eq!(done.left_out, LeftOut::default());
+    let image = Source::detect(&to.path).unwrap().open(&Remote::default()).unwrap();
+    let cage = tempfile::tempdir().unwrap();
+    let into = File::open(cage.path()).unwrap();
+    image.layers[0].unpack(into.as_fd(), &[], &Limits::default(), &Watch::default()).unwrap();
+    assert_eq!(snapshot(cage.path()), snapshot(&base));
 }

@@ -162,10 +162,10 @@ fn attached_root_file_systems_outlive_commands_and_servers() {
     let uri = tar(dir.path());
     let store = Store::open(&config(dir.path())).unwrap();
     let image = store.image(&uri).unwrap();
-    let path = store.attach_rootfs("seen", &image, None).unwrap();
+    let path = store.attach_rootfs("seen", &image, None, false).unwrap();
     assert_eq!(fs::read_to_string(path.join("seven")).unwrap(), "7");
     assert!(matches!(
-        store.attach_rootfs("seen", &image, None),
+        store.attach_rootfs("seen", &image, None, false),
         Err(Error::Rootfs(rootfs::Error::Exists { .. }))
     ));
     assert_eq!(fs::read_to_string(path.join("seven")).unwrap(), "7");

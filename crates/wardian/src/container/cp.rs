@@ -17,7 +17,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
 use tokio::net::unix::pipe;
 use wardian_garden::Client;
-use wardian_image::files::{Name, pack, unpack};
+use wardian_image::files::{self, LeftOut, Name, Source, pack, unpack};
 
 /// What to copy, and where.
 #[derive(Debug, ClapArgs)]
@@ -27,7 +27,10 @@ begins with / or ./), or - for a tar on standard input or output.
 
 If TO is a directory, what is copied goes into it; otherwise it is called TO, and takes the place of a file of that name. FROM/. \
 stands for what is in the directory FROM. Files in a container belong to its root, files on this host to whoever copies. Setuid \
-bits, devices and sockets are left out, symlinks are copied as they are.")]
+bits, devices and sockets are left out, symlinks are copied as they are, holes in files stay holes.
+
+Of this host only one file system is copied: what is mounted below FROM is left out, and said so. A symlink on the way to FROM or \
+TO is followed if root or the caller owns it; below them none is followed, whoever changes the directories meanwhile.")]
 pub struct Args {
     #[command(flatten)]
     server: Server,
@@ -130,8 +133,8 @@ async fn is_directory(client: &Client, handle: &str, path: &str) -> wardian_gard
 
 async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: &str) -> Result<()> {
     let text = from.as_os_str().as_bytes();
-    let meta = std::fs::symlink_metadata(from).with_context(|| format!("find {}", from.display()))?;
     let only_contents = text.ends_with(b"/.") || matches!(text, b"." | b"..") || text.ends_with(b"/..");
+    let source = Source::open(from, only_contents)?;
     let (to, _) = contents(to);
     let (dir, name) = if only_contents {
         (to, PathBuf::new())
@@ -146,12 +149,10 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
         let (above, name) = split(to)?;
         (above, PathBuf::from(name))
     };
-    ensure!(!only_contents || meta.is_dir() || from.is_dir(), "{} is no directory", from.display());
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
     let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).context("read a pipe")?;
     let end = Arc::new(OnceLock::new());
     let body = Packing { pipe: reader, end: end.clone() };
-    let source = from.to_owned();
     let packing = std::thread::spawn(move || {
         // Whoever reads the pipe's end finds the result there already.
         let mut writer = std::io::BufWriter::with_capacity(256 << 10, writer);
@@ -168,11 +169,15 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
         (Some(Err(error)), Err(_)) if !is_broken_pipe(error) => bail!("{error:#}"),
         (_, Err(error)) => Err(server.explain(error)),
         (Some(Ok(packed)), Ok(())) => {
-            for path in &packed.left_out {
-                eprintln!(
-                    "wardian: left out, for it is a device or a socket: {}",
-                    print::tame(&path.to_string_lossy())
-                );
+            for (path, why) in &packed.left_out {
+                let why = match why {
+                    LeftOut::Special => "it is a device or a socket",
+                    LeftOut::Mount => "something is mounted there",
+                };
+                eprintln!("wardian: left out, for {why}: {}", print::tame(&path.to_string_lossy()));
+            }
+            if packed.left_out_more > 0 {
+                eprintln!("wardian: left out, too: {} more", packed.left_out_more);
             }
             Ok(())
         }
@@ -262,24 +267,30 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
     if contents {
         path.push('/');
     }
-    let is_dir = to.is_dir();
+    // Opened once: the same path may lead elsewhere the next time.
+    let there = files::directory(to)?;
+    let exists = there.is_some();
     ensure!(
-        is_dir || !to.as_os_str().as_bytes().ends_with(b"/") || contents,
+        exists || !to.as_os_str().as_bytes().ends_with(b"/") || contents,
         "there is no directory {}; without the / the copy is called so",
         to.display()
     );
+    let dir = match there {
+        Some(there) => there,
+        None => {
+            let above = to.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let missing = || format!("there is no directory {}", above.display());
+            files::directory(above)?.with_context(missing)?
+        }
+    };
+    let name = || to.file_name().with_context(|| format!("{} has no name", to.display()));
     // The container is asked first: of a failure nothing is to stay.
     let mut tar = client.stream_out(handle, "", &path).await.map_err(|error| server.explain(error))?;
-    let (dir, ours) = if is_dir {
-        (to.to_owned(), OsStr::from_bytes(theirs.as_bytes()))
-    } else if contents {
-        std::fs::create_dir(to).with_context(|| format!("make the directory {}", to.display()))?;
-        (to.to_owned(), OsStr::new(""))
-    } else {
-        let above = to.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        (above.to_owned(), to.file_name().with_context(|| format!("{} has no name", to.display()))?)
+    let (dir, ours) = match (exists, contents) {
+        (true, _) => (dir, OsStr::from_bytes(theirs.as_bytes())),
+        (false, true) => (files::make(dir.as_fd(), name()?)?, OsStr::new("")),
+        (false, false) => (dir, name()?),
     };
-    let dir = std::fs::File::open(&dir).with_context(|| format!("open the directory {}", dir.display()))?;
     let ours = ours.as_bytes().to_owned();
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
     let mut writer = pipe::Sender::from_owned_fd(OwnedFd::from(writer)).context("write to a pipe")?;

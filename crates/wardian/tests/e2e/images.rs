@@ -241,8 +241,8 @@ fn an_image_that_is_exported_can_be_imported() {
     place.say(&["image", "export", "app", &alone.path("x.tar"), "--force"]);
     assert!(place.fail(&["image", "export", "app", &alone.path("layout"), "--force"]).contains("exists"));
     place.say(&["image", "export", "app", &alone.path("tree"), "--format", "dir"]);
-    assert_eq!(fs::read(alone.path("tree/a")).unwrap(), b"above");
-    assert!(!Path::new(&alone.path("tree/b")).exists());
+    assert_eq!(fs::read(alone.path("tree/rootfs/a")).unwrap(), b"above");
+    assert!(!Path::new(&alone.path("tree/rootfs/b")).exists());
     assert!(place.fail(&["image", "export", "app", &alone.path("x.tar.gz")]).contains("not compressed"));
     assert!(place.fail(&["image", "export", "nope", &alone.path("n.tar")]).contains("image ls"));
     assert_eq!(place.wardian(&["image", "export", "app", "x", "--format", "zip"]).code, Some(2));

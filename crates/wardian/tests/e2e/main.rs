@@ -17,6 +17,7 @@ mod escape;
 mod failpoints;
 mod go_client;
 mod grace;
+mod host_files;
 mod hostile_dirs;
 mod hostile_images;
 mod images;
