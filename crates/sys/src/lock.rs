@@ -131,7 +131,7 @@ fn open(dir: &Directory, name: &str) -> Result<Option<(OwnedFd, bool)>, Error> {
     let stat = fstat(&file).map_err(system(dir, name))?;
     let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     let own = stat.st_uid == 0 || stat.st_uid == rustix::process::geteuid().as_raw();
-    Ok((is_file && own && stat.st_nlink <= 1).then(|| (file, stat.st_mode & 0o777 == 0o600)))
+    Ok((is_file && own && stat.st_nlink <= 1).then_some((file, stat.st_mode & 0o777 == 0o600)))
 }
 
 /// The right to replace a lock file.
@@ -216,14 +216,14 @@ pub fn holders(file: BorrowedFd<'_>) -> Vec<Holder> {
             if !same {
                 continue;
             }
-            let info = read(&process.path().join("fdinfo").join(fd.file_name()));
+            let info = read(process.path().join("fdinfo").join(fd.file_name()));
             let Some(shared) = lock_of(&info) else { continue };
-            let status = read(&process.path().join("status"));
+            let status = read(process.path().join("status"));
             let (real, effective) = users_of(&status);
             let own = |uid| uid == 0 || uid == rustix::process::geteuid().as_raw();
             found.push(Holder {
                 pid,
-                comm: read(&process.path().join("comm")).trim().to_owned(),
+                comm: read(process.path().join("comm")).trim().to_owned(),
                 uid: real,
                 is_ours: !shared && own(real) && own(effective),
             });

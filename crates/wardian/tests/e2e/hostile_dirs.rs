@@ -169,14 +169,23 @@ async fn what_was_planted_before_is_not_followed() {
     server.finish().await;
 }
 
-/// Somebody who had the lock file open before it was closed to her.
-fn stranger(lock: &Path) -> Child {
+/// Somebody who had the lock file open before it was closed to her; ended when dropped.
+struct Stranger(Child);
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn stranger(lock: &Path) -> Stranger {
     let file = std::fs::File::open(lock).unwrap();
     flock(&file, FlockOperation::LockShared).unwrap();
     let mut sleep = Command::new("setpriv");
     sleep.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sleep", "1000"]);
-    let child = sleep.stdin(Stdio::from(file)).spawn().unwrap();
-    let comm = format!("/proc/{}/comm", child.id());
+    let child = Stranger(sleep.stdin(Stdio::from(file)).stdout(Stdio::null()).spawn().unwrap());
+    let comm = format!("/proc/{}/comm", child.0.id());
     while std::fs::read_to_string(&comm).unwrap().trim() != "sleep" {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -191,10 +200,10 @@ async fn a_stranger_who_holds_the_lock_keeps_nobody_out() {
     for mode in [0o644, 0o600] {
         server.kill9();
         set_mode(&lock, mode);
-        let mut sleep = stranger(&lock);
+        let sleep = stranger(&lock);
         server.restart().await;
         let log = server.log();
-        assert!(log.contains(&format!("held by process {} (sleep, user 65534)", sleep.id())), "{log}");
+        assert!(log.contains(&format!("held by process {} (sleep, user 65534)", sleep.0.id())), "{log}");
         // A live server's is not taken away, and whose it is is said.
         let (root, run) = (server.root(), server.run());
         let reset = ["reset", "--yes", "--root", root.to_str().unwrap(), "--run", run.to_str().unwrap()];
@@ -203,17 +212,15 @@ async fn a_stranger_who_holds_the_lock_keeps_nobody_out() {
         assert!(code == Some(1) && said.contains("stop the server first"), "{said}");
         assert!(said.contains(&format!("is held by {holder}: waiting for it")), "{said}");
         assert!(said.contains(&format!("its lock is held by {holder}")), "{said}");
-        sleep.kill().unwrap();
-        sleep.wait().unwrap();
+        drop(sleep);
     }
     server.kill9();
-    let mut sleep = stranger(&lock);
+    let sleep = stranger(&lock);
     let (root, run) = (server.root(), server.run());
     let (code, said) =
         wardian(&["reset", "--yes", "--root", root.to_str().unwrap(), "--run", run.to_str().unwrap()]);
     assert!(code == Some(0) && said.contains("containers: c"), "{said}");
-    sleep.kill().unwrap();
-    sleep.wait().unwrap();
+    drop(sleep);
     std::fs::create_dir_all(server.run()).unwrap();
     server.restart().await;
     server.finish().await;
