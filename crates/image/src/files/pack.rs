@@ -84,7 +84,10 @@ impl Source {
     /// There is nothing of this name, or another user's link leads to it.
     pub fn open(path: &Path, contents: bool) -> Result<Self, Error> {
         let missing = |errno: Errno| failed("find", path.as_os_str().as_bytes())(errno.into());
-        let directory = |path: &Path| place::directory(path)?.ok_or_else(|| missing(Errno::NOENT));
+        // What it is that is no directory is only for the message.
+        let none =
+            |path: &Path| if path.components().as_path().is_file() { Errno::NOTDIR } else { Errno::NOENT };
+        let directory = |path: &Path| place::directory(path)?.ok_or_else(|| missing(none(path)));
         let name = path.file_name().filter(|_| !contents && !path.as_os_str().as_bytes().ends_with(b"/"));
         let kind = if let Some(name) = name {
             let above = path.parent().filter(|above| !above.as_os_str().is_empty());

@@ -403,6 +403,9 @@ fn blocks(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
 
+/// Where a file has what.
+type Data<'a> = &'a [(u64, &'a [u8])];
+
 #[test]
 fn holes_stay_holes() {
     const MIB: u64 = 1 << 20;
@@ -414,7 +417,7 @@ fn holes_stay_holes() {
     };
     let many: Vec<(u64, &[u8])> = (0..60).map(|n| (n * MIB + 12_345, &b"piece"[..])).collect();
     // Only holes; data in the middle, at the beginning, at the end, in pieces; none.
-    let files: [(&str, u64, &[(u64, &[u8])]); 6] = [
+    let files: [(&str, u64, Data<'_>); 6] = [
         ("empty", 2048 * MIB, &[]),
         ("middle", 512 * MIB + 1, &[(100 * MIB + 3, b"middle")]),
         ("ends", 512 * MIB + 7, &[(0, b"begin"), (512 * MIB + 4, b"end")]),

@@ -382,7 +382,7 @@ async fn files_in_and_out() {
         let said = Said::from(command(&server, &["cp", from, to]).current_dir(&base).output().unwrap());
         assert!(said.code == Some(1) && said.err.contains(says), "{from} {to}: {said:?}");
     };
-    fail("nope", "f:/tmp", "find nope");
+    fail("nope", "f:/tmp", "find \"nope\"");
     fail("f:/nope", "x", "nope");
     fail("f:/nope/.", "x", "nope");
     assert!(!base.join("x").exists());
@@ -395,7 +395,7 @@ async fn files_in_and_out() {
     fail("src", "f:/tmp/two", "two");
     fail("f:/named", "one", "one");
     fail("f:", "x", "no path");
-    fail("one/.", "f:/tmp", "one/.");
+    fail("one/.", "f:/tmp", "Not a directory");
     server.finish().await;
 }
 
