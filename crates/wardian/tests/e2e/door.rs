@@ -246,7 +246,7 @@ async fn root_is_not_locked_out_by_those_at_work() {
         })
         .collect();
     // More come than may wait.
-    let mut newcomers: Vec<TcpStream> = (0..100)
+    let mut newcomers: Vec<TcpStream> = (0..200)
         .map(|_| {
             let mut stream = TcpStream::connect(address).unwrap();
             let _ = stream.write_all(get("api", "").as_bytes());
