@@ -230,10 +230,10 @@ impl Place {
         let mut state = self.seat.state();
         change(&mut state);
         let is_idle = (state.resting || state.owing > 0) && !self.is_gone();
-        if anew || !is_idle {
-            if let Some(number) = state.number.take() {
-                idle.seats.remove(&number);
-            }
+        if (anew || !is_idle)
+            && let Some(number) = state.number.take()
+        {
+            idle.seats.remove(&number);
         }
         if is_idle && state.number.is_none() {
             idle.next += 1;
