@@ -16,7 +16,8 @@
 //! | a tar is on its way out | idle while nothing is taken | `--transfer-patience` without progress |
 //! | process, output, events: the client is there | working | with the process, or the client |
 //! | process, output, events: it takes nothing | idle | never by itself |
-//! | last words after any of these | working | 1 s; 5 s and 64 MiB for a tar that nobody wants |
+//! | the rest of a tar that nobody wants | idle while nothing is there | 5 s or 64 MiB |
+//! | last words after any of these | working | 1 s |
 //!
 //! Clients that run as root, or as the user of the server, on a unix socket find [`RESERVE`] places more, which nobody
 //! else gets and where only another of them takes a place away. One that sits in a common place is moved there when it
@@ -36,6 +37,8 @@ use tokio::time::Instant;
 pub(crate) const RESERVE: usize = 16;
 /// How long a newcomer waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
+/// … how long one waits for room to wait, …
+const SQUEEZE: Duration = Duration::from_millis(2);
 /// … and how often it looks whether somebody has become idle.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -119,7 +122,7 @@ impl Door {
     /// With so many places.
     pub(crate) fn new(places: usize) -> Arc<Self> {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
-        let room = || semaphore((places / 8).clamp(16, 1024));
+        let room = || semaphore((places / 4).clamp(64, 1024));
         let (common, reserve) = (semaphore(places), semaphore(RESERVE));
         Arc::new(Self { common, reserve, rooms: [room(), room()], idle: Mutex::default() })
     }
@@ -139,6 +142,21 @@ impl Door {
         match self.rooms[usize::from(local)].clone().try_acquire_owned() {
             Ok(room) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
             Err(_) => Entry::Full,
+        }
+    }
+
+    /// The same for one that is next in the kernel's queue: a burst is not sent away while others are on their way out. Whoever
+    /// comes behind it is not held up for longer than [`SQUEEZE`].
+    pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Entry {
+        match self.enter(local) {
+            Entry::Full => {
+                let room = self.rooms[usize::from(local)].clone().acquire_owned();
+                match tokio::time::timeout(SQUEEZE, room).await {
+                    Ok(Ok(room)) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
+                    _ => Entry::Full,
+                }
+            }
+            entry => entry,
         }
     }
 
@@ -212,10 +230,10 @@ impl Place {
         let mut state = self.seat.state();
         change(&mut state);
         let is_idle = (state.resting || state.owing > 0) && !self.is_gone();
-        if anew || !is_idle {
-            if let Some(number) = state.number.take() {
-                idle.seats.remove(&number);
-            }
+        if (anew || !is_idle)
+            && let Some(number) = state.number.take()
+        {
+            idle.seats.remove(&number);
         }
         if is_idle && state.number.is_none() {
             idle.next += 1;
@@ -381,7 +399,7 @@ mod tests {
         let b = newcomer.await.unwrap().unwrap();
         assert!(b.works());
         // Nobody waits for ever, and not everybody may wait.
-        let mut waiting: Vec<_> = (0..16).map(|_| Box::pin(waits(&door, false))).collect();
+        let mut waiting: Vec<_> = (0..64).map(|_| Box::pin(waits(&door, false))).collect();
         assert!(matches!(door.enter(false), Entry::Full));
         assert!(waiting.pop().unwrap().await.is_none());
         assert!(matches!(door.enter(false), Entry::Wait(_)));

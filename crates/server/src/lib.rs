@@ -133,7 +133,7 @@ async fn accept(listener: Listener, state: Arc<State>, door: Arc<door::Door>) {
             Ok(arrival) => {
                 let Some(work) = state.working() else { return };
                 let state = state.clone();
-                match door.enter(arrival.local) {
+                match door.admit(arrival.local).await {
                     door::Entry::Place(place) => {
                         tokio::spawn(async move {
                             connection::serve(arrival, state, place).await;
