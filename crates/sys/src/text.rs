@@ -81,12 +81,17 @@ pub fn tame_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(tamed)
 }
 
+/// The last boundary between letters at or before this byte.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
 /// At most `limit` bytes of a text, and how many there were if it is longer.
 pub fn clip(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit {
         return Cow::Borrowed(text);
     }
-    Cow::Owned(format!("{}… ({} bytes)", &text[..text.floor_char_boundary(limit)], text.len()))
+    Cow::Owned(format!("{}… ({} bytes)", &text[..boundary(text, limit)], text.len()))
 }
 
 /// What is written to it, at most `limit` bytes. A long value is not made whole only to be cut.
@@ -118,7 +123,7 @@ impl fmt::Write for Clipped {
         // What comes behind a cut is not taken, however short it is.
         if self.length == self.text.len() {
             let room = self.limit - self.text.len();
-            self.text.push_str(&text[..text.floor_char_boundary(room.min(text.len()))]);
+            self.text.push_str(&text[..boundary(text, room)]);
         }
         self.length += text.len();
         Ok(())
@@ -195,10 +200,10 @@ mod tests {
         assert_eq!(clip("abc", 3), "abc");
         assert_eq!(clip("aäb", 2), "a… (4 bytes)");
         let mut clipped = Clipped::new(4);
-        write!(clipped, "abc{}{}", "äö", "x").unwrap();
+        ["abc", "äö", "x"].iter().for_each(|part| clipped.write_str(part).unwrap());
         assert_eq!(clipped.finish(), "abc… (8 bytes)");
         let mut whole = Clipped::new(4);
-        write!(whole, "{}", "abcd").unwrap();
+        whole.write_str("abcd").unwrap();
         assert_eq!(whole.finish(), "abcd");
     }
 }

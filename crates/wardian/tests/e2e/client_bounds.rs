@@ -112,9 +112,13 @@ async fn who_does_not_read_loses_its_room() {
     }
     let info = tokio::time::timeout(STUCK, async { server.client().info("c").await }).await.unwrap();
     assert_eq!(info.unwrap().properties.unwrap().len(), 9);
-    let mut rest = Vec::new();
-    let _ = deaf[0].read_to_end(&mut rest);
-    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "a reply that was cut must not look whole");
+    // At least one had to go for it, and what was cut does not look whole.
+    let is_cut = |stream: &mut UnixStream| {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        !rest.ends_with(b"\r\n0\r\n\r\n")
+    };
+    assert!(deaf.iter_mut().map(is_cut).filter(|cut| *cut).count() > 0);
     server.finish().await;
 }
 
