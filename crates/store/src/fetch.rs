@@ -15,6 +15,9 @@ use crate::{Error, Image, Inner, Result, image, lock};
 
 /// Layers that are unpacked side by side. Each is two or three busy threads and a few megabytes of memory.
 const SIDE_BY_SIDE: usize = 4;
+/// Opened images that are remembered, and bytes of their manifests and configs together.
+const MOST_CACHED: usize = 4096;
+const MOST_DOCUMENTS: usize = 16 << 20;
 /// How often an image is fetched again whose layers are collected at the same moment.
 pub(crate) const TRIES: usize = 5;
 /// How often who waits for another process looks whether it is to go on waiting.
@@ -208,7 +211,13 @@ impl Inner {
         }
         image.touch();
         if let Some(identity) = identity {
-            lock(&self.images).insert(uri.to_owned(), (identity.clone(), image.clone()));
+            let mut images = lock(&self.images);
+            let documents: usize = images.values().map(|(_, image)| image.documents()).sum();
+            // To open one again costs little; who asks for ever more of them shall not fill the memory.
+            if images.len() >= MOST_CACHED || documents + image.documents() > MOST_DOCUMENTS {
+                images.clear();
+            }
+            images.insert(uri.to_owned(), (identity.clone(), image.clone()));
         }
         Some(image)
     }

@@ -33,8 +33,8 @@ pub enum Error {
     },
     /// Another image has the name, and nobody has said that it may lose it.
     #[error(
-        "the name {name:?} is another image's ({id}), and a source does not take names from images; import it under \
-         another one with `-t NAME`, or in its place with `-t {name}` or `--force`"
+        "the name {name:?} is that of another image ({id}), and what a source calls its image does not take that away; \
+         give it another name with `-t NAME`, or this one with `-t {name}` or `--force`"
     )]
     Taken {
         /// The name.

@@ -160,6 +160,13 @@ impl Image {
         self.layers.iter().map(|layer| Ok(layer.fs()?)).collect()
     }
 
+    /// Bytes of what was read of it, which whoever made it chose.
+    fn documents(&self) -> usize {
+        let length = |text: &Option<Vec<u8>>| text.as_ref().map_or(0, Vec::len);
+        // The settings are a part of the config, with as much again for each string of it.
+        length(&self.manifest) + 4 * length(&self.config_json)
+    }
+
     fn touch(&self) {
         self.layers.iter().for_each(|layer| layer.touch());
     }

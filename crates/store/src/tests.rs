@@ -17,6 +17,7 @@ mod collecting;
 mod crashes;
 mod lives;
 mod measuring;
+mod names;
 mod ranges;
 mod ready;
 mod together;

@@ -77,8 +77,7 @@ fn a_source_takes_no_name_that_another_image_has() {
     assert!(apart.code == Some(1) && apart.err.contains("--force"), "{apart:?}");
     assert_eq!(id_of(place, "trusted:1"), before);
     assert_eq!(place.names("layers").len(), 1);
-    // Nor does an image take the name that has the trusted one's config, but puts its layers elsewhere; here: a file
-    // of the same layers is the same image, and where that came from stays as it was.
+    // The same image from elsewhere is no other one, and where it came from stays as it was.
     let copy = alone.write("copy.tar", &fs::read(&trusted).unwrap());
     assert_eq!(place.json(&["image", "import", &copy])["replaced"], json!([]));
     let inspected: Value = serde_json::from_str(&place.say(&["image", "inspect", "trusted:1"])).unwrap();
@@ -241,6 +240,8 @@ async fn what_an_image_says_is_not_kept_in_memory() {
         header.set_entry_type(tar::EntryType::Directory);
         header.set_mode(0o755);
         header.set_mtime(n);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_size(0);
         tar.append_data(&mut header, &name, &b""[..]).unwrap();
     }

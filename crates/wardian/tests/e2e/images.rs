@@ -230,7 +230,7 @@ fn an_image_that_is_exported_can_be_imported() {
         fs::rename(&to, alone.path("moved")).unwrap();
         place.json(&args);
         assert!(place.fail(&args).contains("exists"), "{dest}");
-        let again = place.json(&["image", "import", &to]);
+        let again = place.json(&["image", "import", &to, "--force"]);
         assert_eq!(again["name"], "app", "{dest}");
         let ids = |value: &Value| {
             value["layers"].as_array().unwrap().iter().map(|l| l["bytes"].clone()).collect::<Vec<_>>()
