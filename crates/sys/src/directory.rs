@@ -279,6 +279,9 @@ impl Directory {
     /// Opens a trusted directory and makes it, with this mode (less the umask), where it is missing, and with mode 0755
     /// what is missing above it. The second value is whether it was missing.
     ///
+    /// One of root's with the sticky bit, as the root of a new tmpfs is, is closed to others; each thing that is there
+    /// already must be judged before it is used, as all functions here do.
+    ///
     /// # Errors
     /// It is not trusted, or the system's.
     pub fn make(path: &Path, mode: u32) -> Result<(Self, bool)> {
@@ -292,7 +295,13 @@ impl Directory {
             other => other?,
         };
         let made = found.made;
-        Self::strict(found).map(|dir| (dir, made))
+        if !is_sticky(&found.stat) || doubt(&found.path, &found.stat).is_none() {
+            return Self::strict(found).map(|dir| (dir, made));
+        }
+        let closed = Mode::from_raw_mode(found.stat.st_mode & 0o7777 & !OTHERS_WRITE);
+        let dir = Self::of(found, true)?;
+        rustix::fs::fchmod(&dir.fd, closed).map_err(system(&dir.path))?;
+        Ok((dir, made))
     }
 
     fn strict(found: Found) -> Result<Self> {

@@ -46,6 +46,11 @@ fn a_directory_that_others_may_change_is_refused() {
         assert_eq!(Directory::open(&open.join("below")).is_ok(), shared, "{bits:o}");
     }
     assert!(!Directory::open_shared(&open).unwrap().is_trusted());
+    // The root of a new tmpfs, say.
+    assert!(!Directory::make(&open, 0o700).unwrap().1);
+    assert_eq!(std::fs::metadata(&open).unwrap().mode() & 0o7777, 0o1755);
+    Directory::open(&open).unwrap();
+    mode(&open, 0o1777);
     // As /tmp is, but another user's: who owns it renames what is in it.
     chown(&open, Some(65534), None).unwrap();
     assert!(matches!(Directory::open(&open.join("below")), Err(Error::Owner { .. })));
