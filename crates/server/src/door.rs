@@ -40,7 +40,7 @@ const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … how long one waits for room to wait, …
 const SQUEEZE: Duration = Duration::from_millis(2);
 /// … and how often it looks whether somebody has become idle.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The door.
 #[derive(Debug)]
@@ -146,12 +146,12 @@ impl Door {
     }
 
     /// The same for one that is next in the kernel's queue: a burst is not sent away while others are on their way out. Whoever
-    /// comes behind it is not held up for longer than [`SQUEEZE`].
+    /// comes behind it is not held up for longer than [`SQUEEZE`], but by the administrator's own burst.
     pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Entry {
         match self.enter(local) {
             Entry::Full => {
                 let room = self.rooms[usize::from(local)].clone().acquire_owned();
-                match tokio::time::timeout(SQUEEZE, room).await {
+                match tokio::time::timeout(if local { WAITING_TIME } else { SQUEEZE }, room).await {
                     Ok(Ok(room)) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
                     _ => Entry::Full,
                 }
