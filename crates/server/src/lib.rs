@@ -25,6 +25,9 @@ mod trace;
 mod transfer;
 mod upload;
 
+#[cfg(fuzzing)]
+pub mod fuzzed;
+
 pub use debug::{Debug, SetLevel};
 pub use error::{Error, Result};
 pub use listen::{ListenAddr, Listener, SocketOptions};
