@@ -16,6 +16,11 @@ const NAME: usize = 255;
 const STRING: usize = (128 << 10) - 1;
 /// A container's environment; and its properties.
 const TOGETHER: usize = 1 << 20;
+/// A container's environment and properties are kept in the server's memory, and in its record on a tmpfs. So much of them
+/// every container may have; …
+const OWN: usize = 16 << 10;
+/// … beyond that there is so much for all containers together.
+const BEYOND: usize = 16 << 20;
 /// Environment and arguments of a process: the quarter of the usual stack limit that execve(2) grants.
 const PROGRAM: usize = 2 << 20;
 /// What a string costs besides its bytes, as execve(2) counts it: a NUL and a pointer.
@@ -108,6 +113,32 @@ pub fn properties(properties: &BTreeMap<String, String>) -> Result<()> {
     at_most("properties", properties.iter().map(|(key, value)| key.len() + value.len()).sum(), TOGETHER)
 }
 
+/// Bytes of a container's environment and properties that are counted for all containers together.
+pub fn beyond(env: &[String], properties: &BTreeMap<String, String>) -> usize {
+    let env: usize = env.iter().map(String::len).sum();
+    let properties: usize = properties.iter().map(|(key, value)| key.len() + value.len()).sum();
+    (env + properties).saturating_sub(OWN)
+}
+
+/// Whether there is room for so many bytes beside those of the others, each as [`beyond`] says it.
+///
+/// # Errors
+/// There is none: some containers have to go first.
+pub fn beside(bytes: usize, others: impl Iterator<Item = usize>) -> Result<()> {
+    if bytes == 0 || bytes + others.sum::<usize>() <= BEYOND {
+        return Ok(());
+    }
+    Err(Error::Busy(format!(
+        "env and properties: what containers have of them beyond {OWN} bytes each would be more than the {BEYOND} bytes that \
+         all containers have together: give this one less, or destroy others"
+    )))
+}
+
+/// The environment of a container, with that of its image.
+pub fn environment(env: &[String]) -> Result<()> {
+    at_most("env, with that of the image", strings("env", env)?, TOGETHER)
+}
+
 /// A request for a container.
 pub fn container(spec: &ContainerSpec) -> Result<()> {
     check_handle(&spec.handle)?;
@@ -144,6 +175,16 @@ mod tests {
 
     fn says<T>(result: Result<T>) -> String {
         result.map(drop).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn what_is_large_is_counted_together() {
+        let properties = |bytes: usize| BTreeMap::from([("k".to_owned(), "v".repeat(bytes - 1))]);
+        assert_eq!(beyond(&["a".repeat(100)], &properties(OWN - 100)), 0);
+        assert_eq!(beyond(&["a".repeat(101)], &properties(OWN - 100)), 1);
+        let full = || std::iter::repeat_n(1 << 20, 16);
+        assert!(beside(0, full()).is_ok() && beside(1 << 20, full().skip(1)).is_ok());
+        assert!(says(beside(1, full())).contains("destroy others"));
     }
 
     #[test]

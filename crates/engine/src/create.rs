@@ -92,7 +92,7 @@ impl Engine {
         let waiting = waiting
             .map_err(|e| Error::failed("create", e))?
             .map_err(|e| Error::failed("start a keeper", e))?;
-        let container = match self.reserve(&spec, &waiting) {
+        let container = match self.reserve(&spec, &image, &waiting) {
             Ok(container) => container,
             Err(error) => {
                 self.shared.keepers.put_back(waiting);
@@ -131,7 +131,9 @@ impl Engine {
         made.await.map_err(|e| Error::failed("create", e))?
     }
 
-    fn reserve(&self, spec: &ContainerSpec, waiting: &Waiting) -> Result<Arc<Container>> {
+    fn reserve(&self, spec: &ContainerSpec, image: &Image, waiting: &Waiting) -> Result<Arc<Container>> {
+        let env: Vec<String> = image.config.env.iter().chain(&spec.env).cloned().collect();
+        bounds::environment(&env)?;
         let record = Record {
             version: VERSION,
             id: waiting.id.clone(),
@@ -139,7 +141,7 @@ impl Engine {
             phase: Phase::Creating,
             boot_id: self.shared.boot_id.clone(),
             privileged: spec.privileged,
-            env: spec.env.clone(),
+            env,
             properties: spec.properties.clone(),
             stopped: false,
             made: None,
@@ -149,8 +151,11 @@ impl Engine {
             owner: 0,
             range: None,
         };
+        let bytes = record.beyond();
+        let _weighing = (bytes > 0).then(|| self.shared.weighing());
         let mut containers = self.shared.lock();
         self.check_room(&containers, &spec.handle)?;
+        bounds::beside(bytes, containers.values().map(|other| other.record().beyond()))?;
         let container = Arc::new(Container::new(record));
         container.kept_by(waiting.pid, wardian_runtime::wire::VERSION);
         containers.insert(spec.handle.clone(), container.clone());
@@ -273,19 +278,14 @@ fn prepare(
     let dir = shared.records.path(id);
     let run = |e: std::io::Error| Error::failed("run directory", e);
     std::fs::create_dir(&dir).map_err(run)?;
-    let mut env = image.config.env.clone();
-    env.extend(spec.env.iter().cloned());
     let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
     let Home { pair, lease } = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
     let (owner, range) = lease.as_ref().map_or((0, None), |lease| (lease.owner, lease.range));
     lease.into_iter().for_each(|lease| container.has_ids(lease));
     failpoint::reach(Point::CreatePaired);
     timeline.ended("namespaces");
-    let made = |record: &mut Record| {
-        record.env.clone_from(&env);
-        (record.owner, record.range) = (owner, range);
-    };
-    container.update(made, |record| shared.records.save(record))?;
+    let has = |record: &mut Record| (record.owner, record.range) = (owner, range);
+    container.update(has, |record| shared.records.save(record))?;
     failpoint::reach(Point::CreateRecorded);
     std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
     timeline.ended("record");
@@ -300,7 +300,7 @@ fn prepare(
     let settings = Settings {
         privileged: spec.privileged,
         hostname: Some(hostname),
-        env,
+        env: container.record().env.clone(),
         no_new_privileges: shared.config.no_new_privileges && !spec.privileged,
         shm_bytes: shm_bytes(shared.config.shm_bytes, spec.limits.memory_bytes),
         memory_bytes: spec.limits.memory_bytes,

@@ -131,6 +131,8 @@ struct Shared {
     /// See [`wardian_runtime::bundle::host_masks`].
     masks: Vec<String>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// See [`Shared::weighing`].
+    weighing: Mutex<()>,
     history: History,
     /// See [`Config::cpu_entitlement_per_share`].
     entitlement_per_share: f64,
@@ -153,6 +155,11 @@ impl Drop for Shared {
 }
 
 impl Shared {
+    /// Held while it is found out whether there is room for what is large, until it has its place.
+    fn weighing(&self) -> MutexGuard<'_, ()> {
+        self.weighing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -338,7 +345,18 @@ impl Engine {
             record.properties.insert(key.to_owned(), value.to_owned());
             bounds::properties(&record.properties)
         };
-        self.find(handle)?.try_update(insert, |record| self.shared.records.save(record))
+        let container = self.find(handle)?;
+        // The record is small, and copied for the change as well.
+        let mut after = record::Record::clone(&container.record());
+        after.properties.insert(key.to_owned(), value.to_owned());
+        let bytes = after.beyond();
+        let _weighing = (bytes > 0).then(|| self.shared.weighing());
+        if bytes > 0 {
+            let containers = self.shared.lock();
+            let others = containers.values().filter(|other| !Arc::ptr_eq(other, &container));
+            bounds::beside(bytes, others.map(|other| other.record().beyond()))?;
+        }
+        container.try_update(insert, |record| self.shared.records.save(record))
     }
 
     /// Remove one; it need not be there.
@@ -471,6 +489,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         ids,
         masks: wardian_runtime::bundle::host_masks(Path::new("/sys")),
         containers: Mutex::default(),
+        weighing: Mutex::default(),
         history: History::default(),
         gate,
         fetching,

@@ -61,6 +61,13 @@ pub struct Record {
     pub range: Option<IdRange>,
 }
 
+impl Record {
+    /// See [`crate::bounds::beyond`].
+    pub fn beyond(&self) -> usize {
+        crate::bounds::beyond(&self.env, &self.properties)
+    }
+}
+
 /// How far a container has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -8,7 +8,7 @@
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
 //! | TLS handshake | idle | 10 s ([`crate::connection`]) |
-//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout` |
+//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout`; at once when heads of more than 16 KiB take more than 8 MiB together |
 //! | a JSON body is on its way | idle whenever nothing is there | 60 s for all of it |
 //! | a tar is on its way in | idle whenever nothing is there | `--transfer-patience` without a byte |
 //! | the request is being answered | working | when it is |
@@ -35,6 +35,10 @@ use tokio::time::Instant;
 
 /// Places beyond the others, for the host's own administrator.
 pub(crate) const RESERVE: usize = 16;
+/// Bytes of a request's head that every connection may have sent; …
+const HEAD: usize = 16 << 10;
+/// … and KiB that all may have sent beyond that, before their requests are complete.
+const HEADS: usize = 8 << 10;
 /// How long a newcomer waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … how long one waits for room to wait, …
@@ -47,6 +51,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct Door {
     common: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
+    /// KiB for long heads, for others and for those for whom there is a reserve.
+    heads: [Arc<Semaphore>; 2],
     /// Who may wait: others, and those for whom there is a reserve.
     rooms: [Arc<Semaphore>; 2],
     idle: Mutex<Idle>,
@@ -79,6 +85,9 @@ struct SeatState {
     owing: usize,
     /// Its number while it is idle.
     number: Option<u64>,
+    /// Bytes of a head that have come, and the room that they take.
+    head: usize,
+    long: Option<OwnedSemaphorePermit>,
 }
 
 impl Seat {
@@ -124,7 +133,8 @@ impl Door {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
         let room = || semaphore((places / 4).clamp(64, 1024));
         let (common, reserve) = (semaphore(places), semaphore(RESERVE));
-        Arc::new(Self { common, reserve, rooms: [room(), room()], idle: Mutex::default() })
+        let heads = [semaphore(HEADS), semaphore(HEADS)];
+        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], idle: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
@@ -251,8 +261,30 @@ impl Place {
     /// A request has come. `false`: too late, its place is promised to somebody else.
     pub(crate) fn works(&self) -> bool {
         self.served.store(true, Ordering::Relaxed);
-        self.settle(false, |state| state.resting = false);
+        self.settle(false, |state| (state.resting, state.head, state.long) = (false, 0, None));
         !self.is_gone()
+    }
+
+    /// So many bytes have come. `false`: they belong to the head of a request, and there is no room for more of it.
+    pub(crate) fn reads(&self, bytes: usize) -> bool {
+        let mut state = self.seat.state();
+        if !state.resting {
+            return true;
+        }
+        state.head += bytes;
+        let held = state.long.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let wanted = state.head.saturating_sub(HEAD).div_ceil(1 << 10);
+        let more = u32::try_from(wanted.saturating_sub(held)).unwrap_or(u32::MAX);
+        if more == 0 {
+            return true;
+        }
+        let heads = self.door.heads[usize::from(self.seat.local)].clone();
+        match (heads.try_acquire_many_owned(more), &mut state.long) {
+            (Ok(more), Some(long)) => long.merge(more),
+            (Ok(more), none) => *none = Some(more),
+            (Err(_), _) => return false,
+        }
+        true
     }
 
     /// Its client owes something from now on.
@@ -297,7 +329,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.settle(false, |state| (state.resting, state.owing) = (false, 0));
+        self.settle(false, |state| {
+            (state.resting, state.owing, state.long) = (false, 0, None);
+        });
         // Whoever has moved it meanwhile has let go of the lock.
         drop(self.seat.state().permit.take());
     }
@@ -340,6 +374,28 @@ mod tests {
             Entry::Wait(waiting) => waiting.place(),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn long_heads_have_room_together() {
+        let door = Door::new(1000);
+        let enter = |local| match door.enter(local) {
+            Entry::Place(place) => place,
+            other => panic!("{other:?}"),
+        };
+        let all: Vec<_> = (0..600).map(|_| enter(false)).collect();
+        // Each has 16 KiB of its own.
+        assert!(all.iter().all(|place| place.reads(HEAD)));
+        let long = all.iter().take_while(|place| place.reads(16 << 10)).count();
+        assert_eq!(long, HEADS / 16);
+        // Those of the administrator are counted apart, and a body is no head.
+        let local = enter(true);
+        assert!(local.reads(100 << 10) && local.reads(100 << 10));
+        assert!(all[599].works() && all[599].reads(1 << 30));
+        // A request that is complete makes room, and so does the end of a connection.
+        assert!(all[0].works() && all[550].reads(0) && !enter(false).reads(64 << 10));
+        drop(all);
+        assert!(enter(false).reads(1 << 20));
     }
 
     #[tokio::test]

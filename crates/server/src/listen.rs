@@ -234,8 +234,9 @@ async fn bind_unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
         },
     }
     // It gets its name only when its permissions are right: nobody comes in before that. Until then its name is none that
-    // somebody could have taken.
-    let early = format!(".{}", uuid::Uuid::new_v4().simple());
+    // somebody could have taken; it is what ss(8) shows for ever, so the other one is in it, if it fits into an address.
+    let shown = Some(name.to_string_lossy()).filter(|name| name.len() <= 40).unwrap_or_default();
+    let early = format!(".{shown}.{}", uuid::Uuid::new_v4().simple());
     let (listener, inode) = bind_early(&dir, &early, options).map_err(|(step, error)| {
         let _ = rustix::fs::unlinkat(&dir, &early, AtFlags::empty());
         fail(step)(error)

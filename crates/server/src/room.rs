@@ -11,7 +11,7 @@ use wardian_engine::Error;
 /// A body, or a reply, up to here is small: a socket of the kernel holds more.
 pub(crate) const SMALL: usize = 32 << 10;
 /// KiB of larger bodies, from their first byte until the request has been answered.
-const BODIES: usize = 64 << 10;
+const BODIES: usize = 16 << 10;
 /// Larger replies under way.
 const REPLIES: usize = 16;
 /// Payloads that are longer than clients usually make them.

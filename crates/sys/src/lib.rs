@@ -11,6 +11,7 @@ pub mod heap;
 pub mod layer_ns;
 pub mod lock;
 pub mod memfd;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod packet;

@@ -33,6 +33,8 @@ const TRANSFER_PATIENCE: Duration = Duration::from_secs(60);
 const SHM_SIZE: u64 = 64 << 20;
 /// Three for each process that somebody listens to.
 const CONNECTIONS: usize = 8192;
+/// Bytes that a connection takes while its request arrives. All together may have an eighth of the server's memory.
+const CONNECTION_MEMORY: u64 = 16 << 10;
 
 /// Settings. A flag beats the environment, which beats the file, which beats the default.
 #[derive(Debug, Default, ClapArgs)]
@@ -273,7 +275,8 @@ fn octal(text: &str) -> Result<u32, String> {
 fn connections() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let half = files.map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX));
-    CONNECTIONS.min(half.max(1))
+    let memory = wardian_sys::memory::of_this_process() / 8 / CONNECTION_MEMORY;
+    CONNECTIONS.min(half).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
 }
 
 /// `90s`, `1h30m`, `0`.

@@ -148,11 +148,11 @@ async fn bodies_that_do_not_end_have_room_among_few() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let whole = open.iter().filter(|(_, sent)| *sent == body.len()).count();
-    assert!((1..=16).contains(&whole), "{whole} bodies were taken");
+    assert!((1..=4).contains(&whole), "{whole} bodies were taken");
     // Ordinary requests go by.
     server.create("d").await;
     assert_eq!(say(&client, "c", "echo works").await, "works");
-    assert!(peak(&server) < before + 128, "{} MiB after {before}", peak(&server));
+    assert!(peak(&server) < before + 64, "{} MiB after {before}", peak(&server));
     drop(open);
     // Many values in few bytes are not made objects of.
     let before = peak(&server);

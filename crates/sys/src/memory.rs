@@ -1,0 +1,69 @@
+//! How much memory this process may have.
+
+use crate::procfs;
+use std::path::{Path, PathBuf};
+
+/// Bytes: the memory of the host, or the lowest limit of this process's memory cgroups, v1 or v2, if that is less.
+pub fn of_this_process() -> u64 {
+    let host = rustix::system::sysinfo();
+    let host = host.totalram * u64::from(host.mem_unit);
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let limits = limits(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
+    // "max", and files that are not there, are no limits.
+    let limits = limits.iter().filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
+    limits.fold(host, u64::min)
+}
+
+/// The files with the limits, by the texts of `/proc/self/mountinfo` and `/proc/self/cgroup` (cgroups(7)).
+fn limits(mountinfo: &str, cgroup: &str) -> Vec<PathBuf> {
+    let Ok(mounts) = procfs::mountinfo(mountinfo) else { return Vec::new() };
+    let mut files = Vec::new();
+    for line in cgroup.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (kind, file) = match controllers {
+            "" => ("cgroup2", "memory.max"),
+            v1 if v1.split(',').any(|controller| controller == "memory") => {
+                ("cgroup", "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        let fits = |mount: &&procfs::MountInfo| {
+            let has_memory = || mount.super_options.iter().any(|option| option == "memory");
+            mount.fs_type == kind && (kind == "cgroup2" || has_memory())
+        };
+        let Some(mount) = mounts.iter().find(fits) else { continue };
+        // What is mounted may be a part of the hierarchy: that above it cannot be seen.
+        let below = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(""));
+        files.extend(below.ancestors().map(|cgroup| mount.mount_point.join(cgroup).join(file)));
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "30 24 0:26 / /cg/memory rw shared:1 - cgroup cgroup rw,memory\n\
+                      31 24 0:27 / /cg/unified rw shared:2 - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn limits_are_found_up_to_the_top() {
+        let found = limits(V1, "4:memory:/a/b\n3:cpuset:/\n0::/u\n");
+        let expected = [
+            "/cg/memory/a/b/memory.limit_in_bytes",
+            "/cg/memory/a/memory.limit_in_bytes",
+            "/cg/memory/memory.limit_in_bytes",
+            "/cg/unified/u/memory.max",
+            "/cg/unified/memory.max",
+        ];
+        assert_eq!(found, expected.map(PathBuf::from));
+        assert_eq!(limits("nonsense", "0::/"), Vec::<PathBuf>::new());
+        assert_eq!(limits(V1, "nonsense"), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn there_is_some() {
+        assert!(of_this_process() > 1 << 20);
+    }
+}
