@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use wardian_sys::memory::budget;
 use wardian_sys::text::{clip, is_plain, tame};
 
 /// The longest handle, and the longest id of a process: in bytes.
@@ -125,11 +126,12 @@ pub fn beyond(env: &[String], properties: &BTreeMap<String, String>) -> usize {
 /// # Errors
 /// There is none: some containers have to go first.
 pub fn beside(bytes: usize, others: impl Iterator<Item = usize>) -> Result<()> {
-    if bytes == 0 || bytes + others.sum::<usize>() <= BEYOND {
+    let most = budget(BEYOND, 16);
+    if bytes == 0 || bytes + others.sum::<usize>() <= most {
         return Ok(());
     }
     Err(Error::Busy(format!(
-        "env and properties: what containers have of them beyond {OWN} bytes each would be more than the {BEYOND} bytes that \
+        "env and properties: what containers have of them beyond {OWN} bytes each would be more than the {most} bytes that \
          all containers have together: give this one less, or destroy others"
     )))
 }
@@ -137,6 +139,27 @@ pub fn beside(bytes: usize, others: impl Iterator<Item = usize>) -> Result<()> {
 /// The environment of a container, with that of its image.
 pub fn environment(env: &[String]) -> Result<()> {
     at_most("env, with that of the image", strings("env", env)?, TOGETHER)
+}
+
+/// One property, set beside those that are there. Those of an earlier version may be more than fits: they can be replaced by
+/// less.
+pub fn property(before: &BTreeMap<String, String>, key: &str, value: &str) -> Result<()> {
+    let one = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    properties(&one)?;
+    let total = |all: &BTreeMap<String, String>| all.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let (bytes, count): (usize, usize) = (total(before), before.len());
+    let replaced = before.get(key).map(|value| key.len() + value.len());
+    let after = bytes - replaced.unwrap_or(0) + total(&one);
+    if after > bytes {
+        at_most("properties", after, TOGETHER)?;
+    }
+    if replaced.is_none() && count >= PROPERTIES {
+        return Err(Error::Invalid(format!(
+            "properties: {} of them, of which {PROPERTIES} are allowed",
+            count + 1
+        )));
+    }
+    Ok(())
 }
 
 /// A request for a container.
@@ -175,6 +198,20 @@ mod tests {
 
     fn says<T>(result: Result<T>) -> String {
         result.map(drop).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn properties_of_an_earlier_version_can_become_less() {
+        let mut all = BTreeMap::from([("p".to_owned(), "v".repeat(2 << 20))]);
+        assert!(says(property(&all, "x", "y")).contains("properties: 2097155 bytes"));
+        property(&all, "p", "less").unwrap();
+        assert!(says(property(&all, "p", &"v".repeat(STRING + 1))).contains("properties: p"));
+        all.insert("p".to_owned(), "v".to_owned());
+        property(&all, "x", "y").unwrap();
+        let many: BTreeMap<String, String> =
+            (0..PROPERTIES).map(|n| (n.to_string(), String::new())).collect();
+        assert!(says(property(&many, "x", "")).contains("16385 of them"));
+        property(&many, "7", "y").unwrap();
     }
 
     #[test]

@@ -47,7 +47,11 @@ pub struct Ledger<Q> {
 
 impl<Q: Entry> Ledger<Q> {
     /// Nobody holds anything.
-    pub fn new(budget: Budget) -> Self {
+    ///
+    /// A server with little memory has less for it: an eighth where the budget is the whole server's.
+    pub fn new(mut budget: Budget) -> Self {
+        let of = 8 * SERVER.bytes / budget.bytes;
+        budget.bytes = wardian_sys::memory::budget(budget.bytes, of);
         Self { budget, held: AtomicUsize::new(0), queues: Mutex::default(), look: Mutex::default() }
     }
 

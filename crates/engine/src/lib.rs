@@ -342,8 +342,9 @@ impl Engine {
     /// Unknown handle, or too much with those that are there.
     pub fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
         let insert = |record: &mut record::Record| {
+            bounds::property(&record.properties, key, value)?;
             record.properties.insert(key.to_owned(), value.to_owned());
-            bounds::properties(&record.properties)
+            Ok(())
         };
         let container = self.find(handle)?;
         // The record is small, and copied for the change as well.

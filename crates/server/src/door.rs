@@ -133,7 +133,8 @@ impl Door {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
         let room = || semaphore((places / 4).clamp(64, 1024));
         let (common, reserve) = (semaphore(places), semaphore(RESERVE));
-        let heads = [semaphore(HEADS), semaphore(HEADS)];
+        let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
+        let heads = [heads(), heads()];
         Arc::new(Self { common, reserve, heads, rooms: [room(), room()], idle: Mutex::default() })
     }
 

@@ -24,8 +24,8 @@ use wardian_garden::{wire, write};
 
 /// Longest JSON body.
 const BODY_LIMIT: usize = 1 << 20;
-/// Longest process specification: environments can be long.
-const PROCESS_LIMIT: usize = 4 << 20;
+/// Longest specification of a container or a process: environments can be long, and longer in JSON.
+const SPEC_LIMIT: usize = 4 << 20;
 /// So many metrics are a small reply.
 const FEW: usize = 24;
 /// So many are read at a time.
@@ -119,8 +119,7 @@ async fn answer(
     let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
     // Of the body: until the request is answered.
     let room = match route {
-        Route::Create => state.rooms.body(length(&request, BODY_LIMIT)).await?,
-        Route::Run => state.rooms.body(length(&request, PROCESS_LIMIT)).await?,
+        Route::Create | Route::Run => state.rooms.body(length(&request, SPEC_LIMIT)).await?,
         Route::SetProperty => state.rooms.body(length(&request, BODY_LIMIT)).await?,
         _ => None,
     };
@@ -140,7 +139,7 @@ async fn answer(
             large::reply(state, cut, move |out| large::handles(out, &engine.list(&filter))).await?
         }
         Route::Create => {
-            let spec = convert::container(read(request, BODY_LIMIT).await?).map_err(Failure::Refused)?;
+            let spec = convert::container(read(request, SPEC_LIMIT).await?).map_err(Failure::Refused)?;
             json(&wire::Created { handle: engine.create(spec).await? })
         }
         Route::Destroy => {
@@ -202,7 +201,7 @@ async fn answer(
         Route::StreamOut => transfer::stream_out(state, handle, &request, call).await?,
         Route::Run => {
             let greeting = attach::Greeting::of(&request, true);
-            let spec = convert::process(read(request, PROCESS_LIMIT).await?).map_err(Failure::Refused)?;
+            let spec = convert::process(read(request, SPEC_LIMIT).await?).map_err(Failure::Refused)?;
             let process = engine.run(handle, spec).await?;
             return Ok(Answer::Accepted(attach::Accepted::process(state, handle, process, greeting), call));
         }

@@ -110,6 +110,17 @@ enum Kind {
 }
 
 impl Listener {
+    /// Whether [`Listener::bind`] would refuse the address whatever there is.
+    ///
+    /// # Errors
+    /// Nothing would tell who the clients are.
+    pub fn check(address: &ListenAddr, options: &SocketOptions) -> Result<()> {
+        match address {
+            ListenAddr::Tcp(_) if !options.knows_clients() => Err(Error::Insecure(address.to_string())),
+            _ => Ok(()),
+        }
+    }
+
     /// Listen. The socket file of a dead server is replaced; that of a live one is an error.
     pub async fn bind(address: &ListenAddr, options: &SocketOptions) -> Result<Self> {
         match address {

@@ -1,12 +1,15 @@
 //! Memory that all connections share: what is large has to have room, and waits for it.
 //!
-//! Ordinary requests and replies are small, and never wait.
+//! Ordinary requests and replies are small, and never wait. Where the server has less than a gigabyte, all this is less.
 
+use crate::connection::Cut;
 use crate::reply::Failure;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use wardian_engine::Error;
+use wardian_sys::memory::budget;
 
 /// A body, or a reply, up to here is small: a socket of the kernel holds more.
 pub(crate) const SMALL: usize = 32 << 10;
@@ -16,6 +19,12 @@ const BODIES: usize = 16 << 10;
 const REPLIES: usize = 16;
 /// Payloads that are longer than clients usually make them.
 const PAYLOADS: usize = 16;
+/// Tars on their way out. Each holds up to half a megabyte that its client has not taken yet.
+const TARS: usize = 48;
+/// One whose client has taken nothing for so long may be cut off for another one.
+const UNTAKEN: Duration = Duration::from_secs(1);
+/// How often who waits looks for such a one.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long a request waits for room.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -28,13 +37,60 @@ pub(crate) struct Rooms {
     bodies: Arc<Semaphore>,
     replies: Arc<Semaphore>,
     payloads: Arc<Semaphore>,
+    most_bodies: usize,
+    most_tars: usize,
+    tars: Arc<Mutex<Vec<Arc<Tar>>>>,
+}
+
+/// A tar on its way out.
+#[derive(Debug)]
+struct Tar {
+    cut: Cut,
+    /// Since when its client takes nothing.
+    untaken: Mutex<Option<Instant>>,
+}
+
+/// The room of a tar on its way out, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct TarRoom {
+    tar: Arc<Tar>,
+    all: Arc<Mutex<Vec<Arc<Tar>>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl TarRoom {
+    /// Its client is to take something; how that goes.
+    pub(crate) async fn while_taken<T>(&self, taken: impl Future<Output = T>) -> T {
+        *lock(&self.tar.untaken) = Some(Instant::now());
+        let done = taken.await;
+        *lock(&self.tar.untaken) = None;
+        done
+    }
+}
+
+impl Drop for TarRoom {
+    fn drop(&mut self) {
+        lock(&self.all).retain(|tar| !Arc::ptr_eq(tar, &self.tar));
+    }
 }
 
 impl Default for Rooms {
     fn default() -> Self {
-        let [bodies, replies, payloads] =
-            [BODIES, REPLIES, PAYLOADS].map(|room| Arc::new(Semaphore::new(room)));
-        Self { bodies, replies, payloads }
+        let semaphore = |room: usize| Arc::new(Semaphore::new(room));
+        let bodies = budget(BODIES << 10, 16) >> 10;
+        let payloads = budget(PAYLOADS << 20, 32) >> 20;
+        let tars = budget(TARS << 19, 16) >> 19;
+        Self {
+            bodies: semaphore(bodies.max(1)),
+            replies: semaphore(REPLIES),
+            payloads: semaphore(payloads.max(1)),
+            most_bodies: bodies.max(1),
+            most_tars: tars.max(1),
+            tars: Arc::default(),
+        }
     }
 }
 
@@ -47,7 +103,7 @@ impl Rooms {
         if bytes <= SMALL as u64 {
             return Ok(None);
         }
-        let kilobytes = usize::try_from(bytes.div_ceil(1024)).unwrap_or(BODIES).min(BODIES);
+        let kilobytes = usize::try_from(bytes.div_ceil(1024)).unwrap_or(BODIES).min(self.most_bodies);
         enter(&self.bodies, kilobytes, "large request bodies").await.map(Some)
     }
 
@@ -57,6 +113,35 @@ impl Rooms {
     /// There is none in time.
     pub(crate) async fn reply(&self) -> Result<Room, Failure> {
         enter(&self.replies, 1, "large replies").await
+    }
+
+    /// For a tar on its way out: if there are too many, the one whose client has taken nothing for the longest time is
+    /// cut off.
+    ///
+    /// # Errors
+    /// All clients take what they get.
+    pub(crate) async fn tar(&self, cut: Cut) -> Result<TarRoom, Failure> {
+        let begun = Instant::now();
+        let tar = Arc::new(Tar { cut, untaken: Mutex::default() });
+        while !self.make_room(&tar) {
+            if begun.elapsed() > PATIENCE {
+                return Err(busy("tars on their way out").into());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(TarRoom { tar, all: self.tars.clone() })
+    }
+
+    fn make_room(&self, tar: &Arc<Tar>) -> bool {
+        let mut all = lock(&self.tars);
+        if all.len() >= self.most_tars {
+            let untaken = |tar: &Arc<Tar>| lock(&tar.untaken).filter(|since| since.elapsed() >= UNTAKEN);
+            let longest = all.iter().enumerate().filter_map(|(at, tar)| Some((untaken(tar)?, at))).min();
+            let Some((_, at)) = longest else { return false };
+            all.swap_remove(at).cut.cut();
+        }
+        all.push(tar.clone());
+        true
     }
 
     /// For a long payload. Whoever has one has not for long.
@@ -69,12 +154,15 @@ async fn enter(rooms: &Arc<Semaphore>, count: usize, what: &str) -> Result<Room,
     let count = u32::try_from(count).unwrap_or(u32::MAX);
     match tokio::time::timeout(PATIENCE, rooms.clone().acquire_many_owned(count)).await {
         Ok(Ok(room)) => Ok(room),
-        _ => Err(Error::Busy(format!(
-            "too many {what} at a time: there was no room for another in {} s; try again in a moment",
-            PATIENCE.as_secs()
-        ))
-        .into()),
+        _ => Err(busy(what).into()),
     }
+}
+
+fn busy(what: &str) -> Error {
+    Error::Busy(format!(
+        "too many {what} at a time: there was no room for another in {} s; try again in a moment",
+        PATIENCE.as_secs()
+    ))
 }
 
 #[cfg(test)]
@@ -96,5 +184,24 @@ mod tests {
         // One that is larger than all there is gets all there is.
         held.clear();
         assert!(rooms.body(u64::MAX).await.unwrap().is_some());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_tar_that_nobody_takes_makes_room_for_another() {
+        let rooms = Rooms::default();
+        let mut held = Vec::new();
+        for _ in 0..TARS {
+            held.push(rooms.tar(Cut::default()).await.unwrap());
+        }
+        // All clients take what they get.
+        let error = rooms.tar(Cut::default()).await.unwrap_err().body();
+        assert_eq!(error.kind(), wardian_garden::ErrorKind::ServiceUnavailable);
+        let stuck = |room: &TarRoom, ago| *lock(&room.tar.untaken) = Some(Instant::now() - ago);
+        stuck(&held[5], Duration::from_secs(3));
+        stuck(&held[7], Duration::from_secs(9));
+        stuck(&held[8], Duration::ZERO);
+        held.push(rooms.tar(Cut::default()).await.unwrap());
+        assert!(!lock(&rooms.tars).iter().any(|tar| Arc::ptr_eq(tar, &held[7].tar)));
+        drop(held);
+        assert!(lock(&rooms.tars).is_empty());
     }
 }

@@ -6,12 +6,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use std::fs::File;
-use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
+use wardian_sys::directory;
 
 /// No file of certificates is larger.
 const FILE_LIMIT: u64 = 4 << 20;
@@ -73,28 +72,23 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     if found.is_empty() { Err(bad(path, "no certificate is in it")) } else { Ok(found) }
 }
 
-/// What is looked at is what is read: the file is opened once.
+/// Whoever can write one of the files says who is root here, and whoever can read the key can pass for this server.
 fn read(path: &Path, secret: bool) -> Result<Vec<u8>> {
-    let failed = |error: std::io::Error| bad(path, error.to_string());
-    let file = File::open(path).map_err(failed)?;
-    let there = file.metadata().map_err(failed)?;
-    if !there.is_file() {
-        return Err(bad(path, "not a file"));
-    }
-    let ours = there.uid() == 0 || there.uid() == rustix::process::geteuid().as_raw();
-    if secret && (there.mode() & 0o027 != 0 || !ours) {
-        let mode = there.mode() & 0o777;
+    let text = directory::read(path, FILE_LIMIT).map_err(|error| match error {
+        directory::Error::Strange { .. } => bad(path, "not a file"),
+        error => bad(path, error.to_string()),
+    })?;
+    // Nobody else can have put another one in its place.
+    let mode = std::fs::metadata(path).map_err(|error| bad(path, error.to_string()))?.mode() & 0o777;
+    if secret && mode & 0o007 != 0 {
         return Err(bad(
             path,
             format!(
-                "others than root and a group can read this key or change it (mode {mode:04o}, owner {}), and whoever has it \
-                 can pass for this server: `chown root` it and `chmod 600` it",
-                there.uid()
+                "others than root and a group can read this key (mode {mode:04o}), and whoever has it can pass for this \
+                 server: `chmod 600` it"
             ),
         ));
     }
-    let mut text = Vec::new();
-    file.take(FILE_LIMIT).read_to_end(&mut text).map_err(failed)?;
     Ok(text)
 }
 
@@ -131,5 +125,14 @@ mod tests {
             let loaded = Tls::load(&certificate, &key, &certificate);
             assert_eq!(loaded.is_ok(), good, "{mode:o}");
         }
+        // Whoever writes the authorities says who is root.
+        let authorities = write("authorities", &made.cert.pem());
+        for (mode, good) in [(0o644, true), (0o666, false)] {
+            std::fs::set_permissions(&authorities, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Tls::load(&certificate, &key, &authorities).is_ok(), good, "{mode:o}");
+        }
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(why(&certificate, &key, &fifo).contains("not a file"));
     }
 }

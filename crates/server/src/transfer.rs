@@ -5,6 +5,7 @@ use crate::connection::Cut;
 use crate::door::{Place, owed};
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, Piece, Reply, done, tar};
+use crate::room::TarRoom;
 use crate::route::query;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -20,7 +21,7 @@ use wardian_engine::{Call, Engine, Transfer};
 use wardian_sys::failpoint::{self, Point};
 
 /// A piece of a tar on its way out.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 64 << 10;
 /// Pieces that wait for the client.
 const QUEUE: usize = 2;
 /// How long, and how much, of a body that nobody wants is still read: a client that is cut off while it sends
@@ -135,6 +136,8 @@ pub(crate) async fn stream_out(
 ) -> Result<Reply, Failure> {
     let fields = query(request.uri().query());
     let (engine, patience) = (&state.engine, state.patience);
+    let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
+    let room = state.rooms.tar(cut.clone()).await?;
     let mut transfer = engine.stream_out(handle, field(&fields, "user"), field(&fields, "source")).await?;
     let pipe = transfer.pipe.take();
     let (send, receive) = mpsc::channel(QUEUE);
@@ -155,9 +158,8 @@ pub(crate) async fn stream_out(
         return Ok(tar(receive, call));
     };
     let (work, handle) = (state.working(), handle.to_owned());
-    let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
     tokio::spawn(async move {
-        if let Err(error) = forward(transfer, pipe, first, &send, patience).await {
+        if let Err(error) = forward(transfer, pipe, first, &send, patience, room).await {
             tracing::error!(handle, %error, "stream-out failed on the way");
             // Without its end the body is broken off. A client that does not take it does not hear of that either.
             let deaf = matches!(error, Broken::Stalled(Stalled { stall: Stall::ClientTakes, .. }));
@@ -194,9 +196,11 @@ async fn forward(
     mut piece: Bytes,
     send: &mpsc::Sender<Piece>,
     patience: Patience,
+    room: TarRoom,
 ) -> Result<(), Broken> {
     while !piece.is_empty() {
-        if patience.wait(Stall::ClientTakes, send.send(Piece::Data(piece))).await?.is_err() {
+        let sent = room.while_taken(send.send(Piece::Data(piece)));
+        if patience.wait(Stall::ClientTakes, sent).await?.is_err() {
             return Ok(());
         }
         failpoint::reach(Point::StreamOutMiddle);

@@ -10,7 +10,7 @@
 //! renames what belongs to root in it (`unlink(2)`, EPERM). Links on the way are followed when they are root's and lie
 //! in such a directory.
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, chmodat, fstat, mkdirat, openat};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -192,8 +192,13 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
                 if let Some(doubt) = above {
                     return Err(doubt.into());
                 }
-                match mkdirat(&here.fd, &name, make.unwrap_or(Mode::RWXU)) {
-                    Ok(()) => made = true,
+                let mode = make.unwrap_or(Mode::RWXU);
+                match mkdirat(&here.fd, &name, mode) {
+                    // Not less the umask: a server's lets nobody in, and those above its directories are for everybody.
+                    Ok(()) => {
+                        made = true;
+                        chmodat(&here.fd, &name, mode, AtFlags::empty()).map_err(system(&path))?;
+                    }
                     Err(Errno::EXIST) => {}
                     Err(error) => return Err(system(path)(error)),
                 }
@@ -276,7 +281,7 @@ impl Directory {
         if trusted || is_sticky(&found.stat) { Self::of(found, trusted) } else { Self::strict(found) }
     }
 
-    /// Opens a trusted directory and makes it, with this mode (less the umask), where it is missing, and with mode 0755
+    /// Opens a trusted directory and makes it, with this mode, where it is missing, and with mode 0755
     /// what is missing above it. The second value is whether it was missing.
     ///
     /// One of root's with the sticky bit, as the root of a new tmpfs is, is closed to others; each thing that is there

@@ -2,6 +2,14 @@
 
 use crate::procfs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// A budget: so many bytes, and no more than one `of` so many parts of the memory that this process had when it first asked.
+pub fn budget(bytes: usize, of: usize) -> usize {
+    static MEMORY: OnceLock<u64> = OnceLock::new();
+    let memory = *MEMORY.get_or_init(of_this_process);
+    bytes.min(usize::try_from(memory).unwrap_or(usize::MAX) / of)
+}
 
 /// Bytes: the memory of the host, or the lowest limit of this process's memory cgroups, v1 or v2, if that is less.
 pub fn of_this_process() -> u64 {
@@ -65,5 +73,7 @@ mod tests {
     #[test]
     fn there_is_some() {
         assert!(of_this_process() > 1 << 20);
+        assert_eq!(budget(4096, 2), 4096);
+        assert!(budget(usize::MAX, 8) <= usize::try_from(of_this_process()).unwrap() / 4);
     }
 }

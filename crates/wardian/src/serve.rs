@@ -480,6 +480,18 @@ async fn serve(
         Tls::load(&certificate, &key, &client_authorities)
     });
     let tls = tls.transpose().context("TLS")?;
+    let options = SocketOptions {
+        mode: settings.socket_mode,
+        insecure_listen: settings.insecure_listen,
+        tls,
+        host_names: settings.host_names,
+        ..SocketOptions::default()
+    };
+    // Before anything is started.
+    for address in addresses.iter().chain(&settings.debug_listen) {
+        let checked = address.parse().and_then(|parsed| Listener::check(&parsed, &options));
+        checked.with_context(|| format!("listen on {address}"))?;
+    }
     let config = Config {
         root: absolute(&settings.root)?,
         run: absolute(&settings.run)?,
@@ -502,13 +514,6 @@ async fn serve(
         disable_privileged: settings.disable_privileged_containers,
     };
     let engine = Engine::start(config).await.context("start the engine")?;
-    let options = SocketOptions {
-        mode: settings.socket_mode,
-        insecure_listen: settings.insecure_listen,
-        tls,
-        host_names: settings.host_names,
-        ..SocketOptions::default()
-    };
     let bound = async {
         let listeners = bind(&addresses, inherited, &options).await?;
         let debug = bind(settings.debug_listen.as_slice(), Vec::new(), &options).await?.pop();
