@@ -29,7 +29,7 @@ const DIAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 pub(crate) async fn dial(server: &Server) -> Result<Box<dyn Duplex>> {
     let connect = async {
         match &server.address {
-            Address::Unix(path) => UnixStream::connect(path).await.map(|s| Box::new(s) as Box<dyn Duplex>),
+            Address::Unix(path) => connect(path).await.map(|s| Box::new(s) as Box<dyn Duplex>),
             Address::Tcp(host) => {
                 let stream = TcpStream::connect(host.as_str()).await?;
                 stream.set_nodelay(true)?;
@@ -107,6 +107,21 @@ async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> {
         }
         let (ours, base64) = INPUT_HEADER;
         found.binary |= name.eq_ignore_ascii_case(ours) && value.trim() == base64;
+    }
+}
+
+/// Connects to a server whose queue of newcomers may be full for a moment: the kernel lets nobody wait for that (unix(7), EAGAIN).
+async fn connect(path: &std::path::Path) -> std::io::Result<UnixStream> {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+    const AGAIN: std::time::Duration = std::time::Duration::from_millis(2);
+    let begun = std::time::Instant::now();
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            done => return done,
+        }
     }
 }
 

@@ -27,8 +27,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How often a client whose input nobody takes is looked after.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A payload of which so much has come without its end is a long one: those of Garden's client are a sixth of that …
-const LONG: usize = 256 << 10;
+/// A payload of which so much has come without its end is a long one: those of Garden's client have 32 KiB of input …
+const LONG: usize = 64 << 10;
 /// … and has so long for the rest.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -209,7 +209,7 @@ async fn control(
 async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Process, input: &mut Input) {
     let mut decoder = Decoder::default();
     decoder.push(early);
-    let mut buffer = vec![0; 64 << 10];
+    let mut buffer = vec![0; 16 << 10];
     let mut room = None;
     loop {
         loop {
@@ -234,7 +234,7 @@ async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Pr
         // A long payload has room among few, and not for ever.
         let read = if decoder.held() > LONG {
             if room.is_none() {
-                room = Some((state.rooms.payload().await, Instant::now() + LONGEST));
+                room = Some((state.rooms(reader.is_local()).payload().await, Instant::now() + LONGEST));
             }
             let until = room.as_ref().map_or_else(Instant::now, |(_, until)| *until);
             match tokio::time::timeout_at(until, reader.read(&mut buffer)).await {

@@ -34,12 +34,16 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Ends a connection whose client does not take the body that it has asked for: an extension of its requests.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cut(Arc<Notify>);
+pub(crate) struct Cut {
+    told: Arc<Notify>,
+    /// The client is one for whom places, and rooms, are kept.
+    pub(crate) local: bool,
+}
 
 impl Cut {
     /// What was not sent yet is lost, and with it the body's end.
     pub(crate) fn cut(&self) {
-        self.0.notify_one();
+        self.told.notify_one();
     }
 }
 
@@ -129,7 +133,7 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
         Err(_) => return,
     };
     let (take, mut taken) = mpsc::channel::<handler::Taking>(1);
-    let cut = Cut::default();
+    let cut = Cut { local: place.is_local(), ..Cut::default() };
     let service = service_fn(|request: Request<Incoming>| {
         let (state, hosts, cut, take, place) =
             (state.clone(), hosts.clone(), cut.clone(), take.clone(), place.clone());
@@ -149,7 +153,7 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
         tokio::select! {
             biased;
             Some(taking) = taken.recv() => break taking,
-            () = cut.0.notified() => return,
+            () = cut.told.notified() => return,
             () = place.evicted(), if until.is_none() => {
                 tracing::debug!("an idle connection is closed: its place is needed");
                 if !place.served() {

@@ -24,6 +24,8 @@ use wardian_engine::Engine;
 const CONNECTIONS: usize = 32;
 /// A client that does not finish its request's head in this time is sent away.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take for all that it asks.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of a level's name.
 const BODY_LIMIT: usize = 64;
 
@@ -77,14 +79,16 @@ async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>) 
         let (engine, set_level, hosts) = (engine.clone(), set_level.clone(), hosts.clone());
         async move { Ok::<_, Infallible>(answer(request, &engine, &set_level, hosts.as_deref()).await) }
     });
-    let served = http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .title_case_headers(true)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "debug: connection");
+        .serve_connection(TokioIo::new(stream), service);
+    // Clients that ask and do not read would keep others out.
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "debug: connection"),
+        Err(_) => tracing::debug!("debug: a connection has had its time"),
     }
 }
 

@@ -41,8 +41,6 @@ const HEAD: usize = 16 << 10;
 const HEADS: usize = 8 << 10;
 /// How long a newcomer waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
-/// … how long one waits for room to wait, …
-const SQUEEZE: Duration = Duration::from_millis(2);
 /// … and how often it looks whether somebody has become idle.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -156,13 +154,13 @@ impl Door {
         }
     }
 
-    /// The same for one that is next in the kernel's queue: a burst is not sent away while others are on their way out. Whoever
-    /// comes behind it is not held up for longer than [`SQUEEZE`], but by the administrator's own burst.
+    /// The same for one that is next in the kernel's queue. The administrator's own burst waits there; others are not waited
+    /// for: whoever comes behind them would be.
     pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Entry {
         match self.enter(local) {
-            Entry::Full => {
+            Entry::Full if local => {
                 let room = self.rooms[usize::from(local)].clone().acquire_owned();
-                match tokio::time::timeout(if local { WAITING_TIME } else { SQUEEZE }, room).await {
+                match tokio::time::timeout(WAITING_TIME, room).await {
                     Ok(Ok(room)) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
                     _ => Entry::Full,
                 }
@@ -235,6 +233,11 @@ impl Waiting {
 }
 
 impl Place {
+    /// Whether it is one for which places are kept.
+    pub(crate) fn is_local(&self) -> bool {
+        self.seat.local
+    }
+
     /// Something has changed: is it idle now? `anew`: if so, from now on.
     fn settle(&self, anew: bool, change: impl FnOnce(&mut SeatState)) {
         let mut idle = self.door.lock();

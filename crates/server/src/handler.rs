@@ -119,8 +119,8 @@ async fn answer(
     let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
     // Of the body: until the request is answered.
     let room = match route {
-        Route::Create | Route::Run => state.rooms.body(length(&request, SPEC_LIMIT)).await?,
-        Route::SetProperty => state.rooms.body(length(&request, BODY_LIMIT)).await?,
+        Route::Create | Route::Run => state.rooms(cut.local).body(length(&request, SPEC_LIMIT)).await?,
+        Route::SetProperty => state.rooms(cut.local).body(length(&request, BODY_LIMIT)).await?,
         _ => None,
     };
     let reply = match route {

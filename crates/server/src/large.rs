@@ -43,7 +43,7 @@ const JSON: &str = "application/json";
 
 /// A reply that is not. It is said on a thread that may wait.
 pub(crate) async fn large(state: &Arc<State>, cut: Cut, say: impl Say) -> Result<Reply, Failure> {
-    let room = state.rooms.reply().await?;
+    let room = state.rooms(cut.local).reply().await?;
     let (send, pieces) = mpsc::channel(QUEUE);
     let (runtime, work) = (Handle::current(), state.working());
     tokio::task::spawn_blocking(move || {

@@ -64,7 +64,8 @@ pub struct Options {
 pub(crate) struct State {
     pub(crate) engine: Engine,
     pub(crate) streams: stream::Streams,
-    pub(crate) rooms: room::Rooms,
+    /// For others, and for those for whom places are kept.
+    rooms: [room::Rooms; 2],
     pub(crate) head_timeout: Option<Duration>,
     pub(crate) patience: patience::Patience,
     /// True once the server is to end.
@@ -77,6 +78,11 @@ impl State {
     /// Something begins that a shutdown waits for until it is dropped. `None`: too late.
     pub(crate) fn working(&self) -> Option<mpsc::Sender<()>> {
         self.work.upgrade()
+    }
+
+    /// Rooms for such a client.
+    pub(crate) fn rooms(&self, local: bool) -> &room::Rooms {
+        &self.rooms[usize::from(local)]
     }
 
     /// Ready when the server is to end.
@@ -102,7 +108,7 @@ pub async fn serve(
     let state = Arc::new(State {
         engine,
         streams: stream::Streams::default(),
-        rooms: room::Rooms::default(),
+        rooms: Default::default(),
         head_timeout: options.head_timeout,
         patience: patience::Patience(options.transfer_patience),
         stop: stopped,

@@ -287,6 +287,8 @@ fn bind_early(
     }
     let mode = std::fs::Permissions::from_mode(options.mode);
     let through = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // One that the directory has handed on would let in whom the mode does not (acl(5)); most file systems have none.
+    let _ = rustix::fs::removexattr(&through, "system.posix_acl_access");
     std::fs::set_permissions(through, mode).map_err(at("set its mode"))?;
     listen(&socket, BACKLOG).map_err(at("listen"))?;
     let listener = std::os::unix::net::UnixListener::from(socket);

@@ -252,6 +252,11 @@ impl Stream {
 }
 
 impl ReadHalf {
+    /// See [`Place::is_local`].
+    pub(crate) fn is_local(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.is_local())
+    }
+
     /// See [`Stream::hung_up`].
     pub(crate) fn hung_up(&self) -> bool {
         match &self.io {

@@ -137,7 +137,7 @@ pub(crate) async fn stream_out(
     let fields = query(request.uri().query());
     let (engine, patience) = (&state.engine, state.patience);
     let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
-    let room = state.rooms.tar(cut.clone()).await?;
+    let room = state.rooms(cut.local).tar(cut.clone()).await?;
     let mut transfer = engine.stream_out(handle, field(&fields, "user"), field(&fields, "source")).await?;
     let pipe = transfer.pipe.take();
     let (send, receive) = mpsc::channel(QUEUE);

@@ -89,7 +89,9 @@ pub fn take(dir: &Directory, name: &str, patience: Duration, tell: &dyn Fn(&str)
         let waited = started.elapsed();
         if waited >= QUIET && quiet || waited >= patience {
             let holders = holders(file.as_fd());
-            if !holders.is_empty() && holders.iter().all(|holder| !holder.is_ours) {
+            // A server of ours can be seen; who has handed on the descriptor of a file that she could open cannot.
+            let hidden = holders.is_empty() && !clean && waited >= patience;
+            if hidden || !holders.is_empty() && holders.iter().all(|holder| !holder.is_ours) {
                 let by = told(&holders);
                 tell(&format!(
                     "the lock {} was held by {by}, which is no server: it was replaced",

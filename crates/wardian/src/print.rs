@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 use unicode_width::UnicodeWidthStr as _;
-use wardian_sys::text::{tame_json, tame_lines};
+use wardian_sys::text::{clip, tame_json, tame_lines};
 
 /// Lines, to standard output. A reader that has seen enough (`| head`) is no failure.
 pub fn text(text: &str) -> Result<()> {
@@ -64,10 +64,13 @@ pub fn json_line(value: &impl Serialize) -> Result<bool> {
     line(&tame_json(&serde_json::to_string(value)?))
 }
 
+/// Bytes of a cell: handles and names of images are shorter.
+const CELL: usize = 1024;
+
 /// Columns as wide as their widest cell is on a terminal.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned))
-        .chain(rows.iter().map(|row| std::array::from_fn(|n| tame(&row[n]))))
+        .chain(rows.iter().map(|row| std::array::from_fn(|n| tame(&clip(&row[n], CELL)))))
         .collect();
     let mut widths = [0; N];
     for row in &rows {

@@ -67,8 +67,18 @@ pub struct Stats {
 /// bulk requests separate handles by commas.
 async fn infos(client: &Client, handles: &[String]) -> Result<BTreeMap<String, BulkInfo>, Error> {
     let mut all = BTreeMap::new();
-    for chunk in plain(handles).chunks(BULK) {
-        all.extend(client.bulk_info(chunk).await?);
+    let plain = plain(handles);
+    let mut chunks: Vec<&[&str]> = plain.chunks(BULK).collect();
+    while let Some(chunk) = chunks.pop() {
+        match client.bulk_info(chunk).await {
+            Ok(some) => all.extend(some),
+            // Of containers with many properties so many at a time may be too long.
+            Err(Error::Http(_) | Error::Response(_)) if chunk.len() > 1 => {
+                let (first, second) = chunk.split_at(chunk.len() / 2);
+                chunks.extend([first, second]);
+            }
+            Err(error) => return Err(error),
+        }
     }
     for handle in odd(handles) {
         let info = client.info(handle).await?;
