@@ -11,6 +11,9 @@ use wardian_engine::Removed;
 
 /// What to remove.
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Nothing is touched unless the two directories are wardian's own, or empty, and nothing of somebody else is mounted below them. \
+Only what wardian has mounted there is unmounted.")]
 pub struct Args {
     /// The store: images, layers, root file systems
     #[arg(long, value_name = "DIR", env = "WARDIAN_ROOT", default_value = ROOT)]
