@@ -11,7 +11,7 @@ use wardian_sys::directory::Directory;
 use wardian_sys::lock;
 
 /// What it is called in the run directory.
-pub const RECORD: &str = "instance.json";
+pub const RECORD: &str = wardian_store::whose::INSTANCE;
 /// The lock of a run directory.
 pub const LOCK: &str = "lock";
 /// Some hundred bytes, and a path.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use wardian_runtime::cgroup::Cgroups;
 use wardian_runtime::wire::{Op, Request, SPEAKS};
+use wardian_sys::directory::Directory;
 use wardian_sys::{children, failpoint, memfd, namespace, packet, spawn};
 
 /// A keeper without a container. It ends by itself when its only connection does.
@@ -40,7 +41,7 @@ impl Keepers {
         let keeper = memfd::sealed("wardian-keeper", &bytes, 0o700)?;
         // 0711: inside the container its maps, links and descriptors are not to be read.
         let init = memfd::sealed("garden-init", &bytes, 0o711)?;
-        drop(std::fs::remove_dir_all(dir));
+        remove(dir);
         let directory: OwnedFd = wardian_store::run::private(dir)?.into();
         let nursery = namespace::nursery()?;
         let count = AtomicU64::new(0);
@@ -88,7 +89,14 @@ impl Keepers {
     /// Let those that wait end, and start no more.
     pub fn close(&self) {
         self.pool.close();
-        drop(std::fs::remove_dir_all(&self.dir));
+        remove(&self.dir);
+    }
+}
+
+/// Removes the directory with the sockets, but nothing that is mounted in it.
+fn remove(dir: &Path) {
+    if let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) {
+        drop(Directory::open(above).and_then(|above| above.remove(name)));
     }
 }
 

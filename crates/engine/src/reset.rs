@@ -4,7 +4,9 @@ use crate::create::chain;
 use crate::{Error, Result, instance};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use wardian_store::whose;
 use wardian_sys::directory::Directory;
+use wardian_sys::procfs::MountInfo;
 
 /// What does not die of SIGKILL by then is reported.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,7 +40,9 @@ pub struct Removed {
     pub mounts: Vec<PathBuf>,
     /// Root file systems, half-made layers and other trash.
     pub trees: usize,
-    /// The store's images and layers too.
+    /// Whether there were records or other things of an instance in the run directory.
+    pub run: bool,
+    /// Whether there was a store, and it went with its images and layers.
     pub images: bool,
 }
 
@@ -46,14 +50,23 @@ pub struct Removed {
 /// for.
 ///
 /// # Errors
-/// Others could change the directories, a server uses them, something does not die, or something cannot be removed. What was removed until then is
-/// gone: it can be tried again.
+/// The directories are not a store and a run directory, others could change them, a server uses them, or something of somebody
+/// else's is mounted in them: then nothing was touched. Or something does not die, or cannot be removed: what was removed until
+/// then is gone, and it can be tried again.
 pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Result<Removed> {
-    let mut removed = Removed { images, ..Removed::default() };
+    let mut removed = Removed::default();
     // Where there is no run directory a lock would make one.
     let in_use = |error: Error| Error::failed("stop the server first", error);
-    open(root)?;
+    let ours = |owned: std::result::Result<bool, whose::Error>| owned.map_err(|e| Error::failed("reset", e));
+    removed.images = ours(whose::store(root))? && images;
+    ours(whose::run(run))?;
+    let stored = open(root)?;
     let dir = open(run)?;
+    // Without links, as the kernel tells of mounts.
+    let real = |dir: &Option<Directory>, path: &Path| dir.as_ref().map_or(path, Directory::path).to_owned();
+    let (real_root, real_run) = (real(&stored, root), real(&dir, run));
+    attached(&real_root, &real_run)?;
+    removed.run = dir.as_ref().is_some_and(has_entries);
     let lock = dir.as_ref().map(|dir| instance::take_lock(dir, tell)).transpose().map_err(in_use)?;
     wardian_recorder::sweep();
     removed.containers = dir.as_ref().map(containers).unwrap_or_default();
@@ -74,7 +87,7 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     }
     crate::remove_strays(&cgroups, &[]);
     cgroups.close();
-    removed.mounts = unmount_below(&[root, run])?;
+    removed.mounts = unmount(&real_root, &real_run)?;
     // Makes the run directory where there was none; it goes with the rest.
     let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
     removed.trees = store
@@ -112,18 +125,56 @@ fn containers(run: &Directory) -> Vec<String> {
     names
 }
 
-/// Detach every mount below these directories, the deepest first. A mount on one of them stays: whoever has mounted a
-/// disk there wants to keep it.
-fn unmount_below(dirs: &[&Path]) -> Result<Vec<PathBuf>> {
+/// Whether there is something in the run directory that goes; a lock tells nothing, a start that was refused leaves one.
+fn has_entries(run: &Directory) -> bool {
+    let locks = [instance::LOCK, ".lock.guard", ".lock.new"];
+    let goes = |name: &std::ffi::OsString| {
+        RUN_ENTRIES.iter().any(|known| name == known) && !locks.iter().any(|lock| name == lock)
+    };
+    run.names().is_ok_and(|names| names.iter().any(goes))
+}
+
+/// The root file systems that were attached for everybody to see, the topmost first.
+///
+/// Nothing else is mounted by us below these directories where others see it: an overlay is attached at `<run>/rootfs/<id>`,
+/// and a tmpfs on the run directory itself, which [`wardian_store::run::leave`] knows by its source. What is mounted on one of
+/// the two directories stays: whoever has mounted a disk there wants to keep it.
+///
+/// # Errors
+/// Something else is mounted below: a disk, or another program's.
+fn attached(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
     let fail = |e: &dyn std::fmt::Display| Error::failed("reset", format!("mounts: {e}"));
     let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| fail(&e))?;
     let mounts = wardian_sys::procfs::mountinfo(&text).map_err(|e| fail(&e))?;
-    let dirs: Vec<PathBuf> =
-        dirs.iter().map(|dir| std::fs::canonicalize(dir).unwrap_or_else(|_| (*dir).to_owned())).collect();
-    let below = |path: &Path| dirs.iter().any(|dir| path.starts_with(dir) && path != dir);
-    let mut found: Vec<PathBuf> = mounts.into_iter().map(|m| m.mount_point).filter(|p| below(p)).collect();
+    let (ours, foreign) = sorted(&mounts, root, run);
+    if let Some(first) = foreign.first() {
+        let text = format!(
+            "{first} is mounted by somebody else, and what is in it is not wardian's to delete. Nothing was unmounted; \
+             unmount what is there first (`umount {first}`; {} in all)",
+            foreign.len(),
+            first = first.display()
+        );
+        return Err(Error::failed("reset", text));
+    }
+    Ok(ours)
+}
+
+/// The mounts below the directories: ours, the topmost first, and those of others.
+fn sorted(mounts: &[MountInfo], root: &Path, run: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let place = run.join("rootfs");
+    let below =
+        |path: &Path| (path.starts_with(root) || path.starts_with(run)) && path != root && path != run;
     // Later ones may lie on top of earlier ones.
-    found.reverse();
+    let found = mounts.iter().rev().filter(|mount| below(&mount.mount_point));
+    let (ours, foreign): (Vec<_>, Vec<_>) =
+        found.partition(|m| m.mount_point.parent() == Some(&place) && m.fs_type == "overlay");
+    let paths = |mounts: Vec<&MountInfo>| mounts.into_iter().map(|m| m.mount_point.clone()).collect();
+    (paths(ours), paths(foreign))
+}
+
+/// Detach them.
+fn unmount(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
+    let found = attached(root, run)?;
     for path in &found {
         wardian_sys::mount::unmount_lazily(path)
             .map_err(|e| Error::failed("reset", format!("unmount {}: {}", path.display(), chain(&e))))?;
@@ -139,4 +190,40 @@ fn remove_run(run: &Path) -> Result<()> {
     wardian_store::run::leave(run);
     drop(std::fs::remove_dir(run));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_attached_root_file_systems_are_ours() {
+        let text = "\
+1 0 254:0 / / rw - ext4 /dev/vda rw
+2 1 0:25 / /proc rw - proc proc rw
+3 1 0:26 / /run/wardian rw - tmpfs wardian rw
+4 3 0:27 / /run/wardian/rootfs/a rw - overlay overlay rw
+5 3 0:28 / /run/wardian/rootfs/b rw - ext4 /dev/vdb rw
+6 4 0:29 / /run/wardian/rootfs/a/dev rw - tmpfs tmpfs rw
+7 3 0:27 / /run/wardian/other/a rw - overlay overlay rw
+8 1 0:30 / /data/wardian rw - ext4 /dev/vdc rw
+9 8 0:31 / /data/wardian/rootfs/c rw - overlay overlay rw
+10 1 0:32 / /data/wardians rw - ext4 /dev/vdd rw
+11 3 0:33 / /run/wardian/rootfs/a rw - overlay overlay rw
+";
+        let mounts = wardian_sys::procfs::mountinfo(text).unwrap();
+        let paths = |all: &[&str]| all.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let (ours, foreign) = sorted(&mounts, Path::new("/data/wardian"), Path::new("/run/wardian"));
+        assert_eq!(ours, paths(&["/run/wardian/rootfs/a", "/run/wardian/rootfs/a"]));
+        let others = [
+            "/data/wardian/rootfs/c",
+            "/run/wardian/other/a",
+            "/run/wardian/rootfs/a/dev",
+            "/run/wardian/rootfs/b",
+        ];
+        assert_eq!(foreign, paths(&others));
+        // Everything is below it, and nothing of that is ours.
+        let (ours, foreign) = sorted(&mounts, Path::new("/"), Path::new("/nowhere"));
+        assert_eq!((ours.len(), foreign.len()), (0, 10));
+    }
 }

@@ -64,6 +64,14 @@ pub enum Error {
         /// The kernel's answer.
         source: Errno,
     },
+    /// Something has the name that no file may take the place of.
+    #[error("{path} is {what}, which no file takes the place of: name another path, or remove it first")]
+    Special {
+        /// The name.
+        path: String,
+        /// What it is.
+        what: &'static str,
+    },
     /// A name in the archive points, or could point, out of the layer.
     #[error("unsafe path {path}: {why}")]
     UnsafePath {

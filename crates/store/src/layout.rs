@@ -37,6 +37,9 @@ pub enum Error {
     /// Other users could change a directory.
     #[error(transparent)]
     Untrusted(#[from] wardian_sys::directory::Error),
+    /// It is no store, and there is something in it.
+    #[error(transparent)]
+    Foreign(crate::whose::Error),
     /// Another server holds the lock.
     #[error("another server uses this store ({path:?}): its lock is held by {by}")]
     InUse {
@@ -216,6 +219,12 @@ impl Layout {
             wardian_sys::directory::Error::System { path, source } => Error::Make { path, source },
             error => Error::Untrusted(error),
         };
+        // Before anything is done to it.
+        crate::whose::store(path).map_err(|error| match error {
+            crate::whose::Error::Directory(error) => crate::Error::from(made(error)),
+            crate::whose::Error::Format(error) => error.into(),
+            error => Error::Foreign(error).into(),
+        })?;
         let (root, _) = Directory::make(path, 0o700).map_err(made)?;
         // Layers keep the set-id bits and the owners of their images: nobody but root may come here.
         rustix::fs::fchmod(&root, Mode::RWXU)

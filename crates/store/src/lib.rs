@@ -48,6 +48,7 @@ pub mod run;
 mod sentinel;
 mod steward;
 mod usage;
+pub mod whose;
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};

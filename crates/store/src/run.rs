@@ -8,6 +8,8 @@ use rustix::mount::MountFlags;
 use wardian_sys::directory::Directory;
 use wardian_sys::lock;
 
+use crate::whose;
+
 /// TMPFS_MAGIC (linux/magic.h).
 const TMPFS: i64 = 0x0102_1994;
 /// How a tmpfs that we have mounted ourselves shows in mountinfo.
@@ -34,8 +36,12 @@ pub fn private(dir: &Path) -> std::io::Result<Directory> {
 /// Makes the directory, and mounts a tmpfs on it if it is on none.
 ///
 /// # Errors
-/// Others could change it or what is above it, or the system's.
+/// It is somebody else's ([`whose::run`]), others could change it or what is above it, or the system's.
 pub fn prepare(run: &Path) -> std::io::Result<Directory> {
+    whose::run(run).map_err(|error| match error {
+        whose::Error::Directory(error) => error.into(),
+        error => std::io::Error::other(error),
+    })?;
     let (mut dir, made) = Directory::make(run, OTHERS_PASS)?;
     if rustix::fs::fstatfs(&dir)?.f_type != TMPFS {
         // One at a time: a tmpfs on another one would hide what is recorded in that.

@@ -10,7 +10,9 @@
 //! renames what belongs to root in it (`unlink(2)`, EPERM). Links on the way are followed when they are root's and lie
 //! in such a directory.
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, chmodat, fstat, mkdirat, openat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, chmodat, fstat, mkdirat, openat, openat2,
+};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -70,6 +72,15 @@ pub enum Error {
         /// What it is.
         what: &'static str,
     },
+    /// Something is mounted on a directory that was to be removed.
+    #[error(
+        "something is mounted on {path}, which is not removed with what is in it: unmount it first (`umount {path}`)",
+        path = .path.display()
+    )]
+    Mounted {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The system said no.
     #[error("{path}: {source}", path = .path.display())]
     System {
@@ -95,6 +106,7 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::System { source, .. } => source.kind(),
             Error::Strange { .. } => io::ErrorKind::InvalidData,
+            Error::Mounted { .. } => io::ErrorKind::ResourceBusy,
             Error::Owner { .. } | Error::Writable { .. } => io::ErrorKind::PermissionDenied,
         };
         Self::new(kind, error)
@@ -454,21 +466,50 @@ impl Directory {
         Ok(names)
     }
 
-    /// Removes a file, or a directory with all that is in it; a link is removed and not followed. It need not be there.
+    /// Removes a file, or a directory with all that is in it; a link is removed and not followed, and nothing of another
+    /// mount is removed. It need not be there.
     ///
     /// # Errors
-    /// The system's.
+    /// Something is mounted there, or the system's.
     pub fn remove(&self, name: impl AsRef<OsStr>) -> Result<()> {
-        let removed = match rustix::fs::unlinkat(&self.fd, name.as_ref(), AtFlags::empty()) {
-            Err(Errno::ISDIR) => std::fs::remove_dir_all(self.at(name.as_ref())),
-            other => other.map_err(io::Error::from),
-        };
-        match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::System { path: self.path.join(name.as_ref()), source })
-            }
-            _ => Ok(()),
+        remove(self.fd.as_fd(), name.as_ref(), &self.path)
+    }
+}
+
+/// Of the directory with this path, which is for the error alone.
+fn remove(dir: BorrowedFd<'_>, name: &OsStr, above: &Path) -> Result<()> {
+    let path = || above.join(name);
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Err(Errno::ISDIR) => {}
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(system(path())(error)),
+    }
+    // What is mounted there is somebody's disk, perhaps, and not what this name stood for when it was made.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let opened = loop {
+        match openat2(dir, name, OPEN_DIR, Mode::empty(), resolve) {
+            // A rename or a mount elsewhere at this moment.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => break other,
         }
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::XDEV) => return Err(Error::Mounted { path: path() }),
+        Err(error) => return Err(system(path())(error)),
+    };
+    // Whole before the first is gone: some file systems skip entries otherwise.
+    let mut names = Vec::new();
+    for entry in Dir::read_from(&opened).map_err(system(path()))? {
+        names.push(OsString::from_vec(entry.map_err(system(path()))?.file_name().to_bytes().to_vec()));
+    }
+    for inner in names.iter().filter(|name| *name != "." && *name != "..") {
+        remove(opened.as_fd(), inner, &path())?;
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(system(path())(error)),
     }
 }
 

@@ -11,6 +11,9 @@ use wardian_engine::Removed;
 
 /// What to remove.
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Nothing is touched unless the two directories are wardian's own, or empty, and nothing of somebody else is mounted below them. \
+Only what wardian has mounted there is unmounted.")]
 pub struct Args {
     /// The store: images, layers, root file systems
     #[arg(long, value_name = "DIR", env = "WARDIAN_ROOT", default_value = ROOT)]
@@ -80,6 +83,9 @@ fn told(removed: &Removed) -> String {
             lines += &format!("{count} {what}\n");
         }
     }
+    if removed.run {
+        lines += "the records of the run directory\n";
+    }
     if removed.images {
         lines += "the store with its images\n";
     }
@@ -96,6 +102,9 @@ mod tests {
         let removed =
             Removed { containers: vec!["a\u{1b}".into()], processes: 3, images: true, ..Removed::default() };
         let said = told(&removed);
+        // The records are something as well.
+        let records = Removed { run: true, ..Removed::default() };
+        assert_eq!(told(&records), "removed:\nthe records of the run directory\n");
         assert_eq!(said, "removed:\ncontainers: a\\u{1b}\n3 processes killed\nthe store with its images\n");
     }
 }

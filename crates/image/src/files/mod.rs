@@ -11,7 +11,7 @@ mod place;
 mod unpack;
 
 pub use pack::{LeftOut, Packed, Source, pack};
-pub use place::{directory, make};
+pub use place::{directory, make, special};
 pub use unpack::{Name, Taken, unpack};
 
 use crate::error::{Error, show};

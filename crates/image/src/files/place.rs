@@ -50,6 +50,16 @@ pub fn make(above: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Error> {
     Ok(made)
 }
 
+/// What a copy never takes the place of, for people; none if it is a file, a directory or a link.
+pub fn special(kind: FileType) -> Option<&'static str> {
+    match kind {
+        FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
+        FileType::Fifo => Some("a FIFO"),
+        FileType::Socket => Some("a socket"),
+        _ => None,
+    }
+}
+
 enum Stop {
     Kernel(Errno),
     Stranger,

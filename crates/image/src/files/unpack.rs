@@ -1,6 +1,6 @@
 //! From a tar to files.
 
-use super::{REPLACED, unsafe_path, write};
+use super::{REPLACED, place::special, unsafe_path, write};
 use crate::error::{Error, show};
 use crate::stream::{Entry, Stream, Time};
 use rustix::fs::{
@@ -190,7 +190,7 @@ impl Unpacker<'_> {
             }
             EntryType::Symlink => {
                 let above = self.parent(above)?;
-                clear(&above, name, &path)?;
+                clear(&above, name, &path, None)?;
                 symlinkat(&*entry.link, &above, name).map_err(write("make the link", &path))?;
             }
             EntryType::Link => {
@@ -203,12 +203,12 @@ impl Unpacker<'_> {
                 }
                 let from = self.open(old_above).map_err(write("find the target of the link", &path))?;
                 let above = self.parent(above)?;
-                clear(&above, name, &path)?;
+                clear(&above, name, &path, None)?;
                 linkat(&from, old_name, &above, name, AtFlags::empty()).map_err(write("link", &path))?;
             }
             EntryType::Fifo => {
                 let above = self.parent(above)?;
-                clear(&above, name, &path)?;
+                clear(&above, name, &path, Some(FileType::Fifo))?;
                 let mode = Mode::from_raw_mode(entry.mode & 0o777);
                 mknodat(&above, name, FileType::Fifo, mode, 0).map_err(write("make", &path))?;
             }
@@ -242,7 +242,7 @@ impl Unpacker<'_> {
         name: &[u8],
         path: &[u8],
     ) -> Result<(), Error> {
-        clear(above, name, path)?;
+        clear(above, name, path, None)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(above, name, flags, Mode::from_raw_mode(entry.mode & 0o777));
         let file = file.map_err(write("make", path))?;
@@ -303,8 +303,19 @@ impl Unpacker<'_> {
     }
 }
 
-/// Makes room for what is no directory.
-fn clear(above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
+/// Makes room for what is no directory. What is there and is neither a file nor a link, nor of the kind that takes its
+/// place, stays: /dev/null is no file to be replaced.
+fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> Result<(), Error> {
+    let kind = match statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(write("look at", path)(error)),
+    };
+    if let Some(what) = special(kind)
+        && Some(kind) != same
+    {
+        return Err(Error::Special { path: show(path), what });
+    }
     match unlinkat(above, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(write("replace", path)(error)),

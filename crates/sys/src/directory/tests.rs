@@ -159,3 +159,22 @@ fn a_result_overwrites_nothing_of_others() {
     create(Path::new("/dev/null")).unwrap();
     assert!(create(Path::new("/")).is_err());
 }
+
+#[test]
+fn a_removal_does_not_enter_a_mount() {
+    let Some(base) = ground() else { return };
+    let (tree, disk) = (base.path().join("tree"), base.path().join("tree/deep/disk"));
+    std::fs::create_dir_all(&disk).unwrap();
+    rustix::mount::mount("disk", &disk, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    std::fs::write(disk.join("precious"), "").unwrap();
+    let dir = Directory::open(base.path()).unwrap();
+    let removed = [dir.remove("tree"), Directory::open(&tree.join("deep")).unwrap().remove("disk")];
+    let kept = disk.join("precious").exists();
+    rustix::mount::unmount(&disk, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(
+        kept && removed.iter().all(|r| matches!(r, Err(Error::Mounted { path }) if *path == disk)),
+        "{removed:?}"
+    );
+    dir.remove("tree").unwrap();
+    assert!(!tree.exists());
+}

@@ -5,10 +5,12 @@ use super::{Server, block_on};
 use crate::print;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args as ClapArgs;
+use rustix::fs::FileType;
 use std::ffi::OsStr;
 use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -26,7 +28,7 @@ One of the two is in a container: HANDLE:PATH, from its root. The other one is o
 begins with / or ./), or - for a tar on standard input or output.
 
 If TO is a directory, what is copied goes into it; otherwise it is called TO, and takes the place of a file of that name. FROM/. \
-stands for what is in the directory FROM. Files in a container belong to its root, files on this host to whoever copies. Setuid \
+stands for what is in the directory FROM. A device, a FIFO or a socket on this host is never replaced. Files in a container belong to its root, files on this host to whoever copies. Setuid \
 bits, devices and sockets are left out, symlinks are copied as they are, holes in files stay holes.
 
 Of this host only one file system is copied: what is mounted below FROM is left out, and said so. A symlink on the way to FROM or \
@@ -267,6 +269,7 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
     if contents {
         path.push('/');
     }
+    replaceable(to)?;
     // Opened once: the same path may lead elsewhere the next time.
     let there = files::directory(to)?;
     let exists = there.is_some();
@@ -314,9 +317,46 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
     Ok(())
 }
 
+/// Refuses a place that a file cannot take before the container is asked; who unpacks looks again.
+fn replaceable(to: &Path) -> Result<()> {
+    let Ok(there) = to.symlink_metadata() else { return Ok(()) };
+    let kind = FileType::from_raw_mode(there.mode());
+    // As /dev/stdout is, which leads every process to a file of its own.
+    let process = kind == FileType::Symlink && to.read_link().is_ok_and(|to| to.starts_with("/proc"));
+    let what = if process { Some("a link to the files of a process") } else { files::special(kind) };
+    match what {
+        Some(what) => bail!(
+            "{} is {what}: nothing was copied, for a file would have taken its place; name a file or a directory, or - for a tar \
+             on standard output",
+            to.display()
+        ),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_device_is_replaced() {
+        let base = tempfile::tempdir().unwrap();
+        let at = |name: &str| base.path().join(name);
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/fd/1", at("stdout")).unwrap();
+        for (path, what) in [
+            (PathBuf::from("/dev/null"), "is a device"),
+            (at("socket"), "is a socket"),
+            (at("stdout"), "is a link to the files of a process"),
+        ] {
+            assert!(replaceable(&path).unwrap_err().to_string().contains(what), "{}", path.display());
+        }
+        std::fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink("/dev/null", at("link")).unwrap();
+        for path in [at("file"), at("link"), at("missing"), base.path().to_owned()] {
+            replaceable(&path).unwrap();
+        }
+    }
 
     #[test]
     fn ends() {

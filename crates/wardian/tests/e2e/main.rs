@@ -15,6 +15,7 @@ mod door;
 mod equipped;
 mod escape;
 mod failpoints;
+mod foreign;
 mod go_client;
 mod grace;
 mod host_files;
