@@ -98,7 +98,10 @@ fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply>
         return Err(std::io::ErrorKind::ConnectionAborted.into());
     }
     let body = error.body();
-    if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
+    // Clients ask in this way whether there is a file, as `wardian cp` does of what it is to make.
+    if matches!(route, Route::StreamOut) && body.message.ends_with("No such file or directory") {
+        tracing::debug!(handle, ?route, error = body.message, "request failed");
+    } else if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
         tracing::info!(handle, ?route, error = body.message, "request failed");
     } else {
         tracing::error!(handle, ?route, error = body.message, "request failed");

@@ -37,8 +37,8 @@ pub enum Error {
     /// Other users could change a directory.
     #[error(transparent)]
     Untrusted(#[from] wardian_sys::directory::Error),
-    /// Another server holds the lock.
-    #[error("another server uses this store ({path:?}): its lock is held by {by}")]
+    /// Another process holds the lock: a server, or whoever has it by flock(1).
+    #[error("the lock of the store {path:?} is held by {by}: end it, or use another --root")]
     InUse {
         /// The store's root.
         path: PathBuf,
