@@ -99,7 +99,7 @@ fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply>
     }
     let body = error.body();
     // Clients ask in this way whether there is a file, as `wardian cp` does of what it is to make.
-    if matches!(route, Route::StreamOut) && body.message.ends_with("No such file or directory") {
+    if matches!(route, Route::StreamOut) && body.message.contains("No such file or directory") {
         tracing::debug!(handle, ?route, error = body.message, "request failed");
     } else if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
         tracing::info!(handle, ?route, error = body.message, "request failed");
