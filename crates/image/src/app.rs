@@ -411,7 +411,7 @@ impl Droplet {
         unchanged(&before)?;
         let limit = rules.limits.max_bytes;
         if before.size > limit {
-            return Err(Error::Limit { what: format!("the size of {what}"), limit });
+            return Err(Error::layer_bytes(format!("the size of {what}"), limit));
         }
         let section = Section::new(Arc::clone(&file), 0, before.size);
         let unpacked = self.unpack_from(Box::new(section), &what, stop, into, rules)?;

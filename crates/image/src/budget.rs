@@ -12,6 +12,9 @@ const FLOOR: u64 = 256 << 20;
 /// Bytes of a tar stream after which they are counted for the image.
 const STEP: u64 = 64 << 10;
 
+const ALL_BYTES: &str = "the size of the files of all layers";
+const ALL_ENTRIES: &str = "the number of entries of all layers";
+
 /// What is counted for an image. Its layers share one.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
@@ -52,18 +55,16 @@ impl Budget {
     /// Takes bytes for a file, before it is made.
     pub(crate) fn take_bytes(&self, bytes: u64, limits: &Limits) -> Result<(), Error> {
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        check("the size of the files of all layers", before.saturating_add(bytes), limits.max_image_bytes)
+        let (sum, limit) = (before.saturating_add(bytes), limits.max_image_bytes);
+        if sum > limit { Err(Error::image_bytes(ALL_BYTES, limit)) } else { Ok(()) }
     }
 
     /// Takes entries.
     pub(crate) fn take_entries(&self, entries: u64, limits: &Limits) -> Result<(), Error> {
         let before = self.entries.fetch_add(entries, Ordering::Relaxed);
-        check("the number of entries of all layers", before.saturating_add(entries), limits.max_image_entries)
+        let (sum, limit) = (before.saturating_add(entries), limits.max_image_entries);
+        if sum > limit { Err(Error::image_entries(ALL_ENTRIES, limit)) } else { Ok(()) }
     }
-}
-
-fn check(what: &str, sum: u64, limit: u64) -> Result<(), Error> {
-    if sum > limit { Err(Error::Limit { what: what.into(), limit }) } else { Ok(()) }
 }
 
 /// Counts the bytes of one tar stream for its image.

@@ -96,10 +96,22 @@ pub enum Error {
         /// The limit, in bytes or in pieces.
         limit: u64,
     },
+    /// Something is larger than the operator's settings allow.
+    #[error("{what} exceeds the limit of {limit} {unit}; `{flag}` allows more")]
+    Allowance {
+        /// What is too large.
+        what: String,
+        /// The limit.
+        limit: u64,
+        /// What is counted.
+        unit: &'static str,
+        /// The flag that raises the limit.
+        flag: &'static str,
+    },
     /// The layers of an image are so much larger than their blobs that somebody must have meant them to be.
     #[error(
-        "the layers unpack to more than {unpacked} bytes, which is over {ratio} times the {stored} bytes that were read of \
-         them: nothing but a bomb is so small; if it is none, `--max-image-ratio` allows more"
+        "the layers unpack to more than {unpacked} bytes, which is over 256 MiB plus {ratio} times the {stored} bytes that \
+         were read of them: nothing but a bomb is so small; if it is none, `--max-image-ratio` allows more"
     )]
     Ratio {
         /// Bytes of the tar streams of all layers so far.
@@ -122,6 +134,14 @@ pub enum Error {
         what: String,
         /// How this shows.
         why: String,
+    },
+    /// A frame of zstd needs more memory than a decoder may hold.
+    #[error(
+        "{what} needs a zstd window above the limit: compress it with `zstd -19` or lower, without --long"
+    )]
+    Window {
+        /// The blob.
+        what: String,
     },
     /// The bytes do not have the promised digest.
     #[error("{what}: expected {expected}, got {actual}")]
@@ -337,6 +357,23 @@ pub(crate) fn without_secrets(uri: &str) -> String {
         format!("{before}{}", &authority[user..])
     };
     shown.chars().take(300).collect()
+}
+
+impl Error {
+    /// A layer is larger than it may be, or its blob is.
+    pub(crate) fn layer_bytes(what: impl Into<String>, limit: u64) -> Self {
+        Self::Allowance { what: what.into(), limit, unit: "bytes", flag: "--max-layer-bytes" }
+    }
+
+    /// The layers of an image are larger together than they may be.
+    pub fn image_bytes(what: impl Into<String>, limit: u64) -> Self {
+        Self::Allowance { what: what.into(), limit, unit: "bytes", flag: "--max-image-bytes" }
+    }
+
+    /// The layers of an image have more entries together than they may have.
+    pub fn image_entries(what: impl Into<String>, limit: u64) -> Self {
+        Self::Allowance { what: what.into(), limit, unit: "entries", flag: "--max-image-entries" }
+    }
 }
 
 /// A name from outside, fit for a log line.

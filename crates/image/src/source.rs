@@ -62,21 +62,18 @@ impl Image {
     /// Refuses what is too large by its own account, before anything of it is fetched or unpacked.
     ///
     /// # Errors
-    /// [`Error::Limit`].
+    /// [`Error::Allowance`].
     pub fn check(&self, limits: &Limits) -> Result<(), Error> {
         let mut sum = 0_u64;
         for layer in &self.layers {
             // What is not compressed is as large as its files and their headers; what is, is seldom larger.
             if layer.size() > limits.max_bytes.saturating_add(limits.headers()) {
-                return Err(Error::Limit { what: "the size of a layer".into(), limit: limits.max_bytes });
+                return Err(Error::layer_bytes("the size of a layer", limits.max_bytes));
             }
             sum = sum.saturating_add(layer.size());
         }
         if sum > limits.max_image_bytes.saturating_add(limits.headers()) {
-            return Err(Error::Limit {
-                what: "the size of all layers".into(),
-                limit: limits.max_image_bytes,
-            });
+            return Err(Error::image_bytes("the size of all layers", limits.max_image_bytes));
         }
         Ok(())
     }

@@ -451,6 +451,8 @@ pub(crate) fn stream_error(what: &str, source: io::Error) -> Error {
     }
     match source.kind() {
         io::ErrorKind::UnexpectedEof => Error::Truncated { what: what.into() },
+        // The text of libzstd's `ZSTD_error_frameParameter_windowTooLarge`: the binding gives no number.
+        _ if source.to_string().contains("requires too much memory") => Error::Window { what: what.into() },
         _ => Error::Corrupt { what: what.into(), why: source.to_string() },
     }
 }

@@ -43,7 +43,7 @@ pub struct Limits {
     pub max_image_bytes: u64,
     /// Number of entries of all layers of an image, with directories that no entry names.
     pub max_image_entries: u64,
-    /// How many times as large as its blobs an image may be unpacked, once that is more than 256 MiB; 0: no bound. A blob
+    /// The tar streams of an image may have 256 MiB, and so many bytes more for each byte of its blobs; 0: no bound. A blob
     /// that several layers have counts once.
     pub max_ratio: u64,
 }
@@ -194,7 +194,7 @@ impl<'a> Unpacker<'a> {
     fn entry<R: BufRead>(&mut self, entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {
         // Checked before anything is made: a hostile size must not cost more than its header.
         if entry.real_size() > self.limits.max_bytes - self.counts.bytes {
-            return Err(limit("the size of the files", self.limits.max_bytes));
+            return Err(Error::layer_bytes("the size of the files", self.limits.max_bytes));
         }
         self.budget.take_entries(1, self.limits)?;
         self.budget.take_bytes(entry.real_size(), self.limits)?;

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -29,6 +29,8 @@ use tracing::Instrument as _;
 
 /// How long a client may take to show its certificate.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two failed handshakes that the log tells at the level info.
+const TELL: Duration = Duration::from_secs(1);
 /// How long a connection that has to go may take for what it was saying.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -117,6 +119,19 @@ async fn answer(
     Ok(reply.map(|body| Made { body, place: (!known).then_some(place) }))
 }
 
+/// Whether a handshake that has failed is told to everybody who reads the log: one in a second is, because whoever reaches the
+/// port can make as many of them as he likes.
+fn is_handshake_told() -> bool {
+    static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    let is_due = told.is_none_or(|told| now.duration_since(told) >= TELL);
+    if is_due {
+        *told = Some(now);
+    }
+    is_due
+}
+
 pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>) {
     let hosts = arrival.hosts.clone();
     let opened = tokio::select! {
@@ -127,7 +142,11 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
     let stream = match opened {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a client has shown no good certificate");
+            if is_handshake_told() {
+                tracing::info!(%error, "TLS handshake failed");
+            } else {
+                tracing::debug!(%error, "TLS handshake failed");
+            }
             return;
         }
         Err(_) => return,

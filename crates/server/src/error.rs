@@ -32,6 +32,12 @@ pub enum Error {
          --insecure-listen"
     )]
     Insecure(String),
+    /// A unix socket that was handed to us and that anybody can connect to.
+    #[error(
+        "{0}: an abstract unix socket has no file mode, so every local user can connect to it and become root: give it a \
+         path, or allow it with --insecure-listen"
+    )]
+    Nameless(String),
     /// A file for TLS.
     #[error("{path}: {why}")]
     Tls {

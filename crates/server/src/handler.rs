@@ -98,7 +98,12 @@ fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply>
         return Err(std::io::ErrorKind::ConnectionAborted.into());
     }
     let body = error.body();
-    if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
+    // Clients ask in this way whether there is a file or a directory, as `wardian cp` does of what it is to make.
+    let is_absent =
+        ["No such file or directory", "Not a directory"].iter().any(|text| body.message.contains(text));
+    if matches!(route, Route::StreamOut) && is_absent {
+        tracing::debug!(handle, ?route, error = body.message, "request failed");
+    } else if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
         tracing::info!(handle, ?route, error = body.message, "request failed");
     } else {
         tracing::error!(handle, ?route, error = body.message, "request failed");

@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +29,7 @@ const BACKLOG: i32 = 4096;
 /// Where to listen: `unix:/path` or `tcp:ip:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddr {
-    /// A unix socket's path.
+    /// A unix socket's path; `@` and a name for one in the abstract name space, which was handed to this server.
     Unix(PathBuf),
     /// An address and port.
     Tcp(SocketAddr),
@@ -153,14 +154,21 @@ impl Listener {
         let domain = sockopt::socket_domain(&socket).map_err(failed)?;
         if domain == AddressFamily::UNIX {
             let listener = std::os::unix::net::UnixListener::from(socket);
-            let path = listener.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_owned));
+            let address = listener.local_addr().map_err(|_| bad("a socket without an address"))?;
+            let path = address.as_pathname().map_or_else(
+                || {
+                    let name = address.as_abstract_name().unwrap_or_default();
+                    PathBuf::from(format!("@{}", name.escape_ascii()))
+                },
+                Path::to_owned,
+            );
             // A name in the abstract name space (unix(7)) has no permissions: every user of the host can connect to it.
-            if path.is_none() && !options.insecure_listen {
-                return Err(Error::Insecure("an abstract unix socket".to_owned()));
+            if address.as_pathname().is_none() && !options.insecure_listen {
+                return Err(Error::Nameless(ListenAddr::Unix(path).to_string()));
             }
             let listener =
                 UnixListener::from_std(listener).map_err(|_| bad("a socket that cannot be used"))?;
-            return Ok(Self(Kind::Unix { listener, path: path.unwrap_or_default(), _file: None }));
+            return Ok(Self(Kind::Unix { listener, path, _file: None }));
         }
         if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
             return Err(bad("neither a unix nor a TCP socket"));
@@ -336,15 +344,19 @@ mod tests {
         let refused = Listener::inherited(inherited.try_clone().unwrap().into(), &options);
         assert!(matches!(refused, Err(Error::Insecure(_))), "{refused:?}");
         let name = format!("wardian-door-{}", std::process::id());
-        let name =
-            <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name);
-        let nameless = std::os::unix::net::UnixListener::bind_addr(&name.unwrap()).unwrap();
-        let refused = Listener::inherited(nameless.into(), &options);
-        assert!(matches!(refused, Err(Error::Insecure(_))), "{refused:?}");
+        let address =
+            <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name);
+        let nameless = std::os::unix::net::UnixListener::bind_addr(&address.unwrap()).unwrap();
+        // Certificates would not help it.
+        let refused =
+            Listener::inherited(nameless.try_clone().unwrap().into(), &options).unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("unix:@{name}: ")) && !refused.contains("--tls"), "{refused}");
         let options = SocketOptions { insecure_listen: true, ..options };
         let anywhere = "tcp:0.0.0.0:0".parse().unwrap();
         assert!(Listener::bind(&anywhere, &options).await.is_ok());
         assert!(Listener::inherited(inherited.into(), &options).is_ok());
+        let nameless = Listener::inherited(nameless.into(), &options).unwrap();
+        assert_eq!(nameless.address().unwrap().to_string(), format!("unix:@{name}"));
     }
 
     #[tokio::test]

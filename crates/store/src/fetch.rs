@@ -297,13 +297,13 @@ impl Inner {
         let sum =
             |part: fn(&Layer) -> u64| layers.iter().map(|layer| part(layer)).fold(0, u64::saturating_add);
         let limits = &self.limits;
-        for (what, sum, limit) in [
-            ("the size of the files of all layers", sum(|layer| layer.bytes), limits.max_image_bytes),
-            ("the number of entries of all layers", sum(|layer| layer.entries), limits.max_image_entries),
-        ] {
-            if sum > limit {
-                return Err(wardian_image::Error::Limit { what: what.to_owned(), limit });
-            }
+        if sum(|layer| layer.bytes) > limits.max_image_bytes {
+            let what = "the size of the files of all layers";
+            return Err(wardian_image::Error::image_bytes(what, limits.max_image_bytes));
+        }
+        if sum(|layer| layer.entries) > limits.max_image_entries {
+            let what = "the number of entries of all layers";
+            return Err(wardian_image::Error::image_entries(what, limits.max_image_entries));
         }
         Ok(())
     }

@@ -40,8 +40,8 @@ pub enum Error {
     /// It is no store, and there is something in it.
     #[error(transparent)]
     Foreign(crate::whose::Error),
-    /// Another server holds the lock.
-    #[error("another server uses this store ({path:?}): its lock is held by {by}")]
+    /// Another process holds the lock: a server, or whoever has it by flock(1).
+    #[error("the lock of the store {path:?} is held by {by}: end it, or use another --root")]
     InUse {
         /// The store's root.
         path: PathBuf,

@@ -369,13 +369,14 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         let mut child = stranger(&path);
-        let had = std::thread::scope(|scope| {
+        // Nobody lets go of it before all have tried.
+        let had: Vec<_> = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| take(&dir, "lock", Duration::from_secs(1), &|_| ()).ok()))
                 .collect();
-            tries.into_iter().filter_map(|t| t.join().unwrap()).count()
+            tries.into_iter().filter_map(|t| t.join().unwrap()).collect()
         });
-        assert_eq!(had, 1);
+        assert_eq!(had.len(), 1);
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -110,7 +110,7 @@ enum Command {
         /// reach them rights on this host. Archives always hold them
         #[arg(long)]
         keep_privileges: bool,
-        /// Replace a file that exists
+        /// Replace a file that exists; directories are never replaced
         #[arg(long)]
         force: bool,
     },
@@ -527,6 +527,11 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let exported = match watch::bar("exporting", bytes, || watch.bytes_read(), work) {
         Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !to.overwrite => {
             bail!("{path} exists; --force replaces a file")
+        }
+        Err(wardian_image::Error::Exists { path }) if !format_is_file(format) => {
+            bail!(
+                "{path} exists already: name a directory that does not exist or is empty; --force replaces files only"
+            )
         }
         Err(error) => {
             interrupts.check()?;

@@ -120,4 +120,35 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
+
+    /// What an error advises can be given to the commands, and found in their help.
+    #[test]
+    fn limits_are_settings_of_the_stores_commands_too() {
+        let wardian = Cli::command();
+        for name in ["serve", "image", "rootfs", "store"] {
+            let command = wardian.find_subcommand(name).unwrap();
+            for flag in [
+                "max-layer-bytes",
+                "max-image-bytes",
+                "max-image-entries",
+                "max-image-ratio",
+                "layer-hosts",
+                "layer-certificates",
+            ] {
+                let found = command.get_arguments().find(|arg| arg.get_long() == Some(flag));
+                let found = found.unwrap_or_else(|| panic!("{name} --{flag}"));
+                assert!(!found.is_hide_set() && found.get_help().is_some(), "{name} --{flag}");
+            }
+        }
+        for good in
+            [["--gc-threshold", "10G"], ["--max-image-bytes", "1T"], ["--host-name", "cell-1.example.com"]]
+        {
+            Cli::try_parse_from([&["wardian", "serve"], &good[..]].concat()).unwrap();
+        }
+        for bad in
+            [["--gc-threshold", "10X"], ["--host-name", "http://x"], ["--host-name", "a,*.example.com"]]
+        {
+            Cli::try_parse_from([&["wardian", "serve"], &bad[..]].concat()).unwrap_err();
+        }
+    }
 }

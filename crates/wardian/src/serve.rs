@@ -39,7 +39,8 @@ const CONNECTION_MEMORY: u64 = 16 << 10;
 /// Settings. A flag beats the environment, which beats the file, which beats the default.
 #[derive(Debug, Default, ClapArgs)]
 pub struct Args {
-    /// Where to listen: unix:/PATH or tcp:HOST:PORT; may be given more than once [default: unix:<run>/garden.sock]
+    /// Where to listen: unix:/PATH or tcp:IP:PORT; may be given more than once, and replaces the default
+    /// [default: unix:<run>/garden.sock]
     #[arg(long, value_name = "ADDR", env = "WARDIAN_LISTEN", value_delimiter = ',')]
     listen: Vec<String>,
     /// The store: images, layers, root file systems [default: /var/lib/wardian]
@@ -70,7 +71,7 @@ pub struct Args {
     tls_client_ca: Option<PathBuf>,
     /// A name of this host: requests through TCP may name it, IP addresses, localhost and Garden's `api`, and no other host;
     /// may be given more than once
-    #[arg(long, value_name = "NAME", env = "WARDIAN_HOST_NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", env = "WARDIAN_HOST_NAME", value_delimiter = ',', value_parser = host_name)]
     host_name: Vec<String>,
     /// Most containers at a time; 0: no bound [default: 0]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONTAINERS")]
@@ -95,11 +96,12 @@ pub struct Args {
     /// Refuse to make privileged containers, whose root is the host's
     #[arg(long, env = "WARDIAN_DISABLE_PRIVILEGED_CONTAINERS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     disable_privileged_containers: Option<bool>,
-    /// Where the debug server listens: /debug/vars and /log-level, for whoever reaches it [default: nowhere]
+    /// Where the debug server listens, unix:/PATH or tcp:IP:PORT: /debug/vars and /log-level, for whoever reaches it
+    /// [default: nowhere]
     #[arg(long, value_name = "ADDR", env = "WARDIAN_DEBUG_LISTEN")]
     debug_listen: Option<String>,
     /// Collect garbage when the store's layers take more bytes than this [default: only when told to]
-    #[arg(long, value_name = "BYTES", env = "WARDIAN_GC_THRESHOLD")]
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_GC_THRESHOLD", value_parser = crate::store::size)]
     gc_threshold: Option<u64>,
     /// Certificates for servers that layers are fetched from: *.crt are trusted besides the system's, a *.cert with the *.key of
     /// the same name is shown to servers that ask for one [default: none]
@@ -112,13 +114,13 @@ pub struct Args {
     /// Refuse a layer whose files are larger, or whose blob is [default: 64G]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_LAYER_BYTES", value_parser = crate::store::size)]
     max_layer_bytes: Option<u64>,
-    /// Refuse an image whose layers' files are larger together [default: 128G]
+    /// Refuse an image whose layers' files are larger together [default: 128G, or --max-layer-bytes if that is more]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_IMAGE_BYTES", value_parser = crate::store::size)]
     max_image_bytes: Option<u64>,
     /// Refuse an image whose layers have more files, directories and links together [default: 8388608]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_ENTRIES")]
     max_image_entries: Option<u64>,
-    /// Refuse an image that unpacks to more than 256 MiB and to more than so many times its size as stored; 0: no bound
+    /// Refuse an image if its tar streams are longer than 256 MiB plus so many times its size as stored; 0: no limit
     /// [default: 200]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_RATIO")]
     max_image_ratio: Option<u64>,
@@ -307,6 +309,16 @@ fn duration(text: &str) -> Result<Duration, String> {
     if units > 0 && number.is_empty() { Ok(total) } else { Err(bad()) }
 }
 
+/// A name that a request can name this host by: no URL, no port, no wildcard.
+fn host_name(text: &str) -> Result<String, String> {
+    let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if text.split('.').all(|label| !label.is_empty() && label.chars().all(known)) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is not a host name without port or wildcard, such as cell-1.example.com"))
+    }
+}
+
 fn percent(text: &str) -> Result<f64, String> {
     checked_percent(text.parse().map_err(|_| format!("{text:?} is not a number"))?)
 }
@@ -338,9 +350,11 @@ impl Args {
         let file_grace = time("default-grace-time", file.default_grace_time)?;
         let file_patience = time("layer-patience", file.layer_patience)?;
         let patience = self.layer_patience.or(file_patience).unwrap_or(Fetching::default().patience);
-        ensure!(!patience.is_zero(), "layer-patience: no server sends a layer in no time");
+        ensure!(!patience.is_zero(), "layer-patience must be more than 0");
         let file_hosts: Result<Vec<Host>, _> = file.layer_hosts.iter().map(|host| host.parse()).collect();
         let file_hosts = file_hosts.context("layer-hosts")?;
+        let file_names: Result<Vec<_>, _> = file.host_name.iter().map(|name| host_name(name)).collect();
+        let file_names = file_names.map_err(|error| anyhow::anyhow!("host-name: {error}"))?;
         let file_head = time("read-header-timeout", file.read_header_timeout)?;
         let file_transfer = time("transfer-patience", file.transfer_patience)?;
         let file_ready = file.ready_rootfs.map(checked_ready).transpose().map_err(anyhow::Error::msg)?;
@@ -364,7 +378,7 @@ impl Args {
             socket_mode: self.socket_mode.or(file_mode).unwrap_or(SOCKET_MODE),
             insecure_listen,
             tls,
-            host_names: if self.host_name.is_empty() { file.host_name } else { self.host_name },
+            host_names: if self.host_name.is_empty() { file_names } else { self.host_name },
             max_containers: self.max_containers.or(file.max_containers).unwrap_or(0),
             gc_threshold: self.gc_threshold.or(file.gc_threshold),
             fetching: Fetching {
@@ -624,6 +638,13 @@ mod tests {
         assert_eq!((ids.id_ranges, ids.default_pids_limit), ("100000:65536".parse().ok(), 7));
         assert!(ready("33").is_err() && ready("-1").is_err());
         assert!(settings("layer-hosts = [\"http://a\"]\n").is_err());
+        assert!(settings("layer-patience = \"0\"\n").unwrap_err().to_string().contains("more than 0"));
+        for bad in ["http://x", "x:7777", "*.example.com", "", "x.", ".x", "a b"] {
+            let error = settings(&format!("host-name = [{bad:?}]\n")).unwrap_err().to_string();
+            assert!(host_name(bad).is_err() && error.contains("without port or wildcard"), "{bad}: {error}");
+        }
+        let named = settings("host-name = [\"Cell-1.example.com\", \"10.0.0.5\"]\n").unwrap();
+        assert_eq!(named.host_names, ["Cell-1.example.com", "10.0.0.5"]);
         let images = settings("layer-hosts = [\"a:1\"]\nmax-layer-bytes = 1\nmax-image-ratio = 0\n").unwrap();
         assert_eq!(images.fetching.layer_hosts, ["a:1".parse().unwrap()]);
         assert_eq!(images.limits, Limits { max_bytes: 1, max_ratio: 0, ..Limits::DEFAULT });

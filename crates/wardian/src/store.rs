@@ -12,6 +12,9 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use wardian_store::{Config, Host, Limits, Progress, Store, Usage};
 
+/// Heading of the flags that matter where an image is fetched or unpacked.
+const IMAGES: &str = "Images that are fetched or unpacked (wardian.toml is not read)";
+
 /// Where the store is, and how to answer.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Place {
@@ -21,31 +24,47 @@ pub struct Place {
     /// Live state; the same as the server's, if there is one
     #[arg(long, value_name = "DIR", env = "WARDIAN_RUN", default_value = RUN, global = true)]
     run: PathBuf,
-    /// Certificates for servers that layers are fetched from, as in `wardian serve --help`
-    #[arg(long, value_name = "DIR", env = "WARDIAN_LAYER_CERTIFICATES", global = true, hide = true)]
+    /// Certificates for servers that layers are fetched from: *.crt are trusted besides the system's, a *.cert with the *.key
+    /// of the same name is shown to servers that ask for one [default: none]
+    #[arg(long, value_name = "DIR", env = "WARDIAN_LAYER_CERTIFICATES", global = true, help_heading = IMAGES)]
     layer_certificates: Option<PathBuf>,
-    /// The same
-    #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_LAYER_BYTES", global = true, hide = true, value_parser = size)]
-    max_layer_bytes: Option<u64>,
-    /// The same
-    #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_IMAGE_BYTES", global = true, hide = true, value_parser = size)]
-    max_image_bytes: Option<u64>,
-    /// The same
-    #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_ENTRIES", global = true, hide = true)]
-    max_image_entries: Option<u64>,
-    /// The same
-    #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_RATIO", global = true, hide = true)]
-    max_image_ratio: Option<u64>,
-    /// The same
+    /// Servers that an image may name for its layers: HOST or HOST:PORT, exactly; without a port, 80 and 443 [default: none]
     #[arg(
         long,
         value_name = "HOST[:PORT]",
         env = "WARDIAN_LAYER_HOSTS",
         global = true,
-        hide = true,
+        help_heading = IMAGES,
         value_delimiter = ','
     )]
     layer_hosts: Vec<Host>,
+    /// Refuse a layer whose files are larger, or whose blob is [default: 64G]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "WARDIAN_MAX_LAYER_BYTES",
+        global = true,
+        help_heading = IMAGES,
+        value_parser = size
+    )]
+    max_layer_bytes: Option<u64>,
+    /// Refuse an image whose layers' files are larger together [default: 128G, or --max-layer-bytes if that is more]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "WARDIAN_MAX_IMAGE_BYTES",
+        global = true,
+        help_heading = IMAGES,
+        value_parser = size
+    )]
+    max_image_bytes: Option<u64>,
+    /// Refuse an image whose layers have more files, directories and links together [default: 8388608]
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_ENTRIES", global = true, help_heading = IMAGES)]
+    max_image_entries: Option<u64>,
+    /// Refuse an image if its tar streams are longer than 256 MiB plus so many times its size as stored; 0: no limit
+    /// [default: 200]
+    #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_RATIO", global = true, help_heading = IMAGES)]
+    max_image_ratio: Option<u64>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,

@@ -257,7 +257,8 @@ impl Walk<'_> {
         self.path.extend_from_slice(name);
         if self.path.len() > self.limits.max_name {
             let limit = self.limits.max_name as u64;
-            return Err(Error::Limit { what: "the length of a path".into(), limit });
+            let what = format!("the length of the path {}", show(&self.path));
+            return Err(Error::Limit { what, limit });
         }
         let (dir, layer) = (&frame.dirs[topmost], frame.layers[topmost]);
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("stat", &self.path))?;

@@ -203,7 +203,8 @@ impl<W: Write> Packer<'_, W> {
             child.truncate(path.len());
             push(&mut child, name);
             if child.len() > MAX_PATH {
-                return Err(Error::Limit { what: "the length of a path".into(), limit: MAX_PATH as u64 });
+                let what = format!("the length of the path {}", show(&child));
+                return Err(Error::Limit { what, limit: MAX_PATH as u64 });
             }
             let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
             let stat = stat.map_err(|errno| self.failed("find", &child)(errno.into()))?;

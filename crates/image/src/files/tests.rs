@@ -330,7 +330,9 @@ fn deep_trees_take_few_descriptors() {
     chain(&deep, 10_000);
     let error = pack(&open(base.path()), Path::new("a"), std::io::sink()).unwrap_err();
     let removed = std::process::Command::new("rm").arg("-rf").arg(&deep).status().unwrap();
-    assert!(matches!(error, Error::Limit { .. }) && removed.success(), "{error}");
+    // The error names as much of it as fits.
+    let is_named = error.to_string().starts_with("the length of the path \"");
+    assert!(matches!(error, Error::Limit { .. }) && is_named && removed.success(), "{error}");
 }
 
 #[test]

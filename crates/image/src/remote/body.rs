@@ -180,7 +180,7 @@ impl Body<'_> {
     fn check_limit(&self, size: u64) -> Result<(), Error> {
         if size > self.asked.limit {
             let what = format!("the size of {}", self.asked.locations[self.location]);
-            return Err(Error::Limit { what, limit: self.asked.limit });
+            return Err(Error::layer_bytes(what, self.asked.limit));
         }
         Ok(())
     }

@@ -398,7 +398,7 @@ fn what_is_no_droplet() {
     let any = Limits::default();
     type Fits = fn(&Error) -> bool;
     let corrupt: Fits = |e| matches!(e, Error::Corrupt { .. });
-    let limit: Fits = |e| matches!(e, Error::Limit { .. });
+    let limit: Fits = |e| matches!(e, Error::Limit { .. } | Error::Allowance { .. });
     let cases: [(&str, &[u8], &Limits, &str, Fits); 9] = [
         ("plain", &tar, &any, "layer", corrupt),
         ("zstd", &zstd, &any, "layer", corrupt),

@@ -307,9 +307,9 @@ fn sizes() {
         (None, 5000, true, None),
         (Some(4999), 9999, false, Some("expected 4999 bytes, got 5000")),
         (Some(5001), 9999, false, Some("expected 5001 bytes, got 5000")),
-        (None, 4999, false, Some("exceeds the limit of 4999")),
-        (None, 4999, true, Some("exceeds the limit of 4999")),
-        (None, 0, true, Some("exceeds the limit of 0")),
+        (None, 4999, false, Some("exceeds the limit of 4999 bytes; `--max-layer-bytes` allows more")),
+        (None, 4999, true, Some("exceeds the limit of 4999 bytes; `--max-layer-bytes` allows more")),
+        (None, 0, true, Some("exceeds the limit of 0 bytes; `--max-layer-bytes` allows more")),
     ] {
         let server = Server::new(vec![Reply { no_length, ..Reply::of(bytes) }]);
         let urls = [server.url("/x")];

@@ -181,6 +181,9 @@ fn lies() {
     for (real, fits) in [(1000, true), (1001, false), (u64::MAX >> 2, false)] {
         let tar = old("f", real, &[(0, 1)], b"a").end();
         let result = Cage::new().unpack_with(&tar, &limits);
-        assert!(fits == result.is_ok() && (fits || matches!(result, Err(Error::Limit { .. }))), "{result:?}");
+        assert!(
+            fits == result.is_ok() && (fits || matches!(result, Err(Error::Allowance { .. }))),
+            "{result:?}"
+        );
     }
 }

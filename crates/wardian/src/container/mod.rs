@@ -67,13 +67,9 @@ impl Server {
     /// An error, with what to do about it where that is known.
     pub fn explain(&self, error: Error) -> anyhow::Error {
         let advice = match &error {
-            Error::Response(_) if matches!(self.socket, Address::Tcp(_)) && self.tls_ca.is_none() => {
-                Some(format!(
-                    "what answers at {} does not speak HTTP: a server that was started with --tls-cert wants --tls-ca, --tls-cert \
-                 and --tls-key",
-                    self.socket
-                ))
-            }
+            Error::Response(_) if self.may_want_tls() => Some(self.want_tls()),
+            // An alert of TLS is no HTTP.
+            Error::Http(source) if source.is_parse() && self.may_want_tls() => Some(self.want_tls()),
             Error::Connect { source, .. } => self.unreachable(source.kind()),
             // A server says by an alert, after the handshake, that it does not like the certificate.
             Error::Http(_) | Error::Io(_) if self.tls_ca.is_some() => Some(format!(
@@ -94,6 +90,18 @@ impl Server {
             Some(advice) => anyhow::Error::new(error).context(advice),
             None => error.into(),
         }
+    }
+
+    fn may_want_tls(&self) -> bool {
+        matches!(self.socket, Address::Tcp(_)) && self.tls_ca.is_none()
+    }
+
+    fn want_tls(&self) -> String {
+        format!(
+            "what answers at {} does not speak HTTP: if it is a server with --tls-cert, it speaks TLS, so give --tls-ca, --tls-cert \
+             and --tls-key",
+            self.socket
+        )
     }
 
     fn unreachable(&self, kind: IoKind) -> Option<String> {

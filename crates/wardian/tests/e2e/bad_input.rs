@@ -291,6 +291,18 @@ async fn servers_that_must_not_start() {
         assert_eq!(code, Some(1));
         assert!(text.contains(needle), "{text}");
     }
+    // Somebody else's lock of the store, which is no server: who it is, and what to do.
+    let store = base.join("held");
+    std::fs::create_dir(&store).unwrap();
+    let lock = std::fs::File::create(store.join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut command = Command::new(WARDIAN);
+    command.arg("serve").arg("--root").arg(&store).arg("--run").arg(server.run().join("r3"));
+    let (code, text) = refused(&mut command, &log);
+    let by = format!("is held by process {}", std::process::id());
+    assert!(code == Some(1) && text.contains(&by) && text.contains("use another --root"), "{text}");
+    drop(lock);
+
     for address in ["tcp:0.0.0.0:0", "tcp:127.0.0.1:0", "tcp:[::1]:0", "nonsense", "unix:relative"] {
         // Below this server's: what such a server leaves is ended with it.
         let mut command = Command::new(WARDIAN);

@@ -448,6 +448,15 @@ async fn who_shows_no_certificate_stays_outside() {
     let refused = papers.wardian(&tcp, "theirs.client", &["ps"], null);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("--tls-client-ca"), "{said}");
+    let mut plain = Command::new(WARDIAN);
+    let plain = plain.args(["ps", "--socket", &tcp]).output().unwrap();
+    let said = String::from_utf8_lossy(&plain.stderr).into_owned();
+    assert!(said.contains("it speaks TLS, so give --tls-ca, --tls-cert and --tls-key"), "{said}");
+    // Whoever runs the server reads of it without more being logged than usual.
+    let log = server.log();
+    let is_told =
+        |line: &str| line.contains("server.TLS-handshake-failed") && line.contains("\"level\":\"info\"");
+    assert!(log.lines().any(is_told), "{log}");
     // Clients that say nothing, or stop in the middle of the handshake, hold no place.
     for hello in [&b""[..], &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00]] {
         let held: Vec<TcpStream> = (0..4)

@@ -241,6 +241,8 @@ fn an_image_that_is_exported_can_be_imported() {
     place.say(&["image", "export", "app", &alone.path("x.tar"), "--force"]);
     assert!(place.fail(&["image", "export", "app", &alone.path("layout"), "--force"]).contains("exists"));
     place.say(&["image", "export", "app", &alone.path("tree"), "--format", "dir"]);
+    let again = place.fail(&["image", "export", "app", &alone.path("tree"), "--format", "dir", "--force"]);
+    assert!(again.contains("does not exist or is empty; --force replaces files only"), "{again}");
     assert_eq!(fs::read(alone.path("tree/rootfs/a")).unwrap(), b"above");
     assert!(!Path::new(&alone.path("tree/rootfs/b")).exists());
     assert!(place.fail(&["image", "export", "app", &alone.path("x.tar.gz")]).contains("not compressed"));
