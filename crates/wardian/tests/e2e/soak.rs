@@ -82,8 +82,10 @@ impl Siege {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut number = 0;
             while !siege.ended.load(Ordering::Relaxed) {
-                let one = tokio::time::timeout(Duration::from_secs(20), round(siege.clone(), number));
-                let _ = runtime.block_on(one);
+                let one = round(siege.clone(), number);
+                let bounded = async { tokio::time::timeout(Duration::from_secs(20), one).await };
+                // A round that takes longer is left alone by the next one.
+                let _ = runtime.block_on(bounded);
                 siege.rounds.fetch_add(1, Ordering::Relaxed);
                 number += 1;
                 std::thread::sleep(Duration::from_millis(20));
