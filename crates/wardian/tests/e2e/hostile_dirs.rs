@@ -83,7 +83,7 @@ fn directories_of_others_are_refused() {
         let text = dir.to_str().unwrap();
         let (below, socket, out) =
             (format!("{text}/below"), format!("unix:{text}/s"), format!("{text}/out.json"));
-        let run = format!("{own}/run");
+        let run = format!("{own}-run");
         let commands: [&[&str]; 9] = [
             &["serve", "--root", &own, "--run", text],
             &["serve", "--root", &own, "--run", &below],
@@ -277,9 +277,10 @@ async fn containers_in_cgroups_of_an_earlier_version_are_found() {
     server.terminate().await;
     let run = server.run();
     let short = format!("{:08x}", fnv(run.to_str().unwrap().as_bytes(), 0x811c_9dc5));
+    let instance = serde_json::json!({"tag": short, "root": server.root(), "pid": 1});
     let record = || {
         std::fs::create_dir_all(run.join("containers/0")).unwrap();
-        std::fs::write(run.join("instance.json"), format!("{{\"tag\":\"{short}\"}}")).unwrap();
+        std::fs::write(run.join("instance.json"), instance.to_string()).unwrap();
     };
     record();
     server.restart().await;
