@@ -132,7 +132,7 @@ pub fn images(dir: &Path) -> Vec<String> {
         .unwrap();
     vec![
         layout(&at("repeated"), &[zeros(4 << 20)], 300, |_| ()),
-        layout(&at("directories"), &[0, 1, 2, 3].map(|n| directories(n * 100_000, 100_000)), 1, |_| ()),
+        layout(&at("directories"), &[0, 1, 2, 3].map(|n| directories(n * 25_000, 25_000)), 1, |_| ()),
         layout(&at("many"), std::slice::from_ref(&small), 900, |_| ()),
         layout(&at("annotated"), std::slice::from_ref(&small), 1, |manifest| {
             manifest["annotations"] = json!({"a": "x".repeat(3 << 20)});

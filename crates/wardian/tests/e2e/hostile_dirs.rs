@@ -63,9 +63,9 @@ fn theirs(base: &Path, secret: &Path) -> Vec<(PathBuf, &'static str)> {
             symlink(secret, dir.join(name)).unwrap();
         }
         if name == "open" {
-            set_mode(&dir, 0o777)
+            set_mode(&dir, 0o777);
         } else {
-            chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap()
+            chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
         }
         (dir, says)
     });
