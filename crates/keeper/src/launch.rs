@@ -352,13 +352,11 @@ fn attach_at(
         let text = format!("mount point {destination}: it is {is} in the image, and must be {must}");
         return Err(Stop::from(text));
     }
-    if let Some(kernels) = kernels {
-        if kernels.contains(&stat.st_dev) && !OVER_PROC.contains(&destination) {
-            return Err(Stop::from(format!(
-                "a bind mount over {destination} is not allowed: it is, or a link of the image leads, into /proc or /sys, which \
-                 show the kernel"
-            )));
-        }
+    if kernels.is_some_and(|kernels| kernels.contains(&stat.st_dev)) && !OVER_PROC.contains(&destination) {
+        return Err(Stop::from(format!(
+            "a bind mount over {destination} is not allowed: it is, or a link of the image leads, into /proc or /sys, which \
+             show the kernel"
+        )));
     }
     mount::attach(mount, &target).map_err(failed(format!("attach {destination}")))
 }
