@@ -13,7 +13,8 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Component, Path};
+use std::path::Path;
+use wardian_sys::directory::names_of;
 
 /// As the kernel's own (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
@@ -110,7 +111,7 @@ pub fn walk(
         rustix::fs::openat(at, name, flags | OFlags::DIRECTORY, Mode::empty()).map_err(blocked(name))
     };
     let mut here = directory(start.as_fd(), if path.is_absolute() { "/" } else { "." })?;
-    let mut todo: VecDeque<OsString> = parts(path);
+    let mut todo: VecDeque<OsString> = names_of(path).collect();
     let (mut links, mut made) = (0, 0);
     while let Some(name) = todo.pop_front() {
         if name == ".." {
@@ -145,7 +146,7 @@ pub fn walk(
                 if Path::new(&target).is_absolute() {
                     here = directory(here.as_fd(), "/")?;
                 }
-                for part in parts(Path::new(&target)).into_iter().rev() {
+                for part in names_of(Path::new(&target)).rev() {
                     todo.push_front(part);
                 }
             }
@@ -153,15 +154,6 @@ pub fn walk(
         }
     }
     Ok(here)
-}
-
-fn parts(path: &Path) -> VecDeque<OsString> {
-    let part = |part: Component<'_>| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        _ => None,
-    };
-    path.components().filter_map(part).collect()
 }
 
 #[cfg(test)]

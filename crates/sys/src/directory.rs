@@ -246,7 +246,8 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
     stack.pop().ok_or_else(|| system(path)(Errno::NOENT))
 }
 
-fn names_of(path: &Path) -> impl Iterator<Item = OsString> + '_ {
+/// The names on the way of a path, `..` among them, for a walk by descriptors.
+pub fn names_of(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),

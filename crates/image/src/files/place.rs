@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Component, Path};
+use std::path::Path;
+use wardian_sys::directory::names_of;
 
 /// As the kernel's own (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
@@ -77,7 +78,7 @@ fn walk(path: &Path) -> Result<OwnedFd, Stop> {
     let start = |path: &Path| OsStr::new(if path.is_absolute() { "/" } else { "." }).to_owned();
     let trusted = [0, rustix::process::geteuid().as_raw()];
     let mut here = open(CWD, &start(path))?;
-    let mut todo = parts(path);
+    let mut todo: VecDeque<OsString> = names_of(path).collect();
     let mut links = 0;
     while let Some(name) = todo.pop_front() {
         let stat = statat(&here, &name, AtFlags::SYMLINK_NOFOLLOW)?;
@@ -100,17 +101,8 @@ fn walk(path: &Path) -> Result<OwnedFd, Stop> {
         if target.is_absolute() {
             here = open(here.as_fd(), &start(target))?;
         }
-        parts(target).into_iter().rev().for_each(|part| todo.push_front(part));
+        names_of(target).rev().for_each(|part| todo.push_front(part));
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(openat(&here, ".", flags, Mode::empty())?)
-}
-
-fn parts(path: &Path) -> VecDeque<OsString> {
-    let part = |part: Component<'_>| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        _ => None,
-    };
-    path.components().filter_map(part).collect()
 }
