@@ -13,9 +13,7 @@ use wardian_garden::wire::{ContainerSpec, ProcessSpec};
 
 /// The most memory the server has ever had, in MiB.
 fn peak(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    server.memory("VmHWM") / 1024
 }
 
 /// Properties of 1 MB. One letter of a reply takes six bytes there.

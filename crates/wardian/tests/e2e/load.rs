@@ -10,44 +10,18 @@ use std::time::{Duration, Instant};
 use wardian_garden::wire::{ContainerSpec, ProcessSpec};
 use wardian_garden::{Client, ErrorKind};
 
-async fn started_with(args: &[&str]) -> Server {
-    let mut server = Server::start().await;
-    server.terminate().await;
-    server.args = args.iter().map(|arg| (*arg).to_owned()).collect();
-    server.restart().await;
-    server
-}
-
 fn spec(handle: &str) -> ContainerSpec {
     ContainerSpec { handle: handle.into(), ..Default::default() }
-}
-
-/// Descriptors of the server.
-fn descriptors(server: &Server) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
-}
-
-/// The same, once what it makes ahead is made.
-async fn settled(server: &Server) -> usize {
-    let (mut last, mut same) = (descriptors(server), 0);
-    let started = Instant::now();
-    while same < 20 && started.elapsed() < STUCK {
-        tokio::time::sleep(Duration::from_millis(25)).await;
-        let now = descriptors(server);
-        same = if now == last { same + 1 } else { 0 };
-        last = now;
-    }
-    last
 }
 
 /// Wait until the server has no more descriptors than this.
 async fn until_descriptors(server: &Server, most: usize) {
     let started = Instant::now();
-    while descriptors(server) > most {
+    while server.descriptors() > most {
         assert!(
             started.elapsed() < STUCK,
             "{} descriptors, there were {most}\n{}",
-            descriptors(server),
+            server.descriptors(),
             server.log()
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -71,8 +45,8 @@ async fn until_closed(stream: &mut UnixStream) {
 
 #[tokio::test]
 async fn heads_that_do_not_come() {
-    let server = started_with(&["--read-header-timeout", "1s"]).await;
-    let before = settled(&server).await;
+    let server = Server::start_with(&["--read-header-timeout", "1s"]).await;
+    let before = server.settled_descriptors().await;
     let mut slow: Vec<UnixStream> = (0..50).map(|_| server.connect()).collect();
     let started = Instant::now();
     // A byte now and then, for as long as the server lets them.
@@ -105,7 +79,7 @@ async fn connections_that_say_nothing() {
 
 #[tokio::test]
 async fn the_longest_idle_makes_room() {
-    let server = started_with(&["--max-connections", "20"]).await;
+    let server = Server::start_with(&["--max-connections", "20"]).await;
     let client = server.create("c").await;
     // Those that are at work stay.
     let process = client.run("c", &script("read line; echo $line"), listen()).await.unwrap();
@@ -302,7 +276,7 @@ async fn clients_that_die_at_every_step() {
     let waiting = ProcessSpec { id: "waiting".into(), ..script("sleep 1000") };
     drop(client.run("d", &waiting, listen()).await.unwrap());
     // What the server opens once and keeps is open by now.
-    let before = settled(&server).await;
+    let before = server.settled_descriptors().await;
 
     // Each of these ends with its input.
     let run = "{\"path\":\"cat\"}\n";
@@ -459,7 +433,7 @@ async fn a_disk_that_is_full() {
 
 #[tokio::test]
 async fn more_creates_than_the_server_will_take() {
-    let server = started_with(&["--max-concurrent-creates", "1", "--max-queued-creates", "2"]).await;
+    let server = Server::start_with(&["--max-concurrent-creates", "1", "--max-queued-creates", "2"]).await;
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..24 {
         let client = server.client();
@@ -487,7 +461,7 @@ async fn more_creates_than_the_server_will_take() {
 
 #[tokio::test]
 async fn no_more_containers_than_allowed() {
-    let server = started_with(&["--max-containers", "2", "--disable-privileged-containers"]).await;
+    let server = Server::start_with(&["--max-containers", "2", "--disable-privileged-containers"]).await;
     let client = server.create("a").await;
     server.create("b").await;
     assert_eq!(message(client.create(&spec("c")).await), "max containers reached");
@@ -577,12 +551,6 @@ async fn a_trace_goes_into_the_log() {
     server.finish().await;
 }
 
-fn resident(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().split(' ').next().unwrap().parse().unwrap()
-}
-
 async fn rounds(client: &Client, range: std::ops::Range<u32>) {
     let numbers = std::sync::Arc::new(std::sync::Mutex::new(range));
     let mut workers = tokio::task::JoinSet::new();
@@ -618,7 +586,7 @@ async fn ten_thousand_rounds() {
         let end = range.end;
         rounds(&client, range).await;
         tokio::time::sleep(LINGER).await;
-        seen.push((resident(&server), settled(&server).await));
+        seen.push((server.memory("VmRSS"), server.settled_descriptors().await));
         println!(
             "{end} rounds of create, run, destroy: the server has {} KB of memory and {} descriptors after {:.0} s",
             seen[seen.len() - 1].0,

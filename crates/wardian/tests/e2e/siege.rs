@@ -12,44 +12,12 @@ use wardian_garden::wire::ProcessSpec;
 const FILES: &str =
     "PUT /containers/c/files?user=&destination=%2Fin HTTP/1.1\r\nHost: api\r\nConnection: close\r\n";
 
-async fn started_with(args: &[&str]) -> Server {
-    let mut server = Server::start().await;
-    server.terminate().await;
-    server.args = args.iter().map(|arg| (*arg).to_owned()).collect();
-    server.restart().await;
-    server
-}
-
 async fn until(what: &str, server: &Server, mut ready: impl FnMut() -> bool) {
     let started = Instant::now();
     while !ready() {
         assert!(started.elapsed() < STUCK, "{what}\n{}", server.log());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-fn descriptors(server: &Server) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
-}
-
-/// The same, once what it makes ahead is made.
-async fn settled(server: &Server) -> usize {
-    let (mut last, mut same) = (descriptors(server), 0);
-    until("it opens more and more", server, || {
-        let now = descriptors(server);
-        same = if now == last { same + 1 } else { 0 };
-        last = now;
-        same == 25
-    })
-    .await;
-    last
-}
-
-/// Resident memory of the server in MiB: now, or the most it has been.
-fn memory(server: &Server, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
 /// Everything that still comes on a connection.
@@ -97,9 +65,9 @@ fn attach(server: &Server, id: &str) -> (UnixStream, String) {
 async fn uploads_that_send_nothing_hold_nobody_up() {
     // More than the threads that a runtime has for work that blocks.
     const UPLOADS: usize = 600;
-    let server = started_with(&["--transfer-patience", "1h"]).await;
+    let server = Server::start_with(&["--transfer-patience", "1h"]).await;
     let client = server.create("c").await;
-    let before = settled(&server).await;
+    let before = server.settled_descriptors().await;
     let mut idle = Vec::new();
     for _ in 0..UPLOADS {
         let mut stream = server.connect();
@@ -107,7 +75,7 @@ async fn uploads_that_send_nothing_hold_nobody_up() {
         idle.push(stream);
     }
     // Each has its connection and its pipe.
-    until("not all uploads begin", &server, || descriptors(&server) >= before + 2 * UPLOADS).await;
+    until("not all uploads begin", &server, || server.descriptors() >= before + 2 * UPLOADS).await;
     let other = async {
         server.create("other").await;
         assert_eq!(say(&client, "other", "echo works").await, "works");
@@ -126,7 +94,7 @@ async fn uploads_that_send_nothing_hold_nobody_up() {
 
 #[tokio::test]
 async fn a_tar_that_does_not_come_is_cancelled() {
-    let server = started_with(&["--transfer-patience", "1s"]).await;
+    let server = Server::start_with(&["--transfer-patience", "1s"]).await;
     let client = server.create("c").await;
     let tar = tar_of(&[("a", &noise(40_000)), ("b", &noise(40_000))]);
     for chunked in [false, true] {
@@ -162,7 +130,7 @@ async fn a_tar_that_does_not_come_is_cancelled() {
 
 #[tokio::test]
 async fn a_tar_that_the_container_does_not_take_is_cancelled() {
-    let server = started_with(&["--transfer-patience", "1s"]).await;
+    let server = Server::start_with(&["--transfer-patience", "1s"]).await;
     server.create("c").await;
     let (large, small) = (tar_of(&[("a", &vec![7; 32 << 20])]), tar_of(&[("a", &[7; 20_000])]));
     for chunked in [false, true] {
@@ -205,7 +173,7 @@ fn is_whole(reply: &str) -> bool {
 
 #[tokio::test]
 async fn a_tar_that_does_not_come_out_is_not_whole() {
-    let server = started_with(&["--transfer-patience", "1s"]).await;
+    let server = Server::start_with(&["--transfer-patience", "1s"]).await;
     let client = server.create("c").await;
     say(&client, "c", "head -c 50000000 /dev/zero >/big; echo small >/small").await;
     let get = |path: &str| {
@@ -232,7 +200,7 @@ async fn a_tar_that_does_not_come_out_is_not_whole() {
     server.until_idle("c").await;
 
     // The client does not read it.
-    let before = settled(&server).await;
+    let before = server.settled_descriptors().await;
     let mut stream = get("%2Fbig");
     stream.read_exact(&mut [0; 1000]).unwrap();
     until("it waits for its client", &server, || {
@@ -240,7 +208,7 @@ async fn a_tar_that_does_not_come_out_is_not_whole() {
     })
     .await;
     server.until_idle("c").await;
-    until("its connection stays", &server, || descriptors(&server) <= before).await;
+    until("its connection stays", &server, || server.descriptors() <= before).await;
     let reply = rest(stream);
     assert!(reply.len() < 50_000_000 && !is_whole(&reply), "{}", reply.len());
     server.finish().await;
@@ -265,7 +233,8 @@ async fn who_attaches_and_goes_leaves_nothing() {
         tokio::time::sleep(Duration::from_millis(40)).await;
         drop((control, reader));
     }
-    assert!(memory(&server, "VmHWM") < 150, "{} MiB", memory(&server, "VmHWM"));
+    let most = server.memory("VmHWM") / 1024;
+    assert!(most < 150, "{most} MiB");
     process.signal(true).await.unwrap();
     assert_eq!(process.wait().await.unwrap(), 137);
     server.finish().await;
@@ -294,7 +263,8 @@ async fn who_attaches_and_reads_nothing_takes_little_and_others_still_get_everyt
     });
     let done = done.await.expect("a reader waits for those that do not read");
     assert_eq!((done.code, done.out.len()), (6, 32 << 20));
-    assert!(memory(&server, "VmHWM") < 200, "{} MiB", memory(&server, "VmHWM"));
+    let most = server.memory("VmHWM") / 1024;
+    assert!(most < 200, "{most} MiB");
     for process in &endless {
         process.signal(true).await.unwrap();
         assert_eq!(process.wait().await.unwrap(), 137);
@@ -346,12 +316,12 @@ async fn output_is_found_after_the_end_but_not_by_a_client_that_went_before() {
 
 #[tokio::test]
 async fn input_that_nobody_takes_holds_neither_its_client_nor_others() {
-    let server = started_with(&["--transfer-patience", "1s"]).await;
+    let server = Server::start_with(&["--transfer-patience", "1s"]).await;
     let client = server.create("c").await;
     let spec = ProcessSpec { id: "deaf".into(), ..script("sleep 1000") };
     let process = client.run("c", &spec, listen()).await.unwrap();
     sh(&client, "c", "true").await;
-    let before = settled(&server).await;
+    let before = server.settled_descriptors().await;
     // More than its pipe holds.
     let payload = format!("{{\"source\":0,\"data\":\"{}\"}}\n", "x".repeat(300_000));
     let (mut control, _) = attach(&server, "deaf");
@@ -363,7 +333,7 @@ async fn input_that_nobody_takes_holds_neither_its_client_nor_others() {
     third.write_all(b"{\"source\":0}\n{\"signal\":7}\n").unwrap();
     until("the third waits for the first", &server, || server.log().contains("unknown signal 7")).await;
     drop((control, second, third));
-    until("connections of clients that have gone stay", &server, || descriptors(&server) <= before).await;
+    until("connections of clients that have gone stay", &server, || server.descriptors() <= before).await;
     client.attach("c", "deaf", Io::default()).await.unwrap().signal(false).await.unwrap();
     let done = tokio::time::timeout(STUCK, end(process)).await.unwrap();
     assert_eq!(done.code, 143);

@@ -207,26 +207,11 @@ fn attackers(siege: &Siege, images: Vec<String>) -> Vec<std::thread::JoinHandle<
     all
 }
 
-/// Memory of the server that is its own, in KiB.
-fn resident(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn descriptors(server: &Server) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
-}
-
 #[tokio::test]
 #[ignore = "long"]
 async fn ordinary_containers_notice_no_attack() {
-    let mut server = Server::start().await;
-    server.terminate().await;
-    server.args = ["--default-pids-limit", "64", "--transfer-patience", "5s", "--max-connections", "200"]
-        .map(str::to_owned)
-        .to_vec();
-    server.restart().await;
+    let args = ["--default-pids-limit", "64", "--transfer-patience", "5s", "--max-connections", "200"];
+    let server = Server::start_with(&args).await;
     let client = server.client();
     for n in 0..ORDINARY {
         let spec = ContainerSpec { handle: format!("ordinary{n}"), ..Default::default() };
@@ -250,10 +235,10 @@ async fn ordinary_containers_notice_no_attack() {
         client: format!("unix:{}", server.socket().display()),
     };
     // Once around, so that what is only made once is there before memory is compared.
-    let (before, open) = (resident(&server), descriptors(&server));
+    let (before, open) = (server.memory("RssAnon"), server.descriptors());
     let all = attackers(&siege, images);
     let besieged = measure(&client, SIEGE).await;
-    let most = resident(&server);
+    let most = server.memory("RssAnon");
     siege.ended.store(true, Ordering::Relaxed);
     for attacker in all {
         tokio::task::spawn_blocking(move || attacker.join().expect("an attacker")).await.unwrap();
@@ -265,7 +250,7 @@ async fn ordinary_containers_notice_no_attack() {
     }
     // The output of what has ended can be asked for, for a minute.
     tokio::time::sleep(Duration::from_secs(65)).await;
-    let (after, still_open) = (resident(&server), descriptors(&server));
+    let (after, still_open) = (server.memory("RssAnon"), server.descriptors());
     for (what, took) in [("without attacks", &calm), ("with attacks", &besieged)] {
         println!(
             "run true {what}: {} times, p50 {:.2} ms, p99 {:.2} ms, slowest {:.1} ms",

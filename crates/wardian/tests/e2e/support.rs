@@ -49,6 +49,15 @@ impl Server {
         server
     }
 
+    /// The same with these flags.
+    pub async fn start_with(args: &[&str]) -> Self {
+        let mut server = Self::start().await;
+        server.terminate().await;
+        server.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        server.restart().await;
+        server
+    }
+
     /// Start the server again after [`Server::kill9`].
     pub async fn restart(&mut self) {
         let command = self.command();
@@ -138,6 +147,32 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
+    }
+
+    /// Its descriptors.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// The same, once what it makes ahead is made.
+    pub async fn settled_descriptors(&self) -> usize {
+        let (mut last, mut same) = (self.descriptors(), 0);
+        let started = Instant::now();
+        while same < 25 {
+            assert!(started.elapsed() < STUCK, "it opens more and more\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let now = self.descriptors();
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        last
+    }
+
+    /// A field of its /proc/PID/status, such as `VmHWM`, in KiB.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     /// Kill it without a word; containers stay. Its clones, which hold namespaces for a moment, are killed too: see
