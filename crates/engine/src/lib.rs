@@ -347,12 +347,15 @@ impl Engine {
             Ok(())
         };
         let container = self.find(handle)?;
-        // The record is small, and copied for the change as well.
-        let mut after = record::Record::clone(&container.record());
+        // A copy tells what it would be: nearly all records are small.
+        let before = container.record();
+        let mut after = record::Record::clone(&before);
         after.properties.insert(key.to_owned(), value.to_owned());
         let bytes = after.beyond();
-        let _weighing = (bytes > 0).then(|| self.shared.weighing());
-        if bytes > 0 {
+        // What becomes less needs no room.
+        let grows = bytes > before.beyond();
+        let _weighing = grows.then(|| self.shared.weighing());
+        if grows {
             let containers = self.shared.lock();
             let others = containers.values().filter(|other| !Arc::ptr_eq(other, &container));
             bounds::beside(bytes, others.map(|other| other.record().beyond()))?;
