@@ -1,9 +1,10 @@
 //! How many connections may be open at a time, and which one has to go when there is no room for another.
 //!
 //! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it
-//! is sent. When all places are taken the one whose client has been in debt longest is closed for the newcomer, so that
-//! clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes, begins a debt anew. Where
-//! all are at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
+//! is sent. When all places are taken the one whose client has been in debt longest, and for 50 ms at least, is closed for
+//! the newcomer, so that clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
+//! begins a debt anew. Where all are at work newcomers wait, as many as the waiting room holds and a minute at most; beyond
+//! that they are closed.
 //!
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
@@ -43,6 +44,9 @@ const HEADS: usize = 8 << 10;
 const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … and how often it looks whether somebody has become idle.
 const LOOK: Duration = Duration::from_millis(20);
+/// Who has been in debt for less time is not closed for a newcomer: what it owes may be here already, unread, while a burst
+/// of connections is being accepted.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// The door.
 #[derive(Debug)]
@@ -58,8 +62,8 @@ pub(crate) struct Door {
 
 #[derive(Debug, Default)]
 struct Idle {
-    /// The longest in debt first.
-    seats: BTreeMap<u64, Arc<Seat>>,
+    /// The longest in debt first, and since when.
+    seats: BTreeMap<u64, (Instant, Arc<Seat>)>,
     next: u64,
 }
 
@@ -186,12 +190,14 @@ impl Door {
     /// Make room for a newcomer. `false`: nobody is idle who would have to go for it.
     fn evict(&self, local: bool) -> bool {
         let mut idle = self.lock();
+        let now = Instant::now();
         let mut found = None;
-        for (&number, seat) in &idle.seats {
+        for (&number, (since, seat)) in &idle.seats {
             let mut state = seat.state();
+            let due = now.saturating_duration_since(*since) >= GRACE;
             if state.reserved {
                 // Only when all others are at work.
-                found = found.or(local.then_some(number));
+                found = found.or((local && due).then_some(number));
                 continue;
             }
             if seat.local
@@ -200,10 +206,10 @@ impl Door {
                 (state.permit, state.reserved) = (Some(permit), true);
                 return true;
             }
-            found = Some(number);
+            found = if due { Some(number) } else { None };
             break;
         }
-        let Some(seat) = found.and_then(|number| idle.seats.remove(&number)) else { return false };
+        let Some((_, seat)) = found.and_then(|number| idle.seats.remove(&number)) else { return false };
         seat.state().number = None;
         seat.gone.store(true, Ordering::Relaxed);
         seat.evicted.notify_one();
@@ -253,7 +259,7 @@ impl Place {
             idle.next += 1;
             state.number = Some(idle.next);
             let number = idle.next;
-            idle.seats.insert(number, self.seat.clone());
+            idle.seats.insert(number, (Instant::now(), self.seat.clone()));
         }
     }
 
@@ -363,7 +369,7 @@ mod tests {
     use super::*;
 
     async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
-        tokio::time::timeout(Duration::from_millis(20), future).await.ok()
+        tokio::time::timeout(4 * GRACE, future).await.ok()
     }
 
     fn in_at_once(door: &Arc<Door>, local: bool) -> Arc<Place> {
@@ -424,6 +430,20 @@ mod tests {
         // After its request it can be asked to go again.
         a.rests();
         assert!(soon(waits(&door, false)).await.is_none() && soon(a.evicted()).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_just_come_is_not_closed_for_the_next_one() {
+        let door = Door::new(2);
+        let [first, second] = [(); 2].map(|()| in_at_once(&door, false));
+        let mut burst: Vec<_> = (0..50).map(|_| Box::pin(waits(&door, false))).collect();
+        for newcomer in &mut burst {
+            assert!(tokio::time::timeout(Duration::ZERO, newcomer).await.is_err());
+        }
+        // Its request was in the connection all the time.
+        assert!(first.works() && !second.is_gone());
+        tokio::time::sleep(2 * GRACE).await;
+        assert!(soon(&mut burst[0]).await.is_none() && second.is_gone() && !first.is_gone());
     }
 
     #[tokio::test]
