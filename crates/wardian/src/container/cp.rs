@@ -28,11 +28,11 @@ One of the two is in a container: HANDLE:PATH, from its root. The other one is o
 begins with / or ./), or - for a tar on standard input or output.
 
 If TO is a directory, what is copied goes into it; otherwise it is called TO, and takes the place of a file of that name. FROM/. \
-stands for what is in the directory FROM. A device, a FIFO or a socket on this host is never replaced. Files in a container belong to its root, files on this host to whoever copies. Setuid \
+stands for what is in the directory FROM. A device, a FIFO or a socket on this host is never replaced. Files in a container belong to its root, files on this host to whoever copies, with their modes less the umask. Setuid \
 bits, devices and sockets are left out, symlinks are copied as they are, holes in files stay holes.
 
-Of this host only one file system is copied: what is mounted below FROM is left out, and said so. A symlink on the way to FROM or \
-TO is followed if root or the caller owns it; below them none is followed, whoever changes the directories meanwhile.")]
+Of this host only one file system is copied: what is mounted below FROM is left out, and said so. A symlink on the way to FROM or TO is followed if nobody but root and the caller could have put it \
+there; below them none is followed, whoever changes the directories meanwhile.")]
 pub struct Args {
     #[command(flatten)]
     server: Server,

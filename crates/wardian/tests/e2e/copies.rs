@@ -1,0 +1,76 @@
+//! What root's `cp` may be led to by links that others have moved, and what it makes on the host.
+
+use crate::commands::command;
+use crate::host_files::{cp, cp_out, give, place};
+use crate::support::{Server, say};
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown, symlink};
+use std::process::Command;
+
+#[tokio::test]
+async fn a_link_of_roots_in_a_users_directory_leads_no_copy() {
+    let server = Server::start().await;
+    let client = server.create("h").await;
+    say(&client, "h", "mkdir /d; echo x >/d/f").await;
+    let base = place();
+    let (hers, roots) = (base.path().join("hers"), base.path().join("roots"));
+    fs::create_dir(&hers).unwrap();
+    fs::create_dir(&roots).unwrap();
+    fs::write(roots.join("key"), "secret").unwrap();
+    give(&hers);
+    // As if she had moved it there: it is root's.
+    symlink(&roots, hers.join("link")).unwrap();
+    for said in [
+        cp_out(&server, "h:/d", &hers.join("link")),
+        cp_out(&server, "h:/d/.", &hers.join("link/new")),
+        cp(&server, &hers.join("link/key"), "h:/tmp"),
+        cp(&server, &hers.join("link/."), "h:/tmp"),
+    ] {
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.err.contains("name the directory that it should lead to"), "{said:?}");
+    }
+    assert_eq!(fs::read_dir(&roots).unwrap().count(), 1);
+    assert_eq!(say(&client, "h", "ls /tmp").await, "");
+    // In a directory such as /tmp nobody moves what is root's.
+    let link = tempfile::Builder::new().make_in("/tmp", |path| symlink(&roots, path)).unwrap();
+    assert_eq!(cp(&server, &link.path().join("key"), "h:/tmp").code, Some(0));
+    // And where it is hers to lead it, only to what it is.
+    chown(&hers, Some(0), Some(0)).unwrap();
+    assert_eq!(cp_out(&server, "h:/d", &hers.join("link")).code, Some(0));
+    assert!(roots.join("d/f").exists());
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn the_umask_holds_for_files_and_directories() {
+    let server = Server::start().await;
+    let client = server.create("h").await;
+    say(&client, "h", "mkdir -p /d/open /d/closed; chmod 777 /d/open; chmod 500 /d/closed; touch /d/open/f; chmod 666 /d/open/f").await;
+    let base = place();
+    let mut seen = Vec::new();
+    for umask in ["077", "022", "000"] {
+        let to = base.path().join(umask);
+        for (from, name) in [("h:/d", "one"), ("h:/d/.", "contents")] {
+            let wardian = command(&server, &["cp", from, to.join(name).to_str().unwrap()]);
+            let args: Vec<_> = wardian.get_args().map(std::ffi::OsStr::to_owned).collect();
+            let mut shell = Command::new("/bin/sh");
+            shell.args(["-c", &format!("umask {umask}; mkdir -p {}; exec \"$0\" \"$@\"", to.display())]);
+            shell.arg(wardian.get_program()).args(args).env("WARDIAN_SOCKET", server.socket());
+            let output = shell.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let mode = |path: &str| to.join(name).join(path).metadata().unwrap().mode() & 0o7777;
+            seen.push([mode(""), mode("open"), mode("closed"), mode("open/f")]);
+        }
+    }
+    // The directory `one` is the container's, `contents` is a new one.
+    let expected = [
+        [0o700, 0o700, 0o500, 0o600],
+        [0o700, 0o700, 0o500, 0o600],
+        [0o755, 0o755, 0o500, 0o644],
+        [0o755, 0o755, 0o500, 0o644],
+        [0o755, 0o755, 0o500, 0o666],
+        [0o777, 0o755, 0o500, 0o666],
+    ];
+    assert_eq!(seen, expected, "{seen:?}");
+    server.finish().await;
+}
