@@ -1,4 +1,4 @@
-//! What root's `cp` may be led to by links that others have moved, and what it makes on the host.
+//! What root's `cp` may be led to by links that others have moved, what it makes on the host, and what it takes of a container.
 
 use crate::commands::command;
 use crate::host_files::{cp, cp_out, give, place};
@@ -6,6 +6,7 @@ use crate::support::{Server, say};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 use std::process::Command;
+use wardian_garden::wire::{BindMount, ContainerSpec};
 
 #[tokio::test]
 async fn a_link_of_roots_in_a_users_directory_leads_no_copy() {
@@ -72,5 +73,45 @@ async fn the_umask_holds_for_files_and_directories() {
         [0o777, 0o755, 0o500, 0o666],
     ];
     assert_eq!(seen, expected, "{seen:?}");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_whole_container_is_copied_without_what_the_kernel_makes_up() {
+    let server = Server::start().await;
+    let base = place();
+    let shared = base.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("f"), "of the host").unwrap();
+    let bind = |dst: &str| BindMount {
+        src_path: shared.to_str().unwrap().into(),
+        dst_path: dst.into(),
+        mode: 0,
+        origin: 0,
+    };
+    let spec =
+        ContainerSpec { handle: "h".into(), bind_mounts: vec![bind("/mnt/shared")], ..Default::default() };
+    let client = server.client();
+    client.create(&spec).await.unwrap();
+    say(&client, "h", "mkdir /d; echo x >/d/f; echo y >/dev/shm/f").await;
+    for (from, name) in [("h:/", "root"), ("h:/.", "dot")] {
+        let to = base.path().join(name);
+        let said = cp_out(&server, from, &to);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.err.contains("left out: what is in /proc and /sys"), "{said:?}");
+        for (path, text) in [("d/f", "x\n"), ("dev/shm/f", "y\n"), ("mnt/shared/f", "of the host")] {
+            assert_eq!(fs::read_to_string(to.join(path)).unwrap(), text, "{path}");
+        }
+        assert!(to.join("etc/passwd").exists() && to.join("etc/resolv.conf").exists());
+        for path in ["proc", "sys"] {
+            assert_eq!(fs::read_dir(to.join(path)).unwrap().count(), 0, "{path}");
+        }
+    }
+    let tar = command(&server, &["cp", "h:/", "-"]).output().unwrap();
+    let said = String::from_utf8_lossy(&tar.stderr);
+    assert!(tar.status.success() && said.contains("left out: what is in /proc and /sys"), "{said}");
+    // What is asked for by its name is copied.
+    let to = base.path().join("version");
+    assert_eq!(cp_out(&server, "h:/proc/version", &to).code, Some(0));
     server.finish().await;
 }
