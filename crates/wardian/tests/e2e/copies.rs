@@ -115,3 +115,32 @@ async fn a_whole_container_is_copied_without_what_the_kernel_makes_up() {
     assert_eq!(cp_out(&server, "h:/proc/version", &to).code, Some(0));
     server.finish().await;
 }
+
+/// Their destinations reach the container's keeper in one message, of which the kernel takes so much.
+#[tokio::test]
+async fn bind_mounts_with_long_paths_fit_or_are_refused() {
+    let server = Server::start().await;
+    let client = server.client();
+    let base = place();
+    fs::write(base.path().join("f"), "text").unwrap();
+    // 768 bytes in the message each: 128 of them are all that it holds.
+    let binds = |length: usize| -> Vec<BindMount> {
+        let deep = format!("/{}/", "d".repeat(200)).repeat(10);
+        let path = |n: usize| format!("{}/{n:03}", &deep[..length - 4]);
+        let src_path = base.path().join("f").to_str().unwrap().to_owned();
+        let bind = |n| BindMount { src_path: src_path.clone(), dst_path: path(n), mode: 0, origin: 0 };
+        (0..128).map(bind).collect()
+    };
+    let spec = |handle: &str, length| ContainerSpec {
+        handle: handle.into(),
+        bind_mounts: binds(length),
+        ..Default::default()
+    };
+    let error = client.create(&spec("refused", 766)).await.unwrap_err().to_string();
+    assert!(error.contains("bind_mounts.dst_path of all together: 98432 bytes, of which 98304"), "{error}");
+    assert!(client.list(&Default::default()).await.unwrap().is_empty());
+    let most = spec("h", 765);
+    client.create(&most).await.unwrap();
+    assert_eq!(say(&client, "h", &format!("cat {}", most.bind_mounts[127].dst_path)).await, "text");
+    server.finish().await;
+}
