@@ -37,6 +37,10 @@ const KEY: usize = 4096;
 const PROPERTIES: usize = 16_384;
 /// Bind mounts: their descriptors reach the keeper in one message, beside others; see [`wardian_sys::packet`].
 const BINDS: usize = 128;
+/// Their destinations reach it in the message itself, as JSON strings.
+const DESTINATIONS: usize = 96 << 10;
+/// Everything else in that message takes less than this.
+const _: () = assert!(DESTINATIONS + (16 << 10) <= wardian_sys::packet::MAX_BYTES);
 
 /// Why a container or a process cannot be called so.
 pub fn check_handle(handle: &str) -> Result<()> {
@@ -94,7 +98,13 @@ fn binds(binds: &[BindMount]) -> Result<()> {
         path("bind_mounts.src_path", bind.source.as_os_str())?;
         path("bind_mounts.dst_path", bind.destination.as_os_str())?;
     }
-    Ok(())
+    let together = binds.iter().map(in_json).fold(0, usize::saturating_add);
+    at_most("bind_mounts.dst_path of all together", together, DESTINATIONS)
+}
+
+/// Bytes that a destination takes as a JSON string, with a comma: control characters take six each.
+fn in_json(bind: &BindMount) -> usize {
+    serde_json::to_string(&bind.destination.to_string_lossy()).map_or(usize::MAX, |json| json.len() + 1)
 }
 
 /// A container's properties, all of them.
@@ -263,7 +273,14 @@ mod tests {
             destination: text(destination).into(),
             writable: false,
         };
-        assert_eq!(container(&|spec| spec.bind_mounts = vec![bind(PATH, PATH); BINDS]), "");
+        let most = DESTINATIONS / BINDS - 3;
+        assert_eq!(container(&|spec| spec.bind_mounts = vec![bind(PATH, most); BINDS]), "");
+        assert_eq!(
+            container(&|spec| spec.bind_mounts = vec![bind(1, most + 1); BINDS]),
+            "bind_mounts.dst_path of all together: 98432 bytes, of which 98304 are allowed"
+        );
+        let hostile = BindMount { destination: "\u{1}".repeat(PATH).into(), ..bind(1, 1) };
+        assert!(container(&|spec| spec.bind_mounts = vec![hostile.clone(); 5]).contains("122865 bytes"));
         assert!(
             container(&|spec| spec.bind_mounts = vec![bind(1, 1); BINDS + 1]).starts_with("bind_mounts: 129")
         );

@@ -20,9 +20,36 @@ const NAME_FIELD: usize = 100;
 /// The kernel's limits for a list of attributes and for one of them.
 const ATTRIBUTE: usize = 64 << 10;
 
+/// File systems of which the kernel makes up what is in them: statistics and switches that are nobody's files. Some can be
+/// opened and not read, as /proc/1/auxv by a container's root, and some never end. The numbers are those of linux/magic.h,
+/// configfs' that of fs/configfs/mount.c.
+const MADE_UP: [u32; 12] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0xcafe_4a11, // bpf
+    0x6265_6570, // configfs
+    0x6165_676c, // pstore
+    0xde5e_81e4, // efivarfs
+    0xf97c_ff8c, // selinuxfs
+];
+
+/// A directory whose entries are to be packed.
+struct Opened {
+    fd: OwnedFd,
+    /// Its device; none of the one that the walk starts from.
+    device: Option<u64>,
+}
+
 /// Pack `entry`, or with `None` all that is in the working directory.
 ///
-/// The tree is walked by descriptors: a directory that is replaced by a link while it is packed leads nowhere else.
+/// The tree is walked by descriptors: a directory that is replaced by a link while it is packed leads nowhere else. Mounts in
+/// it are packed as well, but for the kernel's own file systems ([`MADE_UP`]), of which there is an empty directory. They can
+/// be asked for.
 pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
     let start = entry.unwrap_or(Path::new("."));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -31,12 +58,13 @@ pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
         .map_err(failed(start.display()))?;
     // Dropping a builder writes the end of the archive: half a one must not look whole.
     let mut builder = ManuallyDrop::new(tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe)));
+    let here = Opened { fd: here, device: None };
     let mut pending = vec![(Rc::new(here), start.as_os_str().to_owned(), start.to_owned())];
     while let Some((above, name, path)) = pending.pop() {
         let Some(dir) = append(&mut builder, &above, &name, &path).map_err(failed(path.display()))? else {
             continue;
         };
-        let mut children = list(&dir).map_err(failed(path.display()))?;
+        let mut children = list(&dir.fd).map_err(failed(path.display()))?;
         children.sort_unstable_by(|a, b| b.cmp(a));
         let dir = Rc::new(dir);
         pending.extend(children.into_iter().map(|name| {
@@ -60,9 +88,9 @@ fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
 
 /// One entry; the directory, if it is one. The name is written as it stands, a directory's with a slash at its end:
 /// the tar crate's own way would tidy it up, and clients look for `./` and `dir/`.
-fn append(builder: &mut Builder, above: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<Option<OwnedFd>> {
+fn append(builder: &mut Builder, above: &Opened, name: &OsStr, path: &Path) -> io::Result<Option<Opened>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let item = File::from(rustix::fs::openat(above, name, flags, Mode::empty())?);
+    let item = File::from(rustix::fs::openat(&above.fd, name, flags, Mode::empty())?);
     let metadata = item.metadata()?;
     let mut header = tar::Header::new_gnu();
     header.set_metadata_in_mode(&metadata, tar::HeaderMode::Complete);
@@ -75,7 +103,7 @@ fn append(builder: &mut Builder, above: &OwnedFd, name: &OsStr, path: &Path) -> 
         FileType::Socket => return Ok(None),
         FileType::Directory => shown.push(b'/'),
         FileType::RegularFile => {
-            file(builder, &mut header, &shown, (above, name))?;
+            file(builder, &mut header, &shown, (&above.fd, name))?;
             return Ok(None);
         }
         FileType::Symlink => {
@@ -90,8 +118,19 @@ fn append(builder: &mut Builder, above: &OwnedFd, name: &OsStr, path: &Path) -> 
     if kind != FileType::Directory {
         return Ok(None);
     }
+    let device = metadata.dev();
+    if above.device.is_some_and(|above| above != device) && is_made_up(&item)? {
+        return Ok(None);
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(Some(rustix::fs::openat(&item, ".", flags, Mode::empty())?))
+    let fd = rustix::fs::openat(&item, ".", flags, Mode::empty())?;
+    Ok(Some(Opened { fd, device: Some(device) }))
+}
+
+fn is_made_up(dir: &File) -> io::Result<bool> {
+    // The numbers have 32 bits, whatever the width of the field.
+    let kind = rustix::fs::fstatfs(dir)?.f_type as u32;
+    Ok(MADE_UP.contains(&kind))
 }
 
 fn device(header: &mut tar::Header, metadata: &Metadata) -> io::Result<()> {

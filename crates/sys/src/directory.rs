@@ -246,6 +246,28 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
     stack.pop().ok_or_else(|| system(path)(Errno::NOENT))
 }
 
+/// Opens the directory that a path leads to, whosever it is.
+///
+/// A link on the way is followed only if it is root's (or the effective user's) and lies in a directory of which the same is
+/// true as for [`Directory::open_shared`]: who may rename in a directory can also move a link of root's into it, and so
+/// choose among all such links where root is led.
+///
+/// # Errors
+/// [`Error::Owner`] or [`Error::Writable`] for a link that others have put on the way, or could have; or the system's.
+pub fn reach(path: &Path) -> Result<OwnedFd> {
+    let found = resolve(path, None)?;
+    openat(&found.fd, ".", OPEN_DIR, Mode::empty()).map_err(system(found.path))
+}
+
+/// Whether others could rename what is root's (or the effective user's) in a directory, and put something else in its place.
+///
+/// # Errors
+/// The kernel's, from `fstat(2)`.
+pub fn others_rename_in(dir: impl AsFd) -> rustix::io::Result<bool> {
+    let stat = fstat(dir)?;
+    Ok(!is_sticky(&stat) && doubt(Path::new(""), &stat).is_some())
+}
+
 /// The names on the way of a path, `..` among them, for a walk by descriptors.
 pub fn names_of(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
     path.components().filter_map(|part| match part {

@@ -21,11 +21,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, renameat_with, statat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, fstat, mkdirat, openat, renameat, renameat_with,
+    statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::files::{self, NotMade};
 use crate::watch::Watch;
 use layout::Layout;
 
@@ -181,7 +185,7 @@ pub fn export(
     let mut left_out = LeftOut::default();
     let image = match to.format {
         Format::Dir => {
-            let target = temporary.open_dir()?;
+            let target = temporary.make_dir()?;
             mkdirat(&target, ROOTFS, Mode::RWXU).map_err(temporary.error("make a directory in"))?;
             let root = openat(&target, ROOTFS, DIR, Mode::empty()).map_err(temporary.error("open"))?;
             let mut tree = tree::Directory::new(root, &shown, to.keep_privileges);
@@ -199,7 +203,7 @@ pub fn export(
         }
         format => {
             let mut layout = match format {
-                Format::Oci => Layout::in_directory(temporary.open_dir()?, &shown)?,
+                Format::Oci => Layout::in_directory(temporary.make_dir()?, &shown)?,
                 _ => Layout::in_archive(temporary.make_file()?, &shown),
             };
             let compression = (format != Format::DockerArchive).then_some(to.compression);
@@ -213,13 +217,17 @@ pub fn export(
 }
 
 /// What is being written, beside the target. Removed unless committed.
+///
+/// The directory in which both lie may be another user's, who can rename what is in it: what was made is known by its
+/// descriptor, under whatever name.
 struct Temporary<'a> {
     above: OwnedFd,
     name: String,
+    /// What was made under this name, until it is committed.
+    made: Option<OwnedFd>,
     target: &'a std::ffi::OsStr,
     to: &'a Target,
     shown: &'a str,
-    committed: bool,
 }
 
 impl<'a> Temporary<'a> {
@@ -230,13 +238,12 @@ impl<'a> Temporary<'a> {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let above = openat(CWD, parent, flags, Mode::empty()).map_err(|e| Error::Io {
+        let above = files::directory(parent)?.ok_or_else(|| Error::Io {
             op: "open",
             path: parent.display().to_string(),
-            source: e.into(),
+            source: Errno::NOENT.into(),
         })?;
-        let temporary = Self { above, name: String::new(), target, to, shown, committed: true };
+        let temporary = Self { above, name: String::new(), made: None, target, to, shown };
         temporary.check_target()?;
         Ok(temporary)
     }
@@ -252,8 +259,11 @@ impl<'a> Temporary<'a> {
             Err(Errno::NOENT) => return Ok(()),
             other => other.map_err(self.error("stat"))?,
         };
-        let is_directory = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
-        let empty = || std::fs::read_dir(&self.to.path).is_ok_and(|mut dir| dir.next().is_none());
+        let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+        let empty = || {
+            let dir = openat(&self.above, self.target, DIR, Mode::empty());
+            dir.is_ok_and(|dir| names(&dir).is_ok_and(|names| names.is_empty()))
+        };
         match (self.to.format.is_directory(), is_directory) {
             (true, true) if empty() => Ok(()),
             (false, false) if self.to.overwrite => Ok(()),
@@ -264,32 +274,53 @@ impl<'a> Temporary<'a> {
     /// Images hold secrets of those who made them: until somebody opens it up it is its owner's.
     fn make_file(&mut self) -> Result<File, Error> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        Ok(self.make(|above, name| openat(above, name, flags, Mode::RUSR | Mode::WUSR))?.into())
+        let mode = Mode::RUSR | Mode::WUSR;
+        self.make(|above, name| openat(above, name, flags, mode).map_err(NotMade::Kernel)).map(File::from)
     }
 
-    fn open_dir(&mut self) -> Result<OwnedFd, Error> {
-        self.make(|above, name| mkdirat(above, name, Mode::RWXU))?;
-        openat(&self.above, &self.name, DIR, Mode::empty()).map_err(self.error("open"))
+    fn make_dir(&mut self) -> Result<OwnedFd, Error> {
+        self.make(|above, name| files::fresh(above, name, Mode::RWXU))
     }
 
     /// Under a name that nothing has, not even what a killed process of our number left.
-    fn make<T>(&mut self, make: impl Fn(&OwnedFd, &str) -> Result<T, Errno>) -> Result<T, Error> {
+    fn make(
+        &mut self,
+        make: impl Fn(BorrowedFd<'_>, &str) -> Result<OwnedFd, NotMade>,
+    ) -> Result<OwnedFd, Error> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let name = format!(".export-{}-{number}", std::process::id());
-            match make(&self.above, &name) {
-                Err(Errno::EXIST) if number < MAX_NAMES => {}
-                Err(e) => return Err(self.error("make")(e)),
+            match make(self.above.as_fd(), &name) {
+                Err(NotMade::Kernel(Errno::EXIST)) if number < MAX_NAMES => {}
+                Err(NotMade::Kernel(e)) => return Err(self.error("make")(e)),
+                Err(NotMade::Replaced) => return Err(self.replaced()),
                 Ok(made) => {
-                    (self.name, self.committed) = (name, false);
+                    let kept = rustix::io::fcntl_dupfd_cloexec(&made, 3).map_err(self.error("open"))?;
+                    (self.name, self.made) = (name, Some(kept));
                     return Ok(made);
                 }
             }
         }
     }
 
+    fn replaced(&self) -> Error {
+        Error::UnsafePath { path: self.shown.into(), why: files::REPLACED }
+    }
+
+    /// Whether it is what was made here that has this name.
+    fn has_name(&self, name: impl rustix::path::Arg) -> bool {
+        let Some(made) = &self.made else { return false };
+        let named = statat(&self.above, name, AtFlags::SYMLINK_NOFOLLOW);
+        fstat(made).is_ok_and(|made| {
+            named.is_ok_and(|named| (named.st_dev, named.st_ino) == (made.st_dev, made.st_ino))
+        })
+    }
+
     fn commit(mut self) -> Result<(), Error> {
+        if !self.has_name(&*self.name) {
+            return Err(self.replaced());
+        }
         let plain = || renameat(&self.above, &self.name, &self.above, self.target);
         let result = if self.to.overwrite || self.to.format.is_directory() {
             plain() // over a directory only if that is empty
@@ -302,10 +333,12 @@ impl<'a> Temporary<'a> {
             }
         };
         match result {
-            Ok(()) => {
-                self.committed = true;
+            // It may have been exchanged since the look above.
+            Ok(()) if self.has_name(self.target) => {
+                self.made = None;
                 Ok(())
             }
+            Ok(()) => Err(self.replaced()),
             Err(Errno::EXIST | Errno::NOTEMPTY | Errno::ISDIR | Errno::NOTDIR) => {
                 Err(Error::Exists { path: self.shown.into() })
             }
@@ -316,10 +349,23 @@ impl<'a> Temporary<'a> {
 
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
-        if self.committed {
-            return;
+        let Some(made) = &self.made else { return };
+        // The error that led here is the one to tell; what cannot be removed is found by its name. A directory is emptied
+        // through its descriptor: what has its name by now may be another one, and is removed only if it is empty.
+        if fstat(made).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
+            for name in names(made).unwrap_or_default() {
+                let _ = crate::tree::remove(made.as_fd(), &name, b"", MAX_REMOVED);
+            }
+            let _ = unlinkat(&self.above, &self.name, AtFlags::REMOVEDIR);
+        } else if self.has_name(&*self.name) {
+            let _ = unlinkat(&self.above, &self.name, AtFlags::empty());
         }
-        // The error that led here is the one to tell; what cannot be removed is found by its name.
-        let _ = crate::tree::remove(self.above.as_fd(), self.name.as_bytes(), b"", MAX_REMOVED);
     }
+}
+
+/// The names in a directory, without `.` and `..`.
+fn names(dir: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let names = Dir::read_from(dir)?.map(|entry| Ok(entry?.file_name().to_bytes().to_vec()));
+    let is_own = |name: &Result<Vec<u8>, Errno>| !matches!(name.as_deref(), Ok(b"." | b".."));
+    names.filter(is_own).collect()
 }

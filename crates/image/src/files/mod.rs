@@ -11,6 +11,7 @@ mod place;
 mod unpack;
 
 pub use pack::{LeftOut, Packed, Source, pack};
+pub(crate) use place::{NotMade, fresh};
 pub use place::{directory, make, special};
 pub use unpack::{Name, Taken, unpack};
 
@@ -18,7 +19,7 @@ use crate::error::{Error, show};
 use rustix::io::Errno;
 
 /// What is said of a directory that is not the one it was.
-const REPLACED: &str = "somebody has put something else in its place meanwhile";
+pub(crate) const REPLACED: &str = "somebody has put something else in its place meanwhile";
 
 fn write(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
     move |source| Error::Write { op, path: show(path), source }

@@ -1,37 +1,46 @@
 //! Directories that somebody names on a command line, and that lie where others may write.
 
-use super::{unsafe_path, write};
+use super::{REPLACED, unsafe_path, write};
 use crate::error::{Error, show};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, fstat, mkdirat, openat, statx};
 use rustix::io::Errno;
-use std::collections::VecDeque;
-use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use rustix::path::Arg;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use wardian_sys::directory::names_of;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use wardian_sys::directory::{self, others_rename_in};
 
-/// As the kernel's own (path_resolution(7)).
-const MAX_LINKS: u32 = 40;
+/// So much earlier than the clock says a file system may date what it makes: it takes the time of the last tick, at most
+/// 10 ms ago, and some keep no more than hundredths of a second.
+const TICK: Duration = Duration::from_millis(20);
 
 /// Opens the directory that a path leads to; none if there is none.
 ///
-/// The path is walked by descriptors, one component after the other, and a symlink on it is followed only if root or the
-/// caller owns it: another user could make his own lead anywhere after the caller has looked.
+/// The path is walked by descriptors, one component after the other. A symlink on it is followed only where nobody but
+/// root and the caller could have put it: see [`directory::reach`].
 ///
 /// # Errors
 /// [`Error::UnsafePath`] for the link of another user, [`Error::Io`] for what the kernel refuses.
 pub fn directory(path: &Path) -> Result<Option<OwnedFd>, Error> {
     let shown = path.as_os_str().as_bytes();
-    match walk(path) {
-        Ok(dir) => Ok(Some(dir)),
-        Err(Stop::Kernel(Errno::NOENT | Errno::NOTDIR)) => Ok(None),
-        Err(Stop::Kernel(errno)) => Err(Error::Io { op: "open", path: show(shown), source: errno.into() }),
-        Err(Stop::Stranger) => Err(unsafe_path(
-            shown,
-            "a symlink of another user is on its way, who can make it lead anywhere: name the directory that it \
-             should lead to",
-        )),
+    let source = match directory::reach(path) {
+        Ok(dir) => return Ok(Some(dir)),
+        Err(directory::Error::Owner { .. } | directory::Error::Writable { .. }) => {
+            return Err(unsafe_path(
+                shown,
+                "on its way is a symlink of another user, or one in a directory in which other users may rename, who can \
+                 make it lead anywhere: name the directory that it should lead to",
+            ));
+        }
+        Err(directory::Error::System { source, .. }) => source,
+        Err(other) => other.into(),
+    };
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+        _ => Err(Error::Io { op: "open", path: show(shown), source }),
     }
 }
 
@@ -41,14 +50,76 @@ pub fn directory(path: &Path) -> Result<Option<OwnedFd>, Error> {
 /// There is something of this name already, or another user has put something else in its place.
 pub fn make(above: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Error> {
     let shown = name.as_bytes();
-    mkdirat(above, name, Mode::from_raw_mode(0o777)).map_err(write("make the directory", shown))?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = openat(above, name, flags, Mode::empty()).map_err(write("open", shown))?;
-    let stat = fstat(&made).map_err(write("look at", shown))?;
-    if stat.st_uid != rustix::process::geteuid().as_raw() {
-        return Err(unsafe_path(shown, super::REPLACED));
+    fresh(above, name, Mode::from_raw_mode(0o777)).map_err(|failure| failure.at(shown))
+}
+
+/// Why there is no new directory.
+#[derive(Debug)]
+pub(crate) enum NotMade {
+    /// The kernel's answer.
+    Kernel(Errno),
+    /// What was opened is not what was made.
+    Replaced,
+}
+
+impl From<Errno> for NotMade {
+    fn from(errno: Errno) -> Self {
+        Self::Kernel(errno)
     }
-    Ok(made)
+}
+
+impl NotMade {
+    /// As the error of something that is unpacked.
+    pub(super) fn at(self, path: &[u8]) -> Error {
+        match self {
+            Self::Kernel(errno) => write("make the directory", path)(errno),
+            Self::Replaced => unsafe_path(path, REPLACED),
+        }
+    }
+}
+
+/// Makes a directory of this mode, less the umask, and opens it.
+///
+/// mkdir(2) gives no descriptor: who may rename in the directory `above` can put another directory of root's in the place of
+/// the new one before it is opened, which would be filled and opened to others as if it were the new one. So what is
+/// opened must be empty, the caller's, on the same file system and, where others may rename, no older than this call.
+/// Another new and empty directory of the caller's may still be exchanged for it, which is as if it were renamed later.
+pub(crate) fn fresh(above: BorrowedFd<'_>, name: impl Arg + Copy, mode: Mode) -> Result<OwnedFd, NotMade> {
+    let before = SystemTime::now();
+    mkdirat(above, name, mode)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(above, name, flags, Mode::empty()) {
+        Ok(dir) if is_new(above, &dir, before)? => Ok(dir),
+        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Err(NotMade::Replaced),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a directory can only be one that this program has made in `above` since `before`.
+fn is_new(above: BorrowedFd<'_>, dir: &OwnedFd, before: SystemTime) -> Result<bool, Errno> {
+    let stat = fstat(dir)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_dev != fstat(above)?.st_dev {
+        return Ok(false);
+    }
+    for entry in Dir::read_from(dir)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    // Elsewhere the clock of a server need not be that of this host.
+    Ok(!others_rename_in(above)? || born(dir)? >= before.checked_sub(TICK).unwrap_or(UNIX_EPOCH))
+}
+
+/// When a directory was made; where the file system does not keep that, when something was last made or removed in it,
+/// which only those can change who may write to it.
+fn born(dir: &OwnedFd) -> Result<SystemTime, Errno> {
+    let stat = statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME | StatxFlags::MTIME)?;
+    let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+    let time = if has_birth { stat.stx_btime } else { stat.stx_mtime };
+    let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
+    // Where only seconds are kept, all of the second counts.
+    let nanos = if time.tv_nsec == 0 { 999_999_999 } else { time.tv_nsec };
+    Ok(UNIX_EPOCH + seconds + Duration::from_nanos(nanos.into()))
 }
 
 /// What a copy never takes the place of, for people; none if it is a file, a directory or a link.
@@ -61,48 +132,5 @@ pub fn special(kind: FileType) -> Option<&'static str> {
     }
 }
 
-enum Stop {
-    Kernel(Errno),
-    Stranger,
-}
-
-impl From<Errno> for Stop {
-    fn from(errno: Errno) -> Self {
-        Self::Kernel(errno)
-    }
-}
-
-fn walk(path: &Path) -> Result<OwnedFd, Stop> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = |at: BorrowedFd<'_>, name: &OsStr| openat(at, name, flags | OFlags::DIRECTORY, Mode::empty());
-    let start = |path: &Path| OsStr::new(if path.is_absolute() { "/" } else { "." }).to_owned();
-    let trusted = [0, rustix::process::geteuid().as_raw()];
-    let mut here = open(CWD, &start(path))?;
-    let mut todo: VecDeque<OsString> = names_of(path).collect();
-    let mut links = 0;
-    while let Some(name) = todo.pop_front() {
-        let stat = statat(&here, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            // If it has become a link meanwhile, this fails.
-            here = open(here.as_fd(), &name)?;
-            continue;
-        }
-        // What is looked at is what is read: by its descriptor.
-        let link = openat(&here, &name, flags, Mode::empty())?;
-        if !trusted.contains(&fstat(&link)?.st_uid) {
-            return Err(Stop::Stranger);
-        }
-        links += 1;
-        if links > MAX_LINKS {
-            return Err(Errno::LOOP.into());
-        }
-        let target = OsString::from_vec(readlinkat(&link, "", Vec::new())?.into_bytes());
-        let target = Path::new(&target);
-        if target.is_absolute() {
-            here = open(here.as_fd(), &start(target))?;
-        }
-        names_of(target).rev().for_each(|part| todo.push_front(part));
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(openat(&here, ".", flags, Mode::empty())?)
-}
+#[cfg(test)]
+mod tests;

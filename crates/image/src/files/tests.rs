@@ -253,6 +253,34 @@ fn what_takes_the_place_of_a_directory_is_not_unpacked_into() {
     }
 }
 
+/// The kernel may give the inode of a directory that was removed to the next one.
+#[test]
+fn another_users_directory_with_the_same_inode_is_not_filled() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let tar = tar_of(&[("a", Directory, ""), ("b", Directory, ""), ("a/f", Regular, "private")]);
+    let to = tempfile::tempdir().unwrap();
+    let a = to.path().join("a");
+    let swap = || {
+        let inode = fs::metadata(&a).unwrap().ino();
+        fs::remove_dir(&a).unwrap();
+        for n in 0..100 {
+            fs::create_dir(&a).unwrap();
+            if fs::metadata(&a).unwrap().ino() == inode {
+                break;
+            }
+            fs::rename(&a, to.path().join(format!("other{n}"))).unwrap();
+        }
+        let _ = fs::create_dir(&a);
+        std::os::unix::fs::chown(&a, Some(65534), None).unwrap();
+    };
+    let dir = fs::File::open(to.path()).unwrap();
+    let from = Feeding { tar: &tar, blocks: 2, then: Some(swap) };
+    let error = unpack(from, dir.as_fd(), Name::Contents).unwrap_err();
+    assert!(matches!(error, Error::UnsafePath { .. }) && !a.join("f").exists(), "{error}");
+}
+
 #[test]
 fn a_file_is_replaced_and_not_written_to() {
     let base = tempfile::tempdir().unwrap();

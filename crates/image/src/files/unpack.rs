@@ -1,14 +1,13 @@
 //! From a tar to files.
 
-use super::{REPLACED, place::special, unsafe_path, write};
+use super::{NotMade, REPLACED, fresh, place::special, unsafe_path, write};
 use crate::error::{Error, show};
 use crate::stream::{Entry, Stream, Time};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, ftruncate, futimens,
-    linkat, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
+    linkat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
-use rustix::process::geteuid;
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,7 +49,8 @@ pub struct Taken {
 /// Blocks of zeros become holes. What was unpacked before an error stays.
 ///
 /// The directory may be one that another user may write to: no symlink below it is followed, whoever plants it when, and
-/// nothing is made in what has taken the place of a directory that was made here.
+/// nothing is made in what has taken the place of a directory that was made here. Files and directories have the modes of the
+/// tar less the umask, and less what others may do to a directory.
 ///
 /// # Errors
 /// A name that is not as expected or leads elsewhere, a damaged tar, an I/O error.
@@ -72,12 +72,11 @@ pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<T
     unpacker.finish()
 }
 
-/// A directory that was made here. It gets its mode and time when nothing more is made in it.
+/// A directory that was made here.
 struct Made {
-    /// By which it is known again: device and inode.
-    identity: (u64, u64),
-    mode: u32,
-    mtime: Time,
+    identity: Identity,
+    /// The mode and time that it gets when nothing more is made in it; none if the tar has no entry for it.
+    end: Option<(u32, Time)>,
 }
 
 struct Unpacker<'a> {
@@ -151,17 +150,22 @@ impl Unpacker<'_> {
         }
     }
 
-    fn make_all(&self, path: &[u8]) -> Result<OwnedFd, Error> {
+    fn make_all(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
         let mut current = self.open(b"").map_err(write("open", path))?;
         let mut end = 0;
         for name in path.split(|b| *b == b'/') {
             end += name.len();
-            match mkdirat(&current, name, Mode::from_raw_mode(DIR_MODE)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(write("make the directory", path)(error)),
-            }
-            let opened = openat(&current, name, DIR, Mode::empty()).map_err(write("open", path))?;
-            current = self.recognise(opened, &path[..end])?;
+            current = match fresh(current.as_fd(), name, Mode::from_raw_mode(DIR_MODE)) {
+                Ok(made) => {
+                    self.remember(&path[..end], &made, None)?;
+                    made
+                }
+                Err(NotMade::Kernel(Errno::EXIST)) => {
+                    let opened = openat(&current, name, DIR, Mode::empty()).map_err(write("open", path))?;
+                    self.recognise(opened, &path[..end])?
+                }
+                Err(failure) => return Err(failure.at(path)),
+            };
             end += 1;
         }
         Ok(current)
@@ -265,39 +269,42 @@ impl Unpacker<'_> {
     }
 
     fn directory(&mut self, entry: &Entry, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
-        match mkdirat(above, name, Mode::RWXU) {
-            Ok(()) => {
-                let made = openat(above, name, DIR, Mode::empty()).map_err(write("open", path))?;
-                if fstat(&made).map_err(write("look at", path))?.st_uid != geteuid().as_raw() {
-                    return Err(unsafe_path(path, REPLACED));
-                }
-                self.kept += path.len() + size_of::<(Vec<u8>, Made)>();
-                if self.kept > MAX_KEPT {
-                    let what = "the memory for the names of directories".into();
-                    return Err(Error::Limit { what, limit: MAX_KEPT as u64 });
-                }
-                let identity = identity(&made, path)?;
-                self.directories
-                    .insert(path.to_vec(), Made { identity, mode: entry.mode, mtime: entry.mtime });
-                Ok(())
+        // The umask, or a default ACL, takes from it what it takes from a file.
+        let mode = Mode::from_raw_mode(entry.mode & DIR_MODE) | Mode::RWXU;
+        match fresh(above.as_fd(), name, mode) {
+            Ok(made) => {
+                let stat = fstat(&made).map_err(write("look at", path))?;
+                self.remember(path, &made, Some((stat.st_mode & entry.mode & DIR_MODE, entry.mtime)))
             }
             // One that is there keeps its mode, and is filled.
-            Err(Errno::EXIST) => {
+            Err(NotMade::Kernel(Errno::EXIST)) => {
                 let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(write("look at", path))?;
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => Ok(()),
                     _ => Err(write("make the directory", path)(Errno::NOTDIR)),
                 }
             }
-            Err(error) => Err(write("make the directory", path)(error)),
+            Err(failure) => Err(failure.at(path)),
         }
     }
 
+    fn remember(&mut self, path: &[u8], made: &OwnedFd, end: Option<(u32, Time)>) -> Result<(), Error> {
+        self.kept += path.len() + size_of::<(Vec<u8>, Made)>();
+        if self.kept > MAX_KEPT {
+            let what = "the memory for the names of directories".into();
+            return Err(Error::Limit { what, limit: MAX_KEPT as u64 });
+        }
+        let identity = identity(made, path)?;
+        self.directories.insert(path.to_vec(), Made { identity, end });
+        Ok(())
+    }
+
     fn finish(self) -> Result<Taken, Error> {
-        for (path, Made { mode, mtime, .. }) in self.directories.iter().rev() {
+        for (path, made) in self.directories.iter().rev() {
+            let Some((mode, mtime)) = made.end else { continue };
             let dir = self.recognise(self.open(path).map_err(write("open", path))?, path)?;
-            fchmod(&dir, Mode::from_raw_mode(mode & DIR_MODE)).map_err(write("set the mode of", path))?;
-            futimens(&dir, &times(*mtime)).map_err(write("set the time of", path))?;
+            fchmod(&dir, Mode::from_raw_mode(mode)).map_err(write("set the mode of", path))?;
+            futimens(&dir, &times(mtime)).map_err(write("set the time of", path))?;
         }
         Ok(self.taken)
     }
@@ -322,9 +329,12 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
     }
 }
 
-/// By which a directory is known again.
-fn identity(dir: &OwnedFd, path: &[u8]) -> Result<(u64, u64), Error> {
-    fstat(dir).map(|stat| (stat.st_dev, stat.st_ino)).map_err(write("look at", path))
+/// By which a directory is known again: device, inode and owner. Who may remove an empty directory may get its inode for one
+/// of his own.
+type Identity = (u64, u64, u32);
+
+fn identity(dir: &OwnedFd, path: &[u8]) -> Result<Identity, Error> {
+    fstat(dir).map(|stat| (stat.st_dev, stat.st_ino, stat.st_uid)).map_err(write("look at", path))
 }
 
 /// Writes to a new file, in which what is not written is zero: zeros are not written.

@@ -3,8 +3,9 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
@@ -512,9 +513,15 @@ fn nothing_stays_of_what_was_cancelled() {
 
 #[test]
 fn a_full_disk() {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
-    fsconfig_set_string(context.as_fd(), "size", "1m").unwrap();
-    let disk = mount(&context);
+    struct Mounted(TempDir);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+    let disk = Mounted(tempfile::tempdir().unwrap());
+    let none = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", disk.0.path(), "tmpfs", none, c"size=1m").unwrap();
     // Data that does not compress.
     let mut state = 1u64;
     let noise: Vec<u8> = (0..3_000_000)
@@ -525,14 +532,129 @@ fn a_full_disk() {
         .collect();
     let layers = Layers::new(&[Tar::default().file("f", &noise).end()]);
     for format in [Format::Oci, Format::OciArchive, Format::DockerArchive, Format::Tar, Format::Dir] {
-        let result = layers.export(format, &link_to(&disk).join("x"));
+        let result = layers.export(format, &disk.0.path().join("x"));
         let full = |e: &std::io::Error| e.kind() == std::io::ErrorKind::StorageFull;
         assert!(
             matches!(&result, Err(Error::Io { op: "write", path, source }) if path.contains("/x") && full(source)),
             "{format}: {result:?}"
         );
-        assert_eq!(std::fs::read_dir(link_to(&disk)).unwrap().count(), 0, "{format}");
+        assert_eq!(std::fs::read_dir(disk.0.path()).unwrap().count(), 0, "{format}");
     }
+}
+
+/// A user of the host, and a directory of his that exports are made in.
+const USER: u32 = 65534;
+
+fn users_directory() -> Option<TempDir> {
+    rustix::process::geteuid().is_root().then(|| {
+        let dir = tempfile::tempdir().unwrap();
+        chown(dir.path(), Some(USER), Some(USER)).unwrap();
+        dir
+    })
+}
+
+/// What is being written in a directory, if there is something.
+fn half_made(dir: &Path) -> Option<PathBuf> {
+    let mut paths = std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());
+    paths.find(|path| path.to_string_lossy().contains("/.export-"))
+}
+
+fn exchange(one: &Path, other: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[test]
+fn a_users_link_leads_no_export() {
+    let Some(hers) = users_directory() else { return };
+    let layers = Layers::new(&[Tar::default().end()]);
+    let roots = tempfile::tempdir().unwrap();
+    let link = hers.path().join("link");
+    symlink(roots.path(), &link).unwrap();
+    // Also one of root's, which she has moved to where it is.
+    for owner in [USER, 0] {
+        std::os::unix::fs::lchown(&link, Some(owner), None).unwrap();
+        for format in [Format::Tar, Format::Dir] {
+            let error = layers.export(format, &link.join("x")).unwrap_err();
+            assert!(matches!(error, Error::UnsafePath { .. }), "{error}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(roots.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_exchanged_for_an_export_is_neither_taken_for_it_nor_removed() {
+    let layers = Layers::new(&[Tar::default().dir("d").end()]);
+    File::create(layers.path(0).join("d/big")).unwrap().set_len(256 << 20).unwrap();
+    for (format, cancel) in
+        [Format::Oci, Format::Dir, Format::Tar].into_iter().flat_map(|f| [(f, true), (f, false)])
+    {
+        let Some(hers) = users_directory() else { return };
+        let at = |name: &str| hers.path().join(name);
+        // Of root's, so that she could not remove it.
+        std::fs::create_dir_all(at("roots/precious")).unwrap();
+        let watch = Watch::default();
+        let to = target(format, &at("x"));
+        let result = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while watch.bytes_read() == 0 {
+                    std::thread::yield_now();
+                }
+                assert!(exchange(&half_made(hers.path()).unwrap(), &at("roots")));
+                if cancel {
+                    watch.cancel();
+                }
+            });
+            layers.export_with(None, &[], &to, &watch)
+        });
+        match result {
+            Err(Error::Cancelled { .. }) if cancel => {}
+            Err(Error::UnsafePath { .. }) if !cancel => {}
+            other => panic!("{format}: {other:?}"),
+        }
+        assert!(!at("x").exists() && half_made(hers.path()).unwrap().join("precious").is_dir(), "{format}");
+        // What was written is hers to remove, and of a directory nothing is left in it.
+        assert!(format == Format::Tar || std::fs::read_dir(at("roots")).unwrap().next().is_none());
+    }
+}
+
+/// Ends the attacker, also when the test fails: a scope waits for its threads.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_users_directory_gets_no_export() {
+    let Some(hers) = users_directory() else { return };
+    let layers = Layers::new(&[Tar::default().file("f", b"for root alone").end()]);
+    let (bait, dest) = (hers.path().join("bait"), hers.path().join("dest"));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                if let Some(half) = half_made(hers.path()) {
+                    exchange(&half, &bait);
+                }
+            }
+        });
+        let _ended = Ended(&over);
+        for _ in 0..1_000 {
+            std::fs::create_dir(&bait).unwrap();
+            chown(&bait, Some(USER), Some(USER)).unwrap();
+            let made = layers.export(Format::Dir, &dest);
+            let owner = dest.metadata().map(|dest| dest.uid());
+            for path in std::fs::read_dir(hers.path()).unwrap().flatten().map(|entry| entry.path()) {
+                let hers = path.metadata().unwrap().uid() == USER;
+                assert!(!hers || std::fs::read_dir(&path).unwrap().next().is_none(), "{made:?}");
+                std::fs::remove_dir_all(path).unwrap();
+            }
+            assert!(made.is_err() || owner.unwrap() == 0);
+        }
+    });
 }
 
 /// What gives rights on the host is made in a directory only if that is wanted; archives hold it.

@@ -28,11 +28,12 @@ One of the two is in a container: HANDLE:PATH, from its root. The other one is o
 begins with / or ./), or - for a tar on standard input or output.
 
 If TO is a directory, what is copied goes into it; otherwise it is called TO, and takes the place of a file of that name. FROM/. \
-stands for what is in the directory FROM. A device, a FIFO or a socket on this host is never replaced. Files in a container belong to its root, files on this host to whoever copies. Setuid \
+stands for what is in the directory FROM. A device, a FIFO or a socket on this host is never replaced. Files in a container belong to its root, files on this host to whoever copies, with their modes less the umask. Setuid \
 bits, devices and sockets are left out, symlinks are copied as they are, holes in files stay holes.
 
-Of this host only one file system is copied: what is mounted below FROM is left out, and said so. A symlink on the way to FROM or \
-TO is followed if root or the caller owns it; below them none is followed, whoever changes the directories meanwhile.")]
+Of this host only one file system is copied: what is mounted below FROM is left out, and said so. Of a container all is copied but what \
+the kernel makes up (/proc, /sys). A symlink on the way to FROM or TO is followed if nobody but root and the caller could have put it \
+there; below them none is followed, whoever changes the directories meanwhile.")]
 pub struct Args {
     #[command(flatten)]
     server: Server,
@@ -247,7 +248,17 @@ async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) 
     match tokio::io::copy(&mut tar, &mut stdout).await {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(cut_off(error)),
-        Ok(_) => stdout.flush().await.context("write to standard output"),
+        Ok(_) => {
+            note_of_root(&path);
+            stdout.flush().await.context("write to standard output")
+        }
+    }
+}
+
+/// Says what the keeper leaves out of a container's root; elsewhere the kernel's file systems are mounted on request alone.
+fn note_of_root(path: &str) {
+    if matches!(path, "" | "/") {
+        eprintln!("wardian: left out: what is in /proc and /sys, which the kernel makes up");
     }
 }
 
@@ -314,6 +325,7 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
         let count = usize::try_from(taken.left_out).unwrap_or(usize::MAX);
         eprintln!("wardian: left out: {}", print::count(count, "device or socket"));
     }
+    note_of_root(&path);
     Ok(())
 }
 

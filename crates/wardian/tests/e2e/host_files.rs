@@ -14,14 +14,14 @@ use std::time::Duration;
 /// A user of the host who is nobody in particular.
 const USER: u32 = 65534;
 
-/// A directory that everybody may go through, for the test alone.
-fn place() -> tempfile::TempDir {
+/// A directory that everybody may go through, for the test alone. Nobody else can rename what is above it.
+pub fn place() -> tempfile::TempDir {
     let open = std::fs::Permissions::from_mode(0o755);
-    tempfile::Builder::new().prefix("wardian-e2e-").permissions(open).tempdir_in("/var/tmp").unwrap()
+    tempfile::Builder::new().prefix("wardian-e2e-").permissions(open).tempdir_in("/tmp").unwrap()
 }
 
 /// Gives a tree to the user.
-fn give(path: &Path) {
+pub fn give(path: &Path) {
     lchown(path, Some(USER), Some(USER)).unwrap();
     if path.symlink_metadata().unwrap().is_dir() {
         fs::read_dir(path).unwrap().flatten().for_each(|entry| give(&entry.path()));
@@ -58,11 +58,11 @@ impl Drop for Attacker {
     }
 }
 
-fn cp(server: &Server, from: &Path, to: &str) -> Said {
+pub fn cp(server: &Server, from: &Path, to: &str) -> Said {
     command(server, &["cp", from.to_str().unwrap(), to]).output().unwrap().into()
 }
 
-fn cp_out(server: &Server, from: &str, to: &Path) -> Said {
+pub fn cp_out(server: &Server, from: &str, to: &Path) -> Said {
     command(server, &["cp", from, to.to_str().unwrap()]).output().unwrap().into()
 }
 

@@ -9,6 +9,7 @@ mod bounded;
 mod cli;
 mod client_bounds;
 mod commands;
+mod copies;
 mod devices;
 mod doctor;
 mod door;
