@@ -136,6 +136,7 @@ impl Container {
         }
         for process in inner.processes.values() {
             process.ended(137);
+            process.cut();
             // Whoever ends the container cleans up after its peas.
             process.cleaned();
         }
@@ -292,6 +293,11 @@ impl Container {
             inner.told.remove(&oldest);
         }
         Some(process)
+    }
+
+    /// Everything in it was killed: what ended processes have started prints nothing more.
+    pub fn cut_outputs(&self) {
+        self.lock().processes.values().filter(|process| process.status().is_some()).for_each(Process::cut);
     }
 
     /// It never started.

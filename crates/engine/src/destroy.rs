@@ -187,6 +187,7 @@ impl Engine {
         }
         failpoint::reach(Point::StopTermed);
         self.signal_until(&container.id, &except, Signal::KILL).await?;
+        container.cut_outputs();
         failpoint::reach(Point::StopKilled);
         failpoint::reach(Point::StopRecording);
         container.update(|record| record.stopped = true, |record| self.shared.records.save(record))?;

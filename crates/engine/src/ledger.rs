@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes that wait for the readers of one process: three that read at full speed still have whole queues.
-pub const PROCESS: Budget = Budget { bytes: 32 << 20, part: 1 };
-/// Bytes that wait for all readers of all processes. When one process has filled its own budget of 32 MiB, 32 MiB remain
-/// free; a queue may use half of that, which is more than its full size.
-pub const SERVER: Budget = Budget { bytes: 64 << 20, part: 2 };
+/// Bytes that wait for the readers of one process: one alone may have a whole queue of 125 MiB.
+pub const PROCESS: Budget = Budget { bytes: 256 << 20, part: 1 };
+/// Bytes that wait for all readers of all processes. When one process has filled its own budget of 256 MiB, 128 MiB remain
+/// free; a queue of another one may use half of that.
+pub const SERVER: Budget = Budget { bytes: 384 << 20, part: 2 };
 /// A queue from which nothing was taken for so long is abandoned.
 const UNREAD: Duration = Duration::from_secs(1);
 /// After no such queue was found it is looked for again so much later: there may be thousands.

@@ -35,7 +35,7 @@ pub use grace::Call;
 pub use history::{Kind, Life, Operation, Step};
 pub use ids::IdRanges;
 pub use metrics::Metrics;
-pub use output::{Output, Stream};
+pub use output::{Output, Stream, Waits};
 pub use process::{Input, Process};
 pub use reset::{Removed, reset};
 pub use spec::{

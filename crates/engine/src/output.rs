@@ -1,8 +1,9 @@
 //! Output of a process on its way to those who read it.
 //!
-//! Every reader has a queue of its own. A reader that keeps up loses nothing: while its queue is full the process is
-//! held up, as a pipe would do it. But only for a reader that keeps taking; one that is slow, or has gone silently,
-//! soon loses what it does not take (counted), and neither the process nor the other readers wait for it.
+//! Every reader has a queue of its own. One that has asked to be waited for loses nothing: while its queue is full the
+//! process is held up, as a pipe would do it, until the reader goes or the container ends. For others the process is held
+//! up as long as they keep taking; one that is slow, or has gone silently, soon loses what it does not take (counted), and
+//! neither the process nor the other readers wait for it.
 //!
 //! What waits in queues is bounded for each process and for the server as a whole: see [`crate::ledger`].
 
@@ -18,8 +19,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use wardian_sys::heap;
 
-/// Bytes that wait for a reader at most.
-const LIMIT: usize = 8 << 20;
+/// Bytes that wait for a reader at most: guardian queues 4000 pieces of up to 32 KiB before it drops one, and nobody shall
+/// lose sooner here.
+const LIMIT: usize = 4000 * (32 << 10);
+/// Of one that is waited for: more would only use memory.
+const PATIENT: usize = 1 << 20;
 /// Of what nobody has asked for yet: as much as pipes hold.
 const BACKLOG: usize = 64 << 10;
 /// A piece counts as this much at least: thousands of short lines take memory too.
@@ -59,6 +63,9 @@ impl Output {
     }
 }
 
+/// Whether the process is to be held up while a reader does not take its standard output, and its standard error.
+pub type Waits = [bool; 2];
+
 /// One of a reader's two queues. Two that read it share the pieces between them. What still waits when it is dropped is
 /// freed at once.
 #[derive(Debug)]
@@ -97,6 +104,20 @@ impl Stream {
         self.0.end();
     }
 
+    /// Its reader has gone: what waits, and what comes, is lost.
+    pub fn abandon(&self) {
+        let mut state = self.0.lock();
+        (state.patient, state.limit) = (false, 0);
+        drop(state);
+        self.0.empty();
+        self.0.room.notify_one();
+    }
+
+    /// So many bytes that were taken have not arrived.
+    pub fn lose(&self, bytes: usize) {
+        self.0.lock().lost += bytes as u64;
+    }
+
     fn lost(&self) -> u64 {
         self.0.lock().lost
     }
@@ -126,6 +147,8 @@ struct State {
     held: usize,
     limit: usize,
     ended: bool,
+    /// The process waits for it, however long that takes.
+    patient: bool,
     /// Nobody waits for it until its queue is empty.
     slow: bool,
     /// What is left of the patience with it, and what it has taken since that was full.
@@ -212,18 +235,31 @@ impl Queue {
         }
     }
 
+    fn relent(&self) {
+        self.lock().patient = false;
+        self.room.notify_one();
+    }
+
+    /// How long it is to be waited for; `None`: for ever.
+    fn patience(&self) -> Option<Duration> {
+        let state = self.lock();
+        (!state.patient).then_some(state.patience)
+    }
+
     /// Its reader was waited for.
     fn waited(&self, time: Duration) {
         let mut state = self.lock();
-        state.patience = state.patience.saturating_sub(time);
-        state.slow |= state.patience.is_zero();
+        if !state.patient {
+            state.patience = state.patience.saturating_sub(time);
+            state.slow |= state.patience.is_zero();
+        }
     }
 }
 
 impl Entry for Queue {
     fn unread_since(&self) -> Option<Instant> {
         let state = self.lock();
-        (state.held > 0).then_some(state.read)
+        (state.held > 0 && !state.patient).then_some(state.read)
     }
 
     fn empty(&self) -> u64 {
@@ -248,9 +284,12 @@ impl Drop for Queue {
 /// Give a piece to all readers; waits for those that keep taking, for all of them at the same time.
 async fn deliver(readers: &[Arc<Queue>], room: &Notify, piece: &Bytes) {
     let mut waiting: Vec<&Arc<Queue>> = readers.iter().filter(|reader| !reader.push(piece)).collect();
-    while let Some(patience) = waiting.iter().map(|reader| reader.lock().patience).min() {
+    while !waiting.is_empty() {
         let begin = Instant::now();
-        drop(tokio::time::timeout(patience, room.notified()).await);
+        match waiting.iter().filter_map(|reader| reader.patience()).min() {
+            Some(patience) => drop(tokio::time::timeout(patience, room.notified()).await),
+            None => room.notified().await,
+        }
         let time = begin.elapsed();
         waiting.retain(|reader| {
             reader.waited(time);
@@ -269,6 +308,8 @@ pub struct Outputs {
     /// What came before the first reader, for it.
     backlog: [Option<Arc<Queue>>; 2],
     over: bool,
+    /// Nobody is waited for any more.
+    cut: bool,
     ledgers: [Arc<Ledger<Queue>>; 2],
 }
 
@@ -290,6 +331,7 @@ impl Outputs {
             rooms: Default::default(),
             backlog: Default::default(),
             over: false,
+            cut: false,
             ledgers: [Arc::new(Ledger::new(ledger::PROCESS)), server],
         }
     }
@@ -300,6 +342,7 @@ impl Outputs {
             held: 0,
             limit,
             ended: false,
+            patient: false,
             slow,
             patience: PATIENCE,
             taken: 0,
@@ -313,7 +356,7 @@ impl Outputs {
     }
 
     /// A reader from now on.
-    pub fn subscribe(&mut self) -> Output {
+    pub fn subscribe(&mut self, waits: Waits) -> Output {
         let [stdout, stderr] = [0, 1].map(|stream| {
             let queue = self.backlog[stream].take().unwrap_or_else(|| {
                 let queue = self.queue(stream, LIMIT, false);
@@ -325,7 +368,8 @@ impl Outputs {
                 queue
             });
             let mut state = queue.lock();
-            (state.limit, state.slow) = (LIMIT, false);
+            (state.patient, state.slow) = (waits[stream] && !self.cut, false);
+            state.limit = if state.patient { PATIENT } else { LIMIT };
             drop(state);
             Stream(queue)
         });
@@ -346,6 +390,12 @@ impl Outputs {
         self.readers[stream].clone()
     }
 
+    /// The container ends: nobody is waited for longer than others are.
+    pub fn cut(&mut self) {
+        self.cut = true;
+        self.readers.iter().flatten().for_each(|queue| queue.relent());
+    }
+
     /// Nothing more comes on this stream.
     pub fn end(&mut self, stream: usize) {
         for queue in self.readers[stream].drain(..) {
@@ -360,16 +410,16 @@ impl Outputs {
     }
 }
 
-/// From the descriptor to all readers, until its end, or until the process has ended and nothing is left in it (a
-/// grandchild may hold it open for ever).
+/// From the descriptor to all readers, until its end: what the program has started prints there too. When it is `cut`, until
+/// nothing is left in it.
 pub async fn pump(
     pipe: OwnedFd,
     stream: usize,
     outputs: &Mutex<Outputs>,
-    ended: watch::Receiver<Option<i32>>,
+    cut: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
     let mut much = false;
-    let pumped = pass_on(pipe, stream, outputs, ended, &mut much).await;
+    let pumped = pass_on(pipe, stream, outputs, cut, &mut much).await;
     if much {
         // What waits for readers may be tens of megabytes. They are about to take it.
         tokio::spawn(async {
@@ -384,7 +434,7 @@ async fn pass_on(
     pipe: OwnedFd,
     stream: usize,
     outputs: &Mutex<Outputs>,
-    mut ended: watch::Receiver<Option<i32>>,
+    mut cut: watch::Receiver<bool>,
     much: &mut bool,
 ) -> std::io::Result<()> {
     rustix::io::ioctl_fionbio(&pipe, true)?;
@@ -394,7 +444,7 @@ async fn pass_on(
     let mut over = false;
     loop {
         buffer.reserve(CHUNK);
-        // After the end nothing more may come, so the runtime must not be asked whether something did.
+        // Then nothing more may come, so the runtime must not be asked whether something did.
         let read = if over {
             rustix::io::read(&pipe, rustix::buffer::spare_capacity(&mut buffer)).map_err(std::io::Error::from)
         } else {
@@ -406,7 +456,7 @@ async fn pass_on(
                 buffer = Vec::new();
                 tokio::select! {
                     ready = pipe.readable() => ready?,
-                    end = ended.wait_for(Option::is_some) => { drop(end); over = true }
+                    cut = cut.wait_for(|cut| *cut) => { drop(cut); over = true }
                 }
                 continue;
             }
@@ -440,8 +490,10 @@ async fn pass_on(
 mod tests {
     use super::*;
 
+    /// Of memory that all pieces share.
     fn piece(size: usize) -> Bytes {
-        Bytes::from(vec![7; size])
+        static PIECE: std::sync::LazyLock<Bytes> = std::sync::LazyLock::new(|| vec![7; CHUNK].into());
+        PIECE.slice(..size)
     }
 
     async fn print(outputs: &mut Outputs, stream: usize, piece: Bytes) {
@@ -468,7 +520,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_outlives_the_end() {
         let mut outputs = Outputs::default();
-        let output = outputs.subscribe();
+        let output = outputs.subscribe([false; 2]);
         print(&mut outputs, 0, Bytes::from("a")).await;
         output.close();
         assert!(outputs.readers(0).is_empty());
@@ -476,13 +528,13 @@ mod tests {
         assert_eq!(output.stdout.next().await, None);
         assert_eq!(output.stderr.next().await, None);
         outputs.end_all();
-        assert_eq!(outputs.subscribe().stdout.next().await, None);
+        assert_eq!(outputs.subscribe([false; 2]).stdout.next().await, None);
     }
 
     #[tokio::test]
     async fn everybody_who_waits_hears_of_the_end() {
         let mut outputs = Outputs::default();
-        let output = Arc::new(outputs.subscribe());
+        let output = Arc::new(outputs.subscribe([false; 2]));
         let waiting: Vec<_> = (0..3)
             .map(|_| {
                 let output = output.clone();
@@ -499,7 +551,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_takes_loses_nothing_and_one_that_does_not_loses_all_but_its_queue() {
         let mut outputs = Outputs::default();
-        let (fast, dead) = (outputs.subscribe(), outputs.subscribe());
+        let (fast, dead) = (outputs.subscribe([false; 2]), outputs.subscribe([false; 2]));
         let total = 100 * (LIMIT / CHUNK);
         let taking = tokio::spawn(async move {
             let mut sum = 0;
@@ -526,7 +578,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_reader_does_not_hold_the_process_up_for_long() {
         let mut outputs = Outputs::default();
-        let slow = outputs.subscribe();
+        let slow = outputs.subscribe([false; 2]);
         let taking = tokio::spawn(async move {
             while slow.stdout.next().await.is_some() {
                 tokio::time::sleep(PATIENCE / 2).await;
@@ -547,7 +599,7 @@ mod tests {
         let mut outputs = Outputs::default();
         outputs.keep_backlog();
         print(&mut outputs, 1, Bytes::from("early")).await;
-        let (first, second) = (outputs.subscribe(), outputs.subscribe());
+        let (first, second) = (outputs.subscribe([false; 2]), outputs.subscribe([false; 2]));
         print(&mut outputs, 1, Bytes::from("late")).await;
         assert_eq!(first.stderr.next().await.as_deref(), Some(&b"early"[..]));
         assert_eq!(first.stderr.next().await.as_deref(), Some(&b"late"[..]));
@@ -559,7 +611,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_that_do_not_read_hold_the_process_up_together() {
         let mut outputs = Outputs::within(server());
-        let dead: Vec<Output> = (0..20).map(|_| outputs.subscribe()).collect();
+        let dead: Vec<Output> = (0..20).map(|_| outputs.subscribe([false; 2])).collect();
         let begin = Instant::now();
         for _ in 0..2 * (LIMIT / CHUNK) {
             print(&mut outputs, 0, piece(CHUNK)).await;
@@ -573,20 +625,22 @@ mod tests {
     async fn what_waits_for_a_process_and_for_all_is_bounded_and_who_reads_loses_nothing() {
         let server = server();
         let mut processes: Vec<Outputs> = (0..20).map(|_| Outputs::within(server.clone())).collect();
-        let dead: Vec<Output> =
-            processes.iter_mut().flat_map(|outputs| [(); 20].map(|()| outputs.subscribe())).collect();
+        let dead: Vec<Output> = processes
+            .iter_mut()
+            .flat_map(|outputs| [(); 20].map(|()| outputs.subscribe([false; 2])))
+            .collect();
         let total = 2 * (LIMIT / CHUNK);
         for outputs in &mut processes {
             for _ in 0..total {
                 print(outputs, 0, piece(CHUNK)).await;
             }
-            assert!(outputs.ledgers[0].held() <= 32 << 20, "{}", outputs.ledgers[0].held());
+            assert!(outputs.ledgers[0].held() <= 256 << 20, "{}", outputs.ledgers[0].held());
         }
-        assert!(server.held() <= 64 << 20, "{}", server.held());
+        assert!(server.held() <= 384 << 20, "{}", server.held());
         // Processes and readers that come when the memory is short.
         for _ in 0..10 {
             let mut late = Outputs::within(server.clone());
-            let reading = read(late.subscribe());
+            let reading = read(late.subscribe([false; 2]));
             let begin = Instant::now();
             for _ in 0..total {
                 print(&mut late, 0, piece(CHUNK)).await;
@@ -603,13 +657,13 @@ mod tests {
     async fn the_longest_unread_makes_room_for_one_that_reads() {
         let server = server();
         let mut outputs = Outputs::within(server.clone());
-        let dead: Vec<Output> = (0..400).map(|_| outputs.subscribe()).collect();
+        let dead: Vec<Output> = (0..400).map(|_| outputs.subscribe([false; 2])).collect();
         for _ in 0..LIMIT / CHUNK {
             print(&mut outputs, 0, piece(CHUNK)).await;
         }
         tokio::time::sleep(2 * PATIENCE).await;
         let lost: u64 = dead.iter().map(Output::lost).sum();
-        let reading = read(outputs.subscribe());
+        let reading = read(outputs.subscribe([false; 2]));
         for _ in 0..4 * (LIMIT / CHUNK) {
             print(&mut outputs, 0, piece(CHUNK)).await;
         }
@@ -618,11 +672,83 @@ mod tests {
         assert_eq!(reading.await.unwrap(), (4 * LIMIT, 0));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_is_waited_for_loses_nothing_however_long_it_takes() {
+        let outputs = Arc::new(Mutex::new(Outputs::within(server())));
+        let (patient, fast, deaf) = {
+            let mut outputs = outputs.lock().unwrap();
+            (outputs.subscribe([true, false]), outputs.subscribe([true; 2]), outputs.subscribe([false; 2]))
+        };
+        let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let total = 2 * LIMIT;
+        let printing = std::thread::spawn(move || {
+            let data = vec![7; 1 << 20];
+            (0..total >> 20).for_each(|_| {
+                rustix::io::write(&theirs, &data).map(|n| assert_eq!(n, data.len())).unwrap();
+            });
+        });
+        let (stop, cut) = watch::channel(false);
+        let pumped = {
+            let outputs = outputs.clone();
+            tokio::spawn(async move {
+                pump(ours, 0, &outputs, cut).await.unwrap();
+                outputs.lock().unwrap().end_all();
+            })
+        };
+        let reading = read(fast);
+        let mut sum = 0;
+        while let Some(piece) = patient.stdout.next().await {
+            // An hour in which nothing is taken.
+            if sum < 2 << 20 {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+            }
+            sum += piece.len();
+            assert!(patient.stdout.0.lock().held <= PATIENT + CHUNK);
+        }
+        assert_eq!((sum, patient.lost()), (total >> 20 << 20, 0));
+        assert_eq!(reading.await.unwrap(), (sum, 0));
+        assert!(deaf.lost() > 0);
+        pumped.await.unwrap();
+        printing.join().unwrap();
+        drop(stop);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_one_that_has_gone_or_for_a_container_that_has_ended() {
+        let mut outputs = Outputs::within(server());
+        let (gone, there) = (outputs.subscribe([true; 2]), outputs.subscribe([true; 2]));
+        let begin = Instant::now();
+        let waiting = async {
+            for _ in 0..2 * (PATIENT / CHUNK) {
+                print(&mut outputs, 0, piece(CHUNK)).await;
+            }
+        };
+        let leaving = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            gone.stdout.abandon();
+            let mut sum = 0;
+            while sum < 2 * PATIENT {
+                sum += there.stdout.next().await.unwrap().len();
+            }
+        };
+        tokio::join!(waiting, leaving);
+        assert_eq!(begin.elapsed().as_secs(), 60);
+        // All of it, also what had been taken for it already.
+        assert_eq!((gone.lost(), there.lost()), (2 * PATIENT as u64, 0));
+        // Who is waited for no more is waited for as others are.
+        outputs.cut();
+        for _ in 0..2 * (PATIENT / CHUNK) {
+            print(&mut outputs, 0, piece(CHUNK)).await;
+        }
+        assert!(begin.elapsed() <= Duration::from_secs(60) + PATIENCE, "{:?}", begin.elapsed());
+        assert_eq!(there.lost(), PATIENT as u64);
+    }
+
     #[tokio::test]
     async fn who_goes_leaves_nothing_though_the_process_says_nothing_more() {
         let server = server();
         let mut outputs = Outputs::within(server.clone());
-        let (gone, there) = (outputs.subscribe(), outputs.subscribe());
+        let (gone, there) = (outputs.subscribe([false; 2]), outputs.subscribe([false; 2]));
         print(&mut outputs, 0, piece(CHUNK)).await;
         assert_eq!(server.held(), 2 * CHUNK);
         drop(gone);

@@ -1,6 +1,6 @@
 //! A process or pea as its callers see it: output, input, exit status.
 
-use crate::output::{Output, Outputs, pump};
+use crate::output::{Output, Outputs, Waits, pump};
 use crate::spec::Window;
 use crate::{Error, Result};
 use std::io::ErrorKind;
@@ -38,6 +38,8 @@ struct Shared {
     cleaned: watch::Sender<bool>,
     /// Streams that may still bring something.
     pumping: watch::Sender<usize>,
+    /// What may still come is not waited for.
+    cut: watch::Sender<bool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,6 +61,7 @@ impl Process {
                 ended: watch::Sender::new(None),
                 cleaned: watch::Sender::new(true),
                 pumping: watch::Sender::new(0),
+                cut: watch::Sender::new(false),
             }),
         }
     }
@@ -114,6 +117,12 @@ impl Process {
         });
     }
 
+    /// What it has started has been killed, or is not to be waited for: its output is over with what is there.
+    pub(crate) fn cut(&self) {
+        lock(&self.shared.outputs).cut();
+        self.shared.cut.send_replace(true);
+    }
+
     /// Has it ended?
     pub(crate) fn status(&self) -> Option<i32> {
         *self.shared.ended.borrow()
@@ -124,10 +133,11 @@ impl Process {
         &self.shared.id
     }
 
-    /// Receive what it prints from now on; the first subscriber also gets what was printed before.
-    pub fn subscribe(&self) -> Output {
+    /// Receive what it prints from now on; the first subscriber also gets what was printed before. With `waits` the process
+    /// is held up while the subscriber does not take what it prints.
+    pub fn subscribe(&self, waits: Waits) -> Output {
         let mut outputs = lock(&self.shared.outputs);
-        let output = outputs.subscribe();
+        let output = outputs.subscribe(waits);
         self.start_pumps(&mut outputs);
         if self.status().is_some() && *self.shared.pumping.borrow() == 0 {
             outputs.end_all();
@@ -153,7 +163,7 @@ impl Process {
 
     async fn pump(self, stream: usize, pipe: OwnedFd) {
         let shared = &self.shared;
-        if let Err(error) = pump(pipe, stream, &shared.outputs, shared.ended.subscribe()).await {
+        if let Err(error) = pump(pipe, stream, &shared.outputs, shared.cut.subscribe()).await {
             tracing::error!(process = shared.id, %error, "process.output-lost");
         }
         let last = {
@@ -192,7 +202,8 @@ impl Process {
         answer.map(drop).map_err(|e| Error::failed("resize", e))
     }
 
-    /// Its exit status (128 + signal when killed), after all its output has been queued.
+    /// Its exit status (128 + signal when killed), after both streams have ended, as with guardian: what it has started may
+    /// still print.
     pub async fn wait(&self) -> Result<i32> {
         let gone = |_| Error::UnknownProcess(self.shared.id.clone());
         let status =

@@ -181,7 +181,7 @@ impl Client {
     pub async fn events(&self, handle: Option<&str>) -> Result<Events> {
         let query = handle.map(|handle| format!("?handle={}", escape(handle))).unwrap_or_default();
         let path = format!("/wardian/events{query}");
-        hijack(&self.server, "GET", &path, &[]).await.map(|taken| Events::new(taken.stream))
+        hijack(&self.server, "GET", &path, "", &[]).await.map(|taken| Events::new(taken.stream))
     }
 
     /// All its properties.

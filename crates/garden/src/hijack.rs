@@ -4,7 +4,7 @@
 //! written and their heads read here.
 
 use crate::client::Server;
-use crate::wire::INPUT_HEADER;
+use crate::wire::{INPUT_HEADER, WAIT_HEADER};
 use crate::{Address, Error, Result};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
@@ -60,11 +60,21 @@ struct Head {
     binary: bool,
 }
 
-/// Send a request and take the connection over once the server has accepted it.
-pub(crate) async fn hijack(server: &Server, method: &str, path: &str, body: &[u8]) -> Result<Hijacked> {
+/// Send a request and take the connection over once the server has accepted it. `waits`: the streams that it is to wait
+/// for, as the header has them.
+pub(crate) async fn hijack(
+    server: &Server,
+    method: &str,
+    path: &str,
+    waits: &str,
+    body: &[u8],
+) -> Result<Hijacked> {
     let mut stream = BufReader::with_capacity(64 << 10, dial(server).await?);
     let (ours, base64) = INPUT_HEADER;
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: api\r\n{ours}: {base64}\r\n");
+    if !waits.is_empty() {
+        request += &format!("{WAIT_HEADER}: {waits}\r\n");
+    }
     if !body.is_empty() {
         request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
     }

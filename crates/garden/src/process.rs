@@ -2,7 +2,7 @@
 
 use crate::client::Server;
 use crate::hijack::{Duplex, Hijacked, hijack};
-use crate::wire::{Payload, Tty, WindowSize};
+use crate::wire::{Payload, Tty, WAIT_STREAMS, WindowSize};
 use crate::{Decoder, Error, Result, encode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -22,12 +22,15 @@ pub struct Io {
     pub stdout: bool,
     /// Receive standard error: [`Process::take_stderr`].
     pub stderr: bool,
+    /// The process is to be held up while we do not take what we receive, instead of losing it. Both streams must be read
+    /// to their ends, or dropped: its end is told after that. A server of Garden's takes no notice.
+    pub wait: bool,
 }
 
 impl std::fmt::Debug for Io {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { stdin, stdout, stderr } = self;
-        write!(to, "Io {{ stdin: {}, stdout: {stdout}, stderr: {stderr} }}", stdin.is_some())
+        let Self { stdin, stdout, stderr, wait } = self;
+        write!(to, "Io {{ stdin: {}, stdout: {stdout}, stderr: {stderr}, wait: {wait} }}", stdin.is_some())
     }
 }
 
@@ -90,7 +93,9 @@ impl Process {
         body: &[u8],
         io: Io,
     ) -> Result<Self> {
-        let Hijacked { stream, binary } = hijack(server, method, path, body).await?;
+        let waits = [io.stdout, io.stderr].into_iter().zip(WAIT_STREAMS);
+        let waits: Vec<_> = waits.filter_map(|(wanted, name)| (wanted && io.wait).then_some(name)).collect();
+        let Hijacked { stream, binary } = hijack(server, method, path, &waits.join(","), body).await?;
         let (mut reader, writer) = tokio::io::split(stream);
         let mut decoder = Decoder::default();
         let first = payload(&mut reader, &mut decoder).await?.ok_or(Error::Disconnected)?;
@@ -106,7 +111,7 @@ impl Process {
                 if !wanted {
                     return Ok::<_, Error>(None);
                 }
-                hijack(server, "GET", &path, &[]).await.map(|taken| Some(OutputReader(taken.stream)))
+                hijack(server, "GET", &path, "", &[]).await.map(|taken| Some(OutputReader(taken.stream)))
             }
         };
         let (stdout, stderr) = tokio::try_join!(open(io.stdout, "stdout"), open(io.stderr, "stderr"))?;

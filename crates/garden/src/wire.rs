@@ -17,6 +17,12 @@ fn zero<T: Default + PartialEq>(value: &T) -> bool {
 /// servers do not answer with it.
 pub const INPUT_HEADER: (&str, &str) = ("Wardian-Input", "base64");
 
+/// Header of a request for a process: the client reads these of its streams to their ends, however slowly, and the process
+/// is to be held up meanwhile, as by a pipe. Wardian's own: other servers drop what is not taken in time.
+pub const WAIT_HEADER: &str = "Wardian-Wait-For";
+/// The streams' names there, separated by commas.
+pub const WAIT_STREAMS: [&str; 2] = ["stdout", "stderr"];
+
 macro_rules! wire {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $kind:ty),* $(,)? }) => {
         $(#[$meta])*

@@ -78,7 +78,7 @@ impl Instance {
             user: USER.into(),
             ..Default::default()
         };
-        let io = Io { stdin: None, stdout: false, stderr: true };
+        let io = Io { stderr: true, wait: true, ..Io::default() };
         let app = patient(self.client.run(&self.handle, &spec, io)).await;
         let app = app.with_context(|| format!("start the app in {}", self.handle))?;
         if let Ok(mut kept) = self.app.lock() {
@@ -154,8 +154,10 @@ impl Instance {
             ..Default::default()
         };
         let run = async {
-            let mut process =
-                self.client.run(&self.handle, &spec, Io { stdin: None, stdout: true, stderr: true }).await?;
+            let mut process = self
+                .client
+                .run(&self.handle, &spec, Io { stdout: true, stderr: true, wait: true, ..Io::default() })
+                .await?;
             let (mut stdout, mut stderr) = (process.take_stdout(), process.take_stderr());
             let started = Instant::now();
             let read_out = async {

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
-use wardian_engine::{Input, Process};
-use wardian_garden::wire::{INPUT_HEADER, Payload, Tty};
+use wardian_engine::{Input, Process, Waits};
+use wardian_garden::wire::{INPUT_HEADER, Payload, Tty, WAIT_HEADER, WAIT_STREAMS};
 use wardian_garden::{Decoder, encode};
 
 /// How long a closing connection still listens: bytes that arrive unread would reset it, and the reset can
@@ -71,11 +71,16 @@ pub(crate) struct Greeting {
     created: bool,
     /// To be told whether input in base64 is taken: Garden's clients do not ask, and get Garden's reply.
     binary: bool,
+    /// To be waited for.
+    waits: Waits,
 }
 
 impl Greeting {
     pub(crate) fn of<T>(request: &Request<T>, created: bool) -> Self {
-        Self { created, binary: request.headers().contains_key(INPUT_HEADER.0) }
+        let waits =
+            request.headers().get(WAIT_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let waits = WAIT_STREAMS.map(|stream| waits.split(',').any(|name| name.trim() == stream));
+        Self { created, binary: request.headers().contains_key(INPUT_HEADER.0), waits }
     }
 }
 
@@ -83,7 +88,7 @@ impl Accepted {
     /// Control a process of a container.
     pub(crate) fn process(state: &State, handle: &str, process: Process, greeting: Greeting) -> Self {
         let streams = state.streams.clone();
-        let entry = streams.add(handle, &process);
+        let entry = streams.add(handle, &process, greeting.waits);
         let input = Some(process.input(greeting.created));
         Self::Process(Client { process, streams, entry, input, told: false }, greeting)
     }
@@ -131,7 +136,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
         }
         Accepted::Output { entry, stderr } => {
             tokio::select! {
-                _ = output(&mut writer, entry, stderr) => {}
+                () = output(&mut writer, entry, stderr) => {}
                 // Nothing is to come from there but its end.
                 () = ended(&mut reader) => return,
                 () = state.stopping() => {}
@@ -151,18 +156,33 @@ pub(crate) async fn ended(reader: &mut (impl AsyncRead + Unpin)) {
     while reader.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
 }
 
-async fn output(
-    writer: &mut (impl AsyncWrite + Unpin),
-    entry: Option<Arc<Entry>>,
+/// A connection that reads a stream of somebody. Its end is the stream's.
+struct Reader {
+    entry: Arc<Entry>,
     stderr: bool,
-) -> std::io::Result<()> {
-    writer.write_all(&head("200 OK", false, false)).await?;
-    if let Some(entry) = entry {
-        while let Some(piece) = entry.next(stderr).await {
-            writer.write_all(&piece).await?;
-        }
+    /// Bytes that are taken and not sent.
+    taken: usize,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.entry.was_read(self.stderr, self.taken);
     }
-    Ok(())
+}
+
+async fn output(writer: &mut (impl AsyncWrite + Unpin), entry: Option<Arc<Entry>>, stderr: bool) {
+    let mut reader = entry.map(|entry| Reader { entry, stderr, taken: 0 });
+    if writer.write_all(&head("200 OK", false, false)).await.is_err() {
+        return;
+    }
+    let Some(reader) = &mut reader else { return };
+    while let Some(piece) = reader.entry.next(stderr).await {
+        reader.taken = piece.len();
+        if writer.write_all(&piece).await.is_err() {
+            return;
+        }
+        reader.taken = 0;
+    }
 }
 
 async fn control(
@@ -171,7 +191,7 @@ async fn control(
     writer: &mut (impl AsyncWrite + Unpin),
     early: &[u8],
     mut client: Client,
-    Greeting { created, binary }: Greeting,
+    Greeting { created, binary, .. }: Greeting,
 ) {
     // A server that ends drops it, and closes nothing.
     let Some(mut input) = client.input.take() else { return };
@@ -181,8 +201,13 @@ async fn control(
     let first = Payload { process_id: id.clone(), stream_id: entry.id(), ..Payload::default() };
     start.extend(encode(&first));
     let greeted = writer.write_all(&start).await.is_ok();
+    let ended = async {
+        let status = process.wait().await;
+        entry.delivered().await;
+        status
+    };
     let status = tokio::select! {
-        status = process.wait(), if greeted => Some(status),
+        status = ended, if greeted => Some(status),
         () = listen(state, reader, early, process, &mut input), if greeted => None,
         else => None,
     };

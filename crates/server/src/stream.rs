@@ -7,8 +7,9 @@ use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
-use wardian_engine::{Output, Process};
+use wardian_engine::{Output, Process, Stream, Waits};
 
 /// How long late clients find the output of what has ended, …
 const LINGER: Duration = Duration::from_secs(60);
@@ -24,6 +25,8 @@ pub(crate) struct Entry {
     handle: String,
     process: String,
     output: Output,
+    /// Streams whose reader the process does not wait for, or that have been read to their ends.
+    read: watch::Sender<Waits>,
 }
 
 impl Entry {
@@ -34,7 +37,29 @@ impl Entry {
 
     /// The next piece; `None` at the end. Two readers share the pieces between them.
     pub(crate) async fn next(&self, stderr: bool) -> Option<Bytes> {
-        if stderr { &self.output.stderr } else { &self.output.stdout }.next().await
+        self.stream(stderr).next().await
+    }
+
+    fn stream(&self, stderr: bool) -> &Stream {
+        if stderr { &self.output.stderr } else { &self.output.stdout }
+    }
+
+    /// A connection that has read a stream has ended; `lost` bytes that it has taken were not sent. If the process waits
+    /// for it, nobody else reads the rest.
+    pub(crate) fn was_read(&self, stderr: bool, lost: usize) {
+        self.stream(stderr).lose(lost);
+        self.read.send_if_modified(|read| {
+            let first = !std::mem::replace(&mut read[usize::from(stderr)], true);
+            if first {
+                self.stream(stderr).abandon();
+            }
+            first
+        });
+    }
+
+    /// Ready when all that the process has printed is with those that it waits for.
+    pub(crate) async fn delivered(&self) {
+        drop(self.read.subscribe().wait_for(|read| *read == [true; 2]).await);
     }
 
     /// Bytes that nobody took in time.
@@ -90,9 +115,10 @@ impl Table {
 
 impl Streams {
     /// What a process of a container prints from now on.
-    pub(crate) fn add(&self, handle: &str, process: &Process) -> Arc<Entry> {
+    pub(crate) fn add(&self, handle: &str, process: &Process, waits: Waits) -> Arc<Entry> {
         let (handle, id) = (handle.to_owned(), process.id().to_owned());
-        let entry = Arc::new(Entry { id: random(), handle, process: id, output: process.subscribe() });
+        let (output, read) = (process.subscribe(waits), watch::Sender::new(waits.map(|waits| !waits)));
+        let entry = Arc::new(Entry { id: random(), handle, process: id, output, read });
         self.lock().entries.insert(entry.id, entry.clone());
         entry
     }

@@ -128,7 +128,7 @@ async fn runs(client: &Client, image: &str, figures: &mut Figures, progress: &Pr
     for _ in 0..ATTACHES {
         let begin = Instant::now();
         let (mut keyboard, theirs) = tokio::io::duplex(64);
-        let io = Io { stdin: Some(Box::new(theirs)), stdout: true, stderr: false };
+        let io = Io { stdin: Some(Box::new(theirs)), stdout: true, ..Io::default() };
         keyboard.write_all(b"x").await.context("type")?;
         let mut attached = client.attach(&instance.handle, process.id(), io).await?;
         let mut stdout = attached.take_stdout().context("no output")?;
@@ -178,12 +178,12 @@ async fn output(client: &Client, image: &str, figures: &mut Figures, progress: &
                 ..Default::default()
             };
             let (mut go, theirs) = tokio::io::duplex(64);
-            let io = Io { stdin: Some(Box::new(theirs)), stdout: true, stderr: false };
+            let io = Io { stdin: Some(Box::new(theirs)), stdout: true, ..Io::default() };
             let mut process = client.run(&instance.handle, &spec, io).await?;
             let mut outputs = vec![process.take_stdout().context("no output")?];
             let mut others = Vec::new();
             for _ in 1..readers {
-                let io = Io { stdin: None, stdout: true, stderr: false };
+                let io = Io { stdout: true, ..Io::default() };
                 let mut other = client.attach(&instance.handle, process.id(), io).await?;
                 outputs.push(other.take_stdout().context("no output")?);
                 others.push(other);

@@ -4,6 +4,8 @@ use super::MAIN;
 use super::terminal::{self, Keys, Raw};
 use crate::print;
 use anyhow::{Context as _, Result};
+use std::cell::Cell;
+use std::io::ErrorKind as Kind;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::task::{Context, Poll, ready};
@@ -17,8 +19,8 @@ use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
 use wardian_lab::Interrupted;
 
 /// How `run` and `exec` end, for their help.
-pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, 126: \
-    the program cannot be executed, 127: there is no such program.";
+pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, or some \
+    of its output is lost, 126: the program cannot be executed, 127: there is no such program.";
 /// Our own failure, as docker has it.
 pub const OWN: u8 = 125;
 /// The program cannot be executed, and it is not there.
@@ -28,6 +30,7 @@ const NOT_FOUND: u8 = 127;
 const PATIENCE: Duration = Duration::from_secs(10);
 const INTERRUPT: i32 = 2;
 const HANGUP: i32 = 1;
+const PIPE: i32 = 13;
 
 /// Signals that ask us to end. What we were told to ignore (nohup, a background job) stays ignored.
 #[derive(Debug)]
@@ -121,7 +124,7 @@ pub fn streams(wanted: Wanted) -> (Io, oneshot::Receiver<()>) {
     } else {
         Some(Box::new(tokio::io::empty()))
     };
-    (Io { stdin, stdout: true, stderr: !wanted.tty }, left)
+    (Io { stdin, stdout: true, stderr: !wanted.tty, wait: true }, left)
 }
 
 /// Our standard input.
@@ -176,6 +179,8 @@ pub enum End {
     Detached,
     /// A signal of this number made us leave; the process may go on.
     Left(i32),
+    /// Some of its output has not arrived where it should; what and why was said.
+    Lost,
 }
 
 impl End {
@@ -185,6 +190,7 @@ impl End {
             Self::Exit(status) => status,
             Self::Detached => 0,
             Self::Left(signal) => 128 + signal,
+            Self::Lost => OWN.into(),
         };
         ExitCode::from(u8::try_from(number & 0xff).unwrap_or(u8::MAX))
     }
@@ -234,10 +240,17 @@ pub async fn follow(
     // Where there is no terminal of ours there is nothing to be made raw.
     let raw = if wanted.tty && wanted.input { Raw::enter().ok() } else { None };
     let mut resized = signal(SignalKind::window_change())?;
-    let broken = Notify::new();
+    let (broken, gone) = (Notify::new(), Cell::new(None));
     let (stdout, stderr) = (process.take_stdout(), process.take_stderr());
     let outputs = async {
-        tokio::join!(pump(stdout, tokio::io::stdout(), &broken), pump(stderr, tokio::io::stderr(), &broken))
+        let told = |error: std::io::Error| {
+            gone.set(Some(error.kind()));
+            if error.kind() != Kind::BrokenPipe {
+                print::note(&format!("output is lost: {error}"));
+            }
+            broken.notify_one();
+        };
+        tokio::join!(pump(stdout, tokio::io::stdout(), told), pump(stderr, tokio::io::stderr(), told))
     };
     let mut outputs = std::pin::pin!(outputs);
     let left = async {
@@ -260,7 +273,12 @@ pub async fn follow(
             },
             _ = &mut outputs, if !over => over = true,
             // Nobody reads what it prints any more, as in `| head`.
-            () = broken.notified() => drop(asked.again(&process, true).await),
+            () = broken.notified() => {
+                if wanted.ours {
+                    return Ok(if gone.get() == Some(Kind::BrokenPipe) { End::Left(PIPE) } else { End::Lost });
+                }
+                asked.again(&process, true).await;
+            }
             () = &mut left => return Ok(End::Detached),
             Some(()) = resized.recv(), if raw.is_some() => resize(&process).await,
             () = asked.impatient() => drop(asked.again(&process, false).await),
@@ -273,8 +291,16 @@ pub async fn follow(
         }
     }
     drop(raw);
-    if process.lost() > 0 {
-        eprintln!("wardian: {} of output were lost: we were too slow", print::bytes(process.lost()));
+    match gone.get() {
+        // What was lost then nobody wanted.
+        Some(Kind::BrokenPipe) => {}
+        Some(_) => return Ok(End::Lost),
+        None if process.lost() > 0 => {
+            let lost = print::bytes(process.lost());
+            print::note(&format!("{lost} of output were lost: the server did not wait until we took them"));
+            return Ok(End::Lost);
+        }
+        None => {}
     }
     Ok(End::Exit(status.unwrap_or_default()))
 }
@@ -286,14 +312,11 @@ async fn resize(process: &Process) {
     }
 }
 
-/// To the end of the stream, or until nobody wants it.
-async fn pump(from: Option<OutputReader>, mut to: impl AsyncWrite + Unpin, broken: &Notify) {
+/// To the end of the stream, or until it cannot be passed on: the server hears of that when ours is dropped.
+async fn pump(from: Option<OutputReader>, mut to: impl AsyncWrite + Unpin, failed: impl Fn(std::io::Error)) {
     let Some(mut from) = from else { return };
     if let Err(error) = tokio::io::copy(&mut from, &mut to).await {
-        if error.kind() != std::io::ErrorKind::BrokenPipe {
-            print::note(&format!("pass output on: {error}"));
-        }
-        broken.notify_one();
+        failed(error);
     }
 }
 

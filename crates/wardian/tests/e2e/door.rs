@@ -485,7 +485,7 @@ async fn everything_goes_through_tls() {
     let sum = digest(&bytes);
     // Input to its end, and output.
     let cat = ProcessSpec { path: "cat".into(), ..Default::default() };
-    let io = Io { stdin: Some(Box::new(std::io::Cursor::new(bytes.clone()))), stdout: true, stderr: true };
+    let io = Io { stdin: Some(Box::new(std::io::Cursor::new(bytes.clone()))), ..listen() };
     let mut process = client.run("c", &cat, io).await.unwrap();
     let mut out = Vec::new();
     let mut stdout = process.take_stdout().unwrap();

@@ -19,6 +19,7 @@ mod failpoints;
 mod foreign;
 mod go_client;
 mod grace;
+mod held_up;
 mod host_files;
 mod hostile_dirs;
 mod hostile_images;

@@ -234,7 +234,7 @@ async fn who_attaches_and_goes_leaves_nothing() {
         drop((control, reader));
     }
     let most = server.memory("VmHWM") / 1024;
-    assert!(most < 150, "{most} MiB");
+    assert!(most < 300, "{most} MiB");
     process.signal(true).await.unwrap();
     assert_eq!(process.wait().await.unwrap(), 137);
     server.finish().await;
@@ -264,7 +264,7 @@ async fn who_attaches_and_reads_nothing_takes_little_and_others_still_get_everyt
     let done = done.await.expect("a reader waits for those that do not read");
     assert_eq!((done.code, done.out.len()), (6, 32 << 20));
     let most = server.memory("VmHWM") / 1024;
-    assert!(most < 200, "{most} MiB");
+    assert!(most < 500, "{most} MiB");
     for process in &endless {
         process.signal(true).await.unwrap();
         assert_eq!(process.wait().await.unwrap(), 137);

@@ -541,7 +541,7 @@ pub fn pea(image: &str, text: &str) -> ProcessSpec {
 
 /// Both outputs, no input.
 pub fn listen() -> Io {
-    Io { stdin: None, stdout: true, stderr: true }
+    Io { stdout: true, stderr: true, ..Io::default() }
 }
 
 /// Read a process to its end.

@@ -194,18 +194,18 @@ async fn input_ends_when_everybody_has_ended_it() {
 async fn a_client_that_does_not_read_loses_output_and_nobody_else_waits() {
     let server = Server::start().await;
     let client = server.create("t").await;
-    let spec = ProcessSpec { id: "loud".into(), ..script("read x; head -c 67108864 /dev/zero; exit 6") };
+    let spec = ProcessSpec { id: "loud".into(), ..script("read x; head -c 314572800 /dev/zero; exit 6") };
     let (mut deaf, mut keyboard, lines) = start(&client, &spec).await;
     let mut reader = lines.into_inner().into_inner();
     let listener = client.attach("t", "loud", listen()).await.unwrap();
     keyboard.write_all(b"\n").await.unwrap();
     let done = tokio::time::timeout(STUCK, end(listener)).await.unwrap();
-    assert_eq!((done.code, done.out.len()), (6, 64 << 20));
+    assert_eq!((done.code, done.out.len()), (6, 300 << 20));
     assert_eq!(deaf.wait().await.unwrap(), 6);
     let mut got = Vec::new();
     reader.read_to_end(&mut got).await.unwrap();
     assert!(deaf.lost() > 0, "{}", got.len());
-    assert_eq!(got.len() as u64 + deaf.lost(), 64 << 20);
+    assert_eq!(got.len() as u64 + deaf.lost(), 300 << 20);
     assert!(deaf.take_stderr().is_some());
     assert!(server.log().contains("process.output-lost"), "{}", server.log());
     server.finish().await;
