@@ -44,8 +44,8 @@ impl Inner {
     pub(crate) fn image(&self, uri: &str, progress: &Progress) -> Result<Image> {
         match self.address(uri)? {
             Address::Name => {
-                let named = image::find(&self.layout, uri)?;
-                if let Some(image) = self.named(&named)? {
+                let (named, documents) = image::read_whole(&self.layout, uri)?;
+                if let Some(image) = self.named(&named, &documents)? {
                     return Ok(image);
                 }
                 let source = wardian_image::shown(&named.source);
@@ -54,7 +54,7 @@ impl Inner {
                 // What a name stands for is the operator's to say, and not that of whoever can write to the source. A bare
                 // tar, whose id is its state, and an app, which has no id of its own, are what is there now.
                 let has_id =
-                    named.config.is_some() && App::parse(&named.source).is_ok_and(|app| app.is_none());
+                    documents.config.is_some() && App::parse(&named.source).is_ok_and(|app| app.is_none());
                 if has_id && (again.id != named.id || again.chain_ids() != named.layers) {
                     return Err(image::Error::Moved { name: uri.to_owned() }.into());
                 }
@@ -81,7 +81,10 @@ impl Inner {
     /// The image if it is there and nobody needs to be asked.
     pub(crate) fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
         match self.address(uri)? {
-            Address::Name => self.named(&image::find(&self.layout, uri)?),
+            Address::Name => {
+                let (named, documents) = image::read_whole(&self.layout, uri)?;
+                self.named(&named, &documents)
+            }
             Address::App(base, app) => match self.at_hand(&base)? {
                 Some(below) => self.app_at_hand(uri, &below, &app),
                 None => Ok(None),
@@ -142,11 +145,11 @@ impl Inner {
     }
 
     /// An image by its name in the store; none if one of its layers is gone.
-    fn named(&self, named: &image::Named) -> Result<Option<Image>> {
+    fn named(&self, named: &image::Named, documents: &image::Documents) -> Result<Option<Image>> {
         let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
         let Some(layers) = layers else { return Ok(None) };
         let name = named.name.as_str();
-        let config = match &named.config {
+        let config = match &documents.config {
             Some(text) => {
                 wardian_image::ImageConfig::parse(text.as_bytes(), name)
                     .map_err(|error| image_error(name, error))?
@@ -160,8 +163,8 @@ impl Inner {
             id: named.id.clone(),
             config,
             layers,
-            manifest: named.manifest.clone().map(String::into_bytes),
-            config_json: named.config.clone().map(String::into_bytes),
+            manifest: documents.manifest.clone().map(String::into_bytes),
+            config_json: documents.config.clone().map(String::into_bytes),
         };
         image.touch();
         Ok(Some(image))

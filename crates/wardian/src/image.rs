@@ -15,6 +15,9 @@ use wardian_image::{App, Remote, Source, Watch, shown};
 use wardian_store::image::{Named, Wish};
 use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
 
+/// The most names that an image gets from its source. Each is a record, and an archive can have any number of them.
+const MOST_NAMES: usize = 64;
+
 /// The images' commands.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
@@ -281,6 +284,14 @@ fn import(
         let opened = Source::parse(&uri)?.open(&Remote::default())?;
         names.extend(opened.names.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned()));
         names.retain(|name| wardian_store::image::check(name).is_ok());
+        names.sort();
+        names.dedup();
+        ensure!(
+            names.len() <= MOST_NAMES,
+            "the source has {} names for its image, which is too many to be meant ({MOST_NAMES} are possible): say what \
+             to call it with `-t NAME`",
+            names.len()
+        );
         if wish == Wish::Source {
             names.iter().try_for_each(|name| store.check_free(name, &opened))?;
         }
@@ -437,7 +448,7 @@ fn list(place: &Place) -> Result<()> {
 }
 
 fn inspect(store: &Store, name: &str) -> Result<()> {
-    let image = store.find_image(name)?;
+    let (image, documents) = store.read_image(name)?;
     let layers = layers_of(store, &image);
     // Verified when it was read; what is no JSON all the same is shown as text.
     let document = |text: &Option<String>| {
@@ -451,8 +462,8 @@ fn inspect(store: &Store, name: &str) -> Result<()> {
         "imported_ms": image.imported_ms,
         "bytes": layers.iter().map(size).sum::<u64>(),
         "layers": layers,
-        "manifest": document(&image.manifest),
-        "config": document(&image.config),
+        "manifest": document(&documents.manifest),
+        "config": document(&documents.config),
     }))
 }
 
@@ -514,7 +525,7 @@ fn format_of(dest: &Path) -> Result<Format> {
 fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let format = to.format;
     let store = place.open()?;
-    let named = store.find_image(name)?;
+    let (named, documents) = store.read_image(name)?;
     let image = store.image(name)?;
     let dirs = image.layer_dirs().context("open the layers")?;
     let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
@@ -523,7 +534,7 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
     let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
     let names = [named.name.clone()];
-    let work = || export::export(&dirs, named.config.as_deref().map(str::as_bytes), &names, to, &watch);
+    let work = || export::export(&dirs, documents.config.as_deref().map(str::as_bytes), &names, to, &watch);
     let exported = match watch::bar("exporting", bytes, || watch.bytes_read(), work) {
         Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !to.overwrite => {
             bail!("{path} exists; --force replaces a file")

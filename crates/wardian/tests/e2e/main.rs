@@ -30,6 +30,7 @@ mod lifecycle;
 mod load;
 mod log;
 mod metrics;
+mod named;
 mod narrow;
 mod oci_mode;
 mod peas;
