@@ -36,6 +36,7 @@ mod xattr;
 mod tests;
 
 pub use app::{App, shown};
+pub use budget::{Extent, Packed};
 pub use digest::Digest;
 pub use error::Error;
 pub use layer::{Identity, Layer};

@@ -242,18 +242,19 @@ impl Inner {
         let missing: Vec<usize> = (0..sources.len())
             .filter(|index| found[*index].is_none() && !sources[*index].needs_layers_below())
             .collect();
-        if let Some(any) = sources.first() {
-            let there = |(source, found): (_, &Option<Arc<Layer>>)| {
-                found.as_ref().map(|found| (source, found.entries, found.bytes))
-            };
-            any.count(sources.iter().zip(&found).filter_map(there));
-        }
+        let count = |found: &[Option<Arc<Layer>>]| {
+            let there = |(source, found): (_, &Option<Arc<Layer>>)| Some((source, found.as_ref()?.extent));
+            if let Some(any) = sources.first() {
+                any.count(sources.iter().zip(found).filter_map(there));
+            }
+        };
+        count(&found);
         let any_missing = found.iter().any(Option::is_none);
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<(usize, Arc<Layer>)>> {
             let mut done = Vec::new();
             while let Some(index) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let layer = self.layer(&sources[*index], "", &[], &watches[*index], progress);
+                let layer = self.layer(&sources[*index], None, &[], &watches[*index], progress);
                 if layer.is_err() {
                     next.store(missing.len(), Ordering::Relaxed);
                     watches.iter().for_each(|other| other.watch.cancel());
@@ -284,31 +285,15 @@ impl Inner {
         for index in 0..sources.len() {
             if found[index].is_none() {
                 let below: Vec<_> = found[..index].iter().rev().flatten().cloned().collect();
-                found[index] = Some(self.layer(&sources[index], "", &below, &watches[index], progress)?);
+                found[index] = Some(self.layer(&sources[index], None, &below, &watches[index], progress)?);
             }
         }
-        let found: Vec<_> = found.into_iter().flatten().collect();
         // Of what others unpacked meanwhile nothing was counted.
-        if any_missing {
-            self.check_sum(&found).map_err(|error| image_error(uri, error))?;
+        if let Some(any) = sources.first().filter(|_| any_missing) {
+            count(&found);
+            any.check_sum(&self.limits).map_err(|error| image_error(uri, error))?;
         }
-        Ok(found)
-    }
-
-    /// Refuses layers that are too much together.
-    fn check_sum(&self, layers: &[Arc<Layer>]) -> std::result::Result<(), wardian_image::Error> {
-        let sum =
-            |part: fn(&Layer) -> u64| layers.iter().map(|layer| part(layer)).fold(0, u64::saturating_add);
-        let limits = &self.limits;
-        if sum(|layer| layer.bytes) > limits.max_image_bytes {
-            let what = "the size of the files of all layers";
-            return Err(wardian_image::Error::image_bytes(what, limits.max_image_bytes));
-        }
-        if sum(|layer| layer.entries) > limits.max_image_entries {
-            let what = "the number of entries of all layers";
-            return Err(wardian_image::Error::image_entries(what, limits.max_image_entries));
-        }
-        Ok(())
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// The layer, if it is in the store and can be given to somebody. What cannot be trusted is thrown away.
@@ -359,18 +344,20 @@ impl Inner {
     }
 
     /// The layer, unpacked now unless somebody else does it. Those who have it from the same `origin` share one try, and
-    /// how it ends. Others wait for their turn: what one address is refused for says nothing of another.
+    /// how it ends. Others wait for their turn: what one address is refused for says nothing of another. A layer of an
+    /// image has no origin but that image, which is opened once for all who ask for it: another one may say that it has
+    /// the same layer, and not have it, or be too large as a whole.
     pub(crate) fn layer(
         &self,
         source: &wardian_image::Layer,
-        origin: &str,
+        origin: Option<&str>,
         below: &[Arc<Layer>],
         watch: &LayerProgress,
         progress: &Progress,
     ) -> Result<Arc<Layer>> {
         let chain = &source.chain_id;
         let cancelled = || progress.is_cancelled();
-        let layer = self.unpacking.run(&format!("{chain} {origin}"), &cancelled, || {
+        let unpack = || {
             let _turn = self.turn(chain, &cancelled)?;
             if let Some(layer) = self.present(chain)? {
                 watch.set(Phase::Present);
@@ -381,12 +368,16 @@ impl Inner {
             let discard = |name: &str| self.trash(crate::reaper::Place::Staging, name);
             let fresh = layer::unpack(&self.layout, source, below, &self.limits, &watch.watch, &discard)?;
             let layer = Arc::clone(&fresh.layer);
-            let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.bytes);
+            let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.extent.bytes);
             tracing::info!(chain, read, bytes, ms, "layer.unpacked");
             lock(&self.layers).insert(chain.clone(), Arc::clone(&layer));
             self.durability.layer(fresh);
             Ok(layer)
-        });
+        };
+        let layer = match origin {
+            Some(origin) => self.unpacking.run(&format!("{chain} {origin}"), &cancelled, unpack),
+            None => unpack(),
+        };
         if layer.is_ok() && watch.phase() != Phase::Present {
             watch.set(Phase::Done);
         }

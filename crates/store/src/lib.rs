@@ -650,7 +650,7 @@ impl Inner {
             }
         }
         image.touch();
-        self.measurer.made(id, image.layers.iter().map(|layer| layer.bytes).sum());
+        self.measurer.made(id, image.layers.iter().map(|layer| layer.extent.bytes).sum());
         Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(record.dir), honest })
     }
 
