@@ -22,6 +22,7 @@ mod layer;
 mod manifest;
 mod oci;
 mod pipeline;
+pub mod reference;
 mod remote;
 mod source;
 mod sparse;

@@ -1,5 +1,7 @@
 //! What names stand for: `images/<name>.json`, one file for each named image.
 //!
+//! Names that mean the same have one record ([`short`]), which is found by each of them.
+//!
 //! Manifest and config lie beside them in `images/<digest>.documents`, once for all names of an image: they are as large as
 //! whoever made the image likes, and a list of names needs neither.
 
@@ -7,10 +9,11 @@ use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FlockOperation};
+use rustix::fs::{Access, AtFlags, FlockOperation};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use wardian_image::Digest;
+use wardian_image::reference::short;
 
 use crate::layout::{self, Layout};
 
@@ -126,7 +129,7 @@ pub fn check(name: &str) -> Result<(), Error> {
 }
 
 /// The name's file: what a file name cannot hold becomes `%` and two hex digits.
-fn file_name(name: &str) -> String {
+pub(crate) fn file_name(name: &str) -> String {
     format!("{}{SUFFIX}", name.replace('/', "%2F"))
 }
 
@@ -140,7 +143,23 @@ fn documents_file(digest: &str) -> String {
     format!("{digest}{DOCUMENTS}")
 }
 
-/// The record of a name, and its text.
+/// The name that the record has of what this name means; where there is none, that it will have.
+fn resolve(layout: &Layout, name: &str) -> Result<String, Error> {
+    check(name)?;
+    let there =
+        |name: &str| rustix::fs::accessat(&layout.images, file_name(name), Access::EXISTS, AtFlags::empty());
+    for form in [name, short(name)] {
+        if there(form).is_ok() {
+            return Ok(form.to_owned());
+        }
+    }
+    // An earlier version has kept each name as it was said.
+    let earlier =
+        files(layout)?.iter().filter_map(|file| name_of(file)).find(|other| short(other) == short(name));
+    Ok(earlier.unwrap_or_else(|| short(name).to_owned()))
+}
+
+/// The record of exactly that name, and its text.
 fn read(layout: &Layout, name: &str) -> Result<Option<(Entry, String)>, Error> {
     let failed = |source| Error::Record { name: name.to_owned(), source };
     match layout::read_file(&layout.images, &file_name(name)) {
@@ -154,8 +173,7 @@ fn read(layout: &Layout, name: &str) -> Result<Option<(Entry, String)>, Error> {
 }
 
 fn existing(layout: &Layout, name: &str) -> Result<(Entry, String), Error> {
-    check(name)?;
-    read(layout, name)?.ok_or_else(|| Error::Unknown { name: name.to_owned() })
+    read(layout, &resolve(layout, name)?)?.ok_or_else(|| Error::Unknown { name: name.to_owned() })
 }
 
 /// The image of this name.
@@ -213,6 +231,7 @@ pub(crate) fn save(
 ) -> Result<Option<Named>, Error> {
     check(&image.name)?;
     let _turn = turn(layout, &image.name)?;
+    image.name = resolve(layout, &image.name)?;
     // One that a power cut has emptied has no pin, and is nobody's.
     let old = read(layout, &image.name).ok().flatten().map(|(old, _)| old.image);
     if let Some(old) = &old {
@@ -233,8 +252,7 @@ pub(crate) fn save(
 
 /// Refuses a name that a source brings along if another image has it: a look ahead, before anything is fetched.
 pub(crate) fn check_free(layout: &Layout, name: &str, id: &str, layers: &[String]) -> Result<(), Error> {
-    check(name)?;
-    match read(layout, name)? {
+    match read(layout, &resolve(layout, name)?)? {
         Some((Entry { image: old, .. }, _)) if old.id != id || old.layers != layers => Err(old.taken()),
         _ => Ok(()),
     }
@@ -325,8 +343,7 @@ fn turn(layout: &Layout, name: &str) -> Result<OwnedFd, Error> {
 
 /// Takes the name away; the layers stay until they are collected, and the documents until [`sweep`].
 pub(crate) fn remove(layout: &Layout, name: &str) -> Result<(), Error> {
-    check(name)?;
-    match rustix::fs::unlinkat(&layout.images, file_name(name), AtFlags::empty()) {
+    match rustix::fs::unlinkat(&layout.images, file_name(&resolve(layout, name)?), AtFlags::empty()) {
         Ok(()) => Ok(()),
         Err(Errno::NOENT) => Err(Error::Unknown { name: name.to_owned() }),
         Err(error) => Err(Error::Record { name: name.to_owned(), source: error.into() }),

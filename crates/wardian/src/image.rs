@@ -6,11 +6,13 @@ use crate::watch::{self, Interrupts};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use wardian_image::export::{self, Compression, Format, Target};
+use wardian_image::reference::{is_like_a_file, short};
 use wardian_image::{App, Remote, Source, Watch, shown};
 use wardian_store::image::{Named, Wish};
 use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
@@ -34,7 +36,8 @@ enum Command {
         /// A file or directory (a tar of a root file system, what docker or podman saved, an OCI layout or a tar of
         /// one), or an address: tar://, oci://, oci-archive://, docker-archive:// with an absolute path
         source: String,
-        /// What to call it [default: what it is called in the source, if it is]
+        /// What to call it; busybox, busybox:latest and docker.io/library/busybox are one name [default: up to 64 names that
+        /// it has in the source, except those that look like a file's, as i.tar does]
         #[arg(short = 't', long = "tag", value_name = "NAME")]
         tag: Option<String>,
         /// Let it have the names that its source gives it even if other images have them; with -t that is so anyway
@@ -183,6 +186,11 @@ pub fn address(store: &Store, text: &str) -> Result<String> {
             matches!(error, wardian_store::Error::Name(Unknown { .. } | Invalid { .. }))
         };
         return match store.find_image(text) {
+            // What has a tag or a digest is meant as a name.
+            Ok(_) if !text.contains([':', '@']) && Source::detect(Path::new(text)).is_ok() => bail!(
+                "{text:?} is an image in the store, and there is a file or layout of that name here: say `{text}:latest` \
+                 for the image, or `./{text}` for the file"
+            ),
             Ok(named) => Ok(named.name),
             Err(error) if unknown(&error) => {
                 let other = || {
@@ -278,20 +286,27 @@ fn import(
     detached: bool,
 ) -> Result<()> {
     let wish = if force || tag.is_some() { Wish::Operator } else { Wish::Source };
-    let mut names: Vec<String> = tag.into_iter().collect();
+    let mut names: Vec<String> = tag.map(|tag| short(&tag).to_owned()).into_iter().collect();
     let uri = if App::parse(text)?.is_some() { address(store, text)? } else { source(text)?.to_uri() };
     if names.is_empty() && App::parse(&uri)?.is_none() {
         let opened = Source::parse(&uri)?.open(&Remote::default())?;
-        names.extend(opened.names.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned()));
-        names.retain(|name| wardian_store::image::check(name).is_ok());
-        names.sort();
-        names.dedup();
+        names.extend(opened.names.iter().map(|name| short(name).to_owned()));
+        let mut seen = HashSet::new();
+        names.retain(|name| wardian_store::image::check(name).is_ok() && seen.insert(name.clone()));
         ensure!(
             names.len() <= MOST_NAMES,
             "the source has {} names for its image, which is too many to be meant ({MOST_NAMES} are possible): say what \
              to call it with `-t NAME`",
             names.len()
         );
+        let (files, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| is_like_a_file(name));
+        names = others;
+        for file in files {
+            print::note(&format!(
+                "the source calls its image {file:?}, which could also be a file that somebody means: it gets this name \
+                 by `-t {file}` alone"
+            ));
+        }
         if wish == Wish::Source {
             names.iter().try_for_each(|name| store.check_free(name, &opened))?;
         }

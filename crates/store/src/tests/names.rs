@@ -84,7 +84,7 @@ fn records_of_earlier_versions_are_read() {
     let old = r#"{"name":"it","source":"tar:///a","id":"a","layers":["1"],"imported_ms":1,"manifest":"m","config":"{}"}"#;
     fs::write(dir.path().join("store/images/it.json"), old).unwrap();
     let whole = (named("a", &["1"]), documents("m"));
-    assert_eq!(store.images().unwrap(), [whole.0.clone()]);
+    assert_eq!(store.images().unwrap(), std::slice::from_ref(&whole.0));
     assert_eq!(store.read_image("it").unwrap(), whole);
     // One that is changed has them beside it from then on.
     store.pin("it", true).unwrap();
@@ -149,4 +149,47 @@ fn one_of_many_sources_at_once_gets_the_name() {
         saves.into_iter().map(|save| usize::from(save.join().unwrap())).sum::<usize>()
     });
     assert_eq!(got, 1);
+}
+
+#[test]
+fn names_that_mean_the_same_are_one() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    let layout = &store.0.layout;
+    let called = |name: &str, id| Named { name: name.to_owned(), ..named(id, &["1"]) };
+    let save = |image: Named, wish| image::save(layout, image, &documents("m"), wish);
+    let forms = ["box", "box:latest", "library/box", "docker.io/box", "docker.io/library/box:latest"];
+    for form in forms {
+        save(called(form, "a"), Wish::Source).unwrap();
+        assert!(matches!(save(called(form, "b"), Wish::Source), Err(image::Error::Taken { .. })), "{form}");
+        assert!(image::check_free(layout, form, "b", &[]).is_err(), "{form}");
+        assert_eq!(store.find_image(form).unwrap(), called("box", "a"));
+    }
+    assert_eq!(save(called("library/box", "b"), Wish::Operator).unwrap(), Some(called("box", "a")));
+    store.pin("docker.io/box", true).unwrap();
+    assert_eq!(store.images().unwrap(), [Named { pinned: true, ..called("box", "b") }]);
+    for other in
+        ["box:1", "localhost/box", "reg.example/library/box", "user/box", "docker.io/reg.example/box"]
+    {
+        assert!(store.find_image(other).is_err(), "{other}");
+        save(called(other, other), Wish::Source).unwrap();
+    }
+    store.remove_image("box:latest").unwrap();
+    assert!(store.find_image("box").is_err());
+    // Earlier versions kept what was said; what is said exactly so comes first.
+    let earlier = |name: &str, id| {
+        let text = serde_json::to_string(&called(name, id)).unwrap();
+        fs::write(dir.path().join("store/images").join(image::file_name(name)), text).unwrap();
+    };
+    earlier("docker.io/library/box:latest", "c");
+    for form in forms {
+        assert_eq!(store.find_image(form).unwrap().id, "c", "{form}");
+        assert!(matches!(save(called(form, "d"), Wish::Source), Err(image::Error::Taken { .. })), "{form}");
+    }
+    earlier("box:latest", "e");
+    assert_eq!(store.find_image("docker.io/library/box:latest").unwrap().id, "c");
+    assert_eq!(store.find_image("box:latest").unwrap().id, "e");
 }
