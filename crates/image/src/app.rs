@@ -437,6 +437,6 @@ impl Droplet {
         if let Some(digest) = digest {
             same(what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
         }
-        Ok(counts.with(digests.plain))
+        Ok(counts.with(digests))
     }
 }

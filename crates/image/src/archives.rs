@@ -20,6 +20,7 @@ use crate::error::{Error, show};
 use crate::layer::{Blob, Layer};
 use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
 use crate::pipeline;
+use crate::reference::short;
 use crate::source::{Image, open_tar};
 use crate::stream::{Entry, Stream};
 
@@ -393,8 +394,8 @@ fn promised(name: &str) -> Option<Digest> {
 fn select(mut items: Vec<Item>, what: &str, name: Option<&str>) -> Result<Item, Error> {
     let error = |why| Err(Error::Select { what: what.into(), why });
     if let Some(name) = name {
-        let wanted = full_name(name);
-        items.retain(|i| i.repo_tags.iter().flatten().any(|tag| full_name(tag) == wanted));
+        let wanted = short(name);
+        items.retain(|i| i.repo_tags.iter().flatten().any(|tag| short(tag) == wanted));
     }
     match (items.len(), name) {
         (1, _) => Ok(items.remove(0)),
@@ -403,14 +404,6 @@ fn select(mut items: Vec<Item>, what: &str, name: Option<&str>) -> Result<Item, 
         (n, None) => error(format!("there are {n} images; name one with :name:tag")),
         (n, Some(name)) => error(format!("{n} images are called {name:?}")),
     }
-}
-
-/// A name with its tag and without the parts that docker leaves out and podman writes.
-fn full_name(name: &str) -> String {
-    let short = ["docker.io/", "index.docker.io/"].iter().find_map(|prefix| name.strip_prefix(prefix));
-    let short = short.map_or(name, |rest| rest.strip_prefix("library/").unwrap_or(rest));
-    let (base, tag) = split_tag(short);
-    format!("{base}:{}", tag.unwrap_or("latest"))
 }
 
 /// `localhost:5000/app:v1` is `localhost:5000/app` and `v1`.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 use crate::unpack::Limits;
 
@@ -14,6 +16,27 @@ const STEP: u64 = 64 << 10;
 
 const ALL_BYTES: &str = "the size of the files of all layers";
 const ALL_ENTRIES: &str = "the number of entries of all layers";
+
+/// A layer that was unpacked, as it counts for the limits of an image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Entries of its tar.
+    pub entries: u64,
+    /// Bytes of its files, holes included.
+    pub bytes: u64,
+    /// How it was packed. None if that was not noted: then the layer counts on neither side of the ratio, since what an
+    /// image says of a blob that nobody reads could be anything.
+    pub packed: Option<Packed>,
+}
+
+/// A tar stream, and the blob that it was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packed {
+    /// Bytes of the blob as stored, as they were read.
+    pub stored: u64,
+    /// Bytes of the uncompressed stream: holes of files are not in it.
+    pub stream: u64,
+}
 
 /// What is counted for an image. Its layers share one.
 #[derive(Debug, Default)]
@@ -36,15 +59,29 @@ impl Budget {
         }
     }
 
-    /// Counts what is in its place already.
-    pub(crate) fn add(&self, entries: u64, bytes: u64) {
-        self.entries.fetch_add(entries, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// Counts what is in its place already; `again` if its blob was counted as part of another layer.
+    pub(crate) fn add(&self, extent: Extent, again: bool) {
+        self.entries.fetch_add(extent.entries, Ordering::Relaxed);
+        self.bytes.fetch_add(extent.bytes, Ordering::Relaxed);
+        if let Some(Packed { stored, stream }) = extent.packed {
+            self.unpacked.fetch_add(stream, Ordering::Relaxed);
+            self.add_stored(if again { 0 } else { stored });
+        }
     }
 
-    /// Counts a tar stream that was unpacked before.
-    pub(crate) fn add_unpacked(&self, bytes: u64) {
-        self.unpacked.fetch_add(bytes, Ordering::Relaxed);
+    /// Refuses what is too much together.
+    pub(crate) fn check(&self, limits: &Limits) -> Result<(), Error> {
+        self.take_bytes(0, limits)?;
+        self.take_entries(0, limits)?;
+        self.check_ratio(self.unpacked.load(Ordering::Relaxed), limits.max_ratio)
+    }
+
+    fn check_ratio(&self, unpacked: u64, ratio: u64) -> Result<(), Error> {
+        let stored = self.stored.load(Ordering::Relaxed);
+        if ratio > 0 && unpacked > FLOOR.saturating_add(stored.saturating_mul(ratio)) {
+            return Err(Error::Ratio { unpacked, stored, ratio });
+        }
+        Ok(())
     }
 
     /// Counts bytes of a blob.
@@ -90,10 +127,6 @@ impl Meter {
         let new = offset - self.counted;
         let unpacked = self.budget.unpacked.fetch_add(new, Ordering::Relaxed) + new;
         (self.counted, self.next) = (offset, offset.saturating_add(STEP));
-        let stored = self.budget.stored.load(Ordering::Relaxed);
-        if self.ratio > 0 && unpacked > FLOOR.saturating_add(stored.saturating_mul(self.ratio)) {
-            return Err(Error::Ratio { unpacked, stored, ratio: self.ratio });
-        }
-        Ok(())
+        self.budget.check_ratio(unpacked, self.ratio)
     }
 }

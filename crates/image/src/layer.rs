@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::app::Droplet;
 use crate::archives::Section;
 use crate::base::Base;
-use crate::budget::Budget;
+use crate::budget::{Budget, Extent};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::oci::Layout;
@@ -36,7 +36,7 @@ pub struct Layer {
     pub chain_id: String,
     pub(crate) blob: Blob,
     pub(crate) base: Option<Base>,
-    /// A layer below it has the same blob.
+    /// A layer below it has the same blob, or one of the same content.
     again: bool,
     /// What the layers of its image share.
     budget: Arc<Budget>,
@@ -125,7 +125,8 @@ impl Identity {
 }
 
 impl Layer {
-    /// A layer of an image whose layers share `budget`; `again` if a layer below it has the same blob.
+    /// A layer of an image whose layers share `budget`; `again` if a layer below it has the same blob, or one of the
+    /// same content.
     pub(crate) fn new(
         chain_id: String,
         blob: Blob,
@@ -141,21 +142,27 @@ impl Layer {
         Self::new(chain_id, blob, base, false, &Arc::default())
     }
 
-    /// Forgets what was counted for the limits of the layer's image, and counts what of it is in its place already: layers
-    /// with their entries and the bytes of their files, holes included. Not while one of them is being unpacked.
-    pub fn count<'a>(&self, present: impl IntoIterator<Item = (&'a Self, u64, u64)>) {
+    /// Forgets what was counted for the limits of the layer's image, and counts what of it is in its place already. Not
+    /// while one of its layers is being unpacked.
+    pub fn count<'a>(&self, present: impl IntoIterator<Item = (&'a Self, Extent)>) {
         self.budget.clear();
-        for (layer, entries, bytes) in present {
-            self.budget.add(entries, bytes);
-            self.budget.add_unpacked(bytes);
-            self.budget.add_stored(if layer.again { 0 } else { layer.size() });
+        for (layer, extent) in present {
+            self.budget.add(extent, layer.again);
         }
+    }
+
+    /// Refuses the layer's image if what was counted of it is too much together.
+    ///
+    /// # Errors
+    /// [`Error::Allowance`], [`Error::Ratio`].
+    pub fn check_sum(&self, limits: &Limits) -> Result<(), Error> {
+        self.budget.check(limits)
     }
 
     /// Counts, for the limits of its image, what it lies on: entries, and bytes of files.
     pub fn count_below(&self, entries: u64, bytes: u64) {
         self.budget.clear();
-        self.budget.add(entries, bytes);
+        self.budget.add(Extent { entries, bytes, packed: None }, false);
     }
 
     /// Bytes of the blob as stored (compressed, if it is); 0 if that is not known, as of an app on a server.
@@ -248,14 +255,14 @@ impl Layer {
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 same(&what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
                 same(&format!("content of {what}"), diff_id, &digests.plain)?;
-                Ok(counts.with(digests.plain))
+                Ok(counts.with(digests))
             }
             Blob::Member { section, diff_id } => {
                 let what = format!("layer with the diff id {diff_id}");
                 let input = local(section.clone(), &what, counted, &stop);
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 same(&what, diff_id, &digests.plain)?;
-                Ok(counts.with(digests.plain))
+                Ok(counts.with(digests))
             }
             Blob::File { path, identity } => {
                 let what = path.display().to_string();
@@ -278,7 +285,7 @@ impl Layer {
                 let rules = Rules { strict: true, ..rules };
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 unchanged(&file)?;
-                Ok(counts.with(digests.plain))
+                Ok(counts.with(digests))
             }
             Blob::App(droplet) => droplet.unpack(into, &rules, watch),
         }

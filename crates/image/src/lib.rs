@@ -22,6 +22,7 @@ mod layer;
 mod manifest;
 mod oci;
 mod pipeline;
+pub mod reference;
 mod remote;
 mod source;
 mod sparse;
@@ -36,6 +37,7 @@ mod xattr;
 mod tests;
 
 pub use app::{App, shown};
+pub use budget::{Extent, Packed};
 pub use digest::Digest;
 pub use error::Error;
 pub use layer::{Identity, Layer};

@@ -199,7 +199,7 @@ impl Manifest {
             return Err(Error::Corrupt { what: what.into(), why });
         }
         let mut layers = Vec::with_capacity(count);
-        let (budget, mut seen) = (Arc::default(), HashSet::new());
+        let (budget, mut seen, mut contents) = (Arc::default(), HashSet::new(), HashSet::new());
         let mut chain: Option<Digest> = None;
         for (layer, diff_id) in self.layers.iter().zip(&config.diff_ids) {
             if layer.media_type.ends_with("+encrypted") {
@@ -210,7 +210,8 @@ impl Manifest {
             if let Some(base) = &base {
                 id = Digest::of(format!("{id} base-directory:{base}").as_bytes());
             }
-            let again = !seen.insert(&layer.digest);
+            // Of a layer that is not unpacked now only the diff id is known to be true: its chain id is made of it.
+            let again = !seen.insert(&layer.digest) | !contents.insert(diff_id);
             layers.push(Layer::new(id.as_hex().to_owned(), blob(layer, diff_id), base, again, &budget));
             chain = Some(id);
         }

@@ -61,6 +61,8 @@ pub(crate) struct Digests {
     pub(crate) blob: Option<Digest>,
     /// Of the uncompressed bytes.
     pub(crate) plain: Digest,
+    /// How many bytes were stored.
+    pub(crate) stored: u64,
 }
 
 enum Work {
@@ -119,7 +121,7 @@ pub(crate) fn run<T>(
         if stop.watch.is_cancelled() {
             return Err(Error::Cancelled { what: what.into() });
         }
-        let (end, written) = match (read, written) {
+        let ((end, stored), written) = match (read, written) {
             // A reader that waited for more than the writer wants.
             (Err(Error::Cancelled { .. }), Err(error)) => return Err(error),
             // The reader's error is the cause: the writer only saw an early end.
@@ -127,7 +129,7 @@ pub(crate) fn run<T>(
             (Ok(end), Ok(written)) => (end, written),
         };
         match end {
-            End::Eof => Ok((written, Digests { blob, plain })),
+            End::Eof => Ok((written, Digests { blob, plain, stored })),
             End::Stopped => Err(thread_error("nobody reads on".into())),
         }
     })
@@ -158,14 +160,14 @@ enum End {
     Stopped,
 }
 
-/// The reader's thread. How the bytes are compressed is seen by their beginning: media types lie, and a tar file has
-/// none.
+/// The reader's thread; says how many bytes it has read. How they are compressed is seen by their beginning: media types
+/// lie, and a tar file has none.
 fn read(
     input: Input<'_>,
     pool: &Pool,
     hasher: &SyncSender<Work>,
     writer: &SyncSender<Piece>,
-) -> Result<End, Error> {
+) -> Result<(End, u64), Error> {
     let what = input.what;
     let (digest, only_gzip) = (input.digest, input.only_gzip);
     let mut raw = Raw { input, pool, hasher: None, piece: Piece::default(), at: 0, total: 0, cause: None };
@@ -211,7 +213,7 @@ fn read(
                 Some(size) if raw.total != size && !matches!(end, End::Stopped) => {
                     Err(size_mismatch(what, size, raw.total))
                 }
-                _ => Ok(end),
+                _ => Ok((end, raw.total)),
             }
         }
     }

@@ -137,12 +137,13 @@ impl<R: BufRead> Stream<R> {
         self.copy(rest, what, |_| Ok(()))
     }
 
-    /// Reads all that follows the end of the archive: the digest covers it.
-    pub(crate) fn drain(&mut self) -> Result<(), Error> {
+    /// Reads all that follows the end of the archive: the digest covers it. Gives the stream's length in bytes.
+    pub(crate) fn drain(&mut self) -> Result<u64, Error> {
         loop {
             let n = self.peek(u64::MAX)?.len();
             if n == 0 {
-                return self.meter.as_mut().map_or(Ok(()), |meter| meter.count(self.offset));
+                self.meter.as_mut().map_or(Ok(()), |meter| meter.count(self.offset))?;
+                return Ok(self.offset);
             }
             self.inner.consume(n);
             self.offset += n as u64;

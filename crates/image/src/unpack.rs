@@ -13,9 +13,10 @@ use rustix::io::{Errno, pwrite};
 use tar::EntryType;
 
 use crate::base::Base;
-use crate::budget::{Budget, Meter};
+use crate::budget::{Budget, Meter, Packed};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
+use crate::pipeline::Digests;
 use crate::stream::{Entry, Stream, Time};
 use crate::times::Times;
 use crate::tree::{Parent, Tree, at, set_opaque};
@@ -82,6 +83,8 @@ pub struct Unpacked {
     pub entries: u64,
     /// Bytes of the files, holes included.
     pub bytes: u64,
+    /// How it was packed, with everything behind the archive's end.
+    pub packed: Packed,
     /// Digest of the uncompressed stream, with everything behind the archive's end.
     pub diff_id: Digest,
     /// Extended attributes that were not set because only the host may give them (`trusted.*`, `system.*`, ...).
@@ -95,14 +98,17 @@ pub struct Unpacked {
 pub(crate) struct Counts {
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
+    /// Bytes of the stream.
+    pub(crate) stream: u64,
     pub(crate) skipped_xattrs: u64,
     pub(crate) skipped_devices: u64,
 }
 
 impl Counts {
-    pub(crate) fn with(self, diff_id: Digest) -> Unpacked {
-        let Self { entries, bytes, skipped_xattrs, skipped_devices } = self;
-        Unpacked { entries, bytes, diff_id, skipped_xattrs, skipped_devices }
+    pub(crate) fn with(self, digests: Digests) -> Unpacked {
+        let Self { entries, bytes, stream, skipped_xattrs, skipped_devices } = self;
+        let packed = Packed { stored: digests.stored, stream };
+        Unpacked { entries, bytes, packed, diff_id: digests.plain, skipped_xattrs, skipped_devices }
     }
 }
 
@@ -117,7 +123,8 @@ pub fn unpack_tar(reader: impl Read, into: BorrowedFd<'_>, limits: &Limits) -> R
     let limits = &Limits { max_ratio: 0, ..*limits };
     let rules = Rules { base: None, limits, budget: &Arc::default(), strict: true };
     let counts = unpack(&mut reader, into, &rules)?;
-    Ok(counts.with(reader.into_inner().finish()))
+    let plain = reader.into_inner().finish();
+    Ok(counts.with(Digests { blob: None, plain, stored: counts.stream }))
 }
 
 /// How a stream is unpacked.
@@ -168,7 +175,7 @@ pub(crate) fn unpack<R: BufRead>(
             budget.take_entries(more, limits)?;
         }
     }
-    stream.drain()?;
+    unpacker.counts.stream = stream.drain()?;
     unpacker.finish()
 }
 

@@ -24,7 +24,7 @@ impl Inner {
             let below = self.image(base, progress)?;
             let source = self.app_layer(&below, app, progress.watch())?;
             let sum = |part: fn(&Layer) -> u64| below.layers.iter().map(|layer| part(layer)).sum();
-            source.count_below(sum(|layer| layer.entries), sum(|layer| layer.bytes));
+            source.count_below(sum(|layer| layer.extent.entries), sum(|layer| layer.extent.bytes));
             let watch = progress.add(&source);
             let layer = match self.present(&source.chain_id)? {
                 Some(layer) => {
@@ -33,7 +33,7 @@ impl Inner {
                 }
                 None => {
                     let topmost_first: Vec<_> = below.layers.iter().rev().cloned().collect();
-                    match self.layer(&source, uri, &topmost_first, &watch, progress) {
+                    match self.layer(&source, Some(uri), &topmost_first, &watch, progress) {
                         Err(error) if error.is_baseless() => continue,
                         layer => layer?,
                     }

@@ -89,6 +89,9 @@ impl Inner {
                 Err(error) => return Err(error.into()),
             }
         }
+        if !done.images.is_empty() {
+            image::sweep(&self.layout);
+        }
         if !done.layers.is_empty() {
             tracing::info!(layers = done.layers.len(), bytes = done.freed_bytes, images = ?done.images, "collected");
         }

@@ -44,8 +44,8 @@ impl Inner {
     pub(crate) fn image(&self, uri: &str, progress: &Progress) -> Result<Image> {
         match self.address(uri)? {
             Address::Name => {
-                let named = image::find(&self.layout, uri)?;
-                if let Some(image) = self.named(&named)? {
+                let (named, documents) = image::read_whole(&self.layout, uri)?;
+                if let Some(image) = self.named(&named, &documents)? {
                     return Ok(image);
                 }
                 let source = wardian_image::shown(&named.source);
@@ -54,7 +54,7 @@ impl Inner {
                 // What a name stands for is the operator's to say, and not that of whoever can write to the source. A bare
                 // tar, whose id is its state, and an app, which has no id of its own, are what is there now.
                 let has_id =
-                    named.config.is_some() && App::parse(&named.source).is_ok_and(|app| app.is_none());
+                    documents.config.is_some() && App::parse(&named.source).is_ok_and(|app| app.is_none());
                 if has_id && (again.id != named.id || again.chain_ids() != named.layers) {
                     return Err(image::Error::Moved { name: uri.to_owned() }.into());
                 }
@@ -81,7 +81,10 @@ impl Inner {
     /// The image if it is there and nobody needs to be asked.
     pub(crate) fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
         match self.address(uri)? {
-            Address::Name => self.named(&image::find(&self.layout, uri)?),
+            Address::Name => {
+                let (named, documents) = image::read_whole(&self.layout, uri)?;
+                self.named(&named, &documents)
+            }
             Address::App(base, app) => match self.at_hand(&base)? {
                 Some(below) => self.app_at_hand(uri, &below, &app),
                 None => Ok(None),
@@ -142,11 +145,11 @@ impl Inner {
     }
 
     /// An image by its name in the store; none if one of its layers is gone.
-    fn named(&self, named: &image::Named) -> Result<Option<Image>> {
+    fn named(&self, named: &image::Named, documents: &image::Documents) -> Result<Option<Image>> {
         let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
         let Some(layers) = layers else { return Ok(None) };
         let name = named.name.as_str();
-        let config = match &named.config {
+        let config = match &documents.config {
             Some(text) => {
                 wardian_image::ImageConfig::parse(text.as_bytes(), name)
                     .map_err(|error| image_error(name, error))?
@@ -160,8 +163,8 @@ impl Inner {
             id: named.id.clone(),
             config,
             layers,
-            manifest: named.manifest.clone().map(String::into_bytes),
-            config_json: named.config.clone().map(String::into_bytes),
+            manifest: documents.manifest.clone().map(String::into_bytes),
+            config_json: documents.config.clone().map(String::into_bytes),
         };
         image.touch();
         Ok(Some(image))
@@ -239,18 +242,19 @@ impl Inner {
         let missing: Vec<usize> = (0..sources.len())
             .filter(|index| found[*index].is_none() && !sources[*index].needs_layers_below())
             .collect();
-        if let Some(any) = sources.first() {
-            let there = |(source, found): (_, &Option<Arc<Layer>>)| {
-                found.as_ref().map(|found| (source, found.entries, found.bytes))
-            };
-            any.count(sources.iter().zip(&found).filter_map(there));
-        }
+        let count = |found: &[Option<Arc<Layer>>]| {
+            let there = |(source, found): (_, &Option<Arc<Layer>>)| Some((source, found.as_ref()?.extent));
+            if let Some(any) = sources.first() {
+                any.count(sources.iter().zip(found).filter_map(there));
+            }
+        };
+        count(&found);
         let any_missing = found.iter().any(Option::is_none);
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<(usize, Arc<Layer>)>> {
             let mut done = Vec::new();
             while let Some(index) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let layer = self.layer(&sources[*index], "", &[], &watches[*index], progress);
+                let layer = self.layer(&sources[*index], None, &[], &watches[*index], progress);
                 if layer.is_err() {
                     next.store(missing.len(), Ordering::Relaxed);
                     watches.iter().for_each(|other| other.watch.cancel());
@@ -281,31 +285,15 @@ impl Inner {
         for index in 0..sources.len() {
             if found[index].is_none() {
                 let below: Vec<_> = found[..index].iter().rev().flatten().cloned().collect();
-                found[index] = Some(self.layer(&sources[index], "", &below, &watches[index], progress)?);
+                found[index] = Some(self.layer(&sources[index], None, &below, &watches[index], progress)?);
             }
         }
-        let found: Vec<_> = found.into_iter().flatten().collect();
         // Of what others unpacked meanwhile nothing was counted.
-        if any_missing {
-            self.check_sum(&found).map_err(|error| image_error(uri, error))?;
+        if let Some(any) = sources.first().filter(|_| any_missing) {
+            count(&found);
+            any.check_sum(&self.limits).map_err(|error| image_error(uri, error))?;
         }
-        Ok(found)
-    }
-
-    /// Refuses layers that are too much together.
-    fn check_sum(&self, layers: &[Arc<Layer>]) -> std::result::Result<(), wardian_image::Error> {
-        let sum =
-            |part: fn(&Layer) -> u64| layers.iter().map(|layer| part(layer)).fold(0, u64::saturating_add);
-        let limits = &self.limits;
-        if sum(|layer| layer.bytes) > limits.max_image_bytes {
-            let what = "the size of the files of all layers";
-            return Err(wardian_image::Error::image_bytes(what, limits.max_image_bytes));
-        }
-        if sum(|layer| layer.entries) > limits.max_image_entries {
-            let what = "the number of entries of all layers";
-            return Err(wardian_image::Error::image_entries(what, limits.max_image_entries));
-        }
-        Ok(())
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// The layer, if it is in the store and can be given to somebody. What cannot be trusted is thrown away.
@@ -356,18 +344,20 @@ impl Inner {
     }
 
     /// The layer, unpacked now unless somebody else does it. Those who have it from the same `origin` share one try, and
-    /// how it ends. Others wait for their turn: what one address is refused for says nothing of another.
+    /// how it ends. Others wait for their turn: what one address is refused for says nothing of another. A layer of an
+    /// image has no origin but that image, which is opened once for all who ask for it: another one may say that it has
+    /// the same layer, and not have it, or be too large as a whole.
     pub(crate) fn layer(
         &self,
         source: &wardian_image::Layer,
-        origin: &str,
+        origin: Option<&str>,
         below: &[Arc<Layer>],
         watch: &LayerProgress,
         progress: &Progress,
     ) -> Result<Arc<Layer>> {
         let chain = &source.chain_id;
         let cancelled = || progress.is_cancelled();
-        let layer = self.unpacking.run(&format!("{chain} {origin}"), &cancelled, || {
+        let unpack = || {
             let _turn = self.turn(chain, &cancelled)?;
             if let Some(layer) = self.present(chain)? {
                 watch.set(Phase::Present);
@@ -378,12 +368,16 @@ impl Inner {
             let discard = |name: &str| self.trash(crate::reaper::Place::Staging, name);
             let fresh = layer::unpack(&self.layout, source, below, &self.limits, &watch.watch, &discard)?;
             let layer = Arc::clone(&fresh.layer);
-            let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.bytes);
+            let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.extent.bytes);
             tracing::info!(chain, read, bytes, ms, "layer.unpacked");
             lock(&self.layers).insert(chain.clone(), Arc::clone(&layer));
             self.durability.layer(fresh);
             Ok(layer)
-        });
+        };
+        let layer = match origin {
+            Some(origin) => self.unpacking.run(&format!("{chain} {origin}"), &cancelled, unpack),
+            None => unpack(),
+        };
         if layer.is_ok() && watch.phase() != Phase::Present {
             watch.set(Phase::Done);
         }

@@ -14,9 +14,12 @@ pub const VERSION: u32 = 1;
 /// Root file systems are known by records in the run directory, which name their directories: a program that takes a
 /// directory's own name for its id would delete them.
 const RECORDS: &str = "records";
+/// Manifests and configs of named images lie in files beside their records: a program that looks for them in the records
+/// would take every image for one without settings, whose processes are root's.
+const DOCUMENTS: &str = "documents";
 
 /// Features without which this program's stores could not be read.
-const KNOWN_INCOMPAT: &[&str] = &[RECORDS];
+const KNOWN_INCOMPAT: &[&str] = &[RECORDS, DOCUMENTS];
 /// Features without which this program's stores could not be written; none yet.
 const KNOWN_RO_COMPAT: &[&str] = &[];
 
@@ -68,7 +71,7 @@ impl Format {
     /// The same with the features that this program's stores have.
     #[must_use]
     pub fn upgrade(mut self) -> Self {
-        self.incompat.insert(RECORDS.to_owned());
+        self.incompat.extend([RECORDS, DOCUMENTS].map(str::to_owned));
         self
     }
 
@@ -96,7 +99,8 @@ mod tests {
         let own = serde_json::to_string(&Format::default()).unwrap();
         assert_eq!(Format::parse(&own).unwrap(), Format::default());
         let older = Format::parse(r#"{"version":1,"compat":["tea"],"later":3}"#).unwrap();
-        assert!(older.upgrade().incompat.contains(RECORDS));
+        let newer = older.upgrade();
+        assert!([RECORDS, DOCUMENTS].iter().all(|feature| newer.incompat.contains(*feature)));
         for (text, says) in [
             (r#"{"version":2}"#, "format version 2"),
             (r#"{"version":0}"#, "format version 0"),

@@ -1,14 +1,27 @@
 //! What names stand for: `images/<name>.json`, one file for each named image.
+//!
+//! Names that mean the same have one record ([`short`]), which is found by each of them.
+//!
+//! Manifest and config lie beside them in `images/<digest>.documents`, once for all names of an image: they are as large as
+//! whoever made the image likes, and a list of names needs neither.
 
+use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FlockOperation};
+use rustix::fs::{Access, AtFlags, FlockOperation};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use wardian_image::Digest;
+use wardian_image::reference::short;
 
 use crate::layout::{self, Layout};
 
 const SUFFIX: &str = ".json";
+/// What ends the name of a file with documents: not what ends a record's.
+const DOCUMENTS: &str = ".documents";
+/// How often a record is read again whose documents have gone since: another image got the name meanwhile.
+const TRIES: usize = 5;
 /// Bytes of a name. Its file's name may have three times as many, and 255 are possible.
 const MAX_NAME: usize = 80;
 
@@ -77,12 +90,28 @@ pub struct Named {
     pub pinned: bool,
     /// When it was imported: milliseconds since 1970.
     pub imported_ms: u64,
-    /// The manifest as it was read; none for a bare tar.
+}
+
+/// What a named image says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Documents {
+    /// The manifest as it was read; none for a bare tar and for what `docker save` wrote.
     #[serde(default)]
     pub manifest: Option<String>,
     /// The config as it was read; none for a bare tar.
     #[serde(default)]
     pub config: Option<String>,
+}
+
+/// A record as it lies on the disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    image: Named,
+    /// Which file has the documents, by the digest of its content in hex. None for a bare tar, and in records of earlier
+    /// versions, which have the documents among their own fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    documents: Option<String>,
 }
 
 /// Whether an image can be called that.
@@ -100,24 +129,77 @@ pub fn check(name: &str) -> Result<(), Error> {
 }
 
 /// The name's file: what a file name cannot hold becomes `%` and two hex digits.
-fn file_name(name: &str) -> String {
+pub(crate) fn file_name(name: &str) -> String {
     format!("{}{SUFFIX}", name.replace('/', "%2F"))
 }
 
-fn read(layout: &Layout, name: &str) -> Result<Option<Named>, Error> {
-    match layout::read_file(&layout.images, &file_name(name)) {
-        Ok(text) => serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|error| Error::Record { name: name.to_owned(), source: error.into() }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::Record { name: name.to_owned(), source }),
+/// The name that a file is the record of, if it is one.
+fn name_of(file: &str) -> Option<String> {
+    let name = file.strip_suffix(SUFFIX).filter(|name| !name.starts_with('.'))?;
+    Some(name.replace("%2F", "/"))
+}
+
+fn documents_file(digest: &str) -> String {
+    format!("{digest}{DOCUMENTS}")
+}
+
+/// The name that the record has of what this name means; where there is none, that it will have.
+fn resolve(layout: &Layout, name: &str) -> Result<String, Error> {
+    check(name)?;
+    let there =
+        |name: &str| rustix::fs::accessat(&layout.images, file_name(name), Access::EXISTS, AtFlags::empty());
+    for form in [name, short(name)] {
+        if there(form).is_ok() {
+            return Ok(form.to_owned());
+        }
     }
+    // An earlier version has kept each name as it was said.
+    let earlier =
+        files(layout)?.iter().filter_map(|file| name_of(file)).find(|other| short(other) == short(name));
+    Ok(earlier.unwrap_or_else(|| short(name).to_owned()))
+}
+
+/// The record of exactly that name, and its text.
+fn read(layout: &Layout, name: &str) -> Result<Option<(Entry, String)>, Error> {
+    let failed = |source| Error::Record { name: name.to_owned(), source };
+    match layout::read_file(&layout.images, &file_name(name)) {
+        Ok(text) => {
+            let entry = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+            Ok(Some((entry, text)))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed(source)),
+    }
+}
+
+fn existing(layout: &Layout, name: &str) -> Result<(Entry, String), Error> {
+    read(layout, &resolve(layout, name)?)?.ok_or_else(|| Error::Unknown { name: name.to_owned() })
 }
 
 /// The image of this name.
 pub(crate) fn find(layout: &Layout, name: &str) -> Result<Named, Error> {
-    check(name)?;
-    read(layout, name)?.ok_or_else(|| Error::Unknown { name: name.to_owned() })
+    Ok(existing(layout, name)?.0.image)
+}
+
+/// The image of this name, and what it says of itself.
+pub(crate) fn read_whole(layout: &Layout, name: &str) -> Result<(Named, Documents), Error> {
+    let failed = |source| Error::Record { name: name.to_owned(), source };
+    for _ in 0..TRIES {
+        let (entry, text) = existing(layout, name)?;
+        let text = match &entry.documents {
+            None => Ok(text),
+            Some(digest) => layout::read_file(&layout.images, &documents_file(digest)),
+        };
+        match text {
+            Ok(text) => {
+                let documents = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+                return Ok((entry.image, documents));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(failed(ErrorKind::NotFound.into()))
 }
 
 /// Whose wish it is that an image gets a name.
@@ -141,11 +223,17 @@ impl Named {
 }
 
 /// Names an image, and gives the image that had the name until now, if that was another one. Waits for the disk.
-pub(crate) fn save(layout: &Layout, mut image: Named, wish: Wish) -> Result<Option<Named>, Error> {
+pub(crate) fn save(
+    layout: &Layout,
+    mut image: Named,
+    documents: &Documents,
+    wish: Wish,
+) -> Result<Option<Named>, Error> {
     check(&image.name)?;
     let _turn = turn(layout, &image.name)?;
+    image.name = resolve(layout, &image.name)?;
     // One that a power cut has emptied has no pin, and is nobody's.
-    let old = read(layout, &image.name).ok().flatten();
+    let old = read(layout, &image.name).ok().flatten().map(|(old, _)| old.image);
     if let Some(old) = &old {
         match (wish, old.is_same(&image)) {
             // Not even where it came from is changed: it may be fetched again from there.
@@ -154,15 +242,18 @@ pub(crate) fn save(layout: &Layout, mut image: Named, wish: Wish) -> Result<Opti
             (Wish::Operator, _) => image.pinned = old.pinned,
         }
     }
-    write(layout, &image)?;
-    Ok(old.filter(|old| !old.is_same(&image)))
+    let entry = Entry { documents: keep(layout, &image.name, documents)?, image };
+    write(layout, &entry)?;
+    if old.is_some() {
+        sweep_in_turn(layout);
+    }
+    Ok(old.filter(|old| !old.is_same(&entry.image)))
 }
 
 /// Refuses a name that a source brings along if another image has it: a look ahead, before anything is fetched.
 pub(crate) fn check_free(layout: &Layout, name: &str, id: &str, layers: &[String]) -> Result<(), Error> {
-    check(name)?;
-    match read(layout, name)? {
-        Some(old) if old.id != id || old.layers != layers => Err(old.taken()),
+    match read(layout, &resolve(layout, name)?)? {
+        Some((Entry { image: old, .. }, _)) if old.id != id || old.layers != layers => Err(old.taken()),
         _ => Ok(()),
     }
 }
@@ -170,15 +261,76 @@ pub(crate) fn check_free(layout: &Layout, name: &str, id: &str, layers: &[String
 /// Changes what is recorded of an image. Waits for the disk.
 pub(crate) fn change(layout: &Layout, name: &str, change: impl FnOnce(&mut Named)) -> Result<(), Error> {
     let _turn = turn(layout, name)?;
-    let mut image = find(layout, name)?;
-    change(&mut image);
-    write(layout, &image)
+    let (mut entry, text) = existing(layout, name)?;
+    if entry.documents.is_none() {
+        let own = serde_json::from_str(&text)
+            .map_err(|error| Error::Record { name: name.to_owned(), source: error.into() })?;
+        entry.documents = keep(layout, name, &own)?;
+    }
+    change(&mut entry.image);
+    write(layout, &entry)
 }
 
-fn write(layout: &Layout, image: &Named) -> Result<(), Error> {
-    let failed = |source| Error::Record { name: image.name.clone(), source };
-    let text = serde_json::to_string(image).map_err(|error| failed(error.into()))?;
-    layout::write_file_durable(&layout.images, &file_name(&image.name), &text).map_err(failed)
+/// Puts documents beside the records, unless they are there: says by which digest they are found, if there are any.
+fn keep(layout: &Layout, name: &str, documents: &Documents) -> Result<Option<String>, Error> {
+    if *documents == Documents::default() {
+        return Ok(None);
+    }
+    let failed = |source| Error::Record { name: name.to_owned(), source };
+    let text = serde_json::to_string(documents).map_err(|error| failed(error.into()))?;
+    let digest = Digest::of(text.as_bytes()).as_hex().to_owned();
+    let file = documents_file(&digest);
+    // What a disk has damaged is written anew.
+    if !layout::read_file(&layout.images, &file).is_ok_and(|there| there == text) {
+        layout::write_file_durable(&layout.images, &file, &text).map_err(failed)?;
+    }
+    Ok(Some(digest))
+}
+
+fn write(layout: &Layout, entry: &Entry) -> Result<(), Error> {
+    let name = &entry.image.name;
+    let failed = |source| Error::Record { name: name.clone(), source };
+    let text = serde_json::to_string(entry).map_err(|error| failed(error.into()))?;
+    layout::write_file_durable(&layout.images, &file_name(name), &text).map_err(failed)
+}
+
+/// Deletes the documents that no name has any more.
+pub(crate) fn sweep(layout: &Layout) {
+    match turn(layout, "") {
+        Ok(_turn) => sweep_in_turn(layout),
+        Err(error) => tracing::warn!(%error, "image.documents-stay"),
+    }
+}
+
+/// The same for who has the turn, without which no file here is new: also what a killed process has left half written goes.
+fn sweep_in_turn(layout: &Layout) {
+    let swept = || -> Result<(), Error> {
+        let files = files(layout)?;
+        let mut kept = HashSet::new();
+        for name in files.iter().filter_map(|file| name_of(file)) {
+            match read(layout, &name) {
+                Ok(entry) => kept.extend(entry.and_then(|(entry, _)| entry.documents)),
+                // Emptied by a power cut: it names nothing any more.
+                Err(Error::Record { source, .. })
+                    if matches!(source.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let unused = |file: &String| {
+            file.starts_with('.') || file.strip_suffix(DOCUMENTS).is_some_and(|digest| !kept.contains(digest))
+        };
+        for file in files.iter().filter(|file| unused(file)) {
+            match rustix::fs::unlinkat(&layout.images, file, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(Error::Record { name: file.clone(), source: error.into() }),
+            }
+        }
+        Ok(())
+    };
+    // They take space, and nothing else.
+    if let Err(error) = swept() {
+        tracing::warn!(%error, "image.documents-stay");
+    }
 }
 
 /// A turn among all processes that change records.
@@ -189,25 +341,26 @@ fn turn(layout: &Layout, name: &str) -> Result<OwnedFd, Error> {
     Ok(dir)
 }
 
-/// Takes the name away; the layers stay until they are collected.
+/// Takes the name away; the layers stay until they are collected, and the documents until [`sweep`].
 pub(crate) fn remove(layout: &Layout, name: &str) -> Result<(), Error> {
-    check(name)?;
-    match rustix::fs::unlinkat(&layout.images, file_name(name), AtFlags::empty()) {
+    match rustix::fs::unlinkat(&layout.images, file_name(&resolve(layout, name)?), AtFlags::empty()) {
         Ok(()) => Ok(()),
         Err(Errno::NOENT) => Err(Error::Unknown { name: name.to_owned() }),
         Err(error) => Err(Error::Record { name: name.to_owned(), source: error.into() }),
     }
 }
 
-/// All named images, by name. One whose record a power cut has emptied is left out: it can be imported again.
+fn files(layout: &Layout) -> Result<Vec<String>, Error> {
+    layout::names(&layout.images).map_err(|error| Error::Record { name: String::new(), source: error.into() })
+}
+
+/// All named images, by name, without what they say of themselves. One whose record a power cut has emptied is left out: it
+/// can be imported again.
 pub(crate) fn all(layout: &Layout) -> Result<Vec<Named>, Error> {
-    let failed = |name: &str, source| Error::Record { name: name.to_owned(), source };
     let mut images = Vec::new();
-    let names = layout::names(&layout.images).map_err(|error| failed("", error.into()))?;
-    for file in names {
-        let Some(name) = file.strip_suffix(SUFFIX).filter(|name| !name.starts_with('.')) else { continue };
-        match read(layout, &name.replace("%2F", "/")) {
-            Ok(image) => images.extend(image),
+    for name in files(layout)?.iter().filter_map(|file| name_of(file)) {
+        match read(layout, &name) {
+            Ok(entry) => images.extend(entry.map(|(entry, _)| entry.image)),
             Err(error) => tracing::warn!(name, %error, "image.unreadable"),
         }
     }

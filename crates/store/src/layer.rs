@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use wardian_image::{Limits, Watch};
+use wardian_image::{Extent, Limits, Packed, Watch};
 use wardian_sys::layer_ns::{AttachedLayer, LayerNamespace};
 use wardian_sys::mount;
 
@@ -115,6 +115,9 @@ pub(crate) struct Record {
     pub(crate) entries: u64,
     /// Bytes of its files.
     pub(crate) bytes: u64,
+    /// How it was packed; none in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) packed: Option<Packed>,
     /// Bytes that it takes on the disk; known once it is durable.
     pub(crate) disk_bytes: Option<u64>,
     /// The boot that unpacked it.
@@ -211,9 +214,7 @@ pub(crate) struct Layer {
     pub(crate) instance: String,
     /// The mode of its root directory, if it says so.
     pub(crate) root_mode: Option<u32>,
-    /// Entries of its tar, and bytes of its files.
-    pub(crate) entries: u64,
-    pub(crate) bytes: u64,
+    pub(crate) extent: Extent,
     /// Its directory, to see whether it is still in its place.
     inode: u64,
     fs: OwnedFd,
@@ -389,8 +390,7 @@ fn open(dir: &OwnedFd, record: &Record) -> Result<Arc<Layer>, Error> {
         chain: record.chain_id.clone(),
         instance: record.instance.clone(),
         root_mode: record.root_mode,
-        entries: record.entries,
-        bytes: record.bytes,
+        extent: Extent { entries: record.entries, bytes: record.bytes, packed: record.packed },
         inode,
         fs,
         mounts: Mutex::default(),
@@ -491,6 +491,7 @@ fn stage(
         instance: name.to_owned(),
         entries: unpacked.entries,
         bytes: unpacked.bytes,
+        packed: Some(unpacked.packed),
         disk_bytes: None,
         boot_id: layout.boot_id.clone(),
         durable: false,

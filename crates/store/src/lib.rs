@@ -6,6 +6,7 @@
 //! ├── lock                              held by the server; names the run directory
 //! ├── layers/<chain>/{fs/, layer.json}  unpacked once; ids as in the image
 //! ├── images/<name>.json                what names stand for, and pins
+//! ├── images/<digest>.documents         manifest and config of one or more of them
 //! ├── staging/<name>/                   half-made layers, each locked by its maker; without a maker, trash
 //! ├── rootfs/<name>/{upper,work}        named by a record in <run>/rootfs, or trash
 //! └── trash/<name>/                     layers that nobody is given any more, and other trash
@@ -61,7 +62,7 @@ use wardian_image::{Identity, Remote};
 
 pub use collect::Collected;
 pub use error::{Error, Result};
-pub use image::{Named, Wish};
+pub use image::{Documents, Named, Wish};
 pub use measure::Measured;
 pub use progress::{LayerProgress, Phase, Progress};
 pub use record::{Record as RootfsRecord, Used};
@@ -406,6 +407,14 @@ impl Store {
         Ok(image::find(&self.0.layout, name)?)
     }
 
+    /// The same with its manifest and config.
+    ///
+    /// # Errors
+    /// There is none, or what it says of itself cannot be read.
+    pub fn read_image(&self, name: &str) -> Result<(Named, Documents)> {
+        Ok(image::read_whole(&self.0.layout, name)?)
+    }
+
     /// Refuses a name that an image's source brings along if another image has it. A look ahead: whether it gets the name
     /// is told by [`Store::import_as`].
     ///
@@ -423,6 +432,7 @@ impl Store {
     pub fn remove_image(&self, name: &str) -> Result<Collected> {
         let named = image::find(&self.0.layout, name)?;
         image::remove(&self.0.layout, name)?;
+        image::sweep(&self.0.layout);
         let others = image::all(&self.0.layout)?;
         let shared = |chain: &String| others.iter().any(|other| other.layers.contains(chain));
         let own = named.layers.into_iter().filter(|chain| !shared(chain)).collect();
@@ -572,10 +582,9 @@ impl Inner {
             layers: image.chain_ids(),
             pinned: false,
             imported_ms: record::now_ms(),
-            manifest: text(&image.manifest),
-            config: text(&config),
         };
-        Ok(image::save(&self.layout, named, wish)?)
+        let documents = Documents { manifest: text(&image.manifest), config: text(&config) };
+        Ok(image::save(&self.layout, named, &documents, wish)?)
     }
 
     fn create_rootfs(
@@ -641,7 +650,7 @@ impl Inner {
             }
         }
         image.touch();
-        self.measurer.made(id, image.layers.iter().map(|layer| layer.bytes).sum());
+        self.measurer.made(id, image.layers.iter().map(|layer| layer.extent.bytes).sum());
         Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(record.dir), honest })
     }
 

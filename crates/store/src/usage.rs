@@ -19,8 +19,8 @@ const MAX_DEPTH: usize = 300;
 /// How many files of several names are told apart, 16 MB of memory; the rest may count more than once.
 const MAX_LINKED: usize = 1 << 20;
 
-/// The store's space, in bytes on the disk. `layers_bytes + rootfs_bytes + trash_bytes + staging_bytes` is what the
-/// store takes; the rest are parts of it.
+/// The store's space, in bytes on the disk. `layers_bytes + records_bytes + rootfs_bytes + trash_bytes + staging_bytes` is
+/// what the store takes; the rest are parts of it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Usage {
     /// All layers.
@@ -37,6 +37,8 @@ pub struct Usage {
     pub pinned_bytes: u64,
     /// Layers that may not be on the disk and are given to nobody.
     pub suspect_bytes: u64,
+    /// What is recorded of named images: their names, manifests and configs.
+    pub records_bytes: u64,
     /// Writable layers of living root file systems.
     pub rootfs_bytes: u64,
     /// What is being unpacked, or was when its process was killed.
@@ -147,6 +149,7 @@ impl Inner {
             });
         }
         usage.rootfs.sort_by(|a, b| a.id.cmp(&b.id));
+        usage.records_bytes = tree_bytes(&self.layout.images, &|_| true);
         usage.trash_bytes = tree_bytes(&self.layout.trash, &|_| true);
         // What a server has made ahead is here too, some kilobytes each.
         usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));

@@ -6,14 +6,19 @@ use crate::watch::{self, Interrupts};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use wardian_image::export::{self, Compression, Format, Target};
+use wardian_image::reference::{is_like_a_file, short};
 use wardian_image::{App, Remote, Source, Watch, shown};
 use wardian_store::image::{Named, Wish};
 use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
+
+/// The most names that an image gets from its source. Each is a record, and an archive can have any number of them.
+const MOST_NAMES: usize = 64;
 
 /// The images' commands.
 #[derive(Debug, ClapArgs)]
@@ -31,7 +36,8 @@ enum Command {
         /// A file or directory (a tar of a root file system, what docker or podman saved, an OCI layout or a tar of
         /// one), or an address: tar://, oci://, oci-archive://, docker-archive:// with an absolute path
         source: String,
-        /// What to call it [default: what it is called in the source, if it is]
+        /// What to call it; busybox, busybox:latest and docker.io/library/busybox are one name [default: up to 64 names that
+        /// it has in the source, except those that look like a file's, as i.tar does]
         #[arg(short = 't', long = "tag", value_name = "NAME")]
         tag: Option<String>,
         /// Let it have the names that its source gives it even if other images have them; with -t that is so anyway
@@ -180,6 +186,11 @@ pub fn address(store: &Store, text: &str) -> Result<String> {
             matches!(error, wardian_store::Error::Name(Unknown { .. } | Invalid { .. }))
         };
         return match store.find_image(text) {
+            // What has a tag or a digest is meant as a name.
+            Ok(_) if !text.contains([':', '@']) && Source::detect(Path::new(text)).is_ok() => bail!(
+                "{text:?} is an image in the store, and there is a file or layout of that name here: say `{text}:latest` \
+                 for the image, or `./{text}` for the file"
+            ),
             Ok(named) => Ok(named.name),
             Err(error) if unknown(&error) => {
                 let other = || {
@@ -275,12 +286,27 @@ fn import(
     detached: bool,
 ) -> Result<()> {
     let wish = if force || tag.is_some() { Wish::Operator } else { Wish::Source };
-    let mut names: Vec<String> = tag.into_iter().collect();
+    let mut names: Vec<String> = tag.map(|tag| short(&tag).to_owned()).into_iter().collect();
     let uri = if App::parse(text)?.is_some() { address(store, text)? } else { source(text)?.to_uri() };
     if names.is_empty() && App::parse(&uri)?.is_none() {
         let opened = Source::parse(&uri)?.open(&Remote::default())?;
-        names.extend(opened.names.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned()));
-        names.retain(|name| wardian_store::image::check(name).is_ok());
+        names.extend(opened.names.iter().map(|name| short(name).to_owned()));
+        let mut seen = HashSet::new();
+        names.retain(|name| wardian_store::image::check(name).is_ok() && seen.insert(name.clone()));
+        ensure!(
+            names.len() <= MOST_NAMES,
+            "the source has {} names for its image, which is too many to be meant ({MOST_NAMES} are possible): say what \
+             to call it with `-t NAME`",
+            names.len()
+        );
+        let (files, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| is_like_a_file(name));
+        names = others;
+        for file in files {
+            print::note(&format!(
+                "the source calls its image {file:?}, which could also be a file that somebody means: it gets this name \
+                 by `-t {file}` alone"
+            ));
+        }
         if wish == Wish::Source {
             names.iter().try_for_each(|name| store.check_free(name, &opened))?;
         }
@@ -437,7 +463,7 @@ fn list(place: &Place) -> Result<()> {
 }
 
 fn inspect(store: &Store, name: &str) -> Result<()> {
-    let image = store.find_image(name)?;
+    let (image, documents) = store.read_image(name)?;
     let layers = layers_of(store, &image);
     // Verified when it was read; what is no JSON all the same is shown as text.
     let document = |text: &Option<String>| {
@@ -451,8 +477,8 @@ fn inspect(store: &Store, name: &str) -> Result<()> {
         "imported_ms": image.imported_ms,
         "bytes": layers.iter().map(size).sum::<u64>(),
         "layers": layers,
-        "manifest": document(&image.manifest),
-        "config": document(&image.config),
+        "manifest": document(&documents.manifest),
+        "config": document(&documents.config),
     }))
 }
 
@@ -514,7 +540,7 @@ fn format_of(dest: &Path) -> Result<Format> {
 fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let format = to.format;
     let store = place.open()?;
-    let named = store.find_image(name)?;
+    let (named, documents) = store.read_image(name)?;
     let image = store.image(name)?;
     let dirs = image.layer_dirs().context("open the layers")?;
     let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
@@ -523,7 +549,7 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
     let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
     let names = [named.name.clone()];
-    let work = || export::export(&dirs, named.config.as_deref().map(str::as_bytes), &names, to, &watch);
+    let work = || export::export(&dirs, documents.config.as_deref().map(str::as_bytes), &names, to, &watch);
     let exported = match watch::bar("exporting", bytes, || watch.bytes_read(), work) {
         Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !to.overwrite => {
             bail!("{path} exists; --force replaces a file")

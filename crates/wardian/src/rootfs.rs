@@ -25,7 +25,7 @@ enum Command {
     /// programs. What is written in it does not outlive a reboot
     Create {
         /// An image's name in the store, or what `wardian image import` takes: it is fetched if it is missing, and
-        /// written to the disk once
+        /// written to the disk once. What could be both is refused: ./NAME is a file, NAME:latest an image
         image: String,
         /// What to call it: letters, digits and . _ -
         id: String,

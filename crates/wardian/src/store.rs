@@ -313,6 +313,7 @@ fn report(usage: &Usage) -> String {
     line("  suspect", usage.suspect_bytes, "perhaps not on the disk, given to nobody");
     line("  reclaimable", usage.reclaimable_bytes, "wardian store gc");
     line("  shared", usage.shared_bytes, "of all layers, what several have");
+    line("image records", usage.records_bytes, "names, manifests, configs");
     line("root file systems", usage.rootfs_bytes, "what was written in them");
     line("being unpacked", usage.staging_bytes, "");
     line("trash", usage.trash_bytes, "not deleted yet");

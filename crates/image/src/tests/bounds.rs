@@ -7,7 +7,7 @@ use tar::EntryType;
 
 use super::image::Layout;
 use super::{Cage, Tar, gzip};
-use crate::{Digest, Error, Image, Limits, Unpacked, Watch};
+use crate::{Digest, Error, Extent, Image, Limits, Packed, Unpacked, Watch};
 
 fn unpack(image: &Image, layer: usize, limits: &Limits) -> Result<Unpacked, Error> {
     let cage = Cage::new();
@@ -55,7 +55,8 @@ fn all_layers_together() {
     }
     // What is there already counts too, for a layer of the image and for an app on it.
     let limits = Limits { max_image_bytes: 2999, ..all };
-    image.layers[0].count([(&image.layers[0], 2, 1000), (&image.layers[1], 2, 1000)]);
+    let there = Extent { entries: 2, bytes: 1000, packed: None };
+    image.layers[0].count([(&image.layers[0], there), (&image.layers[1], there)]);
     assert!(unpack(&image, 2, &limits).is_err());
     image.layers[0].count_below(2, 1999);
     unpack(&image, 2, &limits).unwrap();
@@ -123,6 +124,36 @@ fn bombs_of_several_layers() {
     }
     let (_layout, image) = repeated(&zeros, &zeros, 1);
     unpack(&image, 0, &Limits { max_ratio: 1, ..limits }).unwrap();
+}
+
+/// Of a layer that is there already counts what was read when it was unpacked: not what a descriptor says of it, nor holes.
+#[test]
+fn what_is_there_counts_as_it_was_packed() {
+    let tar = Tar::default().file("a", b"a").end();
+    let (_layout, image) = repeated(&tar, &tar, 3);
+    let limits = Limits { max_ratio: 2, ..Limits::default() };
+    let (floor, stored) = (256 << 20, 10 << 20);
+    let check = |stream, known: bool| {
+        let packed = known.then_some(Packed { stored, stream });
+        let extent = Extent { entries: 1, bytes: 60 << 30, packed };
+        image.layers[0].count([(&image.layers[0], extent)]);
+        image.layers[0].check_sum(&limits)
+    };
+    check(floor + 2 * stored, true).unwrap();
+    assert!(matches!(check(floor + 2 * stored + 1, true), Err(Error::Ratio { .. })));
+    // Of one that an earlier version has unpacked nothing is known.
+    check(u64::MAX, false).unwrap();
+    // The same content again is no blob more.
+    let extent =
+        Extent { packed: Some(Packed { stored, stream: floor / 2 + 2 * stored }), ..Extent::default() };
+    image.layers[0].count(image.layers[..2].iter().map(|layer| (layer, extent)));
+    assert!(matches!(image.layers[0].check_sum(&limits), Err(Error::Ratio { .. })));
+    // What is noted is what was read.
+    image.layers[0].count([]);
+    let compressed = gzip(&tar);
+    let (_layout, image) = repeated(&compressed, &tar, 1);
+    let packed = unpack(&image, 0, &limits).unwrap().packed;
+    assert_eq!(packed, Packed { stored: compressed.len() as u64, stream: tar.len() as u64 });
 }
 
 /// Records that belong to no entry could go on for ever.

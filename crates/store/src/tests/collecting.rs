@@ -174,7 +174,7 @@ fn an_app_is_not_unpacked_on_what_was_thrown_away() {
     let progress = Progress::default();
     let watch = progress.add(&source);
     let layers: Vec<_> = below.layers.iter().cloned().collect();
-    let error = store.0.layer(&source, "here", &layers, &watch, &progress).unwrap_err();
+    let error = store.0.layer(&source, None, &layers, &watch, &progress).unwrap_err();
     assert!(error.is_baseless(), "{error}");
     assert!(store.layer(&source.chain_id).is_none());
     // Whoever asks for the image has both of them brought in.

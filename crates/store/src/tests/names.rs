@@ -10,9 +10,93 @@ fn named(id: &str, layers: &[&str]) -> Named {
         layers: layers.iter().map(|chain| (*chain).to_owned()).collect(),
         pinned: false,
         imported_ms: 1,
-        manifest: None,
-        config: Some("{}".to_owned()),
     }
+}
+
+fn documents(text: &str) -> Documents {
+    Documents { manifest: Some(text.to_owned()), config: Some("{}".to_owned()) }
+}
+
+/// Files of `images/` that end so, and the bytes of all of them.
+fn files(dir: &Path, end: &str) -> (usize, u64) {
+    let all = fs::read_dir(dir.join("store/images")).unwrap().map(|file| file.unwrap());
+    let sizes: Vec<_> = all
+        .filter(|file| file.file_name().to_str().unwrap().ends_with(end))
+        .map(|file| file.metadata().unwrap().len())
+        .collect();
+    (sizes.len(), sizes.iter().sum())
+}
+
+/// Whoever makes an image chooses how long its manifest is, and how many names it has.
+#[test]
+fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    let layout = &store.0.layout;
+    let big = documents(&"m".repeat(1 << 20));
+    for n in 0..20 {
+        let image = Named { name: format!("n{n}"), ..named("a", &["1"]) };
+        image::save(layout, image, &big, Wish::Source).unwrap();
+    }
+    let (records, documents_of_all) = (files(dir.path(), ".json"), files(dir.path(), ".documents"));
+    assert!(records.0 == 20 && records.1 < 20 << 10, "{records:?}");
+    assert!(documents_of_all.0 == 1 && documents_of_all.1 < 2 << 20, "{documents_of_all:?}");
+    let usage = store.usage().unwrap();
+    assert!((1 << 20..3 << 20).contains(&usage.records_bytes), "{usage:?}");
+    assert_eq!(store.read_image("n7").unwrap().1, big);
+    // A pin is no affair of theirs, nor is a name that goes while another has them.
+    store.pin("n7", true).unwrap();
+    store.remove_image("n3").unwrap();
+    assert_eq!(
+        store.read_image("n7").unwrap(),
+        (Named { pinned: true, name: "n7".into(), ..named("a", &["1"]) }, big)
+    );
+    // The last name goes by getting another image, or by being taken away; with it what a killed process has left.
+    fs::write(dir.path().join("store/images/.n1.json.half"), "{").unwrap();
+    for n in (0..20).filter(|n| *n != 3 && *n != 7) {
+        store.remove_image(&format!("n{n}")).unwrap();
+    }
+    assert_eq!(files(dir.path(), ".half").0, 0);
+    let other = Named { name: "n7".into(), ..named("b", &["2"]) };
+    image::save(layout, other, &documents("small"), Wish::Operator).unwrap();
+    assert_eq!(files(dir.path(), ".documents").0, 1);
+    assert_eq!(store.read_image("n7").unwrap().1, documents("small"));
+    // A bare tar has none.
+    let tar = Named { name: "n7".into(), ..named("c", &["3"]) };
+    image::save(layout, tar, &Documents::default(), Wish::Operator).unwrap();
+    assert_eq!(store.read_image("n7").unwrap().1, Documents::default());
+    assert_eq!(files(dir.path(), ""), files(dir.path(), ".json"));
+    store.remove_image("n7").unwrap();
+    assert_eq!(files(dir.path(), "").0, 0);
+}
+
+/// Earlier versions have written the documents into each record.
+#[test]
+fn records_of_earlier_versions_are_read() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    let old = r#"{"name":"it","source":"tar:///a","id":"a","layers":["1"],"imported_ms":1,"manifest":"m","config":"{}"}"#;
+    fs::write(dir.path().join("store/images/it.json"), old).unwrap();
+    let whole = (named("a", &["1"]), documents("m"));
+    assert_eq!(store.images().unwrap(), std::slice::from_ref(&whole.0));
+    assert_eq!(store.read_image("it").unwrap(), whole);
+    // One that is changed has them beside it from then on.
+    store.pin("it", true).unwrap();
+    assert_eq!(store.read_image("it").unwrap(), (Named { pinned: true, ..whole.0 }, whole.1));
+    assert_eq!(files(dir.path(), ".documents").0, 1);
+    let record = fs::read_to_string(dir.path().join("store/images/it.json")).unwrap();
+    assert!(!record.contains("manifest"), "{record}");
+    // What a power cut has emptied is nobody's, and keeps nothing.
+    fs::write(dir.path().join("store/images/it.json"), "").unwrap();
+    assert!(store.images().unwrap().is_empty());
+    image::sweep(&store.0.layout);
+    assert_eq!(files(dir.path(), ".documents").0, 0);
 }
 
 #[test]
@@ -23,7 +107,7 @@ fn a_source_gets_only_a_name_that_is_free() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(dir.path())).unwrap();
     let layout = &store.0.layout;
-    let save = |image: &Named, wish| image::save(layout, image.clone(), wish);
+    let save = |image: &Named, wish| image::save(layout, image.clone(), &documents("m"), wish);
     let (first, other) = (named("a", &["1", "2"]), named("b", &["3"]));
     assert_eq!(save(&first, Wish::Source).unwrap(), None);
     store.pin("it", true).unwrap();
@@ -57,10 +141,55 @@ fn one_of_many_sources_at_once_gets_the_name() {
         let saves: Vec<_> = (0..8)
             .map(|n| {
                 let layout = &store.0.layout;
-                scope.spawn(move || image::save(layout, named(&n.to_string(), &["1"]), Wish::Source).is_ok())
+                scope.spawn(move || {
+                    image::save(layout, named(&n.to_string(), &["1"]), &documents("m"), Wish::Source).is_ok()
+                })
             })
             .collect();
         saves.into_iter().map(|save| usize::from(save.join().unwrap())).sum::<usize>()
     });
     assert_eq!(got, 1);
+}
+
+#[test]
+fn names_that_mean_the_same_are_one() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    let layout = &store.0.layout;
+    let called = |name: &str, id| Named { name: name.to_owned(), ..named(id, &["1"]) };
+    let save = |image: Named, wish| image::save(layout, image, &documents("m"), wish);
+    let forms = ["box", "box:latest", "library/box", "docker.io/box", "docker.io/library/box:latest"];
+    for form in forms {
+        save(called(form, "a"), Wish::Source).unwrap();
+        assert!(matches!(save(called(form, "b"), Wish::Source), Err(image::Error::Taken { .. })), "{form}");
+        assert!(image::check_free(layout, form, "b", &[]).is_err(), "{form}");
+        assert_eq!(store.find_image(form).unwrap(), called("box", "a"));
+    }
+    assert_eq!(save(called("library/box", "b"), Wish::Operator).unwrap(), Some(called("box", "a")));
+    store.pin("docker.io/box", true).unwrap();
+    assert_eq!(store.images().unwrap(), [Named { pinned: true, ..called("box", "b") }]);
+    for other in
+        ["box:1", "localhost/box", "reg.example/library/box", "user/box", "docker.io/reg.example/box"]
+    {
+        assert!(store.find_image(other).is_err(), "{other}");
+        save(called(other, other), Wish::Source).unwrap();
+    }
+    store.remove_image("box:latest").unwrap();
+    assert!(store.find_image("box").is_err());
+    // Earlier versions kept what was said; what is said exactly so comes first.
+    let earlier = |name: &str, id| {
+        let text = serde_json::to_string(&called(name, id)).unwrap();
+        fs::write(dir.path().join("store/images").join(image::file_name(name)), text).unwrap();
+    };
+    earlier("docker.io/library/box:latest", "c");
+    for form in forms {
+        assert_eq!(store.find_image(form).unwrap().id, "c", "{form}");
+        assert!(matches!(save(called(form, "d"), Wish::Source), Err(image::Error::Taken { .. })), "{form}");
+    }
+    earlier("box:latest", "e");
+    assert_eq!(store.find_image("docker.io/library/box:latest").unwrap().id, "c");
+    assert_eq!(store.find_image("box:latest").unwrap().id, "e");
 }

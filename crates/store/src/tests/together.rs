@@ -147,3 +147,51 @@ fn nothing_is_made_ahead_once_the_store_is_closed() {
     store.0.pool.fill(&store.0.layout).unwrap();
     assert_eq!(entries(dir.path(), "rootfs"), 0);
 }
+
+/// What `docker save` writes of an image of one layer, of which it says that its content is `claimed`.
+fn saved(dir: &Path, name: &str, claimed: &[u8], layer: &[u8]) -> String {
+    let diff_id = wardian_image::Digest::of(claimed);
+    let config = format!(r#"{{"rootfs":{{"diff_ids":["{diff_id}"]}}}}"#);
+    let manifest = r#"[{"Config":"config.json","Layers":["0.tar"]}]"#;
+    let path = dir.join(name);
+    let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
+    for (name, data) in
+        [("manifest.json", manifest.as_bytes()), ("config.json", config.as_bytes()), ("0.tar", layer)]
+    {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        tar.append_data(&mut header, name, data).unwrap();
+    }
+    tar.finish().unwrap();
+    format!("docker-archive://{}", path.display())
+}
+
+/// Whoever makes an image may say that its layer is another one's. That is found out when it has been read, and is the
+/// fault of no image but that.
+#[test]
+fn a_false_claim_of_a_layer_fails_alone() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (good, slow) = (fs::read(tar(dir.path())).unwrap(), fs::read(large(dir.path())).unwrap());
+    let evil = saved(dir.path(), "evil.tar", &good, &slow);
+    let honest = saved(dir.path(), "honest.tar", &good, &good);
+    let store = open(dir.path()).unwrap();
+    let (first, second) = (Progress::default(), Progress::default());
+    std::thread::scope(|scope| {
+        let evil = scope.spawn(|| store.import(&evil, None, &first));
+        wait_for(|| unpacking(&first) || evil.is_finished());
+        assert!(!evil.is_finished(), "{:?}", evil.join());
+        let honest = scope.spawn(|| store.import(&honest, None, &second));
+        wait_for(|| !second.layers().is_empty() || honest.is_finished());
+        assert!(!evil.is_finished());
+        assert!(evil.join().unwrap().is_err());
+        honest.join().unwrap().unwrap();
+    });
+    assert_eq!(entries(dir.path(), "layers"), 1);
+}

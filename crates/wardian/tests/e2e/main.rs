@@ -6,6 +6,7 @@
 mod attacks;
 mod bad_input;
 mod bounded;
+mod claims;
 mod cli;
 mod client_bounds;
 mod commands;
@@ -32,6 +33,7 @@ mod lifecycle;
 mod load;
 mod log;
 mod metrics;
+mod named;
 mod narrow;
 mod oci_mode;
 mod peas;
