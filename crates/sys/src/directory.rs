@@ -11,7 +11,8 @@
 //! in such a directory.
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, chmodat, fstat, mkdirat, openat, openat2,
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, chmodat, fstat, mkdirat, openat,
+    openat2, renameat_with,
 };
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -29,6 +30,8 @@ const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// What was set aside is called so, and a number.
+pub const ASIDE: &str = ".planted.";
 /// Without `O_NONBLOCK` a FIFO that nobody writes to would hold the caller up for ever.
 const OPEN_FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
@@ -465,6 +468,49 @@ impl Directory {
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// What has this name, if it is another user's, or a file that has another name besides.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn foreign(&self, name: impl AsRef<OsStr>) -> Result<Option<Stat>> {
+        let stat = match rustix::fs::statat(&self.fd, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.map_err(system(self.path.join(name.as_ref())))?,
+        };
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        Ok((!is_ours(stat.st_uid) || is_file && stat.st_nlink > 1).then_some(stat))
+    }
+
+    /// Takes a name away from what was seen to have it: another user has put it where something of root's is to be. It is
+    /// removed if it is a file, a link or an empty directory. A directory that is not empty is renamed to [`ASIDE`] and a
+    /// number, and stays for people to look at: its owner can go on filling it, and chooses how deep it is.
+    ///
+    /// # Errors
+    /// Something is mounted there, or the system's.
+    pub fn set_aside(&self, name: impl AsRef<OsStr>, seen: &Stat) -> Result<()> {
+        let name = name.as_ref();
+        let aside = (0_u64..).map(|n| format!("{ASIDE}{n}"));
+        for new in aside {
+            match renameat_with(&self.fd, name, &self.fd, &new, RenameFlags::NOREPLACE) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => continue,
+                Err(Errno::NOENT) => return Ok(()),
+                Err(error) => return Err(system(self.path.join(name))(error)),
+            }
+            let moved =
+                rustix::fs::statat(&self.fd, &new, AtFlags::SYMLINK_NOFOLLOW).map_err(system(&self.path))?;
+            if (moved.st_dev, moved.st_ino) != (seen.st_dev, seen.st_ino) {
+                // Somebody else was faster, and this is what she has put there.
+                let _ = renameat_with(&self.fd, &new, &self.fd, name, RenameFlags::NOREPLACE);
+            } else if rustix::fs::unlinkat(&self.fd, &new, AtFlags::empty()).is_err() {
+                // It fails for a directory with something in it.
+                let _ = rustix::fs::unlinkat(&self.fd, &new, AtFlags::REMOVEDIR);
+            }
+            break;
+        }
+        Ok(())
     }
 
     /// Removes a file, or a directory with all that is in it; a link is removed and not followed, and nothing of another

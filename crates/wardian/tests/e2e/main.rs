@@ -33,6 +33,7 @@ mod metrics;
 mod narrow;
 mod oci_mode;
 mod peas;
+mod planted;
 mod player;
 mod quotas;
 mod record;
