@@ -9,6 +9,7 @@ mod bounded;
 mod cli;
 mod client_bounds;
 mod commands;
+mod debug_door;
 mod devices;
 mod doctor;
 mod door;
