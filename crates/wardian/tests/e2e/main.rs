@@ -16,6 +16,7 @@ mod door;
 mod equipped;
 mod escape;
 mod failpoints;
+mod fake_server;
 mod foreign;
 mod go_client;
 mod grace;
