@@ -585,6 +585,20 @@ fn whole(path: &Path, file: File, most: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// It, or a directory on the way to it, is not root's alone; it is no regular file or larger; or the system's.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let (path, file) = open_file(path)?;
+    whole(&path, file, most)
+}
+
+/// Whether nobody but root could have written a regular file, wherever it is: a program that is to be run, say.
+///
+/// # Errors
+/// As [`read`].
+pub fn check_file(path: &Path) -> Result<()> {
+    open_file(path).map(drop)
+}
+
+/// The file, and its path without links.
+fn open_file(path: &Path) -> Result<(PathBuf, File)> {
     let found = resolve(path, None)?;
     if let Some(doubt) = found.above {
         return Err(doubt.into());
@@ -596,7 +610,8 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let through = format!("/proc/self/fd/{}", found.fd.as_raw_fd());
     let flags = OPEN_FILE.difference(OFlags::NOFOLLOW);
     let fd = rustix::fs::open(through, flags, Mode::empty()).map_err(system(&found.path))?;
-    whole(&found.path, plain(&found.path, fd)?, most)
+    let file = plain(&found.path, fd)?;
+    Ok((found.path, file))
 }
 
 /// Opens a file that a command is to write its result to, and empties it. In a directory that others may write to it must be
