@@ -202,6 +202,16 @@ mod tests {
         says(&made(&[], 2025, 2060), now, "(until 2060-01-01) has no subjectAltName");
         // One between it and its authority needs no name.
         says(&(good + &made(&[], 2020, 2021)), now, "certificate 2 of the file ran out on 2021-01-01");
+        // Whatever is in the file, it is read to its end and no further.
+        let der = CertificateDer::from_pem_slice(short.as_bytes()).unwrap().to_vec();
+        for at in 0..der.len() {
+            Certificate::parse(&der[..at]);
+            for byte in [0, 0x30, 0x7f, 0x80, 0x84, 0xff, der[at] ^ 1] {
+                let mut changed = der.clone();
+                changed[at] = byte;
+                Certificate::parse(&changed);
+            }
+        }
         let odd = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
         says(odd, now, "cannot be read");
     }
