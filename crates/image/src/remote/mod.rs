@@ -120,16 +120,19 @@ impl Remote {
     /// Those of the locations that an image may name, in their order.
     ///
     /// # Errors
-    /// [`Error::ForeignHost`] if there are some, but none of these.
+    /// [`Error::ForeignHost`] or [`Error::Account`] if there are some, but none of these.
     pub(crate) fn allowed(&self, what: &str, locations: &[Location]) -> Result<Vec<Location>, Error> {
         let allowed = |place: &&Location| hosts::allow(&self.0.settings.layer_hosts, place.url());
         let found: Vec<_> = locations.iter().filter(allowed).cloned().collect();
-        match locations.first() {
-            Some(first) if found.is_empty() => {
-                let host = Host::of(first.url()).map_or_else(String::new, |host| host.to_string());
-                Err(Error::ForeignHost { what: what.to_owned(), host })
-            }
-            _ => Ok(found),
+        if !found.is_empty() || locations.is_empty() {
+            return Ok(found);
+        }
+        let what = what.to_owned();
+        let host = |place: &Location| Host::of(place.url()).map_or_else(String::new, |host| host.to_string());
+        // To allow the server of one with an account would not help.
+        match locations.iter().find(|place| !hosts::has_account(place.url())) {
+            Some(place) => Err(Error::ForeignHost { what, host: host(place) }),
+            None => Err(Error::Account { what, host: host(&locations[0]) }),
         }
     }
 
