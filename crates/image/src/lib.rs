@@ -23,6 +23,7 @@ mod manifest;
 mod oci;
 mod pipeline;
 mod remote;
+mod room;
 mod source;
 mod sparse;
 mod stream;

@@ -12,6 +12,7 @@ mod mirrors;
 mod ordinary;
 mod remote;
 mod server;
+mod slow;
 mod sparse;
 mod streams;
 mod tls;

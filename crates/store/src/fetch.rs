@@ -13,7 +13,8 @@ use crate::layer::{self, Layer, State};
 use crate::progress::{LayerProgress, Phase, Progress};
 use crate::{Error, Image, Inner, Result, image, lock};
 
-/// Layers that are unpacked side by side. Each is two or three busy threads and a few megabytes of memory.
+/// Layers of one image that are unpacked side by side, two or three busy threads each. The memory for all is bounded where
+/// they are unpacked.
 const SIDE_BY_SIDE: usize = 4;
 /// Opened images that are remembered, and bytes of their manifests and configs together.
 const MOST_CACHED: usize = 4096;

@@ -29,6 +29,7 @@ mod keepers;
 mod lifecycle;
 mod load;
 mod log;
+mod many_images;
 mod metrics;
 mod narrow;
 mod oci_mode;
