@@ -206,7 +206,7 @@ impl Layer {
         watch: &Watch,
     ) -> Result<Unpacked, Error> {
         let base = self.base.as_ref().map(|base| (base, below));
-        let rules = Rules { base, limits, budget: &self.budget, strict: false };
+        let rules = Rules { base, limits, budget: &self.budget, watch, strict: false };
         let counted = (!self.again).then_some(&*self.budget);
         let stop = Stop::new(watch);
         match &self.blob {

@@ -4,6 +4,7 @@ mod app;
 mod archives;
 mod base;
 mod bounds;
+mod chains;
 mod export;
 mod hostile;
 mod identity;

@@ -320,6 +320,12 @@ impl Drop for Temporary<'_> {
             return;
         }
         // The error that led here is the one to tell; what cannot be removed is found by its name.
-        let _ = crate::tree::remove(self.above.as_fd(), self.name.as_bytes(), b"", MAX_REMOVED);
+        let _ = crate::tree::remove(
+            self.above.as_fd(),
+            self.name.as_bytes(),
+            b"",
+            MAX_REMOVED,
+            &Watch::default(),
+        );
     }
 }
