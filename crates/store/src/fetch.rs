@@ -93,6 +93,7 @@ impl Inner {
                     return Ok(Some(image));
                 }
                 let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
+                self.check_layers(uri, opened.layers.len())?;
                 let layers = opened.layers.iter().map(|layer| self.present(&layer.chain_id));
                 let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
                 Ok(self.remember(uri, &opened, layers, identity.as_ref()))
@@ -102,6 +103,7 @@ impl Inner {
 
     fn address(&self, uri: &str) -> Result<Address> {
         self.check_open()?;
+        self.close_layers();
         if image::check(uri).is_ok() {
             return Ok(Address::Name);
         }
@@ -144,6 +146,7 @@ impl Inner {
 
     /// An image by its name in the store; none if one of its layers is gone.
     fn named(&self, named: &image::Named) -> Result<Option<Image>> {
+        self.check_layers(&named.name, named.layers.len())?;
         let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
         let Some(layers) = layers else { return Ok(None) };
         let name = named.name.as_str();
@@ -176,6 +179,7 @@ impl Inner {
         progress: &Progress,
     ) -> Result<Image> {
         opened.check(&self.limits).map_err(|error| image_error(uri, error))?;
+        self.check_layers(uri, opened.layers.len())?;
         let watches = progress.begin(&opened.layers);
         for _ in 0..TRIES {
             let layers = match self.layers_of(uri, &opened.layers, &watches, progress) {
@@ -373,6 +377,10 @@ impl Inner {
             if let Some(layer) = self.present(chain)? {
                 watch.set(Phase::Present);
                 return Ok(layer);
+            }
+            // Only where few descriptors are allowed that is less than an image has.
+            if !self.durability.at_most(self.most_open / 2, &cancelled) {
+                return Err(Error::Cancelled);
             }
             watch.set(Phase::Unpacking);
             let begin = Instant::now();

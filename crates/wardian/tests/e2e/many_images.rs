@@ -1,9 +1,10 @@
 //! What a server takes for many images at once, and for images of many layers.
 
 use crate::hostile_images::{Blob, create, layout};
-use crate::support::{Server, tar_of};
+use crate::support::{Server, message, tar_of};
 use std::fs;
 use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 /// Compressed with a window as large as most image builders choose.
 fn zstd(data: &[u8]) -> Vec<u8> {
@@ -47,5 +48,28 @@ async fn the_memory_for_all_unpacks_is_bounded() {
     for n in 0..24 {
         server.client().destroy(&format!("c{n}")).await.unwrap();
     }
+    server.finish().await;
+}
+
+/// What was opened for images that nobody uses is closed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_descriptors_of_layers_are_bounded() {
+    let mut server = Server::start().await;
+    server.terminate().await;
+    let serve = server.command();
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 512; exec \"$0\" \"$@\""]).arg(serve.get_program()).args(serve.get_args());
+    limited.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    server.restart_as(limited).await;
+    for round in 0..10 {
+        let image = image(&server, &format!("image-{round}"), 50, 10);
+        create(&server.client(), "c", &image).await.unwrap();
+        server.client().destroy("c").await.unwrap();
+    }
+    let descriptors = server.settled_descriptors().await;
+    assert!(descriptors < 400, "{descriptors}");
+    // One alone may not take them all.
+    let text = message(create(&server.client(), "c", &image(&server, "many", 65, 10)).await);
+    assert!(text.contains("65 layers") && text.contains("LimitNOFILE"), "{text}");
     server.finish().await;
 }
