@@ -5,6 +5,7 @@
 
 mod attacks;
 mod bad_input;
+mod bind_targets;
 mod bounded;
 mod cli;
 mod client_bounds;
