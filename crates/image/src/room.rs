@@ -75,6 +75,11 @@ impl Room {
         self.changed.notify_all();
     }
 
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> usize {
+        self.lock().free
+    }
+
     pub(crate) fn is_wanted(&self) -> bool {
         !self.lock().waiting.is_empty()
     }
