@@ -213,19 +213,21 @@ impl Layer {
         watch: &Watch,
     ) -> Result<Unpacked, Error> {
         let base = self.base.as_ref().map(|base| (base, below));
-        let rules = Rules { base, limits, budget: &self.budget, strict: false };
+        let rules = Rules { base, limits, budget: &self.budget, watch, strict: false };
         let counted = (!self.again).then_some(&*self.budget);
         let stop = Stop::new(watch);
         match &self.blob {
             Blob::Oci { layout, digest, size, diff_id, locations, remote } => {
                 let what = format!("layer {digest}");
                 let allowed;
+                let mut keep_in = None;
                 let reader: Box<dyn Read + Send + '_> = match locations {
                     Some(locations) if !layout.has(digest) => {
                         if locations.is_empty() {
                             return Err(Error::NoUrl { what });
                         }
                         allowed = remote.allowed(&what, locations)?;
+                        keep_in = Some(into);
                         let (size, limit) = (Some(*size), limits.max_bytes);
                         let mirrors_of = Some(what.as_str());
                         let fetch = Fetch {
@@ -250,6 +252,7 @@ impl Layer {
                     digest: true,
                     only_gzip: false,
                     budget: counted,
+                    keep_in,
                     stop: &stop,
                 };
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
@@ -294,7 +297,8 @@ impl Layer {
 
 /// A blob whose own digest nobody promised.
 fn local<'a>(section: Section, what: &'a str, budget: Option<&'a Budget>, stop: &'a Stop<'a>) -> Input<'a> {
-    Input { reader: Box::new(section), what, size: None, digest: false, only_gzip: false, budget, stop }
+    let reader = Box::new(section);
+    Input { reader, what, size: None, digest: false, only_gzip: false, budget, keep_in: None, stop }
 }
 
 pub(crate) fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {

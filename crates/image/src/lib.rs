@@ -24,6 +24,7 @@ mod oci;
 mod pipeline;
 pub mod reference;
 mod remote;
+mod room;
 mod source;
 mod sparse;
 mod stream;

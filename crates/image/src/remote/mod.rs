@@ -21,6 +21,7 @@ pub(crate) use self::try_again::Validator;
 
 use self::client::Client;
 use crate::error::Error;
+use crate::room::{Room, Share};
 use crate::watch::Watch;
 
 /// How often who waits looks whether it is to go on waiting.
@@ -161,11 +162,18 @@ impl Remote {
 pub(crate) struct Stop<'a> {
     pub(crate) watch: &'a Watch,
     given_up: AtomicBool,
+    /// What is given back while a fetch waits.
+    pub(crate) share: Share<'a>,
 }
 
 impl<'a> Stop<'a> {
     pub(crate) fn new(watch: &'a Watch) -> Self {
-        Self { watch, given_up: AtomicBool::new(false) }
+        Self::within(Room::of_all(), watch)
+    }
+
+    /// One whose unpack has its memory from there.
+    pub(crate) fn within(room: &'a Room, watch: &'a Watch) -> Self {
+        Self { watch, given_up: AtomicBool::new(false), share: Share::of(room) }
     }
 
     pub(crate) fn give_up(&self) {
@@ -178,6 +186,7 @@ impl<'a> Stop<'a> {
 
     async fn asked_for(&self) {
         while !self.is_set() {
+            self.share.idle();
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -190,6 +199,7 @@ impl<'a> Stop<'a> {
             if left.is_zero() {
                 return true;
             }
+            self.share.idle();
             thread::sleep(left.min(LOOK));
         }
         false

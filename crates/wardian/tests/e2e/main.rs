@@ -5,6 +5,7 @@
 
 mod attacks;
 mod bad_input;
+mod bind_targets;
 mod bounded;
 mod claims;
 mod cli;
@@ -36,6 +37,7 @@ mod keepers;
 mod lifecycle;
 mod load;
 mod log;
+mod many_images;
 mod metrics;
 mod named;
 mod namesakes;
