@@ -44,6 +44,8 @@ const HEADS: usize = 8 << 10;
 const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … and how often it looks whether somebody has become idle.
 const LOOK: Duration = Duration::from_millis(20);
+/// One that has to go may need a while for it, as a transfer does that has to be cancelled: after so long another one goes.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Who has been in debt for less time is not closed for a newcomer: what it owes may be here already, unread, while a burst
 /// of connections is being accepted.
 const GRACE: Duration = Duration::from_millis(50);
@@ -242,7 +244,7 @@ impl Waiting {
                 biased;
                 permit = &mut common => return Some(door.seat(permit.ok()?, local, false)),
                 permit = &mut reserve, if local => return Some(door.seat(permit.ok()?, local, true)),
-                () = tokio::time::sleep(LOOK), if !promised => {}
+                () = tokio::time::sleep(if promised { AGAIN } else { LOOK }) => promised = false,
                 () = tokio::time::sleep_until(until) => return None,
             }
         }
@@ -455,6 +457,32 @@ mod tests {
         assert!(first.works() && !second.is_gone());
         tokio::time::sleep(2 * GRACE).await;
         assert!(soon(&mut burst[0]).await.is_none() && second.is_gone() && !first.is_gone());
+    }
+
+    /// Each of a burst gets a place, for each of those who hold them and do nothing goes when it is told.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_burst_of_newcomers_gets_the_places_of_a_burst_of_idle_ones() {
+        for round in 0..20 {
+            let door = Door::new(200);
+            let hold = |place: Arc<Place>| tokio::spawn(async move { place.evicted().await });
+            let idle: Vec<_> = (0..216).map(|_| hold(in_at_once(&door, true))).collect();
+            let newcomers: Vec<_> = (0..64).map(|_| tokio::spawn(waits(&door, true))).collect();
+            let mut seated = Vec::new();
+            for newcomer in newcomers {
+                let place = tokio::time::timeout(Duration::from_secs(5), newcomer).await;
+                let place = place.unwrap_or_else(|_| {
+                    let free = (door.common.available_permits(), door.reserve.available_permits());
+                    let ended = idle.iter().filter(|idle| idle.is_finished()).count();
+                    let (seats, rooms) = (door.lock().seats.len(), door.rooms[1].available_permits());
+                    panic!(
+                        "round {round}: {} seated, {free:?} free, {ended} ended, {seats} idle, {rooms} rooms",
+                        seated.len()
+                    )
+                });
+                seated.push(place.unwrap().unwrap());
+            }
+            idle.iter().for_each(tokio::task::JoinHandle::abort);
+        }
     }
 
     #[tokio::test]
