@@ -71,9 +71,8 @@ impl Inner {
     /// Throws unused layers away; with `only`, no others than these.
     pub(crate) fn collect(&self, garbage: Garbage, only: Option<&HashSet<String>>) -> Result<Collected> {
         let images = image::all(&self.layout)?;
-        let done = self.choose(&images, garbage, only, &mut |record| {
-            self.condemn(&record.chain_id, &record.instance)
-        });
+        let done = self
+            .choose(&images, garbage, only, &mut |record| self.condemn(&record.chain_id, &record.instance));
         let mut done = done?;
         for name in std::mem::take(&mut done.images) {
             match image::remove(&self.layout, &name) {

@@ -1,6 +1,7 @@
 //! Exit codes that commands have in common.
 
 use wardian_lab::Interrupted;
+use wardian_lab::record::NotRun;
 
 /// The command line is wrong: the code that its parser exits with, too.
 pub const WRONG: u8 = 2;
@@ -49,7 +50,10 @@ pub fn of(error: &anyhow::Error) -> Option<u8> {
         if let Some(Interrupted(signal)) = cause.downcast_ref() {
             return Some(after(*signal));
         }
-        cause.downcast_ref().map(|Coded(code, _)| *code)
+        if let Some(Coded(code, _)) = cause.downcast_ref() {
+            return Some(*code);
+        }
+        cause.downcast_ref::<NotRun>().map(NotRun::exit_code)
     })
 }
 

@@ -543,12 +543,7 @@ fn remove(place: &Place, names: &[String], force: bool) -> Result<ExitCode> {
 }
 
 /// Where an export is to go.
-fn target(
-    path: PathBuf,
-    format: Option<Format>,
-    keep_privileges: bool,
-    overwrite: bool,
-) -> Result<Target> {
+fn target(path: PathBuf, format: Option<Format>, keep_privileges: bool, overwrite: bool) -> Result<Target> {
     let format = format.map_or_else(|| format_of(&path), Ok)?;
     ensure!(
         !keep_privileges || format == Format::Dir,
@@ -611,9 +606,12 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
         }
         let file = match &whole {
             Some(whole) => whole.try_clone(),
-            None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).map(Into::into).map_err(Into::into),
+            None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
+                .map(Into::into)
+                .map_err(Into::into),
         };
-        let file = file.map_err(|source| wardian_image::Error::Io { op: "open", path: OUTPUT.into(), source })?;
+        let file =
+            file.map_err(|source| wardian_image::Error::Io { op: "open", path: OUTPUT.into(), source })?;
         export::export_into(&dirs, config, &names, format, file, OUTPUT, &watch)
     };
     let exported = match watch::bar("exporting", bytes, || watch.bytes_read(), work) {
@@ -632,7 +630,11 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
             return Ok(());
         }
         Err(error) => {
-            let left = if output { "what was written is no whole archive" } else { "nothing stays of what was written" };
+            let left = if output {
+                "what was written is no whole archive"
+            } else {
+                "nothing stays of what was written"
+            };
             interrupts.check(&format!("interrupted: {left}"))?;
             return Err(error).with_context(|| format!("export {name}"));
         }
@@ -649,10 +651,7 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     }
     let made = if format == Format::Dir { to.path.join(export::ROOTFS) } else { to.path.clone() };
     let path = made.display();
-    ensure!(
-        in_place,
-        "the image was thrown away meanwhile, and {path} may be incomplete: remove it"
-    );
+    ensure!(in_place, "the image was thrown away meanwhile, and {path} may be incomplete: remove it");
     if exported.skipped_xattrs > 0 || exported.skipped_sockets > 0 {
         eprintln!(
             "wardian: left out: {} that are not the image's, {}",

@@ -89,7 +89,11 @@ fn create(store: &Store, image: &str, id: &str, suid: bool) -> Result<std::path:
     let (image, layers) = image::fetch(store, &uri)?;
     if layers.iter().any(|layer| layer.phase() == Phase::Done) {
         // Nobody trusts a layer whose process is gone before it is on the disk: each create would fetch it again.
-        image::wait_durable(store, &image, "no root file system was made, and what is not on the disk yet is fetched again by the next one")?;
+        image::wait_durable(
+            store,
+            &image,
+            "no root file system was made, and what is not on the disk yet is fetched again by the next one",
+        )?;
     }
     Ok(store.attach_rootfs(id, &image, None, suid)?)
 }

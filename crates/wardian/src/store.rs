@@ -355,7 +355,9 @@ fn reap(place: &Place, wait: bool) -> Result<()> {
         }
         Ok(store.reap(&progress)?)
     })?;
-    interrupts.check("interrupted: what is not deleted yet waits for the next `wardian store reap`, or for the server")?;
+    interrupts.check(
+        "interrupted: what is not deleted yet waits for the next `wardian store reap`, or for the server",
+    )?;
     if !deleted {
         bail!("some of it cannot be deleted now; WARDIAN_LOG=warn shows why");
     }

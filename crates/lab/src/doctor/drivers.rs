@@ -28,7 +28,11 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
         project_quota(&fs.kind, quota, Path::new("/proc/fs/xfs/xqmstat").exists()),
         btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
         image(),
-        Driver { name: IN_USE, state: State::Yes, why: "what wardian does, whatever the host has: a limit that is asked for is an error".into() },
+        Driver {
+            name: IN_USE,
+            state: State::Yes,
+            why: "what wardian does, whatever the host has: a limit that is asked for is an error".into(),
+        },
     ]
 }
 

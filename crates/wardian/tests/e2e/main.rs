@@ -38,6 +38,7 @@ mod narrow;
 mod oci_mode;
 mod peas;
 mod player;
+mod promises;
 mod quotas;
 mod record;
 mod reset;
