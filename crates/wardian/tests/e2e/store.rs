@@ -110,7 +110,9 @@ fn one_failure_does_not_keep_the_others_from_going() {
 fn reap_deletes_what_lies_there() {
     let alone = Alone::new();
     let place = &alone.place;
-    place.say(&["image", "ls"]);
+    place.say(&["image", "import", &alone.image(), "-t", "bb"]);
+    place.say(&["image", "rm", "bb"]);
+    place.until_clean();
     for planted in ["trash/layer-x/fs", "rootfs/x/upper/deep", "staging/x/fs"] {
         std::fs::create_dir_all(place.root.join(planted)).unwrap();
     }
