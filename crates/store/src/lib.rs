@@ -52,7 +52,7 @@ mod steward;
 mod usage;
 pub mod whose;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,7 +62,7 @@ use std::time::{Duration, Instant};
 
 use wardian_image::{Identity, Remote};
 
-pub use collect::Collected;
+pub use collect::{Collected, Garbage};
 pub use error::{Error, Result};
 pub use image::{Documents, Named, Wish};
 pub use measure::Measured;
@@ -449,15 +449,14 @@ impl Store {
     /// Takes a name away, and throws away those of its layers that nothing else has or uses.
     ///
     /// # Errors
-    /// There is no such name, or a layer cannot be moved.
-    pub fn remove_image(&self, name: &str) -> Result<Collected> {
-        let named = image::find(&self.0.layout, name)?;
-        image::remove(&self.0.layout, name)?;
+    /// There is no such name, it is pinned and that is not meant (`pinned`), or a layer cannot be moved.
+    pub fn remove_image(&self, name: &str, pinned: bool) -> Result<Collected> {
+        let named = image::take(&self.0.layout, name, pinned)?;
         image::sweep(&self.0.layout);
         let others = image::all(&self.0.layout)?;
         let shared = |chain: &String| others.iter().any(|other| other.layers.contains(chain));
         let own = named.layers.into_iter().filter(|chain| !shared(chain)).collect();
-        self.0.collect(0, Some(&own))
+        self.0.collect(Garbage::Until(0), Some(&own))
     }
 
     /// Keeps an image from being collected, or no longer.
@@ -478,7 +477,23 @@ impl Store {
     /// # Errors
     /// The records cannot be read, or a layer cannot be moved.
     pub fn collect(&self, target_bytes: u64) -> Result<Collected> {
-        self.0.collect(target_bytes, None)
+        self.0.collect(Garbage::Until(target_bytes), None)
+    }
+
+    /// Throws away layers that nobody uses; with `only`, no others than these.
+    ///
+    /// # Errors
+    /// As [`Store::collect`].
+    pub fn collect_garbage(&self, garbage: Garbage, only: Option<&HashSet<String>>) -> Result<Collected> {
+        self.0.collect(garbage, only)
+    }
+
+    /// What [`Store::collect_garbage`] would throw away now.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub fn find_garbage(&self, garbage: Garbage) -> Result<Collected> {
+        self.0.garbage(garbage)
     }
 
     /// What takes how much space. Walks over everything that is not a layer: seconds, if that is much.
@@ -516,6 +531,17 @@ impl Store {
     /// The write-back error that a root file system was hit by, with the remedy.
     pub fn writeback_error(&self, id: &str) -> Option<String> {
         lock(&self.0.hit).get(id).cloned()
+    }
+
+    /// A new file without a name on the store's file system, which has room for what is made of its images. It is gone when
+    /// it is closed.
+    ///
+    /// # Errors
+    /// The file system has no such files, or no room.
+    pub fn scratch(&self) -> std::io::Result<std::fs::File> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.0.layout.staging, ".", flags, Mode::RUSR | Mode::WUSR)?.into())
     }
 
     /// Waits until everything that is trash now or becomes trash meanwhile is deleted; false if that takes longer.
@@ -595,7 +621,7 @@ impl Inner {
         Error::Records { path: self.layout.records.path().to_owned(), source }
     }
 
-    fn used_layers(&self) -> Result<std::collections::HashSet<Used>> {
+    fn used_layers(&self) -> Result<HashSet<Used>> {
         self.layout.records.used_layers().map_err(|source| self.records_error(source))
     }
 

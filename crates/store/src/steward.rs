@@ -128,7 +128,7 @@ impl Inner {
             self.save_used();
         }
         if let Some(threshold) = self.gc_threshold
-            && let Err(error) = self.collect(threshold, None)
+            && let Err(error) = self.collect(crate::Garbage::Until(threshold), None)
         {
             tracing::warn!(%error, "collect.failed");
         }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use wardian_lab::Interrupted;
 use wardian_store::{Phase, Progress};
 
 /// Between two looks at how far the work is.
@@ -47,13 +46,21 @@ impl Interrupts {
         Ok(caught)
     }
 
-    /// An error, if there was a signal.
-    pub fn check(&self) -> Result<()> {
+    /// An error, if there was a signal, that says what has become of the work.
+    pub fn check(&self, state: &str) -> Result<()> {
         match self.0.load(Ordering::Acquire) {
             0 => Ok(()),
-            number => Err(Interrupted(number).into()),
+            number => Err(crate::exit::interrupted(number, state)),
         }
     }
+}
+
+/// Whether somebody at a terminal agrees.
+pub fn asked(question: &str) -> Result<bool> {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Does the work while `draw` draws, on a terminal.

@@ -53,9 +53,9 @@ pub struct Facts {
     pub unseen_error: bool,
     /// The store's file system.
     pub filesystem: filesystem::FileSystem,
-    /// The way to limit what a container writes; `unknown` if a better one could not be tried.
+    /// The way in which wardian limits what a container writes: `none` yet.
     pub limit_driver: String,
-    /// All ways, and why not.
+    /// All ways that the host has, and why not.
     pub limit_drivers: Vec<drivers::Driver>,
     /// Dirty pages and the disk.
     pub dirty: dirty::Dirty,
@@ -147,7 +147,7 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
         run_filesystem: run.map(|mount| mount.fs_type.clone()).unwrap_or_default(),
         unseen_error: found.unseen_error,
         features: found.features,
-        limit_driver: drivers::choose(&limit_drivers).to_owned(),
+        limit_driver: drivers::IN_USE.to_owned(),
         limit_drivers,
         limits: limits::probe(),
         certificates: place::certificates(),

@@ -73,8 +73,8 @@ fn the_longest_unused_goes_first_and_no_more_than_needed() {
     // Without pin and container they can go, the name is forgotten, and a new import starts anew.
     store.pin("d", false).unwrap();
     store.release_rootfs("container", None);
-    assert_eq!(store.remove_image("d").unwrap().layers, images[3].0.chain_ids());
-    assert!(matches!(store.remove_image("d"), Err(Error::Name(image::Error::Unknown { .. }))));
+    assert_eq!(store.remove_image("d", false).unwrap().layers, images[3].0.chain_ids());
+    assert!(matches!(store.remove_image("d", false), Err(Error::Name(image::Error::Unknown { .. }))));
     assert_eq!(store.collect(0).unwrap().images, ["e"]);
     assert_eq!(entries(dir.path(), "layers"), 0);
     store.import(images[4].0.uri.as_str(), Some("e"), &Progress::default()).unwrap();

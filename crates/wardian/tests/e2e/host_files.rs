@@ -301,7 +301,7 @@ fn the_programs_of_an_exported_image_are_not_for_the_hosts_users() {
         assert!(
             alone
                 .place
-                .fail(&["image", "export", "p", "x", "--format", format, "--keep-privileges"])
+                .refuse(&["image", "export", "p", "x", "--format", format, "--keep-privileges"])
                 .contains("dir")
         );
     }

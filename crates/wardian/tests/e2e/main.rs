@@ -46,6 +46,7 @@ mod oci_mode;
 mod peas;
 mod planted;
 mod player;
+mod promises;
 mod quotas;
 mod record;
 mod reset;

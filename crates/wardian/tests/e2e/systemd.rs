@@ -119,6 +119,14 @@ fn the_units_say_what_the_server_relies_on() {
     for line in ["Type=notify", "KillMode=process", "Delegate=yes", "Restart=always"] {
         assert!(service.lines().any(|l| l == line), "{line}");
     }
+    // What it says can be read is installed with it.
+    let documentation = service.lines().find_map(|l| l.strip_prefix("Documentation=")).unwrap();
+    let operations = std::fs::read_to_string(packaging.join("../docs/operations.md")).unwrap();
+    for uri in documentation.split(' ') {
+        let file = uri.strip_prefix("file:/usr/share/doc/wardian/").unwrap_or_else(|| panic!("{uri}"));
+        assert!(packaging.join("../docs").join(file).is_file(), "{uri}");
+    }
+    assert!(operations.contains("install -D -m 644 -t /usr/share/doc/wardian docs/*"));
     let settings = std::fs::read_to_string(packaging.join("wardian.toml")).unwrap();
     // What is commented out is an example, and must be one.
     let examples: Vec<&str> = settings.lines().filter_map(|l| l.strip_prefix('#')).collect();
