@@ -6,6 +6,7 @@
 mod attacks;
 mod bad_input;
 mod bounded;
+mod cached;
 mod claims;
 mod cli;
 mod client_bounds;
