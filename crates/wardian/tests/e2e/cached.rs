@@ -62,6 +62,9 @@ async fn a_hundred_containers_leave_no_dead_cgroups() {
     until_dropped(&server).await;
     let after = dead(&server);
     println!("dead memory cgroups: {before} before, {after} after 100 rounds");
-    assert!(after <= before + 20, "{before} dead memory cgroups before, {after} after 100 rounds");
+    assert!(
+        after <= before + 20,
+        "what keeps dead memory cgroups: {before} before, {after} after 100 rounds"
+    );
     server.finish().await;
 }
