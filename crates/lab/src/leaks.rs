@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use wardian_sys::directory::{Directory, Error as Untrusted};
 use wardian_sys::{lock, procfs};
@@ -348,9 +349,18 @@ fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &
         .filter(|group| !members(group).trim().is_empty())
         .map(|group| name(&group))
         .collect();
+    // A living server keeps memory cgroups for some seconds, until their page cache can go, and closes them to others.
+    let closed = |group: &Path| {
+        std::fs::metadata(group).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 == 0)
+    };
     for instance in instances {
+        let tag = name(&instance).trim_start_matches("wardian-").to_owned();
+        let served = records.tags.get(&tag).copied().unwrap_or(false);
         for group in dirs(&instance) {
             let id = name(&group);
+            if served && closed(&group) {
+                continue;
+            }
             let live = id == KEEPERS || records.containers.contains_key(&id) || kept.contains(&id);
             let processes = members(&group);
             if !live && !occupied.contains(&id) && processes.trim().is_empty() {
@@ -358,7 +368,6 @@ fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &
                 leaks.insert(Leak { kind: "cgroup", what, why: "no record and no process".into() });
             }
         }
-        let tag = name(&instance).trim_start_matches("wardian-").to_owned();
         let used = |group: &PathBuf| {
             std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|pids| !pids.trim().is_empty())
         };
@@ -451,9 +460,10 @@ mod tests {
     fn a_cgroup_without_a_record_is_a_leak() {
         let top = std::env::temp_dir().join(format!("wardian-doctor-{}", std::process::id()));
         let instance = top.join("memory/wardian-0a1b2c3d");
-        for id in ["lost", "known", "waiting", "keepers"] {
+        for id in ["lost", "known", "waiting", "keepers", "cached"] {
             std::fs::create_dir_all(instance.join(id)).unwrap();
         }
+        std::fs::set_permissions(instance.join("cached"), std::fs::Permissions::from_mode(0o700)).unwrap();
         let mut records = Records::default();
         records.containers.insert("known".into(), "/x".into());
         records.tags.insert("0a1b2c3d".into(), true);

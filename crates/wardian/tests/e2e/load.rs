@@ -598,5 +598,8 @@ async fn ten_thousand_rounds() {
     // first. After that a kilobyte a round would be 5 MB.
     assert!(seen[2].0 < seen[1].0 + 4 * 1024 && seen[2].0 < seen[0].0 + 40 * 1024, "{seen:?}");
     assert!(seen[2].1 <= seen[0].1 + 20, "{seen:?}");
+    crate::cached::until_dropped(&server).await;
+    let dead = crate::cached::dead(&server);
+    assert!(dead <= 20, "{dead} dead memory cgroups");
     server.finish().await;
 }

@@ -7,6 +7,7 @@ mod attacks;
 mod bad_input;
 mod bind_targets;
 mod bounded;
+mod cached;
 mod claims;
 mod cli;
 mod client_bounds;
