@@ -33,6 +33,7 @@ mod lifecycle;
 mod load;
 mod log;
 mod metrics;
+mod mount_points;
 mod named;
 mod narrow;
 mod oci_mode;
