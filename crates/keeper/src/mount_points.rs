@@ -148,9 +148,12 @@ impl Walk<'_> {
                         return Err(self.error("it is, or is below, a symbolic link in the image"));
                     };
                     self.links += 1;
-                    // Links of procfs may be more than their text.
-                    if self.links > MAX_LINKS || places.kernels.contains(&stat.st_dev) {
+                    if self.links > MAX_LINKS {
                         return Err(circle(self.path));
+                    }
+                    // Those of procfs may be more than their text; and what is missing behind them is of the kernel's.
+                    if places.kernels.contains(&stat.st_dev) {
+                        return Err(in_kernel(self.path));
                     }
                     let target = rustix::fs::readlinkat(&found, "", Vec::new())
                         .map_err(|error| self.error(&format!("/{shown}: {error}")))?;

@@ -1,6 +1,6 @@
 //! From an address to layers in the store: each layer is fetched once, however many threads and processes ask.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -71,7 +71,7 @@ impl Inner {
                     if let Some(image) = self.cached(uri, identity.as_ref()) {
                         return Ok(image);
                     }
-                    let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
+                    let opened = self.open(uri, &source, &|| progress.is_cancelled())?;
                     self.fetch(uri, &opened, identity.as_ref(), progress)
                 })
             }
@@ -94,12 +94,26 @@ impl Inner {
                 if let Some(image) = self.cached(uri, identity.as_ref()) {
                     return Ok(Some(image));
                 }
-                let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
+                if source.is_packed() {
+                    return Ok(None);
+                }
+                let opened = self.open(uri, &source, &|| false)?;
                 let layers = opened.layers.iter().map(|layer| self.present(&layer.chain_id));
                 let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
                 Ok(self.remember(uri, &opened, layers, identity.as_ref()))
             }
         }
+    }
+
+    fn open(
+        &self,
+        uri: &str,
+        source: &wardian_image::Source,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<wardian_image::Image> {
+        let room =
+            wardian_image::Room { limits: self.limits, dir: Some(self.layout.staging.as_fd()), cancelled };
+        source.open_in(&self.remote, &room).map_err(|error| image_error(uri, error))
     }
 
     fn address(&self, uri: &str) -> Result<Address> {

@@ -145,6 +145,7 @@ fn reading_stops_behind_the_promised_size() {
         only_gzip: false,
         budget: None,
         stop: &Stop::new(&watch),
+        whole: None,
     };
     let result = crate::pipeline::run(input, |mut pieces| {
         std::io::copy(&mut pieces, &mut std::io::sink()).unwrap();

@@ -29,6 +29,7 @@ mod inherited;
 mod inside;
 mod isolation;
 mod keepers;
+mod kinds;
 mod lifecycle;
 mod load;
 mod log;

