@@ -20,8 +20,8 @@ use crate::error::{Error, show};
 use crate::layer::{Blob, Layer};
 use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
 use crate::pipeline::{self, Whole};
+use crate::plain::{Opening, Plain, compression, plain};
 use crate::reference::short;
-use crate::room::{Plain, Room, compression, plain};
 use crate::source::{Image, open_tar};
 use crate::stream::{Entry, Stream};
 
@@ -115,8 +115,8 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    pub(crate) fn open(path: &Path, room: &Room<'_>) -> Result<Self, Error> {
-        let file = plain(path, room)?;
+    pub(crate) fn open(path: &Path, opening: &Opening<'_>) -> Result<Self, Error> {
+        let file = plain(path, opening)?;
         let mut members = HashMap::new();
         let (mut count, mut names) = (0, 0);
         scan(&file.file, path, |entry, start| {
@@ -275,13 +275,13 @@ pub(crate) enum Kind {
 
 /// Looks for an image in a tar file, which may be compressed as a whole; what was made of it for that is read again while it
 /// is held. A damaged file is taken for a root file system: unpacking it tells what is wrong.
-pub(crate) fn kind(path: &Path, room: &Room<'_>) -> Result<(Kind, Plain), Error> {
+pub(crate) fn kind(path: &Path, opening: &Opening<'_>) -> Result<(Kind, Plain), Error> {
     let found = open_tar(path)?;
     let compressed = compression(&found, path)?;
     if compressed.is_some() && !begins_like_image(found.try_clone().map_err(|e| io_error(path, e))?)? {
         return Ok((Kind::RootFs, Plain::from(found)));
     }
-    let whole = plain(path, room)?;
+    let whole = plain(path, opening)?;
     let file = Arc::clone(&whole.file);
     let (mut docker, mut index, mut blobs, mut count) = (false, false, false, 0);
     let looked = scan(&file, path, |entry, start| {
@@ -350,8 +350,8 @@ struct Item {
 }
 
 /// Reads manifest and config of an image that `docker save` wrote: the one called `name`, or the only one.
-pub(crate) fn open_docker(path: &Path, name: Option<&str>, room: &Room<'_>) -> Result<Image, Error> {
-    let archive = Archive::open(path, room)?;
+pub(crate) fn open_docker(path: &Path, name: Option<&str>, opening: &Opening<'_>) -> Result<Image, Error> {
+    let archive = Archive::open(path, opening)?;
     let what = format!("manifest.json in {}", path.display());
     let items: Vec<Item> = parse(&archive.json("manifest.json")?, &what)?;
     let item = select(items, &what, name)?;

@@ -312,7 +312,7 @@ impl Layer {
                     _ => Err(Error::Changed { path: what.clone() }),
                 };
                 unchanged()?;
-                let (counts, digests) = rootfs::stream(path, watch, |reader| {
+                let (counts, digests) = rootfs::stream(path, |reader| {
                     let (size, digest, only_gzip, budget, whole) = (None, false, false, counted, None);
                     let input =
                         Input { reader, what: &what, size, digest, only_gzip, budget, stop: &stop, whole };

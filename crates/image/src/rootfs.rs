@@ -183,7 +183,6 @@ impl Look<'_> {
 /// Gives `read` the directory as a tar.
 pub(crate) fn stream<T>(
     path: &Path,
-    watch: &Watch,
     read: impl FnOnce(Box<dyn Read + Send>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let what = path.display().to_string();
@@ -191,6 +190,8 @@ pub(crate) fn stream<T>(
     let root = open_root(path)?;
     // Not a pipe: whoever writes to one that nobody reads is killed, unless the whole process wants to know.
     let (from, to) = UnixStream::pair().map_err(error)?;
+    // Whoever reads counts the bytes, and no longer reads when it is cancelled.
+    let watch = &Watch::default();
     thread::scope(|scope| {
         let shown = &what;
         let pack = move || {

@@ -11,8 +11,8 @@ use crate::archives::{self, split_tag};
 use crate::error::{Error, without_secrets};
 use crate::layer::{Blob, Identity, Layer};
 use crate::oci::{self, Layout};
+use crate::plain::{Opening, Plain, compression};
 use crate::remote::Remote;
-use crate::room::{Plain, Room, compression};
 use crate::rootfs;
 use crate::unpack::Limits;
 
@@ -168,10 +168,10 @@ impl Source {
     /// # Errors
     /// Nothing there, a directory that is neither, a special file, another compression, or a path that is not UTF-8.
     pub fn detect(path: &Path) -> Result<Self, Error> {
-        Self::detect_in(path, &Room::default())
+        Self::detect_in(path, &Opening::default())
     }
 
-    fn detect_in(path: &Path, room: &Room<'_>) -> Result<Self, Error> {
+    fn detect_in(path: &Path, opening: &Opening<'_>) -> Result<Self, Error> {
         let shown = path.display().to_string();
         let error = |op, source: io::Error| Error::Io { op, path: shown.clone(), source };
         let meta = match path.metadata() {
@@ -192,7 +192,7 @@ impl Source {
                 return Err(Error::Directory { path: shown });
             }));
         }
-        let (kind, held) = archives::kind(&absolute, room)?;
+        let (kind, held) = archives::kind(&absolute, opening)?;
         let place = match kind {
             archives::Kind::Docker => Place::DockerArchive { file, name: None },
             archives::Kind::Oci => Place::OciArchive { file, tag: None },
@@ -207,29 +207,29 @@ impl Source {
     /// # Errors
     /// A missing, damaged or ambiguous image.
     pub fn open(&self, remote: &Remote) -> Result<Image, Error> {
-        self.open_in(remote, &Room::default())
+        self.open_in(remote, &Opening::default())
     }
 
     /// The same, told what that may take.
     ///
     /// # Errors
     /// As [`Source::open`]; an archive that is compressed as a whole is too large, or it was cancelled.
-    pub fn open_in(&self, remote: &Remote, room: &Room<'_>) -> Result<Image, Error> {
+    pub fn open_in(&self, remote: &Remote, opening: &Opening<'_>) -> Result<Image, Error> {
         match &self.place {
-            Place::Path(path) => Self::detect_in(Path::new(path), room)?.open_in(remote, room),
-            Place::Tree(path) => rootfs::open(Path::new(path), &room.limits),
+            Place::Path(path) => Self::detect_in(Path::new(path), opening)?.open_in(remote, opening),
+            Place::Tree(path) => rootfs::open(Path::new(path), &opening.limits),
             Place::Tar(path) => open_bare(Path::new(path)),
             Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref(), remote),
             Place::OciArchive { file, tag } => {
-                oci::open(Layout::in_archive(Path::new(file), room)?, tag.as_deref(), remote)
+                oci::open(Layout::in_archive(Path::new(file), opening)?, tag.as_deref(), remote)
             }
             Place::DockerArchive { file, name } => {
-                archives::open_docker(Path::new(file), name.as_deref(), room)
+                archives::open_docker(Path::new(file), name.as_deref(), opening)
             }
         }
     }
 
-    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and room.
+    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and opening.
     pub fn is_packed(&self) -> bool {
         let (Place::Path(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. }) =
             &self.place

@@ -111,9 +111,9 @@ impl Inner {
         source: &wardian_image::Source,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<wardian_image::Image> {
-        let room =
-            wardian_image::Room { limits: self.limits, dir: Some(self.layout.staging.as_fd()), cancelled };
-        source.open_in(&self.remote, &room).map_err(|error| image_error(uri, error))
+        let opening =
+            wardian_image::Opening { limits: self.limits, dir: Some(self.layout.staging.as_fd()), cancelled };
+        source.open_in(&self.remote, &opening).map_err(|error| image_error(uri, error))
     }
 
     fn address(&self, uri: &str) -> Result<Address> {

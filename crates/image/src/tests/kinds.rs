@@ -8,7 +8,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::{Cage, Tar, gzip, write};
-use crate::{Digest, Error, Image, Limits, Remote, Room, Source, Watch};
+use crate::{Digest, Error, Image, Limits, Opening, Remote, Source, Watch};
 
 fn hex(data: &[u8]) -> String {
     Digest::of(data).as_hex().to_owned()
@@ -152,8 +152,8 @@ fn what_is_compressed_as_a_whole_is_bounded() {
     }
     write(&path, &gzip(&docker("").end()));
     let open = |limits, cancelled: &(dyn Fn() -> bool + Sync)| {
-        let room = Room { limits, dir: None, cancelled };
-        Source::parse(&address).unwrap().open_in(&Remote::default(), &room).map(|_| ())
+        let opening = Opening { limits, dir: None, cancelled };
+        Source::parse(&address).unwrap().open_in(&Remote::default(), &opening).map(|_| ())
     };
     let small = Limits { max_image_bytes: 1, max_entries: 0, ..Limits::default() };
     assert!(open(small, &|| false).is_ok());
@@ -256,9 +256,9 @@ fn a_directory_is_bounded() {
     assert!(matches!(unpack(&image_within, &Limits::default()), Err(Error::UnsafePath { .. })));
     drop(image);
     let few = Limits { max_entries: 3, ..Limits::default() };
-    let room = Room { limits: few, ..Room::default() };
+    let opening = Opening { limits: few, ..Opening::default() };
     let source = Source::parse(dir.path().to_str().unwrap()).unwrap();
-    assert!(matches!(source.open_in(&Remote::default(), &room), Err(Error::Limit { .. })));
+    assert!(matches!(source.open_in(&Remote::default(), &opening), Err(Error::Limit { .. })));
     // Nothing that somebody mistyped.
     let other = tempfile::tempdir().unwrap();
     std::fs::create_dir(other.path().join("bin")).unwrap();

@@ -27,7 +27,7 @@ const DEFAULT: &str = "/var/tmp";
 const PIECE: usize = 256 << 10;
 
 /// What opening an image may take of the host.
-pub struct Room<'a> {
+pub struct Opening<'a> {
     /// How large an archive may be that is compressed as a whole: as an image's layers together, and by the same ratio.
     pub limits: Limits,
     /// The directory on whose file system it is decompressed; /var/tmp if there is none.
@@ -36,13 +36,16 @@ pub struct Room<'a> {
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 
-impl fmt::Debug for Room<'_> {
+impl fmt::Debug for Opening<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Room").field("limits", &self.limits).field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("Opening")
+            .field("limits", &self.limits)
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
     }
 }
 
-impl Default for Room<'_> {
+impl Default for Opening<'_> {
     fn default() -> Self {
         Self { limits: Limits::DEFAULT, dir: None, cancelled: &|| false }
     }
@@ -76,7 +79,7 @@ pub(crate) fn compression(file: &File, path: &Path) -> Result<Option<Compression
 static MADE: Mutex<Vec<(Identity, Weak<File>, Whole)>> = Mutex::new(Vec::new());
 
 /// The file itself, or what it is compressed from.
-pub(crate) fn plain(path: &Path, room: &Room<'_>) -> Result<Plain, Error> {
+pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> {
     let file = open_tar(path)?;
     let Some(compression) = compression(&file, path)? else { return Ok(file.into()) };
     let error = |op| {
@@ -94,7 +97,7 @@ pub(crate) fn plain(path: &Path, room: &Room<'_>) -> Result<Plain, Error> {
             return Ok(Plain { file, whole: Some(whole) });
         }
     }
-    let (file, plain) = decompress(path, &file, before.size, compression, room)?;
+    let (file, plain) = decompress(path, &file, before.size, compression, opening)?;
     if identity_changed(&before, path) {
         return Err(Error::Changed { path: path.display().to_string() });
     }
@@ -123,7 +126,7 @@ fn decompress(
     file: &File,
     size: u64,
     compression: Compression,
-    room: &Room<'_>,
+    opening: &Opening<'_>,
 ) -> Result<(File, u64), Error> {
     let what = path.display().to_string();
     let io = |op: &'static str| {
@@ -132,7 +135,7 @@ fn decompress(
     };
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
-    let to = match room.dir {
+    let to = match opening.dir {
         Some(dir) => openat(dir, ".", flags, mode),
         None => openat(CWD, DEFAULT, flags, mode),
     };
@@ -143,12 +146,12 @@ fn decompress(
     let decoder = decoder(compression, from).map_err(|e| stream_error(&what, e))?;
     let Some(mut decoder) = decoder else { return Err(io("read")(std::io::ErrorKind::Unsupported.into())) };
     // As an image whose layers are all there is in the archive.
-    let limit = room.limits.max_image_bytes.saturating_add(room.limits.headers());
+    let limit = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
     let budget = Arc::<Budget>::default();
-    let mut meter = Meter::new(&budget, &room.limits);
+    let mut meter = Meter::new(&budget, &opening.limits);
     let (mut piece, mut total, mut counted) = (vec![0; PIECE], 0_u64, 0);
     loop {
-        if (room.cancelled)() {
+        if (opening.cancelled)() {
             return Err(Error::Cancelled { what });
         }
         let n = match decoder.read(&mut piece) {
