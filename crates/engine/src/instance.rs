@@ -36,8 +36,9 @@ pub fn take_lock(dir: &Directory, tell: &dyn Fn(&str)) -> Result<OwnedFd> {
 }
 
 /// Writes down what this instance is.
-pub fn write(dir: &Directory, tag: &str, root: &Path) -> Result<()> {
-    let instance = serde_json::json!({"tag": tag, "root": root, "pid": std::process::id()});
+pub fn write(dir: &Directory, tag: &str, root: &Path, certificate: Option<&Path>) -> Result<()> {
+    let pid = std::process::id();
+    let instance = serde_json::json!({"tag": tag, "root": root, "pid": pid, "certificate": certificate});
     dir.write(RECORD, instance.to_string().as_bytes()).map_err(|e| Error::failed("run directory", e))
 }
 
@@ -96,7 +97,7 @@ mod tests {
         for (record, expected) in
             [(short.as_str(), &short), ("0a1b2c3d", &long), (long.as_str(), &long), ("../x", &long)]
         {
-            write(&dir, record, Path::new("/x")).unwrap();
+            write(&dir, record, Path::new("/x"), None).unwrap();
             assert_eq!(tag(&dir), *expected, "{record}");
         }
         assert!(is_short(&short) && !is_short(&long));

@@ -77,6 +77,8 @@ pub struct Config {
     pub default_rootfs: Option<String>,
     /// The keeper binary; executed from a sealed memory file.
     pub keeper: PathBuf,
+    /// The file with the certificate that clients are shown, for the record that `wardian doctor` reads.
+    pub certificate: Option<PathBuf>,
     /// 0: no bound.
     pub max_containers: u64,
     /// Collect garbage when the store's layers take more bytes than this.
@@ -432,7 +434,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         return Err(Error::failed("records", text));
     }
     let tag = own_tag(dir)?;
-    instance::write(dir, &tag, &config.root)?;
+    instance::write(dir, &tag, &config.root, config.certificate.as_deref())?;
     let found = records.all(&boot_id);
     let mut live: BTreeSet<String> = BTreeSet::new();
     for (id, record) in &found {

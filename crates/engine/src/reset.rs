@@ -68,6 +68,9 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     attached(&real_root, &real_run)?;
     removed.run = dir.as_ref().is_some_and(has_entries);
     let lock = dir.as_ref().map(|dir| instance::take_lock(dir, tell)).transpose().map_err(in_use)?;
+    if let Some(dir) = &dir {
+        wardian_store::run::sweep(dir, false).map_err(|e| Error::failed("reset", e))?;
+    }
     wardian_recorder::sweep();
     removed.containers = dir.as_ref().map(containers).unwrap_or_default();
     let tag = dir.as_ref().map_or_else(|| instance::long_tag(run), instance::tag);

@@ -1,7 +1,7 @@
 //! The client: one connection per request, as the Go client does it.
 
 use crate::events::Events;
-use crate::hijack::{Duplex, dial, hijack};
+use crate::hijack::{Duplex, ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, dial, hijack};
 use crate::process::{Io, Process};
 use crate::tls::{Tls, TlsFiles};
 use crate::wire::{
@@ -22,9 +22,11 @@ use std::fmt::Write as _;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::Notify;
 
 /// Longest JSON reply.
 const REPLY_LIMIT: usize = 64 << 20;
@@ -226,10 +228,18 @@ impl Client {
     /// Pack a path of the container.
     pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<TarReader> {
         let request = request("GET", &files(handle, "source", source, user)).body(Full::<Bytes>::default());
+        let mut request = request.map_err(bad_request)?;
+        let endless = counted(&mut request);
         let (mut sender, connection) = http1::handshake(TokioIo::new(dial(&self.server).await?)).await?;
         // It ends when the reader is dropped or has seen the end.
-        tokio::spawn(connection);
-        let reply = sender.send_request(request.map_err(bad_request)?).await?;
+        let driver = tokio::spawn(connection);
+        let reply = tokio::select! {
+            reply = sender.send_request(request) => reply?,
+            () = endless.notified() => {
+                driver.abort();
+                return Err(crate::hijack::endless());
+            }
+        };
         if !reply.status().is_success() {
             return Err(failure(reply).await);
         }
@@ -268,17 +278,21 @@ impl Client {
     }
 
     /// Send a request; the whole reply. The connection is driven right here and ends with this future.
-    async fn exchange<B>(&self, request: Request<B>) -> Result<Bytes>
+    async fn exchange<B>(&self, mut request: Request<B>) -> Result<Bytes>
     where
         B: Body + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let endless = counted(&mut request);
         let io: Box<dyn Duplex> = dial(&self.server).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let (mut connection, mut over) = (pin!(connection), false);
         let mut work = pin!(async move {
-            let reply = sender.send_request(request).await?;
+            let reply = tokio::select! {
+                reply = sender.send_request(request) => reply?,
+                () = endless.notified() => return Err(crate::hijack::endless()),
+            };
             if !reply.status().is_success() {
                 return Err(failure(reply).await);
             }
@@ -306,12 +320,31 @@ async fn collect(reply: Response<Incoming>) -> Result<Bytes> {
     body.map(http_body_util::Collected::to_bytes).map_err(|error| Error::Io(std::io::Error::other(error)))
 }
 
+/// Told once more replies than there may be have only announced another one: hyper takes as many as come.
+fn counted<B>(request: &mut Request<B>) -> Arc<Notify> {
+    let (endless, count) = (Arc::new(Notify::new()), AtomicUsize::new(0));
+    let tell = endless.clone();
+    hyper::ext::on_informational(request, move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) >= PROVISIONAL {
+            tell.notify_one();
+        }
+    });
+    endless
+}
+
 async fn failure(reply: Response<Incoming>) -> Error {
     let status = reply.status().as_u16();
-    match collect(reply).await {
-        Ok(body) => Error::from_reply(status, &body),
-        Err(error) => error,
-    }
+    let (mut body, mut begin) = (reply.into_body(), Vec::new());
+    let read = async {
+        while let Some(Ok(frame)) = body.frame().await
+            && begin.len() as u64 <= ERROR_LIMIT
+        {
+            begin.extend_from_slice(&frame.into_data().unwrap_or_default());
+        }
+    };
+    // What has come tells something, however it ended.
+    let _ = tokio::time::timeout(ERROR_TIMEOUT, read).await;
+    Error::from_reply(status, &begin)
 }
 
 fn parse<T: DeserializeOwned>(reply: &[u8]) -> Result<T> {

@@ -113,6 +113,17 @@ pub enum Error {
     /// The server's answer makes no sense.
     #[error("bad response: {0}")]
     Response(String),
+    /// What came is not HTTP.
+    #[error("bad response: not HTTP: {0:?}")]
+    NotHttp(String),
+    /// The server said no, in words that are not Garden's: a proxy before it, say.
+    #[error("bad response: status {status}: {text}")]
+    Status {
+        /// Of HTTP.
+        status: u16,
+        /// How its body begins.
+        text: String,
+    },
     /// Waiting for the process failed on the server's side.
     #[error("process error: {0}")]
     Process(String),
@@ -135,11 +146,26 @@ impl Error {
 
     /// The error in a reply with a status that is not 2xx.
     pub(crate) fn from_reply(status: u16, body: &[u8]) -> Self {
-        serde_json::from_slice(body).map_or_else(
-            |_| Self::Response(format!("status {status}: {}", String::from_utf8_lossy(body).trim())),
-            Self::Garden,
-        )
+        match serde_json::from_slice::<ErrorBody>(body) {
+            Ok(mut body) if !body.message.is_empty() || !body.kind.is_empty() => {
+                body.message = clip(&body.message);
+                Self::Garden(body)
+            }
+            _ => Self::Status { status, text: clip(String::from_utf8_lossy(body).trim()) },
+        }
     }
+}
+
+/// Bytes of what a server says that are shown to people; its own messages are shorter.
+const SHOWN: usize = 8 << 10;
+
+/// The beginning of a text that may be long.
+pub(crate) fn clip(text: &str) -> String {
+    if text.len() <= SHOWN {
+        return text.to_owned();
+    }
+    let end = (0..=SHOWN).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}… ({} more bytes)", &text[..end], text.len() - end)
 }
 
 /// Shorthand.
@@ -174,5 +200,17 @@ mod tests {
         let error = Error::from_reply(404, b"404 page not found\n");
         assert_eq!(error.to_string(), "bad response: status 404: 404 page not found");
         assert_eq!(error.kind(), None);
+        // So is JSON that is not Garden's.
+        assert_eq!(Error::from_reply(502, b"{}").to_string(), "bad response: status 502: {}");
+    }
+
+    #[test]
+    fn a_long_reply_is_not_shown_whole() {
+        let long = "é".repeat(1 << 20);
+        let body = crate::encode(&ErrorBody::new(ErrorKind::Other, long.clone()));
+        for body in [long.as_bytes(), &body] {
+            let text = Error::from_reply(500, body).to_string();
+            assert!(text.len() < 2 * SHOWN && text.contains("é… (2088960 more bytes)"), "{}", text.len());
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! written and their heads read here.
 
 use crate::client::Server;
+use crate::error::clip;
 use crate::wire::{INPUT_HEADER, WAIT_HEADER};
 use crate::{Address, Error, Result};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -22,7 +23,11 @@ impl std::fmt::Debug for dyn Duplex {
 /// Longest head of a reply.
 const HEAD_LIMIT: u64 = 64 << 10;
 /// Longest body of an error.
-const ERROR_LIMIT: u64 = 1 << 20;
+pub(crate) const ERROR_LIMIT: u64 = 1 << 20;
+/// How long the body of an error may take: what has come by then is shown.
+pub(crate) const ERROR_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Replies that announce another one (1xx), for one request. Garden's servers send one at most.
+pub(crate) const PROVISIONAL: usize = 32;
 /// As the Go client.
 const DIAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -84,22 +89,48 @@ pub(crate) async fn hijack(
     stream.write_all(&request).await?;
     stream.flush().await?;
 
-    let Head { status, length, binary } = read_head(&mut stream).await?;
+    let Head { status, length, binary } = read_final(&mut stream).await?;
     if (200..300).contains(&status) {
         return Ok(Hijacked { stream, binary });
     }
     let mut body = Vec::new();
-    stream.take(length.unwrap_or(ERROR_LIMIT).min(ERROR_LIMIT)).read_to_end(&mut body).await?;
+    let mut rest = stream.take(length.unwrap_or(ERROR_LIMIT).min(ERROR_LIMIT));
+    // What has come tells something, however it ended.
+    let _ = tokio::time::timeout(ERROR_TIMEOUT, rest.read_to_end(&mut body)).await;
     Err(Error::from_reply(status, &body))
+}
+
+/// Too many replies that only announce another one.
+pub(crate) fn endless() -> Error {
+    Error::Response(format!(
+        "more than {PROVISIONAL} replies that announce another one (status 1xx), and no other"
+    ))
+}
+
+/// The head of the reply that is meant, after those that announce it.
+async fn read_final<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> {
+    for _ in 0..=PROVISIONAL {
+        let head = read_head(stream).await?;
+        // 101 is the last one of HTTP (RFC 9110, section 15.2.2).
+        if !(100..200).contains(&head.status) || head.status == 101 {
+            return Ok(head);
+        }
+    }
+    Err(endless())
 }
 
 async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> {
     let mut head = stream.take(HEAD_LIMIT);
-    let mut line = String::new();
-    head.read_line(&mut line).await?;
+    let mut line = Vec::new();
+    // The alert of a server that speaks TLS is no text.
+    head.read_until(b'\n', &mut line).await?;
+    let mut line = String::from_utf8_lossy(&line).into_owned();
+    if line.is_empty() {
+        return Err(Error::Disconnected);
+    }
     let status =
         line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse().ok());
-    let status = status.ok_or_else(|| Error::Response(format!("not HTTP: {:?}", line.trim_end())))?;
+    let status = status.ok_or_else(|| Error::NotHttp(clip(line.trim_end())))?;
     let mut found = Head { status, ..Head::default() };
     loop {
         line.clear();
@@ -110,7 +141,7 @@ async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> {
             if line.trim_end().is_empty() {
                 return Ok(found);
             }
-            return Err(Error::Response(format!("not a header: {:?}", line.trim_end())));
+            return Err(Error::NotHttp(clip(line.trim_end())));
         };
         if name.eq_ignore_ascii_case("content-length") {
             found.length = value.trim().parse().ok();
@@ -150,5 +181,16 @@ mod tests {
         for bad in ["", "hello\r\n", "HTTP/1.1 200 OK\r\nX: y\r\n", "HTTP/1.1 200 OK\r\nnonsense\r\n\r\n"] {
             assert!(read_head(&mut bad.as_bytes()).await.is_err(), "{bad:?}");
         }
+        assert!(matches!(read_head(&mut &b"\x15\x03\x03\0\x02\x02\x32"[..]).await, Err(Error::NotHttp(_))));
+    }
+
+    #[tokio::test]
+    async fn replies_that_announce_another_one_are_counted() {
+        let early = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n";
+        let meant = "HTTP/1.1 201 Created\r\n\r\n";
+        let reply = early.repeat(PROVISIONAL) + meant;
+        assert_eq!(read_final(&mut reply.as_bytes()).await.unwrap().status, 201);
+        let endless = early.repeat(PROVISIONAL + 1) + meant;
+        assert!(read_final(&mut endless.as_bytes()).await.is_err());
     }
 }

@@ -286,6 +286,17 @@ pub enum Error {
         /// The first of the servers, with its port if that is not the scheme's.
         host: String,
     },
+    /// A blob is only to be had by addresses with a user or a password.
+    #[error(
+        "{what} is not in the layout but on {host}, by an address with a user or a password, which an image may not give: \
+         have it made with an address that has none, or with the layer in it"
+    )]
+    Account {
+        /// The blob.
+        what: String,
+        /// The first of the servers, with its port if that is not the scheme's.
+        host: String,
+    },
     /// A server does not say what tells one state of a file from another.
     #[error(
         "{url}: the server gives neither a strong ETag nor Last-Modified with Content-Length, so the digest of the app \

@@ -225,20 +225,21 @@ impl Layer {
         watch: &Watch,
     ) -> Result<Unpacked, Error> {
         let base = self.base.as_ref().map(|base| (base, below));
-        let rules = Rules { base, limits, budget: &self.budget, strict: false };
+        let rules = Rules { base, limits, budget: &self.budget, watch, strict: false };
         let counted = (!self.again).then_some(&*self.budget);
         let stop = Stop::new(watch);
         match &self.blob {
             Blob::Oci { layout, digest, size, diff_id, locations, remote } => {
                 let what = format!("layer {digest}");
                 let allowed;
-                let mut whole = None;
+                let (mut keep_in, mut whole) = (None, None);
                 let reader: Box<dyn Read + Send + '_> = match locations {
                     Some(locations) if !layout.has(digest) => {
                         if locations.is_empty() {
                             return Err(Error::NoUrl { what });
                         }
                         allowed = remote.allowed(&what, locations)?;
+                        keep_in = Some(into);
                         let (size, limit) = (Some(*size), limits.max_bytes);
                         let mirrors_of = Some(what.as_str());
                         let fetch = Fetch {
@@ -267,6 +268,7 @@ impl Layer {
                     digest: true,
                     only_gzip: false,
                     budget: counted,
+                    keep_in,
                     stop: &stop,
                     whole,
                 };
@@ -313,9 +315,10 @@ impl Layer {
                 };
                 unchanged()?;
                 let (counts, digests) = rootfs::stream(path, |reader| {
-                    let (size, digest, only_gzip, budget, whole) = (None, false, false, counted, None);
-                    let input =
-                        Input { reader, what: &what, size, digest, only_gzip, budget, stop: &stop, whole };
+                    let (size, digest, only_gzip, budget) = (None, false, false, counted);
+                    let (keep_in, whole, stop) = (None, None, &stop);
+                    let what = &*what;
+                    let input = Input { reader, what, size, digest, only_gzip, budget, keep_in, stop, whole };
                     let rules = Rules { strict: true, ..rules };
                     pipeline::run(input, |pieces| unpack(pieces, into, &rules))
                 })?;
@@ -329,17 +332,8 @@ impl Layer {
 
 /// A blob whose own digest nobody promised.
 fn local<'a>(section: Section, what: &'a str, budget: Option<&'a Budget>, stop: &'a Stop<'a>) -> Input<'a> {
-    let whole = section.whole();
-    Input {
-        reader: Box::new(section),
-        what,
-        size: None,
-        digest: false,
-        only_gzip: false,
-        budget,
-        stop,
-        whole,
-    }
+    let (whole, reader) = (section.whole(), Box::new(section));
+    Input { reader, what, size: None, digest: false, only_gzip: false, budget, keep_in: None, stop, whole }
 }
 
 pub(crate) fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {

@@ -10,32 +10,40 @@
 //! Each stage takes a core's time of its own: of a 392 MB layer in zstd 0.4 s to decompress, 0.5 s to hash, 0.5 s to
 //! write. A piece goes to both its readers without a copy, and its buffer is used again after the last of them.
 
-use std::io::{self, BufRead, Read};
+use std::fs::File;
+use std::io::{self, BufRead, Read, Seek, Write};
 use std::mem;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
-use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags, openat};
 use sha2::{Digest as _, Sha256};
 
 use crate::budget::Budget;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::remote::Stop;
+use crate::room::{PIECE, Share};
 use crate::stream::stream_error;
+use crate::tree::at;
 
-/// Bytes of one piece, and how many may wait for each reader. 3 MiB hide the stages' pauses on a busy host and keep
-/// four unpacks at once far below 64 MB of memory.
-const PIECE: usize = 256 << 10;
+/// How many pieces may wait for each reader. 3 MiB hide the stages' pauses on a busy host and keep four unpacks at once
+/// far below 64 MB of memory.
 const WAITING: usize = 12;
+/// Bytes of the first piece, which is read before there is room, and by which one sees what is needed.
+const HEAD: usize = 4 << 10;
+/// Bytes of memory that an unpack takes at most, without a window: the pieces that wait for the hasher can be others than
+/// those that wait for the writer.
+const PIECES: usize = (2 * WAITING + 8) * PIECE;
 /// The largest zstd windows, as powers of two. A decoder holds all of its window, which the layer chooses, in memory. 8 MiB
-/// are what every decoder should take (RFC 8878, section 3.1.1.1.2) and what `zstd -19` makes; larger ones, which image
-/// builders make at their highest levels, are read one at a time.
+/// are what every decoder should take (RFC 8878, section 3.1.1.1.2) and what `zstd -19` makes; image builders make
+/// larger ones at their highest levels.
 const WINDOW_LOG: u32 = 23;
 const MAX_WINDOW_LOG: u32 = 25;
-/// How often who waits for another one's large window looks whether it is to go on waiting.
-const LOOK: Duration = Duration::from_millis(20);
+/// Bytes of what is kept that are received at once.
+const KEPT_AT_ONCE: usize = 64 << 10;
 
 type Piece = Arc<Vec<u8>>;
 
@@ -52,6 +60,8 @@ pub(crate) struct Input<'a> {
     pub(crate) only_gzip: bool,
     /// Counts the bytes as stored; none if they were counted as part of another layer.
     pub(crate) budget: Option<&'a Budget>,
+    /// Of a reader that may have to wait for its bytes: a directory on whose file system they can be kept.
+    pub(crate) keep_in: Option<BorrowedFd<'a>>,
     pub(crate) stop: &'a Stop<'a>,
     /// How the bytes as stored are compressed once more, with all that is beside them.
     pub(crate) whole: Option<Whole>,
@@ -135,26 +145,6 @@ enum Work {
     Plain(Piece),
 }
 
-/// Buffers to be used again; as many as were ever in flight.
-#[derive(Default)]
-struct Pool(Mutex<Vec<Vec<u8>>>);
-
-impl Pool {
-    /// A buffer of [`PIECE`] bytes with anything in it.
-    fn take(&self) -> Vec<u8> {
-        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        buffer.resize(PIECE, 0);
-        buffer
-    }
-
-    /// Keeps the buffer unless somebody else still reads it.
-    fn give(&self, piece: Piece) {
-        if let Some(buffer) = Arc::into_inner(piece).filter(|buffer| buffer.capacity() >= PIECE) {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-        }
-    }
-}
-
 /// Gives the uncompressed bytes of `input` to `write`, which must read them to the end.
 pub(crate) fn run<T>(
     input: Input<'_>,
@@ -162,9 +152,8 @@ pub(crate) fn run<T>(
 ) -> Result<(T, Digests), Error> {
     let (what, stop) = (input.what, input.stop);
     let thread_error = |why: String| Error::Thread { what: what.into(), why };
-    let pool = Pool::default();
     thread::scope(|scope| {
-        let pool = &pool;
+        let pool = &stop.share;
         let (to_hasher, work) = sync_channel(WAITING);
         let (to_writer, pieces) = sync_channel(WAITING);
         let spawn_error = |e: io::Error| thread_error(e.to_string());
@@ -200,7 +189,7 @@ pub(crate) fn run<T>(
     })
 }
 
-fn hash(work: &Receiver<Work>, pool: &Pool) -> (Option<Digest>, Digest) {
+fn hash(work: &Receiver<Work>, pool: &Share<'_>) -> (Option<Digest>, Digest) {
     let (mut blob, mut plain) = (None, Sha256::new());
     for work in work {
         let piece = match work {
@@ -229,18 +218,22 @@ enum End {
 /// lie, and a tar file has none.
 fn read(
     input: Input<'_>,
-    pool: &Pool,
+    pool: &Share<'_>,
     hasher: &SyncSender<Work>,
     writer: &SyncSender<Piece>,
 ) -> Result<(End, u64), Error> {
     let what = input.what;
     let (digest, only_gzip) = (input.digest, input.only_gzip);
-    let mut raw = Raw { input, pool, hasher: None, piece: Piece::default(), at: 0, total: 0, cause: None };
+    let keep_in = input.keep_in;
+    let piece = Piece::default();
+    let mut raw =
+        Raw { input, pool, hasher: None, piece, at: 0, total: 0, needs: 0, kept: false, cause: None };
     let result = (|| {
         let head = raw.fill_buf()?;
         let compression = Compression::of(head);
         let (gzip, zstd) = (compression == Some(Compression::Gzip), compression == Some(Compression::Zstd));
         let large = window(head).is_some_and(|window| window > 1 << WINDOW_LOG);
+        let log = if large { MAX_WINDOW_LOG } else { WINDOW_LOG };
         if head.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
         }
@@ -250,6 +243,14 @@ fn read(
         if only_gzip && !gzip {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not compressed by gzip"));
         }
+        raw.needs = if zstd { PIECES + (1 << log) } else { PIECES };
+        // A server may be slow, and what a decoder holds it holds until the end.
+        if let Some(dir) = keep_in.filter(|_| zstd)
+            && !pool.take_firm(raw.needs)
+        {
+            raw.keep(dir)?;
+        }
+        raw.take_room()?;
         if !gzip && !zstd {
             return copy(&mut raw, hasher, writer);
         }
@@ -259,9 +260,8 @@ fn read(
         let decoded = if gzip {
             decode(flate2::bufread::MultiGzDecoder::new(&mut raw), pool, hasher, writer)?
         } else {
-            let turn = if large { large_window(raw.input.stop) } else { None };
             let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut raw)?;
-            decoder.window_log_max(if turn.is_some() { MAX_WINDOW_LOG } else { WINDOW_LOG })?;
+            decoder.window_log_max(log)?;
             decode(decoder, pool, hasher, writer)?
         };
         if matches!(decoded, End::Eof) {
@@ -318,19 +318,6 @@ pub(crate) fn decoder<'a>(
     }))
 }
 
-/// This thread's turn to hold a large window. None if it was ended before.
-fn large_window(stop: &Stop<'_>) -> Option<MutexGuard<'static, ()>> {
-    static TURN: Mutex<()> = Mutex::new(());
-    while !stop.is_set() {
-        match TURN.try_lock() {
-            Ok(turn) => return Some(turn),
-            Err(TryLockError::Poisoned(turn)) => return Some(turn.into_inner()),
-            Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
-        }
-    }
-    None
-}
-
 fn size_mismatch(what: &str, expected: u64, actual: u64) -> Error {
     Error::SizeMismatch { what: what.into(), expected, actual }
 }
@@ -347,12 +334,12 @@ fn copy(raw: &mut Raw<'_>, hasher: &SyncSender<Work>, writer: &SyncSender<Piece>
 
 fn decode(
     mut decoder: impl Read,
-    pool: &Pool,
+    pool: &Share<'_>,
     hasher: &SyncSender<Work>,
     writer: &SyncSender<Piece>,
 ) -> io::Result<End> {
     loop {
-        let mut buffer = pool.take();
+        let mut buffer = pool.buffer();
         fill(&mut decoder, &mut buffer)?;
         if buffer.is_empty() {
             return Ok(End::Eof);
@@ -382,12 +369,16 @@ fn fill(source: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<()> {
 /// The blob's bytes as stored.
 struct Raw<'a> {
     input: Input<'a>,
-    pool: &'a Pool,
+    pool: &'a Share<'a>,
     /// Gets each piece too.
     hasher: Option<&'a SyncSender<Work>>,
     piece: Piece,
     at: usize,
     total: u64,
+    /// Bytes of memory that who reads on takes; 0 until that is known.
+    needs: usize,
+    /// Whether the reader gives what was received, and counted, before.
+    kept: bool,
     /// What ended the reading, which a decoder may disguise.
     cause: Option<Error>,
 }
@@ -398,6 +389,62 @@ impl<'a> Raw<'a> {
         // A hasher that is gone shows when the first plain piece is sent.
         let _ = hasher.send(Work::Blob(Arc::clone(&self.piece)));
         self.hasher = Some(hasher);
+    }
+
+    /// Remembers what ended the reading, and gives the decoder some error.
+    fn end(&mut self, cause: Error) -> io::Error {
+        self.cause = Some(cause);
+        io::Error::other("the reader failed")
+    }
+
+    fn check_stop(&mut self) -> io::Result<()> {
+        if self.input.stop.is_set() {
+            let what = self.input.what.into();
+            return Err(self.end(Error::Cancelled { what }));
+        }
+        Ok(())
+    }
+
+    /// Waits for room, unless it is held.
+    fn take_room(&mut self) -> io::Result<()> {
+        let stop = self.input.stop;
+        if self.needs > 0 && !self.pool.take(self.needs, &|| stop.is_set()) {
+            self.check_stop()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes to be read: one more than promised is enough to know that the promise was wrong.
+    fn wanted(&self, received: u64) -> usize {
+        let left = |size: u64| size.saturating_sub(received).saturating_add(1);
+        self.input.size.map_or(usize::MAX, |size| usize::try_from(left(size)).unwrap_or(usize::MAX))
+    }
+
+    /// Receives all that is still to come into a file without a name, and reads on from there.
+    fn keep(&mut self, dir: BorrowedFd<'_>) -> io::Result<()> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let op = "make a temporary file for a layer in";
+        let file = openat(dir, ".", flags, Mode::RUSR).map_err(|error| self.end(at(op, b".")(error)))?;
+        let (mut file, mut received) = (File::from(file), self.total);
+        let mut buffer = vec![0; KEPT_AT_ONCE];
+        loop {
+            self.check_stop()?;
+            buffer.resize(KEPT_AT_ONCE.min(self.wanted(received)), 0);
+            let read = fill(&mut self.input.reader, &mut buffer);
+            read.map_err(|error| self.end(stream_error(self.input.what, error)))?;
+            if buffer.is_empty() {
+                break;
+            }
+            received += buffer.len() as u64;
+            self.input.stop.watch.add(buffer.len() as u64);
+            let path = self.input.what.to_owned();
+            let written = file.write_all(&buffer);
+            written.map_err(|source| self.end(Error::Io { op: "keep", path, source }))?;
+        }
+        file.rewind()?;
+        self.input.reader = Box::new(file);
+        self.kept = true;
+        Ok(())
     }
 }
 
@@ -414,32 +461,27 @@ impl BufRead for Raw<'_> {
         if self.at < self.piece.len() {
             return Ok(&self.piece[self.at..]);
         }
-        if self.input.stop.is_set() {
-            self.cause = Some(Error::Cancelled { what: self.input.what.into() });
-            return Err(io::Error::other("cancelled"));
-        }
+        self.check_stop()?;
         self.pool.give(mem::take(&mut self.piece));
         self.at = 0;
-        let mut buffer = self.pool.take();
-        // One byte more than promised is enough to know that the promise was wrong.
-        if let Some(size) = self.input.size {
-            let left = size.saturating_sub(self.total).saturating_add(1);
-            buffer.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-        }
+        let mut buffer = if self.needs == 0 { vec![0; HEAD] } else { self.pool.buffer() };
+        buffer.truncate(self.wanted(self.total));
         if let Err(e) = fill(&mut self.input.reader, &mut buffer) {
-            self.cause = Some(stream_error(self.input.what, e));
-            return Err(io::Error::other("the reader failed"));
+            return Err(self.end(stream_error(self.input.what, e)));
         }
         self.total += buffer.len() as u64;
-        self.input.stop.watch.add(buffer.len() as u64);
+        if !self.kept {
+            self.input.stop.watch.add(buffer.len() as u64);
+        }
         if let Some(budget) = self.input.budget {
             let before = self.total - buffer.len() as u64;
             budget.add_stored(self.input.stored(self.total) - self.input.stored(before));
         }
         if let Some(size) = self.input.size.filter(|size| self.total > *size) {
-            self.cause = Some(size_mismatch(self.input.what, size, self.total));
-            return Err(io::Error::other("more bytes than promised"));
+            return Err(self.end(size_mismatch(self.input.what, size, self.total)));
         }
+        // It may have been given back while this waited.
+        self.take_room()?;
         self.piece = Arc::new(buffer);
         if let Some(hasher) = self.hasher.filter(|_| !self.piece.is_empty()) {
             let _ = hasher.send(Work::Blob(Arc::clone(&self.piece)));
@@ -455,7 +497,7 @@ impl BufRead for Raw<'_> {
 /// The writer's end of the pipeline.
 pub(crate) struct Pieces<'a> {
     pieces: Receiver<Piece>,
-    pool: &'a Pool,
+    pool: &'a Share<'a>,
     stop: &'a Stop<'a>,
     piece: Piece,
     at: usize,
@@ -472,12 +514,13 @@ impl Read for Pieces<'_> {
 impl BufRead for Pieces<'_> {
     /// An unpack that was cancelled looks like an early end; [`run`] knows better.
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.stop.watch.is_cancelled() {
+            return Ok(&[]);
+        }
         if self.at == self.piece.len() {
             self.at = 0;
             self.pool.give(mem::take(&mut self.piece));
-            if !self.stop.watch.is_cancelled()
-                && let Ok(next) = self.pieces.recv()
-            {
+            if let Ok(next) = self.pieces.recv() {
                 self.piece = next;
             }
         }

@@ -8,7 +8,8 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -75,6 +76,10 @@ pub(crate) fn compression(file: &File, path: &Path) -> Result<Option<Compression
     found.and_then(|found| found.refused(&shown)).map_or(Ok(found), Err)
 }
 
+static TURN: Mutex<()> = Mutex::new(());
+/// How often who waits for a turn looks whether it is to go on waiting.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Those that somebody still reads.
 static MADE: Mutex<Vec<(Identity, Weak<File>, Whole)>> = Mutex::new(Vec::new());
 
@@ -97,6 +102,17 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
             return Ok(Plain { file, whole: Some(whole) });
         }
     }
+    // One at a time: a decoder of zstd holds up to 32 MiB, as the file chooses.
+    let _turn = loop {
+        match TURN.try_lock() {
+            Ok(turn) => break turn,
+            Err(TryLockError::Poisoned(turn)) => break turn.into_inner(),
+            Err(TryLockError::WouldBlock) if (opening.cancelled)() => {
+                return Err(Error::Cancelled { what: path.display().to_string() });
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+        }
+    };
     let (file, plain) = decompress(path, &file, before.size, compression, opening)?;
     if identity_changed(&before, path) {
         return Err(Error::Changed { path: path.display().to_string() });

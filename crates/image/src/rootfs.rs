@@ -87,7 +87,7 @@ pub(crate) fn look(path: &Path, limits: &Limits, into: Option<BorrowedFd<'_>>) -
         changed: (0, 0),
         path: name.to_vec(),
     };
-    looking.directory(root, &stat, 0)?;
+    looking.directory(&root, &stat, 0)?;
     Ok(Seen { state: Digest::finish(looking.hasher), bytes: looking.seen.1, changed: looking.changed })
 }
 
@@ -134,7 +134,7 @@ impl Look<'_> {
         Ok(())
     }
 
-    fn directory(&mut self, dir: OwnedFd, stat: &Stat, depth: usize) -> Result<(), Error> {
+    fn directory(&mut self, dir: &OwnedFd, stat: &Stat, depth: usize) -> Result<(), Error> {
         if self.into == Some((stat.st_dev, stat.st_ino)) {
             return Err(Error::UnsafePath {
                 path: show(&self.path),
@@ -146,7 +146,7 @@ impl Look<'_> {
             return Err(Error::Limit { what, limit });
         }
         let mut names = Vec::new();
-        for entry in Dir::read_from(&dir).map_err(failed("list", &self.path))? {
+        for entry in Dir::read_from(dir).map_err(failed("list", &self.path))? {
             let name = entry.map_err(failed("list", &self.path))?.file_name().to_bytes().to_vec();
             if name != b"." && name != b".." {
                 names.push(name);
@@ -157,18 +157,18 @@ impl Look<'_> {
             let above = self.path.len();
             self.path.push(b'/');
             self.path.extend_from_slice(&name);
-            let stat = statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat", &self.path))?;
+            let stat = statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat", &self.path))?;
             self.add(&name, &stat)?;
             match FileType::from_raw_mode(stat.st_mode) {
                 // What is mounted in it is not of it.
                 FileType::Directory if stat.st_dev == self.device => {
                     let child =
-                        openat(&dir, &*name, DIR, Mode::empty()).map_err(failed("open", &self.path))?;
-                    self.directory(child, &stat, depth + 1)?;
+                        openat(dir, &*name, DIR, Mode::empty()).map_err(failed("open", &self.path))?;
+                    self.directory(&child, &stat, depth + 1)?;
                 }
                 FileType::Symlink => {
                     let target =
-                        readlinkat(&dir, &*name, Vec::new()).map_err(failed("read the link", &self.path))?;
+                        readlinkat(dir, &*name, Vec::new()).map_err(failed("read the link", &self.path))?;
                     self.hasher.update(target.as_bytes_with_nul());
                 }
                 _ => {}

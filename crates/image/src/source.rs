@@ -229,7 +229,7 @@ impl Source {
         }
     }
 
-    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and opening.
+    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and room.
     pub fn is_packed(&self) -> bool {
         let (Place::Path(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. }) =
             &self.place

@@ -11,18 +11,26 @@ use rustix::io::Errno;
 use rustix::process::getegid;
 
 use crate::error::{Error, show};
+use crate::watch::Watch;
 
 /// Flags for a directory that is used as the base of `*at` calls and gets attributes.
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const PERMISSIONS: u32 = 0o777;
 const SETGID: u32 = 0o2000;
-/// How many dangling symlinks are followed to make the directory they point to.
-const MAX_HOPS: u32 = 8;
+/// How many symlinks are followed on the way to one directory, as by the kernel (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+/// Steps along symlinks and missing directories that the entries of a layer may take together: so many, a second's worth, and
+/// so many more for each entry. A few kilobytes of an image can ask for millions.
+const MAX_STEPS: u64 = 256 << 10;
+const STEPS_FOR_EACH: u64 = 32;
+/// What following a symlink and making a directory cost more than opening one.
+const LINK_STEPS: u64 = 2;
+const MAKE_STEPS: u64 = 8;
 /// openat2 answers EAGAIN when a rename elsewhere raced with `..`; so often it is asked again.
 const MAX_RETRIES: u32 = 128;
 
 /// The root of a layer while it is unpacked.
-pub(crate) struct Tree {
+pub(crate) struct Tree<'a> {
     root: OwnedFd,
     /// The directory used last: archives list a directory's files one after the other.
     last: Option<(Vec<u8>, Rc<Parent>)>,
@@ -34,6 +42,9 @@ pub(crate) struct Tree {
     made: u64,
     max_made: u64,
     max_depth: usize,
+    /// Steps that are left.
+    steps: u64,
+    watch: &'a Watch,
 }
 
 /// A directory in which entries are made.
@@ -65,8 +76,13 @@ pub(crate) fn set_opaque(dir: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> 
     fsetxattr(dir, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(at("mark as opaque", path))
 }
 
-impl Tree {
-    pub(crate) fn new(into: BorrowedFd<'_>, max_made: u64, max_depth: usize) -> Result<Self, Error> {
+impl<'a> Tree<'a> {
+    pub(crate) fn new(
+        into: BorrowedFd<'_>,
+        max_made: u64,
+        max_depth: usize,
+        watch: &'a Watch,
+    ) -> Result<Self, Error> {
         let root = openat(into, ".", DIR, Mode::empty()).map_err(at("open", b"."))?;
         // Asking for the umask changes it for all threads, so a file without a name shows it. Where there are none,
         // modes and owners are set one by one.
@@ -76,7 +92,8 @@ impl Tree {
         let (masked, as_root) = probe.map_or((PERMISSIONS, false), |stat| {
             (PERMISSIONS & !stat.st_mode, stat.st_uid == 0 && getegid().is_root())
         });
-        Ok(Self { root, last: None, masked, as_root, made: 0, max_made, max_depth })
+        let steps = MAX_STEPS;
+        Ok(Self { root, last: None, masked, as_root, made: 0, max_made, max_depth, steps, watch })
     }
 
     /// True if a file or directory just made in `parent` with the mode `mode & 0o777` has that mode. Neither setuid and
@@ -105,10 +122,30 @@ impl Tree {
         self.made
     }
 
-    /// An existing directory; symlinks on the way, and the last one, are resolved inside the root.
-    pub(crate) fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+    /// Must be called for each entry, and for each directory that is found again in the end.
+    pub(crate) fn next(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.steps = self.steps.saturating_add(STEPS_FOR_EACH);
+        self.take(0, path)
+    }
+
+    fn take(&mut self, steps: u64, path: &[u8]) -> Result<(), Error> {
+        if self.watch.is_cancelled() {
+            return Err(Error::Cancelled { what: show(path) });
+        }
+        self.steps = self.steps.checked_sub(steps).ok_or_else(|| Error::Limit {
+            what: format!(
+                "the steps along links and missing directories (at {}), beside some for each entry,",
+                show(path)
+            ),
+            limit: MAX_STEPS,
+        })?;
+        Ok(())
+    }
+
+    /// An existing directory with no symlink on the way.
+    fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
         let mut tries = 0;
         loop {
             match openat2(&self.root, path, DIR, Mode::empty(), resolve) {
@@ -118,6 +155,11 @@ impl Tree {
         }
     }
 
+    /// An existing directory; symlinks on the way, and the last one, are resolved inside the root.
+    pub(crate) fn find(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
+        self.walk(path, false)
+    }
+
     /// The directory `path`, made if it is missing.
     pub(crate) fn parent(&mut self, path: &[u8]) -> Result<Rc<Parent>, Error> {
         if let Some((last, parent)) = &self.last
@@ -125,7 +167,7 @@ impl Tree {
         {
             return Ok(Rc::clone(parent));
         }
-        let fd = self.ensure(path, MAX_HOPS)?;
+        let fd = self.walk(path, true)?;
         let stat = fstat(&fd).map_err(at("look at", path))?;
         let plain = stat.st_gid == 0 && stat.st_mode & SETGID == 0;
         let parent = Rc::new(Parent { fd, plain });
@@ -133,51 +175,69 @@ impl Tree {
         Ok(parent)
     }
 
-    fn ensure(&mut self, path: &[u8], hops: u32) -> Result<OwnedFd, Error> {
+    /// The kernel's own walk along symlinks cannot be counted: a chain of them costs it 80,000 steps. So it does those walks
+    /// that meet none, and the others are done here.
+    fn walk(&mut self, path: &[u8], make: bool) -> Result<OwnedFd, Error> {
         match self.open(path) {
+            Err(Errno::LOOP) => {}
             // ENOTDIR: perhaps a whiteout that this layer fills again.
-            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(Errno::NOENT | Errno::NOTDIR) if make => {}
             other => return other.map_err(at("open", path)),
         }
-        if path.split(|b| *b == b'/').filter(|name| !name.is_empty()).count() > self.max_depth {
-            // Only a symlink's target can be so deep: names were checked.
-            return Err(Error::Limit {
-                what: format!("the depth of {}", show(path)),
-                limit: self.max_depth as u64,
-            });
-        }
         let mut current = self.open(b"").map_err(at("open", b"."))?;
-        let mut prefix: Vec<u8> = Vec::new();
-        for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
-            let above = prefix.len();
-            if above > 0 {
-                prefix.push(b'/');
+        let (mut rest, mut begin, mut depth, mut links) = (path.to_vec(), 0, 0, 0);
+        while begin < rest.len() {
+            let end = rest[begin..].iter().position(|b| *b == b'/').map_or(rest.len(), |n| begin + n);
+            let name = &rest[begin..end];
+            begin = end + 1;
+            if matches!(name, b"" | b".") || name == b".." && depth == 0 {
+                continue;
             }
-            prefix.extend_from_slice(name);
-            current = match self.open(&prefix) {
-                Ok(fd) => fd,
-                Err(Errno::NOENT | Errno::NOTDIR) => match self.make(&current, name, &prefix)? {
-                    Some(fd) => fd,
-                    None if hops == 0 => return Err(at("follow", &prefix)(Errno::LOOP)),
-                    // A symlink to nowhere: what it points to is made, inside the root.
-                    None => {
-                        let target = readlinkat(&current, name, Vec::new()).map_err(at("follow", &prefix))?;
-                        let target = target.as_bytes();
-                        let mut there =
-                            if target.starts_with(b"/") { Vec::new() } else { prefix[..above].to_vec() };
-                        there.push(b'/');
-                        there.extend_from_slice(target);
-                        self.ensure(&there, hops - 1)?
+            self.take(1, path)?;
+            let flags = DIR | OFlags::NOFOLLOW;
+            let target = match openat(&current, name, flags, Mode::empty()) {
+                Ok(fd) => {
+                    current = fd;
+                    depth = if name == b".." { depth - 1 } else { depth + 1 };
+                    None
+                }
+                Err(error @ (Errno::NOENT | Errno::NOTDIR)) => match readlinkat(&current, name, Vec::new()) {
+                    Ok(target) => Some(target),
+                    Err(_) if make => {
+                        current = self.make(&current, name, path)?;
+                        depth += 1;
+                        None
                     }
+                    Err(_) => return Err(at("open", path)(error)),
                 },
-                Err(e) => return Err(at("open", &prefix)(e)),
+                Err(error) => return Err(at("open", path)(error)),
             };
+            // Only a symlink's target can be so deep: names were checked.
+            if depth > self.max_depth {
+                let what = format!("the depth of {}", show(path));
+                return Err(Error::Limit { what, limit: self.max_depth as u64 });
+            }
+            if let Some(target) = target {
+                self.take(LINK_STEPS, path)?;
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(at("follow", path)(Errno::LOOP));
+                }
+                let target = target.as_bytes();
+                if target.starts_with(b"/") {
+                    (current, depth) = (self.open(b"").map_err(at("open", b"."))?, 0);
+                }
+                // A symlink to nowhere: what it points to is made, inside the root.
+                rest = [target, b"/", rest.get(begin..).unwrap_or_default()].concat();
+                begin = 0;
+            }
         }
         Ok(current)
     }
 
-    /// Makes one missing directory; none if a symlink has its name.
-    fn make(&mut self, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<Option<OwnedFd>, Error> {
+    /// Makes one missing directory.
+    fn make(&mut self, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<OwnedFd, Error> {
+        self.take(MAKE_STEPS, path)?;
         self.made += 1;
         if self.made > self.max_made {
             return Err(Error::Limit {
@@ -190,9 +250,6 @@ impl Tree {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-                    return Ok(None);
-                }
                 if !is_whiteout(&stat) {
                     return Err(at("make the directory", path)(Errno::NOTDIR));
                 }
@@ -211,7 +268,7 @@ impl Tree {
         if opaque {
             set_opaque(fd.as_fd(), path)?;
         }
-        Ok(Some(fd))
+        Ok(fd)
     }
 
     /// Opens the directory `name` itself, never through a symlink.
@@ -222,12 +279,21 @@ impl Tree {
     /// Removes whatever is called `name`, so that an entry of another type can take its place.
     pub(crate) fn remove(&mut self, above: &Parent, name: &[u8], path: &[u8]) -> Result<(), Error> {
         self.last = None;
-        remove(above.as_fd(), name, path, self.max_depth)
+        remove(above.as_fd(), name, path, self.max_depth, self.watch)
     }
 }
 
 /// Removes what is called `name`; a directory with all in it, at most so many levels of them. No symlink is followed.
-pub(crate) fn remove(above: BorrowedFd<'_>, name: &[u8], path: &[u8], depth: usize) -> Result<(), Error> {
+pub(crate) fn remove(
+    above: BorrowedFd<'_>,
+    name: &[u8],
+    path: &[u8],
+    depth: usize,
+    watch: &Watch,
+) -> Result<(), Error> {
+    if watch.is_cancelled() {
+        return Err(Error::Cancelled { what: show(path) });
+    }
     match unlinkat(above, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => {}
         other => return other.map_err(at("replace", path)),
@@ -245,7 +311,7 @@ pub(crate) fn remove(above: BorrowedFd<'_>, name: &[u8], path: &[u8], depth: usi
         let entry = entry.map_err(at("list", path))?;
         let child = entry.file_name().to_bytes();
         if child != b"." && child != b".." {
-            remove(dir.fd().map_err(at("list", path))?, child, path, depth - 1)?;
+            remove(dir.fd().map_err(at("list", path))?, child, path, depth - 1, watch)?;
         }
     }
     unlinkat(above, name, AtFlags::REMOVEDIR).map_err(at("replace", path))

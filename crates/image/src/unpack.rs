@@ -20,6 +20,7 @@ use crate::pipeline::Digests;
 use crate::stream::{Entry, Stream, Time};
 use crate::times::Times;
 use crate::tree::{Parent, Tree, at, set_opaque};
+use crate::watch::Watch;
 use crate::xattr::{self, Fate};
 
 pub(crate) const WHITEOUT: &[u8] = b".wh.";
@@ -121,7 +122,7 @@ pub fn unpack_tar(reader: impl Read, into: BorrowedFd<'_>, limits: &Limits) -> R
     let mut reader = BufReader::with_capacity(BUFFER, Hashing::new(reader));
     // What one reader gives is no image: nobody knows how large it is as stored.
     let limits = &Limits { max_ratio: 0, ..*limits };
-    let rules = Rules { base: None, limits, budget: &Arc::default(), strict: true };
+    let rules = Rules { base: None, limits, budget: &Arc::default(), watch: &Watch::default(), strict: true };
     let counts = unpack(&mut reader, into, &rules)?;
     let plain = reader.into_inner().finish();
     Ok(counts.with(Digests { blob: None, plain, stored: counts.stream }))
@@ -134,6 +135,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) limits: &'a Limits,
     /// What the image's layers share.
     pub(crate) budget: &'a Arc<Budget>,
+    /// Asked at each entry, and more often by one that takes long.
+    pub(crate) watch: &'a Watch,
     /// Explained at [`Stream::next`].
     pub(crate) strict: bool,
 }
@@ -144,10 +147,10 @@ pub(crate) fn unpack<R: BufRead>(
     into: BorrowedFd<'_>,
     rules: &Rules<'_>,
 ) -> Result<Counts, Error> {
-    let Rules { base, limits, budget, strict } = *rules;
+    let Rules { base, limits, budget, watch, strict } = *rules;
     let meter = Meter::new(budget, limits);
     let mut stream = Stream::metered(reader, limits.max_bytes.saturating_add(limits.headers()), meter);
-    let tree = Tree::new(into, limits.max_entries, limits.max_depth)?;
+    let tree = Tree::new(into, limits.max_entries, limits.max_depth, watch)?;
     let mut unpacker = Unpacker {
         base: base.map(|(base, _)| base.names().collect()).unwrap_or_default(),
         tree,
@@ -167,6 +170,7 @@ pub(crate) fn unpack<R: BufRead>(
         if unpacker.counts.entries > limits.max_entries {
             return Err(limit("the number of entries", limits.max_entries));
         }
+        unpacker.tree.next(&entry.path)?;
         unpacker.entry(&entry, &mut stream)?;
         // The entry itself was taken before it was made, but not what it made besides.
         let more = unpacker.tree.made() - made;
@@ -182,7 +186,7 @@ pub(crate) fn unpack<R: BufRead>(
 struct Unpacker<'a> {
     /// The components of the base directory.
     base: Vec<&'a [u8]>,
-    tree: Tree,
+    tree: Tree<'a>,
     limits: &'a Limits,
     budget: &'a Budget,
     counts: Counts,
@@ -246,7 +250,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn root(&mut self, entry: &Entry) -> Result<(), Error> {
-        let fd = self.tree.open(b"").map_err(at("open", b"."))?;
+        let fd = self.tree.find(b"")?;
         self.attributes(&fd, entry, b".", false, false)?;
         self.tree.forget();
         self.defer(b"", entry.mtime)
@@ -357,7 +361,7 @@ impl<'a> Unpacker<'a> {
         let Some((old, old_above)) = names.split_last() else {
             return Err(bad(entry, "a hard link to the root"));
         };
-        let from = self.tree.open(&old_above.join(&b'/')).map_err(at("find the target of the link", path))?;
+        let from = self.tree.find(&old_above.join(&b'/'))?;
         let to = self.tree.parent(above)?;
         // Never follows a symlink in the last component: it becomes another name of the symlink.
         let link = || linkat(&from, *old, &to.fd, name, AtFlags::empty());
@@ -490,12 +494,15 @@ impl<'a> Unpacker<'a> {
 
     /// Sets the times of the directories.
     fn finish(self) -> Result<Counts, Error> {
-        let Self { tree, times, counts, .. } = self;
-        times.set(|path, time| match tree.open(path) {
-            Ok(fd) => futimens(&fd, &stamps(time)).map_err(at("set the time of", path)),
-            // Replaced by a later entry.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
-            Err(e) => Err(at("open", path)(e)),
+        let Self { mut tree, times, counts, .. } = self;
+        times.set(|path, time| {
+            tree.next(path)?;
+            match tree.find(path) {
+                Ok(fd) => futimens(&fd, &stamps(time)).map_err(at("set the time of", path)),
+                // Replaced by a later entry.
+                Err(Error::Write { source: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
         })?;
         Ok(counts)
     }

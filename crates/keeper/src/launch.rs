@@ -352,6 +352,12 @@ fn attach_at(
     // leave the masks without effect.
     let target = mount_points::find(root, destination, directory, places)?;
     let stat = rustix::fs::fstat(&target).map_err(failed(format!("look at {destination}")))?;
+    let top = rustix::fs::fstat(root).map_err(failed("look at the root file system"))?;
+    if (stat.st_dev, stat.st_ino) == (top.st_dev, top.st_ino) {
+        return Err(Stop::from(format!(
+            "a mount over {destination} is not allowed: it is, or a link of the image leads to, the root of the container"
+        )));
+    }
     if (FileType::from_raw_mode(stat.st_mode) == FileType::Directory) != directory {
         let [is, must] = if directory { ["no directory", "one"] } else { ["a directory", "a file"] };
         let text = format!("mount point {destination}: it is {is} in the image, and must be {must}");

@@ -168,7 +168,9 @@ impl Walk<'_> {
                 }
                 _ if todo.is_empty() => return Ok(()),
                 _ => {
-                    return Err(self.error(&format!("/{shown} is no directory in the image, and must be one")));
+                    return Err(
+                        self.error(&format!("/{shown} is no directory in the image, and must be one"))
+                    );
                 }
             }
         }

@@ -5,12 +5,15 @@ use crate::leftovers::{self, Left};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use wardian_sys::directory::{Directory, Error as Untrusted};
-use wardian_sys::procfs;
+use wardian_sys::{lock, procfs};
 
 /// A process name as the kernel keeps it: 15 bytes.
 const KEEPER: &str = "wardian-keeper";
+/// What a keeper is executed from, as the link /proc/PID/exe has it.
+const KEEPER_FILE: &str = "/memfd:wardian-keeper";
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// What is being removed when it is first seen is gone by then.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -40,6 +43,8 @@ struct Process {
     containers: BTreeSet<String>,
     /// It has children: a container lives.
     parent: bool,
+    /// It is a keeper, whatever its name is.
+    keeper: bool,
 }
 
 /// What the run directories say.
@@ -65,6 +70,17 @@ pub fn find(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     }
     std::thread::sleep(PATIENCE);
     Ok(look(runs)?.intersection(&leaks).cloned().collect())
+}
+
+/// The files with certificates that running servers show, as their records name them.
+pub(crate) fn certificates() -> BTreeSet<PathBuf> {
+    let mut dirs = BTreeSet::from([PathBuf::from("/run/wardian")]);
+    dirs.extend(processes().unwrap_or_default().iter().filter_map(run_of_server));
+    let named = dirs.iter().filter_map(|run| {
+        let dir = Directory::open(run).ok()?;
+        json(&dir, "instance.json")["certificate"].as_str().map(PathBuf::from)
+    });
+    named.collect()
 }
 
 fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
@@ -110,28 +126,56 @@ fn processes() -> Result<Vec<Process>> {
             let bytes = std::fs::read(entry.path().join(name)).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
-        let comm = read("comm").trim().to_owned();
-        if !comm.starts_with("wardian") {
+        // Everybody may give a process of hers any name: ours are root's.
+        if !is_roots(&read("status")) {
             continue;
         }
+        let comm = read("comm").trim().to_owned();
         let arguments: Vec<String> = read("cmdline").split('\0').map(str::to_owned).collect();
-        let tag = instance_and_group(&read("cgroup")).map(|(tag, _)| tag.to_owned()).unwrap_or_default();
+        let cgroup = read("cgroup");
+        let place = instance_and_group(&cgroup);
+        let exe = std::fs::read_link(entry.path().join("exe")).ok();
+        let keeper = is_keeper(&comm, exe.as_deref(), place.map(|(_, group)| group));
+        let is_server = arguments.get(1).is_some_and(|command| command == "serve");
+        // Those of a privileged container are root's as well.
+        let inside = place.is_some_and(|(_, group)| group != KEEPERS);
+        if inside || !keeper && !is_server && !comm.starts_with("wardian") {
+            continue;
+        }
+        let tag = place.map(|(tag, _)| tag.to_owned()).unwrap_or_default();
         // A keeper is told its container's id. With cgroup v1 its second thread also stands in the container's
         // cgroups, and that is all there is to know of one whose server did not tell it.
-        let told = arguments.get(1).filter(|id| comm == KEEPER && !id.is_empty());
+        let told = arguments.get(1).filter(|id| keeper && !id.is_empty());
         let mut containers: BTreeSet<String> = told.cloned().into_iter().collect();
         let mut parent = false;
         for task in std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten() {
             let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
             parent |= !read("children").trim().is_empty();
             let groups = read("cgroup");
-            if let Some((_, id)) = instance_and_group(&groups).filter(|(_, id)| *id != "keepers") {
+            if let Some((_, id)) = instance_and_group(&groups).filter(|(_, id)| *id != KEEPERS) {
                 containers.insert(id.to_owned());
             }
         }
-        found.push(Process { pid, comm, arguments, mountinfo: read("mountinfo"), tag, containers, parent });
+        let mountinfo = read("mountinfo");
+        found.push(Process { pid, comm, arguments, mountinfo, tag, containers, parent, keeper });
     }
     Ok(found)
+}
+
+/// The cgroup of an instance's keepers, below its own.
+const KEEPERS: &str = "keepers";
+
+/// Whether root alone is behind a process, from the text of its status: real, effective, saved and file system's user.
+fn is_roots(status: &str) -> bool {
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    users.split_whitespace().count() == 4 && users.split_whitespace().all(|uid| uid == "0")
+}
+
+/// Whether a process of root's is a keeper: a server puts them into their own cgroup and executes them from a file in memory.
+/// Who may not see the file goes by the name.
+fn is_keeper(comm: &str, exe: Option<&Path>, group: Option<&str>) -> bool {
+    let ours = exe.map_or(comm == KEEPER, |exe| exe.to_string_lossy().starts_with(KEEPER_FILE));
+    ours && group == Some(KEEPERS)
 }
 
 /// The run directory that a server was given on its command line.
@@ -158,8 +202,11 @@ fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
         let Ok(dir) = Directory::open(run) else { continue };
         let instance = json(&dir, "instance.json");
         if let (Some(tag), pid) = (instance["tag"].as_str(), instance["pid"].as_u64()) {
-            let lives = processes.iter().any(|p| p.comm == "wardian" && Some(u64::from(p.pid)) == pid);
-            records.tags.insert(tag.to_owned(), lives);
+            // A server holds the lock, whatever it is called. Who may not look into root's processes goes by the name.
+            let holds =
+                dir.file("lock").is_ok_and(|lock| lock::holders(lock.as_fd()).iter().any(|h| h.is_ours));
+            let named = processes.iter().any(|p| p.comm == "wardian" && Some(u64::from(p.pid)) == pid);
+            records.tags.insert(tag.to_owned(), holds || named);
         }
         for record in std::fs::read_dir(run.join("rootfs")).into_iter().flatten().flatten() {
             if let Some(attached) = read_rootfs(&record.path()) {
@@ -206,7 +253,7 @@ fn instance_and_group(cgroup: &str) -> Option<(&str, &str)> {
 }
 
 fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {
-    for keeper in processes.iter().filter(|p| p.comm == KEEPER) {
+    for keeper in processes.iter().filter(|p| p.keeper) {
         let what = format!("process {} ({KEEPER})", keeper.pid);
         // Without a record it waits for a container, as long as its server lives.
         let recorded = keeper.containers.iter().any(|id| records.containers.contains_key(id));
@@ -220,7 +267,7 @@ fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<L
         let what = dir.display().to_string();
         if std::fs::symlink_metadata(dir.join("state.json")).is_err() {
             leaks.insert(Leak { kind: "container", what, why: "it has no state.json".into() });
-        } else if !processes.iter().any(|p| p.comm == KEEPER && p.containers.contains(id)) {
+        } else if !processes.iter().any(|p| p.keeper && p.containers.contains(id)) {
             leaks.insert(Leak { kind: "container", what, why: "it has no keeper".into() });
         }
     }
@@ -304,7 +351,7 @@ fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &
     for instance in instances {
         for group in dirs(&instance) {
             let id = name(&group);
-            let live = id == "keepers" || records.containers.contains_key(&id) || kept.contains(&id);
+            let live = id == KEEPERS || records.containers.contains_key(&id) || kept.contains(&id);
             let processes = members(&group);
             if !live && !occupied.contains(&id) && processes.trim().is_empty() {
                 let what = group.display().to_string();
@@ -362,7 +409,7 @@ mod tests {
     fn a_keeper_belongs_to_a_record_or_to_a_live_server() {
         let keeper = |tag: &str, id: Option<&str>, parent: bool| Process {
             parent,
-            comm: KEEPER.into(),
+            keeper: true,
             tag: tag.into(),
             containers: id.map(str::to_owned).into_iter().collect(),
             ..Process::default()
@@ -378,6 +425,19 @@ mod tests {
         assert_eq!(found(keeper("ffffffff", None, false)), 1);
         assert_eq!(found(keeper("0a1b2c3d", Some("waiting"), false)), 0);
         assert_eq!(found(keeper("0a1b2c3d", Some("lost"), true)), 1);
+    }
+
+    #[test]
+    fn a_name_makes_no_keeper() {
+        let memory = Some(Path::new("/memfd:wardian-keeper (deleted)"));
+        let other = Some(Path::new("/home/user/wardian-keeper"));
+        assert!(is_keeper(KEEPER, memory, Some("keepers")) && is_keeper("renamed", memory, Some("keepers")));
+        assert!(!is_keeper(KEEPER, other, Some("keepers")) && !is_keeper(KEEPER, memory, None));
+        // A process of a container, and what somebody sees who is not root.
+        assert!(!is_keeper(KEEPER, memory, Some("0123456789abcdef0123456789abcdef")));
+        assert!(is_keeper(KEEPER, None, Some("keepers")) && !is_keeper("sleep", None, Some("keepers")));
+        assert!(is_roots("Name:\tx\nUid:\t0\t0\t0\t0\n"));
+        assert!(!is_roots("Uid:\t1000\t0\t0\t0\n") && !is_roots("Uid:\t0\t0\t0\t1\n") && !is_roots(""));
     }
 
     #[test]

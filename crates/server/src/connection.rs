@@ -32,7 +32,7 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two failed handshakes that the log tells at the level info.
 const TELL: Duration = Duration::from_secs(1);
 /// How long a connection that has to go may take for what it was saying.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Ends a connection whose client does not take the body that it has asked for: an extension of its requests.
 #[derive(Debug, Clone, Default)]
@@ -135,7 +135,7 @@ fn is_handshake_told() -> bool {
 pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>) {
     let hosts = arrival.hosts.clone();
     let opened = tokio::select! {
-        opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(Some(place.clone()))) => opened,
+        opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(place.clone())) => opened,
         () = place.evicted() => return,
         () = state.stopping() => return,
     };

@@ -1,7 +1,8 @@
 //! What a developer asks a running server: numbers of the process, and more or less log. On an address of its own.
 
 use crate::Listener;
-use crate::connection::HANDSHAKE_TIMEOUT;
+use crate::connection::{HANDSHAKE_TIMEOUT, LAST_WORDS};
+use crate::door::{self, Door, Entry, Place};
 use crate::host;
 use crate::reply::text;
 use crate::socket::Arrival;
@@ -13,14 +14,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
-use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use std::{fmt, io};
 use wardian_engine::Engine;
 
-/// Connections at a time: one person, and a monitor or two.
+/// Connections at a time, beside those that are kept for root: one person, and a monitor or two.
 const CONNECTIONS: usize = 32;
 /// A client that does not finish its request's head in this time is sent away.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,42 +50,59 @@ type Reply = Response<Full<Bytes>>;
 
 /// Serve for ever.
 pub(crate) async fn serve(debug: Debug, engine: Engine) {
-    let (set_level, places) = (Arc::new(debug.set_level), Arc::new(Semaphore::new(CONNECTIONS)));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        match debug.listener.accept().await {
-            Ok(arrival) => {
-                let (engine, set_level) = (engine.clone(), set_level.clone());
-                tokio::spawn(async move {
-                    connection(arrival, engine, set_level).await;
-                    drop(place);
-                });
+    let Debug { listener, set_level } = debug;
+    let set_level = Arc::new(set_level);
+    let serve = |arrival, entry: Entry| {
+        let (engine, set_level) = (engine.clone(), set_level.clone());
+        Some(async move {
+            if let Some(place) = entry.place().await {
+                connection(arrival, engine, set_level, place).await;
             }
-            Err(error) => {
-                tracing::warn!(%error, "debug: accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
+        })
+    };
+    crate::accept(listener, Door::new(CONNECTIONS), serve).await;
 }
 
-async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>) {
+async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>, place: Arc<Place>) {
     let hosts = arrival.hosts.clone();
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(None)).await {
-        Ok(Ok(stream)) => stream,
-        _ => return,
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(place.clone())) => opened,
+        () = place.evicted() => return,
     };
-    let service = service_fn(move |request| {
+    let Ok(Ok(stream)) = opened else { return };
+    let service = service_fn(|request| {
         let (engine, set_level, hosts) = (engine.clone(), set_level.clone(), hosts.clone());
-        async move { Ok::<_, Infallible>(answer(request, &engine, &set_level, hosts.as_deref()).await) }
+        let place = place.clone();
+        async move {
+            if !place.works() {
+                return Err(io::Error::from(io::ErrorKind::ConnectionAborted));
+            }
+            let reply = answer(request, &engine, &set_level, hosts.as_deref(), &place).await;
+            // Its client owes the taking of it, and then the next request.
+            place.set_replies(true);
+            place.rests();
+            Ok(reply)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
-    // Clients that ask and do not read would keep others out.
-    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection.as_mut()) => ended,
+        () = place.evicted() => {
+            tracing::debug!("debug: an idle connection is closed: its place is needed");
+            if !place.served() {
+                return;
+            }
+            // Its last answer may still be on its way.
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(LAST_WORDS, connection).await
+        }
+    };
+    match ended {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "debug: connection"),
         Err(_) => tracing::debug!("debug: a connection has had its time"),
@@ -97,6 +114,7 @@ async fn answer(
     engine: &Engine,
     set_level: &SetLevel,
     hosts: Option<&host::Hosts>,
+    place: &Arc<Place>,
 ) -> Reply {
     if let Some((status, why)) = host::refusal(request.headers(), request.uri(), hosts) {
         return plain(status, why);
@@ -105,7 +123,7 @@ async fn answer(
     match path.as_str() {
         "/debug/vars" if request.method() == Method::GET => vars(engine),
         "/debug/vars" => plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
-        "/log-level" if request.method() == Method::POST => log_level(request, set_level).await,
+        "/log-level" if request.method() == Method::POST => log_level(request, set_level, place).await,
         "/log-level" => plain(StatusCode::BAD_REQUEST, "the log level is set with POST"),
         "/block-profile-rate" | "/mutex-profile-fraction" => no_profiler(),
         _ if path == "/debug/pprof" || path.starts_with("/debug/pprof/") => no_profiler(),
@@ -125,9 +143,9 @@ fn no_profiler() -> Reply {
     plain(StatusCode::NOT_FOUND, message)
 }
 
-async fn log_level(request: Request<Incoming>, set_level: &SetLevel) -> Reply {
+async fn log_level(request: Request<Incoming>, set_level: &SetLevel, place: &Arc<Place>) -> Reply {
     let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
-    let body = match tokio::time::timeout(HEAD_TIMEOUT, body).await {
+    let body = match tokio::time::timeout(HEAD_TIMEOUT, door::owed(Some(place), body)).await {
         Ok(Ok(body)) => body.to_bytes(),
         _ => return plain(StatusCode::BAD_REQUEST, "no level has come"),
     };

@@ -217,6 +217,17 @@ impl Door {
     }
 }
 
+impl Entry {
+    /// Its place, as soon as there is one. `None`: there was none in time.
+    pub(crate) async fn place(self) -> Option<Arc<Place>> {
+        match self {
+            Self::Place(place) => Some(place),
+            Self::Wait(waiting) => waiting.place().await,
+            Self::Full => None,
+        }
+    }
+}
+
 impl Waiting {
     /// Its place, in the order of arrival. `None`: there was none in time.
     pub(crate) async fn place(self) -> Option<Arc<Place>> {

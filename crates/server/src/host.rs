@@ -34,14 +34,20 @@ impl Hosts {
         Self { names: names.to_vec(), garden: port != HTTP_PORT }
     }
 
-    /// Whether `host`, in which a port may be, is one of ours.
+    /// Whether `host`, in which a port may be, is one of ours. What has a user before it (`localhost:x@evil.example`) is none:
+    /// others than this server would take what follows for the host.
     fn know(&self, host: &str) -> bool {
+        let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
         if let Some(rest) = host.strip_prefix('[') {
             let Some((address, port)) = rest.split_once(']') else { return false };
             let address = address.split_once('%').map_or(address, |(address, _zone)| address);
-            return address.parse::<Ipv6Addr>().is_ok() && (port.is_empty() || port.starts_with(':'));
+            let port = port.strip_prefix(':').or(port.is_empty().then_some(""));
+            return address.parse::<Ipv6Addr>().is_ok() && port.is_some_and(is_port);
         }
-        let name = host.split_once(':').map_or(host, |(name, _)| name);
+        let (name, port) = host.split_once(':').unwrap_or((host, ""));
+        if !is_port(port) {
+            return false;
+        }
         let name = name.strip_suffix('.').unwrap_or(name);
         name.parse::<Ipv4Addr>().is_ok()
             || name.eq_ignore_ascii_case("localhost")
@@ -121,11 +127,20 @@ mod tests {
             ":7777",
             "x.localhost",
             "cell-1",
+            "localhost:x@evil.example",
+            "127.0.0.1:@evil.example",
+            "u@localhost",
+            "[::1]:7777@evil.example",
+            "localhost:evil",
         ] {
             assert_eq!(asked(&[(HOST, theirs)], "/ping", Some(&hosts)), misdirected, "{theirs}");
             assert_eq!(asked(&[(HOST, theirs)], "/ping", None), None, "{theirs}");
         }
-        assert_eq!(asked(&[(HOST, "api")], "http://evil.example/ping", Some(&hosts)), misdirected);
+        for uri in
+            ["http://evil.example/ping", "http://localhost:1@evil.example/ping", "http://u@localhost/ping"]
+        {
+            assert_eq!(asked(&[(HOST, "api")], uri, Some(&hosts)), misdirected, "{uri}");
+        }
         assert_eq!(asked(&[(HOST, "api")], "/ping", Some(&Hosts::new(&[], 80))), misdirected);
         let bad = Some(StatusCode::BAD_REQUEST);
         assert_eq!(asked(&[], "/ping", Some(&hosts)), bad);

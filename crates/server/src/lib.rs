@@ -33,6 +33,7 @@ pub use error::{Error, Result};
 pub use listen::{ListenAddr, Listener, SocketOptions};
 pub use tls::Tls;
 
+use socket::Arrival;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,7 +117,7 @@ pub async fn serve(
     });
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
-        accepting.spawn(accept(listener, state.clone(), door.clone()));
+        accepting.spawn(api(listener, state.clone(), door.clone()));
     }
     tokio::select! {
         _ = shutdown => {}
@@ -134,43 +135,32 @@ pub async fn serve(
     Ok(())
 }
 
-/// It never stops accepting: behind those who wait for a place there may be somebody for whom one is kept.
-async fn accept(listener: Listener, state: Arc<State>, door: Arc<door::Door>) {
+/// Gives newcomers places, and each what is to be done with it; until that is nothing. It never stops accepting: behind those
+/// who wait for a place there may be somebody for whom one is kept.
+async fn accept<F>(
+    listener: Listener,
+    door: Arc<door::Door>,
+    serve: impl Fn(Arrival, door::Entry) -> Option<F>,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     let mut warned: Option<Instant> = None;
     loop {
         match listener.accept().await {
-            Ok(arrival) => {
-                let Some(work) = state.working() else { return };
-                let state = state.clone();
-                match door.admit(arrival.local).await {
-                    door::Entry::Place(place) => {
-                        tokio::spawn(async move {
-                            connection::serve(arrival, state, place).await;
-                            drop(work);
-                        });
-                    }
-                    door::Entry::Wait(waiting) => {
-                        tokio::spawn(async move {
-                            let place = tokio::select! {
-                                place = waiting.place() => place,
-                                () = state.stopping() => None,
-                            };
-                            if let Some(place) = place {
-                                connection::serve(arrival, state, place).await;
-                            }
-                            drop(work);
-                        });
-                    }
-                    door::Entry::Full => {
-                        if warned.is_none_or(|warned| warned.elapsed() > WARNING) {
-                            tracing::warn!(
-                                "connections are closed: all places are at work, and as many wait as may"
-                            );
-                            warned = Some(Instant::now());
-                        }
+            Ok(arrival) => match door.admit(arrival.local).await {
+                door::Entry::Full => {
+                    if warned.is_none_or(|warned| warned.elapsed() > WARNING) {
+                        tracing::warn!(
+                            "connections are closed: all places are at work, and as many wait as may"
+                        );
+                        warned = Some(Instant::now());
                     }
                 }
-            }
+                entry => match serve(arrival, entry) {
+                    Some(served) => drop(tokio::spawn(served)),
+                    None => return,
+                },
+            },
             Err(error) => {
                 // Out of file descriptors, mostly: give the others a moment to return some.
                 tracing::warn!(%error, "accept failed");
@@ -178,4 +168,23 @@ async fn accept(listener: Listener, state: Arc<State>, door: Arc<door::Door>) {
             }
         }
     }
+}
+
+/// Serves the API on an address.
+async fn api(listener: Listener, state: Arc<State>, door: Arc<door::Door>) {
+    let serve = |arrival, entry: door::Entry| {
+        let (work, state) = (state.working()?, state.clone());
+        Some(async move {
+            let place = tokio::select! {
+                biased;
+                place = entry.place() => place,
+                () = state.stopping() => None,
+            };
+            if let Some(place) = place {
+                connection::serve(arrival, state, place).await;
+            }
+            drop(work);
+        })
+    };
+    accept(listener, door, serve).await;
 }

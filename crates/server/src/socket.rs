@@ -51,14 +51,14 @@ impl Arrival {
     ///
     /// # Errors
     /// It has shown no certificate that is good here, or has gone.
-    pub(crate) async fn open(self, place: Option<Arc<Place>>) -> io::Result<Stream> {
+    pub(crate) async fn open(self, place: Arc<Place>) -> io::Result<Stream> {
         let io = match (self.io, self.tls) {
             (Io::Tcp(stream), Some(tls)) => {
                 Io::Tls(Box::new(tls.acceptor().accept(stream).await?), Written::default())
             }
             (io, _) => io,
         };
-        Ok(Stream { io, watch: Watch { place, ..Watch::default() } })
+        Ok(Stream { io, watch: Watch { place: Some(place), ..Watch::default() } })
     }
 }
 
@@ -381,7 +381,7 @@ mod tests {
         let Entry::Place(place) = door.enter(false) else { panic!("no place") };
         assert!(place.works());
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut stream = Arrival::unix(ours).open(Some(place.clone())).await.unwrap();
+        let mut stream = Arrival::unix(ours).open(place.clone()).await.unwrap();
         let answer = vec![0; 16 << 20];
         // Output, which is not cut off.
         let waited = tokio::time::timeout(10 * REPLY_TIMEOUT, stream.write_all(&answer)).await;

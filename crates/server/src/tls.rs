@@ -33,6 +33,11 @@ impl Tls {
     /// A file cannot be read or is none of these, the key does not belong to the certificate, or others can read it.
     pub fn load(certificate: &Path, key: &Path, client_authorities: &Path) -> Result<Self> {
         let chain = certificates(certificate)?;
+        for doubt in
+            wardian_garden::certificate::doubts(&read(certificate, false)?, std::time::SystemTime::now())
+        {
+            tracing::warn!(file = %certificate.display(), doubt, "serve.certificate");
+        }
         let secret = PrivateKeyDer::from_pem_slice(&read(key, true)?);
         let secret = secret.map_err(|error| bad(key, format!("no private key in PEM: {error}")))?;
         let mut roots = RootCertStore::empty();

@@ -29,6 +29,8 @@ struct State {
     layers: VecDeque<Fresh>,
     /// A descriptor whose `syncfs` makes an error known that nobody has seen, so that volatile mounts work again.
     report: Option<OwnedFd>,
+    /// Layers that are not durable yet, those under way included: each holds two descriptors for that.
+    pending: usize,
     busy: bool,
     stop: bool,
 }
@@ -70,8 +72,22 @@ impl Durability {
         // Found again while it waits.
         if !state.layers.iter().any(|waiting| waiting.layer.instance == fresh.layer.instance) {
             state.layers.push_back(fresh);
+            state.pending += 1;
             self.changed.notify_all();
         }
+    }
+
+    /// Waits until at most so many layers are not durable yet; false if `cancelled` said so first.
+    pub(crate) fn at_most(&self, pending: usize, cancelled: &dyn Fn() -> bool) -> bool {
+        let mut state = self.lock();
+        while state.pending > pending && !state.stop {
+            if cancelled() {
+                return false;
+            }
+            let wait = Duration::from_millis(50);
+            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 
     pub(crate) fn report(&self, sync: OwnedFd) {
@@ -115,6 +131,7 @@ impl Durability {
             }
             state.busy = true;
             drop(state);
+            let done = layers.len();
             if !layers.is_empty() {
                 self.make_durable(layers);
             }
@@ -125,6 +142,7 @@ impl Durability {
             }
             state = self.lock();
             state.busy = false;
+            state.pending = state.pending.saturating_sub(done);
             self.changed.notify_all();
         }
     }

@@ -53,6 +53,19 @@ pub enum Error {
         /// The image as it was asked for.
         uri: String,
     },
+    /// Its layers would take more descriptors than this process may have.
+    #[error(
+        "the image {uri:?} has {layers} layers, and this process may keep {most} open; raise the limit of open files \
+         (LimitNOFILE= of the unit, or `ulimit -n`) to eight times as many as it has"
+    )]
+    Layers {
+        /// The image as it was asked for.
+        uri: String,
+        /// How many it has.
+        layers: usize,
+        /// How many it may have.
+        most: usize,
+    },
     /// What was written was lost, again and again.
     #[error("the disk loses what is written of {uri:?} (see dmesg): it is given to nobody")]
     Lost {

@@ -1,7 +1,7 @@
-//! Failpoints: named places at which a test ends the process as `kill -9` would. They exist in the crate's own tests
-//! only.
+//! Failpoints: named places at which a test ends the process as `kill -9` would, or has a thread wait as for a slow disk. They
+//! exist in the crate's own tests only.
 
-/// Ends the process here if the environment names this point.
+/// Ends the process here if the environment names this point; with `=wait` after its name the thread waits for a minute.
 macro_rules! fail_point {
     ($name:literal) => {
         #[cfg(test)]
@@ -16,7 +16,10 @@ pub(crate) const VARIABLE: &str = "WARDIAN_STORE_FAILPOINT";
 
 #[cfg(test)]
 pub(crate) fn at(name: &str) {
-    if std::env::var_os(VARIABLE).is_some_and(|wanted| wanted == name) {
+    let Some(wanted) = std::env::var_os(VARIABLE) else { return };
+    if wanted == *format!("{name}=wait") {
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    } else if wanted == name {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }

@@ -13,7 +13,8 @@ use crate::layer::{self, Layer, State};
 use crate::progress::{LayerProgress, Phase, Progress};
 use crate::{Error, Image, Inner, Result, image, lock};
 
-/// Layers that are unpacked side by side. Each is two or three busy threads and a few megabytes of memory.
+/// Layers of one image that are unpacked side by side, two or three busy threads each. The memory for all is bounded where
+/// they are unpacked.
 const SIDE_BY_SIDE: usize = 4;
 /// Opened images that are remembered, and bytes of their manifests and configs together.
 const MOST_CACHED: usize = 4096;
@@ -98,6 +99,7 @@ impl Inner {
                     return Ok(None);
                 }
                 let opened = self.open(uri, &source, &|| false)?;
+                self.check_layers(uri, opened.layers.len())?;
                 let layers = opened.layers.iter().map(|layer| self.present(&layer.chain_id));
                 let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
                 Ok(self.remember(uri, &opened, layers, identity.as_ref()))
@@ -118,6 +120,7 @@ impl Inner {
 
     fn address(&self, uri: &str) -> Result<Address> {
         self.check_open()?;
+        self.close_layers();
         if image::check(uri).is_ok() {
             return Ok(Address::Name);
         }
@@ -160,6 +163,7 @@ impl Inner {
 
     /// An image by its name in the store; none if one of its layers is gone.
     fn named(&self, named: &image::Named, documents: &image::Documents) -> Result<Option<Image>> {
+        self.check_layers(&named.name, named.layers.len())?;
         let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
         let Some(layers) = layers else { return Ok(None) };
         let name = named.name.as_str();
@@ -192,6 +196,7 @@ impl Inner {
         progress: &Progress,
     ) -> Result<Image> {
         opened.check(&self.limits).map_err(|error| image_error(uri, error))?;
+        self.check_layers(uri, opened.layers.len())?;
         let watches = progress.begin(&opened.layers);
         for _ in 0..TRIES {
             let layers = match self.layers_of(uri, &opened.layers, &watches, progress) {
@@ -376,6 +381,10 @@ impl Inner {
             if let Some(layer) = self.present(chain)? {
                 watch.set(Phase::Present);
                 return Ok(layer);
+            }
+            // Only where few descriptors are allowed that is less than an image has.
+            if !self.durability.at_most(self.most_open / 2, &cancelled) {
+                return Err(Error::Cancelled);
             }
             watch.set(Phase::Unpacking);
             let begin = Instant::now();

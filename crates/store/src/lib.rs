@@ -37,6 +37,7 @@ pub mod image;
 pub mod layer;
 pub mod layout;
 mod measure;
+mod open;
 mod pool;
 mod progress;
 pub mod ready;
@@ -56,7 +57,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use wardian_image::{Identity, Remote};
 
@@ -195,6 +197,8 @@ struct Inner {
     limits: Limits,
     images: Mutex<HashMap<String, (Identity, Image)>>,
     layers: Mutex<HashMap<String, Arc<Layer>>>,
+    /// How many of them are kept.
+    most_open: usize,
     /// Honest root file systems, kept open: whoever closes the last reference waits for the disk, and that is the
     /// reaper's side.
     honest: Mutex<HashMap<String, OwnedFd>>,
@@ -203,6 +207,22 @@ struct Inner {
     opening: Flights<String, Image>,
     unpacking: Flights<String, Arc<Layer>>,
     closed: AtomicBool,
+}
+
+/// How long a close waits for threads that wait for the disk.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Waits for the end of a thread that was told to stop, but not longer than until then: one that waits for the disk cannot be
+/// interrupted. False if it goes on.
+fn join(thread: JoinHandle<()>, until: Instant) -> bool {
+    while !thread.is_finished() {
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = thread.join();
+    true
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -275,12 +295,13 @@ impl Store {
                 mounter: Mounter::default(),
                 pool: Pool::new(role == Role::Server && layout.spreads),
                 // Only a server's steward fills it.
-                ready: Ready::new(if role == Role::Server { config.ready_rootfs } else { 0 }),
+                ready: Ready::new(if role == Role::Server { config.ready_rootfs } else { 0 }, open::most()),
                 gc_threshold: config.gc_threshold,
                 remote,
                 limits: config.limits,
                 images: Mutex::default(),
                 layers: Mutex::default(),
+                most_open: open::most(),
                 honest: Mutex::default(),
                 hit: Mutex::default(),
                 opening: Flights::default(),
@@ -518,7 +539,7 @@ impl Store {
     }
 
     /// Stops the store's threads and lets another server have the store. What is still trash stays for it. A layer's
-    /// write-back that is under way ends by itself.
+    /// write-back that is under way ends by itself, and so does what still waits for the disk after 2 s.
     pub fn close(&self) {
         self.0.close();
     }
@@ -531,13 +552,19 @@ impl Inner {
 
     fn close(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
-            self.door.stop();
+            let until = Instant::now() + CLOSING;
             self.durability.stop();
-            self.reaper.stop();
-            self.measurer.stop();
-            self.save_used();
-            drop(self.ready.close());
-            self.remove_spares();
+            let stopped = [self.door.stop(until), self.reaper.stop(until), self.measurer.stop(until)];
+            let spares = self.ready.close();
+            if stopped == [true; 3] {
+                self.save_used();
+                drop(spares);
+                self.remove_spares(until);
+            } else {
+                // The next server finds what was made ahead. To unmount it could take as long as what is waited for.
+                tracing::warn!("the disk is slow: what the store was deleting is left to the next server");
+                std::mem::forget(spares);
+            }
             // An open reference would keep the overlay of a container that lives on from ending with it.
             lock(&self.honest).clear();
             *lock(&self.lock) = None;
@@ -545,12 +572,12 @@ impl Inner {
     }
 
     /// Removes what was made ahead. If that fails, the next server finds it.
-    fn remove_spares(&self) {
+    fn remove_spares(&self, until: Instant) {
         let Ok(records) = self.layout.records.all() else { return };
         for name in self.pool.close() {
             let spare = !records.iter().any(|record| record.dir == name);
             if let Some(name) = std::ffi::CString::new(name).ok().filter(|_| spare) {
-                let _ = remove::tree(&self.layout.rootfs, &name, &|| false);
+                let _ = remove::tree(&self.layout.rootfs, &name, &|| Instant::now() >= until);
             }
         }
     }

@@ -84,15 +84,15 @@ impl Measurer {
         Ok(())
     }
 
-    pub(crate) fn stop(&self) {
+    /// False if it goes on at that time.
+    pub(crate) fn stop(&self, until: Instant) -> bool {
         {
             let _state = self.shared.lock();
             self.shared.stop.store(true, Ordering::Release);
             self.shared.changed.notify_all();
         }
-        if let Some(thread) = crate::lock(&self.thread).take() {
-            let _ = thread.join();
-        }
+        let thread = crate::lock(&self.thread).take();
+        thread.is_none_or(|thread| crate::join(thread, until))
     }
 
     /// A root file system was made; the sizes of its layers are known.

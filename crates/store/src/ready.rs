@@ -114,6 +114,8 @@ pub(crate) enum Wanted {
 pub(crate) struct Ready {
     /// How many of each kind; 0: none, ever.
     per_kind: usize,
+    /// Layers of a kind at most, which stay open.
+    most_layers: usize,
     state: Mutex<State>,
     /// What tests say instead of the host.
     #[cfg(test)]
@@ -121,9 +123,11 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    pub(crate) fn new(per_kind: usize) -> Self {
+    /// `most_open`: how many layers of all kinds are kept open.
+    pub(crate) fn new(per_kind: usize, most_open: usize) -> Self {
         Self {
             per_kind: per_kind.min(MOST),
+            most_layers: most_open / KINDS,
             state: Mutex::default(),
             #[cfg(test)]
             short: Mutex::new(Some(false)),
@@ -133,7 +137,7 @@ impl Ready {
     /// A spare of this kind, if there is one. Asking opens the kind's shelf, for the steward to fill.
     pub(crate) fn claim(&self, layers: &Arc<[Arc<Layer>]>, owner: Option<&Owner<'_>>) -> Option<Spare> {
         // What is one container's alone nobody else could claim.
-        if self.per_kind == 0 || layers.is_empty() || !is_shared(owner) {
+        if self.per_kind == 0 || layers.is_empty() || !is_shared(owner) || layers.len() > self.most_layers {
             return None;
         }
         let (mut state, now) = (lock(&self.state), Instant::now());

@@ -217,17 +217,16 @@ impl Reaper {
         state.queue.is_empty() && state.busy.is_none() && state.later.iter().any(|(_, item)| item.tries > 0)
     }
 
-    /// Stops between two entries of a directory. What is left, the next server finds.
-    pub(crate) fn stop(&self) {
+    /// Stops between two entries of a directory; false if that takes longer: one entry can take a minute on a disk that
+    /// discards. What is left, the next server finds.
+    pub(crate) fn stop(&self, until: Instant) -> bool {
         {
             let _state = self.shared.lock();
             self.shared.stop.store(true, Ordering::Release);
             self.shared.changed.notify_all();
         }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
+        thread.is_none_or(|thread| crate::join(thread, until))
     }
 }
 

@@ -18,6 +18,9 @@ pub const SOURCE: &str = "wardian";
 /// A mount takes microseconds.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// S_ISVTX (inode(7)).
+const STICKY: u32 = 0o1000;
+
 /// What others may do in a run directory: go through it, to a socket whose mode lets them in.
 const OTHERS_PASS: u32 = 0o711;
 
@@ -55,14 +58,40 @@ pub fn prepare(run: &Path) -> std::io::Result<Directory> {
         })?;
         dir = Directory::open(run)?;
     }
+    let sticky = rustix::fs::fstat(&dir)?.st_mode & STICKY != 0;
+    sweep(&dir, sticky)?;
     // The umask of a server closes what it makes, so that only what is opened here is open. A directory that was there
     // may be open to fewer, and stays so.
-    let now = rustix::fs::fstat(&dir)?.st_mode & 0o777;
+    let now = rustix::fs::fstat(&dir)?.st_mode & 0o7777;
     let mode = if made { OTHERS_PASS } else { now & OTHERS_PASS };
     if now != mode {
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
     }
     Ok(dir)
+}
+
+/// Sets aside what other users have put in the place of a server's own things while they could write to the directory: nobody
+/// but root may keep a server from starting. In one that was `open` to them until now nothing but what is root's counts; in
+/// others the directories of records stay, and are refused where they are not root's: an administrator may have changed
+/// their owner.
+///
+/// # Errors
+/// Something is mounted there, or the system's.
+pub fn sweep(dir: &Directory, open: bool) -> std::io::Result<()> {
+    let kept = |name: &str| !open && !whose::REPLACED.contains(&name);
+    for name in whose::RUN_ENTRIES.iter().filter(|name| !kept(name)) {
+        if dir.foreign(name)?.is_none() {
+            continue;
+        }
+        // One at a time: what is looked at is what is set aside.
+        lock::guarded(dir, "mount", MOUNT_PATIENCE, || {
+            let Some(stat) = dir.foreign(name)? else { return Ok(()) };
+            let path = dir.path().join(name);
+            tracing::warn!(path = %path.display(), uid = stat.st_uid, "run.planted");
+            Ok(dir.set_aside(name, &stat)?)
+        })?;
+    }
+    Ok(())
 }
 
 /// Whether no container and no root file system is recorded in the directory.

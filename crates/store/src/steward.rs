@@ -50,15 +50,14 @@ impl Door {
         self.changed.notify_all();
     }
 
-    /// Waits for the end of the round that is under way.
-    pub(crate) fn stop(&self) {
+    /// Waits for the end of the round that is under way; false if that takes longer.
+    pub(crate) fn stop(&self, until: Instant) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
         self.changed.notify_all();
         let thread = lock(&self.thread).take();
         // The steward itself may be the last to let the store go.
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
-            let _ = thread.join();
-        }
+        let other = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
+        other.is_none_or(|thread| crate::join(thread, until))
     }
 
     /// Waits for the next round, at most so long; false at the end.

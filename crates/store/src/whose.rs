@@ -18,6 +18,11 @@ const RUN_DIRECTORIES: [&str; 3] = ["containers", "rootfs", "pool"];
 /// Other things of ours in a run directory; those that are no more than a name are there before the server's note is.
 const RUN_FILES: [&str; 7] =
     [INSTANCE, "instance.json.new", layout::LOCK, ".lock.guard", ".lock.new", ".mount.guard", "garden.sock"];
+/// All that a server makes in its run directory, but its lock and the guards of that, which [`wardian_sys::lock`] replaces.
+pub(crate) const RUN_ENTRIES: [&str; 6] =
+    [INSTANCE, "instance.json.new", "garden.sock", "pool", "containers", "rootfs"];
+/// Those of them that each start makes anew.
+pub(crate) const REPLACED: [&str; 3] = [INSTANCE, "instance.json.new", "pool"];
 /// What is in the directory of a store before its `format.json` is, or is left by a removal that was cut off, and what a
 /// new file system has.
 const STORE_FILES: [&str; 2] = [layout::LOCK, "lost+found"];
@@ -191,6 +196,7 @@ fn is_harmless(run: &Directory, name: &OsStr) -> bool {
         });
     }
     RUN_FILES.iter().chain(&RUN_DIRECTORIES).any(|known| name == *known)
+        || name.to_string_lossy().starts_with(directory::ASIDE)
         || socket_or_link(run, name)
         || (Path::new(name).extension() == Some(OsStr::new("pid"))
             && kind(run, name) == FileType::RegularFile)

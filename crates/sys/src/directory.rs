@@ -11,7 +11,8 @@
 //! in such a directory.
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, chmodat, fstat, mkdirat, openat, openat2,
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, chmodat, fstat, mkdirat, openat,
+    openat2, renameat_with,
 };
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -29,6 +30,8 @@ const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// What was set aside is called so, and a number.
+pub const ASIDE: &str = ".planted.";
 /// Without `O_NONBLOCK` a FIFO that nobody writes to would hold the caller up for ever.
 const OPEN_FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
@@ -489,6 +492,49 @@ impl Directory {
         Ok(names)
     }
 
+    /// What has this name, if it is another user's, or a file that has another name besides.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn foreign(&self, name: impl AsRef<OsStr>) -> Result<Option<Stat>> {
+        let stat = match rustix::fs::statat(&self.fd, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.map_err(system(self.path.join(name.as_ref())))?,
+        };
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        Ok((!is_ours(stat.st_uid) || is_file && stat.st_nlink > 1).then_some(stat))
+    }
+
+    /// Takes a name away from what was seen to have it: another user has put it where something of root's is to be. It is
+    /// removed if it is a file, a link or an empty directory. A directory that is not empty is renamed to [`ASIDE`] and a
+    /// number, and stays for people to look at: its owner can go on filling it, and chooses how deep it is.
+    ///
+    /// # Errors
+    /// Something is mounted there, or the system's.
+    pub fn set_aside(&self, name: impl AsRef<OsStr>, seen: &Stat) -> Result<()> {
+        let name = name.as_ref();
+        let aside = (0_u64..).map(|n| format!("{ASIDE}{n}"));
+        for new in aside {
+            match renameat_with(&self.fd, name, &self.fd, &new, RenameFlags::NOREPLACE) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => continue,
+                Err(Errno::NOENT) => return Ok(()),
+                Err(error) => return Err(system(self.path.join(name))(error)),
+            }
+            let moved =
+                rustix::fs::statat(&self.fd, &new, AtFlags::SYMLINK_NOFOLLOW).map_err(system(&self.path))?;
+            if (moved.st_dev, moved.st_ino) != (seen.st_dev, seen.st_ino) {
+                // Somebody else was faster, and this is what she has put there.
+                let _ = renameat_with(&self.fd, &new, &self.fd, name, RenameFlags::NOREPLACE);
+            } else if rustix::fs::unlinkat(&self.fd, &new, AtFlags::empty()).is_err() {
+                // It fails for a directory with something in it.
+                let _ = rustix::fs::unlinkat(&self.fd, &new, AtFlags::REMOVEDIR);
+            }
+            break;
+        }
+        Ok(())
+    }
+
     /// Removes a file, or a directory with all that is in it; a link is removed and not followed, and nothing of another
     /// mount is removed. It need not be there.
     ///
@@ -561,6 +607,20 @@ fn whole(path: &Path, file: File, most: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// It, or a directory on the way to it, is not root's alone; it is no regular file or larger; or the system's.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let (path, file) = open_file(path)?;
+    whole(&path, file, most)
+}
+
+/// Whether nobody but root could have written a regular file, wherever it is: a program that is to be run, say.
+///
+/// # Errors
+/// As [`read`].
+pub fn check_file(path: &Path) -> Result<()> {
+    open_file(path).map(drop)
+}
+
+/// The file, and its path without links.
+fn open_file(path: &Path) -> Result<(PathBuf, File)> {
     let found = resolve(path, None)?;
     if let Some(doubt) = found.above {
         return Err(doubt.into());
@@ -572,7 +632,8 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let through = format!("/proc/self/fd/{}", found.fd.as_raw_fd());
     let flags = OPEN_FILE.difference(OFlags::NOFOLLOW);
     let fd = rustix::fs::open(through, flags, Mode::empty()).map_err(system(&found.path))?;
-    whole(&found.path, plain(&found.path, fd)?, most)
+    let file = plain(&found.path, fd)?;
+    Ok((found.path, file))
 }
 
 /// Opens a file that a command is to write its result to, and empties it. In a directory that others may write to it must be

@@ -127,13 +127,18 @@ fn system(dir: &Directory, name: &str) -> impl Fn(Errno) -> Error {
 fn open(dir: &Directory, name: &str) -> Result<Option<(OwnedFd, bool)>, Error> {
     let file = match openat(dir, name, FLAGS | OFlags::CREATE, Mode::RUSR | Mode::WUSR) {
         Ok(file) => file,
-        Err(Errno::LOOP | Errno::NXIO) => return Ok(None),
+        Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(None),
         Err(error) => return Err(system(dir, name)(error)),
     };
     let stat = fstat(&file).map_err(system(dir, name))?;
+    Ok(is_clean(&stat).map(|clean| (file, clean)))
+}
+
+/// Whether nobody else can ever have opened a file; none for something else than a file of ours.
+fn is_clean(stat: &Stat) -> Option<bool> {
     let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     let own = stat.st_uid == 0 || stat.st_uid == rustix::process::geteuid().as_raw();
-    Ok((is_file && own && stat.st_nlink <= 1).then_some((file, stat.st_mode & 0o777 == 0o600)))
+    (is_file && own && stat.st_nlink <= 1).then_some(stat.st_mode & 0o777 == 0o600)
 }
 
 /// The right to replace a lock file.
@@ -149,8 +154,17 @@ impl<'a> Guard<'a> {
         let started = Instant::now();
         loop {
             let Some((file, true)) = open(dir, &name)? else {
-                let path = dir.path().join(name);
-                return Err(Untrusted::Strange { path, what: "no lock file of root's" }.into());
+                if started.elapsed() >= patience {
+                    let path = dir.path().join(name);
+                    return Err(Untrusted::Strange { path, what: "no lock file of root's" }.into());
+                }
+                // Looked at anew: another server may have put a guard of its own there meanwhile.
+                if let Ok(stat) = statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)
+                    && is_clean(&stat) != Some(true)
+                {
+                    dir.set_aside(&name, &stat)?;
+                }
+                continue;
             };
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 // Who had it before has removed the name.
@@ -170,11 +184,23 @@ impl<'a> Guard<'a> {
     /// A new file that is locked before it has its name.
     fn replace(&self, name: &str) -> Result<OwnedFd, Error> {
         let (new, failed) = (format!(".{name}.new"), system(self.dir, name));
-        self.dir.remove(&new)?;
+        // Not removed with what is in it: how deep that goes is up to whoever has planted it.
+        let free = |name: &str| match statat(self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => self.dir.set_aside(name, &stat),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(Untrusted::System { path: self.dir.path().join(name), source: error.into() }),
+        };
+        free(&new)?;
         let flags = FLAGS | OFlags::CREATE | OFlags::EXCL;
         let file = openat(self.dir, &new, flags, Mode::RUSR | Mode::WUSR).map_err(&failed)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(&failed)?;
-        rustix::fs::renameat(self.dir, &new, self.dir, name).map_err(&failed)?;
+        match rustix::fs::renameat(self.dir, &new, self.dir, name) {
+            Err(Errno::ISDIR) => {
+                free(name)?;
+                rustix::fs::renameat(self.dir, &new, self.dir, name).map_err(&failed)?;
+            }
+            done => done.map_err(&failed)?,
+        }
         Ok(file)
     }
 }
@@ -343,7 +369,12 @@ mod tests {
         let secret = base.path().join("secret");
         std::fs::write(&secret, "root's").unwrap();
         let path = base.path().join("lock");
-        let plant: [&dyn Fn(); 4] = [
+        let deep = |path: &std::path::Path| {
+            std::fs::create_dir_all(path.join("below")).unwrap();
+            std::os::unix::fs::chown(path, Some(65534), None).unwrap();
+        };
+        let plant: [&dyn Fn(); 5] = [
+            &|| deep(&path),
             &|| std::os::unix::fs::symlink(&secret, &path).unwrap(),
             &|| std::fs::hard_link(&secret, &path).unwrap(),
             &|| rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RWXU).unwrap(),
@@ -355,11 +386,28 @@ mod tests {
         for plant in plant {
             let _ = std::fs::remove_file(&path);
             plant();
+            deep(&base.path().join(".lock.guard"));
+            deep(&base.path().join(".lock.new"));
             drop(take(&dir, "lock", SOON, &|_| ()).unwrap());
             let now = std::fs::symlink_metadata(&path).unwrap();
             assert!(now.is_file() && now.uid() == 0 && now.nlink() == 1);
         }
         assert_eq!(std::fs::read_to_string(secret).unwrap(), "root's");
+        // What is not empty is left for people to look at.
+        assert!(base.path().join(".planted.0/below").is_dir());
+    }
+
+    #[test]
+    fn many_who_find_a_planted_guard_hold_one_lock() {
+        let Some((base, dir)) = ground() else { return };
+        std::fs::create_dir_all(base.path().join(".lock.guard/below")).unwrap();
+        std::os::unix::fs::chown(base.path().join(".lock.guard"), Some(65534), None).unwrap();
+        let had: Vec<_> = std::thread::scope(|scope| {
+            let tries: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| take(&dir, "lock", SOON, &|_| ()).ok())).collect();
+            tries.into_iter().filter_map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(had.len(), 1);
     }
 
     #[test]

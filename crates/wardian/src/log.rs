@@ -17,10 +17,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::format::{self, FormatFields, Writer};
-use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::layer::{Context, Filter as Sieve, SubscriberExt as _};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -28,6 +28,13 @@ use wardian_sys::text::{Clipped, clip, tame, tame_json};
 
 /// Lines of one message in one second; what exceeds them is counted. A burst of a few hundred containers stays below.
 const MOST: u64 = 1000;
+/// Bytes that one message may take at once, and …
+const BURST: u64 = 256 << 10;
+/// … how many more each second: what is an error is often what a client has asked for, and may be as long as it likes.
+const RATE: u64 = 256 << 10;
+const ERROR_RATE: u64 = 16 << 10;
+/// Bytes of a line beside its values, about.
+const FRAME: u64 = 128;
 /// Messages that are counted: more than this program has. Those of libraries may have numbers in them.
 const MESSAGES: usize = 4096;
 /// Bytes of a value: names, paths and errors may be as long as a client likes.
@@ -56,8 +63,10 @@ pub fn start(format: Format) -> Result<Filter> {
     let terminal = std::io::stderr().is_terminal();
     let json = format == Format::Json || (format == Format::Auto && !terminal);
     let lines = json.then(|| Lines::new(std::io::stderr(), MOST));
-    let text =
-        (!json).then(|| fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).fmt_fields(fields()));
+    let text = (!json).then(|| {
+        let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).fmt_fields(fields());
+        layer.with_filter(Bounded(Mutex::new(Flood::new(MOST))))
+    });
     let log = tracing_subscriber::registry().with(filter).with(lines).with(text);
     log.try_init().context("start the log")?;
     Ok(handle)
@@ -100,7 +109,7 @@ struct Lines<W> {
 
 impl<W: Write> Lines<W> {
     fn new(out: W, most: u64) -> Self {
-        Self { out: Mutex::new(out), flood: Mutex::new(Flood { most, ..Flood::default() }) }
+        Self { out: Mutex::new(out), flood: Mutex::new(Flood::new(most)) }
     }
 
     fn write(&self, now: SystemTime, level: &str, path: &str, data: Map<String, Value>) {
@@ -140,8 +149,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Write + Send + 'static> Layer<S>
             Level::DEBUG | Level::TRACE => "debug",
         };
         let now = SystemTime::now();
-        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let (admitted, over) = self.flood.lock().unwrap_or_else(PoisonError::into_inner).admit(&path, second);
+        let (admitted, over) =
+            self.flood.lock().unwrap_or_else(PoisonError::into_inner).judge(&path, now, metadata, &fields);
         for (path, count) in over {
             let data = Map::from_iter([("count".to_owned(), count.into())]);
             self.write(now, "info", &format!("{path}.suppressed"), data);
@@ -149,6 +158,29 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Write + Send + 'static> Layer<S>
         if admitted {
             self.write(now, level, &path, fields.data);
         }
+    }
+}
+
+/// The same bounds for text.
+struct Bounded(Mutex<Flood>);
+
+impl<S: Subscriber> Sieve<S> for Bounded {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let metadata = event.metadata();
+        let path = path(&fields.message, metadata.target());
+        let mut flood = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (admitted, over) = flood.judge(&path, SystemTime::now(), metadata, &fields);
+        for (path, count) in over {
+            // Nobody can be told that the log cannot be written.
+            let _ = writeln!(std::io::stderr(), "{}: {count} more suppressed", tame(&path));
+        }
+        admitted
     }
 }
 
@@ -201,44 +233,72 @@ impl Visit for Fields {
     }
 }
 
-/// What is said too often.
-#[derive(Debug, Default)]
+/// What is said too often, or takes too much.
+#[derive(Debug)]
 struct Flood {
     most: u64,
-    /// A message, the second it was said last in, and how often in that.
-    said: HashMap<String, (u64, u64)>,
-    /// Something was dropped since nothing was told of it.
-    dropped: bool,
+    said: HashMap<String, Said>,
+}
+
+/// A message.
+#[derive(Debug)]
+struct Said {
+    /// When it was said last.
+    second: u64,
+    /// How often in that second.
+    count: u64,
+    /// Bytes that it may take.
+    room: u64,
+    /// How often it was dropped since that was told.
+    dropped: u64,
 }
 
 impl Flood {
-    /// Whether a message may be written, and those of earlier seconds that were dropped, with their numbers.
-    fn admit(&mut self, path: &str, second: u64) -> (bool, Vec<(String, u64)>) {
+    fn new(most: u64) -> Self {
+        Self { most, said: HashMap::new() }
+    }
+
+    /// [`Flood::admit`] for an event.
+    fn judge(
+        &mut self,
+        path: &str,
+        now: SystemTime,
+        metadata: &Metadata<'_>,
+        fields: &Fields,
+    ) -> (bool, Vec<(String, u64)>) {
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let rate = if *metadata.level() <= Level::WARN { ERROR_RATE } else { RATE };
+        let size = |(name, value): (&String, &Value)| name.len() + value.as_str().map_or(8, str::len);
+        let values: usize = fields.data.iter().map(size).sum();
+        self.admit(path, second, FRAME + values as u64, rate)
+    }
+
+    /// Whether a message of so many bytes may be written, given how many of them it may take each second; and those of
+    /// earlier seconds that were dropped, with their numbers.
+    fn admit(&mut self, path: &str, second: u64, bytes: u64, rate: u64) -> (bool, Vec<(String, u64)>) {
         let mut over = Vec::new();
-        if self.dropped {
-            for (path, (then, count)) in &mut self.said {
-                if *then != second && *count > self.most {
-                    over.push((path.clone(), *count - self.most));
-                    *count = 0;
-                }
+        for (path, said) in &mut self.said {
+            if said.dropped > 0 && said.second != second {
+                over.push((path.clone(), std::mem::take(&mut said.dropped)));
             }
-            self.dropped = self.said.values().any(|(_, count)| *count > self.most);
         }
-        if !self.said.contains_key(path) {
-            if self.said.len() >= MESSAGES {
-                self.said.clear();
-            }
-            self.said.insert(path.to_owned(), (second, 0));
+        if !self.said.contains_key(path) && self.said.len() >= MESSAGES {
+            self.said.clear();
         }
-        let most = self.most;
-        let admitted = self.said.get_mut(path).is_none_or(|(then, count)| {
-            if *then != second {
-                (*then, *count) = (second, 0);
-            }
-            *count += 1;
-            *count <= most
-        });
-        self.dropped |= !admitted;
+        let new = || Said { second, count: 0, room: BURST, dropped: 0 };
+        let said = self.said.entry(path.to_owned()).or_insert_with(new);
+        if said.second != second {
+            let gained = rate.saturating_mul(second.saturating_sub(said.second));
+            said.room = said.room.saturating_add(gained).min(BURST);
+            (said.second, said.count) = (second, 0);
+        }
+        said.count += 1;
+        let admitted = said.count <= self.most && said.room > 0;
+        if admitted {
+            said.room = said.room.saturating_sub(bytes);
+        } else {
+            said.dropped += 1;
+        }
         (admitted, over)
     }
 }
@@ -343,9 +403,24 @@ mod tests {
     }
 
     #[test]
+    fn long_lines_have_less_room_than_short_ones() {
+        let mut flood = Flood::new(MOST);
+        let mut admit = |path: &str, second: u64, bytes: u64| flood.admit(path, second, bytes, ERROR_RATE).0;
+        let first = (0..MOST).filter(|_| admit("long", 1, 4096)).count();
+        assert_eq!(first as u64, BURST / 4096);
+        // A second later there is room for a few more; another message has its own.
+        assert_eq!((0..MOST).filter(|_| admit("long", 2, 4096)).count() as u64, ERROR_RATE / 4096);
+        assert_eq!((0..MOST).filter(|_| admit("short", 2, 200)).count() as u64, MOST);
+        let text = "x".repeat(60_000);
+        let lines = logged(MOST, || (0..500).for_each(|_| tracing::error!(error = %text, "request failed")));
+        let bytes: usize = lines.iter().map(|line| line.to_string().len()).sum();
+        assert!(lines.len() > 50 && bytes < 2 * BURST as usize, "{} lines, {bytes} bytes", lines.len());
+    }
+
+    #[test]
     fn a_flood_is_cut_and_counted() {
-        let mut flood = Flood { most: 2, ..Flood::default() };
-        let mut admit = |path: &str, second: u64| flood.admit(path, second);
+        let mut flood = Flood::new(2);
+        let mut admit = |path: &str, second: u64| flood.admit(path, second, 1, RATE);
         assert_eq!(admit("a", 1), (true, vec![]));
         assert_eq!(admit("a", 1), (true, vec![]));
         for _ in 0..5 {
@@ -356,6 +431,12 @@ mod tests {
         assert_eq!(admit("b", 2), (true, vec![("a".to_owned(), 5)]));
         assert_eq!(admit("a", 2), (true, vec![]));
         assert_eq!(admit("a", 4), (true, vec![]));
+        // One that is dropped on and on is told each second.
+        let mut flood = Flood::new(0);
+        let mut admit = |second| flood.admit("a", second, 1, RATE);
+        assert_eq!(admit(1), (false, vec![]));
+        assert_eq!(admit(2), (false, vec![("a".to_owned(), 1)]));
+        assert_eq!(admit(3), (false, vec![("a".to_owned(), 1)]));
         let lines = logged(1, || (0..50).for_each(|n| tracing::info!(n, "x.y")));
         assert!(lines.len() < 10, "{lines:?}");
     }

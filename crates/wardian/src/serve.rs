@@ -465,7 +465,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         "serve must run as root, which makes the containers: try sudo"
     );
     let keeper = match &settings.keeper {
-        Some(keeper) => keeper.clone(),
+        Some(keeper) => {
+            // It runs as root. One that is found beside this program could be changed by who could change this one.
+            wardian_sys::directory::check_file(keeper).context("--keeper")?;
+            keeper.clone()
+        }
         None => find_keeper()?,
     };
     wardian_sys::failpoint::check()?;
@@ -490,6 +494,7 @@ async fn serve(
     let absolute =
         |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
     let addresses = settings.addresses(!inherited.is_empty());
+    let certificate = settings.tls.as_ref().map(|tls| absolute(&tls.certificate)).transpose()?;
     let tls = settings.tls.map(|TlsFiles { certificate, key, client_authorities }| {
         Tls::load(&certificate, &key, &client_authorities)
     });
@@ -511,6 +516,7 @@ async fn serve(
         run: absolute(&settings.run)?,
         default_rootfs: settings.default_rootfs,
         keeper,
+        certificate,
         max_containers: settings.max_containers,
         gc_threshold: settings.gc_threshold,
         remote: settings.fetching,

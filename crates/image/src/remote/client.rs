@@ -64,7 +64,11 @@ impl Client {
                     && !hosts::allow(hosts, attempt.url())
                 {
                     let to = hosts::Host::of(attempt.url()).map_or_else(String::new, |host| host.to_string());
-                    attempt.error(format!("a redirect to {to}, which --layer-hosts does not name"))
+                    let why = match hosts::has_account(attempt.url()) {
+                        true => "with a user or a password",
+                        false => "which --layer-hosts does not name",
+                    };
+                    attempt.error(format!("a redirect to {to}, {why}"))
                 } else {
                     attempt.follow()
                 }

@@ -64,10 +64,15 @@ impl Host {
     }
 }
 
-/// Whether an image may name this URL. One with a user or a password may not: what is allowed is a server, and no
-/// account on it.
+/// Whether a URL has a user or a password. An image may name none of these: what is allowed is a server, and no account on
+/// it.
+pub(super) fn has_account(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
+/// Whether an image may name this URL.
 pub(super) fn allow(hosts: &[Host], url: &Url) -> bool {
-    url.username().is_empty() && url.password().is_none() && hosts.iter().any(|host| host.is_of(url))
+    !has_account(url) && hosts.iter().any(|host| host.is_of(url))
 }
 
 #[cfg(test)]

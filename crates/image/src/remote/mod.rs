@@ -21,6 +21,7 @@ pub(crate) use self::try_again::Validator;
 
 use self::client::Client;
 use crate::error::Error;
+use crate::room::{Room, Share};
 use crate::watch::Watch;
 
 /// How often who waits looks whether it is to go on waiting.
@@ -120,16 +121,19 @@ impl Remote {
     /// Those of the locations that an image may name, in their order.
     ///
     /// # Errors
-    /// [`Error::ForeignHost`] if there are some, but none of these.
+    /// [`Error::ForeignHost`] or [`Error::Account`] if there are some, but none of these.
     pub(crate) fn allowed(&self, what: &str, locations: &[Location]) -> Result<Vec<Location>, Error> {
         let allowed = |place: &&Location| hosts::allow(&self.0.settings.layer_hosts, place.url());
         let found: Vec<_> = locations.iter().filter(allowed).cloned().collect();
-        match locations.first() {
-            Some(first) if found.is_empty() => {
-                let host = Host::of(first.url()).map_or_else(String::new, |host| host.to_string());
-                Err(Error::ForeignHost { what: what.to_owned(), host })
-            }
-            _ => Ok(found),
+        if !found.is_empty() || locations.is_empty() {
+            return Ok(found);
+        }
+        let what = what.to_owned();
+        let host = |place: &Location| Host::of(place.url()).map_or_else(String::new, |host| host.to_string());
+        // To allow the server of one with an account would not help.
+        match locations.iter().find(|place| !hosts::has_account(place.url())) {
+            Some(place) => Err(Error::ForeignHost { what, host: host(place) }),
+            None => Err(Error::Account { what, host: host(&locations[0]) }),
         }
     }
 
@@ -158,11 +162,18 @@ impl Remote {
 pub(crate) struct Stop<'a> {
     pub(crate) watch: &'a Watch,
     given_up: AtomicBool,
+    /// What is given back while a fetch waits.
+    pub(crate) share: Share<'a>,
 }
 
 impl<'a> Stop<'a> {
     pub(crate) fn new(watch: &'a Watch) -> Self {
-        Self { watch, given_up: AtomicBool::new(false) }
+        Self::within(Room::of_all(), watch)
+    }
+
+    /// One whose unpack has its memory from there.
+    pub(crate) fn within(room: &'a Room, watch: &'a Watch) -> Self {
+        Self { watch, given_up: AtomicBool::new(false), share: Share::of(room) }
     }
 
     pub(crate) fn give_up(&self) {
@@ -175,6 +186,7 @@ impl<'a> Stop<'a> {
 
     async fn asked_for(&self) {
         while !self.is_set() {
+            self.share.idle();
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -187,6 +199,7 @@ impl<'a> Stop<'a> {
             if left.is_zero() {
                 return true;
             }
+            self.share.idle();
             thread::sleep(left.min(LOOK));
         }
         false

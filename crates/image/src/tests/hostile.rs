@@ -39,7 +39,7 @@ fn refused_names_and_entries() {
         ("loop upwards", Tar::default().symlink("a", "../a/b").file("a/c", b""), "Write"),
         (
             "chain of symlinks",
-            (0..20)
+            (0..41)
                 .fold(Tar::default(), |t, i| t.symlink(&format!("s{i}"), &format!("s{}", i + 1)))
                 .file("s0/f", b""),
             "Write",

@@ -211,6 +211,15 @@ fn only_servers_that_were_allowed() {
             "{text}"
         );
     }
+    // What cannot be allowed is not advised: an address with a user, on a server that is allowed or not.
+    let account = named.url("/x").replacen("://", "://user@", 1);
+    for hosts in [vec![], vec![host(&named)]] {
+        let error = fetch(std::slice::from_ref(&account), &hosts).unwrap_err();
+        assert!(matches!(&error, Error::Account { host: shown, .. } if *shown == host(&named)), "{error:?}");
+        assert!(!error.to_string().contains("--layer-hosts"), "{error}");
+    }
+    let error = fetch(&[account, url(&other)], &[]).unwrap_err();
+    assert!(matches!(&error, Error::ForeignHost { host: shown, .. } if *shown == host(&other)), "{error:?}");
     // What is not allowed is passed over, and so is what has a password.
     let account = named.url("/x").replacen("://", "://user:pass@", 1);
     fetch(&[url(&other), account, url(&named)], &[host(&named)]).unwrap();
@@ -226,6 +235,10 @@ fn only_servers_that_were_allowed() {
         "{text}"
     );
     assert_eq!((away.requests().len(), other.requests().len()), (1, 0));
+    let account = other.url("/x").replacen("://", "://user@", 1);
+    let away = Server::new(vec![Reply::status(302).with("Location", &account)]);
+    let error = fetch(&[url(&away)], &[host(&away), host(&other)]).unwrap_err().to_string();
+    assert!(error.contains("with a user or a password") && !error.contains("--layer-hosts"), "{error}");
     let away = redirect(&other);
     fetch(&[url(&away)], &[host(&away), host(&other)]).unwrap();
     assert_eq!(other.requests().len(), 1);

@@ -144,6 +144,7 @@ fn reading_stops_behind_the_promised_size() {
         digest: true,
         only_gzip: false,
         budget: None,
+        keep_in: None,
         stop: &Stop::new(&watch),
         whole: None,
     };

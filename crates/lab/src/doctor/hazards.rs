@@ -89,6 +89,9 @@ fn privileges(facts: &Facts, add: &mut Add<'_>) {
 
 fn space(facts: &Facts, add: &mut Add<'_>) {
     let fs = &facts.filesystem;
+    if let Some(doubt) = &facts.store_doubt {
+        add("open-store", Severity::Error, doubt.evidence.clone(), &doubt.remedy);
+    }
     let at = fs.looked_at.display();
     if fs.read_only {
         let remedy = format!(
@@ -241,6 +244,10 @@ fn host(facts: &Facts, add: &mut Add<'_>) {
             name => format!("when it is reached {}: sysctl {name}={}", limit.reached, limit.wanted),
         };
         add("small-limit", Severity::Note, what, &remedy);
+    }
+    for doubt in &facts.certificates {
+        let remedy = "have a new one signed, with the name or address that clients dial in its subjectAltName, and restart the server";
+        add("certificate", Severity::Warning, doubt.clone(), remedy);
     }
     if facts.leaks > 0 {
         let what = format!("{} belong to no container", plural(facts.leaks, "thing"));

@@ -12,6 +12,7 @@ pub mod hazards;
 pub mod limits;
 pub mod machine;
 pub mod overlays;
+pub mod place;
 pub mod remains;
 mod text;
 
@@ -60,6 +61,10 @@ pub struct Facts {
     pub dirty: dirty::Dirty,
     /// Limits of the kernel.
     pub limits: Vec<limits::Limit>,
+    /// Why no server takes the store's directory, if others could change it or one above it.
+    pub store_doubt: Option<place::Doubt>,
+    /// What clients will refuse in the certificates of running servers.
+    pub certificates: Vec<String>,
     /// What earlier lives have left in the store.
     pub remains: remains::Remains,
     /// Overlays of others that sync the store's file system.
@@ -145,6 +150,8 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
         limit_driver: drivers::choose(&limit_drivers).to_owned(),
         limit_drivers,
         limits: limits::probe(),
+        certificates: place::certificates(),
+        store_doubt: place::probe(&options.root, &fs.looked_at),
         remains: remains::probe(&options.root),
         overlays: overlays::probe(&fs.looked_at),
         leaks,

@@ -43,7 +43,7 @@ fn nothing_is_wrong_with_a_healthy_host() {
 #[test]
 fn each_hazard_is_found() {
     type Harm = fn(&mut Facts);
-    let cases: [(&str, Severity, Harm); 24] = [
+    let cases: [(&str, Severity, Harm); 26] = [
         ("not-probed", Severity::Warning, |f| f.root = false),
         ("missing-feature", Severity::Error, |f| {
             f.features = Features(vec![feature("overlay", State::No, true)]);
@@ -56,6 +56,10 @@ fn each_hazard_is_found() {
         }),
         ("missing-controller", Severity::Warning, |f| f.cgroups.v2 = vec!["cpu".into(), "memory".into()]),
         ("read-only", Severity::Error, |f| f.filesystem.read_only = true),
+        ("certificate", Severity::Warning, |f| f.certificates = vec!["/x: it ran out".into()]),
+        ("open-store", Severity::Error, |f| {
+            f.store_doubt = Some(place::Doubt { evidence: "/x".into(), remedy: "chmod".into() });
+        }),
         ("low-space", Severity::Warning, |f| f.filesystem.available_bytes = 99 << 30),
         ("low-space", Severity::Error, |f| f.filesystem.available_bytes = 9 << 30),
         ("low-inodes", Severity::Warning, |f| f.filesystem.available_inodes = 99),

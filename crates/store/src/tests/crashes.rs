@@ -83,3 +83,45 @@ fn killed_at_every_failpoint() {
         assert_eq!(entries(dir.path(), "rootfs"), 0, "{point}");
     }
 }
+
+/// Not a test of its own: it closes a store whose reaper is in the middle of an entry.
+#[test]
+fn child_that_closes_while_it_deletes() {
+    let (Ok(dir), Ok(uri)) = (std::env::var("WARDIAN_STORE_DIR"), std::env::var("WARDIAN_STORE_URI")) else {
+        return;
+    };
+    let store = open(Path::new(&dir)).unwrap();
+    let image = store.import(&uri, None, &Progress::default()).unwrap();
+    store.wait_durable(&Progress::default());
+    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    fs::write(below(&rootfs.mount, "file"), "x").unwrap();
+    drop(rootfs);
+    store.release_rootfs("one", None);
+    // It has begun, and waits.
+    assert!(!store.drain(Duration::from_secs(3)));
+    let started = Instant::now();
+    store.close();
+    println!("closed in {} s", started.elapsed().as_secs());
+}
+
+/// On a disk that discards what it deletes, one file can take a minute.
+#[test]
+fn a_close_does_not_wait_for_a_slow_disk() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let uri = tar(dir.path());
+    let mut command = child("tests::crashes::child_that_closes_while_it_deletes", dir.path(), &uri);
+    let output = command.env(VARIABLE, "deleted-some=wait").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let seconds =
+        text.split("closed in ").nth(1).and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+    assert!(output.status.success() && seconds.is_some_and(|seconds| seconds < 30), "{output:?}");
+    // What it has left the next one deletes.
+    assert_ne!(entries(dir.path(), "rootfs"), 0);
+    let store = open(dir.path()).unwrap();
+    assert!(store.drain(SOON));
+    store.close();
+    assert_eq!(entries(dir.path(), "rootfs"), 0);
+}

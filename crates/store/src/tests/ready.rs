@@ -43,7 +43,7 @@ fn is_spare(names: &[String], rootfs: &Rootfs) -> bool {
 
 /// What is mounted ahead goes with the server, what was thrown away before with the reaper.
 pub(super) fn nothing_stays(dir: &tempfile::TempDir, store: &Store) {
-    store.0.door.stop();
+    store.0.door.stop(Instant::now() + SOON);
     assert!(store.drain(SOON));
     store.close();
     assert_eq!((entries(dir.path(), "rootfs"), store.ready_rootfs()), (0, 0));
@@ -224,7 +224,7 @@ fn child_that_claims() {
     drop(store.create_rootfs("claimed", &image, None).unwrap());
     wait_for(|| store.ready_rootfs() == READY);
     // It would throw them away itself.
-    store.0.door.stop();
+    store.0.door.stop(Instant::now() + SOON);
     image.layers[0].set_state(State::Suspect);
     drop(store.create_rootfs("refused", &image, None).unwrap());
 }

@@ -29,7 +29,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
         let mut events = client.events(handle.as_deref()).await.map_err(|error| match error {
-            Error::Response(_) => anyhow::Error::new(error)
+            Error::Status { .. } => anyhow::Error::new(error)
                 .context("this server tells no events: it is no wardian, or an earlier one"),
             error => server.explain(error),
         })?;

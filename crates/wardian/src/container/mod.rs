@@ -31,15 +31,16 @@ pub struct Server {
     #[arg(long, alias = "addr", value_name = "ADDR", env = "WARDIAN_SOCKET", default_value = "unix:/run/wardian/garden.sock",
         value_parser = address)]
     socket: Address,
-    /// Speak TLS to a server at tcp:HOST:PORT: certificates of the authorities that may have signed the server's
-    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CA", requires_all = ["tls_cert", "tls_key"])]
+    /// Speak TLS to a server at tcp:HOST:PORT: certificates of the authorities that may have signed the server's [env:
+    /// WARDIAN_TLS_CA]
+    // Not from clap's environment, which a command that goes to a unix socket could not ignore.
+    #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
-    /// The certificate that is shown to the server
-    // The server's own flags have the environment variables without CLIENT: one environment may hold both.
-    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CLIENT_CERT", requires_all = ["tls_ca", "tls_key"])]
+    /// The certificate that is shown to the server [env: WARDIAN_TLS_CLIENT_CERT]
+    #[arg(long, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
-    /// The key of that certificate
-    #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CLIENT_KEY", requires_all = ["tls_ca", "tls_cert"])]
+    /// The key of that certificate [env: WARDIAN_TLS_CLIENT_KEY]
+    #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
 }
 
@@ -55,24 +56,43 @@ impl Server {
     /// A client of it. Nothing is dialled yet.
     pub fn client(&self) -> Result<Client> {
         let address = self.socket.to_string();
-        match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
-            (Some(authorities), Some(certificate), Some(key)) => {
-                let (authorities, certificate, key) = (authorities.clone(), certificate.clone(), key.clone());
+        match self.tls_files() {
+            [Some(authorities), Some(certificate), Some(key)] => {
                 Ok(Client::with_tls(&address, &TlsFiles { authorities, certificate, key })?)
             }
-            _ => Ok(Client::new(&address)?),
+            [None, None, None] => Ok(Client::new(&address)?),
+            _ => {
+                let text =
+                    "--tls-ca, --tls-cert and --tls-key, or their environment variables, go together\n";
+                clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, text).exit()
+            }
         }
+    }
+
+    /// Authorities, certificate and key: the flags, and for a server on TCP the environment as well, which may be meant for
+    /// another server than the one on a unix socket.
+    fn tls_files(&self) -> [Option<PathBuf>; 3] {
+        let is_tcp = matches!(self.socket, Address::Tcp(_));
+        let from =
+            |name| std::env::var_os(name).filter(|value| is_tcp && !value.is_empty()).map(PathBuf::from);
+        [
+            (&self.tls_ca, "WARDIAN_TLS_CA"),
+            // The server's own flags have the variables without CLIENT: one environment may hold both.
+            (&self.tls_cert, "WARDIAN_TLS_CLIENT_CERT"),
+            (&self.tls_key, "WARDIAN_TLS_CLIENT_KEY"),
+        ]
+        .map(|(flag, name)| flag.clone().or_else(|| from(name)))
     }
 
     /// An error, with what to do about it where that is known.
     pub fn explain(&self, error: Error) -> anyhow::Error {
         let advice = match &error {
-            Error::Response(_) if self.may_want_tls() => Some(self.want_tls()),
+            Error::NotHttp(_) if self.may_want_tls() => Some(self.want_tls()),
             // An alert of TLS is no HTTP.
             Error::Http(source) if source.is_parse() && self.may_want_tls() => Some(self.want_tls()),
             Error::Connect { source, .. } => self.unreachable(source.kind()),
             // A server says by an alert, after the handshake, that it does not like the certificate.
-            Error::Http(_) | Error::Io(_) if self.tls_ca.is_some() => Some(format!(
+            Error::Http(_) | Error::Io(_) if self.tls_files()[0].is_some() => Some(format!(
                 "the connection to {} has ended: a server does so with a client whose certificate is not of its --tls-client-ca",
                 self.socket
             )),
@@ -93,7 +113,7 @@ impl Server {
     }
 
     fn may_want_tls(&self) -> bool {
-        matches!(self.socket, Address::Tcp(_)) && self.tls_ca.is_none()
+        matches!(self.socket, Address::Tcp(_)) && self.tls_files()[0].is_none()
     }
 
     fn want_tls(&self) -> String {

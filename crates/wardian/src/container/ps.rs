@@ -73,7 +73,7 @@ async fn infos(client: &Client, handles: &[String]) -> Result<BTreeMap<String, B
         match client.bulk_info(chunk).await {
             Ok(some) => all.extend(some),
             // Of containers with many properties so many at a time may be too long.
-            Err(Error::Http(_) | Error::Response(_)) if chunk.len() > 1 => {
+            Err(Error::Http(_) | Error::Response(_) | Error::Status { .. }) if chunk.len() > 1 => {
                 let (first, second) = chunk.split_at(chunk.len() / 2);
                 chunks.extend([first, second]);
             }
@@ -81,8 +81,9 @@ async fn infos(client: &Client, handles: &[String]) -> Result<BTreeMap<String, B
         }
     }
     for handle in odd(handles) {
-        let info = client.info(handle).await?;
-        all.insert(handle.clone(), BulkInfo { info, ..BulkInfo::default() });
+        if let Some(info) = there(client.info(handle).await)? {
+            all.insert(handle.clone(), BulkInfo { info, ..BulkInfo::default() });
+        }
     }
     Ok(all)
 }
@@ -93,10 +94,19 @@ async fn metrics(client: &Client, handles: &[String]) -> Result<BTreeMap<String,
         all.extend(client.bulk_metrics(chunk).await?);
     }
     for handle in odd(handles) {
-        let metrics = client.metrics(handle).await?;
-        all.insert(handle.clone(), BulkMetrics { metrics, ..BulkMetrics::default() });
+        if let Some(metrics) = there(client.metrics(handle).await)? {
+            all.insert(handle.clone(), BulkMetrics { metrics, ..BulkMetrics::default() });
+        }
     }
     Ok(all)
+}
+
+/// What is known of a container, unless it has gone since it was listed.
+fn there<T>(known: Result<T, Error>) -> Result<Option<T>, Error> {
+    match known {
+        Err(error) if error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(None),
+        known => known.map(Some),
+    }
 }
 
 fn plain(handles: &[String]) -> Vec<&str> {
@@ -131,11 +141,16 @@ pub fn ps(args: Ps) -> Result<ExitCode> {
     }
     let listed = block_on(async {
         let explain = |error| server.explain(error);
-        let handles = client.list(&filter).await.map_err(explain)?;
+        let mut handles = client.list(&filter).await.map_err(explain)?;
         if quiet {
             return Ok((handles, BTreeMap::new(), BTreeMap::new()));
         }
         let infos = infos(&client, &handles).await.map_err(explain)?;
+        if !all {
+            // Those that are being made are listed with `--all` alone: one that is not known any more has gone.
+            let is_known = |entry: &BulkInfo| entry.err.is_none();
+            handles.retain(|handle| infos.get(handle).map_or(!handle.contains(','), is_known));
+        }
         let metrics = metrics(&client, &handles).await.map_err(explain)?;
         Ok((handles, infos, metrics))
     });
@@ -290,11 +305,7 @@ pub fn stats(args: Stats) -> Result<ExitCode> {
                 () = tokio::time::sleep(PERIOD) => {}
                 number = signals.next() => return Ok(End::Left(number).code()),
             }
-            let after = match sample(&client, &handles).await {
-                // The last one with a comma in its handle has gone.
-                Err(error) if error.kind() == Some(ErrorKind::ContainerNotFound) => Sample::new(),
-                other => other.map_err(explain)?,
-            };
+            let after = sample(&client, &handles).await.map_err(explain)?;
             let uses = uses(&before, &after);
             if live {
                 print::raw("\x1b[H\x1b[J")?;

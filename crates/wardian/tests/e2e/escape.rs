@@ -11,7 +11,12 @@ use wardian_garden::wire::{BindMount, ContainerSpec, ImageRef, ProcessSpec};
 const NUMBERS: std::ops::Range<u32> = 0..64;
 
 /// The default image, with `passwd` put behind its own lines, and more links and programs.
-fn image(server: &Server, passwd: &str, links: &[(String, String)], programs: &[(String, String)]) -> String {
+pub fn image(
+    server: &Server,
+    passwd: &str,
+    links: &[(String, String)],
+    programs: &[(String, String)],
+) -> String {
     let to = server.base().join("hostile.tar");
     let mut builder = tar::Builder::new(File::create(&to).unwrap());
     let mut archive = tar::Archive::new(File::open(server.image()).unwrap());

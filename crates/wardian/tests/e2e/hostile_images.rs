@@ -10,7 +10,7 @@ use std::path::Path;
 use wardian_garden::Client;
 use wardian_garden::wire::{ContainerSpec, ImageRef};
 
-async fn create(client: &Client, handle: &str, image: &str) -> wardian_garden::Result<String> {
+pub async fn create(client: &Client, handle: &str, image: &str) -> wardian_garden::Result<String> {
     let image = ImageRef { uri: image.into(), ..Default::default() };
     client.create(&ContainerSpec { handle: handle.into(), image, ..Default::default() }).await
 }
@@ -22,14 +22,14 @@ fn gzip(data: &[u8]) -> Vec<u8> {
 }
 
 /// A blob that a layout describes, and the tar in it.
-struct Blob<'a> {
-    stored: &'a [u8],
-    tar: &'a [u8],
-    urls: Vec<String>,
+pub struct Blob<'a> {
+    pub stored: &'a [u8],
+    pub tar: &'a [u8],
+    pub urls: Vec<String>,
 }
 
 /// Writes an OCI layout of such layers; those with URLs are left out of it. Gives its address.
-fn layout(dir: &Path, layers: &[Blob<'_>]) -> String {
+pub fn layout(dir: &Path, layers: &[Blob<'_>]) -> String {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let put = |data: &[u8]| {

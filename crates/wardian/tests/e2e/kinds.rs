@@ -11,7 +11,7 @@ fn forms(server: &Server, place: &Place) -> Vec<String> {
     let path = |name: &str| server.base().join(name).to_str().unwrap().to_owned();
     place.say(&["image", "import", server.image().to_str().unwrap(), "-t", "base"]);
     let mut forms = Vec::new();
-    for (name, format) in [("docker", "docker-archive"), ("oci", "oci-archive"), ("root", "tar")] {
+    for (name, format) in [("docker", "docker-archive"), ("oci", "oci-archive"), ("plain", "tar")] {
         place.say(&["image", "export", "base", &path(name), "--format", format]);
         let data = std::fs::read(path(name)).unwrap();
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

@@ -1,0 +1,279 @@
+//! How much memory all unpacks of this process may hold together, whatever images and servers they belong to.
+//!
+//! Whoever unpacks takes a share of the room when there is data to work on. A share ends with its unpack, and earlier if
+//! that waits for a server while others wait for room: a slow server holds nobody up. Of what a share stands for only a
+//! zstd decoder's window cannot be let go in between: such a share is given to a blob that is still under way only while
+//! half of the room stays free; else the blob is received first.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Bytes of the room, or this part of the memory that the process may have if that is less.
+const MOST: usize = 256 << 20;
+const PART: usize = 16;
+/// How often who waits looks whether it is to go on waiting.
+const LOOK: Duration = Duration::from_millis(50);
+/// Bytes of one buffer.
+pub(crate) const PIECE: usize = 256 << 10;
+
+#[derive(Debug)]
+struct State {
+    free: usize,
+    /// Those that wait, in the order in which they came: a large share must not starve behind small ones.
+    waiting: VecDeque<u64>,
+    tickets: u64,
+}
+
+/// Bytes of memory, given out in turn.
+#[derive(Debug)]
+pub(crate) struct Room {
+    size: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Room {
+    pub(crate) fn new(size: usize) -> Self {
+        let state = State { free: size, waiting: VecDeque::new(), tickets: 0 };
+        Self { size, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// That of the whole process.
+    pub(crate) fn of_all() -> &'static Self {
+        static ROOM: LazyLock<Room> = LazyLock::new(|| Room::new(wardian_sys::memory::budget(MOST, PART)));
+        &ROOM
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes so many bytes, or all there are if it has fewer; how many it took. None if `stop` said so first.
+    fn take(&self, bytes: usize, stop: &dyn Fn() -> bool) -> Option<usize> {
+        let bytes = bytes.min(self.size);
+        let mut state = self.lock();
+        let ticket = state.tickets;
+        state.tickets += 1;
+        state.waiting.push_back(ticket);
+        let taken = loop {
+            if state.waiting.front() == Some(&ticket) && state.free >= bytes {
+                state.free -= bytes;
+                break Some(bytes);
+            }
+            if stop() {
+                break None;
+            }
+            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        };
+        state.waiting.retain(|other| *other != ticket);
+        self.changed.notify_all();
+        taken
+    }
+
+    /// Takes so many bytes if nobody waits and as much as half of the room stays free.
+    fn take_of_plenty(&self, bytes: usize) -> bool {
+        let mut state = self.lock();
+        let plenty = state.waiting.is_empty() && state.free >= bytes + self.size / 2;
+        if plenty {
+            state.free -= bytes;
+        }
+        plenty
+    }
+
+    fn give(&self, bytes: usize) {
+        self.lock().free += bytes;
+        self.changed.notify_all();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> usize {
+        self.lock().free
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.lock().waiting.is_empty()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Buffers {
+    /// To be used again.
+    spare: Vec<Vec<u8>>,
+    /// How many are in somebody's hands.
+    out: usize,
+}
+
+/// What one unpack holds of the room, and its buffers.
+#[derive(Debug)]
+pub(crate) struct Share<'a> {
+    room: &'a Room,
+    held: Mutex<usize>,
+    /// It cannot be given back before the end.
+    firm: AtomicBool,
+    buffers: Mutex<Buffers>,
+}
+
+impl<'a> Share<'a> {
+    pub(crate) fn of(room: &'a Room) -> Self {
+        Self { room, held: Mutex::default(), firm: AtomicBool::new(false), buffers: Mutex::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, usize> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Buffers> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes so many bytes of the room, unless something is held already; false if `stop` said so first.
+    pub(crate) fn take(&self, bytes: usize, stop: &dyn Fn() -> bool) -> bool {
+        let mut held = self.held();
+        if *held == 0 {
+            let Some(taken) = self.room.take(bytes, stop) else { return false };
+            *held = taken;
+        }
+        true
+    }
+
+    /// Takes so many bytes for the whole unpack, however slow its server is; false if there is no room for that.
+    pub(crate) fn take_firm(&self, bytes: usize) -> bool {
+        let mut held = self.held();
+        let firm = *held == 0 && self.room.take_of_plenty(bytes);
+        if firm {
+            *held = bytes;
+            self.firm.store(true, Ordering::Relaxed);
+        }
+        firm
+    }
+
+    /// Called by who waits for a server: gives all back if somebody wants it and nothing is under way. The reader and its
+    /// decoder have a buffer each in their hands.
+    pub(crate) fn idle(&self) {
+        let mut held = self.held();
+        if *held > 0 && !self.firm.load(Ordering::Relaxed) && self.room.is_wanted() {
+            let mut buffers = self.buffers();
+            if buffers.out <= 2 {
+                buffers.spare = Vec::new();
+                self.room.give(std::mem::take(&mut *held));
+            }
+        }
+    }
+
+    /// A buffer of [`PIECE`] bytes with anything in it.
+    pub(crate) fn buffer(&self) -> Vec<u8> {
+        let mut buffers = self.buffers();
+        buffers.out += 1;
+        let mut buffer = buffers.spare.pop().unwrap_or_default();
+        drop(buffers);
+        buffer.resize(PIECE, 0);
+        buffer
+    }
+
+    /// Keeps the buffer unless somebody else still reads it.
+    pub(crate) fn give(&self, piece: Arc<Vec<u8>>) {
+        if let Some(buffer) = Arc::into_inner(piece).filter(|buffer| buffer.capacity() >= PIECE) {
+            let mut buffers = self.buffers();
+            buffers.out = buffers.out.saturating_sub(1);
+            buffers.spare.push(buffer);
+        }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let held = std::mem::take(&mut *self.held());
+        if held > 0 {
+            self.room.give(held);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait_for(room: &Room, waiting: usize) {
+        while room.lock().waiting.len() != waiting {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn who_came_first_goes_first_and_who_has_gone_holds_nobody_up() {
+        let room = Room::new(10);
+        let first = Share::of(&room);
+        assert!(first.take(6, &|| false));
+        // What is held is enough; and one that wants more than there is gets all there is.
+        assert!(first.take(100, &|| true));
+        let order = Mutex::new(Vec::new());
+        let gone = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let large = Share::of(&room);
+                assert!(!large.take(9, &|| gone.load(Ordering::Relaxed)));
+            });
+            wait_for(&room, 1);
+            for (n, bytes) in [(2, 100), (3, 1)] {
+                let (order, room) = (&order, &room);
+                scope.spawn(move || {
+                    let share = Share::of(room);
+                    assert!(share.take(bytes, &|| false));
+                    order.lock().unwrap().push(n);
+                });
+                wait_for(room, n);
+            }
+            // There is room for the small one, but it is not its turn.
+            assert!(order.lock().unwrap().is_empty());
+            gone.store(true, Ordering::Relaxed);
+            wait_for(&room, 2);
+            assert!(order.lock().unwrap().is_empty());
+            drop(first);
+        });
+        assert_eq!(*order.lock().unwrap(), [2, 3]);
+        assert_eq!(room.lock().free, 10);
+    }
+
+    #[test]
+    fn who_cannot_give_way_leaves_half_of_the_room() {
+        let room = Room::new(10);
+        let (first, second) = (Share::of(&room), Share::of(&room));
+        assert!(first.take_firm(4) && !second.take_firm(4) && room.lock().free == 6);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| Share::of(&room).take(7, &|| false));
+            wait_for(&room, 1);
+            first.idle();
+            assert!(*first.held() == 4 && !second.take_firm(1), "somebody waits");
+            drop(first);
+            assert!(other.join().unwrap());
+        });
+        assert!(second.take_firm(5) && room.lock().free == 5);
+    }
+
+    #[test]
+    fn who_waits_for_a_server_gives_way_but_not_with_data_under_way() {
+        let room = Room::new(10);
+        let slow = Share::of(&room);
+        assert!(slow.take(10, &|| false));
+        let buffers = [slow.buffer(), slow.buffer(), slow.buffer()];
+        slow.idle();
+        assert_eq!(*slow.held(), 10, "nobody wants it");
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| Share::of(&room).take(4, &|| false));
+            wait_for(&room, 1);
+            slow.idle();
+            assert_eq!(*slow.held(), 10, "three buffers are in somebody's hands");
+            for buffer in buffers {
+                slow.give(Arc::new(buffer));
+            }
+            slow.idle();
+            assert!(other.join().unwrap());
+        });
+        assert_eq!((*slow.held(), slow.buffers().spare.len()), (0, 0));
+        assert!(slow.take(10, &|| false));
+        drop(slow);
+        assert_eq!(room.lock().free, 10);
+    }
+}
