@@ -34,8 +34,8 @@ pub struct Args {
 enum Command {
     /// Bring an image in: its layers are verified, unpacked and written to the disk
     Import {
-        /// A file or directory (a tar of a root file system, what docker or podman saved, an OCI layout or a tar of
-        /// one), or an address: tar://, oci://, oci-archive://, docker-archive:// with an absolute path
+        /// A file or directory (a root file system or a tar of one, what docker or podman saved, an OCI layout or a tar of
+        /// one; plain, gzip or zstd; told by its content), or an address: tar://, oci://, oci-archive://, docker-archive:// with an absolute path
         source: String,
         /// What to call it; busybox, busybox:latest and docker.io/library/busybox are one name [default: up to 64 names that
         /// it has in the source, except those that look like a file's, as i.tar does]
@@ -170,7 +170,10 @@ pub fn source(text: &str) -> Result<Source> {
             bail!("there is no file {text:?}; images cannot be fetched from a registry yet")
         }
         Err(wardian_image::Error::Directory { .. }) => {
-            bail!("the directory {text:?} is no OCI layout: it has no index.json")
+            bail!(
+                "the directory {text:?} is no OCI layout, which has an index.json, and no root file system, which has a bin, \
+                 sbin or usr, and an etc, lib, dev or proc"
+            )
         }
         found => found?,
     })
@@ -287,7 +290,9 @@ fn import(
 ) -> Result<()> {
     let wish = if force || tag.is_some() { Wish::Operator } else { Wish::Source };
     let mut names: Vec<String> = tag.map(|tag| short(&tag).to_owned()).into_iter().collect();
-    let uri = if App::parse(text)?.is_some() { address(store, text)? } else { source(text)?.to_uri() };
+    // Held to the end: of an archive that is compressed as a whole it has what everybody else reads.
+    let found = if App::parse(text)?.is_some() { None } else { Some(source(text)?) };
+    let uri = found.as_ref().map_or_else(|| address(store, text), |source| Ok(source.to_uri()))?;
     if names.is_empty() && App::parse(&uri)?.is_none() {
         let opened = Source::parse(&uri)?.open(&Remote::default())?;
         names.extend(opened.names.iter().map(|name| short(name).to_owned()));

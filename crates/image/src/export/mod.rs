@@ -273,6 +273,14 @@ impl Parts<'_> {
     }
 }
 
+/// Writes a directory, on its own file system, as a tar; `shown` is what it is called.
+pub(crate) fn tree(dir: BorrowedFd<'_>, to: impl Write, shown: &str, watch: &Watch) -> Result<(), Error> {
+    let mut meter = Meter::new(watch, shown);
+    let mut tarball = Tarball(Named { inner: to, path: shown });
+    walk::directory(dir, &mut tarball, &mut meter)?;
+    tarball.0.put(&END)
+}
+
 /// What is being written, beside the target. Removed unless committed.
 ///
 /// The directory in which both lie may be another user's, who can rename what is in it: what was made is known by its
