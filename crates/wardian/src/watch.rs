@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
+use wardian_lab::signals::Asking;
 use wardian_store::{Phase, Progress};
 
 /// Between two looks at how far the work is.
@@ -23,8 +24,8 @@ impl Interrupts {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("start the runtime")?;
         let guard = runtime.enter();
-        let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-        let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+        let mut interrupt = Asking::catch(SignalKind::interrupt()).context("catch SIGINT")?;
+        let mut terminate = Asking::catch(SignalKind::terminate()).context("catch SIGTERM")?;
         drop(guard);
         let caught = Self::default();
         let noted = caught.clone();
@@ -32,8 +33,8 @@ impl Interrupts {
             runtime.block_on(async {
                 loop {
                     let number = tokio::select! {
-                        _ = interrupt.recv() => 2,
-                        _ = terminate.recv() => 15,
+                        () = interrupt.recv() => 2,
+                        () = terminate.recv() => 15,
                     };
                     if noted.0.swap(number, Ordering::AcqRel) != 0 {
                         std::process::exit(128 + number);

@@ -30,6 +30,8 @@ use wardian_sys::procfs;
 pub struct Options {
     /// The store's directory, which need not exist.
     pub root: PathBuf,
+    /// Run directories that are looked at beside those that are found.
+    pub runs: Vec<PathBuf>,
     /// Write for a second to see how fast the disk is.
     pub measure: bool,
 }
@@ -132,7 +134,7 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
     let limit_drivers = drivers::probe(&fs);
     // Those who wait a moment do so side by side.
     let leaks = std::thread::scope(|scope| {
-        let leaks = scope.spawn(|| crate::leaks::find(&[]));
+        let leaks = scope.spawn(|| crate::leaks::find(&options.runs));
         if options.measure {
             dirty.measure(&fs.looked_at, fs.total_bytes, fs.available_bytes, stop);
         } else {

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use wardian_garden::wire::{ProcessSpec, Tty};
 use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
+use wardian_lab::signals::is_ignored;
 
 /// How `run` and `exec` end, for their help.
 pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, or some \
@@ -61,13 +62,6 @@ impl Signals {
         })
         .await
     }
-}
-
-/// From the text of /proc/PID/status.
-fn is_ignored(status: &str, number: i32) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
-    mask & (1 << (number - 1)) != 0
 }
 
 /// What somebody wants of a process's streams.
@@ -340,16 +334,4 @@ pub fn detached(handle: &str, process: &str) {
     let process = if process == MAIN { String::new() } else { format!(" {process}") };
     eprintln!();
     print::note(&format!("detached; `wardian attach -it {handle}{process}` comes back"));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_we_were_told_to_ignore() {
-        let status = "Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n";
-        assert!(is_ignored(status, 1) && is_ignored(status, 13));
-        assert!(!is_ignored(status, 2) && !is_ignored("", 1));
-    }
 }

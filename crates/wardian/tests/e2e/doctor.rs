@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn leaks(server: &Server) -> (Option<i32>, String) {
-    let output =
-        Command::new(WARDIAN).args(["doctor", "--leaks", "--run"]).arg(server.run()).output().unwrap();
+    let output = Command::new(WARDIAN)
+        .args(["doctor", "--leaks", "--verbose", "--run"])
+        .arg(server.run())
+        .output()
+        .unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -19,6 +22,7 @@ fn mine(server: &Server, text: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_planted_leak_is_found() {
+    let _alone = crate::cleaned::CLEANING.lock().await;
     let server = Server::start().await;
     server.create("l").await;
     let top = cgroups(&server.group()).into_iter().find(|dir| dir.ends_with(&server.group())).unwrap();
@@ -40,6 +44,7 @@ async fn a_planted_leak_is_found() {
 
 #[tokio::test]
 async fn a_run_directory_that_nobody_uses_is_found() {
+    let _alone = crate::cleaned::CLEANING.lock().await;
     let server = Server::start().await;
     let planted = server.base().join("planted");
     std::fs::create_dir(&planted).unwrap();

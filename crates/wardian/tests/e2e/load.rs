@@ -578,6 +578,7 @@ async fn rounds(client: &Client, range: std::ops::Range<u32>) {
 async fn ten_thousand_rounds() {
     // The output of what has ended can be asked for, for so long.
     const LINGER: Duration = Duration::from_secs(65);
+    crate::watchdog::allow(Duration::from_secs(3 * 3600));
     let server = Server::start().await;
     let client = server.client();
     let started = Instant::now();

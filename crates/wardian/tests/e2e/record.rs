@@ -252,7 +252,7 @@ fn record_alone(disk: &Disk, with: &str) -> Value {
          exec {with} \"$0\" lab record --json \"$1\" -- dd if=/dev/zero of=a bs=1M count=60 conv=fsync"
     );
     let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "sh", "-c", &script, WARDIAN]).arg(&json).current_dir(disk.path());
+    unshare.args(["--mount", "sh", "-c", &script, &WARDIAN]).arg(&json).current_dir(disk.path());
     let output = unshare.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap()

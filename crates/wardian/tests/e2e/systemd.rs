@@ -54,7 +54,7 @@ fn activate(server: &Server, socket: OwnedFd, variables: &str) -> Child {
     // LISTEN_PID must be the server's, and a shell that executes it has the same.
     let script = format!("exec 3<&0 0</dev/null; export {variables}; exec \"$@\"");
     let mut command = Command::new("sh");
-    command.args(["-c", &script, "sh", WARDIAN, "serve", "--root"]).arg(server.root());
+    command.args(["-c", &script, "sh", &WARDIAN, "serve", "--root"]).arg(server.root());
     command.arg("--run").arg(server.run()).arg("--default-rootfs").arg(server.image());
     let log = std::fs::OpenOptions::new().create(true).append(true).open(server.base().join("log")).unwrap();
     command.stdin(socket).stdout(Stdio::null()).stderr(log).spawn().unwrap()
