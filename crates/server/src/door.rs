@@ -45,7 +45,7 @@ const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … and how often it looks whether somebody has become idle.
 const LOOK: Duration = Duration::from_millis(20);
 /// One that has to go may need a while for it, as a transfer does that has to be cancelled: after so long another one goes.
-const AGAIN: Duration = Duration::from_millis(100);
+const AGAIN: Duration = Duration::from_millis(500);
 /// Who has been in debt for less time is not closed for a newcomer: what it owes may be here already, unread, while a burst
 /// of connections is being accepted.
 const GRACE: Duration = Duration::from_millis(50);

@@ -78,7 +78,8 @@ async fn signals_that_are_ignored_stay_so() {
     command.env("WARDIAN_ROOT", server.root()).env("WARDIAN_RUN", server.run());
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let comm = format!("/proc/{}/comm", child.id());
-    while std::fs::read_to_string(&comm).unwrap() == "sh\n" {
+    // Neither ours before its exec, nor the shell that ignores for it.
+    while std::fs::read_to_string(&comm).unwrap() != "wardian\n" {
         std::thread::sleep(Duration::from_millis(1));
     }
     let status = loop {

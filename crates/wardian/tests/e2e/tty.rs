@@ -244,7 +244,7 @@ async fn ctrl_c_on_a_terminal_without_t() {
     assert_eq!(handles(&server), "");
     // A tar on a terminal helps nobody.
     let mut terminal = Terminal::start(&server, &["cp", "x:/", "-"]);
-    assert_eq!(terminal.end().code(), Some(1));
+    assert_eq!(terminal.end().code(), Some(2));
     terminal.until("a tar on a terminal helps nobody");
     server.finish().await;
 }
