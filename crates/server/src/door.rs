@@ -62,11 +62,17 @@ pub(crate) struct Door {
     idle: Mutex<Idle>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Idle {
     /// The longest in debt first, and since when.
     seats: BTreeMap<u64, (Instant, Arc<Seat>)>,
     next: u64,
+    /// Newcomers that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
+    /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
+    waiting: usize,
+    asked: usize,
+    /// When one was asked for last.
+    last: Instant,
 }
 
 /// What the door knows of a connection.
@@ -139,7 +145,8 @@ impl Door {
         let (common, reserve) = (semaphore(places), semaphore(RESERVE));
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let heads = [heads(), heads()];
-        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], idle: Mutex::default() })
+        let idle = Idle { seats: BTreeMap::new(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
+        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], idle: idle.into() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
@@ -189,10 +196,22 @@ impl Door {
         Arc::new(place)
     }
 
-    /// Make room for a newcomer. `false`: nobody is idle who would have to go for it.
-    fn evict(&self, local: bool) -> bool {
+    /// Make room for a newcomer, unless there is some for all that wait already, or nobody is idle who would have to go.
+    fn evict(&self, local: bool) {
         let mut idle = self.lock();
         let now = Instant::now();
+        if idle.asked >= idle.waiting {
+            if now.saturating_duration_since(idle.last) < AGAIN {
+                return;
+            }
+            idle.asked = 0;
+        }
+        if self.evict_one(&mut idle, local, now) {
+            (idle.asked, idle.last) = (idle.asked + 1, now);
+        }
+    }
+
+    fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
         let mut found = None;
         for (&number, (since, seat)) in &idle.seats {
             let mut state = seat.state();
@@ -237,17 +256,35 @@ impl Waiting {
         let until = Instant::now() + WAITING_TIME;
         let mut common = pin!(door.common.clone().acquire_owned());
         let mut reserve = pin!(door.reserve.clone().acquire_owned());
-        let mut promised = false;
+        let _counted = Counted::new(&door);
         loop {
-            promised = promised || door.evict(local);
+            door.evict(local);
             tokio::select! {
                 biased;
                 permit = &mut common => return Some(door.seat(permit.ok()?, local, false)),
                 permit = &mut reserve, if local => return Some(door.seat(permit.ok()?, local, true)),
-                () = tokio::time::sleep(if promised { AGAIN } else { LOOK }) => promised = false,
+                () = tokio::time::sleep(LOOK) => {}
                 () = tokio::time::sleep_until(until) => return None,
             }
         }
+    }
+}
+
+/// One that waits.
+struct Counted<'a>(&'a Door);
+
+impl<'a> Counted<'a> {
+    fn new(door: &'a Door) -> Self {
+        door.lock().waiting += 1;
+        Self(door)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut idle = self.0.lock();
+        idle.waiting = idle.waiting.saturating_sub(1);
+        idle.asked = idle.asked.saturating_sub(1);
     }
 }
 
@@ -469,16 +506,8 @@ mod tests {
             let newcomers: Vec<_> = (0..64).map(|_| tokio::spawn(waits(&door, true))).collect();
             let mut seated = Vec::new();
             for newcomer in newcomers {
-                let place = tokio::time::timeout(Duration::from_secs(5), newcomer).await;
-                let place = place.unwrap_or_else(|_| {
-                    let free = (door.common.available_permits(), door.reserve.available_permits());
-                    let ended = idle.iter().filter(|idle| idle.is_finished()).count();
-                    let (seats, rooms) = (door.lock().seats.len(), door.rooms[1].available_permits());
-                    panic!(
-                        "round {round}: {} seated, {free:?} free, {ended} ended, {seats} idle, {rooms} rooms",
-                        seated.len()
-                    )
-                });
+                let place = tokio::time::timeout(AGAIN, newcomer).await;
+                let place = place.unwrap_or_else(|_| panic!("round {round}: {} are seated", seated.len()));
                 seated.push(place.unwrap().unwrap());
             }
             idle.iter().for_each(tokio::task::JoinHandle::abort);
