@@ -111,7 +111,6 @@ impl Seat {
 pub(crate) struct Place {
     door: Arc<Door>,
     seat: Arc<Seat>,
-    served: AtomicBool,
     replies: AtomicBool,
     cut: AtomicBool,
 }
@@ -188,7 +187,6 @@ impl Door {
         let place = Place {
             door: self.clone(),
             seat: seat.into(),
-            served: AtomicBool::new(false),
             replies: AtomicBool::new(false),
             cut: AtomicBool::new(false),
         };
@@ -320,7 +318,6 @@ impl Place {
 
     /// A request has come. `false`: too late, its place is promised to somebody else.
     pub(crate) fn works(&self) -> bool {
-        self.served.store(true, Ordering::Relaxed);
         self.settle(false, |state| (state.resting, state.head, state.long) = (false, 0, None));
         !self.is_gone()
     }
@@ -369,11 +366,6 @@ impl Place {
 
     pub(crate) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Relaxed)
-    }
-
-    /// Whether it has ever worked.
-    pub(crate) fn served(&self) -> bool {
-        self.served.load(Ordering::Relaxed)
     }
 
     /// Whether it has to go.
