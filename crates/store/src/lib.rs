@@ -25,6 +25,7 @@
 
 mod app;
 mod attach;
+mod close;
 mod collect;
 mod durable;
 pub mod erase;
@@ -57,8 +58,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wardian_image::{Identity, Remote};
 
@@ -207,22 +207,6 @@ struct Inner {
     opening: Flights<String, Image>,
     unpacking: Flights<String, Arc<Layer>>,
     closed: AtomicBool,
-}
-
-/// How long a close waits for threads that wait for the disk.
-const CLOSING: Duration = Duration::from_secs(2);
-
-/// Waits for the end of a thread that was told to stop, but not longer than until then: one that waits for the disk cannot be
-/// interrupted. False if it goes on.
-fn join(thread: JoinHandle<()>, until: Instant) -> bool {
-    while !thread.is_finished() {
-        if Instant::now() >= until {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let _ = thread.join();
-    true
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -574,38 +558,6 @@ impl Store {
 impl Inner {
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
-    }
-
-    fn close(&self) {
-        if !self.closed.swap(true, Ordering::AcqRel) {
-            let until = Instant::now() + CLOSING;
-            self.durability.stop();
-            let stopped = [self.door.stop(until), self.reaper.stop(until), self.measurer.stop(until)];
-            let spares = self.ready.close();
-            if stopped == [true; 3] {
-                self.save_used();
-                drop(spares);
-                self.remove_spares(until);
-            } else {
-                // The next server finds what was made ahead. To unmount it could take as long as what is waited for.
-                tracing::warn!("the disk is slow: what the store was deleting is left to the next server");
-                std::mem::forget(spares);
-            }
-            // An open reference would keep the overlay of a container that lives on from ending with it.
-            lock(&self.honest).clear();
-            *lock(&self.lock) = None;
-        }
-    }
-
-    /// Removes what was made ahead. If that fails, the next server finds it.
-    fn remove_spares(&self, until: Instant) {
-        let Ok(records) = self.layout.records.all() else { return };
-        for name in self.pool.close() {
-            let spare = !records.iter().any(|record| record.dir == name);
-            if let Some(name) = std::ffi::CString::new(name).ok().filter(|_| spare) {
-                let _ = remove::tree(&self.layout.rootfs, &name, &|| Instant::now() >= until);
-            }
-        }
     }
 
     fn trash(&self, place: Place, name: &str) {

@@ -57,7 +57,7 @@ impl Door {
         let thread = lock(&self.thread).take();
         // The steward itself may be the last to let the store go.
         let other = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
-        other.is_none_or(|thread| crate::join(thread, until))
+        other.is_none_or(|thread| crate::close::join(thread, until))
     }
 
     /// Waits for the next round, at most so long; false at the end.

@@ -7,13 +7,7 @@ fn sized(dir: &Path, name: &str, kilobytes: usize) -> String {
     let path = dir.join(format!("{name}.tar"));
     let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
     let data = vec![7; kilobytes << 10];
-    let mut header = tar::Header::new_ustar();
-    header.set_size(data.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    tar.append_data(&mut header, "file", &*data).unwrap();
+    add(&mut tar, "file", &data);
     tar.finish().unwrap();
     path.to_str().unwrap().to_owned()
 }

@@ -69,7 +69,7 @@ fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
     image::save(layout, tar, &Documents::default(), Wish::Operator).unwrap();
     assert_eq!(store.read_image("n7").unwrap().1, Documents::default());
     assert_eq!(files(dir.path(), ""), files(dir.path(), ".json"));
-    store.remove_image("n7", false).unwrap();
+    store.remove_image("n7", true).unwrap();
     assert_eq!(files(dir.path(), "").0, 0);
 }
 
@@ -177,7 +177,7 @@ fn names_that_mean_the_same_are_one() {
         assert!(store.find_image(other).is_err(), "{other}");
         save(called(other, other), Wish::Source).unwrap();
     }
-    store.remove_image("box:latest", false).unwrap();
+    store.remove_image("box:latest", true).unwrap();
     assert!(store.find_image("box").is_err());
     // Earlier versions kept what was said; what is said exactly so comes first.
     let earlier = |name: &str, id| {
