@@ -4,7 +4,7 @@ use super::LEAKS;
 use crate::print;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -107,11 +107,8 @@ fn agreed(wanted: &Survey) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("this ends processes and removes what is left of them: say --yes if it is meant");
     }
-    print::text(&format!("{}Remove all this, and end its processes? [y/N] ", text(wanted, false)))?;
-    std::io::stdout().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    print::text(&text(wanted, false))?;
+    crate::watch::asked("Remove all this, and end its processes?")
 }
 
 fn remove(wanted: &Survey, runs: &[PathBuf]) -> Result<()> {
