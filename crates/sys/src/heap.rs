@@ -7,9 +7,17 @@ pub fn trim() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Let all threads share two arenas (mallopt(3), `M_ARENA_MAX`). Each keeps what one of its threads once needed: with one
-/// for every thread a server of many threads holds many times what it uses. For the start of a program.
-pub fn share_arenas() {
-    // SAFETY: a call without pointers.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+/// Bytes from which a buffer is a mapping of its own.
+const OWN_MAPPING: libc::c_int = 256 << 10;
+
+/// Sets the allocator up for a server of many threads (mallopt(3)); for the start of a program. All threads share two arenas
+/// (`M_ARENA_MAX`): each arena keeps what one of its threads once needed. Large buffers never come from an arena
+/// (`M_MMAP_THRESHOLD`, which otherwise grows with what is freed): small objects that stay would lie between them and hold
+/// their pages.
+pub fn set_up() {
+    // SAFETY: calls without pointers.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING);
+    }
 }

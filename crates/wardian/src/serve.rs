@@ -476,7 +476,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     wardian_sys::failpoint::check()?;
     let inherited = systemd::listeners()?;
     let filter = log::start(settings.log_format)?;
-    wardian_sys::heap::share_arenas();
+    wardian_sys::heap::set_up();
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     runtime.block_on(serve(settings, keeper, inherited, filter))?;
     // Blocking work that is stuck in the kernel must not keep the server from ending.

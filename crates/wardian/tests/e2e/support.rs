@@ -189,7 +189,18 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
-    /// The same, once what it makes ahead is made.
+    /// Those that are not of layers and root file systems, which a store keeps open for the next ones: a bounded number.
+    pub fn descriptors_beside_the_stores(&self) -> usize {
+        let (layers, rootfs) = (self.root().join("layers"), self.root().join("rootfs"));
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let targets = entries.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        // A mount that is attached nowhere has its own root for a name.
+        let is_the_stores =
+            |path: &Path| path == Path::new("/") || path.starts_with(&layers) || path.starts_with(&rootfs);
+        targets.filter(|target| !is_the_stores(target)).count()
+    }
+
+    /// Its descriptors, once what it makes ahead is made.
     pub async fn settled_descriptors(&self) -> usize {
         let (mut last, mut same) = (self.descriptors(), 0);
         let started = Instant::now();
