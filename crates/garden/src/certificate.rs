@@ -1,10 +1,11 @@
-//! What is wrong with a server's certificate before any client has said so: its time, and the names in it.
+//! What is wrong with certificates and keys, in words; and with a server's certificate before any client has said so: its
+//! time, and the names in it.
 //!
 //! A server shows whatever certificate it is given (RFC 5280); it is its clients that refuse one that has run out, or has a
 //! name in its subject alone, and they say so where nobody looks.
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::time::{SystemTime, UNIX_EPOCH};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
@@ -49,6 +50,32 @@ pub fn doubts(pem: &[u8], now: SystemTime) -> Vec<String> {
 /// The day in UTC, as in 2026-01-31.
 fn day(time: ASN1Time) -> String {
     time.to_datetime().date().to_string()
+}
+
+/// The private key of a file in PEM.
+///
+/// # Errors
+/// There is none, or one that cannot be used, in words.
+pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    // The PEM labels of RFC 7468, section 11, and the header of RFC 1421 that OpenSSL wrote before.
+    let has_passphrase = [&b"BEGIN ENCRYPTED PRIVATE KEY"[..], b"Proc-Type: 4,ENCRYPTED"]
+        .iter()
+        .any(|mark| pem.windows(mark.len()).any(|part| part == *mark));
+    if has_passphrase {
+        let text = "the key has a passphrase, which nobody can be asked for: `openssl pkey -in KEY -out PLAIN` takes it off";
+        return Err(text.to_owned());
+    }
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("no private key in PEM: {error}"))
+}
+
+/// Why a certificate is not taken, in words.
+pub fn refusal(error: &rustls::Error) -> String {
+    let text = error.to_string();
+    // The error inside is known by its name alone.
+    if text.contains("UnsupportedCertVersion") {
+        return "a certificate is of X.509 version 1: make it with extensions (version 3)".to_owned();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! TLS to a server that listens on TCP: both sides show certificates.
 
-use crate::{Error, Result};
+use crate::{Error, Result, certificate};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,17 +36,16 @@ impl Tls {
     pub(crate) fn load(files: &TlsFiles) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         for authority in certificates(&files.authorities)? {
-            roots.add(authority).map_err(|error| bad(&files.authorities, error))?;
+            roots.add(authority).map_err(|error| bad(&files.authorities, certificate::refusal(&error)))?;
         }
         let chain = certificates(&files.certificate)?;
-        let key =
-            PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|error| bad(&files.key, error))?;
+        let key = certificate::private_key(&read(&files.key)?).map_err(|error| bad(&files.key, error))?;
         let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| bad(&files.authorities, error))?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
-            .map_err(|error| bad(&files.certificate, error))?;
+            .map_err(|error| bad(&files.certificate, certificate::refusal(&error)))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config).into()))
     }

@@ -2,14 +2,15 @@
 
 use crate::{Error, Result};
 use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
+use wardian_garden::certificate;
 use wardian_sys::directory;
 
 /// No file of certificates is larger.
@@ -31,18 +32,15 @@ impl Tls {
     ///
     /// # Errors
     /// A file cannot be read or is none of these, the key does not belong to the certificate, or others can read it.
-    pub fn load(certificate: &Path, key: &Path, client_authorities: &Path) -> Result<Self> {
-        let chain = certificates(certificate)?;
-        for doubt in
-            wardian_garden::certificate::doubts(&read(certificate, false)?, std::time::SystemTime::now())
-        {
-            tracing::warn!(file = %certificate.display(), doubt, "serve.certificate");
+    pub fn load(chain: &Path, key: &Path, client_authorities: &Path) -> Result<Self> {
+        let shown = certificates(chain)?;
+        for doubt in certificate::doubts(&read(chain, false)?, std::time::SystemTime::now()) {
+            tracing::warn!(file = %chain.display(), doubt, "serve.certificate");
         }
-        let secret = PrivateKeyDer::from_pem_slice(&read(key, true)?);
-        let secret = secret.map_err(|error| bad(key, format!("no private key in PEM: {error}")))?;
+        let secret = certificate::private_key(&read(key, true)?).map_err(|why| bad(key, why))?;
         let mut roots = RootCertStore::empty();
         for authority in certificates(client_authorities)? {
-            roots.add(authority).map_err(|error| bad(client_authorities, error.to_string()))?;
+            roots.add(authority).map_err(|error| bad(client_authorities, certificate::refusal(&error)))?;
         }
         let provider = Arc::new(ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
@@ -50,10 +48,12 @@ impl Tls {
             .map_err(|error| bad(client_authorities, error.to_string()))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| bad(certificate, error.to_string()))?
+            .map_err(|error| bad(chain, error.to_string()))?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, secret)
-            .map_err(|error| bad(certificate, format!("with the key in {}: {error}", key.display())))?;
+            .with_single_cert(shown, secret)
+            .map_err(|error| {
+                bad(chain, format!("with the key in {}: {}", key.display(), certificate::refusal(&error)))
+            })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Every connection shows its certificate: a resumed session would outlive it.
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -124,6 +124,11 @@ mod tests {
         assert!(why(&certificate, &key, &empty).contains("no certificate is in it"));
         assert!(why(&empty, &key, &certificate).contains("no certificate is in it"));
         assert!(why(&certificate, &empty, &certificate).contains("no private key"));
+        let closed = write(
+            "closed",
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        );
+        assert!(why(&certificate, &closed, &certificate).contains("passphrase"));
         assert!(why(&certificate, dir.path(), &certificate).contains("not a file"));
         for (mode, good) in [(0o640, true), (0o644, false), (0o604, false), (0o660, false), (0o400, true)] {
             std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();

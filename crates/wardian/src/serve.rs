@@ -495,6 +495,11 @@ async fn serve(
     let absolute =
         |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
     let addresses = settings.addresses(!inherited.is_empty());
+    let mut all = addresses.iter().chain(&settings.debug_listen);
+    ensure!(
+        settings.tls.is_none() || !inherited.is_empty() || all.any(|address| address.starts_with("tcp:")),
+        "--tls-cert: no address is a TCP address, so that nobody would be shown it; name one with --listen tcp:HOST:PORT"
+    );
     let certificate = settings.tls.as_ref().map(|tls| absolute(&tls.certificate)).transpose()?;
     let tls = settings.tls.map(|TlsFiles { certificate, key, client_authorities }| {
         Tls::load(&certificate, &key, &client_authorities)
