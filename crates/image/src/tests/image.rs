@@ -172,6 +172,8 @@ fn selection() {
     for wrong in ["", ":v2"] {
         assert!(matches!(layout.open(wrong), Err(Error::Select { .. })), "{wrong}");
     }
+    let told = layout.open("").unwrap_err().to_string();
+    assert!(told.contains(r#""v1", "multi"; say which one with the address oci:///"#), "{told}");
 }
 
 #[test]

@@ -31,7 +31,8 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
         Driver {
             name: IN_USE,
             state: State::Yes,
-            why: "what wardian does, whatever the host has: a limit that is asked for is an error".into(),
+            why: "what wardian does on every host: a request with a limit on what is written is refused"
+                .into(),
         },
     ]
 }
