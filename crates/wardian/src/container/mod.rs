@@ -33,8 +33,7 @@ pub struct Server {
     #[arg(long, alias = "addr", value_name = "ADDR", env = "WARDIAN_SOCKET", default_value = usual(),
         value_parser = address)]
     socket: Address,
-    /// Speak TLS to a server at tcp:HOST:PORT: certificates of the authorities that may have signed the server's [env:
-    /// WARDIAN_TLS_CA]
+    /// Speak TLS to a server at tcp:HOST:PORT: certificates of the CAs that may have issued the server's [env: WARDIAN_TLS_CA]
     // Not from clap's environment, which a command that goes to a unix socket could not ignore.
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
