@@ -140,7 +140,8 @@ impl Index {
         let mut seen = HashSet::new();
         found.retain(|d| seen.insert(d.digest.clone()));
         let several = found.len() > 1;
-        if several {
+        // Tools leave the platform out where an index lists images and not the same one for several platforms.
+        if several && found.iter().any(|descriptor| descriptor.platform.is_some()) {
             found.retain(Descriptor::is_for_host);
         }
         match (found.len(), tag) {
