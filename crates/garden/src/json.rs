@@ -113,9 +113,12 @@ impl<'de> Visitor<'de> for FoldedVisitor<'_> {
 }
 
 fn shape<T: DeserializeOwned>(value: Value) -> Result<T, DecodeError> {
-    // `null` for the whole value leaves everything zero.
-    let value = if value.is_null() { Value::Object(Map::new()) } else { value };
-    T::deserialize(value).map_err(DecodeError::Invalid)
+    // `null` for the whole value leaves everything zero. Where no object is wanted the error tells of null.
+    let shaped = match value {
+        Value::Null => T::deserialize(Value::Object(Map::new())).or_else(|_| T::deserialize(Value::Null)),
+        value => T::deserialize(value),
+    };
+    shaped.map_err(DecodeError::Invalid)
 }
 
 /// serde tells which text it has not expected: perhaps a password, and errors are logged.
@@ -277,6 +280,8 @@ mod tests {
         assert_eq!(message(b"{\"handle\":"), "unexpected EOF");
         assert!(message(b"{\"handle\":5}").starts_with("json: invalid type: "));
         assert!(message(b"nonsense").starts_with("json: "));
+        let time = decode::<i64>(b"null").unwrap_err().to_string();
+        assert!(time.starts_with("json: invalid type: null"), "{time}");
     }
 
     #[test]

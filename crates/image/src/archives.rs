@@ -29,6 +29,8 @@ use crate::stream::{Entry, Stream};
 const MAX_MEMBERS: u64 = 1 << 16;
 /// Bytes of all names and link targets of one archive together.
 const MAX_NAMES: usize = 8 << 20;
+/// Names of images that an error lists.
+const MAX_SHOWN: usize = 8;
 /// Links followed to reach a file. Docker makes one.
 const MAX_LINKS: u32 = 8;
 /// Uncompressed bytes of an archive in which its first name is looked for.
@@ -354,7 +356,7 @@ pub(crate) fn open_docker(path: &Path, name: Option<&str>, opening: &Opening<'_>
     let archive = Archive::open(path, opening)?;
     let what = format!("manifest.json in {}", path.display());
     let items: Vec<Item> = parse(&archive.json("manifest.json")?, &what)?;
-    let item = select(items, &what, name)?;
+    let item = select(items, path, &what, name)?;
     let json = archive.json(&item.config)?;
     let what = format!("config {}", show(item.config.as_bytes()));
     let digest = Digest::of(&json);
@@ -396,7 +398,23 @@ fn promised(name: &str) -> Option<Digest> {
     format!("sha256:{hex}").parse().ok()
 }
 
-fn select(mut items: Vec<Item>, what: &str, name: Option<&str>) -> Result<Item, Error> {
+/// What to do about an archive or layout with several images, without a tag or name in its address: the names, which are its
+/// maker's, are escaped, and so few that a line shows them.
+pub(crate) fn several_images<'a>(names: impl Iterator<Item = &'a str>, scheme: &str, path: &Path) -> String {
+    let mut shown: Vec<String> = names.take(MAX_SHOWN + 1).map(|name| show(name.as_bytes())).collect();
+    if shown.is_empty() {
+        return "there are several images, without names to tell them apart".into();
+    }
+    let more = if shown.len() > MAX_SHOWN { ", …" } else { "" };
+    shown.truncate(MAX_SHOWN);
+    let names = shown.join(", ");
+    format!(
+        "there are several images: {names}{more}; say which one with the address {scheme}://{}:NAME",
+        path.display()
+    )
+}
+
+fn select(mut items: Vec<Item>, path: &Path, what: &str, name: Option<&str>) -> Result<Item, Error> {
     let error = |why| Err(Error::Select { what: what.into(), why });
     if let Some(name) = name {
         let wanted = short(name);
@@ -406,7 +424,10 @@ fn select(mut items: Vec<Item>, what: &str, name: Option<&str>) -> Result<Item, 
         (1, _) => Ok(items.remove(0)),
         (0, None) => error("there is no image".into()),
         (0, Some(name)) => error(format!("no image is called {name:?}")),
-        (n, None) => error(format!("there are {n} images; name one with :name:tag")),
+        (_, None) => {
+            let names = items.iter().flat_map(|item| item.repo_tags.iter().flatten());
+            error(several_images(names.map(String::as_str), "docker-archive", path))
+        }
         (n, Some(name)) => error(format!("{n} images are called {name:?}")),
     }
 }

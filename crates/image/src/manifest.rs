@@ -2,11 +2,13 @@
 //! has the same shape).
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::archives::several_images;
 use crate::base::{self, Base};
 use crate::digest::Digest;
 use crate::error::Error;
@@ -118,11 +120,17 @@ impl Index {
         names
     }
 
-    /// The only manifest (or index) of that name, or the only one for this host.
+    /// The only manifest (or index) of that name, or the only one for this host. `at` is the scheme and the path of the layout,
+    /// for errors.
     ///
     /// # Errors
     /// [`Error::Select`].
-    pub fn choose(self, what: &str, tag: Option<&str>) -> Result<Descriptor, Error> {
+    pub(crate) fn choose(
+        self,
+        what: &str,
+        tag: Option<&str>,
+        at: (&str, &Path),
+    ) -> Result<Descriptor, Error> {
         let error = |why| Err(Error::Select { what: what.into(), why });
         let mut found = self.manifests.unwrap_or_default();
         if let Some(tag) = tag {
@@ -132,7 +140,8 @@ impl Index {
         let mut seen = HashSet::new();
         found.retain(|d| seen.insert(d.digest.clone()));
         let several = found.len() > 1;
-        if several {
+        // Tools leave the platform out where an index lists images and not the same one for several platforms.
+        if several && found.iter().any(|descriptor| descriptor.platform.is_some()) {
             found.retain(Descriptor::is_for_host);
         }
         match (found.len(), tag) {
@@ -140,7 +149,10 @@ impl Index {
             (0, _) if several => error(format!("no manifest for linux/{}", host_architecture())),
             (0, Some(tag)) => error(format!("no manifest is tagged {tag:?}")),
             (0, None) => error("there is no manifest".into()),
-            (n, None) => error(format!("{n} manifests fit; name one with :tag")),
+            (_, None) => {
+                let tags = found.iter().filter_map(|descriptor| descriptor.annotation(REF_NAME));
+                error(several_images(tags, at.0, at.1))
+            }
             (n, Some(tag)) => error(format!("{n} manifests are tagged {tag:?}")),
         }
     }

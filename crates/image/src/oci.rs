@@ -112,14 +112,19 @@ impl Layout {
         let what = self.name("index.json");
         let bytes = read_json(self.file("index.json")?, &what)?;
         let index = Index::parse(&bytes, &what)?;
-        let mut chosen = index.clone().choose(&what, tag)?;
+        let scheme = match self.files {
+            Files::Dir(_) => "oci",
+            Files::Archive(_) => "oci-archive",
+        };
+        let at = (scheme, self.path.as_path());
+        let mut chosen = index.clone().choose(&what, tag, at)?;
         let names = index.names(&chosen.digest, tag);
         for _ in 0..MAX_NESTING {
             if !chosen.is_index() {
                 return Ok((chosen, names));
             }
             let what = format!("index {}", chosen.digest);
-            chosen = Index::parse(&self.document(&chosen, &what)?, &what)?.choose(&what, None)?;
+            chosen = Index::parse(&self.document(&chosen, &what)?, &what)?.choose(&what, None, at)?;
         }
         Err(Error::Limit { what: format!("the nesting of indexes in {what}"), limit: MAX_NESTING.into() })
     }

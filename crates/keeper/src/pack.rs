@@ -19,6 +19,8 @@ const BUFFER: usize = 256 * 1024;
 const NAME_FIELD: usize = 100;
 /// The kernel's limits for a list of attributes and for one of them.
 const ATTRIBUTE: usize = 64 << 10;
+/// Bytes of a file that the kernel makes up, which is held in memory as a whole: its length is known only at its end.
+const MADE_UP_BYTES: u64 = 16 << 20;
 
 /// File systems of which the kernel makes up what is in them: statistics and switches that are nobody's files. Some can be
 /// opened and not read, as /proc/1/auxv by a container's root, and some never end. The numbers are those of linux/magic.h,
@@ -127,9 +129,9 @@ fn append(builder: &mut Builder, above: &Opened, name: &OsStr, path: &Path) -> i
     Ok(Some(Opened { fd, device: Some(device) }))
 }
 
-fn is_made_up(dir: &File) -> io::Result<bool> {
+fn is_made_up(file: &File) -> io::Result<bool> {
     // The numbers have 32 bits, whatever the width of the field.
-    let kind = rustix::fs::fstatfs(dir)?.f_type as u32;
+    let kind = rustix::fs::fstatfs(file)?.f_type as u32;
     Ok(MADE_UP.contains(&kind))
 }
 
@@ -151,13 +153,30 @@ fn file(
     if !metadata.is_file() {
         return Err(io::Error::other("it has changed its kind"));
     }
-    header.set_size(metadata.len());
+    let made_up = if is_made_up(&file)? { Some(whole(&file)?) } else { None };
     let attributes = attributes(&file)?;
     let pairs = attributes.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
     builder.append_pax_extensions(pairs)?;
-    // What is cut off while it is read is made up with zeros, as GNU tar does: the entry has its length already.
-    let size = metadata.len();
-    entry(builder, header, name, file.chain(io::repeat(0)).take(size))
+    let size = made_up.as_ref().map_or(metadata.len(), |content| content.len() as u64);
+    header.set_size(size);
+    match made_up {
+        Some(content) => entry(builder, header, name, content.as_slice()),
+        // What is cut off while it is read is made up with zeros, as GNU tar does: the entry has its length already.
+        None => entry(builder, header, name, file.chain(io::repeat(0)).take(size)),
+    }
+}
+
+/// The content of a file that the kernel makes up. Its `st_size` is 0 in procfs and a page in sysfs, whatever a read gives.
+fn whole(file: &File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(MADE_UP_BYTES + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MADE_UP_BYTES {
+        let why = format!(
+            "the kernel makes it up, and it has more than {MADE_UP_BYTES} bytes: read it in the container"
+        );
+        return Err(io::Error::other(why));
+    }
+    Ok(content)
 }
 
 fn entry(builder: &mut Builder, header: &mut tar::Header, name: &[u8], data: impl Read) -> io::Result<()> {
@@ -215,6 +234,28 @@ fn attributes(file: &File) -> io::Result<Vec<(String, Vec<u8>)>> {
 mod tests {
     use super::*;
     use std::path::PathBuf;
+
+    #[test]
+    fn what_the_kernel_makes_up_has_the_length_of_its_content() {
+        let dir = std::env::temp_dir().join(format!("wardian-made-up-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let up = "../".repeat(std::env::current_dir().unwrap().components().count());
+        // The st_size of the first is 0, that of the second 4096.
+        for path in ["proc/version", "sys/kernel/mm/transparent_hugepage/enabled"] {
+            let real = Path::new("/").join(path);
+            let Ok(expected) = std::fs::read(&real) else { continue };
+            assert_ne!(std::fs::metadata(&real).unwrap().len(), expected.len() as u64, "{path}");
+            let tar = File::create(dir.join("tar")).unwrap();
+            assert!(pack(tar, Some(Path::new(&format!("{up}{path}")))).is_ok());
+            let mut archive = tar::Archive::new(File::open(dir.join("tar")).unwrap());
+            let mut found = Vec::new();
+            archive.entries().unwrap().next().unwrap().unwrap().read_to_end(&mut found).unwrap();
+            assert_eq!(found, expected, "{path}");
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+        // It never ends, as some of those do.
+        assert!(whole(&File::open("/dev/zero").unwrap()).unwrap_err().to_string().contains("more than"));
+    }
 
     #[test]
     fn names_are_as_gnu_tar_writes_them() {

@@ -534,7 +534,8 @@ fn remove(place: &Place, names: &[String], force: bool) -> Result<ExitCode> {
         let (gone, freed) =
             (print::count(collected.layers.len(), "layer"), print::bytes(collected.freed_bytes));
         let stay = if stay > 0 {
-            format!("; {} stay, used elsewhere", print::count(stay, "layer"))
+            let verb = if stay == 1 { "stays" } else { "stay" };
+            format!("; {} {verb}, used elsewhere", print::count(stay, "layer"))
         } else {
             String::new()
         };

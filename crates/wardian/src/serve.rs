@@ -60,14 +60,14 @@ pub struct Args {
     /// this host
     #[arg(long, env = "WARDIAN_INSECURE_LISTEN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     insecure_listen: Option<bool>,
-    /// TLS on all TCP addresses: the server's certificate in PEM, with those between it and its authority; wants --tls-key and
+    /// TLS on all TCP addresses: the server's certificate in PEM, with the intermediate ones up to its CA; wants --tls-key and
     /// --tls-client-ca as well
     #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CERT")]
     tls_cert: Option<PathBuf>,
     /// The key of the server's certificate, in PEM; nobody but root, and perhaps a group, may read the file
     #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_KEY")]
     tls_key: Option<PathBuf>,
-    /// Certificates in PEM of the authorities whose clients are let in; whoever shows none of theirs is not
+    /// Certificates in PEM of the CAs whose clients are let in; who shows no certificate that one of them has issued is not
     #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CLIENT_CA")]
     tls_client_ca: Option<PathBuf>,
     /// A name of this host: requests through TCP may name it, IP addresses, localhost and Garden's `api`, and no other host;

@@ -153,6 +153,40 @@ fn docker_new_form_and_oci() {
     assert_eq!(texts(&saved.open("oci-archive", "").unwrap()), ["one", "two"]);
 }
 
+/// Which of several images is meant can only be said in the address, so the error has it, and the names.
+#[test]
+fn several_images_are_named() {
+    let layer = layer("x");
+    let json = config(&[&layer]);
+    let item = |tag: &str| {
+        let list = manifest("c.json", tag, &["l.tar"]);
+        list[1..list.len() - 1].to_owned()
+    };
+    let saved = |items: &[String]| {
+        let list = format!("[{}]", items.join(","));
+        Saved::new(
+            &Tar::default()
+                .file("c.json", &json)
+                .file("l.tar", &layer)
+                .file("manifest.json", list.as_bytes())
+                .end(),
+        )
+    };
+    let told = |saved: &Saved| saved.docker().unwrap_err().to_string();
+    let two = saved(&[item(r#"["one:1"]"#), item(r#"["t\u001bwo:2"]"#)]);
+    let expected = format!(
+        r#"there are several images: "one:1", "t\x1bwo:2"; say which one with the address docker-archive://{}:NAME"#,
+        two.path().display()
+    );
+    assert!(told(&two).ends_with(&expected), "{}", told(&two));
+    assert!(two.open("docker-archive", ":one:1").is_ok());
+    let many: Vec<String> = (0..1000).map(|n| item(&format!(r#"["i{n}:{}"]"#, "t".repeat(300)))).collect();
+    let many = told(&saved(&many));
+    assert!(many.contains("\"…, …; say") && many.len() < 4096, "{many}");
+    let unnamed = told(&saved(&[item("null"), item("null")]));
+    assert!(unnamed.ends_with("without names to tell them apart"), "{unnamed}");
+}
+
 #[test]
 fn detects() {
     let dir = tempfile::tempdir().unwrap();

@@ -172,6 +172,12 @@ fn selection() {
     for wrong in ["", ":v2"] {
         assert!(matches!(layout.open(wrong), Err(Error::Select { .. })), "{wrong}");
     }
+    let told = || layout.open("").unwrap_err().to_string();
+    let names = r#""v1", "multi"; say which one with the address oci:///"#;
+    assert!(told().contains(names), "{}", told());
+    let foreign = |entry: &str, name: &str| format!("{entry},{},{}", tag(name), arch("vax"));
+    layout.index(&[foreign(&good, "v1"), foreign(&index, "multi")]);
+    assert!(told().contains("no manifest for linux/"), "{}", told());
 }
 
 #[test]

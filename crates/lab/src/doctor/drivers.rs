@@ -31,7 +31,7 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
         Driver {
             name: IN_USE,
             state: State::Yes,
-            why: "what wardian does, whatever the host has: a limit that is asked for is an error".into(),
+            why: "on every host, a request with a limit on what is written is refused".into(),
         },
     ]
 }

@@ -140,7 +140,7 @@ impl Report {
                 State::No => WITHOUT,
             };
             let in_use = driver.name == self.facts.limit_driver;
-            let why = if in_use { format!("{}: this one", driver.why) } else { driver.why.clone() };
+            let why = if in_use { format!("in use: {}", driver.why) } else { driver.why.clone() };
             text.marked(mark, driver.name, &why);
         }
     }

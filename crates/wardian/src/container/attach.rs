@@ -10,7 +10,8 @@ use wardian_garden::Io;
 /// To what.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Exit codes: the process's own (128 + signal if one ended it), 125: there is no such process."
+    after_help = "Exit codes: the process's own (128 + signal if one ended it), 125: it cannot be attached to, or \
+    output of it is lost."
 )]
 pub struct Args {
     #[command(flatten)]

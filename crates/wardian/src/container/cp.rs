@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -157,6 +157,7 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
     let text = from.as_os_str().as_bytes();
     let only_contents = text.ends_with(b"/.") || matches!(text, b"." | b"..") || text.ends_with(b"/..");
     let source = Source::open(from, only_contents)?;
+    sendable(from, only_contents)?;
     let (to, _) = contents(to);
     let (dir, name) = if only_contents {
         (to, PathBuf::new())
@@ -236,10 +237,56 @@ impl AsyncRead for Packing {
     }
 }
 
+/// Refuses what [`pack`] would leave out where nothing else is copied: a tar without an entry says nothing to whoever unpacks it.
+fn sendable(from: &Path, only_contents: bool) -> Result<()> {
+    let Ok(there) = from.symlink_metadata() else { return Ok(()) };
+    match files::special(FileType::from_raw_mode(there.mode())) {
+        Some(what) if !only_contents && !there.file_type().is_fifo() => bail!(
+            "{} is {what}, which no container gets: nothing was copied; name a file or a directory, or - for a tar on standard \
+             input",
+            from.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
 async fn bring_tar(server: &Server, client: &Client, handle: &str, to: &str) -> Result<()> {
     let (to, _) = contents(to);
-    let sent = client.stream_in(handle, "", to, tokio::io::stdin(), None).await;
+    let mut stdin = tokio::io::stdin();
+    // A pipe may give them one by one.
+    let mut head = Vec::with_capacity(HEAD);
+    while head.len() < HEAD
+        && (&mut stdin)
+            .take((HEAD - head.len()) as u64)
+            .read_buf(&mut head)
+            .await
+            .context("read standard input")?
+            > 0
+    {}
+    judge(&head)?;
+    let sent = client.stream_in(handle, "", to, std::io::Cursor::new(head).chain(stdin), None).await;
     sent.map_err(|error| server.explain(error))
+}
+
+/// Bytes that tell a compressed tar.
+const HEAD: usize = 6;
+
+/// Refuses what is no plain tar, by its first bytes: a server would tell of a damaged one.
+fn judge(head: &[u8]) -> Result<()> {
+    let (by, tool) = match head {
+        [] => bail!(
+            "standard input is empty, and a tar is not: nothing was copied; look at what should have written it"
+        ),
+        [0x1f, 0x8b, ..] => ("gzip", "gzip -dc"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", "zstd -dc"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => ("xz", "xz -dc"),
+        // A tar may begin with the name `BZh`, but that has no digit and digits of pi in it.
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41] => ("bzip2", "bzip2 -dc"),
+        _ => return Ok(()),
+    };
+    bail!(
+        "the tar on standard input is compressed by {by}: nothing was copied; decompress it first (`{tool} FILE | wardian cp - …`)"
+    )
 }
 
 // From a container.
@@ -342,8 +389,8 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
     }
     let taken = taken?;
     if taken.left_out > 0 {
-        let count = usize::try_from(taken.left_out).unwrap_or(usize::MAX);
-        eprintln!("wardian: left out: {}", print::count(count, "device or socket"));
+        let what = if taken.left_out == 1 { "device or socket" } else { "devices or sockets" };
+        eprintln!("wardian: left out: {} {what}", taken.left_out);
     }
     note_of_root(&path);
     Ok(())
@@ -387,6 +434,38 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", at("link")).unwrap();
         for path in [at("file"), at("link"), at("missing"), base.path().to_owned()] {
             replaceable(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_compressed_tar_is_told_from_a_plain_one() {
+        let heads: [(&[u8], &str); 5] = [
+            (b"", "is empty"),
+            (b"\x1f\x8b\x08\0\0\0", "by gzip"),
+            (b"\x28\xb5\x2f\xfd\x04\0", "by zstd"),
+            (b"\xfd7zXZ\0", "by xz"),
+            (b"BZh91A", "by bzip2"),
+        ];
+        for (head, told) in heads {
+            assert!(judge(head).unwrap_err().to_string().contains(told), "{told}");
+        }
+        // The names of files, what no tar begins with (which the server refuses), and an archive without entries.
+        for plain in [&b"BZh9/f"[..], b"a", b"\0\0\0\0\0\0"] {
+            judge(plain).unwrap();
+        }
+    }
+
+    #[test]
+    fn devices_and_sockets_are_not_sent() {
+        let base = tempfile::tempdir().unwrap();
+        let at = |name: &str| base.path().join(name);
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for (path, what) in [(PathBuf::from("/dev/null"), "is a device"), (at("socket"), "is a socket")] {
+            assert!(sendable(&path, false).unwrap_err().to_string().contains(what), "{}", path.display());
+        }
+        std::os::unix::fs::symlink("/dev/null", at("link")).unwrap();
+        for path in [at("link"), at("missing"), base.path().to_owned()] {
+            sendable(&path, false).unwrap();
         }
     }
 

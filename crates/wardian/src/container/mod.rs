@@ -15,6 +15,7 @@ mod terminal;
 use crate::serve::RUN;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
+use std::ffi::OsString;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -32,8 +33,7 @@ pub struct Server {
     #[arg(long, alias = "addr", value_name = "ADDR", env = "WARDIAN_SOCKET", default_value = usual(),
         value_parser = address)]
     socket: Address,
-    /// Speak TLS to a server at tcp:HOST:PORT: certificates of the authorities that may have signed the server's [env:
-    /// WARDIAN_TLS_CA]
+    /// Speak TLS to a server at tcp:HOST:PORT: certificates of the CAs that may have issued the server's [env: WARDIAN_TLS_CA]
     // Not from clap's environment, which a command that goes to a unix socket could not ignore.
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
@@ -150,21 +150,41 @@ impl Server {
                 Some(format!("you may not speak to the server at {address}: {}", closed(path)))
             }
             IoKind::NotFound | IoKind::ConnectionRefused => {
-                let usual = path == &Path::new(RUN).join("garden.sock");
-                let listen = if usual { String::new() } else { format!(" --listen {address}") };
+                let start = start(address, path, |name| std::env::var_os(name));
                 let dead = if kind == IoKind::ConnectionRefused {
                     " (its socket is there, nobody listens)"
                 } else {
                     ""
                 };
                 Some(format!(
-                    "no server answers at {address}{dead}. Start one with `sudo wardian serve{listen}`, or name the one \
+                    "no server answers at {address}{dead}. Start one with `{start}`, or name the one \
                      that runs with --socket or WARDIAN_SOCKET"
                 ))
             }
             _ => None,
         }
     }
+}
+
+/// The command that starts a server at `address`. A variable that says where is spelled out, because sudo does not pass it on:
+/// the server would take the usual directories, in the place of those that are meant.
+fn start(address: &Address, socket: &Path, variable: impl Fn(&str) -> Option<OsString>) -> String {
+    let named = |name| {
+        let dir = variable(name).filter(|dir| !dir.is_empty())?;
+        Some(std::path::absolute(&dir).unwrap_or_else(|_| dir.into()))
+    };
+    let mut command = "sudo wardian serve".to_owned();
+    if let Some(root) = named("WARDIAN_ROOT") {
+        command += &format!(" --root {}", root.display());
+    }
+    let run = named("WARDIAN_RUN");
+    if let Some(run) = &run {
+        command += &format!(" --run {}", run.display());
+    }
+    if socket != run.as_deref().unwrap_or(Path::new(RUN)).join("garden.sock") {
+        command += &format!(" --listen {address}");
+    }
+    command
 }
 
 /// Why a socket cannot be opened.
@@ -256,6 +276,19 @@ mod tests {
         assert!(
             other.contains("`sudo wardian serve --listen unix:/x/y`") && other.contains("nobody listens"),
             "{other}"
+        );
+        let address = address("/x/run/garden.sock").unwrap();
+        let told = |socket: &str, named: &[(&str, &str)]| {
+            start(&address, Path::new(socket), |name| {
+                named.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+            })
+        };
+        let run = [("WARDIAN_RUN", "/x/run"), ("WARDIAN_ROOT", "")];
+        assert_eq!(told("/x/run/garden.sock", &run), "sudo wardian serve --run /x/run");
+        let both = [("WARDIAN_RUN", "/y"), ("WARDIAN_ROOT", "/x/root")];
+        assert_eq!(
+            told("/x/run/garden.sock", &both),
+            "sudo wardian serve --root /x/root --run /y --listen unix:/x/run/garden.sock"
         );
         assert!(missing("tcp:h:1", IoKind::ConnectionRefused).contains("tcp:h:1"));
         assert!(missing("/x/y", IoKind::PermissionDenied).contains("closed to you"));

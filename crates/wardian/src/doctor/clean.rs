@@ -4,6 +4,7 @@ use super::LEAKS;
 use crate::print;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,13 +51,25 @@ fn run_directory(leak: &Leak) -> Option<&Path> {
     path.map(Path::new)
 }
 
-fn line(instance: &Instance, doubt: Option<&str>) -> String {
-    let mut kinds = BTreeMap::<&str, usize>::new();
+/// How much of each kind. A cgroup of v1 is a directory in each hierarchy and counts once, and the instance's own, above the
+/// others, only where nothing else is left: so `wardian reset` counts them.
+fn counted(instance: &Instance) -> String {
+    let own = format!("wardian-{}", instance.tag);
+    let mut kinds = BTreeMap::<&str, BTreeSet<&OsStr>>::new();
     for leak in &instance.leaks {
-        *kinds.entry(leak.kind).or_default() += 1;
+        let path = Path::new(&leak.what);
+        let name = if leak.kind == "cgroup" { path.file_name() } else { None };
+        kinds.entry(leak.kind).or_default().insert(name.unwrap_or(path.as_os_str()));
     }
-    let left: Vec<String> = kinds.into_iter().map(|(kind, n)| print::count(n, kind)).collect();
-    let (left, tag) = (left.join(", "), &instance.tag);
+    if let Some(cgroups) = kinds.get_mut("cgroup").filter(|cgroups| cgroups.len() > 1) {
+        cgroups.remove(OsStr::new(&own));
+    }
+    let left: Vec<String> = kinds.into_iter().map(|(kind, of)| print::count(of.len(), kind)).collect();
+    left.join(", ")
+}
+
+fn line(instance: &Instance, doubt: Option<&str>) -> String {
+    let (left, tag) = (counted(instance), &instance.tag);
     let Some(place) = &instance.place else {
         let remedy = match doubt {
             _ if instance.abandoned => "`wardian doctor --clean` removes it".to_owned(),
@@ -185,6 +198,28 @@ mod tests {
         found.instances = vec![instance(None, false)];
         found.doubt = Some("X".into());
         assert!(text(&found, false).contains("not known, for X"));
+    }
+
+    #[test]
+    fn a_cgroup_counts_once_in_all_hierarchies() {
+        let leaks = [
+            "cpu/wardian-ab/1",
+            "memory/wardian-ab/1",
+            "memory/wardian-ab/2",
+            "memory/wardian-ab",
+            "cpu/wardian-ab",
+        ];
+        let of = |leaks: &[&str]| Instance {
+            tag: "ab".into(),
+            place: None,
+            abandoned: true,
+            leaks: leaks
+                .iter()
+                .map(|path| leak("cgroup", &format!("/sys/fs/cgroup/{path}"), Some("ab")))
+                .collect(),
+        };
+        assert_eq!(counted(&of(&leaks)), "2 cgroups");
+        assert_eq!(counted(&of(&leaks[3..])), "1 cgroup");
     }
 
     #[test]

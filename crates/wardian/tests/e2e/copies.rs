@@ -108,8 +108,47 @@ async fn a_whole_container_is_copied_without_what_the_kernel_makes_up() {
     let said = String::from_utf8_lossy(&tar.stderr);
     assert!(tar.status.success() && said.contains("left out: what is in /proc and /sys"), "{said}");
     // What is asked for by its name is copied.
-    let to = base.path().join("version");
-    assert_eq!(cp_out(&server, "h:/proc/version", &to).code, Some(0));
+    // The length that stat(2) tells of it is another one.
+    for path in ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"] {
+        let to = base.path().join("made-up");
+        assert_eq!(cp_out(&server, &format!("h:{path}"), &to).code, Some(0), "{path}");
+        let copied = fs::read_to_string(&to).unwrap();
+        assert_eq!(copied.trim_end(), say(&client, "h", &format!("cat {path}")).await, "{path}");
+        assert!(!copied.is_empty() && !copied.contains('\0'), "{path}: {copied:?}");
+    }
+    server.finish().await;
+}
+
+/// The server would tell of a damaged tar.
+#[tokio::test]
+async fn what_is_no_tar_is_told_before_it_is_sent() {
+    let server = Server::start().await;
+    let client = server.create("h").await;
+    let said = cp(&server, "/dev/null".as_ref(), "h:/tmp/null");
+    assert!(said.code == Some(1) && said.err.contains("/dev/null is a device"), "{said:?}");
+    let base = place();
+    fs::write(base.path().join("f"), "x").unwrap();
+    let piped = |command_line: &str| {
+        let wardian = command(&server, &["cp", "-", "h:/tmp"]);
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &format!("{command_line} | \"$0\" \"$@\"")]).arg(wardian.get_program());
+        shell.args(wardian.get_args()).env("WARDIAN_SOCKET", server.socket()).current_dir(base.path());
+        let output = shell.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (command_line, told) in [
+        ("true", "standard input is empty"),
+        ("tar c f | gzip", "compressed by gzip"),
+        ("tar c f | xz", "compressed by xz"),
+    ] {
+        let (code, said) = piped(command_line);
+        assert!(code == Some(1) && said.contains(told), "{command_line}: {said}");
+    }
+    assert_eq!(say(&client, "h", "ls /tmp").await, "");
+    // Its first bytes were read by the command, one of them alone.
+    let (code, said) = piped("tar c f | { dd bs=1 count=1 2>/dev/null; sleep 0.2; cat; }");
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(say(&client, "h", "cat /tmp/f").await, "x");
     server.finish().await;
 }
 
