@@ -26,7 +26,6 @@ pub mod reference;
 mod remote;
 mod room;
 mod source;
-mod sparse;
 mod stream;
 mod times;
 mod tree;

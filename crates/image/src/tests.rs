@@ -10,6 +10,7 @@ mod hostile;
 mod identity;
 mod image;
 mod mirrors;
+mod odd;
 mod ordinary;
 mod remote;
 mod server;
