@@ -8,8 +8,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -200,6 +200,7 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
                 clear(&parent, name).map_err(failed(say()))?;
                 rustix::fs::symlinkat(&*entry.link, &parent, name).map_err(failed(say()))?;
                 touch(&parent, name, entry.mtime).map_err(failed(say()))?;
+                places.made(&parent, name).map_err(failed(say()))?;
             }
             EntryType::Link => {
                 let target = relative(&entry.link)?;
@@ -298,11 +299,26 @@ fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
 struct Places {
     uid: u32,
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
+    /// Symbolic links that the archive has made: a later directory of that name takes their place.
+    made: RefCell<HashSet<(u64, u64)>>,
 }
 
 impl Places {
     fn new() -> Self {
-        Self { uid: rustix::process::geteuid().as_raw(), last: RefCell::default() }
+        Self { uid: rustix::process::geteuid().as_raw(), last: RefCell::default(), made: RefCell::default() }
+    }
+
+    /// A symbolic link was made.
+    fn made(&self, parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        self.made.borrow_mut().insert((stat.st_dev, stat.st_ino));
+        self.forget();
+        Ok(())
+    }
+
+    /// Whether a directory of the archive is the one that a link leads to, and does not take its place.
+    fn keeps(&self, stat: &rustix::fs::Stat) -> bool {
+        self.trusts(stat) && !self.made.borrow().contains(&(stat.st_dev, stat.st_ino))
     }
 
     fn trusts(&self, stat: &rustix::fs::Stat) -> bool {
@@ -360,7 +376,7 @@ fn identity(dir: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
     rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// An entry that is a directory: one that is there stays, and so does a link to one that may be followed; another link, or
+/// An entry that is a directory: one that is there stays, and so does a link that was there before and may be followed; another link, or
 /// a file, is replaced, as by GNU tar.
 fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Outcome<(u64, u64)> {
     let say = || path.display();
@@ -372,7 +388,7 @@ fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Ou
         let stat = rustix::fs::statat(parent, name, flags).map_err(failed(say()))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {}
-            FileType::Symlink if places.trusts(&stat) => {}
+            FileType::Symlink if places.keeps(&stat) => {}
             // Also a file: the later entry counts.
             _ => {
                 clear(parent, name).and_then(|()| mkdir(parent, name)).map_err(failed(say()))?;
@@ -437,3 +453,7 @@ fn times(time: Time) -> rustix::fs::Timestamps {
     let time = rustix::fs::Timespec { tv_sec: time.sec, tv_nsec: time.nsec };
     rustix::fs::Timestamps { last_access: time, last_modification: time }
 }
+
+#[cfg(test)]
+#[path = "odd_tests.rs"]
+mod odd;

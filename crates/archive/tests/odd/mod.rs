@@ -351,8 +351,8 @@ impl Maker {
             ])),
         }
         if let Some((major, minor)) = device {
-            self.number(&mut header[329..337], major);
-            self.number(&mut header[337..345], minor);
+            self.number(&mut header[329..337], major as i64);
+            self.number(&mut header[337..345], minor as i64);
         }
         match self.format {
             Format::Gnu => {
