@@ -189,7 +189,8 @@ impl Maker {
         }
     }
 
-    /// The three maps of PAX, and attributes.
+    /// The three maps of PAX, and attributes. GNU tar marks the end of a file by an empty segment, and makes a file too short
+    /// without it.
     fn sparse(&mut self, name: Vec<u8>, data: &[u8]) {
         let (at, length, real) = (8192, data.len(), 1 << 20);
         let mut fields = self.fields(b'0', b"GNUSparseFile.1/x".to_vec());
@@ -197,16 +198,18 @@ impl Maker {
         match self.dice.below(4) {
             0 => {
                 record("GNU.sparse.size", real.to_string());
-                record("GNU.sparse.numblocks", "1".into());
+                record("GNU.sparse.numblocks", "2".into());
                 record("GNU.sparse.offset", at.to_string());
                 record("GNU.sparse.numbytes", length.to_string());
+                record("GNU.sparse.offset", real.to_string());
+                record("GNU.sparse.numbytes", "0".into());
                 fields.name = name;
                 fields.data = data.to_vec();
             }
             1 => {
                 record("GNU.sparse.size", real.to_string());
-                record("GNU.sparse.numblocks", "1".into());
-                record("GNU.sparse.map", format!("{at},{length}"));
+                record("GNU.sparse.numblocks", "2".into());
+                record("GNU.sparse.map", format!("{at},{length},{real},0"));
                 fields.records.push(("GNU.sparse.name".into(), name));
                 fields.data = data.to_vec();
             }
@@ -215,7 +218,7 @@ impl Maker {
                 record("GNU.sparse.minor", "0".into());
                 record("GNU.sparse.realsize", real.to_string());
                 fields.records.push(("GNU.sparse.name".into(), name));
-                fields.data = format!("1\n{at}\n{length}\n").into_bytes();
+                fields.data = format!("2\n{at}\n{length}\n{real}\n0\n").into_bytes();
                 fields.data.resize(512, 0);
                 fields.data.extend(data);
             }
