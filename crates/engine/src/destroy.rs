@@ -191,6 +191,12 @@ impl Engine {
         failpoint::reach(Point::StopKilled);
         failpoint::reach(Point::StopRecording);
         container.update(|record| record.stopped = true, |record| self.shared.records.save(record))?;
+        // What was started after the last look at its processes has found the container not stopped yet.
+        let (shared, id) = (self.shared.clone(), container.id.clone());
+        let lives = move || shared.cgroups.members(&id).iter().any(|pid| !except.contains(pid));
+        if tokio::task::spawn_blocking(lives).await.map_err(|e| Error::failed("stop", e))? {
+            self.resumed(&container);
+        }
         self.shared.events.tell(&container.handle, &container.id, What::Stop);
         Ok(())
     }

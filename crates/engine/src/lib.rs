@@ -37,7 +37,7 @@ pub use ids::IdRanges;
 pub use metrics::Metrics;
 pub use output::{Output, Stream, Waits};
 pub use process::{Input, Process};
-pub use reset::{Removed, reset};
+pub use reset::{Removed, clear, reset};
 pub use spec::{
     BindMount, Capacity, ContainerSpec, Info, Limits, Listed, ProcessSpec, Properties, Property, Window,
 };

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::unix::pipe;
@@ -36,6 +37,8 @@ const TAKEN: usize = 4 << 20;
 const CHUNK: usize = 128 << 10;
 /// A queue whose share of the memory is smaller cannot keep up any more: others that nobody reads are emptied for it.
 const TIGHT: usize = 2 * CHUNK;
+/// A queue that has held so much is a flood.
+const MUCH: u64 = 1 << 20;
 /// After a flood memory is given back so much later.
 const SOON: Duration = Duration::from_secs(1);
 /// What the pipe of a process that prints much is made to hold.
@@ -126,7 +129,9 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.0.end();
-        self.0.empty();
+        if self.0.empty() >= MUCH {
+            trim_soon();
+        }
     }
 }
 
@@ -422,12 +427,23 @@ pub async fn pump(
     let pumped = pass_on(pipe, stream, outputs, cut, &mut much).await;
     if much {
         // What waits for readers may be tens of megabytes. They are about to take it.
-        tokio::spawn(async {
+        trim_soon();
+    }
+    pumped
+}
+
+/// Gives memory back that queues have held, once for all that become empty until then.
+fn trim_soon() {
+    static PLANNED: AtomicBool = AtomicBool::new(false);
+    if let Ok(runtime) = tokio::runtime::Handle::try_current()
+        && !PLANNED.swap(true, Ordering::Relaxed)
+    {
+        runtime.spawn(async {
             tokio::time::sleep(SOON).await;
+            PLANNED.store(false, Ordering::Relaxed);
             drop(tokio::task::spawn_blocking(heap::trim).await);
         });
     }
-    pumped
 }
 
 async fn pass_on(

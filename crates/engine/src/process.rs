@@ -195,8 +195,13 @@ impl Process {
     /// Change the size of its terminal.
     ///
     /// # Errors
-    /// It has none, or its keeper is of an earlier version.
+    /// It has none.
     pub async fn resize(&self, window: Window) -> Result<()> {
+        // The first keepers, which have no terminals, end the connection at a question that they do not know; without it a
+        // container that lives is taken for broken.
+        if !self.shared.terminal.load(Ordering::Relaxed) {
+            return Err(Error::Invalid("it has no terminal".into()));
+        }
         let (id, window) = (self.shared.id.clone(), wire::Window::from(window));
         let answer = self.shared.keeper.ask(Op::Resize { id, window }, &[]).await;
         answer.map(drop).map_err(|e| Error::failed("resize", e))

@@ -74,9 +74,29 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     wardian_recorder::sweep();
     removed.containers = dir.as_ref().map(containers).unwrap_or_default();
     let tag = dir.as_ref().map_or_else(|| instance::long_tag(run), instance::tag);
-    let cgroups = crate::open_cgroups(&tag)?;
-    removed.processes = cgroups.members("").len();
-    removed.cgroups = cgroups.list().len();
+    (removed.processes, removed.cgroups) = clear(&tag)?;
+    removed.mounts = unmount(&real_root, &real_run)?;
+    // Makes the run directory where there was none; it goes with the rest.
+    let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
+    removed.trees = store
+        .map_err(|e| Error::failed("reset", format!("store: {}", chain(&e))))?
+        .ok_or_else(|| Error::failed("reset", "the store's trash cannot be deleted"))?;
+    if images {
+        wardian_store::erase::all(root).map_err(|e| Error::failed("reset", chain(&e)))?;
+    }
+    remove_run(run)?;
+    drop(lock);
+    Ok(removed)
+}
+
+/// End everything in the cgroups of an instance, and remove them; how many processes and cgroups there were. The caller knows
+/// that no server of this tag lives: one would be ended as well.
+///
+/// # Errors
+/// Something does not die.
+pub fn clear(tag: &str) -> Result<(usize, usize)> {
+    let cgroups = crate::open_cgroups(tag)?;
+    let found = (cgroups.members("").len(), cgroups.list().len());
     let started = Instant::now();
     loop {
         let left = cgroups.kill_all();
@@ -90,18 +110,7 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     }
     crate::remove_strays(&cgroups, &[]);
     cgroups.close();
-    removed.mounts = unmount(&real_root, &real_run)?;
-    // Makes the run directory where there was none; it goes with the rest.
-    let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
-    removed.trees = store
-        .map_err(|e| Error::failed("reset", format!("store: {}", chain(&e))))?
-        .ok_or_else(|| Error::failed("reset", "the store's trash cannot be deleted"))?;
-    if images {
-        wardian_store::erase::all(root).map_err(|e| Error::failed("reset", chain(&e)))?;
-    }
-    remove_run(run)?;
-    drop(lock);
-    Ok(removed)
+    Ok(found)
 }
 
 /// One of the two directories, if it is there.

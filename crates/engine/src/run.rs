@@ -70,7 +70,10 @@ impl Engine {
         let task = async move {
             let result = engine.start_process(&theirs, &keeper, &started, spec).await;
             match &result {
-                Ok(()) => theirs.tell_start(&engine.shared.events, &started, false),
+                Ok(()) => {
+                    engine.resumed(&theirs);
+                    theirs.tell_start(&engine.shared.events, &started, false);
+                }
                 Err(_) => theirs.remove_process(started.id()),
             }
             result
@@ -78,6 +81,16 @@ impl Engine {
         let task = tokio::spawn(task.in_current_span());
         task.await.map_err(|e| Error::failed("run", e))??;
         Ok(process)
+    }
+
+    /// A container in which something was started after a stop is no stopped one any more.
+    pub(crate) fn resumed(&self, container: &Container) {
+        if container.record().stopped
+            && let Err(error) =
+                container.update(|record| record.stopped = false, |record| self.shared.records.save(record))
+        {
+            tracing::warn!(handle = container.handle, %error, "stop.still-recorded");
+        }
     }
 
     async fn start_process(

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use wardian_runtime::cgroup::Held;
 use wardian_runtime::client::Keeper;
 
 /// So long nobody must have been served before it is quiet.
@@ -23,6 +24,14 @@ const TRIES: u32 = 50;
 const TRIES_AT_THE_END: u32 = 5;
 /// What a keeper takes to end.
 const LEAVING: Duration = Duration::from_millis(5);
+/// The kernel's figures of a memory cgroup are no older than two seconds.
+const FIGURES: Duration = Duration::from_millis(2500);
+/// How often one looks whether what is dirty has been written.
+const FLUSHER: Duration = Duration::from_secs(5);
+/// What is dirty is written after 30 s, by a flusher that looks every 5 s (`dirty_expire_centisecs`, `dirty_writeback_centisecs`).
+const WRITTEN: Duration = Duration::from_secs(60);
+/// So many memory cgroups are kept at most: a host has 65,535 of them.
+const MOST_KEPT: usize = 4096;
 
 /// What is to be removed.
 #[derive(Debug)]
@@ -31,6 +40,8 @@ pub enum Remains {
     Container { id: String, keeper: Option<Keeper> },
     /// A cgroup that is or soon will be empty, and how often it was tried.
     Cgroup { id: String, tries: u32 },
+    /// A memory cgroup that is kept until its page cache can go, and since when: see [`wardian_runtime::cgroup::Held`].
+    Cache { id: String, since: Instant },
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +53,8 @@ struct State {
     served: Option<Instant>,
     /// Containers that are not swept yet.
     containers: usize,
+    /// Memory cgroups that are kept for their page cache.
+    kept: usize,
 }
 
 /// The thread's queue.
@@ -127,9 +140,33 @@ impl Sweeper {
                     self.lock().containers -= 1;
                     self.changed.notify_all();
                 }
+                Remains::Cache { id, since } => {
+                    if !self.lock().closed {
+                        match shared.cgroups.held(&id) {
+                            Held::Dirty | Held::Much if since.elapsed() < WRITTEN => {
+                                self.add_due(FLUSHER, Remains::Cache { id, since });
+                                continue;
+                            }
+                            Held::Clean => shared.cgroups.drop_cache(&id),
+                            _ => {}
+                        }
+                    }
+                    self.lock().kept -= 1;
+                    if !shared.cgroups.remove(&id) {
+                        tracing::warn!(id, "cgroup.left");
+                    }
+                }
                 Remains::Cgroup { id, tries } => {
-                    if shared.cgroups.remove(&id) {
-                        continue;
+                    if shared.cgroups.remove_but_memory(&id) && shared.cgroups.members(&id).is_empty() {
+                        if shared.cgroups.charged(&id) && self.keep() {
+                            shared.cgroups.close_memory(&id);
+                            let since = Instant::now();
+                            self.add_due(FIGURES, Remains::Cache { id, since });
+                            continue;
+                        }
+                        if shared.cgroups.remove(&id) {
+                            continue;
+                        }
                     }
                     // At the end others look for what is left once more.
                     let most = if self.lock().closed { TRIES_AT_THE_END } else { TRIES };
@@ -144,12 +181,23 @@ impl Sweeper {
         }
     }
 
+    /// Whether one more memory cgroup may be kept, which then counts.
+    fn keep(&self) -> bool {
+        let mut state = self.lock();
+        let keep = !state.closed && state.kept < MOST_KEPT;
+        state.kept += usize::from(keep);
+        keep
+    }
+
     /// What is due, once it is quiet; none at the end.
     fn next(&self) -> Option<Remains> {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
-            let due = state.queue.iter().position(|(due, _)| *due <= now);
+            let due = state.queue.iter().position(|(due, remains)| {
+                // At the end nobody waits for the flusher.
+                *due <= now || state.closed && matches!(remains, Remains::Cache { .. })
+            });
             let Some(at) = due else {
                 if state.closed && state.queue.is_empty() {
                     return None;

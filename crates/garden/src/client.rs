@@ -1,7 +1,8 @@
 //! The client: one connection per request, as the Go client does it.
 
+use crate::answering::Answering;
 use crate::events::Events;
-use crate::hijack::{Duplex, ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, dial, hijack};
+use crate::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, dial, hijack};
 use crate::process::{Io, Process};
 use crate::tls::{Tls, TlsFiles};
 use crate::wire::{
@@ -230,7 +231,8 @@ impl Client {
         let request = request("GET", &files(handle, "source", source, user)).body(Full::<Bytes>::default());
         let mut request = request.map_err(bad_request)?;
         let endless = counted(&mut request);
-        let (mut sender, connection) = http1::handshake(TokioIo::new(dial(&self.server).await?)).await?;
+        let io = Answering::new(dial(&self.server).await?);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         // It ends when the reader is dropped or has seen the end.
         let driver = tokio::spawn(connection);
         let reply = tokio::select! {
@@ -285,7 +287,7 @@ impl Client {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let endless = counted(&mut request);
-        let io: Box<dyn Duplex> = dial(&self.server).await?;
+        let io = Answering::new(dial(&self.server).await?);
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let (mut connection, mut over) = (pin!(connection), false);
         let mut work = pin!(async move {

@@ -3,11 +3,12 @@
 //! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
 //! written and their heads read here.
 
+use crate::answering::send;
 use crate::client::Server;
 use crate::error::clip;
 use crate::wire::{INPUT_HEADER, WAIT_HEADER};
 use crate::{Address, Error, Result};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A byte stream both ways.
@@ -86,10 +87,12 @@ pub(crate) async fn hijack(
     request += "\r\n";
     let mut request = request.into_bytes();
     request.extend_from_slice(body);
-    stream.write_all(&request).await?;
-    stream.flush().await?;
+    let failure = send(&mut stream, &request).await;
 
-    let Head { status, length, binary } = read_final(&mut stream).await?;
+    let Head { status, length, binary } = match (read_final(&mut stream).await, failure) {
+        (Err(Error::Disconnected | Error::Io(_)), Some(failure)) => return Err(failure.into()),
+        (head, _) => head?,
+    };
     if (200..300).contains(&status) {
         return Ok(Hijacked { stream, binary });
     }

@@ -4,6 +4,7 @@
 //! case, `null` is the zero value, what follows the first value is ignored) and [`encode`] writes them the way
 //! Go does, because that is what both ends of this API have always been written in.
 
+mod answering;
 pub mod certificate;
 mod client;
 mod error;

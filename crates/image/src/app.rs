@@ -430,9 +430,9 @@ impl Droplet {
         let digest = self.app.digest.as_ref();
         let only_gzip = self.app.spelling.only_gzip;
         let budget = Some(&**rules.budget);
-        let (size, digested) = (None, digest.is_some());
+        let (size, digested, whole) = (None, digest.is_some(), None);
         let keep_in = matches!(self.origin, Origin::Url { .. }).then_some(into);
-        let input = Input { reader, what, size, digest: digested, only_gzip, budget, keep_in, stop };
+        let input = Input { reader, what, size, digest: digested, only_gzip, budget, keep_in, stop, whole };
         // Without a digest only the end's mark shows that nothing is missing.
         let rules = Rules { strict: digest.is_none(), ..*rules };
         let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;

@@ -19,7 +19,8 @@ use crate::digest::Digest;
 use crate::error::{Error, show};
 use crate::layer::{Blob, Layer};
 use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
-use crate::pipeline;
+use crate::pipeline::{self, Whole};
+use crate::plain::{Opening, Plain, compression, plain};
 use crate::reference::short;
 use crate::source::{Image, open_tar};
 use crate::stream::{Entry, Stream};
@@ -30,6 +31,8 @@ const MAX_MEMBERS: u64 = 1 << 16;
 const MAX_NAMES: usize = 8 << 20;
 /// Links followed to reach a file. Docker makes one.
 const MAX_LINKS: u32 = 8;
+/// Uncompressed bytes of an archive in which its first name is looked for.
+const MAX_BEGIN: u64 = 4 << 20;
 /// Read size while headers are looked for, in bytes: mostly data that is skipped lies between them.
 const HEADERS: usize = 8 << 10;
 /// Read size while two entries of one name are compared, in bytes.
@@ -42,11 +45,17 @@ pub(crate) struct Section {
     start: u64,
     at: u64,
     end: u64,
+    whole: Option<Whole>,
 }
 
 impl Section {
     pub(crate) fn new(file: Arc<File>, start: u64, size: u64) -> Self {
-        Self { file, start, at: start, end: start.saturating_add(size) }
+        Self { file, start, at: start, end: start.saturating_add(size), whole: None }
+    }
+
+    /// How the file is stored that this is a part of, if that is compressed.
+    pub(crate) fn whole(&self) -> Option<Whole> {
+        self.whole
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -102,20 +111,17 @@ enum Member {
 /// An opened archive: what is read later comes from the same file, whatever happens to its name.
 #[derive(Debug)]
 pub(crate) struct Archive {
-    file: Arc<File>,
+    file: Plain,
     path: PathBuf,
     members: HashMap<Vec<u8>, Member>,
 }
 
 impl Archive {
-    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let file = Arc::new(open_tar(path)?);
-        if is_compressed(&file, path)? {
-            return Err(compressed(path));
-        }
+    pub(crate) fn open(path: &Path, opening: &Opening<'_>) -> Result<Self, Error> {
+        let file = plain(path, opening)?;
         let mut members = HashMap::new();
         let (mut count, mut names) = (0, 0);
-        scan(&file, path, |entry, start| {
+        scan(&file.file, path, |entry, start| {
             count += 1;
             names += entry.path.len() + entry.link.len();
             let limit =
@@ -141,7 +147,7 @@ impl Archive {
                     slot.insert(member);
                 }
                 // Some tools write a blob for each layer that has it.
-                Slot::Occupied(slot) if is_same(&file, slot.get(), &member, path)? => {}
+                Slot::Occupied(slot) if is_same(&file.file, slot.get(), &member, path)? => {}
                 // Readers disagree about which one counts, and one that checks an image may see another one than we do.
                 Slot::Occupied(_) => {
                     let why = "there are two entries of this name, and they differ".into();
@@ -168,7 +174,8 @@ impl Archive {
         for _ in 0..=MAX_LINKS {
             match self.members.get(&wanted) {
                 Some(Member::File { start, size }) => {
-                    return Ok(Section::new(Arc::clone(&self.file), *start, *size));
+                    let section = Section::new(Arc::clone(&self.file.file), *start, *size);
+                    return Ok(Section { whole: self.file.whole, ..section });
                 }
                 Some(Member::Link(Some(target))) => wanted.clone_from(target),
                 Some(Member::Link(None)) => {
@@ -290,23 +297,6 @@ fn clean(above: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     Some(parts.join(&b'/'))
 }
 
-fn is_compressed(file: &File, path: &Path) -> Result<bool, Error> {
-    let mut head = [0; 6];
-    let n = file.read_at(&mut head, 0).map_err(|source| Error::Io {
-        op: "read",
-        path: path.display().to_string(),
-        source,
-    })?;
-    // gzip, zstd, bzip2, xz
-    let magics: [&[u8]; 4] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], b"BZh", b"\xfd7zXZ\0"];
-    Ok(magics.iter().any(|magic| head[..n].starts_with(magic)))
-}
-
-fn compressed(path: &Path) -> Error {
-    let uri = path.display().to_string();
-    Error::Source { uri, why: "the archive is compressed; decompress it first, it is read in place" }
-}
-
 /// What a tar file holds, by the names in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -315,14 +305,16 @@ pub(crate) enum Kind {
     RootFs,
 }
 
-/// Looks for an image in a tar file. A damaged file is taken for a root file system: unpacking it tells what is wrong.
-pub(crate) fn kind(path: &Path) -> Result<Kind, Error> {
-    let file = open_tar(path)?;
-    if is_compressed(&file, path)? {
-        // The first name has to do. It would be a poor root file system that consists of blobs.
-        return if begins_like_image(file) { Err(compressed(path)) } else { Ok(Kind::RootFs) };
+/// Looks for an image in a tar file, which may be compressed as a whole; what was made of it for that is read again while it
+/// is held. A damaged file is taken for a root file system: unpacking it tells what is wrong.
+pub(crate) fn kind(path: &Path, opening: &Opening<'_>) -> Result<(Kind, Plain), Error> {
+    let found = open_tar(path)?;
+    let compressed = compression(&found, path)?;
+    if compressed.is_some() && !begins_like_image(found.try_clone().map_err(|e| io_error(path, e))?)? {
+        return Ok((Kind::RootFs, Plain::from(found)));
     }
-    let file = Arc::new(file);
+    let whole = plain(path, opening)?;
+    let file = Arc::clone(&whole.file);
     let (mut docker, mut index, mut blobs, mut count) = (false, false, false, 0);
     let looked = scan(&file, path, |entry, start| {
         count += 1;
@@ -339,31 +331,44 @@ pub(crate) fn kind(path: &Path) -> Result<Kind, Error> {
         }
         Ok(if docker || count >= MAX_MEMBERS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     });
-    Ok(match looked {
+    let kind = match looked {
         Err(e @ Error::Io { .. }) => return Err(e),
         _ if docker => Kind::Docker,
         Ok(()) if index && blobs => Kind::Oci,
         _ => Kind::RootFs,
-    })
+    };
+    Ok((kind, whole))
 }
 
-/// Looks for a name that only archives of images begin with: `blobs/`, a document, or a digest.
-fn begins_like_image(file: File) -> bool {
+fn io_error(path: &Path, source: io::Error) -> Error {
+    Error::Io { op: "read", path: path.display().to_string(), source }
+}
+
+/// Whether what is compressed can be an archive of an image: such a one begins with `blobs`, a document, a digest or a layer.
+/// Root file systems do not, so they need not be decompressed for that, or seldom.
+pub(crate) fn begins_like_image(file: File) -> Result<bool, Error> {
     let mut raw = BufReader::new(Section::from(file));
-    let reader: Box<dyn Read> = match raw.fill_buf() {
-        Ok([0x1f, 0x8b, ..]) => Box::new(flate2::bufread::MultiGzDecoder::new(raw)),
-        Ok([0x28, 0xb5, 0x2f, 0xfd, ..]) => match pipeline::decoder_of_any(raw) {
-            Ok(decoder) => Box::new(decoder),
-            Err(_) => return false,
-        },
-        _ => return false,
+    let compression = raw.fill_buf().ok().and_then(pipeline::Compression::of);
+    // A damaged file is told of when it is unpacked.
+    let Some(Ok(Some(reader))) = compression.map(|compression| pipeline::decoder(compression, raw)) else {
+        return Ok(false);
     };
-    let Ok(Some(entry)) = Stream::new(BufReader::new(reader), u64::MAX).next(false) else { return false };
-    let name = clean(b"", &entry.path).unwrap_or_default();
+    let mut stream = Stream::new(BufReader::new(reader.take(MAX_BEGIN)), u64::MAX);
+    let name = loop {
+        let Ok(Some(entry)) = stream.next(false) else { return Ok(false) };
+        // The directory itself.
+        match clean(b"", &entry.path).unwrap_or_default() {
+            name if name.is_empty() && entry.size == 0 => {}
+            name => break name,
+        }
+    };
     let first = name.split(|b| *b == b'/').next().unwrap_or_default();
+    let alone = first.len() == name.len();
     let digest = first.strip_prefix(b"sha256:").unwrap_or(first);
-    matches!(first, b"blobs" | b"index.json" | b"manifest.json" | b"oci-layout" | b"repositories")
-        || digest.len() >= 64 && digest[..64].iter().all(u8::is_ascii_hexdigit)
+    let document = [&b".json"[..], b".tar", b".tar.gz", b".tgz"].iter().any(|end| first.ends_with(end));
+    Ok(matches!(first, b"blobs" | b"oci-layout" | b"repositories")
+        || alone && document
+        || digest.len() >= 64 && digest[..64].iter().all(u8::is_ascii_hexdigit))
 }
 
 /// One image of `manifest.json`.
@@ -377,8 +382,8 @@ struct Item {
 }
 
 /// Reads manifest and config of an image that `docker save` wrote: the one called `name`, or the only one.
-pub(crate) fn open_docker(path: &Path, name: Option<&str>) -> Result<Image, Error> {
-    let archive = Archive::open(path)?;
+pub(crate) fn open_docker(path: &Path, name: Option<&str>, opening: &Opening<'_>) -> Result<Image, Error> {
+    let archive = Archive::open(path, opening)?;
     let what = format!("manifest.json in {}", path.display());
     let items: Vec<Item> = parse(&archive.json("manifest.json")?, &what)?;
     let item = select(items, &what, name)?;

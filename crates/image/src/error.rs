@@ -33,8 +33,11 @@ pub enum Error {
         /// The text as given (cut).
         text: String,
     },
-    /// A base image that is a directory, but no OCI layout.
-    #[error("invalid base image: directory provided instead of a tar file")]
+    /// A base image that is a directory, but neither an OCI layout nor a root file system.
+    #[error(
+        "invalid base image: directory provided instead of a tar file; {path} is no OCI layout (it has no index.json), and \
+         no root file system either (that has a bin, sbin or usr, and an etc, lib, dev or proc)"
+    )]
     Directory {
         /// The directory.
         path: String,
@@ -135,6 +138,16 @@ pub enum Error {
         what: String,
         /// How this shows.
         why: String,
+    },
+    /// It is compressed by something that is not read.
+    #[error("{path} is compressed by {by}, which is not read here: `{command}` converts it")]
+    Compression {
+        /// The file or blob.
+        path: String,
+        /// The tool.
+        by: &'static str,
+        /// What makes something of it that is read.
+        command: String,
     },
     /// A frame of zstd needs more memory than a decoder may hold.
     #[error(

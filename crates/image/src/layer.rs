@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::oci::Layout;
 use crate::pipeline::{self, Input};
 use crate::remote::{Fetch, Location, NamedBy, Remote, Stop};
+use crate::rootfs;
 use crate::unpack::{Limits, Rules, Unpacked, unpack};
 use crate::watch::Watch;
 
@@ -63,6 +64,11 @@ pub(crate) enum Blob {
         path: PathBuf,
         identity: Identity,
     },
+    /// A directory that is a root file system.
+    Tree {
+        path: PathBuf,
+        seen: rootfs::Seen,
+    },
     App(Arc<Droplet>),
 }
 
@@ -96,11 +102,16 @@ impl Identity {
 
     /// How long it takes until a change of the file cannot have the time of the last one; none if that is so now.
     pub(crate) fn settles_in(meta: &std::fs::Metadata) -> Option<Duration> {
-        let tick = if meta.ctime_nsec() == 0 { COARSE_TICK } else { TICK };
+        Self::settles(meta.ctime(), meta.ctime_nsec())
+    }
+
+    /// The same by the time of the last change, in seconds and nanoseconds.
+    pub(crate) fn settles(seconds: i64, nanoseconds: i64) -> Option<Duration> {
+        let tick = if nanoseconds == 0 { COARSE_TICK } else { TICK };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let changed = Duration::new(
-            u64::try_from(meta.ctime()).unwrap_or_default(),
-            u32::try_from(meta.ctime_nsec()).unwrap_or_default(),
+            u64::try_from(seconds).unwrap_or_default(),
+            u32::try_from(nanoseconds).unwrap_or_default(),
         );
         // A time that is yet to come is from before the clock was set: the next change gets an earlier one.
         let age = now.checked_sub(changed)?;
@@ -171,6 +182,7 @@ impl Layer {
             Blob::Oci { size, .. } => *size,
             Blob::Member { section, .. } => section.size(),
             Blob::File { identity, .. } => identity.size,
+            Blob::Tree { seen, .. } => seen.bytes,
             Blob::App(droplet) => droplet.size().unwrap_or(0),
         }
     }
@@ -179,7 +191,7 @@ impl Layer {
     pub fn diff_id(&self) -> Option<&Digest> {
         match &self.blob {
             Blob::Oci { diff_id, .. } | Blob::Member { diff_id, .. } => Some(diff_id),
-            Blob::File { .. } | Blob::App(_) => None,
+            Blob::File { .. } | Blob::Tree { .. } | Blob::App(_) => None,
         }
     }
 
@@ -220,7 +232,7 @@ impl Layer {
             Blob::Oci { layout, digest, size, diff_id, locations, remote } => {
                 let what = format!("layer {digest}");
                 let allowed;
-                let mut keep_in = None;
+                let (mut keep_in, mut whole) = (None, None);
                 let reader: Box<dyn Read + Send + '_> = match locations {
                     Some(locations) if !layout.has(digest) => {
                         if locations.is_empty() {
@@ -243,7 +255,11 @@ impl Layer {
                         };
                         Box::new(fetch.start())
                     }
-                    _ => Box::new(layout.blob(digest, *size)?),
+                    _ => {
+                        let section = layout.blob(digest, *size)?;
+                        whole = section.whole();
+                        Box::new(section)
+                    }
                 };
                 let input = Input {
                     reader,
@@ -254,6 +270,7 @@ impl Layer {
                     budget: counted,
                     keep_in,
                     stop: &stop,
+                    whole,
                 };
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 same(&what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
@@ -290,6 +307,24 @@ impl Layer {
                 unchanged(&file)?;
                 Ok(counts.with(digests))
             }
+            Blob::Tree { path, seen } => {
+                let what = path.display().to_string();
+                let unchanged = || match rootfs::look(path, limits, Some(into))? {
+                    now if now == *seen => Ok(()),
+                    _ => Err(Error::Changed { path: what.clone() }),
+                };
+                unchanged()?;
+                let (counts, digests) = rootfs::stream(path, |reader| {
+                    let (size, digest, only_gzip, budget) = (None, false, false, counted);
+                    let (keep_in, whole, stop) = (None, None, &stop);
+                    let what = &*what;
+                    let input = Input { reader, what, size, digest, only_gzip, budget, keep_in, stop, whole };
+                    let rules = Rules { strict: true, ..rules };
+                    pipeline::run(input, |pieces| unpack(pieces, into, &rules))
+                })?;
+                unchanged()?;
+                Ok(counts.with(digests))
+            }
             Blob::App(droplet) => droplet.unpack(into, &rules, watch),
         }
     }
@@ -297,8 +332,8 @@ impl Layer {
 
 /// A blob whose own digest nobody promised.
 fn local<'a>(section: Section, what: &'a str, budget: Option<&'a Budget>, stop: &'a Stop<'a>) -> Input<'a> {
-    let reader = Box::new(section);
-    Input { reader, what, size: None, digest: false, only_gzip: false, budget, keep_in: None, stop }
+    let (whole, reader) = (section.whole(), Box::new(section));
+    Input { reader, what, size: None, digest: false, only_gzip: false, budget, keep_in: None, stop, whole }
 }
 
 pub(crate) fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {

@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::layer::Blob;
 use crate::manifest::{Descriptor, ImageConfig, Index, MAX_JSON, Manifest, too_large};
+use crate::plain::Opening;
 use crate::remote::Remote;
 use crate::source::Image;
 
@@ -44,8 +45,8 @@ impl Layout {
         Ok(Self { files: Files::Dir(dir), path: path.to_owned() })
     }
 
-    pub(crate) fn in_archive(path: &Path) -> Result<Self, Error> {
-        Ok(Self { files: Files::Archive(Archive::open(path)?), path: path.to_owned() })
+    pub(crate) fn in_archive(path: &Path, opening: &Opening<'_>) -> Result<Self, Error> {
+        Ok(Self { files: Files::Archive(Archive::open(path, opening)?), path: path.to_owned() })
     }
 
     fn name(&self, name: &str) -> String {

@@ -63,6 +63,71 @@ pub(crate) struct Input<'a> {
     /// Of a reader that may have to wait for its bytes: a directory on whose file system they can be kept.
     pub(crate) keep_in: Option<BorrowedFd<'a>>,
     pub(crate) stop: &'a Stop<'a>,
+    /// How the bytes as stored are compressed once more, with all that is beside them.
+    pub(crate) whole: Option<Whole>,
+}
+
+impl Input<'_> {
+    /// What of the host's disk or of the net so many bytes were.
+    fn stored(&self, read: u64) -> u64 {
+        self.whole.map_or(read, |whole| whole.part(read))
+    }
+}
+
+/// A file that is read uncompressed: its size as stored, and uncompressed, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Whole {
+    pub(crate) stored: u64,
+    pub(crate) plain: u64,
+}
+
+impl Whole {
+    /// The part of what is stored that so many uncompressed bytes stand for.
+    fn part(self, plain: u64) -> u64 {
+        let part = u128::from(plain) * u128::from(self.stored) / u128::from(self.plain.max(1));
+        u64::try_from(part).unwrap_or(u64::MAX).min(plain)
+    }
+}
+
+/// How bytes are compressed, by their beginning: names and media types lie, and a tar file has neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    Gzip,
+    Zstd,
+    Xz,
+    Bzip2,
+}
+
+impl Compression {
+    /// Of at least ten bytes, if there are so many. None: not compressed, as far as anybody can tell.
+    pub(crate) fn of(head: &[u8]) -> Option<Self> {
+        match head {
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            // A frame, or a skippable one before it (RFC 8878, section 3.1).
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
+            // The beginning of its first block, or of its end: a name in a tar may begin with the letters.
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
+            | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => Some(Self::Bzip2),
+            _ => None,
+        }
+    }
+
+    /// Why it is not read, if it is not.
+    pub(crate) fn refused(self, path: &str) -> Option<Error> {
+        let (by, tool) = match self {
+            Self::Gzip | Self::Zstd => return None,
+            Self::Xz => ("xz", "xz"),
+            Self::Bzip2 => ("bzip2", "bzip2"),
+        };
+        let path = path.to_owned();
+        let command = if path.starts_with('/') && !path.contains([' ', '\'', '"', '$', '`']) {
+            format!("{tool} -dc {path} | gzip >NEW.tar.gz")
+        } else {
+            format!("{tool} -dc FILE | gzip >NEW.tar.gz")
+        };
+        Some(Error::Compression { path, by, command })
+    }
 }
 
 /// What was read.
@@ -165,13 +230,15 @@ fn read(
         Raw { input, pool, hasher: None, piece, at: 0, total: 0, needs: 0, kept: false, cause: None };
     let result = (|| {
         let head = raw.fill_buf()?;
-        let gzip = matches!(head, [0x1f, 0x8b, ..]);
-        // A frame, or a skippable one before it (RFC 8878, section 3.1).
-        let zstd = matches!(head, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
+        let compression = Compression::of(head);
+        let (gzip, zstd) = (compression == Some(Compression::Gzip), compression == Some(Compression::Zstd));
         let large = window(head).is_some_and(|window| window > 1 << WINDOW_LOG);
         let log = if large { MAX_WINDOW_LOG } else { WINDOW_LOG };
         if head.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
+        }
+        if let Some(error) = compression.and_then(|other| other.refused(what)) {
+            return Err(io::Error::other(error));
         }
         if only_gzip && !gzip {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not compressed by gzip"));
@@ -213,7 +280,7 @@ fn read(
                 Some(size) if raw.total != size && !matches!(end, End::Stopped) => {
                     Err(size_mismatch(what, size, raw.total))
                 }
-                _ => Ok((end, raw.total)),
+                _ => Ok((end, raw.input.stored(raw.total))),
             }
         }
     }
@@ -235,11 +302,20 @@ fn window(head: &[u8]) -> Option<u64> {
     Some(size.iter().rev().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte)) + more)
 }
 
-/// A decoder for a first look.
-pub(crate) fn decoder_of_any<R: BufRead>(reader: R) -> io::Result<impl Read + use<R>> {
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
-    decoder.window_log_max(MAX_WINDOW_LOG)?;
-    Ok(decoder)
+/// The uncompressed bytes, read by one thread. None if they are not compressed by what is read here.
+pub(crate) fn decoder<'a>(
+    compression: Compression,
+    reader: impl BufRead + 'a,
+) -> io::Result<Option<Box<dyn Read + 'a>>> {
+    Ok(Some(match compression {
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
+            decoder.window_log_max(MAX_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
+        Compression::Xz | Compression::Bzip2 => return Ok(None),
+    }))
 }
 
 fn size_mismatch(what: &str, expected: u64, actual: u64) -> Error {
@@ -398,7 +474,8 @@ impl BufRead for Raw<'_> {
             self.input.stop.watch.add(buffer.len() as u64);
         }
         if let Some(budget) = self.input.budget {
-            budget.add_stored(buffer.len() as u64);
+            let before = self.total - buffer.len() as u64;
+            budget.add_stored(self.input.stored(self.total) - self.input.stored(before));
         }
         if let Some(size) = self.input.size.filter(|size| self.total > *size) {
             return Err(self.end(size_mismatch(self.input.what, size, self.total)));

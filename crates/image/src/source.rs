@@ -7,26 +7,52 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::archives;
+use crate::archives::{self, split_tag};
 use crate::error::{Error, without_secrets};
 use crate::layer::{Blob, Identity, Layer};
 use crate::oci::{self, Layout};
+use crate::plain::{Opening, Plain, compression};
 use crate::remote::Remote;
+use crate::rootfs;
 use crate::unpack::Limits;
 
 /// How often a file is waited for that is changed again and again.
 const MAX_WAITS: u32 = 50;
 
 /// The address of an image.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Source(Place);
+#[derive(Debug, Clone)]
+pub struct Source {
+    place: Place,
+    /// What was made of the file to find out what it is. It is of use again to who opens it.
+    _held: Option<Plain>,
+}
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        self.place == other.place
+    }
+}
+
+impl Eq for Source {}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
+    /// What is there tells what it is.
+    Path(String),
+    Tree(String),
     Tar(String),
-    Oci { dir: String, tag: Option<String> },
-    OciArchive { file: String, tag: Option<String> },
-    DockerArchive { file: String, name: Option<String> },
+    Oci {
+        dir: String,
+        tag: Option<String>,
+    },
+    OciArchive {
+        file: String,
+        tag: Option<String>,
+    },
+    DockerArchive {
+        file: String,
+        name: Option<String>,
+    },
 }
 
 /// An opened image: its settings and its layers, whose data is read when they are unpacked.
@@ -80,9 +106,9 @@ impl Image {
 }
 
 impl Source {
-    /// Understands `/abs/file.tar`, `tar:///abs/file.tar`, `file:///abs/file.tar` (plain, gzip or zstd),
-    /// `oci:///abs/layout[:tag]`, `oci-archive:///abs/file.tar[:tag]` and `docker-archive:///abs/file.tar[:name[:tag]]`
-    /// (both plain). Names may contain slashes and colons, so the path of an archive ends at the first colon. Nothing
+    /// Understands `/abs/path` and `file:///abs/path`, which may be whatever [`Source::detect`] knows,
+    /// `tar:///abs/file.tar`, `oci:///abs/layout[:tag]`, `oci-archive:///abs/file.tar[:tag]` and
+    /// `docker-archive:///abs/file.tar[:name[:tag]]`, all files plain or compressed by gzip or zstd. Names may contain slashes and colons, so the path of an archive ends at the first colon. Nothing
     /// is opened yet, and nothing is percent-decoded.
     ///
     /// # Errors
@@ -113,28 +139,39 @@ impl Source {
                 Some((file, name)) => (file.to_owned(), Some(name.to_owned())),
                 None => (path.to_owned(), None),
             };
-            return Ok(Self(match scheme {
+            return Ok(Self::at(match scheme {
                 "oci-archive" => Place::OciArchive { file, tag: name },
                 _ => Place::DockerArchive { file, name },
             }));
         }
-        if scheme != "oci" {
-            return Ok(Self(Place::Tar(path.to_owned())));
+        match scheme {
+            "" | "file" => return Ok(Self::at(Place::Path(path.to_owned()))),
+            "tar" => return Ok(Self::at(Place::Tar(path.to_owned()))),
+            _ => {}
         }
         let (dir, tag) = match path.rsplit_once(':') {
             Some((_, "")) => return invalid("the tag is empty"),
             Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag.to_owned())),
             _ => (path, None),
         };
-        Ok(Self(Place::Oci { dir: dir.to_owned(), tag }))
+        Ok(Self::at(Place::Oci { dir: dir.to_owned(), tag }))
     }
 
-    /// Finds out what is at `path`: a directory is an OCI layout; a tar file is an image if it has a top-level
-    /// `manifest.json` of docker or `index.json` and `blobs/`, and otherwise a root file system.
+    fn at(place: Place) -> Self {
+        Self { place, _held: None }
+    }
+
+    /// Finds out what is at `path`, by its content: a directory is an OCI layout if it has an `oci-layout` or `index.json`,
+    /// and otherwise a root file system; a tar file is an image if it has a top-level `manifest.json` of docker or
+    /// `index.json` and `blobs/`, and otherwise a root file system. The file may be compressed by gzip or zstd.
     ///
     /// # Errors
-    /// Nothing there, a directory that is no layout, a special file, or a path that no address can express.
+    /// Nothing there, a directory that is neither, a special file, another compression, or a path that is not UTF-8.
     pub fn detect(path: &Path) -> Result<Self, Error> {
+        Self::detect_in(path, &Opening::default())
+    }
+
+    fn detect_in(path: &Path, opening: &Opening<'_>) -> Result<Self, Error> {
         let shown = path.display().to_string();
         let error = |op, source: io::Error| Error::Io { op, path: shown.clone(), source };
         let meta = match path.metadata() {
@@ -146,23 +183,22 @@ impl Source {
         let invalid = |why| Error::Source { uri: shown.clone(), why };
         let absolute = std::path::absolute(path).map_err(|e| error("resolve", e))?;
         let file = absolute.to_str().ok_or_else(|| invalid("the path is not UTF-8"))?.to_owned();
-        let place = if meta.is_dir() {
-            if !["index.json", "oci-layout"].iter().any(|name| path.join(name).exists()) {
+        if meta.is_dir() {
+            return Ok(Self::at(if is_layout(path) {
+                Place::Oci { dir: file, tag: None }
+            } else if rootfs::is_one(path) {
+                Place::Tree(file)
+            } else {
                 return Err(Error::Directory { path: shown });
-            }
-            Place::Oci { dir: file, tag: None }
-        } else {
-            match archives::kind(&absolute)? {
-                archives::Kind::Docker => Place::DockerArchive { file, name: None },
-                archives::Kind::Oci => Place::OciArchive { file, tag: None },
-                archives::Kind::RootFs => Place::Tar(file),
-            }
-        };
-        let source = Self(place);
-        if Self::parse(&source.to_uri())? != source {
-            return Err(invalid("the path of a layout or an archive must not contain a colon"));
+            }));
         }
-        Ok(source)
+        let (kind, held) = archives::kind(&absolute, opening)?;
+        let place = match kind {
+            archives::Kind::Docker => Place::DockerArchive { file, name: None },
+            archives::Kind::Oci => Place::OciArchive { file, tag: None },
+            archives::Kind::RootFs => Place::Tar(file),
+        };
+        Ok(Self { place, _held: Some(held) })
     }
 
     /// Reads what is needed to know the layers: for a layout or an archive its manifest and config, for a tar file
@@ -171,29 +207,80 @@ impl Source {
     /// # Errors
     /// A missing, damaged or ambiguous image.
     pub fn open(&self, remote: &Remote) -> Result<Image, Error> {
-        match &self.0 {
+        self.open_in(remote, &Opening::default())
+    }
+
+    /// The same, told what that may take.
+    ///
+    /// # Errors
+    /// As [`Source::open`]; an archive that is compressed as a whole is too large, or it was cancelled.
+    pub fn open_in(&self, remote: &Remote, opening: &Opening<'_>) -> Result<Image, Error> {
+        match &self.place {
+            Place::Path(path) => Self::detect_in(Path::new(path), opening)?.open_in(remote, opening),
+            Place::Tree(path) => rootfs::open(Path::new(path), &opening.limits),
             Place::Tar(path) => open_bare(Path::new(path)),
             Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref(), remote),
             Place::OciArchive { file, tag } => {
-                oci::open(Layout::in_archive(Path::new(file))?, tag.as_deref(), remote)
+                oci::open(Layout::in_archive(Path::new(file), opening)?, tag.as_deref(), remote)
             }
-            Place::DockerArchive { file, name } => archives::open_docker(Path::new(file), name.as_deref()),
+            Place::DockerArchive { file, name } => {
+                archives::open_docker(Path::new(file), name.as_deref(), opening)
+            }
+        }
+    }
+
+    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and room.
+    pub fn is_packed(&self) -> bool {
+        let (Place::Path(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. }) =
+            &self.place
+        else {
+            return false;
+        };
+        let compressed =
+            |file: &File| compression(file, Path::new(&self.to_uri())).is_ok_and(|c| c.is_some());
+        match open_tar(Path::new(file)) {
+            Ok(file) if compressed(&file) => {
+                !matches!(self.place, Place::Path(_)) || archives::begins_like_image(file).unwrap_or(false)
+            }
+            _ => false,
         }
     }
 
     /// The state of the file that changes when the image does: a layout's index, otherwise the file itself. None if it is
     /// not to be had, or if the file was changed this very moment: a second change might not show.
     pub fn state(&self) -> Option<Identity> {
+        // That of a root file system is the state of all that is in it.
+        let is_tree = |path: &Path| path.is_dir() && !is_layout(path);
+        if matches!(&self.place, Place::Path(path) | Place::Tree(path) if is_tree(Path::new(path))) {
+            return None;
+        }
         let meta = self.state_file().metadata().ok()?;
         Identity::settles_in(&meta).is_none().then(|| Identity::of(&meta))
     }
 
     pub(crate) fn state_file(&self) -> PathBuf {
-        match &self.0 {
+        match &self.place {
+            Place::Path(path) | Place::Tree(path) if Path::new(path).is_dir() => {
+                Path::new(path).join("index.json")
+            }
+            Place::Path(path) | Place::Tree(path) => path.into(),
             Place::Oci { dir, .. } => Path::new(dir).join("index.json"),
             Place::Tar(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. } => {
                 file.into()
             }
+        }
+    }
+
+    /// The path, where that alone says what is meant: of a directory that is a root file system, of what nobody has looked
+    /// at yet, and where a colon in it would end it.
+    fn path(&self) -> Option<&str> {
+        match &self.place {
+            Place::Path(path) | Place::Tree(path) => Some(path),
+            Place::Oci { dir, tag: None } if split_tag(dir).1.is_some() => Some(dir),
+            Place::OciArchive { file, tag: None } | Place::DockerArchive { file, name: None } => {
+                file.contains(':').then_some(file)
+            }
+            _ => None,
         }
     }
 
@@ -205,7 +292,11 @@ impl Source {
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, path, name) = match &self.0 {
+        if let Some(path) = self.path() {
+            return f.write_str(path);
+        }
+        let (scheme, path, name) = match &self.place {
+            Place::Path(path) | Place::Tree(path) => ("file", path, &None),
             Place::Tar(path) => ("tar", path, &None),
             Place::Oci { dir, tag } => ("oci", dir, tag),
             Place::OciArchive { file, tag } => ("oci-archive", file, tag),
@@ -217,6 +308,11 @@ impl fmt::Display for Source {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a directory is an OCI layout. A root file system may have an `index.json` as well.
+fn is_layout(path: &Path) -> bool {
+    path.join("oci-layout").exists() || path.join("index.json").exists() && !rootfs::is_one(path)
 }
 
 /// Opens a tar file; a fifo or a device would make us wait or worse.

@@ -9,6 +9,7 @@ mod export;
 mod hostile;
 mod identity;
 mod image;
+mod kinds;
 mod mirrors;
 mod odd;
 mod ordinary;

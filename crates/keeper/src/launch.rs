@@ -2,7 +2,8 @@
 //! program runs.
 
 use crate::child::{Outcome, Stop, failed};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use crate::mount_points::{self, INSIDE, Places};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use wardian_runtime::bundle::{Mount, Plan};
@@ -194,7 +195,8 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
     mount::attach(parts.rootfs, &stage).map_err(failed("attach the root file system"))?;
     let root = open_path("/r").map_err(failed("open the root file system"))?;
     let mut binds = parts.binds.iter();
-    let mut kernels = Vec::new();
+    let mut places = Places::default();
+    places.own.push(mount_points::mount_id(&root).map_err(failed("look at the root file system"))?);
     for step in &parts.plan.mounts {
         if step.kind == "bind" {
             // Those that are handed in come first, then the container's own files.
@@ -205,23 +207,27 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
                     .find_map(|(destination, file)| (**destination == step.destination).then_some(*file))
                     .ok_or_else(|| Stop::from("a bind mount is missing".to_owned()))?,
             };
-            attach_at(bind.as_fd(), &root, &step.destination, Some(&kernels))?;
+            attach_at(bind.as_fd(), &root, &step.destination, Some(&places))?;
         } else {
             let made = make(step, parts)?;
             let mount = made.as_ref().map_or(device(step, parts), AsFd::as_fd);
-            if ["proc", "sysfs", "cgroup"].contains(&step.kind.as_str()) {
-                let stat =
-                    rustix::fs::fstat(mount).map_err(failed(format!("look at {}", step.destination)))?;
-                kernels.push(stat.st_dev);
+            let look = |error| failed(format!("look at {}", step.destination))(error);
+            let device = rustix::fs::fstat(mount).map_err(look)?.st_dev;
+            match step.kind.as_str() {
+                "proc" | "sysfs" | "cgroup" => places.kernels.push(device),
+                "tmpfs" if step.destination != "/dev" => {
+                    places.own.push(mount_points::mount_id(mount).map_err(look)?);
+                }
+                _ => places.devices.push(device),
             }
             attach_at(mount, &root, &step.destination, None)?;
             if step.kind == "cgroup" {
-                kernels.extend(cgroup_v1(step, parts, &root)?);
+                places.kernels.extend(cgroup_v1(step, parts, &root)?);
             }
         }
     }
     for path in &parts.plan.masked {
-        mask(&root, path, parts, &kernels)?;
+        mask(&root, path, parts, &places.kernels)?;
     }
     rustix::process::fchdir(&root).map_err(failed("enter the root file system"))?;
     rustix::process::pivot_root(".", ".").map_err(failed("pivot_root"))?;
@@ -332,20 +338,19 @@ const OVER_PROC: [&str; 11] = [
     "/proc/uptime",
 ];
 
-/// `kernels`: it is a bind mount, which may not cover what the file systems on these devices show.
+/// `places`: it is a bind mount, which may not cover what the kernel's file systems show.
 fn attach_at(
     mount: BorrowedFd<'_>,
     root: &OwnedFd,
     destination: &str,
-    kernels: Option<&[u64]>,
+    places: Option<&Places>,
 ) -> Outcome<()> {
     let directory = rustix::fs::fstat(mount)
         .map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
         .map_err(failed(format!("look at the mount for {destination}")))?;
     // The image's own links lead bind mounts, but not what the kernel shows: a /proc that is a link to elsewhere would
     // leave the masks without effect.
-    let how = if kernels.is_some() { INSIDE } else { INSIDE | ResolveFlags::NO_SYMLINKS };
-    let target = mount_point(root, destination, directory, how)?;
+    let target = mount_points::find(root, destination, directory, places)?;
     let stat = rustix::fs::fstat(&target).map_err(failed(format!("look at {destination}")))?;
     let top = rustix::fs::fstat(root).map_err(failed("look at the root file system"))?;
     if (stat.st_dev, stat.st_ino) == (top.st_dev, top.st_ino) {
@@ -358,53 +363,11 @@ fn attach_at(
         let text = format!("mount point {destination}: it is {is} in the image, and must be {must}");
         return Err(Stop::from(text));
     }
-    if kernels.is_some_and(|kernels| kernels.contains(&stat.st_dev)) && !OVER_PROC.contains(&destination) {
-        return Err(Stop::from(format!(
-            "a bind mount over {destination} is not allowed: it is, or a link of the image leads, into /proc or /sys, which \
-             show the kernel"
-        )));
+    let covers = places.is_some_and(|places| places.kernels.contains(&stat.st_dev));
+    if covers && !OVER_PROC.contains(&destination) {
+        return Err(mount_points::in_kernel(destination));
     }
     mount::attach(mount, &target).map_err(failed(format!("attach {destination}")))
-}
-
-const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
-
-/// Open a mount point below the root, made when missing.
-fn mount_point(root: &OwnedFd, path: &str, directory: bool, how: ResolveFlags) -> Outcome<OwnedFd> {
-    let say = || format!("mount point {path}");
-    let open = |path: &str, flags: OFlags| {
-        rustix::fs::openat2(root, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how).map_err(
-            |error| match error {
-                rustix::io::Errno::LOOP if how.contains(ResolveFlags::NO_SYMLINKS) => (
-                    error,
-                    Stop::from(format!("{}: it is, or is below, a symbolic link in the image", say())),
-                ),
-                error => (error, failed(say())(error)),
-            },
-        )
-    };
-    match open(path, OFlags::empty()) {
-        Err((rustix::io::Errno::NOENT, _)) => {}
-        other => return other.map_err(|(_, stop)| stop),
-    }
-    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
-    let mut walked = String::from("/");
-    for (index, part) in parts.iter().enumerate() {
-        let parent = open(&walked, OFlags::DIRECTORY).map_err(|(_, stop)| stop)?;
-        let made = if directory || index + 1 < parts.len() {
-            rustix::fs::mkdirat(&parent, *part, Mode::from_raw_mode(0o755))
-        } else {
-            let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-            rustix::fs::openat(&parent, *part, create, Mode::from_raw_mode(0o644)).map(drop)
-        };
-        match made {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(failed(say())(error)),
-        }
-        walked.push_str(part);
-        walked.push('/');
-    }
-    open(path, OFlags::empty()).map_err(|(_, stop)| stop)
 }
 
 /// Programs trust what they read in /proc, and write to it: it must be the kernel's, whatever was mounted after it.

@@ -11,6 +11,7 @@ mod handed;
 mod keeper;
 mod launch;
 mod launches;
+mod mount_points;
 mod pack;
 mod parked;
 mod process;

@@ -1,11 +1,13 @@
 //! What belongs to no live container: keepers, attached root file systems, cgroups, directories.
 
 use crate::ground::json;
+use crate::instances::{self, Found, Place, Survey};
 use crate::leftovers::{self, Left};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use wardian_sys::directory::{Directory, Error as Untrusted};
 use wardian_sys::{lock, procfs};
@@ -28,54 +30,84 @@ pub struct Leak {
     pub what: String,
     /// Why it is thought to be left behind.
     pub why: String,
+    /// Tag of the instance that has made it.
+    #[serde(skip)]
+    pub instance: Option<String>,
 }
 
 /// What is known of a process that is ours.
 #[derive(Debug, Default)]
-struct Process {
-    pid: u32,
-    comm: String,
-    arguments: Vec<String>,
-    mountinfo: String,
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) comm: String,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) mountinfo: String,
     /// Tag of the instance whose keepers' cgroup it is in.
-    tag: String,
+    pub(crate) tag: String,
     /// The containers that it keeps.
-    containers: BTreeSet<String>,
+    pub(crate) containers: BTreeSet<String>,
     /// It has children: a container lives.
-    parent: bool,
+    pub(crate) parent: bool,
     /// It is a keeper, whatever its name is.
-    keeper: bool,
+    pub(crate) keeper: bool,
+    /// It is a server of ours, as far as its program tells.
+    pub(crate) server: bool,
 }
 
 /// What the run directories say.
 #[derive(Debug, Default)]
-struct Records {
+pub(crate) struct Records {
     /// Directories of containers, by id.
-    containers: BTreeMap<String, PathBuf>,
+    pub(crate) containers: BTreeMap<String, PathBuf>,
     /// Records of root file systems of this boot, and where each is attached, if it is to be.
     rootfs: BTreeMap<PathBuf, Option<PathBuf>>,
     /// Tags of the instances, and whether their servers live.
-    tags: BTreeMap<String, bool>,
+    pub(crate) tags: BTreeMap<String, bool>,
+    /// Tags of which there is a record somewhere.
+    pub(crate) claimed: BTreeSet<String>,
+    /// Where they live.
+    pub(crate) places: BTreeMap<String, Place>,
+    /// The instance of a run directory.
+    owners: BTreeMap<PathBuf, String>,
 }
 
-/// What is left behind now and still is a moment later: the trash is emptied at leisure. `runs` are run
-/// directories; none: the usual one and those of running servers.
+/// What is left behind now and still is a moment later: the trash is emptied at leisure. `runs` are run directories to look
+/// at beside the usual one, those of running servers, and those that lie on a tmpfs of this host.
 ///
 /// # Errors
 /// When /proc cannot be read.
 pub fn find(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
-    let leaks = look(runs)?;
-    if leaks.is_empty() {
-        return Ok(leaks);
+    Ok(survey(runs)?.leaks)
+}
+
+/// The same, by instance.
+///
+/// # Errors
+/// See [`find`].
+pub fn survey(runs: &[PathBuf]) -> Result<Survey> {
+    let first = look(runs)?;
+    if first.leaks.is_empty() {
+        return Ok(first);
     }
     std::thread::sleep(PATIENCE);
-    Ok(look(runs)?.intersection(&leaks).cloned().collect())
+    let mut now = look(runs)?;
+    now.leaks.retain(|leak| first.leaks.contains(leak));
+    for instance in &mut now.instances {
+        instance.leaks.retain(|leak| first.leaks.contains(leak));
+        instance.abandoned &= first.instances.iter().any(|i| i.tag == instance.tag && i.abandoned);
+    }
+    now.instances.retain(|instance| !instance.leaks.is_empty());
+    Ok(now)
 }
 
 /// The files with certificates that running servers show, as their records name them.
 pub(crate) fn certificates() -> BTreeSet<PathBuf> {
+    let processes = processes().unwrap_or_default();
     let mut dirs = BTreeSet::from([PathBuf::from("/run/wardian")]);
-    dirs.extend(processes().unwrap_or_default().iter().filter_map(run_of_server));
+    dirs.extend(processes.iter().filter_map(run_of_server));
+    dirs.extend(
+        processes.iter().filter(|process| process.server).flat_map(|server| instances::locks(server.pid)),
+    );
     let named = dirs.iter().filter_map(|run| {
         let dir = Directory::open(run).ok()?;
         json(&dir, "instance.json")["certificate"].as_str().map(PathBuf::from)
@@ -83,7 +115,7 @@ pub(crate) fn certificates() -> BTreeSet<PathBuf> {
     named.collect()
 }
 
-fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
+fn look(runs: &[PathBuf]) -> Result<Survey> {
     let processes = processes().context("look at the processes")?;
     let mut dirs: BTreeSet<PathBuf> = runs.iter().filter_map(|p| std::path::absolute(p).ok()).collect();
     for dir in &dirs {
@@ -92,11 +124,12 @@ fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
             return Err(error).context("--run");
         }
     }
-    if dirs.is_empty() {
-        dirs.insert("/run/wardian".into());
-        dirs.extend(processes.iter().filter_map(run_of_server));
-    }
-    let records = read_records(&dirs, &processes);
+    dirs.insert("/run/wardian".into());
+    dirs.extend(processes.iter().filter_map(run_of_server));
+    let Found { runs, tags, doubt } = Found::look(&processes);
+    dirs.extend(runs);
+    let mut records = read_records(&dirs, &processes);
+    records.claimed = tags;
     let mut leaks = BTreeSet::new();
     keeper_leaks(&processes, &records, &mut leaks);
     mount_leaks(&processes, &mut leaks);
@@ -106,13 +139,18 @@ fn look(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     cgroup_leaks(Path::new(CGROUPS), &records, &kept, &mut leaks);
     for (kind, what) in leftovers::Records::usual().find().iter().flat_map(Left::things) {
         let why = "an experiment was killed; the next `wardian lab` sets it right".into();
-        leaks.insert(Leak { kind, what, why });
+        leaks.insert(Leak { kind, what, why, instance: None });
     }
     for instance in wardian_recorder::left_over() {
         let why = "its recorder was killed; the next recording removes it".into();
-        leaks.insert(Leak { kind: "trace", what: format!("instances/{instance} of tracefs"), why });
+        leaks.insert(Leak {
+            kind: "trace",
+            what: format!("instances/{instance} of tracefs"),
+            why,
+            instance: None,
+        });
     }
-    Ok(leaks)
+    Ok(Survey::new(leaks, &processes, &records, doubt))
 }
 
 /// Processes of wardian.
@@ -157,13 +195,16 @@ fn processes() -> Result<Vec<Process>> {
             }
         }
         let mountinfo = read("mountinfo");
-        found.push(Process { pid, comm, arguments, mountinfo, tag, containers, parent, keeper });
+        let named =
+            |exe: PathBuf| exe.file_name().is_some_and(|name| name.to_string_lossy().starts_with("wardian"));
+        let server = is_server && (comm.starts_with("wardian") || exe.is_some_and(named));
+        found.push(Process { pid, comm, arguments, mountinfo, tag, containers, parent, keeper, server });
     }
     Ok(found)
 }
 
 /// The cgroup of an instance's keepers, below its own.
-const KEEPERS: &str = "keepers";
+pub(crate) const KEEPERS: &str = "keepers";
 
 /// Whether root alone is behind a process, from the text of its status: real, effective, saved and file system's user.
 fn is_roots(status: &str) -> bool {
@@ -206,7 +247,11 @@ fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
             let holds =
                 dir.file("lock").is_ok_and(|lock| lock::holders(lock.as_fd()).iter().any(|h| h.is_ours));
             let named = processes.iter().any(|p| p.comm == "wardian" && Some(u64::from(p.pid)) == pid);
-            records.tags.insert(tag.to_owned(), holds || named);
+            let lives = holds || named;
+            records.tags.insert(tag.to_owned(), lives);
+            let root = instance["root"].as_str().map(PathBuf::from);
+            records.places.insert(tag.to_owned(), Place { run: run.clone(), root, lives });
+            records.owners.insert(run.clone(), tag.to_owned());
         }
         for record in std::fs::read_dir(run.join("rootfs")).into_iter().flatten().flatten() {
             if let Some(attached) = read_rootfs(&record.path()) {
@@ -245,7 +290,7 @@ fn is_recorded(point: &Path) -> bool {
 }
 
 /// The instance's tag and the group below it, from the text of /proc/PID/cgroup.
-fn instance_and_group(cgroup: &str) -> Option<(&str, &str)> {
+pub(crate) fn instance_and_group(cgroup: &str) -> Option<(&str, &str)> {
     cgroup.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':').nth(2)?.split('/').skip_while(|part| !is_instance(part));
         Some((parts.next()?.strip_prefix("wardian-")?, parts.next()?))
@@ -257,19 +302,29 @@ fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<L
         let what = format!("process {} ({KEEPER})", keeper.pid);
         // Without a record it waits for a container, as long as its server lives.
         let recorded = keeper.containers.iter().any(|id| records.containers.contains_key(id));
-        if !recorded && keeper.parent {
-            leaks.insert(Leak { kind: "keeper", what, why: "its container has no record".into() });
-        } else if !recorded && !records.tags.get(&keeper.tag).copied().unwrap_or(false) {
-            leaks.insert(Leak { kind: "keeper", what, why: "it has no container and no server".into() });
-        }
+        let why = if recorded {
+            continue;
+        } else if keeper.parent {
+            "its container has no record"
+        } else if !records.tags.get(&keeper.tag).copied().unwrap_or(false) {
+            "it has no container and no server"
+        } else {
+            continue;
+        };
+        leaks.insert(Leak { kind: "keeper", what, why: why.into(), instance: Some(keeper.tag.clone()) });
     }
     for (id, dir) in &records.containers {
         let what = dir.display().to_string();
-        if std::fs::symlink_metadata(dir.join("state.json")).is_err() {
-            leaks.insert(Leak { kind: "container", what, why: "it has no state.json".into() });
+        let why = if std::fs::symlink_metadata(dir.join("state.json")).is_err() {
+            "it has no state.json"
         } else if !processes.iter().any(|p| p.keeper && p.containers.contains(id)) {
-            leaks.insert(Leak { kind: "container", what, why: "it has no keeper".into() });
-        }
+            "it has no keeper"
+        } else {
+            continue;
+        };
+        let run = dir.parent().and_then(Path::parent);
+        let instance = run.and_then(|run| records.owners.get(run)).cloned();
+        leaks.insert(Leak { kind: "container", what, why: why.into(), instance });
     }
 }
 
@@ -283,7 +338,12 @@ fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
             }
             let point = point.display();
             let what = format!("overlay on {point} in process {} ({})", process.pid, process.comm);
-            leaks.insert(Leak { kind: "mount", what, why: "a root file system without a record".into() });
+            leaks.insert(Leak {
+                kind: "mount",
+                what,
+                why: "a root file system without a record".into(),
+                instance: None,
+            });
         }
     }
 }
@@ -296,7 +356,7 @@ fn rootfs_leaks(records: &Records, leaks: &mut BTreeSet<Leak>) {
         let Some(point) = point else { continue };
         if !mounts.iter().any(|mount| mount.fs_type == "overlay" && mount.mount_point == *point) {
             let why = "it is not mounted any more: `wardian rootfs delete` removes the record".into();
-            leaks.insert(Leak { kind: "rootfs", what: record.display().to_string(), why });
+            leaks.insert(Leak { kind: "rootfs", what: record.display().to_string(), why, instance: None });
         }
     }
 }
@@ -313,7 +373,7 @@ fn run_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
         if unused && !records.tags.values().any(|lives| *lives) {
             let what = format!("tmpfs on {}", mount.mount_point.display());
             let why = "no server, no container and no root file system uses it".into();
-            leaks.insert(Leak { kind: "mount", what, why });
+            leaks.insert(Leak { kind: "mount", what, why, instance: None });
         }
     }
 }
@@ -348,17 +408,26 @@ fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &
         .filter(|group| !members(group).trim().is_empty())
         .map(|group| name(&group))
         .collect();
+    // A living server keeps memory cgroups for some seconds, until their page cache can go, and closes them to others.
+    let closed = |group: &Path| {
+        std::fs::metadata(group).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 == 0)
+    };
     for instance in instances {
+        let tag = name(&instance).trim_start_matches("wardian-").to_owned();
+        let served = records.tags.get(&tag).copied().unwrap_or(false);
         for group in dirs(&instance) {
             let id = name(&group);
+            if served && closed(&group) {
+                continue;
+            }
             let live = id == KEEPERS || records.containers.contains_key(&id) || kept.contains(&id);
             let processes = members(&group);
             if !live && !occupied.contains(&id) && processes.trim().is_empty() {
                 let what = group.display().to_string();
-                leaks.insert(Leak { kind: "cgroup", what, why: "no record and no process".into() });
+                let (why, instance) = ("no record and no process".into(), Some(tag.clone()));
+                leaks.insert(Leak { kind: "cgroup", what, why, instance });
             }
         }
-        let tag = name(&instance).trim_start_matches("wardian-").to_owned();
         let used = |group: &PathBuf| {
             std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|pids| !pids.trim().is_empty())
         };
@@ -368,9 +437,18 @@ fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &
                 kind: "cgroup",
                 what,
                 why: "no server has this tag and no process is in it".into(),
+                instance: Some(tag),
             });
         }
     }
+}
+
+/// The top cgroups of an instance, in all hierarchies.
+pub(crate) fn groups(tag: &str) -> Vec<PathBuf> {
+    let top = Path::new(CGROUPS);
+    let below = std::fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
+    let groups = std::iter::once(top.to_owned()).chain(below).map(|dir| dir.join(format!("wardian-{tag}")));
+    groups.filter(|dir| dir.is_dir()).collect()
 }
 
 /// Whether this is the name of an instance's top cgroup.
@@ -451,9 +529,10 @@ mod tests {
     fn a_cgroup_without_a_record_is_a_leak() {
         let top = std::env::temp_dir().join(format!("wardian-doctor-{}", std::process::id()));
         let instance = top.join("memory/wardian-0a1b2c3d");
-        for id in ["lost", "known", "waiting", "keepers"] {
+        for id in ["lost", "known", "waiting", "keepers", "cached"] {
             std::fs::create_dir_all(instance.join(id)).unwrap();
         }
+        std::fs::set_permissions(instance.join("cached"), std::fs::Permissions::from_mode(0o700)).unwrap();
         let mut records = Records::default();
         records.containers.insert("known".into(), "/x".into());
         records.tags.insert("0a1b2c3d".into(), true);

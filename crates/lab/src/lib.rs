@@ -12,6 +12,7 @@ pub mod droplet;
 mod ground;
 pub mod host;
 pub mod image;
+pub mod instances;
 pub mod leaks;
 pub mod leftovers;
 pub mod local;
@@ -19,9 +20,11 @@ pub mod progress;
 pub mod record;
 pub mod report;
 pub mod scale;
+pub mod signals;
 pub mod teardown;
 
-use tokio::signal::unix::{SignalKind, signal};
+use signals::Asking;
+use tokio::signal::unix::SignalKind;
 
 /// Somebody asked the experiment to stop, by this signal. What it had made is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,12 +48,12 @@ async fn interrupted() -> std::io::Result<i32> {
 
 /// The same; from now on, and not only when it is waited for, neither signal ends the process.
 fn interruption() -> std::io::Result<impl Future<Output = i32>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = Asking::catch(SignalKind::interrupt())?;
+    let mut terminate = Asking::catch(SignalKind::terminate())?;
     Ok(async move {
         tokio::select! {
-            _ = interrupt.recv() => 2,
-            _ = terminate.recv() => 15,
+            () = interrupt.recv() => 2,
+            () = terminate.recv() => 15,
         }
     })
 }

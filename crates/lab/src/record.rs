@@ -33,6 +33,34 @@ pub struct Report {
     pub interrupted: Option<i32>,
 }
 
+/// The command could not be started.
+#[derive(Debug)]
+pub struct NotRun {
+    /// Its program.
+    pub program: String,
+    /// The system's error.
+    pub source: std::io::Error,
+}
+
+impl std::fmt::Display for NotRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot run {}", self.program)
+    }
+}
+
+impl std::error::Error for NotRun {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+impl NotRun {
+    /// What a shell exits with then: 127 if there is no such program, 126 if it cannot be executed.
+    pub fn exit_code(&self) -> u8 {
+        if self.source.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
+    }
+}
+
 impl Report {
     fn of(mut recording: Recording, interrupted: Option<Interrupted>) -> Self {
         recording.interrupted = interrupted.is_some();
@@ -69,7 +97,8 @@ pub async fn command(command: &[OsString], fs: Option<PathBuf>) -> Result<Report
     if group {
         run.process_group(0);
     }
-    let mut child = run.spawn().with_context(|| format!("run {}", program.display()))?;
+    let mut child =
+        run.spawn().map_err(|source| NotRun { program: program.display().to_string(), source })?;
     let (status, signal) = tokio::select! {
         status = child.wait() => (status, None),
         signal = interrupted() => {

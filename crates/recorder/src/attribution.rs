@@ -8,13 +8,15 @@ use crate::causes;
 use crate::diagnosis::Cause;
 use crate::recording::{Task, Written};
 use crate::trace::{Event, What, Work};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 /// Writes of one cause by one task that are further apart than this, in ms, are two bursts.
 const GAP_MS: f64 = 1000.0;
 
 /// Requests that no flusher has taken up yet; more are not kept.
 const QUEUED_MAX: usize = 4096;
+/// Children whose parent is remembered.
+const CHILDREN_MAX: usize = 1 << 20;
 /// Inodes whose writer is remembered.
 const DIRTIED_MAX: usize = 200_000;
 
@@ -56,6 +58,8 @@ pub(crate) struct Attribution {
     pub(crate) written: Vec<Written>,
     /// Calls that took at least a millisecond.
     pub(crate) calls: Vec<Call>,
+    /// Parent and child, in the order of the forks.
+    children: Vec<(u32, u32)>,
     /// Events whose stack may still come, by thread.
     waiting: HashMap<u32, Waiting>,
     rounds: HashMap<u32, Round>,
@@ -114,12 +118,29 @@ impl Attribution {
                     self.dirtied.insert(ino, Task { pid, comm: event.comm, syscall: None });
                 }
             }
+            What::Fork { child } => {
+                if self.children.len() < CHILDREN_MAX {
+                    self.children.push((pid, child));
+                }
+            }
             What::Enter(call) => {
                 self.current.insert(pid, (call, t_ms));
             }
             What::Exit(call) => self.exit(pid, event.comm, call, t_ms),
             What::Stack(_) => {}
         }
+    }
+
+    /// These threads and all that they have started since the beginning, however briefly they lived; none if that is not
+    /// known any more.
+    pub(crate) fn family(&self, of: &HashSet<u32>) -> Option<BTreeSet<u32>> {
+        let mut family: BTreeSet<u32> = of.iter().copied().collect();
+        for (parent, child) in &self.children {
+            if family.contains(parent) {
+                family.insert(*child);
+            }
+        }
+        (self.children.len() < CHILDREN_MAX).then_some(family)
     }
 
     /// No more stacks will come for what was fed so far.

@@ -110,9 +110,14 @@ impl Diagnosis {
         let mut waited = recording.waits.clone();
         waited.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         let fingerprints = fingerprint::of(recording);
-        let verdict = verdict(recording, &causes, &waited, written_bytes, name);
+        // What others write is worth a word of advice if somebody waited for it.
+        let ours = concerned(recording);
+        let others = ours.as_ref().is_some_and(BTreeSet::is_empty) && !somebody_waited(recording, &waited);
+        let concerned = |cause: &&CauseShare| ours.as_ref().is_none_or(|ours| ours.contains(&cause.cause));
+        let first = if others { None } else { causes.iter().find(concerned).or(causes.first()) };
+        let verdict = verdict(recording, first, &causes, &waited, written_bytes, name);
         let mut advice: Vec<String> = fingerprints.iter().map(|f| f.advice.clone()).collect();
-        if let Some(first) = causes.first().filter(|_| advice.is_empty()) {
+        if let Some(first) = first.filter(|_| advice.is_empty()) {
             advice.push(advice_for(first.cause).to_owned());
         }
         Self {
@@ -237,14 +242,31 @@ fn task_name(task: &Task, name: &dyn Fn(Subject<'_>) -> Option<String>) -> Strin
     name(Subject::Task(task)).unwrap_or_else(|| task.to_string())
 }
 
+/// Causes of writes that what was watched has a part in; none if that is not known.
+fn concerned(recording: &Recording) -> Option<BTreeSet<Cause>> {
+    let watched = recording.watched.as_ref().filter(|_| recording.traced())?;
+    let ours = recording.written.iter().filter(|burst| burst.concerns(watched));
+    Some(ours.map(|burst| burst.cause).collect())
+}
+
+/// What takes no longer than the recorder's own period is not worth a word.
+fn somebody_waited(recording: &Recording, waited: &[Wait]) -> bool {
+    waited.first().is_some_and(|wait| wait.ms >= recording.period_ms)
+}
+
+/// `first`: the cause that counts; none if others wrote all that there is.
 fn verdict(
     recording: &Recording,
+    first: Option<&CauseShare>,
     causes: &[CauseShare],
     waited: &[Wait],
     bytes: u64,
     name: &dyn Fn(Subject<'_>) -> Option<String>,
 ) -> String {
-    let mut text = match causes.first() {
+    let mut text = match first {
+        None if bytes > 0 && !causes.is_empty() => {
+            format!("what was watched is not seen to have written anything; others wrote {}", size(bytes))
+        }
         Some(first) => {
             let asked = first.asked_by.as_ref().map_or(String::new(), |task| {
                 let call = task.syscall.as_ref().map_or(String::new(), |call| format!(" in {call}"));
@@ -256,8 +278,7 @@ fn verdict(
         None if recording.traced() || recording.device_bytes() == Some(0) => "nothing was written".to_owned(),
         None => "what was written could not be told".to_owned(),
     };
-    // What takes no longer than the recorder's own period is not worth a word.
-    match waited.first().filter(|wait| wait.ms >= recording.period_ms) {
+    match waited.first().filter(|_| somebody_waited(recording, waited)) {
         Some(wait) => {
             let call = wait.task.syscall.as_ref().map_or(String::new(), |call| format!(" in {call}"));
             let function = wait.kernel_function.as_ref().map_or(String::new(), |f| format!(" ({f})"));
@@ -385,6 +406,33 @@ mod tests {
         };
         let diagnosis = Diagnosis::of(&recording, &named);
         assert_eq!(diagnosis.causes[0].data_of[1].name, "mount 3");
+    }
+
+    #[test]
+    fn what_others_write_is_no_fault_of_who_was_watched() {
+        let written =
+            |pid| Written { by: task(pid, "x"), asked_by: Some(task(pid, "x")), ..burst(Cause::Sync, 4_096) };
+        let mut recording = Recording { watched: Some([5, 6].into()), written: vec![written(7)], ..traced() };
+        let diagnosis = Diagnosis::of(&recording, &unnamed);
+        assert!(diagnosis.verdict.contains("others wrote 4.1 kB"), "{}", diagnosis.verdict);
+        assert_eq!((diagnosis.advice.len(), diagnosis.causes.len()), (0, 1));
+        // Who waits for others is told of them.
+        recording.waits = vec![Wait { task: task(5, "x"), ms: 100.0, ..Wait::default() }];
+        assert!(
+            Diagnosis::of(&recording, &unnamed)
+                .verdict
+                .contains("100 % of 4.1 kB were written because of a sync")
+        );
+        recording.waits.clear();
+        // Its own counts, however little it is.
+        let own = Written { cause: Cause::Direct, bytes: 512, ..written(6) };
+        recording.written.push(own);
+        let diagnosis = Diagnosis::of(&recording, &unnamed);
+        assert!(diagnosis.verdict.contains("direct I/O, asked for by x[6]"), "{}", diagnosis.verdict);
+        assert!(diagnosis.advice[0].contains("O_DIRECT"));
+        // Nobody knows.
+        recording.watched = None;
+        assert!(Diagnosis::of(&recording, &unnamed).verdict.contains("a sync, asked for by x[7]"));
     }
 
     #[test]

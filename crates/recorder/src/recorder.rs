@@ -2,7 +2,7 @@
 
 use crate::attribution::Attribution;
 use crate::host::{self, Host, Target};
-use crate::recording::{Mark, Recording};
+use crate::recording::{Mark, Recording, Source};
 use crate::sampling::Sampler;
 use crate::trace::Parser;
 use crate::tracefs::Instance;
@@ -271,6 +271,10 @@ impl Watching {
         let period_ms = self.recording.period_ms;
         // Calls are traced whoever makes them, on whatever file system: others' waits are not asked for.
         self.attribution.calls.retain(|call| sampler.watches(call.task.pid));
+        let forks = |source: &Source| source.available && source.name == "sched:sched_process_fork";
+        if self.parser.lost == 0 && self.watch != Watch::Own && self.recording.sources.iter().any(forks) {
+            self.recording.watched = self.attribution.family(&sampler.ancestors());
+        }
         let waits = sampler.finish(period_ms);
         self.recording.waits = waits::merge(waits, &self.attribution.calls, period_ms);
         self.recording.written = std::mem::take(&mut self.attribution.written);

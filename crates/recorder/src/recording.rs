@@ -2,7 +2,7 @@
 
 use crate::diagnosis::Cause;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Everything a [`crate::Recorder`] saw. Times are milliseconds since its start.
@@ -27,6 +27,9 @@ pub struct Recording {
     pub written: Vec<Written>,
     /// Who waited, in the order of beginning.
     pub waits: Vec<Wait>,
+    /// The threads that were watched and all that they have started, if every one of them is known.
+    #[serde(default)]
+    pub watched: Option<BTreeSet<u32>>,
     /// The settings in force at the start.
     pub tunables: Tunables,
     /// Where the evidence comes from, and what was not to be had.
@@ -48,6 +51,14 @@ impl Recording {
     /// Bytes that the device says were written to it, by whomever; none if it has no counter.
     pub fn device_bytes(&self) -> Option<u64> {
         self.samples.last().and_then(|sample| sample.io).map(|io| io.written_bytes)
+    }
+}
+
+impl Written {
+    /// Whether one of these threads wrote some of it, asked for it, or had made the data dirty.
+    pub(crate) fn concerns(&self, threads: &BTreeSet<u32>) -> bool {
+        let tasks = self.asked_by.iter().chain(self.dirtied_by.values()).chain([&self.by]);
+        tasks.into_iter().any(|task| threads.contains(&task.pid))
     }
 }
 

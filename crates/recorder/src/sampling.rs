@@ -140,6 +140,15 @@ impl Sampler {
         self.seen.contains(&tid)
     }
 
+    /// The threads that are watched, and those whose children are.
+    pub(crate) fn ancestors(&self) -> HashSet<u32> {
+        let mut all = self.seen.clone();
+        if let Watch::Children = self.watch {
+            all.extend(numbers("/proc/self/task"));
+        }
+        all
+    }
+
     pub(crate) fn finish(mut self, period_ms: f64) -> Vec<Wait> {
         self.close(f64::INFINITY, period_ms);
         self.waits

@@ -26,6 +26,8 @@ pub(crate) enum What {
     Dirty { ino: u64 },
     /// A request for a block device.
     Bio { flags: String, bytes: u64 },
+    /// The thread has a new child, a process or a thread.
+    Fork { child: u32 },
     /// A system call begins.
     Enter(String),
     /// It has returned. What the kernel has put off until the way out is still to come.
@@ -147,6 +149,10 @@ fn fields_of(name: &str, fields: &str) -> Option<What> {
             // `dev 7,2 ino 13 dirtied …`
             What::Dirty { ino: fields.split_once(" ino ")?.1.split(' ').next()?.parse().ok()? }
         }
+        "sched_process_fork" => {
+            // `comm=sh pid=7 child_comm=sh child_pid=8`; a comm may hold anything.
+            What::Fork { child: fields.rsplit_once(" child_pid=")?.1.trim().parse().ok()? }
+        }
         "block_bio_queue" => {
             // `7,2 WFS 2 + 2 [mount]`: device, flags, first sector, sectors of 512 bytes
             let mut words = fields.split(' ');
@@ -167,6 +173,13 @@ pub(crate) fn bare(function: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fork_names_the_child() {
+        let line = "              sh-7    [001] ..... 1.5: sched_process_fork: comm=a child_pid=9 pid=7 child_comm=b child_pid=8";
+        let event = event(line).unwrap();
+        assert_eq!((event.pid, event.what), (7, What::Fork { child: 8 }));
+    }
 
     const CAPTURED: &str = "\
 # tracer: nop

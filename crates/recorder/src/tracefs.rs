@@ -168,6 +168,8 @@ impl Instance {
         if !filter.devices.is_empty() {
             enable("block/block_bio_queue", Some(&filter.bio()), true);
         }
+        // Which writers belong to those that are watched; without it that is not claimed.
+        enable("sched/sched_process_fork", None, false);
         for call in CALLS {
             enable(&format!("syscalls/sys_enter_{call}"), None, true);
             enable(&format!("syscalls/sys_exit_{call}"), None, true);

@@ -175,10 +175,10 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
             () = cut.told.notified() => return,
             () = place.evicted(), if until.is_none() => {
                 tracing::debug!("an idle connection is closed: its place is needed");
-                if !place.served() {
+                // Only after an answer: that may still be on its way.
+                if !place.replies() {
                     return;
                 }
-                // Its last answer may still be on its way.
                 until = Some(Instant::now() + LAST_WORDS);
                 Pin::new(&mut connection).graceful_shutdown();
             }

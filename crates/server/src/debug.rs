@@ -94,10 +94,10 @@ async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>, 
         ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection.as_mut()) => ended,
         () = place.evicted() => {
             tracing::debug!("debug: an idle connection is closed: its place is needed");
-            if !place.served() {
+            // Only after an answer: that may still be on its way.
+            if !place.replies() {
                 return;
             }
-            // Its last answer may still be on its way.
             connection.as_mut().graceful_shutdown();
             tokio::time::timeout(LAST_WORDS, connection).await
         }

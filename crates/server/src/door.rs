@@ -44,6 +44,8 @@ const HEADS: usize = 8 << 10;
 const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … and how often it looks whether somebody has become idle.
 const LOOK: Duration = Duration::from_millis(20);
+/// One that has to go may need a while for it, as a transfer does that has to be cancelled: after so long another one goes.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Who has been in debt for less time is not closed for a newcomer: what it owes may be here already, unread, while a burst
 /// of connections is being accepted.
 const GRACE: Duration = Duration::from_millis(50);
@@ -60,11 +62,17 @@ pub(crate) struct Door {
     idle: Mutex<Idle>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Idle {
     /// The longest in debt first, and since when.
     seats: BTreeMap<u64, (Instant, Arc<Seat>)>,
     next: u64,
+    /// Newcomers that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
+    /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
+    waiting: usize,
+    asked: usize,
+    /// When one was asked for last.
+    last: Instant,
 }
 
 /// What the door knows of a connection.
@@ -103,7 +111,6 @@ impl Seat {
 pub(crate) struct Place {
     door: Arc<Door>,
     seat: Arc<Seat>,
-    served: AtomicBool,
     replies: AtomicBool,
     cut: AtomicBool,
 }
@@ -137,7 +144,8 @@ impl Door {
         let (common, reserve) = (semaphore(places), semaphore(RESERVE));
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let heads = [heads(), heads()];
-        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], idle: Mutex::default() })
+        let idle = Idle { seats: BTreeMap::new(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
+        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], idle: idle.into() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
@@ -179,7 +187,6 @@ impl Door {
         let place = Place {
             door: self.clone(),
             seat: seat.into(),
-            served: AtomicBool::new(false),
             replies: AtomicBool::new(false),
             cut: AtomicBool::new(false),
         };
@@ -187,10 +194,22 @@ impl Door {
         Arc::new(place)
     }
 
-    /// Make room for a newcomer. `false`: nobody is idle who would have to go for it.
-    fn evict(&self, local: bool) -> bool {
+    /// Make room for a newcomer, unless there is some for all that wait already, or nobody is idle who would have to go.
+    fn evict(&self, local: bool) {
         let mut idle = self.lock();
         let now = Instant::now();
+        if idle.asked >= idle.waiting {
+            if now.saturating_duration_since(idle.last) < AGAIN {
+                return;
+            }
+            idle.asked = 0;
+        }
+        if self.evict_one(&mut idle, local, now) {
+            (idle.asked, idle.last) = (idle.asked + 1, now);
+        }
+    }
+
+    fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
         let mut found = None;
         for (&number, (since, seat)) in &idle.seats {
             let mut state = seat.state();
@@ -235,17 +254,35 @@ impl Waiting {
         let until = Instant::now() + WAITING_TIME;
         let mut common = pin!(door.common.clone().acquire_owned());
         let mut reserve = pin!(door.reserve.clone().acquire_owned());
-        let mut promised = false;
+        let _counted = Counted::new(&door);
         loop {
-            promised = promised || door.evict(local);
+            door.evict(local);
             tokio::select! {
                 biased;
                 permit = &mut common => return Some(door.seat(permit.ok()?, local, false)),
                 permit = &mut reserve, if local => return Some(door.seat(permit.ok()?, local, true)),
-                () = tokio::time::sleep(LOOK), if !promised => {}
+                () = tokio::time::sleep(LOOK) => {}
                 () = tokio::time::sleep_until(until) => return None,
             }
         }
+    }
+}
+
+/// One that waits.
+struct Counted<'a>(&'a Door);
+
+impl<'a> Counted<'a> {
+    fn new(door: &'a Door) -> Self {
+        door.lock().waiting += 1;
+        Self(door)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut idle = self.0.lock();
+        idle.waiting = idle.waiting.saturating_sub(1);
+        idle.asked = idle.asked.saturating_sub(1);
     }
 }
 
@@ -281,7 +318,6 @@ impl Place {
 
     /// A request has come. `false`: too late, its place is promised to somebody else.
     pub(crate) fn works(&self) -> bool {
-        self.served.store(true, Ordering::Relaxed);
         self.settle(false, |state| (state.resting, state.head, state.long) = (false, 0, None));
         !self.is_gone()
     }
@@ -330,11 +366,6 @@ impl Place {
 
     pub(crate) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Relaxed)
-    }
-
-    /// Whether it has ever worked.
-    pub(crate) fn served(&self) -> bool {
-        self.served.load(Ordering::Relaxed)
     }
 
     /// Whether it has to go.
@@ -455,6 +486,24 @@ mod tests {
         assert!(first.works() && !second.is_gone());
         tokio::time::sleep(2 * GRACE).await;
         assert!(soon(&mut burst[0]).await.is_none() && second.is_gone() && !first.is_gone());
+    }
+
+    /// Each of a burst gets a place, for each of those who hold them and do nothing goes when it is told.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_burst_of_newcomers_gets_the_places_of_a_burst_of_idle_ones() {
+        for round in 0..20 {
+            let door = Door::new(200);
+            let hold = |place: Arc<Place>| tokio::spawn(async move { place.evicted().await });
+            let idle: Vec<_> = (0..216).map(|_| hold(in_at_once(&door, true))).collect();
+            let newcomers: Vec<_> = (0..64).map(|_| tokio::spawn(waits(&door, true))).collect();
+            let mut seated = Vec::new();
+            for newcomer in newcomers {
+                let place = tokio::time::timeout(AGAIN, newcomer).await;
+                let place = place.unwrap_or_else(|_| panic!("round {round}: {} are seated", seated.len()));
+                seated.push(place.unwrap().unwrap());
+            }
+            idle.iter().for_each(tokio::task::JoinHandle::abort);
+        }
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashSet};
 use serde::Serialize;
 
 use crate::fail::fail_point;
+use crate::image::Named;
 use crate::layer::{Record, State};
 use crate::{Inner, Result, image, layer, layout, lock};
 
@@ -22,7 +23,17 @@ pub(crate) struct Seen {
     pub(crate) used: u64,
 }
 
-/// What a collection did.
+/// What a collection may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Garbage {
+    /// What no named image has.
+    Unnamed,
+    /// Images with names, too, those used longest ago first, until the layers take at most so many bytes. Names whose
+    /// layers go are forgotten.
+    Until(u64),
+}
+
+/// What a collection did, or would do.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Collected {
     /// Chain ids, in the order in which they went.
@@ -33,7 +44,7 @@ pub struct Collected {
     pub freed_bytes: u64,
     /// Bytes of the layers that stay.
     pub kept_bytes: u64,
-    /// Of those, bytes that may not go: used by root file systems or pinned.
+    /// Of those, bytes that may not go: used by root file systems, pinned, or of named images that are not to go.
     pub needed_bytes: u64,
 }
 
@@ -57,34 +68,15 @@ impl Inner {
         Ok(seen)
     }
 
-    /// Throws away unused layers until those that stay take at most `target` bytes; with `only`, no others than these.
-    pub(crate) fn collect(&self, target: u64, only: Option<&HashSet<String>>) -> Result<Collected> {
+    /// Throws unused layers away; with `only`, no others than these.
+    pub(crate) fn collect(&self, garbage: Garbage, only: Option<&HashSet<String>>) -> Result<Collected> {
         let images = image::all(&self.layout)?;
-        let pinned: HashSet<&String> =
-            images.iter().filter(|image| image.pinned).flat_map(|image| &image.layers).collect();
-        let used = self.used_layers()?;
-        let mut layers = self.seen_layers()?;
-        layers.sort_by(|a, b| (a.used, &a.record.chain_id).cmp(&(b.used, &b.record.chain_id)));
-        let mut done =
-            Collected { kept_bytes: layers.iter().map(|l| l.record.size()).sum(), ..Collected::default() };
-        for Seen { record, trusted, .. } in layers {
-            let in_use = used.iter().any(|used| used.instance == record.instance);
-            if in_use || pinned.contains(&record.chain_id) {
-                done.needed_bytes += record.size();
-                continue;
-            }
-            let concerned = only.is_none_or(|only| only.contains(&record.chain_id));
-            if concerned && (done.kept_bytes > target || !trusted) {
-                self.condemn(&record.chain_id, &record.instance)?;
-                done.kept_bytes -= record.size();
-                done.freed_bytes += record.size();
-                done.layers.push(record.chain_id);
-            }
-        }
-        let gone: BTreeSet<&String> = done.layers.iter().collect();
-        for image in images.iter().filter(|image| image.layers.iter().any(|layer| gone.contains(layer))) {
-            match image::remove(&self.layout, &image.name) {
-                Ok(()) => done.images.push(image.name.clone()),
+        let done = self
+            .choose(&images, garbage, only, &mut |record| self.condemn(&record.chain_id, &record.instance));
+        let mut done = done?;
+        for name in std::mem::take(&mut done.images) {
+            match image::remove(&self.layout, &name) {
+                Ok(()) => done.images.push(name),
                 Err(image::Error::Unknown { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -95,6 +87,51 @@ impl Inner {
         if !done.layers.is_empty() {
             tracing::info!(layers = done.layers.len(), bytes = done.freed_bytes, images = ?done.images, "collected");
         }
+        Ok(done)
+    }
+
+    /// What [`Inner::collect`] would do now.
+    pub(crate) fn garbage(&self, garbage: Garbage) -> Result<Collected> {
+        self.choose(&image::all(&self.layout)?, garbage, None, &mut |_| Ok(()))
+    }
+
+    /// Which unused layers go, and which of the named images with them.
+    fn choose(
+        &self,
+        images: &[Named],
+        garbage: Garbage,
+        only: Option<&HashSet<String>>,
+        take: &mut dyn FnMut(&Record) -> Result<()>,
+    ) -> Result<Collected> {
+        // A name keeps its layers even if they are not trusted: what has the name is fetched again.
+        let (keeps, target): (fn(&Named) -> bool, u64) = match garbage {
+            Garbage::Unnamed => (|_| true, 0),
+            Garbage::Until(target) => (|image| image.pinned, target),
+        };
+        let kept: HashSet<&String> =
+            images.iter().filter(|image| keeps(image)).flat_map(|image| &image.layers).collect();
+        let used = self.used_layers()?;
+        let mut layers = self.seen_layers()?;
+        layers.sort_by(|a, b| (a.used, &a.record.chain_id).cmp(&(b.used, &b.record.chain_id)));
+        let mut done =
+            Collected { kept_bytes: layers.iter().map(|l| l.record.size()).sum(), ..Collected::default() };
+        for Seen { record, trusted, .. } in layers {
+            let in_use = used.iter().any(|used| used.instance == record.instance);
+            if in_use || kept.contains(&record.chain_id) {
+                done.needed_bytes += record.size();
+                continue;
+            }
+            let concerned = only.is_none_or(|only| only.contains(&record.chain_id));
+            if concerned && (done.kept_bytes > target || !trusted) {
+                take(&record)?;
+                done.kept_bytes -= record.size();
+                done.freed_bytes += record.size();
+                done.layers.push(record.chain_id);
+            }
+        }
+        let gone: BTreeSet<&String> = done.layers.iter().collect();
+        let emptied = images.iter().filter(|image| image.layers.iter().any(|layer| gone.contains(layer)));
+        done.images = emptied.map(|image| image.name.clone()).collect();
         Ok(done)
     }
 

@@ -1,6 +1,6 @@
 //! From an address to layers in the store: each layer is fetched once, however many threads and processes ask.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -72,7 +72,7 @@ impl Inner {
                     if let Some(image) = self.cached(uri, identity.as_ref()) {
                         return Ok(image);
                     }
-                    let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
+                    let opened = self.open(uri, &source, &|| progress.is_cancelled())?;
                     self.fetch(uri, &opened, identity.as_ref(), progress)
                 })
             }
@@ -95,13 +95,27 @@ impl Inner {
                 if let Some(image) = self.cached(uri, identity.as_ref()) {
                     return Ok(Some(image));
                 }
-                let opened = source.open(&self.remote).map_err(|error| image_error(uri, error))?;
+                if source.is_packed() {
+                    return Ok(None);
+                }
+                let opened = self.open(uri, &source, &|| false)?;
                 self.check_layers(uri, opened.layers.len())?;
                 let layers = opened.layers.iter().map(|layer| self.present(&layer.chain_id));
                 let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
                 Ok(self.remember(uri, &opened, layers, identity.as_ref()))
             }
         }
+    }
+
+    fn open(
+        &self,
+        uri: &str,
+        source: &wardian_image::Source,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<wardian_image::Image> {
+        let opening =
+            wardian_image::Opening { limits: self.limits, dir: Some(self.layout.staging.as_fd()), cancelled };
+        source.open_in(&self.remote, &opening).map_err(|error| image_error(uri, error))
     }
 
     fn address(&self, uri: &str) -> Result<Address> {

@@ -55,6 +55,14 @@ pub enum Error {
         /// The beginning of the id of the image that has it.
         id: String,
     },
+    /// Somebody wanted it kept.
+    #[error(
+        "the image {name:?} is pinned; `wardian image unpin {name}` lets go of it, or `--force` removes it all the same"
+    )]
+    Pinned {
+        /// The name.
+        name: String,
+    },
     /// The image that has the name has gone from the store, and its source is another one by now.
     #[error(
         "the layers of the image {name:?} are gone, and its source is another image by now; import that with `-t {name}`, \
@@ -339,6 +347,17 @@ fn turn(layout: &Layout, name: &str) -> Result<OwnedFd, Error> {
     let dir = layout::open_dir(&layout.images, ".").map_err(failed)?;
     rustix::fs::flock(&dir, FlockOperation::LockExclusive).map_err(failed)?;
     Ok(dir)
+}
+
+/// Takes the name of an image away as [`remove`] does, and gives what had it; a pinned one only if that is meant.
+pub(crate) fn take(layout: &Layout, name: &str, pinned: bool) -> Result<Named, Error> {
+    let _turn = turn(layout, name)?;
+    let image = existing(layout, name)?.0.image;
+    if image.pinned && !pinned {
+        return Err(Error::Pinned { name: image.name });
+    }
+    remove(layout, &image.name)?;
+    Ok(image)
 }
 
 /// Takes the name away; the layers stay until they are collected, and the documents until [`sweep`].

@@ -25,6 +25,7 @@
 
 mod app;
 mod attach;
+mod close;
 mod collect;
 mod durable;
 pub mod erase;
@@ -52,17 +53,16 @@ mod steward;
 mod usage;
 pub mod whose;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wardian_image::{Identity, Remote};
 
-pub use collect::Collected;
+pub use collect::{Collected, Garbage};
 pub use error::{Error, Result};
 pub use image::{Documents, Named, Wish};
 pub use measure::Measured;
@@ -207,22 +207,6 @@ struct Inner {
     opening: Flights<String, Image>,
     unpacking: Flights<String, Arc<Layer>>,
     closed: AtomicBool,
-}
-
-/// How long a close waits for threads that wait for the disk.
-const CLOSING: Duration = Duration::from_secs(2);
-
-/// Waits for the end of a thread that was told to stop, but not longer than until then: one that waits for the disk cannot be
-/// interrupted. False if it goes on.
-fn join(thread: JoinHandle<()>, until: Instant) -> bool {
-    while !thread.is_finished() {
-        if Instant::now() >= until {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let _ = thread.join();
-    true
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -449,15 +433,14 @@ impl Store {
     /// Takes a name away, and throws away those of its layers that nothing else has or uses.
     ///
     /// # Errors
-    /// There is no such name, or a layer cannot be moved.
-    pub fn remove_image(&self, name: &str) -> Result<Collected> {
-        let named = image::find(&self.0.layout, name)?;
-        image::remove(&self.0.layout, name)?;
+    /// There is no such name, it is pinned and that is not meant (`pinned`), or a layer cannot be moved.
+    pub fn remove_image(&self, name: &str, pinned: bool) -> Result<Collected> {
+        let named = image::take(&self.0.layout, name, pinned)?;
         image::sweep(&self.0.layout);
         let others = image::all(&self.0.layout)?;
         let shared = |chain: &String| others.iter().any(|other| other.layers.contains(chain));
         let own = named.layers.into_iter().filter(|chain| !shared(chain)).collect();
-        self.0.collect(0, Some(&own))
+        self.0.collect(Garbage::Until(0), Some(&own))
     }
 
     /// Keeps an image from being collected, or no longer.
@@ -478,7 +461,23 @@ impl Store {
     /// # Errors
     /// The records cannot be read, or a layer cannot be moved.
     pub fn collect(&self, target_bytes: u64) -> Result<Collected> {
-        self.0.collect(target_bytes, None)
+        self.0.collect(Garbage::Until(target_bytes), None)
+    }
+
+    /// Throws away layers that nobody uses; with `only`, no others than these.
+    ///
+    /// # Errors
+    /// As [`Store::collect`].
+    pub fn collect_garbage(&self, garbage: Garbage, only: Option<&HashSet<String>>) -> Result<Collected> {
+        self.0.collect(garbage, only)
+    }
+
+    /// What [`Store::collect_garbage`] would throw away now.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub fn find_garbage(&self, garbage: Garbage) -> Result<Collected> {
+        self.0.garbage(garbage)
     }
 
     /// What takes how much space. Walks over everything that is not a layer: seconds, if that is much.
@@ -518,6 +517,17 @@ impl Store {
         lock(&self.0.hit).get(id).cloned()
     }
 
+    /// A new file without a name on the store's file system, which has room for what is made of its images. It is gone when
+    /// it is closed.
+    ///
+    /// # Errors
+    /// The file system has no such files, or no room.
+    pub fn scratch(&self) -> std::io::Result<std::fs::File> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.0.layout.staging, ".", flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
     /// Waits until everything that is trash now or becomes trash meanwhile is deleted; false if that takes longer.
     pub fn drain(&self, timeout: Duration) -> bool {
         self.0.reaper.drain(timeout)
@@ -550,38 +560,6 @@ impl Inner {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    fn close(&self) {
-        if !self.closed.swap(true, Ordering::AcqRel) {
-            let until = Instant::now() + CLOSING;
-            self.durability.stop();
-            let stopped = [self.door.stop(until), self.reaper.stop(until), self.measurer.stop(until)];
-            let spares = self.ready.close();
-            if stopped == [true; 3] {
-                self.save_used();
-                drop(spares);
-                self.remove_spares(until);
-            } else {
-                // The next server finds what was made ahead. To unmount it could take as long as what is waited for.
-                tracing::warn!("the disk is slow: what the store was deleting is left to the next server");
-                std::mem::forget(spares);
-            }
-            // An open reference would keep the overlay of a container that lives on from ending with it.
-            lock(&self.honest).clear();
-            *lock(&self.lock) = None;
-        }
-    }
-
-    /// Removes what was made ahead. If that fails, the next server finds it.
-    fn remove_spares(&self, until: Instant) {
-        let Ok(records) = self.layout.records.all() else { return };
-        for name in self.pool.close() {
-            let spare = !records.iter().any(|record| record.dir == name);
-            if let Some(name) = std::ffi::CString::new(name).ok().filter(|_| spare) {
-                let _ = remove::tree(&self.layout.rootfs, &name, &|| Instant::now() >= until);
-            }
-        }
-    }
-
     fn trash(&self, place: Place, name: &str) {
         if place == Place::Rootfs {
             self.pool.disown(name);
@@ -595,7 +573,7 @@ impl Inner {
         Error::Records { path: self.layout.records.path().to_owned(), source }
     }
 
-    fn used_layers(&self) -> Result<std::collections::HashSet<Used>> {
+    fn used_layers(&self) -> Result<HashSet<Used>> {
         self.layout.records.used_layers().map_err(|source| self.records_error(source))
     }
 

@@ -92,7 +92,7 @@ impl Measurer {
             self.shared.changed.notify_all();
         }
         let thread = crate::lock(&self.thread).take();
-        thread.is_none_or(|thread| crate::join(thread, until))
+        thread.is_none_or(|thread| crate::close::join(thread, until))
     }
 
     /// A root file system was made; the sizes of its layers are known.

@@ -226,7 +226,7 @@ impl Reaper {
             self.shared.changed.notify_all();
         }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        thread.is_none_or(|thread| crate::join(thread, until))
+        thread.is_none_or(|thread| crate::close::join(thread, until))
     }
 }
 

@@ -57,7 +57,7 @@ impl Door {
         let thread = lock(&self.thread).take();
         // The steward itself may be the last to let the store go.
         let other = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
-        other.is_none_or(|thread| crate::join(thread, until))
+        other.is_none_or(|thread| crate::close::join(thread, until))
     }
 
     /// Waits for the next round, at most so long; false at the end.
@@ -128,7 +128,7 @@ impl Inner {
             self.save_used();
         }
         if let Some(threshold) = self.gc_threshold
-            && let Err(error) = self.collect(threshold, None)
+            && let Err(error) = self.collect(crate::Garbage::Until(threshold), None)
         {
             tracing::warn!(%error, "collect.failed");
         }

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 use wardian_sys::mount;
@@ -73,6 +74,17 @@ fn tar(dir: &Path) -> String {
     entry("seven", tar::EntryType::Regular, 0o600, 7, b"7");
     tar.finish().unwrap();
     path.to_str().unwrap().to_owned()
+}
+
+/// Adds a file of root's to a tar.
+fn add(tar: &mut tar::Builder<fs::File>, name: &str, data: &[u8]) {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(data.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    tar.append_data(&mut header, name, data).unwrap();
 }
 
 /// Paths below the detached mount, as long as it lives.

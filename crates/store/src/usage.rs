@@ -31,8 +31,10 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Layers that several named images, or several root file systems, have: what sharing saves is a multiple of it.
     pub shared_bytes: u64,
-    /// Layers that nobody uses and no pin holds: what `store gc` gives back.
+    /// Layers that nobody uses and no pin holds: what `store gc --threshold 0` gives back.
     pub reclaimable_bytes: u64,
+    /// Of those, layers that no named image has: what `store gc` gives back.
+    pub unnamed_bytes: u64,
     /// Layers of pinned images that no root file system uses.
     pub pinned_bytes: u64,
     /// Layers that may not be on the disk and are given to nobody.
@@ -119,6 +121,9 @@ impl Inner {
             } else if pinned.contains(&record.chain_id) {
                 &mut usage.pinned_bytes
             } else {
+                if !named.contains_key(&record.chain_id) {
+                    usage.unnamed_bytes += bytes;
+                }
                 &mut usage.reclaimable_bytes
             };
             *part += bytes;

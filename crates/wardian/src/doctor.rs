@@ -1,6 +1,9 @@
 //! `wardian doctor`: what this host can do, and what was left behind on it.
 
+mod clean;
+
 use crate::print;
+use crate::serve::ROOT;
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use std::io::IsTerminal as _;
@@ -21,7 +24,7 @@ Exit codes:
   0  containers run here; there may be warnings
   1  this could not be found out
   2  the command line is wrong
-  3  with --leaks: something was left behind
+  3  with --leaks: something was left behind; with --clean: something still is
   4  containers cannot run here: there is an error among the hazards
   5  with --strict: there is a warning among them";
 
@@ -32,17 +35,29 @@ pub struct Args {
     /// List what belongs to no live container: keepers, mounts, cgroups, directories, records. Exit code 3 if there is any
     #[arg(long)]
     leaks: bool,
-    /// Live state of a server to look at; may be given more than once [default: /run/wardian and those of running servers]
-    #[arg(long, value_name = "DIR", requires = "leaks")]
+    /// Remove what was left behind and belongs to nobody: instances without a server and without records, directories and
+    /// settings of experiments that were killed. Asks before
+    #[arg(long, conflicts_with_all = ["leaks", "json"])]
+    clean: bool,
+    /// With --clean: do not ask
+    #[arg(long, requires = "clean")]
+    yes: bool,
+    /// With --leaks: all that an instance has left, one by one
+    #[arg(long, requires = "leaks")]
+    verbose: bool,
+    /// Live state of a server to look at, beside that in /run/wardian, of running servers, and what is found on a tmpfs; may be
+    /// given more than once
+    #[arg(long, value_name = "DIR", env = "WARDIAN_RUN")]
     run: Vec<PathBuf>,
-    /// The store, or where one would be: its file system is looked at
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/wardian", conflicts_with = "leaks")]
-    root: PathBuf,
+    /// The store, or where one would be: its file system is looked at [default: $WARDIAN_ROOT, or /var/lib/wardian]
+    // Read by hand: the environment is in nobody's way, as a flag would be.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["leaks", "clean"])]
+    root: Option<PathBuf>,
     /// Do not write for a second to see how fast the disk is
-    #[arg(long, conflicts_with = "leaks")]
+    #[arg(long, conflicts_with_all = ["leaks", "clean"])]
     no_measure: bool,
     /// Exit code 5 if there is a warning
-    #[arg(long, conflicts_with = "leaks")]
+    #[arg(long, conflicts_with_all = ["leaks", "clean"])]
     strict: bool,
     /// Print JSON
     #[arg(long)]
@@ -54,8 +69,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.leaks {
         return find_leaks(&args);
     }
+    if args.clean {
+        return clean::run(&args.run, args.yes);
+    }
+    let named = || std::env::var_os("WARDIAN_ROOT").filter(|root| !root.is_empty());
+    let root = args.root.or_else(|| named().map(PathBuf::from)).unwrap_or_else(|| ROOT.into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let options = doctor::Options { root: args.root, measure: !args.no_measure };
+    let options = doctor::Options { root, runs: args.run, measure: !args.no_measure };
     let report = runtime.context("start the runtime")?.block_on(doctor::run(options))?;
     if args.json {
         print::json(&report)?;
@@ -71,14 +91,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn find_leaks(args: &Args) -> Result<ExitCode> {
-    let leaks = leaks::find(&args.run)?;
+    let found = leaks::survey(&args.run)?;
     if args.json {
-        print::json(&leaks)?;
-    } else if leaks.is_empty() {
+        print::json(&found.leaks)?;
+    } else if found.leaks.is_empty() {
         print::text("nothing is left behind\n")?;
     } else {
-        let line = |leak: &leaks::Leak| format!("{:<10} {}  ({})\n", leak.kind, leak.what, leak.why);
-        print::text(&leaks.iter().map(line).collect::<String>())?;
+        print::text(&clean::text(&found, args.verbose))?;
     }
-    Ok(if leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(LEAKS) })
+    Ok(if found.leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(LEAKS) })
 }

@@ -1,5 +1,6 @@
 //! `wardian image`.
 
+use crate::exit::mistake;
 use crate::print;
 use crate::store::Place;
 use crate::watch::{self, Interrupts};
@@ -7,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
@@ -33,8 +34,8 @@ pub struct Args {
 enum Command {
     /// Bring an image in: its layers are verified, unpacked and written to the disk
     Import {
-        /// A file or directory (a tar of a root file system, what docker or podman saved, an OCI layout or a tar of
-        /// one), or an address: tar://, oci://, oci-archive://, docker-archive:// with an absolute path
+        /// A file or directory (a root file system or a tar of one, what docker or podman saved, an OCI layout or a tar of
+        /// one; plain, gzip or zstd; told by its content), or an address: tar://, oci://, oci-archive://, docker-archive:// with an absolute path
         source: String,
         /// What to call it; busybox, busybox:latest and docker.io/library/busybox are one name [default: up to 64 names that
         /// it has in the source, except those that look like a file's, as i.tar does]
@@ -85,6 +86,9 @@ enum Command {
     },
     /// Take names away, and throw away those layers that nothing else has or uses
     Rm {
+        /// Pinned ones, too
+        #[arg(long)]
+        force: bool,
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
@@ -101,15 +105,15 @@ enum Command {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
-    /// Write one to a file or directory
+    /// Write one to a file or directory, or an archive of it to standard output
     Export {
         /// Its name
         name: String,
-        /// The file or directory to make
+        /// The file or directory to make; - for an archive on standard output
         dest: PathBuf,
         /// oci, oci-archive, docker-archive; tar or dir for the root file system alone, with dir in DEST/rootfs, where DEST
-        /// can be entered by its owner only [default: docker-archive if DEST ends in .tar, which docker, podman and
-        /// wardian read; else oci, a directory]
+        /// can be entered by its owner only [default: docker-archive if DEST ends in .tar or is -, which docker, podman
+        /// and wardian read; else oci, a directory]
         #[arg(long)]
         format: Option<Format>,
         /// Of --format dir: also make set-uid and set-gid bits, file capabilities and device nodes, which give whoever can
@@ -144,18 +148,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
             done?;
         }
         Command::Ls => list(&place)?,
-        Command::Inspect { name } => inspect(&place.open()?, &name)?,
-        Command::Rm { names } => return remove(&place, &names),
-        Command::Pin { names } => return each(&names, &mut pin(place.open()?, true)),
-        Command::Unpin { names } => return each(&names, &mut pin(place.open()?, false)),
+        Command::Inspect { name } => inspect(&place.open_existing()?, &name)?,
+        Command::Rm { names, force } => return remove(&place, &names, force),
+        Command::Pin { names } => return each(&names, &mut pin(place.open_existing()?, true)),
+        Command::Unpin { names } => return each(&names, &mut pin(place.open_existing()?, false)),
         Command::Export { name, dest, format, keep_privileges, force } => {
-            let format = format.map_or_else(|| format_of(&dest), Ok)?;
-            ensure!(
-                !keep_privileges || format == Format::Dir,
-                "--keep-privileges is for --format dir: archives and layouts keep everything anyway"
-            );
-            let compression = Compression::default();
-            let to = Target { format, path: dest, compression, overwrite: force, keep_privileges };
+            let to = target(dest, format, keep_privileges, force).map_err(mistake)?;
             export(&place, &name, &to)?;
         }
     }
@@ -172,7 +170,10 @@ pub fn source(text: &str) -> Result<Source> {
             bail!("there is no file {text:?}; images cannot be fetched from a registry yet")
         }
         Err(wardian_image::Error::Directory { .. }) => {
-            bail!("the directory {text:?} is no OCI layout: it has no index.json")
+            bail!(
+                "the directory {text:?} is no OCI layout, which has an index.json, and no root file system, which has a bin, \
+                 sbin or usr, and an etc, lib, dev or proc"
+            )
         }
         found => found?,
     })
@@ -239,7 +240,9 @@ fn watched<T>(
     let image = watch::layers(&progress, || import(&progress));
     match image {
         Err(error) if error.is_cancelled() => {
-            interrupts.check()?;
+            interrupts.check(
+                "interrupted: what was half unpacked is removed; layers that are whole need not be fetched again",
+            )?;
             Err(error.into())
         }
         image => Ok((image?, progress.layers())),
@@ -287,7 +290,9 @@ fn import(
 ) -> Result<()> {
     let wish = if force || tag.is_some() { Wish::Operator } else { Wish::Source };
     let mut names: Vec<String> = tag.map(|tag| short(&tag).to_owned()).into_iter().collect();
-    let uri = if App::parse(text)?.is_some() { address(store, text)? } else { source(text)?.to_uri() };
+    // Held to the end: of an archive that is compressed as a whole it has what everybody else reads.
+    let found = if App::parse(text)?.is_some() { None } else { Some(source(text)?) };
+    let uri = found.as_ref().map_or_else(|| address(store, text), |source| Ok(source.to_uri()))?;
     if names.is_empty() && App::parse(&uri)?.is_none() {
         let opened = Source::parse(&uri)?.open(&Remote::default())?;
         names.extend(opened.names.iter().map(|name| short(name).to_owned()));
@@ -331,17 +336,32 @@ fn import(
         answer()?;
         step_back()?;
     }
-    wait_durable(store, &image)?;
+    wait_durable(store, &image, &stays(&names, &image.shown))?;
     if detached { Ok(()) } else { answer() }
 }
 
-/// Waits until an image is on the disk; Ctrl-C ends the waiting.
-pub fn wait_durable(store: &Store, image: &Image) -> Result<()> {
+/// What is true of an image that is in the store and not on the disk yet.
+fn stays(names: &[String], source: &str) -> String {
+    let again = format!("what is not on the disk yet is fetched again from {source} when somebody uses it");
+    match names {
+        [] => format!("the image is in the store without a name, and {again}; `wardian store gc` removes it"),
+        names => format!(
+            "the image is in the store as {}, and {again}; `wardian image rm` removes it",
+            names.join(", ")
+        ),
+    }
+}
+
+/// Waits until an image is on the disk; Ctrl-C ends the waiting, and `stays` says what is true then.
+pub fn wait_durable(store: &Store, image: &Image, stays: &str) -> Result<()> {
     let progress = Arc::new(Progress::default());
     let cancel = Arc::clone(&progress);
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
     let written = watch::spinner("writing to the disk", || store.wait_image_durable(image, &progress));
-    interrupts.check()?;
+    // A signal that comes when all is written has changed nothing.
+    if !matches!(written, Ok(true)) {
+        interrupts.check(&format!("interrupted before all was written to the disk: {stays}"))?;
+    }
     written?;
     Ok(())
 }
@@ -352,7 +372,7 @@ fn prefetch(place: &Place, sources: &[String]) -> Result<ExitCode> {
     let mut done = Vec::new();
     let result = each(sources, &mut |text| {
         let (image, watched) = fetch(&store, &address(&store, text)?)?;
-        wait_durable(&store, &image)?;
+        wait_durable(&store, &image, &stays(&[], &image.shown))?;
         let fetched: Vec<_> = watched.iter().filter(|layer| layer.phase() == Phase::Done).collect();
         let bytes = fetched.iter().map(|layer| layer.bytes_read()).sum();
         if place.json {
@@ -431,7 +451,7 @@ fn layers_of(store: &Store, image: &Named) -> Vec<LayerInfo> {
 }
 
 fn list(place: &Place) -> Result<()> {
-    let store = place.open()?;
+    let store = place.open_existing()?;
     let images = store.images()?;
     let bytes = |image: &Named| layers_of(&store, image).iter().map(size).sum::<u64>();
     if place.json {
@@ -499,12 +519,12 @@ fn pin(store: Store, pinned: bool) -> impl FnMut(&str) -> Result<()> {
     move |name| Ok(store.pin(name, pinned)?)
 }
 
-fn remove(place: &Place, names: &[String]) -> Result<ExitCode> {
-    let store = place.open()?;
+fn remove(place: &Place, names: &[String], force: bool) -> Result<ExitCode> {
+    let store = place.open_existing()?;
     let mut done = Vec::new();
     let result = each(names, &mut |name| {
         let layers = store.find_image(name)?.layers;
-        let collected = store.remove_image(name)?;
+        let collected = store.remove_image(name, force)?;
         let stay = layers.iter().filter(|chain| store.layer(chain).is_some()).count();
         if place.json {
             let (gone, freed) = (&collected.layers, collected.freed_bytes);
@@ -527,8 +547,35 @@ fn remove(place: &Place, names: &[String]) -> Result<ExitCode> {
     result
 }
 
+/// Where an export is to go.
+fn target(path: PathBuf, format: Option<Format>, keep_privileges: bool, overwrite: bool) -> Result<Target> {
+    let format = format.map_or_else(|| format_of(&path), Ok)?;
+    ensure!(
+        !keep_privileges || format == Format::Dir,
+        "--keep-privileges is for --format dir: archives and layouts keep everything anyway"
+    );
+    if is_output(&path) {
+        ensure!(
+            format_is_file(format),
+            "the format {format} makes a directory, and - is standard output: name a directory, or take an archive"
+        );
+        ensure!(
+            !std::io::stdout().is_terminal(),
+            "an archive on a terminal helps nobody: send it to a file or a pipe"
+        );
+    }
+    Ok(Target { format, path, compression: Compression::default(), overwrite, keep_privileges })
+}
+
+fn is_output(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 /// The format that a name asks for.
 fn format_of(dest: &Path) -> Result<Format> {
+    if is_output(dest) {
+        return Ok(Format::DockerArchive);
+    }
     let extension = dest.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     ensure!(
         !matches!(extension.as_str(), "gz" | "tgz" | "zst" | "xz" | "bz2"),
@@ -539,7 +586,8 @@ fn format_of(dest: &Path) -> Result<Format> {
 
 fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let format = to.format;
-    let store = place.open()?;
+    let output = is_output(&to.path);
+    let store = place.open_existing()?;
     let (named, documents) = store.read_image(name)?;
     let image = store.image(name)?;
     let dirs = image.layer_dirs().context("open the layers")?;
@@ -549,7 +597,28 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
     let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
     let names = [named.name.clone()];
-    let work = || export::export(&dirs, documents.config.as_deref().map(str::as_bytes), &names, to, &watch);
+    let config = documents.config.as_deref().map(str::as_bytes);
+    // An archive of an image cannot be written from its beginning to its end: it is made whole first.
+    let mut whole = match format {
+        Format::OciArchive | Format::DockerArchive if output => {
+            Some(store.scratch().context("make a file for the archive on the store's file system")?)
+        }
+        _ => None,
+    };
+    let work = || {
+        if !output {
+            return export::export(&dirs, config, &names, to, &watch);
+        }
+        let file = match &whole {
+            Some(whole) => whole.try_clone(),
+            None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
+                .map(Into::into)
+                .map_err(Into::into),
+        };
+        let file =
+            file.map_err(|source| wardian_image::Error::Io { op: "open", path: OUTPUT.into(), source })?;
+        export::export_into(&dirs, config, &names, format, file, OUTPUT, &watch)
+    };
     let exported = match watch::bar("exporting", bytes, || watch.bytes_read(), work) {
         Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !to.overwrite => {
             bail!("{path} exists; --force replaces a file")
@@ -559,18 +628,35 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
                 "{path} exists already: name a directory that does not exist or is empty; --force replaces files only"
             )
         }
+        // The reader has seen enough.
+        Err(wardian_image::Error::Io { source, .. })
+            if output && source.kind() == std::io::ErrorKind::BrokenPipe =>
+        {
+            return Ok(());
+        }
         Err(error) => {
-            interrupts.check()?;
+            let left = if output {
+                "what was written is no whole archive"
+            } else {
+                "nothing stays of what was written"
+            };
+            interrupts.check(&format!("interrupted: {left}"))?;
             return Err(error).with_context(|| format!("export {name}"));
         }
         Ok(exported) => exported,
     };
+    let in_place = store.is_in_place(&image);
+    if output {
+        ensure!(in_place, "the image was thrown away meanwhile, and its archive may be incomplete");
+    }
+    if let Some(whole) = &mut whole
+        && !pass_on(whole)?
+    {
+        return Ok(());
+    }
     let made = if format == Format::Dir { to.path.join(export::ROOTFS) } else { to.path.clone() };
     let path = made.display();
-    ensure!(
-        store.is_in_place(&image),
-        "the image was thrown away meanwhile, and {path} may be incomplete: remove it"
-    );
+    ensure!(in_place, "the image was thrown away meanwhile, and {path} may be incomplete: remove it");
     if exported.skipped_xattrs > 0 || exported.skipped_sockets > 0 {
         eprintln!(
             "wardian: left out: {} that are not the image's, {}",
@@ -581,6 +667,10 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let left_out = exported.left_out;
     if left_out != export::LeftOut::default() {
         eprintln!("wardian: {}", without_privileges(left_out));
+    }
+    if output {
+        // Standard output is the archive's.
+        return Ok(());
     }
     if place.json {
         let id = exported.image.as_ref().map(|image| image.config.as_hex());
@@ -599,6 +689,28 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
         exported.entries,
         print::bytes(exported.bytes)
     ))
+}
+
+/// What errors call standard output.
+const OUTPUT: &str = "standard output";
+
+/// A file to standard output, from its beginning; `false`: the reader has seen enough.
+fn pass_on(file: &mut std::fs::File) -> Result<bool> {
+    use std::io::Seek as _;
+    file.rewind().context("read the archive")?;
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let read = match file.read(&mut piece) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            read => read.context("read the archive")?,
+        };
+        if !print::written(&piece[..read])? {
+            return Ok(false);
+        }
+        if read == 0 {
+            return Ok(true);
+        }
+    }
 }
 
 /// What an exported directory lacks.

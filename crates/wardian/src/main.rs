@@ -4,6 +4,7 @@
 
 mod container;
 mod doctor;
+mod exit;
 mod image;
 mod lab;
 mod log;
@@ -75,7 +76,18 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let done = match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(said) => print::parser(&said),
+    };
+    done.unwrap_or_else(|error| {
+        print::failure(&error);
+        exit::of(&error).map_or(ExitCode::FAILURE, ExitCode::from)
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Serve(args) => serve::run(args),
         Command::Run(args) => container::run::run(args),
         Command::Create(args) => container::create::run(args),
@@ -96,20 +108,12 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(args),
         Command::Reset(args) => reset::run(&args),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "wardian", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "wardian", &mut script);
+            print::written(&script)?;
             Ok(ExitCode::SUCCESS)
         }
-    };
-    done.unwrap_or_else(|error| {
-        print::failure(&error);
-        // As a shell tells of a process that a signal has ended.
-        match error.downcast_ref::<wardian_lab::Interrupted>() {
-            Some(wardian_lab::Interrupted(signal)) => {
-                ExitCode::from(u8::try_from(128 + signal).unwrap_or(130))
-            }
-            None => ExitCode::FAILURE,
-        }
-    })
+    }
 }
 
 #[cfg(test)]

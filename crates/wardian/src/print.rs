@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 use unicode_width::UnicodeWidthStr as _;
 use wardian_sys::text::{clip, tame_json, tame_lines};
@@ -18,22 +19,36 @@ pub fn text(text: &str) -> Result<()> {
 
 /// The same with what a terminal is to obey. What others wrote in it must have been tamed.
 pub fn raw(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context("write to standard output")
-        }
-        _ => Ok(()),
-    }
+    written(text.as_bytes()).map(drop)
 }
 
 /// A line that is wanted at once. `false`: the reader has seen enough.
 pub fn line(line: &str) -> Result<bool> {
+    written(format!("{}\n", tame_lines(line)).as_bytes())
+}
+
+/// Bytes as they are, to standard output. `false`: the reader has seen enough.
+pub fn written(bytes: &[u8]) -> Result<bool> {
     let mut out = std::io::stdout().lock();
-    let written = out.write_all(format!("{}\n", tame_lines(line)).as_bytes()).and_then(|()| out.flush());
-    match written {
+    // What is left in a buffer at the end would be lost without a word.
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        other => other.map(|()| true).context("write to standard output"),
+        written => written.map(|()| true).context("write to standard output"),
     }
+}
+
+/// What the parser of the command line says: help, to standard output, or what is wrong, to standard error.
+pub fn parser(said: &clap::Error) -> Result<ExitCode> {
+    match said.print() {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe && !said.use_stderr() => {
+            return Err(error).context("write to standard output");
+        }
+        _ => {}
+    }
+    if !said.use_stderr() {
+        written(b"")?;
+    }
+    Ok(ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(crate::exit::WRONG)))
 }
 
 /// Why something went wrong, to standard error.
@@ -52,6 +67,11 @@ pub fn failure(error: &anyhow::Error) {
 /// What one should know, to standard error.
 pub fn note(text: &str) {
     eprintln!("wardian: {}", tame_lines(text));
+}
+
+/// Lines that others have a part in, without what a terminal would obey.
+pub fn tame_text(text: &str) -> String {
+    tame_lines(text).into_owned()
 }
 
 /// Indented JSON, to standard output.

@@ -4,7 +4,7 @@ use crate::print;
 use crate::serve::{ROOT, RUN};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args as ClapArgs;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wardian_engine::Removed;
@@ -56,15 +56,10 @@ fn agreed(root: &Path, run: &Path, images: bool) -> Result<bool> {
         bail!("this ends every container: say --yes if it is meant");
     }
     let store = if images { " and all images" } else { "" };
-    print::text(&format!(
-        "This ends every container of {} and removes its data in {}{store}. Go on? [y/N] ",
-        run.display(),
-        root.display()
-    ))?;
-    std::io::stdout().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    let (run, root) = (run.display(), root.display());
+    crate::watch::asked(&format!(
+        "This ends every container of {run} and removes its data in {root}{store}. Go on?"
+    ))
 }
 
 fn told(removed: &Removed) -> String {

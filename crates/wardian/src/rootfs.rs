@@ -2,7 +2,7 @@
 
 use crate::image;
 use crate::print;
-use crate::store::Place;
+use crate::store::{NoStore, Place};
 use anyhow::{Context as _, Result};
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::json;
@@ -64,11 +64,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
             }
         }
         Command::Delete { id } => {
-            let store = place.open()?;
+            let store = match place.open_existing() {
+                // Whoever cleans up twice has nothing to do the second time, and may have removed the store as well.
+                Err(error) if error.is::<NoStore>() => {
+                    print::note(&format!("there is no root file system {id}: {error}"));
+                    return Ok(ExitCode::SUCCESS);
+                }
+                store => store?,
+            };
             let deleted = store.detach_rootfs(&id);
             place.leave(&store);
             if !deleted? {
-                eprintln!("wardian: there is no root file system {id}");
+                print::note(&format!("there is no root file system {id}"));
             }
         }
         Command::List => list(&place)?,
@@ -82,13 +89,17 @@ fn create(store: &Store, image: &str, id: &str, suid: bool) -> Result<std::path:
     let (image, layers) = image::fetch(store, &uri)?;
     if layers.iter().any(|layer| layer.phase() == Phase::Done) {
         // Nobody trusts a layer whose process is gone before it is on the disk: each create would fetch it again.
-        image::wait_durable(store, &image)?;
+        image::wait_durable(
+            store,
+            &image,
+            "no root file system was made, and what is not on the disk yet is fetched again by the next one",
+        )?;
     }
     Ok(store.attach_rootfs(id, &image, None, suid)?)
 }
 
 fn list(place: &Place) -> Result<()> {
-    let all = place.open()?.rootfs()?;
+    let all = place.open_existing()?.rootfs()?;
     if place.json {
         return print::json(&all);
     }
@@ -105,7 +116,7 @@ fn shown(path: &Path) -> String {
 }
 
 fn stats(place: &Place, id: &str) -> Result<()> {
-    let store = place.open()?;
+    let store = place.open_existing()?;
     let missing = || format!("there is no root file system {id}; `wardian rootfs list` lists them");
     let own_bytes = store.rootfs_bytes(id)?.with_context(missing)?;
     let record = store.rootfs()?.into_iter().find(|record| record.id == id).with_context(missing)?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wardian_engine::{Config, Engine, IdRanges};
+use wardian_lab::signals::Asking;
 use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions, Tls};
 use wardian_store::{Fetching, Host, Limits};
 
@@ -489,7 +490,7 @@ async fn serve(
     inherited: Vec<OwnedFd>,
     filter: log::Filter,
 ) -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+    let mut interrupt = Asking::catch(SignalKind::interrupt()).context("catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let absolute =
         |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
@@ -554,7 +555,7 @@ async fn serve(
     let server = Options { max_connections, head_timeout, transfer_patience, debug };
     let stop = async {
         let name = tokio::select! {
-            _ = interrupt.recv() => "SIGINT",
+            () = interrupt.recv() => "SIGINT",
             _ = terminate.recv() => "SIGTERM",
         };
         tracing::info!(signal = name, "serve.draining");

@@ -5,12 +5,13 @@ use crate::serve::{ROOT, RUN};
 use crate::watch::{self, Interrupts};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
-use wardian_store::{Config, Host, Limits, Progress, Store, Usage};
+use wardian_store::{Collected, Config, Garbage, Host, Limits, Progress, Store, Usage};
 
 /// Heading of the flags that matter where an image is fetched or unpacked.
 const IMAGES: &str = "Images that are fetched or unpacked (wardian.toml is not read)";
@@ -70,6 +71,23 @@ pub struct Place {
     pub json: bool,
 }
 
+/// Nobody has brought anything there.
+#[derive(Debug)]
+pub struct NoStore(PathBuf);
+
+impl std::fmt::Display for NoStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "there is no store in {}: `wardian image import` makes one, and so does a server; --root or WARDIAN_ROOT names \
+             another",
+            self.0.display()
+        )
+    }
+}
+
+impl std::error::Error for NoStore {}
+
 impl Place {
     fn config(&self) -> Result<Config> {
         ensure!(
@@ -95,6 +113,16 @@ impl Place {
         let config = self.config()?;
         start_log();
         Ok(Store::open(&config)?)
+    }
+
+    /// The same, for what has nothing to do where there is no store: none is made.
+    pub fn open_existing(&self) -> Result<Store> {
+        let root = self.config()?.root;
+        // What is no store at all the store itself says.
+        if matches!(wardian_store::whose::store(&root), Ok(false)) {
+            bail!(NoStore(root));
+        }
+        self.open()
     }
 
     /// The same, with a run directory that is fit for the records of root file systems.
@@ -188,12 +216,20 @@ pub struct Args {
 enum Command {
     /// What takes how much space, and what of it can be had back
     Usage,
-    /// Throw away layers that no root file system uses and no pin holds, those used longest ago first; names of images
-    /// whose layers go are forgotten
+    /// Throw away layers that no named image has and no root file system uses. On a terminal it says first which those are,
+    /// and asks
     Gc {
-        /// Stop when the layers take at most so many bytes: 500000000, 10G (2^30), 10GB (10^9)
-        #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size)]
-        threshold: u64,
+        /// Throw away named images as well, those used longest ago first, until all layers take at most so many bytes:
+        /// 500000000, 10G (2^30), 10GB (10^9). What is in use or pinned stays; the names of images whose layers go are
+        /// forgotten
+        #[arg(long, value_name = "BYTES", value_parser = size)]
+        threshold: Option<u64>,
+        /// Say what would go, and leave it alone
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long, conflicts_with = "dry_run")]
+        yes: bool,
     },
     /// Delete what was thrown away. A running server does it by itself
     Reap {
@@ -230,18 +266,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
         Command::Usage => {
-            let usage = place.open()?.usage()?;
+            let usage = place.open_existing()?.usage()?;
             if place.json {
                 print::json(&usage)?;
             } else {
                 print::text(&report(&usage))?;
             }
         }
-        Command::Gc { threshold } => collect(&place, threshold)?,
+        Command::Gc { threshold, dry_run, yes } => return collect(&place, threshold, dry_run, yes),
         Command::Reap { detached: true, .. } => {
             // A signal to the terminal's processes is not meant for this one. It leads no group, so this works.
             let _ = rustix::process::setsid();
-            let store = place.open()?;
+            let store = place.open_existing()?;
             if let Some(_turn) = store.reaper_turn().context("wait for another one that deletes")? {
                 store.reap(&Progress::default())?;
             }
@@ -251,14 +287,40 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn collect(place: &Place, threshold: u64) -> Result<()> {
-    let store = place.open()?;
-    let done = store.collect(threshold);
-    place.leave(&store);
-    let done = done?;
-    if place.json {
-        return print::json(&done);
+fn collect(place: &Place, threshold: Option<u64>, dry_run: bool, yes: bool) -> Result<ExitCode> {
+    let store = place.open_existing()?;
+    let garbage = threshold.map_or(Garbage::Unnamed, Garbage::Until);
+    let ask = !dry_run && !yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    let mut agreed = None;
+    if dry_run || ask {
+        let found = store.find_garbage(garbage)?;
+        if dry_run {
+            told(place, &found, "would free")?;
+            store.leave_run();
+            return Ok(ExitCode::SUCCESS);
+        }
+        if !found.layers.is_empty() {
+            eprint!("{}", print::tame_text(&lines(&found, "this would free")));
+            if !crate::watch::asked("Go on?")? {
+                eprintln!("wardian: nothing was done");
+                store.leave_run();
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        // What has become garbage since was not shown.
+        agreed = Some(found.layers.into_iter().collect());
     }
+    let done = store.collect_garbage(garbage, agreed.as_ref());
+    place.leave(&store);
+    told(place, &done?, "freed")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn told(place: &Place, done: &Collected, freed: &str) -> Result<()> {
+    if place.json { print::json(done) } else { print::text(&lines(done, freed)) }
+}
+
+fn lines(done: &Collected, freed: &str) -> String {
     let mut text = String::new();
     for chain in &done.layers {
         text += &format!("layer  {chain}\n");
@@ -266,18 +328,17 @@ fn collect(place: &Place, threshold: u64) -> Result<()> {
     for name in &done.images {
         text += &format!("image  {name}\n");
     }
-    text += &format!(
-        "freed {} in {}; {} stay, {} of them in use or pinned\n",
+    text + &format!(
+        "{freed} {} in {}; {} stay, {} of them in use, pinned or of images that keep their names\n",
         print::bytes(done.freed_bytes),
         print::count(done.layers.len(), "layer"),
         print::bytes(done.kept_bytes),
         print::bytes(done.needed_bytes)
-    );
-    print::text(&text)
+    )
 }
 
 fn reap(place: &Place, wait: bool) -> Result<()> {
-    let store = place.open()?;
+    let store = place.open_existing()?;
     if !wait {
         place.leave(&store);
         return Ok(());
@@ -294,7 +355,9 @@ fn reap(place: &Place, wait: bool) -> Result<()> {
         }
         Ok(store.reap(&progress)?)
     })?;
-    interrupts.check()?;
+    interrupts.check(
+        "interrupted: what is not deleted yet waits for the next `wardian store reap`, or for the server",
+    )?;
     if !deleted {
         bail!("some of it cannot be deleted now; WARDIAN_LOG=warn shows why");
     }
@@ -311,7 +374,8 @@ fn report(usage: &Usage) -> String {
     line("  in use", usage.used_bytes, "by root file systems");
     line("  pinned", usage.pinned_bytes, "not in use");
     line("  suspect", usage.suspect_bytes, "perhaps not on the disk, given to nobody");
-    line("  reclaimable", usage.reclaimable_bytes, "wardian store gc");
+    line("  reclaimable", usage.reclaimable_bytes, "wardian store gc --threshold 0, which forgets names");
+    line("    without a name", usage.unnamed_bytes, "wardian store gc");
     line("  shared", usage.shared_bytes, "of all layers, what several have");
     line("image records", usage.records_bytes, "names, manifests, configs");
     line("root file systems", usage.rootfs_bytes, "what was written in them");

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
-use wardian_lab::Interrupted;
+use tokio::signal::unix::SignalKind;
+use wardian_lab::signals::Asking;
 use wardian_store::{Phase, Progress};
 
 /// Between two looks at how far the work is.
@@ -24,8 +24,8 @@ impl Interrupts {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("start the runtime")?;
         let guard = runtime.enter();
-        let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-        let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+        let mut interrupt = Asking::catch(SignalKind::interrupt()).context("catch SIGINT")?;
+        let mut terminate = Asking::catch(SignalKind::terminate()).context("catch SIGTERM")?;
         drop(guard);
         let caught = Self::default();
         let noted = caught.clone();
@@ -33,8 +33,8 @@ impl Interrupts {
             runtime.block_on(async {
                 loop {
                     let number = tokio::select! {
-                        _ = interrupt.recv() => 2,
-                        _ = terminate.recv() => 15,
+                        () = interrupt.recv() => 2,
+                        () = terminate.recv() => 15,
                     };
                     if noted.0.swap(number, Ordering::AcqRel) != 0 {
                         std::process::exit(128 + number);
@@ -47,13 +47,21 @@ impl Interrupts {
         Ok(caught)
     }
 
-    /// An error, if there was a signal.
-    pub fn check(&self) -> Result<()> {
+    /// An error, if there was a signal, that says what has become of the work.
+    pub fn check(&self, state: &str) -> Result<()> {
         match self.0.load(Ordering::Acquire) {
             0 => Ok(()),
-            number => Err(Interrupted(number).into()),
+            number => Err(crate::exit::interrupted(number, state)),
         }
     }
+}
+
+/// Whether somebody at a terminal agrees.
+pub fn asked(question: &str) -> Result<bool> {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Does the work while `draw` draws, on a terminal.

@@ -183,6 +183,7 @@ pub fn export(
     meter.check()?;
     let mut temporary = Temporary::new(to, &shown)?;
     let mut left_out = LeftOut::default();
+    let parts = Parts { layers, config, names, compression: to.compression };
     let image = match to.format {
         Format::Dir => {
             let target = temporary.make_dir()?;
@@ -193,27 +194,91 @@ pub fn export(
             left_out = tree.left_out();
             None
         }
-        Format::Tar => {
-            let inner = BufWriter::with_capacity(BUFFER, temporary.make_file()?);
-            let mut tarball = Tarball(Named { inner, path: &shown });
-            walk::merged(layers, &mut tarball, &mut meter)?;
-            tarball.0.put(&END)?;
-            tarball.0.inner.flush().map_err(|e| tarball::failed(&shown, e))?;
-            None
+        Format::Oci => {
+            let mut layout = Layout::in_directory(temporary.make_dir()?, &shown)?;
+            Some(parts.write(&mut layout, Some(to.compression), &mut meter)?)
         }
-        format => {
-            let mut layout = match format {
-                Format::Oci => Layout::in_directory(temporary.make_dir()?, &shown)?,
-                _ => Layout::in_archive(temporary.make_file()?, &shown),
-            };
-            let compression = (format != Format::DockerArchive).then_some(to.compression);
-            Some(layout::write(&mut layout, layers, config, names, compression, &mut meter)?)
-        }
+        format => parts.archive(format, temporary.make_file()?, &shown, &mut meter)?,
     };
     meter.check()?;
     temporary.commit()?;
-    let Meter { entries, bytes, skipped_xattrs, skipped_sockets, .. } = meter;
-    Ok(Exported { entries, bytes, skipped_xattrs, skipped_sockets, left_out, image })
+    Ok(exported(&meter, left_out, image))
+}
+
+/// The same into a file that is open, of which an error leaves a part. `shown` is what errors call it. An archive of an image
+/// wants an empty file that can be read and written anywhere; [`Format::Tar`] is written from its beginning to its end.
+///
+/// # Errors
+/// As [`export()`]; a format that makes a directory.
+pub fn export_into(
+    layers: &[BorrowedFd<'_>],
+    config: Option<&[u8]>,
+    names: &[String],
+    format: Format,
+    file: File,
+    shown: &str,
+    watch: &Watch,
+) -> Result<Exported, Error> {
+    if format.is_directory() {
+        return Err(Error::Unsupported { what: format!("the format {format}, a directory, in a stream") });
+    }
+    let mut meter = Meter::new(watch, shown);
+    meter.check()?;
+    let parts = Parts { layers, config, names, compression: Compression::default() };
+    let image = parts.archive(format, file, shown, &mut meter)?;
+    meter.check()?;
+    Ok(exported(&meter, LeftOut::default(), image))
+}
+
+fn exported(meter: &Meter<'_>, left_out: LeftOut, image: Option<ExportedImage>) -> Exported {
+    let &Meter { entries, bytes, skipped_xattrs, skipped_sockets, .. } = meter;
+    Exported { entries, bytes, skipped_xattrs, skipped_sockets, left_out, image }
+}
+
+/// What an image is exported from.
+struct Parts<'a> {
+    layers: &'a [BorrowedFd<'a>],
+    config: Option<&'a [u8]>,
+    names: &'a [String],
+    compression: Compression,
+}
+
+impl Parts<'_> {
+    fn archive(
+        &self,
+        format: Format,
+        file: File,
+        shown: &str,
+        meter: &mut Meter<'_>,
+    ) -> Result<Option<ExportedImage>, Error> {
+        if format == Format::Tar {
+            let inner = BufWriter::with_capacity(BUFFER, file);
+            let mut tarball = Tarball(Named { inner, path: shown });
+            walk::merged(self.layers, &mut tarball, meter)?;
+            tarball.0.put(&END)?;
+            tarball.0.inner.flush().map_err(|e| tarball::failed(shown, e))?;
+            return Ok(None);
+        }
+        let compression = (format != Format::DockerArchive).then_some(self.compression);
+        self.write(&mut Layout::in_archive(file, shown), compression, meter).map(Some)
+    }
+
+    fn write(
+        &self,
+        layout: &mut Layout<'_>,
+        compression: Option<Compression>,
+        meter: &mut Meter<'_>,
+    ) -> Result<ExportedImage, Error> {
+        layout::write(layout, self.layers, self.config, self.names, compression, meter)
+    }
+}
+
+/// Writes a directory, on its own file system, as a tar; `shown` is what it is called.
+pub(crate) fn tree(dir: BorrowedFd<'_>, to: impl Write, shown: &str, watch: &Watch) -> Result<(), Error> {
+    let mut meter = Meter::new(watch, shown);
+    let mut tarball = Tarball(Named { inner: to, path: shown });
+    walk::directory(dir, &mut tarball, &mut meter)?;
+    tarball.0.put(&END)
 }
 
 /// What is being written, beside the target. Removed unless committed.

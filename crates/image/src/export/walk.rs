@@ -143,11 +143,22 @@ struct Walk<'a> {
     links: HashMap<(usize, u64, u64), (Vec<u8>, u64)>,
     linked: usize,
     limits: Limits,
+    /// The file system to stay on, if that matters: of what is mounted below only the mount points are given.
+    device: Option<u64>,
 }
 
 /// One layer, with its whiteouts.
 pub(super) fn layer(layer: BorrowedFd<'_>, sink: &mut impl Sink, meter: &mut Meter<'_>) -> Result<(), Error> {
-    walk(&[layer], false, sink, meter)
+    walk(&[layer], false, false, sink, meter)
+}
+
+/// A directory that is no layer of ours, on its own file system.
+pub(super) fn directory(
+    dir: BorrowedFd<'_>,
+    sink: &mut impl Sink,
+    meter: &mut Meter<'_>,
+) -> Result<(), Error> {
+    walk(&[dir], true, true, sink, meter)
 }
 
 /// All layers (bottom first) as one tree.
@@ -156,12 +167,13 @@ pub(super) fn merged(
     sink: &mut impl Sink,
     meter: &mut Meter<'_>,
 ) -> Result<(), Error> {
-    if layers.is_empty() { Ok(()) } else { walk(layers, true, sink, meter) }
+    if layers.is_empty() { Ok(()) } else { walk(layers, true, false, sink, meter) }
 }
 
 fn walk(
     layers: &[BorrowedFd<'_>],
     merged: bool,
+    alone: bool,
     sink: &mut impl Sink,
     meter: &mut Meter<'_>,
 ) -> Result<(), Error> {
@@ -173,7 +185,11 @@ fn walk(
         links: HashMap::new(),
         linked: 0,
         limits: Limits::default(),
+        device: None,
     };
+    if alone {
+        walk.device = Some(fstat(layers[0]).map_err(at("stat", b"."))?.st_dev);
+    }
     let open = |layer: usize| openat(layers[layer], ".", DIR, Mode::empty()).map(|dir| (layer, dir));
     let roots = (0..layers.len()).rev().map(open).collect::<Result<_, _>>().map_err(at("open", b"."))?;
     walk.enter(roots, 0, sink, meter)?;
@@ -263,7 +279,11 @@ impl Walk<'_> {
         let (dir, layer) = (&frame.dirs[topmost], frame.layers[topmost]);
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("stat", &self.path))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind == FileType::Directory {
+        if kind == FileType::Directory && self.device.is_some_and(|device| device != stat.st_dev) {
+            let item = Item { path: &self.path, stat, xattrs: Vec::new(), content: Content::Directory };
+            give(&item, sink, meter)?;
+            sink.leave()?;
+        } else if kind == FileType::Directory {
             let mut found = Vec::new();
             for (dir, layer) in frame.dirs.iter().zip(&frame.layers).skip(topmost) {
                 match openat(dir, name, DIR, Mode::empty()) {
@@ -275,8 +295,7 @@ impl Walk<'_> {
                 }
             }
             return self.enter(found, above, sink, meter);
-        }
-        if is_whiteout(&stat) {
+        } else if is_whiteout(&stat) {
             if !self.merged {
                 sink.whiteout(&self.path)?;
             }

@@ -161,7 +161,7 @@ fn detects() {
     let uri = |scheme: &str, name: &str| format!("{scheme}://{}/{name}", dir.path().display());
     assert_eq!(error("none"), format!("stat {}/none: no such file or directory", dir.path().display()));
     std::fs::create_dir(dir.path().join("plain")).unwrap();
-    assert_eq!(error("plain"), "invalid base image: directory provided instead of a tar file");
+    assert!(error("plain").starts_with("invalid base image: directory provided instead of a tar file"));
     write(&dir.path().join("layout/oci-layout"), b"{}");
     assert_eq!(detect("layout").unwrap(), uri("oci", "layout"));
     // A root file system may have such files, too.
@@ -174,7 +174,8 @@ fn detects() {
         let tar = Tar::default().file(name, b"").end();
         for data in [gzip(&tar), zstd::encode_all(&tar[..], 1).unwrap()] {
             write(&dir.path().join("zip"), &data);
-            assert!(error("zip").contains("decompress it first"), "{name}");
+            // It was looked into: there is no image in it.
+            assert_eq!(detect("zip").unwrap(), uri("tar", "zip"), "{name}");
         }
     }
     write(&dir.path().join("junk"), b"junk");
@@ -182,7 +183,8 @@ fn detects() {
     rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("fifo"), rustix::fs::Mode::RUSR).unwrap();
     assert!(matches!(detect("fifo"), Err(Error::Corrupt { .. })));
     write(&dir.path().join("a:b/oci-layout"), b"{}");
-    assert!(matches!(detect("a:b"), Err(Error::Source { .. })));
+    // No address of a layout ends like this.
+    assert_eq!(detect("a:b").unwrap(), format!("{}/a:b", dir.path().display()));
 }
 
 #[test]
@@ -248,8 +250,7 @@ fn hostile_archives() {
     );
     assert!(matches!(result, Err(Error::DigestMismatch { .. })), "{result:?}");
 
-    let error = Saved::new(&gzip(&whole().end())).docker().unwrap_err().to_string();
-    assert!(error.contains("decompress it first"), "{error}");
+    assert!(Saved::new(&gzip(&whole().end())).docker().is_ok());
     assert!(Saved::new(b"").docker().is_err());
 }
 

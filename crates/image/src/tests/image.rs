@@ -11,8 +11,8 @@ use crate::{Digest, Error, Image, Limits, Remote, Source, Unpacked, Watch};
 #[test]
 fn sources() {
     for (text, uri) in [
-        ("/a/b.tar", "tar:///a/b.tar"),
-        ("file:///a/b.tar", "tar:///a/b.tar"),
+        ("/a/b.tar", "/a/b.tar"),
+        ("file:///a/b.tar", "/a/b.tar"),
         ("tar:///a", "tar:///a"),
         ("oci:///a/b:v1", "oci:///a/b:v1"),
         ("oci:///a:1/b", "oci:///a:1/b"),

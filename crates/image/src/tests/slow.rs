@@ -87,6 +87,7 @@ fn a_server_that_halts_holds_nobody_up() {
                     stop: &stop,
                 };
                 unpack(Input {
+                    whole: None,
                     reader: Box::new(fetch.start()),
                     what: "slow",
                     size: None,
@@ -104,6 +105,7 @@ fn a_server_that_halts_holds_nobody_up() {
             let holds = room.free() < 8 << 20;
             let fast = scope.spawn(|| {
                 unpack(Input {
+                    whole: None,
                     reader: Box::new(&blob[..]),
                     what: "fast",
                     size: None,

@@ -146,6 +146,7 @@ fn reading_stops_behind_the_promised_size() {
         budget: None,
         keep_in: None,
         stop: &Stop::new(&watch),
+        whole: None,
     };
     let result = crate::pipeline::run(input, |mut pieces| {
         std::io::copy(&mut pieces, &mut std::io::sink()).unwrap();

@@ -1,4 +1,4 @@
-//! How the writable layers of containers can be limited here.
+//! How the writable layers of containers could be limited here. Wardian does not limit them yet, and refuses such a limit.
 
 use super::features::State;
 use super::filesystem::FileSystem;
@@ -18,13 +18,8 @@ pub struct Driver {
     pub why: String,
 }
 
-/// The one to take: the first that works; `unknown` while a better one could not be tried.
-pub fn choose(drivers: &[Driver]) -> &'static str {
-    match drivers.iter().find(|driver| driver.state != State::No) {
-        Some(Driver { name, state: State::Yes, .. }) => name,
-        _ => "unknown",
-    }
-}
+/// The one that wardian uses, whatever the host has.
+pub const IN_USE: &str = "none";
 
 /// All of them, the best first.
 pub fn probe(fs: &FileSystem) -> Vec<Driver> {
@@ -33,7 +28,11 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
         project_quota(&fs.kind, quota, Path::new("/proc/fs/xfs/xqmstat").exists()),
         btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
         image(),
-        Driver { name: "none", state: State::Yes, why: "a limit that is asked for is an error then".into() },
+        Driver {
+            name: IN_USE,
+            state: State::Yes,
+            why: "what wardian does, whatever the host has: a limit that is asked for is an error".into(),
+        },
     ]
 }
 
@@ -128,17 +127,6 @@ mod tests {
             let driver = project_quota(kind, quota, true);
             assert!(driver.state == State::No && driver.why.contains(says), "{kind}: {driver:?}");
         }
-    }
-
-    #[test]
-    fn the_first_that_works_is_chosen() {
-        let chosen = |states: [State; 3]| {
-            let names = ["project-quota", "image", "none"].into_iter().zip(states);
-            choose(&names.map(|(name, state)| Driver { name, state, why: String::new() }).collect::<Vec<_>>())
-        };
-        assert_eq!(chosen([State::Yes, State::Unknown, State::Yes]), "project-quota");
-        assert_eq!(chosen([State::No, State::No, State::Yes]), "none");
-        assert_eq!(chosen([State::No, State::Unknown, State::Yes]), "unknown");
     }
 
     #[test]

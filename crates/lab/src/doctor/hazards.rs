@@ -114,7 +114,7 @@ fn space(facts: &Facts, add: &mut Add<'_>) {
             "low-space" => format!("{} of {} are free ({percent} %)", bytes(free), bytes(total)),
             _ => format!("{free} of {total} {what} are free ({percent} %)"),
         };
-        let remedy = "`wardian store usage` says what takes it, `wardian store gc` gives unused layers back";
+        let remedy = "`wardian store usage` says what takes it, `wardian store gc` gives layers without a name back, and with --threshold unused images";
         add(id, severity, format!("{at}: {what}"), remedy);
     }
 }

@@ -30,6 +30,8 @@ use wardian_sys::procfs;
 pub struct Options {
     /// The store's directory, which need not exist.
     pub root: PathBuf,
+    /// Run directories that are looked at beside those that are found.
+    pub runs: Vec<PathBuf>,
     /// Write for a second to see how fast the disk is.
     pub measure: bool,
 }
@@ -53,9 +55,9 @@ pub struct Facts {
     pub unseen_error: bool,
     /// The store's file system.
     pub filesystem: filesystem::FileSystem,
-    /// The way to limit what a container writes; `unknown` if a better one could not be tried.
+    /// The way in which wardian limits what a container writes: `none` yet.
     pub limit_driver: String,
-    /// All ways, and why not.
+    /// All ways that the host has, and why not.
     pub limit_drivers: Vec<drivers::Driver>,
     /// Dirty pages and the disk.
     pub dirty: dirty::Dirty,
@@ -132,7 +134,7 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
     let limit_drivers = drivers::probe(&fs);
     // Those who wait a moment do so side by side.
     let leaks = std::thread::scope(|scope| {
-        let leaks = scope.spawn(|| crate::leaks::find(&[]));
+        let leaks = scope.spawn(|| crate::leaks::find(&options.runs));
         if options.measure {
             dirty.measure(&fs.looked_at, fs.total_bytes, fs.available_bytes, stop);
         } else {
@@ -147,7 +149,7 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
         run_filesystem: run.map(|mount| mount.fs_type.clone()).unwrap_or_default(),
         unseen_error: found.unseen_error,
         features: found.features,
-        limit_driver: drivers::choose(&limit_drivers).to_owned(),
+        limit_driver: drivers::IN_USE.to_owned(),
         limit_drivers,
         limits: limits::probe(),
         certificates: place::certificates(),

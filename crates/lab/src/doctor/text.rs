@@ -132,15 +132,15 @@ impl Report {
         };
         text.line("free inodes", inodes);
         text.line("journal", fs.journal.map_or("not known", |journal| if journal { "yes" } else { "no" }));
-        text.head("Limits on what a container writes");
+        text.head("Limits on what a container writes (wardian sets none yet; what the host would allow)");
         for driver in &self.facts.limit_drivers {
-            let chosen = driver.name == self.facts.limit_driver;
             let mark = match driver.state {
                 State::Unknown => UNKNOWN,
-                _ if chosen => YES,
-                _ => WITHOUT,
+                State::Yes => YES,
+                State::No => WITHOUT,
             };
-            let why = if chosen { format!("{}: this one", driver.why) } else { driver.why.clone() };
+            let in_use = driver.name == self.facts.limit_driver;
+            let why = if in_use { format!("{}: this one", driver.why) } else { driver.why.clone() };
             text.marked(mark, driver.name, &why);
         }
     }

@@ -3,9 +3,12 @@
 //! Each hierarchy gets `/wardian-<tag>/<id>`; keepers live in `/wardian-<tag>/keepers`, outside every
 //! container's limits. A pea without limits of its own sits below its container: `<id>/<pea id>`.
 
+mod cache;
 pub mod devices;
 mod guard;
 mod program;
+
+pub use cache::Held;
 
 use devices::Devices;
 use guard::Guard;

@@ -7,13 +7,7 @@ fn sized(dir: &Path, name: &str, kilobytes: usize) -> String {
     let path = dir.join(format!("{name}.tar"));
     let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
     let data = vec![7; kilobytes << 10];
-    let mut header = tar::Header::new_ustar();
-    header.set_size(data.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    tar.append_data(&mut header, "file", &*data).unwrap();
+    add(&mut tar, "file", &data);
     tar.finish().unwrap();
     path.to_str().unwrap().to_owned()
 }
@@ -73,8 +67,8 @@ fn the_longest_unused_goes_first_and_no_more_than_needed() {
     // Without pin and container they can go, the name is forgotten, and a new import starts anew.
     store.pin("d", false).unwrap();
     store.release_rootfs("container", None);
-    assert_eq!(store.remove_image("d").unwrap().layers, images[3].0.chain_ids());
-    assert!(matches!(store.remove_image("d"), Err(Error::Name(image::Error::Unknown { .. }))));
+    assert_eq!(store.remove_image("d", false).unwrap().layers, images[3].0.chain_ids());
+    assert!(matches!(store.remove_image("d", false), Err(Error::Name(image::Error::Unknown { .. }))));
     assert_eq!(store.collect(0).unwrap().images, ["e"]);
     assert_eq!(entries(dir.path(), "layers"), 0);
     store.import(images[4].0.uri.as_str(), Some("e"), &Progress::default()).unwrap();

@@ -38,7 +38,7 @@ fn child_that_does_everything() {
     drop(rootfs);
     store.release_rootfs("one", None);
     assert!(store.drain(SOON));
-    store.remove_image("it").unwrap();
+    store.remove_image("it", false).unwrap();
     assert!(store.drain(SOON));
     store.close();
 }

@@ -49,7 +49,7 @@ fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
     assert_eq!(store.read_image("n7").unwrap().1, big);
     // A pin is no affair of theirs, nor is a name that goes while another has them.
     store.pin("n7", true).unwrap();
-    store.remove_image("n3").unwrap();
+    store.remove_image("n3", false).unwrap();
     assert_eq!(
         store.read_image("n7").unwrap(),
         (Named { pinned: true, name: "n7".into(), ..named("a", &["1"]) }, big)
@@ -57,7 +57,7 @@ fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
     // The last name goes by getting another image, or by being taken away; with it what a killed process has left.
     fs::write(dir.path().join("store/images/.n1.json.half"), "{").unwrap();
     for n in (0..20).filter(|n| *n != 3 && *n != 7) {
-        store.remove_image(&format!("n{n}")).unwrap();
+        store.remove_image(&format!("n{n}"), false).unwrap();
     }
     assert_eq!(files(dir.path(), ".half").0, 0);
     let other = Named { name: "n7".into(), ..named("b", &["2"]) };
@@ -69,7 +69,7 @@ fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
     image::save(layout, tar, &Documents::default(), Wish::Operator).unwrap();
     assert_eq!(store.read_image("n7").unwrap().1, Documents::default());
     assert_eq!(files(dir.path(), ""), files(dir.path(), ".json"));
-    store.remove_image("n7").unwrap();
+    store.remove_image("n7", true).unwrap();
     assert_eq!(files(dir.path(), "").0, 0);
 }
 
@@ -177,7 +177,7 @@ fn names_that_mean_the_same_are_one() {
         assert!(store.find_image(other).is_err(), "{other}");
         save(called(other, other), Wish::Source).unwrap();
     }
-    store.remove_image("box:latest").unwrap();
+    store.remove_image("box:latest", true).unwrap();
     assert!(store.find_image("box").is_err());
     // Earlier versions kept what was said; what is said exactly so comes first.
     let earlier = |name: &str, id| {

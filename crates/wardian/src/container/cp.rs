@@ -2,6 +2,7 @@
 
 use super::session::Signals;
 use super::{Server, block_on};
+use crate::exit::{lost, mistake};
 use crate::print;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args as ClapArgs;
@@ -16,7 +17,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
 use tokio::net::unix::pipe;
 use wardian_garden::Client;
 use wardian_image::files::{self, LeftOut, Name, Source, pack, unpack};
@@ -76,7 +77,9 @@ impl End {
 /// Copies it.
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { server, from, to } = args;
-    let ends = (End::parse(&from)?, End::parse(&to)?);
+    let end = |text: &str| End::parse(text).map_err(mistake);
+    let ends = (end(&from)?, end(&to)?);
+    check(&ends).map_err(mistake)?;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
         let work = async {
@@ -89,12 +92,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
                     bring(&server, &client, &from, &handle, &path).await
                 }
                 (End::Tar, End::Inside(handle, path)) => bring_tar(&server, &client, &handle, &path).await,
-                (End::Inside(..), End::Inside(..)) => {
-                    bail!(
-                        "both are in containers: copy to this host first, or through a pipe (`wardian cp A:PATH - | wardian cp - B:PATH`)"
-                    )
-                }
-                _ => bail!("neither is in a container: name one as HANDLE:PATH"),
+                // Looked at before.
+                _ => bail!("neither is in a container"),
             }
         };
         tokio::select! {
@@ -102,6 +101,26 @@ pub fn run(args: Args) -> Result<ExitCode> {
             number = signals.next() => Ok(super::session::End::Left(number).code()),
         }
     })
+}
+
+/// Whether it can be told from the command line that nothing will be copied.
+fn check(ends: &(End, End)) -> Result<()> {
+    match ends {
+        (End::Inside(..), End::Inside(..)) => bail!(
+            "both are in containers: copy to this host first, or through a pipe (`wardian cp A:PATH - | wardian cp - B:PATH`)"
+        ),
+        (End::Inside(..), End::Tar) => ensure!(
+            !std::io::stdout().is_terminal(),
+            "a tar on a terminal helps nobody: send it to a file or a pipe"
+        ),
+        (End::Tar, End::Inside(..)) => ensure!(
+            !std::io::stdin().is_terminal(),
+            "standard input is a terminal: give it a tar, as in `tar c DIR | wardian cp - …`"
+        ),
+        (End::Host(_), End::Inside(..)) | (End::Inside(..), End::Host(_)) => {}
+        _ => bail!("neither is in a container: name one as HANDLE:PATH"),
+    }
+    Ok(())
 }
 
 /// `dir/.` and `dir/` of a path: the directory, and whether its contents are meant.
@@ -218,10 +237,6 @@ impl AsyncRead for Packing {
 }
 
 async fn bring_tar(server: &Server, client: &Client, handle: &str, to: &str) -> Result<()> {
-    ensure!(
-        !std::io::stdin().is_terminal(),
-        "standard input is a terminal: give it a tar, as in `tar c DIR | wardian cp - …`"
-    );
     let (to, _) = contents(to);
     let sent = client.stream_in(handle, "", to, tokio::io::stdin(), None).await;
     sent.map_err(|error| server.explain(error))
@@ -230,10 +245,6 @@ async fn bring_tar(server: &Server, client: &Client, handle: &str, to: &str) -> 
 // From a container.
 
 async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) -> Result<()> {
-    ensure!(
-        !std::io::stdout().is_terminal(),
-        "a tar on a terminal helps nobody: send it to a file or a pipe"
-    );
     let (path, contents) = contents(path);
     let path = if contents {
         format!("{}/", path.trim_end_matches('/'))
@@ -245,14 +256,23 @@ async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) 
         .await
         .map_err(|error| server.explain(error))?;
     let mut stdout = tokio::io::stdout();
-    match tokio::io::copy(&mut tar, &mut stdout).await {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(cut_off(error)),
-        Ok(_) => {
-            note_of_root(&path);
-            stdout.flush().await.context("write to standard output")
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let read = tar.read(&mut piece).await.map_err(cut_off)?;
+        // The end is written as well: an error of what was written before may come with it.
+        let written = match read {
+            0 => stdout.flush().await,
+            read => stdout.write_all(&piece[..read]).await,
+        };
+        match written {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(lost(anyhow::Error::new(error).context("write to standard output"))),
+            Ok(()) if read == 0 => break,
+            Ok(()) => {}
         }
     }
+    note_of_root(&path);
+    Ok(())
 }
 
 /// Says what the keeper leaves out of a container's root; elsewhere the kernel's file systems are mounted on request alone.

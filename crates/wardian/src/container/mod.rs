@@ -18,6 +18,7 @@ use clap::Args as ClapArgs;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use wardian_garden::{Address, Client, Error, ErrorKind, TlsFiles};
 
 /// The process that `run` starts is called so.
@@ -28,7 +29,7 @@ pub const MAIN: &str = "main";
 pub struct Server {
     /// The server: a socket's path, unix:/PATH or tcp:HOST:PORT
     // `wardian lab` calls it --addr.
-    #[arg(long, alias = "addr", value_name = "ADDR", env = "WARDIAN_SOCKET", default_value = "unix:/run/wardian/garden.sock",
+    #[arg(long, alias = "addr", value_name = "ADDR", env = "WARDIAN_SOCKET", default_value = usual(),
         value_parser = address)]
     socket: Address,
     /// Speak TLS to a server at tcp:HOST:PORT: certificates of the authorities that may have signed the server's [env:
@@ -42,6 +43,16 @@ pub struct Server {
     /// The key of that certificate [env: WARDIAN_TLS_CLIENT_KEY]
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
+}
+
+/// Where a server listens that was told nothing but its run directory, by the environment that is ours as well.
+fn usual() -> &'static str {
+    static USUAL: LazyLock<String> = LazyLock::new(|| {
+        let run = std::env::var_os("WARDIAN_RUN").filter(|run| !run.is_empty()).unwrap_or_else(|| RUN.into());
+        let run = std::path::absolute(&run).unwrap_or_else(|_| run.into());
+        format!("unix:{}", run.join("garden.sock").display())
+    });
+    &USUAL
 }
 
 fn address(text: &str) -> Result<Address, String> {

@@ -61,11 +61,19 @@ impl Streams {
 #[derive(Debug, ClapArgs)]
 pub struct Place {
     /// Working directory, made if it is missing [default: the user's home]
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", value_parser = directory)]
     workdir: Option<String>,
     /// Name, uid or uid:gid [default: root]
     #[arg(short, long)]
     user: Option<String>,
+}
+
+/// A working directory.
+fn directory(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        return Ok(text.to_owned());
+    }
+    Err("the path in the container must be absolute".to_owned())
 }
 
 impl Place {

@@ -2,6 +2,7 @@
 
 use super::MAIN;
 use super::terminal::{self, Keys, Raw};
+use crate::exit::{self, OWN};
 use crate::print;
 use anyhow::{Context as _, Result};
 use std::cell::Cell;
@@ -16,13 +17,11 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use wardian_garden::wire::{ProcessSpec, Tty};
 use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
-use wardian_lab::Interrupted;
+use wardian_lab::signals::is_ignored;
 
 /// How `run` and `exec` end, for their help.
 pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, or some \
-    of its output is lost, 126: the program cannot be executed, 127: there is no such program.";
-/// Our own failure, as docker has it.
-pub const OWN: u8 = 125;
+    of its output is lost, 126: the program cannot be executed, 127: there is no such program, 2: the command line is wrong.";
 /// The program cannot be executed, and it is not there.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
@@ -65,13 +64,6 @@ impl Signals {
     }
 }
 
-/// From the text of /proc/PID/status.
-fn is_ignored(status: &str, number: i32) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
-    mask & (1 << (number - 1)) != 0
-}
-
 /// What somebody wants of a process's streams.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wanted {
@@ -91,10 +83,11 @@ impl Wanted {
     /// # Errors
     /// `-i -t` without a terminal.
     pub fn check(self) -> Result<()> {
-        anyhow::ensure!(
-            !(self.tty && self.input) || terminal::is_input(),
-            "-t needs a terminal, and standard input is none: leave -t out in scripts and pipes"
-        );
+        if self.tty && self.input && !terminal::is_input() {
+            return Err(exit::mistake(anyhow::anyhow!(
+                "-t needs a terminal, and standard input is none: leave -t out in scripts and pipes"
+            )));
+        }
         Ok(())
     }
 
@@ -323,8 +316,8 @@ async fn pump(from: Option<OutputReader>, mut to: impl AsyncWrite + Unpin, faile
 /// A failure of run, exec or attach: it is shown here, for it has an exit code of its own.
 pub fn failed(error: &anyhow::Error) -> ExitCode {
     print::failure(error);
-    if let Some(Interrupted(number)) = error.downcast_ref() {
-        return End::Left(*number).code();
+    if let Some(code) = exit::of(error) {
+        return ExitCode::from(code);
     }
     let garden = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     let code = match garden {
@@ -341,16 +334,4 @@ pub fn detached(handle: &str, process: &str) {
     let process = if process == MAIN { String::new() } else { format!(" {process}") };
     eprintln!();
     print::note(&format!("detached; `wardian attach -it {handle}{process}` comes back"));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_we_were_told_to_ignore() {
-        let status = "Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n";
-        assert!(is_ignored(status, 1) && is_ignored(status, 13));
-        assert!(!is_ignored(status, 2) && !is_ignored("", 1));
-    }
 }

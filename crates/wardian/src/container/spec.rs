@@ -1,5 +1,6 @@
 //! What a container or a process is made of, as it is said on the command line.
 
+use crate::exit::mistake;
 use crate::image::with_app;
 use crate::store::size;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -22,6 +23,10 @@ pub struct Env {
 impl Env {
     /// `K=V`; what is given one by one comes last, for it counts.
     pub fn all(&self) -> Result<Vec<String>> {
+        self.gather().map_err(mistake)
+    }
+
+    fn gather(&self) -> Result<Vec<String>> {
         let mut all = Vec::new();
         for file in &self.env_file {
             let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
@@ -99,7 +104,7 @@ impl Making {
     pub fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
         Ok(ContainerSpec {
             handle: self.name.clone().unwrap_or_default(),
-            image: ImageRef { uri: self.address(image)?, ..ImageRef::default() },
+            image: ImageRef { uri: self.address(image).map_err(mistake)?, ..ImageRef::default() },
             bind_mounts: self.volumes.clone(),
             properties: self.properties.iter().cloned().collect::<BTreeMap<_, _>>(),
             env: self.env.all()?,
@@ -180,7 +185,7 @@ pub fn command(words: Vec<String>, last: Vec<String>, usage: &str) -> Result<(St
     }
     all.extend(last);
     let mut all = all.into_iter();
-    let path = all.next().with_context(|| format!("say what to run: {usage}"))?;
+    let path = all.next().with_context(|| format!("say what to run: {usage}")).map_err(mistake)?;
     Ok((path, all.collect()))
 }
 

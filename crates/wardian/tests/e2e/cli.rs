@@ -72,6 +72,13 @@ impl Place {
         said.err
     }
 
+    /// The same for what is wrong on the command line itself.
+    pub fn refuse(&self, args: &[&str]) -> String {
+        let said = self.wardian(args);
+        assert!(said.code == Some(2) && said.out.is_empty(), "{args:?}: {said:?}");
+        said.err
+    }
+
     pub fn spawn(&self, args: &[&str]) -> Child {
         self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }

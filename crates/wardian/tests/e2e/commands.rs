@@ -102,8 +102,8 @@ async fn run_ends_as_its_process_does() {
     }
     assert!(fails(&server, 125, &["run", "--rm", "/nope.tar", "true"]).contains("/nope.tar"));
     assert!(fails(&server, 125, &["run", "-u", "nobody-here", "--", "true"]).contains("unable to find user"));
-    assert!(fails(&server, 125, &["run", image]).contains("say what to run: wardian run IMAGE -- COMMAND"));
-    assert!(fails(&server, 125, &["run", "-it", "--", "sh"]).contains("-t needs a terminal"));
+    assert!(fails(&server, 2, &["run", image]).contains("say what to run: wardian run IMAGE -- COMMAND"));
+    assert!(fails(&server, 2, &["run", "-it", "--", "sh"]).contains("-t needs a terminal"));
     // Where nothing was run nothing is left, with or without --rm.
     assert_eq!(handles(&server), Vec::<String>::new());
     server.finish().await;
@@ -392,13 +392,10 @@ async fn files_in_and_out() {
     assert!(!base.join("x").exists());
     fail("one", "f:/nope/", "there is no directory /nope");
     fail("f:/tmp/two", "nope/", "there is no directory nope/");
-    fail("one", "two", "neither is in a container");
-    fail("f:/a", "f:/b", "both are in containers");
     fail("one", "nobody:/tmp", "unknown handle: nobody");
     fail("nobody:/tmp", "x", "unknown handle: nobody");
     fail("src", "f:/tmp/two", "two");
     fail("f:/named", "one", "one");
-    fail("f:", "x", "no path");
     fail("one/.", "f:/tmp", "Not a directory");
     server.finish().await;
 }

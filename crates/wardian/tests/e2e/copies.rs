@@ -1,7 +1,7 @@
 //! What root's `cp` may be led to by links that others have moved, what it makes on the host, and what it takes of a container.
 
 use crate::commands::command;
-use crate::host_files::{cp, cp_out, give, place};
+use crate::host_files::{cp, cp_out, give, hers_and_roots, place};
 use crate::support::{Server, say};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
@@ -14,10 +14,7 @@ async fn a_link_of_roots_in_a_users_directory_leads_no_copy() {
     let client = server.create("h").await;
     say(&client, "h", "mkdir /d; echo x >/d/f").await;
     let base = place();
-    let (hers, roots) = (base.path().join("hers"), base.path().join("roots"));
-    fs::create_dir(&hers).unwrap();
-    fs::create_dir(&roots).unwrap();
-    fs::write(roots.join("key"), "secret").unwrap();
+    let (hers, roots) = hers_and_roots(base.path());
     give(&hers);
     // As if she had moved it there: it is root's.
     symlink(&roots, hers.join("link")).unwrap();

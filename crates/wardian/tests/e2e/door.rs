@@ -264,7 +264,7 @@ async fn root_is_not_locked_out_by_those_at_work() {
         })
         .collect();
     tokio::time::sleep(PAUSE).await;
-    let ps = ps(Path::new(WARDIAN), &server.socket());
+    let ps = ps(Path::new(&WARDIAN), &server.socket());
     assert!(ps.status.success(), "{ps:?}");
     let client = server.create("c").await;
     assert_eq!(say(&client, "c", "echo works").await, "works");

@@ -39,7 +39,7 @@ fn fake(serve: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> String 
 
 fn wardian(address: &str, args: &[&str]) -> Output {
     let mut command = Command::new("timeout");
-    command.args([FOR_EVER, WARDIAN]).args(args).env("WARDIAN_SOCKET", address).output().unwrap()
+    command.args([FOR_EVER, &WARDIAN]).args(args).env("WARDIAN_SOCKET", address).output().unwrap()
 }
 
 /// That a command has failed by itself, and was not held up.

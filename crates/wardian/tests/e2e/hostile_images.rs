@@ -96,7 +96,7 @@ fn a_source_takes_no_name_that_another_image_has() {
     assert_eq!(id_of(place, "trusted:1"), before);
     // The same again is no replacement.
     assert_eq!(place.json(&["image", "import", &trusted, "--force"])["replaced"], json!([]));
-    place.say(&["image", "rm", "trusted:1", "other"]);
+    place.say(&["image", "rm", "--force", "trusted:1", "other"]);
     alone.finish();
 }
 

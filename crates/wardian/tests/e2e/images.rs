@@ -15,7 +15,6 @@ fn strings(value: &Value) -> Vec<&str> {
 
 /// An image comes, is seen and goes.
 fn life(place: &Place, image: &str) {
-    assert_eq!(place.say(&["image", "ls"]).lines().count(), 1);
     let imported = place.json(&["image", "import", image, "-t", "reg.example:5000/bb:1"]);
     assert_eq!(imported["name"], "reg.example:5000/bb:1");
     let layer = &imported["layers"][0];
@@ -245,7 +244,7 @@ fn an_image_that_is_exported_can_be_imported() {
     assert!(again.contains("does not exist or is empty; --force replaces files only"), "{again}");
     assert_eq!(fs::read(alone.path("tree/rootfs/a")).unwrap(), b"above");
     assert!(!Path::new(&alone.path("tree/rootfs/b")).exists());
-    assert!(place.fail(&["image", "export", "app", &alone.path("x.tar.gz")]).contains("not compressed"));
+    assert!(place.refuse(&["image", "export", "app", &alone.path("x.tar.gz")]).contains("not compressed"));
     assert!(place.fail(&["image", "export", "nope", &alone.path("n.tar")]).contains("image ls"));
     assert_eq!(place.wardian(&["image", "export", "app", "x", "--format", "zip"]).code, Some(2));
     place.say(&["store", "gc"]);

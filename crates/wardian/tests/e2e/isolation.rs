@@ -161,7 +161,8 @@ async fn limits_hold_and_can_be_read_inside() {
     say(&client, "c", "dd if=/dev/zero of=/dev/null bs=8M count=1").await;
     let killed = sh(&client, "c", "dd if=/dev/zero of=/dev/null bs=64M count=1").await;
     assert_eq!(killed.code, 137, "{killed:?}");
-    let forks = sh(&client, "c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done").await;
+    let forks =
+        sh(&client, "c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 >/dev/null 2>&1 & done").await;
     assert!(forks.err.contains("can't fork"), "{forks:?}");
     server.finish().await;
 }

@@ -25,7 +25,7 @@ fn a_keeper_that_others_could_change_is_refused() {
     let (root, run) = (base.path().join("root"), base.path().join("run"));
     let serve = |keeper: &Path| {
         let mut command = Command::new("timeout");
-        command.args(["20", WARDIAN, "serve", "--root"]).arg(&root).arg("--run").arg(&run);
+        command.args(["20", &WARDIAN, "serve", "--root"]).arg(&root).arg("--run").arg(&run);
         let output = command.arg("--keeper").arg(keeper).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(!ran.exists() && !run.exists());

@@ -55,6 +55,30 @@ async fn an_old_keeper_is_taken_over() {
 }
 
 #[tokio::test]
+async fn a_size_for_a_process_of_an_old_keeper_ends_nothing() {
+    let mut server = Server::start().await;
+    server.kill9();
+    server.env = vec![(wire::SPEAKS.to_owned(), "1".to_owned())];
+    server.restart().await;
+    equip(&server, "a").await;
+    // By the server that has started it, which takes it for one of its own version, and by the next one.
+    for round in ["first", "second"] {
+        let cat = server.client().attach("a", "cat", wardian_garden::Io::default()).await.unwrap();
+        cat.resize(10, 10).await.unwrap();
+        let begun = std::time::Instant::now();
+        while !server.log().contains("it has no terminal") {
+            assert!(begun.elapsed() < crate::support::STUCK, "{}", server.log());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        lives_equipped(&server, "a", round).await;
+        next_server(&mut server).await;
+        std::fs::write(server.base().join("log"), "").unwrap();
+    }
+    ends_well(&server, "a").await;
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn a_keeper_of_the_future_is_not_talked_to_but_ended() {
     let mut server = Server::start().await;
     equip(&server, "ours").await;

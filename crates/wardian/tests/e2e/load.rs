@@ -578,6 +578,7 @@ async fn rounds(client: &Client, range: std::ops::Range<u32>) {
 async fn ten_thousand_rounds() {
     // The output of what has ended can be asked for, for so long.
     const LINGER: Duration = Duration::from_secs(65);
+    crate::watchdog::allow(Duration::from_secs(3 * 3600));
     let server = Server::start().await;
     let client = server.client();
     let started = Instant::now();
@@ -598,5 +599,8 @@ async fn ten_thousand_rounds() {
     // first. After that a kilobyte a round would be 5 MB.
     assert!(seen[2].0 < seen[1].0 + 4 * 1024 && seen[2].0 < seen[0].0 + 40 * 1024, "{seen:?}");
     assert!(seen[2].1 <= seen[0].1 + 20, "{seen:?}");
+    crate::cached::until_dropped(&server).await;
+    let dead = crate::cached::dead(&server);
+    assert!(dead <= 20, "{dead} dead memory cgroups");
     server.finish().await;
 }

@@ -43,8 +43,11 @@ async fn a_process_with_the_name_of_a_keeper_is_not_told_as_ours() {
     let theirs = namesake(dir.path(), "wardian-keeper", Some("65534"));
     std::fs::remove_file(dir.path().join("wardian-keeper")).unwrap();
     let roots = namesake(dir.path(), "wardian-keeper", None);
-    let output =
-        Command::new(WARDIAN).args(["doctor", "--leaks", "--run"]).arg(server.run()).output().unwrap();
+    let output = Command::new(WARDIAN)
+        .args(["doctor", "--leaks", "--verbose", "--run"])
+        .arg(server.run())
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     for pid in [theirs.0.id(), roots.0.id()] {
         assert!(!text.contains(&format!("process {pid} ")), "{text}");

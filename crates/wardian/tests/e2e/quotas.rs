@@ -293,7 +293,7 @@ async fn processes_are_bounded_by_default() {
     let limits = Limits { pid_limits: PidLimits { max: 1000 }, ..Default::default() };
     client.create(&ContainerSpec { handle: "c".into(), limits, ..Default::default() }).await.unwrap();
     assert_eq!(client.metrics("c").await.unwrap().pid_stat.max, 1000);
-    let many = "for i in $(seq 100); do sleep 1000 & done; echo all";
+    let many = "for i in $(seq 100); do sleep 1000 >/dev/null 2>&1 & done; echo all";
     assert_eq!(say(&client, "c", many).await, "all");
     // A pea whose limits are its own is beside its container.
     let image = server.image_with("marker", "x");

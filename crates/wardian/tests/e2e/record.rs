@@ -252,7 +252,7 @@ fn record_alone(disk: &Disk, with: &str) -> Value {
          exec {with} \"$0\" lab record --json \"$1\" -- dd if=/dev/zero of=a bs=1M count=60 conv=fsync"
     );
     let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "sh", "-c", &script, WARDIAN]).arg(&json).current_dir(disk.path());
+    unshare.args(["--mount", "sh", "-c", &script, &WARDIAN]).arg(&json).current_dir(disk.path());
     let output = unshare.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap()
@@ -284,7 +284,7 @@ fn the_commands_exit_code_is_handed_on() {
     assert_eq!(run(&["--", "sh", "-c", "exit 7"]).status.code(), Some(7));
     assert_eq!(run(&["--", "sh", "-c", "kill -9 $$"]).status.code(), Some(137));
     let missing = run(&["--", "/no/such/program"]);
-    assert_eq!(missing.status.code(), Some(1));
+    assert_eq!(missing.status.code(), Some(127));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such/program"));
     let nowhere = run(&["--fs", "/no/such/dir", "--", "true"]);
     assert_eq!(nowhere.status.code(), Some(1));

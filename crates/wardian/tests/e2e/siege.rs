@@ -1,7 +1,7 @@
 //! Clients and containers that hold what others need: uploads that send nothing, helpers that stand still, output that
 //! nobody reads, input that nobody takes.
 
-use crate::support::{STUCK, Server, end, listen, members, noise, say, script, sh, signal, tar_of};
+use crate::support::{STUCK, Server, end, init, listen, members, noise, say, script, sh, signal, tar_of};
 use rustix::process::Signal;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -30,6 +30,8 @@ fn rest(mut stream: UnixStream) -> String {
 /// The process of a transfer.
 async fn helper(server: &Server) -> u32 {
     let id = server.id("c").await;
+    // Pid 1 has its name a moment after its start, and must not be taken for a helper before.
+    init(server, "c").await;
     let mut found = Vec::new();
     until("no helper", server, || {
         let is_helper = |pid: &u32| {

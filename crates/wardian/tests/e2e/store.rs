@@ -73,7 +73,7 @@ fn garbage_is_what_nobody_uses_and_no_pin_holds() {
     let large = place.json(&["store", "gc", "--threshold", "1G"]);
     assert_eq!(strings(&large["layers"]), Vec::<&str>::new());
     let before = bytes(&place.usage(), "layers_bytes");
-    let done = place.json(&["store", "gc"]);
+    let done = place.json(&["store", "gc", "--threshold", "0"]);
     assert_eq!((strings(&done["layers"]).len(), strings(&done["images"])), (1, vec!["a"]));
     assert_eq!(bytes(&done, "freed_bytes") + bytes(&done, "kept_bytes"), before);
     assert_eq!(bytes(&place.usage(), "layers_bytes"), bytes(&done, "kept_bytes"));
@@ -110,7 +110,9 @@ fn one_failure_does_not_keep_the_others_from_going() {
 fn reap_deletes_what_lies_there() {
     let alone = Alone::new();
     let place = &alone.place;
-    place.say(&["image", "ls"]);
+    place.say(&["image", "import", &alone.image(), "-t", "bb"]);
+    place.say(&["image", "rm", "bb"]);
+    place.until_clean();
     for planted in ["trash/layer-x/fs", "rootfs/x/upper/deep", "staging/x/fs"] {
         std::fs::create_dir_all(place.root.join(planted)).unwrap();
     }

@@ -102,7 +102,7 @@ async fn a_destroy_kills_no_stranger() {
         return server.finish().await;
     };
     let theirs = server.command();
-    let mut command = inside.command(WARDIAN);
+    let mut command = inside.command(&WARDIAN);
     command.args(theirs.get_args()).stdin(Stdio::null());
     command.stdout(Stdio::null()).stderr(std::fs::File::create(server.base().join("inside.log")).unwrap());
     server.restart_as(command).await;

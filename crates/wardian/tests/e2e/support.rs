@@ -1,5 +1,6 @@
 //! A server for a test, and what tests do with it.
 
+use crate::watchdog;
 use sha2::Digest as _;
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,8 +13,40 @@ use tokio::io::AsyncReadExt as _;
 use wardian_garden::wire::{ContainerSpec, ImageRef, ProcessSpec};
 use wardian_garden::{Client, Io, Process};
 
-/// The program under test.
-pub const WARDIAN: &str = env!("CARGO_BIN_EXE_wardian");
+/// The program under test. Whoever names it, to start it, has a deadline.
+pub const WARDIAN: Program = Program;
+const PROGRAM: &str = env!("CARGO_BIN_EXE_wardian");
+
+/// See [`WARDIAN`].
+#[derive(Debug, Clone, Copy)]
+pub struct Program;
+
+impl std::ops::Deref for Program {
+    type Target = str;
+    fn deref(&self) -> &str {
+        watchdog::begin();
+        PROGRAM
+    }
+}
+
+impl AsRef<std::ffi::OsStr> for Program {
+    fn as_ref(&self) -> &std::ffi::OsStr {
+        (**self).as_ref()
+    }
+}
+
+impl AsRef<Path> for Program {
+    fn as_ref(&self) -> &Path {
+        Path::new(&**self)
+    }
+}
+
+impl std::fmt::Display for Program {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str(self)
+    }
+}
+
 /// After this a test is stuck. Nothing is measured with it.
 pub const STUCK: Duration = Duration::from_secs(60);
 
@@ -67,6 +100,8 @@ impl Server {
     /// The same by another command.
     pub async fn restart_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "it runs already");
+        watchdog::step("the server's answer");
+        watchdog::log(&self.base.path().join("log"));
         self.child = Some(command.spawn().unwrap());
         let client = self.client();
         let started = Instant::now();
@@ -191,6 +226,7 @@ impl Server {
 
     /// Wait until it has ended by itself; how.
     pub async fn ended(&mut self) -> ExitStatus {
+        watchdog::step("the end of the server");
         let mut child = self.child.take().unwrap();
         let started = Instant::now();
         let status = loop {
@@ -241,6 +277,7 @@ impl Server {
 
     /// A container of the default image.
     pub async fn create(&self, handle: &str) -> Client {
+        watchdog::step(&format!("create {handle}, or what came after it"));
         let client = self.client();
         let spec = ContainerSpec { handle: handle.into(), ..Default::default() };
         assert_eq!(client.create(&spec).await.unwrap(), handle);
@@ -255,6 +292,7 @@ impl Server {
 
     /// Destroy everything, stop, and look whether anything is left. Panics if so.
     pub async fn finish(mut self) {
+        watchdog::step("the destruction of all containers");
         let client = self.client();
         for handle in
             client.list(&std::iter::once(("garden.state".into(), "all".into())).collect()).await.unwrap()
@@ -312,6 +350,7 @@ impl Server {
     }
 
     pub async fn until_empty(&self, what: &str, look: impl Fn() -> Vec<String>) {
+        watchdog::step(&format!("the end of {what}"));
         let started = Instant::now();
         loop {
             let left = look();
@@ -325,6 +364,7 @@ impl Server {
 
     /// SIGTERM, and how it ended.
     pub async fn terminate(&mut self) -> ExitStatus {
+        watchdog::step("the end of the server after SIGTERM");
         let mut child = self.child.take().unwrap();
         signal(child.id(), rustix::process::Signal::TERM);
         let started = Instant::now();
@@ -561,6 +601,8 @@ pub async fn end(mut process: Process) -> Out {
 
 /// Run to the end.
 pub async fn run(client: &Client, handle: &str, spec: &ProcessSpec) -> Out {
+    let arguments = spec.args.join(" ");
+    watchdog::step(&format!("{} {:.300} in {handle}, or what came after it", spec.path, arguments));
     let started =
         tokio::time::timeout(STUCK, client.run(handle, spec, listen())).await.expect("run is stuck");
     end(started.unwrap_or_else(|e| panic!("run {:?} {:?}: {e}", spec.path, spec.args))).await

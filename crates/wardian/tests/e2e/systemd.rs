@@ -54,7 +54,7 @@ fn activate(server: &Server, socket: OwnedFd, variables: &str) -> Child {
     // LISTEN_PID must be the server's, and a shell that executes it has the same.
     let script = format!("exec 3<&0 0</dev/null; export {variables}; exec \"$@\"");
     let mut command = Command::new("sh");
-    command.args(["-c", &script, "sh", WARDIAN, "serve", "--root"]).arg(server.root());
+    command.args(["-c", &script, "sh", &WARDIAN, "serve", "--root"]).arg(server.root());
     command.arg("--run").arg(server.run()).arg("--default-rootfs").arg(server.image());
     let log = std::fs::OpenOptions::new().create(true).append(true).open(server.base().join("log")).unwrap();
     command.stdin(socket).stdout(Stdio::null()).stderr(log).spawn().unwrap()
@@ -119,6 +119,14 @@ fn the_units_say_what_the_server_relies_on() {
     for line in ["Type=notify", "KillMode=process", "Delegate=yes", "Restart=always"] {
         assert!(service.lines().any(|l| l == line), "{line}");
     }
+    // What it says can be read is installed with it.
+    let documentation = service.lines().find_map(|l| l.strip_prefix("Documentation=")).unwrap();
+    let operations = std::fs::read_to_string(packaging.join("../docs/operations.md")).unwrap();
+    for uri in documentation.split(' ') {
+        let file = uri.strip_prefix("file:/usr/share/doc/wardian/").unwrap_or_else(|| panic!("{uri}"));
+        assert!(packaging.join("../docs").join(file).is_file(), "{uri}");
+    }
+    assert!(operations.contains("install -D -m 644 -t /usr/share/doc/wardian docs/*"));
     let settings = std::fs::read_to_string(packaging.join("wardian.toml")).unwrap();
     // What is commented out is an example, and must be one.
     let examples: Vec<&str> = settings.lines().filter_map(|l| l.strip_prefix('#')).collect();

@@ -344,7 +344,7 @@ fn without_tracefs_it_says_what_it_cannot_know() {
     // Nothing can be made in what lies there.
     let script = "mount -t tmpfs none /sys/kernel/tracing && mkdir /sys/kernel/tracing/instances && \
                   mount -o remount,ro /sys/kernel/tracing && exec \"$@\"";
-    blind.args(["-m", "sh", "-c", script, "sh", WARDIAN, "lab", "teardown"]).args(SMALL);
+    blind.args(["-m", "sh", "-c", script, "sh", &WARDIAN, "lab", "teardown"]).args(SMALL);
     let said: Said =
         blind.arg("--fs").arg(&disk.at).arg("--json").arg(disk.report()).output().unwrap().into();
     assert_eq!(said.code, Some(0), "{said:?}");

@@ -136,10 +136,9 @@ async fn a_shell_on_a_terminal() {
     terminal.until("41 101\r\n");
     terminal.until("term vt220\r\n");
     terminal.until("/dev/pts/0\r\n");
-    // Ctrl-C is the shell's, which lives on.
-    terminal.kind("sleep 1000\n");
-    terminal.until("sleep 1000");
-    std::thread::sleep(Duration::from_millis(100));
+    // Ctrl-C ends what the shell has in the foreground, and the shell lives on.
+    terminal.kind("sh -c 'echo sl''eeps; exec sleep 1000'\n");
+    terminal.until("sleeps\r\n");
     terminal.kind("\x03");
     terminal.kind("echo al''ive; exit 4\n");
     terminal.until("alive\r\n");
@@ -244,7 +243,7 @@ async fn ctrl_c_on_a_terminal_without_t() {
     assert_eq!(handles(&server), "");
     // A tar on a terminal helps nobody.
     let mut terminal = Terminal::start(&server, &["cp", "x:/", "-"]);
-    assert_eq!(terminal.end().code(), Some(1));
+    assert_eq!(terminal.end().code(), Some(2));
     terminal.until("a tar on a terminal helps nobody");
     server.finish().await;
 }

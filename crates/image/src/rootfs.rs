@@ -1,0 +1,215 @@
+//! A directory that is a root file system: it becomes one layer, as a tar of it would.
+
+use std::io::{BufWriter, Read, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::Digest;
+use crate::error::{Error, show};
+use crate::export;
+use crate::layer::{Blob, Identity, Layer};
+use crate::source::{Config, Image};
+use crate::unpack::Limits;
+use crate::watch::Watch;
+
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// How often a tree is waited for that is changed again and again.
+const MAX_WAITS: u32 = 50;
+/// Bytes that are sent at once.
+const PIECE: usize = 256 << 10;
+
+/// What tells one state of a tree from another: the path, and of everything in it name, inode, size, owner, mode and the
+/// times of the last changes, without reading any file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    state: Digest,
+    /// Bytes of its files.
+    pub(crate) bytes: u64,
+    /// The youngest change, in seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+/// Whether somebody can have meant the directory as a root file system. A mistyped path shall not fill the store.
+pub(crate) fn is_one(dir: &Path) -> bool {
+    let has = |names: &[&str]| names.iter().any(|name| dir.join(name).symlink_metadata().is_ok());
+    has(&["bin", "sbin", "usr"]) && has(&["etc", "lib", "dev", "proc"])
+}
+
+/// One layer without a config. Its id changes with whatever is in the directory.
+pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Image, Error> {
+    let error = |source| Error::Io { op: "resolve", path: path.display().to_string(), source };
+    let path = path.canonicalize().map_err(error)?;
+    for _ in 0..MAX_WAITS {
+        let seen = look(&path, limits, None)?;
+        // A second change within the same tick of the clock would not show.
+        if let Some(time) = Identity::settles(seen.changed.0, seen.changed.1) {
+            thread::sleep(time);
+            continue;
+        }
+        let chain_id = seen.state.as_hex().to_owned();
+        return Ok(Image {
+            config: Config::default(),
+            layers: vec![Layer::alone(chain_id.clone(), Blob::Tree { path, seen }, None)],
+            manifest: None,
+            config_json: None,
+            id: chain_id,
+            names: Vec::new(),
+        });
+    }
+    Err(Error::Changed { path: path.display().to_string() })
+}
+
+fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
+    move |source| Error::Io { op, path: show(path), source: source.into() }
+}
+
+/// What it is like now. `into`, where it is to be unpacked, must not be in it.
+pub(crate) fn look(path: &Path, limits: &Limits, into: Option<BorrowedFd<'_>>) -> Result<Seen, Error> {
+    let root = open_root(path)?;
+    let name = path.as_os_str().as_encoded_bytes();
+    let stat = fstat(&root).map_err(failed("stat", name))?;
+    let into = into.map(fstat).transpose().map_err(failed("stat", name))?;
+    let mut hasher = Sha256::new();
+    hasher.update(b"directory\0");
+    hasher.update(name);
+    let mut looking = Look {
+        limits,
+        device: stat.st_dev,
+        into: into.map(|stat| (stat.st_dev, stat.st_ino)),
+        hasher,
+        seen: (0, 0),
+        changed: (0, 0),
+        path: name.to_vec(),
+    };
+    looking.directory(&root, &stat, 0)?;
+    Ok(Seen { state: Digest::finish(looking.hasher), bytes: looking.seen.1, changed: looking.changed })
+}
+
+fn open_root(path: &Path) -> Result<OwnedFd, Error> {
+    openat(CWD, path, DIR, Mode::empty()).map_err(failed("open", path.as_os_str().as_encoded_bytes()))
+}
+
+struct Look<'a> {
+    limits: &'a Limits,
+    device: u64,
+    into: Option<(u64, u64)>,
+    hasher: Sha256,
+    /// Entries and bytes.
+    seen: (u64, u64),
+    changed: (i64, i64),
+    path: Vec<u8>,
+}
+
+impl Look<'_> {
+    fn add(&mut self, name: &[u8], stat: &Stat) -> Result<(), Error> {
+        self.seen.0 += 1;
+        if self.seen.0 > self.limits.max_entries {
+            let (what, limit) =
+                (format!("the number of entries of {}", show(&self.path)), self.limits.max_entries);
+            return Err(Error::Limit { what, limit });
+        }
+        // A name ends with a NUL, which none contains; the rest has a fixed width.
+        self.hasher.update(name);
+        self.hasher.update([0]);
+        self.hasher.update(stat.st_dev.to_le_bytes());
+        self.hasher.update(stat.st_ino.to_le_bytes());
+        self.hasher.update(stat.st_mode.to_le_bytes());
+        self.hasher.update(stat.st_uid.to_le_bytes());
+        self.hasher.update(stat.st_gid.to_le_bytes());
+        self.hasher.update(stat.st_size.to_le_bytes());
+        self.hasher.update(stat.st_mtime.to_le_bytes());
+        self.hasher.update(stat.st_mtime_nsec.to_le_bytes());
+        self.hasher.update(stat.st_ctime.to_le_bytes());
+        self.hasher.update(stat.st_ctime_nsec.to_le_bytes());
+        self.changed = self.changed.max((stat.st_ctime, stat.st_ctime_nsec.cast_signed()));
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            self.seen.1 = self.seen.1.saturating_add(stat.st_size.cast_unsigned());
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, dir: &OwnedFd, stat: &Stat, depth: usize) -> Result<(), Error> {
+        if self.into == Some((stat.st_dev, stat.st_ino)) {
+            return Err(Error::UnsafePath {
+                path: show(&self.path),
+                why: "the store lies in the directory that is to be put into it",
+            });
+        }
+        if depth > self.limits.max_depth {
+            let (what, limit) = (format!("the depth of {}", show(&self.path)), self.limits.max_depth as u64);
+            return Err(Error::Limit { what, limit });
+        }
+        let mut names = Vec::new();
+        for entry in Dir::read_from(dir).map_err(failed("list", &self.path))? {
+            let name = entry.map_err(failed("list", &self.path))?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        for name in names {
+            let above = self.path.len();
+            self.path.push(b'/');
+            self.path.extend_from_slice(&name);
+            let stat = statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat", &self.path))?;
+            self.add(&name, &stat)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                // What is mounted in it is not of it.
+                FileType::Directory if stat.st_dev == self.device => {
+                    let child =
+                        openat(dir, &*name, DIR, Mode::empty()).map_err(failed("open", &self.path))?;
+                    self.directory(&child, &stat, depth + 1)?;
+                }
+                FileType::Symlink => {
+                    let target =
+                        readlinkat(dir, &*name, Vec::new()).map_err(failed("read the link", &self.path))?;
+                    self.hasher.update(target.as_bytes_with_nul());
+                }
+                _ => {}
+            }
+            self.path.truncate(above);
+        }
+        self.hasher.update([0]);
+        Ok(())
+    }
+}
+
+/// Gives `read` the directory as a tar.
+pub(crate) fn stream<T>(
+    path: &Path,
+    read: impl FnOnce(Box<dyn Read + Send>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let what = path.display().to_string();
+    let error = |source| Error::Io { op: "read", path: what.clone(), source };
+    let root = open_root(path)?;
+    // Not a pipe: whoever writes to one that nobody reads is killed, unless the whole process wants to know.
+    let (from, to) = UnixStream::pair().map_err(error)?;
+    // Whoever reads counts the bytes, and no longer reads when it is cancelled.
+    let watch = &Watch::default();
+    thread::scope(|scope| {
+        let shown = &what;
+        let pack = move || {
+            let mut to = BufWriter::with_capacity(PIECE, to);
+            export::tree(root.as_fd(), &mut to, shown, watch)?;
+            to.flush().map_err(|source| Error::Io { op: "read", path: shown.clone(), source })
+        };
+        let packer = thread::Builder::new().name("layer-pack".into()).spawn_scoped(scope, pack);
+        let packer = packer.map_err(error)?;
+        let done = read(Box::new(from));
+        let packed = packer
+            .join()
+            .map_err(|_| Error::Thread { what: what.clone(), why: "its reader panicked".into() })?;
+        match (packed, done) {
+            // Whoever has enough is the cause, not who could not go on.
+            (Err(Error::Io { source, .. }), done) if source.kind() == std::io::ErrorKind::BrokenPipe => done,
+            (Err(error), _) => Err(error),
+            (Ok(()), done) => done,
+        }
+    })
+}

@@ -1,0 +1,358 @@
+//! Where a mount goes: its mount point inside the root, which is made where the image lacks it.
+
+use crate::child::{Outcome, Stop, failed};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use wardian_sys::directory::names_of;
+
+/// As the kernel's own (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+/// Directories that one mount point may need: links of an image could ask for more than its size allows.
+const MAX_MADE: u32 = 256;
+
+/// How a path of the container is resolved: inside the root, through its links, but not through those of procfs that are
+/// more than their text.
+pub const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// What has been mounted so far, as far as it matters for where the image's links may lead.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Devices of the file systems that show the kernel.
+    pub kernels: Vec<u64>,
+    /// Devices of /dev and what the keeper has mounted below it.
+    pub devices: Vec<u64>,
+    /// Ids of the mounts whose files are the container's alone: its root file system, and each tmpfs but /dev.
+    pub own: Vec<u64>,
+}
+
+/// The id of the mount that a file was opened in (statx(2), `STATX_MNT_ID`).
+///
+/// # Errors
+/// The kernel's answer.
+pub fn mount_id(file: impl AsFd) -> rustix::io::Result<u64> {
+    Ok(rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
+/// Opens the mount point `path` below the root. What is missing of it is made, with the rights of who calls: directories,
+/// and in the end a directory or an empty file.
+///
+/// `through`: the image's links are followed, also those to something that is missing. Where a link leads nothing is made but
+/// in the container's own file systems; and none leads into /dev. Without it a link is an error.
+///
+/// # Errors
+/// In words.
+pub fn find(root: &OwnedFd, path: &str, directory: bool, through: Option<&Places>) -> Outcome<OwnedFd> {
+    let open = |how: ResolveFlags| {
+        rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how)
+    };
+    let say = |error| failed(format!("mount point {path}"))(error);
+    match (open(INSIDE | ResolveFlags::NO_SYMLINKS), through) {
+        (Ok(found), _) => return Ok(found),
+        (Err(Errno::LOOP), None) => {
+            let text = format!("mount point {path}: it is, or is below, a symbolic link in the image");
+            return Err(text.into());
+        }
+        (Err(Errno::NOENT | Errno::NOTDIR), _) => {}
+        (Err(Errno::LOOP), Some(places)) => match open(INSIDE) {
+            Ok(found) => {
+                let stat = rustix::fs::fstat(&found).map_err(say)?;
+                if places.devices.contains(&stat.st_dev) && !Path::new(path).starts_with("/dev") {
+                    return Err(format!(
+                        "a bind mount over {path} is not allowed: a link of the image leads into /dev"
+                    )
+                    .into());
+                }
+                return Ok(found);
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(Errno::LOOP) => return Err(circle(path)),
+            Err(error) => return Err(say(error)),
+        },
+        (Err(error), _) => return Err(say(error)),
+    }
+    Walk { root, path, directory, through, here: PathBuf::new(), links: 0, made: 0 }.make()?;
+    // What counts is what programs will find there.
+    open(if through.is_some() { INSIDE } else { INSIDE | ResolveFlags::NO_SYMLINKS }).map_err(say)
+}
+
+fn circle(path: &str) -> Stop {
+    let text = "the image's links lead in a circle, or through one of procfs that is not only its text";
+    Stop::from(format!("mount point {path}: {text}"))
+}
+
+/// The way to a mount point, one name after the other.
+struct Walk<'a> {
+    root: &'a OwnedFd,
+    path: &'a str,
+    directory: bool,
+    through: Option<&'a Places>,
+    /// A directory by its path from the root, in which no link is.
+    here: PathBuf,
+    links: u32,
+    made: u32,
+}
+
+impl Walk<'_> {
+    fn error(&self, why: &str) -> Stop {
+        Stop::from(format!("mount point {}: {why}", self.path))
+    }
+
+    /// A directory from the root, by names that were looked at: `..` is never left to the kernel.
+    fn open(&self) -> Outcome<OwnedFd> {
+        let path = if self.here.as_os_str().is_empty() { Path::new(".") } else { &self.here };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let how = INSIDE | ResolveFlags::NO_SYMLINKS;
+        rustix::fs::openat2(self.root, path, flags, Mode::empty(), how).map_err(|error| {
+            let here = path.display();
+            self.error(&format!("/{here}: {error}"))
+        })
+    }
+
+    fn make(&mut self) -> Outcome<()> {
+        let mut todo: VecDeque<OsString> = names_of(Path::new(self.path)).collect();
+        let mut at = self.open()?;
+        while let Some(name) = todo.pop_front() {
+            if name == ".." {
+                self.here.pop();
+                at = self.open()?;
+                continue;
+            }
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let shown = self.here.join(&name).display().to_string();
+            let found = match rustix::fs::openat(&at, &name, flags, Mode::empty()) {
+                Err(Errno::NOENT) => {
+                    self.made += 1;
+                    if self.made > MAX_MADE {
+                        return Err(self.error("its directories are too many to be meant"));
+                    }
+                    self.make_in(&at, &name, self.directory || !todo.is_empty())?;
+                    todo.push_front(name);
+                    continue;
+                }
+                other => other.map_err(|error| self.error(&format!("/{shown}: {error}")))?,
+            };
+            let stat =
+                rustix::fs::fstat(&found).map_err(|error| self.error(&format!("/{shown}: {error}")))?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => {
+                    self.here.push(&name);
+                    at = found;
+                }
+                FileType::Symlink => {
+                    let Some(places) = self.through else {
+                        return Err(self.error("it is, or is below, a symbolic link in the image"));
+                    };
+                    self.links += 1;
+                    if self.links > MAX_LINKS {
+                        return Err(circle(self.path));
+                    }
+                    // Those of procfs may be more than their text; and what is missing behind them is of the kernel's.
+                    if places.kernels.contains(&stat.st_dev) {
+                        return Err(in_kernel(self.path));
+                    }
+                    let target = rustix::fs::readlinkat(&found, "", Vec::new())
+                        .map_err(|error| self.error(&format!("/{shown}: {error}")))?;
+                    let target = OsString::from_vec(target.into_bytes());
+                    if Path::new(&target).is_absolute() {
+                        self.here.clear();
+                        at = self.open()?;
+                    }
+                    for part in names_of(Path::new(&target)).rev() {
+                        todo.push_front(part);
+                    }
+                }
+                _ if todo.is_empty() => return Ok(()),
+                _ => {
+                    return Err(
+                        self.error(&format!("/{shown} is no directory in the image, and must be one"))
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one missing directory or file.
+    fn make_in(&self, at: &OwnedFd, name: &OsStr, directory: bool) -> Outcome<()> {
+        let shown = self.here.join(name).display().to_string();
+        if let Some(places) = self.through {
+            let stat = rustix::fs::fstat(at).map_err(failed(format!("look at /{shown}")))?;
+            if places.kernels.contains(&stat.st_dev) {
+                return Err(in_kernel(self.path));
+            }
+            let id = mount_id(at).map_err(failed(format!("look at /{shown}")))?;
+            // A bind mount shows somebody else's files: where something is made in them is not for an image to say.
+            if self.links > 0 && !places.own.contains(&id) {
+                return Err(self.error(&format!(
+                    "a link of the image leads to /{shown}, which is missing in another mount, where nothing is made"
+                )));
+            }
+        }
+        let made = if directory {
+            rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755))
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+            rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+        };
+        match made {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(self.error(&format!("make /{shown}: {error}"))),
+        }
+    }
+}
+
+/// A bind mount may not cover what shows the kernel.
+pub fn in_kernel(path: &str) -> Stop {
+    Stop::from(format!(
+        "a bind mount over {path} is not allowed: it is, or a link of the image leads, into /proc or /sys, which show the \
+         kernel"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A root with `etc`, beside a directory that no link may reach.
+    struct Cage {
+        dir: tempfile::TempDir,
+        places: Places,
+    }
+
+    impl Cage {
+        fn new(links: &[(&str, &str)]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for name in ["root/etc", "outside"] {
+                std::fs::create_dir_all(dir.path().join(name)).unwrap();
+            }
+            let own = vec![mount_id(std::fs::File::open(dir.path()).unwrap()).unwrap()];
+            for (name, target) in links {
+                symlink(target, dir.path().join("root").join(name)).unwrap();
+            }
+            Self { dir, places: Places { own, ..Places::default() } }
+        }
+
+        fn root(&self) -> PathBuf {
+            self.dir.path().join("root")
+        }
+
+        fn find(&self, path: &str, directory: bool, through: bool) -> Result<(u64, u64), String> {
+            let root = OwnedFd::from(std::fs::File::open(self.root()).unwrap());
+            let found = find(&root, path, directory, through.then_some(&self.places));
+            let stat = found.map(|found| rustix::fs::fstat(found).unwrap()).map_err(|stop| stop.text);
+            assert_eq!(std::fs::read_dir(self.dir.path().join("outside")).unwrap().count(), 0);
+            assert_eq!(std::fs::read_dir(self.dir.path()).unwrap().count(), 2);
+            stat.map(|stat| (stat.st_dev, stat.st_ino))
+        }
+
+        fn leads(&self, path: &str, to: &str, directory: bool) {
+            let found = self.find(path, directory, true).unwrap();
+            let meta = self.root().join(to).symlink_metadata().unwrap();
+            use std::os::unix::fs::MetadataExt;
+            assert_eq!(found, (meta.dev(), meta.ino()), "{path}");
+            assert!(if directory { meta.is_dir() } else { meta.is_file() }, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_a_link_points_to_is_made() {
+        for directory in [false, true] {
+            let cage = Cage::new(&[
+                ("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+                ("etc/absolute", "/var/a/b"),
+                ("etc/one", "two"),
+                ("etc/two", "/etc/three"),
+                ("etc/three", "../../../../../four"),
+                ("etc/up", "new/../../five"),
+                ("lib", "usr/lib"),
+                ("etc/out", "../../outside/x"),
+                ("etc/slashes", "//six///./seven"),
+            ]);
+            for (path, to) in [
+                ("/etc/resolv.conf", "run/systemd/resolve/stub-resolv.conf"),
+                ("/etc/absolute", "var/a/b"),
+                ("/etc/one", "four"),
+                ("/etc/up", "five"),
+                ("/lib/x/y", "usr/lib/x/y"),
+                ("/etc/out", "outside/x"),
+                ("/etc/slashes", "six/seven"),
+                ("/plain/new", "plain/new"),
+                ("/etc/../elsewhere", "elsewhere"),
+                ("/../../top", "top"),
+            ] {
+                cage.leads(path, to, directory);
+                // It is there now.
+                cage.leads(path, to, directory);
+            }
+        }
+    }
+
+    #[test]
+    fn loops_and_files_on_the_way_are_refused() {
+        let cage = Cage::new(&[("a", "b"), ("b", "a"), ("self", "self/x"), ("long", "m")]);
+        for path in ["/a", "/a/x", "/self", "/self/y"] {
+            assert!(cage.find(path, false, true).unwrap_err().contains("in a circle"), "{path}");
+        }
+        std::fs::write(cage.root().join("file"), "").unwrap();
+        for through in [false, true] {
+            let error = cage.find("/file/x", true, through).unwrap_err();
+            assert_eq!(error, "mount point /file/x: /file is no directory in the image, and must be one");
+        }
+        // As many links as the kernel follows, and one more.
+        for n in 0..41 {
+            let target = if n == 0 { "made".to_owned() } else { format!("l{}", n - 1) };
+            symlink(target, cage.root().join(format!("l{n}"))).unwrap();
+        }
+        assert!(cage.find("/l40", false, true).is_err());
+        cage.leads("/l39", "made", false);
+        // More directories than anybody means.
+        let deep = "d/".repeat(1000);
+        assert!(cage.find(&deep, true, true).unwrap_err().contains("too many"));
+    }
+
+    #[test]
+    fn without_links_none_is_followed() {
+        let cage = Cage::new(&[("proc", "/etc"), ("sys", "missing")]);
+        for path in ["/proc", "/proc/x", "/sys", "/sys/fs/cgroup"] {
+            let error = cage.find(path, true, false).unwrap_err();
+            assert!(error.contains("symbolic link in the image"), "{error}");
+        }
+        assert!(!cage.root().join("missing").exists() && !cage.root().join("etc/x").exists());
+        assert!(cage.find("/dev", true, false).is_ok());
+    }
+
+    #[test]
+    fn a_link_makes_nothing_in_other_mounts() {
+        let mut cage = Cage::new(&[("etc/hosts", "../data/hosts"), ("etc/data", "../data")]);
+        cage.places.own.clear();
+        for path in ["/etc/hosts", "/etc/data/x"] {
+            assert!(cage.find(path, false, true).unwrap_err().contains("another mount"), "{path}");
+        }
+        assert!(!cage.root().join("data").exists());
+        // What is named outright is made where it says.
+        cage.leads("/data/named", "data/named", false);
+        // What is there can be covered.
+        cage.leads("/etc/data/named", "data/named", false);
+        let meta = std::fs::metadata(cage.root()).unwrap();
+        cage.places.kernels.push(std::os::unix::fs::MetadataExt::dev(&meta));
+        assert!(cage.find("/data/kernels", false, true).unwrap_err().contains("show the kernel"));
+    }
+
+    #[test]
+    fn a_link_covers_no_device() {
+        let mut cage = Cage::new(&[("etc/resolv.conf", "/null"), ("data", "/etc")]);
+        std::fs::write(cage.root().join("null"), "").unwrap();
+        let meta = std::fs::metadata(cage.root()).unwrap();
+        cage.places.devices.push(std::os::unix::fs::MetadataExt::dev(&meta));
+        for (path, directory) in [("/etc/resolv.conf", false), ("/data", true)] {
+            assert!(cage.find(path, directory, true).unwrap_err().contains("into /dev"), "{path}");
+        }
+        cage.leads("/null", "null", false);
+    }
+}
