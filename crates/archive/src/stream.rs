@@ -486,16 +486,16 @@ fn parse_pax(mut data: &[u8], ext: &mut Extensions) -> Option<()> {
             ext.sparse.get_or_insert_default().add(key, value)?;
             continue;
         }
-        if value.is_empty() {
-            continue; // an empty value takes the record back; the header's field counts
-        }
+        // An empty value takes the record back, and the header's field counts.
+        let value = Some(value).filter(|value| !value.is_empty());
+        let number = || value.map_or(Some(None), |value| decimal(value).map(Some));
         match key {
-            b"path" => ext.path = Some(value.to_vec()),
-            b"linkpath" => ext.link = Some(value.to_vec()),
-            b"size" => ext.size = Some(decimal(value)?),
-            b"uid" => ext.uid = Some(decimal(value)?),
-            b"gid" => ext.gid = Some(decimal(value)?),
-            b"mtime" => ext.mtime = Some(time(value)?),
+            b"path" => ext.path = value.map(<[u8]>::to_vec),
+            b"linkpath" => ext.link = value.map(<[u8]>::to_vec),
+            b"size" => ext.size = number()?,
+            b"uid" => ext.uid = number()?,
+            b"gid" => ext.gid = number()?,
+            b"mtime" => ext.mtime = value.map_or(Some(None), |value| time(value).map(Some))?,
             _ => {}
         }
     }

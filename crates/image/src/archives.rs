@@ -147,7 +147,7 @@ impl Archive {
                     slot.insert(member);
                 }
                 // Some tools write a blob for each layer that has it.
-                Slot::Occupied(slot) if is_same(&file.file, slot.get(), &member, path)? => {}
+                Slot::Occupied(slot) if is_same(&file.file, slot.get(), &member, path, opening)? => {}
                 // Readers disagree about which one counts, and one that checks an image may see another one than we do.
                 Slot::Occupied(_) => {
                     let why = "there are two entries of this name, and they differ".into();
@@ -194,7 +194,13 @@ impl Archive {
 }
 
 /// Whether two entries of one name are the same in every reader's eyes.
-fn is_same(file: &Arc<File>, one: &Member, other: &Member, path: &Path) -> Result<bool, Error> {
+fn is_same(
+    file: &Arc<File>,
+    one: &Member,
+    other: &Member,
+    path: &Path,
+    opening: &Opening<'_>,
+) -> Result<bool, Error> {
     let (one, other) = match (one, other) {
         (Member::Link(one), Member::Link(other)) => return Ok(one.is_some() && one == other),
         (Member::File { start: one, size }, Member::File { start: other, size: too }) if size == too => {
@@ -206,6 +212,9 @@ fn is_same(file: &Arc<File>, one: &Member, other: &Member, path: &Path) -> Resul
     let (mut one, mut other) = (buffered(one), buffered(other));
     let failed = |source| Error::Io { op: "read", path: path.display().to_string(), source };
     loop {
+        if (opening.cancelled)() {
+            return Err(Error::Cancelled { what: path.display().to_string() });
+        }
         let (a, b) = (one.fill_buf().map_err(failed)?, other.fill_buf().map_err(failed)?);
         let length = a.len().min(b.len());
         if a[..length] != b[..length] {

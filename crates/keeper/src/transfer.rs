@@ -2,14 +2,16 @@
 //! a path leads to there, the user could have reached it himself.
 
 use crate::child::{self, Outcome, Stop, failed};
+use crate::dirs::Blocked;
 use crate::pack;
 use crate::{dirs, exec};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -200,11 +202,12 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
                 clear(&parent, name).map_err(failed(say()))?;
                 rustix::fs::symlinkat(&*entry.link, &parent, name).map_err(failed(say()))?;
                 touch(&parent, name, entry.mtime).map_err(failed(say()))?;
-                places.made(&parent, name).map_err(failed(say()))?;
+                places.made(&parent, name, &entry.link).map_err(failed(say()))?;
             }
             EntryType::Link => {
                 let target = relative(&entry.link)?;
-                let above = places.open(target.parent().unwrap_or(Path::new("")))?;
+                let above = target.parent().unwrap_or(Path::new(""));
+                let above = places.find(above).map_err(|blocked| blocked_at(above, &blocked))?;
                 let old = target.file_name().unwrap_or_default();
                 link(&above, old, &parent, name).map_err(failed(say()))?;
             }
@@ -219,11 +222,16 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
             other => return Err(Stop::from(format!("{}: cannot unpack an entry of type {other:?}", say()))),
         }
     }
-    // Deepest first and last.
-    for (path, made, mode, mtime) in directories.all.into_iter().rev() {
+    // The deepest first: what is above one may be closed by its own mode.
+    directories.all.sort_by_key(|(path, ..)| Reverse(path.components().count()));
+    for (path, made, mode, mtime) in directories.all {
         places.forget();
-        // Somebody has put something else in its place: that has its own mode and time.
-        let Ok(there) = places.find(&path) else { continue };
+        let there = match places.find(&path) {
+            Ok(there) => there,
+            Err(error) if error.is_of_the_way() => continue,
+            Err(error) => return Err(blocked_at(&path, &error)),
+        };
+        // Something else has taken its place: that has its own mode and time.
         if identity(&there).map_err(failed(path.display()))? != made {
             continue;
         }
@@ -299,8 +307,10 @@ fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
 struct Places {
     uid: u32,
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
-    /// Symbolic links that the archive has made: a later directory of that name takes their place.
-    made: RefCell<HashSet<(u64, u64)>>,
+    /// Symbolic links that the archive has made, and whether they lead out of the destination, as far as their text tells. A later
+    /// directory of that name takes their place. Through those that lead out nothing is unpacked, as by GNU tar: who unpacks
+    /// an archive of somebody else's into a directory means that directory.
+    made: RefCell<HashMap<(u64, u64), bool>>,
 }
 
 impl Places {
@@ -309,16 +319,17 @@ impl Places {
     }
 
     /// A symbolic link was made.
-    fn made(&self, parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+    fn made(&self, parent: &OwnedFd, name: &OsStr, target: &[u8]) -> rustix::io::Result<()> {
         let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        self.made.borrow_mut().insert((stat.st_dev, stat.st_ino));
+        let out = target.starts_with(b"/") || target.split(|b| *b == b'/').any(|name| name == b"..");
+        self.made.borrow_mut().insert((stat.st_dev, stat.st_ino), out);
         self.forget();
         Ok(())
     }
 
     /// Whether a directory of the archive is the one that a link leads to, and does not take its place.
     fn keeps(&self, stat: &rustix::fs::Stat) -> bool {
-        self.trusts(stat) && !self.made.borrow().contains(&(stat.st_dev, stat.st_ino))
+        self.trusts(stat) && !self.made.borrow().contains_key(&(stat.st_dev, stat.st_ino))
     }
 
     fn trusts(&self, stat: &rustix::fs::Stat) -> bool {
@@ -327,35 +338,38 @@ impl Places {
 
     /// The directory of this path, made when missing.
     fn open(&self, path: &Path) -> Outcome<Rc<OwnedFd>> {
-        self.walk(path, true)
+        self.walk(path, true).map_err(|blocked| blocked_at(path, &blocked))
     }
 
     /// The directory of this path, if it is there.
-    fn find(&self, path: &Path) -> Outcome<Rc<OwnedFd>> {
+    fn find(&self, path: &Path) -> Result<Rc<OwnedFd>, Blocked> {
         self.walk(path, false)
     }
 
-    fn walk(&self, path: &Path, make: bool) -> Outcome<Rc<OwnedFd>> {
+    fn walk(&self, path: &Path, make: bool) -> Result<Rc<OwnedFd>, Blocked> {
         if let Some((last, fd)) = &*self.last.borrow()
             && last == path
         {
             return Ok(fd.clone());
         }
-        let missing = |parent: &OwnedFd, name: &OsStr| {
-            if !make {
-                return Err(dirs::Blocked::because(&Errno::NOENT.to_string()));
+        let missing =
+            |parent: &OwnedFd, name: &OsStr| match if make { mkdir(parent, name) } else { Err(Errno::NOENT) }
+            {
+                Ok(()) | Err(Errno::EXIST) => Ok(()),
+                Err(error) => Err(Blocked::by(name, error)),
+            };
+        let follow = |stat: &rustix::fs::Stat| {
+            if !self.trusts(stat) {
+                return Err(Blocked::because("a symbolic link of another user"));
             }
-            match mkdir(parent, name) {
-                Err(error) if error != Errno::EXIST => Err(dirs::Blocked::because(&error.to_string())),
+            match self.made.borrow().get(&(stat.st_dev, stat.st_ino)) {
+                Some(true) => {
+                    Err(Blocked::because("a symbolic link of the archive that leads out of the destination"))
+                }
                 _ => Ok(()),
             }
         };
-        let follow = |stat: &rustix::fs::Stat| {
-            let text = "a symbolic link of another user";
-            if self.trusts(stat) { Ok(()) } else { Err(dirs::Blocked::because(text)) }
-        };
-        let opened = dirs::walk(rustix::fs::CWD, path, &missing, &follow)
-            .map_err(|blocked| Stop::from(format!("{}: {}", path.display(), blocked.text)))?;
+        let opened = dirs::walk(rustix::fs::CWD, path, &missing, &follow)?;
         let opened = Rc::new(opened);
         *self.last.borrow_mut() = Some((path.to_owned(), opened.clone()));
         Ok(opened)
@@ -365,6 +379,10 @@ impl Places {
     fn forget(&self) {
         *self.last.borrow_mut() = None;
     }
+}
+
+fn blocked_at(path: &Path, blocked: &Blocked) -> Stop {
+    Stop::from(format!("{}: {}", path.display(), blocked.text))
 }
 
 fn mkdir(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
@@ -436,12 +454,12 @@ fn clear(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
 }
 
 /// File capabilities and the user's own attributes; others are not the user's to set. What the kernel does not let him set is
-/// left out, as by GNU tar: capabilities are root's, and not every file system has attributes.
+/// left out, as by GNU tar: capabilities are root's and have a form, and not every file system has attributes.
 fn attributes(entry: &Member, file: &File) -> rustix::io::Result<()> {
     for (name, value) in &entry.xattrs {
         if name == b"security.capability" || name.starts_with(b"user.") {
             match rustix::fs::fsetxattr(file, &**name, value, rustix::fs::XattrFlags::empty()) {
-                Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {}
+                Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {}
                 Err(error) => return Err(error),
             }
         }

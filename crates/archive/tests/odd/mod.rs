@@ -68,8 +68,17 @@ struct Fields {
     device: Option<(u64, u64)>,
     data: Vec<u8>,
     records: Vec<(String, Vec<u8>)>,
-    /// GNU's old map of a sparse file: offset and length of its only segment, and the file's size.
-    sparse: Option<(u64, u64)>,
+    /// The map of a sparse file in GNU's old format.
+    sparse: Option<Holes>,
+}
+
+/// A file with holes.
+#[derive(Debug)]
+struct Holes {
+    /// Offset and length of what is no hole.
+    segments: Vec<(u64, u64)>,
+    /// Bytes of the file.
+    real: u64,
 }
 
 /// Makes an archive. Without `devices` it has none, for a user who may not make them.
@@ -174,8 +183,9 @@ impl Maker {
                 self.put(&Fields { device, ..fields });
             }
             b'S' if self.format == Format::Gnu => {
+                let (holes, data) = self.holes();
                 let fields = self.fields(b'S', name);
-                self.put(&Fields { sparse: Some((4096, 1 << 20)), data, ..fields });
+                self.put(&Fields { sparse: Some(holes), data, ..fields });
             }
             b'D' if self.format == Format::Gnu => {
                 let fields = self.fields(b'D', name);
@@ -189,45 +199,66 @@ impl Maker {
         }
     }
 
-    /// The three maps of PAX, and attributes. GNU tar marks the end of a file by an empty segment, and makes a file too short
-    /// without it.
+    /// A map, and its data. All segments but the last are whole blocks: about others readers disagree. A file that ends with a
+    /// hole has an empty segment at its end, as GNU tar writes it: without that GNU tar makes the file too short.
+    fn holes(&mut self) -> (Holes, Vec<u8>) {
+        let (mut segments, mut end) = (Vec::new(), 0);
+        for _ in 0..self.dice.one(&[0, 1, 1, 2, 4, 5, 30]) {
+            let at = end + 512 * self.dice.below(40);
+            let length = 512 * (1 + self.dice.below(9));
+            segments.push((at, length));
+            end = at + length;
+        }
+        if let Some((_, length)) = segments.last_mut() {
+            let less = self.dice.one(&[0, 1, 511]);
+            (*length, end) = (*length - less, end - less);
+        }
+        let length: u64 = segments.iter().map(|(_, length)| length).sum();
+        let data = (0..length).map(|i| (i * 31 + end) as u8).collect();
+        if segments.is_empty() || self.dice.below(2) == 0 {
+            end += 1 + self.dice.below(1 << 20);
+            segments.push((end, 0));
+        }
+        (Holes { segments, real: end }, data)
+    }
+
+    /// The three maps of PAX, and attributes.
     fn sparse(&mut self, name: Vec<u8>, data: &[u8]) {
-        let (at, length, real) = (8192, data.len(), 1 << 20);
         let mut fields = self.fields(b'0', b"GNUSparseFile.1/x".to_vec());
+        let form = self.dice.below(4);
+        if form == 3 {
+            (fields.name, fields.data) = (name, data.to_vec());
+            fields.records.push(("SCHILY.xattr.user.odd".into(), b"a=b\n\0c".to_vec()));
+            return self.put(&fields);
+        }
+        let (Holes { segments, real }, data) = self.holes();
+        let numbers: Vec<String> =
+            segments.iter().flat_map(|(at, length)| [at.to_string(), length.to_string()]).collect();
         let mut record = |key: &str, value: String| fields.records.push((key.into(), value.into_bytes()));
-        match self.dice.below(4) {
-            0 => {
-                record("GNU.sparse.size", real.to_string());
-                record("GNU.sparse.numblocks", "2".into());
-                record("GNU.sparse.offset", at.to_string());
-                record("GNU.sparse.numbytes", length.to_string());
-                record("GNU.sparse.offset", real.to_string());
-                record("GNU.sparse.numbytes", "0".into());
-                fields.name = name;
-                fields.data = data.to_vec();
-            }
-            1 => {
-                record("GNU.sparse.size", real.to_string());
-                record("GNU.sparse.numblocks", "2".into());
-                record("GNU.sparse.map", format!("{at},{length},{real},0"));
-                fields.records.push(("GNU.sparse.name".into(), name));
-                fields.data = data.to_vec();
-            }
-            2 => {
-                record("GNU.sparse.major", "1".into());
-                record("GNU.sparse.minor", "0".into());
-                record("GNU.sparse.realsize", real.to_string());
-                fields.records.push(("GNU.sparse.name".into(), name));
-                fields.data = format!("2\n{at}\n{length}\n{real}\n0\n").into_bytes();
-                fields.data.resize(512, 0);
-                fields.data.extend(data);
-            }
-            _ => {
-                fields.name = name;
-                fields.data = data.to_vec();
-                fields.records.push(("SCHILY.xattr.user.odd".into(), b"a=b\n\0c".to_vec()));
+        if form == 2 {
+            record("GNU.sparse.major", "1".into());
+            record("GNU.sparse.minor", "0".into());
+            record("GNU.sparse.realsize", real.to_string());
+            fields.data = format!("{}\n{}\n", segments.len(), numbers.join("\n")).into_bytes();
+            fields.data.resize(fields.data.len().next_multiple_of(512), 0);
+        } else {
+            record("GNU.sparse.size", real.to_string());
+            record("GNU.sparse.numblocks", segments.len().to_string());
+            if form == 1 {
+                record("GNU.sparse.map", numbers.join(","));
+            } else {
+                for pair in numbers.chunks(2) {
+                    record("GNU.sparse.offset", pair[0].clone());
+                    record("GNU.sparse.numbytes", pair[1].clone());
+                }
             }
         }
+        if form == 0 {
+            fields.name = name;
+        } else {
+            fields.records.push(("GNU.sparse.name".into(), name));
+        }
+        fields.data.extend(data);
         self.put(&fields);
     }
 
@@ -265,7 +296,7 @@ impl Maker {
         let shown = real_name.unwrap_or_else(|| fields.name.clone());
         let _ = writeln!(
             self.odd.story,
-            "  type {:?} mode {:o} owner {}:{} mtime {} size {} {} -> {} {:?}",
+            "  type {:?} mode {:o} owner {}:{} mtime {} size {} {} -> {} {:?} {:?}",
             char::from(fields.kind),
             fields.mode,
             fields.uid,
@@ -274,7 +305,8 @@ impl Maker {
             fields.data.len(),
             shown.escape_ascii(),
             fields.link.escape_ascii(),
-            fields.records.iter().map(|(key, _)| key).collect::<Vec<_>>()
+            fields.records.iter().map(|(key, _)| key).collect::<Vec<_>>(),
+            fields.sparse
         );
         if fields.kind != b'V' {
             self.odd.named.push(shown.strip_suffix(b"/").unwrap_or(&shown).to_vec());
@@ -370,15 +402,30 @@ impl Maker {
             }
             _ => {}
         }
-        if let Some((at, real)) = fields.sparse {
-            self.number_full(&mut header[386..398], at);
-            self.number_full(&mut header[398..410], fields.data.len() as u64);
-            // GNU tar marks the end of the file by an empty segment.
-            self.number_full(&mut header[410..422], real);
-            self.number_full(&mut header[422..434], 0);
-            self.number_full(&mut header[483..495], real);
+        // More than four segments are in blocks behind the header.
+        let mut data = Vec::new();
+        if let Some(Holes { segments, real }) = &fields.sparse {
+            let (here, more) = segments.split_at(segments.len().min(4));
+            self.map(&mut header[386..482], here);
+            self.number_full(&mut header[483..495], *real);
+            header[482] = u8::from(!more.is_empty());
+            let mut chunks = more.chunks(21).peekable();
+            while let Some(chunk) = chunks.next() {
+                let mut block = [0; 512];
+                self.map(&mut block[..504], chunk);
+                block[504] = u8::from(chunks.peek().is_some());
+                data.extend(block);
+            }
         }
-        self.block(header, &fields.data);
+        data.extend(&fields.data);
+        self.block(header, &data);
+    }
+
+    fn map(&mut self, fields: &mut [u8], segments: &[(u64, u64)]) {
+        for (field, (at, length)) in fields.chunks_mut(24).zip(segments) {
+            self.number_full(&mut field[..12], *at);
+            self.number_full(&mut field[12..], *length);
+        }
     }
 
     fn record(&mut self, kind: u8, data: &[u8]) {
@@ -448,6 +495,15 @@ fn pax(key: &str, value: &[u8]) -> Vec<u8> {
         length = rest + length.to_string().len();
     }
     [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
+}
+
+/// A directory to unpack into: in memory, where that knows the attributes of users (Linux 6.6), because a disk takes ten times as long.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = tempfile::tempdir_in("/dev/shm").ok().filter(|dir| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(dir.path(), "user.odd", b"", flags).is_ok()
+    });
+    memory.unwrap_or_else(|| tempfile::tempdir().unwrap())
 }
 
 /// Unpacks by GNU tar.

@@ -80,6 +80,11 @@ async fn an_entry_that_is_there_twice() {
     ]);
     stream_in(&client, "root", "/w", tar).await.unwrap();
     assert_eq!(say(&client, "c", "stat -c %a /w/a; cat /w/a/in /w/b").await, "755\nkeptfile");
+    // A user's directory is closed by its own mode, and the mode of one in it comes all the same, in whatever order they are named.
+    say(&client, "c", "mkdir -m 777 /u").await;
+    let tar = entries(&[(Directory, "a", "", 0o755), (Directory, "a/b", "", 0o500), (Directory, "a", "", 0)]);
+    stream_in(&client, "1000", "/u", tar).await.unwrap();
+    assert_eq!(say(&client, "c", "stat -c %a /u/a /u/a/b").await, "0\n500");
     // A directory that has something in it may hold what is in no archive.
     let tar = entries(&[(Regular, "a", "file", 0o644)]);
     let error = stream_in(&client, "root", "/w", tar).await.unwrap_err().to_string();
