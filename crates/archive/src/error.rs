@@ -23,6 +23,9 @@ pub enum Error {
         /// What ends too early.
         what: String,
     },
+    /// The stream ends after an entry, without a block of zeros: others may be missing.
+    #[error("tar stream (no end of archive) is truncated")]
+    NoEnd,
     /// The data is no tar.
     #[error("{what} is corrupt: {why}")]
     Corrupt {

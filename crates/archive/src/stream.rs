@@ -242,7 +242,7 @@ impl<R: BufRead> Stream<R> {
                     return Err(corrupt(at, "it is empty"));
                 }
                 if strict || extended {
-                    return Err(Error::Truncated { what: "tar stream (no end of archive)".into() });
+                    return Err(Error::NoEnd);
                 }
                 return Ok(None);
             };
@@ -280,6 +280,7 @@ impl<R: BufRead> Stream<R> {
                 }
                 // The label of a volume is no file.
                 kind if kind.as_byte() == b'V' => {
+                    self.spend(BLOCK as u64)?;
                     self.skip(size, b"a volume's label")?;
                     extended = false;
                     ext = Extensions::default();

@@ -93,8 +93,16 @@ fn relative(path: &[u8]) -> Outcome<PathBuf> {
     Ok(clean)
 }
 
+struct Pipe(OwnedFd);
+
+impl Read for Pipe {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut *to))?)
+    }
+}
+
 /// The tar's pipe behind a buffer, from which large files are moved without passing through us.
-struct Source(BufReader<File>);
+struct Source(BufReader<Pipe>);
 
 impl Source {
     /// Moves `size` bytes into a file (`splice(2)`); fewer when the pipe ends. The buffer must be empty.
@@ -102,7 +110,7 @@ impl Source {
         let mut left = size;
         while left > 0 {
             let wanted = usize::try_from(left).unwrap_or(BUFFER).min(1 << 20);
-            let (pipe, flags) = (self.0.get_ref(), SpliceFlags::MOVE);
+            let (pipe, flags) = (&self.0.get_ref().0, SpliceFlags::MOVE);
             match rustix::io::retry_on_intr(|| splice(pipe, None, file, None, wanted, flags))? {
                 0 => break,
                 n => left -= n as u64,
@@ -131,18 +139,15 @@ impl BufRead for Source {
 /// What ends the work while a tar is read.
 impl From<wardian_archive::Error> for Stop {
     fn from(error: wardian_archive::Error) -> Self {
+        use wardian_archive::Error as E;
+        // GNU tar's words, which clients look for.
         Self::from(match error {
-            // GNU tar's words, which clients look for.
-            wardian_archive::Error::Truncated { what } if what.ends_with("(no end of archive)") => {
+            E::NoEnd => {
                 "Unexpected EOF in archive: it has no blocks of zeros at its end, its writer was not closed"
-                    .to_owned()
+                    .into()
             }
-            wardian_archive::Error::Truncated { what } => {
-                format!("Unexpected EOF in archive: {what} is truncated")
-            }
-            corrupt @ wardian_archive::Error::Corrupt { .. } => {
-                format!("This does not look like a tar archive: {corrupt}")
-            }
+            E::Truncated { what } => format!("Unexpected EOF in archive: {what} is truncated"),
+            E::Corrupt { .. } => format!("This does not look like a tar archive: {error}"),
             other => other.to_string(),
         })
     }
@@ -170,7 +175,7 @@ impl Directories {
 }
 
 fn unpack(pipe: OwnedFd) -> Outcome<()> {
-    let mut stream = Stream::lenient(Source(BufReader::with_capacity(BUFFERED, File::from(pipe))));
+    let mut stream = Stream::lenient(Source(BufReader::with_capacity(BUFFERED, Pipe(pipe))));
     let places = Places::new();
     let mut directories = Directories::default();
     if stream.source().fill_buf().map_err(failed("tar"))?.is_empty() {
@@ -223,7 +228,7 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
         }
     }
     // The deepest first: what is above one may be closed by its own mode.
-    directories.all.sort_by_key(|(path, ..)| Reverse(path.components().count()));
+    directories.all.sort_by_cached_key(|(path, ..)| Reverse(path.components().count()));
     for (path, made, mode, mtime) in directories.all {
         places.forget();
         let there = match places.find(&path) {
@@ -307,9 +312,9 @@ fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
 struct Places {
     uid: u32,
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
-    /// Symbolic links that the archive has made, and whether they lead out of the destination, as far as their text tells. A later
-    /// directory of that name takes their place. Through those that lead out nothing is unpacked, as by GNU tar: who unpacks
-    /// an archive of somebody else's into a directory means that directory.
+    /// Symbolic links that the archive has made, and whether they lead out of the destination, as far as their text tells.
+    /// A later directory of that name takes their place. Through those that lead out nothing is unpacked, as by GNU tar:
+    /// who unpacks an archive of somebody else's into a directory means that directory.
     made: RefCell<HashMap<(u64, u64), bool>>,
 }
 
@@ -352,12 +357,13 @@ impl Places {
         {
             return Ok(fd.clone());
         }
-        let missing =
-            |parent: &OwnedFd, name: &OsStr| match if make { mkdir(parent, name) } else { Err(Errno::NOENT) }
-            {
+        let missing = |parent: &OwnedFd, name: &OsStr| {
+            let made = if make { mkdir(parent, name) } else { Err(Errno::NOENT) };
+            match made {
                 Ok(()) | Err(Errno::EXIST) => Ok(()),
                 Err(error) => Err(Blocked::by(name, error)),
-            };
+            }
+        };
         let follow = |stat: &rustix::fs::Stat| {
             if !self.trusts(stat) {
                 return Err(Blocked::because("a symbolic link of another user"));
@@ -394,8 +400,8 @@ fn identity(dir: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
     rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// An entry that is a directory: one that is there stays, and so does a link that was there before and may be followed; another link, or
-/// a file, is replaced, as by GNU tar.
+/// An entry that is a directory: one that is there stays, and so does a link that was there before and may be followed;
+/// another link, or a file, is replaced, as by GNU tar.
 fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Outcome<(u64, u64)> {
     let say = || path.display();
     if let Err(error) = mkdir(parent, name) {
