@@ -37,6 +37,8 @@ const MAX_LINKS: u32 = 8;
 const MAX_BEGIN: u64 = 4 << 20;
 /// Read size while headers are looked for, in bytes: mostly data that is skipped lies between them.
 const HEADERS: usize = 8 << 10;
+/// Read size while two entries of one name are compared, in bytes.
+const COMPARED: usize = 256 << 10;
 
 /// A part of a file. Each copy has its own position, so several threads read one file side by side.
 #[derive(Debug, Clone)]
@@ -143,13 +145,17 @@ impl Archive {
                 _ => return Ok(ControlFlow::Continue(())),
             };
             match members.entry(name) {
-                Slot::Vacant(slot) => slot.insert(member),
-                // Readers disagree about which one counts.
+                Slot::Vacant(slot) => {
+                    slot.insert(member);
+                }
+                // Some tools write a blob for each layer that has it.
+                Slot::Occupied(slot) if is_same(&file.file, slot.get(), &member, path, opening)? => {}
+                // Readers disagree about which one counts, and one that checks an image may see another one than we do.
                 Slot::Occupied(_) => {
-                    let why = "there are two entries of this name".into();
+                    let why = "there are two entries of this name, and they differ".into();
                     return Err(Error::Entry { path: show(&entry.path), why });
                 }
-            };
+            }
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(Self { file, path: path.to_owned(), members })
@@ -189,6 +195,41 @@ impl Archive {
     }
 }
 
+/// Whether two entries of one name are the same in every reader's eyes.
+fn is_same(
+    file: &Arc<File>,
+    one: &Member,
+    other: &Member,
+    path: &Path,
+    opening: &Opening<'_>,
+) -> Result<bool, Error> {
+    let (one, other) = match (one, other) {
+        (Member::Link(one), Member::Link(other)) => return Ok(one.is_some() && one == other),
+        (Member::File { start: one, size }, Member::File { start: other, size: too }) if size == too => {
+            (Section::new(Arc::clone(file), *one, *size), Section::new(Arc::clone(file), *other, *size))
+        }
+        _ => return Ok(false),
+    };
+    let buffered = |section| BufReader::with_capacity(COMPARED, section);
+    let (mut one, mut other) = (buffered(one), buffered(other));
+    let failed = |source| Error::Io { op: "read", path: path.display().to_string(), source };
+    loop {
+        if (opening.cancelled)() {
+            return Err(Error::Cancelled { what: path.display().to_string() });
+        }
+        let (a, b) = (one.fill_buf().map_err(failed)?, other.fill_buf().map_err(failed)?);
+        let length = a.len().min(b.len());
+        if a[..length] != b[..length] {
+            return Ok(false);
+        }
+        if length == 0 {
+            return Ok(a.len() == b.len());
+        }
+        one.consume(length);
+        other.consume(length);
+    }
+}
+
 /// A document that is no longer than a document may be.
 pub(crate) fn read_json(section: Section, what: &str) -> Result<Vec<u8>, Error> {
     if section.size() > MAX_JSON {
@@ -214,7 +255,7 @@ fn scan(
     // An archive without its end marker is accepted: digests cover what is used of it.
     while at < size {
         // A stream for each entry: its data is passed over by a seek and not by reading.
-        let found = Stream::new(&mut reader, u64::MAX).next(false).map_err(|e| match e {
+        let found = Stream::new(&mut reader, u64::MAX).next(false).map_err(|e| match Error::from(e) {
             // The stream knows only its own bytes.
             Error::Corrupt { why, .. } => {
                 Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }

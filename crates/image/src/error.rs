@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use rustix::io::Errno;
+pub(crate) use wardian_archive::show;
 
 use crate::app;
 
@@ -350,9 +351,6 @@ pub enum Error {
     },
 }
 
-/// How many bytes of a hostile name are shown.
-const SHOWN: usize = 256;
-
 /// An address as it was written, up to 300 characters, without what may be secret in it: a user with a password, and
 /// the query. Only a local path keeps what looks like a query, as part of a name, unless a URL or an app is in it.
 pub(crate) fn without_secrets(uri: &str) -> String {
@@ -398,11 +396,4 @@ impl Error {
     pub fn image_entries(what: impl Into<String>, limit: u64) -> Self {
         Self::Allowance { what: what.into(), limit, unit: "entries", flag: "--max-image-entries" }
     }
-}
-
-/// A name from outside, fit for a log line.
-pub(crate) fn show(name: &[u8]) -> String {
-    let cut = name.len().min(SHOWN);
-    let dots = if cut < name.len() { "…" } else { "" };
-    format!("\"{}\"{dots}", name[..cut].escape_ascii())
 }

@@ -28,7 +28,6 @@ mod remote;
 mod room;
 mod rootfs;
 mod source;
-mod sparse;
 mod stream;
 mod times;
 mod tree;

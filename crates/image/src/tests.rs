@@ -11,6 +11,7 @@ mod identity;
 mod image;
 mod kinds;
 mod mirrors;
+mod odd;
 mod ordinary;
 mod remote;
 mod server;
@@ -103,7 +104,10 @@ pub(super) struct Cage(pub(super) TempDir);
 
 impl Cage {
     pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::in_dir(tempfile::tempdir().unwrap())
+    }
+
+    pub(super) fn in_dir(dir: TempDir) -> Self {
         std::fs::create_dir(dir.path().join("root")).unwrap();
         std::fs::write(dir.path().join("secret"), "secret").unwrap();
         Self(dir)

@@ -17,7 +17,7 @@ use crate::budget::{Budget, Meter, Packed};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
 use crate::pipeline::Digests;
-use crate::stream::{Entry, Stream, Time};
+use crate::stream::{Entry, Metered, Stream, Time};
 use crate::times::Times;
 use crate::tree::{Parent, Tree, at, set_opaque};
 use crate::watch::Watch;
@@ -149,7 +149,8 @@ pub(crate) fn unpack<R: BufRead>(
 ) -> Result<Counts, Error> {
     let Rules { base, limits, budget, watch, strict } = *rules;
     let meter = Meter::new(budget, limits);
-    let mut stream = Stream::metered(reader, limits.max_bytes.saturating_add(limits.headers()), meter);
+    let mut stream =
+        Stream::new(Metered::new(reader, meter), limits.max_bytes.saturating_add(limits.headers()));
     let tree = Tree::new(into, limits.max_entries, limits.max_depth, watch)?;
     let mut unpacker = Unpacker {
         base: base.map(|(base, _)| base.names().collect()).unwrap_or_default(),
@@ -566,8 +567,7 @@ fn write<R: BufRead>(
 }
 
 fn skip<R: BufRead>(entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {
-    stream.copy(entry.size, &entry.path, |_| Ok(()))?;
-    stream.pad(entry.size, &entry.path)
+    Ok(stream.skip(entry.size, &entry.path)?)
 }
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {

@@ -80,6 +80,16 @@ pub struct Blocked {
 }
 
 impl Blocked {
+    /// The kernel refused this name.
+    pub fn by(name: &OsStr, errno: Errno) -> Self {
+        blocked(name)(errno)
+    }
+
+    /// Whether the path does not lead to a directory, or to none that may be reached; everything else has failed on the way.
+    pub fn is_of_the_way(&self) -> bool {
+        matches!(self.errno, None | Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS))
+    }
+
     /// For a reason that is not the kernel's.
     pub fn because(text: &str) -> Self {
         Self { errno: None, text: text.to_owned() }

@@ -2,21 +2,31 @@
 //! a path leads to there, the user could have reached it himself.
 
 use crate::child::{self, Outcome, Stop, failed};
+use crate::dirs::Blocked;
 use crate::pack;
 use crate::{dirs, exec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
+use tar::EntryType;
+use wardian_archive::{Entry as Member, Stream, Time, show};
 use wardian_runtime::seccomp::Program;
 
 const BUFFER: usize = 256 * 1024;
+/// Read ahead of the entry at hand: headers and small files come in few system calls, and little of a large file is copied.
+const BUFFERED: usize = 32 * 1024;
 /// Files of this size and more are moved from the pipe, smaller ones read and written.
 const WORTH_MOVING: u64 = 64 * 1024;
 
@@ -69,13 +79,13 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
 }
 
 /// A path as it may be unpacked: leading slashes are dropped, `..` is refused, as GNU tar does.
-fn relative(path: &Path) -> Outcome<PathBuf> {
+fn relative(path: &[u8]) -> Outcome<PathBuf> {
     let mut clean = PathBuf::new();
-    for part in path.components() {
+    for part in Path::new(OsStr::from_bytes(path)).components() {
         match part {
             Component::Normal(name) => clean.push(name),
             Component::ParentDir => {
-                return Err(Stop::from(format!("{}: Member name contains '..'", path.display())));
+                return Err(Stop::from(format!("{}: Member name contains '..'", show(path))));
             }
             _ => {}
         }
@@ -83,121 +93,150 @@ fn relative(path: &Path) -> Outcome<PathBuf> {
     Ok(clean)
 }
 
-/// The tar's pipe, from which a file's contents can be moved without passing through us.
-struct Source {
-    pipe: OwnedFd,
-    /// Bytes of the entry at hand that were moved already: the tar reader may skip them, unseen.
-    moved: Cell<u64>,
-    /// The pipe has ended.
-    ended: Cell<bool>,
-}
+struct Pipe(OwnedFd);
 
-impl Read for &Source {
+impl Read for Pipe {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let skipped = self.moved.get().min(to.len() as u64);
-        if skipped > 0 {
-            self.moved.set(self.moved.get() - skipped);
-            return Ok(skipped as usize);
-        }
-        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.pipe, &mut *to))?;
-        self.ended.set(read == 0 && !to.is_empty());
-        Ok(read)
+        Ok(rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut *to))?)
     }
 }
 
+/// The tar's pipe behind a buffer, from which large files are moved without passing through us.
+struct Source(BufReader<Pipe>);
+
 impl Source {
-    /// Move `size` bytes into a file (`splice(2)`); fewer when the pipe ends.
+    /// Moves `size` bytes into a file (`splice(2)`); fewer when the pipe ends. The buffer must be empty.
     fn move_to(&self, file: &File, size: u64) -> io::Result<u64> {
         let mut left = size;
         while left > 0 {
             let wanted = usize::try_from(left).unwrap_or(BUFFER).min(1 << 20);
-            let flags = SpliceFlags::MOVE;
-            match rustix::io::retry_on_intr(|| splice(&self.pipe, None, file, None, wanted, flags))? {
+            let (pipe, flags) = (&self.0.get_ref().0, SpliceFlags::MOVE);
+            match rustix::io::retry_on_intr(|| splice(pipe, None, file, None, wanted, flags))? {
                 0 => break,
                 n => left -= n as u64,
             }
         }
-        self.moved.set(size - left);
         Ok(size - left)
     }
 }
 
+impl Read for Source {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        self.0.read(to)
+    }
+}
+
+impl BufRead for Source {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.0.fill_buf()
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.0.consume(bytes);
+    }
+}
+
+/// What ends the work while a tar is read.
+impl From<wardian_archive::Error> for Stop {
+    fn from(error: wardian_archive::Error) -> Self {
+        use wardian_archive::Error as E;
+        // GNU tar's words, which clients look for.
+        Self::from(match error {
+            E::NoEnd => {
+                "Unexpected EOF in archive: it has no blocks of zeros at its end, its writer was not closed"
+                    .into()
+            }
+            E::Truncated { what } => format!("Unexpected EOF in archive: {what} is truncated"),
+            E::Corrupt { .. } => format!("This does not look like a tar archive: {error}"),
+            other => other.to_string(),
+        })
+    }
+}
+
+/// The directories of an archive, whose modes and times come last: writing into one changes its time, and may need a mode
+/// that it will lose. One that is there twice gets what its later entry says.
+#[derive(Default)]
+struct Directories {
+    all: Vec<(PathBuf, (u64, u64), u32, Time)>,
+    index: HashMap<(u64, u64), usize>,
+}
+
+impl Directories {
+    fn keep(&mut self, path: &Path, made: (u64, u64), mode: u32, time: Time) {
+        let kept = (path.to_owned(), made, mode, time);
+        match self.index.entry(made) {
+            Entry::Occupied(slot) => self.all[*slot.get()] = kept,
+            Entry::Vacant(slot) => {
+                slot.insert(self.all.len());
+                self.all.push(kept);
+            }
+        }
+    }
+}
+
 fn unpack(pipe: OwnedFd) -> Outcome<()> {
-    let source = Source { pipe, moved: Cell::new(0), ended: Cell::new(false) };
-    let mut archive = tar::Archive::new(&source);
+    let mut stream = Stream::lenient(Source(BufReader::with_capacity(BUFFERED, Pipe(pipe))));
     let places = Places::new();
-    let mut directories = Vec::new();
-    let mut buffer = vec![0; BUFFER];
-    let mut any = false;
-    for entry in archive.entries().map_err(failed("tar"))? {
-        let mut entry = entry.map_err(failed("tar"))?;
-        any = true;
-        let path = relative(&entry.path().map_err(failed("tar"))?)?;
+    let mut directories = Directories::default();
+    if stream.source().fill_buf().map_err(failed("tar"))?.is_empty() {
+        return Err(Stop::from("This does not look like a tar archive".to_owned()));
+    }
+    while let Some(entry) = stream.next(true)? {
+        let path = relative(&entry.path)?;
+        let Some(name) = path.file_name() else {
+            // The destination is the caller's, and keeps its mode.
+            if entry.kind == EntryType::Directory && !entry.path.is_empty() {
+                continue;
+            }
+            return Err(Stop::from(format!("{}: an entry without a name", show(&entry.path))));
+        };
         let say = || path.display().to_string();
-        let header = entry.header();
-        let mode = header.mode().map_err(failed(say()))? & 0o7777;
-        let mtime = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0);
-        let kind = header.entry_type();
-        let Some(name) = path.file_name() else { continue };
         let parent = places.open(path.parent().unwrap_or(Path::new("")))?;
-        match kind {
-            tar::EntryType::Directory => {
+        match entry.kind {
+            EntryType::Directory => {
                 let made = directory(&places, &parent, name, &path)?;
-                directories.push((path.clone(), made, mode & !0o022, mtime));
+                directories.keep(&path, made, entry.mode & !0o022, entry.mtime);
             }
-            tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
-                let mut file = create(&parent, name, mode & 0o777).map_err(failed(say()))?;
-                if kind == tar::EntryType::GNUSparse {
-                    sparse(&mut entry, &mut file, &mut buffer).map_err(failed(say()))?;
-                } else if kind == tar::EntryType::Regular && entry.size() >= WORTH_MOVING {
-                    let size = entry.size();
-                    if source.move_to(&file, size).map_err(failed(say()))? < size {
-                        return Err(Stop::from("Unexpected EOF in archive".to_owned()));
-                    }
-                } else {
-                    copy(&mut entry, &mut file, &mut buffer).map_err(failed(say()))?;
-                }
-                attributes(&mut entry, &file, &path)?;
-                rustix::fs::futimens(&file, &times(mtime)).map_err(failed(say()))?;
+            EntryType::Regular | EntryType::Continuous => {
+                let file = create(&parent, name, entry.mode & 0o777).map_err(failed(say()))?;
+                contents(&entry, &mut stream, &file, &path)?;
+                attributes(&entry, &file).map_err(failed(say()))?;
+                rustix::fs::futimens(&file, &times(entry.mtime)).map_err(failed(say()))?;
             }
-            tar::EntryType::Symlink => {
+            EntryType::Symlink => {
                 clear(&parent, name).map_err(failed(say()))?;
-                let target = entry.link_name().map_err(failed(say()))?.unwrap_or_default();
-                rustix::fs::symlinkat(&*target, &parent, name).map_err(failed(say()))?;
+                rustix::fs::symlinkat(&*entry.link, &parent, name).map_err(failed(say()))?;
+                touch(&parent, name, entry.mtime).map_err(failed(say()))?;
+                places.made(&parent, name, &entry.link).map_err(failed(say()))?;
             }
-            tar::EntryType::Link => {
-                let target = relative(&entry.link_name().map_err(failed(say()))?.unwrap_or_default())?;
-                let (above, file) = (target.parent().unwrap_or(Path::new("")), target.file_name());
-                let above = places.open(above)?;
+            EntryType::Link => {
+                let target = relative(&entry.link)?;
+                let above = target.parent().unwrap_or(Path::new(""));
+                let above = places.find(above).map_err(|blocked| blocked_at(above, &blocked))?;
+                let old = target.file_name().unwrap_or_default();
+                link(&above, old, &parent, name).map_err(failed(say()))?;
+            }
+            EntryType::Fifo => {
                 clear(&parent, name).map_err(failed(say()))?;
-                let flags = rustix::fs::AtFlags::empty();
-                rustix::fs::linkat(&above, file.unwrap_or_default(), &parent, name, flags)
-                    .map_err(failed(say()))?;
+                let mode = Mode::from_raw_mode(entry.mode & 0o777);
+                rustix::fs::mknodat(&parent, name, FileType::Fifo, mode, 0).map_err(failed(say()))?;
+                touch(&parent, name, entry.mtime).map_err(failed(say()))?;
             }
-            tar::EntryType::Fifo => {
-                clear(&parent, name).map_err(failed(say()))?;
-                let fifo = rustix::fs::FileType::Fifo;
-                rustix::fs::mknodat(&parent, name, fifo, Mode::from_raw_mode(mode & 0o777), 0)
-                    .map_err(failed(say()))?;
-            }
-            tar::EntryType::XGlobalHeader => {}
+            // A socket without its server is nothing; pax and star write them.
+            other if other.as_byte() == b's' => stream.skip(entry.size, &entry.path)?,
             other => return Err(Stop::from(format!("{}: cannot unpack an entry of type {other:?}", say()))),
         }
     }
-    if !any {
-        return Err(Stop::from("This does not look like a tar archive".to_owned()));
-    }
-    // The archive's own end, a block of zeros, has been seen: one that stops between two files has lost some.
-    if source.ended.get() {
-        let text =
-            "Unexpected EOF in archive: it has no blocks of zeros at its end, its writer was not closed";
-        return Err(Stop::from(text.to_owned()));
-    }
-    // Deepest first and last: writing into a directory changes its time, and may need a mode it will lose.
-    for (path, made, mode, mtime) in directories.into_iter().rev() {
+    // The deepest first: what is above one may be closed by its own mode.
+    directories.all.sort_by_cached_key(|(path, ..)| Reverse(path.components().count()));
+    for (path, made, mode, mtime) in directories.all {
         places.forget();
-        let there = places.open(&path)?;
-        // Somebody has put another one in its place: that has its own mode and time.
+        let there = match places.find(&path) {
+            Ok(there) => there,
+            Err(error) if error.is_of_the_way() => continue,
+            Err(error) => return Err(blocked_at(&path, &error)),
+        };
+        // Something else has taken its place: that has its own mode and time.
         if identity(&there).map_err(failed(path.display()))? != made {
             continue;
         }
@@ -207,9 +246,63 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
         rustix::fs::futimens(&dir, &times(mtime)).map_err(failed(path.display()))?;
     }
     // Padding after the end of the archive is read, so that whoever writes it is not cut off.
-    let mut rest = archive.into_inner();
-    while rest.read(&mut buffer).map_err(failed("tar"))? > 0 {}
+    stream.drain()?;
     Ok(())
+}
+
+/// The data of an entry. The holes of a sparse file stay holes: a kilobyte of an archive can stand for terabytes.
+fn contents(entry: &Member, stream: &mut Stream<Source>, file: &File, path: &Path) -> Outcome<()> {
+    let say = || failed(path.display());
+    let write = |stream: &mut Stream<Source>, mut at: u64, size: u64| {
+        stream.copy::<Stop>(size, &entry.path, |piece| {
+            file.write_all_at(piece, at).map_err(say())?;
+            at += piece.len() as u64;
+            Ok(())
+        })
+    };
+    match &entry.sparse {
+        Some(sparse) => {
+            file.set_len(sparse.real).map_err(say())?;
+            for (at, size) in &sparse.segments {
+                write(stream, *at, *size)?;
+            }
+        }
+        None if entry.size >= WORTH_MOVING => {
+            // First what has been read ahead.
+            let ahead = (stream.source().0.buffer().len() as u64).min(entry.size);
+            write(stream, 0, ahead)?;
+            let rest = entry.size - ahead;
+            (&*file).seek(SeekFrom::Start(ahead)).map_err(say())?;
+            let moved = stream.source().move_to(file, rest).map_err(say())?;
+            stream.passed(moved);
+            if moved < rest {
+                return Err(Stop::from("Unexpected EOF in archive".to_owned()));
+            }
+        }
+        None => write(stream, 0, entry.size)?,
+    }
+    Ok(stream.pad(entry.size, &entry.path)?)
+}
+
+/// Another name of a file. One that it has already stays: removing it could remove the file.
+fn link(from: &OwnedFd, old: &OsStr, to: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+    let link = || rustix::fs::linkat(from, old, to, name, AtFlags::empty());
+    match link() {
+        Err(Errno::EXIST) => {
+            let source = rustix::fs::statat(from, old, AtFlags::SYMLINK_NOFOLLOW)?;
+            let there = rustix::fs::statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if (source.st_dev, source.st_ino) == (there.st_dev, there.st_ino) {
+                return Ok(());
+            }
+            clear(to, name)?;
+            link()
+        }
+        other => other,
+    }
+}
+
+fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
+    rustix::fs::utimensat(parent, name, &times(time), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Directories below the working directory, into which entries go.
@@ -219,11 +312,29 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
 struct Places {
     uid: u32,
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
+    /// Symbolic links that the archive has made, and whether they lead out of the destination, as far as their text tells.
+    /// A later directory of that name takes their place. Through those that lead out nothing is unpacked, as by GNU tar:
+    /// who unpacks an archive of somebody else's into a directory means that directory.
+    made: RefCell<HashMap<(u64, u64), bool>>,
 }
 
 impl Places {
     fn new() -> Self {
-        Self { uid: rustix::process::geteuid().as_raw(), last: RefCell::default() }
+        Self { uid: rustix::process::geteuid().as_raw(), last: RefCell::default(), made: RefCell::default() }
+    }
+
+    /// A symbolic link was made.
+    fn made(&self, parent: &OwnedFd, name: &OsStr, target: &[u8]) -> rustix::io::Result<()> {
+        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let out = target.starts_with(b"/") || target.split(|b| *b == b'/').any(|name| name == b"..");
+        self.made.borrow_mut().insert((stat.st_dev, stat.st_ino), out);
+        self.forget();
+        Ok(())
+    }
+
+    /// Whether a directory of the archive is the one that a link leads to, and does not take its place.
+    fn keeps(&self, stat: &rustix::fs::Stat) -> bool {
+        self.trusts(stat) && !self.made.borrow().contains_key(&(stat.st_dev, stat.st_ino))
     }
 
     fn trusts(&self, stat: &rustix::fs::Stat) -> bool {
@@ -232,21 +343,39 @@ impl Places {
 
     /// The directory of this path, made when missing.
     fn open(&self, path: &Path) -> Outcome<Rc<OwnedFd>> {
+        self.walk(path, true).map_err(|blocked| blocked_at(path, &blocked))
+    }
+
+    /// The directory of this path, if it is there.
+    fn find(&self, path: &Path) -> Result<Rc<OwnedFd>, Blocked> {
+        self.walk(path, false)
+    }
+
+    fn walk(&self, path: &Path, make: bool) -> Result<Rc<OwnedFd>, Blocked> {
         if let Some((last, fd)) = &*self.last.borrow()
             && last == path
         {
             return Ok(fd.clone());
         }
-        let missing = |parent: &OwnedFd, name: &OsStr| match mkdir(parent, name) {
-            Err(error) if error != Errno::EXIST => Err(dirs::Blocked::because(&error.to_string())),
-            _ => Ok(()),
+        let missing = |parent: &OwnedFd, name: &OsStr| {
+            let made = if make { mkdir(parent, name) } else { Err(Errno::NOENT) };
+            match made {
+                Ok(()) | Err(Errno::EXIST) => Ok(()),
+                Err(error) => Err(Blocked::by(name, error)),
+            }
         };
         let follow = |stat: &rustix::fs::Stat| {
-            let text = "a symbolic link of another user";
-            if self.trusts(stat) { Ok(()) } else { Err(dirs::Blocked::because(text)) }
+            if !self.trusts(stat) {
+                return Err(Blocked::because("a symbolic link of another user"));
+            }
+            match self.made.borrow().get(&(stat.st_dev, stat.st_ino)) {
+                Some(true) => {
+                    Err(Blocked::because("a symbolic link of the archive that leads out of the destination"))
+                }
+                _ => Ok(()),
+            }
         };
-        let opened = dirs::walk(rustix::fs::CWD, path, &missing, &follow)
-            .map_err(|blocked| Stop::from(format!("{}: {}", path.display(), blocked.text)))?;
+        let opened = dirs::walk(rustix::fs::CWD, path, &missing, &follow)?;
         let opened = Rc::new(opened);
         *self.last.borrow_mut() = Some((path.to_owned(), opened.clone()));
         Ok(opened)
@@ -258,6 +387,10 @@ impl Places {
     }
 }
 
+fn blocked_at(path: &Path, blocked: &Blocked) -> Stop {
+    Stop::from(format!("{}: {}", path.display(), blocked.text))
+}
+
 fn mkdir(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o777))
 }
@@ -267,23 +400,23 @@ fn identity(dir: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
     rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// An entry that is a directory: one that is there stays, and so does a link to one that may be followed; another link is
-/// replaced, as by GNU tar.
+/// An entry that is a directory: one that is there stays, and so does a link that was there before and may be followed;
+/// another link, or a file, is replaced, as by GNU tar.
 fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Outcome<(u64, u64)> {
     let say = || path.display();
     if let Err(error) = mkdir(parent, name) {
         if error != Errno::EXIST {
             return Err(failed(say())(error));
         }
-        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
         let stat = rustix::fs::statat(parent, name, flags).map_err(failed(say()))?;
-        match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-            rustix::fs::FileType::Directory => {}
-            rustix::fs::FileType::Symlink if places.trusts(&stat) => {}
-            rustix::fs::FileType::Symlink => {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {}
+            FileType::Symlink if places.keeps(&stat) => {}
+            // Also a file: the later entry counts.
+            _ => {
                 clear(parent, name).and_then(|()| mkdir(parent, name)).map_err(failed(say()))?;
             }
-            _ => return Err(failed(say())(Errno::EXIST)),
         }
     }
     places.forget();
@@ -308,23 +441,6 @@ fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> rustix::io::Result<File>
     fd.map(File::from)
 }
 
-/// The holes of a sparse file, which the reader gives as zeros, stay holes: a kilobyte of an archive can stand for
-/// terabytes.
-fn sparse(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()> {
-    let mut length = 0;
-    loop {
-        let n = from.read(buffer)?;
-        if n == 0 {
-            return to.set_len(length);
-        }
-        if buffer[..n].iter().any(|byte| *byte != 0) {
-            io::Seek::seek(to, io::SeekFrom::Start(length))?;
-            to.write_all(&buffer[..n])?;
-        }
-        length += n as u64;
-    }
-}
-
 /// The reader keeps names and attributes of an entry in memory, however long the archive says that they are.
 fn bound_memory() -> Outcome<()> {
     const ROOM: u64 = 256 << 20;
@@ -333,38 +449,35 @@ fn bound_memory() -> Outcome<()> {
         .map_err(failed("bound the helper's memory"))
 }
 
-fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()> {
-    loop {
-        match from.read(buffer)? {
-            0 => return Ok(()),
-            n => to.write_all(&buffer[..n])?,
-        }
-    }
-}
-
-/// Make room for an entry that is not a directory.
+/// Make room for an entry. As GNU tar does it: a directory gives way only if there is nothing in it, for it may hold what
+/// is in no archive.
 fn clear(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
-    match rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::empty()) {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR) => rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR),
         other => other,
     }
 }
 
-/// File capabilities and the user's own attributes; others are not the user's to set.
-fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>, file: &File, path: &Path) -> Outcome<()> {
-    let Some(extensions) = entry.pax_extensions().map_err(failed(path.display()))? else { return Ok(()) };
-    for extension in extensions.flatten() {
-        let Some(name) = extension.key().ok().and_then(|k| k.strip_prefix("SCHILY.xattr.")) else { continue };
-        if name == "security.capability" || name.starts_with("user.") {
-            let value = extension.value_bytes();
-            rustix::fs::fsetxattr(file, name, value, rustix::fs::XattrFlags::empty())
-                .map_err(failed(format!("{}: attribute {name}", path.display())))?;
+/// File capabilities and the user's own attributes; others are not the user's to set. What the kernel does not let him set is
+/// left out, as by GNU tar: capabilities are root's and have a form, and not every file system has attributes.
+fn attributes(entry: &Member, file: &File) -> rustix::io::Result<()> {
+    for (name, value) in &entry.xattrs {
+        if name == b"security.capability" || name.starts_with(b"user.") {
+            match rustix::fs::fsetxattr(file, &**name, value, rustix::fs::XattrFlags::empty()) {
+                Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())
 }
 
-fn times(seconds: i64) -> rustix::fs::Timestamps {
-    let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
+fn times(time: Time) -> rustix::fs::Timestamps {
+    let time = rustix::fs::Timespec { tv_sec: time.sec, tv_nsec: time.nsec };
     rustix::fs::Timestamps { last_access: time, last_modification: time }
 }
+
+#[cfg(test)]
+#[path = "odd_tests.rs"]
+mod odd;

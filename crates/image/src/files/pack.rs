@@ -99,6 +99,14 @@ impl Source {
         };
         Ok(Self { kind, path: path.to_owned() })
     }
+
+    /// Whether it is a directory; what a symlink leads to does not count.
+    #[must_use]
+    pub fn is_directory(&self) -> bool {
+        let Kind::Entry(above, name) = &self.kind else { return true };
+        statat(above, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+    }
 }
 
 fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error {

@@ -234,8 +234,7 @@ impl Unpacker<'_> {
     ) -> Result<(), Error> {
         self.taken.entries -= 1;
         self.taken.left_out += 1;
-        stream.copy(entry.size, path, |_| Ok(()))?;
-        stream.pad(entry.size, path)
+        Ok(stream.skip(entry.size, path)?)
     }
 
     fn file<R: std::io::BufRead>(

@@ -335,3 +335,23 @@ fn side_by_side() {
         }
     });
 }
+
+/// Some tools write a blob for each layer that has it. What differs is refused: readers disagree about which one counts.
+#[test]
+fn the_same_blob_twice_is_one() {
+    let (one, json) = (layer("one"), config(&[&layer("one")]));
+    let name = format!("blobs/sha256/{}", hex(&one));
+    let save = |second: &[u8]| {
+        let tar = Tar::default().file(&name, &one).file(&name, second).file("c.json", &json);
+        let items = manifest("c.json", "null", &[&name]);
+        Saved::new(&tar.file("manifest.json", items.as_bytes()).end())
+    };
+    assert_eq!(texts(&save(&one).docker().unwrap()), ["one"]);
+    let (mut other, mut longer) = (one.clone(), one.clone());
+    *other.last_mut().unwrap() = 1;
+    longer.push(0);
+    for wrong in [other, longer] {
+        let error = save(&wrong).docker().unwrap_err();
+        assert!(matches!(error, Error::Entry { .. }), "{error:?}");
+    }
+}

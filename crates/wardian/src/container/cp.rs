@@ -142,10 +142,13 @@ fn split(path: &str) -> Result<(&str, &str)> {
 
 /// What a path leads to in a container.
 async fn is_directory(client: &Client, handle: &str, path: &str) -> wardian_garden::Result<bool> {
-    let path = format!("{}/", path.trim_end_matches('/'));
-    match client.stream_out(handle, "", &path).await {
+    is_there(client, handle, &format!("{}/", path.trim_end_matches('/'))).await
+}
+
+async fn is_there(client: &Client, handle: &str, path: &str) -> wardian_garden::Result<bool> {
+    match client.stream_out(handle, "", path).await {
         Ok(_) => Ok(true),
-        // It says why, but there is only one reason that counts: it cannot be entered.
+        // It says why, but there is only one reason that counts: it cannot be read.
         Err(error) if error.kind() == Some(wardian_garden::ErrorKind::Other) => Ok(false),
         Err(error) => Err(error),
     }
@@ -168,6 +171,13 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
         ensure!(
             !to.ends_with('/'),
             "there is no directory {to} in {handle}; without the / the copy is called so"
+        );
+        // A tar would replace it.
+        let replaces = source.is_directory()
+            && is_there(client, handle, to).await.map_err(|error| server.explain(error))?;
+        ensure!(
+            !replaces,
+            "{to} is there in {handle} and is no directory: a directory does not take its place"
         );
         let (above, name) = split(to)?;
         (above, PathBuf::from(name))

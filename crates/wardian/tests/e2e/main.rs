@@ -47,6 +47,7 @@ mod named;
 mod namesakes;
 mod narrow;
 mod oci_mode;
+mod odd_archives;
 mod peas;
 mod planted;
 mod player;

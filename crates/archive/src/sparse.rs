@@ -9,16 +9,18 @@
 
 use tar::GnuSparseHeader;
 
+use crate::field::number;
+
 /// Segments of one file. GNU tar has no limit; a map of PAX 1.0 with so many is about 1 MiB of text.
 const MAX_SEGMENTS: usize = 64 << 10;
 
 /// The pieces of a file that are not holes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Sparse {
+pub struct Sparse {
     /// Bytes of the file, holes included.
-    pub(crate) real: u64,
+    pub real: u64,
     /// Offset and length: in order, apart, inside `real`, their lengths together what the archive holds.
-    pub(crate) segments: Vec<(u64, u64)>,
+    pub segments: Vec<(u64, u64)>,
 }
 
 impl Sparse {
@@ -51,10 +53,12 @@ pub(crate) struct OldGnu(pub(crate) Vec<(u64, u64)>);
 
 impl OldGnu {
     pub(crate) fn add(&mut self, headers: &[GnuSparseHeader]) -> Result<(), &'static str> {
-        for header in headers.iter().take_while(|header| !header.is_empty()) {
-            match (header.offset(), header.length()) {
-                (Ok(offset), Ok(length)) if self.0.len() < MAX_SEGMENTS => self.0.push((offset, length)),
-                (Ok(_), Ok(_)) => return Err("a sparse map with too many segments"),
+        let value = |field: &[u8]| u64::try_from(number(field)?).ok();
+        // As GNU tar tells where the map ends.
+        for header in headers.iter().take_while(|header| header.numbytes[0] != 0) {
+            match (value(&header.offset), value(&header.numbytes)) {
+                (Some(offset), Some(length)) if self.0.len() < MAX_SEGMENTS => self.0.push((offset, length)),
+                (Some(_), Some(_)) => return Err("a sparse map with too many segments"),
                 _ => return Err("a sparse map that is no number"),
             }
         }

@@ -1,0 +1,53 @@
+use std::io;
+
+/// Bytes of a name that an error shows.
+const SHOWN: usize = 256;
+
+/// Why a stream could not be read. Names are escaped and cut.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The reader failed.
+    #[error("cannot read the tar stream: {0}")]
+    Read(#[source] io::Error),
+    /// Something is larger than the caller allows.
+    #[error("{what} exceeds the limit of {limit}")]
+    Limit {
+        /// What is too large.
+        what: String,
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// The data ends too early.
+    #[error("{what} is truncated")]
+    Truncated {
+        /// What ends too early.
+        what: String,
+    },
+    /// The stream ends after an entry, without a block of zeros: others may be missing.
+    #[error("tar stream (no end of archive) is truncated")]
+    NoEnd,
+    /// The data is no tar.
+    #[error("{what} is corrupt: {why}")]
+    Corrupt {
+        /// What is corrupt.
+        what: String,
+        /// How this shows.
+        why: String,
+    },
+    /// An entry is well formed, but says what cannot be.
+    #[error("bad entry {path}: {why}")]
+    Entry {
+        /// The name.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A name from outside, fit for a log line.
+#[must_use]
+pub fn show(name: &[u8]) -> String {
+    let cut = name.len().min(SHOWN);
+    let dots = if cut < name.len() { "…" } else { "" };
+    format!("\"{}\"{dots}", name[..cut].escape_ascii())
+}

@@ -1,0 +1,112 @@
+//! Odd but legal tars, unpacked by the helper's code and by GNU tar, without a container. Needs root.
+
+#[path = "../../archive/tests/odd/mod.rs"]
+mod archives;
+
+use self::archives::{archive, compare, scratch, tree, unpack_by_tar};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// In a thread of its own: the working directory and the umask become its own with its mount namespace.
+fn unpack_in(dir: PathBuf, tar: Vec<u8>) -> Result<(), String> {
+    let (read, mut write) = std::io::pipe().unwrap();
+    let feeder = std::thread::spawn(move || drop(write.write_all(&tar)));
+    let unpacker = std::thread::spawn(move || {
+        wardian_sys::namespace::own_mounts().unwrap();
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        std::env::set_current_dir(dir).unwrap();
+        super::unpack(read.into()).map_err(|stop| stop.text)
+    });
+    let done = unpacker.join().unwrap();
+    feeder.join().unwrap();
+    done
+}
+
+/// What differs on purpose is not compared: everything belongs to the user; nothing sets a user or group id, as with
+/// `--no-same-permissions`; devices are refused.
+fn check(seed: u64, into: &Path) {
+    let odd = archive(seed, false);
+    let (ours, theirs) = (into.join("ours"), into.join("theirs"));
+    std::fs::create_dir(&ours).unwrap();
+    std::fs::create_dir(&theirs).unwrap();
+    unpack_in(ours.clone(), odd.tar.clone()).unwrap_or_else(|e| panic!("{e}\n{}", odd.story));
+    unpack_by_tar(&odd.tar, &theirs, &["--no-same-owner", "--no-same-permissions"]);
+    compare(&tree(&ours, &odd, false, 0o777), &tree(&theirs, &odd, false, 0o777), &odd.story);
+}
+
+fn tar_of(entries: &[(tar::EntryType, &str, &str)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (kind, name, link) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_mode(0o755);
+        header.set_size(0);
+        if !link.is_empty() {
+            header.set_link_name_literal(link).unwrap();
+        }
+        tar.append_data(&mut header, name, &b""[..]).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// GNU tar fails in the same places.
+#[test]
+fn nothing_is_unpacked_through_a_link_of_the_archive_that_leads_out() {
+    use tar::EntryType::{Directory, Link, Regular, Symlink};
+    let dir = scratch();
+    let (out, root) = (dir.path().join("out"), dir.path().join("root"));
+    std::fs::create_dir(&out).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(out.join("secret"), "").unwrap();
+    let absolute = out.to_str().unwrap();
+    let into = |entries: &[_]| unpack_in(root.clone(), tar_of(entries));
+    for target in [absolute, "../out", "d/../../out", "x/../.."] {
+        let names =
+            [(Directory, "d", ""), (Symlink, "l", target), (Symlink, "again", "l"), (Link, "hard", "l")];
+        for through in ["l/f", "l/d/f", "again/f", "hard/f", "again/secret"] {
+            for kind in [Regular, Directory, Symlink] {
+                let link = if kind == Symlink { "x" } else { "" };
+                let error = into(&[&names[..], &[(kind, through, link)]].concat()).unwrap_err();
+                assert!(error.contains("leads out of the destination"), "{target} {through}: {error}");
+            }
+        }
+        let error = into(&[&names[..], &[(Link, "h", "l/secret")]].concat()).unwrap_err();
+        assert!(error.contains("leads out of the destination"), "{target}: {error}");
+        // A directory takes a link's place, and what comes later lies in it.
+        into(&[&names[..], &[(Directory, "l", ""), (Regular, "l/f", "")]].concat()).unwrap();
+        assert!(root.join("l/f").is_file());
+        std::fs::remove_dir_all(root.join("l")).unwrap();
+    }
+    // One that leads to a neighbour is followed, and so is one that was there before.
+    into(&[(Directory, "d", ""), (Symlink, "n", "d"), (Regular, "n/f", "")]).unwrap();
+    assert!(root.join("d/f").is_file());
+    std::os::unix::fs::symlink(&out, root.join("before")).unwrap();
+    into(&[(Regular, "before/f", "")]).unwrap();
+    assert!(out.join("f").is_file());
+    let names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert_eq!(std::os::unix::fs::MetadataExt::nlink(&out.join("secret").metadata().unwrap()), 1);
+}
+
+/// GNU tar ends a file where its map ends, and always writes a last segment there; other writers do not, and say how long it is.
+#[test]
+fn a_sparse_file_is_as_long_as_its_header_says() {
+    let dir = scratch();
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_pax_extensions([("GNU.sparse.size", &b"1000000"[..]), ("GNU.sparse.map", b"512,3")]).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(3);
+    tar.append_data(&mut header, "f", &b"abc"[..]).unwrap();
+    unpack_in(dir.path().to_owned(), tar.into_inner().unwrap()).unwrap();
+    let data = std::fs::read(dir.path().join("f")).unwrap();
+    assert_eq!((data.len(), &data[512..515]), (1_000_000, &b"abc"[..]));
+    assert!(data[..512].iter().chain(&data[515..]).all(|byte| *byte == 0));
+}
+
+#[test]
+fn odd_archives_are_what_tar_makes_of_them() {
+    for seed in 0..830 {
+        check(seed, scratch().path());
+    }
+}
