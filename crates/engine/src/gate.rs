@@ -5,12 +5,13 @@
 //! and memory for each, and leave none for those who want to destroy something.
 
 use crate::{Error, Result};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Longer than this nobody waits: clients give up at about that time, and would leave containers that nobody wants.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The gate.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub struct Gate {
     what: &'static str,
     flags: &'static str,
     at_work: usize,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     queue: usize,
     waiting: AtomicUsize,
 }
@@ -33,20 +34,28 @@ impl Gate {
     /// `at_work` of these at a time, and `queue` more wait; the flags let in more.
     pub fn new(what: &'static str, flags: &'static str, at_work: usize, queue: usize) -> Self {
         let at_work = at_work.min(Semaphore::MAX_PERMITS);
-        Self { what, flags, at_work, permits: Semaphore::new(at_work), queue, waiting: AtomicUsize::new(0) }
+        Self {
+            what,
+            flags,
+            at_work,
+            permits: Arc::new(Semaphore::new(at_work)),
+            queue,
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     /// In, if nobody has to wait.
-    pub fn try_enter(&self) -> Option<SemaphorePermit<'_>> {
-        self.permits.try_acquire().ok()
+    pub fn try_enter(&self) -> Option<OwnedSemaphorePermit> {
+        self.permits.clone().try_acquire_owned().ok()
     }
 
     /// In, in the order of arrival. Whoever drops this future is out of the queue.
-    pub async fn enter(&self) -> Result<SemaphorePermit<'_>> {
+    pub async fn enter(&self) -> Result<OwnedSemaphorePermit> {
         self.enter_within(PATIENCE).await
     }
 
-    async fn enter_within(&self, patience: Duration) -> Result<SemaphorePermit<'_>> {
+    /// The same with another patience.
+    pub async fn enter_within(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
         if let Some(permit) = self.try_enter() {
             return Ok(permit);
         }
@@ -55,7 +64,7 @@ impl Gate {
         if before >= self.queue {
             return Err(self.busy(&format!("{before} more wait")));
         }
-        match tokio::time::timeout(patience, self.permits.acquire()).await {
+        match tokio::time::timeout(patience, self.permits.clone().acquire_owned()).await {
             Ok(permit) => permit.map_err(|e| Error::failed(self.what, e)),
             Err(_) => Err(self.busy(&format!("none of them has ended in {} s", patience.as_secs()))),
         }

@@ -34,6 +34,7 @@ pub use events::{Event, Heard, Listener, What};
 pub use grace::Call;
 pub use history::{Kind, Life, Operation, Step};
 pub use ids::IdRanges;
+pub use image::for_client;
 pub use metrics::Metrics;
 pub use output::{Output, Stream, Waits};
 pub use process::{Input, Process};
@@ -139,7 +140,7 @@ struct Shared {
     /// See [`Config::cpu_entitlement_per_share`].
     entitlement_per_share: f64,
     gate: Gate,
-    fetching: Gate,
+    images: image::Gates,
     /// No container goes by itself any more.
     closing: AtomicBool,
     events: Events,
@@ -477,7 +478,6 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     };
     let queued = config.max_queued_creates;
     let gate = Gate::new("creates", "--max-concurrent-creates or --max-queued-creates", creates, queued);
-    let fetching = Gate::new("fetches of images", "--max-queued-creates", image::AT_ONCE, queued);
     Ok(Shared {
         pairs: Pool::new("pairs", READY, move || theirs.make()).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,
@@ -498,7 +498,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         weighing: Mutex::default(),
         history: History::default(),
         gate,
-        fetching,
+        images: image::Gates::new(queued),
         closing: AtomicBool::new(false),
         events: Events::default(),
         sweeper: Arc::default(),

@@ -397,7 +397,7 @@ impl Droplet {
         stop: &Stop<'_>,
     ) -> Result<Unpacked, Error> {
         let what = path.display().to_string();
-        let file = Arc::new(open_tar(path)?);
+        let file = Arc::new(open_tar(path)?.0);
         let now = || {
             let meta = file.metadata();
             meta.map_err(|source| Error::Io { op: "stat", path: what.clone(), source })

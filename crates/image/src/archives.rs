@@ -33,8 +33,10 @@ const MAX_NAMES: usize = 8 << 20;
 const MAX_SHOWN: usize = 8;
 /// Links followed to reach a file. Docker makes one.
 const MAX_LINKS: u32 = 8;
-/// Uncompressed bytes of an archive in which its first name is looked for.
+/// Bytes of an archive, stored and uncompressed, in which its first name is looked for.
 const MAX_BEGIN: u64 = 4 << 20;
+/// Bytes of all headers of one archive with what extends them: an entry may have a MiB of it, which can be a hole of the file.
+const MAX_HEADERS: u64 = 512 << 20;
 /// Read size while headers are looked for, in bytes: mostly data that is skipped lies between them.
 const HEADERS: usize = 8 << 10;
 /// Read size while two entries of one name are compared, in bytes.
@@ -123,7 +125,7 @@ impl Archive {
         let file = plain(path, opening)?;
         let mut members = HashMap::new();
         let (mut count, mut names) = (0, 0);
-        scan(&file.file, path, |entry, start| {
+        scan(&file.file, path, opening, |entry, start| {
             count += 1;
             names += entry.path.len() + entry.link.len();
             let limit =
@@ -159,6 +161,19 @@ impl Archive {
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(Self { file, path: path.to_owned(), members })
+    }
+
+    /// The same archive with these names alone, as far as it has them.
+    pub(crate) fn of(self, names: impl Iterator<Item = String>) -> Self {
+        let has = names.filter_map(|name| Some((clean(b"", name.as_bytes())?, name)));
+        let has = has.filter(|(clean, _)| self.members.contains_key(clean));
+        let member = |name: &str| match self.member(name) {
+            Ok(section) => Member::File { start: section.start, size: section.size() },
+            // That it leads nowhere is told when it is needed.
+            Err(_) => Member::Link(None),
+        };
+        let members = has.map(|(clean, name)| (clean, member(&name))).collect();
+        Self { members, ..self }
     }
 
     /// Whether there is something of that name.
@@ -245,15 +260,19 @@ pub(crate) fn read_json(section: Section, what: &str) -> Result<Vec<u8>, Error> 
 fn scan(
     file: &Arc<File>,
     path: &Path,
+    opening: &Opening<'_>,
     mut visit: impl FnMut(Entry, u64) -> Result<ControlFlow<()>, Error>,
 ) -> Result<(), Error> {
     let what = || path.display().to_string();
     let error = |op, source| Error::Io { op, path: what(), source };
     let size = file.metadata().map_err(|e| error("stat", e))?.len();
     let mut reader = BufReader::with_capacity(HEADERS, Section::new(Arc::clone(file), 0, size));
-    let mut at = 0;
+    let (mut at, mut headers) = (0, 0);
     // An archive without its end marker is accepted: digests cover what is used of it.
     while at < size {
+        if (opening.cancelled)() {
+            return Err(Error::Cancelled { what: what() });
+        }
         // A stream for each entry: its data is passed over by a seek and not by reading.
         let found = Stream::new(&mut reader, u64::MAX).next(false).map_err(|e| match Error::from(e) {
             // The stream knows only its own bytes.
@@ -270,6 +289,11 @@ fn scan(
             });
         }
         let start = reader.stream_position().map_err(|e| error("read", e))?;
+        headers += start - at;
+        if headers > MAX_HEADERS {
+            let what = format!("the size of all headers in {}", what());
+            return Err(Error::Limit { what, limit: MAX_HEADERS });
+        }
         let data = entry.size;
         let past = start.checked_add(data).filter(|past| *past <= size);
         let Some(past) = past else {
@@ -319,23 +343,26 @@ pub(crate) enum Kind {
 /// Looks for an image in a tar file, which may be compressed as a whole; what was made of it for that is read again while it
 /// is held. A damaged file is taken for a root file system: unpacking it tells what is wrong.
 pub(crate) fn kind(path: &Path, opening: &Opening<'_>) -> Result<(Kind, Plain), Error> {
-    let found = open_tar(path)?;
+    let (found, _) = open_tar(path)?;
     let compressed = compression(&found, path)?;
     if compressed.is_some() && !begins_like_image(found.try_clone().map_err(|e| io_error(path, e))?)? {
         return Ok((Kind::RootFs, Plain::from(found)));
     }
     let whole = plain(path, opening)?;
     let file = Arc::clone(&whole.file);
-    let (mut docker, mut index, mut blobs, mut count) = (false, false, false, 0);
-    let looked = scan(&file, path, |entry, start| {
+    let (mut docker, mut index, mut blobs, mut count, mut list) = (false, false, false, 0, false);
+    let looked = scan(&file, path, opening, |entry, start| {
         count += 1;
         let Some(name) = clean(b"", &entry.path) else { return Ok(ControlFlow::Break(())) };
         match &*name {
             // Programs, too, call a file of theirs so; this one is a list of images.
+            // A second one is refused by who opens it, and a thousand would have to be read.
+            b"manifest.json" if list => return Ok(ControlFlow::Break(())),
             b"manifest.json" => {
+                list = true;
                 let section = Section::new(Arc::clone(&file), start, entry.size);
-                let list = read_json(section, "manifest.json").ok();
-                docker = list.is_some_and(|bytes| serde_json::from_slice::<Vec<Item>>(&bytes).is_ok());
+                let items = read_json(section, "manifest.json").ok();
+                docker = items.is_some_and(|bytes| serde_json::from_slice::<Vec<Item>>(&bytes).is_ok());
             }
             b"index.json" => index = true,
             name => blobs |= name == b"blobs" || name.starts_with(b"blobs/"),
@@ -343,7 +370,7 @@ pub(crate) fn kind(path: &Path, opening: &Opening<'_>) -> Result<(Kind, Plain), 
         Ok(if docker || count >= MAX_MEMBERS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     });
     let kind = match looked {
-        Err(e @ Error::Io { .. }) => return Err(e),
+        Err(e @ (Error::Io { .. } | Error::Cancelled { .. })) => return Err(e),
         _ if docker => Kind::Docker,
         Ok(()) if index && blobs => Kind::Oci,
         _ => Kind::RootFs,
@@ -358,7 +385,8 @@ fn io_error(path: &Path, source: io::Error) -> Error {
 /// Whether what is compressed can be an archive of an image: such a one begins with `blobs`, a document, a digest or a layer.
 /// Root file systems do not, so they need not be decompressed for that, or seldom.
 pub(crate) fn begins_like_image(file: File) -> Result<bool, Error> {
-    let mut raw = BufReader::new(Section::from(file));
+    // What is stored may all be skipped by the decoder.
+    let mut raw = BufReader::new(Section::new(Arc::new(file), 0, MAX_BEGIN));
     let compression = raw.fill_buf().ok().and_then(pipeline::Compression::of);
     // A damaged file is told of when it is unpacked.
     let Some(Ok(Some(reader))) = compression.map(|compression| pipeline::decoder(compression, raw)) else {

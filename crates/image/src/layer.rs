@@ -66,7 +66,7 @@ pub(crate) enum Blob {
     },
     /// A directory that is a root file system.
     Tree {
-        path: PathBuf,
+        root: Arc<rootfs::Root>,
         seen: rootfs::Seen,
     },
     App(Arc<Droplet>),
@@ -290,7 +290,7 @@ impl Layer {
                     let path = what.clone();
                     move |source| Error::Io { op, path, source }
                 };
-                let file = crate::source::open_tar(path)?;
+                let (file, _) = crate::source::open_tar(path)?;
                 let file = Arc::new(file);
                 let reader = Section::new(Arc::clone(&file), 0, identity.size);
                 let unchanged = |file: &File| {
@@ -307,14 +307,16 @@ impl Layer {
                 unchanged(&file)?;
                 Ok(counts.with(digests))
             }
-            Blob::Tree { path, seen } => {
-                let what = path.display().to_string();
-                let unchanged = || match rootfs::look(path, limits, Some(into))? {
+            Blob::Tree { root, seen } => {
+                let what = root.shown();
+                let cancelled = || watch.is_cancelled();
+                let _room = rootfs::room(&what, &cancelled)?;
+                let unchanged = || match rootfs::look(root, limits, Some(into), &cancelled)? {
                     now if now == *seen => Ok(()),
                     _ => Err(Error::Changed { path: what.clone() }),
                 };
                 unchanged()?;
-                let (counts, digests) = rootfs::stream(path, |reader| {
+                let (counts, digests) = rootfs::stream(root, |reader| {
                     let (size, digest, only_gzip, budget) = (None, false, false, counted);
                     let (keep_in, whole, stop) = (None, None, &stop);
                     let what = &*what;

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::archives::{Archive, Section, read_json};
 use crate::digest::Digest;
@@ -16,6 +16,7 @@ use crate::layer::Blob;
 use crate::manifest::{Descriptor, ImageConfig, Index, MAX_JSON, Manifest, too_large};
 use crate::plain::Opening;
 use crate::remote::Remote;
+use crate::rootfs::Root;
 use crate::source::Image;
 
 /// Indexes inside indexes; one level is usual.
@@ -34,19 +35,27 @@ enum Files {
     Archive(Archive),
 }
 
+fn blob_of(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.as_hex())
+}
+
 impl Layout {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = openat(CWD, path, flags, Mode::empty()).map_err(|e| Error::Io {
-            op: "open",
-            path: path.display().to_string(),
-            source: e.into(),
-        })?;
-        Ok(Self { files: Files::Dir(dir), path: path.to_owned() })
+        Ok(Self { files: Files::Dir(Root::open(path)?.into()), path: path.to_owned() })
     }
 
     pub(crate) fn in_archive(path: &Path, opening: &Opening<'_>) -> Result<Self, Error> {
         Ok(Self { files: Files::Archive(Archive::open(path, opening)?), path: path.to_owned() })
+    }
+
+    /// What is needed of it when the documents have been read: the names of all else in an archive may be some megabytes.
+    fn of_layers(self, manifest: &Manifest) -> Self {
+        let blobs = || manifest.layers.iter().map(|layer| blob_of(&layer.digest));
+        let files = match self.files {
+            Files::Archive(archive) => Files::Archive(archive.of(blobs())),
+            dir @ Files::Dir(_) => dir,
+        };
+        Self { files, ..self }
     }
 
     fn name(&self, name: &str) -> String {
@@ -73,7 +82,7 @@ impl Layout {
 
     /// The blob `digest`, which must have `size` bytes. Its content is not verified here.
     pub(crate) fn blob(&self, digest: &Digest, size: u64) -> Result<Section, Error> {
-        let section = self.file(&format!("blobs/sha256/{}", digest.as_hex()))?;
+        let section = self.file(&blob_of(digest))?;
         if section.size() != size {
             let (what, actual) = (format!("blob {digest}"), section.size());
             return Err(Error::SizeMismatch { what, expected: size, actual });
@@ -83,7 +92,7 @@ impl Layout {
 
     /// Whether it has the blob, whatever that is like.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
-        let name = format!("blobs/sha256/{}", digest.as_hex());
+        let name = blob_of(digest);
         match &self.files {
             Files::Archive(archive) => archive.has(&name),
             Files::Dir(_) => match self.file(&name) {
@@ -132,7 +141,6 @@ impl Layout {
 
 /// Reads manifest and config of an image in a layout.
 pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result<Image, Error> {
-    let layout = Arc::new(layout);
     let (chosen, names) = layout.select(tag)?;
     let what = format!("manifest {}", chosen.digest);
     let manifest_json = layout.document(&chosen, &what)?;
@@ -141,6 +149,7 @@ pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result
     let config_what = format!("config {}", manifest.config.digest);
     let config_json = layout.document(&manifest.config, &config_what)?;
     let config = ImageConfig::parse(&config_json, &config_what)?;
+    let layout = Arc::new(layout.of_layers(&manifest));
     let layers = manifest.layers(&config, &what, |layer, diff_id| Blob::Oci {
         layout: Arc::clone(&layout),
         digest: layer.digest.clone(),

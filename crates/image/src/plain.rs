@@ -85,7 +85,7 @@ static MADE: Mutex<Vec<(Identity, Weak<File>, Whole)>> = Mutex::new(Vec::new());
 
 /// The file itself, or what it is compressed from.
 pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> {
-    let file = open_tar(path)?;
+    let (file, _) = open_tar(path)?;
     let Some(compression) = compression(&file, path)? else { return Ok(file.into()) };
     let error = |op| {
         let path = path.display().to_string();
@@ -114,7 +114,7 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
         }
     };
     let (file, plain) = decompress(path, &file, before.size, compression, opening)?;
-    if identity_changed(&before, path) {
+    if identity()? != before {
         return Err(Error::Changed { path: path.display().to_string() });
     }
     let (file, whole) = (Arc::new(file), Whole { stored: before.size, plain });
@@ -122,17 +122,22 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
     Ok(Plain { file, whole: Some(whole) })
 }
 
-fn identity_changed(before: &Identity, path: &Path) -> bool {
-    path.metadata().is_ok_and(|meta| Identity::of(&meta) != *before)
+/// Counts what is read, and asks each time whether to go on: a decoder reads much that becomes nothing, as of frames that are
+/// to be skipped or members that are empty.
+struct Counting<'a> {
+    section: Section,
+    stored: &'a AtomicU64,
+    what: &'a str,
+    cancelled: &'a (dyn Fn() -> bool + Sync),
 }
-
-/// Counts what is read.
-struct Counting<'a>(Section, &'a AtomicU64);
 
 impl Read for Counting<'_> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.0.read(buf)?;
-        self.1.fetch_add(n as u64, Ordering::Relaxed);
+        if (self.cancelled)() {
+            return Err(std::io::Error::other(Error::Cancelled { what: self.what.into() }));
+        }
+        let n = self.section.read(buf)?;
+        self.stored.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }
 }
@@ -145,6 +150,11 @@ fn decompress(
     opening: &Opening<'_>,
 ) -> Result<(File, u64), Error> {
     let what = path.display().to_string();
+    // As an image whose layers are all there is in the archive. What is compressed is not larger.
+    let limit = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
+    if size > limit {
+        return Err(Error::image_bytes(format!("the size of {what}"), limit));
+    }
     let io = |op: &'static str| {
         let path = what.clone();
         move |source| Error::Io { op, path, source }
@@ -158,21 +168,22 @@ fn decompress(
     let mut to = File::from(to.map_err(|e| io("make a file for the content of")(e.into()))?);
     let stored = AtomicU64::new(0);
     let section = Section::new(Arc::new(file.try_clone().map_err(io("open"))?), 0, size);
-    let from = BufReader::with_capacity(PIECE, Counting(section, &stored));
+    let counting = Counting { section, stored: &stored, what: &what, cancelled: opening.cancelled };
+    let from = BufReader::with_capacity(PIECE, counting);
     let decoder = decoder(compression, from).map_err(|e| stream_error(&what, e))?;
     let Some(mut decoder) = decoder else { return Err(io("read")(std::io::ErrorKind::Unsupported.into())) };
-    // As an image whose layers are all there is in the archive.
-    let limit = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
     let budget = Arc::<Budget>::default();
     let mut meter = Meter::new(&budget, &opening.limits);
     let (mut piece, mut total, mut counted) = (vec![0; PIECE], 0_u64, 0);
     loop {
         if (opening.cancelled)() {
-            return Err(Error::Cancelled { what });
+            return Err(Error::Cancelled { what: what.clone() });
         }
         let n = match decoder.read(&mut piece) {
             Ok(0) => return Ok((to, total)),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            // A decoder may disguise what its reader said.
+            Err(_) if (opening.cancelled)() => continue,
             other => other.map_err(|e| stream_error(&what, e))?,
         };
         total += n as u64;

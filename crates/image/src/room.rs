@@ -46,6 +46,13 @@ impl Room {
         &ROOM
     }
 
+    /// That of all trees that are looked at or read. Another one, since who reads a tree unpacks it at the same time, and
+    /// must not wait for what itself holds.
+    pub(crate) fn of_trees() -> &'static Self {
+        static ROOM: LazyLock<Room> = LazyLock::new(|| Room::new(wardian_sys::memory::budget(MOST, PART)));
+        &ROOM
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,6 +101,27 @@ impl Room {
 
     pub(crate) fn is_wanted(&self) -> bool {
         !self.lock().waiting.is_empty()
+    }
+}
+
+/// What somebody holds of a room until he has done his work.
+#[derive(Debug)]
+pub(crate) struct Held {
+    room: &'static Room,
+    bytes: usize,
+}
+
+impl Held {
+    /// Waits for so many bytes, or for all there are if the room has fewer; none if `stop` said so first.
+    pub(crate) fn of(room: &'static Room, bytes: usize, stop: &dyn Fn() -> bool) -> Option<Self> {
+        let bytes = room.take(bytes, stop)?;
+        Some(Self { room, bytes })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.room.give(self.bytes);
     }
 }
 

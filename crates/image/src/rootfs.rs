@@ -1,19 +1,28 @@
 //! A directory that is a root file system: it becomes one layer, as a tar of it would.
+//!
+//! The directory may lie in another user's, who can rename what is in that and plant links. So its path is walked once, by
+//! [`wardian_sys::directory::reach`]; what is looked at and what is read is what the descriptor is open on, and below it no
+//! link is followed.
 
 use std::io::{BufWriter, Read, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
+use wardian_sys::directory;
 
 use crate::digest::Digest;
 use crate::error::{Error, show};
 use crate::export;
 use crate::layer::{Blob, Identity, Layer};
+use crate::names::{self, MOST_NAMES, Names};
+use crate::plain::Opening;
+use crate::room::{Held, Room};
 use crate::source::{Config, Image};
 use crate::unpack::Limits;
 use crate::watch::Watch;
@@ -23,6 +32,9 @@ const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLL
 const MAX_WAITS: u32 = 50;
 /// Bytes that are sent at once.
 const PIECE: usize = 256 << 10;
+/// Bytes of memory that to look at a tree or to read it takes at most, besides what an unpack takes: names and, of a tree that
+/// is read, links.
+const FOR_ONE: usize = 2 * MOST_NAMES;
 
 /// What tells one state of a tree from another: the path, and of everything in it name, inode, size, owner, mode and the
 /// times of the last changes, without reading any file.
@@ -35,18 +47,59 @@ pub(crate) struct Seen {
     changed: (i64, i64),
 }
 
-/// Whether somebody can have meant the directory as a root file system. A mistyped path shall not fill the store.
-pub(crate) fn is_one(dir: &Path) -> bool {
-    let has = |names: &[&str]| names.iter().any(|name| dir.join(name).symlink_metadata().is_ok());
-    has(&["bin", "sbin", "usr"]) && has(&["etc", "lib", "dev", "proc"])
+/// A directory that was opened once.
+#[derive(Debug)]
+pub(crate) struct Root {
+    dir: OwnedFd,
+    /// Without links.
+    path: PathBuf,
+}
+
+impl Root {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let error = |source| Error::Io { op: "open", path: path.display().to_string(), source };
+        let (dir, path) = directory::reach_named(path).map_err(|e| error(e.into()))?;
+        Ok(Self { dir, path })
+    }
+
+    pub(crate) fn shown(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Whether somebody can have meant the directory as a root file system. A mistyped path shall not fill the store.
+    pub(crate) fn is_one(&self) -> bool {
+        let has = |names: &[&str]| names.iter().any(|name| self.has(name));
+        has(&["bin", "sbin", "usr"]) && has(&["etc", "lib", "dev", "proc"])
+    }
+
+    /// Whether it is an OCI layout. A root file system may have an `index.json` as well.
+    pub(crate) fn is_layout(&self) -> bool {
+        self.has("oci-layout") || self.has("index.json") && !self.is_one()
+    }
+}
+
+impl From<Root> for OwnedFd {
+    fn from(root: Root) -> Self {
+        root.dir
+    }
+}
+
+/// Waits for memory to look at a tree, or to read it: what both hold does not depend on how many do so.
+pub(crate) fn room(what: &str, cancelled: &dyn Fn() -> bool) -> Result<Held, Error> {
+    Held::of(Room::of_trees(), FOR_ONE, cancelled).ok_or_else(|| Error::Cancelled { what: what.into() })
 }
 
 /// One layer without a config. Its id changes with whatever is in the directory.
-pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Image, Error> {
-    let error = |source| Error::Io { op: "resolve", path: path.display().to_string(), source };
-    let path = path.canonicalize().map_err(error)?;
+pub(crate) fn open(path: &Path, opening: &Opening<'_>) -> Result<Image, Error> {
+    let root = Root::open(path)?;
+    let cancelled = || (opening.cancelled)();
+    let _room = room(&root.shown(), &cancelled)?;
     for _ in 0..MAX_WAITS {
-        let seen = look(&path, limits, None)?;
+        let seen = look(&root, &opening.limits, None, &cancelled)?;
         // A second change within the same tick of the clock would not show.
         if let Some(time) = Identity::settles(seen.changed.0, seen.changed.1) {
             thread::sleep(time);
@@ -55,14 +108,14 @@ pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Image, Error> {
         let chain_id = seen.state.as_hex().to_owned();
         return Ok(Image {
             config: Config::default(),
-            layers: vec![Layer::alone(chain_id.clone(), Blob::Tree { path, seen }, None)],
+            layers: vec![Layer::alone(chain_id.clone(), Blob::Tree { root: Arc::new(root), seen }, None)],
             manifest: None,
             config_json: None,
             id: chain_id,
             names: Vec::new(),
         });
     }
-    Err(Error::Changed { path: path.display().to_string() })
+    Err(Error::Changed { path: root.shown() })
 }
 
 fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
@@ -70,38 +123,43 @@ fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
 }
 
 /// What it is like now. `into`, where it is to be unpacked, must not be in it.
-pub(crate) fn look(path: &Path, limits: &Limits, into: Option<BorrowedFd<'_>>) -> Result<Seen, Error> {
-    let root = open_root(path)?;
-    let name = path.as_os_str().as_encoded_bytes();
-    let stat = fstat(&root).map_err(failed("stat", name))?;
+pub(crate) fn look(
+    root: &Root,
+    limits: &Limits,
+    into: Option<BorrowedFd<'_>>,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Seen, Error> {
+    let name = root.path.as_os_str().as_encoded_bytes();
+    let stat = fstat(&root.dir).map_err(failed("stat", name))?;
     let into = into.map(fstat).transpose().map_err(failed("stat", name))?;
     let mut hasher = Sha256::new();
     hasher.update(b"directory\0");
     hasher.update(name);
     let mut looking = Look {
         limits,
+        cancelled,
         device: stat.st_dev,
         into: into.map(|stat| (stat.st_dev, stat.st_ino)),
         hasher,
         seen: (0, 0),
+        held: 0,
         changed: (0, 0),
         path: name.to_vec(),
     };
-    looking.directory(&root, &stat, 0)?;
+    looking.directory(&root.dir, &stat, 0)?;
     Ok(Seen { state: Digest::finish(looking.hasher), bytes: looking.seen.1, changed: looking.changed })
-}
-
-fn open_root(path: &Path) -> Result<OwnedFd, Error> {
-    openat(CWD, path, DIR, Mode::empty()).map_err(failed("open", path.as_os_str().as_encoded_bytes()))
 }
 
 struct Look<'a> {
     limits: &'a Limits,
+    cancelled: &'a dyn Fn() -> bool,
     device: u64,
     into: Option<(u64, u64)>,
     hasher: Sha256,
     /// Entries and bytes.
     seen: (u64, u64),
+    /// Bytes of names, of the directories that are being looked at.
+    held: usize,
     changed: (i64, i64),
     path: Vec<u8>,
 }
@@ -145,36 +203,36 @@ impl Look<'_> {
             let (what, limit) = (format!("the depth of {}", show(&self.path)), self.limits.max_depth as u64);
             return Err(Error::Limit { what, limit });
         }
-        let mut names = Vec::new();
-        for entry in Dir::read_from(dir).map_err(failed("list", &self.path))? {
-            let name = entry.map_err(failed("list", &self.path))?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
-                names.push(name);
+        let mut names = Names::default();
+        names.list(dir.as_fd(), &self.path, 0, names::most().saturating_sub(self.held))?;
+        names.sort();
+        self.held += names.bytes();
+        for index in 0..names.len() {
+            let (name, _) = names.get(index);
+            if (self.cancelled)() {
+                return Err(Error::Cancelled { what: show(&self.path) });
             }
-        }
-        names.sort_unstable();
-        for name in names {
             let above = self.path.len();
             self.path.push(b'/');
-            self.path.extend_from_slice(&name);
-            let stat = statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat", &self.path))?;
-            self.add(&name, &stat)?;
+            self.path.extend_from_slice(name);
+            let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat", &self.path))?;
+            self.add(name, &stat)?;
             match FileType::from_raw_mode(stat.st_mode) {
                 // What is mounted in it is not of it.
                 FileType::Directory if stat.st_dev == self.device => {
-                    let child =
-                        openat(dir, &*name, DIR, Mode::empty()).map_err(failed("open", &self.path))?;
+                    let child = openat(dir, name, DIR, Mode::empty()).map_err(failed("open", &self.path))?;
                     self.directory(&child, &stat, depth + 1)?;
                 }
                 FileType::Symlink => {
                     let target =
-                        readlinkat(dir, &*name, Vec::new()).map_err(failed("read the link", &self.path))?;
+                        readlinkat(dir, name, Vec::new()).map_err(failed("read the link", &self.path))?;
                     self.hasher.update(target.as_bytes_with_nul());
                 }
                 _ => {}
             }
             self.path.truncate(above);
         }
+        self.held -= names.bytes();
         self.hasher.update([0]);
         Ok(())
     }
@@ -182,12 +240,11 @@ impl Look<'_> {
 
 /// Gives `read` the directory as a tar.
 pub(crate) fn stream<T>(
-    path: &Path,
+    root: &Root,
     read: impl FnOnce(Box<dyn Read + Send>) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let what = path.display().to_string();
+    let what = root.shown();
     let error = |source| Error::Io { op: "read", path: what.clone(), source };
-    let root = open_root(path)?;
     // Not a pipe: whoever writes to one that nobody reads is killed, unless the whole process wants to know.
     let (from, to) = UnixStream::pair().map_err(error)?;
     // Whoever reads counts the bytes, and no longer reads when it is cancelled.
@@ -196,7 +253,7 @@ pub(crate) fn stream<T>(
         let shown = &what;
         let pack = move || {
             let mut to = BufWriter::with_capacity(PIECE, to);
-            export::tree(root.as_fd(), &mut to, shown, watch)?;
+            export::tree(root.dir.as_fd(), &mut to, shown, watch)?;
             to.flush().map_err(|source| Error::Io { op: "read", path: shown.clone(), source })
         };
         let packer = thread::Builder::new().name("layer-pack".into()).spawn_scoped(scope, pack);

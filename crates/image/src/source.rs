@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use wardian_sys::directory;
 
 use crate::archives::{self, split_tag};
 use crate::error::{Error, without_secrets};
@@ -13,7 +13,7 @@ use crate::layer::{Blob, Identity, Layer};
 use crate::oci::{self, Layout};
 use crate::plain::{Opening, Plain, compression};
 use crate::remote::Remote;
-use crate::rootfs;
+use crate::rootfs::{self, Root};
 use crate::unpack::Limits;
 
 /// How often a file is waited for that is changed again and again.
@@ -53,6 +53,18 @@ enum Place {
         file: String,
         name: Option<String>,
     },
+}
+
+/// What it takes to open an image. Whoever lets many ask bounds each of these for itself: what takes long must not stand in the
+/// way of what does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Some documents are read, or the headers of a tar.
+    Short,
+    /// All of a directory is looked at.
+    Tree,
+    /// A compressed file, which may have to be decompressed as a whole: [`Source::is_packed`].
+    Compressed,
 }
 
 /// An opened image: its settings and its layers, whose data is read when they are unpacked.
@@ -184,9 +196,10 @@ impl Source {
         let absolute = std::path::absolute(path).map_err(|e| error("resolve", e))?;
         let file = absolute.to_str().ok_or_else(|| invalid("the path is not UTF-8"))?.to_owned();
         if meta.is_dir() {
-            return Ok(Self::at(if is_layout(path) {
+            let root = Root::open(&absolute)?;
+            return Ok(Self::at(if root.is_layout() {
                 Place::Oci { dir: file, tag: None }
-            } else if rootfs::is_one(path) {
+            } else if root.is_one() {
                 Place::Tree(file)
             } else {
                 return Err(Error::Directory { path: shown });
@@ -217,7 +230,7 @@ impl Source {
     pub fn open_in(&self, remote: &Remote, opening: &Opening<'_>) -> Result<Image, Error> {
         match &self.place {
             Place::Path(path) => Self::detect_in(Path::new(path), opening)?.open_in(remote, opening),
-            Place::Tree(path) => rootfs::open(Path::new(path), &opening.limits),
+            Place::Tree(path) => rootfs::open(Path::new(path), opening),
             Place::Tar(path) => open_bare(Path::new(path)),
             Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref(), remote),
             Place::OciArchive { file, tag } => {
@@ -229,19 +242,31 @@ impl Source {
         }
     }
 
-    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and room.
-    pub fn is_packed(&self) -> bool {
-        let (Place::Path(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. }) =
-            &self.place
-        else {
-            return false;
+    /// What to open it takes, by a look that takes next to nothing.
+    pub fn way(&self) -> Way {
+        let path = match &self.place {
+            Place::Path(path)
+            | Place::OciArchive { file: path, .. }
+            | Place::DockerArchive { file: path, .. } => Path::new(path),
+            Place::Tree(_) => return Way::Tree,
+            Place::Tar(_) | Place::Oci { .. } => return Way::Short,
         };
-        let compressed =
-            |file: &File| compression(file, Path::new(&self.to_uri())).is_ok_and(|c| c.is_some());
-        match open_tar(Path::new(file)) {
-            Ok(file) if compressed(&file) => {
-                !matches!(self.place, Place::Path(_)) || archives::begins_like_image(file).unwrap_or(false)
-            }
+        if path.is_dir() {
+            return if is_layout(path) { Way::Short } else { Way::Tree };
+        }
+        // What it is, and what is wrong with it, is told when it is opened.
+        let compressed = open_tar(path).and_then(|(file, _)| compression(&file, path)).unwrap_or(None);
+        if compressed.is_some() { Way::Compressed } else { Way::Short }
+    }
+
+    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and room. The beginning of a
+    /// compressed file is read for that.
+    pub fn is_packed(&self) -> bool {
+        match &self.place {
+            Place::OciArchive { .. } | Place::DockerArchive { .. } => self.way() == Way::Compressed,
+            Place::Path(path) if self.way() == Way::Compressed => open_tar(Path::new(path))
+                .and_then(|(file, _)| archives::begins_like_image(file))
+                .unwrap_or(false),
             _ => false,
         }
     }
@@ -310,28 +335,26 @@ impl fmt::Display for Source {
     }
 }
 
-/// Whether a directory is an OCI layout. A root file system may have an `index.json` as well.
 fn is_layout(path: &Path) -> bool {
-    path.join("oci-layout").exists() || path.join("index.json").exists() && !rootfs::is_one(path)
+    Root::open(path).is_ok_and(|root| root.is_layout())
 }
 
-/// Opens a tar file; a fifo or a device would make us wait or worse.
-pub(crate) fn open_tar(path: &Path) -> Result<File, Error> {
-    let error = |op, source| Error::Io { op, path: path.display().to_string(), source };
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(openat(CWD, path, flags, Mode::empty()).map_err(|e| error("open", e.into()))?);
-    if !file.metadata().map_err(|e| error("stat", e))?.is_file() {
-        return Err(Error::Corrupt { what: path.display().to_string(), why: "it is no regular file".into() });
-    }
-    Ok(file)
+/// Opens a tar file, and says what its path is without links. Where another user could have put a link, or could move one of
+/// root's, none is followed: it would lead root to files that are not his. A fifo or a device would make us wait or worse.
+pub(crate) fn open_tar(path: &Path) -> Result<(File, PathBuf), Error> {
+    directory::reach_file(path).map_err(|error| match error {
+        directory::Error::Strange { .. } => {
+            Error::Corrupt { what: path.display().to_string(), why: "it is no regular file".into() }
+        }
+        error => Error::Io { op: "open", path: path.display().to_string(), source: error.into() },
+    })
 }
 
 /// A file's path without symlinks, and its state. One that was changed this very moment is waited for: a second change
 /// within the same tick of the clock would not show.
 pub(crate) fn state_of(path: &Path) -> Result<(PathBuf, Identity), Error> {
     let error = |op, source| Error::Io { op, path: path.display().to_string(), source };
-    let path = path.canonicalize().map_err(|e| error("resolve", e))?;
-    let file = open_tar(&path)?;
+    let (file, path) = open_tar(path)?;
     for _ in 0..MAX_WAITS {
         let meta = file.metadata().map_err(|e| error("stat", e))?;
         match Identity::settles_in(&meta) {

@@ -10,6 +10,7 @@ mod hostile;
 mod identity;
 mod image;
 mod kinds;
+mod led;
 mod mirrors;
 mod odd;
 mod ordinary;

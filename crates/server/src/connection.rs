@@ -8,7 +8,7 @@
 use crate::door::Place;
 use crate::host;
 use crate::reply::{Reply, ReplyBody, text};
-use crate::socket::{Arrival, Stream};
+use crate::socket::{Arrival, Look, Stream};
 use crate::{State, attach, handler};
 use bytes::Bytes;
 use http_body_util::Either;
@@ -40,6 +40,8 @@ pub(crate) struct Cut {
     told: Arc<Notify>,
     /// The client is one for whom places, and rooms, are kept.
     pub(crate) local: bool,
+    /// Asks whether it is there.
+    pub(crate) look: Look,
 }
 
 impl Cut {
@@ -152,7 +154,7 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
         Err(_) => return,
     };
     let (take, mut taken) = mpsc::channel::<handler::Taking>(1);
-    let cut = Cut { local: place.is_local(), ..Cut::default() };
+    let cut = Cut { local: place.is_local(), look: stream.look(), ..Cut::default() };
     let service = service_fn(|request: Request<Incoming>| {
         let (state, hosts, cut, take, place) =
             (state.clone(), hosts.clone(), cut.clone(), take.clone(), place.clone());

@@ -6,6 +6,7 @@ use crate::large::Entries;
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
 use crate::room::SMALL;
 use crate::route::{Found, Route, find, query};
+use crate::socket::Look;
 use crate::upload::Upload;
 use crate::{State, attach, convert, large, trace, transfer};
 use bytes::{Bytes, BytesMut};
@@ -13,11 +14,12 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::EXPECT;
 use hyper::{Request, StatusCode};
-use std::future::pending;
+use std::future::{Future, pending};
 use std::io::Write;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{Instrument as _, Span};
 use wardian_engine::{Call, shown};
 use wardian_garden::{wire, write};
@@ -30,6 +32,8 @@ const SPEC_LIMIT: usize = 4 << 20;
 const FEW: usize = 24;
 /// So many are read at a time.
 const MANY: usize = 512;
+/// How often who waits for an answer looks whether its client waits too.
+const LOOK: Duration = Duration::from_millis(250);
 /// Time for a JSON body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -67,15 +71,18 @@ pub(crate) async fn handle(
         Found::Bad => return Ok(text(StatusCode::BAD_REQUEST, "400 Bad Request")),
     };
     let handle = segments.first().map(|handle| shown(handle).into_owned()).unwrap_or_default();
-    // In a task of its own: what has begun is finished, whether or not the client stays.
+    // In a task of its own: what has begun is finished, whether or not the client stays. But for images, which may take long.
     let work = state.working();
     let span = trace::span(request.headers());
+    let look = request.extensions().get::<Cut>().map(|cut| cut.look.clone()).unwrap_or_default();
+    let (_here, stays) = watch::channel(());
     let answer = async move {
         let answer = answer(&state, route, &segments, request).await;
         drop(work);
         answer
     };
-    match tokio::spawn(answer.instrument(span.clone())).await {
+    let answer = tokio::spawn(wardian_engine::for_client(stays, answer.instrument(span.clone())));
+    match looking(&look, answer).await {
         Ok(Ok(Answer::Reply(reply))) => Ok(reply),
         Ok(Ok(Answer::Accepted(accepted, call))) => {
             if take.send(Taking { accepted, call, span }).await.is_ok() {
@@ -88,6 +95,18 @@ pub(crate) async fn handle(
         Err(error) => {
             span.in_scope(|| tracing::error!(handle, ?route, %error, "request panicked"));
             Ok(failure(&Failure::Refused("internal error".into()).body()))
+        }
+    }
+}
+
+/// Waits, and asks again and again whether the client is still there: this future ends with its connection.
+async fn looking<T>(look: &Look, what: impl Future<Output = T>) -> T {
+    let mut what = pin!(what);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut what => return done,
+            () = tokio::time::sleep(LOOK) => look.ask(),
         }
     }
 }

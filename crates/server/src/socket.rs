@@ -11,6 +11,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -133,10 +134,27 @@ impl Written {
     }
 }
 
+/// A question to a connection that is in the hands of HTTP: whether its client is still there. While a request is answered
+/// nobody reads from it, because a client that has said all may close its side.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Look(Arc<AtomicBool>);
+
+impl Look {
+    /// The connection fails when it is next flushed, which HTTP does whenever its task is woken, if its client has gone.
+    pub(crate) fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
 /// What the client of a connection owes, and for how long.
 #[derive(Debug, Default)]
 struct Watch {
     place: Option<Arc<Place>>,
+    look: Look,
     /// It does not take what it is sent.
     owed: Option<Owed>,
     timeout: Option<Pin<Box<Sleep>>>,
@@ -230,6 +248,11 @@ impl Stream {
         hung_up(self)
     }
 
+    /// Has whoever works for a client ask whether that is still there.
+    pub(crate) fn look(&self) -> Look {
+        self.watch.look.clone()
+    }
+
     /// Its two directions. The outgoing one is closed when its half is dropped; that of TLS, when both are.
     pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
         let Self { io, watch } = self;
@@ -263,6 +286,16 @@ impl ReadHalf {
             ReadIo::Unix(half) => hung_up(half.as_ref()),
             ReadIo::Tcp(half) => hung_up(half.as_ref()),
             ReadIo::Tls(shared) => hung_up(lock(shared).get_ref().0),
+        }
+    }
+}
+
+impl WriteHalf {
+    fn hung_up(&self) -> bool {
+        match &self.io {
+            WriteIo::Unix(half) => hung_up(half.as_ref()),
+            WriteIo::Tcp(half) => hung_up(half.as_ref()),
+            WriteIo::Tls(shared, _) => hung_up(lock(shared).get_ref().0),
         }
     }
 }
@@ -342,6 +375,9 @@ macro_rules! writes {
             fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 let this = self.get_mut();
                 this.watch.there()?;
+                if this.watch.look.is_asked() && this.hung_up() {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                }
                 let flushed = match &mut this.io {
                     // The kernel has it already.
                     $kind::Unix(_) | $kind::Tcp(_) => return Poll::Ready(Ok(())),

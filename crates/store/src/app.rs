@@ -19,31 +19,41 @@ impl Inner {
         app: &App,
         progress: &Progress,
     ) -> Result<Image> {
-        let shown = app.to_string();
         for _ in 0..TRIES {
             let below = self.image(base, progress)?;
-            let source = self.app_layer(&below, app, progress.watch())?;
-            let sum = |part: fn(&Layer) -> u64| below.layers.iter().map(|layer| part(layer)).sum();
-            source.count_below(sum(|layer| layer.extent.entries), sum(|layer| layer.extent.bytes));
-            let watch = progress.add(&source);
-            let layer = match self.present(&source.chain_id)? {
-                Some(layer) => {
-                    watch.set(Phase::Present);
-                    layer
-                }
-                None => {
-                    let topmost_first: Vec<_> = below.layers.iter().rev().cloned().collect();
-                    match self.layer(&source, Some(uri), &topmost_first, &watch, progress) {
-                        Err(error) if error.is_baseless() => continue,
-                        layer => layer?,
-                    }
-                }
-            };
-            if let Some(image) = self.with_layer(uri, &below, &shown, layer) {
+            if let Some(image) = self.with_app(uri, &below, app, progress)? {
                 return Ok(image);
             }
         }
-        Err(Error::Collected { uri: shown })
+        Err(Error::Collected { uri: app.to_string() })
+    }
+
+    /// The image `below` with the app on top of it; none if a collection has taken a layer meanwhile.
+    pub(crate) fn with_app(
+        &self,
+        uri: &str,
+        below: &Image,
+        app: &App,
+        progress: &Progress,
+    ) -> Result<Option<Image>> {
+        let source = self.app_layer(below, app, progress.watch())?;
+        let sum = |part: fn(&Layer) -> u64| below.layers.iter().map(|layer| part(layer)).sum();
+        source.count_below(sum(|layer| layer.extent.entries), sum(|layer| layer.extent.bytes));
+        let watch = progress.add(&source);
+        let layer = match self.present(&source.chain_id)? {
+            Some(layer) => {
+                watch.set(Phase::Present);
+                layer
+            }
+            None => {
+                let topmost_first: Vec<_> = below.layers.iter().rev().cloned().collect();
+                match self.layer(&source, Some(uri), &topmost_first, &watch, progress) {
+                    Err(error) if error.is_baseless() => return Ok(None),
+                    layer => layer?,
+                }
+            }
+        };
+        Ok(self.with_layer(uri, below, &app.to_string(), layer))
     }
 
     /// The same, if the app's layer is there and that can be told without asking a server.

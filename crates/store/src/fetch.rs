@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use wardian_image::{App, Identity};
+use wardian_image::{App, Identity, Way};
 
 use crate::layer::{self, Layer, State};
 use crate::progress::{LayerProgress, Phase, Progress};
-use crate::{Error, Image, Inner, Result, image, lock};
+use crate::{Error, Image, Inner, Result, Store, image, lock};
 
 /// Layers of one image that are unpacked side by side, two or three busy threads each. The memory for all is bounded where
 /// they are unpacked.
@@ -38,6 +38,80 @@ enum Address {
     /// The image below, and an app on top of it.
     App(String, Box<App>),
     Source(wardian_image::Source),
+}
+
+/// An image that was opened: its layers are known, and may be in the store or not.
+#[derive(Debug)]
+pub enum Opened {
+    /// All its layers are there.
+    Here(Image),
+    /// Some are not: [`Store::fetch`](crate::Store::fetch).
+    ToFetch(Box<ToFetch>),
+}
+
+/// What was read of an image to know its layers.
+#[derive(Debug)]
+pub struct ToFetch {
+    uri: String,
+    identity: Option<Identity>,
+    image: wardian_image::Image,
+}
+
+impl Opened {
+    /// Bytes of the manifest and the config, as long as this is held.
+    pub fn documents(&self) -> usize {
+        let length = |document: &Option<Vec<u8>>| document.as_ref().map_or(0, Vec::len);
+        match self {
+            Self::Here(_) => 0,
+            Self::ToFetch(opened) => length(&opened.image.manifest) + length(&opened.image.config_json),
+        }
+    }
+}
+
+/// [`Store::image`] in two halves.
+impl Store {
+    /// What it takes to [open](Store::open_image) the image, or the one below an app; none for a name in the store. It takes
+    /// no more than a look.
+    ///
+    /// # Errors
+    /// The address is none.
+    pub fn way(&self, uri: &str) -> Result<Option<Way>> {
+        self.0.way(uri)
+    }
+
+    /// Whether that has to be decompressed as a whole to be opened: the beginning of a compressed file is read.
+    ///
+    /// # Errors
+    /// The address is none.
+    pub fn is_packed(&self, uri: &str) -> Result<bool> {
+        self.0.is_packed(uri)
+    }
+
+    /// The first half of [`Store::image`], for who bounds the halves: reads what is needed to know the layers, of an image
+    /// with an app those of the image below.
+    ///
+    /// # Errors
+    /// As [`Store::image`].
+    pub fn open_image(&self, uri: &str, progress: &Progress) -> Result<Opened> {
+        self.0.open(uri, progress)
+    }
+
+    /// The second half: fetches the layers that are missing.
+    ///
+    /// # Errors
+    /// As [`Store::image`].
+    pub fn fetch(&self, opened: &Opened, progress: &Progress) -> Result<Image> {
+        self.0.fetch_opened(opened, progress)
+    }
+
+    /// The image of an address with an app, if `below` is the image below; `below` itself for any other address. None if a
+    /// collection has taken a layer meanwhile.
+    ///
+    /// # Errors
+    /// As [`Store::image`].
+    pub fn with_app(&self, uri: &str, below: Image, progress: &Progress) -> Result<Option<Image>> {
+        self.0.with_app_of(uri, below, progress)
+    }
 }
 
 impl Inner {
@@ -72,14 +146,70 @@ impl Inner {
                     if let Some(image) = self.cached(uri, identity.as_ref()) {
                         return Ok(image);
                     }
-                    let opened = self.open(uri, &source, &|| progress.is_cancelled())?;
-                    self.fetch(uri, &opened, identity.as_ref(), progress)
+                    let image = self.read(uri, &source, &|| progress.is_cancelled())?;
+                    self.fetch(uri, &image, identity.as_ref(), progress)
                 })
             }
         }
     }
 
-    /// The image if it is there and nobody needs to be asked.
+    /// What it takes to open the image, or the one below an app; none if that is not to be done apart, since the name alone
+    /// says what is meant.
+    pub(crate) fn way(&self, uri: &str) -> Result<Option<Way>> {
+        Ok(match self.address(uri)? {
+            Address::Name => None,
+            Address::App(base, _) => self.way(&base)?,
+            Address::Source(source) => Some(source.way()),
+        })
+    }
+
+    pub(crate) fn is_packed(&self, uri: &str) -> Result<bool> {
+        Ok(match self.address(uri)? {
+            Address::Name => false,
+            Address::App(base, _) => self.is_packed(&base)?,
+            Address::Source(source) => source.is_packed(),
+        })
+    }
+
+    /// Reads what is needed to know the layers of an image, or of the one below an app.
+    pub(crate) fn open(&self, uri: &str, progress: &Progress) -> Result<Opened> {
+        match self.address(uri)? {
+            Address::Name => Ok(Opened::Here(self.image(uri, progress)?)),
+            Address::App(base, _) => self.open(&base, progress),
+            Address::Source(source) => {
+                let identity = source.state();
+                if let Some(image) = self.cached(uri, identity.as_ref()) {
+                    return Ok(Opened::Here(image));
+                }
+                let image = self.read(uri, &source, &|| progress.is_cancelled())?;
+                image.check(&self.limits).map_err(|error| image_error(uri, error))?;
+                self.check_layers(uri, image.layers.len())?;
+                let layers = image.layers.iter().map(|layer| self.present(&layer.chain_id));
+                if let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()?
+                    && let Some(image) = self.remember(uri, &image, layers, identity.as_ref())
+                {
+                    return Ok(Opened::Here(image));
+                }
+                Ok(Opened::ToFetch(Box::new(ToFetch { uri: uri.to_owned(), identity, image })))
+            }
+        }
+    }
+
+    /// The image that was opened, with all its layers in their places.
+    pub(crate) fn fetch_opened(&self, opened: &Opened, progress: &Progress) -> Result<Image> {
+        let ToFetch { uri, identity, image } = match opened {
+            Opened::Here(image) => return Ok(image.clone()),
+            Opened::ToFetch(opened) => &**opened,
+        };
+        // Of a directory the identity says nothing, and it may have changed since another one opened it.
+        let key = format!("{identity:?} {} {uri}", image.id);
+        self.opening.run(&key, &|| progress.is_cancelled(), || match self.cached(uri, identity.as_ref()) {
+            Some(image) => Ok(image),
+            None => self.fetch(uri, image, identity.as_ref(), progress),
+        })
+    }
+
+    /// The image if it is there, nobody needs to be asked and nothing needs to be opened.
     pub(crate) fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
         match self.address(uri)? {
             Address::Name => {
@@ -95,19 +225,20 @@ impl Inner {
                 if let Some(image) = self.cached(uri, identity.as_ref()) {
                     return Ok(Some(image));
                 }
-                if source.is_packed() {
-                    return Ok(None);
-                }
-                let opened = self.open(uri, &source, &|| false)?;
-                self.check_layers(uri, opened.layers.len())?;
-                let layers = opened.layers.iter().map(|layer| self.present(&layer.chain_id));
-                let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()? else { return Ok(None) };
-                Ok(self.remember(uri, &opened, layers, identity.as_ref()))
+                Ok(None)
             }
         }
     }
 
-    fn open(
+    /// The app of the address on top of `below`, if it has one.
+    pub(crate) fn with_app_of(&self, uri: &str, below: Image, progress: &Progress) -> Result<Option<Image>> {
+        match self.address(uri)? {
+            Address::App(_, app) => self.with_app(uri, &below, &app, progress),
+            _ => Ok(Some(below)),
+        }
+    }
+
+    fn read(
         &self,
         uri: &str,
         source: &wardian_image::Source,

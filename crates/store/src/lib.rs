@@ -64,12 +64,13 @@ use wardian_image::{Identity, Remote};
 
 pub use collect::{Collected, Garbage};
 pub use error::{Error, Result};
+pub use fetch::{Opened, ToFetch};
 pub use image::{Documents, Named, Wish};
 pub use measure::Measured;
 pub use progress::{LayerProgress, Phase, Progress};
 pub use record::{Record as RootfsRecord, Used};
 pub use rootfs::Rootfs;
-pub use wardian_image::{Host, Limits, Settings as Fetching};
+pub use wardian_image::{Host, Limits, Settings as Fetching, Way};
 
 pub use usage::{ImageUsage, LayerInfo, RootfsUsage, Usage};
 
@@ -319,8 +320,8 @@ impl Store {
         self.0.image(uri, &Progress::default())
     }
 
-    /// The image, if that can be told without fetching anything and without asking anybody; a file may have to be looked
-    /// at. None: [`Store::image`] may have it all the same.
+    /// The image, if that can be told without fetching anything, without asking anybody and without opening more than a file
+    /// of an app. None: [`Store::image`] may have it all the same.
     ///
     /// # Errors
     /// As [`Store::image`].

@@ -258,8 +258,38 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
 /// # Errors
 /// [`Error::Owner`] or [`Error::Writable`] for a link that others have put on the way, or could have; or the system's.
 pub fn reach(path: &Path) -> Result<OwnedFd> {
+    reach_named(path).map(|(dir, _)| dir)
+}
+
+/// The same, and its path without links.
+///
+/// # Errors
+/// As [`reach`].
+pub fn reach_named(path: &Path) -> Result<(OwnedFd, PathBuf)> {
     let found = resolve(path, None)?;
-    openat(&found.fd, ".", OPEN_DIR, Mode::empty()).map_err(system(found.path))
+    let dir = openat(&found.fd, ".", OPEN_DIR, Mode::empty()).map_err(system(&found.path))?;
+    Ok((dir, found.path))
+}
+
+/// Opens the regular file that a path leads to, whosever it is, by the rule of [`reach`]; gives its path without links, too.
+/// It never waits, and it touches nothing else: to open a device can do something.
+///
+/// # Errors
+/// As [`reach`]; [`Error::Strange`] for what is no regular file.
+pub fn reach_file(path: &Path) -> Result<(File, PathBuf)> {
+    let found = resolve(path, None)?;
+    let file = open_found(&found)?;
+    Ok((file, found.path))
+}
+
+/// The regular file that was found, and not what has its name by now.
+fn open_found(found: &Found) -> Result<File> {
+    if FileType::from_raw_mode(found.stat.st_mode) != FileType::RegularFile {
+        return Err(Error::Strange { path: found.path.clone(), what: "no regular file" });
+    }
+    let through = format!("/proc/self/fd/{}", found.fd.as_raw_fd());
+    let flags = OPEN_FILE.difference(OFlags::NOFOLLOW);
+    rustix::fs::open(through, flags, Mode::empty()).map(File::from).map_err(system(&found.path))
 }
 
 /// Whether others could rename what is root's (or the effective user's) in a directory, and put something else in its place.
@@ -625,14 +655,7 @@ fn open_file(path: &Path) -> Result<(PathBuf, File)> {
     if let Some(doubt) = found.above {
         return Err(doubt.into());
     }
-    if FileType::from_raw_mode(found.stat.st_mode) != FileType::RegularFile {
-        return Err(Error::Strange { path: found.path, what: "no regular file" });
-    }
-    // Not by its name, which could be another file's by now where the directory is such as /tmp.
-    let through = format!("/proc/self/fd/{}", found.fd.as_raw_fd());
-    let flags = OPEN_FILE.difference(OFlags::NOFOLLOW);
-    let fd = rustix::fs::open(through, flags, Mode::empty()).map_err(system(&found.path))?;
-    let file = plain(&found.path, fd)?;
+    let file = plain(&found.path, open_found(&found)?.into())?;
     Ok((found.path, file))
 }
 

@@ -318,18 +318,18 @@ fn tar(
     meter: &mut Meter<'_>,
 ) -> Result<Option<Digest>, Error> {
     let Some(compression) = compression else {
-        let mut tarball = Tarball(Named { inner: out, path: shown });
+        let mut tarball = Tarball::new(Named { inner: out, path: shown });
         walk::layer(layer, &mut tarball, meter)?;
-        tarball.0.put(&END)?;
+        tarball.to.put(&END)?;
         return Ok(None);
     };
     compressed(out, shown, compression, |pieces| {
         let inner = Hashed { out: pieces, hasher: Sha256::new(), bytes: 0 };
-        let mut tarball = Tarball(Named { inner, path: shown });
+        let mut tarball = Tarball::new(Named { inner, path: shown });
         walk::layer(layer, &mut tarball, meter)?;
-        tarball.0.put(&END)?;
-        tarball.0.inner.flush().map_err(|e| failed(shown, e))?;
-        Ok(Some(Digest::finish(tarball.0.inner.hasher)))
+        tarball.to.put(&END)?;
+        tarball.to.inner.flush().map_err(|e| failed(shown, e))?;
+        Ok(Some(Digest::finish(tarball.to.inner.hasher)))
     })
 }
 

@@ -253,10 +253,10 @@ impl Parts<'_> {
     ) -> Result<Option<ExportedImage>, Error> {
         if format == Format::Tar {
             let inner = BufWriter::with_capacity(BUFFER, file);
-            let mut tarball = Tarball(Named { inner, path: shown });
+            let mut tarball = Tarball::new(Named { inner, path: shown });
             walk::merged(self.layers, &mut tarball, meter)?;
-            tarball.0.put(&END)?;
-            tarball.0.inner.flush().map_err(|e| tarball::failed(shown, e))?;
+            tarball.to.put(&END)?;
+            tarball.to.inner.flush().map_err(|e| tarball::failed(shown, e))?;
             return Ok(None);
         }
         let compression = (format != Format::DockerArchive).then_some(self.compression);
@@ -273,12 +273,12 @@ impl Parts<'_> {
     }
 }
 
-/// Writes a directory, on its own file system, as a tar; `shown` is what it is called.
+/// Writes a directory, on its own file system, as a tar in which holes stay holes; `shown` is what it is called.
 pub(crate) fn tree(dir: BorrowedFd<'_>, to: impl Write, shown: &str, watch: &Watch) -> Result<(), Error> {
     let mut meter = Meter::new(watch, shown);
-    let mut tarball = Tarball(Named { inner: to, path: shown });
+    let mut tarball = Tarball::sparse(Named { inner: to, path: shown });
     walk::directory(dir, &mut tarball, &mut meter)?;
-    tarball.0.put(&END)
+    tarball.to.put(&END)
 }
 
 /// What is being written, beside the target. Removed unless committed.

@@ -28,13 +28,26 @@ pub(super) struct Head<'a> {
     pub(super) mtime: Time,
     pub(super) device: (u32, u32),
     pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    /// Bytes of a file with holes, whose data begins with a map of them.
+    pub(super) real: Option<u64>,
 }
 
 impl<'a> Head<'a> {
     /// A file of root's, from 1970: the same whenever and by whomever it is written.
     pub(super) fn plain(kind: EntryType, path: &'a [u8], size: u64, mode: u32) -> Self {
         let (owner, device) = ((0, 0), (0, 0));
-        Self { kind, path, link: b"", size, mode, owner, mtime: Time::default(), device, xattrs: &[] }
+        Self {
+            kind,
+            path,
+            link: b"",
+            size,
+            mode,
+            owner,
+            mtime: Time::default(),
+            device,
+            xattrs: &[],
+            real: None,
+        }
     }
 
     /// A header alone, for a name that is short. A size beyond octal digits is written in GNU's binary form.
@@ -92,6 +105,11 @@ impl<'a> Head<'a> {
         header.set_cksum();
         for (name, value) in self.xattrs {
             record(&mut records, &[b"SCHILY.xattr.", &**name].concat(), value);
+        }
+        if let Some(real) = self.real {
+            record(&mut records, b"GNU.sparse.major", b"1");
+            record(&mut records, b"GNU.sparse.minor", b"0");
+            record(&mut records, b"GNU.sparse.realsize", real.to_string().as_bytes());
         }
         let mut blocks = Vec::new();
         if !records.is_empty() {
@@ -164,12 +182,35 @@ pub(super) fn failed(path: &str, source: io::Error) -> Error {
 }
 
 /// A tree becomes entries; the end is for the caller to write.
-pub(super) struct Tarball<'a, W>(pub(super) Named<'a, W>);
+pub(super) struct Tarball<'a, W> {
+    pub(super) to: Named<'a, W>,
+    /// Whether holes of files stay holes.
+    sparse: bool,
+}
 
-impl<W: Write> Tarball<'_, W> {
+/// The map of a file with holes (GNU tar manual, "PAX Format, Version 1.0"), as long as whole blocks are.
+fn map_of(parts: &[(u64, u64)]) -> Vec<u8> {
+    let mut map = format!("{}\n", parts.len()).into_bytes();
+    for (offset, length) in parts {
+        map.extend_from_slice(format!("{offset}\n{length}\n").as_bytes());
+    }
+    map.extend_from_slice(padding(map.len() as u64));
+    map
+}
+
+impl<'a, W: Write> Tarball<'a, W> {
+    pub(super) fn new(to: Named<'a, W>) -> Self {
+        Self { to, sparse: false }
+    }
+
+    /// For who reads GNU tar's maps of holes, which not everybody does.
+    pub(super) fn sparse(to: Named<'a, W>) -> Self {
+        Self { to, sparse: true }
+    }
+
     fn mark(&mut self, path: &[u8]) -> Result<(), Error> {
         // A whiteout on disk has the time of its unpacking, which would change the digest.
-        self.0.put(&Head::plain(EntryType::Regular, path, 0, 0o600).encode())
+        self.to.put(&Head::plain(EntryType::Regular, path, 0, 0o600).encode())
     }
 }
 
@@ -206,12 +247,21 @@ impl<W: Write> Sink for Tarball<'_, W> {
             }
         }
         head.path = &path;
-        self.0.put(&head.encode())?;
-        if let Content::File(file) = &item.content {
-            item.copy(file, meter, |piece| self.0.put(piece))?;
-            self.0.put(padding(head.size))?;
+        let Content::File(file) = &item.content else { return self.to.put(&head.encode()) };
+        if let Some(parts) = if self.sparse { item.parts(file, meter)? } else { None } {
+            let map = map_of(&parts);
+            head.real = Some(head.size);
+            head.size = map.len() as u64 + parts.iter().map(|(_, length)| length).sum::<u64>();
+            self.to.put(&head.encode())?;
+            self.to.put(&map)?;
+            for part in parts {
+                item.copy_part(file, part, meter, |piece| self.to.put(piece))?;
+            }
+        } else {
+            self.to.put(&head.encode())?;
+            item.copy(file, meter, |piece| self.to.put(piece))?;
         }
-        Ok(())
+        self.to.put(padding(head.size))
     }
 
     fn leave(&mut self) -> Result<(), Error> {

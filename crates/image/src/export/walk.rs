@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, flistxattr, fstat, openat, openat2,
-    readlinkat, statat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat, openat,
+    openat2, readlinkat, seek, statat,
 };
 use rustix::io::Errno;
 
 use crate::error::{Error, show};
+use crate::names::{self, Names};
 use crate::stream::Time;
 use crate::tree::is_whiteout;
 use crate::unpack::Limits;
@@ -21,10 +22,16 @@ use crate::xattr::{self, Fate};
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Directories of parents that stay open. What is beyond is opened again by its path.
 const MAX_OPEN: usize = 128;
-/// Bytes of names kept for hard links whose other names have not come yet.
+/// Bytes of names kept for hard links whose other names have not come yet, where a command of its own writes layers.
 const MAX_LINKED: usize = 256 << 20;
+/// Bytes that such a name takes besides its own: its place in the map.
+const LINKED: usize = 128;
+/// Bytes of all attributes of one file, as of an entry of an archive.
+const MAX_XATTRS: usize = 1 << 20;
 /// The kernel's own limit of a list of attributes and of a value (XATTR_LIST_MAX, XATTR_SIZE_MAX), in bytes.
 const MAX_XATTR: usize = 64 << 10;
+/// Parts between the holes of a file that are told of: a map of so many fits into what an archive may say of each entry.
+const MOST_PARTS: usize = 128;
 /// Bytes of a file that are read at once.
 const PIECE: usize = 256 << 10;
 
@@ -46,6 +53,7 @@ impl<'a> Meter<'a> {
         Self { watch, what, bytes: 0, entries: 0, skipped_xattrs: 0, skipped_sockets: 0, piece }
     }
 
+    /// Fails if it was cancelled.
     pub(super) fn check(&self) -> Result<(), Error> {
         if self.watch.is_cancelled() { Err(Error::Cancelled { what: self.what.into() }) } else { Ok(()) }
     }
@@ -86,11 +94,22 @@ impl Item<'_> {
         &self,
         file: &File,
         meter: &mut Meter<'_>,
+        sink: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.copy_part(file, (0, self.stat.st_size.cast_unsigned()), meter, sink)
+    }
+
+    /// The same of a part: its offset and length.
+    pub(super) fn copy_part(
+        &self,
+        file: &File,
+        (offset, length): (u64, u64),
+        meter: &mut Meter<'_>,
         mut sink: impl FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let (mut at, size) = (0, self.stat.st_size.cast_unsigned());
-        while at < size {
-            let want = meter.piece.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
+        let (mut at, end) = (offset, offset + length);
+        while at < end {
+            let want = meter.piece.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
             let n = match file.read_at(&mut meter.piece[..want], at) {
                 Ok(0) => return Err(Error::Changed { path: show(self.path) }),
                 Ok(n) => n,
@@ -104,6 +123,52 @@ impl Item<'_> {
             meter.check()?;
         }
         Ok(())
+    }
+
+    /// The parts of a file that are not holes (`SEEK_DATA`, lseek(2)), in order: offset and length. None if it has no holes.
+    /// Of more than [`MOST_PARTS`] those are joined that lie close together.
+    pub(super) fn parts(&self, file: &File, meter: &Meter<'_>) -> Result<Option<Vec<(u64, u64)>>, Error> {
+        let size = self.stat.st_size.cast_unsigned();
+        // A block of stat(2) has 512 bytes. What is compressed by its file system may look the same.
+        if self.stat.st_blocks.cast_unsigned().saturating_mul(512) >= size {
+            return Ok(None);
+        }
+        let (mut parts, mut at, mut close) = (Vec::new(), 0, 0);
+        while at < size {
+            meter.check()?;
+            let start = match seek(file, SeekFrom::Data(at)) {
+                Ok(start) if start < size => start,
+                // Nothing but a hole to the end.
+                Ok(_) | Err(Errno::NXIO) => break,
+                // This file system does not say.
+                Err(_) => return Ok(None),
+            };
+            let end = seek(file, SeekFrom::Hole(start)).map_err(self::at("seek in", self.path))?.min(size);
+            if end <= start {
+                return Err(Error::Changed { path: show(self.path) });
+            }
+            add_part(&mut parts, (start, end - start), &mut close);
+            at = end;
+        }
+        Ok(Some(parts))
+    }
+}
+
+/// Adds the next part. When there are too many, those are joined that are less than `close` apart, which grows until half of
+/// them are gone.
+fn add_part(parts: &mut Vec<(u64, u64)>, part: (u64, u64), close: &mut u64) {
+    let join = |parts: &mut Vec<(u64, u64)>, (start, length): (u64, u64), close| match parts.last_mut() {
+        Some((offset, so_far)) if start - (*offset + *so_far) < close => *so_far = start + length - *offset,
+        _ => parts.push((start, length)),
+    };
+    join(parts, part, *close);
+    while parts.len() > MOST_PARTS {
+        *close = (*close * 2).max(64 << 10);
+        let all = std::mem::take(parts);
+        all.into_iter().for_each(|part| join(parts, part, *close));
+        if parts.len() <= MOST_PARTS / 2 {
+            break;
+        }
     }
 }
 
@@ -128,8 +193,10 @@ struct Frame {
     /// The layers that have it, top first, and it in each of them; none while it is closed.
     layers: Vec<usize>,
     dirs: Vec<OwnedFd>,
-    /// The names that are left, and in which of `layers` each is topmost.
-    names: std::vec::IntoIter<(Vec<u8>, usize)>,
+    /// The names, and in which of `layers` each is topmost.
+    names: Names,
+    /// How many have been visited.
+    visited: usize,
     /// Length of the path of the directory above.
     above: usize,
 }
@@ -142,6 +209,8 @@ struct Walk<'a> {
     /// First name, and how many are left, of what has several: by layer, device and inode.
     links: HashMap<(usize, u64, u64), (Vec<u8>, u64)>,
     linked: usize,
+    /// Bytes of the names in `stack`.
+    held: usize,
     limits: Limits,
     /// The file system to stay on, if that matters: of what is mounted below only the mount points are given.
     device: Option<u64>,
@@ -184,6 +253,7 @@ fn walk(
         stack: Vec::new(),
         links: HashMap::new(),
         linked: 0,
+        held: 0,
         limits: Limits::default(),
         device: None,
     };
@@ -194,11 +264,13 @@ fn walk(
     let roots = (0..layers.len()).rev().map(open).collect::<Result<_, _>>().map_err(at("open", b"."))?;
     walk.enter(roots, 0, sink, meter)?;
     while let Some(frame) = walk.stack.last_mut() {
-        if let Some((name, topmost)) = frame.names.next() {
-            walk.visit(&name, topmost, sink, meter)?;
+        if frame.visited < frame.names.len() {
+            frame.visited += 1;
+            walk.visit(sink, meter)?;
         } else {
             sink.leave()?;
             walk.path.truncate(frame.above);
+            walk.held -= frame.names.bytes();
             walk.stack.pop();
         }
     }
@@ -218,7 +290,8 @@ impl Walk<'_> {
             let (what, limit) = ("the depth of a directory".into(), self.limits.max_depth as u64);
             return Err(Error::Limit { what, limit });
         }
-        let (mut layers, mut dirs, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut layers, mut dirs, mut names) = (Vec::new(), Vec::new(), Names::default());
+        let most = if self.device.is_some() { names::most() } else { usize::MAX };
         for (layer, dir) in found {
             let found = attributes(dir.as_fd(), &self.path, false, meter)?;
             if dirs.is_empty() {
@@ -230,37 +303,29 @@ impl Walk<'_> {
                     sink.opaque(&self.path)?;
                 }
             }
-            for entry in Dir::read_from(&dir).map_err(at("list", &self.path))? {
-                let entry = entry.map_err(at("list", &self.path))?;
-                let name = entry.file_name().to_bytes();
-                if name != b"." && name != b".." {
-                    names.push((name.to_vec(), dirs.len()));
-                }
-            }
+            let number = u32::try_from(dirs.len()).unwrap_or(u32::MAX);
+            names.list(dir.as_fd(), &self.path, number, most.saturating_sub(self.held))?;
             layers.push(layer);
             dirs.push(dir);
             if found.opaque {
                 break;
             }
         }
-        names.sort_unstable();
-        names.dedup_by(|next, first| next.0 == first.0);
+        names.sort();
+        self.held += names.bytes();
         if self.stack.iter().map(|frame| frame.dirs.len()).sum::<usize>() > MAX_OPEN {
             self.stack.iter_mut().for_each(|frame| frame.dirs.clear());
         }
-        self.stack.push(Frame { layers, dirs, names: names.into_iter(), above });
+        self.stack.push(Frame { layers, dirs, names, visited: 0, above });
         Ok(())
     }
 
-    fn visit(
-        &mut self,
-        name: &[u8],
-        topmost: usize,
-        sink: &mut impl Sink,
-        meter: &mut Meter<'_>,
-    ) -> Result<(), Error> {
+    /// The name of the topmost directory that is next.
+    fn visit(&mut self, sink: &mut impl Sink, meter: &mut Meter<'_>) -> Result<(), Error> {
         let above = self.path.len();
         let Some(frame) = self.stack.last_mut() else { return Ok(()) };
+        let (name, topmost) = frame.names.get(frame.visited - 1);
+        let topmost = topmost as usize;
         if frame.dirs.is_empty() {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
             let path = if self.path.is_empty() { b"." } else { &*self.path };
@@ -309,13 +374,17 @@ impl Walk<'_> {
                 give(&Item { path: &self.path, stat, xattrs: Vec::new(), content }, sink, meter)?;
                 *left -= 1;
                 if *left == 0 {
-                    self.linked -= first.len();
+                    self.linked -= first.len() + LINKED;
                     self.links.remove(&key);
                 }
             } else {
                 give(&item(&self.path, dir, name, stat, meter)?, sink, meter)?;
-                if stat.st_nlink > 1 {
-                    self.linked += self.path.len();
+                let (needs, alone) = (self.path.len() + LINKED, self.device.is_some());
+                // Of a tree that others made it is not known whether a further name will ever come. If one comes that is
+                // not remembered here, the file is written once more.
+                let kept = !alone || self.linked + needs <= names::most();
+                if stat.st_nlink > 1 && kept {
+                    self.linked += needs;
                     if self.linked > MAX_LINKED {
                         let what = "the length of all names of hard links".into();
                         return Err(Error::Limit { what, limit: MAX_LINKED as u64 });
@@ -387,9 +456,15 @@ fn attributes(
         other => other.map_err(at("list the xattrs of", path))?,
     };
     let list = buf[..n].to_vec();
+    let mut sum = 0;
     for name in list.split(|b| *b == 0).filter(|name| !name.is_empty()) {
         let n = fgetxattr(fd, name, &mut *buf).map_err(at("read an xattr of", path))?;
         let value = &buf[..n];
+        sum += name.len() + n;
+        if sum > MAX_XATTRS {
+            let what = format!("the size of the extended attributes of {}", show(path));
+            return Err(Error::Limit { what, limit: MAX_XATTRS as u64 });
+        }
         // PAX records are text, and their key ends at the first equals sign.
         let writable = !name.contains(&b'=') && std::str::from_utf8(name).is_ok();
         match (name, value) {
@@ -415,4 +490,25 @@ fn attributes(
 
 fn unsupported(what: &str, path: &[u8]) -> Error {
     Error::Unsupported { what: format!("{what} ({})", show(path)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However a file is cut up, its map is short, and every part of it is in the map.
+    #[test]
+    fn many_parts_are_joined() {
+        let (mut parts, mut close) = (Vec::new(), 0);
+        let all: Vec<(u64, u64)> = (0..100_000_u64).map(|n| (n * (64 << 10), 4 << 10)).collect();
+        all.iter().for_each(|part| add_part(&mut parts, *part, &mut close));
+        assert!(parts.len() <= MOST_PARTS);
+        assert!(parts.windows(2).all(|two| two[0].0 + two[0].1 < two[1].0));
+        for (start, length) in all {
+            assert!(parts.iter().any(|(from, long)| *from <= start && start + length <= from + long));
+        }
+        let (mut few, mut close) = (Vec::new(), 0);
+        [(0, 1), (9, 1), (1 << 40, 1)].iter().for_each(|part| add_part(&mut few, *part, &mut close));
+        assert_eq!(few, [(0, 1), (9, 1), (1 << 40, 1)]);
+    }
 }

@@ -155,6 +155,57 @@ pub fn images(dir: &Path) -> Vec<String> {
     ]
 }
 
+/// A directory below `dir` that could be a root file system.
+fn root(dir: &Path, name: &str) -> PathBuf {
+    let root = dir.join(name);
+    for name in ["bin", "etc"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    root
+}
+
+/// The address of a directory with links at long paths, each with another name outside.
+pub fn linked(dir: &Path) -> String {
+    use rustix::fs::{AtFlags, Mode, OFlags, linkat, mkdirat, open, openat};
+    let (root, outside) = (root(dir, "linked"), dir.join("outside"));
+    fs::create_dir(&outside).unwrap();
+    let outside = open(&outside, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    let mut deep = open(&root, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    for _ in 0..15 {
+        let name = "d".repeat(245);
+        mkdirat(&deep, &name, Mode::RWXU).unwrap();
+        deep = openat(&deep, &name, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    for n in 0..60_000 {
+        let name = n.to_string();
+        drop(openat(&outside, &name, OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap());
+        linkat(&outside, &name, &deep, &name, AtFlags::empty()).unwrap();
+    }
+    root.display().to_string()
+}
+
+/// The address of a directory with hundreds of thousands of long names in one directory.
+pub fn names(dir: &Path) -> String {
+    let root = root(dir, "names");
+    fs::write(root.join("etc/f"), "").unwrap();
+    for n in 0..400_000 {
+        fs::hard_link(root.join("etc/f"), root.join("etc").join(format!("{n:0247}"))).unwrap();
+    }
+    root.display().to_string()
+}
+
+/// A file of as many GiB that a decoder of zstd has to skip, and that takes next to nothing on the disk.
+pub fn skipped(path: &Path, gib: u64) {
+    use std::os::unix::fs::FileExt as _;
+    let file = fs::File::create(path).unwrap();
+    // A frame can say that it has one byte less than 4 GiB.
+    let each = (1 << 32) + 7;
+    for n in 0..gib / 4 {
+        file.write_all_at(&[0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff], n * each).unwrap();
+    }
+    file.set_len(gib / 4 * each).unwrap();
+}
+
 /// Requests that are whole, most of them to be refused; to a container `c` with a process `p`.
 pub fn requests() -> Vec<Vec<u8>> {
     let routes = [

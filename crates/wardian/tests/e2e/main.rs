@@ -7,6 +7,7 @@ mod attacks;
 mod bad_input;
 mod bind_targets;
 mod bounded;
+mod brought;
 mod cached;
 mod claims;
 mod cleaned;

@@ -193,6 +193,42 @@ async fn images() {
     server.finish().await;
 }
 
+/// What takes memory while an image is opened: names, and links whose other names lie outside.
+#[tokio::test]
+async fn images_that_are_opened() {
+    let (server, narrow, _client) = start(&[]).await;
+    let dir = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/dev/shm").unwrap();
+    for (name, shown) in [(attacks::linked(dir.path()), None), (attacks::names(dir.path()), Some("names"))] {
+        let image = ImageRef { uri: name, ..Default::default() };
+        let spec = ContainerSpec { handle: "h".into(), image, ..Default::default() };
+        let client = server.client();
+        let created = tokio::time::timeout(Duration::from_secs(240), client.create(&spec)).await;
+        match (created.expect("it takes for ever"), shown) {
+            (Ok(handle), None) => client.destroy(&handle).await.unwrap(),
+            (Err(error), Some(shown)) => assert!(error.to_string().contains(shown), "{error}"),
+            (made, _) => panic!("{made:?}"),
+        }
+        lives(&server, &narrow, "a directory").await;
+    }
+    let members: Vec<String> = (0..65_000).map(|n| format!("{n:05}-{}", "m".repeat(90))).collect();
+    let members: Vec<(&str, &[u8])> = members.iter().map(|name| (name.as_str(), &[][..])).collect();
+    let archive = dir.path().join("many.tar");
+    std::fs::write(&archive, crate::support::tar_of(&members)).unwrap();
+    let mut creates = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let (client, scheme) = (server.client(), if n % 2 == 0 { "docker-archive" } else { "oci-archive" });
+        let uri = format!("{scheme}://{}:x{n}", archive.display());
+        creates.spawn(async move {
+            let image = ImageRef { uri, ..Default::default() };
+            drop(client.create(&ContainerSpec { image, ..Default::default() }).await);
+        });
+    }
+    let all = async { while creates.join_next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(240), all).await.expect("they take for ever");
+    lives(&server, &narrow, "forty archives with many names").await;
+    server.finish().await;
+}
+
 #[tokio::test]
 async fn output_of_containers() {
     let (server, narrow, client) = start(&[]).await;

@@ -1,0 +1,109 @@
+//! How images are brought in: whose files root is led to, and what becomes of it when nobody waits any more.
+
+use crate::attacks;
+use crate::cli::{Alone, saved};
+use crate::hostile_images::create;
+use crate::support::{Server, signal, tar_of};
+use rustix::process::Signal;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+const NOBODY: u32 = 65534;
+/// Longer than anything honest takes here, and a small part of what the attacks would take if they were let.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A user of the host links his directory to root's.
+#[test]
+fn a_users_link_leads_root_to_no_image() {
+    let alone = Alone::new();
+    let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+    fs::set_permissions(base.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let (theirs, secret) = (base.path().join("theirs"), base.path().join("secret"));
+    fs::create_dir(&theirs).unwrap();
+    for name in ["root/bin", "root/etc"] {
+        fs::create_dir_all(secret.join(name)).unwrap();
+    }
+    fs::write(secret.join("root/etc/secret"), "SECRET").unwrap();
+    fs::write(secret.join("a.tar"), tar_of(&[("etc/secret", b"SECRET")])).unwrap();
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o700)).unwrap();
+    symlink(&secret, theirs.join("q")).unwrap();
+    chown(&theirs, Some(NOBODY), Some(NOBODY)).unwrap();
+    lchown(theirs.join("q"), Some(NOBODY), Some(NOBODY)).unwrap();
+    for name in ["q/root", "q/a.tar"] {
+        let path = theirs.join(name).display().to_string();
+        for command in [&["image", "import", &path, "-t", "led"][..], &["image", "prefetch", &path]] {
+            let text = alone.place.fail(command);
+            assert!(text.contains("belongs to user 65534"), "{command:?}: {text}");
+        }
+    }
+    assert!(alone.place.names("layers").is_empty());
+    alone.finish();
+}
+
+/// A request for a container of this image, whose client waits.
+fn ask(server: &Server, uri: &str) -> UnixStream {
+    let body = format!("{{\"image\":{{\"uri\":\"{uri}\"}}}}");
+    let length = body.len();
+    let mut stream = server.connect();
+    let head = format!("POST /containers HTTP/1.1\r\nHost: api\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    stream
+}
+
+/// Archives that take minutes to decompress and are none in the end hold up nobody who wants something else, and their turn
+/// is over when their clients have gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_waits_for_is_given_up() {
+    let mut server = Server::start().await;
+    let frames = server.base().join("frames");
+    attacks::skipped(&frames, 120);
+    let plain = server.image_with("plain.tar", "plain");
+    let honest = server.base().join("honest.tar.gz");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&saved(Some("it"), &[&tar_of(&[("bin/x", b"x")])])).unwrap();
+    fs::write(&honest, gzip.finish().unwrap()).unwrap();
+    let asked: Vec<_> =
+        (0..80).map(|n| ask(&server, &format!("docker-archive://{}:n{n}", frames.display()))).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let client = server.client();
+    let made = tokio::time::timeout(SOON, create(&client, "plain", &plain)).await;
+    made.expect("those that decompress hold up those that do not").unwrap();
+    drop(asked);
+    let made = tokio::time::timeout(SOON, create(&client, "honest", honest.to_str().unwrap())).await;
+    made.expect("what nobody waits for goes on").unwrap();
+    for handle in ["plain", "honest"] {
+        client.destroy(handle).await.unwrap();
+    }
+    // Nor does it hold up the end of the server, even if its client waits.
+    let _asked = ask(&server, &format!("docker-archive://{}", frames.display()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::timeout(SOON, server.terminate()).await.expect("the server does not end");
+    server.restart().await;
+    server.finish().await;
+}
+
+/// The same of a command.
+#[test]
+fn an_import_that_is_interrupted_ends() {
+    let alone = Alone::new();
+    let frames = alone.write("frames", b"");
+    attacks::skipped(frames.as_ref(), 120);
+    for source in [format!("docker-archive://{frames}"), frames.clone()] {
+        let mut import = alone.place.spawn(&["image", "import", "-t", "x", &source]);
+        std::thread::sleep(Duration::from_secs(1));
+        signal(import.id(), Signal::INT);
+        let begin = Instant::now();
+        while import.try_wait().unwrap().is_none() {
+            if begin.elapsed() > SOON {
+                import.kill().unwrap();
+                import.wait().unwrap();
+                panic!("it does not end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    alone.finish();
+}
