@@ -37,6 +37,7 @@ mod isolation;
 mod judged;
 mod keepers;
 mod kinds;
+mod leftovers;
 mod lifecycle;
 mod load;
 mod log;
