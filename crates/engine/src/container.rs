@@ -9,11 +9,12 @@
 use crate::events::{Events, What};
 use crate::grace::Clock;
 use crate::ids::Lease;
+use crate::leftover;
 use crate::metrics::Pea;
-use crate::process::Process;
+use crate::process::{Over, Process};
 use crate::record::{Phase, Record};
 use crate::{Error, Result, Shared};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wardian_runtime::client::Keeper;
 use wardian_runtime::stats::Files;
@@ -46,15 +47,96 @@ struct Inner {
     /// The keeper's pid (a thread of it stands in the container's cgroups), and the version of its protocol.
     keeper_pid: Option<i32>,
     keeper_version: u32,
-    processes: BTreeMap<String, Process>,
+    processes: BTreeMap<Arc<str>, Known>,
     /// Ids of those that have ended, oldest first.
-    ended: VecDeque<String>,
+    ended: VecDeque<Arc<str>>,
+    /// Those of them that are more than a status yet.
+    whole: VecDeque<Arc<str>>,
+    /// Those of them that may still print, the first to end first.
+    open: VecDeque<Process>,
     /// The living peas by process id.
     peas: BTreeMap<String, Pea>,
     broken: Option<String>,
     destroying: bool,
-    /// Processes whose start was told to listeners, and whether their end was.
-    told: BTreeMap<String, bool>,
+    /// Processes whose start was told to listeners, and whose end was not.
+    untold: BTreeSet<String>,
+}
+
+/// What is known of a process.
+#[derive(Debug)]
+enum Known {
+    Whole(Process),
+    Over(Over),
+}
+
+impl Known {
+    fn whole(&self) -> Option<&Process> {
+        match self {
+            Self::Whole(process) => Some(process),
+            Self::Over(_) => None,
+        }
+    }
+}
+
+/// Of those that have ended so many are looked at whenever one ends, whether their status is all that is left.
+const LOOKED_AT: usize = 4;
+
+impl Inner {
+    fn all_whole(&self) -> impl Iterator<Item = &Process> {
+        self.processes.values().filter_map(Known::whole)
+    }
+
+    /// What has ended is kept as its status, as soon as nobody could get more: there may be a thousand in each container.
+    fn shrink(&mut self) {
+        for _ in 0..LOOKED_AT.min(self.whole.len()) {
+            let Some(id) = self.whole.pop_front() else { return };
+            let Some(known) = self.processes.get_mut(&id) else { continue };
+            match known.whole().and_then(Process::is_over) {
+                Some(over) => *known = Known::Over(over),
+                None => self.whole.push_back(id),
+            }
+        }
+    }
+
+    /// Only the newest of those that have ended are remembered.
+    fn forget(&mut self) {
+        while self.ended.len() > ENDED_KEPT
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            if let Some(Known::Whole(process)) = self.processes.remove(&oldest) {
+                // Nothing would end it any more.
+                process.cut();
+            }
+        }
+    }
+
+    /// Outputs that outlive their programs are bounded: above that the oldest are over with what is there, and first those
+    /// that nobody reads.
+    fn cut_open(&mut self, handle: &str) {
+        self.open.retain(Process::is_open);
+        let [most, most_unread] = leftover::allowed();
+        let unread = self.open.iter().filter(|process| !process.has_readers()).count();
+        let mut excess = [self.open.len().saturating_sub(most), unread.saturating_sub(most_unread)];
+        if excess == [0; 2] {
+            return;
+        }
+        for unread_only in [true, false] {
+            self.open.retain(|process| {
+                let unread = !process.has_readers();
+                let goes = if unread_only { unread && excess[1] > 0 } else { excess[0] > 0 };
+                if goes {
+                    excess = [excess[0].saturating_sub(1), excess[1].saturating_sub(usize::from(unread))];
+                    tracing::warn!(
+                        handle,
+                        process = process.id(),
+                        "process.output-closed: too many are left open"
+                    );
+                    process.cut();
+                }
+                !goes
+            });
+        }
+    }
 }
 
 impl Container {
@@ -69,10 +151,12 @@ impl Container {
             keeper_version: 0,
             processes: BTreeMap::new(),
             ended: VecDeque::new(),
+            whole: VecDeque::new(),
+            open: VecDeque::new(),
             peas: BTreeMap::new(),
             broken: None,
             destroying: false,
-            told: BTreeMap::new(),
+            untold: BTreeSet::new(),
         };
         Self {
             id,
@@ -134,7 +218,7 @@ impl Container {
             tracing::error!(handle = self.handle, id = self.id, reason, "container.broken");
             inner.broken = Some(reason.to_owned());
         }
-        for process in inner.processes.values() {
+        for process in inner.all_whole() {
             process.ended(137);
             process.cut();
             // Whoever ends the container cleans up after its peas.
@@ -151,7 +235,9 @@ impl Container {
         if !known {
             events.tell(&self.handle, &self.id, What::ProcessStart { process: id.clone() });
         }
-        inner.told.insert(id.clone(), known && process.status().is_some());
+        if !known || process.status().is_none() {
+            inner.untold.insert(id.clone());
+        }
         self.tell_end_of(&mut inner, events, &id);
     }
 
@@ -163,18 +249,21 @@ impl Container {
     /// The same for all that have ended with the container.
     pub fn tell_ends(&self, events: &Events) {
         let mut inner = self.lock();
-        let open: Vec<String> =
-            inner.told.iter().filter(|(_, told)| !**told).map(|(id, _)| id.clone()).collect();
+        let open: Vec<String> = inner.untold.iter().cloned().collect();
         for id in open {
             self.tell_end_of(&mut inner, events, &id);
         }
     }
 
     fn tell_end_of(&self, inner: &mut Inner, events: &Events, id: &str) {
-        let status = inner.processes.get(id).and_then(Process::status);
+        let status = inner.processes.get(id).and_then(|known| match known {
+            Known::Whole(process) => process.status(),
+            Known::Over(over) => Some(over.status),
+        });
         // A start that was not told yet is told together with its end.
-        if let (Some(status), Some(told @ false)) = (status, inner.told.get_mut(id)) {
-            *told = true;
+        if let Some(status) = status
+            && inner.untold.remove(id)
+        {
             events.tell(&self.handle, &self.id, What::ProcessExit { process: id.to_owned(), status });
         }
     }
@@ -276,38 +365,53 @@ impl Container {
         if inner.processes.contains_key(process.id()) {
             return Err(Error::ProcessInUse(process.id().to_owned()));
         }
-        inner.processes.insert(process.id().to_owned(), process.clone());
+        inner.processes.insert(process.id().into(), Known::Whole(process.clone()));
         Ok(())
     }
 
     /// A process has ended. Of those only the newest are remembered.
     pub fn process_ended(&self, id: &str, status: i32) -> Option<Process> {
         let mut inner = self.lock();
-        let process = inner.processes.get(id).cloned()?;
+        let (id, known) = inner.processes.get_key_value(id)?;
+        let (id, process) = (id.clone(), known.whole()?.clone());
         process.ended(status);
-        inner.ended.push_back(id.to_owned());
-        if inner.ended.len() > ENDED_KEPT
-            && let Some(oldest) = inner.ended.pop_front()
-        {
-            inner.processes.remove(&oldest);
-            inner.told.remove(&oldest);
-        }
+        inner.ended.push_back(id.clone());
+        inner.whole.push_back(id);
+        inner.open.push_back(process.clone());
+        inner.cut_open(&self.handle);
+        inner.shrink();
+        inner.forget();
         Some(process)
     }
 
     /// Everything in it was killed: what ended processes have started prints nothing more.
     pub fn cut_outputs(&self) {
-        self.lock().processes.values().filter(|process| process.status().is_some()).for_each(Process::cut);
+        self.lock().all_whole().filter(|process| process.status().is_some()).for_each(Process::cut);
+    }
+
+    /// After a start of the server: what its processes print must not wait for somebody who asks for it.
+    pub fn read_ahead(&self) {
+        self.lock().all_whole().filter(|process| process.status().is_none()).for_each(Process::read_ahead);
     }
 
     /// It never started.
     pub fn remove_process(&self, id: &str) {
-        self.lock().processes.remove(id);
+        let mut inner = self.lock();
+        inner.processes.remove(id);
+        inner.open.retain(|process| process.id() != id);
     }
 
     /// A process by id.
     pub fn process(&self, id: &str) -> Result<Process> {
-        self.lock().processes.get(id).cloned().ok_or_else(|| Error::UnknownProcess(id.to_owned()))
+        let inner = self.lock();
+        let process = match inner.processes.get(id) {
+            Some(Known::Whole(process)) => Some(process.clone()),
+            Some(Known::Over(over)) => {
+                inner.keeper.clone().map(|keeper| Process::over(id.to_owned(), keeper, *over))
+            }
+            None => None,
+        };
+        process.ok_or_else(|| Error::UnknownProcess(id.to_owned()))
     }
 
     /// A pea lives.

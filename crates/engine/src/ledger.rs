@@ -20,6 +20,9 @@ const UNREAD: Duration = Duration::from_secs(1);
 /// After no such queue was found it is looked for again so much later: there may be thousands.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The dropped queues among so few are not worth a look.
+const MANY: usize = 16;
+
 /// A number of bytes, and which part (1: all, 2: half) of what is free of them one queue may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
@@ -35,12 +38,16 @@ pub trait Entry {
     fn empty(&self) -> u64;
 }
 
+/// Queues, and of how many the dropped ones are forgotten.
+#[derive(Debug)]
+struct Queues<Q>(Vec<Weak<Q>>, usize);
+
 /// The bytes that some queues hold.
 #[derive(Debug)]
 pub struct Ledger<Q> {
     budget: Budget,
     held: AtomicUsize,
-    queues: Mutex<Vec<Weak<Q>>>,
+    queues: Mutex<Queues<Q>>,
     /// Not to be looked through before.
     look: Mutex<Option<Instant>>,
 }
@@ -52,17 +59,24 @@ impl<Q: Entry> Ledger<Q> {
     pub fn new(mut budget: Budget) -> Self {
         let of = 8 * SERVER.bytes / budget.bytes;
         budget.bytes = wardian_sys::memory::budget(budget.bytes, of);
-        Self { budget, held: AtomicUsize::new(0), queues: Mutex::default(), look: Mutex::default() }
+        Self {
+            budget,
+            held: AtomicUsize::new(0),
+            queues: Queues(Vec::new(), 0).into(),
+            look: Mutex::default(),
+        }
     }
 
     /// A queue begins. It is forgotten when it is dropped.
     pub fn enter(&self, queue: &Arc<Q>) {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        if queues.len() == queues.capacity() {
-            // It doubles if they all live.
-            queues.retain(|queue| queue.strong_count() > 0);
+        let Queues(all, bound) = &mut *queues;
+        if all.len() >= *bound {
+            // Each of them holds memory. It doubles if they all live.
+            all.retain(|queue| queue.strong_count() > 0);
+            *bound = (2 * all.len()).max(MANY);
         }
-        queues.push(Arc::downgrade(queue));
+        all.push(Arc::downgrade(queue));
     }
 
     /// So many bytes more are held.
@@ -86,6 +100,12 @@ impl<Q: Entry> Ledger<Q> {
         self.budget.bytes.saturating_sub(self.held.load(Ordering::Relaxed)) / self.budget.part
     }
 
+    /// The same for one that may use only the first half of the budget.
+    pub fn half_share(&self) -> usize {
+        let half = self.budget.bytes / 2;
+        half.saturating_sub(self.held.load(Ordering::Relaxed)) / self.budget.part
+    }
+
     /// Empty the queue that nobody has read for the longest time. `false`: all are being read.
     pub fn relieve(&self) -> bool {
         let now = Instant::now();
@@ -98,7 +118,7 @@ impl<Q: Entry> Ledger<Q> {
         }
         let queues: Vec<Arc<Q>> = {
             let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-            queues.iter().filter_map(Weak::upgrade).collect()
+            queues.0.iter().filter_map(Weak::upgrade).collect()
         };
         let unread = |queue: &Arc<Q>| {
             queue.unread_since().filter(|since| now.saturating_duration_since(*since) >= UNREAD)

@@ -8,17 +8,15 @@
 //! What waits in queues is bounded for each process and for the server as a whole: see [`crate::ledger`].
 
 use crate::ledger::{self, Entry, Ledger};
+use crate::leftover::Leftover;
+use crate::pump::trim_soon;
 use bytes::Bytes;
 use std::collections::VecDeque;
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::unix::pipe;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
-use wardian_sys::heap;
 
 /// Bytes that wait for a reader at most: guardian queues 4000 pieces of up to 32 KiB before it drops one, and nobody shall
 /// lose sooner here.
@@ -33,16 +31,14 @@ const PIECE: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// … each time anew after the reader has taken this much: slower than that is too slow.
 const TAKEN: usize = 4 << 20;
-/// Read at once.
-const CHUNK: usize = 128 << 10;
+/// Read at once …
+pub const CHUNK: usize = 128 << 10;
+/// … and this much when memory is so short that even a queue's first piece must be small: there may be a thousand of them.
+pub const SMALL: usize = 8 << 10;
 /// A queue whose share of the memory is smaller cannot keep up any more: others that nobody reads are emptied for it.
 const TIGHT: usize = 2 * CHUNK;
 /// A queue that has held so much is a flood.
 const MUCH: u64 = 1 << 20;
-/// After a flood memory is given back so much later.
-const SOON: Duration = Duration::from_secs(1);
-/// What the pipe of a process that prints much is made to hold.
-const PIPE: usize = 1 << 20;
 
 /// Standard output and error from the moment of subscription on.
 #[derive(Debug)]
@@ -58,6 +54,11 @@ impl Output {
     pub fn close(&self) {
         self.stdout.close();
         self.stderr.close();
+    }
+
+    /// Whether nothing waits any more.
+    pub fn is_taken(&self) -> bool {
+        self.stdout.is_empty() && self.stderr.is_empty()
     }
 
     /// Bytes that were lost because nobody took them in time.
@@ -121,6 +122,10 @@ impl Stream {
         self.0.lock().lost += bytes as u64;
     }
 
+    fn is_empty(&self) -> bool {
+        self.0.lock().held == 0
+    }
+
     fn lost(&self) -> u64 {
         self.0.lock().lost
     }
@@ -135,8 +140,9 @@ impl Drop for Stream {
     }
 }
 
+/// What waits for one reader of one stream.
 #[derive(Debug)]
-struct Queue {
+pub struct Queue {
     state: Mutex<State>,
     ready: Notify,
     /// Told of every piece that is taken. Whoever reads the process waits there for all its readers.
@@ -182,6 +188,15 @@ impl State {
     }
 }
 
+/// What has become of a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pushed {
+    Taken,
+    Lost,
+    /// Nothing yet: the queue's reader is to be waited for.
+    Full,
+}
+
 fn cost(piece: &Bytes) -> usize {
     piece.len().max(PIECE)
 }
@@ -206,15 +221,30 @@ impl Queue {
         self.ledgers.iter().map(|ledger| ledger.share()).min().unwrap_or(0)
     }
 
-    /// Append a piece, or lose it. `false`: its reader is to be waited for.
-    fn push(&self, piece: &Bytes) -> bool {
+    /// What one that is waited for may hold, in bytes: no more than half of the memory goes to those. What they do not hold is
+    /// held by the pipe, so they need little, and are never emptied for others.
+    fn patient_share(&self) -> usize {
+        self.ledgers.iter().map(|ledger| ledger.half_share()).min().unwrap_or(0)
+    }
+
+    /// How much may be read for it now, a power of two; `None`: nothing, before something is taken from it.
+    fn wanted(&self) -> Option<usize> {
+        let state = self.lock();
+        let share = if state.patient { self.patient_share() } else { self.share() };
+        let piece = 1 << (share / 4).clamp(SMALL, CHUNK).ilog2();
+        let fits = state.held == 0 || state.held + piece <= state.limit.min(share);
+        (fits || !state.patient || state.ended).then_some(piece)
+    }
+
+    /// Append a piece, or lose it.
+    fn push(&self, piece: &Bytes) -> Pushed {
         let cost = cost(piece);
         loop {
             let mut state = self.lock();
             if state.ended {
-                return true;
+                return Pushed::Lost;
             }
-            let share = self.share();
+            let share = if state.patient { self.patient_share() } else { self.share() };
             // One piece finds its way through an empty queue however little memory there is: the process has it anyway.
             let first = state.held == 0 && !state.slow;
             if first || state.held + cost <= state.limit.min(share) {
@@ -226,16 +256,16 @@ impl Queue {
                 self.ledgers.iter().for_each(|ledger| ledger.hold(cost));
                 drop(state);
                 self.ready.notify_one();
-                return true;
+                return Pushed::Taken;
             }
             if state.slow {
                 state.lost += piece.len() as u64;
-                return true;
+                return Pushed::Lost;
             }
             drop(state);
             let tight = |ledger: &&Arc<Ledger<Self>>| ledger.share() < TIGHT;
             if !self.ledgers.iter().filter(tight).any(|ledger| ledger.relieve()) {
-                return false;
+                return Pushed::Full;
             }
         }
     }
@@ -286,9 +316,16 @@ impl Drop for Queue {
     }
 }
 
-/// Give a piece to all readers; waits for those that keep taking, for all of them at the same time.
-async fn deliver(readers: &[Arc<Queue>], room: &Notify, piece: &Bytes) {
-    let mut waiting: Vec<&Arc<Queue>> = readers.iter().filter(|reader| !reader.push(piece)).collect();
+/// Give a piece to all readers; waits for those that keep taking, for all of them at the same time. Whether anybody has got
+/// it.
+pub async fn deliver(readers: &[Arc<Queue>], room: &Notify, piece: &Bytes) -> bool {
+    let mut taken = false;
+    let mut waits = |reader: &Queue| {
+        let pushed = reader.push(piece);
+        taken |= pushed == Pushed::Taken;
+        pushed == Pushed::Full
+    };
+    let mut waiting: Vec<&Arc<Queue>> = readers.iter().filter(|reader| waits(reader)).collect();
     while !waiting.is_empty() {
         let begin = Instant::now();
         match waiting.iter().filter_map(|reader| reader.patience()).min() {
@@ -298,9 +335,10 @@ async fn deliver(readers: &[Arc<Queue>], room: &Notify, piece: &Bytes) {
         let time = begin.elapsed();
         waiting.retain(|reader| {
             reader.waited(time);
-            !reader.push(piece)
+            waits(reader)
         });
     }
+    taken
 }
 
 /// Where a process's output goes.
@@ -315,6 +353,8 @@ pub struct Outputs {
     over: bool,
     /// Nobody is waited for any more.
     cut: bool,
+    /// The program has ended, and this has not.
+    pub leftover: Option<Leftover>,
     ledgers: [Arc<Ledger<Queue>>; 2],
 }
 
@@ -337,6 +377,7 @@ impl Outputs {
             backlog: Default::default(),
             over: false,
             cut: false,
+            leftover: None,
             ledgers: [Arc::new(Ledger::new(ledger::PROCESS)), server],
         }
     }
@@ -376,6 +417,8 @@ impl Outputs {
             (state.patient, state.slow) = (waits[stream] && !self.cut, false);
             state.limit = if state.patient { PATIENT } else { LIMIT };
             drop(state);
+            // Whoever reads the process for nobody does not hurry.
+            self.rooms[stream].notify_one();
             Stream(queue)
         });
         Output { stdout, stderr }
@@ -390,9 +433,34 @@ impl Outputs {
         }
     }
 
-    fn readers(&mut self, stream: usize) -> Vec<Arc<Queue>> {
+    /// Those that read a stream at present.
+    pub fn readers(&mut self, stream: usize) -> Vec<Arc<Queue>> {
         self.readers[stream].retain(|queue| !queue.lock().ended);
         self.readers[stream].clone()
+    }
+
+    /// How much may be read of a stream now; `None`: nothing, before one that is waited for has taken something.
+    pub fn wanted(&self, stream: usize) -> Option<usize> {
+        self.readers[stream].iter().try_fold(CHUNK, |least, reader| Some(least.min(reader.wanted()?)))
+    }
+
+    /// Told of everything that is taken from a stream, and of readers that come.
+    pub fn room(&self, stream: usize) -> Arc<Notify> {
+        self.rooms[stream].clone()
+    }
+
+    /// Does somebody read it, or may come for what was kept?
+    pub fn has_readers(&self) -> bool {
+        let is_backlog =
+            |stream: usize, queue| self.backlog[stream].as_ref().is_some_and(|b| Arc::ptr_eq(b, queue));
+        (0..2).any(|stream| {
+            self.readers[stream].iter().any(|queue| !is_backlog(stream, queue) && !queue.lock().ended)
+        })
+    }
+
+    /// Is there nothing that a reader who comes could get?
+    pub fn is_spent(&self) -> bool {
+        self.pipes.is_empty() && self.backlog.iter().flatten().all(|queue| queue.lock().held == 0)
     }
 
     /// The container ends: nobody is waited for longer than others are.
@@ -415,96 +483,11 @@ impl Outputs {
     }
 }
 
-/// From the descriptor to all readers, until its end: what the program has started prints there too. When it is `cut`, until
-/// nothing is left in it.
-pub async fn pump(
-    pipe: OwnedFd,
-    stream: usize,
-    outputs: &Mutex<Outputs>,
-    cut: watch::Receiver<bool>,
-) -> std::io::Result<()> {
-    let mut much = false;
-    let pumped = pass_on(pipe, stream, outputs, cut, &mut much).await;
-    if much {
-        // What waits for readers may be tens of megabytes. They are about to take it.
-        trim_soon();
-    }
-    pumped
-}
-
-/// Gives memory back that queues have held, once for all that become empty until then.
-fn trim_soon() {
-    static PLANNED: AtomicBool = AtomicBool::new(false);
-    if let Ok(runtime) = tokio::runtime::Handle::try_current()
-        && !PLANNED.swap(true, Ordering::Relaxed)
-    {
-        runtime.spawn(async {
-            tokio::time::sleep(SOON).await;
-            PLANNED.store(false, Ordering::Relaxed);
-            drop(tokio::task::spawn_blocking(heap::trim).await);
-        });
-    }
-}
-
-async fn pass_on(
-    pipe: OwnedFd,
-    stream: usize,
-    outputs: &Mutex<Outputs>,
-    mut cut: watch::Receiver<bool>,
-    much: &mut bool,
-) -> std::io::Result<()> {
-    rustix::io::ioctl_fionbio(&pipe, true)?;
-    // Unchecked: it may be a terminal.
-    let pipe = pipe::Receiver::from_owned_fd_unchecked(pipe)?;
-    let mut buffer: Vec<u8> = Vec::new();
-    let mut over = false;
-    loop {
-        buffer.reserve(CHUNK);
-        // Then nothing more may come, so the runtime must not be asked whether something did.
-        let read = if over {
-            rustix::io::read(&pipe, rustix::buffer::spare_capacity(&mut buffer)).map_err(std::io::Error::from)
-        } else {
-            pipe.try_read_buf(&mut buffer)
-        };
-        let read = match read {
-            Err(error) if error.kind() == ErrorKind::WouldBlock && !over => {
-                // No memory is held for a process that prints nothing.
-                buffer = Vec::new();
-                tokio::select! {
-                    ready = pipe.readable() => ready?,
-                    cut = cut.wait_for(|cut| *cut) => { drop(cut); over = true }
-                }
-                continue;
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            // A terminal that no process has open any more says EIO.
-            Ok(0) | Err(_) => return Ok(()),
-            Ok(n) => n,
-        };
-        if read >= CHUNK / 2 && !*much {
-            *much = true;
-            // Above the host's limit for pipes it stays as it is: slower, not wrong.
-            let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE);
-        }
-        // A piece that is kept is charged by its length: one that is small must not keep a large buffer.
-        let piece = if read < CHUNK / 2 {
-            let piece = Bytes::copy_from_slice(&buffer);
-            buffer.clear();
-            piece
-        } else {
-            Bytes::from(std::mem::take(&mut buffer))
-        };
-        let (readers, room) = {
-            let mut outputs = outputs.lock().unwrap_or_else(PoisonError::into_inner);
-            (outputs.readers(stream), outputs.rooms[stream].clone())
-        };
-        deliver(&readers, &room, &piece).await;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pump::pump;
+    use tokio::sync::watch;
 
     /// Of memory that all pieces share.
     fn piece(size: usize) -> Bytes {

@@ -1,6 +1,8 @@
 //! A process or pea as its callers see it: output, input, exit status.
 
-use crate::output::{Output, Outputs, Waits, pump};
+use crate::leftover::Leftover;
+use crate::output::{Output, Outputs, Waits};
+use crate::pump::pump;
 use crate::spec::Window;
 use crate::{Error, Result};
 use std::io::ErrorKind;
@@ -42,6 +44,13 @@ struct Shared {
     cut: watch::Sender<bool>,
 }
 
+/// What is remembered of one that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Over {
+    pub status: i32,
+    terminal: bool,
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -66,6 +75,25 @@ impl Process {
         }
     }
 
+    /// One that has ended, and of which nothing is left but its status.
+    pub(crate) fn over(id: String, keeper: Keeper, Over { status, terminal }: Over) -> Self {
+        let process = Self::new(id, keeper);
+        process.shared.terminal.store(terminal, Ordering::Relaxed);
+        process.shared.started.store(true, Ordering::Release);
+        process.shared.ended.send_replace(Some(status));
+        process
+    }
+
+    /// What is left to be known of it, if that is all that anybody could still ask for.
+    pub(crate) fn is_over(&self) -> Option<Over> {
+        let status = self.status()?;
+        let is_over = self.is_started()
+            && *self.shared.cleaned.borrow()
+            && *self.shared.pumping.borrow() == 0
+            && lock(&self.shared.outputs).is_spent();
+        is_over.then(|| Over { status, terminal: self.shared.terminal.load(Ordering::Relaxed) })
+    }
+
     /// Take over its descriptors, as the keeper hands them out: stdin if open, stdout, stderr; or its terminal.
     pub(crate) async fn connect(&self, stdin: bool, tty: bool, mut fds: Vec<OwnedFd>) -> Result<()> {
         let failed = |e: std::io::Error| Error::failed("standard input", e);
@@ -80,7 +108,11 @@ impl Process {
             let input = pipe::Sender::from_owned_fd_unchecked(input).map_err(failed)?;
             *lock(&self.shared.stdin) = Some(Arc::new(input));
         }
-        lock(&self.shared.outputs).pipes = fds;
+        let mut outputs = lock(&self.shared.outputs);
+        outputs.pipes = fds;
+        // Its end may have been heard of before its start.
+        self.count(&mut outputs);
+        drop(outputs);
         self.shared.terminal.store(tty, Ordering::Relaxed);
         self.shared.started.store(true, Ordering::Release);
         Ok(())
@@ -115,11 +147,37 @@ impl Process {
             ended.get_or_insert(status);
             first
         });
+        self.count(&mut lock(&self.shared.outputs));
+    }
+
+    /// Output that outlives its program is counted.
+    fn count(&self, outputs: &mut Outputs) {
+        let is_open = !outputs.pipes.is_empty() || *self.shared.pumping.borrow() > 0;
+        if is_open && self.status().is_some() {
+            outputs.leftover.get_or_insert_with(Leftover::begin);
+        }
+    }
+
+    /// May something still be printed, or be about to start?
+    pub(crate) fn is_open(&self) -> bool {
+        let outputs = lock(&self.shared.outputs);
+        !self.is_started() || !outputs.pipes.is_empty() || *self.shared.pumping.borrow() > 0
+    }
+
+    /// Does a client receive what it prints?
+    pub(crate) fn has_readers(&self) -> bool {
+        lock(&self.shared.outputs).has_readers()
     }
 
     /// What it has started has been killed, or is not to be waited for: its output is over with what is there.
     pub(crate) fn cut(&self) {
-        lock(&self.shared.outputs).cut();
+        let mut outputs = lock(&self.shared.outputs);
+        outputs.cut();
+        if self.status().is_some() && !outputs.pipes.is_empty() {
+            outputs.keep_backlog();
+            self.start_pumps(&mut outputs);
+        }
+        drop(outputs);
         self.shared.cut.send_replace(true);
     }
 
@@ -173,6 +231,7 @@ impl Process {
             let last = *shared.pumping.borrow() == 0;
             if last {
                 outputs.end_all();
+                outputs.leftover = None;
             }
             last
         };

@@ -30,12 +30,17 @@ impl Engine {
             tasks.spawn(async move {
                 match record {
                     Some(record) => engine.take_up(record).await,
-                    None => engine.sweep_unknown(id).await,
+                    None => {
+                        engine.sweep_unknown(id).await;
+                        None
+                    }
                 }
             });
         }
-        tasks.join_all().await;
+        let containers: Vec<Option<Arc<Container>>> = tasks.join_all().await;
         self.sweep_cgroups_of_peas();
+        // Nothing waits for what their programs print, and there may be much of it.
+        containers.iter().flatten().for_each(|container| container.read_ahead());
     }
 
     /// Cgroups beside their containers' whose peas have no record any more: an earlier server was killed between the two.
@@ -96,7 +101,7 @@ impl Engine {
         }
     }
 
-    async fn take_up(&self, record: Record) {
+    async fn take_up(&self, record: Record) -> Option<Arc<Container>> {
         let container = Arc::new(Container::new(record.clone()));
         container.has_ids(self.shared.ids.kept(record.owner, record.range));
         let hello = self.greet(&container).await;
@@ -105,7 +110,7 @@ impl Engine {
                 container.alive(keeper, None);
             }
             self.undo(&container).await;
-            return;
+            return None;
         }
         if let Some(made) = &record.made {
             self.shared.history.add(made.clone());
@@ -116,7 +121,7 @@ impl Engine {
             Ok(hello) => hello,
             Err(reason) => {
                 container.broke(&reason);
-                return;
+                return None;
             }
         };
         container.alive(keeper.clone(), init);
@@ -133,15 +138,15 @@ impl Engine {
                 tracing::warn!(handle = record.handle, process = state.id, %error, "restore.process-without-io");
             }
             drop(container.add_process(&process));
-            match state.status {
-                Some(status) => drop(container.process_ended(&state.id, status)),
-                None => process.read_ahead(),
+            if let Some(status) = state.status {
+                drop(container.process_ended(&state.id, status));
             }
             container.tell_start(&self.shared.events, &process, true);
         }
         self.restore_peas(&container);
         self.watch(&container, events);
         tracing::info!(handle = record.handle, id = record.id, "restore.found");
+        Some(container)
     }
 
     /// A server that knew no device rules may have made it.

@@ -113,7 +113,7 @@ impl Engine {
             failpoint::reach(Point::RunAsking);
             let answer = keeper.ask(op, &fds).await;
             failpoint::reach(Point::RunAnswered);
-            return connect(process, answer).await;
+            return connect(process, keeper, answer).await;
         }
         let image = self.image("creating-volume", spec.image.as_deref().unwrap_or_default()).await?;
         let shared = self.shared.clone();
@@ -139,7 +139,7 @@ impl Engine {
                 };
                 let answer = answer.await;
                 failpoint::reach(Point::PeaAnswered);
-                connect(process, answer).await
+                connect(process, keeper, answer).await
             }
             Err(error) => Err(error),
         };
@@ -298,6 +298,7 @@ fn exec(record: &crate::record::Record, spec: &ProcessSpec, no_new_privileges: b
 
 async fn connect(
     process: &Process,
+    keeper: &Keeper,
     answer: std::result::Result<(Reply, Vec<OwnedFd>), client::Error>,
 ) -> Result<()> {
     match answer {
@@ -305,7 +306,15 @@ async fn connect(
             for warning in warnings {
                 tracing::warn!(process = process.id(), warning, "run.degraded");
             }
-            process.connect(stdin, tty, fds).await
+            let connected = process.connect(stdin, tty, fds).await;
+            if connected.is_err() {
+                end_unknown(keeper, process.id()).await;
+            }
+            connected
+        }
+        Err(error @ client::Error::NoDescriptors) => {
+            end_unknown(keeper, process.id()).await;
+            Err(Error::failed("run", error))
         }
         Ok(_) => Err(Error::failed("run", "the keeper's answer makes no sense")),
         Err(client::Error::Failed { kind: Failure::ExecutableNotFound, message }) => {
@@ -314,6 +323,15 @@ async fn connect(
         Err(client::Error::Failed { message, .. }) => Err(Error::Invalid(message)),
         Err(error) => Err(Error::failed("run", error)),
     }
+}
+
+/// A program that runs, and whose descriptors have not come: nobody will ever know of it.
+async fn end_unknown(keeper: &Keeper, id: &str) {
+    tracing::error!(process = id, "run.no-descriptors: it is killed");
+    let signal = rustix::process::Signal::KILL.as_raw();
+    // A keeper that is gone has no processes.
+    drop(keeper.ask(Op::Signal { id: id.to_owned(), signal }, &[]).await);
+    drop(keeper.ask(Op::Release { id: id.to_owned() }, &[]).await);
 }
 
 type PreparedPea = (OwnedFd, crate::create::Parts, Op);

@@ -229,12 +229,19 @@ impl Keeper {
             other => other,
         };
         match message {
-            Ok((bytes, fds)) if !bytes.is_empty() => match serde_json::from_slice::<Request>(&bytes) {
-                // The first keepers did not know it: a message that cannot be read ends the connection.
-                Ok(Request { op: Op::Resize { .. }, .. }) if self.speaks == Some(1) => self.hang_up(id),
-                Ok(request) => self.answer(id, request, fds),
-                Err(_) => self.hang_up(id),
-            },
+            Ok(packet::Message { bytes, fds, whole }) if !bytes.is_empty() => {
+                match serde_json::from_slice::<Request>(&bytes) {
+                    // The first keepers did not know it: a message that cannot be read ends the connection.
+                    Ok(Request { op: Op::Resize { .. }, .. }) if self.speaks == Some(1) => self.hang_up(id),
+                    Ok(Request { seq, .. }) if !whole => {
+                        let (kind, message) =
+                            other("the keeper has no file descriptor left for what was sent");
+                        self.reply(id, seq, Reply::Failed { kind, message }, &[]);
+                    }
+                    Ok(request) => self.answer(id, request, fds),
+                    Err(_) => self.hang_up(id),
+                }
+            }
             _ => self.hang_up(id),
         }
     }

@@ -29,6 +29,11 @@ pub enum Error {
     /// The socket failed.
     #[error("talking to the keeper: {0}")]
     Io(#[from] io::Error),
+    /// The answer has come without its descriptors. What was asked for has been done.
+    #[error(
+        "no file descriptor is left for what the container's keeper has handed over: raise the limit (LimitNOFILE=, ulimit -n)"
+    )]
+    NoDescriptors,
     /// An answer of the wrong kind.
     #[error("the keeper's answer makes no sense: {0}")]
     Protocol(String),
@@ -154,8 +159,8 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
             .socket
             .async_io(Interest::READABLE, || Ok(packet::receive(shared.socket.as_fd(), RecvFlags::DONTWAIT)?))
             .await;
-        let (bytes, fds) = match received {
-            Ok((bytes, _)) if bytes.is_empty() => break,
+        let packet::Message { bytes, fds, whole } = match received {
+            Ok(message) if message.bytes.is_empty() => break,
             Ok(message) => message,
             // It has ended with a question of ours unread. What it had said before comes next, and then the end.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
@@ -164,8 +169,9 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
         match serde_json::from_slice(&bytes) {
             Ok(Message::Reply { seq, reply }) => {
                 if let Some(sender) = lock(&shared.waiting).remove(&seq) {
-                    // Nobody waits any more: the answer, and its descriptors, are dropped.
-                    drop(sender.send(Ok((reply, fds))));
+                    // Nobody waits any more: the answer, and its descriptors, are dropped. One that lacks some is the failure
+                    // of its own question alone.
+                    drop(sender.send(if whole { Ok((reply, fds)) } else { Err(Error::NoDescriptors) }));
                 }
             }
             Ok(Message::Exited { id, status }) => drop(events.send(Event::Exited { id, status })),

@@ -3,7 +3,8 @@
 //! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it
 //! is sent. When all places are taken the one whose client has been in debt longest, and for 50 ms at least, is closed for
 //! the newcomer, so that clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
-//! begins a debt anew. Where all are at work newcomers wait, as many as the waiting room holds and a minute at most; beyond
+//! begins a debt anew. Connections that have not brought a whole request yet go before all others, however long those are in
+//! debt: whoever reaches the port can open as many as he likes, and who has been served has something to lose. Where all are at work newcomers wait, as many as the waiting room holds and a minute at most; beyond
 //! that they are closed.
 //!
 //! | state of a connection | counts as | ends after |
@@ -64,8 +65,8 @@ pub(crate) struct Door {
 
 #[derive(Debug)]
 struct Idle {
-    /// The longest in debt first, and since when.
-    seats: BTreeMap<u64, (Instant, Arc<Seat>)>,
+    /// First those that have brought no request yet, each the longest in debt first; and since when.
+    seats: BTreeMap<Turn, (Instant, Arc<Seat>)>,
     next: u64,
     /// Newcomers that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
     /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
@@ -74,6 +75,9 @@ struct Idle {
     /// When one was asked for last.
     last: Instant,
 }
+
+/// Whether a connection has brought a request, which of a TLS listener only those with a certificate can, and its number.
+type Turn = (bool, u64);
 
 /// What the door knows of a connection.
 #[derive(Debug)]
@@ -93,8 +97,10 @@ struct SeatState {
     resting: bool,
     /// What its client owes, in number.
     owing: usize,
-    /// Its number while it is idle.
-    number: Option<u64>,
+    /// It has brought a whole request.
+    known: bool,
+    /// Its turn while it is idle.
+    turn: Option<Turn>,
     /// Bytes of a head that have come, and the room that they take.
     head: usize,
     long: Option<OwnedSemaphorePermit>,
@@ -211,12 +217,12 @@ impl Door {
 
     fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
         let mut found = None;
-        for (&number, (since, seat)) in &idle.seats {
+        for (&turn, (since, seat)) in &idle.seats {
             let mut state = seat.state();
             let due = now.saturating_duration_since(*since) >= GRACE;
             if state.reserved {
                 // Only when all others are at work.
-                found = found.or((local && due).then_some(number));
+                found = found.or((local && due).then_some(turn));
                 continue;
             }
             if seat.local
@@ -225,11 +231,12 @@ impl Door {
                 (state.permit, state.reserved) = (Some(permit), true);
                 return true;
             }
-            found = if due { Some(number) } else { None };
+            // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
+            found = if due { Some(turn) } else { None };
             break;
         }
-        let Some((_, seat)) = found.and_then(|number| idle.seats.remove(&number)) else { return false };
-        seat.state().number = None;
+        let Some((_, seat)) = found.and_then(|turn| idle.seats.remove(&turn)) else { return false };
+        seat.state().turn = None;
         seat.gone.store(true, Ordering::Relaxed);
         seat.evicted.notify_one();
         true
@@ -299,15 +306,15 @@ impl Place {
         change(&mut state);
         let is_idle = (state.resting || state.owing > 0) && !self.is_gone();
         if (anew || !is_idle)
-            && let Some(number) = state.number.take()
+            && let Some(turn) = state.turn.take()
         {
-            idle.seats.remove(&number);
+            idle.seats.remove(&turn);
         }
-        if is_idle && state.number.is_none() {
+        if is_idle && state.turn.is_none() {
             idle.next += 1;
-            state.number = Some(idle.next);
-            let number = idle.next;
-            idle.seats.insert(number, (Instant::now(), self.seat.clone()));
+            let turn = (state.known, idle.next);
+            state.turn = Some(turn);
+            idle.seats.insert(turn, (Instant::now(), self.seat.clone()));
         }
     }
 
@@ -318,7 +325,9 @@ impl Place {
 
     /// A request has come. `false`: too late, its place is promised to somebody else.
     pub(crate) fn works(&self) -> bool {
-        self.settle(false, |state| (state.resting, state.head, state.long) = (false, 0, None));
+        self.settle(false, |state| {
+            (state.resting, state.known, state.head, state.long) = (false, true, 0, None);
+        });
         !self.is_gone()
     }
 
@@ -504,6 +513,27 @@ mod tests {
             }
             idle.iter().for_each(tokio::task::JoinHandle::abort);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_go_before_those_that_have_been_served() {
+        let door = Door::new(3);
+        let stalled = in_at_once(&door, false);
+        assert!(stalled.works());
+        let _owed = stalled.owes();
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let mut strangers: Vec<_> = (0..2).map(|_| in_at_once(&door, false)).collect();
+        for _ in 0..60 {
+            let mut newcomer = pin!(waits(&door, false));
+            assert!(tokio::time::timeout(2 * GRACE, &mut newcomer).await.is_err());
+            strangers.retain(|stranger| !stranger.is_gone());
+            assert_eq!(strangers.len(), 1);
+            strangers.push(newcomer.await.unwrap());
+            assert!(!stalled.is_gone());
+        }
+        // Those that are served have only each other.
+        assert!(strangers.iter().all(|served| served.works()));
+        assert!(tokio::time::timeout(2 * GRACE, waits(&door, false)).await.is_err() && stalled.is_gone());
     }
 
     #[tokio::test]

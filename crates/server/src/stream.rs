@@ -137,6 +137,11 @@ impl Streams {
         entry.output.close();
         let now = Instant::now();
         let mut table = self.lock();
+        if entry.output.is_taken() {
+            // What is not found is empty as well.
+            table.entries.remove(&entry.id);
+            return;
+        }
         table.lingering.push_back((now + LINGER, entry.id));
         let next = table.sweep(now);
         if let Some(mut next) = next.filter(|_| !std::mem::replace(&mut table.swept, true)) {

@@ -72,17 +72,29 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(
     Ok(())
 }
 
-/// Receive one message; an empty one means that the peer is gone.
+/// One message.
+#[derive(Debug)]
+pub struct Message {
+    /// None: the peer is gone.
+    pub bytes: Vec<u8>,
+    /// Those that came with it, in order.
+    pub fds: Vec<OwnedFd>,
+    /// All descriptors have come. The kernel leaves out those for which this process has no room (recvmsg(2), `MSG_CTRUNC`); the
+    /// bytes are whole all the same, and so is the connection.
+    pub whole: bool,
+}
+
+/// Receive one message.
 ///
 /// # Errors
-/// The kernel's; `EMSGSIZE` when the message was cut.
-pub fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+/// The kernel's; `EMSGSIZE` when its bytes were cut.
+pub fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<Message> {
     // One for each thread: so much memory is mapped anew by each allocation, and that costs more than the message.
     thread_local!(static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_BYTES]));
     BUFFER.with_borrow_mut(|buffer| receive_into(buffer, socket, flags))
 }
 
-fn receive_into(buffer: &mut [u8], socket: impl AsFd, flags: RecvFlags) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+fn receive_into(buffer: &mut [u8], socket: impl AsFd, flags: RecvFlags) -> Result<Message> {
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)?;
@@ -92,10 +104,9 @@ fn receive_into(buffer: &mut [u8], socket: impl AsFd, flags: RecvFlags) -> Resul
             fds.extend(rights);
         }
     }
-    if got.flags.contains(rustix::net::ReturnFlags::TRUNC)
-        || got.flags.contains(rustix::net::ReturnFlags::CTRUNC)
-    {
+    if got.flags.contains(rustix::net::ReturnFlags::TRUNC) {
         return Err(rustix::io::Errno::MSGSIZE);
     }
-    Ok((buffer[..got.bytes].to_vec(), fds))
+    let whole = !got.flags.contains(rustix::net::ReturnFlags::CTRUNC);
+    Ok(Message { bytes: buffer[..got.bytes].to_vec(), fds, whole })
 }

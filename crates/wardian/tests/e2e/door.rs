@@ -473,6 +473,32 @@ async fn who_shows_no_certificate_stays_outside() {
     server.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_take_no_output_from_a_client_that_is_waited_for() {
+    let papers = Papers::new();
+    let (server, address) = with_tls(&papers, "ours.server", &["--max-connections", "16"]).await;
+    server.create("c").await;
+    let TlsFiles { authorities, certificate, key } = papers.files("ours.ca", "ours.client");
+    let mut command = Command::new(WARDIAN);
+    command.args(["exec", "c", "sh", "-c", "head -c 20000000 /dev/zero"]);
+    command.env("WARDIAN_SOCKET", format!("tcp:{address}")).env("WARDIAN_TLS_CA", authorities);
+    command.env("WARDIAN_TLS_CLIENT_CERT", certificate).env("WARDIAN_TLS_CLIENT_KEY", key);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 1]).unwrap();
+    // Its reader stops, and strangers come in bursts.
+    for _ in 0..3 {
+        tokio::time::sleep(PAUSE).await;
+        let strangers: Vec<_> = (0..60).map(|_| TcpStream::connect(address)).collect();
+        tokio::time::sleep(PAUSE).await;
+        drop(strangers);
+    }
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    assert_eq!((child.wait().unwrap().code(), rest.len()), (Some(0), 19_999_999));
+    server.finish().await;
+}
+
 #[tokio::test]
 async fn everything_goes_through_tls() {
     let papers = Papers::new();

@@ -38,6 +38,7 @@ mod isolation;
 mod judged;
 mod keepers;
 mod kinds;
+mod leftovers;
 mod lifecycle;
 mod load;
 mod log;

@@ -4,6 +4,7 @@ use crate::attacks;
 use crate::support::{STUCK, Server, end, listen, say, script};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -73,6 +74,47 @@ impl Drop for Narrow {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// A client that asks to be waited for, and reads no output.
+fn waiter(server: &Server, text: &str) -> UnixStream {
+    let body = format!("{{\"path\":\"sh\",\"args\":[\"-c\",\"{text}\"]}}");
+    let mut stream = server.connect();
+    write!(
+        stream,
+        "POST /containers/h/processes HTTP/1.1\r\nHost: api\r\nWardian-Wait-For: stdout,stderr\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut line = [0; 12];
+    stream.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"HTTP/1.1 201");
+    stream
+}
+
+#[tokio::test]
+async fn clients_that_are_waited_for_and_read_nothing() {
+    let (server, narrow, client) = start(&[]).await;
+    let spec = ContainerSpec { handle: "h".into(), ..Default::default() };
+    client.create(&spec).await.unwrap();
+    let mut held = Vec::new();
+    for n in 0..300 {
+        held.push(waiter(&server, "cat /dev/zero >&2 & exec cat /dev/zero"));
+        if n % 50 == 49 {
+            lives(&server, &narrow, &format!("{} clients", n + 1)).await;
+        }
+    }
+    // Who reads meanwhile gets everything, whether it is waited for or not.
+    let much = "head -c 20000000 /dev/zero";
+    let said = crate::commands::command(&server, &["exec", "h", "sh", "-c", much]).output().unwrap();
+    assert_eq!((said.status.code(), said.stdout.len()), (Some(0), 20_000_000));
+    let said = client.run("h", &script(much), listen()).await.unwrap();
+    assert_eq!(end(said).await.out.len(), 20_000_000);
+    client.stop("h", true).await.unwrap();
+    lives(&server, &narrow, "a stop").await;
+    drop(held);
+    server.finish().await;
 }
 
 /// A server within, with a container `c` that has a process `p`.
