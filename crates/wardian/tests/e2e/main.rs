@@ -72,6 +72,7 @@ mod terminals;
 mod told;
 mod transfers;
 mod tty;
+mod unheard;
 mod watchdog;
 mod web;
 mod why;
