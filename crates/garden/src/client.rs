@@ -192,7 +192,7 @@ impl Client {
         let reply = self.call("GET", &container(handle, "/properties"), None).await?;
         serde_json::from_slice::<Option<_>>(&reply)
             .map(Option::unwrap_or_default)
-            .map_err(|error| Error::Response(error.to_string()))
+            .map_err(|error| Error::response(&error))
     }
 
     /// One property.
@@ -267,7 +267,7 @@ impl Client {
     /// A reply whose names are written in one way only.
     async fn exact<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let reply = self.call("GET", path, None).await?;
-        serde_json::from_slice(&reply).map_err(|error| Error::Response(error.to_string()))
+        serde_json::from_slice(&reply).map_err(|error| Error::response(&error))
     }
 
     async fn call(&self, method: &str, path: &str, body: Option<Vec<u8>>) -> Result<Bytes> {
@@ -350,7 +350,7 @@ async fn failure(reply: Response<Incoming>) -> Error {
 }
 
 fn parse<T: DeserializeOwned>(reply: &[u8]) -> Result<T> {
-    decode(reply).map_err(|error| Error::Response(error.to_string()))
+    decode(reply).map_err(|error| Error::response(&error))
 }
 
 fn container(handle: &str, rest: &str) -> String {

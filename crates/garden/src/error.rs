@@ -130,12 +130,20 @@ pub enum Error {
     /// The process's input is no text, and the server takes nothing else. Not all of it was sent.
     #[error("the input is not UTF-8, and this server's protocol carries nothing else")]
     BinaryInput,
+    /// The process's input cannot be read here. What came before was sent, its end was not.
+    #[error("read the input: {0}")]
+    Input(std::sync::Arc<std::io::Error>),
     /// The server closed the connection before the process ended.
     #[error("the connection ended before the process did")]
     Disconnected,
 }
 
 impl Error {
+    /// An answer that makes no sense. The reason may quote it, and it may be long.
+    pub(crate) fn response(why: &impl std::fmt::Display) -> Self {
+        Self::Response(clip(&why.to_string()))
+    }
+
     /// The kind of a Garden error; `None` when the server did not answer with one.
     pub fn kind(&self) -> Option<ErrorKind> {
         match self {

@@ -29,9 +29,7 @@ impl Events {
     /// The connection broke, or what came is no event.
     pub async fn next(&mut self) -> Result<Option<Event>> {
         loop {
-            if let Some(event) =
-                self.decoder.next_value().map_err(|error| Error::Response(error.to_string()))?
-            {
+            if let Some(event) = self.decoder.next_value().map_err(|error| Error::response(&error))? {
                 return Ok(Some(event));
             }
             match self.stream.read(&mut self.buffer).await? {

@@ -1,6 +1,7 @@
 //! A process as the client sees it.
 
 use crate::client::Server;
+use crate::error::clip;
 use crate::hijack::{Duplex, Hijacked, hijack};
 use crate::wire::{Payload, Tty, WAIT_STREAMS, WindowSize};
 use crate::{Decoder, Error, Result, encode};
@@ -63,8 +64,9 @@ enum End {
         lost: u64,
     },
     Failed(String),
-    /// Its input cannot be sent; it has not ended.
+    /// Its input cannot be sent, or not be read; it has not ended.
     BinaryInput,
+    Unread(Arc<std::io::Error>),
     Disconnected,
 }
 
@@ -136,8 +138,8 @@ impl Process {
         if let Some(stdin) = io.stdin {
             let (writer, id) = (writer.clone(), first.process_id.clone());
             let feed = async move {
-                if feed(stdin, writer, id, binary).await.is_err() {
-                    first_word(&tell, End::BinaryInput);
+                if let Err(end) = feed(stdin, writer, id, binary).await {
+                    first_word(&tell, end);
                 }
             };
             tasks.push(tokio::spawn(feed).abort_handle());
@@ -160,8 +162,9 @@ impl Process {
         self.stderr.take()
     }
 
-    /// Its exit status. Output may still be on its way: read the streams to their ends. After [`Error::BinaryInput`] it
-    /// waits for the rest of its input: whoever gave that to us decides what becomes of it.
+    /// Its exit status, from 0 to 255. Output may still be on its way: read the streams to their ends. After
+    /// [`Error::BinaryInput`] and [`Error::Input`] it waits for the rest of its input: whoever gave that to us decides what
+    /// becomes of it.
     pub async fn wait(&self) -> Result<i32> {
         let mut end = self.end.clone();
         let end = end.wait_for(Option::is_some).await.map_err(|_| Error::Disconnected)?.clone();
@@ -169,6 +172,7 @@ impl Process {
             Some(End::Exit { status, .. }) => Ok(status),
             Some(End::Failed(message)) => Err(Error::Process(message)),
             Some(End::BinaryInput) => Err(Error::BinaryInput),
+            Some(End::Unread(error)) => Err(Error::Input(error)),
             Some(End::Disconnected) | None => Err(Error::Disconnected),
         }
     }
@@ -217,7 +221,7 @@ async fn payload(
         match decoder.next_value() {
             Ok(Some(payload)) => return Ok(Some(payload)),
             Ok(None) => {}
-            Err(error) => return Err(Error::Response(error.to_string())),
+            Err(error) => return Err(Error::response(&error)),
         }
         match reader.read(&mut buffer).await? {
             0 => return Ok(None),
@@ -229,12 +233,15 @@ async fn payload(
 async fn follow(reader: &mut ReadHalf<BufReader<Box<dyn Duplex>>>, decoder: &mut Decoder) -> End {
     loop {
         match payload(reader, decoder).await {
-            Ok(Some(Payload { error: Some(message), .. })) => return End::Failed(message),
+            Ok(Some(Payload { error: Some(message), .. })) => return End::Failed(clip(&message)),
             Ok(Some(Payload { exit_status: Some(status), lost, .. })) => {
-                return i32::try_from(status).map_or(
-                    End::Failed(format!("exit status {status}")),
-                    |status| End::Exit { status, lost },
-                );
+                // Of another one a shell would see eight bits, and 256 would be a success.
+                return match u8::try_from(status) {
+                    Ok(status) => End::Exit { status: status.into(), lost },
+                    Err(_) => End::Failed(format!(
+                        "the server tells the exit status {status}, and no process ends with more than 255"
+                    )),
+                };
             }
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return End::Disconnected,
@@ -242,29 +249,29 @@ async fn follow(reader: &mut ReadHalf<BufReader<Box<dyn Duplex>>>, decoder: &mut
     }
 }
 
-/// What is no text cannot be sent.
-struct NotText;
-
 /// Pass input on. The protocol carries text: a letter cut in two by a read waits for its rest. What is not UTF-8 goes in
-/// base64, to a server that takes that.
+/// base64, to a server that takes that. An error is why the input is not whole: its end is not told then, for the process would
+/// take what it has for all.
 async fn feed(
     mut stdin: Box<dyn AsyncRead + Send + Unpin>,
     writer: Writer,
     process_id: String,
     binary: bool,
-) -> std::result::Result<(), NotText> {
+) -> std::result::Result<(), End> {
     let input = || Payload { process_id: process_id.clone(), source: Some(0), ..Payload::default() };
     let data = |bytes: &[u8]| match std::str::from_utf8(bytes) {
         Ok(text) => Ok(Payload { data: Some(text.to_owned()), ..input() }),
         Err(_) if binary => Ok(Payload { base64: Some(BASE64.encode(bytes)), ..input() }),
-        Err(_) => Err(NotText),
+        Err(_) => Err(End::BinaryInput),
     };
     let mut buffer = vec![0; 32 << 10];
     let mut held = 0;
     loop {
         let n = match stdin.read(&mut buffer[held..]).await {
-            Ok(0) | Err(_) => break,
+            Ok(0) => break,
             Ok(n) => held + n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(End::Unread(Arc::new(error))),
         };
         let whole = n - cut_letter(&buffer[..n]);
         let payload = data(&buffer[..whole])?;
@@ -301,7 +308,18 @@ mod tests {
 
     /// What a client sends on a control connection whose head has this line.
     async fn sent(line: &str, input: &'static [u8]) -> (Result<i32>, Vec<Payload>) {
-        let dir = std::env::temp_dir().join(format!("wardian-garden-{}-{}", std::process::id(), line.len()));
+        told(line, input, "{\"process_id\":\"p\",\"exit_status\":0}\n").await
+    }
+
+    /// The same of a server that answers the end of the input with this.
+    async fn told(
+        line: &str,
+        input: impl AsyncRead + Send + Unpin + 'static,
+        last: &str,
+    ) -> (Result<i32>, Vec<Payload>) {
+        static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("wardian-garden-{}-{count}", std::process::id()));
         drop(std::fs::remove_file(&dir));
         let listener = tokio::net::UnixListener::bind(&dir).unwrap();
         let client = Client::new(&format!("unix:{}", dir.display())).unwrap();
@@ -326,7 +344,7 @@ mod tests {
                 values.next();
                 payloads.extend(values);
                 if payloads.last().is_some_and(|last| last.data.is_none() && last.base64.is_none()) {
-                    stream.write_all(b"{\"process_id\":\"p\",\"exit_status\":0}\n").await.unwrap();
+                    let _ = stream.write_all(last.as_bytes()).await;
                 }
             }
             drop(decoder);
@@ -354,6 +372,45 @@ mod tests {
         assert!(payloads.is_empty(), "{payloads:?}");
         let (ended, payloads) = sent("X: y\r\n", "grüße".as_bytes()).await;
         assert_eq!((ended.unwrap(), payloads[0].data.as_deref()), (0, Some("grüße")));
+    }
+
+    /// Half an input is not taken for a whole one.
+    #[tokio::test]
+    async fn input_that_cannot_be_read_has_no_end() {
+        struct Broken;
+        impl AsyncRead for Broken {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+                _: &mut ReadBuf<'_>,
+            ) -> Poll<std::io::Result<()>> {
+                Poll::Ready(Err(std::io::ErrorKind::IsADirectory.into()))
+            }
+        }
+        let (ended, payloads) = told("X: y\r\n", (&b"half"[..]).chain(Broken), "").await;
+        assert!(
+            matches!(&ended, Err(Error::Input(error)) if error.kind() == std::io::ErrorKind::IsADirectory)
+        );
+        let ended = ended.unwrap_err().to_string();
+        assert!(ended.starts_with("read the input: "), "{ended}");
+        assert!(payloads.iter().all(|sent| sent.data.as_deref() == Some("half")), "{payloads:?}");
+    }
+
+    #[tokio::test]
+    async fn how_a_process_ended_is_not_believed_blindly() {
+        let end = async |last: &str| told("X: y\r\n", &b""[..], last).await.0;
+        for status in [-1, 256, 1 << 40] {
+            let error = end(&format!("{{\"exit_status\":{status}}}\n")).await.unwrap_err();
+            assert!(error.to_string().contains(&format!("the exit status {status}")), "{error}");
+        }
+        assert_eq!(end("{\"exit_status\":255}\n").await.unwrap(), 255);
+        let long = "x".repeat(3_000_000);
+        for last in
+            [format!("{{\"error\":\"{long}\"}}\n"), format!("{{\"process_id\":5,\"data\":\"{long}\"}}\n")]
+        {
+            let error = end(&last).await.unwrap_err().to_string();
+            assert!(error.len() < 16 << 10, "{} bytes", error.len());
+        }
     }
 
     #[test]

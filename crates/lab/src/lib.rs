@@ -2,6 +2,7 @@
 //! with it.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod bench;
 pub mod code;

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use wardian_garden::Client;
 use wardian_sys::directory::Directory;
+use wardian_sys::stderr::line;
 use wardian_sys::text::tame_lines;
 
 use crate::ground;
@@ -143,7 +144,7 @@ impl LocalServer {
             let _ = kill_process(pid, Signal::TERM);
             if tokio::time::timeout(STOP, self.child.wait()).await.is_err() {
                 let _ = self.child.kill().await;
-                eprintln!("the server did not stop within {STOP:?} and was killed");
+                line(&format!("the server did not stop within {STOP:?} and was killed"));
             }
         }
         if let Err(error) = emptied {
@@ -164,10 +165,10 @@ impl LocalServer {
 
     async fn empty(&mut self) -> Result<()> {
         if self.child.try_wait().context("look after the server")?.is_some() {
-            eprintln!(
+            line(&format!(
                 "the server has died; starting another one to clean up. Its last words:\n{}",
                 tame_lines(&self.log_tail())
-            );
+            ));
             self.child = spawn(&self.program, self.dir.path(), self.live.path())?;
             self.ready().await?;
         }

@@ -4,6 +4,7 @@ use crate::report::Phase;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::time::Duration;
+use wardian_sys::stderr::line;
 use wardian_sys::text::tame_lines;
 
 /// Tells what is going on.
@@ -26,12 +27,12 @@ impl Progress {
 
     /// A line.
     pub fn say(&self, what: &str) {
-        eprintln!("{}", tame_lines(what));
+        line(&tame_lines(what));
     }
 
     /// A phase that is over.
     pub fn tell(&self, phase: &Phase) {
-        eprintln!("  {:<10} {:>3} in {:>8.1} ms", phase.name, phase.each_ms.len(), phase.wall_ms);
+        line(&told(phase));
     }
 
     /// A phase that so many instances go through.
@@ -67,8 +68,12 @@ impl Bar {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("  {:<10} {:>3} in {:>8.1} ms", phase.name, phase.each_ms.len(), phase.wall_ms);
+        line(&told(phase));
     }
+}
+
+fn told(phase: &Phase) -> String {
+    format!("  {:<10} {:>3} in {:>8.1} ms", phase.name, phase.each_ms.len(), phase.wall_ms)
 }
 
 impl Drop for Bar {

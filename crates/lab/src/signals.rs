@@ -1,6 +1,52 @@
 //! Signals that ask a command to end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Whether any of them has lost its usual effect. It never comes back: the handlers stay.
+static CAUGHT: AtomicBool = AtomicBool::new(false);
+
+/// Whether signals that ask a command to end are caught, or were, by [`Asking`] or [`Signals`].
+pub fn are_caught() -> bool {
+    CAUGHT.load(Ordering::Acquire)
+}
+
+/// All that ask a command to end, and can be caught.
+pub fn asking() -> [SignalKind; 4] {
+    [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()]
+}
+
+/// Several of them. What we were started to ignore stays ignored.
+#[derive(Debug)]
+pub struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    /// From now on they do not end the process.
+    ///
+    /// # Errors
+    /// Outside of a runtime, or when no handler can be installed.
+    pub fn catch(kinds: &[SignalKind]) -> std::io::Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let heard = kinds.iter().filter(|kind| !is_ignored(&status, kind.as_raw_value()));
+        let all =
+            heard.map(|kind| Ok((kind.as_raw_value(), signal(*kind)?))).collect::<std::io::Result<_>>()?;
+        CAUGHT.store(true, Ordering::Release);
+        Ok(Self(all))
+    }
+
+    /// The number of the next one.
+    pub async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|cx| {
+            let arrived = self
+                .0
+                .iter_mut()
+                .find_map(|(number, signal)| signal.poll_recv(cx).is_ready().then_some(*number));
+            arrived.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
 
 /// One of them. What we were started to ignore, as `nohup` and the `&` of a script's shell do, stays ignored: it never comes.
 #[derive(Debug)]
@@ -14,7 +60,9 @@ impl Asking {
     pub fn catch(kind: SignalKind) -> std::io::Result<Self> {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = is_ignored(&status, kind.as_raw_value());
-        Ok(Self(if ignored { None } else { Some(signal(kind)?) }))
+        let caught = if ignored { None } else { Some(signal(kind)?) };
+        CAUGHT.store(true, Ordering::Release);
+        Ok(Self(caught))
     }
 
     /// The next one.

@@ -20,4 +20,5 @@ pub mod probe;
 pub mod procfs;
 pub mod seccomp;
 pub mod spawn;
+pub mod stderr;
 pub mod text;

@@ -352,7 +352,7 @@ fn as_nobody<T>(id: u32, act: impl FnOnce() -> T) -> io::Result<T> {
     };
     // The way back was a change of credentials as well.
     if let Err(error) = back.and_then(|()| undumpable()) {
-        eprintln!("a thread cannot return to user {uid} and group {gid}: {error}");
+        crate::stderr::line(&format!("a thread cannot return to user {uid} and group {gid}: {error}"));
         std::process::abort();
     }
     result

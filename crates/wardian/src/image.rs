@@ -1,6 +1,6 @@
 //! `wardian image`.
 
-use crate::exit::mistake;
+use crate::exit::{self, mistake};
 use crate::print;
 use crate::store::Place;
 use crate::watch::{self, Interrupts};
@@ -329,7 +329,7 @@ fn import(
     })?;
     for old in replaced.iter().filter(|_| !place.json) {
         let stays = if old.pinned { "; the name stays pinned" } else { "" };
-        eprintln!("wardian: {} was the image {} until now{stays}", old.name, print::short(&old.id));
+        print::note(&format!("{} was the image {} until now{stays}", old.name, print::short(&old.id)));
     }
     let answer = || report(place, store, &image, &names, &replaced, &watched);
     if detached {
@@ -434,7 +434,7 @@ fn report(
     let what =
         format!("{}, {}", print::count(layers.len(), "layer"), print::bytes(layers.iter().map(size).sum()));
     if names.is_empty() {
-        eprintln!("wardian: it has no name: `-t NAME` gives it one, or garbage collection takes it");
+        print::note("it has no name: `-t NAME` gives it one, or garbage collection takes it");
         return print::text(&format!("{id}  ({what})\n"));
     }
     let line = |name: &String| format!("{name}  {}  ({what})\n", print::short(&id));
@@ -502,14 +502,17 @@ fn inspect(store: &Store, name: &str) -> Result<()> {
     }))
 }
 
-/// Does it for each name, also after a failure.
+/// Does it for each name, also after a failure, but not after a signal.
 fn each(names: &[String], work: &mut dyn FnMut(&str) -> Result<()>) -> Result<ExitCode> {
     let mut failure = None;
     for name in names {
-        if let Err(error) = work(name)
-            && let Some(earlier) = failure.replace(error)
-        {
+        let Err(error) = work(name) else { continue };
+        let interrupted = exit::of(&error).is_some_and(|code| code > 128);
+        if let Some(earlier) = failure.replace(error) {
             print::note(&format!("{earlier:#}"));
+        }
+        if interrupted {
+            break;
         }
     }
     failure.map_or(Ok(ExitCode::SUCCESS), Err)
@@ -595,7 +598,11 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
     let watch = Arc::new(Watch::default());
     let cancel = Arc::clone(&watch);
-    let interrupts = Interrupts::catch(move || cancel.cancel())?;
+    let interrupts = if output {
+        Interrupts::leave("interrupted: what was written is no whole archive")?
+    } else {
+        Interrupts::catch(move || cancel.cancel())?
+    };
     let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
     let names = [named.name.clone()];
     let config = documents.config.as_deref().map(str::as_bytes);
@@ -636,12 +643,7 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
             return Ok(());
         }
         Err(error) => {
-            let left = if output {
-                "what was written is no whole archive"
-            } else {
-                "nothing stays of what was written"
-            };
-            interrupts.check(&format!("interrupted: {left}"))?;
+            interrupts.check("interrupted: nothing stays of what was written")?;
             return Err(error).with_context(|| format!("export {name}"));
         }
         Ok(exported) => exported,
@@ -655,19 +657,20 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     {
         return Ok(());
     }
+    drop(interrupts);
     let made = if format == Format::Dir { to.path.join(export::ROOTFS) } else { to.path.clone() };
     let path = made.display();
     ensure!(in_place, "the image was thrown away meanwhile, and {path} may be incomplete: remove it");
     if exported.skipped_xattrs > 0 || exported.skipped_sockets > 0 {
-        eprintln!(
-            "wardian: left out: {} that are not the image's, {}",
+        print::note(&format!(
+            "left out: {} that are not the image's, {}",
             print::count(usize::try_from(exported.skipped_xattrs).unwrap_or(usize::MAX), "attribute"),
             print::count(usize::try_from(exported.skipped_sockets).unwrap_or(usize::MAX), "socket")
-        );
+        ));
     }
     let left_out = exported.left_out;
     if left_out != export::LeftOut::default() {
-        eprintln!("wardian: {}", without_privileges(left_out));
+        print::note(&without_privileges(left_out));
     }
     if output {
         // Standard output is the archive's.

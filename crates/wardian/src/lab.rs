@@ -5,6 +5,7 @@ mod teardown;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,14 +42,14 @@ pub struct Bench {
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Write the figures there
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file())]
     json: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Record {
     /// Write the recording and its diagnosis there
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file())]
     json: Option<PathBuf>,
     /// A directory on the file system of interest [default: the working directory]
     #[arg(long, value_name = "PATH")]
@@ -58,11 +59,19 @@ pub struct Record {
     command: Vec<OsString>,
 }
 
+/// Where figures are written. Standard output has a table on it, or what a command prints.
+fn file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.as_os_str().as_encoded_bytes() {
+        b"-" => Err("a file is needed, and - is none; ./- would be a file of that name"),
+        _ => Ok(path),
+    })
+}
+
 /// Run an experiment and print what it found.
 pub fn run(command: Command) -> Result<ExitCode> {
     let program = std::env::current_exe().context("find this program")?;
     for line in Records::usual().restore() {
-        eprintln!("{}", crate::print::tame(&line));
+        crate::print::say(&crate::print::tame(&line));
     }
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     match command {
@@ -84,7 +93,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Record(args) => {
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
             // Standard output is the command's.
-            eprint!("\n{}", report.diagnosis);
+            crate::print::say(format!("\n{}", report.diagnosis).trim_end());
             if let Some(to) = args.json {
                 report.save(&to)?;
             }

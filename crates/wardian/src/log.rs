@@ -65,6 +65,8 @@ pub fn start(format: Format) -> Result<Filter> {
     let lines = json.then(|| Lines::new(std::io::stderr(), MOST));
     let text = (!json).then(|| {
         let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).fmt_fields(fields());
+        // It would tell of an unwritable standard error there, and panic.
+        let layer = layer.log_internal_errors(false);
         layer.with_filter(Bounded(Mutex::new(Flood::new(MOST))))
     });
     let log = tracing_subscriber::registry().with(filter).with(lines).with(text);

@@ -1,6 +1,7 @@
 //! wardian: a container engine for many containers that live briefly.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod container;
 mod doctor;

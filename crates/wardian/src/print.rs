@@ -3,7 +3,9 @@
 //! Names, errors and paths are what others made of them. So everything but the output of processes is printed here, and
 //! nothing that a terminal would obey, or that nobody could see, leaves it as it is: see [`wardian_sys::text`].
 
+use crate::watch;
 use anyhow::{Context as _, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -27,8 +29,16 @@ pub fn line(line: &str) -> Result<bool> {
     written(format!("{}\n", tame_lines(line)).as_bytes())
 }
 
+/// What a pipe that says it has room takes without waiting.
+const PIPE_BUF: usize = 4096;
+
 /// Bytes as they are, to standard output. `false`: the reader has seen enough.
 pub fn written(bytes: &[u8]) -> Result<bool> {
+    let stdout = rustix::stdio::stdout();
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let waits =
+        bytes.len() > PIPE_BUF || poll(&mut [PollFd::new(&stdout, PollFlags::OUT)], Some(&now)) == Ok(0);
+    let _wait = waits.then(watch::heed);
     let mut out = std::io::stdout().lock();
     // What is left in a buffer at the end would be lost without a word.
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -54,11 +64,11 @@ pub fn parser(said: &clap::Error) -> Result<ExitCode> {
 /// Why something went wrong, to standard error.
 pub fn failure(error: &anyhow::Error) {
     let mut last = error.to_string();
-    eprintln!("wardian: {}", tame_lines(&last));
+    note(&last);
     for cause in error.chain().skip(1).map(ToString::to_string) {
         // Some errors have told their cause already.
         if !last.contains(&cause) {
-            eprintln!("  because: {}", tame_lines(&cause));
+            say(&format!("  because: {}", clip(&cause, MESSAGE)));
         }
         last = cause;
     }
@@ -66,12 +76,16 @@ pub fn failure(error: &anyhow::Error) {
 
 /// What one should know, to standard error.
 pub fn note(text: &str) {
-    eprintln!("wardian: {}", tame_lines(text));
+    say(&format!("wardian: {}", clip(text, MESSAGE)));
 }
 
-/// Lines that others have a part in, without what a terminal would obey.
-pub fn tame_text(text: &str) -> String {
-    tame_lines(text).into_owned()
+/// Bytes of a message: what others have written in it may be long.
+const MESSAGE: usize = 16 << 10;
+
+/// A line as it is for people, to standard error. That it cannot be written ends nothing: see [`wardian_sys::stderr`].
+pub fn say(text: &str) {
+    let _wait = (!wardian_sys::stderr::is_free()).then(watch::heed);
+    wardian_sys::stderr::line(&tame_lines(text));
 }
 
 /// Indented JSON, to standard output.

@@ -39,10 +39,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
     let (root, run) = (absolute(&args.root)?, absolute(&args.run)?);
     if !args.yes && !agreed(&root, &run, args.images)? {
-        eprintln!("wardian: nothing was done");
+        print::note("nothing was done");
         return Ok(ExitCode::FAILURE);
     }
-    let removed = wardian_engine::reset(&root, &run, args.images, &|text| eprintln!("wardian: {text}"))?;
+    let removed = wardian_engine::reset(&root, &run, args.images, &|text| print::note(text))?;
     if args.json {
         print::json(&removed)?;
     } else {

@@ -57,11 +57,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let made = create(&store, &image, &id, suid);
             place.leave(&store);
             let path = made?;
-            if place.json {
-                print::json(&json!({ "path": path }))?;
+            let told = if place.json {
+                print::json(&json!({ "path": path }))
             } else {
-                print::text(&format!("{}\n", path.display()))?;
-            }
+                print::text(&format!("{}\n", path.display()))
+            };
+            told.with_context(|| format!("{id} is made; `wardian rootfs delete {id}` throws it away"))?;
         }
         Command::Delete { id } => {
             let store = match place.open_existing() {

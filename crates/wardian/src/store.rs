@@ -198,6 +198,8 @@ pub fn limits(given: [Option<u64>; 4]) -> Limits {
 fn start_log() {
     if let Ok(filter) = EnvFilter::try_from_env("WARDIAN_LOG") {
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // It would tell of an unwritable standard error there, and panic.
+        let log = log.log_internal_errors(false);
         // A command may open the store twice.
         let _ = log.try_init();
     }
@@ -300,9 +302,9 @@ fn collect(place: &Place, threshold: Option<u64>, dry_run: bool, yes: bool) -> R
             return Ok(ExitCode::SUCCESS);
         }
         if !found.layers.is_empty() {
-            eprint!("{}", print::tame_text(&lines(&found, "this would free")));
+            print::say(lines(&found, "this would free").trim_end());
             if !crate::watch::asked("Go on?")? {
-                eprintln!("wardian: nothing was done");
+                print::note("nothing was done");
                 store.leave_run();
                 return Ok(ExitCode::FAILURE);
             }

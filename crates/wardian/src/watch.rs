@@ -3,62 +3,138 @@
 use anyhow::{Context as _, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::SignalKind;
-use wardian_lab::signals::Asking;
+use wardian_lab::signals::{self, Signals};
 use wardian_store::{Phase, Progress};
 
 /// Between two looks at how far the work is.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Notes SIGINT and SIGTERM.
-#[derive(Debug, Clone, Default)]
-pub struct Interrupts(Arc<AtomicI32>);
+/// The first signal that came; 0: none.
+static FIRST: AtomicI32 = AtomicI32::new(0);
+/// How the work at hand is ended. None: there is none, and a signal ends the process.
+static CANCEL: Mutex<Option<Box<dyn Fn() + Send>>> = Mutex::new(None);
+
+/// SIGINT and SIGTERM end the work in good order while this lives.
+#[derive(Debug)]
+pub struct Interrupts(());
 
 impl Interrupts {
-    /// From now on the first signal calls `cancel`. The second ends the process at once, as a signal would.
+    /// From now on the first signal calls `cancel`, at once if it has come during earlier work. The second ends the process,
+    /// as a signal would, and so does one that comes when the work is done: what is left may wait for a reader for ever.
     pub fn catch(cancel: impl Fn() + Send + 'static) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.context("start the runtime")?;
-        let guard = runtime.enter();
-        let mut interrupt = Asking::catch(SignalKind::interrupt()).context("catch SIGINT")?;
-        let mut terminate = Asking::catch(SignalKind::terminate()).context("catch SIGTERM")?;
-        drop(guard);
-        let caught = Self::default();
-        let noted = caught.clone();
-        let listen = move || {
-            runtime.block_on(async {
-                loop {
-                    let number = tokio::select! {
-                        () = interrupt.recv() => 2,
-                        () = terminate.recv() => 15,
-                    };
-                    if noted.0.swap(number, Ordering::AcqRel) != 0 {
-                        std::process::exit(128 + number);
-                    }
-                    cancel();
-                }
-            });
-        };
-        std::thread::Builder::new().name("signals".into()).spawn(listen).context("start a thread")?;
+        static LISTENING: Mutex<bool> = Mutex::new(false);
+        let mut work = lock(&CANCEL);
+        if FIRST.load(Ordering::Acquire) != 0 {
+            cancel();
+        }
+        *work = Some(Box::new(cancel));
+        drop(work);
+        let caught = Self(());
+        listen(&LISTENING, &[SignalKind::interrupt(), SignalKind::terminate()], |number| {
+            let work = lock(&CANCEL);
+            match &*work {
+                Some(cancel) if FIRST.swap(number, Ordering::AcqRel) == 0 => cancel(),
+                _ => std::process::exit(128 + number),
+            }
+        })?;
         Ok(caught)
+    }
+
+    /// The same for work that waits for a reader, who may never read again: the first signal ends the process, and this is
+    /// said.
+    pub fn leave(state: &'static str) -> Result<Self> {
+        Self::catch(move || {
+            // Who reads nothing may be the reader of this as well.
+            if wardian_sys::stderr::is_free() {
+                crate::print::note(state);
+            }
+            std::process::exit(128 + FIRST.load(Ordering::Acquire));
+        })
     }
 
     /// An error, if there was a signal, that says what has become of the work.
     pub fn check(&self, state: &str) -> Result<()> {
-        match self.0.load(Ordering::Acquire) {
+        match FIRST.load(Ordering::Acquire) {
             0 => Ok(()),
             number => Err(crate::exit::interrupted(number, state)),
         }
     }
 }
 
+impl Drop for Interrupts {
+    fn drop(&mut self) {
+        *lock(&CANCEL) = None;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for whoever reads what we print, who may never read again.
+static WAITS: AtomicUsize = AtomicUsize::new(0);
+
+/// See [`heed`].
+#[derive(Debug)]
+pub struct Wait(());
+
+/// As long as this lives a signal that is caught for something else, or was until now, ends the process all the same.
+pub fn heed() -> Wait {
+    static LISTENING: Mutex<bool> = Mutex::new(false);
+    WAITS.fetch_add(1, Ordering::AcqRel);
+    if signals::are_caught() {
+        // Where there is no thread to be had the wait is as it would have been.
+        drop(listen(&LISTENING, &signals::asking(), |number| {
+            let ends_in_order = matches!(number, 2 | 15) && lock(&CANCEL).is_some();
+            if WAITS.load(Ordering::Acquire) > 0 && !ends_in_order {
+                std::process::exit(128 + number);
+            }
+        }));
+    }
+    Wait(())
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        WAITS.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Calls `arrived` with each of these signals, on a thread of its own, which is started once.
+fn listen(
+    listening: &Mutex<bool>,
+    kinds: &[SignalKind],
+    arrived: impl Fn(i32) + Send + 'static,
+) -> Result<()> {
+    let mut listening = lock(listening);
+    if *listening {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("start the runtime")?;
+    let guard = runtime.enter();
+    let mut all = Signals::catch(kinds).context("catch signals")?;
+    drop(guard);
+    let listen = move || {
+        runtime.block_on(async {
+            loop {
+                arrived(all.next().await);
+            }
+        });
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(listen).context("start a thread")?;
+    *listening = true;
+    Ok(())
+}
+
 /// Whether somebody at a terminal agrees.
 pub fn asked(question: &str) -> Result<bool> {
-    eprint!("{question} [y/N] ");
+    wardian_sys::stderr::write(&format!("{} [y/N] ", crate::print::tame(question)));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -61,7 +61,7 @@ impl Drop for Overlays {
     fn drop(&mut self) {
         self.mounts.clear();
         if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            eprintln!("{} is left: {error}", self.dir.display());
+            wardian_sys::stderr::line(&format!("{} is left: {error}", self.dir.display()));
         }
     }
 }

@@ -51,7 +51,7 @@ impl Figures {
         measured: f64,
     ) {
         let (goal, guardian) = (goal.into(), guardian.into());
-        eprintln!("  {name}: {measured:.2} {unit}");
+        wardian_sys::stderr::line(&format!("  {name}: {measured:.2} {unit}"));
         let measured = Some(measured);
         self.figures.push(Figure { name, unit, goal, at_least: false, guardian, measured });
     }

@@ -5,7 +5,7 @@ use crate::code::MEGABYTE;
 use crate::report::bytes;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 /// The most mounts, files and megabytes that are still an experiment.
@@ -160,8 +160,7 @@ impl Options {
             bytes(free)
         );
         ensure!(std::io::stdin().is_terminal(), "{much}: say --yes if it is meant");
-        eprint!("{much}. Go on? [y/N] ");
-        let _ = std::io::stderr().flush();
+        wardian_sys::stderr::write(&format!("{much}. Go on? [y/N] "));
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).context("read the answer")?;
         ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "nothing was done");

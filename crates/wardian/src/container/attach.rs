@@ -45,7 +45,10 @@ async fn work(args: Args) -> Result<ExitCode> {
     let (io, left) = streams(wanted);
     // Whoever does not type does not end its input either.
     let io = if interactive { io } else { Io { stdin: None, ..io } };
-    let attached = client.attach(&handle, &process, io).await;
+    let attached = match signals.until(client.attach(&handle, &process, io)).await {
+        Ok(attached) => attached,
+        Err(number) => return Ok(End::Left(number).code()),
+    };
     let attached = attached.map_err(|error| match error.kind() {
         Some(wardian_garden::ErrorKind::ProcessNotFound) => anyhow::Error::new(error).context(format!(
             "unknown process: {process} in {handle}; `wardian ps` lists containers, and what `run` starts is called {MAIN}"

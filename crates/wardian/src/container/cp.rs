@@ -96,9 +96,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 _ => bail!("neither is in a container"),
             }
         };
-        tokio::select! {
-            done = work => done.map(|()| ExitCode::SUCCESS),
-            number = signals.next() => Ok(super::session::End::Left(number).code()),
+        match signals.until(work).await {
+            Ok(done) => done.map(|()| ExitCode::SUCCESS),
+            Err(number) => Ok(super::session::End::Left(number).code()),
         }
     })
 }
@@ -207,10 +207,10 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
                     LeftOut::Special => "it is a device or a socket",
                     LeftOut::Mount => "something is mounted there",
                 };
-                eprintln!("wardian: left out, for {why}: {}", print::tame(&path.to_string_lossy()));
+                print::note(&format!("left out, for {why}: {}", print::tame(&path.to_string_lossy())));
             }
             if packed.left_out_more > 0 {
-                eprintln!("wardian: left out, too: {} more", packed.left_out_more);
+                print::note(&format!("left out, too: {} more", packed.left_out_more));
             }
             Ok(())
         }
@@ -335,7 +335,7 @@ async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) 
 /// Says what the keeper leaves out of a container's root; elsewhere the kernel's file systems are mounted on request alone.
 fn note_of_root(path: &str) {
     if matches!(path, "" | "/") {
-        eprintln!("wardian: left out: what is in /proc and /sys, which the kernel makes up");
+        print::note("left out: what is in /proc and /sys, which the kernel makes up");
     }
 }
 
@@ -400,7 +400,7 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
     let taken = taken?;
     if taken.left_out > 0 {
         let what = if taken.left_out == 1 { "device or socket" } else { "devices or sockets" };
-        eprintln!("wardian: left out: {} {what}", taken.left_out);
+        print::note(&format!("left out: {} {what}", taken.left_out));
     }
     note_of_root(&path);
     Ok(())

@@ -28,21 +28,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let Args { server, handle, json } = args;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
-        let mut events = client.events(handle.as_deref()).await.map_err(|error| match error {
-            Error::Status { .. } => anyhow::Error::new(error)
-                .context("this server tells no events: it is no wardian, or an earlier one"),
-            error => server.explain(error),
-        })?;
-        loop {
-            let event = tokio::select! {
-                event = events.next() => event.map_err(|error| server.explain(error))?,
-                number = signals.next() => return Ok(End::Left(number).code()),
-            };
-            let event = event.context("the server has ended")?;
-            if !(if json { print::json_line(&event)? } else { print::line(&describe(&event))? }) {
-                return Ok(ExitCode::SUCCESS);
+        let tell = async {
+            let mut events = client.events(handle.as_deref()).await.map_err(|error| match error {
+                Error::Status { .. } => anyhow::Error::new(error)
+                    .context("this server tells no events: it is no wardian, or an earlier one"),
+                error => server.explain(error),
+            })?;
+            loop {
+                let event = events.next().await.map_err(|error| server.explain(error))?;
+                let event = event.context("the server has ended")?;
+                if !(if json { print::json_line(&event)? } else { print::line(&describe(&event))? }) {
+                    return Ok(ExitCode::SUCCESS);
+                }
             }
-        }
+        };
+        signals.until(tell).await.unwrap_or_else(|number| Ok(End::Left(number).code()))
     })
 }
 

@@ -1,11 +1,12 @@
 //! `wardian exec`: one more process in a container.
 
 use super::run::{Place, Streams};
-use super::session::{self, End, Signals, failed, follow, streams};
+use super::session::{self, End, PATIENCE, PIPE, Signals, failed, follow, streams};
 use super::spec::{Env, command};
 use super::{Server, block_on};
+use crate::exit::interrupted;
 use crate::print;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::process::ExitCode;
 use wardian_garden::Io;
@@ -45,15 +46,30 @@ async fn work(args: Args) -> Result<ExitCode> {
     wanted.check()?;
     wanted.prepare(&mut process);
     let (client, mut signals) = (server.client()?, Signals::catch()?);
-    if detach {
-        let started = client.run(&handle, &process, Io::default()).await;
-        let started = started.map_err(|error| server.explain(error))?;
-        print::text(&format!("{}\n", started.id()))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let (io, left) = streams(wanted);
-    let started = client.run(&handle, &process, io).await.map_err(|error| server.explain(error))?;
+    let (streams, left) = streams(wanted);
+    let io = if detach { Io::default() } else { streams };
+    let started = match signals.begun(client.run(&handle, &process, io)).await {
+        Ok(started) => started.map_err(|error| server.explain(error))?,
+        Err(number) => {
+            return Err(interrupted(number, "the server has not said whether the process was started"));
+        }
+    };
     let id = started.id().to_owned();
+    if detach {
+        let told = match print::line(&id) {
+            Ok(true) => return Ok(ExitCode::SUCCESS),
+            told => told,
+        };
+        // Nobody could find it.
+        let end = async { started.signal(true).await.and(started.wait().await) };
+        let ended = signals.until(tokio::time::timeout(PATIENCE, end)).await;
+        let state = match ended {
+            Ok(Ok(Ok(_))) => "the process is killed again, for its id can be told to nobody",
+            _ => "the process may go on, and its id can be told to nobody",
+        };
+        told.context(state)?;
+        return Ok(End::Left(PIPE).code());
+    }
     let end =
         follow(started, wanted, true, left, &mut signals).await.map_err(|error| server.explain(error))?;
     if end == End::Detached {

@@ -110,6 +110,11 @@ impl Server {
             Error::Http(_) | Error::Io(_) | Error::Disconnected => {
                 Some("the server has gone, or has cut the connection: see its log".to_owned())
             }
+            Error::Garden(body) if body.message == "request body too large" => Some(
+                "the server takes no request as long as this one: give it fewer or shorter variables (-e, --env-file), \
+                 properties or arguments"
+                    .to_owned(),
+            ),
             other => match other.kind() {
                 Some(ErrorKind::ContainerNotFound) => {
                     Some(format!("{error}; `wardian ps` lists the containers there are"))

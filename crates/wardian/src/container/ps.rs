@@ -294,29 +294,30 @@ pub fn stats(args: Stats) -> Result<ExitCode> {
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
         let explain = |error| server.explain(error);
-        let mut before = sample(&client, &handles).await.map_err(explain)?;
-        if let Some(unknown) = handles.iter().find(|handle| !before.contains_key(*handle)) {
-            // Says why.
-            client.metrics(unknown).await.map_err(explain)?;
-        }
-        let live = !no_stream && !json && std::io::stdout().is_terminal();
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(PERIOD) => {}
-                number = signals.next() => return Ok(End::Left(number).code()),
+        let look = async {
+            let mut before = sample(&client, &handles).await.map_err(explain)?;
+            if let Some(unknown) = handles.iter().find(|handle| !before.contains_key(*handle)) {
+                // Says why.
+                client.metrics(unknown).await.map_err(explain)?;
             }
-            let after = sample(&client, &handles).await.map_err(explain)?;
-            let uses = uses(&before, &after);
-            if live {
-                print::raw("\x1b[H\x1b[J")?;
+            let live = !no_stream && !json && std::io::stdout().is_terminal();
+            loop {
+                tokio::time::sleep(PERIOD).await;
+                let after = sample(&client, &handles).await.map_err(explain)?;
+                let uses = uses(&before, &after);
+                if live {
+                    print::raw("\x1b[H\x1b[J")?;
+                }
+                let table = || table(&uses);
+                let goes_on =
+                    if json { print::json_line(&as_json(&uses))? } else { print::line(table().trim_end())? };
+                if no_stream || !goes_on || (!handles.is_empty() && after.is_empty()) {
+                    return Ok(ExitCode::SUCCESS);
+                }
+                before = after;
             }
-            let goes_on =
-                if json { print::json_line(&as_json(&uses))? } else { print::line(table(&uses).trim_end())? };
-            if no_stream || !goes_on || (!handles.is_empty() && after.is_empty()) {
-                return Ok(ExitCode::SUCCESS);
-            }
-            before = after;
-        }
+        };
+        signals.until(look).await.unwrap_or_else(|number| Ok(End::Left(number).code()))
     })
 }
 

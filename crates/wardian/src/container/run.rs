@@ -1,15 +1,15 @@
 //! `wardian run`: a container, and a process in it.
 
-use super::create::create;
+use super::create::{create, destroy, tell};
 use super::session::{self, End, Signals, Wanted, failed, follow, streams};
 use super::spec::{Making, command};
 use super::{MAIN, Server, block_on};
-use crate::print;
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use std::process::ExitCode;
+use wardian_garden::Io;
 use wardian_garden::wire::ProcessSpec;
-use wardian_garden::{Client, Io};
+use wardian_lab::Interrupted;
 
 /// What to run, and in what.
 #[derive(Debug, ClapArgs)]
@@ -102,41 +102,30 @@ async fn work(args: Args) -> Result<ExitCode> {
     wanted.prepare(&mut process);
     let (client, mut signals) = (server.client()?, Signals::catch()?);
     let handle = create(&server, &client, &spec, &mut signals).await?;
-    if detach {
-        let started = client.run(&handle, &process, Io::default()).await;
-        return match started {
-            Ok(_) => print::text(&format!("{handle}\n")).map(|()| ExitCode::SUCCESS),
-            Err(error) => Err(unmade(&client, &handle, server.explain(error)).await),
-        };
-    }
-    let (io, left) = streams(wanted);
-    let started = client.run(&handle, &process, io).await;
+    let (streams, left) = streams(wanted);
+    let io = if detach { Io::default() } else { streams };
+    let started = match signals.begun(client.run(&handle, &process, io)).await {
+        Ok(started) => started.map_err(|error| server.explain(error)),
+        Err(number) => Err(Interrupted(number).into()),
+    };
     let started = match started {
         Ok(started) => started,
-        Err(error) => return Err(unmade(&client, &handle, server.explain(error)).await),
+        // A container in which nothing was ever run is nobody's.
+        Err(error) => {
+            destroy(&client, &handle, &mut signals).await;
+            return Err(error);
+        }
     };
+    if detach {
+        return tell(&client, &spec, &handle, &mut signals).await;
+    }
     let end = follow(started, wanted, !rm, left, &mut signals).await;
     if rm {
-        destroy(&client, &handle).await;
+        destroy(&client, &handle, &mut signals).await;
     }
     let end = end.map_err(|error| server.explain(error))?;
     if end == End::Detached {
         session::detached(&handle, MAIN);
     }
     Ok(end.code())
-}
-
-/// A container in which nothing was ever run is nobody's.
-async fn unmade(client: &Client, handle: &str, error: anyhow::Error) -> anyhow::Error {
-    destroy(client, handle).await;
-    error
-}
-
-async fn destroy(client: &Client, handle: &str) {
-    match client.destroy(handle).await {
-        Err(error) if error.kind() != Some(wardian_garden::ErrorKind::ContainerNotFound) => {
-            print::note(&format!("the container {handle} was not destroyed: {error}"));
-        }
-        _ => {}
-    }
 }

@@ -12,55 +12,79 @@ use std::process::ExitCode;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use wardian_garden::wire::{ProcessSpec, Tty};
 use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
-use wardian_lab::signals::is_ignored;
+use wardian_lab::signals;
 
 /// How `run` and `exec` end, for their help.
 pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, or some \
-    of its output is lost, 126: the program cannot be executed, 127: there is no such program, 2: the command line is wrong.";
+    of its input or output is lost, 126: the program cannot be executed, 127: there is no such program, 2: the command line is wrong.";
 /// The program cannot be executed, and it is not there.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// Who was asked to end by a signal that nobody may repeat gets so long. As long as a stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The output of a process that was killed gets so long to be taken.
+const LAST: Duration = Duration::from_secs(3);
 const INTERRUPT: i32 = 2;
 const HANGUP: i32 = 1;
-const PIPE: i32 = 13;
+pub const PIPE: i32 = 13;
 
 /// Signals that ask us to end. What we were told to ignore (nohup, a background job) stays ignored.
 #[derive(Debug)]
-pub struct Signals(Vec<(i32, Signal)>);
+pub struct Signals {
+    all: signals::Signals,
+    /// One that has come, and is for what comes next.
+    kept: Option<i32>,
+}
 
 impl Signals {
     /// From now on.
     pub fn catch() -> Result<Self> {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let mut all = Vec::new();
-        for kind in
-            [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()]
-        {
-            let number = kind.as_raw_value();
-            if !is_ignored(&status, number) {
-                all.push((number, signal(kind).context("catch signals")?));
-            }
-        }
-        Ok(Self(all))
+        let all = signals::Signals::catch(&signals::asking()).context("catch signals")?;
+        Ok(Self { all, kept: None })
     }
 
     /// The number of the next one.
     pub async fn next(&mut self) -> i32 {
-        std::future::poll_fn(|cx| {
-            let arrived = self
-                .0
-                .iter_mut()
-                .find_map(|(number, signal)| signal.poll_recv(cx).is_ready().then_some(*number));
-            arrived.map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
+        match self.kept.take() {
+            Some(kept) => kept,
+            None => self.all.next().await,
+        }
+    }
+
+    /// One that was kept is heeded otherwise.
+    pub fn forget(&mut self) {
+        self.kept = None;
+    }
+
+    /// An answer, or the signal that came before it.
+    pub async fn until<T>(&mut self, answer: impl Future<Output = T>) -> Result<T, i32> {
+        tokio::select! {
+            answer = answer => Ok(answer),
+            number = self.next() => Err(number),
+        }
+    }
+
+    /// The same where something is begun that should not be left: a signal is for what has been begun, unless a second one
+    /// comes or the answer does not come for as long as a stop may take.
+    pub async fn begun<T>(&mut self, answer: impl Future<Output = T>) -> Result<T, i32> {
+        let mut answer = std::pin::pin!(answer);
+        let number = tokio::select! {
+            answer = &mut answer => return Ok(answer),
+            number = self.next() => number,
+        };
+        tokio::select! {
+            answer = answer => {
+                self.kept = Some(number);
+                Ok(answer)
+            }
+            second = self.all.next() => Err(second),
+            () = tokio::time::sleep(PATIENCE) => Err(number),
+        }
     }
 }
 
@@ -110,7 +134,13 @@ pub fn streams(wanted: Wanted) -> (Io, oneshot::Receiver<()>) {
     let (detached, left) = oneshot::channel();
     let stdin: Option<Box<dyn AsyncRead + Send + Unpin>> = if wanted.input {
         let keys = (wanted.tty && wanted.detachable).then(Keys::default);
-        Some(Box::new(Input { stdin: tokio::io::stdin(), keys, detached: Some(detached) }))
+        Some(Box::new(Input {
+            stdin: tokio::io::stdin(),
+            // One that has gone is none any more.
+            terminal: terminal::is_input(),
+            keys,
+            detached: Some(detached),
+        }))
     } else if wanted.tty {
         // The end of its input would be typed at it.
         None
@@ -123,6 +153,7 @@ pub fn streams(wanted: Wanted) -> (Io, oneshot::Receiver<()>) {
 /// Our standard input.
 struct Input {
     stdin: tokio::io::Stdin,
+    terminal: bool,
     keys: Option<Keys>,
     detached: Option<oneshot::Sender<()>>,
 }
@@ -133,18 +164,18 @@ impl AsyncRead for Input {
         cx: &mut Context<'_>,
         to: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        let Self { stdin, keys, detached } = &mut *self;
-        let Some(keys) = keys else { return Pin::new(stdin).poll_read(cx, to) };
+        let Self { stdin, terminal, keys, detached } = &mut *self;
+        let Some(keys) = keys else { return typed(*terminal, Pin::new(stdin).poll_read(cx, to)) };
         loop {
             if detached.is_none() {
                 // Nothing more comes, and it has not ended either.
                 return Poll::Pending;
             }
-            let mut typed = [0; 4096];
+            let mut keys_typed = [0; 4096];
             // One more byte may have been held back.
-            let room = typed.len().min(to.remaining().saturating_sub(1));
-            let mut buffer = ReadBuf::new(&mut typed[..room]);
-            ready!(Pin::new(&mut *stdin).poll_read(cx, &mut buffer))?;
+            let room = keys_typed.len().min(to.remaining().saturating_sub(1));
+            let mut buffer = ReadBuf::new(&mut keys_typed[..room]);
+            ready!(typed(*terminal, Pin::new(&mut *stdin).poll_read(cx, &mut buffer)))?;
             let mut out = Vec::new();
             if buffer.filled().is_empty() {
                 to.put_slice(keys.rest().as_slice());
@@ -160,6 +191,16 @@ impl AsyncRead for Input {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+}
+
+/// A terminal that has gone, or that is another job's for good, says EIO (tty(4)): nobody types any more. Of a file or a pipe it
+/// is an error as any other.
+fn typed(terminal: bool, read: Poll<std::io::Result<()>>) -> Poll<std::io::Result<()>> {
+    const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+    match read {
+        Poll::Ready(Err(error)) if terminal && error.raw_os_error() == Some(EIO) => Poll::Ready(Ok(())),
+        read => read,
     }
 }
 
@@ -193,6 +234,8 @@ impl End {
 #[derive(Debug, Default)]
 struct Asked {
     times: u8,
+    /// The signal that was the first to ask; none if it was a reader that has gone.
+    by: Option<i32>,
     until: Option<Instant>,
 }
 
@@ -206,8 +249,13 @@ impl Asked {
             _ => return true,
         }
         self.times += 1;
-        // Whom Ctrl-C has asked for patience presses it again; others cannot.
-        self.until = patient.then(|| Instant::now() + PATIENCE).filter(|_| self.times == 1);
+        let wait = match self.times {
+            // Whom Ctrl-C has asked for patience presses it again; others cannot.
+            1 => patient.then_some(PATIENCE),
+            // It is dead. What it has written may be for a reader that stands still, and keeps us for ever.
+            _ => Some(LAST),
+        };
+        self.until = wait.map(|wait| Instant::now() + wait);
         false
     }
 
@@ -257,29 +305,33 @@ pub async fn follow(
     while status.is_none() || !over {
         tokio::select! {
             ended = process.wait(), if status.is_none() => match ended {
-                Err(Error::BinaryInput) => {
+                Err(error @ (Error::BinaryInput | Error::Input(_))) => {
                     // With half its input it might do anything.
                     drop(process.signal(true).await);
-                    return Err(Error::BinaryInput);
+                    return Err(error);
                 }
                 ended => status = Some(ended?),
             },
             _ = &mut outputs, if !over => over = true,
             // Nobody reads what it prints any more, as in `| head`.
             () = broken.notified() => {
-                if wanted.ours {
-                    return Ok(if gone.get() == Some(Kind::BrokenPipe) { End::Left(PIPE) } else { End::Lost });
+                if wanted.ours || asked.again(&process, true).await {
+                    return Ok(unread(gone.get()));
                 }
-                asked.again(&process, true).await;
             }
             () = &mut left => return Ok(End::Detached),
             Some(()) = resized.recv(), if raw.is_some() => resize(&process).await,
-            () = asked.impatient() => drop(asked.again(&process, false).await),
+            () = asked.impatient() => {
+                if asked.again(&process, false).await {
+                    return Ok(asked.by.map_or_else(|| unread(gone.get()), End::Left));
+                }
+            }
             number = signals.next() => {
                 let deserted = number == HANGUP && wanted.tty && keep;
                 if wanted.ours || deserted || asked.again(&process, number != INTERRUPT).await {
                     return Ok(End::Left(number));
                 }
+                asked.by.get_or_insert(number);
             }
         }
     }
@@ -296,6 +348,11 @@ pub async fn follow(
         None => {}
     }
     Ok(End::Exit(status.unwrap_or_default()))
+}
+
+/// The end where output could not be passed on.
+fn unread(gone: Option<Kind>) -> End {
+    if gone == Some(Kind::BrokenPipe) { End::Left(PIPE) } else { End::Lost }
 }
 
 async fn resize(process: &Process) {
@@ -332,6 +389,6 @@ pub fn failed(error: &anyhow::Error) -> ExitCode {
 /// After the keys: how to come back.
 pub fn detached(handle: &str, process: &str) {
     let process = if process == MAIN { String::new() } else { format!(" {process}") };
-    eprintln!();
+    print::say("");
     print::note(&format!("detached; `wardian attach -it {handle}{process}` comes back"));
 }

@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", conflicts_with = "addr")]
     root: Option<PathBuf>,
     /// Write the figures there
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::file())]
     json: Option<PathBuf>,
 }
 

@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME=N")]
     sysctl: Vec<Setting>,
     /// Write the figures there
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::file())]
     json: Option<PathBuf>,
     /// Do not ask before taking more than a third of the free space
     #[arg(long)]

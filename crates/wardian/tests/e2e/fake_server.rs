@@ -169,3 +169,22 @@ fn certificates_in_the_environment_are_for_tcp_alone() {
     let output = run("unix:/nowhere.sock", &[], &flags);
     assert!(said(&output).contains("which has no TLS"), "{}", said(&output));
 }
+
+#[test]
+fn an_exit_status_that_no_process_has_is_a_failure() {
+    for (last, code) in [("256", 125), ("-1", 125), ("255", 255), ("0", 0)] {
+        let address = fake(move |line, stream| {
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let _ = stream.write_all(head.as_bytes());
+            if !line.contains("/attaches/") {
+                let told = format!(
+                    "{{\"process_id\":\"p\",\"stream_id\":\"1\"}}\n{{\"process_id\":\"p\",\"exit_status\":{last}}}\n"
+                );
+                let _ = stream.write_all(told.as_bytes());
+            }
+        });
+        let output = wardian(&address, &["exec", "c", "true"]);
+        assert_eq!(output.status.code(), Some(code), "{last}: {}", said(&output));
+        assert_eq!(said(&output).contains("no process ends with"), code == 125, "{}", said(&output));
+    }
+}

@@ -75,6 +75,7 @@ mod terminals;
 mod told;
 mod transfers;
 mod tty;
+mod unheard;
 mod watchdog;
 mod web;
 mod why;
