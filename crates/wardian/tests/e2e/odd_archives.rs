@@ -3,7 +3,7 @@
 #[path = "../../../archive/tests/odd/mod.rs"]
 mod archives;
 
-use self::archives::{Odd, archive, compare, tree, unpack_by_tar};
+use self::archives::{Odd, archive, compare, scratch, tree, unpack_by_tar};
 use crate::support::{Server, header, init, say, sh};
 use std::io::Cursor;
 use std::path::Path;
@@ -17,7 +17,7 @@ async fn stream_in(client: &Client, user: &str, to: &str, tar: Vec<u8>) -> wardi
 /// What differs on purpose is not compared: everything belongs to the user; nothing sets a user or group id, as with
 /// `--no-same-permissions`; devices and names with `..` are refused.
 fn check(ours: &Path, odd: &Odd) {
-    let theirs = tempfile::tempdir().unwrap();
+    let theirs = scratch();
     unpack_by_tar(&odd.tar, theirs.path(), &["--no-same-owner", "--no-same-permissions"]);
     let (ours, theirs) = (tree(ours, odd, false, 0o777), tree(theirs.path(), odd, false, 0o777));
     compare(&ours, &theirs, &odd.story);
