@@ -5,7 +5,7 @@ use super::{MAIN, Server, block_on};
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use std::process::ExitCode;
-use wardian_garden::Io;
+use wardian_garden::{ErrorKind, Io};
 
 /// To what.
 #[derive(Debug, ClapArgs)]
@@ -49,14 +49,20 @@ async fn work(args: Args) -> Result<ExitCode> {
         Ok(attached) => attached,
         Err(number) => return Ok(End::Left(number).code()),
     };
-    let attached = attached.map_err(|error| match error.kind() {
-        Some(wardian_garden::ErrorKind::ProcessNotFound) => anyhow::Error::new(error).context(format!(
-            "unknown process: {process} in {handle}; `wardian ps` lists containers, and what `run` starts is called {MAIN}"
-        )),
-        _ => server.explain(error),
-    })?;
-    let end =
-        follow(attached, wanted, true, left, &mut signals).await.map_err(|error| server.explain(error))?;
+    let attached = match attached {
+        Err(error) if error.kind() == Some(ErrorKind::ProcessNotFound) => {
+            // Garden says so too when there is no such container.
+            if let Err(missing) = client.info(&handle).await {
+                return Err(server.explain(missing));
+            }
+            return Err(anyhow::Error::new(error).context(format!(
+                "unknown process: {process} in {handle}; what `run` starts is called {MAIN}"
+            )));
+        }
+        attached => attached.map_err(|error| server.explain(error))?,
+    };
+    let end = follow(attached, wanted, true, left, &mut signals).await;
+    let end = end.map_err(|error| server.left(error, &handle, &process))?;
     if end == End::Detached {
         session::detached(&handle, &process);
     }

@@ -70,8 +70,9 @@ async fn work(args: Args) -> Result<ExitCode> {
         told.context(state)?;
         return Ok(End::Left(PIPE).code());
     }
-    let end =
-        follow(started, wanted, true, left, &mut signals).await.map_err(|error| server.explain(error))?;
+    let end = follow(started, wanted, true, left, &mut signals)
+        .await
+        .map_err(|error| server.left(error, &handle, &id))?;
     if end == End::Detached {
         session::detached(&handle, &id);
     }

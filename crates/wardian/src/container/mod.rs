@@ -132,6 +132,20 @@ impl Server {
         matches!(self.socket, Address::Tcp(_)) && self.tls_files()[0].is_none()
     }
 
+    /// An error of whoever follows a process. One of the connection ends the following, and not the process.
+    pub fn left(&self, error: Error, handle: &str, process: &str) -> anyhow::Error {
+        let gone = matches!(error, Error::Http(_) | Error::Io(_) | Error::Disconnected);
+        let error = self.explain(error);
+        if !gone {
+            return error;
+        }
+        let process = if process == MAIN { String::new() } else { format!(" {process}") };
+        error.context(format!(
+            "the connection to the process is lost, and it goes on: `wardian attach {handle}{process}` comes back once a server \
+             answers again"
+        ))
+    }
+
     fn want_tls(&self) -> String {
         format!(
             "what answers at {} does not speak HTTP: if it is a server with --tls-cert, it speaks TLS, so give --tls-ca, --tls-cert \
@@ -156,10 +170,13 @@ impl Server {
             }
             IoKind::NotFound | IoKind::ConnectionRefused => {
                 let start = start(address, path, |name| std::env::var_os(name));
-                let dead = if kind == IoKind::ConnectionRefused {
-                    " (its socket is there, nobody listens)"
-                } else {
-                    ""
+                let is_socket = |meta: std::fs::Metadata| meta.file_type().is_socket();
+                let dead = match kind {
+                    IoKind::NotFound => "",
+                    _ if std::fs::metadata(path).is_ok_and(is_socket) => {
+                        " (its socket is there, nobody listens)"
+                    }
+                    _ => " (that is no socket)",
                 };
                 Some(format!(
                     "no server answers at {address}{dead}. Start one with `{start}`, or name the one \

@@ -123,7 +123,7 @@ async fn work(args: Args) -> Result<ExitCode> {
     if rm {
         destroy(&client, &handle, &mut signals).await;
     }
-    let end = end.map_err(|error| server.explain(error))?;
+    let end = end.map_err(|error| server.left(error, &handle, MAIN))?;
     if end == End::Detached {
         session::detached(&handle, MAIN);
     }

@@ -278,6 +278,15 @@ pub async fn follow(
     left: oneshot::Receiver<()>,
     signals: &mut Signals,
 ) -> wardian_garden::Result<End> {
+    if wanted.tty
+        && wanted.input
+        && let Some(number) = terminal::foreground(signals).await
+    {
+        if !wanted.ours {
+            drop(process.signal(true).await);
+        }
+        return Ok(End::Left(number));
+    }
     // Where there is no terminal of ours there is nothing to be made raw.
     let raw = if wanted.tty && wanted.input { Raw::enter().ok() } else { None };
     let mut resized = signal(SignalKind::window_change())?;

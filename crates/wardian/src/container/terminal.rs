@@ -1,9 +1,17 @@
 //! Our own terminal: how large it is, and passing every key on untouched.
 
+use super::session::Signals;
 use anyhow::{Context as _, Result};
+use rustix::process::{Signal, getpgrp, getpid, kill_process};
 use rustix::stdio::{stdin, stdout};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+use std::time::Duration;
 use wardian_garden::wire::WindowSize;
+
+/// How often it is looked whether we are in the foreground, …
+const TRIES: u32 = 100;
+/// … and how long a signal may take to be heard after SIGCONT.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Is standard input one?
 pub fn is_input() -> bool {
@@ -15,6 +23,23 @@ pub fn size() -> Option<WindowSize> {
     let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok()?;
     // One that has none says 0.
     (size.ws_col > 0 && size.ws_row > 0).then_some(WindowSize { columns: size.ws_col, rows: size.ws_row })
+}
+
+/// Waits until our job is the terminal's foreground one: until then it is stopped, as every program is that reads what is typed
+/// (SIGTTIN, termios(3)). Setting the terminal's mode there would stop us as well, and again after each SIGCONT before a signal
+/// is heard, as that of timeout(1), which puts us into the background for good. The number of a signal that asks us to end.
+pub async fn foreground(signals: &mut Signals) -> Option<i32> {
+    for _ in 0..TRIES {
+        if tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp()) {
+            break;
+        }
+        let _ = kill_process(getpid(), Signal::TTIN);
+        // Here we go on after SIGCONT; or at once, where nobody could send one (an orphaned process group).
+        if let Ok(Some(number)) = tokio::time::timeout(LOOK, async { Some(signals.next().await) }).await {
+            return Some(number);
+        }
+    }
+    None
 }
 
 /// As long as this lives, keys reach whoever reads standard input as they are: nothing is echoed, Ctrl-C is a byte. Dropping

@@ -24,6 +24,11 @@ struct Terminal {
 
 impl Terminal {
     fn start(server: &Server, args: &[&str]) -> Self {
+        Self::start_by(server, &[], args)
+    }
+
+    /// The same, started by another program, which is given the command line.
+    fn start_by(server: &Server, program: &[&str], args: &[&str]) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -41,7 +46,7 @@ impl Terminal {
         let wardian = command(server, args);
         // The terminal must be its controlling one for changes of size and hang-ups to reach it.
         let mut setsid = Command::new("setsid");
-        setsid.arg("--ctty").arg(wardian.get_program()).args(wardian.get_args());
+        setsid.arg("--ctty").args(program).arg(wardian.get_program()).args(wardian.get_args());
         setsid.env("WARDIAN_SOCKET", server.socket()).env("TERM", "vt220");
         let child = setsid.stdin(open()).stdout(open()).stderr(open()).spawn().unwrap();
         drop(setsid);
@@ -145,6 +150,25 @@ async fn a_shell_on_a_terminal() {
     assert_eq!(terminal.end().code(), Some(4), "{}", terminal.text());
     terminal.is_as_before();
     assert_eq!(handles(&server), "");
+    server.finish().await;
+}
+
+/// As timeout(1) starts it: nobody brings it to the foreground.
+#[tokio::test]
+async fn in_the_background_it_is_stopped_and_hears_signals() {
+    let server = Server::start().await;
+    server.create("c").await;
+    let script = "timeout 1 \"$0\" \"$@\"; echo ended $?";
+    let mut terminal =
+        Terminal::start_by(&server, &["sh", "-c", script], &["exec", "-it", "c", "sleep", "1000"]);
+    terminal.until("ended 124\r\n");
+    assert_eq!(terminal.end().code(), Some(0));
+    // Whoever brings it to the foreground goes on.
+    let script = "set -m; \"$0\" \"$@\" & sleep 0.5; fg; echo ended $?";
+    let mut terminal =
+        Terminal::start_by(&server, &["sh", "-c", script], &["exec", "-it", "c", "sh", "-c", "exit 7"]);
+    terminal.until("ended 7\r\n");
+    assert_eq!(terminal.end().code(), Some(0));
     server.finish().await;
 }
 
