@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, ReadBuf, ReadHalf, WriteHalf};
 use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
@@ -54,7 +55,11 @@ impl AsyncRead for OutputReader {
     }
 }
 
-type Writer = Arc<Mutex<WriteHalf<BufReader<Box<dyn Duplex>>>>>;
+/// None once a message was cut off in the middle: nothing can follow it.
+type Writer = Arc<Mutex<Option<WriteHalf<BufReader<Box<dyn Duplex>>>>>>;
+
+/// A signal waits so long for the input before it, which the process may never take.
+const OVERTAKE: Duration = Duration::from_millis(500);
 
 /// How a process ended, for everybody who waits.
 #[derive(Debug, Clone)]
@@ -74,6 +79,9 @@ enum End {
 #[derive(Debug)]
 pub struct Process {
     id: String,
+    server: Arc<Server>,
+    /// Where it is attached to.
+    path: String,
     stdout: Option<OutputReader>,
     stderr: Option<OutputReader>,
     writer: Writer,
@@ -89,7 +97,7 @@ impl Drop for Process {
 
 impl Process {
     pub(crate) async fn start(
-        server: &Server,
+        server: &Arc<Server>,
         method: &str,
         path: &str,
         body: &[u8],
@@ -118,7 +126,7 @@ impl Process {
         };
         let (stdout, stderr) = tokio::try_join!(open(io.stdout, "stdout"), open(io.stderr, "stderr"))?;
 
-        let writer = Arc::new(Mutex::new(writer));
+        let writer = Arc::new(Mutex::new(Some(writer)));
         let (tell, end) = watch::channel(None);
         let first_word = |tell: &watch::Sender<Option<End>>, end: End| {
             tell.send_if_modified(|told| {
@@ -144,7 +152,8 @@ impl Process {
             };
             tasks.push(tokio::spawn(feed).abort_handle());
         }
-        Ok(Self { id: first.process_id, stdout, stderr, writer, end, tasks })
+        let server = server.clone();
+        Ok(Self { id: first.process_id, server, path: base, stdout, stderr, writer, end, tasks })
     }
 
     /// Its id, unique in its container.
@@ -185,11 +194,23 @@ impl Process {
         }
     }
 
-    /// Ask it to end, or with `kill` end it.
+    /// Ask it to end, or with `kill` end it. Where input that the process does not take is in the way, that is done on a
+    /// connection of its own, and the rest of the input is not sent.
+    ///
+    /// # Errors
+    /// When the connection is gone, or there is no other one to be had.
     pub async fn signal(&self, kill: bool) -> Result<()> {
         let payload =
             Payload { process_id: self.id.clone(), signal: Some(i64::from(kill)), ..Payload::default() };
-        send(&self.writer, &payload).await
+        if let Ok(mut writer) = tokio::time::timeout(OVERTAKE, self.writer.lock()).await {
+            if let Ok(sent) = tokio::time::timeout(OVERTAKE, write(writer.as_mut(), &payload)).await {
+                return sent;
+            }
+            *writer = None;
+        }
+        let Hijacked { mut stream, .. } = hijack(&self.server, "GET", &self.path, "", &[]).await?;
+        stream.write_all(&encode(&payload)).await?;
+        Ok(stream.shutdown().await?)
     }
 }
 
@@ -205,9 +226,12 @@ impl Process {
 }
 
 async fn send(writer: &Writer, payload: &Payload) -> Result<()> {
-    let bytes = encode(payload);
-    let mut writer = writer.lock().await;
-    writer.write_all(&bytes).await?;
+    write(writer.lock().await.as_mut(), payload).await
+}
+
+async fn write(writer: Option<&mut WriteHalf<BufReader<Box<dyn Duplex>>>>, payload: &Payload) -> Result<()> {
+    let writer = writer.ok_or(Error::Disconnected)?;
+    writer.write_all(&encode(payload)).await?;
     Ok(writer.flush().await?)
 }
 

@@ -40,7 +40,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     })
 }
 
-/// Prints a new container's handle. If nobody can be told of it the container is destroyed: nobody else would do that.
+/// Prints a new container's handle. If nobody can be told of one that the server has made up the container is destroyed: nobody else would do that.
 pub async fn tell(
     client: &Client,
     spec: &ContainerSpec,
@@ -50,7 +50,7 @@ pub async fn tell(
     let told = match print::line(handle) {
         Ok(true) => return Ok(ExitCode::SUCCESS),
         // Who has given it does not need to read it.
-        Ok(false) if !spec.handle.is_empty() => return Ok(ExitCode::SUCCESS),
+        told if !spec.handle.is_empty() => return told.map(|_| ExitCode::SUCCESS),
         told => told,
     };
     destroy(client, handle, signals).await;

@@ -243,11 +243,11 @@ impl Asked {
     /// TERM, then KILL. `true`: it was asked often enough.
     async fn again(&mut self, process: &Process, patient: bool) -> bool {
         // An error is one of the connection: whoever waits for the process hears of it.
-        match self.times {
-            0 => drop(process.signal(false).await),
-            1 => drop(process.signal(true).await),
-            _ => return true,
+        if self.times > 1 {
+            return true;
         }
+        // A server that does not take it does not hold up the next one.
+        drop(tokio::time::timeout(LAST, process.signal(self.times == 1)).await);
         self.times += 1;
         let wait = match self.times {
             // Whom Ctrl-C has asked for patience presses it again; others cannot.
@@ -292,6 +292,14 @@ pub async fn follow(
     let mut resized = signal(SignalKind::window_change())?;
     let (broken, gone) = (Notify::new(), Cell::new(None));
     let (stdout, stderr) = (process.take_stdout(), process.take_stderr());
+    let is_raw = raw.is_some();
+    let resizes = async {
+        while is_raw && resized.recv().await.is_some() {
+            resize(&process).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut resizes = std::pin::pin!(resizes);
     let outputs = async {
         let told = |error: std::io::Error| {
             gone.set(Some(error.kind()));
@@ -316,7 +324,7 @@ pub async fn follow(
             ended = process.wait(), if status.is_none() => match ended {
                 Err(error @ (Error::BinaryInput | Error::Input(_))) => {
                     // With half its input it might do anything.
-                    drop(process.signal(true).await);
+                    drop(tokio::time::timeout(LAST, process.signal(true)).await);
                     return Err(error);
                 }
                 ended => status = Some(ended?),
@@ -329,7 +337,8 @@ pub async fn follow(
                 }
             }
             () = &mut left => return Ok(End::Detached),
-            Some(()) = resized.recv(), if raw.is_some() => resize(&process).await,
+            // It waits behind input that the process does not take.
+            () = &mut resizes => {}
             () = asked.impatient() => {
                 if asked.again(&process, false).await {
                     return Ok(asked.by.map_or_else(|| unread(gone.get()), End::Left));

@@ -147,7 +147,9 @@ async fn a_reader_that_stands_still_does_not_keep_a_command_that_is_to_end() {
     // Messages are for the same reader; a script sends one signal.
     let both = "exec \"$@\" 2>&1";
     let mut run = Command::new("sh");
-    run.args(["-c", both, "sh", &WARDIAN, "run", "--rm", "--", "cat", "/dev/zero"])
+    run.args(["-c", both, "sh"])
+        .arg(WARDIAN)
+        .args(["run", "--rm", "--", "cat", "/dev/zero"])
         .env("WARDIAN_SOCKET", server.socket());
     let (mut child, _reader) = stalled(run.stdin(Stdio::null()));
     signal(child.id(), Signal::TERM);
@@ -174,6 +176,21 @@ async fn a_reader_that_stands_still_does_not_keep_a_command_that_is_to_end() {
     happening.join().unwrap();
     signal(child.id(), Signal::TERM);
     assert_eq!(within(quick, &mut child).code(), Some(143));
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_signal_overtakes_input_that_the_process_does_not_take() {
+    let server = Server::start().await;
+    for rm in [true, false] {
+        let mut run = command(&server, &["run", "-i"]);
+        run.args(rm.then_some("--rm")).args(["--name", "i", "--", "sleep", "300"]);
+        let mut child = run.stdin(File::open("/dev/zero").unwrap()).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        signal(child.id(), Signal::TERM);
+        assert_eq!(within(Duration::from_secs(8), &mut child).code(), Some(143));
+        assert_eq!(handles(&server), if rm { "" } else { "i\n" });
+    }
     server.finish().await;
 }
 
