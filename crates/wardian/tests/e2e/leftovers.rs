@@ -113,7 +113,8 @@ async fn a_container_outlives_a_shortage_of_descriptors() {
     }
     assert!(started > 0 && lacked > 0, "{started} {lacked}\n{}", server.log());
     // Programs of which nobody knows do not go on.
-    let sleeping = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep '^sleep '; done | wc -l";
+    let sleeping =
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep '^sleep '; done | wc -l";
     let began = Instant::now();
     while say(&client, "c", sleeping).await != started.to_string() {
         assert!(began.elapsed() < STUCK / 4, "{started} were started\n{}", server.log());
