@@ -182,7 +182,6 @@ impl Inner {
                     return Ok(Opened::Here(image));
                 }
                 let image = self.read(uri, &source, &|| progress.is_cancelled())?;
-                image.check(&self.limits).map_err(|error| image_error(uri, error))?;
                 self.check_layers(uri, image.layers.len())?;
                 let layers = image.layers.iter().map(|layer| self.present(&layer.chain_id));
                 if let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()?

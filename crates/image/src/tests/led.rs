@@ -217,6 +217,11 @@ fn links_that_never_come_again_are_forgotten() {
         fs::write(&name, b"x").unwrap();
         rustix::fs::linkat(CWD, &name, &deep, n.to_string(), rustix::fs::AtFlags::empty()).unwrap();
     }
+    // What is left is less than one of those, and room for some that are shorter.
+    fs::create_dir(root.join("o")).unwrap();
+    for n in 0..60 {
+        fs::hard_link(out.join(n.to_string()), root.join("o").join(format!("A{n}"))).unwrap();
+    }
     write(&root.join("o/a"), b"one");
     fs::hard_link(root.join("o/a"), root.join("o/b")).unwrap();
     write(&root.join("etc/a"), b"two");
