@@ -18,6 +18,7 @@ mod debug_door;
 mod devices;
 mod doctor;
 mod door;
+mod doubts;
 mod equipped;
 mod escape;
 mod failpoints;
