@@ -113,7 +113,7 @@ impl Search<'_> {
                 continue;
             }
             let dir = Path::new("/proc").join(&name);
-            let looked = match of_process(&dir, user, &mut known) {
+            let looked = match of_process(&dir, user, &view.mountinfo, &mut known) {
                 Ok(Some(view)) => self.view(&view),
                 // It has ended: EINVAL is what mountinfo says then.
                 Ok(None) | Err(Errno::NOENT | Errno::SRCH | Errno::INVAL) => Ok(()),
@@ -257,7 +257,7 @@ fn id(stat: &rustix::fs::Stat) -> Id {
 }
 
 /// What a process has mounted, if that is a mount namespace of our user namespace's that is not known yet.
-fn of_process(path: &Path, user: Id, known: &mut BTreeSet<Id>) -> rustix::io::Result<Option<View>> {
+fn of_process(path: &Path, user: Id, ours: &[u8], known: &mut BTreeSet<Id>) -> rustix::io::Result<Option<View>> {
     // Its id may be another's in a moment, but not through this.
     let dir = rustix::fs::open(path, LOOK | OFlags::DIRECTORY, Mode::empty())?;
     let open = |name: &str, flags: OFlags| openat(&dir, name, flags | OFlags::CLOEXEC, Mode::empty());
@@ -267,12 +267,22 @@ fn of_process(path: &Path, user: Id, known: &mut BTreeSet<Id>) -> rustix::io::Re
         read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         Ok(bytes)
     };
+    let is_contained = || -> rustix::io::Result<bool> {
+        Ok(leaks::instance_and_group(&String::from_utf8_lossy(&read("cgroup")?)).is_some())
+    };
     for _ in 0..MOVES {
-        let mounts = id(&statat(&dir, "ns/mnt", AtFlags::empty())?);
+        let mounts = match statat(&dir, "ns/mnt", AtFlags::empty()) {
+            // Of root with fewer capabilities than the process has. The list of mounts is for everybody, and a mount is in one
+            // namespace alone.
+            Err(Errno::ACCESS) if is_contained()? || shows_same(ours, &read("mountinfo")?) => {
+                return Ok(None);
+            }
+            stat => id(&stat?),
+        };
         if known.contains(&mounts) || !is_owned(open("ns/mnt", OFlags::RDONLY)?.as_fd(), user)? {
             return Ok(None);
         }
-        if leaks::instance_and_group(&String::from_utf8_lossy(&read("cgroup")?)).is_some() {
+        if is_contained()? {
             return Ok(None);
         }
         let root = open("root", OFlags::PATH | OFlags::DIRECTORY)?;
@@ -284,6 +294,12 @@ fn of_process(path: &Path, user: Id, known: &mut BTreeSet<Id>) -> rustix::io::Re
         }
     }
     Err(Errno::AGAIN)
+}
+
+/// Whether the first mount of a list is in another one: its id is that of no other mount.
+fn shows_same(ours: &[u8], theirs: &[u8]) -> bool {
+    let ids = |text| procfs::mountinfo(text).unwrap_or_default().into_iter().map(|mount| mount.id);
+    ids(theirs).next().is_some_and(|first| ids(ours).any(|id| id == first))
 }
 
 /// Whether a user namespace owns a namespace.

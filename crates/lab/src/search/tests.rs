@@ -203,10 +203,10 @@ fn namespaces_of_other_user_namespaces_are_left_out() {
         let dir = PathBuf::from(format!("/proc/{}", inside.id()));
         let user = id(&rustix::fs::stat("/proc/self/ns/user").unwrap());
         let mut known = BTreeSet::new();
-        let view = of_process(&dir, user, &mut known).unwrap();
+        let view = of_process(&dir, user, b"", &mut known).unwrap();
         assert_eq!(view.is_some(), wanted, "{arguments:?}");
         // One namespace is looked at once.
-        assert!(of_process(&dir, user, &mut known).unwrap().is_none());
+        assert!(of_process(&dir, user, b"", &mut known).unwrap().is_none());
         drop(inside.stdin.take());
         inside.wait().unwrap();
     }
