@@ -156,7 +156,7 @@ fn has_entries(run: &Directory) -> bool {
 /// Something else is mounted below: a disk, or another program's.
 fn attached(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
     let fail = |e: &dyn std::fmt::Display| Error::failed("reset", format!("mounts: {e}"));
-    let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| fail(&e))?;
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| fail(&e))?;
     let mounts = wardian_sys::procfs::mountinfo(&text).map_err(|e| fail(&e))?;
     let (ours, foreign) = sorted(&mounts, root, run);
     if let Some(first) = foreign.first() {

@@ -16,6 +16,8 @@ pub struct Devices {
     pub dev: OwnedFd,
     /// A devpts of its own.
     pub pts: OwnedFd,
+    /// Its null device, opened before anything could be mounted over it: a bind mount may be named there.
+    null: OwnedFd,
     /// A container's; none of a pea.
     pub own: Option<OwnFiles>,
 }
@@ -119,7 +121,7 @@ pub struct Parts<'a> {
 impl Parts<'_> {
     /// The descriptors that [`enter`] needs.
     pub fn numbers(&self) -> Vec<RawFd> {
-        let devices = [&self.devices.dev, &self.devices.pts].into_iter();
+        let devices = [&self.devices.dev, &self.devices.pts, &self.devices.null].into_iter();
         let own = self.devices.own.iter().flat_map(|own| std::iter::once(&own.fs).chain(&own.shown));
         let owned = devices.chain(own).chain(self.binds.iter().map(|(_, bind)| bind));
         owned.map(AsRawFd::as_raw_fd).chain([self.rootfs.as_raw_fd()]).collect()
@@ -179,7 +181,9 @@ pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
     for name in [".", "ptmx"] {
         rustix::fs::chownat(&pts, name, owner.0, owner.1, rustix::fs::AtFlags::empty()).map_err(say(name))?;
     }
-    Ok(Devices { dev, pts, own })
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let null = rustix::fs::openat(&dev, "null", flags, Mode::empty()).map_err(say("null"))?;
+    Ok(Devices { dev, pts, null, own })
 }
 
 /// From the nursery's copy to the new root. Runs as root of the container's user namespace.
@@ -256,10 +260,7 @@ fn show_late(parts: &Parts<'_>, stage: &OwnedFd) -> Outcome<Vec<OwnedFd>> {
 
 /// Standard input, output and error become the container's own null device: those of the keeper are the host's.
 pub fn no_stdio(parts: &Parts<'_>) -> Outcome<()> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let null =
-        rustix::fs::openat(&parts.devices.dev, "null", flags, Mode::empty()).map_err(failed("/dev/null"))?;
-    (0..3).try_for_each(|target| crate::child::stdio(null.as_fd(), target))
+    (0..3).try_for_each(|target| crate::child::stdio(parts.devices.null.as_fd(), target))
 }
 
 fn open_path(path: &str) -> rustix::io::Result<OwnedFd> {
@@ -363,9 +364,16 @@ fn attach_at(
         let text = format!("mount point {destination}: it is {is} in the image, and must be {must}");
         return Err(Stop::from(text));
     }
-    let covers = places.is_some_and(|places| places.kernels.contains(&stat.st_dev));
-    if covers && !OVER_PROC.contains(&destination) {
-        return Err(mount_points::in_kernel(destination));
+    if let Some(places) = places {
+        if places.kernels.contains(&stat.st_dev) && !OVER_PROC.contains(&destination) {
+            return Err(mount_points::in_kernel(destination));
+        }
+        // However it was reached: a link may lead on from a directory that was just made.
+        if places.devices.contains(&stat.st_dev) && !mount_points::is_in_dev(destination) {
+            return Err(Stop::from(format!(
+                "a bind mount over {destination} is not allowed: a link of the image leads into /dev"
+            )));
+        }
     }
     mount::attach(mount, &target).map_err(failed(format!("attach {destination}")))
 }
@@ -385,8 +393,7 @@ fn procfs_is_at_its_place() -> Outcome<()> {
 /// Hide a path of the kernel's file systems, which are on the devices `kernels`: a file behind /dev/null, a directory behind an
 /// empty read-only tmpfs. What does not exist needs no hiding.
 fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>, kernels: &[u64]) -> Outcome<()> {
-    let target = match rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)
-    {
+    let target = match mount_points::open(root, path, OFlags::PATH, INSIDE) {
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         other => other.map_err(failed(format!("mask {path}")))?,
     };
@@ -403,7 +410,7 @@ fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>, kernels: &[u64]) -> Outco
             MountAttrFlags::MOUNT_ATTR_RDONLY,
         )
     } else {
-        mount::open_tree_clone(&parts.devices.dev, "null", false)
+        mount::open_tree_clone(&parts.devices.null, "", false)
     };
     let cover = cover.map_err(failed(format!("mask {path}")))?;
     mount::attach(&cover, &target).map_err(failed(format!("mask {path}")))

@@ -3,6 +3,7 @@
 use crate::child::{Outcome, Stop, failed};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,46 +39,57 @@ pub fn mount_id(file: impl AsFd) -> rustix::io::Result<u64> {
     Ok(rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
+/// openat2(2) answers EAGAIN when a rename or a mount anywhere on the host came between a lookup and its `..`. A container that
+/// renames without end makes that likely, so what fails is asked for again, and a walk without `..` decides in the end.
+const TRIES: u32 = 16;
+
+/// Opens what is below the root, as `how` says.
+///
+/// # Errors
+/// The kernel's; EAGAIN only if it has said so each time.
+pub fn open(
+    root: &OwnedFd,
+    path: impl Arg + Copy,
+    flags: OFlags,
+    how: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+            Err(Errno::AGAIN | Errno::INTR) if left > 0 => {}
+            other => return other,
+        }
+    }
+}
+
 /// Opens the mount point `path` below the root. What is missing of it is made, with the rights of who calls: directories,
 /// and in the end a directory or an empty file.
 ///
 /// `through`: the image's links are followed, also those to something that is missing. Where a link leads nothing is made but
-/// in the container's own file systems; and none leads into /dev. Without it a link is an error.
+/// in the container's own file systems. Without it a link is an error. What is found may be anything inside the root: whether
+/// it may be covered is for the caller to see, by the descriptor.
 ///
 /// # Errors
 /// In words.
 pub fn find(root: &OwnedFd, path: &str, directory: bool, through: Option<&Places>) -> Outcome<OwnedFd> {
-    let open = |how: ResolveFlags| {
-        rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how)
-    };
     let say = |error| failed(format!("mount point {path}"))(error);
-    match (open(INSIDE | ResolveFlags::NO_SYMLINKS), through) {
+    match (open(root, path, OFlags::PATH, INSIDE | ResolveFlags::NO_SYMLINKS), through) {
         (Ok(found), _) => return Ok(found),
         (Err(Errno::LOOP), None) => {
             let text = format!("mount point {path}: it is, or is below, a symbolic link in the image");
             return Err(text.into());
         }
-        (Err(Errno::NOENT | Errno::NOTDIR), _) => {}
-        (Err(Errno::LOOP), Some(places)) => match open(INSIDE) {
-            Ok(found) => {
-                let stat = rustix::fs::fstat(&found).map_err(say)?;
-                if places.devices.contains(&stat.st_dev) && !Path::new(path).starts_with("/dev") {
-                    return Err(format!(
-                        "a bind mount over {path} is not allowed: a link of the image leads into /dev"
-                    )
-                    .into());
-                }
-                return Ok(found);
-            }
-            Err(Errno::NOENT | Errno::NOTDIR) => {}
+        (Err(Errno::NOENT | Errno::NOTDIR | Errno::AGAIN), _) => {}
+        (Err(Errno::LOOP), Some(_)) => match open(root, path, OFlags::PATH, INSIDE) {
+            Ok(found) => return Ok(found),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::AGAIN) => {}
             Err(Errno::LOOP) => return Err(circle(path)),
             Err(error) => return Err(say(error)),
         },
         (Err(error), _) => return Err(say(error)),
     }
-    Walk { root, path, directory, through, here: PathBuf::new(), links: 0, made: 0 }.make()?;
-    // What counts is what programs will find there.
-    open(if through.is_some() { INSIDE } else { INSIDE | ResolveFlags::NO_SYMLINKS }).map_err(say)
+    Walk { root, path, directory, through, here: PathBuf::new(), links: 0, made: 0 }.make()
 }
 
 fn circle(path: &str) -> Stop {
@@ -105,15 +117,15 @@ impl Walk<'_> {
     /// A directory from the root, by names that were looked at: `..` is never left to the kernel.
     fn open(&self) -> Outcome<OwnedFd> {
         let path = if self.here.as_os_str().is_empty() { Path::new(".") } else { &self.here };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let how = INSIDE | ResolveFlags::NO_SYMLINKS;
-        rustix::fs::openat2(self.root, path, flags, Mode::empty(), how).map_err(|error| {
+        open(self.root, path, OFlags::PATH | OFlags::DIRECTORY, how).map_err(|error| {
             let here = path.display();
             self.error(&format!("/{here}: {error}"))
         })
     }
 
-    fn make(&mut self) -> Outcome<()> {
+    /// What is found is what was looked at, not what a second lookup would lead to.
+    fn make(&mut self) -> Outcome<OwnedFd> {
         let mut todo: VecDeque<OsString> = names_of(Path::new(self.path)).collect();
         let mut at = self.open()?;
         while let Some(name) = todo.pop_front() {
@@ -166,7 +178,7 @@ impl Walk<'_> {
                         todo.push_front(part);
                     }
                 }
-                _ if todo.is_empty() => return Ok(()),
+                _ if todo.is_empty() => return Ok(found),
                 _ => {
                     return Err(
                         self.error(&format!("/{shown} is no directory in the image, and must be one"))
@@ -174,7 +186,7 @@ impl Walk<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(at)
     }
 
     /// Makes one missing directory or file.
@@ -204,6 +216,19 @@ impl Walk<'_> {
             Err(error) => Err(self.error(&format!("make /{shown}: {error}"))),
         }
     }
+}
+
+/// Whether a destination is named in /dev outright, whatever the image's links are.
+pub fn is_in_dev(path: &str) -> bool {
+    let mut plain = PathBuf::new();
+    for name in names_of(Path::new(path)) {
+        if name == ".." {
+            plain.pop();
+        } else {
+            plain.push(name);
+        }
+    }
+    plain.starts_with("dev")
 }
 
 /// A bind mount may not cover what shows the kernel.
@@ -345,14 +370,45 @@ mod tests {
     }
 
     #[test]
-    fn a_link_covers_no_device() {
-        let mut cage = Cage::new(&[("etc/resolv.conf", "/null"), ("data", "/etc")]);
-        std::fs::write(cage.root().join("null"), "").unwrap();
-        let meta = std::fs::metadata(cage.root()).unwrap();
-        cage.places.devices.push(std::os::unix::fs::MetadataExt::dev(&meta));
-        for (path, directory) in [("/etc/resolv.conf", false), ("/data", true)] {
-            assert!(cage.find(path, directory, true).unwrap_err().contains("into /dev"), "{path}");
+    fn what_is_named_in_dev_is_told_from_what_links_lead_there() {
+        for (path, inside) in [
+            ("/dev", true),
+            ("/dev/null", true),
+            ("//etc/../dev/./shm/x", true),
+            ("/dev/../data", false),
+            ("/dev/../../data", false),
+            ("/device", false),
+            ("/data/dev", false),
+            ("/", false),
+        ] {
+            assert_eq!(is_in_dev(path), inside, "{path}");
         }
-        cage.leads("/null", "null", false);
+    }
+
+    /// Another process renames all the time, elsewhere on the host.
+    #[test]
+    fn renames_elsewhere_keep_no_mount_point_from_being_found() {
+        let cage = Cage::new(&[("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")]);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| elsewhere.path().join(name));
+        std::fs::write(&a, "").unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        let _ = std::fs::rename(&a, &b);
+                        let _ = std::fs::rename(&b, &a);
+                    }
+                });
+            }
+            let found: Vec<_> = (0..5000)
+                .map(|_| cage.find("/etc/../etc/resolv.conf", false, true))
+                .filter(|found| found.is_err())
+                .collect();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(found.is_empty(), "{found:?}");
+        });
+        cage.leads("/etc/resolv.conf", "run/systemd/resolve/stub-resolv.conf", false);
     }
 }

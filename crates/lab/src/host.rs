@@ -168,7 +168,7 @@ impl Host {
         let memory = memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next());
         let (filesystem, mount_options) = store
             .and_then(|p| std::path::absolute(p).ok())
-            .and_then(|p| filesystem_of(&read("/proc/self/mountinfo"), &p))
+            .and_then(|p| filesystem_of(std::fs::read("/proc/self/mountinfo").ok()?, &p))
             .unwrap_or_default();
         Self {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
@@ -189,7 +189,7 @@ impl Host {
 }
 
 /// Type and options of the file system that a path is on, from the text of mountinfo.
-pub fn filesystem_of(mountinfo: &str, path: &Path) -> Option<(String, String)> {
+pub fn filesystem_of(mountinfo: impl AsRef<[u8]>, path: &Path) -> Option<(String, String)> {
     let mounts = procfs::mountinfo(mountinfo).unwrap_or_default();
     let mount = mount_of(&mounts, path)?;
     let options = mount.mount_options.iter().chain(&mount.super_options);

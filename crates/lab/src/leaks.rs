@@ -1,8 +1,9 @@
 //! What belongs to no live container: keepers, attached root file systems, cgroups, directories.
 
 use crate::ground::json;
-use crate::instances::{self, Found, Place, Survey};
+use crate::instances::{self, Place, Survey};
 use crate::leftovers::{self, Left};
+use crate::search::Found;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,12 +11,15 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use wardian_sys::directory::{Directory, Error as Untrusted};
+use wardian_sys::procfs::MountInfo;
 use wardian_sys::{lock, procfs};
 
 /// A process name as the kernel keeps it: 15 bytes.
 const KEEPER: &str = "wardian-keeper";
 /// What a keeper is executed from, as the link /proc/PID/exe has it.
 const KEEPER_FILE: &str = "/memfd:wardian-keeper";
+/// Bytes of a record of an instance.
+const MOST: u64 = 1 << 20;
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// What is being removed when it is first seen is gone by then.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -41,7 +45,7 @@ pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) comm: String,
     pub(crate) arguments: Vec<String>,
-    pub(crate) mountinfo: String,
+    pub(crate) mountinfo: Vec<u8>,
     /// Tag of the instance whose keepers' cgroup it is in.
     pub(crate) tag: String,
     /// The containers that it keeps.
@@ -69,6 +73,8 @@ pub(crate) struct Records {
     pub(crate) places: BTreeMap<String, Place>,
     /// The instance of a run directory.
     owners: BTreeMap<PathBuf, String>,
+    /// Why there may be more of them.
+    doubt: Option<String>,
 }
 
 /// What is left behind now and still is a moment later: the trash is emptied at leisure. `runs` are run directories to look
@@ -130,11 +136,14 @@ fn look(runs: &[PathBuf]) -> Result<Survey> {
     dirs.extend(runs);
     let mut records = read_records(&dirs, &processes);
     records.claimed = tags;
+    let doubt = doubt.or_else(|| records.doubt.take());
+    let mounts = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let mounts = procfs::mountinfo(mounts)?;
     let mut leaks = BTreeSet::new();
     keeper_leaks(&processes, &records, &mut leaks);
     mount_leaks(&processes, &mut leaks);
-    rootfs_leaks(&records, &mut leaks);
-    run_leaks(&processes, &mut leaks);
+    rootfs_leaks(&mounts, &records, &mut leaks);
+    run_leaks(&mounts, &processes, &mut leaks);
     let kept = processes.iter().flat_map(|process| process.containers.iter().cloned()).collect();
     cgroup_leaks(Path::new(CGROUPS), &records, &kept, &mut leaks);
     for (kind, what) in leftovers::Records::usual().find().iter().flat_map(Left::things) {
@@ -194,7 +203,7 @@ fn processes() -> Result<Vec<Process>> {
                 containers.insert(id.to_owned());
             }
         }
-        let mountinfo = read("mountinfo");
+        let mountinfo = std::fs::read(entry.path().join("mountinfo")).unwrap_or_default();
         let named =
             |exe: PathBuf| exe.file_name().is_some_and(|name| name.to_string_lossy().starts_with("wardian"));
         let server = is_server && (comm.starts_with("wardian") || exe.is_some_and(named));
@@ -240,8 +249,22 @@ fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
     let mut records = Records::default();
     for run in runs {
         // Any user may call a process of hers a server, with a run directory of hers.
-        let Ok(dir) = Directory::open(run) else { continue };
-        let instance = json(&dir, "instance.json");
+        let dir = match Directory::open(run) {
+            Ok(dir) => dir,
+            Err(error) => {
+                records.doubt(&error);
+                continue;
+            }
+        };
+        let instance =
+            dir.read("instance.json", MOST).map_err(|error| records.doubt(&error)).unwrap_or_default();
+        let instance: serde_json::Value = serde_json::from_slice(&instance).unwrap_or_else(|error| {
+            if !instance.is_empty() {
+                records.doubt =
+                    Some(format!("instance.json in {} is not understood: {error}", run.display()));
+            }
+            serde_json::Value::Null
+        });
         if let (Some(tag), pid) = (instance["tag"].as_str(), instance["pid"].as_u64()) {
             // A server holds the lock, whatever it is called. Who may not look into root's processes goes by the name.
             let holds =
@@ -253,16 +276,41 @@ fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
             records.places.insert(tag.to_owned(), Place { run: run.clone(), root, lives });
             records.owners.insert(run.clone(), tag.to_owned());
         }
-        for record in std::fs::read_dir(run.join("rootfs")).into_iter().flatten().flatten() {
-            if let Some(attached) = read_rootfs(&record.path()) {
-                records.rootfs.insert(record.path(), attached);
+        for record in records.names(run, "rootfs") {
+            if let Some(attached) = read_rootfs(&record) {
+                records.rootfs.insert(record, attached);
             }
         }
-        for container in std::fs::read_dir(run.join("containers")).into_iter().flatten().flatten() {
-            records.containers.insert(container.file_name().to_string_lossy().into_owned(), container.path());
+        for container in records.names(run, "containers") {
+            let id = container.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            records.containers.insert(id, container);
         }
     }
     records
+}
+
+impl Records {
+    /// What is missing, and what is another user's, says nothing. What could not be read might.
+    fn doubt(&mut self, error: &Untrusted) {
+        if matches!(error, Untrusted::System { .. }) && !error.is_missing() {
+            self.doubt = Some(error.to_string());
+        }
+    }
+
+    /// The paths of what is in a directory of a run directory.
+    fn names(&mut self, run: &Path, name: &str) -> Vec<PathBuf> {
+        let dir = run.join(name);
+        match Directory::open(&dir).and_then(|dir| dir.names()) {
+            Ok(names) => names.into_iter().map(|name| dir.join(name)).collect(),
+            Err(error) => {
+                // Nobody but root has made it, whoever may write to it now.
+                if !error.is_missing() {
+                    self.doubt = Some(error.to_string());
+                }
+                Vec::new()
+            }
+        }
+    }
 }
 
 /// Where the root file system of a record is attached, if it is to be; none if this is no record of this boot.
@@ -349,9 +397,7 @@ fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
 }
 
 /// Records whose root file systems somebody has unmounted by hand.
-fn rootfs_leaks(records: &Records, leaks: &mut BTreeSet<Leak>) {
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounts = procfs::mountinfo(&mountinfo).unwrap_or_default();
+fn rootfs_leaks(mounts: &[MountInfo], records: &Records, leaks: &mut BTreeSet<Leak>) {
     for (record, point) in &records.rootfs {
         let Some(point) = point else { continue };
         if !mounts.iter().any(|mount| mount.fs_type == "overlay" && mount.mount_point == *point) {
@@ -362,14 +408,13 @@ fn rootfs_leaks(records: &Records, leaks: &mut BTreeSet<Leak>) {
 }
 
 /// Run directories that a server has mounted, with no server and nothing for the next one to find.
-fn run_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for mount in procfs::mountinfo(&mountinfo).unwrap_or_default() {
+fn run_leaks(mounts: &[MountInfo], processes: &[Process], leaks: &mut BTreeSet<Leak>) {
+    for mount in mounts {
         if mount.fs_type != "tmpfs" || mount.source != Path::new("wardian") {
             continue;
         }
         let records = read_records(&BTreeSet::from([mount.mount_point.clone()]), processes);
-        let unused = records.containers.is_empty() && records.rootfs.is_empty();
+        let unused = records.containers.is_empty() && records.rootfs.is_empty() && records.doubt.is_none();
         if unused && !records.tags.values().any(|lives| *lives) {
             let what = format!("tmpfs on {}", mount.mount_point.display());
             let why = "no server, no container and no root file system uses it".into();
@@ -380,8 +425,8 @@ fn run_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
 
 /// Mount points of volatile overlays made by wardian, whose upper directory shows as `/upper`, from the text of
 /// mountinfo.
-fn volatile_overlays(mountinfo: &str) -> Vec<PathBuf> {
-    let ours = |mount: &procfs::MountInfo| {
+fn volatile_overlays(mountinfo: &[u8]) -> Vec<PathBuf> {
+    let ours = |mount: &MountInfo| {
         mount.fs_type == "overlay"
             && mount.is_volatile()
             && mount.super_options.iter().any(|option| option == "upperdir=/upper")
@@ -467,12 +512,12 @@ mod tests {
         let line = |option: &str| {
             format!("40 27 0:50 / /mnt/x rw - overlay overlay rw,lowerdir=/l,upperdir=/upper,{option}\n")
         };
-        assert_eq!(volatile_overlays(&line("volatile")), [Path::new("/mnt/x")]);
-        assert_eq!(volatile_overlays(&line("fsync=volatile")), [Path::new("/mnt/x")]);
-        assert!(volatile_overlays(&line("index=off")).is_empty());
+        assert_eq!(volatile_overlays(line("volatile").as_bytes()), [Path::new("/mnt/x")]);
+        assert_eq!(volatile_overlays(line("fsync=volatile").as_bytes()), [Path::new("/mnt/x")]);
+        assert!(volatile_overlays(line("index=off").as_bytes()).is_empty());
         let others = line("volatile").replace("=/upper", "=/var/lib/other/upper");
-        assert!(volatile_overlays(&others).is_empty());
-        assert!(volatile_overlays("27 1 254:0 / / rw - ext4 /dev/vda rw\n").is_empty());
+        assert!(volatile_overlays(others.as_bytes()).is_empty());
+        assert!(volatile_overlays(b"27 1 254:0 / / rw - ext4 /dev/vda rw\n").is_empty());
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod progress;
 pub mod record;
 pub mod report;
 pub mod scale;
+mod search;
 pub mod signals;
 pub mod teardown;
 

@@ -42,7 +42,7 @@ impl LocalServer {
         let location = location.unwrap_or(Path::new("/var/tmp"));
         let dir = ground::dir_in(location, PREFIX)
             .with_context(|| format!("make a directory for the store in {}", location.display()))?;
-        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mountinfo = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
         let volatile = ["/run", "/dev/shm"].into_iter().find(|place| {
             crate::host::filesystem_of(&mountinfo, Path::new(place)).is_some_and(|(kind, _)| kind == "tmpfs")
         });

@@ -25,7 +25,7 @@ impl Target {
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let path = fs::canonicalize(path)?;
         let own = numbers(fs::metadata(&path)?.dev());
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mounts = fs::read("/proc/self/mountinfo")?;
         let mounts = procfs::mountinfo(&mounts).unwrap_or_default();
         // The last of several on the same directory is the one that is seen.
         let mount = mounts

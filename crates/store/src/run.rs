@@ -96,14 +96,18 @@ pub fn sweep(dir: &Directory, open: bool) -> std::io::Result<()> {
 
 /// Whether no container and no root file system is recorded in the directory.
 pub fn is_unused(run: &Path) -> bool {
-    let empty = |name| std::fs::read_dir(run.join(name)).map_or(true, |mut all| all.next().is_none());
+    // What cannot be read may hold something.
+    let empty = |name| match std::fs::read_dir(run.join(name)) {
+        Ok(mut all) => all.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
     empty("containers") && empty("rootfs")
 }
 
 /// Unmounts what [`prepare`] has mounted, if nothing is recorded there.
 pub fn leave(run: &Path) {
     let run = std::fs::canonicalize(run).unwrap_or_else(|_| run.to_owned());
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mountinfo = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mounts = wardian_sys::procfs::mountinfo(&mountinfo).unwrap_or_default();
     let ours = mounts.iter().any(|m| m.mount_point == run && m.source == Path::new(SOURCE));
     if ours && is_unused(&run) {

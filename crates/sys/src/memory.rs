@@ -15,15 +15,16 @@ pub fn budget(bytes: usize, of: usize) -> usize {
 pub fn of_this_process() -> u64 {
     let host = rustix::system::sysinfo();
     let host = host.totalram * u64::from(host.mem_unit);
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let limits = limits(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
+    let read = |path: &str| std::fs::read(path).unwrap_or_default();
+    let cgroup = read("/proc/self/cgroup");
+    let limits = limits(&read("/proc/self/mountinfo"), &String::from_utf8_lossy(&cgroup));
     // "max", and files that are not there, are no limits.
     let limits = limits.iter().filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
     limits.fold(host, u64::min)
 }
 
 /// The files with the limits, by the texts of `/proc/self/mountinfo` and `/proc/self/cgroup` (cgroups(7)).
-fn limits(mountinfo: &str, cgroup: &str) -> Vec<PathBuf> {
+fn limits(mountinfo: impl AsRef<[u8]>, cgroup: &str) -> Vec<PathBuf> {
     let Ok(mounts) = procfs::mountinfo(mountinfo) else { return Vec::new() };
     let mut files = Vec::new();
     for line in cgroup.lines() {

@@ -33,7 +33,7 @@
 use std::ffi::CStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
@@ -74,6 +74,20 @@ pub fn own_mounts() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     Ok(rustix::mount::mount_change("/", private)?)
+}
+
+/// The user namespace that owns a namespace (`NS_GET_USERNS`, ioctl_ns(2)).
+///
+/// # Errors
+/// The kernel's: EPERM if it is neither the caller's own nor one below that.
+pub fn owner(namespace: impl AsFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no argument.
+    let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), libc::_IO(0xb7, 1)) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 const STACK: usize = 16 * 1024;
@@ -507,7 +521,7 @@ mod tests {
     use super::*;
 
     /// `NS_GET_OWNER_UID` (ioctl_ns(2)).
-    fn owner(user: &OwnedFd) -> u32 {
+    fn owner_id(user: &OwnedFd) -> u32 {
         let mut uid: libc::uid_t = 0;
         // SAFETY: the call writes one id.
         let result = unsafe { libc::ioctl(user.as_raw_fd(), libc::_IO(0xb7, 4), &raw mut uid) };
@@ -531,13 +545,13 @@ mod tests {
         const OWNER: u32 = 0x8000_1234;
         let before = status();
         let pair = pair(&maps(), &maps(), OWNER).unwrap();
-        assert_eq!(owner(pair.user.as_ref().unwrap()), OWNER);
+        assert_eq!(owner_id(pair.user.as_ref().unwrap()), OWNER);
         assert_eq!(status(), before);
         // An id that does not exist.
         let error = super::pair(&maps(), &maps(), u32::MAX).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         assert_eq!(status(), before);
-        assert_eq!(owner(&user(&maps(), &maps()).unwrap()), 0);
+        assert_eq!(owner_id(&user(&maps(), &maps()).unwrap()), 0);
         // What is its own stays within reach.
         // SAFETY: numbers only.
         assert_ne!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }, 1);

@@ -34,6 +34,8 @@ pub struct MountInfo {
     pub id: u64,
     /// The id of the mount that it is mounted on.
     pub parent: u64,
+    /// The device of its file system, `major:minor`.
+    pub device: String,
     /// Which directory of its file system the mount shows, unescaped.
     pub root: PathBuf,
     /// Where it is mounted, seen from the reading process's root; unescaped.
@@ -56,42 +58,53 @@ impl MountInfo {
     }
 }
 
-/// Parses all of a `mountinfo` file, in its order.
-pub fn mountinfo(text: &str) -> Result<Vec<MountInfo>, Error> {
-    text.lines()
+/// Parses all of a `mountinfo` file, in its order. Names in it are bytes: any user whom fusermount(1) or udisks lets mount
+/// something chooses those of her mount points, which need not be UTF-8.
+pub fn mountinfo(text: impl AsRef<[u8]>) -> Result<Vec<MountInfo>, Error> {
+    text.as_ref()
+        .split(|byte| *byte == b'\n')
         .enumerate()
         .filter(|(_, line)| !line.is_empty())
         .map(|(index, line)| mountinfo_line(line).map_err(|what| Error::MountInfo { line: index + 1, what }))
         .collect()
 }
 
-fn mountinfo_line(line: &str) -> Result<MountInfo, &'static str> {
+fn mountinfo_line(line: &[u8]) -> Result<MountInfo, &'static str> {
     // The number of optional fields varies; a lone hyphen ends them.
-    let (own, rest) = line.split_once(" - ").ok_or("no separator")?;
-    let mut own = own.split(' ');
+    let separator = b" - ";
+    let at = line.windows(separator.len()).position(|part| part == separator).ok_or("no separator")?;
+    let (own, rest) = (&line[..at], &line[at + separator.len()..]);
+    let fields = |text| <[u8]>::split(text, |byte| *byte == b' ');
+    let mut own = fields(own);
     let mut next = |what| own.next().ok_or(what);
-    let id = next("no id")?.parse().map_err(|_| "the id is not a number")?;
-    let parent = next("no parent")?.parse().map_err(|_| "the parent is not a number")?;
-    next("no device")?;
+    let number = |field, what| str::from_utf8(field).ok().and_then(|field| field.parse().ok()).ok_or(what);
+    let id = number(next("no id")?, "the id is not a number")?;
+    let parent = number(next("no parent")?, "the parent is not a number")?;
+    let device = word(next("no device")?);
     let root = unescape(next("no root")?);
     let mount_point = unescape(next("no mount point")?);
     let mount_options = options(next("no options")?);
-    let mut rest = rest.split(' ');
-    let fs_type = rest.next().filter(|name| !name.is_empty()).ok_or("no file system type")?.to_owned();
+    let mut rest = fields(rest);
+    let fs_type = rest.next().filter(|name| !name.is_empty()).map(word).ok_or("no file system type")?;
     // An empty source is printed as nothing at all, between two blanks.
     let source = unescape(rest.next().ok_or("no source")?);
     let super_options = options(rest.next().unwrap_or_default());
-    Ok(MountInfo { id, parent, root, mount_point, mount_options, fs_type, source, super_options })
+    Ok(MountInfo { id, parent, device, root, mount_point, mount_options, fs_type, source, super_options })
 }
 
-fn options(text: &str) -> Vec<String> {
-    text.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect()
+/// What the kernel itself words, and options, in which a byte that is not UTF-8 only keeps them from being known.
+fn word(field: &[u8]) -> String {
+    String::from_utf8_lossy(field).into_owned()
+}
+
+fn options(text: &[u8]) -> Vec<String> {
+    text.split(|byte| *byte == b',').filter(|option| !option.is_empty()).map(word).collect()
 }
 
 /// Undoes the kernel's `\ooo` escapes (blank, tab, newline, backslash, hash). What only looks like an escape stays
 /// as it is.
-fn unescape(field: &str) -> PathBuf {
-    let mut rest = field.as_bytes();
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut rest = field;
     let mut bytes = Vec::with_capacity(rest.len());
     while let Some((&first, tail)) = rest.split_first() {
         let octal = match tail {
@@ -183,6 +196,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_point_is_bytes() {
+        let text = b"22 1 0:25 / /bad\xff rw - ramfs none\xfe rw,x=\xff\n36 22 0:26 /\xff /mnt rw - tmpfs wardian rw\n";
+        let mounts = mountinfo(text).unwrap();
+        let bytes = |path: &PathBuf| path.as_os_str().as_encoded_bytes().to_vec();
+        assert_eq!(bytes(&mounts[0].mount_point), b"/bad\xff");
+        assert_eq!(bytes(&mounts[0].source), b"none\xfe");
+        assert_eq!(mounts[0].super_options[0], "rw");
+        assert_eq!((mounts[1].device.as_str(), bytes(&mounts[1].root)), ("0:26", b"/\xff".to_vec()));
+        assert_eq!(mounts[1].mount_point, PathBuf::from("/mnt"));
+    }
+
+    #[test]
     fn broken_mountinfo_lines() {
         for (text, what) in [
             ("22 1 254:0 / / rw,relatime ext4 /dev/vda rw", "no separator"),
@@ -213,7 +238,7 @@ mod tests {
     #[test]
     fn this_kernels_files() {
         let read = |name: &str| std::fs::read_to_string(format!("/proc/{name}")).unwrap();
-        assert!(!mountinfo(&std::fs::read_to_string("/proc/self/mountinfo").unwrap()).unwrap().is_empty());
+        assert!(!mountinfo(std::fs::read("/proc/self/mountinfo").unwrap()).unwrap().is_empty());
         meminfo(&read("meminfo")).unwrap();
         vmstat(&read("vmstat")).unwrap();
     }

@@ -121,7 +121,7 @@ pub async fn run(options: Options) -> Result<Report> {
 }
 
 fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let mounts = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     let mounts = procfs::mountinfo(&mounts)?;
     let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let fs = filesystem::FileSystem::probe(&options.root, &mounts)?;

@@ -1,5 +1,7 @@
 //! Overlays of others whose unmount syncs the store's file system.
 
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, makedev, openat2, statx};
+use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,6 +11,8 @@ use wardian_sys::procfs::{self, MountInfo};
 
 /// A host with thousands of mount namespaces is not searched to the end.
 const BUDGET: Duration = Duration::from_millis(500);
+/// How often a path is looked up that is not found at once, because something was renamed meanwhile.
+const TRIES: usize = 8;
 
 /// How many there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -51,13 +55,11 @@ pub fn probe(on: &Path) -> Overlays {
                 continue;
             }
         }
-        let text = std::fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+        let text = std::fs::read(process.join("mountinfo")).unwrap_or_default();
         for upper in procfs::mountinfo(&text).unwrap_or_default().iter().filter_map(syncing) {
-            let path = upper.strip_prefix("/").unwrap_or(&upper);
-            let inside = std::fs::metadata(process.join("root").join(path));
             // What was mounted before its process moved to another root is seen from here.
-            let here = || std::fs::metadata(&upper);
-            if let Ok(found) = inside.or_else(|_| here()).map(|upper| (upper.dev(), upper.ino()))
+            let found = in_use(&process.join("root"), &upper).or_else(|| in_use(Path::new("/"), &upper));
+            if let Some(found) = found
                 && found.0 == device
             {
                 uppers.insert(found, owner(&upper));
@@ -68,6 +70,21 @@ pub fn probe(on: &Path) -> Overlays {
         *found.syncing.entry(owner).or_default() += 1;
     }
     found
+}
+
+/// Device and inode of a directory that something is mounted from, by its path below a root. Any user chooses such paths, also
+/// through file systems of hers that do not answer: as what is mounted is known to the kernel, none is asked.
+fn in_use(root: &Path, path: &Path) -> Option<(u64, u64)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty()).ok()?;
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::CACHED;
+    let opened = (0..TRIES).find_map(|_| match openat2(&root, path, flags, Mode::empty(), how) {
+        Err(Errno::AGAIN | Errno::INTR) => None,
+        other => Some(other.ok()),
+    })??;
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(opened, c"", flags, StatxFlags::INO).ok()?;
+    Some((makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
 /// The upper directory of an overlay that syncs.

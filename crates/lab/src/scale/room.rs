@@ -50,7 +50,7 @@ pub(super) fn memory(options: &Options) -> Result<()> {
 pub(super) fn disk(options: &Options, mode: Mode) -> Result<()> {
     let at = options.location.as_deref().unwrap_or(Path::new("/var/tmp"));
     let stat = rustix::fs::statvfs(at).with_context(|| format!("--root: look at {}", at.display()))?;
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mountinfo = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let kind = std::fs::canonicalize(at).ok().and_then(|path| filesystem_of(&mountinfo, &path));
     let mut free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if kind.is_some_and(|(kind, _)| kind == "tmpfs" || kind == "ramfs") {

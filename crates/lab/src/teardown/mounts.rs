@@ -26,7 +26,7 @@ const OF_THE_KERNEL: [&str; 9] =
 /// Everybody else's mounts on disks are let go there: the copy would keep them alive when they are unmounted elsewhere.
 pub fn enter(dir: &Path) -> Result<()> {
     namespace::own_mounts().context("make a mount namespace")?;
-    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").context("read the list of mounts")?;
+    let text = std::fs::read("/proc/thread-self/mountinfo").context("read the list of mounts")?;
     let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
     for other in procfs::mountinfo(&text)?.iter().rev() {
         if !dir.starts_with(&other.mount_point) && !OF_THE_KERNEL.contains(&other.fs_type.as_str()) {

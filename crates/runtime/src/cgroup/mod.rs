@@ -44,7 +44,7 @@ impl Hierarchies {
     ///
     /// # Errors
     /// When it is none.
-    pub fn parse(mountinfo: &str) -> Result<Self, procfs::Error> {
+    pub fn parse(mountinfo: impl AsRef<[u8]>) -> Result<Self, procfs::Error> {
         let mut found = Self::default();
         for mount in procfs::mountinfo(mountinfo)? {
             match mount.fs_type.as_str() {

@@ -45,7 +45,7 @@ impl Place {
         // Our copies would keep the others' devices and overlays busy after they are unmounted.
         let exe = std::env::current_exe()?;
         let needed = |path: &Path| place.dir.starts_with(path) || exe.starts_with(path);
-        for other in procfs::mountinfo(&fs::read_to_string("/proc/self/mountinfo")?)?.iter().rev() {
+        for other in procfs::mountinfo(&fs::read("/proc/self/mountinfo")?)?.iter().rev() {
             let kept_busy = other.source.starts_with("/dev") || other.fs_type == "overlay";
             if kept_busy && !needed(&other.mount_point) {
                 mount::unmount_lazily(&other.mount_point)?;

@@ -19,6 +19,7 @@ mod debug_door;
 mod devices;
 mod doctor;
 mod door;
+mod doubts;
 mod equipped;
 mod escape;
 mod failpoints;

@@ -124,6 +124,9 @@ async fn links_that_lead_elsewhere_are_refused() {
         ("/sys/kernel/made", "into /proc or /sys"),
         ("/sys/fs/cgroup/made", "into /proc or /sys"),
         ("/dev/null", "into /dev"),
+        ("/x1/../dev/null", "into /dev"),
+        ("../nodir/../dev/urandom", "into /dev"),
+        ("/x1/../dev/pts/ptmx", "into /dev"),
         ("/dev/made", "another mount"),
         ("/dev/fd/made", "into /proc or /sys"),
         ("/shown/made", "another mount"),
@@ -159,6 +162,51 @@ async fn links_that_lead_elsewhere_are_refused() {
         ..container("x", &image(&server, "plain", &[]), false)
     };
     client.create(&spec).await.unwrap();
+    server.finish().await;
+}
+
+/// Also by directories that are missing on the way; and what somebody mounts over /dev/null outright changes no mask.
+#[tokio::test]
+async fn no_bind_mount_gets_into_dev_by_a_link_nor_into_the_masks() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    let source = server.base().join("source");
+    std::fs::create_dir(&source).unwrap();
+    let file = source.join("file");
+    std::fs::write(&file, "shown").unwrap();
+    for (n, (target, path)) in [
+        ("/dev", "/data"),
+        ("/x1/../dev", "/data"),
+        ("/x1/../dev/pts", "/data"),
+        ("/x1/../dev", "/dev/../data"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let image = image(&server, &format!("d{n}"), &[("data", target)]);
+        let bind_mounts = vec![bind(&source, path)];
+        let spec = ContainerSpec { bind_mounts: bind_mounts.clone(), ..container("x", &image, false) };
+        let pea = ProcessSpec { image, bind_mounts, ..script("true") };
+        let (create, run) = (client.create(&spec).await, client.run("c", &pea, listen()).await);
+        for error in [message(create), message(run)] {
+            assert!(error.contains("into /dev"), "{target} {path}: {error}");
+        }
+    }
+    for privileged in [false, true] {
+        let spec = ContainerSpec {
+            bind_mounts: vec![bind(&file, "/dev/null")],
+            ..container("x", &image(&server, "plain", &[]), privileged)
+        };
+        client.create(&spec).await.unwrap();
+        let look = "cat /dev/null; for f in /proc/keys /proc/timer_list /proc/1/fd/0; do stat -L -c %F $f; done | uniq";
+        let said = say(&client, "x", look).await;
+        if privileged {
+            assert!(said.starts_with("shown"), "{said}");
+        } else {
+            assert_eq!(said, "showncharacter special file");
+        }
+        client.destroy("x").await.unwrap();
+    }
     server.finish().await;
 }
 

@@ -11,7 +11,7 @@ struct Own(Cgroups);
 impl Own {
     /// In the v1 hierarchies, or in v2 as if there were no others.
     fn open(v2: bool, name: &str) -> Option<Self> {
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mountinfo = fs::read("/proc/self/mountinfo").unwrap();
         let mut found = Hierarchies::parse(&mountinfo).unwrap();
         if v2 {
             found.v1.clear();
