@@ -416,8 +416,7 @@ fn open(config: Config) -> Result<Shared> {
 }
 
 fn open_cgroups(tag: &str) -> Result<Cgroups> {
-    let mountinfo =
-        std::fs::read("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
+    let mountinfo = std::fs::read("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
     let hierarchies = Hierarchies::parse(&mountinfo).map_err(|e| Error::failed("mountinfo", e))?;
     Cgroups::open(hierarchies, tag).map_err(|e| Error::failed("cgroups", e))
 }

@@ -404,7 +404,7 @@ mod tests {
             }
             let found: Vec<_> = (0..5000)
                 .map(|_| cage.find("/etc/../etc/resolv.conf", false, true))
-                .filter(|found| found.is_err())
+                .filter(Result::is_err)
                 .collect();
             done.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(found.is_empty(), "{found:?}");

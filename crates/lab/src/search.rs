@@ -257,7 +257,12 @@ fn id(stat: &rustix::fs::Stat) -> Id {
 }
 
 /// What a process has mounted, if that is a mount namespace of our user namespace's that is not known yet.
-fn of_process(path: &Path, user: Id, ours: &[u8], known: &mut BTreeSet<Id>) -> rustix::io::Result<Option<View>> {
+fn of_process(
+    path: &Path,
+    user: Id,
+    ours: &[u8],
+    known: &mut BTreeSet<Id>,
+) -> rustix::io::Result<Option<View>> {
     // Its id may be another's in a moment, but not through this.
     let dir = rustix::fs::open(path, LOOK | OFlags::DIRECTORY, Mode::empty())?;
     let open = |name: &str, flags: OFlags| openat(&dir, name, flags | OFlags::CLOEXEC, Mode::empty());

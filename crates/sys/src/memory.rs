@@ -17,7 +17,7 @@ pub fn of_this_process() -> u64 {
     let host = host.totalram * u64::from(host.mem_unit);
     let read = |path: &str| std::fs::read(path).unwrap_or_default();
     let cgroup = read("/proc/self/cgroup");
-    let limits = limits(&read("/proc/self/mountinfo"), &String::from_utf8_lossy(&cgroup));
+    let limits = limits(read("/proc/self/mountinfo"), &String::from_utf8_lossy(&cgroup));
     // "max", and files that are not there, are no limits.
     let limits = limits.iter().filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
     limits.fold(host, u64::min)
