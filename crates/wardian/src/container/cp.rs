@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args as ClapArgs;
 use rustix::fs::FileType;
 use std::ffi::OsStr;
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -17,10 +17,11 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::unix::pipe;
-use wardian_garden::Client;
+use wardian_garden::{Client, TarFailure, TarReader};
 use wardian_image::files::{self, LeftOut, Name, Source, pack, unpack};
+use wardian_sys::text::tame_lines;
 
 /// What to copy, and where.
 #[derive(Debug, ClapArgs)]
@@ -220,9 +221,7 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
     })
 }
 
@@ -313,23 +312,40 @@ async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) 
         .await
         .map_err(|error| server.explain(error))?;
     let mut stdout = tokio::io::stdout();
-    let mut piece = vec![0; 256 << 10];
-    loop {
-        let read = tar.read(&mut piece).await.map_err(cut_off)?;
-        // The end is written as well: an error of what was written before may come with it.
-        let written = match read {
-            0 => stdout.flush().await,
-            read => stdout.write_all(&piece[..read]).await,
-        };
-        match written {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(lost(anyhow::Error::new(error).context("write to standard output"))),
-            Ok(()) if read == 0 => break,
-            Ok(()) => {}
+    match pass(&mut tar, &mut stdout).await {
+        Err(Broken::Write(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+        Err(Broken::Write(error)) => {
+            return Err(lost(anyhow::Error::new(error).context("write to standard output")));
         }
+        Err(Broken::Read(error)) => return Err(not_whole(error, "something is missing in the tar")),
+        Ok(()) => {}
     }
     note_of_root(&path);
     Ok(())
+}
+
+/// Why a tar was not passed on to its end.
+enum Broken {
+    /// All that came before has been written.
+    Read(std::io::Error),
+    Write(std::io::Error),
+}
+
+/// Passes a tar on. Unlike `tokio::io::copy`, it has written what it has read when it ends with an error of the reader's.
+async fn pass(tar: &mut TarReader, to: &mut (impl AsyncWrite + Unpin)) -> Result<(), Broken> {
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let read = tar.read(&mut piece).await;
+        let written = match read {
+            Ok(read) if read > 0 => to.write_all(&piece[..read]).await,
+            // An error of what was written before may come with it.
+            _ => to.flush().await,
+        };
+        written.map_err(Broken::Write)?;
+        if read.map_err(Broken::Read)? == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// Says what the keeper leaves out of a container's root; elsewhere the kernel's file systems are mounted on request alone.
@@ -339,9 +355,18 @@ fn note_of_root(path: &str) {
     }
 }
 
-fn cut_off(error: std::io::Error) -> anyhow::Error {
-    anyhow::Error::new(error)
-        .context("the tar was cut off, and what was copied is not whole: the server's log says why")
+const CUT_OFF: &str = "the tar was cut off, and what was copied is not whole";
+
+/// Why a tar is not whole, after what that means here, unless the reason says all.
+fn not_whole(error: std::io::Error, meaning: &str) -> anyhow::Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<TarFailure>()) {
+        // The container's root can write this text: lines after the first are told from ours.
+        Some(TarFailure(why)) => {
+            let why = tame_lines(why).replace('\n', "\n  ");
+            if meaning.is_empty() { anyhow::anyhow!("{why}") } else { anyhow::anyhow!("{meaning}: {why}") }
+        }
+        None => anyhow::Error::new(error).context(format!("{CUT_OFF}: the server's log says why")),
+    }
 }
 
 async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Path) -> Result<()> {
@@ -389,21 +414,25 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
         let name = if contents { Name::Contents } else { Name::One(theirs.as_bytes(), &ours) };
         unpack(reader, dir.as_fd(), name)
     });
-    let copied = tokio::io::copy(&mut tar, &mut writer).await;
+    let copied = pass(&mut tar, &mut writer).await;
     drop(writer);
     let taken = unpacking.await.context("unpack")?;
-    match copied {
+    let failure = match copied {
+        Ok(()) => None,
         // It has stopped reading, and says why.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(cut_off(error)),
-        _ => {}
-    }
-    let taken = taken?;
+        Err(Broken::Write(error)) if error.kind() == ErrorKind::BrokenPipe => None,
+        Err(Broken::Read(error) | Broken::Write(error)) => Some(error),
+    };
+    let (taken, failure) = match (taken, failure) {
+        (Err(_), Some(error)) => return Err(not_whole(error, CUT_OFF)),
+        (taken, failure) => (taken?, failure),
+    };
     if taken.left_out > 0 {
         let what = if taken.left_out == 1 { "device or socket" } else { "devices or sockets" };
         print::note(&format!("left out: {} {what}", taken.left_out));
     }
     note_of_root(&path);
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(not_whole(error, "")))
 }
 
 /// Refuses a place that a file cannot take before the container is asked; who unpacks looks again.
