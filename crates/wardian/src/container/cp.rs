@@ -34,7 +34,7 @@ stands for what is in the directory FROM. A device, a FIFO or a socket on this h
 bits, devices and sockets are left out, symlinks are copied as they are, holes in files stay holes.
 
 Of this host only one file system is copied: what is mounted below FROM is left out, and said so. Of a container all is copied but what \
-the kernel makes up (/proc, /sys). A symlink on the way to FROM or TO is followed if nobody but root and the caller could have put it \
+the kernel makes up (/proc, /sys). What cannot be read is named, the rest is copied, and the exit code is 1. A symlink on the way to FROM or TO is followed if nobody but root and the caller could have put it \
 there; below them none is followed, whoever changes the directories meanwhile.")]
 pub struct Args {
     #[command(flatten)]
@@ -200,7 +200,7 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
     drop(packing);
     // What the server says counts unless the tar was cut off by us.
     match (result.get(), sent) {
-        (Some(Err(error)), Err(_)) if !is_broken_pipe(error) => bail!("{error:#}"),
+        (Some(Err(error)), Err(_)) if !is_broken_pipe(error) => bail!("{error}"),
         (_, Err(error)) => Err(server.explain(error)),
         (Some(Ok(packed)), Ok(())) => {
             for (path, why) in &packed.left_out {
@@ -213,7 +213,14 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
             if packed.left_out_more > 0 {
                 print::note(&format!("left out, too: {} more", packed.left_out_more));
             }
-            Ok(())
+            for (path, why) in &packed.unread {
+                print::note(&format!("not read: {}: {why}", print::tame(&path.to_string_lossy())));
+            }
+            match packed.unread.len() as u64 + packed.unread_more {
+                0 => Ok(()),
+                1 => bail!("1 entry could not be read, or not to the end; all else is there"),
+                n => bail!("{n} entries could not be read, or not to the end; all else is there"),
+            }
         }
         (_, Ok(())) => bail!("the server has taken the tar before it was whole"),
     }
