@@ -20,6 +20,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::unix::pipe;
 use wardian_garden::{Client, TarFailure, TarReader};
+use wardian_image::Error;
 use wardian_image::files::{self, LeftOut, Name, Source, pack, unpack};
 use wardian_sys::text::tame_lines;
 
@@ -362,11 +363,16 @@ fn note_of_root(path: &str) {
     }
 }
 
+/// What the server tells of a tar that is not whole.
+fn told(error: &std::io::Error) -> Option<&TarFailure> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
 const CUT_OFF: &str = "the tar was cut off, and what was copied is not whole";
 
 /// Why a tar is not whole, after what that means here, unless the reason says all.
 fn not_whole(error: std::io::Error, meaning: &str) -> anyhow::Error {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<TarFailure>()) {
+    match told(&error) {
         // The container's root can write this text: lines after the first are told from ours.
         Some(TarFailure(why)) => {
             let why = tame_lines(why).replace('\n', "\n  ");
@@ -431,6 +437,10 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
         Err(Broken::Read(error) | Broken::Write(error)) => Some(error),
     };
     let (taken, failure) = match (taken, failure) {
+        // Of a tar that has come to its end it is the files that could not be made.
+        (Err(ours), Some(error)) if told(&error).is_some() && !matches!(ours, Error::Truncated { .. }) => {
+            return Err(ours.into());
+        }
         (Err(_), Some(error)) => return Err(not_whole(error, CUT_OFF)),
         (taken, failure) => (taken?, failure),
     };
@@ -481,6 +491,17 @@ mod tests {
         for path in [at("file"), at("link"), at("missing"), base.path().to_owned()] {
             replaceable(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn what_a_container_says_does_not_pass_for_ours() {
+        let said = "stream-out: a\nwardian: all is well\u{1b}[2J\nb";
+        let error = || std::io::Error::other(TarFailure(said.to_owned()));
+        let expected = "stream-out: a\n  wardian: all is well\\u{1b}[2J\n  b";
+        assert_eq!(not_whole(error(), "").to_string(), expected);
+        assert_eq!(not_whole(error(), CUT_OFF).to_string(), format!("{CUT_OFF}: {expected}"));
+        let other = not_whole(std::io::Error::other("broken"), "").to_string();
+        assert_eq!(other, format!("{CUT_OFF}: the server's log says why"));
     }
 
     #[test]
