@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, TE};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -226,10 +226,11 @@ impl Client {
         self.exchange(request.map_err(bad_request)?).await.map(drop)
     }
 
-    /// Pack a path of the container.
+    /// Pack a path of the container. Why the tar is not whole comes at its end, as a [`TarFailure`] in the reader's error.
     pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<TarReader> {
-        let request = request("GET", &files(handle, "source", source, user)).body(Full::<Bytes>::default());
-        let mut request = request.map_err(bad_request)?;
+        let request = request("GET", &files(handle, "source", source, user));
+        let request = request.header(TAR_FAILURE, "trailer").header(TE, "trailers");
+        let mut request = request.body(Full::<Bytes>::default()).map_err(bad_request)?;
         let endless = counted(&mut request);
         let io = Answering::new(dial(&self.server).await?);
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
@@ -426,6 +427,24 @@ impl<R: AsyncRead + Unpin> Body for ReaderBody<R> {
     }
 }
 
+/// The header by which a client of stream-out asks to be told why a tar is not whole, and the trailer that tells
+/// it: a JSON string.
+pub const TAR_FAILURE: &str = "wardian-failure";
+
+/// Why the container's side of a stream-out has failed. All that it has written came before.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct TarFailure(pub String);
+
+impl TarFailure {
+    /// What trailers say of it.
+    #[must_use]
+    pub fn of(trailers: &HeaderMap) -> Option<Self> {
+        let value = trailers.get(TAR_FAILURE)?;
+        Some(Self(serde_json::from_slice(value.as_bytes()).unwrap_or_default()))
+    }
+}
+
 /// A tar from [`Client::stream_out`]. An end before the tar's is an error.
 #[derive(Debug)]
 pub struct TarReader {
@@ -443,7 +462,12 @@ impl AsyncRead for TarReader {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 None => return Poll::Ready(Ok(())),
                 Some(Err(error)) => return Poll::Ready(Err(std::io::Error::other(error))),
-                Some(Ok(frame)) => self.chunk = frame.into_data().unwrap_or_default(),
+                Some(Ok(frame)) => {
+                    if let Some(failure) = frame.trailers_ref().and_then(TarFailure::of) {
+                        return Poll::Ready(Err(std::io::Error::other(failure)));
+                    }
+                    self.chunk = frame.into_data().unwrap_or_default();
+                }
             }
         }
         let n = self.chunk.len().min(to.remaining());

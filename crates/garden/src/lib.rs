@@ -15,7 +15,7 @@ mod process;
 mod tls;
 pub mod wire;
 
-pub use client::{Address, Client, TarReader};
+pub use client::{Address, Client, TAR_FAILURE, TarFailure, TarReader};
 pub use error::{Error, ErrorBody, ErrorKind, Result};
 pub use events::Events;
 pub use json::{DecodeError, Decoder, decode, encode, write};

@@ -1,6 +1,6 @@
 //! The way out: a path in the container becomes a tar, as GNU tar would write it with the user's rights.
 
-use crate::child::{Outcome, failed};
+use crate::child::{Outcome, Stop, failed};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -11,6 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
+use wardian_sys::text::{clip, tame};
 
 type Builder = tar::Builder<BufWriter<File>>;
 
@@ -40,6 +41,63 @@ const MADE_UP: [u32; 12] = [
     0xf97c_ff8c, // selinuxfs
 ];
 
+/// What could not be read is named up to this number, and counted beyond it.
+const MAX_NAMED: u64 = 20;
+/// Bytes of those names with their errors, which must fit into one frame of a report.
+const MAX_NAMES: usize = 2500;
+/// Bytes of one of those names.
+const MAX_NAME: usize = 256;
+
+/// Why an entry is not packed.
+enum Fault {
+    /// It cannot be read, and nothing of it has been written: the others can still be packed.
+    Unread(io::Error),
+    /// The tar cannot be written.
+    Pipe(io::Error),
+}
+
+impl<E: Into<io::Error>> From<E> for Fault {
+    fn from(error: E) -> Self {
+        Self::Unread(error.into())
+    }
+}
+
+/// What could not be read, while the rest was packed.
+#[derive(Default)]
+struct Unread {
+    count: u64,
+    named: u64,
+    names: String,
+}
+
+impl Unread {
+    fn add(&mut self, path: &Path, why: &impl std::fmt::Display) {
+        self.count += 1;
+        let line = format!("\n{}: {why}", clip(&tame(&path.to_string_lossy()), MAX_NAME));
+        if self.named < MAX_NAMED && self.names.len() + line.len() <= MAX_NAMES {
+            self.named += 1;
+            self.names.push_str(&line);
+        }
+    }
+
+    /// A failure if there is anything: a tar that lacks a file must not pass for one that has it.
+    fn result(self) -> Outcome<()> {
+        let Self { count, named, names } = self;
+        let more = match count - named {
+            0 => String::new(),
+            more => format!("\nand {more} more"),
+        };
+        match count {
+            0 => Ok(()),
+            _ => {
+                let entries = if count == 1 { "entry" } else { "entries" };
+                let what = "could not be read, or not to the end; all else is there";
+                Err(Stop::from(format!("{count} {entries} {what}{names}{more}")))
+            }
+        }
+    }
+}
+
 /// A directory whose entries are to be packed.
 struct Opened {
     fd: OwnedFd,
@@ -52,6 +110,9 @@ struct Opened {
 /// The tree is walked by descriptors: a directory that is replaced by a link while it is packed leads nowhere else. Mounts in
 /// it are packed as well, but for the kernel's own file systems ([`MADE_UP`]), of which there is an empty directory. They can
 /// be asked for.
+///
+/// As by GNU tar, an entry that cannot be read does not end the work: it is left out, or what is missing at its end are zeros.
+/// The tar is then whole in its form, and the result is a failure that names those entries.
 pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
     let start = entry.unwrap_or(Path::new("."));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -62,11 +123,17 @@ pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
     let mut builder = ManuallyDrop::new(tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe)));
     let here = Opened { fd: here, device: None };
     let mut pending = vec![(Rc::new(here), start.as_os_str().to_owned(), start.to_owned())];
+    let mut unread = Unread::default();
     while let Some((above, name, path)) = pending.pop() {
-        let Some(dir) = append(&mut builder, &above, &name, &path).map_err(failed(path.display()))? else {
-            continue;
+        let (dir, mut children) = match append(&mut builder, &above, &name, &path, &mut unread) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => continue,
+            Err(Fault::Unread(error)) if path != start => {
+                unread.add(&path, &error);
+                continue;
+            }
+            Err(Fault::Unread(error) | Fault::Pipe(error)) => return Err(failed(path.display())(error)),
         };
-        let mut children = list(&dir.fd).map_err(failed(path.display()))?;
         children.sort_unstable_by(|a, b| b.cmp(a));
         let dir = Rc::new(dir);
         pending.extend(children.into_iter().map(|name| {
@@ -74,7 +141,9 @@ pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
             (dir.clone(), name, path)
         }));
     }
-    ManuallyDrop::into_inner(builder).into_inner().and_then(|mut out| out.flush()).map_err(failed("tar"))
+    let written = ManuallyDrop::into_inner(builder).into_inner().and_then(|mut out| out.flush());
+    written.map_err(failed("tar"))?;
+    unread.result()
 }
 
 fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
@@ -88,9 +157,15 @@ fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// One entry; the directory, if it is one. The name is written as it stands, a directory's with a slash at its end:
+/// One entry; the directory and what is in it, if it is one. Whatever can fail of it is read before it is written. The name is written as it stands, a directory's with a slash at its end:
 /// the tar crate's own way would tidy it up, and clients look for `./` and `dir/`.
-fn append(builder: &mut Builder, above: &Opened, name: &OsStr, path: &Path) -> io::Result<Option<Opened>> {
+fn append(
+    builder: &mut Builder,
+    above: &Opened,
+    name: &OsStr,
+    path: &Path,
+    unread: &mut Unread,
+) -> Result<Option<(Opened, Vec<OsString>)>, Fault> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let item = File::from(rustix::fs::openat(&above.fd, name, flags, Mode::empty())?);
     let metadata = item.metadata()?;
@@ -100,12 +175,23 @@ fn append(builder: &mut Builder, above: &Opened, name: &OsStr, path: &Path) -> i
     header.set_mode(metadata.mode() & 0o7777);
     header.set_size(0);
     let mut shown = path.as_os_str().as_bytes().to_vec();
-    let kind = FileType::from_raw_mode(metadata.mode());
-    match kind {
+    let mut opened = None;
+    match FileType::from_raw_mode(metadata.mode()) {
         FileType::Socket => return Ok(None),
-        FileType::Directory => shown.push(b'/'),
+        FileType::Directory => {
+            shown.push(b'/');
+            let device = metadata.dev();
+            if above.device.is_none_or(|above| above == device) || !is_made_up(&item)? {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(&item, ".", flags, Mode::empty())?;
+                let children = list(&fd)?;
+                opened = Some((Opened { fd, device: Some(device) }, children));
+            }
+        }
         FileType::RegularFile => {
-            file(builder, &mut header, &shown, (&above.fd, name))?;
+            if let Some(error) = file(builder, &mut header, &shown, (&above.fd, name))? {
+                unread.add(path, &format_args!("{error}: zeros take the place of what is missing"));
+            }
             return Ok(None);
         }
         FileType::Symlink => {
@@ -117,16 +203,7 @@ fn append(builder: &mut Builder, above: &Opened, name: &OsStr, path: &Path) -> i
         _ => {}
     }
     entry(builder, &mut header, &shown, io::empty())?;
-    if kind != FileType::Directory {
-        return Ok(None);
-    }
-    let device = metadata.dev();
-    if above.device.is_some_and(|above| above != device) && is_made_up(&item)? {
-        return Ok(None);
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(&item, ".", flags, Mode::empty())?;
-    Ok(Some(Opened { fd, device: Some(device) }))
+    Ok(opened)
 }
 
 fn is_made_up(file: &File) -> io::Result<bool> {
@@ -140,29 +217,56 @@ fn device(header: &mut tar::Header, metadata: &Metadata) -> io::Result<()> {
     header.set_device_minor(rustix::fs::minor(metadata.rdev()))
 }
 
+/// Packs a file. Gives the error after which zeros were written in its place.
 fn file(
     builder: &mut Builder,
     header: &mut tar::Header,
     name: &[u8],
     (above, at): (&OwnedFd, &OsStr),
-) -> io::Result<()> {
+) -> Result<Option<io::Error>, Fault> {
     // NONBLOCK, NOFOLLOW: it may have become something else meanwhile.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(above, at, flags, Mode::empty())?);
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::other("it has changed its kind"));
+        return Err(io::Error::other("it has changed its kind").into());
     }
     let made_up = if is_made_up(&file)? { Some(whole(&file)?) } else { None };
     let attributes = attributes(&file)?;
     let pairs = attributes.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
-    builder.append_pax_extensions(pairs)?;
+    builder.append_pax_extensions(pairs).map_err(Fault::Pipe)?;
     let size = made_up.as_ref().map_or(metadata.len(), |content| content.len() as u64);
     header.set_size(size);
-    match made_up {
-        Some(content) => entry(builder, header, name, content.as_slice()),
-        // What is cut off while it is read is made up with zeros, as GNU tar does: the entry has its length already.
-        None => entry(builder, header, name, file.chain(io::repeat(0)).take(size)),
+    let Some(content) = made_up else {
+        let mut data = Padded { file: &file, error: None };
+        entry(builder, header, name, (&mut data).take(size))?;
+        return Ok(data.error);
+    };
+    entry(builder, header, name, content.as_slice())?;
+    Ok(None)
+}
+
+/// A file that never ends: what cannot be read of it any more is made up with zeros, as GNU tar does, for its entry has its
+/// length already.
+struct Padded<'a> {
+    file: &'a File,
+    /// Why it was not read to its end.
+    error: Option<io::Error>,
+}
+
+impl Read for Padded<'_> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        if self.error.is_none() {
+            match self.file.read(to) {
+                Ok(0) if !to.is_empty() => {
+                    self.error = Some(io::Error::other("it became shorter while it was read"));
+                }
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => self.error = Some(error),
+                other => return other,
+            }
+        }
+        to.fill(0);
+        Ok(to.len())
     }
 }
 
@@ -179,15 +283,15 @@ fn whole(file: &File) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn entry(builder: &mut Builder, header: &mut tar::Header, name: &[u8], data: impl Read) -> io::Result<()> {
+fn entry(builder: &mut Builder, header: &mut tar::Header, name: &[u8], data: impl Read) -> Result<(), Fault> {
     long(builder, tar::EntryType::GNULongName, name)?;
     field(&mut header.as_old_mut().name, name);
     header.set_cksum();
-    builder.append(header, data)
+    builder.append(header, data).map_err(Fault::Pipe)
 }
 
 /// The entry that holds what does not fit into the field of a header.
-fn long(builder: &mut Builder, kind: tar::EntryType, text: &[u8]) -> io::Result<()> {
+fn long(builder: &mut Builder, kind: tar::EntryType, text: &[u8]) -> Result<(), Fault> {
     if text.len() <= NAME_FIELD {
         return Ok(());
     }
@@ -200,7 +304,7 @@ fn long(builder: &mut Builder, kind: tar::EntryType, text: &[u8]) -> io::Result<
     header.set_mtime(0);
     header.set_size(text.len() as u64 + 1);
     header.set_cksum();
-    builder.append(&header, text.chain(&b"\0"[..]))
+    builder.append(&header, text.chain(&b"\0"[..])).map_err(Fault::Pipe)
 }
 
 fn field(field: &mut [u8; NAME_FIELD], text: &[u8]) {
@@ -255,6 +359,76 @@ mod tests {
         std::fs::remove_dir_all(&dir).unwrap();
         // It never ends, as some of those do.
         assert!(whole(&File::open("/dev/zero").unwrap()).unwrap_err().to_string().contains("more than"));
+    }
+
+    /// Packs a directory given by its absolute path; the names and contents of the entries, and what is said.
+    fn packed(dir: &Path, start: &Path) -> (Vec<(String, Vec<u8>)>, String) {
+        let up = "../".repeat(std::env::current_dir().unwrap().components().count());
+        let start = PathBuf::from(format!("{up}{}", start.strip_prefix("/").unwrap().display()));
+        let result = pack(File::create(dir.join("tar")).unwrap(), Some(&start));
+        let mut found = Vec::new();
+        for entry in tar::Archive::new(File::open(dir.join("tar")).unwrap()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            found.push((name.strip_prefix(start.to_str().unwrap()).unwrap().to_owned(), content));
+        }
+        (found, result.err().map(|stop| stop.text).unwrap_or_default())
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_out_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        // Not even root can read the first byte of a process' memory.
+        let process = PathBuf::from(format!("/proc/{}", std::process::id()));
+        let (found, said) = packed(dir.path(), &process);
+        assert!(found.iter().any(|(name, content)| name == "/comm" && !content.is_empty()), "{said}");
+        assert!(!found.iter().any(|(name, _)| name == "/mem"), "{said}");
+        assert!(said.contains(" could not be read, or not to the end; all else is there\n"), "{said}");
+        assert!(said.contains("/mem: "), "{said}");
+        assert!(said.len() < 3000, "{said}");
+        // What was asked for is an error.
+        let (found, said) = packed(dir.path(), &process.join("mem"));
+        assert!(found.is_empty() && said.contains("mem") && !said.contains("all else"), "{said}");
+        let (found, said) = packed(dir.path(), &process.join("comm"));
+        assert!(found.len() == 1 && said.is_empty(), "{said}");
+    }
+
+    #[test]
+    fn what_became_shorter_ends_with_zeros_and_is_said() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"some").unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        let mut data = Padded { file: &file, error: None };
+        let mut found = Vec::new();
+        (&mut data).take(4).read_to_end(&mut found).unwrap();
+        assert!(found == b"some" && data.error.is_none());
+        (&mut data).take(3).read_to_end(&mut found).unwrap();
+        assert_eq!(found, b"some\0\0\0");
+        assert!(data.error.unwrap().to_string().contains("shorter"));
+        // A directory cannot be read.
+        let mut data = Padded { file: &File::open("/").unwrap(), error: None };
+        (&mut data).take(3).read_to_end(&mut found).unwrap();
+        assert_eq!((found.len(), data.error.unwrap().raw_os_error()), (10, Some(21)));
+    }
+
+    #[test]
+    fn only_some_are_named() {
+        let mut unread = Unread::default();
+        let error = io::Error::from_raw_os_error(13);
+        (0..50).for_each(|n| unread.add(Path::new(&format!("f{n}\n")), &error));
+        let said = unread.result().unwrap_err().text;
+        assert!(
+            said.starts_with("50 entries could not be read, or not to the end; all else is there\nf0\\n: "),
+            "{said}"
+        );
+        assert!(said.ends_with("\nand 30 more") && said.lines().count() == 22, "{said}");
+        let mut unread = Unread::default();
+        (0..50).for_each(|_| unread.add(Path::new(&"\u{1b}".repeat(4000)), &error));
+        let said = unread.result().unwrap_err().text;
+        assert!(said.len() < 3000 && said.ends_with(" more"), "{said}");
+        assert!(Unread::default().result().is_ok());
     }
 
     #[test]

@@ -4,18 +4,20 @@ use crate::error;
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 use wardian_engine::Call;
-use wardian_garden::{ErrorBody, ErrorKind, encode};
-use wardian_sys::text::clip;
+use wardian_garden::{ErrorBody, ErrorKind, TAR_FAILURE, encode};
+use wardian_sys::text::{clip, tame_lines};
 
 /// The longest error.
 const MESSAGE: usize = 4096;
+/// The longest text of a trailer: as JSON it has at most twice as many bytes, and hyper reads 16 KiB of trailers.
+const TRAILER_TEXT: usize = 6 << 10;
 
 /// The body of a reply: known, or still being made.
 pub(crate) type ReplyBody = Either<Full<Bytes>, ChannelBody>;
@@ -27,6 +29,8 @@ pub(crate) enum Piece {
     Data(Bytes),
     /// It was whole.
     End,
+    /// It was not, and the client has asked to be told why.
+    Failed(HeaderMap),
 }
 
 /// Pieces of a body from elsewhere. Without its end the connection is cut, so that the client sees a broken transfer:
@@ -50,6 +54,7 @@ impl Body for ChannelBody {
         self.pieces.poll_recv(cx).map(|piece| match piece {
             Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
             Some(Piece::End) => None,
+            Some(Piece::Failed(why)) => Some(Ok(Frame::trailers(why))),
             None => Some(Err(io::Error::other("the body was broken off"))),
         })
     }
@@ -128,6 +133,15 @@ pub(crate) fn tar(pieces: mpsc::Receiver<Piece>, call: Option<Call>) -> Reply {
     reply
 }
 
+/// The trailers that tell why a tar is not whole.
+pub(crate) fn tar_failure(text: &str) -> HeaderMap {
+    // A header takes no control characters, which in JSON are left as they are beyond ASCII's first 32.
+    let text = tame_lines(text);
+    let json = serde_json::Value::from(&*clip(&text, TRAILER_TEXT)).to_string();
+    let value = HeaderValue::from_bytes(json.as_bytes()).unwrap_or(HeaderValue::from_static("\"\""));
+    HeaderMap::from_iter([(HeaderName::from_static(TAR_FAILURE), value)])
+}
+
 /// Now, as HTTP writes it.
 pub(crate) fn date(now: std::time::SystemTime) -> String {
     httpdate::fmt_http_date(now.max(std::time::UNIX_EPOCH))
@@ -135,8 +149,22 @@ pub(crate) fn date(now: std::time::SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::date;
+    use super::{date, tar_failure};
     use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn why_a_tar_is_not_whole_fits_into_a_trailer() {
+        for (text, expected) in [
+            ("two: \"a\u{e4}\"\n\tb\u{1b}[2J\u{7f}", "two: \"a\u{e4}\"\n\tb\\u{1b}[2J\\u{7f}".to_owned()),
+            (&"\\".repeat(10_000), format!("{}… (10000 bytes)", "\\".repeat(6 << 10))),
+            (&"\u{1b}".repeat(12_000), format!("{}… (72000 bytes)", "\\u{1b}".repeat(1024))),
+        ] {
+            let trailers = tar_failure(text);
+            assert!(trailers.values().all(|value| value.len() < 13 << 10));
+            assert_eq!(wardian_garden::TarFailure::of(&trailers).unwrap().0, expected);
+        }
+        assert!(wardian_garden::TarFailure::of(&hyper::HeaderMap::new()).is_none());
+    }
 
     #[test]
     fn dates() {

@@ -4,13 +4,14 @@ use crate::State;
 use crate::connection::Cut;
 use crate::door::{Place, owed};
 use crate::patience::{Patience, Stall, Stalled};
-use crate::reply::{Failure, Piece, Reply, done, tar};
+use crate::reply::{Failure, Piece, Reply, done, tar, tar_failure};
 use crate::room::TarRoom;
 use crate::route::query;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue, TE, TRAILER};
+use hyper::{Request, Version};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use wardian_engine::{Call, Engine, Transfer};
+use wardian_garden::TAR_FAILURE;
 use wardian_sys::failpoint::{self, Point};
 
 /// A piece of a tar on its way out.
@@ -28,6 +30,7 @@ const QUEUE: usize = 2;
 /// may never see the answer.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 const DRAIN_BYTES: usize = 64 << 20;
+const FAILURE: HeaderName = HeaderName::from_static(TAR_FAILURE);
 
 fn field<'a>(fields: &'a BTreeMap<String, String>, name: &str) -> &'a str {
     fields.get(name).map_or("", String::as_str)
@@ -138,6 +141,7 @@ pub(crate) async fn stream_out(
     let (engine, patience) = (&state.engine, state.patience);
     let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
     let room = state.rooms(cut.local).tar(cut.clone()).await?;
+    let tell = is_told(request);
     let mut transfer = engine.stream_out(handle, field(&fields, "user"), field(&fields, "source")).await?;
     let pipe = transfer.pipe.take();
     let (send, receive) = mpsc::channel(QUEUE);
@@ -163,6 +167,14 @@ pub(crate) async fn stream_out(
             tracing::error!(handle, %error, "stream-out failed on the way");
             // Without its end the body is broken off. A client that does not take it does not hear of that either.
             let deaf = matches!(error, Broken::Stalled(Stalled { stall: Stall::ClientTakes, .. }));
+            if tell && !deaf {
+                let told = send.send(Piece::Failed(tar_failure(&error.to_string())));
+                if matches!(patience.wait(Stall::ClientTakes, told).await, Ok(Ok(()))) {
+                    // The pieces before it may still wait for the client.
+                    drop(patience.wait(Stall::ClientTakes, send.closed()).await);
+                    return;
+                }
+            }
             drop((send, work));
             if !deaf && let Some(time) = patience.0 {
                 tokio::time::sleep(time).await;
@@ -170,7 +182,21 @@ pub(crate) async fn stream_out(
             cut.cut();
         }
     });
-    Ok(tar(receive, call))
+    let mut reply = tar(receive, call);
+    if tell {
+        reply.headers_mut().insert(TRAILER, HeaderValue::from_static(TAR_FAILURE));
+    }
+    Ok(reply)
+}
+
+/// Whether the client reads in a trailer why a tar is not whole. To others the body is broken off, which everybody notices;
+/// of what was sent last a part may then be lost.
+fn is_told(request: &Request<Incoming>) -> bool {
+    let headers = request.headers();
+    // Without the second, or in HTTP/1.0, the trailer would be dropped, and the body look whole.
+    headers.contains_key(FAILURE)
+        && headers.get(TE).is_some_and(|te| te == "trailers")
+        && request.version() == Version::HTTP_11
 }
 
 /// A tar on its way out that stood still before its first byte.

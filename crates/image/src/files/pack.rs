@@ -52,6 +52,11 @@ pub struct Packed {
     pub left_out: Vec<(PathBuf, LeftOut)>,
     /// How many more there are.
     pub left_out_more: u64,
+    /// The first hundred of those that could not be read, and why: they are not in the tar, are directories without what is in
+    /// them, or files that end with zeros.
+    pub unread: Vec<(PathBuf, String)>,
+    /// How many more there are.
+    pub unread_more: u64,
 }
 
 /// Why something did not go into a tar.
@@ -120,9 +125,11 @@ fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error {
 /// Directories are opened by descriptors and never through a symlink, whoever renames what meanwhile. Two of them are open
 /// at once, however deep the tree is.
 ///
+/// What cannot be read below the source, or has gone, ends nothing: [`Packed::unread`] names it.
+///
 /// # Errors
-/// A file that cannot be read, that became shorter meanwhile or something else, a path that is too long for the kernel. The
-/// tar then has no end.
+/// The source itself cannot be read, something became something else meanwhile, or a path is too long for the kernel. The tar
+/// then has no end.
 pub fn pack(source: &Source, name: &Path, to: impl Write) -> Result<Packed, Error> {
     // Dropping a builder writes the end of the archive: half a one must not look whole.
     let builder = ManuallyDrop::new(tar::Builder::new(to));
@@ -190,7 +197,11 @@ impl<W: Write> Packer<'_, W> {
                     continue;
                 }
                 Err(Errno::LOOP | Errno::NOTDIR) => return Err(self.replaced(&path)),
-                other => other.map_err(|errno| self.failed("open", &path)(errno.into()))?,
+                Err(errno) => {
+                    self.unread("open", &path, errno)?;
+                    continue;
+                }
+                Ok(dir) => dir,
             };
             let names = self.list(&dir, &path, &mut pending)?;
             frames.push(Frame { length: path.len(), names });
@@ -202,8 +213,19 @@ impl<W: Write> Packer<'_, W> {
     fn list(&mut self, dir: &OwnedFd, path: &[u8], pending: &mut usize) -> Result<Vec<Box<[u8]>>, Error> {
         let mut names = Vec::new();
         let mut child = path.to_vec();
-        for entry in Dir::read_from(dir).map_err(|errno| self.failed("list", path)(errno.into()))? {
-            let entry = entry.map_err(|errno| self.failed("list", path)(errno.into()))?;
+        // An error is also the last thing that such a directory gives.
+        let (entries, error) = match Dir::read_from(dir) {
+            Ok(entries) => (Some(entries), None),
+            Err(errno) => (None, Some(errno)),
+        };
+        for entry in entries.into_iter().flatten().chain(error.map(Err)) {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(errno) => {
+                    self.unread("list", path, errno)?;
+                    break;
+                }
+            };
             let name = entry.file_name().to_bytes();
             if name == b"." || name == b".." {
                 continue;
@@ -214,8 +236,13 @@ impl<W: Write> Packer<'_, W> {
                 let what = format!("the length of the path {}", show(&child));
                 return Err(Error::Limit { what, limit: MAX_PATH as u64 });
             }
-            let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
-            let stat = stat.map_err(|errno| self.failed("find", &child)(errno.into()))?;
+            let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(errno) => {
+                    self.unread("find", &child, errno)?;
+                    continue;
+                }
+            };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 self.directory(&stat, &child)?;
                 *pending += kept(name);
@@ -261,11 +288,13 @@ impl<W: Write> Packer<'_, W> {
                     return Ok(());
                 }
                 Err(Errno::LOOP) => return Err(self.replaced(path)),
-                Err(errno) => return Err(self.failed("open", path)(errno.into())),
+                Err(errno) => return self.unread("open", path, errno),
             },
             FileType::Symlink => {
-                let target = readlinkat(dir, name, Vec::new())
-                    .map_err(|errno| self.failed("read the link", path)(errno.into()))?;
+                let target = match readlinkat(dir, name, Vec::new()) {
+                    Ok(target) => target,
+                    Err(errno) => return self.unread("read the link", path, errno),
+                };
                 let mut header = header(stat, tar::EntryType::Symlink);
                 let target = OsStr::from_bytes(target.as_bytes());
                 let appended = self.builder.append_link(&mut header, in_tar, target);
@@ -299,10 +328,13 @@ impl<W: Write> Packer<'_, W> {
                 (header, Vec::new(), vec![(0, size)])
             }
         };
-        let data = Segments { file, segments: segments.into_iter(), at: 0, left: 0 };
-        let (in_tar, data) = (self.in_tar(path), io::Cursor::new(map).chain(data));
-        let appended = self.builder.append_data(&mut header, in_tar, data);
+        let mut data = Segments { file, segments: segments.into_iter(), at: 0, left: 0, error: None };
+        let (in_tar, all) = (self.in_tar(path), io::Cursor::new(map).chain(&mut data));
+        let appended = self.builder.append_data(&mut header, in_tar, all);
         appended.map_err(self.failed("pack", path))?;
+        if let Some(error) = data.error {
+            self.note_unread(path, format!("{error}: zeros take the place of what is missing"));
+        }
         self.packed.bytes += size;
         Ok(())
     }
@@ -321,6 +353,23 @@ impl<W: Write> Packer<'_, W> {
             self.packed.left_out.push((self.here(path), why));
         } else {
             self.packed.left_out_more += 1;
+        }
+    }
+
+    /// Something below the source could not be read. The source itself must be.
+    fn unread(&mut self, op: &'static str, path: &[u8], errno: Errno) -> Result<(), Error> {
+        if path.is_empty() {
+            return Err(self.failed(op, path)(errno.into()));
+        }
+        self.note_unread(path, io::Error::from(errno).to_string());
+        Ok(())
+    }
+
+    fn note_unread(&mut self, path: &[u8], why: String) {
+        if self.packed.unread.len() < MAX_NAMED {
+            self.packed.unread.push((self.here(path), why));
+        } else {
+            self.packed.unread_more += 1;
         }
     }
 
@@ -428,12 +477,14 @@ fn sparse(stat: &Stat, segments: &[(u64, u64)]) -> (tar::Header, Vec<u8>, Vec<(u
     (header, blocks, segments.to_vec())
 }
 
-/// Reads the pieces of a file, which may not become shorter meanwhile.
+/// Reads the pieces of a file. What cannot be read is made up with zeros, as GNU tar does: its entry has its length already.
 struct Segments<'a> {
     file: &'a File,
     segments: std::vec::IntoIter<(u64, u64)>,
     at: u64,
     left: u64,
+    /// Why it was not read to its end.
+    error: Option<io::Error>,
 }
 
 impl Read for Segments<'_> {
@@ -443,10 +494,17 @@ impl Read for Segments<'_> {
             (self.at, self.left) = next;
         }
         let want = to.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let n = self.file.read_at(&mut to[..want], self.at)?;
-        if n == 0 && want > 0 {
-            return Err(io::Error::other("it became shorter while it was read"));
-        }
+        let read = if self.error.is_none() { self.file.read_at(&mut to[..want], self.at) } else { Ok(0) };
+        let n = match read {
+            Ok(n) if n > 0 || want == 0 => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            other => {
+                let shorter = || io::Error::other("it became shorter while it was read");
+                self.error.get_or_insert_with(|| other.err().unwrap_or_else(shorter));
+                to[..want].fill(0);
+                want
+            }
+        };
         self.at += n as u64;
         self.left -= n as u64;
         Ok(n)

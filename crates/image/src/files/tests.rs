@@ -44,6 +44,60 @@ fn into(dir: &Path, tar: &[u8], name: Name<'_>) -> Result<Taken, crate::Error> {
     unpack(tar, dir.as_fd(), name)
 }
 
+/// A tar in the making. Once it holds `mark` something is done.
+struct Meanwhile<'a, F: FnMut()> {
+    tar: Vec<u8>,
+    mark: &'a str,
+    act: Option<F>,
+}
+
+impl<F: FnMut()> std::io::Write for Meanwhile<'_, F> {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        self.tar.extend_from_slice(data);
+        if data.windows(self.mark.len()).any(|part| part == self.mark.as_bytes())
+            && let Some(mut act) = self.act.take()
+        {
+            act();
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_becomes_shorter_or_goes_while_it_is_packed_is_named() {
+    let base = tempfile::tempdir().unwrap();
+    let (source, to) = (base.path().join("source"), base.path().join("to"));
+    fs::create_dir_all(source.join("gone")).unwrap();
+    fs::create_dir(&to).unwrap();
+    let data = vec![b'x'; 3 << 20];
+    fs::write(source.join("shorter"), &data).unwrap();
+    fs::write(source.join("whole"), "text").unwrap();
+    let cut =
+        || fs::File::options().write(true).open(source.join("shorter")).unwrap().set_len(1 << 20).unwrap();
+    let mut tar = Meanwhile { tar: Vec::new(), mark: "a/shorter", act: Some(cut) };
+    let packed = pack(&open(&source), Path::new("a"), &mut tar).unwrap();
+    let [(path, why)] = &packed.unread[..] else { panic!("{packed:?}") };
+    assert_eq!(*path, source.join("shorter"));
+    assert!(why.contains("it became shorter while it was read: zeros"), "{why}");
+    into(&to, &tar.tar, Name::One(b"a", b"b")).unwrap();
+    assert_eq!(fs::read_to_string(to.join("b/whole")).unwrap(), "text");
+    let copied = fs::read(to.join("b/shorter")).unwrap();
+    assert_eq!(copied.len(), data.len());
+    assert!(copied[..1 << 20] == data[..1 << 20] && copied[2 << 20..].iter().all(|byte| *byte == 0));
+
+    let remove = || fs::remove_dir(source.join("gone")).unwrap();
+    let mut tar = Meanwhile { tar: Vec::new(), mark: "a/gone", act: Some(remove) };
+    let packed = pack(&open(&source), Path::new("a"), &mut tar).unwrap();
+    assert_eq!(packed.unread.len(), 1, "{packed:?}");
+    assert!(packed.unread[0].0 == source.join("gone") && packed.unread[0].1.contains("No such file"));
+    into(&to, &tar.tar, Name::One(b"a", b"c")).unwrap();
+    assert_eq!(fs::read(to.join("c/shorter")).unwrap().len(), 1 << 20);
+}
+
 #[test]
 fn what_is_packed_can_be_unpacked_under_another_name() {
     let base = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args as ClapArgs;
 use rustix::fs::FileType;
 use std::ffi::OsStr;
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -17,10 +17,12 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::unix::pipe;
-use wardian_garden::Client;
+use wardian_garden::{Client, TarFailure, TarReader};
+use wardian_image::Error;
 use wardian_image::files::{self, LeftOut, Name, Source, pack, unpack};
+use wardian_sys::text::tame_lines;
 
 /// What to copy, and where.
 #[derive(Debug, ClapArgs)]
@@ -33,7 +35,7 @@ stands for what is in the directory FROM. A device, a FIFO or a socket on this h
 bits, devices and sockets are left out, symlinks are copied as they are, holes in files stay holes.
 
 Of this host only one file system is copied: what is mounted below FROM is left out, and said so. Of a container all is copied but what \
-the kernel makes up (/proc, /sys). A symlink on the way to FROM or TO is followed if nobody but root and the caller could have put it \
+the kernel makes up (/proc, /sys). What cannot be read is named, the rest is copied, and the exit code is 1. A symlink on the way to FROM or TO is followed if nobody but root and the caller could have put it \
 there; below them none is followed, whoever changes the directories meanwhile.")]
 pub struct Args {
     #[command(flatten)]
@@ -199,7 +201,7 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
     drop(packing);
     // What the server says counts unless the tar was cut off by us.
     match (result.get(), sent) {
-        (Some(Err(error)), Err(_)) if !is_broken_pipe(error) => bail!("{error:#}"),
+        (Some(Err(error)), Err(_)) if !is_broken_pipe(error) => bail!("{error}"),
         (_, Err(error)) => Err(server.explain(error)),
         (Some(Ok(packed)), Ok(())) => {
             for (path, why) in &packed.left_out {
@@ -212,7 +214,14 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
             if packed.left_out_more > 0 {
                 print::note(&format!("left out, too: {} more", packed.left_out_more));
             }
-            Ok(())
+            for (path, why) in &packed.unread {
+                print::note(&format!("not read: {}: {why}", print::tame(&path.to_string_lossy())));
+            }
+            match packed.unread.len() as u64 + packed.unread_more {
+                0 => Ok(()),
+                1 => bail!("1 entry could not be read, or not to the end; all else is there"),
+                n => bail!("{n} entries could not be read, or not to the end; all else is there"),
+            }
         }
         (_, Ok(())) => bail!("the server has taken the tar before it was whole"),
     }
@@ -220,9 +229,7 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
     })
 }
 
@@ -313,23 +320,40 @@ async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) 
         .await
         .map_err(|error| server.explain(error))?;
     let mut stdout = tokio::io::stdout();
-    let mut piece = vec![0; 256 << 10];
-    loop {
-        let read = tar.read(&mut piece).await.map_err(cut_off)?;
-        // The end is written as well: an error of what was written before may come with it.
-        let written = match read {
-            0 => stdout.flush().await,
-            read => stdout.write_all(&piece[..read]).await,
-        };
-        match written {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(lost(anyhow::Error::new(error).context("write to standard output"))),
-            Ok(()) if read == 0 => break,
-            Ok(()) => {}
+    match pass(&mut tar, &mut stdout).await {
+        Err(Broken::Write(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+        Err(Broken::Write(error)) => {
+            return Err(lost(anyhow::Error::new(error).context("write to standard output")));
         }
+        Err(Broken::Read(error)) => return Err(not_whole(error, "something is missing in the tar")),
+        Ok(()) => {}
     }
     note_of_root(&path);
     Ok(())
+}
+
+/// Why a tar was not passed on to its end.
+enum Broken {
+    /// All that came before has been written.
+    Read(std::io::Error),
+    Write(std::io::Error),
+}
+
+/// Passes a tar on. Unlike `tokio::io::copy`, it has written what it has read when it ends with an error of the reader's.
+async fn pass(tar: &mut TarReader, to: &mut (impl AsyncWrite + Unpin)) -> Result<(), Broken> {
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let read = tar.read(&mut piece).await;
+        let written = match read {
+            Ok(read) if read > 0 => to.write_all(&piece[..read]).await,
+            // An error of what was written before may come with it.
+            _ => to.flush().await,
+        };
+        written.map_err(Broken::Write)?;
+        if read.map_err(Broken::Read)? == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// Says what the keeper leaves out of a container's root; elsewhere the kernel's file systems are mounted on request alone.
@@ -339,9 +363,23 @@ fn note_of_root(path: &str) {
     }
 }
 
-fn cut_off(error: std::io::Error) -> anyhow::Error {
-    anyhow::Error::new(error)
-        .context("the tar was cut off, and what was copied is not whole: the server's log says why")
+/// What the server tells of a tar that is not whole.
+fn told(error: &std::io::Error) -> Option<&TarFailure> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
+const CUT_OFF: &str = "the tar was cut off, and what was copied is not whole";
+
+/// Why a tar is not whole, after what that means here, unless the reason says all.
+fn not_whole(error: std::io::Error, meaning: &str) -> anyhow::Error {
+    match told(&error) {
+        // The container's root can write this text: lines after the first are told from ours.
+        Some(TarFailure(why)) => {
+            let why = tame_lines(why).replace('\n', "\n  ");
+            if meaning.is_empty() { anyhow::anyhow!("{why}") } else { anyhow::anyhow!("{meaning}: {why}") }
+        }
+        None => anyhow::Error::new(error).context(format!("{CUT_OFF}: the server's log says why")),
+    }
 }
 
 async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Path) -> Result<()> {
@@ -389,21 +427,29 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
         let name = if contents { Name::Contents } else { Name::One(theirs.as_bytes(), &ours) };
         unpack(reader, dir.as_fd(), name)
     });
-    let copied = tokio::io::copy(&mut tar, &mut writer).await;
+    let copied = pass(&mut tar, &mut writer).await;
     drop(writer);
     let taken = unpacking.await.context("unpack")?;
-    match copied {
+    let failure = match copied {
+        Ok(()) => None,
         // It has stopped reading, and says why.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(cut_off(error)),
-        _ => {}
-    }
-    let taken = taken?;
+        Err(Broken::Write(error)) if error.kind() == ErrorKind::BrokenPipe => None,
+        Err(Broken::Read(error) | Broken::Write(error)) => Some(error),
+    };
+    let (taken, failure) = match (taken, failure) {
+        // Of a tar that has come to its end it is the files that could not be made.
+        (Err(ours), Some(error)) if told(&error).is_some() && !matches!(ours, Error::Truncated { .. }) => {
+            return Err(ours.into());
+        }
+        (Err(_), Some(error)) => return Err(not_whole(error, CUT_OFF)),
+        (taken, failure) => (taken?, failure),
+    };
     if taken.left_out > 0 {
         let what = if taken.left_out == 1 { "device or socket" } else { "devices or sockets" };
         print::note(&format!("left out: {} {what}", taken.left_out));
     }
     note_of_root(&path);
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(not_whole(error, "")))
 }
 
 /// Refuses a place that a file cannot take before the container is asked; who unpacks looks again.
@@ -445,6 +491,17 @@ mod tests {
         for path in [at("file"), at("link"), at("missing"), base.path().to_owned()] {
             replaceable(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn what_a_container_says_does_not_pass_for_ours() {
+        let said = "stream-out: a\nwardian: all is well\u{1b}[2J\nb";
+        let error = || std::io::Error::other(TarFailure(said.to_owned()));
+        let expected = "stream-out: a\n  wardian: all is well\\u{1b}[2J\n  b";
+        assert_eq!(not_whole(error(), "").to_string(), expected);
+        assert_eq!(not_whole(error(), CUT_OFF).to_string(), format!("{CUT_OFF}: {expected}"));
+        let other = not_whole(std::io::Error::other("broken"), "").to_string();
+        assert_eq!(other, format!("{CUT_OFF}: the server's log says why"));
     }
 
     #[test]

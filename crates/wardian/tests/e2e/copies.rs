@@ -4,8 +4,11 @@ use crate::commands::command;
 use crate::host_files::{cp, cp_out, give, hers_and_roots, place};
 use crate::support::{Server, say};
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, chown, symlink};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink};
+use std::path::Path;
 use std::process::Command;
+use wardian_garden::Io;
 use wardian_garden::wire::{BindMount, ContainerSpec};
 
 #[tokio::test]
@@ -116,6 +119,126 @@ async fn a_whole_container_is_copied_without_what_the_kernel_makes_up() {
         assert_eq!(copied.trim_end(), say(&client, "h", &format!("cat {path}")).await, "{path}");
         assert!(!copied.is_empty() && !copied.contains('\0'), "{path}: {copied:?}");
     }
+    server.finish().await;
+}
+
+/// A bind mount with what is root's of the host, among files of everybody's.
+#[tokio::test]
+async fn what_cannot_be_read_is_named_and_the_rest_is_copied() {
+    let server = Server::start().await;
+    let base = place();
+    let shared = base.path().join("shared");
+    fs::create_dir_all(shared.join("c-closed/d")).unwrap();
+    for name in ["a", "b-secret", "c-closed/d/f", "z"] {
+        fs::write(shared.join(name), format!("of {name}")).unwrap();
+    }
+    fs::set_permissions(shared.join("b-secret"), PermissionsExt::from_mode(0o600)).unwrap();
+    fs::set_permissions(shared.join("c-closed"), PermissionsExt::from_mode(0o700)).unwrap();
+    let bind = BindMount {
+        src_path: shared.to_str().unwrap().into(),
+        dst_path: "/mnt/shared".into(),
+        mode: 0,
+        origin: 0,
+    };
+    let client = server.client();
+    let spec = ContainerSpec { handle: "h".into(), bind_mounts: vec![bind], ..Default::default() };
+    client.create(&spec).await.unwrap();
+    let named = |said: &str, above: &str| {
+        assert!(said.contains("2 entries could not be read"), "{said}");
+        for name in ["b-secret", "c-closed"] {
+            assert!(said.contains(&format!("{above}{name}: Permission denied")), "{name}: {said}");
+        }
+        assert!(!said.contains("cut off"), "{said}");
+    };
+    let copied = |dir: &Path| {
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        assert_eq!(names, ["a", "z"]);
+        assert_eq!(fs::read_to_string(dir.join("z")).unwrap(), "of z");
+    };
+    for (from, name, below, above) in [
+        ("h:/mnt/shared", "one", "", "shared/"),
+        ("h:/mnt/shared/.", "contents", "", "./"),
+        ("h:/", "root", "mnt/shared", "mnt/shared/"),
+    ] {
+        let to = base.path().join(name);
+        let said = cp_out(&server, from, &to);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        named(&said.err, above);
+        copied(&to.join(below));
+    }
+    // The tar for others is whole in its form, and its end is that of a failure.
+    let tar = command(&server, &["cp", "h:/mnt/shared", "-"]).output().unwrap();
+    let said = String::from_utf8_lossy(&tar.stderr);
+    assert!(tar.status.code() == Some(1) && said.contains("something is missing in the tar"), "{said}");
+    named(&said, "shared/");
+    assert!(tar.stdout.ends_with(&[0; 1024]));
+    tar::Archive::new(&tar.stdout[..]).unpack(base.path().join("tar")).unwrap();
+    copied(&base.path().join("tar/shared"));
+    // A client of Garden's sees a body that is broken off.
+    let mut stream = server.connect();
+    let line = "GET /containers/h/files?source=%2Fmnt%2Fshared&user= HTTP/1.1\r\nHost: api\r\n\r\n";
+    stream.write_all(line.as_bytes()).unwrap();
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply);
+    assert!(!reply.ends_with(b"\r\n0\r\n\r\n"), "{}", String::from_utf8_lossy(&reply));
+    // What was asked for itself is an error.
+    let to = base.path().join("none");
+    for path in ["b-secret", "c-closed", "missing"] {
+        let said = cp_out(&server, &format!("h:/mnt/shared/{path}"), &to);
+        assert!(said.code == Some(1) && !said.err.contains("all else"), "{said:?}");
+        assert!(said.err.contains(path) && !to.exists(), "{said:?}");
+    }
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn files_that_come_and_go_end_no_copy() {
+    let server = Server::start().await;
+    let client = server.create("h").await;
+    say(
+        &client,
+        "h",
+        "mkdir /d; echo y >/d/a; echo y >/d/z; dd if=/dev/zero of=/d/big bs=1M count=8 2>/dev/null",
+    )
+    .await;
+    // Directories as well: their entries are gone before they are looked at.
+    let code = "while true; do for n in 1 2 3 4 5 6 7 8 9; do mkdir -p /d/d$n/e; : >/d/d$n/f; : >/d/f$n; \
+                    ln -s x /d/l$n; done; rm -rf /d/d? /d/f? /d/l?; done";
+    let process = client.run("h", &crate::support::script(code), Io::default()).await.unwrap();
+    let base = place();
+    for n in 0..12 {
+        let to = base.path().join(n.to_string());
+        let said = cp_out(&server, "h:/d/.", &to);
+        assert!(said.code == Some(0) || said.code == Some(1), "{said:?}");
+        assert_eq!(said.code == Some(1), said.err.contains("could not be read"), "{said:?}");
+        for name in ["a", "z"] {
+            assert_eq!(fs::read_to_string(to.join(name)).unwrap(), "y\n", "{n}: {said:?}");
+        }
+        assert_eq!(to.join("big").metadata().unwrap().len(), 8 << 20);
+    }
+    drop(process);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn proc_is_copied_but_for_what_cannot_be_read() {
+    let server = Server::start().await;
+    let client = server.create("h").await;
+    let base = place();
+    let to = base.path().join("d");
+    let said = cp_out(&server, "h:/proc", &to);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(
+        said.err.contains("proc/1/auxv: ") && said.err.lines().last().unwrap().contains(" more"),
+        "{said:?}"
+    );
+    let version = fs::read_to_string(to.join("version")).unwrap();
+    assert_eq!(version.trim_end(), say(&client, "h", "cat /proc/version").await);
+    assert!(to.join("uptime").exists() && to.join("1/comm").exists());
     server.finish().await;
 }
 

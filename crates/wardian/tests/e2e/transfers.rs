@@ -79,9 +79,12 @@ async fn a_broken_stream_out_has_no_last_chunk() {
     let client = server.create("c").await;
     let before = members(&server.id("c").await);
     say(&client, "c", "dd if=/dev/zero of=/tmp/big bs=1M count=64 2>/dev/null").await;
-    for kill in [true, false] {
+    let told = "TE: trailers\r\nWardian-Failure: trailer\r\n";
+    for (kill, header) in [(true, ""), (false, ""), (true, told), (false, told), (true, &told[14..])] {
         let mut stream = server.connect();
-        let line = "GET /containers/c/files?source=%2Ftmp%2Fbig&user= HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n";
+        let line = format!(
+            "GET /containers/c/files?source=%2Ftmp%2Fbig&user= HTTP/1.1\r\nHost: api\r\n{header}Connection: close\r\n\r\n"
+        );
         stream.write_all(line.as_bytes()).unwrap();
         let mut reply = vec![0; 1 << 16];
         stream.read_exact(&mut reply).unwrap();
@@ -92,6 +95,10 @@ async fn a_broken_stream_out_has_no_last_chunk() {
         let _ = stream.read_to_end(&mut reply);
         assert_eq!(reply.ends_with(b"\r\n0\r\n\r\n"), !kill, "{} bytes", reply.len());
         assert_eq!(reply.len() > 64 << 20, !kill);
+        // Who asks for it reads there why, and nobody else.
+        let end = String::from_utf8_lossy(&reply[reply.len() - 300..]).into_owned();
+        let why = end.rsplit_once("\r\n0\r\nWardian-Failure: \"stream-out: ");
+        assert_eq!(why.is_some_and(|(_, why)| why.ends_with("\"\r\n\r\n")), kill && header == told, "{end}");
     }
     server.finish().await;
 }
