@@ -220,7 +220,9 @@ fn links_that_never_come_again_are_forgotten() {
     // What is left is less than one of those, and room for some that are shorter.
     fs::create_dir(root.join("o")).unwrap();
     for n in 0..60 {
-        fs::hard_link(out.join(n.to_string()), root.join("o").join(format!("A{n}"))).unwrap();
+        let name = format!("A{n}");
+        fs::write(out.join(&name), b"x").unwrap();
+        fs::hard_link(out.join(&name), root.join("o").join(&name)).unwrap();
     }
     write(&root.join("o/a"), b"one");
     fs::hard_link(root.join("o/a"), root.join("o/b")).unwrap();

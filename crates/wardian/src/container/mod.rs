@@ -294,11 +294,13 @@ mod tests {
             usual.contains("`sudo wardian serve`") && usual.contains("unix:/run/wardian/garden.sock"),
             "{usual}"
         );
-        let other = missing("/x/y", IoKind::ConnectionRefused);
-        assert!(
-            other.contains("`sudo wardian serve --listen unix:/x/y`") && other.contains("nobody listens"),
-            "{other}"
-        );
+        let dir = tempfile::tempdir().unwrap();
+        let dead = dir.path().join("dead");
+        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        let other = missing(dead.to_str().unwrap(), IoKind::ConnectionRefused);
+        let listen = format!("`sudo wardian serve --listen unix:{}`", dead.display());
+        assert!(other.contains(&listen) && other.contains("nobody listens"), "{other}");
+        assert!(missing("/dev/null", IoKind::ConnectionRefused).contains("no socket"));
         let address = address("/x/run/garden.sock").unwrap();
         let told = |socket: &str, named: &[(&str, &str)]| {
             start(&address, Path::new(socket), |name| {
