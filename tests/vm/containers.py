@@ -157,7 +157,8 @@ def cache(lab):
         assert time.monotonic() < end, "cgroups are kept"
         time.sleep(1)
     time.sleep(3)
-    assert dead(lab) <= 4, f"{dead(lab)} dead cgroups of 20"
+    # All of them, if they were not kept. Some of other things stay for a while.
+    assert dead(lab) <= 8, f"{dead(lab)} dead cgroups of 20"
 
 
 PARTS = [limits, scores, terminal, descriptors, undumpable, out_of_memory, devices, cache, survival]

@@ -4,6 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType};
 use wardian_sys::directory::{self, Directory};
@@ -53,6 +54,10 @@ const SYSTEM: [&str; 24] = [
     "/var/run",
     "/var/tmp",
 ];
+/// How often a run directory is looked at before it is somebody else's, …
+const LOOKS: u32 = 20;
+/// … and how long after one another.
+const LOOK: Duration = Duration::from_millis(10);
 /// Bytes of the largest record that is looked at.
 const MOST: u64 = 64 << 20;
 
@@ -132,13 +137,19 @@ pub fn store(path: &Path) -> Result<bool, Error> {
 /// # Errors
 /// It is something else.
 pub fn run(path: &Path) -> Result<bool, Error> {
-    let Some((dir, names)) = open(path, "--run")? else { return Ok(false) };
-    if is_proven(&dir) {
-        return Ok(true);
-    }
-    match names.iter().find(|name| !is_harmless(&dir, name)) {
-        Some(name) => Err(Error::NotARun { path: dir.path().to_owned(), found: shown(name) }),
-        None => Ok(false),
+    let mut looks = 0;
+    loop {
+        let Some((dir, names)) = open(path, "--run")? else { return Ok(false) };
+        if is_proven(&dir) {
+            return Ok(true);
+        }
+        let Some(name) = names.iter().find(|name| !is_harmless(&dir, name)) else { return Ok(false) };
+        looks += 1;
+        if looks == LOOKS {
+            return Err(Error::NotARun { path: dir.path().to_owned(), found: shown(name) });
+        }
+        // Another command may be writing the first record, or removing the last one.
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -234,6 +245,22 @@ mod tests {
         assert!(store(&dir).unwrap());
         fs::write(dir.join("format.json"), r#"{"indent":4}"#).unwrap();
         assert!(matches!(store(&dir), Err(Error::Format(_))));
+    }
+
+    #[test]
+    fn another_command_may_be_writing_its_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = dir.path().join("rootfs");
+        fs::create_dir(&records).unwrap();
+        let (half, whole) = (records.join("r.json.new"), records.join("r.json"));
+        fs::write(&half, r#"{"id":"r","dir":"d","boot_id":"b","image":"i"}"#).unwrap();
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| run(dir.path()));
+            std::thread::sleep(3 * LOOK);
+            assert!(!looking.is_finished());
+            fs::rename(&half, &whole).unwrap();
+            assert!(looking.join().unwrap().unwrap());
+        });
     }
 
     #[test]
