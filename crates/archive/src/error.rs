@@ -1,3 +1,5 @@
+//! Why a tar stream cannot be read, and how a name in it is shown.
+
 use std::io;
 
 /// Bytes of a name that an error shows.

@@ -1,4 +1,4 @@
-//! From a process's pipe to those who read it.
+//! The pump of a stream: it reads the pipe of a process's output and passes each piece on to the stream's readers.
 
 use crate::output::{CHUNK, Outputs, SMALL, deliver};
 use bytes::{BufMut as _, Bytes};

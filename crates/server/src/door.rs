@@ -4,8 +4,8 @@
 //! is sent. When all places are taken the one whose client has been in debt longest, and for 50 ms at least, is closed for
 //! the newcomer, so that clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
 //! begins a debt anew. Connections that have not brought a whole request yet go before all others, however long those are in
-//! debt: whoever reaches the port can open as many as he likes, and who has been served has something to lose. Where all are at work newcomers wait, as many as the waiting room holds and a minute at most; beyond
-//! that they are closed.
+//! debt: whoever reaches the port can open as many as he likes, and who has been served has something to lose. Where all are
+//! at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
 //!
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|

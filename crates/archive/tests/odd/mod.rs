@@ -497,7 +497,8 @@ fn pax(key: &str, value: &[u8]) -> Vec<u8> {
     [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
-/// A directory to unpack into: in memory, where that knows the attributes of users (Linux 6.6), because a disk takes ten times as long.
+/// A directory to unpack into. It is in memory where a tmpfs knows the attributes of users (Linux 6.6), because a disk takes
+/// ten times as long.
 pub fn scratch() -> tempfile::TempDir {
     let memory = tempfile::tempdir_in("/dev/shm").ok().filter(|dir| {
         let flags = rustix::fs::XattrFlags::empty();

@@ -3,13 +3,13 @@
 use crate::attacks;
 use crate::cli::{Alone, saved};
 use crate::hostile_images::create;
-use crate::support::{Server, signal, tar_of};
+use crate::support::{Server, ended_within, signal, tar_of};
 use rustix::process::Signal;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const NOBODY: u32 = 65534;
 /// Longer than anything honest takes here, and a small part of what the attacks would take if they were let.
@@ -95,15 +95,7 @@ fn an_import_that_is_interrupted_ends() {
         let mut import = alone.place.spawn(&["image", "import", "-t", "x", &source]);
         std::thread::sleep(Duration::from_secs(1));
         signal(import.id(), Signal::INT);
-        let begin = Instant::now();
-        while import.try_wait().unwrap().is_none() {
-            if begin.elapsed() > SOON {
-                import.kill().unwrap();
-                import.wait().unwrap();
-                panic!("it does not end");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        ended_within(&mut import, SOON).expect("it does not end");
     }
     alone.finish();
 }

@@ -1,14 +1,14 @@
 //! What other users mount, and what that must not do to a doctor of root's, or to a server.
 
 use crate::cleaned::CLEANING;
-use crate::support::{Server, WARDIAN, init, script};
+use crate::support::{Server, WARDIAN, ended_within, init, script};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use wardian_garden::Io;
 
 /// `nobody`.
@@ -63,15 +63,7 @@ fn in_time(command: &mut Command) -> Option<String> {
     let out = tempfile::NamedTempFile::new().unwrap();
     let file = || out.reopen().unwrap();
     let mut child = command.stdin(Stdio::null()).stdout(file()).stderr(file()).spawn().unwrap();
-    let begun = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if begun.elapsed() > Duration::from_secs(60) {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    ended_within(&mut child, Duration::from_secs(60))?;
     Some(String::from_utf8_lossy(&std::fs::read(out.path()).unwrap()).into_owned())
 }
 

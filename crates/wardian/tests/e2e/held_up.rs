@@ -2,7 +2,7 @@
 //! streams are.
 
 use crate::commands::command;
-use crate::support::{STUCK, Server, digest, end, listen, say, script, signal};
+use crate::support::{STUCK, Server, digest, end, ended_within, listen, say, script, signal};
 use rustix::process::Signal;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -32,14 +32,10 @@ fn piped(server: &Server, args: &[&str]) -> Child {
 
 /// How a client has ended, and what it said to standard error.
 fn ended(mut child: Child) -> (ExitStatus, String) {
-    let started = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        assert!(started.elapsed() < STUCK, "the client does not end");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let status = ended_within(&mut child, STUCK).expect("the client does not end");
     let mut err = String::new();
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    (child.wait().unwrap(), err)
+    (status, err)
 }
 
 /// Everything that a client prints, with a pause after each of the first pieces.

@@ -1,13 +1,13 @@
 //! Root's own commands in directories that other users own or may write to, or once did.
 
-use crate::support::{Server, WARDIAN, cgroups, members, names, say};
+use crate::support::{Server, WARDIAN, cgroups, ended_within, members, names, say};
 use rustix::fs::{CWD, FlockOperation, Mode, flock, mkfifoat};
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const NOBODY: u32 = 65534;
 /// What waits for a FIFO waits for ever.
@@ -22,18 +22,7 @@ fn wardian(args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(WARDIAN);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if started.elapsed() > FOR_EVER {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            panic!("{args:?} does not end");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    let status = ended_within(&mut child, FOR_EVER).unwrap_or_else(|| panic!("{args:?} does not end"));
     let mut said = String::new();
     child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();

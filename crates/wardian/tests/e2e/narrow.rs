@@ -220,9 +220,15 @@ async fn images() {
         }
         lives(&server, &narrow, shown).await;
     }
-    // Several at once.
+    create_at_once(&server, images, Duration::from_secs(480)).await;
+    lives(&server, &narrow, "all images at once").await;
+    server.finish().await;
+}
+
+/// Creates a container of each image at the same time; whether that succeeds is not looked at.
+async fn create_at_once(server: &Server, uris: impl IntoIterator<Item = String>, patience: Duration) {
     let mut creates = tokio::task::JoinSet::new();
-    for uri in images {
+    for uri in uris {
         let client = server.client();
         creates.spawn(async move {
             let image = ImageRef { uri, ..Default::default() };
@@ -230,9 +236,7 @@ async fn images() {
         });
     }
     let all = async { while creates.join_next().await.is_some() {} };
-    tokio::time::timeout(Duration::from_secs(480), all).await.expect("they take for ever");
-    lives(&server, &narrow, "all images at once").await;
-    server.finish().await;
+    tokio::time::timeout(patience, all).await.expect("they take for ever");
 }
 
 /// What takes memory while an image is opened: names, and links whose other names lie outside.
@@ -256,17 +260,11 @@ async fn images_that_are_opened() {
     let members: Vec<(&str, &[u8])> = members.iter().map(|name| (name.as_str(), &[][..])).collect();
     let archive = dir.path().join("many.tar");
     std::fs::write(&archive, crate::support::tar_of(&members)).unwrap();
-    let mut creates = tokio::task::JoinSet::new();
-    for n in 0..40 {
-        let (client, scheme) = (server.client(), if n % 2 == 0 { "docker-archive" } else { "oci-archive" });
-        let uri = format!("{scheme}://{}:x{n}", archive.display());
-        creates.spawn(async move {
-            let image = ImageRef { uri, ..Default::default() };
-            drop(client.create(&ContainerSpec { image, ..Default::default() }).await);
-        });
-    }
-    let all = async { while creates.join_next().await.is_some() {} };
-    tokio::time::timeout(Duration::from_secs(240), all).await.expect("they take for ever");
+    let uris = (0..40).map(|n| {
+        let scheme = if n % 2 == 0 { "docker-archive" } else { "oci-archive" };
+        format!("{scheme}://{}:x{n}", archive.display())
+    });
+    create_at_once(&server, uris, Duration::from_secs(240)).await;
     lives(&server, &narrow, "forty archives with many names").await;
     server.finish().await;
 }

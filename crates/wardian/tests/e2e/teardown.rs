@@ -1,7 +1,7 @@
 //! `wardian lab teardown`: each switch, what nobody should ask of it, and an end at any moment.
 
 use crate::cli::Said;
-use crate::support::{STUCK, WARDIAN, mounts, names, signal};
+use crate::support::{STUCK, WARDIAN, ended_within, mounts, names, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Settings of the kernel are everybody's: one test at a time changes them.
 static SETTINGS: Mutex<()> = Mutex::new(());
@@ -415,12 +415,5 @@ fn until_said(child: &mut Child, words: &str) {
 }
 
 fn end(child: &mut Child) -> ExitStatus {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        assert!(started.elapsed() < STUCK, "it does not end");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    ended_within(child, STUCK).expect("it does not end")
 }

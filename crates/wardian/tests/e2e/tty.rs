@@ -1,7 +1,7 @@
 //! The command line on a terminal.
 
 use crate::commands::command;
-use crate::support::{STUCK, Server, signal};
+use crate::support::{STUCK, Server, ended_within, signal};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
@@ -103,14 +103,8 @@ impl Terminal {
     }
 
     fn end(&mut self) -> ExitStatus {
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(begun.elapsed() < STUCK, "it does not end: {}", self.text());
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let ended = ended_within(&mut self.child, STUCK);
+        ended.unwrap_or_else(|| panic!("it does not end: {}", self.text()))
     }
 
     /// The terminal is as it was.
@@ -128,7 +122,7 @@ fn resize(terminal: &File, columns: u16, rows: u16) {
     tcsetwinsize(terminal, size).unwrap();
 }
 
-fn handles(server: &Server) -> String {
+pub fn handles(server: &Server) -> String {
     String::from_utf8(command(server, &["ps", "-aq"]).output().unwrap().stdout).unwrap()
 }
 

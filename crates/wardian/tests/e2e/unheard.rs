@@ -3,7 +3,8 @@
 
 use crate::cli::{Place, Said};
 use crate::commands::command;
-use crate::support::{STUCK, Server, WARDIAN, signal};
+use crate::support::{STUCK, Server, WARDIAN, ended_within, signal};
+use crate::tty::handles;
 use rustix::process::Signal;
 use std::fs::File;
 use std::io::PipeReader;
@@ -31,11 +32,6 @@ async fn an_environment_that_is_too_long_is_called_so() {
     server.finish().await;
 }
 
-/// The containers that there are.
-fn handles(server: &Server) -> String {
-    Said::from(command(server, &["ps", "-aq"]).output().unwrap()).out
-}
-
 /// Waits until no process of a container has this in its command line.
 fn until_gone(server: &Server, handle: &str, word: &str) {
     let script = format!("ps -o args | grep -v grep | grep -q {word}");
@@ -48,18 +44,7 @@ fn until_gone(server: &Server, handle: &str, word: &str) {
 
 /// Its end, which must come in so long.
 fn within(limit: Duration, child: &mut Child) -> ExitStatus {
-    let begun = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if begun.elapsed() > limit {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            panic!("still there after {limit:?}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    ended_within(child, limit).unwrap_or_else(|| panic!("still there after {limit:?}"))
 }
 
 /// With a reader that takes nothing: started, and held up by it.
