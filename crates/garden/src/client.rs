@@ -431,6 +431,9 @@ impl<R: AsyncRead + Unpin> Body for ReaderBody<R> {
 /// it: a JSON string.
 pub const TAR_FAILURE: &str = "wardian-failure";
 
+/// Bytes of such a failure that are shown.
+const MAX_FAILURE: usize = 8 << 10;
+
 /// Why the container's side of a stream-out has failed. All that it has written came before.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
@@ -441,7 +444,12 @@ impl TarFailure {
     #[must_use]
     pub fn of(trailers: &HeaderMap) -> Option<Self> {
         let value = trailers.get(TAR_FAILURE)?;
-        Some(Self(serde_json::from_slice(value.as_bytes()).unwrap_or_default()))
+        let mut why: String = serde_json::from_slice(value.as_bytes()).unwrap_or_default();
+        if why.is_empty() {
+            "the server does not say why".clone_into(&mut why);
+        }
+        why.truncate(why.floor_char_boundary(MAX_FAILURE));
+        Some(Self(why))
     }
 }
 

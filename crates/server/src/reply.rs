@@ -164,6 +164,19 @@ mod tests {
             assert_eq!(wardian_garden::TarFailure::of(&trailers).unwrap().0, expected);
         }
         assert!(wardian_garden::TarFailure::of(&hyper::HeaderMap::new()).is_none());
+        // Another server's word is no sentence, or endless.
+        let told = |value: String| {
+            let trailers = hyper::HeaderMap::from_iter([(
+                hyper::header::HeaderName::from_static(wardian_garden::TAR_FAILURE),
+                hyper::header::HeaderValue::try_from(value).unwrap(),
+            )]);
+            wardian_garden::TarFailure::of(&trailers).unwrap().0
+        };
+        assert_eq!(
+            (told("\"\"".into()), told("no json".into())),
+            (told("1".into()), "the server does not say why".into())
+        );
+        assert_eq!(told(format!("\"{}\"", "x".repeat(1 << 16))).len(), 8 << 10);
     }
 
     #[test]

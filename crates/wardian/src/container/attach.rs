@@ -42,6 +42,7 @@ async fn work(args: Args) -> Result<ExitCode> {
     let wanted = Wanted { input: interactive, tty, detachable: true, ours: no_signals };
     wanted.check()?;
     let (client, mut signals) = (server.client()?, Signals::catch()?);
+    wanted.foreground(&mut signals).await?;
     let (io, left) = streams(wanted);
     // Whoever does not type does not end its input either.
     let io = if interactive { io } else { Io { stdin: None, ..io } };

@@ -3,7 +3,7 @@
 use super::session::{End, PIPE, Signals};
 use super::spec::Making;
 use super::{Server, block_on};
-use crate::exit::interrupted as interrupted_by;
+use crate::exit::interrupted;
 use crate::print;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
@@ -61,7 +61,7 @@ pub async fn tell(
 /// Destroys a container that nobody needs. A failure is told, and so is a signal, which is not to wait for a server that does not answer.
 pub async fn destroy(client: &Client, handle: &str, signals: &mut Signals) {
     // That is what a signal from before has asked for.
-    signals.forget();
+    signals.kept();
     let why = match signals.until(client.destroy(handle)).await {
         Ok(Err(error)) if error.kind() != Some(ErrorKind::ContainerNotFound) => error.to_string(),
         Ok(_) => return,
@@ -77,39 +77,39 @@ pub async fn create(
     spec: &ContainerSpec,
     signals: &mut Signals,
 ) -> Result<String> {
-    let mut making = std::pin::pin!(client.create(spec));
-    let slow = tokio::time::sleep(QUICK);
-    let mut slow = std::pin::pin!(slow);
-    let (mut told, mut interrupted) = (!std::io::stderr().is_terminal(), None);
-    loop {
-        tokio::select! {
-            made = &mut making => {
-                let handle = made.map_err(|error| server.explain(error))?;
-                let Some(number) = interrupted else { return Ok(handle) };
-                return match signals.until(client.destroy(&handle)).await {
-                    Ok(destroyed) => {
-                        destroyed.map_err(|error| server.explain(error))?;
-                        Err(Interrupted(number).into())
-                    }
-                    Err(second) => {
-                        Err(interrupted_by(second, &format!("interrupted: the container {handle} may not be destroyed")))
-                    }
-                };
-            }
-            number = signals.next() => match interrupted.replace(number) {
-                None => print::note("the container is being made; it is destroyed then"),
-                Some(_) => {
-                    print::note("`wardian ps` shows whether it was made");
-                    std::process::exit(128 + number);
-                }
-            },
-            () = &mut slow, if !told => {
-                told = true;
-                match wardian_image::shown(&spec.image.uri).as_str() {
-                    "" => print::say("importing the server's default image ..."),
-                    image => print::say(&format!("importing {} ...", print::tame(image))),
-                }
-            }
+    let made = importing(client.create(spec), &spec.image.uri);
+    let made = match signals.begun(Some("the container is being made; it is destroyed then"), made).await {
+        Ok(made) => made.map_err(|error| server.explain(error))?,
+        Err(number) => {
+            return Err(interrupted(
+                number,
+                "the server has not said whether the container was made: `wardian ps` shows it",
+            ));
+        }
+    };
+    let Some(number) = signals.kept() else { return Ok(made) };
+    match signals.until(client.destroy(&made)).await {
+        Ok(destroyed) => {
+            destroyed.map_err(|error| server.explain(error))?;
+            Err(Interrupted(number).into())
+        }
+        Err(second) => {
+            Err(interrupted(second, &format!("interrupted: the container {made} may not be destroyed")))
         }
     }
+}
+
+/// Says on a terminal what takes so long.
+async fn importing<T>(made: impl Future<Output = T>, image: &str) -> T {
+    let mut made = std::pin::pin!(made);
+    if std::io::stderr().is_terminal() {
+        if let Ok(made) = tokio::time::timeout(QUICK, &mut made).await {
+            return made;
+        }
+        match wardian_image::shown(image).as_str() {
+            "" => print::say("importing the server's default image ..."),
+            image => print::say(&format!("importing {} ...", print::tame(image))),
+        }
+    }
+    made.await
 }

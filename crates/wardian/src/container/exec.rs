@@ -44,11 +44,12 @@ async fn work(args: Args) -> Result<ExitCode> {
     let detach = wanted.detach;
     let wanted = wanted.wanted(true);
     wanted.check()?;
-    wanted.prepare(&mut process);
     let (client, mut signals) = (server.client()?, Signals::catch()?);
+    wanted.foreground(&mut signals).await?;
+    wanted.prepare(&mut process);
     let (streams, left) = streams(wanted);
     let io = if detach { Io::default() } else { streams };
-    let started = match signals.begun(client.run(&handle, &process, io)).await {
+    let started = match signals.begun(None, client.run(&handle, &process, io)).await {
         Ok(started) => started.map_err(|error| server.explain(error))?,
         Err(number) => {
             return Err(interrupted(number, "the server has not said whether the process was started"));

@@ -99,12 +99,13 @@ async fn work(args: Args) -> Result<ExitCode> {
     wanted.check()?;
     let spec = making.spec(image.as_deref())?;
     let mut process = ProcessSpec { id: MAIN.to_owned(), ..place.process(command) };
-    wanted.prepare(&mut process);
     let (client, mut signals) = (server.client()?, Signals::catch()?);
+    wanted.foreground(&mut signals).await?;
+    wanted.prepare(&mut process);
     let handle = create(&server, &client, &spec, &mut signals).await?;
     let (streams, left) = streams(wanted);
     let io = if detach { Io::default() } else { streams };
-    let started = match signals.begun(client.run(&handle, &process, io)).await {
+    let started = match signals.begun(None, client.run(&handle, &process, io)).await {
         Ok(started) => started.map_err(|error| server.explain(error)),
         Err(number) => Err(Interrupted(number).into()),
     };

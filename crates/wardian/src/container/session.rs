@@ -17,7 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use wardian_garden::wire::{ProcessSpec, Tty};
 use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
-use wardian_lab::signals;
+use wardian_lab::{Interrupted, signals};
 
 /// How `run` and `exec` end, for their help.
 pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, or some \
@@ -50,15 +50,15 @@ impl Signals {
 
     /// The number of the next one.
     pub async fn next(&mut self) -> i32 {
-        match self.kept.take() {
+        match self.kept() {
             Some(kept) => kept,
             None => self.all.next().await,
         }
     }
 
-    /// One that was kept is heeded otherwise.
-    pub fn forget(&mut self) {
-        self.kept = None;
+    /// One that was kept, for whom heeds it otherwise than as what comes next.
+    pub fn kept(&mut self) -> Option<i32> {
+        self.kept.take()
     }
 
     /// An answer, or the signal that came before it.
@@ -69,14 +69,15 @@ impl Signals {
         }
     }
 
-    /// The same where something is begun that should not be left: a signal is for what has been begun, unless a second one
-    /// comes or the answer does not come for as long as a stop may take.
-    pub async fn begun<T>(&mut self, answer: impl Future<Output = T>) -> Result<T, i32> {
+    /// The same where something is begun that should not be left: a signal is kept for what has been begun, unless a second
+    /// one comes or the answer does not come for as long as a stop may take. `note` says so.
+    pub async fn begun<T>(&mut self, note: Option<&str>, answer: impl Future<Output = T>) -> Result<T, i32> {
         let mut answer = std::pin::pin!(answer);
         let number = tokio::select! {
             answer = &mut answer => return Ok(answer),
             number = self.next() => number,
         };
+        note.into_iter().for_each(print::note);
         tokio::select! {
             answer = answer => {
                 self.kept = Some(number);
@@ -111,6 +112,21 @@ impl Wanted {
             return Err(exit::mistake(anyhow::anyhow!(
                 "-t needs a terminal, and standard input is none: leave -t out in scripts and pipes"
             )));
+        }
+        Ok(())
+    }
+
+    /// Waits for the terminal that is to be typed at. Before anything is begun: whoever reads what is typed while another job
+    /// is in the foreground is stopped once more by the kernel, and would not hear the signal for which he was continued.
+    ///
+    /// # Errors
+    /// A signal that asks us to end.
+    pub async fn foreground(self, signals: &mut Signals) -> Result<()> {
+        if self.tty
+            && self.input
+            && let Some(number) = terminal::foreground(signals).await
+        {
+            return Err(Interrupted(number).into());
         }
         Ok(())
     }
@@ -278,15 +294,6 @@ pub async fn follow(
     left: oneshot::Receiver<()>,
     signals: &mut Signals,
 ) -> wardian_garden::Result<End> {
-    if wanted.tty
-        && wanted.input
-        && let Some(number) = terminal::foreground(signals).await
-    {
-        if !wanted.ours {
-            drop(process.signal(true).await);
-        }
-        return Ok(End::Left(number));
-    }
     // Where there is no terminal of ours there is nothing to be made raw.
     let raw = if wanted.tty && wanted.input { Raw::enter().ok() } else { None };
     let mut resized = signal(SignalKind::window_change())?;

@@ -157,6 +157,9 @@ async fn in_the_background_it_is_stopped_and_hears_signals() {
         Terminal::start_by(&server, &["sh", "-c", script], &["exec", "-it", "c", "sleep", "1000"]);
     terminal.until("ended 124\r\n");
     assert_eq!(terminal.end().code(), Some(0));
+    // It has begun nothing that would have to be ended.
+    let processes = server.client().info("c").await.unwrap().process_ids;
+    assert!(processes.is_none_or(|ids| ids.is_empty()));
     // Whoever brings it to the foreground goes on.
     let script = "set -m; \"$0\" \"$@\" & sleep 0.5; fg; echo ended $?";
     let mut terminal =

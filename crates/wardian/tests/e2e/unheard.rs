@@ -184,7 +184,7 @@ fn a_server_that_does_not_answer_does_not_keep_a_command_that_is_to_end() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();
-    for (signals, args) in [
+    let cases = [
         (1, &["events"][..]),
         (1, &["stats"]),
         (1, &["attach", "c"]),
@@ -192,17 +192,26 @@ fn a_server_that_does_not_answer_does_not_keep_a_command_that_is_to_end() {
         (2, &["create"]),
         (2, &["exec", "c", "true"]),
         (2, &["exec", "-d", "c", "true"]),
-    ] {
+        // Who is asked only once waits as long as for a stop.
+        (1, &["create"]),
+        (1, &["run", "--", "true"]),
+        (1, &["exec", "c", "true"]),
+    ];
+    let mut connections = Vec::new();
+    let start = |(signals, args): (i32, &'static [&str])| {
         let mut child = Command::new(WARDIAN);
         child.args(args).env("WARDIAN_SOCKET", &socket).stdin(Stdio::null());
-        let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // It has asked, and so it catches signals.
-        let _asked = listener.accept().unwrap();
+        connections.push(listener.accept().unwrap());
         for _ in 0..signals {
             std::thread::sleep(Duration::from_millis(100));
             signal(child.id(), Signal::TERM);
         }
-        assert_eq!(within(Duration::from_secs(5), &mut child).code(), Some(143), "{args:?}");
+        (args, child)
+    };
+    for (args, mut child) in cases.map(start) {
+        assert_eq!(within(Duration::from_secs(15), &mut child).code(), Some(143), "{args:?}");
     }
 }
 
