@@ -166,6 +166,30 @@ fn a_link_of_the_archive_is_known_by_more_than_its_name() {
     done.join().unwrap();
 }
 
+#[test]
+fn attributes_that_are_too_large_are_left_out() {
+    let dir = scratch();
+    let (long, value) = (format!("SCHILY.xattr.user.{}", "x".repeat(251)), vec![b'x'; (64 << 10) + 1]);
+    let mut tar = tar::Builder::new(Vec::new());
+    // Longer than a name may be, than a value may be, and than ext4 has place for.
+    let pairs = [
+        (&*long, &b"long"[..]),
+        ("SCHILY.xattr.user.large", &value),
+        ("SCHILY.xattr.user.block", &value[..60_000]),
+        ("SCHILY.xattr.user.note", b"note"),
+    ];
+    tar.append_pax_extensions(pairs).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(1);
+    tar.append_data(&mut header, "f", &b"x"[..]).unwrap();
+    unpack_in(dir.path().to_owned(), tar.into_inner().unwrap()).unwrap();
+    assert_eq!(std::fs::read(dir.path().join("f")).unwrap(), b"x");
+    let mut note = [0; 16];
+    let size = rustix::fs::getxattr(dir.path().join("f"), "user.note", &mut note[..]).unwrap();
+    assert_eq!(&note[..size], b"note");
+}
+
 /// GNU tar ends a file where its map ends, and always writes a last segment there; other writers do not, and say how long it is.
 #[test]
 fn a_sparse_file_is_as_long_as_its_header_says() {

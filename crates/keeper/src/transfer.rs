@@ -491,13 +491,15 @@ fn clear(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
 }
 
 /// File capabilities and the user's own attributes; others are not the user's to set. What the kernel does not let him set is
-/// left out, as by GNU tar: capabilities are root's and have a form, and not every file system has attributes.
+/// left out, as by GNU tar: capabilities are root's and have a form, and not every file system has attributes, or any of this
+/// size (E2BIG, ERANGE; ENOSPC where one must fit into a block: a disk without space refuses the next file anyway).
 fn attributes(entry: &Member, file: &File) -> rustix::io::Result<()> {
     for (name, value) in &entry.xattrs {
         if name == b"security.capability" || name.starts_with(b"user.") {
             match rustix::fs::fsetxattr(file, &**name, value, rustix::fs::XattrFlags::empty()) {
-                Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {}
-                Err(error) => return Err(error),
+                Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {}
+                Err(Errno::TOOBIG | Errno::RANGE | Errno::NOSPC) => {}
+                other => other?,
             }
         }
     }
