@@ -24,8 +24,8 @@ const MAX_MADE: u32 = 4096;
 /// Makes a directory and its missing parents, the new ones owned by the user, with mode 0755.
 ///
 /// All of it is tried with the user's own rights. Where these do not suffice it is tried with root's, as in Garden, but then
-/// nothing on the way may be the user's to lead elsewhere: no symlink that root does not own, no `..` out of a directory
-/// that root does not own. Returns the directory if it was made so: the user may lack the right to reach it by its path.
+/// nothing on the way may be the user's to lead elsewhere: only what [`Trust`] in root alone allows is followed. Returns the
+/// directory if it was made so: the user may lack the right to reach it by its path.
 pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
     match rustix::fs::stat(path) {
         Ok(_) => return Ok(None),
@@ -38,7 +38,7 @@ pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
     };
     if owner.uid != 0 {
         child::file_ids(owner.uid, owner.gid, false)?;
-        let made = walk(CWD, path, &mkdir, &|_| Ok(()));
+        let made = walk(CWD, path, Trust::ROOT, &mkdir, &|_| Ok(()));
         child::file_ids(0, 0, false)?;
         match made {
             Err(Blocked { errno: Some(Errno::ACCESS | Errno::PERM), .. }) => {}
@@ -54,11 +54,11 @@ pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
         made.set(result.is_ok());
         if result == Err(Errno::EXIST) { Ok(()) } else { result.map_err(blocked(name)) }
     };
-    let follow = |stat: &Stat| {
+    let follow = |turn: &Turn<'_>| {
         made.set(false);
-        if owner.uid == 0 || stat.st_uid == 0 { Ok(()) } else { Err(blocked("its way")(Errno::ACCESS)) }
+        if owner.uid == 0 || turn.trusted { Ok(()) } else { Err(blocked("its way")(Errno::ACCESS)) }
     };
-    let found = walk(CWD, path, &missing, &follow).map_err(say)?;
+    let found = walk(CWD, path, Trust::ROOT, &missing, &follow).map_err(say)?.dir;
     let stat = rustix::fs::fstat(&found).map_err(failed(path.display()))?;
     Ok((owner.uid != 0 && made.get() && stat.st_uid == owner.uid).then_some(found))
 }
@@ -103,30 +103,99 @@ fn blocked(name: impl AsRef<OsStr>) -> impl FnOnce(Errno) -> Blocked {
     }
 }
 
+/// Whose links and directories may lead a walk that is done for a user: his own and root's.
+///
+/// The owner of a symlink does not tell who has put it where it is: whoever may write to two directories can rename root's
+/// link from one to the other, and so choose which of root's links stands where a name is looked up. So a link is trusted
+/// only if no other user may write to its directory, nor to any above it on the walk, in which that one could have been
+/// exchanged.
+///
+/// The sticky bit keeps what is root's from being renamed or removed, but not from being brought there out of a directory
+/// without that bit. So a link in a sticky directory is not trusted; a directory in it is, if others may not write to it:
+/// only who may write to a directory can move it to another one, because its `..` changes.
+#[derive(Debug, Clone, Copy)]
+pub struct Trust {
+    /// The user.
+    pub uid: u32,
+    /// His group, which many a umask lets write to his directories. Root's group is not trusted for root: each user that the
+    /// container's passwd does not know has the group 0.
+    pub gid: u32,
+}
+
+impl Trust {
+    /// In root alone.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+
+    /// Whether it is the user's or root's.
+    pub fn owns(self, stat: &Stat) -> bool {
+        stat.st_uid == 0 || stat.st_uid == self.uid
+    }
+
+    /// Whether nobody else can put something into this directory, or take something out.
+    fn writes_alone(self, dir: &Stat) -> bool {
+        let own_group = self.uid != 0 && dir.st_gid == self.gid;
+        let others = if own_group { 0o002 } else { 0o022 };
+        self.owns(dir) && dir.st_mode & others == 0
+    }
+
+    /// Whether nobody else can have put this directory where it is in another one.
+    fn placed(self, dir: &Stat, above: &Stat) -> bool {
+        let sticky = self.owns(above) && above.st_mode & libc::S_ISVTX != 0;
+        self.writes_alone(above) || sticky && self.writes_alone(dir)
+    }
+}
+
+/// What leads a walk on beside the names of directories: a symlink, or `..`.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// The link and its text; none of `..`.
+    pub link: Option<(&'a Stat, &'a OsStr)>,
+    /// Whether nobody but those of the walk's [`Trust`] has a say in where it leads.
+    pub trusted: bool,
+}
+
 /// What is done about a directory that is missing below another one.
 pub type Missing<'a> = &'a dyn Fn(&OwnedFd, &OsStr) -> Result<(), Blocked>;
-/// Whether a symlink, or `..` out of a directory, is followed.
-pub type Follow<'a> = &'a dyn Fn(&Stat) -> Result<(), Blocked>;
+/// Whether a turn is taken.
+pub type Follow<'a> = &'a dyn Fn(&Turn<'_>) -> Result<(), Blocked>;
+
+/// Where a walk has led.
+#[derive(Debug)]
+pub struct Place {
+    /// The directory (`O_PATH`).
+    pub dir: OwnedFd,
+    /// Whether a link in it can be trusted, if it is of the right owner.
+    pub alone: bool,
+}
 
 /// Opens the directory that the path leads to from `start` (an absolute one: from the root), component by component, so
-/// that every link on the way is looked at before it is followed, also those that links lead to.
+/// that every link on the way is looked at before it is followed, also those that links lead to. A link's owner and its text
+/// are read through one descriptor: what is judged is what is followed, whatever is renamed meanwhile.
 pub fn walk(
     start: impl AsFd,
     path: &Path,
+    trust: Trust,
     missing: Missing<'_>,
     follow: Follow<'_>,
-) -> Result<OwnedFd, Blocked> {
+) -> Result<Place, Blocked> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = |at: BorrowedFd<'_>, name: &str| {
-        rustix::fs::openat(at, name, flags | OFlags::DIRECTORY, Mode::empty()).map_err(blocked(name))
+        let dir = rustix::fs::openat(at, name, flags | OFlags::DIRECTORY, Mode::empty());
+        let dir = dir.map_err(blocked(name))?;
+        let stat = rustix::fs::fstat(&dir).map_err(blocked(name))?;
+        Ok((dir, stat))
     };
-    let mut here = directory(start.as_fd(), if path.is_absolute() { "/" } else { "." })?;
+    let (mut here, mut stat) = directory(start.as_fd(), if path.is_absolute() { "/" } else { "." })?;
+    let mut placed = true;
     let mut todo: VecDeque<OsString> = names_of(path).collect();
     let (mut links, mut made) = (0, 0);
     while let Some(name) = todo.pop_front() {
         if name == ".." {
-            follow(&rustix::fs::fstat(&here).map_err(blocked(&name))?)?;
-            here = directory(here.as_fd(), "..")?;
+            let (above, above_stat) = directory(here.as_fd(), "..")?;
+            // Who may write to a directory, and to the one that it is in, can move it to another one.
+            let stays = trust.writes_alone(&stat) || trust.writes_alone(&above_stat);
+            follow(&Turn { link: None, trusted: trust.owns(&stat) && stays })?;
+            (here, stat) = (above, above_stat);
             continue;
         }
         let found = match rustix::fs::openat(&here, &name, flags, Mode::empty()) {
@@ -141,20 +210,27 @@ pub fn walk(
             }
             other => other.map_err(blocked(&name))?,
         };
-        let stat = rustix::fs::fstat(&found).map_err(blocked(&name))?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => here = found,
+        let found_stat = rustix::fs::fstat(&found).map_err(blocked(&name))?;
+        match FileType::from_raw_mode(found_stat.st_mode) {
+            FileType::Directory => {
+                placed &= trust.placed(&found_stat, &stat);
+                (here, stat) = (found, found_stat);
+            }
             FileType::Symlink => {
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(blocked(&name)(Errno::LOOP));
                 }
-                follow(&stat)?;
                 // Text, also of a link of /proc that is more than its text.
                 let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(blocked(&name))?;
                 let target = OsString::from_vec(target.into_bytes());
+                let alone = placed && trust.writes_alone(&stat);
+                follow(&Turn {
+                    link: Some((&found_stat, &target)),
+                    trusted: alone && trust.owns(&found_stat),
+                })?;
                 if Path::new(&target).is_absolute() {
-                    here = directory(here.as_fd(), "/")?;
+                    (here, stat) = directory(here.as_fd(), "/")?;
                 }
                 for part in names_of(Path::new(&target)).rev() {
                     todo.push_front(part);
@@ -163,7 +239,7 @@ pub fn walk(
             _ => return Err(blocked(&name)(Errno::NOTDIR)),
         }
     }
-    Ok(here)
+    Ok(Place { dir: here, alone: placed && trust.writes_alone(&stat) })
 }
 
 #[cfg(test)]
@@ -241,6 +317,96 @@ mod tests {
         // What is named outright is made, and can be entered by what is returned.
         let made = make(&closed.join("named"), &alice());
         assert!(made.is_ok_and(|made| made.is_some()) && owner(&closed.join("named")) == (1001, 1010));
+    }
+
+    /// With the rights of the user.
+    fn by_alice<T>(act: impl FnOnce() -> std::io::Result<T>) -> T {
+        child::file_ids(1001, 1010, false).unwrap();
+        let done = act();
+        child::file_ids(0, 0, false).unwrap();
+        done.unwrap()
+    }
+
+    fn new_dir(path: &Path, owner: (u32, u32), mode: u32) {
+        std::fs::create_dir(path).unwrap();
+        chown(path, Some(owner.0), Some(owner.1)).unwrap();
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    /// Whoever may write to a directory can rename what is root's there, to wherever he may write.
+    #[test]
+    fn a_link_of_roots_that_a_user_has_moved_does_not_lead_root() {
+        let Some(dir) = place("dirs-moved") else { return };
+        let at = |name: &str| dir.path().join(name);
+        for (name, mode) in [("roots", 0o755), ("open", 0o777), ("sticky", 0o1777), ("hers/closed", 0o755)] {
+            new_dir(&at(name), (0, 0), mode);
+        }
+        for name in ["open/l", "hers/closed/l"] {
+            symlink(at("roots"), at(name)).unwrap();
+        }
+        for (from, to) in [("open/l", "hers/l"), ("hers/l", "sticky/l"), ("hers/closed", "hers/swapped")] {
+            by_alice(|| std::fs::rename(at(from), at(to)));
+            let through = if to == "hers/swapped" { "hers/swapped/l/x" } else { &format!("{to}/x") };
+            assert!(make(&at(through), &alice()).is_err(), "{through}");
+        }
+        // Nor does `..` out of a directory that she has moved.
+        new_dir(&at("open/d"), (0, 0), 0o777);
+        by_alice(|| std::fs::rename(at("open/d"), at("sticky/d")));
+        assert!(make(&at("sticky/d/../../x"), &alice()).is_err());
+        assert!(!at("x").exists() && !at("roots/x").exists());
+    }
+
+    #[test]
+    fn a_link_is_trusted_where_no_other_user_may_put_one() {
+        let Some(dir) = place("dirs-trust") else { return };
+        let (root, user, numbered) =
+            (Trust::ROOT, Trust { uid: 1001, gid: 1010 }, Trust { uid: 1001, gid: 0 });
+        let nothing = |_: &OwnedFd, name: &OsStr| Err(blocked(name)(Errno::NOENT));
+        for (n, (owner, mode, [by_root, by_user, by_numbered])) in [
+            ((0, 0), 0o755, [true, true, true]),
+            ((0, 0), 0o2755, [true, true, true]),
+            ((0, 0), 0o775, [false, false, true]),
+            ((0, 0), 0o777, [false, false, false]),
+            ((0, 0), 0o1777, [false, false, false]),
+            ((0, 1010), 0o775, [false, true, false]),
+            ((0, 50), 0o2775, [false, false, false]),
+            ((1001, 1010), 0o755, [false, true, true]),
+            ((1001, 1010), 0o775, [false, true, false]),
+            ((1001, 1010), 0o700, [false, true, true]),
+            ((1002, 1010), 0o755, [false, false, false]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let outer = dir.path().join(format!("{n}"));
+            let inner = outer.join("in");
+            new_dir(&outer, owner, mode);
+            new_dir(&inner, (0, 0), 0o755);
+            for place in [&outer, &inner] {
+                symlink("/", place.join("l")).unwrap();
+            }
+            for (trust, wanted) in [(root, by_root), (user, by_user), (numbered, by_numbered)] {
+                let trusted = |path: &Path| {
+                    let seen = Cell::new(false);
+                    let follow = |turn: &Turn<'_>| {
+                        seen.set(turn.trusted);
+                        Ok(())
+                    };
+                    walk(CWD, path, trust, &nothing, &follow).unwrap();
+                    seen.get()
+                };
+                assert_eq!(trusted(&outer.join("l")), wanted, "{owner:?} {mode:o} {trust:?}");
+                assert_eq!(walk(CWD, &outer, trust, &nothing, &|_| Ok(())).unwrap().alone, wanted);
+                // A sticky directory keeps the ones in it where they are, if nobody else may write to them.
+                let wanted = wanted || mode == 0o1777;
+                assert_eq!(trusted(&inner.join("l")), wanted, "below {owner:?} {mode:o} {trust:?}");
+            }
+            std::os::unix::fs::lchown(inner.join("l"), Some(1002), None).unwrap();
+            let refuse = |turn: &Turn<'_>| if turn.trusted { Ok(()) } else { Err(Blocked::because("")) };
+            for trust in [root, user] {
+                assert!(walk(CWD, &inner.join("l"), trust, &nothing, &refuse).is_err());
+            }
+        }
     }
 
     #[test]

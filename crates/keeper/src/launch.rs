@@ -212,17 +212,21 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
                     .ok_or_else(|| Stop::from("a bind mount is missing".to_owned()))?,
             };
             attach_at(bind.as_fd(), &root, &step.destination, Some(&places))?;
+            if mount_points::is_in_dev(&step.destination) {
+                let id = mount_points::mount_id(bind);
+                places.devices.push(id.map_err(failed(format!("look at {}", step.destination)))?);
+            }
         } else {
             let made = make(step, parts)?;
             let mount = made.as_ref().map_or(device(step, parts), AsFd::as_fd);
             let look = |error| failed(format!("look at {}", step.destination))(error);
-            let device = rustix::fs::fstat(mount).map_err(look)?.st_dev;
+            let id = mount_points::mount_id(mount).map_err(look)?;
             match step.kind.as_str() {
-                "proc" | "sysfs" | "cgroup" => places.kernels.push(device),
-                "tmpfs" if step.destination != "/dev" => {
-                    places.own.push(mount_points::mount_id(mount).map_err(look)?);
+                "proc" | "sysfs" | "cgroup" => {
+                    places.kernels.push(rustix::fs::fstat(mount).map_err(look)?.st_dev);
                 }
-                _ => places.devices.push(device),
+                "tmpfs" if !mount_points::is_in_dev(&step.destination) => places.own.push(id),
+                _ => places.devices.push(id),
             }
             attach_at(mount, &root, &step.destination, None)?;
             if step.kind == "cgroup" {
@@ -369,10 +373,9 @@ fn attach_at(
             return Err(mount_points::in_kernel(destination));
         }
         // However it was reached: a link may lead on from a directory that was just made.
-        if places.devices.contains(&stat.st_dev) && !mount_points::is_in_dev(destination) {
-            return Err(Stop::from(format!(
-                "a bind mount over {destination} is not allowed: a link of the image leads into /dev"
-            )));
+        let id = mount_points::mount_id(&target).map_err(failed(format!("look at {destination}")))?;
+        if places.devices.contains(&id) && !mount_points::is_in_dev(destination) {
+            return Err(mount_points::in_dev(destination));
         }
     }
     mount::attach(mount, &target).map_err(failed(format!("attach {destination}")))

@@ -25,9 +25,9 @@ pub const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MA
 pub struct Places {
     /// Devices of the file systems that show the kernel.
     pub kernels: Vec<u64>,
-    /// Devices of /dev and what the keeper has mounted below it.
+    /// Ids of the mounts at /dev and below it, whatever they are: /dev/shm, and bind mounts that are named there.
     pub devices: Vec<u64>,
-    /// Ids of the mounts whose files are the container's alone: its root file system, and each tmpfs but /dev.
+    /// Ids of the mounts whose files are the container's alone: its root file system, and each tmpfs outside of /dev.
     pub own: Vec<u64>,
 }
 
@@ -198,6 +198,9 @@ impl Walk<'_> {
                 return Err(in_kernel(self.path));
             }
             let id = mount_id(at).map_err(failed(format!("look at /{shown}")))?;
+            if places.devices.contains(&id) && !is_in_dev(self.path) {
+                return Err(in_dev(self.path));
+            }
             // A bind mount shows somebody else's files: where something is made in them is not for an image to say.
             if self.links > 0 && !places.own.contains(&id) {
                 return Err(self.error(&format!(
@@ -237,6 +240,11 @@ pub fn in_kernel(path: &str) -> Stop {
         "a bind mount over {path} is not allowed: it is, or a link of the image leads, into /proc or /sys, which show the \
          kernel"
     ))
+}
+
+/// Nothing in /dev is covered, and nothing is made there, unless it is named outright.
+pub fn in_dev(path: &str) -> Stop {
+    Stop::from(format!("a bind mount over {path} is not allowed: a link of the image leads into /dev"))
 }
 
 #[cfg(test)]
@@ -364,6 +372,10 @@ mod tests {
         cage.leads("/data/named", "data/named", false);
         // What is there can be covered.
         cage.leads("/etc/data/named", "data/named", false);
+        cage.places.devices.push(mount_id(std::fs::File::open(cage.root()).unwrap()).unwrap());
+        assert!(cage.find("/etc/data/made", false, true).unwrap_err().contains("into /dev"));
+        assert!(cage.find("/dev/made", false, true).is_ok());
+        assert!(!cage.root().join("data/made").exists());
         let meta = std::fs::metadata(cage.root()).unwrap();
         cage.places.kernels.push(std::os::unix::fs::MetadataExt::dev(&meta));
         assert!(cage.find("/data/kernels", false, true).unwrap_err().contains("show the kernel"));

@@ -88,6 +88,108 @@ fn nothing_is_unpacked_through_a_link_of_the_archive_that_leads_out() {
     assert_eq!(std::os::unix::fs::MetadataExt::nlink(&out.join("secret").metadata().unwrap()), 1);
 }
 
+/// The destination is another user's, who can rename root's links in it.
+fn users_directory(dir: &Path) {
+    std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(dir, Some(1001), Some(1001)).unwrap();
+}
+
+#[test]
+fn roots_links_that_a_user_can_move_lead_nowhere() {
+    use std::os::unix::fs::PermissionsExt;
+    use tar::EntryType::{Directory, Regular};
+    let (dir, outside) = (scratch(), scratch());
+    let (root, out) = (dir.path(), outside.path());
+    users_directory(root);
+    let mode = || out.metadata().unwrap().permissions().mode() & 0o7777;
+    let before = mode();
+    std::fs::create_dir(root.join("closed")).unwrap();
+    for name in ["l", "closed/l"] {
+        std::os::unix::fs::symlink(out, root.join(name)).unwrap();
+        let error = unpack_in(root.to_owned(), tar_of(&[(Regular, &format!("{name}/f"), "")])).unwrap_err();
+        assert!(error.contains("another user could have put there"), "{error}");
+        // A directory takes its place.
+        let entries = [(Directory, name, ""), (Regular, &format!("{name}/f"), "")];
+        unpack_in(root.to_owned(), tar_of(&entries)).unwrap();
+        assert!(root.join(name).join("f").symlink_metadata().unwrap().is_file(), "{name}");
+        assert!(root.join(name).symlink_metadata().unwrap().is_dir(), "{name}");
+    }
+    assert_eq!((std::fs::read_dir(out).unwrap().count(), mode()), (0, before));
+}
+
+/// What the archive has made leads further down, as with GNU tar, also in a user's directory; what he has put in its place
+/// leads nowhere.
+#[test]
+fn a_link_of_the_archive_is_known_by_more_than_its_name() {
+    use std::os::unix::fs::symlink;
+    use tar::EntryType::{Directory, Regular, Symlink};
+    let (dir, outside) = (scratch(), scratch());
+    users_directory(dir.path());
+    let entries = [(Directory, "d", ""), (Symlink, "n", "d"), (Regular, "n/f", "")];
+    unpack_in(dir.path().to_owned(), tar_of(&entries)).unwrap();
+    assert!(dir.path().join("d/f").is_file());
+    let root = dir.path().to_owned();
+    let done = std::thread::spawn(move || {
+        wardian_sys::namespace::own_mounts().unwrap();
+        std::env::set_current_dir(&root).unwrap();
+        std::fs::create_dir("e").unwrap();
+        let places = super::Places::new();
+        let top = places.open(Path::new("")).unwrap();
+        let made = |name: &str, text: &str| places.made(&top.dir, name.as_ref(), text.as_bytes()).unwrap();
+        // The user is fast: each is another one by the time that it is looked at.
+        symlink(outside.path(), "swapped").unwrap();
+        made("swapped", "d");
+        symlink("e", "other").unwrap();
+        made("other", "d");
+        symlink("d", "hers").unwrap();
+        std::os::unix::fs::lchown("hers", Some(1001), None).unwrap();
+        made("hers", "d");
+        // And slower: this one takes the place of the archive's later, and has its inode.
+        symlink("d", "late").unwrap();
+        made("late", "d");
+        std::os::unix::fs::lchown("late", Some(1001), None).unwrap();
+        for name in ["swapped", "other", "hers", "late"] {
+            let blocked = places.find(Path::new(name)).map(drop).unwrap_err();
+            assert!(blocked.text.contains("of another user"), "{name}: {}", blocked.text);
+            let stat = rustix::fs::statat(&top.dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            assert!(!places.keeps(&top, &stat), "{name}");
+        }
+        symlink("d", "own").unwrap();
+        made("own", "d");
+        assert!(places.find(Path::new("own")).is_ok());
+        // By its text one leads out, in whosever directory it is.
+        symlink("/", "absolute").unwrap();
+        made("absolute", "/");
+        let blocked = places.find(Path::new("absolute")).map(drop).unwrap_err();
+        assert!(blocked.text.contains("of the archive"), "{}", blocked.text);
+    });
+    done.join().unwrap();
+}
+
+#[test]
+fn attributes_that_are_too_large_are_left_out() {
+    let dir = scratch();
+    let (long, value) = (format!("SCHILY.xattr.user.{}", "x".repeat(251)), vec![b'x'; (64 << 10) + 1]);
+    let mut tar = tar::Builder::new(Vec::new());
+    // Longer than a name may be, than a value may be, and than ext4 has place for.
+    let pairs = [
+        (&*long, &b"long"[..]),
+        ("SCHILY.xattr.user.large", &value),
+        ("SCHILY.xattr.user.block", &value[..60_000]),
+        ("SCHILY.xattr.user.note", b"note"),
+    ];
+    tar.append_pax_extensions(pairs).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(1);
+    tar.append_data(&mut header, "f", &b"x"[..]).unwrap();
+    unpack_in(dir.path().to_owned(), tar.into_inner().unwrap()).unwrap();
+    assert_eq!(std::fs::read(dir.path().join("f")).unwrap(), b"x");
+    let mut note = [0; 16];
+    let size = rustix::fs::getxattr(dir.path().join("f"), "user.note", &mut note[..]).unwrap();
+    assert_eq!(&note[..size], b"note");
+}
+
 /// GNU tar ends a file where its map ends, and always writes a last segment there; other writers do not, and say how long it is.
 #[test]
 fn a_sparse_file_is_as_long_as_its_header_says() {

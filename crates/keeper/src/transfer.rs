@@ -2,16 +2,16 @@
 //! a path leads to there, the user could have reached it himself.
 
 use crate::child::{self, Outcome, Stop, failed};
-use crate::dirs::Blocked;
+use crate::dirs::{Blocked, Place, Trust, Turn};
 use crate::pack;
 use crate::{dirs, exec};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -191,36 +191,37 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
             return Err(Stop::from(format!("{}: an entry without a name", show(&entry.path))));
         };
         let say = || path.display().to_string();
-        let parent = places.open(path.parent().unwrap_or(Path::new("")))?;
+        let place = places.open(path.parent().unwrap_or(Path::new("")))?;
+        let parent = &place.dir;
         match entry.kind {
             EntryType::Directory => {
-                let made = directory(&places, &parent, name, &path)?;
+                let made = directory(&places, &place, name, &path)?;
                 directories.keep(&path, made, entry.mode & !0o022, entry.mtime);
             }
             EntryType::Regular | EntryType::Continuous => {
-                let file = create(&parent, name, entry.mode & 0o777).map_err(failed(say()))?;
+                let file = create(parent, name, entry.mode & 0o777).map_err(failed(say()))?;
                 contents(&entry, &mut stream, &file, &path)?;
                 attributes(&entry, &file).map_err(failed(say()))?;
                 rustix::fs::futimens(&file, &times(entry.mtime)).map_err(failed(say()))?;
             }
             EntryType::Symlink => {
-                clear(&parent, name).map_err(failed(say()))?;
-                rustix::fs::symlinkat(&*entry.link, &parent, name).map_err(failed(say()))?;
-                touch(&parent, name, entry.mtime).map_err(failed(say()))?;
-                places.made(&parent, name, &entry.link).map_err(failed(say()))?;
+                clear(parent, name).map_err(failed(say()))?;
+                rustix::fs::symlinkat(&*entry.link, parent, name).map_err(failed(say()))?;
+                touch(parent, name, entry.mtime).map_err(failed(say()))?;
+                places.made(parent, name, &entry.link).map_err(failed(say()))?;
             }
             EntryType::Link => {
                 let target = relative(&entry.link)?;
                 let above = target.parent().unwrap_or(Path::new(""));
                 let above = places.find(above).map_err(|blocked| blocked_at(above, &blocked))?;
                 let old = target.file_name().unwrap_or_default();
-                link(&above, old, &parent, name).map_err(failed(say()))?;
+                link(&above.dir, old, parent, name).map_err(failed(say()))?;
             }
             EntryType::Fifo => {
-                clear(&parent, name).map_err(failed(say()))?;
+                clear(parent, name).map_err(failed(say()))?;
                 let mode = Mode::from_raw_mode(entry.mode & 0o777);
-                rustix::fs::mknodat(&parent, name, FileType::Fifo, mode, 0).map_err(failed(say()))?;
-                touch(&parent, name, entry.mtime).map_err(failed(say()))?;
+                rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0).map_err(failed(say()))?;
+                touch(parent, name, entry.mtime).map_err(failed(say()))?;
             }
             // A socket without its server is nothing; pax and star write them.
             other if other.as_byte() == b's' => stream.skip(entry.size, &entry.path)?,
@@ -237,11 +238,12 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
             Err(error) => return Err(blocked_at(&path, &error)),
         };
         // Something else has taken its place: that has its own mode and time.
-        if identity(&there).map_err(failed(path.display()))? != made {
+        if identity(&there.dir).map_err(failed(path.display()))? != made {
             continue;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(&there, ".", flags, Mode::empty()).map_err(failed(path.display()))?;
+        let dir =
+            rustix::fs::openat(&there.dir, ".", flags, Mode::empty()).map_err(failed(path.display()))?;
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode)).map_err(failed(path.display()))?;
         rustix::fs::futimens(&dir, &times(mtime)).map_err(failed(path.display()))?;
     }
@@ -307,51 +309,68 @@ fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
 
 /// Directories below the working directory, into which entries go.
 ///
-/// A link that was there before is followed only if root or the user owns it: through one that another user of the container
-/// has planted, root would write, and set modes, where that user wants it.
+/// A link that was there before is followed only if it can be trusted ([`Trust`]): through one that another user of the
+/// container has planted, or moved there, root would write, and set modes, where that user wants it.
 struct Places {
-    uid: u32,
-    last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
-    /// Symbolic links that the archive has made, and whether they lead out of the destination, as far as their text tells.
-    /// A later directory of that name takes their place. Through those that lead out nothing is unpacked, as by GNU tar:
-    /// who unpacks an archive of somebody else's into a directory means that directory.
-    made: RefCell<HashMap<(u64, u64), bool>>,
+    trust: Trust,
+    last: RefCell<Option<(PathBuf, Rc<Place>)>>,
+    /// Symbolic links that the archive has made. A later directory of that name takes their place. Through those that lead out
+    /// of the destination, as far as their text tells, nothing is unpacked, as by GNU tar: who unpacks an archive of
+    /// somebody else's into a directory means that directory. The others are followed in whosever directory they are,
+    /// because they lead only further down in it.
+    ///
+    /// Another user who may write to such a directory can rename these links too, and exchange one for another link of
+    /// root's between any two system calls. That gains him nothing: no judgement is kept here, only which inodes the archive has
+    /// made. A link's owner and text are looked at whenever it is followed, by the descriptor that is followed, and one that
+    /// is absolute or has a `..` leads on only where no other user may write, so he cannot bring it there. One that he
+    /// brings in the place of a new link is not taken for the archive's: its text is another one, or leads to the same.
+    made: RefCell<HashSet<(u64, u64)>>,
 }
 
 impl Places {
     fn new() -> Self {
-        Self { uid: rustix::process::geteuid().as_raw(), last: RefCell::default(), made: RefCell::default() }
+        let trust =
+            Trust { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        Self { trust, last: RefCell::default(), made: RefCell::default() }
     }
 
     /// A symbolic link was made.
     fn made(&self, parent: &OwnedFd, name: &OsStr, target: &[u8]) -> rustix::io::Result<()> {
-        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let out = target.starts_with(b"/") || target.split(|b| *b == b'/').any(|name| name == b"..");
-        self.made.borrow_mut().insert((stat.st_dev, stat.st_ino), out);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let link = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&link)?;
+        // What another user has put in its place since is none of the archive's.
+        if self.trust.owns(&stat)
+            && rustix::fs::readlinkat(&link, "", Vec::new()).is_ok_and(|text| text.to_bytes() == target)
+        {
+            self.made.borrow_mut().insert((stat.st_dev, stat.st_ino));
+        }
         self.forget();
         Ok(())
     }
 
-    /// Whether a directory of the archive is the one that a link leads to, and does not take its place.
-    fn keeps(&self, stat: &rustix::fs::Stat) -> bool {
-        self.trusts(stat) && !self.made.borrow().contains_key(&(stat.st_dev, stat.st_ino))
+    /// Whether the archive has made this link; another user's link may have got its inode.
+    fn has_made(&self, stat: &Stat) -> bool {
+        self.trust.owns(stat) && self.made.borrow().contains(&(stat.st_dev, stat.st_ino))
     }
 
-    fn trusts(&self, stat: &rustix::fs::Stat) -> bool {
-        [0, self.uid].contains(&stat.st_uid)
+    /// Whether a directory of the archive is the one that a link leads to, and does not take its place. Another link may be
+    /// there at once, so this decides only what is replaced: the walk through it judges again.
+    fn keeps(&self, place: &Place, stat: &Stat) -> bool {
+        place.alone && self.trust.owns(stat) && !self.has_made(stat)
     }
 
     /// The directory of this path, made when missing.
-    fn open(&self, path: &Path) -> Outcome<Rc<OwnedFd>> {
+    fn open(&self, path: &Path) -> Outcome<Rc<Place>> {
         self.walk(path, true).map_err(|blocked| blocked_at(path, &blocked))
     }
 
     /// The directory of this path, if it is there.
-    fn find(&self, path: &Path) -> Result<Rc<OwnedFd>, Blocked> {
+    fn find(&self, path: &Path) -> Result<Rc<Place>, Blocked> {
         self.walk(path, false)
     }
 
-    fn walk(&self, path: &Path, make: bool) -> Result<Rc<OwnedFd>, Blocked> {
+    fn walk(&self, path: &Path, make: bool) -> Result<Rc<Place>, Blocked> {
         if let Some((last, fd)) = &*self.last.borrow()
             && last == path
         {
@@ -364,18 +383,24 @@ impl Places {
                 Err(error) => Err(Blocked::by(name, error)),
             }
         };
-        let follow = |stat: &rustix::fs::Stat| {
-            if !self.trusts(stat) {
-                return Err(Blocked::because("a symbolic link of another user"));
-            }
-            match self.made.borrow().get(&(stat.st_dev, stat.st_ino)) {
-                Some(true) => {
-                    Err(Blocked::because("a symbolic link of the archive that leads out of the destination"))
+        let follow = |turn: &Turn<'_>| match turn.link {
+            Some((stat, target)) if self.has_made(stat) => {
+                if leads_out(target) {
+                    let why = "a symbolic link of the archive that leads out of the destination";
+                    return Err(Blocked::because(why));
                 }
-                _ => Ok(()),
+                Ok(())
+            }
+            _ if turn.trusted => Ok(()),
+            Some(_) => Err(Blocked::because(
+                "a symbolic link of another user, or one that another user could have put there: stream in to the \
+                 directory that it should lead to",
+            )),
+            None => {
+                Err(Blocked::because("a symbolic link leads out of a directory that another user can move"))
             }
         };
-        let opened = dirs::walk(rustix::fs::CWD, path, &missing, &follow)?;
+        let opened = dirs::walk(rustix::fs::CWD, path, self.trust, &missing, &follow)?;
         let opened = Rc::new(opened);
         *self.last.borrow_mut() = Some((path.to_owned(), opened.clone()));
         Ok(opened)
@@ -385,6 +410,12 @@ impl Places {
     fn forget(&self) {
         *self.last.borrow_mut() = None;
     }
+}
+
+/// Whether a link's text leads, by itself, to something else than what is below its directory.
+fn leads_out(target: &OsStr) -> bool {
+    let target = target.as_bytes();
+    target.starts_with(b"/") || target.split(|b| *b == b'/').any(|name| name == b"..")
 }
 
 fn blocked_at(path: &Path, blocked: &Blocked) -> Stop {
@@ -402,8 +433,8 @@ fn identity(dir: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
 
 /// An entry that is a directory: one that is there stays, and so does a link that was there before and may be followed;
 /// another link, or a file, is replaced, as by GNU tar.
-fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Outcome<(u64, u64)> {
-    let say = || path.display();
+fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outcome<(u64, u64)> {
+    let (parent, say) = (&place.dir, || path.display());
     if let Err(error) = mkdir(parent, name) {
         if error != Errno::EXIST {
             return Err(failed(say())(error));
@@ -412,7 +443,7 @@ fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Ou
         let stat = rustix::fs::statat(parent, name, flags).map_err(failed(say()))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {}
-            FileType::Symlink if places.keeps(&stat) => {}
+            FileType::Symlink if places.keeps(place, &stat) => {}
             // Also a file: the later entry counts.
             _ => {
                 clear(parent, name).and_then(|()| mkdir(parent, name)).map_err(failed(say()))?;
@@ -420,7 +451,7 @@ fn directory(places: &Places, parent: &OwnedFd, name: &OsStr, path: &Path) -> Ou
         }
     }
     places.forget();
-    identity(&*places.open(path)?).map_err(failed(say()))
+    identity(&places.open(path)?.dir).map_err(failed(say()))
 }
 
 /// A new file, in place of whatever has its name.
@@ -460,13 +491,15 @@ fn clear(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
 }
 
 /// File capabilities and the user's own attributes; others are not the user's to set. What the kernel does not let him set is
-/// left out, as by GNU tar: capabilities are root's and have a form, and not every file system has attributes.
+/// left out, as by GNU tar: capabilities are root's and have a form, and not every file system has attributes, or any of this
+/// size (E2BIG, ERANGE; ENOSPC where one must fit into a block: a disk without space refuses the next file anyway).
 fn attributes(entry: &Member, file: &File) -> rustix::io::Result<()> {
     for (name, value) in &entry.xattrs {
         if name == b"security.capability" || name.starts_with(b"user.") {
             match rustix::fs::fsetxattr(file, &**name, value, rustix::fs::XattrFlags::empty()) {
-                Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {}
-                Err(error) => return Err(error),
+                Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {}
+                Err(Errno::TOOBIG | Errno::RANGE | Errno::NOSPC) => {}
+                other => other?,
             }
         }
     }

@@ -127,7 +127,10 @@ async fn links_that_lead_elsewhere_are_refused() {
         ("/x1/../dev/null", "into /dev"),
         ("../nodir/../dev/urandom", "into /dev"),
         ("/x1/../dev/pts/ptmx", "into /dev"),
-        ("/dev/made", "another mount"),
+        ("/dev/made", "into /dev"),
+        ("/dev/shm/made", "into /dev"),
+        ("/x1/../dev/shm/x2/made", "into /dev"),
+        ("/dev/mqueue/made", "into /dev"),
         ("/dev/fd/made", "into /proc or /sys"),
         ("/shown/made", "another mount"),
         ("/shown/made/../../made", "another mount"),
@@ -157,11 +160,16 @@ async fn links_that_lead_elsewhere_are_refused() {
         }
     }
     // What is named outright is made where it says, as ever.
-    let spec = ContainerSpec {
-        bind_mounts: vec![bind(&source, "/dev/shm/source"), bind(&outside, "/dev/shm/source2")],
-        ..container("x", &image(&server, "plain", &[]), false)
-    };
-    client.create(&spec).await.unwrap();
+    std::fs::write(source.join("file"), "shown").unwrap();
+    let bind_mounts = vec![bind(&source, "/dev/shm/source"), bind(&outside, "/dev/shm/source2")];
+    for privileged in [false, true] {
+        let image = image(&server, "plain", &[]);
+        let spec = ContainerSpec { bind_mounts: bind_mounts.clone(), ..container("x", &image, privileged) };
+        client.create(&spec).await.unwrap();
+        let look = "cat /dev/shm/source/file; ls /dev/shm";
+        assert_eq!(say(&client, "x", look).await, "shownsource\nsource2");
+        client.destroy("x").await.unwrap();
+    }
     server.finish().await;
 }
 
@@ -179,18 +187,25 @@ async fn no_bind_mount_gets_into_dev_by_a_link_nor_into_the_masks() {
         ("/x1/../dev", "/data"),
         ("/x1/../dev/pts", "/data"),
         ("/x1/../dev", "/dev/../data"),
+        ("/dev/shm", "/data"),
+        ("/x1/../dev/shm", "/data"),
+        ("/dev/shm", "/data/made"),
+        ("/dev/mqueue", "/data"),
+        ("/dev/shm/source", "/data"),
+        ("/dev/shm/source", "/data/made"),
     ]
     .into_iter()
     .enumerate()
     {
         let image = image(&server, &format!("d{n}"), &[("data", target)]);
-        let bind_mounts = vec![bind(&source, path)];
+        let bind_mounts = vec![bind(&source, "/dev/shm/source"), bind(&source, path)];
         let spec = ContainerSpec { bind_mounts: bind_mounts.clone(), ..container("x", &image, false) };
         let pea = ProcessSpec { image, bind_mounts, ..script("true") };
         let (create, run) = (client.create(&spec).await, client.run("c", &pea, listen()).await);
         for error in [message(create), message(run)] {
             assert!(error.contains("into /dev"), "{target} {path}: {error}");
         }
+        assert_eq!(names(&source).len(), 1, "{target} {path}");
     }
     for privileged in [false, true] {
         let spec = ContainerSpec {

@@ -166,6 +166,71 @@ async fn a_users_links_do_not_lead_roots_tar() {
     server.finish().await;
 }
 
+/// Whose a link is does not tell who has put it where it is: a user can rename one of root's wherever he may write, also to
+/// a sticky directory, and the directory that it lies in as well.
+#[tokio::test]
+async fn a_user_who_moves_roots_links_does_not_lead_roots_tar() {
+    let server = Server::start().await;
+    let client = server.create("c").await;
+    let by_user =
+        |user: &str, text: &str| wardian_garden::wire::ProcessSpec { user: user.into(), ..script(text) };
+    let entries = |name: &str, directory: bool| {
+        let mut tar = tar::Builder::new(Vec::new());
+        if directory {
+            let mut head = header(0);
+            head.set_entry_type(tar::EntryType::Directory);
+            head.set_mode(0o700);
+            tar.append_data(&mut head, name, &b""[..]).unwrap();
+        }
+        tar.append_data(&mut header(1), format!("{name}/led"), &b"x"[..]).unwrap();
+        std::io::Cursor::new(tar.into_inner().unwrap())
+    };
+    // Links that root has left in directories that users may write to; 4000 is in no passwd, so its group is 0.
+    say(
+        &client,
+        "c",
+        "mkdir -m 777 /spool; mkdir -m 775 /shared; mkdir /home/vcap/deps; \
+         for d in /spool /shared /home/vcap /home/vcap/deps; do ln -s /etc $d/lib; done; mkdir -m 1777 /var/in",
+    )
+    .await;
+    for (user, attack, to, name) in [
+        ("vcap", "mv /spool/lib /home/vcap/app", "/home/vcap", "app"),
+        ("vcap", "mv /home/vcap/lib /var/in/app", "/var/in", "app"),
+        ("vcap", "mv /home/vcap/deps /home/vcap/new", "/home/vcap", "new/lib"),
+        ("4000", "mv /shared/lib /shared/app", "/shared", "app"),
+    ] {
+        assert_eq!(run(&client, "c", &by_user(user, attack)).await.code, 0, "{attack}");
+        let error = crate::support::message(client.stream_in("c", "", to, entries(name, false), None).await);
+        assert!(error.contains("another user could have put there"), "{attack}: {error}");
+        client.stream_in("c", "", to, entries(name, true), None).await.unwrap();
+        let look =
+            format!("stat -c %a /etc; ls /etc | grep led; stat -c '%F %a' {to}/{name}; ls {to}/{name}");
+        assert_eq!(say(&client, "c", &look).await, "755\ndirectory 700\nled", "{attack}");
+    }
+    // Nor does it lead root when he makes a directory for the user, which would be the user's.
+    say(&client, "c", "ln -s /etc /spool/again").await;
+    assert_eq!(run(&client, "c", &by_user("vcap", "mv /spool/again /home/vcap/")).await.code, 0);
+    for dir in ["/home/vcap/again/made", "/home/vcap/again/made/x"] {
+        let spec = wardian_garden::wire::ProcessSpec { dir: dir.into(), ..by_user("vcap", "true") };
+        assert!(client.run("c", &spec, crate::support::listen()).await.is_err(), "{dir}");
+        let tar = entries("f", false);
+        assert!(client.stream_in("c", "vcap", dir, tar, None).await.is_err(), "{dir}");
+    }
+    assert_eq!(say(&client, "c", "test -e /etc/made || echo none").await, "none");
+    // What a tar has made leads on in it, also in a user's directory; and what nobody else can move.
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut head = header(0);
+    head.set_entry_type(tar::EntryType::Symlink);
+    tar.append_link(&mut head, "n", "d").unwrap();
+    tar.append_data(&mut header(1), "n/f", &b"x"[..]).unwrap();
+    let tar = std::io::Cursor::new(tar.into_inner().unwrap());
+    client.stream_in("c", "", "/home/vcap", tar, None).await.unwrap();
+    say(&client, "c", "cat /home/vcap/d/f; mkdir -p /var/in/roots/real; ln -s real /var/in/roots/l").await;
+    client.stream_in("c", "", "/var/in", entries("roots/l", true), None).await.unwrap();
+    assert_eq!(say(&client, "c", "cat /var/in/roots/real/led").await, "x");
+    server.finish().await;
+}
+
 #[tokio::test]
 async fn a_tar_is_moved_with_the_users_rights() {
     let server = Server::start().await;
