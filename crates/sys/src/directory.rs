@@ -8,7 +8,8 @@
 //! A directory is *trusted* when it and all above it belong to root (or to the effective user) and neither group nor
 //! others may write to them. One with the sticky bit, as /tmp is, may be on the way all the same: nobody removes or
 //! renames what belongs to root in it (`unlink(2)`, EPERM). Links on the way are followed when they are root's and lie
-//! in such a directory.
+//! in a trusted directory; not in a sticky one, for whoever has a directory with a link of root's in it can move the link
+//! there.
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, chmodat, fstat, mkdirat, openat,
@@ -224,7 +225,8 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
         let fd = fd.map_err(system(&path))?;
         let stat = fstat(&fd).map_err(system(&path))?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-            if let Some(doubt) = above {
+            // The sticky bit does not help: it keeps links of root's from being moved away, not from being moved here.
+            if let Some(doubt) = above.or_else(|| doubt(&here.path, &here.stat)) {
                 return Err(doubt.into());
             }
             if !is_ours(stat.st_uid) {
@@ -251,8 +253,8 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
 
 /// Opens the directory that a path leads to, whosever it is.
 ///
-/// A link on the way is followed only if it is root's (or the effective user's) and lies in a directory of which the same is
-/// true as for [`Directory::open_shared`]: who may rename in a directory can also move a link of root's into it, and so
+/// A link on the way is followed only if it is root's (or the effective user's) and lies in a trusted
+/// directory: who may rename in a directory can also move a link of root's into it, and so
 /// choose among all such links where root is led.
 ///
 /// # Errors

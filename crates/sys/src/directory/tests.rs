@@ -89,6 +89,14 @@ fn roots_own_links_are_followed_and_no_others() {
     // It is not asked who owns one where everybody may rename.
     let user = theirs(base.path(), "user");
     symlink(&real, user.join("moved")).unwrap();
+    // One of his moves can end in /tmp, too; a directory of root's there is safe from him.
+    let shared = base.path().join("shared");
+    std::fs::create_dir_all(shared.join("own")).unwrap();
+    mode(&shared, 0o1777);
+    symlink(&real, shared.join("moved")).unwrap();
+    assert!(matches!(reach(&shared.join("moved")), Err(Error::Writable { .. })));
+    symlink(&real, shared.join("own/link")).unwrap();
+    reach(&shared.join("own/link")).unwrap();
     assert!(matches!(Directory::open(&user.join("moved")), Err(Error::Owner { .. })));
 }
 
