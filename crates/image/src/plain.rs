@@ -15,6 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::archives::Section;
 use crate::budget::{Budget, Meter};
+use crate::disk;
 use crate::error::Error;
 use crate::layer::Identity;
 use crate::pipeline::{Compression, Whole, decoder};
@@ -58,11 +59,20 @@ pub(crate) struct Plain {
     pub(crate) file: Arc<File>,
     /// How it is stored; none if it is not compressed.
     pub(crate) whole: Option<Whole>,
+    /// Bytes of it that lie on the disk.
+    pub(crate) disk: u64,
 }
 
-impl From<File> for Plain {
-    fn from(file: File) -> Self {
-        Self { file: Arc::new(file), whole: None }
+impl Plain {
+    /// A file as it is.
+    pub(crate) fn of(file: File, path: &Path) -> Result<Self, Error> {
+        let disk = disk::of(&file, path)?;
+        Ok(Self { file: Arc::new(file), whole: None, disk })
+    }
+
+    /// What was decompressed, which has no holes.
+    fn made(file: Arc<File>, whole: Whole) -> Self {
+        Self { file, whole: Some(whole), disk: whole.plain }
     }
 }
 
@@ -86,7 +96,7 @@ static MADE: Mutex<Vec<(Identity, Weak<File>, Whole)>> = Mutex::new(Vec::new());
 /// The file itself, or what it is compressed from.
 pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> {
     let (file, _) = open_tar(path)?;
-    let Some(compression) = compression(&file, path)? else { return Ok(file.into()) };
+    let Some(compression) = compression(&file, path)? else { return Plain::of(file, path) };
     let error = |op| {
         let path = path.display().to_string();
         move |source| Error::Io { op, path, source }
@@ -99,7 +109,7 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
         made.retain(|(_, file, _)| file.strong_count() > 0);
         let known = made.iter().find(|(identity, ..)| *identity == before);
         if let Some((file, whole)) = known.and_then(|(_, file, whole)| Some((file.upgrade()?, *whole))) {
-            return Ok(Plain { file, whole: Some(whole) });
+            return Ok(Plain::made(file, whole));
         }
     }
     // One at a time: a decoder of zstd holds up to 32 MiB, as the file chooses.
@@ -119,7 +129,7 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
     }
     let (file, whole) = (Arc::new(file), Whole { stored: before.size, plain });
     made().push((before, Arc::downgrade(&file), whole));
-    Ok(Plain { file, whole: Some(whole) })
+    Ok(Plain::made(file, whole))
 }
 
 /// Counts what is read, and asks each time whether to go on: a decoder reads much that becomes nothing, as of frames that are

@@ -6,6 +6,7 @@ mod base;
 mod bounds;
 mod chains;
 mod export;
+mod holes;
 mod hostile;
 mod identity;
 mod image;
