@@ -125,6 +125,19 @@ pub enum Error {
         /// The limit.
         ratio: u64,
     },
+    /// Nearly all of what is compressed becomes nothing when it is decompressed.
+    #[error(
+        "{what} becomes next to nothing when it is decompressed: {made} bytes, of {stored} that were read. Frames that are \
+         skipped and empty members would hold up others; compress its content anew by `gzip` or `zstd`"
+    )]
+    Idle {
+        /// The archive or blob.
+        what: String,
+        /// Bytes of it that were read.
+        stored: u64,
+        /// Bytes that they became.
+        made: u64,
+    },
     /// The data ends too early.
     #[error("{what} is truncated")]
     Truncated {

@@ -18,7 +18,7 @@ use crate::budget::{Budget, Meter};
 use crate::disk;
 use crate::error::Error;
 use crate::layer::Identity;
-use crate::pipeline::{Compression, Whole, decoder};
+use crate::pipeline::{Compression, Made, Whole, decoder};
 use crate::source::open_tar;
 use crate::stream::stream_error;
 use crate::unpack::Limits;
@@ -132,11 +132,11 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
     Ok(Plain::made(file, whole))
 }
 
-/// Counts what is read, and asks each time whether to go on: a decoder reads much that becomes nothing, as of frames that are
-/// to be skipped or members that are empty.
+/// Counts what is read, and asks each time whether to go on.
 struct Counting<'a> {
     section: Section,
     stored: &'a AtomicU64,
+    made: &'a Made,
     what: &'a str,
     cancelled: &'a (dyn Fn() -> bool + Sync),
 }
@@ -146,6 +146,8 @@ impl Read for Counting<'_> {
         if (self.cancelled)() {
             return Err(std::io::Error::other(Error::Cancelled { what: self.what.into() }));
         }
+        let stored = self.stored.load(Ordering::Relaxed);
+        self.made.check(self.what, stored).map_err(std::io::Error::other)?;
         let n = self.section.read(buf)?;
         self.stored.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
@@ -176,9 +178,10 @@ fn decompress(
         None => openat(CWD, DEFAULT, flags, mode),
     };
     let mut to = File::from(to.map_err(|e| io("make a file for the content of")(e.into()))?);
-    let stored = AtomicU64::new(0);
+    let (stored, made) = (AtomicU64::new(0), Made::default());
     let section = Section::new(Arc::new(file.try_clone().map_err(io("open"))?), 0, size);
-    let counting = Counting { section, stored: &stored, what: &what, cancelled: opening.cancelled };
+    let counting =
+        Counting { section, stored: &stored, made: &made, what: &what, cancelled: opening.cancelled };
     let from = BufReader::with_capacity(PIECE, counting);
     let decoder = decoder(compression, from).map_err(|e| stream_error(&what, e))?;
     let Some(mut decoder) = decoder else { return Err(io("read")(std::io::ErrorKind::Unsupported.into())) };
@@ -194,8 +197,13 @@ fn decompress(
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             // A decoder may disguise what its reader said.
             Err(_) if (opening.cancelled)() => continue,
-            other => other.map_err(|e| stream_error(&what, e))?,
+            Err(e) => {
+                made.check(&what, stored.load(Ordering::Relaxed))?;
+                return Err(stream_error(&what, e));
+            }
+            Ok(n) => n,
         };
+        made.add(n as u64);
         total += n as u64;
         let now = stored.load(Ordering::Relaxed);
         budget.add_stored(now - counted);

@@ -5,6 +5,7 @@ mod archives;
 mod base;
 mod bounds;
 mod chains;
+mod decoded;
 mod export;
 mod holes;
 mod hostile;

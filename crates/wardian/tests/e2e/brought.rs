@@ -57,16 +57,16 @@ fn ask(server: &Server, uri: &str) -> UnixStream {
 /// is over when their clients have gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_waits_for_is_given_up() {
-    let mut server = Server::start().await;
-    let frames = server.base().join("frames");
-    attacks::skipped(&frames, 120);
+    let mut server = Server::start_with(&["--max-image-ratio", "0"]).await;
+    let zeros = server.base().join("zeros");
+    attacks::unpacks_to(&zeros, 120);
     let plain = server.image_with("plain.tar", "plain");
     let honest = server.base().join("honest.tar.gz");
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&saved(Some("it"), &[&tar_of(&[("bin/x", b"x")])])).unwrap();
     fs::write(&honest, gzip.finish().unwrap()).unwrap();
     let asked: Vec<_> =
-        (0..80).map(|n| ask(&server, &format!("docker-archive://{}:n{n}", frames.display()))).collect();
+        (0..80).map(|n| ask(&server, &format!("docker-archive://{}:n{n}", zeros.display()))).collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let client = server.client();
     let made = tokio::time::timeout(SOON, create(&client, "plain", &plain)).await;
@@ -78,7 +78,7 @@ async fn what_nobody_waits_for_is_given_up() {
         client.destroy(handle).await.unwrap();
     }
     // Nor does it hold up the end of the server, even if its client waits.
-    let _asked = ask(&server, &format!("docker-archive://{}", frames.display()));
+    let _asked = ask(&server, &format!("docker-archive://{}", zeros.display()));
     tokio::time::sleep(Duration::from_secs(1)).await;
     tokio::time::timeout(SOON, server.terminate()).await.expect("the server does not end");
     server.restart().await;
@@ -89,10 +89,11 @@ async fn what_nobody_waits_for_is_given_up() {
 #[test]
 fn an_import_that_is_interrupted_ends() {
     let alone = Alone::new();
-    let frames = alone.write("frames", b"");
-    attacks::skipped(frames.as_ref(), 120);
-    for source in [format!("docker-archive://{frames}"), frames.clone()] {
-        let mut import = alone.place.spawn(&["image", "import", "-t", "x", &source]);
+    let zeros = alone.write("zeros", b"");
+    attacks::unpacks_to(zeros.as_ref(), 120);
+    for source in [format!("docker-archive://{zeros}"), zeros.clone()] {
+        let mut import =
+            alone.place.spawn(&["image", "import", "-t", "x", "--max-image-ratio", "0", &source]);
         std::thread::sleep(Duration::from_secs(1));
         signal(import.id(), Signal::INT);
         ended_within(&mut import, SOON).expect("it does not end");
