@@ -59,7 +59,12 @@ impl Section {
         Self { file, start, at: start, end: start.saturating_add(size), whole: None }
     }
 
-    /// How the file is stored that this is a part of, if that is compressed.
+    /// The same of a file that is stored like this.
+    pub(crate) fn stored_as(self, whole: Whole) -> Self {
+        Self { whole: Some(whole), ..self }
+    }
+
+    /// How the file is stored that this is a part of, if that is known.
     pub(crate) fn whole(&self) -> Option<Whole> {
         self.whole
     }
@@ -201,7 +206,7 @@ impl Archive {
             match self.members.get(&wanted) {
                 Some(Member::File { start, size }) => {
                     let section = Section::new(Arc::clone(&self.file.file), *start, *size);
-                    return Ok(Section { whole: self.file.whole, ..section });
+                    return Ok(section.stored_as(self.file.whole));
                 }
                 Some(Member::Link(Some(target))) => wanted.clone_from(target),
                 Some(Member::Link(None)) => {

@@ -8,12 +8,13 @@ use std::path::Path;
 use rustix::fs::{SeekFrom, seek};
 
 use crate::error::Error;
+use crate::pipeline::Whole;
 
 /// Bytes of holes that are read of an archive beyond what it has on the disk.
 pub(crate) const HOLES: u64 = 64 << 20;
 
-/// Bytes of the file that lie on the disk: all of it, unless it has holes. Its position moves.
-pub(crate) fn of(file: &File, path: &Path) -> Result<u64, Error> {
+/// What of the file lies on the disk: all of it, unless it has holes. Its position moves.
+pub(crate) fn of(file: &File, path: &Path) -> Result<Whole, Error> {
     let meta = file.metadata().map_err(|source| Error::Io {
         op: "stat",
         path: path.display().to_string(),
@@ -22,5 +23,5 @@ pub(crate) fn of(file: &File, path: &Path) -> Result<u64, Error> {
     let (size, blocks) = (meta.len(), meta.blocks().saturating_mul(512));
     // Some file systems count no blocks, or count them later. One that has no holes says that the first is at the end (lseek(2)).
     let has_holes = blocks < size && seek(file, SeekFrom::Hole(0)).is_ok_and(|hole| hole < size);
-    Ok(if has_holes { blocks } else { size })
+    Ok(Whole { stored: if has_holes { blocks } else { size }, plain: size })
 }

@@ -115,12 +115,12 @@ pub enum Error {
     /// The layers of an image are so much larger than their blobs that somebody must have meant them to be.
     #[error(
         "the layers unpack to more than {unpacked} bytes, which is over 256 MiB plus {ratio} times the {stored} bytes that \
-         were read of them: nothing but a bomb is so small; if it is none, `--max-image-ratio` allows more"
+         were read of them, holes left out: nothing but a bomb is so small; if it is none, `--max-image-ratio` allows more"
     )]
     Ratio {
         /// Bytes of the tar streams of all layers so far.
         unpacked: u64,
-        /// Bytes of the blobs read so far.
+        /// Bytes of the blobs read so far, without holes.
         stored: u64,
         /// The limit.
         ratio: u64,

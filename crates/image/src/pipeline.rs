@@ -64,7 +64,7 @@ pub(crate) struct Input<'a> {
     /// Of a reader that may have to wait for its bytes: a directory on whose file system they can be kept.
     pub(crate) keep_in: Option<BorrowedFd<'a>>,
     pub(crate) stop: &'a Stop<'a>,
-    /// How the bytes as stored are compressed once more, with all that is beside them.
+    /// How the bytes as stored are compressed once more, or have holes, with all that is beside them.
     pub(crate) whole: Option<Whole>,
 }
 
@@ -75,7 +75,7 @@ impl Input<'_> {
     }
 }
 
-/// A file that is read uncompressed: its size as stored, and uncompressed, in bytes.
+/// A file that takes less than is read of it, by compression or by holes: its size as stored, and as it is read, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Whole {
     pub(crate) stored: u64,
@@ -83,8 +83,8 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    /// The part of what is stored that so many uncompressed bytes stand for.
-    fn part(self, plain: u64) -> u64 {
+    /// The part of what is stored that so many bytes stand for.
+    pub(crate) fn part(self, plain: u64) -> u64 {
         let part = u128::from(plain) * u128::from(self.stored) / u128::from(self.plain.max(1));
         u64::try_from(part).unwrap_or(u64::MAX).min(plain)
     }

@@ -57,8 +57,8 @@ impl Default for Opening<'_> {
 #[derive(Debug, Clone)]
 pub(crate) struct Plain {
     pub(crate) file: Arc<File>,
-    /// How it is stored; none if it is not compressed.
-    pub(crate) whole: Option<Whole>,
+    /// How it is stored: compressed, or with holes.
+    pub(crate) whole: Whole,
     /// Bytes of it that lie on the disk.
     pub(crate) disk: u64,
 }
@@ -66,13 +66,13 @@ pub(crate) struct Plain {
 impl Plain {
     /// A file as it is.
     pub(crate) fn of(file: File, path: &Path) -> Result<Self, Error> {
-        let disk = disk::of(&file, path)?;
-        Ok(Self { file: Arc::new(file), whole: None, disk })
+        let whole = disk::of(&file, path)?;
+        Ok(Self { file: Arc::new(file), whole, disk: whole.stored })
     }
 
     /// What was decompressed, which has no holes.
     fn made(file: Arc<File>, whole: Whole) -> Self {
-        Self { file, whole: Some(whole), disk: whole.plain }
+        Self { file, whole, disk: whole.plain }
     }
 }
 
@@ -123,11 +123,11 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
         }
     };
-    let (file, plain) = decompress(path, &file, before.size, compression, opening)?;
+    let (file, whole) = decompress(path, &file, before.size, compression, opening)?;
     if identity()? != before {
         return Err(Error::Changed { path: path.display().to_string() });
     }
-    let (file, whole) = (Arc::new(file), Whole { stored: before.size, plain });
+    let file = Arc::new(file);
     made().push((before, Arc::downgrade(&file), whole));
     Ok(Plain::made(file, whole))
 }
@@ -160,7 +160,7 @@ fn decompress(
     size: u64,
     compression: Compression,
     opening: &Opening<'_>,
-) -> Result<(File, u64), Error> {
+) -> Result<(File, Whole), Error> {
     let what = path.display().to_string();
     // As an image whose layers are all there is in the archive. What is compressed is not larger.
     let limit = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
@@ -178,6 +178,7 @@ fn decompress(
         None => openat(CWD, DEFAULT, flags, mode),
     };
     let mut to = File::from(to.map_err(|e| io("make a file for the content of")(e.into()))?);
+    let on_disk = disk::of(file, path)?;
     let (stored, made) = (AtomicU64::new(0), Made::default());
     let section = Section::new(Arc::new(file.try_clone().map_err(io("open"))?), 0, size);
     let counting =
@@ -193,7 +194,7 @@ fn decompress(
             return Err(Error::Cancelled { what: what.clone() });
         }
         let n = match decoder.read(&mut piece) {
-            Ok(0) => return Ok((to, total)),
+            Ok(0) => return Ok((to, Whole { stored: on_disk.stored, plain: total })),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             // A decoder may disguise what its reader said.
             Err(_) if (opening.cancelled)() => continue,
@@ -205,7 +206,7 @@ fn decompress(
         };
         made.add(n as u64);
         total += n as u64;
-        let now = stored.load(Ordering::Relaxed);
+        let now = on_disk.part(stored.load(Ordering::Relaxed));
         budget.add_stored(now - counted);
         counted = now;
         meter.count(total)?;

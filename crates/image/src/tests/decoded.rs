@@ -39,7 +39,8 @@ fn in_pieces(tar: &[u8], size: usize, compress: impl Fn(&[u8]) -> Vec<u8>) -> Ve
 fn what_tools_make_is_read() {
     let list = || Tar::default().file("manifest.json", b"[]");
     let large = list().file("f", &noise(48 << 20)).end();
-    let small = (0..10_000).fold(list(), |tar, n| tar.file(&format!("d/{n}"), b"x")).end();
+    let data = noise(8 << 10);
+    let small = (0..2500).fold(list(), |tar, n| tar.file(&format!("d/{n}"), &data)).end();
     let contents = noise(12 << 20);
     let stored = {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
@@ -54,9 +55,9 @@ fn what_tools_make_is_read() {
         ("small files, gzip", gzip(&small)),
         ("small files, zstd", zstd(&small)),
         // eStargz: a member for each file, and its table of contents is a member, too.
-        ("a member for each file", [in_pieces(&small, 1024, gzip), gzip(b"").repeat(2)].concat()),
+        ("a member for each file", [in_pieces(&small, 512 + (8 << 10), gzip), gzip(b"").repeat(2)].concat()),
         // zstd:chunked: the table of contents, and a footer, come in the end and are skipped.
-        ("a frame for each file", [in_pieces(&small, 1024, zstd), to_skip(&contents)].concat()),
+        ("a frame for each file", [in_pieces(&small, 512 + (8 << 10), zstd), to_skip(&contents)].concat()),
         ("a large table", [zstd(&list().end()), to_skip(&contents), to_skip(&[1; 64])].concat()),
         // pzstd writes the size of each frame before it.
         ("sizes before frames", in_pieces(&large, 8 << 20, |p| [to_skip(&[1; 4]), zstd(p)].concat())),

@@ -2,14 +2,16 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tar::EntryType;
 
-use super::{Tar, gzip};
-use crate::{Error, Image, Remote, Source};
+use super::image::Layout;
+use super::{Cage, Tar, gzip};
+use crate::{Digest, Error, Image, Limits, Remote, Source, Watch};
 
 /// None of the looks here takes as long, nor would any of the attacks be over by then.
 const LONG: Duration = Duration::from_secs(8);
@@ -97,4 +99,57 @@ fn headers_that_are_holes_are_not_read_for_ever() {
         let error = open("docker-archive://", &path).unwrap_err();
         assert!(matches!(error, Error::Select { .. }), "{error:?}");
     }
+}
+
+/// Holes are as small as what is compressed: beyond what an image may have anyway its ratio bounds them.
+#[test]
+fn holes_are_not_unpacked_for_ever() {
+    let (_dir, path) = temp();
+    let refused = |image: &Image| {
+        let begin = Instant::now();
+        let cage = Cage::new();
+        let into = File::open(cage.root()).unwrap();
+        let error = image.layers[0].unpack(into.as_fd(), &[], &Limits::default(), &Watch::default());
+        let error = error.unwrap_err();
+        assert!(matches!(error, Error::Ratio { stored: ..0x10_0000, .. }), "{error:?}");
+        assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
+    };
+    // Behind the end of a tar, and in a file of it.
+    let end = |path: &Path| {
+        std::fs::write(path, Tar::default().dir("d/").end()).unwrap();
+        File::options().write(true).open(path).unwrap().set_len(50 * GIB).unwrap();
+    };
+    end(&path);
+    refused(&open("tar://", &path).unwrap());
+    holes(&path, &[(b'0', "a", 50 * GIB)]);
+    refused(&open("tar://", &path).unwrap());
+    // In a layout, and in an archive.
+    let layout = Layout::new();
+    let digest = Digest::of(b"not looked at before all is read");
+    let layer = format!(r#""digest":"{digest}","size":{}"#, 50 * GIB);
+    layout.index(&[layout.manifest_of(&[layer], std::slice::from_ref(&digest))]);
+    end(&layout.path().join("blobs/sha256").join(digest.as_hex()));
+    refused(&layout.open("").unwrap());
+    let json = format!(r#"{{"config":{{}},"rootfs":{{"diff_ids":["{digest}"]}}}}"#);
+    let list = br#"[{"Config":"c","Layers":["l"]}]"#;
+    let documents = Tar::default().file("c", json.as_bytes()).file("manifest.json", list);
+    let layer = documents.raw(EntryType::Regular, "l", "", b"", |h| h.set_size(50 * GIB)).dir("d/").0;
+    std::fs::write(&path, layer).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(50 * GIB + (1 << 20)).unwrap();
+    refused(&open("docker-archive://", &path).unwrap());
+}
+
+/// What is skipped and is a hole does not let the rest become larger.
+#[test]
+fn holes_do_not_raise_the_ratio() {
+    let (_dir, path) = temp();
+    let zeros = zstd::encode_all(&vec![0; 16 << 20][..], 1).unwrap();
+    let mut file = File::create(&path).unwrap();
+    file.write_all(&zeros.repeat(10)).unwrap();
+    file.write_all(&[0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 8]).unwrap();
+    file.seek(SeekFrom::Current(128 << 20)).unwrap();
+    file.write_all(&zeros.repeat(100)).unwrap();
+    assert!(file.metadata().unwrap().blocks() < 4096);
+    let error = open("docker-archive://", &path).unwrap_err();
+    assert!(matches!(error, Error::Ratio { .. }), "{error:?}");
 }

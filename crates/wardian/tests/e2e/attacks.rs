@@ -207,6 +207,17 @@ pub fn unpacks_to(path: &Path, gib: usize) {
     fs::write(path, frame).unwrap();
 }
 
+/// A tar with two entries of one name, each of so many GiB that take next to nothing on the disk.
+pub fn twice(path: &Path, gib: u64) {
+    use std::os::unix::fs::FileExt as _;
+    let file = fs::File::create(path).unwrap();
+    let size = gib << 30;
+    for at in [0, 512 + size] {
+        file.write_all_at(block(tar::EntryType::Regular, "layer.tar", size).as_bytes(), at).unwrap();
+    }
+    file.set_len(2 * (512 + size) + 1024).unwrap();
+}
+
 /// Requests that are whole, most of them to be refused; to a container `c` with a process `p`.
 pub fn requests() -> Vec<Vec<u8>> {
     let routes = [

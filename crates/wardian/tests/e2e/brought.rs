@@ -6,7 +6,7 @@ use crate::hostile_images::create;
 use crate::support::{Server, ended_within, signal, tar_of};
 use rustix::process::Signal;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -85,7 +85,31 @@ async fn what_nobody_waits_for_is_given_up() {
     server.finish().await;
 }
 
-/// The same of a command.
+/// To compare what an archive has twice takes no longer than what it has on the disk, however many ask for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_holes_holds_nobody_up() {
+    let server = Server::start().await;
+    let twice = server.base().join("twice.tar");
+    attacks::twice(&twice, 100);
+    let plain = server.image_with("plain.tar", "plain");
+    let asked: Vec<_> =
+        (0..20).map(|n| ask(&server, &format!("docker-archive://{}:n{n}", twice.display()))).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let client = server.client();
+    let made = tokio::time::timeout(SOON, create(&client, "plain", &plain)).await;
+    made.expect("those that compare hold up others").unwrap();
+    client.destroy("plain").await.unwrap();
+    for mut stream in asked {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut answer = [0; 4096];
+        let length = stream.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.contains("cp --sparse=never"), "{answer}");
+    }
+    server.finish().await;
+}
+
+/// What is decompressed by a command ends with it.
 #[test]
 fn an_import_that_is_interrupted_ends() {
     let alone = Alone::new();
