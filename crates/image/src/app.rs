@@ -11,9 +11,10 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 use crate::archives::Section;
 use crate::base::Base;
 use crate::digest::Digest;
+use crate::disk;
 use crate::error::{Error, show, without_secrets};
 use crate::layer::{Blob, Identity, Layer, same};
-use crate::pipeline::{self, Input};
+use crate::pipeline::{self, Input, Whole};
 use crate::remote::{Fetch, Location, NamedBy, Remote, Stop, Validator};
 use crate::source::{open_tar, state_of};
 use crate::unpack::{Rules, Unpacked, unpack};
@@ -379,7 +380,7 @@ impl Droplet {
                     stop: &stop,
                 };
                 let what = location.to_string();
-                self.unpack_from(Box::new(fetch.start()), &what, &stop, into, rules)
+                self.unpack_from(Box::new(fetch.start()), None, &what, &stop, into, rules)
             }
             Origin::File { path, state } => {
                 self.unpack_file(path, state.as_ref(), into, rules, &Stop::new(watch))
@@ -414,7 +415,8 @@ impl Droplet {
             return Err(Error::layer_bytes(format!("the size of {what}"), limit));
         }
         let section = Section::new(Arc::clone(&file), 0, before.size);
-        let unpacked = self.unpack_from(Box::new(section), &what, stop, into, rules)?;
+        let whole = Some(disk::of(&file, path)?);
+        let unpacked = self.unpack_from(Box::new(section), whole, &what, stop, into, rules)?;
         unchanged(&now()?)?;
         Ok(unpacked)
     }
@@ -422,6 +424,7 @@ impl Droplet {
     fn unpack_from(
         &self,
         reader: Box<dyn Read + Send + '_>,
+        whole: Option<Whole>,
         what: &str,
         stop: &Stop<'_>,
         into: BorrowedFd<'_>,
@@ -430,7 +433,7 @@ impl Droplet {
         let digest = self.app.digest.as_ref();
         let only_gzip = self.app.spelling.only_gzip;
         let budget = Some(&**rules.budget);
-        let (size, digested, whole) = (None, digest.is_some(), None);
+        let (size, digested) = (None, digest.is_some());
         let keep_in = matches!(self.origin, Origin::Url { .. }).then_some(into);
         let input = Input { reader, what, size, digest: digested, only_gzip, budget, keep_in, stop, whole };
         // Without a digest only the end's mark shows that nothing is missing.

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tar::EntryType;
 
 use crate::digest::Digest;
+use crate::disk;
 use crate::error::{Error, show};
 use crate::layer::{Blob, Layer};
 use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
@@ -35,7 +36,8 @@ const MAX_SHOWN: usize = 8;
 const MAX_LINKS: u32 = 8;
 /// Bytes of an archive, stored and uncompressed, in which its first name is looked for.
 const MAX_BEGIN: u64 = 4 << 20;
-/// Bytes of all headers of one archive with what extends them: an entry may have a MiB of it, which can be a hole of the file.
+/// Bytes of all headers of one archive with what extends them: an entry may have a MiB of it, which can be a hole of the file,
+/// and a volume's label may have any size.
 const MAX_HEADERS: u64 = 512 << 20;
 /// Read size while headers are looked for, in bytes: mostly data that is skipped lies between them.
 const HEADERS: usize = 8 << 10;
@@ -57,7 +59,12 @@ impl Section {
         Self { file, start, at: start, end: start.saturating_add(size), whole: None }
     }
 
-    /// How the file is stored that this is a part of, if that is compressed.
+    /// The same of a file that is stored like this.
+    pub(crate) fn stored_as(self, whole: Whole) -> Self {
+        Self { whole: Some(whole), ..self }
+    }
+
+    /// How the file is stored that this is a part of, if that is known.
     pub(crate) fn whole(&self) -> Option<Whole> {
         self.whole
     }
@@ -125,7 +132,10 @@ impl Archive {
         let file = plain(path, opening)?;
         let mut members = HashMap::new();
         let (mut count, mut names) = (0, 0);
-        scan(&file.file, path, opening, |entry, start| {
+        let mut twice = Twice { file: &file, path, opening, compared: 0 };
+        // A member is a document or a layer, whose headers come on top.
+        let largest = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
+        scan(&file, path, opening, |entry, start| {
             count += 1;
             names += entry.path.len() + entry.link.len();
             let limit =
@@ -135,6 +145,10 @@ impl Archive {
             }
             if names > MAX_NAMES {
                 return Err(limit("the length of all names", MAX_NAMES as u64));
+            }
+            if entry.size > largest {
+                let what = format!("the size of {} in {}", show(&entry.path), path.display());
+                return Err(Error::image_bytes(what, largest));
             }
             let unsafe_path = |why| Error::UnsafePath { path: show(&entry.path), why };
             let name = clean(b"", &entry.path).ok_or_else(|| unsafe_path("it contains a .. component"))?;
@@ -151,7 +165,7 @@ impl Archive {
                     slot.insert(member);
                 }
                 // Some tools write a blob for each layer that has it.
-                Slot::Occupied(slot) if is_same(&file.file, slot.get(), &member, path, opening)? => {}
+                Slot::Occupied(slot) if twice.is_same(slot.get(), &member)? => {}
                 // Readers disagree about which one counts, and one that checks an image may see another one than we do.
                 Slot::Occupied(_) => {
                     let why = "there are two entries of this name, and they differ".into();
@@ -192,7 +206,7 @@ impl Archive {
             match self.members.get(&wanted) {
                 Some(Member::File { start, size }) => {
                     let section = Section::new(Arc::clone(&self.file.file), *start, *size);
-                    return Ok(Section { whole: self.file.whole, ..section });
+                    return Ok(section.stored_as(self.file.whole));
                 }
                 Some(Member::Link(Some(target))) => wanted.clone_from(target),
                 Some(Member::Link(None)) => {
@@ -210,38 +224,61 @@ impl Archive {
     }
 }
 
-/// Whether two entries of one name are the same in every reader's eyes.
-fn is_same(
-    file: &Arc<File>,
-    one: &Member,
-    other: &Member,
-    path: &Path,
-    opening: &Opening<'_>,
-) -> Result<bool, Error> {
-    let (one, other) = match (one, other) {
-        (Member::Link(one), Member::Link(other)) => return Ok(one.is_some() && one == other),
-        (Member::File { start: one, size }, Member::File { start: other, size: too }) if size == too => {
-            (Section::new(Arc::clone(file), *one, *size), Section::new(Arc::clone(file), *other, *size))
+/// Compares entries of one name.
+struct Twice<'a> {
+    file: &'a Plain,
+    path: &'a Path,
+    opening: &'a Opening<'a>,
+    /// Bytes of the later ones so far.
+    compared: u64,
+}
+
+impl Twice<'_> {
+    /// Counts what is to be compared. All entries of an archive together are no longer than itself, so it has holes if they are
+    /// longer than what it has on the disk.
+    fn count(&mut self, size: u64) -> Result<(), Error> {
+        self.compared = self.compared.saturating_add(size);
+        let limit = self.file.disk.saturating_add(disk::HOLES);
+        if self.compared <= limit {
+            return Ok(());
         }
-        _ => return Ok(false),
-    };
-    let buffered = |section| BufReader::with_capacity(COMPARED, section);
-    let (mut one, mut other) = (buffered(one), buffered(other));
-    let failed = |source| Error::Io { op: "read", path: path.display().to_string(), source };
-    loop {
-        if (opening.cancelled)() {
-            return Err(Error::Cancelled { what: path.display().to_string() });
+        let path = self.path.display();
+        let what = format!(
+            "the size of the entries that {path} has twice, which are compared and are holes of the file \
+             (`cp --sparse=never` makes one without),"
+        );
+        Err(Error::Limit { what, limit })
+    }
+
+    /// Whether two are the same in every reader's eyes.
+    fn is_same(&mut self, one: &Member, other: &Member) -> Result<bool, Error> {
+        let (one, other) = match (one, other) {
+            (Member::Link(one), Member::Link(other)) => return Ok(one.is_some() && one == other),
+            (Member::File { start: one, size }, Member::File { start: other, size: too }) if size == too => {
+                self.count(*size)?;
+                let section = |start: &u64| Section::new(Arc::clone(&self.file.file), *start, *size);
+                (section(one), section(other))
+            }
+            _ => return Ok(false),
+        };
+        let buffered = |section| BufReader::with_capacity(COMPARED, section);
+        let (mut one, mut other) = (buffered(one), buffered(other));
+        let failed = |source| io_error(self.path, source);
+        loop {
+            if (self.opening.cancelled)() {
+                return Err(Error::Cancelled { what: self.path.display().to_string() });
+            }
+            let (a, b) = (one.fill_buf().map_err(failed)?, other.fill_buf().map_err(failed)?);
+            let length = a.len().min(b.len());
+            if a[..length] != b[..length] {
+                return Ok(false);
+            }
+            if length == 0 {
+                return Ok(a.len() == b.len());
+            }
+            one.consume(length);
+            other.consume(length);
         }
-        let (a, b) = (one.fill_buf().map_err(failed)?, other.fill_buf().map_err(failed)?);
-        let length = a.len().min(b.len());
-        if a[..length] != b[..length] {
-            return Ok(false);
-        }
-        if length == 0 {
-            return Ok(a.len() == b.len());
-        }
-        one.consume(length);
-        other.consume(length);
     }
 }
 
@@ -258,7 +295,7 @@ pub(crate) fn read_json(section: Section, what: &str) -> Result<Vec<u8>, Error> 
 
 /// Calls `visit` with each entry and the offset of its data, skipping the data itself.
 fn scan(
-    file: &Arc<File>,
+    Plain { file, disk, .. }: &Plain,
     path: &Path,
     opening: &Opening<'_>,
     mut visit: impl FnMut(Entry, u64) -> Result<ControlFlow<()>, Error>,
@@ -268,13 +305,24 @@ fn scan(
     let size = file.metadata().map_err(|e| error("stat", e))?.len();
     let mut reader = BufReader::with_capacity(HEADERS, Section::new(Arc::clone(file), 0, size));
     let (mut at, mut headers) = (0, 0);
+    let most = MAX_HEADERS.min(disk.saturating_add(disk::HOLES));
+    let too_many = || {
+        let what = format!("the size of all headers in {}", what());
+        Err(Error::Limit { what, limit: most })
+    };
     // An archive without its end marker is accepted: digests cover what is used of it.
     while at < size {
         if (opening.cancelled)() {
             return Err(Error::Cancelled { what: what() });
         }
         // A stream for each entry: its data is passed over by a seek and not by reading.
-        let found = Stream::new(&mut reader, u64::MAX).next(false).map_err(|e| match Error::from(e) {
+        let found = Stream::new(&mut reader, most - headers).next(false);
+        let start = reader.stream_position().map_err(|e| error("read", e))?;
+        headers += start - at;
+        if headers > most {
+            return too_many();
+        }
+        let found = found.map_err(|e| match Error::from(e) {
             // The stream knows only its own bytes.
             Error::Corrupt { why, .. } => {
                 Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }
@@ -287,12 +335,6 @@ fn scan(
                 path: show(&entry.path),
                 why: "sparse files are not supported".into(),
             });
-        }
-        let start = reader.stream_position().map_err(|e| error("read", e))?;
-        headers += start - at;
-        if headers > MAX_HEADERS {
-            let what = format!("the size of all headers in {}", what());
-            return Err(Error::Limit { what, limit: MAX_HEADERS });
         }
         let data = entry.size;
         let past = start.checked_add(data).filter(|past| *past <= size);
@@ -346,12 +388,12 @@ pub(crate) fn kind(path: &Path, opening: &Opening<'_>) -> Result<(Kind, Plain), 
     let (found, _) = open_tar(path)?;
     let compressed = compression(&found, path)?;
     if compressed.is_some() && !begins_like_image(found.try_clone().map_err(|e| io_error(path, e))?)? {
-        return Ok((Kind::RootFs, Plain::from(found)));
+        return Ok((Kind::RootFs, Plain::of(found, path)?));
     }
     let whole = plain(path, opening)?;
     let file = Arc::clone(&whole.file);
     let (mut docker, mut index, mut blobs, mut count, mut list) = (false, false, false, 0, false);
-    let looked = scan(&file, path, opening, |entry, start| {
+    let looked = scan(&whole, path, opening, |entry, start| {
         count += 1;
         let Some(name) = clean(b"", &entry.path) else { return Ok(ControlFlow::Break(())) };
         match &*name {

@@ -115,15 +115,28 @@ pub enum Error {
     /// The layers of an image are so much larger than their blobs that somebody must have meant them to be.
     #[error(
         "the layers unpack to more than {unpacked} bytes, which is over 256 MiB plus {ratio} times the {stored} bytes that \
-         were read of them: nothing but a bomb is so small; if it is none, `--max-image-ratio` allows more"
+         were read of them, holes left out: nothing but a bomb is so small; if it is none, `--max-image-ratio` allows more"
     )]
     Ratio {
         /// Bytes of the tar streams of all layers so far.
         unpacked: u64,
-        /// Bytes of the blobs read so far.
+        /// Bytes of the blobs read so far, without holes.
         stored: u64,
         /// The limit.
         ratio: u64,
+    },
+    /// Nearly all of what is compressed becomes nothing when it is decompressed.
+    #[error(
+        "{what} becomes next to nothing when it is decompressed: {made} bytes, of {stored} that were read. Frames that are \
+         skipped and empty members would hold up others; compress its content anew by `gzip` or `zstd`"
+    )]
+    Idle {
+        /// The archive or blob.
+        what: String,
+        /// Bytes of it that were read.
+        stored: u64,
+        /// Bytes that they became.
+        made: u64,
     },
     /// The data ends too early.
     #[error("{what} is truncated")]

@@ -16,6 +16,7 @@ use crate::archives::Section;
 use crate::base::Base;
 use crate::budget::{Budget, Extent};
 use crate::digest::Digest;
+use crate::disk;
 use crate::error::Error;
 use crate::oci::Layout;
 use crate::pipeline::{self, Input};
@@ -293,6 +294,7 @@ impl Layer {
                 let (file, _) = crate::source::open_tar(path)?;
                 let file = Arc::new(file);
                 let reader = Section::new(Arc::clone(&file), 0, identity.size);
+                let reader = reader.stored_as(disk::of(&file, path)?);
                 let unchanged = |file: &File| {
                     if Identity::of(&file.metadata().map_err(error("stat"))?) == *identity {
                         Ok(())

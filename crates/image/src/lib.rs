@@ -15,6 +15,7 @@ mod archives;
 mod base;
 mod budget;
 mod digest;
+mod disk;
 mod error;
 pub mod export;
 pub mod files;

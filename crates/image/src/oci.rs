@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::archives::{Archive, Section, read_json};
 use crate::digest::Digest;
+use crate::disk;
 use crate::error::Error;
 use crate::layer::Blob;
 use crate::manifest::{Descriptor, ImageConfig, Index, MAX_JSON, Manifest, too_large};
@@ -77,7 +78,8 @@ impl Layout {
         if !meta.is_file() {
             return Err(Error::Corrupt { what: self.name(name), why: "it is no regular file".into() });
         }
-        Ok(Section::new(Arc::new(file), 0, meta.len()))
+        let whole = disk::of(&file, &self.path.join(name))?;
+        Ok(Section::new(Arc::new(file), 0, meta.len()).stored_as(whole))
     }
 
     /// The blob `digest`, which must have `size` bytes. Its content is not verified here.

@@ -15,6 +15,7 @@ use std::io::{self, BufRead, Read, Seek, Write};
 use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -63,7 +64,7 @@ pub(crate) struct Input<'a> {
     /// Of a reader that may have to wait for its bytes: a directory on whose file system they can be kept.
     pub(crate) keep_in: Option<BorrowedFd<'a>>,
     pub(crate) stop: &'a Stop<'a>,
-    /// How the bytes as stored are compressed once more, with all that is beside them.
+    /// How the bytes as stored are compressed once more, or have holes, with all that is beside them.
     pub(crate) whole: Option<Whole>,
 }
 
@@ -74,7 +75,7 @@ impl Input<'_> {
     }
 }
 
-/// A file that is read uncompressed: its size as stored, and uncompressed, in bytes.
+/// A file that takes less than is read of it, by compression or by holes: its size as stored, and as it is read, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Whole {
     pub(crate) stored: u64,
@@ -82,8 +83,8 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    /// The part of what is stored that so many uncompressed bytes stand for.
-    fn part(self, plain: u64) -> u64 {
+    /// The part of what is stored that so many bytes stand for.
+    pub(crate) fn part(self, plain: u64) -> u64 {
         let part = u128::from(plain) * u128::from(self.stored) / u128::from(self.plain.max(1));
         u64::try_from(part).unwrap_or(u64::MAX).min(plain)
     }
@@ -127,6 +128,30 @@ impl Compression {
             format!("{tool} -dc FILE | gzip >NEW.tar.gz")
         };
         Some(Error::Compression { path, by, command })
+    }
+}
+
+/// Bytes that a decoder may read and make nothing of: what is skipped, as the table of contents of a layer that can be read in
+/// parts, which has some MiB.
+const IDLE: u64 = 16 << 20;
+
+/// Counts what a decoder makes. It reads much that becomes nothing, as of frames that are to be skipped or members that are
+/// empty, and both may go on for as long as a file's size or a server says.
+#[derive(Debug, Default)]
+pub(crate) struct Made(AtomicU64);
+
+impl Made {
+    pub(crate) fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Refuses more bytes as stored than become something. What cannot be compressed is stored with less than an eighth on top.
+    pub(crate) fn check(&self, what: &str, stored: u64) -> Result<(), Error> {
+        let made = self.0.load(Ordering::Relaxed);
+        if stored > made.saturating_add(made / 8).saturating_add(IDLE) {
+            return Err(Error::Idle { what: what.into(), stored, made });
+        }
+        Ok(())
     }
 }
 
@@ -225,9 +250,19 @@ fn read(
     let what = input.what;
     let (digest, only_gzip) = (input.digest, input.only_gzip);
     let keep_in = input.keep_in;
-    let piece = Piece::default();
-    let mut raw =
-        Raw { input, pool, hasher: None, piece, at: 0, total: 0, needs: 0, kept: false, cause: None };
+    let (piece, made) = (Piece::default(), Made::default());
+    let mut raw = Raw {
+        input,
+        pool,
+        hasher: None,
+        made: None,
+        piece,
+        at: 0,
+        total: 0,
+        needs: 0,
+        kept: false,
+        cause: None,
+    };
     let result = (|| {
         let head = raw.fill_buf()?;
         let compression = Compression::of(head);
@@ -254,15 +289,16 @@ fn read(
         if !gzip && !zstd {
             return copy(&mut raw, hasher, writer);
         }
+        raw.made = Some(&made);
         if digest {
             raw.hash_with(hasher);
         }
         let decoded = if gzip {
-            decode(flate2::bufread::MultiGzDecoder::new(&mut raw), pool, hasher, writer)?
+            decode(flate2::bufread::MultiGzDecoder::new(&mut raw), &made, pool, hasher, writer)?
         } else {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut raw)?;
             decoder.window_log_max(log)?;
-            decode(decoder, pool, hasher, writer)?
+            decode(decoder, &made, pool, hasher, writer)?
         };
         if matches!(decoded, End::Eof) {
             // Only what the decoder left over, normally nothing.
@@ -334,6 +370,7 @@ fn copy(raw: &mut Raw<'_>, hasher: &SyncSender<Work>, writer: &SyncSender<Piece>
 
 fn decode(
     mut decoder: impl Read,
+    made: &Made,
     pool: &Share<'_>,
     hasher: &SyncSender<Work>,
     writer: &SyncSender<Piece>,
@@ -341,6 +378,7 @@ fn decode(
     loop {
         let mut buffer = pool.buffer();
         fill(&mut decoder, &mut buffer)?;
+        made.add(buffer.len() as u64);
         if buffer.is_empty() {
             return Ok(End::Eof);
         }
@@ -372,6 +410,8 @@ struct Raw<'a> {
     pool: &'a Share<'a>,
     /// Gets each piece too.
     hasher: Option<&'a SyncSender<Work>>,
+    /// What a decoder makes of it.
+    made: Option<&'a Made>,
     piece: Piece,
     at: usize,
     total: u64,
@@ -462,6 +502,9 @@ impl BufRead for Raw<'_> {
             return Ok(&self.piece[self.at..]);
         }
         self.check_stop()?;
+        if let Some(Err(error)) = self.made.map(|made| made.check(self.input.what, self.total)) {
+            return Err(self.end(error));
+        }
         self.pool.give(mem::take(&mut self.piece));
         self.at = 0;
         let mut buffer = if self.needs == 0 { vec![0; HEAD] } else { self.pool.buffer() };

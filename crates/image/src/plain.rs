@@ -15,9 +15,10 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::archives::Section;
 use crate::budget::{Budget, Meter};
+use crate::disk;
 use crate::error::Error;
 use crate::layer::Identity;
-use crate::pipeline::{Compression, Whole, decoder};
+use crate::pipeline::{Compression, Made, Whole, decoder};
 use crate::source::open_tar;
 use crate::stream::stream_error;
 use crate::unpack::Limits;
@@ -56,13 +57,22 @@ impl Default for Opening<'_> {
 #[derive(Debug, Clone)]
 pub(crate) struct Plain {
     pub(crate) file: Arc<File>,
-    /// How it is stored; none if it is not compressed.
-    pub(crate) whole: Option<Whole>,
+    /// How it is stored: compressed, or with holes.
+    pub(crate) whole: Whole,
+    /// Bytes of it that lie on the disk.
+    pub(crate) disk: u64,
 }
 
-impl From<File> for Plain {
-    fn from(file: File) -> Self {
-        Self { file: Arc::new(file), whole: None }
+impl Plain {
+    /// A file as it is.
+    pub(crate) fn of(file: File, path: &Path) -> Result<Self, Error> {
+        let whole = disk::of(&file, path)?;
+        Ok(Self { file: Arc::new(file), whole, disk: whole.stored })
+    }
+
+    /// What was decompressed, which has no holes.
+    fn made(file: Arc<File>, whole: Whole) -> Self {
+        Self { file, whole, disk: whole.plain }
     }
 }
 
@@ -86,7 +96,7 @@ static MADE: Mutex<Vec<(Identity, Weak<File>, Whole)>> = Mutex::new(Vec::new());
 /// The file itself, or what it is compressed from.
 pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> {
     let (file, _) = open_tar(path)?;
-    let Some(compression) = compression(&file, path)? else { return Ok(file.into()) };
+    let Some(compression) = compression(&file, path)? else { return Plain::of(file, path) };
     let error = |op| {
         let path = path.display().to_string();
         move |source| Error::Io { op, path, source }
@@ -99,7 +109,7 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
         made.retain(|(_, file, _)| file.strong_count() > 0);
         let known = made.iter().find(|(identity, ..)| *identity == before);
         if let Some((file, whole)) = known.and_then(|(_, file, whole)| Some((file.upgrade()?, *whole))) {
-            return Ok(Plain { file, whole: Some(whole) });
+            return Ok(Plain::made(file, whole));
         }
     }
     // One at a time: a decoder of zstd holds up to 32 MiB, as the file chooses.
@@ -113,20 +123,20 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
         }
     };
-    let (file, plain) = decompress(path, &file, before.size, compression, opening)?;
+    let (file, whole) = decompress(path, &file, before.size, compression, opening)?;
     if identity()? != before {
         return Err(Error::Changed { path: path.display().to_string() });
     }
-    let (file, whole) = (Arc::new(file), Whole { stored: before.size, plain });
+    let file = Arc::new(file);
     made().push((before, Arc::downgrade(&file), whole));
-    Ok(Plain { file, whole: Some(whole) })
+    Ok(Plain::made(file, whole))
 }
 
-/// Counts what is read, and asks each time whether to go on: a decoder reads much that becomes nothing, as of frames that are
-/// to be skipped or members that are empty.
+/// Counts what is read, and asks each time whether to go on.
 struct Counting<'a> {
     section: Section,
     stored: &'a AtomicU64,
+    made: &'a Made,
     what: &'a str,
     cancelled: &'a (dyn Fn() -> bool + Sync),
 }
@@ -136,6 +146,8 @@ impl Read for Counting<'_> {
         if (self.cancelled)() {
             return Err(std::io::Error::other(Error::Cancelled { what: self.what.into() }));
         }
+        let stored = self.stored.load(Ordering::Relaxed);
+        self.made.check(self.what, stored).map_err(std::io::Error::other)?;
         let n = self.section.read(buf)?;
         self.stored.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
@@ -148,7 +160,7 @@ fn decompress(
     size: u64,
     compression: Compression,
     opening: &Opening<'_>,
-) -> Result<(File, u64), Error> {
+) -> Result<(File, Whole), Error> {
     let what = path.display().to_string();
     // As an image whose layers are all there is in the archive. What is compressed is not larger.
     let limit = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
@@ -166,9 +178,11 @@ fn decompress(
         None => openat(CWD, DEFAULT, flags, mode),
     };
     let mut to = File::from(to.map_err(|e| io("make a file for the content of")(e.into()))?);
-    let stored = AtomicU64::new(0);
+    let on_disk = disk::of(file, path)?;
+    let (stored, made) = (AtomicU64::new(0), Made::default());
     let section = Section::new(Arc::new(file.try_clone().map_err(io("open"))?), 0, size);
-    let counting = Counting { section, stored: &stored, what: &what, cancelled: opening.cancelled };
+    let counting =
+        Counting { section, stored: &stored, made: &made, what: &what, cancelled: opening.cancelled };
     let from = BufReader::with_capacity(PIECE, counting);
     let decoder = decoder(compression, from).map_err(|e| stream_error(&what, e))?;
     let Some(mut decoder) = decoder else { return Err(io("read")(std::io::ErrorKind::Unsupported.into())) };
@@ -180,14 +194,19 @@ fn decompress(
             return Err(Error::Cancelled { what: what.clone() });
         }
         let n = match decoder.read(&mut piece) {
-            Ok(0) => return Ok((to, total)),
+            Ok(0) => return Ok((to, Whole { stored: on_disk.stored, plain: total })),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             // A decoder may disguise what its reader said.
             Err(_) if (opening.cancelled)() => continue,
-            other => other.map_err(|e| stream_error(&what, e))?,
+            Err(e) => {
+                made.check(&what, stored.load(Ordering::Relaxed))?;
+                return Err(stream_error(&what, e));
+            }
+            Ok(n) => n,
         };
+        made.add(n as u64);
         total += n as u64;
-        let now = stored.load(Ordering::Relaxed);
+        let now = on_disk.part(stored.load(Ordering::Relaxed));
         budget.add_stored(now - counted);
         counted = now;
         meter.count(total)?;

@@ -45,8 +45,8 @@ pub struct Limits {
     pub max_image_bytes: u64,
     /// Number of entries of all layers of an image, with directories that no entry names.
     pub max_image_entries: u64,
-    /// The tar streams of an image may have 256 MiB, and so many bytes more for each byte of its blobs; 0: no bound. A blob
-    /// that several layers have counts once.
+    /// The tar streams of an image may have 256 MiB, and so many bytes more for each byte that its blobs have on the disk;
+    /// 0: no bound. A blob that several layers have counts once.
     pub max_ratio: u64,
 }
 

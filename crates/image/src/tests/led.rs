@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -109,9 +109,10 @@ fn a_user_who_renames_gives_root_no_other_tree() {
     assert!(taken > 0);
 }
 
-/// So many bytes of zstd frames that are to be skipped, each of 4 GiB: next to none on the disk.
-fn skipped(path: &Path, frames: u64) {
+/// So many zstd frames after the first that are to be skipped, each of 4 GiB: next to none on the disk.
+fn skipped(path: &Path, first: &[u8], frames: u64) {
     let mut file = File::create(path).unwrap();
+    file.write_all(first).unwrap();
     for _ in 0..frames {
         file.write_all(&[0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff]).unwrap();
         file.seek(SeekFrom::Current(0xffff_ffff)).unwrap();
@@ -124,28 +125,43 @@ fn settle() {
     std::thread::sleep(Duration::from_millis(50));
 }
 
-/// What becomes nothing when it is decompressed can be given up all the same, and is bounded by what is stored.
+/// What becomes nothing when it is decompressed can be given up all the same, and is bounded by what becomes something.
 #[test]
 fn what_is_skipped_is_not_read_for_ever() {
     let dir = tempfile::tempdir().unwrap();
     let (frames, members) = (dir.path().join("frames"), dir.path().join("members"));
-    skipped(&frames, 30);
+    let [real, empty] = ["real", "empty"].map(|name| dir.path().join(name));
+    skipped(&frames, b"", 30);
     write(&members, &gzip(b"").repeat(1 << 20));
+    // What comes first is an archive, or the beginning of one.
+    let tar = Tar::default().file("manifest.json", b"[]").end();
+    skipped(&real, &zstd::encode_all(&tar[..], 1).unwrap(), 24);
+    write(&empty, &[gzip(&tar), gzip(b"").repeat(1 << 20)].concat());
     settle();
-    for (path, limit) in [(&frames, Duration::from_millis(300)), (&members, Duration::from_millis(5))] {
+    for (path, is_image) in [(&frames, false), (&members, false), (&real, true), (&empty, true)] {
         let uri = format!("docker-archive://{}", path.display());
+        let source = Source::parse(&uri).unwrap();
         let begin = Instant::now();
-        let opening = Opening { cancelled: &|| begin.elapsed() > limit, ..Opening::default() };
-        let error = Source::parse(&uri).unwrap().open_in(&Remote::default(), &opening).unwrap_err();
+        let asked = AtomicUsize::new(0);
+        let cancelled = || asked.fetch_add(1, Ordering::Relaxed) > 3;
+        let opening = Opening { cancelled: &cancelled, ..Opening::default() };
+        let error = source.open_in(&Remote::default(), &opening).unwrap_err();
         assert!(matches!(error, Error::Cancelled { .. }), "{error}");
+        let error = source.open(&Remote::default()).unwrap_err();
+        assert!(matches!(error, Error::Idle { stored: ..=0x120_0000, made: ..=0x1_0000, .. }), "{error}");
         assert!(begin.elapsed() < LONG);
         // To see that it is no archive takes no more than its beginning.
         let begin = Instant::now();
         let source = Source::parse(path.to_str().unwrap()).unwrap();
-        assert!(source.way() == Way::Compressed && !source.is_packed());
-        assert!(source.open(&Remote::default()).is_ok() && begin.elapsed() < LONG);
+        assert!(source.way() == Way::Compressed && source.is_packed() == is_image);
+        assert!(source.open(&Remote::default()).is_ok() != is_image && begin.elapsed() < LONG);
+        // Nor is a layer read that becomes nothing.
+        let layer = Source::parse(&format!("tar://{}", path.display())).unwrap().open(&Remote::default());
+        let error = unpacked(&layer.unwrap()).map(|_| ()).unwrap_err();
+        let told = matches!(error, Error::Idle { .. });
+        assert!(told && begin.elapsed() < LONG, "{error}");
     }
-    skipped(&frames, 40);
+    skipped(&frames, b"", 40);
     settle();
     let uri = format!("docker-archive://{}", frames.display());
     let error = Source::parse(&uri).unwrap().open(&Remote::default()).unwrap_err();

@@ -194,16 +194,28 @@ pub fn names(dir: &Path) -> String {
     root.display().to_string()
 }
 
-/// A file of as many GiB that a decoder of zstd has to skip, and that takes next to nothing on the disk.
-pub fn skipped(path: &Path, gib: u64) {
+/// A file of some MB that a decoder of zstd makes so many GiB of zeros of. Where the ratio has no limit, that takes minutes.
+pub fn unpacks_to(path: &Path, gib: usize) {
+    // A frame with a window of 8 MiB, and a block for each 128 KiB: its kind, its length and the byte that is repeated
+    // (RFC 8878, section 3.1.1). The last one ends the frame.
+    let block = |last: u32| ((128_u32 << 10) << 3 | 1 << 1 | last).to_le_bytes();
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0x68];
+    for n in (0..gib << 13).rev() {
+        frame.extend_from_slice(&block(u32::from(n == 0))[..3]);
+        frame.push(0);
+    }
+    fs::write(path, frame).unwrap();
+}
+
+/// A tar with two entries of one name, each of so many GiB that take next to nothing on the disk.
+pub fn twice(path: &Path, gib: u64) {
     use std::os::unix::fs::FileExt as _;
     let file = fs::File::create(path).unwrap();
-    // A frame can say that it has one byte less than 4 GiB.
-    let each = (1 << 32) + 7;
-    for n in 0..gib / 4 {
-        file.write_all_at(&[0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff], n * each).unwrap();
+    let size = gib << 30;
+    for at in [0, 512 + size] {
+        file.write_all_at(block(tar::EntryType::Regular, "layer.tar", size).as_bytes(), at).unwrap();
     }
-    file.set_len(gib / 4 * each).unwrap();
+    file.set_len(2 * (512 + size) + 1024).unwrap();
 }
 
 /// Requests that are whole, most of them to be refused; to a container `c` with a process `p`.

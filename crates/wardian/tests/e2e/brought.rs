@@ -6,7 +6,7 @@ use crate::hostile_images::create;
 use crate::support::{Server, ended_within, signal, tar_of};
 use rustix::process::Signal;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -57,16 +57,16 @@ fn ask(server: &Server, uri: &str) -> UnixStream {
 /// is over when their clients have gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_waits_for_is_given_up() {
-    let mut server = Server::start().await;
-    let frames = server.base().join("frames");
-    attacks::skipped(&frames, 120);
+    let mut server = Server::start_with(&["--max-image-ratio", "0"]).await;
+    let zeros = server.base().join("zeros");
+    attacks::unpacks_to(&zeros, 120);
     let plain = server.image_with("plain.tar", "plain");
     let honest = server.base().join("honest.tar.gz");
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&saved(Some("it"), &[&tar_of(&[("bin/x", b"x")])])).unwrap();
     fs::write(&honest, gzip.finish().unwrap()).unwrap();
     let asked: Vec<_> =
-        (0..80).map(|n| ask(&server, &format!("docker-archive://{}:n{n}", frames.display()))).collect();
+        (0..80).map(|n| ask(&server, &format!("docker-archive://{}:n{n}", zeros.display()))).collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let client = server.client();
     let made = tokio::time::timeout(SOON, create(&client, "plain", &plain)).await;
@@ -78,21 +78,46 @@ async fn what_nobody_waits_for_is_given_up() {
         client.destroy(handle).await.unwrap();
     }
     // Nor does it hold up the end of the server, even if its client waits.
-    let _asked = ask(&server, &format!("docker-archive://{}", frames.display()));
+    let _asked = ask(&server, &format!("docker-archive://{}", zeros.display()));
     tokio::time::sleep(Duration::from_secs(1)).await;
     tokio::time::timeout(SOON, server.terminate()).await.expect("the server does not end");
     server.restart().await;
     server.finish().await;
 }
 
-/// The same of a command.
+/// To compare what an archive has twice takes no longer than what it has on the disk, however many ask for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_holes_holds_nobody_up() {
+    let server = Server::start().await;
+    let twice = server.base().join("twice.tar");
+    attacks::twice(&twice, 100);
+    let plain = server.image_with("plain.tar", "plain");
+    let asked: Vec<_> =
+        (0..20).map(|n| ask(&server, &format!("docker-archive://{}:n{n}", twice.display()))).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let client = server.client();
+    let made = tokio::time::timeout(SOON, create(&client, "plain", &plain)).await;
+    made.expect("those that compare hold up others").unwrap();
+    client.destroy("plain").await.unwrap();
+    for mut stream in asked {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut answer = [0; 4096];
+        let length = stream.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.contains("cp --sparse=never"), "{answer}");
+    }
+    server.finish().await;
+}
+
+/// What is decompressed by a command ends with it.
 #[test]
 fn an_import_that_is_interrupted_ends() {
     let alone = Alone::new();
-    let frames = alone.write("frames", b"");
-    attacks::skipped(frames.as_ref(), 120);
-    for source in [format!("docker-archive://{frames}"), frames.clone()] {
-        let mut import = alone.place.spawn(&["image", "import", "-t", "x", &source]);
+    let zeros = alone.write("zeros", b"");
+    attacks::unpacks_to(zeros.as_ref(), 120);
+    for source in [format!("docker-archive://{zeros}"), zeros.clone()] {
+        let mut import =
+            alone.place.spawn(&["image", "import", "-t", "x", "--max-image-ratio", "0", &source]);
         std::thread::sleep(Duration::from_secs(1));
         signal(import.id(), Signal::INT);
         ended_within(&mut import, SOON).expect("it does not end");
