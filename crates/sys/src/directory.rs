@@ -225,13 +225,14 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
         let fd = fd.map_err(system(&path))?;
         let stat = fstat(&fd).map_err(system(&path))?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-            // The sticky bit does not help: it keeps links of root's from being moved away, not from being moved here.
-            if let Some(doubt) = above.or_else(|| doubt(&here.path, &here.stat)) {
+            if let Some(doubt) = above {
                 return Err(doubt.into());
             }
             if !is_ours(stat.st_uid) {
                 return Err(Error::Owner { path, uid: stat.st_uid });
             }
+            // The sticky bit does not help: it keeps links of root's from being moved away, not from being moved here.
+            judge(&here.path, &here.stat)?;
             links += 1;
             if links > MOST_LINKS {
                 return Err(system(path)(Errno::LOOP));
