@@ -3,9 +3,11 @@
 //! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it
 //! is sent. When all places are taken the one whose client has been in debt longest, and for 50 ms at least, is closed for
 //! the newcomer, so that clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
-//! begins a debt anew. Connections that have not brought a whole request yet go before all others, however long those are in
-//! debt: whoever reaches the port can open as many as he likes, and who has been served has something to lose. Where all are
-//! at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
+//! begins a debt anew. Strangers, the connections that have not brought a whole request yet, go before all others, however
+//! long those are in debt, while they hold a quarter of the places: whoever reaches the port can open as many as he likes, and
+//! who has been served has something to lose. Where they hold fewer, the longest in debt of all goes: idle connections that
+//! have been served would otherwise leave strangers so few places that none keeps his for as long as his request takes. Where
+//! all are at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
 //!
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
@@ -60,13 +62,15 @@ pub(crate) struct Door {
     heads: [Arc<Semaphore>; 2],
     /// Who may wait: others, and those for whom there is a reserve.
     rooms: [Arc<Semaphore>; 2],
+    /// So many strangers go before those that have been served: in the common places, and in the reserve.
+    quarters: [usize; 2],
     idle: Mutex<Idle>,
 }
 
 #[derive(Debug)]
 struct Idle {
-    /// First those that have brought no request yet, each the longest in debt first; and since when.
-    seats: BTreeMap<Turn, (Instant, Arc<Seat>)>,
+    /// In the common places, and in the reserve: strangers, and those that have brought a request.
+    queues: [[Queue; 2]; 2],
     next: u64,
     /// Newcomers that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
     /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
@@ -76,8 +80,33 @@ struct Idle {
     last: Instant,
 }
 
-/// Whether a connection has brought a request, which of a TLS listener only those with a certificate can, and its number.
-type Turn = (bool, u64);
+/// The idle ones of a kind by their numbers, the longest in debt first; and since when.
+type Queue = BTreeMap<u64, (Instant, Arc<Seat>)>;
+
+/// Where an idle connection stands.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    reserved: bool,
+    /// It has brought a request, which of a TLS listener only those with a certificate can.
+    known: bool,
+    number: u64,
+}
+
+impl Idle {
+    fn queue(&mut self, turn: Turn) -> &mut Queue {
+        &mut self.queues[usize::from(turn.reserved)][usize::from(turn.known)]
+    }
+
+    /// Who has to go next of those in the common places, or in the reserve. A place that has been asked for is a stranger's
+    /// already, or will be: without it a burst that asks many strangers to go would then find few, and go on with the others.
+    fn next(&self, reserved: bool, quarter: usize) -> Option<Turn> {
+        let [strangers, known] = &self.queues[usize::from(reserved)];
+        let turn = |known, queue: &Queue| queue.keys().next().map(|&number| Turn { reserved, known, number });
+        let all_go = strangers.len() + self.asked < quarter;
+        let known = turn(true, known).filter(|_| all_go);
+        turn(false, strangers).into_iter().chain(known).min_by_key(|turn| turn.number)
+    }
+}
 
 /// What the door knows of a connection.
 #[derive(Debug)]
@@ -150,8 +179,9 @@ impl Door {
         let (common, reserve) = (semaphore(places), semaphore(RESERVE));
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let heads = [heads(), heads()];
-        let idle = Idle { seats: BTreeMap::new(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
-        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], idle: idle.into() })
+        let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
+        let quarters = [places, RESERVE].map(|places| places.div_ceil(4).max(1));
+        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], quarters, idle: idle.into() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
@@ -204,39 +234,42 @@ impl Door {
     fn evict(&self, local: bool) {
         let mut idle = self.lock();
         let now = Instant::now();
-        if idle.asked >= idle.waiting {
-            if now.saturating_duration_since(idle.last) < AGAIN {
-                return;
-            }
+        if now.saturating_duration_since(idle.last) >= AGAIN {
             idle.asked = 0;
         }
-        if self.evict_one(&mut idle, local, now) {
+        if idle.asked < idle.waiting && self.evict_one(&mut idle, local, now) {
             (idle.asked, idle.last) = (idle.asked + 1, now);
         }
     }
 
     fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
-        let mut found = None;
-        for (&turn, (since, seat)) in &idle.seats {
-            let mut state = seat.state();
-            let due = now.saturating_duration_since(*since) >= GRACE;
-            if state.reserved {
-                // Only when all others are at work.
-                found = found.or((local && due).then_some(turn));
-                continue;
-            }
-            if seat.local
-                && let Ok(permit) = self.reserve.clone().try_acquire_owned()
-            {
-                (state.permit, state.reserved) = (Some(permit), true);
-                return true;
-            }
-            // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
-            found = if due { Some(turn) } else { None };
-            break;
+        let [common, reserve] = self.quarters;
+        let turn = match idle.next(false, common) {
+            // Only when all others are at work.
+            None if local && idle.queues[0].iter().all(BTreeMap::is_empty) => idle.next(true, reserve),
+            turn => turn,
+        };
+        let Some(turn) = turn else { return false };
+        let Some((since, seat)) = idle.queue(turn).get(&turn.number).cloned() else { return false };
+        let mut state = seat.state();
+        if seat.local
+            && !turn.reserved
+            && let Ok(permit) = self.reserve.clone().try_acquire_owned()
+        {
+            let moved = Turn { reserved: true, ..turn };
+            (state.permit, state.reserved, state.turn) = (Some(permit), true, Some(moved));
+            drop(state);
+            idle.queue(turn).remove(&turn.number);
+            idle.queue(moved).insert(turn.number, (since, seat));
+            return true;
         }
-        let Some((_, seat)) = found.and_then(|turn| idle.seats.remove(&turn)) else { return false };
-        seat.state().turn = None;
+        // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
+        if now.saturating_duration_since(since) < GRACE {
+            return false;
+        }
+        idle.queue(turn).remove(&turn.number);
+        state.turn = None;
+        drop(state);
         seat.gone.store(true, Ordering::Relaxed);
         seat.evicted.notify_one();
         true
@@ -308,13 +341,13 @@ impl Place {
         if (anew || !is_idle)
             && let Some(turn) = state.turn.take()
         {
-            idle.seats.remove(&turn);
+            idle.queue(turn).remove(&turn.number);
         }
         if is_idle && state.turn.is_none() {
             idle.next += 1;
-            let turn = (state.known, idle.next);
+            let turn = Turn { reserved: state.reserved, known: state.known, number: idle.next };
             state.turn = Some(turn);
-            idle.seats.insert(turn, (Instant::now(), self.seat.clone()));
+            idle.queue(turn).insert(turn.number, (Instant::now(), self.seat.clone()));
         }
     }
 
@@ -536,6 +569,78 @@ mod tests {
         assert!(tokio::time::timeout(2 * GRACE, waits(&door, false)).await.is_err() && stalled.is_gone());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_strangers_takes_the_places_of_strangers_alone() {
+        let door = Door::new(16);
+        let served = [(); 3].map(|()| in_at_once(&door, false));
+        let _stalled = served.each_ref().map(|place| (place.works(), place.owes()));
+        let hold = async |place: Arc<Place>| place.evicted().await;
+        (0..13).for_each(|_| drop(tokio::spawn(hold(in_at_once(&door, false)))));
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            // All come before the first of those that are asked can go.
+            for newcomer in (0..60).map(|_| waits(&door, false)) {
+                tokio::spawn(async move { newcomer.await.unwrap().evicted().await });
+            }
+            tokio::time::sleep(10 * GRACE).await;
+            assert!(served.iter().all(|place| !place.is_gone()));
+        }
+    }
+
+    /// Of newcomers that come every 75 ms and send their request 5 ms after they have been let in, those that are not served
+    /// while so many strangers come at a time and send nothing.
+    async fn not_served_beside(door: &Arc<Door>, strangers: usize, every: Duration) -> usize {
+        let comes = |door: &Arc<Door>| door.enter(false).place();
+        let flood = {
+            let door = door.clone();
+            tokio::spawn(async move {
+                loop {
+                    for place in (0..strangers).map(|_| comes(&door)) {
+                        tokio::spawn(async move {
+                            if let Some(place) = place.await {
+                                place.evicted().await;
+                            }
+                        });
+                    }
+                    tokio::time::sleep(every).await;
+                }
+            })
+        };
+        let mut newcomers = Vec::new();
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(75)).await;
+            let place = comes(door);
+            newcomers.push(tokio::spawn(async {
+                let Some(place) = place.await else { return false };
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                place.works()
+            }));
+        }
+        let mut failed = 0;
+        for newcomer in newcomers {
+            failed += usize::from(!newcomer.await.unwrap());
+        }
+        flood.abort();
+        failed
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newcomers_are_served_beside_strangers_and_idle_ones_that_fill_the_places() {
+        let door = Door::new(200);
+        for _ in 0..200 {
+            let place = in_at_once(&door, false);
+            assert!(place.works());
+            place.rests();
+            tokio::spawn(async move { place.evicted().await });
+        }
+        assert_eq!(not_served_beside(&door, 1, Duration::from_millis(4)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newcomers_are_served_beside_a_flood_of_strangers() {
+        assert_eq!(not_served_beside(&Door::new(200), 2, Duration::from_millis(1)).await, 0);
+    }
+
     #[tokio::test]
     async fn who_owes_goes_in_the_order_of_the_last_byte() {
         let door = Door::new(2);
@@ -599,6 +704,6 @@ mod tests {
         assert_eq!(door.reserve.available_permits(), RESERVE - 1);
         drop((local, other, next));
         assert_eq!((door.common.available_permits(), door.reserve.available_permits()), (2, RESERVE));
-        assert!(door.lock().seats.is_empty());
+        assert!(door.lock().queues.iter().flatten().all(BTreeMap::is_empty));
     }
 }
