@@ -1,13 +1,14 @@
 //! How many connections may be open at a time, and which one has to go when there is no room for another.
 //!
-//! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it
-//! is sent. When all places are taken the one whose client has been in debt longest, and for 50 ms at least, is closed for
-//! the newcomer, so that clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
-//! begins a debt anew. Strangers, the connections that have not brought a whole request yet, go before all others, however
-//! long those are in debt, while they hold a quarter of the places: whoever reaches the port can open as many as he likes, and
-//! who has been served has something to lose. Where they hold fewer, the longest in debt of all goes: idle connections that
-//! have been served would otherwise leave strangers so few places that none keeps his for as long as his request takes. Where
-//! all are at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
+//! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it is
+//! sent. When all places are taken the one whose client has been in debt longest is closed for the newcomer, so that clients
+//! that hold connections and do nothing keep nobody out. It has been in debt for 50 ms at least; or for 20 ms if its socket
+//! is empty and what it owes needs no round trip through a network. Each byte that comes, or goes, begins a debt anew.
+//! Strangers, the connections that have not brought a whole request yet, go before all others, however long those are in
+//! debt, while they hold a quarter of the places: whoever reaches the port can open as many as he likes, and who has been
+//! served has something to lose. Where they hold fewer, the longest in debt of all goes: idle connections that have been
+//! served would otherwise leave strangers so few places that none keeps his for as long as his request takes. Where all are
+//! at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
 //!
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
@@ -27,11 +28,12 @@
 //! else gets and where only another of them takes a place away. One that sits in a common place is moved there when it
 //! would have to go.
 
+use crate::socket::Unread;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -45,13 +47,16 @@ const HEAD: usize = 16 << 10;
 const HEADS: usize = 8 << 10;
 /// How long a newcomer waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
-/// … and how often it looks whether somebody has become idle.
-const LOOK: Duration = Duration::from_millis(20);
+/// … and how often one of those that wait looks whether somebody has become idle, or is due.
+const LOOK: Duration = Duration::from_millis(2);
 /// One that has to go may need a while for it, as a transfer does that has to be cancelled: after so long another one goes.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Who has been in debt for less time is not closed for a newcomer: what it owes may be here already, unread, while a burst
-/// of connections is being accepted.
+/// of connections is being accepted; or it may come as soon as a client on another host has heard from here.
 const GRACE: Duration = Duration::from_millis(50);
+/// The same where nothing is in the socket, and the client is on this host or has not sent its first request, which needs no
+/// word of the server's without TLS. A client that has connected may be without a processor for a while before it sends.
+const SHORT_GRACE: Duration = Duration::from_millis(20);
 
 /// The door.
 #[derive(Debug)]
@@ -62,6 +67,8 @@ pub(crate) struct Door {
     heads: [Arc<Semaphore>; 2],
     /// Who may wait: others, and those for whom there is a reserve.
     rooms: [Arc<Semaphore>; 2],
+    /// Who looks for places on behalf of all that wait: others, and those for whom there is a reserve.
+    looks: [tokio::sync::Mutex<()>; 2],
     /// So many strangers go before those that have been served: in the common places, and in the reserve.
     quarters: [usize; 2],
     idle: Mutex<Idle>,
@@ -128,6 +135,8 @@ struct SeatState {
     owing: usize,
     /// It has brought a whole request.
     known: bool,
+    /// What the door may look into. It goes with the connection, which ends for its client when all descriptors are closed.
+    unread: Weak<Unread>,
     /// Its turn while it is idle.
     turn: Option<Turn>,
     /// Bytes of a head that have come, and the room that they take.
@@ -136,6 +145,14 @@ struct SeatState {
 }
 
 impl Seat {
+    /// How long its client may be in debt before it can have to go.
+    fn grace(state: &SeatState) -> Duration {
+        match state.unread.upgrade() {
+            Some(unread) if !(unread.is_there() || unread.is_far() && state.known) => SHORT_GRACE,
+            _ => GRACE,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, SeatState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,8 +197,9 @@ impl Door {
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let heads = [heads(), heads()];
         let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
+        let looks = Default::default();
         let quarters = [places, RESERVE].map(|places| places.div_ceil(4).max(1));
-        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], quarters, idle: idle.into() })
+        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], looks, quarters, idle: idle.into() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
@@ -230,14 +248,14 @@ impl Door {
         Arc::new(place)
     }
 
-    /// Make room for a newcomer, unless there is some for all that wait already, or nobody is idle who would have to go.
+    /// Make room for all newcomers that wait, as far as there are idle ones who have to go.
     fn evict(&self, local: bool) {
         let mut idle = self.lock();
         let now = Instant::now();
         if now.saturating_duration_since(idle.last) >= AGAIN {
             idle.asked = 0;
         }
-        if idle.asked < idle.waiting && self.evict_one(&mut idle, local, now) {
+        while idle.asked < idle.waiting && self.evict_one(&mut idle, local, now) {
             (idle.asked, idle.last) = (idle.asked + 1, now);
         }
     }
@@ -264,7 +282,8 @@ impl Door {
             return true;
         }
         // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
-        if now.saturating_duration_since(since) < GRACE {
+        let idle_for = now.saturating_duration_since(since);
+        if idle_for < SHORT_GRACE || idle_for < GRACE && idle_for < Seat::grace(&state) {
             return false;
         }
         idle.queue(turn).remove(&turn.number);
@@ -295,15 +314,21 @@ impl Waiting {
         let mut common = pin!(door.common.clone().acquire_owned());
         let mut reserve = pin!(door.reserve.clone().acquire_owned());
         let _counted = Counted::new(&door);
-        loop {
-            door.evict(local);
-            tokio::select! {
-                biased;
-                permit = &mut common => return Some(door.seat(permit.ok()?, local, false)),
-                permit = &mut reserve, if local => return Some(door.seat(permit.ok()?, local, true)),
-                () = tokio::time::sleep(LOOK) => {}
-                () = tokio::time::sleep_until(until) => return None,
+        door.evict(local);
+        // Of many that wait one looks for all.
+        let look = async {
+            let _looks = door.looks[usize::from(local)].lock().await;
+            loop {
+                tokio::time::sleep(LOOK).await;
+                door.evict(local);
             }
+        };
+        tokio::select! {
+            biased;
+            permit = &mut common => Some(door.seat(permit.ok()?, local, false)),
+            permit = &mut reserve, if local => Some(door.seat(permit.ok()?, local, true)),
+            never = look => never,
+            () = tokio::time::sleep_until(until) => None,
         }
     }
 }
@@ -349,6 +374,14 @@ impl Place {
             state.turn = Some(turn);
             idle.queue(turn).insert(turn.number, (Instant::now(), self.seat.clone()));
         }
+    }
+
+    /// The door may look into its socket, for as long as what is returned is kept.
+    #[must_use]
+    pub(crate) fn may_look(&self, into: Option<Unread>) -> Option<Arc<Unread>> {
+        let unread = Arc::new(into?);
+        self.seat.state().unread = Arc::downgrade(&unread);
+        Some(unread)
     }
 
     /// It waits for a request.
@@ -567,6 +600,46 @@ mod tests {
         // Those that are served have only each other.
         assert!(strangers.iter().all(|served| served.works()));
         assert!(tokio::time::timeout(2 * GRACE, waits(&door, false)).await.is_err() && stalled.is_gone());
+    }
+
+    /// How long they stay when newcomers wait.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_sent_something_has_more_time_than_who_has_not() {
+        use crate::host::Hosts;
+        use crate::socket::Arrival;
+        use tokio::io::AsyncWriteExt as _;
+        use tokio::net::{TcpListener, TcpStream, UnixStream};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let stays = async |arrival: &Arrival, known: bool| {
+            let door = Door::new(1);
+            let place = in_at_once(&door, false);
+            let _unread = place.may_look(arrival.unread());
+            if known {
+                assert!(place.works());
+                place.rests();
+            }
+            let came = Instant::now();
+            let _newcomer = tokio::spawn(waits(&door, false));
+            place.evicted().await;
+            came.elapsed()
+        };
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let unix = Arrival::unix(ours);
+        let near = TcpStream::connect(to).await.unwrap();
+        let tcp = Arrival::tcp(near, None, Arc::new(Hosts::new(&[], 1)));
+        let (mut far, _) = listener.accept().await.unwrap();
+        for (arrival, known) in [(&unix, false), (&unix, true), (&tcp, false)] {
+            let stays = stays(arrival, known).await;
+            assert!(stays >= SHORT_GRACE && stays < GRACE, "{arrival:?} {known}: {stays:?}");
+        }
+        // The next request of a client on another host may be on its way for longer.
+        assert!(stays(&tcp, true).await >= GRACE);
+        theirs.write_all(b"G").await.unwrap();
+        far.write_all(b"G").await.unwrap();
+        for arrival in [&unix, &tcp] {
+            assert!(stays(arrival, false).await >= GRACE, "{arrival:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
