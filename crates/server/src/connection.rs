@@ -135,6 +135,7 @@ fn is_handshake_told() -> bool {
 }
 
 pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>) {
+    let _unread = place.may_look(arrival.unread());
     let hosts = arrival.hosts.clone();
     let opened = tokio::select! {
         opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(place.clone())) => opened,

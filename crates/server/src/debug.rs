@@ -64,6 +64,7 @@ pub(crate) async fn serve(debug: Debug, engine: Engine) {
 }
 
 async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>, place: Arc<Place>) {
+    let _unread = place.may_look(arrival.unread());
     let hosts = arrival.hosts.clone();
     let opened = tokio::select! {
         opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(place.clone())) => opened,

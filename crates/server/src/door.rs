@@ -1,10 +1,13 @@
 //! How many connections may be open at a time, and which one has to go when there is no room for another.
 //!
-//! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it
-//! is sent. When all places are taken the one whose client has been in debt longest, and for 50 ms at least, is closed for
-//! the newcomer, so that clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
-//! begins a debt anew. Connections that have not brought a whole request yet go before all others, however long those are in
-//! debt: whoever reaches the port can open as many as he likes, and who has been served has something to lose. Where all are
+//! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it is
+//! sent. When all places are taken the one whose client has been in debt longest is closed for the newcomer, so that clients
+//! that hold connections and do nothing keep nobody out. It has been in debt for 50 ms at least; or for 20 ms if its socket
+//! is empty and what it owes needs no round trip through a network. Each byte that comes, or goes, begins a debt anew.
+//! Strangers, the connections that have not brought a whole request yet, go before all others, however long those are in
+//! debt, while they hold a quarter of the places: whoever reaches the port can open as many as he likes, and who has been
+//! served has something to lose. Where they hold fewer, the longest in debt of all goes: idle connections that have been
+//! served would otherwise leave strangers so few places that none keeps his for as long as his request takes. Where all are
 //! at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
 //!
 //! | state of a connection | counts as | ends after |
@@ -25,11 +28,12 @@
 //! else gets and where only another of them takes a place away. One that sits in a common place is moved there when it
 //! would have to go.
 
+use crate::socket::Unread;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -43,13 +47,16 @@ const HEAD: usize = 16 << 10;
 const HEADS: usize = 8 << 10;
 /// How long a newcomer waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
-/// … and how often it looks whether somebody has become idle.
-const LOOK: Duration = Duration::from_millis(20);
+/// … and how often one of those that wait looks whether somebody has become idle, or is due.
+const LOOK: Duration = Duration::from_millis(2);
 /// One that has to go may need a while for it, as a transfer does that has to be cancelled: after so long another one goes.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Who has been in debt for less time is not closed for a newcomer: what it owes may be here already, unread, while a burst
-/// of connections is being accepted.
+/// of connections is being accepted; or it may come as soon as a client on another host has heard from here.
 const GRACE: Duration = Duration::from_millis(50);
+/// The same where nothing is in the socket, and the client is on this host or has not sent its first request, which needs no
+/// word of the server's without TLS. A client that has connected may be without a processor for a while before it sends.
+const SHORT_GRACE: Duration = Duration::from_millis(20);
 
 /// The door.
 #[derive(Debug)]
@@ -60,13 +67,17 @@ pub(crate) struct Door {
     heads: [Arc<Semaphore>; 2],
     /// Who may wait: others, and those for whom there is a reserve.
     rooms: [Arc<Semaphore>; 2],
+    /// Who looks for places on behalf of all that wait: others, and those for whom there is a reserve.
+    looks: [tokio::sync::Mutex<()>; 2],
+    /// So many strangers go before those that have been served: in the common places, and in the reserve.
+    quarters: [usize; 2],
     idle: Mutex<Idle>,
 }
 
 #[derive(Debug)]
 struct Idle {
-    /// First those that have brought no request yet, each the longest in debt first; and since when.
-    seats: BTreeMap<Turn, (Instant, Arc<Seat>)>,
+    /// In the common places, and in the reserve: strangers, and those that have brought a request.
+    queues: [[Queue; 2]; 2],
     next: u64,
     /// Newcomers that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
     /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
@@ -76,8 +87,33 @@ struct Idle {
     last: Instant,
 }
 
-/// Whether a connection has brought a request, which of a TLS listener only those with a certificate can, and its number.
-type Turn = (bool, u64);
+/// The idle ones of a kind by their numbers, the longest in debt first; and since when.
+type Queue = BTreeMap<u64, (Instant, Arc<Seat>)>;
+
+/// Where an idle connection stands.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    reserved: bool,
+    /// It has brought a request, which of a TLS listener only those with a certificate can.
+    known: bool,
+    number: u64,
+}
+
+impl Idle {
+    fn queue(&mut self, turn: Turn) -> &mut Queue {
+        &mut self.queues[usize::from(turn.reserved)][usize::from(turn.known)]
+    }
+
+    /// Who has to go next of those in the common places, or in the reserve. A place that has been asked for is a stranger's
+    /// already, or will be: without it a burst that asks many strangers to go would then find few, and go on with the others.
+    fn next(&self, reserved: bool, quarter: usize) -> Option<Turn> {
+        let [strangers, known] = &self.queues[usize::from(reserved)];
+        let turn = |known, queue: &Queue| queue.keys().next().map(|&number| Turn { reserved, known, number });
+        let all_go = strangers.len() + self.asked < quarter;
+        let known = turn(true, known).filter(|_| all_go);
+        turn(false, strangers).into_iter().chain(known).min_by_key(|turn| turn.number)
+    }
+}
 
 /// What the door knows of a connection.
 #[derive(Debug)]
@@ -99,6 +135,8 @@ struct SeatState {
     owing: usize,
     /// It has brought a whole request.
     known: bool,
+    /// What the door may look into. It goes with the connection, which ends for its client when all descriptors are closed.
+    unread: Weak<Unread>,
     /// Its turn while it is idle.
     turn: Option<Turn>,
     /// Bytes of a head that have come, and the room that they take.
@@ -107,6 +145,14 @@ struct SeatState {
 }
 
 impl Seat {
+    /// How long its client may be in debt before it can have to go.
+    fn grace(state: &SeatState) -> Duration {
+        match state.unread.upgrade() {
+            Some(unread) if !(unread.is_there() || unread.is_far() && state.known) => SHORT_GRACE,
+            _ => GRACE,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, SeatState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,8 +196,10 @@ impl Door {
         let (common, reserve) = (semaphore(places), semaphore(RESERVE));
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let heads = [heads(), heads()];
-        let idle = Idle { seats: BTreeMap::new(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
-        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], idle: idle.into() })
+        let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
+        let looks = Default::default();
+        let quarters = [places, RESERVE].map(|places| places.div_ceil(4).max(1));
+        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], looks, quarters, idle: idle.into() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
@@ -200,43 +248,47 @@ impl Door {
         Arc::new(place)
     }
 
-    /// Make room for a newcomer, unless there is some for all that wait already, or nobody is idle who would have to go.
+    /// Make room for all newcomers that wait, as far as there are idle ones who have to go.
     fn evict(&self, local: bool) {
         let mut idle = self.lock();
         let now = Instant::now();
-        if idle.asked >= idle.waiting {
-            if now.saturating_duration_since(idle.last) < AGAIN {
-                return;
-            }
+        if now.saturating_duration_since(idle.last) >= AGAIN {
             idle.asked = 0;
         }
-        if self.evict_one(&mut idle, local, now) {
+        while idle.asked < idle.waiting && self.evict_one(&mut idle, local, now) {
             (idle.asked, idle.last) = (idle.asked + 1, now);
         }
     }
 
     fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
-        let mut found = None;
-        for (&turn, (since, seat)) in &idle.seats {
-            let mut state = seat.state();
-            let due = now.saturating_duration_since(*since) >= GRACE;
-            if state.reserved {
-                // Only when all others are at work.
-                found = found.or((local && due).then_some(turn));
-                continue;
-            }
-            if seat.local
-                && let Ok(permit) = self.reserve.clone().try_acquire_owned()
-            {
-                (state.permit, state.reserved) = (Some(permit), true);
-                return true;
-            }
-            // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
-            found = if due { Some(turn) } else { None };
-            break;
+        let [common, reserve] = self.quarters;
+        let turn = match idle.next(false, common) {
+            // Only when all others are at work.
+            None if local && idle.queues[0].iter().all(BTreeMap::is_empty) => idle.next(true, reserve),
+            turn => turn,
+        };
+        let Some(turn) = turn else { return false };
+        let Some((since, seat)) = idle.queue(turn).get(&turn.number).cloned() else { return false };
+        let mut state = seat.state();
+        if seat.local
+            && !turn.reserved
+            && let Ok(permit) = self.reserve.clone().try_acquire_owned()
+        {
+            let moved = Turn { reserved: true, ..turn };
+            (state.permit, state.reserved, state.turn) = (Some(permit), true, Some(moved));
+            drop(state);
+            idle.queue(turn).remove(&turn.number);
+            idle.queue(moved).insert(turn.number, (since, seat));
+            return true;
         }
-        let Some((_, seat)) = found.and_then(|turn| idle.seats.remove(&turn)) else { return false };
-        seat.state().turn = None;
+        // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
+        let idle_for = now.saturating_duration_since(since);
+        if idle_for < SHORT_GRACE || idle_for < GRACE && idle_for < Seat::grace(&state) {
+            return false;
+        }
+        idle.queue(turn).remove(&turn.number);
+        state.turn = None;
+        drop(state);
         seat.gone.store(true, Ordering::Relaxed);
         seat.evicted.notify_one();
         true
@@ -262,15 +314,21 @@ impl Waiting {
         let mut common = pin!(door.common.clone().acquire_owned());
         let mut reserve = pin!(door.reserve.clone().acquire_owned());
         let _counted = Counted::new(&door);
-        loop {
-            door.evict(local);
-            tokio::select! {
-                biased;
-                permit = &mut common => return Some(door.seat(permit.ok()?, local, false)),
-                permit = &mut reserve, if local => return Some(door.seat(permit.ok()?, local, true)),
-                () = tokio::time::sleep(LOOK) => {}
-                () = tokio::time::sleep_until(until) => return None,
+        door.evict(local);
+        // Of many that wait one looks for all.
+        let look = async {
+            let _looks = door.looks[usize::from(local)].lock().await;
+            loop {
+                tokio::time::sleep(LOOK).await;
+                door.evict(local);
             }
+        };
+        tokio::select! {
+            biased;
+            permit = &mut common => Some(door.seat(permit.ok()?, local, false)),
+            permit = &mut reserve, if local => Some(door.seat(permit.ok()?, local, true)),
+            never = look => never,
+            () = tokio::time::sleep_until(until) => None,
         }
     }
 }
@@ -308,14 +366,22 @@ impl Place {
         if (anew || !is_idle)
             && let Some(turn) = state.turn.take()
         {
-            idle.seats.remove(&turn);
+            idle.queue(turn).remove(&turn.number);
         }
         if is_idle && state.turn.is_none() {
             idle.next += 1;
-            let turn = (state.known, idle.next);
+            let turn = Turn { reserved: state.reserved, known: state.known, number: idle.next };
             state.turn = Some(turn);
-            idle.seats.insert(turn, (Instant::now(), self.seat.clone()));
+            idle.queue(turn).insert(turn.number, (Instant::now(), self.seat.clone()));
         }
+    }
+
+    /// The door may look into its socket, for as long as what is returned is kept.
+    #[must_use]
+    pub(crate) fn may_look(&self, into: Option<Unread>) -> Option<Arc<Unread>> {
+        let unread = Arc::new(into?);
+        self.seat.state().unread = Arc::downgrade(&unread);
+        Some(unread)
     }
 
     /// It waits for a request.
@@ -536,6 +602,118 @@ mod tests {
         assert!(tokio::time::timeout(2 * GRACE, waits(&door, false)).await.is_err() && stalled.is_gone());
     }
 
+    /// How long they stay when newcomers wait.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_sent_something_has_more_time_than_who_has_not() {
+        use crate::host::Hosts;
+        use crate::socket::Arrival;
+        use tokio::io::AsyncWriteExt as _;
+        use tokio::net::{TcpListener, TcpStream, UnixStream};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let stays = async |arrival: &Arrival, known: bool| {
+            let door = Door::new(1);
+            let place = in_at_once(&door, false);
+            let _unread = place.may_look(arrival.unread());
+            if known {
+                assert!(place.works());
+                place.rests();
+            }
+            let came = Instant::now();
+            let _newcomer = tokio::spawn(waits(&door, false));
+            place.evicted().await;
+            came.elapsed()
+        };
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let unix = Arrival::unix(ours);
+        let near = TcpStream::connect(to).await.unwrap();
+        let tcp = Arrival::tcp(near, None, Arc::new(Hosts::new(&[], 1)));
+        let (mut far, _) = listener.accept().await.unwrap();
+        for (arrival, known) in [(&unix, false), (&unix, true), (&tcp, false)] {
+            let stays = stays(arrival, known).await;
+            assert!(stays >= SHORT_GRACE && stays < GRACE, "{arrival:?} {known}: {stays:?}");
+        }
+        // The next request of a client on another host may be on its way for longer.
+        assert!(stays(&tcp, true).await >= GRACE);
+        theirs.write_all(b"G").await.unwrap();
+        far.write_all(b"G").await.unwrap();
+        for arrival in [&unix, &tcp] {
+            assert!(stays(arrival, false).await >= GRACE, "{arrival:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_strangers_takes_the_places_of_strangers_alone() {
+        let door = Door::new(16);
+        let served = [(); 3].map(|()| in_at_once(&door, false));
+        let _stalled = served.each_ref().map(|place| (place.works(), place.owes()));
+        let hold = async |place: Arc<Place>| place.evicted().await;
+        (0..13).for_each(|_| drop(tokio::spawn(hold(in_at_once(&door, false)))));
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            // All come before the first of those that are asked can go.
+            for newcomer in (0..60).map(|_| waits(&door, false)) {
+                tokio::spawn(async move { newcomer.await.unwrap().evicted().await });
+            }
+            tokio::time::sleep(10 * GRACE).await;
+            assert!(served.iter().all(|place| !place.is_gone()));
+        }
+    }
+
+    /// Of newcomers that come every 75 ms and send their request 5 ms after they have been let in, those that are not served
+    /// while so many strangers come at a time and send nothing.
+    async fn not_served_beside(door: &Arc<Door>, strangers: usize, every: Duration) -> usize {
+        let comes = |door: &Arc<Door>| door.enter(false).place();
+        let flood = {
+            let door = door.clone();
+            tokio::spawn(async move {
+                loop {
+                    for place in (0..strangers).map(|_| comes(&door)) {
+                        tokio::spawn(async move {
+                            if let Some(place) = place.await {
+                                place.evicted().await;
+                            }
+                        });
+                    }
+                    tokio::time::sleep(every).await;
+                }
+            })
+        };
+        let mut newcomers = Vec::new();
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(75)).await;
+            let place = comes(door);
+            newcomers.push(tokio::spawn(async {
+                let Some(place) = place.await else { return false };
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                place.works()
+            }));
+        }
+        let mut failed = 0;
+        for newcomer in newcomers {
+            failed += usize::from(!newcomer.await.unwrap());
+        }
+        flood.abort();
+        failed
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newcomers_are_served_beside_strangers_and_idle_ones_that_fill_the_places() {
+        let door = Door::new(200);
+        for _ in 0..200 {
+            let place = in_at_once(&door, false);
+            assert!(place.works());
+            place.rests();
+            tokio::spawn(async move { place.evicted().await });
+        }
+        assert_eq!(not_served_beside(&door, 1, Duration::from_millis(4)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newcomers_are_served_beside_a_flood_of_strangers() {
+        assert_eq!(not_served_beside(&Door::new(200), 2, Duration::from_millis(1)).await, 0);
+    }
+
     #[tokio::test]
     async fn who_owes_goes_in_the_order_of_the_last_byte() {
         let door = Door::new(2);
@@ -599,6 +777,6 @@ mod tests {
         assert_eq!(door.reserve.available_permits(), RESERVE - 1);
         drop((local, other, next));
         assert_eq!((door.common.available_permits(), door.reserve.available_permits()), (2, RESERVE));
-        assert!(door.lock().seats.is_empty());
+        assert!(door.lock().queues.iter().flatten().all(BTreeMap::is_empty));
     }
 }

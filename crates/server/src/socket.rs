@@ -9,7 +9,7 @@ use crate::tls::Tls;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,6 +48,17 @@ impl Arrival {
         Self { io: Io::Tcp(stream), tls, hosts: Some(hosts), local: false }
     }
 
+    /// What tells whether something has come that nobody has read yet. `None` with TLS, where a client waits for the server's
+    /// word before it asks for something, and if there is no descriptor for it.
+    pub(crate) fn unread(&self) -> Option<Unread> {
+        let (socket, is_far) = match (&self.io, &self.tls) {
+            (Io::Unix(stream), _) => (stream.as_fd(), false),
+            (Io::Tcp(stream), None) => (stream.as_fd(), true),
+            _ => return None,
+        };
+        Some(Unread { socket: socket.try_clone_to_owned().ok()?, is_far })
+    }
+
     /// The connection, once it is known who the client is.
     ///
     /// # Errors
@@ -60,6 +71,25 @@ impl Arrival {
             (io, _) => io,
         };
         Ok(Stream { io, watch: Watch { place: Some(place), ..Watch::default() } })
+    }
+}
+
+/// Another descriptor of a connection's socket: the connection itself is in the hands of HTTP.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    socket: OwnedFd,
+    is_far: bool,
+}
+
+impl Unread {
+    /// Whether something is in the socket.
+    pub(crate) fn is_there(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Whether the client may be on another host.
+    pub(crate) fn is_far(&self) -> bool {
+        self.is_far
     }
 }
 

@@ -84,7 +84,7 @@ pub struct Args {
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_QUEUED_CREATES")]
     max_queued_creates: Option<usize>,
     /// Connections at a time; for one more, the one that has been idle longest is closed. Root has 16 more on unix sockets
-    /// [default: 8192, and at most half of the limit of open files]
+    /// [default: 8192, and at most a quarter of the limit of open files]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONNECTIONS")]
     max_connections: Option<usize>,
     /// Close a connection whose request's head does not arrive in this time; 0: never [default: 30s]
@@ -274,12 +274,12 @@ fn octal(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Connections, unless told otherwise: containers need descriptors too.
+/// Connections, unless told otherwise: each has two descriptors, and containers need some too.
 fn connections() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let half = files.map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX));
+    let quarter = files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX));
     let memory = wardian_sys::memory::of_this_process() / 8 / CONNECTION_MEMORY;
-    CONNECTIONS.min(half).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
+    CONNECTIONS.min(quarter).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
 }
 
 /// `90s`, `1h30m`, `0`.
