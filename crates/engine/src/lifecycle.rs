@@ -172,9 +172,8 @@ impl<K: Clone> State<K> {
             }
             (Ending { .. }, E::Ended) => Ok(Gone),
 
-            (Recorded { .. }, E::Undo)
-            | (_, E::Launched(_) | E::Answered(_) | E::Created | E::Stopped | E::Resumed)
-            | (_, E::TeardownFailed(_) | E::Ended) => Err(Refusal::Impossible),
+            // The engine has lost count.
+            _ => Err(Refusal::Impossible),
         }
     }
 }
