@@ -1,15 +1,10 @@
-//! One container: its record, its keeper, its processes.
-//!
-//! ```text
-//! creating → created → destroying → gone
-//!               │           ↑
-//!               └→ broken ──┘       pid 1 or the keeper died, or the end did not come in time
-//! ```
+//! One container: its record, its state, its processes.
 
 use crate::events::{Events, What};
 use crate::grace::Clock;
 use crate::ids::Lease;
 use crate::leftover;
+use crate::lifecycle::{self, Refusal};
 use crate::metrics::Pea;
 use crate::process::{Over, Process};
 use crate::record::{Phase, Record};
@@ -19,6 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wardian_runtime::client::Keeper;
 use wardian_runtime::stats::Files;
 use wardian_runtime::wire::ENDED_KEPT;
+
+type State = lifecycle::State<Keeper>;
+type Event = lifecycle::Event<Keeper>;
 
 /// A container as the engine holds it.
 #[derive(Debug)]
@@ -41,7 +39,7 @@ pub struct Container {
 #[derive(Debug)]
 struct Inner {
     record: Arc<Record>,
-    keeper: Option<Keeper>,
+    state: State,
     /// Pid 1 as the host sees it.
     init: Option<i32>,
     /// The keeper's pid (a thread of it stands in the container's cgroups), and the version of its protocol.
@@ -56,8 +54,6 @@ struct Inner {
     open: VecDeque<Process>,
     /// The living peas by process id.
     peas: BTreeMap<String, Pea>,
-    broken: Option<String>,
-    destroying: bool,
     /// Processes whose start was told to listeners, and whose end was not.
     untold: BTreeSet<String>,
 }
@@ -84,6 +80,15 @@ const LOOKED_AT: usize = 4;
 impl Inner {
     fn all_whole(&self) -> impl Iterator<Item = &Process> {
         self.processes.values().filter_map(Known::whole)
+    }
+
+    fn end_processes(&self) {
+        for process in self.all_whole() {
+            process.ended(137);
+            process.cut();
+            // Whoever ends the container cleans up after its peas.
+            process.cleaned();
+        }
     }
 
     /// What has ended is kept as its status, as soon as nobody could get more: there may be a thousand in each container.
@@ -143,9 +148,13 @@ impl Container {
     /// From its record.
     pub fn new(record: Record) -> Self {
         let (id, handle) = (record.id.clone(), record.handle.clone());
+        let state = match record.phase {
+            Phase::Creating => State::Creating { keeper: None },
+            Phase::Created => State::Recorded { stopped: record.stopped },
+        };
         let inner = Inner {
             record: Arc::new(record),
-            keeper: None,
+            state,
             init: None,
             keeper_pid: None,
             keeper_version: 0,
@@ -154,8 +163,6 @@ impl Container {
             whole: VecDeque::new(),
             open: VecDeque::new(),
             peas: BTreeMap::new(),
-            broken: None,
-            destroying: false,
             untold: BTreeSet::new(),
         };
         Self {
@@ -178,14 +185,40 @@ impl Container {
         drop(self.lease.set(lease));
     }
 
-    /// It lives.
-    pub fn alive(&self, keeper: Keeper, init: Option<i32>) {
-        let mut inner = self.lock();
-        inner.keeper = Some(keeper);
-        inner.init = init;
-        if init.is_none() {
-            inner.broken = Some("its init has ended".to_owned());
+    /// The error of a refused event.
+    fn refused(&self, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Unknown => Error::UnknownHandle(self.handle.clone()),
+            Refusal::Broken(reason) => Error::Broken { handle: self.handle.clone(), reason },
+            Refusal::Ending => Error::BeingDestroyed,
+            Refusal::Impossible => Error::failed("lifecycle", "this cannot happen to the container now"),
         }
+    }
+
+    fn apply(&self, inner: &mut Inner, event: Event) -> Result<()> {
+        inner.state = inner.state.after(event).map_err(|refusal| self.refused(refusal))?;
+        Ok(())
+    }
+
+    /// Makes an event happen.
+    ///
+    /// # Errors
+    /// [`lifecycle::State::after`] refuses it.
+    pub fn happens(&self, event: Event) -> Result<()> {
+        self.apply(&mut self.lock(), event)
+    }
+
+    /// Whether an event could happen now, and if not, what a client is told.
+    ///
+    /// # Errors
+    /// [`lifecycle::State::after`] refuses it.
+    pub fn permits(&self, event: Event) -> Result<()> {
+        self.lock().state.after(event).map(drop).map_err(|refusal| self.refused(refusal))
+    }
+
+    /// Sets the pid of pid 1 as the host sees it.
+    pub fn launched(&self, init: i32) {
+        self.lock().init = Some(init);
     }
 
     /// Its keeper's pid, and the version of the protocol it speaks.
@@ -210,21 +243,23 @@ impl Container {
         inner.init.into_iter().chain(inner.keeper_pid).collect()
     }
 
-    /// It does not any more. Whether this is news.
-    pub fn broke(&self, reason: &str) -> bool {
+    /// Marks the container broken, and its processes as ended. Returns whether it was neither broken nor ending before.
+    /// `keeper`: one that has answered although pid 1 has ended.
+    pub fn lost(&self, keeper: Option<Keeper>, reason: &str) -> bool {
         let mut inner = self.lock();
-        let news = !inner.destroying && inner.broken.is_none();
+        let before = std::mem::discriminant(&inner.state);
+        let happened = self.apply(&mut inner, Event::Lost { keeper, reason: reason.to_owned() });
+        let news = happened.is_ok() && std::mem::discriminant(&inner.state) != before;
         if news {
             tracing::error!(handle = self.handle, id = self.id, reason, "container.broken");
-            inner.broken = Some(reason.to_owned());
         }
-        for process in inner.all_whole() {
-            process.ended(137);
-            process.cut();
-            // Whoever ends the container cleans up after its peas.
-            process.cleaned();
-        }
+        inner.end_processes();
         news
+    }
+
+    /// Marks all processes as ended: whoever ends the container has killed them.
+    pub fn end_processes(&self) {
+        self.lock().end_processes();
     }
 
     /// Tell listeners that a process has started; and that it has ended, if somebody has heard of that already. One that an
@@ -268,26 +303,34 @@ impl Container {
         }
     }
 
-    /// Why it is broken.
-    pub fn broken(&self) -> Option<String> {
-        self.lock().broken.clone()
+    /// Its record, whether it is stopped, and why it is broken, for a client.
+    ///
+    /// # Errors
+    /// For clients there is no such container.
+    pub fn look(&self) -> Result<(Arc<Record>, bool, Option<String>)> {
+        let inner = self.lock();
+        inner.state.after(Event::Look).map_err(|refusal| self.refused(refusal))?;
+        Ok((inner.record.clone(), inner.state.is_stopped(), inner.state.broken().map(str::to_owned)))
     }
 
     /// Its keeper, to ask something of a living container.
+    ///
+    /// # Errors
+    /// The container does not live.
     pub fn keeper(&self) -> Result<Keeper> {
         let inner = self.lock();
-        if inner.record.phase == Phase::Creating {
-            return Err(Error::UnknownHandle(self.handle.clone()));
-        }
-        if let Some(reason) = &inner.broken {
-            return Err(Error::Broken { handle: self.handle.clone(), reason: reason.clone() });
-        }
-        inner.keeper.clone().ok_or_else(|| Error::UnknownHandle(self.handle.clone()))
+        let state = inner.state.after(Event::Use).map_err(|refusal| self.refused(refusal))?;
+        state.keeper().cloned().ok_or_else(|| self.refused(Refusal::Impossible))
     }
 
     /// Its keeper, whatever its state.
     pub fn any_keeper(&self) -> Option<Keeper> {
-        self.lock().keeper.clone()
+        self.lock().state.keeper().cloned()
+    }
+
+    /// Whether a stop was the last that was asked of it.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().state.is_stopped()
     }
 
     /// Pid 1 as the host sees it.
@@ -310,53 +353,46 @@ impl Container {
             change(record);
             Ok(())
         };
-        self.try_update(change, save)
+        self.try_update(Event::Change, change, save)
     }
 
-    /// The same with a change that may be refused.
+    /// The same with a change that may be refused, and with the event that the new record makes true.
     pub fn try_update(
         &self,
+        event: Event,
         change: impl FnOnce(&mut Record) -> Result<()>,
         save: impl FnOnce(&Record) -> std::io::Result<()>,
     ) -> Result<()> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_destroying() {
-            return Err(Error::UnknownHandle(self.handle.clone()));
-        }
+        self.permits(Event::Change)?;
         let mut record = Record::clone(&self.record());
         change(&mut record)?;
         save(&record).map_err(|e| Error::failed("save the container's record", e))?;
-        self.lock().record = Arc::new(record);
-        Ok(())
-    }
-
-    /// Begin a destroy; only one at a time. A record that is being written is waited for: it must not come back after it
-    /// was removed.
-    pub fn begin_destroy(&self) -> Result<()> {
-        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
-        if inner.destroying {
-            return Err(Error::BeingDestroyed);
-        }
-        inner.destroying = true;
+        self.apply(&mut inner, event)?;
+        inner.record = Arc::new(record);
         Ok(())
     }
 
-    /// Whether a destroy is under way, or done.
-    pub fn is_destroying(&self) -> bool {
-        self.lock().destroying
+    /// Begins a teardown (`event` is Destroy or Undo); only one at a time. A record that is being written is waited for: it
+    /// must not come back after it was removed.
+    ///
+    /// # Errors
+    /// [`lifecycle::State::after`] refuses it.
+    pub fn begin_teardown(&self, event: Event) -> Result<()> {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        self.happens(event)
+    }
+
+    /// Makes it broken: its teardown has failed, and can be tried again.
+    pub fn teardown_failed(&self, error: &Error) {
+        // Refused where no teardown was under way.
+        drop(self.happens(Event::TeardownFailed(error.to_string())));
     }
 
     /// When it goes by itself. Taken before the container's other locks.
     pub fn clock(&self) -> MutexGuard<'_, Clock> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// It did not succeed: it can be tried again.
-    pub fn destroy_failed(&self, reason: &str) {
-        let mut inner = self.lock();
-        inner.destroying = false;
-        inner.broken = Some(reason.to_owned());
     }
 
     /// Reserve a process id.
@@ -407,7 +443,7 @@ impl Container {
         let process = match inner.processes.get(id) {
             Some(Known::Whole(process)) => Some(process.clone()),
             Some(Known::Over(over)) => {
-                inner.keeper.clone().map(|keeper| Process::over(id.to_owned(), keeper, *over))
+                inner.state.keeper().cloned().map(|keeper| Process::over(id.to_owned(), keeper, *over))
             }
             None => None,
         };

@@ -8,7 +8,7 @@ use crate::keepers::Waiting;
 use crate::metrics::since_boot;
 use crate::record::{CONFIG, Phase, Record, VERSION};
 use crate::spec::{BindMount, ContainerSpec, Limits};
-use crate::{Engine, Error, Result, Shared, bounds, grace};
+use crate::{Engine, Error, Result, Shared, bounds, grace, lifecycle};
 use rustix::fs::FileType;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -193,26 +193,26 @@ impl Engine {
         fds.extend([parts.config.as_fd(), parts.rootfs.as_fd()]);
         fds.extend(parts.binds.iter().map(AsFd::as_fd));
         fds.extend(parts.entry.fds());
+        container.happens(lifecycle::Event::Launched(keeper.clone()))?;
         let op = Op::Create { user: pair.user.is_some(), place: parts.place(), boxed: parts.boxed.clone() };
         let answer = keeper.ask(op, &fds).await;
         timeline.ended("launch");
         let init = match answer {
             Ok((Reply::Started { pid, .. }, _)) => pid,
             Ok(_) => return Err(Error::failed("create", "the keeper's answer makes no sense")),
-            Err(error) => {
-                container.alive(keeper, None);
-                return Err(Error::failed("create", error));
-            }
+            Err(error) => return Err(Error::failed("create", error)),
         };
         failpoint::reach(Point::CreateAnswered);
-        container.alive(keeper, Some(init));
+        container.launched(init);
         self.watch(container, events);
-        container.update(
+        container.try_update(
+            lifecycle::Event::Created,
             |record| {
                 record.phase = Phase::Created;
                 record.made_ns = since_boot();
                 record.properties.insert("garden.state".to_owned(), "created".to_owned());
                 record.made = Some(timeline.operation(Kind::Create, &record.handle, &record.id, None));
+                Ok(())
             },
             |record| self.shared.records.save(record),
         )?;
@@ -239,7 +239,7 @@ impl Engine {
                     }
                     Event::Gone => {
                         let reason = "its init or its keeper has ended";
-                        let news = container.broke(reason);
+                        let news = container.lost(None, reason);
                         container.tell_ends(&engine.shared.events);
                         if news {
                             let what = What::Broken { reason: reason.to_owned() };
@@ -254,12 +254,12 @@ impl Engine {
     /// Whatever a failed create has made so far.
     pub(crate) async fn undo(&self, container: &Arc<Container>) {
         // The destroy path copes with every part missing. What it cannot end now, the reaper tries again.
-        if container.begin_destroy().is_ok()
+        if container.begin_teardown(lifecycle::Event::Undo).is_ok()
             && let Err(error) = self.tear_down(container, &Timeline::begin()).await
         {
             tracing::warn!(handle = container.handle, %error, "create.undo-failed");
             // Visible with `garden.state=all`, and destroyable: its handle must not be taken for ever.
-            container.destroy_failed(&error.to_string());
+            container.teardown_failed(&error);
         }
     }
 }

@@ -3,6 +3,8 @@
 use crate::container::Container;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::lifecycle::Event;
+use crate::record::Record;
 use crate::sweeper::Remains;
 use crate::{Engine, Error, Result, Shared};
 use rustix::process::Signal;
@@ -29,11 +31,7 @@ impl Engine {
     /// Unknown; being destroyed; or something does not die, and then it can be tried again.
     pub async fn destroy(&self, handle: &str) -> Result<()> {
         let container = self.find(handle)?;
-        // One that is being made is nobody's business yet; one that could not be unmade is.
-        if container.record().phase == crate::record::Phase::Creating && container.broken().is_none() {
-            return Err(Error::UnknownHandle(handle.to_owned()));
-        }
-        container.begin_destroy()?;
+        container.begin_teardown(Event::Destroy)?;
         self.end(container).await
     }
 
@@ -58,7 +56,7 @@ impl Engine {
                     What::Destroy
                 }
                 Err(error) => {
-                    container.destroy_failed(&error.to_string());
+                    container.teardown_failed(error);
                     What::Broken { reason: error.to_string() }
                 }
             };
@@ -80,7 +78,7 @@ impl Engine {
             tasks.spawn(async move {
                 for attempt in 1..=ATTEMPTS {
                     // Nobody else can have begun: nobody is served.
-                    let done = match container.begin_destroy() {
+                    let done = match container.begin_teardown(Event::Destroy) {
                         Ok(()) => engine.tear_down(&container, &Timeline::begin()).await,
                         Err(error) => Err(error),
                     };
@@ -92,7 +90,7 @@ impl Engine {
                         Err(error) => {
                             let handle = container.handle.as_str();
                             tracing::error!(handle, id = container.id, %error, attempt, "start.destroy-failed");
-                            container.destroy_failed(&error.to_string());
+                            container.teardown_failed(&error);
                         }
                     }
                 }
@@ -151,13 +149,15 @@ impl Engine {
             }
         }
         tracing::info!(handle, id, ms = unmount_ms, "rootfs.unmounted");
-        container.broke("destroyed");
+        container.end_processes();
         container.tell_ends(&self.shared.events);
         let shared = self.shared.clone();
         let handle = container.handle.clone();
         // The commit point: without its record the container is gone, whatever happens to us.
         shared.records.forget(&id).map_err(|e| Error::failed("forget", e))?;
         failpoint::reach(Point::DestroyForgotten);
+        let keeper = container.any_keeper();
+        container.happens(Event::Ended)?;
         {
             let mut containers = shared.lock();
             if containers.get(&handle).is_some_and(|c| c.id == id) {
@@ -170,7 +170,7 @@ impl Engine {
         timeline.ended("release");
         // After the reply: directories, cgroups, what peas have left.
         failpoint::reach(Point::DestroySweeping);
-        shared.sweeper.add(Remains::Container { id, keeper: container.any_keeper() });
+        shared.sweeper.add(Remains::Container { id, keeper });
         Ok(())
     }
 
@@ -190,7 +190,11 @@ impl Engine {
         container.cut_outputs();
         failpoint::reach(Point::StopKilled);
         failpoint::reach(Point::StopRecording);
-        container.update(|record| record.stopped = true, |record| self.shared.records.save(record))?;
+        let stopped = |record: &mut Record| {
+            record.stopped = true;
+            Ok(())
+        };
+        container.try_update(Event::Stopped, stopped, |record| self.shared.records.save(record))?;
         // What was started after the last look at its processes has found the container not stopped yet.
         let (shared, id) = (self.shared.clone(), container.id.clone());
         let lives = move || shared.cgroups.members(&id).iter().any(|pid| !except.contains(pid));

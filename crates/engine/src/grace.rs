@@ -5,7 +5,8 @@
 //! the last call the whole time is given anew.
 
 use crate::container::Container;
-use crate::record::{Phase, Record};
+use crate::lifecycle::Event;
+use crate::record::Record;
 use crate::{Engine, Error, Result};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -72,7 +73,7 @@ impl Engine {
     /// # Errors
     /// The record cannot be written.
     pub fn set_grace_time(&self, handle: &str, grace: Duration) -> Result<()> {
-        let found = self.find(handle).ok().filter(|container| container.record().phase == Phase::Created);
+        let found = self.find(handle).ok().filter(|container| container.look().is_ok());
         let Some(container) = found else { return Ok(()) };
         let set = |record: &mut Record| {
             drop(record.properties.insert(PROPERTY.to_owned(), grace.as_nanos().to_string()));
@@ -104,9 +105,8 @@ impl Engine {
     }
 
     fn start_clock(&self, container: &Arc<Container>, clock: &mut Clock) {
-        let record = container.record();
-        let grace = time(&record);
-        if !grace.is_zero() && record.phase == Phase::Created && !container.is_destroying() {
+        let grace = time(&container.record());
+        if !grace.is_zero() && container.permits(Event::Destroy).is_ok() {
             self.run_clock(container, clock, grace);
         }
     }
@@ -136,7 +136,7 @@ async fn expired(engine: &Weak<crate::Shared>, container: &Weak<Container>, roun
         // From here on a call does not stop it.
         clock.timer = None;
         // A destroy that is under way needs no help.
-        if container.begin_destroy().is_err() {
+        if container.begin_teardown(Event::Destroy).is_err() {
             return;
         }
     }

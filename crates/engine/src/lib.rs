@@ -17,6 +17,7 @@ mod instance;
 mod keepers;
 mod ledger;
 mod leftover;
+mod lifecycle;
 mod metrics;
 mod output;
 mod pool;
@@ -294,13 +295,9 @@ impl Engine {
     /// Unknown handle.
     pub fn info(&self, handle: &str) -> Result<Info> {
         let container = self.find(handle)?;
-        let record = container.record();
-        if record.phase == Phase::Creating {
-            return Err(Error::UnknownHandle(handle.to_owned()));
-        }
-        let broken = container.broken();
+        let (record, is_stopped, broken) = container.look()?;
         Ok(Info {
-            state: if record.stopped || broken.is_some() { "stopped" } else { "active" }.to_owned(),
+            state: if is_stopped { "stopped" } else { "active" }.to_owned(),
             events: container
                 .is_out_of_memory(&self.shared)
                 .then(|| "Out of memory".to_owned())
@@ -365,7 +362,7 @@ impl Engine {
             let others = containers.values().filter(|other| !Arc::ptr_eq(other, &container));
             bounds::beside(bytes, others.map(|other| other.record().beyond()))?;
         }
-        container.try_update(insert, |record| self.shared.records.save(record))
+        container.try_update(lifecycle::Event::Change, insert, |record| self.shared.records.save(record))
     }
 
     /// Remove one; it need not be there.

@@ -1,7 +1,7 @@
 //! What containers and peas use, read from their cgroups.
 
 use crate::container::Container;
-use crate::record::{Phase, Record};
+use crate::record::Record;
 use crate::run::pea_cgroup;
 use crate::{Engine, Error, Limits, Result, Shared};
 use std::collections::{BTreeMap, HashMap};
@@ -88,9 +88,10 @@ impl Engine {
     /// `peas` is filled when a handle is no container's.
     fn read_metrics(&self, handle: &str, peas: &mut Option<Peas>) -> Result<Metrics> {
         let unknown = || Error::UnknownHandle(handle.to_owned());
-        let container = self.find(handle).ok().filter(|c| c.record().phase != Phase::Creating);
-        if let Some(container) = container {
-            let record = container.record();
+        let container = self.find(handle).ok();
+        if let Some((container, record)) =
+            container.and_then(|c| c.look().ok().map(|(record, ..)| (c, record)))
+        {
             let stats = stats(handle, &[container.files(&self.shared)])?;
             let shares = record.limits.cpu_shares;
             let age = age(&record);
@@ -135,10 +136,7 @@ impl Engine {
     /// # Errors
     /// Unknown handle.
     pub fn limits(&self, handle: &str) -> Result<Limits> {
-        let record = self.find(handle)?.record();
-        if record.phase == Phase::Creating {
-            return Err(Error::UnknownHandle(handle.to_owned()));
-        }
+        let (record, ..) = self.find(handle)?.look()?;
         let cpu_shares = self.shared.cgroups.shown_shares(record.limits.cpu_shares);
         Ok(Limits { cpu_shares, ..record.limits })
     }

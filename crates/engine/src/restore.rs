@@ -4,7 +4,7 @@ use crate::container::Container;
 use crate::metrics::{Pea, changed_since_boot};
 use crate::process::Process;
 use crate::record::{Phase, Record};
-use crate::{Engine, destroy};
+use crate::{Engine, destroy, lifecycle};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -107,7 +107,7 @@ impl Engine {
         let hello = self.greet(&container).await;
         if record.phase == Phase::Creating {
             if let Ok((keeper, ..)) = hello {
-                container.alive(keeper, None);
+                drop(container.happens(lifecycle::Event::Launched(keeper)));
             }
             self.undo(&container).await;
             return None;
@@ -120,11 +120,17 @@ impl Engine {
         let (keeper, events, init, processes) = match hello {
             Ok(hello) => hello,
             Err(reason) => {
-                container.broke(&reason);
+                container.lost(None, &reason);
                 return None;
             }
         };
-        container.alive(keeper.clone(), init);
+        match init {
+            Some(init) => {
+                container.launched(init);
+                drop(container.happens(lifecycle::Event::Answered(keeper.clone())));
+            }
+            None => drop(container.lost(Some(keeper.clone()), "its init has ended")),
+        }
         if container.keeper_version() < wire::CONFINED {
             let text = "it was made by an earlier version: no seccomp filter, and what else is new, until it is made anew";
             tracing::warn!(handle = record.handle, id = record.id, text, "restore.earlier-keeper");

@@ -2,8 +2,10 @@
 
 use crate::container::Container;
 use crate::create::{assemble, network_files, shm_bytes};
+use crate::lifecycle::Event;
 use crate::metrics::{Pea, since_boot};
 use crate::process::Process;
+use crate::record::Record;
 use crate::spec::{BindMount, ProcessSpec};
 use crate::{Engine, Error, Result, Shared, Transfer, bounds};
 use rustix::pipe::PipeFlags;
@@ -85,9 +87,13 @@ impl Engine {
 
     /// A container in which something was started after a stop is no stopped one any more.
     pub(crate) fn resumed(&self, container: &Container) {
-        if container.record().stopped
+        let resumed = |record: &mut Record| {
+            record.stopped = false;
+            Ok(())
+        };
+        if container.is_stopped()
             && let Err(error) =
-                container.update(|record| record.stopped = false, |record| self.shared.records.save(record))
+                container.try_update(Event::Resumed, resumed, |record| self.shared.records.save(record))
         {
             tracing::warn!(handle = container.handle, %error, "stop.still-recorded");
         }
@@ -158,7 +164,7 @@ impl Engine {
         tokio::task::spawn_blocking(move || {
             // Its cgroup's count goes with it.
             if pea.is_out_of_memory(&shared, &container.id) {
-                let save = |record: &crate::record::Record| shared.records.save(record);
+                let save = |record: &Record| shared.records.save(record);
                 // A container that ends needs it no more.
                 drop(container.update(|record| record.out_of_memory = true, save));
             }
@@ -268,7 +274,7 @@ fn payload(exec: &Exec) -> Result<OwnedFd> {
     memfd::sealed("process.json", &json, 0o400).map_err(|e| Error::failed("run", e))
 }
 
-fn exec(record: &crate::record::Record, spec: &ProcessSpec, no_new_privileges: bool) -> Result<Exec> {
+fn exec(record: &Record, spec: &ProcessSpec, no_new_privileges: bool) -> Result<Exec> {
     let mut rlimits = Vec::new();
     for (name, value) in &spec.rlimits {
         let number = RLIMITS.iter().find(|(known, _)| known == name).map(|(_, number)| *number);
