@@ -197,6 +197,10 @@ fn selection() {
         .as_bytes(),
     );
     let index = format!(r#"{inner},"mediaType":"application/vnd.oci.image.index.v1+json""#);
+    layout.index(&[format!("{good},{}", tag("a:1")), format!("{good},{}", tag("docker.io/library/foo:1"))]);
+    for name in [":a:1", ":docker.io/library/foo:1"] {
+        assert_eq!(layout.open(name).unwrap().layers.len(), 1, "{name}");
+    }
     layout.index(&[format!("{good},{}", tag("v1")), format!("{index},{}", tag("multi"))]);
     assert_eq!(layout.open(":v1").unwrap().layers.len(), 1);
     assert_eq!(layout.open(":multi").unwrap().layers.len(), 1);
