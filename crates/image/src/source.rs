@@ -340,10 +340,10 @@ impl fmt::Display for Source {
 /// first colon, as the path of an archive does.
 fn directory_and_tag(path: &str) -> (&str, Option<&str>) {
     let last = path.rfind('/').unwrap_or(0);
-    let colons = || path.rmatch_indices(':').map(|(at, _)| at);
-    let (in_name, above): (Vec<_>, Vec<_>) = colons().partition(|at| *at > last);
+    let colons = path.rmatch_indices(':').map(|(at, _)| at);
+    let (in_name, above): (Vec<_>, Vec<_>) = colons.partition(|at| *at > last);
     let mut ends = in_name.into_iter().chain([path.len()]).chain(above);
-    let end = ends.find(|end| Path::new(&path[..*end]).is_dir()).or_else(|| colons().last());
+    let end = ends.find(|end| Path::new(&path[..*end]).is_dir()).or_else(|| path.find(':'));
     match end {
         Some(end) if end < path.len() => (&path[..end], Some(&path[end + 1..])),
         _ => (path, None),
