@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use wardian_sys::directory;
 
-use crate::archives;
+use crate::archives::{self, split_tag};
 use crate::error::{Error, without_secrets};
 use crate::layer::{Blob, Identity, Layer};
 use crate::oci::{self, Layout};
@@ -301,7 +301,7 @@ impl Source {
     fn path(&self) -> Option<&str> {
         match &self.place {
             Place::Path(path) | Place::Tree(path) => Some(path),
-            Place::Oci { dir, tag: None } if directory_and_tag(dir).1.is_some() => Some(dir),
+            Place::Oci { dir, tag: None } if split_tag(dir).1.is_some() => Some(dir),
             Place::OciArchive { file, tag: None } | Place::DockerArchive { file, name: None } => {
                 file.contains(':').then_some(file)
             }

@@ -79,7 +79,9 @@ fn a_layout_s_tag_may_contain_what_its_directory_may() {
     ] {
         let source = Source::parse(&format!("oci://{base}/{text}")).unwrap();
         assert_eq!(source.state_file(), Path::new(&format!("{base}/{dir}/index.json")), "{text}");
-        assert_eq!(source.to_uri(), format!("oci://{base}/{text}"));
+        // A path alone says what it is, whatever directories come later.
+        let shown = if text == "c:1" { format!("{base}/{text}") } else { format!("oci://{base}/{text}") };
+        assert_eq!(source.to_uri(), shown);
     }
     // One that is found by looking, where its address would be read otherwise.
     std::fs::create_dir(format!("{base}/l:v1")).unwrap();
