@@ -86,7 +86,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         tracing::error!(error, "start.device-rules");
     }
     let ids = ids::own(config.id_ranges)?;
-    ids::warn(&ids, config.max_containers);
+    ids::warn(&ids, config.max_containers, READY as u64);
     for record in found.iter().filter_map(|(_, record)| record.as_ref()) {
         ids.keep(record.owner, record.range);
     }
