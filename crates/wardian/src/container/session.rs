@@ -33,6 +33,22 @@ const INTERRUPT: i32 = 2;
 const HANGUP: i32 = 1;
 pub const PIPE: i32 = 13;
 
+/// Signals of kernel and programs that end whoever does not know them, and are taken for TERM: a process would be left behind
+/// otherwise, by `run --rm` with its container. Garden's protocol has only TERM and KILL to pass on. Those that tell of a fault
+/// (ABRT, SEGV …) are not among them, nor are real-time signals.
+const UNUSUAL: [i32; 10] = [
+    10, // USR1
+    12, // USR2
+    14, // ALRM
+    16, // STKFLT
+    24, // XCPU
+    25, // XFSZ
+    26, // VTALRM
+    27, // PROF
+    29, // IO
+    30, // PWR
+];
+
 /// Signals that ask us to end. What we were told to ignore (nohup, a background job) stays ignored.
 #[derive(Debug)]
 pub struct Signals {
@@ -44,7 +60,9 @@ pub struct Signals {
 impl Signals {
     /// From now on.
     pub fn catch() -> Result<Self> {
-        let all = signals::Signals::catch(&signals::asking()).context("catch signals")?;
+        let unusual = UNUSUAL.into_iter().map(SignalKind::from_raw);
+        let kinds: Vec<_> = signals::asking().into_iter().chain(unusual).collect();
+        let all = signals::Signals::catch(&kinds).context("catch signals")?;
         Ok(Self { all, kept: None })
     }
 
