@@ -51,6 +51,7 @@ mod namesakes;
 mod narrow;
 mod oci_mode;
 mod odd_archives;
+mod operated;
 mod peas;
 mod planted;
 mod player;
