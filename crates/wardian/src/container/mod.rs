@@ -12,7 +12,7 @@ mod session;
 mod spec;
 mod terminal;
 
-use crate::serve::RUN;
+use crate::store::RUN;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::ffi::OsString;
