@@ -18,11 +18,9 @@
 //! (`WARDIAN_TESTS_MUST_HAVE=root,cgroup-v1`); the lack of any of these fails the test. `./dev test` sets it to what it finds
 //! by a look of its own, so that a broken probe cannot skip tests either.
 
-use std::borrow::Cow;
 use std::env::VarError;
 use std::fs;
 use std::io::Write as _;
-use std::panic::Location;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::thread::CapabilitySet;
@@ -208,14 +206,6 @@ fn outcome(test: &str, part: Option<&str>, lacking: &[Need], must: &[Need]) -> O
     Outcome::Skip(format!("skipped: {test}{part}: needs {}\n", list(lacking)))
 }
 
-/// The running test's name. One that has no thread of its own (`--test-threads=1`) is named by its place in the source.
-fn name<'a>(thread: Option<&'a str>, place: &Location<'_>) -> Cow<'a, str> {
-    match thread {
-        Some(name) if name != "main" => name.into(),
-        _ => format!("{}:{}", place.file(), place.line()).into(),
-    }
-}
-
 /// Not by a macro that prints: libtest holds back what those write. One write, so that lines of many threads do not mix.
 fn say(line: &str) {
     let _ = std::io::stderr().write_all(line.as_bytes());
@@ -238,9 +228,9 @@ pub fn lacks(needs: &[Need], part: Option<&str>) -> bool {
         Err(VarError::NotPresent) => Vec::new(),
         Err(error) => panic!("{VARIABLE}: {error}"),
     };
+    // libtest names a test's thread after the test.
     let thread = std::thread::current();
-    let test = name(thread.name(), Location::caller());
-    match outcome(&test, part, &lacking(needs), &must) {
+    match outcome(thread.name().unwrap_or("a test"), part, &lacking(needs), &must) {
         Outcome::Run => false,
         Outcome::Skip(line) => {
             say(&line);
@@ -291,15 +281,6 @@ mod tests {
             outcome("a::b", None, &both, &[Need::Loop]),
             Outcome::Fail("a::b: this host lacks loop, though WARDIAN_TESTS_MUST_HAVE lists it".into())
         );
-    }
-
-    #[test]
-    fn tests_are_named_by_their_threads_or_by_their_places() {
-        let here = Location::caller();
-        assert_eq!(name(Some("a::b"), here), "a::b");
-        for thread in [Some("main"), None] {
-            assert!(name(thread, here).contains("lib.rs:"), "{}", name(thread, here));
-        }
     }
 
     #[test]
