@@ -153,6 +153,17 @@ impl From<wardian_archive::Error> for Stop {
     }
 }
 
+/// Why there is no header; `gzip`: the stream begins as one of gzip does, and had no header yet.
+fn not_a_tar(error: wardian_archive::Error, gzip: bool) -> Stop {
+    use wardian_archive::Error as E;
+    match error {
+        E::Truncated { .. } | E::Corrupt { .. } if gzip => Stop::from(
+            "This does not look like a tar archive: it is compressed with gzip; send a plain tar".to_owned(),
+        ),
+        error => Stop::from(error),
+    }
+}
+
 /// The directories of an archive, whose modes and times come last: writing into one changes its time, and may need a mode
 /// that it will lose. One that is there twice gets what its later entry says.
 #[derive(Default)]
@@ -178,10 +189,14 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
     let mut stream = Stream::lenient(Source(BufReader::with_capacity(BUFFERED, Pipe(pipe))));
     let places = Places::new();
     let mut directories = Directories::default();
-    if stream.source().fill_buf().map_err(failed("tar"))?.is_empty() {
+    let head = stream.source().fill_buf().map_err(failed("tar"))?;
+    if head.is_empty() {
         return Err(Stop::from("This does not look like a tar archive".to_owned()));
     }
-    while let Some(entry) = stream.next(true)? {
+    // RFC 1952, section 2.3.1. A name may begin so too: only a header that is none tells.
+    let mut gzip = head.starts_with(b"\x1f\x8b");
+    while let Some(entry) = stream.next(true).map_err(|error| not_a_tar(error, gzip))? {
+        gzip = false;
         let path = relative(&entry.path)?;
         let Some(name) = path.file_name() else {
             // The destination is the caller's, and keeps its mode.

@@ -67,7 +67,7 @@ enum Command {
     Why(why::Args),
     /// Tell what this host can do, and what was left behind on it
     Doctor(doctor::Args),
-    /// End all containers and remove everything that was made on this host
+    /// End all containers and remove what was made on this host; the store (images, layers) only with --images
     Reset(reset::Args),
     /// Print a completion script for a shell
     Completion {

@@ -444,6 +444,12 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
         (Err(_), Some(error)) => return Err(not_whole(error, CUT_OFF)),
         (taken, failure) => (taken?, failure),
     };
+    // A directory is an entry itself, so that it was FROM which was left out: a device here, a socket in the container.
+    ensure!(
+        contents || taken.entries > 0 || failure.is_some(),
+        "{handle}:{path} is a device or a socket, which is not made on this host: nothing was copied; name a file or a \
+         directory, or - for a tar on standard output",
+    );
     if taken.left_out > 0 {
         let what = if taken.left_out == 1 { "device or socket" } else { "devices or sockets" };
         print::note(&format!("left out: {} {what}", taken.left_out));

@@ -96,7 +96,7 @@ pub struct Wanted {
     pub input: bool,
     /// It has a terminal.
     pub tty: bool,
-    /// Ctrl-P Ctrl-Q leaves it alone.
+    /// Ctrl-P Ctrl-Q detaches.
     pub detachable: bool,
     /// Signals are not for it: they end us alone.
     pub ours: bool,

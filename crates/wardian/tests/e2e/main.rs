@@ -49,6 +49,7 @@ mod mount_points;
 mod named;
 mod namesakes;
 mod narrow;
+mod newcomer;
 mod oci_mode;
 mod odd_archives;
 mod peas;

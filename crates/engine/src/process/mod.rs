@@ -1,8 +1,13 @@
 //! A process or pea as its callers see it: output, input, exit status.
 
-use crate::leftover::Leftover;
-use crate::output::{Output, Outputs, Waits};
-use crate::pump::pump;
+mod ledger;
+pub mod leftover;
+pub mod output;
+mod pump;
+
+use crate::process::leftover::Leftover;
+use crate::process::output::{Output, Outputs, Waits};
+use crate::process::pump::pump;
 use crate::spec::Window;
 use crate::{Error, Result};
 use std::io::ErrorKind;
