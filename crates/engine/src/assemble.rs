@@ -65,6 +65,7 @@ pub fn assemble(
 ) -> Result<Parts> {
     let step = |e: std::io::Error| Error::failed("bundle", e);
     let text = |p: &Path| p.to_string_lossy().into_owned();
+    let binds = &from_above(binds);
     let mut clones = Vec::new();
     for bind in binds {
         clones.push(clone_bind(bind, settings.privileged.into())?);
@@ -89,6 +90,20 @@ pub fn assemble(
         v1_hierarchies: shared.cgroups.v1_names(),
     };
     Ok(Parts { config, rootfs: rootfs.mount, binds: clones, boxed, entry })
+}
+
+/// Bind mounts in the order in which they are mounted: one that comes after another below it would hide that. All others
+/// stay where the client has put them, those on the same destination too, of which the last one is seen.
+fn from_above(binds: &[BindMount]) -> Vec<BindMount> {
+    let mut ordered: Vec<BindMount> = Vec::with_capacity(binds.len());
+    for bind in binds {
+        let is_below = |other: &BindMount| {
+            other.destination != bind.destination && other.destination.starts_with(&bind.destination)
+        };
+        let place = ordered.iter().position(is_below).unwrap_or(ordered.len());
+        ordered.insert(place, bind.clone());
+    }
+    ordered
 }
 
 /// Device nodes below a directory have no effect. One that is itself mounted has, if the container may open the device;
@@ -127,7 +142,26 @@ fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::shm_bytes;
+    use super::{from_above, shm_bytes};
+    use crate::spec::BindMount;
+
+    #[test]
+    fn what_is_above_is_mounted_before() {
+        let order = |destinations: &[&str]| -> Vec<String> {
+            let bind = |(n, destination): (usize, &&str)| BindMount {
+                source: format!("{n}").into(),
+                destination: destination.into(),
+                writable: false,
+            };
+            let binds: Vec<_> = destinations.iter().enumerate().map(bind).collect();
+            from_above(&binds).iter().map(|bind| bind.source.display().to_string()).collect()
+        };
+        assert_eq!(order(&["/x/y", "/x"]), ["1", "0"]);
+        assert_eq!(order(&["/x/y/z", "/a", "/x/y/", "/b", "//x"]), ["4", "2", "0", "1", "3"]);
+        // What has nothing to do with each other stays in its order, and so does what is at the same place.
+        assert_eq!(order(&["/b/c", "/a", "/bc", "/b/c", "/b/cd"]), ["0", "1", "2", "3", "4"]);
+        assert_eq!(order(&["/x", "/x/y", "/x"]), ["0", "2", "1"]);
+    }
 
     #[test]
     fn shared_memory_is_bounded_by_the_limit_or_by_the_server() {

@@ -52,6 +52,7 @@ mod narrow;
 mod newcomer;
 mod oci_mode;
 mod odd_archives;
+mod operated;
 mod peas;
 mod planted;
 mod player;
