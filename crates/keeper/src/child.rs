@@ -615,6 +615,7 @@ unsafe fn rest() -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wardian_needs::needs;
 
     /// In a child, so that the test's own descriptors stay.
     fn in_child(body: impl FnOnce() -> i32) -> i32 {
@@ -673,9 +674,7 @@ mod tests {
 
     #[test]
     fn a_directory_outside_the_root_is_noticed() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
+        needs!(Root);
         assert!(stay_inside().is_ok());
         let code = in_child(|| {
             // The classic way out: a working directory that the new root does not contain.

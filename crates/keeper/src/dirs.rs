@@ -246,21 +246,19 @@ pub fn walk(
 mod tests {
     use super::*;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+    use wardian_needs::needs;
 
     fn alice() -> User {
         User { uid: 1001, gid: 1010, groups: vec![], home: "/".into() }
     }
 
     /// A place that root alone may write to, with a directory of the user's in it.
-    fn place(name: &str) -> Option<tempfile::TempDir> {
-        if !rustix::process::geteuid().is_root() {
-            return None;
-        }
+    fn place(name: &str) -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix(name).tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::create_dir(dir.path().join("hers")).unwrap();
         chown(dir.path().join("hers"), Some(1001), Some(1010)).unwrap();
-        Some(dir)
+        dir
     }
 
     fn owner(path: &Path) -> (u32, u32) {
@@ -270,7 +268,8 @@ mod tests {
 
     #[test]
     fn new_directories_belong_to_the_user_and_old_ones_stay() {
-        let Some(dir) = place("dirs-new") else { return };
+        needs!(Root);
+        let dir = place("dirs-new");
         for path in ["hers/a/b", "roots/c", "hers/a/../d"] {
             assert!(make(&dir.path().join(path), &alice()).is_ok(), "{path}");
             assert_eq!(owner(&dir.path().join(path)), (1001, 1010), "{path}");
@@ -284,7 +283,8 @@ mod tests {
 
     #[test]
     fn a_users_link_does_not_lead_root() {
-        let Some(dir) = place("dirs-link") else { return };
+        needs!(Root);
+        let dir = place("dirs-link");
         let (roots, hers) = (dir.path().join("roots"), dir.path().join("hers"));
         std::fs::create_dir(&roots).unwrap();
         symlink(&roots, hers.join("link")).unwrap();
@@ -301,7 +301,8 @@ mod tests {
 
     #[test]
     fn what_a_user_may_not_enter_is_not_reached_by_his_link() {
-        let Some(dir) = place("dirs-closed") else { return };
+        needs!(Root);
+        let dir = place("dirs-closed");
         let (closed, hers) = (dir.path().join("closed"), dir.path().join("hers"));
         std::fs::create_dir_all(closed.join("open")).unwrap();
         std::fs::set_permissions(closed.join("open"), PermissionsExt::from_mode(0o777)).unwrap();
@@ -336,7 +337,8 @@ mod tests {
     /// Whoever may write to a directory can rename what is root's there, to wherever he may write.
     #[test]
     fn a_link_of_roots_that_a_user_has_moved_does_not_lead_root() {
-        let Some(dir) = place("dirs-moved") else { return };
+        needs!(Root);
+        let dir = place("dirs-moved");
         let at = |name: &str| dir.path().join(name);
         for (name, mode) in [("roots", 0o755), ("open", 0o777), ("sticky", 0o1777), ("hers/closed", 0o755)] {
             new_dir(&at(name), (0, 0), mode);
@@ -358,7 +360,8 @@ mod tests {
 
     #[test]
     fn a_link_is_trusted_where_no_other_user_may_put_one() {
-        let Some(dir) = place("dirs-trust") else { return };
+        needs!(Root);
+        let dir = place("dirs-trust");
         let (root, user, numbered) =
             (Trust::ROOT, Trust { uid: 1001, gid: 1010 }, Trust { uid: 1001, gid: 0 });
         let nothing = |_: &OwnedFd, name: &OsStr| Err(blocked(name)(Errno::NOENT));
@@ -411,7 +414,8 @@ mod tests {
 
     #[test]
     fn loops_and_files_are_errors() {
-        let Some(dir) = place("dirs-loop") else { return };
+        needs!(Root);
+        let dir = place("dirs-loop");
         symlink("b", dir.path().join("a")).unwrap();
         symlink("a", dir.path().join("b")).unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
@@ -426,7 +430,8 @@ mod tests {
 
     #[test]
     fn a_user_that_renames_gains_no_file() {
-        let Some(dir) = place("dirs-race") else { return };
+        needs!(Root);
+        let dir = place("dirs-race");
         let hers = dir.path().join("hers");
         let secret = dir.path().join("secret");
         std::fs::write(&secret, "root's").unwrap();

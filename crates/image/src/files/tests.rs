@@ -3,6 +3,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
+use wardian_needs::needs;
 
 fn header(kind: tar::EntryType, size: usize) -> tar::Header {
     let mut header = tar::Header::new_ustar();
@@ -310,9 +311,7 @@ fn what_takes_the_place_of_a_directory_is_not_unpacked_into() {
 /// The kernel may give the inode of a directory that was removed to the next one.
 #[test]
 fn another_users_directory_with_the_same_inode_is_not_filled() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    needs!(Root);
     let tar = tar_of(&[("a", Directory, ""), ("b", Directory, ""), ("a/f", Regular, "private")]);
     let to = tempfile::tempdir().unwrap();
     let a = to.path().join("a");
@@ -419,9 +418,7 @@ fn deep_trees_take_few_descriptors() {
 
 #[test]
 fn mounts_below_are_left_out() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    needs!(Root);
     struct Mounted(std::path::PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
@@ -454,9 +451,7 @@ fn mounts_below_are_left_out() {
 
 #[test]
 fn links_of_others_lead_to_no_directory() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir().unwrap();
     let real = base.path().join("real");
     fs::create_dir(&real).unwrap();

@@ -1,10 +1,7 @@
 use super::*;
 use rustix::mount::{MountFlags, mount, mount_bind};
 use std::time::Duration;
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
+use wardian_needs::needs;
 
 /// Searches one directory.
 fn walk(dir: &Path, entries: usize) -> (Found, Seen<bool>) {
@@ -50,10 +47,8 @@ fn look(view: &View, entries: usize) -> (Found, Seen<()>, usize) {
 
 #[test]
 fn records_are_found_without_being_named() {
-    if !is_root() {
-        return;
-    }
-    let Ok(base) = tempfile::tempdir_in("/dev/shm") else { return };
+    needs!(Root);
+    let base = tempfile::tempdir_in("/dev/shm").unwrap();
     let run = base.path().join("some/where");
     std::fs::create_dir_all(&run).unwrap();
     std::fs::write(run.join("instance.json"), "{\"tag\": \"x\"}").unwrap();
@@ -68,9 +63,7 @@ fn records_are_found_without_being_named() {
 /// Another user's files, links and FIFOs say nothing, and nothing waits for them.
 #[test]
 fn what_is_planted_under_the_name_of_a_record_is_not_opened() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir_in("/dev/shm").unwrap();
     let record = base.path().join("instance.json");
     let secret = base.path().join("secret");
@@ -94,9 +87,7 @@ fn what_is_planted_under_the_name_of_a_record_is_not_opened() {
 
 #[test]
 fn a_record_that_turns_into_a_fifo_holds_nobody_up() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir_in("/dev/shm").unwrap();
     for n in 0..50 {
         let dir = base.path().join(format!("{n}"));
@@ -134,9 +125,7 @@ fn a_record_that_turns_into_a_fifo_holds_nobody_up() {
 
 #[test]
 fn mounts_are_counted_and_none_is_seen_twice() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir().unwrap();
     alone(|| {
         let first = base.path().join("first");
@@ -170,9 +159,7 @@ fn mounts_are_counted_and_none_is_seen_twice() {
 #[test]
 fn names_that_are_no_text_hide_nothing_and_what_is_not_read_is_a_doubt() {
     use std::os::unix::ffi::OsStringExt as _;
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir().unwrap();
     alone(|| {
         let odd = base.path().join(std::ffi::OsString::from_vec(b"bad\xff".to_vec()));
@@ -191,9 +178,7 @@ fn names_that_are_no_text_hide_nothing_and_what_is_not_read_is_a_doubt() {
 #[test]
 fn namespaces_of_other_user_namespaces_are_left_out() {
     use std::io::Read as _;
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     for (arguments, wanted) in [(&["-m"][..], true), (&["-Urm"][..], false)] {
         let mut command = std::process::Command::new("unshare");
         command.args(arguments).args(["sh", "-c", "echo; read x"]);
