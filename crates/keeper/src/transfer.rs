@@ -3,6 +3,7 @@
 
 use crate::child::{self, Outcome, Stop, failed};
 use crate::dirs::{Blocked, Place, Trust, Turn};
+use crate::hard_links::{self, Files};
 use crate::pack;
 use crate::{dirs, exec};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
@@ -284,6 +285,7 @@ fn unpack_all(pipe: OwnedFd, failures: &mut Failures) -> Outcome<()> {
             Ok(None) => {}
             Err(stop) => {
                 failures.add(stop);
+                places.files.failed();
                 stream.skip(entry.size, &entry.path)?;
             }
         }
@@ -337,15 +339,23 @@ fn make(
             let above = target.parent().unwrap_or(Path::new(""));
             let above = places.find(above).map_err(|blocked| blocked_at(above, &blocked))?;
             let old = target.file_name().unwrap_or_default();
-            link(&above.dir, old, parent, name).map_err(failed(say()))?;
+            let copy = hard_links::link(&places.files, places.trust, (&above, old), (parent, name));
+            if let Some(copy) = copy.map_err(failed(say()))? {
+                places.files.add(&copy).map_err(failed(say()))?;
+            }
         }
         EntryType::Fifo => {
             make_room(parent, name).map_err(failed(say()))?;
             let mode = Mode::from_raw_mode(entry.mode & 0o777);
             rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0).map_err(failed(say()))?;
+            places.files.add_fifo(places.trust, parent, name).map_err(failed(say()))?;
             touch(parent, name, entry.mtime).map_err(failed(say()))?;
         }
-        _ => return create(parent, name, entry.mode & 0o777).map(Some).map_err(failed(say())),
+        _ => {
+            let file = create(parent, name, entry.mode & 0o777).map_err(failed(say()))?;
+            places.files.add(&file).map_err(failed(say()))?;
+            return Ok(Some(file));
+        }
     }
     Ok(None)
 }
@@ -384,42 +394,6 @@ fn contents(entry: &Member, stream: &mut Stream<Source>, file: &File, path: &Pat
     Ok(stream.pad(entry.size, &entry.path)?)
 }
 
-/// Another name of a file. One that it has already stays: removing it could remove the file.
-fn link(from: &OwnedFd, old: &OsStr, to: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    let link = || match rustix::fs::linkat(from, old, to, name, AtFlags::empty()) {
-        // Not on this file system, or the first name lies on another one.
-        Err(error @ (Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP)) => {
-            duplicate(from, old, to, name, error)
-        }
-        linked => Ok(linked?),
-    };
-    match link() {
-        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {
-            let source = rustix::fs::statat(from, old, AtFlags::SYMLINK_NOFOLLOW)?;
-            let there = rustix::fs::statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if (source.st_dev, source.st_ino) == (there.st_dev, there.st_ino) {
-                return Ok(());
-            }
-            make_room(to, name)?;
-            link()
-        }
-        other => other,
-    }
-}
-
-/// A file of its own in place of a second name that is refused with `why`.
-fn duplicate(from: &OwnedFd, old: &OsStr, to: &OwnedFd, name: &OsStr, why: Errno) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mut source = File::from(rustix::fs::openat(from, old, flags, Mode::empty())?);
-    let stat = rustix::fs::fstat(&source)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(why.into());
-    }
-    let mut copy = create(to, name, stat.st_mode & 0o777)?;
-    io::copy(&mut source, &mut copy)?;
-    copy.set_modified(source.metadata()?.modified()?)
-}
-
 fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
     rustix::fs::utimensat(parent, name, &times(time), AtFlags::SYMLINK_NOFOLLOW)
 }
@@ -442,13 +416,15 @@ struct Places {
     /// is absolute or has a `..` leads on only where no other user may write, so he cannot bring it there. One that he
     /// brings in the place of a new link is not taken for the archive's: its text is another one, or leads to the same.
     made: RefCell<HashSet<(u64, u64)>>,
+    /// What hard links of the archive may lead to.
+    files: Files,
 }
 
 impl Places {
     fn new() -> Self {
         let trust =
             Trust { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        Self { trust, last: RefCell::default(), made: RefCell::default() }
+        Self { trust, last: RefCell::default(), made: RefCell::default(), files: Files::default() }
     }
 
     /// A symbolic link was made.
@@ -461,6 +437,7 @@ impl Places {
             && rustix::fs::readlinkat(&link, "", Vec::new()).is_ok_and(|text| text.to_bytes() == target)
         {
             self.made.borrow_mut().insert((stat.st_dev, stat.st_ino));
+            self.files.keep(&stat);
         }
         self.forget();
         Ok(())
@@ -573,7 +550,7 @@ fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outco
 }
 
 /// A new file, in place of whatever has its name.
-fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
+pub fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode));
     let fd = match open() {
@@ -613,7 +590,7 @@ fn replaceable(parent: &OwnedFd, name: &OsStr) -> io::Result<Option<FileType>> {
 }
 
 /// Make room for an entry in place of what is replaceable.
-fn make_room(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+pub fn make_room(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     replaceable(parent, name)?;
     Ok(clear(parent, name)?)
 }
