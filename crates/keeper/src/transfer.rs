@@ -33,8 +33,10 @@ const BUFFERED: usize = 32 * 1024;
 const WORTH_MOVING: u64 = 64 * 1024;
 /// Entries that could not be unpacked are named up to this number, and counted beyond it.
 const MAX_NAMED: u64 = 20;
-/// Bytes of one of those failures, and of all of them, which must fit into one frame of a report.
+/// Bytes at the beginning of one of those failures and at its end, and of all of them, which must fit into one frame of a
+/// report.
 const MAX_FAILURE: usize = 256;
+const MAX_WHY: usize = 160;
 const MAX_TEXT: usize = 2500;
 
 /// What to do.
@@ -190,6 +192,37 @@ impl Directories {
             }
         }
     }
+
+    /// Sets the modes and times. One that cannot be set keeps none of the others from being set.
+    fn close(mut self, places: &Places, failures: &mut Failures) {
+        // The deepest first: what is above one may be closed by its own mode.
+        self.all.sort_by_cached_key(|(path, ..)| Reverse(path.components().count()));
+        for (path, made, mode, mtime) in self.all {
+            places.forget();
+            let there = match places.find(&path) {
+                Ok(there) => there,
+                Err(error) if error.is_of_the_way() => continue,
+                Err(error) => {
+                    failures.add(blocked_at(&path, &error));
+                    continue;
+                }
+            };
+            if let Err(error) = close(&there.dir, made, mode, mtime) {
+                failures.add(failed(path.display())(error));
+            }
+        }
+    }
+}
+
+/// Sets the mode and the time of a directory, if it is the one that the archive means: what has taken its place has its own.
+fn close(dir: &OwnedFd, made: (u64, u64), mode: u32, mtime: Time) -> rustix::io::Result<()> {
+    if identity(dir)? != made {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
+    rustix::fs::futimens(&dir, &times(mtime))
 }
 
 /// Entries that could not be unpacked, while the others were.
@@ -203,8 +236,7 @@ struct Failures {
 
 impl Failures {
     fn add(&mut self, stop: Stop) {
-        let Stop { text, .. } = stop;
-        let line = if self.named == 0 { text } else { format!("\n{}", clip(&tame(&text), MAX_FAILURE)) };
+        let line = format!("{}{}", if self.named == 0 { "" } else { "\n" }, short(&stop.text));
         let fits = self.named < MAX_NAMED && self.text.len() + line.len() <= MAX_TEXT;
         if self.named == 0 || fits {
             self.named += 1;
@@ -220,25 +252,41 @@ impl Failures {
             self.text += &format!("\nand {} more", self.more);
         }
         match end {
-            end if self.named == 0 => end,
+            end if self.named == 0 => end.map_err(|stop| Stop { text: short(&stop.text), ..stop }),
             Ok(()) => Err(Stop::from(format!("{}; all else was unpacked", self.text))),
-            Err(stop) => Err(Stop::from(format!("{}\n{}", stop.text, self.text))),
+            Err(stop) => Err(Stop::from(format!("{}\n{}", short(&stop.text), self.text))),
         }
     }
 }
 
+/// A failure on one line. Of a long one the names are cut, and what is wrong stays at its end.
+fn short(text: &str) -> String {
+    let text = tame(text);
+    if text.len() <= MAX_FAILURE + MAX_WHY {
+        return text.into_owned();
+    }
+    let end = (text.len() - MAX_WHY..).find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+    format!("{}…{}", clip(&text, MAX_FAILURE), &text[end..])
+}
+
 fn unpack(pipe: OwnedFd) -> Outcome<()> {
+    let (places, mut directories) = (Places::new(), Directories::default());
     let mut failures = Failures::default();
-    let end = unpack_all(pipe, &mut failures);
+    let end = unpack_all(pipe, &places, &mut directories, &mut failures);
+    // Also where the archive ends early: what it has closed to others does not stay open.
+    directories.close(&places, &mut failures);
     failures.result(end)
 }
 
 /// As by GNU tar, an entry that cannot be made ends nothing; one whose data cannot be written does, for the disk is full or
 /// ill, and so does what is no archive.
-fn unpack_all(pipe: OwnedFd, failures: &mut Failures) -> Outcome<()> {
+fn unpack_all(
+    pipe: OwnedFd,
+    places: &Places,
+    directories: &mut Directories,
+    failures: &mut Failures,
+) -> Outcome<()> {
     let mut stream = Stream::lenient(Source(BufReader::with_capacity(BUFFERED, Pipe(pipe))));
-    let places = Places::new();
-    let mut directories = Directories::default();
     let head = stream.source().fill_buf().map_err(failed("tar"))?;
     if head.is_empty() {
         return Err(Stop::from("This does not look like a tar archive".to_owned()));
@@ -272,7 +320,7 @@ fn unpack_all(pipe: OwnedFd, failures: &mut Failures) -> Outcome<()> {
         };
         let made = places
             .open(path.parent().unwrap_or(Path::new("")))
-            .and_then(|place| make(&places, &place, &entry, (&path, name), &target, &mut directories));
+            .and_then(|place| make(places, &place, &entry, (&path, name), &target, directories));
         match made {
             Ok(Some(file)) => {
                 contents(&entry, &mut stream, &file, &path)?;
@@ -289,25 +337,6 @@ fn unpack_all(pipe: OwnedFd, failures: &mut Failures) -> Outcome<()> {
                 stream.skip(entry.size, &entry.path)?;
             }
         }
-    }
-    // The deepest first: what is above one may be closed by its own mode.
-    directories.all.sort_by_cached_key(|(path, ..)| Reverse(path.components().count()));
-    for (path, made, mode, mtime) in directories.all {
-        places.forget();
-        let there = match places.find(&path) {
-            Ok(there) => there,
-            Err(error) if error.is_of_the_way() => continue,
-            Err(error) => return Err(blocked_at(&path, &error)),
-        };
-        // Something else has taken its place: that has its own mode and time.
-        if identity(&there.dir).map_err(failed(path.display()))? != made {
-            continue;
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir =
-            rustix::fs::openat(&there.dir, ".", flags, Mode::empty()).map_err(failed(path.display()))?;
-        rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode)).map_err(failed(path.display()))?;
-        rustix::fs::futimens(&dir, &times(mtime)).map_err(failed(path.display()))?;
     }
     // Padding after the end of the archive is read, so that whoever writes it is not cut off.
     stream.drain()?;
@@ -326,7 +355,7 @@ fn make(
     let (parent, say) = (&place.dir, || path.display());
     match entry.kind {
         EntryType::Directory => {
-            let made = directory(places, place, name, path)?;
+            let made = directory(places, place, name, (path, entry.mode))?;
             directories.keep(path, made, entry.mode & !0o022, entry.mtime);
         }
         EntryType::Symlink => {
@@ -471,7 +500,7 @@ impl Places {
             return Ok(fd.clone());
         }
         let missing = |parent: &OwnedFd, name: &OsStr| {
-            let made = if make { mkdir(parent, name) } else { Err(Errno::NOENT) };
+            let made = if make { mkdir(parent, name, 0o777) } else { Err(Errno::NOENT) };
             match made {
                 Ok(()) | Err(Errno::EXIST) => Ok(()),
                 Err(error) => Err(Blocked::by(name, error)),
@@ -516,8 +545,8 @@ fn blocked_at(path: &Path, blocked: &Blocked) -> Stop {
     Stop::from(format!("{}: {}", path.display(), blocked.text))
 }
 
-fn mkdir(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
-    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o777))
+fn mkdir(parent: &OwnedFd, name: &OsStr, mode: u32) -> rustix::io::Result<()> {
+    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode))
 }
 
 /// By which a directory is known again.
@@ -527,9 +556,16 @@ fn identity(dir: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
 
 /// An entry that is a directory: one that is there stays, and so does a link that was there before and may be followed;
 /// another link, or a file, is replaced, as by GNU tar.
-fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outcome<(u64, u64)> {
+fn directory(
+    places: &Places,
+    place: &Place,
+    name: &OsStr,
+    (path, mode): (&Path, u32),
+) -> Outcome<(u64, u64)> {
     let (parent, say) = (&place.dir, || path.display());
-    if let Err(error) = mkdir(parent, name) {
+    // Closed to others from its birth on, if its own mode closes it, and open to the user until all that is in it has come.
+    let mode = mode & 0o755 | 0o700;
+    if let Err(error) = mkdir(parent, name, mode) {
         if error != Errno::EXIST {
             return Err(failed(say())(error));
         }
@@ -541,7 +577,7 @@ fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outco
             // Also a file: the later entry counts.
             _ => {
                 make_room(parent, name).map_err(failed(say()))?;
-                mkdir(parent, name).map_err(failed(say()))?;
+                mkdir(parent, name, mode).map_err(failed(say()))?;
             }
         }
     }
