@@ -136,9 +136,16 @@ fn link_opened(
     (to, name): (&OwnedFd, &OsStr),
 ) -> io::Result<()> {
     match rustix::fs::linkat(source, "", to, name, AtFlags::EMPTY_PATH) {
-        Err(Errno::NOENT) => {}
-        other => return Ok(other?),
+        Err(Errno::NOENT) => link_by_name(source, (from, old), (to, name)),
+        other => Ok(other?),
     }
+}
+
+fn link_by_name(
+    source: &OwnedFd,
+    (from, old): (&OwnedFd, &OsStr),
+    (to, name): (&OwnedFd, &OsStr),
+) -> io::Result<()> {
     rustix::fs::linkat(from, old, to, name, AtFlags::empty())?;
     if is(source, &rustix::fs::statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?)? {
         return Ok(());
@@ -167,4 +174,35 @@ fn duplicate(
     io::copy(&mut file, &mut copy)?;
     copy.set_modified(file.metadata()?.modified()?)?;
     Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What older kernels and other file systems need, on any.
+    #[test]
+    fn what_was_exchanged_gets_no_second_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("a"), "judged").unwrap();
+        let here = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let source = rustix::fs::openat(&here, "a", flags, Mode::empty()).unwrap();
+        let (old, by_name, copy) = (OsStr::new("a"), OsStr::new("by-name"), OsStr::new("copy"));
+        let link = || link_by_name(&source, (&here, old), (&here, by_name));
+        let copied = || duplicate(&source, (&here, old), (&here, copy), Errno::XDEV).map(drop);
+        link().unwrap();
+        copied().unwrap();
+        for name in ["by-name", "copy"] {
+            assert_eq!(std::fs::read(at(name)).unwrap(), b"judged");
+            std::fs::remove_file(at(name)).unwrap();
+        }
+        std::fs::write(at("b"), "exchanged").unwrap();
+        std::fs::rename(at("b"), at("a")).unwrap();
+        for result in [link(), copied()] {
+            assert!(result.unwrap_err().to_string().contains("exchanged"));
+        }
+        assert!(!at("by-name").exists() && !at("copy").exists());
+    }
 }

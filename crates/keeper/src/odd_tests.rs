@@ -258,8 +258,8 @@ fn a_private_directory_is_never_open() {
 fn a_long_failure_is_cut_and_says_why() {
     let long = "\u{e4}\n".repeat(450_000);
     let mut failures = super::Failures::default();
-    failures.add(super::failed(&long)(rustix::io::Errno::ACCESS));
-    failures.add(super::failed("second")(rustix::io::Errno::PERM));
+    failures.add(&super::failed(&long)(rustix::io::Errno::ACCESS));
+    failures.add(&super::failed("second")(rustix::io::Errno::PERM));
     let said = failures.result(Err(super::failed(&long)(rustix::io::Errno::NOSPC))).unwrap_err().text;
     let lines: Vec<&str> = said.lines().collect();
     assert!(said.len() < 1200 && lines.len() == 3, "{} {said}", said.len());

@@ -203,12 +203,12 @@ impl Directories {
                 Ok(there) => there,
                 Err(error) if error.is_of_the_way() => continue,
                 Err(error) => {
-                    failures.add(blocked_at(&path, &error));
+                    failures.add(&blocked_at(&path, &error));
                     continue;
                 }
             };
             if let Err(error) = close(&there.dir, made, mode, mtime) {
-                failures.add(failed(path.display())(error));
+                failures.add(&failed(path.display())(error));
             }
         }
     }
@@ -235,7 +235,7 @@ struct Failures {
 }
 
 impl Failures {
-    fn add(&mut self, stop: Stop) {
+    fn add(&mut self, stop: &Stop) {
         let line = format!("{}{}", if self.named == 0 { "" } else { "\n" }, short(&stop.text));
         let fits = self.named < MAX_NAMED && self.text.len() + line.len() <= MAX_TEXT;
         if self.named == 0 || fits {
@@ -327,12 +327,12 @@ fn unpack_all(
                 let set =
                     attributes(&entry, &file).and_then(|()| rustix::fs::futimens(&file, &times(entry.mtime)));
                 if let Err(error) = set {
-                    failures.add(failed(say())(error));
+                    failures.add(&failed(say())(error));
                 }
             }
             Ok(None) => {}
             Err(stop) => {
-                failures.add(stop);
+                failures.add(&stop);
                 places.files.failed();
                 stream.skip(entry.size, &entry.path)?;
             }
