@@ -354,6 +354,23 @@ fn a_file_is_replaced_and_not_written_to() {
     assert_eq!(rustix::fs::FileType::from_raw_mode(left), fifo);
 }
 
+/// Whoever may write to a directory can put a file of his own in the place of one that was unpacked there.
+#[test]
+fn a_hard_link_leads_to_nothing_but_what_was_unpacked() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("before"), "others").unwrap();
+    let attack = [("a", Regular, ""), ("b", Link, "a"), ("c", Link, "before")];
+    let error = into(dir.path(), &tar_of(&attack), Name::Contents).unwrap_err().to_string();
+    assert!(error.contains("was not made by this copy"), "{error}");
+    assert!(dir.path().join("b").exists() && !dir.path().join("c").exists());
+    let links =
+        [("s", Symlink, "x"), ("t", Link, "s"), ("f", Fifo, ""), ("g", Link, "f"), ("before", Link, "a")];
+    into(dir.path(), &tar_of(&[&attack[..2], &links[..]].concat()), Name::Contents).unwrap();
+    assert!(
+        dir.path().join("t").is_symlink() && std::fs::read(dir.path().join("before")).unwrap().is_empty()
+    );
+}
+
 #[test]
 fn a_fifo_is_packed_and_not_read() {
     let base = tempfile::tempdir().unwrap();
