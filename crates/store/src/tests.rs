@@ -26,7 +26,7 @@ mod together;
 
 /// Where container root is mapped to in these tests.
 const MAPPED: u32 = 100_000;
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn config(dir: &Path) -> Config {
     Config::new(dir.join("store"), dir.join("run"))
