@@ -14,6 +14,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use wardian_sys::hard_link;
 
 /// Files that are remembered of an archive.
 const MAX_FILES: usize = 100_000;
@@ -94,115 +95,24 @@ pub fn link(
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let source = rustix::fs::openat(&above.dir, old, flags, Mode::empty())?;
     files.allow(trust, above, &rustix::fs::fstat(&source)?)?;
-    let link = || match link_opened(&source, (&above.dir, old), (to, name)) {
+    let from = (above.dir.as_fd(), old);
+    let link = || match hard_link::link(&source, from, (to.as_fd(), name)) {
         // Not on this file system, or the first name lies on another one.
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(why @ (Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP)) => {
-                duplicate(&source, (&above.dir, old), (to, name), why).map(Some)
-            }
-            _ => Err(error),
+        Err(error) => match hard_link::impossible(&error) {
+            Some(why) => hard_link::copy(&source, from, why, |mode| create(to, name, mode)).map(Some),
+            None => Err(error),
         },
         Ok(()) => Ok(None),
     };
     match link() {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => {
             let there = rustix::fs::statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if is(&source, &there)? {
+            if hard_link::is(&source, &there)? {
                 return Ok(None);
             }
             make_room(to, name)?;
             link()
         }
         other => other,
-    }
-}
-
-/// Whether an open file is the one of this stat. The numbers of the open one are read now: an overlay may change them when it
-/// copies a file up.
-fn is(file: &OwnedFd, stat: &Stat) -> rustix::io::Result<bool> {
-    let file = rustix::fs::fstat(file)?;
-    Ok((file.st_dev, file.st_ino) == (stat.st_dev, stat.st_ino))
-}
-
-fn exchanged() -> io::Error {
-    io::Error::other("the file that it is a hard link to was exchanged for another one meanwhile")
-}
-
-/// A link to an open file. Before Linux 6.10 that takes `CAP_DAC_READ_SEARCH` (linkat(2), `AT_EMPTY_PATH`): without it the link is
-/// made by the first name, and goes again if that was another file's by then.
-fn link_opened(
-    source: &OwnedFd,
-    (from, old): (&OwnedFd, &OsStr),
-    (to, name): (&OwnedFd, &OsStr),
-) -> io::Result<()> {
-    match rustix::fs::linkat(source, "", to, name, AtFlags::EMPTY_PATH) {
-        Err(Errno::NOENT) => link_by_name(source, (from, old), (to, name)),
-        other => Ok(other?),
-    }
-}
-
-fn link_by_name(
-    source: &OwnedFd,
-    (from, old): (&OwnedFd, &OsStr),
-    (to, name): (&OwnedFd, &OsStr),
-) -> io::Result<()> {
-    rustix::fs::linkat(from, old, to, name, AtFlags::empty())?;
-    if is(source, &rustix::fs::statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?)? {
-        return Ok(());
-    }
-    rustix::fs::unlinkat(to, name, AtFlags::empty())?;
-    Err(exchanged())
-}
-
-/// A file of its own in place of a second name that is refused with `why`.
-fn duplicate(
-    source: &OwnedFd,
-    (from, old): (&OwnedFd, &OsStr),
-    (to, name): (&OwnedFd, &OsStr),
-    why: Errno,
-) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(from, old, flags, Mode::empty())?);
-    let stat = rustix::fs::fstat(&file)?;
-    if !is(source, &stat)? {
-        return Err(exchanged());
-    }
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(why.into());
-    }
-    let mut copy = create(to, name, stat.st_mode & 0o777)?;
-    io::copy(&mut file, &mut copy)?;
-    copy.set_modified(file.metadata()?.modified()?)?;
-    Ok(copy)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What older kernels and other file systems need, on any.
-    #[test]
-    fn what_was_exchanged_gets_no_second_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        std::fs::write(at("a"), "judged").unwrap();
-        let here = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let source = rustix::fs::openat(&here, "a", flags, Mode::empty()).unwrap();
-        let (old, by_name, copy) = (OsStr::new("a"), OsStr::new("by-name"), OsStr::new("copy"));
-        let link = || link_by_name(&source, (&here, old), (&here, by_name));
-        let copied = || duplicate(&source, (&here, old), (&here, copy), Errno::XDEV).map(drop);
-        link().unwrap();
-        copied().unwrap();
-        for name in ["by-name", "copy"] {
-            assert_eq!(std::fs::read(at(name)).unwrap(), b"judged");
-            std::fs::remove_file(at(name)).unwrap();
-        }
-        std::fs::write(at("b"), "exchanged").unwrap();
-        std::fs::rename(at("b"), at("a")).unwrap();
-        for result in [link(), copied()] {
-            assert!(result.unwrap_err().to_string().contains("exchanged"));
-        }
-        assert!(!at("by-name").exists() && !at("copy").exists());
     }
 }

@@ -4,15 +4,15 @@ use super::{NotMade, REPLACED, fresh, place::special, unsafe_path, write};
 use crate::error::{Error, show};
 use crate::stream::{Entry, Stream, Time};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, fchmod, fstat, ftruncate,
-    futimens, linkat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, ftruncate, futimens,
+    mknodat, openat, openat2, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tar::EntryType;
+use wardian_sys::hard_link;
 
 const BUFFER: usize = 256 << 10;
 const MAX_ENTRIES: u64 = 4 << 20;
@@ -220,13 +220,13 @@ impl Unpacker<'_> {
                 self.is_ours(&source, &path)?;
                 let above = self.parent(above)?;
                 clear(&above, name, &path, None)?;
-                match link(&source, (&from, old_name), (&above, name)) {
-                    Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP) => {
-                        let copy = duplicate(&source, (&from, old_name), (&above, name))
-                            .map_err(|source| Error::Io { op: "copy", path: show(&path), source })?;
-                        self.remember_file(&copy, &path)?;
-                    }
-                    linked => linked.map_err(write("link", &path))?,
+                let old = (from.as_fd(), old_name);
+                let failed = |source| Error::Io { op: "link", path: show(&path), source };
+                if let Err(error) = hard_link::link(&source, old, (above.as_fd(), name)) {
+                    let why = hard_link::impossible(&error).ok_or(error).map_err(failed)?;
+                    let create = |mode| Ok(create(&above, name, mode)?.into());
+                    let copy = hard_link::copy(&source, old, why, create).map_err(failed)?;
+                    self.remember_file(&copy, &path)?;
                 }
             }
             EntryType::Fifo => {
@@ -266,9 +266,7 @@ impl Unpacker<'_> {
         path: &[u8],
     ) -> Result<(), Error> {
         clear(above, name, path, None)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(above, name, flags, Mode::from_raw_mode(entry.mode & 0o777));
-        let file = file.map_err(write("make", path))?;
+        let file = create(above, name, entry.mode & 0o777).map_err(write("make", path))?;
         self.remember_file(&file, path)?;
         match &entry.sparse {
             None => {
@@ -360,48 +358,10 @@ impl Unpacker<'_> {
     }
 }
 
-/// A file of its own in place of a second name, where the file system has no such names, or the first one lies on another.
-fn duplicate(
-    file: &OwnedFd,
-    (from, old): (&OwnedFd, &[u8]),
-    (to, name): (&OwnedFd, &[u8]),
-) -> std::io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mut source = File::from(openat(from, old, flags, Mode::empty())?);
-    let there = fstat(&source)?;
-    if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile || !is(file, &there)? {
-        return Err(Errno::PERM.into());
-    }
+/// A new file, for writing.
+fn create(above: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut copy = File::from(openat(to, name, flags, Mode::from_raw_mode(there.st_mode & 0o777))?);
-    std::io::copy(&mut source, &mut copy)?;
-    copy.set_modified(source.metadata()?.modified()?)?;
-    Ok(copy)
-}
-
-/// Whether an open file is the one of this stat.
-fn is(file: &OwnedFd, stat: &Stat) -> Result<bool, Errno> {
-    let file = fstat(file)?;
-    Ok((file.st_dev, file.st_ino) == (stat.st_dev, stat.st_ino))
-}
-
-/// A link to an open file. Before Linux 6.10 that takes `CAP_DAC_READ_SEARCH` (linkat(2), `AT_EMPTY_PATH`): without it the link is
-/// made by the first name, and goes again if that was another file's by then.
-fn link(
-    source: &OwnedFd,
-    (from, old): (&OwnedFd, &[u8]),
-    (to, name): (&OwnedFd, &[u8]),
-) -> Result<(), Errno> {
-    match linkat(source, "", to, name, AtFlags::EMPTY_PATH) {
-        Err(Errno::NOENT) => {}
-        other => return other,
-    }
-    linkat(from, old, to, name, AtFlags::empty())?;
-    if is(source, &statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?)? {
-        return Ok(());
-    }
-    unlinkat(to, name, AtFlags::empty())?;
-    Err(Errno::STALE)
+    openat(above, name, flags, Mode::from_raw_mode(mode))
 }
 
 /// Makes room for what is no directory. What is there and is neither a file nor a link, nor of the kind that takes its
