@@ -8,12 +8,13 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 /// Gives `file` the name `new` as well; `old` is the name by which it was opened.
 ///
-/// Before Linux 6.10 a link by descriptor takes `CAP_DAC_READ_SEARCH` (linkat(2), `AT_EMPTY_PATH`). Without it the link is made
-/// by `old`, and removed again if that was another file's by then.
+/// Before Linux 6.10 a link by descriptor takes `CAP_DAC_READ_SEARCH` (linkat(2), `AT_EMPTY_PATH`). Without it the descriptor is
+/// named by its link in /proc, and only where there is no /proc the link is made by `old`, and removed again if that was another
+/// file's by then.
 ///
 /// # Errors
 /// The kernel's, among them `EXDEV`, `EPERM`, `EMLINK` and `EOPNOTSUPP` where there can be no second name; an error without a
@@ -24,9 +25,26 @@ pub fn link(
     new: (BorrowedFd<'_>, impl Arg + Copy),
 ) -> io::Result<()> {
     match rustix::fs::linkat(file, "", new.0, new.1, AtFlags::EMPTY_PATH) {
-        Err(Errno::NOENT) => link_by_name(file, old, new),
+        // Its last name is gone: whatever `old` names by now is another file, which must not get the new name for a moment.
+        Err(Errno::NOENT) if rustix::fs::fstat(file)?.st_nlink == 0 => Err(exchanged()),
+        Err(Errno::NOENT) => match own_descriptors() {
+            Some(all) => link_in_proc(&all, file, new),
+            None => link_by_name(file, old, new),
+        },
         other => Ok(other?),
     }
+}
+
+/// The links to what this thread has open (proc_pid_fd(5)); none where /proc is not the kernel's.
+fn own_descriptors() -> Option<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let all = rustix::fs::open("/proc/thread-self/fd", flags, Mode::empty()).ok()?;
+    (rustix::fs::fstatfs(&all).ok()?.f_type == rustix::fs::PROC_SUPER_MAGIC).then_some(all)
+}
+
+fn link_in_proc(all: &OwnedFd, file: &OwnedFd, new: (BorrowedFd<'_>, impl Arg + Copy)) -> io::Result<()> {
+    let number = file.as_raw_fd().to_string();
+    Ok(rustix::fs::linkat(all, number, new.0, new.1, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 fn link_by_name(
@@ -117,5 +135,49 @@ mod tests {
             assert!(result.unwrap_err().to_string().contains("exchanged"));
         }
         assert!(!at("by-name").exists() && !at("copy").exists());
+    }
+
+    /// A name that is there for a moment is a name: who watches the directory opens it.
+    #[test]
+    fn what_takes_the_place_of_a_file_without_a_name_gets_none_for_a_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("to")).unwrap();
+        std::fs::write(at("a"), "judged").unwrap();
+        std::fs::write(at("b"), "exchanged").unwrap();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let open = |name: &str| rustix::fs::open(at(name), flags, Mode::empty()).unwrap();
+        let (here, to, file) = (open(""), open("to"), open("a"));
+        std::fs::rename(at("b"), at("a")).unwrap();
+        let before = std::time::SystemTime::UNIX_EPOCH;
+        File::open(at("to")).unwrap().set_modified(before).unwrap();
+        let error = link(&file, (here.as_fd(), "a"), (to.as_fd(), "new")).unwrap_err();
+        assert!(error.to_string().contains("exchanged"), "{error}");
+        // Nothing was made in it, nor removed.
+        assert_eq!(at("to").metadata().unwrap().modified().unwrap(), before);
+    }
+
+    /// What kernels before 6.10 need.
+    #[test]
+    fn a_descriptor_is_linked_by_its_link_in_proc() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("a"), "judged").unwrap();
+        std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = |name: &str| rustix::fs::open(at(name), flags, Mode::empty()).unwrap();
+        let (here, all) = (open(""), own_descriptors().unwrap());
+        for (name, new) in [("a", "second"), ("link", "another")] {
+            let file = open(name);
+            link_in_proc(&all, &file, (here.as_fd(), new)).unwrap();
+            let there = rustix::fs::statat(&here, new, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            assert!(is(&file, &there).unwrap(), "{name}");
+            std::fs::remove_file(at(name)).unwrap();
+            std::fs::write(at(name), "exchanged").unwrap();
+            std::fs::remove_file(at(new)).unwrap();
+            let error = link_in_proc(&all, &file, (here.as_fd(), new)).unwrap_err();
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::NOENT), "{name}");
+            assert!(!at(new).exists(), "{name}");
+        }
     }
 }
