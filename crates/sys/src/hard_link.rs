@@ -3,11 +3,11 @@
 //! A hard link by name can lead to another file than the one that was looked at: whoever may write to the directory can
 //! exchange the name in between. Here the file is given by a descriptor, and what gets the name is that file.
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat, seek};
 use rustix::io::Errno;
 use rustix::path::Arg;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 /// Gives `file` the name `new` as well; `old` is the name by which it was opened.
@@ -60,8 +60,8 @@ fn link_by_name(
     Err(exchanged())
 }
 
-/// Copies `file`, which `old` names, where it can have no second name: content, time of change and permission bits. `create`
-/// makes the new file with these bits.
+/// Copies `file`, which `old` names, where it can have no second name: content, time of change and permission bits. Its holes
+/// stay holes. `create` makes the new file with these bits.
 ///
 /// # Errors
 /// `why`, the reason against a second name, if it is no regular file; an error without a number if the name was exchanged; the
@@ -73,7 +73,7 @@ pub fn copy(
     create: impl FnOnce(u32) -> io::Result<File>,
 ) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mut source = File::from(rustix::fs::openat(old.0, old.1, flags, Mode::empty())?);
+    let source = File::from(rustix::fs::openat(old.0, old.1, flags, Mode::empty())?);
     let stat = rustix::fs::fstat(&source)?;
     if !is(file, &stat)? {
         return Err(exchanged());
@@ -81,10 +81,28 @@ pub fn copy(
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(why.into());
     }
-    let mut copy = create(stat.st_mode & 0o777)?;
-    io::copy(&mut source, &mut copy)?;
+    let copy = create(stat.st_mode & 0o777)?;
+    copy_data(&source, &copy)?;
     copy.set_modified(source.metadata()?.modified()?)?;
     Ok(copy)
+}
+
+/// A hole costs who makes it nothing, whatever its size, and copied as zeros it would fill a disk.
+fn copy_data(source: &File, copy: &File) -> io::Result<()> {
+    let size = source.metadata()?.len();
+    let mut at = 0;
+    while at < size {
+        let data = match seek(source, SeekFrom::Data(at)) {
+            // No data any more.
+            Err(Errno::NXIO) => break,
+            other => other?,
+        };
+        at = seek(source, SeekFrom::Hole(data))?.min(size);
+        seek(source, SeekFrom::Start(data))?;
+        seek(copy, SeekFrom::Start(data))?;
+        io::copy(&mut source.take(at.saturating_sub(data)), &mut &*copy)?;
+    }
+    copy.set_len(size)
 }
 
 /// Whether an open file is the one of this stat. The numbers of the open one are read now: an overlay may change them when it
@@ -178,6 +196,31 @@ mod tests {
             let error = link_in_proc(&all, &file, (here.as_fd(), new)).unwrap_err();
             assert_eq!(Errno::from_io_error(&error), Some(Errno::NOENT), "{name}");
             assert!(!at(new).exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn holes_of_a_copy_stay_holes() {
+        use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+        const SIZE: u64 = 1 << 30;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let here = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
+        for places in [&[][..], &[0], &[123_456, SIZE / 2 + 1], &[SIZE - 5]] {
+            let source = File::create(at("a")).unwrap();
+            source.set_len(SIZE).unwrap();
+            places.iter().for_each(|place| source.write_all_at(b"piece", *place).unwrap());
+            let file = rustix::fs::openat(&here, "a", flags, Mode::empty()).unwrap();
+            copy(&file, (here.as_fd(), "a"), Errno::XDEV, |_| File::create(at("copy"))).unwrap();
+            let copied = File::open(at("copy")).unwrap();
+            let stat = copied.metadata().unwrap();
+            assert!(stat.len() == SIZE && stat.blocks() * 512 < 1 << 20, "{places:?} {}", stat.blocks());
+            for place in places {
+                let mut piece = [0; 5];
+                copied.read_exact_at(&mut piece, *place).unwrap();
+                assert_eq!(&piece, b"piece", "{places:?}");
+            }
         }
     }
 }
