@@ -11,7 +11,6 @@ use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use wardian_sys::hard_link;
@@ -85,30 +84,33 @@ impl Files {
 }
 
 /// Makes `to` another name of the file `from`. One that it has already stays: removing it could remove the file. Where there
-/// can be no second name it is a file of its own, which is given back.
+/// can be no second name it is a file of its own. Returns the state of what has the name.
 pub fn link(
     files: &Files,
     trust: Trust,
     (above, old): (&Place, &OsStr),
     (to, name): (&OwnedFd, &OsStr),
-) -> io::Result<Option<File>> {
+) -> io::Result<Stat> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let source = rustix::fs::openat(&above.dir, old, flags, Mode::empty())?;
     files.allow(trust, above, &rustix::fs::fstat(&source)?)?;
     let from = (above.dir.as_fd(), old);
-    let link = || match hard_link::link(&source, from, (to.as_fd(), name)) {
-        // Not on this file system, or the first name lies on another one.
-        Err(error) => match hard_link::impossible(&error) {
-            Some(why) => hard_link::copy(&source, from, why, |mode| create(to, name, mode)).map(Some),
-            None => Err(error),
-        },
-        Ok(()) => Ok(None),
+    let link = || {
+        if let Err(error) = hard_link::link(&source, from, (to.as_fd(), name)) {
+            // Not on this file system, or the first name lies on another one.
+            let why = hard_link::impossible(&error).ok_or(error)?;
+            let copy = hard_link::copy(&source, from, why, |mode| create(to, name, mode))?;
+            files.add(&copy)?;
+            return Ok(rustix::fs::fstat(&copy)?);
+        }
+        // Now, because an overlay may have changed its numbers.
+        Ok(rustix::fs::fstat(&source)?)
     };
     match link() {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => {
             let there = rustix::fs::statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?;
             if hard_link::is(&source, &there)? {
-                return Ok(None);
+                return Ok(there);
             }
             make_room(to, name)?;
             link()

@@ -88,6 +88,28 @@ fn nothing_is_unpacked_through_a_link_of_the_archive_that_leads_out() {
     assert_eq!(std::os::unix::fs::MetadataExt::nlink(&out.join("secret").metadata().unwrap()), 1);
 }
 
+/// Where an old link is, it leads to what its maker meant, and in another directory it leads elsewhere.
+#[test]
+fn an_old_link_leads_nowhere_out_of_where_the_archive_has_brought_it() {
+    use tar::EntryType::{Link, Regular};
+    let dir = scratch();
+    let root = dir.path().join("root");
+    std::fs::create_dir_all(root.join("lib/deep")).unwrap();
+    std::fs::create_dir(root.join("lib/shared")).unwrap();
+    std::fs::create_dir(dir.path().join("shared")).unwrap();
+    std::os::unix::fs::symlink("../shared", root.join("lib/deep/link")).unwrap();
+    for n in 0..2 {
+        // The second time it has the name already.
+        let entries = [(Link, "esc", "lib/deep/link"), (Regular, "esc/evil", "")];
+        let error = unpack_in(root.clone(), tar_of(&entries)).unwrap_err();
+        assert!(error.contains("leads out of the destination"), "{n}: {error}");
+        assert!(!dir.path().join("shared/evil").exists() && root.join("esc").is_symlink(), "{n}");
+    }
+    // Where no archive links it, it is followed, as by GNU tar.
+    unpack_in(root.clone(), tar_of(&[(Regular, "lib/deep/link/f", "")])).unwrap();
+    assert!(root.join("lib/shared/f").is_file());
+}
+
 /// The destination is another user's, who can rename root's links in it.
 fn users_directory(dir: &Path) {
     std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();

@@ -368,10 +368,8 @@ fn make(
             let above = target.parent().unwrap_or(Path::new(""));
             let above = places.find(above).map_err(|blocked| blocked_at(above, &blocked))?;
             let old = target.file_name().unwrap_or_default();
-            let copy = hard_links::link(&places.files, places.trust, (&above, old), (parent, name));
-            if let Some(copy) = copy.map_err(failed(say()))? {
-                places.files.add(&copy).map_err(failed(say()))?;
-            }
+            let linked = hard_links::link(&places.files, places.trust, (&above, old), (parent, name));
+            places.linked(&linked.map_err(failed(say()))?);
         }
         EntryType::Fifo => {
             make_room(parent, name).map_err(failed(say()))?;
@@ -434,7 +432,7 @@ fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
 struct Places {
     trust: Trust,
     last: RefCell<Option<(PathBuf, Rc<Place>)>>,
-    /// Symbolic links that the archive has made. A later directory of that name takes their place. Through those that lead out
+    /// Symbolic links that the archive has made, or has given a second name. A later directory of that name takes their place. Through those that lead out
     /// of the destination, as far as their text tells, nothing is unpacked, as by GNU tar: who unpacks an archive of
     /// somebody else's into a directory means that directory. The others are followed in whosever directory they are,
     /// because they lead only further down in it.
@@ -470,6 +468,14 @@ impl Places {
         }
         self.forget();
         Ok(())
+    }
+
+    /// A file has got a second name. If it is a symbolic link, the archive has brought it to where it leads to something else.
+    fn linked(&self, stat: &Stat) {
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            self.made.borrow_mut().insert((stat.st_dev, stat.st_ino));
+        }
+        self.forget();
     }
 
     /// Whether the archive has made this link; another user's link may have got its inode.
