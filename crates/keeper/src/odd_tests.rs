@@ -11,15 +11,38 @@ use std::path::{Path, PathBuf};
 fn unpack_in(dir: PathBuf, tar: Vec<u8>) -> Result<(), String> {
     let (read, mut write) = std::io::pipe().unwrap();
     let feeder = std::thread::spawn(move || drop(write.write_all(&tar)));
-    let unpacker = std::thread::spawn(move || {
-        wardian_sys::namespace::own_mounts().unwrap();
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        std::env::set_current_dir(dir).unwrap();
-        super::unpack(read.into()).map_err(|stop| stop.text)
-    });
+    let unpacker = std::thread::spawn(move || unpack_from(read, dir));
     let done = unpacker.join().unwrap();
     feeder.join().unwrap();
     done
+}
+
+/// The same, with an act in the middle, once what comes before it is seen to be done.
+fn unpack_while(
+    dir: PathBuf,
+    tar: &[u8],
+    at: usize,
+    seen: impl Fn() -> bool,
+    act: impl FnOnce(),
+) -> Result<(), String> {
+    let (read, mut write) = std::io::pipe().unwrap();
+    let unpacker = std::thread::spawn(move || unpack_from(read, dir));
+    write.write_all(&tar[..at]).unwrap();
+    while !seen() {
+        assert!(!unpacker.is_finished());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    act();
+    let _ = write.write_all(&tar[at..]);
+    drop(write);
+    unpacker.join().unwrap()
+}
+
+fn unpack_from(tar: std::io::PipeReader, dir: PathBuf) -> Result<(), String> {
+    wardian_sys::namespace::own_mounts().unwrap();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    std::env::set_current_dir(dir).unwrap();
+    super::unpack(tar.into()).map_err(|stop| stop.text)
 }
 
 /// What differs on purpose is not compared: everything belongs to the user; nothing sets a user or group id, as with
@@ -188,6 +211,34 @@ fn a_link_of_the_archive_is_known_by_more_than_its_name() {
     done.join().unwrap();
 }
 
+/// However many files an archive has: none that a user has put there gets a second name.
+#[test]
+fn after_very_many_files_a_user_exchanges_none() {
+    use std::os::unix::fs::MetadataExt;
+    use tar::EntryType::{Link, Regular, Symlink};
+    let dir = scratch();
+    let (root, hers) = (dir.path().to_owned(), dir.path().join("hers"));
+    std::fs::create_dir(&hers).unwrap();
+    std::fs::create_dir(root.join("w")).unwrap();
+    users_directory(&hers);
+    std::fs::write(hers.join("other"), "roots own").unwrap();
+    let links: Vec<_> = (0..1100).map(|n| format!("l{n}")).collect();
+    let mut entries: Vec<_> = links.iter().map(|name| (Symlink, &**name, "x")).collect();
+    entries.push((Regular, "hers/tool", ""));
+    // Where nobody else may write a file needs not be remembered.
+    entries.extend([(Regular, "w/own", ""), (Link, "w/second", "w/own")]);
+    unpack_in(root.clone(), tar_of(&entries)).unwrap();
+    assert_eq!(root.join("w/second").metadata().unwrap().nlink(), 2);
+    entries.push((Link, "w/tool", "hers/tool"));
+    let at = tar_of(&entries[..1101]).len() - 1024;
+    let swap = || std::fs::rename(hers.join("other"), hers.join("tool")).unwrap();
+    let seen = || hers.join("tool").exists();
+    std::fs::remove_file(hers.join("tool")).unwrap();
+    let error = unpack_while(root.clone(), &tar_of(&entries), at, seen, swap).unwrap_err();
+    assert!(error.contains("w/tool: ") && error.contains("another user could have put it there"), "{error}");
+    assert!(!root.join("w/tool").exists());
+}
+
 #[test]
 fn attributes_that_are_too_large_are_left_out() {
     let dir = scratch();
@@ -257,12 +308,7 @@ fn a_private_directory_is_never_open() {
     add(Regular, "d/f", 0o644, 1 << 20);
     let tar = tar.into_inner().unwrap();
     let (root, (read, mut write)) = (dir.path().to_owned(), std::io::pipe().unwrap());
-    let unpacker = std::thread::spawn(move || {
-        wardian_sys::namespace::own_mounts().unwrap();
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        std::env::set_current_dir(root).unwrap();
-        super::unpack(read.into()).map_err(|stop| stop.text)
-    });
+    let unpacker = std::thread::spawn(move || unpack_from(read, root));
     write.write_all(&tar[..1 << 19]).unwrap();
     while !dir.path().join("d/f").metadata().is_ok_and(|file| file.len() > 0) {
         std::thread::sleep(std::time::Duration::from_millis(1));

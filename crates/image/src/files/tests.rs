@@ -371,6 +371,19 @@ fn a_hard_link_leads_to_nothing_but_what_was_unpacked() {
     );
 }
 
+/// It is the container that chooses how many files there are.
+#[test]
+fn after_very_many_files_a_hard_link_leads_to_nothing_else_either() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("before"), "own").unwrap();
+    let names: Vec<_> = (0..100_100).map(|n| n.to_string()).collect();
+    let mut entries: Vec<_> = names.iter().map(|name| (&**name, Symlink, "x")).collect();
+    entries.extend([("a", Regular, ""), ("b", Link, "a"), ("c", Link, "before")]);
+    let error = into(dir.path(), &tar_of(&entries), Name::Contents).unwrap_err().to_string();
+    assert!(error.contains("was not made by this copy"), "{error}");
+    assert!(dir.path().join("b").exists() && !dir.path().join("c").exists());
+}
+
 #[test]
 fn a_fifo_is_packed_and_not_read() {
     let base = tempfile::tempdir().unwrap();

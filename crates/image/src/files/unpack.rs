@@ -15,13 +15,12 @@ use tar::EntryType;
 use wardian_sys::hard_link;
 
 const BUFFER: usize = 256 << 10;
+/// Of each some 50 bytes are kept, because a hard link may follow.
 const MAX_ENTRIES: u64 = 4 << 20;
 const MAX_NAME: usize = 4096;
 const MAX_DEPTH: usize = 1024;
 /// Bytes kept for directories that were made.
 const MAX_KEPT: usize = 256 << 20;
-/// Files that are remembered, because a hard link may follow.
-const MAX_FILES: usize = 100_000;
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// What others may not do with a directory from a container.
 const DIR_MODE: u32 = 0o755;
@@ -318,9 +317,7 @@ impl Unpacker<'_> {
     }
 
     fn remember_file(&mut self, file: impl AsFd, path: &[u8]) -> Result<(), Error> {
-        if self.files.len() < MAX_FILES {
-            self.files.insert(identity(file, path)?);
-        }
+        self.files.insert(identity(file, path)?);
         Ok(())
     }
 
@@ -338,10 +335,7 @@ impl Unpacker<'_> {
     /// Whoever may write to the directory could have put a file of his own there, which would get a name where he may not
     /// write.
     fn is_ours(&self, file: &OwnedFd, path: &[u8]) -> Result<(), Error> {
-        let stat = fstat(file).map_err(write("look at", path))?;
-        // Of very many files not all are remembered.
-        let forgotten = self.files.len() >= MAX_FILES && stat.st_uid == rustix::process::geteuid().as_raw();
-        if forgotten || self.files.contains(&(stat.st_dev, stat.st_ino, stat.st_uid)) {
+        if self.files.contains(&identity(file, path)?) {
             return Ok(());
         }
         Err(unsafe_path(path, "the file that it is a hard link to was not made by this copy"))
