@@ -60,14 +60,14 @@ impl Files {
     /// Whether what lies in such a directory may get a further name.
     fn allow(&self, trust: Trust, above: &Place, stat: &Stat) -> io::Result<()> {
         let kind = FileType::from_raw_mode(stat.st_mode);
+        // All of a symlink's mode bits are set, and mean nothing.
+        let open = kind != FileType::Symlink && stat.st_mode & 0o022 != 0;
+        let made = self.made.borrow().contains(&(stat.st_dev, stat.st_ino, stat.st_uid));
         // A directory gets none from the kernel, which says so.
-        if kind == FileType::Directory
-            || self.made.borrow().contains(&(stat.st_dev, stat.st_ino, stat.st_uid))
-        {
+        if kind == FileType::Directory || made && !open {
             return Ok(());
         }
-        // All of a symlink's mode bits are set, and mean nothing.
-        if !trust.owns(stat) || kind != FileType::Symlink && stat.st_mode & 0o022 != 0 {
+        if open || !trust.owns(stat) {
             return Err(io::Error::other(
                 "the file that it is a hard link to is another user's, or others may write to it",
             ));

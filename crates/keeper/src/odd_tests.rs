@@ -162,6 +162,67 @@ fn roots_links_that_a_user_can_move_lead_nowhere() {
     assert_eq!((std::fs::read_dir(out).unwrap().count(), mode()), (0, before));
 }
 
+/// A default access control list of a user's directory, under which the kernel leaves the umask out, lets him write to nothing of
+/// root's, and so not by a second name in a directory of root's either.
+#[test]
+fn a_users_access_list_gives_him_nothing_to_write_to() {
+    use std::os::unix::fs::MetadataExt;
+    use tar::EntryType::{Directory, Fifo, Link, Regular};
+    let dir = scratch();
+    let (root, hers) = (dir.path(), dir.path().join("hers"));
+    std::fs::create_dir(&hers).unwrap();
+    users_directory(&hers);
+    // Version 2; the owner, the user 4000, the group, the mask and the others, each with rights and an id (posix_acl_xattr.h).
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, id) in [(1_u16, u32::MAX), (2, 4000), (4, u32::MAX), (16, u32::MAX), (32, u32::MAX)] {
+        list.extend(tag.to_le_bytes().into_iter().chain(7_u16.to_le_bytes()).chain(id.to_le_bytes()));
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    match rustix::fs::setxattr(&hers, "system.posix_acl_default", &list, flags) {
+        Err(rustix::io::Errno::OPNOTSUPP) => return,
+        other => other.unwrap(),
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    for (kind, name, link) in [
+        (Regular, "hers/x", ""),
+        (Link, "conf", "hers/x"),
+        (Fifo, "hers/fifo", ""),
+        (Regular, "hers/implied/x", ""),
+        (Directory, "hers/d", ""),
+        (Regular, "hers/d/x", ""),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o777);
+        header.set_size(0);
+        if !link.is_empty() {
+            header.set_link_name_literal(link).unwrap();
+        }
+        tar.append_data(&mut header, name, &b""[..]).unwrap();
+    }
+    unpack_in(root.to_owned(), tar.into_inner().unwrap()).unwrap();
+    for name in ["hers/x", "conf", "hers/fifo", "hers/implied", "hers/implied/x", "hers/d", "hers/d/x"] {
+        let stat = root.join(name).metadata().unwrap();
+        assert_eq!(format!("{:o}", stat.mode() & 0o777), "755", "{name}");
+    }
+    assert_eq!(root.join("conf").metadata().unwrap().nlink(), 2);
+}
+
+/// Also to a file that the archive has made, and that was opened to others since, there is no second name.
+#[test]
+fn what_others_may_write_to_gets_no_second_name() {
+    use std::os::unix::fs::PermissionsExt;
+    use tar::EntryType::{Link, Regular};
+    let dir = scratch();
+    let root = dir.path().to_owned();
+    let tar = tar_of(&[(Regular, "f", ""), (Link, "g", "f")]);
+    let file = root.join("f");
+    let open = || std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
+    let error = unpack_while(root.clone(), &tar, 512, || file.exists(), open).unwrap_err();
+    assert!(error.contains("g: ") && error.contains("others may write to it"), "{error}");
+    assert!(!root.join("g").exists());
+}
+
 /// What the archive has made leads further down, as with GNU tar, also in a user's directory; what he has put in its place
 /// leads nowhere.
 #[test]

@@ -27,6 +27,9 @@ use wardian_runtime::seccomp::Program;
 use wardian_sys::text::{clip, tame};
 
 const BUFFER: usize = 256 * 1024;
+/// What is left of a mode. The umask is not enough: where a directory has a default access control list the kernel leaves it out
+/// (umask(2)), and the list of another user's directory would let him write to what is root's.
+const KEPT: u32 = 0o755;
 /// Read ahead of the entry at hand: headers and small files come in few system calls, and little of a large file is copied.
 const BUFFERED: usize = 32 * 1024;
 /// Files of this size and more are moved from the pipe, smaller ones read and written.
@@ -83,7 +86,7 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
         rustix::process::chdir(dir).map_err(failed(path.display()))?;
     }
     child::stay_inside()?;
-    // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask, which the keeper has set.
+    // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask.
     if task.inward { unpack(pipe) } else { pack::pack(File::from(pipe), entry.as_deref()) }
 }
 
@@ -373,13 +376,13 @@ fn make(
         }
         EntryType::Fifo => {
             make_room(parent, name).map_err(failed(say()))?;
-            let mode = Mode::from_raw_mode(entry.mode & 0o777);
+            let mode = Mode::from_raw_mode(entry.mode & KEPT);
             rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0).map_err(failed(say()))?;
             places.files.add_fifo(places.trust, parent, name).map_err(failed(say()))?;
             touch(parent, name, entry.mtime).map_err(failed(say()))?;
         }
         _ => {
-            let file = create(parent, name, entry.mode & 0o777).map_err(failed(say()))?;
+            let file = create(parent, name, entry.mode).map_err(failed(say()))?;
             places.files.add(&file).map_err(failed(say()))?;
             return Ok(Some(file));
         }
@@ -506,7 +509,7 @@ impl Places {
             return Ok(fd.clone());
         }
         let missing = |parent: &OwnedFd, name: &OsStr| {
-            let made = if make { mkdir(parent, name, 0o777) } else { Err(Errno::NOENT) };
+            let made = if make { mkdir(parent, name, KEPT) } else { Err(Errno::NOENT) };
             match made {
                 Ok(()) | Err(Errno::EXIST) => Ok(()),
                 Err(error) => Err(Blocked::by(name, error)),
@@ -570,7 +573,7 @@ fn directory(
 ) -> Outcome<(u64, u64)> {
     let (parent, say) = (&place.dir, || path.display());
     // Closed to others from its birth on, if its own mode closes it, and open to the user until all that is in it has come.
-    let mode = mode & 0o755 | 0o700;
+    let mode = mode & KEPT | 0o700;
     if let Err(error) = mkdir(parent, name, mode) {
         if error != Errno::EXIST {
             return Err(failed(say())(error));
@@ -591,10 +594,10 @@ fn directory(
     identity(&places.open(path)?.dir).map_err(failed(say()))
 }
 
-/// A new file, in place of whatever has its name.
+/// A new file, in place of whatever has its name. Nobody but its owner may write to it.
 pub fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode));
+    let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode & KEPT));
     let fd = match open() {
         Err(Errno::EXIST) => match replaceable(parent, name).map(|kind| (kind, clear(parent, name)))? {
             // Something is mounted there, such as the container's own /etc/hosts: its contents can be replaced.

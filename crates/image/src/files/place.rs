@@ -1,6 +1,6 @@
 //! Directories that somebody names on a command line, and that lie where others may write.
 
-use super::{REPLACED, unsafe_path, write};
+use super::{REPLACED, umask, unsafe_path, write};
 use crate::error::{Error, show};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, fstat, mkdirat, openat, statx};
 use rustix::io::Errno;
@@ -50,7 +50,7 @@ pub fn directory(path: &Path) -> Result<Option<OwnedFd>, Error> {
 /// There is something of this name already, or another user has put something else in its place.
 pub fn make(above: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Error> {
     let shown = name.as_bytes();
-    fresh(above, name, Mode::from_raw_mode(0o777)).map_err(|failure| failure.at(shown))
+    fresh(above, name, Mode::from_raw_mode(0o777) - umask()?).map_err(|failure| failure.at(shown))
 }
 
 /// Why there is no new directory.

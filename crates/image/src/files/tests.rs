@@ -371,6 +371,65 @@ fn a_hard_link_leads_to_nothing_but_what_was_unpacked() {
     );
 }
 
+/// A default access control list of a user's directory, under which the kernel leaves the umask out, and a group that his directory
+/// hands down, let him write to nothing by a second name in a directory of root's.
+#[test]
+fn what_a_users_directory_hands_down_opens_no_second_name() {
+    needs!(Root);
+    // Version 2; the owner, the user 65534, the group, the mask and the others, each with rights and an id (posix_acl_xattr.h).
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, id) in [(1_u16, u32::MAX), (2, 65534), (4, u32::MAX), (16, u32::MAX), (32, u32::MAX)] {
+        list.extend(tag.to_le_bytes().into_iter().chain(7_u16.to_le_bytes()).chain(id.to_le_bytes()));
+    }
+    let tar = tar_of(&[
+        ("hers/x", Regular, ""),
+        ("hers/fifo", Fifo, ""),
+        ("hers/implied/x", Regular, ""),
+        ("hers/d", Directory, ""),
+        ("hers/d/x", Regular, ""),
+        ("roots", Directory, ""),
+        ("roots/y", Regular, ""),
+        ("roots/z", Link, "roots/y"),
+        ("roots/conf", Link, "hers/x"),
+    ]);
+    for (by_list, umask) in [(true, 0o022), (true, 0o077), (true, 0o002), (false, 0o002), (false, 0o022)] {
+        let base = tempfile::tempdir().unwrap();
+        let (hers, roots) = (base.path().join("hers"), base.path().join("roots"));
+        fs::create_dir(&hers).unwrap();
+        std::os::unix::fs::chown(&hers, Some(65534), Some(65534)).unwrap();
+        fs::set_permissions(&hers, fs::Permissions::from_mode(if by_list { 0o755 } else { 0o2755 })).unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        if by_list {
+            match rustix::fs::setxattr(&hers, "system.posix_acl_default", &list, flags) {
+                Err(Errno::OPNOTSUPP) => continue,
+                other => other.unwrap(),
+            }
+        }
+        let unpacked = std::thread::scope(|scope| {
+            let unpack = || {
+                // From here on the umask is the thread's own.
+                wardian_sys::namespace::own_mounts().unwrap();
+                rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
+                into(base.path(), &tar, Name::Contents)
+            };
+            scope.spawn(unpack).join().unwrap()
+        });
+        for name in ["x", "fifo", "implied/x", "d/x"] {
+            let mode = fs::metadata(hers.join(name)).unwrap().mode() & 0o777;
+            assert_eq!(format!("{mode:o}"), format!("{:o}", 0o777 & !umask), "{by_list} {umask:o} {name}");
+        }
+        assert_eq!(fs::metadata(hers.join("implied")).unwrap().mode() & 0o777 & (0o022 | umask), 0);
+        assert_eq!(fs::metadata(roots.join("z")).unwrap().nlink(), 2, "{by_list} {umask:o}");
+        if umask == 0o002 {
+            let error = unpacked.unwrap_err().to_string();
+            assert!(error.contains("may write to it") && !roots.join("conf").exists(), "{error}");
+        } else {
+            unpacked.unwrap();
+            assert_eq!(fs::metadata(roots.join("conf")).unwrap().nlink(), 2, "{by_list} {umask:o}");
+        }
+    }
+}
+
 /// It is the container that chooses how many files there are.
 #[test]
 fn after_very_many_files_a_hard_link_leads_to_nothing_else_either() {

@@ -1,16 +1,16 @@
 //! From a tar to files.
 
-use super::{NotMade, REPLACED, fresh, place::special, unsafe_path, write};
+use super::{NotMade, REPLACED, fresh, place::special, umask, unsafe_path, write};
 use crate::error::{Error, show};
 use crate::stream::{Entry, Stream, Time};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, ftruncate, futimens,
-    mknodat, openat, openat2, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, fchmod, fstat, ftruncate,
+    futimens, mknodat, openat, openat2, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufReader, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use tar::EntryType;
 use wardian_sys::hard_link;
 
@@ -61,8 +61,9 @@ pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<T
     let mut stream = Stream::new(BufReader::with_capacity(BUFFER, from), u64::MAX);
     let into = openat(into, ".", DIR, Mode::empty()).map_err(write("open", b"."))?;
     let (directories, taken) = (BTreeMap::new(), Taken::default());
+    let umask = umask()?;
     let mut unpacker =
-        Unpacker { into, name, last: None, directories, kept: 0, files: HashSet::new(), taken };
+        Unpacker { into, name, umask, last: None, directories, kept: 0, files: HashSet::new(), taken };
     let mut seen = 0;
     while let Some(entry) = stream.next(true)? {
         seen += 1;
@@ -86,6 +87,7 @@ struct Made {
 struct Unpacker<'a> {
     into: OwnedFd,
     name: Name<'a>,
+    umask: Mode,
     /// The directory used last.
     last: Option<(Vec<u8>, OwnedFd)>,
     /// By their paths: a directory comes before those in it.
@@ -161,7 +163,7 @@ impl Unpacker<'_> {
         let mut end = 0;
         for name in path.split(|b| *b == b'/') {
             end += name.len();
-            current = match fresh(current.as_fd(), name, Mode::from_raw_mode(DIR_MODE)) {
+            current = match fresh(current.as_fd(), name, self.less_umask(DIR_MODE)) {
                 Ok(made) => {
                     self.remember(&path[..end], &made, None)?;
                     made
@@ -218,12 +220,13 @@ impl Unpacker<'_> {
                 let source = source.map_err(write("find the target of the link", &path))?;
                 self.is_ours(&source, &path)?;
                 let above = self.parent(above)?;
+                is_as_closed(&source, &above, &path)?;
                 clear(&above, name, &path, None)?;
                 let old = (from.as_fd(), old_name);
                 let failed = |source| Error::Io { op: "link", path: show(&path), source };
                 if let Err(error) = hard_link::link(&source, old, (above.as_fd(), name)) {
                     let why = hard_link::impossible(&error).ok_or(error).map_err(failed)?;
-                    let create = |mode| Ok(create(&above, name, mode)?.into());
+                    let create = |mode| Ok(create(&above, name, self.less_umask(mode))?.into());
                     let copy = hard_link::copy(&source, old, why, create).map_err(failed)?;
                     self.remember_file(&copy, &path)?;
                 }
@@ -231,7 +234,7 @@ impl Unpacker<'_> {
             EntryType::Fifo => {
                 let above = self.parent(above)?;
                 clear(&above, name, &path, Some(FileType::Fifo))?;
-                let mode = Mode::from_raw_mode(entry.mode & 0o777);
+                let mode = self.less_umask(entry.mode);
                 mknodat(&above, name, FileType::Fifo, mode, 0).map_err(write("make", &path))?;
                 self.remember_name(&above, name, &path)?;
             }
@@ -243,6 +246,10 @@ impl Unpacker<'_> {
             }
         }
         Ok(())
+    }
+
+    fn less_umask(&self, mode: u32) -> Mode {
+        Mode::from_raw_mode(mode & 0o777) - self.umask
     }
 
     fn leave_out<R: std::io::BufRead>(
@@ -265,7 +272,7 @@ impl Unpacker<'_> {
         path: &[u8],
     ) -> Result<(), Error> {
         clear(above, name, path, None)?;
-        let file = create(above, name, entry.mode & 0o777).map_err(write("make", path))?;
+        let file = create(above, name, self.less_umask(entry.mode)).map_err(write("make", path))?;
         self.remember_file(&file, path)?;
         match &entry.sparse {
             None => {
@@ -286,8 +293,7 @@ impl Unpacker<'_> {
     }
 
     fn directory(&mut self, entry: &Entry, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
-        // The umask, or a default ACL, takes from it what it takes from a file.
-        let mode = Mode::from_raw_mode(entry.mode & DIR_MODE) | Mode::RWXU;
+        let mode = self.less_umask(entry.mode & DIR_MODE) | Mode::RWXU;
         match fresh(above.as_fd(), name, mode) {
             Ok(made) => {
                 let stat = fstat(&made).map_err(write("look at", path))?;
@@ -316,7 +322,12 @@ impl Unpacker<'_> {
         Ok(())
     }
 
+    /// One that others may write to by an access control list gets no second name: a list is not copied.
     fn remember_file(&mut self, file: impl AsFd, path: &[u8]) -> Result<(), Error> {
+        let stat = fstat(&file).map_err(write("look at", path))?;
+        if group_writes(&stat) && has_list(file.as_fd()) {
+            return Ok(());
+        }
         self.files.insert(identity(file, path)?);
         Ok(())
     }
@@ -338,7 +349,10 @@ impl Unpacker<'_> {
         if self.files.contains(&identity(file, path)?) {
             return Ok(());
         }
-        Err(unsafe_path(path, "the file that it is a hard link to was not made by this copy"))
+        Err(unsafe_path(
+            path,
+            "the file that it is a hard link to was not made by this copy, or others may write to it",
+        ))
     }
 
     fn finish(self) -> Result<Taken, Error> {
@@ -352,10 +366,37 @@ impl Unpacker<'_> {
     }
 }
 
+/// Whether its group may write to what is no symlink, all of whose bits are set.
+fn group_writes(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) != FileType::Symlink && stat.st_mode & 0o020 != 0
+}
+
+/// Whether a file has an access control list, or does not tell. Only the path leads to that of what is open without being read.
+fn has_list(file: BorrowedFd<'_>) -> bool {
+    let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
+    let list = rustix::fs::getxattr(path, "system.posix_acl_access", &mut [0_u8; 0][..]);
+    !matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP))
+}
+
+/// A file belongs to the group of a directory that says so (inode(7), `S_ISGID`): under another name in another directory it would
+/// be open to a group that has no part in that one.
+fn is_as_closed(file: &OwnedFd, above: &OwnedFd, path: &[u8]) -> Result<(), Error> {
+    let look = |fd| fstat(fd).map_err(write("look at", path));
+    let (file, above) = (look(file)?, look(above)?);
+    let own = file.st_gid == rustix::process::getegid().as_raw();
+    let same = Mode::from_raw_mode(above.st_mode).contains(Mode::SGID) && file.st_gid == above.st_gid;
+    if group_writes(&file) && !own && !same {
+        let why = "the group of the file that it is a hard link to may write to it, and is not the one of this directory: use \
+                   the umask 022";
+        return Err(unsafe_path(path, why));
+    }
+    Ok(())
+}
+
 /// A new file, for writing.
-fn create(above: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
+fn create(above: impl AsFd, name: &[u8], mode: Mode) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(above, name, flags, Mode::from_raw_mode(mode))
+    openat(above, name, flags, mode)
 }
 
 /// Makes room for what is no directory. What is there and is neither a file nor a link, nor of the kind that takes its
