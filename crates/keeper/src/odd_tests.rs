@@ -340,6 +340,86 @@ fn a_sparse_file_is_as_long_as_its_header_says() {
     assert!(data[..512].iter().chain(&data[515..]).all(|byte| *byte == 0));
 }
 
+/// A user renames what is root's in his directory, while root's tar comes: what the archive, or root before it, has closed stays so.
+#[test]
+fn a_closed_directory_that_a_user_renames_stays_closed() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use tar::EntryType::{Directory, Regular};
+    let mode = |path: &Path| format!("{:o}", path.metadata().unwrap().mode() & 0o7777);
+    for (old, attack) in
+        [(false, "rename"), (true, "rename"), (false, "away"), (false, "instead"), (false, "above")]
+    {
+        let dir = scratch();
+        let (root, hers) = (dir.path().to_owned(), dir.path().join("hers"));
+        let at = |name: &str| hers.join(name);
+        std::fs::create_dir(&hers).unwrap();
+        users_directory(&hers);
+        std::fs::create_dir(at("old")).unwrap();
+        std::fs::set_permissions(at("old"), PermissionsExt::from_mode(0o700)).unwrap();
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut add = |kind, name: &str, mode| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_size(0);
+            tar.append_data(&mut header, name, &b""[..]).unwrap();
+            tar.get_ref().len()
+        };
+        add(Directory, "hers/private", 0o700);
+        let middle = add(Regular, "hers/private/first", 0o644);
+        if attack != "above" {
+            add(Regular, "hers/private/key", 0o644);
+        }
+        add(Regular, "hers/private/in/key", 0o644);
+        add(Directory, "hers/app", 0o755);
+        add(Regular, "hers/app/f", 0o644);
+        let tar = tar.into_inner().unwrap();
+        let act = || match (old, attack) {
+            (false, "rename") => std::fs::rename(at("private"), at("app")).unwrap(),
+            (true, "rename") => std::fs::rename(at("old"), at("app")).unwrap(),
+            (_, how) => {
+                std::fs::rename(at("private"), at("elsewhere")).unwrap();
+                if how != "away" {
+                    std::fs::create_dir_all(at("private/in")).unwrap();
+                    users_directory(&at("private"));
+                }
+            }
+        };
+        let done = unpack_while(root, &tar, middle, || at("private/first").exists(), act);
+        match (old, attack) {
+            (true, _) => {
+                done.unwrap();
+                assert_eq!(mode(&at("app")), "700");
+                assert!(at("private/key").exists() && at("private/in/key").exists());
+            }
+            (false, _) => {
+                let error = done.unwrap_err();
+                assert!(error.contains("hers/private: somebody has put something else"), "{attack}: {error}");
+                assert!(!at("private/key").exists() && !at("private/in/key").exists(), "{attack}");
+                let closed = if attack == "rename" { "app" } else { "elsewhere" };
+                assert_eq!(mode(&at(closed)), "700", "{attack}");
+            }
+        }
+        assert!(at("app/f").exists(), "{attack}");
+    }
+}
+
+/// But for the mode of a directory that is there twice: where it is another user's, a later entry opens nothing.
+#[test]
+fn odd_archives_are_the_same_in_a_users_directory() {
+    for seed in 0..400 {
+        let dir = scratch();
+        let odd = archive(seed, false);
+        let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+        std::fs::create_dir(&ours).unwrap();
+        std::fs::create_dir(&theirs).unwrap();
+        users_directory(&ours);
+        unpack_in(ours.clone(), odd.tar.clone()).unwrap_or_else(|e| panic!("{seed} {e}\n{}", odd.story));
+        unpack_by_tar(&odd.tar, &theirs, &["--no-same-owner", "--no-same-permissions"]);
+        compare(&tree(&ours, &odd, false, 0o700), &tree(&theirs, &odd, false, 0o700), &odd.story);
+    }
+}
+
 #[test]
 fn odd_archives_are_what_tar_makes_of_them() {
     for seed in 0..830 {

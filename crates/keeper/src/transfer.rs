@@ -12,10 +12,11 @@ use rustix::pipe::{SpliceFlags, splice};
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -180,14 +181,24 @@ fn not_a_tar(error: wardian_archive::Error, gzip: bool) -> Stop {
 /// that it will lose. One that is there twice gets what its later entry says.
 #[derive(Default)]
 struct Directories {
-    all: Vec<(PathBuf, (u64, u64), u32, Time)>,
+    all: Vec<Kept>,
     index: HashMap<(u64, u64), usize>,
 }
 
+/// A directory of the archive.
+struct Kept {
+    path: PathBuf,
+    made: (u64, u64),
+    mode: u32,
+    mtime: Time,
+    /// Whether another user can have put it there in the place of the one that the entry means, which may be one that is closed
+    /// to him: then the mode opens nothing. A new one is made as open as its entry says.
+    doubtful: bool,
+}
+
 impl Directories {
-    fn keep(&mut self, path: &Path, made: (u64, u64), mode: u32, time: Time) {
-        let kept = (path.to_owned(), made, mode, time);
-        match self.index.entry(made) {
+    fn keep(&mut self, kept: Kept) {
+        match self.index.entry(kept.made) {
             Entry::Occupied(slot) => self.all[*slot.get()] = kept,
             Entry::Vacant(slot) => {
                 slot.insert(self.all.len());
@@ -199,18 +210,19 @@ impl Directories {
     /// Sets the modes and times. One that cannot be set keeps none of the others from being set.
     fn close(mut self, places: &Places, failures: &mut Failures) {
         // The deepest first: what is above one may be closed by its own mode.
-        self.all.sort_by_cached_key(|(path, ..)| Reverse(path.components().count()));
-        for (path, made, mode, mtime) in self.all {
+        self.all.sort_by_cached_key(|kept| Reverse(kept.path.components().count()));
+        for kept in &self.all {
+            let path = &kept.path;
             places.forget();
-            let there = match places.find(&path) {
+            let there = match places.find(path) {
                 Ok(there) => there,
                 Err(error) if error.is_of_the_way() => continue,
                 Err(error) => {
-                    failures.add(&blocked_at(&path, &error));
+                    failures.add(&blocked_at(path, &error));
                     continue;
                 }
             };
-            if let Err(error) = close(&there.dir, made, mode, mtime) {
+            if let Err(error) = close(&there.dir, kept) {
                 failures.add(&failed(path.display())(error));
             }
         }
@@ -218,14 +230,16 @@ impl Directories {
 }
 
 /// Sets the mode and the time of a directory, if it is the one that the archive means: what has taken its place has its own.
-fn close(dir: &OwnedFd, made: (u64, u64), mode: u32, mtime: Time) -> rustix::io::Result<()> {
-    if identity(dir)? != made {
+fn close(dir: &OwnedFd, kept: &Kept) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(dir)?;
+    if (stat.st_dev, stat.st_ino) != kept.made {
         return Ok(());
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
-    rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
-    rustix::fs::futimens(&dir, &times(mtime))
+    let allowed = if kept.doubtful { stat.st_mode | 0o7000 } else { 0o7777 };
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(kept.mode & allowed))?;
+    rustix::fs::futimens(&dir, &times(kept.mtime))
 }
 
 /// Entries that could not be unpacked, while the others were.
@@ -356,10 +370,19 @@ fn make(
     directories: &mut Directories,
 ) -> Outcome<Option<File>> {
     let (parent, say) = (&place.dir, || path.display());
+    if entry.kind != EntryType::Directory {
+        places.replaced(path);
+    }
     match entry.kind {
         EntryType::Directory => {
             let made = directory(places, place, name, (path, entry.mode))?;
-            directories.keep(path, made, entry.mode & !0o022, entry.mtime);
+            directories.keep(Kept {
+                path: path.to_owned(),
+                made,
+                mode: entry.mode & !0o022,
+                mtime: entry.mtime,
+                doubtful: !place.alone,
+            });
         }
         EntryType::Symlink => {
             make_room(parent, name).map_err(failed(say()))?;
@@ -446,6 +469,9 @@ struct Places {
     /// is absolute or has a `..` leads on only where no other user may write, so he cannot bring it there. One that he
     /// brings in the place of a new link is not taken for the archive's: its text is another one, or leads to the same.
     made: RefCell<HashSet<(u64, u64)>>,
+    /// Where another user may rename: the directories that entries of these paths have gone into. A directory of the archive that is
+    /// closed to him is so also for what comes later, and not one of his own, or an open one, under its name.
+    used: RefCell<BTreeMap<PathBuf, (u64, u64)>>,
     /// What hard links of the archive may lead to.
     files: Files,
 }
@@ -454,7 +480,13 @@ impl Places {
     fn new() -> Self {
         let trust =
             Trust { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        Self { trust, last: RefCell::default(), made: RefCell::default(), files: Files::default() }
+        Self {
+            trust,
+            last: RefCell::default(),
+            made: RefCell::default(),
+            used: RefCell::default(),
+            files: Files::default(),
+        }
     }
 
     /// A symbolic link was made.
@@ -494,20 +526,63 @@ impl Places {
 
     /// The directory of this path, made when missing.
     fn open(&self, path: &Path) -> Outcome<Rc<Place>> {
-        self.walk(path, true).map_err(|blocked| blocked_at(path, &blocked))
-    }
-
-    /// The directory of this path, if it is there.
-    fn find(&self, path: &Path) -> Result<Rc<Place>, Blocked> {
-        self.walk(path, false)
-    }
-
-    fn walk(&self, path: &Path, make: bool) -> Result<Rc<Place>, Blocked> {
-        if let Some((last, fd)) = &*self.last.borrow()
-            && last == path
-        {
-            return Ok(fd.clone());
+        if let Some(last) = self.last(path) {
+            return Ok(last);
         }
+        let opened = self.walk(path, true).map_err(|blocked| blocked_at(path, &blocked))?;
+        self.recognise(path, &opened)?;
+        let opened = Rc::new(opened);
+        *self.last.borrow_mut() = Some((path.to_owned(), opened.clone()));
+        Ok(opened)
+    }
+
+    /// The directory of this path, if it is there, whatever was there before.
+    fn find(&self, path: &Path) -> Result<Rc<Place>, Blocked> {
+        self.last(path).map_or_else(|| self.walk(path, false).map(Rc::new), Ok)
+    }
+
+    /// The one that was opened last, if it has this path.
+    fn last(&self, path: &Path) -> Option<Rc<Place>> {
+        self.last.borrow().as_ref().filter(|(last, _)| last == path).map(|(_, place)| place.clone())
+    }
+
+    /// Whether this directory is the one that entries of its path have gone into, and so are those above it.
+    fn recognise(&self, path: &Path, opened: &Place) -> Outcome<()> {
+        let mut new = Vec::new();
+        for above in path.ancestors().take_while(|above| !above.as_os_str().is_empty()) {
+            let found = (above != path).then(|| self.walk(above, false));
+            let found = found.transpose().map_err(|blocked| blocked_at(above, &blocked))?;
+            let place = found.as_ref().unwrap_or(opened);
+            if place.alone {
+                break;
+            }
+            let now = identity(&place.dir).map_err(failed(above.display()))?;
+            match self.used.borrow().get(above) {
+                Some(before) if *before == now => break,
+                Some(_) => {
+                    return Err(blocked_at(
+                        above,
+                        &Blocked::because("somebody has put something else in its place meanwhile"),
+                    ));
+                }
+                None => new.push((above.to_owned(), now)),
+            }
+        }
+        self.used.borrow_mut().extend(new);
+        Ok(())
+    }
+
+    /// The archive itself has put something else there.
+    fn replaced(&self, path: &Path) {
+        let mut used = self.used.borrow_mut();
+        let from = (Bound::Included(path), Bound::Unbounded);
+        let below = used.range::<Path, _>(from).map(|(used, _)| used.clone());
+        for gone in below.take_while(|used| used.starts_with(path)).collect::<Vec<_>>() {
+            used.remove(&gone);
+        }
+    }
+
+    fn walk(&self, path: &Path, make: bool) -> Result<Place, Blocked> {
         let missing = |parent: &OwnedFd, name: &OsStr| {
             let made = if make { mkdir(parent, name, KEPT) } else { Err(Errno::NOENT) };
             match made {
@@ -532,10 +607,7 @@ impl Places {
                 Err(Blocked::because("a symbolic link leads out of a directory that another user can move"))
             }
         };
-        let opened = dirs::walk(rustix::fs::CWD, path, self.trust, &missing, &follow)?;
-        let opened = Rc::new(opened);
-        *self.last.borrow_mut() = Some((path.to_owned(), opened.clone()));
-        Ok(opened)
+        dirs::walk(rustix::fs::CWD, path, self.trust, &missing, &follow)
     }
 
     /// What lies in directories has changed: they may be others now.
@@ -587,8 +659,11 @@ fn directory(
             _ => {
                 make_room(parent, name).map_err(failed(say()))?;
                 mkdir(parent, name, mode).map_err(failed(say()))?;
+                places.replaced(path);
             }
         }
+    } else {
+        places.replaced(path);
     }
     places.forget();
     identity(&places.open(path)?.dir).map_err(failed(say()))

@@ -286,14 +286,18 @@ fn a_directory_that_becomes_a_link_while_it_is_packed_leads_nowhere() {
 fn what_takes_the_place_of_a_directory_is_not_unpacked_into() {
     let tar = tar_of(&[("a", Directory, ""), ("a/b", Directory, ""), ("a/b/f", Regular, "private")]);
     for (blocks, path) in [(1, "a"), (2, "a"), (2, "a/b")] {
-        for link in [true, false] {
+        for instead in ["link", "directory", "nothing"] {
             let base = tempfile::tempdir().unwrap();
             let (to, outside) = (base.path().join("to"), base.path().join("outside"));
             fs::create_dir_all(outside.join("b")).unwrap();
             fs::create_dir(&to).unwrap();
             let swap = || {
                 fs::rename(to.join(path), base.path().join("away")).unwrap();
-                if link { symlink(&outside, to.join(path)) } else { fs::create_dir(to.join(path)) }.unwrap();
+                match instead {
+                    "link" => symlink(&outside, to.join(path)).unwrap(),
+                    "directory" => fs::create_dir(to.join(path)).unwrap(),
+                    _ => {}
+                }
             };
             let from = Feeding { tar: &tar, blocks, then: Some(swap) };
             let dir = fs::File::open(&to).unwrap();
@@ -302,7 +306,7 @@ fn what_takes_the_place_of_a_directory_is_not_unpacked_into() {
             let found = |dir: &Path| dir.join("f").exists() || dir.join("b/f").exists();
             assert!(
                 !found(&outside) && !found(&to.join("a")) && !found(&to.join("a/b")),
-                "{blocks} {path} {link}"
+                "{blocks} {path} {instead}"
             );
         }
     }

@@ -164,6 +164,10 @@ impl Unpacker<'_> {
         for name in path.split(|b| *b == b'/') {
             end += name.len();
             current = match fresh(current.as_fd(), name, self.less_umask(DIR_MODE)) {
+                // It is gone, and may have been closed to others, which the new one is not.
+                Ok(_) if self.directories.contains_key(&path[..end]) => {
+                    return Err(unsafe_path(&path[..end], REPLACED));
+                }
                 Ok(made) => {
                     self.remember(&path[..end], &made, None)?;
                     made
