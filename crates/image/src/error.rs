@@ -27,6 +27,19 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The text names several directories, by where its tag begins.
+    #[error(
+        "invalid image source {uri:?}: {first} and {second} are both directories, and another user can have made one to be \
+         taken for the other; rename the one that is not meant, or remove it"
+    )]
+    Ambiguous {
+        /// The text as given.
+        uri: String,
+        /// The one that ends at an earlier colon.
+        first: String,
+        /// Another one.
+        second: String,
+    },
     /// The text is no sha256 digest.
     #[error("invalid digest {text:?}: expected sha256:<64 lower-case hex digits>")]
     Digest {

@@ -125,7 +125,7 @@ impl Source {
     /// exists. Nothing is opened yet, and nothing is percent-decoded.
     ///
     /// # Errors
-    /// Another scheme or a path that is not absolute.
+    /// Another scheme, a path that is not absolute, or [`Error::Ambiguous`].
     pub fn parse(uri: &str) -> Result<Self, Error> {
         let invalid = |why| Err(Error::Source { uri: without_secrets(uri), why });
         if uri.contains('\0') {
@@ -165,7 +165,11 @@ impl Source {
         if path.ends_with(':') {
             return invalid("the tag is empty");
         }
-        let (dir, tag) = directory_and_tag(path);
+        let (dir, tag) = directory_and_tag(path).map_err(|[first, second]| Error::Ambiguous {
+            uri: without_secrets(uri),
+            first: first.into(),
+            second: second.into(),
+        })?;
         Ok(Self::at(Place::Oci { dir: dir.to_owned(), tag: tag.map(str::to_owned) }))
     }
 
@@ -335,19 +339,17 @@ impl fmt::Display for Source {
     }
 }
 
-/// Splits `DIR[:TAG]` where both may contain colons. A directory that exists decides: a tag of the last name alone is tried
-/// first, as it is the usual one, then no tag, then the longest directories. Where none exists the directory ends at the
-/// first colon, as the path of an archive does.
-fn directory_and_tag(path: &str) -> (&str, Option<&str>) {
-    let last = path.rfind('/').unwrap_or(0);
-    let colons = path.rmatch_indices(':').map(|(at, _)| at);
-    let (in_name, above): (Vec<_>, Vec<_>) = colons.partition(|at| *at > last);
-    let mut ends = in_name.into_iter().chain([path.len()]).chain(above);
-    let end = ends.find(|end| Path::new(&path[..*end]).is_dir()).or_else(|| path.find(':'));
-    match end {
-        Some(end) if end < path.len() => (&path[..end], Some(&path[end + 1..])),
-        _ => (path, None),
-    }
+/// Splits `DIR[:TAG]` where both may contain colons. A directory that exists decides; where none does it ends at the first
+/// colon, as the path of an archive does. Of several, which are returned as the error, none is taken: who may write to the
+/// directory of a layout can make another one, whose name goes on with a part of the tag, or ends at an earlier colon.
+fn directory_and_tag(path: &str) -> Result<(&str, Option<&str>), [&str; 2]> {
+    let colons = || path.match_indices(':').map(|(at, _)| at);
+    let mut found = colons().chain([path.len()]).filter(|end| Path::new(&path[..*end]).is_dir());
+    let end = match (found.next(), found.next()) {
+        (Some(first), Some(second)) => return Err([&path[..first], &path[..second]]),
+        (found, _) => found.or_else(|| colons().next()).unwrap_or(path.len()),
+    };
+    Ok((&path[..end], path.get(end + 1..)))
 }
 
 fn is_layout(path: &Path) -> bool {

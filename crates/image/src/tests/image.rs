@@ -90,6 +90,34 @@ fn a_layout_s_tag_may_contain_what_its_directory_may() {
     assert_eq!(found.to_uri(), format!("{base}/l:v1"));
 }
 
+/// Where others may write, one of them can make a directory whose name is the beginning of the address as well.
+#[test]
+fn a_layout_is_not_exchanged_for_one_whose_name_goes_on_with_the_tag() {
+    let base = tempfile::tempdir().unwrap();
+    let base = base.path().to_str().unwrap();
+    for (n, (roots, tag, others)) in [
+        ("l", "docker.io/library/foo:1", "l:docker.io/library/foo"),
+        ("l", "docker.io/library/foo:1", "l:docker.io/library/foo:1"),
+        ("l", "v1", "l:v1"),
+        ("l", "r.io:5000/a:v1", "l:r.io"),
+        ("l:a", "v1", "l"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let at = |name: &str| format!("{base}/{n}/{name}");
+        let address = format!("oci://{}:{tag}", at(roots));
+        std::fs::create_dir_all(at(roots)).unwrap();
+        let meant = Path::new(&at(roots)).join("index.json");
+        assert_eq!(Source::parse(&address).unwrap().state_file(), meant, "{address}");
+        std::fs::create_dir_all(at(others)).unwrap();
+        let error = Source::parse(&address).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Ambiguous { .. }), "{text}");
+        assert!([roots, others].iter().all(|name| text.contains(&at(name))), "{text}");
+    }
+}
+
 /// A layout with one image in it.
 pub(super) struct Layout {
     dir: TempDir,
