@@ -18,6 +18,8 @@ use wardian_sys::directory::names_of;
 
 /// As the kernel's own (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
+/// What ids that a user namespace leaves out look like (user_namespaces(7), /proc/sys/kernel/overflowuid); groups as well.
+const NOBODY: u32 = 65534;
 /// More than a path can name: somebody keeps removing what is made.
 const MAX_MADE: u32 = 4096;
 
@@ -126,19 +128,33 @@ impl Trust {
     /// In root alone.
     pub const ROOT: Self = Self { uid: 0, gid: 0 };
 
-    /// Whether it is the user's or root's.
+    /// Whether it is the user's or root's. In a user namespace that leaves out ids of the host all of those look like
+    /// [`NOBODY`], so that of what is that user's the directory is asked as well, see [`Step::owned`].
     pub fn owns(self, stat: &Stat) -> bool {
         stat.st_uid == 0 || stat.st_uid == self.uid
     }
 
-    /// Whether nobody else can put something into this directory, or take something out.
+    /// The same, of a directory, without that doubt.
+    fn owns_directory(self, dir: &OwnedFd, stat: &Stat) -> bool {
+        self.owns(stat) && (stat.st_uid != NOBODY || is_own(dir))
+    }
+
+    /// Whether nobody else can put something into this directory, which these own, or take something out.
     fn writes_alone(self, dir: &OwnedFd, stat: &Stat) -> bool {
-        if !self.owns(stat) || stat.st_mode & 0o002 != 0 {
+        if stat.st_mode & 0o002 != 0 {
             return false;
         }
-        let own_group = self.uid != 0 && self.gid != 0 && stat.st_gid == self.gid;
+        let groups = [0, NOBODY];
+        let own_group = self.uid != 0 && !groups.contains(&self.gid) && stat.st_gid == self.gid;
         stat.st_mode & 0o020 == 0 || own_group && has_no_acl(dir)
     }
+}
+
+/// Whether a directory is this process's own: the kernel lets nobody but the owner leave the time of access alone (open(2),
+/// `O_NOATIME`), and compares the ids of the host. One that cannot be read does not tell.
+fn is_own(dir: &OwnedFd) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, ".", flags, Mode::empty()).is_ok()
 }
 
 /// Whether it is the group alone that a directory's group bits speak of. With an access control list they are a bound for all
@@ -154,19 +170,22 @@ fn has_no_acl(dir: &OwnedFd) -> bool {
 struct Step {
     dir: OwnedFd,
     stat: Stat,
+    /// See [`Trust::owns_directory`].
+    owned: bool,
     /// See [`Trust::writes_alone`].
     alone: bool,
 }
 
 impl Step {
     fn new(dir: OwnedFd, stat: Stat, trust: Trust) -> Self {
-        let alone = trust.writes_alone(&dir, &stat);
-        Self { dir, stat, alone }
+        let owned = trust.owns_directory(&dir, &stat);
+        let alone = owned && trust.writes_alone(&dir, &stat);
+        Self { dir, stat, owned, alone }
     }
 
     /// Whether nobody else can have put this directory where it is in another one.
-    fn is_placed_in(&self, above: &Self, trust: Trust) -> bool {
-        let sticky = trust.owns(&above.stat) && above.stat.st_mode & libc::S_ISVTX != 0;
+    fn is_placed_in(&self, above: &Self) -> bool {
+        let sticky = above.owned && above.stat.st_mode & libc::S_ISVTX != 0;
         above.alone || sticky && self.alone
     }
 }
@@ -220,7 +239,7 @@ pub fn walk(
             let above = directory(here.dir.as_fd(), "..")?;
             // Who may write to a directory, and to the one that it is in, can move it to another one.
             let stays = here.alone || above.alone;
-            follow(&Turn { link: None, trusted: trust.owns(&here.stat) && stays })?;
+            follow(&Turn { link: None, trusted: here.owned && stays })?;
             here = above;
             continue;
         }
@@ -240,7 +259,7 @@ pub fn walk(
         match FileType::from_raw_mode(found_stat.st_mode) {
             FileType::Directory => {
                 let next = Step::new(found, found_stat, trust);
-                placed &= next.is_placed_in(&here, trust);
+                placed &= next.is_placed_in(&here);
                 here = next;
             }
             FileType::Symlink => {

@@ -66,6 +66,7 @@ mod rootfs;
 mod run;
 mod scale;
 mod seccomp;
+mod second_names;
 mod siege;
 mod soak;
 mod store;
