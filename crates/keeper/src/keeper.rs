@@ -7,7 +7,7 @@ use crate::launches::{self, Fail, Kind, Launch, other};
 use crate::parked::Parked;
 use crate::process::{self, Io, PeaBox, Process, Processes, TheirIo};
 use crate::report::{Report, Tag};
-use crate::{exec, transfer};
+use crate::{exec, rights, transfer};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,7 +17,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::Plan;
-use wardian_runtime::seccomp::{self, Program};
+use wardian_runtime::rights::Rights;
+use wardian_runtime::seccomp;
 use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{children, heap, memfd, packet};
@@ -28,9 +29,8 @@ struct Container {
     pid: Pid,
     pidfd: OwnedFd,
     user: bool,
-    capabilities: u64,
-    /// What its processes and helpers may call.
-    seccomp: Option<Program>,
+    /// Of pid 1. Its processes and helpers have the same filter of system calls.
+    rights: Rights,
     /// Host uid of container root.
     root: u32,
     devices: Devices,
@@ -390,13 +390,13 @@ impl Keeper {
             hierarchies: &boxed.v1_hierarchies,
         };
         let keep = [parts.numbers(), vec![init.as_raw_fd()]].concat();
-        let way = Way { keep: &keep, v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
+        let way = Way { keep: &keep, v1: &v1, v2: v2.as_ref(), rights: &plan.rights, into };
         let body = |report: &Report| {
             launch::enter(&parts)?;
             launch::no_stdio(&parts)?;
             child::close_all_but(&[report.number(), init.as_raw_fd()])?;
             let _ = rustix::process::setsid();
-            child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges, plan.seccomp.as_ref())?;
+            rights::take(&plan.rights)?;
             child::clean_slate()?;
             child::die_with_parent()?;
             report.send(Tag::Ready, "");
@@ -430,7 +430,9 @@ impl Keeper {
         let (v1, v2) = placement(place, &mut fds)?;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
         let (pipe, report) = report_pipe()?;
-        let filter = inside.as_ref().map_or(&container.seccomp, |((plan, _, _), _)| &plan.seccomp).as_ref();
+        let filter =
+            inside.as_ref().map_or(&container.rights, |((plan, _, _), _)| &plan.rights).seccomp.clone();
+        let rights = exec::rights(&exec, filter);
         let devices = inside
             .as_ref()
             .map(|((plan, _, _), _)| container.devices_of_pea(plan))
@@ -451,12 +453,12 @@ impl Keeper {
             });
         let mut keep = parts.as_ref().map(Parts::numbers).unwrap_or_default();
         keep.extend(stdio_numbers(&theirs));
-        let way = Way { keep: &keep, v1: &v1, v2: v2.as_ref(), rlimits: &exec.rlimits, into };
+        let way = Way { keep: &keep, v1: &v1, v2: v2.as_ref(), rights: &rights, into };
         let body = |report: &Report| {
             if let Some(parts) = &parts {
                 launch::enter(parts)?;
             }
-            exec::run(&exec, &theirs, report, filter)
+            exec::run(&exec, &theirs, report, rights.clone())
         };
         failpoint::reach(Point::KeeperRunCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
@@ -485,9 +487,9 @@ impl Keeper {
         let (pipe, report) = report_pipe()?;
         let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
         // The tar and the report alone: no other process's pipe may be held open.
-        let way = Way { keep: &[tar.as_raw_fd()], v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
-        let (capabilities, filter) = (container.capabilities, container.seccomp.as_ref());
-        let task = transfer::Task { inward, user, path, capabilities, filter };
+        let rights = transfer::rights(&container.rights);
+        let way = Way { keep: &[tar.as_raw_fd()], v1: &v1, v2: v2.as_ref(), rights: &rights, into };
+        let task = transfer::Task { inward, user, path, rights: &rights };
         let body = |report: &Report| match tar
             .try_clone()
             .map_err(child::failed("tar"))
@@ -591,10 +593,8 @@ impl Keeper {
         match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
             Ok(pidfd) => {
                 self.made = true;
-                let (user, capabilities, root) = (plan.user, plan.capabilities, plan.root_ids.0);
-                let seccomp = plan.seccomp;
-                let container =
-                    Container { pid, pidfd, user, capabilities, seccomp, root, devices, _rootfs: rootfs };
+                let (user, root, rights) = (plan.user, plan.root_ids.0, plan.rights);
+                let container = Container { pid, pidfd, user, rights, root, devices, _rootfs: rootfs };
                 let fds = [container.pidfd.as_fd()];
                 let pid = pid.as_raw_nonzero().get();
                 let reply = Reply::Started { warnings: Vec::new(), stdin: false, pid, tty: false };

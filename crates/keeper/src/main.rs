@@ -16,6 +16,7 @@ mod pack;
 mod parked;
 mod process;
 mod report;
+mod rights;
 mod transfer;
 mod users;
 

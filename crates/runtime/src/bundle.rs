@@ -4,9 +4,11 @@
 //! refuses every field that it does not implement: what is asked for is done or is an error.
 
 use crate::cgroup::devices::{self, Devices};
+use crate::rights::Rights;
 use crate::{caps, seccomp};
 use serde_json::{Value, json};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// What the launcher cannot do.
 #[derive(Debug, thiserror::Error)]
@@ -242,10 +244,8 @@ pub struct Plan {
     pub mounts: Vec<Mount>,
     /// Hidden paths.
     pub masked: Vec<String>,
-    /// Bounding, inheritable, permitted and effective set of pid 1.
-    pub capabilities: u64,
-    /// `PR_SET_NO_NEW_PRIVS`.
-    pub no_new_privileges: bool,
+    /// Of pid 1. What else runs in the container is told its own, but for the filter of system calls.
+    pub rights: Rights,
     /// Host ids of container root.
     pub root_ids: (u32, u32),
     /// Host id of the container's group 5, `tty`.
@@ -257,8 +257,6 @@ pub struct Plan {
     /// What may be done with which devices, for the reader: the engine has set the rules of the cgroup. `None`: a server
     /// wrote this that knew no rules.
     pub devices: Option<Vec<devices::Allow>>,
-    /// Filter of system calls.
-    pub seccomp: Option<seccomp::Program>,
 }
 
 /// Every key that the launcher, or the engine before it, acts upon. A `*` stands for array elements.
@@ -334,8 +332,10 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
     // It is the larger half of a bundle, and is read strictly by a reader of its own.
     let filter = value.get_mut("linux").and_then(Value::as_object_mut).and_then(|l| l.remove("seccomp"));
     let filter = match (garden, filter) {
-        (Some(_), Some(Value::Null)) => seccomp::compiled(),
-        (_, filter) => filter.map(|filter| seccomp::Profile::read(&filter)?.compile()).transpose()?,
+        (Some(_), Some(Value::Null)) => Some(seccomp::compiled()?),
+        (_, filter) => {
+            filter.map(|filter| seccomp::Profile::read(&filter)?.compile().map(Arc::new)).transpose()?
+        }
     };
     if let Some(path) = unknown(&value, "") {
         return Err(Error::Unsupported(path));
@@ -358,7 +358,7 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
         root_ids: (root(linux.uid_mappings()), root(linux.gid_mappings())),
         tty_gid: tty.map_or(TTY, |(m, at)| m.host_id() + at),
         user: linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()),
-        seccomp: filter,
+        rights: Rights { seccomp: filter, ..Rights::default() },
         ..Plan::default()
     };
     for mount in spec.mounts().iter().flatten() {
@@ -373,9 +373,9 @@ pub fn plan(text: &[u8]) -> Result<Plan, Error> {
         plan.nodes.push(read_node(device)?);
     }
     if let Some(process) = spec.process() {
-        plan.no_new_privileges = process.no_new_privileges().unwrap_or(false);
+        plan.rights.no_new_privileges = process.no_new_privileges().unwrap_or(false);
         if let Some(set) = process.capabilities().as_ref().and_then(|c| c.bounding().as_ref()) {
-            plan.capabilities =
+            plan.rights.capabilities =
                 caps::mask(set.iter().map(|c| format!("CAP_{}", c.to_string().trim_start_matches("CAP_"))))
                     .map_err(|name| Error::Unsupported(format!("capability {name}")))?;
         }
@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn what_the_engine_writes_the_launcher_reads() {
         let plan = plan(config(&settings()).to_string().as_bytes()).unwrap();
-        assert_eq!(plan.capabilities, caps::UNPRIVILEGED);
+        assert_eq!(plan.rights.capabilities, caps::UNPRIVILEGED);
         assert_eq!((plan.root_ids, plan.tty_gid), ((4_294_967_294, 4_294_967_294), 5));
         assert_eq!(plan.hostname.as_deref(), Some("h"));
         assert!(plan.user && plan.masked.contains(&"/proc/keys".to_owned()));
@@ -554,9 +554,9 @@ mod tests {
     fn all_but_privileged_bundles_have_gardens_filter() {
         let filter = |privileged, joins| {
             let settings = Settings { privileged, joins, ..settings() };
-            plan(text(&settings).as_bytes()).unwrap().seccomp
+            plan(text(&settings).as_bytes()).unwrap().rights.seccomp
         };
-        let garden = seccomp::Profile::read(&seccomp::garden()).unwrap().compile().unwrap();
+        let garden = seccomp::compiled().unwrap();
         assert_eq!(filter(false, None).as_ref(), Some(&garden));
         assert_eq!(filter(false, Some(7)), Some(garden));
         assert_eq!((filter(true, None), filter(true, Some(7))), (None, None));
@@ -564,10 +564,10 @@ mod tests {
         let mut bundle = config(&settings());
         assert_eq!(bundle["linux"]["seccomp"], seccomp::garden());
         let pretty = serde_json::to_string_pretty(&bundle).unwrap();
-        assert_eq!(plan(pretty.as_bytes()).unwrap().seccomp, filter(false, None));
+        assert_eq!(plan(pretty.as_bytes()).unwrap().rights.seccomp, filter(false, None));
         bundle["linux"]["seccomp"] =
             json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"]});
-        let other = plan(bundle.to_string().as_bytes()).unwrap().seccomp;
+        let other = plan(bundle.to_string().as_bytes()).unwrap().rights.seccomp;
         assert!(other.is_some() && other != filter(false, None));
         // A place where it does not belong, or none at all, is an error and not a process without a filter.
         bundle["linux"]["seccomp"] = Value::Null;
