@@ -73,7 +73,7 @@ impl Hierarchies {
 }
 
 /// Limits to write; zero means none.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes, swap included where the kernel accounts for it.
     pub memory_bytes: u64,

@@ -38,6 +38,7 @@ mod tests;
 
 pub use profile::{Action, Architecture, Comparison, Operator, Profile, Rule};
 
+use crate::oci::Seccomp;
 use serde_json::Value;
 use std::io;
 use std::sync::{Arc, LazyLock};
@@ -91,7 +92,9 @@ impl Program {
 static COMPILED: LazyLock<Option<Arc<Program>>> = LazyLock::new(|| compile().ok());
 
 fn compile() -> Result<Arc<Program>, Error> {
-    Profile::read(&garden())?.compile().map(Arc::new)
+    let profile: Seccomp = serde_json::from_value(garden())
+        .map_err(|error| Error::Shape { path: "garden.json".to_owned(), what: error.to_string() })?;
+    Profile::read(&profile)?.compile().map(Arc::new)
 }
 
 /// [`garden`] as it stands in bundles. Nearly all have this one, so that it is told by its text, which costs less than to
