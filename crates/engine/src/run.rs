@@ -371,9 +371,10 @@ fn prepare_pea(
     failpoint::reach(Point::PeaCgroup);
     let dir = shared.records.path(&container.id);
     let confined = container.keeper_version() >= wire::CONFINED;
+    let init = container.init().ok_or_else(|| Error::Invalid("the container is not running".to_owned()))?;
     let settings = Settings {
         privileged: record.privileged,
-        joins: container.init(),
+        joins: Some(init),
         cgroups_path: format!("/{}/{cgroup}", shared.cgroups.top()),
         no_new_privileges: exec.no_new_privileges,
         memory_bytes: limits.memory_bytes,

@@ -4,7 +4,8 @@ use crate::launch;
 use crate::launches::{Fail, other};
 use std::os::fd::OwnedFd;
 use wardian_runtime::bundle::{self, Plan};
-use wardian_runtime::wire::{Boxed, Placement};
+use wardian_runtime::rights::Rights;
+use wardian_runtime::wire::{Boxed, Exec, Placement};
 
 /// Those that have not been taken yet.
 pub type Fds = std::vec::IntoIter<OwnedFd>;
@@ -44,7 +45,51 @@ pub fn unbox(boxed: &Boxed, fds: &mut Fds) -> Result<Unboxed, Fail> {
     if binds.len() < boxed.binds.len() {
         return Err(other("a bind mount is missing"));
     }
+    agree(&plan, &binds)?;
     Ok((plan, rootfs, binds))
+}
+
+/// Whether the bind mounts that come along are those of the bundle, the first of its list.
+fn agree(plan: &Plan, binds: &[(String, OwnedFd)]) -> Result<(), Fail> {
+    let mut said = plan.mounts.iter().filter(|mount| mount.kind == "bind");
+    for (destination, _) in binds {
+        if said.next().is_none_or(|said| said.destination != *destination) {
+            return Err(other(format!("config.json: mounts: none for {destination} at its place")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the namespaces of a container's bundle are those that it gets.
+pub fn fits_container(plan: &Plan, user: bool) -> Result<(), Fail> {
+    if plan.joins.is_some() {
+        return Err(other("config.json: linux.namespaces: a container that joins another is not supported"));
+    }
+    if plan.user != user {
+        return Err(other(
+            "config.json: linux.namespaces: there is a user namespace in it or along with it, not both",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a pea's bundle says what it gets: the namespaces of its container, and the rights that the request gives it.
+pub fn fits_pea(plan: &Plan, exec: &Exec, pid: i32, user: bool) -> Result<(), Fail> {
+    if plan.joins != Some(pid) || plan.user != user {
+        return Err(other("config.json: linux.namespaces: they are not those of the pea's container"));
+    }
+    let Rights { capabilities, no_new_privileges, .. } = plan.rights;
+    for (key, same) in [
+        ("capabilities", capabilities == exec.capabilities),
+        ("noNewPrivileges", no_new_privileges == exec.no_new_privileges),
+    ] {
+        if !same {
+            return Err(other(format!(
+                "config.json: process.{key}: the request for the pea says something else"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Everything in a memory file, whose offset others may share.
@@ -57,5 +102,50 @@ pub fn read_all(fd: &OwnedFd) -> Result<Vec<u8>, Fail> {
             return Ok(bytes);
         }
         bytes.extend_from_slice(&chunk[..n]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wardian_runtime::bundle::Settings;
+
+    fn plan(settings: Settings) -> Plan {
+        let mapping = vec![(0, 100_000, 65_536)];
+        let settings = Settings { mapping, cgroups_path: "/x".to_owned(), ..settings };
+        bundle::plan(bundle::text(&settings).as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_bundle_must_say_what_is_done() {
+        let container = plan(Settings::default());
+        assert!(fits_container(&container, true).is_ok() && fits_container(&container, false).is_err());
+        let privileged = plan(Settings { privileged: true, ..Settings::default() });
+        assert!(fits_container(&privileged, false).is_ok() && fits_container(&privileged, true).is_err());
+        let pea = plan(Settings { joins: Some(7), ..Settings::default() });
+        assert!(fits_container(&pea, true).is_err());
+        let exec = Exec { capabilities: pea.rights.capabilities, ..Exec::default() };
+        assert!(fits_pea(&pea, &exec, 7, true).is_ok());
+        assert!(fits_pea(&pea, &exec, 8, true).is_err() && fits_pea(&pea, &exec, 7, false).is_err());
+        assert!(fits_pea(&container, &exec, 7, true).is_err());
+        let more = Exec { capabilities: exec.capabilities | 1 << 21, ..exec.clone() };
+        assert!(fits_pea(&pea, &more, 7, true).unwrap_err().1.contains("process.capabilities"));
+        let other = Exec { no_new_privileges: true, ..exec };
+        assert!(fits_pea(&pea, &other, 7, true).unwrap_err().1.contains("process.noNewPrivileges"));
+    }
+
+    #[test]
+    fn bind_mounts_must_be_those_of_the_bundle() {
+        let bind = |name: &str| ("/src".to_owned(), name.to_owned(), true);
+        let plan = plan(Settings { binds: vec![bind("/a"), bind("/b")], ..Settings::default() });
+        let given = |names: &[&str]| {
+            let mount = |name: &&str| ((*name).to_owned(), std::fs::File::open("/").unwrap().into());
+            agree(&plan, &names.iter().map(mount).collect::<Vec<_>>())
+        };
+        // What comes after them are the container's own files.
+        assert!(given(&[]).is_ok() && given(&["/a"]).is_ok() && given(&["/a", "/b"]).is_ok());
+        for names in [&["/b", "/a"][..], &["/a", "/c"], &["/b"], &["/a", "/b", "/c"]] {
+            assert!(given(names).unwrap_err().1.contains("mounts: none for"), "{names:?}");
+        }
     }
 }

@@ -377,6 +377,7 @@ impl Keeper {
         let (init, network) = (next()?, next()?);
         let userns = if user { Some(next()?) } else { None };
         let (plan, rootfs, binds) = unbox(boxed, &mut fds)?;
+        handed::fits_container(&plan, user)?;
         let own = handed::own_files(boxed, &plan, &mut fds)?;
         let (v1, v2) = placement(place, &mut fds)?;
         let devices = launch::devices(&plan, own).map_err(other)?;
@@ -429,6 +430,10 @@ impl Keeper {
         };
         let (v1, v2) = placement(place, &mut fds)?;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
+        if let Some(((plan, _, _), _)) = &inside {
+            let pid = container.pid.as_raw_nonzero().get();
+            handed::fits_pea(plan, &exec, pid, container.user)?;
+        }
         let (pipe, report) = report_pipe()?;
         let filter =
             inside.as_ref().map_or(&container.rights, |((plan, _, _), _)| &plan.rights).seccomp.clone();
