@@ -32,7 +32,7 @@ func api(a *Area) {
 		reply, body := t.raw(plain("GET", "/ping", "", ""))
 		t.want(reply.StatusCode == 200 && body == "{}\n" && reply.Header.Get("Content-Type") == "application/json", reply, body)
 	})
-	a.check("requests without a content type are taken [198]", func(t *T) {
+	a.check("requests without a content type are taken", func(t *T) {
 		h := t.unique("go")
 		reply, body := t.raw(plain("POST", "/containers", "", `{"handle":"`+h+`"}`))
 		t.want(reply.StatusCode == 200 && body == `{"Handle":"`+h+`"}`+"\n", reply.StatusCode, body)
@@ -41,7 +41,7 @@ func api(a *Area) {
 		t.want(reply.StatusCode == 200, reply.StatusCode, body)
 		t.equal(t.get(h, "properties/k"), m{"value": "v"})
 	})
-	a.check("JSON is read as Go reads it [gotcha 34]", func(t *T) {
+	a.check("JSON is read as Go reads it", func(t *T) {
 		h := t.unique("go")
 		reply, body := t.raw(plain("POST", "/containers", "",
 			`{"unknown":[1],"HANDLE":"`+h+`","Properties":{"k":"v"},"env":null,"limits":null,"bind_mounts":null,"grace_time":null} rest`))
@@ -64,7 +64,7 @@ func api(a *Area) {
 		t.equal(reply.StatusCode, 404)
 		t.equal(body, `{"Type":"ContainerNotFoundError","Message":"unknown handle: nobody","Handle":"nobody","ProcessID":"","Binary":""}`+"\n")
 	})
-	a.check("of two destroys at once one does it [197]", func(t *T) {
+	a.check("of two destroys at once one does it", func(t *T) {
 		h := t.create(nil)
 		errs := make([]error, 2)
 		together(2, func(n int) { errs[n] = t.Call("DELETE", "/containers/"+h, nil, nil, nil) })
@@ -74,7 +74,7 @@ func api(a *Area) {
 		t.must(errs[1])
 		t.want(says(errs[0], "container already being destroyed") || isType(errs[0], "ContainerNotFoundError"), errs[0])
 	})
-	a.check("empty data is not the end of input [gotcha 4]", func(t *T) {
+	a.check("empty data is not the end of input", func(t *T) {
 		p := t.start(t.create(nil), m{"path": "cat"})
 		t.must(p.Write(""))
 		t.must(p.Write("after\n"))
@@ -82,7 +82,7 @@ func api(a *Area) {
 		t.must(p.CloseStdin())
 		t.equal(t.end(p).Code, 0)
 	})
-	a.check("signals count after the end of input [gotcha 5]", func(t *T) {
+	a.check("signals count after the end of input", func(t *T) {
 		p := t.start(t.create(nil), sh("cat; echo ready; exec sleep 12345"))
 		t.must(p.CloseStdin())
 		t.until("ready", func() bool { return p.Stdout.Has("ready") })

@@ -9,7 +9,7 @@ import (
 func binds(a *Area) {
 	mount := func(source, to string, mode int) m { return m{"src_path": source, "dst_path": to, "mode": mode} }
 	with := func(t *T, more ...m) string { return t.create(m{"bind_mounts": more}) }
-	a.check("files, directories and links are read by all, written by nobody [163]", func(t *T) {
+	a.check("files, directories and links are read by all, written by nobody", func(t *T) {
 		dir := t.folder()
 		file, link := filepath.Join(dir, "file"), filepath.Join(dir, "link")
 		t.must(os.WriteFile(file, []byte("hello\n"), 0o644))
@@ -24,7 +24,7 @@ func binds(a *Area) {
 		options := fields(t.say(h, "grep ' /made/dir ' /proc/mounts"))[0][3]
 		t.want(strings.HasPrefix(options, "ro,"), options)
 	})
-	a.check("a file that may be written is written [163]", func(t *T) {
+	a.check("a file that may be written is written", func(t *T) {
 		file := filepath.Join(t.folder(), "file")
 		t.must(os.WriteFile(file, nil, 0o666))
 		t.must(os.Chmod(file, 0o666))
@@ -34,7 +34,7 @@ func binds(a *Area) {
 		t.must(err)
 		t.equal(string(got), "hello\n")
 	})
-	a.check("options of the source's file system are kept [164]", func(t *T) {
+	a.check("options of the source's file system are kept", func(t *T) {
 		source, err := os.MkdirTemp("/dev/shm", "garden-client-")
 		t.must(err)
 		t.undo = append(t.undo, func() { os.RemoveAll(source) })
@@ -51,7 +51,7 @@ func binds(a *Area) {
 			t.want(!hasOption(its, option) || hasOption(got, option), option, its, got)
 		}
 	})
-	a.check("a privileged root writes a host's directory, others do not [165]", func(t *T) {
+	a.check("a privileged root writes a host's directory, others do not", func(t *T) {
 		dir := t.folder()
 		h := t.create(m{"privileged": true, "bind_mounts": []m{mount(dir, "/bound", 1)}})
 		t.say(h, "touch /bound/by-root")
@@ -64,7 +64,7 @@ func binds(a *Area) {
 		t.must(err)
 		t.equal(names, []string{"by-root"})
 	})
-	a.check("a mount within a mount [166]", func(t *T) {
+	a.check("a mount within a mount", func(t *T) {
 		outer, inner := t.folder(), t.folder()
 		t.must(os.Mkdir(filepath.Join(outer, "nested"), 0o755))
 		t.must(os.WriteFile(filepath.Join(outer, "outer"), nil, 0o644))
@@ -76,19 +76,19 @@ func binds(a *Area) {
 		_, err := t.tryCreate(m{"bind_mounts": []m{mount("/does/not/exist", "/bound", 0)}})
 		t.want(isType(err, ""), err)
 	})
-	a.check("localhost and the handle have addresses that answer [121]", func(t *T) {
+	a.check("localhost and the handle have addresses that answer", func(t *T) {
 		h := t.create(nil)
 		for _, name := range []string{"localhost", h} {
 			t.say(h, "ping -c1 -W5 $(awk -v name="+name+" '$2 == name && $1 !~ /:/ {print $1}' /etc/hosts)")
 		}
 	})
-	a.check("hosts and resolv.conf are the container's to write [119]", func(t *T) {
+	a.check("hosts and resolv.conf are the container's to write", func(t *T) {
 		h := t.create(nil)
 		for _, file := range []string{"/etc/hosts", "/etc/resolv.conf"} {
 			t.say(h, "echo NEW >"+file)
 			t.equal(t.say(h, "cat "+file), "NEW")
 			got := t.do(h, "echo alice >"+file, "user", "alice")
-			// [120]
+			//
 			t.want(got.Code == 1 && strings.Contains(got.Err, "Permission denied"), got)
 		}
 	})

@@ -11,7 +11,7 @@ func grace(a *Area) {
 		t.must(t.Call("PUT", "/containers/"+h+"/grace_time", nil, to.Nanoseconds(), nil))
 	}
 	gone := func(t *T, h string) bool { return !slices.Contains(t.list(url.Values{"garden.state": {"all"}}), h) }
-	a.check("a container goes when its time is over [77]", func(t *T) {
+	a.check("a container goes when its time is over", func(t *T) {
 		h := t.create(nil)
 		set(t, h, 500*time.Millisecond)
 		t.until("it is gone", func() bool { return gone(t, h) })
@@ -20,7 +20,7 @@ func grace(a *Area) {
 		h := t.create(m{"grace_time": (300 * time.Millisecond).Nanoseconds()})
 		t.until("it is gone", func() bool { return gone(t, h) })
 	})
-	a.check("no time passes while a client is there [78]", func(t *T) {
+	a.check("no time passes while a client is there", func(t *T) {
 		h := t.create(nil)
 		p := t.start(h, sh("read line; echo $line"))
 		set(t, h, 50*time.Millisecond)
@@ -30,7 +30,7 @@ func grace(a *Area) {
 		t.equal(t.end(p), Done{0, "still here\n", ""})
 		t.until("it is gone", func() bool { return gone(t, h) })
 	})
-	a.check("each call begins the time anew [gotcha 10]", func(t *T) {
+	a.check("each call begins the time anew", func(t *T) {
 		// Long enough for a machine that stands still for a while.
 		grace := 3 * time.Second
 		h := t.create(m{"grace_time": grace.Nanoseconds()})
@@ -39,7 +39,7 @@ func grace(a *Area) {
 		}
 		t.until("it is gone", func() bool { return gone(t, h) })
 	})
-	a.check("no time at all ends it soon [gotcha 10]", func(t *T) {
+	a.check("no time at all ends it soon", func(t *T) {
 		h := t.create(nil)
 		set(t, h, 0)
 		t.until("it is gone", func() bool { return gone(t, h) })

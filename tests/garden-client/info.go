@@ -6,7 +6,7 @@ import (
 )
 
 func info(a *Area) {
-	a.check("properties of creation are in the info [79]", func(t *T) {
+	a.check("properties of creation are in the info", func(t *T) {
 		h := t.create(m{"properties": m{"foo": "bar", "odd": "<&>\u2028é"}})
 		properties := t.get(h, "info")["Properties"].(m)
 		t.want(properties["foo"] == "bar" && properties["odd"] == "<&>\u2028é", properties)
@@ -19,13 +19,13 @@ func info(a *Area) {
 		}
 		t.equal(got["MappedPorts"], []any{})
 	})
-	a.check("a property that is set stands beside the old ones [81]", func(t *T) {
+	a.check("a property that is set stands beside the old ones", func(t *T) {
 		h := t.create(m{"properties": m{"old": "1"}})
 		t.must(t.Call("PUT", "/containers/"+h+"/properties/new", nil, m{"value": "2"}, nil))
 		got := t.get(h, "properties")
 		t.want(got["old"] == "1" && got["new"] == "2", got)
 	})
-	a.check("a property is read, written over and removed [82]", func(t *T) {
+	a.check("a property is read, written over and removed", func(t *T) {
 		h := t.create(m{"properties": m{"k": "1"}})
 		path := "/containers/" + h + "/properties/k"
 		t.equal(t.get(h, "properties/k"), m{"value": "1"})
@@ -38,7 +38,7 @@ func info(a *Area) {
 		_, there := t.get(h, "info")["Properties"].(m)["k"]
 		t.want(!there)
 	})
-	a.check("a list by property has exactly what fits [83]", func(t *T) {
+	a.check("a list by property has exactly what fits", func(t *T) {
 		owner := t.unique("owner")
 		h := t.create(m{"properties": m{"owner": owner, "n": "1"}})
 		t.create(m{"properties": m{"owner": owner, "n": "2"}})
@@ -46,7 +46,7 @@ func info(a *Area) {
 		t.equal(t.list(url.Values{"owner": {owner}, "n": {"3"}}), []string{})
 		t.equal(len(t.list(url.Values{"owner": {owner}})), 2)
 	})
-	a.check("infos in bulk [199]", func(t *T) {
+	a.check("infos in bulk", func(t *T) {
 		h := t.create(m{"properties": m{"foo": "bar"}})
 		var got map[string]struct {
 			Info m
@@ -58,7 +58,7 @@ func info(a *Area) {
 		t.equal(got[h].Info["Properties"].(m)["foo"], "bar")
 		t.want(got["no-such-handle"].Err != nil, got)
 	})
-	a.check("metrics in bulk, used memory among them [84, 85]", func(t *T) {
+	a.check("metrics in bulk, used memory among them", func(t *T) {
 		h := t.create(nil)
 		t.say(h, "dd if=/dev/zero of=/dev/shm/f bs=1M count=1")
 		t.until("memory", func() bool {
@@ -73,7 +73,7 @@ func info(a *Area) {
 		})
 	})
 	for _, path := range []string{"bulk_info", "bulk_metrics"} {
-		a.check(path+" of nobody is empty [199]", func(t *T) {
+		a.check(path+" of nobody is empty", func(t *T) {
 			var got m
 			t.must(t.Call("GET", "/containers/"+path, url.Values{"handles": {""}}, nil, &got))
 			t.equal(got, m{})

@@ -16,7 +16,7 @@ func readNames(dir string) ([]string, error) {
 }
 
 func security(a *Area) {
-	a.check("only its own processes are to be seen [125]", func(t *T) {
+	a.check("only its own processes are to be seen", func(t *T) {
 		h := t.create(nil)
 		p := t.start(h, m{"path": "sleep", "args": []string{"12345"}})
 		ps := t.end(t.start(h, m{"path": "ps", "args": []string{"-o", "args"}}))
@@ -28,21 +28,21 @@ func security(a *Area) {
 		t.must(p.Signal(1))
 		t.end(p)
 	})
-	a.check("no open files but its three [126]", func(t *T) {
+	a.check("no open files but its three", func(t *T) {
 		got := t.end(t.start(t.create(nil), m{"path": "ls", "args": []string{"/proc/self/fd"}})).Out
 		t.equal(got, "0\n1\n2\n3\n")
 	})
-	a.check("/tmp is everybody's, /sys is read-only [127]", func(t *T) {
+	a.check("/tmp is everybody's, /sys is read-only", func(t *T) {
 		h := t.create(nil)
 		t.equal(t.say(h, "stat -c %A /tmp"), "drwxrwxrwt")
 		t.want(strings.HasPrefix(fields(t.say(h, "grep ' /sys ' /proc/mounts"))[0][3], "ro,"))
 	})
-	a.check("privileged: /proc is writable, no cgroups are mounted [127]", func(t *T) {
+	a.check("privileged: /proc is writable, no cgroups are mounted", func(t *T) {
 		h := t.create(m{"privileged": true})
 		t.want(strings.HasPrefix(fields(t.say(h, "grep '^proc /proc ' /proc/mounts"))[0][3], "rw,"))
 		t.equal(t.say(h, "grep -c cgroup /proc/mounts; true"), "0")
 	})
-	a.check("cgroups are read-only, and its processes are in them [128]", func(t *T) {
+	a.check("cgroups are read-only, and its processes are in them", func(t *T) {
 		h := t.create(nil)
 		mounts := fields(t.say(h, "grep ' cgroup2\\? ' /proc/mounts"))
 		t.want(len(mounts) > 0)
@@ -73,7 +73,7 @@ func security(a *Area) {
 			}
 			return []any{"user", user}
 		}
-		a.check("capabilities [133]"+name, func(t *T) {
+		a.check("capabilities"+name, func(t *T) {
 			h := t.create(nil)
 			t.equal(caps(t, h, more(t, "0:0")...), map[string]string{"CapInh": unprivileged, "CapPrm": unprivileged,
 				"CapEff": unprivileged, "CapBnd": unprivileged, "CapAmb": zero})
@@ -82,7 +82,7 @@ func security(a *Area) {
 			// What a user keeps depends on his group: that of root keeps what root keeps.
 			t.equal(caps(t, h, more(t, "1000:0")...)["CapBnd"], unprivileged)
 		})
-		a.check("capabilities, privileged [133]"+name, func(t *T) {
+		a.check("capabilities, privileged"+name, func(t *T) {
 			h := t.create(m{"privileged": true})
 			root := caps(t, h, more(t, "0:0")...)
 			// A server that lacks a capability can give none of it.
@@ -94,11 +94,11 @@ func security(a *Area) {
 				"CapEff": zero, "CapBnd": "00000000a82425fb", "CapAmb": zero})
 		})
 	}
-	a.check("capabilities of process 1 [133]", func(t *T) {
+	a.check("capabilities of process 1", func(t *T) {
 		got := t.say(t.create(nil), "grep -E 'Cap(Inh|Prm|Eff|Bnd)' /proc/1/status")
 		t.equal(strings.Count(got, unprivileged), 4)
 	})
-	a.check("root of a container is not root of the kernel [132]", func(t *T) {
+	a.check("root of a container is not root of the kernel", func(t *T) {
 		h := t.create(nil)
 		for _, denied := range []string{"echo b >/proc/sysrq-trigger", "echo x >/proc/sys/kernel/hostname", "mount -t tmpfs none /mnt",
 			"umount /proc", "hostname changed", "touch /sys/x", "echo 1 >/proc/sys/vm/drop_caches"} {
@@ -117,20 +117,20 @@ func security(a *Area) {
 		}
 		return got
 	}
-	a.check("two containers share no namespace [143]", func(t *T) {
+	a.check("two containers share no namespace", func(t *T) {
 		one, other := spaces(t, t.create(nil)), spaces(t, t.create(nil))
 		for _, kind := range kinds {
 			t.want(one[kind] != "" && one[kind] != other[kind], kind, one, other)
 		}
 	})
-	a.check("privileged ones have the host's user namespace [143]", func(t *T) {
+	a.check("privileged ones have the host's user namespace", func(t *T) {
 		one, other := spaces(t, t.create(m{"privileged": true})), spaces(t, t.create(m{"privileged": true}))
 		for _, kind := range kinds {
 			t.want((one[kind] == other[kind]) == (kind == "user"), kind, one, other)
 		}
 		t.equal(fields(t.say(t.create(m{"privileged": true}), "cat /proc/self/uid_map"))[0][0:2], []string{"0", "0"})
 	})
-	a.check("a user who becomes root, privileged [134]", func(t *T) {
+	a.check("a user who becomes root, privileged", func(t *T) {
 		h := t.create(m{"privileged": true})
 		got := t.do(h, `touch /tmp/f; /bin/su root -c "chown bob /tmp/f && id -u; date -s 2020-01-01"; stat -c %U /tmp/f`, "user", "alice")
 		t.want(strings.HasPrefix(got.Out, "0\n") && strings.HasSuffix(got.Out, "bob\n"), got)

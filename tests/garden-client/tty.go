@@ -6,7 +6,7 @@ import (
 )
 
 func tty(a *Area) {
-	a.check("much output of a terminal is whole, 20 times [34]", func(t *T) {
+	a.check("much output of a terminal is whole, 20 times", func(t *T) {
 		h := t.create(nil)
 		var want strings.Builder
 		for n := range 10000 {
@@ -17,17 +17,17 @@ func tty(a *Area) {
 			t.want(done.Code == 0 && done.Out == want.String(), done.Code, len(done.Out), want.Len())
 		}
 	})
-	a.check("a terminal has 24 rows of 80 columns [38]", func(t *T) {
+	a.check("a terminal has 24 rows of 80 columns", func(t *T) {
 		t.equal(t.do(t.create(nil), "stty size", "tty", m{}), Done{0, "24 80\r\n", ""})
 	})
-	a.check("a terminal has the size that was asked for [39]", func(t *T) {
+	a.check("a terminal has the size that was asked for", func(t *T) {
 		got := t.do(t.create(nil), "stty size", "tty", m{"window_size": m{"columns": 123, "rows": 456}})
 		t.equal(got, Done{0, "456 123\r\n", ""})
 	})
-	a.check("a terminal ends lines with return and line feed [40]", func(t *T) {
+	a.check("a terminal ends lines with return and line feed", func(t *T) {
 		t.equal(t.do(t.create(nil), "echo hello", "tty", m{}), Done{0, "hello\r\n", ""})
 	})
-	a.check("a new size is told with a signal [41]", func(t *T) {
+	a.check("a new size is told with a signal", func(t *T) {
 		p := t.start(t.create(nil), sh("trap 'stty size' WINCH; echo ready; while true; do sleep 0.05; done", "tty", m{}))
 		t.until("ready", func() bool { return p.Stdout.Has("ready") })
 		t.must(p.Resize(123, 456))
@@ -35,14 +35,14 @@ func tty(a *Area) {
 		t.must(p.Signal(1))
 		t.equal(t.end(p).Code, 137)
 	})
-	a.check("a new size counts also after the end of input [gotcha 5]", func(t *T) {
+	a.check("a new size counts also after the end of input", func(t *T) {
 		p := t.start(t.create(nil), sh("trap 'stty size; exit 7' WINCH; echo ready; while true; do sleep 0.05; done", "tty", m{}))
 		t.until("ready", func() bool { return p.Stdout.Has("ready") })
 		t.must(p.CloseStdin())
 		t.must(p.Resize(123, 456))
 		t.equal(t.end(p), Done{7, "ready\r\n456 123\r\n", ""})
 	})
-	a.check("both outputs of a terminal are one, for whoever attaches [42]", func(t *T) {
+	a.check("both outputs of a terminal are one, for whoever attaches", func(t *T) {
 		h := t.create(nil)
 		p := t.start(h, sh("stty -echo; echo ready; read line; echo out; echo err >&2; exit 4", "tty", m{}))
 		t.until("ready", func() bool { return p.Stdout.Has("ready") })

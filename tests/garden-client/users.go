@@ -17,11 +17,11 @@ func users(a *Area) {
 		"1000000000:50":       "1000000000 50 50",
 		"operator:1000000001": "37 1000000001 1000000001",
 	} {
-		a.check("ids of user '"+user+"' [51-53, 130, 134, 135]", func(t *T) {
+		a.check("ids of user '"+user+"'", func(t *T) {
 			t.equal(t.say(t.create(nil), ids, "user", user, "dir", "/"), want)
 		})
 	}
-	a.check("an unknown user [135]", func(t *T) {
+	a.check("an unknown user", func(t *T) {
 		h := t.create(nil)
 		_, err := t.Run(h, sh("true", "user", "invalid-user"))
 		t.want(isType(err, "") && says(err, "unable to find user invalid-user: no matching entries in passwd file"), err)
@@ -30,7 +30,7 @@ func users(a *Area) {
 		_, err = t.Run(h, sh("true", "user", "2147483648"))
 		t.want(isType(err, "") && says(err, "uids and gids must be in range 0-2147483647"), err)
 	})
-	a.check("without a passwd file root works, nobody else [135]", func(t *T) {
+	a.check("without a passwd file root works, nobody else", func(t *T) {
 		h := t.create(nil)
 		for _, remove := range []string{": >/etc/passwd", "rm /etc/passwd"} {
 			t.say(h, remove)
@@ -40,13 +40,13 @@ func users(a *Area) {
 			t.want(says(err, "unable to find user invalid-user: no matching entries in passwd file"), err)
 		}
 	})
-	a.check("HOME, USER and PWD are the user's [130]", func(t *T) {
+	a.check("HOME, USER and PWD are the user's", func(t *T) {
 		h := t.create(nil)
 		t.equal(t.say(h, "echo $HOME $USER $PWD", "user", "alice"), "/home/alice alice /home/alice")
 		t.equal(t.say(h, "echo $HOME $USER", "user", "alice", "env", []string{"HOME=/nowhere", "USER=someone"}), "/nowhere someone")
 		t.equal(t.say(h, "echo $HOME $USER $PWD", "user", "1234:5678"), "/ 1234:5678 /")
 	})
-	a.check("files of an image keep owners, set-user bits and dots [130]", func(t *T) {
+	a.check("files of an image keep owners, set-user bits and dots", func(t *T) {
 		h := t.create(nil)
 		t.equal(t.say(h, "stat -c %U:%G /home/alice/alicesfile /bin/su /.foo"), "alice:alice\nroot:root\nroot:root")
 		t.equal(t.say(h, "stat -c %a /bin/su; cat /.foo"), "4755\nthis is a pre-existing dotfile")

@@ -1,49 +1,27 @@
 //! From a request to a living container.
 
+use crate::admission::bounds;
+use crate::age::since_boot;
+use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
+use crate::container::lifecycle;
+use crate::container::record::{CONFIG, Phase, Record, VERSION};
 use crate::events::What;
 use crate::history::{Kind, Timeline};
-use crate::ids::Home;
-use crate::keepers::Waiting;
-use crate::metrics::since_boot;
-use crate::record::{CONFIG, Phase, Record, VERSION};
-use crate::spec::{BindMount, ContainerSpec, Limits};
-use crate::{Engine, Error, Result, Shared, bounds, grace, lifecycle};
-use rustix::fs::FileType;
+use crate::ready::ids::Home;
+use crate::ready::keepers::Waiting;
+use crate::spec::ContainerSpec;
+use crate::{Engine, Error, Result, Shared, grace};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use tracing::Instrument as _;
-use wardian_runtime::bundle::{self, Settings};
-use wardian_runtime::cgroup::devices::{Devices, Type};
-use wardian_runtime::cgroup::{self, Entry};
+use wardian_runtime::bundle::Settings;
+use wardian_runtime::cgroup::devices::Devices;
 use wardian_runtime::client::{Event, Keeper};
-use wardian_runtime::wire::{Boxed, Op, Placement, Reply};
-use wardian_store::{Image, Owner};
+use wardian_runtime::wire::{Op, Reply};
+use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
-use wardian_sys::{memfd, mount};
-
-/// What the keeper gets, besides the pair.
-pub struct Parts {
-    pub config: OwnedFd,
-    pub rootfs: OwnedFd,
-    pub binds: Vec<OwnedFd>,
-    pub boxed: Boxed,
-    pub entry: Entry,
-}
-
-impl Parts {
-    pub fn place(&self) -> Placement {
-        Placement { v1_procs: self.entry.v1.len(), v2_dir: self.entry.v2.is_some() }
-    }
-}
-
-impl From<Limits> for cgroup::Limits {
-    fn from(limits: Limits) -> Self {
-        Self { memory_bytes: limits.memory_bytes, cpu_shares: limits.cpu_shares, pids: limits.pids }
-    }
-}
 
 impl Engine {
     /// Make a container; its handle.
@@ -326,123 +304,4 @@ fn prepare(
     failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))
-}
-
-/// hosts and resolv.conf of a container; its peas share them.
-pub fn network_files(dir: &Path) -> [BindMount; 2] {
-    ["hosts", "resolv.conf"].map(|name| BindMount {
-        source: dir.join(name),
-        destination: Path::new("/etc").join(name),
-        writable: true,
-    })
-}
-
-/// /dev/shm is memory. Where the container's is limited the cgroup counts it, and what is in it no OOM killer frees: a
-/// sixteenth is left, so that something can be started that does. Else the server's bound holds.
-pub fn shm_bytes(server: u64, memory: u64) -> u64 {
-    if memory > 0 && server > 0 { (memory - memory / 16).max(4096) } else { server }
-}
-
-/// A root file system with its bundle and bind mounts, for a container or a pea. The `files` are the container's own: it is
-/// given them, or its keeper has them already.
-#[allow(clippy::too_many_arguments)]
-pub fn assemble(
-    shared: &Shared,
-    rootfs_id: &str,
-    image: &Image,
-    owner: Option<Owner<'_>>,
-    mut settings: Settings,
-    binds: &[BindMount],
-    (files, give): (&[BindMount], bool),
-    entry: Entry,
-    config_path: &Path,
-) -> Result<Parts> {
-    let step = |e: std::io::Error| Error::failed("bundle", e);
-    let text = |p: &Path| p.to_string_lossy().into_owned();
-    let mut clones = Vec::new();
-    for bind in binds {
-        clones.push(clone_bind(bind, settings.privileged.into())?);
-    }
-    for file in files.iter().filter(|_| give) {
-        clones.push(std::fs::File::open(&file.source).map_err(step)?.into());
-    }
-    for bind in binds.iter().chain(files) {
-        settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
-    }
-    let rootfs = shared
-        .store
-        .create_rootfs(rootfs_id, image, owner.as_ref())
-        .map_err(|e| Error::failed("root file system", chain(&e)))?;
-    settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
-    let config = bundle::text(&settings);
-    std::fs::write(config_path, &config).map_err(step)?;
-    let config = memfd::sealed("config.json", config.as_bytes(), 0o400).map_err(|e| step(e.into()))?;
-    let boxed = Boxed {
-        binds: binds.iter().map(|bind| text(&bind.destination)).collect(),
-        files: files.iter().filter(|_| give).map(|file| text(&file.destination)).collect(),
-        v1_hierarchies: shared.cgroups.v1_names(),
-    };
-    Ok(Parts { config, rootfs: rootfs.mount, binds: clones, boxed, entry })
-}
-
-/// Device nodes below a directory have no effect. One that is itself mounted has, if the container may open the device;
-/// the rules of its cgroup hold for it as for any other.
-fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
-    let name = bind.source.display().to_string();
-    let fail = |e: mount::Error| Error::failed("bind mount", format!("{name}: {}", chain(&e)));
-    if !bind.source.is_absolute() || !bind.destination.is_absolute() {
-        return Err(Error::Invalid(format!("bind mount {name}: both paths must be absolute")));
-    }
-    let clone = mount::open_tree_clone(rustix::fs::CWD, &name, false).map_err(fail)?;
-    if !bind.writable {
-        mount::set_readonly(&clone, false).map_err(fail)?;
-    }
-    let stat = rustix::fs::fstat(&clone).map_err(|e| Error::failed("bind mount", format!("{name}: {e}")))?;
-    let node = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => {
-            mount::set_nodev(&clone).map_err(fail)?;
-            None
-        }
-        FileType::CharacterDevice => Some(("character", Type::Char)),
-        FileType::BlockDevice => Some(("block", Type::Block)),
-        _ => None,
-    };
-    if let Some((word, kind)) = node {
-        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-        if !devices.may_open(kind, major, minor) {
-            let message = format!(
-                "bind mount {name}: the container may not open the {word} device {major}:{minor} that it is"
-            );
-            return Err(Error::Invalid(message));
-        }
-    }
-    Ok(clone)
-}
-
-/// An error with its causes; some say their cause themselves.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shm_bytes;
-
-    #[test]
-    fn shared_memory_is_bounded_by_the_limit_or_by_the_server() {
-        assert_eq!(shm_bytes(64 << 20, 0), 64 << 20);
-        assert_eq!(shm_bytes(64 << 20, 1 << 30), 15 << 26);
-        assert_eq!(shm_bytes(64 << 20, 1), 4096);
-        assert_eq!(shm_bytes(0, 0), 0);
-        assert_eq!(shm_bytes(0, 1 << 20), 0);
-    }
 }

@@ -1,13 +1,11 @@
 //! The end of a container. Nothing here waits for a disk.
 
 use crate::container::Container;
+use crate::container::lifecycle::Event;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
-use crate::lifecycle::Event;
-use crate::record::Record;
 use crate::sweeper::Remains;
 use crate::{Engine, Error, Result, Shared};
-use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::Instrument as _;
@@ -17,8 +15,6 @@ use wardian_sys::failpoint::{self, Point};
 
 /// What has not died of SIGKILL by then (D state) makes the container broken.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between TERM and KILL of a stop, and for what is killed to be gone, as the real server waits.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// How often a container is destroyed at a start.
 const ATTEMPTS: u32 = 3;
@@ -173,63 +169,6 @@ impl Engine {
         shared.sweeper.add(Remains::Container { id, keeper });
         Ok(())
     }
-
-    /// End its processes (TERM, wait, KILL; `kill`: KILL at once); the container stays.
-    ///
-    /// # Errors
-    /// Unknown or broken container.
-    pub async fn stop(&self, handle: &str, kill: bool) -> Result<()> {
-        let container = self.find(handle)?;
-        container.keeper()?;
-        let except = container.untouchable();
-        if !kill && !self.signal_until(&container.id, &except, Signal::TERM).await? {
-            tracing::info!(id = container.id, "stop.kill");
-        }
-        failpoint::reach(Point::StopTermed);
-        self.signal_until(&container.id, &except, Signal::KILL).await?;
-        container.cut_outputs();
-        failpoint::reach(Point::StopKilled);
-        failpoint::reach(Point::StopRecording);
-        let stopped = |record: &mut Record| {
-            record.stopped = true;
-            Ok(())
-        };
-        container.try_update(Event::Stopped, stopped, |record| self.shared.records.save(record))?;
-        // What was started after the last look at its processes has found the container not stopped yet.
-        let (shared, id) = (self.shared.clone(), container.id.clone());
-        let lives = move || shared.cgroups.members(&id).iter().any(|pid| !except.contains(pid));
-        if tokio::task::spawn_blocking(lives).await.map_err(|e| Error::failed("stop", e))? {
-            self.resumed(&container);
-        }
-        self.shared.events.tell(&container.handle, &container.id, What::Stop);
-        Ok(())
-    }
-
-    /// Signals everything in the container but `except`, each second anew, until nothing is left. `false`: [`GRACE`] is
-    /// over. A container decides how long this takes, so no thread is held in between.
-    async fn signal_until(&self, id: &str, except: &[i32], signal: Signal) -> Result<bool> {
-        let started = Instant::now();
-        let mut next = started;
-        while started.elapsed() < GRACE {
-            let again = Instant::now() >= next;
-            let (shared, id, except) = (self.shared.clone(), id.to_owned(), except.to_owned());
-            let look = move || {
-                if again {
-                    shared.cgroups.signal(&id, &except, signal) == 0
-                } else {
-                    shared.cgroups.members(&id).iter().all(|pid| except.contains(pid))
-                }
-            };
-            if tokio::task::spawn_blocking(look).await.map_err(|e| Error::failed("stop", e))? {
-                return Ok(true);
-            }
-            if again {
-                next += Duration::from_secs(1);
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(false)
-    }
 }
 
 #[allow(clippy::cast_precision_loss)]
@@ -252,16 +191,4 @@ pub fn end_by_force(shared: &Shared, id: &str) -> bool {
         std::thread::sleep(Duration::from_millis(5));
     }
     true
-}
-
-/// What a container without a record has left outside the store.
-pub fn sweep(shared: &Shared, id: &str) {
-    for pea in shared.records.peas(id) {
-        crate::run::clean_pea(shared, id, &pea);
-    }
-    if !shared.cgroups.kill(id) {
-        tracing::warn!(id, "destroy.processes-left");
-    }
-    shared.records.clear(id);
-    shared.remove_cgroup_later(id.to_owned());
 }

@@ -5,34 +5,16 @@
 //! the last call the whole time is given anew.
 
 use crate::container::Container;
-use crate::lifecycle::Event;
-use crate::record::Record;
+use crate::container::clock::Clock;
+use crate::container::lifecycle::Event;
+use crate::container::record::Record;
 use crate::{Engine, Error, Result};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::task::AbortHandle;
 
 /// The property; Garden's name.
 pub const PROPERTY: &str = "garden.grace-time";
-
-/// A container's clock.
-#[derive(Debug, Default)]
-pub struct Clock {
-    /// Calls under way.
-    calls: usize,
-    timer: Option<AbortHandle>,
-    /// Tells the timer that runs from one that was replaced as it ran out.
-    round: u64,
-}
-
-impl Clock {
-    /// Stop it; whether it ran.
-    fn stop(&mut self) -> bool {
-        self.round += 1;
-        self.timer.take().map(|timer| timer.abort()).is_some()
-    }
-}
 
 /// Somebody calls a container: its clock stands until this is dropped.
 #[derive(Debug)]

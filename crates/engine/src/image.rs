@@ -5,8 +5,8 @@
 //! for each kind of work, so that none of them stands in the way of another; nobody holds a place in one while he waits for
 //! another.
 
-use crate::create::chain;
-use crate::gate::{Gate, PATIENCE};
+use crate::admission::gate::{Gate, PATIENCE};
+use crate::error::chain;
 use crate::{Engine, Error, Result};
 use std::future::{Future, pending};
 use std::sync::Arc;

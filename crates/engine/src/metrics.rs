@@ -1,9 +1,10 @@
 //! What containers and peas use, read from their cgroups.
 
+use crate::age::since_boot;
 use crate::container::Container;
-use crate::record::Record;
-use crate::run::pea_cgroup;
-use crate::{Engine, Error, Limits, Result, Shared};
+use crate::container::pea::Pea;
+use crate::container::record::Record;
+use crate::{Engine, Error, Limits, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,27 +28,6 @@ pub struct Metrics {
     pub age: Duration,
     /// Nanoseconds of processor time it is entitled to by its shares and its age; 0 for a pea.
     pub cpu_entitlement: u64,
-}
-
-/// A pea that lives.
-#[derive(Debug, Clone)]
-pub struct Pea {
-    /// Its root file system, which names its cgroup.
-    pub rootfs: String,
-    /// When it was made: nanoseconds since boot.
-    pub made_ns: u64,
-}
-
-impl Pea {
-    /// Its cgroup is below its container's, or, with limits of its own, beside it.
-    pub fn files(&self, shared: &Shared, container: &str) -> [Files; 2] {
-        [true, false].map(|own| Files::new(&shared.cgroups, &pea_cgroup(container, &self.rootfs, own), false))
-    }
-
-    /// Whether the kernel killed something in it for want of memory.
-    pub fn is_out_of_memory(&self, shared: &Shared, container: &str) -> bool {
-        self.files(shared, container).iter().any(|files| files.oom_kills() > 0)
-    }
 }
 
 type Peas = HashMap<String, (Arc<Container>, Pea)>;
@@ -162,19 +142,6 @@ fn age(record: &Record) -> Duration {
     let made = record.made.as_ref().map_or(0.0, |made| made.began + made.ms / 1e3);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::try_from_secs_f64(made).unwrap_or(now))
-}
-
-/// Nanoseconds since boot, which no one sets.
-pub fn since_boot() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
-}
-
-/// The same of a file's last change.
-pub fn changed_since_boot(file: &std::path::Path) -> u64 {
-    let changed = std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok();
-    let ago = changed.and_then(|then| then.elapsed().ok()).unwrap_or_default();
-    since_boot().saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(0))
 }
 
 /// Percent of a processor for one share, where nobody said: all processors over all memory, in MiB, as a platform that

@@ -1,6 +1,6 @@
 //! Everything that an instance has ever made, removed: for hosts that are to be as they were.
 
-use crate::create::chain;
+use crate::error::chain;
 use crate::{Error, Result, instance};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
 /// # Errors
 /// Something does not die.
 pub fn clear(tag: &str) -> Result<(usize, usize)> {
-    let cgroups = crate::open_cgroups(tag)?;
+    let cgroups = crate::start::open_cgroups(tag)?;
     let found = (cgroups.members("").len(), cgroups.list().len());
     let started = Instant::now();
     loop {
@@ -108,7 +108,7 @@ pub fn clear(tag: &str) -> Result<(usize, usize)> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    crate::remove_strays(&cgroups, &[]);
+    crate::start::remove_strays(&cgroups, &[]);
     cgroups.close();
     Ok(found)
 }

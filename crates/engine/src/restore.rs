@@ -1,10 +1,10 @@
 //! After a start: find the containers that live, undo what was half made.
 
 use crate::container::Container;
-use crate::metrics::{Pea, changed_since_boot};
+use crate::container::lifecycle;
+use crate::container::record::{Phase, Record};
 use crate::process::Process;
-use crate::record::{Phase, Record};
-use crate::{Engine, destroy, lifecycle};
+use crate::{Engine, destroy, sweeper};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -43,17 +43,6 @@ impl Engine {
         containers.iter().flatten().for_each(|container| container.read_ahead());
     }
 
-    /// Cgroups beside their containers' whose peas have no record any more: an earlier server was killed between the two.
-    fn sweep_cgroups_of_peas(&self) {
-        for name in self.shared.cgroups.list() {
-            let Some((id, pea)) = name.split_once('.') else { continue };
-            if !self.shared.records.peas(id).iter().any(|known| known == pea) {
-                self.shared.cgroups.kill(&name);
-                self.shared.remove_cgroup_later(name);
-            }
-        }
-    }
-
     /// A container without a record.
     async fn sweep_unknown(&self, id: String) {
         if let Ok((keeper, _)) = self.keeper_of(&id) {
@@ -62,7 +51,7 @@ impl Engine {
         let shared = self.shared.clone();
         let sweep = move || {
             destroy::end_by_force(&shared, &id);
-            destroy::sweep(&shared, &id);
+            sweeper::sweep(&shared, &id);
         };
         drop(tokio::task::spawn_blocking(sweep).await);
     }
@@ -162,23 +151,6 @@ impl Engine {
         // It runs, and whoever relies on it shall not lose it; but this must be seen.
         if let Ok(Err(error)) = renewed {
             tracing::error!(handle = record.handle, id = record.id, %error, "restore.device-rules");
-        }
-    }
-
-    /// Root file systems of peas whose process is known to have ended are let go.
-    fn restore_peas(&self, container: &Arc<Container>) {
-        for pea in self.shared.records.peas(&container.id) {
-            let record = self.shared.records.path(&container.id).join("peas").join(&pea);
-            let process = self.shared.records.process_of_pea(&container.id, &pea);
-            let process = process.and_then(|id| container.process(&id).ok());
-            match process.filter(|p| p.status().is_none()) {
-                Some(process) => {
-                    process.needs_cleaning();
-                    let made_ns = changed_since_boot(&record);
-                    container.add_pea(process.id(), Pea { rootfs: pea, made_ns });
-                }
-                None => crate::run::clean_pea(&self.shared, &container.id, &pea),
-            }
         }
     }
 }

@@ -1,12 +1,8 @@
 //! What a caller asks of the engine. Plain data, no wire format.
 
-use crate::container::Container;
-use crate::record::Record;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// A request for a container.
@@ -94,62 +90,4 @@ impl From<Window> for wardian_runtime::wire::Window {
         let or = |value, usual| if value == 0 { usual } else { value };
         Self { columns: or(window.columns, 80), rows: or(window.rows, 24) }
     }
-}
-
-/// What a running container says of itself.
-#[derive(Debug, Clone)]
-pub struct Info {
-    /// `active` or `stopped`; a broken container says why in `events`.
-    pub state: String,
-    /// Things that happened, oldest first.
-    pub events: Vec<String>,
-    /// The container's directory on the host.
-    pub container_path: String,
-    /// Current properties.
-    pub properties: Properties,
-}
-
-/// A container's properties at one moment. They may be long: they are shared with the container, not copied.
-#[derive(Debug, Clone)]
-pub struct Properties(pub(crate) Arc<Record>);
-
-impl Deref for Properties {
-    type Target = BTreeMap<String, String>;
-    fn deref(&self) -> &Self::Target {
-        &self.0.properties
-    }
-}
-
-/// One of them.
-#[derive(Debug, Clone)]
-pub struct Property {
-    pub(crate) properties: Properties,
-    pub(crate) key: String,
-}
-
-impl AsRef<str> for Property {
-    fn as_ref(&self) -> &str {
-        self.properties.get(&self.key).map_or("", String::as_str)
-    }
-}
-
-/// A container that was listed, which is its handle. There may be many: they are not copied.
-#[derive(Debug, Clone)]
-pub struct Listed(pub(crate) Arc<Container>);
-
-impl AsRef<str> for Listed {
-    fn as_ref(&self) -> &str {
-        &self.0.handle
-    }
-}
-
-/// What the host can give.
-#[derive(Debug, Clone, Copy)]
-pub struct Capacity {
-    /// Bytes of memory of the host.
-    pub memory_bytes: u64,
-    /// Bytes of the store's file system.
-    pub disk_bytes: u64,
-    /// Most containers at a time; `u64::MAX`: no bound but the host's.
-    pub max_containers: u64,
 }

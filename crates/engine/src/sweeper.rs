@@ -136,7 +136,7 @@ impl Sweeper {
                     self.add_due(LEAVING, Remains::Container { id, keeper: None });
                 }
                 Remains::Container { id, keeper: None } => {
-                    crate::destroy::sweep(&shared, &id);
+                    sweep(&shared, &id);
                     self.lock().containers -= 1;
                     self.changed.notify_all();
                 }
@@ -217,6 +217,18 @@ impl Sweeper {
             state = self.lock();
         }
     }
+}
+
+/// What a container without a record has left outside the store.
+pub fn sweep(shared: &Shared, id: &str) {
+    for pea in shared.records.peas(id) {
+        crate::pea::clean_pea(shared, id, &pea);
+    }
+    if !shared.cgroups.kill(id) {
+        tracing::warn!(id, "destroy.processes-left");
+    }
+    shared.records.clear(id);
+    shared.remove_cgroup_later(id.to_owned());
 }
 
 #[cfg(test)]

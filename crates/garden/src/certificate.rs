@@ -30,9 +30,9 @@ pub fn doubts(pem: &[u8], now: SystemTime) -> Vec<String> {
         let (begin, end) = (certificate.validity().not_before, certificate.validity().not_after);
         let seconds = end.timestamp();
         if seconds < now {
-            found.push(format!("{which} ran out on {}: clients refuse it", day(end)));
+            found.push(format!("{which} expired on {}: clients refuse it", day(end)));
         } else if seconds - now < SOON {
-            found.push(format!("{which} runs out on {}, in {} days", day(end), (seconds - now) / DAY));
+            found.push(format!("{which} expires on {}, in {} days", day(end), (seconds - now) / DAY));
         }
         if begin.timestamp() > now {
             found.push(format!("{which} begins on {}: clients refuse it until then", day(begin)));
@@ -101,12 +101,12 @@ mod tests {
             assert!(found.len() == 1 && found[0].contains(text), "{found:?}");
         };
         let short = made(&["a"], 2025, 2026);
-        says(&short, now + day, "the certificate ran out on 2026-01-01");
-        says(&short, now - 3 * day, "runs out on 2026-01-01, in 3 days");
+        says(&short, now + day, "the certificate expired on 2026-01-01");
+        says(&short, now - 3 * day, "expires on 2026-01-01, in 3 days");
         says(&made(&["a"], 2027, 2060), now, "begins on 2027-01-01");
         says(&made(&[], 2025, 2060), now, "(until 2060-01-01) has no subjectAltName");
         // One between it and its authority needs no name.
-        says(&(good + &made(&[], 2020, 2021)), now, "certificate 2 of the file ran out on 2021-01-01");
+        says(&(good + &made(&[], 2020, 2021)), now, "certificate 2 of the file expired on 2021-01-01");
         let odd = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
         says(odd, now, "cannot be read");
     }

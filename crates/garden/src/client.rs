@@ -448,7 +448,9 @@ impl TarFailure {
         if why.is_empty() {
             "the server does not say why".clone_into(&mut why);
         }
-        why.truncate(why.floor_char_boundary(MAX_FAILURE));
+        while why.len() > MAX_FAILURE {
+            why.pop();
+        }
         Some(Self(why))
     }
 }

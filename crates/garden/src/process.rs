@@ -86,6 +86,7 @@ pub struct Process {
     stderr: Option<OutputReader>,
     writer: Writer,
     end: watch::Receiver<Option<End>>,
+    ended: watch::Receiver<Option<i32>>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -136,9 +137,10 @@ impl Process {
             });
         };
         let told = tell.clone();
+        let (tell_ended, ended) = watch::channel(None);
         let mut tasks = vec![
             tokio::spawn(async move {
-                let end = follow(&mut reader, &mut decoder).await;
+                let end = follow(&mut reader, &mut decoder, &tell_ended).await;
                 first_word(&told, end);
             })
             .abort_handle(),
@@ -153,7 +155,7 @@ impl Process {
             tasks.push(tokio::spawn(feed).abort_handle());
         }
         let server = server.clone();
-        Ok(Self { id: first.process_id, server, path: base, stdout, stderr, writer, end, tasks })
+        Ok(Self { id: first.process_id, server, path: base, stdout, stderr, writer, end, ended, tasks })
     }
 
     /// Its id, unique in its container.
@@ -183,6 +185,17 @@ impl Process {
             Some(End::BinaryInput) => Err(Error::BinaryInput),
             Some(End::Unread(error)) => Err(Error::Input(error)),
             Some(End::Disconnected) | None => Err(Error::Disconnected),
+        }
+    }
+
+    /// The exit status of a program whose output something that it has started still holds open; for ever pending if the server
+    /// does not tell that, or not before [`Process::wait`]. Told by wardian's servers to clients that wait ([`Io::wait`]).
+    pub async fn ended(&self) -> i32 {
+        let mut ended = self.ended.clone();
+        let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| *status);
+        match status {
+            Some(status) => status,
+            None => std::future::pending().await,
         }
     }
 
@@ -254,7 +267,11 @@ async fn payload(
     }
 }
 
-async fn follow(reader: &mut ReadHalf<BufReader<Box<dyn Duplex>>>, decoder: &mut Decoder) -> End {
+async fn follow(
+    reader: &mut ReadHalf<BufReader<Box<dyn Duplex>>>,
+    decoder: &mut Decoder,
+    tell_ended: &watch::Sender<Option<i32>>,
+) -> End {
     loop {
         match payload(reader, decoder).await {
             Ok(Some(Payload { error: Some(message), .. })) => return End::Failed(clip(&message)),
@@ -266,6 +283,11 @@ async fn follow(reader: &mut ReadHalf<BufReader<Box<dyn Duplex>>>, decoder: &mut
                         "the server tells the exit status {status}, and no process ends with more than 255"
                     )),
                 };
+            }
+            Ok(Some(Payload { ended: Some(status), .. })) => {
+                if let Ok(status) = u8::try_from(status) {
+                    tell_ended.send_replace(Some(status.into()));
+                }
             }
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return End::Disconnected,

@@ -345,6 +345,9 @@ Payload {
     #[serde(skip_serializing_if = "Option::is_none")] base64: Option<String>,
     /// It ended.
     #[serde(skip_serializing_if = "Option::is_none")] exit_status: Option<i64>,
+    /// The program has ended with this status, and something that it has started still holds its output: `exit_status` comes
+    /// when that is over. Wardian's own, for clients that send [`WAIT_HEADER`].
+    #[serde(skip_serializing_if = "Option::is_none")] ended: Option<i64>,
     /// Bytes of its output that this client was too slow for; not Garden's, wardian's own.
     #[serde(skip_serializing_if = "zero")] lost: u64,
     /// Nobody knows how it ended.

@@ -120,8 +120,9 @@ impl Image {
 impl Source {
     /// Understands `/abs/path` and `file:///abs/path`, which may be whatever [`Source::detect`] knows,
     /// `tar:///abs/file.tar`, `oci:///abs/layout[:tag]`, `oci-archive:///abs/file.tar[:tag]` and
-    /// `docker-archive:///abs/file.tar[:name[:tag]]`, all files plain or compressed by gzip or zstd. Names may contain slashes and colons, so the path of an archive ends at the first colon. Nothing
-    /// is opened yet, and nothing is percent-decoded.
+    /// `docker-archive:///abs/file.tar[:name[:tag]]`, all files plain or compressed by gzip or zstd. Names may contain slashes
+    /// and colons, so the path ends at the first colon; that of a layout ends at another one if only so it is a directory that
+    /// exists. Nothing is opened yet, and nothing is percent-decoded.
     ///
     /// # Errors
     /// Another scheme or a path that is not absolute.
@@ -161,12 +162,11 @@ impl Source {
             "tar" => return Ok(Self::at(Place::Tar(path.to_owned()))),
             _ => {}
         }
-        let (dir, tag) = match path.rsplit_once(':') {
-            Some((_, "")) => return invalid("the tag is empty"),
-            Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag.to_owned())),
-            _ => (path, None),
-        };
-        Ok(Self::at(Place::Oci { dir: dir.to_owned(), tag }))
+        if path.ends_with(':') {
+            return invalid("the tag is empty");
+        }
+        let (dir, tag) = directory_and_tag(path);
+        Ok(Self::at(Place::Oci { dir: dir.to_owned(), tag: tag.map(str::to_owned) }))
     }
 
     fn at(place: Place) -> Self {
@@ -332,6 +332,21 @@ impl fmt::Display for Source {
             Some(name) => write!(f, ":{name}"),
             None => Ok(()),
         }
+    }
+}
+
+/// Splits `DIR[:TAG]` where both may contain colons. A directory that exists decides: a tag of the last name alone is tried
+/// first, as it is the usual one, then no tag, then the longest directories. Where none exists the directory ends at the
+/// first colon, as the path of an archive does.
+fn directory_and_tag(path: &str) -> (&str, Option<&str>) {
+    let last = path.rfind('/').unwrap_or(0);
+    let colons = path.rmatch_indices(':').map(|(at, _)| at);
+    let (in_name, above): (Vec<_>, Vec<_>) = colons.partition(|at| *at > last);
+    let mut ends = in_name.into_iter().chain([path.len()]).chain(above);
+    let end = ends.find(|end| Path::new(&path[..*end]).is_dir()).or_else(|| path.find(':'));
+    match end {
+        Some(end) if end < path.len() => (&path[..end], Some(&path[end + 1..])),
+        _ => (path, None),
     }
 }
 

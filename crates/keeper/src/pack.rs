@@ -11,6 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
+use wardian_archive::Linked;
 use wardian_sys::text::{clip, tame};
 
 type Builder = tar::Builder<BufWriter<File>>;
@@ -123,9 +124,10 @@ pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
     let mut builder = ManuallyDrop::new(tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe)));
     let here = Opened { fd: here, device: None };
     let mut pending = vec![(Rc::new(here), start.as_os_str().to_owned(), start.to_owned())];
-    let mut unread = Unread::default();
+    let (mut unread, mut linked) = (Unread::default(), Linked::default());
     while let Some((above, name, path)) = pending.pop() {
-        let (dir, mut children) = match append(&mut builder, &above, &name, &path, &mut unread) {
+        let said = (&mut unread, &mut linked);
+        let (dir, mut children) = match append(&mut builder, &above, &name, &path, said) {
             Ok(Some(opened)) => opened,
             Ok(None) => continue,
             Err(Fault::Unread(error)) if path != start => {
@@ -164,7 +166,7 @@ fn append(
     above: &Opened,
     name: &OsStr,
     path: &Path,
-    unread: &mut Unread,
+    (unread, linked): (&mut Unread, &mut Linked),
 ) -> Result<Option<(Opened, Vec<OsString>)>, Fault> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let item = File::from(rustix::fs::openat(&above.fd, name, flags, Mode::empty())?);
@@ -189,9 +191,18 @@ fn append(
             }
         }
         FileType::RegularFile => {
+            let (inode, names) = ((metadata.dev(), metadata.ino()), metadata.nlink());
+            if let Some(first) = linked.first(inode, names) {
+                header.set_entry_type(tar::EntryType::Link);
+                long(builder, tar::EntryType::GNULongLink, &first)?;
+                field(&mut header.as_old_mut().linkname, &first);
+                entry(builder, &mut header, &shown, io::empty())?;
+                return Ok(None);
+            }
             if let Some(error) = file(builder, &mut header, &shown, (&above.fd, name))? {
                 unread.add(path, &format_args!("{error}: zeros take the place of what is missing"));
             }
+            linked.add(inode, names, &shown);
             return Ok(None);
         }
         FileType::Symlink => {

@@ -22,12 +22,18 @@ use std::rc::Rc;
 use tar::EntryType;
 use wardian_archive::{Entry as Member, Stream, Time, show};
 use wardian_runtime::rights::{Limit, Rights};
+use wardian_sys::text::{clip, tame};
 
 const BUFFER: usize = 256 * 1024;
 /// Read ahead of the entry at hand: headers and small files come in few system calls, and little of a large file is copied.
 const BUFFERED: usize = 32 * 1024;
 /// Files of this size and more are moved from the pipe, smaller ones read and written.
 const WORTH_MOVING: u64 = 64 * 1024;
+/// Entries that could not be unpacked are named up to this number, and counted beyond it.
+const MAX_NAMED: u64 = 20;
+/// Bytes of one of those failures, and of all of them, which must fit into one frame of a report.
+const MAX_FAILURE: usize = 256;
+const MAX_TEXT: usize = 2500;
 
 /// What to do.
 #[derive(Debug)]
@@ -161,6 +167,17 @@ impl From<wardian_archive::Error> for Stop {
     }
 }
 
+/// Why there is no header; `gzip`: the stream begins as one of gzip does, and had no header yet.
+fn not_a_tar(error: wardian_archive::Error, gzip: bool) -> Stop {
+    use wardian_archive::Error as E;
+    match error {
+        E::Truncated { .. } | E::Corrupt { .. } if gzip => Stop::from(
+            "This does not look like a tar archive: it is compressed with gzip; send a plain tar".to_owned(),
+        ),
+        error => Stop::from(error),
+    }
+}
+
 /// The directories of an archive, whose modes and times come last: writing into one changes its time, and may need a mode
 /// that it will lose. One that is there twice gets what its later entry says.
 #[derive(Default)]
@@ -182,14 +199,61 @@ impl Directories {
     }
 }
 
+/// Entries that could not be unpacked, while the others were.
+#[derive(Default)]
+struct Failures {
+    /// The first ones, in words.
+    text: String,
+    named: u64,
+    more: u64,
+}
+
+impl Failures {
+    fn add(&mut self, stop: Stop) {
+        let Stop { text, .. } = stop;
+        let line = if self.named == 0 { text } else { format!("\n{}", clip(&tame(&text), MAX_FAILURE)) };
+        let fits = self.named < MAX_NAMED && self.text.len() + line.len() <= MAX_TEXT;
+        if self.named == 0 || fits {
+            self.named += 1;
+            self.text.push_str(&line);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// What ends the work comes first, if anything does.
+    fn result(mut self, end: Outcome<()>) -> Outcome<()> {
+        if self.more > 0 {
+            self.text += &format!("\nand {} more", self.more);
+        }
+        match end {
+            end if self.named == 0 => end,
+            Ok(()) => Err(Stop::from(format!("{}; all else was unpacked", self.text))),
+            Err(stop) => Err(Stop::from(format!("{}\n{}", stop.text, self.text))),
+        }
+    }
+}
+
 fn unpack(pipe: OwnedFd) -> Outcome<()> {
+    let mut failures = Failures::default();
+    let end = unpack_all(pipe, &mut failures);
+    failures.result(end)
+}
+
+/// As by GNU tar, an entry that cannot be made ends nothing; one whose data cannot be written does, for the disk is full or
+/// ill, and so does what is no archive.
+fn unpack_all(pipe: OwnedFd, failures: &mut Failures) -> Outcome<()> {
     let mut stream = Stream::lenient(Source(BufReader::with_capacity(BUFFERED, Pipe(pipe))));
     let places = Places::new();
     let mut directories = Directories::default();
-    if stream.source().fill_buf().map_err(failed("tar"))?.is_empty() {
+    let head = stream.source().fill_buf().map_err(failed("tar"))?;
+    if head.is_empty() {
         return Err(Stop::from("This does not look like a tar archive".to_owned()));
     }
-    while let Some(entry) = stream.next(true)? {
+    // RFC 1952, section 2.3.1. A name may begin so too: only a header that is none tells.
+    let mut gzip = head.starts_with(b"\x1f\x8b");
+    while let Some(entry) = stream.next(true).map_err(|error| not_a_tar(error, gzip))? {
+        gzip = false;
         let path = relative(&entry.path)?;
         let Some(name) = path.file_name() else {
             // The destination is the caller's, and keeps its mode.
@@ -199,41 +263,37 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
             return Err(Stop::from(format!("{}: an entry without a name", show(&entry.path))));
         };
         let say = || path.display().to_string();
-        let place = places.open(path.parent().unwrap_or(Path::new("")))?;
-        let parent = &place.dir;
-        match entry.kind {
-            EntryType::Directory => {
-                let made = directory(&places, &place, name, &path)?;
-                directories.keep(&path, made, entry.mode & !0o022, entry.mtime);
-            }
-            EntryType::Regular | EntryType::Continuous => {
-                let file = create(parent, name, entry.mode & 0o777).map_err(failed(say()))?;
-                contents(&entry, &mut stream, &file, &path)?;
-                attributes(&entry, &file).map_err(failed(say()))?;
-                rustix::fs::futimens(&file, &times(entry.mtime)).map_err(failed(say()))?;
-            }
-            EntryType::Symlink => {
-                clear(parent, name).map_err(failed(say()))?;
-                rustix::fs::symlinkat(&*entry.link, parent, name).map_err(failed(say()))?;
-                touch(parent, name, entry.mtime).map_err(failed(say()))?;
-                places.made(parent, name, &entry.link).map_err(failed(say()))?;
-            }
-            EntryType::Link => {
-                let target = relative(&entry.link)?;
-                let above = target.parent().unwrap_or(Path::new(""));
-                let above = places.find(above).map_err(|blocked| blocked_at(above, &blocked))?;
-                let old = target.file_name().unwrap_or_default();
-                link(&above.dir, old, parent, name).map_err(failed(say()))?;
-            }
-            EntryType::Fifo => {
-                clear(parent, name).map_err(failed(say()))?;
-                let mode = Mode::from_raw_mode(entry.mode & 0o777);
-                rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0).map_err(failed(say()))?;
-                touch(parent, name, entry.mtime).map_err(failed(say()))?;
-            }
+        let target = match entry.kind {
+            EntryType::Directory
+            | EntryType::Regular
+            | EntryType::Continuous
+            | EntryType::Symlink
+            | EntryType::Fifo => PathBuf::new(),
+            EntryType::Link => relative(&entry.link)?,
             // A socket without its server is nothing; pax and star write them.
-            other if other.as_byte() == b's' => stream.skip(entry.size, &entry.path)?,
+            other if other.as_byte() == b's' => {
+                stream.skip(entry.size, &entry.path)?;
+                continue;
+            }
             other => return Err(Stop::from(format!("{}: cannot unpack an entry of type {other:?}", say()))),
+        };
+        let made = places
+            .open(path.parent().unwrap_or(Path::new("")))
+            .and_then(|place| make(&places, &place, &entry, (&path, name), &target, &mut directories));
+        match made {
+            Ok(Some(file)) => {
+                contents(&entry, &mut stream, &file, &path)?;
+                let set =
+                    attributes(&entry, &file).and_then(|()| rustix::fs::futimens(&file, &times(entry.mtime)));
+                if let Err(error) = set {
+                    failures.add(failed(say())(error));
+                }
+            }
+            Ok(None) => {}
+            Err(stop) => {
+                failures.add(stop);
+                stream.skip(entry.size, &entry.path)?;
+            }
         }
     }
     // The deepest first: what is above one may be closed by its own mode.
@@ -258,6 +318,44 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
     // Padding after the end of the archive is read, so that whoever writes it is not cut off.
     stream.drain()?;
     Ok(())
+}
+
+/// Makes an entry, but for the data of a file, which is given back.
+fn make(
+    places: &Places,
+    place: &Place,
+    entry: &Member,
+    (path, name): (&Path, &OsStr),
+    target: &Path,
+    directories: &mut Directories,
+) -> Outcome<Option<File>> {
+    let (parent, say) = (&place.dir, || path.display());
+    match entry.kind {
+        EntryType::Directory => {
+            let made = directory(places, place, name, path)?;
+            directories.keep(path, made, entry.mode & !0o022, entry.mtime);
+        }
+        EntryType::Symlink => {
+            make_room(parent, name).map_err(failed(say()))?;
+            rustix::fs::symlinkat(&*entry.link, parent, name).map_err(failed(say()))?;
+            touch(parent, name, entry.mtime).map_err(failed(say()))?;
+            places.made(parent, name, &entry.link).map_err(failed(say()))?;
+        }
+        EntryType::Link => {
+            let above = target.parent().unwrap_or(Path::new(""));
+            let above = places.find(above).map_err(|blocked| blocked_at(above, &blocked))?;
+            let old = target.file_name().unwrap_or_default();
+            link(&above.dir, old, parent, name).map_err(failed(say()))?;
+        }
+        EntryType::Fifo => {
+            make_room(parent, name).map_err(failed(say()))?;
+            let mode = Mode::from_raw_mode(entry.mode & 0o777);
+            rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0).map_err(failed(say()))?;
+            touch(parent, name, entry.mtime).map_err(failed(say()))?;
+        }
+        _ => return create(parent, name, entry.mode & 0o777).map(Some).map_err(failed(say())),
+    }
+    Ok(None)
 }
 
 /// The data of an entry. The holes of a sparse file stay holes: a kilobyte of an archive can stand for terabytes.
@@ -295,20 +393,39 @@ fn contents(entry: &Member, stream: &mut Stream<Source>, file: &File, path: &Pat
 }
 
 /// Another name of a file. One that it has already stays: removing it could remove the file.
-fn link(from: &OwnedFd, old: &OsStr, to: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
-    let link = || rustix::fs::linkat(from, old, to, name, AtFlags::empty());
+fn link(from: &OwnedFd, old: &OsStr, to: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let link = || match rustix::fs::linkat(from, old, to, name, AtFlags::empty()) {
+        // Not on this file system, or the first name lies on another one.
+        Err(error @ (Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP)) => {
+            duplicate(from, old, to, name, error)
+        }
+        linked => Ok(linked?),
+    };
     match link() {
-        Err(Errno::EXIST) => {
+        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {
             let source = rustix::fs::statat(from, old, AtFlags::SYMLINK_NOFOLLOW)?;
             let there = rustix::fs::statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?;
             if (source.st_dev, source.st_ino) == (there.st_dev, there.st_ino) {
                 return Ok(());
             }
-            clear(to, name)?;
+            make_room(to, name)?;
             link()
         }
         other => other,
     }
+}
+
+/// A file of its own in place of a second name that is refused with `why`.
+fn duplicate(from: &OwnedFd, old: &OsStr, to: &OwnedFd, name: &OsStr, why: Errno) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut source = File::from(rustix::fs::openat(from, old, flags, Mode::empty())?);
+    let stat = rustix::fs::fstat(&source)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(why.into());
+    }
+    let mut copy = create(to, name, stat.st_mode & 0o777)?;
+    io::copy(&mut source, &mut copy)?;
+    copy.set_modified(source.metadata()?.modified()?)
 }
 
 fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
@@ -454,7 +571,8 @@ fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outco
             FileType::Symlink if places.keeps(place, &stat) => {}
             // Also a file: the later entry counts.
             _ => {
-                clear(parent, name).and_then(|()| mkdir(parent, name)).map_err(failed(say()))?;
+                make_room(parent, name).map_err(failed(say()))?;
+                mkdir(parent, name).map_err(failed(say()))?;
             }
         }
     }
@@ -463,21 +581,41 @@ fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outco
 }
 
 /// A new file, in place of whatever has its name.
-fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> rustix::io::Result<File> {
+fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode));
     let fd = match open() {
-        Err(Errno::EXIST) => match clear(parent, name) {
+        Err(Errno::EXIST) => match replaceable(parent, name).map(|kind| (kind, clear(parent, name)))? {
             // Something is mounted there, such as the container's own /etc/hosts: its contents can be replaced.
-            Err(Errno::BUSY) => {
+            (Some(FileType::RegularFile), Err(Errno::BUSY)) => {
                 let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 rustix::fs::openat(parent, name, flags, Mode::empty())
             }
-            cleared => cleared.and_then(|()| open()),
+            (_, cleared) => cleared.and_then(|()| open()),
         },
         other => other,
     };
-    fd.map(File::from)
+    Ok(fd.map(File::from)?)
+}
+
+/// The kind of what has a name, if there is anything, and if an entry may take its place. A device stays, unlike with GNU tar:
+/// everything in the container that writes to /dev/null would fill a file from then on.
+fn replaceable(parent: &OwnedFd, name: &OsStr) -> io::Result<Option<FileType>> {
+    let kind = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
+        return Err(io::Error::other("it is a device, and nothing takes its place"));
+    }
+    Ok(Some(kind))
+}
+
+/// Make room for an entry in place of what is replaceable.
+fn make_room(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    replaceable(parent, name)?;
+    Ok(clear(parent, name)?)
 }
 
 /// Make room for an entry. As GNU tar does it: a directory gives way only if there is nothing in it, for it may hold what

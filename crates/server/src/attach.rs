@@ -191,7 +191,7 @@ async fn control(
     writer: &mut (impl AsyncWrite + Unpin),
     early: &[u8],
     mut client: Client,
-    Greeting { created, binary, .. }: Greeting,
+    Greeting { created, binary, waits }: Greeting,
 ) {
     // A server that ends drops it, and closes nothing.
     let Some(mut input) = client.input.take() else { return };
@@ -202,6 +202,14 @@ async fn control(
     start.extend(encode(&first));
     let greeted = writer.write_all(&start).await.is_ok();
     let ended = async {
+        // Who waits for all output may have been asked to end meanwhile, and cannot know that nothing is left to be ended.
+        if waits.contains(&true)
+            && let Some(status) = process.outlived().await
+        {
+            let payload =
+                Payload { process_id: id.clone(), ended: Some(status.into()), ..Payload::default() };
+            drop(writer.write_all(&encode(&payload)).await);
+        }
         let status = process.wait().await;
         entry.delivered().await;
         status

@@ -146,9 +146,9 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             if is_handshake_told() {
-                tracing::info!(%error, "TLS handshake failed");
+                tracing::info!(%error, "server.TLS-handshake-failed");
             } else {
-                tracing::debug!(%error, "TLS handshake failed");
+                tracing::debug!(%error, "server.TLS-handshake-failed");
             }
             return;
         }

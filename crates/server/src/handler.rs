@@ -121,11 +121,11 @@ fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply>
     let is_absent =
         ["No such file or directory", "Not a directory"].iter().any(|text| body.message.contains(text));
     if matches!(route, Route::StreamOut) && is_absent {
-        tracing::debug!(handle, ?route, error = body.message, "request failed");
+        tracing::debug!(handle, ?route, error = body.message, "server.request-failed");
     } else if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
-        tracing::info!(handle, ?route, error = body.message, "request failed");
+        tracing::info!(handle, ?route, error = body.message, "server.request-failed");
     } else {
-        tracing::error!(handle, ?route, error = body.message, "request failed");
+        tracing::error!(handle, ?route, error = body.message, "server.request-failed");
     }
     Ok(failure(&body))
 }

@@ -164,7 +164,7 @@ pub(crate) async fn stream_out(
     let (work, handle) = (state.working(), handle.to_owned());
     tokio::spawn(async move {
         if let Err(error) = forward(transfer, pipe, first, &send, patience, room).await {
-            tracing::error!(handle, %error, "stream-out failed on the way");
+            tracing::error!(handle, %error, "server.stream-out-failed-on-the-way");
             // Without its end the body is broken off. A client that does not take it does not hear of that either.
             let deaf = matches!(error, Broken::Stalled(Stalled { stall: Stall::ClientTakes, .. }));
             if tell && !deaf {

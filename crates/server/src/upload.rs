@@ -190,7 +190,7 @@ async fn answer(mut stream: Stream, handle: &str, mut left: u64, result: Result<
         Ok(()) => ("200 OK", Bytes::from_static(b"{}\n")),
         Err(failure) => {
             let body: ErrorBody = failure.body();
-            tracing::error!(handle, route = "StreamIn", error = body.message, "request failed");
+            tracing::error!(handle, route = "StreamIn", error = body.message, "server.request-failed");
             let missing = body.kind() == wardian_garden::ErrorKind::ContainerNotFound;
             (if missing { "404 Not Found" } else { "500 Internal Server Error" }, encode(&body).into())
         }

@@ -136,6 +136,18 @@ pub fn check(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a source may call its image that.
+///
+/// # Errors
+/// As [`check`]; nor may it be called what reads as a digest: whoever names an image by one trusts that no other has it.
+pub fn check_brought(name: &str) -> Result<(), Error> {
+    check(name)?;
+    if name.contains('@') || short(name).starts_with("sha256:") {
+        return Err(Error::Invalid { name: name.to_owned() });
+    }
+    Ok(())
+}
+
 /// The name's file: what a file name cannot hold becomes `%` and two hex digits.
 pub(crate) fn file_name(name: &str) -> String {
     format!("{}{SUFFIX}", name.replace('/', "%2F"))
@@ -237,7 +249,10 @@ pub(crate) fn save(
     documents: &Documents,
     wish: Wish,
 ) -> Result<Option<Named>, Error> {
-    check(&image.name)?;
+    match wish {
+        Wish::Operator => check(&image.name)?,
+        Wish::Source => check_brought(&image.name)?,
+    }
     let _turn = turn(layout, &image.name)?;
     image.name = resolve(layout, &image.name)?;
     // One that a power cut has emptied has no pin, and is nobody's.
@@ -400,6 +415,12 @@ mod tests {
         for bad in ["", "/x.tar", "oci://x", "../a", "-a", "a b", "a\n", "ä", "a%2F", long.as_str()] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
+        for digest in
+            ["sha256:0f", "docker.io/library/sha256:0f", "docker.io/sha256:0f", "a@sha256:0f", "a@b"]
+        {
+            assert!(check(digest).is_ok() && check_brought(digest).is_err(), "{digest}");
+        }
+        check_brought("reg.example:5000/sha256:1").unwrap();
         assert_eq!(file_name("a/b:1"), "a%2Fb:1.json");
     }
 }

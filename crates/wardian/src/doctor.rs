@@ -3,7 +3,7 @@
 mod clean;
 
 use crate::print;
-use crate::serve::ROOT;
+use crate::store::ROOT;
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use std::io::IsTerminal as _;

@@ -297,7 +297,7 @@ fn import(
         let opened = Source::parse(&uri)?.open(&Remote::default())?;
         names.extend(opened.names.iter().map(|name| short(name).to_owned()));
         let mut seen = HashSet::new();
-        names.retain(|name| wardian_store::image::check(name).is_ok() && seen.insert(name.clone()));
+        names.retain(|name| wardian_store::image::check_brought(name).is_ok() && seen.insert(name.clone()));
         ensure!(
             names.len() <= MOST_NAMES,
             "the source has {} names for its image, which is too many to be meant ({MOST_NAMES} are possible): say what \

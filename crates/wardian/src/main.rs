@@ -67,7 +67,7 @@ enum Command {
     Why(why::Args),
     /// Tell what this host can do, and what was left behind on it
     Doctor(doctor::Args),
-    /// End all containers and remove everything that was made on this host
+    /// End all containers and remove what was made on this host; the store (images, layers) only with --images
     Reset(reset::Args),
     /// Print a completion script for a shell
     Completion {
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(args, Cli::command()),
         Command::Run(args) => container::run::run(args),
         Command::Create(args) => container::create::run(args),
         Command::Exec(args) => container::exec::run(args),

@@ -1,7 +1,7 @@
 //! `wardian reset`: this host as if the server had never run.
 
 use crate::print;
-use crate::serve::{ROOT, RUN};
+use crate::store::{ROOT, RUN};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args as ClapArgs;
 use std::io::IsTerminal as _;

@@ -1,7 +1,6 @@
 //! `wardian store`, and the store for the other commands.
 
 use crate::print;
-use crate::serve::{ROOT, RUN};
 use crate::watch::{self, Interrupts};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
@@ -12,6 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use wardian_store::{Collected, Config, Garbage, Host, Limits, Progress, Store, Usage};
+
+/// Where a store is, unless told otherwise.
+pub const ROOT: &str = "/var/lib/wardian";
+/// The same of live state.
+pub const RUN: &str = "/run/wardian";
 
 /// Heading of the flags that matter where an image is fetched or unpacked.
 const IMAGES: &str = "Images that are fetched or unpacked (wardian.toml is not read)";

@@ -12,7 +12,7 @@ mod unpack;
 
 pub use pack::{LeftOut, Packed, Source, pack};
 pub(crate) use place::{NotMade, fresh};
-pub use place::{directory, make, special};
+pub use place::{PROCESS, directory, make, special, special_in};
 pub use unpack::{Name, Taken, unpack};
 
 use crate::error::{Error, show};

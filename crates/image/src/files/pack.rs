@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use wardian_archive::Linked;
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// NONBLOCK: what was a file may have become a FIFO without a writer, or have a lease on it.
@@ -105,6 +106,14 @@ impl Source {
         Ok(Self { kind, path: path.to_owned() })
     }
 
+    /// What it is for people, if it is none of file, directory and link: see [`super::special`].
+    #[must_use]
+    pub fn special(&self) -> Option<&'static str> {
+        let Kind::Entry(above, name) = &self.kind else { return None };
+        let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        super::special(FileType::from_raw_mode(stat.st_mode))
+    }
+
     /// Whether it is a directory; what a symlink leads to does not count.
     #[must_use]
     pub fn is_directory(&self) -> bool {
@@ -120,7 +129,7 @@ fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error {
 
 /// Writes the source and, of a directory, all that is below it on the same file system, as a tar in which it is called
 /// `name`; with an empty name the tar holds what is in the directory. Symlinks are packed as such. Files with holes are
-/// entries of GNU tar's first sparse format.
+/// entries of GNU tar's first sparse format, and a file's second name is a link to its first one.
 ///
 /// Directories are opened by descriptors and never through a symlink, whoever renames what meanwhile. Two of them are open
 /// at once, however deep the tree is.
@@ -133,7 +142,8 @@ fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error {
 pub fn pack(source: &Source, name: &Path, to: impl Write) -> Result<Packed, Error> {
     // Dropping a builder writes the end of the archive: half a one must not look whole.
     let builder = ManuallyDrop::new(tar::Builder::new(to));
-    let mut packer = Packer { builder, name, shown: &source.path, packed: Packed::default() };
+    let mut packer =
+        Packer { builder, name, shown: &source.path, packed: Packed::default(), linked: Linked::default() };
     let shown = source.path.as_os_str().as_bytes();
     let root = match &source.kind {
         Kind::Tree(root) => Some(openat(root, ".", DIR, Mode::empty())),
@@ -167,6 +177,7 @@ struct Packer<'a, W: Write> {
     /// What it is called here.
     shown: &'a Path,
     packed: Packed,
+    linked: Linked,
 }
 
 /// A directory some of whose directories are still to be walked.
@@ -319,6 +330,13 @@ impl<W: Write> Packer<'_, W> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(self.replaced(path));
         }
+        let (inode, names) = ((stat.st_dev, stat.st_ino), stat.st_nlink);
+        let in_tar = self.in_tar(path);
+        if let Some(first) = self.linked.first(inode, names) {
+            let mut header = header(&stat, tar::EntryType::Link);
+            let appended = self.builder.append_link(&mut header, in_tar, OsStr::from_bytes(&first));
+            return appended.map_err(self.failed("pack", path));
+        }
         let size = stat.st_size.cast_unsigned();
         let (mut header, map, segments) = match segments(file, &stat) {
             Some(segments) => sparse(&stat, &segments),
@@ -329,9 +347,10 @@ impl<W: Write> Packer<'_, W> {
             }
         };
         let mut data = Segments { file, segments: segments.into_iter(), at: 0, left: 0, error: None };
-        let (in_tar, all) = (self.in_tar(path), io::Cursor::new(map).chain(&mut data));
-        let appended = self.builder.append_data(&mut header, in_tar, all);
+        let all = io::Cursor::new(map).chain(&mut data);
+        let appended = self.builder.append_data(&mut header, &in_tar, all);
         appended.map_err(self.failed("pack", path))?;
+        self.linked.add(inode, names, in_tar.as_os_str().as_bytes());
         if let Some(error) = data.error {
             self.note_unread(path, format!("{error}: zeros take the place of what is missing"));
         }

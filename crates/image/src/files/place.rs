@@ -132,5 +132,26 @@ pub fn special(kind: FileType) -> Option<&'static str> {
     }
 }
 
+/// The same of a place in a container, by the beginning of the tar that it gives; also of a link to the files of a process, as
+/// /dev/stdout is one, which leads every process to a file of its own.
+pub fn special_in(tar: &[u8]) -> Option<&'static str> {
+    use tar::EntryType;
+    match crate::stream::Stream::new(tar, u64::MAX).next(false) {
+        // Tars have no sockets.
+        Ok(None) => special(FileType::Socket),
+        Ok(Some(entry)) => match entry.kind {
+            EntryType::Char | EntryType::Block => special(FileType::CharacterDevice),
+            EntryType::Fifo => special(FileType::Fifo),
+            EntryType::Symlink if entry.link.starts_with(b"/proc/") => Some(PROCESS),
+            _ => None,
+        },
+        // It was cut off behind a long record: files have those.
+        Err(_) => None,
+    }
+}
+
+/// What a link is whose text leads to the open files of whoever follows it.
+pub const PROCESS: &str = "a link to the files of a process";
+
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pwrite};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tar::EntryType;
@@ -208,7 +209,16 @@ impl Unpacker<'_> {
                 let from = self.open(old_above).map_err(write("find the target of the link", &path))?;
                 let above = self.parent(above)?;
                 clear(&above, name, &path, None)?;
-                linkat(&from, old_name, &above, name, AtFlags::empty()).map_err(write("link", &path))?;
+                match linkat(&from, old_name, &above, name, AtFlags::empty()) {
+                    Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP) => {
+                        duplicate(&from, old_name, &above, name).map_err(|source| Error::Io {
+                            op: "copy",
+                            path: show(&path),
+                            source,
+                        })?;
+                    }
+                    linked => linked.map_err(write("link", &path))?,
+                }
             }
             EntryType::Fifo => {
                 let above = self.parent(above)?;
@@ -307,6 +317,20 @@ impl Unpacker<'_> {
         }
         Ok(self.taken)
     }
+}
+
+/// A file of its own in place of a second name, where the file system has no such names, or the first one lies on another.
+fn duplicate(from: &OwnedFd, old: &[u8], to: &OwnedFd, name: &[u8]) -> std::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut source = File::from(openat(from, old, flags, Mode::empty())?);
+    let there = fstat(&source)?;
+    if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile {
+        return Err(Errno::PERM.into());
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut copy = File::from(openat(to, name, flags, Mode::from_raw_mode(there.st_mode & 0o777))?);
+    std::io::copy(&mut source, &mut copy)?;
+    copy.set_modified(source.metadata()?.modified()?)
 }
 
 /// Makes room for what is no directory. What is there and is neither a file nor a link, nor of the kind that takes its

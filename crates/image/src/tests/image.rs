@@ -27,7 +27,7 @@ fn sources() {
     }
     for (uri, file) in [
         ("tar:///a:b.tar", "/a:b.tar"),
-        ("oci:///a:1/b:v1", "/a:1/b/index.json"),
+        ("oci:///a:1/b:v1", "/a/index.json"),
         ("docker-archive:///a.tar:r.io:5000/a/b:v1", "/a.tar"),
     ] {
         assert_eq!(Source::parse(uri).unwrap().state_file(), Path::new(file));
@@ -55,6 +55,39 @@ fn sources() {
     for text in ["sha512:00", "sha256:00", &format!("sha256:{}", "A".repeat(64)), &"0".repeat(71)] {
         assert!(text.parse::<Digest>().is_err(), "{text}");
     }
+}
+
+#[test]
+fn a_layout_s_tag_may_contain_what_its_directory_may() {
+    let base = tempfile::tempdir().unwrap();
+    let base = base.path().to_str().unwrap();
+    for dir in ["l", "c:1", "u:1/d"] {
+        std::fs::create_dir_all(format!("{base}/{dir}")).unwrap();
+    }
+    for (text, dir) in [
+        ("l:v1", "l"),
+        ("l:a:1", "l"),
+        ("l:docker.io/library/foo:1", "l"),
+        ("l:r.io:5000/a/b:v1", "l"),
+        ("c:1", "c:1"),
+        ("c:1:v1", "c:1"),
+        ("c:1:a:1", "c:1"),
+        ("u:1/d", "u:1/d"),
+        ("u:1/d:v1", "u:1/d"),
+        ("u:1/d:a/b:1", "u:1/d"),
+        ("none:a/b:1", "none"),
+    ] {
+        let source = Source::parse(&format!("oci://{base}/{text}")).unwrap();
+        assert_eq!(source.state_file(), Path::new(&format!("{base}/{dir}/index.json")), "{text}");
+        // A path alone says what it is, whatever directories come later.
+        let shown = if text == "c:1" { format!("{base}/{text}") } else { format!("oci://{base}/{text}") };
+        assert_eq!(source.to_uri(), shown);
+    }
+    // One that is found by looking, where its address would be read otherwise.
+    std::fs::create_dir(format!("{base}/l:v1")).unwrap();
+    write(&Path::new(base).join("l:v1/oci-layout"), b"{}");
+    let found = Source::detect(&Path::new(base).join("l:v1")).unwrap();
+    assert_eq!(found.to_uri(), format!("{base}/l:v1"));
 }
 
 /// A layout with one image in it.
@@ -166,6 +199,10 @@ fn selection() {
         .as_bytes(),
     );
     let index = format!(r#"{inner},"mediaType":"application/vnd.oci.image.index.v1+json""#);
+    layout.index(&[format!("{good},{}", tag("a:1")), format!("{good},{}", tag("docker.io/library/foo:1"))]);
+    for name in [":a:1", ":docker.io/library/foo:1"] {
+        assert_eq!(layout.open(name).unwrap().layers.len(), 1, "{name}");
+    }
     layout.index(&[format!("{good},{}", tag("v1")), format!("{index},{}", tag("multi"))]);
     assert_eq!(layout.open(":v1").unwrap().layers.len(), 1);
     assert_eq!(layout.open(":multi").unwrap().layers.len(), 1);

@@ -19,7 +19,7 @@ pub struct Args {
     /// Our standard input is the process's
     #[arg(short, long)]
     interactive: bool,
-    /// It has a terminal; with -i, Ctrl-P Ctrl-Q leaves it alone
+    /// It has a terminal; with -i, Ctrl-P Ctrl-Q detaches
     #[arg(short, long)]
     tty: bool,
     /// Ctrl-C ends the attaching, not the process

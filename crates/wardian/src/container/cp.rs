@@ -31,7 +31,7 @@ One of the two is in a container: HANDLE:PATH, from its root. The other one is o
 begins with / or ./), or - for a tar on standard input or output.
 
 If TO is a directory, what is copied goes into it; otherwise it is called TO, and takes the place of a file of that name. FROM/. \
-stands for what is in the directory FROM. A device, a FIFO or a socket on this host is never replaced. Files in a container belong to its root, files on this host to whoever copies, with their modes less the umask. Setuid \
+stands for what is in the directory FROM. A device, a FIFO or a socket called TO is never replaced, nor is a link to the open files of a process copied. Files in a container belong to its root, files on this host to whoever copies, with their modes less the umask. Setuid \
 bits, devices and sockets are left out, symlinks are copied as they are, holes in files stay holes.
 
 Of this host only one file system is copied: what is mounted below FROM is left out, and said so. Of a container all is copied but what \
@@ -156,6 +156,31 @@ async fn is_there(client: &Client, handle: &str, path: &str) -> wardian_garden::
     }
 }
 
+/// Refuses a place in a container that a file would take from a device, a FIFO or a socket.
+async fn replaceable_inside(client: &Client, handle: &str, path: &str) -> Result<(), Refused> {
+    let tar = match client.stream_out(handle, "", path).await {
+        Ok(tar) => tar,
+        Err(error) if error.kind() == Some(wardian_garden::ErrorKind::Other) => return Ok(()),
+        Err(error) => return Err(Refused::By(error)),
+    };
+    let mut head = Vec::new();
+    // What cannot be read is not there: the server tells of it when the file is to be put there.
+    let read = tar.take(FIRST_ENTRY).read_to_end(&mut head).await;
+    match files::special_in(&head) {
+        Some(what) if read.is_ok() => Err(Refused::Special(what)),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of a tar in which its first entry tells what it is.
+const FIRST_ENTRY: u64 = 16 << 10;
+
+/// Why nothing is copied to a place in a container.
+enum Refused {
+    By(wardian_garden::Error),
+    Special(&'static str),
+}
+
 // From the host.
 
 async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: &str) -> Result<()> {
@@ -184,6 +209,19 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
         let (above, name) = split(to)?;
         (above, PathBuf::from(name))
     };
+    if !only_contents {
+        let place = format!("{}/{}", dir.trim_end_matches('/'), name.display());
+        match replaceable_inside(client, handle, &place).await {
+            Ok(()) => {}
+            Err(Refused::By(error)) => return Err(server.explain(error)),
+            // A FIFO may take another one's place.
+            Err(Refused::Special(what)) if source.special() == Some(what) => {}
+            Err(Refused::Special(what)) => bail!(
+                "{place} in {handle} is {what}: nothing was copied, for what is copied would have taken its place; name a file or \
+                 a directory, or write to it with `wardian exec -i {handle} -- sh -c 'cat >{place}'`"
+            ),
+        }
+    }
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
     let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).context("read a pipe")?;
     let end = Arc::new(OnceLock::new());
@@ -257,6 +295,14 @@ impl AsyncRead for Packing {
 /// Refuses what [`pack`] would leave out where nothing else is copied: a tar without an entry says nothing to whoever unpacks it.
 fn sendable(from: &Path, only_contents: bool) -> Result<()> {
     let Ok(there) = from.symlink_metadata() else { return Ok(()) };
+    // As /dev/stdin is, and what a shell makes of <(…): in a container it would lead nowhere, or elsewhere.
+    if there.is_symlink() && !only_contents && from.read_link().is_ok_and(|to| is_of_process(from, &to)) {
+        bail!(
+            "{} is {}, and would be copied as such: nothing was copied; pipe a tar to `wardian cp - …`, or copy from a file",
+            from.display(),
+            files::PROCESS
+        );
+    }
     match files::special(FileType::from_raw_mode(there.mode())) {
         Some(what) if !only_contents && !there.file_type().is_fifo() => bail!(
             "{} is {what}, which no container gets: nothing was copied; name a file or a directory, or - for a tar on standard \
@@ -265,6 +311,14 @@ fn sendable(from: &Path, only_contents: bool) -> Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// Whether a link leads to the open files of a process: by its text, or as one of the kernel's own in procfs.
+fn is_of_process(link: &Path, text: &Path) -> bool {
+    let names: Vec<_> = text.components().map(|name| name.as_os_str().as_bytes()).collect();
+    let above = link.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    matches!(names[..], [b"/", b"proc", _, b"fd", ..])
+        || rustix::fs::statfs(above).is_ok_and(|there| there.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
 async fn bring_tar(server: &Server, client: &Client, handle: &str, to: &str) -> Result<()> {
@@ -444,6 +498,12 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
         (Err(_), Some(error)) => return Err(not_whole(error, CUT_OFF)),
         (taken, failure) => (taken?, failure),
     };
+    // A directory is an entry itself, so that it was FROM which was left out: a device here, a socket in the container.
+    ensure!(
+        contents || taken.entries > 0 || failure.is_some(),
+        "{handle}:{path} is a device or a socket, which is not made on this host: nothing was copied; name a file or a \
+         directory, or - for a tar on standard output",
+    );
     if taken.left_out > 0 {
         let what = if taken.left_out == 1 { "device or socket" } else { "devices or sockets" };
         print::note(&format!("left out: {} {what}", taken.left_out));
@@ -458,7 +518,7 @@ fn replaceable(to: &Path) -> Result<()> {
     let kind = FileType::from_raw_mode(there.mode());
     // As /dev/stdout is, which leads every process to a file of its own.
     let process = kind == FileType::Symlink && to.read_link().is_ok_and(|to| to.starts_with("/proc"));
-    let what = if process { Some("a link to the files of a process") } else { files::special(kind) };
+    let what = if process { Some(files::PROCESS) } else { files::special(kind) };
     match what {
         Some(what) => bail!(
             "{} is {what}: nothing was copied, for a file would have taken its place; name a file or a directory, or - for a tar \
@@ -519,6 +579,24 @@ mod tests {
         // The names of files, what no tar begins with (which the server refuses), and an archive without entries.
         for plain in [&b"BZh9/f"[..], b"a", b"\0\0\0\0\0\0"] {
             judge(plain).unwrap();
+        }
+    }
+
+    #[test]
+    fn links_to_open_files_are_not_sent() {
+        let base = tempfile::tempdir().unwrap();
+        let at = |name: &str| base.path().join(name);
+        let file = std::fs::File::create(at("file")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/fd/0", at("stdin")).unwrap();
+        let open = PathBuf::from(format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
+        for path in [at("stdin"), open, "/proc/self".into()] {
+            let said = sendable(&path, false).unwrap_err().to_string();
+            assert!(said.contains("a link to the files of a process") && said.contains("cp - "), "{said}");
+        }
+        std::os::unix::fs::symlink("/proc/self/mounts", at("mtab")).unwrap();
+        std::os::unix::fs::symlink("/dev/stdout", at("log")).unwrap();
+        for path in [at("mtab"), at("log")] {
+            sendable(&path, false).unwrap();
         }
     }
 

@@ -1,5 +1,6 @@
 //! `wardian stop` and `wardian rm`.
 
+use super::session::Signals;
 use super::{Server, block_on, each};
 use crate::print;
 use anyhow::Result;
@@ -36,30 +37,28 @@ pub struct Rm {
 /// Ends the processes; the containers stay.
 pub fn stop(args: Stop) -> Result<ExitCode> {
     let Stop { server, kill, handles } = args;
-    let client = server.client()?;
-    block_on(each(&handles, |handle| {
-        let (server, client) = (&server, &client);
-        async move {
-            client.stop(&handle, kill).await.map_err(|error| server.explain(error))?;
+    block_on(async {
+        let (client, mut signals) = (server.client()?, Signals::catch()?);
+        each(&handles, &mut signals, "stopped", async |handle| {
+            client.stop(handle, kill).await.map_err(|error| server.explain(error))?;
             print::text(&format!("{handle}\n"))
-        }
-    }))?;
+        })
+        .await
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Destroys containers, with everything in them.
 pub fn rm(args: Rm) -> Result<ExitCode> {
     let Rm { server, force, handles } = args;
-    let client = server.client()?;
-    block_on(each(&handles, |handle| {
-        let (server, client) = (&server, &client);
-        async move {
-            match client.destroy(&handle).await {
-                Err(error) if force && error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(()),
-                Err(error) => Err(server.explain(error)),
-                Ok(()) => print::text(&format!("{handle}\n")),
-            }
-        }
-    }))?;
+    block_on(async {
+        let (client, mut signals) = (server.client()?, Signals::catch()?);
+        each(&handles, &mut signals, "destroyed", async |handle| match client.destroy(handle).await {
+            Err(error) if force && error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(()),
+            Err(error) => Err(server.explain(error)),
+            Ok(()) => print::text(&format!("{handle}\n")),
+        })
+        .await
+    })?;
     Ok(ExitCode::SUCCESS)
 }

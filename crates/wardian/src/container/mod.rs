@@ -12,7 +12,7 @@ mod session;
 mod spec;
 mod terminal;
 
-use crate::serve::RUN;
+use crate::store::RUN;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::ffi::OsString;
@@ -246,17 +246,32 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     done
 }
 
-/// Does it for each handle, also after a failure; the last failure is returned, the others are shown.
-pub async fn each<F>(handles: &[String], mut work: impl FnMut(String) -> F) -> Result<()>
-where
-    F: Future<Output = Result<()>>,
-{
+/// Does it for each handle, also after a failure; the last failure is returned, the others are shown. A signal ends the
+/// work, and it is said that nobody knows whether the container at hand is `done`, as stopped.
+pub async fn each(
+    handles: &[String],
+    signals: &mut session::Signals,
+    done: &str,
+    mut work: impl AsyncFnMut(&str) -> Result<()>,
+) -> Result<()> {
     let mut failure = None;
-    for handle in handles {
-        if let Err(error) = work(handle.clone()).await
+    for (index, handle) in handles.iter().enumerate() {
+        let answer = signals.until(work(handle)).await;
+        let interrupted = answer.is_err();
+        let result = answer.unwrap_or_else(|number| {
+            let is_last = index + 1 == handles.len();
+            let rest = if is_last { String::new() } else { format!("; those that follow were not {done}") };
+            let state =
+                format!("the server has not said whether {handle} is {done}: `wardian ps` shows it{rest}");
+            Err(crate::exit::interrupted(number, &state))
+        });
+        if let Err(error) = result
             && let Some(earlier) = failure.replace(error)
         {
             crate::print::failure(&earlier);
+        }
+        if interrupted {
+            break;
         }
     }
     failure.map_or(Ok(()), Err)

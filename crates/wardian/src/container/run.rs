@@ -42,10 +42,10 @@ pub struct Streams {
     /// Our standard input is the process's
     #[arg(short, long)]
     interactive: bool,
-    /// It has a terminal; with -i, Ctrl-P Ctrl-Q leaves it alone
+    /// It has a terminal; with -i, Ctrl-P Ctrl-Q detaches
     #[arg(short, long)]
     tty: bool,
-    /// Leave it alone from the beginning
+    /// Detach: do not attach to the process
     #[arg(short, long, conflicts_with = "interactive")]
     pub detach: bool,
 }

@@ -33,6 +33,22 @@ const INTERRUPT: i32 = 2;
 const HANGUP: i32 = 1;
 pub const PIPE: i32 = 13;
 
+/// Signals of kernel and programs that end whoever does not know them, and are taken for TERM: a process would be left behind
+/// otherwise, by `run --rm` with its container. Garden's protocol has only TERM and KILL to pass on. Those that tell of a fault
+/// (ABRT, SEGV …) are not among them, nor are real-time signals.
+const UNUSUAL: [i32; 10] = [
+    10, // USR1
+    12, // USR2
+    14, // ALRM
+    16, // STKFLT
+    24, // XCPU
+    25, // XFSZ
+    26, // VTALRM
+    27, // PROF
+    29, // IO
+    30, // PWR
+];
+
 /// Signals that ask us to end. What we were told to ignore (nohup, a background job) stays ignored.
 #[derive(Debug)]
 pub struct Signals {
@@ -44,7 +60,9 @@ pub struct Signals {
 impl Signals {
     /// From now on.
     pub fn catch() -> Result<Self> {
-        let all = signals::Signals::catch(&signals::asking()).context("catch signals")?;
+        let unusual = UNUSUAL.into_iter().map(SignalKind::from_raw);
+        let kinds: Vec<_> = signals::asking().into_iter().chain(unusual).collect();
+        let all = signals::Signals::catch(&kinds).context("catch signals")?;
         Ok(Self { all, kept: None })
     }
 
@@ -96,7 +114,7 @@ pub struct Wanted {
     pub input: bool,
     /// It has a terminal.
     pub tty: bool,
-    /// Ctrl-P Ctrl-Q leaves it alone.
+    /// Ctrl-P Ctrl-Q detaches.
     pub detachable: bool,
     /// Signals are not for it: they end us alone.
     pub ours: bool,
@@ -256,12 +274,18 @@ struct Asked {
 }
 
 impl Asked {
-    /// TERM, then KILL. `true`: it was asked often enough.
-    async fn again(&mut self, process: &Process, patient: bool) -> bool {
-        // An error is one of the connection: whoever waits for the process hears of it.
-        if self.times > 1 {
+    /// TERM, then KILL. `true`: it was asked often enough. Of a program that has `ended` there is nothing to be ended: only the
+    /// last of its output is waited for.
+    async fn again(&mut self, process: &Process, patient: bool, ended: bool) -> bool {
+        if self.times > 1 || (ended && self.times > 0) {
             return true;
         }
+        if ended {
+            self.times = 1;
+            self.hurry();
+            return false;
+        }
+        // An error is one of the connection: whoever waits for the process hears of it.
         // A server that does not take it does not hold up the next one.
         drop(tokio::time::timeout(LAST, process.signal(self.times == 1)).await);
         self.times += 1;
@@ -273,6 +297,14 @@ impl Asked {
         };
         self.until = wait.map(|wait| Instant::now() + wait);
         false
+    }
+
+    /// It has ended: if it was asked to, what it has left behind gets no more time than its last output.
+    fn hurry(&mut self) {
+        if self.times > 0 {
+            let last = Instant::now() + LAST;
+            self.until = Some(self.until.map_or(last, |until| until.min(last)));
+        }
     }
 
     async fn impatient(&self) {
@@ -297,7 +329,7 @@ pub async fn follow(
     // Where there is no terminal of ours there is nothing to be made raw.
     let raw = if wanted.tty && wanted.input { Raw::enter().ok() } else { None };
     let mut resized = signal(SignalKind::window_change())?;
-    let (broken, gone) = (Notify::new(), Cell::new(None));
+    let (broken, gone, stuck) = (Notify::new(), Cell::new(None), [Cell::new(false), Cell::new(false)]);
     let (stdout, stderr) = (process.take_stdout(), process.take_stderr());
     let is_raw = raw.is_some();
     let resizes = async {
@@ -315,7 +347,11 @@ pub async fn follow(
             }
             broken.notify_one();
         };
-        tokio::join!(pump(stdout, tokio::io::stdout(), told), pump(stderr, tokio::io::stderr(), told))
+        let to = (
+            Watched { to: tokio::io::stdout(), stuck: &stuck[0] },
+            Watched { to: tokio::io::stderr(), stuck: &stuck[1] },
+        );
+        tokio::join!(pump(stdout, to.0, told), pump(stderr, to.1, told))
     };
     let mut outputs = std::pin::pin!(outputs);
     let left = async {
@@ -325,7 +361,12 @@ pub async fn follow(
         }
     };
     let mut left = std::pin::pin!(left);
-    let (mut asked, mut status, mut over) = (Asked::default(), None, false);
+    let (mut asked, mut status, mut over, mut ended) = (Asked::default(), None, false, None);
+    // What it has printed has arrived, if nobody who reads from us stands still.
+    let outlived = |ended: Option<i32>| {
+        let stuck = stuck.iter().any(Cell::get);
+        ended.filter(|_| !stuck && matches!(gone.get(), None | Some(Kind::BrokenPipe))).map(End::Exit)
+    };
     while status.is_none() || !over {
         tokio::select! {
             ended = process.wait(), if status.is_none() => match ended {
@@ -336,10 +377,14 @@ pub async fn follow(
                 }
                 ended => status = Some(ended?),
             },
+            status = process.ended(), if ended.is_none() => {
+                ended = Some(status);
+                asked.hurry();
+            }
             _ = &mut outputs, if !over => over = true,
             // Nobody reads what it prints any more, as in `| head`.
             () = broken.notified() => {
-                if wanted.ours || asked.again(&process, true).await {
+                if wanted.ours || asked.again(&process, true, ended.is_some()).await {
                     return Ok(unread(gone.get()));
                 }
             }
@@ -347,14 +392,18 @@ pub async fn follow(
             // It waits behind input that the process does not take.
             () = &mut resizes => {}
             () = asked.impatient() => {
-                if asked.again(&process, false).await {
-                    return Ok(asked.by.map_or_else(|| unread(gone.get()), End::Left));
+                if asked.again(&process, false, ended.is_some()).await {
+                    let left = || asked.by.map_or_else(|| unread(gone.get()), End::Left);
+                    return Ok(outlived(ended).unwrap_or_else(left));
                 }
             }
             number = signals.next() => {
                 let deserted = number == HANGUP && wanted.tty && keep;
-                if wanted.ours || deserted || asked.again(&process, number != INTERRUPT).await {
+                if wanted.ours || deserted {
                     return Ok(End::Left(number));
+                }
+                if asked.again(&process, number != INTERRUPT, ended.is_some()).await {
+                    return Ok(outlived(ended).unwrap_or(End::Left(number)));
                 }
                 asked.by.get_or_insert(number);
             }
@@ -384,6 +433,39 @@ async fn resize(process: &Process) {
     if let Some(size) = terminal::size() {
         // An error is one of the connection: whoever waits for the process hears of it.
         drop(process.resize(size.columns, size.rows).await);
+    }
+}
+
+/// Where output goes, and whether that stands still.
+struct Watched<'a, W> {
+    to: W,
+    stuck: &'a Cell<bool>,
+}
+
+impl<W> Watched<'_, W> {
+    fn note<T>(&self, poll: Poll<T>) -> Poll<T> {
+        self.stuck.set(poll.is_pending());
+        poll
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Watched<'_, W> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        piece: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let poll = Pin::new(&mut self.to).poll_write(cx, piece);
+        self.note(poll)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let poll = Pin::new(&mut self.to).poll_flush(cx);
+        self.note(poll)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.to).poll_shutdown(cx)
     }
 }
 

@@ -102,6 +102,7 @@ impl Making {
 
     /// As the server wants it; without an image it takes its default.
     pub fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
+        distinct(&self.volumes).map_err(mistake)?;
         Ok(ContainerSpec {
             handle: self.name.clone().unwrap_or_default(),
             image: ImageRef { uri: self.address(image).map_err(mistake)?, ..ImageRef::default() },
@@ -121,6 +122,23 @@ impl Making {
             ..ContainerSpec::default()
         })
     }
+}
+
+/// Two volumes at one place: one of them would be hidden.
+fn distinct(volumes: &[BindMount]) -> Result<()> {
+    for (index, volume) in volumes.iter().enumerate() {
+        // Compared by their names: slashes too many do not count.
+        let is_same = |other: &&BindMount| Path::new(&other.dst_path) == Path::new(&volume.dst_path);
+        if let Some(other) = volumes[..index].iter().find(is_same) {
+            bail!(
+                "two volumes are to be at {}: {} would hide {}; leave one out, or give it another place",
+                volume.dst_path,
+                volume.src_path,
+                other.src_path
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The server knows no working directory of ours: a relative path is made absolute. A name is left alone.

@@ -86,7 +86,7 @@ fn line(instance: &Instance, doubt: Option<&str>) -> String {
     }
     let root = place.root.as_ref().map(|root| format!("--root {} ", root.display())).unwrap_or_default();
     format!(
-        "instance   {tag} of {run}, which has no server: {left}: `wardian serve {root}--run {run}` removes it and takes up what \
+        "instance   {tag} of {run}, which has no server: {left}: `wardian serve {root}--run {run}` removes it and recovers what \
          lives; `wardian reset {root}--run {run}` ends that as well"
     )
 }

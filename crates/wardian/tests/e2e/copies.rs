@@ -32,9 +32,12 @@ async fn a_link_of_roots_in_a_users_directory_leads_no_copy() {
     }
     assert_eq!(fs::read_dir(&roots).unwrap().count(), 1);
     assert_eq!(say(&client, "h", "ls /tmp").await, "");
-    // In a directory such as /tmp nobody moves what is root's.
+    // Into a directory such as /tmp, too; one of root's that is there is no such place.
     let link = tempfile::Builder::new().make_in("/tmp", |path| symlink(&roots, path)).unwrap();
-    assert_eq!(cp(&server, &link.path().join("key"), "h:/tmp").code, Some(0));
+    assert_eq!(cp(&server, &link.path().join("key"), "h:/tmp").code, Some(1));
+    let own = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    symlink(&roots, own.path().join("link")).unwrap();
+    assert_eq!(cp(&server, &own.path().join("link/key"), "h:/tmp").code, Some(0));
     // And where it is hers to lead it, only to what it is.
     chown(&hers, Some(0), Some(0)).unwrap();
     assert_eq!(cp_out(&server, "h:/d", &hers.join("link")).code, Some(0));

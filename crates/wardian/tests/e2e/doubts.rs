@@ -131,7 +131,7 @@ async fn a_mount_point_that_is_no_text_misleads_nobody() {
     let said = in_time(&mut beside_an_odd_mount(&odd, &clean)).unwrap();
     assert!(Path::new("/proc").join(pid.to_string()).exists(), "{said}");
 
-    // Its server starts all the same, and takes up what lives.
+    // Its server starts all the same, and recovers what lives.
     let mut command = beside_an_odd_mount(&odd, &server.command());
     let log = std::fs::OpenOptions::new().append(true).open(server.base().join("log")).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

@@ -111,14 +111,14 @@ async fn a_certificate_that_clients_refuse_is_told_in_the_log_and_by_the_doctor(
     server.args = args.map(str::to_owned).to_vec();
     server.restart().await;
     let log = server.log();
-    for text in ["ran out on 2020-01-01", "no subjectAltName"] {
+    for text in ["expired on 2020-01-01", "no subjectAltName"] {
         assert!(log.lines().any(|line| line.contains("serve.certificate") && line.contains(text)), "{log}");
     }
     let output = Command::new(WARDIAN).args(["doctor", "--json", "--no-measure"]).output().unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let said = report["hazards"].as_array().unwrap().iter().filter(|hazard| hazard["id"] == "certificate");
     let said: Vec<String> = said.map(ToString::to_string).collect();
-    for text in ["ran out on 2020-01-01", "no subjectAltName"] {
+    for text in ["expired on 2020-01-01", "no subjectAltName"] {
         assert!(said.iter().any(|line| line.contains(&certificate) && line.contains(text)), "{said:?}");
     }
     server.finish().await;

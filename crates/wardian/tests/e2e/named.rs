@@ -46,6 +46,15 @@ fn a_source_gives_its_image_a_bounded_number_of_names() {
     rm.extend(names.iter().map(String::as_str));
     place.say(&rm);
     assert!(place.names("images").is_empty());
+    // None that reads as another image's digest: who names an image so trusts that no other is called that.
+    let digests = ["sha256:0f", "docker.io/library/sha256:0f", "q@sha256:0f", "good:1"].map(str::to_owned);
+    let digest = alone.write("digest.tar", &saved_as(&digests, &layer));
+    for force in [&[][..], &["--force"]] {
+        place.say(&[&["image", "import", &digest], force].concat());
+        let files = place.names("images");
+        assert_eq!(files.iter().filter(|name| name.ends_with(".json")).count(), 1, "{files:?}");
+    }
+    place.say(&["image", "rm", "good:1"]);
     alone.finish();
 }
 

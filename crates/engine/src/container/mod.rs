@@ -1,13 +1,19 @@
 //! One container: its record, its state, its processes.
 
+pub mod clock;
+pub mod lifecycle;
+pub mod pea;
+pub mod record;
+
+use clock::Clock;
+use lifecycle::Refusal;
+use pea::Pea;
+use record::{Phase, Record};
+
 use crate::events::{Events, What};
-use crate::grace::Clock;
-use crate::ids::Lease;
-use crate::leftover;
-use crate::lifecycle::{self, Refusal};
-use crate::metrics::Pea;
+use crate::process::leftover;
 use crate::process::{Over, Process};
-use crate::record::{Phase, Record};
+use crate::ready::ids::Lease;
 use crate::{Error, Result, Shared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

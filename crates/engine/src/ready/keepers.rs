@@ -1,6 +1,6 @@
 //! Keepers started ahead, each waiting for its container.
 
-use crate::pool::Pool;
+use crate::ready::pool::Pool;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};

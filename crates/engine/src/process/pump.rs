@@ -1,6 +1,6 @@
 //! The pump of a stream: it reads the pipe of a process's output and passes each piece on to the stream's readers.
 
-use crate::output::{CHUNK, Outputs, SMALL, deliver};
+use crate::process::output::{CHUNK, Outputs, SMALL, deliver};
 use bytes::{BufMut as _, Bytes};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;

@@ -213,11 +213,23 @@ impl Ids {
     }
 
     /// What on the host has ids that containers could be given, in words: `passwd` is the text of /etc/passwd,
-    /// `subordinate` that of /etc/subuid or /etc/subgid, `most` the number of containers if that is bounded.
-    pub fn overlaps(&self, passwd: &str, subordinate: &[(&str, String)], most: u64) -> Vec<String> {
+    /// `subordinate` that of /etc/subuid or /etc/subgid, `most` the number of containers if that is bounded (else 0), and
+    /// `spares` how many ranges are leased ahead of them.
+    pub fn overlaps(
+        &self,
+        passwd: &str,
+        subordinate: &[(&str, String)],
+        most: u64,
+        spares: u64,
+    ) -> Vec<String> {
         let Some(IdRanges { start, size }) = self.0.ranges else { return Vec::new() };
         let (start, limit) = (u64::from(start), u64::from(self.0.limit));
-        let end = if most == 0 { limit } else { limit.min(most.saturating_mul(size.into()) + start) };
+        let count = most.saturating_add(spares);
+        let end = if most == 0 {
+            limit
+        } else {
+            limit.min(count.saturating_mul(size.into()).saturating_add(start))
+        };
         let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
         let number = |fields: &[String], at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok());
         let mut found = Vec::new();
@@ -281,11 +293,11 @@ pub fn own(ranges: Option<IdRanges>) -> Result<Ids> {
     Ids::new(&read("uid_map")?, &read("gid_map")?, ranges).map_err(|e| Error::failed("id maps", e))
 }
 
-/// Says in the log what on the host has ids that containers are going to have.
-pub fn warn(ids: &Ids, most: u64) {
+/// Says in the log what on the host has ids that containers are going to have; `most` and `spares` as for [`Ids::overlaps`].
+pub fn warn(ids: &Ids, most: u64, spares: u64) {
     let read = |path: &'static str| (path, std::fs::read_to_string(path).unwrap_or_default());
     let (_, passwd) = read("/etc/passwd");
-    for what in ids.overlaps(&passwd, &[read("/etc/subuid"), read("/etc/subgid")], most) {
+    for what in ids.overlaps(&passwd, &[read("/etc/subuid"), read("/etc/subgid")], most, spares) {
         tracing::warn!(what, "id-ranges.overlap");
     }
 }
@@ -401,9 +413,14 @@ mod tests {
         let ids = Ids::new(WHOLE, WHOLE, ranges("100000:65536")).unwrap();
         let passwd = "root:x:0:0::/:/bin/sh\nfar:x:300000:1::/:/bin/sh\nodd\n";
         let subordinate = [("/etc/subuid", "u:99999:1\nv:99999:2\nodd:x:y\n".to_owned())];
-        let told = ids.overlaps(passwd, &subordinate, 0);
+        let told = ids.overlaps(passwd, &subordinate, 0, 2);
         assert_eq!(told, ["user far (300000) of /etc/passwd", "99999:2 of v in /etc/subuid"]);
-        assert_eq!(ids.overlaps(passwd, &subordinate, 2).len(), 1);
-        assert!(Ids::new(WHOLE, WHOLE, None).unwrap().overlaps(passwd, &subordinate, 0).is_empty());
+        assert_eq!(ids.overlaps(passwd, &subordinate, 2, 0).len(), 1);
+        assert!(Ids::new(WHOLE, WHOLE, None).unwrap().overlaps(passwd, &subordinate, 0, 0).is_empty());
+        // The sixth range: spares are leased before it is needed, and lower ranges may be theirs.
+        let sixth = [("/etc/subuid", "tester:427680:65536\n".to_owned())];
+        assert!(ids.overlaps("", &sixth, 3, 0).is_empty());
+        assert_eq!(ids.overlaps("", &sixth, 3, 12), ["427680:65536 of tester in /etc/subuid"]);
+        assert!(ids.overlaps("", &sixth, u64::MAX, 12).len() == 1);
     }
 }

@@ -1,14 +1,20 @@
 //! A process or pea as its callers see it: output, input, exit status.
 
-use crate::leftover::Leftover;
-use crate::output::{Output, Outputs, Waits};
-use crate::pump::pump;
+mod ledger;
+pub mod leftover;
+pub mod output;
+mod pump;
+
+use crate::process::leftover::Leftover;
+use crate::process::output::{Output, Outputs, Waits};
+use crate::process::pump::pump;
 use crate::spec::Window;
 use crate::{Error, Result};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use wardian_runtime::client::Keeper;
@@ -19,6 +25,9 @@ use wardian_runtime::wire::{self, Op};
 pub struct Process {
     shared: Arc<Shared>,
 }
+
+/// Output that is open for longer after the end of its program is said to outlive it.
+const OUTLIVED: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 struct Shared {
@@ -275,6 +284,15 @@ impl Process {
         self.shared.pumping.subscribe().wait_for(|n| *n == 0).await.map_err(gone)?;
         self.shared.cleaned.subscribe().wait_for(|done| *done).await.map_err(gone)?;
         status.ok_or_else(|| Error::UnknownProcess(self.shared.id.clone()))
+    }
+
+    /// Waits for the end of the program, and gives its exit status if something that it has started still holds its output.
+    pub async fn outlived(&self) -> Option<i32> {
+        let status = self.shared.ended.subscribe().wait_for(Option::is_some).await.ok().and_then(|s| *s)?;
+        // Most programs end with their output, which is read to its end in a moment.
+        let mut pumping = self.shared.pumping.subscribe();
+        let over = tokio::time::timeout(OUTLIVED, pumping.wait_for(|n| *n == 0)).await;
+        over.is_err().then_some(status)
     }
 
     /// Send a signal (number).

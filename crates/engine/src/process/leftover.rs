@@ -2,7 +2,7 @@
 //!
 //! Each takes two descriptors here and two in the keeper, and no limit of the container counts them: one process can hold the
 //! pipes of thousands of programs (`SCM_RIGHTS`, unix(7)). So a container has a share of those that are left for the server,
-//! as queues have of its memory in [`crate::ledger`]; above that its oldest are read to what they hold and closed.
+//! as queues have of its memory in [`crate::process::ledger`]; above that its oldest are read to what they hold and closed.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};

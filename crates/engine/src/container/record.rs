@@ -11,7 +11,7 @@
 
 use crate::Limits;
 use crate::history::Operation;
-use crate::ids::IdRange;
+use crate::ready::ids::IdRange;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -62,9 +62,9 @@ pub struct Record {
 }
 
 impl Record {
-    /// See [`crate::bounds::beyond`].
+    /// See [`crate::admission::bounds::beyond`].
     pub fn beyond(&self) -> usize {
-        crate::bounds::beyond(&self.env, &self.properties)
+        crate::admission::bounds::beyond(&self.env, &self.properties)
     }
 }
 

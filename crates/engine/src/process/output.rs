@@ -5,11 +5,11 @@
 //! up as long as they keep taking; one that is slow, or has gone silently, soon loses what it does not take (counted), and
 //! neither the process nor the other readers wait for it.
 //!
-//! What waits in queues is bounded for each process and for the server as a whole: see [`crate::ledger`].
+//! What waits in queues is bounded for each process and for the server as a whole: see [`crate::process::ledger`].
 
-use crate::ledger::{self, Entry, Ledger};
-use crate::leftover::Leftover;
-use crate::pump::trim_soon;
+use crate::process::ledger::{self, Entry, Ledger};
+use crate::process::leftover::Leftover;
+use crate::process::pump::trim_soon;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -486,7 +486,7 @@ impl Outputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pump::pump;
+    use crate::process::pump::pump;
     use tokio::sync::watch;
 
     /// Of memory that all pieces share.

@@ -127,7 +127,7 @@ impl<Q: Entry> Ledger<Q> {
             queues.iter().filter_map(|queue| Some((unread(queue)?, queue))).min_by_key(|found| found.0);
         let Some((_, oldest)) = oldest else { return false };
         let lost = oldest.empty();
-        tracing::warn!(lost, "process.output-lost: memory is short, and nobody has read it");
+        tracing::warn!(lost, reason = "memory is short, and nobody has read it", "process.output-lost");
         *self.look.lock().unwrap_or_else(PoisonError::into_inner) = None;
         true
     }

@@ -1,0 +1,174 @@
+//! A root file system with its bundle and bind mounts: what a container and a pea are launched from.
+
+use crate::error::chain;
+use crate::spec::{BindMount, Limits};
+use crate::{Error, Result, Shared};
+use rustix::fs::FileType;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use wardian_runtime::bundle::{self, Settings};
+use wardian_runtime::cgroup::devices::{Devices, Type};
+use wardian_runtime::cgroup::{self, Entry};
+use wardian_runtime::wire::{Boxed, Placement};
+use wardian_store::{Image, Owner};
+use wardian_sys::{memfd, mount};
+
+/// What the keeper gets, besides the pair.
+pub struct Parts {
+    pub config: OwnedFd,
+    pub rootfs: OwnedFd,
+    pub binds: Vec<OwnedFd>,
+    pub boxed: Boxed,
+    pub entry: Entry,
+}
+
+impl Parts {
+    pub fn place(&self) -> Placement {
+        Placement { v1_procs: self.entry.v1.len(), v2_dir: self.entry.v2.is_some() }
+    }
+}
+
+impl From<Limits> for cgroup::Limits {
+    fn from(limits: Limits) -> Self {
+        Self { memory_bytes: limits.memory_bytes, cpu_shares: limits.cpu_shares, pids: limits.pids }
+    }
+}
+
+/// hosts and resolv.conf of a container; its peas share them.
+pub fn network_files(dir: &Path) -> [BindMount; 2] {
+    ["hosts", "resolv.conf"].map(|name| BindMount {
+        source: dir.join(name),
+        destination: Path::new("/etc").join(name),
+        writable: true,
+    })
+}
+
+/// /dev/shm is memory. Where the container's is limited the cgroup counts it, and what is in it no OOM killer frees: a
+/// sixteenth is left, so that something can be started that does. Else the server's bound holds.
+pub fn shm_bytes(server: u64, memory: u64) -> u64 {
+    if memory > 0 && server > 0 { (memory - memory / 16).max(4096) } else { server }
+}
+
+/// A root file system with its bundle and bind mounts, for a container or a pea. The `files` are the container's own: it is
+/// given them, or its keeper has them already.
+#[allow(clippy::too_many_arguments)]
+pub fn assemble(
+    shared: &Shared,
+    rootfs_id: &str,
+    image: &Image,
+    owner: Option<Owner<'_>>,
+    mut settings: Settings,
+    binds: &[BindMount],
+    (files, give): (&[BindMount], bool),
+    entry: Entry,
+    config_path: &Path,
+) -> Result<Parts> {
+    let step = |e: std::io::Error| Error::failed("bundle", e);
+    let text = |p: &Path| p.to_string_lossy().into_owned();
+    let binds = &from_above(binds);
+    let mut clones = Vec::new();
+    for bind in binds {
+        clones.push(clone_bind(bind, settings.privileged.into())?);
+    }
+    for file in files.iter().filter(|_| give) {
+        clones.push(std::fs::File::open(&file.source).map_err(step)?.into());
+    }
+    for bind in binds.iter().chain(files) {
+        settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
+    }
+    let rootfs = shared
+        .store
+        .create_rootfs(rootfs_id, image, owner.as_ref())
+        .map_err(|e| Error::failed("root file system", chain(&e)))?;
+    settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
+    let config = bundle::text(&settings);
+    std::fs::write(config_path, &config).map_err(step)?;
+    let config = memfd::sealed("config.json", config.as_bytes(), 0o400).map_err(|e| step(e.into()))?;
+    let boxed = Boxed {
+        binds: binds.iter().map(|bind| text(&bind.destination)).collect(),
+        files: files.iter().filter(|_| give).map(|file| text(&file.destination)).collect(),
+        v1_hierarchies: shared.cgroups.v1_names(),
+    };
+    Ok(Parts { config, rootfs: rootfs.mount, binds: clones, boxed, entry })
+}
+
+/// Bind mounts in the order in which they are mounted: one that comes after another below it would hide that. All others
+/// stay where the client has put them, those on the same destination too, of which the last one is seen.
+fn from_above(binds: &[BindMount]) -> Vec<BindMount> {
+    let mut ordered: Vec<BindMount> = Vec::with_capacity(binds.len());
+    for bind in binds {
+        let is_below = |other: &BindMount| {
+            other.destination != bind.destination && other.destination.starts_with(&bind.destination)
+        };
+        let place = ordered.iter().position(is_below).unwrap_or(ordered.len());
+        ordered.insert(place, bind.clone());
+    }
+    ordered
+}
+
+/// Device nodes below a directory have no effect. One that is itself mounted has, if the container may open the device;
+/// the rules of its cgroup hold for it as for any other.
+fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
+    let name = bind.source.display().to_string();
+    let fail = |e: mount::Error| Error::failed("bind mount", format!("{name}: {}", chain(&e)));
+    if !bind.source.is_absolute() || !bind.destination.is_absolute() {
+        return Err(Error::Invalid(format!("bind mount {name}: both paths must be absolute")));
+    }
+    let clone = mount::open_tree_clone(rustix::fs::CWD, &name, false).map_err(fail)?;
+    if !bind.writable {
+        mount::set_readonly(&clone, false).map_err(fail)?;
+    }
+    let stat = rustix::fs::fstat(&clone).map_err(|e| Error::failed("bind mount", format!("{name}: {e}")))?;
+    let node = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            mount::set_nodev(&clone).map_err(fail)?;
+            None
+        }
+        FileType::CharacterDevice => Some(("character", Type::Char)),
+        FileType::BlockDevice => Some(("block", Type::Block)),
+        _ => None,
+    };
+    if let Some((word, kind)) = node {
+        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        if !devices.may_open(kind, major, minor) {
+            let message = format!(
+                "bind mount {name}: the container may not open the {word} device {major}:{minor} that it is"
+            );
+            return Err(Error::Invalid(message));
+        }
+    }
+    Ok(clone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{from_above, shm_bytes};
+    use crate::spec::BindMount;
+
+    #[test]
+    fn what_is_above_is_mounted_before() {
+        let order = |destinations: &[&str]| -> Vec<String> {
+            let bind = |(n, destination): (usize, &&str)| BindMount {
+                source: format!("{n}").into(),
+                destination: destination.into(),
+                writable: false,
+            };
+            let binds: Vec<_> = destinations.iter().enumerate().map(bind).collect();
+            from_above(&binds).iter().map(|bind| bind.source.display().to_string()).collect()
+        };
+        assert_eq!(order(&["/x/y", "/x"]), ["1", "0"]);
+        assert_eq!(order(&["/x/y/z", "/a", "/x/y/", "/b", "//x"]), ["4", "2", "0", "1", "3"]);
+        // What has nothing to do with each other stays in its order, and so does what is at the same place.
+        assert_eq!(order(&["/b/c", "/a", "/bc", "/b/c", "/b/cd"]), ["0", "1", "2", "3", "4"]);
+        assert_eq!(order(&["/x", "/x/y", "/x"]), ["0", "2", "1"]);
+    }
+
+    #[test]
+    fn shared_memory_is_bounded_by_the_limit_or_by_the_server() {
+        assert_eq!(shm_bytes(64 << 20, 0), 64 << 20);
+        assert_eq!(shm_bytes(64 << 20, 1 << 30), 15 << 26);
+        assert_eq!(shm_bytes(64 << 20, 1), 4096);
+        assert_eq!(shm_bytes(0, 0), 0);
+        assert_eq!(shm_bytes(0, 1 << 20), 0);
+    }
+}

@@ -1,0 +1,198 @@
+//! What clients ask about containers, and their properties.
+
+use crate::admission::bounds;
+use crate::container::Container;
+use crate::container::lifecycle::Event;
+use crate::container::record::Record;
+use crate::events::Listener;
+use crate::history::Life;
+use crate::{Engine, Error, Result};
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// What a running container says of itself.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// `active` or `stopped`; a broken container says why in `events`.
+    pub state: String,
+    /// Things that happened, oldest first.
+    pub events: Vec<String>,
+    /// The container's directory on the host.
+    pub container_path: String,
+    /// Current properties.
+    pub properties: Properties,
+}
+
+/// A container's properties at one moment. They may be long: they are shared with the container, not copied.
+#[derive(Debug, Clone)]
+pub struct Properties(pub(crate) Arc<Record>);
+
+impl Deref for Properties {
+    type Target = BTreeMap<String, String>;
+    fn deref(&self) -> &Self::Target {
+        &self.0.properties
+    }
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub struct Property {
+    pub(crate) properties: Properties,
+    pub(crate) key: String,
+}
+
+impl AsRef<str> for Property {
+    fn as_ref(&self) -> &str {
+        self.properties.get(&self.key).map_or("", String::as_str)
+    }
+}
+
+/// A container that was listed, which is its handle. There may be many: they are not copied.
+#[derive(Debug, Clone)]
+pub struct Listed(pub(crate) Arc<Container>);
+
+impl AsRef<str> for Listed {
+    fn as_ref(&self) -> &str {
+        &self.0.handle
+    }
+}
+
+/// What the host can give.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacity {
+    /// Bytes of memory of the host.
+    pub memory_bytes: u64,
+    /// Bytes of the store's file system.
+    pub disk_bytes: u64,
+    /// Most containers at a time; `u64::MAX`: no bound but the host's.
+    pub max_containers: u64,
+}
+
+impl Engine {
+    /// What the host can give.
+    ///
+    /// # Errors
+    /// When the host does not say.
+    pub fn capacity(&self) -> Result<Capacity> {
+        let fail = |e: rustix::io::Errno| Error::failed("capacity", e);
+        let disk = rustix::fs::statvfs(&self.shared.config.root).map_err(fail)?;
+        let memory = rustix::system::sysinfo();
+        Ok(Capacity {
+            memory_bytes: memory.totalram * u64::from(memory.mem_unit),
+            disk_bytes: disk.f_blocks * disk.f_frsize,
+            // Schedulers take 0 for "no room".
+            max_containers: match self.shared.config.max_containers {
+                0 => u64::MAX,
+                bound => bound,
+            },
+        })
+    }
+
+    /// How many containers there are, those in the making included.
+    pub fn count(&self) -> usize {
+        self.shared.lock().len()
+    }
+
+    /// The created containers that have all these properties, by handle (Garden §2.1 rules for `garden.state`).
+    pub fn list(&self, filter: &BTreeMap<String, String>) -> Vec<Listed> {
+        let mut filter = filter.clone();
+        if filter.get("garden.state").is_some_and(|state| state == "all") {
+            filter.remove("garden.state");
+        } else {
+            filter.entry("garden.state".to_owned()).or_insert_with(|| "created".to_owned());
+        }
+        let mut found: Vec<Listed> = self.shared.lock().values().cloned().map(Listed).collect();
+        let matches = |properties: &BTreeMap<String, String>| {
+            filter.iter().all(|(k, v)| properties.get(k).map_or("", String::as_str) == v)
+        };
+        found.retain(|container| matches(&container.0.record().properties));
+        found.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        found
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// Unknown handle.
+    pub fn info(&self, handle: &str) -> Result<Info> {
+        let container = self.find(handle)?;
+        let (record, is_stopped, broken) = container.look()?;
+        Ok(Info {
+            state: if is_stopped { "stopped" } else { "active" }.to_owned(),
+            events: container
+                .is_out_of_memory(&self.shared)
+                .then(|| "Out of memory".to_owned())
+                .into_iter()
+                .chain(broken.map(|reason| format!("broken: {reason}")))
+                .chain(self.shared.store.writeback_error(&container.id))
+                .collect(),
+            container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
+            properties: Properties(record),
+        })
+    }
+
+    /// What its last create and destroy were made of; it need not live any more.
+    ///
+    /// # Errors
+    /// Unknown handle, or one that has been forgotten.
+    pub fn history(&self, handle: &str) -> Result<Life> {
+        self.shared.history.life(handle).ok_or_else(|| Error::UnknownHandle(handle.to_owned()))
+    }
+
+    /// Hear of everything that happens from now on.
+    pub fn listen(&self) -> Listener {
+        self.shared.events.listen()
+    }
+
+    /// All properties; `None` when the handle is unknown.
+    pub fn properties(&self, handle: &str) -> Option<Properties> {
+        self.find(handle).ok().map(|container| Properties(container.record()))
+    }
+
+    /// One property.
+    ///
+    /// # Errors
+    /// When it is not there (or the container is not: as the real server, which does not tell).
+    pub fn property(&self, handle: &str, key: &str) -> Result<Property> {
+        let properties = self.properties(handle).filter(|properties| properties.contains_key(key));
+        let properties = properties.ok_or_else(|| Error::UnknownProperty(key.to_owned()))?;
+        Ok(Property { properties, key: key.to_owned() })
+    }
+
+    /// Set one.
+    ///
+    /// # Errors
+    /// Unknown handle, or too much with those that are there.
+    pub fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
+        let insert = |record: &mut Record| {
+            bounds::property(&record.properties, key, value)?;
+            record.properties.insert(key.to_owned(), value.to_owned());
+            Ok(())
+        };
+        let container = self.find(handle)?;
+        // A copy tells what it would be: nearly all records are small.
+        let before = container.record();
+        let mut after = Record::clone(&before);
+        after.properties.insert(key.to_owned(), value.to_owned());
+        let bytes = after.beyond();
+        // What becomes less needs no room.
+        let grows = bytes > before.beyond();
+        let _weighing = grows.then(|| self.shared.weighing());
+        if grows {
+            let containers = self.shared.lock();
+            let others = containers.values().filter(|other| !Arc::ptr_eq(other, &container));
+            bounds::beside(bytes, others.map(|other| other.record().beyond()))?;
+        }
+        container.try_update(Event::Change, insert, |record| self.shared.records.save(record))
+    }
+
+    /// Remove one; it need not be there.
+    ///
+    /// # Errors
+    /// Unknown handle.
+    pub fn remove_property(&self, handle: &str, key: &str) -> Result<()> {
+        let remove = |record: &mut Record| drop(record.properties.remove(key));
+        self.find(handle)?.update(remove, |record| self.shared.records.save(record))
+    }
+}

@@ -1,0 +1,190 @@
+//! Peas: processes with a root file system of their own, from their start to what they leave.
+
+use crate::age::{changed_since_boot, since_boot};
+use crate::assemble::{Parts, assemble, network_files, shm_bytes};
+use crate::container::Container;
+use crate::container::pea::{Pea, pea_cgroup};
+use crate::container::record::Record;
+use crate::process::Process;
+use crate::run::{connect, payload};
+use crate::spec::{BindMount, ProcessSpec};
+use crate::{Engine, Error, Result, Shared};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use wardian_runtime::bundle::Settings;
+use wardian_runtime::cgroup;
+use wardian_runtime::cgroup::devices::Devices;
+use wardian_runtime::client::Keeper;
+use wardian_runtime::wire::{self, Exec, Op};
+use wardian_store::Image;
+use wardian_sys::failpoint::{self, Point};
+use wardian_sys::namespace;
+
+impl Engine {
+    /// Starts a pea.
+    pub(crate) async fn start_pea(
+        &self,
+        container: &Arc<Container>,
+        keeper: &Keeper,
+        process: &Process,
+        spec: ProcessSpec,
+        exec: Exec,
+    ) -> Result<()> {
+        let image = self.image("creating-volume", spec.image.as_deref().unwrap_or_default()).await?;
+        let shared = self.shared.clone();
+        let theirs = container.clone();
+        let pea = uuid::Uuid::new_v4().simple().to_string();
+        let rootfs_id = pea.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            prepare_pea(&shared, &theirs, &spec, &image, exec, &rootfs_id)
+        })
+        .await;
+        let answer = match prepared.map_err(|e| Error::failed("pea", e)).flatten() {
+            Ok((payload, parts, op)) => {
+                process.needs_cleaning();
+                let made = Pea { rootfs: pea.clone(), made_ns: since_boot() };
+                container.add_pea(process.id(), made);
+                let mut fds = vec![payload.as_fd(), parts.config.as_fd(), parts.rootfs.as_fd()];
+                fds.extend(parts.binds.iter().map(AsFd::as_fd));
+                fds.extend(parts.entry.fds());
+                let answer = async {
+                    let asked = keeper.begin(op, &fds).await?;
+                    failpoint::reach(Point::PeaAsked);
+                    asked.answer().await
+                };
+                let answer = answer.await;
+                failpoint::reach(Point::PeaAnswered);
+                connect(process, keeper, answer).await
+            }
+            Err(error) => Err(error),
+        };
+        if answer.is_err() {
+            container.take_pea(process.id());
+            clean_pea(&self.shared, &container.id, &pea);
+        }
+        answer
+    }
+
+    /// A pea that has ended: end what it left behind, let its root file system go, then tell.
+    pub(crate) fn after_pea(&self, container: &Arc<Container>, process: &Process) {
+        let Some(pea) = container.take_pea(process.id()) else { return };
+        let (shared, container, process) = (self.shared.clone(), container.clone(), process.clone());
+        failpoint::reach(Point::PeaEnded);
+        tokio::task::spawn_blocking(move || {
+            // Its cgroup's count goes with it.
+            if pea.is_out_of_memory(&shared, &container.id) {
+                let save = |record: &Record| shared.records.save(record);
+                // A container that ends needs it no more.
+                drop(container.update(|record| record.out_of_memory = true, save));
+            }
+            clean_pea(&shared, &container.id, &pea.rootfs);
+            process.cleaned();
+        });
+    }
+
+    /// Root file systems of peas whose process is known to have ended are let go.
+    pub(crate) fn restore_peas(&self, container: &Arc<Container>) {
+        for pea in self.shared.records.peas(&container.id) {
+            let record = self.shared.records.path(&container.id).join("peas").join(&pea);
+            let process = self.shared.records.process_of_pea(&container.id, &pea);
+            let process = process.and_then(|id| container.process(&id).ok());
+            match process.filter(|p| p.status().is_none()) {
+                Some(process) => {
+                    process.needs_cleaning();
+                    let made_ns = changed_since_boot(&record);
+                    container.add_pea(process.id(), Pea { rootfs: pea, made_ns });
+                }
+                None => clean_pea(&self.shared, &container.id, &pea),
+            }
+        }
+    }
+
+    /// Cgroups beside their containers' whose peas have no record any more: an earlier server was killed between the two.
+    pub(crate) fn sweep_cgroups_of_peas(&self) {
+        for name in self.shared.cgroups.list() {
+            let Some((id, pea)) = name.split_once('.') else { continue };
+            if !self.shared.records.peas(id).iter().any(|known| known == pea) {
+                self.shared.cgroups.kill(&name);
+                self.shared.remove_cgroup_later(name);
+            }
+        }
+    }
+}
+
+type PreparedPea = (OwnedFd, Parts, Op);
+
+fn prepare_pea(
+    shared: &Shared,
+    container: &Container,
+    spec: &ProcessSpec,
+    image: &Image,
+    mut exec: Exec,
+    pea: &str,
+) -> Result<PreparedPea> {
+    let record = container.record();
+    exec.env = image.config.env.iter().chain(&exec.env).cloned().collect();
+    if let Some((uid, gid)) = spec.user.split_once(':')
+        && (uid.parse::<u32>().is_err() || gid.parse::<u32>().is_err())
+    {
+        return Err(Error::Invalid(format!("parse-user: '{}' is not a valid uid:gid", spec.user)));
+    }
+    shared.records.pea_begins(&container.id, pea, &spec.id).map_err(|e| Error::failed("pea", e))?;
+    failpoint::reach(Point::PeaRecorded);
+    // Below its container, or with limits of its own beside it.
+    let cgroup = pea_cgroup(&container.id, pea, spec.limits.is_some());
+    let mut limits = spec.limits.map_or_else(cgroup::Limits::default, Into::into);
+    if spec.limits.is_some() && limits.pids == 0 {
+        limits.pids = shared.config.default_pids;
+    }
+    // Below its container it has the device rules of that.
+    let devices = spec.limits.is_some().then(|| Devices::from(record.privileged));
+    let entry = shared.cgroups.make(&cgroup, limits, devices).map_err(|e| Error::failed("cgroup", e))?;
+    failpoint::reach(Point::PeaCgroup);
+    let dir = shared.records.path(&container.id);
+    let confined = container.keeper_version() >= wire::CONFINED;
+    let init = container.init().ok_or_else(|| Error::Invalid("the container is not running".to_owned()))?;
+    let settings = Settings {
+        privileged: record.privileged,
+        joins: Some(init),
+        cgroups_path: format!("/{}/{cgroup}", shared.cgroups.top()),
+        no_new_privileges: exec.no_new_privileges,
+        memory_bytes: limits.memory_bytes,
+        cpu_shares: limits.cpu_shares,
+        shm_bytes: shm_bytes(shared.config.shm_bytes, spec.limits.unwrap_or(record.limits).memory_bytes),
+        pids: limits.pids,
+        earlier: !confined,
+        ..shared.settings(record.range)
+    };
+    // The keeper shows the container's own files to its peas. One of an earlier version has them in the run directory.
+    let files = network_files(&dir);
+    let mut binds = spec.bind_mounts.clone();
+    let files: &[BindMount] = if confined { &files } else { &[] };
+    if !confined {
+        binds.extend(network_files(&dir));
+    }
+    // A namespace for the mapping alone: that of the container would have to be found by a number of a process.
+    let maps = shared.ids.maps(record.range);
+    let own = record.range.map(|_| namespace::user(&maps, &maps)).transpose();
+    let own = own.map_err(|e| Error::failed("namespaces", e))?;
+    let owner = shared.root_of(record.range, own.as_ref().unwrap_or(&shared.idmap));
+    let owner = (!record.privileged).then_some(owner);
+    let config = dir.join("peas").join(format!("{pea}.json"));
+    let parts = assemble(shared, pea, image, owner, settings, &binds, (files, false), entry, &config)?;
+    failpoint::reach(Point::PeaRootfs);
+    let op = Op::Run { id: spec.id.clone(), boxed: Some(parts.boxed.clone()), place: parts.place() };
+    Ok((payload(&exec)?, parts, op))
+}
+
+/// Everything that a pea has had. Its root file system's last reference was the keeper's.
+pub fn clean_pea(shared: &Shared, container: &str, pea: &str) {
+    let cgroups = [false, true].map(|own| pea_cgroup(container, pea, own));
+    for cgroup in &cgroups {
+        shared.cgroups.kill(cgroup);
+    }
+    shared.records.pea_ends(container, pea);
+    failpoint::reach(Point::PeaCleaning);
+    shared.store.release_rootfs(pea, Some(pea));
+    for cgroup in cgroups {
+        shared.remove_cgroup_later(cgroup);
+    }
+}

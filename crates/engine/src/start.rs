@@ -1,0 +1,171 @@
+//! The start of an engine: everything on the host that it needs, found or made.
+
+use crate::admission::gate::{self, Gate};
+use crate::container::record::{self, Phase, Records};
+use crate::error::chain;
+use crate::events::Events;
+use crate::history::History;
+use crate::ready::ids::{self, Home};
+use crate::ready::keepers::Keepers;
+use crate::ready::pool::Pool;
+use crate::shared::Shared;
+use crate::{Config, Error, Result, image, instance, metrics};
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use wardian_runtime::cgroup::{Cgroups, Hierarchies};
+use wardian_store::Store;
+use wardian_sys::directory::Directory;
+use wardian_sys::namespace;
+
+/// Pairs and keepers ready at any time: enough for a burst of a scale-up on a small host.
+const READY: usize = 12;
+
+pub fn open(config: Config) -> Result<Shared> {
+    let (dir, lock) = instance::open(&config.run)?;
+    let run = config.run.clone();
+    let opened = open_all(config, &dir, lock);
+    // A start that fails must leave nothing, unless there are containers for the next one to find.
+    if opened.is_err() && wardian_store::run::is_unused(&run) {
+        if let Ok(cgroups) = open_cgroups(&instance::tag(&dir)) {
+            remove_strays(&cgroups, &[]);
+            cgroups.close();
+        }
+        wardian_store::run::leave(&run);
+    }
+    opened
+}
+
+pub fn open_cgroups(tag: &str) -> Result<Cgroups> {
+    let mountinfo = std::fs::read("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
+    let hierarchies = Hierarchies::parse(&mountinfo).map_err(|e| Error::failed("mountinfo", e))?;
+    Cgroups::open(hierarchies, tag).map_err(|e| Error::failed("cgroups", e))
+}
+
+fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
+    // Of a server that was killed while it looked at something slow.
+    wardian_recorder::sweep();
+    let boot_id = record::boot_id().map_err(|e| Error::failed("boot id", e))?;
+    let records = Records::open(&config.run).map_err(|e| Error::failed("run directory", e))?;
+    // Whoever does not know what it means would end its container.
+    if let Some((path, version)) = records.later(&boot_id) {
+        let text = format!(
+            "{} is of version {version}, this server understands up to {}: start a later one, or `wardian reset`",
+            path.display(),
+            record::VERSION
+        );
+        return Err(Error::failed("records", text));
+    }
+    let tag = own_tag(dir)?;
+    instance::write(dir, &tag, &config.root, config.certificate.as_deref())?;
+    let found = records.all(&boot_id);
+    let mut live: BTreeSet<String> = BTreeSet::new();
+    for (id, record) in &found {
+        if record.as_ref().is_some_and(|r| r.phase == Phase::Created) {
+            live.extend(records.peas(id));
+            live.insert(id.clone());
+        }
+    }
+    let place = wardian_store::Config {
+        gc_threshold: config.gc_threshold,
+        remote: config.remote.clone(),
+        limits: config.limits,
+        ready_rootfs: config.ready_rootfs,
+        ..wardian_store::Config::new(config.root.clone(), config.run.clone())
+    };
+    let store =
+        Store::serve(&place, &|id| live.contains(id)).map_err(|e| Error::failed("store", chain(&e)))?;
+    let cgroups = open_cgroups(&tag)?;
+    // Of keepers that had no container yet when an earlier server was killed.
+    let known: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    remove_strays(&cgroups, &known);
+    if let Some(error) = cgroups.prepare().map_err(|e| Error::failed("cgroups", e))? {
+        tracing::error!(error, "start.device-rules");
+    }
+    let ids = ids::own(config.id_ranges)?;
+    ids::warn(&ids, config.max_containers, READY as u64);
+    for record in found.iter().filter_map(|(_, record)| record.as_ref()) {
+        ids.keep(record.owner, record.range);
+    }
+    let fail = |e: std::io::Error| Error::failed("namespaces", e);
+    let maps = ids.maps(None);
+    let idmap = namespace::user(&maps, &maps).map_err(fail)?;
+    let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
+        .map_err(|e| Error::failed("keepers", e))?;
+    let theirs = ids.clone();
+    let privileged = || Ok(Home { pair: namespace::pair(&[], &[], 0)?, lease: None });
+    let creates = match config.max_concurrent_creates {
+        0 => gate::sensible(),
+        given => given,
+    };
+    let queued = config.max_queued_creates;
+    let gate = Gate::new("creates", "--max-concurrent-creates or --max-queued-creates", creates, queued);
+    Ok(Shared {
+        pairs: Pool::new("pairs", READY, move || theirs.make()).map_err(fail)?,
+        privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,
+        entitlement_per_share: match config.cpu_entitlement_per_share {
+            given if given > 0.0 => given,
+            _ => metrics::default_per_share(),
+        },
+        config,
+        boot_id,
+        records,
+        store,
+        cgroups,
+        keepers,
+        idmap,
+        ids,
+        masks: wardian_runtime::bundle::host_masks(Path::new("/sys")),
+        containers: Mutex::default(),
+        weighing: Mutex::default(),
+        history: History::default(),
+        gate,
+        images: image::Gates::new(queued),
+        closing: AtomicBool::new(false),
+        events: Events::default(),
+        sweeper: Arc::default(),
+        looking: Arc::default(),
+        _lock: lock,
+    })
+}
+
+/// The tag of this instance. That of an earlier version stays as long as there are containers in its cgroups.
+fn own_tag(dir: &Directory) -> Result<String> {
+    let tag = instance::tag(dir);
+    if !instance::is_short(&tag) || !wardian_store::run::is_unused(dir.path()) {
+        return Ok(tag);
+    }
+    let earlier = open_cgroups(&tag)?;
+    remove_strays(&earlier, &[]);
+    earlier.close();
+    Ok(instance::long_tag(dir.path()))
+}
+
+/// Remove the cgroups of keepers without a container; they end by themselves once nobody talks to them.
+pub fn remove_strays(cgroups: &Cgroups, known: &[&str]) {
+    let mut strays = cgroups.list();
+    strays.retain(|id| !known.contains(&id.split('.').next().unwrap_or(id)));
+    for _ in 0..200 {
+        strays.retain(|id| !cgroups.remove(id));
+        if strays.is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    tracing::warn!(?strays, "cgroup.left");
+}
+
+/// Be the parent of orphans (processes of a container whose keeper died), and of ended keepers.
+pub fn reap_strangers() -> std::io::Result<()> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?;
+    tokio::spawn(async move {
+        while signals.recv().await.is_some() {
+            wardian_sys::children::reap_all();
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! `wardian serve`: the server, from its settings to its end.
+
+mod settings;
+
+pub use settings::Args;
+
+use crate::{log, systemd};
+use anyhow::{Context, Result, ensure};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use wardian_engine::{Config, Engine};
+use wardian_lab::signals::Asking;
+use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions, Tls};
+
+/// Where a package puts the keeper.
+const KEEPER: &str = "/usr/lib/wardian/wardian-keeper";
+
+/// The keeper beside this program, or where a package puts it.
+fn find_keeper() -> Result<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|me| Some(me.parent()?.join("wardian-keeper")));
+    let found = beside.into_iter().chain([PathBuf::from(KEEPER)]).find(|path| path.is_file());
+    found.with_context(|| {
+        format!("no wardian-keeper beside this program nor at {KEEPER}; name it with --keeper")
+    })
+}
+
+/// Serves until SIGTERM or SIGINT. `wardian` is the whole command line, for what a settings file adds to it.
+pub fn run(args: Args, wardian: clap::Command) -> Result<ExitCode> {
+    // Records hold environments: what is made without a mode of its own is for nobody else.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let settings = args.with_file(wardian, std::env::args_os())?;
+    settings.check()?;
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "serve must run as root, which makes the containers: try sudo"
+    );
+    let keeper = match &settings.keeper {
+        Some(keeper) => {
+            // It runs as root. One that is found beside this program could be changed by who could change this one.
+            wardian_sys::directory::check_file(keeper).context("--keeper")?;
+            keeper.clone()
+        }
+        None => find_keeper()?,
+    };
+    wardian_sys::failpoint::check()?;
+    let inherited = systemd::listeners()?;
+    let filter = log::start(settings.log_format)?;
+    wardian_sys::heap::set_up();
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    runtime.block_on(serve(settings, keeper, inherited, filter))?;
+    // Blocking work that is stuck in the kernel must not keep the server from ending.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter: log::Filter) -> Result<()> {
+    let mut interrupt = Asking::catch(SignalKind::interrupt()).context("catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
+    let addresses = settings.addresses(!inherited.is_empty());
+    let mut all = addresses.iter().chain(&settings.debug_listen);
+    let tls = settings.tls()?;
+    ensure!(
+        tls.is_none() || !inherited.is_empty() || all.any(|address| address.starts_with("tcp:")),
+        "--tls-cert: no address is a TCP address, so that nobody would be shown it; name one with --listen tcp:HOST:PORT"
+    );
+    let certificate = tls.as_ref().map(|tls| absolute(tls.certificate)).transpose()?;
+    let tls = tls.map(|files| Tls::load(files.certificate, files.key, files.client_authorities));
+    let tls = tls.transpose().context("TLS")?;
+    let options = SocketOptions {
+        mode: settings.socket_mode,
+        insecure_listen: settings.insecure_listen,
+        tls,
+        host_names: settings.host_name.clone(),
+        ..SocketOptions::default()
+    };
+    // Before anything is started.
+    for address in addresses.iter().chain(&settings.debug_listen) {
+        let checked = address.parse().and_then(|parsed| Listener::check(&parsed, &options));
+        checked.with_context(|| format!("listen on {address}"))?;
+    }
+    let config = Config {
+        root: absolute(&settings.root)?,
+        run: absolute(&settings.run)?,
+        default_rootfs: settings.default_rootfs.clone(),
+        keeper,
+        certificate,
+        max_containers: settings.max_containers,
+        gc_threshold: settings.gc_threshold,
+        remote: settings.fetching(),
+        limits: settings.limits(),
+        ready_rootfs: settings.ready_rootfs,
+        id_ranges: settings.id_ranges.clone(),
+        default_pids: settings.default_pids_limit,
+        no_new_privileges: settings.no_new_privileges,
+        cpu_entitlement_per_share: settings.cpu_entitlement_per_share.unwrap_or(0.0),
+        destroy_on_start: settings.destroy_containers_on_startup,
+        default_grace_time: settings.default_grace_time,
+        shm_bytes: settings.shm_size,
+        max_concurrent_creates: settings.max_concurrent_creates,
+        max_queued_creates: settings.max_queued_creates,
+        disable_privileged: settings.disable_privileged_containers,
+    };
+    let engine = Engine::start(config).await.context("start the engine")?;
+    let bound = async {
+        let listeners = bind(&addresses, inherited, &options).await?;
+        let debug = bind(settings.debug_listen.as_slice(), Vec::new(), &options).await?.pop();
+        let debug = debug.map(|listener| Debug { listener, set_level: set_level(filter) });
+        anyhow::Ok((listeners, debug))
+    };
+    let (listeners, debug) = match bound.await {
+        Ok(bound) => bound,
+        Err(error) => {
+            // What was made ahead must not stay.
+            engine.shutdown().await;
+            return Err(error);
+        }
+    };
+    let head_timeout = Some(settings.read_header_timeout).filter(|time| !time.is_zero());
+    let transfer_patience = Some(settings.transfer_patience).filter(|time| !time.is_zero());
+    let max_connections = settings.connections();
+    let server = Options { max_connections, head_timeout, transfer_patience, debug };
+    let stop = async {
+        let name = tokio::select! {
+            () = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        };
+        tracing::info!(signal = name, "serve.draining");
+        systemd::stopping();
+    };
+    systemd::ready();
+    let served = wardian_server::serve(engine.clone(), listeners, server, stop).await;
+    engine.shutdown().await;
+    served.context("serve")
+}
+
+async fn bind(
+    addresses: &[String],
+    inherited: Vec<OwnedFd>,
+    options: &SocketOptions,
+) -> Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for socket in inherited {
+        let listener = Listener::inherited(socket, options)?;
+        let address = listener.address().map_or_else(|_| "?".to_owned(), |address| address.to_string());
+        tracing::info!(%address, inherited = true, "serve.listening");
+        listeners.push(listener);
+    }
+    for address in addresses {
+        let parsed: ListenAddr = address.parse().with_context(|| format!("listen on {address}"))?;
+        let bound = Listener::bind(&parsed, options).await;
+        listeners.push(bound.with_context(|| format!("listen on {address}"))?);
+        tracing::info!(%address, "serve.listening");
+    }
+    Ok(listeners)
+}
+
+/// From the debug server.
+fn set_level(filter: log::Filter) -> SetLevel {
+    Box::new(move |level| filter.reload(EnvFilter::new(level)).map_err(|error| error.to_string()))
+}
