@@ -1,27 +1,59 @@
 //! Files that have several names, while an archive is written.
 
 use std::collections::HashMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::SystemTime;
 
 /// Inodes that are kept at a time; the names of others become files of their own.
 const MAX_INODES: usize = 100_000;
 /// Bytes that their names may take.
 const MAX_NAMES: usize = 16 << 20;
 
+/// By which a file is known again. A number that was freed is given to the next file: that one is born later, or is somebody
+/// else's where the clock of the file system does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Inode {
+    device: u64,
+    number: u64,
+    owner: u32,
+    born: SystemTime,
+}
+
+impl Inode {
+    /// Nothing if it has one name alone, or the file system does not tell when it was born.
+    fn of(file: &Metadata) -> Option<Self> {
+        if file.nlink() < 2 {
+            return None;
+        }
+        let born = file.created().ok()?;
+        Some(Self { device: file.dev(), number: file.ino(), owner: file.uid(), born })
+    }
+}
+
 /// The names in an archive of files that have others, so that a later name becomes a link to the first one. What does not
 /// fit becomes a second file in the archive, as if it had nothing to do with the first one: its memory is bounded.
 #[derive(Debug, Default)]
 pub struct Linked {
-    /// By device and inode: the name in the archive, and how many names may still come.
-    first: HashMap<(u64, u64), (Vec<u8>, u64)>,
+    /// The name in the archive, and how many names may still come.
+    first: HashMap<Inode, (Vec<u8>, u64)>,
     bytes: usize,
 }
 
 impl Linked {
-    /// The name under which a file is in the archive already; `inode` is its device and number, and `names` are all that it has.
-    pub fn first(&mut self, inode: (u64, u64), names: u64) -> Option<Vec<u8>> {
-        if names < 2 {
-            return None;
+    /// The name under which a file is in the archive already. `file` is of a descriptor: what it says belongs together.
+    pub fn first(&mut self, file: &Metadata) -> Option<Vec<u8>> {
+        self.take(Inode::of(file)?)
+    }
+
+    /// It is in the archive now, whole, and is called so. `file` is of the descriptor that it was read from.
+    pub fn add(&mut self, file: &Metadata, name: &[u8]) {
+        if let Some(inode) = Inode::of(file) {
+            self.keep(inode, file.nlink(), name);
         }
+    }
+
+    fn take(&mut self, inode: Inode) -> Option<Vec<u8>> {
         let (name, left) = self.first.get_mut(&inode)?;
         let name = name.clone();
         *left = left.saturating_sub(1);
@@ -32,10 +64,9 @@ impl Linked {
         Some(name)
     }
 
-    /// It is in the archive now, whole, and is called so.
-    pub fn add(&mut self, inode: (u64, u64), names: u64, name: &[u8]) {
+    fn keep(&mut self, inode: Inode, names: u64, name: &[u8]) {
         let fits = self.first.len() < MAX_INODES && self.bytes + name.len() <= MAX_NAMES;
-        if names < 2 || !fits || self.first.contains_key(&inode) {
+        if !fits || self.first.contains_key(&inode) {
             return;
         }
         self.bytes += name.len();
@@ -46,28 +77,58 @@ impl Linked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    fn inode(number: u64) -> Inode {
+        Inode { device: 1, number, owner: 0, born: SystemTime::UNIX_EPOCH }
+    }
 
     #[test]
     fn a_later_name_leads_to_the_first_one() {
         let mut linked = Linked::default();
-        assert_eq!(linked.first((1, 2), 3), None);
-        linked.add((1, 2), 3, b"a");
-        assert_eq!((linked.first((2, 2), 3), linked.first((1, 2), 1)), (None, None));
-        assert_eq!(linked.first((1, 2), 3).as_deref(), Some(&b"a"[..]));
-        assert_eq!(linked.first((1, 2), 3).as_deref(), Some(&b"a"[..]));
-        // All have come: the inode may be another file's next.
-        assert_eq!((linked.first((1, 2), 3), linked.bytes), (None, 0));
-        linked.add((1, 3), 1, b"alone");
+        assert_eq!(linked.take(inode(2)), None);
+        linked.keep(inode(2), 3, b"a");
+        assert_eq!(linked.take(Inode { device: 2, ..inode(2) }), None);
+        assert_eq!(linked.take(inode(2)).as_deref(), Some(&b"a"[..]));
+        assert_eq!(linked.take(inode(2)).as_deref(), Some(&b"a"[..]));
+        // All have come.
+        assert_eq!((linked.take(inode(2)), linked.bytes), (None, 0));
+    }
+
+    #[test]
+    fn a_number_that_another_file_has_got_leads_nowhere() {
+        let mut linked = Linked::default();
+        linked.keep(inode(2), 3, b"a");
+        let later = SystemTime::UNIX_EPOCH + Duration::from_nanos(1);
+        assert_eq!(linked.take(Inode { born: later, ..inode(2) }), None);
+        assert_eq!(linked.take(Inode { owner: 1000, ..inode(2) }), None);
+        assert!(linked.take(inode(2)).is_some());
+    }
+
+    #[test]
+    fn a_file_of_one_name_is_not_kept() {
+        let dir = std::env::temp_dir().join(format!("wardian-linked-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("a"), "").unwrap();
+        let mut linked = Linked::default();
+        linked.add(&dir.join("a").metadata().unwrap(), b"a");
         assert!(linked.first.is_empty());
+        std::fs::hard_link(dir.join("a"), dir.join("b")).unwrap();
+        let metadata = dir.join("b").metadata().unwrap();
+        linked.add(&metadata, b"a");
+        // Where the time of birth is not told each name is a file of its own.
+        let told = metadata.created().is_ok();
+        assert_eq!(linked.first(&metadata).as_deref(), told.then_some(&b"a"[..]));
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
     fn memory_is_bounded() {
         let mut linked = Linked::default();
-        (0..MAX_INODES as u64 + 10).for_each(|n| linked.add((0, n), 2, b"name"));
+        (0..MAX_INODES as u64 + 10).for_each(|n| linked.keep(inode(n), 2, b"name"));
         assert_eq!((linked.first.len(), linked.bytes), (MAX_INODES, 4 * MAX_INODES));
         let mut linked = Linked::default();
-        (0..6000).for_each(|n| linked.add((0, n), 2, &[b'x'; 4000]));
+        (0..6000).for_each(|n| linked.keep(inode(n), 2, &[b'x'; 4000]));
         assert!(linked.bytes <= MAX_NAMES && linked.first.len() == MAX_NAMES / 4000);
     }
 }

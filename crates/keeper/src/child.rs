@@ -553,6 +553,7 @@ unsafe fn rest() -> ! {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use wardian_needs::needs;
 
     /// In a child, so that the test's own descriptors stay.
     pub fn in_child(body: impl FnOnce() -> i32) -> i32 {
@@ -611,9 +612,7 @@ pub mod tests {
 
     #[test]
     fn a_directory_outside_the_root_is_noticed() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
+        needs!(Root);
         assert!(stay_inside().is_ok());
         let code = in_child(|| {
             // The classic way out: a working directory that the new root does not contain.

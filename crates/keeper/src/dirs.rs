@@ -117,8 +117,8 @@ fn blocked(name: impl AsRef<OsStr>) -> impl FnOnce(Errno) -> Blocked {
 pub struct Trust {
     /// The user.
     pub uid: u32,
-    /// His group, which many a umask lets write to his directories. Root's group is not trusted for root: each user that the
-    /// container's passwd does not know has the group 0.
+    /// His group, which many a umask lets write to his directories. Group 0 is nobody's own: each user that the container's
+    /// passwd does not know has it.
     pub gid: u32,
 }
 
@@ -132,16 +132,42 @@ impl Trust {
     }
 
     /// Whether nobody else can put something into this directory, or take something out.
-    fn writes_alone(self, dir: &Stat) -> bool {
-        let own_group = self.uid != 0 && dir.st_gid == self.gid;
-        let others = if own_group { 0o002 } else { 0o022 };
-        self.owns(dir) && dir.st_mode & others == 0
+    fn writes_alone(self, dir: &OwnedFd, stat: &Stat) -> bool {
+        if !self.owns(stat) || stat.st_mode & 0o002 != 0 {
+            return false;
+        }
+        let own_group = self.uid != 0 && self.gid != 0 && stat.st_gid == self.gid;
+        stat.st_mode & 0o020 == 0 || own_group && has_no_acl(dir)
+    }
+}
+
+/// Whether it is the group alone that a directory's group bits speak of. With an access control list they are a bound for all
+/// users and groups in it (acl(5)). A directory that cannot be read does not tell.
+fn has_no_acl(dir: &OwnedFd) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(dir) = rustix::fs::openat(dir, ".", flags, Mode::empty()) else { return false };
+    let list = rustix::fs::fgetxattr(&dir, "system.posix_acl_access", &mut [0_u8; 0][..]);
+    matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP))
+}
+
+/// A directory on a walk.
+struct Step {
+    dir: OwnedFd,
+    stat: Stat,
+    /// See [`Trust::writes_alone`].
+    alone: bool,
+}
+
+impl Step {
+    fn new(dir: OwnedFd, stat: Stat, trust: Trust) -> Self {
+        let alone = trust.writes_alone(&dir, &stat);
+        Self { dir, stat, alone }
     }
 
     /// Whether nobody else can have put this directory where it is in another one.
-    fn placed(self, dir: &Stat, above: &Stat) -> bool {
-        let sticky = self.owns(above) && above.st_mode & libc::S_ISVTX != 0;
-        self.writes_alone(above) || sticky && self.writes_alone(dir)
+    fn is_placed_in(&self, above: &Self, trust: Trust) -> bool {
+        let sticky = trust.owns(&above.stat) && above.stat.st_mode & libc::S_ISVTX != 0;
+        above.alone || sticky && self.alone
     }
 }
 
@@ -183,28 +209,28 @@ pub fn walk(
         let dir = rustix::fs::openat(at, name, flags | OFlags::DIRECTORY, Mode::empty());
         let dir = dir.map_err(blocked(name))?;
         let stat = rustix::fs::fstat(&dir).map_err(blocked(name))?;
-        Ok((dir, stat))
+        Ok(Step::new(dir, stat, trust))
     };
-    let (mut here, mut stat) = directory(start.as_fd(), if path.is_absolute() { "/" } else { "." })?;
+    let mut here = directory(start.as_fd(), if path.is_absolute() { "/" } else { "." })?;
     let mut placed = true;
     let mut todo: VecDeque<OsString> = names_of(path).collect();
     let (mut links, mut made) = (0, 0);
     while let Some(name) = todo.pop_front() {
         if name == ".." {
-            let (above, above_stat) = directory(here.as_fd(), "..")?;
+            let above = directory(here.dir.as_fd(), "..")?;
             // Who may write to a directory, and to the one that it is in, can move it to another one.
-            let stays = trust.writes_alone(&stat) || trust.writes_alone(&above_stat);
-            follow(&Turn { link: None, trusted: trust.owns(&stat) && stays })?;
-            (here, stat) = (above, above_stat);
+            let stays = here.alone || above.alone;
+            follow(&Turn { link: None, trusted: trust.owns(&here.stat) && stays })?;
+            here = above;
             continue;
         }
-        let found = match rustix::fs::openat(&here, &name, flags, Mode::empty()) {
+        let found = match rustix::fs::openat(&here.dir, &name, flags, Mode::empty()) {
             Err(Errno::NOENT) => {
                 made += 1;
                 if made > MAX_MADE {
                     return Err(blocked(&name)(Errno::LOOP));
                 }
-                missing(&here, &name)?;
+                missing(&here.dir, &name)?;
                 todo.push_front(name);
                 continue;
             }
@@ -213,8 +239,9 @@ pub fn walk(
         let found_stat = rustix::fs::fstat(&found).map_err(blocked(&name))?;
         match FileType::from_raw_mode(found_stat.st_mode) {
             FileType::Directory => {
-                placed &= trust.placed(&found_stat, &stat);
-                (here, stat) = (found, found_stat);
+                let next = Step::new(found, found_stat, trust);
+                placed &= next.is_placed_in(&here, trust);
+                here = next;
             }
             FileType::Symlink => {
                 links += 1;
@@ -224,13 +251,13 @@ pub fn walk(
                 // Text, also of a link of /proc that is more than its text.
                 let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(blocked(&name))?;
                 let target = OsString::from_vec(target.into_bytes());
-                let alone = placed && trust.writes_alone(&stat);
+                let alone = placed && here.alone;
                 follow(&Turn {
                     link: Some((&found_stat, &target)),
                     trusted: alone && trust.owns(&found_stat),
                 })?;
                 if Path::new(&target).is_absolute() {
-                    (here, stat) = directory(here.as_fd(), "/")?;
+                    here = directory(here.dir.as_fd(), "/")?;
                 }
                 for part in names_of(Path::new(&target)).rev() {
                     todo.push_front(part);
@@ -239,28 +266,26 @@ pub fn walk(
             _ => return Err(blocked(&name)(Errno::NOTDIR)),
         }
     }
-    Ok(Place { dir: here, alone: placed && trust.writes_alone(&stat) })
+    Ok(Place { alone: placed && here.alone, dir: here.dir })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+    use wardian_needs::needs;
 
     fn alice() -> User {
         User { uid: 1001, gid: 1010, groups: vec![], home: "/".into() }
     }
 
     /// A place that root alone may write to, with a directory of the user's in it.
-    fn place(name: &str) -> Option<tempfile::TempDir> {
-        if !rustix::process::geteuid().is_root() {
-            return None;
-        }
+    fn place(name: &str) -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix(name).tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::create_dir(dir.path().join("hers")).unwrap();
         chown(dir.path().join("hers"), Some(1001), Some(1010)).unwrap();
-        Some(dir)
+        dir
     }
 
     fn owner(path: &Path) -> (u32, u32) {
@@ -270,7 +295,8 @@ mod tests {
 
     #[test]
     fn new_directories_belong_to_the_user_and_old_ones_stay() {
-        let Some(dir) = place("dirs-new") else { return };
+        needs!(Root);
+        let dir = place("dirs-new");
         for path in ["hers/a/b", "roots/c", "hers/a/../d"] {
             assert!(make(&dir.path().join(path), &alice()).is_ok(), "{path}");
             assert_eq!(owner(&dir.path().join(path)), (1001, 1010), "{path}");
@@ -284,7 +310,8 @@ mod tests {
 
     #[test]
     fn a_users_link_does_not_lead_root() {
-        let Some(dir) = place("dirs-link") else { return };
+        needs!(Root);
+        let dir = place("dirs-link");
         let (roots, hers) = (dir.path().join("roots"), dir.path().join("hers"));
         std::fs::create_dir(&roots).unwrap();
         symlink(&roots, hers.join("link")).unwrap();
@@ -301,7 +328,8 @@ mod tests {
 
     #[test]
     fn what_a_user_may_not_enter_is_not_reached_by_his_link() {
-        let Some(dir) = place("dirs-closed") else { return };
+        needs!(Root);
+        let dir = place("dirs-closed");
         let (closed, hers) = (dir.path().join("closed"), dir.path().join("hers"));
         std::fs::create_dir_all(closed.join("open")).unwrap();
         std::fs::set_permissions(closed.join("open"), PermissionsExt::from_mode(0o777)).unwrap();
@@ -336,7 +364,8 @@ mod tests {
     /// Whoever may write to a directory can rename what is root's there, to wherever he may write.
     #[test]
     fn a_link_of_roots_that_a_user_has_moved_does_not_lead_root() {
-        let Some(dir) = place("dirs-moved") else { return };
+        needs!(Root);
+        let dir = place("dirs-moved");
         let at = |name: &str| dir.path().join(name);
         for (name, mode) in [("roots", 0o755), ("open", 0o777), ("sticky", 0o1777), ("hers/closed", 0o755)] {
             new_dir(&at(name), (0, 0), mode);
@@ -358,14 +387,15 @@ mod tests {
 
     #[test]
     fn a_link_is_trusted_where_no_other_user_may_put_one() {
-        let Some(dir) = place("dirs-trust") else { return };
+        needs!(Root);
+        let dir = place("dirs-trust");
         let (root, user, numbered) =
             (Trust::ROOT, Trust { uid: 1001, gid: 1010 }, Trust { uid: 1001, gid: 0 });
         let nothing = |_: &OwnedFd, name: &OsStr| Err(blocked(name)(Errno::NOENT));
         for (n, (owner, mode, [by_root, by_user, by_numbered])) in [
             ((0, 0), 0o755, [true, true, true]),
             ((0, 0), 0o2755, [true, true, true]),
-            ((0, 0), 0o775, [false, false, true]),
+            ((0, 0), 0o775, [false, false, false]),
             ((0, 0), 0o777, [false, false, false]),
             ((0, 0), 0o1777, [false, false, false]),
             ((0, 1010), 0o775, [false, true, false]),
@@ -374,6 +404,7 @@ mod tests {
             ((1001, 1010), 0o775, [false, true, false]),
             ((1001, 1010), 0o700, [false, true, true]),
             ((1002, 1010), 0o755, [false, false, false]),
+            ((1001, 0), 0o775, [false, false, false]),
         ]
         .into_iter()
         .enumerate()
@@ -409,9 +440,39 @@ mod tests {
         }
     }
 
+    /// With an access control list the group's bits are a bound for others as well.
+    #[test]
+    fn the_own_group_is_not_trusted_beside_others() {
+        needs!(Root);
+        let dir = place("dirs-acl");
+        let trust = Trust { uid: 1001, gid: 1010 };
+        let alone = |name: &str| {
+            let nothing = |_: &OwnedFd, name: &OsStr| Err(blocked(name)(Errno::NOENT));
+            walk(CWD, &dir.path().join(name), trust, &nothing, &|_| Ok(())).unwrap().alone
+        };
+        // Version 2; the owner, the user 4000, the group, the mask and the others, each with rights and an id (posix_acl_xattr.h).
+        let mut list = 2_u32.to_le_bytes().to_vec();
+        for (tag, rights, id) in
+            [(1_u16, 7_u16, u32::MAX), (2, 7, 4000), (4, 7, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)]
+        {
+            list.extend(tag.to_le_bytes().into_iter().chain(rights.to_le_bytes()).chain(id.to_le_bytes()));
+        }
+        for name in ["plain", "shared", "shared/in"] {
+            new_dir(&dir.path().join(name), (1001, 1010), 0o775);
+            assert!(alone(name), "{name}");
+        }
+        let flags = rustix::fs::XattrFlags::empty();
+        match rustix::fs::setxattr(dir.path().join("shared"), "system.posix_acl_access", &list, flags) {
+            Err(Errno::OPNOTSUPP) => return,
+            other => other.unwrap(),
+        }
+        assert_eq!([alone("plain"), alone("shared"), alone("shared/in")], [true, false, false]);
+    }
+
     #[test]
     fn loops_and_files_are_errors() {
-        let Some(dir) = place("dirs-loop") else { return };
+        needs!(Root);
+        let dir = place("dirs-loop");
         symlink("b", dir.path().join("a")).unwrap();
         symlink("a", dir.path().join("b")).unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
@@ -426,7 +487,8 @@ mod tests {
 
     #[test]
     fn a_user_that_renames_gains_no_file() {
-        let Some(dir) = place("dirs-race") else { return };
+        needs!(Root);
+        let dir = place("dirs-race");
         let hers = dir.path().join("hers");
         let secret = dir.path().join("secret");
         std::fs::write(&secret, "root's").unwrap();

@@ -8,6 +8,7 @@ mod child;
 mod dirs;
 mod exec;
 mod handed;
+mod hard_links;
 mod keeper;
 mod launch;
 mod launches;

@@ -212,3 +212,60 @@ fn odd_archives_are_what_tar_makes_of_them() {
         check(seed, scratch().path());
     }
 }
+
+/// What an archive closes to others is closed from its birth on, and also where the archive ends early or another entry fails.
+#[test]
+fn a_private_directory_is_never_open() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = scratch();
+    let mode = |name: &str| dir.path().join(name).metadata().unwrap().permissions().mode() & 0o7777;
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |kind, name: &str, mode, size: usize| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(size as u64);
+        header.set_mtime(1_500_000_000);
+        tar.append_data(&mut header, name, &vec![b'x'; size][..]).unwrap();
+    };
+    use tar::EntryType::{Directory, Regular};
+    add(Directory, "d", 0o700, 0);
+    add(Directory, "d/in", 0o510, 0);
+    add(Directory, "open", 0o1777, 0);
+    add(Regular, "d/f", 0o644, 1 << 20);
+    let tar = tar.into_inner().unwrap();
+    let (root, (read, mut write)) = (dir.path().to_owned(), std::io::pipe().unwrap());
+    let unpacker = std::thread::spawn(move || {
+        wardian_sys::namespace::own_mounts().unwrap();
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        std::env::set_current_dir(root).unwrap();
+        super::unpack(read.into()).map_err(|stop| stop.text)
+    });
+    write.write_all(&tar[..1 << 19]).unwrap();
+    while !dir.path().join("d/f").metadata().is_ok_and(|file| file.len() > 0) {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!([mode("d"), mode("d/in"), mode("open")].map(|m| format!("{m:o}")), ["700", "710", "755"]);
+    drop(write);
+    let error = unpacker.join().unwrap().unwrap_err();
+    assert!(error.contains("Unexpected EOF"), "{error}");
+    assert_eq!([mode("d"), mode("d/in"), mode("open")].map(|m| format!("{m:o}")), ["700", "510", "1755"]);
+    assert_eq!(dir.path().join("d").metadata().unwrap().mtime(), 1_500_000_000);
+}
+
+/// However long its path is, the first failure leaves place for others, and says why.
+#[test]
+fn a_long_failure_is_cut_and_says_why() {
+    let long = "\u{e4}\n".repeat(450_000);
+    let mut failures = super::Failures::default();
+    failures.add(&super::failed(&long)(rustix::io::Errno::ACCESS));
+    failures.add(&super::failed("second")(rustix::io::Errno::PERM));
+    let said = failures.result(Err(super::failed(&long)(rustix::io::Errno::NOSPC))).unwrap_err().text;
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(said.len() < 1200 && lines.len() == 3, "{} {said}", said.len());
+    assert!(lines[0].ends_with(": No space left on device (os error 28)"), "{said}");
+    assert!(lines[1].ends_with(": Permission denied (os error 13)"), "{said}");
+    assert!(lines[2].starts_with("second: "), "{said}");
+    let alone = super::Failures::default().result(Err(super::failed(&long)(rustix::io::Errno::NOSPC)));
+    assert!(alone.unwrap_err().text.len() < 500);
+}

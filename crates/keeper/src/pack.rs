@@ -171,11 +171,7 @@ fn append(
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let item = File::from(rustix::fs::openat(&above.fd, name, flags, Mode::empty())?);
     let metadata = item.metadata()?;
-    let mut header = tar::Header::new_gnu();
-    header.set_metadata_in_mode(&metadata, tar::HeaderMode::Complete);
-    // The kind of file is told by the entry's type alone.
-    header.set_mode(metadata.mode() & 0o7777);
-    header.set_size(0);
+    let mut header = header_of(&metadata);
     let mut shown = path.as_os_str().as_bytes().to_vec();
     let mut opened = None;
     match FileType::from_raw_mode(metadata.mode()) {
@@ -191,18 +187,18 @@ fn append(
             }
         }
         FileType::RegularFile => {
-            let (inode, names) = ((metadata.dev(), metadata.ino()), metadata.nlink());
-            if let Some(first) = linked.first(inode, names) {
+            if let Some(first) = linked.first(&metadata) {
                 header.set_entry_type(tar::EntryType::Link);
                 long(builder, tar::EntryType::GNULongLink, &first)?;
                 field(&mut header.as_old_mut().linkname, &first);
                 entry(builder, &mut header, &shown, io::empty())?;
                 return Ok(None);
             }
-            if let Some(error) = file(builder, &mut header, &shown, (&above.fd, name))? {
+            let (read, error) = file(builder, &item, &shown, (&above.fd, name))?;
+            if let Some(error) = error {
                 unread.add(path, &format_args!("{error}: zeros take the place of what is missing"));
             }
-            linked.add(inode, names, &shown);
+            linked.add(&read, &shown);
             return Ok(None);
         }
         FileType::Symlink => {
@@ -217,6 +213,15 @@ fn append(
     Ok(opened)
 }
 
+fn header_of(metadata: &Metadata) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata_in_mode(metadata, tar::HeaderMode::Complete);
+    // The kind of file is told by the entry's type alone.
+    header.set_mode(metadata.mode() & 0o7777);
+    header.set_size(0);
+    header
+}
+
 fn is_made_up(file: &File) -> io::Result<bool> {
     // The numbers have 32 bits, whatever the width of the field.
     let kind = rustix::fs::fstatfs(file)?.f_type as u32;
@@ -228,13 +233,14 @@ fn device(header: &mut tar::Header, metadata: &Metadata) -> io::Result<()> {
     header.set_device_minor(rustix::fs::minor(metadata.rdev()))
 }
 
-/// Packs a file. Gives the error after which zeros were written in its place.
+/// Packs the file that `item` stands for (`O_PATH`, which cannot be read), opened by its name. Gives what was read, and the error
+/// after which zeros were written in its place.
 fn file(
     builder: &mut Builder,
-    header: &mut tar::Header,
+    item: &File,
     name: &[u8],
     (above, at): (&OwnedFd, &OsStr),
-) -> Result<Option<io::Error>, Fault> {
+) -> Result<(Metadata, Option<io::Error>), Fault> {
     // NONBLOCK, NOFOLLOW: it may have become something else meanwhile.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(above, at, flags, Mode::empty())?);
@@ -242,6 +248,12 @@ fn file(
     if !metadata.is_file() {
         return Err(io::Error::other("it has changed its kind").into());
     }
+    // The item is open, so nothing else has its number. Read now: an overlay changes it when it copies a file up.
+    let expected = item.metadata()?;
+    if (metadata.dev(), metadata.ino()) != (expected.dev(), expected.ino()) {
+        return Err(io::Error::other("it was exchanged for another file meanwhile").into());
+    }
+    let mut header = header_of(&metadata);
     let made_up = if is_made_up(&file)? { Some(whole(&file)?) } else { None };
     let attributes = attributes(&file)?;
     let pairs = attributes.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
@@ -250,11 +262,11 @@ fn file(
     header.set_size(size);
     let Some(content) = made_up else {
         let mut data = Padded { file: &file, error: None };
-        entry(builder, header, name, (&mut data).take(size))?;
-        return Ok(data.error);
+        entry(builder, &mut header, name, (&mut data).take(size))?;
+        return Ok((metadata, data.error));
     };
-    entry(builder, header, name, content.as_slice())?;
-    Ok(None)
+    entry(builder, &mut header, name, content.as_slice())?;
+    Ok((metadata, None))
 }
 
 /// A file that never ends: what cannot be read of it any more is made up with zeros, as GNU tar does, for its entry has its
@@ -425,6 +437,65 @@ mod tests {
         let mut data = Padded { file: &File::open("/").unwrap(), error: None };
         (&mut data).take(3).read_to_end(&mut found).unwrap();
         assert_eq!((found.len(), data.error.unwrap().raw_os_error()), (10, Some(21)));
+    }
+
+    /// Whoever may write to a directory can exchange a file while it is looked at.
+    #[test]
+    fn what_was_exchanged_is_not_packed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let above = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let item = File::from(rustix::fs::openat(&above, "a", flags, Mode::empty()).unwrap());
+        let mut builder = tar::Builder::new(BufWriter::new(tempfile::tempfile().unwrap()));
+        assert!(file(&mut builder, &item, b"a", (&above, OsStr::new("a"))).is_ok());
+        std::fs::rename(dir.path().join("b"), dir.path().join("a")).unwrap();
+        let Err(Fault::Unread(error)) = file(&mut builder, &item, b"a", (&above, OsStr::new("a"))) else {
+            panic!("it was packed")
+        };
+        assert!(error.to_string().contains("exchanged"), "{error}");
+    }
+
+    /// A file that gets the number of one that is gone is not a further name of it.
+    #[test]
+    fn a_number_that_is_used_again_makes_no_link() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (at, other) = (|name: &str| dir.path().join("d").join(name), dir.path().join("other"));
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        std::fs::write(at("a"), "strange").unwrap();
+        std::fs::hard_link(at("a"), &other).unwrap();
+        // More than the pipe and the buffer hold, so that the walk waits in it.
+        std::fs::write(at("b"), vec![0; 4 << 20]).unwrap();
+        std::fs::write(at("z"), "").unwrap();
+        let number = at("a").metadata().unwrap().ino();
+        let (mut read, write) = io::pipe().unwrap();
+        let up = "../".repeat(std::env::current_dir().unwrap().components().count());
+        let start = PathBuf::from(format!("{up}{}", at("").strip_prefix("/").unwrap().display()));
+        let packer = std::thread::spawn(move || {
+            let write = File::from(OwnedFd::from(write));
+            pack(write, Some(&start)).map_err(|stop| stop.text)
+        });
+        let mut tar = vec![0; 1 << 20];
+        read.read_exact(&mut tar).unwrap();
+        std::fs::remove_file(at("a")).unwrap();
+        std::fs::remove_file(&other).unwrap();
+        // Not every file system gives a number again: another file then stands for it.
+        let new: Vec<_> = (0..100).map(|n| at(&format!("c{n}"))).collect();
+        let again = new.iter().find(|path| {
+            std::fs::write(path, "own").unwrap();
+            path.metadata().unwrap().ino() == number
+        });
+        let again = again.unwrap_or(&new[0]);
+        std::fs::hard_link(again, &other).unwrap();
+        // The names in the directory have been read before.
+        std::fs::rename(again, at("z")).unwrap();
+        read.read_to_end(&mut tar).unwrap();
+        packer.join().unwrap().unwrap();
+        let mut archive = tar::Archive::new(&tar[..]);
+        assert!(archive.entries().unwrap().all(|entry| !entry.unwrap().header().entry_type().is_hard_link()));
     }
 
     #[test]

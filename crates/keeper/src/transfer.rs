@@ -3,6 +3,7 @@
 
 use crate::child::{self, Outcome, Stop, failed};
 use crate::dirs::{Blocked, Place, Trust, Turn};
+use crate::hard_links::{self, Files};
 use crate::{dirs, exec, pack, rights};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -31,8 +32,10 @@ const BUFFERED: usize = 32 * 1024;
 const WORTH_MOVING: u64 = 64 * 1024;
 /// Entries that could not be unpacked are named up to this number, and counted beyond it.
 const MAX_NAMED: u64 = 20;
-/// Bytes of one of those failures, and of all of them, which must fit into one frame of a report.
+/// Bytes at the beginning of one of those failures and at its end, and of all of them, which must fit into one frame of a
+/// report.
 const MAX_FAILURE: usize = 256;
+const MAX_WHY: usize = 160;
 const MAX_TEXT: usize = 2500;
 
 /// What to do.
@@ -197,6 +200,37 @@ impl Directories {
             }
         }
     }
+
+    /// Sets the modes and times. One that cannot be set keeps none of the others from being set.
+    fn close(mut self, places: &Places, failures: &mut Failures) {
+        // The deepest first: what is above one may be closed by its own mode.
+        self.all.sort_by_cached_key(|(path, ..)| Reverse(path.components().count()));
+        for (path, made, mode, mtime) in self.all {
+            places.forget();
+            let there = match places.find(&path) {
+                Ok(there) => there,
+                Err(error) if error.is_of_the_way() => continue,
+                Err(error) => {
+                    failures.add(&blocked_at(&path, &error));
+                    continue;
+                }
+            };
+            if let Err(error) = close(&there.dir, made, mode, mtime) {
+                failures.add(&failed(path.display())(error));
+            }
+        }
+    }
+}
+
+/// Sets the mode and the time of a directory, if it is the one that the archive means: what has taken its place has its own.
+fn close(dir: &OwnedFd, made: (u64, u64), mode: u32, mtime: Time) -> rustix::io::Result<()> {
+    if identity(dir)? != made {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
+    rustix::fs::futimens(&dir, &times(mtime))
 }
 
 /// Entries that could not be unpacked, while the others were.
@@ -209,9 +243,8 @@ struct Failures {
 }
 
 impl Failures {
-    fn add(&mut self, stop: Stop) {
-        let Stop { text, .. } = stop;
-        let line = if self.named == 0 { text } else { format!("\n{}", clip(&tame(&text), MAX_FAILURE)) };
+    fn add(&mut self, stop: &Stop) {
+        let line = format!("{}{}", if self.named == 0 { "" } else { "\n" }, short(&stop.text));
         let fits = self.named < MAX_NAMED && self.text.len() + line.len() <= MAX_TEXT;
         if self.named == 0 || fits {
             self.named += 1;
@@ -227,25 +260,41 @@ impl Failures {
             self.text += &format!("\nand {} more", self.more);
         }
         match end {
-            end if self.named == 0 => end,
+            end if self.named == 0 => end.map_err(|stop| Stop { text: short(&stop.text), ..stop }),
             Ok(()) => Err(Stop::from(format!("{}; all else was unpacked", self.text))),
-            Err(stop) => Err(Stop::from(format!("{}\n{}", stop.text, self.text))),
+            Err(stop) => Err(Stop::from(format!("{}\n{}", short(&stop.text), self.text))),
         }
     }
 }
 
+/// A failure on one line. Of a long one the names are cut, and what is wrong stays at its end.
+fn short(text: &str) -> String {
+    let text = tame(text);
+    if text.len() <= MAX_FAILURE + MAX_WHY {
+        return text.into_owned();
+    }
+    let end = (text.len() - MAX_WHY..).find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+    format!("{}…{}", clip(&text, MAX_FAILURE), &text[end..])
+}
+
 fn unpack(pipe: OwnedFd) -> Outcome<()> {
+    let (places, mut directories) = (Places::new(), Directories::default());
     let mut failures = Failures::default();
-    let end = unpack_all(pipe, &mut failures);
+    let end = unpack_all(pipe, &places, &mut directories, &mut failures);
+    // Also where the archive ends early: what it has closed to others does not stay open.
+    directories.close(&places, &mut failures);
     failures.result(end)
 }
 
 /// As by GNU tar, an entry that cannot be made ends nothing; one whose data cannot be written does, for the disk is full or
 /// ill, and so does what is no archive.
-fn unpack_all(pipe: OwnedFd, failures: &mut Failures) -> Outcome<()> {
+fn unpack_all(
+    pipe: OwnedFd,
+    places: &Places,
+    directories: &mut Directories,
+    failures: &mut Failures,
+) -> Outcome<()> {
     let mut stream = Stream::lenient(Source(BufReader::with_capacity(BUFFERED, Pipe(pipe))));
-    let places = Places::new();
-    let mut directories = Directories::default();
     let head = stream.source().fill_buf().map_err(failed("tar"))?;
     if head.is_empty() {
         return Err(Stop::from("This does not look like a tar archive".to_owned()));
@@ -279,41 +328,23 @@ fn unpack_all(pipe: OwnedFd, failures: &mut Failures) -> Outcome<()> {
         };
         let made = places
             .open(path.parent().unwrap_or(Path::new("")))
-            .and_then(|place| make(&places, &place, &entry, (&path, name), &target, &mut directories));
+            .and_then(|place| make(places, &place, &entry, (&path, name), &target, directories));
         match made {
             Ok(Some(file)) => {
                 contents(&entry, &mut stream, &file, &path)?;
                 let set =
                     attributes(&entry, &file).and_then(|()| rustix::fs::futimens(&file, &times(entry.mtime)));
                 if let Err(error) = set {
-                    failures.add(failed(say())(error));
+                    failures.add(&failed(say())(error));
                 }
             }
             Ok(None) => {}
             Err(stop) => {
-                failures.add(stop);
+                failures.add(&stop);
+                places.files.failed();
                 stream.skip(entry.size, &entry.path)?;
             }
         }
-    }
-    // The deepest first: what is above one may be closed by its own mode.
-    directories.all.sort_by_cached_key(|(path, ..)| Reverse(path.components().count()));
-    for (path, made, mode, mtime) in directories.all {
-        places.forget();
-        let there = match places.find(&path) {
-            Ok(there) => there,
-            Err(error) if error.is_of_the_way() => continue,
-            Err(error) => return Err(blocked_at(&path, &error)),
-        };
-        // Something else has taken its place: that has its own mode and time.
-        if identity(&there.dir).map_err(failed(path.display()))? != made {
-            continue;
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir =
-            rustix::fs::openat(&there.dir, ".", flags, Mode::empty()).map_err(failed(path.display()))?;
-        rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode)).map_err(failed(path.display()))?;
-        rustix::fs::futimens(&dir, &times(mtime)).map_err(failed(path.display()))?;
     }
     // Padding after the end of the archive is read, so that whoever writes it is not cut off.
     stream.drain()?;
@@ -332,7 +363,7 @@ fn make(
     let (parent, say) = (&place.dir, || path.display());
     match entry.kind {
         EntryType::Directory => {
-            let made = directory(places, place, name, path)?;
+            let made = directory(places, place, name, (path, entry.mode))?;
             directories.keep(path, made, entry.mode & !0o022, entry.mtime);
         }
         EntryType::Symlink => {
@@ -345,15 +376,23 @@ fn make(
             let above = target.parent().unwrap_or(Path::new(""));
             let above = places.find(above).map_err(|blocked| blocked_at(above, &blocked))?;
             let old = target.file_name().unwrap_or_default();
-            link(&above.dir, old, parent, name).map_err(failed(say()))?;
+            let copy = hard_links::link(&places.files, places.trust, (&above, old), (parent, name));
+            if let Some(copy) = copy.map_err(failed(say()))? {
+                places.files.add(&copy).map_err(failed(say()))?;
+            }
         }
         EntryType::Fifo => {
             make_room(parent, name).map_err(failed(say()))?;
             let mode = Mode::from_raw_mode(entry.mode & 0o777);
             rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0).map_err(failed(say()))?;
+            places.files.add_fifo(places.trust, parent, name).map_err(failed(say()))?;
             touch(parent, name, entry.mtime).map_err(failed(say()))?;
         }
-        _ => return create(parent, name, entry.mode & 0o777).map(Some).map_err(failed(say())),
+        _ => {
+            let file = create(parent, name, entry.mode & 0o777).map_err(failed(say()))?;
+            places.files.add(&file).map_err(failed(say()))?;
+            return Ok(Some(file));
+        }
     }
     Ok(None)
 }
@@ -392,42 +431,6 @@ fn contents(entry: &Member, stream: &mut Stream<Source>, file: &File, path: &Pat
     Ok(stream.pad(entry.size, &entry.path)?)
 }
 
-/// Another name of a file. One that it has already stays: removing it could remove the file.
-fn link(from: &OwnedFd, old: &OsStr, to: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    let link = || match rustix::fs::linkat(from, old, to, name, AtFlags::empty()) {
-        // Not on this file system, or the first name lies on another one.
-        Err(error @ (Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP)) => {
-            duplicate(from, old, to, name, error)
-        }
-        linked => Ok(linked?),
-    };
-    match link() {
-        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {
-            let source = rustix::fs::statat(from, old, AtFlags::SYMLINK_NOFOLLOW)?;
-            let there = rustix::fs::statat(to, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if (source.st_dev, source.st_ino) == (there.st_dev, there.st_ino) {
-                return Ok(());
-            }
-            make_room(to, name)?;
-            link()
-        }
-        other => other,
-    }
-}
-
-/// A file of its own in place of a second name that is refused with `why`.
-fn duplicate(from: &OwnedFd, old: &OsStr, to: &OwnedFd, name: &OsStr, why: Errno) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mut source = File::from(rustix::fs::openat(from, old, flags, Mode::empty())?);
-    let stat = rustix::fs::fstat(&source)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(why.into());
-    }
-    let mut copy = create(to, name, stat.st_mode & 0o777)?;
-    io::copy(&mut source, &mut copy)?;
-    copy.set_modified(source.metadata()?.modified()?)
-}
-
 fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
     rustix::fs::utimensat(parent, name, &times(time), AtFlags::SYMLINK_NOFOLLOW)
 }
@@ -450,13 +453,15 @@ struct Places {
     /// is absolute or has a `..` leads on only where no other user may write, so he cannot bring it there. One that he
     /// brings in the place of a new link is not taken for the archive's: its text is another one, or leads to the same.
     made: RefCell<HashSet<(u64, u64)>>,
+    /// What hard links of the archive may lead to.
+    files: Files,
 }
 
 impl Places {
     fn new() -> Self {
         let trust =
             Trust { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        Self { trust, last: RefCell::default(), made: RefCell::default() }
+        Self { trust, last: RefCell::default(), made: RefCell::default(), files: Files::default() }
     }
 
     /// A symbolic link was made.
@@ -469,6 +474,7 @@ impl Places {
             && rustix::fs::readlinkat(&link, "", Vec::new()).is_ok_and(|text| text.to_bytes() == target)
         {
             self.made.borrow_mut().insert((stat.st_dev, stat.st_ino));
+            self.files.keep(&stat);
         }
         self.forget();
         Ok(())
@@ -502,7 +508,7 @@ impl Places {
             return Ok(fd.clone());
         }
         let missing = |parent: &OwnedFd, name: &OsStr| {
-            let made = if make { mkdir(parent, name) } else { Err(Errno::NOENT) };
+            let made = if make { mkdir(parent, name, 0o777) } else { Err(Errno::NOENT) };
             match made {
                 Ok(()) | Err(Errno::EXIST) => Ok(()),
                 Err(error) => Err(Blocked::by(name, error)),
@@ -547,8 +553,8 @@ fn blocked_at(path: &Path, blocked: &Blocked) -> Stop {
     Stop::from(format!("{}: {}", path.display(), blocked.text))
 }
 
-fn mkdir(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
-    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o777))
+fn mkdir(parent: &OwnedFd, name: &OsStr, mode: u32) -> rustix::io::Result<()> {
+    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode))
 }
 
 /// By which a directory is known again.
@@ -558,9 +564,16 @@ fn identity(dir: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
 
 /// An entry that is a directory: one that is there stays, and so does a link that was there before and may be followed;
 /// another link, or a file, is replaced, as by GNU tar.
-fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outcome<(u64, u64)> {
+fn directory(
+    places: &Places,
+    place: &Place,
+    name: &OsStr,
+    (path, mode): (&Path, u32),
+) -> Outcome<(u64, u64)> {
     let (parent, say) = (&place.dir, || path.display());
-    if let Err(error) = mkdir(parent, name) {
+    // Closed to others from its birth on, if its own mode closes it, and open to the user until all that is in it has come.
+    let mode = mode & 0o755 | 0o700;
+    if let Err(error) = mkdir(parent, name, mode) {
         if error != Errno::EXIST {
             return Err(failed(say())(error));
         }
@@ -572,7 +585,7 @@ fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outco
             // Also a file: the later entry counts.
             _ => {
                 make_room(parent, name).map_err(failed(say()))?;
-                mkdir(parent, name).map_err(failed(say()))?;
+                mkdir(parent, name, mode).map_err(failed(say()))?;
             }
         }
     }
@@ -581,7 +594,7 @@ fn directory(places: &Places, place: &Place, name: &OsStr, path: &Path) -> Outco
 }
 
 /// A new file, in place of whatever has its name.
-fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
+pub fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode));
     let fd = match open() {
@@ -613,7 +626,7 @@ fn replaceable(parent: &OwnedFd, name: &OsStr) -> io::Result<Option<FileType>> {
 }
 
 /// Make room for an entry in place of what is replaceable.
-fn make_room(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+pub fn make_room(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     replaceable(parent, name)?;
     Ok(clear(parent, name)?)
 }

@@ -207,6 +207,7 @@ fn start_time(stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wardian_needs::needs;
 
     #[test]
     fn the_start_of_a_process() {
@@ -255,9 +256,7 @@ mod tests {
 
     #[test]
     fn a_setting_is_restored_after_a_kill() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
+        needs!(Root);
         let base = tempfile::tempdir().unwrap();
         let records = Records { folder: base.path().into() };
         let mut record = records.begin().unwrap();

@@ -315,6 +315,7 @@ fn group_id(groups: &str, name: &str) -> Option<u32> {
 mod tests {
     use super::*;
     use std::os::unix::fs::{MetadataExt as _, chown, symlink};
+    use wardian_needs::needs;
 
     #[test]
     fn addresses() {
@@ -379,9 +380,7 @@ mod tests {
     /// A directory of another user's, one that others may write to, and one such as /tmp with links planted.
     #[tokio::test]
     async fn a_socket_is_made_where_nobody_can_swap_it() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
+        needs!(Root);
         let folder = std::env::temp_dir().join(format!("wardian-door-others-{}", std::process::id()));
         let secret = folder.join("secret");
         std::fs::create_dir_all(&folder).unwrap();

@@ -1,4 +1,4 @@
-//! The store against this host's kernel and file system. What needs root is skipped without it.
+//! The store against this host's kernel and file system.
 
 use std::ffi::CString;
 use std::fs;
@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
+use wardian_needs::needs;
 use wardian_sys::mount;
 use wardian_sys::namespace::{IdMap, user};
 
@@ -25,11 +26,7 @@ mod together;
 
 /// Where container root is mapped to in these tests.
 const MAPPED: u32 = 100_000;
-const SOON: Duration = Duration::from_secs(20);
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
+const SOON: Duration = Duration::from_secs(60);
 
 fn config(dir: &Path) -> Config {
     Config::new(dir.join("store"), dir.join("run"))
@@ -39,14 +36,11 @@ fn open(dir: &Path) -> Result<Store> {
     Store::serve(&config(dir), &|_| false)
 }
 
-/// A directory, the uri of a tar in it and a server's store beside that; nothing without the privilege.
-fn served() -> Option<(tempfile::TempDir, String, Store)> {
-    if !is_root() {
-        return None;
-    }
+/// A directory, the uri of a tar in it and a server's store beside that.
+fn served() -> (tempfile::TempDir, String, Store) {
     let dir = tempfile::tempdir().unwrap();
     let (uri, store) = (tar(dir.path()), open(dir.path()).unwrap());
-    Some((dir, uri, store))
+    (dir, uri, store)
 }
 
 fn userns() -> OwnedFd {
@@ -98,9 +92,7 @@ fn entries(dir: &Path, part: &str) -> usize {
 
 #[test]
 fn a_root_file_system_from_image_to_trash() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let image = store.image(&tar(dir.path())).unwrap();
@@ -154,9 +146,7 @@ fn a_root_file_system_from_image_to_trash() {
 
 #[test]
 fn mountinfo_shows_a_volatile_overlay_and_no_host_paths() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let image = store.image(&tar(dir.path())).unwrap();
@@ -189,7 +179,8 @@ fn mountinfo_shows_a_volatile_overlay_and_no_host_paths() {
 
 #[test]
 fn two_threads_one_unpack() {
-    let Some((dir, uri, store)) = served() else { return };
+    needs!(Root);
+    let (dir, uri, store) = served();
     let images: Vec<_> = std::thread::scope(|scope| {
         let asks: Vec<_> = (0..8).map(|_| scope.spawn(|| store.image(&uri).unwrap())).collect();
         asks.into_iter().map(|ask| ask.join().unwrap()).collect()
@@ -213,9 +204,7 @@ fn two_threads_one_unpack() {
 
 #[test]
 fn a_corrupt_tar_leaves_nothing() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let uri = tar(dir.path());
     let text = fs::read(&uri).unwrap();
@@ -230,9 +219,7 @@ fn a_corrupt_tar_leaves_nothing() {
 
 #[test]
 fn hostile_trash_goes_and_nothing_else_does() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let keep = dir.path().join("keep");
     fs::create_dir(&keep).unwrap();
@@ -297,9 +284,7 @@ fn hostile_trash_goes_and_nothing_else_does() {
 
 #[test]
 fn a_layer_that_is_no_directory_is_refused_with_the_kernels_words() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     for name in ["upper", "work"] {
         fs::create_dir(dir.path().join(name)).unwrap();

@@ -399,6 +399,7 @@ fn identity(program: BorrowedFd<'_>) -> Result<Identity, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wardian_needs::needs;
 
     fn answer(value: i32) -> Vec<Insn> {
         vec![Insn::mov(Reg::R0, value), Insn::exit()]
@@ -425,9 +426,8 @@ mod tests {
 
     #[test]
     fn a_program_is_known_by_its_instructions_and_a_bad_one_by_the_verifiers_words() {
-        let Ok(program) = DeviceProgram::load("wardian_test", &answer(1)) else {
-            return;
-        };
+        needs!(Bpf);
+        let program = DeviceProgram::load("wardian_test", &answer(1)).unwrap();
         assert_eq!(program.identity().name, "wardian_test");
         assert_eq!(program.identity(), DeviceProgram::load("wardian_test", &answer(1)).unwrap().identity());
         let other = DeviceProgram::load("wardian_test", &answer(0)).unwrap();

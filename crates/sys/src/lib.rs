@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod children;
 pub mod directory;
 pub mod failpoint;
+pub mod hard_link;
 pub mod heap;
 pub mod layer_ns;
 pub mod lock;

@@ -284,16 +284,15 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::process::{Command, Stdio};
     use std::sync::Mutex;
+    use wardian_needs::needs;
 
     const SOON: Duration = Duration::from_millis(400);
 
-    fn ground() -> Option<(tempfile::TempDir, Directory)> {
-        rustix::process::geteuid().is_root().then(|| {
-            let base = tempfile::tempdir().unwrap();
-            std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o711)).unwrap();
-            let dir = Directory::open(base.path()).unwrap();
-            (base, dir)
-        })
+    fn ground() -> (tempfile::TempDir, Directory) {
+        let base = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        let dir = Directory::open(base.path()).unwrap();
+        (base, dir)
     }
 
     /// A process of another user that has the file open and holds its lock.
@@ -311,7 +310,8 @@ mod tests {
 
     #[test]
     fn one_at_a_time_has_it_and_is_named() {
-        let Some((base, dir)) = ground() else { return };
+        needs!(Root);
+        let (base, dir) = ground();
         let said = Mutex::new(Vec::new());
         let tell = |text: &str| said.lock().unwrap().push(text.to_owned());
         let lock = take(&dir, "lock", SOON, &tell).unwrap();
@@ -329,7 +329,8 @@ mod tests {
 
     #[test]
     fn a_stranger_does_not_keep_it() {
-        let Some((base, dir)) = ground() else { return };
+        needs!(Root);
+        let (base, dir) = ground();
         let path = base.path().join("lock");
         for mode in [0o644, 0o600] {
             std::fs::write(&path, "").unwrap();
@@ -349,7 +350,8 @@ mod tests {
 
     #[test]
     fn a_live_server_keeps_one_that_was_open_to_all() {
-        let Some((base, dir)) = ground() else { return };
+        needs!(Root);
+        let (base, dir) = ground();
         let path = base.path().join("lock");
         let old = std::fs::File::create(&path).unwrap();
         old.set_permissions(PermissionsExt::from_mode(0o644)).unwrap();
@@ -365,7 +367,8 @@ mod tests {
 
     #[test]
     fn what_was_planted_is_replaced() {
-        let Some((base, dir)) = ground() else { return };
+        needs!(Root);
+        let (base, dir) = ground();
         let secret = base.path().join("secret");
         std::fs::write(&secret, "root's").unwrap();
         let path = base.path().join("lock");
@@ -399,7 +402,8 @@ mod tests {
 
     #[test]
     fn many_who_find_a_planted_guard_hold_one_lock() {
-        let Some((base, dir)) = ground() else { return };
+        needs!(Root);
+        let (base, dir) = ground();
         std::fs::create_dir_all(base.path().join(".lock.guard/below")).unwrap();
         std::os::unix::fs::chown(base.path().join(".lock.guard"), Some(65534), None).unwrap();
         let had: Vec<_> = std::thread::scope(|scope| {
@@ -412,7 +416,8 @@ mod tests {
 
     #[test]
     fn many_who_start_at_a_time_do_not_replace_each_others() {
-        let Some((base, dir)) = ground() else { return };
+        needs!(Root);
+        let (base, dir) = ground();
         let path = base.path().join("lock");
         std::fs::write(&path, "").unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();

@@ -516,16 +516,11 @@ pub fn idle_io_class() -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn is_root() -> bool {
-        rustix::process::geteuid().is_root()
-    }
+    use wardian_needs::needs;
 
     #[test]
     fn a_detached_tmpfs_can_be_used_through_its_descriptor() {
-        if !is_root() {
-            return;
-        }
+        needs!(Root);
         let mount = fs_mount("tmpfs", &[("size", "64k")], &[], MountAttrFlags::MOUNT_ATTR_NODEV).unwrap();
         rustix::fs::mkdirat(&mount, "a", Mode::RWXU).unwrap();
         set_readonly(&mount, false).unwrap();
@@ -534,9 +529,7 @@ mod tests {
 
     #[test]
     fn the_kernels_words_are_in_the_error() {
-        if !is_root() {
-            return;
-        }
+        needs!(Root);
         let error = fs_mount("tmpfs", &[("size", "much")], &[], MountAttrFlags::empty()).unwrap_err();
         assert!(error.to_string().contains("size=much (kernel: e tmpfs: Bad value"), "{error}");
         let error = fs_mount("nosuchfs", &[], &[], MountAttrFlags::empty()).unwrap_err();
@@ -545,9 +538,7 @@ mod tests {
 
     #[test]
     fn a_mounts_root_is_told_from_its_other_directories() {
-        if !is_root() {
-            return;
-        }
+        needs!(Root);
         let mount = fs_mount("tmpfs", &[("size", "64k")], &[], MountAttrFlags::empty()).unwrap();
         rustix::fs::mkdirat(&mount, "a", Mode::RWXU).unwrap();
         let inner = rustix::fs::openat(&mount, "a", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
@@ -557,9 +548,7 @@ mod tests {
 
     #[test]
     fn a_busy_mount_is_told_from_none() {
-        if !is_root() {
-            return;
-        }
+        needs!(Root);
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(unmount(dir.path()), Err(Error::Unmount { source: Errno::INVAL, .. })));
         let mount = fs_mount("tmpfs", &[("size", "64k")], &[], MountAttrFlags::empty()).unwrap();
@@ -577,9 +566,7 @@ mod tests {
 
     #[test]
     fn the_probe_and_the_way_agree() {
-        if !is_root() {
-            return;
-        }
+        needs!(Root);
         let takes = overlay_takes_detached_layers().unwrap();
         let dir = tempfile::tempdir().unwrap();
         for name in ["upper", "work"] {

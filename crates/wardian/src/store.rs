@@ -158,8 +158,12 @@ impl Place {
     fn start_reaper(&self) -> Result<()> {
         wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
         let mut command = self.command(&["store", "reap", "--detached"])?;
-        command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().context("start `wardian store reap`")?;
+        command.current_dir("/").stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut reaper = command.spawn().context("start `wardian store reap`")?;
+        // It lets go of this in a session of its own: until then the end of our terminal would end it as well.
+        if let Some(mut stdout) = reaper.stdout.take() {
+            let _ = std::io::copy(&mut stdout, &mut std::io::sink());
+        }
         Ok(())
     }
 
@@ -283,6 +287,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Reap { detached: true, .. } => {
             // A signal to the terminal's processes is not meant for this one. It leads no group, so this works.
             let _ = rustix::process::setsid();
+            let null = std::fs::OpenOptions::new().write(true).open("/dev/null").context("open /dev/null")?;
+            rustix::stdio::dup2_stdout(&null).context("let go of standard output")?;
             let store = place.open_existing()?;
             if let Some(_turn) = store.reaper_turn().context("wait for another one that deletes")? {
                 store.reap(&Progress::default())?;

@@ -5,11 +5,11 @@ pub mod leftover;
 pub mod output;
 mod pump;
 
-use crate::process::leftover::Leftover;
-use crate::process::output::{Output, Outputs, Waits};
-use crate::process::pump::pump;
 use crate::spec::Window;
 use crate::{Error, Result};
+use leftover::Leftover;
+use output::{Output, Outputs, Waits};
+use pump::pump;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,14 +20,14 @@ use tokio::sync::watch;
 use wardian_runtime::client::Keeper;
 use wardian_runtime::wire::{self, Op};
 
+/// Output that is open for longer after the end of its program is said to outlive it.
+const OUTLIVED: Duration = Duration::from_millis(100);
+
 /// A handle on a process; clones name the same process.
 #[derive(Debug, Clone)]
 pub struct Process {
     shared: Arc<Shared>,
 }
-
-/// Output that is open for longer after the end of its program is said to outlive it.
-const OUTLIVED: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 struct Shared {

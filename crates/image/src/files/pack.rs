@@ -330,9 +330,9 @@ impl<W: Write> Packer<'_, W> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(self.replaced(path));
         }
-        let (inode, names) = ((stat.st_dev, stat.st_ino), stat.st_nlink);
+        let names = if stat.st_nlink > 1 { file.metadata().ok() } else { None };
         let in_tar = self.in_tar(path);
-        if let Some(first) = self.linked.first(inode, names) {
+        if let Some(first) = names.as_ref().and_then(|file| self.linked.first(file)) {
             let mut header = header(&stat, tar::EntryType::Link);
             let appended = self.builder.append_link(&mut header, in_tar, OsStr::from_bytes(&first));
             return appended.map_err(self.failed("pack", path));
@@ -350,7 +350,9 @@ impl<W: Write> Packer<'_, W> {
         let all = io::Cursor::new(map).chain(&mut data);
         let appended = self.builder.append_data(&mut header, &in_tar, all);
         appended.map_err(self.failed("pack", path))?;
-        self.linked.add(inode, names, in_tar.as_os_str().as_bytes());
+        if let Some(file) = names {
+            self.linked.add(&file, in_tar.as_os_str().as_bytes());
+        }
         if let Some(error) = data.error {
             self.note_unread(path, format!("{error}: zeros take the place of what is missing"));
         }

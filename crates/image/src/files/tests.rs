@@ -3,6 +3,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
+use wardian_needs::needs;
 
 fn header(kind: tar::EntryType, size: usize) -> tar::Header {
     let mut header = tar::Header::new_ustar();
@@ -310,9 +311,7 @@ fn what_takes_the_place_of_a_directory_is_not_unpacked_into() {
 /// The kernel may give the inode of a directory that was removed to the next one.
 #[test]
 fn another_users_directory_with_the_same_inode_is_not_filled() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    needs!(Root);
     let tar = tar_of(&[("a", Directory, ""), ("b", Directory, ""), ("a/f", Regular, "private")]);
     let to = tempfile::tempdir().unwrap();
     let a = to.path().join("a");
@@ -353,6 +352,23 @@ fn a_file_is_replaced_and_not_written_to() {
     assert_eq!(fs::read_to_string(to.join("hard")).unwrap(), "new");
     let left = fs::symlink_metadata(to.join("fifo")).unwrap().mode();
     assert_eq!(rustix::fs::FileType::from_raw_mode(left), fifo);
+}
+
+/// Whoever may write to a directory can put a file of his own in the place of one that was unpacked there.
+#[test]
+fn a_hard_link_leads_to_nothing_but_what_was_unpacked() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("before"), "others").unwrap();
+    let attack = [("a", Regular, ""), ("b", Link, "a"), ("c", Link, "before")];
+    let error = into(dir.path(), &tar_of(&attack), Name::Contents).unwrap_err().to_string();
+    assert!(error.contains("was not made by this copy"), "{error}");
+    assert!(dir.path().join("b").exists() && !dir.path().join("c").exists());
+    let links =
+        [("s", Symlink, "x"), ("t", Link, "s"), ("f", Fifo, ""), ("g", Link, "f"), ("before", Link, "a")];
+    into(dir.path(), &tar_of(&[&attack[..2], &links[..]].concat()), Name::Contents).unwrap();
+    assert!(
+        dir.path().join("t").is_symlink() && std::fs::read(dir.path().join("before")).unwrap().is_empty()
+    );
 }
 
 #[test]
@@ -419,9 +435,7 @@ fn deep_trees_take_few_descriptors() {
 
 #[test]
 fn mounts_below_are_left_out() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    needs!(Root);
     struct Mounted(std::path::PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
@@ -454,9 +468,7 @@ fn mounts_below_are_left_out() {
 
 #[test]
 fn links_of_others_lead_to_no_directory() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir().unwrap();
     let real = base.path().join("real");
     fs::create_dir(&real).unwrap();

@@ -5,14 +5,14 @@ use crate::error::{Error, show};
 use crate::stream::{Entry, Stream, Time};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, ftruncate, futimens,
-    linkat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
+    mknodat, openat, openat2, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tar::EntryType;
+use wardian_sys::hard_link;
 
 const BUFFER: usize = 256 << 10;
 const MAX_ENTRIES: u64 = 4 << 20;
@@ -20,6 +20,8 @@ const MAX_NAME: usize = 4096;
 const MAX_DEPTH: usize = 1024;
 /// Bytes kept for directories that were made.
 const MAX_KEPT: usize = 256 << 20;
+/// Files that are remembered, because a hard link may follow.
+const MAX_FILES: usize = 100_000;
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// What others may not do with a directory from a container.
 const DIR_MODE: u32 = 0o755;
@@ -50,7 +52,8 @@ pub struct Taken {
 /// Blocks of zeros become holes. What was unpacked before an error stays.
 ///
 /// The directory may be one that another user may write to: no symlink below it is followed, whoever plants it when, and
-/// nothing is made in what has taken the place of a directory that was made here. Files and directories have the modes of the
+/// nothing is made in what has taken the place of a directory that was made here. Hard links lead to nothing but what was made
+/// here. Files and directories have the modes of the
 /// tar less the umask, and less what others may do to a directory.
 ///
 /// # Errors
@@ -59,7 +62,8 @@ pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<T
     let mut stream = Stream::new(BufReader::with_capacity(BUFFER, from), u64::MAX);
     let into = openat(into, ".", DIR, Mode::empty()).map_err(write("open", b"."))?;
     let (directories, taken) = (BTreeMap::new(), Taken::default());
-    let mut unpacker = Unpacker { into, name, last: None, directories, kept: 0, taken };
+    let mut unpacker =
+        Unpacker { into, name, last: None, directories, kept: 0, files: HashSet::new(), taken };
     let mut seen = 0;
     while let Some(entry) = stream.next(true)? {
         seen += 1;
@@ -89,6 +93,8 @@ struct Unpacker<'a> {
     directories: BTreeMap<Vec<u8>, Made>,
     /// Bytes that they take.
     kept: usize,
+    /// What was made here and is no directory.
+    files: HashSet<Identity>,
     taken: Taken,
 }
 
@@ -197,6 +203,7 @@ impl Unpacker<'_> {
                 let above = self.parent(above)?;
                 clear(&above, name, &path, None)?;
                 symlinkat(&*entry.link, &above, name).map_err(write("make the link", &path))?;
+                self.remember_name(&above, name, &path)?;
             }
             EntryType::Link => {
                 let old = self.place(&entry.link)?;
@@ -207,17 +214,19 @@ impl Unpacker<'_> {
                     return Err(Error::Entry { path: show(&path), why: "a link to itself".into() });
                 }
                 let from = self.open(old_above).map_err(write("find the target of the link", &path))?;
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let source = openat(&from, old_name, flags, Mode::empty());
+                let source = source.map_err(write("find the target of the link", &path))?;
+                self.is_ours(&source, &path)?;
                 let above = self.parent(above)?;
                 clear(&above, name, &path, None)?;
-                match linkat(&from, old_name, &above, name, AtFlags::empty()) {
-                    Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP) => {
-                        duplicate(&from, old_name, &above, name).map_err(|source| Error::Io {
-                            op: "copy",
-                            path: show(&path),
-                            source,
-                        })?;
-                    }
-                    linked => linked.map_err(write("link", &path))?,
+                let old = (from.as_fd(), old_name);
+                let failed = |source| Error::Io { op: "link", path: show(&path), source };
+                if let Err(error) = hard_link::link(&source, old, (above.as_fd(), name)) {
+                    let why = hard_link::impossible(&error).ok_or(error).map_err(failed)?;
+                    let create = |mode| Ok(create(&above, name, mode)?.into());
+                    let copy = hard_link::copy(&source, old, why, create).map_err(failed)?;
+                    self.remember_file(&copy, &path)?;
                 }
             }
             EntryType::Fifo => {
@@ -225,6 +234,7 @@ impl Unpacker<'_> {
                 clear(&above, name, &path, Some(FileType::Fifo))?;
                 let mode = Mode::from_raw_mode(entry.mode & 0o777);
                 mknodat(&above, name, FileType::Fifo, mode, 0).map_err(write("make", &path))?;
+                self.remember_name(&above, name, &path)?;
             }
             EntryType::Char | EntryType::Block => self.leave_out(entry, stream, &path)?,
             other if other.as_byte() == b's' => self.leave_out(entry, stream, &path)?,
@@ -256,9 +266,8 @@ impl Unpacker<'_> {
         path: &[u8],
     ) -> Result<(), Error> {
         clear(above, name, path, None)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(above, name, flags, Mode::from_raw_mode(entry.mode & 0o777));
-        let file = file.map_err(write("make", path))?;
+        let file = create(above, name, entry.mode & 0o777).map_err(write("make", path))?;
+        self.remember_file(&file, path)?;
         match &entry.sparse {
             None => {
                 fill(&file, stream, 0, entry.size, path)?;
@@ -308,6 +317,36 @@ impl Unpacker<'_> {
         Ok(())
     }
 
+    fn remember_file(&mut self, file: impl AsFd, path: &[u8]) -> Result<(), Error> {
+        if self.files.len() < MAX_FILES {
+            self.files.insert(identity(file, path)?);
+        }
+        Ok(())
+    }
+
+    /// What was made under this name; another user may have put something else there since, which is then his own.
+    fn remember_name(&mut self, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(made) = openat(above, name, flags, Mode::empty())
+            && fstat(&made).is_ok_and(|stat| stat.st_uid == rustix::process::geteuid().as_raw())
+        {
+            self.remember_file(&made, path)?;
+        }
+        Ok(())
+    }
+
+    /// Whoever may write to the directory could have put a file of his own there, which would get a name where he may not
+    /// write.
+    fn is_ours(&self, file: &OwnedFd, path: &[u8]) -> Result<(), Error> {
+        let stat = fstat(file).map_err(write("look at", path))?;
+        // Of very many files not all are remembered.
+        let forgotten = self.files.len() >= MAX_FILES && stat.st_uid == rustix::process::geteuid().as_raw();
+        if forgotten || self.files.contains(&(stat.st_dev, stat.st_ino, stat.st_uid)) {
+            return Ok(());
+        }
+        Err(unsafe_path(path, "the file that it is a hard link to was not made by this copy"))
+    }
+
     fn finish(self) -> Result<Taken, Error> {
         for (path, made) in self.directories.iter().rev() {
             let Some((mode, mtime)) = made.end else { continue };
@@ -319,18 +358,10 @@ impl Unpacker<'_> {
     }
 }
 
-/// A file of its own in place of a second name, where the file system has no such names, or the first one lies on another.
-fn duplicate(from: &OwnedFd, old: &[u8], to: &OwnedFd, name: &[u8]) -> std::io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mut source = File::from(openat(from, old, flags, Mode::empty())?);
-    let there = fstat(&source)?;
-    if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile {
-        return Err(Errno::PERM.into());
-    }
+/// A new file, for writing.
+fn create(above: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut copy = File::from(openat(to, name, flags, Mode::from_raw_mode(there.st_mode & 0o777))?);
-    std::io::copy(&mut source, &mut copy)?;
-    copy.set_modified(source.metadata()?.modified()?)
+    openat(above, name, flags, Mode::from_raw_mode(mode))
 }
 
 /// Makes room for what is no directory. What is there and is neither a file nor a link, nor of the kind that takes its
@@ -356,8 +387,8 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
 /// of his own.
 type Identity = (u64, u64, u32);
 
-fn identity(dir: &OwnedFd, path: &[u8]) -> Result<Identity, Error> {
-    fstat(dir).map(|stat| (stat.st_dev, stat.st_ino, stat.st_uid)).map_err(write("look at", path))
+fn identity(file: impl AsFd, path: &[u8]) -> Result<Identity, Error> {
+    fstat(file).map(|stat| (stat.st_dev, stat.st_ino, stat.st_uid)).map_err(write("look at", path))
 }
 
 /// Writes to a new file, in which what is not written is zero: zeros are not written.

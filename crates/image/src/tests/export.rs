@@ -12,6 +12,7 @@ use rustix::mount::{
 };
 use tar::EntryType;
 use tempfile::TempDir;
+use wardian_needs::needs;
 
 use super::{Tar, write};
 use crate::export::{Compression, Exported, Format, LeftOut, ROOTFS, Target, export};
@@ -545,12 +546,10 @@ fn a_full_disk() {
 /// A user of the host, and a directory of his that exports are made in.
 const USER: u32 = 65534;
 
-fn users_directory() -> Option<TempDir> {
-    rustix::process::geteuid().is_root().then(|| {
-        let dir = tempfile::tempdir().unwrap();
-        chown(dir.path(), Some(USER), Some(USER)).unwrap();
-        dir
-    })
+fn users_directory() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    chown(dir.path(), Some(USER), Some(USER)).unwrap();
+    dir
 }
 
 /// What is being written in a directory, if there is something.
@@ -566,7 +565,8 @@ fn exchange(one: &Path, other: &Path) -> bool {
 
 #[test]
 fn a_users_link_leads_no_export() {
-    let Some(hers) = users_directory() else { return };
+    needs!(Root);
+    let hers = users_directory();
     let layers = Layers::new(&[Tar::default().end()]);
     let roots = tempfile::tempdir().unwrap();
     let link = hers.path().join("link");
@@ -584,12 +584,13 @@ fn a_users_link_leads_no_export() {
 
 #[test]
 fn what_is_exchanged_for_an_export_is_neither_taken_for_it_nor_removed() {
+    needs!(Root);
     let layers = Layers::new(&[Tar::default().dir("d").end()]);
     File::create(layers.path(0).join("d/big")).unwrap().set_len(256 << 20).unwrap();
     for (format, cancel) in
         [Format::Oci, Format::Dir, Format::Tar].into_iter().flat_map(|f| [(f, true), (f, false)])
     {
-        let Some(hers) = users_directory() else { return };
+        let hers = users_directory();
         let at = |name: &str| hers.path().join(name);
         // Of root's, so that she could not remove it.
         std::fs::create_dir_all(at("roots/precious")).unwrap();
@@ -629,7 +630,8 @@ impl Drop for Ended<'_> {
 
 #[test]
 fn a_users_directory_gets_no_export() {
-    let Some(hers) = users_directory() else { return };
+    needs!(Root);
+    let hers = users_directory();
     let layers = Layers::new(&[Tar::default().file("f", b"for root alone").end()]);
     let (bait, dest) = (hers.path().join("bait"), hers.path().join("dest"));
     let over = AtomicBool::new(false);

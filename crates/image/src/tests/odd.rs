@@ -4,26 +4,16 @@
 mod archives;
 
 use tar::EntryType;
+use wardian_needs::{Need, lacks};
 
 use self::archives::{archive, compare, scratch, tree, unpack_by_tar};
 use super::{Cage, Tar};
-
-/// Without that everything else is compared.
-fn may_make_devices() -> bool {
-    let dir = scratch();
-    let (mode, kind) = (rustix::fs::Mode::empty(), rustix::fs::FileType::BlockDevice);
-    let made = rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("d"), kind, mode, 1 << 8);
-    if made.is_err() {
-        eprintln!("devices cannot be made here, so they are not compared: {made:?}");
-    }
-    made.is_ok()
-}
 
 /// What differs on purpose is not generated, and has tests of its own: names with `..`, which are refused; device 0:0, which
 /// is overlayfs' whiteout; links are resolved inside the root; a directory with something in it gives way to a later
 /// file, where GNU tar fails, because a layer is no one's directory yet.
 fn rounds(seeds: std::ops::Range<u64>) {
-    let devices = may_make_devices();
+    let devices = !lacks(&[Need::Mknod], Some("devices"));
     for seed in seeds {
         let odd = archive(seed, devices);
         let (ours, theirs) = (Cage::in_dir(scratch()), scratch());

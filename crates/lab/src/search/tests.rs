@@ -1,10 +1,7 @@
 use super::*;
 use rustix::mount::{MountFlags, mount, mount_bind};
 use std::time::Duration;
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
+use wardian_needs::needs;
 
 /// Searches one directory.
 fn walk(dir: &Path, entries: usize) -> (Found, Seen<bool>) {
@@ -40,6 +37,16 @@ fn view_of_thread() -> View {
     }
 }
 
+/// Of the thread's own mounts those in a directory: elsewhere, other tests make and remove files.
+fn view_below(dir: &Path) -> View {
+    let mut view = view_of_thread();
+    let dir = dir.to_str().unwrap();
+    let mountinfo = String::from_utf8(view.mountinfo).unwrap();
+    let below = mountinfo.lines().filter(|line| line.contains(dir));
+    view.mountinfo = below.flat_map(|line| [line, "\n"]).collect::<String>().into();
+    view
+}
+
 fn look(view: &View, entries: usize) -> (Found, Seen<()>, usize) {
     let mut found = Found::default();
     let mut search = Search { found: &mut found, left: entries, whole: BTreeSet::new() };
@@ -50,10 +57,8 @@ fn look(view: &View, entries: usize) -> (Found, Seen<()>, usize) {
 
 #[test]
 fn records_are_found_without_being_named() {
-    if !is_root() {
-        return;
-    }
-    let Ok(base) = tempfile::tempdir_in("/dev/shm") else { return };
+    needs!(Root);
+    let base = tempfile::tempdir_in("/dev/shm").unwrap();
     let run = base.path().join("some/where");
     std::fs::create_dir_all(&run).unwrap();
     std::fs::write(run.join("instance.json"), "{\"tag\": \"x\"}").unwrap();
@@ -68,9 +73,7 @@ fn records_are_found_without_being_named() {
 /// Another user's files, links and FIFOs say nothing, and nothing waits for them.
 #[test]
 fn what_is_planted_under_the_name_of_a_record_is_not_opened() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir_in("/dev/shm").unwrap();
     let record = base.path().join("instance.json");
     let secret = base.path().join("secret");
@@ -94,9 +97,7 @@ fn what_is_planted_under_the_name_of_a_record_is_not_opened() {
 
 #[test]
 fn a_record_that_turns_into_a_fifo_holds_nobody_up() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir_in("/dev/shm").unwrap();
     for n in 0..50 {
         let dir = base.path().join(format!("{n}"));
@@ -134,28 +135,26 @@ fn a_record_that_turns_into_a_fifo_holds_nobody_up() {
 
 #[test]
 fn mounts_are_counted_and_none_is_seen_twice() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir().unwrap();
     alone(|| {
         let first = base.path().join("first");
         tmpfs(&first);
         std::fs::create_dir_all(first.join("run/below")).unwrap();
         std::fs::write(first.join("run/instance.json"), "{}").unwrap();
-        let (_, seen, left) = look(&view_of_thread(), ENTRIES);
+        let (_, seen, left) = look(&view_below(base.path()), ENTRIES);
         assert_eq!(seen, Ok(()));
         for n in 0..20 {
             let to = base.path().join(n.to_string());
             std::fs::create_dir(&to).unwrap();
             mount_bind(&first, &to).unwrap();
         }
-        let (found, seen, after) = look(&view_of_thread(), ENTRIES);
+        let (found, seen, after) = look(&view_below(base.path()), ENTRIES);
         assert!(seen == Ok(()) && found.runs.contains(&first.join("run")));
         assert_eq!(left - after, 20, "a mount costs itself, not again what is in it");
         // Where something is mounted below, other mounts of the same show what that hides.
         tmpfs(&first.join("run"));
-        let (found, seen, _) = look(&view_of_thread(), ENTRIES);
+        let (found, seen, _) = look(&view_below(base.path()), ENTRIES);
         assert_eq!(seen, Ok(()));
         assert!(!found.runs.contains(&first.join("run")));
         assert!(
@@ -163,16 +162,14 @@ fn mounts_are_counted_and_none_is_seen_twice() {
             "{found:?}"
         );
         // There may be more than is looked at.
-        assert!(look(&view_of_thread(), 10).1.unwrap_err().contains("too much"));
+        assert!(look(&view_below(base.path()), 10).1.unwrap_err().contains("too much"));
     });
 }
 
 #[test]
 fn names_that_are_no_text_hide_nothing_and_what_is_not_read_is_a_doubt() {
     use std::os::unix::ffi::OsStringExt as _;
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let base = tempfile::tempdir().unwrap();
     alone(|| {
         let odd = base.path().join(std::ffi::OsString::from_vec(b"bad\xff".to_vec()));
@@ -191,9 +188,7 @@ fn names_that_are_no_text_hide_nothing_and_what_is_not_read_is_a_doubt() {
 #[test]
 fn namespaces_of_other_user_namespaces_are_left_out() {
     use std::io::Read as _;
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     for (arguments, wanted) in [(&["-m"][..], true), (&["-Urm"][..], false)] {
         let mut command = std::process::Command::new("unshare");
         command.args(arguments).args(["sh", "-c", "echo; read x"]);

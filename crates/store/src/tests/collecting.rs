@@ -23,9 +23,7 @@ fn used_at(store: &Store, image: &Image, seconds: i64) {
 
 #[test]
 fn the_longest_unused_goes_first_and_no_more_than_needed() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(dir.path())).unwrap();
     let mut images = Vec::new();
@@ -76,9 +74,7 @@ fn the_longest_unused_goes_first_and_no_more_than_needed() {
 
 #[test]
 fn a_name_whose_layers_are_gone_is_fetched_again() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let image = store.import(&tar(dir.path()), Some("it"), &Progress::default()).unwrap();
@@ -96,9 +92,7 @@ fn a_name_whose_layers_are_gone_is_fetched_again() {
 
 #[test]
 fn collecting_and_creating_at_the_same_time() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let uris: Vec<_> = (0..3).map(|n| sized(dir.path(), &n.to_string(), 20 + n)).collect();
     let server = open(dir.path()).unwrap();
@@ -158,7 +152,8 @@ fn collecting_and_creating_at_the_same_time() {
 
 #[test]
 fn an_app_is_not_unpacked_on_what_was_thrown_away() {
-    let Some((dir, uri, store)) = served() else { return };
+    needs!(Root);
+    let (dir, uri, store) = served();
     let app = sized(dir.path(), "app", 1);
     let with_app = format!("{uri}?app={app}&app_path=/etc/made");
     let (_, parsed) = wardian_image::App::parse(&with_app).unwrap().unwrap();

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use super::together::child;
+use super::together::{child, given};
 use super::*;
 use crate::fail::VARIABLE;
 
@@ -26,10 +26,9 @@ const POINTS: &[&str] = &[
 
 /// Not a test of its own: it lives once through all that a store does.
 #[test]
+#[ignore = "another test starts it"]
 fn child_that_does_everything() {
-    let (Ok(dir), Ok(uri)) = (std::env::var("WARDIAN_STORE_DIR"), std::env::var("WARDIAN_STORE_URI")) else {
-        return;
-    };
+    let (dir, uri) = given();
     let store = open(Path::new(&dir)).unwrap();
     let image = store.import(&uri, Some("it"), &Progress::default()).unwrap();
     store.wait_durable(&Progress::default());
@@ -45,9 +44,7 @@ fn child_that_does_everything() {
 
 #[test]
 fn killed_at_every_failpoint() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     for point in POINTS {
         let dir = tempfile::tempdir().unwrap();
         let uri = tar(dir.path());
@@ -86,10 +83,9 @@ fn killed_at_every_failpoint() {
 
 /// Not a test of its own: it closes a store whose reaper is in the middle of an entry.
 #[test]
+#[ignore = "another test starts it"]
 fn child_that_closes_while_it_deletes() {
-    let (Ok(dir), Ok(uri)) = (std::env::var("WARDIAN_STORE_DIR"), std::env::var("WARDIAN_STORE_URI")) else {
-        return;
-    };
+    let (dir, uri) = given();
     let store = open(Path::new(&dir)).unwrap();
     let image = store.import(&uri, None, &Progress::default()).unwrap();
     store.wait_durable(&Progress::default());
@@ -107,9 +103,7 @@ fn child_that_closes_while_it_deletes() {
 /// On a disk that discards what it deletes, one file can take a minute.
 #[test]
 fn a_close_does_not_wait_for_a_slow_disk() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let uri = tar(dir.path());
     let mut command = child("tests::crashes::child_that_closes_while_it_deletes", dir.path(), &uri);

@@ -16,7 +16,8 @@ fn durable(store: &Store) {
 
 #[test]
 fn layers_become_durable_and_suspects_are_replaced() {
-    let Some((dir, uri, store)) = served() else { return };
+    needs!(Root);
+    let (dir, uri, store) = served();
     let image = store.image(&uri).unwrap();
     durable(&store);
     let known = store.layer(&image.layers[0].chain).unwrap();
@@ -50,7 +51,8 @@ fn layers_become_durable_and_suspects_are_replaced() {
 
 #[test]
 fn a_suspect_stays_one_for_the_next_server() {
-    let Some((dir, uri, store)) = served() else { return };
+    needs!(Root);
+    let (dir, uri, store) = served();
     let image = store.image(&uri).unwrap();
     durable(&store);
     let chain = image.layers[0].chain.clone();
@@ -66,9 +68,7 @@ fn a_suspect_stays_one_for_the_next_server() {
 
 #[test]
 fn a_layer_whose_process_is_gone_is_trusted_only_if_it_is_durable() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let uri = tar(dir.path());
     let store = Store::open(&config(dir.path())).unwrap();
@@ -94,7 +94,8 @@ fn a_layer_whose_process_is_gone_is_trusted_only_if_it_is_durable() {
 
 #[test]
 fn open_puts_the_store_in_order() {
-    let Some((dir, uri, store)) = served() else { return };
+    needs!(Root);
+    let (dir, uri, store) = served();
     let image = store.image(&uri).unwrap();
     let live = store.create_rootfs("live", &image, None).unwrap().dir;
     let dead = store.create_rootfs("dead", &image, None).unwrap().dir;
@@ -137,7 +138,8 @@ fn open_puts_the_store_in_order() {
 
 #[test]
 fn lost_writes_mark_the_living() {
-    let Some((dir, uri, store)) = served() else { return };
+    needs!(Root);
+    let (dir, uri, store) = served();
     let image = store.image(&uri).unwrap();
     store.create_rootfs("hit", &image, None).unwrap();
     store.0.mark_hit("a disk was pulled");
@@ -155,9 +157,7 @@ fn lost_writes_mark_the_living() {
 
 #[test]
 fn attached_root_file_systems_outlive_commands_and_servers() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let uri = tar(dir.path());
     let store = Store::open(&config(dir.path())).unwrap();

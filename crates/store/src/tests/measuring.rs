@@ -17,7 +17,8 @@ fn until(store: &Store, id: &str, wanted: impl Fn(Measured) -> bool) -> Measured
 
 #[test]
 fn the_first_question_starts_the_measuring_and_the_image_is_known_at_once() {
-    let Some((dir, uri, store)) = served() else { return };
+    needs!(Root);
+    let (dir, uri, store) = served();
     let image = store.image(&uri).unwrap();
     let bytes = store.layer(&image.layers[0].chain).unwrap().bytes;
     let rootfs = store.create_rootfs("a", &image, None).unwrap();

@@ -30,9 +30,7 @@ fn files(dir: &Path, end: &str) -> (usize, u64) {
 /// Whoever makes an image chooses how long its manifest is, and how many names it has.
 #[test]
 fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(dir.path())).unwrap();
     let layout = &store.0.layout;
@@ -76,9 +74,7 @@ fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
 /// Earlier versions have written the documents into each record.
 #[test]
 fn records_of_earlier_versions_are_read() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(dir.path())).unwrap();
     let old = r#"{"name":"it","source":"tar:///a","id":"a","layers":["1"],"imported_ms":1,"manifest":"m","config":"{}"}"#;
@@ -101,9 +97,7 @@ fn records_of_earlier_versions_are_read() {
 
 #[test]
 fn a_source_gets_only_a_name_that_is_free() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(dir.path())).unwrap();
     let layout = &store.0.layout;
@@ -132,9 +126,7 @@ fn a_source_gets_only_a_name_that_is_free() {
 
 #[test]
 fn one_of_many_sources_at_once_gets_the_name() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(dir.path())).unwrap();
     let got = std::thread::scope(|scope| {
@@ -153,9 +145,7 @@ fn one_of_many_sources_at_once_gets_the_name() {
 
 #[test]
 fn names_that_mean_the_same_are_one() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(dir.path())).unwrap();
     let layout = &store.0.layout;

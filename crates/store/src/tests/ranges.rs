@@ -16,7 +16,8 @@ fn sized(size: u32) -> OwnedFd {
 
 #[test]
 fn what_is_one_owners_alone_is_kept_for_nobody() {
-    let Some((dir, uri, store)) = ready() else { return };
+    needs!(Root);
+    let (dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
     // One after another had the same root, but the second has too few ids for user 7.
     let (large, small) = (sized(65_536), sized(5));

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use super::together::{child, wait_for};
+use super::together::{child, given, wait_for};
 use super::*;
 use crate::fail::VARIABLE;
 use crate::layer::State;
@@ -15,13 +15,10 @@ fn with(dir: &Path, ready_rootfs: usize) -> Store {
 }
 
 /// A server that keeps two of each kind.
-pub(super) fn ready() -> Option<(tempfile::TempDir, String, Store)> {
-    if !is_root() {
-        return None;
-    }
+pub(super) fn ready() -> (tempfile::TempDir, String, Store) {
     let dir = tempfile::tempdir().unwrap();
     let (uri, store) = (tar(dir.path()), with(dir.path(), READY));
-    Some((dir, uri, store))
+    (dir, uri, store)
 }
 
 /// Creates one of the kind, and waits for the steward to have made others ahead.
@@ -51,7 +48,8 @@ pub(super) fn nothing_stays(dir: &tempfile::TempDir, store: &Store) {
 
 #[test]
 fn a_claim_is_what_a_create_would_have_made() {
-    let Some((dir, uri, store)) = ready() else { return };
+    needs!(Root);
+    let (dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
     let userns = userns();
     let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED, shared: true };
@@ -96,7 +94,8 @@ fn a_claim_is_what_a_create_would_have_made() {
 
 #[test]
 fn an_id_that_exists_costs_no_spare() {
-    let Some((dir, uri, store)) = ready() else { return };
+    needs!(Root);
+    let (dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
     drop(store.create_rootfs("one", &image, None).unwrap());
     wait_for(|| store.ready_rootfs() == READY);
@@ -110,7 +109,8 @@ fn an_id_that_exists_costs_no_spare() {
 
 #[test]
 fn a_spare_keeps_no_layer_and_goes_with_it() {
-    let Some((dir, uri, store)) = ready() else { return };
+    needs!(Root);
+    let (dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
     ask(&store, "first", &image, None);
     let spares = names(&store);
@@ -134,7 +134,8 @@ fn a_spare_keeps_no_layer_and_goes_with_it() {
 
 #[test]
 fn after_a_lost_write_none_is_left() {
-    let Some((dir, uri, store)) = ready() else { return };
+    needs!(Root);
+    let (dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
     ask(&store, "first", &image, None);
     let spares = names(&store);
@@ -155,7 +156,8 @@ fn after_a_lost_write_none_is_left() {
 
 #[test]
 fn no_more_than_were_asked_for() {
-    let Some((dir, uri, store)) = ready() else { return };
+    needs!(Root);
+    let (dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
     let userns = userns();
     let owners: Vec<_> = (0..10)
@@ -179,7 +181,8 @@ fn no_more_than_were_asked_for() {
 
 #[test]
 fn none_while_memory_or_disk_is_short() {
-    let Some((_dir, uri, store)) = ready() else { return };
+    needs!(Root);
+    let (_dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
     ask(&store, "first", &image, None);
     let spares = names(&store);
@@ -198,9 +201,7 @@ fn none_while_memory_or_disk_is_short() {
 
 #[test]
 fn none_are_made_where_none_are_wanted() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let uri = tar(dir.path());
     let command = Store::open(&Config { ready_rootfs: READY, ..config(dir.path()) }).unwrap();
@@ -214,10 +215,9 @@ fn none_are_made_where_none_are_wanted() {
 
 /// Not a test of its own: what [`killed_with_spares`] starts.
 #[test]
+#[ignore = "another test starts it"]
 fn child_that_claims() {
-    let (Ok(dir), Ok(uri)) = (std::env::var("WARDIAN_STORE_DIR"), std::env::var("WARDIAN_STORE_URI")) else {
-        return;
-    };
+    let (dir, uri) = given();
     let store = with(Path::new(&dir), READY);
     let image = store.image(&uri).unwrap();
     ask(&store, "first", &image, None);
@@ -231,9 +231,7 @@ fn child_that_claims() {
 
 #[test]
 fn killed_with_spares() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     for point in ["mounted-ahead", "spare-claimed", "spare-refused"] {
         let dir = tempfile::tempdir().unwrap();
         let uri = tar(dir.path());

@@ -1,17 +1,16 @@
 use super::*;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink};
+use wardian_needs::needs;
 
 fn mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// A directory of root's; none where others' cannot be made.
-fn ground() -> Option<tempfile::TempDir> {
-    rustix::process::geteuid().is_root().then(|| {
-        let dir = tempfile::tempdir().unwrap();
-        mode(dir.path(), 0o755);
-        dir
-    })
+/// A directory of root's.
+fn ground() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    mode(dir.path(), 0o755);
+    dir
 }
 
 /// A directory that another user owns.
@@ -24,7 +23,8 @@ fn theirs(dir: &Path, name: &str) -> PathBuf {
 
 #[test]
 fn a_directory_that_others_may_change_is_refused() {
-    let Some(base) = ground() else { return };
+    needs!(Root);
+    let base = ground();
     let user = theirs(base.path(), "user");
     let below = user.join("roots");
     std::fs::create_dir(&below).unwrap();
@@ -58,7 +58,8 @@ fn a_directory_that_others_may_change_is_refused() {
 
 #[test]
 fn a_way_back_does_not_forget_whose_directory_it_was() {
-    let Some(base) = ground() else { return };
+    needs!(Root);
+    let base = ground();
     let user = theirs(base.path(), "user");
     std::fs::create_dir_all(user.join("a/b")).unwrap();
     let error = Directory::open(&user.join("a/b/../../a")).unwrap_err();
@@ -69,7 +70,8 @@ fn a_way_back_does_not_forget_whose_directory_it_was() {
 
 #[test]
 fn roots_own_links_are_followed_and_no_others() {
-    let Some(base) = ground() else { return };
+    needs!(Root);
+    let base = ground();
     let real = base.path().join("real");
     let (dir, made) = Directory::make(&real.join("deep/er"), 0o711).unwrap();
     assert!(made && dir.is_trusted());
@@ -102,7 +104,8 @@ fn roots_own_links_are_followed_and_no_others() {
 
 #[test]
 fn only_plain_files_are_read_and_nothing_waits() {
-    let Some(base) = ground() else { return };
+    needs!(Root);
+    let base = ground();
     let dir = Directory::open(base.path()).unwrap();
     dir.write("good", b"text").unwrap();
     assert_eq!(dir.read("good", 4).unwrap(), b"text");
@@ -136,7 +139,8 @@ fn only_plain_files_are_read_and_nothing_waits() {
 
 #[test]
 fn a_result_overwrites_nothing_of_others() {
-    let Some(base) = ground() else { return };
+    needs!(Root);
+    let base = ground();
     let secret = base.path().join("secret");
     std::fs::write(&secret, "root's").unwrap();
     let user = theirs(base.path(), "user");
@@ -170,7 +174,8 @@ fn a_result_overwrites_nothing_of_others() {
 
 #[test]
 fn a_removal_does_not_enter_a_mount() {
-    let Some(base) = ground() else { return };
+    needs!(Root);
+    let base = ground();
     let (tree, disk) = (base.path().join("tree"), base.path().join("tree/deep/disk"));
     std::fs::create_dir_all(&disk).unwrap();
     rustix::mount::mount("disk", &disk, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();

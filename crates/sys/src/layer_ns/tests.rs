@@ -5,10 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
+use wardian_needs::needs;
 
 /// Below the temporary directory, which must be on a file system that an overlay can write to.
 struct Store(tempfile::TempDir);
@@ -77,9 +74,7 @@ fn names_are_short_and_read_back() {
 
 #[test]
 fn an_overlay_outlives_its_namespace_and_shows_no_path() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let store = Store::new();
     let layers = LayerNamespace::start().unwrap();
     let below = layers.attach(store.layer("below").as_fd()).unwrap();
@@ -105,9 +100,7 @@ fn an_overlay_outlives_its_namespace_and_shows_no_path() {
 
 #[test]
 fn layers_are_seen_through_their_id_mapping() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let store = Store::new();
     let map = [IdMap { inside: 0, outside: 70_000, size: 1000 }];
     let user = namespace::user(&map, &map).unwrap();
@@ -123,9 +116,7 @@ fn layers_are_seen_through_their_id_mapping() {
 
 #[test]
 fn a_refused_overlay_can_be_tried_again_with_the_same_pair() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let store = Store::new();
     let (layers, strangers) = (LayerNamespace::start().unwrap(), LayerNamespace::start().unwrap());
     let layer = layers.attach(store.layer("layer").as_fd()).unwrap();
@@ -143,9 +134,7 @@ fn a_refused_overlay_can_be_tried_again_with_the_same_pair() {
 
 #[test]
 fn a_mount_is_attached_once_and_names_are_used_again() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let store = Store::new();
     let layers = LayerNamespace::start().unwrap();
     let mount = store.layer("a");
@@ -163,9 +152,7 @@ fn a_mount_is_attached_once_and_names_are_used_again() {
 /// 500 names are longer than one option of the kernel's mount API may be.
 #[test]
 fn five_hundred_layers() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let store = Store::new();
     let layers = LayerNamespace::start().unwrap();
     let attach = |number: usize| layers.attach(store.layer(&format!("layer{number}")).as_fd()).unwrap();
@@ -180,9 +167,7 @@ fn five_hundred_layers() {
 
 #[test]
 fn many_threads_ask_and_none_waits_long() {
-    if !is_root() {
-        return;
-    }
+    needs!(Root);
     let store = Store::new();
     let layers = LayerNamespace::start().unwrap();
     let base = layers.attach(store.layer("base").as_fd()).unwrap();

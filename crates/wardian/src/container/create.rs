@@ -61,7 +61,7 @@ pub async fn tell(
 /// Destroys a container that nobody needs. A failure is told, and so is a signal, which is not to wait for a server that does not answer.
 pub async fn destroy(client: &Client, handle: &str, signals: &mut Signals) {
     // That is what a signal from before has asked for.
-    signals.kept();
+    let _ = signals.take_kept();
     let why = match signals.until(client.destroy(handle)).await {
         Ok(Err(error)) if error.kind() != Some(ErrorKind::ContainerNotFound) => error.to_string(),
         Ok(_) => return,
@@ -87,7 +87,7 @@ pub async fn create(
             ));
         }
     };
-    let Some(number) = signals.kept() else { return Ok(made) };
+    let Some(number) = signals.take_kept() else { return Ok(made) };
     match signals.until(client.destroy(&made)).await {
         Ok(destroyed) => {
             destroyed.map_err(|error| server.explain(error))?;

@@ -68,14 +68,14 @@ impl Signals {
 
     /// The number of the next one.
     pub async fn next(&mut self) -> i32 {
-        match self.kept() {
+        match self.take_kept() {
             Some(kept) => kept,
             None => self.all.next().await,
         }
     }
 
     /// One that was kept, for whom heeds it otherwise than as what comes next.
-    pub fn kept(&mut self) -> Option<i32> {
+    pub fn take_kept(&mut self) -> Option<i32> {
         self.kept.take()
     }
 

@@ -94,7 +94,7 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
         remote: settings.fetching(),
         limits: settings.limits(),
         ready_rootfs: settings.ready_rootfs,
-        id_ranges: settings.id_ranges.clone(),
+        id_ranges: settings.id_ranges,
         default_pids: settings.default_pids_limit,
         no_new_privileges: settings.no_new_privileges,
         cpu_entitlement_per_share: settings.cpu_entitlement_per_share.unwrap_or(0.0),

@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(30);
 #[test]
 fn a_users_link_leads_root_to_no_image() {
     let alone = Alone::new();
-    let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+    let base = crate::support::base();
     fs::set_permissions(base.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let (theirs, secret) = (base.path().join("theirs"), base.path().join("secret"));
     fs::create_dir(&theirs).unwrap();

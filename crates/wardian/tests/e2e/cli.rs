@@ -1,6 +1,6 @@
 //! A store of a test's own, and the commands on it.
 
-use crate::support::{STUCK, Server, WARDIAN, digest, header, mounts, names, tar_of};
+use crate::support::{STUCK, Server, WARDIAN, base, digest, header, mounts, names, tar_of};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,8 +118,7 @@ impl Place {
 
 impl Alone {
     pub fn new() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "these tests make mounts: run them as root");
-        let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+        let base = base();
         let run = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/dev/shm").unwrap();
         wardian_lab::image::build(&base.path().join("image.tar")).unwrap();
         let place = Place { root: base.path().join("root"), run: run.path().to_owned() };

@@ -638,7 +638,7 @@ fn bad_flags() {
 
 #[test]
 fn a_server_that_cannot_be_reached() {
-    let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+    let base = crate::support::base();
     fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = |name: &str| base.path().join(name).to_str().unwrap().to_owned();
     let program = path("wardian");

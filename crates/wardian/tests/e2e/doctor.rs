@@ -1,9 +1,10 @@
 //! What `wardian doctor` finds, and what a server leaves.
 
-use crate::support::{Server, WARDIAN, cgroups, names, signal};
+use crate::support::{Server, WARDIAN, base, cgroups, names, signal};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use wardian_needs::needs;
 
 fn leaks(server: &Server) -> (Option<i32>, String) {
     let output = Command::new(WARDIAN)
@@ -93,10 +94,6 @@ fn hazards(report: &Value) -> Vec<&str> {
     report["hazards"].as_array().unwrap().iter().map(|hazard| hazard["id"].as_str().unwrap()).collect()
 }
 
-fn tempdir() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap()
-}
-
 /// A file system in a file, mounted; unmounted when dropped.
 struct Mounted {
     dir: tempfile::TempDir,
@@ -104,7 +101,7 @@ struct Mounted {
 
 impl Mounted {
     fn new(mkfs: &[&str], megabytes: u64, options: &str) -> Self {
-        let dir = tempdir();
+        let dir = base();
         let image = dir.path().join("image");
         std::fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
         sh(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image));
@@ -114,7 +111,7 @@ impl Mounted {
     }
 
     fn tmpfs(options: &str) -> Self {
-        let dir = tempdir();
+        let dir = base();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
         let mount = ["-t", "tmpfs", "-o", options, "doctor"];
         sh(Command::new("mount").args(mount).arg(dir.path().join("mnt")));
@@ -139,7 +136,7 @@ fn sh(command: &mut Command) {
 
 #[test]
 fn this_host() {
-    let dir = tempdir();
+    let dir = base();
     let (code, report, error) = doctor(&[], &dir.path().join("not/there"));
     assert_eq!((code, error.as_str()), (Some(0), ""), "{report:#}");
     for name in ["overlay", "overlay_volatile", "mount_api", "pidfd", "openat2"] {
@@ -162,7 +159,7 @@ fn this_host() {
 
 #[test]
 fn the_text_is_for_people_and_has_no_colours_in_a_pipe() {
-    let dir = tempdir();
+    let dir = base();
     let output =
         Command::new(WARDIAN).args(["doctor", "--no-measure", "--root"]).arg(dir.path()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -174,7 +171,7 @@ fn the_text_is_for_people_and_has_no_colours_in_a_pipe() {
 #[test]
 fn without_root_it_says_what_it_could_not_find_out() {
     use std::os::unix::{fs::PermissionsExt as _, process::CommandExt as _};
-    let dir = tempdir();
+    let dir = base();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     // The program may lie where only root can go.
     let program = dir.path().join("wardian");
@@ -197,6 +194,7 @@ fn without_root_it_says_what_it_could_not_find_out() {
 
 #[test]
 fn a_file_system_that_discards() {
+    needs!(Loop);
     let fs = Mounted::new(&["mkfs.ext4", "-q"], 64, "loop,discard");
     let (code, report, _) = doctor(&[], &fs.path());
     assert_eq!(code, Some(0), "{report:#}");
@@ -211,6 +209,7 @@ fn a_file_system_that_discards() {
 
 #[test]
 fn a_file_system_without_quota() {
+    needs!(Loop);
     let fs = Mounted::new(&["mkfs.xfs", "-q"], 320, "loop");
     let (_, report, _) = doctor(&["--no-measure"], &fs.path());
     let quota = &report["limit_drivers"][0];
@@ -223,7 +222,7 @@ fn a_file_system_without_quota() {
 
 #[test]
 fn a_left_over_of_an_earlier_life() {
-    let root = tempdir();
+    let root = base();
     std::fs::create_dir_all(root.path().join("rootfs/old/work/work/incompat/volatile")).unwrap();
     let (code, report, _) = doctor(&["--no-measure"], root.path());
     assert_eq!(code, Some(0), "{report:#}");
@@ -235,6 +234,7 @@ fn a_left_over_of_an_earlier_life() {
 
 #[test]
 fn overlays_of_others_that_sync_are_counted() {
+    needs!(Loop);
     let mounted = |fs: &Mounted| {
         let (_, report, _) = doctor(&["--no-measure"], &fs.path());
         report["overlays"]["syncing"]["others"].as_u64().unwrap_or(0)
@@ -270,7 +270,7 @@ fn a_read_only_or_full_file_system_takes_no_containers() {
 
 #[test]
 fn no_store_can_be_there() {
-    let dir = tempdir();
+    let dir = base();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     for (root, says) in [(file.clone(), "is not a directory"), (file.join("below"), "cannot be made")] {
@@ -283,7 +283,7 @@ fn no_store_can_be_there() {
 
 #[test]
 fn an_interrupted_doctor_leaves_nothing() {
-    let dir = tempdir();
+    let dir = base();
     for delay in [1, 5, 20, 100, 300] {
         let mut child = Command::new(WARDIAN)
             .args(["doctor", "--root"])

@@ -63,7 +63,7 @@ fn theirs(base: &Path, secret: &Path) -> Vec<(PathBuf, &'static str)> {
 
 #[test]
 fn directories_of_others_are_refused() {
-    let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+    let base = crate::support::base();
     set_mode(base.path(), 0o755);
     let secret = secret(base.path());
     let own = base.path().join("own").to_str().unwrap().to_owned();
@@ -100,7 +100,7 @@ fn directories_of_others_are_refused() {
 
 #[test]
 fn settings_of_others_are_refused() {
-    let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+    let base = crate::support::base();
     let config = base.path().join("wardian.toml");
     std::fs::write(&config, "keeper = \"/tmp/evil\"\n").unwrap();
     chown(&config, Some(NOBODY), None).unwrap();

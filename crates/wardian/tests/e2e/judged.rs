@@ -8,7 +8,7 @@ use std::process::Command;
 const NOBODY: u32 = 65534;
 
 fn tempdir() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+    let dir = crate::support::base();
     set_mode(dir.path(), 0o755);
     dir
 }

@@ -41,6 +41,7 @@ mod keepers;
 mod kinds;
 mod leftovers;
 mod lifecycle;
+mod linked;
 mod load;
 mod log;
 mod many_images;

@@ -38,7 +38,7 @@ fn namesake(dir: &Path, program: &str, user: Option<&str>) -> Namesake {
 async fn a_process_with_the_name_of_a_keeper_is_not_told_as_ours() {
     let server = Server::start().await;
     server.create("c").await;
-    let dir = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+    let dir = crate::support::base();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let theirs = namesake(dir.path(), "wardian-keeper", Some("65534"));
     std::fs::remove_file(dir.path().join("wardian-keeper")).unwrap();

@@ -1,6 +1,6 @@
 //! `wardian lab record` and `wardian why`: each cause of writing is told from the others, on file systems of our own.
 
-use crate::support::WARDIAN;
+use crate::support::{WARDIAN, base};
 use rustix::mount::MountAttrFlags;
 use serde_json::Value;
 use std::any::Any;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
+use wardian_needs::needs;
 
 const EXT4: &[&str] = &["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
 
@@ -29,7 +30,7 @@ impl Disk {
     }
 
     fn made(mkfs: &[&str], options: &str, _calm: Box<dyn Any>) -> Self {
-        let dir = tempfile::Builder::new().prefix("wardian-record-").tempdir_in("/var/tmp").unwrap();
+        let dir = base();
         let image = dir.path().join("image");
         std::fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
         assert!(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image).output().unwrap().status.success());
@@ -115,6 +116,7 @@ fn megabytes(value: &Value) -> u64 {
 
 #[test]
 fn a_sync() {
+    needs!(Loop, Tracefs);
     let disk = Disk::ext4("commit=300");
     let report = disk.record("dd if=/dev/zero of=a bs=1M count=60; sync -f a");
     let sync = first(&report, "sync");
@@ -130,6 +132,7 @@ fn a_sync() {
 
 #[test]
 fn the_unmount_of_an_overlay_syncs() {
+    needs!(Loop, Tracefs);
     let disk = Disk::ext4("commit=300");
     let report = disk.record(
         "mkdir l u w o; dd if=/dev/zero of=neighbour bs=1M count=150
@@ -148,6 +151,7 @@ fn the_unmount_of_an_overlay_syncs() {
 
 #[test]
 fn a_flush_at_close() {
+    needs!(Loop, Tracefs);
     for (kind, mkfs, options) in [("ext4", EXT4, "commit=300"), ("xfs", &["mkfs.xfs", "-q"], "defaults")] {
         let disk = Disk::new(mkfs, options);
         // Truncated and written again: ext4 and XFS write it when it is closed.
@@ -162,6 +166,7 @@ fn a_flush_at_close() {
 
 #[test]
 fn a_commit_of_the_journal() {
+    needs!(Loop, Tracefs);
     // Without delayed allocation each commit writes the data of the files that have grown.
     let disk = Disk::ext4("commit=1,nodelalloc");
     let report = disk.record("for i in 1 2 3 4 5 6 7 8; do head -c 1000000 /dev/zero >> a; sleep 0.3; done");
@@ -172,6 +177,7 @@ fn a_commit_of_the_journal() {
 
 #[test]
 fn age() {
+    needs!(Loop, Tracefs);
     let read = |name: &str| -> u64 {
         std::fs::read_to_string(format!("/proc/sys/vm/{name}")).unwrap().trim().parse().unwrap()
     };
@@ -195,8 +201,7 @@ fn age() {
 struct Tight(PathBuf);
 
 impl Tight {
-    /// None where the host gives no limit of memory to our own cgroups.
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         let name = format!("wardian-record-{}", std::process::id());
         for (top, limit) in
             [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
@@ -205,11 +210,11 @@ impl Tight {
             if Path::new(top).join("cgroup.procs").exists() && std::fs::create_dir(&dir).is_ok() {
                 let tight = Self(dir);
                 if std::fs::write(tight.0.join(limit), "40M").is_ok() {
-                    return Some(tight);
+                    return tight;
                 }
             }
         }
-        None
+        panic!("no cgroup with a limit of memory can be made");
     }
 }
 
@@ -221,10 +226,8 @@ impl Drop for Tight {
 
 #[test]
 fn memory_pressure() {
-    let Some(tight) = Tight::new() else {
-        eprintln!("skipped: no cgroup with a limit of memory can be made");
-        return;
-    };
+    needs!(CgroupMemory, Loop, Tracefs);
+    let tight = Tight::new();
     let disk = Disk::made(EXT4, "commit=300", Box::new(CALM.write().unwrap_or_else(PoisonError::into_inner)));
     let procs = tight.0.join("cgroup.procs");
     let report = disk.record(&format!("echo $$ > {}; dd if=/dev/zero of=a bs=1M count=200", procs.display()));
@@ -236,6 +239,7 @@ fn memory_pressure() {
 
 #[test]
 fn what_a_killed_recorder_left_is_removed() {
+    needs!(Tracefs);
     // No process ever has this number: it is the limit of pid_max.
     let planted = instances_dir().join("wardian-4194304-0");
     std::fs::create_dir(&planted).unwrap();
@@ -262,6 +266,7 @@ fn record_alone(disk: &Disk, with: &str) -> Value {
 
 #[test]
 fn tracefs_need_not_be_mounted() {
+    needs!(Loop, Tracefs);
     let disk = Disk::ext4("commit=300");
     let report = record_alone(&disk, "");
     assert_eq!(first(&report, "sync")["asked_by"]["comm"], "dd");
@@ -269,6 +274,7 @@ fn tracefs_need_not_be_mounted() {
 
 #[test]
 fn without_tracefs_it_says_what_it_cannot_know() {
+    needs!(Loop);
     let disk = Disk::ext4("commit=300");
     let report = record_alone(&disk, "setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin");
     let first = first(&report, "unknown");
@@ -295,6 +301,7 @@ fn the_commands_exit_code_is_handed_on() {
 
 #[test]
 fn a_signal_ends_command_and_recording() {
+    needs!(Loop, Tracefs);
     let disk = Disk::ext4("defaults");
     let json = disk.dir.path().join("half.json");
     let child = disk.start("echo begun > begun; sleep 1000; true", &json);
@@ -313,6 +320,7 @@ fn a_signal_ends_command_and_recording() {
 
 #[test]
 fn somebody_elses_process() {
+    needs!(Loop, Tracefs);
     let disk = Disk::ext4("commit=300");
     let mut other = Command::new("sh")
         .args(["-c", "sleep 1; dd if=/dev/zero of=a bs=1M count=40; sync -f a"])

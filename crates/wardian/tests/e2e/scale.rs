@@ -1,7 +1,7 @@
 //! `wardian lab scale`: stories on servers of its own and on one that is there, what is no story, and an end at any moment.
 
 use crate::cli::Said;
-use crate::support::{Server, WARDIAN, names, signal};
+use crate::support::{Server, WARDIAN, base, names, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -19,8 +19,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "these tests make containers: run them as root");
-        Self { base: tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap() }
+        Self { base: base() }
     }
 
     /// With room for 64 MB.

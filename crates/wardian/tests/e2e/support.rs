@@ -69,11 +69,17 @@ pub struct Out {
     pub err: String,
 }
 
+/// A directory of a test's own. Whatever makes containers and mounts begins with it, so it is here that all tests demand
+/// root.
+pub fn base() -> tempfile::TempDir {
+    wardian_needs::demand(&[wardian_needs::Need::Root]);
+    tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap()
+}
+
 impl Server {
     /// Start one and wait until it answers.
     pub async fn start() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "these tests make containers: run them as root");
-        let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+        let base = base();
         let run = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/dev/shm").unwrap();
         wardian_lab::image::build(&base.path().join("image.tar")).unwrap();
         let mut server =

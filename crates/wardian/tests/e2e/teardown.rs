@@ -1,7 +1,7 @@
 //! `wardian lab teardown`: each switch, what nobody should ask of it, and an end at any moment.
 
 use crate::cli::Said;
-use crate::support::{STUCK, WARDIAN, ended_within, mounts, names, signal};
+use crate::support::{STUCK, WARDIAN, base, ended_within, mounts, names, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
+use wardian_needs::needs;
 
 /// Settings of the kernel are everybody's: one test at a time changes them.
 static SETTINGS: Mutex<()> = Mutex::new(());
@@ -41,8 +42,7 @@ impl Disk {
     }
 
     fn unmounted() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "these tests make mounts: run them as root");
-        let base = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/var/tmp").unwrap();
+        let base = base();
         let at = base.path().join("fs");
         fs::create_dir(&at).unwrap();
         Self { base, at }
@@ -154,6 +154,7 @@ fn dirty(name: &str) -> String {
 
 #[test]
 fn unmounts_of_durable_overlays_write_everything() {
+    needs!(Loop);
     let disk = Disk::ext4();
     let report = disk.good(&["--durable"]);
     assert_eq!(phases(&report), ["mount", "write", "unmount", "remove"]);
@@ -178,6 +179,7 @@ fn unmounts_of_durable_overlays_write_everything() {
 
 #[test]
 fn the_first_of_a_row_pays_for_all() {
+    needs!(Loop);
     let disk = Disk::ext4();
     let report = disk.good(&["--unmount", "serial"]);
     let each = each(&report, "unmount");
@@ -186,6 +188,7 @@ fn the_first_of_a_row_pays_for_all() {
 
 #[test]
 fn unmounts_of_volatile_overlays_write_nothing() {
+    needs!(Loop);
     let disk = Disk::ext4();
     let durable = disk.good(&["--neighbour-mb", "64"]);
     let volatile = disk.good(&["--neighbour-mb", "64", "--volatile"]);
@@ -200,6 +203,7 @@ fn unmounts_of_volatile_overlays_write_nothing() {
 
 #[test]
 fn plain_directories_have_nothing_to_unmount() {
+    needs!(Loop);
     let disk = Disk::ext4();
     let report = disk.good(&["--durable", "--no-overlay", "--source", "urandom"]);
     assert_eq!(phases(&report), ["write", "remove"]);
@@ -210,6 +214,7 @@ fn plain_directories_have_nothing_to_unmount() {
 
 #[test]
 fn a_second_round_writes_while_it_truncates() {
+    needs!(Loop);
     let disk = Disk::ext4();
     // A volatile overlay cannot be mounted twice on one work directory.
     for how in ["--durable", "--volatile"] {
@@ -225,6 +230,7 @@ fn a_second_round_writes_while_it_truncates() {
 
 #[test]
 fn a_second_round_in_place_writes_when_it_unmounts() {
+    needs!(Loop);
     let disk = Disk::ext4();
     let report = disk.good(&["--again=overwrite", "--age", "1"]);
     assert_eq!(phases(&report["first_round"]), ["mount", "write", "age", "unmount"]);
@@ -236,6 +242,7 @@ fn a_second_round_in_place_writes_when_it_unmounts() {
 
 #[test]
 fn who_syncs_while_writing_has_less_to_write_at_the_end() {
+    needs!(Loop);
     let disk = Disk::ext4();
     // Random bytes take their time: zeros may all be written before the first sync.
     let report = disk.good(&["--trickle-sync", "1", "--files", "8", "--source", "urandom"]);
@@ -246,6 +253,7 @@ fn who_syncs_while_writing_has_less_to_write_at_the_end() {
 
 #[test]
 fn settings_are_changed_for_the_time_of_the_experiment() {
+    needs!(Loop);
     let _alone = SETTINGS.lock();
     let (disk, before) = (Disk::ext4(), dirty("writeback_centisecs"));
     let set = ["--sysctl", "vm.dirty_writeback_centisecs=501", "--age", "60"];
@@ -339,6 +347,7 @@ fn much_is_asked_for_first() {
 
 #[test]
 fn without_tracefs_it_says_what_it_cannot_know() {
+    needs!(Loop);
     let disk = Disk::ext4();
     let mut blind = Command::new("unshare");
     // Nothing can be made in what lies there.
@@ -367,6 +376,7 @@ fn only_root_can_do_it() {
 
 #[test]
 fn interrupted_while_the_data_grows_old() {
+    needs!(Loop);
     let disk = Disk::ext4();
     for (sent, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let mut child = disk.start(&[&SMALL[..], &["--age", "60"]].concat());
@@ -384,6 +394,7 @@ fn interrupted_while_the_data_grows_old() {
 
 #[test]
 fn interrupted_at_any_moment() {
+    needs!(Loop);
     let disk = Disk::ext4();
     let mut interrupted = 0;
     for n in 0..24 {

@@ -5,24 +5,24 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use wardian_needs::needs;
 
 /// A user of the host who is nobody in particular.
 const USER: u32 = 65534;
 
-/// A directory of another user's below one of root's; none where there cannot be one.
-fn theirs() -> Option<(tempfile::TempDir, PathBuf)> {
-    rustix::process::geteuid().is_root().then(|| {
-        let base = tempfile::tempdir().unwrap();
-        let theirs = base.path().join("theirs");
-        fs::create_dir(&theirs).unwrap();
-        chown(&theirs, Some(USER), Some(USER)).unwrap();
-        (base, theirs)
-    })
+/// A directory of another user's below one of root's.
+fn theirs() -> (tempfile::TempDir, PathBuf) {
+    let base = tempfile::tempdir().unwrap();
+    let theirs = base.path().join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    chown(&theirs, Some(USER), Some(USER)).unwrap();
+    (base, theirs)
 }
 
 #[test]
 fn a_link_of_roots_that_a_user_has_moved_leads_nowhere() {
-    let Some((base, theirs)) = theirs() else { return };
+    needs!(Root);
+    let (base, theirs) = theirs();
     let at = |path: &str| base.path().join(path);
     fs::create_dir_all(at("real")).unwrap();
     fs::create_dir_all(at("shared/roots")).unwrap();
@@ -64,7 +64,8 @@ fn a_link_of_roots_that_a_user_has_moved_leads_nowhere() {
 
 #[test]
 fn what_is_exchanged_for_a_new_directory_is_not_opened() {
-    let Some((_base, theirs)) = theirs() else { return };
+    needs!(Root);
+    let (_base, theirs) = theirs();
     let (new, private) = (theirs.join("new"), theirs.join("private"));
     fs::create_dir(&private).unwrap();
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
@@ -100,7 +101,8 @@ fn what_is_exchanged_for_a_new_directory_is_not_opened() {
 /// Each of what can be told from a new directory, without a race.
 #[test]
 fn a_new_directory_is_told_by_all_that_it_is() {
-    let Some((base, theirs)) = theirs() else { return };
+    needs!(Root);
+    let (base, theirs) = theirs();
     let open = |path: &Path| OwnedFd::from(fs::File::open(path).unwrap());
     let above = open(&theirs);
     let dir = theirs.join("dir");
