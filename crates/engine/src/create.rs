@@ -8,6 +8,7 @@ use crate::container::lifecycle;
 use crate::container::record::{CONFIG, Phase, Record, VERSION};
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::keeper::{Event, Keeper};
 use crate::ready::ids::Home;
 use crate::ready::keepers::Waiting;
 use crate::spec::ContainerSpec;
@@ -18,8 +19,7 @@ use std::sync::Arc;
 use tracing::Instrument as _;
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::devices::Devices;
-use wardian_runtime::client::{Event, Keeper};
-use wardian_runtime::wire::{Op, Reply};
+use wardian_runtime::wire::Create;
 use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
 
@@ -135,7 +135,7 @@ impl Engine {
         self.check_room(&containers, &spec.handle)?;
         bounds::beside(bytes, containers.values().map(|other| other.record().beyond()))?;
         let container = Arc::new(Container::new(record));
-        container.kept_by(waiting.pid, wardian_runtime::wire::VERSION);
+        container.kept_by(waiting.pid);
         containers.insert(spec.handle.clone(), container.clone());
         Ok(container)
     }
@@ -166,20 +166,17 @@ impl Engine {
         let prepared = tokio::task::spawn_blocking(prepare).await;
         let (pair, connection, parts) = prepared.map_err(|e| Error::failed("create", e))??;
         let (keeper, events) = Keeper::new(connection).map_err(|e| Error::failed("keeper", e))?;
-        let mut fds = vec![self.shared.keepers.init.as_fd(), pair.network.as_fd()];
-        fds.extend(pair.user.as_ref().map(AsFd::as_fd));
-        fds.extend([parts.config.as_fd(), parts.rootfs.as_fd()]);
-        fds.extend(parts.binds.iter().map(AsFd::as_fd));
-        fds.extend(parts.entry.fds());
         container.happens(lifecycle::Event::Launched(keeper.clone()))?;
-        let op = Op::Create { user: pair.user.is_some(), place: parts.place(), boxed: parts.boxed.clone() };
-        let answer = keeper.ask(op, &fds).await;
-        timeline.ended("launch");
-        let init = match answer {
-            Ok((Reply::Started { pid, .. }, _)) => pid,
-            Ok(_) => return Err(Error::failed("create", "the keeper's answer makes no sense")),
-            Err(error) => return Err(Error::failed("create", error)),
+        let create = Create {
+            init: self.shared.keepers.init.as_fd(),
+            network: pair.network.as_fd(),
+            user: pair.user.as_ref().map(AsFd::as_fd),
+            boxed: parts.boxed.as_fds(),
+            place: parts.place.as_fds(),
         };
+        let answer = keeper.create(create).await;
+        timeline.ended("launch");
+        let init = answer.map_err(|e| Error::failed("create", e))?;
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);
         self.watch(container, events);

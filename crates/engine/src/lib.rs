@@ -28,6 +28,7 @@ mod history;
 mod image;
 mod inspect;
 mod instance;
+mod keeper;
 mod metrics;
 mod pea;
 mod process;

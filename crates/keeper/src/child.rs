@@ -15,6 +15,7 @@ use crate::rights;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use wardian_runtime::rights::Rights;
+use wardian_runtime::wire::Placement;
 
 /// What a step says when it fails.
 pub type Outcome<T> = Result<T, Stop>;
@@ -48,19 +49,17 @@ fn check(result: libc::c_long, step: &str) -> Outcome<()> {
 pub struct Way<'a> {
     /// What the body needs besides the report, by number; everything else is closed before it runs.
     pub keep: &'a [RawFd],
-    /// `cgroup.procs` files.
-    pub v1: &'a [OwnedFd],
-    /// v2 cgroup directory.
-    pub v2: Option<&'a OwnedFd>,
+    /// Its cgroups.
+    pub place: &'a Placement<OwnedFd>,
     /// Of which the limits are set on the way.
     pub rights: &'a Rights,
     /// The container.
-    pub into: Into<'a>,
+    pub into: Namespaces<'a>,
 }
 
-/// Namespaces.
+/// The namespaces of a child.
 #[derive(Debug)]
-pub enum Into<'a> {
+pub enum Namespaces<'a> {
     /// Those of a prepared pair, and new ones for the rest.
     New {
         /// User namespace.
@@ -106,7 +105,7 @@ pub fn start(
     body: impl FnOnce(&Report) -> Outcome<std::convert::Infallible>,
 ) -> io::Result<i32> {
     let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
-    if let Some(dir) = way.v2 {
+    if let Some(dir) = &way.place.v2_dir {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = dir.as_raw_fd() as u64;
     }
@@ -142,20 +141,20 @@ fn first_stage(
 ) -> Outcome<()> {
     undumpable();
     let namespaces: &[RawFd] = match &way.into {
-        Into::New { user: Some(user), network } => &[user.as_raw_fd(), network.as_raw_fd()],
-        Into::New { user: None, network } => &[network.as_raw_fd()],
-        Into::Join { pidfd, .. } => &[pidfd.as_raw_fd()],
+        Namespaces::New { user: Some(user), network } => &[user.as_raw_fd(), network.as_raw_fd()],
+        Namespaces::New { user: None, network } => &[network.as_raw_fd()],
+        Namespaces::Join { pidfd, .. } => &[pidfd.as_raw_fd()],
     };
     // The directory of a v2 cgroup is not among them: the clone has put us there already.
     let mut keep = [way.keep, &[report.number()]].concat();
     let own = keep.len();
-    keep.extend(namespaces.iter().copied().chain(way.v1.iter().map(AsRawFd::as_raw_fd)));
+    keep.extend(namespaces.iter().copied().chain(way.place.v1_procs.iter().map(AsRawFd::as_raw_fd)));
     close_all_but(&keep)?;
     be_mortal()?;
-    if matches!(way.into, Into::New { .. }) {
+    if matches!(way.into, Namespaces::New { .. }) {
         spare();
     }
-    for procs in way.v1 {
+    for procs in &way.place.v1_procs {
         rustix::io::write(procs, b"0").map_err(failed("enter cgroup"))?;
     }
     rights::bound(way.rights, report)?;
@@ -163,7 +162,7 @@ fn first_stage(
     // copies our memory (no CLONE_VM), and this child has one thread.
     unsafe {
         match &way.into {
-            Into::New { user, network } => {
+            Namespaces::New { user, network } => {
                 if let Some(user) = user {
                     check(libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER).into(), "enter user namespace")?;
                 }
@@ -179,7 +178,7 @@ fn first_stage(
                     | libc::CLONE_NEWPID;
                 check(libc::unshare(rest).into(), "make namespaces")?;
             }
-            Into::Join { pidfd, user, own_mounts } => {
+            Namespaces::Join { pidfd, user, own_mounts } => {
                 let mut flags = libc::CLONE_NEWPID
                     | libc::CLONE_NEWIPC
                     | libc::CLONE_NEWUTS

@@ -1,52 +1,26 @@
-//! The descriptors of a request, taken in the order that the protocol gives them ([`wardian_runtime::wire`]).
+//! What comes with a request for a container or a pea: whether it is what the bundle says, and what is made of it.
 
 use crate::launch;
 use crate::launches::{Fail, other};
 use std::os::fd::OwnedFd;
 use wardian_runtime::bundle::{self, Plan};
 use wardian_runtime::rights::Rights;
-use wardian_runtime::wire::{Boxed, Exec, Placement};
-
-/// Those that have not been taken yet.
-pub type Fds = std::vec::IntoIter<OwnedFd>;
-
-/// The `cgroup.procs` files of cgroup v1 and the directory of a v2 cgroup.
-pub fn placement(place: &Placement, fds: &mut Fds) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Fail> {
-    let v1: Vec<OwnedFd> = fds.by_ref().take(place.v1_procs).collect();
-    let v2 = if place.v2_dir { fds.next() } else { None };
-    if v1.len() < place.v1_procs || v2.is_some() != place.v2_dir {
-        return Err(other("a cgroup is missing"));
-    }
-    Ok((v1, v2))
-}
+use wardian_runtime::wire::{Boxed, Exec};
 
 /// The files of a container that lie outside its root file system, in a file system of their own.
-pub fn own_files(boxed: &Boxed, plan: &Plan, fds: &mut Fds) -> Result<Option<launch::OwnFiles>, Fail> {
-    let files: Vec<_> = boxed.files.iter().zip(fds.by_ref().take(boxed.files.len())).collect();
-    if files.len() < boxed.files.len() {
-        return Err(other("a file is missing"));
-    }
+pub fn own_files(boxed: &Boxed<OwnedFd>, plan: &Plan) -> Result<Option<launch::OwnFiles>, Fail> {
     let mut contents = Vec::new();
-    for (destination, fd) in files {
-        contents.push((destination.as_str(), read_all(&fd)?));
+    for (destination, fd) in &boxed.files {
+        contents.push((destination.as_str(), read_all(fd)?));
     }
     launch::own_files(plan, &contents).map_err(other)
 }
 
-/// The bundle, the root file system, and the detached bind mounts with their destinations.
-pub type Unboxed = (Plan, OwnedFd, Vec<(String, OwnedFd)>);
-
-/// What a container or a pea brings along.
-pub fn unbox(boxed: &Boxed, fds: &mut Fds) -> Result<Unboxed, Fail> {
-    let config = fds.next().ok_or_else(|| other("config.json is missing"))?;
-    let plan = bundle::plan(&read_all(&config)?).map_err(other)?;
-    let rootfs = fds.next().ok_or_else(|| other("the root file system is missing"))?;
-    let binds: Vec<_> = boxed.binds.iter().cloned().zip(fds.by_ref().take(boxed.binds.len())).collect();
-    if binds.len() < boxed.binds.len() {
-        return Err(other("a bind mount is missing"));
-    }
-    agree(&plan, &binds)?;
-    Ok((plan, rootfs, binds))
+/// The bundle of a container or a pea.
+pub fn plan(boxed: &Boxed<OwnedFd>) -> Result<Plan, Fail> {
+    let plan = bundle::plan(&read_all(&boxed.config)?).map_err(other)?;
+    agree(&plan, &boxed.binds)?;
+    Ok(plan)
 }
 
 /// Whether the bind mounts that come along are those of the bundle, the first of its list.
@@ -110,7 +84,7 @@ mod tests {
     use super::*;
     use wardian_runtime::bundle::Settings;
 
-    fn plan(settings: Settings) -> Plan {
+    fn planned(settings: Settings) -> Plan {
         let mapping = vec![(0, 100_000, 65_536)];
         let settings = Settings { mapping, cgroups_path: "/x".to_owned(), ..settings };
         bundle::plan(bundle::text(&settings).as_bytes()).unwrap()
@@ -118,11 +92,11 @@ mod tests {
 
     #[test]
     fn a_bundle_must_say_what_is_done() {
-        let container = plan(Settings::default());
+        let container = planned(Settings::default());
         assert!(fits_container(&container, true).is_ok() && fits_container(&container, false).is_err());
-        let privileged = plan(Settings { privileged: true, ..Settings::default() });
+        let privileged = planned(Settings { privileged: true, ..Settings::default() });
         assert!(fits_container(&privileged, false).is_ok() && fits_container(&privileged, true).is_err());
-        let pea = plan(Settings { joins: Some(7), ..Settings::default() });
+        let pea = planned(Settings { joins: Some(7), ..Settings::default() });
         assert!(fits_container(&pea, true).is_err());
         let exec = Exec { capabilities: pea.rights.capabilities, ..Exec::default() };
         assert!(fits_pea(&pea, &exec, 7, true).is_ok());
@@ -137,7 +111,7 @@ mod tests {
     #[test]
     fn bind_mounts_must_be_those_of_the_bundle() {
         let bind = |name: &str| ("/src".to_owned(), name.to_owned(), true);
-        let plan = plan(Settings { binds: vec![bind("/a"), bind("/b")], ..Settings::default() });
+        let plan = planned(Settings { binds: vec![bind("/a"), bind("/b")], ..Settings::default() });
         let given = |names: &[&str]| {
             let mount = |name: &&str| ((*name).to_owned(), std::fs::File::open("/").unwrap().into());
             agree(&plan, &names.iter().map(mount).collect::<Vec<_>>())
