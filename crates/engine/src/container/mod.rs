@@ -288,6 +288,11 @@ impl Container {
         }
     }
 
+    /// Ids of the processes whose start listeners were told, and whose end they were not.
+    pub fn untold(&self) -> BTreeSet<String> {
+        self.lock().untold.clone()
+    }
+
     fn tell_end_of(&self, inner: &mut Inner, events: &Events, id: &str) {
         let status = inner.processes.get(id).and_then(|known| match known {
             Known::Whole(process) => process.status(),
