@@ -1,6 +1,6 @@
 //! What comes with a request for a container or a pea: whether it is what the bundle says, and what is made of it.
 
-use crate::launch;
+use crate::inside;
 use crate::launches::{Fail, other};
 use std::os::fd::OwnedFd;
 use wardian_runtime::bundle::{self, Plan};
@@ -8,12 +8,12 @@ use wardian_runtime::rights::Rights;
 use wardian_runtime::wire::{Boxed, Exec};
 
 /// The files of a container that lie outside its root file system, in a file system of their own.
-pub fn own_files(boxed: &Boxed<OwnedFd>, plan: &Plan) -> Result<Option<launch::OwnFiles>, Fail> {
+pub fn own_files(boxed: &Boxed<OwnedFd>, plan: &Plan) -> Result<Option<inside::OwnFiles>, Fail> {
     let mut contents = Vec::new();
     for (destination, fd) in &boxed.files {
         contents.push((destination.as_str(), read_all(fd)?));
     }
-    launch::own_files(plan, &contents).map_err(other)
+    inside::own_files(plan, &contents).map_err(other)
 }
 
 /// The bundle of a container or a pea.

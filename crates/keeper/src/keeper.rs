@@ -2,7 +2,7 @@
 
 use crate::child::{self, Namespaces, Way};
 use crate::handed::{self, read_all};
-use crate::launch::{self, Devices, Parts};
+use crate::inside::{self, Devices, Parts};
 use crate::launches::{self, Fail, Kind, Launch, other};
 use crate::parked::Parked;
 use crate::process::{self, Io, PeaBox, Process, Processes, TheirIo};
@@ -43,7 +43,7 @@ impl Container {
     /// A pea shares the container's own files, and nothing of its /dev.
     fn devices_of_pea(&self, plan: &Plan) -> Result<Devices, String> {
         let own = self.devices.own.as_ref().map(|own| own.for_pea(plan)).transpose()?.flatten();
-        launch::devices(plan, own)
+        inside::devices(plan, own)
     }
 }
 
@@ -269,16 +269,17 @@ impl Keeper {
         // None: the answer comes later.
         let answer = match op {
             Op::Hello => self.hello(connection, seq).map(|()| None),
-            Op::Prepare { tasks } => match Parked::start(&tasks) {
-                Ok(parked) => {
-                    self.parked = Some(parked);
-                    // Nobody waits yet.
-                    seccomp::prepare();
-                    Ok(Some(Reply::Done))
+            Op::Prepare { tasks } => {
+                // Without cgroup v1 there is nothing to stand in.
+                match (!tasks.is_empty()).then(|| Parked::start(&tasks)).transpose() {
+                    Ok(parked) => self.parked = parked,
+                    // What it would start would live outside the container's limits: better nothing at all.
+                    Err(_) => std::process::exit(1),
                 }
-                // What it would start would live outside the container's limits: better nothing at all.
-                Err(_) => std::process::exit(1),
-            },
+                // Nobody waits yet.
+                seccomp::prepare();
+                Ok(Some(Reply::Done))
+            }
             Op::Create(create) => self.create(connection, seq, create).map(|()| None),
             Op::Run(run) => self.exec(connection, seq, run).map(|()| None),
             Op::Transfer(transfer) => self.transfer(connection, seq, transfer).map(|()| None),
@@ -354,7 +355,7 @@ impl Keeper {
         let plan = handed::plan(&boxed)?;
         handed::fits_container(&plan, user.is_some())?;
         let own = handed::own_files(&boxed, &plan)?;
-        let devices = launch::devices(&plan, own).map_err(other)?;
+        let devices = inside::devices(&plan, own).map_err(other)?;
         let (pipe, report) = report_pipe()?;
         let into = Namespaces::New { user: user.as_ref().map(AsFd::as_fd), network: network.as_fd() };
         let parts = Parts {
@@ -367,8 +368,8 @@ impl Keeper {
         let keep = [parts.numbers(), vec![init.as_raw_fd()]].concat();
         let way = Way { keep: &keep, place: &place, rights: &plan.rights, into };
         let body = |report: &Report| {
-            launch::enter(&parts)?;
-            launch::no_stdio(&parts)?;
+            inside::enter(&parts)?;
+            inside::no_stdio(&parts)?;
             child::close_all_but(&[report.number(), init.as_raw_fd()])?;
             let _ = rustix::process::setsid();
             rights::take(&plan.rights)?;
@@ -428,7 +429,7 @@ impl Keeper {
         let way = Way { keep: &keep, place: &place, rights: &rights, into };
         let body = |report: &Report| {
             if let Some(parts) = &parts {
-                launch::enter(parts)?;
+                inside::enter(parts)?;
             }
             exec::run(&exec, &theirs, report, rights.clone())
         };
@@ -555,7 +556,7 @@ impl Keeper {
         pid: Pid,
         (rootfs, mut devices, plan): (OwnedFd, Devices, Plan),
     ) {
-        devices.own.iter_mut().for_each(launch::OwnFiles::attached);
+        devices.own.iter_mut().for_each(inside::OwnFiles::attached);
         match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
             Ok(pidfd) => {
                 self.made = true;

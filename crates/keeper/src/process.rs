@@ -1,6 +1,6 @@
 //! The processes of a container as their keeper knows them: stdio, exit status, and what else they hold.
 
-use crate::launch::Devices;
+use crate::inside::Devices;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
