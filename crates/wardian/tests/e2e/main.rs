@@ -32,6 +32,7 @@ mod held_up;
 mod host_files;
 mod hostile_dirs;
 mod hostile_images;
+mod house;
 mod images;
 mod inherited;
 mod inside;
