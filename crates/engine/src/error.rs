@@ -60,17 +60,3 @@ impl Error {
 
 /// Shorthand.
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// An error with its causes; some say their cause themselves.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
-}

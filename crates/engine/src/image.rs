@@ -6,7 +6,6 @@
 //! another.
 
 use crate::admission::gate::{Gate, PATIENCE};
-use crate::error::chain;
 use crate::{Engine, Error, Result};
 use std::future::{Future, pending};
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use wardian_store::{Image, Opened, Progress, Way};
 use wardian_sys::memory;
+use wardian_sys::text::chain;
 
 /// Requests that fetch an image or wait for one that is fetched: each takes a thread, of which there are 512 for
 /// everything that blocks, and of each image at most four layers are unpacked side by side.
