@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{OFlags, ResolveFlags};
+use wardian_sys::directory;
 
 use crate::archives::{Archive, Section, read_json};
 use crate::digest::Digest;
@@ -72,7 +73,7 @@ impl Layout {
         let error = |op, source: io::Error| Error::Io { op, path: self.name(name), source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let file = openat2(dir, name, flags, Mode::empty(), resolve).map_err(|e| error("open", e.into()))?;
+        let file = directory::open(dir, name, flags, resolve).map_err(|e| error("open", e.into()))?;
         let file = File::from(file);
         let meta = file.metadata().map_err(|e| error("stat", e))?;
         if !meta.is_file() {
