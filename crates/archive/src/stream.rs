@@ -237,7 +237,12 @@ impl<R: BufRead> Stream<R> {
         let mut left = MAX_EXTENSION;
         loop {
             let at = self.offset;
-            let Some(block) = self.block()? else {
+            let block = match self.block() {
+                // It has not even the bytes of a header.
+                Err(Error::Truncated { .. }) if at == 0 => return Err(Error::NoTar),
+                block => block?,
+            };
+            let Some(block) = block else {
                 if at == 0 {
                     return Err(corrupt(at, "it is empty"));
                 }
@@ -259,7 +264,7 @@ impl<R: BufRead> Stream<R> {
             }
             let header = Header::from_byte_slice(&block);
             if !checksum_fits(&block, header) {
-                return Err(corrupt(at, "not a tar header"));
+                return Err(if at == 0 { Error::NoTar } else { corrupt(at, "not a tar header") });
             }
             let size = unsigned(&header.as_old().size, at)?;
             let kind = header.entry_type();

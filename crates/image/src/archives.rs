@@ -324,6 +324,11 @@ fn scan(
         }
         let found = found.map_err(|e| match Error::from(e) {
             // The stream knows only its own bytes.
+            Error::NoTar { .. } if at == 0 => Error::NoTar { what: what() },
+            Error::NoTar { .. } => {
+                let why = "not a tar header".into();
+                Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }
+            }
             Error::Corrupt { why, .. } => {
                 Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }
             }
@@ -491,7 +496,8 @@ pub(crate) fn open_docker(path: &Path, name: Option<&str>, opening: &Opening<'_>
     for (file, diff_id) in files.iter().zip(diff_ids) {
         let section = archive.member(file)?;
         let id = chain_id(chain.as_ref(), &diff_id);
-        let blob = Blob::Member { section, diff_id: diff_id.clone() };
+        let name = format!("the layer {} of {}", show(file.as_bytes()), path.display()).into();
+        let blob = Blob::Member { name, section, diff_id: diff_id.clone() };
         let again = !seen.insert(diff_id);
         layers.push(Layer::new(id.as_hex().to_owned(), blob, None, again, &budget));
         chain = Some(id);

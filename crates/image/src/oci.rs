@@ -50,6 +50,11 @@ impl Layout {
         Ok(Self { files: Files::Archive(Archive::open(path, opening)?), path: path.to_owned() })
     }
 
+    /// The directory or file that it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What is needed of it when the documents have been read: the names of all else in an archive may be some megabytes.
     fn of_layers(self, manifest: &Manifest) -> Self {
         let blobs = || manifest.layers.iter().map(|layer| blob_of(&layer.digest));
