@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::archives::several_images;
+use crate::archives::{but_there_are, several_images};
 use crate::base::{self, Base};
 use crate::digest::Digest;
 use crate::error::Error;
@@ -134,7 +134,17 @@ impl Index {
         let error = |why| Err(Error::Select { what: what.into(), why });
         let mut found = self.manifests.unwrap_or_default();
         if let Some(tag) = tag {
-            found.retain(|d| [REF_NAME, IMAGE_NAME].iter().any(|name| d.annotation(name) == Some(tag)));
+            let names =
+                |d: &Descriptor| [REF_NAME, IMAGE_NAME].map(|name| d.annotation(name).map(str::to_owned));
+            let is_it = |d: &Descriptor| names(d).iter().flatten().any(|name| name == tag);
+            if !found.iter().any(is_it) {
+                let mut there: Vec<String> =
+                    found.iter().flat_map(|d| names(d).into_iter().flatten()).collect();
+                there.dedup();
+                let there = but_there_are(there.iter().map(String::as_str));
+                return error(format!("no manifest is tagged {tag:?}; {there}"));
+            }
+            found.retain(is_it);
         }
         // One image with several names has an entry for each.
         let mut seen = HashSet::new();
@@ -147,8 +157,7 @@ impl Index {
         match (found.len(), tag) {
             (1, _) => Ok(found.remove(0)),
             (0, _) if several => error(format!("no manifest for linux/{}", host_architecture())),
-            (0, Some(tag)) => error(format!("no manifest is tagged {tag:?}")),
-            (0, None) => error("there is no manifest".into()),
+            (0, _) => error("there is no manifest".into()),
             (_, None) => {
                 let tags = found.iter().filter_map(|descriptor| descriptor.annotation(REF_NAME));
                 error(several_images(tags, at.0, at.1))
