@@ -204,6 +204,14 @@ pub enum Error {
         /// The parser's answer.
         source: serde_json::Error,
     },
+    /// An index or manifest of something that is kept like an image and is none: a chart, a signature, a module.
+    #[error("{what} is an artifact of the type {kind}, and no image: a container cannot be made of it")]
+    Artifact {
+        /// The manifest.
+        what: String,
+        /// The type that it gives itself, escaped and cut.
+        kind: String,
+    },
     /// The layout holds no such image, or several.
     #[error("{what}: {why}")]
     Select {

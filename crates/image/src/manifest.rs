@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::archives::{but_there_are, several_images};
 use crate::base::{self, Base};
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, show};
 use crate::layer::{Blob, Layer};
 use crate::remote::Location;
 use crate::source::Config;
@@ -175,10 +175,22 @@ pub struct Manifest {
     pub config: Descriptor,
     /// Bottom first.
     pub layers: Vec<Descriptor>,
+    artifact_type: Option<String>,
 }
+
+/// Media types of an image's config: the OCI's and docker's. What has another is no image (OCI image spec, "Guidelines for
+/// Artifact Usage"); earlier tools gave none, or the one that says nothing.
+const CONFIGS: [&str; 4] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+    "",
+];
 
 #[derive(Deserialize)]
 struct RawManifest {
+    #[serde(default, rename = "artifactType")]
+    artifact_type: Option<String>,
     config: Descriptor,
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
@@ -191,7 +203,7 @@ impl Manifest {
     /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB, more than 500 layers, or more than 16 URLs of
     /// one layer.
     pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
-        let RawManifest { config, layers } = parse(bytes, what)?;
+        let RawManifest { config, layers, artifact_type } = parse(bytes, what)?;
         let layers = layers.unwrap_or_default();
         if layers.len() > MAX_LAYERS {
             return Err(Error::Limit {
@@ -204,7 +216,20 @@ impl Manifest {
             let what = format!("the number of urls of layer {}", layer.digest);
             return Err(Error::Limit { what, limit: MAX_URLS as u64 });
         }
-        Ok(Self { config, layers })
+        Ok(Self { config, layers, artifact_type })
+    }
+
+    /// Whether it is the manifest of an image.
+    ///
+    /// # Errors
+    /// [`Error::Artifact`].
+    pub(crate) fn check_image(&self, what: &str) -> Result<(), Error> {
+        let config = self.config.media_type.as_str();
+        if CONFIGS.contains(&config) {
+            return Ok(());
+        }
+        let kind = self.artifact_type.as_deref().filter(|kind| !kind.is_empty()).unwrap_or(config);
+        Err(Error::Artifact { what: what.to_owned(), kind: show(kind.as_bytes()) })
     }
 
     /// The layers with their ids; `blob` says where the bytes of a descriptor with that diff id are.

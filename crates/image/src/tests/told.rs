@@ -2,7 +2,7 @@
 
 use super::Tar;
 use super::image::Layout;
-use crate::Digest;
+use crate::{Digest, Error};
 
 const NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -21,4 +21,41 @@ fn a_tag_that_is_none_is_told_with_those_that_are_there() {
     layout.index(&[manifest]);
     let told = layout.open(":x").unwrap_err().to_string();
     assert!(told.ends_with(r#"no manifest is tagged "x"; nothing in it has a name"#), "{told}");
+}
+
+/// Charts, signatures and modules are kept as images are. Some have a config in which an image could be read.
+#[test]
+fn an_artifact_is_told_by_its_type() {
+    let tar = Tar::default().end();
+    let layout = Layout::new();
+    let config = |text: &str| layout.blob(text.as_bytes());
+    let image = format!(r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#, Digest::of(&tar));
+    let open = |kind: &str, config: &str, more: &str| {
+        let layer = layout.blob(&tar);
+        let manifest =
+            format!(r#"{{"config":{{"mediaType":"{kind}",{config}}},"layers":[{{{layer}}}]{more}}}"#);
+        layout.index(&[layout.blob(manifest.as_bytes())]);
+        layout.open("")
+    };
+    let artifact = r#","artifactType":"application/vnd.example\u001bthing""#;
+    for (kind, json, more, told) in [
+        ("application/vnd.cncf.helm.config.v1+json", "{}", "", "application/vnd.cncf.helm.config.v1+json"),
+        ("application/vnd.wasm.config.v1+json", &*image, "", "application/vnd.wasm.config.v1+json"),
+        ("application/vnd.oci.empty.v1+json", "{}", artifact, "application/vnd.example\\x1bthing"),
+    ] {
+        let error = open(kind, &config(json), more).unwrap_err();
+        assert!(
+            matches!(&error, Error::Artifact { kind, .. } if *kind == format!("\"{told}\"")),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains(&layout.path().display().to_string()), "{error}");
+    }
+    for kind in [
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+        "application/octet-stream",
+        "",
+    ] {
+        assert_eq!(open(kind, &config(&image), artifact).unwrap().layers.len(), 1, "{kind}");
+    }
 }
