@@ -24,11 +24,11 @@ use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
 
 impl Engine {
-    /// Make a container; its handle.
+    /// Make a container; its handle, and what its maker should know of its image.
     ///
     /// # Errors
     /// Bad or taken handle, an image that is not there, whatever the kernel refuses. Nothing stays.
-    pub async fn create(&self, mut spec: ContainerSpec) -> Result<String> {
+    pub async fn create(&self, mut spec: ContainerSpec) -> Result<(String, Option<String>)> {
         if spec.handle.is_empty() {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
@@ -57,6 +57,7 @@ impl Engine {
             let failed = timeline.operation(Kind::Create, &spec.handle, "", Some(error.to_string()));
             self.shared.history.add(failed);
         })?;
+        let warning = image.config.warning();
         let _turn = match self.shared.gate.try_enter() {
             Some(turn) => turn,
             None => {
@@ -103,7 +104,7 @@ impl Engine {
             }
             drop(slow);
             failpoint::reach(Point::CreateReplying);
-            result.map(|()| handle)
+            result.map(|()| (handle, warning))
         };
         let made = tokio::spawn(made.in_current_span());
         made.await.map_err(|e| Error::failed("create", e))?

@@ -93,6 +93,14 @@ impl Engine {
     /// meanwhile no keeper is taken and no turn of a create, so that those whose image is at hand do not wait.
     /// `step` is what clients are told of as failed.
     pub(crate) async fn image(&self, step: &'static str, uri: &str) -> Result<Image> {
+        let image = self.find_image(step, uri).await?;
+        if let Some(platform) = &image.config.foreign {
+            tracing::info!(image = image.shown, platform, "image.foreign-platform");
+        }
+        Ok(image)
+    }
+
+    async fn find_image(&self, step: &'static str, uri: &str) -> Result<Image> {
         let address: Arc<str> = self.shared.address(uri)?.into();
         let (store, theirs) = (self.shared.store.clone(), address.clone());
         let look = move || match store.at_hand(&theirs)? {

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use wardian_sys::text::{clip, tame};
+
 use crate::archives::{but_there_are, several_images};
 use crate::base::{self, Base};
 use crate::digest::Digest;
@@ -51,6 +53,24 @@ struct Platform {
     os: String,
     #[serde(default)]
     architecture: String,
+}
+
+impl Platform {
+    /// What it is, escaped and cut, if a host of this architecture does not run its programs by itself. What an image does not
+    /// say of itself is the host's.
+    fn foreign(&self) -> Option<String> {
+        let host = host_architecture();
+        // These run the programs of their predecessors, too.
+        let runs = |architecture: &str| {
+            architecture == host || matches!((host, architecture), ("amd64", "386") | ("arm64", "arm"))
+        };
+        let (is_linux, is_ours) = (self.os == "linux", runs(&self.architecture));
+        if (is_linux || self.os.is_empty()) && (is_ours || self.architecture.is_empty()) {
+            return None;
+        }
+        let part = |text: &str| if text.is_empty() { "?".into() } else { tame(&clip(text, 32)).into_owned() };
+        Some(format!("{}/{}", part(&self.os), part(&self.architecture)))
+    }
 }
 
 impl Descriptor {
@@ -286,6 +306,10 @@ pub struct ImageConfig {
 #[derive(Deserialize)]
 struct RawImageConfig {
     #[serde(default)]
+    os: Option<String>,
+    #[serde(default)]
+    architecture: Option<String>,
+    #[serde(default)]
     config: Option<RunConfig>,
     rootfs: RootFs,
 }
@@ -312,11 +336,14 @@ impl ImageConfig {
     pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
         let raw: RawImageConfig = parse(bytes, what)?;
         let run = raw.config.unwrap_or_default();
+        let (os, architecture) = (raw.os.unwrap_or_default(), raw.architecture.unwrap_or_default());
+        let platform = Platform { os, architecture };
         Ok(Self {
             config: Config {
                 env: run.env.unwrap_or_default(),
                 user: run.user.unwrap_or_default(),
                 working_dir: run.working_dir.unwrap_or_default(),
+                foreign: platform.foreign(),
             },
             diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
         })

@@ -59,3 +59,30 @@ fn an_artifact_is_told_by_its_type() {
         assert_eq!(open(kind, &config(&image), artifact).unwrap().layers.len(), 1, "{kind}");
     }
 }
+
+#[test]
+fn an_image_for_another_platform_says_so() {
+    let tar = Tar::default().end();
+    let layout = Layout::new();
+    let host = crate::manifest::host_architecture();
+    let other = if host == "arm64" { "amd64" } else { "arm64" };
+    let foreign = |os: &str, architecture: &str| {
+        let config = format!(
+            r#"{{"os":{os},"architecture":{architecture},"rootfs":{{"diff_ids":["{}"]}}}}"#,
+            Digest::of(&tar)
+        );
+        let (config, layer) = (layout.blob(config.as_bytes()), layout.blob(&tar));
+        let manifest = format!(r#"{{"config":{{{config}}},"layers":[{{{layer}}}]}}"#);
+        layout.index(&[layout.blob(manifest.as_bytes())]);
+        let image = layout.open("").unwrap();
+        assert_eq!(image.config.foreign.is_some(), image.config.warning().is_some());
+        image.config.foreign
+    };
+    let [linux, ours, theirs] = ["linux", host, other].map(|text| format!("\"{text}\""));
+    for (os, architecture) in [(&*linux, &*ours), ("null", &*ours), (&*linux, "\"\""), ("\"\"", "null")] {
+        assert_eq!(foreign(os, architecture), None, "{os} {architecture}");
+    }
+    assert_eq!(foreign(&linux, &theirs), Some(format!("linux/{other}")));
+    assert_eq!(foreign("\"windows\"", &ours), Some(format!("windows/{host}")));
+    assert_eq!(foreign("null", "\"x\\u001by\""), Some("?/x\\u{1b}y".to_owned()));
+}
