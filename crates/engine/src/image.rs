@@ -89,6 +89,20 @@ impl Drop for Asked {
 }
 
 impl Engine {
+    /// Says so if the image of containers that name none is not there. It may come later, and is no reason not to serve those
+    /// who name one. Nobody waits for the look: the image may lie on a file system that does not answer.
+    pub(crate) fn look_for_default_rootfs(&self) {
+        let Some(uri) = self.shared.config.default_rootfs.clone() else { return };
+        let store = self.shared.store.clone();
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.reach(&uri) {
+                let text = "containers that name no image cannot be made until it can be opened: bring it there, or name \
+                            another one by --default-rootfs";
+                tracing::warn!(error = chain(&error), text, "start.default-rootfs");
+            }
+        }));
+    }
+
     /// The image with all its layers. What is not in the store may take as long as a server on the net takes to send it:
     /// meanwhile no keeper is taken and no turn of a create, so that those whose image is at hand do not wait.
     /// `step` is what clients are told of as failed.

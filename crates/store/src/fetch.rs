@@ -79,6 +79,14 @@ impl Store {
         self.0.way(uri)
     }
 
+    /// Whether there is such an image, or the one below an app, as far as that shows without reading it.
+    ///
+    /// # Errors
+    /// There is none, or it may not be read.
+    pub fn reach(&self, uri: &str) -> Result<()> {
+        self.0.reach(uri)
+    }
+
     /// Whether that has to be decompressed as a whole to be opened: the beginning of a compressed file is read.
     ///
     /// # Errors
@@ -161,6 +169,14 @@ impl Inner {
             Address::App(base, _) => self.way(&base)?,
             Address::Source(source) => Some(source.way()),
         })
+    }
+
+    pub(crate) fn reach(&self, uri: &str) -> Result<()> {
+        match self.address(uri)? {
+            Address::Name => Ok(image::read_whole(&self.layout, uri).map(drop)?),
+            Address::App(base, _) => self.reach(&base),
+            Address::Source(source) => source.reach().map_err(|error| image_error(uri, error)),
+        }
     }
 
     pub(crate) fn is_packed(&self, uri: &str) -> Result<bool> {
