@@ -179,7 +179,9 @@ impl Engine {
         let init = match answer {
             Ok((Reply::Started { pid, .. }, _)) => pid,
             Ok(_) => return Err(Error::failed("create", "the keeper's answer makes no sense")),
-            Err(error) => return Err(Error::failed("create", error)),
+            Err(error) => {
+                return Err(Error::failed("create", error).under(container.record().limits.memory_bytes));
+            }
         };
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);

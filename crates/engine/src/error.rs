@@ -51,7 +51,28 @@ pub enum Error {
     },
 }
 
+/// Bytes of memory that are enough to start something with. The kernel counts page tables, stacks and sockets as well, more of
+/// them where there are more processors: on a host with two it takes 1 MiB.
+const ENOUGH: u64 = 4 << 20;
+
 impl Error {
+    /// The same where it may be for want of memory: nothing was started, under a limit of so many bytes.
+    pub(crate) fn under(self, memory_bytes: u64) -> Self {
+        if memory_bytes == 0 || memory_bytes >= ENOUGH {
+            return self;
+        }
+        let hint = format!(
+            "; with a memory limit of {memory_bytes} bytes not even a container's init may fit: {} MiB are enough for that and a \
+             small program",
+            ENOUGH >> 20
+        );
+        match self {
+            Self::Invalid(text) => Self::Invalid(text + &hint),
+            Self::Failed { step, reason } => Self::Failed { step, reason: reason + &hint },
+            other => other,
+        }
+    }
+
     /// `step` failed because of `reason`.
     pub fn failed(step: &'static str, reason: impl std::fmt::Display) -> Self {
         Self::Failed { step, reason: reason.to_string() }
