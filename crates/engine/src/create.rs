@@ -6,6 +6,7 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::lifecycle;
 use crate::container::record::{CONFIG, Phase, Record, VERSION};
+use crate::error::too_little;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
 use crate::ready::ids::Home;
@@ -219,11 +220,12 @@ impl Engine {
                         }
                     }
                     Event::Gone => {
-                        let reason = "its init or its keeper has ended";
-                        let news = container.lost(None, reason);
+                        let hint = too_little(container.record().limits.memory_bytes);
+                        let reason = format!("its init or its keeper has ended{hint}");
+                        let news = container.lost(None, &reason);
                         container.tell_ends(&engine.shared.events);
                         if news {
-                            let what = What::Broken { reason: reason.to_owned() };
+                            let what = What::Broken { reason };
                             engine.shared.events.tell(&container.handle, &container.id, what);
                         }
                     }

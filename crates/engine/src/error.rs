@@ -55,17 +55,22 @@ pub enum Error {
 /// them where there are more processors: on a host with two it takes 1 MiB.
 const ENOUGH: u64 = 4 << 20;
 
+/// What is added to an error where the limit of a container's memory may be its cause; nothing where it is not.
+pub(crate) fn too_little(memory_bytes: u64) -> String {
+    if memory_bytes == 0 || memory_bytes >= ENOUGH {
+        return String::new();
+    }
+    format!(
+        "; with a memory limit of {memory_bytes} bytes not even a container's init may fit: {} MiB are enough for that and a \
+         small program",
+        ENOUGH >> 20
+    )
+}
+
 impl Error {
     /// The same where it may be for want of memory: nothing was started, under a limit of so many bytes.
     pub(crate) fn under(self, memory_bytes: u64) -> Self {
-        if memory_bytes == 0 || memory_bytes >= ENOUGH {
-            return self;
-        }
-        let hint = format!(
-            "; with a memory limit of {memory_bytes} bytes not even a container's init may fit: {} MiB are enough for that and a \
-             small program",
-            ENOUGH >> 20
-        );
+        let hint = too_little(memory_bytes);
         match self {
             Self::Invalid(text) => Self::Invalid(text + &hint),
             Self::Failed { step, reason } => Self::Failed { step, reason: reason + &hint },
