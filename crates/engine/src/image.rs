@@ -95,7 +95,9 @@ impl Engine {
         let Some(uri) = self.shared.config.default_rootfs.clone() else { return };
         let store = self.shared.store.clone();
         drop(tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.reach(&uri) {
+            if let Err(error) = store.reach(&uri)
+                && !matches!(error, wardian_store::Error::Closed)
+            {
                 let text = "containers that name no image cannot be made until it can be opened: bring it there, or name \
                             another one by --default-rootfs";
                 tracing::warn!(error = chain(&error), text, "start.default-rootfs");
