@@ -1,6 +1,5 @@
 //! A root file system with its bundle and bind mounts: what a container and a pea are launched from.
 
-use crate::error::chain;
 use crate::spec::{BindMount, Limits};
 use crate::{Error, Result, Shared};
 use rustix::fs::FileType;
@@ -11,6 +10,7 @@ use wardian_runtime::cgroup;
 use wardian_runtime::cgroup::devices::{Devices, Type};
 use wardian_runtime::wire::{Boxed, Placement};
 use wardian_store::{Image, Owner};
+use wardian_sys::text::chain;
 use wardian_sys::{memfd, mount};
 
 /// What the keeper gets, besides the pair.

@@ -6,6 +6,7 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::lifecycle;
 use crate::container::record::{CONFIG, Phase, Record, VERSION};
+use crate::error::too_little;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
 use crate::keeper::{Event, Keeper};
@@ -24,11 +25,11 @@ use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
 
 impl Engine {
-    /// Make a container; its handle.
+    /// Make a container; its handle, and what its maker should know of its image.
     ///
     /// # Errors
     /// Bad or taken handle, an image that is not there, whatever the kernel refuses. Nothing stays.
-    pub async fn create(&self, mut spec: ContainerSpec) -> Result<String> {
+    pub async fn create(&self, mut spec: ContainerSpec) -> Result<(String, Option<String>)> {
         if spec.handle.is_empty() {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
@@ -57,6 +58,7 @@ impl Engine {
             let failed = timeline.operation(Kind::Create, &spec.handle, "", Some(error.to_string()));
             self.shared.history.add(failed);
         })?;
+        let warning = image.config.warning();
         let _turn = match self.shared.gate.try_enter() {
             Some(turn) => turn,
             None => {
@@ -103,7 +105,7 @@ impl Engine {
             }
             drop(slow);
             failpoint::reach(Point::CreateReplying);
-            result.map(|()| handle)
+            result.map(|()| (handle, warning))
         };
         let made = tokio::spawn(made.in_current_span());
         made.await.map_err(|e| Error::failed("create", e))?
@@ -176,7 +178,8 @@ impl Engine {
         };
         let answer = keeper.create(create).await;
         timeline.ended("launch");
-        let init = answer.map_err(|e| Error::failed("create", e))?;
+        let memory_bytes = container.record().limits.memory_bytes;
+        let init = answer.map_err(|e| Error::failed("create", e).under(memory_bytes))?;
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);
         self.watch(container, events);
@@ -213,11 +216,12 @@ impl Engine {
                         }
                     }
                     Event::Gone => {
-                        let reason = "its init or its keeper has ended";
-                        let news = container.lost(None, reason);
+                        let hint = too_little(container.record().limits.memory_bytes);
+                        let reason = format!("its init or its keeper has ended{hint}");
+                        let news = container.lost(None, &reason);
                         container.tell_ends(&engine.shared.events);
                         if news {
-                            let what = What::Broken { reason: reason.to_owned() };
+                            let what = What::Broken { reason };
                             engine.shared.events.tell(&container.handle, &container.id, what);
                         }
                     }

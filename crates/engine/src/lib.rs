@@ -138,6 +138,7 @@ impl Engine {
         }
         let containers: Vec<Arc<Container>> = engine.shared.lock().values().cloned().collect();
         containers.iter().for_each(|container| engine.strap(container));
+        engine.look_for_default_rootfs();
         Ok(engine)
     }
 

@@ -35,6 +35,7 @@ impl Engine {
         let theirs = container.clone();
         let pea = uuid::Uuid::new_v4().simple().to_string();
         let (rootfs_id, its_keeper) = (pea.clone(), keeper.clone());
+        let memory_bytes = spec.limits.unwrap_or(container.record().limits).memory_bytes;
         let prepared = tokio::task::spawn_blocking(move || {
             prepare_pea(&shared, &theirs, &its_keeper, &spec, &image, exec, &rootfs_id)
         })
@@ -57,7 +58,7 @@ impl Engine {
                 };
                 let answer = answer.await;
                 failpoint::reach(Point::PeaAnswered);
-                connect(process, keeper, answer).await
+                connect(process, keeper, answer).await.map_err(|error| error.under(memory_bytes))
             }
             Err(error) => Err(error),
         };

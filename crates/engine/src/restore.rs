@@ -99,6 +99,8 @@ impl Engine {
             if let Ok((keeper, ..)) = hello {
                 drop(container.happens(lifecycle::Event::Launched(keeper)));
             }
+            // What does not end now can be destroyed later, by its handle, unless a whole container has that.
+            self.shared.lock().entry(record.handle).or_insert_with(|| container.clone());
             self.undo(&container).await;
             return None;
         }

@@ -107,7 +107,8 @@ impl Engine {
             failpoint::reach(Point::RunAsking);
             let answer = async { keeper.run(run).await?.answer().await }.await;
             failpoint::reach(Point::RunAnswered);
-            return connect(process, keeper, answer).await;
+            let connected = connect(process, keeper, answer).await;
+            return connected.map_err(|error| error.under(record.limits.memory_bytes));
         }
         self.start_pea(container, keeper, process, spec, exec).await
     }

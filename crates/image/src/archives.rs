@@ -324,6 +324,11 @@ fn scan(
         }
         let found = found.map_err(|e| match Error::from(e) {
             // The stream knows only its own bytes.
+            Error::NoTar { .. } if at == 0 => Error::NoTar { what: what() },
+            Error::NoTar { .. } => {
+                let why = "not a tar header".into();
+                Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }
+            }
             Error::Corrupt { why, .. } => {
                 Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }
             }
@@ -491,7 +496,8 @@ pub(crate) fn open_docker(path: &Path, name: Option<&str>, opening: &Opening<'_>
     for (file, diff_id) in files.iter().zip(diff_ids) {
         let section = archive.member(file)?;
         let id = chain_id(chain.as_ref(), &diff_id);
-        let blob = Blob::Member { section, diff_id: diff_id.clone() };
+        let name = format!("the layer {} of {}", show(file.as_bytes()), path.display()).into();
+        let blob = Blob::Member { name, section, diff_id: diff_id.clone() };
         let again = !seen.insert(diff_id);
         layers.push(Layer::new(id.as_hex().to_owned(), blob, None, again, &budget));
         chain = Some(id);
@@ -509,32 +515,45 @@ fn promised(name: &str) -> Option<Digest> {
     format!("sha256:{hex}").parse().ok()
 }
 
-/// What to do about an archive or layout with several images, without a tag or name in its address: the names, which are its
-/// maker's, are escaped, and so few that a line shows them.
+/// What to do about an archive or layout with several images, without a tag or name in its address.
 pub(crate) fn several_images<'a>(names: impl Iterator<Item = &'a str>, scheme: &str, path: &Path) -> String {
-    let mut shown: Vec<String> = names.take(MAX_SHOWN + 1).map(|name| show(name.as_bytes())).collect();
-    if shown.is_empty() {
-        return "there are several images, without names to tell them apart".into();
+    match listed(names) {
+        None => "there are several images, without names to tell them apart".into(),
+        Some(names) => format!(
+            "there are several images: {names}; say which one with the address {scheme}://{}:NAME",
+            path.display()
+        ),
     }
+}
+
+/// The end of an error about a name that is none of these.
+pub(crate) fn but_there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    listed(names).map_or_else(|| "nothing in it has a name".into(), |names| format!("it has {names}"))
+}
+
+/// Names of somebody's making, escaped, and so few that a line shows them; none if there are none.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut shown: Vec<String> = names.take(MAX_SHOWN + 1).map(|name| show(name.as_bytes())).collect();
     let more = if shown.len() > MAX_SHOWN { ", …" } else { "" };
     shown.truncate(MAX_SHOWN);
-    let names = shown.join(", ");
-    format!(
-        "there are several images: {names}{more}; say which one with the address {scheme}://{}:NAME",
-        path.display()
-    )
+    (!shown.is_empty()).then(|| shown.join(", ") + more)
 }
 
 fn select(mut items: Vec<Item>, path: &Path, what: &str, name: Option<&str>) -> Result<Item, Error> {
     let error = |why| Err(Error::Select { what: what.into(), why });
     if let Some(name) = name {
         let wanted = short(name);
-        items.retain(|i| i.repo_tags.iter().flatten().any(|tag| short(tag) == wanted));
+        let is_it = |item: &Item| item.repo_tags.iter().flatten().any(|tag| short(tag) == wanted);
+        if !items.iter().any(is_it) {
+            let names = items.iter().flat_map(|item| item.repo_tags.iter().flatten());
+            let there = but_there_are(names.map(String::as_str));
+            return error(format!("no image is called {name:?}; {there}"));
+        }
+        items.retain(is_it);
     }
     match (items.len(), name) {
         (1, _) => Ok(items.remove(0)),
-        (0, None) => error("there is no image".into()),
-        (0, Some(name)) => error(format!("no image is called {name:?}")),
+        (0, _) => error("there is no image".into()),
         (_, None) => {
             let names = items.iter().flat_map(|item| item.repo_tags.iter().flatten());
             error(several_images(names.map(String::as_str), "docker-archive", path))

@@ -1,5 +1,6 @@
 //! One layer: opening its blob, unpacking and verifying it.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
@@ -58,6 +59,8 @@ pub(crate) enum Blob {
     },
     /// A file in an archive, which only its content vouches for.
     Member {
+        /// What it is called in errors, with the archive.
+        name: Arc<str>,
         section: Section,
         diff_id: Digest,
     },
@@ -278,7 +281,7 @@ impl Layer {
                 same(&format!("content of {what}"), diff_id, &digests.plain)?;
                 Ok(counts.with(digests))
             }
-            Blob::Member { section, diff_id } => {
+            Blob::Member { section, diff_id, .. } => {
                 let what = format!("layer with the diff id {diff_id}");
                 let input = local(section.clone(), &what, counted, &stop);
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
@@ -330,6 +333,21 @@ impl Layer {
                 Ok(counts.with(digests))
             }
             Blob::App(droplet) => droplet.unpack(into, &rules, watch),
+        }
+    }
+}
+
+/// What it is for people: the file that it is, or where it is.
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.blob {
+            Blob::Oci { layout, digest, .. } => {
+                write!(f, "the layer {digest} of {}", layout.path().display())
+            }
+            Blob::Member { name, .. } => f.write_str(name),
+            Blob::File { path, .. } => write!(f, "{}", path.display()),
+            Blob::Tree { root, .. } => f.write_str(&root.shown()),
+            Blob::App(droplet) => write!(f, "the app {droplet}"),
         }
     }
 }

@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{OFlags, ResolveFlags};
+use wardian_sys::directory;
 
 use crate::archives::{Archive, Section, read_json};
 use crate::digest::Digest;
@@ -49,6 +50,11 @@ impl Layout {
         Ok(Self { files: Files::Archive(Archive::open(path, opening)?), path: path.to_owned() })
     }
 
+    /// The directory or file that it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What is needed of it when the documents have been read: the names of all else in an archive may be some megabytes.
     fn of_layers(self, manifest: &Manifest) -> Self {
         let blobs = || manifest.layers.iter().map(|layer| blob_of(&layer.digest));
@@ -72,7 +78,7 @@ impl Layout {
         let error = |op, source: io::Error| Error::Io { op, path: self.name(name), source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let file = openat2(dir, name, flags, Mode::empty(), resolve).map_err(|e| error("open", e.into()))?;
+        let file = directory::open(dir, name, flags, resolve).map_err(|e| error("open", e.into()))?;
         let file = File::from(file);
         let meta = file.metadata().map_err(|e| error("stat", e))?;
         if !meta.is_file() {
@@ -147,6 +153,7 @@ pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result
     let what = format!("manifest {}", chosen.digest);
     let manifest_json = layout.document(&chosen, &what)?;
     let manifest = Manifest::parse(&manifest_json, &what)?;
+    manifest.check_image(&format!("{what} of {}", layout.path.display()))?;
     let id = manifest.config.digest.as_hex().to_owned();
     let config_what = format!("config {}", manifest.config.digest);
     let config_json = layout.document(&manifest.config, &config_what)?;

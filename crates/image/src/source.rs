@@ -10,6 +10,7 @@ use wardian_sys::directory;
 use crate::archives::{self, split_tag};
 use crate::error::{Error, without_secrets};
 use crate::layer::{Blob, Identity, Layer};
+use crate::manifest::host_architecture;
 use crate::oci::{self, Layout};
 use crate::plain::{Opening, Plain, compression};
 use crate::remote::Remote;
@@ -94,6 +95,19 @@ pub struct Config {
     pub user: String,
     /// The first process's directory; empty means `/`.
     pub working_dir: String,
+    /// The platform that the image says it is for, as `linux/arm64`, if this host is not like that. Escaped and cut.
+    pub foreign: Option<String>,
+}
+
+impl Config {
+    /// What whoever makes a container of the image should know, in a sentence. It is not refused: a host may have an emulator.
+    pub fn warning(&self) -> Option<String> {
+        let (foreign, host) = (self.foreign.as_ref()?, host_architecture());
+        Some(format!(
+            "the image is for {foreign} and this host is linux/{host}, where its programs run only if an emulator for them is \
+             registered (binfmt_misc); otherwise import the image for linux/{host}"
+        ))
+    }
 }
 
 impl Image {
@@ -239,6 +253,21 @@ impl Source {
             Place::DockerArchive { file, name } => {
                 archives::open_docker(Path::new(file), name.as_deref(), opening)
             }
+        }
+    }
+
+    /// Whether there is something that can be opened, as far as that shows without reading it.
+    ///
+    /// # Errors
+    /// Nothing there, nothing that may be read, or a directory that is no image.
+    pub fn reach(&self) -> Result<(), Error> {
+        match &self.place {
+            Place::Path(path) | Place::Tree(path) if Path::new(path).is_dir() => {
+                let root = Root::open(Path::new(path))?;
+                let is_image = root.is_layout() || root.is_one();
+                if is_image { Ok(()) } else { Err(Error::Directory { path: path.clone() }) }
+            }
+            _ => open_tar(&self.state_file()).map(drop),
         }
     }
 

@@ -164,7 +164,7 @@ impl From<wardian_archive::Error> for Stop {
                     .into()
             }
             E::Truncated { what } => format!("Unexpected EOF in archive: {what} is truncated"),
-            E::Corrupt { .. } => format!("This does not look like a tar archive: {error}"),
+            E::Corrupt { .. } | E::NoTar => format!("This does not look like a tar archive: {error}"),
             other => other.to_string(),
         })
     }
@@ -174,7 +174,7 @@ impl From<wardian_archive::Error> for Stop {
 fn not_a_tar(error: wardian_archive::Error, gzip: bool) -> Stop {
     use wardian_archive::Error as E;
     match error {
-        E::Truncated { .. } | E::Corrupt { .. } if gzip => Stop::from(
+        E::Truncated { .. } | E::Corrupt { .. } | E::NoTar if gzip => Stop::from(
             "This does not look like a tar archive: it is compressed with gzip; send a plain tar".to_owned(),
         ),
         error => Stop::from(error),

@@ -19,6 +19,8 @@ pub use self::location::Location;
 pub(crate) use self::body::Fetch;
 pub(crate) use self::try_again::Validator;
 
+use wardian_sys::text::chain;
+
 use self::client::Client;
 use crate::error::Error;
 use crate::room::{Room, Share};
@@ -209,17 +211,7 @@ impl<'a> Stop<'a> {
 /// The causes of an error of the client, which only says what it was doing. None of them holds the URL.
 fn causes(error: reqwest::Error) -> String {
     let error = error.without_url();
-    let first = std::error::Error::source(&error).unwrap_or(&error);
-    let mut text = first.to_string();
-    let mut cause = first.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
+    chain(std::error::Error::source(&error).unwrap_or(&error))
 }
 
 #[cfg(test)]

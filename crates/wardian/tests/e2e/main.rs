@@ -65,6 +65,7 @@ mod refused;
 mod reset;
 mod rootfs;
 mod run;
+mod said;
 mod scale;
 mod seccomp;
 mod siege;
