@@ -8,6 +8,7 @@ use crate::container::lifecycle;
 use crate::container::record::{CONFIG, Phase, Record, VERSION};
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::image::gone;
 use crate::ready::ids::Home;
 use crate::ready::keepers::Waiting;
 use crate::spec::ContainerSpec;
@@ -60,7 +61,10 @@ impl Engine {
         let _turn = match self.shared.gate.try_enter() {
             Some(turn) => turn,
             None => {
-                let turn = self.shared.gate.enter().await?;
+                let turn = tokio::select! {
+                    turn = self.shared.gate.enter() => turn?,
+                    () = gone() => return Err(Error::failed("create", "the client has gone before its turn")),
+                };
                 timeline.ended("queue");
                 turn
             }

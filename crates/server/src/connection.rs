@@ -104,7 +104,15 @@ async fn answer(
     if !place.works() {
         return Err(late());
     }
-    let reply: Reply = match host::refusal(request.headers(), request.uri(), hosts.as_deref()) {
+    let refusal = host::refusal(request.headers(), request.uri(), hosts.as_deref());
+    let admitted = place.admitted(|| refusal.is_none() && handler::fetches(&state, &request));
+    if !handler::looking(&cut.look, admitted).await {
+        tracing::debug!(
+            "a connection is closed: there is no place for its request, and too many wait for one"
+        );
+        return Err(late());
+    }
+    let reply: Reply = match refusal {
         Some((status, why)) => text(status, why),
         None => {
             request.extensions_mut().insert(cut);

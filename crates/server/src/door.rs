@@ -10,6 +10,12 @@
 //! served would otherwise leave strangers so few places that none keeps his for as long as his request takes. Where all are
 //! at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
 //!
+//! Newcomers are read from while they wait, and are answered when they have a place. One that asks for the output of a process
+//! whose client holds a place already does not wait: the place would never come free if each waited for another's end. It gets
+//! one beside the common places, of which there are two for each place from which a process can be started, once for each
+//! stream. Whose process has lost its client goes first when these are wanted. Newcomers wait in a hall until their request is
+//! there, and in another room for their place, so that those who have to wait do not stand in the way of those who need not.
+//!
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
 //! | TLS handshake | idle | 10 s ([`crate::connection`]) |
@@ -39,6 +45,16 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+/// The parts of the door that a place can be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Common,
+    /// For the administrator.
+    Reserve,
+    /// Beside these, for the output of processes.
+    Beside,
+}
+
 /// Places beyond the others, for the host's own administrator.
 pub(crate) const RESERVE: usize = 16;
 /// Bytes of a request's head that every connection may have sent; …
@@ -63,9 +79,12 @@ const SHORT_GRACE: Duration = Duration::from_millis(20);
 pub(crate) struct Door {
     common: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
+    beside: Arc<Semaphore>,
     /// KiB for long heads, for others and for those for whom there is a reserve.
     heads: [Arc<Semaphore>; 2],
-    /// Who may wait: others, and those for whom there is a reserve.
+    /// Who may wait for a place before its request has come: others, and those for whom there is a reserve; …
+    halls: [Arc<Semaphore>; 2],
+    /// … and after that.
     rooms: [Arc<Semaphore>; 2],
     /// Who looks for places on behalf of all that wait: others, and those for whom there is a reserve.
     looks: [tokio::sync::Mutex<()>; 2],
@@ -76,8 +95,9 @@ pub(crate) struct Door {
 
 #[derive(Debug)]
 struct Idle {
-    /// In the common places, and in the reserve: strangers, and those that have brought a request.
-    queues: [[Queue; 2]; 2],
+    /// In each [`Part`]: strangers, and those that have brought a request. Beside the common places whose process has lost
+    /// its client counts as a stranger.
+    queues: [[Queue; 2]; 3],
     next: u64,
     /// Newcomers that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
     /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
@@ -93,7 +113,7 @@ type Queue = BTreeMap<u64, (Instant, Arc<Seat>)>;
 /// Where an idle connection stands.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
-    reserved: bool,
+    part: Part,
     /// It has brought a request, which of a TLS listener only those with a certificate can.
     known: bool,
     number: u64,
@@ -101,14 +121,14 @@ struct Turn {
 
 impl Idle {
     fn queue(&mut self, turn: Turn) -> &mut Queue {
-        &mut self.queues[usize::from(turn.reserved)][usize::from(turn.known)]
+        &mut self.queues[turn.part as usize][usize::from(turn.known)]
     }
 
     /// Who has to go next of those in the common places, or in the reserve. A place that has been asked for is a stranger's
     /// already, or will be: without it a burst that asks many strangers to go would then find few, and go on with the others.
-    fn next(&self, reserved: bool, quarter: usize) -> Option<Turn> {
-        let [strangers, known] = &self.queues[usize::from(reserved)];
-        let turn = |known, queue: &Queue| queue.keys().next().map(|&number| Turn { reserved, known, number });
+    fn next(&self, part: Part, quarter: usize) -> Option<Turn> {
+        let [strangers, known] = &self.queues[part as usize];
+        let turn = |known, queue: &Queue| queue.keys().next().map(|&number| Turn { part, known, number });
         let all_go = strangers.len() + self.asked < quarter;
         let known = turn(true, known).filter(|_| all_go);
         turn(false, strangers).into_iter().chain(known).min_by_key(|turn| turn.number)
@@ -123,12 +143,18 @@ struct Seat {
     state: Mutex<SeatState>,
     gone: AtomicBool,
     evicted: Notify,
+    /// Tells its request that it has a place, and who waits for one that there is another beside the common ones.
+    seated: Notify,
+    beside: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct SeatState {
+    /// `None`: it waits for it.
     permit: Option<OwnedSemaphorePermit>,
-    reserved: bool,
+    part: Part,
+    /// Where it waits.
+    room: Option<OwnedSemaphorePermit>,
     /// It waits for a request.
     resting: bool,
     /// What its client owes, in number.
@@ -183,9 +209,7 @@ pub(crate) enum Entry {
 /// A newcomer that waits for a place.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    door: Arc<Door>,
-    local: bool,
-    _room: OwnedSemaphorePermit,
+    place: Arc<Place>,
 }
 
 impl Door {
@@ -194,12 +218,14 @@ impl Door {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
         let room = || semaphore((places / 4).clamp(64, 1024));
         let (common, reserve) = (semaphore(places), semaphore(RESERVE));
+        let beside = semaphore(places.saturating_add(RESERVE).saturating_mul(2));
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let heads = [heads(), heads()];
         let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
         let looks = Default::default();
         let quarters = [places, RESERVE].map(|places| places.div_ceil(4).max(1));
-        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], looks, quarters, idle: idle.into() })
+        let (halls, rooms) = ([room(), room()], [room(), room()]);
+        Arc::new(Self { common, reserve, beside, heads, halls, rooms, looks, quarters, idle: idle.into() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
@@ -208,14 +234,19 @@ impl Door {
 
     /// A place for one more, idle at first.
     pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Entry {
+        let seat = |permit, part| {
+            let place = self.newcomer(local, None);
+            place.sits(permit, part);
+            Entry::Place(place)
+        };
         if let Ok(permit) = self.common.clone().try_acquire_owned() {
-            return Entry::Place(self.seat(permit, local, false));
+            return seat(permit, Part::Common);
         }
         if local && let Ok(permit) = self.reserve.clone().try_acquire_owned() {
-            return Entry::Place(self.seat(permit, local, true));
+            return seat(permit, Part::Reserve);
         }
-        match self.rooms[usize::from(local)].clone().try_acquire_owned() {
-            Ok(room) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
+        match self.halls[usize::from(local)].clone().try_acquire_owned() {
+            Ok(hall) => Entry::Wait(Waiting { place: self.newcomer(local, Some(hall)) }),
             Err(_) => Entry::Full,
         }
     }
@@ -225,9 +256,9 @@ impl Door {
     pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Entry {
         match self.enter(local) {
             Entry::Full if local => {
-                let room = self.rooms[usize::from(local)].clone().acquire_owned();
-                match tokio::time::timeout(WAITING_TIME, room).await {
-                    Ok(Ok(room)) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
+                let hall = self.halls[usize::from(local)].clone().acquire_owned();
+                match tokio::time::timeout(WAITING_TIME, hall).await {
+                    Ok(Ok(hall)) => Entry::Wait(Waiting { place: self.newcomer(local, Some(hall)) }),
                     _ => Entry::Full,
                 }
             }
@@ -235,17 +266,34 @@ impl Door {
         }
     }
 
-    fn seat(self: &Arc<Self>, permit: OwnedSemaphorePermit, local: bool, reserved: bool) -> Arc<Place> {
-        let state = SeatState { permit: Some(permit), reserved, ..SeatState::default() };
-        let seat = Seat { local, state: state.into(), gone: AtomicBool::new(false), evicted: Notify::new() };
-        let place = Place {
+    /// One that has no place yet.
+    fn newcomer(self: &Arc<Self>, local: bool, room: Option<OwnedSemaphorePermit>) -> Arc<Place> {
+        let state = SeatState {
+            permit: None,
+            part: Part::Common,
+            room,
+            resting: true,
+            owing: 0,
+            known: false,
+            unread: Weak::new(),
+            turn: None,
+            head: 0,
+            long: None,
+        };
+        let seat = Seat {
+            local,
+            state: state.into(),
+            gone: AtomicBool::new(false),
+            evicted: Notify::new(),
+            seated: Notify::new(),
+            beside: Notify::new(),
+        };
+        Arc::new(Place {
             door: self.clone(),
             seat: seat.into(),
             replies: AtomicBool::new(false),
             cut: AtomicBool::new(false),
-        };
-        place.rests();
-        Arc::new(place)
+        })
     }
 
     /// Make room for all newcomers that wait, as far as there are idle ones who have to go.
@@ -262,25 +310,44 @@ impl Door {
 
     fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
         let [common, reserve] = self.quarters;
-        let turn = match idle.next(false, common) {
+        let turn = match idle.next(Part::Common, common) {
             // Only when all others are at work.
-            None if local && idle.queues[0].iter().all(BTreeMap::is_empty) => idle.next(true, reserve),
+            None if local && idle.queues[0].iter().all(BTreeMap::is_empty) => {
+                idle.next(Part::Reserve, reserve)
+            }
             turn => turn,
         };
         let Some(turn) = turn else { return false };
         let Some((since, seat)) = idle.queue(turn).get(&turn.number).cloned() else { return false };
         let mut state = seat.state();
         if seat.local
-            && !turn.reserved
+            && turn.part == Part::Common
             && let Ok(permit) = self.reserve.clone().try_acquire_owned()
         {
-            let moved = Turn { reserved: true, ..turn };
-            (state.permit, state.reserved, state.turn) = (Some(permit), true, Some(moved));
+            let moved = Turn { part: Part::Reserve, ..turn };
+            (state.permit, state.part, state.turn) = (Some(permit), moved.part, Some(moved));
             drop(state);
             idle.queue(turn).remove(&turn.number);
             idle.queue(moved).insert(turn.number, (since, seat));
             return true;
         }
+        drop(state);
+        Self::send_away(idle, turn, now)
+    }
+
+    /// Make room beside the common places: for all whose processes have clients there are enough.
+    fn evict_orphan(&self) -> bool {
+        let mut idle = self.lock();
+        let first = idle.queues[Part::Beside as usize][0].keys().next().copied();
+        first.is_some_and(|number| {
+            let turn = Turn { part: Part::Beside, known: false, number };
+            Self::send_away(&mut idle, turn, Instant::now())
+        })
+    }
+
+    fn send_away(idle: &mut Idle, turn: Turn, now: Instant) -> bool {
+        let Some((since, seat)) = idle.queue(turn).get(&turn.number).cloned() else { return false };
+        let mut state = seat.state();
         // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
         let idle_for = now.saturating_duration_since(since);
         if idle_for < SHORT_GRACE || idle_for < GRACE && idle_for < Seat::grace(&state) {
@@ -307,13 +374,24 @@ impl Entry {
 }
 
 impl Waiting {
-    /// Its place, in the order of arrival. `None`: there was none in time.
+    /// Its place, which it does not have yet: it may be read from, and its request waits ([`Place::admitted`]).
+    pub(crate) fn early(&self) -> Arc<Place> {
+        self.place.clone()
+    }
+
+    /// Its place, once it has it. `None`: there was none in time.
     pub(crate) async fn place(self) -> Option<Arc<Place>> {
-        let Self { door, local, _room } = self;
+        self.seated().await.then_some(self.place)
+    }
+
+    /// Ready when it has its place, in the order of arrival. `false`: there was none in time.
+    pub(crate) async fn seated(&self) -> bool {
+        let place = &self.place;
+        let (door, local) = (&place.door, place.is_local());
         let until = Instant::now() + WAITING_TIME;
         let mut common = pin!(door.common.clone().acquire_owned());
         let mut reserve = pin!(door.reserve.clone().acquire_owned());
-        let _counted = Counted::new(&door);
+        let _counted = Counted::new(door);
         door.evict(local);
         // Of many that wait one looks for all.
         let look = async {
@@ -323,13 +401,18 @@ impl Waiting {
                 door.evict(local);
             }
         };
-        tokio::select! {
+        let (permit, part) = tokio::select! {
             biased;
-            permit = &mut common => Some(door.seat(permit.ok()?, local, false)),
-            permit = &mut reserve, if local => Some(door.seat(permit.ok()?, local, true)),
+            () = place.seat.beside.notified() => return true,
+            permit = &mut common => (permit, Part::Common),
+            permit = &mut reserve, if local => (permit, Part::Reserve),
             never = look => never,
-            () = tokio::time::sleep_until(until) => None,
-        }
+            () = tokio::time::sleep_until(until) => return false,
+        };
+        permit.is_ok_and(|permit| {
+            place.sits(permit, part);
+            true
+        })
     }
 }
 
@@ -362,7 +445,7 @@ impl Place {
         let mut idle = self.door.lock();
         let mut state = self.seat.state();
         change(&mut state);
-        let is_idle = (state.resting || state.owing > 0) && !self.is_gone();
+        let is_idle = (state.resting || state.owing > 0) && state.permit.is_some() && !self.is_gone();
         if (anew || !is_idle)
             && let Some(turn) = state.turn.take()
         {
@@ -370,7 +453,7 @@ impl Place {
         }
         if is_idle && state.turn.is_none() {
             idle.next += 1;
-            let turn = Turn { reserved: state.reserved, known: state.known, number: idle.next };
+            let turn = Turn { part: state.part, known: state.known, number: idle.next };
             state.turn = Some(turn);
             idle.queue(turn).insert(turn.number, (Instant::now(), self.seat.clone()));
         }
@@ -392,9 +475,90 @@ impl Place {
     /// A request has come. `false`: too late, its place is promised to somebody else.
     pub(crate) fn works(&self) -> bool {
         self.settle(false, |state| {
-            (state.resting, state.known, state.head, state.long) = (false, true, 0, None);
+            (state.resting, state.known, state.head) = (false, true, 0);
+            // One that waits keeps its head meanwhile.
+            state.long.take_if(|_| state.permit.is_some());
         });
         !self.is_gone()
+    }
+
+    /// It has a place, unless it has one already.
+    fn sits(&self, permit: OwnedSemaphorePermit, part: Part) {
+        self.settle(true, |state| {
+            if state.permit.is_none() {
+                (state.permit, state.part, state.room) = (Some(permit), part, None);
+                state.long.take_if(|_| !state.resting);
+            }
+        });
+        self.seat.seated.notify_one();
+    }
+
+    fn part(&self) -> Option<Part> {
+        let state = self.seat.state();
+        state.permit.is_some().then_some(state.part)
+    }
+
+    /// Ready when the request that has come may be answered. `fetches`: whether it is the first one for a stream of a process,
+    /// which does not wait. `false`: too many wait; or it is one more on a connection that was let in for a stream.
+    pub(crate) async fn admitted(&self, fetches: impl FnOnce() -> bool) -> bool {
+        if let Some(part) = self.part() {
+            return part != Part::Beside;
+        }
+        if fetches() {
+            return self.sits_beside().await;
+        }
+        let rooms = self.door.rooms[usize::from(self.seat.local)].clone();
+        let room = async {
+            // The administrator's own burst waits in the hall.
+            if self.seat.local { rooms.acquire_owned().await.ok() } else { rooms.try_acquire_owned().ok() }
+        };
+        tokio::select! {
+            biased;
+            () = self.seat.seated.notified() => return true,
+            room = room => {
+                let mut state = self.seat.state();
+                if state.permit.is_some() {
+                    return true;
+                }
+                if room.is_none() {
+                    return false;
+                }
+                state.room = room;
+            }
+        }
+        self.seat.seated.notified().await;
+        true
+    }
+
+    async fn sits_beside(&self) -> bool {
+        let mut permit = pin!(self.door.beside.clone().acquire_owned());
+        let mut asked: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.seat.seated.notified() => return true,
+                permit = &mut permit => {
+                    let Ok(permit) = permit else { return false };
+                    self.sits(permit, Part::Beside);
+                    self.seat.beside.notify_one();
+                    return true;
+                }
+                () = tokio::time::sleep(LOOK) => {
+                    if asked.is_none_or(|asked| asked.elapsed() >= AGAIN) && self.door.evict_orphan() {
+                        asked = Some(Instant::now());
+                    }
+                }
+            }
+        }
+    }
+
+    /// The process that it reads the output of has no client any more. Beside the common places it may have to go from now on.
+    pub(crate) fn orphaned(self: &Arc<Self>) -> Option<Owed> {
+        if self.part() != Some(Part::Beside) {
+            return None;
+        }
+        self.settle(true, |state| (state.known, state.owing) = (false, state.owing + 1));
+        Some(Owed(self.clone()))
     }
 
     /// So many bytes have come. `false`: they belong to the head of a request, and there is no room for more of it.
@@ -482,301 +646,4 @@ pub(crate) async fn owed<T>(place: Option<&Arc<Place>>, what: impl Future<Output
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
-        tokio::time::timeout(4 * GRACE, future).await.ok()
-    }
-
-    fn in_at_once(door: &Arc<Door>, local: bool) -> Arc<Place> {
-        match door.enter(local) {
-            Entry::Place(place) => place,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn waits(door: &Arc<Door>, local: bool) -> impl Future<Output = Option<Arc<Place>>> + use<> {
-        match door.enter(local) {
-            Entry::Wait(waiting) => waiting.place(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn long_heads_have_room_together() {
-        let door = Door::new(1000);
-        let enter = |local| match door.enter(local) {
-            Entry::Place(place) => place,
-            other => panic!("{other:?}"),
-        };
-        let all: Vec<_> = (0..600).map(|_| enter(false)).collect();
-        // Each has 16 KiB of its own.
-        assert!(all.iter().all(|place| place.reads(HEAD)));
-        let long = all.iter().take_while(|place| place.reads(16 << 10)).count();
-        assert_eq!(long, HEADS / 16);
-        // Those of the administrator are counted apart, and a body is no head.
-        let local = enter(true);
-        assert!(local.reads(100 << 10) && local.reads(100 << 10));
-        assert!(all[599].works() && all[599].reads(1 << 30));
-        // A request that is complete makes room, and so does the end of a connection.
-        assert!(all[0].works() && all[550].reads(0) && !enter(false).reads(64 << 10));
-        drop(all);
-        assert!(enter(false).reads(1 << 20));
-    }
-
-    #[tokio::test]
-    async fn the_longest_idle_goes_for_a_newcomer() {
-        let door = Door::new(3);
-        let [a, b, c] = [(); 3].map(|()| in_at_once(&door, false));
-        assert!(a.works());
-        // All places are taken; `b` has been idle longest.
-        let mut newcomer = pin!(waits(&door, false));
-        assert!(soon(&mut newcomer).await.is_none());
-        soon(b.evicted()).await.unwrap();
-        assert!(soon(c.evicted()).await.is_none() && !b.works() && b.is_gone() && !c.is_gone());
-        drop(b);
-        let d = soon(&mut newcomer).await.unwrap().unwrap();
-        // Nobody is idle: the next one waits for an end.
-        assert!(c.works() && d.works() && c.works());
-        let mut last = pin!(waits(&door, false));
-        assert!(soon(&mut last).await.is_none() && soon(a.evicted()).await.is_none());
-        drop(d);
-        let e = soon(last).await.unwrap().unwrap();
-        assert!(e.works());
-        // After its request it can be asked to go again.
-        a.rests();
-        assert!(soon(waits(&door, false)).await.is_none() && soon(a.evicted()).await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_has_just_come_is_not_closed_for_the_next_one() {
-        let door = Door::new(2);
-        let [first, second] = [(); 2].map(|()| in_at_once(&door, false));
-        let mut burst: Vec<_> = (0..50).map(|_| Box::pin(waits(&door, false))).collect();
-        for newcomer in &mut burst {
-            assert!(tokio::time::timeout(Duration::ZERO, newcomer).await.is_err());
-        }
-        // Its request was in the connection all the time.
-        assert!(first.works() && !second.is_gone());
-        tokio::time::sleep(2 * GRACE).await;
-        assert!(soon(&mut burst[0]).await.is_none() && second.is_gone() && !first.is_gone());
-    }
-
-    /// Each of a burst gets a place, for each of those who hold them and do nothing goes when it is told.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn a_burst_of_newcomers_gets_the_places_of_a_burst_of_idle_ones() {
-        for round in 0..20 {
-            let door = Door::new(200);
-            let hold = |place: Arc<Place>| tokio::spawn(async move { place.evicted().await });
-            let idle: Vec<_> = (0..216).map(|_| hold(in_at_once(&door, true))).collect();
-            let newcomers: Vec<_> = (0..64).map(|_| tokio::spawn(waits(&door, true))).collect();
-            let mut seated = Vec::new();
-            for newcomer in newcomers {
-                let place = tokio::time::timeout(AGAIN, newcomer).await;
-                let place = place.unwrap_or_else(|_| panic!("round {round}: {} are seated", seated.len()));
-                seated.push(place.unwrap().unwrap());
-            }
-            idle.iter().for_each(tokio::task::JoinHandle::abort);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn strangers_go_before_those_that_have_been_served() {
-        let door = Door::new(3);
-        let stalled = in_at_once(&door, false);
-        assert!(stalled.works());
-        let _owed = stalled.owes();
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        let mut strangers: Vec<_> = (0..2).map(|_| in_at_once(&door, false)).collect();
-        for _ in 0..60 {
-            let mut newcomer = pin!(waits(&door, false));
-            assert!(tokio::time::timeout(2 * GRACE, &mut newcomer).await.is_err());
-            strangers.retain(|stranger| !stranger.is_gone());
-            assert_eq!(strangers.len(), 1);
-            strangers.push(newcomer.await.unwrap());
-            assert!(!stalled.is_gone());
-        }
-        // Those that are served have only each other.
-        assert!(strangers.iter().all(|served| served.works()));
-        assert!(tokio::time::timeout(2 * GRACE, waits(&door, false)).await.is_err() && stalled.is_gone());
-    }
-
-    /// How long they stay when newcomers wait.
-    #[tokio::test(start_paused = true)]
-    async fn who_has_sent_something_has_more_time_than_who_has_not() {
-        use crate::host::Hosts;
-        use crate::socket::Arrival;
-        use tokio::io::AsyncWriteExt as _;
-        use tokio::net::{TcpListener, TcpStream, UnixStream};
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let to = listener.local_addr().unwrap();
-        let stays = async |arrival: &Arrival, known: bool| {
-            let door = Door::new(1);
-            let place = in_at_once(&door, false);
-            let _unread = place.may_look(arrival.unread());
-            if known {
-                assert!(place.works());
-                place.rests();
-            }
-            let came = Instant::now();
-            let _newcomer = tokio::spawn(waits(&door, false));
-            place.evicted().await;
-            came.elapsed()
-        };
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let unix = Arrival::unix(ours);
-        let near = TcpStream::connect(to).await.unwrap();
-        let tcp = Arrival::tcp(near, None, Arc::new(Hosts::new(&[], 1)));
-        let (mut far, _) = listener.accept().await.unwrap();
-        for (arrival, known) in [(&unix, false), (&unix, true), (&tcp, false)] {
-            let stays = stays(arrival, known).await;
-            assert!(stays >= SHORT_GRACE && stays < GRACE, "{arrival:?} {known}: {stays:?}");
-        }
-        // The next request of a client on another host may be on its way for longer.
-        assert!(stays(&tcp, true).await >= GRACE);
-        theirs.write_all(b"G").await.unwrap();
-        far.write_all(b"G").await.unwrap();
-        for arrival in [&unix, &tcp] {
-            assert!(stays(arrival, false).await >= GRACE, "{arrival:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_burst_of_strangers_takes_the_places_of_strangers_alone() {
-        let door = Door::new(16);
-        let served = [(); 3].map(|()| in_at_once(&door, false));
-        let _stalled = served.each_ref().map(|place| (place.works(), place.owes()));
-        let hold = async |place: Arc<Place>| place.evicted().await;
-        (0..13).for_each(|_| drop(tokio::spawn(hold(in_at_once(&door, false)))));
-        for _ in 0..3 {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            // All come before the first of those that are asked can go.
-            for newcomer in (0..60).map(|_| waits(&door, false)) {
-                tokio::spawn(async move { newcomer.await.unwrap().evicted().await });
-            }
-            tokio::time::sleep(10 * GRACE).await;
-            assert!(served.iter().all(|place| !place.is_gone()));
-        }
-    }
-
-    /// Of newcomers that come every 75 ms and send their request 5 ms after they have been let in, those that are not served
-    /// while so many strangers come at a time and send nothing.
-    async fn not_served_beside(door: &Arc<Door>, strangers: usize, every: Duration) -> usize {
-        let comes = |door: &Arc<Door>| door.enter(false).place();
-        let flood = {
-            let door = door.clone();
-            tokio::spawn(async move {
-                loop {
-                    for place in (0..strangers).map(|_| comes(&door)) {
-                        tokio::spawn(async move {
-                            if let Some(place) = place.await {
-                                place.evicted().await;
-                            }
-                        });
-                    }
-                    tokio::time::sleep(every).await;
-                }
-            })
-        };
-        let mut newcomers = Vec::new();
-        for _ in 0..100 {
-            tokio::time::sleep(Duration::from_millis(75)).await;
-            let place = comes(door);
-            newcomers.push(tokio::spawn(async {
-                let Some(place) = place.await else { return false };
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                place.works()
-            }));
-        }
-        let mut failed = 0;
-        for newcomer in newcomers {
-            failed += usize::from(!newcomer.await.unwrap());
-        }
-        flood.abort();
-        failed
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn newcomers_are_served_beside_strangers_and_idle_ones_that_fill_the_places() {
-        let door = Door::new(200);
-        for _ in 0..200 {
-            let place = in_at_once(&door, false);
-            assert!(place.works());
-            place.rests();
-            tokio::spawn(async move { place.evicted().await });
-        }
-        assert_eq!(not_served_beside(&door, 1, Duration::from_millis(4)).await, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn newcomers_are_served_beside_a_flood_of_strangers() {
-        assert_eq!(not_served_beside(&Door::new(200), 2, Duration::from_millis(1)).await, 0);
-    }
-
-    #[tokio::test]
-    async fn who_owes_goes_in_the_order_of_the_last_byte() {
-        let door = Door::new(2);
-        let [a, b] = [(); 2].map(|()| in_at_once(&door, false));
-        assert!(a.works() && b.works());
-        let first = a.owes();
-        let second = b.owes();
-        // What comes begins the debt anew.
-        drop(first);
-        let _first = a.owes();
-        let mut newcomer = pin!(waits(&door, false));
-        assert!(soon(&mut newcomer).await.is_none() && b.is_gone() && !a.is_gone());
-        drop((second, b));
-        let c = soon(newcomer).await.unwrap().unwrap();
-        assert!(c.works());
-        let mut newcomer = pin!(waits(&door, false));
-        assert!(soon(&mut newcomer).await.is_none() && a.is_gone());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_becomes_idle_later_goes_for_those_that_wait() {
-        let door = Door::new(1);
-        let a = in_at_once(&door, false);
-        assert!(a.works());
-        let newcomer = tokio::spawn(waits(&door, false));
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(!a.is_gone());
-        a.rests();
-        a.evicted().await;
-        drop(a);
-        let b = newcomer.await.unwrap().unwrap();
-        assert!(b.works());
-        // Nobody waits for ever, and not everybody may wait.
-        let mut waiting: Vec<_> = (0..64).map(|_| Box::pin(waits(&door, false))).collect();
-        assert!(matches!(door.enter(false), Entry::Full));
-        assert!(waiting.pop().unwrap().await.is_none());
-        assert!(matches!(door.enter(false), Entry::Wait(_)));
-    }
-
-    #[tokio::test]
-    async fn the_reserve_is_for_local_clients_alone() {
-        let door = Door::new(2);
-        let working: Vec<_> = (0..2).map(|_| in_at_once(&door, false)).collect();
-        assert!(working.iter().all(|place| place.works()));
-        let locals: Vec<_> = (0..RESERVE).map(|_| in_at_once(&door, true)).collect();
-        // Others get none of it, although all of them are idle.
-        assert!(soon(waits(&door, false)).await.is_none());
-        assert!(locals.iter().all(|place| !place.is_gone()));
-        // One of their own does.
-        assert!(soon(waits(&door, true)).await.is_none());
-        assert!(locals[0].is_gone() && !locals[1].is_gone());
-    }
-
-    #[tokio::test]
-    async fn a_local_client_is_moved_and_not_sent_away() {
-        let door = Door::new(2);
-        let local = in_at_once(&door, true);
-        let other = in_at_once(&door, false);
-        let next = soon(waits(&door, false)).await.unwrap().unwrap();
-        assert!(!local.is_gone() && !other.is_gone() && local.works());
-        assert_eq!(door.reserve.available_permits(), RESERVE - 1);
-        drop((local, other, next));
-        assert_eq!((door.common.available_permits(), door.reserve.available_permits()), (2, RESERVE));
-        assert!(door.lock().queues.iter().flatten().all(BTreeMap::is_empty));
-    }
-}
+mod tests;

@@ -35,6 +35,7 @@ pub use tls::Tls;
 
 use socket::Arrival;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -175,14 +176,25 @@ async fn api(listener: Listener, state: Arc<State>, door: Arc<door::Door>) {
     let serve = |arrival, entry: door::Entry| {
         let (work, state) = (state.working()?, state.clone());
         Some(async move {
-            let place = tokio::select! {
-                biased;
-                place = entry.place() => place,
-                () = state.stopping() => None,
+            let (place, waiting) = match entry {
+                door::Entry::Place(place) => (place, None),
+                door::Entry::Wait(waiting) => (waiting.early(), Some(waiting)),
+                door::Entry::Full => return,
             };
-            if let Some(place) = place {
-                connection::serve(arrival, state, place).await;
+            let mut served = pin!(connection::serve(arrival, state.clone(), place));
+            if let Some(waiting) = waiting {
+                let seated = tokio::select! {
+                    biased;
+                    () = &mut served => return,
+                    seated = waiting.seated() => seated,
+                    () = state.stopping() => return,
+                };
+                if !seated {
+                    tracing::debug!("a connection is closed: no place has come free for it in time");
+                    return;
+                }
             }
+            served.await;
             drop(work);
         })
     };

@@ -406,6 +406,7 @@ macro_rules! writes {
                 let this = self.get_mut();
                 this.watch.there()?;
                 if this.watch.look.is_asked() && this.hung_up() {
+                    tracing::debug!("the client has gone before its answer");
                     return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
                 }
                 let flushed = match &mut this.io {

@@ -67,6 +67,7 @@ mod run;
 mod scale;
 mod seccomp;
 mod siege;
+mod slots;
 mod soak;
 mod store;
 mod strangers;
