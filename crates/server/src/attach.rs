@@ -3,7 +3,6 @@
 use crate::State;
 use crate::connection::Taken;
 use crate::convert::window;
-use crate::door::Place;
 use crate::events::{self, Events};
 use crate::patience::Patience;
 use crate::reply::{Failure, date};
@@ -145,7 +144,9 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
                 if let Some(entry) = theirs {
                     entry.left().await;
                 }
-                let _owed = place.as_ref().and_then(Place::orphaned);
+                if let Some(place) = place {
+                    place.orphaned();
+                }
                 std::future::pending::<()>().await;
             };
             tokio::select! {

@@ -1,20 +1,17 @@
 //! How many connections may be open at a time, and which one has to go when there is no room for another.
 //!
-//! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it is
-//! sent. When all places are taken the one whose client has been in debt longest is closed for the newcomer, so that clients
-//! that hold connections and do nothing keep nobody out. It has been in debt for 50 ms at least; or for 20 ms if its socket
-//! is empty and what it owes needs no round trip through a network. Each byte that comes, or goes, begins a debt anew.
-//! Strangers, the connections that have not brought a whole request yet, go before all others, however long those are in
-//! debt, while they hold a quarter of the places: whoever reaches the port can open as many as he likes, and who has been
-//! served has something to lose. Where they hold fewer, the longest in debt of all goes: idle connections that have been
-//! served would otherwise leave strangers so few places that none keeps his for as long as his request takes. Where all are
-//! at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
+//! A newcomer is in the hall until its first request has come: it is read from there, and takes no place from anybody. With
+//! its request it gets a place, and is answered. When all places are taken the one whose client has been in debt longest is
+//! closed for it: a connection whose client owes something is idle, be it the next request, the rest of one's body, or the
+//! taking of what it is sent. So clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
+//! begins a debt anew. Where all are at work requests wait, as many as the waiting room holds and a minute at most; beyond
+//! that their connections are closed. When the hall is full the one that has owed its request longest is closed for the next
+//! newcomer: strangers, who reach the port and bring no request, have only each other to take something from. Nobody is closed
+//! who has been in debt for less than 50 ms.
 //!
-//! Newcomers are read from while they wait, and are answered when they have a place. One that asks for the output of a process
-//! whose client holds a place already does not wait: the place would never come free if each waited for another's end. It gets
-//! one beside the common places, of which there are two for each place from which a process can be started, once for each
-//! stream. Whose process has lost its client goes first when these are wanted. Newcomers wait in a hall until their request is
-//! there, and in another room for their place, so that those who have to wait do not stand in the way of those who need not.
+//! A request for the output of a process whose client holds a place already does not wait: the place would never come free if
+//! each waited for another's end. It gets one beside the common places, of which there are two for each place from which a
+//! process can be started, once for each stream. Those whose process has lost its client go first when these are wanted.
 //!
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
@@ -34,25 +31,34 @@
 //! else gets and where only another of them takes a place away. One that sits in a common place is moved there when it
 //! would have to go.
 
-use crate::socket::Unread;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// The parts of the door that a place can be in.
+/// Where a connection is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
+    /// It has brought no request yet, or waits with its first one.
+    Hall,
+    /// The same for those for whom there is a reserve.
+    OwnHall,
     Common,
     /// For the administrator.
     Reserve,
     /// Beside these, for the output of processes.
     Beside,
+}
+
+impl Part {
+    fn hall(local: bool) -> Self {
+        if local { Self::OwnHall } else { Self::Hall }
+    }
 }
 
 /// Places beyond the others, for the host's own administrator.
@@ -61,45 +67,42 @@ pub(crate) const RESERVE: usize = 16;
 const HEAD: usize = 16 << 10;
 /// … and KiB that all may have sent beyond that, before their requests are complete.
 const HEADS: usize = 8 << 10;
-/// How long a newcomer waits for a place, …
+/// How long a request waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … and how often one of those that wait looks whether somebody has become idle, or is due.
 const LOOK: Duration = Duration::from_millis(2);
 /// One that has to go may need a while for it, as a transfer does that has to be cancelled: after so long another one goes.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Who has been in debt for less time is not closed for a newcomer: what it owes may be here already, unread, while a burst
-/// of connections is being accepted; or it may come as soon as a client on another host has heard from here.
+/// Who has been in debt for less time is not closed for another: what it owes may be here already, unread, while a burst of
+/// connections is being accepted; or it may come as soon as a client on another host has heard from here.
 const GRACE: Duration = Duration::from_millis(50);
-/// The same where nothing is in the socket, and the client is on this host or has not sent its first request, which needs no
-/// word of the server's without TLS. A client that has connected may be without a processor for a while before it sends.
-const SHORT_GRACE: Duration = Duration::from_millis(20);
+/// Between two warnings that connections are closed because there are too many.
+const WARNING: Duration = Duration::from_secs(10);
 
 /// The door.
 #[derive(Debug)]
 pub(crate) struct Door {
+    /// Who may owe its first request: others, and those for whom there is a reserve.
+    halls: [Arc<Semaphore>; 2],
+    /// Whose request may wait for a place: others, and those for whom there is a reserve.
+    rooms: [Arc<Semaphore>; 2],
     common: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
     beside: Arc<Semaphore>,
     /// KiB for long heads, for others and for those for whom there is a reserve.
     heads: [Arc<Semaphore>; 2],
-    /// Who may wait for a place before its request has come: others, and those for whom there is a reserve; …
-    halls: [Arc<Semaphore>; 2],
-    /// … and after that.
-    rooms: [Arc<Semaphore>; 2],
     /// Who looks for places on behalf of all that wait: others, and those for whom there is a reserve.
     looks: [tokio::sync::Mutex<()>; 2],
-    /// So many strangers go before those that have been served: in the common places, and in the reserve.
-    quarters: [usize; 2],
     idle: Mutex<Idle>,
+    warned: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
 struct Idle {
-    /// In each [`Part`]: strangers, and those that have brought a request. Beside the common places whose process has lost
-    /// its client counts as a stranger.
-    queues: [[Queue; 2]; 3],
+    /// In each [`Part`].
+    queues: [Queue; 5],
     next: u64,
-    /// Newcomers that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
+    /// Requests that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
     /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
     waiting: usize,
     asked: usize,
@@ -107,31 +110,33 @@ struct Idle {
     last: Instant,
 }
 
-/// The idle ones of a kind by their numbers, the longest in debt first; and since when.
+/// The idle ones of a part by their numbers, the longest in debt first; and since when.
 type Queue = BTreeMap<u64, (Instant, Arc<Seat>)>;
 
 /// Where an idle connection stands.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     part: Part,
-    /// It has brought a request, which of a TLS listener only those with a certificate can.
-    known: bool,
     number: u64,
 }
 
 impl Idle {
-    fn queue(&mut self, turn: Turn) -> &mut Queue {
-        &mut self.queues[turn.part as usize][usize::from(turn.known)]
+    fn queue(&mut self, part: Part) -> &mut Queue {
+        &mut self.queues[part as usize]
     }
 
-    /// Who has to go next of those in the common places, or in the reserve. A place that has been asked for is a stranger's
-    /// already, or will be: without it a burst that asks many strangers to go would then find few, and go on with the others.
-    fn next(&self, part: Part, quarter: usize) -> Option<Turn> {
-        let [strangers, known] = &self.queues[part as usize];
-        let turn = |known, queue: &Queue| queue.keys().next().map(|&number| Turn { part, known, number });
-        let all_go = strangers.len() + self.asked < quarter;
-        let known = turn(true, known).filter(|_| all_go);
-        turn(false, strangers).into_iter().chain(known).min_by_key(|turn| turn.number)
+    /// Who has to go next in this part. One who is not due yet goes for nobody, and neither does anybody behind him.
+    fn next(&mut self, part: Part, now: Instant) -> Option<(Turn, Instant, Arc<Seat>)> {
+        let (&number, (since, seat)) = self.queue(part).first_key_value()?;
+        let is_due = now.saturating_duration_since(*since) >= GRACE;
+        is_due.then(|| (Turn { part, number }, *since, seat.clone()))
+    }
+
+    fn send_away(&mut self, turn: Turn, seat: &Seat, state: &mut SeatState) {
+        self.queue(turn.part).remove(&turn.number);
+        state.turn = None;
+        seat.gone.store(true, Ordering::Relaxed);
+        seat.evicted.notify_one();
     }
 }
 
@@ -143,26 +148,17 @@ struct Seat {
     state: Mutex<SeatState>,
     gone: AtomicBool,
     evicted: Notify,
-    /// Tells its request that it has a place, and who waits for one that there is another beside the common ones.
-    seated: Notify,
-    beside: Notify,
 }
 
 #[derive(Debug)]
 struct SeatState {
-    /// `None`: it waits for it.
+    /// Of its part, or of the waiting room.
     permit: Option<OwnedSemaphorePermit>,
     part: Part,
-    /// Where it waits.
-    room: Option<OwnedSemaphorePermit>,
     /// It waits for a request.
     resting: bool,
     /// What its client owes, in number.
     owing: usize,
-    /// It has brought a whole request.
-    known: bool,
-    /// What the door may look into. It goes with the connection, which ends for its client when all descriptors are closed.
-    unread: Weak<Unread>,
     /// Its turn while it is idle.
     turn: Option<Turn>,
     /// Bytes of a head that have come, and the room that they take.
@@ -171,20 +167,12 @@ struct SeatState {
 }
 
 impl Seat {
-    /// How long its client may be in debt before it can have to go.
-    fn grace(state: &SeatState) -> Duration {
-        match state.unread.upgrade() {
-            Some(unread) if !(unread.is_there() || unread.is_far() && state.known) => SHORT_GRACE,
-            _ => GRACE,
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, SeatState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection's place. Its end makes room.
+/// What a connection holds of the door. Its end makes room.
 #[derive(Debug)]
 pub(crate) struct Place {
     door: Arc<Door>,
@@ -197,106 +185,92 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Owed(Arc<Place>);
 
-/// What becomes of a newcomer.
-#[derive(Debug)]
-pub(crate) enum Entry {
-    Place(Arc<Place>),
-    Wait(Waiting),
-    /// Not even room to wait.
-    Full,
-}
-
-/// A newcomer that waits for a place.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    place: Arc<Place>,
-}
-
 impl Door {
     /// With so many places.
     pub(crate) fn new(places: usize) -> Arc<Self> {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
-        let room = || semaphore((places / 4).clamp(64, 1024));
-        let (common, reserve) = (semaphore(places), semaphore(RESERVE));
-        let beside = semaphore(places.saturating_add(RESERVE).saturating_mul(2));
+        let hall = || semaphore(places.clamp(64, 2048));
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
-        let heads = [heads(), heads()];
         let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
-        let looks = Default::default();
-        let quarters = [places, RESERVE].map(|places| places.div_ceil(4).max(1));
-        let (halls, rooms) = ([room(), room()], [room(), room()]);
-        Arc::new(Self { common, reserve, beside, heads, halls, rooms, looks, quarters, idle: idle.into() })
+        Arc::new(Self {
+            halls: [hall(), hall()],
+            // The administrator's own burst waits.
+            rooms: [semaphore((places / 4).clamp(64, 1024)), semaphore(1024)],
+            common: semaphore(places),
+            reserve: semaphore(RESERVE),
+            beside: semaphore(places.saturating_add(RESERVE).saturating_mul(2)),
+            heads: [heads(), heads()],
+            looks: Default::default(),
+            idle: idle.into(),
+            warned: None.into(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more, idle at first.
-    pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Entry {
-        let seat = |permit, part| {
-            let place = self.newcomer(local, None);
-            place.sits(permit, part);
-            Entry::Place(place)
-        };
-        if let Ok(permit) = self.common.clone().try_acquire_owned() {
-            return seat(permit, Part::Common);
-        }
-        if local && let Ok(permit) = self.reserve.clone().try_acquire_owned() {
-            return seat(permit, Part::Reserve);
-        }
-        match self.halls[usize::from(local)].clone().try_acquire_owned() {
-            Ok(hall) => Entry::Wait(Waiting { place: self.newcomer(local, Some(hall)) }),
-            Err(_) => Entry::Full,
-        }
-    }
-
-    /// The same for one that is next in the kernel's queue. The administrator's own burst waits there; others are not waited
-    /// for: whoever comes behind them would be.
-    pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Entry {
-        match self.enter(local) {
-            Entry::Full if local => {
-                let hall = self.halls[usize::from(local)].clone().acquire_owned();
-                match tokio::time::timeout(WAITING_TIME, hall).await {
-                    Ok(Ok(hall)) => Entry::Wait(Waiting { place: self.newcomer(local, Some(hall)) }),
-                    _ => Entry::Full,
-                }
-            }
-            entry => entry,
-        }
-    }
-
-    /// One that has no place yet.
-    fn newcomer(self: &Arc<Self>, local: bool, room: Option<OwnedSemaphorePermit>) -> Arc<Place> {
+    /// A newcomer is in the hall. `None`: that is full, and nobody there is due.
+    pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Option<Arc<Place>> {
+        let part = Part::hall(local);
+        let permit = self.halls[usize::from(local)].clone().try_acquire_owned().ok();
+        let permit = permit.or_else(|| self.take_from(part))?;
         let state = SeatState {
-            permit: None,
-            part: Part::Common,
-            room,
-            resting: true,
+            permit: Some(permit),
+            part,
+            resting: false,
             owing: 0,
-            known: false,
-            unread: Weak::new(),
             turn: None,
             head: 0,
             long: None,
         };
-        let seat = Seat {
-            local,
-            state: state.into(),
-            gone: AtomicBool::new(false),
-            evicted: Notify::new(),
-            seated: Notify::new(),
-            beside: Notify::new(),
-        };
-        Arc::new(Place {
+        let seat = Seat { local, state: state.into(), gone: AtomicBool::new(false), evicted: Notify::new() };
+        let place = Place {
             door: self.clone(),
             seat: seat.into(),
             replies: AtomicBool::new(false),
             cut: AtomicBool::new(false),
-        })
+        };
+        place.rests();
+        Some(Arc::new(place))
     }
 
-    /// Make room for all newcomers that wait, as far as there are idle ones who have to go.
+    /// The same for one that is next in the kernel's queue. The administrator's own burst waits there; others are not waited
+    /// for: whoever comes behind them would be.
+    pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Option<Arc<Place>> {
+        let until = Instant::now() + WAITING_TIME;
+        loop {
+            let place = self.enter(local);
+            if place.is_some() {
+                return place;
+            }
+            if !local || Instant::now() >= until {
+                self.warn("more come than can be heard");
+                return None;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Connections are closed that have not done anything.
+    fn warn(&self, why: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|warned| warned.elapsed() > WARNING) {
+            tracing::warn!("connections are closed: {why}");
+            *warned = Some(Instant::now());
+        }
+    }
+
+    /// What one held that has to go, for somebody else at once: it is where connections end as soon as they are told.
+    fn take_from(&self, part: Part) -> Option<OwnedSemaphorePermit> {
+        let mut idle = self.lock();
+        let (turn, _, seat) = idle.next(part, Instant::now())?;
+        let mut state = seat.state();
+        idle.send_away(turn, &seat, &mut state);
+        state.permit.take()
+    }
+
+    /// Make room for all requests that wait, as far as there are idle ones who have to go.
     fn evict(&self, local: bool) {
         let mut idle = self.lock();
         let now = Instant::now();
@@ -309,110 +283,23 @@ impl Door {
     }
 
     fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
-        let [common, reserve] = self.quarters;
-        let turn = match idle.next(Part::Common, common) {
-            // Only when all others are at work.
-            None if local && idle.queues[0].iter().all(BTreeMap::is_empty) => {
-                idle.next(Part::Reserve, reserve)
-            }
-            turn => turn,
-        };
-        let Some(turn) = turn else { return false };
-        let Some((since, seat)) = idle.queue(turn).get(&turn.number).cloned() else { return false };
+        // In the reserve only when all others are at work.
+        let part = if local && idle.queue(Part::Common).is_empty() { Part::Reserve } else { Part::Common };
+        let Some((turn, since, seat)) = idle.next(part, now) else { return false };
         let mut state = seat.state();
         if seat.local
-            && turn.part == Part::Common
+            && part == Part::Common
             && let Ok(permit) = self.reserve.clone().try_acquire_owned()
         {
             let moved = Turn { part: Part::Reserve, ..turn };
             (state.permit, state.part, state.turn) = (Some(permit), moved.part, Some(moved));
             drop(state);
-            idle.queue(turn).remove(&turn.number);
-            idle.queue(moved).insert(turn.number, (since, seat));
-            return true;
+            idle.queue(part).remove(&turn.number);
+            idle.queue(moved.part).insert(turn.number, (since, seat));
+        } else {
+            idle.send_away(turn, &seat, &mut state);
         }
-        drop(state);
-        Self::send_away(idle, turn, now)
-    }
-
-    /// Make room beside the common places: for all whose processes have clients there are enough.
-    fn evict_orphan(&self) -> bool {
-        let mut idle = self.lock();
-        let first = idle.queues[Part::Beside as usize][0].keys().next().copied();
-        first.is_some_and(|number| {
-            let turn = Turn { part: Part::Beside, known: false, number };
-            Self::send_away(&mut idle, turn, Instant::now())
-        })
-    }
-
-    fn send_away(idle: &mut Idle, turn: Turn, now: Instant) -> bool {
-        let Some((since, seat)) = idle.queue(turn).get(&turn.number).cloned() else { return false };
-        let mut state = seat.state();
-        // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
-        let idle_for = now.saturating_duration_since(since);
-        if idle_for < SHORT_GRACE || idle_for < GRACE && idle_for < Seat::grace(&state) {
-            return false;
-        }
-        idle.queue(turn).remove(&turn.number);
-        state.turn = None;
-        drop(state);
-        seat.gone.store(true, Ordering::Relaxed);
-        seat.evicted.notify_one();
         true
-    }
-}
-
-impl Entry {
-    /// Its place, as soon as there is one. `None`: there was none in time.
-    pub(crate) async fn place(self) -> Option<Arc<Place>> {
-        match self {
-            Self::Place(place) => Some(place),
-            Self::Wait(waiting) => waiting.place().await,
-            Self::Full => None,
-        }
-    }
-}
-
-impl Waiting {
-    /// Its place, which it does not have yet: it may be read from, and its request waits ([`Place::admitted`]).
-    pub(crate) fn early(&self) -> Arc<Place> {
-        self.place.clone()
-    }
-
-    /// Its place, once it has it. `None`: there was none in time.
-    pub(crate) async fn place(self) -> Option<Arc<Place>> {
-        self.seated().await.then_some(self.place)
-    }
-
-    /// Ready when it has its place, in the order of arrival. `false`: there was none in time.
-    pub(crate) async fn seated(&self) -> bool {
-        let place = &self.place;
-        let (door, local) = (&place.door, place.is_local());
-        let until = Instant::now() + WAITING_TIME;
-        let mut common = pin!(door.common.clone().acquire_owned());
-        let mut reserve = pin!(door.reserve.clone().acquire_owned());
-        let _counted = Counted::new(door);
-        door.evict(local);
-        // Of many that wait one looks for all.
-        let look = async {
-            let _looks = door.looks[usize::from(local)].lock().await;
-            loop {
-                tokio::time::sleep(LOOK).await;
-                door.evict(local);
-            }
-        };
-        let (permit, part) = tokio::select! {
-            biased;
-            () = place.seat.beside.notified() => return true,
-            permit = &mut common => (permit, Part::Common),
-            permit = &mut reserve, if local => (permit, Part::Reserve),
-            never = look => never,
-            () = tokio::time::sleep_until(until) => return false,
-        };
-        permit.is_ok_and(|permit| {
-            place.sits(permit, part);
-            true
-        })
     }
 }
 
@@ -445,26 +332,20 @@ impl Place {
         let mut idle = self.door.lock();
         let mut state = self.seat.state();
         change(&mut state);
-        let is_idle = (state.resting || state.owing > 0) && state.permit.is_some() && !self.is_gone();
+        // Beside the common places there is enough for all that owe, as long as their processes have clients.
+        let owes = state.owing > 0 && state.part != Part::Beside;
+        let is_idle = (state.resting || owes) && !self.is_gone();
         if (anew || !is_idle)
             && let Some(turn) = state.turn.take()
         {
-            idle.queue(turn).remove(&turn.number);
+            idle.queue(turn.part).remove(&turn.number);
         }
         if is_idle && state.turn.is_none() {
             idle.next += 1;
-            let turn = Turn { part: state.part, known: state.known, number: idle.next };
+            let turn = Turn { part: state.part, number: idle.next };
             state.turn = Some(turn);
-            idle.queue(turn).insert(turn.number, (Instant::now(), self.seat.clone()));
+            idle.queue(turn.part).insert(turn.number, (Instant::now(), self.seat.clone()));
         }
-    }
-
-    /// The door may look into its socket, for as long as what is returned is kept.
-    #[must_use]
-    pub(crate) fn may_look(&self, into: Option<Unread>) -> Option<Arc<Unread>> {
-        let unread = Arc::new(into?);
-        self.seat.state().unread = Arc::downgrade(&unread);
-        Some(unread)
     }
 
     /// It waits for a request.
@@ -472,93 +353,93 @@ impl Place {
         self.settle(true, |state| state.resting = true);
     }
 
-    /// A request has come. `false`: too late, its place is promised to somebody else.
-    pub(crate) fn works(&self) -> bool {
-        self.settle(false, |state| {
-            (state.resting, state.known, state.head) = (false, true, 0);
-            // One that waits keeps its head meanwhile.
-            state.long.take_if(|_| state.permit.is_some());
-        });
-        !self.is_gone()
-    }
-
-    /// It has a place, unless it has one already.
-    fn sits(&self, permit: OwnedSemaphorePermit, part: Part) {
-        self.settle(true, |state| {
-            if state.permit.is_none() {
-                (state.permit, state.part, state.room) = (Some(permit), part, None);
-                state.long.take_if(|_| !state.resting);
-            }
-        });
-        self.seat.seated.notify_one();
-    }
-
-    fn part(&self) -> Option<Part> {
-        let state = self.seat.state();
-        state.permit.is_some().then_some(state.part)
-    }
-
-    /// Ready when the request that has come may be answered. `fetches`: whether it is the first one for a stream of a process,
-    /// which does not wait. `false`: too many wait; or it is one more on a connection that was let in for a stream.
-    pub(crate) async fn admitted(&self, fetches: impl FnOnce() -> bool) -> bool {
-        if let Some(part) = self.part() {
+    /// A request has come, and may be answered. `fetches`: whether it is the first one for a stream of a process, which does
+    /// not wait. `false`: too late, what its connection held is promised to somebody else; there is no place for it in time,
+    /// or too many wait for one; or it is one more on a connection that was let in for a stream.
+    pub(crate) async fn works(&self, fetches: impl FnOnce() -> bool) -> bool {
+        self.settle(false, |state| (state.resting, state.head) = (false, 0));
+        if self.is_gone() {
+            return false;
+        }
+        let part = self.seat.state().part;
+        if part != Part::hall(self.is_local()) {
+            self.seat.state().long = None;
             return part != Part::Beside;
         }
-        if fetches() {
-            return self.sits_beside().await;
+        if let Ok(permit) = self.door.common.clone().try_acquire_owned() {
+            self.sits(permit, Part::Common);
+            return true;
         }
-        let rooms = self.door.rooms[usize::from(self.seat.local)].clone();
-        let room = async {
-            // The administrator's own burst waits in the hall.
-            if self.seat.local { rooms.acquire_owned().await.ok() } else { rooms.try_acquire_owned().ok() }
-        };
-        tokio::select! {
-            biased;
-            () = self.seat.seated.notified() => return true,
-            room = room => {
-                let mut state = self.seat.state();
-                if state.permit.is_some() {
-                    return true;
-                }
-                if room.is_none() {
-                    return false;
-                }
-                state.room = room;
-            }
-        }
-        self.seat.seated.notified().await;
-        true
+        let waits = async { if fetches() { self.waits_beside().await } else { self.waits().await } };
+        tokio::time::timeout(WAITING_TIME, waits).await.unwrap_or(false)
     }
 
-    async fn sits_beside(&self) -> bool {
+    /// It has a place from now on. What it held, and the room of its head, is for others.
+    fn sits(&self, permit: OwnedSemaphorePermit, part: Part) {
+        let mut state = self.seat.state();
+        (state.permit, state.part, state.long) = (Some(permit), part, None);
+    }
+
+    /// Ready when its request has a place, in the order of arrival. `false`: too many wait.
+    async fn waits(&self) -> bool {
+        let (door, local) = (&self.door, self.is_local());
+        if local && let Ok(permit) = door.reserve.clone().try_acquire_owned() {
+            self.sits(permit, Part::Reserve);
+            return true;
+        }
+        let Ok(room) = door.rooms[usize::from(local)].clone().try_acquire_owned() else {
+            door.warn("all places are at work, and as many requests wait as may");
+            return false;
+        };
+        self.seat.state().permit = Some(room);
+        let mut common = pin!(door.common.clone().acquire_owned());
+        let mut reserve = pin!(door.reserve.clone().acquire_owned());
+        let _counted = Counted::new(door);
+        door.evict(local);
+        // Of many that wait one looks for all.
+        let look = async {
+            let _looks = door.looks[usize::from(local)].lock().await;
+            loop {
+                tokio::time::sleep(LOOK).await;
+                door.evict(local);
+            }
+        };
+        let (permit, part) = tokio::select! {
+            biased;
+            permit = &mut common => (permit, Part::Common),
+            permit = &mut reserve, if local => (permit, Part::Reserve),
+            never = look => never,
+        };
+        permit.is_ok_and(|permit| {
+            self.sits(permit, part);
+            true
+        })
+    }
+
+    async fn waits_beside(&self) -> bool {
         let mut permit = pin!(self.door.beside.clone().acquire_owned());
-        let mut asked: Option<Instant> = None;
-        loop {
+        let permit = loop {
             tokio::select! {
                 biased;
-                () = self.seat.seated.notified() => return true,
-                permit = &mut permit => {
-                    let Ok(permit) = permit else { return false };
-                    self.sits(permit, Part::Beside);
-                    self.seat.beside.notify_one();
-                    return true;
-                }
-                () = tokio::time::sleep(LOOK) => {
-                    if asked.is_none_or(|asked| asked.elapsed() >= AGAIN) && self.door.evict_orphan() {
-                        asked = Some(Instant::now());
-                    }
-                }
+                permit = &mut permit => break permit.ok(),
+                () = std::future::ready(()) => {}
             }
-        }
+            if let permit @ Some(_) = self.door.take_from(Part::Beside) {
+                break permit;
+            }
+            tokio::time::sleep(GRACE).await;
+        };
+        permit.is_some_and(|permit| {
+            self.sits(permit, Part::Beside);
+            true
+        })
     }
 
     /// The process that it reads the output of has no client any more. Beside the common places it may have to go from now on.
-    pub(crate) fn orphaned(self: &Arc<Self>) -> Option<Owed> {
-        if self.part() != Some(Part::Beside) {
-            return None;
+    pub(crate) fn orphaned(&self) {
+        if self.seat.state().part == Part::Beside {
+            self.rests();
         }
-        self.settle(true, |state| (state.known, state.owing) = (false, state.owing + 1));
-        Some(Owed(self.clone()))
     }
 
     /// So many bytes have come. `false`: they belong to the head of a request, and there is no room for more of it.
