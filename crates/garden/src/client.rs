@@ -231,7 +231,7 @@ impl Client {
         let request = request("GET", &files(handle, "source", source, user));
         let request = request.header(TAR_FAILURE, "trailer").header(TE, "trailers");
         let request = request.body(Full::<Bytes>::default()).map_err(bad_request)?;
-        again(true, async |course| self.tar(request.clone(), course).await).await
+        again(true, |course| self.tar(request.clone(), course)).await
     }
 
     async fn tar(&self, mut request: Request<Full<Bytes>>, course: Arc<Course>) -> Result<TarReader> {
@@ -282,7 +282,7 @@ impl Client {
         }
         let body = Full::new(Bytes::from(body.unwrap_or_default()));
         let request = request.body(body).map_err(bad_request)?;
-        again(matches!(method, "GET" | "PUT"), async |course| self.exchange(request.clone(), course).await).await
+        again(matches!(method, "GET" | "PUT"), |course| self.exchange(request.clone(), course)).await
     }
 
     /// Send a request; the whole reply. The connection is driven right here and ends with this future.

@@ -8,6 +8,7 @@ use crate::client::Server;
 use crate::error::clip;
 use crate::wire::{INPUT_HEADER, WAIT_HEADER};
 use crate::{Address, Error, Result};
+use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -76,7 +77,7 @@ pub(crate) async fn hijack(
     body: &[u8],
 ) -> Result<Hijacked> {
     let request = request(method, path, waits, body);
-    again(method == "GET", async |course| take_over(server, &request, &course).await).await
+    again(method == "GET", |course| take_over(server, &request, course)).await
 }
 
 fn request(method: &str, path: &str, waits: &str, body: &[u8]) -> Vec<u8> {
@@ -94,9 +95,9 @@ fn request(method: &str, path: &str, waits: &str, body: &[u8]) -> Vec<u8> {
     request
 }
 
-async fn take_over(server: &Server, request: &[u8], course: &Course) -> Result<Hijacked> {
+async fn take_over(server: &Server, request: &[u8], course: Arc<Course>) -> Result<Hijacked> {
     let mut stream = BufReader::with_capacity(64 << 10, dial(server).await?);
-    let failure = send(&mut stream, request, course).await;
+    let failure = send(&mut stream, request, &course).await;
     match stream.fill_buf().await {
         Ok([]) => {}
         Ok(_) => course.is_answered(),

@@ -189,7 +189,7 @@ impl Door {
     /// With so many places.
     pub(crate) fn new(places: usize) -> Arc<Self> {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
-        let hall = || semaphore(places.clamp(64, 2048));
+        let hall = || semaphore(places.clamp(128, 2048));
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
         Arc::new(Self {

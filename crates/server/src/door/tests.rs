@@ -105,7 +105,7 @@ async fn who_has_sent_nothing_takes_nothing_from_others() {
 #[tokio::test(start_paused = true)]
 async fn a_full_hall_is_for_those_that_come_last() {
     let door = Door::new(2);
-    let mut silent: Vec<_> = (0..64).map(|_| comes(&door, false)).collect();
+    let mut silent: Vec<_> = (0..128).map(|_| comes(&door, false)).collect();
     // Who has just come is not closed for the next one: its request may be in the connection.
     assert!(door.enter(false).is_none() && silent.iter().all(|place| !place.is_gone()));
     // The administrator has a hall of his own.
@@ -119,11 +119,11 @@ async fn a_full_hall_is_for_those_that_come_last() {
     soon(silent[0].evicted()).await.unwrap();
     assert!(silent[1..].iter().all(|place| !place.is_gone()) && !silent[0].works(|| false).await);
     // There is one place for each that has gone, and not one more.
-    silent.extend((0..62).map(|_| comes(&door, false)));
-    assert!(door.enter(false).is_none() && silent[2..64].iter().all(|place| place.is_gone()));
-    assert!(silent[64..].iter().all(|place| !place.is_gone()));
+    silent.extend((0..126).map(|_| comes(&door, false)));
+    assert!(door.enter(false).is_none() && silent[2..128].iter().all(|place| place.is_gone()));
+    assert!(silent[128..].iter().all(|place| !place.is_gone()));
     drop(silent);
-    assert_eq!(door.halls[0].available_permits(), 64);
+    assert_eq!(door.halls[0].available_permits(), 128);
 }
 
 /// Each of a burst gets a place, for each of those who hold them and do nothing goes when it is told.
