@@ -332,8 +332,9 @@ impl Place {
         let mut idle = self.door.lock();
         let mut state = self.seat.state();
         change(&mut state);
-        // Beside the common places there is enough for all that owe, as long as their processes have clients.
-        let owes = state.owing > 0 && state.part != Part::Beside;
+        // In the hall only who owes a request is in the way, and beside the common places there is enough for all that owe as
+        // long as their processes have clients.
+        let owes = state.owing > 0 && matches!(state.part, Part::Common | Part::Reserve);
         let is_idle = (state.resting || owes) && !self.is_gone();
         if (anew || !is_idle)
             && let Some(turn) = state.turn.take()

@@ -102,6 +102,25 @@ fn answer(stream: &mut TcpStream, within: Duration) -> Option<String> {
     }
 }
 
+/// Who has connected and has no processor for a while before it asks loses nothing to those that are faster.
+#[tokio::test]
+async fn a_slow_client_is_not_closed_for_fast_ones() {
+    let (server, address) = on_tcp(&["--insecure-listen", "--max-connections", "4"]).await;
+    let mut slow: Vec<_> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let begun = Instant::now();
+    while begun.elapsed() < PAUSE {
+        let mut fast: Vec<_> = (0..8).map(|_| request(address, "GET /ping", "")).collect();
+        for stream in &mut fast {
+            assert!(answer(stream, STUCK).unwrap().starts_with("HTTP/1.1 200"));
+        }
+    }
+    for stream in &mut slow {
+        stream.write_all(b"GET /ping HTTP/1.1\r\nHost: api\r\n\r\n").unwrap();
+        assert!(answer(stream, STUCK).unwrap().starts_with("HTTP/1.1 200"));
+    }
+    server.finish().await;
+}
+
 /// Each stream of one's own process is let in beside the others, once, and nothing else is.
 #[tokio::test]
 async fn only_the_streams_of_processes_are_let_in_beside_the_others() {
