@@ -3,11 +3,12 @@
 //! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
 //! written and their heads read here.
 
-use crate::answering::send;
+use crate::answering::{Course, again, send};
 use crate::client::Server;
 use crate::error::clip;
 use crate::wire::{INPUT_HEADER, WAIT_HEADER};
 use crate::{Address, Error, Result};
+use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -75,7 +76,11 @@ pub(crate) async fn hijack(
     waits: &str,
     body: &[u8],
 ) -> Result<Hijacked> {
-    let mut stream = BufReader::with_capacity(64 << 10, dial(server).await?);
+    let request = request(method, path, waits, body);
+    again(method == "GET", |course| take_over(server, &request, course)).await
+}
+
+fn request(method: &str, path: &str, waits: &str, body: &[u8]) -> Vec<u8> {
     let (ours, base64) = INPUT_HEADER;
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: api\r\n{ours}: {base64}\r\n");
     if !waits.is_empty() {
@@ -87,8 +92,17 @@ pub(crate) async fn hijack(
     request += "\r\n";
     let mut request = request.into_bytes();
     request.extend_from_slice(body);
-    let failure = send(&mut stream, &request).await;
+    request
+}
 
+async fn take_over(server: &Server, request: &[u8], course: Arc<Course>) -> Result<Hijacked> {
+    let mut stream = BufReader::with_capacity(64 << 10, dial(server).await?);
+    let failure = send(&mut stream, request, &course).await;
+    match stream.fill_buf().await {
+        Ok([]) => {}
+        Ok(_) => course.is_answered(),
+        Err(error) => return Err(failure.unwrap_or(error).into()),
+    }
     let Head { status, length, binary } = match (read_final(&mut stream).await, failure) {
         (Err(Error::Disconnected | Error::Io(_)), Some(failure)) => return Err(failure.into()),
         (head, _) => head?,
