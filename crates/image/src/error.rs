@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 use rustix::io::Errno;
 pub(crate) use wardian_archive::show;
 
-use crate::app;
+use crate::source::app;
 
 /// Why an image could not be opened or unpacked. Names that come from an image are escaped and cut.
 #[derive(Debug, thiserror::Error)]

@@ -10,44 +10,30 @@
 //! are unpacked into, every size has a limit, and digests cover every byte of a blob.
 #![forbid(unsafe_code)]
 
-mod app;
-mod archives;
-mod base;
-mod budget;
+mod bounds;
 mod digest;
 mod disk;
 mod error;
 pub mod export;
 pub mod files;
-mod layer;
-mod manifest;
-mod names;
-mod oci;
-mod pipeline;
-mod plain;
-pub mod reference;
+mod format;
+mod overlay;
 mod remote;
-mod room;
-mod rootfs;
 mod source;
-mod stream;
-mod times;
-mod tree;
 mod unpack;
-mod watch;
-mod xattr;
 
 #[cfg(test)]
 mod tests;
 
-pub use app::{App, shown};
-pub use budget::{Extent, Packed};
+pub use bounds::budget::{Extent, Packed};
+pub use bounds::watch::Watch;
 pub use digest::Digest;
 pub use error::Error;
-pub use layer::{Identity, Layer};
-pub use manifest::{Descriptor, ImageConfig, Index, MAX_LAYERS, Manifest};
-pub use plain::Opening;
+pub use format::manifest::{Descriptor, ImageConfig, Index, MAX_LAYERS, Manifest};
+pub use format::plain::Opening;
+pub use format::reference;
 pub use remote::{Host, Location, Remote, Settings};
-pub use source::{Config, Image, Source, Way};
-pub use unpack::{Limits, Unpacked, unpack_tar};
-pub use watch::Watch;
+pub use source::address::{Config, Image, Source, Way};
+pub use source::app::{App, shown};
+pub use source::layer::{Identity, Layer};
+pub use unpack::entries::{Limits, Unpacked, unpack_tar};

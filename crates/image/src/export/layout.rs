@@ -20,10 +20,10 @@ use tar::EntryType;
 use super::tarball::{END, Head, Named, Tarball, failed, padding};
 use super::walk::{self, Meter};
 use super::{BUFFER, Compression, ExportedImage};
-use crate::archives::split_tag;
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::manifest::{IMAGE_NAME, MAX_JSON, REF_NAME, host_architecture, too_large};
+use crate::format::archive::split_tag;
+use crate::format::manifest::{IMAGE_NAME, MAX_JSON, REF_NAME, host_architecture, too_large};
 
 const BLOBS: &str = "blobs/sha256";
 /// A blob whose digest is not known yet.

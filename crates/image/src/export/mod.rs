@@ -27,10 +27,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::bounds::watch::Watch;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::files::{self, NotMade};
-use crate::watch::Watch;
 use layout::Layout;
 
 pub use layout::config_with_layer;
@@ -419,7 +419,8 @@ impl Drop for Temporary<'_> {
         // through its descriptor: what has its name by now may be another one, and is removed only if it is empty.
         if fstat(made).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
             for name in names(made).unwrap_or_default() {
-                let _ = crate::tree::remove(made.as_fd(), &name, b"", MAX_REMOVED, &Watch::default());
+                let _ =
+                    crate::overlay::tree::remove(made.as_fd(), &name, b"", MAX_REMOVED, &Watch::default());
             }
             let _ = unlinkat(&self.above, &self.name, AtFlags::REMOVEDIR);
         } else if self.has_name(&*self.name) {

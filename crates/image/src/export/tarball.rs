@@ -7,8 +7,8 @@ use tar::{EntryType, Header};
 
 use super::walk::{Content, Item, Meter, Sink};
 use crate::error::{Error, show};
-use crate::stream::Time;
-use crate::unpack::{OPAQUE, WHITEOUT};
+use crate::format::stream::Time;
+use crate::unpack::entries::{OPAQUE, WHITEOUT};
 
 const BLOCK: u64 = 512;
 /// Limits of the octal fields: 7 digits for ids and device numbers, 11 for sizes and times.
@@ -322,7 +322,8 @@ mod tests {
             assert_eq!(Header::from_byte_slice(&head.one_block()).entry_size().unwrap(), size);
             let blocks = head.encode();
             assert_eq!(blocks.len() > 512, size > MAX_LARGE);
-            let entry = crate::stream::Stream::new(&blocks[..], u64::MAX).next(false).unwrap().unwrap();
+            let entry =
+                crate::format::stream::Stream::new(&blocks[..], u64::MAX).next(false).unwrap().unwrap();
             assert_eq!(entry.size, size);
         }
     }

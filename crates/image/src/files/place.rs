@@ -136,7 +136,7 @@ pub fn special(kind: FileType) -> Option<&'static str> {
 /// /dev/stdout is one, which leads every process to a file of its own.
 pub fn special_in(tar: &[u8]) -> Option<&'static str> {
     use tar::EntryType;
-    match crate::stream::Stream::new(tar, u64::MAX).next(false) {
+    match crate::format::stream::Stream::new(tar, u64::MAX).next(false) {
         // Tars have no sockets.
         Ok(None) => special(FileType::Socket),
         Ok(Some(entry)) => match entry.kind {

@@ -2,7 +2,7 @@
 
 use super::{NotMade, REPLACED, fresh, place::special, unsafe_path, write};
 use crate::error::{Error, show};
-use crate::stream::{Entry, Stream, Time};
+use crate::format::stream::{Entry, Stream, Time};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, ftruncate, futimens,
     mknodat, openat, openat2, statat, symlinkat, unlinkat,

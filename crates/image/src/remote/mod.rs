@@ -20,9 +20,9 @@ pub(crate) use self::body::Fetch;
 pub(crate) use self::try_again::Validator;
 
 use self::client::Client;
+use crate::bounds::room::{Room, Share};
+use crate::bounds::watch::Watch;
 use crate::error::Error;
-use crate::room::{Room, Share};
-use crate::watch::Watch;
 
 /// How often who waits looks whether it is to go on waiting.
 const LOOK: Duration = Duration::from_millis(20);

@@ -137,7 +137,7 @@ fn reading_stops_behind_the_promised_size() {
     write(&path, &tar);
     File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     let watch = Watch::default();
-    let input = crate::pipeline::Input {
+    let input = crate::unpack::pipeline::Input {
         reader: Box::new(File::open(&path).unwrap()),
         what: "grown",
         size: Some(tar.len() as u64),
@@ -148,7 +148,7 @@ fn reading_stops_behind_the_promised_size() {
         stop: &Stop::new(&watch),
         whole: None,
     };
-    let result = crate::pipeline::run(input, |mut pieces| {
+    let result = crate::unpack::pipeline::run(input, |mut pieces| {
         std::io::copy(&mut pieces, &mut std::io::sink()).unwrap();
         Ok(())
     });

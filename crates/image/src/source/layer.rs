@@ -11,19 +11,19 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::app::Droplet;
-use crate::archives::Section;
-use crate::base::Base;
-use crate::budget::{Budget, Extent};
+use crate::bounds::budget::{Budget, Extent};
+use crate::bounds::watch::Watch;
 use crate::digest::Digest;
-use crate::disk;
+use crate::disk::rootfs;
+use crate::disk::stored;
 use crate::error::Error;
-use crate::oci::Layout;
-use crate::pipeline::{self, Input};
+use crate::format::archive::Section;
+use crate::format::oci::Layout;
+use crate::overlay::base::Base;
 use crate::remote::{Fetch, Location, NamedBy, Remote, Stop};
-use crate::rootfs;
-use crate::unpack::{Limits, Rules, Unpacked, unpack};
-use crate::watch::Watch;
+use crate::source::app::Droplet;
+use crate::unpack::entries::{Limits, Rules, Unpacked, unpack};
+use crate::unpack::pipeline::{self, Input};
 
 /// One layer of an image. Cheap to keep: the data is read when it is unpacked.
 #[derive(Debug, Clone)]
@@ -291,10 +291,10 @@ impl Layer {
                     let path = what.clone();
                     move |source| Error::Io { op, path, source }
                 };
-                let (file, _) = crate::source::open_tar(path)?;
+                let (file, _) = crate::source::address::open_tar(path)?;
                 let file = Arc::new(file);
                 let reader = Section::new(Arc::clone(&file), 0, identity.size);
-                let reader = reader.stored_as(disk::of(&file, path)?);
+                let reader = reader.stored_as(stored::of(&file, path)?);
                 let unchanged = |file: &File| {
                     if Identity::of(&file.metadata().map_err(error("stat"))?) == *identity {
                         Ok(())

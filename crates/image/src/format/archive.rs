@@ -16,15 +16,15 @@ use serde::Deserialize;
 use tar::EntryType;
 
 use crate::digest::Digest;
-use crate::disk;
+use crate::disk::stored;
 use crate::error::{Error, show};
-use crate::layer::{Blob, Layer};
-use crate::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
-use crate::pipeline::{self, Whole};
-use crate::plain::{Opening, Plain, compression, plain};
-use crate::reference::short;
-use crate::source::{Image, open_tar};
-use crate::stream::{Entry, Stream};
+use crate::format::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
+use crate::format::plain::{Opening, Plain, compression, plain};
+use crate::format::reference::short;
+use crate::format::stream::{Entry, Stream};
+use crate::source::address::{Image, open_tar};
+use crate::source::layer::{Blob, Layer};
+use crate::unpack::pipeline::{self, Whole};
 
 /// Entries of one archive. The largest images have some hundred layers with three entries each.
 const MAX_MEMBERS: u64 = 1 << 16;
@@ -238,7 +238,7 @@ impl Twice<'_> {
     /// longer than what it has on the disk.
     fn count(&mut self, size: u64) -> Result<(), Error> {
         self.compared = self.compared.saturating_add(size);
-        let limit = self.file.disk.saturating_add(disk::HOLES);
+        let limit = self.file.disk.saturating_add(stored::HOLES);
         if self.compared <= limit {
             return Ok(());
         }
@@ -305,7 +305,7 @@ fn scan(
     let size = file.metadata().map_err(|e| error("stat", e))?.len();
     let mut reader = BufReader::with_capacity(HEADERS, Section::new(Arc::clone(file), 0, size));
     let (mut at, mut headers) = (0, 0);
-    let most = MAX_HEADERS.min(disk.saturating_add(disk::HOLES));
+    let most = MAX_HEADERS.min(disk.saturating_add(stored::HOLES));
     let too_many = || {
         let what = format!("the size of all headers in {}", what());
         Err(Error::Limit { what, limit: most })

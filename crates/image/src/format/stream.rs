@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Read};
 
 pub(crate) use wardian_archive::{Entry, Stream, Time};
 
-use crate::budget::Meter;
+use crate::bounds::budget::Meter;
 use crate::error::Error;
 
 impl From<wardian_archive::Error> for Error {

@@ -8,17 +8,17 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-use crate::archives::Section;
-use crate::base::Base;
+use crate::bounds::watch::Watch;
 use crate::digest::Digest;
-use crate::disk;
+use crate::disk::stored;
 use crate::error::{Error, show, without_secrets};
-use crate::layer::{Blob, Identity, Layer, same};
-use crate::pipeline::{self, Input, Whole};
+use crate::format::archive::Section;
+use crate::overlay::base::Base;
 use crate::remote::{Fetch, Location, NamedBy, Remote, Stop, Validator};
-use crate::source::{open_tar, state_of};
-use crate::unpack::{Rules, Unpacked, unpack};
-use crate::watch::Watch;
+use crate::source::address::{open_tar, state_of};
+use crate::source::layer::{Blob, Identity, Layer, same};
+use crate::unpack::entries::{Rules, Unpacked, unpack};
+use crate::unpack::pipeline::{self, Input, Whole};
 
 const PRELOADED: &str = "preloaded+layer:";
 /// What [`App`]'s `Display` must encode in a value or in a path so that it ends where it ends.
@@ -415,7 +415,7 @@ impl Droplet {
             return Err(Error::layer_bytes(format!("the size of {what}"), limit));
         }
         let section = Section::new(Arc::clone(&file), 0, before.size);
-        let whole = Some(disk::of(&file, path)?);
+        let whole = Some(stored::of(&file, path)?);
         let unpacked = self.unpack_from(Box::new(section), whole, &what, stop, into, rules)?;
         unchanged(&now()?)?;
         Ok(unpacked)

@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
-use crate::archives::{Archive, Section, read_json};
 use crate::digest::Digest;
-use crate::disk;
+use crate::disk::rootfs::Root;
+use crate::disk::stored;
 use crate::error::Error;
-use crate::layer::Blob;
-use crate::manifest::{Descriptor, ImageConfig, Index, MAX_JSON, Manifest, too_large};
-use crate::plain::Opening;
+use crate::format::archive::{Archive, Section, read_json};
+use crate::format::manifest::{Descriptor, ImageConfig, Index, MAX_JSON, Manifest, too_large};
+use crate::format::plain::Opening;
 use crate::remote::Remote;
-use crate::rootfs::Root;
-use crate::source::Image;
+use crate::source::address::Image;
+use crate::source::layer::Blob;
 
 /// Indexes inside indexes; one level is usual.
 const MAX_NESTING: u32 = 4;
@@ -78,7 +78,7 @@ impl Layout {
         if !meta.is_file() {
             return Err(Error::Corrupt { what: self.name(name), why: "it is no regular file".into() });
         }
-        let whole = disk::of(&file, &self.path.join(name))?;
+        let whole = stored::of(&file, &self.path.join(name))?;
         Ok(Section::new(Arc::new(file), 0, meta.len()).stored_as(whole))
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::unpack::Limits;
+use crate::unpack::entries::Limits;
 
 /// Bytes that the tar streams of an image may have whatever its blobs' size: images of some empty files, and tests, are
 /// small and compress well.

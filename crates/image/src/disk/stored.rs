@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{SeekFrom, seek};
 
 use crate::error::Error;
-use crate::pipeline::Whole;
+use crate::unpack::pipeline::Whole;
 
 /// Bytes of holes that are read of an archive beyond what it has on the disk.
 pub(crate) const HOLES: u64 = 64 << 20;

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use wardian_sys::directory;
 
-use crate::archives::{self, split_tag};
+use crate::disk::rootfs::{self, Root};
 use crate::error::{Error, without_secrets};
-use crate::layer::{Blob, Identity, Layer};
-use crate::oci::{self, Layout};
-use crate::plain::{Opening, Plain, compression};
+use crate::format::archive::{self, split_tag};
+use crate::format::oci::{self, Layout};
+use crate::format::plain::{Opening, Plain, compression};
 use crate::remote::Remote;
-use crate::rootfs::{self, Root};
-use crate::unpack::Limits;
+use crate::source::layer::{Blob, Identity, Layer};
+use crate::unpack::entries::Limits;
 
 /// How often a file is waited for that is changed again and again.
 const MAX_WAITS: u32 = 50;
@@ -205,11 +205,11 @@ impl Source {
                 return Err(Error::Directory { path: shown });
             }));
         }
-        let (kind, held) = archives::kind(&absolute, opening)?;
+        let (kind, held) = archive::kind(&absolute, opening)?;
         let place = match kind {
-            archives::Kind::Docker => Place::DockerArchive { file, name: None },
-            archives::Kind::Oci => Place::OciArchive { file, tag: None },
-            archives::Kind::RootFs => Place::Tar(file),
+            archive::Kind::Docker => Place::DockerArchive { file, name: None },
+            archive::Kind::Oci => Place::OciArchive { file, tag: None },
+            archive::Kind::RootFs => Place::Tar(file),
         };
         Ok(Self { place, _held: Some(held) })
     }
@@ -237,7 +237,7 @@ impl Source {
                 oci::open(Layout::in_archive(Path::new(file), opening)?, tag.as_deref(), remote)
             }
             Place::DockerArchive { file, name } => {
-                archives::open_docker(Path::new(file), name.as_deref(), opening)
+                archive::open_docker(Path::new(file), name.as_deref(), opening)
             }
         }
     }
@@ -265,7 +265,7 @@ impl Source {
         match &self.place {
             Place::OciArchive { .. } | Place::DockerArchive { .. } => self.way() == Way::Compressed,
             Place::Path(path) if self.way() == Way::Compressed => open_tar(Path::new(path))
-                .and_then(|(file, _)| archives::begins_like_image(file))
+                .and_then(|(file, _)| archive::begins_like_image(file))
                 .unwrap_or(false),
             _ => false,
         }

@@ -22,13 +22,13 @@ use std::thread;
 use rustix::fs::{Mode, OFlags, openat};
 use sha2::{Digest as _, Sha256};
 
-use crate::budget::Budget;
+use crate::bounds::budget::Budget;
+use crate::bounds::room::{PIECE, Share};
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::format::stream::stream_error;
+use crate::overlay::tree::at;
 use crate::remote::Stop;
-use crate::room::{PIECE, Share};
-use crate::stream::stream_error;
-use crate::tree::at;
 
 /// How many pieces may wait for each reader. 3 MiB hide the stages' pauses on a busy host and keep four unpacks at once
 /// far below 64 MB of memory.

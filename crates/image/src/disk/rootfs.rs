@@ -16,16 +16,16 @@ use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use wardian_sys::directory;
 
+use crate::bounds::room::{Held, Room};
+use crate::bounds::watch::Watch;
 use crate::digest::Digest;
+use crate::disk::names::{self, MOST_NAMES, Names};
 use crate::error::{Error, show};
 use crate::export;
-use crate::layer::{Blob, Identity, Layer};
-use crate::names::{self, MOST_NAMES, Names};
-use crate::plain::Opening;
-use crate::room::{Held, Room};
-use crate::source::{Config, Image};
-use crate::unpack::Limits;
-use crate::watch::Watch;
+use crate::format::plain::Opening;
+use crate::source::address::{Config, Image};
+use crate::source::layer::{Blob, Identity, Layer};
+use crate::unpack::entries::Limits;
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// How often a tree is waited for that is changed again and again.

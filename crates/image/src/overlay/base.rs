@@ -9,8 +9,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{Error, show};
-use crate::stream::Time;
-use crate::tree::at;
+use crate::format::stream::Time;
+use crate::overlay::tree::at;
 
 /// The annotation of a manifest's layer that names it (Cloud Foundry, "OCI mode").
 pub(crate) const ANNOTATION: &str = "org.cloudfoundry.experimental.image.base-directory";

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::archives::several_images;
-use crate::base::{self, Base};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::layer::{Blob, Layer};
+use crate::format::archive::several_images;
+use crate::overlay::base::{self, Base};
 use crate::remote::Location;
-use crate::source::Config;
+use crate::source::address::Config;
+use crate::source::layer::{Blob, Layer};
 
 /// Bytes of one document; registries cap manifests at the same 4 MiB.
 pub(crate) const MAX_JSON: u64 = 4 << 20;

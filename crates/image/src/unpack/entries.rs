@@ -12,16 +12,16 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite};
 use tar::EntryType;
 
-use crate::base::Base;
-use crate::budget::{Budget, Meter, Packed};
+use crate::bounds::budget::{Budget, Meter, Packed};
+use crate::bounds::watch::Watch;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, show};
-use crate::pipeline::Digests;
-use crate::stream::{Entry, Metered, Stream, Time};
-use crate::times::Times;
-use crate::tree::{Parent, Tree, at, set_opaque};
-use crate::watch::Watch;
-use crate::xattr::{self, Fate};
+use crate::format::stream::{Entry, Metered, Stream, Time};
+use crate::overlay::base::Base;
+use crate::overlay::times::Times;
+use crate::overlay::tree::{Parent, Tree, at, set_opaque};
+use crate::overlay::xattr::{self, Fate};
+use crate::unpack::pipeline::Digests;
 
 pub(crate) const WHITEOUT: &[u8] = b".wh.";
 /// Names of aufs' own bookkeeping, and of the opaque marker.

@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::archives::Section;
-use crate::budget::{Budget, Meter};
-use crate::disk;
+use crate::bounds::budget::{Budget, Meter};
+use crate::disk::stored;
 use crate::error::Error;
-use crate::layer::Identity;
-use crate::pipeline::{Compression, Made, Whole, decoder};
-use crate::source::open_tar;
-use crate::stream::stream_error;
-use crate::unpack::Limits;
+use crate::format::archive::Section;
+use crate::format::stream::stream_error;
+use crate::source::address::open_tar;
+use crate::source::layer::Identity;
+use crate::unpack::entries::Limits;
+use crate::unpack::pipeline::{Compression, Made, Whole, decoder};
 
 /// Where files without a name are made if nobody says so: not in /tmp, which may be the host's memory.
 const DEFAULT: &str = "/var/tmp";
@@ -66,7 +66,7 @@ pub(crate) struct Plain {
 impl Plain {
     /// A file as it is.
     pub(crate) fn of(file: File, path: &Path) -> Result<Self, Error> {
-        let whole = disk::of(&file, path)?;
+        let whole = stored::of(&file, path)?;
         Ok(Self { file: Arc::new(file), whole, disk: whole.stored })
     }
 
@@ -178,7 +178,7 @@ fn decompress(
         None => openat(CWD, DEFAULT, flags, mode),
     };
     let mut to = File::from(to.map_err(|e| io("make a file for the content of")(e.into()))?);
-    let on_disk = disk::of(file, path)?;
+    let on_disk = stored::of(file, path)?;
     let (stored, made) = (AtomicU64::new(0), Made::default());
     let section = Section::new(Arc::new(file.try_clone().map_err(io("open"))?), 0, size);
     let counting =

@@ -10,8 +10,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::getegid;
 
+use crate::bounds::watch::Watch;
 use crate::error::{Error, show};
-use crate::watch::Watch;
 
 /// Flags for a directory that is used as the base of `*at` calls and gets attributes.
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
