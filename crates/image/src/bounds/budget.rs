@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::Limits;
 use crate::error::Error;
-use crate::unpack::entries::Limits;
 
 /// Bytes that the tar streams of an image may have whatever its blobs' size: images of some empty files, and tests, are
 /// small and compress well.

@@ -4,34 +4,21 @@
 //! [`wardian_sys::directory::reach`]; what is looked at and what is read is what the descriptor is open on, and below it no
 //! link is followed.
 
-use std::io::{BufWriter, Read, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use wardian_sys::directory;
 
+use super::names::{self, MOST_NAMES, Names};
+use crate::bounds::limits::Limits;
 use crate::bounds::room::{Held, Room};
-use crate::bounds::watch::Watch;
 use crate::digest::Digest;
-use crate::disk::names::{self, MOST_NAMES, Names};
 use crate::error::{Error, show};
-use crate::export;
-use crate::format::plain::Opening;
-use crate::source::address::{Config, Image};
-use crate::source::layer::{Blob, Identity, Layer};
-use crate::unpack::entries::Limits;
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// How often a tree is waited for that is changed again and again.
-const MAX_WAITS: u32 = 50;
-/// Bytes that are sent at once.
-const PIECE: usize = 256 << 10;
 /// Bytes of memory that to look at a tree or to read it takes at most, besides what an unpack takes: names and, of a tree that
 /// is read, links.
 const FOR_ONE: usize = 2 * MOST_NAMES;
@@ -40,11 +27,11 @@ const FOR_ONE: usize = 2 * MOST_NAMES;
 /// times of the last changes, without reading any file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
-    state: Digest,
+    pub(crate) state: Digest,
     /// Bytes of its files.
     pub(crate) bytes: u64,
     /// The youngest change, in seconds and nanoseconds.
-    changed: (i64, i64),
+    pub(crate) changed: (i64, i64),
 }
 
 /// A directory that was opened once.
@@ -82,6 +69,12 @@ impl Root {
     }
 }
 
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
 impl From<Root> for OwnedFd {
     fn from(root: Root) -> Self {
         root.dir
@@ -91,31 +84,6 @@ impl From<Root> for OwnedFd {
 /// Waits for memory to look at a tree, or to read it: what both hold does not depend on how many do so.
 pub(crate) fn room(what: &str, cancelled: &dyn Fn() -> bool) -> Result<Held, Error> {
     Held::of(Room::of_trees(), FOR_ONE, cancelled).ok_or_else(|| Error::Cancelled { what: what.into() })
-}
-
-/// One layer without a config. Its id changes with whatever is in the directory.
-pub(crate) fn open(path: &Path, opening: &Opening<'_>) -> Result<Image, Error> {
-    let root = Root::open(path)?;
-    let cancelled = || (opening.cancelled)();
-    let _room = room(&root.shown(), &cancelled)?;
-    for _ in 0..MAX_WAITS {
-        let seen = look(&root, &opening.limits, None, &cancelled)?;
-        // A second change within the same tick of the clock would not show.
-        if let Some(time) = Identity::settles(seen.changed.0, seen.changed.1) {
-            thread::sleep(time);
-            continue;
-        }
-        let chain_id = seen.state.as_hex().to_owned();
-        return Ok(Image {
-            config: Config::default(),
-            layers: vec![Layer::alone(chain_id.clone(), Blob::Tree { root: Arc::new(root), seen }, None)],
-            manifest: None,
-            config_json: None,
-            id: chain_id,
-            names: Vec::new(),
-        });
-    }
-    Err(Error::Changed { path: root.shown() })
 }
 
 fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
@@ -236,37 +204,4 @@ impl Look<'_> {
         self.hasher.update([0]);
         Ok(())
     }
-}
-
-/// Gives `read` the directory as a tar.
-pub(crate) fn stream<T>(
-    root: &Root,
-    read: impl FnOnce(Box<dyn Read + Send>) -> Result<T, Error>,
-) -> Result<T, Error> {
-    let what = root.shown();
-    let error = |source| Error::Io { op: "read", path: what.clone(), source };
-    // Not a pipe: whoever writes to one that nobody reads is killed, unless the whole process wants to know.
-    let (from, to) = UnixStream::pair().map_err(error)?;
-    // Whoever reads counts the bytes, and no longer reads when it is cancelled.
-    let watch = &Watch::default();
-    thread::scope(|scope| {
-        let shown = &what;
-        let pack = move || {
-            let mut to = BufWriter::with_capacity(PIECE, to);
-            export::tree(root.dir.as_fd(), &mut to, shown, watch)?;
-            to.flush().map_err(|source| Error::Io { op: "read", path: shown.clone(), source })
-        };
-        let packer = thread::Builder::new().name("layer-pack".into()).spawn_scoped(scope, pack);
-        let packer = packer.map_err(error)?;
-        let done = read(Box::new(from));
-        let packed = packer
-            .join()
-            .map_err(|_| Error::Thread { what: what.clone(), why: "its reader panicked".into() })?;
-        match (packed, done) {
-            // Whoever has enough is the cause, not who could not go on.
-            (Err(Error::Io { source, .. }), done) if source.kind() == std::io::ErrorKind::BrokenPipe => done,
-            (Err(error), _) => Err(error),
-            (Ok(()), done) => done,
-        }
-    })
 }

@@ -8,8 +8,10 @@ use tar::{EntryType, Header};
 use super::walk::{Content, Item, Meter, Sink};
 use crate::error::{Error, show};
 use crate::format::stream::Time;
-use crate::unpack::entries::{OPAQUE, WHITEOUT};
+use crate::overlay::whiteout::{OPAQUE, WHITEOUT};
 
+/// Bytes that are written at once.
+pub(super) const BUFFER: usize = 256 << 10;
 const BLOCK: u64 = 512;
 /// Limits of the octal fields: 7 digits for ids and device numbers, 11 for sizes and times.
 const MAX_SMALL: u64 = 0o7_777_777;

@@ -11,13 +11,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::bounds::limits::Limits;
 use crate::bounds::watch::Watch;
 use crate::disk::names::{self, Names};
 use crate::error::{Error, show};
 use crate::format::stream::Time;
-use crate::overlay::tree::is_whiteout;
+use crate::overlay::whiteout::is_whiteout;
 use crate::overlay::xattr::{self, Fate};
-use crate::unpack::entries::Limits;
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Directories of parents that stay open. What is beyond is opened again by its path.

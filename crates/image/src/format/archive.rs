@@ -3,35 +3,30 @@
 //!
 //! Nothing is extracted. One pass over the headers notes where each file's bytes are; they are then read in place.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
 use tar::EntryType;
 
-use crate::digest::Digest;
+use super::compression::{Compression, decoder};
+use super::docker::Item;
+use super::manifest::{MAX_JSON, too_large};
+use super::plain::{Opening, Plain, compression, plain};
+use super::stream::{Entry, Stream};
+use crate::disk::file::open_tar;
+use crate::disk::section::Section;
 use crate::disk::stored;
 use crate::error::{Error, show};
-use crate::format::manifest::{ImageConfig, MAX_JSON, MAX_LAYERS, chain_id, parse, too_large};
-use crate::format::plain::{Opening, Plain, compression, plain};
-use crate::format::reference::short;
-use crate::format::stream::{Entry, Stream};
-use crate::source::address::{Image, open_tar};
-use crate::source::layer::{Blob, Layer};
-use crate::unpack::pipeline::{self, Whole};
 
 /// Entries of one archive. The largest images have some hundred layers with three entries each.
 const MAX_MEMBERS: u64 = 1 << 16;
 /// Bytes of all names and link targets of one archive together.
 const MAX_NAMES: usize = 8 << 20;
-/// Names of images that an error lists.
-const MAX_SHOWN: usize = 8;
 /// Links followed to reach a file. Docker makes one.
 const MAX_LINKS: u32 = 8;
 /// Bytes of an archive, stored and uncompressed, in which its first name is looked for.
@@ -43,70 +38,6 @@ const MAX_HEADERS: u64 = 512 << 20;
 const HEADERS: usize = 8 << 10;
 /// Read size while two entries of one name are compared, in bytes.
 const COMPARED: usize = 256 << 10;
-
-/// A part of a file. Each copy has its own position, so several threads read one file side by side.
-#[derive(Debug, Clone)]
-pub(crate) struct Section {
-    file: Arc<File>,
-    start: u64,
-    at: u64,
-    end: u64,
-    whole: Option<Whole>,
-}
-
-impl Section {
-    pub(crate) fn new(file: Arc<File>, start: u64, size: u64) -> Self {
-        Self { file, start, at: start, end: start.saturating_add(size), whole: None }
-    }
-
-    /// The same of a file that is stored like this.
-    pub(crate) fn stored_as(self, whole: Whole) -> Self {
-        Self { whole: Some(whole), ..self }
-    }
-
-    /// How the file is stored that this is a part of, if that is known.
-    pub(crate) fn whole(&self) -> Option<Whole> {
-        self.whole
-    }
-
-    pub(crate) fn size(&self) -> u64 {
-        self.end - self.start
-    }
-}
-
-impl From<File> for Section {
-    /// All of it, however long it becomes.
-    fn from(file: File) -> Self {
-        Self::new(Arc::new(file), 0, u64::MAX)
-    }
-}
-
-impl Read for Section {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let want = buf.len().min(left);
-        let n = self.file.read_at(&mut buf[..want], self.at)?;
-        self.at += n as u64;
-        Ok(n)
-    }
-}
-
-impl Seek for Section {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => self.start.checked_add(at),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-            SeekFrom::End(by) => self.end.checked_add_signed(by),
-        };
-        match at {
-            Some(at) if at >= self.start => {
-                self.at = at;
-                Ok(at - self.start)
-            }
-            _ => Err(io::ErrorKind::InvalidInput.into()),
-        }
-    }
-}
 
 /// What an archive has under a name.
 #[derive(Debug)]
@@ -182,7 +113,7 @@ impl Archive {
         let has = names.filter_map(|name| Some((clean(b"", name.as_bytes())?, name)));
         let has = has.filter(|(clean, _)| self.members.contains_key(clean));
         let member = |name: &str| match self.member(name) {
-            Ok(section) => Member::File { start: section.start, size: section.size() },
+            Ok(section) => Member::File { start: section.start(), size: section.size() },
             // That it leads nowhere is told when it is needed.
             Err(_) => Member::Link(None),
         };
@@ -218,7 +149,8 @@ impl Archive {
         Err(corrupt(&format!("{shown} is a link that leads through too many others")))
     }
 
-    fn json(&self, name: &str) -> Result<Vec<u8>, Error> {
+    /// The bytes of a document.
+    pub(crate) fn json(&self, name: &str) -> Result<Vec<u8>, Error> {
         let what = format!("{} in {}", show(name.as_bytes()), self.path.display());
         read_json(self.member(name)?, &what)
     }
@@ -429,9 +361,9 @@ fn io_error(path: &Path, source: io::Error) -> Error {
 pub(crate) fn begins_like_image(file: File) -> Result<bool, Error> {
     // What is stored may all be skipped by the decoder.
     let mut raw = BufReader::new(Section::new(Arc::new(file), 0, MAX_BEGIN));
-    let compression = raw.fill_buf().ok().and_then(pipeline::Compression::of);
+    let compression = raw.fill_buf().ok().and_then(Compression::of);
     // A damaged file is told of when it is unpacked.
-    let Some(Ok(Some(reader))) = compression.map(|compression| pipeline::decoder(compression, raw)) else {
+    let Some(Ok(Some(reader))) = compression.map(|compression| decoder(compression, raw)) else {
         return Ok(false);
     };
     let mut stream = Stream::new(BufReader::new(reader.take(MAX_BEGIN)), u64::MAX);
@@ -450,103 +382,4 @@ pub(crate) fn begins_like_image(file: File) -> Result<bool, Error> {
     Ok(matches!(first, b"blobs" | b"oci-layout" | b"repositories")
         || alone && document
         || digest.len() >= 64 && digest[..64].iter().all(u8::is_ascii_hexdigit))
-}
-
-/// One image of `manifest.json`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Item {
-    config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
-    layers: Option<Vec<String>>,
-}
-
-/// Reads manifest and config of an image that `docker save` wrote: the one called `name`, or the only one.
-pub(crate) fn open_docker(path: &Path, name: Option<&str>, opening: &Opening<'_>) -> Result<Image, Error> {
-    let archive = Archive::open(path, opening)?;
-    let what = format!("manifest.json in {}", path.display());
-    let items: Vec<Item> = parse(&archive.json("manifest.json")?, &what)?;
-    let item = select(items, path, &what, name)?;
-    let json = archive.json(&item.config)?;
-    let what = format!("config {}", show(item.config.as_bytes()));
-    let digest = Digest::of(&json);
-    if let Some(expected) = promised(&item.config).filter(|promised| *promised != digest) {
-        let (expected, actual) = (expected.to_string(), digest.to_string());
-        return Err(Error::DigestMismatch { what, expected, actual });
-    }
-    let ImageConfig { config, diff_ids, .. } = ImageConfig::parse(&json, &what)?;
-    let files = item.layers.unwrap_or_default();
-    if files.len() > MAX_LAYERS {
-        let what = format!("the number of layers of {what}");
-        return Err(Error::Limit { what, limit: MAX_LAYERS as u64 });
-    }
-    if files.len() != diff_ids.len() {
-        let why = format!("it has {} diff ids, but manifest.json {} layers", diff_ids.len(), files.len());
-        return Err(Error::Corrupt { what, why });
-    }
-    let mut layers = Vec::with_capacity(files.len());
-    let (budget, mut seen) = (Arc::default(), HashSet::new());
-    let mut chain: Option<Digest> = None;
-    for (file, diff_id) in files.iter().zip(diff_ids) {
-        let section = archive.member(file)?;
-        let id = chain_id(chain.as_ref(), &diff_id);
-        let blob = Blob::Member { section, diff_id: diff_id.clone() };
-        let again = !seen.insert(diff_id);
-        layers.push(Layer::new(id.as_hex().to_owned(), blob, None, again, &budget));
-        chain = Some(id);
-    }
-    let id = digest.as_hex().to_owned();
-    let names = name.map_or_else(|| item.repo_tags.unwrap_or_default(), |name| vec![name.to_owned()]);
-    Ok(Image { config, layers, manifest: None, config_json: Some(json), id, names })
-}
-
-/// The digest that a config is named by: `<hex>.json`, `blobs/sha256/<hex>` or `sha256:<hex>`.
-fn promised(name: &str) -> Option<Digest> {
-    let last = name.rsplit('/').next().unwrap_or(name);
-    let last = last.strip_suffix(".json").unwrap_or(last);
-    let hex = last.strip_prefix("sha256:").unwrap_or(last);
-    format!("sha256:{hex}").parse().ok()
-}
-
-/// What to do about an archive or layout with several images, without a tag or name in its address: the names, which are its
-/// maker's, are escaped, and so few that a line shows them.
-pub(crate) fn several_images<'a>(names: impl Iterator<Item = &'a str>, scheme: &str, path: &Path) -> String {
-    let mut shown: Vec<String> = names.take(MAX_SHOWN + 1).map(|name| show(name.as_bytes())).collect();
-    if shown.is_empty() {
-        return "there are several images, without names to tell them apart".into();
-    }
-    let more = if shown.len() > MAX_SHOWN { ", …" } else { "" };
-    shown.truncate(MAX_SHOWN);
-    let names = shown.join(", ");
-    format!(
-        "there are several images: {names}{more}; say which one with the address {scheme}://{}:NAME",
-        path.display()
-    )
-}
-
-fn select(mut items: Vec<Item>, path: &Path, what: &str, name: Option<&str>) -> Result<Item, Error> {
-    let error = |why| Err(Error::Select { what: what.into(), why });
-    if let Some(name) = name {
-        let wanted = short(name);
-        items.retain(|i| i.repo_tags.iter().flatten().any(|tag| short(tag) == wanted));
-    }
-    match (items.len(), name) {
-        (1, _) => Ok(items.remove(0)),
-        (0, None) => error("there is no image".into()),
-        (0, Some(name)) => error(format!("no image is called {name:?}")),
-        (_, None) => {
-            let names = items.iter().flat_map(|item| item.repo_tags.iter().flatten());
-            error(several_images(names.map(String::as_str), "docker-archive", path))
-        }
-        (n, Some(name)) => error(format!("{n} images are called {name:?}")),
-    }
-}
-
-/// `localhost:5000/app:v1` is `localhost:5000/app` and `v1`.
-pub(crate) fn split_tag(name: &str) -> (&str, Option<&str>) {
-    match name.rsplit_once(':') {
-        Some((base, tag)) if !tag.contains('/') => (base, Some(tag)),
-        _ => (name, None),
-    }
 }

@@ -3,18 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::reference::several_images;
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::format::archive::several_images;
-use crate::overlay::base::{self, Base};
-use crate::remote::Location;
-use crate::source::address::Config;
-use crate::source::layer::{Blob, Layer};
 
 /// Bytes of one document; registries cap manifests at the same 4 MiB.
 pub(crate) const MAX_JSON: u64 = 4 << 20;
@@ -42,7 +37,7 @@ pub struct Descriptor {
     #[serde(default)]
     platform: Option<Platform>,
     #[serde(default)]
-    urls: Option<Vec<String>>,
+    pub(crate) urls: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -60,16 +55,8 @@ impl Descriptor {
             || self.media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
     }
 
-    fn annotation(&self, name: &str) -> Option<&str> {
+    pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(name).map(String::as_str)
-    }
-
-    /// Where it can be fetched by http or https, in the order to be tried, if it has URLs at all. What is no URL of that
-    /// kind does not count.
-    pub(crate) fn locations(&self) -> Option<Vec<Location>> {
-        let urls = self.urls.as_ref().filter(|urls| !urls.is_empty())?;
-        let parsed = urls.iter().filter_map(|url| Location::parse(url).ok());
-        Some(parsed.filter(|place| place.file().is_none()).collect())
     }
 
     fn is_for_host(&self) -> bool {
@@ -197,38 +184,6 @@ impl Manifest {
         }
         Ok(Self { config, layers })
     }
-
-    /// The layers with their ids; `blob` says where the bytes of a descriptor with that diff id are.
-    pub(crate) fn layers(
-        self,
-        config: &ImageConfig,
-        what: &str,
-        blob: impl Fn(&Descriptor, &Digest) -> Blob,
-    ) -> Result<Vec<Layer>, Error> {
-        let (count, ids) = (self.layers.len(), config.diff_ids.len());
-        if count != ids {
-            let why = format!("{count} layers, but the config has {ids} diff ids");
-            return Err(Error::Corrupt { what: what.into(), why });
-        }
-        let mut layers = Vec::with_capacity(count);
-        let (budget, mut seen, mut contents) = (Arc::default(), HashSet::new(), HashSet::new());
-        let mut chain: Option<Digest> = None;
-        for (layer, diff_id) in self.layers.iter().zip(&config.diff_ids) {
-            if layer.media_type.ends_with("+encrypted") {
-                return Err(Error::Unsupported { what: format!("layer media type {:?}", layer.media_type) });
-            }
-            let base = layer.annotation(base::ANNOTATION).map_or(Ok(None), Base::parse)?;
-            let mut id = chain_id(chain.as_ref(), diff_id);
-            if let Some(base) = &base {
-                id = Digest::of(format!("{id} base-directory:{base}").as_bytes());
-            }
-            // Of a layer that is not unpacked now only the diff id is known to be true: its chain id is made of it.
-            let again = !seen.insert(&layer.digest) | !contents.insert(diff_id);
-            layers.push(Layer::new(id.as_hex().to_owned(), blob(layer, diff_id), base, again, &budget));
-            chain = Some(id);
-        }
-        Ok(layers)
-    }
 }
 
 /// ChainID(n) = Digest(ChainID(n-1) + " " + DiffID(n)); the first is the diff id itself.
@@ -237,6 +192,17 @@ pub(crate) fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
         None => diff_id.clone(),
         Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
     }
+}
+
+/// The part of the image's config that a container takes over. Untrusted text, not checked further.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `NAME=value` each.
+    pub env: Vec<String>,
+    /// `user[:group]`, names or numbers; empty means root.
+    pub user: String,
+    /// The first process's directory; empty means `/`.
+    pub working_dir: String,
 }
 
 /// What an image says about its layers and about the processes in it.

@@ -9,16 +9,14 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
+use super::archive::{Archive, read_json};
+use super::manifest::{Descriptor, Index, MAX_JSON, Manifest, too_large};
+use super::plain::Opening;
 use crate::digest::Digest;
 use crate::disk::rootfs::Root;
+use crate::disk::section::Section;
 use crate::disk::stored;
 use crate::error::Error;
-use crate::format::archive::{Archive, Section, read_json};
-use crate::format::manifest::{Descriptor, ImageConfig, Index, MAX_JSON, Manifest, too_large};
-use crate::format::plain::Opening;
-use crate::remote::Remote;
-use crate::source::address::Image;
-use crate::source::layer::Blob;
 
 /// Indexes inside indexes; one level is usual.
 const MAX_NESTING: u32 = 4;
@@ -50,7 +48,7 @@ impl Layout {
     }
 
     /// What is needed of it when the documents have been read: the names of all else in an archive may be some megabytes.
-    fn of_layers(self, manifest: &Manifest) -> Self {
+    pub(crate) fn of_layers(self, manifest: &Manifest) -> Self {
         let blobs = || manifest.layers.iter().map(|layer| blob_of(&layer.digest));
         let files = match self.files {
             Files::Archive(archive) => Files::Archive(archive.of(blobs())),
@@ -105,7 +103,7 @@ impl Layout {
     }
 
     /// The bytes of a document, verified.
-    fn document(&self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
+    pub(crate) fn document(&self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
         if descriptor.size > MAX_JSON {
             return Err(too_large(what));
         }
@@ -119,7 +117,7 @@ impl Layout {
     }
 
     /// The manifest, and what the layout calls it.
-    fn select(&self, tag: Option<&str>) -> Result<(Descriptor, Vec<String>), Error> {
+    pub(crate) fn select(&self, tag: Option<&str>) -> Result<(Descriptor, Vec<String>), Error> {
         let what = self.name("index.json");
         let bytes = read_json(self.file("index.json")?, &what)?;
         let index = Index::parse(&bytes, &what)?;
@@ -139,33 +137,4 @@ impl Layout {
         }
         Err(Error::Limit { what: format!("the nesting of indexes in {what}"), limit: MAX_NESTING.into() })
     }
-}
-
-/// Reads manifest and config of an image in a layout.
-pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result<Image, Error> {
-    let (chosen, names) = layout.select(tag)?;
-    let what = format!("manifest {}", chosen.digest);
-    let manifest_json = layout.document(&chosen, &what)?;
-    let manifest = Manifest::parse(&manifest_json, &what)?;
-    let id = manifest.config.digest.as_hex().to_owned();
-    let config_what = format!("config {}", manifest.config.digest);
-    let config_json = layout.document(&manifest.config, &config_what)?;
-    let config = ImageConfig::parse(&config_json, &config_what)?;
-    let layout = Arc::new(layout.of_layers(&manifest));
-    let layers = manifest.layers(&config, &what, |layer, diff_id| Blob::Oci {
-        layout: Arc::clone(&layout),
-        digest: layer.digest.clone(),
-        size: layer.size,
-        diff_id: diff_id.clone(),
-        locations: layer.locations().map(Into::into),
-        remote: remote.clone(),
-    })?;
-    Ok(Image {
-        config: config.config,
-        layers,
-        manifest: Some(manifest_json),
-        config_json: Some(config_json),
-        id,
-        names,
-    })
 }

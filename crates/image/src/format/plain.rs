@@ -13,15 +13,14 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use super::compression::{Compression, Made, decoder};
+use super::stream::stream_error;
 use crate::bounds::budget::{Budget, Meter};
-use crate::disk::stored;
+use crate::bounds::limits::Limits;
+use crate::disk::file::{Identity, open_tar};
+use crate::disk::section::Section;
+use crate::disk::stored::{self, Whole};
 use crate::error::Error;
-use crate::format::archive::Section;
-use crate::format::stream::stream_error;
-use crate::source::address::open_tar;
-use crate::source::layer::Identity;
-use crate::unpack::entries::Limits;
-use crate::unpack::pipeline::{Compression, Made, Whole, decoder};
 
 /// Where files without a name are made if nobody says so: not in /tmp, which may be the host's memory.
 const DEFAULT: &str = "/var/tmp";

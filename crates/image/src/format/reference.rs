@@ -1,11 +1,17 @@
 //! Names of images, as docker and podman read them: `busybox` is `docker.io/library/busybox:latest` (distribution's
 //! `reference` package, "normalized" and "familiar" names).
 
+use std::path::Path;
+
+use crate::error::show;
+
 /// Registries that a name without one belongs to.
 const DEFAULT: [&str; 2] = ["docker.io/", "index.docker.io/"];
 /// Endings of files that an image, a root file system or an app may come in.
 const FILES: [&str; 13] =
     ["tar", "tgz", "tzst", "txz", "tbz", "tbz2", "gz", "zst", "xz", "bz2", "zip", "img", "json"];
+/// Names of images that an error lists.
+const MAX_SHOWN: usize = 8;
 
 /// The short form of a name: without `docker.io` and its `library/`, where names without a registry are, and without the
 /// tag `latest`, which is meant if there is none. Two names mean the same if they have the same short form. What is no
@@ -34,6 +40,30 @@ pub fn is_like_a_file(name: &str) -> bool {
     let name = short(name);
     let last = name.rsplit('/').next().unwrap_or(name);
     last.rsplit_once('.').is_some_and(|(_, end)| FILES.iter().any(|file| end.eq_ignore_ascii_case(file)))
+}
+
+/// `localhost:5000/app:v1` is `localhost:5000/app` and `v1`.
+pub(crate) fn split_tag(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((base, tag)) if !tag.contains('/') => (base, Some(tag)),
+        _ => (name, None),
+    }
+}
+
+/// What to do about an archive or layout with several images, without a tag or name in its address: the names, which are its
+/// maker's, are escaped, and so few that a line shows them.
+pub(crate) fn several_images<'a>(names: impl Iterator<Item = &'a str>, scheme: &str, path: &Path) -> String {
+    let mut shown: Vec<String> = names.take(MAX_SHOWN + 1).map(|name| show(name.as_bytes())).collect();
+    if shown.is_empty() {
+        return "there are several images, without names to tell them apart".into();
+    }
+    let more = if shown.len() > MAX_SHOWN { ", …" } else { "" };
+    shown.truncate(MAX_SHOWN);
+    let names = shown.join(", ");
+    format!(
+        "there are several images: {names}{more}; say which one with the address {scheme}://{}:NAME",
+        path.display()
+    )
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fgetxattr, fstat, mkdirat, openat, statat,
+    AtFlags, Gid, Mode, OFlags, Uid, chownat, fchmod, fgetxattr, fstat, mkdirat, openat, statat,
 };
 use rustix::io::Errno;
 
-use crate::error::{Error, show};
+use super::whiteout::is_whiteout;
+use crate::error::{Error, at, show};
 use crate::format::stream::Time;
-use crate::overlay::tree::at;
 
 /// The annotation of a manifest's layer that names it (Cloud Foundry, "OCI mode").
 pub(crate) const ANNOTATION: &str = "org.cloudfoundry.experimental.image.base-directory";
@@ -108,8 +108,9 @@ impl Base {
                     Err(Errno::NOENT) => {}
                     // Something else has the name.
                     Err(Errno::NOTDIR | Errno::LOOP) => {
-                        obstacle = !is_whiteout(dir.as_fd(), name)
+                        let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
                             .map_err(at("look at (in a layer below)", &path))?;
+                        obstacle = !is_whiteout(&stat);
                         break;
                     }
                     Err(e) => return Err(at("open (in a layer below)", &path)(e)),
@@ -142,12 +143,6 @@ impl Base {
         }
         Ok(made)
     }
-}
-
-/// overlayfs' own: a character device 0:0.
-fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
-    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
 }
 
 fn is_opaque(dir: &OwnedFd) -> Result<bool, Errno> {

@@ -3,4 +3,5 @@
 pub(crate) mod base;
 pub(crate) mod times;
 pub(crate) mod tree;
+pub(crate) mod whiteout;
 pub(crate) mod xattr;

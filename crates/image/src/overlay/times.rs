@@ -7,9 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Mode, OFlags, openat};
 
-use crate::error::Error;
+use crate::error::{Error, at};
 use crate::format::stream::Time;
-use crate::overlay::tree::at;
 
 /// Bytes kept in memory: the directories of an ordinary layer.
 const IN_MEMORY: usize = 1 << 20;

@@ -4,14 +4,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, fchmod, fchown,
-    fsetxattr, fstat, mkdirat, openat, openat2, readlinkat, statat, unlinkat,
+    AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, mkdirat, openat, openat2,
+    readlinkat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::getegid;
 
+use super::whiteout::{is_whiteout, set_opaque};
 use crate::bounds::watch::Watch;
-use crate::error::{Error, show};
+use crate::disk::remove::remove;
+use crate::error::{Error, at, show};
 
 /// Flags for a directory that is used as the base of `*at` calls and gets attributes.
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -58,22 +60,6 @@ impl AsFd for Parent {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// Puts the subject on a kernel error.
-pub(crate) fn at(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
-    // Only an error is worth the escaped name: this is called for every system call.
-    move |source| Error::Write { op, path: show(path), source }
-}
-
-/// True for the device node that overlayfs takes for "deleted".
-pub(crate) fn is_whiteout(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
-}
-
-/// Hides what lower layers have in this directory.
-pub(crate) fn set_opaque(dir: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> {
-    fsetxattr(dir, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(at("mark as opaque", path))
 }
 
 impl<'a> Tree<'a> {
@@ -281,38 +267,4 @@ impl<'a> Tree<'a> {
         self.last = None;
         remove(above.as_fd(), name, path, self.max_depth, self.watch)
     }
-}
-
-/// Removes what is called `name`; a directory with all in it, at most so many levels of them. No symlink is followed.
-pub(crate) fn remove(
-    above: BorrowedFd<'_>,
-    name: &[u8],
-    path: &[u8],
-    depth: usize,
-    watch: &Watch,
-) -> Result<(), Error> {
-    if watch.is_cancelled() {
-        return Err(Error::Cancelled { what: show(path) });
-    }
-    match unlinkat(above, name, AtFlags::empty()) {
-        Err(Errno::ISDIR) => {}
-        other => return other.map_err(at("replace", path)),
-    }
-    if depth == 0 {
-        return Err(Error::UnsafePath {
-            path: show(path),
-            why: "the directory to replace is nested too deeply",
-        });
-    }
-    let mut dir = openat(above, name, DIR | OFlags::NOFOLLOW, Mode::empty())
-        .and_then(Dir::new)
-        .map_err(at("list", path))?;
-    while let Some(entry) = dir.read() {
-        let entry = entry.map_err(at("list", path))?;
-        let child = entry.file_name().to_bytes();
-        if child != b"." && child != b".." {
-            remove(dir.fd().map_err(at("list", path))?, child, path, depth - 1, watch)?;
-        }
-    }
-    unlinkat(above, name, AtFlags::REMOVEDIR).map_err(at("replace", path))
 }

@@ -1,23 +1,20 @@
 //! Where an image is: parsing its address and opening it.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use wardian_sys::directory;
-
-use crate::disk::rootfs::{self, Root};
-use crate::error::{Error, without_secrets};
-use crate::format::archive::{self, split_tag};
-use crate::format::oci::{self, Layout};
+use super::image::Image;
+use super::query::without_secrets;
+use super::{bare, docker, oci};
+use crate::disk::file::{Identity, open_tar};
+use crate::disk::rootfs::Root;
+use crate::error::Error;
+use crate::format::archive;
+use crate::format::oci::Layout;
 use crate::format::plain::{Opening, Plain, compression};
+use crate::format::reference::split_tag;
 use crate::remote::Remote;
-use crate::source::layer::{Blob, Identity, Layer};
-use crate::unpack::entries::Limits;
-
-/// How often a file is waited for that is changed again and again.
-const MAX_WAITS: u32 = 50;
 
 /// The address of an image.
 #[derive(Debug, Clone)]
@@ -65,56 +62,6 @@ pub enum Way {
     Tree,
     /// A compressed file, which may have to be decompressed as a whole: [`Source::is_packed`].
     Compressed,
-}
-
-/// An opened image: its settings and its layers, whose data is read when they are unpacked.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Image {
-    /// What the image says about the processes in it; empty for a tar file.
-    pub config: Config,
-    /// Bottom first.
-    pub layers: Vec<Layer>,
-    /// The manifest's bytes, exactly as read; none for a tar file and for what `docker save` wrote.
-    pub manifest: Option<Vec<u8>>,
-    /// The config's bytes, exactly as read; none for a tar file.
-    pub config_json: Option<Vec<u8>>,
-    /// Hex name of the image: the digest of its config, or a tar file's chain id.
-    pub id: String,
-    /// What it is called where it was found, with a tag or without; the one it was asked for by, if it was. Untrusted.
-    pub names: Vec<String>,
-}
-
-/// The part of the image's config that a container takes over. Untrusted text, not checked further.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Config {
-    /// `NAME=value` each.
-    pub env: Vec<String>,
-    /// `user[:group]`, names or numbers; empty means root.
-    pub user: String,
-    /// The first process's directory; empty means `/`.
-    pub working_dir: String,
-}
-
-impl Image {
-    /// Refuses what is too large by its own account, before anything of it is fetched or unpacked.
-    ///
-    /// # Errors
-    /// [`Error::Allowance`].
-    pub fn check(&self, limits: &Limits) -> Result<(), Error> {
-        let mut sum = 0_u64;
-        for layer in &self.layers {
-            // What is not compressed is as large as its files and their headers; what is, is seldom larger.
-            if layer.size() > limits.max_bytes.saturating_add(limits.headers()) {
-                return Err(Error::layer_bytes("the size of a layer", limits.max_bytes));
-            }
-            sum = sum.saturating_add(layer.size());
-        }
-        if sum > limits.max_image_bytes.saturating_add(limits.headers()) {
-            return Err(Error::image_bytes("the size of all layers", limits.max_image_bytes));
-        }
-        Ok(())
-    }
 }
 
 impl Source {
@@ -230,15 +177,13 @@ impl Source {
     pub fn open_in(&self, remote: &Remote, opening: &Opening<'_>) -> Result<Image, Error> {
         match &self.place {
             Place::Path(path) => Self::detect_in(Path::new(path), opening)?.open_in(remote, opening),
-            Place::Tree(path) => rootfs::open(Path::new(path), opening),
-            Place::Tar(path) => open_bare(Path::new(path)),
+            Place::Tree(path) => bare::open_directory(Path::new(path), opening),
+            Place::Tar(path) => bare::open_tar(Path::new(path)),
             Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref(), remote),
             Place::OciArchive { file, tag } => {
                 oci::open(Layout::in_archive(Path::new(file), opening)?, tag.as_deref(), remote)
             }
-            Place::DockerArchive { file, name } => {
-                archive::open_docker(Path::new(file), name.as_deref(), opening)
-            }
+            Place::DockerArchive { file, name } => docker::open(Path::new(file), name.as_deref(), opening),
         }
     }
 
@@ -352,44 +297,4 @@ fn directory_and_tag(path: &str) -> (&str, Option<&str>) {
 
 fn is_layout(path: &Path) -> bool {
     Root::open(path).is_ok_and(|root| root.is_layout())
-}
-
-/// Opens a tar file, and says what its path is without links. Where another user could have put a link, or could move one of
-/// root's, none is followed: it would lead root to files that are not his. A fifo or a device would make us wait or worse.
-pub(crate) fn open_tar(path: &Path) -> Result<(File, PathBuf), Error> {
-    directory::reach_file(path).map_err(|error| match error {
-        directory::Error::Strange { .. } => {
-            Error::Corrupt { what: path.display().to_string(), why: "it is no regular file".into() }
-        }
-        error => Error::Io { op: "open", path: path.display().to_string(), source: error.into() },
-    })
-}
-
-/// A file's path without symlinks, and its state. One that was changed this very moment is waited for: a second change
-/// within the same tick of the clock would not show.
-pub(crate) fn state_of(path: &Path) -> Result<(PathBuf, Identity), Error> {
-    let error = |op, source| Error::Io { op, path: path.display().to_string(), source };
-    let (file, path) = open_tar(path)?;
-    for _ in 0..MAX_WAITS {
-        let meta = file.metadata().map_err(|e| error("stat", e))?;
-        match Identity::settles_in(&meta) {
-            None => return Ok((path, Identity::of(&meta))),
-            Some(time) => std::thread::sleep(time),
-        }
-    }
-    Err(Error::Changed { path: path.display().to_string() })
-}
-
-/// One layer without a config. Its id changes with the file, and costs no read of it.
-fn open_bare(path: &Path) -> Result<Image, Error> {
-    let (path, identity) = state_of(path)?;
-    let chain_id = identity.of_path(&path).as_hex().to_owned();
-    Ok(Image {
-        config: Config::default(),
-        layers: vec![Layer::alone(chain_id.clone(), Blob::File { path, identity }, None)],
-        manifest: None,
-        config_json: None,
-        id: chain_id,
-        names: Vec::new(),
-    })
 }

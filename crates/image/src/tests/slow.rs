@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use super::remote::hasty;
 use super::{Tar, gzip};
 use crate::bounds::room::Room;
-use crate::remote::{Fetch, NamedBy, Stop};
+use crate::bounds::stop::Stop;
+use crate::remote::{Fetch, NamedBy};
 use crate::unpack::pipeline::{Input, run};
 use crate::{Digest, Error, Location, Watch};
 

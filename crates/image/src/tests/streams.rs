@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use super::image::{Layout, bare, unpack};
 use super::{Cage, Tar, gzip, write};
-use crate::remote::Stop;
+use crate::bounds::stop::Stop;
 use crate::{Digest, Error, Image, ImageConfig, Index, Limits, Manifest, Watch};
 
 /// An image of one layer whose blob is `blob` and whose content should be `tar`.
