@@ -23,35 +23,24 @@
 //! All calls block and may come from any thread.
 #![forbid(unsafe_code)]
 
-mod app;
-mod attach;
-mod close;
-mod collect;
-mod durable;
-pub mod erase;
+mod disk;
 mod error;
 mod fail;
-mod fetch;
-mod flight;
-pub mod format;
-pub mod image;
-pub mod layer;
-pub mod layout;
-mod measure;
-mod open;
-mod pool;
-mod progress;
-pub mod ready;
-mod reaper;
-mod record;
-mod recover;
-pub mod remove;
-pub mod rootfs;
-pub mod run;
-mod sentinel;
-mod steward;
-mod usage;
-pub mod whose;
+mod images;
+mod layers;
+mod mounts;
+mod work;
+
+pub(crate) use disk::record;
+pub use disk::{format, layout, remove, run, whose};
+pub use images::image;
+pub(crate) use images::{flight, progress};
+pub(crate) use layers::durable;
+pub use layers::layer;
+pub(crate) use mounts::{measure, pool, reaper, sentinel};
+pub use mounts::{ready, rootfs};
+pub use work::erase;
+pub(crate) use work::{attach, close, collect, fetch, open, steward, usage};
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};

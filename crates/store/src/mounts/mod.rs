@@ -1,0 +1,8 @@
+//! Root file systems: made ahead, mounted, measured and deleted.
+
+pub(crate) mod measure;
+pub(crate) mod pool;
+pub mod ready;
+pub(crate) mod reaper;
+pub mod rootfs;
+pub(crate) mod sentinel;
