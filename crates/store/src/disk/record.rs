@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use wardian_sys::directory::Directory;
 
-use crate::layout;
+use super::{files, run};
 
 /// The directory's name in the run directory.
 const DIRECTORY: &str = "rootfs";
@@ -71,7 +71,7 @@ impl Records {
     /// With `make` the directory is made and kept.
     pub(crate) fn open(run: &Path, boot_id: &str, make: bool) -> std::io::Result<Self> {
         let path = run.join(DIRECTORY);
-        let kept = if make { Some(crate::run::private(&path)?.into()) } else { None };
+        let kept = if make { Some(run::private(&path)?.into()) } else { None };
         Ok(Self { path, kept, boot_id: boot_id.to_owned() })
     }
 
@@ -140,7 +140,7 @@ impl Records {
 
     fn make_dir(&self) -> std::io::Result<OwnedFd> {
         if self.kept.is_none() {
-            return Ok(crate::run::private(&self.path)?.into());
+            return Ok(run::private(&self.path)?.into());
         }
         self.dir()?.ok_or_else(|| std::io::Error::from(Errno::NOENT))
     }
@@ -174,7 +174,7 @@ impl Records {
     }
 
     fn read(&self, dir: impl AsFd, name: &str) -> std::io::Result<Record> {
-        Ok(serde_json::from_str(&layout::read_file(dir, name)?)?)
+        Ok(serde_json::from_str(&files::read_file(dir, name)?)?)
     }
 
     /// All records of this boot.
@@ -183,7 +183,7 @@ impl Records {
     pub(crate) fn all(&self) -> std::io::Result<Vec<Record>> {
         let Some(dir) = self.dir()? else { return Ok(Vec::new()) };
         let mut records = Vec::new();
-        for name in layout::names(&dir)? {
+        for name in files::names(&dir)? {
             if !name.ends_with(SUFFIX) || name.starts_with('.') {
                 continue;
             }
@@ -205,7 +205,7 @@ impl Records {
     /// Removes what a killed process has left half written, and records of another boot.
     pub(crate) fn tidy(&self) -> std::io::Result<()> {
         let Some(dir) = self.dir()? else { return Ok(()) };
-        for name in layout::names(&dir)? {
+        for name in files::names(&dir)? {
             let other_boot =
                 || matches!(self.read(&dir, &name), Ok(record) if record.boot_id != self.boot_id);
             // A living process takes microseconds from the new file to its name.

@@ -8,7 +8,7 @@ use rustix::mount::MountFlags;
 use wardian_sys::directory::Directory;
 use wardian_sys::lock;
 
-use crate::whose;
+use super::whose;
 
 /// TMPFS_MAGIC (linux/magic.h).
 const TMPFS: i64 = 0x0102_1994;

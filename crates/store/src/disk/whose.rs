@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, FileType};
 use wardian_sys::directory::{self, Directory};
 
-use crate::format::{self, Format};
-use crate::layout;
+use super::files;
+use super::format::{self, Format};
 
 /// A server's note of itself in its run directory.
 pub const INSTANCE: &str = "instance.json";
@@ -18,7 +18,7 @@ pub const INSTANCE: &str = "instance.json";
 const RUN_DIRECTORIES: [&str; 3] = ["containers", "rootfs", "pool"];
 /// Other things of ours in a run directory; those that are no more than a name are there before the server's note is.
 const RUN_FILES: [&str; 7] =
-    [INSTANCE, "instance.json.new", layout::LOCK, ".lock.guard", ".lock.new", ".mount.guard", "garden.sock"];
+    [INSTANCE, "instance.json.new", files::LOCK, ".lock.guard", ".lock.new", ".mount.guard", "garden.sock"];
 /// All that a server makes in its run directory, but its lock and the guards of that, which [`wardian_sys::lock`] replaces.
 pub(crate) const RUN_ENTRIES: [&str; 6] =
     [INSTANCE, "instance.json.new", "garden.sock", "pool", "containers", "rootfs"];
@@ -26,7 +26,7 @@ pub(crate) const RUN_ENTRIES: [&str; 6] =
 pub(crate) const REPLACED: [&str; 3] = [INSTANCE, "instance.json.new", "pool"];
 /// What is in the directory of a store before its `format.json` is, or is left by a removal that was cut off, and what a
 /// new file system has.
-const STORE_FILES: [&str; 2] = [layout::LOCK, "lost+found"];
+const STORE_FILES: [&str; 2] = [files::LOCK, "lost+found"];
 /// Directories of the system, which are nobody's store and nobody's run directory whatever is in them (hier(7)).
 const SYSTEM: [&str; 24] = [
     "/",
@@ -116,12 +116,12 @@ pub enum Error {
 /// It is something else.
 pub fn store(path: &Path) -> Result<bool, Error> {
     let Some((dir, names)) = open(path, "--root")? else { return Ok(false) };
-    if names.iter().any(|name| name == layout::FORMAT) {
-        let text = dir.read(layout::FORMAT, MOST)?;
+    if names.iter().any(|name| name == files::FORMAT) {
+        let text = dir.read(files::FORMAT, MOST)?;
         Format::parse(&String::from_utf8_lossy(&text))?;
         return Ok(true);
     }
-    let half = format!(".{}.", layout::FORMAT);
+    let half = format!(".{}.", files::FORMAT);
     let harmless = |name: &OsStr| {
         STORE_FILES.iter().any(|known| name == *known) || name.to_string_lossy().starts_with(&half)
     };

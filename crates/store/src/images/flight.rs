@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::Error;
+use crate::error::Error;
 
 #[derive(Debug)]
 struct Seat<V> {

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use wardian_image::Digest;
 use wardian_image::reference::short;
 
-use crate::layout::{self, Layout};
+use crate::disk::files;
+use crate::disk::layout::Layout;
 
 const SUFFIX: &str = ".json";
 /// What ends the name of a file with documents: not what ends a record's.
@@ -182,7 +183,7 @@ fn resolve(layout: &Layout, name: &str) -> Result<String, Error> {
 /// The record of exactly that name, and its text.
 fn read(layout: &Layout, name: &str) -> Result<Option<(Entry, String)>, Error> {
     let failed = |source| Error::Record { name: name.to_owned(), source };
-    match layout::read_file(&layout.images, &file_name(name)) {
+    match files::read_file(&layout.images, &file_name(name)) {
         Ok(text) => {
             let entry = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
             Ok(Some((entry, text)))
@@ -208,7 +209,7 @@ pub(crate) fn read_whole(layout: &Layout, name: &str) -> Result<(Named, Document
         let (entry, text) = existing(layout, name)?;
         let text = match &entry.documents {
             None => Ok(text),
-            Some(digest) => layout::read_file(&layout.images, &documents_file(digest)),
+            Some(digest) => files::read_file(&layout.images, &documents_file(digest)),
         };
         match text {
             Ok(text) => {
@@ -304,8 +305,8 @@ fn keep(layout: &Layout, name: &str, documents: &Documents) -> Result<Option<Str
     let digest = Digest::of(text.as_bytes()).as_hex().to_owned();
     let file = documents_file(&digest);
     // What a disk has damaged is written anew.
-    if !layout::read_file(&layout.images, &file).is_ok_and(|there| there == text) {
-        layout::write_file_durable(&layout.images, &file, &text).map_err(failed)?;
+    if !files::read_file(&layout.images, &file).is_ok_and(|there| there == text) {
+        files::write_file_durable(&layout.images, &file, &text).map_err(failed)?;
     }
     Ok(Some(digest))
 }
@@ -314,7 +315,7 @@ fn write(layout: &Layout, entry: &Entry) -> Result<(), Error> {
     let name = &entry.image.name;
     let failed = |source| Error::Record { name: name.clone(), source };
     let text = serde_json::to_string(entry).map_err(|error| failed(error.into()))?;
-    layout::write_file_durable(&layout.images, &file_name(name), &text).map_err(failed)
+    files::write_file_durable(&layout.images, &file_name(name), &text).map_err(failed)
 }
 
 /// Deletes the documents that no name has any more.
@@ -359,7 +360,7 @@ fn sweep_in_turn(layout: &Layout) {
 /// A turn among all processes that change records.
 fn turn(layout: &Layout, name: &str) -> Result<OwnedFd, Error> {
     let failed = |error: Errno| Error::Record { name: name.to_owned(), source: error.into() };
-    let dir = layout::open_dir(&layout.images, ".").map_err(failed)?;
+    let dir = files::open_dir(&layout.images, ".").map_err(failed)?;
     rustix::fs::flock(&dir, FlockOperation::LockExclusive).map_err(failed)?;
     Ok(dir)
 }
@@ -385,7 +386,7 @@ pub(crate) fn remove(layout: &Layout, name: &str) -> Result<(), Error> {
 }
 
 fn files(layout: &Layout) -> Result<Vec<String>, Error> {
-    layout::names(&layout.images).map_err(|error| Error::Record { name: String::new(), source: error.into() })
+    files::names(&layout.images).map_err(|error| Error::Record { name: String::new(), source: error.into() })
 }
 
 /// All named images, by name, without what they say of themselves. One whose record a power cut has emptied is left out: it

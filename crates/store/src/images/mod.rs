@@ -2,4 +2,5 @@
 
 pub(crate) mod flight;
 pub mod image;
+pub(crate) mod opened;
 pub(crate) mod progress;

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 use wardian_sys::mount;
 
+use super::layer::{Fresh, State as Trust};
+use crate::disk::blocks::BLOCK;
+use crate::disk::files;
 use crate::fail::fail_point;
-use crate::layer::{Fresh, State as Trust};
-use crate::layout;
-use crate::usage::BLOCK;
 
 /// How deep the write-back walks; a descriptor a level. What lies deeper is left to the final `syncfs`.
 const MAX_DEPTH: usize = 64;
@@ -151,7 +151,7 @@ impl Durability {
         // One layer at a time: what is written back is bounded.
         let mut written = Vec::new();
         for fresh in &mut layers {
-            let fs = layout::open_dir(&fresh.dir, "fs").map_err(std::io::Error::from);
+            let fs = files::open_dir(&fresh.dir, "fs").map_err(std::io::Error::from);
             let result = fs.and_then(|fs| self.write_back(fs.as_fd()));
             written.push(result.map(|bytes| fresh.record.disk_bytes = Some(bytes)));
         }

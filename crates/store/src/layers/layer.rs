@@ -13,10 +13,11 @@ use wardian_image::{Extent, Limits, Packed, Watch};
 use wardian_sys::layer_ns::{AttachedLayer, LayerNamespace};
 use wardian_sys::mount;
 
+use super::owner::{Owner, is_shared};
+use crate::disk::files;
+use crate::disk::layout::{self, Layout};
+use crate::disk::record::{self, Used};
 use crate::fail::fail_point;
-use crate::layout::{self, Layout};
-use crate::record::{self, Used};
-use crate::{Owner, is_shared};
 
 /// The mode that `fs/` has before its layer is unpacked: one that no image sets, so that afterwards one can tell
 /// whether the layer has an entry for its root.
@@ -133,17 +134,17 @@ pub(crate) struct Record {
 impl Record {
     /// Reads the record in a layer's directory.
     pub(crate) fn read(dir: impl AsFd) -> std::io::Result<Self> {
-        Ok(serde_json::from_str(&layout::read_file(dir, RECORD)?)?)
+        Ok(serde_json::from_str(&files::read_file(dir, RECORD)?)?)
     }
 
     /// Writes it there, in one step, unsynced.
     pub(crate) fn write(&self, dir: impl AsFd) -> std::io::Result<()> {
-        layout::write_file(dir, RECORD, &serde_json::to_string(self)?)
+        files::write_file(dir, RECORD, &serde_json::to_string(self)?)
     }
 
     /// Writes it there and waits for the disk.
     pub(crate) fn write_durable(&self, dir: impl AsFd) -> std::io::Result<()> {
-        layout::write_file_durable(dir, RECORD, &serde_json::to_string(self)?)
+        files::write_file_durable(dir, RECORD, &serde_json::to_string(self)?)
     }
 
     /// Bytes on the disk, as well as they are known.
@@ -285,7 +286,7 @@ impl Layer {
     }
 
     /// Whether this unpacking is still the one that the store hands out. Whoever wants to keep it in use writes a
-    /// record first, see [`crate::record`].
+    /// record first, see [`crate::disk::record`].
     pub(crate) fn is_in_place(&self, layout: &Layout) -> bool {
         let stat = rustix::fs::statat(&layout.layers, &self.chain, AtFlags::SYMLINK_NOFOLLOW);
         stat.is_ok_and(|stat| stat.st_ino == self.inode)
@@ -293,7 +294,7 @@ impl Layer {
 
     /// Its root, for reading.
     pub(crate) fn fs(&self) -> rustix::io::Result<OwnedFd> {
-        layout::open_dir(&self.fs, ".")
+        files::open_dir(&self.fs, ".")
     }
 
     pub(crate) fn as_used(&self) -> Used {
@@ -365,7 +366,7 @@ pub(crate) struct Found {
 /// Looks for the layer in the store.
 pub(crate) fn load(layout: &Layout, chain: &str) -> Result<Option<Found>, Error> {
     check_name(chain)?;
-    let dir = match layout::open_dir(&layout.layers, chain) {
+    let dir = match files::open_dir(&layout.layers, chain) {
         Ok(dir) => dir,
         Err(Errno::NOENT) => return Ok(None),
         Err(source) => return Err(Error::Open { chain: chain.to_owned(), source }),
@@ -441,7 +442,7 @@ fn reserve(layout: &Layout) -> rustix::io::Result<(String, OwnedFd)> {
         let name = uuid::Uuid::new_v4().simple().to_string();
         rustix::fs::mkdirat(&layout.staging, &name, Mode::RWXU)?;
         // Until it is locked somebody may take it for trash, and then another one is made.
-        let dir = match layout::open_dir(&layout.staging, &name) {
+        let dir = match files::open_dir(&layout.staging, &name) {
             Err(Errno::NOENT) => continue,
             other => other?,
         };
@@ -468,7 +469,7 @@ fn stage(
     let staged = |source| Error::Stage { chain: chain.to_owned(), source };
     let (sync, opened) = (layout.sync_handle().map_err(staged)?, Instant::now());
     rustix::fs::mkdirat(&dir, "fs", Mode::RWXU).map_err(staged)?;
-    let fs = layout::open_dir(&dir, "fs").map_err(staged)?;
+    let fs = files::open_dir(&dir, "fs").map_err(staged)?;
     rustix::fs::fchmod(&fs, Mode::from_raw_mode(NO_ROOT_ENTRY)).map_err(staged)?;
     let dirs = below.iter().map(|layer| layer.fs()).collect::<Result<Vec<_>, _>>().map_err(staged)?;
     let dirs: Vec<_> = dirs.iter().map(AsFd::as_fd).collect();

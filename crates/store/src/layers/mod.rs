@@ -2,3 +2,4 @@
 
 pub(crate) mod durable;
 pub mod layer;
+pub(crate) mod owner;

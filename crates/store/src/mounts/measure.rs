@@ -10,9 +10,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::layer;
-use crate::layout::{self, Layout};
-use crate::usage::entry_bytes;
+use crate::disk::blocks::{BLOCK, entry_bytes};
+use crate::disk::files;
+use crate::disk::layout::Layout;
+use crate::layers::layer;
+use crate::threads::{join, lock};
 
 /// How old a measurement may be before it is repeated …
 const OLD: Duration = Duration::from_secs(5);
@@ -80,7 +82,7 @@ impl Measurer {
     pub(crate) fn start(&self) -> std::io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name("measurer".into()).spawn(move || shared.run())?;
-        *crate::lock(&self.thread) = Some(thread);
+        *lock(&self.thread) = Some(thread);
         Ok(())
     }
 
@@ -91,8 +93,8 @@ impl Measurer {
             self.shared.stop.store(true, Ordering::Release);
             self.shared.changed.notify_all();
         }
-        let thread = crate::lock(&self.thread).take();
-        thread.is_none_or(|thread| crate::close::join(thread, until))
+        let thread = lock(&self.thread).take();
+        thread.is_none_or(|thread| join(thread, until))
     }
 
     /// A root file system was made; the sizes of its layers are known.
@@ -173,16 +175,16 @@ impl Shared {
         let record = self.layout.records.get(id).ok().flatten()?;
         let image_bytes = image_bytes.unwrap_or_else(|| {
             let size = |chain| {
-                Some(layer::Record::read(layout::open_dir(&self.layout.layers, chain).ok()?).ok()?.bytes)
+                Some(layer::Record::read(files::open_dir(&self.layout.layers, chain).ok()?).ok()?.bytes)
             };
             record.layers.iter().filter_map(|used| size(&used.chain)).sum()
         });
-        let dir = layout::open_dir(&self.layout.rootfs, &record.dir).ok()?;
+        let dir = files::open_dir(&self.layout.rootfs, &record.dir).ok()?;
         let own = rustix::fs::statat(&dir, c"upper", rustix::fs::AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let pace = Pace::new(self, id);
         let bytes = entry_bytes(&dir, c"upper", &mut HashSet::new(), &|| pace.step());
         // The directory itself was there before anything was written.
-        let own = own.st_blocks.unsigned_abs() * crate::usage::BLOCK;
+        let own = own.st_blocks.unsigned_abs() * BLOCK;
         Some((bytes.map(|bytes| bytes.saturating_sub(own)), image_bytes))
     }
 }

@@ -1,5 +1,6 @@
 //! Root file systems: made ahead, mounted, measured and deleted.
 
+pub(crate) mod door;
 pub(crate) mod measure;
 pub(crate) mod pool;
 pub mod ready;

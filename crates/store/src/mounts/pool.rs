@@ -6,8 +6,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
-use crate::layout::{self, Layout};
-use crate::lock;
+use crate::disk::files;
+use crate::disk::layout::Layout;
+use crate::layers::owner::Root;
+use crate::threads::lock;
 
 /// Pairs ready on each shelf: enough for a burst of a scale-up on a small host.
 const READY: usize = 16;
@@ -15,9 +17,6 @@ const READY: usize = 16;
 const TOGETHER: usize = 32;
 /// The mode that a ready upper has; what most images' root directories have.
 pub(crate) const READY_MODE: u32 = 0o755;
-
-/// The host's uid and gid of the one who is root in the container.
-pub(crate) type Root = (u32, u32);
 
 /// A directory in `rootfs/` that holds `upper` and `work`, both empty.
 #[derive(Debug)]
@@ -31,10 +30,10 @@ pub(crate) struct Pair {
 impl Pair {
     /// Fills the new directory.
     fn open(layout: &Layout, name: &str, root: Root) -> rustix::io::Result<Self> {
-        let dir = layout::open_dir(&layout.rootfs, name)?;
+        let dir = files::open_dir(&layout.rootfs, name)?;
         rustix::fs::mkdirat(&dir, "work", Mode::RWXU)?;
         rustix::fs::mkdirat(&dir, "upper", Mode::RWXU)?;
-        let upper = layout::open_dir(&dir, "upper")?;
+        let upper = files::open_dir(&dir, "upper")?;
         if root != (0, 0) {
             rustix::fs::fchown(&upper, Some(Uid::from_raw(root.0)), Some(Gid::from_raw(root.1)))?;
         }
@@ -126,7 +125,7 @@ impl Pool {
             None => {
                 let name = self.new_name();
                 let dir = rustix::fs::mkdirat(&layout.rootfs, &name, Mode::RWXU)
-                    .and_then(|()| layout::open_dir(&layout.rootfs, &name))
+                    .and_then(|()| files::open_dir(&layout.rootfs, &name))
                     .inspect_err(|_| self.disown(&name))?;
                 Group { name, dir, used: 0 }
             }
@@ -172,7 +171,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::Role;
+    use crate::disk::lock::Role;
 
     #[test]
     fn pairs_that_are_made_in_groups_are_pairs() {
@@ -187,7 +186,7 @@ mod tests {
         let mut made: Vec<String> = (0..TOGETHER).map(|_| make().unwrap().name).collect();
         made.sort();
         let there = || {
-            let mut names = layout::names(layout::open_dir(&layout.rootfs, ".").unwrap()).unwrap();
+            let mut names = files::names(files::open_dir(&layout.rootfs, ".").unwrap()).unwrap();
             names.sort();
             names
         };

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use wardian_sys::pressure::{self, Psi};
 use wardian_sys::procfs::{self, MemInfo};
 
-use crate::layer::Layer;
-use crate::layout::{self, Layout};
-use crate::pool::Root;
-use crate::{Owner, is_shared, lock, reaper};
+use super::reaper;
+use crate::disk::files;
+use crate::disk::layout::Layout;
+use crate::layers::layer::Layer;
+use crate::layers::owner::{Owner, Root, is_shared};
+use crate::threads::lock;
 
 /// The most spares of one kind: a descriptor, 15 to 75 kB of the kernel's memory (1 to 60 layers) and five small directories
 /// each.
@@ -74,10 +76,10 @@ pub(crate) struct Spare {
 }
 
 impl Spare {
-    /// Whether no write was lost since it was mounted: if one was, each of its fsyncs fails (see [`crate::sentinel`]). That of a
+    /// Whether no write was lost since it was mounted: if one was, each of its fsyncs fails (see [`crate::mounts::sentinel`]). That of a
     /// volatile overlay compares two counters, and writes nothing.
     pub(crate) fn is_sound(&self) -> bool {
-        layout::open_dir(&self.mount, ".").and_then(rustix::fs::fsync).is_ok()
+        files::open_dir(&self.mount, ".").and_then(rustix::fs::fsync).is_ok()
     }
 }
 

@@ -22,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use wardian_sys::pressure;
 
-use crate::layer;
-use crate::layout::Layout;
-use crate::record::now_ms;
-use crate::remove;
+use crate::disk::layout::Layout;
+use crate::disk::record::now_ms;
+use crate::disk::remove;
+use crate::layers::layer;
+use crate::threads::join;
 
 /// So long nothing must have come, and how long that is waited for at most.
 const QUIET: Duration = Duration::from_millis(20);
@@ -226,7 +227,7 @@ impl Reaper {
             self.shared.changed.notify_all();
         }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        thread.is_none_or(|thread| crate::close::join(thread, until))
+        thread.is_none_or(|thread| join(thread, until))
     }
 }
 
@@ -290,7 +291,7 @@ impl Shared {
         if item.place == Place::Trash
             && let Some(instance) = layer::instance_of(&name)
         {
-            // It was moved here before this look at the records, see `crate::record`.
+            // It was moved here before this look at the records, see `crate::disk::record`.
             match self.layout.records.used_layers() {
                 Ok(used) if used.iter().any(|layer| layer.instance == instance) => return End::Used,
                 Ok(_) => {}

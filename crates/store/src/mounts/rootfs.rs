@@ -9,9 +9,9 @@ use rustix::io::Errno;
 use wardian_sys::layer_ns::LayerNamespace;
 use wardian_sys::mount::{self, Overlay, UpperPair};
 
-use crate::Owner;
-use crate::layer::{self, Layer, Lower, Mappings};
-use crate::pool::{Pair, READY_MODE};
+use super::pool::{Pair, READY_MODE};
+use crate::layers::layer::{self, Layer, Lower, Mappings};
+use crate::layers::owner::Owner;
 
 /// What a root file system failed at.
 #[derive(Debug, thiserror::Error)]

@@ -12,10 +12,11 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use wardian_sys::mount;
 
-use crate::layer::Lower;
-use crate::layout::{self, Layout};
-use crate::pool::Pool;
-use crate::rootfs::Mounter;
+use super::pool::Pool;
+use super::rootfs::Mounter;
+use crate::disk::files;
+use crate::disk::layout::Layout;
+use crate::layers::layer::Lower;
 
 /// The overlay that is asked.
 #[derive(Debug)]
@@ -43,12 +44,12 @@ impl Sentinel {
     fn mount(layout: &Layout, pool: &Pool, mounter: &Mounter, name: &str) -> Result<OwnedFd, Errno> {
         let pair = pool.make(layout, name, (0, 0))?;
         rustix::fs::mkdirat(&pair.dir, "lower", Mode::RWXU)?;
-        let lower = layout::open_dir(&pair.dir, "lower")?;
+        let lower = files::open_dir(&pair.dir, "lower")?;
         let mount = mount::open_tree_clone(&lower, "", false).map_err(|error| error.errno())?;
         let lower = Lower::new(mount);
         let overlay = mounter.overlay(&[&lower], &pair.dir, true).map_err(|error| error.errno())?;
         // The root itself is what fsync is asked of: it is always an upper directory.
-        layout::open_dir(&overlay, ".")
+        files::open_dir(&overlay, ".")
     }
 
     /// Whether a write was lost since it was placed.

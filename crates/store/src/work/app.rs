@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use wardian_image::{App, Digest, Watch, export};
 
-use crate::fetch::{TRIES, image_error};
-use crate::layer::{self, Layer};
-use crate::progress::{Phase, Progress};
-use crate::{Error, Image, Inner, Result, rootfs};
+use super::fetch::{TRIES, image_error};
+use crate::error::{Error, Result};
+use crate::images::opened::Image;
+use crate::images::progress::{Phase, Progress};
+use crate::layers::layer::{self, Layer};
+use crate::mounts::rootfs;
+use crate::store::Inner;
 
 impl Inner {
     /// The image `base` with the app on top of it. Nothing is cached but the layers: to find out that they are there

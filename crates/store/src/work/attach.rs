@@ -6,13 +6,18 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use wardian_sys::mount;
 
-use crate::record::Record;
-use crate::rootfs::Error as RootfsError;
-use crate::{Error, Image, Owner, Result, Store, layout, rootfs, run};
+use crate::disk::files;
+use crate::disk::record::Record;
+use crate::disk::run;
+use crate::error::{Error, Result};
+use crate::images::opened::Image;
+use crate::layers::owner::Owner;
+use crate::mounts::rootfs::{self, Error as RootfsError};
+use crate::store::Store;
 
 /// Whether something is mounted there.
 pub(crate) fn is_attached(path: &Path) -> bool {
-    let dir = rustix::fs::open(path, layout::DIRECTORY, Mode::empty());
+    let dir = rustix::fs::open(path, files::DIRECTORY, Mode::empty());
     dir.is_ok_and(|dir| mount::is_mount_root(&dir).unwrap_or(false))
 }
 
@@ -41,7 +46,7 @@ impl Store {
             if !suid {
                 mount::set_nosuid(&made.mount).map_err(|error| failed(error.errno().into()))?;
             }
-            let target = rustix::fs::open(&path, layout::DIRECTORY, Mode::empty());
+            let target = rustix::fs::open(&path, files::DIRECTORY, Mode::empty());
             let target = target.map_err(|error| failed(error.into()))?;
             mount::attach(&made.mount, &target).map_err(|error| failed(error.errno().into()))
         });

@@ -2,26 +2,14 @@
 //! moment for the disk.
 
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::{Inner, lock, remove};
+use crate::disk::remove;
+use crate::store::Inner;
+use crate::threads::lock;
 
 /// How long a close waits for threads that wait for the disk.
 const CLOSING: Duration = Duration::from_secs(2);
-
-/// Waits for the end of a thread that was told to stop, but not longer than until then: one that waits for the disk cannot be
-/// interrupted. False if it goes on.
-pub(crate) fn join(thread: JoinHandle<()>, until: Instant) -> bool {
-    while !thread.is_finished() {
-        if Instant::now() >= until {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let _ = thread.join();
-    true
-}
 
 impl Inner {
     pub(crate) fn close(&self) {
@@ -54,5 +42,11 @@ impl Inner {
                 let _ = remove::tree(&self.layout.rootfs, &name, &|| Instant::now() >= until);
             }
         }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
     }
 }

@@ -8,10 +8,15 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 
+use crate::disk::files;
+use crate::disk::layout;
+use crate::error::Result;
 use crate::fail::fail_point;
-use crate::image::Named;
-use crate::layer::{Record, State};
-use crate::{Inner, Result, image, layer, layout, lock};
+use crate::images::image::{self, Named};
+use crate::layers::layer::{self, Record, State};
+use crate::mounts::reaper::Place;
+use crate::store::Inner;
+use crate::threads::lock;
 
 /// A layer as garbage collection and reports see it.
 #[derive(Debug, Clone)]
@@ -51,11 +56,11 @@ pub struct Collected {
 impl Inner {
     /// All layers in their places whose records can be read.
     pub(crate) fn seen_layers(&self) -> Result<Vec<Seen>> {
-        let names = layout::names(&self.layout.layers)
+        let names = files::names(&self.layout.layers)
             .map_err(|error| layout::Error::List { name: "layers", source: error.into() })?;
         let mut seen = Vec::new();
         for chain in names {
-            let Ok(dir) = layout::open_dir(&self.layout.layers, &chain) else { continue };
+            let Ok(dir) = files::open_dir(&self.layout.layers, &chain) else { continue };
             let (Ok(record), Ok(stat)) = (Record::read(&dir), rustix::fs::fstat(&dir)) else { continue };
             let own = lock(&self.layers).get(&chain).cloned();
             let used = own.as_ref().map_or(0, |layer| layer.used());
@@ -141,7 +146,7 @@ impl Inner {
         match layer::condemn(&self.layout, chain, instance) {
             Ok(()) => {
                 fail_point!("condemned");
-                self.trash(crate::reaper::Place::Trash, &layer::trash_name(instance));
+                self.trash(Place::Trash, &layer::trash_name(instance));
             }
             Err(layout::Error::Trash { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use wardian_sys::directory::Directory;
 
-use crate::{Config, Store, layout, remove};
+use crate::config::Config;
+use crate::disk::files;
+use crate::disk::remove;
+use crate::store::Store;
 
 /// Something of a store could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +48,11 @@ pub fn all(root: &Path) -> Result<(), Error> {
     }
     let failed = |name: &str, source| Error { path: root.join(name), source };
     let dir = Directory::open(root).map_err(|e| failed("", e.into()))?;
-    for name in layout::DIRECTORIES {
+    for name in files::DIRECTORIES {
         let c_name = CString::new(name).map_err(|e| failed(name, e.into()))?;
         remove::tree(&dir, &c_name, &|| false).map_err(|e| failed(name, e.into()))?;
     }
-    for name in [layout::FORMAT, layout::LOCK] {
+    for name in [files::FORMAT, files::LOCK] {
         dir.remove(name).map_err(|e| failed(name, e.into()))?;
     }
     // A disk's mount point, or with something of somebody else's in it: it stays.
@@ -58,5 +61,5 @@ pub fn all(root: &Path) -> Result<(), Error> {
 }
 
 fn exists(root: &Path) -> bool {
-    root.join(layout::FORMAT).exists()
+    root.join(files::FORMAT).exists()
 }

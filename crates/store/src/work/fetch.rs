@@ -9,9 +9,15 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use wardian_image::{App, Identity, Way};
 
-use crate::layer::{self, Layer, State};
-use crate::progress::{LayerProgress, Phase, Progress};
-use crate::{Error, Image, Inner, Result, Store, image, lock};
+use crate::disk::record::now_ms;
+use crate::error::{Error, Result};
+use crate::images::image::{self, Documents, Named, Wish};
+use crate::images::opened::Image;
+use crate::images::progress::{LayerProgress, Phase, Progress};
+use crate::layers::layer::{self, Layer, State};
+use crate::mounts::reaper::Place;
+use crate::store::{Inner, Store};
+use crate::threads::lock;
 
 /// Layers of one image that are unpacked side by side, two or three busy threads each. The memory for all is bounded where
 /// they are unpacked.
@@ -237,6 +243,21 @@ impl Inner {
         }
     }
 
+    pub(crate) fn name(&self, name: &str, uri: &str, image: &Image, wish: Wish) -> Result<Option<Named>> {
+        let text = |bytes: &Option<Vec<u8>>| bytes.clone().map(|b| String::from_utf8_lossy(&b).into_owned());
+        let (id, config) = self.ordinary(uri, image)?;
+        let named = Named {
+            name: name.to_owned(),
+            source: uri.to_owned(),
+            id,
+            layers: image.chain_ids(),
+            pinned: false,
+            imported_ms: now_ms(),
+        };
+        let documents = Documents { manifest: text(&image.manifest), config: text(&config) };
+        Ok(image::save(&self.layout, named, &documents, wish)?)
+    }
+
     fn read(
         &self,
         uri: &str,
@@ -292,7 +313,7 @@ impl Inner {
     }
 
     /// An image by its name in the store; none if one of its layers is gone.
-    fn named(&self, named: &image::Named, documents: &image::Documents) -> Result<Option<Image>> {
+    fn named(&self, named: &Named, documents: &Documents) -> Result<Option<Image>> {
         self.check_layers(&named.name, named.layers.len())?;
         let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
         let Some(layers) = layers else { return Ok(None) };
@@ -518,7 +539,7 @@ impl Inner {
             }
             watch.set(Phase::Unpacking);
             let begin = Instant::now();
-            let discard = |name: &str| self.trash(crate::reaper::Place::Staging, name);
+            let discard = |name: &str| self.trash(Place::Staging, name);
             let fresh = layer::unpack(&self.layout, source, below, &self.limits, &watch.watch, &discard)?;
             let layer = Arc::clone(&fresh.layer);
             let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.extent.bytes);

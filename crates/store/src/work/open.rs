@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::layer::State;
-use crate::{Error, Inner, Result, lock};
+use crate::error::{Error, Result};
+use crate::layers::layer::State;
+use crate::store::Inner;
+use crate::threads::lock;
 
 /// Layers may be open for this part of the descriptors that the process may have: while one is written back it takes four.
 const PART: u64 = 8;

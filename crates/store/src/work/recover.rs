@@ -6,13 +6,19 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
-use crate::layer::{self, Record};
-use crate::progress::Progress;
-use crate::reaper::{Item, Place};
-use crate::{Inner, Result, Store, fetch, layout, lock};
+use super::attach::is_attached;
+use super::fetch;
+use crate::disk::files;
+use crate::disk::layout;
+use crate::error::{Error, Result};
+use crate::images::progress::Progress;
+use crate::layers::layer::{self, Record};
+use crate::mounts::reaper::{Item, Place};
+use crate::store::{Inner, Store};
+use crate::threads::lock;
 
 fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
-    Ok(layout::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
+    Ok(files::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
 }
 
 impl Inner {
@@ -21,7 +27,7 @@ impl Inner {
         let records_error = |source| self.records_error(source);
         self.layout.records.tidy().map_err(records_error)?;
         for record in self.records()? {
-            let attached = record.attached.as_deref().is_some_and(crate::attach::is_attached);
+            let attached = record.attached.as_deref().is_some_and(is_attached);
             if !attached && !live(&record.id) {
                 self.layout.records.remove(&record.id).map_err(records_error)?;
             } else if let Some(error) = record.writeback_error {
@@ -36,7 +42,7 @@ impl Inner {
     /// Throws away the layers that another boot, or a process that is gone, left unfinished.
     pub(crate) fn distrust(&self) -> Result<()> {
         for chain in list(&self.layout.layers, "layers")? {
-            let Ok(dir) = layout::open_dir(&self.layout.layers, &chain) else { continue };
+            let Ok(dir) = files::open_dir(&self.layout.layers, &chain) else { continue };
             let instance = match Record::read(&dir) {
                 Ok(record) => match layer::trusted(&self.layout, &dir, record) {
                     (true, _) => continue,
@@ -113,8 +119,8 @@ impl Store {
         }
         let served = self.has_server();
         let empty = |name: &str| {
-            let dir = layout::open_dir(&layout.rootfs, name);
-            dir.and_then(layout::names).is_ok_and(|names| names.is_empty())
+            let dir = files::open_dir(&layout.rootfs, name);
+            dir.and_then(files::names).is_ok_and(|names| names.is_empty())
         };
         // Pairs that nobody has, and the directory that they are made in.
         let ahead = |name: &str| empty(&format!("{name}/upper")) || empty(name);
@@ -130,8 +136,8 @@ impl Store {
     /// # Errors
     /// The system's.
     pub fn reaper_turn(&self) -> std::io::Result<Option<OwnedFd>> {
-        let waiting = layout::open_dir(&self.0.layout.staging, ".")?;
-        let deleting = layout::open_dir(&self.0.layout.trash, ".")?;
+        let waiting = files::open_dir(&self.0.layout.staging, ".")?;
+        let deleting = files::open_dir(&self.0.layout.trash, ".")?;
         match rustix::fs::flock(&waiting, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             other => other?,
@@ -150,7 +156,7 @@ impl Store {
             return Ok(true);
         }
         self.0.find_trash()?;
-        self.0.reaper.start().map_err(|source| crate::Error::Thread { name: "reaper", source })?;
+        self.0.reaper.start().map_err(|source| Error::Thread { name: "reaper", source })?;
         while !progress.is_cancelled() {
             if self.0.reaper.drain(Duration::from_millis(100)) {
                 return Ok(true);

@@ -2,19 +2,21 @@
 //! systems ahead, asks its sentinel for lost writes, looks for what other processes have left, writes down when layers
 //! were used, and collects garbage when there is too much.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::collect::Garbage;
 use crate::fail::fail_point;
-use crate::layer::State;
-use crate::ready::{self, Kind, Spare, Wanted};
-use crate::reaper::Place;
-use crate::rootfs::{self, Parts};
-use crate::sentinel::Sentinel;
-use crate::{Inner, lock};
+use crate::layers::layer::State;
+use crate::mounts::door::Door;
+use crate::mounts::ready::{self, Kind, Spare, Wanted};
+use crate::mounts::reaper::Place;
+use crate::mounts::rootfs::{self, Parts};
+use crate::mounts::sentinel::Sentinel;
+use crate::store::Inner;
+use crate::threads::lock;
 
 /// Between two rounds, unless somebody knocks.
 const ROUND: Duration = Duration::from_secs(1);
@@ -28,48 +30,6 @@ const REPORT_MOST: Duration = Duration::from_secs(60);
 
 /// What a container is told whose writes may have been lost.
 const REMEDY: &str = "fsync and syncfs in this container fail from now on; destroy and create it again";
-
-#[derive(Debug, Default)]
-struct Knocks {
-    knocked: bool,
-    stop: bool,
-}
-
-/// The steward's door.
-#[derive(Debug, Default)]
-pub(crate) struct Door {
-    state: Mutex<Knocks>,
-    changed: Condvar,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Door {
-    /// Asks for a round now.
-    pub(crate) fn knock(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).knocked = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits for the end of the round that is under way; false if that takes longer.
-    pub(crate) fn stop(&self, until: Instant) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        self.changed.notify_all();
-        let thread = lock(&self.thread).take();
-        // The steward itself may be the last to let the store go.
-        let other = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
-        other.is_none_or(|thread| crate::close::join(thread, until))
-    }
-
-    /// Waits for the next round, at most so long; false at the end.
-    fn wait(&self, longest: Duration) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = |state: &mut Knocks| !state.knocked && !state.stop;
-        let waited = self.changed.wait_timeout_while(state, longest, idle);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.knocked = false;
-        !state.stop
-    }
-}
 
 /// What the steward remembers from round to round.
 #[derive(Default)]
@@ -128,7 +88,7 @@ impl Inner {
             self.save_used();
         }
         if let Some(threshold) = self.gc_threshold
-            && let Err(error) = self.collect(crate::Garbage::Until(threshold), None)
+            && let Err(error) = self.collect(Garbage::Until(threshold), None)
         {
             tracing::warn!(%error, "collect.failed");
         }

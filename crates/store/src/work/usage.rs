@@ -1,23 +1,18 @@
 //! What takes how much space, and what of it can be had back.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Dir, FileType};
 use serde::Serialize;
 
-use crate::layer;
-use crate::layout;
-use crate::record::Record;
-use crate::{Inner, Result, image};
-
-/// Blocks of `stat(2)`, in bytes.
-pub(crate) const BLOCK: u64 = 512;
-/// How deep trees are walked; the unpacker makes no deeper ones, containers may.
-const MAX_DEPTH: usize = 300;
-/// How many files of several names are told apart, 16 MB of memory; the rest may count more than once.
-const MAX_LINKED: usize = 1 << 20;
+use crate::disk::blocks::entry_bytes;
+use crate::disk::files;
+use crate::disk::record::Record;
+use crate::error::Result;
+use crate::images::image;
+use crate::layers::layer;
+use crate::store::Inner;
 
 /// The store's space, in bytes on the disk. `layers_bytes + records_bytes + rootfs_bytes + trash_bytes + staging_bytes` is
 /// what the store takes; the rest are parts of it.
@@ -181,53 +176,9 @@ impl Inner {
 /// away meanwhile, or cannot be read, does not count.
 fn tree_bytes(dir: &OwnedFd, wanted: &dyn Fn(&str) -> bool) -> u64 {
     let mut linked = HashSet::new();
-    let Ok(names) = layout::names(dir) else { return 0 };
+    let Ok(names) = files::names(dir) else { return 0 };
     let wanted = names.into_iter().filter(|name| wanted(name)).filter_map(|name| CString::new(name).ok());
     wanted.filter_map(|name| entry_bytes(dir, &name, &mut linked, &|| false)).sum()
-}
-
-/// Bytes on the disk of one entry of a directory with all that is below it in the same file system. Files of several
-/// names count once, which is what `linked` is for. `step` is called for each entry; it may rest, and `true` ends the
-/// walk: `None`.
-pub(crate) fn entry_bytes(
-    dir: &OwnedFd,
-    name: &CStr,
-    linked: &mut HashSet<u64>,
-    step: &dyn Fn() -> bool,
-) -> Option<u64> {
-    let (mut bytes, mut device) = (0, None);
-    let mut add = |dir: BorrowedFd<'_>, name: &CStr| -> Option<OwnedFd> {
-        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        if *device.get_or_insert(stat.st_dev) != stat.st_dev {
-            return None;
-        }
-        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if stat.st_nlink == 1 || is_dir || linked.len() >= MAX_LINKED || linked.insert(stat.st_ino) {
-            bytes += stat.st_blocks.unsigned_abs() * BLOCK;
-        }
-        let open = || rustix::fs::openat(dir, name, layout::DIRECTORY, rustix::fs::Mode::empty()).ok();
-        if is_dir { open() } else { None }
-    };
-    let mut stack = Vec::new();
-    stack.extend(add(dir.as_fd(), name).and_then(|dir| Dir::new(dir).ok()));
-    while let Some(entries) = stack.last_mut() {
-        if step() {
-            return None;
-        }
-        let Some(Ok(entry)) = entries.read() else {
-            stack.pop();
-            continue;
-        };
-        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let child = entries.fd().ok().and_then(|dir| add(dir, entry.file_name()));
-        // A descriptor a level; what lies deeper does not count.
-        if stack.len() < MAX_DEPTH {
-            stack.extend(child.and_then(|dir| Dir::new(dir).ok()));
-        }
-    }
-    Some(bytes)
 }
 
 /// What is known of one layer.
