@@ -1,10 +1,10 @@
 //! The client: one connection per request, as the Go client does it.
 
-use crate::answering::Answering;
-use crate::events::Events;
-use crate::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, dial, hijack};
-use crate::process::{Io, Process};
-use crate::tls::{Tls, TlsFiles};
+use crate::client::answering::Answering;
+use crate::client::events::Events;
+use crate::client::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, dial, hijack};
+use crate::client::process::{Io, Process};
+use crate::client::tls::{Tls, TlsFiles};
 use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
     DiskLimits, HandleList, History, MemoryLimits, Metrics, ProcessSpec, PropertyValue, Stop,
@@ -240,7 +240,7 @@ impl Client {
             reply = sender.send_request(request) => reply?,
             () = endless.notified() => {
                 driver.abort();
-                return Err(crate::hijack::endless());
+                return Err(crate::client::hijack::endless());
             }
         };
         if !reply.status().is_success() {
@@ -294,7 +294,7 @@ impl Client {
         let mut work = pin!(async move {
             let reply = tokio::select! {
                 reply = sender.send_request(request) => reply?,
-                () = endless.notified() => return Err(crate::hijack::endless()),
+                () = endless.notified() => return Err(crate::client::hijack::endless()),
             };
             if !reply.status().is_success() {
                 return Err(failure(reply).await);

@@ -3,8 +3,8 @@
 //! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
 //! written and their heads read here.
 
-use crate::answering::send;
-use crate::client::Server;
+use crate::client::answering::send;
+use crate::client::requests::Server;
 use crate::error::clip;
 use crate::wire::{INPUT_HEADER, WAIT_HEADER};
 use crate::{Address, Error, Result};

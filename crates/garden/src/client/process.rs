@@ -1,8 +1,8 @@
 //! A process as the client sees it.
 
-use crate::client::Server;
+use crate::client::hijack::{Duplex, Hijacked, hijack};
+use crate::client::requests::Server;
 use crate::error::clip;
-use crate::hijack::{Duplex, Hijacked, hijack};
 use crate::wire::{Payload, Tty, WAIT_STREAMS, WindowSize};
 use crate::{Decoder, Error, Result, encode};
 use base64::Engine as _;
@@ -111,10 +111,10 @@ impl Process {
         let mut decoder = Decoder::default();
         let first = payload(&mut reader, &mut decoder).await?.ok_or(Error::Disconnected)?;
         let base = match method {
-            "POST" => format!("{path}/{}", crate::client::escape(&first.process_id)),
+            "POST" => format!("{path}/{}", crate::client::requests::escape(&first.process_id)),
             _ => path.to_owned(),
         };
-        let stream_id = crate::client::escape(&first.stream_id);
+        let stream_id = crate::client::requests::escape(&first.stream_id);
         let stream_id = &stream_id;
         let open = |wanted: bool, name: &'static str| {
             let path = format!("{base}/attaches/{stream_id}/{name}");

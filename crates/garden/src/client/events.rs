@@ -1,6 +1,6 @@
 //! Events as the client hears them.
 
-use crate::hijack::Duplex;
+use crate::client::hijack::Duplex;
 use crate::wire::Event;
 use crate::{Decoder, Error, Result};
 use tokio::io::{AsyncReadExt, BufReader};
