@@ -10,9 +10,11 @@ mod error;
 mod json;
 pub mod wire;
 
+pub use client::address::Address;
 pub use client::events::Events;
 pub use client::process::{Io, OutputReader, Process};
-pub use client::requests::{Address, Client, TAR_FAILURE, TarFailure, TarReader};
+pub use client::requests::Client;
+pub use client::tar::{TAR_FAILURE, TarFailure, TarReader};
 pub use client::tls::TlsFiles;
 pub use error::{Error, ErrorBody, ErrorKind, Result};
 pub use json::{DecodeError, Decoder, decode, encode, write};

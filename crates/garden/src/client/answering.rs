@@ -1,6 +1,6 @@
 //! A connection on which the server's answer counts for more than a request that could not be sent.
 
-use crate::client::hijack::Duplex;
+use super::connection::Duplex;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -1,8 +1,9 @@
 //! Events as the client hears them.
 
-use crate::client::hijack::Duplex;
+use super::connection::Duplex;
+use crate::error::{Error, Result};
+use crate::json::Decoder;
 use crate::wire::Event;
-use crate::{Decoder, Error, Result};
 use tokio::io::{AsyncReadExt, BufReader};
 
 /// What happens, from [`crate::Client::events`] on.

@@ -3,23 +3,11 @@
 //! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
 //! written and their heads read here.
 
-use crate::client::answering::send;
-use crate::client::requests::Server;
-use crate::error::clip;
+use super::answering::send;
+use super::connection::{Duplex, Server, dial};
+use crate::error::{Error, Result, clip};
 use crate::wire::{INPUT_HEADER, WAIT_HEADER};
-use crate::{Address, Error, Result};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
-use tokio::net::{TcpStream, UnixStream};
-
-/// A byte stream both ways.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
-
-impl std::fmt::Debug for dyn Duplex {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        to.write_str("connection")
-    }
-}
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 /// Longest head of a reply.
 const HEAD_LIMIT: u64 = 64 << 10;
@@ -29,28 +17,6 @@ pub(crate) const ERROR_LIMIT: u64 = 1 << 20;
 pub(crate) const ERROR_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Replies that announce another one (1xx), for one request. Garden's servers send one at most.
 pub(crate) const PROVISIONAL: usize = 32;
-/// As the Go client.
-const DIAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
-
-pub(crate) async fn dial(server: &Server) -> Result<Box<dyn Duplex>> {
-    let connect = async {
-        match &server.address {
-            Address::Unix(path) => connect(path).await.map(|s| Box::new(s) as Box<dyn Duplex>),
-            Address::Tcp(host) => {
-                let stream = TcpStream::connect(host.as_str()).await?;
-                stream.set_nodelay(true)?;
-                match &server.tls {
-                    Some(tls) => Ok(Box::new(tls.connect(stream, host).await?) as Box<dyn Duplex>),
-                    None => Ok(Box::new(stream) as Box<dyn Duplex>),
-                }
-            }
-        }
-    };
-    let done = tokio::time::timeout(DIAL_TIMEOUT, connect).await;
-    done.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-        .map_err(|source| Error::Connect { address: server.address.to_string(), source })
-}
-
 /// A connection that has left HTTP.
 pub(crate) struct Hijacked {
     pub(crate) stream: BufReader<Box<dyn Duplex>>,
@@ -151,21 +117,6 @@ async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> {
         }
         let (ours, base64) = INPUT_HEADER;
         found.binary |= name.eq_ignore_ascii_case(ours) && value.trim() == base64;
-    }
-}
-
-/// Connects to a server whose queue of newcomers may be full for a moment: the kernel lets nobody wait for that (unix(7), EAGAIN).
-async fn connect(path: &std::path::Path) -> std::io::Result<UnixStream> {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
-    const AGAIN: std::time::Duration = std::time::Duration::from_millis(2);
-    let begun = std::time::Instant::now();
-    loop {
-        match UnixStream::connect(path).await {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && begun.elapsed() < PATIENCE => {
-                tokio::time::sleep(AGAIN).await;
-            }
-            done => return done,
-        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! A process as the client sees it.
 
-use crate::client::hijack::{Duplex, Hijacked, hijack};
-use crate::client::requests::Server;
-use crate::error::clip;
+use super::address::escape;
+use super::connection::{Duplex, Server};
+use super::hijack::{Hijacked, hijack};
+use crate::error::{Error, Result, clip};
+use crate::json::{Decoder, encode};
 use crate::wire::{Payload, Tty, WAIT_STREAMS, WindowSize};
-use crate::{Decoder, Error, Result, encode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use std::pin::Pin;
@@ -111,10 +112,10 @@ impl Process {
         let mut decoder = Decoder::default();
         let first = payload(&mut reader, &mut decoder).await?.ok_or(Error::Disconnected)?;
         let base = match method {
-            "POST" => format!("{path}/{}", crate::client::requests::escape(&first.process_id)),
+            "POST" => format!("{path}/{}", escape(&first.process_id)),
             _ => path.to_owned(),
         };
-        let stream_id = crate::client::requests::escape(&first.stream_id);
+        let stream_id = escape(&first.stream_id);
         let stream_id = &stream_id;
         let open = |wanted: bool, name: &'static str| {
             let path = format!("{base}/attaches/{stream_id}/{name}");

@@ -1,79 +1,43 @@
 //! The client: one connection per request, as the Go client does it.
 
-use crate::client::answering::Answering;
-use crate::client::events::Events;
-use crate::client::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, dial, hijack};
-use crate::client::process::{Io, Process};
-use crate::client::tls::{Tls, TlsFiles};
+use super::address::{Address, bulk, container, escape, files, property};
+use super::answering::Answering;
+use super::connection::{Server, dial};
+use super::events::Events;
+use super::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, hijack};
+use super::process::{Io, Process};
+use super::tar::{ReaderBody, TAR_FAILURE, TarReader};
+use super::tls::{Tls, TlsFiles};
+use crate::error::{Error, Result};
+use crate::json::{decode, encode};
 use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
     DiskLimits, HandleList, History, MemoryLimits, Metrics, ProcessSpec, PropertyValue, Stop,
 };
-use crate::{Error, Result, decode, encode};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, TE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, TE};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::AsyncRead;
 use tokio::sync::Notify;
 
 /// Longest JSON reply.
 const REPLY_LIMIT: usize = 64 << 20;
-/// A piece of a tar.
-const CHUNK: usize = 256 << 10;
-
-/// Where a server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// A unix socket's path.
-    Unix(std::path::PathBuf),
-    /// `host:port`.
-    Tcp(String),
-}
-
-impl std::str::FromStr for Address {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        match text.split_once(':') {
-            Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            Some(("tcp", host)) if host.contains(':') => Ok(Self::Tcp(host.into())),
-            _ => Err(Error::Address(text.into())),
-        }
-    }
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unix(path) => write!(to, "unix:{}", path.display()),
-            Self::Tcp(host) => write!(to, "tcp:{host}"),
-        }
-    }
-}
-
 /// A Garden client; clones are cheap.
 #[derive(Debug, Clone)]
 pub struct Client {
     server: Arc<Server>,
-}
-
-/// How a server is reached.
-#[derive(Debug)]
-pub(crate) struct Server {
-    pub(crate) address: Address,
-    pub(crate) tls: Option<Tls>,
 }
 
 impl Client {
@@ -226,7 +190,8 @@ impl Client {
         self.exchange(request.map_err(bad_request)?).await.map(drop)
     }
 
-    /// Pack a path of the container. Why the tar is not whole comes at its end, as a [`TarFailure`] in the reader's error.
+    /// Pack a path of the container. Why the tar is not whole comes at its end, as a [`TarFailure`](crate::TarFailure) in the
+    /// reader's error.
     pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<TarReader> {
         let request = request("GET", &files(handle, "source", source, user));
         let request = request.header(TAR_FAILURE, "trailer").header(TE, "trailers");
@@ -240,7 +205,7 @@ impl Client {
             reply = sender.send_request(request) => reply?,
             () = endless.notified() => {
                 driver.abort();
-                return Err(crate::client::hijack::endless());
+                return Err(super::hijack::endless());
             }
         };
         if !reply.status().is_success() {
@@ -294,7 +259,7 @@ impl Client {
         let mut work = pin!(async move {
             let reply = tokio::select! {
                 reply = sender.send_request(request) => reply?,
-                () = endless.notified() => return Err(crate::client::hijack::endless()),
+                () = endless.notified() => return Err(super::hijack::endless()),
             };
             if !reply.status().is_success() {
                 return Err(failure(reply).await);
@@ -354,139 +319,6 @@ fn parse<T: DeserializeOwned>(reply: &[u8]) -> Result<T> {
     decode(reply).map_err(|error| Error::response(&error))
 }
 
-fn container(handle: &str, rest: &str) -> String {
-    format!("/containers/{}{rest}", escape(handle))
-}
-
-/// Handles are joined by commas, and the commas escaped, as the Go client does it.
-fn bulk(what: &str, handles: &[&str]) -> String {
-    format!("/containers/{what}?handles={}", escape(&handles.join(",")))
-}
-
-fn property(handle: &str, key: &str) -> String {
-    container(handle, "/properties/") + &escape(key)
-}
-
-fn files(handle: &str, what: &str, path: &str, user: &str) -> String {
-    container(handle, &format!("/files?{what}={}&user={}", escape(path), escape(user)))
-}
-
-/// Percent-encode for a path segment or a query value.
-pub(crate) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
-}
-
-/// A reader as the body of a request.
-struct ReaderBody<R> {
-    reader: R,
-    left: Option<u64>,
-    ended: bool,
-}
-
-impl<R: AsyncRead + Unpin> Body for ReaderBody<R> {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
-        if self.is_end_stream() {
-            return Poll::Ready(None);
-        }
-        let size = self.left.map_or(CHUNK, |left| usize::try_from(left).unwrap_or(CHUNK).min(CHUNK));
-        let mut chunk = BytesMut::zeroed(size);
-        let mut buffer = ReadBuf::new(&mut chunk);
-        if let Err(error) = ready!(Pin::new(&mut self.reader).poll_read(cx, &mut buffer)) {
-            return Poll::Ready(Some(Err(error)));
-        }
-        let n = buffer.filled().len();
-        if n == 0 {
-            self.ended = true;
-            return Poll::Ready(self.left.map(|_| Err(std::io::ErrorKind::UnexpectedEof.into())));
-        }
-        self.left = self.left.map(|left| left - n as u64);
-        chunk.truncate(n);
-        Poll::Ready(Some(Ok(Frame::data(chunk.freeze()))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended || self.left == Some(0)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
-
-/// The header by which a client of stream-out asks to be told why a tar is not whole, and the trailer that tells
-/// it: a JSON string.
-pub const TAR_FAILURE: &str = "wardian-failure";
-
-/// Bytes of such a failure that are shown.
-const MAX_FAILURE: usize = 8 << 10;
-
-/// Why the container's side of a stream-out has failed. All that it has written came before.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct TarFailure(pub String);
-
-impl TarFailure {
-    /// What trailers say of it.
-    #[must_use]
-    pub fn of(trailers: &HeaderMap) -> Option<Self> {
-        let value = trailers.get(TAR_FAILURE)?;
-        let mut why: String = serde_json::from_slice(value.as_bytes()).unwrap_or_default();
-        if why.is_empty() {
-            "the server does not say why".clone_into(&mut why);
-        }
-        while why.len() > MAX_FAILURE {
-            why.pop();
-        }
-        Some(Self(why))
-    }
-}
-
-/// A tar from [`Client::stream_out`]. An end before the tar's is an error.
-#[derive(Debug)]
-pub struct TarReader {
-    body: Incoming,
-    chunk: Bytes,
-}
-
-impl AsyncRead for TarReader {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        to: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        while self.chunk.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                None => return Poll::Ready(Ok(())),
-                Some(Err(error)) => return Poll::Ready(Err(std::io::Error::other(error))),
-                Some(Ok(frame)) => {
-                    if let Some(failure) = frame.trailers_ref().and_then(TarFailure::of) {
-                        return Poll::Ready(Err(std::io::Error::other(failure)));
-                    }
-                    self.chunk = frame.into_data().unwrap_or_default();
-                }
-            }
-        }
-        let n = self.chunk.len().min(to.remaining());
-        to.put_slice(&self.chunk[..n]);
-        self.chunk.advance(n);
-        Poll::Ready(Ok(()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,11 +330,5 @@ mod tests {
         for bad in ["", "/run/a", "unix:run", "tcp:host", "http://x"] {
             assert!(Client::new(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn paths_are_escaped() {
-        assert_eq!(property("h/1", "a b+%"), "/containers/h%2F1/properties/a%20b%2B%25");
-        assert_eq!(bulk("bulk_info", &["a", "b&"]), "/containers/bulk_info?handles=a%2Cb%26");
     }
 }

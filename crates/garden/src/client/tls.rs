@@ -1,6 +1,7 @@
 //! TLS to a server that listens on TCP: both sides show certificates.
 
-use crate::{Error, Result, certificate};
+use crate::certificate;
+use crate::error::{Error, Result};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
