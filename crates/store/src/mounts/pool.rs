@@ -58,7 +58,7 @@ pub(crate) struct Pool {
 
 /// An empty directory in `rootfs/`: what is made in it and moved out of it is in its block group.
 ///
-/// The group of a new directory in `rootfs/` itself is one where nobody else is ([`layout::Layout::spreads`]), and so each
+/// The group of a new directory in `rootfs/` itself is one where nobody else is ([`Layout::spreads`]), and so each
 /// pair would dirty two bitmaps and a block of the inode table that no other pair does.
 #[derive(Debug)]
 struct Group {

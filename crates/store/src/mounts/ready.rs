@@ -2,7 +2,7 @@
 //!
 //! A spare belongs to exact unpackings of layers and to an owner; nobody else is given it. It has no record, so nothing
 //! keeps its layers from being collected; its directory is the pool's until it is claimed. Whoever claims one writes the
-//! record first and *then* looks whether the layers are in their places, as with a fresh one (see [`crate::record`]), and
+//! record first and *then* looks whether the layers are in their places, as with a fresh one (see `disk::record`), and
 //! whether a write was lost under it meanwhile. If one of the two is not as it was, the spare is thrown away.
 
 use std::os::fd::{AsFd, OwnedFd};

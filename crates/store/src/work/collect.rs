@@ -1,7 +1,7 @@
 //! Garbage collection: layers that nobody uses, those used longest ago first, down to a number of bytes.
 //!
 //! Collecting a layer is one rename into the trash; the reaper deletes it later, and not before the last root file
-//! system that uses it is gone (see [`crate::record`]). No lock is held, and creates go on meanwhile. A name whose
+//! system that uses it is gone (see [`crate::disk::record`]). No lock is held, and creates go on meanwhile. A name whose
 //! layers were collected is forgotten with them; pinned ones are never touched.
 
 use std::collections::{BTreeSet, HashSet};
