@@ -1,31 +1,22 @@
 //! A root file system with its bundle and bind mounts: what a container and a pea are launched from.
 
-use crate::error::chain;
 use crate::spec::{BindMount, Limits};
 use crate::{Error, Result, Shared};
 use rustix::fs::FileType;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use wardian_runtime::bundle::{self, Settings};
+use wardian_runtime::cgroup;
 use wardian_runtime::cgroup::devices::{Devices, Type};
-use wardian_runtime::cgroup::{self, Entry};
 use wardian_runtime::wire::{Boxed, Placement};
 use wardian_store::{Image, Owner};
+use wardian_sys::text::chain;
 use wardian_sys::{memfd, mount};
 
 /// What the keeper gets, besides the pair.
 pub struct Parts {
-    pub config: OwnedFd,
-    pub rootfs: OwnedFd,
-    pub binds: Vec<OwnedFd>,
-    pub boxed: Boxed,
-    pub entry: Entry,
-}
-
-impl Parts {
-    pub fn place(&self) -> Placement {
-        Placement { v1_procs: self.entry.v1.len(), v2_dir: self.entry.v2.is_some() }
-    }
+    pub boxed: Boxed<OwnedFd>,
+    pub place: Placement<OwnedFd>,
 }
 
 impl From<Limits> for cgroup::Limits {
@@ -60,7 +51,7 @@ pub fn assemble(
     mut settings: Settings,
     binds: &[BindMount],
     (files, give): (&[BindMount], bool),
-    entry: Entry,
+    place: Placement<OwnedFd>,
     config_path: &Path,
 ) -> Result<Parts> {
     let step = |e: std::io::Error| Error::failed("bundle", e);
@@ -68,10 +59,11 @@ pub fn assemble(
     let binds = &from_above(binds);
     let mut clones = Vec::new();
     for bind in binds {
-        clones.push(clone_bind(bind, settings.privileged.into())?);
+        clones.push((text(&bind.destination), clone_bind(bind, settings.privileged.into())?));
     }
+    let mut contents = Vec::new();
     for file in files.iter().filter(|_| give) {
-        clones.push(std::fs::File::open(&file.source).map_err(step)?.into());
+        contents.push((text(&file.destination), std::fs::File::open(&file.source).map_err(step)?.into()));
     }
     for bind in binds.iter().chain(files) {
         settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
@@ -85,11 +77,13 @@ pub fn assemble(
     std::fs::write(config_path, &config).map_err(step)?;
     let config = memfd::sealed("config.json", config.as_bytes(), 0o400).map_err(|e| step(e.into()))?;
     let boxed = Boxed {
-        binds: binds.iter().map(|bind| text(&bind.destination)).collect(),
-        files: files.iter().filter(|_| give).map(|file| text(&file.destination)).collect(),
+        config,
+        rootfs: rootfs.mount,
+        binds: clones,
+        files: contents,
         v1_hierarchies: shared.cgroups.v1_names(),
     };
-    Ok(Parts { config, rootfs: rootfs.mount, binds: clones, boxed, entry })
+    Ok(Parts { boxed, place })
 }
 
 /// Bind mounts in the order in which they are mounted: one that comes after another below it would hide that. All others

@@ -6,8 +6,10 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::lifecycle;
 use crate::container::record::{CONFIG, Phase, Record, VERSION};
+use crate::error::too_little;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::keeper::{Event, Keeper};
 use crate::ready::ids::Home;
 use crate::ready::keepers::Waiting;
 use crate::spec::ContainerSpec;
@@ -18,17 +20,16 @@ use std::sync::Arc;
 use tracing::Instrument as _;
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::devices::Devices;
-use wardian_runtime::client::{Event, Keeper};
-use wardian_runtime::wire::{Op, Reply};
+use wardian_runtime::wire::Create;
 use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
 
 impl Engine {
-    /// Make a container; its handle.
+    /// Make a container; its handle, and what its maker should know of its image.
     ///
     /// # Errors
     /// Bad or taken handle, an image that is not there, whatever the kernel refuses. Nothing stays.
-    pub async fn create(&self, mut spec: ContainerSpec) -> Result<String> {
+    pub async fn create(&self, mut spec: ContainerSpec) -> Result<(String, Option<String>)> {
         if spec.handle.is_empty() {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
@@ -57,6 +58,7 @@ impl Engine {
             let failed = timeline.operation(Kind::Create, &spec.handle, "", Some(error.to_string()));
             self.shared.history.add(failed);
         })?;
+        let warning = image.config.warning();
         let _turn = match self.shared.gate.try_enter() {
             Some(turn) => turn,
             None => {
@@ -103,7 +105,7 @@ impl Engine {
             }
             drop(slow);
             failpoint::reach(Point::CreateReplying);
-            result.map(|()| handle)
+            result.map(|()| (handle, warning))
         };
         let made = tokio::spawn(made.in_current_span());
         made.await.map_err(|e| Error::failed("create", e))?
@@ -135,7 +137,7 @@ impl Engine {
         self.check_room(&containers, &spec.handle)?;
         bounds::beside(bytes, containers.values().map(|other| other.record().beyond()))?;
         let container = Arc::new(Container::new(record));
-        container.kept_by(waiting.pid, wardian_runtime::wire::VERSION);
+        container.kept_by(waiting.pid);
         containers.insert(spec.handle.clone(), container.clone());
         Ok(container)
     }
@@ -166,20 +168,18 @@ impl Engine {
         let prepared = tokio::task::spawn_blocking(prepare).await;
         let (pair, connection, parts) = prepared.map_err(|e| Error::failed("create", e))??;
         let (keeper, events) = Keeper::new(connection).map_err(|e| Error::failed("keeper", e))?;
-        let mut fds = vec![self.shared.keepers.init.as_fd(), pair.network.as_fd()];
-        fds.extend(pair.user.as_ref().map(AsFd::as_fd));
-        fds.extend([parts.config.as_fd(), parts.rootfs.as_fd()]);
-        fds.extend(parts.binds.iter().map(AsFd::as_fd));
-        fds.extend(parts.entry.fds());
         container.happens(lifecycle::Event::Launched(keeper.clone()))?;
-        let op = Op::Create { user: pair.user.is_some(), place: parts.place(), boxed: parts.boxed.clone() };
-        let answer = keeper.ask(op, &fds).await;
-        timeline.ended("launch");
-        let init = match answer {
-            Ok((Reply::Started { pid, .. }, _)) => pid,
-            Ok(_) => return Err(Error::failed("create", "the keeper's answer makes no sense")),
-            Err(error) => return Err(Error::failed("create", error)),
+        let create = Create {
+            init: self.shared.keepers.init.as_fd(),
+            network: pair.network.as_fd(),
+            user: pair.user.as_ref().map(AsFd::as_fd),
+            boxed: parts.boxed.as_fds(),
+            place: parts.place.as_fds(),
         };
+        let answer = keeper.create(create).await;
+        timeline.ended("launch");
+        let memory_bytes = container.record().limits.memory_bytes;
+        let init = answer.map_err(|e| Error::failed("create", e).under(memory_bytes))?;
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);
         self.watch(container, events);
@@ -216,11 +216,12 @@ impl Engine {
                         }
                     }
                     Event::Gone => {
-                        let reason = "its init or its keeper has ended";
-                        let news = container.lost(None, reason);
+                        let hint = too_little(container.record().limits.memory_bytes);
+                        let reason = format!("its init or its keeper has ended{hint}");
+                        let news = container.lost(None, &reason);
                         container.tell_ends(&engine.shared.events);
                         if news {
-                            let what = What::Broken { reason: reason.to_owned() };
+                            let what = What::Broken { reason };
                             engine.shared.events.tell(&container.handle, &container.id, what);
                         }
                     }

@@ -4,13 +4,13 @@ use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::keeper;
 use crate::sweeper::Remains;
 use crate::{Engine, Error, Result, Shared};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::Instrument as _;
-use wardian_runtime::client;
-use wardian_runtime::wire::{Op, Reply};
+use wardian_runtime::wire::Destroyed;
 use wardian_sys::failpoint::{self, Point};
 
 /// What has not died of SIGKILL by then (D state) makes the container broken.
@@ -111,17 +111,17 @@ impl Engine {
         if let Some(keeper) = container.any_keeper() {
             by_force = false;
             failpoint::reach(Point::DestroyKilling);
-            let answer = tokio::time::timeout(PATIENCE, keeper.ask(Op::Destroy, &[])).await;
+            let answer = tokio::time::timeout(PATIENCE, keeper.destroy()).await;
             failpoint::reach(Point::DestroyAnswered);
             match answer {
-                Ok(Ok((Reply::Destroyed { killed_us, unmounted_us }, _))) => {
+                Ok(Ok(Some(Destroyed { killed_us, unmounted_us }))) => {
                     unmount_ms = milliseconds(unmounted_us);
                     timeline.ended_as(&[("kill", milliseconds(killed_us)), ("unmount", unmount_ms)]);
                 }
                 // A keeper of an earlier version does not tell.
-                Ok(Ok(_)) => timeline.ended("keeper"),
+                Ok(Ok(None)) => timeline.ended("keeper"),
                 // It has ended before, and its container with it, or is about to.
-                Ok(Err(client::Error::Gone)) => {
+                Ok(Err(keeper::Error::Gone)) => {
                     timeline.ended("keeper");
                     by_force = true;
                 }

@@ -51,7 +51,33 @@ pub enum Error {
     },
 }
 
+/// Bytes of memory that are enough to start something with. The kernel counts page tables, stacks and sockets as well, more of
+/// them where there are more processors: on a host with two it takes 1 MiB.
+const ENOUGH: u64 = 4 << 20;
+
+/// What is added to an error where the limit of a container's memory may be its cause; nothing where it is not.
+pub(crate) fn too_little(memory_bytes: u64) -> String {
+    if memory_bytes == 0 || memory_bytes >= ENOUGH {
+        return String::new();
+    }
+    format!(
+        "; with a memory limit of {memory_bytes} bytes not even a container's init may fit: {} MiB are enough for that and a \
+         small program",
+        ENOUGH >> 20
+    )
+}
+
 impl Error {
+    /// The same where it may be for want of memory: nothing was started, under a limit of so many bytes.
+    pub(crate) fn under(self, memory_bytes: u64) -> Self {
+        let hint = too_little(memory_bytes);
+        match self {
+            Self::Invalid(text) => Self::Invalid(text + &hint),
+            Self::Failed { step, reason } => Self::Failed { step, reason: reason + &hint },
+            other => other,
+        }
+    }
+
     /// `step` failed because of `reason`.
     pub fn failed(step: &'static str, reason: impl std::fmt::Display) -> Self {
         Self::Failed { step, reason: reason.to_string() }
@@ -60,17 +86,3 @@ impl Error {
 
 /// Shorthand.
 pub type Result<T> = std::result::Result<T, Error>;
-
-/// An error with its causes; some say their cause themselves.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
-}

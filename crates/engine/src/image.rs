@@ -6,7 +6,6 @@
 //! another.
 
 use crate::admission::gate::{Gate, PATIENCE};
-use crate::error::chain;
 use crate::{Engine, Error, Result};
 use std::future::{Future, pending};
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use wardian_store::{Image, Opened, Progress, Way};
 use wardian_sys::memory;
+use wardian_sys::text::chain;
 
 /// Requests that fetch an image or wait for one that is fetched: each takes a thread, of which there are 512 for
 /// everything that blocks, and of each image at most four layers are unpacked side by side.
@@ -89,10 +89,34 @@ impl Drop for Asked {
 }
 
 impl Engine {
+    /// Says so if the image of containers that name none is not there. It may come later, and is no reason not to serve those
+    /// who name one. Nobody waits for the look: the image may lie on a file system that does not answer.
+    pub(crate) fn look_for_default_rootfs(&self) {
+        let Some(uri) = self.shared.config.default_rootfs.clone() else { return };
+        let store = self.shared.store.clone();
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.reach(&uri)
+                && !matches!(error, wardian_store::Error::Closed)
+            {
+                let text = "containers that name no image cannot be made until it can be opened: bring it there, or name \
+                            another one by --default-rootfs";
+                tracing::warn!(error = chain(&error), text, "start.default-rootfs");
+            }
+        }));
+    }
+
     /// The image with all its layers. What is not in the store may take as long as a server on the net takes to send it:
     /// meanwhile no keeper is taken and no turn of a create, so that those whose image is at hand do not wait.
     /// `step` is what clients are told of as failed.
     pub(crate) async fn image(&self, step: &'static str, uri: &str) -> Result<Image> {
+        let image = self.find_image(step, uri).await?;
+        if let Some(platform) = &image.config.foreign {
+            tracing::info!(image = image.shown, platform, "image.foreign-platform");
+        }
+        Ok(image)
+    }
+
+    async fn find_image(&self, step: &'static str, uri: &str) -> Result<Image> {
         let address: Arc<str> = self.shared.address(uri)?.into();
         let (store, theirs) = (self.shared.store.clone(), address.clone());
         let look = move || match store.at_hand(&theirs)? {
@@ -135,7 +159,7 @@ impl Engine {
             };
             let place = match &opened {
                 // Without an app there is nothing more to do; an app's file may be read.
-                Opened::Here(image) if *image.uri == **address => return Ok(image.clone()),
+                Opened::Here(image) if *image.uri == **address => return Ok((**image).clone()),
                 _ => gates.fetching.enter().await?,
             };
             let (store, address, progress) = (store.clone(), address.clone(), asked.0.clone());

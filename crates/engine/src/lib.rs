@@ -28,6 +28,7 @@ mod history;
 mod image;
 mod inspect;
 mod instance;
+mod keeper;
 mod metrics;
 mod pea;
 mod process;
@@ -137,6 +138,7 @@ impl Engine {
         }
         let containers: Vec<Arc<Container>> = engine.shared.lock().values().cloned().collect();
         containers.iter().for_each(|container| engine.strap(container));
+        engine.look_for_default_rootfs();
         Ok(engine)
     }
 

@@ -1,12 +1,12 @@
 //! Everything that an instance has ever made, removed: for hosts that are to be as they were.
 
-use crate::error::chain;
 use crate::{Error, Result, instance};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wardian_store::whose;
 use wardian_sys::directory::Directory;
 use wardian_sys::procfs::MountInfo;
+use wardian_sys::text::chain;
 
 /// What does not die of SIGKILL by then is reported.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -2,7 +2,6 @@
 
 use crate::admission::gate::{self, Gate};
 use crate::container::record::{self, Phase, Records};
-use crate::error::chain;
 use crate::events::Events;
 use crate::history::History;
 use crate::ready::ids::{self, Home};
@@ -20,6 +19,7 @@ use wardian_runtime::cgroup::{Cgroups, Hierarchies};
 use wardian_store::Store;
 use wardian_sys::directory::Directory;
 use wardian_sys::namespace;
+use wardian_sys::text::chain;
 
 /// Pairs and keepers ready at any time: enough for a burst of a scale-up on a small host.
 const READY: usize = 12;

@@ -141,6 +141,12 @@ pub enum Error {
         /// What ends too early.
         what: String,
     },
+    /// A file or blob that should be a tar does not begin as one does.
+    #[error("{what} is no tar archive, neither a plain one nor one compressed by gzip or zstd")]
+    NoTar {
+        /// The file or blob.
+        what: String,
+    },
     /// The data is not what it should be.
     #[error("{what} is corrupt: {why}")]
     Corrupt {
@@ -194,6 +200,14 @@ pub enum Error {
         what: String,
         /// The parser's answer.
         source: serde_json::Error,
+    },
+    /// An index or manifest of something that is kept like an image and is none: a chart, a signature, a module.
+    #[error("{what} is an artifact of the type {kind}, and no image: a container cannot be made of it")]
+    Artifact {
+        /// The manifest.
+        what: String,
+        /// The type that it gives itself, escaped and cut.
+        kind: String,
     },
     /// The layout holds no such image, or several.
     #[error("{what}: {why}")]
@@ -362,6 +376,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same where it is known what the tar is that cannot be read.
+    pub(crate) fn of(self, what: &str) -> Self {
+        match self {
+            Self::NoTar { .. } => Self::NoTar { what: what.to_owned() },
+            other => other,
+        }
+    }
+
     /// A layer is larger than it may be, or its blob is.
     pub(crate) fn layer_bytes(what: impl Into<String>, limit: u64) -> Self {
         Self::Allowance { what: what.into(), limit, unit: "bytes", flag: "--max-layer-bytes" }

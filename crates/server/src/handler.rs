@@ -164,7 +164,8 @@ async fn answer(
         }
         Route::Create => {
             let spec = convert::container(read(request, SPEC_LIMIT).await?).map_err(Failure::Refused)?;
-            json(&wire::Created { handle: engine.create(spec).await? })
+            let (handle, warning) = engine.create(spec).await?;
+            json(&wire::Created { handle, warnings: warning.into_iter().collect() })
         }
         Route::Destroy => {
             engine.destroy(handle).await?;

@@ -79,8 +79,12 @@ impl Client {
 
     /// Make a container; its handle.
     pub async fn create(&self, spec: &ContainerSpec) -> Result<String> {
-        let reply = self.call("POST", "/containers", Some(encode(spec))).await?;
-        parse::<Created>(&reply).map(|created| created.handle)
+        self.create_told(spec).await.map(|created| created.handle)
+    }
+
+    /// The same with what there is to know of it.
+    pub async fn create_told(&self, spec: &ContainerSpec) -> Result<Created> {
+        parse(&self.call("POST", "/containers", Some(encode(spec))).await?)
     }
 
     /// Destroy it.

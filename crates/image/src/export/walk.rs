@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat, openat,
-    openat2, readlinkat, seek, statat,
+    readlinkat, seek, statat,
 };
 use rustix::io::Errno;
+use wardian_sys::directory;
 
 use crate::bounds::limits::Limits;
 use crate::bounds::watch::Watch;
@@ -329,7 +330,7 @@ impl Walk<'_> {
         if frame.dirs.is_empty() {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
             let path = if self.path.is_empty() { b"." } else { &*self.path };
-            let open = |layer: &usize| openat2(self.layers[*layer], path, DIR, Mode::empty(), resolve);
+            let open = |layer: &usize| directory::open(self.layers[*layer], path, DIR, resolve);
             frame.dirs = frame.layers.iter().map(open).collect::<Result<_, _>>().map_err(at("open", path))?;
         }
         if above > 0 {

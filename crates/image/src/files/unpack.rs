@@ -5,14 +5,14 @@ use crate::error::{Error, at, show};
 use crate::format::stream::{Entry, Stream, Time};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, ftruncate, futimens,
-    mknodat, openat, openat2, statat, symlinkat, unlinkat,
+    mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tar::EntryType;
-use wardian_sys::hard_link;
+use wardian_sys::{directory, hard_link};
 
 const BUFFER: usize = 256 << 10;
 const MAX_ENTRIES: u64 = 4 << 20;
@@ -128,7 +128,7 @@ impl Unpacker<'_> {
     fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        rustix::io::retry_on_intr(|| openat2(&self.into, path, DIR, Mode::empty(), resolve))
+        directory::open(&self.into, path, DIR, resolve)
     }
 
     /// The directory `path`, made if it is missing.

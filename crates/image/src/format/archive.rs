@@ -256,6 +256,11 @@ fn scan(
         }
         let found = found.map_err(|e| match Error::from(e) {
             // The stream knows only its own bytes.
+            Error::NoTar { .. } if at == 0 => Error::NoTar { what: what() },
+            Error::NoTar { .. } => {
+                let why = "not a tar header".into();
+                Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }
+            }
             Error::Corrupt { why, .. } => {
                 Error::Corrupt { what: format!("{} (entry at byte {at})", what()), why }
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::reference::{several_images, short};
+use super::reference::{but_there_are, several_images, short};
 use crate::digest::Digest;
 use crate::error::Error;
 
@@ -39,12 +39,17 @@ pub(crate) fn select(
     let error = |why| Err(Error::Select { what: what.into(), why });
     if let Some(name) = name {
         let wanted = short(name);
-        items.retain(|i| i.repo_tags.iter().flatten().any(|tag| short(tag) == wanted));
+        let is_it = |item: &Item| item.repo_tags.iter().flatten().any(|tag| short(tag) == wanted);
+        if !items.iter().any(is_it) {
+            let names = items.iter().flat_map(|item| item.repo_tags.iter().flatten());
+            let there = but_there_are(names.map(String::as_str));
+            return error(format!("no image is called {name:?}; {there}"));
+        }
+        items.retain(is_it);
     }
     match (items.len(), name) {
         (1, _) => Ok(items.remove(0)),
-        (0, None) => error("there is no image".into()),
-        (0, Some(name)) => error(format!("no image is called {name:?}")),
+        (0, _) => error("there is no image".into()),
         (_, None) => {
             let names = items.iter().flat_map(|item| item.repo_tags.iter().flatten());
             error(several_images(names.map(String::as_str), "docker-archive", path))

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use wardian_sys::text::{clip, tame};
 
-use super::reference::several_images;
+use super::reference::{but_there_are, several_images};
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, show};
 
 /// Bytes of one document; registries cap manifests at the same 4 MiB.
 pub(crate) const MAX_JSON: u64 = 4 << 20;
@@ -46,6 +47,24 @@ struct Platform {
     os: String,
     #[serde(default)]
     architecture: String,
+}
+
+impl Platform {
+    /// What it is, escaped and cut, if a host of this architecture does not run its programs by itself. What an image does not
+    /// say of itself is the host's.
+    fn foreign(&self) -> Option<String> {
+        let host = host_architecture();
+        // These run the programs of their predecessors, too.
+        let runs = |architecture: &str| {
+            architecture == host || matches!((host, architecture), ("amd64", "386") | ("arm64", "arm"))
+        };
+        let (is_linux, is_ours) = (self.os == "linux", runs(&self.architecture));
+        if (is_linux || self.os.is_empty()) && (is_ours || self.architecture.is_empty()) {
+            return None;
+        }
+        let part = |text: &str| if text.is_empty() { "?".into() } else { tame(&clip(text, 32)).into_owned() };
+        Some(format!("{}/{}", part(&self.os), part(&self.architecture)))
+    }
 }
 
 impl Descriptor {
@@ -121,7 +140,17 @@ impl Index {
         let error = |why| Err(Error::Select { what: what.into(), why });
         let mut found = self.manifests.unwrap_or_default();
         if let Some(tag) = tag {
-            found.retain(|d| [REF_NAME, IMAGE_NAME].iter().any(|name| d.annotation(name) == Some(tag)));
+            let names =
+                |d: &Descriptor| [REF_NAME, IMAGE_NAME].map(|name| d.annotation(name).map(str::to_owned));
+            let is_it = |d: &Descriptor| names(d).iter().flatten().any(|name| name == tag);
+            if !found.iter().any(is_it) {
+                let mut there: Vec<String> =
+                    found.iter().flat_map(|d| names(d).into_iter().flatten()).collect();
+                there.dedup();
+                let there = but_there_are(there.iter().map(String::as_str));
+                return error(format!("no manifest is tagged {tag:?}; {there}"));
+            }
+            found.retain(is_it);
         }
         // One image with several names has an entry for each.
         let mut seen = HashSet::new();
@@ -134,8 +163,7 @@ impl Index {
         match (found.len(), tag) {
             (1, _) => Ok(found.remove(0)),
             (0, _) if several => error(format!("no manifest for linux/{}", host_architecture())),
-            (0, Some(tag)) => error(format!("no manifest is tagged {tag:?}")),
-            (0, None) => error("there is no manifest".into()),
+            (0, _) => error("there is no manifest".into()),
             (_, None) => {
                 let tags = found.iter().filter_map(|descriptor| descriptor.annotation(REF_NAME));
                 error(several_images(tags, at.0, at.1))
@@ -153,10 +181,22 @@ pub struct Manifest {
     pub config: Descriptor,
     /// Bottom first.
     pub layers: Vec<Descriptor>,
+    artifact_type: Option<String>,
 }
+
+/// Media types of an image's config: the OCI's and docker's. What has another is no image (OCI image spec, "Guidelines for
+/// Artifact Usage"); earlier tools gave none, or the one that says nothing.
+const CONFIGS: [&str; 4] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+    "",
+];
 
 #[derive(Deserialize)]
 struct RawManifest {
+    #[serde(default, rename = "artifactType")]
+    artifact_type: Option<String>,
     config: Descriptor,
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
@@ -169,7 +209,7 @@ impl Manifest {
     /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB, more than 500 layers, or more than 16 URLs of
     /// one layer.
     pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
-        let RawManifest { config, layers } = parse(bytes, what)?;
+        let RawManifest { config, layers, artifact_type } = parse(bytes, what)?;
         let layers = layers.unwrap_or_default();
         if layers.len() > MAX_LAYERS {
             return Err(Error::Limit {
@@ -182,7 +222,20 @@ impl Manifest {
             let what = format!("the number of urls of layer {}", layer.digest);
             return Err(Error::Limit { what, limit: MAX_URLS as u64 });
         }
-        Ok(Self { config, layers })
+        Ok(Self { config, layers, artifact_type })
+    }
+
+    /// Whether it is the manifest of an image.
+    ///
+    /// # Errors
+    /// [`Error::Artifact`].
+    pub(crate) fn check_image(&self, what: &str) -> Result<(), Error> {
+        let config = self.config.media_type.as_str();
+        if CONFIGS.contains(&config) {
+            return Ok(());
+        }
+        let kind = self.artifact_type.as_deref().filter(|kind| !kind.is_empty()).unwrap_or(config);
+        Err(Error::Artifact { what: what.to_owned(), kind: show(kind.as_bytes()) })
     }
 }
 
@@ -203,6 +256,19 @@ pub struct Config {
     pub user: String,
     /// The first process's directory; empty means `/`.
     pub working_dir: String,
+    /// The platform that the image says it is for, as `linux/arm64`, if this host is not like that. Escaped and cut.
+    pub foreign: Option<String>,
+}
+
+impl Config {
+    /// What whoever makes a container of the image should know, in a sentence. It is not refused: a host may have an emulator.
+    pub fn warning(&self) -> Option<String> {
+        let (foreign, host) = (self.foreign.as_ref()?, host_architecture());
+        Some(format!(
+            "the image is for {foreign} and this host is linux/{host}, where its programs run only if an emulator for them is \
+             registered (binfmt_misc); otherwise import the image for linux/{host}"
+        ))
+    }
 }
 
 /// What an image says about its layers and about the processes in it.
@@ -217,6 +283,10 @@ pub struct ImageConfig {
 
 #[derive(Deserialize)]
 struct RawImageConfig {
+    #[serde(default)]
+    os: Option<String>,
+    #[serde(default)]
+    architecture: Option<String>,
     #[serde(default)]
     config: Option<RunConfig>,
     rootfs: RootFs,
@@ -244,11 +314,14 @@ impl ImageConfig {
     pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
         let raw: RawImageConfig = parse(bytes, what)?;
         let run = raw.config.unwrap_or_default();
+        let (os, architecture) = (raw.os.unwrap_or_default(), raw.architecture.unwrap_or_default());
+        let platform = Platform { os, architecture };
         Ok(Self {
             config: Config {
                 env: run.env.unwrap_or_default(),
                 user: run.user.unwrap_or_default(),
                 working_dir: run.working_dir.unwrap_or_default(),
+                foreign: platform.foreign(),
             },
             diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
         })

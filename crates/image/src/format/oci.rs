@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{OFlags, ResolveFlags};
+use wardian_sys::directory;
 
 use super::archive::{Archive, read_json};
 use super::manifest::{Descriptor, Index, MAX_JSON, Manifest, too_large};
@@ -47,6 +48,11 @@ impl Layout {
         Ok(Self { files: Files::Archive(Archive::open(path, opening)?), path: path.to_owned() })
     }
 
+    /// The directory or file that it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What is needed of it when the documents have been read: the names of all else in an archive may be some megabytes.
     pub(crate) fn of_layers(self, manifest: &Manifest) -> Self {
         let blobs = || manifest.layers.iter().map(|layer| blob_of(&layer.digest));
@@ -70,7 +76,7 @@ impl Layout {
         let error = |op, source: io::Error| Error::Io { op, path: self.name(name), source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let file = openat2(dir, name, flags, Mode::empty(), resolve).map_err(|e| error("open", e.into()))?;
+        let file = directory::open(dir, name, flags, resolve).map_err(|e| error("open", e.into()))?;
         let file = File::from(file);
         let meta = file.metadata().map_err(|e| error("stat", e))?;
         if !meta.is_file() {

@@ -50,20 +50,28 @@ pub(crate) fn split_tag(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// What to do about an archive or layout with several images, without a tag or name in its address: the names, which are its
-/// maker's, are escaped, and so few that a line shows them.
+/// What to do about an archive or layout with several images, without a tag or name in its address.
 pub(crate) fn several_images<'a>(names: impl Iterator<Item = &'a str>, scheme: &str, path: &Path) -> String {
-    let mut shown: Vec<String> = names.take(MAX_SHOWN + 1).map(|name| show(name.as_bytes())).collect();
-    if shown.is_empty() {
-        return "there are several images, without names to tell them apart".into();
+    match listed(names) {
+        None => "there are several images, without names to tell them apart".into(),
+        Some(names) => format!(
+            "there are several images: {names}; say which one with the address {scheme}://{}:NAME",
+            path.display()
+        ),
     }
+}
+
+/// The end of an error about a name that is none of these.
+pub(crate) fn but_there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    listed(names).map_or_else(|| "nothing in it has a name".into(), |names| format!("it has {names}"))
+}
+
+/// Names of somebody's making, escaped, and so few that a line shows them; none if there are none.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut shown: Vec<String> = names.take(MAX_SHOWN + 1).map(|name| show(name.as_bytes())).collect();
     let more = if shown.len() > MAX_SHOWN { ", …" } else { "" };
     shown.truncate(MAX_SHOWN);
-    let names = shown.join(", ");
-    format!(
-        "there are several images: {names}{more}; say which one with the address {scheme}://{}:NAME",
-        path.display()
-    )
+    (!shown.is_empty()).then(|| shown.join(", ") + more)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ impl From<wardian_archive::Error> for Error {
             E::Read(source) => stream_error("tar stream", source),
             E::Limit { what, limit } => Self::Limit { what, limit },
             E::Truncated { what } => Self::Truncated { what },
+            E::NoTar => Self::NoTar { what: "the tar stream".into() },
             E::NoEnd => Self::Truncated { what: "tar stream (no end of archive)".into() },
             E::Corrupt { what, why } => Self::Corrupt { what, why },
             E::Entry { path, why } => Self::Entry { path, why },

@@ -4,11 +4,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, mkdirat, openat, openat2,
-    readlinkat, statat, unlinkat,
+    AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, mkdirat, openat, readlinkat,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::getegid;
+use wardian_sys::directory;
 
 use super::whiteout::{is_whiteout, set_opaque};
 use crate::bounds::watch::Watch;
@@ -28,8 +29,6 @@ const STEPS_FOR_EACH: u64 = 32;
 /// What following a symlink and making a directory cost more than opening one.
 const LINK_STEPS: u64 = 2;
 const MAKE_STEPS: u64 = 8;
-/// openat2 answers EAGAIN when a rename elsewhere raced with `..`; so often it is asked again.
-const MAX_RETRIES: u32 = 128;
 
 /// The root of a layer while it is unpacked.
 pub(crate) struct Tree<'a> {
@@ -132,13 +131,7 @@ impl<'a> Tree<'a> {
     fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-        let mut tries = 0;
-        loop {
-            match openat2(&self.root, path, DIR, Mode::empty(), resolve) {
-                Err(Errno::AGAIN | Errno::INTR) if tries < MAX_RETRIES => tries += 1,
-                other => return other,
-            }
-        }
+        directory::open(&self.root, path, DIR, resolve)
     }
 
     /// An existing directory; symlinks on the way, and the last one, are resolved inside the root.

@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use tokio::runtime::Runtime;
+use wardian_sys::text::chain;
 
 use super::hosts;
 use super::names::Names;
@@ -259,15 +260,5 @@ impl ResolvesClientCert for Identities {
 /// The causes of an error of the client, which only says what it was doing. None of them holds the URL.
 pub(super) fn causes(error: reqwest::Error) -> String {
     let error = error.without_url();
-    let first = std::error::Error::source(&error).unwrap_or(&error);
-    let mut text = first.to_string();
-    let mut cause = first.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
+    chain(std::error::Error::source(&error).unwrap_or(&error))
 }

@@ -187,6 +187,21 @@ impl Source {
         }
     }
 
+    /// Whether there is something that can be opened, as far as that shows without reading it.
+    ///
+    /// # Errors
+    /// Nothing there, nothing that may be read, or a directory that is no image.
+    pub fn reach(&self) -> Result<(), Error> {
+        match &self.place {
+            Place::Path(path) | Place::Tree(path) if Path::new(path).is_dir() => {
+                let root = Root::open(Path::new(path))?;
+                let is_image = root.is_layout() || root.is_one();
+                if is_image { Ok(()) } else { Err(Error::Directory { path: path.clone() }) }
+            }
+            _ => open_tar(&self.state_file()).map(drop),
+        }
+    }
+
     /// What to open it takes, by a look that takes next to nothing.
     pub fn way(&self) -> Way {
         let path = match &self.place {

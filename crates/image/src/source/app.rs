@@ -192,6 +192,16 @@ pub(crate) enum Origin {
     File { path: PathBuf, state: Option<Identity> },
 }
 
+/// Its address, without what may be secret in it.
+impl fmt::Display for Droplet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Url { location, .. } => location.fmt(f),
+            Origin::File { path, .. } => path.display().fmt(f),
+        }
+    }
+}
+
 impl Droplet {
     /// Bytes as stored, as far as that is known.
     pub(crate) fn size(&self) -> Option<u64> {

@@ -42,7 +42,8 @@ pub(crate) fn open(path: &Path, name: Option<&str>, opening: &Opening<'_>) -> Re
     for (file, diff_id) in files.iter().zip(diff_ids) {
         let section = archive.member(file)?;
         let id = chain_id(chain.as_ref(), &diff_id);
-        let blob = Blob::Member { section, diff_id: diff_id.clone() };
+        let name = format!("the layer {} of {}", show(file.as_bytes()), path.display()).into();
+        let blob = Blob::Member { name, section, diff_id: diff_id.clone() };
         let again = !seen.insert(diff_id);
         layers.push(Layer::new(id.as_hex().to_owned(), blob, None, again, &budget));
         chain = Some(id);

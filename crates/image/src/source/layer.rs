@@ -1,5 +1,6 @@
 //! One layer: where its bytes are, and what they must be.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -48,6 +49,8 @@ pub(crate) enum Blob {
     },
     /// A file in an archive, which only its content vouches for.
     Member {
+        /// What it is called in errors, with the archive.
+        name: Arc<str>,
         section: Section,
         diff_id: Digest,
     },
@@ -126,5 +129,20 @@ impl Layer {
     /// Whether unpacking it looks at the layers below, which must be there then: it has a base directory.
     pub fn needs_layers_below(&self) -> bool {
         self.base.is_some()
+    }
+}
+
+/// What it is for people: the file that it is, or where it is.
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.blob {
+            Blob::Oci { layout, digest, .. } => {
+                write!(f, "the layer {digest} of {}", layout.path().display())
+            }
+            Blob::Member { name, .. } => f.write_str(name),
+            Blob::File { path, .. } => write!(f, "{}", path.display()),
+            Blob::Tree { root, .. } => f.write_str(&root.shown()),
+            Blob::App(droplet) => write!(f, "the app {droplet}"),
+        }
     }
 }

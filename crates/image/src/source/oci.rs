@@ -18,6 +18,7 @@ pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result
     let what = format!("manifest {}", chosen.digest);
     let manifest_json = layout.document(&chosen, &what)?;
     let manifest = Manifest::parse(&manifest_json, &what)?;
+    manifest.check_image(&format!("{what} of {}", layout.path().display()))?;
     let id = manifest.config.digest.as_hex().to_owned();
     let config_what = format!("config {}", manifest.config.digest);
     let config_json = layout.document(&manifest.config, &config_what)?;

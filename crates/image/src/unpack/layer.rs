@@ -99,7 +99,7 @@ impl Layer {
                 same(&format!("content of {what}"), diff_id, &digests.plain)?;
                 Ok(counts.with(digests))
             }
-            Blob::Member { section, diff_id } => {
+            Blob::Member { section, diff_id, .. } => {
                 let what = format!("layer with the diff id {diff_id}");
                 let input = local(section.clone(), &what, counted, &stop);
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;

@@ -106,6 +106,7 @@ pub(crate) fn run<T>(
             .spawn_scoped(scope, move || read(input, pool, &to_hasher, &to_writer))
             .map_err(spawn_error)?;
         let written = write(Pieces { pieces, pool, stop, piece: Piece::default(), at: 0 });
+        let written = written.map_err(|error| error.of(what));
         if written.is_err() {
             stop.give_up();
         }

@@ -60,20 +60,14 @@ fn resolve() -> ResolveFlags {
 
 fn open(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    loop {
-        match rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve()) {
-            // A concurrent rename or mount elsewhere.
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            other => return other,
-        }
-    }
+    wardian_sys::directory::open(parent, name, flags, resolve())
 }
 
 /// Gives a directory without permissions some; needed only where root lacks CAP_DAC_OVERRIDE.
 fn make_accessible(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve())?;
+    let dir = wardian_sys::directory::open(parent, name, flags, resolve())?;
     rustix::fs::chmod(format!("/proc/self/fd/{}", dir.as_raw_fd()), Mode::RWXU)
 }
 

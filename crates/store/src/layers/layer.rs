@@ -47,10 +47,10 @@ pub enum Error {
         source: Errno,
     },
     /// The layer could not be fetched, verified or unpacked.
-    #[error("cannot unpack the layer {chain}")]
+    #[error("cannot unpack {layer}")]
     Unpack {
-        /// The layer's chain id.
-        chain: String,
+        /// The file that it is, or where it is: an operator finds nothing by a chain id that no layer has yet.
+        layer: String,
         /// What the image's source says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -479,7 +479,7 @@ fn stage(
         return Err(Error::Baseless { chain: chain.to_owned() });
     }
     let unpacked =
-        unpacked.map_err(|source| Error::Unpack { chain: chain.to_owned(), source: Box::new(source) })?;
+        unpacked.map_err(|error| Error::Unpack { layer: source.to_string(), source: Box::new(error) })?;
     fail_point!("unpacked");
     let mode = rustix::fs::fstat(&fs).map_err(staged)?.st_mode & 0o7777;
     let root_mode = (mode != NO_ROOT_ENTRY).then_some(mode);

@@ -50,7 +50,7 @@ enum Address {
 #[derive(Debug)]
 pub enum Opened {
     /// All its layers are there.
-    Here(Image),
+    Here(Box<Image>),
     /// Some are not: [`Store::fetch`](crate::Store::fetch).
     ToFetch(Box<ToFetch>),
 }
@@ -83,6 +83,14 @@ impl Store {
     /// The address is none.
     pub fn way(&self, uri: &str) -> Result<Option<Way>> {
         self.0.way(uri)
+    }
+
+    /// Whether there is such an image, or the one below an app, as far as that shows without reading it.
+    ///
+    /// # Errors
+    /// There is none, or it may not be read.
+    pub fn reach(&self, uri: &str) -> Result<()> {
+        self.0.reach(uri)
     }
 
     /// Whether that has to be decompressed as a whole to be opened: the beginning of a compressed file is read.
@@ -169,6 +177,14 @@ impl Inner {
         })
     }
 
+    pub(crate) fn reach(&self, uri: &str) -> Result<()> {
+        match self.address(uri)? {
+            Address::Name => Ok(image::read_whole(&self.layout, uri).map(drop)?),
+            Address::App(base, _) => self.reach(&base),
+            Address::Source(source) => source.reach().map_err(|error| image_error(uri, error)),
+        }
+    }
+
     pub(crate) fn is_packed(&self, uri: &str) -> Result<bool> {
         Ok(match self.address(uri)? {
             Address::Name => false,
@@ -180,12 +196,12 @@ impl Inner {
     /// Reads what is needed to know the layers of an image, or of the one below an app.
     pub(crate) fn open(&self, uri: &str, progress: &Progress) -> Result<Opened> {
         match self.address(uri)? {
-            Address::Name => Ok(Opened::Here(self.image(uri, progress)?)),
+            Address::Name => Ok(Opened::Here(Box::new(self.image(uri, progress)?))),
             Address::App(base, _) => self.open(&base, progress),
             Address::Source(source) => {
                 let identity = source.state();
                 if let Some(image) = self.cached(uri, identity.as_ref()) {
-                    return Ok(Opened::Here(image));
+                    return Ok(Opened::Here(Box::new(image)));
                 }
                 let image = self.read(uri, &source, &|| progress.is_cancelled())?;
                 self.check_layers(uri, image.layers.len())?;
@@ -193,7 +209,7 @@ impl Inner {
                 if let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()?
                     && let Some(image) = self.remember(uri, &image, layers, identity.as_ref())
                 {
-                    return Ok(Opened::Here(image));
+                    return Ok(Opened::Here(Box::new(image)));
                 }
                 Ok(Opened::ToFetch(Box::new(ToFetch { uri: uri.to_owned(), identity, image })))
             }
@@ -203,7 +219,7 @@ impl Inner {
     /// The image that was opened, with all its layers in their places.
     pub(crate) fn fetch_opened(&self, opened: &Opened, progress: &Progress) -> Result<Image> {
         let ToFetch { uri, identity, image } = match opened {
-            Opened::Here(image) => return Ok(image.clone()),
+            Opened::Here(image) => return Ok(Image::clone(image)),
             Opened::ToFetch(opened) => &**opened,
         };
         // Of a directory the identity says nothing, and it may have changed since another one opened it.

@@ -211,6 +211,7 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
                     .find_map(|(destination, file)| (**destination == step.destination).then_some(*file))
                     .ok_or_else(|| Stop::from("a bind mount is missing".to_owned()))?,
             };
+            protect(step, bind.as_fd())?;
             attach_at(bind.as_fd(), &root, &step.destination, Some(&places))?;
             if mount_points::is_in_dev(&step.destination) {
                 let id = mount_points::mount_id(bind);
@@ -288,6 +289,14 @@ fn attributes(step: &Mount) -> MountAttrFlags {
         }
     }
     attrs
+}
+
+/// What the bundle says of a bind mount, whatever was made of it before it came.
+fn protect(step: &Mount, bind: BorrowedFd<'_>) -> Outcome<()> {
+    if step.readonly {
+        mount::set_readonly(bind, false).map_err(failed(format!("make {} read-only", step.destination)))?;
+    }
+    Ok(())
 }
 
 /// A file system that is made inside; `None` for /dev and /dev/pts, which the keeper has made.
@@ -417,4 +426,23 @@ fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>, kernels: &[u64]) -> Outco
     };
     let cover = cover.map_err(failed(format!("mask {path}")))?;
     mount::attach(&cover, &target).map_err(failed(format!("mask {path}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::StatVfsMountFlags;
+
+    #[test]
+    fn a_bind_mount_is_read_only_if_its_bundle_says_so() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        for readonly in [true, false] {
+            let bind = mount::fs_mount("tmpfs", &[], &[], MountAttrFlags::empty()).unwrap();
+            protect(&Mount { readonly, ..Mount::default() }, bind.as_fd()).unwrap();
+            let flags = rustix::fs::fstatvfs(&bind).unwrap().f_flag;
+            assert_eq!(flags.contains(StatVfsMountFlags::RDONLY), readonly);
+        }
+    }
 }
