@@ -12,13 +12,13 @@ use rustix::fs::{
 use rustix::io::Errno;
 use wardian_sys::directory;
 
+use crate::bounds::limits::Limits;
+use crate::bounds::watch::Watch;
+use crate::disk::names::{self, Names};
 use crate::error::{Error, show};
-use crate::names::{self, Names};
-use crate::stream::Time;
-use crate::tree::is_whiteout;
-use crate::unpack::Limits;
-use crate::watch::Watch;
-use crate::xattr::{self, Fate};
+use crate::format::stream::Time;
+use crate::overlay::whiteout::is_whiteout;
+use crate::overlay::xattr::{self, Fate};
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Directories of parents that stay open. What is beyond is opened again by its path.

@@ -11,23 +11,9 @@ mod place;
 mod unpack;
 
 pub use pack::{LeftOut, Packed, Source, pack};
-pub(crate) use place::{NotMade, fresh};
+pub(crate) use place::{NotMade, REPLACED, fresh};
 pub use place::{PROCESS, directory, make, special, special_in};
 pub use unpack::{Name, Taken, unpack};
-
-use crate::error::{Error, show};
-use rustix::io::Errno;
-
-/// What is said of a directory that is not the one it was.
-pub(crate) const REPLACED: &str = "somebody has put something else in its place meanwhile";
-
-fn write(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
-    move |source| Error::Write { op, path: show(path), source }
-}
-
-fn unsafe_path(path: &[u8], why: &'static str) -> Error {
-    Error::UnsafePath { path: show(path), why }
-}
 
 #[cfg(test)]
 mod tests;

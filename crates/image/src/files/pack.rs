@@ -1,6 +1,6 @@
 //! From files to a tar.
 
-use super::{place, unsafe_path};
+use super::place::{self, REPLACED, special, unsafe_path};
 use crate::error::{Error, show};
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fstat, openat, readlinkat, seek,
@@ -105,12 +105,12 @@ impl Source {
         Ok(Self { kind, path: path.to_owned() })
     }
 
-    /// What it is for people, if it is none of file, directory and link: see [`super::special`].
+    /// What it is for people, if it is none of file, directory and link: see [`special`].
     #[must_use]
     pub fn special(&self) -> Option<&'static str> {
         let Kind::Entry(above, name) = &self.kind else { return None };
         let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        super::special(FileType::from_raw_mode(stat.st_mode))
+        special(FileType::from_raw_mode(stat.st_mode))
     }
 
     /// Whether it is a directory; what a symlink leads to does not count.
@@ -399,7 +399,7 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn replaced(&self, path: &[u8]) -> Error {
-        unsafe_path(self.here(path).as_os_str().as_bytes(), super::REPLACED)
+        unsafe_path(self.here(path).as_os_str().as_bytes(), REPLACED)
     }
 }
 

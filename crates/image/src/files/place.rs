@@ -1,7 +1,7 @@
 //! Directories that somebody names on a command line, and that lie where others may write.
 
-use super::{REPLACED, unsafe_path, write};
-use crate::error::{Error, show};
+use crate::error::{Error, at, show};
+use crate::format::stream::Stream;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, fstat, mkdirat, openat, statx};
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -16,6 +16,13 @@ use wardian_sys::directory::{self, others_rename_in};
 /// So much earlier than the clock says a file system may date what it makes: it takes the time of the last tick, at most
 /// 10 ms ago, and some keep no more than hundredths of a second.
 const TICK: Duration = Duration::from_millis(20);
+
+/// What is said of a directory that is not the one it was.
+pub(crate) const REPLACED: &str = "somebody has put something else in its place meanwhile";
+
+pub(super) fn unsafe_path(path: &[u8], why: &'static str) -> Error {
+    Error::UnsafePath { path: show(path), why }
+}
 
 /// Opens the directory that a path leads to; none if there is none.
 ///
@@ -72,7 +79,7 @@ impl NotMade {
     /// As the error of something that is unpacked.
     pub(super) fn at(self, path: &[u8]) -> Error {
         match self {
-            Self::Kernel(errno) => write("make the directory", path)(errno),
+            Self::Kernel(errno) => at("make the directory", path)(errno),
             Self::Replaced => unsafe_path(path, REPLACED),
         }
     }
@@ -136,7 +143,7 @@ pub fn special(kind: FileType) -> Option<&'static str> {
 /// /dev/stdout is one, which leads every process to a file of its own.
 pub fn special_in(tar: &[u8]) -> Option<&'static str> {
     use tar::EntryType;
-    match crate::stream::Stream::new(tar, u64::MAX).next(false) {
+    match Stream::new(tar, u64::MAX).next(false) {
         // Tars have no sockets.
         Ok(None) => special(FileType::Socket),
         Ok(Some(entry)) => match entry.kind {

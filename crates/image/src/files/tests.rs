@@ -1,4 +1,5 @@
 use super::*;
+use crate::Error;
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};

@@ -1,8 +1,8 @@
 //! From a tar to files.
 
-use super::{NotMade, REPLACED, fresh, place::special, unsafe_path, write};
-use crate::error::{Error, show};
-use crate::stream::{Entry, Stream, Time};
+use super::place::{NotMade, REPLACED, fresh, special, unsafe_path};
+use crate::error::{Error, at, show};
+use crate::format::stream::{Entry, Stream, Time};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, ftruncate, futimens,
     mknodat, openat, statat, symlinkat, unlinkat,
@@ -60,7 +60,7 @@ pub struct Taken {
 /// A name that is not as expected or leads elsewhere, a damaged tar, an I/O error.
 pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<Taken, Error> {
     let mut stream = Stream::new(BufReader::with_capacity(BUFFER, from), u64::MAX);
-    let into = openat(into, ".", DIR, Mode::empty()).map_err(write("open", b"."))?;
+    let into = openat(into, ".", DIR, Mode::empty()).map_err(at("open", b"."))?;
     let (directories, taken) = (BTreeMap::new(), Taken::default());
     let mut unpacker =
         Unpacker { into, name, last: None, directories, kept: 0, files: HashSet::new(), taken };
@@ -133,7 +133,7 @@ impl Unpacker<'_> {
 
     /// The directory `path`, made if it is missing.
     fn parent(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
-        let clone = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(write("open", path));
+        let clone = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(at("open", path));
         if let Some((last, fd)) = &self.last
             && last == path
         {
@@ -143,7 +143,7 @@ impl Unpacker<'_> {
             Ok(fd) => self.recognise(fd, path)?,
             Err(Errno::NOENT) => self.make_all(path)?,
             Err(Errno::LOOP) => return Err(unsafe_path(path, "a symlink is on its way")),
-            Err(error) => return Err(write("open", path)(error)),
+            Err(error) => return Err(at("open", path)(error)),
         };
         self.last = Some((path.to_vec(), clone(&fd)?));
         Ok(fd)
@@ -158,7 +158,7 @@ impl Unpacker<'_> {
     }
 
     fn make_all(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
-        let mut current = self.open(b"").map_err(write("open", path))?;
+        let mut current = self.open(b"").map_err(at("open", path))?;
         let mut end = 0;
         for name in path.split(|b| *b == b'/') {
             end += name.len();
@@ -168,7 +168,7 @@ impl Unpacker<'_> {
                     made
                 }
                 Err(NotMade::Kernel(Errno::EXIST)) => {
-                    let opened = openat(&current, name, DIR, Mode::empty()).map_err(write("open", path))?;
+                    let opened = openat(&current, name, DIR, Mode::empty()).map_err(at("open", path))?;
                     self.recognise(opened, &path[..end])?
                 }
                 Err(failure) => return Err(failure.at(path)),
@@ -202,7 +202,7 @@ impl Unpacker<'_> {
             EntryType::Symlink => {
                 let above = self.parent(above)?;
                 clear(&above, name, &path, None)?;
-                symlinkat(&*entry.link, &above, name).map_err(write("make the link", &path))?;
+                symlinkat(&*entry.link, &above, name).map_err(at("make the link", &path))?;
                 self.remember_name(&above, name, &path)?;
             }
             EntryType::Link => {
@@ -213,10 +213,10 @@ impl Unpacker<'_> {
                 if old == path || old_name.is_empty() {
                     return Err(Error::Entry { path: show(&path), why: "a link to itself".into() });
                 }
-                let from = self.open(old_above).map_err(write("find the target of the link", &path))?;
+                let from = self.open(old_above).map_err(at("find the target of the link", &path))?;
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let source = openat(&from, old_name, flags, Mode::empty());
-                let source = source.map_err(write("find the target of the link", &path))?;
+                let source = source.map_err(at("find the target of the link", &path))?;
                 self.is_ours(&source, &path)?;
                 let above = self.parent(above)?;
                 clear(&above, name, &path, None)?;
@@ -233,7 +233,7 @@ impl Unpacker<'_> {
                 let above = self.parent(above)?;
                 clear(&above, name, &path, Some(FileType::Fifo))?;
                 let mode = Mode::from_raw_mode(entry.mode & 0o777);
-                mknodat(&above, name, FileType::Fifo, mode, 0).map_err(write("make", &path))?;
+                mknodat(&above, name, FileType::Fifo, mode, 0).map_err(at("make", &path))?;
                 self.remember_name(&above, name, &path)?;
             }
             EntryType::Char | EntryType::Block => self.leave_out(entry, stream, &path)?,
@@ -266,16 +266,16 @@ impl Unpacker<'_> {
         path: &[u8],
     ) -> Result<(), Error> {
         clear(above, name, path, None)?;
-        let file = create(above, name, entry.mode & 0o777).map_err(write("make", path))?;
+        let file = create(above, name, entry.mode & 0o777).map_err(at("make", path))?;
         self.remember_file(&file, path)?;
         match &entry.sparse {
             None => {
                 fill(&file, stream, 0, entry.size, path)?;
                 // Of zeros at the end nothing was written.
-                ftruncate(&file, entry.size).map_err(write("set the size of", path))?;
+                ftruncate(&file, entry.size).map_err(at("set the size of", path))?;
             }
             Some(sparse) => {
-                ftruncate(&file, sparse.real).map_err(write("set the size of", path))?;
+                ftruncate(&file, sparse.real).map_err(at("set the size of", path))?;
                 for (offset, length) in &sparse.segments {
                     fill(&file, stream, *offset, *length, path)?;
                 }
@@ -283,7 +283,7 @@ impl Unpacker<'_> {
         }
         stream.pad(entry.size, path)?;
         self.taken.bytes += entry.real_size();
-        futimens(&file, &times(entry.mtime)).map_err(write("set the time of", path))
+        futimens(&file, &times(entry.mtime)).map_err(at("set the time of", path))
     }
 
     fn directory(&mut self, entry: &Entry, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
@@ -291,15 +291,15 @@ impl Unpacker<'_> {
         let mode = Mode::from_raw_mode(entry.mode & DIR_MODE) | Mode::RWXU;
         match fresh(above.as_fd(), name, mode) {
             Ok(made) => {
-                let stat = fstat(&made).map_err(write("look at", path))?;
+                let stat = fstat(&made).map_err(at("look at", path))?;
                 self.remember(path, &made, Some((stat.st_mode & entry.mode & DIR_MODE, entry.mtime)))
             }
             // One that is there keeps its mode, and is filled.
             Err(NotMade::Kernel(Errno::EXIST)) => {
-                let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(write("look at", path))?;
+                let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => Ok(()),
-                    _ => Err(write("make the directory", path)(Errno::NOTDIR)),
+                    _ => Err(at("make the directory", path)(Errno::NOTDIR)),
                 }
             }
             Err(failure) => Err(failure.at(path)),
@@ -338,7 +338,7 @@ impl Unpacker<'_> {
     /// Whoever may write to the directory could have put a file of his own there, which would get a name where he may not
     /// write.
     fn is_ours(&self, file: &OwnedFd, path: &[u8]) -> Result<(), Error> {
-        let stat = fstat(file).map_err(write("look at", path))?;
+        let stat = fstat(file).map_err(at("look at", path))?;
         // Of very many files not all are remembered.
         let forgotten = self.files.len() >= MAX_FILES && stat.st_uid == rustix::process::geteuid().as_raw();
         if forgotten || self.files.contains(&(stat.st_dev, stat.st_ino, stat.st_uid)) {
@@ -350,9 +350,9 @@ impl Unpacker<'_> {
     fn finish(self) -> Result<Taken, Error> {
         for (path, made) in self.directories.iter().rev() {
             let Some((mode, mtime)) = made.end else { continue };
-            let dir = self.recognise(self.open(path).map_err(write("open", path))?, path)?;
-            fchmod(&dir, Mode::from_raw_mode(mode)).map_err(write("set the mode of", path))?;
-            futimens(&dir, &times(mtime)).map_err(write("set the time of", path))?;
+            let dir = self.recognise(self.open(path).map_err(at("open", path))?, path)?;
+            fchmod(&dir, Mode::from_raw_mode(mode)).map_err(at("set the mode of", path))?;
+            futimens(&dir, &times(mtime)).map_err(at("set the time of", path))?;
         }
         Ok(self.taken)
     }
@@ -370,7 +370,7 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
     let kind = match statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => FileType::from_raw_mode(stat.st_mode),
         Err(Errno::NOENT) => return Ok(()),
-        Err(error) => return Err(write("look at", path)(error)),
+        Err(error) => return Err(at("look at", path)(error)),
     };
     if let Some(what) = special(kind)
         && Some(kind) != same
@@ -379,7 +379,7 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
     }
     match unlinkat(above, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(write("replace", path)(error)),
+        Err(error) => Err(at("replace", path)(error)),
     }
 }
 
@@ -388,7 +388,7 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
 type Identity = (u64, u64, u32);
 
 fn identity(file: impl AsFd, path: &[u8]) -> Result<Identity, Error> {
-    fstat(file).map(|stat| (stat.st_dev, stat.st_ino, stat.st_uid)).map_err(write("look at", path))
+    fstat(file).map(|stat| (stat.st_dev, stat.st_ino, stat.st_uid)).map_err(at("look at", path))
 }
 
 /// Writes to a new file, in which what is not written is zero: zeros are not written.
@@ -406,7 +406,7 @@ fn fill<R: std::io::BufRead>(
             let mut writing = &piece[zeros..zeros + data];
             while !writing.is_empty() {
                 let n = rustix::io::retry_on_intr(|| pwrite(file.as_fd(), writing, offset))
-                    .map_err(write("write", path))?;
+                    .map_err(at("write", path))?;
                 offset += n as u64;
                 writing = &writing[n..];
             }

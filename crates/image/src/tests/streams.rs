@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use super::image::{Layout, bare, unpack};
 use super::{Cage, Tar, gzip, write};
-use crate::remote::Stop;
+use crate::bounds::stop::Stop;
 use crate::{Digest, Error, Image, ImageConfig, Index, Limits, Manifest, Watch};
 
 /// An image of one layer whose blob is `blob` and whose content should be `tar`.
@@ -140,7 +140,7 @@ fn reading_stops_behind_the_promised_size() {
     write(&path, &tar);
     File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     let watch = Watch::default();
-    let input = crate::pipeline::Input {
+    let input = crate::unpack::pipeline::Input {
         reader: Box::new(File::open(&path).unwrap()),
         what: "grown",
         size: Some(tar.len() as u64),
@@ -151,7 +151,7 @@ fn reading_stops_behind_the_promised_size() {
         stop: &Stop::new(&watch),
         whole: None,
     };
-    let result = crate::pipeline::run(input, |mut pieces| {
+    let result = crate::unpack::pipeline::run(input, |mut pieces| {
         std::io::copy(&mut pieces, &mut std::io::sink()).unwrap();
         Ok(())
     });

@@ -64,7 +64,7 @@ fn an_artifact_is_told_by_its_type() {
 fn an_image_for_another_platform_says_so() {
     let tar = Tar::default().end();
     let layout = Layout::new();
-    let host = crate::manifest::host_architecture();
+    let host = crate::format::manifest::host_architecture();
     let other = if host == "arm64" { "amd64" } else { "arm64" };
     let foreign = |os: &str, architecture: &str| {
         let config = format!(
