@@ -28,7 +28,10 @@ pub enum Error {
     /// The stream ends after an entry, without a block of zeros: others may be missing.
     #[error("tar stream (no end of archive) is truncated")]
     NoEnd,
-    /// The data is no tar.
+    /// The data does not begin as a tar does.
+    #[error("not a tar header at the beginning")]
+    NoTar,
+    /// The data is no tar from here on.
     #[error("{what} is corrupt: {why}")]
     Corrupt {
         /// What is corrupt.

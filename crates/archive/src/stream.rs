@@ -237,7 +237,12 @@ impl<R: BufRead> Stream<R> {
         let mut left = MAX_EXTENSION;
         loop {
             let at = self.offset;
-            let Some(block) = self.block()? else {
+            let block = match self.block() {
+                // It has not even the bytes of a header.
+                Err(Error::Truncated { .. }) if at == 0 => return Err(Error::NoTar),
+                block => block?,
+            };
+            let Some(block) = block else {
                 if at == 0 {
                     return Err(corrupt(at, "it is empty"));
                 }
@@ -259,7 +264,7 @@ impl<R: BufRead> Stream<R> {
             }
             let header = Header::from_byte_slice(&block);
             if !checksum_fits(&block, header) {
-                return Err(corrupt(at, "not a tar header"));
+                return Err(if at == 0 { Error::NoTar } else { corrupt(at, "not a tar header") });
             }
             let size = unsigned(&header.as_old().size, at)?;
             let kind = header.entry_type();
@@ -296,7 +301,7 @@ impl<R: BufRead> Stream<R> {
                     if kind == EntryType::GNUSparse {
                         self.old_sparse(&mut entry, header, at)?;
                     } else if let Some(records) = records {
-                        self.pax_sparse(&mut entry, records, at)?;
+                        self.pax_sparse(&mut entry, records)?;
                     }
                     return Ok(Some(entry));
                 }
@@ -305,8 +310,12 @@ impl<R: BufRead> Stream<R> {
     }
 
     fn old_sparse(&mut self, entry: &mut Entry, header: &Header, at: u64) -> Result<(), Error> {
-        let error = |why| corrupt(at, why);
-        let gnu = header.as_gnu().ok_or_else(|| error("a sparse file in another format than GNU's"))?;
+        let path = show(&entry.path);
+        let error = |why: &str| Error::Entry { path: path.clone(), why: why.into() };
+        // Star's has the same type and its map elsewhere; star and GNU tar write PAX's formats as well.
+        let gnu = header.as_gnu().ok_or_else(|| {
+            error("a sparse file in another format than GNU's and PAX's: write the archive with `tar --format=pax`")
+        })?;
         let real = unsigned(&gnu.realsize, at)?;
         let mut map = OldGnu::default();
         map.add(&gnu.sparse).map_err(error)?;
@@ -325,8 +334,9 @@ impl<R: BufRead> Stream<R> {
         Ok(())
     }
 
-    fn pax_sparse(&mut self, entry: &mut Entry, records: Records, at: u64) -> Result<(), Error> {
-        let error = |why| corrupt(at, why);
+    fn pax_sparse(&mut self, entry: &mut Entry, records: Records) -> Result<(), Error> {
+        let path = show(records.name.as_deref().unwrap_or(&entry.path));
+        let error = |why: &str| Error::Entry { path: path.clone(), why: why.into() };
         if !matches!(entry.kind, EntryType::Regular | EntryType::Continuous) {
             return Err(error("a sparse map of no file"));
         }

@@ -1,31 +1,21 @@
 //! A root file system with its bundle and bind mounts: what a container and a pea are launched from.
 
-use crate::error::chain;
 use crate::spec::{BindMount, Limits};
 use crate::{Error, Result, Shared};
 use rustix::fs::FileType;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use wardian_runtime::bundle::{self, Settings};
+use wardian_runtime::cgroup;
 use wardian_runtime::cgroup::devices::{Devices, Type};
-use wardian_runtime::cgroup::{self, Entry};
 use wardian_runtime::wire::{Boxed, Placement};
 use wardian_store::{Image, Owner};
 use wardian_sys::{memfd, mount};
 
 /// What the keeper gets, besides the pair.
 pub struct Parts {
-    pub config: OwnedFd,
-    pub rootfs: OwnedFd,
-    pub binds: Vec<OwnedFd>,
-    pub boxed: Boxed,
-    pub entry: Entry,
-}
-
-impl Parts {
-    pub fn place(&self) -> Placement {
-        Placement { v1_procs: self.entry.v1.len(), v2_dir: self.entry.v2.is_some() }
-    }
+    pub boxed: Boxed<OwnedFd>,
+    pub place: Placement<OwnedFd>,
 }
 
 impl From<Limits> for cgroup::Limits {
@@ -60,18 +50,19 @@ pub fn assemble(
     mut settings: Settings,
     binds: &[BindMount],
     (files, give): (&[BindMount], bool),
-    entry: Entry,
+    place: Placement<OwnedFd>,
     config_path: &Path,
 ) -> Result<Parts> {
-    let step = |e: std::io::Error| Error::failed("bundle", e);
+    let step = Error::system("bundle");
     let text = |p: &Path| p.to_string_lossy().into_owned();
     let binds = &from_above(binds);
     let mut clones = Vec::new();
     for bind in binds {
-        clones.push(clone_bind(bind, settings.privileged.into())?);
+        clones.push((text(&bind.destination), clone_bind(bind, settings.privileged.into())?));
     }
+    let mut contents = Vec::new();
     for file in files.iter().filter(|_| give) {
-        clones.push(std::fs::File::open(&file.source).map_err(step)?.into());
+        contents.push((text(&file.destination), std::fs::File::open(&file.source).map_err(step)?.into()));
     }
     for bind in binds.iter().chain(files) {
         settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
@@ -79,17 +70,19 @@ pub fn assemble(
     let rootfs = shared
         .store
         .create_rootfs(rootfs_id, image, owner.as_ref())
-        .map_err(|e| Error::failed("root file system", chain(&e)))?;
+        .map_err(Error::store("root file system"))?;
     settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
     let config = bundle::text(&settings);
     std::fs::write(config_path, &config).map_err(step)?;
     let config = memfd::sealed("config.json", config.as_bytes(), 0o400).map_err(|e| step(e.into()))?;
     let boxed = Boxed {
-        binds: binds.iter().map(|bind| text(&bind.destination)).collect(),
-        files: files.iter().filter(|_| give).map(|file| text(&file.destination)).collect(),
+        config,
+        rootfs: rootfs.mount,
+        binds: clones,
+        files: contents,
         v1_hierarchies: shared.cgroups.v1_names(),
     };
-    Ok(Parts { config, rootfs: rootfs.mount, binds: clones, boxed, entry })
+    Ok(Parts { boxed, place })
 }
 
 /// Bind mounts in the order in which they are mounted: one that comes after another below it would hide that. All others
@@ -110,7 +103,7 @@ fn from_above(binds: &[BindMount]) -> Vec<BindMount> {
 /// the rules of its cgroup hold for it as for any other.
 fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     let name = bind.source.display().to_string();
-    let fail = |e: mount::Error| Error::failed("bind mount", format!("{name}: {}", chain(&e)));
+    let fail = |source: mount::Error| Error::BindMount { path: name.clone(), source };
     if !bind.source.is_absolute() || !bind.destination.is_absolute() {
         return Err(Error::Invalid(format!("bind mount {name}: both paths must be absolute")));
     }
@@ -118,7 +111,7 @@ fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     if !bind.writable {
         mount::set_readonly(&clone, false).map_err(fail)?;
     }
-    let stat = rustix::fs::fstat(&clone).map_err(|e| Error::failed("bind mount", format!("{name}: {e}")))?;
+    let stat = rustix::fs::fstat(&clone).map_err(Error::system("bind mount"))?;
     let node = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             mount::set_nodev(&clone).map_err(fail)?;

@@ -6,8 +6,11 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::lifecycle;
 use crate::container::record::{CONFIG, Phase, Record, VERSION};
+use crate::error::too_little;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::image::gone;
+use crate::keeper::{Event, Keeper};
 use crate::ready::ids::Home;
 use crate::ready::keepers::Waiting;
 use crate::spec::ContainerSpec;
@@ -18,17 +21,16 @@ use std::sync::Arc;
 use tracing::Instrument as _;
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::devices::Devices;
-use wardian_runtime::client::{Event, Keeper};
-use wardian_runtime::wire::{Op, Reply};
+use wardian_runtime::wire::Create;
 use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
 
 impl Engine {
-    /// Make a container; its handle.
+    /// Make a container; its handle, and what its maker should know of its image.
     ///
     /// # Errors
     /// Bad or taken handle, an image that is not there, whatever the kernel refuses. Nothing stays.
-    pub async fn create(&self, mut spec: ContainerSpec) -> Result<String> {
+    pub async fn create(&self, mut spec: ContainerSpec) -> Result<(String, Option<String>)> {
         if spec.handle.is_empty() {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
@@ -57,19 +59,21 @@ impl Engine {
             let failed = timeline.operation(Kind::Create, &spec.handle, "", Some(error.to_string()));
             self.shared.history.add(failed);
         })?;
+        let warning = image.config.warning();
         let _turn = match self.shared.gate.try_enter() {
             Some(turn) => turn,
             None => {
-                let turn = self.shared.gate.enter().await?;
+                let turn = tokio::select! {
+                    turn = self.shared.gate.enter() => turn?,
+                    () = gone() => return Err(Error::GivenUp { during: "create", why: "the client has gone before its turn" }),
+                };
                 timeline.ended("queue");
                 turn
             }
         };
         let shared = self.shared.clone();
         let waiting = tokio::task::spawn_blocking(move || shared.keepers.take()).await;
-        let waiting = waiting
-            .map_err(|e| Error::failed("create", e))?
-            .map_err(|e| Error::failed("start a keeper", e))?;
+        let waiting = waiting.map_err(Error::task("create"))?.map_err(Error::system("start a keeper"))?;
         let container = match self.reserve(&spec, &image, &waiting) {
             Ok(container) => container,
             Err(error) => {
@@ -103,10 +107,10 @@ impl Engine {
             }
             drop(slow);
             failpoint::reach(Point::CreateReplying);
-            result.map(|()| handle)
+            result.map(|()| (handle, warning))
         };
         let made = tokio::spawn(made.in_current_span());
-        made.await.map_err(|e| Error::failed("create", e))?
+        made.await.map_err(Error::task("create"))?
     }
 
     fn reserve(&self, spec: &ContainerSpec, image: &Image, waiting: &Waiting) -> Result<Arc<Container>> {
@@ -135,7 +139,7 @@ impl Engine {
         self.check_room(&containers, &spec.handle)?;
         bounds::beside(bytes, containers.values().map(|other| other.record().beyond()))?;
         let container = Arc::new(Container::new(record));
-        container.kept_by(waiting.pid, wardian_runtime::wire::VERSION);
+        container.kept_by(waiting.pid);
         containers.insert(spec.handle.clone(), container.clone());
         Ok(container)
     }
@@ -164,22 +168,20 @@ impl Engine {
         let span = tracing::Span::current();
         let prepare = move || span.in_scope(|| prepare(&shared, &theirs, waiting, &spec, &image, &phases));
         let prepared = tokio::task::spawn_blocking(prepare).await;
-        let (pair, connection, parts) = prepared.map_err(|e| Error::failed("create", e))??;
-        let (keeper, events) = Keeper::new(connection).map_err(|e| Error::failed("keeper", e))?;
-        let mut fds = vec![self.shared.keepers.init.as_fd(), pair.network.as_fd()];
-        fds.extend(pair.user.as_ref().map(AsFd::as_fd));
-        fds.extend([parts.config.as_fd(), parts.rootfs.as_fd()]);
-        fds.extend(parts.binds.iter().map(AsFd::as_fd));
-        fds.extend(parts.entry.fds());
+        let (pair, connection, parts) = prepared.map_err(Error::task("create"))??;
+        let (keeper, events) = Keeper::new(connection).map_err(Error::keeper("create"))?;
         container.happens(lifecycle::Event::Launched(keeper.clone()))?;
-        let op = Op::Create { user: pair.user.is_some(), place: parts.place(), boxed: parts.boxed.clone() };
-        let answer = keeper.ask(op, &fds).await;
-        timeline.ended("launch");
-        let init = match answer {
-            Ok((Reply::Started { pid, .. }, _)) => pid,
-            Ok(_) => return Err(Error::failed("create", "the keeper's answer makes no sense")),
-            Err(error) => return Err(Error::failed("create", error)),
+        let create = Create {
+            init: self.shared.keepers.init.as_fd(),
+            network: pair.network.as_fd(),
+            user: pair.user.as_ref().map(AsFd::as_fd),
+            boxed: parts.boxed.as_fds(),
+            place: parts.place.as_fds(),
         };
+        let answer = keeper.create(create).await;
+        timeline.ended("launch");
+        let memory_bytes = container.record().limits.memory_bytes;
+        let init = answer.map_err(|e| Error::keeper("create")(e).under(memory_bytes))?;
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);
         self.watch(container, events);
@@ -216,11 +218,12 @@ impl Engine {
                         }
                     }
                     Event::Gone => {
-                        let reason = "its init or its keeper has ended";
-                        let news = container.lost(None, reason);
+                        let hint = too_little(container.record().limits.memory_bytes);
+                        let reason = format!("its init or its keeper has ended{hint}");
+                        let news = container.lost(None, &reason);
                         container.tell_ends(&engine.shared.events);
                         if news {
-                            let what = What::Broken { reason: reason.to_owned() };
+                            let what = What::Broken { reason };
                             engine.shared.events.tell(&container.handle, &container.id, what);
                         }
                     }
@@ -254,10 +257,10 @@ fn prepare(
 ) -> Result<Prepared> {
     let id = &container.id;
     let dir = shared.records.path(id);
-    let run = |e: std::io::Error| Error::failed("run directory", e);
+    let run = Error::system("run directory");
     std::fs::create_dir(&dir).map_err(run)?;
     let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
-    let Home { pair, lease } = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
+    let Home { pair, lease } = pairs.take().map_err(Error::system("namespaces"))?;
     let (owner, range) = lease.as_ref().map_or((0, None), |lease| (lease.owner, lease.range));
     lease.into_iter().for_each(|lease| container.has_ids(lease));
     failpoint::reach(Point::CreatePaired);
@@ -288,7 +291,7 @@ fn prepare(
         ..shared.settings(range)
     };
     timeline.ended("files");
-    let cgroup = |e| Error::failed("cgroup", e);
+    let cgroup = Error::Cgroup;
     // It was made ahead with the rules of an unprivileged one, and nothing runs in it yet.
     if spec.privileged {
         shared.cgroups.impose(id, Devices::Privileged).map_err(cgroup)?;

@@ -4,13 +4,13 @@ use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::keeper;
 use crate::sweeper::Remains;
 use crate::{Engine, Error, Result, Shared};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::Instrument as _;
-use wardian_runtime::client;
-use wardian_runtime::wire::{Op, Reply};
+use wardian_runtime::wire::Destroyed;
 use wardian_sys::failpoint::{self, Point};
 
 /// What has not died of SIGKILL by then (D state) makes the container broken.
@@ -62,7 +62,7 @@ impl Engine {
             result
         };
         let task = tokio::spawn(task.in_current_span());
-        task.await.map_err(|e| Error::failed("destroy", e))?
+        task.await.map_err(Error::task("destroy"))?
     }
 
     /// Destroy every container and sweep what it leaves, before anybody is served. What does not die stays, broken.
@@ -111,23 +111,23 @@ impl Engine {
         if let Some(keeper) = container.any_keeper() {
             by_force = false;
             failpoint::reach(Point::DestroyKilling);
-            let answer = tokio::time::timeout(PATIENCE, keeper.ask(Op::Destroy, &[])).await;
+            let answer = tokio::time::timeout(PATIENCE, keeper.destroy()).await;
             failpoint::reach(Point::DestroyAnswered);
             match answer {
-                Ok(Ok((Reply::Destroyed { killed_us, unmounted_us }, _))) => {
+                Ok(Ok(Some(Destroyed { killed_us, unmounted_us }))) => {
                     unmount_ms = milliseconds(unmounted_us);
                     timeline.ended_as(&[("kill", milliseconds(killed_us)), ("unmount", unmount_ms)]);
                 }
                 // A keeper of an earlier version does not tell.
-                Ok(Ok(_)) => timeline.ended("keeper"),
+                Ok(Ok(None)) => timeline.ended("keeper"),
                 // It has ended before, and its container with it, or is about to.
-                Ok(Err(client::Error::Gone)) => {
+                Ok(Err(keeper::Error::Gone)) => {
                     timeline.ended("keeper");
                     by_force = true;
                 }
                 Ok(Err(error)) => {
                     timeline.ended("keeper");
-                    return Err(Error::failed("destroy", error));
+                    return Err(Error::keeper("destroy")(error));
                 }
                 Err(_) => {
                     timeline.ended("kill");
@@ -140,8 +140,8 @@ impl Engine {
             let (shared, id) = (self.shared.clone(), id.clone());
             let ended = tokio::task::spawn_blocking(move || end_by_force(&shared, &id)).await;
             timeline.ended("force");
-            if !ended.map_err(|e| Error::failed("destroy", e))? {
-                return Err(Error::failed("destroy", STUCK));
+            if !ended.map_err(Error::task("destroy"))? {
+                return Err(Error::GivenUp { during: "destroy", why: STUCK });
             }
         }
         tracing::info!(handle, id, ms = unmount_ms, "rootfs.unmounted");
@@ -150,7 +150,7 @@ impl Engine {
         let shared = self.shared.clone();
         let handle = container.handle.clone();
         // The commit point: without its record the container is gone, whatever happens to us.
-        shared.records.forget(&id).map_err(|e| Error::failed("forget", e))?;
+        shared.records.forget(&id).map_err(Error::system("forget"))?;
         failpoint::reach(Point::DestroyForgotten);
         let keeper = container.any_keeper();
         container.happens(Event::Ended)?;

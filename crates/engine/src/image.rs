@@ -6,7 +6,6 @@
 //! another.
 
 use crate::admission::gate::{Gate, PATIENCE};
-use crate::error::chain;
 use crate::{Engine, Error, Result};
 use std::future::{Future, pending};
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use wardian_store::{Image, Opened, Progress, Way};
 use wardian_sys::memory;
+use wardian_sys::text::chain;
 
 /// Requests that fetch an image or wait for one that is fetched: each takes a thread, of which there are 512 for
 /// everything that blocks, and of each image at most four layers are unpacked side by side.
@@ -66,13 +66,13 @@ tokio::task_local! {
 }
 
 /// Does what a client wants. When the sender of `here` is dropped, the client has gone: an image that is being brought for it
-/// alone is given up. All else that was begun is finished.
+/// alone is given up, and so is a create that waits for its turn. All else that was begun is finished.
 pub async fn for_client<T>(here: watch::Receiver<()>, work: impl Future<Output = T>) -> T {
     CLIENT.scope(here, work).await
 }
 
 /// Ready when the client has gone for whom this task works.
-async fn gone() {
+pub(crate) async fn gone() {
     match CLIENT.try_with(Clone::clone) {
         Ok(mut here) => while here.changed().await.is_ok() {},
         Err(_) => pending().await,
@@ -89,10 +89,34 @@ impl Drop for Asked {
 }
 
 impl Engine {
+    /// Says so if the image of containers that name none is not there. It may come later, and is no reason not to serve those
+    /// who name one. Nobody waits for the look: the image may lie on a file system that does not answer.
+    pub(crate) fn look_for_default_rootfs(&self) {
+        let Some(uri) = self.shared.config.default_rootfs.clone() else { return };
+        let store = self.shared.store.clone();
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.reach(&uri)
+                && !matches!(error, wardian_store::Error::Closed)
+            {
+                let text = "containers that name no image cannot be made until it can be opened: bring it there, or name \
+                            another one by --default-rootfs";
+                tracing::warn!(error = chain(&error), text, "start.default-rootfs");
+            }
+        }));
+    }
+
     /// The image with all its layers. What is not in the store may take as long as a server on the net takes to send it:
     /// meanwhile no keeper is taken and no turn of a create, so that those whose image is at hand do not wait.
     /// `step` is what clients are told of as failed.
     pub(crate) async fn image(&self, step: &'static str, uri: &str) -> Result<Image> {
+        let image = self.find_image(step, uri).await?;
+        if let Some(platform) = &image.config.foreign {
+            tracing::info!(image = image.shown, platform, "image.foreign-platform");
+        }
+        Ok(image)
+    }
+
+    async fn find_image(&self, step: &'static str, uri: &str) -> Result<Image> {
         let address: Arc<str> = self.shared.address(uri)?.into();
         let (store, theirs) = (self.shared.store.clone(), address.clone());
         let look = move || match store.at_hand(&theirs)? {
@@ -103,7 +127,7 @@ impl Engine {
             (Some(image), _) => Ok(image),
             (None, way) => tokio::select! {
                 image = self.bring(step, &address, way) => image,
-                () = gone() => Err(Error::failed(step, "the client has gone before its image was there")),
+                () = gone() => Err(Error::GivenUp { during: step, why: "the client has gone before its image was there" }),
             },
         }
     }
@@ -135,7 +159,7 @@ impl Engine {
             };
             let place = match &opened {
                 // Without an app there is nothing more to do; an app's file may be read.
-                Opened::Here(image) if *image.uri == **address => return Ok(image.clone()),
+                Opened::Here(image) if *image.uri == **address => return Ok((**image).clone()),
                 _ => gates.fetching.enter().await?,
             };
             let (store, address, progress) = (store.clone(), address.clone(), asked.0.clone());
@@ -148,7 +172,7 @@ impl Engine {
                 return Ok(image);
             }
         }
-        Err(Error::failed(step, "layers of the image are collected again and again"))
+        Err(Error::GivenUp { during: step, why: "layers of the image are collected again and again" })
     }
 
     async fn open(&self, step: &'static str, address: &Arc<str>, way: Way, asked: &Asked) -> Result<Opened> {
@@ -183,5 +207,5 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> wardian_store::Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|e| Error::failed(step, e))?.map_err(|error| Error::failed(step, chain(&error)))
+    done.map_err(Error::task(step))?.map_err(Error::store(step))
 }

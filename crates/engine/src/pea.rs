@@ -5,6 +5,7 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::pea::{Pea, pea_cgroup};
 use crate::container::record::Record;
+use crate::keeper::Keeper;
 use crate::process::Process;
 use crate::run::{connect, payload};
 use crate::spec::{BindMount, ProcessSpec};
@@ -14,8 +15,7 @@ use std::sync::Arc;
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup;
 use wardian_runtime::cgroup::devices::Devices;
-use wardian_runtime::client::Keeper;
-use wardian_runtime::wire::{self, Exec, Op};
+use wardian_runtime::wire::{Exec, Feature, Run};
 use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::namespace;
@@ -34,27 +34,31 @@ impl Engine {
         let shared = self.shared.clone();
         let theirs = container.clone();
         let pea = uuid::Uuid::new_v4().simple().to_string();
-        let rootfs_id = pea.clone();
+        let (rootfs_id, its_keeper) = (pea.clone(), keeper.clone());
+        let memory_bytes = spec.limits.unwrap_or(container.record().limits).memory_bytes;
         let prepared = tokio::task::spawn_blocking(move || {
-            prepare_pea(&shared, &theirs, &spec, &image, exec, &rootfs_id)
+            prepare_pea(&shared, &theirs, &its_keeper, &spec, &image, exec, &rootfs_id)
         })
         .await;
-        let answer = match prepared.map_err(|e| Error::failed("pea", e)).flatten() {
-            Ok((payload, parts, op)) => {
+        let answer = match prepared.map_err(Error::task("pea")).flatten() {
+            Ok((payload, parts)) => {
                 process.needs_cleaning();
                 let made = Pea { rootfs: pea.clone(), made_ns: since_boot() };
                 container.add_pea(process.id(), made);
-                let mut fds = vec![payload.as_fd(), parts.config.as_fd(), parts.rootfs.as_fd()];
-                fds.extend(parts.binds.iter().map(AsFd::as_fd));
-                fds.extend(parts.entry.fds());
+                let run = Run {
+                    id: process.id().to_owned(),
+                    exec: payload.as_fd(),
+                    pea: Some(parts.boxed.as_fds()),
+                    place: parts.place.as_fds(),
+                };
                 let answer = async {
-                    let asked = keeper.begin(op, &fds).await?;
+                    let asked = keeper.run(run).await?;
                     failpoint::reach(Point::PeaAsked);
                     asked.answer().await
                 };
                 let answer = answer.await;
                 failpoint::reach(Point::PeaAnswered);
-                connect(process, keeper, answer).await
+                connect(process, keeper, answer).await.map_err(|error| error.under(memory_bytes))
             }
             Err(error) => Err(error),
         };
@@ -111,11 +115,12 @@ impl Engine {
     }
 }
 
-type PreparedPea = (OwnedFd, Parts, Op);
+type PreparedPea = (OwnedFd, Parts);
 
 fn prepare_pea(
     shared: &Shared,
     container: &Container,
+    keeper: &Keeper,
     spec: &ProcessSpec,
     image: &Image,
     mut exec: Exec,
@@ -128,7 +133,7 @@ fn prepare_pea(
     {
         return Err(Error::Invalid(format!("parse-user: '{}' is not a valid uid:gid", spec.user)));
     }
-    shared.records.pea_begins(&container.id, pea, &spec.id).map_err(|e| Error::failed("pea", e))?;
+    shared.records.pea_begins(&container.id, pea, &spec.id).map_err(Error::system("pea"))?;
     failpoint::reach(Point::PeaRecorded);
     // Below its container, or with limits of its own beside it.
     let cgroup = pea_cgroup(&container.id, pea, spec.limits.is_some());
@@ -138,13 +143,14 @@ fn prepare_pea(
     }
     // Below its container it has the device rules of that.
     let devices = spec.limits.is_some().then(|| Devices::from(record.privileged));
-    let entry = shared.cgroups.make(&cgroup, limits, devices).map_err(|e| Error::failed("cgroup", e))?;
+    let entry = shared.cgroups.make(&cgroup, limits, devices)?;
     failpoint::reach(Point::PeaCgroup);
     let dir = shared.records.path(&container.id);
-    let confined = container.keeper_version() >= wire::CONFINED;
+    let confined = keeper.has(Feature::Confinement);
+    let init = container.init().ok_or_else(|| Error::Invalid("the container is not running".to_owned()))?;
     let settings = Settings {
         privileged: record.privileged,
-        joins: container.init(),
+        joins: Some(init),
         cgroups_path: format!("/{}/{cgroup}", shared.cgroups.top()),
         no_new_privileges: exec.no_new_privileges,
         memory_bytes: limits.memory_bytes,
@@ -164,14 +170,13 @@ fn prepare_pea(
     // A namespace for the mapping alone: that of the container would have to be found by a number of a process.
     let maps = shared.ids.maps(record.range);
     let own = record.range.map(|_| namespace::user(&maps, &maps)).transpose();
-    let own = own.map_err(|e| Error::failed("namespaces", e))?;
+    let own = own.map_err(Error::system("namespaces"))?;
     let owner = shared.root_of(record.range, own.as_ref().unwrap_or(&shared.idmap));
     let owner = (!record.privileged).then_some(owner);
     let config = dir.join("peas").join(format!("{pea}.json"));
     let parts = assemble(shared, pea, image, owner, settings, &binds, (files, false), entry, &config)?;
     failpoint::reach(Point::PeaRootfs);
-    let op = Op::Run { id: spec.id.clone(), boxed: Some(parts.boxed.clone()), place: parts.place() };
-    Ok((payload(&exec)?, parts, op))
+    Ok((payload(&exec)?, parts))
 }
 
 /// Everything that a pea has had. Its root file system's last reference was the keeper's.

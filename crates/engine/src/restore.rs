@@ -3,17 +3,17 @@
 use crate::container::Container;
 use crate::container::lifecycle;
 use crate::container::record::{Phase, Record};
+use crate::keeper::{self, Keeper};
 use crate::process::Process;
 use crate::{Engine, destroy, sweeper};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
-use wardian_runtime::client::{self, Keeper};
-use wardian_runtime::wire::{self, Op, Reply};
+use wardian_runtime::wire::{self, Feature, Hello};
 use wardian_sys::packet;
 
-type Events = tokio::sync::mpsc::UnboundedReceiver<client::Event>;
+type Events = tokio::sync::mpsc::UnboundedReceiver<keeper::Event>;
 /// A keeper that has answered: its events, the container's pid 1, its processes.
 type Greeted = (Keeper, Events, Option<i32>, Vec<wire::ProcessState>);
 
@@ -46,7 +46,7 @@ impl Engine {
     /// A container without a record.
     async fn sweep_unknown(&self, id: String) {
         if let Ok((keeper, _)) = self.keeper_of(&id) {
-            drop(tokio::time::timeout(HELLO, keeper.ask(Op::Destroy, &[])).await);
+            drop(tokio::time::timeout(HELLO, keeper.destroy()).await);
         }
         let shared = self.shared.clone();
         let sweep = move || {
@@ -69,22 +69,23 @@ impl Engine {
 
     async fn greet(&self, container: &Container) -> Result<Greeted, String> {
         let (keeper, events) = self.keeper_of(&container.id)?;
-        let answer = tokio::time::timeout(HELLO, keeper.ask(Op::Hello, &[])).await;
+        let answer = tokio::time::timeout(HELLO, keeper.hello()).await;
         match answer {
-            Ok(Ok((Reply::Hello { version, pid, .. }, _))) if version > wire::VERSION => {
-                container.kept_by(pid, version);
+            Ok(Ok(Hello { version, pid, .. })) if version > wire::VERSION => {
+                container.kept_by(pid);
                 Err(format!(
                     "its keeper speaks version {version}, this server understands up to {}: start a later one",
                     wire::VERSION
                 ))
             }
-            Ok(Ok((Reply::Hello { init, version, pid }, fds))) => {
-                container.kept_by(pid, version);
-                let processes = process_list(fds).ok_or("its keeper does not say which processes it has")?;
+            Ok(Ok(Hello { init, pid, processes, .. })) => {
+                container.kept_by(pid);
+                let list = std::io::BufReader::new(std::fs::File::from(processes));
+                let processes = serde_json::from_reader(list)
+                    .map_err(|e| format!("its keeper does not say which processes it has: {e}"))?;
                 Ok((keeper, events, init, processes))
             }
-            Ok(Ok(_)) => Err("its keeper's answer makes no sense".to_owned()),
-            Ok(Err(client::Error::Gone)) => Err("its keeper has ended".to_owned()),
+            Ok(Err(keeper::Error::Gone)) => Err("its keeper has ended".to_owned()),
             Ok(Err(error)) => Err(format!("its keeper: {error}")),
             Err(_) => Err("its keeper does not answer".to_owned()),
         }
@@ -98,6 +99,8 @@ impl Engine {
             if let Ok((keeper, ..)) = hello {
                 drop(container.happens(lifecycle::Event::Launched(keeper)));
             }
+            // What does not end now can be destroyed later, by its handle, unless a whole container has that.
+            self.shared.lock().entry(record.handle).or_insert_with(|| container.clone());
             self.undo(&container).await;
             return None;
         }
@@ -120,15 +123,14 @@ impl Engine {
             }
             None => drop(container.lost(Some(keeper.clone()), "its init has ended")),
         }
-        if container.keeper_version() < wire::CONFINED {
+        if !keeper.has(Feature::Confinement) {
             let text = "it was made by an earlier version: no seccomp filter, and what else is new, until it is made anew";
             tracing::warn!(handle = record.handle, id = record.id, text, "restore.earlier-keeper");
         }
         for state in processes {
             let process = Process::new(state.id.clone(), keeper.clone());
-            let asked = keeper.ask(Op::Attach { id: state.id.clone() }, &[]).await;
-            if let Ok((Reply::Started { stdin, tty, .. }, fds)) = asked
-                && let Err(error) = process.connect(stdin, tty, fds).await
+            if let Ok(started) = keeper.attach(&state.id).await
+                && let Err(error) = process.connect(started.stdio).await
             {
                 tracing::warn!(handle = record.handle, process = state.id, %error, "restore.process-without-io");
             }
@@ -153,10 +155,4 @@ impl Engine {
             tracing::error!(handle = record.handle, id = record.id, %error, "restore.device-rules");
         }
     }
-}
-
-/// The file that comes with a hello.
-fn process_list(fds: Vec<OwnedFd>) -> Option<Vec<wire::ProcessState>> {
-    let list = std::fs::File::from(fds.into_iter().next()?);
-    serde_json::from_reader(std::io::BufReader::new(list)).ok()
 }

@@ -4,6 +4,7 @@ use crate::admission::bounds;
 use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::container::record::Record;
+use crate::keeper::{self, Keeper};
 use crate::process::Process;
 use crate::spec::ProcessSpec;
 use crate::{Engine, Error, Result};
@@ -11,8 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use tracing::Instrument as _;
 use wardian_runtime::caps;
-use wardian_runtime::client::{self, Keeper};
-use wardian_runtime::wire::{self, Exec, Failure, Op, Placement, Reply};
+use wardian_runtime::wire::{Exec, Failure, Feature, Run, Started};
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::memfd;
 
@@ -47,7 +47,7 @@ impl Engine {
             let message = "Running a process with bind mounts and no image provided is not allowed";
             return Err(Error::Invalid(message.to_owned()));
         }
-        if spec.tty.is_some() && container.keeper_version() < wire::TERMINALS {
+        if spec.tty.is_some() && !keeper.has(Feature::Terminals) {
             let message =
                 "the container was made by an earlier version, which cannot give a process a terminal";
             return Err(Error::Invalid(message.to_owned()));
@@ -72,7 +72,7 @@ impl Engine {
             result
         };
         let task = tokio::spawn(task.in_current_span());
-        task.await.map_err(|e| Error::failed("run", e))??;
+        task.await.map_err(Error::task("run"))??;
         Ok(process)
     }
 
@@ -101,16 +101,13 @@ impl Engine {
         let exec = exec(&record, &spec, self.shared.config.no_new_privileges)?;
         if spec.image.is_none() {
             let payload = payload(&exec)?;
-            let entry =
-                self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
-            let place = Placement { v1_procs: entry.v1.len(), v2_dir: entry.v2.is_some() };
-            let mut fds = vec![payload.as_fd()];
-            fds.extend(entry.fds());
-            let op = Op::Run { id: spec.id.clone(), boxed: None, place };
+            let entry = self.shared.cgroups.enter_v2(&container.id)?;
+            let run = Run { id: spec.id.clone(), exec: payload.as_fd(), pea: None, place: entry.as_fds() };
             failpoint::reach(Point::RunAsking);
-            let answer = keeper.ask(op, &fds).await;
+            let answer = async { keeper.run(run).await?.answer().await }.await;
             failpoint::reach(Point::RunAnswered);
-            return connect(process, keeper, answer).await;
+            let connected = connect(process, keeper, answer).await;
+            return connected.map_err(|error| error.under(record.limits.memory_bytes));
         }
         self.start_pea(container, keeper, process, spec, exec).await
     }
@@ -129,8 +126,8 @@ impl Engine {
 
 pub fn payload(exec: &Exec) -> Result<OwnedFd> {
     bounds::program(&exec.args, &exec.env)?;
-    let json = serde_json::to_vec(exec).map_err(|e| Error::failed("run", e))?;
-    memfd::sealed("process.json", &json, 0o400).map_err(|e| Error::failed("run", e))
+    let json = serde_json::to_vec(exec).map_err(Error::system("run"))?;
+    memfd::sealed("process.json", &json, 0o400).map_err(Error::system("run"))
 }
 
 fn exec(record: &Record, spec: &ProcessSpec, no_new_privileges: bool) -> Result<Exec> {
@@ -164,37 +161,35 @@ fn exec(record: &Record, spec: &ProcessSpec, no_new_privileges: bool) -> Result<
 pub async fn connect(
     process: &Process,
     keeper: &Keeper,
-    answer: std::result::Result<(Reply, Vec<OwnedFd>), client::Error>,
+    answer: std::result::Result<Started<OwnedFd>, keeper::Error>,
 ) -> Result<()> {
     match answer {
-        Ok((Reply::Started { warnings, stdin, tty, .. }, fds)) => {
+        Ok(Started { warnings, stdio, .. }) => {
             for warning in warnings {
                 tracing::warn!(process = process.id(), warning, "run.degraded");
             }
-            let connected = process.connect(stdin, tty, fds).await;
+            let connected = process.connect(stdio).await;
             if connected.is_err() {
                 end_unknown(keeper, process.id()).await;
             }
             connected
         }
-        Err(error @ client::Error::NoDescriptors) => {
+        Err(error @ keeper::Error::NoDescriptors) => {
             end_unknown(keeper, process.id()).await;
-            Err(Error::failed("run", error))
+            Err(Error::keeper("run")(error))
         }
-        Ok(_) => Err(Error::failed("run", "the keeper's answer makes no sense")),
-        Err(client::Error::Failed { kind: Failure::ExecutableNotFound, message }) => {
+        Err(keeper::Error::Failed { kind: Failure::ExecutableNotFound, message }) => {
             Err(Error::ExecutableNotFound(format!("exec failed: {message}")))
         }
-        Err(client::Error::Failed { message, .. }) => Err(Error::Invalid(message)),
-        Err(error) => Err(Error::failed("run", error)),
+        Err(keeper::Error::Failed { message, .. }) => Err(Error::Launch(message)),
+        Err(error) => Err(Error::keeper("run")(error)),
     }
 }
 
 /// A program that runs, and whose descriptors have not come: nobody will ever know of it.
 async fn end_unknown(keeper: &Keeper, id: &str) {
     tracing::error!(process = id, "run.no-descriptors: it is killed");
-    let signal = rustix::process::Signal::KILL.as_raw();
     // A keeper that is gone has no processes.
-    drop(keeper.ask(Op::Signal { id: id.to_owned(), signal }, &[]).await);
-    drop(keeper.ask(Op::Release { id: id.to_owned() }, &[]).await);
+    drop(keeper.signal(id, rustix::process::Signal::KILL.as_raw()).await);
+    drop(keeper.release(id).await);
 }

@@ -1,5 +1,6 @@
 //! The end of a container's processes: TERM, then KILL; the container stays.
 
+use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::container::record::Record;
 use crate::events::What;
@@ -10,6 +11,9 @@ use wardian_sys::failpoint::{self, Point};
 
 /// Between TERM and KILL of a stop, and for what is killed to be gone, as the real server waits.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a stop waits for the exit statuses of processes that are gone.
+const HEARD: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// End its processes (TERM, wait, KILL; `kill`: KILL at once); the container stays.
@@ -25,6 +29,7 @@ impl Engine {
         }
         failpoint::reach(Point::StopTermed);
         self.signal_until(&container.id, &except, Signal::KILL).await?;
+        self.hear_ends(&container).await;
         container.cut_outputs();
         failpoint::reach(Point::StopKilled);
         failpoint::reach(Point::StopRecording);
@@ -36,11 +41,21 @@ impl Engine {
         // What was started after the last look at its processes has found the container not stopped yet.
         let (shared, id) = (self.shared.clone(), container.id.clone());
         let lives = move || shared.cgroups.members(&id).iter().any(|pid| !except.contains(pid));
-        if tokio::task::spawn_blocking(lives).await.map_err(|e| Error::failed("stop", e))? {
+        if tokio::task::spawn_blocking(lives).await.map_err(Error::task("stop"))? {
             self.resumed(&container);
         }
         self.shared.events.tell(&container.handle, &container.id, What::Stop);
         Ok(())
+    }
+
+    /// Waits until the keeper has told the exit status of everything that has ended: a client that hears of the stop has heard
+    /// of its processes' ends. A keeper that somebody has stopped tells nothing, so this is bounded by [`HEARD`].
+    async fn hear_ends(&self, container: &Container) {
+        let started = Instant::now();
+        let open = container.untold();
+        while !open.is_disjoint(&container.untold()) && started.elapsed() < HEARD {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Signals everything in the container but `except`, each second anew, until nothing is left. `false`: [`GRACE`] is
@@ -58,7 +73,7 @@ impl Engine {
                     shared.cgroups.members(&id).iter().all(|pid| except.contains(pid))
                 }
             };
-            if tokio::task::spawn_blocking(look).await.map_err(|e| Error::failed("stop", e))? {
+            if tokio::task::spawn_blocking(look).await.map_err(Error::task("stop"))? {
                 return Ok(true);
             }
             if again {

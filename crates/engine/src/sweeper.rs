@@ -5,13 +5,13 @@
 //! last would wait for the sweeping of all the others.
 
 use crate::Shared;
+use crate::keeper::Keeper;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use wardian_runtime::cgroup::Held;
-use wardian_runtime::client::Keeper;
 
 /// So long nobody must have been served before it is quiet.
 const QUIET: Duration = Duration::from_millis(10);

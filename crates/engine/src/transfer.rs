@@ -5,7 +5,7 @@ use crate::{Engine, Error, Result};
 use rustix::pipe::PipeFlags;
 use std::os::fd::{AsFd, OwnedFd};
 use tokio::net::unix::pipe;
-use wardian_runtime::wire::{self, Op, Placement};
+use wardian_runtime::wire;
 use wardian_sys::failpoint::{self, Point};
 
 /// Bytes a tar's pipe holds: fewer changes between writer and reader.
@@ -29,7 +29,7 @@ impl<P> Transfer<P> {
     pub async fn finish(self) -> Result<()> {
         let Self { pipe, task, _wanted } = self;
         drop(pipe);
-        task.await.map_err(|e| Error::failed("transfer", e))?
+        task.await.map_err(Error::task("transfer"))?
     }
 }
 
@@ -45,7 +45,7 @@ impl Engine {
         destination: &str,
     ) -> Result<Transfer<pipe::Sender>> {
         let (reader, writer) = tar_pipe()?;
-        let writer = pipe::Sender::from_owned_fd(writer).map_err(|e| Error::failed("stream-in", e))?;
+        let writer = pipe::Sender::from_owned_fd(writer).map_err(Error::system("stream-in"))?;
         self.transfer(handle, true, user, destination, reader, writer)
     }
 
@@ -60,7 +60,7 @@ impl Engine {
         source: &str,
     ) -> Result<Transfer<pipe::Receiver>> {
         let (reader, writer) = tar_pipe()?;
-        let reader = pipe::Receiver::from_owned_fd(reader).map_err(|e| Error::failed("stream-out", e))?;
+        let reader = pipe::Receiver::from_owned_fd(reader).map_err(Error::system("stream-out"))?;
         self.transfer(handle, false, user, source, writer, reader)
     }
 
@@ -78,17 +78,15 @@ impl Engine {
         bounds::transfer(user, path)?;
         let container = self.find(handle)?;
         let keeper = container.keeper()?;
-        let entry = self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
-        let place = Placement { v1_procs: entry.v1.len(), v2_dir: entry.v2.is_some() };
-        let op = Op::Transfer { inward, user: user.to_owned(), path: path.to_owned(), place };
-        let can_cancel = container.keeper_version() >= wire::CONFINED;
+        let entry = self.shared.cgroups.enter_v2(&container.id)?;
+        let (user, path) = (user.to_owned(), path.to_owned());
+        let can_cancel = keeper.has(wire::Feature::Confinement);
         let (wanted, dropped) = tokio::sync::oneshot::channel::<std::convert::Infallible>();
         let task = tokio::spawn(async move {
-            let mut fds = vec![theirs.as_fd()];
-            fds.extend(entry.fds());
-            let asked = keeper.begin(op, &fds).await;
+            let tar = theirs.as_fd();
+            let asked =
+                keeper.transfer(wire::Transfer { inward, user, path, tar, place: entry.as_fds() }).await;
             // Our copy of their end must go while they work, or nobody would see it close.
-            drop(fds);
             drop((theirs, entry));
             failpoint::reach(if inward { Point::StreamInBegun } else { Point::StreamOutBegun });
             let answer = async {
@@ -99,20 +97,19 @@ impl Engine {
                     answer = &mut answer => answer,
                     // Nobody wants it any more. The end of the pipe does not end a helper that container root has stopped.
                     _ = dropped, if can_cancel => {
-                        keeper.ask(Op::Cancel { transfer }, &[]).await?;
+                        keeper.cancel(transfer).await?;
                         answer.await
                     }
                 }
             };
-            answer.await.map(drop).map_err(|e| Error::failed(step, e))
+            answer.await.map_err(Error::keeper(step))
         });
         Ok(Transfer { pipe: Some(ours), task, _wanted: wanted })
     }
 }
 
 fn tar_pipe() -> Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::failed("pipe", e))?;
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("pipe"))?;
     // Above the host's limit for pipes it stays as it is: slower, not wrong.
     let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
     Ok((reader, writer))

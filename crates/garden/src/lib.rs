@@ -4,20 +4,17 @@
 //! case, `null` is the zero value, what follows the first value is ignored) and [`encode`] writes them the way
 //! Go does, because that is what both ends of this API have always been written in.
 
-mod answering;
 pub mod certificate;
 mod client;
 mod error;
-mod events;
-mod hijack;
 mod json;
-mod process;
-mod tls;
 pub mod wire;
 
-pub use client::{Address, Client, TAR_FAILURE, TarFailure, TarReader};
+pub use client::address::Address;
+pub use client::events::Events;
+pub use client::process::{Io, OutputReader, Process};
+pub use client::requests::Client;
+pub use client::tar::{TAR_FAILURE, TarFailure, TarReader};
+pub use client::tls::TlsFiles;
 pub use error::{Error, ErrorBody, ErrorKind, Result};
-pub use events::Events;
 pub use json::{DecodeError, Decoder, decode, encode, write};
-pub use process::{Io, OutputReader, Process};
-pub use tls::TlsFiles;

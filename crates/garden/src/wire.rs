@@ -311,6 +311,8 @@ wire!(/// A container's name; the reply to create.
 Created {
     /// The handle.
     #[serde(rename = "Handle", alias = "handle")] handle: String,
+    /// What whoever has made it should know, in sentences. Wardian's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")] warnings: Vec<String>,
 });
 
 wire!(/// The reply to list.

@@ -95,3 +95,15 @@ impl<R: Read> Read for Hashing<R> {
         Ok(n)
     }
 }
+
+/// Refuses bytes of another digest than was promised; `what` names them.
+pub(crate) fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {
+    if expected == actual {
+        return Ok(());
+    }
+    Err(Error::DigestMismatch {
+        what: what.into(),
+        expected: expected.to_string(),
+        actual: actual.to_string(),
+    })
+}

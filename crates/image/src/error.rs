@@ -3,11 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use rustix::io::Errno;
 pub(crate) use wardian_archive::show;
-
-use crate::app;
 
 /// Why an image could not be opened or unpacked. Names that come from an image are escaped and cut.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +154,12 @@ pub enum Error {
         /// What ends too early.
         what: String,
     },
+    /// A file or blob that should be a tar does not begin as one does.
+    #[error("{what} is no tar archive, neither a plain one nor one compressed by gzip or zstd")]
+    NoTar {
+        /// The file or blob.
+        what: String,
+    },
     /// The data is not what it should be.
     #[error("{what} is corrupt: {why}")]
     Corrupt {
@@ -210,6 +213,14 @@ pub enum Error {
         what: String,
         /// The parser's answer.
         source: serde_json::Error,
+    },
+    /// An index or manifest of something that is kept like an image and is none: a chart, a signature, a module.
+    #[error("{what} is an artifact of the type {kind}, and no image: a container cannot be made of it")]
+    Artifact {
+        /// The manifest.
+        what: String,
+        /// The type that it gives itself, escaped and cut.
+        kind: String,
     },
     /// The layout holds no such image, or several.
     #[error("{what}: {why}")]
@@ -377,37 +388,15 @@ pub enum Error {
     },
 }
 
-/// An address as it was written, up to 300 characters, without what may be secret in it: a user with a password, and
-/// the query. Only a local path keeps what looks like a query, as part of a name, unless a URL or an app is in it.
-pub(crate) fn without_secrets(uri: &str) -> String {
-    let (address, query) = uri.find(['?', '#']).map_or((uri, ""), |at| uri.split_at(at));
-    let (scheme, rest) = address.split_once(':').unwrap_or(("", address));
-    let path = match scheme {
-        "tar" | "file" | "oci" | "oci-archive" | "docker-archive" => rest.strip_prefix("//").unwrap_or(rest),
-        _ => address,
-    };
-    let is_plain = || !percent_decode_str(query).decode_utf8_lossy().contains("://") && !app::is_in(query);
-    let shown = if path.starts_with('/') && is_plain() {
-        uri.to_owned()
-    } else if path.starts_with('/') {
-        address.to_owned()
-    } else {
-        let slashes: &[char] = &['/', '\\'];
-        // Where a host may begin. A web address' parser takes any number of slashes of either kind.
-        let authority = if ["http", "https"].iter().any(|web| scheme.trim().eq_ignore_ascii_case(web)) {
-            rest.trim_start_matches(slashes)
-        } else {
-            address.split_once("//").map_or("", |(_, authority)| authority)
-        };
-        let before = &address[..address.len() - authority.len()];
-        let end = authority.find(slashes).unwrap_or(authority.len());
-        let user = authority[..end].rfind('@').map_or(0, |at| at + 1);
-        format!("{before}{}", &authority[user..])
-    };
-    shown.chars().take(300).collect()
-}
-
 impl Error {
+    /// The same where it is known what the tar is that cannot be read.
+    pub(crate) fn of(self, what: &str) -> Self {
+        match self {
+            Self::NoTar { .. } => Self::NoTar { what: what.to_owned() },
+            other => other,
+        }
+    }
+
     /// A layer is larger than it may be, or its blob is.
     pub(crate) fn layer_bytes(what: impl Into<String>, limit: u64) -> Self {
         Self::Allowance { what: what.into(), limit, unit: "bytes", flag: "--max-layer-bytes" }
@@ -422,4 +411,10 @@ impl Error {
     pub fn image_entries(what: impl Into<String>, limit: u64) -> Self {
         Self::Allowance { what: what.into(), limit, unit: "entries", flag: "--max-image-entries" }
     }
+}
+
+/// Puts the subject on a kernel error.
+pub(crate) fn at(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
+    // Only an error is worth the escaped name: this is called for every system call.
+    move |source| Error::Write { op, path: show(path), source }
 }

@@ -22,6 +22,7 @@ mod slow;
 mod sparse;
 mod streams;
 mod tls;
+mod told;
 
 use std::fs::File;
 use std::io::Write;

@@ -11,9 +11,11 @@
 #![allow(unsafe_code)]
 
 use crate::report::{Report, Tag};
+use crate::rights;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use wardian_runtime::seccomp::Program;
+use wardian_runtime::rights::Rights;
+use wardian_runtime::wire::Placement;
 
 /// What a step says when it fails.
 pub type Outcome<T> = Result<T, Stop>;
@@ -47,19 +49,17 @@ fn check(result: libc::c_long, step: &str) -> Outcome<()> {
 pub struct Way<'a> {
     /// What the body needs besides the report, by number; everything else is closed before it runs.
     pub keep: &'a [RawFd],
-    /// `cgroup.procs` files.
-    pub v1: &'a [OwnedFd],
-    /// v2 cgroup directory.
-    pub v2: Option<&'a OwnedFd>,
-    /// `(RLIMIT, value)`.
-    pub rlimits: &'a [(u32, u64)],
+    /// Its cgroups.
+    pub place: &'a Placement<OwnedFd>,
+    /// Of which the limits are set on the way.
+    pub rights: &'a Rights,
     /// The container.
-    pub into: Into<'a>,
+    pub into: Namespaces<'a>,
 }
 
-/// Namespaces.
+/// The namespaces of a child.
 #[derive(Debug)]
-pub enum Into<'a> {
+pub enum Namespaces<'a> {
     /// Those of a prepared pair, and new ones for the rest.
     New {
         /// User namespace.
@@ -105,7 +105,7 @@ pub fn start(
     body: impl FnOnce(&Report) -> Outcome<std::convert::Infallible>,
 ) -> io::Result<i32> {
     let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
-    if let Some(dir) = way.v2 {
+    if let Some(dir) = &way.place.v2_dir {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = dir.as_raw_fd() as u64;
     }
@@ -141,30 +141,28 @@ fn first_stage(
 ) -> Outcome<()> {
     undumpable();
     let namespaces: &[RawFd] = match &way.into {
-        Into::New { user: Some(user), network } => &[user.as_raw_fd(), network.as_raw_fd()],
-        Into::New { user: None, network } => &[network.as_raw_fd()],
-        Into::Join { pidfd, .. } => &[pidfd.as_raw_fd()],
+        Namespaces::New { user: Some(user), network } => &[user.as_raw_fd(), network.as_raw_fd()],
+        Namespaces::New { user: None, network } => &[network.as_raw_fd()],
+        Namespaces::Join { pidfd, .. } => &[pidfd.as_raw_fd()],
     };
     // The directory of a v2 cgroup is not among them: the clone has put us there already.
     let mut keep = [way.keep, &[report.number()]].concat();
     let own = keep.len();
-    keep.extend(namespaces.iter().copied().chain(way.v1.iter().map(AsRawFd::as_raw_fd)));
+    keep.extend(namespaces.iter().copied().chain(way.place.v1_procs.iter().map(AsRawFd::as_raw_fd)));
     close_all_but(&keep)?;
     be_mortal()?;
-    if matches!(way.into, Into::New { .. }) {
+    if matches!(way.into, Namespaces::New { .. }) {
         spare();
     }
-    for procs in way.v1 {
+    for procs in &way.place.v1_procs {
         rustix::io::write(procs, b"0").map_err(failed("enter cgroup"))?;
     }
-    for (resource, value) in way.rlimits {
-        set_rlimit(*resource, *value, report)?;
-    }
+    rights::bound(way.rights, report)?;
     // SAFETY: these calls take numbers and live descriptors, and change this process only; the second clone
     // copies our memory (no CLONE_VM), and this child has one thread.
     unsafe {
         match &way.into {
-            Into::New { user, network } => {
+            Namespaces::New { user, network } => {
                 if let Some(user) = user {
                     check(libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER).into(), "enter user namespace")?;
                 }
@@ -180,7 +178,7 @@ fn first_stage(
                     | libc::CLONE_NEWPID;
                 check(libc::unshare(rest).into(), "make namespaces")?;
             }
-            Into::Join { pidfd, user, own_mounts } => {
+            Namespaces::Join { pidfd, user, own_mounts } => {
                 let mut flags = libc::CLONE_NEWPID
                     | libc::CLONE_NEWIPC
                     | libc::CLONE_NEWUTS
@@ -238,7 +236,7 @@ fn spare() {
 }
 
 /// Raising a hard limit needs CAP_SYS_RESOURCE on the host; without it the value is lowered to what there is.
-fn set_rlimit(resource: u32, value: u64, report: &Report) -> Outcome<()> {
+pub fn set_rlimit(resource: u32, value: u64, report: &Report) -> Outcome<()> {
     let wanted = libc::rlimit { rlim_cur: value, rlim_max: value };
     // SAFETY: plain structures on our stack.
     unsafe {
@@ -297,67 +295,6 @@ fn raise(capabilities: u64) -> Outcome<()> {
     let mut sets = rustix::thread::capabilities(None).map_err(failed("capget"))?;
     sets.effective |= sets.permitted & rustix::thread::CapabilitySet::from_bits_retain(capabilities);
     rustix::thread::set_capabilities(None, sets).map_err(failed("capset"))
-}
-
-/// Become the user: bounding set, filter of system calls, groups, ids, capability sets; then no_new_privs.
-pub fn drop_to(
-    uid: u32,
-    gid: u32,
-    groups: &[u32],
-    capabilities: u64,
-    no_new_privileges: bool,
-    filter: Option<&Program>,
-) -> Outcome<()> {
-    // SAFETY: numbers and arrays on our stack; the capability structures are those of capset(2), version 3.
-    unsafe {
-        for cap in 0..64 {
-            if capabilities & 1 << cap == 0 && libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 {
-                let error = io::Error::last_os_error();
-                // EINVAL: the kernel has no such capability; we are past the last one.
-                if error.raw_os_error() == Some(libc::EINVAL) {
-                    break;
-                }
-                return Err(failed("drop bounding set")(error));
-            }
-        }
-        // While we still hold CAP_SYS_ADMIN here, without which it would take no_new_privs; leaving the bounding set has
-        // not taken it. From here to the exec nothing may be called that the profile denies.
-        if let Some(filter) = filter {
-            filter.install().map_err(failed("install the filter of system calls"))?;
-        }
-        check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), "setgroups")?;
-        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid), "setresgid")?;
-        // The permitted set is kept over the change of ids and narrowed afterwards: with fs.suid_dumpable=1 that change makes
-        // us dumpable, and the user's processes could trace us before we have put that right. They may not trace somebody
-        // whose permitted set is not within theirs (`cap_ptrace_access_check`).
-        check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0).into(), "keep capabilities")?;
-        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid), "setresuid")?;
-        undumpable();
-        check(libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0).into(), "keep capabilities")?;
-        // A set that only shrinks changes nothing about that.
-        capset(if uid == 0 { capabilities } else { 0 }, capabilities)?;
-        if no_new_privileges {
-            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into(), "no_new_privs")?;
-        }
-    }
-    undumpable();
-    Ok(())
-}
-
-/// Permitted = effective, and inheritable.
-fn capset(permitted: u64, inheritable: u64) -> Outcome<()> {
-    const VERSION_3: u32 = 0x2008_0522;
-    let mut header = [VERSION_3, 0u32];
-    let mut have = [0u32; 6];
-    // SAFETY: arrays of the sizes that version 3 prescribes (two 3-word records).
-    unsafe {
-        check(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), have.as_mut_ptr()), "capget")?;
-        let now = u64::from(have[1]) | u64::from(have[4]) << 32;
-        // Nothing can be added that the namespace's root does not hold (on a host that lacks some itself).
-        let (p, i) = (permitted & now, inheritable & now);
-        let data = [p as u32, p as u32, i as u32, (p >> 32) as u32, (p >> 32) as u32, (i >> 32) as u32];
-        check(libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()), "capset")
-    }
 }
 
 /// Resets inherited state before the exec: default signals, none blocked, all other descriptors closed.
@@ -613,12 +550,12 @@ unsafe fn rest() -> ! {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use wardian_needs::needs;
 
     /// In a child, so that the test's own descriptors stay.
-    fn in_child(body: impl FnOnce() -> i32) -> i32 {
+    pub fn in_child(body: impl FnOnce() -> i32) -> i32 {
         // SAFETY: the child makes system calls and little else, and ends with `_exit`.
         unsafe {
             let pid = libc::fork();

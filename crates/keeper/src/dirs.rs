@@ -32,6 +32,7 @@ pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
     match rustix::fs::stat(path) {
         Ok(_) => return Ok(None),
         Err(Errno::NOENT) => {}
+        Err(Errno::NOTDIR) => return Err(not_a_directory(path)),
         Err(error) => return Err(failed(path.display())(error)),
     }
     let say = |blocked: Blocked| {
@@ -63,6 +64,18 @@ pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
     let found = walk(CWD, path, Trust::ROOT, &missing, &follow).map_err(say)?.dir;
     let stat = rustix::fs::fstat(&found).map_err(failed(path.display()))?;
     Ok((owner.uid != 0 && made.get() && stat.st_uid == owner.uid).then_some(found))
+}
+
+/// What on the way to a path is no directory.
+fn not_a_directory(path: &Path) -> Stop {
+    let is_other = |above: &&Path| {
+        rustix::fs::stat(*above)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory)
+    };
+    match path.ancestors().skip(1).find(is_other) {
+        Some(above) => Stop::from(format!("{}: {} is not a directory", path.display(), above.display())),
+        None => failed(path.display())(Errno::NOTDIR),
+    }
 }
 
 fn mkdir(parent: &OwnedFd, name: &OsStr) -> Result<(), Blocked> {

@@ -4,12 +4,15 @@ use crate::child::{self, Outcome, Stop, failed};
 use crate::dirs;
 use crate::process::TheirIo;
 use crate::report::{Report, Tag};
+use crate::rights;
 use crate::users::{self, User};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
+use wardian_runtime::rights::{Limit, Rights};
 use wardian_runtime::seccomp::Program;
 use wardian_runtime::wire::Exec;
 
@@ -42,7 +45,22 @@ pub fn user(wanted: &str) -> Outcome<User> {
     users::resolve(wanted, &database("/etc/passwd")?, &database("/etc/group")?).map_err(Stop::from)
 }
 
-/// Become the program. Returns only when that fails.
+/// What a program may, before it is known as whom it runs.
+pub fn rights(exec: &Exec, seccomp: Option<Arc<Program>>) -> Rights {
+    Rights {
+        capabilities: exec.capabilities,
+        no_new_privileges: exec.no_new_privileges,
+        limits: exec
+            .rlimits
+            .iter()
+            .map(|(resource, value)| Limit { resource: *resource, value: *value })
+            .collect(),
+        seccomp,
+        ..Rights::default()
+    }
+}
+
+/// Become the program, with these [`rights`] as the user whom it names. Returns only when that fails.
 ///
 /// The user's look-up is the first to touch paths of the container. When it begins, nothing is open any more by which one of them could lead
 /// out, but standard input, output and error, which are pipes or a terminal, and the report.
@@ -50,7 +68,7 @@ pub fn run(
     exec: &Exec,
     io: &TheirIo,
     report: &Report,
-    filter: Option<&Program>,
+    mut rights: Rights,
 ) -> Outcome<std::convert::Infallible> {
     rustix::process::setsid().map_err(failed("setsid"))?;
     take(io)?;
@@ -75,9 +93,10 @@ pub fn run(
     }
     own(io, &user)?;
     // Garden's rule looks at the group, not at the user.
-    let rights =
-        if user.gid == 0 { exec.capabilities } else { exec.capabilities & exec.capabilities_non_root };
-    child::drop_to(user.uid, user.gid, &user.groups, rights, exec.no_new_privileges, filter)?;
+    if user.gid != 0 {
+        rights.capabilities &= exec.capabilities_non_root;
+    }
+    rights::take(&user.with(rights))?;
     rustix::process::chdir(dir).map_err(|error| {
         let text = std::io::Error::from(error).to_string();
         let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();

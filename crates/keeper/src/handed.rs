@@ -1,50 +1,69 @@
-//! The descriptors of a request, taken in the order that the protocol gives them ([`wardian_runtime::wire`]).
+//! What comes with a request for a container or a pea: whether it is what the bundle says, and what is made of it.
 
-use crate::launch;
+use crate::inside;
 use crate::launches::{Fail, other};
 use std::os::fd::OwnedFd;
 use wardian_runtime::bundle::{self, Plan};
-use wardian_runtime::wire::{Boxed, Placement};
-
-/// Those that have not been taken yet.
-pub type Fds = std::vec::IntoIter<OwnedFd>;
-
-/// The `cgroup.procs` files of cgroup v1 and the directory of a v2 cgroup.
-pub fn placement(place: &Placement, fds: &mut Fds) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Fail> {
-    let v1: Vec<OwnedFd> = fds.by_ref().take(place.v1_procs).collect();
-    let v2 = if place.v2_dir { fds.next() } else { None };
-    if v1.len() < place.v1_procs || v2.is_some() != place.v2_dir {
-        return Err(other("a cgroup is missing"));
-    }
-    Ok((v1, v2))
-}
+use wardian_runtime::rights::Rights;
+use wardian_runtime::wire::{Boxed, Exec};
 
 /// The files of a container that lie outside its root file system, in a file system of their own.
-pub fn own_files(boxed: &Boxed, plan: &Plan, fds: &mut Fds) -> Result<Option<launch::OwnFiles>, Fail> {
-    let files: Vec<_> = boxed.files.iter().zip(fds.by_ref().take(boxed.files.len())).collect();
-    if files.len() < boxed.files.len() {
-        return Err(other("a file is missing"));
-    }
+pub fn own_files(boxed: &Boxed<OwnedFd>, plan: &Plan) -> Result<Option<inside::OwnFiles>, Fail> {
     let mut contents = Vec::new();
-    for (destination, fd) in files {
-        contents.push((destination.as_str(), read_all(&fd)?));
+    for (destination, fd) in &boxed.files {
+        contents.push((destination.as_str(), read_all(fd)?));
     }
-    launch::own_files(plan, &contents).map_err(other)
+    inside::own_files(plan, &contents).map_err(other)
 }
 
-/// The bundle, the root file system, and the detached bind mounts with their destinations.
-pub type Unboxed = (Plan, OwnedFd, Vec<(String, OwnedFd)>);
+/// The bundle of a container or a pea.
+pub fn plan(boxed: &Boxed<OwnedFd>) -> Result<Plan, Fail> {
+    let plan = bundle::plan(&read_all(&boxed.config)?).map_err(other)?;
+    agree(&plan, &boxed.binds)?;
+    Ok(plan)
+}
 
-/// What a container or a pea brings along.
-pub fn unbox(boxed: &Boxed, fds: &mut Fds) -> Result<Unboxed, Fail> {
-    let config = fds.next().ok_or_else(|| other("config.json is missing"))?;
-    let plan = bundle::plan(&read_all(&config)?).map_err(other)?;
-    let rootfs = fds.next().ok_or_else(|| other("the root file system is missing"))?;
-    let binds: Vec<_> = boxed.binds.iter().cloned().zip(fds.by_ref().take(boxed.binds.len())).collect();
-    if binds.len() < boxed.binds.len() {
-        return Err(other("a bind mount is missing"));
+/// Whether the bind mounts that come along are those of the bundle, the first of its list.
+fn agree(plan: &Plan, binds: &[(String, OwnedFd)]) -> Result<(), Fail> {
+    let mut said = plan.mounts.iter().filter(|mount| mount.kind == "bind");
+    for (destination, _) in binds {
+        if said.next().is_none_or(|said| said.destination != *destination) {
+            return Err(other(format!("config.json: mounts: none for {destination} at its place")));
+        }
     }
-    Ok((plan, rootfs, binds))
+    Ok(())
+}
+
+/// Whether the namespaces of a container's bundle are those that it gets.
+pub fn fits_container(plan: &Plan, user: bool) -> Result<(), Fail> {
+    if plan.joins.is_some() {
+        return Err(other("config.json: linux.namespaces: a container that joins another is not supported"));
+    }
+    if plan.user != user {
+        return Err(other(
+            "config.json: linux.namespaces: there is a user namespace in it or along with it, not both",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a pea's bundle says what it gets: the namespaces of its container, and the rights that the request gives it.
+pub fn fits_pea(plan: &Plan, exec: &Exec, pid: i32, user: bool) -> Result<(), Fail> {
+    if plan.joins != Some(pid) || plan.user != user {
+        return Err(other("config.json: linux.namespaces: they are not those of the pea's container"));
+    }
+    let Rights { capabilities, no_new_privileges, .. } = plan.rights;
+    for (key, same) in [
+        ("capabilities", capabilities == exec.capabilities),
+        ("noNewPrivileges", no_new_privileges == exec.no_new_privileges),
+    ] {
+        if !same {
+            return Err(other(format!(
+                "config.json: process.{key}: the request for the pea says something else"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Everything in a memory file, whose offset others may share.
@@ -57,5 +76,50 @@ pub fn read_all(fd: &OwnedFd) -> Result<Vec<u8>, Fail> {
             return Ok(bytes);
         }
         bytes.extend_from_slice(&chunk[..n]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wardian_runtime::bundle::Settings;
+
+    fn planned(settings: Settings) -> Plan {
+        let mapping = vec![(0, 100_000, 65_536)];
+        let settings = Settings { mapping, cgroups_path: "/x".to_owned(), ..settings };
+        bundle::plan(bundle::text(&settings).as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_bundle_must_say_what_is_done() {
+        let container = planned(Settings::default());
+        assert!(fits_container(&container, true).is_ok() && fits_container(&container, false).is_err());
+        let privileged = planned(Settings { privileged: true, ..Settings::default() });
+        assert!(fits_container(&privileged, false).is_ok() && fits_container(&privileged, true).is_err());
+        let pea = planned(Settings { joins: Some(7), ..Settings::default() });
+        assert!(fits_container(&pea, true).is_err());
+        let exec = Exec { capabilities: pea.rights.capabilities, ..Exec::default() };
+        assert!(fits_pea(&pea, &exec, 7, true).is_ok());
+        assert!(fits_pea(&pea, &exec, 8, true).is_err() && fits_pea(&pea, &exec, 7, false).is_err());
+        assert!(fits_pea(&container, &exec, 7, true).is_err());
+        let more = Exec { capabilities: exec.capabilities | 1 << 21, ..exec.clone() };
+        assert!(fits_pea(&pea, &more, 7, true).unwrap_err().1.contains("process.capabilities"));
+        let other = Exec { no_new_privileges: true, ..exec };
+        assert!(fits_pea(&pea, &other, 7, true).unwrap_err().1.contains("process.noNewPrivileges"));
+    }
+
+    #[test]
+    fn bind_mounts_must_be_those_of_the_bundle() {
+        let bind = |name: &str| ("/src".to_owned(), name.to_owned(), true);
+        let plan = planned(Settings { binds: vec![bind("/a"), bind("/b")], ..Settings::default() });
+        let given = |names: &[&str]| {
+            let mount = |name: &&str| ((*name).to_owned(), std::fs::File::open("/").unwrap().into());
+            agree(&plan, &names.iter().map(mount).collect::<Vec<_>>())
+        };
+        // What comes after them are the container's own files.
+        assert!(given(&[]).is_ok() && given(&["/a"]).is_ok() && given(&["/a", "/b"]).is_ok());
+        for names in [&["/b", "/a"][..], &["/a", "/c"], &["/b"], &["/a", "/b", "/c"]] {
+            assert!(given(names).unwrap_err().1.contains("mounts: none for"), "{names:?}");
+        }
     }
 }

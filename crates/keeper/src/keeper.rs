@@ -1,13 +1,13 @@
 //! The poll loop: connections, children, launches under way.
 
-use crate::child::{self, Into, Way};
-use crate::handed::{self, Fds, placement, read_all, unbox};
-use crate::launch::{self, Devices, Parts};
+use crate::child::{self, Namespaces, Way};
+use crate::handed::{self, read_all};
+use crate::inside::{self, Devices, Parts};
 use crate::launches::{self, Fail, Kind, Launch, other};
 use crate::parked::Parked;
 use crate::process::{self, Io, PeaBox, Process, Processes, TheirIo};
 use crate::report::{Report, Tag};
-use crate::{exec, transfer};
+use crate::{exec, rights, transfer};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,8 +17,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::Plan;
-use wardian_runtime::seccomp::{self, Program};
-use wardian_runtime::wire::{self, Boxed, Exec, Failure, Message, Op, Placement, Reply, Request};
+use wardian_runtime::rights::Rights;
+use wardian_runtime::seccomp;
+use wardian_runtime::wire::{
+    self, Create, Destroyed, Exec, Failure, Hello, Message, Op, Refused, Reply, Run, Started, Transfer,
+};
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{children, heap, memfd, packet};
 
@@ -28,9 +31,8 @@ struct Container {
     pid: Pid,
     pidfd: OwnedFd,
     user: bool,
-    capabilities: u64,
-    /// What its processes and helpers may call.
-    seccomp: Option<Program>,
+    /// Of pid 1. Its processes and helpers have the same filter of system calls.
+    rights: Rights,
     /// Host uid of container root.
     root: u32,
     devices: Devices,
@@ -41,7 +43,7 @@ impl Container {
     /// A pea shares the container's own files, and nothing of its /dev.
     fn devices_of_pea(&self, plan: &Plan) -> Result<Devices, String> {
         let own = self.devices.own.as_ref().map(|own| own.for_pea(plan)).transpose()?.flatten();
-        launch::devices(plan, own)
+        inside::devices(plan, own)
     }
 }
 
@@ -186,13 +188,13 @@ impl Keeper {
                 let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
                 let reply = match self.speaks {
                     Some(1) => Reply::Done,
-                    _ => Reply::Destroyed {
+                    _ => Reply::Destroyed(Destroyed {
                         killed_us: us(ending.since.elapsed().saturating_sub(ending.unmounted)),
                         unmounted_us: us(ending.unmounted),
-                    },
+                    }),
                 };
                 failpoint::reach(Point::KeeperDestroyReplying);
-                self.reply(ending.connection, ending.seq, reply, &[]);
+                self.reply(ending.connection, ending.seq, reply);
                 (self.ending, self.made) = (None, false);
                 self.leave = Some(Instant::now() + LINGER);
             }
@@ -229,109 +231,98 @@ impl Keeper {
             other => other,
         };
         match message {
-            Ok(packet::Message { bytes, fds, whole }) if !bytes.is_empty() => {
-                match serde_json::from_slice::<Request>(&bytes) {
-                    // The first keepers did not know it: a message that cannot be read ends the connection.
-                    Ok(Request { op: Op::Resize { .. }, .. }) if self.speaks == Some(1) => self.hang_up(id),
-                    Ok(Request { seq, .. }) if !whole => {
-                        let (kind, message) =
-                            other("the keeper has no file descriptor left for what was sent");
-                        self.reply(id, seq, Reply::Failed { kind, message }, &[]);
-                    }
-                    Ok(request) => self.answer(id, request, fds),
-                    Err(_) => self.hang_up(id),
+            Ok(packet) if !packet.bytes.is_empty() => match wire::decode(packet) {
+                // The first keepers did not know it: a message that cannot be read ends the connection.
+                Ok((_, Op::Resize { .. })) if self.speaks == Some(1) => self.hang_up(id),
+                Ok((seq, op)) => self.answer(id, seq, op),
+                Err(Refused::Answer { seq, kind, message }) => {
+                    self.reply(id, seq, Reply::Failed { kind, message });
                 }
-            }
+                Err(Refused::Unreadable) => self.hang_up(id),
+            },
             _ => self.hang_up(id),
         }
     }
 
-    fn send(&self, connection: u64, message: &Message, fds: &[BorrowedFd<'_>]) {
-        if let (Some(socket), Ok(bytes)) = (self.connections.get(&connection), serde_json::to_vec(message)) {
+    fn send(&self, connection: u64, message: Message<BorrowedFd<'_>>) {
+        if let (Some(socket), Ok((bytes, fds))) =
+            (self.connections.get(&connection), wire::encode_reply(message))
+        {
             // A server that is gone loses the message: the next one asks. One that does not read holds us up, as
             // it does its clients; the container's processes run on.
-            let _ = packet::send(socket, &bytes, fds);
+            let _ = packet::send(socket, &bytes, &fds);
         }
     }
 
-    fn reply(&self, connection: u64, seq: u64, reply: Reply, fds: &[BorrowedFd<'_>]) {
-        self.send(connection, &Message::Reply { seq, reply }, fds);
+    fn reply(&self, connection: u64, seq: u64, reply: Reply<BorrowedFd<'_>>) {
+        self.send(connection, Message::Reply { seq, reply });
     }
 
-    fn tell_all(&self, message: &Message) {
+    fn tell_all(&self, message: impl Fn() -> Message<BorrowedFd<'static>>) {
         for id in self.connections.keys() {
-            self.send(*id, message, &[]);
+            self.send(*id, message());
         }
     }
 
-    fn answer(&mut self, connection: u64, request: Request, fds: Vec<OwnedFd>) {
-        let seq = request.seq;
-        let fds = fds.into_iter();
-        let result = match request.op {
-            Op::Hello => {
-                self.process_list().map(|list| self.reply(connection, seq, self.hello(), &[list.as_fd()]))
-            }
-            Op::Prepare => match Parked::start(fds.as_slice()) {
-                Ok(parked) => {
-                    self.parked = Some(parked);
-                    // Nobody waits yet.
-                    seccomp::prepare();
-                    self.reply(connection, seq, Reply::Done, &[]);
-                    Ok(())
+    fn answer(&mut self, connection: u64, seq: u64, op: Op<OwnedFd>) {
+        let done = |()| Some(Reply::Done);
+        // None: the answer comes later.
+        let answer = match op {
+            Op::Hello => self.hello(connection, seq).map(|()| None),
+            Op::Prepare { tasks } => {
+                // Without cgroup v1 there is nothing to stand in.
+                match (!tasks.is_empty()).then(|| Parked::start(&tasks)).transpose() {
+                    Ok(parked) => self.parked = parked,
+                    // What it would start would live outside the container's limits: better nothing at all.
+                    Err(_) => std::process::exit(1),
                 }
-                // What it would start would live outside the container's limits: better nothing at all.
-                Err(_) => std::process::exit(1),
-            },
-            Op::Create { user, boxed, place } => self.create(connection, seq, user, &boxed, &place, fds),
-            Op::Run { id, boxed, place } => self.exec(connection, seq, id, boxed.as_ref(), &place, fds),
-            Op::Transfer { inward, user, path, place } => {
-                self.transfer(connection, seq, (inward, &user, &path), &place, fds)
+                // Nobody waits yet.
+                seccomp::prepare();
+                Ok(Some(Reply::Done))
             }
-            Op::Attach { id } => {
-                self.find(&id).map(|process| self.hand_out(process, connection, seq, Vec::new()))
-            }
-            Op::CloseStdin { id } => {
-                self.with(&id, Io::close_stdin).map(|()| self.reply(connection, seq, Reply::Done, &[]))
-            }
+            Op::Create(create) => self.create(connection, seq, create).map(|()| None),
+            Op::Run(run) => self.exec(connection, seq, run).map(|()| None),
+            Op::Transfer(transfer) => self.transfer(connection, seq, transfer).map(|()| None),
+            Op::Attach { id } => self.find(&id).map(|process| {
+                self.hand_out(process, connection, seq, Vec::new());
+                None
+            }),
+            Op::CloseStdin { id } => self.with(&id, Io::close_stdin).map(done),
             Op::Resize { id, window } => {
-                let resized = self.find(&id).and_then(|p| p.io.resize(window).map_err(other));
-                resized.map(|()| self.reply(connection, seq, Reply::Done, &[]))
+                self.find(&id).and_then(|process| process.io.resize(window).map_err(other)).map(done)
             }
-            Op::Signal { id, signal } => {
-                self.signal(&id, signal).map(|()| self.reply(connection, seq, Reply::Done, &[]))
-            }
-            Op::Release { id } => {
-                self.with(&id, Io::release).map(|()| self.reply(connection, seq, Reply::Done, &[]))
-            }
+            Op::Signal { id, signal } => self.signal(&id, signal).map(done),
+            Op::Release { id } => self.with(&id, Io::release).map(done),
             Op::Cancel { transfer } => {
                 self.cancel(|launch| launch.connection == connection && launch.seq == transfer);
-                self.reply(connection, seq, Reply::Done, &[]);
-                Ok(())
+                Ok(Some(Reply::Done))
             }
             Op::Destroy => {
                 let unmounted = Duration::ZERO;
                 self.ending = Some(Ending { connection, seq, since: Instant::now(), unmounted });
                 self.kill_all();
                 failpoint::reach(Point::KeeperDestroyKilled);
-                Ok(())
+                Ok(None)
             }
         };
-        if let Err((kind, message)) = result {
-            self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+        match answer {
+            Ok(None) => {}
+            Ok(Some(reply)) => self.reply(connection, seq, reply),
+            Err((kind, message)) => self.reply(connection, seq, Reply::Failed { kind, message }),
         }
     }
 
-    fn process_list(&self) -> Result<OwnedFd, Fail> {
+    fn hello(&self, connection: u64, seq: u64) -> Result<(), Fail> {
         let json = serde_json::to_vec(&self.processes.states()).map_err(other)?;
-        memfd::sealed("processes.json", &json, 0o400).map_err(other)
-    }
-
-    fn hello(&self) -> Reply {
-        Reply::Hello {
+        let processes = memfd::sealed("processes.json", &json, 0o400).map_err(other)?;
+        let hello = Hello {
             version: self.speaks.unwrap_or(wire::VERSION),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             init: self.container.as_ref().map(|c| c.pid.as_raw_nonzero().get()),
-        }
+            processes: processes.as_fd(),
+        };
+        self.reply(connection, seq, Reply::Hello(hello));
+        Ok(())
     }
 
     fn find(&self, id: &str) -> Result<&Process, Fail> {
@@ -352,51 +343,36 @@ impl Keeper {
     }
 
     fn hand_out(&self, process: &Process, connection: u64, seq: u64, warnings: Vec<String>) {
-        let reply = Reply::Started {
-            warnings,
-            stdin: process.io.stdin(),
-            pid: process.pid.map_or(0, |p| p.as_raw_nonzero().get()),
-            tty: process.io.is_terminal(),
-        };
-        self.reply(connection, seq, reply, &process.io.fds());
+        let pid = process.pid.map_or(0, |pid| pid.as_raw_nonzero().get());
+        self.reply(connection, seq, Reply::Started(Started { pid, warnings, stdio: process.io.handed() }));
     }
 
-    fn create(
-        &mut self,
-        connection: u64,
-        seq: u64,
-        user: bool,
-        boxed: &Boxed,
-        place: &Placement,
-        mut fds: Fds,
-    ) -> Result<(), Fail> {
+    fn create(&mut self, connection: u64, seq: u64, create: Create<OwnedFd>) -> Result<(), Fail> {
         if self.made {
             return Err(other("this keeper has a container already"));
         }
-        let mut next = || fds.next().ok_or_else(|| other("a descriptor is missing"));
-        let (init, network) = (next()?, next()?);
-        let userns = if user { Some(next()?) } else { None };
-        let (plan, rootfs, binds) = unbox(boxed, &mut fds)?;
-        let own = handed::own_files(boxed, &plan, &mut fds)?;
-        let (v1, v2) = placement(place, &mut fds)?;
-        let devices = launch::devices(&plan, own).map_err(other)?;
+        let Create { init, network, user, boxed, place } = create;
+        let plan = handed::plan(&boxed)?;
+        handed::fits_container(&plan, user.is_some())?;
+        let own = handed::own_files(&boxed, &plan)?;
+        let devices = inside::devices(&plan, own).map_err(other)?;
         let (pipe, report) = report_pipe()?;
-        let into = Into::New { user: userns.as_ref().map(AsFd::as_fd), network: network.as_fd() };
+        let into = Namespaces::New { user: user.as_ref().map(AsFd::as_fd), network: network.as_fd() };
         let parts = Parts {
             plan: &plan,
-            rootfs: rootfs.as_fd(),
+            rootfs: boxed.rootfs.as_fd(),
             devices: &devices,
-            binds: &binds,
+            binds: &boxed.binds,
             hierarchies: &boxed.v1_hierarchies,
         };
         let keep = [parts.numbers(), vec![init.as_raw_fd()]].concat();
-        let way = Way { keep: &keep, v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
+        let way = Way { keep: &keep, place: &place, rights: &plan.rights, into };
         let body = |report: &Report| {
-            launch::enter(&parts)?;
-            launch::no_stdio(&parts)?;
+            inside::enter(&parts)?;
+            inside::no_stdio(&parts)?;
             child::close_all_but(&[report.number(), init.as_raw_fd()])?;
             let _ = rustix::process::setsid();
-            child::drop_to(0, 0, &[], plan.capabilities, plan.no_new_privileges, plan.seccomp.as_ref())?;
+            rights::take(&plan.rights)?;
             child::clean_slate()?;
             child::die_with_parent()?;
             report.send(Tag::Ready, "");
@@ -405,37 +381,30 @@ impl Keeper {
         failpoint::reach(Point::KeeperCreateCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
         failpoint::reach(Point::KeeperCreateCloned);
-        let kind = Kind::Create(Box::new((rootfs, devices, plan)));
+        let kind = Kind::Create(Box::new((boxed.rootfs, devices, plan)));
         self.launch(kind, connection, seq, pipe, report, stage, true)
     }
 
-    fn exec(
-        &mut self,
-        connection: u64,
-        seq: u64,
-        id: String,
-        boxed: Option<&Boxed>,
-        place: &Placement,
-        mut fds: Fds,
-    ) -> Result<(), Fail> {
+    fn exec(&mut self, connection: u64, seq: u64, run: Run<OwnedFd>) -> Result<(), Fail> {
+        let Run { id, exec, pea, place } = run;
         if self.find(&id).is_ok() {
             return Err(other(format!("process ID '{id}' already in use")));
         }
-        let spec = fds.next().ok_or_else(|| other("a descriptor is missing"))?;
-        let exec: Exec = serde_json::from_slice(&read_all(&spec)?).map_err(other)?;
-        let inside = match boxed {
+        let exec: Exec = serde_json::from_slice(&read_all(&exec)?).map_err(other)?;
+        let inside = match pea {
             None => None,
-            Some(boxed) => Some((unbox(boxed, &mut fds)?, boxed.v1_hierarchies.clone())),
+            Some(boxed) => Some((handed::plan(&boxed)?, boxed)),
         };
-        let (v1, v2) = placement(place, &mut fds)?;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
+        if let Some((plan, _)) = &inside {
+            let pid = container.pid.as_raw_nonzero().get();
+            handed::fits_pea(plan, &exec, pid, container.user)?;
+        }
         let (pipe, report) = report_pipe()?;
-        let filter = inside.as_ref().map_or(&container.seccomp, |((plan, _, _), _)| &plan.seccomp).as_ref();
-        let devices = inside
-            .as_ref()
-            .map(|((plan, _, _), _)| container.devices_of_pea(plan))
-            .transpose()
-            .map_err(other)?;
+        let filter = inside.as_ref().map_or(&container.rights, |(plan, _)| &plan.rights).seccomp.clone();
+        let rights = exec::rights(&exec, filter);
+        let devices = inside.as_ref().map(|(plan, _)| container.devices_of_pea(plan)).transpose();
+        let devices = devices.map_err(other)?;
         let (io, theirs) = match exec.tty {
             None => process::pipes(container.root).map_err(other)?,
             Some(window) => {
@@ -443,25 +412,31 @@ impl Keeper {
                     .map_err(|e| other(format!("make a terminal: {e}")))?
             }
         };
-        let into =
-            Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: boxed.is_some() };
-        let parts =
-            inside.as_ref().zip(devices.as_ref()).map(|(((plan, rootfs, binds), hierarchies), devices)| {
-                Parts { plan, rootfs: rootfs.as_fd(), devices, binds, hierarchies }
-            });
+        let into = Namespaces::Join {
+            pidfd: container.pidfd.as_fd(),
+            user: container.user,
+            own_mounts: inside.is_some(),
+        };
+        let parts = inside.as_ref().zip(devices.as_ref()).map(|((plan, boxed), devices)| Parts {
+            plan,
+            rootfs: boxed.rootfs.as_fd(),
+            devices,
+            binds: &boxed.binds,
+            hierarchies: &boxed.v1_hierarchies,
+        });
         let mut keep = parts.as_ref().map(Parts::numbers).unwrap_or_default();
         keep.extend(stdio_numbers(&theirs));
-        let way = Way { keep: &keep, v1: &v1, v2: v2.as_ref(), rlimits: &exec.rlimits, into };
+        let way = Way { keep: &keep, place: &place, rights: &rights, into };
         let body = |report: &Report| {
             if let Some(parts) = &parts {
-                launch::enter(parts)?;
+                inside::enter(parts)?;
             }
-            exec::run(&exec, &theirs, report, filter)
+            exec::run(&exec, &theirs, report, rights.clone())
         };
         failpoint::reach(Point::KeeperRunCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
         failpoint::reach(Point::KeeperRunCloned);
-        let rootfs = inside.map(|((_, rootfs, _), _)| rootfs);
+        let rootfs = inside.map(|(_, boxed)| boxed.rootfs);
         self.launch(Kind::Run(id.clone()), connection, seq, pipe, report, stage, true)?;
         self.processes.insert(
             id,
@@ -471,23 +446,17 @@ impl Keeper {
         Ok(())
     }
 
-    fn transfer(
-        &mut self,
-        connection: u64,
-        seq: u64,
-        (inward, user, path): (bool, &str, &str),
-        place: &Placement,
-        mut fds: Fds,
-    ) -> Result<(), Fail> {
-        let tar = fds.next().ok_or_else(|| other("a descriptor is missing"))?;
-        let (v1, v2) = placement(place, &mut fds)?;
+    fn transfer(&mut self, connection: u64, seq: u64, transfer: Transfer<OwnedFd>) -> Result<(), Fail> {
+        let Transfer { inward, user, path, tar, place } = transfer;
         let container = self.container.as_ref().ok_or_else(|| other("the container is not running"))?;
         let (pipe, report) = report_pipe()?;
-        let into = Into::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
+        let into =
+            Namespaces::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
         // The tar and the report alone: no other process's pipe may be held open.
-        let way = Way { keep: &[tar.as_raw_fd()], v1: &v1, v2: v2.as_ref(), rlimits: &[], into };
-        let (capabilities, filter) = (container.capabilities, container.seccomp.as_ref());
-        let task = transfer::Task { inward, user, path, capabilities, filter };
+        let rights = transfer::rights(&container.rights);
+        let keep = [tar.as_raw_fd()];
+        let way = Way { keep: &keep, place: &place, rights: &rights, into };
+        let task = transfer::Task { inward, user: &user, path: &path, rights: &rights };
         let body = |report: &Report| match tar
             .try_clone()
             .map_err(child::failed("tar"))
@@ -552,7 +521,7 @@ impl Keeper {
         };
         match (launch.kind, started) {
             (Kind::Transfer, started) => {
-                self.reply(connection, seq, transferred(launch.status, started.err()), &[]);
+                self.reply(connection, seq, transferred(launch.status, started.err()));
             }
             (Kind::Run(id), Ok(pid)) => {
                 self.processes.started(&id, pid);
@@ -562,20 +531,20 @@ impl Keeper {
                         failpoint::reach(Point::KeeperRunReplied);
                     }
                     Err((kind, message)) => {
-                        self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+                        self.reply(connection, seq, Reply::Failed { kind, message });
                     }
                 }
             }
             (Kind::Create(_), Ok(pid)) if children::has_ended(pid.as_raw_nonzero().get()) => {
                 let (kind, message) = other("the container's init ended at once");
-                self.reply(connection, seq, Reply::Failed { kind, message }, &[]);
+                self.reply(connection, seq, Reply::Failed { kind, message });
             }
             (Kind::Create(parts), Ok(pid)) => self.created(connection, seq, pid, *parts),
             (kind, Err((failure, message))) => {
                 if let Kind::Run(id) = kind {
                     self.processes.remove(&id);
                 }
-                self.reply(connection, seq, Reply::Failed { kind: failure, message }, &[]);
+                self.reply(connection, seq, Reply::Failed { kind: failure, message });
             }
         }
     }
@@ -587,18 +556,14 @@ impl Keeper {
         pid: Pid,
         (rootfs, mut devices, plan): (OwnedFd, Devices, Plan),
     ) {
-        devices.own.iter_mut().for_each(launch::OwnFiles::attached);
+        devices.own.iter_mut().for_each(inside::OwnFiles::attached);
         match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
             Ok(pidfd) => {
                 self.made = true;
-                let (user, capabilities, root) = (plan.user, plan.capabilities, plan.root_ids.0);
-                let seccomp = plan.seccomp;
-                let container =
-                    Container { pid, pidfd, user, capabilities, seccomp, root, devices, _rootfs: rootfs };
-                let fds = [container.pidfd.as_fd()];
-                let pid = pid.as_raw_nonzero().get();
-                let reply = Reply::Started { warnings: Vec::new(), stdin: false, pid, tty: false };
-                self.reply(connection, seq, reply, &fds);
+                let (user, root, rights) = (plan.user, plan.root_ids.0, plan.rights);
+                let container = Container { pid, pidfd, user, rights, root, devices, _rootfs: rootfs };
+                let reply = Reply::Made { pid: pid.as_raw_nonzero().get(), init: container.pidfd.as_fd() };
+                self.reply(connection, seq, reply);
                 failpoint::reach(Point::KeeperCreateReplied);
                 self.container = Some(container);
                 // What the bundle took is not needed again: there are hundreds of us.
@@ -606,7 +571,7 @@ impl Keeper {
             }
             Err(error) => {
                 let message = format!("pidfd_open: {error}");
-                self.reply(connection, seq, Reply::Failed { kind: Failure::Other, message }, &[]);
+                self.reply(connection, seq, Reply::Failed { kind: Failure::Other, message });
             }
         }
     }
@@ -682,13 +647,13 @@ impl Keeper {
             self.container = None;
             match &mut self.ending {
                 Some(ending) => ending.unmounted = closing.elapsed(),
-                None => self.tell_all(&Message::Gone { status }),
+                None => self.tell_all(|| Message::Gone { status }),
             }
             return;
         }
         if let Some((id, boxed)) = self.processes.exited(pid, status) {
             failpoint::reach(Point::KeeperExited);
-            self.tell_all(&Message::Exited { id, status });
+            self.tell_all(|| Message::Exited { id: id.clone(), status });
             // Nobody has to wait for what a pea's root file system takes to go.
             drop(boxed);
             return;
@@ -700,7 +665,7 @@ impl Keeper {
 
 /// A helper has done its work if it says so by its exit status, and in no other case: it may have been killed by a
 /// process of its user, or for want of memory.
-fn transferred(status: Option<i32>, said: Option<Fail>) -> Reply {
+fn transferred(status: Option<i32>, said: Option<Fail>) -> Reply<BorrowedFd<'static>> {
     let (kind, message) = match (status, said) {
         (Some(0), _) => return Reply::Done,
         (Some(status @ 129..), _) => other(format!(

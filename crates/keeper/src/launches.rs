@@ -8,7 +8,7 @@
 //! - The process of a launch is not reaped before the launch is settled, except for a transfer: its exit status is the result.
 //! - Whoever is reaped is forgotten in the same step.
 
-use crate::launch::Devices;
+use crate::inside::Devices;
 use crate::report::{Tag, take_frames};
 use rustix::process::{Pid, Signal, kill_process};
 use std::os::fd::OwnedFd;

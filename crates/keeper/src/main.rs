@@ -9,14 +9,15 @@ mod dirs;
 mod exec;
 mod handed;
 mod hard_links;
+mod inside;
 mod keeper;
-mod launch;
 mod launches;
 mod mount_points;
 mod pack;
 mod parked;
 mod process;
 mod report;
+mod rights;
 mod transfer;
 mod users;
 

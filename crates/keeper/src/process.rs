@@ -1,12 +1,12 @@
 //! The processes of a container as their keeper knows them: stdio, exit status, and what else they hold.
 
-use crate::launch::Devices;
+use crate::inside::Devices;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wardian_runtime::wire::{ENDED_KEPT, ProcessState, Window};
+use wardian_runtime::wire::{ENDED_KEPT, ProcessState, Stdio, Window};
 
 /// Our ends of a process's stdio.
 #[derive(Debug)]
@@ -63,25 +63,15 @@ fn resize(master: &OwnedFd, window: Window) -> rustix::io::Result<()> {
 }
 
 impl Io {
-    /// Descriptors for the server, in the protocol's order: stdin if open, stdout, stderr; or the terminal.
-    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+    /// As the server gets it.
+    pub fn handed(&self) -> Stdio<BorrowedFd<'_>> {
         match self {
-            Self::Pipes { stdin, output } => {
-                let output = output.iter().flat_map(|(out, err)| [out.as_fd(), err.as_fd()]);
-                stdin.as_ref().map(AsFd::as_fd).into_iter().chain(output).collect()
-            }
-            Self::Terminal(master) => master.iter().map(AsFd::as_fd).collect(),
+            Self::Pipes { stdin, output } => Stdio::Pipes {
+                stdin: stdin.as_ref().map(AsFd::as_fd),
+                output: output.as_ref().map(|(stdout, stderr)| (stdout.as_fd(), stderr.as_fd())),
+            },
+            Self::Terminal(master) => Stdio::Terminal(master.as_ref().map(AsFd::as_fd)),
         }
-    }
-
-    /// Is stdin among them, in a descriptor of its own?
-    pub fn stdin(&self) -> bool {
-        matches!(self, Self::Pipes { stdin: Some(_), .. })
-    }
-
-    /// Is it a terminal?
-    pub fn is_terminal(&self) -> bool {
-        matches!(self, Self::Terminal(_))
     }
 
     /// End of file on stdin. A terminal has none: it is what its input says.
@@ -262,11 +252,11 @@ mod tests {
     #[test]
     fn what_is_closed_is_not_handed_out() {
         let (mut io, _theirs) = pipes(0).unwrap();
-        assert_eq!((io.fds().len(), io.stdin()), (3, true));
+        assert!(matches!(io.handed(), Stdio::Pipes { stdin: Some(_), output: Some(_) }));
         io.close_stdin();
-        assert_eq!((io.fds().len(), io.stdin()), (2, false));
+        assert!(matches!(io.handed(), Stdio::Pipes { stdin: None, output: Some(_) }));
         assert!(io.resize(Window { columns: 1, rows: 1 }).is_err());
         io.release();
-        assert!(io.fds().is_empty());
+        assert!(matches!(io.handed(), Stdio::Pipes { stdin: None, output: None }));
     }
 }

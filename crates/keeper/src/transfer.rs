@@ -4,8 +4,7 @@
 use crate::child::{self, Outcome, Stop, failed};
 use crate::dirs::{Blocked, Place, Trust, Turn};
 use crate::hard_links::{self, Files};
-use crate::pack;
-use crate::{dirs, exec};
+use crate::{dirs, exec, pack, rights};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
@@ -24,7 +23,7 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use tar::EntryType;
 use wardian_archive::{Entry as Member, Stream, Time, show};
-use wardian_runtime::seccomp::Program;
+use wardian_runtime::rights::{Limit, Rights};
 use wardian_sys::text::{clip, tame};
 
 const BUFFER: usize = 256 * 1024;
@@ -52,10 +51,21 @@ pub struct Task<'a> {
     pub user: &'a str,
     /// Destination or source; relative to the user's home.
     pub path: &'a str,
-    /// Bounding set while it works.
-    pub capabilities: u64,
-    /// What it may call.
-    pub filter: Option<&'a Program>,
+    /// See [`rights`].
+    pub rights: &'a Rights,
+}
+
+/// What a helper may in a container whose pid 1 has these rights, before it is known as whom it runs.
+pub fn rights(container: &Rights) -> Rights {
+    // The reader keeps names and attributes of an entry in memory, however long the archive says that they are.
+    const ROOM: Limit = Limit { resource: libc::RLIMIT_AS, value: 256 << 20 };
+    Rights {
+        capabilities: container.capabilities,
+        seccomp: container.seccomp.clone(),
+        no_new_privileges: true,
+        limits: vec![ROOM],
+        ..Rights::default()
+    }
 }
 
 /// Do it with the tar on `pipe`, and end.
@@ -74,10 +84,8 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
         let parent = path.parent().unwrap_or(Path::new("/"));
         (parent, path.file_name().map(PathBuf::from))
     };
-    bound_memory()?;
     let made = if task.inward { dirs::make(dir, &user)? } else { None };
-    let become_user =
-        || child::drop_to(user.uid, user.gid, &user.groups, task.capabilities, true, task.filter);
+    let become_user = || rights::take(&user.with(task.rights.clone()));
     if let Some(made) = made {
         // As in Garden, what has been made for a user is reached even where a directory above is closed to him.
         rustix::process::fchdir(&made).map_err(failed(path.display()))?;
@@ -160,7 +168,7 @@ impl From<wardian_archive::Error> for Stop {
                     .into()
             }
             E::Truncated { what } => format!("Unexpected EOF in archive: {what} is truncated"),
-            E::Corrupt { .. } => format!("This does not look like a tar archive: {error}"),
+            E::Corrupt { .. } | E::NoTar => format!("This does not look like a tar archive: {error}"),
             other => other.to_string(),
         })
     }
@@ -170,7 +178,7 @@ impl From<wardian_archive::Error> for Stop {
 fn not_a_tar(error: wardian_archive::Error, gzip: bool) -> Stop {
     use wardian_archive::Error as E;
     match error {
-        E::Truncated { .. } | E::Corrupt { .. } if gzip => Stop::from(
+        E::Truncated { .. } | E::Corrupt { .. } | E::NoTar if gzip => Stop::from(
             "This does not look like a tar archive: it is compressed with gzip; send a plain tar".to_owned(),
         ),
         error => Stop::from(error),
@@ -685,14 +693,6 @@ pub fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
         other => other,
     };
     Ok(fd.map(File::from)?)
-}
-
-/// The reader keeps names and attributes of an entry in memory, however long the archive says that they are.
-fn bound_memory() -> Outcome<()> {
-    const ROOM: u64 = 256 << 20;
-    let bound = rustix::process::Rlimit { current: Some(ROOM), maximum: Some(ROOM) };
-    rustix::process::setrlimit(rustix::process::Resource::As, bound)
-        .map_err(failed("bound the helper's memory"))
 }
 
 /// The kind of what has a name, if there is anything, and if an entry may take its place. A device stays, unlike with GNU tar:

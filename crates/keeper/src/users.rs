@@ -1,6 +1,7 @@
 //! Who a process runs as: Garden's rules over the text of /etc/passwd and /etc/group (Garden server §2.8).
 
 use std::collections::HashSet;
+use wardian_runtime::rights::Rights;
 
 /// Ids and home of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,13 @@ pub struct User {
     pub groups: Vec<u32>,
     /// Home directory, `/` when unknown.
     pub home: String,
+}
+
+impl User {
+    /// These rights for this user.
+    pub fn with(&self, rights: Rights) -> Rights {
+        Rights { uid: self.uid, gid: self.gid, groups: self.groups.clone(), ..rights }
+    }
 }
 
 struct Entry<'a> {

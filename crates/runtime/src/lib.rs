@@ -3,7 +3,8 @@
 pub mod bundle;
 pub mod caps;
 pub mod cgroup;
-pub mod client;
+pub mod oci;
+pub mod rights;
 pub mod seccomp;
 pub mod stats;
 pub mod wire;

@@ -5,9 +5,12 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use wardian_runtime::wire::{
-    Boxed, Exec, Failure, Message, Op, Placement, ProcessState, Reply, Request, VERSION,
+    Boxed, Create, Destroyed, Exec, Failure, Hello, Message, Op, Placement, ProcessState, Reply, Run,
+    Started, Stdio, Transfer, VERSION, decode, decode_reply, encode,
 };
+use wardian_sys::{memfd, packet};
 
 fn frozen(to: &str) -> Vec<(String, Value)> {
     let text = include_str!("protocol_v1.jsonl");
@@ -16,12 +19,29 @@ fn frozen(to: &str) -> Vec<(String, Value)> {
     ours.map(|line| (line["name"].as_str().unwrap().to_owned(), line["json"].clone())).collect()
 }
 
-fn place(v1_procs: usize, v2_dir: bool) -> Placement {
-    Placement { v1_procs, v2_dir }
+/// A message as it comes, with so many descriptors.
+fn packet(json: &Value, fds: usize) -> packet::Message {
+    let fds = (0..fds).map(|_| memfd::sealed("x", b"", 0o400).unwrap()).collect();
+    packet::Message { bytes: serde_json::to_vec(json).unwrap(), fds, whole: true }
 }
 
-/// What a server of today says, with what version 1 knew of.
-fn said(name: &str) -> Value {
+/// Descriptors by name: the order in which they travel is as frozen as the words are.
+fn place(v1_procs: &[&'static str], v2_dir: Option<&'static str>) -> Placement<&'static str> {
+    Placement { v1_procs: v1_procs.into(), v2_dir }
+}
+
+fn boxed(binds: &[(&str, &'static str)], hierarchies: &[&str]) -> Boxed<&'static str> {
+    Boxed {
+        config: "config.json",
+        rootfs: "rootfs",
+        binds: binds.iter().map(|(path, fd)| ((*path).to_owned(), *fd)).collect(),
+        files: Vec::new(),
+        v1_hierarchies: hierarchies.iter().map(|name| (*name).to_owned()).collect(),
+    }
+}
+
+/// What a server of today says, with what version 1 knew of, and the descriptors beside it.
+fn said(name: &str) -> (Value, Vec<&'static str>) {
     let id = || "p".to_owned();
     let (seq, op) = match name {
         "exec" => {
@@ -37,23 +57,24 @@ fn said(name: &str) -> Value {
                 no_new_privileges: true,
                 ..Exec::default()
             };
-            return serde_json::to_value(exec).unwrap();
+            return (serde_json::to_value(exec).unwrap(), Vec::new());
         }
         "hello" => (1, Op::Hello),
-        "prepare" => (0, Op::Prepare),
+        "prepare" => (0, Op::Prepare { tasks: vec!["cpu", "memory"] }),
         "create" => {
-            let boxed = Boxed {
-                binds: vec!["/etc/hosts".to_owned()],
-                v1_hierarchies: vec!["cpu".to_owned()],
-                ..Boxed::default()
-            };
-            (2, Op::Create { user: true, boxed, place: place(3, true) })
+            let boxed = boxed(&[("/etc/hosts", "hosts")], &["cpu"]);
+            let place = place(&["v1-a", "v1-b", "v1-c"], Some("v2"));
+            (2, Op::Create(Create { init: "init", network: "net", user: Some("user"), boxed, place }))
         }
-        "run" => (3, Op::Run { id: id(), boxed: None, place: place(0, false) }),
-        "run-pea" => (4, Op::Run { id: id(), boxed: Some(Boxed::default()), place: place(1, true) }),
+        "run" => (3, Op::Run(Run { id: id(), exec: "exec", pea: None, place: place(&[], None) })),
+        "run-pea" => {
+            let place = place(&["v1-a"], Some("v2"));
+            (4, Op::Run(Run { id: id(), exec: "exec", pea: Some(boxed(&[], &[])), place }))
+        }
         "transfer" => {
             let (user, path) = ("vcap".to_owned(), "/in".to_owned());
-            (5, Op::Transfer { inward: true, user, path, place: place(0, true) })
+            let place = place(&[], Some("v2"));
+            (5, Op::Transfer(Transfer { inward: true, user, path, tar: "tar", place }))
         }
         "attach" => (6, Op::Attach { id: id() }),
         "close-stdin" => (7, Op::CloseStdin { id: id() }),
@@ -62,7 +83,20 @@ fn said(name: &str) -> Value {
         "destroy" => (10, Op::Destroy),
         other => panic!("nobody says {other}"),
     };
-    serde_json::to_value(Request { seq, op }).unwrap()
+    let (bytes, fds) = encode(seq, op).unwrap();
+    (serde_json::from_slice(&bytes).unwrap(), fds)
+}
+
+/// The descriptors of version 1, in their order.
+fn travel(name: &str) -> &'static [&'static str] {
+    match name {
+        "prepare" => &["cpu", "memory"],
+        "create" => &["init", "net", "user", "config.json", "rootfs", "hosts", "v1-a", "v1-b", "v1-c", "v2"],
+        "run" => &["exec"],
+        "run-pea" => &["exec", "config.json", "rootfs", "v1-a", "v2"],
+        "transfer" => &["tar", "v2"],
+        _ => &[],
+    }
 }
 
 /// Everything in `old` is in `new`: who knows only the old fields sees no difference.
@@ -78,13 +112,14 @@ fn contains(new: &Value, old: &Value) -> bool {
 #[test]
 fn an_old_keeper_understands_what_is_said_today() {
     for (name, old) in frozen("keeper") {
-        let new = said(&name);
+        let (new, fds) = said(&name);
         assert!(contains(&new, &old), "{name}:\n  version 1: {old}\n  today:     {new}");
+        assert_eq!(fds, travel(&name), "{name}");
         // And a keeper of today what an old server has said, though none is told to.
         if name == "exec" {
             serde_json::from_value::<Exec>(old).unwrap();
         } else {
-            serde_json::from_value::<Request>(old).unwrap_or_else(|e| panic!("{name}: {e}"));
+            decode(packet(&old, fds.len())).unwrap_or_else(|e| panic!("{name}: {e:?}"));
         }
     }
 }
@@ -100,20 +135,33 @@ fn what_an_old_keeper_says_is_understood() {
             names.insert(name);
             continue;
         }
-        let message: Message = serde_json::from_value(old).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let fds = match name.as_str() {
+            "started" => 3,
+            name if name.starts_with("hello") => 1,
+            _ => 0,
+        };
+        let message: Message<OwnedFd> =
+            decode_reply(packet(&old, fds)).unwrap_or_else(|e| panic!("{name}: {e:?}"));
         let right = match (name.as_str(), message) {
-            ("hello", Message::Reply { seq: 1, reply: Reply::Hello { version, pid, init } }) => {
+            ("hello", Message::Reply { seq: 1, reply: Reply::Hello(Hello { version, pid, init, .. }) }) => {
                 (version, pid, init) == (1, 77, Some(78))
             }
-            ("hello-without-init", Message::Reply { reply: Reply::Hello { init, .. }, .. }) => init.is_none(),
-            ("started", Message::Reply { seq: 2, reply: Reply::Started { warnings, stdin, pid, tty } }) => {
-                (warnings, stdin, pid, tty) == (vec!["w".to_owned()], true, 79, false)
+            ("hello-without-init", Message::Reply { reply: Reply::Hello(Hello { init, .. }), .. }) => {
+                init.is_none()
+            }
+            (
+                "started",
+                Message::Reply { seq: 2, reply: Reply::Started(Started { pid, warnings, stdio }) },
+            ) => {
+                let whole = matches!(stdio, Stdio::Pipes { stdin: Some(_), output: Some(_) });
+                (warnings, pid, whole) == (vec!["w".to_owned()], 79, true)
             }
             ("done", Message::Reply { seq: 3, reply: Reply::Done })
             | ("gone", Message::Gone { status: 137 }) => true,
-            ("destroyed", Message::Reply { reply: Reply::Destroyed { killed_us, unmounted_us }, .. }) => {
-                (killed_us, unmounted_us) == (5, 6)
-            }
+            (
+                "destroyed",
+                Message::Reply { reply: Reply::Destroyed(Destroyed { killed_us, unmounted_us }), .. },
+            ) => (killed_us, unmounted_us) == (5, 6),
             (failed, Message::Reply { seq: 4, reply: Reply::Failed { kind, message } }) => {
                 let expected = match failed {
                     "failed" => Failure::ExecutableNotFound,
@@ -135,8 +183,8 @@ fn what_an_old_keeper_says_is_understood() {
 fn what_a_later_keeper_adds_is_passed_over() {
     let hello = json!({"Reply": {"seq": 1, "reply":
         {"Hello": {"version": VERSION + 1, "pid": 77, "init": 78, "new": {"a": 1}}}}});
-    let message: Message = serde_json::from_value(hello).unwrap();
-    assert!(
-        matches!(message, Message::Reply { reply: Reply::Hello { version, .. }, .. } if version > VERSION)
-    );
+    match decode_reply(packet(&hello, 1)) {
+        Ok(Message::Reply { reply: Reply::Hello(Hello { version, .. }), .. }) => assert!(version > VERSION),
+        other => panic!("{other:?}"),
+    }
 }

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::{format, image, layer, layout, rootfs};
+use crate::disk::format;
+use crate::disk::layout;
+use crate::images::image;
+use crate::layers::layer;
+use crate::mounts::rootfs;
 
 /// The store's error: one variant per part of the store, each with its own operations and subjects.
 #[derive(Debug, thiserror::Error)]

@@ -3,10 +3,12 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use wardian_needs::needs;
@@ -14,6 +16,7 @@ use wardian_sys::mount;
 use wardian_sys::namespace::{IdMap, user};
 
 use super::*;
+use crate::threads::lock;
 
 mod collecting;
 mod crashes;

@@ -16,6 +16,7 @@ use rustix::fs::{
     openat2, renameat_with,
 };
 use rustix::io::Errno;
+use rustix::path::Arg;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -26,6 +27,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// Links on the way to one file, as the kernel has it (`MAXSYMLINKS`).
 const MOST_LINKS: usize = 40;
+/// How often a path is looked up again that a rename or a mount elsewhere has come between.
+const MOST_TRIES: u32 = 128;
 /// Write permission of group and others.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
@@ -578,6 +581,26 @@ impl Directory {
     }
 }
 
+/// Opens what a path leads to from `dir`, as openat2(2) does, and again while that answers EAGAIN: a rename or a mount anywhere
+/// on the host has come between a lookup and its `..`. After so many answers of that kind somebody means it.
+///
+/// # Errors
+/// The kernel's.
+pub fn open(
+    dir: impl AsFd,
+    path: impl Arg + Copy,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> std::result::Result<OwnedFd, Errno> {
+    let mut tries = 0;
+    loop {
+        match openat2(&dir, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) if tries < MOST_TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
 /// Of the directory with this path, which is for the error alone.
 fn remove(dir: BorrowedFd<'_>, name: &OsStr, above: &Path) -> Result<()> {
     let path = || above.join(name);
@@ -588,14 +611,7 @@ fn remove(dir: BorrowedFd<'_>, name: &OsStr, above: &Path) -> Result<()> {
     }
     // What is mounted there is somebody's disk, perhaps, and not what this name stood for when it was made.
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let opened = loop {
-        match openat2(dir, name, OPEN_DIR, Mode::empty(), resolve) {
-            // A rename or a mount elsewhere at this moment.
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            other => break other,
-        }
-    };
-    let opened = match opened {
+    let opened = match open(dir, name, OPEN_DIR, resolve) {
         Ok(opened) => opened,
         Err(Errno::NOENT) => return Ok(()),
         Err(Errno::XDEV) => return Err(Error::Mounted { path: path() }),

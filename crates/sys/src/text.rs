@@ -81,6 +81,20 @@ pub fn tame_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(tamed)
 }
 
+/// An error with its causes, in one line. Some errors say their cause themselves: such a cause is not said again.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// The last boundary between letters at or before this byte.
 fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
@@ -193,6 +207,16 @@ mod tests {
             tame_json("{\n  \"a\u{202e}\": \"\u{e0041}ä\x7f\"\n}"),
             "{\n  \"a\\u202e\": \"\\udb40\\udc41ä\\u007f\"\n}"
         );
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Outer(&'static str, #[source] std::io::Error);
+        let inner = || std::io::Error::other("no room");
+        assert_eq!(chain(&Outer("cannot write", inner())), "cannot write: no room");
+        assert_eq!(chain(&Outer("cannot write: no room", inner())), "cannot write: no room");
     }
 
     #[test]

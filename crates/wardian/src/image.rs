@@ -331,6 +331,7 @@ fn import(
         let stays = if old.pinned { "; the name stays pinned" } else { "" };
         print::note(&format!("{} was the image {} until now{stays}", old.name, print::short(&old.id)));
     }
+    warn(&image);
     let answer = || report(place, store, &image, &names, &replaced, &watched);
     if detached {
         answer()?;
@@ -338,6 +339,13 @@ fn import(
     }
     wait_durable(store, &image, &stays(&names, &image.shown))?;
     if detached { Ok(()) } else { answer() }
+}
+
+/// Says what whoever uses the image should know.
+fn warn(image: &Image) {
+    if let Some(warning) = image.config.warning() {
+        print::note(&warning);
+    }
 }
 
 /// What is true of an image that is in the store and not on the disk yet.
@@ -372,6 +380,7 @@ fn prefetch(place: &Place, sources: &[String]) -> Result<ExitCode> {
     let mut done = Vec::new();
     let result = each(sources, &mut |text| {
         let (image, watched) = fetch(&store, &address(&store, text)?)?;
+        warn(&image);
         wait_durable(&store, &image, &stays(&[], &image.shown))?;
         let fetched: Vec<_> = watched.iter().filter(|layer| layer.phase() == Phase::Done).collect();
         let bytes = fetched.iter().map(|layer| layer.bytes_read()).sum();

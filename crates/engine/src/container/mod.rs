@@ -11,13 +11,13 @@ use pea::Pea;
 use record::{Phase, Record};
 
 use crate::events::{Events, What};
+use crate::keeper::Keeper;
 use crate::process::leftover;
 use crate::process::{Over, Process};
 use crate::ready::ids::Lease;
 use crate::{Error, Result, Shared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use wardian_runtime::client::Keeper;
 use wardian_runtime::stats::Files;
 use wardian_runtime::wire::ENDED_KEPT;
 
@@ -48,9 +48,8 @@ struct Inner {
     state: State,
     /// Pid 1 as the host sees it.
     init: Option<i32>,
-    /// The keeper's pid (a thread of it stands in the container's cgroups), and the version of its protocol.
+    /// A thread of the keeper stands in the container's cgroups.
     keeper_pid: Option<i32>,
-    keeper_version: u32,
     processes: BTreeMap<Arc<str>, Known>,
     /// Ids of those that have ended, oldest first.
     ended: VecDeque<Arc<str>>,
@@ -163,7 +162,6 @@ impl Container {
             state,
             init: None,
             keeper_pid: None,
-            keeper_version: 0,
             processes: BTreeMap::new(),
             ended: VecDeque::new(),
             whole: VecDeque::new(),
@@ -197,7 +195,9 @@ impl Container {
             Refusal::Unknown => Error::UnknownHandle(self.handle.clone()),
             Refusal::Broken(reason) => Error::Broken { handle: self.handle.clone(), reason },
             Refusal::Ending => Error::BeingDestroyed,
-            Refusal::Impossible => Error::failed("lifecycle", "this cannot happen to the container now"),
+            Refusal::Impossible => {
+                Error::GivenUp { during: "lifecycle", why: "this cannot happen to the container now" }
+            }
         }
     }
 
@@ -227,15 +227,9 @@ impl Container {
         self.lock().init = Some(init);
     }
 
-    /// Its keeper's pid, and the version of the protocol it speaks.
-    pub fn kept_by(&self, pid: i32, version: u32) {
-        let mut inner = self.lock();
-        (inner.keeper_pid, inner.keeper_version) = (Some(pid), version);
-    }
-
-    /// See [`Container::kept_by`].
-    pub fn keeper_version(&self) -> u32 {
-        self.lock().keeper_version
+    /// Sets the pid of its keeper.
+    pub fn kept_by(&self, pid: i32) {
+        self.lock().keeper_pid = Some(pid);
     }
 
     /// See [`Container::kept_by`].
@@ -294,6 +288,11 @@ impl Container {
         for id in open {
             self.tell_end_of(&mut inner, events, &id);
         }
+    }
+
+    /// Ids of the processes whose start listeners were told, and whose end they were not.
+    pub fn untold(&self) -> BTreeSet<String> {
+        self.lock().untold.clone()
     }
 
     fn tell_end_of(&self, inner: &mut Inner, events: &Events, id: &str) {
@@ -373,7 +372,7 @@ impl Container {
         self.permits(Event::Change)?;
         let mut record = Record::clone(&self.record());
         change(&mut record)?;
-        save(&record).map_err(|e| Error::failed("save the container's record", e))?;
+        save(&record).map_err(Error::system("save the container's record"))?;
         let mut inner = self.lock();
         self.apply(&mut inner, event)?;
         inner.record = Arc::new(record);

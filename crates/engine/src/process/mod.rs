@@ -5,6 +5,7 @@ pub mod leftover;
 pub mod output;
 mod pump;
 
+use crate::keeper::Keeper;
 use crate::spec::Window;
 use crate::{Error, Result};
 use leftover::Leftover;
@@ -17,8 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
-use wardian_runtime::client::Keeper;
-use wardian_runtime::wire::{self, Op};
+use wardian_runtime::wire::{self, Stdio};
 
 /// Output that is open for longer after the end of its program is said to outlive it.
 const OUTLIVED: Duration = Duration::from_millis(100);
@@ -103,13 +103,18 @@ impl Process {
         is_over.then(|| Over { status, terminal: self.shared.terminal.load(Ordering::Relaxed) })
     }
 
-    /// Take over its descriptors, as the keeper hands them out: stdin if open, stdout, stderr; or its terminal.
-    pub(crate) async fn connect(&self, stdin: bool, tty: bool, mut fds: Vec<OwnedFd>) -> Result<()> {
-        let failed = |e: std::io::Error| Error::failed("standard input", e);
-        let input = match (stdin, tty, fds.first()) {
-            (true, _, Some(_)) => Some(fds.remove(0)),
-            (_, true, Some(terminal)) => Some(terminal.try_clone().map_err(failed)?),
-            _ => None,
+    /// Takes over its stdio.
+    pub(crate) async fn connect(&self, stdio: Stdio<OwnedFd>) -> Result<()> {
+        let failed = Error::system("standard input");
+        let tty = matches!(stdio, Stdio::Terminal(_));
+        let (input, pipes) = match stdio {
+            Stdio::Pipes { stdin, output } => {
+                (stdin, output.into_iter().flat_map(|(stdout, stderr)| [stdout, stderr]).collect())
+            }
+            Stdio::Terminal(master) => {
+                let input = master.as_ref().map(OwnedFd::try_clone).transpose().map_err(failed)?;
+                (input, Vec::from_iter(master))
+            }
         };
         if let Some(input) = input {
             rustix::io::ioctl_fionbio(&input, true).map_err(|e| failed(e.into()))?;
@@ -118,7 +123,7 @@ impl Process {
             *lock(&self.shared.stdin) = Some(Arc::new(input));
         }
         let mut outputs = lock(&self.shared.outputs);
-        outputs.pipes = fds;
+        outputs.pipes = pipes;
         // Its end may have been heard of before its start.
         self.count(&mut outputs);
         drop(outputs);
@@ -247,7 +252,7 @@ impl Process {
         if last && shared.ended.subscribe().wait_for(Option::is_some).await.is_ok() {
             drop(lock(&shared.stdin).take());
             // The keeper may be gone by now, with all it kept.
-            drop(shared.keeper.ask(Op::Release { id: shared.id.clone() }, &[]).await);
+            drop(shared.keeper.release(&shared.id).await);
         }
     }
 
@@ -270,9 +275,8 @@ impl Process {
         if !self.shared.terminal.load(Ordering::Relaxed) {
             return Err(Error::Invalid("it has no terminal".into()));
         }
-        let (id, window) = (self.shared.id.clone(), wire::Window::from(window));
-        let answer = self.shared.keeper.ask(Op::Resize { id, window }, &[]).await;
-        answer.map(drop).map_err(|e| Error::failed("resize", e))
+        let resized = self.shared.keeper.resize(&self.shared.id, wire::Window::from(window)).await;
+        resized.map_err(Error::keeper("resize"))
     }
 
     /// Its exit status (128 + signal when killed), after both streams have ended, as with guardian: what it has started may
@@ -297,9 +301,8 @@ impl Process {
 
     /// Send a signal (number).
     pub async fn signal(&self, signal: i32) -> Result<()> {
-        let id = self.shared.id.clone();
-        let answer = self.shared.keeper.ask(Op::Signal { id, signal }, &[]).await;
-        answer.map(drop).map_err(|e| Error::failed("signal", e))
+        let signalled = self.shared.keeper.signal(&self.shared.id, signal).await;
+        signalled.map_err(Error::keeper("signal"))
     }
 }
 
@@ -322,7 +325,7 @@ impl Input {
         self.hold();
         let shared = &self.process.shared;
         let _turn = shared.turn.lock().await;
-        let failed = |e| Error::failed("standard input", e);
+        let failed = Error::system("standard input");
         let mut rest = data;
         loop {
             let stdin = lock(&shared.stdin).clone().filter(|_| self.open);
@@ -353,7 +356,7 @@ impl Input {
         if self.let_go() && !shared.terminal.load(Ordering::Relaxed) {
             drop(lock(&shared.stdin).take());
             // An ended process has no input to close.
-            drop(shared.keeper.ask(Op::CloseStdin { id: shared.id.clone() }, &[]).await);
+            drop(shared.keeper.close_stdin(&shared.id).await);
         }
     }
 

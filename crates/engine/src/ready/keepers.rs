@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use wardian_runtime::cgroup::Cgroups;
-use wardian_runtime::wire::{Op, Request, SPEAKS};
+use wardian_runtime::wire::{self, Op, SPEAKS};
 use wardian_sys::directory::Directory;
 use wardian_sys::{children, failpoint, memfd, namespace, packet, spawn};
 
@@ -67,10 +67,10 @@ impl Keepers {
             }
             drop(numbers);
             let tasks = cgroups.make_ahead(&id).map_err(io::Error::other)?;
-            let prepare = Request { seq: 0, op: Op::Prepare };
-            let fds: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
+            let prepare = Op::Prepare { tasks: tasks.iter().map(AsFd::as_fd).collect() };
+            let (bytes, fds) = wire::encode(0, prepare)?;
             // Its answer goes unread: a keeper that cannot do it fails the create.
-            packet::send(&ours, &serde_json::to_vec(&prepare)?, &fds)?;
+            packet::send(&ours, &bytes, &fds)?;
             Ok(Waiting { connection: ours, socket: sockets.join(name), id, pid: child.pid })
         };
         Ok(Self { pool: Pool::new(THREAD, size, make)?, dir: dir.to_owned(), init })

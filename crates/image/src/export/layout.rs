@@ -17,13 +17,13 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::EntryType;
 
-use super::tarball::{END, Head, Named, Tarball, failed, padding};
+use super::tarball::{BUFFER, END, Head, Named, Tarball, failed, padding};
+use super::target::{Compression, ExportedImage};
 use super::walk::{self, Meter};
-use super::{BUFFER, Compression, ExportedImage};
-use crate::archives::split_tag;
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::manifest::{IMAGE_NAME, MAX_JSON, REF_NAME, host_architecture, too_large};
+use crate::format::manifest::{IMAGE_NAME, MAX_JSON, REF_NAME, host_architecture, too_large};
+use crate::format::reference::split_tag;
 
 const BLOBS: &str = "blobs/sha256";
 /// A blob whose digest is not known yet.

@@ -7,9 +7,11 @@ use tar::{EntryType, Header};
 
 use super::walk::{Content, Item, Meter, Sink};
 use crate::error::{Error, show};
-use crate::stream::Time;
-use crate::unpack::{OPAQUE, WHITEOUT};
+use crate::format::stream::Time;
+use crate::overlay::whiteout::{OPAQUE, WHITEOUT};
 
+/// Bytes that are written at once.
+pub(super) const BUFFER: usize = 256 << 10;
 const BLOCK: u64 = 512;
 /// Limits of the octal fields: 7 digits for ids and device numbers, 11 for sizes and times.
 const MAX_SMALL: u64 = 0o7_777_777;
@@ -322,7 +324,8 @@ mod tests {
             assert_eq!(Header::from_byte_slice(&head.one_block()).entry_size().unwrap(), size);
             let blocks = head.encode();
             assert_eq!(blocks.len() > 512, size > MAX_LARGE);
-            let entry = crate::stream::Stream::new(&blocks[..], u64::MAX).next(false).unwrap().unwrap();
+            let entry =
+                crate::format::stream::Stream::new(&blocks[..], u64::MAX).next(false).unwrap().unwrap();
             assert_eq!(entry.size, size);
         }
     }

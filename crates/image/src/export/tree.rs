@@ -11,8 +11,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::tarball::split;
+use super::target::LeftOut;
+use super::temporary::DIR;
 use super::walk::{Content, Item, Meter, Sink};
-use super::{DIR, LeftOut};
 use crate::error::Error;
 
 /// Set-uid and set-gid.

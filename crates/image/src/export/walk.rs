@@ -7,17 +7,18 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat, openat,
-    openat2, readlinkat, seek, statat,
+    readlinkat, seek, statat,
 };
 use rustix::io::Errno;
+use wardian_sys::directory;
 
+use crate::bounds::limits::Limits;
+use crate::bounds::watch::Watch;
+use crate::disk::names::{self, Names};
 use crate::error::{Error, show};
-use crate::names::{self, Names};
-use crate::stream::Time;
-use crate::tree::is_whiteout;
-use crate::unpack::Limits;
-use crate::watch::Watch;
-use crate::xattr::{self, Fate};
+use crate::format::stream::Time;
+use crate::overlay::whiteout::is_whiteout;
+use crate::overlay::xattr::{self, Fate};
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Directories of parents that stay open. What is beyond is opened again by its path.
@@ -329,7 +330,7 @@ impl Walk<'_> {
         if frame.dirs.is_empty() {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
             let path = if self.path.is_empty() { b"." } else { &*self.path };
-            let open = |layer: &usize| openat2(self.layers[*layer], path, DIR, Mode::empty(), resolve);
+            let open = |layer: &usize| directory::open(self.layers[*layer], path, DIR, resolve);
             frame.dirs = frame.layers.iter().map(open).collect::<Result<_, _>>().map_err(at("open", path))?;
         }
         if above > 0 {

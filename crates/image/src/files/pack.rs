@@ -1,10 +1,10 @@
 //! From files to a tar.
 
-use super::{place, unsafe_path};
+use super::place::{self, REPLACED, special, unsafe_path};
 use crate::error::{Error, show};
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fstat, openat, openat2, readlinkat,
-    seek, statat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fstat, openat, readlinkat, seek,
+    statat,
 };
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use wardian_archive::Linked;
+use wardian_sys::directory;
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// NONBLOCK: what was a file may have become a FIFO without a writer, or have a lease on it.
@@ -29,8 +30,6 @@ const BELOW: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
-/// openat2(2) answers EAGAIN when a rename elsewhere came between; so often it is asked again.
-const MAX_RETRIES: u32 = 128;
 /// A path that the kernel takes (PATH_MAX, with its zero byte).
 const MAX_PATH: usize = 4095;
 /// Bytes that the names of directories take that are still to be walked; those of files are not kept.
@@ -106,12 +105,12 @@ impl Source {
         Ok(Self { kind, path: path.to_owned() })
     }
 
-    /// What it is for people, if it is none of file, directory and link: see [`super::special`].
+    /// What it is for people, if it is none of file, directory and link: see [`special`].
     #[must_use]
     pub fn special(&self) -> Option<&'static str> {
         let Kind::Entry(above, name) = &self.kind else { return None };
         let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        super::special(FileType::from_raw_mode(stat.st_mode))
+        special(FileType::from_raw_mode(stat.st_mode))
     }
 
     /// Whether it is a directory; what a symlink leads to does not count.
@@ -400,7 +399,7 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn replaced(&self, path: &[u8]) -> Error {
-        unsafe_path(self.here(path).as_os_str().as_bytes(), super::REPLACED)
+        unsafe_path(self.here(path).as_os_str().as_bytes(), REPLACED)
     }
 }
 
@@ -418,13 +417,7 @@ fn push(path: &mut Vec<u8>, name: &[u8]) {
 
 /// Opens what is below a directory, through no symlink and into no other mount: EXDEV is a mount, ELOOP a symlink.
 fn below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let mut tries = 0;
-    loop {
-        match openat2(dir, path, flags, Mode::empty(), BELOW) {
-            Err(Errno::AGAIN | Errno::INTR) if tries < MAX_RETRIES => tries += 1,
-            other => return other,
-        }
-    }
+    directory::open(dir, path, flags, BELOW)
 }
 
 fn header(stat: &Stat, kind: tar::EntryType) -> tar::Header {

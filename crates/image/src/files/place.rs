@@ -1,7 +1,7 @@
 //! Directories that somebody names on a command line, and that lie where others may write.
 
-use super::{REPLACED, umask, unsafe_path, write};
-use crate::error::{Error, show};
+use crate::error::{Error, at, show};
+use crate::format::stream::Stream;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, fstat, mkdirat, openat, statx};
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -16,6 +16,13 @@ use wardian_sys::directory::{self, others_rename_in};
 /// So much earlier than the clock says a file system may date what it makes: it takes the time of the last tick, at most
 /// 10 ms ago, and some keep no more than hundredths of a second.
 const TICK: Duration = Duration::from_millis(20);
+
+/// What is said of a directory that is not the one it was.
+pub(crate) const REPLACED: &str = "somebody has put something else in its place meanwhile";
+
+pub(super) fn unsafe_path(path: &[u8], why: &'static str) -> Error {
+    Error::UnsafePath { path: show(path), why }
+}
 
 /// Opens the directory that a path leads to; none if there is none.
 ///
@@ -53,6 +60,17 @@ pub fn make(above: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Error> {
     fresh(above, name, Mode::from_raw_mode(0o777) - umask()?).map_err(|failure| failure.at(shown))
 }
 
+/// The umask, for modes that are less it already: where a directory has a default access control list the kernel leaves it out
+/// (umask(2)), and the list of another user's directory would let him write to what is the caller's.
+pub(super) fn umask() -> Result<Mode, Error> {
+    let path = "/proc/thread-self/status";
+    let error = |source| Error::Io { op: "read the umask in", path: path.into(), source };
+    let text = std::fs::read_to_string(path).map_err(error)?;
+    let umask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok());
+    umask.map(Mode::from_raw_mode).ok_or_else(|| error(io::ErrorKind::InvalidData.into()))
+}
+
 /// Why there is no new directory.
 #[derive(Debug)]
 pub(crate) enum NotMade {
@@ -72,7 +90,7 @@ impl NotMade {
     /// As the error of something that is unpacked.
     pub(super) fn at(self, path: &[u8]) -> Error {
         match self {
-            Self::Kernel(errno) => write("make the directory", path)(errno),
+            Self::Kernel(errno) => at("make the directory", path)(errno),
             Self::Replaced => unsafe_path(path, REPLACED),
         }
     }
@@ -136,7 +154,7 @@ pub fn special(kind: FileType) -> Option<&'static str> {
 /// /dev/stdout is one, which leads every process to a file of its own.
 pub fn special_in(tar: &[u8]) -> Option<&'static str> {
     use tar::EntryType;
-    match crate::stream::Stream::new(tar, u64::MAX).next(false) {
+    match Stream::new(tar, u64::MAX).next(false) {
         // Tars have no sockets.
         Ok(None) => special(FileType::Socket),
         Ok(Some(entry)) => match entry.kind {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Error;
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
@@ -405,7 +406,7 @@ fn what_a_users_directory_hands_down_opens_no_second_name() {
         let flags = rustix::fs::XattrFlags::empty();
         if by_list {
             match rustix::fs::setxattr(&hers, "system.posix_acl_default", &list, flags) {
-                Err(Errno::OPNOTSUPP) => continue,
+                Err(rustix::io::Errno::OPNOTSUPP) => continue,
                 other => other.unwrap(),
             }
         }

@@ -1,18 +1,18 @@
 //! From a tar to files.
 
-use super::{NotMade, REPLACED, fresh, place::special, umask, unsafe_path, write};
-use crate::error::{Error, show};
-use crate::stream::{Entry, Stream, Time};
+use super::place::{NotMade, REPLACED, fresh, special, umask, unsafe_path};
+use crate::error::{Error, at, show};
+use crate::format::stream::{Entry, Stream, Time};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, fchmod, fstat, ftruncate,
-    futimens, mknodat, openat, openat2, statat, symlinkat, unlinkat,
+    futimens, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use tar::EntryType;
-use wardian_sys::hard_link;
+use wardian_sys::{directory, hard_link};
 
 const BUFFER: usize = 256 << 10;
 /// Of each some 50 bytes are kept, because a hard link may follow.
@@ -59,7 +59,7 @@ pub struct Taken {
 /// A name that is not as expected or leads elsewhere, a damaged tar, an I/O error.
 pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<Taken, Error> {
     let mut stream = Stream::new(BufReader::with_capacity(BUFFER, from), u64::MAX);
-    let into = openat(into, ".", DIR, Mode::empty()).map_err(write("open", b"."))?;
+    let into = openat(into, ".", DIR, Mode::empty()).map_err(at("open", b"."))?;
     let (directories, taken) = (BTreeMap::new(), Taken::default());
     let umask = umask()?;
     let mut unpacker =
@@ -129,12 +129,12 @@ impl Unpacker<'_> {
     fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        rustix::io::retry_on_intr(|| openat2(&self.into, path, DIR, Mode::empty(), resolve))
+        directory::open(&self.into, path, DIR, resolve)
     }
 
     /// The directory `path`, made if it is missing.
     fn parent(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
-        let clone = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(write("open", path));
+        let clone = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(at("open", path));
         if let Some((last, fd)) = &self.last
             && last == path
         {
@@ -144,7 +144,7 @@ impl Unpacker<'_> {
             Ok(fd) => self.recognise(fd, path)?,
             Err(Errno::NOENT) => self.make_all(path)?,
             Err(Errno::LOOP) => return Err(unsafe_path(path, "a symlink is on its way")),
-            Err(error) => return Err(write("open", path)(error)),
+            Err(error) => return Err(at("open", path)(error)),
         };
         self.last = Some((path.to_vec(), clone(&fd)?));
         Ok(fd)
@@ -159,7 +159,7 @@ impl Unpacker<'_> {
     }
 
     fn make_all(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
-        let mut current = self.open(b"").map_err(write("open", path))?;
+        let mut current = self.open(b"").map_err(at("open", path))?;
         let mut end = 0;
         for name in path.split(|b| *b == b'/') {
             end += name.len();
@@ -173,7 +173,7 @@ impl Unpacker<'_> {
                     made
                 }
                 Err(NotMade::Kernel(Errno::EXIST)) => {
-                    let opened = openat(&current, name, DIR, Mode::empty()).map_err(write("open", path))?;
+                    let opened = openat(&current, name, DIR, Mode::empty()).map_err(at("open", path))?;
                     self.recognise(opened, &path[..end])?
                 }
                 Err(failure) => return Err(failure.at(path)),
@@ -207,7 +207,7 @@ impl Unpacker<'_> {
             EntryType::Symlink => {
                 let above = self.parent(above)?;
                 clear(&above, name, &path, None)?;
-                symlinkat(&*entry.link, &above, name).map_err(write("make the link", &path))?;
+                symlinkat(&*entry.link, &above, name).map_err(at("make the link", &path))?;
                 self.remember_name(&above, name, &path)?;
             }
             EntryType::Link => {
@@ -218,10 +218,10 @@ impl Unpacker<'_> {
                 if old == path || old_name.is_empty() {
                     return Err(Error::Entry { path: show(&path), why: "a link to itself".into() });
                 }
-                let from = self.open(old_above).map_err(write("find the target of the link", &path))?;
+                let from = self.open(old_above).map_err(at("find the target of the link", &path))?;
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let source = openat(&from, old_name, flags, Mode::empty());
-                let source = source.map_err(write("find the target of the link", &path))?;
+                let source = source.map_err(at("find the target of the link", &path))?;
                 self.is_ours(&source, &path)?;
                 let above = self.parent(above)?;
                 is_as_closed(&source, &above, &path)?;
@@ -239,7 +239,7 @@ impl Unpacker<'_> {
                 let above = self.parent(above)?;
                 clear(&above, name, &path, Some(FileType::Fifo))?;
                 let mode = self.less_umask(entry.mode);
-                mknodat(&above, name, FileType::Fifo, mode, 0).map_err(write("make", &path))?;
+                mknodat(&above, name, FileType::Fifo, mode, 0).map_err(at("make", &path))?;
                 self.remember_name(&above, name, &path)?;
             }
             EntryType::Char | EntryType::Block => self.leave_out(entry, stream, &path)?,
@@ -276,16 +276,16 @@ impl Unpacker<'_> {
         path: &[u8],
     ) -> Result<(), Error> {
         clear(above, name, path, None)?;
-        let file = create(above, name, self.less_umask(entry.mode)).map_err(write("make", path))?;
+        let file = create(above, name, self.less_umask(entry.mode)).map_err(at("make", path))?;
         self.remember_file(&file, path)?;
         match &entry.sparse {
             None => {
                 fill(&file, stream, 0, entry.size, path)?;
                 // Of zeros at the end nothing was written.
-                ftruncate(&file, entry.size).map_err(write("set the size of", path))?;
+                ftruncate(&file, entry.size).map_err(at("set the size of", path))?;
             }
             Some(sparse) => {
-                ftruncate(&file, sparse.real).map_err(write("set the size of", path))?;
+                ftruncate(&file, sparse.real).map_err(at("set the size of", path))?;
                 for (offset, length) in &sparse.segments {
                     fill(&file, stream, *offset, *length, path)?;
                 }
@@ -293,22 +293,22 @@ impl Unpacker<'_> {
         }
         stream.pad(entry.size, path)?;
         self.taken.bytes += entry.real_size();
-        futimens(&file, &times(entry.mtime)).map_err(write("set the time of", path))
+        futimens(&file, &times(entry.mtime)).map_err(at("set the time of", path))
     }
 
     fn directory(&mut self, entry: &Entry, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
         let mode = self.less_umask(entry.mode & DIR_MODE) | Mode::RWXU;
         match fresh(above.as_fd(), name, mode) {
             Ok(made) => {
-                let stat = fstat(&made).map_err(write("look at", path))?;
+                let stat = fstat(&made).map_err(at("look at", path))?;
                 self.remember(path, &made, Some((stat.st_mode & entry.mode & DIR_MODE, entry.mtime)))
             }
             // One that is there keeps its mode, and is filled.
             Err(NotMade::Kernel(Errno::EXIST)) => {
-                let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(write("look at", path))?;
+                let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => Ok(()),
-                    _ => Err(write("make the directory", path)(Errno::NOTDIR)),
+                    _ => Err(at("make the directory", path)(Errno::NOTDIR)),
                 }
             }
             Err(failure) => Err(failure.at(path)),
@@ -328,7 +328,7 @@ impl Unpacker<'_> {
 
     /// One that others may write to by an access control list gets no second name: a list is not copied.
     fn remember_file(&mut self, file: impl AsFd, path: &[u8]) -> Result<(), Error> {
-        let stat = fstat(&file).map_err(write("look at", path))?;
+        let stat = fstat(&file).map_err(at("look at", path))?;
         if group_writes(&stat) && has_list(file.as_fd()) {
             return Ok(());
         }
@@ -362,9 +362,9 @@ impl Unpacker<'_> {
     fn finish(self) -> Result<Taken, Error> {
         for (path, made) in self.directories.iter().rev() {
             let Some((mode, mtime)) = made.end else { continue };
-            let dir = self.recognise(self.open(path).map_err(write("open", path))?, path)?;
-            fchmod(&dir, Mode::from_raw_mode(mode)).map_err(write("set the mode of", path))?;
-            futimens(&dir, &times(mtime)).map_err(write("set the time of", path))?;
+            let dir = self.recognise(self.open(path).map_err(at("open", path))?, path)?;
+            fchmod(&dir, Mode::from_raw_mode(mode)).map_err(at("set the mode of", path))?;
+            futimens(&dir, &times(mtime)).map_err(at("set the time of", path))?;
         }
         Ok(self.taken)
     }
@@ -385,7 +385,7 @@ fn has_list(file: BorrowedFd<'_>) -> bool {
 /// A file belongs to the group of a directory that says so (inode(7), `S_ISGID`): under another name in another directory it would
 /// be open to a group that has no part in that one.
 fn is_as_closed(file: &OwnedFd, above: &OwnedFd, path: &[u8]) -> Result<(), Error> {
-    let look = |fd| fstat(fd).map_err(write("look at", path));
+    let look = |fd| fstat(fd).map_err(at("look at", path));
     let (file, above) = (look(file)?, look(above)?);
     let own = file.st_gid == rustix::process::getegid().as_raw();
     let same = Mode::from_raw_mode(above.st_mode).contains(Mode::SGID) && file.st_gid == above.st_gid;
@@ -409,7 +409,7 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
     let kind = match statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => FileType::from_raw_mode(stat.st_mode),
         Err(Errno::NOENT) => return Ok(()),
-        Err(error) => return Err(write("look at", path)(error)),
+        Err(error) => return Err(at("look at", path)(error)),
     };
     if let Some(what) = special(kind)
         && Some(kind) != same
@@ -418,7 +418,7 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
     }
     match unlinkat(above, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(write("replace", path)(error)),
+        Err(error) => Err(at("replace", path)(error)),
     }
 }
 
@@ -427,7 +427,7 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
 type Identity = (u64, u64, u32);
 
 fn identity(file: impl AsFd, path: &[u8]) -> Result<Identity, Error> {
-    fstat(file).map(|stat| (stat.st_dev, stat.st_ino, stat.st_uid)).map_err(write("look at", path))
+    fstat(file).map(|stat| (stat.st_dev, stat.st_ino, stat.st_uid)).map_err(at("look at", path))
 }
 
 /// Writes to a new file, in which what is not written is zero: zeros are not written.
@@ -445,7 +445,7 @@ fn fill<R: std::io::BufRead>(
             let mut writing = &piece[zeros..zeros + data];
             while !writing.is_empty() {
                 let n = rustix::io::retry_on_intr(|| pwrite(file.as_fd(), writing, offset))
-                    .map_err(write("write", path))?;
+                    .map_err(at("write", path))?;
                 offset += n as u64;
                 writing = &writing[n..];
             }

@@ -8,9 +8,12 @@ use bytes::{Buf, Bytes};
 use reqwest::header::{CONTENT_RANGE, HeaderMap};
 use reqwest::{Method, Response, StatusCode};
 
-use super::client::{Client, Waited};
+use super::Remote;
+use super::client::{Client, Waited, causes};
+use super::location::Location;
+use super::settings::NamedBy;
 use super::try_again::{Failure, Stated, Tries, Validator, cancelled, failed, refused, text};
-use super::{Location, NamedBy, Remote, Stop, causes};
+use crate::bounds::stop::Stop;
 use crate::error::Error;
 
 /// Bytes that a server must send within [`Settings::patience`](super::Settings::patience), and new ones for its failures

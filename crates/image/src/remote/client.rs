@@ -14,9 +14,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use tokio::runtime::Runtime;
+use wardian_sys::text::chain;
 
+use super::hosts;
 use super::names::Names;
-use super::{NamedBy, Settings, Stop, causes, hosts};
+use super::settings::{NamedBy, Settings};
+use crate::bounds::stop::Stop;
 use crate::error::Error;
 
 const MAX_REDIRECTS: usize = 10;
@@ -252,4 +255,10 @@ impl ResolvesClientCert for Identities {
     fn has_certs(&self) -> bool {
         !self.0.is_empty()
     }
+}
+
+/// The causes of an error of the client, which only says what it was doing. None of them holds the URL.
+pub(super) fn causes(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    chain(std::error::Error::source(&error).unwrap_or(&error))
 }

@@ -5,67 +5,26 @@ mod client;
 mod hosts;
 mod location;
 mod names;
+mod settings;
 mod try_again;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 pub use self::hosts::Host;
 pub use self::location::Location;
+pub use self::settings::Settings;
 
 pub(crate) use self::body::Fetch;
+pub(crate) use self::settings::NamedBy;
 pub(crate) use self::try_again::Validator;
 
 use self::client::Client;
 use crate::error::Error;
-use crate::room::{Room, Share};
-use crate::watch::Watch;
-
-/// How often who waits looks whether it is to go on waiting.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// How long a client is kept, whatever fails, after one was given up: a server that is down must not make everybody
 /// else connect anew with each try.
 const KEEP: Duration = Duration::from_secs(1);
-
-/// How blobs are fetched.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// A directory of certificates: `*.crt` are trusted besides the system's, a `*.cert` and the `*.key` of the same
-    /// stem are shown to servers that ask for one. It may be missing; so may what is in it, by being empty.
-    pub certificates: Option<PathBuf>,
-    /// How long a connection may take, with TLS.
-    pub connect: Duration,
-    /// A server that sends fewer than 64 KiB, and not the end, in that time hangs.
-    pub patience: Duration,
-    /// Tries in a row of which none brings 64 KiB of what is missing, or the end.
-    pub tries: u32,
-    /// The pause after the first failure; each further one takes twice as long, at most 8 s.
-    pub backoff: Duration,
-    /// How long one layer may take in all: from all of its URLs, with all tries and pauses, and with the time that its
-    /// writer takes, who holds up the server. It ends those that are slow, but never so slow that they hang.
-    pub deadline: Duration,
-    /// Servers that an image may name for its layers, and that those may redirect to. What whoever asks for an image names
-    /// himself, as for an app, needs none of them.
-    pub layer_hosts: Vec<Host>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            certificates: None,
-            connect: Duration::from_secs(10),
-            patience: Duration::from_secs(30),
-            tries: 5,
-            backoff: Duration::from_millis(250),
-            deadline: Duration::from_secs(3600),
-            layer_hosts: Vec::new(),
-        }
-    }
-}
 
 /// Fetches blobs by http and https. A copy shares all with the original.
 ///
@@ -81,16 +40,6 @@ struct Inner {
     settings: Settings,
     /// For what somebody asked for himself, and for what an image names.
     kept: [Mutex<Kept>; 2],
-}
-
-/// Who named an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NamedBy {
-    /// Whoever asks for the image.
-    Caller,
-    /// The image itself, which must not make this host ask servers of its choice: those that only this host reaches would
-    /// take the request for its own.
-    Image,
 }
 
 #[derive(Debug, Default)]
@@ -155,71 +104,6 @@ impl Remote {
             kept.forgotten = Some(Instant::now());
         }
     }
-}
-
-/// What ends a fetch early: whoever watches it, or a writer that takes no more.
-#[derive(Debug)]
-pub(crate) struct Stop<'a> {
-    pub(crate) watch: &'a Watch,
-    given_up: AtomicBool,
-    /// What is given back while a fetch waits.
-    pub(crate) share: Share<'a>,
-}
-
-impl<'a> Stop<'a> {
-    pub(crate) fn new(watch: &'a Watch) -> Self {
-        Self::within(Room::of_all(), watch)
-    }
-
-    /// One whose unpack has its memory from there.
-    pub(crate) fn within(room: &'a Room, watch: &'a Watch) -> Self {
-        Self { watch, given_up: AtomicBool::new(false), share: Share::of(room) }
-    }
-
-    pub(crate) fn give_up(&self) {
-        self.given_up.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_set(&self) -> bool {
-        self.watch.is_cancelled() || self.given_up.load(Ordering::Relaxed)
-    }
-
-    async fn asked_for(&self) {
-        while !self.is_set() {
-            self.share.idle();
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    /// False if it was ended early.
-    fn sleep(&self, time: Duration) -> bool {
-        let end = Instant::now() + time;
-        while !self.is_set() {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            self.share.idle();
-            thread::sleep(left.min(LOOK));
-        }
-        false
-    }
-}
-
-/// The causes of an error of the client, which only says what it was doing. None of them holds the URL.
-fn causes(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let first = std::error::Error::source(&error).unwrap_or(&error);
-    let mut text = first.to_string();
-    let mut cause = first.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@ use reqwest::header::{
 };
 use reqwest::{Method, Response, StatusCode};
 
-use super::client::{Client, Waited};
-use super::{Location, NamedBy, Remote, Stop, causes};
+use super::Remote;
+use super::client::{Client, Waited, causes};
+use super::location::Location;
+use super::settings::NamedBy;
+use crate::bounds::stop::Stop;
 use crate::error::Error;
 
 /// The longest pause between two tries, unless the server asks for a longer one.

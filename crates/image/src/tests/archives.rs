@@ -180,10 +180,19 @@ fn several_images_are_named() {
     );
     assert!(told(&two).ends_with(&expected), "{}", told(&two));
     assert!(two.open("docker-archive", ":one:1").is_ok());
+    // So it is where the address has a name that is none of them.
+    let other = two.open("docker-archive", ":three").unwrap_err().to_string();
+    assert!(other.ends_with(r#"no image is called "three"; it has "one:1", "t\x1bwo:2""#), "{other}");
     let many: Vec<String> = (0..1000).map(|n| item(&format!(r#"["i{n}:{}"]"#, "t".repeat(300)))).collect();
-    let many = told(&saved(&many));
+    let many = saved(&many);
+    let other = many.open("docker-archive", ":three").unwrap_err().to_string();
+    assert!(other.ends_with("\"…, …") && other.len() < 4096, "{other}");
+    let many = told(&many);
     assert!(many.contains("\"…, …; say") && many.len() < 4096, "{many}");
-    let unnamed = told(&saved(&[item("null"), item("null")]));
+    let unnamed = saved(&[item("null"), item("null")]);
+    let other = unnamed.open("docker-archive", ":three").unwrap_err().to_string();
+    assert!(other.ends_with(r#"no image is called "three"; nothing in it has a name"#), "{other}");
+    let unnamed = told(&unnamed);
     assert!(unnamed.ends_with("without names to tell them apart"), "{unnamed}");
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::{Cage, Tar};
-use crate::unpack::{Rules, unpack};
+use crate::unpack::entries::{Rules, unpack};
 use crate::{Error, Limits, Watch};
 
 fn is_limit(result: &Result<crate::Unpacked, Error>) -> bool {

@@ -219,7 +219,7 @@ fn links_that_never_come_again_are_forgotten() {
     let (root, out) = (dir.path().join("root"), dir.path().join("out"));
     tree(&root, "text");
     fs::create_dir(&out).unwrap();
-    let most = crate::names::most();
+    let most = crate::disk::names::most();
     let long = "n".repeat(247);
     // By steps: no path may be longer than what the kernel takes at once.
     let mut deep = rustix::fs::open(&root, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
@@ -261,7 +261,7 @@ fn the_names_of_a_directory_are_bounded() {
     tree(dir.path(), "text");
     let many = dir.path().join("many");
     fs::create_dir(&many).unwrap();
-    for n in 0..crate::names::most() / 247 {
+    for n in 0..crate::disk::names::most() / 247 {
         File::create(many.join(format!("{n:0247}"))).unwrap();
     }
     settle();

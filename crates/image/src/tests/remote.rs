@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::app::all_text;
 use super::is_refused;
 use super::server::{Reply, Server};
-use crate::remote::{Fetch, NamedBy, Stop, Validator};
-use crate::stream::stream_error;
+use crate::bounds::stop::Stop;
+use crate::format::stream::stream_error;
+use crate::remote::{Fetch, NamedBy, Validator};
 use crate::{Error, Location, Remote, Settings, Source, Watch};
 
 /// Few tries with short pauses, but time for servers on a busy host.

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::remote::hasty;
 use super::{Tar, gzip};
-use crate::pipeline::{Input, run};
-use crate::remote::{Fetch, NamedBy, Stop};
-use crate::room::Room;
+use crate::bounds::room::Room;
+use crate::bounds::stop::Stop;
+use crate::remote::{Fetch, NamedBy};
+use crate::unpack::pipeline::{Input, run};
 use crate::{Digest, Error, Location, Watch};
 
 fn zstd(data: &[u8], log: u32) -> Vec<u8> {
@@ -46,7 +47,7 @@ fn halting(listener: &TcpListener, body: &[u8], go_on: &Receiver<()>) {
 }
 
 fn unpack(input: Input<'_>) -> Result<Digest, Error> {
-    let read = |mut pieces: crate::pipeline::Pieces<'_>| {
+    let read = |mut pieces: crate::unpack::pipeline::Pieces<'_>| {
         std::io::copy(&mut pieces, &mut std::io::sink()).unwrap();
         Ok(())
     };

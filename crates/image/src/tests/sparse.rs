@@ -161,7 +161,13 @@ fn lies() {
     ];
     for (what, tar) in cases {
         let result = Cage::new().unpack(&tar.end());
-        assert!(matches!(result, Err(Error::Corrupt { .. })), "{what}: {result:?}");
+        // Who made the image finds the file by its name; records that make no sense come before it.
+        let told = match &result {
+            Err(Error::Entry { path, .. }) => *path == if what == "directory" { "\"d\"" } else { "\"f\"" },
+            Err(Error::Corrupt { why, .. }) => why == "malformed PAX record",
+            _ => false,
+        };
+        assert!(told, "{what}: {result:?}");
     }
     // A map that never ends, and a chain of extension blocks that does not either.
     let open = pax_1(b"100", &"1".repeat(600), b"");
@@ -170,7 +176,7 @@ fn lies() {
     chain[512 + 504] = 1;
     for (what, tar) in [("map", open.0), ("chain", chain)] {
         let result = Cage::new().unpack(&tar);
-        assert!(matches!(result, Err(Error::Corrupt { .. } | Error::Truncated { .. })), "{what}: {result:?}");
+        assert!(matches!(result, Err(Error::Entry { .. } | Error::Truncated { .. })), "{what}: {result:?}");
     }
     // The name is as good as any other.
     let mut named = Tar::default();

@@ -4,7 +4,7 @@
 //! Nothing else is understood, because a cgroup v1 cannot enforce it: there a denied device does not take anything out
 //! of an allowed range of devices.
 
-use serde_json::{Value, json};
+use crate::oci::{DeviceRule, DeviceType};
 use std::fmt;
 
 /// What a rule is about.
@@ -95,8 +95,8 @@ impl Devices {
     }
 
     /// `linux.resources.devices` of a bundle.
-    pub fn bundle(self) -> Value {
-        let deny = json!({"allow": false, "access": "rwm"});
+    pub fn bundle(self) -> Vec<DeviceRule> {
+        let deny = DeviceRule { allow: false, access: Some("rwm".to_owned()), ..DeviceRule::default() };
         std::iter::once(deny).chain(self.rules().iter().map(Allow::bundle)).collect()
     }
 
@@ -124,16 +124,15 @@ impl Allow {
         all.iter().filter(|(_, bit)| self.access & bit != 0).map(|(letter, _)| letter).collect()
     }
 
-    fn bundle(&self) -> Value {
-        let number = |n: Option<u32>| n.map_or(-1, i64::from);
-        let kind = if self.kind == Type::Char { "c" } else { "b" };
-        json!({
-            "allow": true,
-            "type": kind,
-            "major": number(self.major),
-            "minor": number(self.minor),
-            "access": self.letters(),
-        })
+    fn bundle(&self) -> DeviceRule {
+        let number = |n: Option<u32>| Some(n.map_or(-1, i64::from));
+        DeviceRule {
+            allow: true,
+            kind: Some(if self.kind == Type::Char { DeviceType::Char } else { DeviceType::Block }),
+            major: number(self.major),
+            minor: number(self.minor),
+            access: Some(self.letters()),
+        }
     }
 
     /// A line of `devices.list` (Documentation/admin-guide/cgroup-v1/devices.rst). `None`: it is none, or it allows
@@ -193,33 +192,34 @@ fn number(given: Option<i64>, max: u32, name: &str) -> Result<Option<u32>, Probl
 ///
 /// # Errors
 /// When it is anything but: first deny everything, then allow some.
-pub fn read(rules: &[oci_spec::runtime::LinuxDeviceCgroup]) -> Result<Vec<Allow>, Problem> {
-    use oci_spec::runtime::LinuxDeviceType as Kind;
+pub fn read(rules: &[DeviceRule]) -> Result<Vec<Allow>, Problem> {
     let Some((first, rest)) = rules.split_first() else {
         return Err("an empty list of rules".to_owned());
     };
     let any = |n: Option<i64>| matches!(n, None | Some(-1));
-    let everything = matches!(first.typ(), None | Some(Kind::A)) && any(first.major()) && any(first.minor());
-    if first.allow() || !everything || access(first.access().as_deref().unwrap_or_default())? != ALL {
+    let letters = |rule: &DeviceRule| access(rule.access.as_deref().unwrap_or_default());
+    let everything =
+        matches!(first.kind, None | Some(DeviceType::All)) && any(first.major) && any(first.minor);
+    if first.allow || !everything || letters(first)? != ALL {
         return Err("a list that does not begin by denying everything".to_owned());
     }
     if rest.len() > MAX_RULES {
         return Err(format!("a list of more than {MAX_RULES} rules"));
     }
-    let read = |rule: &oci_spec::runtime::LinuxDeviceCgroup| {
-        if !rule.allow() {
+    let read = |rule: &DeviceRule| {
+        if !rule.allow {
             return Err("a rule that denies after the first".to_owned());
         }
-        let kind = match rule.typ() {
-            Some(Kind::C) => Type::Char,
-            Some(Kind::B) => Type::Block,
-            other => return Err(format!("the type {}", other.unwrap_or_default().as_str())),
+        let kind = match rule.kind {
+            Some(DeviceType::Char) => Type::Char,
+            Some(DeviceType::Block) => Type::Block,
+            other => return Err(format!("a rule of the type {:?}", other.unwrap_or_default().letter())),
         };
         Ok(Allow {
             kind,
-            major: number(rule.major(), MAX_MAJOR, "major")?,
-            minor: number(rule.minor(), MAX_MINOR, "minor")?,
-            access: access(rule.access().as_deref().unwrap_or_default())?,
+            major: number(rule.major, MAX_MAJOR, "major")?,
+            minor: number(rule.minor, MAX_MINOR, "minor")?,
+            access: letters(rule)?,
         })
     };
     rest.iter().map(read).collect()
@@ -228,6 +228,7 @@ pub fn read(rules: &[oci_spec::runtime::LinuxDeviceCgroup]) -> Result<Vec<Allow>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     #[test]
     fn what_is_allowed() {
@@ -262,15 +263,14 @@ mod tests {
     }
 
     fn parsed(rules: &Value) -> Result<Vec<Allow>, Problem> {
-        let rules: Vec<oci_spec::runtime::LinuxDeviceCgroup> =
-            serde_json::from_value(rules.clone()).map_err(|e| e.to_string())?;
+        let rules: Vec<DeviceRule> = serde_json::from_value(rules.clone()).map_err(|e| e.to_string())?;
         read(&rules)
     }
 
     #[test]
     fn what_is_written_can_be_read() {
         for kind in [Devices::Privileged, Devices::Unprivileged] {
-            assert_eq!(parsed(&kind.bundle()), Ok(kind.rules()));
+            assert_eq!(parsed(&json!(kind.bundle())), Ok(kind.rules()));
         }
     }
 
@@ -309,7 +309,7 @@ mod tests {
         for rules in refused {
             assert!(parsed(&rules).is_err(), "{rules}");
         }
-        let many = std::iter::once(deny).chain((0..=MAX_RULES).map(|_| FUSE.bundle()));
+        let many = std::iter::once(deny).chain((0..=MAX_RULES).map(|_| json!(FUSE.bundle())));
         assert!(parsed(&many.collect()).is_err());
     }
 
@@ -356,7 +356,7 @@ mod tests {
         for _ in 0..50_000 {
             let mut rules = vec![json!({"allow": false, "access": "rwm"})];
             for _ in 0..pick(3) {
-                let mut rule = FUSE.bundle();
+                let mut rule = json!(FUSE.bundle());
                 for _ in 0..=pick(3) {
                     rule[keys[pick(keys.len())]] = values[pick(values.len())].clone();
                 }

@@ -10,12 +10,13 @@ mod program;
 
 pub use cache::Held;
 
+use crate::wire::Placement;
 use devices::Devices;
 use guard::Guard;
 use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,7 +74,7 @@ impl Hierarchies {
 }
 
 /// Limits to write; zero means none.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes, swap included where the kernel accounts for it.
     pub memory_bytes: u64,
@@ -81,22 +82,6 @@ pub struct Limits {
     pub cpu_shares: u64,
     /// Processes.
     pub pids: u64,
-}
-
-/// Where a process goes: descriptors to hand to a keeper.
-#[derive(Debug, Default)]
-pub struct Entry {
-    /// `cgroup.procs` of each v1 hierarchy.
-    pub v1: Vec<OwnedFd>,
-    /// Directory of the v2 cgroup.
-    pub v2: Option<OwnedFd>,
-}
-
-impl Entry {
-    /// All of them in protocol order.
-    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.v1.iter().chain(&self.v2).map(AsFd::as_fd).collect()
-    }
 }
 
 /// What went wrong, where.
@@ -185,7 +170,12 @@ impl Cgroups {
     ///
     /// # Errors
     /// When a limit or the rules cannot be enforced or a directory not be made; nothing stays.
-    pub fn make(&self, id: &str, limits: Limits, devices: Option<Devices>) -> Result<Entry, Error> {
+    pub fn make(
+        &self,
+        id: &str,
+        limits: Limits,
+        devices: Option<Devices>,
+    ) -> Result<Placement<OwnedFd>, Error> {
         let result = self.try_make(id, limits, devices);
         if result.is_err() {
             self.remove(id);
@@ -193,7 +183,12 @@ impl Cgroups {
         result
     }
 
-    fn try_make(&self, id: &str, limits: Limits, devices: Option<Devices>) -> Result<Entry, Error> {
+    fn try_make(
+        &self,
+        id: &str,
+        limits: Limits,
+        devices: Option<Devices>,
+    ) -> Result<Placement<OwnedFd>, Error> {
         self.hierarchies.all().try_for_each(|hierarchy| make(&self.dir(hierarchy, id)))?;
         devices.map_or(Ok(()), |devices| self.impose(id, devices))?;
         self.limit(id, limits)?;
@@ -239,28 +234,30 @@ impl Cgroups {
     ///
     /// # Errors
     /// When it is gone.
-    pub fn enter_v2(&self, id: &str) -> Result<Entry, Error> {
-        let mut entry = Entry::default();
+    pub fn enter_v2(&self, id: &str) -> Result<Placement<OwnedFd>, Error> {
+        let mut place = Placement { v1_procs: Vec::new(), v2_dir: None };
         if let Some(hierarchy) = &self.hierarchies.v2 {
             let path = self.dir(hierarchy, id);
             let fd =
                 rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-            entry.v2 = Some(fd.map_err(io::Error::from).map_err(at("open", &path))?);
+            place.v2_dir = Some(fd.map_err(io::Error::from).map_err(at("open", &path))?);
         }
-        Ok(entry)
+        Ok(place)
     }
 
     /// Open the way into an existing cgroup.
     ///
     /// # Errors
     /// When it is gone.
-    pub fn enter(&self, id: &str) -> Result<Entry, Error> {
-        let mut entry = self.enter_v2(id)?;
+    pub fn enter(&self, id: &str) -> Result<Placement<OwnedFd>, Error> {
+        let mut place = self.enter_v2(id)?;
         for hierarchy in &self.hierarchies.v1 {
             let path = self.dir(hierarchy, id).join("cgroup.procs");
-            entry.v1.push(fs::OpenOptions::new().write(true).open(&path).map_err(at("open", &path))?.into());
+            place
+                .v1_procs
+                .push(fs::OpenOptions::new().write(true).open(&path).map_err(at("open", &path))?.into());
         }
-        Ok(entry)
+        Ok(place)
     }
 
     /// Put a process of ours into the keepers' cgroup.

@@ -38,9 +38,10 @@ mod tests;
 
 pub use profile::{Action, Architecture, Comparison, Operator, Profile, Rule};
 
+use crate::oci::Seccomp;
 use serde_json::Value;
 use std::io;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use wardian_sys::seccomp::Instruction;
 
 /// What cannot be made into a filter.
@@ -88,8 +89,13 @@ impl Program {
 }
 
 /// What [`garden`] compiles to.
-static COMPILED: LazyLock<Option<Program>> =
-    LazyLock::new(|| Profile::read(&garden()).and_then(|profile| profile.compile()).ok());
+static COMPILED: LazyLock<Option<Arc<Program>>> = LazyLock::new(|| compile().ok());
+
+fn compile() -> Result<Arc<Program>, Error> {
+    let profile: Seccomp = serde_json::from_value(garden())
+        .map_err(|error| Error::Shape { path: "garden.json".to_owned(), what: error.to_string() })?;
+    Profile::read(&profile)?.compile().map(Arc::new)
+}
 
 /// [`garden`] as it stands in bundles. Nearly all have this one, so that it is told by its text, which costs less than to
 /// understand it each time.
@@ -102,8 +108,11 @@ pub fn prepare() {
 }
 
 /// [`garden`], compiled at most once.
-pub fn compiled() -> Option<Program> {
-    COMPILED.clone()
+///
+/// # Errors
+/// Never: the profile is part of the program, and a test compiles it. But nothing may run without it.
+pub fn compiled() -> Result<Arc<Program>, Error> {
+    COMPILED.clone().map_or_else(compile, Ok)
 }
 
 /// The profile of unprivileged containers and peas, as a `linux.seccomp` object.

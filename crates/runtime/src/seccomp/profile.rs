@@ -1,7 +1,7 @@
-//! The `linux.seccomp` object (OCI runtime spec, config-linux.md, "Seccomp"), read strictly.
+//! What the `linux.seccomp` object means (OCI runtime spec, config-linux.md, "Seccomp").
 
 use super::Error;
-use serde_json::{Map, Value};
+use crate::oci::{Argument, Seccomp, Syscall};
 use wardian_sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
 
 /// Where the object is in a bundle: errors begin with it.
@@ -117,51 +117,14 @@ fn unsupported(path: &str, what: &str) -> Error {
     Error::Unsupported { path: format!("{path} {what:?}") }
 }
 
-/// An object with no keys but these.
-fn object<'a>(value: &'a Value, path: &str, known: &[&str]) -> Result<&'a Map<String, Value>, Error> {
-    let map = value.as_object().ok_or_else(|| shape(path, "an object is expected"))?;
-    match map.keys().find(|key| !known.contains(&key.as_str())) {
-        Some(key) => Err(Error::Unsupported { path: format!("{path}.{key}") }),
-        None => Ok(map),
-    }
-}
-
-fn list<'a>(value: Option<&'a Value>, path: &str) -> Result<&'a [Value], Error> {
-    match value {
-        None | Some(Value::Null) => Ok(&[]),
-        Some(Value::Array(items)) => Ok(items),
-        Some(_) => Err(shape(path, "a list is expected")),
-    }
-}
-
-fn text<'a>(value: Option<&'a Value>, path: &str) -> Result<&'a str, Error> {
-    value.and_then(Value::as_str).ok_or_else(|| shape(path, "a string is expected"))
-}
-
-fn number(value: Option<&Value>, path: &str) -> Result<Option<u64>, Error> {
-    match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            value.as_u64().map(Some).ok_or_else(|| shape(path, "a number from 0 to 2^64-1 is expected"))
-        }
-    }
-}
-
-/// `name` and `errno` are what the keys of the action and of its errno hold.
-fn action(
-    name: Option<&Value>,
-    errno: Option<&Value>,
-    path: &str,
-    [name_key, errno_key]: [&str; 2],
-) -> Result<Action, Error> {
-    let errno_path = format!("{path}.{errno_key}");
-    let errno = number(errno, &errno_path)?;
-    let path = format!("{path}.{name_key}");
-    let action = match text(name, &path)? {
+/// `at` is the place of a name and of its errno.
+fn action(name: &str, errno: Option<u64>, at: [&str; 2]) -> Result<Action, Error> {
+    let [at, errno_at] = at;
+    let action = match name {
         "SCMP_ACT_ERRNO" => {
             return match errno.unwrap_or(u64::from(EPERM)) {
                 errno @ 0..=MAX_ERRNO => Ok(Action::Errno(errno as u16)),
-                _ => Err(shape(&errno_path, format!("the kernel's limit is {MAX_ERRNO}"))),
+                _ => Err(shape(errno_at, format!("the kernel's limit is {MAX_ERRNO}"))),
             };
         }
         "SCMP_ACT_ALLOW" => Action::Allow,
@@ -170,44 +133,39 @@ fn action(
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Action::KillThread,
         "SCMP_ACT_KILL_PROCESS" => Action::KillProcess,
         // SCMP_ACT_TRACE and SCMP_ACT_NOTIFY want somebody who listens.
-        other => return Err(unsupported(&path, other)),
+        other => return Err(unsupported(at, other)),
     };
     match errno {
-        Some(_) => Err(shape(&errno_path, "this action has no errno")),
+        Some(_) => Err(shape(errno_at, "this action has no errno")),
         None => Ok(action),
     }
 }
 
-fn architecture(name: &Value, path: &str) -> Result<Architecture, Error> {
-    match text(Some(name), path)? {
+fn architecture(name: &str, at: &str) -> Result<Architecture, Error> {
+    match name {
         "SCMP_ARCH_X86_64" => Ok(Architecture::X86_64),
         "SCMP_ARCH_X32" => Ok(Architecture::X32),
         "SCMP_ARCH_X86" => Ok(Architecture::X86),
         "SCMP_ARCH_AARCH64" => Ok(Architecture::Aarch64),
-        other => Err(unsupported(path, other)),
+        other => Err(unsupported(at, other)),
     }
 }
 
-fn flag(name: &Value, path: &str) -> Result<u32, Error> {
-    match text(Some(name), path)? {
+fn flag(name: &str, at: &str) -> Result<u32, Error> {
+    match name {
         // All threads of the process: there is one when the filter is installed.
         "SECCOMP_FILTER_FLAG_TSYNC" => Ok(0),
         "SECCOMP_FILTER_FLAG_LOG" => Ok(FLAG_LOG),
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Ok(FLAG_SPEC_ALLOW),
-        other => Err(unsupported(path, other)),
+        other => Err(unsupported(at, other)),
     }
 }
 
-fn comparison(value: &Value, path: &str) -> Result<Comparison, Error> {
-    let map = object(value, path, &["index", "value", "valueTwo", "op"])?;
-    let get = |key: &str| number(map.get(key), &format!("{path}.{key}"));
-    let missing = |key: &str| shape(&format!("{path}.{key}"), "it is missing");
-    let index = get("index")?.ok_or_else(|| missing("index"))?;
-    let index = u8::try_from(index).ok().filter(|index| *index < 6);
-    let index = index.ok_or_else(|| shape(&format!("{path}.index"), "a system call has 6 arguments"))?;
-    let (value, two) = (get("value")?.ok_or_else(|| missing("value"))?, get("valueTwo")?.unwrap_or(0));
-    let op = format!("{path}.op");
-    let operator = match text(map.get("op"), &op)? {
+fn comparison(argument: &Argument, at: &str) -> Result<Comparison, Error> {
+    let Argument { index, value, op, value_two } = argument;
+    let index = u8::try_from(*index).ok().filter(|index| *index < 6);
+    let index = index.ok_or_else(|| shape(&format!("{at}.index"), "a system call has 6 arguments"))?;
+    let operator = match op.as_str() {
         "SCMP_CMP_NE" => Operator::Ne,
         "SCMP_CMP_LT" => Operator::Lt,
         "SCMP_CMP_LE" => Operator::Le,
@@ -216,54 +174,66 @@ fn comparison(value: &Value, path: &str) -> Result<Comparison, Error> {
         "SCMP_CMP_GT" => Operator::Gt,
         // Here the first value is the mask.
         "SCMP_CMP_MASKED_EQ" => {
-            return Ok(Comparison { index, operator: Operator::MaskedEq(value), value: two });
+            let operator = Operator::MaskedEq(*value);
+            return Ok(Comparison { index, operator, value: value_two.unwrap_or(0) });
         }
-        other => return Err(unsupported(&op, other)),
+        other => return Err(unsupported(&format!("{at}.op"), other)),
     };
-    Ok(Comparison { index, operator, value })
+    // Profiles are written with a zero where there is none.
+    match value_two {
+        None | Some(0) => Ok(Comparison { index, operator, value: *value }),
+        Some(_) => Err(shape(&format!("{at}.valueTwo"), "this operator has no second value")),
+    }
 }
 
-fn rule<'a>(value: &'a Value, path: &str) -> Result<Rule<'a>, Error> {
-    let map = object(value, path, &["names", "action", "errnoRet", "args"])?;
-    let (names_path, args_path) = (format!("{path}.names"), format!("{path}.args"));
-    let names = list(map.get("names"), &names_path)?;
+fn rule<'a>(rule: &'a Syscall, at: &str) -> Result<Rule<'a>, Error> {
+    let Syscall { names, action: name, errno_ret, args } = rule;
     if names.is_empty() {
-        return Err(shape(&names_path, "at least one name is expected"));
+        return Err(shape(&format!("{at}.names"), "at least one name is expected"));
     }
-    let names = names.iter().map(|name| text(Some(name), &names_path)).collect::<Result<_, _>>()?;
     let mut conditions = Vec::new();
-    for (at, arg) in list(map.get("args"), &args_path)?.iter().enumerate() {
-        conditions.push(comparison(arg, &format!("{args_path}[{at}]"))?);
+    for (index, argument) in args.iter().flatten().enumerate() {
+        conditions.push(comparison(argument, &format!("{at}.args[{index}]"))?);
     }
-    let action = action(map.get("action"), map.get("errnoRet"), path, ["action", "errnoRet"])?;
-    Ok(Rule { names, action, conditions })
+    let action = action(name, *errno_ret, [&format!("{at}.action"), &format!("{at}.errnoRet")])?;
+    Ok(Rule { names: names.iter().map(String::as_str).collect(), action, conditions })
 }
 
 impl<'a> Profile<'a> {
     /// Read the object.
     ///
     /// # Errors
-    /// When it is malformed, or asks for something that is not implemented; with its place in the bundle.
-    pub fn read(value: &'a Value) -> Result<Self, Error> {
-        let known = ["defaultAction", "defaultErrnoRet", "architectures", "flags", "syscalls"];
-        let map = object(value, ROOT, &known)?;
-        let default = action(
-            map.get("defaultAction"),
-            map.get("defaultErrnoRet"),
-            ROOT,
-            ["defaultAction", "defaultErrnoRet"],
-        )?;
+    /// When it makes no sense, or asks for something that is not implemented; with its place in the bundle.
+    pub fn read(object: &'a Seccomp) -> Result<Self, Error> {
+        let Seccomp {
+            default_action,
+            default_errno_ret,
+            architectures: names,
+            flags: flag_names,
+            listener_path,
+            listener_metadata,
+            syscalls,
+        } = object;
+        for (key, given) in
+            [("listenerPath", listener_path.is_some()), ("listenerMetadata", listener_metadata.is_some())]
+        {
+            if given {
+                return Err(Error::Unsupported { path: format!("{ROOT}.{key}") });
+            }
+        }
+        let at = [&*format!("{ROOT}.defaultAction"), &*format!("{ROOT}.defaultErrnoRet")];
+        let default = action(default_action, *default_errno_ret, at)?;
         let mut architectures = Vec::new();
-        for (at, name) in list(map.get("architectures"), "linux.seccomp.architectures")?.iter().enumerate() {
-            architectures.push(architecture(name, &format!("{ROOT}.architectures[{at}]"))?);
+        for (index, name) in names.iter().flatten().enumerate() {
+            architectures.push(architecture(name, &format!("{ROOT}.architectures[{index}]"))?);
         }
         let mut flags = 0;
-        for (at, name) in list(map.get("flags"), "linux.seccomp.flags")?.iter().enumerate() {
-            flags |= flag(name, &format!("{ROOT}.flags[{at}]"))?;
+        for (index, name) in flag_names.iter().flatten().enumerate() {
+            flags |= flag(name, &format!("{ROOT}.flags[{index}]"))?;
         }
         let mut rules = Vec::new();
-        for (at, value) in list(map.get("syscalls"), "linux.seccomp.syscalls")?.iter().enumerate() {
-            rules.push(rule(value, &format!("{ROOT}.syscalls[{at}]"))?);
+        for (index, syscall) in syscalls.iter().flatten().enumerate() {
+            rules.push(rule(syscall, &format!("{ROOT}.syscalls[{index}]"))?);
         }
         Ok(Self { default, architectures, flags, rules })
     }

@@ -116,8 +116,17 @@ fn interesting(profile: &Profile<'_>) -> Vec<u64> {
     values
 }
 
-fn check(object: &Value) -> Program {
-    let profile = Profile::read(object).unwrap();
+fn object(value: &Value) -> Seccomp {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn compile(value: &Value) -> Result<Program, Error> {
+    Profile::read(&object(value))?.compile()
+}
+
+fn check(value: &Value) -> Program {
+    let object = object(value);
+    let profile = Profile::read(&object).unwrap();
     let program = profile.compile().unwrap();
     let values = interesting(&profile);
     let with_x32 = profile.architectures.contains(&Architecture::X32);
@@ -213,7 +222,7 @@ fn far_jumps() {
         .map(|at| json!({"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": at, "op": "SCMP_CMP_GT"}]}))
         .collect();
     let object = json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": too_many});
-    assert!(matches!(Profile::read(&object).unwrap().compile(), Err(Error::TooLong(n)) if n > 4096));
+    assert!(matches!(compile(&object), Err(Error::TooLong(n)) if n > 4096));
 }
 
 #[test]
@@ -233,8 +242,6 @@ fn a_profile_that_knows_nothing_and_one_that_allows_all() {
 #[test]
 fn what_is_not_implemented_is_refused_with_its_place() {
     for (object, place) in [
-        (json!([]), "linux.seccomp: an object"),
-        (json!({}), "linux.seccomp.defaultAction: a string"),
         (json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp.defaultAction \"SCMP_ACT_NOTIFY\""),
         (json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}), "linux.seccomp.listenerPath"),
         (json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}), "linux.seccomp.defaultErrnoRet"),
@@ -267,11 +274,11 @@ fn what_is_not_implemented_is_refused_with_its_place() {
             "linux.seccomp.syscalls[0].args[0].op",
         ),
     ] {
-        let error = Profile::read(&object).unwrap_err().to_string();
+        let error = compile(&object).unwrap_err().to_string();
         assert!(error.starts_with(place), "{error}");
     }
     let flags = json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"]});
-    assert_eq!(Profile::read(&flags).unwrap().compile().unwrap().flags, 6);
+    assert_eq!(compile(&flags).unwrap().flags, 6);
 }
 
 /// ABI, bit, `AUDIT_ARCH`, the calls' names.
@@ -359,7 +366,7 @@ fn word(code: u32) -> &'static str {
 
 #[test]
 fn the_answers_are_those_of_gardens_profile_but_for_the_deviations() {
-    let program = Profile::read(&garden()).unwrap().compile().unwrap();
+    let program = compile(&garden()).unwrap();
     let values =
         [0, 1, 2, 8, 10, 11, 16, 17, 38, 40, 0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000];
     let wide = [0x2000_0000, 0x4000_0000, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0028, 0x1_1000_0000];
@@ -404,7 +411,7 @@ fn the_answers_are_those_of_gardens_profile_but_for_the_deviations() {
 /// Ways to the host, or to much of the kernel, that have to be shut.
 #[test]
 fn what_a_container_must_not_call() {
-    let program = Profile::read(&garden()).unwrap().compile().unwrap();
+    let program = compile(&garden()).unwrap();
     let denied = [
         "unshare",
         "setns",
@@ -523,7 +530,7 @@ fn what_a_container_must_not_call() {
 /// for as long as it lives.
 #[test]
 fn the_way_to_the_exec_is_open() {
-    let program = Profile::read(&garden()).unwrap().compile().unwrap();
+    let program = compile(&garden()).unwrap();
     for (number, name) in calls::x86_64() {
         if [
             "setgroups",

@@ -191,3 +191,29 @@ fn a_removal_does_not_enter_a_mount() {
     dir.remove("tree").unwrap();
     assert!(!tree.exists());
 }
+
+/// openat2(2) answers EAGAIN when a rename anywhere comes between a lookup and its `..`.
+#[test]
+fn renames_elsewhere_do_not_keep_a_path_from_being_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    std::fs::create_dir(dir.path().join("one")).unwrap();
+    let root = std::fs::File::open(dir.path()).unwrap();
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let moved = |from: &str, to: &str| std::fs::rename(dir.path().join(from), dir.path().join(to)).unwrap();
+    let path = "a/b/../../".repeat(2) + "file";
+    std::thread::scope(|scope| {
+        let renames = || {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                moved("one", "two");
+                moved("two", "one");
+            }
+        };
+        scope.spawn(renames);
+        let opened = (0..20_000).map(|_| open(&root, path.as_str(), OFlags::RDONLY, ResolveFlags::BENEATH));
+        let failed = opened.filter_map(std::result::Result::err).next();
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(failed, None);
+    });
+}

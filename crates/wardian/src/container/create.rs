@@ -77,7 +77,7 @@ pub async fn create(
     spec: &ContainerSpec,
     signals: &mut Signals,
 ) -> Result<String> {
-    let made = importing(client.create(spec), &spec.image.uri);
+    let made = importing(client.create_told(spec), &spec.image.uri);
     let made = match signals.begun(Some("the container is being made; it is destroyed then"), made).await {
         Ok(made) => made.map_err(|error| server.explain(error))?,
         Err(number) => {
@@ -87,6 +87,8 @@ pub async fn create(
             ));
         }
     };
+    made.warnings.iter().for_each(|warning| print::note(warning));
+    let made = made.handle;
     let Some(number) = signals.take_kept() else { return Ok(made) };
     match signals.until(client.destroy(&made)).await {
         Ok(destroyed) => {

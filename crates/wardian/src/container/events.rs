@@ -34,6 +34,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
                     .context("this server tells no events: it is no wardian, or an earlier one"),
                 error => server.explain(error),
             })?;
+            if let Some(handle) = &handle {
+                // One that is being made is one.
+                let all = std::iter::once(("garden.state".to_owned(), "all".to_owned())).collect();
+                if !client.list(&all).await.map_err(|error| server.explain(error))?.contains(handle) {
+                    print::note(&format!("there is no container {handle:?} now: waiting until one is made"));
+                }
+            }
             loop {
                 let event = events.next().await.map_err(|error| server.explain(error))?;
                 let event = event.context("the server has ended")?;

@@ -29,11 +29,16 @@ impl Env {
     fn gather(&self) -> Result<Vec<String>> {
         let mut all = Vec::new();
         for file in &self.env_file {
-            let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-            let lines =
-                text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
-            for line in lines {
-                variable(line, &mut all).with_context(|| format!("in {}", file.display()))?;
+            let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+            for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+                let place = || format!("{}, line {}", file.display(), index + 1);
+                let line = std::str::from_utf8(line)
+                    .ok()
+                    .with_context(|| format!("{}: it is not UTF-8", place()))?;
+                let line = line.strip_suffix('\r').unwrap_or(line).trim_start();
+                if !line.is_empty() && !line.starts_with('#') {
+                    variable(line, &mut all).with_context(place)?;
+                }
             }
         }
         for text in &self.env {
@@ -231,8 +236,15 @@ mod tests {
         let env = Env { env: vec!["A=2".into(), "C=".into()], env_file: vec![file.clone()] };
         let home = format!("HOME={}", std::env::var("HOME").unwrap());
         assert_eq!(env.all().unwrap(), ["A=1", "B=x y", &home, "A=2", "C="]);
-        std::fs::write(&file, "A B=1\n").unwrap();
-        assert!(env.all().is_err());
+        for (text, why) in [
+            (&b"# no\n\nA=1\r\n\nA B=1\nC=1\n"[..], "line 5: no name of a variable: \"A B=1\""),
+            (b"A=1\n=2", "line 2: no name of a variable: \"=2\""),
+            (b"A=1\n\n\xff=2\n", "line 3: it is not UTF-8"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let told = format!("{:#}", env.all().unwrap_err());
+            assert!(told.starts_with(&file.display().to_string()) && told.ends_with(why), "{told}");
+        }
         for bad in ["", "=x"] {
             assert!(Env { env: vec![bad.into()], ..Env::default() }.all().is_err());
         }

@@ -163,7 +163,7 @@ impl Drop for Alone {
 pub fn saved(name: Option<&str>, layers: &[&[u8]]) -> Vec<u8> {
     let ids: Vec<_> = layers.iter().map(|layer| format!("sha256:{}", digest(layer))).collect();
     let config = json!({
-        "architecture": "amd64", "os": "linux", "config": {"Env": ["A=b"]},
+        "os": "linux", "config": {"Env": ["A=b"]},
         "rootfs": {"type": "layers", "diff_ids": ids},
     });
     let files: Vec<String> = (0..layers.len()).map(|index| format!("{index}.tar")).collect();

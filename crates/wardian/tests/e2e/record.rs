@@ -183,7 +183,8 @@ fn age() {
     };
     let due = (read("dirty_expire_centisecs") + 2 * read("dirty_writeback_centisecs")) / 100 + 2;
     let disk = Disk::ext4("commit=300");
-    let record = || disk.record(&format!("dd if=/dev/zero of=a bs=1M count=20; sleep {due}"));
+    // A file that is written anew would be flushed when it is closed.
+    let record = || disk.record(&format!("rm -f a; dd if=/dev/zero of=a bs=1M count=20; sleep {due}"));
     // When memory is short for anybody on this host meanwhile, the data is written before its time.
     let in_time = |report: &Value| report["diagnosis"]["causes"][0]["cause"] != "memory_pressure";
     let report = std::iter::repeat_with(record).take(3).find(in_time).expect("memory is short all the time");

@@ -256,7 +256,7 @@ async fn ordinary_programs_run() {
 async fn a_pea_of_an_older_keeper_runs() {
     let mut server = Server::start().await;
     server.kill9();
-    server.env = vec![(wire::SPEAKS.to_owned(), (wire::CONFINED - 1).to_string())];
+    server.env = vec![(wire::SPEAKS.to_owned(), (wire::Feature::Confinement.since() - 1).to_string())];
     server.restart().await;
     server.create("c").await;
     server.kill9();

@@ -1,0 +1,11 @@
+//! A client of the Garden API: its connections, and what it asks.
+
+pub(crate) mod address;
+pub(crate) mod answering;
+pub(crate) mod connection;
+pub(crate) mod events;
+pub(crate) mod hijack;
+pub(crate) mod process;
+pub(crate) mod requests;
+pub(crate) mod tar;
+pub(crate) mod tls;

@@ -1,0 +1,343 @@
+//! The client: one connection per request, as the Go client does it.
+
+use super::address::{Address, bulk, container, escape, files, property};
+use super::answering::{Answering, Course, again};
+use super::connection::{Server, dial};
+use super::events::Events;
+use super::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, hijack};
+use super::process::{Io, Process};
+use super::tar::{ReaderBody, TAR_FAILURE, TarReader};
+use super::tls::{Tls, TlsFiles};
+use crate::error::{Error, Result};
+use crate::json::{decode, encode};
+use crate::wire::{
+    BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
+    DiskLimits, HandleList, History, MemoryLimits, Metrics, ProcessSpec, PropertyValue, Stop,
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, TE};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncRead;
+use tokio::sync::Notify;
+
+/// Longest JSON reply.
+const REPLY_LIMIT: usize = 64 << 20;
+/// A Garden client; clones are cheap.
+#[derive(Debug, Clone)]
+pub struct Client {
+    server: Arc<Server>,
+}
+
+impl Client {
+    /// A client for `unix:/path` or `tcp:host:port`. Nothing is dialled yet.
+    pub fn new(address: &str) -> Result<Self> {
+        Ok(Self { server: Arc::new(Server { address: address.parse()?, tls: None }) })
+    }
+
+    /// A client for `tcp:host:port` that shows a certificate, and asks for one. Nothing is dialled yet.
+    ///
+    /// # Errors
+    /// A file cannot be read or is not what it should be, or the address is that of a unix socket.
+    pub fn with_tls(address: &str, files: &TlsFiles) -> Result<Self> {
+        let address: Address = address.parse()?;
+        if matches!(address, Address::Unix(_)) {
+            return Err(Error::TlsOnUnix(address.to_string()));
+        }
+        Ok(Self { server: Arc::new(Server { address, tls: Some(Tls::load(files)?) }) })
+    }
+
+    /// Is it there?
+    pub async fn ping(&self) -> Result<()> {
+        self.call("GET", "/ping", None).await.map(drop)
+    }
+
+    /// What its host can give.
+    pub async fn capacity(&self) -> Result<Capacity> {
+        self.get("/capacity").await
+    }
+
+    /// Handles of the containers that have all these properties.
+    pub async fn list(&self, filter: &BTreeMap<String, String>) -> Result<Vec<String>> {
+        let mut path = "/containers".to_owned();
+        for (n, (key, value)) in filter.iter().enumerate() {
+            let _ = write!(path, "{}{}={}", if n == 0 { '?' } else { '&' }, escape(key), escape(value));
+        }
+        self.get::<HandleList>(&path).await.map(|list| list.handles)
+    }
+
+    /// Make a container; its handle.
+    pub async fn create(&self, spec: &ContainerSpec) -> Result<String> {
+        self.create_told(spec).await.map(|created| created.handle)
+    }
+
+    /// The same with what there is to know of it.
+    pub async fn create_told(&self, spec: &ContainerSpec) -> Result<Created> {
+        parse(&self.call("POST", "/containers", Some(encode(spec))).await?)
+    }
+
+    /// Destroy it.
+    pub async fn destroy(&self, handle: &str) -> Result<()> {
+        self.call("DELETE", &container(handle, ""), None).await.map(drop)
+    }
+
+    /// End its processes, with `kill` without asking them first.
+    pub async fn stop(&self, handle: &str, kill: bool) -> Result<()> {
+        self.call("PUT", &container(handle, "/stop"), Some(encode(&Stop { kill }))).await.map(drop)
+    }
+
+    /// What it says of itself.
+    pub async fn info(&self, handle: &str) -> Result<ContainerInfo> {
+        self.exact(&container(handle, "/info")).await
+    }
+
+    /// What several of them say of themselves, by handle; one that is not known has an error.
+    pub async fn bulk_info(&self, handles: &[&str]) -> Result<BTreeMap<String, BulkInfo>> {
+        self.exact(&bulk("bulk_info", handles)).await
+    }
+
+    /// What it uses. A pea's process id does for a handle.
+    pub async fn metrics(&self, handle: &str) -> Result<Metrics> {
+        self.exact(&container(handle, "/metrics")).await
+    }
+
+    /// What several of them use, by handle; one that is not known has an error.
+    pub async fn bulk_metrics(&self, handles: &[&str]) -> Result<BTreeMap<String, BulkMetrics>> {
+        self.exact(&bulk("bulk_metrics", handles)).await
+    }
+
+    /// Its processor shares, in `limit_in_shares`.
+    pub async fn cpu_limits(&self, handle: &str) -> Result<CpuLimits> {
+        self.get(&container(handle, "/limits/cpu")).await
+    }
+
+    /// Its memory.
+    pub async fn memory_limits(&self, handle: &str) -> Result<MemoryLimits> {
+        self.get(&container(handle, "/limits/memory")).await
+    }
+
+    /// Garden servers never fill this.
+    pub async fn disk_limits(&self, handle: &str) -> Result<DiskLimits> {
+        self.get(&container(handle, "/limits/disk")).await
+    }
+
+    /// Garden servers never fill this.
+    pub async fn bandwidth_limits(&self, handle: &str) -> Result<BandwidthLimits> {
+        self.get(&container(handle, "/limits/bandwidth")).await
+    }
+
+    /// How long it lives without a caller. Zero: until a moment from now.
+    pub async fn set_grace_time(&self, handle: &str, grace: Duration) -> Result<()> {
+        let nanoseconds = i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX);
+        self.call("PUT", &container(handle, "/grace_time"), Some(encode(&nanoseconds))).await.map(drop)
+    }
+
+    /// What its last create and destroy were made of; it need not live any more. Wardian's own.
+    pub async fn history(&self, handle: &str) -> Result<History> {
+        self.get(&format!("/wardian{}", container(handle, "/history"))).await
+    }
+
+    /// Hear of what happens from now on, to one container or to all. Wardian's own.
+    pub async fn events(&self, handle: Option<&str>) -> Result<Events> {
+        let query = handle.map(|handle| format!("?handle={}", escape(handle))).unwrap_or_default();
+        let path = format!("/wardian/events{query}");
+        hijack(&self.server, "GET", &path, "", &[]).await.map(|taken| Events::new(taken.stream))
+    }
+
+    /// All its properties.
+    pub async fn properties(&self, handle: &str) -> Result<BTreeMap<String, String>> {
+        let reply = self.call("GET", &container(handle, "/properties"), None).await?;
+        serde_json::from_slice::<Option<_>>(&reply)
+            .map(Option::unwrap_or_default)
+            .map_err(|error| Error::response(&error))
+    }
+
+    /// One property.
+    pub async fn property(&self, handle: &str, key: &str) -> Result<String> {
+        self.get::<PropertyValue>(&property(handle, key)).await.map(|property| property.value)
+    }
+
+    /// Set a property.
+    pub async fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
+        let body = encode(&PropertyValue { value: value.into() });
+        self.call("PUT", &property(handle, key), Some(body)).await.map(drop)
+    }
+
+    /// Remove a property.
+    pub async fn remove_property(&self, handle: &str, key: &str) -> Result<()> {
+        self.call("DELETE", &property(handle, key), None).await.map(drop)
+    }
+
+    /// Unpack a tar in the container. With `length`, which must be exact, it need not be sent in chunks.
+    pub async fn stream_in(
+        &self,
+        handle: &str,
+        user: &str,
+        destination: &str,
+        tar: impl AsyncRead + Send + Unpin + 'static,
+        length: Option<u64>,
+    ) -> Result<()> {
+        let path = files(handle, "destination", destination, user);
+        let body = ReaderBody { reader: tar, left: length, ended: false };
+        let request = request("PUT", &path).header(CONTENT_TYPE, "application/x-tar").body(body);
+        self.exchange(request.map_err(bad_request)?, Arc::default()).await.map(drop)
+    }
+
+    /// Pack a path of the container. Why the tar is not whole comes at its end, as a [`TarFailure`](crate::TarFailure) in the
+    /// reader's error.
+    pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<TarReader> {
+        let request = request("GET", &files(handle, "source", source, user));
+        let request = request.header(TAR_FAILURE, "trailer").header(TE, "trailers");
+        let request = request.body(Full::<Bytes>::default()).map_err(bad_request)?;
+        again(true, |course| self.tar(request.clone(), course)).await
+    }
+
+    async fn tar(&self, mut request: Request<Full<Bytes>>, course: Arc<Course>) -> Result<TarReader> {
+        let endless = counted(&mut request);
+        let io = Answering::new(dial(&self.server).await?, course);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+        // It ends when the reader is dropped or has seen the end.
+        let driver = tokio::spawn(connection);
+        let reply = tokio::select! {
+            reply = sender.send_request(request) => reply?,
+            () = endless.notified() => {
+                driver.abort();
+                return Err(super::hijack::endless());
+            }
+        };
+        if !reply.status().is_success() {
+            return Err(failure(reply).await);
+        }
+        Ok(TarReader { body: reply.into_body(), chunk: Bytes::new() })
+    }
+
+    /// Start a process, or with an image a pea.
+    pub async fn run(&self, handle: &str, spec: &ProcessSpec, io: Io) -> Result<Process> {
+        let path = container(handle, "/processes");
+        Process::start(&self.server, "POST", &path, &encode(spec), io).await
+    }
+
+    /// Find a process that was started before.
+    pub async fn attach(&self, handle: &str, id: &str, io: Io) -> Result<Process> {
+        let path = container(handle, "/processes/") + &escape(id);
+        Process::start(&self.server, "GET", &path, &[], io).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        parse(&self.call("GET", path, None).await?)
+    }
+
+    /// A reply whose names are written in one way only.
+    async fn exact<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let reply = self.call("GET", path, None).await?;
+        serde_json::from_slice(&reply).map_err(|error| Error::response(&error))
+    }
+
+    async fn call(&self, method: &str, path: &str, body: Option<Vec<u8>>) -> Result<Bytes> {
+        let mut request = request(method, path);
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = Full::new(Bytes::from(body.unwrap_or_default()));
+        let request = request.body(body).map_err(bad_request)?;
+        again(matches!(method, "GET" | "PUT"), |course| self.exchange(request.clone(), course)).await
+    }
+
+    /// Send a request; the whole reply. The connection is driven right here and ends with this future.
+    async fn exchange<B>(&self, mut request: Request<B>, course: Arc<Course>) -> Result<Bytes>
+    where
+        B: Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let endless = counted(&mut request);
+        let io = Answering::new(dial(&self.server).await?, course);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+        let (mut connection, mut over) = (pin!(connection), false);
+        let mut work = pin!(async move {
+            let reply = tokio::select! {
+                reply = sender.send_request(request) => reply?,
+                () = endless.notified() => return Err(super::hijack::endless()),
+            };
+            if !reply.status().is_success() {
+                return Err(failure(reply).await);
+            }
+            collect(reply).await
+        });
+        std::future::poll_fn(move |cx| {
+            // A failure of the connection reaches the request as well.
+            over = over || connection.as_mut().poll(cx).is_ready();
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+fn request(method: &str, path: &str) -> hyper::http::request::Builder {
+    Request::builder().method(method).uri(path).header(HOST, "api").header(CONNECTION, "close")
+}
+
+fn bad_request(error: hyper::http::Error) -> Error {
+    Error::Io(std::io::Error::other(error))
+}
+
+async fn collect(reply: Response<Incoming>) -> Result<Bytes> {
+    let body = Limited::new(reply.into_body(), REPLY_LIMIT).collect().await;
+    body.map(http_body_util::Collected::to_bytes).map_err(|error| Error::Io(std::io::Error::other(error)))
+}
+
+/// Told once more replies than there may be have only announced another one: hyper takes as many as come.
+fn counted<B>(request: &mut Request<B>) -> Arc<Notify> {
+    let (endless, count) = (Arc::new(Notify::new()), AtomicUsize::new(0));
+    let tell = endless.clone();
+    hyper::ext::on_informational(request, move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) >= PROVISIONAL {
+            tell.notify_one();
+        }
+    });
+    endless
+}
+
+async fn failure(reply: Response<Incoming>) -> Error {
+    let status = reply.status().as_u16();
+    let (mut body, mut begin) = (reply.into_body(), Vec::new());
+    let read = async {
+        while let Some(Ok(frame)) = body.frame().await
+            && begin.len() as u64 <= ERROR_LIMIT
+        {
+            begin.extend_from_slice(&frame.into_data().unwrap_or_default());
+        }
+    };
+    // What has come tells something, however it ended.
+    let _ = tokio::time::timeout(ERROR_TIMEOUT, read).await;
+    Error::from_reply(status, &begin)
+}
+
+fn parse<T: DeserializeOwned>(reply: &[u8]) -> Result<T> {
+    decode(reply).map_err(|error| Error::response(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!("unix:/run/a".parse::<Address>().unwrap(), Address::Unix("/run/a".into()));
+        assert_eq!("tcp:[::1]:7777".parse::<Address>().unwrap().to_string(), "tcp:[::1]:7777");
+        for bad in ["", "/run/a", "unix:run", "tcp:host", "http://x"] {
+            assert!(Client::new(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What ends a fetch or an unpack early.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::room::{Room, Share};
+use super::watch::Watch;
+
+/// How often who waits looks whether it is to go on waiting.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What ends a fetch early: whoever watches it, or a writer that takes no more.
+#[derive(Debug)]
+pub(crate) struct Stop<'a> {
+    pub(crate) watch: &'a Watch,
+    given_up: AtomicBool,
+    /// What is given back while a fetch waits.
+    pub(crate) share: Share<'a>,
+}
+
+impl<'a> Stop<'a> {
+    pub(crate) fn new(watch: &'a Watch) -> Self {
+        Self::within(Room::of_all(), watch)
+    }
+
+    /// One whose unpack has its memory from there.
+    pub(crate) fn within(room: &'a Room, watch: &'a Watch) -> Self {
+        Self { watch, given_up: AtomicBool::new(false), share: Share::of(room) }
+    }
+
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.watch.is_cancelled() || self.given_up.load(Ordering::Relaxed)
+    }
+
+    pub(crate) async fn asked_for(&self) {
+        while !self.is_set() {
+            self.share.idle();
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// False if it was ended early.
+    pub(crate) fn sleep(&self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        while !self.is_set() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            self.share.idle();
+            thread::sleep(left.min(LOOK));
+        }
+        false
+    }
+}

@@ -1,0 +1,135 @@
+//! Writing an image or its root file system.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{Mode, mkdirat, openat};
+
+use super::layout::{self, Layout};
+use super::tarball::{self, BUFFER, END, Named, Tarball};
+use super::target::{Compression, Exported, ExportedImage, Format, LeftOut, ROOTFS, Target};
+use super::temporary::{DIR, Temporary};
+use super::tree::Directory;
+use super::walk::{self, Meter};
+use crate::bounds::watch::Watch;
+use crate::error::Error;
+
+/// Writes the image that consists of `layers`, bottom first: directories as [`crate::Layer::unpack`] leaves them, which
+/// nobody changes meanwhile. Of `config` (an OCI image config) the diff ids are replaced; with none, a minimal one for
+/// this host is made. `names` are `name[:tag]`, the tag being `latest` if there is none. A root file system
+/// ([`Format::Tar`], [`Format::Dir`]) has no place for either. `watch` counts the bytes of files read. Nothing is synced
+/// to the disk.
+///
+/// # Errors
+/// A target that exists or cannot be written, a layer that cannot be read or that the format cannot express,
+/// [`Error::Cancelled`]. Nothing stays in either case.
+pub fn export(
+    layers: &[BorrowedFd<'_>],
+    config: Option<&[u8]>,
+    names: &[String],
+    to: &Target,
+    watch: &Watch,
+) -> Result<Exported, Error> {
+    let shown = to.path.display().to_string();
+    let mut meter = Meter::new(watch, &shown);
+    meter.check()?;
+    let mut temporary = Temporary::new(to, &shown)?;
+    let mut left_out = LeftOut::default();
+    let parts = Parts { layers, config, names, compression: to.compression };
+    let image = match to.format {
+        Format::Dir => {
+            let target = temporary.make_dir()?;
+            mkdirat(&target, ROOTFS, Mode::RWXU).map_err(temporary.error("make a directory in"))?;
+            let root = openat(&target, ROOTFS, DIR, Mode::empty()).map_err(temporary.error("open"))?;
+            let mut tree = Directory::new(root, &shown, to.keep_privileges);
+            walk::merged(layers, &mut tree, &mut meter)?;
+            left_out = tree.left_out();
+            None
+        }
+        Format::Oci => {
+            let mut layout = Layout::in_directory(temporary.make_dir()?, &shown)?;
+            Some(parts.write(&mut layout, Some(to.compression), &mut meter)?)
+        }
+        format => parts.archive(format, temporary.make_file()?, &shown, &mut meter)?,
+    };
+    meter.check()?;
+    temporary.commit()?;
+    Ok(exported(&meter, left_out, image))
+}
+
+/// The same into a file that is open, of which an error leaves a part. `shown` is what errors call it. An archive of an image
+/// wants an empty file that can be read and written anywhere; [`Format::Tar`] is written from its beginning to its end.
+///
+/// # Errors
+/// As [`export()`]; a format that makes a directory.
+pub fn export_into(
+    layers: &[BorrowedFd<'_>],
+    config: Option<&[u8]>,
+    names: &[String],
+    format: Format,
+    file: File,
+    shown: &str,
+    watch: &Watch,
+) -> Result<Exported, Error> {
+    if format.is_directory() {
+        return Err(Error::Unsupported { what: format!("the format {format}, a directory, in a stream") });
+    }
+    let mut meter = Meter::new(watch, shown);
+    meter.check()?;
+    let parts = Parts { layers, config, names, compression: Compression::default() };
+    let image = parts.archive(format, file, shown, &mut meter)?;
+    meter.check()?;
+    Ok(exported(&meter, LeftOut::default(), image))
+}
+
+fn exported(meter: &Meter<'_>, left_out: LeftOut, image: Option<ExportedImage>) -> Exported {
+    let &Meter { entries, bytes, skipped_xattrs, skipped_sockets, .. } = meter;
+    Exported { entries, bytes, skipped_xattrs, skipped_sockets, left_out, image }
+}
+
+/// What an image is exported from.
+struct Parts<'a> {
+    layers: &'a [BorrowedFd<'a>],
+    config: Option<&'a [u8]>,
+    names: &'a [String],
+    compression: Compression,
+}
+
+impl Parts<'_> {
+    fn archive(
+        &self,
+        format: Format,
+        file: File,
+        shown: &str,
+        meter: &mut Meter<'_>,
+    ) -> Result<Option<ExportedImage>, Error> {
+        if format == Format::Tar {
+            let inner = BufWriter::with_capacity(BUFFER, file);
+            let mut tarball = Tarball::new(Named { inner, path: shown });
+            walk::merged(self.layers, &mut tarball, meter)?;
+            tarball.to.put(&END)?;
+            tarball.to.inner.flush().map_err(|e| tarball::failed(shown, e))?;
+            return Ok(None);
+        }
+        let compression = (format != Format::DockerArchive).then_some(self.compression);
+        self.write(&mut Layout::in_archive(file, shown), compression, meter).map(Some)
+    }
+
+    fn write(
+        &self,
+        layout: &mut Layout<'_>,
+        compression: Option<Compression>,
+        meter: &mut Meter<'_>,
+    ) -> Result<ExportedImage, Error> {
+        layout::write(layout, self.layers, self.config, self.names, compression, meter)
+    }
+}
+
+/// Writes a directory, on its own file system, as a tar in which holes stay holes; `shown` is what it is called.
+pub(crate) fn tree(dir: BorrowedFd<'_>, to: impl Write, shown: &str, watch: &Watch) -> Result<(), Error> {
+    let mut meter = Meter::new(watch, shown);
+    let mut tarball = Tarball::sparse(Named { inner: to, path: shown });
+    walk::directory(dir, &mut tarball, &mut meter)?;
+    tarball.to.put(&END)
+}

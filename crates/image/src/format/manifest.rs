@@ -1,0 +1,340 @@
+//! The JSON documents of an image, parsed from bytes: index, manifest and config (OCI image spec 1.1; Docker's schema 2
+//! has the same shape).
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use wardian_sys::text::{clip, tame};
+
+use super::reference::{but_there_are, several_images};
+use crate::digest::Digest;
+use crate::error::{Error, show};
+
+/// Bytes of one document; registries cap manifests at the same 4 MiB.
+pub(crate) const MAX_JSON: u64 = 4 << 20;
+/// The most layers of an image: what the kernel mounts as one overlay (`OVL_MAX_STACK`, fs/overlayfs/params.h).
+pub const MAX_LAYERS: usize = 500;
+/// URLs of one layer: each may take all of its tries.
+const MAX_URLS: usize = 16;
+/// Names of an image in an index: its tag, and (docker, containerd) its full name.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// Where a document or a layer is, and what it must be.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Empty if there is none.
+    #[serde(default)]
+    pub media_type: String,
+    /// Of the bytes as stored.
+    pub digest: Digest,
+    /// Of the bytes as stored, in bytes.
+    pub size: u64,
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    pub(crate) urls: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Platform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+}
+
+impl Platform {
+    /// What it is, escaped and cut, if a host of this architecture does not run its programs by itself. What an image does not
+    /// say of itself is the host's.
+    fn foreign(&self) -> Option<String> {
+        let host = host_architecture();
+        // These run the programs of their predecessors, too.
+        let runs = |architecture: &str| {
+            architecture == host || matches!((host, architecture), ("amd64", "386") | ("arm64", "arm"))
+        };
+        let (is_linux, is_ours) = (self.os == "linux", runs(&self.architecture));
+        if (is_linux || self.os.is_empty()) && (is_ours || self.architecture.is_empty()) {
+            return None;
+        }
+        let part = |text: &str| if text.is_empty() { "?".into() } else { tame(&clip(text, 32)).into_owned() };
+        Some(format!("{}/{}", part(&self.os), part(&self.architecture)))
+    }
+}
+
+impl Descriptor {
+    /// True if it describes an index, not a manifest.
+    pub fn is_index(&self) -> bool {
+        self.media_type == "application/vnd.oci.image.index.v1+json"
+            || self.media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
+    }
+
+    pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn is_for_host(&self) -> bool {
+        self.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == host_architecture())
+    }
+}
+
+/// The host's architecture as Go, and so the OCI spec, spells it.
+pub(crate) fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "386",
+        "aarch64" => "arm64",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        "powerpc64" => "ppc64",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+/// A list of manifests.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Index {
+    #[serde(default)]
+    manifests: Option<Vec<Descriptor>>,
+}
+
+impl Index {
+    /// `what` names the document in errors.
+    ///
+    /// # Errors
+    /// [`Error::Json`], [`Error::Limit`].
+    pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
+        parse(bytes, what)
+    }
+
+    /// What the manifest (or index) of that digest is called, `tag` or everything: full names. A bare tag is none.
+    pub(crate) fn names(&self, digest: &Digest, tag: Option<&str>) -> Vec<String> {
+        let annotations =
+            |d: &Descriptor| [IMAGE_NAME, REF_NAME].map(|name| d.annotation(name).map(str::to_owned));
+        let entries = self.manifests.iter().flatten().filter(|d| d.digest == *digest).map(annotations);
+        let asked =
+            |names: &[Option<String>; 2]| tag.is_none_or(|tag| names.iter().flatten().any(|n| n == tag));
+        let full = |name: &String| name.contains(['/', ':']);
+        let mut names: Vec<_> =
+            entries.filter(asked).filter_map(|names| names.into_iter().flatten().find(full)).collect();
+        names.dedup();
+        names
+    }
+
+    /// The only manifest (or index) of that name, or the only one for this host. `at` is the scheme and the path of the layout,
+    /// for errors.
+    ///
+    /// # Errors
+    /// [`Error::Select`].
+    pub(crate) fn choose(
+        self,
+        what: &str,
+        tag: Option<&str>,
+        at: (&str, &Path),
+    ) -> Result<Descriptor, Error> {
+        let error = |why| Err(Error::Select { what: what.into(), why });
+        let mut found = self.manifests.unwrap_or_default();
+        if let Some(tag) = tag {
+            let names =
+                |d: &Descriptor| [REF_NAME, IMAGE_NAME].map(|name| d.annotation(name).map(str::to_owned));
+            let is_it = |d: &Descriptor| names(d).iter().flatten().any(|name| name == tag);
+            if !found.iter().any(is_it) {
+                let mut there: Vec<String> =
+                    found.iter().flat_map(|d| names(d).into_iter().flatten()).collect();
+                there.dedup();
+                let there = but_there_are(there.iter().map(String::as_str));
+                return error(format!("no manifest is tagged {tag:?}; {there}"));
+            }
+            found.retain(is_it);
+        }
+        // One image with several names has an entry for each.
+        let mut seen = HashSet::new();
+        found.retain(|d| seen.insert(d.digest.clone()));
+        let several = found.len() > 1;
+        // Tools leave the platform out where an index lists images and not the same one for several platforms.
+        if several && found.iter().any(|descriptor| descriptor.platform.is_some()) {
+            found.retain(Descriptor::is_for_host);
+        }
+        match (found.len(), tag) {
+            (1, _) => Ok(found.remove(0)),
+            (0, _) if several => error(format!("no manifest for linux/{}", host_architecture())),
+            (0, _) => error("there is no manifest".into()),
+            (_, None) => {
+                let tags = found.iter().filter_map(|descriptor| descriptor.annotation(REF_NAME));
+                error(several_images(tags, at.0, at.1))
+            }
+            (n, Some(tag)) => error(format!("{n} manifests are tagged {tag:?}")),
+        }
+    }
+}
+
+/// What an image consists of.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Manifest {
+    /// The config document.
+    pub config: Descriptor,
+    /// Bottom first.
+    pub layers: Vec<Descriptor>,
+    artifact_type: Option<String>,
+}
+
+/// Media types of an image's config: the OCI's and docker's. What has another is no image (OCI image spec, "Guidelines for
+/// Artifact Usage"); earlier tools gave none, or the one that says nothing.
+const CONFIGS: [&str; 4] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+    "",
+];
+
+#[derive(Deserialize)]
+struct RawManifest {
+    #[serde(default, rename = "artifactType")]
+    artifact_type: Option<String>,
+    config: Descriptor,
+    #[serde(default)]
+    layers: Option<Vec<Descriptor>>,
+}
+
+impl Manifest {
+    /// `what` names the document in errors.
+    ///
+    /// # Errors
+    /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB, more than 500 layers, or more than 16 URLs of
+    /// one layer.
+    pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
+        let RawManifest { config, layers, artifact_type } = parse(bytes, what)?;
+        let layers = layers.unwrap_or_default();
+        if layers.len() > MAX_LAYERS {
+            return Err(Error::Limit {
+                what: format!("the number of layers in {what}"),
+                limit: MAX_LAYERS as u64,
+            });
+        }
+        let urls = |layer: &Descriptor| layer.urls.as_ref().map_or(0, Vec::len);
+        if let Some(layer) = layers.iter().find(|layer| urls(layer) > MAX_URLS) {
+            let what = format!("the number of urls of layer {}", layer.digest);
+            return Err(Error::Limit { what, limit: MAX_URLS as u64 });
+        }
+        Ok(Self { config, layers, artifact_type })
+    }
+
+    /// Whether it is the manifest of an image.
+    ///
+    /// # Errors
+    /// [`Error::Artifact`].
+    pub(crate) fn check_image(&self, what: &str) -> Result<(), Error> {
+        let config = self.config.media_type.as_str();
+        if CONFIGS.contains(&config) {
+            return Ok(());
+        }
+        let kind = self.artifact_type.as_deref().filter(|kind| !kind.is_empty()).unwrap_or(config);
+        Err(Error::Artifact { what: what.to_owned(), kind: show(kind.as_bytes()) })
+    }
+}
+
+/// ChainID(n) = Digest(ChainID(n-1) + " " + DiffID(n)); the first is the diff id itself.
+pub(crate) fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
+    match below {
+        None => diff_id.clone(),
+        Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+    }
+}
+
+/// The part of the image's config that a container takes over. Untrusted text, not checked further.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `NAME=value` each.
+    pub env: Vec<String>,
+    /// `user[:group]`, names or numbers; empty means root.
+    pub user: String,
+    /// The first process's directory; empty means `/`.
+    pub working_dir: String,
+    /// The platform that the image says it is for, as `linux/arm64`, if this host is not like that. Escaped and cut.
+    pub foreign: Option<String>,
+}
+
+impl Config {
+    /// What whoever makes a container of the image should know, in a sentence. It is not refused: a host may have an emulator.
+    pub fn warning(&self) -> Option<String> {
+        let (foreign, host) = (self.foreign.as_ref()?, host_architecture());
+        Some(format!(
+            "the image is for {foreign} and this host is linux/{host}, where its programs run only if an emulator for them is \
+             registered (binfmt_misc); otherwise import the image for linux/{host}"
+        ))
+    }
+}
+
+/// What an image says about its layers and about the processes in it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ImageConfig {
+    /// The part that a container takes over.
+    pub config: Config,
+    /// Digests of the uncompressed layers, bottom first.
+    pub diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+struct RawImageConfig {
+    #[serde(default)]
+    os: Option<String>,
+    #[serde(default)]
+    architecture: Option<String>,
+    #[serde(default)]
+    config: Option<RunConfig>,
+    rootfs: RootFs,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RunConfig {
+    env: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Option<Vec<Digest>>,
+}
+
+impl ImageConfig {
+    /// `what` names the document in errors.
+    ///
+    /// # Errors
+    /// [`Error::Json`], [`Error::Limit`].
+    pub fn parse(bytes: &[u8], what: &str) -> Result<Self, Error> {
+        let raw: RawImageConfig = parse(bytes, what)?;
+        let run = raw.config.unwrap_or_default();
+        let (os, architecture) = (raw.os.unwrap_or_default(), raw.architecture.unwrap_or_default());
+        let platform = Platform { os, architecture };
+        Ok(Self {
+            config: Config {
+                env: run.env.unwrap_or_default(),
+                user: run.user.unwrap_or_default(),
+                working_dir: run.working_dir.unwrap_or_default(),
+                foreign: platform.foreign(),
+            },
+            diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
+        })
+    }
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Error> {
+    if bytes.len() as u64 > MAX_JSON {
+        return Err(too_large(what));
+    }
+    serde_json::from_slice(bytes).map_err(|source| Error::Json { what: what.into(), source })
+}
+
+pub(crate) fn too_large(what: &str) -> Error {
+    Error::Limit { what: format!("the size of {what}"), limit: MAX_JSON }
+}

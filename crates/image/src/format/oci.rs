@@ -1,0 +1,146 @@
+//! OCI image layouts: a directory, or a tar of one, with `index.json` and `blobs/sha256/` (OCI image spec 1.1, "Image
+//! Layout").
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, ResolveFlags};
+use wardian_sys::directory;
+
+use super::archive::{Archive, read_json};
+use super::manifest::{Descriptor, Index, MAX_JSON, Manifest, too_large};
+use super::plain::Opening;
+use crate::digest::Digest;
+use crate::disk::rootfs::Root;
+use crate::disk::section::Section;
+use crate::disk::stored;
+use crate::error::Error;
+
+/// Indexes inside indexes; one level is usual.
+const MAX_NESTING: u32 = 4;
+
+/// An opened layout: what is read later comes from the same directory or file, whatever happens to its name.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    files: Files,
+    path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Files {
+    Dir(OwnedFd),
+    Archive(Archive),
+}
+
+fn blob_of(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.as_hex())
+}
+
+impl Layout {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        Ok(Self { files: Files::Dir(Root::open(path)?.into()), path: path.to_owned() })
+    }
+
+    pub(crate) fn in_archive(path: &Path, opening: &Opening<'_>) -> Result<Self, Error> {
+        Ok(Self { files: Files::Archive(Archive::open(path, opening)?), path: path.to_owned() })
+    }
+
+    /// The directory or file that it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is needed of it when the documents have been read: the names of all else in an archive may be some megabytes.
+    pub(crate) fn of_layers(self, manifest: &Manifest) -> Self {
+        let blobs = || manifest.layers.iter().map(|layer| blob_of(&layer.digest));
+        let files = match self.files {
+            Files::Archive(archive) => Files::Archive(archive.of(blobs())),
+            dir @ Files::Dir(_) => dir,
+        };
+        Self { files, ..self }
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.path.join(name).display().to_string()
+    }
+
+    /// A regular file of the layout. Symlinks may not lead out of it, and a fifo does not make us wait.
+    fn file(&self, name: &str) -> Result<Section, Error> {
+        let dir = match &self.files {
+            Files::Dir(dir) => dir,
+            Files::Archive(archive) => return archive.member(name),
+        };
+        let error = |op, source: io::Error| Error::Io { op, path: self.name(name), source };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let file = directory::open(dir, name, flags, resolve).map_err(|e| error("open", e.into()))?;
+        let file = File::from(file);
+        let meta = file.metadata().map_err(|e| error("stat", e))?;
+        if !meta.is_file() {
+            return Err(Error::Corrupt { what: self.name(name), why: "it is no regular file".into() });
+        }
+        let whole = stored::of(&file, &self.path.join(name))?;
+        Ok(Section::new(Arc::new(file), 0, meta.len()).stored_as(whole))
+    }
+
+    /// The blob `digest`, which must have `size` bytes. Its content is not verified here.
+    pub(crate) fn blob(&self, digest: &Digest, size: u64) -> Result<Section, Error> {
+        let section = self.file(&blob_of(digest))?;
+        if section.size() != size {
+            let (what, actual) = (format!("blob {digest}"), section.size());
+            return Err(Error::SizeMismatch { what, expected: size, actual });
+        }
+        Ok(section)
+    }
+
+    /// Whether it has the blob, whatever that is like.
+    pub(crate) fn has(&self, digest: &Digest) -> bool {
+        let name = blob_of(digest);
+        match &self.files {
+            Files::Archive(archive) => archive.has(&name),
+            Files::Dir(_) => match self.file(&name) {
+                Err(Error::Io { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+                _ => true,
+            },
+        }
+    }
+
+    /// The bytes of a document, verified.
+    pub(crate) fn document(&self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
+        if descriptor.size > MAX_JSON {
+            return Err(too_large(what));
+        }
+        let bytes = read_json(self.blob(&descriptor.digest, descriptor.size)?, what)?;
+        let actual = Digest::of(&bytes);
+        if actual != descriptor.digest {
+            let (expected, actual) = (descriptor.digest.to_string(), actual.to_string());
+            return Err(Error::DigestMismatch { what: what.into(), expected, actual });
+        }
+        Ok(bytes)
+    }
+
+    /// The manifest, and what the layout calls it.
+    pub(crate) fn select(&self, tag: Option<&str>) -> Result<(Descriptor, Vec<String>), Error> {
+        let what = self.name("index.json");
+        let bytes = read_json(self.file("index.json")?, &what)?;
+        let index = Index::parse(&bytes, &what)?;
+        let scheme = match self.files {
+            Files::Dir(_) => "oci",
+            Files::Archive(_) => "oci-archive",
+        };
+        let at = (scheme, self.path.as_path());
+        let mut chosen = index.clone().choose(&what, tag, at)?;
+        let names = index.names(&chosen.digest, tag);
+        for _ in 0..MAX_NESTING {
+            if !chosen.is_index() {
+                return Ok((chosen, names));
+            }
+            let what = format!("index {}", chosen.digest);
+            chosen = Index::parse(&self.document(&chosen, &what)?, &what)?.choose(&what, None, at)?;
+        }
+        Err(Error::Limit { what: format!("the nesting of indexes in {what}"), limit: MAX_NESTING.into() })
+    }
+}

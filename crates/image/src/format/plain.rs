@@ -1,0 +1,217 @@
+//! Archives that are compressed as a whole (`docker save x | gzip`): they are read in place, so they are made plain first,
+//! in a file without a name.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use super::compression::{Compression, Made, decoder};
+use super::stream::stream_error;
+use crate::bounds::budget::{Budget, Meter};
+use crate::bounds::limits::Limits;
+use crate::disk::file::{Identity, open_tar};
+use crate::disk::section::Section;
+use crate::disk::stored::{self, Whole};
+use crate::error::Error;
+
+/// Where files without a name are made if nobody says so: not in /tmp, which may be the host's memory.
+const DEFAULT: &str = "/var/tmp";
+/// Bytes that are written at once.
+const PIECE: usize = 256 << 10;
+
+/// What opening an image may take of the host.
+pub struct Opening<'a> {
+    /// How large an archive may be that is compressed as a whole: as an image's layers together, and by the same ratio.
+    pub limits: Limits,
+    /// The directory on whose file system it is decompressed; /var/tmp if there is none.
+    pub dir: Option<BorrowedFd<'a>>,
+    /// Ends the decompression.
+    pub cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl fmt::Debug for Opening<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opening")
+            .field("limits", &self.limits)
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Opening<'_> {
+    fn default() -> Self {
+        Self { limits: Limits::DEFAULT, dir: None, cancelled: &|| false }
+    }
+}
+
+/// An uncompressed file.
+#[derive(Debug, Clone)]
+pub(crate) struct Plain {
+    pub(crate) file: Arc<File>,
+    /// How it is stored: compressed, or with holes.
+    pub(crate) whole: Whole,
+    /// Bytes of it that lie on the disk.
+    pub(crate) disk: u64,
+}
+
+impl Plain {
+    /// A file as it is.
+    pub(crate) fn of(file: File, path: &Path) -> Result<Self, Error> {
+        let whole = stored::of(&file, path)?;
+        Ok(Self { file: Arc::new(file), whole, disk: whole.stored })
+    }
+
+    /// What was decompressed, which has no holes.
+    fn made(file: Arc<File>, whole: Whole) -> Self {
+        Self { file, whole, disk: whole.plain }
+    }
+}
+
+/// How a file is compressed, if it is, by something that is read.
+pub(crate) fn compression(file: &File, path: &Path) -> Result<Option<Compression>, Error> {
+    let mut head = [0; 16];
+    let shown = path.display().to_string();
+    let n =
+        file.read_at(&mut head, 0).map_err(|source| Error::Io { op: "read", path: shown.clone(), source })?;
+    let found = Compression::of(&head[..n]);
+    found.and_then(|found| found.refused(&shown)).map_or(Ok(found), Err)
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+/// How often who waits for a turn looks whether it is to go on waiting.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Those that somebody still reads.
+static MADE: Mutex<Vec<(Identity, Weak<File>, Whole)>> = Mutex::new(Vec::new());
+
+/// The file itself, or what it is compressed from.
+pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> {
+    let (file, _) = open_tar(path)?;
+    let Some(compression) = compression(&file, path)? else { return Plain::of(file, path) };
+    let error = |op| {
+        let path = path.display().to_string();
+        move |source| Error::Io { op, path, source }
+    };
+    let identity = || file.metadata().map(|meta| Identity::of(&meta)).map_err(error("stat"));
+    let before = identity()?;
+    let made = || MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    {
+        let mut made = made();
+        made.retain(|(_, file, _)| file.strong_count() > 0);
+        let known = made.iter().find(|(identity, ..)| *identity == before);
+        if let Some((file, whole)) = known.and_then(|(_, file, whole)| Some((file.upgrade()?, *whole))) {
+            return Ok(Plain::made(file, whole));
+        }
+    }
+    // One at a time: a decoder of zstd holds up to 32 MiB, as the file chooses.
+    let _turn = loop {
+        match TURN.try_lock() {
+            Ok(turn) => break turn,
+            Err(TryLockError::Poisoned(turn)) => break turn.into_inner(),
+            Err(TryLockError::WouldBlock) if (opening.cancelled)() => {
+                return Err(Error::Cancelled { what: path.display().to_string() });
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+        }
+    };
+    let (file, whole) = decompress(path, &file, before.size, compression, opening)?;
+    if identity()? != before {
+        return Err(Error::Changed { path: path.display().to_string() });
+    }
+    let file = Arc::new(file);
+    made().push((before, Arc::downgrade(&file), whole));
+    Ok(Plain::made(file, whole))
+}
+
+/// Counts what is read, and asks each time whether to go on.
+struct Counting<'a> {
+    section: Section,
+    stored: &'a AtomicU64,
+    made: &'a Made,
+    what: &'a str,
+    cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Read for Counting<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if (self.cancelled)() {
+            return Err(std::io::Error::other(Error::Cancelled { what: self.what.into() }));
+        }
+        let stored = self.stored.load(Ordering::Relaxed);
+        self.made.check(self.what, stored).map_err(std::io::Error::other)?;
+        let n = self.section.read(buf)?;
+        self.stored.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+fn decompress(
+    path: &Path,
+    file: &File,
+    size: u64,
+    compression: Compression,
+    opening: &Opening<'_>,
+) -> Result<(File, Whole), Error> {
+    let what = path.display().to_string();
+    // As an image whose layers are all there is in the archive. What is compressed is not larger.
+    let limit = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
+    if size > limit {
+        return Err(Error::image_bytes(format!("the size of {what}"), limit));
+    }
+    let io = |op: &'static str| {
+        let path = what.clone();
+        move |source| Error::Io { op, path, source }
+    };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let to = match opening.dir {
+        Some(dir) => openat(dir, ".", flags, mode),
+        None => openat(CWD, DEFAULT, flags, mode),
+    };
+    let mut to = File::from(to.map_err(|e| io("make a file for the content of")(e.into()))?);
+    let on_disk = stored::of(file, path)?;
+    let (stored, made) = (AtomicU64::new(0), Made::default());
+    let section = Section::new(Arc::new(file.try_clone().map_err(io("open"))?), 0, size);
+    let counting =
+        Counting { section, stored: &stored, made: &made, what: &what, cancelled: opening.cancelled };
+    let from = BufReader::with_capacity(PIECE, counting);
+    let decoder = decoder(compression, from).map_err(|e| stream_error(&what, e))?;
+    let Some(mut decoder) = decoder else { return Err(io("read")(std::io::ErrorKind::Unsupported.into())) };
+    let budget = Arc::<Budget>::default();
+    let mut meter = Meter::new(&budget, &opening.limits);
+    let (mut piece, mut total, mut counted) = (vec![0; PIECE], 0_u64, 0);
+    loop {
+        if (opening.cancelled)() {
+            return Err(Error::Cancelled { what: what.clone() });
+        }
+        let n = match decoder.read(&mut piece) {
+            Ok(0) => return Ok((to, Whole { stored: on_disk.stored, plain: total })),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            // A decoder may disguise what its reader said.
+            Err(_) if (opening.cancelled)() => continue,
+            Err(e) => {
+                made.check(&what, stored.load(Ordering::Relaxed))?;
+                return Err(stream_error(&what, e));
+            }
+            Ok(n) => n,
+        };
+        made.add(n as u64);
+        total += n as u64;
+        let now = on_disk.part(stored.load(Ordering::Relaxed));
+        budget.add_stored(now - counted);
+        counted = now;
+        meter.count(total)?;
+        if total > limit {
+            return Err(Error::image_bytes(format!("the uncompressed size of {what}"), limit));
+        }
+        to.write_all(&piece[..n]).map_err(io("decompress"))?;
+    }
+}

@@ -1,0 +1,317 @@
+//! Where an image is: parsing its address and opening it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::image::Image;
+use super::query::without_secrets;
+use super::{bare, docker, oci};
+use crate::disk::file::{Identity, open_tar};
+use crate::disk::rootfs::Root;
+use crate::error::Error;
+use crate::format::archive;
+use crate::format::oci::Layout;
+use crate::format::plain::{Opening, Plain, compression};
+use crate::format::reference::split_tag;
+use crate::remote::Remote;
+
+/// The address of an image.
+#[derive(Debug, Clone)]
+pub struct Source {
+    place: Place,
+    /// What was made of the file to find out what it is. It is of use again to who opens it.
+    _held: Option<Plain>,
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        self.place == other.place
+    }
+}
+
+impl Eq for Source {}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// What is there tells what it is.
+    Path(String),
+    Tree(String),
+    Tar(String),
+    Oci {
+        dir: String,
+        tag: Option<String>,
+    },
+    OciArchive {
+        file: String,
+        tag: Option<String>,
+    },
+    DockerArchive {
+        file: String,
+        name: Option<String>,
+    },
+}
+
+/// What it takes to open an image. Whoever lets many ask bounds each of these for itself: what takes long must not stand in the
+/// way of what does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Some documents are read, or the headers of a tar.
+    Short,
+    /// All of a directory is looked at.
+    Tree,
+    /// A compressed file, which may have to be decompressed as a whole: [`Source::is_packed`].
+    Compressed,
+}
+
+impl Source {
+    /// Understands `/abs/path` and `file:///abs/path`, which may be whatever [`Source::detect`] knows,
+    /// `tar:///abs/file.tar`, `oci:///abs/layout[:tag]`, `oci-archive:///abs/file.tar[:tag]` and
+    /// `docker-archive:///abs/file.tar[:name[:tag]]`, all files plain or compressed by gzip or zstd. Names may contain slashes
+    /// and colons, so the path ends at the first colon; that of a layout ends at another one if only so it is a directory that
+    /// exists. Nothing is opened yet, and nothing is percent-decoded.
+    ///
+    /// # Errors
+    /// Another scheme, a path that is not absolute, or [`Error::Ambiguous`].
+    pub fn parse(uri: &str) -> Result<Self, Error> {
+        let invalid = |why| Err(Error::Source { uri: without_secrets(uri), why });
+        if uri.contains('\0') {
+            return invalid("it contains a NUL byte");
+        }
+        let (scheme, path) = match uri.split_once("://") {
+            Some((scheme, path)) if !scheme.contains('/') => (scheme, path),
+            _ if uri.starts_with('/') => ("", uri),
+            _ if uri.is_empty() => return invalid("it is empty"),
+            _ => return invalid("a path must be absolute, anything else needs a scheme such as oci://"),
+        };
+        match scheme {
+            "" if path.len() == uri.len() => {}
+            "tar" | "file" | "oci" | "oci-archive" | "docker-archive" => {}
+            "docker" => return Err(Error::Unsupported { what: "the scheme docker://".into() }),
+            _ => return invalid("unknown scheme; known are tar, file, oci, oci-archive and docker-archive"),
+        }
+        if !path.starts_with('/') {
+            return invalid("the path must be absolute");
+        }
+        if scheme.ends_with("-archive") {
+            let (file, name) = match path.split_once(':') {
+                Some((_, "")) => return invalid("the name is empty"),
+                Some((file, name)) => (file.to_owned(), Some(name.to_owned())),
+                None => (path.to_owned(), None),
+            };
+            return Ok(Self::at(match scheme {
+                "oci-archive" => Place::OciArchive { file, tag: name },
+                _ => Place::DockerArchive { file, name },
+            }));
+        }
+        match scheme {
+            "" | "file" => return Ok(Self::at(Place::Path(path.to_owned()))),
+            "tar" => return Ok(Self::at(Place::Tar(path.to_owned()))),
+            _ => {}
+        }
+        if path.ends_with(':') {
+            return invalid("the tag is empty");
+        }
+        let (dir, tag) = directory_and_tag(path).map_err(|[first, second]| Error::Ambiguous {
+            uri: without_secrets(uri),
+            first: first.into(),
+            second: second.into(),
+        })?;
+        Ok(Self::at(Place::Oci { dir: dir.to_owned(), tag: tag.map(str::to_owned) }))
+    }
+
+    fn at(place: Place) -> Self {
+        Self { place, _held: None }
+    }
+
+    /// Finds out what is at `path`, by its content: a directory is an OCI layout if it has an `oci-layout` or `index.json`,
+    /// and otherwise a root file system; a tar file is an image if it has a top-level `manifest.json` of docker or
+    /// `index.json` and `blobs/`, and otherwise a root file system. The file may be compressed by gzip or zstd.
+    ///
+    /// # Errors
+    /// Nothing there, a directory that is neither, a special file, another compression, or a path that is not UTF-8.
+    pub fn detect(path: &Path) -> Result<Self, Error> {
+        Self::detect_in(path, &Opening::default())
+    }
+
+    fn detect_in(path: &Path, opening: &Opening<'_>) -> Result<Self, Error> {
+        let shown = path.display().to_string();
+        let error = |op, source: io::Error| Error::Io { op, path: shown.clone(), source };
+        let meta = match path.metadata() {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(Error::Missing { path: shown });
+            }
+            other => other.map_err(|e| error("stat", e))?,
+        };
+        let invalid = |why| Error::Source { uri: shown.clone(), why };
+        let absolute = std::path::absolute(path).map_err(|e| error("resolve", e))?;
+        let file = absolute.to_str().ok_or_else(|| invalid("the path is not UTF-8"))?.to_owned();
+        if meta.is_dir() {
+            let root = Root::open(&absolute)?;
+            return Ok(Self::at(if root.is_layout() {
+                Place::Oci { dir: file, tag: None }
+            } else if root.is_one() {
+                Place::Tree(file)
+            } else {
+                return Err(Error::Directory { path: shown });
+            }));
+        }
+        let (kind, held) = archive::kind(&absolute, opening)?;
+        let place = match kind {
+            archive::Kind::Docker => Place::DockerArchive { file, name: None },
+            archive::Kind::Oci => Place::OciArchive { file, tag: None },
+            archive::Kind::RootFs => Place::Tar(file),
+        };
+        Ok(Self { place, _held: Some(held) })
+    }
+
+    /// Reads what is needed to know the layers: for a layout or an archive its manifest and config, for a tar file
+    /// only its state. Layers that a layout only names the URLs of are fetched by `remote` when they are unpacked.
+    ///
+    /// # Errors
+    /// A missing, damaged or ambiguous image.
+    pub fn open(&self, remote: &Remote) -> Result<Image, Error> {
+        self.open_in(remote, &Opening::default())
+    }
+
+    /// The same, told what that may take.
+    ///
+    /// # Errors
+    /// As [`Source::open`]; an archive that is compressed as a whole is too large, or it was cancelled.
+    pub fn open_in(&self, remote: &Remote, opening: &Opening<'_>) -> Result<Image, Error> {
+        match &self.place {
+            Place::Path(path) => Self::detect_in(Path::new(path), opening)?.open_in(remote, opening),
+            Place::Tree(path) => bare::open_directory(Path::new(path), opening),
+            Place::Tar(path) => bare::open_tar(Path::new(path)),
+            Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref(), remote),
+            Place::OciArchive { file, tag } => {
+                oci::open(Layout::in_archive(Path::new(file), opening)?, tag.as_deref(), remote)
+            }
+            Place::DockerArchive { file, name } => docker::open(Path::new(file), name.as_deref(), opening),
+        }
+    }
+
+    /// Whether there is something that can be opened, as far as that shows without reading it.
+    ///
+    /// # Errors
+    /// Nothing there, nothing that may be read, or a directory that is no image.
+    pub fn reach(&self) -> Result<(), Error> {
+        match &self.place {
+            Place::Path(path) | Place::Tree(path) if Path::new(path).is_dir() => {
+                let root = Root::open(Path::new(path))?;
+                let is_image = root.is_layout() || root.is_one();
+                if is_image { Ok(()) } else { Err(Error::Directory { path: path.clone() }) }
+            }
+            _ => open_tar(&self.state_file()).map(drop),
+        }
+    }
+
+    /// What to open it takes, by a look that takes next to nothing.
+    pub fn way(&self) -> Way {
+        let path = match &self.place {
+            Place::Path(path)
+            | Place::OciArchive { file: path, .. }
+            | Place::DockerArchive { file: path, .. } => Path::new(path),
+            Place::Tree(_) => return Way::Tree,
+            Place::Tar(_) | Place::Oci { .. } => return Way::Short,
+        };
+        if path.is_dir() {
+            return if is_layout(path) { Way::Short } else { Way::Tree };
+        }
+        // What it is, and what is wrong with it, is told when it is opened.
+        let compressed = open_tar(path).and_then(|(file, _)| compression(&file, path)).unwrap_or(None);
+        if compressed.is_some() { Way::Compressed } else { Way::Short }
+    }
+
+    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and room. The beginning of a
+    /// compressed file is read for that.
+    pub fn is_packed(&self) -> bool {
+        match &self.place {
+            Place::OciArchive { .. } | Place::DockerArchive { .. } => self.way() == Way::Compressed,
+            Place::Path(path) if self.way() == Way::Compressed => open_tar(Path::new(path))
+                .and_then(|(file, _)| archive::begins_like_image(file))
+                .unwrap_or(false),
+            _ => false,
+        }
+    }
+
+    /// The state of the file that changes when the image does: a layout's index, otherwise the file itself. None if it is
+    /// not to be had, or if the file was changed this very moment: a second change might not show.
+    pub fn state(&self) -> Option<Identity> {
+        // That of a root file system is the state of all that is in it.
+        let is_tree = |path: &Path| path.is_dir() && !is_layout(path);
+        if matches!(&self.place, Place::Path(path) | Place::Tree(path) if is_tree(Path::new(path))) {
+            return None;
+        }
+        let meta = self.state_file().metadata().ok()?;
+        Identity::settles_in(&meta).is_none().then(|| Identity::of(&meta))
+    }
+
+    pub(crate) fn state_file(&self) -> PathBuf {
+        match &self.place {
+            Place::Path(path) | Place::Tree(path) if Path::new(path).is_dir() => {
+                Path::new(path).join("index.json")
+            }
+            Place::Path(path) | Place::Tree(path) => path.into(),
+            Place::Oci { dir, .. } => Path::new(dir).join("index.json"),
+            Place::Tar(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. } => {
+                file.into()
+            }
+        }
+    }
+
+    /// The path, where that alone says what is meant: of a directory that is a root file system, of what nobody has looked
+    /// at yet, and where a colon in it would end it.
+    fn path(&self) -> Option<&str> {
+        match &self.place {
+            Place::Path(path) | Place::Tree(path) => Some(path),
+            Place::Oci { dir, tag: None } if split_tag(dir).1.is_some() => Some(dir),
+            Place::OciArchive { file, tag: None } | Place::DockerArchive { file, name: None } => {
+                file.contains(':').then_some(file)
+            }
+            _ => None,
+        }
+    }
+
+    /// The canonical spelling; parsing it gives the same source.
+    pub fn to_uri(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = self.path() {
+            return f.write_str(path);
+        }
+        let (scheme, path, name) = match &self.place {
+            Place::Path(path) | Place::Tree(path) => ("file", path, &None),
+            Place::Tar(path) => ("tar", path, &None),
+            Place::Oci { dir, tag } => ("oci", dir, tag),
+            Place::OciArchive { file, tag } => ("oci-archive", file, tag),
+            Place::DockerArchive { file, name } => ("docker-archive", file, name),
+        };
+        write!(f, "{scheme}://{path}")?;
+        match name {
+            Some(name) => write!(f, ":{name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Splits `DIR[:TAG]` where both may contain colons. A directory that exists decides; where none does it ends at the first
+/// colon, as the path of an archive does. Of several, which are returned as the error, none is taken: who may write to the
+/// directory of a layout can make another one, whose name goes on with a part of the tag, or ends at an earlier colon.
+fn directory_and_tag(path: &str) -> Result<(&str, Option<&str>), [&str; 2]> {
+    let colons = || path.match_indices(':').map(|(at, _)| at);
+    let mut found = colons().chain([path.len()]).filter(|end| Path::new(&path[..*end]).is_dir());
+    let end = match (found.next(), found.next()) {
+        (Some(first), Some(second)) => return Err([&path[..first], &path[..second]]),
+        (found, _) => found.or_else(|| colons().next()).unwrap_or(path.len()),
+    };
+    Ok((&path[..end], path.get(end + 1..)))
+}
+
+fn is_layout(path: &Path) -> bool {
+    Root::open(path).is_ok_and(|root| root.is_layout())
+}

@@ -1,0 +1,45 @@
+//! An image that was opened.
+
+use super::layer::Layer;
+use crate::bounds::limits::Limits;
+use crate::error::Error;
+use crate::format::manifest::Config;
+
+/// An opened image: its settings and its layers, whose data is read when they are unpacked.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Image {
+    /// What the image says about the processes in it; empty for a tar file.
+    pub config: Config,
+    /// Bottom first.
+    pub layers: Vec<Layer>,
+    /// The manifest's bytes, exactly as read; none for a tar file and for what `docker save` wrote.
+    pub manifest: Option<Vec<u8>>,
+    /// The config's bytes, exactly as read; none for a tar file.
+    pub config_json: Option<Vec<u8>>,
+    /// Hex name of the image: the digest of its config, or a tar file's chain id.
+    pub id: String,
+    /// What it is called where it was found, with a tag or without; the one it was asked for by, if it was. Untrusted.
+    pub names: Vec<String>,
+}
+
+impl Image {
+    /// Refuses what is too large by its own account, before anything of it is fetched or unpacked.
+    ///
+    /// # Errors
+    /// [`Error::Allowance`].
+    pub fn check(&self, limits: &Limits) -> Result<(), Error> {
+        let mut sum = 0_u64;
+        for layer in &self.layers {
+            // What is not compressed is as large as its files and their headers; what is, is seldom larger.
+            if layer.size() > limits.max_bytes.saturating_add(limits.headers()) {
+                return Err(Error::layer_bytes("the size of a layer", limits.max_bytes));
+            }
+            sum = sum.saturating_add(layer.size());
+        }
+        if sum > limits.max_image_bytes.saturating_add(limits.headers()) {
+            return Err(Error::image_bytes("the size of all layers", limits.max_image_bytes));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! One layer: where its bytes are, and what they must be.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::app::Droplet;
+use crate::bounds::budget::{Budget, Extent};
+use crate::bounds::limits::Limits;
+use crate::digest::Digest;
+use crate::disk::file::Identity;
+use crate::disk::rootfs::{Root, Seen};
+use crate::disk::section::Section;
+use crate::error::Error;
+use crate::format::oci::Layout;
+use crate::overlay::base::Base;
+use crate::remote::{Location, Remote};
+
+/// One layer of an image. Cheap to keep: the data is read when it is unpacked.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Hex name of this layer on top of those below it, safe as a file name. For OCI the chain id (OCI image spec,
+    /// "Layer ChainID"); for a tar file a hash of its path and state: device, inode, size, and the
+    /// times of its last modification and of its inode's last change.
+    ///
+    /// With a base directory the same blob makes another tree, so its id, and those of the layers above, differ: it is
+    /// the sha256 of `<chain id as above> base-directory:<directory>` (no diff id looks like that), the directory
+    /// without what means nothing in it (`/home/./x/` is `home/x`).
+    pub chain_id: String,
+    pub(crate) blob: Blob,
+    pub(crate) base: Option<Base>,
+    /// A layer below it has the same blob, or one of the same content.
+    pub(crate) again: bool,
+    /// What the layers of its image share.
+    pub(crate) budget: Arc<Budget>,
+}
+
+/// Where the bytes of a layer are, and what they must be.
+#[derive(Debug, Clone)]
+pub(crate) enum Blob {
+    Oci {
+        layout: Arc<Layout>,
+        digest: Digest,
+        size: u64,
+        diff_id: Digest,
+        /// Where it is if the layout lacks it; none if nobody said.
+        locations: Option<Arc<[Location]>>,
+        remote: Remote,
+    },
+    /// A file in an archive, which only its content vouches for.
+    Member {
+        /// What it is called in errors, with the archive.
+        name: Arc<str>,
+        section: Section,
+        diff_id: Digest,
+    },
+    File {
+        path: PathBuf,
+        identity: Identity,
+    },
+    /// A directory that is a root file system.
+    Tree {
+        root: Arc<Root>,
+        seen: Seen,
+    },
+    App(Arc<Droplet>),
+}
+
+impl Layer {
+    /// A layer of an image whose layers share `budget`; `again` if a layer below it has the same blob, or one of the
+    /// same content.
+    pub(crate) fn new(
+        chain_id: String,
+        blob: Blob,
+        base: Option<Base>,
+        again: bool,
+        budget: &Arc<Budget>,
+    ) -> Self {
+        Self { chain_id, blob, base, again, budget: Arc::clone(budget) }
+    }
+
+    /// A layer that is alone, or on an image that is there.
+    pub(crate) fn alone(chain_id: String, blob: Blob, base: Option<Base>) -> Self {
+        Self::new(chain_id, blob, base, false, &Arc::default())
+    }
+
+    /// Forgets what was counted for the limits of the layer's image, and counts what of it is in its place already. Not
+    /// while one of its layers is being unpacked.
+    pub fn count<'a>(&self, present: impl IntoIterator<Item = (&'a Self, Extent)>) {
+        self.budget.clear();
+        for (layer, extent) in present {
+            self.budget.add(extent, layer.again);
+        }
+    }
+
+    /// Refuses the layer's image if what was counted of it is too much together.
+    ///
+    /// # Errors
+    /// [`Error::Allowance`], [`Error::Ratio`].
+    pub fn check_sum(&self, limits: &Limits) -> Result<(), Error> {
+        self.budget.check(limits)
+    }
+
+    /// Counts, for the limits of its image, what it lies on: entries, and bytes of files.
+    pub fn count_below(&self, entries: u64, bytes: u64) {
+        self.budget.clear();
+        self.budget.add(Extent { entries, bytes, packed: None }, false);
+    }
+
+    /// Bytes of the blob as stored (compressed, if it is); 0 if that is not known, as of an app on a server.
+    pub fn size(&self) -> u64 {
+        match &self.blob {
+            Blob::Oci { size, .. } => *size,
+            Blob::Member { section, .. } => section.size(),
+            Blob::File { identity, .. } => identity.size,
+            Blob::Tree { seen, .. } => seen.bytes,
+            Blob::App(droplet) => droplet.size().unwrap_or(0),
+        }
+    }
+
+    /// The promised digest of the uncompressed bytes; none for a tar file and for an app.
+    pub fn diff_id(&self) -> Option<&Digest> {
+        match &self.blob {
+            Blob::Oci { diff_id, .. } | Blob::Member { diff_id, .. } => Some(diff_id),
+            Blob::File { .. } | Blob::Tree { .. } | Blob::App(_) => None,
+        }
+    }
+
+    /// Whether unpacking it looks at the layers below, which must be there then: it has a base directory.
+    pub fn needs_layers_below(&self) -> bool {
+        self.base.is_some()
+    }
+}
+
+/// What it is for people: the file that it is, or where it is.
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.blob {
+            Blob::Oci { layout, digest, .. } => {
+                write!(f, "the layer {digest} of {}", layout.path().display())
+            }
+            Blob::Member { name, .. } => f.write_str(name),
+            Blob::File { path, .. } => write!(f, "{}", path.display()),
+            Blob::Tree { root, .. } => f.write_str(&root.shown()),
+            Blob::App(droplet) => write!(f, "the app {droplet}"),
+        }
+    }
+}

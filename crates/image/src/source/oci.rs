@@ -1,0 +1,83 @@
+//! Images in OCI layouts.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::image::Image;
+use super::layer::{Blob, Layer};
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::format::manifest::{Descriptor, ImageConfig, Manifest, chain_id};
+use crate::format::oci::Layout;
+use crate::overlay::base::{self, Base};
+use crate::remote::{Location, Remote};
+
+/// Reads manifest and config of an image in a layout.
+pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result<Image, Error> {
+    let (chosen, names) = layout.select(tag)?;
+    let what = format!("manifest {}", chosen.digest);
+    let manifest_json = layout.document(&chosen, &what)?;
+    let manifest = Manifest::parse(&manifest_json, &what)?;
+    manifest.check_image(&format!("{what} of {}", layout.path().display()))?;
+    let id = manifest.config.digest.as_hex().to_owned();
+    let config_what = format!("config {}", manifest.config.digest);
+    let config_json = layout.document(&manifest.config, &config_what)?;
+    let config = ImageConfig::parse(&config_json, &config_what)?;
+    let layout = Arc::new(layout.of_layers(&manifest));
+    let layers = layers(&manifest, &config, &what, |layer, diff_id| Blob::Oci {
+        layout: Arc::clone(&layout),
+        digest: layer.digest.clone(),
+        size: layer.size,
+        diff_id: diff_id.clone(),
+        locations: locations(layer).map(Into::into),
+        remote: remote.clone(),
+    })?;
+    Ok(Image {
+        config: config.config,
+        layers,
+        manifest: Some(manifest_json),
+        config_json: Some(config_json),
+        id,
+        names,
+    })
+}
+
+/// The layers with their ids; `blob` says where the bytes of a descriptor with that diff id are.
+fn layers(
+    manifest: &Manifest,
+    config: &ImageConfig,
+    what: &str,
+    blob: impl Fn(&Descriptor, &Digest) -> Blob,
+) -> Result<Vec<Layer>, Error> {
+    let (count, ids) = (manifest.layers.len(), config.diff_ids.len());
+    if count != ids {
+        let why = format!("{count} layers, but the config has {ids} diff ids");
+        return Err(Error::Corrupt { what: what.into(), why });
+    }
+    let mut layers = Vec::with_capacity(count);
+    let (budget, mut seen, mut contents) = (Arc::default(), HashSet::new(), HashSet::new());
+    let mut chain: Option<Digest> = None;
+    for (layer, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
+        if layer.media_type.ends_with("+encrypted") {
+            return Err(Error::Unsupported { what: format!("layer media type {:?}", layer.media_type) });
+        }
+        let base = layer.annotation(base::ANNOTATION).map_or(Ok(None), Base::parse)?;
+        let mut id = chain_id(chain.as_ref(), diff_id);
+        if let Some(base) = &base {
+            id = Digest::of(format!("{id} base-directory:{base}").as_bytes());
+        }
+        // Of a layer that is not unpacked now only the diff id is known to be true: its chain id is made of it.
+        let again = !seen.insert(&layer.digest) | !contents.insert(diff_id);
+        layers.push(Layer::new(id.as_hex().to_owned(), blob(layer, diff_id), base, again, &budget));
+        chain = Some(id);
+    }
+    Ok(layers)
+}
+
+/// Where it can be fetched by http or https, in the order to be tried, if it has URLs at all. What is no URL of that
+/// kind does not count.
+fn locations(of: &Descriptor) -> Option<Vec<Location>> {
+    let urls = of.urls.as_ref().filter(|urls| !urls.is_empty())?;
+    let parsed = urls.iter().filter_map(|url| Location::parse(url).ok());
+    Some(parsed.filter(|place| place.file().is_none()).collect())
+}

@@ -1,0 +1,162 @@
+//! One layer: opening its blob, unpacking and verifying it.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use super::directory;
+use super::entries::{Rules, Unpacked, unpack};
+use super::pipeline::{self, Input};
+use crate::bounds::budget::Budget;
+use crate::bounds::limits::Limits;
+use crate::bounds::stop::Stop;
+use crate::bounds::watch::Watch;
+use crate::digest::same;
+use crate::disk::file::{Identity, open_tar};
+use crate::disk::rootfs;
+use crate::disk::section::Section;
+use crate::disk::stored;
+use crate::error::Error;
+use crate::remote::{Fetch, NamedBy};
+use crate::source::layer::{Blob, Layer};
+
+impl Layer {
+    /// Unpacks the layer into the empty directory `into`. Digest and size of the blob and the diff id of its content
+    /// are verified on the way, over every byte. After an error the caller throws the directory away.
+    ///
+    /// `below` are the unpacked layers that this one lies on, topmost first. They are only looked at for a layer with a
+    /// base directory (annotation `org.cloudfoundry.experimental.image.base-directory`, or an app's), which takes that
+    /// directory's mode, owner and time from there.
+    ///
+    /// A blob that a layout lacks is fetched from those of its URLs that [`Settings::layer_hosts`] allows, tried one after
+    /// the other, and an app from its own, which whoever asks for it has named.
+    ///
+    /// What is unpacked counts for the limits of the image too, however many of its layers are unpacked side by side.
+    ///
+    /// [`Settings::layer_hosts`]: crate::Settings::layer_hosts
+    ///
+    /// # Errors
+    /// A blob that is missing, damaged or not what was promised; whatever [`crate::unpack_tar`] refuses; a base
+    /// directory that no layer below has; a server that does not give the blob; [`Error::Cancelled`].
+    pub fn unpack(
+        &self,
+        into: BorrowedFd<'_>,
+        below: &[BorrowedFd<'_>],
+        limits: &Limits,
+        watch: &Watch,
+    ) -> Result<Unpacked, Error> {
+        let base = self.base.as_ref().map(|base| (base, below));
+        let rules = Rules { base, limits, budget: &self.budget, watch, strict: false };
+        let counted = (!self.again).then_some(&*self.budget);
+        let stop = Stop::new(watch);
+        match &self.blob {
+            Blob::Oci { layout, digest, size, diff_id, locations, remote } => {
+                let what = format!("layer {digest}");
+                let allowed;
+                let (mut keep_in, mut whole) = (None, None);
+                let reader: Box<dyn Read + Send + '_> = match locations {
+                    Some(locations) if !layout.has(digest) => {
+                        if locations.is_empty() {
+                            return Err(Error::NoUrl { what });
+                        }
+                        allowed = remote.allowed(&what, locations)?;
+                        keep_in = Some(into);
+                        let (size, limit) = (Some(*size), limits.max_bytes);
+                        let mirrors_of = Some(what.as_str());
+                        let fetch = Fetch {
+                            remote,
+                            locations: &allowed,
+                            by: NamedBy::Image,
+                            mirrors_of,
+                            digest: true,
+                            size,
+                            limit,
+                            validator: None,
+                            stop: &stop,
+                        };
+                        Box::new(fetch.start())
+                    }
+                    _ => {
+                        let section = layout.blob(digest, *size)?;
+                        whole = section.whole();
+                        Box::new(section)
+                    }
+                };
+                let input = Input {
+                    reader,
+                    what: &what,
+                    size: Some(*size),
+                    digest: true,
+                    only_gzip: false,
+                    budget: counted,
+                    keep_in,
+                    stop: &stop,
+                    whole,
+                };
+                let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
+                same(&what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
+                same(&format!("content of {what}"), diff_id, &digests.plain)?;
+                Ok(counts.with(digests))
+            }
+            Blob::Member { section, diff_id, .. } => {
+                let what = format!("layer with the diff id {diff_id}");
+                let input = local(section.clone(), &what, counted, &stop);
+                let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
+                same(&what, diff_id, &digests.plain)?;
+                Ok(counts.with(digests))
+            }
+            Blob::File { path, identity } => {
+                let what = path.display().to_string();
+                let error = |op| {
+                    let path = what.clone();
+                    move |source| Error::Io { op, path, source }
+                };
+                let (file, _) = open_tar(path)?;
+                let file = Arc::new(file);
+                let reader = Section::new(Arc::clone(&file), 0, identity.size);
+                let reader = reader.stored_as(stored::of(&file, path)?);
+                let unchanged = |file: &File| {
+                    if Identity::of(&file.metadata().map_err(error("stat"))?) == *identity {
+                        Ok(())
+                    } else {
+                        Err(Error::Changed { path: what.clone() })
+                    }
+                };
+                unchanged(&file)?;
+                let input = local(reader, &what, counted, &stop);
+                let rules = Rules { strict: true, ..rules };
+                let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
+                unchanged(&file)?;
+                Ok(counts.with(digests))
+            }
+            Blob::Tree { root, seen } => {
+                let what = root.shown();
+                let cancelled = || watch.is_cancelled();
+                let _room = rootfs::room(&what, &cancelled)?;
+                let unchanged = || match rootfs::look(root, limits, Some(into), &cancelled)? {
+                    now if now == *seen => Ok(()),
+                    _ => Err(Error::Changed { path: what.clone() }),
+                };
+                unchanged()?;
+                let (counts, digests) = directory::stream(root, |reader| {
+                    let (size, digest, only_gzip, budget) = (None, false, false, counted);
+                    let (keep_in, whole, stop) = (None, None, &stop);
+                    let what = &*what;
+                    let input = Input { reader, what, size, digest, only_gzip, budget, keep_in, stop, whole };
+                    let rules = Rules { strict: true, ..rules };
+                    pipeline::run(input, |pieces| unpack(pieces, into, &rules))
+                })?;
+                unchanged()?;
+                Ok(counts.with(digests))
+            }
+            Blob::App(droplet) => droplet.unpack(into, &rules, watch),
+        }
+    }
+}
+
+/// A blob whose own digest nobody promised.
+fn local<'a>(section: Section, what: &'a str, budget: Option<&'a Budget>, stop: &'a Stop<'a>) -> Input<'a> {
+    let (whole, reader) = (section.whole(), Box::new(section));
+    Input { reader, what, size: None, digest: false, only_gzip: false, budget, keep_in: None, stop, whole }
+}

@@ -1,0 +1,448 @@
+//! A root file system and its mounts, seen from inside: what pid 1 of a container or a pea does before its
+//! program runs.
+
+use crate::child::{Outcome, Stop, failed};
+use crate::mount_points::{self, INSIDE, Places};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use wardian_runtime::bundle::{Mount, Plan};
+use wardian_sys::mount;
+
+/// Made by the keeper as host root, because an unprivileged container may not make nodes.
+#[derive(Debug)]
+pub struct Devices {
+    /// A tmpfs for /dev.
+    pub dev: OwnedFd,
+    /// A devpts of its own.
+    pub pts: OwnedFd,
+    /// Its null device, opened before anything could be mounted over it: a bind mount may be named there.
+    null: OwnedFd,
+    /// A container's; none of a pea.
+    pub own: Option<OwnFiles>,
+}
+
+/// Files that a container may write but that are not in its root file system (hosts, resolv.conf), in a tiny file system of
+/// their own: what is written there is bounded, and none of it lies in a directory of the host.
+#[derive(Debug)]
+pub struct OwnFiles {
+    fs: OwnedFd,
+    /// Where each is shown; its name in the file system is its index.
+    destinations: Vec<String>,
+    /// Each as a mount of its own, to be attached; none where the kernel cannot show a file of a detached mount (before 6.15).
+    shown: Vec<OwnedFd>,
+}
+
+/// Bytes that the container may add to its own files.
+const OWN_ROOM: usize = 256 << 10;
+
+/// Make them, owned by container root. `None` if there are none.
+///
+/// # Errors
+/// In words.
+pub fn own_files(plan: &Plan, contents: &[(&str, Vec<u8>)]) -> Result<Option<OwnFiles>, String> {
+    if contents.is_empty() {
+        return Ok(None);
+    }
+    let size = OWN_ROOM + contents.iter().map(|(_, bytes)| bytes.len().next_multiple_of(4096)).sum::<usize>();
+    let (size, inodes) = (size.to_string(), (contents.len() + 2).to_string());
+    let options = [("mode", "755"), ("size", &*size), ("nr_inodes", &*inodes)];
+    let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let fs = mount::fs_mount("tmpfs", &options, &[], attrs).map_err(|e| e.to_string())?;
+    let owner = (rustix::fs::Uid::from_raw(plan.root_ids.0), rustix::fs::Gid::from_raw(plan.root_ids.1));
+    for (index, (destination, bytes)) in contents.iter().enumerate() {
+        let make = || -> std::io::Result<()> {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&fs, index.to_string(), flags, Mode::from_raw_mode(0o644))?;
+            rustix::fs::fchown(&file, Some(owner.0), Some(owner.1))?;
+            std::io::Write::write_all(&mut std::fs::File::from(file), bytes)
+        };
+        make().map_err(|error| format!("{destination}: {error}"))?;
+    }
+    let destinations = contents.iter().map(|(path, _)| (*path).to_owned()).collect();
+    // Nothing is cloned just to see whether that works: the end of a mount that was never attached waits for RCU.
+    let shown = OwnFiles::show(&fs, contents.len()).unwrap_or_default();
+    Ok(Some(OwnFiles { fs, destinations, shown }))
+}
+
+impl OwnFiles {
+    /// As they are now, in another file system.
+    fn copy(&self, plan: &Plan) -> Result<Option<Self>, String> {
+        let mut contents = Vec::new();
+        for (index, destination) in self.destinations.iter().enumerate() {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&self.fs, index.to_string(), flags, Mode::empty());
+            let mut bytes = Vec::new();
+            file.map_err(std::io::Error::from)
+                .and_then(|file| std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut bytes))
+                .map_err(|error| format!("{destination}: {error}"))?;
+            contents.push((destination.as_str(), bytes));
+        }
+        own_files(plan, &contents)
+    }
+
+    fn show(fs: &OwnedFd, count: usize) -> Result<Vec<OwnedFd>, mount::Error> {
+        (0..count).map(|index| mount::open_tree_clone(fs, &index.to_string(), false)).collect()
+    }
+
+    /// What a pea gets: these, or where the kernel cannot share them a copy.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn for_pea(&self, plan: &Plan) -> Result<Option<Self>, String> {
+        let Ok(shown) = Self::show(&self.fs, self.destinations.len()) else { return self.copy(plan) };
+        let fs = self.fs.try_clone().map_err(|error| error.to_string())?;
+        Ok(Some(Self { fs, destinations: self.destinations.clone(), shown }))
+    }
+
+    /// Forget the mounts that a launch has attached.
+    pub fn attached(&mut self) {
+        self.shown.clear();
+    }
+}
+
+/// What is handed in.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// What to do.
+    pub plan: &'a Plan,
+    /// Detached.
+    pub rootfs: BorrowedFd<'a>,
+    /// /dev, and the container's own files.
+    pub devices: &'a Devices,
+    /// Detached bind mounts with their destinations.
+    pub binds: &'a [(String, OwnedFd)],
+    /// v1 hierarchies.
+    pub hierarchies: &'a [String],
+}
+
+impl Parts<'_> {
+    /// The descriptors that [`enter`] needs.
+    pub fn numbers(&self) -> Vec<RawFd> {
+        let devices = [&self.devices.dev, &self.devices.pts, &self.devices.null].into_iter();
+        let own = self.devices.own.iter().flat_map(|own| std::iter::once(&own.fs).chain(&own.shown));
+        let owned = devices.chain(own).chain(self.binds.iter().map(|(_, bind)| bind));
+        owned.map(AsRawFd::as_raw_fd).chain([self.rootfs.as_raw_fd()]).collect()
+    }
+}
+
+/// `(name, major, minor)`: the nodes that the OCI spec requires.
+const NODES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+
+/// Make /dev and /dev/pts, owned by container root.
+///
+/// # Errors
+/// In words.
+pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
+    let (uid, gid) = plan.root_ids;
+    let (uid_text, gid_text) = (uid.to_string(), gid.to_string());
+    fn say(what: &str) -> impl FnOnce(rustix::io::Errno) -> String + '_ {
+        move |error| format!("/dev/{what}: {error}")
+    }
+    let owner = (Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)));
+    let options = [("mode", "755"), ("size", "65536k"), ("uid", &*uid_text), ("gid", &*gid_text)];
+    let attrs = MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    let dev = mount::fs_mount("tmpfs", &options, &[], attrs).map_err(|e| e.to_string())?;
+    let default = NODES.iter().map(|(name, major, minor)| (*name, false, *major, *minor, 0o666));
+    let extra = plan.nodes.iter().map(|node| (&*node.name, node.block, node.major, node.minor, node.mode));
+    for (name, block, major, minor, mode) in default.chain(extra) {
+        let kind = if block { FileType::BlockDevice } else { FileType::CharacterDevice };
+        let device = rustix::fs::makedev(major, minor);
+        let mode = Mode::from_raw_mode(mode);
+        rustix::fs::mknodat(&dev, name, kind, mode, device).map_err(say(name))?;
+        rustix::fs::chmodat(&dev, name, mode, rustix::fs::AtFlags::empty()).map_err(say(name))?;
+        rustix::fs::chownat(&dev, name, owner.0, owner.1, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(say(name))?;
+    }
+    for (target, name) in LINKS {
+        rustix::fs::symlinkat(target, &dev, name).map_err(say(name))?;
+        rustix::fs::chownat(&dev, name, owner.0, owner.1, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(say(name))?;
+    }
+    for name in ["pts", "shm", "mqueue"] {
+        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(say(name))?;
+        rustix::fs::chownat(&dev, name, owner.0, owner.1, rustix::fs::AtFlags::empty()).map_err(say(name))?;
+    }
+    // The container's gid 5: with Garden's mapping that is the host's 5 as well.
+    let tty = plan.tty_gid.to_string();
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", &*tty), ("max", "1024")];
+    let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let pts = mount::fs_mount("devpts", &options, &["newinstance"], attrs).map_err(|e| e.to_string())?;
+    for name in [".", "ptmx"] {
+        rustix::fs::chownat(&pts, name, owner.0, owner.1, rustix::fs::AtFlags::empty()).map_err(say(name))?;
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let null = rustix::fs::openat(&dev, "null", flags, Mode::empty()).map_err(say("null"))?;
+    Ok(Devices { dev, pts, null, own })
+}
+
+/// From the nursery's copy to the new root. Runs as root of the container's user namespace.
+pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).map_err(failed("make mounts private"))?;
+    let stage = open_path("/r").map_err(failed("open /r"))?;
+    let late = show_late(parts, &stage)?;
+    let own: Vec<(&String, &OwnedFd)> = match &parts.devices.own {
+        Some(own) => own.destinations.iter().zip(if late.is_empty() { &own.shown } else { &late }).collect(),
+        None => Vec::new(),
+    };
+    mount::attach(parts.rootfs, &stage).map_err(failed("attach the root file system"))?;
+    let root = open_path("/r").map_err(failed("open the root file system"))?;
+    let mut binds = parts.binds.iter();
+    let mut places = Places::default();
+    places.own.push(mount_points::mount_id(&root).map_err(failed("look at the root file system"))?);
+    for step in &parts.plan.mounts {
+        if step.kind == "bind" {
+            // Those that are handed in come first, then the container's own files.
+            let bind = match binds.next() {
+                Some((_, bind)) => bind,
+                None => own
+                    .iter()
+                    .find_map(|(destination, file)| (**destination == step.destination).then_some(*file))
+                    .ok_or_else(|| Stop::from("a bind mount is missing".to_owned()))?,
+            };
+            protect(step, bind.as_fd())?;
+            attach_at(bind.as_fd(), &root, &step.destination, Some(&places))?;
+            if mount_points::is_in_dev(&step.destination) {
+                let id = mount_points::mount_id(bind);
+                places.devices.push(id.map_err(failed(format!("look at {}", step.destination)))?);
+            }
+        } else {
+            let made = make(step, parts)?;
+            let mount = made.as_ref().map_or(device(step, parts), AsFd::as_fd);
+            let look = |error| failed(format!("look at {}", step.destination))(error);
+            let id = mount_points::mount_id(mount).map_err(look)?;
+            match step.kind.as_str() {
+                "proc" | "sysfs" | "cgroup" => {
+                    places.kernels.push(rustix::fs::fstat(mount).map_err(look)?.st_dev);
+                }
+                "tmpfs" if !mount_points::is_in_dev(&step.destination) => places.own.push(id),
+                _ => places.devices.push(id),
+            }
+            attach_at(mount, &root, &step.destination, None)?;
+            if step.kind == "cgroup" {
+                places.kernels.extend(cgroup_v1(step, parts, &root)?);
+            }
+        }
+    }
+    for path in &parts.plan.masked {
+        mask(&root, path, parts, &places.kernels)?;
+    }
+    rustix::process::fchdir(&root).map_err(failed("enter the root file system"))?;
+    rustix::process::pivot_root(".", ".").map_err(failed("pivot_root"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("let the old root go"))?;
+    rustix::process::chdir("/").map_err(failed("chdir /"))?;
+    if parts.plan.mounts.iter().any(|step| step.kind == "proc") {
+        procfs_is_at_its_place()?;
+    }
+    if let Some(name) = &parts.plan.hostname {
+        rustix::system::sethostname(name.as_bytes()).map_err(failed("set the host name"))?;
+    }
+    Ok(())
+}
+
+/// The container's own files where [`own_files`] could not show them: they can be cloned once their file system is attached,
+/// which it is below the root file system's place. It goes with the old root.
+fn show_late(parts: &Parts<'_>, stage: &OwnedFd) -> Outcome<Vec<OwnedFd>> {
+    match &parts.devices.own {
+        Some(own) if own.shown.is_empty() => {
+            mount::attach(&own.fs, stage).map_err(failed("attach the container's own files"))?;
+            OwnFiles::show(&own.fs, own.destinations.len()).map_err(failed("show the container's own files"))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Standard input, output and error become the container's own null device: those of the keeper are the host's.
+pub fn no_stdio(parts: &Parts<'_>) -> Outcome<()> {
+    (0..3).try_for_each(|target| crate::child::stdio(parts.devices.null.as_fd(), target))
+}
+
+fn open_path(path: &str) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn device<'a>(step: &Mount, parts: &'a Parts<'_>) -> BorrowedFd<'a> {
+    if step.kind == "devpts" { parts.devices.pts.as_fd() } else { parts.devices.dev.as_fd() }
+}
+
+fn attributes(step: &Mount) -> MountAttrFlags {
+    let mut attrs = MountAttrFlags::empty();
+    for (set, flag) in [
+        (step.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (step.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (step.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (step.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+    ] {
+        if set {
+            attrs |= flag;
+        }
+    }
+    attrs
+}
+
+/// What the bundle says of a bind mount, whatever was made of it before it came.
+fn protect(step: &Mount, bind: BorrowedFd<'_>) -> Outcome<()> {
+    if step.readonly {
+        mount::set_readonly(bind, false).map_err(failed(format!("make {} read-only", step.destination)))?;
+    }
+    Ok(())
+}
+
+/// A file system that is made inside; `None` for /dev and /dev/pts, which the keeper has made.
+fn make(step: &Mount, parts: &Parts<'_>) -> Outcome<Option<OwnedFd>> {
+    let data: Vec<(&str, &str)> = step.data.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let made = match step.kind.as_str() {
+        "devpts" => return Ok(None),
+        "tmpfs" if step.destination == "/dev" => return Ok(None),
+        "cgroup" if parts.hierarchies.is_empty() => mount::fs_mount("cgroup2", &[], &[], attributes(step)),
+        // The hierarchies below are read-only, not the tmpfs that holds them (as recorded).
+        "cgroup" => {
+            let writable = attributes(step) - MountAttrFlags::MOUNT_ATTR_RDONLY;
+            // Container root may make directories in it: they take memory that nothing else bounds.
+            let bounds = [("mode", "755"), ("size", "64k"), ("nr_inodes", "64")];
+            mount::fs_mount("tmpfs", &bounds, &[], writable)
+        }
+        kind => mount::fs_mount(kind, &data, &[], attributes(step)),
+    };
+    made.map(Some).map_err(failed(format!("mount {}", step.destination)))
+}
+
+/// Each v1 hierarchy below `/sys/fs/cgroup`, showing the container's own part. Returns their devices.
+fn cgroup_v1(step: &Mount, parts: &Parts<'_>, root: &OwnedFd) -> Outcome<Vec<u64>> {
+    let mut devices = Vec::new();
+    for name in parts.hierarchies {
+        let directory = name.strip_prefix("name=").unwrap_or(name);
+        let target = format!("{}/{directory}", step.destination);
+        let made = if let Some(named) = name.strip_prefix("name=") {
+            mount::fs_mount("cgroup", &[("name", named)], &["none"], attributes(step))
+        } else {
+            let flags: Vec<&str> = name.split(',').collect();
+            mount::fs_mount("cgroup", &[], &flags, attributes(step))
+        };
+        let made = made.map_err(failed(format!("mount {target}")))?;
+        devices.push(rustix::fs::fstat(&made).map_err(failed(format!("look at {target}")))?.st_dev);
+        attach_at(made.as_fd(), root, &target, None)?;
+    }
+    Ok(devices)
+}
+
+/// What may be shown over files of procfs, as runc allows it: statistics that programs such as lxcfs provide.
+const OVER_PROC: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// `places`: it is a bind mount, which may not cover what the kernel's file systems show.
+fn attach_at(
+    mount: BorrowedFd<'_>,
+    root: &OwnedFd,
+    destination: &str,
+    places: Option<&Places>,
+) -> Outcome<()> {
+    let directory = rustix::fs::fstat(mount)
+        .map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
+        .map_err(failed(format!("look at the mount for {destination}")))?;
+    // The image's own links lead bind mounts, but not what the kernel shows: a /proc that is a link to elsewhere would
+    // leave the masks without effect.
+    let target = mount_points::find(root, destination, directory, places)?;
+    let stat = rustix::fs::fstat(&target).map_err(failed(format!("look at {destination}")))?;
+    let top = rustix::fs::fstat(root).map_err(failed("look at the root file system"))?;
+    if (stat.st_dev, stat.st_ino) == (top.st_dev, top.st_ino) {
+        return Err(Stop::from(format!(
+            "a mount over {destination} is not allowed: it is, or a link of the image leads to, the root of the container"
+        )));
+    }
+    if (FileType::from_raw_mode(stat.st_mode) == FileType::Directory) != directory {
+        let [is, must] = if directory { ["no directory", "one"] } else { ["a directory", "a file"] };
+        let text = format!("mount point {destination}: it is {is} in the image, and must be {must}");
+        return Err(Stop::from(text));
+    }
+    if let Some(places) = places {
+        if places.kernels.contains(&stat.st_dev) && !OVER_PROC.contains(&destination) {
+            return Err(mount_points::in_kernel(destination));
+        }
+        // However it was reached: a link may lead on from a directory that was just made.
+        let id = mount_points::mount_id(&target).map_err(failed(format!("look at {destination}")))?;
+        if places.devices.contains(&id) && !mount_points::is_in_dev(destination) {
+            return Err(mount_points::in_dev(destination));
+        }
+    }
+    mount::attach(mount, &target).map_err(failed(format!("attach {destination}")))
+}
+
+/// Programs trust what they read in /proc, and write to it: it must be the kernel's, whatever was mounted after it.
+fn procfs_is_at_its_place() -> Outcome<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed("open /proc"))?;
+    let stat = rustix::fs::fstatfs(&proc).map_err(failed("look at /proc"))?;
+    if stat.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        Ok(())
+    } else {
+        Err(Stop::from("another file system than procfs is mounted at /proc".to_owned()))
+    }
+}
+
+/// Hide a path of the kernel's file systems, which are on the devices `kernels`: a file behind /dev/null, a directory behind an
+/// empty read-only tmpfs. What does not exist needs no hiding.
+fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>, kernels: &[u64]) -> Outcome<()> {
+    let target = match mount_points::open(root, path, OFlags::PATH, INSIDE) {
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        other => other.map_err(failed(format!("mask {path}")))?,
+    };
+    let stat = rustix::fs::fstat(&target).map_err(failed(format!("mask {path}")))?;
+    // A mask elsewhere would leave what it is for to be seen.
+    if !kernels.contains(&stat.st_dev) {
+        return Err(Stop::from(format!("mask {path}: it does not lead to what the kernel shows there")));
+    }
+    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        mount::fs_mount(
+            "tmpfs",
+            &[("size", "4k"), ("nr_inodes", "2")],
+            &[],
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+        )
+    } else {
+        mount::open_tree_clone(&parts.devices.null, "", false)
+    };
+    let cover = cover.map_err(failed(format!("mask {path}")))?;
+    mount::attach(&cover, &target).map_err(failed(format!("mask {path}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::StatVfsMountFlags;
+
+    #[test]
+    fn a_bind_mount_is_read_only_if_its_bundle_says_so() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        for readonly in [true, false] {
+            let bind = mount::fs_mount("tmpfs", &[], &[], MountAttrFlags::empty()).unwrap();
+            protect(&Mount { readonly, ..Mount::default() }, bind.as_fd()).unwrap();
+            let flags = rustix::fs::fstatvfs(&bind).unwrap().f_flag;
+            assert_eq!(flags.contains(StatVfsMountFlags::RDONLY), readonly);
+        }
+    }
+}

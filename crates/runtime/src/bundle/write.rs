@@ -1,0 +1,212 @@
+//! What the engine writes.
+
+use crate::cgroup::devices::Devices;
+use crate::oci::{
+    Capabilities, Cpu, Device, DeviceType, IdMapping, Linux, Memory, Mount, Namespace, NamespaceType, Pids,
+    Process, Propagation, Resources, Root, Seccomp, Spec, User,
+};
+use crate::{caps, seccomp};
+
+/// What differs from one bundle to another.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Container root is host root.
+    pub privileged: bool,
+    /// Host ids of the mapping, `(inside, outside, size)`; not used when privileged.
+    pub mapping: Vec<(u32, u32, u32)>,
+    /// UTS name; `None` for a pea, which shares its container's.
+    pub hostname: Option<String>,
+    /// Where the container's namespaces are found; for a pea.
+    pub joins: Option<i32>,
+    /// Environment of pid 1 (kept for the record: processes get theirs with each run).
+    pub env: Vec<String>,
+    /// Host path of the root file system's upper directory, for the reader: the mount itself is detached.
+    pub rootfs: String,
+    /// `(host path, path inside, writable)`.
+    pub binds: Vec<(String, String, bool)>,
+    /// Path of the cgroup below each hierarchy.
+    pub cgroups_path: String,
+    /// Bytes; zero: none.
+    pub memory_bytes: u64,
+    /// v1 shares; zero: none.
+    pub cpu_shares: u64,
+    /// Processes; zero: none.
+    pub pids: u64,
+    /// `no_new_privs`.
+    pub no_new_privileges: bool,
+    /// Without what keepers before [`crate::wire::CONFINED`] refuse because they do not know it: a pea in a container of such
+    /// a keeper gets neither device nodes of its own nor a filter of system calls, as its container has none.
+    pub earlier: bool,
+    /// Bytes that /dev/shm may hold; zero: as many as the kernel gives a tmpfs, half of the memory.
+    pub shm_bytes: u64,
+    /// Paths to be masked beside [`MASKED`], which depend on the host; see [`host_masks`].
+    pub masks: Vec<String>,
+}
+
+/// Paths of /sys that tell the host's thermal state, one for each processor that has it: as runc masks them since 1.3.
+pub fn host_masks(sysfs: &std::path::Path) -> Vec<String> {
+    let throttle = |entry: std::fs::DirEntry| {
+        let path = entry.path().join("thermal_throttle");
+        let inside = std::path::Path::new("/sys").join(path.strip_prefix(sysfs).ok()?);
+        path.is_dir().then(|| inside.to_string_lossy().into_owned())
+    };
+    let processors = std::fs::read_dir(sysfs.join("devices/system/cpu"));
+    let mut masks: Vec<String> = processors.into_iter().flatten().flatten().filter_map(throttle).collect();
+    masks.sort_unstable();
+    masks
+}
+
+/// Those of the recorded bundles, and what runc hides since 1.2 because it tells of the host and its neighbours.
+const MASKED: [&str; 12] = [
+    "/proc/kcore",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/keys",
+    "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/sys/devices/virtual/powercap",
+];
+
+/// What pid 1 is called in a bundle. Its program is not of the container: it is executed from a descriptor.
+pub(super) const INIT: &str = "/tmp/garden-init";
+
+/// As it stands in a bundle, before the profile itself.
+pub(super) const FILTER: &str = "\"seccomp\":";
+/// In the place of Garden's profile, which has its text ready.
+pub(super) const STAND_IN: &str = "{\"defaultAction\":\"\"}";
+
+/// The bundle as Garden writes it (mounts, masks, capability sets and namespaces of the recorded bundles).
+///
+/// # Panics
+/// Never: all keys are strings.
+pub fn text(s: &Settings) -> String {
+    let text = serde_json::to_string(&spec(s)).expect("a bundle has no keys but strings");
+    // No string of the bundle can be mistaken for it: quotes are escaped in those.
+    text.replacen(&format!("{FILTER}{STAND_IN}"), &format!("{FILTER}{}", *seccomp::TEXT), 1)
+}
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// The bundle with a stand-in for its profile of system calls.
+fn spec(s: &Settings) -> Spec {
+    let mask = if s.privileged { caps::PRIVILEGED } else { caps::UNPRIVILEGED };
+    let capabilities = Some(strings(&caps::names(mask)));
+    let process = Process {
+        user: Some(User { uid: 0, gid: 0, ..User::default() }),
+        args: Some(strings(&[INIT])),
+        env: Some(s.env.clone()),
+        cwd: "/".to_owned(),
+        capabilities: Some(Capabilities {
+            bounding: capabilities.clone(),
+            effective: capabilities.clone(),
+            inheritable: capabilities.clone(),
+            permitted: capabilities,
+            ambient: None,
+        }),
+        no_new_privileges: Some(s.no_new_privileges),
+        ..Process::default()
+    };
+    Spec {
+        oci_version: "1.0.0".to_owned(),
+        process: Some(process),
+        root: Some(Root { path: s.rootfs.clone(), readonly: None }),
+        hostname: s.hostname.clone(),
+        mounts: Some(mounts(s)),
+        linux: Some(linux(s)),
+        ..Spec::default()
+    }
+}
+
+fn mounts(s: &Settings) -> Vec<Mount> {
+    let mount = |destination: &str, kind: &str, options: &[&str]| Mount {
+        destination: destination.to_owned(),
+        kind: Some(kind.to_owned()),
+        source: Some(kind.to_owned()),
+        options: Some(strings(options)),
+        ..Mount::default()
+    };
+    let size = format!("size={}", s.shm_bytes);
+    let mut shm = vec!["noexec", "nosuid", "nodev", "mode=1777"];
+    if s.shm_bytes > 0 {
+        shm.push(&size);
+    }
+    let mut mounts = vec![
+        mount("/sys", "sysfs", &["noexec", "nosuid", "nodev", "ro"]),
+        mount("/dev", "tmpfs", &super::mounts::DEV),
+        mount("/dev/shm", "tmpfs", &shm),
+        mount("/dev/mqueue", "mqueue", &["noexec", "nosuid", "nodev"]),
+        mount("/dev/pts", "devpts", &super::mounts::PTS),
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+    ];
+    if !s.privileged {
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]));
+    }
+    for (source, destination, writable) in &s.binds {
+        let mode = if *writable { "rw" } else { "ro" };
+        mounts.push(Mount { source: Some(source.clone()), ..mount(destination, "bind", &["bind", mode]) });
+    }
+    mounts
+}
+
+fn namespaces(s: &Settings) -> Vec<Namespace> {
+    use NamespaceType::{Cgroup, Ipc, Mount, Network, Pid, User, Uts};
+    let mut namespaces = Vec::new();
+    for (kind, file) in [(Network, "net"), (Pid, "pid"), (Uts, "uts"), (Ipc, "ipc"), (User, "user")] {
+        if kind != User || !s.privileged {
+            let path = s.joins.map(|pid| format!("/proc/{pid}/ns/{file}"));
+            namespaces.push(Namespace { kind, path });
+        }
+    }
+    namespaces.push(Namespace { kind: Mount, path: None });
+    if s.joins.is_none() {
+        namespaces.push(Namespace { kind: Cgroup, path: None });
+    }
+    namespaces
+}
+
+fn linux(s: &Settings) -> Linux {
+    let bytes = i64::try_from(s.memory_bytes).unwrap_or(i64::MAX);
+    let resources = Resources {
+        memory: Some(Memory { limit: Some(bytes), swap: Some(bytes), ..Memory::default() }),
+        cpu: Some(Cpu { shares: Some(s.cpu_shares), ..Cpu::default() }),
+        pids: Some(Pids { limit: i64::try_from(s.pids).unwrap_or(i64::MAX) }),
+        devices: (!s.earlier).then(|| Devices::from(s.privileged).bundle()),
+        ..Resources::default()
+    };
+    let mut linux = Linux {
+        resources: Some(resources),
+        cgroups_path: Some(s.cgroups_path.clone()),
+        namespaces: Some(namespaces(s)),
+        rootfs_propagation: Some(Propagation::Private),
+        ..Linux::default()
+    };
+    if s.privileged && !s.earlier {
+        linux.devices = Some(vec![Device {
+            path: "/dev/fuse".to_owned(),
+            kind: DeviceType::Char,
+            major: Some(10),
+            minor: Some(229),
+            file_mode: Some(0o666),
+            ..Device::default()
+        }]);
+    }
+    if !s.privileged {
+        let range = |(inside, outside, size): &(u32, u32, u32)| IdMapping {
+            container_id: *inside,
+            host_id: *outside,
+            size: *size,
+        };
+        let ids: Vec<IdMapping> = s.mapping.iter().map(range).collect();
+        (linux.uid_mappings, linux.gid_mappings) = (Some(ids.clone()), Some(ids));
+        linux.masked_paths = Some([strings(&MASKED), s.masks.clone()].concat());
+        linux.seccomp = (!s.earlier).then(Seccomp::default);
+    }
+    linux
+}

@@ -1,0 +1,77 @@
+//! The names of what a store's directory holds, and reading and replacing its files.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+
+/// The directories of a store; those that hold layers come after those that use them.
+pub(crate) const DIRECTORIES: [&str; 5] = ["rootfs", "staging", "layers", "images", "trash"];
+/// Which program may touch the store.
+pub(crate) const FORMAT: &str = "format.json";
+/// The lock file, held exclusively by the server for its life and by a command for an instant.
+pub(crate) const LOCK: &str = "lock";
+pub(crate) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Bytes of the largest file that is read whole.
+const MAX_RECORD: u64 = 32 << 20;
+
+/// Opens the directory `name` under `dir`; a symlink is refused.
+pub(crate) fn open_dir(dir: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(dir, name, DIRECTORY, Mode::empty())
+}
+
+/// The names in a directory, without `.` and `..`; those that are not text are left out, the store makes none.
+pub(crate) fn names(dir: impl AsFd) -> rustix::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        match entry.file_name().to_str() {
+            Ok("." | "..") | Err(_) => {}
+            Ok(name) => names.push(name.to_owned()),
+        }
+    }
+    Ok(names)
+}
+
+/// Reads a small regular file of the store.
+pub(crate) fn read_file(dir: impl AsFd, name: &str) -> std::io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+        return Err(std::io::Error::from(std::io::ErrorKind::InvalidData));
+    }
+    // A record is a few hundred bytes, with a manifest and a config in it some megabytes; the bound is for a file that
+    // is none.
+    let mut text = String::new();
+    std::fs::File::from(file).take(MAX_RECORD).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Replaces a file of the store in one step: a new file under another name, then a rename. Not synced: after a power
+/// cut it may be the old one, the new one or empty.
+pub(crate) fn write_file(dir: impl AsFd, name: &str, text: &str) -> std::io::Result<()> {
+    replace(dir.as_fd(), name, text, false)
+}
+
+/// The same, and waits for the disk, before the rename and after it: a power cut meanwhile leaves the old one or the new
+/// one, and later the new one. For threads that nobody waits for, and commands.
+pub(crate) fn write_file_durable(dir: impl AsFd, name: &str, text: &str) -> std::io::Result<()> {
+    replace(dir.as_fd(), name, text, true)
+}
+
+fn replace(dir: BorrowedFd<'_>, name: &str, text: &str, sync: bool) -> std::io::Result<()> {
+    let new = format!(".{name}.{}", uuid::Uuid::new_v4().simple());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = std::fs::File::from(rustix::fs::openat(dir, &new, flags, Mode::RUSR | Mode::WUSR)?);
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| if sync { file.sync_data() } else { Ok(()) })
+        .and_then(|()| Ok(rustix::fs::renameat(dir, &new, dir, name)?))
+        .and_then(|()| if sync { Ok(rustix::fs::fsync(dir)?) } else { Ok(()) });
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(dir, &new, AtFlags::empty());
+    }
+    written
+}

@@ -1,0 +1,276 @@
+//! Who uses which layers: one file for each living root file system, on tmpfs.
+//!
+//! `<run>/rootfs/<id>.json` is written before the root file system is made and removed when it is let go. A directory
+//! in `rootfs/` that no record names is trash; a layer that no record names may go. After a reboot there is no record,
+//! and where the run directory is on a disk the boot id tells.
+//!
+//! Several processes share the directory, without a lock. Whoever makes a root file system first writes its record and
+//! *then* looks whether its layers are still in their place; whoever throws a layer away first moves it out of its
+//! place and *then* looks for records. One of the two sees the other.
+
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use wardian_sys::directory::Directory;
+
+use super::{files, run};
+
+/// The directory's name in the run directory.
+const DIRECTORY: &str = "rootfs";
+const SUFFIX: &str = ".json";
+
+/// What is known of a root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its id.
+    pub id: String,
+    /// The name of its directory in the store's `rootfs/`.
+    pub dir: String,
+    /// The boot that made it.
+    pub boot_id: String,
+    /// The image, as it was asked for.
+    pub image: String,
+    /// Its layers, bottom first.
+    pub layers: Vec<Used>,
+    /// When it was made: milliseconds since 1970.
+    pub created_ms: u64,
+    /// Where it is attached; none for those that only a keeper holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<PathBuf>,
+    /// Whether its overlay syncs: a volatile one could not be mounted then.
+    #[serde(default)]
+    pub honest: bool,
+    /// A write-back error that happened under it, with the remedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writeback_error: Option<String>,
+}
+
+/// One layer of a root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Used {
+    /// The layer's chain id.
+    pub chain: String,
+    /// Which unpacking of it.
+    pub instance: String,
+}
+
+/// The records' directory. Opened anew for each use by those who do not keep it: a server may mount a tmpfs there.
+#[derive(Debug)]
+pub(crate) struct Records {
+    path: PathBuf,
+    kept: Option<OwnedFd>,
+    boot_id: String,
+}
+
+impl Records {
+    /// With `make` the directory is made and kept.
+    pub(crate) fn open(run: &Path, boot_id: &str, make: bool) -> std::io::Result<Self> {
+        let path = run.join(DIRECTORY);
+        let kept = if make { Some(run::private(&path)?.into()) } else { None };
+        Ok(Self { path, kept, boot_id: boot_id.to_owned() })
+    }
+
+    /// The directory; none if there is none, and so no record.
+    fn dir(&self) -> std::io::Result<Option<OwnedFd>> {
+        match &self.kept {
+            Some(dir) => Ok(Some(rustix::io::fcntl_dupfd_cloexec(dir, 3)?)),
+            None => match Directory::open(&self.path) {
+                Ok(dir) => Ok(Some(dir.into())),
+                Err(error) if error.is_missing() => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the record's root file system is attached if it is to be visible.
+    pub(crate) fn mount_point(&self, id: &str) -> PathBuf {
+        self.path.join(id)
+    }
+
+    /// Writes a new record; false if there is one of this id.
+    pub(crate) fn create(&self, record: &Record) -> std::io::Result<bool> {
+        let dir = self.make_dir()?;
+        let new = self.write_new(&dir, record)?;
+        let name = format!("{}{SUFFIX}", record.id);
+        match rustix::fs::renameat_with(&dir, &new, &dir, &name, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => {
+                let _ = rustix::fs::unlinkat(&dir, &new, AtFlags::empty());
+                // What another boot has left is nothing.
+                match self.read(&dir, &name) {
+                    Ok(old) if old.boot_id == self.boot_id => Ok(false),
+                    _ => {
+                        self.remove(&record.id)?;
+                        self.create(record)
+                    }
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Replaces a record that is still there.
+    pub(crate) fn update_existing(&self, record: &Record) -> std::io::Result<()> {
+        let dir = self.make_dir()?;
+        let (new, name) = (self.write_new(&dir, record)?, format!("{}{SUFFIX}", record.id));
+        // Exchanged, which needs both: a record that was removed must not come back.
+        let exchanged = rustix::fs::renameat_with(&dir, &new, &dir, &name, RenameFlags::EXCHANGE);
+        rustix::fs::unlinkat(&dir, &new, AtFlags::empty())?;
+        match exchanged {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A time that changes whenever a record is made or removed.
+    pub(crate) fn changed(&self) -> (i64, u64) {
+        let dir = self.dir().ok().flatten();
+        let stat = dir.and_then(|dir| rustix::fs::fstat(dir).ok());
+        stat.map_or((0, 0), |stat| (stat.st_mtime, stat.st_mtime_nsec))
+    }
+
+    fn make_dir(&self) -> std::io::Result<OwnedFd> {
+        if self.kept.is_none() {
+            return Ok(run::private(&self.path)?.into());
+        }
+        self.dir()?.ok_or_else(|| std::io::Error::from(Errno::NOENT))
+    }
+
+    fn write_new(&self, dir: &OwnedFd, record: &Record) -> std::io::Result<String> {
+        // Unique among processes and threads; a leading dot keeps it from being read.
+        let new = format!(".{}", uuid::Uuid::new_v4().simple());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(dir, &new, flags, Mode::RUSR | Mode::WUSR)?;
+        std::fs::File::from(file).write_all(&serde_json::to_vec(record)?)?;
+        Ok(new)
+    }
+
+    /// Removes a record; it need not be there.
+    pub(crate) fn remove(&self, id: &str) -> std::io::Result<()> {
+        let Some(dir) = self.dir()? else { return Ok(()) };
+        match rustix::fs::unlinkat(&dir, format!("{id}{SUFFIX}"), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// One record of this boot.
+    pub(crate) fn get(&self, id: &str) -> std::io::Result<Option<Record>> {
+        let Some(dir) = self.dir()? else { return Ok(None) };
+        match self.read(&dir, &format!("{id}{SUFFIX}")) {
+            Ok(record) => Ok((record.boot_id == self.boot_id).then_some(record)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&self, dir: impl AsFd, name: &str) -> std::io::Result<Record> {
+        Ok(serde_json::from_str(&files::read_file(dir, name)?)?)
+    }
+
+    /// All records of this boot.
+    ///
+    /// A record that cannot be read is an error: nobody knows which layers it names.
+    pub(crate) fn all(&self) -> std::io::Result<Vec<Record>> {
+        let Some(dir) = self.dir()? else { return Ok(Vec::new()) };
+        let mut records = Vec::new();
+        for name in files::names(&dir)? {
+            if !name.ends_with(SUFFIX) || name.starts_with('.') {
+                continue;
+            }
+            match self.read(&dir, &name) {
+                Ok(record) if record.boot_id == self.boot_id => records.push(record),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(records)
+    }
+
+    /// The unpackings of layers that root file systems use.
+    pub(crate) fn used_layers(&self) -> std::io::Result<HashSet<Used>> {
+        Ok(self.all()?.into_iter().flat_map(|record| record.layers).collect())
+    }
+
+    /// Removes what a killed process has left half written, and records of another boot.
+    pub(crate) fn tidy(&self) -> std::io::Result<()> {
+        let Some(dir) = self.dir()? else { return Ok(()) };
+        for name in files::names(&dir)? {
+            let other_boot =
+                || matches!(self.read(&dir, &name), Ok(record) if record.boot_id != self.boot_id);
+            // A living process takes microseconds from the new file to its name.
+            let old = || {
+                rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)
+                    .is_ok_and(|stat| stat.st_mtime.saturating_add(60) < now_ms().cast_signed() / 1000)
+            };
+            let half = name.starts_with('.') && old();
+            if half || (name.ends_with(SUFFIX) && other_boot()) {
+                let _ = rustix::fs::unlinkat(&dir, &name, AtFlags::empty());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Now, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str, boot: &str) -> Record {
+        Record {
+            id: id.into(),
+            dir: format!("d-{id}"),
+            boot_id: boot.into(),
+            image: "/x.tar".into(),
+            layers: vec![Used { chain: "c".into(), instance: "i".into() }],
+            created_ms: now_ms(),
+            attached: None,
+            honest: false,
+            writeback_error: None,
+        }
+    }
+
+    #[test]
+    fn a_record_is_made_once_and_outlives_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path(), "now", false).unwrap();
+        assert!(records.all().unwrap().is_empty());
+        assert!(records.create(&record("a", "now")).unwrap());
+        assert!(!records.create(&record("a", "now")).unwrap());
+        assert_eq!(records.get("a").unwrap().unwrap(), records.all().unwrap()[0]);
+        assert_eq!(records.used_layers().unwrap().len(), 1);
+        records.remove("a").unwrap();
+        records.remove("a").unwrap();
+        assert_eq!(records.get("a").unwrap(), None);
+        // Of another boot: not there, and no obstacle.
+        let old = Records::open(dir.path(), "before", true).unwrap();
+        assert!(old.create(&record("a", "before")).unwrap());
+        assert!(records.all().unwrap().is_empty());
+        assert!(records.create(&record("a", "now")).unwrap());
+        assert!(old.create(&record("b", "before")).unwrap());
+        let half = std::fs::File::create(dir.path().join("rootfs/.half")).unwrap();
+        records.tidy().unwrap();
+        assert!(dir.path().join("rootfs/.half").exists());
+        half.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        records.tidy().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path().join("rootfs")).unwrap().count(), 1);
+        std::fs::write(dir.path().join("rootfs/bad.json"), "{").unwrap();
+        assert!(records.used_layers().is_err());
+    }
+}

@@ -1,0 +1,297 @@
+//! Whether a directory that somebody has named is one of ours. A server closes it to others, mounts a tmpfs on it and deletes
+//! what nothing on record names; `wardian reset` deletes what is in it: none of that may happen to the directory of
+//! somebody else.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FileType};
+use wardian_sys::directory::{self, Directory};
+
+use super::files;
+use super::format::{self, Format};
+
+/// A server's note of itself in its run directory.
+pub const INSTANCE: &str = "instance.json";
+/// The directories of a run directory.
+const RUN_DIRECTORIES: [&str; 3] = ["containers", "rootfs", "pool"];
+/// Other things of ours in a run directory; those that are no more than a name are there before the server's note is.
+const RUN_FILES: [&str; 7] =
+    [INSTANCE, "instance.json.new", files::LOCK, ".lock.guard", ".lock.new", ".mount.guard", "garden.sock"];
+/// All that a server makes in its run directory, but its lock and the guards of that, which [`wardian_sys::lock`] replaces.
+pub(crate) const RUN_ENTRIES: [&str; 6] =
+    [INSTANCE, "instance.json.new", "garden.sock", "pool", "containers", "rootfs"];
+/// Those of them that each start makes anew.
+pub(crate) const REPLACED: [&str; 3] = [INSTANCE, "instance.json.new", "pool"];
+/// What is in the directory of a store before its `format.json` is, or is left by a removal that was cut off, and what a
+/// new file system has.
+const STORE_FILES: [&str; 2] = [files::LOCK, "lost+found"];
+/// Directories of the system, which are nobody's store and nobody's run directory whatever is in them (hier(7)).
+const SYSTEM: [&str; 24] = [
+    "/",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/dev/pts",
+    "/dev/shm",
+    "/etc",
+    "/home",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/root",
+    "/run",
+    "/run/lock",
+    "/sbin",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/usr/local",
+    "/var",
+    "/var/lib",
+    "/var/log",
+    "/var/run",
+    "/var/tmp",
+];
+/// How often a run directory is looked at before it is somebody else's, …
+const LOOKS: u32 = 20;
+/// … and how long after one another.
+const LOOK: Duration = Duration::from_millis(10);
+/// Bytes of the largest record that is looked at.
+const MOST: u64 = 64 << 20;
+
+/// Why a directory is left alone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// One that every host has.
+    #[error(
+        "{path} is a directory of the system, and what is in it would be deleted or closed to others: name a directory of \
+         wardian's own ({option})",
+        path = .path.display()
+    )]
+    System {
+        /// The directory.
+        path: PathBuf,
+        /// The option that names it.
+        option: &'static str,
+    },
+    /// There is something in it, and no `format.json`.
+    #[error(
+        "{path} is no store of wardian: it has no format.json, but it holds {found}, which might be deleted. Nothing was \
+         touched; name the store (--root), or a directory that is new or empty",
+        path = .path.display()
+    )]
+    NotAStore {
+        /// The directory.
+        path: PathBuf,
+        /// The first thing in it that is not ours.
+        found: String,
+    },
+    /// There is something in it, and no record of a server.
+    #[error(
+        "{path} is no run directory of wardian: it has no record of a server (instance.json), but it holds {found}, which \
+         might be hidden or deleted. Nothing was touched; name the run directory (--run), or a directory that is new or \
+         empty",
+        path = .path.display()
+    )]
+    NotARun {
+        /// The directory.
+        path: PathBuf,
+        /// The first thing in it that is not ours.
+        found: String,
+    },
+    /// A `format.json` that this program cannot go by.
+    #[error(transparent)]
+    Format(#[from] format::Error),
+    /// The directory cannot be looked at, or others could change it.
+    #[error(transparent)]
+    Directory(#[from] directory::Error),
+}
+
+/// Whether it is a store; false if there is nothing in it yet, or no such directory.
+///
+/// # Errors
+/// It is something else.
+pub fn store(path: &Path) -> Result<bool, Error> {
+    let Some((dir, names)) = open(path, "--root")? else { return Ok(false) };
+    if names.iter().any(|name| name == files::FORMAT) {
+        let text = dir.read(files::FORMAT, MOST)?;
+        Format::parse(&String::from_utf8_lossy(&text))?;
+        return Ok(true);
+    }
+    let half = format!(".{}.", files::FORMAT);
+    let harmless = |name: &OsStr| {
+        STORE_FILES.iter().any(|known| name == *known) || name.to_string_lossy().starts_with(&half)
+    };
+    match names.iter().find(|name| !harmless(name)) {
+        Some(name) => Err(Error::NotAStore { path: dir.path().to_owned(), found: shown(name) }),
+        None => Ok(false),
+    }
+}
+
+/// Whether it is the run directory of a server or of commands; false if nothing of theirs is in it, nor of anybody else's
+/// but sockets and files with process ids (`*.pid`), or if there is no such directory.
+///
+/// # Errors
+/// It is something else.
+pub fn run(path: &Path) -> Result<bool, Error> {
+    let mut looks = 0;
+    loop {
+        let Some((dir, names)) = open(path, "--run")? else { return Ok(false) };
+        if is_proven(&dir) {
+            return Ok(true);
+        }
+        let Some(name) = names.iter().find(|name| !is_harmless(&dir, name)) else { return Ok(false) };
+        looks += 1;
+        if looks == LOOKS {
+            return Err(Error::NotARun { path: dir.path().to_owned(), found: shown(name) });
+        }
+        // Another command may be writing the first record, or removing the last one.
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The directory, and what is in it. One such as /tmp is looked at as well: whoever makes something in it closes it first.
+fn open(path: &Path, option: &'static str) -> Result<Option<(Directory, Vec<OsString>)>, Error> {
+    let dir = match Directory::open_shared(path) {
+        Err(error) if error.is_missing() => return Ok(None),
+        other => other?,
+    };
+    if SYSTEM.iter().any(|system| dir.path() == Path::new(system)) {
+        return Err(Error::System { path: dir.path().to_owned(), option });
+    }
+    let names = dir.names()?;
+    Ok(Some((dir, names)))
+}
+
+fn shown(name: &OsStr) -> String {
+    format!("{:?}", name.to_string_lossy())
+}
+
+/// Whether a server has written down there that it is its own, or there is a record of a root file system or a container.
+fn is_proven(run: &Directory) -> bool {
+    let has = |dir: &Directory, name: &OsStr, fields: &[&str]| {
+        let text = dir.read(name, MOST).unwrap_or_default();
+        let record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        fields.iter().all(|field| record[*field].is_string())
+    };
+    let names = |dir: &Directory| dir.names().unwrap_or_default();
+    has(run, OsStr::new(INSTANCE), &["tag", "root"])
+        || run.child("rootfs").is_ok_and(|dir| {
+            let records = names(&dir).into_iter().filter(|name| name.to_string_lossy().ends_with(".json"));
+            records.into_iter().any(|name| has(&dir, &name, &["id", "dir", "boot_id", "image"]))
+        })
+        || run.child("containers").is_ok_and(|dir| {
+            let state = |id| {
+                dir.child(id).is_ok_and(|dir| has(&dir, OsStr::new("state.json"), &["handle", "boot_id"]))
+            };
+            names(&dir).into_iter().any(state)
+        })
+}
+
+/// Whether something in a directory tells nothing of whose that is, and is neither hidden nor deleted to anybody's harm. A
+/// link is judged by whoever opens it.
+fn is_harmless(run: &Directory, name: &OsStr) -> bool {
+    let kind = |dir: &Directory, name: &OsStr| {
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+        stat.map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode))
+    };
+    let socket_or_link =
+        |dir: &Directory, name: &OsStr| matches!(kind(dir, name), FileType::Socket | FileType::Symlink);
+    if RUN_DIRECTORIES.iter().any(|known| name == *known) && kind(run, name) == FileType::Directory {
+        // One that is not trusted is refused by whoever opens it, who says why.
+        return run.child(name).map_or(true, |dir| {
+            dir.names().is_ok_and(|names| names.iter().all(|name| socket_or_link(&dir, name)))
+        });
+    }
+    RUN_FILES.iter().chain(&RUN_DIRECTORIES).any(|known| name == *known)
+        || name.to_string_lossy().starts_with(directory::ASIDE)
+        || socket_or_link(run, name)
+        || (Path::new(name).extension() == Some(OsStr::new("pid"))
+            && kind(run, name) == FileType::RegularFile)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn directories_of_the_system_are_nobodys() {
+        // Only looked at.
+        for path in ["/", "/etc", "/usr/../etc", "/tmp", "/run"] {
+            assert!(matches!(store(Path::new(path)), Err(Error::System { .. })), "{path}");
+            assert!(matches!(run(Path::new(path)), Err(Error::System { .. })), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_store_says_so_or_is_empty() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("root");
+        assert!(!store(&dir).unwrap());
+        fs::create_dir(&dir).unwrap();
+        for name in ["lock", "lost+found", ".format.json.1"] {
+            fs::write(dir.join(name), "").unwrap();
+            assert!(!store(&dir).unwrap());
+        }
+        // As another program may have called its own.
+        fs::create_dir(dir.join("trash")).unwrap();
+        let error = store(&dir).unwrap_err().to_string();
+        assert!(error.contains("no store of wardian") && error.contains("\"trash\""), "{error}");
+        fs::write(dir.join("format.json"), r#"{"version":1}"#).unwrap();
+        assert!(store(&dir).unwrap());
+        fs::write(dir.join("format.json"), r#"{"indent":4}"#).unwrap();
+        assert!(matches!(store(&dir), Err(Error::Format(_))));
+    }
+
+    #[test]
+    fn another_command_may_be_writing_its_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = dir.path().join("rootfs");
+        fs::create_dir(&records).unwrap();
+        let (half, whole) = (records.join("r.json.new"), records.join("r.json"));
+        fs::write(&half, r#"{"id":"r","dir":"d","boot_id":"b","image":"i"}"#).unwrap();
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| run(dir.path()));
+            std::thread::sleep(3 * LOOK);
+            assert!(!looking.is_finished());
+            fs::rename(&half, &whole).unwrap();
+            assert!(looking.join().unwrap().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_run_directory_has_a_record_or_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("run");
+        assert!(!run(&dir).unwrap());
+        fs::create_dir_all(dir.join("containers")).unwrap();
+        fs::create_dir(dir.join("pool")).unwrap();
+        for name in ["lock", "garden.pid", "instance.json"] {
+            fs::write(dir.join(name), "").unwrap();
+        }
+        let _socket = std::os::unix::net::UnixListener::bind(dir.join("other.sock")).unwrap();
+        assert!(!run(&dir).unwrap());
+        for foreign in ["notes", "containers/theirs", "pool/theirs"] {
+            fs::write(dir.join(foreign), "").unwrap();
+            assert!(matches!(run(&dir), Err(Error::NotARun { .. })), "{foreign}");
+            fs::remove_file(dir.join(foreign)).unwrap();
+        }
+        fs::create_dir_all(dir.join("containers/c")).unwrap();
+        fs::create_dir_all(dir.join("rootfs")).unwrap();
+        let instance = r#"{"tag":"t","root":"/x","pid":1}"#;
+        let record = r#"{"id":"a","dir":"d","boot_id":"b","image":"i"}"#;
+        let state = r#"{"handle":"h","boot_id":"b"}"#;
+        for (name, text) in
+            [(INSTANCE, instance), ("rootfs/a.json", record), ("containers/c/state.json", state)]
+        {
+            assert!(run(&dir).is_err(), "{name}");
+            fs::write(dir.join(name), text).unwrap();
+            assert!(run(&dir).unwrap(), "{name}");
+            fs::write(dir.join(name), "{}").unwrap();
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Work that several threads ask for at once is done by the first of them; the others wait for its result.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::error::Error;
+
+#[derive(Debug)]
+struct Seat<V> {
+    result: Mutex<Option<Result<V, Arc<Error>>>>,
+    landed: Condvar,
+}
+
+/// Work under way, by key. Results are not kept.
+#[derive(Debug)]
+pub(crate) struct Flights<K, V>(Mutex<HashMap<K, Arc<Seat<V>>>>);
+
+impl<K, V> Default for Flights<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+/// Takes the key off and wakes those that wait, also when the work panics.
+struct Landing<'a, K: Eq + Hash, V: Clone> {
+    flights: &'a Flights<K, V>,
+    key: K,
+    seat: Arc<Seat<V>>,
+    result: Option<Result<V, Arc<Error>>>,
+}
+
+impl<K: Eq + Hash, V: Clone> Drop for Landing<'_, K, V> {
+    fn drop(&mut self) {
+        self.flights.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        let result = self.result.take().unwrap_or_else(|| Err(Arc::new(Error::Closed)));
+        *self.seat.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        self.seat.landed.notify_all();
+    }
+}
+
+/// How often who waits looks whether it is to go on waiting.
+const LOOK: Duration = Duration::from_millis(50);
+
+impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
+    /// Does the work, or waits for who does. `work` must itself look whether it was just done by someone. Who waits can
+    /// be cancelled; if who works is, somebody who waits takes over.
+    pub(crate) fn run(
+        &self,
+        key: &K,
+        cancelled: &dyn Fn() -> bool,
+        work: impl FnOnce() -> Result<V, Error>,
+    ) -> Result<V, Error> {
+        loop {
+            let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(seat) = flights.get(key).cloned() else {
+                let seat = Arc::new(Seat { result: Mutex::new(None), landed: Condvar::new() });
+                flights.insert(key.clone(), Arc::clone(&seat));
+                drop(flights);
+                return self.lead(key, seat, work);
+            };
+            drop(flights);
+            let mut result = seat.result.lock().unwrap_or_else(PoisonError::into_inner);
+            let landed = loop {
+                match &*result {
+                    Some(result) => break result.clone(),
+                    None if cancelled() => return Err(Error::Cancelled),
+                    None => {
+                        let wait = seat.landed.wait_timeout(result, LOOK);
+                        result = wait.unwrap_or_else(PoisonError::into_inner).0;
+                    }
+                }
+            };
+            match landed {
+                Err(error) if error.is_cancelled() => {}
+                landed => return landed.map_err(Error::Shared),
+            }
+        }
+    }
+
+    fn lead(&self, key: &K, seat: Arc<Seat<V>>, work: impl FnOnce() -> Result<V, Error>) -> Result<V, Error> {
+        let mut landing = Landing { flights: self, key: key.clone(), seat, result: None };
+        let result = work().map_err(Arc::new);
+        landing.result = Some(result.clone());
+        drop(landing);
+        // Unwrapped where nobody waited, so that callers can match the error.
+        result.map_err(|error| Arc::try_unwrap(error).unwrap_or_else(Error::Shared))
+    }
+}

@@ -1,0 +1,427 @@
+//! What names stand for: `images/<name>.json`, one file for each named image.
+//!
+//! Names that mean the same have one record ([`short`]), which is found by each of them.
+//!
+//! Manifest and config lie beside them in `images/<digest>.documents`, once for all names of an image: they are as large as
+//! whoever made the image likes, and a list of names needs neither.
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Access, AtFlags, FlockOperation};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use wardian_image::Digest;
+use wardian_image::reference::short;
+
+use crate::disk::files;
+use crate::disk::layout::Layout;
+
+const SUFFIX: &str = ".json";
+/// What ends the name of a file with documents: not what ends a record's.
+const DOCUMENTS: &str = ".documents";
+/// How often a record is read again whose documents have gone since: another image got the name meanwhile.
+const TRIES: usize = 5;
+/// Bytes of a name. Its file's name may have three times as many, and 255 are possible.
+const MAX_NAME: usize = 80;
+
+/// What could not be done to a name.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// It could not be a name.
+    #[error(
+        "{name:?} is no name for an image: use up to {MAX_NAME} letters, digits and . _ - : / @, \
+         starting with a letter or a digit"
+    )]
+    Invalid {
+        /// The name.
+        name: String,
+    },
+    /// No image has this name.
+    #[error("there is no image {name:?} in the store; `wardian image ls` lists them")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// Another image has the name, and nobody has said that it may lose it.
+    #[error(
+        "the name {name:?} is that of another image ({id}), and what a source calls its image does not take that away; \
+         give it another name with `-t NAME`, or this one with `-t {name}` or `--force`"
+    )]
+    Taken {
+        /// The name.
+        name: String,
+        /// The beginning of the id of the image that has it.
+        id: String,
+    },
+    /// Somebody wanted it kept.
+    #[error(
+        "the image {name:?} is pinned; `wardian image unpin {name}` lets go of it, or `--force` removes it all the same"
+    )]
+    Pinned {
+        /// The name.
+        name: String,
+    },
+    /// The image that has the name has gone from the store, and its source is another one by now.
+    #[error(
+        "the layers of the image {name:?} are gone, and its source is another image by now; import that with `-t {name}`, \
+         or remove the name"
+    )]
+    Moved {
+        /// The name.
+        name: String,
+    },
+    /// Its record could not be read or written.
+    #[error("cannot read or write the record of the image {name:?}")]
+    Record {
+        /// The name.
+        name: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+}
+
+/// A named image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// Where it came from.
+    pub source: String,
+    /// Tells one image from another: the digest of its config, or the chain id of a bare tar, in hex.
+    pub id: String,
+    /// Chain ids, bottom first.
+    pub layers: Vec<String>,
+    /// Whether garbage collection must leave it alone.
+    #[serde(default)]
+    pub pinned: bool,
+    /// When it was imported: milliseconds since 1970.
+    pub imported_ms: u64,
+}
+
+/// What a named image says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Documents {
+    /// The manifest as it was read; none for a bare tar and for what `docker save` wrote.
+    #[serde(default)]
+    pub manifest: Option<String>,
+    /// The config as it was read; none for a bare tar.
+    #[serde(default)]
+    pub config: Option<String>,
+}
+
+/// A record as it lies on the disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    image: Named,
+    /// Which file has the documents, by the digest of its content in hex. None for a bare tar, and in records of earlier
+    /// versions, which have the documents among their own fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    documents: Option<String>,
+}
+
+/// Whether an image can be called that.
+///
+/// # Errors
+/// It cannot. Names are used in addresses and on terminals: no blanks, no control characters, nothing that could be a
+/// path out.
+pub fn check(name: &str) -> Result<(), Error> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/@".contains(&byte);
+    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if !begins || name.len() > MAX_NAME || !name.bytes().all(plain) || name.contains("://") {
+        return Err(Error::Invalid { name: name.chars().take(300).collect() });
+    }
+    Ok(())
+}
+
+/// Whether a source may call its image that.
+///
+/// # Errors
+/// As [`check`]; nor may it be called what reads as a digest: whoever names an image by one trusts that no other has it.
+pub fn check_brought(name: &str) -> Result<(), Error> {
+    check(name)?;
+    if name.contains('@') || short(name).starts_with("sha256:") {
+        return Err(Error::Invalid { name: name.to_owned() });
+    }
+    Ok(())
+}
+
+/// The name's file: what a file name cannot hold becomes `%` and two hex digits.
+pub(crate) fn file_name(name: &str) -> String {
+    format!("{}{SUFFIX}", name.replace('/', "%2F"))
+}
+
+/// The name that a file is the record of, if it is one.
+fn name_of(file: &str) -> Option<String> {
+    let name = file.strip_suffix(SUFFIX).filter(|name| !name.starts_with('.'))?;
+    Some(name.replace("%2F", "/"))
+}
+
+fn documents_file(digest: &str) -> String {
+    format!("{digest}{DOCUMENTS}")
+}
+
+/// The name that the record has of what this name means; where there is none, that it will have.
+fn resolve(layout: &Layout, name: &str) -> Result<String, Error> {
+    check(name)?;
+    let there =
+        |name: &str| rustix::fs::accessat(&layout.images, file_name(name), Access::EXISTS, AtFlags::empty());
+    for form in [name, short(name)] {
+        if there(form).is_ok() {
+            return Ok(form.to_owned());
+        }
+    }
+    // An earlier version has kept each name as it was said.
+    let earlier =
+        files(layout)?.iter().filter_map(|file| name_of(file)).find(|other| short(other) == short(name));
+    Ok(earlier.unwrap_or_else(|| short(name).to_owned()))
+}
+
+/// The record of exactly that name, and its text.
+fn read(layout: &Layout, name: &str) -> Result<Option<(Entry, String)>, Error> {
+    let failed = |source| Error::Record { name: name.to_owned(), source };
+    match files::read_file(&layout.images, &file_name(name)) {
+        Ok(text) => {
+            let entry = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+            Ok(Some((entry, text)))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed(source)),
+    }
+}
+
+fn existing(layout: &Layout, name: &str) -> Result<(Entry, String), Error> {
+    read(layout, &resolve(layout, name)?)?.ok_or_else(|| Error::Unknown { name: name.to_owned() })
+}
+
+/// The image of this name.
+pub(crate) fn find(layout: &Layout, name: &str) -> Result<Named, Error> {
+    Ok(existing(layout, name)?.0.image)
+}
+
+/// The image of this name, and what it says of itself.
+pub(crate) fn read_whole(layout: &Layout, name: &str) -> Result<(Named, Documents), Error> {
+    let failed = |source| Error::Record { name: name.to_owned(), source };
+    for _ in 0..TRIES {
+        let (entry, text) = existing(layout, name)?;
+        let text = match &entry.documents {
+            None => Ok(text),
+            Some(digest) => files::read_file(&layout.images, &documents_file(digest)),
+        };
+        match text {
+            Ok(text) => {
+                let documents = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+                return Ok((entry.image, documents));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(failed(ErrorKind::NotFound.into()))
+}
+
+/// Whose wish it is that an image gets a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Somebody who may say what a name stands for: another image loses it, and a pin, which is the name's, stays.
+    Operator,
+    /// The source's own, which was written by whoever made the image: it gets no name that another image has.
+    Source,
+}
+
+impl Named {
+    /// Whether both are one image. The id alone does not tell: it is the config's, and a manifest decides where layers go.
+    fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id && self.layers == other.layers
+    }
+
+    fn taken(&self) -> Error {
+        Error::Taken { name: self.name.clone(), id: self.id.chars().take(12).collect() }
+    }
+}
+
+/// Names an image, and gives the image that had the name until now, if that was another one. Waits for the disk.
+pub(crate) fn save(
+    layout: &Layout,
+    mut image: Named,
+    documents: &Documents,
+    wish: Wish,
+) -> Result<Option<Named>, Error> {
+    match wish {
+        Wish::Operator => check(&image.name)?,
+        Wish::Source => check_brought(&image.name)?,
+    }
+    let _turn = turn(layout, &image.name)?;
+    image.name = resolve(layout, &image.name)?;
+    // One that a power cut has emptied has no pin, and is nobody's.
+    let old = read(layout, &image.name).ok().flatten().map(|(old, _)| old.image);
+    if let Some(old) = &old {
+        match (wish, old.is_same(&image)) {
+            // Not even where it came from is changed: it may be fetched again from there.
+            (Wish::Source, true) => return Ok(None),
+            (Wish::Source, false) => return Err(old.taken()),
+            (Wish::Operator, _) => image.pinned = old.pinned,
+        }
+    }
+    let entry = Entry { documents: keep(layout, &image.name, documents)?, image };
+    write(layout, &entry)?;
+    if old.is_some() {
+        sweep_in_turn(layout);
+    }
+    Ok(old.filter(|old| !old.is_same(&entry.image)))
+}
+
+/// Refuses a name that a source brings along if another image has it: a look ahead, before anything is fetched.
+pub(crate) fn check_free(layout: &Layout, name: &str, id: &str, layers: &[String]) -> Result<(), Error> {
+    match read(layout, &resolve(layout, name)?)? {
+        Some((Entry { image: old, .. }, _)) if old.id != id || old.layers != layers => Err(old.taken()),
+        _ => Ok(()),
+    }
+}
+
+/// Changes what is recorded of an image. Waits for the disk.
+pub(crate) fn change(layout: &Layout, name: &str, change: impl FnOnce(&mut Named)) -> Result<(), Error> {
+    let _turn = turn(layout, name)?;
+    let (mut entry, text) = existing(layout, name)?;
+    if entry.documents.is_none() {
+        let own = serde_json::from_str(&text)
+            .map_err(|error| Error::Record { name: name.to_owned(), source: error.into() })?;
+        entry.documents = keep(layout, name, &own)?;
+    }
+    change(&mut entry.image);
+    write(layout, &entry)
+}
+
+/// Puts documents beside the records, unless they are there: says by which digest they are found, if there are any.
+fn keep(layout: &Layout, name: &str, documents: &Documents) -> Result<Option<String>, Error> {
+    if *documents == Documents::default() {
+        return Ok(None);
+    }
+    let failed = |source| Error::Record { name: name.to_owned(), source };
+    let text = serde_json::to_string(documents).map_err(|error| failed(error.into()))?;
+    let digest = Digest::of(text.as_bytes()).as_hex().to_owned();
+    let file = documents_file(&digest);
+    // What a disk has damaged is written anew.
+    if !files::read_file(&layout.images, &file).is_ok_and(|there| there == text) {
+        files::write_file_durable(&layout.images, &file, &text).map_err(failed)?;
+    }
+    Ok(Some(digest))
+}
+
+fn write(layout: &Layout, entry: &Entry) -> Result<(), Error> {
+    let name = &entry.image.name;
+    let failed = |source| Error::Record { name: name.clone(), source };
+    let text = serde_json::to_string(entry).map_err(|error| failed(error.into()))?;
+    files::write_file_durable(&layout.images, &file_name(name), &text).map_err(failed)
+}
+
+/// Deletes the documents that no name has any more.
+pub(crate) fn sweep(layout: &Layout) {
+    match turn(layout, "") {
+        Ok(_turn) => sweep_in_turn(layout),
+        Err(error) => tracing::warn!(%error, "image.documents-stay"),
+    }
+}
+
+/// The same for who has the turn, without which no file here is new: also what a killed process has left half written goes.
+fn sweep_in_turn(layout: &Layout) {
+    let swept = || -> Result<(), Error> {
+        let files = files(layout)?;
+        let mut kept = HashSet::new();
+        for name in files.iter().filter_map(|file| name_of(file)) {
+            match read(layout, &name) {
+                Ok(entry) => kept.extend(entry.and_then(|(entry, _)| entry.documents)),
+                // Emptied by a power cut: it names nothing any more.
+                Err(Error::Record { source, .. })
+                    if matches!(source.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let unused = |file: &String| {
+            file.starts_with('.') || file.strip_suffix(DOCUMENTS).is_some_and(|digest| !kept.contains(digest))
+        };
+        for file in files.iter().filter(|file| unused(file)) {
+            match rustix::fs::unlinkat(&layout.images, file, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(Error::Record { name: file.clone(), source: error.into() }),
+            }
+        }
+        Ok(())
+    };
+    // They take space, and nothing else.
+    if let Err(error) = swept() {
+        tracing::warn!(%error, "image.documents-stay");
+    }
+}
+
+/// A turn among all processes that change records.
+fn turn(layout: &Layout, name: &str) -> Result<OwnedFd, Error> {
+    let failed = |error: Errno| Error::Record { name: name.to_owned(), source: error.into() };
+    let dir = files::open_dir(&layout.images, ".").map_err(failed)?;
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive).map_err(failed)?;
+    Ok(dir)
+}
+
+/// Takes the name of an image away as [`remove`] does, and gives what had it; a pinned one only if that is meant.
+pub(crate) fn take(layout: &Layout, name: &str, pinned: bool) -> Result<Named, Error> {
+    let _turn = turn(layout, name)?;
+    let image = existing(layout, name)?.0.image;
+    if image.pinned && !pinned {
+        return Err(Error::Pinned { name: image.name });
+    }
+    remove(layout, &image.name)?;
+    Ok(image)
+}
+
+/// Takes the name away; the layers stay until they are collected, and the documents until [`sweep`].
+pub(crate) fn remove(layout: &Layout, name: &str) -> Result<(), Error> {
+    match rustix::fs::unlinkat(&layout.images, file_name(&resolve(layout, name)?), AtFlags::empty()) {
+        Ok(()) => Ok(()),
+        Err(Errno::NOENT) => Err(Error::Unknown { name: name.to_owned() }),
+        Err(error) => Err(Error::Record { name: name.to_owned(), source: error.into() }),
+    }
+}
+
+fn files(layout: &Layout) -> Result<Vec<String>, Error> {
+    files::names(&layout.images).map_err(|error| Error::Record { name: String::new(), source: error.into() })
+}
+
+/// All named images, by name, without what they say of themselves. One whose record a power cut has emptied is left out: it
+/// can be imported again.
+pub(crate) fn all(layout: &Layout) -> Result<Vec<Named>, Error> {
+    let mut images = Vec::new();
+    for name in files(layout)?.iter().filter_map(|file| name_of(file)) {
+        match read(layout, &name) {
+            Ok(entry) => images.extend(entry.map(|(entry, _)| entry.image)),
+            Err(error) => tracing::warn!(name, %error, "image.unreadable"),
+        }
+    }
+    images.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(images)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["busybox", "reg.example:5000/a/b:1.2_3", "a@sha256:0f"] {
+            check(good).unwrap();
+        }
+        let long = "a".repeat(MAX_NAME + 1);
+        for bad in ["", "/x.tar", "oci://x", "../a", "-a", "a b", "a\n", "ä", "a%2F", long.as_str()] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
+        for digest in
+            ["sha256:0f", "docker.io/library/sha256:0f", "docker.io/sha256:0f", "a@sha256:0f", "a@b"]
+        {
+            assert!(check(digest).is_ok() && check_brought(digest).is_err(), "{digest}");
+        }
+        check_brought("reg.example:5000/sha256:1").unwrap();
+        assert_eq!(file_name("a/b:1"), "a%2Fb:1.json");
+    }
+}

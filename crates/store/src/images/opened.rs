@@ -1,0 +1,51 @@
+//! An image in the store.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::layers::layer::Layer;
+
+/// An image whose layers are in the store. Cheap to clone; keeps its layers open.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// As it was asked for.
+    pub uri: String,
+    /// The same without what may be secret.
+    pub shown: String,
+    /// The digest of its config, or the chain id of a bare tar or of an app on top, in hex.
+    pub id: String,
+    /// What the image says about the processes in it.
+    pub config: wardian_image::Config,
+    /// The manifest as it was read; none for a bare tar.
+    pub manifest: Option<Vec<u8>>,
+    /// The config as it was read; none for a bare tar.
+    pub config_json: Option<Vec<u8>>,
+    /// Bottom first.
+    pub(crate) layers: Arc<[Arc<Layer>]>,
+}
+
+impl Image {
+    /// Chain ids of its layers, bottom first.
+    pub fn chain_ids(&self) -> Vec<String> {
+        self.layers.iter().map(|layer| layer.chain.clone()).collect()
+    }
+
+    /// The root directories of its layers, bottom first, for reading.
+    ///
+    /// # Errors
+    /// The system's, when it runs out of descriptors.
+    pub fn layer_dirs(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.layers.iter().map(|layer| Ok(layer.fs()?)).collect()
+    }
+
+    /// Bytes of what was read of it, which whoever made it chose.
+    pub(crate) fn documents(&self) -> usize {
+        let length = |text: &Option<Vec<u8>>| text.as_ref().map_or(0, Vec::len);
+        // The settings are a part of the config, with as much again for each string of it.
+        length(&self.manifest) + 4 * length(&self.config_json)
+    }
+
+    pub(crate) fn touch(&self) {
+        self.layers.iter().for_each(|layer| layer.touch());
+    }
+}

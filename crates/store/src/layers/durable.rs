@@ -1,0 +1,240 @@
+//! Making layers durable, off every request path: one thread, in the idle I/O class.
+//!
+//! A layer's own data is written back first, file by file, with calls that make nobody else wait. Then one `syncfs`,
+//! on the descriptor of the store's root that was opened before the oldest of the waiting layers began to be unpacked,
+//! commits the metadata and reports every write error since that moment. Only after that does a layer's record say
+//! that it is durable. If an error is reported, each waiting layer's own descriptor tells whether it happened in the
+//! layer's time; those layers are suspect.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Dir, FileType, Mode, OFlags};
+use wardian_sys::mount;
+
+use super::layer::{Fresh, State as Trust};
+use crate::disk::blocks::BLOCK;
+use crate::disk::files;
+use crate::fail::fail_point;
+
+/// How deep the write-back walks; a descriptor a level. What lies deeper is left to the final `syncfs`.
+const MAX_DEPTH: usize = 64;
+/// Files of at least so many bytes are waited for one by one, so that the disk's queue is not filled for others.
+const LARGE: i64 = 1 << 20;
+
+#[derive(Default)]
+struct State {
+    layers: VecDeque<Fresh>,
+    /// A descriptor whose `syncfs` makes an error known that nobody has seen, so that volatile mounts work again.
+    report: Option<OwnedFd>,
+    /// Layers that are not durable yet, those under way included: each holds two descriptors for that.
+    pending: usize,
+    busy: bool,
+    stop: bool,
+}
+
+/// Told of a write error that was reported, in words, with the layers that it may concern.
+pub(crate) type Alarm = Box<dyn Fn(&str) + Send + Sync>;
+
+/// The queue of the thread that makes layers durable.
+pub(crate) struct Durability {
+    state: Mutex<State>,
+    changed: Condvar,
+    alarm: Alarm,
+}
+
+impl std::fmt::Debug for Durability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Durability").finish_non_exhaustive()
+    }
+}
+
+impl Durability {
+    /// A queue; nothing is done before [`Durability::start`].
+    pub(crate) fn new(alarm: Alarm) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), alarm })
+    }
+
+    /// Starts the thread. It ends by itself some time after [`Durability::stop`]: a `syncfs` cannot be interrupted.
+    pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        let thread = Arc::clone(self);
+        std::thread::Builder::new().name("durability".into()).spawn(move || thread.run()).map(drop)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn layer(&self, fresh: Fresh) {
+        let mut state = self.lock();
+        // Found again while it waits.
+        if !state.layers.iter().any(|waiting| waiting.layer.instance == fresh.layer.instance) {
+            state.layers.push_back(fresh);
+            state.pending += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until at most so many layers are not durable yet; false if `cancelled` said so first.
+    pub(crate) fn at_most(&self, pending: usize, cancelled: &dyn Fn() -> bool) -> bool {
+        let mut state = self.lock();
+        while state.pending > pending && !state.stop {
+            if cancelled() {
+                return false;
+            }
+            let wait = Duration::from_millis(50);
+            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    pub(crate) fn report(&self, sync: OwnedFd) {
+        self.lock().report = Some(sync);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.lock().stop = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until nothing is left to do; false if that takes longer or `cancelled` says so.
+    pub(crate) fn drain(&self, timeout: Duration, cancelled: &dyn Fn() -> bool) -> bool {
+        let started = Instant::now();
+        let mut state = self.lock();
+        while state.busy || !state.layers.is_empty() || state.report.is_some() {
+            if state.stop || started.elapsed() >= timeout || cancelled() {
+                return false;
+            }
+            let wait = Duration::from_millis(50);
+            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    fn stopped(&self) -> bool {
+        self.lock().stop
+    }
+
+    fn run(&self) {
+        // Without it the write-back competes with containers, and is right all the same.
+        let _ = mount::idle_io_class();
+        let mut state = self.lock();
+        while !state.stop {
+            let layers: Vec<Fresh> = state.layers.drain(..).collect();
+            let report = state.report.take();
+            if layers.is_empty() && report.is_none() {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.busy = true;
+            drop(state);
+            let done = layers.len();
+            if !layers.is_empty() {
+                self.make_durable(layers);
+            }
+            if let Some(sync) = report
+                && let Err(error) = rustix::fs::syncfs(&sync)
+            {
+                (self.alarm)(&format!("the file system under the store reports a lost write: {error}"));
+            }
+            state = self.lock();
+            state.busy = false;
+            state.pending = state.pending.saturating_sub(done);
+            self.changed.notify_all();
+        }
+    }
+
+    fn make_durable(&self, mut layers: Vec<Fresh>) {
+        // One layer at a time: what is written back is bounded.
+        let mut written = Vec::new();
+        for fresh in &mut layers {
+            let fs = files::open_dir(&fresh.dir, "fs").map_err(std::io::Error::from);
+            let result = fs.and_then(|fs| self.write_back(fs.as_fd()));
+            written.push(result.map(|bytes| fresh.record.disk_bytes = Some(bytes)));
+        }
+        fail_point!("written-back");
+        // Layers come in the order in which they were finished: a large one that was begun first may be the last.
+        let oldest = (0..layers.len()).min_by_key(|index| layers[*index].opened);
+        let synced = oldest.map_or(Ok(()), |index| rustix::fs::syncfs(&layers[index].sync));
+        fail_point!("synced");
+        if self.stopped() && synced.is_ok() {
+            return;
+        }
+        let names: Vec<String> = layers.iter().map(|fresh| fresh.layer.chain.clone()).collect();
+        for (index, (mut fresh, written)) in layers.into_iter().zip(written).enumerate() {
+            let own = match synced {
+                Ok(()) => Ok(()),
+                error if oldest == Some(index) => error,
+                Err(_) => rustix::fs::syncfs(&fresh.sync),
+            };
+            let marked = written.and_then(|()| Ok(own?)).and_then(|()| {
+                fresh.record.durable = true;
+                fresh.record.write_durable(&fresh.dir)
+            });
+            fail_point!("marked");
+            match marked {
+                Ok(()) => fresh.layer.set_state(Trust::Durable),
+                // Condemned and deleted meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    fresh.layer.set_state(Trust::Suspect);
+                    (fresh.record.durable, fresh.record.suspect) = (false, true);
+                    // If this cannot be written either, the record still does not say durable.
+                    let _ = fresh.record.write(&fresh.dir);
+                    let neighbours: Vec<_> =
+                        names.iter().filter(|name| **name != fresh.layer.chain).cloned().collect();
+                    tracing::error!(layer = fresh.layer.chain, %error, ?neighbours, "layer.suspect");
+                    (self.alarm)(&format!("the layer {} may not be on the disk: {error}", fresh.layer.chain));
+                }
+            }
+        }
+    }
+
+    /// Starts the write-back of the data of each file, and awaits that of large ones; bytes that the tree takes on the disk.
+    fn write_back(&self, fs: BorrowedFd<'_>) -> std::io::Result<u64> {
+        let mut stack = vec![(rustix::io::fcntl_dupfd_cloexec(fs, 3)?, Dir::read_from(fs)?)];
+        let mut bytes = 0;
+        while let Some((dir, entries)) = stack.last_mut() {
+            if self.stopped() {
+                return Ok(bytes);
+            }
+            let Some(entry) = entries.next() else {
+                bytes += rustix::fs::fstat(&*dir)?.st_blocks.unsigned_abs() * BLOCK;
+                stack.pop();
+                continue;
+            };
+            let entry = entry?;
+            if entry.file_name() == c"." || entry.file_name() == c".." {
+                continue;
+            }
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            match entry.file_type() {
+                // Only a regular file: opening a device could do anything.
+                FileType::RegularFile => {
+                    let file = rustix::fs::openat(&*dir, entry.file_name(), flags, Mode::empty())?;
+                    let stat = rustix::fs::fstat(&file)?;
+                    // Waiting for each of thousands of small files would take one trip to the disk each.
+                    if stat.st_size < LARGE {
+                        mount::begin_write_back(&file)?;
+                    } else {
+                        mount::write_back(&file)?;
+                    }
+                    // Each of several names counts its part.
+                    bytes += stat.st_blocks.unsigned_abs() * BLOCK / stat.st_nlink.max(1);
+                }
+                FileType::Directory if stack.len() < MAX_DEPTH => {
+                    let dir = &stack[stack.len() - 1].0;
+                    let flags = flags | OFlags::DIRECTORY;
+                    let child = rustix::fs::openat(dir, entry.file_name(), flags, Mode::empty())?;
+                    let entries = Dir::read_from(&child)?;
+                    stack.push((child, entries));
+                }
+                _ => {}
+            }
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,225 @@
+//! How much the living root file systems have written: measured in the background, one at a time, on behalf of whoever
+//! asks for it and does not wait.
+//!
+//! The walk is over the store's own directory, from the host's side: it follows no symlink, enters no other file system
+//! (nothing is mounted there), and works a fifth of the time at most, so that a tree of a million files is no burden.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::disk::blocks::{BLOCK, entry_bytes};
+use crate::disk::files;
+use crate::disk::layout::Layout;
+use crate::layers::layer;
+use crate::threads::{join, lock};
+
+/// How old a measurement may be before it is repeated …
+const OLD: Duration = Duration::from_secs(5);
+/// … unless it took longer than this part of its age.
+const SHARE: u32 = 10;
+/// Entries between two rests: about a millisecond's worth when they are in memory.
+const STRIDE: u32 = 256;
+/// A rest is so many times as long as the work before it …
+const REST: u32 = 4;
+/// … and no longer than this.
+const REST_MOST: Duration = Duration::from_millis(200);
+
+/// The space of a root file system, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// What was written to it, on the disk; 0 until it has been measured for the first time.
+    pub exclusive_bytes: u64,
+    /// The image's layers below it, as they are recorded.
+    pub image_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    exclusive_bytes: u64,
+    image_bytes: Option<u64>,
+    /// When it was measured and how long that took.
+    measured: Option<(Instant, Duration)>,
+    queued: bool,
+}
+
+impl Known {
+    fn is_old(&self) -> bool {
+        self.measured.is_none_or(|(when, took)| when.elapsed() >= OLD.max(took * SHARE))
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    known: HashMap<String, Known>,
+    queue: VecDeque<String>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    layout: Arc<Layout>,
+    state: Mutex<State>,
+    changed: Condvar,
+    stop: AtomicBool,
+}
+
+/// The thread that measures.
+#[derive(Debug)]
+pub(crate) struct Measurer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Measurer {
+    pub(crate) fn new(layout: Arc<Layout>) -> Self {
+        let shared =
+            Shared { layout, state: Mutex::default(), changed: Condvar::new(), stop: AtomicBool::new(false) };
+        Self { shared: Arc::new(shared), thread: Mutex::default() }
+    }
+
+    pub(crate) fn start(&self) -> std::io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new().name("measurer".into()).spawn(move || shared.run())?;
+        *lock(&self.thread) = Some(thread);
+        Ok(())
+    }
+
+    /// False if it goes on at that time.
+    pub(crate) fn stop(&self, until: Instant) -> bool {
+        {
+            let _state = self.shared.lock();
+            self.shared.stop.store(true, Ordering::Release);
+            self.shared.changed.notify_all();
+        }
+        let thread = lock(&self.thread).take();
+        thread.is_none_or(|thread| join(thread, until))
+    }
+
+    /// A root file system was made; the sizes of its layers are known.
+    pub(crate) fn made(&self, id: &str, image_bytes: u64) {
+        let known = Known { image_bytes: Some(image_bytes), ..Known::default() };
+        self.shared.lock().known.insert(id.to_owned(), known);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn known(&self) -> usize {
+        self.shared.lock().known.len()
+    }
+
+    pub(crate) fn forget(&self, id: &str) {
+        self.shared.lock().known.remove(id);
+    }
+
+    /// What is known now; what is old is measured again.
+    pub(crate) fn get(&self, id: &str) -> Measured {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        // One that nobody made while this server lives is of the server before it.
+        let known = state.known.entry(id.to_owned()).or_default();
+        if !known.queued && known.is_old() {
+            known.queued = true;
+            state.queue.push_back(id.to_owned());
+            self.shared.changed.notify_all();
+        }
+        Measured {
+            exclusive_bytes: known.exclusive_bytes,
+            image_bytes: known.image_bytes.unwrap_or_default(),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn run(&self) {
+        // Everybody else comes first.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
+        let mut state = self.lock();
+        while !self.stopped() {
+            let Some(id) = state.queue.pop_front() else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let image_bytes = state.known.get(&id).map(|known| known.image_bytes);
+            drop(state);
+            let started = Instant::now();
+            let found = image_bytes.map(|bytes| self.measure(&id, bytes));
+            state = self.lock();
+            match found {
+                // Let go meanwhile.
+                None => {}
+                // There is no such root file system: nobody shall be able to fill our memory with names.
+                Some(None) => drop(state.known.remove(&id)),
+                Some(Some((exclusive, image_bytes))) => {
+                    if let Some(known) = state.known.get_mut(&id) {
+                        known.exclusive_bytes = exclusive.unwrap_or(known.exclusive_bytes);
+                        known.image_bytes = Some(image_bytes);
+                        known.measured = Some((Instant::now(), started.elapsed()));
+                        known.queued = false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The two sizes, the first one if the walk came to its end. `None`: it is gone.
+    fn measure(&self, id: &str, image_bytes: Option<u64>) -> Option<(Option<u64>, u64)> {
+        let record = self.layout.records.get(id).ok().flatten()?;
+        let image_bytes = image_bytes.unwrap_or_else(|| {
+            let size = |chain| {
+                Some(layer::Record::read(files::open_dir(&self.layout.layers, chain).ok()?).ok()?.bytes)
+            };
+            record.layers.iter().filter_map(|used| size(&used.chain)).sum()
+        });
+        let dir = files::open_dir(&self.layout.rootfs, &record.dir).ok()?;
+        let own = rustix::fs::statat(&dir, c"upper", rustix::fs::AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let pace = Pace::new(self, id);
+        let bytes = entry_bytes(&dir, c"upper", &mut HashSet::new(), &|| pace.step());
+        // The directory itself was there before anything was written.
+        let own = own.st_blocks.unsigned_abs() * BLOCK;
+        Some((bytes.map(|bytes| bytes.saturating_sub(own)), image_bytes))
+    }
+}
+
+/// Rests between strides.
+struct Pace<'a> {
+    shared: &'a Shared,
+    id: &'a str,
+    steps: std::cell::Cell<u32>,
+    last: std::cell::Cell<Instant>,
+}
+
+impl<'a> Pace<'a> {
+    fn new(shared: &'a Shared, id: &'a str) -> Self {
+        Self { shared, id, steps: std::cell::Cell::new(0), last: std::cell::Cell::new(Instant::now()) }
+    }
+
+    /// One more entry; `true`: nobody wants to know any more.
+    fn step(&self) -> bool {
+        let steps = self.steps.get().wrapping_add(1);
+        self.steps.set(steps);
+        if !steps.is_multiple_of(STRIDE) {
+            return false;
+        }
+        let rest = (self.last.get().elapsed() * REST).min(REST_MOST);
+        let wanted = |state: &State| state.known.contains_key(self.id) && !self.shared.stopped();
+        let waiting = |state: &mut State| wanted(state);
+        // Woken by whoever has a new question too, which only makes this look once more.
+        let state = self.shared.lock();
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, rest, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        self.last.set(Instant::now());
+        !wanted(&state)
+    }
+}

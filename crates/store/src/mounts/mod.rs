@@ -1,0 +1,9 @@
+//! Root file systems: made ahead, mounted, measured and deleted.
+
+pub(crate) mod door;
+pub(crate) mod measure;
+pub(crate) mod pool;
+pub mod ready;
+pub(crate) mod reaper;
+pub mod rootfs;
+pub(crate) mod sentinel;

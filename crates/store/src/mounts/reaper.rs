@@ -1,0 +1,468 @@
+//! The reaper: deletes, at its own pace and in one thread for the whole store, what nobody needs any more.
+//!
+//! **Order.** Data that is younger than the flusher's limit (`vm.dirty_expire_centisecs`, 30 s) has mostly not been
+//! written yet, and what is deleted before it is written costs no I/O at all. So young root file systems go first, the
+//! one whose data expires soonest before the others. Everything else follows in the order in which it came.
+//!
+//! **When.** Of a hundred root file systems that are let go at once the last would wait for the processor while the
+//! first are deleted, so the reaper waits until nothing more comes.
+//!
+//! **Pace.** Deleting young data is a matter of memory and goes on at full speed. For the rest the reaper looks at how
+//! long others wait for the disk (PSI, Documentation/accounting/psi.rst) and rests in proportion, unless the file system
+//! is nearly full.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use wardian_sys::pressure;
+
+use crate::disk::layout::Layout;
+use crate::disk::record::now_ms;
+use crate::disk::remove;
+use crate::layers::layer;
+use crate::threads::join;
+
+/// So long nothing must have come, and how long that is waited for at most.
+const QUIET: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long to wait before trying again what could not be deleted: the first time, and at most.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(60);
+/// Entries that are deleted between two looks at the pressure: some milliseconds' worth.
+const STRIDE: u32 = 64;
+/// The longest rest between two strides.
+const REST_MOST: Duration = Duration::from_millis(200);
+/// Below this share of free blocks (1/N) space matters more than anybody's waiting.
+const NEARLY_FULL: u64 = 10;
+/// The kernel's default of `vm.dirty_expire_centisecs`, in milliseconds.
+const EXPIRE_DEFAULT: u64 = 30_000;
+
+/// Which of the store's directories a piece of trash lies in. It is deleted where it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Rootfs,
+    Staging,
+    Trash,
+}
+
+/// A piece of trash.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) place: Place,
+    pub(crate) name: CString,
+    /// When a root file system was made, in milliseconds since 1970.
+    pub(crate) made_ms: Option<u64>,
+    /// Whose it was, for the log.
+    pub(crate) handle: Option<String>,
+    /// The last reference to an honest root file system. Dropping it waits for the disk.
+    pub(crate) keep: Option<Arc<OwnedFd>>,
+    /// How often it was tried.
+    tries: u32,
+}
+
+impl Item {
+    /// None if the name could not be a file's.
+    pub(crate) fn new(place: Place, name: &str) -> Option<Self> {
+        let name = CString::new(name).ok()?;
+        Some(Self { place, name, made_ms: None, handle: None, keep: None, tries: 0 })
+    }
+
+    /// How long until its oldest data is written, in milliseconds; none if it probably has been.
+    fn expires_in(&self, now_ms: u64, expire_ms: u64) -> Option<u64> {
+        self.made_ms
+            .and_then(|made| made.saturating_add(expire_ms).checked_sub(now_ms))
+            .filter(|left| *left > 0)
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Item>,
+    later: Vec<(Instant, Item)>,
+    busy: Option<Item>,
+    /// When the first and the last came since the queue was empty.
+    came: Option<(Instant, Instant)>,
+}
+
+impl State {
+    fn push(&mut self, item: Item) {
+        let now = Instant::now();
+        self.came = Some((self.came.map_or(now, |(first, _)| first), now));
+        self.queue.push_back(item);
+    }
+
+    /// How long to wait for more. Where it comes all the time, only once: what came first is counted from until nothing
+    /// is left.
+    fn settling(&mut self, now: Instant) -> Option<Duration> {
+        if self.queue.is_empty() {
+            self.came = None;
+        }
+        let (first, last) = self.came?;
+        let until = (last + QUIET).min(first + PATIENCE);
+        until.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+
+    fn len(&self) -> usize {
+        self.queue.len() + self.later.len() + usize::from(self.busy.is_some())
+    }
+
+    fn knows(&self, item: &Item) -> bool {
+        let same = |other: &Item| other.place == item.place && other.name == item.name;
+        self.queue.iter().chain(self.later.iter().map(|(_, item)| item)).chain(&self.busy).any(same)
+    }
+
+    /// The next thing to delete and whether it is young, or how long until there may be one.
+    fn next(&mut self, now: Instant, now_ms: u64, expire_ms: u64) -> Result<(Item, bool), Option<Duration>> {
+        let young = self.queue.iter().enumerate();
+        let young =
+            young.filter_map(|(index, item)| Some((item.expires_in(now_ms, expire_ms)?, index))).min();
+        if let Some((_, index)) = young
+            && let Some(item) = self.queue.remove(index)
+        {
+            return Ok((item, true));
+        }
+        if let Some(item) = self.queue.pop_front() {
+            return Ok((item, false));
+        }
+        if let Some(index) = self.later.iter().position(|(when, _)| *when <= now) {
+            return Ok((self.later.swap_remove(index).1, false));
+        }
+        Err(self.later.iter().map(|(when, _)| when.saturating_duration_since(now)).min())
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    layout: Arc<Layout>,
+    state: Mutex<State>,
+    changed: Condvar,
+    stop: AtomicBool,
+    expire_ms: u64,
+}
+
+/// The reaper's queue and thread.
+#[derive(Debug)]
+pub(crate) struct Reaper {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Reaper {
+    /// A queue; nothing is deleted before [`Reaper::start`].
+    pub(crate) fn new(layout: Arc<Layout>) -> Self {
+        let expire = std::fs::read_to_string("/proc/sys/vm/dirty_expire_centisecs").ok();
+        let expire_ms = expire.and_then(|text| text.trim().parse::<u64>().ok()).map(|centi| centi * 10);
+        let shared = Arc::new(Shared {
+            layout,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+            expire_ms: expire_ms.unwrap_or(EXPIRE_DEFAULT),
+        });
+        Self { shared, thread: Mutex::new(None) }
+    }
+
+    pub(crate) fn start(&self) -> std::io::Result<()> {
+        let thread = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || thread.run())?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// Tells the reaper what is trash. Does nothing itself.
+    pub(crate) fn add(&self, item: Item) {
+        self.shared.lock().push(item);
+        self.shared.changed.notify_all();
+    }
+
+    /// The same for what it may know already.
+    pub(crate) fn add_found(&self, item: Item) {
+        let mut state = self.shared.lock();
+        if !state.knows(&item) {
+            state.push(item);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.shared.lock().len()
+    }
+
+    /// Waits until nothing is left that can be deleted now; false if that takes longer. Layers that a root file system
+    /// still uses do not count.
+    pub(crate) fn drain(&self, timeout: Duration) -> bool {
+        let state = self.shared.lock();
+        let open = |state: &State| {
+            let waiting = |item: &Item| item.tries > 0 || item.place != Place::Trash;
+            state.busy.is_some()
+                || !state.queue.is_empty()
+                || state.later.iter().any(|(_, item)| waiting(item))
+        };
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, timeout, |state| open(state) && !self.shared.stopped())
+            .unwrap_or_else(PoisonError::into_inner);
+        !open(&state)
+    }
+
+    /// Whether all that is left has failed at least once.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let state = self.shared.lock();
+        state.queue.is_empty() && state.busy.is_none() && state.later.iter().any(|(_, item)| item.tries > 0)
+    }
+
+    /// Stops between two entries of a directory; false if that takes longer: one entry can take a minute on a disk that
+    /// discards. What is left, the next server finds.
+    pub(crate) fn stop(&self, until: Instant) -> bool {
+        {
+            let _state = self.shared.lock();
+            self.shared.stop.store(true, Ordering::Release);
+            self.shared.changed.notify_all();
+        }
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        thread.is_none_or(|thread| join(thread, until))
+    }
+}
+
+/// How a try ended.
+enum End {
+    Deleted,
+    /// A root file system still uses the layer.
+    Used,
+    Stopped,
+    Failed,
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn run(&self) {
+        // Clients come first.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
+        let mut state = self.lock();
+        while !self.stopped() {
+            if let Some(wait) = state.settling(Instant::now()) {
+                state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            match state.next(Instant::now(), now_ms(), self.expire_ms) {
+                Ok((mut item, young)) => {
+                    let keep = item.keep.take();
+                    state.busy = Some(item.clone());
+                    drop(state);
+                    drop(keep);
+                    let end = self.delete(&item, young);
+                    state = self.lock();
+                    state.busy = None;
+                    state.later.extend(again(item, &end));
+                    self.changed.notify_all();
+                }
+                Err(None) => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Err(Some(wait)) => {
+                    state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+
+    fn delete(&self, item: &Item, young: bool) -> End {
+        let started = Instant::now();
+        let name = item.name.to_string_lossy();
+        let dir = match item.place {
+            Place::Rootfs => &self.layout.rootfs,
+            Place::Staging => &self.layout.staging,
+            Place::Trash => &self.layout.trash,
+        };
+        if item.place == Place::Trash
+            && let Some(instance) = layer::instance_of(&name)
+        {
+            // It was moved here before this look at the records, see `crate::disk::record`.
+            match self.layout.records.used_layers() {
+                Ok(used) if used.iter().any(|layer| layer.instance == instance) => return End::Used,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "reaper.records-unreadable");
+                    return End::Used;
+                }
+            }
+        }
+        let handle = item.handle.as_deref();
+        if handle.is_some() {
+            tracing::info!(handle, dir = %name, young, "rootfs.removing");
+        }
+        let pace = Pace::new(self, young);
+        match remove::tree(dir, &item.name, &|| pace.step()) {
+            Ok(()) => {
+                let ms = started.elapsed().as_secs_f64() * 1e3;
+                if handle.is_some() {
+                    tracing::info!(handle, dir = %name, ms, rested_ms = pace.rested_ms(), "rootfs.removed");
+                } else {
+                    tracing::debug!(dir = %name, place = ?item.place, ms, "trash.removed");
+                }
+                End::Deleted
+            }
+            Err(remove::Error::Stopped) => End::Stopped,
+            Err(error) => {
+                if item.tries == 0 {
+                    tracing::warn!(name = ?item.name, place = ?item.place, %error, cause = ?cause(&error),
+                        "trash cannot be deleted yet, will try again");
+                }
+                End::Failed
+            }
+        }
+    }
+
+    fn nearly_full(&self) -> bool {
+        nearly_full(&self.layout)
+    }
+}
+
+/// Whether the file system under the store is nearly full.
+pub(crate) fn nearly_full(layout: &Layout) -> bool {
+    rustix::fs::fstatvfs(&layout.root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / NEARLY_FULL)
+}
+
+/// When to try again what is still there.
+fn again(mut item: Item, end: &End) -> Option<(Instant, Item)> {
+    let wait = match end {
+        End::Deleted => return None,
+        End::Stopped => Duration::ZERO,
+        End::Used => RETRY_FIRST,
+        End::Failed => {
+            let wait = RETRY_FIRST.saturating_mul(1 << item.tries.min(6)).min(RETRY_MOST);
+            item.tries = item.tries.saturating_add(1);
+            wait
+        }
+    };
+    Some((Instant::now() + wait, item))
+}
+
+fn cause(error: &remove::Error) -> Option<String> {
+    std::error::Error::source(error).map(ToString::to_string)
+}
+
+/// The pace of one deletion.
+struct Pace<'a> {
+    shared: &'a Shared,
+    /// At full speed.
+    young: bool,
+    steps: Cell<u32>,
+    /// When the pressure was read last, and the waiting it told of by then, in microseconds.
+    last: Cell<(Instant, u64)>,
+    rested: Cell<Duration>,
+}
+
+/// Microseconds that somebody has waited for the disk since the boot.
+fn waited_us() -> Option<u64> {
+    pressure::io().ok().flatten().map(|psi| psi.some.total_us)
+}
+
+impl<'a> Pace<'a> {
+    fn new(shared: &'a Shared, young: bool) -> Self {
+        let last = Cell::new((Instant::now(), waited_us().unwrap_or(0)));
+        Self { shared, young, steps: Cell::new(0), last, rested: Cell::default() }
+    }
+
+    fn rested_ms(&self) -> f64 {
+        self.rested.get().as_secs_f64() * 1e3
+    }
+
+    /// Before each entry; true to stop.
+    fn step(&self) -> bool {
+        self.steps.set(self.steps.get() + 1);
+        if !self.young && self.steps.get().is_multiple_of(STRIDE) {
+            let (then, waited_then) = self.last.get();
+            let worked = then.elapsed();
+            let waited = waited_us().unwrap_or(waited_then);
+            let rest = rest(worked, Duration::from_micros(waited.saturating_sub(waited_then)));
+            if !rest.is_zero() && !self.shared.nearly_full() {
+                let state = self.shared.lock();
+                // Not deaf to a stop meanwhile.
+                let stopped = |_: &mut State| !self.shared.stopped();
+                drop(self.shared.changed.wait_timeout_while(state, rest, stopped));
+                self.rested.set(self.rested.get() + rest);
+            }
+            self.last.set((Instant::now(), waited_us().unwrap_or(waited)));
+        }
+        self.shared.stopped()
+    }
+}
+
+/// How long to rest after a stride of so long, in which others waited so long for the disk: as long as the stride where
+/// somebody waited a quarter of the time, three times as long where somebody always did.
+fn rest(worked: Duration, waited: Duration) -> Duration {
+    let share = (waited.as_secs_f64() / worked.as_secs_f64().max(1e-6)).min(1.0);
+    if share < 0.05 { Duration::ZERO } else { worked.mul_f64((4.0 * share).min(3.0)).min(REST_MOST) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(name: &str, made_ms: Option<u64>) -> Item {
+        Item { made_ms, ..Item::new(Place::Rootfs, name).unwrap() }
+    }
+
+    #[test]
+    fn what_expires_soonest_goes_first_and_the_old_in_turn() {
+        let mut state = State::default();
+        for (name, made) in
+            [("old", Some(10_000)), ("fresh", Some(99_000)), ("soon", Some(71_000)), ("none", None)]
+        {
+            state.queue.push_back(item(name, made));
+        }
+        let mut order = Vec::new();
+        while let Ok((item, young)) = state.next(Instant::now(), 100_000, 30_000) {
+            order.push((item.name.into_string().unwrap(), young));
+        }
+        let order: Vec<_> = order.iter().map(|(name, young)| (name.as_str(), *young)).collect();
+        assert_eq!(order, [("soon", true), ("fresh", true), ("old", false), ("none", false)]);
+        state.later.push((Instant::now() + Duration::from_secs(9), item("later", None)));
+        assert!(
+            matches!(state.next(Instant::now(), 0, 0), Err(Some(wait)) if wait <= Duration::from_secs(9))
+        );
+    }
+
+    #[test]
+    fn what_comes_in_a_burst_waits_until_nothing_more_comes_but_not_for_ever() {
+        let mut state = State::default();
+        let now = Instant::now();
+        assert_eq!(state.settling(now), None);
+        state.push(item("a", None));
+        let (first, _) = state.came.unwrap();
+        assert_eq!(state.settling(first), Some(QUIET));
+        state.came = Some((first, first + PATIENCE - QUIET / 2));
+        assert_eq!(state.settling(first + PATIENCE - QUIET / 2), Some(QUIET / 2));
+        assert_eq!(state.settling(first + PATIENCE), None);
+        // More while that is deleted does not hold it up again.
+        state.push(item("b", None));
+        assert_eq!(state.settling(first + PATIENCE), None);
+        state.queue.clear();
+        assert_eq!(state.settling(first + PATIENCE), None);
+        assert_eq!(state.came, None);
+    }
+
+    #[test]
+    fn the_more_others_wait_the_longer_the_rest() {
+        let stride = Duration::from_millis(10);
+        assert_eq!(rest(stride, Duration::ZERO), Duration::ZERO);
+        assert_eq!(rest(stride, Duration::from_micros(2500)), stride);
+        assert_eq!(rest(stride, stride), 3 * stride);
+        assert_eq!(rest(Duration::from_secs(9), Duration::from_secs(9)), REST_MOST);
+    }
+}

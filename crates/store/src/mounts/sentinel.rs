@@ -1,0 +1,59 @@
+//! Lost writes, noticed without a sync.
+//!
+//! When the kernel could not write a page back, it says so once per open file and file system (errseq_t,
+//! Documentation/core-api/errseq.rst), mostly to nobody: who writes into a volatile overlay asks for no sync. But a
+//! volatile overlay remembers the state that its upper file system had when it was mounted, and every fsync in it
+//! compares the two, without writing anything (`ovl_sync_status` in fs/overlayfs/super.c). The store keeps one such
+//! overlay for nothing else; an fsync in it takes a microsecond and fails from the moment a write is lost.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use wardian_sys::mount;
+
+use super::pool::Pool;
+use super::rootfs::Mounter;
+use crate::disk::files;
+use crate::disk::layout::Layout;
+use crate::layers::layer::Lower;
+
+/// The overlay that is asked.
+#[derive(Debug)]
+pub(crate) struct Sentinel {
+    mount: OwnedFd,
+    /// The name of its directory in `rootfs/`; trash once the sentinel is dropped.
+    pub(crate) name: String,
+}
+
+impl Sentinel {
+    /// Mounts it over an empty lower directory. An error comes with the name of its directory, which is trash then; EIO:
+    /// there is an error that nobody has seen.
+    pub(crate) fn place(
+        layout: &Layout,
+        pool: &Pool,
+        mounter: &Mounter,
+        name: String,
+    ) -> Result<Self, (String, Errno)> {
+        match Self::mount(layout, pool, mounter, &name) {
+            Ok(mount) => Ok(Self { mount, name }),
+            Err(error) => Err((name, error)),
+        }
+    }
+
+    fn mount(layout: &Layout, pool: &Pool, mounter: &Mounter, name: &str) -> Result<OwnedFd, Errno> {
+        let pair = pool.make(layout, name, (0, 0))?;
+        rustix::fs::mkdirat(&pair.dir, "lower", Mode::RWXU)?;
+        let lower = files::open_dir(&pair.dir, "lower")?;
+        let mount = mount::open_tree_clone(&lower, "", false).map_err(|error| error.errno())?;
+        let lower = Lower::new(mount);
+        let overlay = mounter.overlay(&[&lower], &pair.dir, true).map_err(|error| error.errno())?;
+        // The root itself is what fsync is asked of: it is always an upper directory.
+        files::open_dir(&overlay, ".")
+    }
+
+    /// Whether a write was lost since it was placed.
+    pub(crate) fn lost_write(&self) -> bool {
+        rustix::fs::fsync(&self.mount).is_err()
+    }
+}

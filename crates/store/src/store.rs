@@ -1,0 +1,79 @@
+//! A store in this process: what its parts share.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use wardian_image::{Identity, Limits, Remote};
+
+use crate::disk::layout::Layout;
+use crate::disk::lock::Lock;
+use crate::disk::record::Used;
+use crate::error::{Error, Result};
+use crate::images::flight::Flights;
+use crate::images::opened::Image;
+use crate::layers::durable::Durability;
+use crate::layers::layer::Layer;
+use crate::mounts::door::Door;
+use crate::mounts::measure::Measurer;
+use crate::mounts::pool::Pool;
+use crate::mounts::ready::Ready;
+use crate::mounts::reaper::{Item, Place, Reaper};
+use crate::mounts::rootfs::Mounter;
+
+/// The store. Clones are the same store.
+#[derive(Debug, Clone)]
+pub struct Store(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) layout: Arc<Layout>,
+    /// A server's, for its life.
+    pub(crate) lock: Mutex<Option<Lock>>,
+    pub(crate) reaper: Reaper,
+    pub(crate) durability: Arc<Durability>,
+    pub(crate) measurer: Measurer,
+    pub(crate) door: Arc<Door>,
+    pub(crate) mounter: Mounter,
+    pub(crate) pool: Pool,
+    pub(crate) ready: Ready,
+    pub(crate) gc_threshold: Option<u64>,
+    pub(crate) remote: Remote,
+    pub(crate) limits: Limits,
+    pub(crate) images: Mutex<HashMap<String, (Identity, Image)>>,
+    pub(crate) layers: Mutex<HashMap<String, Arc<Layer>>>,
+    /// How many of them are kept.
+    pub(crate) most_open: usize,
+    /// Honest root file systems, kept open: whoever closes the last reference waits for the disk, and that is the
+    /// reaper's side.
+    pub(crate) honest: Mutex<HashMap<String, OwnedFd>>,
+    /// Write-back errors that root file systems were hit by, in words.
+    pub(crate) hit: Mutex<HashMap<String, String>>,
+    pub(crate) opening: Flights<String, Image>,
+    pub(crate) unpacking: Flights<String, Arc<Layer>>,
+    pub(crate) closed: AtomicBool,
+}
+
+impl Inner {
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    pub(crate) fn trash(&self, place: Place, name: &str) {
+        if place == Place::Rootfs {
+            self.pool.disown(name);
+        }
+        if let Some(item) = Item::new(place, name) {
+            self.reaper.add(item);
+        }
+    }
+
+    pub(crate) fn records_error(&self, source: std::io::Error) -> Error {
+        Error::Records { path: self.layout.records.path().to_owned(), source }
+    }
+
+    pub(crate) fn used_layers(&self) -> Result<HashSet<Used>> {
+        self.layout.records.used_layers().map_err(|source| self.records_error(source))
+    }
+}

@@ -1,0 +1,119 @@
+//! Images with an app on top: the layers of an image, and one that is fetched on its own.
+
+use std::sync::Arc;
+
+use wardian_image::{App, Digest, Watch, export};
+
+use super::fetch::{TRIES, image_error};
+use crate::error::{Error, Result};
+use crate::images::opened::Image;
+use crate::images::progress::{Phase, Progress};
+use crate::layers::layer::{self, Layer};
+use crate::mounts::rootfs;
+use crate::store::Inner;
+
+impl Inner {
+    /// The image `base` with the app on top of it. Nothing is cached but the layers: to find out that they are there
+    /// takes no more than a look at each.
+    pub(crate) fn image_with_app(
+        &self,
+        uri: &str,
+        base: &str,
+        app: &App,
+        progress: &Progress,
+    ) -> Result<Image> {
+        for _ in 0..TRIES {
+            let below = self.image(base, progress)?;
+            if let Some(image) = self.with_app(uri, &below, app, progress)? {
+                return Ok(image);
+            }
+        }
+        Err(Error::Collected { uri: app.to_string() })
+    }
+
+    /// The image `below` with the app on top of it; none if a collection has taken a layer meanwhile.
+    pub(crate) fn with_app(
+        &self,
+        uri: &str,
+        below: &Image,
+        app: &App,
+        progress: &Progress,
+    ) -> Result<Option<Image>> {
+        let source = self.app_layer(below, app, progress.watch())?;
+        let sum = |part: fn(&Layer) -> u64| below.layers.iter().map(|layer| part(layer)).sum();
+        source.count_below(sum(|layer| layer.extent.entries), sum(|layer| layer.extent.bytes));
+        let watch = progress.add(&source);
+        let layer = match self.present(&source.chain_id)? {
+            Some(layer) => {
+                watch.set(Phase::Present);
+                layer
+            }
+            None => {
+                let topmost_first: Vec<_> = below.layers.iter().rev().cloned().collect();
+                match self.layer(&source, Some(uri), &topmost_first, &watch, progress) {
+                    Err(error) if error.is_baseless() => return Ok(None),
+                    layer => layer?,
+                }
+            }
+        };
+        Ok(self.with_layer(uri, below, &app.to_string(), layer))
+    }
+
+    /// The same, if the app's layer is there and that can be told without asking a server.
+    pub(crate) fn app_at_hand(&self, uri: &str, below: &Image, app: &App) -> Result<Option<Image>> {
+        if app.asks_server() {
+            return Ok(None);
+        }
+        let source = self.app_layer(below, app, &Watch::default())?;
+        let layer = self.present(&source.chain_id)?;
+        Ok(layer.and_then(|layer| self.with_layer(uri, below, &app.to_string(), layer)))
+    }
+
+    pub(crate) fn app_layer(&self, below: &Image, app: &App, watch: &Watch) -> Result<wardian_image::Layer> {
+        let Some(top) = below.layers.last() else {
+            return Err(rootfs::Error::Empty { id: app.to_string() }.into());
+        };
+        if below.layers.len() >= wardian_image::MAX_LAYERS {
+            let limit = wardian_image::MAX_LAYERS as u64;
+            let error =
+                wardian_image::Error::Limit { what: "the number of layers with the app's".into(), limit };
+            return Err(image_error(&app.to_string(), error));
+        }
+        app.layer(&top.chain, &self.remote, watch).map_err(|error| image_error(&app.to_string(), error))
+    }
+
+    /// The image with one layer more; none if one of them has gone meanwhile.
+    fn with_layer(&self, uri: &str, below: &Image, shown: &str, layer: Arc<Layer>) -> Option<Image> {
+        let image = Image {
+            uri: uri.to_owned(),
+            shown: shown.to_owned(),
+            id: layer.chain.clone(),
+            layers: below.layers.iter().cloned().chain([layer]).collect(),
+            manifest: None,
+            ..below.clone()
+        };
+        if !self.is_whole(&image) {
+            return None;
+        }
+        image.touch();
+        Some(image)
+    }
+
+    /// Id and config of an image as it is kept under a name. With an app on top those of an ordinary image: its config has
+    /// the diff ids of all layers.
+    pub(crate) fn ordinary(&self, uri: &str, image: &Image) -> Result<(String, Option<Vec<u8>>)> {
+        let app = App::parse(uri).map_err(|error| image_error(&image.shown, error))?;
+        let Some((_, app)) = app else { return Ok((image.id.clone(), image.config_json.clone())) };
+        let failed = |error| image_error(&image.shown, error);
+        let mut diff_ids = Vec::new();
+        for chain in image.chain_ids() {
+            let found = layer::load(&self.layout, &chain)?;
+            let found = found.ok_or_else(|| Error::Collected { uri: image.shown.clone() })?;
+            diff_ids.push(found.record.diff_id.parse().map_err(failed)?);
+        }
+        let config = image.config_json.as_deref();
+        let config =
+            export::config_with_layer(config, &diff_ids, &format!("wardian {app}")).map_err(failed)?;
+        Ok((Digest::of(&config).as_hex().to_owned(), Some(config)))
+    }
+}

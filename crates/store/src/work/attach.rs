@@ -1,0 +1,116 @@
+//! Root file systems that are attached where everybody sees them, for scripts. They outlive the process that made them.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use wardian_sys::mount;
+
+use crate::disk::files;
+use crate::disk::record::Record;
+use crate::disk::run;
+use crate::error::{Error, Result};
+use crate::images::opened::Image;
+use crate::layers::owner::Owner;
+use crate::mounts::rootfs::{self, Error as RootfsError};
+use crate::store::Store;
+
+/// Whether something is mounted there.
+pub(crate) fn is_attached(path: &Path) -> bool {
+    let dir = rustix::fs::open(path, files::DIRECTORY, Mode::empty());
+    dir.is_ok_and(|dir| mount::is_mount_root(&dir).unwrap_or(false))
+}
+
+impl Store {
+    /// Makes a root file system and attaches it below the run directory; says where. Without `suid` its set-uid and
+    /// set-gid bits and file capabilities have no effect there, nor in what is cloned from that mount.
+    ///
+    /// The directory that it is attached in is for root alone ([`run::private`]): its own root has the mode that the image
+    /// says.
+    ///
+    /// # Errors
+    /// As [`Store::create_rootfs`], or it cannot be attached.
+    pub fn attach_rootfs(
+        &self,
+        id: &str,
+        image: &Image,
+        owner: Option<&Owner<'_>>,
+        suid: bool,
+    ) -> Result<PathBuf> {
+        rootfs::check_id(id)?;
+        let records = &self.0.layout.records;
+        let path = records.mount_point(id);
+        let failed = |source| Error::from(RootfsError::Attach { path: path.clone(), source });
+        let made = self.0.create_rootfs(id, image, owner, Some(path.clone()))?;
+        let attached = std::fs::create_dir_all(&path).map_err(failed).and_then(|()| {
+            if !suid {
+                mount::set_nosuid(&made.mount).map_err(|error| failed(error.errno().into()))?;
+            }
+            let target = rustix::fs::open(&path, files::DIRECTORY, Mode::empty());
+            let target = target.map_err(|error| failed(error.into()))?;
+            mount::attach(&made.mount, &target).map_err(|error| failed(error.errno().into()))
+        });
+        if attached.is_err() {
+            let _ = std::fs::remove_dir(&path);
+            self.0.release_rootfs(id, None);
+        }
+        attached.map(|()| path)
+    }
+
+    /// Detaches a root file system and throws it away; false if there is none of this id.
+    ///
+    /// # Errors
+    /// It is busy, or a container's.
+    pub fn detach_rootfs(&self, id: &str) -> Result<bool> {
+        rootfs::check_id(id)?;
+        let records = &self.0.layout.records;
+        let record = records.get(id).map_err(|source| self.0.records_error(source))?;
+        let Some(record) = record else { return Ok(false) };
+        let Some(path) = record.attached else {
+            return Err(RootfsError::Kept { id: id.to_owned() }.into());
+        };
+        let started = std::time::Instant::now();
+        // No driver of disk limits is in use, so there is no quota id to give back.
+        tracing::info!(id, quota_id = 0, "rootfs.quota-id");
+        if is_attached(&path) {
+            tracing::info!(id, path = %path.display(), "rootfs.unmounting");
+            mount::unmount(&path).map_err(|error| match error.errno() {
+                Errno::BUSY => RootfsError::Busy { path: path.clone() },
+                errno => RootfsError::Attach { path: path.clone(), source: errno.into() },
+            })?;
+            tracing::info!(id, ms = started.elapsed().as_secs_f64() * 1e3, "rootfs.unmounted");
+        }
+        let _ = std::fs::remove_dir(&path);
+        self.0.release_rootfs(id, Some(id));
+        Ok(true)
+    }
+
+    /// The living root file systems, by id.
+    ///
+    /// # Errors
+    /// Their records cannot be read.
+    pub fn rootfs(&self) -> Result<Vec<Record>> {
+        let mut records = self.0.records()?;
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(records)
+    }
+
+    /// Bytes on the disk of a root file system's writable layer; none if there is none of this id.
+    ///
+    /// # Errors
+    /// Its record cannot be read.
+    pub fn rootfs_bytes(&self, id: &str) -> Result<Option<u64>> {
+        rootfs::check_id(id)?;
+        let record = self.0.layout.records.get(id).map_err(|source| self.0.records_error(source))?;
+        Ok(record.map(|record| self.0.rootfs_bytes(&record)))
+    }
+
+    /// Unmounts the run directory's tmpfs, if a command has mounted it and nothing needs it any more.
+    pub fn leave_run(&self) {
+        if !self.has_server()
+            && let Some(run) = self.0.layout.records.path().parent()
+        {
+            run::leave(run);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Garbage collection: layers that nobody uses, those used longest ago first, down to a number of bytes.
+//!
+//! Collecting a layer is one rename into the trash; the reaper deletes it later, and not before the last root file
+//! system that uses it is gone (see [`crate::disk::record`]). No lock is held, and creates go on meanwhile. A name whose
+//! layers were collected is forgotten with them; pinned ones are never touched.
+
+use std::collections::{BTreeSet, HashSet};
+
+use serde::Serialize;
+
+use crate::disk::files;
+use crate::disk::layout;
+use crate::error::Result;
+use crate::fail::fail_point;
+use crate::images::image::{self, Named};
+use crate::layers::layer::{self, Record, State};
+use crate::mounts::reaper::Place;
+use crate::store::Inner;
+use crate::threads::lock;
+
+/// A layer as garbage collection and reports see it.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) record: Record,
+    /// Whether it can be given to somebody.
+    pub(crate) trusted: bool,
+    /// Seconds since 1970.
+    pub(crate) used: u64,
+}
+
+/// What a collection may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Garbage {
+    /// What no named image has.
+    Unnamed,
+    /// Images with names, too, those used longest ago first, until the layers take at most so many bytes. Names whose
+    /// layers go are forgotten.
+    Until(u64),
+}
+
+/// What a collection did, or would do.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Collected {
+    /// Chain ids, in the order in which they went.
+    pub layers: Vec<String>,
+    /// Names that were forgotten because their layers went.
+    pub images: Vec<String>,
+    /// Bytes that go with the layers once the reaper has deleted them.
+    pub freed_bytes: u64,
+    /// Bytes of the layers that stay.
+    pub kept_bytes: u64,
+    /// Of those, bytes that may not go: used by root file systems, pinned, or of named images that are not to go.
+    pub needed_bytes: u64,
+}
+
+impl Inner {
+    /// All layers in their places whose records can be read.
+    pub(crate) fn seen_layers(&self) -> Result<Vec<Seen>> {
+        let names = files::names(&self.layout.layers)
+            .map_err(|error| layout::Error::List { name: "layers", source: error.into() })?;
+        let mut seen = Vec::new();
+        for chain in names {
+            let Ok(dir) = files::open_dir(&self.layout.layers, &chain) else { continue };
+            let (Ok(record), Ok(stat)) = (Record::read(&dir), rustix::fs::fstat(&dir)) else { continue };
+            let own = lock(&self.layers).get(&chain).cloned();
+            let used = own.as_ref().map_or(0, |layer| layer.used());
+            let (trusted, record) = match own {
+                Some(own) if own.instance == record.instance => (own.state() != State::Suspect, record),
+                _ => layer::trusted(&self.layout, &dir, record),
+            };
+            seen.push(Seen { record, trusted, used: used.max(u64::try_from(stat.st_mtime).unwrap_or(0)) });
+        }
+        Ok(seen)
+    }
+
+    /// Throws unused layers away; with `only`, no others than these.
+    pub(crate) fn collect(&self, garbage: Garbage, only: Option<&HashSet<String>>) -> Result<Collected> {
+        let images = image::all(&self.layout)?;
+        let done = self
+            .choose(&images, garbage, only, &mut |record| self.condemn(&record.chain_id, &record.instance));
+        let mut done = done?;
+        for name in std::mem::take(&mut done.images) {
+            match image::remove(&self.layout, &name) {
+                Ok(()) => done.images.push(name),
+                Err(image::Error::Unknown { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !done.images.is_empty() {
+            image::sweep(&self.layout);
+        }
+        if !done.layers.is_empty() {
+            tracing::info!(layers = done.layers.len(), bytes = done.freed_bytes, images = ?done.images, "collected");
+        }
+        Ok(done)
+    }
+
+    /// What [`Inner::collect`] would do now.
+    pub(crate) fn garbage(&self, garbage: Garbage) -> Result<Collected> {
+        self.choose(&image::all(&self.layout)?, garbage, None, &mut |_| Ok(()))
+    }
+
+    /// Which unused layers go, and which of the named images with them.
+    fn choose(
+        &self,
+        images: &[Named],
+        garbage: Garbage,
+        only: Option<&HashSet<String>>,
+        take: &mut dyn FnMut(&Record) -> Result<()>,
+    ) -> Result<Collected> {
+        // A name keeps its layers even if they are not trusted: what has the name is fetched again.
+        let (keeps, target): (fn(&Named) -> bool, u64) = match garbage {
+            Garbage::Unnamed => (|_| true, 0),
+            Garbage::Until(target) => (|image| image.pinned, target),
+        };
+        let kept: HashSet<&String> =
+            images.iter().filter(|image| keeps(image)).flat_map(|image| &image.layers).collect();
+        let used = self.used_layers()?;
+        let mut layers = self.seen_layers()?;
+        layers.sort_by(|a, b| (a.used, &a.record.chain_id).cmp(&(b.used, &b.record.chain_id)));
+        let mut done =
+            Collected { kept_bytes: layers.iter().map(|l| l.record.size()).sum(), ..Collected::default() };
+        for Seen { record, trusted, .. } in layers {
+            let in_use = used.iter().any(|used| used.instance == record.instance);
+            if in_use || kept.contains(&record.chain_id) {
+                done.needed_bytes += record.size();
+                continue;
+            }
+            let concerned = only.is_none_or(|only| only.contains(&record.chain_id));
+            if concerned && (done.kept_bytes > target || !trusted) {
+                take(&record)?;
+                done.kept_bytes -= record.size();
+                done.freed_bytes += record.size();
+                done.layers.push(record.chain_id);
+            }
+        }
+        let gone: BTreeSet<&String> = done.layers.iter().collect();
+        let emptied = images.iter().filter(|image| image.layers.iter().any(|layer| gone.contains(layer)));
+        done.images = emptied.map(|image| image.name.clone()).collect();
+        Ok(done)
+    }
+
+    /// Moves a layer to the trash. It is no error if it has gone.
+    pub(crate) fn condemn(&self, chain: &str, instance: &str) -> Result<()> {
+        lock(&self.layers).remove(chain);
+        match layer::condemn(&self.layout, chain, instance) {
+            Ok(()) => {
+                fail_point!("condemned");
+                self.trash(Place::Trash, &layer::trash_name(instance));
+            }
+            Err(layout::Error::Trash { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}

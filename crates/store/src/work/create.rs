@@ -1,0 +1,181 @@
+//! Root file systems made for those who ask, and let go.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::fetch;
+use crate::disk::record::{self, Record};
+use crate::error::Result;
+use crate::fail::fail_point;
+use crate::images::opened::Image;
+use crate::images::progress::Progress;
+use crate::layers::owner::{Owner, is_shared, root_of};
+use crate::mounts::pool::Pair;
+use crate::mounts::ready::Spare;
+use crate::mounts::reaper::{Item, Place};
+use crate::mounts::rootfs::{self, Rootfs};
+use crate::store::Inner;
+use crate::threads::lock;
+
+/// What a root file system begins with: all of it, its directories, or nothing.
+enum Start {
+    Spare(Spare),
+    Pair(Pair),
+    Nothing,
+}
+
+impl Inner {
+    pub(crate) fn create_rootfs(
+        &self,
+        id: &str,
+        image: &Image,
+        owner: Option<&Owner<'_>>,
+        attached: Option<PathBuf>,
+    ) -> Result<Rootfs> {
+        self.check_open()?;
+        rootfs::check_id(id)?;
+        let start = match self.ready.claim(&image.layers, owner) {
+            Some(spare) => Start::Spare(spare),
+            None => self.pool.take(root_of(owner), is_shared(owner)).map_or(Start::Nothing, Start::Pair),
+        };
+        let dir = match &start {
+            Start::Spare(spare) => spare.name.clone(),
+            Start::Pair(pair) => pair.name.clone(),
+            Start::Nothing => self.pool.new_name(),
+        };
+        let mut image = image.clone();
+        let mut record = Record {
+            id: id.to_owned(),
+            dir,
+            boot_id: self.layout.boot_id.clone(),
+            image: image.shown.clone(),
+            layers: image.layers.iter().map(|layer| layer.as_used()).collect(),
+            created_ms: record::now_ms(),
+            attached,
+            honest: false,
+            writeback_error: None,
+        };
+        let new = self.layout.records.create(&record);
+        if !matches!(new, Ok(true)) {
+            match start {
+                Start::Spare(spare) => self.discard(self.ready.put(spare).err()),
+                // The pair, if there is one, is as good as trash.
+                _ => self.trash(Place::Rootfs, &record.dir),
+            }
+            return Err(match new {
+                Err(source) => rootfs::Error::Record { id: id.to_owned(), source },
+                Ok(_) => rootfs::Error::Exists { id: id.to_owned() },
+            }
+            .into());
+        }
+        fail_point!("rootfs-recorded");
+        let built = self.furnish(&mut record, &mut image, owner, start);
+        fail_point!("rootfs-mounted");
+        self.door.knock();
+        let (mount, honest) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                self.release_rootfs(id, None);
+                return Err(error);
+            }
+        };
+        if honest {
+            record.honest = true;
+            // Only for show: who reads it learns that this one syncs.
+            let _ = self.layout.records.update_existing(&record);
+            if let Ok(kept) = mount.try_clone() {
+                lock(&self.honest).insert(id.to_owned(), kept);
+            }
+        }
+        image.touch();
+        self.measurer.made(id, image.layers.iter().map(|layer| layer.extent.bytes).sum());
+        Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(record.dir), honest })
+    }
+
+    /// The mount of a root file system that has its record; true if it is honest.
+    fn furnish(
+        &self,
+        record: &mut Record,
+        image: &mut Image,
+        owner: Option<&Owner<'_>>,
+        start: Start,
+    ) -> Result<(OwnedFd, bool)> {
+        // Whoever closes the store looks for records after it has said so, and takes what has none for its own.
+        self.check_open()?;
+        let asked = Arc::clone(&image.layers);
+        let settled = self.settle(record, image);
+        let made = |source, record: &Record| rootfs::Error::Make { id: record.id.clone(), source };
+        let pair = match start {
+            // Asked after the record was written: of a write that is lost later the record hears.
+            Start::Spare(spare)
+                if settled.is_ok() && Arc::ptr_eq(&asked, &image.layers) && spare.is_sound() =>
+            {
+                fail_point!("spare-claimed");
+                return Ok((spare.mount, false));
+            }
+            Start::Spare(spare) => {
+                settled?;
+                // Its own directories cannot be mounted a second time.
+                record.dir = self.pool.new_name();
+                self.layout.records.update_existing(record).map_err(|source| {
+                    self.pool.disown(&record.dir);
+                    rootfs::Error::Record { id: record.id.clone(), source }
+                })?;
+                // What befell the spare was no affair of this one; and a close since the look above knows the old name only.
+                lock(&self.hit).remove(&record.id);
+                self.check_open()?;
+                fail_point!("spare-refused");
+                self.discard([spare]);
+                self.pool
+                    .make(&self.layout, &record.dir, root_of(owner))
+                    .map_err(|source| made(source, record))?
+            }
+            Start::Pair(pair) => settled.map(|()| pair)?,
+            Start::Nothing => {
+                settled?;
+                self.pool
+                    .make(&self.layout, &record.dir, root_of(owner))
+                    .map_err(|source| made(source, record))?
+            }
+        };
+        fail_point!("rootfs-paired");
+        let parts = rootfs::Parts { id: &record.id, layers: &image.layers, owner, pair: &pair };
+        Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
+    }
+
+    /// Sees, now that the record names them, that the image's layers are in their places; otherwise fetches them again.
+    fn settle(&self, record: &mut Record, image: &mut Image) -> Result<()> {
+        for _ in 0..fetch::TRIES {
+            if image.layers.iter().all(|layer| self.is_fine(layer)) {
+                return Ok(());
+            }
+            *image = self.image(&image.uri, &Progress::default())?;
+            record.layers = image.layers.iter().map(|layer| layer.as_used()).collect();
+            let recorded = |source| rootfs::Error::Record { id: record.id.clone(), source };
+            self.layout.records.update_existing(record).map_err(recorded)?;
+        }
+        Err(rootfs::Error::Gone { id: record.id.clone() }.into())
+    }
+
+    pub(crate) fn release_rootfs(&self, id: &str, handle: Option<&str>) {
+        let record = self.layout.records.get(id);
+        if let Err(error) = self.layout.records.remove(id) {
+            tracing::warn!(id, %error, "rootfs.record-not-removed");
+            return;
+        }
+        fail_point!("rootfs-released");
+        self.measurer.forget(id);
+        lock(&self.hit).remove(id);
+        let honest = lock(&self.honest).remove(id);
+        let Ok(Some(record)) = record else { return };
+        self.pool.disown(&record.dir);
+        if let Some(mut item) = Item::new(Place::Rootfs, &record.dir) {
+            item.made_ms = Some(record.created_ms);
+            item.handle = handle.map(str::to_owned);
+            // The last reference to an honest overlay syncs.
+            item.keep = honest.map(Arc::new);
+            self.reaper.add(item);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! A store emptied, or removed: for hosts that are to be as they were.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use wardian_sys::directory::Directory;
+
+use crate::config::Config;
+use crate::disk::files;
+use crate::disk::remove;
+use crate::store::Store;
+
+/// Something of a store could not be removed.
+#[derive(Debug, thiserror::Error)]
+#[error("remove {path}", path = path.display())]
+pub struct Error {
+    path: PathBuf,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Deletes every root file system, all that is half made, and the trash; how many there were. `None`: it takes longer than
+/// `patience`. Where there is no store none is made.
+///
+/// # Errors
+/// A server has the store, or it cannot be opened.
+pub fn empty(config: &Config, patience: Duration) -> crate::Result<Option<usize>> {
+    if !exists(&config.root) {
+        return Ok(Some(0));
+    }
+    let count = ["rootfs", "staging", "trash"]
+        .iter()
+        .map(|name| std::fs::read_dir(config.root.join(name)).map_or(0, Iterator::count))
+        .sum();
+    let store = Store::serve(config, &|_| false)?;
+    let drained = store.drain(patience);
+    store.close();
+    Ok(drained.then_some(count))
+}
+
+/// Removes the store with its images. What else is in its directory stays, and the directory then too. Nobody may have it.
+///
+/// # Errors
+/// The first thing that cannot be removed; what comes after it stays.
+pub fn all(root: &Path) -> Result<(), Error> {
+    if !exists(root) {
+        return Ok(());
+    }
+    let failed = |name: &str, source| Error { path: root.join(name), source };
+    let dir = Directory::open(root).map_err(|e| failed("", e.into()))?;
+    for name in files::DIRECTORIES {
+        let c_name = CString::new(name).map_err(|e| failed(name, e.into()))?;
+        remove::tree(&dir, &c_name, &|| false).map_err(|e| failed(name, e.into()))?;
+    }
+    for name in [files::FORMAT, files::LOCK] {
+        dir.remove(name).map_err(|e| failed(name, e.into()))?;
+    }
+    // A disk's mount point, or with something of somebody else's in it: it stays.
+    drop(std::fs::remove_dir(root));
+    Ok(())
+}
+
+fn exists(root: &Path) -> bool {
+    root.join(files::FORMAT).exists()
+}

@@ -1,0 +1,170 @@
+//! Putting a store in order: what a killed process, or another boot, has left.
+
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+
+use super::attach::is_attached;
+use super::fetch;
+use crate::disk::files;
+use crate::disk::layout;
+use crate::error::{Error, Result};
+use crate::images::progress::Progress;
+use crate::layers::layer::{self, Record};
+use crate::mounts::reaper::{Item, Place};
+use crate::store::{Inner, Store};
+use crate::threads::lock;
+
+fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
+    Ok(files::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
+}
+
+impl Inner {
+    /// A server's first look.
+    pub(crate) fn recover(&self, live: &dyn Fn(&str) -> bool) -> Result<()> {
+        let records_error = |source| self.records_error(source);
+        self.layout.records.tidy().map_err(records_error)?;
+        for record in self.records()? {
+            let attached = record.attached.as_deref().is_some_and(is_attached);
+            if !attached && !live(&record.id) {
+                self.layout.records.remove(&record.id).map_err(records_error)?;
+            } else if let Some(error) = record.writeback_error {
+                lock(&self.hit).insert(record.id, error);
+            }
+        }
+        self.distrust()?;
+        self.find_trash()?;
+        Ok(())
+    }
+
+    /// Throws away the layers that another boot, or a process that is gone, left unfinished.
+    pub(crate) fn distrust(&self) -> Result<()> {
+        for chain in list(&self.layout.layers, "layers")? {
+            let Ok(dir) = files::open_dir(&self.layout.layers, &chain) else { continue };
+            let instance = match Record::read(&dir) {
+                Ok(record) => match layer::trusted(&self.layout, &dir, record) {
+                    (true, _) => continue,
+                    (false, record) => record.instance,
+                },
+                // A power cut may have emptied it.
+                Err(_) => uuid::Uuid::new_v4().simple().to_string(),
+            };
+            tracing::info!(layer = chain, "layer.distrusted");
+            self.condemn(&chain, &instance)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the reaper of everything that nobody has a use for.
+    pub(crate) fn find_trash(&self) -> Result<()> {
+        let found = |place, name: &str| {
+            if let Some(item) = Item::new(place, name) {
+                self.reaper.add_found(item);
+            }
+        };
+        for name in list(&self.layout.trash, "trash")? {
+            found(Place::Trash, &name);
+        }
+        for name in list(&self.layout.staging, "staging")? {
+            // Moved while it is locked: whoever has just made it sees that it is gone, and makes another one.
+            // One that a reaper has begun to delete may be gone.
+            if let Some(_lock) = self.abandoned(&name)
+                && self.layout.to_trash(&self.layout.staging, &name, &name).is_ok()
+            {
+                found(Place::Trash, &name);
+            }
+        }
+        // In this order: a record is written before its directory is made.
+        let names = list(&self.layout.rootfs, "rootfs")?;
+        let living: HashSet<String> = self.records()?.into_iter().map(|record| record.dir).collect();
+        for name in names.iter().filter(|name| !living.contains(*name) && !self.pool.owns(name)) {
+            found(Place::Rootfs, name);
+        }
+        Ok(())
+    }
+
+    /// The lock on something in `staging/`, if nobody holds it.
+    fn abandoned(&self, name: &str) -> Option<OwnedFd> {
+        use rustix::fs::{AtFlags, Mode, OFlags};
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.layout.staging, name, flags, Mode::empty()).ok()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+        if name.ends_with(fetch::TURN) {
+            // Removed while it is locked, so that the next to take a turn sees that it is gone.
+            let _ = rustix::fs::unlinkat(&self.layout.staging, name, AtFlags::empty());
+            return None;
+        }
+        Some(file)
+    }
+}
+
+impl Store {
+    /// Whether something waits to be deleted. Layers that root file systems use do not count, nor does what a server has
+    /// made ahead.
+    ///
+    /// # Errors
+    /// The store's directories or records cannot be read.
+    pub fn has_trash(&self) -> Result<bool> {
+        let layout = &self.0.layout;
+        let used = self.0.used_layers()?;
+        let in_use = |name: &str| {
+            layer::instance_of(name).is_some_and(|instance| used.iter().any(|used| used.instance == instance))
+        };
+        if list(&layout.trash, "trash")?.iter().any(|name| !in_use(name))
+            || list(&layout.staging, "staging")?.iter().any(|name| self.0.abandoned(name).is_some())
+        {
+            return Ok(true);
+        }
+        let served = self.has_server();
+        let empty = |name: &str| {
+            let dir = files::open_dir(&layout.rootfs, name);
+            dir.and_then(files::names).is_ok_and(|names| names.is_empty())
+        };
+        // Pairs that nobody has, and the directory that they are made in.
+        let ahead = |name: &str| empty(&format!("{name}/upper")) || empty(name);
+        // In this order: a record is written before its directory is made.
+        let names = list(&layout.rootfs, "rootfs")?;
+        let living: HashSet<String> = self.0.records()?.into_iter().map(|record| record.dir).collect();
+        Ok(names.iter().any(|name| !(living.contains(name) || served && ahead(name))))
+    }
+
+    /// The turn to [`reap`](Store::reap), for processes that do nothing else: waits for the one that deletes now. None if
+    /// another waits already: it will find all that is trash by now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn reaper_turn(&self) -> std::io::Result<Option<OwnedFd>> {
+        let waiting = files::open_dir(&self.0.layout.staging, ".")?;
+        let deleting = files::open_dir(&self.0.layout.trash, ".")?;
+        match rustix::fs::flock(&waiting, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            other => other?,
+        }
+        rustix::fs::flock(&deleting, FlockOperation::LockExclusive)?;
+        Ok(Some(deleting))
+    }
+
+    /// Deletes the trash in this process, as long as no server does it; false if some of it is left. Layers that root
+    /// file systems use stay.
+    ///
+    /// # Errors
+    /// The store's directories or records cannot be read.
+    pub fn reap(&self, progress: &Progress) -> Result<bool> {
+        if self.has_server() {
+            return Ok(true);
+        }
+        self.0.find_trash()?;
+        self.0.reaper.start().map_err(|source| Error::Thread { name: "reaper", source })?;
+        while !progress.is_cancelled() {
+            if self.0.reaper.drain(Duration::from_millis(100)) {
+                return Ok(true);
+            }
+            if self.0.reaper.is_stuck() {
+                break;
+            }
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,243 @@
+//! What a server's store does every second or so, beside all requests: it keeps the pool of pairs full, mounts root file
+//! systems ahead, asks its sentinel for lost writes, looks for what other processes have left, writes down when layers
+//! were used, and collects garbage when there is too much.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::collect::Garbage;
+use crate::fail::fail_point;
+use crate::layers::layer::State;
+use crate::mounts::door::Door;
+use crate::mounts::ready::{self, Kind, Spare, Wanted};
+use crate::mounts::reaper::Place;
+use crate::mounts::rootfs::{self, Parts};
+use crate::mounts::sentinel::Sentinel;
+use crate::store::Inner;
+use crate::threads::lock;
+
+/// Between two rounds, unless somebody knocks.
+const ROUND: Duration = Duration::from_secs(1);
+/// How often one looks for what other processes have left, and for garbage.
+const LOOK: Duration = Duration::from_secs(3);
+/// How often it is written down when layers were used. A crash loses that much of their order.
+const SAVE_USED: Duration = Duration::from_secs(30);
+
+/// The longest wait between two tries to have a lost write made known.
+const REPORT_MOST: Duration = Duration::from_secs(60);
+
+/// What a container is told whose writes may have been lost.
+const REMEDY: &str = "fsync and syncfs in this container fail from now on; destroy and create it again";
+
+/// What the steward remembers from round to round.
+#[derive(Default)]
+struct Memory {
+    sentinel: Option<Sentinel>,
+    saved_used: Option<Instant>,
+    looked: Option<Instant>,
+    /// Modification times of directories that other processes change.
+    seen: Vec<(i64, u64)>,
+    unsettled: bool,
+    /// When a lost write was made known last, and how long to wait before the next time.
+    reported: Option<(Instant, Duration)>,
+    pool_failed: bool,
+    ready_failed: bool,
+    /// When it was looked whether memory or disk is short, and whether it was.
+    short: Option<(Instant, bool)>,
+}
+
+/// Starts the thread. It lives as long as the store.
+pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
+    let (door, weak) = (Arc::clone(&inner.door), Arc::downgrade(inner));
+    let thread = std::thread::Builder::new().name("steward".into()).spawn(move || run(&door, &weak))?;
+    *lock(&inner.door.thread) = Some(thread);
+    Ok(())
+}
+
+fn run(door: &Door, inner: &Weak<Inner>) {
+    let (mut memory, mut wait) = (Memory::default(), ROUND);
+    while door.wait(wait) {
+        let Some(inner) = inner.upgrade() else { return };
+        inner.round(&mut memory);
+        wait = inner.fill_ready(&mut memory);
+    }
+}
+
+impl Inner {
+    fn round(&self, memory: &mut Memory) {
+        let filled = self.pool.fill(&self.layout);
+        if let Err(error) = filled
+            && !memory.pool_failed
+        {
+            tracing::warn!(%error, "pool.fill-failed");
+        }
+        memory.pool_failed = filled.is_err();
+        self.ask_sentinel(memory);
+        // Each create knocks. What reads all records must not run each time: creates would cost the more, the more root
+        // file systems and layers there are.
+        if memory.looked.is_some_and(|then| then.elapsed() < LOOK) {
+            return;
+        }
+        memory.looked = Some(Instant::now());
+        self.look_around(memory);
+        self.discard(self.ready.outdated(Instant::now(), &|layer| self.is_fine(layer)));
+        if memory.saved_used.is_none_or(|then| then.elapsed() >= SAVE_USED) {
+            memory.saved_used = Some(Instant::now());
+            self.save_used();
+        }
+        if let Some(threshold) = self.gc_threshold
+            && let Err(error) = self.collect(Garbage::Until(threshold), None)
+        {
+            tracing::warn!(%error, "collect.failed");
+        }
+    }
+
+    /// Writes down when the layers were used that this process has handed out.
+    pub(crate) fn save_used(&self) {
+        let layers: Vec<_> = lock(&self.layers).values().cloned().collect();
+        for layer in layers {
+            layer.save_used(&self.layout);
+        }
+    }
+
+    fn ask_sentinel(&self, memory: &mut Memory) {
+        if memory.sentinel.as_ref().is_some_and(Sentinel::lost_write) {
+            self.mark_hit("a write to the file system under the store was lost");
+            let name = memory.sentinel.take().map(|sentinel| sentinel.name.clone());
+            name.iter().for_each(|name| self.trash(Place::Rootfs, name));
+        }
+        if memory.sentinel.is_none() {
+            match Sentinel::place(&self.layout, &self.pool, &self.mounter, self.pool.new_name()) {
+                Ok(sentinel) => (memory.sentinel, memory.reported) = (Some(sentinel), None),
+                Err((name, error)) => {
+                    self.trash(Place::Rootfs, &name);
+                    tracing::debug!(%error, "sentinel.not-placed");
+                    // A disk that goes on failing is not asked every second: each syncfs writes to it.
+                    let due = memory.reported.is_none_or(|(then, wait)| then.elapsed() >= wait);
+                    if error == Errno::IO && due {
+                        let wait = memory.reported.map_or(ROUND, |(_, wait)| (wait * 2).min(REPORT_MOST));
+                        memory.reported = Some((Instant::now(), wait));
+                        self.report_unseen();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Mounts ahead what is missing, while nobody creates; how long to wait until the next time.
+    fn fill_ready(&self, memory: &mut Memory) -> Duration {
+        if self.ready.is_idle() {
+            return ROUND;
+        }
+        if memory.short.is_none_or(|(then, _)| then.elapsed() >= ROUND) {
+            memory.short = Some((Instant::now(), self.ready.is_short(&self.layout)));
+        }
+        if memory.short.is_some_and(|(_, short)| short) {
+            self.discard(self.ready.empty());
+            return ROUND;
+        }
+        while self.check_open().is_ok() {
+            let (kind, generation) = match self.ready.wanted() {
+                Wanted::One(kind, generation) => (kind, generation),
+                Wanted::Later => return ready::QUIET,
+                Wanted::Nothing => break,
+            };
+            match self.mount_ahead(kind, generation) {
+                Ok(spare) => {
+                    memory.ready_failed = false;
+                    self.discard(self.ready.put(spare).err());
+                }
+                Err(error) => {
+                    if !memory.ready_failed {
+                        tracing::warn!(%error, "ready.mount-failed");
+                    }
+                    memory.ready_failed = true;
+                    break;
+                }
+            }
+        }
+        ROUND
+    }
+
+    fn mount_ahead(&self, kind: Arc<Kind>, generation: u64) -> Result<Spare, rootfs::Error> {
+        let name = self.pool.new_name();
+        let made = self.pool.make(&self.layout, &name, kind.root());
+        let made = made.map_err(|source| rootfs::Error::Make { id: name.clone(), source }).and_then(|pair| {
+            let owner = kind.owner();
+            let parts = Parts { id: &name, layers: &kind.layers, owner: owner.as_ref(), pair: &pair };
+            self.mounter.build_volatile(&parts)
+        });
+        fail_point!("mounted-ahead");
+        match made {
+            Ok(mount) => Ok(Spare { name, mount, kind, generation }),
+            Err(error) => {
+                self.trash(Place::Rootfs, &name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Throws spares away.
+    pub(crate) fn discard(&self, spares: impl IntoIterator<Item = Spare>) {
+        for Spare { name, mount, .. } in spares {
+            drop(mount);
+            self.trash(Place::Rootfs, &name);
+        }
+    }
+
+    /// Marks every volatile root file system that lives now: each of their later fsyncs fails.
+    pub(crate) fn mark_hit(&self, what: &str) {
+        // First: one that is claimed from here on is asked itself.
+        self.discard(self.ready.empty());
+        let records = self.layout.records.all().unwrap_or_else(|error| {
+            tracing::error!(%error, "writeback.nobody-marked");
+            Vec::new()
+        });
+        let mut hit = Vec::new();
+        for mut record in records {
+            if record.honest || record.writeback_error.is_some() {
+                continue;
+            }
+            let text = format!("{what}: {REMEDY}");
+            record.writeback_error = Some(text.clone());
+            lock(&self.hit).insert(record.id.clone(), text);
+            // Gone at this moment, or noted in memory all the same.
+            let _ = self.layout.records.update_existing(&record);
+            hit.push(record.id);
+        }
+        let fresh: Vec<String> = lock(&self.layers)
+            .values()
+            .filter(|layer| layer.state() == State::Fresh)
+            .map(|layer| layer.chain.clone())
+            .collect();
+        tracing::error!(what, rootfs = ?hit, layers_not_durable = ?fresh, "writeback.error");
+    }
+
+    /// Has the error reported that nobody has seen: until then no volatile overlay can be mounted.
+    pub(crate) fn report_unseen(&self) {
+        match self.layout.sync_handle() {
+            Ok(sync) => self.durability.report(sync),
+            Err(error) => tracing::warn!(%error, "writeback.error-not-reported"),
+        }
+    }
+
+    /// Finds what other processes have thrown away or brought in.
+    fn look_around(&self, memory: &mut Memory) {
+        let layout = &self.layout;
+        let time = |dir| rustix::fs::fstat(dir).map_or((0, 0), |stat| (stat.st_mtime, stat.st_mtime_nsec));
+        let records = layout.records.changed();
+        let seen = vec![time(&layout.trash), time(&layout.layers), time(&layout.staging), records];
+        let changed = memory.seen != seen;
+        if !changed && !memory.unsettled {
+            return;
+        }
+        // A change within the clock's tick after a look would be missed, so one more look follows each change.
+        memory.unsettled = changed;
+        memory.seen = seen;
+        if let Err(error) = self.distrust().and_then(|()| self.find_trash()) {
+            tracing::warn!(%error, "steward.cannot-look");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What takes how much space, and what of it can be had back.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+use serde::Serialize;
+
+use crate::disk::blocks::entry_bytes;
+use crate::disk::files;
+use crate::disk::record::Record;
+use crate::error::Result;
+use crate::images::image;
+use crate::layers::layer;
+use crate::store::Inner;
+
+/// The store's space, in bytes on the disk. `layers_bytes + records_bytes + rootfs_bytes + trash_bytes + staging_bytes` is
+/// what the store takes; the rest are parts of it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Usage {
+    /// All layers.
+    pub layers_bytes: u64,
+    /// How many there are.
+    pub layers: usize,
+    /// Layers that root file systems use now.
+    pub used_bytes: u64,
+    /// Layers that several named images, or several root file systems, have: what sharing saves is a multiple of it.
+    pub shared_bytes: u64,
+    /// Layers that nobody uses and no pin holds: what `store gc --threshold 0` gives back.
+    pub reclaimable_bytes: u64,
+    /// Of those, layers that no named image has: what `store gc` gives back.
+    pub unnamed_bytes: u64,
+    /// Layers of pinned images that no root file system uses.
+    pub pinned_bytes: u64,
+    /// Layers that may not be on the disk and are given to nobody.
+    pub suspect_bytes: u64,
+    /// What is recorded of named images: their names, manifests and configs.
+    pub records_bytes: u64,
+    /// Writable layers of living root file systems.
+    pub rootfs_bytes: u64,
+    /// What is being unpacked, or was when its process was killed.
+    pub staging_bytes: u64,
+    /// Thrown away and not deleted yet: it still takes its space.
+    pub trash_bytes: u64,
+    /// Free on the file system, for root.
+    pub free_bytes: u64,
+    /// The file system's size.
+    pub total_bytes: u64,
+    /// Named images.
+    pub images: Vec<ImageUsage>,
+    /// Living root file systems.
+    pub rootfs: Vec<RootfsUsage>,
+}
+
+/// The space of one named image.
+#[derive(Debug, Clone, Serialize)]
+pub struct ImageUsage {
+    /// Its name.
+    pub name: String,
+    /// All its layers.
+    pub bytes: u64,
+    /// Those that no other named image has.
+    pub own_bytes: u64,
+    /// Whether it is pinned.
+    pub pinned: bool,
+    /// Whether a root file system uses one of its layers.
+    pub used: bool,
+}
+
+/// The space of one root file system.
+#[derive(Debug, Clone, Serialize)]
+pub struct RootfsUsage {
+    /// Its id.
+    pub id: String,
+    /// The image, as it was asked for.
+    pub image: String,
+    /// Its writable layer.
+    pub own_bytes: u64,
+    /// The image's layers below it.
+    pub image_bytes: u64,
+    /// Where it is attached, if it is.
+    pub attached: Option<std::path::PathBuf>,
+    /// A write-back error that happened under it, with the remedy.
+    pub writeback_error: Option<String>,
+}
+
+impl Inner {
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        let records = self.records()?;
+        let images = image::all(&self.layout)?;
+        let layers = self.seen_layers()?;
+        let used: HashSet<&String> =
+            records.iter().flat_map(|record| record.layers.iter().map(|used| &used.instance)).collect();
+        let pinned: HashSet<&String> =
+            images.iter().filter(|image| image.pinned).flat_map(|image| &image.layers).collect();
+        let mut named: BTreeMap<&String, usize> = BTreeMap::new();
+        images.iter().flat_map(|image| &image.layers).for_each(|chain| *named.entry(chain).or_default() += 1);
+        let mut below: BTreeMap<&String, usize> = BTreeMap::new();
+        let lowers = records.iter().flat_map(|record| &record.layers);
+        lowers.for_each(|used| *below.entry(&used.chain).or_default() += 1);
+        let several = |holders: &BTreeMap<&String, usize>, chain| holders.get(chain).is_some_and(|n| *n > 1);
+        let shared = |chain| several(&named, chain) || several(&below, chain);
+
+        let mut usage = Usage { layers: layers.len(), ..Usage::default() };
+        let mut sizes = BTreeMap::new();
+        for seen in &layers {
+            let record = &seen.record;
+            let bytes = record.size();
+            sizes.insert(&record.chain_id, (bytes, used.contains(&record.instance)));
+            usage.layers_bytes += bytes;
+            usage.shared_bytes += if shared(&record.chain_id) { bytes } else { 0 };
+            let part = if used.contains(&record.instance) {
+                &mut usage.used_bytes
+            } else if !seen.trusted {
+                &mut usage.suspect_bytes
+            } else if pinned.contains(&record.chain_id) {
+                &mut usage.pinned_bytes
+            } else {
+                if !named.contains_key(&record.chain_id) {
+                    usage.unnamed_bytes += bytes;
+                }
+                &mut usage.reclaimable_bytes
+            };
+            *part += bytes;
+        }
+        let size = |chain: &String| sizes.get(chain).map_or(0, |(bytes, _)| *bytes);
+        for image in &images {
+            let own = image.layers.iter().filter(|chain| named.get(chain) == Some(&1)).map(size).sum();
+            usage.images.push(ImageUsage {
+                name: image.name.clone(),
+                bytes: image.layers.iter().map(size).sum(),
+                own_bytes: own,
+                pinned: image.pinned,
+                used: image.layers.iter().any(|chain| sizes.get(chain).is_some_and(|(_, used)| *used)),
+            });
+        }
+        let mut living = HashSet::new();
+        for record in &records {
+            living.insert(record.dir.as_str());
+            let own_bytes = self.rootfs_bytes(record);
+            usage.rootfs_bytes += own_bytes;
+            usage.rootfs.push(RootfsUsage {
+                id: record.id.clone(),
+                image: record.image.clone(),
+                own_bytes,
+                image_bytes: record.layers.iter().map(|used| size(&used.chain)).sum(),
+                attached: record.attached.clone(),
+                writeback_error: record.writeback_error.clone(),
+            });
+        }
+        usage.rootfs.sort_by(|a, b| a.id.cmp(&b.id));
+        usage.records_bytes = tree_bytes(&self.layout.images, &|_| true);
+        usage.trash_bytes = tree_bytes(&self.layout.trash, &|_| true);
+        // What a server has made ahead is here too, some kilobytes each.
+        usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));
+        usage.staging_bytes = tree_bytes(&self.layout.staging, &|_| true);
+        if let Ok(fs) = rustix::fs::fstatvfs(&self.layout.root) {
+            usage.free_bytes = fs.f_bfree * fs.f_frsize;
+            usage.total_bytes = fs.f_blocks * fs.f_frsize;
+        }
+        Ok(usage)
+    }
+
+    /// Bytes of a root file system's writable layer.
+    pub(crate) fn rootfs_bytes(&self, record: &Record) -> u64 {
+        tree_bytes(&self.layout.rootfs, &|name| name == record.dir)
+    }
+
+    /// The living root file systems.
+    pub(crate) fn records(&self) -> Result<Vec<Record>> {
+        self.layout.records.all().map_err(|source| self.records_error(source))
+    }
+}
+
+/// Bytes on the disk of those entries of a directory whose names are wanted, with all that is below them. What goes
+/// away meanwhile, or cannot be read, does not count.
+fn tree_bytes(dir: &OwnedFd, wanted: &dyn Fn(&str) -> bool) -> u64 {
+    let mut linked = HashSet::new();
+    let Ok(names) = files::names(dir) else { return 0 };
+    let wanted = names.into_iter().filter(|name| wanted(name)).filter_map(|name| CString::new(name).ok());
+    wanted.filter_map(|name| entry_bytes(dir, &name, &mut linked, &|| false)).sum()
+}
+
+/// What is known of one layer.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerInfo {
+    /// Its chain id.
+    pub chain_id: String,
+    /// Its diff id.
+    pub diff_id: String,
+    /// Entries of its tar.
+    pub entries: u64,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes on the disk; known once it is durable.
+    pub disk_bytes: Option<u64>,
+    /// Whether a power cut leaves it whole.
+    pub durable: bool,
+    /// Whether a write error was reported while it was not durable.
+    pub suspect: bool,
+}
+
+impl From<layer::Record> for LayerInfo {
+    fn from(record: layer::Record) -> Self {
+        Self {
+            chain_id: record.chain_id,
+            diff_id: record.diff_id,
+            entries: record.entries,
+            bytes: record.bytes,
+            disk_bytes: record.disk_bytes,
+            durable: record.durable,
+            suspect: record.suspect,
+        }
+    }
+}
