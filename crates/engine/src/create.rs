@@ -9,6 +9,7 @@ use crate::container::record::{CONFIG, Phase, Record, VERSION};
 use crate::error::too_little;
 use crate::events::What;
 use crate::history::{Kind, Timeline};
+use crate::image::gone;
 use crate::keeper::{Event, Keeper};
 use crate::ready::ids::Home;
 use crate::ready::keepers::Waiting;
@@ -62,7 +63,10 @@ impl Engine {
         let _turn = match self.shared.gate.try_enter() {
             Some(turn) => turn,
             None => {
-                let turn = self.shared.gate.enter().await?;
+                let turn = tokio::select! {
+                    turn = self.shared.gate.enter() => turn?,
+                    () = gone() => return Err(Error::failed("create", "the client has gone before its turn")),
+                };
                 timeline.ended("queue");
                 turn
             }

@@ -66,13 +66,13 @@ tokio::task_local! {
 }
 
 /// Does what a client wants. When the sender of `here` is dropped, the client has gone: an image that is being brought for it
-/// alone is given up. All else that was begun is finished.
+/// alone is given up, and so is a create that waits for its turn. All else that was begun is finished.
 pub async fn for_client<T>(here: watch::Receiver<()>, work: impl Future<Output = T>) -> T {
     CLIENT.scope(here, work).await
 }
 
 /// Ready when the client has gone for whom this task works.
-async fn gone() {
+pub(crate) async fn gone() {
     match CLIENT.try_with(Clone::clone) {
         Ok(mut here) => while here.changed().await.is_ok() {},
         Err(_) => pending().await,

@@ -127,6 +127,14 @@ pub enum Error {
     /// Waiting for the process failed on the server's side.
     #[error("process error: {0}")]
     Process(String),
+    /// The process was started and goes on, but a connection for its output was refused, or has broken.
+    #[error("process {process} was started, but its output cannot be fetched: {source}")]
+    Output {
+        /// The process's id.
+        process: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// The process's input is no text, and the server takes nothing else. Not all of it was sent.
     #[error("the input is not UTF-8, and this server's protocol carries nothing else")]
     BinaryInput,

@@ -100,7 +100,10 @@ impl Accepted {
     pub(crate) fn output(state: &State, path: [&str; 3], stderr: bool) -> Result<Self, Failure> {
         let [handle, process, stream] = path;
         match state.streams.find(handle, process, stream) {
-            Found::Entry(entry) => Ok(Self::Output { entry: Some(entry), stderr }),
+            Found::Entry(entry) => {
+                entry.fetch(stderr);
+                Ok(Self::Output { entry: Some(entry), stderr })
+            }
             Found::Nothing => Ok(Self::Output { entry: None, stderr }),
             Found::Others => Err(wardian_engine::Error::UnknownProcess(process.to_owned()).into()),
         }
@@ -125,6 +128,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
         other => other,
     };
     let Taken { stream, early } = taken;
+    let place = stream.place().cloned();
     let (mut reader, mut writer) = stream.into_split();
     match accepted {
         Accepted::Upload(_) | Accepted::Events(_) => return,
@@ -135,7 +139,18 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
             }
         }
         Accepted::Output { entry, stderr } => {
+            let theirs = entry.clone();
+            let orphaned = async {
+                if let Some(entry) = theirs {
+                    entry.left().await;
+                }
+                if let Some(place) = place {
+                    place.orphaned();
+                }
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
+                () = orphaned => {}
                 () = output(&mut writer, entry, stderr) => {}
                 // Nothing is to come from there but its end.
                 () = ended(&mut reader) => return,

@@ -100,11 +100,18 @@ async fn answer(
     take: mpsc::Sender<handler::Taking>,
     place: Arc<Place>,
 ) -> io::Result<hyper::Response<Made>> {
-    let late = || io::Error::from(io::ErrorKind::ConnectionAborted);
-    if !place.works() {
-        return Err(late());
+    let refusal = host::refusal(request.headers(), request.uri(), hosts.as_deref());
+    let works = place.works(|| refusal.is_none() && handler::fetches(&state, &request));
+    let works = tokio::select! {
+        biased;
+        works = handler::looking(&cut.look, works) => works,
+        () = state.stopping() => false,
+    };
+    if !works {
+        tracing::debug!("a connection is closed: there is no place for its request");
+        return Err(io::ErrorKind::ConnectionAborted.into());
     }
-    let reply: Reply = match host::refusal(request.headers(), request.uri(), hosts.as_deref()) {
+    let reply: Reply = match refusal {
         Some((status, why)) => text(status, why),
         None => {
             request.extensions_mut().insert(cut);
@@ -135,7 +142,6 @@ fn is_handshake_told() -> bool {
 }
 
 pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>) {
-    let _unread = place.may_look(arrival.unread());
     let hosts = arrival.hosts.clone();
     let opened = tokio::select! {
         opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(place.clone())) => opened,

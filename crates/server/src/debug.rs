@@ -2,7 +2,7 @@
 
 use crate::Listener;
 use crate::connection::{HANDSHAKE_TIMEOUT, LAST_WORDS};
-use crate::door::{self, Door, Entry, Place};
+use crate::door::{self, Door, Place};
 use crate::host;
 use crate::reply::text;
 use crate::socket::Arrival;
@@ -52,19 +52,11 @@ type Reply = Response<Full<Bytes>>;
 pub(crate) async fn serve(debug: Debug, engine: Engine) {
     let Debug { listener, set_level } = debug;
     let set_level = Arc::new(set_level);
-    let serve = |arrival, entry: Entry| {
-        let (engine, set_level) = (engine.clone(), set_level.clone());
-        Some(async move {
-            if let Some(place) = entry.place().await {
-                connection(arrival, engine, set_level, place).await;
-            }
-        })
-    };
+    let serve = |arrival, place| Some(connection(arrival, engine.clone(), set_level.clone(), place));
     crate::accept(listener, Door::new(CONNECTIONS), serve).await;
 }
 
 async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>, place: Arc<Place>) {
-    let _unread = place.may_look(arrival.unread());
     let hosts = arrival.hosts.clone();
     let opened = tokio::select! {
         opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival.open(place.clone())) => opened,
@@ -75,7 +67,7 @@ async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>, 
         let (engine, set_level, hosts) = (engine.clone(), set_level.clone(), hosts.clone());
         let place = place.clone();
         async move {
-            if !place.works() {
+            if !place.works(|| false).await {
                 return Err(io::Error::from(io::ErrorKind::ConnectionAborted));
             }
             let reply = answer(request, &engine, &set_level, hosts.as_deref(), &place).await;

@@ -1,14 +1,17 @@
 //! How many connections may be open at a time, and which one has to go when there is no room for another.
 //!
-//! A connection whose client owes something is idle: a request, the rest of one's head or body, or the taking of what it is
-//! sent. When all places are taken the one whose client has been in debt longest is closed for the newcomer, so that clients
-//! that hold connections and do nothing keep nobody out. It has been in debt for 50 ms at least; or for 20 ms if its socket
-//! is empty and what it owes needs no round trip through a network. Each byte that comes, or goes, begins a debt anew.
-//! Strangers, the connections that have not brought a whole request yet, go before all others, however long those are in
-//! debt, while they hold a quarter of the places: whoever reaches the port can open as many as he likes, and who has been
-//! served has something to lose. Where they hold fewer, the longest in debt of all goes: idle connections that have been
-//! served would otherwise leave strangers so few places that none keeps his for as long as his request takes. Where all are
-//! at work newcomers wait, as many as the waiting room holds and a minute at most; beyond that they are closed.
+//! A newcomer is in the hall until its first request has come: it is read from there, and takes no place from anybody. With
+//! its request it gets a place, and is answered. When all places are taken the one whose client has been in debt longest is
+//! closed for it: a connection whose client owes something is idle, be it the next request, the rest of one's body, or the
+//! taking of what it is sent. So clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
+//! begins a debt anew. Where all are at work requests wait, as many as the waiting room holds and a minute at most; beyond
+//! that their connections are closed. When the hall is full the one that has owed its request longest is closed for the next
+//! newcomer: strangers, who reach the port and bring no request, have only each other to take something from. Nobody is closed
+//! who has been in debt for less than 50 ms.
+//!
+//! A request for the output of a process whose client holds a place already does not wait: the place would never come free if
+//! each waited for another's end. It gets one beside the common places, of which there are two for each place from which a
+//! process can be started, once for each stream. Those whose process has lost its client go first when these are wanted.
 //!
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
@@ -28,16 +31,35 @@
 //! else gets and where only another of them takes a place away. One that sits in a common place is moved there when it
 //! would have to go.
 
-use crate::socket::Unread;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+
+/// Where a connection is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// It has brought no request yet, or waits with its first one.
+    Hall,
+    /// The same for those for whom there is a reserve.
+    OwnHall,
+    Common,
+    /// For the administrator.
+    Reserve,
+    /// Beside these, for the output of processes.
+    Beside,
+}
+
+impl Part {
+    fn hall(local: bool) -> Self {
+        if local { Self::OwnHall } else { Self::Hall }
+    }
+}
 
 /// Places beyond the others, for the host's own administrator.
 pub(crate) const RESERVE: usize = 16;
@@ -45,41 +67,42 @@ pub(crate) const RESERVE: usize = 16;
 const HEAD: usize = 16 << 10;
 /// … and KiB that all may have sent beyond that, before their requests are complete.
 const HEADS: usize = 8 << 10;
-/// How long a newcomer waits for a place, …
+/// How long a request waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … and how often one of those that wait looks whether somebody has become idle, or is due.
 const LOOK: Duration = Duration::from_millis(2);
 /// One that has to go may need a while for it, as a transfer does that has to be cancelled: after so long another one goes.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Who has been in debt for less time is not closed for a newcomer: what it owes may be here already, unread, while a burst
-/// of connections is being accepted; or it may come as soon as a client on another host has heard from here.
+/// Who has been in debt for less time is not closed for another: what it owes may be here already, unread, while a burst of
+/// connections is being accepted; or it may come as soon as a client on another host has heard from here.
 const GRACE: Duration = Duration::from_millis(50);
-/// The same where nothing is in the socket, and the client is on this host or has not sent its first request, which needs no
-/// word of the server's without TLS. A client that has connected may be without a processor for a while before it sends.
-const SHORT_GRACE: Duration = Duration::from_millis(20);
+/// Between two warnings that connections are closed because there are too many.
+const WARNING: Duration = Duration::from_secs(10);
 
 /// The door.
 #[derive(Debug)]
 pub(crate) struct Door {
+    /// Who may owe its first request: others, and those for whom there is a reserve.
+    halls: [Arc<Semaphore>; 2],
+    /// Whose request may wait for a place: others, and those for whom there is a reserve.
+    rooms: [Arc<Semaphore>; 2],
     common: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
+    beside: Arc<Semaphore>,
     /// KiB for long heads, for others and for those for whom there is a reserve.
     heads: [Arc<Semaphore>; 2],
-    /// Who may wait: others, and those for whom there is a reserve.
-    rooms: [Arc<Semaphore>; 2],
     /// Who looks for places on behalf of all that wait: others, and those for whom there is a reserve.
     looks: [tokio::sync::Mutex<()>; 2],
-    /// So many strangers go before those that have been served: in the common places, and in the reserve.
-    quarters: [usize; 2],
     idle: Mutex<Idle>,
+    warned: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
 struct Idle {
-    /// In the common places, and in the reserve: strangers, and those that have brought a request.
-    queues: [[Queue; 2]; 2],
+    /// In each [`Part`].
+    queues: [Queue; 5],
     next: u64,
-    /// Newcomers that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
+    /// Requests that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
     /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
     waiting: usize,
     asked: usize,
@@ -87,31 +110,33 @@ struct Idle {
     last: Instant,
 }
 
-/// The idle ones of a kind by their numbers, the longest in debt first; and since when.
+/// The idle ones of a part by their numbers, the longest in debt first; and since when.
 type Queue = BTreeMap<u64, (Instant, Arc<Seat>)>;
 
 /// Where an idle connection stands.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
-    reserved: bool,
-    /// It has brought a request, which of a TLS listener only those with a certificate can.
-    known: bool,
+    part: Part,
     number: u64,
 }
 
 impl Idle {
-    fn queue(&mut self, turn: Turn) -> &mut Queue {
-        &mut self.queues[usize::from(turn.reserved)][usize::from(turn.known)]
+    fn queue(&mut self, part: Part) -> &mut Queue {
+        &mut self.queues[part as usize]
     }
 
-    /// Who has to go next of those in the common places, or in the reserve. A place that has been asked for is a stranger's
-    /// already, or will be: without it a burst that asks many strangers to go would then find few, and go on with the others.
-    fn next(&self, reserved: bool, quarter: usize) -> Option<Turn> {
-        let [strangers, known] = &self.queues[usize::from(reserved)];
-        let turn = |known, queue: &Queue| queue.keys().next().map(|&number| Turn { reserved, known, number });
-        let all_go = strangers.len() + self.asked < quarter;
-        let known = turn(true, known).filter(|_| all_go);
-        turn(false, strangers).into_iter().chain(known).min_by_key(|turn| turn.number)
+    /// Who has to go next in this part. One who is not due yet goes for nobody, and neither does anybody behind him.
+    fn next(&mut self, part: Part, now: Instant) -> Option<(Turn, Instant, Arc<Seat>)> {
+        let (&number, (since, seat)) = self.queue(part).first_key_value()?;
+        let is_due = now.saturating_duration_since(*since) >= GRACE;
+        is_due.then(|| (Turn { part, number }, *since, seat.clone()))
+    }
+
+    fn send_away(&mut self, turn: Turn, seat: &Seat, state: &mut SeatState) {
+        self.queue(turn.part).remove(&turn.number);
+        state.turn = None;
+        seat.gone.store(true, Ordering::Relaxed);
+        seat.evicted.notify_one();
     }
 }
 
@@ -125,18 +150,15 @@ struct Seat {
     evicted: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct SeatState {
+    /// Of its part, or of the waiting room.
     permit: Option<OwnedSemaphorePermit>,
-    reserved: bool,
+    part: Part,
     /// It waits for a request.
     resting: bool,
     /// What its client owes, in number.
     owing: usize,
-    /// It has brought a whole request.
-    known: bool,
-    /// What the door may look into. It goes with the connection, which ends for its client when all descriptors are closed.
-    unread: Weak<Unread>,
     /// Its turn while it is idle.
     turn: Option<Turn>,
     /// Bytes of a head that have come, and the room that they take.
@@ -145,20 +167,12 @@ struct SeatState {
 }
 
 impl Seat {
-    /// How long its client may be in debt before it can have to go.
-    fn grace(state: &SeatState) -> Duration {
-        match state.unread.upgrade() {
-            Some(unread) if !(unread.is_there() || unread.is_far() && state.known) => SHORT_GRACE,
-            _ => GRACE,
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, SeatState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection's place. Its end makes room.
+/// What a connection holds of the door. Its end makes room.
 #[derive(Debug)]
 pub(crate) struct Place {
     door: Arc<Door>,
@@ -171,72 +185,45 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Owed(Arc<Place>);
 
-/// What becomes of a newcomer.
-#[derive(Debug)]
-pub(crate) enum Entry {
-    Place(Arc<Place>),
-    Wait(Waiting),
-    /// Not even room to wait.
-    Full,
-}
-
-/// A newcomer that waits for a place.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    door: Arc<Door>,
-    local: bool,
-    _room: OwnedSemaphorePermit,
-}
-
 impl Door {
     /// With so many places.
     pub(crate) fn new(places: usize) -> Arc<Self> {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
-        let room = || semaphore((places / 4).clamp(64, 1024));
-        let (common, reserve) = (semaphore(places), semaphore(RESERVE));
+        let hall = || semaphore(places.clamp(128, 2048));
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
-        let heads = [heads(), heads()];
         let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
-        let looks = Default::default();
-        let quarters = [places, RESERVE].map(|places| places.div_ceil(4).max(1));
-        Arc::new(Self { common, reserve, heads, rooms: [room(), room()], looks, quarters, idle: idle.into() })
+        Arc::new(Self {
+            halls: [hall(), hall()],
+            // The administrator's own burst waits.
+            rooms: [semaphore((places / 4).clamp(64, 1024)), semaphore(1024)],
+            common: semaphore(places),
+            reserve: semaphore(RESERVE),
+            beside: semaphore(places.saturating_add(RESERVE).saturating_mul(2)),
+            heads: [heads(), heads()],
+            looks: Default::default(),
+            idle: idle.into(),
+            warned: None.into(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more, idle at first.
-    pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Entry {
-        if let Ok(permit) = self.common.clone().try_acquire_owned() {
-            return Entry::Place(self.seat(permit, local, false));
-        }
-        if local && let Ok(permit) = self.reserve.clone().try_acquire_owned() {
-            return Entry::Place(self.seat(permit, local, true));
-        }
-        match self.rooms[usize::from(local)].clone().try_acquire_owned() {
-            Ok(room) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
-            Err(_) => Entry::Full,
-        }
-    }
-
-    /// The same for one that is next in the kernel's queue. The administrator's own burst waits there; others are not waited
-    /// for: whoever comes behind them would be.
-    pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Entry {
-        match self.enter(local) {
-            Entry::Full if local => {
-                let room = self.rooms[usize::from(local)].clone().acquire_owned();
-                match tokio::time::timeout(WAITING_TIME, room).await {
-                    Ok(Ok(room)) => Entry::Wait(Waiting { door: self.clone(), local, _room: room }),
-                    _ => Entry::Full,
-                }
-            }
-            entry => entry,
-        }
-    }
-
-    fn seat(self: &Arc<Self>, permit: OwnedSemaphorePermit, local: bool, reserved: bool) -> Arc<Place> {
-        let state = SeatState { permit: Some(permit), reserved, ..SeatState::default() };
+    /// A newcomer is in the hall. `None`: that is full, and nobody there is due.
+    pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Option<Arc<Place>> {
+        let part = Part::hall(local);
+        let permit = self.halls[usize::from(local)].clone().try_acquire_owned().ok();
+        let permit = permit.or_else(|| self.take_from(part))?;
+        let state = SeatState {
+            permit: Some(permit),
+            part,
+            resting: false,
+            owing: 0,
+            turn: None,
+            head: 0,
+            long: None,
+        };
         let seat = Seat { local, state: state.into(), gone: AtomicBool::new(false), evicted: Notify::new() };
         let place = Place {
             door: self.clone(),
@@ -245,10 +232,45 @@ impl Door {
             cut: AtomicBool::new(false),
         };
         place.rests();
-        Arc::new(place)
+        Some(Arc::new(place))
     }
 
-    /// Make room for all newcomers that wait, as far as there are idle ones who have to go.
+    /// The same for one that is next in the kernel's queue. The administrator's own burst waits there; others are not waited
+    /// for: whoever comes behind them would be.
+    pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Option<Arc<Place>> {
+        let until = Instant::now() + WAITING_TIME;
+        loop {
+            let place = self.enter(local);
+            if place.is_some() {
+                return place;
+            }
+            if !local || Instant::now() >= until {
+                self.warn("more come than can be heard");
+                return None;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Connections are closed that have not done anything.
+    fn warn(&self, why: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|warned| warned.elapsed() > WARNING) {
+            tracing::warn!("connections are closed: {why}");
+            *warned = Some(Instant::now());
+        }
+    }
+
+    /// What one held that has to go, for somebody else at once: it is where connections end as soon as they are told.
+    fn take_from(&self, part: Part) -> Option<OwnedSemaphorePermit> {
+        let mut idle = self.lock();
+        let (turn, _, seat) = idle.next(part, Instant::now())?;
+        let mut state = seat.state();
+        idle.send_away(turn, &seat, &mut state);
+        state.permit.take()
+    }
+
+    /// Make room for all requests that wait, as far as there are idle ones who have to go.
     fn evict(&self, local: bool) {
         let mut idle = self.lock();
         let now = Instant::now();
@@ -261,75 +283,23 @@ impl Door {
     }
 
     fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
-        let [common, reserve] = self.quarters;
-        let turn = match idle.next(false, common) {
-            // Only when all others are at work.
-            None if local && idle.queues[0].iter().all(BTreeMap::is_empty) => idle.next(true, reserve),
-            turn => turn,
-        };
-        let Some(turn) = turn else { return false };
-        let Some((since, seat)) = idle.queue(turn).get(&turn.number).cloned() else { return false };
+        // In the reserve only when all others are at work.
+        let part = if local && idle.queue(Part::Common).is_empty() { Part::Reserve } else { Part::Common };
+        let Some((turn, since, seat)) = idle.next(part, now) else { return false };
         let mut state = seat.state();
         if seat.local
-            && !turn.reserved
+            && part == Part::Common
             && let Ok(permit) = self.reserve.clone().try_acquire_owned()
         {
-            let moved = Turn { reserved: true, ..turn };
-            (state.permit, state.reserved, state.turn) = (Some(permit), true, Some(moved));
+            let moved = Turn { part: Part::Reserve, ..turn };
+            (state.permit, state.part, state.turn) = (Some(permit), moved.part, Some(moved));
             drop(state);
-            idle.queue(turn).remove(&turn.number);
-            idle.queue(moved).insert(turn.number, (since, seat));
-            return true;
+            idle.queue(part).remove(&turn.number);
+            idle.queue(moved.part).insert(turn.number, (since, seat));
+        } else {
+            idle.send_away(turn, &seat, &mut state);
         }
-        // Who has come a moment ago is not due. Others do not go for the newcomers behind him.
-        let idle_for = now.saturating_duration_since(since);
-        if idle_for < SHORT_GRACE || idle_for < GRACE && idle_for < Seat::grace(&state) {
-            return false;
-        }
-        idle.queue(turn).remove(&turn.number);
-        state.turn = None;
-        drop(state);
-        seat.gone.store(true, Ordering::Relaxed);
-        seat.evicted.notify_one();
         true
-    }
-}
-
-impl Entry {
-    /// Its place, as soon as there is one. `None`: there was none in time.
-    pub(crate) async fn place(self) -> Option<Arc<Place>> {
-        match self {
-            Self::Place(place) => Some(place),
-            Self::Wait(waiting) => waiting.place().await,
-            Self::Full => None,
-        }
-    }
-}
-
-impl Waiting {
-    /// Its place, in the order of arrival. `None`: there was none in time.
-    pub(crate) async fn place(self) -> Option<Arc<Place>> {
-        let Self { door, local, _room } = self;
-        let until = Instant::now() + WAITING_TIME;
-        let mut common = pin!(door.common.clone().acquire_owned());
-        let mut reserve = pin!(door.reserve.clone().acquire_owned());
-        let _counted = Counted::new(&door);
-        door.evict(local);
-        // Of many that wait one looks for all.
-        let look = async {
-            let _looks = door.looks[usize::from(local)].lock().await;
-            loop {
-                tokio::time::sleep(LOOK).await;
-                door.evict(local);
-            }
-        };
-        tokio::select! {
-            biased;
-            permit = &mut common => Some(door.seat(permit.ok()?, local, false)),
-            permit = &mut reserve, if local => Some(door.seat(permit.ok()?, local, true)),
-            never = look => never,
-            () = tokio::time::sleep_until(until) => None,
-        }
     }
 }
 
@@ -362,26 +332,21 @@ impl Place {
         let mut idle = self.door.lock();
         let mut state = self.seat.state();
         change(&mut state);
-        let is_idle = (state.resting || state.owing > 0) && !self.is_gone();
+        // In the hall only who owes a request is in the way, and beside the common places there is enough for all that owe as
+        // long as their processes have clients.
+        let owes = state.owing > 0 && matches!(state.part, Part::Common | Part::Reserve);
+        let is_idle = (state.resting || owes) && !self.is_gone();
         if (anew || !is_idle)
             && let Some(turn) = state.turn.take()
         {
-            idle.queue(turn).remove(&turn.number);
+            idle.queue(turn.part).remove(&turn.number);
         }
         if is_idle && state.turn.is_none() {
             idle.next += 1;
-            let turn = Turn { reserved: state.reserved, known: state.known, number: idle.next };
+            let turn = Turn { part: state.part, number: idle.next };
             state.turn = Some(turn);
-            idle.queue(turn).insert(turn.number, (Instant::now(), self.seat.clone()));
+            idle.queue(turn.part).insert(turn.number, (Instant::now(), self.seat.clone()));
         }
-    }
-
-    /// The door may look into its socket, for as long as what is returned is kept.
-    #[must_use]
-    pub(crate) fn may_look(&self, into: Option<Unread>) -> Option<Arc<Unread>> {
-        let unread = Arc::new(into?);
-        self.seat.state().unread = Arc::downgrade(&unread);
-        Some(unread)
     }
 
     /// It waits for a request.
@@ -389,12 +354,93 @@ impl Place {
         self.settle(true, |state| state.resting = true);
     }
 
-    /// A request has come. `false`: too late, its place is promised to somebody else.
-    pub(crate) fn works(&self) -> bool {
-        self.settle(false, |state| {
-            (state.resting, state.known, state.head, state.long) = (false, true, 0, None);
-        });
-        !self.is_gone()
+    /// A request has come, and may be answered. `fetches`: whether it is the first one for a stream of a process, which does
+    /// not wait. `false`: too late, what its connection held is promised to somebody else; there is no place for it in time,
+    /// or too many wait for one; or it is one more on a connection that was let in for a stream.
+    pub(crate) async fn works(&self, fetches: impl FnOnce() -> bool) -> bool {
+        self.settle(false, |state| (state.resting, state.head) = (false, 0));
+        if self.is_gone() {
+            return false;
+        }
+        let part = self.seat.state().part;
+        if part != Part::hall(self.is_local()) {
+            self.seat.state().long = None;
+            return part != Part::Beside;
+        }
+        if let Ok(permit) = self.door.common.clone().try_acquire_owned() {
+            self.sits(permit, Part::Common);
+            return true;
+        }
+        let waits = async { if fetches() { self.waits_beside().await } else { self.waits().await } };
+        tokio::time::timeout(WAITING_TIME, waits).await.unwrap_or(false)
+    }
+
+    /// It has a place from now on. What it held, and the room of its head, is for others.
+    fn sits(&self, permit: OwnedSemaphorePermit, part: Part) {
+        let mut state = self.seat.state();
+        (state.permit, state.part, state.long) = (Some(permit), part, None);
+    }
+
+    /// Ready when its request has a place, in the order of arrival. `false`: too many wait.
+    async fn waits(&self) -> bool {
+        let (door, local) = (&self.door, self.is_local());
+        if local && let Ok(permit) = door.reserve.clone().try_acquire_owned() {
+            self.sits(permit, Part::Reserve);
+            return true;
+        }
+        let Ok(room) = door.rooms[usize::from(local)].clone().try_acquire_owned() else {
+            door.warn("all places are at work, and as many requests wait as may");
+            return false;
+        };
+        self.seat.state().permit = Some(room);
+        let mut common = pin!(door.common.clone().acquire_owned());
+        let mut reserve = pin!(door.reserve.clone().acquire_owned());
+        let _counted = Counted::new(door);
+        door.evict(local);
+        // Of many that wait one looks for all.
+        let look = async {
+            let _looks = door.looks[usize::from(local)].lock().await;
+            loop {
+                tokio::time::sleep(LOOK).await;
+                door.evict(local);
+            }
+        };
+        let (permit, part) = tokio::select! {
+            biased;
+            permit = &mut common => (permit, Part::Common),
+            permit = &mut reserve, if local => (permit, Part::Reserve),
+            never = look => never,
+        };
+        permit.is_ok_and(|permit| {
+            self.sits(permit, part);
+            true
+        })
+    }
+
+    async fn waits_beside(&self) -> bool {
+        let mut permit = pin!(self.door.beside.clone().acquire_owned());
+        let permit = loop {
+            tokio::select! {
+                biased;
+                permit = &mut permit => break permit.ok(),
+                () = std::future::ready(()) => {}
+            }
+            if let permit @ Some(_) = self.door.take_from(Part::Beside) {
+                break permit;
+            }
+            tokio::time::sleep(GRACE).await;
+        };
+        permit.is_some_and(|permit| {
+            self.sits(permit, Part::Beside);
+            true
+        })
+    }
+
+    /// The process that it reads the output of has no client any more. Beside the common places it may have to go from now on.
+    pub(crate) fn orphaned(&self) {
+        if self.seat.state().part == Part::Beside {
+            self.rests();
+        }
     }
 
     /// So many bytes have come. `false`: they belong to the head of a request, and there is no room for more of it.
@@ -482,301 +528,4 @@ pub(crate) async fn owed<T>(place: Option<&Arc<Place>>, what: impl Future<Output
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
-        tokio::time::timeout(4 * GRACE, future).await.ok()
-    }
-
-    fn in_at_once(door: &Arc<Door>, local: bool) -> Arc<Place> {
-        match door.enter(local) {
-            Entry::Place(place) => place,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn waits(door: &Arc<Door>, local: bool) -> impl Future<Output = Option<Arc<Place>>> + use<> {
-        match door.enter(local) {
-            Entry::Wait(waiting) => waiting.place(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn long_heads_have_room_together() {
-        let door = Door::new(1000);
-        let enter = |local| match door.enter(local) {
-            Entry::Place(place) => place,
-            other => panic!("{other:?}"),
-        };
-        let all: Vec<_> = (0..600).map(|_| enter(false)).collect();
-        // Each has 16 KiB of its own.
-        assert!(all.iter().all(|place| place.reads(HEAD)));
-        let long = all.iter().take_while(|place| place.reads(16 << 10)).count();
-        assert_eq!(long, HEADS / 16);
-        // Those of the administrator are counted apart, and a body is no head.
-        let local = enter(true);
-        assert!(local.reads(100 << 10) && local.reads(100 << 10));
-        assert!(all[599].works() && all[599].reads(1 << 30));
-        // A request that is complete makes room, and so does the end of a connection.
-        assert!(all[0].works() && all[550].reads(0) && !enter(false).reads(64 << 10));
-        drop(all);
-        assert!(enter(false).reads(1 << 20));
-    }
-
-    #[tokio::test]
-    async fn the_longest_idle_goes_for_a_newcomer() {
-        let door = Door::new(3);
-        let [a, b, c] = [(); 3].map(|()| in_at_once(&door, false));
-        assert!(a.works());
-        // All places are taken; `b` has been idle longest.
-        let mut newcomer = pin!(waits(&door, false));
-        assert!(soon(&mut newcomer).await.is_none());
-        soon(b.evicted()).await.unwrap();
-        assert!(soon(c.evicted()).await.is_none() && !b.works() && b.is_gone() && !c.is_gone());
-        drop(b);
-        let d = soon(&mut newcomer).await.unwrap().unwrap();
-        // Nobody is idle: the next one waits for an end.
-        assert!(c.works() && d.works() && c.works());
-        let mut last = pin!(waits(&door, false));
-        assert!(soon(&mut last).await.is_none() && soon(a.evicted()).await.is_none());
-        drop(d);
-        let e = soon(last).await.unwrap().unwrap();
-        assert!(e.works());
-        // After its request it can be asked to go again.
-        a.rests();
-        assert!(soon(waits(&door, false)).await.is_none() && soon(a.evicted()).await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_has_just_come_is_not_closed_for_the_next_one() {
-        let door = Door::new(2);
-        let [first, second] = [(); 2].map(|()| in_at_once(&door, false));
-        let mut burst: Vec<_> = (0..50).map(|_| Box::pin(waits(&door, false))).collect();
-        for newcomer in &mut burst {
-            assert!(tokio::time::timeout(Duration::ZERO, newcomer).await.is_err());
-        }
-        // Its request was in the connection all the time.
-        assert!(first.works() && !second.is_gone());
-        tokio::time::sleep(2 * GRACE).await;
-        assert!(soon(&mut burst[0]).await.is_none() && second.is_gone() && !first.is_gone());
-    }
-
-    /// Each of a burst gets a place, for each of those who hold them and do nothing goes when it is told.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn a_burst_of_newcomers_gets_the_places_of_a_burst_of_idle_ones() {
-        for round in 0..20 {
-            let door = Door::new(200);
-            let hold = |place: Arc<Place>| tokio::spawn(async move { place.evicted().await });
-            let idle: Vec<_> = (0..216).map(|_| hold(in_at_once(&door, true))).collect();
-            let newcomers: Vec<_> = (0..64).map(|_| tokio::spawn(waits(&door, true))).collect();
-            let mut seated = Vec::new();
-            for newcomer in newcomers {
-                let place = tokio::time::timeout(AGAIN, newcomer).await;
-                let place = place.unwrap_or_else(|_| panic!("round {round}: {} are seated", seated.len()));
-                seated.push(place.unwrap().unwrap());
-            }
-            idle.iter().for_each(tokio::task::JoinHandle::abort);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn strangers_go_before_those_that_have_been_served() {
-        let door = Door::new(3);
-        let stalled = in_at_once(&door, false);
-        assert!(stalled.works());
-        let _owed = stalled.owes();
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        let mut strangers: Vec<_> = (0..2).map(|_| in_at_once(&door, false)).collect();
-        for _ in 0..60 {
-            let mut newcomer = pin!(waits(&door, false));
-            assert!(tokio::time::timeout(2 * GRACE, &mut newcomer).await.is_err());
-            strangers.retain(|stranger| !stranger.is_gone());
-            assert_eq!(strangers.len(), 1);
-            strangers.push(newcomer.await.unwrap());
-            assert!(!stalled.is_gone());
-        }
-        // Those that are served have only each other.
-        assert!(strangers.iter().all(|served| served.works()));
-        assert!(tokio::time::timeout(2 * GRACE, waits(&door, false)).await.is_err() && stalled.is_gone());
-    }
-
-    /// How long they stay when newcomers wait.
-    #[tokio::test(start_paused = true)]
-    async fn who_has_sent_something_has_more_time_than_who_has_not() {
-        use crate::host::Hosts;
-        use crate::socket::Arrival;
-        use tokio::io::AsyncWriteExt as _;
-        use tokio::net::{TcpListener, TcpStream, UnixStream};
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let to = listener.local_addr().unwrap();
-        let stays = async |arrival: &Arrival, known: bool| {
-            let door = Door::new(1);
-            let place = in_at_once(&door, false);
-            let _unread = place.may_look(arrival.unread());
-            if known {
-                assert!(place.works());
-                place.rests();
-            }
-            let came = Instant::now();
-            let _newcomer = tokio::spawn(waits(&door, false));
-            place.evicted().await;
-            came.elapsed()
-        };
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let unix = Arrival::unix(ours);
-        let near = TcpStream::connect(to).await.unwrap();
-        let tcp = Arrival::tcp(near, None, Arc::new(Hosts::new(&[], 1)));
-        let (mut far, _) = listener.accept().await.unwrap();
-        for (arrival, known) in [(&unix, false), (&unix, true), (&tcp, false)] {
-            let stays = stays(arrival, known).await;
-            assert!(stays >= SHORT_GRACE && stays < GRACE, "{arrival:?} {known}: {stays:?}");
-        }
-        // The next request of a client on another host may be on its way for longer.
-        assert!(stays(&tcp, true).await >= GRACE);
-        theirs.write_all(b"G").await.unwrap();
-        far.write_all(b"G").await.unwrap();
-        for arrival in [&unix, &tcp] {
-            assert!(stays(arrival, false).await >= GRACE, "{arrival:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_burst_of_strangers_takes_the_places_of_strangers_alone() {
-        let door = Door::new(16);
-        let served = [(); 3].map(|()| in_at_once(&door, false));
-        let _stalled = served.each_ref().map(|place| (place.works(), place.owes()));
-        let hold = async |place: Arc<Place>| place.evicted().await;
-        (0..13).for_each(|_| drop(tokio::spawn(hold(in_at_once(&door, false)))));
-        for _ in 0..3 {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            // All come before the first of those that are asked can go.
-            for newcomer in (0..60).map(|_| waits(&door, false)) {
-                tokio::spawn(async move { newcomer.await.unwrap().evicted().await });
-            }
-            tokio::time::sleep(10 * GRACE).await;
-            assert!(served.iter().all(|place| !place.is_gone()));
-        }
-    }
-
-    /// Of newcomers that come every 75 ms and send their request 5 ms after they have been let in, those that are not served
-    /// while so many strangers come at a time and send nothing.
-    async fn not_served_beside(door: &Arc<Door>, strangers: usize, every: Duration) -> usize {
-        let comes = |door: &Arc<Door>| door.enter(false).place();
-        let flood = {
-            let door = door.clone();
-            tokio::spawn(async move {
-                loop {
-                    for place in (0..strangers).map(|_| comes(&door)) {
-                        tokio::spawn(async move {
-                            if let Some(place) = place.await {
-                                place.evicted().await;
-                            }
-                        });
-                    }
-                    tokio::time::sleep(every).await;
-                }
-            })
-        };
-        let mut newcomers = Vec::new();
-        for _ in 0..100 {
-            tokio::time::sleep(Duration::from_millis(75)).await;
-            let place = comes(door);
-            newcomers.push(tokio::spawn(async {
-                let Some(place) = place.await else { return false };
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                place.works()
-            }));
-        }
-        let mut failed = 0;
-        for newcomer in newcomers {
-            failed += usize::from(!newcomer.await.unwrap());
-        }
-        flood.abort();
-        failed
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn newcomers_are_served_beside_strangers_and_idle_ones_that_fill_the_places() {
-        let door = Door::new(200);
-        for _ in 0..200 {
-            let place = in_at_once(&door, false);
-            assert!(place.works());
-            place.rests();
-            tokio::spawn(async move { place.evicted().await });
-        }
-        assert_eq!(not_served_beside(&door, 1, Duration::from_millis(4)).await, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn newcomers_are_served_beside_a_flood_of_strangers() {
-        assert_eq!(not_served_beside(&Door::new(200), 2, Duration::from_millis(1)).await, 0);
-    }
-
-    #[tokio::test]
-    async fn who_owes_goes_in_the_order_of_the_last_byte() {
-        let door = Door::new(2);
-        let [a, b] = [(); 2].map(|()| in_at_once(&door, false));
-        assert!(a.works() && b.works());
-        let first = a.owes();
-        let second = b.owes();
-        // What comes begins the debt anew.
-        drop(first);
-        let _first = a.owes();
-        let mut newcomer = pin!(waits(&door, false));
-        assert!(soon(&mut newcomer).await.is_none() && b.is_gone() && !a.is_gone());
-        drop((second, b));
-        let c = soon(newcomer).await.unwrap().unwrap();
-        assert!(c.works());
-        let mut newcomer = pin!(waits(&door, false));
-        assert!(soon(&mut newcomer).await.is_none() && a.is_gone());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_becomes_idle_later_goes_for_those_that_wait() {
-        let door = Door::new(1);
-        let a = in_at_once(&door, false);
-        assert!(a.works());
-        let newcomer = tokio::spawn(waits(&door, false));
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(!a.is_gone());
-        a.rests();
-        a.evicted().await;
-        drop(a);
-        let b = newcomer.await.unwrap().unwrap();
-        assert!(b.works());
-        // Nobody waits for ever, and not everybody may wait.
-        let mut waiting: Vec<_> = (0..64).map(|_| Box::pin(waits(&door, false))).collect();
-        assert!(matches!(door.enter(false), Entry::Full));
-        assert!(waiting.pop().unwrap().await.is_none());
-        assert!(matches!(door.enter(false), Entry::Wait(_)));
-    }
-
-    #[tokio::test]
-    async fn the_reserve_is_for_local_clients_alone() {
-        let door = Door::new(2);
-        let working: Vec<_> = (0..2).map(|_| in_at_once(&door, false)).collect();
-        assert!(working.iter().all(|place| place.works()));
-        let locals: Vec<_> = (0..RESERVE).map(|_| in_at_once(&door, true)).collect();
-        // Others get none of it, although all of them are idle.
-        assert!(soon(waits(&door, false)).await.is_none());
-        assert!(locals.iter().all(|place| !place.is_gone()));
-        // One of their own does.
-        assert!(soon(waits(&door, true)).await.is_none());
-        assert!(locals[0].is_gone() && !locals[1].is_gone());
-    }
-
-    #[tokio::test]
-    async fn a_local_client_is_moved_and_not_sent_away() {
-        let door = Door::new(2);
-        let local = in_at_once(&door, true);
-        let other = in_at_once(&door, false);
-        let next = soon(waits(&door, false)).await.unwrap().unwrap();
-        assert!(!local.is_gone() && !other.is_gone() && local.works());
-        assert_eq!(door.reserve.available_permits(), RESERVE - 1);
-        drop((local, other, next));
-        assert_eq!((door.common.available_permits(), door.reserve.available_permits()), (2, RESERVE));
-        assert!(door.lock().queues.iter().flatten().all(BTreeMap::is_empty));
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use crate::room::SMALL;
 use crate::route::{Found, Route, find, query};
 use crate::socket::Look;
 use crate::upload::Upload;
-use crate::{State, attach, convert, large, trace, transfer};
+use crate::{State, attach, convert, large, stream, trace, transfer};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
@@ -58,6 +58,20 @@ impl From<Reply> for Answer {
     }
 }
 
+/// Whether a request is the first one for a stream of a process whose client this server has told of it.
+pub(crate) fn fetches<T>(state: &State, request: &Request<T>) -> bool {
+    let Found::Route(route @ (Route::Stdout | Route::Stderr), segments) =
+        find(request.method(), request.uri().path())
+    else {
+        return false;
+    };
+    let segment = |n: usize| segments.get(n).map_or("", String::as_str);
+    match state.streams.find(segment(0), segment(1), segment(2)) {
+        stream::Found::Entry(entry) => entry.fetch(route == Route::Stderr),
+        _ => false,
+    }
+}
+
 /// Answer one request. An error closes the connection without an answer.
 pub(crate) async fn handle(
     state: Arc<State>,
@@ -75,6 +89,12 @@ pub(crate) async fn handle(
     let work = state.working();
     let span = trace::span(request.headers());
     let look = request.extensions().get::<Cut>().map(|cut| cut.look.clone()).unwrap_or_default();
+    // What was waiting in the socket while this server stood still may be of a client that has gone since: HTTP flushes, and
+    // finds out, before it comes back to this.
+    if matches!(route, Route::Create | Route::Destroy | Route::Run) {
+        look.ask();
+        tokio::task::yield_now().await;
+    }
     let (_here, stays) = watch::channel(());
     let answer = async move {
         let answer = answer(&state, route, &segments, request).await;
@@ -100,7 +120,7 @@ pub(crate) async fn handle(
 }
 
 /// Waits, and asks again and again whether the client is still there: this future ends with its connection.
-async fn looking<T>(look: &Look, what: impl Future<Output = T>) -> T {
+pub(crate) async fn looking<T>(look: &Look, what: impl Future<Output = T>) -> T {
     let mut what = pin!(what);
     loop {
         tokio::select! {

@@ -38,14 +38,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 use wardian_engine::Engine;
 
 /// How long a shutdown waits for requests that are being answered.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// How often the log tells that connections are closed.
-const WARNING: Duration = Duration::from_secs(10);
 
 /// Beside the API.
 #[derive(Debug)]
@@ -135,32 +131,24 @@ pub async fn serve(
     Ok(())
 }
 
-/// Gives newcomers places, and each what is to be done with it; until that is nothing. It never stops accepting: behind those
+/// Lets newcomers in, and gives each what is to be done with it; until that is nothing. It never stops accepting: behind those
 /// who wait for a place there may be somebody for whom one is kept.
 async fn accept<F>(
     listener: Listener,
     door: Arc<door::Door>,
-    serve: impl Fn(Arrival, door::Entry) -> Option<F>,
+    serve: impl Fn(Arrival, Arc<door::Place>) -> Option<F>,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut warned: Option<Instant> = None;
     loop {
         match listener.accept().await {
-            Ok(arrival) => match door.admit(arrival.local).await {
-                door::Entry::Full => {
-                    if warned.is_none_or(|warned| warned.elapsed() > WARNING) {
-                        tracing::warn!(
-                            "connections are closed: all places are at work, and as many wait as may"
-                        );
-                        warned = Some(Instant::now());
-                    }
-                }
-                entry => match serve(arrival, entry) {
+            Ok(arrival) => {
+                let Some(place) = door.admit(arrival.local).await else { continue };
+                match serve(arrival, place) {
                     Some(served) => drop(tokio::spawn(served)),
                     None => return,
-                },
-            },
+                }
+            }
             Err(error) => {
                 // Out of file descriptors, mostly: give the others a moment to return some.
                 tracing::warn!(%error, "accept failed");
@@ -172,17 +160,10 @@ async fn accept<F>(
 
 /// Serves the API on an address.
 async fn api(listener: Listener, state: Arc<State>, door: Arc<door::Door>) {
-    let serve = |arrival, entry: door::Entry| {
+    let serve = |arrival, place| {
         let (work, state) = (state.working()?, state.clone());
         Some(async move {
-            let place = tokio::select! {
-                biased;
-                place = entry.place() => place,
-                () = state.stopping() => None,
-            };
-            if let Some(place) = place {
-                connection::serve(arrival, state, place).await;
-            }
+            connection::serve(arrival, state, place).await;
             drop(work);
         })
     };

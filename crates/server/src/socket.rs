@@ -9,7 +9,7 @@ use crate::tls::Tls;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,17 +48,6 @@ impl Arrival {
         Self { io: Io::Tcp(stream), tls, hosts: Some(hosts), local: false }
     }
 
-    /// What tells whether something has come that nobody has read yet. `None` with TLS, where a client waits for the server's
-    /// word before it asks for something, and if there is no descriptor for it.
-    pub(crate) fn unread(&self) -> Option<Unread> {
-        let (socket, is_far) = match (&self.io, &self.tls) {
-            (Io::Unix(stream), _) => (stream.as_fd(), false),
-            (Io::Tcp(stream), None) => (stream.as_fd(), true),
-            _ => return None,
-        };
-        Some(Unread { socket: socket.try_clone_to_owned().ok()?, is_far })
-    }
-
     /// The connection, once it is known who the client is.
     ///
     /// # Errors
@@ -71,25 +60,6 @@ impl Arrival {
             (io, _) => io,
         };
         Ok(Stream { io, watch: Watch { place: Some(place), ..Watch::default() } })
-    }
-}
-
-/// Another descriptor of a connection's socket: the connection itself is in the hands of HTTP.
-#[derive(Debug)]
-pub(crate) struct Unread {
-    socket: OwnedFd,
-    is_far: bool,
-}
-
-impl Unread {
-    /// Whether something is in the socket.
-    pub(crate) fn is_there(&self) -> bool {
-        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
-    }
-
-    /// Whether the client may be on another host.
-    pub(crate) fn is_far(&self) -> bool {
-        self.is_far
     }
 }
 
@@ -406,6 +376,7 @@ macro_rules! writes {
                 let this = self.get_mut();
                 this.watch.there()?;
                 if this.watch.look.is_asked() && this.hung_up() {
+                    tracing::debug!("the client has gone before its answer");
                     return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
                 }
                 let flushed = match &mut this.io {
@@ -438,14 +409,14 @@ writes!(WriteHalf, WriteIo, |shared| &mut *lock(shared));
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::door::{Door, Entry};
+    use crate::door::Door;
     use tokio::io::AsyncWriteExt as _;
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_nobody_takes_ends_and_output_waits() {
         let door = Door::new(1);
-        let Entry::Place(place) = door.enter(false) else { panic!("no place") };
-        assert!(place.works());
+        let place = door.enter(false).unwrap();
+        assert!(place.works(|| false).await);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut stream = Arrival::unix(ours).open(place.clone()).await.unwrap();
         let answer = vec![0; 16 << 20];
@@ -453,8 +424,8 @@ mod tests {
         let waited = tokio::time::timeout(10 * REPLY_TIMEOUT, stream.write_all(&answer)).await;
         assert!(waited.is_err());
         // Its place may be needed all the same.
-        let Entry::Wait(newcomer) = door.enter(false) else { panic!("a place") };
-        assert!(tokio::time::timeout(Duration::from_secs(1), newcomer.place()).await.is_err());
+        let newcomer = door.enter(false).unwrap();
+        assert!(tokio::time::timeout(Duration::from_secs(1), newcomer.works(|| false)).await.is_err());
         assert!(place.is_gone());
         place.set_replies(true);
         let mut stream =

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -27,6 +28,10 @@ pub(crate) struct Entry {
     output: Output,
     /// Streams whose reader the process does not wait for, or that have been read to their ends.
     read: watch::Sender<Waits>,
+    /// Streams that somebody has asked for.
+    fetched: [AtomicBool; 2],
+    /// Its client has gone, or knows the end.
+    left: watch::Sender<bool>,
 }
 
 impl Entry {
@@ -38,6 +43,16 @@ impl Entry {
     /// The next piece; `None` at the end. Two readers share the pieces between them.
     pub(crate) async fn next(&self, stderr: bool) -> Option<Bytes> {
         self.stream(stderr).next().await
+    }
+
+    /// Somebody asks for a stream. Whether nobody has before.
+    pub(crate) fn fetch(&self, stderr: bool) -> bool {
+        !self.fetched[usize::from(stderr)].swap(true, Ordering::Relaxed)
+    }
+
+    /// Ready when nobody holds the process's own connection any more.
+    pub(crate) async fn left(&self) {
+        drop(self.left.subscribe().wait_for(|left| *left).await);
     }
 
     fn stream(&self, stderr: bool) -> &Stream {
@@ -118,7 +133,15 @@ impl Streams {
     pub(crate) fn add(&self, handle: &str, process: &Process, waits: Waits) -> Arc<Entry> {
         let (handle, id) = (handle.to_owned(), process.id().to_owned());
         let (output, read) = (process.subscribe(waits), watch::Sender::new(waits.map(|waits| !waits)));
-        let entry = Arc::new(Entry { id: random(), handle, process: id, output, read });
+        let entry = Arc::new(Entry {
+            id: random(),
+            handle,
+            process: id,
+            output,
+            read,
+            fetched: Default::default(),
+            left: watch::Sender::new(false),
+        });
         self.lock().entries.insert(entry.id, entry.clone());
         entry
     }
@@ -135,6 +158,7 @@ impl Streams {
     /// The process has ended, and its client knows. Who reads its output may come late.
     pub(crate) fn end(&self, entry: &Arc<Entry>) {
         entry.output.close();
+        entry.left.send_replace(true);
         let now = Instant::now();
         let mut table = self.lock();
         if entry.output.is_taken() {
@@ -162,6 +186,7 @@ impl Streams {
     /// Its client has gone. Nobody else knows its id: only those that are reading already go on, to its end.
     pub(crate) fn forget(&self, entry: &Arc<Entry>) {
         entry.output.close();
+        entry.left.send_replace(true);
         self.lock().entries.remove(&entry.id);
     }
 

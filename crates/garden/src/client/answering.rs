@@ -1,17 +1,85 @@
-//! A connection on which the server's answer counts for more than a request that could not be sent.
+//! A connection on which the server's answer counts for more than a request that could not be sent; and requests that are made
+//! again when they were not answered at all.
 
 use super::connection::Duplex;
+use crate::error::{Error, Result};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, BufReader, ReadBuf};
 
 /// Where the class of a status stands in `HTTP/1.1 200`.
 const CLASS: usize = 9;
 
+/// Milliseconds before a request is made again.
+const AGAIN: [u64; 4] = [20, 40, 80, 160];
+
+/// What is known of a request on its way: whether some of it was sent, and whether some of the answer has come.
+#[derive(Debug, Default)]
+pub(crate) struct Course {
+    sent: AtomicBool,
+    answered: AtomicBool,
+}
+
+impl Course {
+    pub(crate) fn is_sent(&self) {
+        self.sent.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the connection was cut before the answer, and the server cannot have done what would be done twice. With
+    /// `harmless` it may have.
+    fn may_come_again(&self, error: &Error, harmless: bool) -> bool {
+        is_cut(error)
+            && !self.answered.load(Ordering::Relaxed)
+            && (harmless || !self.sent.load(Ordering::Relaxed))
+    }
+}
+
+/// Make a request on a new connection as long as the server, which has too many of them, cuts it off unheard. `harmless`: to do
+/// it twice comes to the same.
+pub(crate) async fn again<T, F>(harmless: bool, ask: impl Fn(Arc<Course>) -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    for pause in AGAIN {
+        let course = Arc::<Course>::default();
+        match ask(course.clone()).await {
+            Err(error) if course.may_come_again(&error, harmless) => {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+            done => return done,
+        }
+    }
+    ask(Arc::default()).await
+}
+
+fn is_cut(error: &Error) -> bool {
+    let is_end = |error: &io::Error| is_hang_up(error) || error.kind() == io::ErrorKind::UnexpectedEof;
+    match error {
+        Error::Disconnected => true,
+        Error::Connect { source, .. } | Error::Io(source) => is_end(source),
+        Error::Http(error) => {
+            let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+            error.is_incomplete_message() || error.is_canceled() || source.is_some_and(is_end)
+        }
+        _ => false,
+    }
+}
+
 /// Send a request, unless the server answers before it has taken all of it, or hangs up: what it has said comes first. The
 /// failure, for the case that it has said nothing.
-pub(crate) async fn send(stream: &mut BufReader<Box<dyn Duplex>>, mut request: &[u8]) -> Option<io::Error> {
+pub(crate) async fn send(
+    stream: &mut BufReader<Box<dyn Duplex>>,
+    mut request: &[u8],
+    course: &Course,
+) -> Option<io::Error> {
     std::future::poll_fn(move |cx| {
         loop {
             let sent = if request.is_empty() {
@@ -22,7 +90,10 @@ pub(crate) async fn send(stream: &mut BufReader<Box<dyn Duplex>>, mut request: &
             match sent {
                 Poll::Ready(Ok(_)) if request.is_empty() => return Poll::Ready(None),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Some(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => request = &request[n..],
+                Poll::Ready(Ok(n)) => {
+                    course.is_sent();
+                    request = &request[n..];
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(error)),
                 Poll::Pending => break,
             }
@@ -44,14 +115,14 @@ pub(crate) async fn send(stream: &mut BufReader<Box<dyn Duplex>>, mut request: &
 pub(crate) struct Answering {
     stream: Box<dyn Duplex>,
     failure: Option<io::Error>,
-    /// Something was read: that is the answer, and its end is no failure.
-    answered: bool,
+    /// Once something was read, that is the answer, and its end is no failure.
+    course: Arc<Course>,
     deaf: bool,
 }
 
 impl Answering {
-    pub(crate) fn new(stream: Box<dyn Duplex>) -> Self {
-        Self { stream, failure: None, answered: false, deaf: false }
+    pub(crate) fn new(stream: Box<dyn Duplex>, course: Arc<Course>) -> Self {
+        Self { stream, failure: None, course, deaf: false }
     }
 
     /// A failure to send that is kept for later.
@@ -83,8 +154,11 @@ impl AsyncRead for Answering {
         let before = buffer.filled().len();
         let done = ready!(Pin::new(&mut this.stream).poll_read(cx, buffer));
         let ended = done.is_err() || buffer.filled().len() == before;
-        this.answered |= !ended;
-        match this.failure.take_if(|_| ended && !this.answered) {
+        if !ended {
+            this.course.is_answered();
+        }
+        let is_answered = this.course.answered.load(Ordering::Relaxed);
+        match this.failure.take_if(|_| ended && !is_answered) {
             Some(failure) => Poll::Ready(Err(failure)),
             None => Poll::Ready(done),
         }
@@ -98,6 +172,7 @@ impl AsyncWrite for Answering {
             return Poll::Ready(Ok(bytes.len()));
         }
         let done = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes));
+        let done = done.inspect(|_| this.course.is_sent());
         Poll::Ready(this.keep(done, bytes.len()))
     }
 
@@ -130,6 +205,7 @@ impl AsyncWrite for Answering {
             return Poll::Ready(Ok(length));
         }
         let done = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bytes));
+        let done = done.inspect(|_| this.course.is_sent());
         Poll::Ready(this.keep(done, length))
     }
 
@@ -205,9 +281,71 @@ mod tests {
             };
             tokio::select! {
                 () = serve => {}
-                done = tokio::time::timeout(std::time::Duration::from_secs(60), asked) => done.expect("it waits for ever"),
+                done = tokio::time::timeout(Duration::from_secs(60), asked) => done.expect("it waits for ever"),
             }
         }
+    }
+
+    /// A server that has too many connections cuts off the first ones, before or after it has read from them, or in the middle
+    /// of the answer; how often it was asked, and whether the last one was answered.
+    async fn asked(cut: Cut, ask: impl AsyncFn(Client) -> bool) -> (usize, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = Client::new(&format!("unix:{}", path.display())).unwrap();
+        let mut times = 0;
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                times += 1;
+                match cut {
+                    Cut::Unread if times <= 2 => continue,
+                    _ => assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0),
+                }
+                match cut {
+                    Cut::Unanswered if times <= 2 => {}
+                    Cut::Half => stream.write_all(b"HTTP").await.unwrap(),
+                    _ => {
+                        stream
+                            .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"Handles\":[]}")
+                            .await
+                            .unwrap();
+                    }
+                }
+            }
+        };
+        let asked = tokio::time::timeout(Duration::from_secs(60), ask(client));
+        let done = tokio::select! {
+            () = serve => unreachable!(),
+            done = asked => done.expect("it waits for ever"),
+        };
+        (times, done)
+    }
+
+    #[derive(Clone, Copy)]
+    enum Cut {
+        Unread,
+        Unanswered,
+        Half,
+    }
+
+    #[tokio::test]
+    async fn who_was_not_heard_comes_again_unless_something_would_be_done_twice() {
+        let list = async |client: Client| client.list(&BTreeMap::new()).await.is_ok();
+        let set = async |client: Client| client.set_property("h", "k", "v").await.is_ok();
+        let events = async |client: Client| client.events(None).await.is_ok();
+        let destroy = async |client: Client| client.destroy("h").await.is_ok();
+        let run = async |client: Client| client.run("h", &Default::default(), Io::default()).await.is_ok();
+        assert_eq!(asked(Cut::Unanswered, list).await, (3, true));
+        assert_eq!(asked(Cut::Unanswered, set).await, (3, true));
+        assert_eq!(asked(Cut::Unanswered, events).await, (3, true));
+        assert_eq!(asked(Cut::Unanswered, destroy).await, (1, false));
+        assert_eq!(asked(Cut::Unanswered, run).await, (1, false));
+        assert_eq!(asked(Cut::Half, list).await, (1, false));
+        assert_eq!(asked(Cut::Half, events).await, (1, false));
+        // Whether anything was sent depends on who is first.
+        assert_eq!(asked(Cut::Unread, list).await, (3, true));
+        assert_eq!(asked(Cut::Unread, events).await, (3, true));
     }
 
     #[tokio::test]

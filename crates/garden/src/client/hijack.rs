@@ -3,10 +3,11 @@
 //! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
 //! written and their heads read here.
 
-use super::answering::send;
+use super::answering::{Course, again, send};
 use super::connection::{Duplex, Server, dial};
 use crate::error::{Error, Result, clip};
 use crate::wire::{INPUT_HEADER, WAIT_HEADER};
+use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 /// Longest head of a reply.
@@ -41,7 +42,11 @@ pub(crate) async fn hijack(
     waits: &str,
     body: &[u8],
 ) -> Result<Hijacked> {
-    let mut stream = BufReader::with_capacity(64 << 10, dial(server).await?);
+    let request = request(method, path, waits, body);
+    again(method == "GET", |course| take_over(server, &request, course)).await
+}
+
+fn request(method: &str, path: &str, waits: &str, body: &[u8]) -> Vec<u8> {
     let (ours, base64) = INPUT_HEADER;
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: api\r\n{ours}: {base64}\r\n");
     if !waits.is_empty() {
@@ -53,8 +58,17 @@ pub(crate) async fn hijack(
     request += "\r\n";
     let mut request = request.into_bytes();
     request.extend_from_slice(body);
-    let failure = send(&mut stream, &request).await;
+    request
+}
 
+async fn take_over(server: &Server, request: &[u8], course: Arc<Course>) -> Result<Hijacked> {
+    let mut stream = BufReader::with_capacity(64 << 10, dial(server).await?);
+    let failure = send(&mut stream, request, &course).await;
+    match stream.fill_buf().await {
+        Ok([]) => {}
+        Ok(_) => course.is_answered(),
+        Err(error) => return Err(failure.unwrap_or(error).into()),
+    }
     let Head { status, length, binary } = match (read_final(&mut stream).await, failure) {
         (Err(Error::Disconnected | Error::Io(_)), Some(failure)) => return Err(failure.into()),
         (head, _) => head?,

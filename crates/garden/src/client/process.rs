@@ -126,7 +126,12 @@ impl Process {
                 hijack(server, "GET", &path, "", &[]).await.map(|taken| Some(OutputReader(taken.stream)))
             }
         };
-        let (stdout, stderr) = tokio::try_join!(open(io.stdout, "stdout"), open(io.stderr, "stderr"))?;
+        let (stdout, stderr) = match tokio::try_join!(open(io.stdout, "stdout"), open(io.stderr, "stderr")) {
+            Err(error) if method == "POST" => {
+                return Err(Error::Output { process: first.process_id, source: Box::new(error) });
+            }
+            opened => opened?,
+        };
 
         let writer = Arc::new(Mutex::new(Some(writer)));
         let (tell, end) = watch::channel(None);

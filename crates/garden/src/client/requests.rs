@@ -1,7 +1,7 @@
 //! The client: one connection per request, as the Go client does it.
 
 use super::address::{Address, bulk, container, escape, files, property};
-use super::answering::Answering;
+use super::answering::{Answering, Course, again};
 use super::connection::{Server, dial};
 use super::events::Events;
 use super::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, hijack};
@@ -191,7 +191,7 @@ impl Client {
         let path = files(handle, "destination", destination, user);
         let body = ReaderBody { reader: tar, left: length, ended: false };
         let request = request("PUT", &path).header(CONTENT_TYPE, "application/x-tar").body(body);
-        self.exchange(request.map_err(bad_request)?).await.map(drop)
+        self.exchange(request.map_err(bad_request)?, Arc::default()).await.map(drop)
     }
 
     /// Pack a path of the container. Why the tar is not whole comes at its end, as a [`TarFailure`](crate::TarFailure) in the
@@ -199,9 +199,13 @@ impl Client {
     pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<TarReader> {
         let request = request("GET", &files(handle, "source", source, user));
         let request = request.header(TAR_FAILURE, "trailer").header(TE, "trailers");
-        let mut request = request.body(Full::<Bytes>::default()).map_err(bad_request)?;
+        let request = request.body(Full::<Bytes>::default()).map_err(bad_request)?;
+        again(true, |course| self.tar(request.clone(), course)).await
+    }
+
+    async fn tar(&self, mut request: Request<Full<Bytes>>, course: Arc<Course>) -> Result<TarReader> {
         let endless = counted(&mut request);
-        let io = Answering::new(dial(&self.server).await?);
+        let io = Answering::new(dial(&self.server).await?, course);
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         // It ends when the reader is dropped or has seen the end.
         let driver = tokio::spawn(connection);
@@ -246,18 +250,19 @@ impl Client {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let body = Full::new(Bytes::from(body.unwrap_or_default()));
-        self.exchange(request.body(body).map_err(bad_request)?).await
+        let request = request.body(body).map_err(bad_request)?;
+        again(matches!(method, "GET" | "PUT"), |course| self.exchange(request.clone(), course)).await
     }
 
     /// Send a request; the whole reply. The connection is driven right here and ends with this future.
-    async fn exchange<B>(&self, mut request: Request<B>) -> Result<Bytes>
+    async fn exchange<B>(&self, mut request: Request<B>, course: Arc<Course>) -> Result<Bytes>
     where
         B: Body + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let endless = counted(&mut request);
-        let io = Answering::new(dial(&self.server).await?);
+        let io = Answering::new(dial(&self.server).await?, course);
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let (mut connection, mut over) = (pin!(connection), false);
         let mut work = pin!(async move {

@@ -50,7 +50,7 @@ async fn work(args: Args) -> Result<ExitCode> {
     let (streams, left) = streams(wanted);
     let io = if detach { Io::default() } else { streams };
     let started = match signals.begun(None, client.run(&handle, &process, io)).await {
-        Ok(started) => started.map_err(|error| server.explain(error))?,
+        Ok(started) => started.map_err(|error| server.unheard(error, &handle))?,
         Err(number) => {
             return Err(interrupted(number, "the server has not said whether the process was started"));
         }

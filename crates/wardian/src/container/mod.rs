@@ -146,6 +146,16 @@ impl Server {
         ))
     }
 
+    /// An error of a process that was to be started; it may have been, and its output not be there.
+    pub fn unheard(&self, error: Error, handle: &str) -> anyhow::Error {
+        let Error::Output { process, source } = error else { return self.explain(error) };
+        let process = if process == MAIN { String::new() } else { format!(" {process}") };
+        self.explain(*source).context(format!(
+            "the process was started and goes on, but its output cannot be fetched: `wardian attach {handle}{process}` shows \
+             what it prints from then on"
+        ))
+    }
+
     fn want_tls(&self) -> String {
         format!(
             "what answers at {} does not speak HTTP: if it is a server with --tls-cert, it speaks TLS, so give --tls-ca, --tls-cert \

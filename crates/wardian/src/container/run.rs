@@ -7,8 +7,8 @@ use super::{MAIN, Server, block_on};
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use std::process::ExitCode;
-use wardian_garden::Io;
 use wardian_garden::wire::ProcessSpec;
+use wardian_garden::{Error, Io};
 use wardian_lab::Interrupted;
 
 /// What to run, and in what.
@@ -106,6 +106,8 @@ async fn work(args: Args) -> Result<ExitCode> {
     let (streams, left) = streams(wanted);
     let io = if detach { Io::default() } else { streams };
     let started = match signals.begun(None, client.run(&handle, &process, io)).await {
+        // It goes on; whoever destroys the container in the end does so now.
+        Ok(Err(error @ Error::Output { .. })) if !rm => return Err(server.unheard(error, &handle)),
         Ok(started) => started.map_err(|error| server.explain(error)),
         Err(number) => Err(Interrupted(number).into()),
     };

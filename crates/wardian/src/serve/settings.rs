@@ -64,8 +64,8 @@ pub struct Args {
     /// Creates that wait for their turn, for at most a minute; more are refused
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_QUEUED_CREATES", default_value = "1000")]
     pub max_queued_creates: usize,
-    /// Connections at a time; for one more, the one that has been idle longest is closed. Root has 16 more on unix sockets
-    /// [default: 8192, and at most a quarter of the limit of open files]
+    /// Connections with a request at a time; for one more, the one that has been idle longest is closed. Root has 16 more on
+    /// unix sockets [default: 8192, and at most an eighth of the limit of open files]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_CONNECTIONS")]
     pub max_connections: Option<usize>,
     /// Close a connection whose request's head does not arrive in this time; 0: never
@@ -220,13 +220,14 @@ impl Args {
         }
     }
 
-    /// Connections at a time. Unless told otherwise they leave descriptors for containers: each has two.
+    /// Connections with a request at a time. Unless told otherwise they leave descriptors for containers: beside each there may
+    /// be two for the streams of a process, and a newcomer.
     pub fn connections(&self) -> usize {
         let usual = || {
             let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-            let quarter = files.map_or(u64::MAX, |files| files / 4);
+            let eighth = files.map_or(u64::MAX, |files| files / 8);
             let memory = wardian_sys::memory::of_this_process() / 8 / CONNECTION_MEMORY;
-            CONNECTIONS.min(usize::try_from(quarter.min(memory)).unwrap_or(usize::MAX)).max(1)
+            CONNECTIONS.min(usize::try_from(eighth.min(memory)).unwrap_or(usize::MAX)).max(1)
         };
         self.max_connections.unwrap_or_else(usual)
     }

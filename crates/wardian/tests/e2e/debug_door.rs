@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// The debug server has places for 32 clients and lets 64 wait for one; one that has a place may be silent for 10 s.
+/// The debug server has places for 32 clients and hears 128 others; one may be silent for 10 s.
 /// Those of the kind before, which have just gone, may still be counted.
 const MANY: usize = 45;
 /// Less than that.

@@ -26,7 +26,7 @@ fn words(words: &[&str]) -> Vec<String> {
 }
 
 /// A server that listens on TCP as well.
-async fn on_tcp(args: &[&str]) -> (Server, SocketAddr) {
+pub async fn on_tcp(args: &[&str]) -> (Server, SocketAddr) {
     let mut server = Server::start().await;
     let address = free();
     server.terminate().await;
@@ -354,12 +354,12 @@ async fn heads_have_an_end() {
 }
 
 /// Certificates of an operator, and of somebody else.
-struct Papers {
+pub struct Papers {
     dir: tempfile::TempDir,
 }
 
 impl Papers {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let papers = Self { dir: tempfile::tempdir().unwrap() };
         for authority in ["ours", "theirs"] {
             let mut params = CertificateParams::new(vec![]).unwrap();
@@ -401,7 +401,7 @@ impl Papers {
         }
     }
 
-    fn wardian(&self, address: &str, who: &str, args: &[&str], input: &Path) -> Output {
+    pub fn wardian(&self, address: &str, who: &str, args: &[&str], input: &Path) -> Output {
         let TlsFiles { authorities, certificate, key } = self.files("ours.ca", who);
         let mut command = Command::new(WARDIAN);
         command.args(args).env("WARDIAN_SOCKET", address).env("WARDIAN_TLS_CA", authorities);
@@ -410,7 +410,7 @@ impl Papers {
     }
 }
 
-async fn with_tls(papers: &Papers, who: &str, args: &[&str]) -> (Server, SocketAddr) {
+pub async fn with_tls(papers: &Papers, who: &str, args: &[&str]) -> (Server, SocketAddr) {
     let flags = papers.flags(who);
     let all: Vec<&str> = flags.iter().map(String::as_str).chain(args.iter().copied()).collect();
     on_tcp(&all).await

@@ -10,7 +10,7 @@ use std::thread;
 const FOR_EVER: &str = "30";
 
 /// A server on TCP that does this with each connection, given the first line of its request; where it listens.
-fn fake(serve: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> String {
+pub fn fake(serve: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp:{}", listener.local_addr().unwrap());
     let serve = std::sync::Arc::new(serve);
@@ -37,7 +37,7 @@ fn fake(serve: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> String 
     address
 }
 
-fn wardian(address: &str, args: &[&str]) -> Output {
+pub fn wardian(address: &str, args: &[&str]) -> Output {
     let mut command = Command::new("timeout");
     command.args([FOR_EVER, &WARDIAN]).args(args).env("WARDIAN_SOCKET", address).output().unwrap()
 }

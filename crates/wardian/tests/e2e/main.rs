@@ -69,6 +69,7 @@ mod said;
 mod scale;
 mod seccomp;
 mod siege;
+mod slots;
 mod soak;
 mod store;
 mod strangers;

@@ -1,0 +1,381 @@
+use super::*;
+use tokio::task::JoinHandle;
+
+async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(4 * GRACE, future).await.ok()
+}
+
+/// One that is let in and has sent nothing yet.
+fn comes(door: &Arc<Door>, local: bool) -> Arc<Place> {
+    door.enter(local).expect("the hall is full")
+}
+
+/// One whose request is answered at once.
+async fn in_at_once(door: &Arc<Door>, local: bool) -> Arc<Place> {
+    let place = comes(door, local);
+    assert!(soon(place.works(|| false)).await.expect("it waits"));
+    place
+}
+
+/// One that has been served, and holds its place until it is told to go.
+async fn idles(door: &Arc<Door>, local: bool) {
+    let place = in_at_once(door, local).await;
+    place.rests();
+    tokio::spawn(async move { place.evicted().await });
+}
+
+/// A newcomer whose request is here already; and whether that may be answered.
+fn asks(door: &Arc<Door>, local: bool, fetches: bool) -> (Arc<Place>, JoinHandle<bool>) {
+    let place = comes(door, local);
+    let asks = place.clone();
+    (place, tokio::spawn(async move { asks.works(|| fetches).await }))
+}
+
+fn part(place: &Place) -> Part {
+    place.seat.state().part
+}
+
+#[tokio::test]
+async fn long_heads_have_room_together() {
+    let door = Door::new(1000);
+    let all: Vec<_> = (0..600).map(|_| comes(&door, false)).collect();
+    // Each has 16 KiB of its own.
+    assert!(all.iter().all(|place| place.reads(HEAD)));
+    let long = all.iter().take_while(|place| place.reads(16 << 10)).count();
+    assert_eq!(long, HEADS / 16);
+    // Those of the administrator are counted apart, and a body is no head.
+    let local = comes(&door, true);
+    assert!(local.reads(100 << 10) && local.reads(100 << 10));
+    assert!(all[599].works(|| false).await && all[599].reads(1 << 30));
+    // A request that is complete makes room, and so does the end of a connection.
+    assert!(all[0].works(|| false).await && all[550].reads(0) && !comes(&door, false).reads(64 << 10));
+    drop(all);
+    assert!(comes(&door, false).reads(1 << 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_idle_goes_for_a_request() {
+    let door = Door::new(3);
+    let [a, b, c] =
+        [in_at_once(&door, false).await, in_at_once(&door, false).await, in_at_once(&door, false).await];
+    b.rests();
+    c.rests();
+    // All places are taken; `b` has been idle longest.
+    let (d, asked) = asks(&door, false, false);
+    soon(b.evicted()).await.unwrap();
+    assert!(soon(c.evicted()).await.is_none() && b.is_gone() && !c.is_gone());
+    assert!(!asked.is_finished() && !b.works(|| false).await);
+    drop(b);
+    assert!(soon(asked).await.unwrap().unwrap());
+    // Nobody is idle: the next one waits for an end.
+    assert!(c.works(|| false).await);
+    let (e, asked) = asks(&door, false, false);
+    assert!(soon(a.evicted()).await.is_none() && !asked.is_finished());
+    drop(d);
+    assert!(soon(asked).await.unwrap().unwrap());
+    // After its request it can be asked to go again.
+    a.rests();
+    let _next = asks(&door, false, false);
+    assert!(soon(a.evicted()).await.is_some());
+    drop(e);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_sent_nothing_takes_nothing_from_others() {
+    let door = Door::new(2);
+    let idle = [in_at_once(&door, false).await, in_at_once(&door, false).await];
+    idle.iter().for_each(|place| place.rests());
+    // It has no processor for a while.
+    let slow = comes(&door, false);
+    let _silent: Vec<_> = (0..60).map(|_| comes(&door, false)).collect();
+    tokio::time::sleep(100 * GRACE).await;
+    assert!(idle.iter().all(|place| !place.is_gone()) && !slow.is_gone());
+    // Requests take nothing from it either.
+    let others = [asks(&door, false, false), asks(&door, false, false)];
+    tokio::time::sleep(GRACE).await;
+    assert!(idle.iter().all(|place| place.is_gone()) && !slow.is_gone());
+    drop(idle);
+    for (place, asked) in others {
+        assert!(asked.await.unwrap());
+        drop(place);
+    }
+    // Not even what it does not take of the server's own words counts in the hall.
+    let _owed = slow.owes();
+    assert!(slow.works(|| false).await && door.lock().queue(Part::Hall).len() == 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_hall_is_for_those_that_come_last() {
+    let door = Door::new(2);
+    let mut silent: Vec<_> = (0..128).map(|_| comes(&door, false)).collect();
+    // Who has just come is not closed for the next one: its request may be in the connection.
+    assert!(door.enter(false).is_none() && silent.iter().all(|place| !place.is_gone()));
+    // The administrator has a hall of his own.
+    let _local = comes(&door, true);
+    tokio::time::sleep(GRACE).await;
+    // Part of a head does not help, and a request does.
+    assert!(silent[0].reads(10) && silent[1].works(|| false).await);
+    silent.push(comes(&door, false));
+    assert!(silent.iter().all(|place| !place.is_gone()));
+    silent.push(comes(&door, false));
+    soon(silent[0].evicted()).await.unwrap();
+    assert!(silent[1..].iter().all(|place| !place.is_gone()) && !silent[0].works(|| false).await);
+    // There is one place for each that has gone, and not one more.
+    silent.extend((0..126).map(|_| comes(&door, false)));
+    assert!(door.enter(false).is_none() && silent[2..128].iter().all(|place| place.is_gone()));
+    assert!(silent[128..].iter().all(|place| !place.is_gone()));
+    drop(silent);
+    assert_eq!(door.halls[0].available_permits(), 128);
+}
+
+/// Each of a burst gets a place, for each of those who hold them and do nothing goes when it is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_burst_of_newcomers_gets_the_places_of_a_burst_of_idle_ones() {
+    for round in 0..20 {
+        let door = Door::new(200);
+        for _ in 0..216 {
+            idles(&door, true).await;
+        }
+        let newcomers: Vec<_> = (0..64).map(|_| asks(&door, true, false)).collect();
+        let mut seated = Vec::new();
+        for (place, asked) in newcomers {
+            let asked = tokio::time::timeout(AGAIN, asked).await;
+            let asked = asked.unwrap_or_else(|_| panic!("round {round}: {} are seated", seated.len()));
+            assert!(asked.unwrap());
+            seated.push(place);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_take_no_place_from_those_that_have_been_served() {
+    let door = Door::new(16);
+    let mut stalled = Vec::new();
+    for _ in 0..16 {
+        let place = in_at_once(&door, false).await;
+        stalled.push((place.owes(), place));
+    }
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for _ in 0..60 {
+            let stranger = comes(&door, false);
+            tokio::spawn(async move { stranger.evicted().await });
+        }
+    }
+    assert!(stalled.iter().all(|(_, place)| !place.is_gone()));
+    // Those that are served have only each other.
+    let _next = asks(&door, false, false);
+    tokio::time::sleep(GRACE).await;
+    assert!(stalled.iter().map(|(_, place)| place.is_gone()).eq((0..16).map(|n| n == 0)));
+}
+
+/// Of newcomers that come every 75 ms and send their request 30 ms after they have been let in, those that are not served
+/// while so many strangers come at a time and send nothing.
+async fn not_served_beside(door: &Arc<Door>, strangers: usize, every: Duration) -> usize {
+    let flood = {
+        let door = door.clone();
+        tokio::spawn(async move {
+            loop {
+                for place in (0..strangers).filter_map(|_| door.enter(false)) {
+                    tokio::spawn(async move { place.evicted().await });
+                }
+                tokio::time::sleep(every).await;
+            }
+        })
+    };
+    let mut newcomers = Vec::new();
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(75)).await;
+        let place = door.enter(false);
+        newcomers.push(tokio::spawn(async {
+            let Some(place) = place else { return false };
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            place.works(|| false).await
+        }));
+    }
+    let mut failed = 0;
+    for newcomer in newcomers {
+        failed += usize::from(!newcomer.await.unwrap());
+    }
+    flood.abort();
+    failed
+}
+
+#[tokio::test(start_paused = true)]
+async fn newcomers_are_served_beside_strangers_and_idle_ones_that_fill_the_places() {
+    let door = Door::new(200);
+    for _ in 0..200 {
+        idles(&door, false).await;
+    }
+    assert_eq!(not_served_beside(&door, 1, Duration::from_millis(4)).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn newcomers_are_served_beside_a_flood_of_strangers() {
+    assert_eq!(not_served_beside(&Door::new(200), 2, Duration::from_millis(1)).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_owes_goes_in_the_order_of_the_last_byte() {
+    let door = Door::new(2);
+    let [a, b] = [in_at_once(&door, false).await, in_at_once(&door, false).await];
+    let first = a.owes();
+    let second = b.owes();
+    // What comes begins the debt anew.
+    drop(first);
+    let _first = a.owes();
+    let (c, asked) = asks(&door, false, false);
+    tokio::time::sleep(2 * GRACE).await;
+    assert!(!asked.is_finished() && b.is_gone() && !a.is_gone());
+    drop((second, b));
+    assert!(soon(asked).await.unwrap().unwrap());
+    let _next = asks(&door, false, false);
+    tokio::time::sleep(2 * GRACE).await;
+    assert!(a.is_gone() && !c.is_gone());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_becomes_idle_later_goes_for_those_that_wait() {
+    let door = Door::new(1);
+    let a = in_at_once(&door, false).await;
+    let (_b, asked) = asks(&door, false, false);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!a.is_gone());
+    a.rests();
+    a.evicted().await;
+    drop(a);
+    assert!(asked.await.unwrap());
+    // Nobody waits for ever.
+    let (_c, asked) = asks(&door, false, false);
+    assert!(!asked.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reserve_is_for_local_clients_alone() {
+    let door = Door::new(2);
+    let _working = [in_at_once(&door, false).await, in_at_once(&door, false).await];
+    let mut locals = Vec::new();
+    for _ in 0..RESERVE {
+        locals.push(in_at_once(&door, true).await);
+    }
+    locals.iter().for_each(|place| place.rests());
+    // Others get none of it, although all of them are idle.
+    let (_other, other) = asks(&door, false, false);
+    tokio::time::sleep(2 * GRACE).await;
+    assert!(!other.is_finished() && locals.iter().all(|place| !place.is_gone()));
+    other.abort();
+    assert!(other.await.is_err());
+    // One of their own does.
+    let _own = asks(&door, true, false);
+    tokio::time::sleep(2 * GRACE).await;
+    assert!(locals[0].is_gone() && !locals[1].is_gone());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_client_is_moved_and_not_sent_away() {
+    let door = Door::new(2);
+    let local = in_at_once(&door, true).await;
+    let other = in_at_once(&door, false).await;
+    local.rests();
+    other.rests();
+    let (next, asked) = asks(&door, false, false);
+    assert!(soon(asked).await.unwrap().unwrap());
+    assert!(!local.is_gone() && !other.is_gone() && local.works(|| false).await);
+    assert_eq!(door.reserve.available_permits(), RESERVE - 1);
+    drop((local, other, next));
+    assert_eq!((door.common.available_permits(), door.reserve.available_permits()), (2, RESERVE));
+    assert!(door.lock().queues.iter().all(BTreeMap::is_empty));
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_of_processes_do_not_wait_for_the_common_places() {
+    let door = Door::new(2);
+    let processes = [in_at_once(&door, false).await, in_at_once(&door, false).await];
+    // Others wait before the streams come.
+    let (other, waits) = asks(&door, false, false);
+    tokio::time::sleep(LOOK).await;
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let (place, asked) = asks(&door, false, true);
+        assert!(soon(asked).await.unwrap().unwrap());
+        streams.push(place);
+    }
+    assert!(!waits.is_finished() && part(&other) == Part::Hall && door.lock().waiting == 1);
+    assert_eq!(door.beside.available_permits(), 2 * (2 + RESERVE) - 4);
+    // Nobody of them goes for one who waits, not even where its client takes nothing.
+    let owed = streams[0].owes();
+    tokio::time::sleep(10 * GRACE).await;
+    assert!(streams.iter().all(|place| !place.is_gone()));
+    drop(owed);
+    // Each is for one request.
+    assert!(!streams[0].works(|| true).await);
+    streams.clear();
+    assert_eq!(door.beside.available_permits(), 2 * (2 + RESERVE));
+    let [first, _second] = processes;
+    drop(first);
+    assert!(soon(waits).await.unwrap().unwrap() && part(&other) == Part::Common);
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_have_lost_their_process_go_for_those_that_have_one() {
+    let door = Door::new(1);
+    let process = in_at_once(&door, false).await;
+    let mut held = Vec::new();
+    for _ in 0..2 * (1 + RESERVE) {
+        let (place, asked) = asks(&door, false, true);
+        assert!(soon(asked).await.unwrap().unwrap());
+        held.push(place);
+    }
+    let (_next, asked) = asks(&door, false, true);
+    tokio::time::sleep(10 * GRACE).await;
+    assert!(!asked.is_finished());
+    process.orphaned();
+    held[7].orphaned();
+    held[7].evicted().await;
+    held.remove(7);
+    assert!(soon(asked).await.unwrap().unwrap());
+    assert!(held.iter().all(|place| !place.is_gone()) && !process.is_gone());
+}
+
+/// Who has said what he wants and has to wait stands in nobody's way.
+#[tokio::test(start_paused = true)]
+async fn streams_get_in_past_as_many_as_may_wait() {
+    for (local, places, room) in [(false, 1, 64), (true, 1 + RESERVE, 1024)] {
+        let door = Door::new(1);
+        let mut processes = Vec::new();
+        for _ in 0..places {
+            processes.push(in_at_once(&door, local).await);
+        }
+        let mut waiting = Vec::new();
+        for n in 0..room + 16 {
+            let (place, asked) = asks(&door, local, false);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            // Beyond the room they are closed.
+            assert_eq!(asked.is_finished(), n >= room, "{n}");
+            if n < room {
+                waiting.push((place, asked));
+            } else {
+                assert!(!asked.await.unwrap());
+            }
+        }
+        let (_stream, asked) = asks(&door, local, true);
+        assert!(soon(asked).await.unwrap().unwrap());
+        assert!(soon(async { door.admit(local).await.is_some() }).await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_keeps_the_room_of_its_head() {
+    let door = Door::new(1);
+    let process = in_at_once(&door, false).await;
+    let before = door.heads[0].available_permits();
+    let place = comes(&door, false);
+    assert!(place.reads(HEAD + (4 << 10)));
+    let asks = place.clone();
+    let asked = tokio::spawn(async move { asks.works(|| false).await });
+    tokio::time::sleep(GRACE).await;
+    assert_eq!(door.heads[0].available_permits(), before - 4);
+    drop(process);
+    assert!(asked.await.unwrap());
+    assert_eq!(door.heads[0].available_permits(), before);
+}
