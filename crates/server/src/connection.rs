@@ -5,11 +5,14 @@
 //! accepted and never answers hyper; the loop takes hyper apart ([`http1::Connection::into_parts`]), which
 //! gives back the socket *and* the bytes that hyper has read ahead, and goes on with them alone.
 
+use crate::cut::Cut;
 use crate::door::Place;
 use crate::host;
 use crate::reply::{Reply, ReplyBody, text};
-use crate::socket::{Arrival, Look, Stream};
-use crate::{State, attach, handler};
+use crate::socket::Arrival;
+use crate::state::State;
+use crate::taken::Taken;
+use crate::{attach, handler};
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::Request;
@@ -23,7 +26,7 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
@@ -33,31 +36,6 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const TELL: Duration = Duration::from_secs(1);
 /// How long a connection that has to go may take for what it was saying.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Ends a connection whose client does not take the body that it has asked for: an extension of its requests.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Cut {
-    told: Arc<Notify>,
-    /// The client is one for whom places, and rooms, are kept.
-    pub(crate) local: bool,
-    /// Asks whether it is there.
-    pub(crate) look: Look,
-}
-
-impl Cut {
-    /// What was not sent yet is lost, and with it the body's end.
-    pub(crate) fn cut(&self) {
-        self.told.notify_one();
-    }
-}
-
-/// A connection that has left HTTP.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) stream: Stream,
-    /// What the client sent early.
-    pub(crate) early: Bytes,
-}
 
 /// A body that is being made is work. After its end the connection waits for the next request.
 struct Made {

@@ -2,7 +2,7 @@
 //!
 //! Ordinary requests and replies are small, and never wait. Where the server has less than a gigabyte, all this is less.
 
-use crate::connection::Cut;
+use crate::cut::Cut;
 use crate::reply::Failure;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
