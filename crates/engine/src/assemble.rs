@@ -10,7 +10,6 @@ use wardian_runtime::cgroup;
 use wardian_runtime::cgroup::devices::{Devices, Type};
 use wardian_runtime::wire::{Boxed, Placement};
 use wardian_store::{Image, Owner};
-use wardian_sys::text::chain;
 use wardian_sys::{memfd, mount};
 
 /// What the keeper gets, besides the pair.
@@ -54,7 +53,7 @@ pub fn assemble(
     place: Placement<OwnedFd>,
     config_path: &Path,
 ) -> Result<Parts> {
-    let step = |e: std::io::Error| Error::failed("bundle", e);
+    let step = Error::system("bundle");
     let text = |p: &Path| p.to_string_lossy().into_owned();
     let binds = &from_above(binds);
     let mut clones = Vec::new();
@@ -71,7 +70,7 @@ pub fn assemble(
     let rootfs = shared
         .store
         .create_rootfs(rootfs_id, image, owner.as_ref())
-        .map_err(|e| Error::failed("root file system", chain(&e)))?;
+        .map_err(Error::store("root file system"))?;
     settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
     let config = bundle::text(&settings);
     std::fs::write(config_path, &config).map_err(step)?;
@@ -104,7 +103,7 @@ fn from_above(binds: &[BindMount]) -> Vec<BindMount> {
 /// the rules of its cgroup hold for it as for any other.
 fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     let name = bind.source.display().to_string();
-    let fail = |e: mount::Error| Error::failed("bind mount", format!("{name}: {}", chain(&e)));
+    let fail = |source: mount::Error| Error::BindMount { path: name.clone(), source };
     if !bind.source.is_absolute() || !bind.destination.is_absolute() {
         return Err(Error::Invalid(format!("bind mount {name}: both paths must be absolute")));
     }
@@ -112,7 +111,7 @@ fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     if !bind.writable {
         mount::set_readonly(&clone, false).map_err(fail)?;
     }
-    let stat = rustix::fs::fstat(&clone).map_err(|e| Error::failed("bind mount", format!("{name}: {e}")))?;
+    let stat = rustix::fs::fstat(&clone).map_err(Error::system("bind mount"))?;
     let node = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             mount::set_nodev(&clone).map_err(fail)?;

@@ -65,7 +65,7 @@ impl Engine {
             None => {
                 let turn = tokio::select! {
                     turn = self.shared.gate.enter() => turn?,
-                    () = gone() => return Err(Error::failed("create", "the client has gone before its turn")),
+                    () = gone() => return Err(Error::GivenUp { during: "create", why: "the client has gone before its turn" }),
                 };
                 timeline.ended("queue");
                 turn
@@ -73,9 +73,7 @@ impl Engine {
         };
         let shared = self.shared.clone();
         let waiting = tokio::task::spawn_blocking(move || shared.keepers.take()).await;
-        let waiting = waiting
-            .map_err(|e| Error::failed("create", e))?
-            .map_err(|e| Error::failed("start a keeper", e))?;
+        let waiting = waiting.map_err(Error::task("create"))?.map_err(Error::system("start a keeper"))?;
         let container = match self.reserve(&spec, &image, &waiting) {
             Ok(container) => container,
             Err(error) => {
@@ -112,7 +110,7 @@ impl Engine {
             result.map(|()| (handle, warning))
         };
         let made = tokio::spawn(made.in_current_span());
-        made.await.map_err(|e| Error::failed("create", e))?
+        made.await.map_err(Error::task("create"))?
     }
 
     fn reserve(&self, spec: &ContainerSpec, image: &Image, waiting: &Waiting) -> Result<Arc<Container>> {
@@ -170,8 +168,8 @@ impl Engine {
         let span = tracing::Span::current();
         let prepare = move || span.in_scope(|| prepare(&shared, &theirs, waiting, &spec, &image, &phases));
         let prepared = tokio::task::spawn_blocking(prepare).await;
-        let (pair, connection, parts) = prepared.map_err(|e| Error::failed("create", e))??;
-        let (keeper, events) = Keeper::new(connection).map_err(|e| Error::failed("keeper", e))?;
+        let (pair, connection, parts) = prepared.map_err(Error::task("create"))??;
+        let (keeper, events) = Keeper::new(connection).map_err(Error::keeper("create"))?;
         container.happens(lifecycle::Event::Launched(keeper.clone()))?;
         let create = Create {
             init: self.shared.keepers.init.as_fd(),
@@ -183,7 +181,7 @@ impl Engine {
         let answer = keeper.create(create).await;
         timeline.ended("launch");
         let memory_bytes = container.record().limits.memory_bytes;
-        let init = answer.map_err(|e| Error::failed("create", e).under(memory_bytes))?;
+        let init = answer.map_err(|e| Error::keeper("create")(e).under(memory_bytes))?;
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);
         self.watch(container, events);
@@ -259,10 +257,10 @@ fn prepare(
 ) -> Result<Prepared> {
     let id = &container.id;
     let dir = shared.records.path(id);
-    let run = |e: std::io::Error| Error::failed("run directory", e);
+    let run = Error::system("run directory");
     std::fs::create_dir(&dir).map_err(run)?;
     let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
-    let Home { pair, lease } = pairs.take().map_err(|e| Error::failed("namespaces", e))?;
+    let Home { pair, lease } = pairs.take().map_err(Error::system("namespaces"))?;
     let (owner, range) = lease.as_ref().map_or((0, None), |lease| (lease.owner, lease.range));
     lease.into_iter().for_each(|lease| container.has_ids(lease));
     failpoint::reach(Point::CreatePaired);
@@ -293,7 +291,7 @@ fn prepare(
         ..shared.settings(range)
     };
     timeline.ended("files");
-    let cgroup = |e| Error::failed("cgroup", e);
+    let cgroup = Error::Cgroup;
     // It was made ahead with the rules of an unprivileged one, and nothing runs in it yet.
     if spec.privileged {
         shared.cgroups.impose(id, Devices::Privileged).map_err(cgroup)?;

@@ -62,7 +62,7 @@ impl Engine {
             result
         };
         let task = tokio::spawn(task.in_current_span());
-        task.await.map_err(|e| Error::failed("destroy", e))?
+        task.await.map_err(Error::task("destroy"))?
     }
 
     /// Destroy every container and sweep what it leaves, before anybody is served. What does not die stays, broken.
@@ -127,7 +127,7 @@ impl Engine {
                 }
                 Ok(Err(error)) => {
                     timeline.ended("keeper");
-                    return Err(Error::failed("destroy", error));
+                    return Err(Error::keeper("destroy")(error));
                 }
                 Err(_) => {
                     timeline.ended("kill");
@@ -140,8 +140,8 @@ impl Engine {
             let (shared, id) = (self.shared.clone(), id.clone());
             let ended = tokio::task::spawn_blocking(move || end_by_force(&shared, &id)).await;
             timeline.ended("force");
-            if !ended.map_err(|e| Error::failed("destroy", e))? {
-                return Err(Error::failed("destroy", STUCK));
+            if !ended.map_err(Error::task("destroy"))? {
+                return Err(Error::GivenUp { during: "destroy", why: STUCK });
             }
         }
         tracing::info!(handle, id, ms = unmount_ms, "rootfs.unmounted");
@@ -150,7 +150,7 @@ impl Engine {
         let shared = self.shared.clone();
         let handle = container.handle.clone();
         // The commit point: without its record the container is gone, whatever happens to us.
-        shared.records.forget(&id).map_err(|e| Error::failed("forget", e))?;
+        shared.records.forget(&id).map_err(Error::system("forget"))?;
         failpoint::reach(Point::DestroyForgotten);
         let keeper = container.any_keeper();
         container.happens(Event::Ended)?;

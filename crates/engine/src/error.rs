@@ -1,6 +1,12 @@
-//! What can go wrong in the life of a container.
+//! What can go wrong in the life of a container. An error's text is for the client, and has its causes in it; the causes
+//! themselves are its sources.
 
-/// An engine error. Its text is what a client may read.
+use crate::{instance, keeper, reset, start};
+use wardian_runtime::cgroup;
+use wardian_sys::mount;
+use wardian_sys::text::chain;
+
+/// An engine error.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No such container.
@@ -41,14 +47,81 @@ pub enum Error {
     /// A bad request: the text says what is wrong.
     #[error("{0}")]
     Invalid(String),
-    /// The named step failed.
-    #[error("{step}: {reason}")]
-    Failed {
-        /// Which phase.
-        step: &'static str,
-        /// What the layer below said.
-        reason: String,
+    /// The keeper could not start what was asked for: what a container is asked for and what fails inside of it look the same
+    /// from outside.
+    #[error("{0}")]
+    Launch(String),
+    /// The same where it may be for want of memory.
+    #[error("{source}{hint}")]
+    Starved {
+        /// The failure.
+        source: Box<Self>,
+        /// How much memory is enough.
+        hint: String,
     },
+    /// What was begun for a client was given up.
+    #[error("{during}: {why}")]
+    GivenUp {
+        /// Doing what.
+        during: &'static str,
+        /// For which reason.
+        why: &'static str,
+    },
+    /// The container's keeper did not do what it was asked for.
+    #[error("{asked}: {source}")]
+    Keeper {
+        /// What it was asked for.
+        asked: &'static str,
+        /// Why not.
+        source: keeper::Error,
+    },
+    /// The store failed.
+    #[error("{step}: {}", chain(&**source))]
+    Store {
+        /// Doing what.
+        step: &'static str,
+        /// What it says.
+        source: Box<wardian_store::Error>,
+    },
+    /// A cgroup.
+    #[error("cgroup: {0}")]
+    Cgroup(#[from] cgroup::Error),
+    /// What is bound into a container.
+    #[error("bind mount {path}: {}", chain(source))]
+    BindMount {
+        /// On the host.
+        path: String,
+        /// Why it cannot be.
+        source: mount::Error,
+    },
+    /// The kernel said no, or a file of this server's own cannot be read or written.
+    #[error("{step}: {source}")]
+    System {
+        /// Doing what.
+        step: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// This process has not the ids that containers need.
+    #[error("id maps: {0}")]
+    IdMaps(String),
+    /// A task of this server did not come to its end: it has panicked, or the server ends.
+    #[error("{during}: {source}")]
+    Task {
+        /// Doing what.
+        during: &'static str,
+        /// Why.
+        source: tokio::task::JoinError,
+    },
+    /// The run directory is not this server's.
+    #[error(transparent)]
+    Instance(#[from] instance::Error),
+    /// The server cannot start.
+    #[error(transparent)]
+    Start(#[from] start::Error),
+    /// Not everything could be removed.
+    #[error(transparent)]
+    Reset(#[from] reset::Error),
 }
 
 /// Bytes of memory that are enough to start something with. The kernel counts page tables, stacks and sockets as well, more of
@@ -72,15 +145,31 @@ impl Error {
     pub(crate) fn under(self, memory_bytes: u64) -> Self {
         let hint = too_little(memory_bytes);
         match self {
-            Self::Invalid(text) => Self::Invalid(text + &hint),
-            Self::Failed { step, reason } => Self::Failed { step, reason: reason + &hint },
+            Self::Launch(_) | Self::Keeper { .. } if !hint.is_empty() => {
+                Self::Starved { source: Box::new(self), hint }
+            }
             other => other,
         }
     }
 
-    /// `step` failed because of `reason`.
-    pub fn failed(step: &'static str, reason: impl std::fmt::Display) -> Self {
-        Self::Failed { step, reason: reason.to_string() }
+    /// The kernel, or a file of this server, failed at `step`.
+    pub fn system<E: Into<std::io::Error>>(step: &'static str) -> impl Fn(E) -> Self + Copy {
+        move |error| Self::System { step, source: error.into() }
+    }
+
+    /// A task of this server did not end `during` this.
+    pub(crate) fn task(during: &'static str) -> impl Fn(tokio::task::JoinError) -> Self + Copy {
+        move |source| Self::Task { during, source }
+    }
+
+    /// A keeper did not do what it was `asked` for.
+    pub(crate) fn keeper(asked: &'static str) -> impl Fn(keeper::Error) -> Self + Copy {
+        move |source| Self::Keeper { asked, source }
+    }
+
+    /// The store failed at `step`.
+    pub(crate) fn store(step: &'static str) -> impl Fn(wardian_store::Error) -> Self + Copy {
+        move |error| Self::Store { step, source: Box::new(error) }
     }
 }
 

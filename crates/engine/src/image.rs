@@ -127,7 +127,7 @@ impl Engine {
             (Some(image), _) => Ok(image),
             (None, way) => tokio::select! {
                 image = self.bring(step, &address, way) => image,
-                () = gone() => Err(Error::failed(step, "the client has gone before its image was there")),
+                () = gone() => Err(Error::GivenUp { during: step, why: "the client has gone before its image was there" }),
             },
         }
     }
@@ -172,7 +172,7 @@ impl Engine {
                 return Ok(image);
             }
         }
-        Err(Error::failed(step, "layers of the image are collected again and again"))
+        Err(Error::GivenUp { during: step, why: "layers of the image are collected again and again" })
     }
 
     async fn open(&self, step: &'static str, address: &Arc<str>, way: Way, asked: &Asked) -> Result<Opened> {
@@ -207,5 +207,5 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> wardian_store::Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|e| Error::failed(step, e))?.map_err(|error| Error::failed(step, chain(&error)))
+    done.map_err(Error::task(step))?.map_err(Error::store(step))
 }

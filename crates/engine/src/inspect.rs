@@ -75,7 +75,7 @@ impl Engine {
     /// # Errors
     /// When the host does not say.
     pub fn capacity(&self) -> Result<Capacity> {
-        let fail = |e: rustix::io::Errno| Error::failed("capacity", e);
+        let fail = Error::system::<rustix::io::Errno>("capacity");
         let disk = rustix::fs::statvfs(&self.shared.config.root).map_err(fail)?;
         let memory = rustix::system::sysinfo();
         Ok(Capacity {

@@ -1,14 +1,34 @@
 //! The instance of a run directory: who may use it, and how its cgroups are named.
 
-use crate::{Error, Result};
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-use wardian_sys::directory::Directory;
+use wardian_sys::directory::{self, Directory};
 use wardian_sys::lock;
+
+/// Why a run directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be made, or is not fit.
+    #[error("run directory: {path}: {source}")]
+    Unfit {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Somebody has it.
+    #[error("run directory: {0}")]
+    Lock(#[from] lock::Error),
+    /// What this instance is cannot be written down.
+    #[error("run directory: {0}")]
+    Record(#[from] directory::Error),
+}
+
+type Result<T> = std::result::Result<T, Error>;
 
 /// What it is called in the run directory.
 pub const RECORD: &str = wardian_store::whose::INSTANCE;
@@ -19,27 +39,24 @@ const MOST: u64 = 64 << 10;
 /// A server that was killed a moment ago may still be on its way out.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn failed(run: &Path) -> impl FnOnce(&dyn std::fmt::Display) -> Error {
-    move |error| Error::failed("run directory", format!("{}: {error}", run.display()))
-}
-
 /// The run directory, on a tmpfs, and the lock in it.
 pub fn open(run: &Path) -> Result<(Directory, OwnedFd)> {
-    let dir = wardian_store::run::prepare(run).map_err(|e| failed(run)(&e))?;
+    let dir =
+        wardian_store::run::prepare(run).map_err(|source| Error::Unfit { path: run.to_owned(), source })?;
     let lock = take_lock(&dir, &|text| tracing::warn!(text, "start.lock"))?;
     Ok((dir, lock))
 }
 
 /// One process at a time has the run directory. `tell` hears whom it waits for.
 pub fn take_lock(dir: &Directory, tell: &dyn Fn(&str)) -> Result<OwnedFd> {
-    lock::take(dir, LOCK, PATIENCE, tell).map_err(|e| Error::failed("run directory", e))
+    lock::take(dir, LOCK, PATIENCE, tell).map_err(Error::Lock)
 }
 
 /// Writes down what this instance is.
 pub fn write(dir: &Directory, tag: &str, root: &Path, certificate: Option<&Path>) -> Result<()> {
     let pid = std::process::id();
     let instance = serde_json::json!({"tag": tag, "root": root, "pid": pid, "certificate": certificate});
-    dir.write(RECORD, instance.to_string().as_bytes()).map_err(|e| Error::failed("run directory", e))
+    dir.write(RECORD, instance.to_string().as_bytes()).map_err(Error::Record)
 }
 
 /// The tag that names the cgroups of this directory's instance. Those of an earlier version have a short one, which others

@@ -33,7 +33,7 @@ pub enum Error {
     #[error("the container was made by an earlier version of this server, whose keeper cannot do this")]
     Unsupported,
     /// The socket failed.
-    #[error("talking to the keeper")]
+    #[error("talking to the keeper: {0}")]
     Io(#[from] io::Error),
     /// The answer has come without its descriptors. What was asked for has been done.
     #[error(

@@ -127,10 +127,10 @@ impl Engine {
     /// Anything missing on the host, said in words.
     pub async fn start(config: Config) -> Result<Self> {
         let shared = tokio::task::spawn_blocking(move || open(config)).await;
-        let shared = shared.map_err(|e| Error::failed("start", e))??;
-        reap_strangers().map_err(|e| Error::failed("start", e))?;
+        let shared = shared.map_err(Error::task("start"))??;
+        reap_strangers().map_err(Error::system("start"))?;
         let engine = Self { shared: Arc::new(shared) };
-        engine.shared.sweeper.start(&engine.shared).map_err(|e| Error::failed("start", e))?;
+        engine.shared.sweeper.start(&engine.shared).map_err(Error::system("start"))?;
         let found = engine.shared.records.all(&engine.shared.boot_id);
         engine.restore(found).await;
         if engine.shared.config.destroy_on_start {

@@ -40,7 +40,7 @@ impl Engine {
     pub async fn metrics(&self, handle: &str) -> Result<Metrics> {
         let (engine, handle) = (self.clone(), handle.to_owned());
         let read = move || engine.read_metrics(&handle, &mut None);
-        tokio::task::spawn_blocking(read).await.map_err(|e| Error::failed("metrics", e))?
+        tokio::task::spawn_blocking(read).await.map_err(Error::task("metrics"))?
     }
 
     /// The same for several.
@@ -127,7 +127,7 @@ fn stats(handle: &str, places: &[&Files]) -> Result<Stats> {
     for files in places {
         match files.read() {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            read => return read.map_err(|e| Error::failed("metrics", e)),
+            read => return read.map_err(Error::system("metrics")),
         }
     }
     // It has ended between two looks.

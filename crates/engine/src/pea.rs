@@ -40,7 +40,7 @@ impl Engine {
             prepare_pea(&shared, &theirs, &its_keeper, &spec, &image, exec, &rootfs_id)
         })
         .await;
-        let answer = match prepared.map_err(|e| Error::failed("pea", e)).flatten() {
+        let answer = match prepared.map_err(Error::task("pea")).flatten() {
             Ok((payload, parts)) => {
                 process.needs_cleaning();
                 let made = Pea { rootfs: pea.clone(), made_ns: since_boot() };
@@ -133,7 +133,7 @@ fn prepare_pea(
     {
         return Err(Error::Invalid(format!("parse-user: '{}' is not a valid uid:gid", spec.user)));
     }
-    shared.records.pea_begins(&container.id, pea, &spec.id).map_err(|e| Error::failed("pea", e))?;
+    shared.records.pea_begins(&container.id, pea, &spec.id).map_err(Error::system("pea"))?;
     failpoint::reach(Point::PeaRecorded);
     // Below its container, or with limits of its own beside it.
     let cgroup = pea_cgroup(&container.id, pea, spec.limits.is_some());
@@ -143,7 +143,7 @@ fn prepare_pea(
     }
     // Below its container it has the device rules of that.
     let devices = spec.limits.is_some().then(|| Devices::from(record.privileged));
-    let entry = shared.cgroups.make(&cgroup, limits, devices).map_err(|e| Error::failed("cgroup", e))?;
+    let entry = shared.cgroups.make(&cgroup, limits, devices)?;
     failpoint::reach(Point::PeaCgroup);
     let dir = shared.records.path(&container.id);
     let confined = keeper.has(Feature::Confinement);
@@ -170,7 +170,7 @@ fn prepare_pea(
     // A namespace for the mapping alone: that of the container would have to be found by a number of a process.
     let maps = shared.ids.maps(record.range);
     let own = record.range.map(|_| namespace::user(&maps, &maps)).transpose();
-    let own = own.map_err(|e| Error::failed("namespaces", e))?;
+    let own = own.map_err(Error::system("namespaces"))?;
     let owner = shared.root_of(record.range, own.as_ref().unwrap_or(&shared.idmap));
     let owner = (!record.privileged).then_some(owner);
     let config = dir.join("peas").join(format!("{pea}.json"));

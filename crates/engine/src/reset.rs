@@ -1,11 +1,11 @@
 //! Everything that an instance has ever made, removed: for hosts that are to be as they were.
 
-use crate::{Error, Result, instance};
+use crate::instance;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wardian_store::whose;
-use wardian_sys::directory::Directory;
-use wardian_sys::procfs::MountInfo;
+use wardian_sys::directory::{self, Directory};
+use wardian_sys::procfs::{self, MountInfo};
 use wardian_sys::text::chain;
 
 /// What does not die of SIGKILL by then is reported.
@@ -26,6 +26,65 @@ const RUN_ENTRIES: [&str; 9] = [
 ];
 /// Bytes of the largest record that is looked at.
 const MOST: u64 = 64 << 20;
+
+/// Why something stays.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A server has it.
+    #[error("stop the server first: {0}")]
+    InUse(#[source] instance::Error),
+    /// It is not wardian's, or somebody else could change it.
+    #[error("reset: {0}")]
+    Owned(#[from] whose::Error),
+    /// One of the two directories cannot be opened.
+    #[error("reset: {0}")]
+    Directory(#[source] directory::Error),
+    /// Something in the run directory cannot be removed.
+    #[error("reset: remove {0}")]
+    Remove(#[source] directory::Error),
+    /// The kernel said no.
+    #[error("reset: {0}")]
+    System(#[source] std::io::Error),
+    /// The kernel's list of mounts is not understood.
+    #[error("reset: mounts: {0}")]
+    Mountinfo(#[from] procfs::Error),
+    /// Cgroups cannot be reached.
+    #[error(transparent)]
+    Cgroups(#[from] crate::start::Error),
+    /// The store.
+    #[error("reset: store: {}", chain(.0))]
+    Store(#[source] wardian_store::Error),
+    /// The whole store.
+    #[error("reset: {}", chain(.0))]
+    Erase(#[from] wardian_store::erase::Error),
+    /// What lies in the store's trash stays there.
+    #[error("reset: the store's trash cannot be deleted")]
+    Trash,
+    /// Processes survive SIGKILL.
+    #[error("reset: these processes do not die: {0:?}")]
+    Alive(Vec<i32>),
+    /// Something of somebody else's is mounted in the directories.
+    #[error(
+        "reset: {first} is mounted by somebody else, and what is in it is not wardian's to delete. Nothing was unmounted; \
+         unmount what is there first (`umount {first}`; {count} in all)"
+    )]
+    Foreign {
+        /// One of these mounts.
+        first: PathBuf,
+        /// How many there are.
+        count: usize,
+    },
+    /// An attached root file system.
+    #[error("reset: unmount {path}: {}", chain(source))]
+    Unmount {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: wardian_sys::mount::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, Error>;
 
 /// What was removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
@@ -54,12 +113,9 @@ pub struct Removed {
 /// else's is mounted in them: then nothing was touched. Or something does not die, or cannot be removed: what was removed until
 /// then is gone, and it can be tried again.
 pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Result<Removed> {
-    let mut removed = Removed::default();
     // Where there is no run directory a lock would make one.
-    let in_use = |error: Error| Error::failed("stop the server first", error);
-    let ours = |owned: std::result::Result<bool, whose::Error>| owned.map_err(|e| Error::failed("reset", e));
-    removed.images = ours(whose::store(root))? && images;
-    ours(whose::run(run))?;
+    let mut removed = Removed { images: whose::store(root)? && images, ..Removed::default() };
+    whose::run(run)?;
     let stored = open(root)?;
     let dir = open(run)?;
     // Without links, as the kernel tells of mounts.
@@ -67,9 +123,9 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     let (real_root, real_run) = (real(&stored, root), real(&dir, run));
     attached(&real_root, &real_run)?;
     removed.run = dir.as_ref().is_some_and(has_entries);
-    let lock = dir.as_ref().map(|dir| instance::take_lock(dir, tell)).transpose().map_err(in_use)?;
+    let lock = dir.as_ref().map(|dir| instance::take_lock(dir, tell)).transpose().map_err(Error::InUse)?;
     if let Some(dir) = &dir {
-        wardian_store::run::sweep(dir, false).map_err(|e| Error::failed("reset", e))?;
+        wardian_store::run::sweep(dir, false).map_err(Error::System)?;
     }
     wardian_recorder::sweep();
     removed.containers = dir.as_ref().map(containers).unwrap_or_default();
@@ -78,11 +134,9 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     removed.mounts = unmount(&real_root, &real_run)?;
     // Makes the run directory where there was none; it goes with the rest.
     let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
-    removed.trees = store
-        .map_err(|e| Error::failed("reset", format!("store: {}", chain(&e))))?
-        .ok_or_else(|| Error::failed("reset", "the store's trash cannot be deleted"))?;
+    removed.trees = store.map_err(Error::Store)?.ok_or(Error::Trash)?;
     if images {
-        wardian_store::erase::all(root).map_err(|e| Error::failed("reset", chain(&e)))?;
+        wardian_store::erase::all(root)?;
     }
     remove_run(run)?;
     drop(lock);
@@ -104,7 +158,7 @@ pub fn clear(tag: &str) -> Result<(usize, usize)> {
             break;
         }
         if started.elapsed() > PATIENCE {
-            return Err(Error::failed("reset", format!("these processes do not die: {left:?}")));
+            return Err(Error::Alive(left));
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -118,7 +172,7 @@ fn open(path: &Path) -> Result<Option<Directory>> {
     match Directory::open(path) {
         Ok(dir) => Ok(Some(dir)),
         Err(error) if error.is_missing() => Ok(None),
-        Err(error) => Err(Error::failed("reset", error)),
+        Err(error) => Err(Error::Directory(error)),
     }
 }
 
@@ -155,18 +209,11 @@ fn has_entries(run: &Directory) -> bool {
 /// # Errors
 /// Something else is mounted below: a disk, or another program's.
 fn attached(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
-    let fail = |e: &dyn std::fmt::Display| Error::failed("reset", format!("mounts: {e}"));
-    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| fail(&e))?;
-    let mounts = wardian_sys::procfs::mountinfo(&text).map_err(|e| fail(&e))?;
+    let text = std::fs::read("/proc/self/mountinfo").map_err(Error::System)?;
+    let mounts = wardian_sys::procfs::mountinfo(&text)?;
     let (ours, foreign) = sorted(&mounts, root, run);
     if let Some(first) = foreign.first() {
-        let text = format!(
-            "{first} is mounted by somebody else, and what is in it is not wardian's to delete. Nothing was unmounted; \
-             unmount what is there first (`umount {first}`; {} in all)",
-            foreign.len(),
-            first = first.display()
-        );
-        return Err(Error::failed("reset", text));
+        return Err(Error::Foreign { first: first.clone(), count: foreign.len() });
     }
     Ok(ours)
 }
@@ -189,7 +236,7 @@ fn unmount(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
     let found = attached(root, run)?;
     for path in &found {
         wardian_sys::mount::unmount_lazily(path)
-            .map_err(|e| Error::failed("reset", format!("unmount {}: {}", path.display(), chain(&e))))?;
+            .map_err(|source| Error::Unmount { path: path.clone(), source })?;
     }
     Ok(found)
 }
@@ -197,7 +244,7 @@ fn unmount(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
 fn remove_run(run: &Path) -> Result<()> {
     let Some(dir) = open(run)? else { return Ok(()) };
     for name in RUN_ENTRIES {
-        dir.remove(name).map_err(|e| Error::failed("reset", format!("remove {e}")))?;
+        dir.remove(name).map_err(Error::Remove)?;
     }
     wardian_store::run::leave(run);
     drop(std::fs::remove_dir(run));

@@ -72,7 +72,7 @@ impl Engine {
             result
         };
         let task = tokio::spawn(task.in_current_span());
-        task.await.map_err(|e| Error::failed("run", e))??;
+        task.await.map_err(Error::task("run"))??;
         Ok(process)
     }
 
@@ -101,8 +101,7 @@ impl Engine {
         let exec = exec(&record, &spec, self.shared.config.no_new_privileges)?;
         if spec.image.is_none() {
             let payload = payload(&exec)?;
-            let entry =
-                self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
+            let entry = self.shared.cgroups.enter_v2(&container.id)?;
             let run = Run { id: spec.id.clone(), exec: payload.as_fd(), pea: None, place: entry.as_fds() };
             failpoint::reach(Point::RunAsking);
             let answer = async { keeper.run(run).await?.answer().await }.await;
@@ -127,8 +126,8 @@ impl Engine {
 
 pub fn payload(exec: &Exec) -> Result<OwnedFd> {
     bounds::program(&exec.args, &exec.env)?;
-    let json = serde_json::to_vec(exec).map_err(|e| Error::failed("run", e))?;
-    memfd::sealed("process.json", &json, 0o400).map_err(|e| Error::failed("run", e))
+    let json = serde_json::to_vec(exec).map_err(Error::system("run"))?;
+    memfd::sealed("process.json", &json, 0o400).map_err(Error::system("run"))
 }
 
 fn exec(record: &Record, spec: &ProcessSpec, no_new_privileges: bool) -> Result<Exec> {
@@ -177,13 +176,13 @@ pub async fn connect(
         }
         Err(error @ keeper::Error::NoDescriptors) => {
             end_unknown(keeper, process.id()).await;
-            Err(Error::failed("run", error))
+            Err(Error::keeper("run")(error))
         }
         Err(keeper::Error::Failed { kind: Failure::ExecutableNotFound, message }) => {
             Err(Error::ExecutableNotFound(format!("exec failed: {message}")))
         }
-        Err(keeper::Error::Failed { message, .. }) => Err(Error::Invalid(message)),
-        Err(error) => Err(Error::failed("run", error)),
+        Err(keeper::Error::Failed { message, .. }) => Err(Error::Launch(message)),
+        Err(error) => Err(Error::keeper("run")(error)),
     }
 }
 

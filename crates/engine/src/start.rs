@@ -8,18 +8,42 @@ use crate::ready::ids::{self, Home};
 use crate::ready::keepers::Keepers;
 use crate::ready::pool::Pool;
 use crate::shared::Shared;
-use crate::{Config, Error, Result, image, instance, metrics};
+use crate::{Config, Result, image, instance, metrics};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use wardian_runtime::cgroup::{Cgroups, Hierarchies};
+use wardian_runtime::cgroup::{self, Cgroups, Hierarchies};
 use wardian_store::Store;
 use wardian_sys::directory::Directory;
-use wardian_sys::namespace;
-use wardian_sys::text::chain;
+use wardian_sys::{namespace, procfs};
+
+/// Why a server cannot start on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel's list of mounts cannot be read.
+    #[error("mountinfo: {0}")]
+    Unread(#[source] std::io::Error),
+    /// The kernel's list of mounts is not understood.
+    #[error("mountinfo: {0}")]
+    Mountinfo(#[from] procfs::Error),
+    /// There are none for this server.
+    #[error("cgroups: {0}")]
+    Cgroups(#[from] cgroup::Error),
+    /// Whoever does not know what a record means would end its container.
+    #[error(
+        "records: {path} is of version {version}, this server understands up to {}: start a later one, or `wardian reset`",
+        record::VERSION
+    )]
+    Later {
+        /// Of the record.
+        path: PathBuf,
+        /// That it was written in.
+        version: u64,
+    },
+}
 
 /// Pairs and keepers ready at any time: enough for a burst of a scale-up on a small host.
 const READY: usize = 12;
@@ -39,25 +63,20 @@ pub fn open(config: Config) -> Result<Shared> {
     opened
 }
 
-pub fn open_cgroups(tag: &str) -> Result<Cgroups> {
-    let mountinfo = std::fs::read("/proc/self/mountinfo").map_err(|e| Error::failed("mountinfo", e))?;
-    let hierarchies = Hierarchies::parse(&mountinfo).map_err(|e| Error::failed("mountinfo", e))?;
-    Cgroups::open(hierarchies, tag).map_err(|e| Error::failed("cgroups", e))
+pub fn open_cgroups(tag: &str) -> std::result::Result<Cgroups, Error> {
+    let mountinfo = std::fs::read("/proc/self/mountinfo").map_err(Error::Unread)?;
+    let hierarchies = Hierarchies::parse(&mountinfo)?;
+    Ok(Cgroups::open(hierarchies, tag)?)
 }
 
 fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     // Of a server that was killed while it looked at something slow.
     wardian_recorder::sweep();
-    let boot_id = record::boot_id().map_err(|e| Error::failed("boot id", e))?;
-    let records = Records::open(&config.run).map_err(|e| Error::failed("run directory", e))?;
+    let boot_id = record::boot_id().map_err(crate::Error::system("boot id"))?;
+    let records = Records::open(&config.run).map_err(crate::Error::system("run directory"))?;
     // Whoever does not know what it means would end its container.
     if let Some((path, version)) = records.later(&boot_id) {
-        let text = format!(
-            "{} is of version {version}, this server understands up to {}: start a later one, or `wardian reset`",
-            path.display(),
-            record::VERSION
-        );
-        return Err(Error::failed("records", text));
+        return Err(Error::Later { path, version }.into());
     }
     let tag = own_tag(dir)?;
     instance::write(dir, &tag, &config.root, config.certificate.as_deref())?;
@@ -76,13 +95,12 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         ready_rootfs: config.ready_rootfs,
         ..wardian_store::Config::new(config.root.clone(), config.run.clone())
     };
-    let store =
-        Store::serve(&place, &|id| live.contains(id)).map_err(|e| Error::failed("store", chain(&e)))?;
+    let store = Store::serve(&place, &|id| live.contains(id)).map_err(crate::Error::store("store"))?;
     let cgroups = open_cgroups(&tag)?;
     // Of keepers that had no container yet when an earlier server was killed.
     let known: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
     remove_strays(&cgroups, &known);
-    if let Some(error) = cgroups.prepare().map_err(|e| Error::failed("cgroups", e))? {
+    if let Some(error) = cgroups.prepare()? {
         tracing::error!(error, "start.device-rules");
     }
     let ids = ids::own(config.id_ranges)?;
@@ -90,11 +108,11 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     for record in found.iter().filter_map(|(_, record)| record.as_ref()) {
         ids.keep(record.owner, record.range);
     }
-    let fail = |e: std::io::Error| Error::failed("namespaces", e);
+    let fail = crate::Error::system("namespaces");
     let maps = ids.maps(None);
     let idmap = namespace::user(&maps, &maps).map_err(fail)?;
     let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
-        .map_err(|e| Error::failed("keepers", e))?;
+        .map_err(crate::Error::system("keepers"))?;
     let theirs = ids.clone();
     let privileged = || Ok(Home { pair: namespace::pair(&[], &[], 0)?, lease: None });
     let creates = match config.max_concurrent_creates {

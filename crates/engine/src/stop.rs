@@ -41,7 +41,7 @@ impl Engine {
         // What was started after the last look at its processes has found the container not stopped yet.
         let (shared, id) = (self.shared.clone(), container.id.clone());
         let lives = move || shared.cgroups.members(&id).iter().any(|pid| !except.contains(pid));
-        if tokio::task::spawn_blocking(lives).await.map_err(|e| Error::failed("stop", e))? {
+        if tokio::task::spawn_blocking(lives).await.map_err(Error::task("stop"))? {
             self.resumed(&container);
         }
         self.shared.events.tell(&container.handle, &container.id, What::Stop);
@@ -73,7 +73,7 @@ impl Engine {
                     shared.cgroups.members(&id).iter().all(|pid| except.contains(pid))
                 }
             };
-            if tokio::task::spawn_blocking(look).await.map_err(|e| Error::failed("stop", e))? {
+            if tokio::task::spawn_blocking(look).await.map_err(Error::task("stop"))? {
                 return Ok(true);
             }
             if again {

@@ -29,7 +29,7 @@ impl<P> Transfer<P> {
     pub async fn finish(self) -> Result<()> {
         let Self { pipe, task, _wanted } = self;
         drop(pipe);
-        task.await.map_err(|e| Error::failed("transfer", e))?
+        task.await.map_err(Error::task("transfer"))?
     }
 }
 
@@ -45,7 +45,7 @@ impl Engine {
         destination: &str,
     ) -> Result<Transfer<pipe::Sender>> {
         let (reader, writer) = tar_pipe()?;
-        let writer = pipe::Sender::from_owned_fd(writer).map_err(|e| Error::failed("stream-in", e))?;
+        let writer = pipe::Sender::from_owned_fd(writer).map_err(Error::system("stream-in"))?;
         self.transfer(handle, true, user, destination, reader, writer)
     }
 
@@ -60,7 +60,7 @@ impl Engine {
         source: &str,
     ) -> Result<Transfer<pipe::Receiver>> {
         let (reader, writer) = tar_pipe()?;
-        let reader = pipe::Receiver::from_owned_fd(reader).map_err(|e| Error::failed("stream-out", e))?;
+        let reader = pipe::Receiver::from_owned_fd(reader).map_err(Error::system("stream-out"))?;
         self.transfer(handle, false, user, source, writer, reader)
     }
 
@@ -78,7 +78,7 @@ impl Engine {
         bounds::transfer(user, path)?;
         let container = self.find(handle)?;
         let keeper = container.keeper()?;
-        let entry = self.shared.cgroups.enter_v2(&container.id).map_err(|e| Error::failed("cgroup", e))?;
+        let entry = self.shared.cgroups.enter_v2(&container.id)?;
         let (user, path) = (user.to_owned(), path.to_owned());
         let can_cancel = keeper.has(wire::Feature::Confinement);
         let (wanted, dropped) = tokio::sync::oneshot::channel::<std::convert::Infallible>();
@@ -102,15 +102,14 @@ impl Engine {
                     }
                 }
             };
-            answer.await.map_err(|e| Error::failed(step, e))
+            answer.await.map_err(Error::keeper(step))
         });
         Ok(Transfer { pipe: Some(ours), task, _wanted: wanted })
     }
 }
 
 fn tar_pipe() -> Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::failed("pipe", e))?;
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("pipe"))?;
     // Above the host's limit for pipes it stays as it is: slower, not wrong.
     let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
     Ok((reader, writer))

@@ -122,7 +122,9 @@ mod tests {
         let wire = to_wire(&E::Busy("later".into()));
         assert_eq!((wire.kind.as_str(), wire.message.as_str()), ("ServiceUnavailableError", "later"));
         assert_eq!(status(&wire), 500);
-        for other in [E::BeingDestroyed, E::HandleInUse("h".into()), E::failed("mount", "no")] {
+        for other in
+            [E::BeingDestroyed, E::HandleInUse("h".into()), E::GivenUp { during: "mount", why: "no" }]
+        {
             let wire = to_wire(&other);
             assert_eq!((wire.kind.as_str(), wire.handle.as_str(), status(&wire).as_u16()), ("", "", 500));
         }

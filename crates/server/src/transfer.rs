@@ -149,7 +149,7 @@ pub(crate) async fn stream_out(
     let first = match pipe {
         Some(mut pipe) => {
             let first = patience.wait(Stall::ContainerSends, chunk(&mut pipe)).await;
-            let failed = |error| wardian_engine::Error::failed("stream-out", error);
+            let failed = wardian_engine::Error::system("stream-out");
             let first = first.map_err(|stalled| broken(&stalled))?.map_err(failed)?;
             (!first.is_empty()).then_some((first, pipe))
         }

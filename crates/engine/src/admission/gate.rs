@@ -65,7 +65,7 @@ impl Gate {
             return Err(self.busy(&format!("{before} more wait")));
         }
         match tokio::time::timeout(patience, self.permits.clone().acquire_owned()).await {
-            Ok(permit) => permit.map_err(|e| Error::failed(self.what, e)),
+            Ok(permit) => permit.map_err(|_| Error::GivenUp { during: self.what, why: "the server ends" }),
             Err(_) => Err(self.busy(&format!("none of them has ended in {} s", patience.as_secs()))),
         }
     }

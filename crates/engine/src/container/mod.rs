@@ -195,7 +195,9 @@ impl Container {
             Refusal::Unknown => Error::UnknownHandle(self.handle.clone()),
             Refusal::Broken(reason) => Error::Broken { handle: self.handle.clone(), reason },
             Refusal::Ending => Error::BeingDestroyed,
-            Refusal::Impossible => Error::failed("lifecycle", "this cannot happen to the container now"),
+            Refusal::Impossible => {
+                Error::GivenUp { during: "lifecycle", why: "this cannot happen to the container now" }
+            }
         }
     }
 
@@ -370,7 +372,7 @@ impl Container {
         self.permits(Event::Change)?;
         let mut record = Record::clone(&self.record());
         change(&mut record)?;
-        save(&record).map_err(|e| Error::failed("save the container's record", e))?;
+        save(&record).map_err(Error::system("save the container's record"))?;
         let mut inner = self.lock();
         self.apply(&mut inner, event)?;
         inner.record = Arc::new(record);

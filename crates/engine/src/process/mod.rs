@@ -105,7 +105,7 @@ impl Process {
 
     /// Takes over its stdio.
     pub(crate) async fn connect(&self, stdio: Stdio<OwnedFd>) -> Result<()> {
-        let failed = |e: std::io::Error| Error::failed("standard input", e);
+        let failed = Error::system("standard input");
         let tty = matches!(stdio, Stdio::Terminal(_));
         let (input, pipes) = match stdio {
             Stdio::Pipes { stdin, output } => {
@@ -276,7 +276,7 @@ impl Process {
             return Err(Error::Invalid("it has no terminal".into()));
         }
         let resized = self.shared.keeper.resize(&self.shared.id, wire::Window::from(window)).await;
-        resized.map_err(|e| Error::failed("resize", e))
+        resized.map_err(Error::keeper("resize"))
     }
 
     /// Its exit status (128 + signal when killed), after both streams have ended, as with guardian: what it has started may
@@ -302,7 +302,7 @@ impl Process {
     /// Send a signal (number).
     pub async fn signal(&self, signal: i32) -> Result<()> {
         let signalled = self.shared.keeper.signal(&self.shared.id, signal).await;
-        signalled.map_err(|e| Error::failed("signal", e))
+        signalled.map_err(Error::keeper("signal"))
     }
 }
 
@@ -325,7 +325,7 @@ impl Input {
         self.hold();
         let shared = &self.process.shared;
         let _turn = shared.turn.lock().await;
-        let failed = |e| Error::failed("standard input", e);
+        let failed = Error::system("standard input");
         let mut rest = data;
         loop {
             let stdin = lock(&shared.stdin).clone().filter(|_| self.open);

@@ -286,11 +286,9 @@ impl Inner {
 /// # Errors
 /// There are none, or they have not enough ids.
 pub fn own(ranges: Option<IdRanges>) -> Result<Ids> {
-    let read = |name: &str| {
-        std::fs::read_to_string(format!("/proc/self/{name}"))
-            .map_err(|e| Error::failed("id maps", format!("{name}: {e}")))
-    };
-    Ids::new(&read("uid_map")?, &read("gid_map")?, ranges).map_err(|e| Error::failed("id maps", e))
+    let read =
+        |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).map_err(Error::system("id maps"));
+    Ids::new(&read("uid_map")?, &read("gid_map")?, ranges).map_err(Error::IdMaps)
 }
 
 /// Says in the log what on the host has ids that containers are going to have; `most` and `spares` as for [`Ids::overlaps`].
