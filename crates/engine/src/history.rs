@@ -3,9 +3,10 @@
 //! The history is in memory and bounded. The create of a living container is also in its record, so a server that
 //! is started again knows it; destroys that an earlier server did are forgotten with it.
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use wardian_recorder::Diagnosis;
 use wardian_sys::text::clip;
@@ -84,7 +85,7 @@ impl Timeline {
     /// The phase of this name ends now; it began when the one before it ended.
     pub fn ended(&self, name: &str) {
         let now = self.ms();
-        let mut steps = lock(&self.steps);
+        let mut steps = self.steps.lock();
         let begin_ms = steps.last().map_or(0.0, |step| step.begin_ms + step.ms);
         steps.push(Step { name: name.to_owned(), begin_ms, ms: now - begin_ms });
     }
@@ -92,7 +93,7 @@ impl Timeline {
     /// The phases since the last one are known by their durations; the first one gets what is missing until now.
     pub fn ended_as(&self, phases: &[(&str, f64)]) {
         let now = self.ms();
-        let mut steps = lock(&self.steps);
+        let mut steps = self.steps.lock();
         let mut begin_ms = steps.last().map_or(0.0, |step| step.begin_ms + step.ms);
         let mut missing = (now - begin_ms - phases.iter().map(|(_, ms)| ms).sum::<f64>()).max(0.0);
         for (name, ms) in phases {
@@ -115,7 +116,7 @@ impl Timeline {
             id: id.to_owned(),
             began: self.began.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
             ms: self.ms(),
-            steps: lock(&self.steps).clone(),
+            steps: self.steps.lock().clone(),
             error: error.map(|error| clip(&error, ERROR).into_owned()),
             diagnosis: None,
         }
@@ -131,7 +132,7 @@ pub struct History {
 impl History {
     /// Remember one; the oldest is forgotten for it.
     pub fn add(&self, operation: Operation) {
-        let mut operations = lock(&self.operations);
+        let mut operations = self.operations.lock();
         if operations.len() == KEPT {
             operations.pop_front();
         }
@@ -140,7 +141,7 @@ impl History {
 
     /// Why the last of this kind was slow.
     pub fn explain(&self, kind: Kind, id: &str, diagnosis: Diagnosis) {
-        let mut operations = lock(&self.operations);
+        let mut operations = self.operations.lock();
         if let Some(operation) = operations.iter_mut().rev().find(|o| o.kind == kind && o.id == id) {
             operation.diagnosis = Some(diagnosis);
         }
@@ -148,15 +149,11 @@ impl History {
 
     /// The last ones of a handle; `None` when nothing is known of it.
     pub fn life(&self, handle: &str) -> Option<Life> {
-        let operations = lock(&self.operations);
+        let operations = self.operations.lock();
         let last = |kind| operations.iter().rev().find(|o| o.kind == kind && o.handle == handle).cloned();
         let life = Life { create: last(Kind::Create), destroy: last(Kind::Destroy) };
         (life != Life::default()).then_some(life)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -194,6 +191,6 @@ mod tests {
             history.add(Timeline::begin().operation(Kind::Create, "other", "3", None));
         }
         assert_eq!(history.life("h"), None);
-        assert_eq!(lock(&history.operations).len(), KEPT);
+        assert_eq!(history.operations.lock().len(), KEPT);
     }
 }

@@ -1,11 +1,12 @@
 //! The server's end of a keeper's socket: many questions at once, events in between.
 
+use parking_lot::Mutex;
 use rustix::net::RecvFlags;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::{mpsc, oneshot};
@@ -197,13 +198,13 @@ impl Keeper {
         let seq = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (bytes, fds) = wire::encode(seq, op)?;
         let (sender, answer) = oneshot::channel();
-        lock(&self.shared.waiting).insert(seq, sender);
+        self.shared.waiting.lock().insert(seq, sender);
         let send = || Ok(packet::send(self.shared.socket.as_fd(), &bytes, &fds)?);
         match self.shared.socket.async_io(Interest::WRITABLE, send).await {
             Ok(()) if self.shared.over.load(Ordering::Acquire) => Err(Error::Gone),
             Ok(()) => Ok(Asked { seq, answer, read }),
             Err(error) => {
-                lock(&self.shared.waiting).remove(&seq);
+                self.shared.waiting.lock().remove(&seq);
                 Err(match error.kind() {
                     io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Gone,
                     _ => Error::Io(error),
@@ -250,10 +251,6 @@ impl<T> Asked<T> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
     loop {
         let received = shared
@@ -284,13 +281,13 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
             }
             Err(Unheard::Unreadable) => break,
         };
-        if let Some(sender) = lock(&shared.waiting).remove(&seq) {
+        if let Some(sender) = shared.waiting.lock().remove(&seq) {
             // Nobody waits any more: the answer, and its descriptors, are dropped.
             drop(sender.send(answer));
         }
     }
     shared.over.store(true, Ordering::Release);
-    lock(&shared.waiting).clear();
+    shared.waiting.lock().clear();
     drop(events.send(Event::Gone));
 }
 

@@ -10,10 +10,11 @@ use crate::ready::keepers::Keepers;
 use crate::ready::pool::Pool;
 use crate::sweeper::{Remains, Sweeper};
 use crate::{Config, Error, Result, image};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::Cgroups;
 use wardian_store::{Owner, Store};
@@ -60,11 +61,11 @@ impl Drop for Shared {
 impl Shared {
     /// Held while it is found out whether there is room for what is large, until it has its place.
     pub fn weighing(&self) -> MutexGuard<'_, ()> {
-        self.weighing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.weighing.lock()
     }
 
     pub fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.containers.lock()
     }
 
     /// The image that is meant: an empty address, or one that is only an app, stands on the default image.

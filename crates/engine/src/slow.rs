@@ -4,7 +4,8 @@
 
 use crate::history::Kind;
 use crate::{Engine, Shared};
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -65,7 +66,7 @@ async fn look(
 /// A recording takes megabytes, and from a different one of the allocator's arenas each time.
 fn give_back() {
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = LAST.lock();
     if last.is_none_or(|then| then.elapsed() >= TRIM) {
         wardian_sys::heap::trim();
         *last = Some(Instant::now());

@@ -6,9 +6,10 @@
 
 use crate::Shared;
 use crate::keeper::Keeper;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use wardian_runtime::cgroup::Held;
@@ -80,7 +81,7 @@ impl Drop for Served {
 
 impl Sweeper {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Starts the thread; it ends with [`Sweeper::close`].
@@ -88,7 +89,7 @@ impl Sweeper {
         let (sweeper, shared) = (self.clone(), Arc::downgrade(shared));
         let thread = std::thread::Builder::new().name("sweeper".into());
         let thread = thread.spawn(move || sweeper.run(&shared))?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        *self.thread.lock() = Some(thread);
         Ok(())
     }
 
@@ -108,8 +109,8 @@ impl Sweeper {
 
     /// Waits until no container is left to be swept; cgroups may be.
     pub fn drain(&self) {
-        let state = self.lock();
-        drop(self.changed.wait_while(state, |state| state.containers > 0 && !state.closed));
+        let mut state = self.lock();
+        self.changed.wait_while(&mut state, |state| state.containers > 0 && !state.closed);
     }
 
     fn add_due(&self, wait: Duration, remains: Remains) {
@@ -121,7 +122,7 @@ impl Sweeper {
     pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
             drop(thread.join());
         }
@@ -203,8 +204,7 @@ impl Sweeper {
                     return None;
                 }
                 let wait = state.queue.iter().map(|(due, _)| *due - now).min().unwrap_or(Duration::MAX);
-                let waited = self.changed.wait_timeout(state, wait.min(Duration::from_secs(3600)));
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                self.changed.wait_for(&mut state, wait.min(Duration::from_secs(3600)));
                 continue;
             };
             let quiet = self.served.load(Ordering::Acquire) == 0

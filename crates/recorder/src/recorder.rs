@@ -7,8 +7,9 @@ use crate::sampling::Sampler;
 use crate::trace::Parser;
 use crate::tracefs::Instance;
 use crate::waits;
+use parking_lot::{Condvar, Mutex};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -151,7 +152,7 @@ impl Recorder {
     /// A phase of this name begins now.
     pub fn mark(&self, name: &str) {
         let t_ms = self.shared.elapsed_ms();
-        lock(&self.shared.marks).push(Mark { t_ms, name: name.to_owned() });
+        self.shared.marks.lock().push(Mark { t_ms, name: name.to_owned() });
     }
 
     /// End it.
@@ -160,7 +161,7 @@ impl Recorder {
     }
 
     fn end(&mut self) -> Option<Recording> {
-        *lock(&self.shared.stop) = true;
+        *self.shared.stop.lock() = true;
         self.shared.stopped.notify_all();
         self.thread.take()?.join().ok()
     }
@@ -180,14 +181,10 @@ impl Shared {
     /// Whether to stop; waits until then, or for the next look.
     fn stops_before(&self, next: Instant) -> bool {
         let wait = next.saturating_duration_since(Instant::now());
-        let guard = lock(&self.stop);
-        let stopped = self.stopped.wait_timeout_while(guard, wait, |stop| !*stop);
-        *stopped.unwrap_or_else(PoisonError::into_inner).0
+        let mut stop = self.stop.lock();
+        self.stopped.wait_while_for(&mut stop, |stop| !*stop, wait);
+        *stop
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Seconds of CLOCK_MONOTONIC.
@@ -278,7 +275,7 @@ impl Watching {
         let waits = sampler.finish(period_ms);
         self.recording.waits = waits::merge(waits, &self.attribution.calls, period_ms);
         self.recording.written = std::mem::take(&mut self.attribution.written);
-        self.recording.marks = std::mem::take(&mut lock(&shared.marks));
+        self.recording.marks = std::mem::take(&mut shared.marks.lock());
         self.recording.length_ms = length_ms;
         self.recording.lost_events = self.parser.lost;
         if self.parser.strange > 0 {

@@ -1,20 +1,20 @@
 //! Connections that have left HTTP: the control connection of a process, and its output.
 
-use crate::State;
-use crate::connection::Taken;
 use crate::convert::window;
 use crate::events::{self, Events};
 use crate::patience::Patience;
 use crate::reply::{Failure, date};
 use crate::socket::ReadHalf;
+use crate::state::State;
 use crate::stream::{Entry, Found, Streams};
+use crate::taken::{Taken, ended};
 use crate::upload::{self, Upload};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::Request;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 use wardian_engine::{Input, Process, Waits};
 use wardian_garden::wire::{INPUT_HEADER, Payload, Tty, WAIT_HEADER, WAIT_STREAMS};
@@ -163,12 +163,6 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
         _ = tokio::time::timeout(LINGER, ended(&mut reader)) => {}
         () = state.stopping() => {}
     }
-}
-
-/// Read until the client has closed its side.
-pub(crate) async fn ended(reader: &mut (impl AsyncRead + Unpin)) {
-    let mut buffer = [0; 4096];
-    while reader.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
 }
 
 /// A connection that reads a stream of somebody. Its end is the stream's.

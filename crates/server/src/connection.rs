@@ -5,11 +5,14 @@
 //! accepted and never answers hyper; the loop takes hyper apart ([`http1::Connection::into_parts`]), which
 //! gives back the socket *and* the bytes that hyper has read ahead, and goes on with them alone.
 
+use crate::cut::Cut;
 use crate::door::Place;
 use crate::host;
 use crate::reply::{Reply, ReplyBody, text};
-use crate::socket::{Arrival, Look, Stream};
-use crate::{State, attach, handler};
+use crate::socket::Arrival;
+use crate::state::State;
+use crate::taken::Taken;
+use crate::{attach, handler};
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::Request;
@@ -17,13 +20,14 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
@@ -33,31 +37,6 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const TELL: Duration = Duration::from_secs(1);
 /// How long a connection that has to go may take for what it was saying.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Ends a connection whose client does not take the body that it has asked for: an extension of its requests.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Cut {
-    told: Arc<Notify>,
-    /// The client is one for whom places, and rooms, are kept.
-    pub(crate) local: bool,
-    /// Asks whether it is there.
-    pub(crate) look: Look,
-}
-
-impl Cut {
-    /// What was not sent yet is lost, and with it the body's end.
-    pub(crate) fn cut(&self) {
-        self.told.notify_one();
-    }
-}
-
-/// A connection that has left HTTP.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) stream: Stream,
-    /// What the client sent early.
-    pub(crate) early: Bytes,
-}
 
 /// A body that is being made is work. After its end the connection waits for the next request.
 struct Made {
@@ -132,7 +111,7 @@ async fn answer(
 /// port can make as many of them as he likes.
 fn is_handshake_told() -> bool {
     static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut told = TOLD.lock();
     let now = Instant::now();
     let is_due = told.is_none_or(|told| now.duration_since(told) >= TELL);
     if is_due {

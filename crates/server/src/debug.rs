@@ -1,9 +1,10 @@
 //! What a developer asks a running server: numbers of the process, and more or less log. On an address of its own.
 
-use crate::Listener;
 use crate::connection::{HANDSHAKE_TIMEOUT, LAST_WORDS};
 use crate::door::{self, Door, Place};
 use crate::host;
+use crate::listen::Listener;
+use crate::newcomers::accept;
 use crate::reply::text;
 use crate::socket::Arrival;
 use bytes::Bytes;
@@ -53,7 +54,7 @@ pub(crate) async fn serve(debug: Debug, engine: Engine) {
     let Debug { listener, set_level } = debug;
     let set_level = Arc::new(set_level);
     let serve = |arrival, place| Some(connection(arrival, engine.clone(), set_level.clone(), place));
-    crate::accept(listener, Door::new(CONNECTIONS), serve).await;
+    accept(listener, Door::new(CONNECTIONS), serve).await;
 }
 
 async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>, place: Arc<Place>) {

@@ -31,11 +31,12 @@
 //! else gets and where only another of them takes a place away. One that sits in a common place is moved there when it
 //! would have to go.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -168,7 +169,7 @@ struct SeatState {
 
 impl Seat {
     fn state(&self) -> MutexGuard<'_, SeatState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -207,7 +208,7 @@ impl Door {
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock()
     }
 
     /// A newcomer is in the hall. `None`: that is full, and nobody there is due.
@@ -254,7 +255,7 @@ impl Door {
 
     /// Connections are closed that have not done anything.
     fn warn(&self, why: &str) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = self.warned.lock();
         if warned.is_none_or(|warned| warned.elapsed() > WARNING) {
             tracing::warn!("connections are closed: {why}");
             *warned = Some(Instant::now());

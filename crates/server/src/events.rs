@@ -1,9 +1,8 @@
 //! Events, one JSON object a line, until the client goes or the server ends.
 
-use crate::State;
-use crate::attach::ended;
-use crate::connection::Taken;
 use crate::reply::date;
+use crate::state::State;
+use crate::taken::{Taken, ended};
 use std::sync::Arc;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use wardian_engine::{Heard, Listener};

@@ -1,14 +1,15 @@
 //! What each route does.
 
-use crate::connection::Cut;
+use crate::cut::Cut;
 use crate::door::{Place, owed};
 use crate::large::Entries;
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
 use crate::room::SMALL;
 use crate::route::{Found, Route, find, query};
 use crate::socket::Look;
+use crate::state::State;
 use crate::upload::Upload;
-use crate::{State, attach, convert, large, stream, trace, transfer};
+use crate::{attach, convert, large, stream, trace, transfer};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};

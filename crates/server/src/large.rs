@@ -3,10 +3,10 @@
 //! A small one is written whole, as Go's server does it. What turns out to be larger is written a piece at a time, no faster
 //! than its client takes it, and there is room for few of them: however many ask, memory is bounded. Both are the same JSON.
 
-use crate::State;
-use crate::connection::Cut;
+use crate::cut::Cut;
 use crate::reply::{ChannelBody, Failure, Piece, Reply, full};
 use crate::room::SMALL;
+use crate::state::State;
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};

@@ -6,6 +6,7 @@
 mod attach;
 mod connection;
 mod convert;
+mod cut;
 mod debug;
 mod door;
 mod error;
@@ -14,12 +15,15 @@ mod handler;
 mod host;
 mod large;
 mod listen;
+mod newcomers;
 mod patience;
 mod reply;
 mod room;
 mod route;
 mod socket;
+mod state;
 mod stream;
+mod taken;
 mod tls;
 mod trace;
 mod transfer;
@@ -33,7 +37,8 @@ pub use error::{Error, Result};
 pub use listen::{ListenAddr, Listener, SocketOptions};
 pub use tls::Tls;
 
-use socket::Arrival;
+use newcomers::accept;
+use state::State;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,39 +60,6 @@ pub struct Options {
     pub transfer_patience: Option<Duration>,
     /// The debug server, if there is to be one.
     pub debug: Option<Debug>,
-}
-
-/// What all connections share.
-pub(crate) struct State {
-    pub(crate) engine: Engine,
-    pub(crate) streams: stream::Streams,
-    /// For others, and for those for whom places are kept.
-    rooms: [room::Rooms; 2],
-    pub(crate) head_timeout: Option<Duration>,
-    pub(crate) patience: patience::Patience,
-    /// True once the server is to end.
-    pub(crate) stop: watch::Receiver<bool>,
-    /// Held by everything that is still at work.
-    pub(crate) work: mpsc::WeakSender<()>,
-}
-
-impl State {
-    /// Something begins that a shutdown waits for until it is dropped. `None`: too late.
-    pub(crate) fn working(&self) -> Option<mpsc::Sender<()>> {
-        self.work.upgrade()
-    }
-
-    /// Rooms for such a client.
-    pub(crate) fn rooms(&self, local: bool) -> &room::Rooms {
-        &self.rooms[usize::from(local)]
-    }
-
-    /// Ready when the server is to end.
-    pub(crate) async fn stopping(&self) {
-        let mut stop = self.stop.clone();
-        // The sender lives in `serve`; without it the server has ended.
-        let _ = stop.wait_for(|stop| *stop).await;
-    }
 }
 
 /// Serve until `shutdown` is ready: then accept nothing more, close taken-over connections (their processes
@@ -129,33 +101,6 @@ pub async fn serve(
         tracing::warn!("requests were still under way at shutdown");
     }
     Ok(())
-}
-
-/// Lets newcomers in, and gives each what is to be done with it; until that is nothing. It never stops accepting: behind those
-/// who wait for a place there may be somebody for whom one is kept.
-async fn accept<F>(
-    listener: Listener,
-    door: Arc<door::Door>,
-    serve: impl Fn(Arrival, Arc<door::Place>) -> Option<F>,
-) where
-    F: Future<Output = ()> + Send + 'static,
-{
-    loop {
-        match listener.accept().await {
-            Ok(arrival) => {
-                let Some(place) = door.admit(arrival.local).await else { continue };
-                match serve(arrival, place) {
-                    Some(served) => drop(tokio::spawn(served)),
-                    None => return,
-                }
-            }
-            Err(error) => {
-                // Out of file descriptors, mostly: give the others a moment to return some.
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
 }
 
 /// Serves the API on an address.

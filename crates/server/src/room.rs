@@ -2,9 +2,10 @@
 //!
 //! Ordinary requests and replies are small, and never wait. Where the server has less than a gigabyte, all this is less.
 
-use crate::connection::Cut;
+use crate::cut::Cut;
 use crate::reply::Failure;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -57,23 +58,19 @@ pub(crate) struct TarRoom {
     all: Arc<Mutex<Vec<Arc<Tar>>>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl TarRoom {
     /// Its client is to take something; how that goes.
     pub(crate) async fn while_taken<T>(&self, taken: impl Future<Output = T>) -> T {
-        *lock(&self.tar.untaken) = Some(Instant::now());
+        *self.tar.untaken.lock() = Some(Instant::now());
         let done = taken.await;
-        *lock(&self.tar.untaken) = None;
+        *self.tar.untaken.lock() = None;
         done
     }
 }
 
 impl Drop for TarRoom {
     fn drop(&mut self) {
-        lock(&self.all).retain(|tar| !Arc::ptr_eq(tar, &self.tar));
+        self.all.lock().retain(|tar| !Arc::ptr_eq(tar, &self.tar));
     }
 }
 
@@ -133,9 +130,9 @@ impl Rooms {
     }
 
     fn make_room(&self, tar: &Arc<Tar>) -> bool {
-        let mut all = lock(&self.tars);
+        let mut all = self.tars.lock();
         if all.len() >= self.most_tars {
-            let untaken = |tar: &Arc<Tar>| lock(&tar.untaken).filter(|since| since.elapsed() >= UNTAKEN);
+            let untaken = |tar: &Arc<Tar>| tar.untaken.lock().filter(|since| since.elapsed() >= UNTAKEN);
             let longest = all.iter().enumerate().filter_map(|(at, tar)| Some((untaken(tar)?, at))).min();
             let Some((_, at)) = longest else { return false };
             all.swap_remove(at).cut.cut();
@@ -195,13 +192,13 @@ mod tests {
         // All clients take what they get.
         let error = rooms.tar(Cut::default()).await.unwrap_err().body();
         assert_eq!(error.kind(), wardian_garden::ErrorKind::ServiceUnavailable);
-        let stuck = |room: &TarRoom, ago| *lock(&room.tar.untaken) = Some(Instant::now() - ago);
+        let stuck = |room: &TarRoom, ago| *room.tar.untaken.lock() = Some(Instant::now() - ago);
         stuck(&held[5], Duration::from_secs(3));
         stuck(&held[7], Duration::from_secs(9));
         stuck(&held[8], Duration::ZERO);
         held.push(rooms.tar(Cut::default()).await.unwrap());
-        assert!(!lock(&rooms.tars).iter().any(|tar| Arc::ptr_eq(tar, &held[7].tar)));
+        assert!(!rooms.tars.lock().iter().any(|tar| Arc::ptr_eq(tar, &held[7].tar)));
         drop(held);
-        assert!(lock(&rooms.tars).is_empty());
+        assert!(rooms.tars.lock().is_empty());
     }
 }

@@ -6,13 +6,14 @@
 use crate::door::{Owed, Place};
 use crate::host::Hosts;
 use crate::tls::Tls;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -109,7 +110,7 @@ enum WriteIo {
 type Shared = Arc<Mutex<TlsStream<TcpStream>>>;
 
 fn lock(shared: &Shared) -> MutexGuard<'_, TlsStream<TcpStream>> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+    shared.lock()
 }
 
 /// Bytes that TLS has taken of a write whose records are not all in the kernel's hands. The write is over when they are:

@@ -102,7 +102,7 @@ fn random() -> u128 {
 /// All of them.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Streams {
-    table: Arc<std::sync::Mutex<Table>>,
+    table: Arc<parking_lot::Mutex<Table>>,
 }
 
 #[derive(Debug, Default)]
@@ -190,8 +190,8 @@ impl Streams {
         self.lock().entries.remove(&entry.id);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Table> {
+        self.table.lock()
     }
 }
 

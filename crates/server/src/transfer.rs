@@ -1,12 +1,12 @@
 //! Tars into and out of containers.
 
-use crate::State;
-use crate::connection::Cut;
+use crate::cut::Cut;
 use crate::door::{Place, owed};
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, Piece, Reply, done, tar, tar_failure};
 use crate::room::TarRoom;
 use crate::route::query;
+use crate::state::State;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;

@@ -4,12 +4,12 @@
 //! the one into the page cache, made inside the container and paid by it. It waits as every other task does: neither a
 //! client that sends nothing nor a container that takes nothing holds a thread.
 
-use crate::State;
-use crate::connection::Taken;
 use crate::door::owed;
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, date};
 use crate::socket::Stream;
+use crate::state::State;
+use crate::taken::Taken;
 use crate::transfer;
 use bytes::Bytes;
 use http_body_util::BodyExt;

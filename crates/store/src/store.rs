@@ -1,9 +1,10 @@
 //! A store in this process: what its parts share.
 
+use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use wardian_image::{Identity, Limits, Remote};
 

@@ -16,7 +16,6 @@ use wardian_sys::mount;
 use wardian_sys::namespace::{IdMap, user};
 
 use super::*;
-use crate::threads::lock;
 
 mod collecting;
 mod crashes;

@@ -1,12 +1,7 @@
-//! What all threads of a store need: its mutexes, of which none is spoilt by a panic, and their end.
+//! What all threads of a store need: their end.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Waits for the end of a thread that was told to stop, but not longer than until then: one that waits for the disk cannot be
 /// interrupted. False if it goes on.

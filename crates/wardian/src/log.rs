@@ -8,12 +8,12 @@
 //! That shape has no level between info and error: a warning is an `error`, since somebody should look.
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write};
-use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
@@ -121,7 +121,7 @@ impl<W: Write> Lines<W> {
         // Somebody may look at it on a terminal.
         let line = format!("{}\n", tame_json(&line));
         // Nobody can be told that the log cannot be written.
-        let _ = self.out.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
+        let _ = self.out.lock().write_all(line.as_bytes());
     }
 }
 
@@ -151,8 +151,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Write + Send + 'static> Layer<S>
             Level::DEBUG | Level::TRACE => "debug",
         };
         let now = SystemTime::now();
-        let (admitted, over) =
-            self.flood.lock().unwrap_or_else(PoisonError::into_inner).judge(&path, now, metadata, &fields);
+        let (admitted, over) = self.flood.lock().judge(&path, now, metadata, &fields);
         for (path, count) in over {
             let data = Map::from_iter([("count".to_owned(), count.into())]);
             self.write(now, "info", &format!("{path}.suppressed"), data);
@@ -176,7 +175,7 @@ impl<S: Subscriber> Sieve<S> for Bounded {
         event.record(&mut fields);
         let metadata = event.metadata();
         let path = path(&fields.message, metadata.target());
-        let mut flood = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flood = self.0.lock();
         let (admitted, over) = flood.judge(&path, SystemTime::now(), metadata, &fields);
         for (path, count) in over {
             // Nobody can be told that the log cannot be written.
@@ -315,7 +314,7 @@ mod tests {
 
     impl Write for Buffer {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
+            self.0.lock().extend(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> std::io::Result<()> {
@@ -327,7 +326,7 @@ mod tests {
         let buffer = Buffer::default();
         let log = tracing_subscriber::registry().with(Lines::new(buffer.clone(), most));
         tracing::subscriber::with_default(log, say);
-        let bytes = buffer.0.lock().unwrap().clone();
+        let bytes = buffer.0.lock().clone();
         String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
@@ -364,7 +363,7 @@ mod tests {
         let buffer = Buffer::default();
         let log = tracing_subscriber::registry().with(Lines::new(buffer.clone(), 10));
         tracing::subscriber::with_default(log, say);
-        let json = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        let json = String::from_utf8(buffer.0.lock().clone()).unwrap();
         let line: Value = serde_json::from_str(&json).unwrap();
         // The bytes are escaped, the value is what it was.
         assert!(line["data"]["handle"].as_str().unwrap().starts_with("a\u{202e}b\u{9b}\nxxx"), "{json}");
@@ -372,7 +371,7 @@ mod tests {
         let writer = buffer.clone();
         let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).fmt_fields(fields());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), say);
-        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(buffer.0.lock().clone()).unwrap();
         for line in [json, text] {
             assert!(line.len() < 6 * VALUE && line.lines().count() == 1, "{line}");
             assert!(line.trim_end().chars().all(wardian_sys::text::is_plain), "{line}");

@@ -2,10 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::SignalKind;
 use wardian_lab::signals::{self, Signals};
@@ -28,7 +28,7 @@ impl Interrupts {
     /// as a signal would, and so does one that comes when the work is done: what is left may wait for a reader for ever.
     pub fn catch(cancel: impl Fn() + Send + 'static) -> Result<Self> {
         static LISTENING: Mutex<bool> = Mutex::new(false);
-        let mut work = lock(&CANCEL);
+        let mut work = CANCEL.lock();
         if FIRST.load(Ordering::Acquire) != 0 {
             cancel();
         }
@@ -36,7 +36,7 @@ impl Interrupts {
         drop(work);
         let caught = Self(());
         listen(&LISTENING, &[SignalKind::interrupt(), SignalKind::terminate()], |number| {
-            let work = lock(&CANCEL);
+            let work = CANCEL.lock();
             match &*work {
                 Some(cancel) if FIRST.swap(number, Ordering::AcqRel) == 0 => cancel(),
                 _ => std::process::exit(128 + number),
@@ -68,12 +68,8 @@ impl Interrupts {
 
 impl Drop for Interrupts {
     fn drop(&mut self) {
-        *lock(&CANCEL) = None;
+        *CANCEL.lock() = None;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for whoever reads what we print, who may never read again.
@@ -90,7 +86,7 @@ pub fn heed() -> Wait {
     if signals::are_caught() {
         // Where there is no thread to be had the wait is as it would have been.
         drop(listen(&LISTENING, &signals::asking(), |number| {
-            let ends_in_order = matches!(number, 2 | 15) && lock(&CANCEL).is_some();
+            let ends_in_order = matches!(number, 2 | 15) && CANCEL.lock().is_some();
             if WAITS.load(Ordering::Acquire) > 0 && !ends_in_order {
                 std::process::exit(128 + number);
             }
@@ -111,7 +107,7 @@ fn listen(
     kinds: &[SignalKind],
     arrived: impl Fn(i32) + Send + 'static,
 ) -> Result<()> {
-    let mut listening = lock(listening);
+    let mut listening = listening.lock();
     if *listening {
         return Ok(());
     }

@@ -16,8 +16,9 @@ use crate::process::leftover;
 use crate::process::{Over, Process};
 use crate::ready::ids::Lease;
 use crate::{Error, Result, Shared};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use wardian_runtime::stats::Files;
 use wardian_runtime::wire::ENDED_KEPT;
 
@@ -181,7 +182,7 @@ impl Container {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Its ids. Asked once.
@@ -368,7 +369,7 @@ impl Container {
         change: impl FnOnce(&mut Record) -> Result<()>,
         save: impl FnOnce(&Record) -> std::io::Result<()>,
     ) -> Result<()> {
-        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _saving = self.saving.lock();
         self.permits(Event::Change)?;
         let mut record = Record::clone(&self.record());
         change(&mut record)?;
@@ -385,7 +386,7 @@ impl Container {
     /// # Errors
     /// [`lifecycle::State::after`] refuses it.
     pub fn begin_teardown(&self, event: Event) -> Result<()> {
-        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _saving = self.saving.lock();
         self.happens(event)
     }
 
@@ -397,7 +398,7 @@ impl Container {
 
     /// When it goes by itself. Taken before the container's other locks.
     pub fn clock(&self) -> MutexGuard<'_, Clock> {
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+        self.clock.lock()
     }
 
     /// Reserve a process id.

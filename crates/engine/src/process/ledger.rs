@@ -5,8 +5,9 @@
 //! budget is never used up, and a queue that nobody reads cannot starve one that comes later. When the shares have become
 //! too small to work with, the queue that nobody has read for the longest time is emptied.
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -69,7 +70,7 @@ impl<Q: Entry> Ledger<Q> {
 
     /// A queue begins. It is forgotten when it is dropped.
     pub fn enter(&self, queue: &Arc<Q>) {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.queues.lock();
         let Queues(all, bound) = &mut *queues;
         if all.len() >= *bound {
             // Each of them holds memory. It doubles if they all live.
@@ -110,14 +111,14 @@ impl<Q: Entry> Ledger<Q> {
     pub fn relieve(&self) -> bool {
         let now = Instant::now();
         {
-            let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut look = self.look.lock();
             if look.is_some_and(|time| time > now) {
                 return false;
             }
             *look = Some(now + LOOK);
         }
         let queues: Vec<Arc<Q>> = {
-            let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+            let queues = self.queues.lock();
             queues.0.iter().filter_map(Weak::upgrade).collect()
         };
         let unread = |queue: &Arc<Q>| {
@@ -128,7 +129,7 @@ impl<Q: Entry> Ledger<Q> {
         let Some((_, oldest)) = oldest else { return false };
         let lost = oldest.empty();
         tracing::warn!(lost, reason = "memory is short, and nobody has read it", "process.output-lost");
-        *self.look.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.look.lock() = None;
         true
     }
 }

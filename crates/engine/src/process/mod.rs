@@ -10,11 +10,12 @@ use crate::spec::Window;
 use crate::{Error, Result};
 use leftover::Leftover;
 use output::{Output, Outputs, Waits};
+use parking_lot::Mutex;
 use pump::pump;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -60,10 +61,6 @@ pub(crate) struct Over {
     terminal: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Process {
     pub(crate) fn new(id: String, keeper: Keeper) -> Self {
         Self {
@@ -99,7 +96,7 @@ impl Process {
         let is_over = self.is_started()
             && *self.shared.cleaned.borrow()
             && *self.shared.pumping.borrow() == 0
-            && lock(&self.shared.outputs).is_spent();
+            && self.shared.outputs.lock().is_spent();
         is_over.then(|| Over { status, terminal: self.shared.terminal.load(Ordering::Relaxed) })
     }
 
@@ -120,9 +117,9 @@ impl Process {
             rustix::io::ioctl_fionbio(&input, true).map_err(|e| failed(e.into()))?;
             // Unchecked: it may be a terminal.
             let input = pipe::Sender::from_owned_fd_unchecked(input).map_err(failed)?;
-            *lock(&self.shared.stdin) = Some(Arc::new(input));
+            *self.shared.stdin.lock() = Some(Arc::new(input));
         }
-        let mut outputs = lock(&self.shared.outputs);
+        let mut outputs = self.shared.outputs.lock();
         outputs.pipes = pipes;
         // Its end may have been heard of before its start.
         self.count(&mut outputs);
@@ -139,7 +136,7 @@ impl Process {
 
     /// Nobody may ever ask for its output, and it must not wait for that: read it, and keep the beginning.
     pub(crate) fn read_ahead(&self) {
-        let mut outputs = lock(&self.shared.outputs);
+        let mut outputs = self.shared.outputs.lock();
         outputs.keep_backlog();
         self.start_pumps(&mut outputs);
     }
@@ -161,7 +158,7 @@ impl Process {
             ended.get_or_insert(status);
             first
         });
-        self.count(&mut lock(&self.shared.outputs));
+        self.count(&mut self.shared.outputs.lock());
     }
 
     /// Output that outlives its program is counted.
@@ -174,18 +171,18 @@ impl Process {
 
     /// May something still be printed, or be about to start?
     pub(crate) fn is_open(&self) -> bool {
-        let outputs = lock(&self.shared.outputs);
+        let outputs = self.shared.outputs.lock();
         !self.is_started() || !outputs.pipes.is_empty() || *self.shared.pumping.borrow() > 0
     }
 
     /// Does a client receive what it prints?
     pub(crate) fn has_readers(&self) -> bool {
-        lock(&self.shared.outputs).has_readers()
+        self.shared.outputs.lock().has_readers()
     }
 
     /// What it has started has been killed, or is not to be waited for: its output is over with what is there.
     pub(crate) fn cut(&self) {
-        let mut outputs = lock(&self.shared.outputs);
+        let mut outputs = self.shared.outputs.lock();
         outputs.cut();
         if self.status().is_some() && !outputs.pipes.is_empty() {
             outputs.keep_backlog();
@@ -208,7 +205,7 @@ impl Process {
     /// Receive what it prints from now on; the first subscriber also gets what was printed before. With `waits` the process
     /// is held up while the subscriber does not take what it prints.
     pub fn subscribe(&self, waits: Waits) -> Output {
-        let mut outputs = lock(&self.shared.outputs);
+        let mut outputs = self.shared.outputs.lock();
         let output = outputs.subscribe(waits);
         self.start_pumps(&mut outputs);
         if self.status().is_some() && *self.shared.pumping.borrow() == 0 {
@@ -239,7 +236,7 @@ impl Process {
             tracing::error!(process = shared.id, %error, "process.output-lost");
         }
         let last = {
-            let mut outputs = lock(&shared.outputs);
+            let mut outputs = shared.outputs.lock();
             outputs.end(stream);
             shared.pumping.send_modify(|n| *n -= 1);
             let last = *shared.pumping.borrow() == 0;
@@ -250,7 +247,7 @@ impl Process {
             last
         };
         if last && shared.ended.subscribe().wait_for(Option::is_some).await.is_ok() {
-            drop(lock(&shared.stdin).take());
+            drop(shared.stdin.lock().take());
             // The keeper may be gone by now, with all it kept.
             drop(shared.keeper.release(&shared.id).await);
         }
@@ -328,7 +325,7 @@ impl Input {
         let failed = Error::system("standard input");
         let mut rest = data;
         loop {
-            let stdin = lock(&shared.stdin).clone().filter(|_| self.open);
+            let stdin = shared.stdin.lock().clone().filter(|_| self.open);
             let stdin = stdin.ok_or_else(|| Error::Invalid("standard input is closed".into()))?;
             match stdin.try_write(rest) {
                 Ok(n) => rest = &rest[n..],
@@ -354,7 +351,7 @@ impl Input {
         self.open = false;
         let shared = self.process.shared.clone();
         if self.let_go() && !shared.terminal.load(Ordering::Relaxed) {
-            drop(lock(&shared.stdin).take());
+            drop(shared.stdin.lock().take());
             // An ended process has no input to close.
             drop(shared.keeper.close_stdin(&shared.id).await);
         }
@@ -363,14 +360,14 @@ impl Input {
     fn hold(&mut self) {
         if self.open && !self.holds {
             self.holds = true;
-            *lock(&self.process.shared.inputs) += 1;
+            *self.process.shared.inputs.lock() += 1;
         }
     }
 
     /// Was it the last one?
     fn let_go(&mut self) -> bool {
         let held = std::mem::replace(&mut self.holds, false);
-        let mut inputs = lock(&self.process.shared.inputs);
+        let mut inputs = self.process.shared.inputs.lock();
         *inputs -= usize::from(held);
         held && *inputs == 0
     }

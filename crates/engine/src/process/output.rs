@@ -11,9 +11,10 @@ use crate::process::ledger::{self, Entry, Ledger};
 use crate::process::leftover::Leftover;
 use crate::process::pump::trim_soon;
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -203,7 +204,7 @@ fn cost(piece: &Bytes) -> usize {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn end(&self) {
@@ -675,7 +676,7 @@ mod tests {
     async fn who_is_waited_for_loses_nothing_however_long_it_takes() {
         let outputs = Arc::new(Mutex::new(Outputs::within(server())));
         let (patient, fast, deaf) = {
-            let mut outputs = outputs.lock().unwrap();
+            let mut outputs = outputs.lock();
             (outputs.subscribe([true, false]), outputs.subscribe([true; 2]), outputs.subscribe([false; 2]))
         };
         let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
@@ -691,7 +692,7 @@ mod tests {
             let outputs = outputs.clone();
             tokio::spawn(async move {
                 pump(ours, 0, &outputs, cut).await.unwrap();
-                outputs.lock().unwrap().end_all();
+                outputs.lock().end_all();
             })
         };
         let reading = read(fast);

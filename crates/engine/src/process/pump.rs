@@ -2,10 +2,10 @@
 
 use crate::process::output::{CHUNK, Outputs, SMALL, deliver};
 use bytes::{BufMut as _, Bytes};
+use parking_lot::Mutex;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -89,7 +89,7 @@ async fn pass_on(
     rustix::io::ioctl_fionbio(&pipe, true)?;
     // Unchecked: it may be a terminal.
     let pipe = pipe::Receiver::from_owned_fd_unchecked(pipe)?;
-    let lock = || outputs.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = || outputs.lock();
     let room = lock().room(stream);
     let mut buffer: Vec<u8> = Vec::new();
     let mut over = false;
@@ -177,7 +177,7 @@ mod tests {
         }
         drop(theirs);
         let outputs = Mutex::new(Outputs::default());
-        let reader = outputs.lock().unwrap().subscribe([false; 2]);
+        let reader = outputs.lock().subscribe([false; 2]);
         let (_stop, cut) = watch::channel(false);
         let mut turns = 0;
         tokio::select! {

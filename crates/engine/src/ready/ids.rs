@@ -9,11 +9,12 @@
 //! Users have the same host ids in all containers (Garden's mapping), unless the server has `--id-ranges`.
 
 use crate::{Error, Result};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use wardian_sys::namespace::{self, IdMap, Pair};
 
 /// The fewest ids of a range: images know users up to `nobody`, 65534, and a file of a user beyond the range could neither
@@ -145,7 +146,7 @@ impl Ids {
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.taken.lock()
     }
 
     /// What a container of an earlier server has. Asked before anything is given to others.

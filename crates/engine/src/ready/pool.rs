@@ -1,8 +1,9 @@
 //! Things that take long to make, made ahead by a thread of their own.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ struct State<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -63,7 +64,7 @@ impl<T> Pool<T> {
     pub fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.wanted.notify_one();
-        let maker = self.maker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let maker = self.maker.lock().take();
         if let Some(maker) = maker {
             drop(maker.join());
         }
@@ -85,9 +86,7 @@ fn keep_full<T>(shared: &Shared<T>) {
         let have = state.ready.len();
         if have >= shared.size / 3 && have < shared.size {
             // Enough for now: whoever takes shall not have to share the processor with us.
-            let (after, quiet) =
-                shared.wanted.wait_timeout(state, QUIET).unwrap_or_else(PoisonError::into_inner);
-            state = after;
+            let quiet = shared.wanted.wait_for(&mut state, QUIET);
             if state.closed || !quiet.timed_out() {
                 continue;
             }
@@ -102,7 +101,7 @@ fn keep_full<T>(shared: &Shared<T>) {
             }
             // Whoever takes next makes one itself and gets the error; then we try again.
         }
-        state = shared.wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
+        shared.wanted.wait(&mut state);
     }
     state.ready.clear();
 }

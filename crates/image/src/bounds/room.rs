@@ -5,9 +5,10 @@
 //! zstd decoder's window cannot be let go in between: such a share is given to a blob that is still under way only while
 //! half of the room stays free; else the blob is received first.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 /// Bytes of the room, or this part of the memory that the process may have if that is less.
@@ -54,7 +55,7 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Takes so many bytes, or all there are if it has fewer; how many it took. None if `stop` said so first.
@@ -72,7 +73,7 @@ impl Room {
             if stop() {
                 break None;
             }
-            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, LOOK);
         };
         state.waiting.retain(|other| *other != ticket);
         self.changed.notify_all();
@@ -149,11 +150,11 @@ impl<'a> Share<'a> {
     }
 
     fn held(&self) -> MutexGuard<'_, usize> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     fn buffers(&self) -> MutexGuard<'_, Buffers> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buffers.lock()
     }
 
     /// Takes so many bytes of the room, unless something is held already; false if `stop` said so first.
@@ -249,18 +250,18 @@ mod tests {
                 scope.spawn(move || {
                     let share = Share::of(room);
                     assert!(share.take(bytes, &|| false));
-                    order.lock().unwrap().push(n);
+                    order.lock().push(n);
                 });
                 wait_for(room, n);
             }
             // There is room for the small one, but it is not its turn.
-            assert!(order.lock().unwrap().is_empty());
+            assert!(order.lock().is_empty());
             gone.store(true, Ordering::Relaxed);
             wait_for(&room, 2);
-            assert!(order.lock().unwrap().is_empty());
+            assert!(order.lock().is_empty());
             drop(first);
         });
-        assert_eq!(*order.lock().unwrap(), [2, 3]);
+        assert_eq!(*order.lock(), [2, 3]);
         assert_eq!(room.lock().free, 10);
     }
 

@@ -1,6 +1,7 @@
 //! Archives that are compressed as a whole (`docker save x | gzip`): they are read in place, so they are made plain first,
 //! in a file without a name.
 
+use parking_lot::Mutex;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -8,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -102,7 +103,7 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
     };
     let identity = || file.metadata().map(|meta| Identity::of(&meta)).map_err(error("stat"));
     let before = identity()?;
-    let made = || MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = || MADE.lock();
     {
         let mut made = made();
         made.retain(|(_, file, _)| file.strong_count() > 0);
@@ -114,12 +115,11 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
     // One at a time: a decoder of zstd holds up to 32 MiB, as the file chooses.
     let _turn = loop {
         match TURN.try_lock() {
-            Ok(turn) => break turn,
-            Err(TryLockError::Poisoned(turn)) => break turn.into_inner(),
-            Err(TryLockError::WouldBlock) if (opening.cancelled)() => {
+            Some(turn) => break turn,
+            None if (opening.cancelled)() => {
                 return Err(Error::Cancelled { what: path.display().to_string() });
             }
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+            None => std::thread::sleep(LOOK),
         }
     };
     let (file, whole) = decompress(path, &file, before.size, compression, opening)?;

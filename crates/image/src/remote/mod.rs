@@ -8,7 +8,8 @@ mod names;
 mod settings;
 mod try_again;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::hosts::Host;
@@ -87,7 +88,7 @@ impl Remote {
     }
 
     fn client(&self, by: NamedBy) -> Result<Arc<Client>, Error> {
-        let mut kept = self.0.kept[by as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.kept[by as usize].lock();
         if let Some(client) = &kept.client {
             return Ok(Arc::clone(client));
         }
@@ -97,7 +98,7 @@ impl Remote {
     }
 
     fn forget(&self, client: &Arc<Client>, by: NamedBy) {
-        let mut kept = self.0.kept[by as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.kept[by as usize].lock();
         if kept.forgotten.is_none_or(|then| then.elapsed() >= KEEP)
             && kept.client.take_if(|kept| Arc::ptr_eq(kept, client)).is_some()
         {
@@ -115,7 +116,7 @@ mod tests {
         const BY: NamedBy = NamedBy::Caller;
         let remote = Remote::default();
         let is_kept = |client: &Arc<Client>| Arc::ptr_eq(client, &remote.client(BY).unwrap());
-        let forgotten = |at| remote.0.kept[BY as usize].lock().unwrap().forgotten = at;
+        let forgotten = |at| remote.0.kept[BY as usize].lock().forgotten = at;
         let first = remote.client(BY).unwrap();
         remote.forget(&first, BY);
         assert!(!is_kept(&first));

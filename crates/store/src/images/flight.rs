@@ -1,8 +1,9 @@
 //! Work that several threads ask for at once is done by the first of them; the others wait for its result.
 
+use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -33,9 +34,9 @@ struct Landing<'a, K: Eq + Hash, V: Clone> {
 
 impl<K: Eq + Hash, V: Clone> Drop for Landing<'_, K, V> {
     fn drop(&mut self) {
-        self.flights.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.flights.0.lock().remove(&self.key);
         let result = self.result.take().unwrap_or_else(|| Err(Arc::new(Error::Closed)));
-        *self.seat.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        *self.seat.result.lock() = Some(result);
         self.seat.landed.notify_all();
     }
 }
@@ -53,7 +54,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
         work: impl FnOnce() -> Result<V, Error>,
     ) -> Result<V, Error> {
         loop {
-            let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut flights = self.0.lock();
             let Some(seat) = flights.get(key).cloned() else {
                 let seat = Arc::new(Seat { result: Mutex::new(None), landed: Condvar::new() });
                 flights.insert(key.clone(), Arc::clone(&seat));
@@ -61,15 +62,12 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
                 return self.lead(key, seat, work);
             };
             drop(flights);
-            let mut result = seat.result.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut result = seat.result.lock();
             let landed = loop {
                 match &*result {
                     Some(result) => break result.clone(),
                     None if cancelled() => return Err(Error::Cancelled),
-                    None => {
-                        let wait = seat.landed.wait_timeout(result, LOOK);
-                        result = wait.unwrap_or_else(PoisonError::into_inner).0;
-                    }
+                    None => drop(seat.landed.wait_for(&mut result, LOOK)),
                 }
             };
             match landed {

@@ -1,7 +1,8 @@
 //! What an import is doing, for whoever watches it, and how to stop it.
 
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wardian_image::Watch;
 
@@ -110,6 +111,6 @@ impl Progress {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<LayerProgress>>> {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.layers.lock()
     }
 }

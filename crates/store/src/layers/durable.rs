@@ -6,9 +6,10 @@
 //! that it is durable. If an error is reported, each waiting layer's own descriptor tells whether it happened in the
 //! layer's time; those layers are suspect.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
@@ -64,7 +65,7 @@ impl Durability {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(crate) fn layer(&self, fresh: Fresh) {
@@ -85,7 +86,7 @@ impl Durability {
                 return false;
             }
             let wait = Duration::from_millis(50);
-            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, wait);
         }
         true
     }
@@ -109,7 +110,7 @@ impl Durability {
                 return false;
             }
             let wait = Duration::from_millis(50);
-            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, wait);
         }
         true
     }
@@ -126,7 +127,7 @@ impl Durability {
             let layers: Vec<Fresh> = state.layers.drain(..).collect();
             let report = state.report.take();
             if layers.is_empty() && report.is_none() {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait(&mut state);
                 continue;
             }
             state.busy = true;

@@ -1,9 +1,10 @@
 //! Layers: unpacked once, kept unshifted, given to containers as read-only (idmapped) detached mounts.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
@@ -186,7 +187,7 @@ impl Mappings {
         if !owner.shared {
             return Ok(Arc::new(rustix::io::fcntl_dupfd_cloexec(owner.userns, 3)?));
         }
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock();
         if let Some(fd) = kept.get(&(owner.uid, owner.gid)) {
             return Ok(Arc::clone(fd));
         }
@@ -243,7 +244,7 @@ impl Lower {
     /// that comes at the same moment waits.
     pub(crate) fn attached(&self, namespace: &LayerNamespace) -> Result<&AttachedLayer, mount::Error> {
         static TURN: Mutex<()> = Mutex::new(());
-        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = TURN.lock();
         if let Some(attached) = self.attached.get() {
             return Ok(attached);
         }
@@ -259,7 +260,7 @@ impl Layer {
         let failed = |source| Error::Mount { chain: self.chain.clone(), source };
         let mapping = owner.map(|owner| (owner.uid, owner.gid));
         let kept = is_shared(owner);
-        let mut mounts = kept.then(|| self.mounts.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut mounts = kept.then(|| self.mounts.lock());
         if let Some(fd) = mounts.as_ref().and_then(|mounts| mounts.get(&mapping)) {
             return Ok(Arc::clone(fd));
         }

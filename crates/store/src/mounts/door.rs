@@ -1,10 +1,10 @@
 //! The steward's door, at which those knock who have work for it.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use parking_lot::{Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::threads::{join, lock};
+use crate::threads::join;
 
 #[derive(Debug, Default)]
 struct Knocks {
@@ -23,15 +23,15 @@ pub(crate) struct Door {
 impl Door {
     /// Asks for a round now.
     pub(crate) fn knock(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).knocked = true;
+        self.state.lock().knocked = true;
         self.changed.notify_all();
     }
 
     /// Waits for the end of the round that is under way; false if that takes longer.
     pub(crate) fn stop(&self, until: Instant) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.state.lock().stop = true;
         self.changed.notify_all();
-        let thread = lock(&self.thread).take();
+        let thread = self.thread.lock().take();
         // The steward itself may be the last to let the store go.
         let other = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
         other.is_none_or(|thread| join(thread, until))
@@ -39,10 +39,9 @@ impl Door {
 
     /// Waits for the next round, at most so long; false at the end.
     pub(crate) fn wait(&self, longest: Duration) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let idle = |state: &mut Knocks| !state.knocked && !state.stop;
-        let waited = self.changed.wait_timeout_while(state, longest, idle);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait_while_for(&mut state, idle, longest);
         state.knocked = false;
         !state.stop
     }

@@ -4,9 +4,10 @@
 //! The walk is over the store's own directory, from the host's side: it follows no symlink, enters no other file system
 //! (nothing is mounted there), and works a fifth of the time at most, so that a tree of a million files is no burden.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use crate::disk::blocks::{BLOCK, entry_bytes};
 use crate::disk::files;
 use crate::disk::layout::Layout;
 use crate::layers::layer;
-use crate::threads::{join, lock};
+use crate::threads::join;
 
 /// How old a measurement may be before it is repeated …
 const OLD: Duration = Duration::from_secs(5);
@@ -82,7 +83,7 @@ impl Measurer {
     pub(crate) fn start(&self) -> std::io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name("measurer".into()).spawn(move || shared.run())?;
-        *lock(&self.thread) = Some(thread);
+        *self.thread.lock() = Some(thread);
         Ok(())
     }
 
@@ -93,7 +94,7 @@ impl Measurer {
             self.shared.stop.store(true, Ordering::Release);
             self.shared.changed.notify_all();
         }
-        let thread = lock(&self.thread).take();
+        let thread = self.thread.lock().take();
         thread.is_none_or(|thread| join(thread, until))
     }
 
@@ -132,7 +133,7 @@ impl Measurer {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn stopped(&self) -> bool {
@@ -145,7 +146,7 @@ impl Shared {
         let mut state = self.lock();
         while !self.stopped() {
             let Some(id) = state.queue.pop_front() else {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait(&mut state);
                 continue;
             };
             let image_bytes = state.known.get(&id).map(|known| known.image_bytes);
@@ -213,12 +214,8 @@ impl<'a> Pace<'a> {
         let wanted = |state: &State| state.known.contains_key(self.id) && !self.shared.stopped();
         let waiting = |state: &mut State| wanted(state);
         // Woken by whoever has a new question too, which only makes this look once more.
-        let state = self.shared.lock();
-        let (state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(state, rest, waiting)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.shared.lock();
+        self.shared.changed.wait_while_for(&mut state, waiting, rest);
         self.last.set(Instant::now());
         !wanted(&state)
     }

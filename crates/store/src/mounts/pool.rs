@@ -1,15 +1,14 @@
 //! Empty upper/work pairs made ahead, one shelf for each owner of root directories.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use crate::disk::files;
 use crate::disk::layout::Layout;
 use crate::layers::owner::Root;
-use crate::threads::lock;
 
 /// Pairs ready on each shelf: enough for a burst of a scale-up on a small host.
 const READY: usize = 16;
@@ -74,24 +73,24 @@ impl Pool {
     }
 
     fn shelves(&self) -> MutexGuard<'_, HashMap<Root, Vec<Pair>>> {
-        lock(&self.shelves)
+        self.shelves.lock()
     }
 
     /// A new name for a directory that this process is going to make.
     pub(crate) fn new_name(&self) -> String {
         let name = uuid::Uuid::new_v4().simple().to_string();
-        lock(&self.own).insert(name.clone());
+        self.own.lock().insert(name.clone());
         name
     }
 
     /// Whether this process has made it and not thrown it away.
     pub(crate) fn owns(&self, name: &str) -> bool {
-        lock(&self.own).contains(name)
+        self.own.lock().contains(name)
     }
 
     /// It is trash from here on.
     pub(crate) fn disown(&self, name: &str) {
-        lock(&self.own).remove(name);
+        self.own.lock().remove(name);
     }
 
     /// A ready pair, if there is one. Asking opens the owner's shelf, for [`Pool::fill`]. An owner who is not `shared` has
@@ -119,7 +118,7 @@ impl Pool {
     }
 
     fn make_in_group(&self, layout: &Layout, name: &str) -> rustix::io::Result<()> {
-        let mut current = lock(&self.group);
+        let mut current = self.group.lock();
         let group = match current.take() {
             Some(group) => group,
             None => {
@@ -146,7 +145,7 @@ impl Pool {
     /// Makes what is missing, without holding anybody up.
     pub(crate) fn fill(&self, layout: &Layout) -> rustix::io::Result<()> {
         loop {
-            let closed = lock(&self.closed);
+            let closed = self.closed.lock();
             if *closed {
                 return Ok(());
             }
@@ -161,10 +160,10 @@ impl Pool {
     /// Gives up the pairs; the names of all that this process has made and not thrown away. One that is being made is
     /// waited for.
     pub(crate) fn close(&self) -> Vec<String> {
-        *lock(&self.closed) = true;
+        *self.closed.lock() = true;
         self.shelves().clear();
-        *lock(&self.group) = None;
-        lock(&self.own).drain().collect()
+        *self.group.lock() = None;
+        self.own.lock().drain().collect()
     }
 }
 

@@ -5,8 +5,9 @@
 //! record first and *then* looks whether the layers are in their places, as with a fresh one (see `disk::record`), and
 //! whether a write was lost under it meanwhile. If one of the two is not as it was, the spare is thrown away.
 
+use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wardian_sys::pressure::{self, Psi};
@@ -17,7 +18,6 @@ use crate::disk::files;
 use crate::disk::layout::Layout;
 use crate::layers::layer::Layer;
 use crate::layers::owner::{Owner, Root, is_shared};
-use crate::threads::lock;
 
 /// The most spares of one kind: a descriptor, 15 to 75 kB of the kernel's memory (1 to 60 layers) and five small directories
 /// each.
@@ -142,7 +142,7 @@ impl Ready {
         if self.per_kind == 0 || layers.is_empty() || !is_shared(owner) || layers.len() > self.most_layers {
             return None;
         }
-        let (mut state, now) = (lock(&self.state), Instant::now());
+        let (mut state, now) = (self.state.lock(), Instant::now());
         state.asked = Some(now);
         if let Some(shelf) = state.shelves.iter_mut().find(|shelf| shelf.kind.fits(layers, owner)) {
             shelf.asked = now;
@@ -166,7 +166,7 @@ impl Ready {
 
     /// What is missing.
     pub(crate) fn wanted(&self) -> Wanted {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let short = state.shelves.iter().filter(|shelf| shelf.spares.len() < self.per_kind);
         match short.max_by_key(|shelf| shelf.asked) {
             None => Wanted::Nothing,
@@ -177,7 +177,7 @@ impl Ready {
 
     /// Takes a new spare, or one back that was claimed for nothing; says no to one that nobody wants any more.
     pub(crate) fn put(&self, spare: Spare) -> Result<(), Spare> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let current = !state.closed && spare.generation == state.generation;
         let shelf = state.shelves.iter_mut().find(|shelf| Arc::ptr_eq(&shelf.kind, &spare.kind));
         match shelf.filter(|shelf| current && shelf.spares.len() < self.per_kind) {
@@ -191,7 +191,7 @@ impl Ready {
 
     /// Gives up all spares, also those that are being mounted. What is asked for is remembered.
     pub(crate) fn empty(&self) -> Vec<Spare> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.generation += 1;
         let State { shelves, gone, .. } = &mut *state;
         shelves.iter_mut().flat_map(|shelf| shelf.spares.drain(..)).chain(gone.drain(..)).collect()
@@ -199,19 +199,19 @@ impl Ready {
 
     /// Gives up all spares for good.
     pub(crate) fn close(&self) -> Vec<Spare> {
-        lock(&self.state).closed = true;
+        self.state.lock().closed = true;
         let spares = self.empty();
-        lock(&self.state).shelves.clear();
+        self.state.lock().shelves.clear();
         spares
     }
 
     /// Gives up those that nobody can use or has asked for in a long time, and those that had to make room.
     pub(crate) fn outdated(&self, now: Instant, is_fine: &dyn Fn(&Layer) -> bool) -> Vec<Spare> {
         // Looked at without the lock: that is a file for each layer.
-        let kinds: Vec<_> = lock(&self.state).shelves.iter().map(|shelf| Arc::clone(&shelf.kind)).collect();
+        let kinds: Vec<_> = self.state.lock().shelves.iter().map(|shelf| Arc::clone(&shelf.kind)).collect();
         let bad: Vec<_> =
             kinds.into_iter().filter(|kind| !kind.layers.iter().all(|layer| is_fine(layer))).collect();
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let State { shelves, gone, .. } = &mut *state;
         let mut out = std::mem::take(gone);
         shelves.retain_mut(|shelf| {
@@ -227,18 +227,18 @@ impl Ready {
 
     /// Whether nobody has asked for anything.
     pub(crate) fn is_idle(&self) -> bool {
-        lock(&self.state).shelves.is_empty()
+        self.state.lock().shelves.is_empty()
     }
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        lock(&self.state).shelves.iter().map(|shelf| shelf.spares.len()).sum()
+        self.state.lock().shelves.iter().map(|shelf| shelf.spares.len()).sum()
     }
 
     /// Whether others need the memory or the disk that spares take.
     pub(crate) fn is_short(&self, layout: &Layout) -> bool {
         #[cfg(test)]
-        if let Some(short) = *lock(&self.short) {
+        if let Some(short) = *self.short.lock() {
             return short;
         }
         let memory = std::fs::read_to_string("/proc/meminfo").ok();
@@ -253,7 +253,7 @@ impl Ready {
 impl Ready {
     /// The directories of all spares, in order.
     pub(crate) fn names(&self) -> Vec<String> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut names: Vec<_> = state
             .shelves
             .iter()

@@ -11,12 +11,13 @@
 //! long others wait for the disk (PSI, Documentation/accounting/psi.rst) and rests in proportion, unless the file system
 //! is nearly full.
 
+use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -171,7 +172,7 @@ impl Reaper {
     pub(crate) fn start(&self) -> std::io::Result<()> {
         let thread = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || thread.run())?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        *self.thread.lock() = Some(thread);
         Ok(())
     }
 
@@ -197,18 +198,15 @@ impl Reaper {
     /// Waits until nothing is left that can be deleted now; false if that takes longer. Layers that a root file system
     /// still uses do not count.
     pub(crate) fn drain(&self, timeout: Duration) -> bool {
-        let state = self.shared.lock();
+        let mut state = self.shared.lock();
         let open = |state: &State| {
             let waiting = |item: &Item| item.tries > 0 || item.place != Place::Trash;
             state.busy.is_some()
                 || !state.queue.is_empty()
                 || state.later.iter().any(|(_, item)| waiting(item))
         };
-        let (state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(state, timeout, |state| open(state) && !self.shared.stopped())
-            .unwrap_or_else(PoisonError::into_inner);
+        let waits = |state: &mut State| open(state) && !self.shared.stopped();
+        self.shared.changed.wait_while_for(&mut state, waits, timeout);
         !open(&state)
     }
 
@@ -226,7 +224,7 @@ impl Reaper {
             self.shared.stop.store(true, Ordering::Release);
             self.shared.changed.notify_all();
         }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         thread.is_none_or(|thread| join(thread, until))
     }
 }
@@ -241,8 +239,8 @@ enum End {
 }
 
 impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     fn stopped(&self) -> bool {
@@ -255,7 +253,7 @@ impl Shared {
         let mut state = self.lock();
         while !self.stopped() {
             if let Some(wait) = state.settling(Instant::now()) {
-                state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+                self.changed.wait_for(&mut state, wait);
                 continue;
             }
             match state.next(Instant::now(), now_ms(), self.expire_ms) {
@@ -271,10 +269,10 @@ impl Shared {
                     self.changed.notify_all();
                 }
                 Err(None) => {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    self.changed.wait(&mut state);
                 }
                 Err(Some(wait)) => {
-                    state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+                    self.changed.wait_for(&mut state, wait);
                 }
             }
         }
@@ -391,10 +389,11 @@ impl<'a> Pace<'a> {
             let waited = waited_us().unwrap_or(waited_then);
             let rest = rest(worked, Duration::from_micros(waited.saturating_sub(waited_then)));
             if !rest.is_zero() && !self.shared.nearly_full() {
-                let state = self.shared.lock();
+                let mut state = self.shared.lock();
                 // Not deaf to a stop meanwhile.
-                let stopped = |_: &mut State| !self.shared.stopped();
-                drop(self.shared.changed.wait_timeout_while(state, rest, stopped));
+                let goes_on = |_: &mut State| !self.shared.stopped();
+                self.shared.changed.wait_while_for(&mut state, goes_on, rest);
+                drop(state);
                 self.rested.set(self.rested.get() + rest);
             }
             self.last.set((Instant::now(), waited_us().unwrap_or(waited)));

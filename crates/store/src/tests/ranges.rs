@@ -27,7 +27,7 @@ fn what_is_one_owners_alone_is_kept_for_nobody() {
     assert_eq!(fs::metadata(below(&second.mount, "seven")).unwrap().uid(), 65_534);
     assert_eq!(fs::metadata(below(&second.mount, "etc/passwd")).unwrap().uid(), MAPPED);
     // The pool has been opened meanwhile: a pair that was ready is the owner's all the same.
-    let ready = || lock(&store.0.pool.shelves).get(&(0, 0)).map_or(0, Vec::len);
+    let ready = || store.0.pool.shelves.lock().get(&(0, 0)).map_or(0, Vec::len);
     wait_for(|| ready() > 3);
     for n in 0..3 {
         let map = [IdMap { inside: 0, outside: 200_000 + n * 65_536, size: 65_536 }];
@@ -42,8 +42,8 @@ fn what_is_one_owners_alone_is_kept_for_nobody() {
         store.release_rootfs(&id, None);
     }
     // Nothing grows with the number of owners.
-    assert!(lock(&image.layers[0].mounts).is_empty());
-    assert_eq!(lock(&store.0.pool.shelves).keys().collect::<Vec<_>>(), [&(0, 0)]);
+    assert!(image.layers[0].mounts.lock().is_empty());
+    assert_eq!(store.0.pool.shelves.lock().keys().collect::<Vec<_>>(), [&(0, 0)]);
     assert_eq!((store.0.ready.is_idle(), store.ready_rootfs()), (true, 0));
     drop((first, second));
     ["first", "second"].iter().for_each(|id| store.release_rootfs(id, None));

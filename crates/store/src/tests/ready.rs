@@ -186,15 +186,15 @@ fn none_while_memory_or_disk_is_short() {
     let image = store.image(&uri).unwrap();
     ask(&store, "first", &image, None);
     let spares = names(&store);
-    *lock(&store.0.ready.short) = Some(true);
+    *store.0.ready.short.lock() = Some(true);
     wait_for(|| store.ready_rootfs() == 0);
     let rootfs = store.create_rootfs("one", &image, None).unwrap();
     assert!(!is_spare(&spares, &rootfs) && store.ready_rootfs() == 0);
     // What the host says can be read; it may say either.
-    *lock(&store.0.ready.short) = None;
+    *store.0.ready.short.lock() = None;
     store.0.ready.is_short(&store.0.layout);
     // It is remembered what was asked for.
-    *lock(&store.0.ready.short) = Some(false);
+    *store.0.ready.short.lock() = Some(false);
     assert!(!names(&store).iter().any(|name| spares.contains(name)));
     wait_for(|| store.ready_rootfs() == READY);
 }

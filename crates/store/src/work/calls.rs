@@ -1,8 +1,9 @@
 //! The calls of a store.
 
+use parking_lot::Mutex;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use wardian_image::Remote;
@@ -28,7 +29,6 @@ use crate::mounts::ready::Ready;
 use crate::mounts::reaper::Reaper;
 use crate::mounts::rootfs::{self, Mounter, Rootfs};
 use crate::store::{Inner, Store};
-use crate::threads;
 
 impl Store {
     /// Opens the store for a server, which keeps it until it is closed, and puts it in order: makes what is missing,
@@ -97,7 +97,7 @@ impl Store {
         });
         inner.durability.start().map_err(|source| Error::Thread { name: "durability", source })?;
         match (role, lock) {
-            (Role::Server, held) => *threads::lock(&inner.lock) = held,
+            (Role::Server, held) => *inner.lock.lock() = held,
             // Nobody else is here, and so what another boot has left is nobody's.
             (Role::Command, Some(held)) => {
                 inner.distrust()?;
@@ -314,7 +314,7 @@ impl Store {
 
     /// The write-back error that a root file system was hit by, with the remedy.
     pub fn writeback_error(&self, id: &str) -> Option<String> {
-        threads::lock(&self.0.hit).get(id).cloned()
+        self.0.hit.lock().get(id).cloned()
     }
 
     /// A new file without a name on the store's file system, which has room for what is made of its images. It is gone when

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crate::disk::remove;
 use crate::store::Inner;
-use crate::threads::lock;
 
 /// How long a close waits for threads that wait for the disk.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -28,8 +27,8 @@ impl Inner {
                 std::mem::forget(spares);
             }
             // An open reference would keep the overlay of a container that lives on from ending with it.
-            lock(&self.honest).clear();
-            *lock(&self.lock) = None;
+            self.honest.lock().clear();
+            *self.lock.lock() = None;
         }
     }
 

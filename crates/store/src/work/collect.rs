@@ -16,7 +16,6 @@ use crate::images::image::{self, Named};
 use crate::layers::layer::{self, Record, State};
 use crate::mounts::reaper::Place;
 use crate::store::Inner;
-use crate::threads::lock;
 
 /// A layer as garbage collection and reports see it.
 #[derive(Debug, Clone)]
@@ -62,7 +61,7 @@ impl Inner {
         for chain in names {
             let Ok(dir) = files::open_dir(&self.layout.layers, &chain) else { continue };
             let (Ok(record), Ok(stat)) = (Record::read(&dir), rustix::fs::fstat(&dir)) else { continue };
-            let own = lock(&self.layers).get(&chain).cloned();
+            let own = self.layers.lock().get(&chain).cloned();
             let used = own.as_ref().map_or(0, |layer| layer.used());
             let (trusted, record) = match own {
                 Some(own) if own.instance == record.instance => (own.state() != State::Suspect, record),
@@ -142,7 +141,7 @@ impl Inner {
 
     /// Moves a layer to the trash. It is no error if it has gone.
     pub(crate) fn condemn(&self, chain: &str, instance: &str) -> Result<()> {
-        lock(&self.layers).remove(chain);
+        self.layers.lock().remove(chain);
         match layer::condemn(&self.layout, chain, instance) {
             Ok(()) => {
                 fail_point!("condemned");

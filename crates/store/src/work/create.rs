@@ -16,7 +16,6 @@ use crate::mounts::ready::Spare;
 use crate::mounts::reaper::{Item, Place};
 use crate::mounts::rootfs::{self, Rootfs};
 use crate::store::Inner;
-use crate::threads::lock;
 
 /// What a root file system begins with: all of it, its directories, or nothing.
 enum Start {
@@ -85,7 +84,7 @@ impl Inner {
             // Only for show: who reads it learns that this one syncs.
             let _ = self.layout.records.update_existing(&record);
             if let Ok(kept) = mount.try_clone() {
-                lock(&self.honest).insert(id.to_owned(), kept);
+                self.honest.lock().insert(id.to_owned(), kept);
             }
         }
         image.touch();
@@ -123,7 +122,7 @@ impl Inner {
                     rootfs::Error::Record { id: record.id.clone(), source }
                 })?;
                 // What befell the spare was no affair of this one; and a close since the look above knows the old name only.
-                lock(&self.hit).remove(&record.id);
+                self.hit.lock().remove(&record.id);
                 self.check_open()?;
                 fail_point!("spare-refused");
                 self.discard([spare]);
@@ -166,8 +165,8 @@ impl Inner {
         }
         fail_point!("rootfs-released");
         self.measurer.forget(id);
-        lock(&self.hit).remove(id);
-        let honest = lock(&self.honest).remove(id);
+        self.hit.lock().remove(id);
+        let honest = self.honest.lock().remove(id);
         let Ok(Some(record)) = record else { return };
         self.pool.disown(&record.dir);
         if let Some(mut item) = Item::new(Place::Rootfs, &record.dir) {

@@ -17,7 +17,6 @@ use crate::images::progress::{LayerProgress, Phase, Progress};
 use crate::layers::layer::{self, Layer, State};
 use crate::mounts::reaper::Place;
 use crate::store::{Inner, Store};
-use crate::threads::lock;
 
 /// Layers of one image that are unpacked side by side, two or three busy threads each. The memory for all is bounded where
 /// they are unpacked.
@@ -301,7 +300,7 @@ impl Inner {
 
     /// One that was opened before and has not changed.
     fn cached(&self, uri: &str, identity: Option<&Identity>) -> Option<Image> {
-        let images = lock(&self.images);
+        let images = self.images.lock();
         let (known, image) = images.get(uri)?;
         if Some(known) != identity || !self.is_whole(image) {
             return None;
@@ -322,7 +321,7 @@ impl Inner {
                 State::Suspect => false,
                 // Of another process, which alone knows.
                 State::Fresh => {
-                    lock(&self.layers).get(&layer.chain).is_some_and(|own| own.instance == layer.instance)
+                    self.layers.lock().get(&layer.chain).is_some_and(|own| own.instance == layer.instance)
                         || matches!(layer::load(&self.layout, &layer.chain), Ok(Some(found)) if found.trusted)
                 }
             }
@@ -400,7 +399,7 @@ impl Inner {
         }
         image.touch();
         if let Some(identity) = identity {
-            let mut images = lock(&self.images);
+            let mut images = self.images.lock();
             let documents: usize = images.values().map(|(_, image)| image.documents()).sum();
             // To open one again costs little; who asks for ever more of them shall not fill the memory.
             if images.len() >= MOST_CACHED || documents + image.documents() > MOST_DOCUMENTS {
@@ -484,7 +483,7 @@ impl Inner {
 
     /// The layer, if it is in the store and can be given to somebody. What cannot be trusted is thrown away.
     pub(crate) fn present(&self, chain: &str) -> Result<Option<Arc<Layer>>> {
-        let known = lock(&self.layers).get(chain).cloned();
+        let known = self.layers.lock().get(chain).cloned();
         if let Some(layer) = known.filter(|layer| layer.is_in_place(&self.layout)) {
             if layer.state() != State::Suspect {
                 return Ok(Some(layer));
@@ -509,7 +508,7 @@ impl Inner {
         }
         // One that another process is making durable is looked at anew each time.
         if found.record.durable {
-            lock(&self.layers).insert(chain.to_owned(), Arc::clone(&found.layer));
+            self.layers.lock().insert(chain.to_owned(), Arc::clone(&found.layer));
         }
         Ok(Some(found.layer))
     }
@@ -560,7 +559,7 @@ impl Inner {
             let layer = Arc::clone(&fresh.layer);
             let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.extent.bytes);
             tracing::info!(chain, read, bytes, ms, "layer.unpacked");
-            lock(&self.layers).insert(chain.clone(), Arc::clone(&layer));
+            self.layers.lock().insert(chain.clone(), Arc::clone(&layer));
             self.durability.layer(fresh);
             Ok(layer)
         };

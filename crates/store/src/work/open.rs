@@ -9,7 +9,6 @@ use rustix::process::{Resource, getrlimit};
 use crate::error::{Error, Result};
 use crate::layers::layer::State;
 use crate::store::Inner;
-use crate::threads::lock;
 
 /// Layers may be open for this part of the descriptors that the process may have: while one is written back it takes four.
 const PART: u64 = 8;
@@ -34,7 +33,7 @@ impl Inner {
     /// Forgets those that were used longest ago, if too many are open: they are found again in the store. Those that
     /// somebody uses stay, and those that are not on the disk yet.
     pub(crate) fn close_layers(&self) {
-        let mut layers = lock(&self.layers);
+        let mut layers = self.layers.lock();
         if layers.len() <= self.most_open {
             return;
         }
@@ -45,12 +44,13 @@ impl Inner {
         old.iter().for_each(|layer| drop(layers.remove(&layer.chain)));
         drop(layers);
         let gone: HashSet<_> = old.iter().map(Arc::as_ptr).collect();
-        lock(&self.images)
+        self.images
+            .lock()
             .retain(|_, (_, image)| !image.layers.iter().any(|layer| gone.contains(&Arc::as_ptr(layer))));
         for layer in old {
             layer.save_used(&self.layout);
             if Arc::strong_count(&layer) > 1 {
-                lock(&self.layers).entry(layer.chain.clone()).or_insert(layer);
+                self.layers.lock().entry(layer.chain.clone()).or_insert(layer);
             }
         }
     }

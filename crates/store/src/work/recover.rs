@@ -15,7 +15,6 @@ use crate::images::progress::Progress;
 use crate::layers::layer::{self, Record};
 use crate::mounts::reaper::{Item, Place};
 use crate::store::{Inner, Store};
-use crate::threads::lock;
 
 fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
     Ok(files::names(dir).map_err(|error| layout::Error::List { name, source: error.into() })?)
@@ -31,7 +30,7 @@ impl Inner {
             if !attached && !live(&record.id) {
                 self.layout.records.remove(&record.id).map_err(records_error)?;
             } else if let Some(error) = record.writeback_error {
-                lock(&self.hit).insert(record.id, error);
+                self.hit.lock().insert(record.id, error);
             }
         }
         self.distrust()?;

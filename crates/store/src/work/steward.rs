@@ -16,7 +16,6 @@ use crate::mounts::reaper::Place;
 use crate::mounts::rootfs::{self, Parts};
 use crate::mounts::sentinel::Sentinel;
 use crate::store::Inner;
-use crate::threads::lock;
 
 /// Between two rounds, unless somebody knocks.
 const ROUND: Duration = Duration::from_secs(1);
@@ -52,7 +51,7 @@ struct Memory {
 pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
     let (door, weak) = (Arc::clone(&inner.door), Arc::downgrade(inner));
     let thread = std::thread::Builder::new().name("steward".into()).spawn(move || run(&door, &weak))?;
-    *lock(&inner.door.thread) = Some(thread);
+    *inner.door.thread.lock() = Some(thread);
     Ok(())
 }
 
@@ -96,7 +95,7 @@ impl Inner {
 
     /// Writes down when the layers were used that this process has handed out.
     pub(crate) fn save_used(&self) {
-        let layers: Vec<_> = lock(&self.layers).values().cloned().collect();
+        let layers: Vec<_> = self.layers.lock().values().cloned().collect();
         for layer in layers {
             layer.save_used(&self.layout);
         }
@@ -202,12 +201,14 @@ impl Inner {
             }
             let text = format!("{what}: {REMEDY}");
             record.writeback_error = Some(text.clone());
-            lock(&self.hit).insert(record.id.clone(), text);
+            self.hit.lock().insert(record.id.clone(), text);
             // Gone at this moment, or noted in memory all the same.
             let _ = self.layout.records.update_existing(&record);
             hit.push(record.id);
         }
-        let fresh: Vec<String> = lock(&self.layers)
+        let fresh: Vec<String> = self
+            .layers
+            .lock()
             .values()
             .filter(|layer| layer.state() == State::Fresh)
             .map(|layer| layer.chain.clone())
