@@ -103,7 +103,7 @@ fn from_above(binds: &[BindMount]) -> Vec<BindMount> {
 /// the rules of its cgroup hold for it as for any other.
 fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     let name = bind.source.display().to_string();
-    let fail = |source: mount::Error| Error::BindMount { path: name.clone(), source };
+    let fail = |e: mount::Error| Error::BindMount { path: name.clone(), source: e.into() };
     if !bind.source.is_absolute() || !bind.destination.is_absolute() {
         return Err(Error::Invalid(format!("bind mount {name}: both paths must be absolute")));
     }
@@ -111,7 +111,8 @@ fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     if !bind.writable {
         mount::set_readonly(&clone, false).map_err(fail)?;
     }
-    let stat = rustix::fs::fstat(&clone).map_err(Error::system("bind mount"))?;
+    let stat =
+        rustix::fs::fstat(&clone).map_err(|e| Error::BindMount { path: name.clone(), source: e.into() })?;
     let node = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             mount::set_nodev(&clone).map_err(fail)?;

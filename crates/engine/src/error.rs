@@ -3,7 +3,6 @@
 
 use crate::{instance, keeper, reset, start};
 use wardian_runtime::cgroup;
-use wardian_sys::mount;
 use wardian_sys::text::chain;
 
 /// An engine error.
@@ -87,12 +86,12 @@ pub enum Error {
     #[error("cgroup: {0}")]
     Cgroup(#[from] cgroup::Error),
     /// What is bound into a container.
-    #[error("bind mount {path}: {}", chain(source))]
+    #[error("bind mount: {path}: {}", chain(&**source))]
     BindMount {
         /// On the host.
         path: String,
         /// Why it cannot be.
-        source: mount::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel said no, or a file of this server's own cannot be read or written.
     #[error("{step}: {source}")]

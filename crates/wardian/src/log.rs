@@ -19,11 +19,12 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{self, FormatFields, Writer};
 use tracing_subscriber::layer::{Context, Filter as Sieve, SubscriberExt as _};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 use wardian_sys::text::{Clipped, clip, tame, tame_json};
 
 /// Lines of one message in one second; what exceeds them is counted. A burst of a few hundred containers stays below.
@@ -54,11 +55,22 @@ pub enum Format {
 }
 
 /// Changes what is logged while the server runs.
-pub type Filter = reload::Handle<EnvFilter, Registry>;
+pub type Filter = reload::Handle<Targets, Registry>;
+
+/// What is to be logged, if the environment says so: a level, or levels by crate.
+pub fn wanted() -> Result<Option<Targets>> {
+    const VARIABLE: &str = "WARDIAN_LOG";
+    let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
+    let value = value.to_string_lossy();
+    let targets = value.parse();
+    targets.map(Some).with_context(|| {
+        format!("{VARIABLE}={value}: expected a level (error, warn, info, debug, trace, off), or such as info,wardian_store=debug")
+    })
+}
 
 /// Log to standard error from here on.
 pub fn start(format: Format) -> Result<Filter> {
-    let filter = EnvFilter::try_from_env("WARDIAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = wanted()?.unwrap_or_else(|| Targets::new().with_default(Level::INFO));
     let (filter, handle) = reload::Layer::new(filter);
     let terminal = std::io::stderr().is_terminal();
     let json = format == Format::Json || (format == Format::Auto && !terminal);

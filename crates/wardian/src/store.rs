@@ -1,7 +1,7 @@
 //! `wardian store`, and the store for the other commands.
 
-use crate::print;
 use crate::watch::{self, Interrupts};
+use crate::{log, print};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
 use std::io::IsTerminal as _;
@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, fmt};
 use wardian_store::{Collected, Config, Garbage, Host, Limits, Progress, Store, Usage};
 
 /// Where a store is, unless told otherwise.
@@ -115,7 +117,7 @@ impl Place {
     /// The store, beside a server or without one.
     pub fn open(&self) -> Result<Store> {
         let config = self.config()?;
-        start_log();
+        start_log()?;
         Ok(Store::open(&config)?)
     }
 
@@ -203,14 +205,14 @@ pub fn limits(given: [Option<u64>; 4]) -> Limits {
 }
 
 /// To standard error, for who asks for it.
-fn start_log() {
-    if let Ok(filter) = EnvFilter::try_from_env("WARDIAN_LOG") {
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+fn start_log() -> Result<()> {
+    if let Some(targets) = log::wanted()? {
         // It would tell of an unwritable standard error there, and panic.
-        let log = log.log_internal_errors(false);
+        let layer = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
         // A command may open the store twice.
-        let _ = log.try_init();
+        let _ = tracing_subscriber::registry().with(layer.with_filter(targets)).try_init();
     }
+    Ok(())
 }
 
 /// The store's commands.

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
 use wardian_engine::{Config, Engine};
 use wardian_lab::signals::Asking;
 use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions, Tls};
@@ -161,5 +161,8 @@ async fn bind(
 
 /// From the debug server.
 fn set_level(filter: log::Filter) -> SetLevel {
-    Box::new(move |level| filter.reload(EnvFilter::new(level)).map_err(|error| error.to_string()))
+    Box::new(move |level| {
+        let targets: Targets = level.parse().map_err(|error: ParseError| error.to_string())?;
+        filter.reload(targets).map_err(|error| error.to_string())
+    })
 }
