@@ -3,6 +3,7 @@
 use crate::spec::{BindMount, Limits};
 use crate::{Error, Result, Shared};
 use rustix::fs::FileType;
+use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use wardian_runtime::bundle::{self, Settings};
@@ -107,7 +108,12 @@ fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     if !bind.source.is_absolute() || !bind.destination.is_absolute() {
         return Err(Error::Invalid(format!("bind mount {name}: both paths must be absolute")));
     }
-    let clone = mount::open_tree_clone(rustix::fs::CWD, &name, false).map_err(fail)?;
+    let clone = match mount::open_tree_clone(rustix::fs::CWD, &name, false) {
+        Err(error) if error.errno() == Errno::NOENT => {
+            return Err(Error::Invalid(format!("bind mount: {name}: the source does not exist")));
+        }
+        clone => clone.map_err(fail)?,
+    };
     if !bind.writable {
         mount::set_readonly(&clone, false).map_err(fail)?;
     }

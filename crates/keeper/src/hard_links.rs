@@ -34,7 +34,7 @@ impl Files {
         Ok(())
     }
 
-    /// The archive has made a FIFO of this name; what another user has put in its place since is none of the archive's.
+    /// Records a FIFO that this archive has made, unless another user has replaced it since.
     pub fn add_fifo(&self, trust: Trust, parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
         let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if trust.owns(&stat) && FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {

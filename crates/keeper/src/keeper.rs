@@ -212,8 +212,8 @@ impl Keeper {
         }
     }
 
-    /// The server has gone, or cannot be understood. Nobody waits for its transfers any more: what they have stopped at
-    /// (container root can stop a helper) must not keep them for ever.
+    /// Ends a connection whose server has gone or cannot be understood, and kills its transfers: nobody waits for them, and
+    /// container root can stop a helper for ever.
     fn hang_up(&mut self, id: u64) {
         drop(self.connections.remove(&id));
         self.cancel(|launch| launch.connection == id);

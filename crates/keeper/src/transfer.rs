@@ -237,7 +237,8 @@ impl Directories {
     }
 }
 
-/// Sets the mode and the time of a directory, if it is the one that the archive means: what has taken its place has its own.
+/// Sets the mode and the time of a directory if it is still the inode that this archive has made or opened; what has taken its
+/// place is left as it is.
 fn close(dir: &OwnedFd, kept: &Kept) -> rustix::io::Result<()> {
     let stat = rustix::fs::fstat(dir)?;
     if (stat.st_dev, stat.st_ino) != kept.made {

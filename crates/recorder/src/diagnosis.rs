@@ -265,7 +265,7 @@ fn verdict(
 ) -> String {
     let mut text = match first {
         None if bytes > 0 && !causes.is_empty() => {
-            format!("what was watched is not seen to have written anything; others wrote {}", size(bytes))
+            format!("what was watched has written nothing; others wrote {}", size(bytes))
         }
         Some(first) => {
             let asked = first.asked_by.as_ref().map_or(String::new(), |task| {

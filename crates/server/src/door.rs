@@ -211,7 +211,8 @@ impl Door {
         self.idle.lock()
     }
 
-    /// A newcomer is in the hall. `None`: that is full, and nobody there is due.
+    /// Admits a connection that has sent no request yet. `None`: the hall is full, and nobody in it has been idle long enough to be
+    /// closed.
     pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Option<Arc<Place>> {
         let part = Part::hall(local);
         let permit = self.halls[usize::from(local)].clone().try_acquire_owned().ok();

@@ -15,7 +15,7 @@ pub(crate) struct Events {
     pub(crate) handle: Option<String>,
 }
 
-/// Outside HTTP, for there the end of an idle client is seen.
+/// Writes events to the raw connection: only there a client that hangs up is noticed while no event is due.
 pub(crate) async fn run(state: &Arc<State>, taken: Taken, events: Events) {
     let (mut reader, mut writer) = tokio::io::split(taken.stream);
     tokio::select! {

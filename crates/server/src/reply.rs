@@ -27,9 +27,9 @@ pub(crate) type Reply = Response<ReplyBody>;
 #[derive(Debug)]
 pub(crate) enum Piece {
     Data(Bytes),
-    /// It was whole.
+    /// The body was whole.
     End,
-    /// It was not, and the client has asked to be told why.
+    /// The body is not whole; these trailers carry the reason, for which the client has asked.
     Failed(HeaderMap),
 }
 

@@ -443,7 +443,9 @@ fn report(
     let what =
         format!("{}, {}", print::count(layers.len(), "layer"), print::bytes(layers.iter().map(size).sum()));
     if names.is_empty() {
-        print::note("it has no name: `-t NAME` gives it one, or garbage collection takes it");
+        print::note(
+            "the image has no name, so the next `wardian store gc` removes it; `-t NAME` gives it one",
+        );
         return print::text(&format!("{id}  ({what})\n"));
     }
     let line = |name: &String| format!("{name}  {}  ({what})\n", print::short(&id));

@@ -42,7 +42,7 @@ enum Command {
     Attach(container::attach::Args),
     /// List containers
     Ps(container::ps::Ps),
-    /// Print all that is known of a container, as JSON
+    /// Print a container's info, limits, metrics and history as JSON
     Inspect(container::ps::Inspect),
     /// Print what containers use
     Stats(container::ps::Stats),

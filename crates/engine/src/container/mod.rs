@@ -34,7 +34,7 @@ pub struct Container {
     pub handle: String,
     /// Where its numbers are.
     files: OnceLock<Files>,
-    /// Its ids are nobody else's while it is there.
+    /// Reserves the container's ids of the host until it is dropped.
     lease: OnceLock<Lease>,
     /// When it goes by itself.
     clock: Mutex<Clock>,
@@ -49,7 +49,7 @@ struct Inner {
     state: State,
     /// Pid 1 as the host sees it.
     init: Option<i32>,
-    /// A thread of the keeper stands in the container's cgroups.
+    /// The keeper's pid. One of its threads may be in the container's cgroups.
     keeper_pid: Option<i32>,
     processes: BTreeMap<Arc<str>, Known>,
     /// Ids of those that have ended, oldest first.

@@ -161,7 +161,7 @@ impl Process {
         self.count(&mut self.shared.outputs.lock());
     }
 
-    /// Output that outlives its program is counted.
+    /// Registers the output as left over if the program has exited and its stdio is still open: there is a bound for all.
     fn count(&self, outputs: &mut Outputs) {
         let is_open = !outputs.pipes.is_empty() || *self.shared.pumping.borrow() > 0;
         if is_open && self.status().is_some() {

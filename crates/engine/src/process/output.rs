@@ -194,7 +194,7 @@ impl State {
 enum Pushed {
     Taken,
     Lost,
-    /// Nothing yet: the queue's reader is to be waited for.
+    /// The piece was not queued: wait until the reader has taken something, then try again.
     Full,
 }
 

@@ -222,7 +222,7 @@ pub(super) fn layer(layer: BorrowedFd<'_>, sink: &mut impl Sink, meter: &mut Met
     walk(&[layer], false, false, sink, meter)
 }
 
-/// A directory that is no layer of ours, on its own file system.
+/// Walks an ordinary directory, not a layer of a store, without crossing mount points.
 pub(super) fn directory(
     dir: BorrowedFd<'_>,
     sink: &mut impl Sink,

@@ -56,7 +56,7 @@ pub(crate) struct Input<'a> {
     pub(crate) only_gzip: bool,
     /// Counts the bytes as stored; none if they were counted as part of another layer.
     pub(crate) budget: Option<&'a Budget>,
-    /// Of a reader that may have to wait for its bytes: a directory on whose file system they can be kept.
+    /// For readers that may wait for the network: a directory on whose file system the blob can be kept.
     pub(crate) keep_in: Option<BorrowedFd<'a>>,
     pub(crate) stop: &'a Stop<'a>,
     /// How the bytes as stored are compressed once more, or have holes, with all that is beside them.
@@ -301,7 +301,7 @@ struct Raw<'a> {
     total: u64,
     /// Bytes of memory that who reads on takes; 0 until that is known.
     needs: usize,
-    /// Whether the reader gives what was received, and counted, before.
+    /// Whether the reader replays a blob that was received into a file, and counted, before.
     kept: bool,
     /// What ended the reading, which a decoder may disguise.
     cause: Option<Error>,

@@ -203,7 +203,7 @@ impl<'a> Pace<'a> {
         Self { shared, id, steps: std::cell::Cell::new(0), last: std::cell::Cell::new(Instant::now()) }
     }
 
-    /// One more entry; `true`: nobody wants to know any more.
+    /// Called for each directory entry; `true`: the measurement is cancelled.
     fn step(&self) -> bool {
         let steps = self.steps.get().wrapping_add(1);
         self.steps.set(steps);

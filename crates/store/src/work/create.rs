@@ -121,7 +121,7 @@ impl Inner {
                     self.pool.disown(&record.dir);
                     rootfs::Error::Record { id: record.id.clone(), source }
                 })?;
-                // What befell the spare was no affair of this one; and a close since the look above knows the old name only.
+                // A write error of the spare does not concern its new owner; and a close since the look above knows the old name only.
                 self.hit.lock().remove(&record.id);
                 self.check_open()?;
                 fail_point!("spare-refused");

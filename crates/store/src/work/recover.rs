@@ -129,8 +129,8 @@ impl Store {
         Ok(names.iter().any(|name| !(living.contains(name) || served && ahead(name))))
     }
 
-    /// The turn to [`reap`](Store::reap), for processes that do nothing else: waits for the one that deletes now. None if
-    /// another waits already: it will find all that is trash by now.
+    /// The lock for processes that only [`reap`](Store::reap): waits while another one deletes. `None` if one waits already, since
+    /// it will delete our trash as well.
     ///
     /// # Errors
     /// The system's.

@@ -155,7 +155,7 @@ impl Inner {
         usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));
         usage.staging_bytes = tree_bytes(&self.layout.staging, &|_| true);
         if let Ok(fs) = rustix::fs::fstatvfs(&self.layout.root) {
-            usage.free_bytes = fs.f_bfree * fs.f_frsize;
+            usage.free_bytes = fs.f_bavail * fs.f_frsize;
             usage.total_bytes = fs.f_blocks * fs.f_frsize;
         }
         Ok(usage)
