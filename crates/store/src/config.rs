@@ -1,21 +1,21 @@
-//! Where a store is, and what it may take.
+//! Configuration of a store: its directories and limits.
 
 use std::path::PathBuf;
 
 use wardian_image::{Limits, Settings as Fetching};
 
-/// Where a store is.
+/// The configuration of a store.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The directory of what survives a reboot. Made if missing; closed to all but root.
+    /// The directory of persistent data. It is created if it is missing, and accessible to root only.
     pub root: PathBuf,
-    /// The directory of what does not, on a tmpfs: the records of root file systems.
+    /// The run directory, on a tmpfs: the records of root file systems, which do not survive a reboot.
     pub run: PathBuf,
-    /// A server collects garbage when the layers take more bytes than this; none: only when it is told to.
+    /// A server collects garbage when the layers take more bytes than this; `None`: only on request.
     pub gc_threshold: Option<u64>,
-    /// How layers are fetched from servers.
+    /// How layers are fetched from registries.
     pub remote: Fetching,
-    /// What one layer, and one image, may take.
+    /// The limits for one layer and for one image.
     pub limits: Limits,
     /// How many root file systems a server mounts ahead for each image that creates have asked for lately, at most
     /// [`ready::MOST`](crate::ready::MOST); 0: none.
@@ -23,7 +23,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Without automatic garbage collection, with nothing mounted ahead, and with the usual limits.
+    /// Returns a configuration without automatic garbage collection or root file systems mounted ahead, with the
+    /// default limits.
     pub fn new(root: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),

@@ -1,4 +1,4 @@
-//! What the store's calls can fail with.
+//! The errors of the store's calls.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::images::image;
 use crate::layers::layer;
 use crate::mounts::rootfs;
 
-/// The store's error: one variant per part of the store, each with its own operations and subjects.
+/// An error of the store, with one variant for each part of it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,7 +26,7 @@ pub enum Error {
         /// What the image's source says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// What is shown to servers cannot be used.
+    /// The certificates for registries cannot be used.
     #[error("cannot use the certificates for fetching layers")]
     Certificates {
         /// What is wrong with them.
@@ -41,7 +41,7 @@ pub enum Error {
     /// The store's names could not be read or changed.
     #[error(transparent)]
     Name(#[from] image::Error),
-    /// What is living could not be read.
+    /// The records of living root file systems could not be read.
     #[error("cannot read the records of root file systems in {path:?}")]
     Records {
         /// The run directory.
@@ -49,7 +49,7 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
-    /// Garbage collection was as fast as the fetching, again and again.
+    /// Garbage collection removed the layers as fast as they were fetched, at every try.
     #[error(
         "the layers of {uri:?} are collected as fast as they are fetched; pin the image, or collect less"
     )]
@@ -57,7 +57,7 @@ pub enum Error {
         /// The image as it was asked for.
         uri: String,
     },
-    /// Its layers would take more descriptors than this process may have.
+    /// The image's layers would take more descriptors than this process may have.
     #[error(
         "the image {uri:?} has {layers} layers, and this process may keep {most} open; raise the limit of open files \
          (LimitNOFILE= of the unit, or `ulimit -n`) to eight times as many as it has"
@@ -70,7 +70,7 @@ pub enum Error {
         /// How many it may have.
         most: usize,
     },
-    /// What was written was lost, again and again.
+    /// The disk lost the image's layers at every try.
     #[error("the disk loses what is written of {uri:?} (see dmesg): it is given to nobody")]
     Lost {
         /// The image as it was asked for.
@@ -79,7 +79,7 @@ pub enum Error {
     /// The caller has cancelled it.
     #[error("cancelled")]
     Cancelled,
-    /// A request that was first to ask for the same thing failed, and this one waited for it.
+    /// This request waited for an earlier one for the same thing, which failed.
     #[error(transparent)]
     Shared(Arc<Error>),
     /// A thread of the store could not be started.
@@ -96,19 +96,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether somebody cancelled it.
+    /// Whether the cause is a cancellation.
     pub fn is_cancelled(&self) -> bool {
         let cancelled =
             |error: &wardian_image::Error| matches!(error, wardian_image::Error::Cancelled { .. });
         matches!(self.root(), Self::Cancelled) || self.image().is_some_and(cancelled)
     }
 
-    /// Whether a collection was in its way, and it can be tried again.
+    /// Whether a garbage collection removed a layer below meanwhile, so that another try may succeed.
     pub(crate) fn is_baseless(&self) -> bool {
         matches!(self.root(), Self::Layer(layer::Error::Baseless { .. }))
     }
 
-    /// What the image's source says, if that is the cause.
+    /// The error of the image's source, if that is the cause.
     fn image(&self) -> Option<&wardian_image::Error> {
         match self.root() {
             Self::Image { source, .. } | Self::Layer(layer::Error::Unpack { source, .. }) => {
@@ -118,7 +118,7 @@ impl Error {
         }
     }
 
-    /// The error itself, without the wrapping of those that waited for another request.
+    /// The error itself, without the wrappers added for requests that waited for it.
     pub fn root(&self) -> &Self {
         match self {
             Self::Shared(inner) => inner.root(),

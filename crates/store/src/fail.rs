@@ -1,5 +1,5 @@
-//! Failpoints: named places at which a test ends the process as `kill -9` would, or has a thread wait as for a slow disk. They
-//! exist in the crate's own tests only.
+//! Failpoints: named places at which a test kills the process as `kill -9` does, or delays a thread as a slow disk
+//! does. They exist in the crate's own tests only.
 
 /// Ends the process here if the environment names this point; with `=wait` after its name the thread waits for a minute.
 macro_rules! fail_point {

@@ -15,13 +15,13 @@
 //! └── <id>/                             where it is attached, if it was asked to be
 //! ```
 //!
-//! What lies in which folder, each of which uses those before it only:
+//! The modules; each uses only those before it:
 //!
 //! * `disk`: the directories and files of a store and of a run directory, its lock and records;
-//! * `layers`: layers, whom they belong to, and their way to the disk;
-//! * `images`: images by their names, and what is known of one while it is fetched;
+//! * `layers`: layers, their owners and their durability;
+//! * `images`: named images, opened images, and the progress of imports;
 //! * `mounts`: root file systems: made ahead, mounted, measured and deleted;
-//! * `work`: the calls, and what goes on beside all calls.
+//! * `work`: the calls, and the background work.
 //!
 //! Layers are durable, containers are volatile. Nothing on a request path waits for the disk: a root file system is a
 //! detached volatile overlay handed out as a descriptor, releasing it removes a record on tmpfs and tells the reaper,

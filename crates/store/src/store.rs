@@ -1,4 +1,4 @@
-//! A store in this process: what its parts share.
+//! The state of an open store, shared by its parts.
 
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -23,14 +23,14 @@ use crate::mounts::ready::Ready;
 use crate::mounts::reaper::{Item, Place, Reaper};
 use crate::mounts::rootfs::Mounter;
 
-/// The store. Clones are the same store.
+/// An open store. Clones refer to the same one.
 #[derive(Debug, Clone)]
 pub struct Store(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) layout: Arc<Layout>,
-    /// A server's, for its life.
+    /// The lock; a server holds it until the store is closed.
     pub(crate) lock: Mutex<Option<Lock>>,
     pub(crate) reaper: Reaper,
     pub(crate) durability: Arc<Durability>,
@@ -44,12 +44,12 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) images: Mutex<HashMap<String, (Identity, Image)>>,
     pub(crate) layers: Mutex<HashMap<String, Arc<Layer>>>,
-    /// How many of them are kept.
+    /// How many of `layers` are kept open.
     pub(crate) most_open: usize,
-    /// Honest root file systems, kept open: whoever closes the last reference waits for the disk, and that is the
-    /// reaper's side.
+    /// Honest root file systems, kept open: closing the last reference waits for the disk, and that is left to the
+    /// reaper.
     pub(crate) honest: Mutex<HashMap<String, OwnedFd>>,
-    /// Write-back errors that root file systems were hit by, in words.
+    /// The messages of write-back errors, by the id of the root file system that they affect.
     pub(crate) hit: Mutex<HashMap<String, String>>,
     pub(crate) opening: Flights<String, Image>,
     pub(crate) unpacking: Flights<String, Arc<Layer>>,

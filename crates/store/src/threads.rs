@@ -1,10 +1,10 @@
-//! What all threads of a store need: their end.
+//! Joins a store's threads with a deadline.
 
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Waits for the end of a thread that was told to stop, but not longer than until then: one that waits for the disk cannot be
-/// interrupted. False if it goes on.
+/// Waits for the end of a thread that was told to stop, until the deadline: a thread that waits for the disk cannot
+/// be interrupted. Returns false if it is still running then.
 pub(crate) fn join(thread: JoinHandle<()>, until: Instant) -> bool {
     while !thread.is_finished() {
         if Instant::now() >= until {

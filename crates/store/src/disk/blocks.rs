@@ -1,4 +1,4 @@
-//! How much of a disk something takes.
+//! Measures the disk space of a directory tree.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -8,16 +8,16 @@ use rustix::fs::{AtFlags, Dir, FileType};
 
 use super::files;
 
-/// Blocks of `stat(2)`, in bytes.
+/// The size of a block as counted in `st_blocks` of `stat(2)`, in bytes.
 pub(crate) const BLOCK: u64 = 512;
-/// How deep trees are walked; the unpacker makes no deeper ones, containers may.
+/// The depth down to which trees are walked. The unpacker makes no deeper ones, containers may.
 const MAX_DEPTH: usize = 300;
-/// How many files of several names are told apart, 16 MB of memory; the rest may count more than once.
+/// How many hard-linked inodes are remembered (16 MB of memory); further ones may count more than once.
 const MAX_LINKED: usize = 1 << 20;
 
-/// Bytes on the disk of one entry of a directory with all that is below it in the same file system. Files of several
-/// names count once, which is what `linked` is for. `step` is called for each entry; it may rest, and `true` ends the
-/// walk: `None`.
+/// Returns the bytes on the disk of one directory entry and of everything below it in the same file system. `linked`
+/// holds the hard-linked inodes seen so far, so that each counts once. `step` is called for each entry and may sleep;
+/// if it returns true, the walk ends and the result is `None`.
 pub(crate) fn entry_bytes(
     dir: &OwnedFd,
     name: &CStr,
@@ -51,7 +51,7 @@ pub(crate) fn entry_bytes(
             continue;
         }
         let child = entries.fd().ok().and_then(|dir| add(dir, entry.file_name()));
-        // A descriptor a level; what lies deeper does not count.
+        // Each level holds a descriptor; entries below the maximum depth do not count.
         if stack.len() < MAX_DEPTH {
             stack.extend(child.and_then(|dir| Dir::new(dir).ok()));
         }

@@ -1,20 +1,20 @@
-//! The names of what a store's directory holds, and reading and replacing its files.
+//! The names of a store's directories and files, and functions to read and replace its files.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
-/// The directories of a store; those that hold layers come after those that use them.
+/// The directories of a store, those that use layers before those that hold them.
 pub(crate) const DIRECTORIES: [&str; 5] = ["rootfs", "staging", "layers", "images", "trash"];
-/// Which program may touch the store.
+/// The file that says which versions of the program may touch the store.
 pub(crate) const FORMAT: &str = "format.json";
 /// The lock file, held exclusively by the server for its life and by a command for an instant.
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Bytes of the largest file that is read whole.
+/// The maximum size of a file that is read as a whole, in bytes.
 const MAX_RECORD: u64 = 32 << 20;
 
 /// Opens the directory `name` under `dir`; a symlink is refused.
@@ -22,7 +22,8 @@ pub(crate) fn open_dir(dir: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd
     rustix::fs::openat(dir, name, DIRECTORY, Mode::empty())
 }
 
-/// The names in a directory, without `.` and `..`; those that are not text are left out, the store makes none.
+/// Returns the names in a directory, without `.` and `..`. Names that are not UTF-8 are left out: the store makes
+/// none.
 pub(crate) fn names(dir: impl AsFd) -> rustix::io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
@@ -42,21 +43,22 @@ pub(crate) fn read_file(dir: impl AsFd, name: &str) -> std::io::Result<String> {
     if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
         return Err(std::io::Error::from(std::io::ErrorKind::InvalidData));
     }
-    // A record is a few hundred bytes, with a manifest and a config in it some megabytes; the bound is for a file that
-    // is none.
+    // A record has a few hundred bytes, or some megabytes with a manifest and a config in it; the limit protects
+    // against a file that is no record.
     let mut text = String::new();
     std::fs::File::from(file).take(MAX_RECORD).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Replaces a file of the store in one step: a new file under another name, then a rename. Not synced: after a power
-/// cut it may be the old one, the new one or empty.
+/// Replaces a file of the store atomically: writes a new file under another name and renames it. Nothing is synced:
+/// after a power cut the file may have its old content, its new content or none.
 pub(crate) fn write_file(dir: impl AsFd, name: &str, text: &str) -> std::io::Result<()> {
     replace(dir.as_fd(), name, text, false)
 }
 
-/// The same, and waits for the disk, before the rename and after it: a power cut meanwhile leaves the old one or the new
-/// one, and later the new one. For threads that nobody waits for, and commands.
+/// As [`write_file`], but syncs the file before the rename and the directory after it: a power cut during the call
+/// leaves the old or the new content, one after it the new content. It may wait long for the disk, so only background
+/// threads and commands call it.
 pub(crate) fn write_file_durable(dir: impl AsFd, name: &str, text: &str) -> std::io::Result<()> {
     replace(dir.as_fd(), name, text, true)
 }

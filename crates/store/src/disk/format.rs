@@ -1,8 +1,8 @@
-//! `format.json`: which program may touch this store.
+//! `format.json`: which versions of the program may touch this store.
 //!
-//! Three sets of features, as ext4 has them: a program that does not know a *compat* feature may use the store, one
-//! that does not know a *ro_compat* feature may only read it, one that does not know an *incompat* feature must
-//! leave it alone. The store always writes, so the last two are the same to it.
+//! It has three sets of features, as ext4 has: a program that does not know a *compat* feature may use the store, one
+//! that does not know a *ro_compat* feature may only read it, one that does not know an *incompat* feature must leave
+//! it alone. This program always writes, so it treats the last two alike.
 
 use std::collections::BTreeSet;
 
@@ -11,23 +11,23 @@ use serde::{Deserialize, Serialize};
 /// The version that this program writes. It changes only when feature sets cannot express the change.
 pub const VERSION: u32 = 1;
 
-/// Root file systems are known by records in the run directory, which name their directories: a program that takes a
-/// directory's own name for its id would delete them.
+/// Root file systems have records in the run directory, which name their directories. A program that takes a
+/// directory's name for the root file system's id would delete them.
 const RECORDS: &str = "records";
-/// Manifests and configs of named images lie in files beside their records: a program that looks for them in the records
-/// would take every image for one without settings, whose processes are root's.
+/// Manifests and configs of named images lie in files beside their records. A program that looks for them inside the
+/// records would take every image for one without a config, and run its processes as root.
 const DOCUMENTS: &str = "documents";
 
-/// Features without which this program's stores could not be read.
+/// The *incompat* features that this program knows.
 const KNOWN_INCOMPAT: &[&str] = &[RECORDS, DOCUMENTS];
-/// Features without which this program's stores could not be written; none yet.
+/// The *ro_compat* features that this program knows; none yet.
 const KNOWN_RO_COMPAT: &[&str] = &[];
 
 /// Why a store must be left alone.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// `format.json` is not what any version writes.
+    /// No version writes such a `format.json`.
     #[error("the store's format.json cannot be understood")]
     Parse(#[source] serde_json::Error),
     /// A later program made this store.
@@ -68,14 +68,14 @@ impl Default for Format {
 }
 
 impl Format {
-    /// The same with the features that this program's stores have.
+    /// Adds the features that this program's stores have.
     #[must_use]
     pub fn upgrade(mut self) -> Self {
         self.incompat.extend([RECORDS, DOCUMENTS].map(str::to_owned));
         self
     }
 
-    /// Reads the text of a `format.json` and refuses what this program must not touch.
+    /// Parses a `format.json`, and refuses a store that this program must not touch.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let format: Self = serde_json::from_str(text).map_err(Error::Parse)?;
         if format.version == 0 || format.version > VERSION {

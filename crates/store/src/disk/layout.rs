@@ -1,5 +1,5 @@
-//! The store's directories, each held open; everything else in the store works relative to them, so that nobody can
-//! swap a directory under it.
+//! The store's directories, each held open. All other code of the store uses paths relative to these descriptors, so
+//! that nobody can swap a directory under it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use super::files::open_dir;
 use super::record::Records;
 use super::whose;
 
-/// What could not be done to the store's directories.
+/// Why an operation on the store's directories failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -31,7 +31,7 @@ pub enum Error {
     /// Other users could change a directory.
     #[error(transparent)]
     Untrusted(#[from] wardian_sys::directory::Error),
-    /// It is no store, and there is something in it.
+    /// The directory is no store, and not empty.
     #[error(transparent)]
     Foreign(whose::Error),
     /// Another process holds the lock: a server, or whoever has it by flock(1).
@@ -42,7 +42,8 @@ pub enum Error {
         /// Who holds it, for people.
         by: String,
     },
-    /// The store's root file systems are recorded elsewhere. Taking those for trash would be fatal.
+    /// The store's root file systems are recorded in another run directory. Without their records they would be
+    /// deleted as trash.
     #[error("the store {path:?} is in use with the run directory {run:?}: give that one (--run)")]
     OtherRun {
         /// The store's root.
@@ -100,7 +101,7 @@ pub enum Error {
 pub(crate) struct Layout {
     pub(crate) root: OwnedFd,
     pub(crate) layers: OwnedFd,
-    /// What names stand for.
+    /// The records of named images.
     pub(crate) images: OwnedFd,
     pub(crate) staging: OwnedFd,
     pub(crate) rootfs: OwnedFd,

@@ -1,4 +1,4 @@
-//! The lock of a store, and what its file says of who holds it.
+//! The lock of a store, and the lock file's note of who holds it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use super::files::LOCK;
 use super::layout::{Error, Layout};
 use super::record::Records;
 
-/// As whom a store is opened.
+/// The role in which a process opens a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// The one process that puts the store in order and deletes its trash.
+    /// The one process that recovers the store and deletes its trash.
     Server,
-    /// Any process that does one thing beside it.
+    /// A process that does one thing, beside a server or without one.
     Command,
 }
 
-/// What the lock file says.
+/// The content of the lock file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Holder {
     run: PathBuf,
@@ -29,10 +29,11 @@ struct Holder {
     server: bool,
 }
 
-/// A server that was killed a moment ago may still be on its way out, with all its descriptors.
+/// How long the lock is waited for: a server that was just killed may still be exiting, with its descriptors open.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The lock file. It is written to: what somebody has put in its place while the directory was open to others is refused.
+/// Opens the lock file. Because the file is written to, one that another user has put there while the directory was
+/// writable to others is refused.
 fn open_lock(root: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(root, LOCK, flags, Mode::RUSR | Mode::WUSR)?;
@@ -45,14 +46,14 @@ fn open_lock(root: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
 }
 
 impl Holder {
-    /// Nothing if the file is new or was cut off in the writing.
+    /// Reads the lock file; the default if it is new or only half written.
     fn read(file: &OwnedFd) -> Self {
         let mut text = [0; 8192];
         let length = rustix::io::pread(file, &mut text, 0).unwrap_or(0);
         serde_json::from_slice(&text[..length]).unwrap_or_default()
     }
 
-    /// Whether it is known to have a run directory that is not `run`.
+    /// Whether the holder is known to have another run directory than `run`.
     fn is_elsewhere(&self, run: &Path) -> bool {
         !self.run.as_os_str().is_empty() && self.run != run
     }
@@ -87,8 +88,8 @@ impl Lock {
                 Err(error) => return Err(failed(error.into())),
             };
             let holder = Holder::read(&file);
-            // A command goes on beside whoever holds the lock, but with another run directory only if that is a command
-            // as well, which lets go of it in an instant.
+            // A command does not need the lock, unless the holder has another run directory: it then waits for the
+            // lock, which another command releases in an instant.
             let content = role == Role::Command && !holder.is_elsewhere(&run);
             if held || content || started.elapsed() >= LOCK_PATIENCE {
                 break (held, holder);
@@ -106,7 +107,7 @@ impl Lock {
         }
         if holder.is_elsewhere(&run) {
             let others = Records::open(&holder.run, boot_id, false).and_then(|records| records.all());
-            // Unreadable records name nobody knows what.
+            // It is unknown which root file systems unreadable records name.
             if !held || !others.is_ok_and(|records| records.is_empty()) {
                 return Err(Error::OtherRun { path: path.to_owned(), run: holder.run });
             }
@@ -128,7 +129,7 @@ impl Drop for Lock {
 }
 
 impl Layout {
-    /// Whether a server has the store.
+    /// Whether a server holds the store's lock.
     pub(crate) fn has_server(&self) -> bool {
         let Ok(file) = open_lock(self.root.as_fd()) else { return false };
         let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

@@ -1,12 +1,12 @@
 //! Who uses which layers: one file for each living root file system, on tmpfs.
 //!
-//! `<run>/rootfs/<id>.json` is written before the root file system is made and removed when it is let go. A directory
-//! in `rootfs/` that no record names is trash; a layer that no record names may go. After a reboot there is no record,
-//! and where the run directory is on a disk the boot id tells.
+//! `<run>/rootfs/<id>.json` is written before the root file system is made and removed when it is released. A
+//! directory in `rootfs/` that no record names is trash; a layer that no record names may be collected. After a
+//! reboot there is no record; where the run directory is on a disk, the boot id tells that a record is outdated.
 //!
-//! Several processes share the directory, without a lock. Whoever makes a root file system first writes its record and
-//! *then* looks whether its layers are still in their place; whoever throws a layer away first moves it out of its
-//! place and *then* looks for records. One of the two sees the other.
+//! Several processes share the directory, without a lock. A process that makes a root file system first writes its
+//! record and *then* checks that its layers are still in place; one that deletes a layer first moves it to the trash
+//! and *then* looks for records. So at least one of the two sees the other.
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -24,7 +24,7 @@ use super::{files, run};
 const DIRECTORY: &str = "rootfs";
 const SUFFIX: &str = ".json";
 
-/// What is known of a root file system.
+/// The record of a root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its id.
@@ -39,10 +39,10 @@ pub struct Record {
     pub layers: Vec<Used>,
     /// When it was made: milliseconds since 1970.
     pub created_ms: u64,
-    /// Where it is attached; none for those that only a keeper holds.
+    /// Where it is attached; none for a container's, which is held open by its keeper only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached: Option<PathBuf>,
-    /// Whether its overlay syncs: a volatile one could not be mounted then.
+    /// Whether its overlay syncs, because no volatile one could be mounted when it was made.
     #[serde(default)]
     pub honest: bool,
     /// A write-back error that happened under it, with the remedy.
@@ -55,11 +55,12 @@ pub struct Record {
 pub struct Used {
     /// The layer's chain id.
     pub chain: String,
-    /// Which unpacking of it.
+    /// The id of this unpacking of the layer.
     pub instance: String,
 }
 
-/// The records' directory. Opened anew for each use by those who do not keep it: a server may mount a tmpfs there.
+/// The records' directory. A server keeps it open; a command opens it anew for each use, because a server may mount a
+/// tmpfs there meanwhile.
 #[derive(Debug)]
 pub(crate) struct Records {
     path: PathBuf,
@@ -68,14 +69,14 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// With `make` the directory is made and kept.
+    /// Opens the records below the run directory `run`; with `make`, creates the directory and keeps it open.
     pub(crate) fn open(run: &Path, boot_id: &str, make: bool) -> std::io::Result<Self> {
         let path = run.join(DIRECTORY);
         let kept = if make { Some(run::private(&path)?.into()) } else { None };
         Ok(Self { path, kept, boot_id: boot_id.to_owned() })
     }
 
-    /// The directory; none if there is none, and so no record.
+    /// Opens the directory; `None` if it does not exist, and so holds no record.
     fn dir(&self) -> std::io::Result<Option<OwnedFd>> {
         match &self.kept {
             Some(dir) => Ok(Some(rustix::io::fcntl_dupfd_cloexec(dir, 3)?)),
@@ -91,12 +92,12 @@ impl Records {
         &self.path
     }
 
-    /// Where the record's root file system is attached if it is to be visible.
+    /// Returns where the record's root file system is attached, if it is attached.
     pub(crate) fn mount_point(&self, id: &str) -> PathBuf {
         self.path.join(id)
     }
 
-    /// Writes a new record; false if there is one of this id.
+    /// Writes a new record; false if the id has a record already.
     pub(crate) fn create(&self, record: &Record) -> std::io::Result<bool> {
         let dir = self.make_dir()?;
         let new = self.write_new(&dir, record)?;
@@ -105,7 +106,7 @@ impl Records {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => {
                 let _ = rustix::fs::unlinkat(&dir, &new, AtFlags::empty());
-                // What another boot has left is nothing.
+                // A record of another boot is outdated, and replaced.
                 match self.read(&dir, &name) {
                     Ok(old) if old.boot_id == self.boot_id => Ok(false),
                     _ => {
@@ -122,7 +123,7 @@ impl Records {
     pub(crate) fn update_existing(&self, record: &Record) -> std::io::Result<()> {
         let dir = self.make_dir()?;
         let (new, name) = (self.write_new(&dir, record)?, format!("{}{SUFFIX}", record.id));
-        // Exchanged, which needs both: a record that was removed must not come back.
+        // RENAME_EXCHANGE fails if the old record is gone: a record that was removed must not come back.
         let exchanged = rustix::fs::renameat_with(&dir, &new, &dir, &name, RenameFlags::EXCHANGE);
         rustix::fs::unlinkat(&dir, &new, AtFlags::empty())?;
         match exchanged {
@@ -131,7 +132,7 @@ impl Records {
         }
     }
 
-    /// A time that changes whenever a record is made or removed.
+    /// Returns the directory's modification time, which changes whenever a record is created or removed.
     pub(crate) fn changed(&self) -> (i64, u64) {
         let dir = self.dir().ok().flatten();
         let stat = dir.and_then(|dir| rustix::fs::fstat(dir).ok());
@@ -163,7 +164,7 @@ impl Records {
         }
     }
 
-    /// One record of this boot.
+    /// Reads one record, if it is of this boot.
     pub(crate) fn get(&self, id: &str) -> std::io::Result<Option<Record>> {
         let Some(dir) = self.dir()? else { return Ok(None) };
         match self.read(&dir, &format!("{id}{SUFFIX}")) {
@@ -177,9 +178,9 @@ impl Records {
         Ok(serde_json::from_str(&files::read_file(dir, name)?)?)
     }
 
-    /// All records of this boot.
+    /// Reads all records of this boot.
     ///
-    /// A record that cannot be read is an error: nobody knows which layers it names.
+    /// A record that cannot be read is an error, because it is unknown which layers it names.
     pub(crate) fn all(&self) -> std::io::Result<Vec<Record>> {
         let Some(dir) = self.dir()? else { return Ok(Vec::new()) };
         let mut records = Vec::new();
@@ -197,18 +198,18 @@ impl Records {
         Ok(records)
     }
 
-    /// The unpackings of layers that root file systems use.
+    /// Returns the unpackings of layers that root file systems use.
     pub(crate) fn used_layers(&self) -> std::io::Result<HashSet<Used>> {
         Ok(self.all()?.into_iter().flat_map(|record| record.layers).collect())
     }
 
-    /// Removes what a killed process has left half written, and records of another boot.
+    /// Removes half-written records of killed processes, and records of another boot.
     pub(crate) fn tidy(&self) -> std::io::Result<()> {
         let Some(dir) = self.dir()? else { return Ok(()) };
         for name in files::names(&dir)? {
             let other_boot =
                 || matches!(self.read(&dir, &name), Ok(record) if record.boot_id != self.boot_id);
-            // A living process takes microseconds from the new file to its name.
+            // A living process renames the new file within microseconds.
             let old = || {
                 rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)
                     .is_ok_and(|stat| stat.st_mtime.saturating_add(60) < now_ms().cast_signed() / 1000)

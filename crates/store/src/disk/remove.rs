@@ -1,5 +1,5 @@
-//! Recursive removal of what containers and images left behind: never follows a symlink, never enters another
-//! mount, never recurses, and holds a bounded number of descriptors however deep the tree is.
+//! Removal of directory trees that containers and images left behind. It never follows a symlink, never enters
+//! another mount, uses no recursion, and holds a bounded number of descriptors however deep the tree is.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,15 +9,15 @@ use rustix::io::Errno;
 
 use crate::fail::fail_point;
 
-/// How many directories deep the walk goes before it moves what lies deeper up to the top. Each level holds one
+/// How deep the walk goes; deeper directories are moved up to the top of the tree first. Each level holds one
 /// descriptor, and a process may have as few as 1024.
 const MAX_DEPTH: usize = 32;
 
-/// Why a tree is still there.
+/// Why a tree was not removed completely.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Something in it could not be removed; the rest of it was.
+    /// An entry could not be removed; the rest of the tree was.
     #[error("cannot remove {name:?}")]
     Entry {
         /// Its name, without its directories.
@@ -34,8 +34,8 @@ struct Frame {
     dir: OwnedFd,
     entries: Dir,
     name: CString,
-    /// Whether this pass over the entries removed one. Some file systems skip entries then, and the top gets new ones:
-    /// if the directory turns out not to be empty, another pass follows.
+    /// Whether this pass over the entries removed one. Some file systems skip entries after a removal, and the top
+    /// directory receives those that were moved up: if the directory turns out not to be empty, another pass follows.
     removed: bool,
     failed: bool,
 }
@@ -63,7 +63,7 @@ fn open(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     wardian_sys::directory::open(parent, name, flags, resolve())
 }
 
-/// Gives a directory without permissions some; needed only where root lacks CAP_DAC_OVERRIDE.
+/// Adds the owner's permissions to a directory; needed only where root lacks CAP_DAC_OVERRIDE.
 fn make_accessible(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -71,10 +71,11 @@ fn make_accessible(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     rustix::fs::chmod(format!("/proc/self/fd/{}", dir.as_raw_fd()), Mode::RWXU)
 }
 
-/// Removes the directory `name` under `parent` with all that is in it. It is no error if there is none.
+/// Removes the directory `name` under `parent` with its content. A missing directory is no error.
 ///
-/// `stop` is asked before each entry. What cannot be removed is left and the rest goes; the first such error is
-/// returned. The tree's top directory must not be writable by others: deep directories are moved into it.
+/// `stop` is called before each entry; true ends the removal. Entries that cannot be removed are skipped; the first
+/// such error is returned. The tree's top directory must not be writable by others: deep directories are moved into
+/// it.
 pub fn tree(parent: impl AsFd, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(), Error> {
     let parent = parent.as_fd();
     let failure = |name: &CStr, source| Error::Entry { name: name.to_owned(), source };
@@ -142,7 +143,7 @@ pub fn tree(parent: impl AsFd, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(
     first.map_or(Ok(()), Err)
 }
 
-/// Removes an entry that is no directory and says whether it did; a directory is left for the walk.
+/// Removes an entry that is no directory and returns true; returns false for a directory, which is left to the walk.
 fn unlink(dir: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<bool, Errno> {
     if kind == FileType::Directory {
         return Ok(false);
@@ -154,7 +155,7 @@ fn unlink(dir: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<bool, Errn
     }
 }
 
-/// Moves a directory from the deep to the top of the tree, where the walk meets it again.
+/// Moves a directory that lies too deep to the top of the tree, where the walk finds it again.
 fn lift(from: &OwnedFd, name: &CStr, top: &OwnedFd, moved: &mut u64) -> Result<(), Errno> {
     loop {
         let new = format!(".deep-{moved}");
@@ -166,7 +167,7 @@ fn lift(from: &OwnedFd, name: &CStr, top: &OwnedFd, moved: &mut u64) -> Result<(
     }
 }
 
-/// Leaves the innermost directory, and removes it unless something in it stays; or starts another pass over it.
+/// Leaves the innermost directory and removes it unless entries remain, or starts another pass over it.
 fn pop(parent: BorrowedFd<'_>, stack: &mut Vec<Frame>, first: &mut Option<Error>) {
     let Some(mut frame) = stack.pop() else { return };
     let above = stack.last().map_or(parent, |frame| frame.dir.as_fd());

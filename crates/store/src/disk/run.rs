@@ -1,4 +1,4 @@
-//! The run directory: on a tmpfs, because what lives in memory cannot make anyone wait for a disk.
+//! The run directory. It is on a tmpfs, so that no access to it waits for a disk.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,23 +12,23 @@ use super::whose;
 
 /// TMPFS_MAGIC (linux/magic.h).
 const TMPFS: i64 = 0x0102_1994;
-/// How a tmpfs that we have mounted ourselves shows in mountinfo.
+/// The mount source, in mountinfo, of a tmpfs that this program has mounted.
 pub const SOURCE: &str = "wardian";
 
-/// A mount takes microseconds.
+/// How long the guard lock is waited for; a mount takes microseconds.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// S_ISVTX (inode(7)).
 const STICKY: u32 = 0o1000;
 
-/// What others may do in a run directory: go through it, to a socket whose mode lets them in.
+/// The mode of a run directory: other users may only search it, to reach a socket whose own mode admits them.
 const OTHERS_PASS: u32 = 0o711;
 
-/// Makes a directory of the run directory that only root looks into: what is recorded there tells of containers, and
-/// holds their environments. One that an earlier server has left open to others is closed.
+/// Creates a directory inside the run directory that only root can access, because the records in it contain the
+/// containers' environments. If an earlier server has left it open to others, its mode is restricted.
 ///
 /// # Errors
-/// Others could change what is above it, it is another user's, or the system's.
+/// Other users could change a directory above it, it belongs to another user, or a system call failed.
 pub fn private(dir: &Path) -> std::io::Result<Directory> {
     let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) else {
         return Err(std::io::ErrorKind::InvalidInput.into());
@@ -36,10 +36,11 @@ pub fn private(dir: &Path) -> std::io::Result<Directory> {
     Ok(Directory::make(above, OTHERS_PASS)?.0.private(name)?)
 }
 
-/// Makes the directory, and mounts a tmpfs on it if it is on none.
+/// Creates the run directory, and mounts a tmpfs on it unless it is on one already.
 ///
 /// # Errors
-/// It is somebody else's ([`whose::run`]), others could change it or what is above it, or the system's.
+/// The directory is not one of wardian's ([`whose::run`]), other users could change it or a directory above it, or a
+/// system call failed.
 pub fn prepare(run: &Path) -> std::io::Result<Directory> {
     whose::run(run).map_err(|error| match error {
         whose::Error::Directory(error) => error.into(),
@@ -47,7 +48,7 @@ pub fn prepare(run: &Path) -> std::io::Result<Directory> {
     })?;
     let (mut dir, made) = Directory::make(run, OTHERS_PASS)?;
     if rustix::fs::fstatfs(&dir)?.f_type != TMPFS {
-        // One at a time: a tmpfs on another one would hide what is recorded in that.
+        // Under a lock among processes: a second tmpfs would hide the records in the first.
         lock::guarded(&dir, "mount", MOUNT_PATIENCE, || {
             if rustix::fs::statfs(dir.path())?.f_type != TMPFS {
                 let flags = MountFlags::NOSUID | MountFlags::NODEV;
@@ -60,8 +61,8 @@ pub fn prepare(run: &Path) -> std::io::Result<Directory> {
     }
     let sticky = rustix::fs::fstat(&dir)?.st_mode & STICKY != 0;
     sweep(&dir, sticky)?;
-    // The umask of a server closes what it makes, so that only what is opened here is open. A directory that was there
-    // may be open to fewer, and stays so.
+    // A server's umask denies others all access to the directory it has created; the mode set here admits them. The
+    // mode of an existing directory is never widened.
     let now = rustix::fs::fstat(&dir)?.st_mode & 0o7777;
     let mode = if made { OTHERS_PASS } else { now & OTHERS_PASS };
     if now != mode {
@@ -70,20 +71,20 @@ pub fn prepare(run: &Path) -> std::io::Result<Directory> {
     Ok(dir)
 }
 
-/// Sets aside what other users have put in the place of a server's own things while they could write to the directory: nobody
-/// but root may keep a server from starting. In one that was `open` to them until now nothing but what is root's counts; in
-/// others the directories of records stay, and are refused where they are not root's: an administrator may have changed
-/// their owner.
+/// Sets aside entries that other users have planted under the names of a server's own files while they could write to
+/// the directory: nobody but root may keep a server from starting. If the directory was `open` to other users until
+/// now, every entry that is not root's is set aside. Otherwise the directories of records stay, since an
+/// administrator may have changed their owner; they are refused later if they are not root's.
 ///
 /// # Errors
-/// Something is mounted there, or the system's.
+/// A mount point is in the way, or a system call failed.
 pub fn sweep(dir: &Directory, open: bool) -> std::io::Result<()> {
     let kept = |name: &str| !open && !whose::REPLACED.contains(&name);
     for name in whose::RUN_ENTRIES.iter().filter(|name| !kept(name)) {
         if dir.foreign(name)?.is_none() {
             continue;
         }
-        // One at a time: what is looked at is what is set aside.
+        // Under a lock among processes, so that the entry that was checked is the one that is set aside.
         lock::guarded(dir, "mount", MOUNT_PATIENCE, || {
             let Some(stat) = dir.foreign(name)? else { return Ok(()) };
             let path = dir.path().join(name);
@@ -96,7 +97,7 @@ pub fn sweep(dir: &Directory, open: bool) -> std::io::Result<()> {
 
 /// Whether no container and no root file system is recorded in the directory.
 pub fn is_unused(run: &Path) -> bool {
-    // What cannot be read may hold something.
+    // A directory that cannot be read may hold a record.
     let empty = |name| match std::fs::read_dir(run.join(name)) {
         Ok(mut all) => all.next().is_none(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
@@ -104,14 +105,14 @@ pub fn is_unused(run: &Path) -> bool {
     empty("containers") && empty("rootfs")
 }
 
-/// Unmounts what [`prepare`] has mounted, if nothing is recorded there.
+/// Unmounts the tmpfs that [`prepare`] has mounted, if it holds no record.
 pub fn leave(run: &Path) {
     let run = std::fs::canonicalize(run).unwrap_or_else(|_| run.to_owned());
     let mountinfo = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mounts = wardian_sys::procfs::mountinfo(&mountinfo).unwrap_or_default();
     let ours = mounts.iter().any(|m| m.mount_point == run && m.source == Path::new(SOURCE));
     if ours && is_unused(&run) {
-        // Detached: a server's socket and lock are in there until it ends.
+        // A lazy unmount, because a server's socket and lock are in use there until it exits.
         if let Err(error) = wardian_sys::mount::unmount_lazily(&run) {
             tracing::warn!(run = %run.display(), %error, "run.tmpfs-left");
         }

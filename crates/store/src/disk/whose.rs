@@ -1,6 +1,6 @@
-//! Whether a directory that somebody has named is one of ours. A server closes it to others, mounts a tmpfs on it and deletes
-//! what nothing on record names; `wardian reset` deletes what is in it: none of that may happen to the directory of
-//! somebody else.
+//! Checks whether a directory given as an option belongs to wardian. A server restricts its mode, mounts a tmpfs on
+//! it and deletes entries without a record; `wardian reset` deletes its content. None of that may happen to a
+//! directory of another program.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -12,22 +12,24 @@ use wardian_sys::directory::{self, Directory};
 use super::files;
 use super::format::{self, Format};
 
-/// A server's note of itself in its run directory.
+/// The file in which a server identifies itself in its run directory.
 pub const INSTANCE: &str = "instance.json";
 /// The directories of a run directory.
 const RUN_DIRECTORIES: [&str; 3] = ["containers", "rootfs", "pool"];
-/// Other things of ours in a run directory; those that are no more than a name are there before the server's note is.
+/// Other files of wardian in a run directory. These names alone prove nothing: some exist before the server has
+/// written [`INSTANCE`].
 const RUN_FILES: [&str; 7] =
     [INSTANCE, "instance.json.new", files::LOCK, ".lock.guard", ".lock.new", ".mount.guard", "garden.sock"];
-/// All that a server makes in its run directory, but its lock and the guards of that, which [`wardian_sys::lock`] replaces.
+/// All entries that a server makes in its run directory, except its lock and the lock's guards, which
+/// [`wardian_sys::lock`] replaces.
 pub(crate) const RUN_ENTRIES: [&str; 6] =
     [INSTANCE, "instance.json.new", "garden.sock", "pool", "containers", "rootfs"];
-/// Those of them that each start makes anew.
+/// The entries of [`RUN_ENTRIES`] that each start of a server makes anew.
 pub(crate) const REPLACED: [&str; 3] = [INSTANCE, "instance.json.new", "pool"];
-/// What is in the directory of a store before its `format.json` is, or is left by a removal that was cut off, and what a
-/// new file system has.
+/// Entries that a store's directory may have without a `format.json`: the lock, which exists before it and after an
+/// interrupted removal, and what mkfs makes.
 const STORE_FILES: [&str; 2] = [files::LOCK, "lost+found"];
-/// Directories of the system, which are nobody's store and nobody's run directory whatever is in them (hier(7)).
+/// System directories (hier(7)), which are never accepted as a store or a run directory, whatever they contain.
 const SYSTEM: [&str; 24] = [
     "/",
     "/bin",
@@ -54,18 +56,18 @@ const SYSTEM: [&str; 24] = [
     "/var/run",
     "/var/tmp",
 ];
-/// How often a run directory is looked at before it is somebody else's, …
+/// How often a run directory is checked before it is refused, …
 const LOOKS: u32 = 20;
-/// … and how long after one another.
+/// … and the interval between two checks.
 const LOOK: Duration = Duration::from_millis(10);
-/// Bytes of the largest record that is looked at.
+/// The maximum size of a record that is read, in bytes.
 const MOST: u64 = 64 << 20;
 
-/// Why a directory is left alone.
+/// Why a directory is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// One that every host has.
+    /// It is a system directory.
     #[error(
         "{path} is a directory of the system, and what is in it would be deleted or closed to others: name a directory of \
          wardian's own ({option})",
@@ -77,7 +79,7 @@ pub enum Error {
         /// The option that names it.
         option: &'static str,
     },
-    /// There is something in it, and no `format.json`.
+    /// It is not empty and has no `format.json`.
     #[error(
         "{path} is no store of wardian: it has no format.json, but it holds {found}, which might be deleted. Nothing was \
          touched; name the store (--root), or a directory that is new or empty",
@@ -89,7 +91,7 @@ pub enum Error {
         /// The first thing in it that is not ours.
         found: String,
     },
-    /// There is something in it, and no record of a server.
+    /// It is not empty and has no record of a server.
     #[error(
         "{path} is no run directory of wardian: it has no record of a server (instance.json), but it holds {found}, which \
          might be hidden or deleted. Nothing was touched; name the run directory (--run), or a directory that is new or \
@@ -102,15 +104,15 @@ pub enum Error {
         /// The first thing in it that is not ours.
         found: String,
     },
-    /// A `format.json` that this program cannot go by.
+    /// Its `format.json` is invalid, or of a format that this program must not touch.
     #[error(transparent)]
     Format(#[from] format::Error),
-    /// The directory cannot be looked at, or others could change it.
+    /// The directory cannot be read, or others could change it.
     #[error(transparent)]
     Directory(#[from] directory::Error),
 }
 
-/// Whether it is a store; false if there is nothing in it yet, or no such directory.
+/// Returns whether the directory is a store; false if it is empty or missing.
 ///
 /// # Errors
 /// It is something else.
@@ -131,8 +133,8 @@ pub fn store(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Whether it is the run directory of a server or of commands; false if nothing of theirs is in it, nor of anybody else's
-/// but sockets and files with process ids (`*.pid`), or if there is no such directory.
+/// Returns whether the directory is the run directory of a server or of commands; false if it holds no record of
+/// theirs and nothing of anybody else's but sockets and PID files (`*.pid`), or if it is missing.
 ///
 /// # Errors
 /// It is something else.
@@ -153,7 +155,8 @@ pub fn run(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// The directory, and what is in it. One such as /tmp is looked at as well: whoever makes something in it closes it first.
+/// Opens the directory and lists its entries. A directory that others can write to, such as /tmp, is opened as well:
+/// its mode is restricted before anything is created in it.
 fn open(path: &Path, option: &'static str) -> Result<Option<(Directory, Vec<OsString>)>, Error> {
     let dir = match Directory::open_shared(path) {
         Err(error) if error.is_missing() => return Ok(None),
@@ -170,7 +173,7 @@ fn shown(name: &OsStr) -> String {
     format!("{:?}", name.to_string_lossy())
 }
 
-/// Whether a server has written down there that it is its own, or there is a record of a root file system or a container.
+/// Whether the directory holds a server's [`INSTANCE`] file, or a record of a root file system or of a container.
 fn is_proven(run: &Directory) -> bool {
     let has = |dir: &Directory, name: &OsStr, fields: &[&str]| {
         let text = dir.read(name, MOST).unwrap_or_default();
@@ -191,8 +194,8 @@ fn is_proven(run: &Directory) -> bool {
         })
 }
 
-/// Whether something in a directory tells nothing of whose that is, and is neither hidden nor deleted to anybody's harm. A
-/// link is judged by whoever opens it.
+/// Whether an entry tells nothing about the directory's owner, and can be hidden by a mount or deleted without harm.
+/// A symlink is checked by the code that opens it.
 fn is_harmless(run: &Directory, name: &OsStr) -> bool {
     let kind = |dir: &Directory, name: &OsStr| {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -201,7 +204,7 @@ fn is_harmless(run: &Directory, name: &OsStr) -> bool {
     let socket_or_link =
         |dir: &Directory, name: &OsStr| matches!(kind(dir, name), FileType::Socket | FileType::Symlink);
     if RUN_DIRECTORIES.iter().any(|known| name == *known) && kind(run, name) == FileType::Directory {
-        // One that is not trusted is refused by whoever opens it, who says why.
+        // A directory that is not trusted is refused with its reason when it is opened.
         return run.child(name).map_or(true, |dir| {
             dir.names().is_ok_and(|names| names.iter().all(|name| socket_or_link(&dir, name)))
         });
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn directories_of_the_system_are_nobodys() {
-        // Only looked at.
+        // These directories are only read.
         for path in ["/", "/etc", "/usr/../etc", "/tmp", "/run"] {
             assert!(matches!(store(Path::new(path)), Err(Error::System { .. })), "{path}");
             assert!(matches!(run(Path::new(path)), Err(Error::System { .. })), "{path}");
@@ -237,7 +240,7 @@ mod tests {
             fs::write(dir.join(name), "").unwrap();
             assert!(!store(&dir).unwrap());
         }
-        // As another program may have called its own.
+        // Another program may have a directory of this name.
         fs::create_dir(dir.join("trash")).unwrap();
         let error = store(&dir).unwrap_err().to_string();
         assert!(error.contains("no store of wardian") && error.contains("\"trash\""), "{error}");

@@ -1,4 +1,4 @@
-//! Work that several threads ask for at once is done by the first of them; the others wait for its result.
+//! Deduplication of concurrent work: the first thread that asks does the work, the others wait for its result.
 
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ struct Seat<V> {
     landed: Condvar,
 }
 
-/// Work under way, by key. Results are not kept.
+/// The work in progress, by key. Results are not cached.
 #[derive(Debug)]
 pub(crate) struct Flights<K, V>(Mutex<HashMap<K, Arc<Seat<V>>>>);
 
@@ -24,7 +24,7 @@ impl<K, V> Default for Flights<K, V> {
     }
 }
 
-/// Takes the key off and wakes those that wait, also when the work panics.
+/// Removes the key and wakes the waiting threads when it is dropped, also if the work panics.
 struct Landing<'a, K: Eq + Hash, V: Clone> {
     flights: &'a Flights<K, V>,
     key: K,
@@ -41,12 +41,12 @@ impl<K: Eq + Hash, V: Clone> Drop for Landing<'_, K, V> {
     }
 }
 
-/// How often who waits looks whether it is to go on waiting.
+/// The interval at which a waiting thread checks whether it was cancelled.
 const LOOK: Duration = Duration::from_millis(50);
 
 impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
-    /// Does the work, or waits for who does. `work` must itself look whether it was just done by someone. Who waits can
-    /// be cancelled; if who works is, somebody who waits takes over.
+    /// Does the work, or waits for the thread that does it. `work` itself must check whether the result exists
+    /// already. A waiting thread can be cancelled; if the working one is, a waiting one takes over.
     pub(crate) fn run(
         &self,
         key: &K,
@@ -82,7 +82,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
         let result = work().map_err(Arc::new);
         landing.result = Some(result.clone());
         drop(landing);
-        // Unwrapped where nobody waited, so that callers can match the error.
+        // The error is not wrapped if nobody waited, so that callers can match it.
         result.map_err(|error| Arc::try_unwrap(error).unwrap_or_else(Error::Shared))
     }
 }

@@ -1,9 +1,9 @@
-//! What names stand for: `images/<name>.json`, one file for each named image.
+//! The records of named images: `images/<name>.json`, one file for each name.
 //!
-//! Names that mean the same have one record ([`short`]), which is found by each of them.
+//! Names with the same short form ([`short`]) share one record, which is found by each of them.
 //!
-//! Manifest and config lie beside them in `images/<digest>.documents`, once for all names of an image: they are as large as
-//! whoever made the image likes, and a list of names needs neither.
+//! Manifest and config lie beside the records in `images/<digest>.documents`, once for all names of an image: their
+//! size is up to the image's author, and a list of names needs neither.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -19,18 +19,19 @@ use crate::disk::files;
 use crate::disk::layout::Layout;
 
 const SUFFIX: &str = ".json";
-/// What ends the name of a file with documents: not what ends a record's.
+/// The suffix of a file with documents; it differs from that of a record.
 const DOCUMENTS: &str = ".documents";
-/// How often a record is read again whose documents have gone since: another image got the name meanwhile.
+/// How often a record is read if its documents are missing, which happens when another image gets the name meanwhile.
 const TRIES: usize = 5;
-/// Bytes of a name. Its file's name may have three times as many, and 255 are possible.
+/// The maximum length of a name in bytes. The name of its file may be three times as long, and the limit there is
+/// 255.
 const MAX_NAME: usize = 80;
 
-/// What could not be done to a name.
+/// Why an operation on a name failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It could not be a name.
+    /// The name is invalid.
     #[error(
         "{name:?} is no name for an image: use up to {MAX_NAME} letters, digits and . _ - : / @, \
          starting with a letter or a digit"
@@ -45,7 +46,7 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// Another image has the name, and nobody has said that it may lose it.
+    /// Another image has the name, and only an operator may reassign it.
     #[error(
         "the name {name:?} is that of another image ({id}), and what a source calls its image does not take that away; \
          give it another name with `-t NAME`, or this one with `-t {name}` or `--force`"
@@ -56,7 +57,7 @@ pub enum Error {
         /// The beginning of the id of the image that has it.
         id: String,
     },
-    /// Somebody wanted it kept.
+    /// The image is pinned.
     #[error(
         "the image {name:?} is pinned; `wardian image unpin {name}` lets go of it, or `--force` removes it all the same"
     )]
@@ -64,7 +65,7 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// The image that has the name has gone from the store, and its source is another one by now.
+    /// The layers of the named image were collected, and its source has another image by now.
     #[error(
         "the layers of the image {name:?} are gone, and its source is another image by now; import that with `-t {name}`, \
          or remove the name"
@@ -90,7 +91,7 @@ pub struct Named {
     pub name: String,
     /// Where it came from.
     pub source: String,
-    /// Tells one image from another: the digest of its config, or the chain id of a bare tar, in hex.
+    /// The image's id: the digest of its config, or the chain id of a bare tar, in hex.
     pub id: String,
     /// Chain ids, bottom first.
     pub layers: Vec<String>,
@@ -101,7 +102,7 @@ pub struct Named {
     pub imported_ms: u64,
 }
 
-/// What a named image says of itself.
+/// The manifest and config of a named image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Documents {
     /// The manifest as it was read; none for a bare tar and for what `docker save` wrote.
@@ -112,22 +113,22 @@ pub struct Documents {
     pub config: Option<String>,
 }
 
-/// A record as it lies on the disk.
+/// The content of a record file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
     #[serde(flatten)]
     image: Named,
-    /// Which file has the documents, by the digest of its content in hex. None for a bare tar, and in records of earlier
-    /// versions, which have the documents among their own fields.
+    /// The digest, in hex, of the file with the documents. None for a bare tar, and in records of earlier versions,
+    /// which contain the documents themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     documents: Option<String>,
 }
 
-/// Whether an image can be called that.
+/// Checks that a name is valid.
 ///
 /// # Errors
-/// It cannot. Names are used in addresses and on terminals: no blanks, no control characters, nothing that could be a
-/// path out.
+/// The name is invalid. Names are used in addresses and on terminals, so blanks, control characters and path
+/// traversal are refused.
 pub fn check(name: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/@".contains(&byte);
     let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
@@ -137,10 +138,11 @@ pub fn check(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a source may call its image that.
+/// Checks that a name which a source gives its image is valid.
 ///
 /// # Errors
-/// As [`check`]; nor may it be called what reads as a digest: whoever names an image by one trusts that no other has it.
+/// As [`check`]; a name that reads as a digest is refused as well, since users trust that only the image with that
+/// digest has it.
 pub fn check_brought(name: &str) -> Result<(), Error> {
     check(name)?;
     if name.contains('@') || short(name).starts_with("sha256:") {
@@ -149,12 +151,12 @@ pub fn check_brought(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The name's file: what a file name cannot hold becomes `%` and two hex digits.
+/// Returns the file name of a name's record, with `/` written as `%2F`.
 pub(crate) fn file_name(name: &str) -> String {
     format!("{}{SUFFIX}", name.replace('/', "%2F"))
 }
 
-/// The name that a file is the record of, if it is one.
+/// Returns the image name that belongs to a record's file name; `None` if the file is no record.
 fn name_of(file: &str) -> Option<String> {
     let name = file.strip_suffix(SUFFIX).filter(|name| !name.starts_with('.'))?;
     Some(name.replace("%2F", "/"))
@@ -164,7 +166,8 @@ fn documents_file(digest: &str) -> String {
     format!("{digest}{DOCUMENTS}")
 }
 
-/// The name that the record has of what this name means; where there is none, that it will have.
+/// Returns the name under which the image's record is stored; if there is none, the name under which it would be
+/// stored.
 fn resolve(layout: &Layout, name: &str) -> Result<String, Error> {
     check(name)?;
     let there =
@@ -174,13 +177,13 @@ fn resolve(layout: &Layout, name: &str) -> Result<String, Error> {
             return Ok(form.to_owned());
         }
     }
-    // An earlier version has kept each name as it was said.
+    // An earlier version stored each name as it was given.
     let earlier =
         files(layout)?.iter().filter_map(|file| name_of(file)).find(|other| short(other) == short(name));
     Ok(earlier.unwrap_or_else(|| short(name).to_owned()))
 }
 
-/// The record of exactly that name, and its text.
+/// Reads the record stored under exactly that name; returns it with its text.
 fn read(layout: &Layout, name: &str) -> Result<Option<(Entry, String)>, Error> {
     let failed = |source| Error::Record { name: name.to_owned(), source };
     match files::read_file(&layout.images, &file_name(name)) {
@@ -197,12 +200,12 @@ fn existing(layout: &Layout, name: &str) -> Result<(Entry, String), Error> {
     read(layout, &resolve(layout, name)?)?.ok_or_else(|| Error::Unknown { name: name.to_owned() })
 }
 
-/// The image of this name.
+/// Finds the image with this name.
 pub(crate) fn find(layout: &Layout, name: &str) -> Result<Named, Error> {
     Ok(existing(layout, name)?.0.image)
 }
 
-/// The image of this name, and what it says of itself.
+/// Reads the image with this name, its manifest and its config.
 pub(crate) fn read_whole(layout: &Layout, name: &str) -> Result<(Named, Documents), Error> {
     let failed = |source| Error::Record { name: name.to_owned(), source };
     for _ in 0..TRIES {
@@ -223,17 +226,18 @@ pub(crate) fn read_whole(layout: &Layout, name: &str) -> Result<(Named, Document
     Err(failed(ErrorKind::NotFound.into()))
 }
 
-/// Whose wish it is that an image gets a name.
+/// Who gives a name to an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
-    /// Somebody who may say what a name stands for: another image loses it, and a pin, which is the name's, stays.
+    /// An operator, who may reassign a name: another image loses it. The pin belongs to the name and stays.
     Operator,
-    /// The source's own, which was written by whoever made the image: it gets no name that another image has.
+    /// The source, whose content the image's author controls: it cannot take a name that another image has.
     Source,
 }
 
 impl Named {
-    /// Whether both are one image. The id alone does not tell: it is the config's, and a manifest decides where layers go.
+    /// Whether both are the same image. Equal ids do not suffice: the id is the config's digest, and a manifest may
+    /// combine one config with other layers.
     fn is_same(&self, other: &Self) -> bool {
         self.id == other.id && self.layers == other.layers
     }
@@ -243,7 +247,7 @@ impl Named {
     }
 }
 
-/// Names an image, and gives the image that had the name until now, if that was another one. Waits for the disk.
+/// Names an image; returns the image that had the name before, if it was another one. Waits for the disk.
 pub(crate) fn save(
     layout: &Layout,
     mut image: Named,
@@ -256,11 +260,11 @@ pub(crate) fn save(
     }
     let _turn = turn(layout, &image.name)?;
     image.name = resolve(layout, &image.name)?;
-    // One that a power cut has emptied has no pin, and is nobody's.
+    // A record that a power cut has emptied counts as missing.
     let old = read(layout, &image.name).ok().flatten().map(|(old, _)| old.image);
     if let Some(old) = &old {
         match (wish, old.is_same(&image)) {
-            // Not even where it came from is changed: it may be fetched again from there.
+            // The record keeps even its old source, because the layers may be fetched again from it.
             (Wish::Source, true) => return Ok(None),
             (Wish::Source, false) => return Err(old.taken()),
             (Wish::Operator, _) => image.pinned = old.pinned,
@@ -274,7 +278,7 @@ pub(crate) fn save(
     Ok(old.filter(|old| !old.is_same(&entry.image)))
 }
 
-/// Refuses a name that a source brings along if another image has it: a look ahead, before anything is fetched.
+/// Refuses a name given by a source if another image has it: an early check, before anything is fetched.
 pub(crate) fn check_free(layout: &Layout, name: &str, id: &str, layers: &[String]) -> Result<(), Error> {
     match read(layout, &resolve(layout, name)?)? {
         Some((Entry { image: old, .. }, _)) if old.id != id || old.layers != layers => Err(old.taken()),
@@ -282,7 +286,7 @@ pub(crate) fn check_free(layout: &Layout, name: &str, id: &str, layers: &[String
     }
 }
 
-/// Changes what is recorded of an image. Waits for the disk.
+/// Changes an image's record. Waits for the disk.
 pub(crate) fn change(layout: &Layout, name: &str, change: impl FnOnce(&mut Named)) -> Result<(), Error> {
     let _turn = turn(layout, name)?;
     let (mut entry, text) = existing(layout, name)?;
@@ -295,7 +299,8 @@ pub(crate) fn change(layout: &Layout, name: &str, change: impl FnOnce(&mut Named
     write(layout, &entry)
 }
 
-/// Puts documents beside the records, unless they are there: says by which digest they are found, if there are any.
+/// Writes the documents beside the records, unless they are there already; returns their digest, or `None` for empty
+/// ones.
 fn keep(layout: &Layout, name: &str, documents: &Documents) -> Result<Option<String>, Error> {
     if *documents == Documents::default() {
         return Ok(None);
@@ -304,7 +309,7 @@ fn keep(layout: &Layout, name: &str, documents: &Documents) -> Result<Option<Str
     let text = serde_json::to_string(documents).map_err(|error| failed(error.into()))?;
     let digest = Digest::of(text.as_bytes()).as_hex().to_owned();
     let file = documents_file(&digest);
-    // What a disk has damaged is written anew.
+    // A file that the disk has damaged is written again.
     if !files::read_file(&layout.images, &file).is_ok_and(|there| there == text) {
         files::write_file_durable(&layout.images, &file, &text).map_err(failed)?;
     }
@@ -318,7 +323,7 @@ fn write(layout: &Layout, entry: &Entry) -> Result<(), Error> {
     files::write_file_durable(&layout.images, &file_name(name), &text).map_err(failed)
 }
 
-/// Deletes the documents that no name has any more.
+/// Deletes documents that no record refers to.
 pub(crate) fn sweep(layout: &Layout) {
     match turn(layout, "") {
         Ok(_turn) => sweep_in_turn(layout),
@@ -326,7 +331,8 @@ pub(crate) fn sweep(layout: &Layout) {
     }
 }
 
-/// The same for who has the turn, without which no file here is new: also what a killed process has left half written goes.
+/// As [`sweep`], for a caller that holds the lock of [`turn`]. No other process can be writing a file then, so
+/// half-written files of killed processes are deleted too.
 fn sweep_in_turn(layout: &Layout) {
     let swept = || -> Result<(), Error> {
         let files = files(layout)?;
@@ -334,7 +340,7 @@ fn sweep_in_turn(layout: &Layout) {
         for name in files.iter().filter_map(|file| name_of(file)) {
             match read(layout, &name) {
                 Ok(entry) => kept.extend(entry.and_then(|(entry, _)| entry.documents)),
-                // Emptied by a power cut: it names nothing any more.
+                // A record that a power cut has emptied refers to no documents.
                 Err(Error::Record { source, .. })
                     if matches!(source.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {}
                 Err(error) => return Err(error),
@@ -351,13 +357,13 @@ fn sweep_in_turn(layout: &Layout) {
         }
         Ok(())
     };
-    // They take space, and nothing else.
+    // Documents that stay cost only space.
     if let Err(error) = swept() {
         tracing::warn!(%error, "image.documents-stay");
     }
 }
 
-/// A turn among all processes that change records.
+/// Takes the lock among all processes that change records.
 fn turn(layout: &Layout, name: &str) -> Result<OwnedFd, Error> {
     let failed = |error: Errno| Error::Record { name: name.to_owned(), source: error.into() };
     let dir = files::open_dir(&layout.images, ".").map_err(failed)?;
@@ -365,7 +371,8 @@ fn turn(layout: &Layout, name: &str) -> Result<OwnedFd, Error> {
     Ok(dir)
 }
 
-/// Takes the name of an image away as [`remove`] does, and gives what had it; a pinned one only if that is meant.
+/// Removes a name as [`remove`] does, and returns the image that had it. A pinned image is refused unless `pinned` is
+/// set.
 pub(crate) fn take(layout: &Layout, name: &str, pinned: bool) -> Result<Named, Error> {
     let _turn = turn(layout, name)?;
     let image = existing(layout, name)?.0.image;
@@ -376,7 +383,7 @@ pub(crate) fn take(layout: &Layout, name: &str, pinned: bool) -> Result<Named, E
     Ok(image)
 }
 
-/// Takes the name away; the layers stay until they are collected, and the documents until [`sweep`].
+/// Removes the name; the layers stay until they are collected, the documents until [`sweep`].
 pub(crate) fn remove(layout: &Layout, name: &str) -> Result<(), Error> {
     match rustix::fs::unlinkat(&layout.images, file_name(&resolve(layout, name)?), AtFlags::empty()) {
         Ok(()) => Ok(()),
@@ -389,8 +396,8 @@ fn files(layout: &Layout) -> Result<Vec<String>, Error> {
     files::names(&layout.images).map_err(|error| Error::Record { name: String::new(), source: error.into() })
 }
 
-/// All named images, by name, without what they say of themselves. One whose record a power cut has emptied is left out: it
-/// can be imported again.
+/// Returns all named images, sorted by name, without their documents. An image whose record a power cut has emptied
+/// is left out; it can be imported again.
 pub(crate) fn all(layout: &Layout) -> Result<Vec<Named>, Error> {
     let mut images = Vec::new();
     for name in files(layout)?.iter().filter_map(|file| name_of(file)) {

@@ -1,4 +1,4 @@
-//! Images by their names, and what is known of one while it is fetched.
+//! Named images, opened images, and the progress of imports.
 
 pub(crate) mod flight;
 pub mod image;

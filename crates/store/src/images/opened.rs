@@ -8,13 +8,13 @@ use crate::layers::layer::Layer;
 /// An image whose layers are in the store. Cheap to clone; keeps its layers open.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// As it was asked for.
+    /// The address as it was given.
     pub uri: String,
-    /// The same without what may be secret.
+    /// The address without secrets such as credentials.
     pub shown: String,
     /// The digest of its config, or the chain id of a bare tar or of an app on top, in hex.
     pub id: String,
-    /// What the image says about the processes in it.
+    /// The image's settings for processes.
     pub config: wardian_image::Config,
     /// The manifest as it was read; none for a bare tar.
     pub manifest: Option<Vec<u8>>,
@@ -38,10 +38,10 @@ impl Image {
         self.layers.iter().map(|layer| Ok(layer.fs()?)).collect()
     }
 
-    /// Bytes of what was read of it, which whoever made it chose.
+    /// Returns the memory that manifest and config take, in bytes; their size is up to the image's author.
     pub(crate) fn documents(&self) -> usize {
         let length = |text: &Option<Vec<u8>>| text.as_ref().map_or(0, Vec::len);
-        // The settings are a part of the config, with as much again for each string of it.
+        // Factor 4: the parsed settings repeat a part of the config, with the overhead of each string.
         length(&self.manifest) + 4 * length(&self.config_json)
     }
 

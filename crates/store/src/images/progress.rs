@@ -1,4 +1,4 @@
-//! What an import is doing, for whoever watches it, and how to stop it.
+//! The progress of an import, and its cancellation.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use wardian_image::Watch;
 
-/// How far a layer has got.
+/// The state of a layer within an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
-    /// Its turn has not come, or another request unpacks it.
+    /// It is queued, or another request unpacks it.
     Waiting,
     /// It is read, verified and unpacked.
     Unpacking,
@@ -25,7 +25,7 @@ pub enum Phase {
 pub struct LayerProgress {
     /// The layer's chain id.
     pub chain_id: String,
-    /// Bytes of its blob.
+    /// The size of its blob in bytes.
     pub size: u64,
     pub(crate) watch: Watch,
     phase: AtomicU8,
@@ -36,7 +36,7 @@ impl LayerProgress {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// How far it has got.
+    /// The layer's current phase.
     pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
             0 => Phase::Waiting,
@@ -52,17 +52,17 @@ impl LayerProgress {
     }
 }
 
-/// An import, seen from outside.
+/// The progress of one import.
 #[derive(Debug, Default)]
 pub struct Progress {
     cancelled: AtomicBool,
-    /// For what is asked before a layer is known.
+    /// Counts and cancels requests that are made before a layer is known.
     watch: Watch,
     layers: Mutex<Vec<Arc<LayerProgress>>>,
 }
 
 impl Progress {
-    /// Stops the import soon; it ends with [`crate::Error::Cancelled`] and leaves nothing half made.
+    /// Cancels the import, which ends soon with [`crate::Error::Cancelled`] and leaves nothing half made.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
         self.watch.cancel();
@@ -85,13 +85,13 @@ impl Progress {
         &self.watch
     }
 
-    /// Begins with these layers.
+    /// Resets the progress to these layers.
     pub(crate) fn begin(&self, layers: &[wardian_image::Layer]) -> Vec<Arc<LayerProgress>> {
         self.lock().clear();
         layers.iter().map(|layer| self.add(layer)).collect()
     }
 
-    /// One layer more.
+    /// Adds a layer.
     pub(crate) fn add(&self, layer: &wardian_image::Layer) -> Arc<LayerProgress> {
         let layer = Arc::new(LayerProgress {
             chain_id: layer.chain_id.clone(),
@@ -100,7 +100,7 @@ impl Progress {
             phase: AtomicU8::new(Phase::Waiting as u8),
         });
         let mut layers = self.lock();
-        // Tried again after a collection.
+        // The layer may be listed already, from a try before a garbage collection.
         layers.retain(|other| other.chain_id != layer.chain_id);
         layers.push(Arc::clone(&layer));
         drop(layers);

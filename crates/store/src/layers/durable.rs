@@ -1,10 +1,10 @@
-//! Making layers durable, off every request path: one thread, in the idle I/O class.
+//! Makes layers durable outside every request path, in one thread of the idle I/O class.
 //!
-//! A layer's own data is written back first, file by file, with calls that make nobody else wait. Then one `syncfs`,
-//! on the descriptor of the store's root that was opened before the oldest of the waiting layers began to be unpacked,
-//! commits the metadata and reports every write error since that moment. Only after that does a layer's record say
-//! that it is durable. If an error is reported, each waiting layer's own descriptor tells whether it happened in the
-//! layer's time; those layers are suspect.
+//! A layer's own data is written back first, file by file, with calls that do not block other writers. Then one
+//! `syncfs`, on the descriptor of the store's root that was opened before the oldest of the waiting layers began to
+//! be unpacked, commits the metadata and reports every write error since that moment. Only after that does a layer's
+//! record say that it is durable. If an error is reported, a `syncfs` on each waiting layer's own descriptor tells
+//! whether it happened since that layer's unpack began; if so, the layer is suspect.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -20,23 +20,26 @@ use crate::disk::blocks::BLOCK;
 use crate::disk::files;
 use crate::fail::fail_point;
 
-/// How deep the write-back walks; a descriptor a level. What lies deeper is left to the final `syncfs`.
+/// The depth down to which the write-back walks, with one descriptor for each level. Deeper files are left to the
+/// final `syncfs`.
 const MAX_DEPTH: usize = 64;
-/// Files of at least so many bytes are waited for one by one, so that the disk's queue is not filled for others.
+/// The write-back of files of at least this size is awaited one by one, so that the disk's queue stays short for
+/// others.
 const LARGE: i64 = 1 << 20;
 
 #[derive(Default)]
 struct State {
     layers: VecDeque<Fresh>,
-    /// A descriptor whose `syncfs` makes an error known that nobody has seen, so that volatile mounts work again.
+    /// A descriptor whose `syncfs` reports a write-back error that nobody has seen, so that volatile mounts work
+    /// again.
     report: Option<OwnedFd>,
-    /// Layers that are not durable yet, those under way included: each holds two descriptors for that.
+    /// The number of layers that are not durable yet, including those being written back. Each holds two descriptors.
     pending: usize,
     busy: bool,
     stop: bool,
 }
 
-/// Told of a write error that was reported, in words, with the layers that it may concern.
+/// Called with a message about each reported write error.
 pub(crate) type Alarm = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The queue of the thread that makes layers durable.
@@ -53,12 +56,12 @@ impl std::fmt::Debug for Durability {
 }
 
 impl Durability {
-    /// A queue; nothing is done before [`Durability::start`].
+    /// Creates the queue; nothing is written back before [`Durability::start`].
     pub(crate) fn new(alarm: Alarm) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), alarm })
     }
 
-    /// Starts the thread. It ends by itself some time after [`Durability::stop`]: a `syncfs` cannot be interrupted.
+    /// Starts the thread. It ends some time after [`Durability::stop`], because a `syncfs` cannot be interrupted.
     pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
         let thread = Arc::clone(self);
         std::thread::Builder::new().name("durability".into()).spawn(move || thread.run()).map(drop)
@@ -70,7 +73,7 @@ impl Durability {
 
     pub(crate) fn layer(&self, fresh: Fresh) {
         let mut state = self.lock();
-        // Found again while it waits.
+        // The layer may be in the queue already.
         if !state.layers.iter().any(|waiting| waiting.layer.instance == fresh.layer.instance) {
             state.layers.push_back(fresh);
             state.pending += 1;
@@ -78,7 +81,7 @@ impl Durability {
         }
     }
 
-    /// Waits until at most so many layers are not durable yet; false if `cancelled` said so first.
+    /// Waits until at most `pending` layers are not durable yet; false if `cancelled` returns true first.
     pub(crate) fn at_most(&self, pending: usize, cancelled: &dyn Fn() -> bool) -> bool {
         let mut state = self.lock();
         while state.pending > pending && !state.stop {
@@ -101,7 +104,7 @@ impl Durability {
         self.changed.notify_all();
     }
 
-    /// Waits until nothing is left to do; false if that takes longer or `cancelled` says so.
+    /// Waits until the queue is empty; false on timeout, or if `cancelled` returns true.
     pub(crate) fn drain(&self, timeout: Duration, cancelled: &dyn Fn() -> bool) -> bool {
         let started = Instant::now();
         let mut state = self.lock();
@@ -120,7 +123,7 @@ impl Durability {
     }
 
     fn run(&self) {
-        // Without it the write-back competes with containers, and is right all the same.
+        // A failure is harmless: the write-back then only competes with containers for the disk.
         let _ = mount::idle_io_class();
         let mut state = self.lock();
         while !state.stop {
@@ -149,7 +152,7 @@ impl Durability {
     }
 
     fn make_durable(&self, mut layers: Vec<Fresh>) {
-        // One layer at a time: what is written back is bounded.
+        // One layer at a time, to bound the data in write-back.
         let mut written = Vec::new();
         for fresh in &mut layers {
             let fs = files::open_dir(&fresh.dir, "fs").map_err(std::io::Error::from);
@@ -178,7 +181,7 @@ impl Durability {
             fail_point!("marked");
             match marked {
                 Ok(()) => fresh.layer.set_state(Trust::Durable),
-                // Condemned and deleted meanwhile.
+                // The layer was moved to the trash and deleted meanwhile.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
                     fresh.layer.set_state(Trust::Suspect);
@@ -194,7 +197,8 @@ impl Durability {
         }
     }
 
-    /// Starts the write-back of the data of each file, and awaits that of large ones; bytes that the tree takes on the disk.
+    /// Starts the write-back of each file's data, and awaits that of large files. Returns the bytes that the tree
+    /// takes on the disk.
     fn write_back(&self, fs: BorrowedFd<'_>) -> std::io::Result<u64> {
         let mut stack = vec![(rustix::io::fcntl_dupfd_cloexec(fs, 3)?, Dir::read_from(fs)?)];
         let mut bytes = 0;
@@ -213,7 +217,7 @@ impl Durability {
             }
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             match entry.file_type() {
-                // Only a regular file: opening a device could do anything.
+                // Only regular files are opened: opening a device may have side effects.
                 FileType::RegularFile => {
                     let file = rustix::fs::openat(&*dir, entry.file_name(), flags, Mode::empty())?;
                     let stat = rustix::fs::fstat(&file)?;
@@ -223,7 +227,7 @@ impl Durability {
                     } else {
                         mount::write_back(&file)?;
                     }
-                    // Each of several names counts its part.
+                    // Each of a file's hard links counts an equal part of its size.
                     bytes += stat.st_blocks.unsigned_abs() * BLOCK / stat.st_nlink.max(1);
                 }
                 FileType::Directory if stack.len() < MAX_DEPTH => {

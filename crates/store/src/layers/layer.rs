@@ -23,23 +23,23 @@ use crate::fail::fail_point;
 /// The mode that `fs/` has before its layer is unpacked: one that no image sets, so that afterwards one can tell
 /// whether the layer has an entry for its root.
 const NO_ROOT_ENTRY: u32 = 0o1000;
-/// What a root directory gets that no layer describes.
+/// The mode of a root directory that no layer describes.
 const DEFAULT_ROOT_MODE: u32 = 0o755;
 /// The record's file name.
 const RECORD: &str = "layer.json";
 const TRASH_PREFIX: &str = "layer-";
 
-/// What could not be done to a layer.
+/// Why an operation on a layer failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A layer's name could not be the name of a directory.
+    /// A layer's name cannot be used as a directory name.
     #[error("{chain:?} is no name for a layer")]
     Name {
         /// The name.
         chain: String,
     },
-    /// Room for a new layer could not be made.
+    /// The staging directory of a new layer could not be made.
     #[error("cannot prepare the layer {chain}")]
     Stage {
         /// The layer's chain id.
@@ -50,12 +50,12 @@ pub enum Error {
     /// The layer could not be fetched, verified or unpacked.
     #[error("cannot unpack {layer}")]
     Unpack {
-        /// The file that it is, or where it is: an operator finds nothing by a chain id that no layer has yet.
+        /// The layer's file or address: a chain id that no layer in the store has would tell an operator nothing.
         layer: String,
         /// What the image's source says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// What it was to lie on was thrown away meanwhile: it may not be what it should be.
+    /// A layer below was collected during the unpack, so that the result may be wrong.
     #[error("the layers below the layer {chain} were thrown away while it was unpacked")]
     Baseless {
         /// The layer's chain id.
@@ -126,7 +126,7 @@ pub(crate) struct Record {
     pub(crate) boot_id: String,
     /// Whether all of it is known to be on the disk. Otherwise it is not trusted after another boot.
     pub(crate) durable: bool,
-    /// A write error was reported while it was not durable: it may not be given to anyone.
+    /// Whether a write error was reported before it was durable: it must not be used then.
     pub(crate) suspect: bool,
     /// The mode of the layer's root directory; none if the layer has no entry for it.
     pub(crate) root_mode: Option<u32>,
@@ -138,27 +138,27 @@ impl Record {
         Ok(serde_json::from_str(&files::read_file(dir, RECORD)?)?)
     }
 
-    /// Writes it there, in one step, unsynced.
+    /// Writes the record there atomically, without a sync.
     pub(crate) fn write(&self, dir: impl AsFd) -> std::io::Result<()> {
         files::write_file(dir, RECORD, &serde_json::to_string(self)?)
     }
 
-    /// Writes it there and waits for the disk.
+    /// Writes the record there atomically, and waits for the disk.
     pub(crate) fn write_durable(&self, dir: impl AsFd) -> std::io::Result<()> {
         files::write_file_durable(dir, RECORD, &serde_json::to_string(self)?)
     }
 
-    /// Bytes on the disk, as well as they are known.
+    /// Returns the bytes on the disk; as long as these are unknown, the bytes of the files.
     pub(crate) fn size(&self) -> u64 {
         self.disk_bytes.unwrap_or(self.bytes)
     }
 }
 
-/// Whether a layer that this process has not unpacked can be given to somebody, and its record as it is then.
+/// Returns whether a layer that another process has unpacked can be used, with its current record.
 ///
-/// What is not durable is trusted only while the process lives that unpacked it: its descriptor of the store's root
-/// reports every write error since. One opened later misses those that somebody else has seen, and the lost files would
-/// be found empty when they are read again.
+/// A layer that is not durable is trusted only while the process that unpacked it lives: that process's descriptor of
+/// the store's root reports every write error since. A descriptor opened later misses errors that were already
+/// reported, and the lost files would turn out empty once they are read from the disk.
 pub(crate) fn trusted(layout: &Layout, dir: &OwnedFd, record: Record) -> (bool, Record) {
     if record.suspect || record.durable || record.boot_id != layout.boot_id {
         return (record.durable && !record.suspect, record);
@@ -167,18 +167,18 @@ pub(crate) fn trusted(layout: &Layout, dir: &OwnedFd, record: Record) -> (bool, 
         Err(_) => (true, record),
         Ok(()) => {
             let _ = rustix::fs::flock(dir, FlockOperation::Unlock);
-            // It may have been made durable between the two looks.
+            // The layer may have become durable after the record was read.
             let again = Record::read(dir).unwrap_or(record);
             (again.durable && !again.suspect, again)
         }
     }
 }
 
-/// Who root is: nobody but the host's (`None`), or these host ids of a mapping that is shared. Mappings of different lengths
-/// with the same root would be one here; a server has one.
+/// The key of an id mapping: `None` without one (root is the host's root), otherwise the host's uid and gid of root
+/// in a shared mapping. Mappings of different lengths with the same root would collide; a server has only one.
 type Mapping = Option<(u32, u32)>;
 
-/// User namespaces kept for idmapping, one per mapping: the first one seen.
+/// User namespaces for idmapped mounts: for each mapping the first one seen is kept.
 #[derive(Debug, Default)]
 pub(crate) struct Mappings(Mutex<HashMap<(u32, u32), Arc<OwnedFd>>>);
 
@@ -201,11 +201,11 @@ impl Mappings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {
-    /// Whole, but a power cut could take it.
+    /// Complete, but a power cut could destroy it.
     Fresh,
-    /// On the disk.
+    /// Known to be on the disk.
     Durable,
-    /// Perhaps not on the disk, though the kernel will not try again.
+    /// Perhaps not on the disk; the kernel does not repeat a failed write-back.
     Suspect,
 }
 
@@ -214,24 +214,24 @@ pub(crate) enum State {
 pub(crate) struct Layer {
     pub(crate) chain: String,
     pub(crate) instance: String,
-    /// The mode of its root directory, if it says so.
+    /// The mode of its root directory; none if the layer has no entry for it.
     pub(crate) root_mode: Option<u32>,
     pub(crate) extent: Extent,
-    /// Its directory, to see whether it is still in its place.
+    /// The inode number of its directory, to check whether it is still in place.
     inode: u64,
     fs: OwnedFd,
     pub(crate) mounts: Mutex<HashMap<Mapping, Arc<Lower>>>,
     state: AtomicU8,
-    /// Seconds since 1970; 0 until it is used.
+    /// When it was last used, in seconds since 1970; 0 until then.
     used: AtomicU64,
 }
 
-/// A layer ready to be a lower directory of an overlay.
+/// A layer as a mount that can be a lower directory of an overlay.
 #[derive(Debug)]
 pub(crate) struct Lower {
     /// The detached, read-only, perhaps idmapped mount.
     pub(crate) mount: OwnedFd,
-    /// Where overlays are made on kernels that refuse detached layers.
+    /// The mount attached in the layer namespace, for kernels that refuse detached lower directories.
     attached: OnceLock<AttachedLayer>,
 }
 
@@ -240,8 +240,8 @@ impl Lower {
         Self { mount, attached: OnceLock::new() }
     }
 
-    /// The layer in the namespace; attached at the first call. A mount can be attached once, and so a second thread
-    /// that comes at the same moment waits.
+    /// Returns the mount in the layer namespace; the first call attaches it. A mount can be attached only once, so
+    /// concurrent callers wait.
     pub(crate) fn attached(&self, namespace: &LayerNamespace) -> Result<&AttachedLayer, mount::Error> {
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = TURN.lock();
@@ -254,8 +254,9 @@ impl Lower {
 }
 
 impl Layer {
-    /// The layer as a detached read-only mount, idmapped for the owner. Made once per mapping, or each time for an owner whose
-    /// mapping nobody shares: it would be kept for nobody, and a later container with the same root may have another mapping.
+    /// Returns the layer as a detached read-only mount, idmapped for the owner. It is made once for each shared
+    /// mapping. For an owner whose mapping is not shared it is made anew each time: nobody else could use it, and a
+    /// later container with the same root may have another mapping.
     pub(crate) fn mount(&self, owner: Option<&Owner<'_>>, mappings: &Mappings) -> Result<Arc<Lower>, Error> {
         let failed = |source| Error::Mount { chain: self.chain.clone(), source };
         let mapping = owner.map(|owner| (owner.uid, owner.gid));
@@ -286,14 +287,14 @@ impl Layer {
         Ok(lower)
     }
 
-    /// Whether this unpacking is still the one that the store hands out. Whoever wants to keep it in use writes a
+    /// Whether this unpacking is still in the layer's place in the store. A caller that is to keep using it writes a
     /// record first, see [`crate::disk::record`].
     pub(crate) fn is_in_place(&self, layout: &Layout) -> bool {
         let stat = rustix::fs::statat(&layout.layers, &self.chain, AtFlags::SYMLINK_NOFOLLOW);
         stat.is_ok_and(|stat| stat.st_ino == self.inode)
     }
 
-    /// Its root, for reading.
+    /// Opens the layer's root directory for reading.
     pub(crate) fn fs(&self) -> rustix::io::Result<OwnedFd> {
         files::open_dir(&self.fs, ".")
     }
@@ -302,22 +303,22 @@ impl Layer {
         Used { chain: self.chain.clone(), instance: self.instance.clone() }
     }
 
-    /// Notes that it is used now; [`Layer::save_used`] writes that down later.
+    /// Sets the time of the last use to now, in memory; [`Layer::save_used`] saves it later.
     pub(crate) fn touch(&self) {
         self.used.store(record::now_ms() / 1000, Ordering::Relaxed);
     }
 
-    /// When it was used last, if this process knows.
+    /// Returns the time of the last use in this process, in seconds since 1970, or 0.
     pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Writes down when it was used last, as its directory's modification time.
+    /// Saves the time of the last use as the modification time of the layer's directory.
     pub(crate) fn save_used(&self, layout: &Layout) {
         let time = rustix::fs::Timespec { tv_sec: self.used().cast_signed(), tv_nsec: 0 };
         if time.tv_sec > 0 && self.is_in_place(layout) {
             let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
-            // Only the order of collection suffers if it fails.
+            // A failure only affects the order of garbage collection.
             let _ = rustix::fs::utimensat(&layout.layers, &self.chain, &times, AtFlags::SYMLINK_NOFOLLOW);
         }
     }
@@ -335,7 +336,7 @@ impl Layer {
     }
 }
 
-/// Refuses what is not the plain name of a directory.
+/// Refuses a chain id that cannot be used as a directory name.
 fn check_name(chain: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b':' | b'.');
     if chain.is_empty() || chain.len() > 200 || chain.starts_with('.') || !chain.bytes().all(plain) {
@@ -347,12 +348,12 @@ fn check_name(chain: &str) -> Result<(), Error> {
 /// A layer just unpacked, with what is needed to make it durable.
 pub(crate) struct Fresh {
     pub(crate) layer: Arc<Layer>,
-    /// Its directory, locked: others see that somebody is about to make it durable.
+    /// Its directory, locked: the lock tells other processes that this one is making it durable.
     pub(crate) dir: OwnedFd,
     pub(crate) record: Record,
     /// Opened before the unpack began: its `syncfs` reports every write error since.
     pub(crate) sync: OwnedFd,
-    /// When that was.
+    /// When `sync` was opened.
     pub(crate) opened: Instant,
 }
 
@@ -360,11 +361,11 @@ pub(crate) struct Fresh {
 pub(crate) struct Found {
     pub(crate) layer: Arc<Layer>,
     pub(crate) record: Record,
-    /// Whether it can be given to somebody.
+    /// Whether it can be used, see [`trusted`].
     pub(crate) trusted: bool,
 }
 
-/// Looks for the layer in the store.
+/// Loads the layer from the store; `None` if it is missing.
 pub(crate) fn load(layout: &Layout, chain: &str) -> Result<Option<Found>, Error> {
     check_name(chain)?;
     let dir = match files::open_dir(&layout.layers, chain) {
@@ -401,17 +402,17 @@ fn open(dir: &OwnedFd, record: &Record) -> Result<Arc<Layer>, Error> {
     }))
 }
 
-/// The name in the trash of a layer's unpacking; [`instance_of`] tells it back.
+/// Returns the name in the trash of an unpacking; [`instance_of`] is the inverse.
 pub(crate) fn trash_name(instance: &str) -> String {
     format!("{TRASH_PREFIX}{instance}")
 }
 
-/// Which unpacking of a layer lies in the trash under this name, if it is one.
+/// Returns the unpacking that lies in the trash under this name; `None` if the name is not a layer's.
 pub(crate) fn instance_of(trash: &str) -> Option<&str> {
     trash.strip_prefix(TRASH_PREFIX)
 }
 
-/// Moves a layer out of its place. Root file systems that use it keep it until they are gone.
+/// Moves a layer from its place to the trash, where it stays as long as root file systems use it.
 pub(crate) fn condemn(layout: &Layout, chain: &str, instance: &str) -> Result<(), layout::Error> {
     layout.to_trash(&layout.layers, chain, &trash_name(instance))
 }
@@ -437,12 +438,13 @@ pub(crate) fn unpack(
     result
 }
 
-/// Makes a directory in `staging/` and locks it: the living hold theirs, and what nobody holds is half made and trash.
+/// Makes a directory in `staging/` and locks it. Running processes hold the locks of theirs; an unlocked directory is
+/// a half-made layer, and trash.
 fn reserve(layout: &Layout) -> rustix::io::Result<(String, OwnedFd)> {
     loop {
         let name = uuid::Uuid::new_v4().simple().to_string();
         rustix::fs::mkdirat(&layout.staging, &name, Mode::RWXU)?;
-        // Until it is locked somebody may take it for trash, and then another one is made.
+        // Until it is locked, another process may take it for trash; the loop then makes another one.
         let dir = match files::open_dir(&layout.staging, &name) {
             Err(Errno::NOENT) => continue,
             other => other?,
@@ -475,7 +477,7 @@ fn stage(
     let dirs = below.iter().map(|layer| layer.fs()).collect::<Result<Vec<_>, _>>().map_err(staged)?;
     let dirs: Vec<_> = dirs.iter().map(AsFd::as_fd).collect();
     let unpacked = source.unpack(fs.as_fd(), &dirs, limits, watch);
-    // No record kept them, and of what is being deleted nobody can tell what it was like.
+    // No record protected the layers below. If one was being deleted, the unpacked layer may be wrong.
     if !below.iter().all(|layer| layer.is_in_place(layout)) {
         return Err(Error::Baseless { chain: chain.to_owned() });
     }
@@ -511,8 +513,8 @@ fn stage(
     Ok(Fresh { layer, dir, record, sync, opened })
 }
 
-/// The mode of a container's root directory: what the topmost layer that describes it says. `layers` is bottom
-/// first.
+/// Returns the mode of a container's root directory, which the topmost layer with an entry for it sets. `layers` is
+/// bottom first.
 pub(crate) fn root_mode(layers: &[Arc<Layer>]) -> u32 {
     layers.iter().rev().find_map(|layer| layer.root_mode).unwrap_or(DEFAULT_ROOT_MODE)
 }

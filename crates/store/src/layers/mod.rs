@@ -1,4 +1,4 @@
-//! Layers in the store, and their way to the disk.
+//! Layers in the store, their owners and their durability.
 
 pub(crate) mod durable;
 pub mod layer;

@@ -1,4 +1,4 @@
-//! The steward's door, at which those knock who have work for it.
+//! The steward's door: the signal that wakes the steward's thread for a round.
 
 use parking_lot::{Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -12,7 +12,7 @@ struct Knocks {
     stop: bool,
 }
 
-/// The steward's door.
+/// Wakes and stops the steward's thread.
 #[derive(Debug, Default)]
 pub(crate) struct Door {
     state: Mutex<Knocks>,
@@ -21,23 +21,23 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// Asks for a round now.
+    /// Wakes the steward for a round now.
     pub(crate) fn knock(&self) {
         self.state.lock().knocked = true;
         self.changed.notify_all();
     }
 
-    /// Waits for the end of the round that is under way; false if that takes longer.
+    /// Stops the thread after the round in progress; false if that takes longer than `until`.
     pub(crate) fn stop(&self, until: Instant) -> bool {
         self.state.lock().stop = true;
         self.changed.notify_all();
         let thread = self.thread.lock().take();
-        // The steward itself may be the last to let the store go.
+        // The steward's own thread may drop the last reference to the store, and cannot join itself.
         let other = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
         other.is_none_or(|thread| join(thread, until))
     }
 
-    /// Waits for the next round, at most so long; false at the end.
+    /// Waits until a round is asked for, or for `longest`; false if the thread is to stop.
     pub(crate) fn wait(&self, longest: Duration) -> bool {
         let mut state = self.state.lock();
         let idle = |state: &mut Knocks| !state.knocked && !state.stop;

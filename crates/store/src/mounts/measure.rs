@@ -1,8 +1,9 @@
-//! How much the living root file systems have written: measured in the background, one at a time, on behalf of whoever
-//! asks for it and does not wait.
+//! Measures in the background, one at a time, how much the living root file systems have written. Callers get the
+//! last known value without waiting.
 //!
-//! The walk is over the store's own directory, from the host's side: it follows no symlink, enters no other file system
-//! (nothing is mounted there), and works a fifth of the time at most, so that a tree of a million files is no burden.
+//! The walk is over the store's own directory, from the host's side: it follows no symlink, enters no other file
+//! system (nothing is mounted there), and works at most a fifth of the time, so that a tree of a million files is no
+//! burden.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -19,9 +20,9 @@ use crate::threads::join;
 
 /// How old a measurement may be before it is repeated …
 const OLD: Duration = Duration::from_secs(5);
-/// … unless it took longer than this part of its age.
+/// … unless taking it lasted more than 1/N of its age.
 const SHARE: u32 = 10;
-/// Entries between two rests: about a millisecond's worth when they are in memory.
+/// How many entries are walked between two rests: about a millisecond's work if they are cached.
 const STRIDE: u32 = 256;
 /// A rest is so many times as long as the work before it …
 const REST: u32 = 4;
@@ -31,9 +32,9 @@ const REST_MOST: Duration = Duration::from_millis(200);
 /// The space of a root file system, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Measured {
-    /// What was written to it, on the disk; 0 until it has been measured for the first time.
+    /// The bytes on the disk that were written to it; 0 until it has been measured for the first time.
     pub exclusive_bytes: u64,
-    /// The image's layers below it, as they are recorded.
+    /// The size of the image's layers below it, as recorded.
     pub image_bytes: u64,
 }
 
@@ -41,7 +42,7 @@ pub struct Measured {
 struct Known {
     exclusive_bytes: u64,
     image_bytes: Option<u64>,
-    /// When it was measured and how long that took.
+    /// When it was measured, and how long that took.
     measured: Option<(Instant, Duration)>,
     queued: bool,
 }
@@ -87,7 +88,7 @@ impl Measurer {
         Ok(())
     }
 
-    /// False if it goes on at that time.
+    /// Stops the thread; false if it still runs at `until`.
     pub(crate) fn stop(&self, until: Instant) -> bool {
         {
             let _state = self.shared.lock();
@@ -98,7 +99,7 @@ impl Measurer {
         thread.is_none_or(|thread| join(thread, until))
     }
 
-    /// A root file system was made; the sizes of its layers are known.
+    /// Adds a new root file system, with the size of its layers.
     pub(crate) fn made(&self, id: &str, image_bytes: u64) {
         let known = Known { image_bytes: Some(image_bytes), ..Known::default() };
         self.shared.lock().known.insert(id.to_owned(), known);
@@ -113,11 +114,11 @@ impl Measurer {
         self.shared.lock().known.remove(id);
     }
 
-    /// What is known now; what is old is measured again.
+    /// Returns what is known now; an old value is queued for another measurement.
     pub(crate) fn get(&self, id: &str) -> Measured {
         let mut state = self.shared.lock();
         let state = &mut *state;
-        // One that nobody made while this server lives is of the server before it.
+        // A root file system that this process has not made is one of an earlier server.
         let known = state.known.entry(id.to_owned()).or_default();
         if !known.queued && known.is_old() {
             known.queued = true;
@@ -141,7 +142,7 @@ impl Shared {
     }
 
     fn run(&self) {
-        // Everybody else comes first.
+        // The thread has the lowest urgency.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
         let mut state = self.lock();
         while !self.stopped() {
@@ -155,9 +156,10 @@ impl Shared {
             let found = image_bytes.map(|bytes| self.measure(&id, bytes));
             state = self.lock();
             match found {
-                // Let go meanwhile.
+                // The root file system was released meanwhile.
                 None => {}
-                // There is no such root file system: nobody shall be able to fill our memory with names.
+                // There is no such root file system. Its entry is removed, so that unknown ids cannot fill the
+                // memory.
                 Some(None) => drop(state.known.remove(&id)),
                 Some(Some((exclusive, image_bytes))) => {
                     if let Some(known) = state.known.get_mut(&id) {
@@ -171,7 +173,7 @@ impl Shared {
         }
     }
 
-    /// The two sizes, the first one if the walk came to its end. `None`: it is gone.
+    /// Returns the two sizes, the first only if the walk was completed; `None` if the root file system is gone.
     fn measure(&self, id: &str, image_bytes: Option<u64>) -> Option<(Option<u64>, u64)> {
         let record = self.layout.records.get(id).ok().flatten()?;
         let image_bytes = image_bytes.unwrap_or_else(|| {
@@ -184,13 +186,13 @@ impl Shared {
         let own = rustix::fs::statat(&dir, c"upper", rustix::fs::AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let pace = Pace::new(self, id);
         let bytes = entry_bytes(&dir, c"upper", &mut HashSet::new(), &|| pace.step());
-        // The directory itself was there before anything was written.
+        // The blocks of the `upper` directory itself do not count: it existed before anything was written.
         let own = own.st_blocks.unsigned_abs() * BLOCK;
         Some((bytes.map(|bytes| bytes.saturating_sub(own)), image_bytes))
     }
 }
 
-/// Rests between strides.
+/// Paces the walk with rests between strides.
 struct Pace<'a> {
     shared: &'a Shared,
     id: &'a str,
@@ -203,7 +205,7 @@ impl<'a> Pace<'a> {
         Self { shared, id, steps: std::cell::Cell::new(0), last: std::cell::Cell::new(Instant::now()) }
     }
 
-    /// Called for each directory entry; `true`: the measurement is cancelled.
+    /// Called for each directory entry; returns true if the measurement is cancelled.
     fn step(&self) -> bool {
         let steps = self.steps.get().wrapping_add(1);
         self.steps.set(steps);
@@ -213,7 +215,7 @@ impl<'a> Pace<'a> {
         let rest = (self.last.get().elapsed() * REST).min(REST_MOST);
         let wanted = |state: &State| state.known.contains_key(self.id) && !self.shared.stopped();
         let waiting = |state: &mut State| wanted(state);
-        // Woken by whoever has a new question too, which only makes this look once more.
+        // A new request wakes this thread too, and only causes another check of the condition.
         let mut state = self.shared.lock();
         self.shared.changed.wait_while_for(&mut state, waiting, rest);
         self.last.set(Instant::now());

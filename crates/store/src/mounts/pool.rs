@@ -1,4 +1,4 @@
-//! Empty upper/work pairs made ahead, one shelf for each owner of root directories.
+//! A pool of empty upper/work pairs made ahead, with one shelf for each owner of root directories.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet};
@@ -10,11 +10,11 @@ use crate::disk::files;
 use crate::disk::layout::Layout;
 use crate::layers::owner::Root;
 
-/// Pairs ready on each shelf: enough for a burst of a scale-up on a small host.
+/// Pairs kept ready on each shelf: enough for the burst of a scale-up on a small host.
 const READY: usize = 16;
 /// Pairs that are made in one block group.
 const TOGETHER: usize = 32;
-/// The mode that a ready upper has; what most images' root directories have.
+/// The mode of a ready `upper`: that of most images' root directories.
 pub(crate) const READY_MODE: u32 = 0o755;
 
 /// A directory in `rootfs/` that holds `upper` and `work`, both empty.
@@ -27,7 +27,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Fills the new directory.
+    /// Creates `work` and `upper` in the new directory `name`.
     fn open(layout: &Layout, name: &str, root: Root) -> rustix::io::Result<Self> {
         let dir = files::open_dir(&layout.rootfs, name)?;
         rustix::fs::mkdirat(&dir, "work", Mode::RWXU)?;
@@ -42,23 +42,23 @@ impl Pair {
     }
 }
 
-/// The pairs that are ready, and the names of all directories in `rootfs/` that this process has made: they may have no
-/// record and are no trash all the same.
+/// The ready pairs, and the names of all directories in `rootfs/` that this process has made: they are no trash even
+/// without a record.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     pub(crate) shelves: Mutex<HashMap<Root, Vec<Pair>>>,
     own: Mutex<HashSet<String>>,
-    /// Held while a pair is made; true once nothing is made any more.
+    /// Held while a pair is made; true once the pool is closed.
     closed: Mutex<bool>,
-    /// Whether directories are made in groups.
+    /// Whether pairs are made in groups, see [`Group`].
     grouped: bool,
     group: Mutex<Option<Group>>,
 }
 
-/// An empty directory in `rootfs/`: what is made in it and moved out of it is in its block group.
+/// An empty directory in `rootfs/`: a directory that is made in it and moved out of it stays in its block group.
 ///
-/// The group of a new directory in `rootfs/` itself is one where nobody else is ([`Layout::spreads`]), and so each
-/// pair would dirty two bitmaps and a block of the inode table that no other pair does.
+/// A directory made in `rootfs/` itself gets an otherwise unused block group ([`Layout::spreads`]), so each pair
+/// would dirty two bitmaps and an inode table block of its own.
 #[derive(Debug)]
 struct Group {
     name: String,
@@ -67,7 +67,7 @@ struct Group {
 }
 
 impl Pool {
-    /// `grouped`: there will be many pairs.
+    /// `grouped`: whether pairs are made in groups, which pays where there will be many.
     pub(crate) fn new(grouped: bool) -> Self {
         Self { grouped, ..Self::default() }
     }
@@ -76,25 +76,26 @@ impl Pool {
         self.shelves.lock()
     }
 
-    /// A new name for a directory that this process is going to make.
+    /// Returns a new name, and registers it as a directory of this process.
     pub(crate) fn new_name(&self) -> String {
         let name = uuid::Uuid::new_v4().simple().to_string();
         self.own.lock().insert(name.clone());
         name
     }
 
-    /// Whether this process has made it and not thrown it away.
+    /// Whether this process has made the directory and not discarded it.
     pub(crate) fn owns(&self, name: &str) -> bool {
         self.own.lock().contains(name)
     }
 
-    /// It is trash from here on.
+    /// Gives the directory up: without a record it is trash from now on.
     pub(crate) fn disown(&self, name: &str) {
         self.own.lock().remove(name);
     }
 
-    /// A ready pair, if there is one. Asking opens the owner's shelf, for [`Pool::fill`]. An owner who is not `shared` has
-    /// none: shelves are there for good. He is given a pair of the host's root.
+    /// Takes a ready pair, if there is one. The call creates the owner's shelf, for [`Pool::fill`]. An owner whose
+    /// mapping is not `shared` has no shelf, because shelves are never removed; such an owner gets a pair of the
+    /// host's root, with `upper` changed to the new owner.
     pub(crate) fn take(&self, root: Root, shared: bool) -> Option<Pair> {
         if shared {
             return self.shelves().entry(root).or_default().pop();
@@ -103,11 +104,11 @@ impl Pool {
         let owner = (Some(Uid::from_raw(root.0)), Some(Gid::from_raw(root.1)));
         let given = rustix::fs::fchown(&pair.upper, owner.0, owner.1)
             .and_then(|()| rustix::fs::fchmod(&pair.upper, Mode::from_raw_mode(READY_MODE)));
-        // Without a record it is trash, once it is not ours.
+        // A pair that was given up and has no record is trash.
         given.inspect_err(|_| self.disown(&pair.name)).ok().map(|()| pair)
     }
 
-    /// Makes one. What a failure leaves has no record, and so is trash.
+    /// Makes a pair. What a failed call leaves has no record, and so is trash.
     pub(crate) fn make(&self, layout: &Layout, name: &str, root: Root) -> rustix::io::Result<Pair> {
         if self.grouped {
             self.make_in_group(layout, name)?;
@@ -135,14 +136,14 @@ impl Pool {
         if made.is_ok() && used < TOGETHER {
             *current = Some(Group { used, ..group });
         } else {
-            // If it cannot be removed it is trash.
+            // A directory that cannot be removed is trash.
             let _ = rustix::fs::unlinkat(&layout.rootfs, &group.name, AtFlags::REMOVEDIR);
             self.disown(&group.name);
         }
         made
     }
 
-    /// Makes what is missing, without holding anybody up.
+    /// Fills the shelves; [`Pool::take`] need not wait meanwhile.
     pub(crate) fn fill(&self, layout: &Layout) -> rustix::io::Result<()> {
         loop {
             let closed = self.closed.lock();
@@ -157,8 +158,8 @@ impl Pool {
         }
     }
 
-    /// Gives up the pairs; the names of all that this process has made and not thrown away. One that is being made is
-    /// waited for.
+    /// Closes the pool, after a pair that is being made; returns the names of all directories that this process has
+    /// made and not discarded.
     pub(crate) fn close(&self) -> Vec<String> {
         *self.closed.lock() = true;
         self.shelves().clear();
@@ -194,7 +195,7 @@ mod tests {
         made.push(make().unwrap().name);
         let group = there().into_iter().find(|name| !made.contains(name)).unwrap();
         assert!(pool.owns(&group));
-        // Somebody tidies up by hand: one cannot be made, the next is.
+        // If somebody deletes the group's directory by hand, one pair cannot be made, but the next can.
         rustix::fs::unlinkat(&layout.rootfs, &group, AtFlags::REMOVEDIR).unwrap();
         make().unwrap_err();
         made.push(make().unwrap().name);

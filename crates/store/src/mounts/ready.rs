@@ -1,9 +1,10 @@
-//! Root file systems mounted ahead, for what creates have asked for lately.
+//! Spares: root file systems mounted ahead, of the kinds that creates have asked for lately.
 //!
-//! A spare belongs to exact unpackings of layers and to an owner; nobody else is given it. It has no record, so nothing
-//! keeps its layers from being collected; its directory is the pool's until it is claimed. Whoever claims one writes the
-//! record first and *then* looks whether the layers are in their places, as with a fresh one (see `disk::record`), and
-//! whether a write was lost under it meanwhile. If one of the two is not as it was, the spare is thrown away.
+//! A spare is made of exact unpackings of layers for one owner, and fits nobody else. It has no record, so its layers
+//! may be collected; its directory is registered with the pool until it is claimed. A create that claims a spare
+//! first writes the record and *then* checks that the layers are still in place, as for a new root file system (see
+//! `disk::record`), and that no write was lost since the spare was mounted. If either check fails, the spare is
+//! discarded.
 
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,20 +23,20 @@ use crate::layers::owner::{Owner, Root, is_shared};
 /// The most spares of one kind: a descriptor, 15 to 75 kB of the kernel's memory (1 to 60 layers) and five small directories
 /// each.
 pub const MOST: usize = 32;
-/// Kinds that have spares, the one asked for longest ago goes: a host that works with more images at a time would make
-/// spares for nothing.
+/// The maximum number of kinds with spares; the kind asked for longest ago is evicted. A host that uses more images
+/// at a time would make spares in vain.
 const KINDS: usize = 8;
-/// Nothing is mounted ahead until nobody has created for so long: while somebody waits for a processor a spare costs as
-/// much as it saves.
+/// Spares are mounted only after no create has come for this long: while creates compete for the processors, a spare
+/// costs as much as it saves.
 pub(crate) const QUIET: Duration = Duration::from_millis(20);
-/// What nobody has asked for in this time has no spares any more.
+/// A kind that no create has asked for in this time loses its spares.
 const FORGET: Duration = Duration::from_secs(600);
-/// Below this share of memory to be had (1/N), and from this percentage of the time that somebody waits for memory, the
-/// memory belongs to containers.
+/// No spares are kept if less than this share (1/N) of the memory is available, or if memory pressure (PSI `some
+/// avg10`) exceeds this percentage.
 const MEMORY_SHARE: u64 = 10;
 const MEMORY_PRESSURE: f64 = 10.0;
 
-/// What a spare is made of.
+/// The layers and the owner of a spare.
 #[derive(Debug)]
 pub(crate) struct Kind {
     /// Bottom first.
@@ -64,7 +65,7 @@ impl Kind {
     }
 }
 
-/// A root file system that nobody has claimed yet.
+/// A root file system mounted ahead and not claimed yet.
 #[derive(Debug)]
 pub(crate) struct Spare {
     /// The name of its directory in `rootfs/`.
@@ -76,8 +77,8 @@ pub(crate) struct Spare {
 }
 
 impl Spare {
-    /// Whether no write was lost since it was mounted: if one was, each of its fsyncs fails (see [`crate::mounts::sentinel`]). That of a
-    /// volatile overlay compares two counters, and writes nothing.
+    /// Whether no write was lost since it was mounted: if one was, each fsync in it fails (see
+    /// [`crate::mounts::sentinel`]). An fsync in a volatile overlay only compares two counters, and writes nothing.
     pub(crate) fn is_sound(&self) -> bool {
         files::open_dir(&self.mount, ".").and_then(rustix::fs::fsync).is_ok()
     }
@@ -93,20 +94,20 @@ struct Shelf {
 #[derive(Debug, Default)]
 struct State {
     shelves: Vec<Shelf>,
-    /// When somebody created last.
+    /// When the last create came.
     asked: Option<Instant>,
-    /// Counts how often all spares were thrown away: what was being mounted meanwhile goes too.
+    /// Counts how often all spares were discarded; a spare whose mounting began before is discarded as well.
     generation: u64,
-    /// For the steward to throw away: whoever creates does not wait for an unmount.
+    /// Spares that the steward is to discard, so that no create waits for an unmount.
     gone: Vec<Spare>,
     closed: bool,
 }
 
-/// What is to be mounted ahead.
+/// What the steward is to mount ahead.
 pub(crate) enum Wanted {
-    /// One of this kind, in this generation.
+    /// A spare of this kind, in this generation.
     One(Arc<Kind>, u64),
-    /// Something, once nobody creates.
+    /// A spare is missing, but creates are in progress.
     Later,
     Nothing,
 }
@@ -114,18 +115,18 @@ pub(crate) enum Wanted {
 /// The spares.
 #[derive(Debug)]
 pub(crate) struct Ready {
-    /// How many of each kind; 0: none, ever.
+    /// The number of spares of each kind; 0 disables them.
     per_kind: usize,
-    /// Layers of a kind at most, which stay open.
+    /// The maximum number of layers of a kind, since these stay open.
     most_layers: usize,
     state: Mutex<State>,
-    /// What tests say instead of the host.
+    /// Replaces the host's state of memory and disk in tests.
     #[cfg(test)]
     pub(crate) short: Mutex<Option<bool>>,
 }
 
 impl Ready {
-    /// `most_open`: how many layers of all kinds are kept open.
+    /// `most_open` is the number of layers that the store keeps open.
     pub(crate) fn new(per_kind: usize, most_open: usize) -> Self {
         Self {
             per_kind: per_kind.min(MOST),
@@ -136,9 +137,9 @@ impl Ready {
         }
     }
 
-    /// A spare of this kind, if there is one. Asking opens the kind's shelf, for the steward to fill.
+    /// Takes a spare of this kind, if there is one. The call creates the kind's shelf, which the steward fills.
     pub(crate) fn claim(&self, layers: &Arc<[Arc<Layer>]>, owner: Option<&Owner<'_>>) -> Option<Spare> {
-        // What is one container's alone nobody else could claim.
+        // A spare with an unshared mapping could be claimed by nobody else.
         if self.per_kind == 0 || layers.is_empty() || !is_shared(owner) || layers.len() > self.most_layers {
             return None;
         }
@@ -150,7 +151,7 @@ impl Ready {
         }
         let owner = match owner {
             None => None,
-            // Out of descriptors: no time to make anything ahead.
+            // Without free descriptors nothing is to be made ahead.
             Some(owner) => Some((owner.userns.try_clone_to_owned().ok()?, (owner.uid, owner.gid))),
         };
         if state.shelves.len() >= KINDS
@@ -164,7 +165,7 @@ impl Ready {
         None
     }
 
-    /// What is missing.
+    /// Returns what is to be mounted next.
     pub(crate) fn wanted(&self) -> Wanted {
         let state = self.state.lock();
         let short = state.shelves.iter().filter(|shelf| shelf.spares.len() < self.per_kind);
@@ -175,7 +176,7 @@ impl Ready {
         }
     }
 
-    /// Takes a new spare, or one back that was claimed for nothing; says no to one that nobody wants any more.
+    /// Adds a new spare, or returns one that was claimed in vain; refuses one that is not needed any more.
     pub(crate) fn put(&self, spare: Spare) -> Result<(), Spare> {
         let mut state = self.state.lock();
         let current = !state.closed && spare.generation == state.generation;
@@ -189,7 +190,7 @@ impl Ready {
         }
     }
 
-    /// Gives up all spares, also those that are being mounted. What is asked for is remembered.
+    /// Removes and returns all spares; those being mounted will be refused. The shelves stay.
     pub(crate) fn empty(&self) -> Vec<Spare> {
         let mut state = self.state.lock();
         state.generation += 1;
@@ -197,7 +198,7 @@ impl Ready {
         shelves.iter_mut().flat_map(|shelf| shelf.spares.drain(..)).chain(gone.drain(..)).collect()
     }
 
-    /// Gives up all spares for good.
+    /// Removes and returns all spares; no more are accepted.
     pub(crate) fn close(&self) -> Vec<Spare> {
         self.state.lock().closed = true;
         let spares = self.empty();
@@ -205,9 +206,10 @@ impl Ready {
         spares
     }
 
-    /// Gives up those that nobody can use or has asked for in a long time, and those that had to make room.
+    /// Removes and returns the spares whose layers are no longer usable, those not asked for in [`FORGET`], and
+    /// evicted ones.
     pub(crate) fn outdated(&self, now: Instant, is_fine: &dyn Fn(&Layer) -> bool) -> Vec<Spare> {
-        // Looked at without the lock: that is a file for each layer.
+        // The layers are checked without the lock, because each check reads a file.
         let kinds: Vec<_> = self.state.lock().shelves.iter().map(|shelf| Arc::clone(&shelf.kind)).collect();
         let bad: Vec<_> =
             kinds.into_iter().filter(|kind| !kind.layers.iter().all(|layer| is_fine(layer))).collect();
@@ -225,17 +227,17 @@ impl Ready {
         out
     }
 
-    /// Whether nobody has asked for anything.
+    /// Whether there is no shelf.
     pub(crate) fn is_idle(&self) -> bool {
         self.state.lock().shelves.is_empty()
     }
 
-    /// How many there are.
+    /// Returns the number of spares.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().shelves.iter().map(|shelf| shelf.spares.len()).sum()
     }
 
-    /// Whether others need the memory or the disk that spares take.
+    /// Whether memory or disk is short, so that no spares should be kept.
     pub(crate) fn is_short(&self, layout: &Layout) -> bool {
         #[cfg(test)]
         if let Some(short) = *self.short.lock() {
@@ -244,7 +246,7 @@ impl Ready {
         let memory = std::fs::read_to_string("/proc/meminfo").ok();
         let memory = memory.and_then(|text| procfs::meminfo(&text).ok());
         let waited = pressure::memory().ok().flatten();
-        // What cannot be told is not made ahead.
+        // If the memory's state is unknown, it counts as short.
         memory.is_none_or(|memory| memory_is_short(&memory, waited.as_ref())) || reaper::nearly_full(layout)
     }
 }
@@ -264,7 +266,7 @@ impl Ready {
     }
 }
 
-/// Whether others need the memory.
+/// Whether memory is short.
 pub(crate) fn memory_is_short(memory: &MemInfo, waited: Option<&Psi>) -> bool {
     memory.available < memory.total / MEMORY_SHARE
         || waited.is_some_and(|psi| psi.some.avg10 > MEMORY_PRESSURE)

@@ -1,15 +1,15 @@
-//! The reaper: deletes, at its own pace and in one thread for the whole store, what nobody needs any more.
+//! The reaper: deletes trash at its own pace, in one thread for the whole store.
 //!
-//! **Order.** Data that is younger than the flusher's limit (`vm.dirty_expire_centisecs`, 30 s) has mostly not been
-//! written yet, and what is deleted before it is written costs no I/O at all. So young root file systems go first, the
-//! one whose data expires soonest before the others. Everything else follows in the order in which it came.
+//! **Order.** Data younger than the writeback limit (`vm.dirty_expire_centisecs`, 30 s) has mostly not been written
+//! yet, and costs no I/O at all if it is deleted before. So young root file systems go first, those whose data
+//! expires soonest before the others. All other trash follows in order of arrival.
 //!
-//! **When.** Of a hundred root file systems that are let go at once the last would wait for the processor while the
-//! first are deleted, so the reaper waits until nothing more comes.
+//! **When.** When a hundred root file systems are released at once, deleting the first would take processor time from
+//! the release of the last. So the reaper waits until no more arrive.
 //!
-//! **Pace.** Deleting young data is a matter of memory and goes on at full speed. For the rest the reaper looks at how
-//! long others wait for the disk (PSI, Documentation/accounting/psi.rst) and rests in proportion, unless the file system
-//! is nearly full.
+//! **Pace.** Young data is deleted from memory only, at full speed. For other data the reaper measures how long tasks
+//! stall on I/O (PSI, Documentation/accounting/psi.rst) and rests in proportion, unless the file system is nearly
+//! full.
 
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
@@ -29,17 +29,17 @@ use crate::disk::remove;
 use crate::layers::layer;
 use crate::threads::join;
 
-/// So long nothing must have come, and how long that is waited for at most.
+/// How long no trash must have arrived before the reaper begins, and how long it waits for that at most.
 const QUIET: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long to wait before trying again what could not be deleted: the first time, and at most.
+/// The delay before a failed deletion is tried again: the first one, and the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
-/// Entries that are deleted between two looks at the pressure: some milliseconds' worth.
+/// How many entries are deleted between two readings of the pressure: some milliseconds' work.
 const STRIDE: u32 = 64;
 /// The longest rest between two strides.
 const REST_MOST: Duration = Duration::from_millis(200);
-/// Below this share of free blocks (1/N) space matters more than anybody's waiting.
+/// If less than this share (1/N) of the blocks is free, freeing space matters more than I/O latency.
 const NEARLY_FULL: u64 = 10;
 /// The kernel's default of `vm.dirty_expire_centisecs`, in milliseconds.
 const EXPIRE_DEFAULT: u64 = 30_000;
@@ -59,22 +59,23 @@ pub(crate) struct Item {
     pub(crate) name: CString,
     /// When a root file system was made, in milliseconds since 1970.
     pub(crate) made_ms: Option<u64>,
-    /// Whose it was, for the log.
+    /// The handle of its container, for the log.
     pub(crate) handle: Option<String>,
     /// The last reference to an honest root file system. Dropping it waits for the disk.
     pub(crate) keep: Option<Arc<OwnedFd>>,
-    /// How often it was tried.
+    /// The number of failed tries.
     tries: u32,
 }
 
 impl Item {
-    /// None if the name could not be a file's.
+    /// Returns `None` if the name is no valid file name.
     pub(crate) fn new(place: Place, name: &str) -> Option<Self> {
         let name = CString::new(name).ok()?;
         Some(Self { place, name, made_ms: None, handle: None, keep: None, tries: 0 })
     }
 
-    /// How long until its oldest data is written, in milliseconds; none if it probably has been.
+    /// Returns how long it takes until its oldest data is written back, in milliseconds; `None` if it probably has
+    /// been.
     fn expires_in(&self, now_ms: u64, expire_ms: u64) -> Option<u64> {
         self.made_ms
             .and_then(|made| made.saturating_add(expire_ms).checked_sub(now_ms))
@@ -87,7 +88,7 @@ struct State {
     queue: VecDeque<Item>,
     later: Vec<(Instant, Item)>,
     busy: Option<Item>,
-    /// When the first and the last came since the queue was empty.
+    /// When the first and the last item arrived since the queue was empty.
     came: Option<(Instant, Instant)>,
 }
 
@@ -98,8 +99,8 @@ impl State {
         self.queue.push_back(item);
     }
 
-    /// How long to wait for more. Where it comes all the time, only once: what came first is counted from until nothing
-    /// is left.
+    /// Returns how long to wait for more items. The first arrival is reset only when the queue is empty, so under a
+    /// steady flow there is only one such wait.
     fn settling(&mut self, now: Instant) -> Option<Duration> {
         if self.queue.is_empty() {
             self.came = None;
@@ -118,7 +119,7 @@ impl State {
         self.queue.iter().chain(self.later.iter().map(|(_, item)| item)).chain(&self.busy).any(same)
     }
 
-    /// The next thing to delete and whether it is young, or how long until there may be one.
+    /// Returns the next item to delete and whether it is young, or the time until a retry is due, if there is one.
     fn next(&mut self, now: Instant, now_ms: u64, expire_ms: u64) -> Result<(Item, bool), Option<Duration>> {
         let young = self.queue.iter().enumerate();
         let young =
@@ -155,7 +156,7 @@ pub(crate) struct Reaper {
 }
 
 impl Reaper {
-    /// A queue; nothing is deleted before [`Reaper::start`].
+    /// Creates the queue; nothing is deleted before [`Reaper::start`].
     pub(crate) fn new(layout: Arc<Layout>) -> Self {
         let expire = std::fs::read_to_string("/proc/sys/vm/dirty_expire_centisecs").ok();
         let expire_ms = expire.and_then(|text| text.trim().parse::<u64>().ok()).map(|centi| centi * 10);
@@ -176,13 +177,13 @@ impl Reaper {
         Ok(())
     }
 
-    /// Tells the reaper what is trash. Does nothing itself.
+    /// Queues an item. The deleting is left to the thread.
     pub(crate) fn add(&self, item: Item) {
         self.shared.lock().push(item);
         self.shared.changed.notify_all();
     }
 
-    /// The same for what it may know already.
+    /// Queues an item, unless it is known already.
     pub(crate) fn add_found(&self, item: Item) {
         let mut state = self.shared.lock();
         if !state.knows(&item) {
@@ -195,8 +196,8 @@ impl Reaper {
         self.shared.lock().len()
     }
 
-    /// Waits until nothing is left that can be deleted now; false if that takes longer. Layers that a root file system
-    /// still uses do not count.
+    /// Waits until nothing is left to delete; false on timeout. Layers that a root file system still uses do not
+    /// count.
     pub(crate) fn drain(&self, timeout: Duration) -> bool {
         let mut state = self.shared.lock();
         let open = |state: &State| {
@@ -210,14 +211,14 @@ impl Reaper {
         !open(&state)
     }
 
-    /// Whether all that is left has failed at least once.
+    /// Whether only items in delay are left, at least one of which has failed.
     pub(crate) fn is_stuck(&self) -> bool {
         let state = self.shared.lock();
         state.queue.is_empty() && state.busy.is_none() && state.later.iter().any(|(_, item)| item.tries > 0)
     }
 
-    /// Stops between two entries of a directory; false if that takes longer: one entry can take a minute on a disk that
-    /// discards. What is left, the next server finds.
+    /// Stops the thread between two entries of a directory; false if that takes longer than `until`: on a disk that
+    /// discards, one entry can take a minute. The next server finds what is left.
     pub(crate) fn stop(&self, until: Instant) -> bool {
         {
             let _state = self.shared.lock();
@@ -229,7 +230,7 @@ impl Reaper {
     }
 }
 
-/// How a try ended.
+/// The outcome of a try to delete an item.
 enum End {
     Deleted,
     /// A root file system still uses the layer.
@@ -248,7 +249,7 @@ impl Shared {
     }
 
     fn run(&self) {
-        // Clients come first.
+        // The thread runs at low priority, behind requests.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
         let mut state = self.lock();
         while !self.stopped() {
@@ -289,7 +290,7 @@ impl Shared {
         if item.place == Place::Trash
             && let Some(instance) = layer::instance_of(&name)
         {
-            // It was moved here before this look at the records, see `crate::disk::record`.
+            // The layer was moved to the trash before the records are read here, see `crate::disk::record`.
             match self.layout.records.used_layers() {
                 Ok(used) if used.iter().any(|layer| layer.instance == instance) => return End::Used,
                 Ok(_) => {}
@@ -335,7 +336,7 @@ pub(crate) fn nearly_full(layout: &Layout) -> bool {
     rustix::fs::fstatvfs(&layout.root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / NEARLY_FULL)
 }
 
-/// When to try again what is still there.
+/// Returns when to try an item again; `None` if it was deleted.
 fn again(mut item: Item, end: &End) -> Option<(Instant, Item)> {
     let wait = match end {
         End::Deleted => return None,
@@ -357,15 +358,15 @@ fn cause(error: &remove::Error) -> Option<String> {
 /// The pace of one deletion.
 struct Pace<'a> {
     shared: &'a Shared,
-    /// At full speed.
+    /// Whether the data is young, and is deleted at full speed.
     young: bool,
     steps: Cell<u32>,
-    /// When the pressure was read last, and the waiting it told of by then, in microseconds.
+    /// When the pressure was last read, and the total stall time then, in microseconds.
     last: Cell<(Instant, u64)>,
     rested: Cell<Duration>,
 }
 
-/// Microseconds that somebody has waited for the disk since the boot.
+/// Returns the total time since boot in which some task stalled on I/O, in microseconds.
 fn waited_us() -> Option<u64> {
     pressure::io().ok().flatten().map(|psi| psi.some.total_us)
 }
@@ -380,7 +381,7 @@ impl<'a> Pace<'a> {
         self.rested.get().as_secs_f64() * 1e3
     }
 
-    /// Before each entry; true to stop.
+    /// Called before each entry; returns true to stop.
     fn step(&self) -> bool {
         self.steps.set(self.steps.get() + 1);
         if !self.young && self.steps.get().is_multiple_of(STRIDE) {
@@ -390,7 +391,7 @@ impl<'a> Pace<'a> {
             let rest = rest(worked, Duration::from_micros(waited.saturating_sub(waited_then)));
             if !rest.is_zero() && !self.shared.nearly_full() {
                 let mut state = self.shared.lock();
-                // Not deaf to a stop meanwhile.
+                // A stop ends the rest.
                 let goes_on = |_: &mut State| !self.shared.stopped();
                 self.shared.changed.wait_while_for(&mut state, goes_on, rest);
                 drop(state);
@@ -402,8 +403,8 @@ impl<'a> Pace<'a> {
     }
 }
 
-/// How long to rest after a stride of so long, in which others waited so long for the disk: as long as the stride where
-/// somebody waited a quarter of the time, three times as long where somebody always did.
+/// Returns how long to rest after a stride that took `worked`, during which tasks stalled on I/O for `waited`: as
+/// long as the stride if that was a quarter of the time, up to three times as long if it was more.
 fn rest(worked: Duration, waited: Duration) -> Duration {
     let share = (waited.as_secs_f64() / worked.as_secs_f64().max(1e-6)).min(1.0);
     if share < 0.05 { Duration::ZERO } else { worked.mul_f64((4.0 * share).min(3.0)).min(REST_MOST) }
@@ -448,7 +449,7 @@ mod tests {
         state.came = Some((first, first + PATIENCE - QUIET / 2));
         assert_eq!(state.settling(first + PATIENCE - QUIET / 2), Some(QUIET / 2));
         assert_eq!(state.settling(first + PATIENCE), None);
-        // More while that is deleted does not hold it up again.
+        // Items that arrive during the deletion do not delay it again.
         state.push(item("b", None));
         assert_eq!(state.settling(first + PATIENCE), None);
         state.queue.clear();

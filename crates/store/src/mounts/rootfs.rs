@@ -13,17 +13,17 @@ use super::pool::{Pair, READY_MODE};
 use crate::layers::layer::{self, Layer, Lower, Mappings};
 use crate::layers::owner::Owner;
 
-/// What a root file system failed at.
+/// Why an operation on a root file system failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The id could not be the name of a directory.
+    /// The id cannot be used as a directory name.
     #[error("{id:?} is no id for a root file system")]
     Id {
         /// The id.
         id: String,
     },
-    /// There is one with this id.
+    /// A root file system with this id exists.
     #[error("the root file system {id} exists")]
     Exists {
         /// The id.
@@ -37,7 +37,7 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
-    /// Layers of its image were thrown away at this moment, again and again.
+    /// Layers of its image were collected at every try.
     #[error("the layers of the root file system {id} are collected as fast as they are fetched")]
     Gone {
         /// The id.
@@ -51,7 +51,7 @@ pub enum Error {
         /// What failed.
         source: std::io::Error,
     },
-    /// It is a container's, and goes with it.
+    /// It belongs to a container, and is removed with it.
     #[error("the root file system {id} belongs to a container: destroy that")]
     Kept {
         /// The id.
@@ -93,7 +93,7 @@ pub enum Error {
     Layer(#[from] layer::Error),
 }
 
-/// Ids are made by the engine; this only keeps a mistake there from leaving the directory.
+/// Checks an id. Ids are made by the engine; the check only keeps a bug there from escaping the directory.
 pub(crate) fn check_id(id: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if id.is_empty() || id.len() > 200 || id.starts_with('.') || !id.bytes().all(plain) {
@@ -102,7 +102,7 @@ pub(crate) fn check_id(id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a root file system is made of.
+/// The parts of a root file system.
 pub(crate) struct Parts<'a> {
     pub(crate) id: &'a str,
     /// Bottom first.
@@ -114,19 +114,20 @@ pub(crate) struct Parts<'a> {
 /// A root file system, ready to be attached.
 #[derive(Debug)]
 pub struct Rootfs {
-    /// The detached mount. Its last reference is the caller's.
+    /// The detached mount. The caller owns its last reference.
     pub mount: OwnedFd,
     /// The directory that holds its writable layer.
     pub dir: PathBuf,
-    /// Whether it syncs: only while a volatile one cannot be mounted.
+    /// Whether it syncs, which it does only if no volatile one could be mounted.
     pub honest: bool,
 }
 
-/// Makes overlays in the way that this kernel wants them made.
+/// Mounts overlays in the way that this kernel requires.
 #[derive(Debug, Default)]
 pub(crate) struct Mounter {
     mappings: Mappings,
-    /// Where overlays are made if this kernel's refuse detached layers. Found out when the first one is wanted.
+    /// The layer namespace, where overlays are mounted if this kernel refuses detached lower directories. Determined
+    /// when the first overlay is mounted.
     namespace: OnceLock<Option<LayerNamespace>>,
 }
 
@@ -144,7 +145,7 @@ impl Mounter {
         }
     }
 
-    /// The same, and no honest one.
+    /// As [`Mounter::build`], but fails where only an honest overlay could be mounted.
     pub(crate) fn build_volatile(&self, parts: &Parts<'_>) -> Result<OwnedFd, Error> {
         let Parts { id, layers, pair, .. } = *parts;
         if layers.is_empty() {

@@ -1,10 +1,10 @@
-//! Lost writes, noticed without a sync.
+//! Detects lost writes without a sync.
 //!
-//! When the kernel could not write a page back, it says so once per open file and file system (errseq_t,
-//! Documentation/core-api/errseq.rst), mostly to nobody: who writes into a volatile overlay asks for no sync. But a
-//! volatile overlay remembers the state that its upper file system had when it was mounted, and every fsync in it
-//! compares the two, without writing anything (`ovl_sync_status` in fs/overlayfs/super.c). The store keeps one such
-//! overlay for nothing else; an fsync in it takes a microsecond and fails from the moment a write is lost.
+//! When the kernel cannot write a page back, it reports the error once per open file and file system (errseq_t,
+//! Documentation/core-api/errseq.rst). A writer to a volatile overlay never learns of it, since nothing there is
+//! synced. But a volatile overlay remembers the error state of its upper file system at mount time, and every fsync
+//! in it compares the two, without writing anything (`ovl_sync_status` in fs/overlayfs/super.c). The store keeps one
+//! such overlay for nothing else; an fsync in it takes a microsecond and fails from the moment a write is lost.
 
 use std::os::fd::OwnedFd;
 
@@ -18,7 +18,7 @@ use crate::disk::files;
 use crate::disk::layout::Layout;
 use crate::layers::layer::Lower;
 
-/// The overlay that is asked.
+/// The overlay in which fsync is called.
 #[derive(Debug)]
 pub(crate) struct Sentinel {
     mount: OwnedFd,
@@ -27,8 +27,8 @@ pub(crate) struct Sentinel {
 }
 
 impl Sentinel {
-    /// Mounts it over an empty lower directory. An error comes with the name of its directory, which is trash then; EIO:
-    /// there is an error that nobody has seen.
+    /// Mounts it over an empty lower directory. An error comes with the name of its directory, which is trash then;
+    /// EIO means that the file system has a write-back error that nobody has seen.
     pub(crate) fn place(
         layout: &Layout,
         pool: &Pool,
@@ -48,11 +48,11 @@ impl Sentinel {
         let mount = mount::open_tree_clone(&lower, "", false).map_err(|error| error.errno())?;
         let lower = Lower::new(mount);
         let overlay = mounter.overlay(&[&lower], &pair.dir, true).map_err(|error| error.errno())?;
-        // The root itself is what fsync is asked of: it is always an upper directory.
+        // fsync is called on the root, which is always an upper directory.
         files::open_dir(&overlay, ".")
     }
 
-    /// Whether a write was lost since it was placed.
+    /// Whether a write was lost since the sentinel was placed.
     pub(crate) fn lost_write(&self) -> bool {
         rustix::fs::fsync(&self.mount).is_err()
     }
