@@ -142,7 +142,7 @@ impl Shared {
     }
 
     fn run(&self) {
-        // The thread has the lowest urgency.
+        // The thread runs at low priority.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
         let mut state = self.lock();
         while !self.stopped() {

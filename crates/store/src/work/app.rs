@@ -1,4 +1,4 @@
-//! Images with an app on top: the layers of an image, and one that is fetched on its own.
+//! Images with an app on top: the layers of a base image, and the app's layer, which is fetched separately.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use crate::mounts::rootfs;
 use crate::store::Inner;
 
 impl Inner {
-    /// The image `base` with the app on top of it. Nothing is cached but the layers: to find out that they are there
-    /// takes no more than a look at each.
+    /// Returns the image `base` with the app on top of it. Only the layers are cached, since checking that they are
+    /// present is cheap.
     pub(crate) fn image_with_app(
         &self,
         uri: &str,
@@ -31,7 +31,7 @@ impl Inner {
         Err(Error::Collected { uri: app.to_string() })
     }
 
-    /// The image `below` with the app on top of it; none if a collection has taken a layer meanwhile.
+    /// Returns the image `below` with the app on top of it; `None` if a layer was collected meanwhile.
     pub(crate) fn with_app(
         &self,
         uri: &str,
@@ -59,7 +59,8 @@ impl Inner {
         Ok(self.with_layer(uri, below, &app.to_string(), layer))
     }
 
-    /// The same, if the app's layer is there and that can be told without asking a server.
+    /// As [`Inner::with_app`], but only if the app's layer is in the store and that can be told without asking a
+    /// registry.
     pub(crate) fn app_at_hand(&self, uri: &str, below: &Image, app: &App) -> Result<Option<Image>> {
         if app.asks_server() {
             return Ok(None);
@@ -82,7 +83,7 @@ impl Inner {
         app.layer(&top.chain, &self.remote, watch).map_err(|error| image_error(&app.to_string(), error))
     }
 
-    /// The image with one layer more; none if one of them has gone meanwhile.
+    /// Returns the image with one more layer; `None` if one of the layers was collected meanwhile.
     fn with_layer(&self, uri: &str, below: &Image, shown: &str, layer: Arc<Layer>) -> Option<Image> {
         let image = Image {
             uri: uri.to_owned(),
@@ -99,8 +100,8 @@ impl Inner {
         Some(image)
     }
 
-    /// Id and config of an image as it is kept under a name. With an app on top those of an ordinary image: its config has
-    /// the diff ids of all layers.
+    /// Returns the id and config with which an image is saved under a name. For an image with an app these are of an
+    /// ordinary image, whose config has the diff ids of all layers.
     pub(crate) fn ordinary(&self, uri: &str, image: &Image) -> Result<(String, Option<Vec<u8>>)> {
         let app = App::parse(uri).map_err(|error| image_error(&image.shown, error))?;
         let Some((_, app)) = app else { return Ok((image.id.clone(), image.config_json.clone())) };

@@ -1,4 +1,4 @@
-//! Root file systems that are attached where everybody sees them, for scripts. They outlive the process that made them.
+//! Root file systems attached in the host's mount namespace, for scripts. They outlive the process that made them.
 
 use std::path::{Path, PathBuf};
 
@@ -22,11 +22,11 @@ pub(crate) fn is_attached(path: &Path) -> bool {
 }
 
 impl Store {
-    /// Makes a root file system and attaches it below the run directory; says where. Without `suid` its set-uid and
-    /// set-gid bits and file capabilities have no effect there, nor in what is cloned from that mount.
+    /// Makes a root file system and attaches it below the run directory; returns the path. Without `suid` its set-uid
+    /// and set-gid bits and file capabilities have no effect there, nor in mounts cloned from it.
     ///
-    /// The directory that it is attached in is for root alone ([`run::private`]): its own root has the mode that the image
-    /// says.
+    /// Only root can access the directory in which it is attached ([`run::private`]), because the mode of the root
+    /// file system's own root is up to the image.
     ///
     /// # Errors
     /// As [`Store::create_rootfs`], or it cannot be attached.
@@ -57,10 +57,10 @@ impl Store {
         attached.map(|()| path)
     }
 
-    /// Detaches a root file system and throws it away; false if there is none of this id.
+    /// Detaches and releases a root file system; false if the id is unknown.
     ///
     /// # Errors
-    /// It is busy, or a container's.
+    /// It is busy, or belongs to a container.
     pub fn detach_rootfs(&self, id: &str) -> Result<bool> {
         rootfs::check_id(id)?;
         let records = &self.0.layout.records;
@@ -85,7 +85,7 @@ impl Store {
         Ok(true)
     }
 
-    /// The living root file systems, by id.
+    /// Returns the records of the living root file systems, sorted by id.
     ///
     /// # Errors
     /// Their records cannot be read.
@@ -95,7 +95,7 @@ impl Store {
         Ok(records)
     }
 
-    /// Bytes on the disk of a root file system's writable layer; none if there is none of this id.
+    /// Returns the bytes on the disk of a root file system's writable layer; `None` if the id is unknown.
     ///
     /// # Errors
     /// Its record cannot be read.
@@ -105,7 +105,7 @@ impl Store {
         Ok(record.map(|record| self.0.rootfs_bytes(&record)))
     }
 
-    /// Unmounts the run directory's tmpfs, if a command has mounted it and nothing needs it any more.
+    /// Unmounts the run directory's tmpfs, if there is no server and it holds no record.
     pub fn leave_run(&self) {
         if !self.has_server()
             && let Some(run) = self.0.layout.records.path().parent()

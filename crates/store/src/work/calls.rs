@@ -31,9 +31,9 @@ use crate::mounts::rootfs::{self, Mounter, Rootfs};
 use crate::store::{Inner, Store};
 
 impl Store {
-    /// Opens the store for a server, which keeps it until it is closed, and puts it in order: makes what is missing,
-    /// throws away half-made layers, layers that another boot left unfinished, and every root file system that is not
-    /// attached and that `live` does not know. The deleting itself is left to the reaper.
+    /// Opens the store for a server, which holds its lock until [`Store::close`], and recovers it: creates missing
+    /// directories, and moves to the trash half-made layers, layers that another boot left unfinished, and every root
+    /// file system that is neither attached nor known to `live`. The deleting is left to the reaper.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the store for one command, beside a server or without one. What it throws away the server deletes, or
+    /// Opens the store for one command, beside a server or without one. Its trash is deleted by the server, or by
     /// [`Store::reap`].
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Store {
                 door: Arc::default(),
                 mounter: Mounter::default(),
                 pool: Pool::new(role == Role::Server && layout.spreads),
-                // Only a server's steward fills it.
+                // Only a server has a steward, which mounts the spares.
                 ready: Ready::new(if role == Role::Server { config.ready_rootfs } else { 0 }, open::most()),
                 gc_threshold: config.gc_threshold,
                 remote,
@@ -98,7 +98,7 @@ impl Store {
         inner.durability.start().map_err(|source| Error::Thread { name: "durability", source })?;
         match (role, lock) {
             (Role::Server, held) => *inner.lock.lock() = held,
-            // Nobody else is here, and so what another boot has left is nobody's.
+            // No server is running, so this command discards what another boot left unfinished.
             (Role::Command, Some(held)) => {
                 inner.distrust()?;
                 drop(held);
@@ -108,19 +108,19 @@ impl Store {
         Ok(Self(inner))
     }
 
-    /// Takes the image into the store: what is missing is fetched, verified and unpacked, once however many ask. `uri`
-    /// is an address as [`wardian_image::Source::parse`] understands it, or the name of an image in the store; with an
-    /// app on top as in [`wardian_image::App`].
+    /// Takes the image into the store: missing layers are fetched, verified and unpacked, once for all concurrent
+    /// callers. `uri` is an address as [`wardian_image::Source::parse`] understands it, or the name of an image in
+    /// the store; with an app on top as in [`wardian_image::App`].
     ///
     /// # Errors
     ///
-    /// The image or one of its layers cannot be read or is not what it says. Layers that were whole stay.
+    /// The image or one of its layers cannot be read, or fails verification. Layers that were complete stay.
     pub fn image(&self, uri: &str) -> Result<Image> {
         self.0.image(uri, &Progress::default())
     }
 
-    /// The image, if that can be told without fetching anything, without asking anybody and without opening more than a file
-    /// of an app. None: [`Store::image`] may have it all the same.
+    /// Returns the image if that takes no fetch, no request to a registry, and no file opened except an app's. If it
+    /// is `None`, [`Store::image`] may still find it in the store.
     ///
     /// # Errors
     /// As [`Store::image`].
@@ -128,11 +128,11 @@ impl Store {
         self.0.at_hand(uri)
     }
 
-    /// The same, watched; with `name`, the image is called that from then on, whatever was before.
+    /// As [`Store::image`], with progress. With `name`, the image gets that name, even if another one had it.
     ///
     /// # Errors
     ///
-    /// As [`Store::image`]; the name is no name; it was cancelled.
+    /// As [`Store::image`]; the name is invalid; the import was cancelled.
     pub fn import(&self, uri: &str, name: Option<&str>, progress: &Progress) -> Result<Image> {
         match name {
             Some(name) => Ok(self.import_as(uri, name, Wish::Operator, progress)?.0),
@@ -140,7 +140,7 @@ impl Store {
         }
     }
 
-    /// The same with a name that somebody wishes for. Gives also the image that had the name until now, if that was
+    /// As [`Store::import`], with a name and who gives it. Also returns the image that had the name before, if it was
     /// another one.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl Store {
             let image = self.0.image(uri, progress)?;
             replaced = self.0.name(name, uri, &image, wish)?.or(replaced);
             fail_point!("named");
-            // A collection that did not see the name may have taken a layer.
+            // A garbage collection that did not see the name may have collected a layer.
             if self.is_in_place(&image) {
                 return Ok((image, replaced));
             }
@@ -167,21 +167,21 @@ impl Store {
         Err(Error::Collected { uri: wardian_image::shown(uri) })
     }
 
-    /// Whether all layers of an image are in their places still: what was read from them until now was complete.
+    /// Whether all layers of an image are still in place, so that everything read from them until now was complete.
     pub fn is_in_place(&self, image: &Image) -> bool {
         image.layers.iter().all(|layer| layer.is_in_place(&self.0.layout))
     }
 
-    /// Waits until the layers that this process has brought in are durable or suspect; false if it was cancelled.
+    /// Waits until the layers that this process has unpacked are durable or suspect; false if it was cancelled.
     pub fn wait_durable(&self, progress: &Progress) -> bool {
         self.0.durability.drain(Duration::MAX, &|| progress.is_cancelled())
     }
 
-    /// Waits until all layers of an image are on the disk, whoever writes them; fetches again what was not. False if it
-    /// was cancelled.
+    /// Waits until all layers of an image are durable, whichever process writes them; fetches lost ones again.
+    /// Returns false if it was cancelled.
     ///
     /// # Errors
-    /// What was lost cannot be fetched again.
+    /// A lost layer cannot be fetched again, or is lost at every try.
     pub fn wait_image_durable(&self, image: &Image, progress: &Progress) -> Result<bool> {
         let mut image = image.clone();
         for _ in 0..fetch::TRIES {
@@ -196,7 +196,7 @@ impl Store {
         Err(Error::Lost { uri: image.shown })
     }
 
-    /// All named images, by name.
+    /// Returns all named images, sorted by name.
     ///
     /// # Errors
     /// Their records cannot be listed.
@@ -204,7 +204,7 @@ impl Store {
         Ok(image::all(&self.0.layout)?)
     }
 
-    /// The image of this name.
+    /// Finds the image with this name.
     ///
     /// # Errors
     /// There is none.
@@ -212,28 +212,28 @@ impl Store {
         Ok(image::find(&self.0.layout, name)?)
     }
 
-    /// The same with its manifest and config.
+    /// Finds the image with this name; returns it with its manifest and config.
     ///
     /// # Errors
-    /// There is none, or what it says of itself cannot be read.
+    /// There is none, or its manifest and config cannot be read.
     pub fn read_image(&self, name: &str) -> Result<(Named, Documents)> {
         Ok(image::read_whole(&self.0.layout, name)?)
     }
 
-    /// Refuses a name that an image's source brings along if another image has it. A look ahead: whether it gets the name
-    /// is told by [`Store::import_as`].
+    /// Refuses a name given by an image's source if another image has it. This is an early check;
+    /// [`Store::import_as`] decides.
     ///
     /// # Errors
-    /// Another image has the name, or it is no name.
+    /// Another image has the name, or the name is invalid.
     pub fn check_free(&self, name: &str, image: &wardian_image::Image) -> Result<()> {
         let layers: Vec<_> = image.layers.iter().map(|layer| layer.chain_id.clone()).collect();
         Ok(image::check_free(&self.0.layout, name, &image.id, &layers)?)
     }
 
-    /// Takes a name away, and throws away those of its layers that nothing else has or uses.
+    /// Removes a name, and collects those of its layers that no other image has and no root file system uses.
     ///
     /// # Errors
-    /// There is no such name, it is pinned and that is not meant (`pinned`), or a layer cannot be moved.
+    /// There is no such name, it is pinned and `pinned` is false, or a layer cannot be moved.
     pub fn remove_image(&self, name: &str, pinned: bool) -> Result<Collected> {
         let named = image::take(&self.0.layout, name, pinned)?;
         image::sweep(&self.0.layout);
@@ -243,7 +243,7 @@ impl Store {
         self.0.collect(Garbage::Until(0), Some(&own))
     }
 
-    /// Keeps an image from being collected, or no longer.
+    /// Pins an image, which keeps it from being collected, or unpins it.
     ///
     /// # Errors
     /// There is no such name.
@@ -251,12 +251,12 @@ impl Store {
         Ok(image::change(&self.0.layout, name, |image| image.pinned = pinned)?)
     }
 
-    /// What is known of a layer; none if it is not in the store.
+    /// Returns what is recorded of a layer; `None` if it is not in the store.
     pub fn layer(&self, chain: &str) -> Option<LayerInfo> {
         layer::load(&self.0.layout, chain).ok().flatten().map(|found| found.record.into())
     }
 
-    /// Throws away layers that nobody uses, those used longest ago first, until the layers take at most so many bytes.
+    /// Collects unused layers, the least recently used first, until the layers take at most `target_bytes`.
     ///
     /// # Errors
     /// The records cannot be read, or a layer cannot be moved.
@@ -264,7 +264,7 @@ impl Store {
         self.0.collect(Garbage::Until(target_bytes), None)
     }
 
-    /// Throws away layers that nobody uses; with `only`, no others than these.
+    /// Collects unused layers; with `only`, no others than these.
     ///
     /// # Errors
     /// As [`Store::collect`].
@@ -272,7 +272,7 @@ impl Store {
         self.0.collect(garbage, only)
     }
 
-    /// What [`Store::collect_garbage`] would throw away now.
+    /// Returns what [`Store::collect_garbage`] would collect now.
     ///
     /// # Errors
     /// The records cannot be read.
@@ -280,7 +280,8 @@ impl Store {
         self.0.garbage(garbage)
     }
 
-    /// What takes how much space. Walks over everything that is not a layer: seconds, if that is much.
+    /// Returns the space that the store's parts take. It walks over everything that is not a layer, which may take
+    /// seconds.
     ///
     /// # Errors
     /// The records cannot be read.
@@ -288,8 +289,8 @@ impl Store {
         self.0.usage()
     }
 
-    /// Makes a root file system: a detached mount, ready to be attached. The caller owns the only reference;
-    /// [`Store::release_rootfs`] comes after its last one is closed.
+    /// Makes a root file system: a detached mount, ready to be attached. The caller owns the only reference, and
+    /// calls [`Store::release_rootfs`] after the last one is closed.
     ///
     /// # Errors
     ///
@@ -298,30 +299,30 @@ impl Store {
         self.0.create_rootfs(id, image, owner, None)
     }
 
-    /// Says that a root file system is not needed any more. Touches no file of the store and never waits. `handle` is
-    /// what the log calls it.
+    /// Releases a root file system. The call touches no file of the store's disk and never waits. `handle` names its
+    /// container in the log.
     pub fn release_rootfs(&self, id: &str, handle: Option<&str>) {
         if rootfs::check_id(id).is_ok() {
             self.0.release_rootfs(id, handle);
         }
     }
 
-    /// The space of a root file system as it is known: measured a while ago, and from now on anew if that is too long
-    /// ago. Touches no file.
+    /// Returns the last measured space of a root file system, and queues a new measurement if that is too old.
+    /// Touches no file.
     pub fn measured(&self, id: &str) -> Measured {
         self.0.measurer.get(id)
     }
 
-    /// The write-back error that a root file system was hit by, with the remedy.
+    /// Returns the write-back error that affects a root file system, with the remedy.
     pub fn writeback_error(&self, id: &str) -> Option<String> {
         self.0.hit.lock().get(id).cloned()
     }
 
-    /// A new file without a name on the store's file system, which has room for what is made of its images. It is gone when
-    /// it is closed.
+    /// Opens a new unnamed file (O_TMPFILE) on the store's file system, for large temporary data. It is gone when it
+    /// is closed.
     ///
     /// # Errors
-    /// The file system has no such files, or no room.
+    /// The file system does not support O_TMPFILE, or is full.
     pub fn scratch(&self) -> std::io::Result<std::fs::File> {
         use rustix::fs::{Mode, OFlags};
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -333,23 +334,23 @@ impl Store {
         self.0.reaper.drain(timeout)
     }
 
-    /// How many root file systems and layers wait to be deleted.
+    /// Returns how many root file systems and layers wait to be deleted.
     pub fn trash_count(&self) -> usize {
         self.0.reaper.len()
     }
 
-    /// How many root file systems are mounted ahead.
+    /// Returns how many root file systems are mounted ahead.
     pub fn ready_rootfs(&self) -> usize {
         self.0.ready.len()
     }
 
-    /// Whether a server has this store, and so deletes its trash.
+    /// Whether a server holds this store, and so deletes its trash.
     pub fn has_server(&self) -> bool {
         self.0.layout.has_server()
     }
 
-    /// Stops the store's threads and lets another server have the store. What is still trash stays for it. A layer's
-    /// write-back that is under way ends by itself, and so does what still waits for the disk after 2 s.
+    /// Stops the store's threads and releases the lock. Remaining trash is left to the next server. A write-back in
+    /// progress, and a thread that still waits for the disk after 2 s, are not waited for.
     pub fn close(&self) {
         self.0.close();
     }

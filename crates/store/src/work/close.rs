@@ -1,5 +1,4 @@
-//! The end of a store in this process: its threads are stopped, and another server may have it. Nobody waits longer than a
-//! moment for the disk.
+//! Closes a store in this process: stops its threads and releases its lock, with a bounded wait for the disk.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -22,17 +21,18 @@ impl Inner {
                 drop(spares);
                 self.remove_spares(until);
             } else {
-                // The next server finds what was made ahead. To unmount it could take as long as what is waited for.
+                // The spares are left to the next server: their unmount could wait for the same slow disk.
                 tracing::warn!("the disk is slow: what the store was deleting is left to the next server");
                 std::mem::forget(spares);
             }
-            // An open reference would keep the overlay of a container that lives on from ending with it.
+            // An open reference would keep an overlay mounted beyond the end of its container, which outlives this
+            // process.
             self.honest.lock().clear();
             *self.lock.lock() = None;
         }
     }
 
-    /// Removes what was made ahead. If that fails, the next server finds it.
+    /// Removes pairs and spares. If that fails, the next server finds them.
     fn remove_spares(&self, until: Instant) {
         let Ok(records) = self.layout.records.all() else { return };
         for name in self.pool.close() {

@@ -1,8 +1,8 @@
-//! Garbage collection: layers that nobody uses, those used longest ago first, down to a number of bytes.
+//! Garbage collection of unused layers, the least recently used first, down to a number of bytes.
 //!
 //! Collecting a layer is one rename into the trash; the reaper deletes it later, and not before the last root file
-//! system that uses it is gone (see [`crate::disk::record`]). No lock is held, and creates go on meanwhile. A name whose
-//! layers were collected is forgotten with them; pinned ones are never touched.
+//! system that uses it is gone (see [`crate::disk::record`]). No lock is held, and creates go on meanwhile. A name
+//! whose layers were collected is removed with them; pinned images are never touched.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -21,39 +21,40 @@ use crate::store::Inner;
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) record: Record,
-    /// Whether it can be given to somebody.
+    /// Whether it can be used, see [`layer::trusted`].
     pub(crate) trusted: bool,
-    /// Seconds since 1970.
+    /// When it was last used, in seconds since 1970.
     pub(crate) used: u64,
 }
 
-/// What a collection may take.
+/// Which layers a collection may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Garbage {
-    /// What no named image has.
+    /// Layers that no named image has.
     Unnamed,
-    /// Images with names, too, those used longest ago first, until the layers take at most so many bytes. Names whose
-    /// layers go are forgotten.
+    /// Layers of named images, too, the least recently used first, until the layers take at most this many bytes.
+    /// Names whose layers are collected are removed.
     Until(u64),
 }
 
 /// What a collection did, or would do.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Collected {
-    /// Chain ids, in the order in which they went.
+    /// The chain ids of the collected layers, in order of collection.
     pub layers: Vec<String>,
-    /// Names that were forgotten because their layers went.
+    /// The names that were removed with their layers.
     pub images: Vec<String>,
-    /// Bytes that go with the layers once the reaper has deleted them.
+    /// The bytes that are freed once the reaper has deleted the layers.
     pub freed_bytes: u64,
-    /// Bytes of the layers that stay.
+    /// The bytes of the layers that stay.
     pub kept_bytes: u64,
-    /// Of those, bytes that may not go: used by root file systems, pinned, or of named images that are not to go.
+    /// Of those, the bytes that must not be collected: used by root file systems, pinned, or of named images that
+    /// this collection spares.
     pub needed_bytes: u64,
 }
 
 impl Inner {
-    /// All layers in their places whose records can be read.
+    /// Returns all layers in place whose records can be read.
     pub(crate) fn seen_layers(&self) -> Result<Vec<Seen>> {
         let names = files::names(&self.layout.layers)
             .map_err(|error| layout::Error::List { name: "layers", source: error.into() })?;
@@ -72,7 +73,7 @@ impl Inner {
         Ok(seen)
     }
 
-    /// Throws unused layers away; with `only`, no others than these.
+    /// Collects unused layers; with `only`, no others than these.
     pub(crate) fn collect(&self, garbage: Garbage, only: Option<&HashSet<String>>) -> Result<Collected> {
         let images = image::all(&self.layout)?;
         let done = self
@@ -94,12 +95,12 @@ impl Inner {
         Ok(done)
     }
 
-    /// What [`Inner::collect`] would do now.
+    /// Returns what [`Inner::collect`] would collect now.
     pub(crate) fn garbage(&self, garbage: Garbage) -> Result<Collected> {
         self.choose(&image::all(&self.layout)?, garbage, None, &mut |_| Ok(()))
     }
 
-    /// Which unused layers go, and which of the named images with them.
+    /// Chooses the unused layers to collect, calls `take` for each, and lists the named images that lose layers.
     fn choose(
         &self,
         images: &[Named],
@@ -107,7 +108,7 @@ impl Inner {
         only: Option<&HashSet<String>>,
         take: &mut dyn FnMut(&Record) -> Result<()>,
     ) -> Result<Collected> {
-        // A name keeps its layers even if they are not trusted: what has the name is fetched again.
+        // A name protects its layers even if they are not trusted; the image is fetched again when it is needed.
         let (keeps, target): (fn(&Named) -> bool, u64) = match garbage {
             Garbage::Unnamed => (|_| true, 0),
             Garbage::Until(target) => (|image| image.pinned, target),
@@ -139,7 +140,7 @@ impl Inner {
         Ok(done)
     }
 
-    /// Moves a layer to the trash. It is no error if it has gone.
+    /// Moves a layer to the trash. A missing layer is no error.
     pub(crate) fn condemn(&self, chain: &str, instance: &str) -> Result<()> {
         self.layers.lock().remove(chain);
         match layer::condemn(&self.layout, chain, instance) {

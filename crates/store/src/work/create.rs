@@ -1,4 +1,4 @@
-//! Root file systems made for those who ask, and let go.
+//! Creates and releases root file systems.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::mounts::reaper::{Item, Place};
 use crate::mounts::rootfs::{self, Rootfs};
 use crate::store::Inner;
 
-/// What a root file system begins with: all of it, its directories, or nothing.
+/// What a root file system is made from: a spare, a pair of directories, or nothing.
 enum Start {
     Spare(Spare),
     Pair(Pair),
@@ -59,7 +59,7 @@ impl Inner {
         if !matches!(new, Ok(true)) {
             match start {
                 Start::Spare(spare) => self.discard(self.ready.put(spare).err()),
-                // The pair, if there is one, is as good as trash.
+                // A pair that was taken is not returned to the pool, but deleted.
                 _ => self.trash(Place::Rootfs, &record.dir),
             }
             return Err(match new {
@@ -81,7 +81,7 @@ impl Inner {
         };
         if honest {
             record.honest = true;
-            // Only for show: who reads it learns that this one syncs.
+            // Best effort: the field is informational only.
             let _ = self.layout.records.update_existing(&record);
             if let Ok(kept) = mount.try_clone() {
                 self.honest.lock().insert(id.to_owned(), kept);
@@ -92,7 +92,7 @@ impl Inner {
         Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(record.dir), honest })
     }
 
-    /// The mount of a root file system that has its record; true if it is honest.
+    /// Mounts a root file system whose record is written; true if it is honest.
     fn furnish(
         &self,
         record: &mut Record,
@@ -100,13 +100,14 @@ impl Inner {
         owner: Option<&Owner<'_>>,
         start: Start,
     ) -> Result<(OwnedFd, bool)> {
-        // Whoever closes the store looks for records after it has said so, and takes what has none for its own.
+        // Checked after the record is written: a close reads the records after it has set `closed`, and deletes
+        // directories without one.
         self.check_open()?;
         let asked = Arc::clone(&image.layers);
         let settled = self.settle(record, image);
         let made = |source, record: &Record| rootfs::Error::Make { id: record.id.clone(), source };
         let pair = match start {
-            // Asked after the record was written: of a write that is lost later the record hears.
+            // The check comes after the record is written: a write lost later is noted in the record.
             Start::Spare(spare)
                 if settled.is_ok() && Arc::ptr_eq(&asked, &image.layers) && spare.is_sound() =>
             {
@@ -115,13 +116,14 @@ impl Inner {
             }
             Start::Spare(spare) => {
                 settled?;
-                // Its own directories cannot be mounted a second time.
+                // The spare's own directories cannot be mounted a second time.
                 record.dir = self.pool.new_name();
                 self.layout.records.update_existing(record).map_err(|source| {
                     self.pool.disown(&record.dir);
                     rootfs::Error::Record { id: record.id.clone(), source }
                 })?;
-                // A write error of the spare does not concern its new owner; and a close since the look above knows the old name only.
+                // A write-back error of the spare does not concern its replacement. A close since the check above
+                // knows only the old directory name, so check again.
                 self.hit.lock().remove(&record.id);
                 self.check_open()?;
                 fail_point!("spare-refused");
@@ -143,7 +145,7 @@ impl Inner {
         Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
     }
 
-    /// Sees, now that the record names them, that the image's layers are in their places; otherwise fetches them again.
+    /// Checks, now that the record names the image's layers, that they are in place; otherwise fetches them again.
     fn settle(&self, record: &mut Record, image: &mut Image) -> Result<()> {
         for _ in 0..fetch::TRIES {
             if image.layers.iter().all(|layer| self.is_fine(layer)) {
@@ -172,7 +174,7 @@ impl Inner {
         if let Some(mut item) = Item::new(Place::Rootfs, &record.dir) {
             item.made_ms = Some(record.created_ms);
             item.handle = handle.map(str::to_owned);
-            // The last reference to an honest overlay syncs.
+            // Dropping the last reference to an honest overlay syncs it.
             item.keep = honest.map(Arc::new);
             self.reaper.add(item);
         }

@@ -1,4 +1,4 @@
-//! A store emptied, or removed: for hosts that are to be as they were.
+//! Empties or removes a store, to restore a host to its former state.
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::disk::files;
 use crate::disk::remove;
 use crate::store::Store;
 
-/// Something of a store could not be removed.
+/// A part of a store could not be removed.
 #[derive(Debug, thiserror::Error)]
 #[error("remove {path}", path = path.display())]
 pub struct Error {
@@ -19,11 +19,11 @@ pub struct Error {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Deletes every root file system, all that is half made, and the trash; how many there were. `None`: it takes longer than
-/// `patience`. Where there is no store none is made.
+/// Deletes every root file system, half-made layers and the trash; returns how many there were, or `None` if it takes
+/// longer than `patience`. If there is no store, none is made.
 ///
 /// # Errors
-/// A server has the store, or it cannot be opened.
+/// A server holds the store, or it cannot be opened.
 pub fn empty(config: &Config, patience: Duration) -> crate::Result<Option<usize>> {
     if !exists(&config.root) {
         return Ok(Some(0));
@@ -38,7 +38,8 @@ pub fn empty(config: &Config, patience: Duration) -> crate::Result<Option<usize>
     Ok(drained.then_some(count))
 }
 
-/// Removes the store with its images. What else is in its directory stays, and the directory then too. Nobody may have it.
+/// Removes the store with its images. The directory itself stays if it holds anything else. No process may have the
+/// store open.
 ///
 /// # Errors
 /// The first thing that cannot be removed; what comes after it stays.
@@ -55,7 +56,7 @@ pub fn all(root: &Path) -> Result<(), Error> {
     for name in [files::FORMAT, files::LOCK] {
         dir.remove(name).map_err(|e| failed(name, e.into()))?;
     }
-    // A disk's mount point, or with something of somebody else's in it: it stays.
+    // The directory stays if it is a mount point or holds anything else.
     drop(std::fs::remove_dir(root));
     Ok(())
 }

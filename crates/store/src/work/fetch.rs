@@ -1,4 +1,4 @@
-//! From an address to layers in the store: each layer is fetched once, however many threads and processes ask.
+//! Fetches the layers of an image into the store, each once however many threads and processes ask for it.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use crate::layers::layer::{self, Layer, State};
 use crate::mounts::reaper::Place;
 use crate::store::{Inner, Store};
 
-/// Layers of one image that are unpacked side by side, two or three busy threads each. The memory for all is bounded where
-/// they are unpacked.
+/// How many layers of one image are unpacked in parallel, with two or three busy threads each. The unpacker bounds
+/// the memory of all.
 const SIDE_BY_SIDE: usize = 4;
-/// Opened images that are remembered, and bytes of their manifests and configs together.
+/// The limits of the cache of opened images: their number, and the bytes of their manifests and configs.
 const MOST_CACHED: usize = 4096;
 const MOST_DOCUMENTS: usize = 16 << 20;
-/// How often an image is fetched again whose layers are collected at the same moment.
+/// How often a fetch is tried whose layers are collected at the same time.
 pub(crate) const TRIES: usize = 5;
-/// How often who waits for another process looks whether it is to go on waiting.
+/// The interval at which a thread that waits for another process checks again.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
 
 pub(crate) fn image_error(uri: &str, source: wardian_image::Error) -> Error {
@@ -36,11 +36,11 @@ pub(crate) fn image_error(uri: &str, source: wardian_image::Error) -> Error {
     }
 }
 
-/// What an image is asked for by.
+/// A parsed address of an image.
 enum Address {
     /// Its name in the store.
     Name,
-    /// The image below, and an app on top of it.
+    /// The base image's address, and an app on top of it.
     App(String, Box<App>),
     Source(wardian_image::Source),
 }
@@ -48,13 +48,13 @@ enum Address {
 /// An image that was opened: its layers are known, and may be in the store or not.
 #[derive(Debug)]
 pub enum Opened {
-    /// All its layers are there.
+    /// All its layers are in the store.
     Here(Box<Image>),
-    /// Some are not: [`Store::fetch`](crate::Store::fetch).
+    /// Layers are missing; [`Store::fetch`](crate::Store::fetch) fetches them.
     ToFetch(Box<ToFetch>),
 }
 
-/// What was read of an image to know its layers.
+/// An image whose manifest was read, and whose layers are to be fetched.
 #[derive(Debug)]
 pub struct ToFetch {
     uri: String,
@@ -63,7 +63,7 @@ pub struct ToFetch {
 }
 
 impl Opened {
-    /// Bytes of the manifest and the config, as long as this is held.
+    /// Returns the bytes of manifest and config that this value holds.
     pub fn documents(&self) -> usize {
         let length = |document: &Option<Vec<u8>>| document.as_ref().map_or(0, Vec::len);
         match self {
@@ -75,33 +75,34 @@ impl Opened {
 
 /// [`Store::image`] in two halves.
 impl Store {
-    /// What it takes to [open](Store::open_image) the image, or the one below an app; none for a name in the store. It takes
-    /// no more than a look.
+    /// Returns what [opening](Store::open_image) the image, or the base image of an app, will take; `None` for a name
+    /// in the store. The call itself is cheap.
     ///
     /// # Errors
-    /// The address is none.
+    /// The address is invalid.
     pub fn way(&self, uri: &str) -> Result<Option<Way>> {
         self.0.way(uri)
     }
 
-    /// Whether there is such an image, or the one below an app, as far as that shows without reading it.
+    /// Checks that the image, or the base image of an app, exists, as far as that can be told without reading it.
     ///
     /// # Errors
-    /// There is none, or it may not be read.
+    /// The image does not exist, or may not be read.
     pub fn reach(&self, uri: &str) -> Result<()> {
         self.0.reach(uri)
     }
 
-    /// Whether that has to be decompressed as a whole to be opened: the beginning of a compressed file is read.
+    /// Whether the image is a compressed file that must be decompressed as a whole to be opened. Reads the beginning
+    /// of the file.
     ///
     /// # Errors
-    /// The address is none.
+    /// The address is invalid.
     pub fn is_packed(&self, uri: &str) -> Result<bool> {
         self.0.is_packed(uri)
     }
 
-    /// The first half of [`Store::image`], for who bounds the halves: reads what is needed to know the layers, of an image
-    /// with an app those of the image below.
+    /// The first half of [`Store::image`], for callers that limit the halves separately: reads what is needed to know
+    /// the layers; for an image with an app, the layers of the base image.
     ///
     /// # Errors
     /// As [`Store::image`].
@@ -117,8 +118,8 @@ impl Store {
         self.0.fetch_opened(opened, progress)
     }
 
-    /// The image of an address with an app, if `below` is the image below; `below` itself for any other address. None if a
-    /// collection has taken a layer meanwhile.
+    /// Returns the image of an address with an app, given its base image `below`; for any other address `below`
+    /// itself. `None` if a layer was collected meanwhile.
     ///
     /// # Errors
     /// As [`Store::image`].
@@ -128,7 +129,7 @@ impl Store {
 }
 
 impl Inner {
-    /// The image with all its layers in their places.
+    /// Returns the image, after fetching its missing layers.
     pub(crate) fn image(&self, uri: &str, progress: &Progress) -> Result<Image> {
         match self.address(uri)? {
             Address::Name => {
@@ -139,8 +140,9 @@ impl Inner {
                 let source = wardian_image::shown(&named.source);
                 tracing::info!(name = uri, source, "image.fetched-again");
                 let again = self.image(&named.source, progress)?;
-                // What a name stands for is the operator's to say, and not that of whoever can write to the source. A bare
-                // tar, whose id is its state, and an app, which has no id of its own, are what is there now.
+                // Only the operator decides which image a name refers to, not whoever can write to the source. Exempt
+                // are a bare tar, whose id is only its state, and an app, which has no id of its own: the current
+                // content is used.
                 let has_id =
                     documents.config.is_some() && App::parse(&named.source).is_ok_and(|app| app.is_none());
                 if has_id && (again.id != named.id || again.chain_ids() != named.layers) {
@@ -166,8 +168,8 @@ impl Inner {
         }
     }
 
-    /// What it takes to open the image, or the one below an app; none if that is not to be done apart, since the name alone
-    /// says what is meant.
+    /// Returns what opening the image, or the base image of an app, will take; `None` for a name in the store, which
+    /// needs no separate opening.
     pub(crate) fn way(&self, uri: &str) -> Result<Option<Way>> {
         Ok(match self.address(uri)? {
             Address::Name => None,
@@ -221,7 +223,8 @@ impl Inner {
             Opened::Here(image) => return Ok(Image::clone(image)),
             Opened::ToFetch(opened) => &**opened,
         };
-        // Of a directory the identity says nothing, and it may have changed since another one opened it.
+        // The id is a part of the key: a directory's identity does not tell its state, which may have changed since
+        // another request opened it.
         let key = format!("{identity:?} {} {uri}", image.id);
         self.opening.run(&key, &|| progress.is_cancelled(), || match self.cached(uri, identity.as_ref()) {
             Some(image) => Ok(image),
@@ -229,7 +232,7 @@ impl Inner {
         })
     }
 
-    /// The image if it is there, nobody needs to be asked and nothing needs to be opened.
+    /// Returns the image if it is in the store, without asking a registry or opening its source.
     pub(crate) fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
         match self.address(uri)? {
             Address::Name => {
@@ -250,7 +253,7 @@ impl Inner {
         }
     }
 
-    /// The app of the address on top of `below`, if it has one.
+    /// Adds the address's app on top of `below`, if it has one.
     pub(crate) fn with_app_of(&self, uri: &str, below: Image, progress: &Progress) -> Result<Option<Image>> {
         match self.address(uri)? {
             Address::App(_, app) => self.with_app(uri, &below, &app, progress),
@@ -298,7 +301,7 @@ impl Inner {
         Ok(Address::Source(source))
     }
 
-    /// One that was opened before and has not changed.
+    /// Returns the image from the cache, if it has not changed since.
     fn cached(&self, uri: &str, identity: Option<&Identity>) -> Option<Image> {
         let images = self.images.lock();
         let (known, image) = images.get(uri)?;
@@ -309,7 +312,7 @@ impl Inner {
         Some(image.clone())
     }
 
-    /// Whether its layers can be given to somebody, as far as one can tell without a record.
+    /// Whether all its layers can be used, as far as that can be told without a record.
     pub(crate) fn is_whole(&self, image: &Image) -> bool {
         image.layers.iter().all(|layer| self.is_fine(layer))
     }
@@ -319,7 +322,7 @@ impl Inner {
             && match layer.state() {
                 State::Durable => true,
                 State::Suspect => false,
-                // Of another process, which alone knows.
+                // A fresh layer of another process: its record and lock tell.
                 State::Fresh => {
                     self.layers.lock().get(&layer.chain).is_some_and(|own| own.instance == layer.instance)
                         || matches!(layer::load(&self.layout, &layer.chain), Ok(Some(found)) if found.trusted)
@@ -327,7 +330,7 @@ impl Inner {
             }
     }
 
-    /// An image by its name in the store; none if one of its layers is gone.
+    /// Returns a named image; `None` if one of its layers is not in the store.
     fn named(&self, named: &Named, documents: &Documents) -> Result<Option<Image>> {
         self.check_layers(&named.name, named.layers.len())?;
         let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
@@ -376,8 +379,8 @@ impl Inner {
         Err(Error::Collected { uri: uri.to_owned() })
     }
 
-    /// The image of these layers; none if one of them has gone meanwhile. The identity was taken before the image was
-    /// read: had it changed since, the next asker would see that.
+    /// Makes the image of these layers and caches it; `None` if a layer was collected meanwhile. The identity was
+    /// taken before the image was read, so a change since then is detected by the next request.
     fn remember(
         &self,
         uri: &str,
@@ -401,7 +404,7 @@ impl Inner {
         if let Some(identity) = identity {
             let mut images = self.images.lock();
             let documents: usize = images.values().map(|(_, image)| image.documents()).sum();
-            // To open one again costs little; who asks for ever more of them shall not fill the memory.
+            // Opening an image again is cheap, and requests for ever more images must not fill the memory.
             if images.len() >= MOST_CACHED || documents + image.documents() > MOST_DOCUMENTS {
                 images.clear();
             }
@@ -410,7 +413,7 @@ impl Inner {
         Some(image)
     }
 
-    /// All layers, several at a time; the first failure ends the others.
+    /// Returns all layers, unpacking several missing ones in parallel; the first failure cancels the others.
     fn layers_of(
         &self,
         uri: &str,
@@ -423,7 +426,7 @@ impl Inner {
         for (watch, _) in watches.iter().zip(&found).filter(|(_, found)| found.is_some()) {
             watch.set(Phase::Present);
         }
-        // Those that need what is below them come after the others, one by one.
+        // Layers that need those below them are unpacked after the others, one by one.
         let missing: Vec<usize> = (0..sources.len())
             .filter(|index| found[*index].is_none() && !sources[*index].needs_layers_below())
             .collect();
@@ -455,7 +458,7 @@ impl Inner {
                 |helper: std::thread::ScopedJoinHandle<'_, _>| helper.join().unwrap_or(Err(Error::Closed));
             std::iter::once(own).chain(helpers.into_iter().map(join)).collect()
         });
-        // Those that were ended because of another's failure are not the cause.
+        // Layers that were cancelled because of another's failure sort last: they are not the cause.
         let mut failures = Vec::new();
         for result in results {
             match result {
@@ -473,7 +476,7 @@ impl Inner {
                 found[index] = Some(self.layer(&sources[index], None, &below, &watches[index], progress)?);
             }
         }
-        // Of what others unpacked meanwhile nothing was counted.
+        // Layers that others unpacked meanwhile were not counted.
         if let Some(any) = sources.first().filter(|_| any_missing) {
             count(&found);
             any.check_sum(&self.limits).map_err(|error| image_error(uri, error))?;
@@ -481,14 +484,15 @@ impl Inner {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// The layer, if it is in the store and can be given to somebody. What cannot be trusted is thrown away.
+    /// Returns the layer, if it is in the store and can be used. A layer that cannot be trusted is moved to the
+    /// trash.
     pub(crate) fn present(&self, chain: &str) -> Result<Option<Arc<Layer>>> {
         let known = self.layers.lock().get(chain).cloned();
         if let Some(layer) = known.filter(|layer| layer.is_in_place(&self.layout)) {
             if layer.state() != State::Suspect {
                 return Ok(Some(layer));
             }
-            // Its record may not say so: the disk is what failed.
+            // Decided without its record, which may not say that it is suspect: the disk has failed.
             self.condemn(chain, &layer.instance)?;
             return Ok(None);
         }
@@ -496,7 +500,7 @@ impl Inner {
             Ok(None) => return Ok(None),
             Ok(Some(found)) => found,
             Err(layer::Error::Record { .. }) => {
-                // Nobody uses what has no record.
+                // A layer without a readable record is used by nobody.
                 self.condemn(chain, &uuid::Uuid::new_v4().simple().to_string())?;
                 return Ok(None);
             }
@@ -506,14 +510,14 @@ impl Inner {
             self.condemn(chain, &found.record.instance)?;
             return Ok(None);
         }
-        // One that another process is making durable is looked at anew each time.
+        // A layer that another process is still making durable is not cached, but checked each time.
         if found.record.durable {
             self.layers.lock().insert(chain.to_owned(), Arc::clone(&found.layer));
         }
         Ok(Some(found.layer))
     }
 
-    /// Waits for other processes that make layers of this image durable; false if one of them was lost.
+    /// Waits for other processes that make layers of this image durable; false if a layer was lost.
     pub(crate) fn written_elsewhere(&self, image: &Image, cancelled: &dyn Fn() -> bool) -> bool {
         image.layers.iter().all(|layer| {
             loop {
@@ -528,10 +532,10 @@ impl Inner {
         })
     }
 
-    /// The layer, unpacked now unless somebody else does it. Those who have it from the same `origin` share one try, and
-    /// how it ends. Others wait for their turn: what one address is refused for says nothing of another. A layer of an
-    /// image has no origin but that image, which is opened once for all who ask for it: another one may say that it has
-    /// the same layer, and not have it, or be too large as a whole.
+    /// Returns the layer, unpacked now unless another caller does it. Callers with the same `origin` share one try
+    /// and its result. Others wait for the lock and try themselves: the failure of one address says nothing of
+    /// another. A layer of an image passes no origin, because the opening of the image is already shared by all who
+    /// ask for it: another image may claim the same layer without having it, or exceed the limits as a whole.
     pub(crate) fn layer(
         &self,
         source: &wardian_image::Layer,
@@ -548,7 +552,7 @@ impl Inner {
                 watch.set(Phase::Present);
                 return Ok(layer);
             }
-            // Only where few descriptors are allowed that is less than an image has.
+            // This limit is below the number of an image's layers only where few descriptors are allowed.
             if !self.durability.at_most(self.most_open / 2, &cancelled) {
                 return Err(Error::Cancelled);
             }
@@ -573,7 +577,7 @@ impl Inner {
         layer
     }
 
-    /// This process's turn to unpack the layer: a lock among processes, given back when it is dropped.
+    /// Takes the lock among processes to unpack the layer; it is released when it is dropped.
     fn turn(&self, chain: &str, cancelled: &dyn Fn() -> bool) -> Result<Turn> {
         let failed = |source| Error::from(layer::Error::Stage { chain: chain.to_owned(), source });
         let name = format!("{chain}{TURN}");
@@ -582,7 +586,7 @@ impl Inner {
             let file = rustix::fs::openat(&self.layout.staging, &name, flags, Mode::RUSR | Mode::WUSR)
                 .map_err(failed)?;
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // Unless the one before has just removed it.
+                // If the previous holder has just removed the file, the lock is worthless.
                 Ok(()) if rustix::fs::fstat(&file).map_err(failed)?.st_nlink > 0 => {
                     let staging = self.layout.staging.try_clone();
                     let staging =
@@ -602,7 +606,7 @@ impl Inner {
     }
 }
 
-/// What ends the name of a lock file in `staging/`.
+/// The suffix of a lock file in `staging/`.
 pub(crate) const TURN: &str = ".lock";
 
 struct Turn {

@@ -1,4 +1,4 @@
-//! What a store does: its calls, and what goes on beside all calls.
+//! The store's calls, and its background work.
 
 pub(crate) mod app;
 pub(crate) mod attach;

@@ -1,5 +1,5 @@
-//! How many layers are kept open. A layer that is open holds descriptors (its directory, and a mount for each mapping of ids),
-//! and an image may have 500.
+//! Limits how many layers are kept open. An open layer holds descriptors (its directory, and a mount for each id
+//! mapping), and an image may have 500 layers.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::layers::layer::State;
 use crate::store::Inner;
 
-/// Layers may be open for this part of the descriptors that the process may have: while one is written back it takes four.
+/// One layer may be open for this many descriptors that the process may have: a layer being written back holds four.
 const PART: u64 = 8;
 const MOST: u64 = 4096;
 
-/// How many layers this process keeps open.
+/// Returns how many layers this process keeps open.
 pub(crate) fn most() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from((limit / PART).min(MOST)).unwrap_or(usize::MAX)
@@ -30,8 +30,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Forgets those that were used longest ago, if too many are open: they are found again in the store. Those that
-    /// somebody uses stay, and those that are not on the disk yet.
+    /// Closes the least recently used layers if too many are open; they are opened again when needed. Layers in use,
+    /// and those not durable yet, stay open.
     pub(crate) fn close_layers(&self) {
         let mut layers = self.layers.lock();
         if layers.len() <= self.most_open {

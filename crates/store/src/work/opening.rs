@@ -16,14 +16,14 @@ use crate::disk::whose;
 use crate::error;
 
 impl Layout {
-    /// Makes what is missing, checks the format, and takes the lock if it is to be had: a server must have it, and
-    /// whoever has it may put the store in order.
+    /// Creates missing directories, checks the format, and takes the lock if it is free. A server must get it; a
+    /// command that gets it may recover the store.
     pub(crate) fn open(path: &Path, run: &Path, role: Role) -> error::Result<(Self, Option<Lock>)> {
         let made = |error| match error {
             wardian_sys::directory::Error::System { path, source } => Error::Make { path, source },
             error => Error::Untrusted(error),
         };
-        // Before anything is done to it.
+        // Checked before anything in the directory is changed.
         whose::store(path).map_err(|error| match error {
             whose::Error::Directory(error) => error::Error::from(made(error)),
             whose::Error::Format(error) => error.into(),
@@ -63,8 +63,9 @@ impl Layout {
 /// Asks ext4 to put each of the directory's children into a block group of its own (`chattr +T`, ext4(5)).
 ///
 /// ext4 does not reuse an inode for a minute or more after its deletion, and walks over all such inodes of a group at
-/// every create in it (`recently_deleted` in fs/ext4/ialloc.c). Where thousands of root file systems come and go in one
-/// group that walk costs milliseconds. Others do not know the flag, and need none. Whether it is so now.
+/// every create in it (`recently_deleted` in fs/ext4/ialloc.c). Where thousands of root file systems come and go in
+/// one group that walk costs milliseconds. Other file systems do not have the flag, and need none. Returns whether it
+/// is set.
 fn spread(dir: &OwnedFd) -> bool {
     let set = |flags| rustix::fs::ioctl_setflags(dir, flags | IFlags::TOPDIR);
     rustix::fs::ioctl_getflags(dir).and_then(set).is_ok()

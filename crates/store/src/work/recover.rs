@@ -1,4 +1,4 @@
-//! Putting a store in order: what a killed process, or another boot, has left.
+//! Recovery: finds what a killed process, or another boot, has left behind.
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,7 @@ fn list(dir: &OwnedFd, name: &'static str) -> Result<Vec<String>> {
 }
 
 impl Inner {
-    /// A server's first look.
+    /// Recovers the store when a server starts.
     pub(crate) fn recover(&self, live: &dyn Fn(&str) -> bool) -> Result<()> {
         let records_error = |source| self.records_error(source);
         self.layout.records.tidy().map_err(records_error)?;
@@ -38,7 +38,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Throws away the layers that another boot, or a process that is gone, left unfinished.
+    /// Moves to the trash layers that another boot, or a process that has ended, left unfinished.
     pub(crate) fn distrust(&self) -> Result<()> {
         for chain in list(&self.layout.layers, "layers")? {
             let Ok(dir) = files::open_dir(&self.layout.layers, &chain) else { continue };
@@ -56,7 +56,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Tells the reaper of everything that nobody has a use for.
+    /// Finds all trash and queues it for the reaper.
     pub(crate) fn find_trash(&self) -> Result<()> {
         let found = |place, name: &str| {
             if let Some(item) = Item::new(place, name) {
@@ -67,15 +67,15 @@ impl Inner {
             found(Place::Trash, &name);
         }
         for name in list(&self.layout.staging, "staging")? {
-            // Moved while it is locked: whoever has just made it sees that it is gone, and makes another one.
-            // One that a reaper has begun to delete may be gone.
+            // Moved while it is locked: a process that has just made it sees that it is gone, and makes another one.
+            // The move may fail because a reaper has begun to delete it.
             if let Some(_lock) = self.abandoned(&name)
                 && self.layout.to_trash(&self.layout.staging, &name, &name).is_ok()
             {
                 found(Place::Trash, &name);
             }
         }
-        // In this order: a record is written before its directory is made.
+        // Listed before the records: a record is written before its directory is made.
         let names = list(&self.layout.rootfs, "rootfs")?;
         let living: HashSet<String> = self.records()?.into_iter().map(|record| record.dir).collect();
         for name in names.iter().filter(|name| !living.contains(*name) && !self.pool.owns(name)) {
@@ -84,14 +84,14 @@ impl Inner {
         Ok(())
     }
 
-    /// The lock on something in `staging/`, if nobody holds it.
+    /// Takes the lock on an entry of `staging/`, if nobody holds it.
     fn abandoned(&self, name: &str) -> Option<OwnedFd> {
         use rustix::fs::{AtFlags, Mode, OFlags};
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.layout.staging, name, flags, Mode::empty()).ok()?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
         if name.ends_with(fetch::TURN) {
-            // Removed while it is locked, so that the next to take a turn sees that it is gone.
+            // The lock file is removed while it is locked, so that the next process to lock it sees that it is gone.
             let _ = rustix::fs::unlinkat(&self.layout.staging, name, AtFlags::empty());
             return None;
         }
@@ -100,8 +100,8 @@ impl Inner {
 }
 
 impl Store {
-    /// Whether something waits to be deleted. Layers that root file systems use do not count, nor does what a server has
-    /// made ahead.
+    /// Whether there is trash to delete. Layers that root file systems use do not count, nor do a server's pairs and
+    /// spares.
     ///
     /// # Errors
     /// The store's directories or records cannot be read.
@@ -121,16 +121,16 @@ impl Store {
             let dir = files::open_dir(&layout.rootfs, name);
             dir.and_then(files::names).is_ok_and(|names| names.is_empty())
         };
-        // Pairs that nobody has, and the directory that they are made in.
+        // A server's unused pairs and spares, and the directory in which pairs are made.
         let ahead = |name: &str| empty(&format!("{name}/upper")) || empty(name);
-        // In this order: a record is written before its directory is made.
+        // Listed before the records: a record is written before its directory is made.
         let names = list(&layout.rootfs, "rootfs")?;
         let living: HashSet<String> = self.0.records()?.into_iter().map(|record| record.dir).collect();
         Ok(names.iter().any(|name| !(living.contains(name) || served && ahead(name))))
     }
 
-    /// The lock for processes that only [`reap`](Store::reap): waits while another one deletes. `None` if one waits already, since
-    /// it will delete our trash as well.
+    /// Takes the lock for processes that only [`reap`](Store::reap); waits while another one deletes. Returns `None`
+    /// if another one waits already, since that will delete our trash as well.
     ///
     /// # Errors
     /// The system's.
@@ -145,8 +145,8 @@ impl Store {
         Ok(Some(deleting))
     }
 
-    /// Deletes the trash in this process, as long as no server does it; false if some of it is left. Layers that root
-    /// file systems use stay.
+    /// Deletes the trash in this process, unless a server does it; false if some of it is left. Layers that root file
+    /// systems use stay.
     ///
     /// # Errors
     /// The store's directories or records cannot be read.

@@ -1,6 +1,6 @@
-//! What a server's store does every second or so, beside all requests: it keeps the pool of pairs full, mounts root file
-//! systems ahead, asks its sentinel for lost writes, looks for what other processes have left, writes down when layers
-//! were used, and collects garbage when there is too much.
+//! The steward: a server's background thread. About every second it fills the pool of pairs, mounts spares, checks
+//! the sentinel for lost writes, looks for trash of other processes, saves when layers were used, and collects
+//! garbage above the threshold.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -17,20 +17,20 @@ use crate::mounts::rootfs::{self, Parts};
 use crate::mounts::sentinel::Sentinel;
 use crate::store::Inner;
 
-/// Between two rounds, unless somebody knocks.
+/// The interval between two rounds, unless the door wakes the thread earlier.
 const ROUND: Duration = Duration::from_secs(1);
-/// How often one looks for what other processes have left, and for garbage.
+/// The interval of looking for trash of other processes, and of garbage collection.
 const LOOK: Duration = Duration::from_secs(3);
-/// How often it is written down when layers were used. A crash loses that much of their order.
+/// The interval of saving when layers were used. A crash loses that much of their order.
 const SAVE_USED: Duration = Duration::from_secs(30);
 
-/// The longest wait between two tries to have a lost write made known.
+/// The longest interval between two attempts to have an unseen write-back error reported.
 const REPORT_MOST: Duration = Duration::from_secs(60);
 
-/// What a container is told whose writes may have been lost.
+/// The remedy told to the owner of a container whose writes may have been lost.
 const REMEDY: &str = "fsync and syncfs in this container fail from now on; destroy and create it again";
 
-/// What the steward remembers from round to round.
+/// The steward's state between rounds.
 #[derive(Default)]
 struct Memory {
     sentinel: Option<Sentinel>,
@@ -39,15 +39,15 @@ struct Memory {
     /// Modification times of directories that other processes change.
     seen: Vec<(i64, u64)>,
     unsettled: bool,
-    /// When a lost write was made known last, and how long to wait before the next time.
+    /// When a report of an unseen write-back error was last requested, and the interval until the next request.
     reported: Option<(Instant, Duration)>,
     pool_failed: bool,
     ready_failed: bool,
-    /// When it was looked whether memory or disk is short, and whether it was.
+    /// When memory and disk were last checked for shortage, and the result.
     short: Option<(Instant, bool)>,
 }
 
-/// Starts the thread. It lives as long as the store.
+/// Starts the thread, which ends with the store.
 pub(crate) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
     let (door, weak) = (Arc::clone(&inner.door), Arc::downgrade(inner));
     let thread = std::thread::Builder::new().name("steward".into()).spawn(move || run(&door, &weak))?;
@@ -74,8 +74,8 @@ impl Inner {
         }
         memory.pool_failed = filled.is_err();
         self.ask_sentinel(memory);
-        // Each create knocks. What reads all records must not run each time: creates would cost the more, the more root
-        // file systems and layers there are.
+        // Each create starts a round, so work that reads all records must not run in each: the cost of a create would
+        // grow with the number of root file systems and layers.
         if memory.looked.is_some_and(|then| then.elapsed() < LOOK) {
             return;
         }
@@ -93,7 +93,7 @@ impl Inner {
         }
     }
 
-    /// Writes down when the layers were used that this process has handed out.
+    /// Saves when the layers that this process keeps open were used.
     pub(crate) fn save_used(&self) {
         let layers: Vec<_> = self.layers.lock().values().cloned().collect();
         for layer in layers {
@@ -113,7 +113,7 @@ impl Inner {
                 Err((name, error)) => {
                     self.trash(Place::Rootfs, &name);
                     tracing::debug!(%error, "sentinel.not-placed");
-                    // A disk that goes on failing is not asked every second: each syncfs writes to it.
+                    // A disk that keeps failing gets no syncfs every second, because each one writes to it.
                     let due = memory.reported.is_none_or(|(then, wait)| then.elapsed() >= wait);
                     if error == Errno::IO && due {
                         let wait = memory.reported.map_or(ROUND, |(_, wait)| (wait * 2).min(REPORT_MOST));
@@ -125,7 +125,7 @@ impl Inner {
         }
     }
 
-    /// Mounts ahead what is missing, while nobody creates; how long to wait until the next time.
+    /// Mounts missing spares while no creates are in progress; returns how long to wait until the next round.
     fn fill_ready(&self, memory: &mut Memory) -> Duration {
         if self.ready.is_idle() {
             return ROUND;
@@ -178,7 +178,7 @@ impl Inner {
         }
     }
 
-    /// Throws spares away.
+    /// Unmounts spares and moves their directories to the trash.
     pub(crate) fn discard(&self, spares: impl IntoIterator<Item = Spare>) {
         for Spare { name, mount, .. } in spares {
             drop(mount);
@@ -186,9 +186,9 @@ impl Inner {
         }
     }
 
-    /// Marks every volatile root file system that lives now: each of their later fsyncs fails.
+    /// Marks every living volatile root file system as affected by a lost write: each later fsync in it fails.
     pub(crate) fn mark_hit(&self, what: &str) {
-        // First: one that is claimed from here on is asked itself.
+        // The spares go first. One claimed before is checked by its create ([`Spare::is_sound`]).
         self.discard(self.ready.empty());
         let records = self.layout.records.all().unwrap_or_else(|error| {
             tracing::error!(%error, "writeback.nobody-marked");
@@ -202,7 +202,7 @@ impl Inner {
             let text = format!("{what}: {REMEDY}");
             record.writeback_error = Some(text.clone());
             self.hit.lock().insert(record.id.clone(), text);
-            // Gone at this moment, or noted in memory all the same.
+            // On failure the record is gone, or `hit` has the error all the same.
             let _ = self.layout.records.update_existing(&record);
             hit.push(record.id);
         }
@@ -216,7 +216,7 @@ impl Inner {
         tracing::error!(what, rootfs = ?hit, layers_not_durable = ?fresh, "writeback.error");
     }
 
-    /// Has the error reported that nobody has seen: until then no volatile overlay can be mounted.
+    /// Requests a syncfs that reports the unseen write-back error: until then no volatile overlay can be mounted.
     pub(crate) fn report_unseen(&self) {
         match self.layout.sync_handle() {
             Ok(sync) => self.durability.report(sync),
@@ -224,7 +224,7 @@ impl Inner {
         }
     }
 
-    /// Finds what other processes have thrown away or brought in.
+    /// Finds trash and unfinished layers of other processes.
     fn look_around(&self, memory: &mut Memory) {
         let layout = &self.layout;
         let time = |dir| rustix::fs::fstat(dir).map_or((0, 0), |stat| (stat.st_mtime, stat.st_mtime_nsec));
@@ -234,7 +234,7 @@ impl Inner {
         if !changed && !memory.unsettled {
             return;
         }
-        // A change within the clock's tick after a look would be missed, so one more look follows each change.
+        // A change within the same clock tick as the look would be missed, so another look follows each change.
         memory.unsettled = changed;
         memory.seen = seen;
         if let Err(error) = self.distrust().and_then(|()| self.find_trash()) {

@@ -1,4 +1,4 @@
-//! What takes how much space, and what of it can be had back.
+//! Reports the space that the store's parts take, and how much of it can be reclaimed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
@@ -20,27 +20,27 @@ use crate::store::Inner;
 pub struct Usage {
     /// All layers.
     pub layers_bytes: u64,
-    /// How many there are.
+    /// The number of layers.
     pub layers: usize,
     /// Layers that root file systems use now.
     pub used_bytes: u64,
-    /// Layers that several named images, or several root file systems, have: what sharing saves is a multiple of it.
+    /// Layers that several named images or several root file systems share; sharing saves a multiple of this.
     pub shared_bytes: u64,
-    /// Layers that nobody uses and no pin holds: what `store gc --threshold 0` gives back.
+    /// Layers that are neither used nor pinned: what `store gc --threshold 0` frees.
     pub reclaimable_bytes: u64,
-    /// Of those, layers that no named image has: what `store gc` gives back.
+    /// Of those, layers that no named image has: what `store gc` frees.
     pub unnamed_bytes: u64,
     /// Layers of pinned images that no root file system uses.
     pub pinned_bytes: u64,
-    /// Layers that may not be on the disk and are given to nobody.
+    /// Layers that may not be on the disk, and so are not used any more.
     pub suspect_bytes: u64,
-    /// What is recorded of named images: their names, manifests and configs.
+    /// The records of named images, with their manifests and configs.
     pub records_bytes: u64,
     /// Writable layers of living root file systems.
     pub rootfs_bytes: u64,
-    /// What is being unpacked, or was when its process was killed.
+    /// Half-made layers, being unpacked or left by killed processes.
     pub staging_bytes: u64,
-    /// Thrown away and not deleted yet: it still takes its space.
+    /// Trash that is not deleted yet.
     pub trash_bytes: u64,
     /// Free on the file system, for root.
     pub free_bytes: u64,
@@ -151,7 +151,7 @@ impl Inner {
         usage.rootfs.sort_by(|a, b| a.id.cmp(&b.id));
         usage.records_bytes = tree_bytes(&self.layout.images, &|_| true);
         usage.trash_bytes = tree_bytes(&self.layout.trash, &|_| true);
-        // What a server has made ahead is here too, some kilobytes each.
+        // Includes the server's pairs and spares, some kilobytes each.
         usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));
         usage.staging_bytes = tree_bytes(&self.layout.staging, &|_| true);
         if let Ok(fs) = rustix::fs::fstatvfs(&self.layout.root) {
@@ -166,14 +166,14 @@ impl Inner {
         tree_bytes(&self.layout.rootfs, &|name| name == record.dir)
     }
 
-    /// The living root file systems.
+    /// Returns the records of the living root file systems.
     pub(crate) fn records(&self) -> Result<Vec<Record>> {
         self.layout.records.all().map_err(|source| self.records_error(source))
     }
 }
 
-/// Bytes on the disk of those entries of a directory whose names are wanted, with all that is below them. What goes
-/// away meanwhile, or cannot be read, does not count.
+/// Returns the bytes on the disk of those entries of a directory whose names are wanted, with everything below them.
+/// Entries that disappear meanwhile or cannot be read do not count.
 fn tree_bytes(dir: &OwnedFd, wanted: &dyn Fn(&str) -> bool) -> u64 {
     let mut linked = HashSet::new();
     let Ok(names) = files::names(dir) else { return 0 };
