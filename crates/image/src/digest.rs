@@ -1,4 +1,4 @@
-//! Content digests, and a reader that computes one on the way.
+//! Content digests, and a reader that computes one while reading.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -96,7 +96,7 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Refuses bytes of another digest than was promised; `what` names them.
+/// Fails if the digest is not the expected one; `what` names the data.
 pub(crate) fn same(what: &str, expected: &Digest, actual: &Digest) -> Result<(), Error> {
     if expected == actual {
         return Ok(());

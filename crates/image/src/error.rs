@@ -24,7 +24,7 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// The text names several directories, by where its tag begins.
+    /// The text can name several directories, depending on the colon at which its tag begins.
     #[error(
         "invalid image source {uri:?}: {first} and {second} are both directories, and another user can have made one to be \
          taken for the other; rename the one that is not meant, or remove it"
@@ -52,7 +52,7 @@ pub enum Error {
         /// The directory.
         path: String,
     },
-    /// A base image that is not there.
+    /// A base image that does not exist.
     #[error("stat {path}: no such file or directory")]
     Missing {
         /// The file.
@@ -78,7 +78,7 @@ pub enum Error {
         /// The kernel's answer.
         source: Errno,
     },
-    /// Something has the name that no file may take the place of.
+    /// The name belongs to something that a file must not replace.
     #[error("{path} is {what}, which no file takes the place of: name another path, or remove it first")]
     Special {
         /// The name.
@@ -86,7 +86,7 @@ pub enum Error {
         /// What it is.
         what: &'static str,
     },
-    /// A name in the archive points, or could point, out of the layer.
+    /// A name in the archive leads, or could lead, out of the layer.
     #[error("unsafe path {path}: {why}")]
     UnsafePath {
         /// The name.
@@ -122,7 +122,7 @@ pub enum Error {
         /// The flag that raises the limit.
         flag: &'static str,
     },
-    /// The layers of an image are so much larger than their blobs that somebody must have meant them to be.
+    /// The layers of an image are so much larger than their blobs that they must be a decompression bomb.
     #[error(
         "the layers unpack to more than {unpacked} bytes, which is over 256 MiB plus {ratio} times the {stored} bytes that \
          were read of them, holes left out: nothing but a bomb is so small; if it is none, `--max-image-ratio` allows more"
@@ -135,7 +135,7 @@ pub enum Error {
         /// The limit.
         ratio: u64,
     },
-    /// Nearly all of what is compressed becomes nothing when it is decompressed.
+    /// Nearly all of the compressed data decompresses to nothing.
     #[error(
         "{what} becomes next to nothing when it is decompressed: {made} bytes, of {stored} that were read. Frames that are \
          skipped and empty members would hold up others; compress its content anew by `gzip` or `zstd`"
@@ -145,7 +145,7 @@ pub enum Error {
         what: String,
         /// Bytes of it that were read.
         stored: u64,
-        /// Bytes that they became.
+        /// Bytes of decompressed data.
         made: u64,
     },
     /// The data ends too early.
@@ -168,14 +168,14 @@ pub enum Error {
         /// How this shows.
         why: String,
     },
-    /// It is compressed by something that is not read.
+    /// It is compressed in an unsupported format.
     #[error("{path} is compressed by {by}, which is not read here: `{command}` converts it")]
     Compression {
         /// The file or blob.
         path: String,
         /// The tool.
         by: &'static str,
-        /// What makes something of it that is read.
+        /// A command that converts it to a supported format.
         command: String,
     },
     /// A frame of zstd needs more memory than a decoder may hold.
@@ -214,7 +214,7 @@ pub enum Error {
         /// The parser's answer.
         source: serde_json::Error,
     },
-    /// An index or manifest of something that is kept like an image and is none: a chart, a signature, a module.
+    /// An index or manifest of an artifact that is no image: a chart, a signature, a module.
     #[error("{what} is an artifact of the type {kind}, and no image: a container cannot be made of it")]
     Artifact {
         /// The manifest.
@@ -230,8 +230,8 @@ pub enum Error {
         /// Why none could be chosen.
         why: String,
     },
-    /// A file, here or on a server, was changed between opening and unpacking, so that its id no longer fits, or while it
-    /// was fetched. To start again helps.
+    /// A file, local or on a server, was changed between opening and unpacking, so that its id no longer fits, or
+    /// while it was fetched. A new try helps.
     #[error("{path} was changed while it was in use")]
     Changed {
         /// The file, or its URL without its secrets.
@@ -267,7 +267,7 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// Something about an app, by the part of its address that is to blame.
+    /// An error of an app, with the query parameter of its address that caused it.
     #[error("{key}: {source}")]
     App {
         /// The query parameter.
@@ -275,7 +275,7 @@ pub enum Error {
         /// What is wrong.
         source: Box<Error>,
     },
-    /// A server refuses to give what the URL names, and would do so again: a URL that was signed anew may do.
+    /// A server refuses the request, and would refuse it again. A newly signed URL may help.
     #[error("{url}: the server answered {status}")]
     Refused {
         /// The URL without its secrets.
@@ -283,15 +283,15 @@ pub enum Error {
         /// The HTTP status.
         status: u16,
     },
-    /// A server could not be reached, or failed, as often as it was tried.
+    /// A server could not be reached, or failed, at every try.
     #[error("cannot fetch {url}: {why}")]
     Fetch {
         /// The URL without its secrets.
         url: String,
-        /// What happened last.
+        /// The last failure.
         why: String,
     },
-    /// A fetch took as long as one may take in all ([`Settings::deadline`](crate::Settings::deadline)).
+    /// A fetch exceeded the time allowed for all its tries ([`Settings::deadline`](crate::Settings::deadline)).
     #[error("fetching {url} took longer than {deadline:?}, which is all the time that it has")]
     Deadline {
         /// The URL without its secrets.
@@ -304,7 +304,7 @@ pub enum Error {
     Urls {
         /// The blob.
         what: String,
-        /// What happened with the last.
+        /// The error of the last one.
         source: Box<Error>,
     },
     /// A blob that is to be fetched has no URL to fetch it from.
@@ -313,7 +313,7 @@ pub enum Error {
         /// The blob.
         what: String,
     },
-    /// A blob is only to be had from servers that nobody has allowed.
+    /// A blob is available only from servers that are not allowed.
     #[error(
         "{what} is not in the layout but on {host}, where an image may not send this host; `--layer-hosts {host}` allows \
          it"
@@ -324,7 +324,7 @@ pub enum Error {
         /// The first of the servers, with its port if that is not the scheme's.
         host: String,
     },
-    /// A blob is only to be had by addresses with a user or a password.
+    /// A blob is available only by URLs with a user or a password.
     #[error(
         "{what} is not in the layout but on {host}, by an address with a user or a password, which an image may not give: \
          have it made with an address that has none, or with the layer in it"
@@ -335,7 +335,7 @@ pub enum Error {
         /// The first of the servers, with its port if that is not the scheme's.
         host: String,
     },
-    /// A server does not say what tells one state of a file from another.
+    /// A server gives no validator that tells one state of a file from another.
     #[error(
         "{url}: the server gives neither a strong ETag nor Last-Modified with Content-Length, so the digest of the app \
          must be given"
@@ -372,7 +372,7 @@ pub enum Error {
         /// The blob, or the file to be written.
         what: String,
     },
-    /// The target of an export, which may not be replaced.
+    /// The target of an export exists, and may not be replaced.
     #[error("{path} exists already")]
     Exists {
         /// The file or directory.
@@ -389,7 +389,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The same where it is known what the tar is that cannot be read.
+    /// Names the archive in a [`Error::NoTar`].
     pub(crate) fn of(self, what: &str) -> Self {
         match self {
             Self::NoTar { .. } => Self::NoTar { what: what.to_owned() },
@@ -397,24 +397,24 @@ impl Error {
         }
     }
 
-    /// A layer is larger than it may be, or its blob is.
+    /// A layer or its blob exceeds its limit.
     pub(crate) fn layer_bytes(what: impl Into<String>, limit: u64) -> Self {
         Self::Allowance { what: what.into(), limit, unit: "bytes", flag: "--max-layer-bytes" }
     }
 
-    /// The layers of an image are larger together than they may be.
+    /// The layers of an image together exceed their limit of bytes.
     pub fn image_bytes(what: impl Into<String>, limit: u64) -> Self {
         Self::Allowance { what: what.into(), limit, unit: "bytes", flag: "--max-image-bytes" }
     }
 
-    /// The layers of an image have more entries together than they may have.
+    /// The layers of an image together exceed their limit of entries.
     pub fn image_entries(what: impl Into<String>, limit: u64) -> Self {
         Self::Allowance { what: what.into(), limit, unit: "entries", flag: "--max-image-entries" }
     }
 }
 
-/// Puts the subject on a kernel error.
+/// Adds operation and path to a kernel error.
 pub(crate) fn at(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
-    // Only an error is worth the escaped name: this is called for every system call.
+    // The name is escaped only on an error, because this is called for every system call.
     move |source| Error::Write { op, path: show(path), source }
 }

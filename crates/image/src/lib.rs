@@ -1,20 +1,20 @@
-//! Where layers come from, and how they reach a directory.
+//! Images: their sources, and the unpacking of their layers into directories.
 //!
 //! [`Source`] says where an image is (a tar file, an OCI layout, an archive of images), [`Source::open`] reads its
-//! manifest and config, and [`Layer::unpack`] streams one layer into a directory: decompressed, verified and turned into
-//! what overlayfs expects. [`App`] is a layer that is fetched on its own and lies on top of an image; [`Remote`] fetches
-//! what is on servers. [`export`] goes the other way. [`files`] is for a container's files, not for images.
+//! manifest and config, and [`Layer::unpack`] streams one layer into a directory: decompressed, verified and turned
+//! into what overlayfs expects. [`App`] is a layer that is fetched separately and lies on top of an image; [`Remote`]
+//! fetches blobs from servers. [`export`] does the reverse. [`files`] is for a container's files, not for images.
 //!
-//! What lies in which folder, each of which uses those before it only:
+//! The modules; each uses only those before it:
 //!
-//! * `bounds`: what an image may take of this host, and what ends the work on it early;
+//! * `bounds`: limits of the host's resources for an image, and cancellation;
 //! * `disk`: files and directories of this host that an image is read from;
 //! * `format`: names, documents, layouts, archives, compressed files;
 //! * `remote`: fetching blobs from servers;
 //! * `overlay`: layers as directories, in overlayfs' form;
-//! * `source`: images and apps by their addresses, and the layers that they consist of;
+//! * `source`: addresses of images and apps, and the layers that they consist of;
 //! * `files` and `export`, as said above;
-//! * `unpack`: the way of a layer from the bytes of its blob into a directory.
+//! * `unpack`: the unpacking of a layer's blob into a directory.
 //!
 //! Everything read here was written by somebody else and is treated as hostile: names never leave the directory they
 //! are unpacked into, every size has a limit, and digests cover every byte of a blob.

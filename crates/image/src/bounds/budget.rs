@@ -1,4 +1,4 @@
-//! What the layers of one image may take together, however many of them are unpacked side by side.
+//! Limits that the layers of one image share, however many of them are unpacked in parallel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,42 +8,42 @@ use serde::{Deserialize, Serialize};
 use super::limits::Limits;
 use crate::error::Error;
 
-/// Bytes that the tar streams of an image may have whatever its blobs' size: images of some empty files, and tests, are
-/// small and compress well.
+/// Bytes that the tar streams of an image may have regardless of the size of its blobs: very small images compress
+/// well.
 const FLOOR: u64 = 256 << 20;
-/// Bytes of a tar stream after which they are counted for the image.
+/// The step, in bytes of a tar stream, in which a stream is counted for its image.
 const STEP: u64 = 64 << 10;
 
 const ALL_BYTES: &str = "the size of the files of all layers";
 const ALL_ENTRIES: &str = "the number of entries of all layers";
 
-/// A layer that was unpacked, as it counts for the limits of an image.
+/// The size of an unpacked layer, as it counts for the limits of an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extent {
     /// Entries of its tar.
     pub entries: u64,
     /// Bytes of its files, holes included.
     pub bytes: u64,
-    /// How it was packed. None if that was not noted: then the layer counts on neither side of the ratio, since what an
-    /// image says of a blob that nobody reads could be anything.
+    /// How it was packed. If that is unknown, the layer counts on neither side of the ratio: the size that an image
+    /// claims for a blob cannot be trusted unless the blob is read.
     pub packed: Option<Packed>,
 }
 
-/// A tar stream, and the blob that it was read from.
+/// The sizes of a tar stream and of its blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packed {
-    /// Bytes of the blob as stored, as they were read.
+    /// Bytes read of the blob as stored.
     pub stored: u64,
     /// Bytes of the uncompressed stream: holes of files are not in it.
     pub stream: u64,
 }
 
-/// What is counted for an image. Its layers share one.
+/// The counters of an image, shared by its layers.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
-    /// Bytes of files, holes included, and of data that is passed over.
+    /// Bytes of files, holes included, and of skipped data.
     bytes: AtomicU64,
-    /// Entries, and directories that are made because no entry names them.
+    /// Entries, and directories made implicitly because no entry names them.
     entries: AtomicU64,
     /// Bytes of tar streams.
     unpacked: AtomicU64,
@@ -52,14 +52,14 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Begins anew, with nothing.
+    /// Resets all counters.
     pub(crate) fn clear(&self) {
         for count in [&self.bytes, &self.entries, &self.unpacked, &self.stored] {
             count.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Counts what is in its place already; `again` if its blob was counted as part of another layer.
+    /// Counts a layer that is in the store already; `again` if its blob was counted with another layer.
     pub(crate) fn add(&self, extent: Extent, again: bool) {
         self.entries.fetch_add(extent.entries, Ordering::Relaxed);
         self.bytes.fetch_add(extent.bytes, Ordering::Relaxed);
@@ -69,7 +69,7 @@ impl Budget {
         }
     }
 
-    /// Refuses what is too much together.
+    /// Fails if the sums exceed the limits.
     pub(crate) fn check(&self, limits: &Limits) -> Result<(), Error> {
         self.take_bytes(0, limits)?;
         self.take_entries(0, limits)?;
@@ -89,14 +89,14 @@ impl Budget {
         self.stored.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Takes bytes for a file, before it is made.
+    /// Counts the bytes of a file, before it is made; fails above the limit.
     pub(crate) fn take_bytes(&self, bytes: u64, limits: &Limits) -> Result<(), Error> {
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let (sum, limit) = (before.saturating_add(bytes), limits.max_image_bytes);
         if sum > limit { Err(Error::image_bytes(ALL_BYTES, limit)) } else { Ok(()) }
     }
 
-    /// Takes entries.
+    /// Counts entries; fails above the limit.
     pub(crate) fn take_entries(&self, entries: u64, limits: &Limits) -> Result<(), Error> {
         let before = self.entries.fetch_add(entries, Ordering::Relaxed);
         let (sum, limit) = (before.saturating_add(entries), limits.max_image_entries);
@@ -109,7 +109,7 @@ impl Budget {
 pub(crate) struct Meter {
     budget: Arc<Budget>,
     ratio: u64,
-    /// Where in the stream it has to be asked again.
+    /// The offset in the stream at which [`Meter::count`] is due again.
     pub(crate) next: u64,
     counted: u64,
 }
@@ -119,10 +119,10 @@ impl Meter {
         Self { budget: Arc::clone(budget), ratio: limits.max_ratio, next: STEP, counted: 0 }
     }
 
-    /// Counts up to this place of the stream.
+    /// Counts the stream up to this offset.
     ///
-    /// The reader is ahead of the decoder, so what was read of the blobs is never less than what the counted bytes were
-    /// made of.
+    /// The reader is ahead of the decoder, so the count of stored bytes always covers those from which the counted
+    /// bytes were decoded.
     pub(crate) fn count(&mut self, offset: u64) -> Result<(), Error> {
         let new = offset - self.counted;
         let unpacked = self.budget.unpacked.fetch_add(new, Ordering::Relaxed) + new;

@@ -1,11 +1,11 @@
-//! Numbers that whoever unpacks or opens an image bounds it by.
+//! Limits for opening and unpacking images.
 
-/// What an archive, and an image of several, may use of the host.
+/// What one layer, and one image of several, may use of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of the files of one layer, holes included. The whole stream may have 4 KiB more for each allowed entry.
     pub max_bytes: u64,
-    /// Number of entries of one layer; as many directories may be made besides because no entry names them.
+    /// Number of entries of one layer; as many directories may be made implicitly in addition.
     pub max_entries: u64,
     /// Bytes of one path or link target.
     pub max_name: usize,
@@ -13,10 +13,10 @@ pub struct Limits {
     pub max_depth: usize,
     /// Bytes of the files of all layers of an image, holes included.
     pub max_image_bytes: u64,
-    /// Number of entries of all layers of an image, with directories that no entry names.
+    /// Number of entries of all layers of an image, including directories made implicitly.
     pub max_image_entries: u64,
-    /// The tar streams of an image may have 256 MiB, and so many bytes more for each byte that its blobs have on the disk;
-    /// 0: no bound. A blob that several layers have counts once.
+    /// The ratio limit: the tar streams of an image may have 256 MiB plus this many bytes for each byte that its
+    /// blobs take on the disk; 0: no limit. A blob that several layers share counts once.
     pub max_ratio: u64,
 }
 
@@ -34,7 +34,7 @@ impl Limits {
         max_ratio: 200,
     };
 
-    /// Bytes that the headers of a layer's stream may have besides its files.
+    /// The maximum size of the headers in a layer's stream, in bytes.
     pub(crate) fn headers(&self) -> u64 {
         self.max_entries.saturating_mul(4096).saturating_add(64 << 10)
     }

@@ -1,4 +1,4 @@
-//! What an image may take of this host, and what ends the work on it early.
+//! Limits of the host's resources for an image, and cancellation.
 
 pub(crate) mod budget;
 pub(crate) mod limits;

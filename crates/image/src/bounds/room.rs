@@ -1,9 +1,9 @@
-//! How much memory all unpacks of this process may hold together, whatever images and servers they belong to.
+//! The memory budget of all unpacks of this process together.
 //!
-//! Whoever unpacks takes a share of the room when there is data to work on. A share ends with its unpack, and earlier if
-//! that waits for a server while others wait for room: a slow server holds nobody up. Of what a share stands for only a
-//! zstd decoder's window cannot be let go in between: such a share is given to a blob that is still under way only while
-//! half of the room stays free; else the blob is received first.
+//! An unpack takes a share of the room when it has data to work on. It returns the share at its end, or earlier if it
+//! waits for a server while others wait for room, so that a slow server delays nobody. Only the window of a zstd
+//! decoder cannot be freed in between: a blob that is still being received gets such a firm share only while half of
+//! the room stays free; otherwise the blob is received completely first.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-/// Bytes of the room, or this part of the memory that the process may have if that is less.
+/// The size of the room in bytes, or this part (1/N) of the process's memory limit if that is less.
 const MOST: usize = 256 << 20;
 const PART: usize = 16;
-/// How often who waits looks whether it is to go on waiting.
+/// The interval at which a waiting thread checks whether it was cancelled.
 const LOOK: Duration = Duration::from_millis(50);
 /// Bytes of one buffer.
 pub(crate) const PIECE: usize = 256 << 10;
@@ -22,12 +22,12 @@ pub(crate) const PIECE: usize = 256 << 10;
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Those that wait, in the order in which they came: a large share must not starve behind small ones.
+    /// The tickets of waiting threads, in order of arrival: a large share must not starve behind small ones.
     waiting: VecDeque<u64>,
     tickets: u64,
 }
 
-/// Bytes of memory, given out in turn.
+/// A number of bytes of memory, granted in order of arrival.
 #[derive(Debug)]
 pub(crate) struct Room {
     size: usize,
@@ -41,14 +41,14 @@ impl Room {
         Self { size, state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// That of the whole process.
+    /// The room for unpacks in this process.
     pub(crate) fn of_all() -> &'static Self {
         static ROOM: LazyLock<Room> = LazyLock::new(|| Room::new(wardian_sys::memory::budget(MOST, PART)));
         &ROOM
     }
 
-    /// That of all trees that are looked at or read. Another one, since who reads a tree unpacks it at the same time, and
-    /// must not wait for what itself holds.
+    /// The room for directory trees that are scanned or read. It is separate, because the reader of a tree unpacks it
+    /// at the same time, and must not wait for memory that it holds itself.
     pub(crate) fn of_trees() -> &'static Self {
         static ROOM: LazyLock<Room> = LazyLock::new(|| Room::new(wardian_sys::memory::budget(MOST, PART)));
         &ROOM
@@ -58,7 +58,8 @@ impl Room {
         self.state.lock()
     }
 
-    /// Takes so many bytes, or all there are if it has fewer; how many it took. None if `stop` said so first.
+    /// Takes this many bytes, or the whole room if it is smaller; returns how many. `None` if `stop` returns true
+    /// first.
     fn take(&self, bytes: usize, stop: &dyn Fn() -> bool) -> Option<usize> {
         let bytes = bytes.min(self.size);
         let mut state = self.lock();
@@ -80,7 +81,7 @@ impl Room {
         taken
     }
 
-    /// Takes so many bytes if nobody waits and as much as half of the room stays free.
+    /// Takes this many bytes if nobody waits and half of the room stays free.
     fn take_of_plenty(&self, bytes: usize) -> bool {
         let mut state = self.lock();
         let plenty = state.waiting.is_empty() && state.free >= bytes + self.size / 2;
@@ -105,7 +106,7 @@ impl Room {
     }
 }
 
-/// What somebody holds of a room until he has done his work.
+/// Bytes taken from a room; they are returned when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
     room: &'static Room,
@@ -113,7 +114,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Waits for so many bytes, or for all there are if the room has fewer; none if `stop` said so first.
+    /// Waits for this many bytes, or for the whole room if it is smaller; `None` if `stop` returns true first.
     pub(crate) fn of(room: &'static Room, bytes: usize, stop: &dyn Fn() -> bool) -> Option<Self> {
         let bytes = room.take(bytes, stop)?;
         Some(Self { room, bytes })
@@ -128,18 +129,18 @@ impl Drop for Held {
 
 #[derive(Debug, Default)]
 struct Buffers {
-    /// To be used again.
+    /// Free buffers.
     spare: Vec<Vec<u8>>,
-    /// How many are in somebody's hands.
+    /// The number of buffers in use.
     out: usize,
 }
 
-/// What one unpack holds of the room, and its buffers.
+/// The bytes that one unpack holds of the room, and its buffers.
 #[derive(Debug)]
 pub(crate) struct Share<'a> {
     room: &'a Room,
     held: Mutex<usize>,
-    /// It cannot be given back before the end.
+    /// Whether the share is held until the end of the unpack.
     firm: AtomicBool,
     buffers: Mutex<Buffers>,
 }
@@ -157,7 +158,7 @@ impl<'a> Share<'a> {
         self.buffers.lock()
     }
 
-    /// Takes so many bytes of the room, unless something is held already; false if `stop` said so first.
+    /// Takes this many bytes of the room, unless the share holds some already; false if `stop` returns true first.
     pub(crate) fn take(&self, bytes: usize, stop: &dyn Fn() -> bool) -> bool {
         let mut held = self.held();
         if *held == 0 {
@@ -167,7 +168,8 @@ impl<'a> Share<'a> {
         true
     }
 
-    /// Takes so many bytes for the whole unpack, however slow its server is; false if there is no room for that.
+    /// Takes this many bytes for the whole unpack, however slow its server is; false if too little room is free for
+    /// that.
     pub(crate) fn take_firm(&self, bytes: usize) -> bool {
         let mut held = self.held();
         let firm = *held == 0 && self.room.take_of_plenty(bytes);
@@ -178,8 +180,8 @@ impl<'a> Share<'a> {
         firm
     }
 
-    /// Called by who waits for a server: gives all back if somebody wants it and nothing is under way. The reader and its
-    /// decoder have a buffer each in their hands.
+    /// Called while waiting for a server: returns the whole share if others wait for room and no data is queued. The
+    /// reader and its decoder use one buffer each, so two may be in use.
     pub(crate) fn idle(&self) {
         let mut held = self.held();
         if *held > 0 && !self.firm.load(Ordering::Relaxed) && self.room.is_wanted() {
@@ -191,7 +193,7 @@ impl<'a> Share<'a> {
         }
     }
 
-    /// A buffer of [`PIECE`] bytes with anything in it.
+    /// Returns a buffer of [`PIECE`] bytes with arbitrary content.
     pub(crate) fn buffer(&self) -> Vec<u8> {
         let mut buffers = self.buffers();
         buffers.out += 1;
@@ -201,7 +203,7 @@ impl<'a> Share<'a> {
         buffer
     }
 
-    /// Keeps the buffer unless somebody else still reads it.
+    /// Takes the buffer back, unless it is still referenced elsewhere.
     pub(crate) fn give(&self, piece: Arc<Vec<u8>>) {
         if let Some(buffer) = Arc::into_inner(piece).filter(|buffer| buffer.capacity() >= PIECE) {
             let mut buffers = self.buffers();
@@ -235,7 +237,7 @@ mod tests {
         let room = Room::new(10);
         let first = Share::of(&room);
         assert!(first.take(6, &|| false));
-        // What is held is enough; and one that wants more than there is gets all there is.
+        // A share that holds bytes takes no more; a request for more than the room has gets the whole room.
         assert!(first.take(100, &|| true));
         let order = Mutex::new(Vec::new());
         let gone = AtomicBool::new(false);

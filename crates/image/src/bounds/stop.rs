@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use super::room::{Room, Share};
 use super::watch::Watch;
 
-/// How often who waits looks whether it is to go on waiting.
+/// The interval at which a waiting thread checks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What ends a fetch early: whoever watches it, or a writer that takes no more.
+/// Ends a fetch early: on cancellation by its watcher, or because the writer has given up.
 #[derive(Debug)]
 pub(crate) struct Stop<'a> {
     pub(crate) watch: &'a Watch,
     given_up: AtomicBool,
-    /// What is given back while a fetch waits.
+    /// The share of the room, returned while a fetch waits.
     pub(crate) share: Share<'a>,
 }
 
@@ -24,7 +24,7 @@ impl<'a> Stop<'a> {
         Self::within(Room::of_all(), watch)
     }
 
-    /// One whose unpack has its memory from there.
+    /// As [`Stop::new`], for an unpack that takes its memory from `room`.
     pub(crate) fn within(room: &'a Room, watch: &'a Watch) -> Self {
         Self { watch, given_up: AtomicBool::new(false), share: Share::of(room) }
     }
@@ -44,7 +44,7 @@ impl<'a> Stop<'a> {
         }
     }
 
-    /// False if it was ended early.
+    /// Sleeps; false if it was stopped meanwhile.
     pub(crate) fn sleep(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
         while !self.is_set() {

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Shows how far unpacks and exports have come, and stops them. Share it by reference or `Arc`; one that is given to
-/// several layers counts their sum and stops them all.
+/// Counts the progress of unpacks and exports, and cancels them. Share it by reference or `Arc`; if it is given to
+/// several layers, it counts their sum and cancels them all.
 #[derive(Debug, Default)]
 pub struct Watch {
     read: AtomicU64,
@@ -11,7 +11,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Stops the unpacks that use this, and those that will: within one piece of data they return
+    /// Cancels all present and future unpacks that use this: within one piece of data they return
     /// [`Error::Cancelled`](crate::Error::Cancelled).
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
@@ -22,8 +22,9 @@ impl Watch {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Bytes of blobs read so far, as stored: compressed if they are. At the end it is the sum of [`crate::Layer::size`].
-    /// Of an export the bytes of files read; what has the same content in several layers counts each time.
+    /// Bytes of blobs read so far, as stored: compressed if they are. At the end it is the sum of
+    /// [`crate::Layer::size`]. For an export, the bytes of files read; a file with the same content in several layers
+    /// counts each time.
     pub fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }

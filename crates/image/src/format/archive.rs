@@ -23,34 +23,34 @@ use crate::disk::section::Section;
 use crate::disk::stored;
 use crate::error::{Error, show};
 
-/// Entries of one archive. The largest images have some hundred layers with three entries each.
+/// The maximum number of entries of one archive. The largest images have some hundred layers with three entries each.
 const MAX_MEMBERS: u64 = 1 << 16;
-/// Bytes of all names and link targets of one archive together.
+/// The maximum size of all names and link targets of one archive together, in bytes.
 const MAX_NAMES: usize = 8 << 20;
-/// Links followed to reach a file. Docker makes one.
+/// The maximum number of links followed to reach a file. Docker makes one.
 const MAX_LINKS: u32 = 8;
-/// Bytes of an archive, stored and uncompressed, in which its first name is looked for.
+/// The first name of an archive is looked for in this many bytes, both stored and uncompressed.
 const MAX_BEGIN: u64 = 4 << 20;
-/// Bytes of all headers of one archive with what extends them: an entry may have a MiB of it, which can be a hole of the file,
-/// and a volume's label may have any size.
+/// The maximum size of all headers of one archive with their extensions, in bytes: an entry may have a MiB of these,
+/// which can be a hole of the file, and a volume label may have any size.
 const MAX_HEADERS: u64 = 512 << 20;
-/// Read size while headers are looked for, in bytes: mostly data that is skipped lies between them.
+/// Read size while scanning headers, in bytes; small, because the data between them is skipped.
 const HEADERS: usize = 8 << 10;
 /// Read size while two entries of one name are compared, in bytes.
 const COMPARED: usize = 256 << 10;
 
-/// What an archive has under a name.
+/// What a name in an archive refers to.
 #[derive(Debug)]
 enum Member {
     File {
         start: u64,
         size: u64,
     },
-    /// Another name; none if it points out of the archive.
+    /// A link to another name; `None` if it leads out of the archive.
     Link(Option<Vec<u8>>),
 }
 
-/// An opened archive: what is read later comes from the same file, whatever happens to its name.
+/// An opened archive. It keeps the file open, so later reads use the same file even if the path is replaced.
 #[derive(Debug)]
 pub(crate) struct Archive {
     file: Plain,
@@ -95,9 +95,10 @@ impl Archive {
                 Slot::Vacant(slot) => {
                     slot.insert(member);
                 }
-                // Some tools write a blob for each layer that has it.
+                // Some tools write a blob again for each layer that uses it.
                 Slot::Occupied(slot) if twice.is_same(slot.get(), &member)? => {}
-                // Readers disagree about which one counts, and one that checks an image may see another one than we do.
+                // Readers disagree about which of two entries counts, so a scanner could check another one than is
+                // used here.
                 Slot::Occupied(_) => {
                     let why = "there are two entries of this name, and they differ".into();
                     return Err(Error::Entry { path: show(&entry.path), why });
@@ -108,25 +109,25 @@ impl Archive {
         Ok(Self { file, path: path.to_owned(), members })
     }
 
-    /// The same archive with these names alone, as far as it has them.
+    /// Keeps only these names, as far as the archive has them.
     pub(crate) fn of(self, names: impl Iterator<Item = String>) -> Self {
         let has = names.filter_map(|name| Some((clean(b"", name.as_bytes())?, name)));
         let has = has.filter(|(clean, _)| self.members.contains_key(clean));
         let member = |name: &str| match self.member(name) {
             Ok(section) => Member::File { start: section.start(), size: section.size() },
-            // That it leads nowhere is told when it is needed.
+            // A broken link is reported only when it is needed.
             Err(_) => Member::Link(None),
         };
         let members = has.map(|(clean, name)| (clean, member(&name))).collect();
         Self { members, ..self }
     }
 
-    /// Whether there is something of that name.
+    /// Whether the archive has an entry of that name.
     pub(crate) fn has(&self, name: &str) -> bool {
         clean(b"", name.as_bytes()).is_some_and(|name| self.members.contains_key(&name))
     }
 
-    /// The file `name`, through links.
+    /// Returns the file `name`, following links.
     pub(crate) fn member(&self, name: &str) -> Result<Section, Error> {
         let corrupt =
             |why: &str| Error::Corrupt { what: self.path.display().to_string(), why: why.to_owned() };
@@ -149,25 +150,25 @@ impl Archive {
         Err(corrupt(&format!("{shown} is a link that leads through too many others")))
     }
 
-    /// The bytes of a document.
+    /// Reads a JSON document.
     pub(crate) fn json(&self, name: &str) -> Result<Vec<u8>, Error> {
         let what = format!("{} in {}", show(name.as_bytes()), self.path.display());
         read_json(self.member(name)?, &what)
     }
 }
 
-/// Compares entries of one name.
+/// Compares entries with the same name.
 struct Twice<'a> {
     file: &'a Plain,
     path: &'a Path,
     opening: &'a Opening<'a>,
-    /// Bytes of the later ones so far.
+    /// Bytes of the later entries compared so far.
     compared: u64,
 }
 
 impl Twice<'_> {
-    /// Counts what is to be compared. All entries of an archive together are no longer than itself, so it has holes if they are
-    /// longer than what it has on the disk.
+    /// Counts the bytes to be compared. All entries together are no longer than the archive itself; if they exceed
+    /// its bytes on the disk, it has holes.
     fn count(&mut self, size: u64) -> Result<(), Error> {
         self.compared = self.compared.saturating_add(size);
         let limit = self.file.disk.saturating_add(stored::HOLES);
@@ -182,7 +183,7 @@ impl Twice<'_> {
         Err(Error::Limit { what, limit })
     }
 
-    /// Whether two are the same in every reader's eyes.
+    /// Whether two entries are the same for every reader.
     fn is_same(&mut self, one: &Member, other: &Member) -> Result<bool, Error> {
         let (one, other) = match (one, other) {
             (Member::Link(one), Member::Link(other)) => return Ok(one.is_some() && one == other),
@@ -214,7 +215,7 @@ impl Twice<'_> {
     }
 }
 
-/// A document that is no longer than a document may be.
+/// Reads a JSON document, up to [`MAX_JSON`].
 pub(crate) fn read_json(section: Section, what: &str) -> Result<Vec<u8>, Error> {
     if section.size() > MAX_JSON {
         return Err(too_large(what));
@@ -242,12 +243,12 @@ fn scan(
         let what = format!("the size of all headers in {}", what());
         Err(Error::Limit { what, limit: most })
     };
-    // An archive without its end marker is accepted: digests cover what is used of it.
+    // An archive without its end marker is accepted, because digests cover the used parts.
     while at < size {
         if (opening.cancelled)() {
             return Err(Error::Cancelled { what: what() });
         }
-        // A stream for each entry: its data is passed over by a seek and not by reading.
+        // A new stream for each entry, so that its data is skipped by a seek and not by reading.
         let found = Stream::new(&mut reader, most - headers).next(false);
         let start = reader.stream_position().map_err(|e| error("read", e))?;
         headers += start - at;
@@ -255,7 +256,7 @@ fn scan(
             return too_many();
         }
         let found = found.map_err(|e| match Error::from(e) {
-            // The stream knows only its own bytes.
+            // The stream cannot tell the name of the file or the offset in it.
             Error::NoTar { .. } if at == 0 => Error::NoTar { what: what() },
             Error::NoTar { .. } => {
                 let why = "not a tar header".into();
@@ -294,13 +295,13 @@ fn scan(
     Ok(())
 }
 
-/// `name` below `above` without `.` and `..`; none if it leaves the root.
+/// Resolves `name` below `above` without `.` and `..`; `None` if it leaves the root.
 fn clean(above: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in above.split(|b| *b == b'/').chain(name.split(|b| *b == b'/')) {
         match part {
             b"" | b"." => {}
-            // In a name of its own `..` has no business; in a link it leads to a neighbour.
+            // `..` is refused in an entry's own name; in a link it may lead to a sibling.
             b".." if above.is_empty() => return None,
             b".." => {
                 parts.pop()?;
@@ -311,7 +312,7 @@ fn clean(above: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     Some(parts.join(&b'/'))
 }
 
-/// What a tar file holds, by the names in it.
+/// What a tar file contains, judged by the names in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Docker,
@@ -319,8 +320,8 @@ pub(crate) enum Kind {
     RootFs,
 }
 
-/// Looks for an image in a tar file, which may be compressed as a whole; what was made of it for that is read again while it
-/// is held. A damaged file is taken for a root file system: unpacking it tells what is wrong.
+/// Finds out what a tar file contains, which may be compressed as a whole. The decompressed file is returned, to be
+/// reused while it is held. A damaged file counts as a root file system, so that unpacking reports the damage.
 pub(crate) fn kind(path: &Path, opening: &Opening<'_>) -> Result<(Kind, Plain), Error> {
     let (found, _) = open_tar(path)?;
     let compressed = compression(&found, path)?;
@@ -334,8 +335,8 @@ pub(crate) fn kind(path: &Path, opening: &Opening<'_>) -> Result<(Kind, Plain), 
         count += 1;
         let Some(name) = clean(b"", &entry.path) else { return Ok(ControlFlow::Break(())) };
         match &*name {
-            // Programs, too, call a file of theirs so; this one is a list of images.
-            // A second one is refused by who opens it, and a thousand would have to be read.
+            // Other programs have files of this name too; docker's is a list of images. Only the first is read:
+            // [`Archive::open`] refuses a second one that differs, and a thousand would be costly to read.
             b"manifest.json" if list => return Ok(ControlFlow::Break(())),
             b"manifest.json" => {
                 list = true;
@@ -361,20 +362,20 @@ fn io_error(path: &Path, source: io::Error) -> Error {
     Error::Io { op: "read", path: path.display().to_string(), source }
 }
 
-/// Whether what is compressed can be an archive of an image: such a one begins with `blobs`, a document, a digest or a layer.
-/// Root file systems do not, so they need not be decompressed for that, or seldom.
+/// Whether a compressed file can be an archive of an image: its first name is `blobs`, a document, a digest or a
+/// layer. Root file systems rarely begin so, and thus are rarely decompressed only to find that out.
 pub(crate) fn begins_like_image(file: File) -> Result<bool, Error> {
-    // What is stored may all be skipped by the decoder.
+    // The stored bytes are limited too, because a decoder may skip all of them.
     let mut raw = BufReader::new(Section::new(Arc::new(file), 0, MAX_BEGIN));
     let compression = raw.fill_buf().ok().and_then(Compression::of);
-    // A damaged file is told of when it is unpacked.
+    // Damage is reported when the file is unpacked.
     let Some(Ok(Some(reader))) = compression.map(|compression| decoder(compression, raw)) else {
         return Ok(false);
     };
     let mut stream = Stream::new(BufReader::new(reader.take(MAX_BEGIN)), u64::MAX);
     let name = loop {
         let Ok(Some(entry)) = stream.next(false) else { return Ok(false) };
-        // The directory itself.
+        // The entry of the root directory itself is skipped.
         match clean(b"", &entry.path).unwrap_or_default() {
             name if name.is_empty() && entry.size == 0 => {}
             name => break name,

@@ -1,4 +1,4 @@
-//! Compressed bytes: what they are compressed by, and what reading them takes.
+//! Compressed data: its format, and the memory that a decoder needs.
 
 use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,8 @@ use crate::error::Error;
 pub(crate) const WINDOW_LOG: u32 = 23;
 pub(crate) const MAX_WINDOW_LOG: u32 = 25;
 
-/// How bytes are compressed, by their beginning: names and media types lie, and a tar file has neither.
+/// The format of compressed data, detected from its first bytes: names and media types may be wrong, and a tar file
+/// has no media type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compression {
     Gzip,
@@ -21,21 +22,23 @@ pub(crate) enum Compression {
 }
 
 impl Compression {
-    /// Of at least ten bytes, if there are so many. None: not compressed, as far as anybody can tell.
+    /// Detects the format from the first ten or more bytes, if there are as many. `None`: not compressed in any known
+    /// format.
     pub(crate) fn of(head: &[u8]) -> Option<Self> {
         match head {
             [0x1f, 0x8b, ..] => Some(Self::Gzip),
-            // A frame, or a skippable one before it (RFC 8878, section 3.1).
+            // A frame, or a skippable frame before it (RFC 8878, section 3.1).
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
-            // The beginning of its first block, or of its end: a name in a tar may begin with the letters.
+            // The magic of its first block, or of the end of its stream, is checked too: a file name in a tar may
+            // begin with `BZh`.
             [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
             | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => Some(Self::Bzip2),
             _ => None,
         }
     }
 
-    /// Why it is not read, if it is not.
+    /// Returns the error for an unsupported format; `None` for a supported one.
     pub(crate) fn refused(self, path: &str) -> Option<Error> {
         let (by, tool) = match self {
             Self::Gzip | Self::Zstd => return None,
@@ -52,12 +55,12 @@ impl Compression {
     }
 }
 
-/// Bytes that a decoder may read and make nothing of: what is skipped, as the table of contents of a layer that can be read in
-/// parts, which has some MiB.
+/// Bytes that a decoder may read without output: skippable frames, such as the table of contents of a seekable layer,
+/// which has some MiB.
 const IDLE: u64 = 16 << 20;
 
-/// Counts what a decoder makes. It reads much that becomes nothing, as of frames that are to be skipped or members that are
-/// empty, and both may go on for as long as a file's size or a server says.
+/// Counts the output of a decoder. Input such as skippable frames and empty members has no output, and may be as long
+/// as the file, or endless from a server.
 #[derive(Debug, Default)]
 pub(crate) struct Made(AtomicU64);
 
@@ -66,7 +69,8 @@ impl Made {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Refuses more bytes as stored than become something. What cannot be compressed is stored with less than an eighth on top.
+    /// Fails if much more was read than decompressed. Incompressible data takes less than an eighth more in stored
+    /// form.
     pub(crate) fn check(&self, what: &str, stored: u64) -> Result<(), Error> {
         let made = self.0.load(Ordering::Relaxed);
         if stored > made.saturating_add(made / 8).saturating_add(IDLE) {
@@ -76,7 +80,8 @@ impl Made {
     }
 }
 
-/// The bytes that a zstd frame's decoder must hold, if the data begins with a frame (RFC 8878, section 3.1.1.1).
+/// Returns the window size of a zstd frame, which its decoder must hold in memory, if the data begins with a frame
+/// (RFC 8878, section 3.1.1.1).
 pub(crate) fn window(head: &[u8]) -> Option<u64> {
     let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = head else { return None };
     let single_segment = descriptor & 0x20 != 0;
@@ -85,14 +90,14 @@ pub(crate) fn window(head: &[u8]) -> Option<u64> {
         let base = 1_u64 << (10 + (byte >> 3));
         return Some(base + base / 8 * (byte & 7));
     }
-    // The window is the content.
+    // A single segment's window is its content.
     let at = [0, 1, 2, 4][usize::from(descriptor & 3)];
     let (length, more) = [(1, 0), (2, 256), (4, 0), (8, 0)][usize::from(descriptor >> 6)];
     let size = rest.get(at..at + length)?;
     Some(size.iter().rev().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte)) + more)
 }
 
-/// The uncompressed bytes, read by one thread. None if they are not compressed by what is read here.
+/// Returns a single-threaded decoder; `None` for an unsupported format.
 pub(crate) fn decoder<'a>(
     compression: Compression,
     reader: impl BufRead + 'a,

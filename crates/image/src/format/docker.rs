@@ -18,7 +18,7 @@ pub(crate) struct Item {
     pub(crate) layers: Option<Vec<String>>,
 }
 
-/// The digest that a config is named by: `<hex>.json`, `blobs/sha256/<hex>` or `sha256:<hex>`.
+/// Returns the digest that a config's name contains: `<hex>.json`, `blobs/sha256/<hex>` or `sha256:<hex>`.
 pub(crate) fn promised(name: &str) -> Option<Digest> {
     let last = name.rsplit('/').next().unwrap_or(name);
     let last = last.strip_suffix(".json").unwrap_or(last);
@@ -26,7 +26,7 @@ pub(crate) fn promised(name: &str) -> Option<Digest> {
     format!("sha256:{hex}").parse().ok()
 }
 
-/// The one called `name`, or the only one. `what` names the list in errors.
+/// Returns the image called `name`, or the only one. `what` names the list in errors.
 ///
 /// # Errors
 /// [`Error::Select`].

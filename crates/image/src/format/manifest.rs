@@ -12,26 +12,27 @@ use super::reference::{but_there_are, several_images};
 use crate::digest::Digest;
 use crate::error::{Error, show};
 
-/// Bytes of one document; registries cap manifests at the same 4 MiB.
+/// The maximum size of one document in bytes; registries limit manifests to the same 4 MiB.
 pub(crate) const MAX_JSON: u64 = 4 << 20;
-/// The most layers of an image: what the kernel mounts as one overlay (`OVL_MAX_STACK`, fs/overlayfs/params.h).
+/// The maximum number of layers of an image: what the kernel mounts as one overlay (`OVL_MAX_STACK`,
+/// fs/overlayfs/params.h).
 pub const MAX_LAYERS: usize = 500;
-/// URLs of one layer: each may take all of its tries.
+/// The maximum number of URLs of one layer, since each may take all of its tries.
 const MAX_URLS: usize = 16;
-/// Names of an image in an index: its tag, and (docker, containerd) its full name.
+/// Annotations with the name of an image in an index: its tag, and (docker, containerd) its full name.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// Where a document or a layer is, and what it must be.
+/// A reference to a document or a layer, with its digest and size.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// Empty if there is none.
     #[serde(default)]
     pub media_type: String,
-    /// Of the bytes as stored.
+    /// The digest of the bytes as stored.
     pub digest: Digest,
-    /// Of the bytes as stored, in bytes.
+    /// The number of bytes as stored.
     pub size: u64,
     #[serde(default)]
     annotations: Option<HashMap<String, String>>,
@@ -50,11 +51,11 @@ struct Platform {
 }
 
 impl Platform {
-    /// What it is, escaped and cut, if a host of this architecture does not run its programs by itself. What an image does not
-    /// say of itself is the host's.
+    /// Returns the platform, escaped and cut, if this host cannot run its programs natively. An unspecified part
+    /// counts as the host's.
     fn foreign(&self) -> Option<String> {
         let host = host_architecture();
-        // These run the programs of their predecessors, too.
+        // amd64 and arm64 hosts also run the programs of their 32-bit predecessors.
         let runs = |architecture: &str| {
             architecture == host || matches!((host, architecture), ("amd64", "386") | ("arm64", "arm"))
         };
@@ -112,7 +113,8 @@ impl Index {
         parse(bytes, what)
     }
 
-    /// What the manifest (or index) of that digest is called, `tag` or everything: full names. A bare tag is none.
+    /// Returns the full names of the manifest (or index) with that digest; with `tag`, only from entries of that
+    /// name. A bare tag is no full name.
     pub(crate) fn names(&self, digest: &Digest, tag: Option<&str>) -> Vec<String> {
         let annotations =
             |d: &Descriptor| [IMAGE_NAME, REF_NAME].map(|name| d.annotation(name).map(str::to_owned));
@@ -126,8 +128,8 @@ impl Index {
         names
     }
 
-    /// The only manifest (or index) of that name, or the only one for this host. `at` is the scheme and the path of the layout,
-    /// for errors.
+    /// Returns the only manifest (or index) of that name, or the only one for this host. `at` is the scheme and the
+    /// path of the layout, for errors.
     ///
     /// # Errors
     /// [`Error::Select`].
@@ -152,11 +154,12 @@ impl Index {
             }
             found.retain(is_it);
         }
-        // One image with several names has an entry for each.
+        // An image with several names has an entry for each.
         let mut seen = HashSet::new();
         found.retain(|d| seen.insert(d.digest.clone()));
         let several = found.len() > 1;
-        // Tools leave the platform out where an index lists images and not the same one for several platforms.
+        // Tools leave the platform out if an index lists different images rather than one image for several
+        // platforms.
         if several && found.iter().any(|descriptor| descriptor.platform.is_some()) {
             found.retain(Descriptor::is_for_host);
         }
@@ -184,8 +187,8 @@ pub struct Manifest {
     artifact_type: Option<String>,
 }
 
-/// Media types of an image's config: the OCI's and docker's. What has another is no image (OCI image spec, "Guidelines for
-/// Artifact Usage"); earlier tools gave none, or the one that says nothing.
+/// Media types of an image's config: OCI's and docker's. A manifest with another one is no image (OCI image spec,
+/// "Guidelines for Artifact Usage"). Early tools gave none, or the generic one.
 const CONFIGS: [&str; 4] = [
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
@@ -247,7 +250,7 @@ pub(crate) fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
     }
 }
 
-/// The part of the image's config that a container takes over. Untrusted text, not checked further.
+/// The part of the image's config that applies to a container. Untrusted text, not checked further.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Config {
     /// `NAME=value` each.
@@ -256,12 +259,13 @@ pub struct Config {
     pub user: String,
     /// The first process's directory; empty means `/`.
     pub working_dir: String,
-    /// The platform that the image says it is for, as `linux/arm64`, if this host is not like that. Escaped and cut.
+    /// The platform of the image, as `linux/arm64`, if it differs from the host's. Escaped and cut.
     pub foreign: Option<String>,
 }
 
 impl Config {
-    /// What whoever makes a container of the image should know, in a sentence. It is not refused: a host may have an emulator.
+    /// Returns a warning if the image is for another platform. It is not refused, because a host may have an
+    /// emulator.
     pub fn warning(&self) -> Option<String> {
         let (foreign, host) = (self.foreign.as_ref()?, host_architecture());
         Some(format!(
@@ -271,11 +275,11 @@ impl Config {
     }
 }
 
-/// What an image says about its layers and about the processes in it.
+/// The config of an image: settings for its processes, and the digests of its layers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ImageConfig {
-    /// The part that a container takes over.
+    /// The part that applies to a container.
     pub config: Config,
     /// Digests of the uncompressed layers, bottom first.
     pub diff_ids: Vec<Digest>,

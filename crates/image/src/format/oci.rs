@@ -19,10 +19,11 @@ use crate::disk::section::Section;
 use crate::disk::stored;
 use crate::error::Error;
 
-/// Indexes inside indexes; one level is usual.
+/// The maximum nesting of indexes; one level is usual.
 const MAX_NESTING: u32 = 4;
 
-/// An opened layout: what is read later comes from the same directory or file, whatever happens to its name.
+/// An opened layout. It keeps the directory or file open, so later reads use the same one even if the path is
+/// replaced.
 #[derive(Debug)]
 pub(crate) struct Layout {
     files: Files,
@@ -48,12 +49,13 @@ impl Layout {
         Ok(Self { files: Files::Archive(Archive::open(path, opening)?), path: path.to_owned() })
     }
 
-    /// The directory or file that it is.
+    /// The path of its directory or file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is needed of it when the documents have been read: the names of all else in an archive may be some megabytes.
+    /// Keeps only what is needed after the documents have been read: the other names in an archive may take some
+    /// megabytes.
     pub(crate) fn of_layers(self, manifest: &Manifest) -> Self {
         let blobs = || manifest.layers.iter().map(|layer| blob_of(&layer.digest));
         let files = match self.files {
@@ -67,7 +69,7 @@ impl Layout {
         self.path.join(name).display().to_string()
     }
 
-    /// A regular file of the layout. Symlinks may not lead out of it, and a fifo does not make us wait.
+    /// Opens a regular file of the layout. Symlinks must not lead out of it, and opening a FIFO does not block.
     fn file(&self, name: &str) -> Result<Section, Error> {
         let dir = match &self.files {
             Files::Dir(dir) => dir,
@@ -86,7 +88,7 @@ impl Layout {
         Ok(Section::new(Arc::new(file), 0, meta.len()).stored_as(whole))
     }
 
-    /// The blob `digest`, which must have `size` bytes. Its content is not verified here.
+    /// Opens the blob `digest`, which must have `size` bytes. Its content is not verified here.
     pub(crate) fn blob(&self, digest: &Digest, size: u64) -> Result<Section, Error> {
         let section = self.file(&blob_of(digest))?;
         if section.size() != size {
@@ -96,7 +98,7 @@ impl Layout {
         Ok(section)
     }
 
-    /// Whether it has the blob, whatever that is like.
+    /// Whether the layout has the blob, valid or not.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
         let name = blob_of(digest);
         match &self.files {
@@ -108,7 +110,7 @@ impl Layout {
         }
     }
 
-    /// The bytes of a document, verified.
+    /// Reads and verifies a document.
     pub(crate) fn document(&self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
         if descriptor.size > MAX_JSON {
             return Err(too_large(what));
@@ -122,7 +124,7 @@ impl Layout {
         Ok(bytes)
     }
 
-    /// The manifest, and what the layout calls it.
+    /// Selects the manifest; returns it with its names in the layout.
     pub(crate) fn select(&self, tag: Option<&str>) -> Result<(Descriptor, Vec<String>), Error> {
         let what = self.name("index.json");
         let bytes = read_json(self.file("index.json")?, &what)?;

@@ -1,5 +1,5 @@
-//! Archives that are compressed as a whole (`docker save x | gzip`): they are read in place, so they are made plain first,
-//! in a file without a name.
+//! Archives that are compressed as a whole (`docker save x | gzip`). Since archives are read in place, these are
+//! decompressed first, into an unnamed file (O_TMPFILE).
 
 use parking_lot::Mutex;
 use std::fmt;
@@ -23,18 +23,19 @@ use crate::disk::section::Section;
 use crate::disk::stored::{self, Whole};
 use crate::error::Error;
 
-/// Where files without a name are made if nobody says so: not in /tmp, which may be the host's memory.
+/// The default directory for unnamed files: not /tmp, which may be a tmpfs in the host's memory.
 const DEFAULT: &str = "/var/tmp";
-/// Bytes that are written at once.
+/// The write size in bytes.
 const PIECE: usize = 256 << 10;
 
 /// What opening an image may take of the host.
 pub struct Opening<'a> {
-    /// How large an archive may be that is compressed as a whole: as an image's layers together, and by the same ratio.
+    /// The limits of an archive that is compressed as a whole: those of an image's layers together, with the same
+    /// ratio.
     pub limits: Limits,
-    /// The directory on whose file system it is decompressed; /var/tmp if there is none.
+    /// The directory on whose file system it is decompressed; /var/tmp if it is `None`.
     pub dir: Option<BorrowedFd<'a>>,
-    /// Ends the decompression.
+    /// Cancels the decompression if it returns true.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -59,24 +60,24 @@ pub(crate) struct Plain {
     pub(crate) file: Arc<File>,
     /// How it is stored: compressed, or with holes.
     pub(crate) whole: Whole,
-    /// Bytes of it that lie on the disk.
+    /// Its bytes on the disk.
     pub(crate) disk: u64,
 }
 
 impl Plain {
-    /// A file as it is.
+    /// Wraps a file that is used as it is.
     pub(crate) fn of(file: File, path: &Path) -> Result<Self, Error> {
         let whole = stored::of(&file, path)?;
         Ok(Self { file: Arc::new(file), whole, disk: whole.stored })
     }
 
-    /// What was decompressed, which has no holes.
+    /// Wraps a decompressed file, which has no holes.
     fn made(file: Arc<File>, whole: Whole) -> Self {
         Self { file, whole, disk: whole.plain }
     }
 }
 
-/// How a file is compressed, if it is, by something that is read.
+/// Detects how a file is compressed; fails for an unsupported format.
 pub(crate) fn compression(file: &File, path: &Path) -> Result<Option<Compression>, Error> {
     let mut head = [0; 16];
     let shown = path.display().to_string();
@@ -87,13 +88,13 @@ pub(crate) fn compression(file: &File, path: &Path) -> Result<Option<Compression
 }
 
 static TURN: Mutex<()> = Mutex::new(());
-/// How often who waits for a turn looks whether it is to go on waiting.
+/// The interval at which a thread that waits for [`TURN`] checks whether it was cancelled.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Those that somebody still reads.
+/// Decompressed files that are still in use, to be shared.
 static MADE: Mutex<Vec<(Identity, Weak<File>, Whole)>> = Mutex::new(Vec::new());
 
-/// The file itself, or what it is compressed from.
+/// Opens the file, decompressed if it is compressed.
 pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> {
     let (file, _) = open_tar(path)?;
     let Some(compression) = compression(&file, path)? else { return Plain::of(file, path) };
@@ -112,7 +113,7 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
             return Ok(Plain::made(file, whole));
         }
     }
-    // One at a time: a decoder of zstd holds up to 32 MiB, as the file chooses.
+    // One at a time: a zstd decoder holds up to 32 MiB, depending on the file.
     let _turn = loop {
         match TURN.try_lock() {
             Some(turn) => break turn,
@@ -131,7 +132,7 @@ pub(crate) fn plain(path: &Path, opening: &Opening<'_>) -> Result<Plain, Error> 
     Ok(Plain::made(file, whole))
 }
 
-/// Counts what is read, and asks each time whether to go on.
+/// Counts the bytes read, and checks for cancellation at each read.
 struct Counting<'a> {
     section: Section,
     stored: &'a AtomicU64,
@@ -161,7 +162,7 @@ fn decompress(
     opening: &Opening<'_>,
 ) -> Result<(File, Whole), Error> {
     let what = path.display().to_string();
-    // As an image whose layers are all there is in the archive. What is compressed is not larger.
+    // The limit of an image whose layers make up the whole archive. Its compressed form must not be larger.
     let limit = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
     if size > limit {
         return Err(Error::image_bytes(format!("the size of {what}"), limit));
@@ -195,7 +196,7 @@ fn decompress(
         let n = match decoder.read(&mut piece) {
             Ok(0) => return Ok((to, Whole { stored: on_disk.stored, plain: total })),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            // A decoder may disguise what its reader said.
+            // A decoder may hide the reader's cancellation behind another error.
             Err(_) if (opening.cancelled)() => continue,
             Err(e) => {
                 made.check(&what, stored.load(Ordering::Relaxed))?;

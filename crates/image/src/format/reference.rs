@@ -5,24 +5,24 @@ use std::path::Path;
 
 use crate::error::show;
 
-/// Registries that a name without one belongs to.
+/// The prefixes of the default registry, to which names without a registry belong.
 const DEFAULT: [&str; 2] = ["docker.io/", "index.docker.io/"];
-/// Endings of files that an image, a root file system or an app may come in.
+/// File extensions of images, root file systems and apps.
 const FILES: [&str; 13] =
     ["tar", "tgz", "tzst", "txz", "tbz", "tbz2", "gz", "zst", "xz", "bz2", "zip", "img", "json"];
-/// Names of images that an error lists.
+/// The maximum number of image names that an error lists.
 const MAX_SHOWN: usize = 8;
 
-/// The short form of a name: without `docker.io` and its `library/`, where names without a registry are, and without the
-/// tag `latest`, which is meant if there is none. Two names mean the same if they have the same short form. What is no
-/// such name has no other form.
+/// Returns the short form of a name: without the default `docker.io` and `library/`, and without the default tag
+/// `latest`. Two names mean the same image if they have the same short form. A text that is no such name is returned
+/// unchanged.
 pub fn short(name: &str) -> &str {
     let is_name = |rest: &&str| rest.starts_with(|first: char| first.is_ascii_alphanumeric());
     let rest = DEFAULT.iter().find_map(|registry| name.strip_prefix(registry));
     let rest = rest.filter(is_name).filter(|rest| !has_registry(rest)).unwrap_or(name);
     let official = rest.strip_prefix("library/").filter(is_name).filter(|rest| !rest.contains('/'));
     let rest = official.unwrap_or(rest);
-    // With a digest a tag means nothing, and stays.
+    // In a name with a digest the tag has no meaning, and is kept.
     rest.strip_suffix(":latest").filter(is_name).unwrap_or(rest)
 }
 
@@ -35,7 +35,7 @@ fn has_registry(name: &str) -> bool {
     })
 }
 
-/// Whether whoever says a name could mean a file: its short form has no tag, and ends as files of images do.
+/// Whether a name could be meant as a file: its short form has no tag, and the extension of an image file.
 pub fn is_like_a_file(name: &str) -> bool {
     let name = short(name);
     let last = name.rsplit('/').next().unwrap_or(name);
@@ -50,7 +50,7 @@ pub(crate) fn split_tag(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// What to do about an archive or layout with several images, without a tag or name in its address.
+/// Returns the error text for an address without a tag or name, if the archive or layout has several images.
 pub(crate) fn several_images<'a>(names: impl Iterator<Item = &'a str>, scheme: &str, path: &Path) -> String {
     match listed(names) {
         None => "there are several images, without names to tell them apart".into(),
@@ -61,12 +61,12 @@ pub(crate) fn several_images<'a>(names: impl Iterator<Item = &'a str>, scheme: &
     }
 }
 
-/// The end of an error about a name that is none of these.
+/// Returns the end of an error text about an unknown name: the names that exist.
 pub(crate) fn but_there_are<'a>(names: impl Iterator<Item = &'a str>) -> String {
     listed(names).map_or_else(|| "nothing in it has a name".into(), |names| format!("it has {names}"))
 }
 
-/// Names of somebody's making, escaped, and so few that a line shows them; none if there are none.
+/// Lists untrusted names, escaped and limited in number to fit a line; `None` if there are none.
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut shown: Vec<String> = names.take(MAX_SHOWN + 1).map(|name| show(name.as_bytes())).collect();
     let more = if shown.len() > MAX_SHOWN { ", …" } else { "" };
@@ -99,10 +99,10 @@ mod tests {
             ("localhost:5000/busybox", "localhost:5000/busybox"),
             ("reg.example/library/busybox", "reg.example/library/busybox"),
             ("busybox@sha256:0f", "busybox@sha256:0f"),
-            // Another registry's names are not to be had by way of this one.
+            // Names with another registry are not shortened.
             ("docker.io/reg.example/a", "docker.io/reg.example/a"),
             ("docker.io/localhost/a", "docker.io/localhost/a"),
-            // Not names at all.
+            // Not names.
             ("docker.io/", "docker.io/"),
             ("docker.io/../a", "docker.io/../a"),
             ("library/.a", "library/.a"),

@@ -1,4 +1,4 @@
-//! What this crate makes of tar streams: its own errors, and bytes that count for an image.
+//! Adapts tar streams to this crate: its own errors, and the counting of bytes for an image.
 
 use std::io::{self, BufRead, Read};
 
@@ -62,7 +62,7 @@ impl<R: BufRead> Read for Metered<R> {
     }
 }
 
-/// What an error of a reader or decoder means for `what`.
+/// Converts an error of a reader or decoder; `what` names the data.
 pub(crate) fn stream_error(what: &str, source: io::Error) -> Error {
     let source = match source.downcast::<Error>() {
         Ok(error) => return error,

@@ -12,9 +12,9 @@ use super::whiteout::is_whiteout;
 use crate::error::{Error, at, show};
 use crate::format::stream::Time;
 
-/// The annotation of a manifest's layer that names it (Cloud Foundry, "OCI mode").
+/// The annotation of a layer in a manifest that gives its base directory (Cloud Foundry, "OCI mode").
 pub(crate) const ANNOTATION: &str = "org.cloudfoundry.experimental.image.base-directory";
-/// Bytes and components it may have: those of [`crate::Limits::default`].
+/// Its maximum number of bytes and of components: those of [`crate::Limits::default`].
 const MAX_NAME: usize = 4096;
 const MAX_DEPTH: usize = 256;
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -23,9 +23,9 @@ const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLL
 pub(crate) struct Base {
     /// One or more components joined by `/`, none of them empty, `.`, `..` or a whiteout.
     path: String,
-    /// Makes what the layers below lack (owner root, mode 0755, time 0), instead of refusing.
+    /// Whether directories that the layers below lack are made (owner root, mode 0755, time 0) instead of refused.
     pub(crate) make_missing: bool,
-    /// What asked for it, if errors are to name that.
+    /// The query parameter that gave it, for errors.
     pub(crate) key: Option<&'static str>,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Base {
 }
 
 impl Base {
-    /// From the annotation's value; none if it means the root.
+    /// Parses the annotation's value; `None` if it means the root.
     pub(crate) fn parse(text: &str) -> Result<Option<Self>, Error> {
         let unsafe_path = |why| Err(Error::UnsafePath { path: show(text.as_bytes()), why });
         if text.len() > MAX_NAME {
@@ -65,11 +65,11 @@ impl Base {
         self.path.split('/').map(str::as_bytes)
     }
 
-    /// Makes each part of it that `into` lacks, with the mode and owner that it has in the layers below (topmost first).
-    /// Gives the parts made and their times there.
+    /// Makes each component of it that `into` lacks, with the mode and owner that it has in the layers below (topmost
+    /// first). Returns the directories made, with their times there.
     ///
-    /// Of the layers below only directories count, as overlayfs merges them: what hides a directory, be it a whiteout,
-    /// a file, a symlink or an opaque directory, ends the search.
+    /// The layers below count as overlayfs merges them: a whiteout, a file, a symlink or an opaque directory hides
+    /// the directories below it, and ends the search.
     pub(crate) fn make(
         &self,
         into: BorrowedFd<'_>,
@@ -106,7 +106,7 @@ impl Base {
                         }
                     }
                     Err(Errno::NOENT) => {}
-                    // Something else has the name.
+                    // The name is not a directory in this layer.
                     Err(Errno::NOTDIR | Errno::LOOP) => {
                         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
                             .map_err(at("look at (in a layer below)", &path))?;
@@ -150,7 +150,7 @@ fn is_opaque(dir: &OwnedFd) -> Result<bool, Errno> {
     match fgetxattr(dir, "trusted.overlay.opaque", &mut value) {
         Ok(n) => Ok(value[..n] == *b"y"),
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
-        // Longer than "y": something else.
+        // A value longer than "y" does not mean opaque.
         Err(Errno::RANGE) => Ok(false),
         Err(e) => Err(e),
     }

@@ -1,4 +1,4 @@
-//! Directories' times, which are set last: each file that is made in a directory changes them.
+//! The times of directories. They are set last, because each file made in a directory changes its time.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -12,13 +12,13 @@ use crate::format::stream::Time;
 
 /// Bytes kept in memory: the directories of an ordinary layer.
 const IN_MEMORY: usize = 1 << 20;
-/// Bytes of directory names of one layer together; enough for the default number of entries.
+/// The maximum size of all directory names of one layer in bytes; enough for the default number of entries.
 const MAX_NAMES: u64 = 256 << 20;
 /// Bytes of a record besides the name: its length, seconds, nanoseconds.
 const FIXED: usize = 4 + 8 + 8;
 
-/// Names and times in the order of the archive. A layer can have millions of directories; what is too much for memory
-/// goes to a file without a name on the layer's file system.
+/// Names and times in the order of the archive. A layer can have millions of directories; records beyond
+/// [`IN_MEMORY`] are written to an unnamed file (O_TMPFILE) on the layer's file system.
 #[derive(Default)]
 pub(crate) struct Times {
     records: Vec<u8>,
@@ -27,7 +27,7 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    /// Keeps the time of a directory of the layer in `root`.
+    /// Records the time of a directory of the layer in `root`.
     pub(crate) fn keep(&mut self, path: &[u8], time: Time, root: BorrowedFd<'_>) -> Result<(), Error> {
         self.names += path.len() as u64;
         if self.names > MAX_NAMES {
@@ -61,7 +61,7 @@ impl Times {
         Ok(())
     }
 
-    /// Calls `set` with each, in order.
+    /// Calls `set` with each recorded directory, in order.
     pub(crate) fn set(self, mut set: impl FnMut(&[u8], Time) -> Result<(), Error>) -> Result<(), Error> {
         if let Some(file) = &self.file {
             each(&mut BufReader::with_capacity(64 << 10, Reader { file, at: 0 }), &mut set)?;
@@ -70,7 +70,7 @@ impl Times {
     }
 }
 
-/// Reads from the beginning, whatever was written last.
+/// Reads the file from the beginning, independent of its offset.
 struct Reader<'a> {
     file: &'a File,
     at: u64,

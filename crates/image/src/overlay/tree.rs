@@ -22,28 +22,28 @@ const PERMISSIONS: u32 = 0o777;
 const SETGID: u32 = 0o2000;
 /// How many symlinks are followed on the way to one directory, as by the kernel (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
-/// Steps along symlinks and missing directories that the entries of a layer may take together: so many, a second's worth, and
-/// so many more for each entry. A few kilobytes of an image can ask for millions.
+/// The limit of steps along symlinks and missing directories for all entries of a layer: a base of about a second's
+/// work, plus a number for each entry. Without it, a few kilobytes of an image can cause millions of steps.
 const MAX_STEPS: u64 = 256 << 10;
 const STEPS_FOR_EACH: u64 = 32;
-/// What following a symlink and making a directory cost more than opening one.
+/// The cost of following a symlink and of making a directory, in steps.
 const LINK_STEPS: u64 = 2;
 const MAKE_STEPS: u64 = 8;
 
 /// The root of a layer while it is unpacked.
 pub(crate) struct Tree<'a> {
     root: OwnedFd,
-    /// The directory used last: archives list a directory's files one after the other.
+    /// Caches the last directory, because archives list a directory's files one after the other.
     last: Option<(Vec<u8>, Rc<Parent>)>,
-    /// Permission bits that a new file may not get: the umask, or a default ACL.
+    /// Permission bits that a new file does not get, because of the umask or a default ACL.
     masked: u32,
-    /// What we make belongs to 0:0, unless the directory gives it another group.
+    /// Whether new files belong to 0:0, unless a setgid directory gives them another group.
     as_root: bool,
     /// Directories made because an entry had no parent, and how many are allowed.
     made: u64,
     max_made: u64,
     max_depth: usize,
-    /// Steps that are left.
+    /// The number of steps left.
     steps: u64,
     watch: &'a Watch,
 }
@@ -69,8 +69,8 @@ impl<'a> Tree<'a> {
         watch: &'a Watch,
     ) -> Result<Self, Error> {
         let root = openat(into, ".", DIR, Mode::empty()).map_err(at("open", b"."))?;
-        // Asking for the umask changes it for all threads, so a file without a name shows it. Where there are none,
-        // modes and owners are set one by one.
+        // Reading the umask means setting it for all threads, so an unnamed file is created instead to show it. Where
+        // O_TMPFILE is not supported, modes and owners are always set explicitly.
         let probe =
             openat(&root, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, PERMISSIONS.into())
                 .and_then(fstat);
@@ -81,18 +81,18 @@ impl<'a> Tree<'a> {
         Ok(Self { root, last: None, masked, as_root, made: 0, max_made, max_depth, steps, watch })
     }
 
-    /// True if a file or directory just made in `parent` with the mode `mode & 0o777` has that mode. Neither setuid and
-    /// the like are given at creation, nor what the umask takes.
+    /// True if a file or directory just made in `parent` with the mode `mode & 0o777` has the mode `mode`. Bits such
+    /// as setuid are not set at creation, nor are those of the umask.
     pub(crate) fn has_mode(&self, parent: &Parent, mode: u32) -> bool {
         parent.plain && mode & !(PERMISSIONS & !self.masked) == 0
     }
 
-    /// True if what was just made in `parent` has that owner.
+    /// True if a file just made in `parent` has that owner.
     pub(crate) fn has_owner(&self, parent: &Parent, uid: u32, gid: u32) -> bool {
         self.as_root && parent.plain && (uid, gid) == (0, 0)
     }
 
-    /// Must be called when an existing directory gets other attributes.
+    /// Drops the cached directory; must be called when an existing directory gets other attributes.
     pub(crate) fn forget(&mut self) {
         self.last = None;
     }
@@ -107,7 +107,8 @@ impl<'a> Tree<'a> {
         self.made
     }
 
-    /// Must be called for each entry, and for each directory that is found again in the end.
+    /// Adds the steps allowed for one entry; must be called for each entry, and for each directory that is looked up
+    /// again at the end.
     pub(crate) fn next(&mut self, path: &[u8]) -> Result<(), Error> {
         self.steps = self.steps.saturating_add(STEPS_FOR_EACH);
         self.take(0, path)
@@ -127,19 +128,19 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// An existing directory with no symlink on the way.
+    /// Opens an existing directory without following symlinks.
     fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
         directory::open(&self.root, path, DIR, resolve)
     }
 
-    /// An existing directory; symlinks on the way, and the last one, are resolved inside the root.
+    /// Opens an existing directory; symlinks in the path, and a final one, are resolved inside the root.
     pub(crate) fn find(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
         self.walk(path, false)
     }
 
-    /// The directory `path`, made if it is missing.
+    /// Opens the directory `path`, and makes it if it is missing.
     pub(crate) fn parent(&mut self, path: &[u8]) -> Result<Rc<Parent>, Error> {
         if let Some((last, parent)) = &self.last
             && last == path
@@ -154,8 +155,8 @@ impl<'a> Tree<'a> {
         Ok(parent)
     }
 
-    /// The kernel's own walk along symlinks cannot be counted: a chain of them costs it 80,000 steps. So it does those walks
-    /// that meet none, and the others are done here.
+    /// The steps of the kernel's own walk along symlinks cannot be counted, and a chain of them costs it 80,000. So
+    /// the kernel resolves only paths without symlinks, and the others are resolved here.
     fn walk(&mut self, path: &[u8], make: bool) -> Result<OwnedFd, Error> {
         match self.open(path) {
             Err(Errno::LOOP) => {}
@@ -239,7 +240,8 @@ impl<'a> Tree<'a> {
             Err(e) => return Err(at("make the directory", path)(e)),
         }
         let fd = openat(above, name, DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(at("open", path))?;
-        // It belongs to nobody's group, not to the directory's above, and mkdir's mode went through the umask.
+        // Owner and mode are set explicitly: a setgid parent gives the directory its group, and mkdir's mode is
+        // subject to the umask.
         if self.as_root {
             fchown(&fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(at("set the owner of", path))?;
         }
@@ -255,7 +257,7 @@ impl<'a> Tree<'a> {
         openat(above, name, DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(at("open", path))
     }
 
-    /// Removes whatever is called `name`, so that an entry of another type can take its place.
+    /// Removes the entry `name`, so that an entry of another type can take its place.
     pub(crate) fn remove(&mut self, above: &Parent, name: &[u8], path: &[u8]) -> Result<(), Error> {
         self.last = None;
         remove(above.as_fd(), name, path, self.max_depth, self.watch)

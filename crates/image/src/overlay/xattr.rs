@@ -1,10 +1,10 @@
 //! Extended attributes: which of them an archive may set, and in what form.
 
-/// What becomes of an attribute.
+/// How an attribute is handled.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fate<'a> {
     Set(&'a [u8]),
-    /// Not for an archive to say.
+    /// The attribute is ignored: an archive may not set it.
     Skip,
     Refuse(&'static str),
 }
@@ -17,13 +17,13 @@ const REVISION_2: u32 = 0x0200_0000;
 const REVISION_3: u32 = 0x0300_0000;
 const EFFECTIVE: u32 = 1;
 
-/// Room for a capability that had to be rewritten.
+/// A buffer for a rewritten capability.
 pub(crate) type Scratch = [u8; CAPS_2];
 
-/// Judges one attribute of a file or, if it is not `regular`, of a directory.
+/// Decides how one attribute of a file or, if it is not `regular`, of a directory is handled.
 ///
-/// `user.*` is plain data, except `user.overlay.*`: that is overlayfs' own on mounts with `userxattr`. `trusted.*` and
-/// `system.*` are the host's, as is all else in `security.*`.
+/// `user.*` is plain data, except `user.overlay.*`: that is overlayfs' own on mounts with `userxattr`. `trusted.*`,
+/// `system.*` and all else in `security.*` belong to the host.
 pub(crate) fn judge<'a>(name: &[u8], value: &'a [u8], regular: bool, scratch: &'a mut Scratch) -> Fate<'a> {
     if name == b"security.capability" && regular {
         return capability(value, scratch);

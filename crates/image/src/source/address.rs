@@ -1,4 +1,4 @@
-//! Where an image is: parsing its address and opening it.
+//! Addresses of images: parsing and opening.
 
 use std::fmt;
 use std::io;
@@ -20,7 +20,7 @@ use crate::remote::Remote;
 #[derive(Debug, Clone)]
 pub struct Source {
     place: Place,
-    /// What was made of the file to find out what it is. It is of use again to who opens it.
+    /// The decompressed file, if it was needed to detect the format; held so that [`Source::open`] can reuse it.
     _held: Option<Plain>,
 }
 
@@ -34,7 +34,7 @@ impl Eq for Source {}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
-    /// What is there tells what it is.
+    /// A path whose content decides what it is.
     Path(String),
     Tree(String),
     Tar(String),
@@ -52,24 +52,24 @@ enum Place {
     },
 }
 
-/// What it takes to open an image. Whoever lets many ask bounds each of these for itself: what takes long must not stand in the
-/// way of what does not.
+/// What opening an image takes. A caller with many requests should limit each kind separately, so that slow ones do
+/// not block fast ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// Some documents are read, or the headers of a tar.
     Short,
-    /// All of a directory is looked at.
+    /// All of a directory tree is scanned.
     Tree,
     /// A compressed file, which may have to be decompressed as a whole: [`Source::is_packed`].
     Compressed,
 }
 
 impl Source {
-    /// Understands `/abs/path` and `file:///abs/path`, which may be whatever [`Source::detect`] knows,
+    /// Parses `/abs/path` and `file:///abs/path`, which may be anything that [`Source::detect`] knows,
     /// `tar:///abs/file.tar`, `oci:///abs/layout[:tag]`, `oci-archive:///abs/file.tar[:tag]` and
-    /// `docker-archive:///abs/file.tar[:name[:tag]]`, all files plain or compressed by gzip or zstd. Names may contain slashes
-    /// and colons, so the path ends at the first colon; that of a layout ends at another one if only so it is a directory that
-    /// exists. Nothing is opened yet, and nothing is percent-decoded.
+    /// `docker-archive:///abs/file.tar[:name[:tag]]`, all files plain or compressed by gzip or zstd. Names may
+    /// contain slashes and colons, so the path ends at the first colon; that of a layout ends at a later colon, or at
+    /// the end, if only that prefix is an existing directory. Nothing is opened yet, and nothing is percent-decoded.
     ///
     /// # Errors
     /// Another scheme, a path that is not absolute, or [`Error::Ambiguous`].
@@ -124,9 +124,10 @@ impl Source {
         Self { place, _held: None }
     }
 
-    /// Finds out what is at `path`, by its content: a directory is an OCI layout if it has an `oci-layout` or `index.json`,
-    /// and otherwise a root file system; a tar file is an image if it has a top-level `manifest.json` of docker or
-    /// `index.json` and `blobs/`, and otherwise a root file system. The file may be compressed by gzip or zstd.
+    /// Detects what is at `path`, by its content: a directory is an OCI layout if it has an `oci-layout` or
+    /// `index.json`, and otherwise a root file system; a tar file is an image if it has a top-level `manifest.json`
+    /// of docker or `index.json` and `blobs/`, and otherwise a root file system. The file may be compressed by gzip
+    /// or zstd.
     ///
     /// # Errors
     /// Nothing there, a directory that is neither, a special file, another compression, or a path that is not UTF-8.
@@ -174,7 +175,7 @@ impl Source {
         self.open_in(remote, &Opening::default())
     }
 
-    /// The same, told what that may take.
+    /// As [`Source::open`], with limits and cancellation.
     ///
     /// # Errors
     /// As [`Source::open`]; an archive that is compressed as a whole is too large, or it was cancelled.
@@ -191,10 +192,10 @@ impl Source {
         }
     }
 
-    /// Whether there is something that can be opened, as far as that shows without reading it.
+    /// Checks that the image exists and can be opened, as far as that can be told without reading it.
     ///
     /// # Errors
-    /// Nothing there, nothing that may be read, or a directory that is no image.
+    /// The image does not exist or may not be read, or is a directory that is no image.
     pub fn reach(&self) -> Result<(), Error> {
         match &self.place {
             Place::Path(path) | Place::Tree(path) if Path::new(path).is_dir() => {
@@ -206,7 +207,7 @@ impl Source {
         }
     }
 
-    /// What to open it takes, by a look that takes next to nothing.
+    /// Returns what opening the image will take. The check is cheap.
     pub fn way(&self) -> Way {
         let path = match &self.place {
             Place::Path(path)
@@ -218,13 +219,13 @@ impl Source {
         if path.is_dir() {
             return if is_layout(path) { Way::Short } else { Way::Tree };
         }
-        // What it is, and what is wrong with it, is told when it is opened.
+        // Errors are reported when it is opened.
         let compressed = open_tar(path).and_then(|(file, _)| compression(&file, path)).unwrap_or(None);
         if compressed.is_some() { Way::Compressed } else { Way::Short }
     }
 
-    /// Whether it may be an archive that has to be decompressed to be opened, which takes time and room. The beginning of a
-    /// compressed file is read for that.
+    /// Whether it may be an archive that must be decompressed to be opened, which takes time and disk space. Reads
+    /// the beginning of a compressed file.
     pub fn is_packed(&self) -> bool {
         match &self.place {
             Place::OciArchive { .. } | Place::DockerArchive { .. } => self.way() == Way::Compressed,
@@ -235,10 +236,11 @@ impl Source {
         }
     }
 
-    /// The state of the file that changes when the image does: a layout's index, otherwise the file itself. None if it is
-    /// not to be had, or if the file was changed this very moment: a second change might not show.
+    /// The state of the file that changes when the image does: a layout's index, otherwise the file itself. `None` if
+    /// it is not available, or if the file was changed just now: a second change within the same clock tick would not
+    /// show.
     pub fn state(&self) -> Option<Identity> {
-        // That of a root file system is the state of all that is in it.
+        // The state of a root file system depends on its whole content.
         let is_tree = |path: &Path| path.is_dir() && !is_layout(path);
         if matches!(&self.place, Place::Path(path) | Place::Tree(path) if is_tree(Path::new(path))) {
             return None;
@@ -260,8 +262,8 @@ impl Source {
         }
     }
 
-    /// The path, where that alone says what is meant: of a directory that is a root file system, of what nobody has looked
-    /// at yet, and where a colon in it would end it.
+    /// Returns the path, if the address is to be written as a plain path: for a root file system directory, for a
+    /// path not detected yet, and for a path with a colon, at which a path after a scheme would end.
     fn path(&self) -> Option<&str> {
         match &self.place {
             Place::Path(path) | Place::Tree(path) => Some(path),
@@ -299,9 +301,10 @@ impl fmt::Display for Source {
     }
 }
 
-/// Splits `DIR[:TAG]` where both may contain colons. A directory that exists decides; where none does it ends at the first
-/// colon, as the path of an archive does. Of several, which are returned as the error, none is taken: who may write to the
-/// directory of a layout can make another one, whose name goes on with a part of the tag, or ends at an earlier colon.
+/// Splits `DIR[:TAG]` where both may contain colons. The prefix that is an existing directory decides; if there is
+/// none, the path ends at the first colon, as that of an archive does. If there are several, they are returned as the
+/// error: a user who can write to the parent directory of a layout can make another one whose name includes a part of
+/// the tag, or ends at an earlier colon.
 fn directory_and_tag(path: &str) -> Result<(&str, Option<&str>), [&str; 2]> {
     let colons = || path.match_indices(':').map(|(at, _)| at);
     let mut found = colons().chain([path.len()]).filter(|end| Path::new(&path[..*end]).is_dir());

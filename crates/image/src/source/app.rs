@@ -1,4 +1,4 @@
-//! Apps: a layer that is fetched on its own, from a server or a file, and lies on top of an image.
+//! Apps: a layer that is fetched separately, from a server or a file, and lies on top of an image.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,22 +13,22 @@ use crate::overlay::base::Base;
 use crate::remote::{Location, Remote, Validator};
 
 const PRELOADED: &str = "preloaded+layer:";
-/// What [`App`]'s `Display` must encode in a value or in a path so that it ends where it ends.
+/// Characters that [`App`]'s `Display` must encode in a value or in a path, because they would end or change it.
 const RESERVED: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'%').add(b'&').add(b'+').add(b'?');
 
-/// The app of an address that has one, which looks like either of
+/// The app of an address, which has one of two forms:
 ///
 /// * `preloaded+layer:///abs/rootfs.tar?layer=URL&layer_path=DIR&layer_digest=HEX`, as in Cloud Foundry's "OCI mode": a
 ///   gzip tar (the droplet) whose names are relative to DIR, which the root file system has;
-/// * `IMAGE?app=FILE_OR_URL&app_path=/DIR[&app_digest=HEX]`: a tar, plain or compressed by gzip or zstd, on top of any
-///   image. What is missing of DIR is made.
+/// * `IMAGE?app=FILE_OR_URL&app_path=/DIR[&app_digest=HEX]`: a tar, plain or compressed by gzip or zstd, on top of
+///   any image. Missing directories of DIR are made.
 ///
 /// URLs are `http`, `https` or `file`; values are form-encoded (`%26` is `&`, `+` is a blank); HEX is the sha256 of the
 /// bytes as stored, 64 lower-case hex digits. `Display` is the address without its secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct App {
     pub(crate) spelling: &'static Spelling,
-    /// Without its secrets: to be shown.
+    /// The image's address without secrets, for display.
     image: String,
     pub(super) place: Place,
     /// None for the root.
@@ -43,8 +43,8 @@ pub(super) enum Place {
 }
 
 impl App {
-    /// The address of the image below and the app, if `uri` has an app; none for an ordinary address. The image of the
-    /// second kind is given back as it was written, and is empty if nothing was.
+    /// Returns the address of the base image and the app, if `uri` has an app; `None` for an ordinary address. In the
+    /// second form, the image's address is returned as it was written, and may be empty.
     ///
     /// # Errors
     /// [`Error::NoParameter`], [`Error::Parameter`] (also for a key of the first kind in an address of the second) and
@@ -71,8 +71,8 @@ impl App {
         Ok(Some((rest.to_owned(), Self::read(&APP, rest, query)?)))
     }
 
-    /// The address of an image with an app on top, in the second spelling: `app` is an absolute path or a URL, `digest` the
-    /// hex digits of its sha256. Nothing is checked but by [`App::parse`].
+    /// Returns the address of an image with an app on top, in the second form: `app` is an absolute path or a URL,
+    /// `digest` the hex digits of its sha256. Nothing is checked here; [`App::parse`] does that.
     pub fn address(image: &str, app: &str, path: &str, digest: Option<&str>) -> String {
         let [place_key, path_key, digest_key] = APP.keys;
         let value = |text| utf8_percent_encode(text, RESERVED);
@@ -116,12 +116,12 @@ impl App {
         Ok(Self { spelling, image: without_secrets(image), place, base, digest })
     }
 
-    /// Whether [`App::layer`] has to ask a server what tells this app from others: a URL without a digest.
+    /// Whether [`App::layer`] has to ask a server for a validator: the app is a URL without a digest.
     pub fn asks_server(&self) -> bool {
         self.digest.is_none() && matches!(self.place, Place::Url(_))
     }
 
-    /// Names the part of the address that an error is about.
+    /// Adds to an error the query parameter that caused it.
     pub(crate) fn blame(&self, error: Error) -> Error {
         let [place, _, digest] = self.spelling.keys;
         let key = match &error {
@@ -153,8 +153,8 @@ impl fmt::Display for App {
     }
 }
 
-/// An address without what may be secret in it: of one with an app its `Display`, of any other its text (up to 300
-/// characters) without a user and, unless that is part of a local path, without a query.
+/// Returns an address without possible secrets: for one with an app its `Display`, for any other its text (up to 300
+/// characters) without a user and, unless it is part of a local path, without a query.
 pub fn shown(uri: &str) -> String {
     match App::parse(uri) {
         Ok(Some((_, app))) => app.to_string(),
@@ -162,22 +162,22 @@ pub fn shown(uri: &str) -> String {
     }
 }
 
-/// The path of the root file system, from what follows the scheme.
+/// Parses the path of the root file system, which follows the scheme.
 fn preloaded(rest: &str) -> Result<String, &'static str> {
-    // An authority, which would be a host, is empty; without one Go's url.Parse sees the same path.
+    // The authority (a host) must be empty; without `//`, Go's url.Parse gives the same path.
     let path = rest.strip_prefix("//").unwrap_or(rest);
     if !path.starts_with('/') {
         return Err("the path of the root file system must be absolute, without a host");
     }
     let path = decode(path)?;
     if path.contains('?') {
-        // It is given back as the text of an address, which must not have an app of its own.
+        // The path is returned as an address, which must not have an app of its own.
         return Err("the path of the root file system must not contain a ?: a query begins there");
     }
     Ok(path)
 }
 
-/// What the layer of an app is unpacked from.
+/// The source of an app's layer.
 #[derive(Debug)]
 pub(crate) struct Droplet {
     pub(crate) app: App,
@@ -185,14 +185,14 @@ pub(crate) struct Droplet {
     pub(crate) remote: Remote,
 }
 
-/// Where the bytes are, and what they must be if there is no digest.
+/// Where the bytes are, and the expected state if there is no digest.
 #[derive(Debug)]
 pub(crate) enum Origin {
     Url { location: Location, state: Option<(Validator, Option<u64>)> },
     File { path: PathBuf, state: Option<Identity> },
 }
 
-/// Its address, without what may be secret in it.
+/// Shows its address without secrets.
 impl fmt::Display for Droplet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
@@ -203,7 +203,7 @@ impl fmt::Display for Droplet {
 }
 
 impl Droplet {
-    /// Bytes as stored, as far as that is known.
+    /// The number of bytes as stored, if it is known.
     pub(crate) fn size(&self) -> Option<u64> {
         match &self.origin {
             Origin::Url { state, .. } => state.as_ref()?.1,

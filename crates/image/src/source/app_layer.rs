@@ -24,23 +24,23 @@ impl App {
         format!("base-directory:{}", self.base.as_ref().map(ToString::to_string).unwrap_or_default())
     }
 
-    /// The app as a layer on top of the layer with the chain id `below` (hex). A server is only asked if there is no
-    /// digest: for what tells this state of the file from others.
+    /// Returns the app as a layer on top of the layer with the chain id `below` (hex). A server is asked only if
+    /// there is no digest, for a validator of the file's state.
     ///
     /// Its own chain id is the sha256 of one line: `below`, a blank, and
     ///
-    /// * with a digest `blob:<digest> base-directory:<directory>`: neither the URL, which may expire, nor the address'
-    ///   kind make another tree;
-    /// * of a file `file:<digest of its path and state> base-directory:<directory>`;
-    /// * of a URL `url:<digest of the URL> <validator> base-directory:<directory>`, where the validator is `etag:` or
-    ///   `modified:` with a digest of what the server said.
+    /// * with a digest `blob:<digest> base-directory:<directory>`: neither the URL, which may expire, nor the form of
+    ///   the address makes a difference to the tree;
+    /// * for a file `file:<digest of its path and state> base-directory:<directory>`;
+    /// * for a URL `url:<digest of the URL> <validator> base-directory:<directory>`, where the validator is `etag:`
+    ///   or `modified:` with a digest of what the server said.
     ///
-    /// The directory is the last and all before it has a fixed width, so no two apps have the same line. What other
-    /// chain ids are made of begins with `sha256:` (OCI, and layers with a base directory) or with `/` (a tar file's
-    /// path), this with a hex digit. And a diff id, which is the chain id of the lowest layer, is the digest of a tar
-    /// stream, which no such line is.
+    /// The directory comes last and all before it has a fixed width, so no two apps have the same line. The inputs of
+    /// other chain ids begin with `sha256:` (OCI, and layers with a base directory) or with `/` (a tar file's path),
+    /// this one with a hex digit. And a diff id, which is the chain id of the lowest layer, is the digest of a tar
+    /// stream, which no such line can be.
     ///
-    /// It blocks, at worst as long as a fetch does (see [`Remote`]); cancelling `watch` ends that.
+    /// The call blocks, at worst as long as a fetch (see [`Remote`]); cancelling `watch` ends it.
     ///
     /// # Errors
     /// [`Error::App`] around whatever is wrong with the file or the server; [`Error::Cancelled`].

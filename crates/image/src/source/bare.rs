@@ -12,10 +12,10 @@ use crate::error::Error;
 use crate::format::manifest::Config;
 use crate::format::plain::Opening;
 
-/// How often a tree is waited for that is changed again and again.
+/// How often a tree that keeps changing is scanned.
 const MAX_WAITS: u32 = 50;
 
-/// A tar file. Its id changes with the file, and costs no read of it.
+/// Opens a tar file. Its id changes with the file's state, and needs no read of its content.
 pub(crate) fn open_tar(path: &Path) -> Result<Image, Error> {
     let (path, identity) = state_of(path)?;
     let chain_id = identity.of_path(&path).as_hex().to_owned();
@@ -29,14 +29,14 @@ pub(crate) fn open_tar(path: &Path) -> Result<Image, Error> {
     })
 }
 
-/// A directory. Its id changes with whatever is in it.
+/// Opens a directory. Its id changes with the state of anything in it.
 pub(crate) fn open_directory(path: &Path, opening: &Opening<'_>) -> Result<Image, Error> {
     let root = Root::open(path)?;
     let cancelled = || (opening.cancelled)();
     let _room = room(&root.shown(), &cancelled)?;
     for _ in 0..MAX_WAITS {
         let seen = look(&root, &opening.limits, None, &cancelled)?;
-        // A second change within the same tick of the clock would not show.
+        // A second change within the same clock tick would not show.
         if let Some(time) = Identity::settles(seen.changed.0, seen.changed.1) {
             thread::sleep(time);
             continue;

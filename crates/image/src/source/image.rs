@@ -9,7 +9,7 @@ use crate::format::manifest::Config;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Image {
-    /// What the image says about the processes in it; empty for a tar file.
+    /// The image's settings for processes; empty for a tar file.
     pub config: Config,
     /// Bottom first.
     pub layers: Vec<Layer>,
@@ -19,19 +19,19 @@ pub struct Image {
     pub config_json: Option<Vec<u8>>,
     /// Hex name of the image: the digest of its config, or a tar file's chain id.
     pub id: String,
-    /// What it is called where it was found, with a tag or without; the one it was asked for by, if it was. Untrusted.
+    /// Its names in the source, with or without a tag; if it was selected by name, only that one. Untrusted.
     pub names: Vec<String>,
 }
 
 impl Image {
-    /// Refuses what is too large by its own account, before anything of it is fetched or unpacked.
+    /// Fails if the sizes that the image declares exceed the limits, before anything of it is fetched or unpacked.
     ///
     /// # Errors
     /// [`Error::Allowance`].
     pub fn check(&self, limits: &Limits) -> Result<(), Error> {
         let mut sum = 0_u64;
         for layer in &self.layers {
-            // What is not compressed is as large as its files and their headers; what is, is seldom larger.
+            // An uncompressed layer is as large as its files and their headers; a compressed one is seldom larger.
             if layer.size() > limits.max_bytes.saturating_add(limits.headers()) {
                 return Err(Error::layer_bytes("the size of a layer", limits.max_bytes));
             }

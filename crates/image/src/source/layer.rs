@@ -1,4 +1,4 @@
-//! One layer: where its bytes are, and what they must be.
+//! One layer: where its bytes are, and the expected digest.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,19 +23,19 @@ pub struct Layer {
     /// "Layer ChainID"); for a tar file a hash of its path and state: device, inode, size, and the
     /// times of its last modification and of its inode's last change.
     ///
-    /// With a base directory the same blob makes another tree, so its id, and those of the layers above, differ: it is
-    /// the sha256 of `<chain id as above> base-directory:<directory>` (no diff id looks like that), the directory
-    /// without what means nothing in it (`/home/./x/` is `home/x`).
+    /// With a base directory the same blob makes another tree, so its id, and those of the layers above, differ: it
+    /// is the sha256 of `<chain id as above> base-directory:<directory>` (no diff id looks like that), with the
+    /// directory normalized (`/home/./x/` is `home/x`).
     pub chain_id: String,
     pub(crate) blob: Blob,
     pub(crate) base: Option<Base>,
-    /// A layer below it has the same blob, or one of the same content.
+    /// Whether a layer below it has the same blob, or one with the same content.
     pub(crate) again: bool,
-    /// What the layers of its image share.
+    /// The budget that the layers of its image share.
     pub(crate) budget: Arc<Budget>,
 }
 
-/// Where the bytes of a layer are, and what they must be.
+/// Where the bytes of a layer are, and their expected digest or state.
 #[derive(Debug, Clone)]
 pub(crate) enum Blob {
     Oci {
@@ -43,13 +43,13 @@ pub(crate) enum Blob {
         digest: Digest,
         size: u64,
         diff_id: Digest,
-        /// Where it is if the layout lacks it; none if nobody said.
+        /// Its URLs, for a blob that the layout lacks; `None` if the manifest has none.
         locations: Option<Arc<[Location]>>,
         remote: Remote,
     },
-    /// A file in an archive, which only its content vouches for.
+    /// A file in an archive, which is verified only by its diff id.
     Member {
-        /// What it is called in errors, with the archive.
+        /// Its name and the archive's, for errors.
         name: Arc<str>,
         section: Section,
         diff_id: Digest,
@@ -67,8 +67,8 @@ pub(crate) enum Blob {
 }
 
 impl Layer {
-    /// A layer of an image whose layers share `budget`; `again` if a layer below it has the same blob, or one of the
-    /// same content.
+    /// Returns a layer of an image whose layers share `budget`; `again` if a layer below it has the same blob, or one
+    /// with the same content.
     pub(crate) fn new(
         chain_id: String,
         blob: Blob,
@@ -79,13 +79,14 @@ impl Layer {
         Self { chain_id, blob, base, again, budget: Arc::clone(budget) }
     }
 
-    /// A layer that is alone, or on an image that is there.
+    /// Returns a layer with a budget of its own: the only one of its image, or one on top of an image that is
+    /// unpacked already.
     pub(crate) fn alone(chain_id: String, blob: Blob, base: Option<Base>) -> Self {
         Self::new(chain_id, blob, base, false, &Arc::default())
     }
 
-    /// Forgets what was counted for the limits of the layer's image, and counts what of it is in its place already. Not
-    /// while one of its layers is being unpacked.
+    /// Resets the counters of the layer's image, and counts the layers that are in the store already. Must not be
+    /// called while a layer of the image is being unpacked.
     pub fn count<'a>(&self, present: impl IntoIterator<Item = (&'a Self, Extent)>) {
         self.budget.clear();
         for (layer, extent) in present {
@@ -93,7 +94,7 @@ impl Layer {
         }
     }
 
-    /// Refuses the layer's image if what was counted of it is too much together.
+    /// Fails if the counters of the layer's image exceed its limits.
     ///
     /// # Errors
     /// [`Error::Allowance`], [`Error::Ratio`].
@@ -101,13 +102,15 @@ impl Layer {
         self.budget.check(limits)
     }
 
-    /// Counts, for the limits of its image, what it lies on: entries, and bytes of files.
+    /// Resets the counters of the layer's image, and counts the layers below: their entries, and the bytes of their
+    /// files.
     pub fn count_below(&self, entries: u64, bytes: u64) {
         self.budget.clear();
         self.budget.add(Extent { entries, bytes, packed: None }, false);
     }
 
-    /// Bytes of the blob as stored (compressed, if it is); 0 if that is not known, as of an app on a server.
+    /// Returns the bytes of the blob as stored (compressed, if it is); 0 if that is not known, as for an app on a
+    /// server.
     pub fn size(&self) -> u64 {
         match &self.blob {
             Blob::Oci { size, .. } => *size,
@@ -118,7 +121,7 @@ impl Layer {
         }
     }
 
-    /// The promised digest of the uncompressed bytes; none for a tar file and for an app.
+    /// Returns the expected digest of the uncompressed bytes; `None` for a tar file, a directory and an app.
     pub fn diff_id(&self) -> Option<&Digest> {
         match &self.blob {
             Blob::Oci { diff_id, .. } | Blob::Member { diff_id, .. } => Some(diff_id),
@@ -126,13 +129,13 @@ impl Layer {
         }
     }
 
-    /// Whether unpacking it looks at the layers below, which must be there then: it has a base directory.
+    /// Whether unpacking it needs the layers below, because it has a base directory.
     pub fn needs_layers_below(&self) -> bool {
         self.base.is_some()
     }
 }
 
-/// What it is for people: the file that it is, or where it is.
+/// Shows the layer's file or address to users.
 impl fmt::Display for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.blob {

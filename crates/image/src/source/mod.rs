@@ -1,4 +1,4 @@
-//! Images and apps by their addresses, and the layers that they consist of.
+//! Addresses of images and apps, and the layers that they consist of.
 
 pub(crate) mod address;
 pub(crate) mod app;

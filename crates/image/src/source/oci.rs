@@ -42,7 +42,7 @@ pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result
     })
 }
 
-/// The layers with their ids; `blob` says where the bytes of a descriptor with that diff id are.
+/// Returns the layers with their ids; `blob` maps a descriptor and its diff id to the place of the bytes.
 fn layers(
     manifest: &Manifest,
     config: &ImageConfig,
@@ -66,7 +66,7 @@ fn layers(
         if let Some(base) = &base {
             id = Digest::of(format!("{id} base-directory:{base}").as_bytes());
         }
-        // Of a layer that is not unpacked now only the diff id is known to be true: its chain id is made of it.
+        // For a layer that is not unpacked now only the diff id is reliable, because its chain id is derived from it.
         let again = !seen.insert(&layer.digest) | !contents.insert(diff_id);
         layers.push(Layer::new(id.as_hex().to_owned(), blob(layer, diff_id), base, again, &budget));
         chain = Some(id);
@@ -74,8 +74,8 @@ fn layers(
     Ok(layers)
 }
 
-/// Where it can be fetched by http or https, in the order to be tried, if it has URLs at all. What is no URL of that
-/// kind does not count.
+/// Returns the http and https URLs of a descriptor, in order of preference; `None` if it has no URLs at all. Other
+/// URLs are ignored.
 fn locations(of: &Descriptor) -> Option<Vec<Location>> {
     let urls = of.urls.as_ref().filter(|urls| !urls.is_empty())?;
     let parsed = urls.iter().filter_map(|url| Location::parse(url).ok());

@@ -1,10 +1,10 @@
-//! What follows the path of an address: the keys by which it has an app, and what of it may be secret.
+//! The query of an address: the keys of an app, and the removal of secrets.
 
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, show};
 
-/// What differs between the two kinds of address.
+/// The differences between the two forms of an app's address.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Spelling {
     /// The keys of the query: where the app is, its base directory, its digest.
@@ -31,8 +31,9 @@ pub(super) const APP: Spelling = Spelling {
     make_missing: true,
 };
 
-/// An address as it was written, up to 300 characters, without what may be secret in it: a user with a password, and
-/// the query. Only a local path keeps what looks like a query, as part of a name, unless a URL or an app is in it.
+/// Returns an address as it was written, up to 300 characters, without possible secrets: a user with a password, and
+/// the query. Only a local path keeps what looks like a query, as part of a file name, unless it contains a URL or an
+/// app.
 pub(crate) fn without_secrets(uri: &str) -> String {
     let (address, query) = uri.find(['?', '#']).map_or((uri, ""), |at| uri.split_at(at));
     let (scheme, rest) = address.split_once(':').unwrap_or(("", address));
@@ -47,7 +48,7 @@ pub(crate) fn without_secrets(uri: &str) -> String {
         address.to_owned()
     } else {
         let slashes: &[char] = &['/', '\\'];
-        // Where a host may begin. A web address' parser takes any number of slashes of either kind.
+        // Where a host may begin: URL parsers accept any number of slashes of either kind.
         let authority = if ["http", "https"].iter().any(|web| scheme.trim().eq_ignore_ascii_case(web)) {
             rest.trim_start_matches(slashes)
         } else {
@@ -61,19 +62,20 @@ pub(crate) fn without_secrets(uri: &str) -> String {
     shown.chars().take(300).collect()
 }
 
-/// Whether what follows an address' path has a key of an app's.
+/// Whether the query has a key of an app.
 fn is_in(query: &str) -> bool {
     let query = query.strip_prefix(['?', '#']).unwrap_or(query);
     DROPLET.keys.into_iter().chain(APP.keys).any(|key| has(query, key))
 }
 
-/// Whether a query has that very key: with another it is the name of a file, in which a `?` may be.
+/// Whether a query has exactly that key; otherwise the `?` may be part of a file name.
 pub(super) fn has(query: &str, key: &str) -> bool {
     let is = |pair: &str| percent_decode_str(pair.split('=').next().unwrap_or_default()).eq(key.bytes());
     query.split('&').any(is)
 }
 
-/// Percent-decodes strictly: what is no escape, or no UTF-8, would be read differently elsewhere.
+/// Percent-decodes strictly: invalid escapes and invalid UTF-8 are refused, because other parsers would read them
+/// differently.
 pub(super) fn decode(text: &str) -> Result<String, &'static str> {
     let escapes = text.split('%').skip(1);
     if !escapes.into_iter().all(|part| part.len() > 1 && part.bytes().take(2).all(|b| b.is_ascii_hexdigit()))
@@ -90,12 +92,12 @@ pub(super) fn decode(text: &str) -> Result<String, &'static str> {
     Ok(decoded.into_owned())
 }
 
-/// The values of a query, in the order of the spelling's keys.
+/// Parses the values of a query, in the order of the spelling's keys.
 pub(super) fn values(spelling: &Spelling, query: &str) -> Result<[Option<String>; 3], Error> {
     let mut found = [None, None, None];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // A URL that was not encoded falls apart at its &, and what follows may be a secret without a value.
+        // A URL that was not encoded is split at its `&`, and the key after it may be a secret.
         let ordinary =
             key.len() <= 64 && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.%".contains(&b));
         let shown = if ordinary && pair.contains('=') { show(key.as_bytes()) } else { "(not shown)".into() };
