@@ -65,7 +65,7 @@ pub enum Error {
         op: &'static str,
         /// The file.
         path: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
     /// An entry could not be written.
@@ -75,7 +75,7 @@ pub enum Error {
         op: &'static str,
         /// The entry, relative to the root of the layer.
         path: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: Errno,
     },
     /// The name belongs to something that a file must not replace.

@@ -1,4 +1,4 @@
-//! A file of an image: opening it, and telling one state of it from another.
+//! Opens a file of an image, and detects changes of it.
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -12,15 +12,15 @@ use wardian_sys::directory;
 use crate::digest::Digest;
 use crate::error::Error;
 
-/// How often a file is waited for that is changed again and again.
+/// How often a file that keeps changing is waited for.
 const MAX_WAITS: u32 = 50;
 
-/// Tells one state of a file from another, without reading it.
+/// Identifies a state of a file, without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
     pub(crate) size: u64,
     mtime: (i64, i64),
-    /// Nobody can set it, as the modification time can be set.
+    /// Unlike the modification time, it cannot be set.
     ctime: (i64, i64),
     device: u64,
     inode: u64,
@@ -29,7 +29,7 @@ pub struct Identity {
 /// How old the last change must be for the next one to get another time: file systems take the kernel's time of the last
 /// tick, and those are at most 10 ms apart (`CONFIG_HZ`); the clock that is asked here is ahead of that.
 const TICK: Duration = Duration::from_millis(25);
-/// The same where times are whole seconds; on FAT every other one.
+/// As [`TICK`], for file systems with times in whole seconds, or two seconds on FAT.
 const COARSE_TICK: Duration = Duration::from_millis(2050);
 
 impl Identity {
@@ -43,12 +43,13 @@ impl Identity {
         }
     }
 
-    /// How long it takes until a change of the file cannot have the time of the last one; none if that is so now.
+    /// Returns how long it takes until another change of the file gets a later time than the last one; `None` if it
+    /// would now.
     pub(crate) fn settles_in(meta: &std::fs::Metadata) -> Option<Duration> {
         Self::settles(meta.ctime(), meta.ctime_nsec())
     }
 
-    /// The same by the time of the last change, in seconds and nanoseconds.
+    /// As [`Identity::settles_in`], from the time of the last change in seconds and nanoseconds.
     pub(crate) fn settles(seconds: i64, nanoseconds: i64) -> Option<Duration> {
         let tick = if nanoseconds == 0 { COARSE_TICK } else { TICK };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -56,12 +57,12 @@ impl Identity {
             u64::try_from(seconds).unwrap_or_default(),
             u32::try_from(nanoseconds).unwrap_or_default(),
         );
-        // A time that is yet to come is from before the clock was set: the next change gets an earlier one.
+        // A time in the future is from before the clock was set back: the next change gets an earlier one.
         let age = now.checked_sub(changed)?;
         tick.checked_sub(age).filter(|left| !left.is_zero())
     }
 
-    /// What tells the file of that name in this state from others.
+    /// Returns a digest of the path and this state of its file.
     pub(crate) fn of_path(&self, path: &Path) -> Digest {
         let mut hasher = Sha256::new();
         // The path ends with a NUL, which no path contains; the rest has a fixed width.
@@ -78,8 +79,9 @@ impl Identity {
     }
 }
 
-/// Opens a tar file, and says what its path is without links. Where another user could have put a link, or could move one of
-/// root's, none is followed: it would lead root to files that are not his. A fifo or a device would make us wait or worse.
+/// Opens a tar file; returns it with its path without symlinks. A symlink is not followed where another user could
+/// have put it or could move one of root's: it could lead root to files of that user's choice. FIFOs and devices are
+/// refused, since opening them may block or have side effects.
 pub(crate) fn open_tar(path: &Path) -> Result<(File, PathBuf), Error> {
     directory::reach_file(path).map_err(|error| match error {
         directory::Error::Strange { .. } => {
@@ -89,8 +91,8 @@ pub(crate) fn open_tar(path: &Path) -> Result<(File, PathBuf), Error> {
     })
 }
 
-/// A file's path without symlinks, and its state. One that was changed this very moment is waited for: a second change
-/// within the same tick of the clock would not show.
+/// Returns a file's path without symlinks, and its state. If the file was changed just now, the call waits for the
+/// next clock tick: a second change within the same tick would not show.
 pub(crate) fn state_of(path: &Path) -> Result<(PathBuf, Identity), Error> {
     let error = |op, source| Error::Io { op, path: path.display().to_string(), source };
     let (file, path) = open_tar(path)?;

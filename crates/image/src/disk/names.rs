@@ -1,4 +1,4 @@
-//! The names of a directory, in the order of their bytes: all must be known before the first is visited.
+//! The names in a directory, sorted by their bytes; all are listed before the first is visited.
 
 use std::os::fd::BorrowedFd;
 use std::sync::LazyLock;
@@ -8,15 +8,15 @@ use rustix::io::Errno;
 
 use crate::error::{Error, show};
 
-/// Bytes that the names of a directory and of those above it may take together, where that is for a server to hold: 300,000 of
-/// them in one directory. Less where the process may have little memory.
+/// The memory limit for the names of a directory and its ancestors together, in a server: enough for 300,000 names in
+/// one directory. It is lower if the process may use little memory.
 pub(crate) const MOST_NAMES: usize = 16 << 20;
-/// This part of the memory that the process may have.
+/// The part (1/N) of the process's memory limit.
 const PART: usize = 16;
-/// Bytes that a name takes besides its own.
+/// The overhead of a name in bytes.
 const EACH: usize = size_of::<(usize, u32)>();
 
-/// How many bytes the names of a tree may take here, and what is remembered of its links.
+/// Returns the limit in bytes for the names of a tree, and for the remembered names of its hard links.
 pub(crate) fn most() -> usize {
     static MOST: LazyLock<usize> = LazyLock::new(|| wardian_sys::memory::budget(MOST_NAMES, PART));
     *MOST
@@ -26,12 +26,12 @@ pub(crate) fn most() -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     bytes: Vec<u8>,
-    /// Where each ends with a NUL, and its number.
+    /// For each name the offset in `bytes`, where it ends with a NUL, and its number.
     all: Vec<(usize, u32)>,
 }
 
 impl Names {
-    /// Adds those of `dir`, with this number, unless all take more than `most` bytes.
+    /// Adds the names in `dir`, with this number; fails if all names take more than `most` bytes.
     pub(crate) fn list(
         &mut self,
         dir: BorrowedFd<'_>,
@@ -56,7 +56,7 @@ impl Names {
         Ok(())
     }
 
-    /// Sorts them; of those that are equal the one with the least number stays.
+    /// Sorts the names; of equal ones, the one with the least number stays.
     pub(crate) fn sort(&mut self) {
         let bytes = &self.bytes;
         self.all.sort_unstable_by(|(a, n), (b, m)| name(bytes, *a).cmp(name(bytes, *b)).then(n.cmp(m)));
@@ -65,24 +65,24 @@ impl Names {
         self.bytes.shrink_to_fit();
     }
 
-    /// How many there are.
+    /// Returns the number of names.
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// Bytes of memory.
+    /// Returns the memory they take, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.len() + self.all.len() * EACH
     }
 
-    /// One of them, and its number.
+    /// Returns a name and its number.
     pub(crate) fn get(&self, index: usize) -> (&[u8], u32) {
         let (at, number) = self.all[index];
         (name(&self.bytes, at), number)
     }
 }
 
-/// What begins there and ends before a NUL.
+/// Returns the name that begins at `at`, without its NUL.
 fn name(bytes: &[u8], at: usize) -> &[u8] {
     let rest = &bytes[at..];
     &rest[..rest.iter().position(|b| *b == 0).unwrap_or(rest.len())]

@@ -1,4 +1,4 @@
-//! Removing what somebody else has filled.
+//! Removal of untrusted directory trees.
 
 use std::os::fd::BorrowedFd;
 
@@ -10,7 +10,7 @@ use crate::error::{Error, at, show};
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Removes what is called `name`; a directory with all in it, at most so many levels of them. No symlink is followed.
+/// Removes the entry `name`; a directory with its content, down to `depth` levels. No symlink is followed.
 pub(crate) fn remove(
     above: BorrowedFd<'_>,
     name: &[u8],

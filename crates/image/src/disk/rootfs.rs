@@ -1,8 +1,8 @@
-//! A directory that is a root file system: it becomes one layer, as a tar of it would.
+//! A directory that is a root file system; it becomes one layer, as a tar of it would.
 //!
-//! The directory may lie in another user's, who can rename what is in that and plant links. So its path is walked once, by
-//! [`wardian_sys::directory::reach`]; what is looked at and what is read is what the descriptor is open on, and below it no
-//! link is followed.
+//! The directory may lie in another user's directory, who can rename entries there and plant symlinks. So its path is
+//! walked once, by [`wardian_sys::directory::reach_named`]; scan and read use the resulting descriptor, and follow no
+//! symlink below it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,26 +19,26 @@ use crate::digest::Digest;
 use crate::error::{Error, show};
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// Bytes of memory that to look at a tree or to read it takes at most, besides what an unpack takes: names and, of a tree that
-/// is read, links.
+/// The maximum memory for scanning or reading a tree, besides that of an unpack: the names, and, when reading, the
+/// hard links.
 const FOR_ONE: usize = 2 * MOST_NAMES;
 
-/// What tells one state of a tree from another: the path, and of everything in it name, inode, size, owner, mode and the
-/// times of the last changes, without reading any file.
+/// The state of a tree: a digest of its path, and of the name, inode, size, owner, mode and times of change of every
+/// entry. No file is read for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) state: Digest,
     /// Bytes of its files.
     pub(crate) bytes: u64,
-    /// The youngest change, in seconds and nanoseconds.
+    /// The time of the latest change, in seconds and nanoseconds.
     pub(crate) changed: (i64, i64),
 }
 
-/// A directory that was opened once.
+/// An opened root file system directory.
 #[derive(Debug)]
 pub(crate) struct Root {
     dir: OwnedFd,
-    /// Without links.
+    /// Without symlinks.
     path: PathBuf,
 }
 
@@ -57,7 +57,7 @@ impl Root {
         statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Whether somebody can have meant the directory as a root file system. A mistyped path shall not fill the store.
+    /// Whether the directory looks like a root file system, so that a mistyped path does not fill the store.
     pub(crate) fn is_one(&self) -> bool {
         let has = |names: &[&str]| names.iter().any(|name| self.has(name));
         has(&["bin", "sbin", "usr"]) && has(&["etc", "lib", "dev", "proc"])
@@ -81,7 +81,8 @@ impl From<Root> for OwnedFd {
     }
 }
 
-/// Waits for memory to look at a tree, or to read it: what both hold does not depend on how many do so.
+/// Takes the memory for scanning or reading a tree, and waits for it: the total stays bounded however many do so at
+/// once.
 pub(crate) fn room(what: &str, cancelled: &dyn Fn() -> bool) -> Result<Held, Error> {
     Held::of(Room::of_trees(), FOR_ONE, cancelled).ok_or_else(|| Error::Cancelled { what: what.into() })
 }
@@ -90,7 +91,7 @@ fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
     move |source| Error::Io { op, path: show(path), source: source.into() }
 }
 
-/// What it is like now. `into`, where it is to be unpacked, must not be in it.
+/// Scans the tree for its current state. Fails if `into`, the directory to unpack into, lies inside it.
 pub(crate) fn look(
     root: &Root,
     limits: &Limits,
@@ -124,9 +125,9 @@ struct Look<'a> {
     device: u64,
     into: Option<(u64, u64)>,
     hasher: Sha256,
-    /// Entries and bytes.
+    /// The number of entries and of bytes so far.
     seen: (u64, u64),
-    /// Bytes of names, of the directories that are being looked at.
+    /// The bytes of the names of the directories being scanned.
     held: usize,
     changed: (i64, i64),
     path: Vec<u8>,
@@ -186,7 +187,7 @@ impl Look<'_> {
             let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat", &self.path))?;
             self.add(name, &stat)?;
             match FileType::from_raw_mode(stat.st_mode) {
-                // What is mounted in it is not of it.
+                // File systems mounted below are not a part of the tree.
                 FileType::Directory if stat.st_dev == self.device => {
                     let child = openat(dir, name, DIR, Mode::empty()).map_err(failed("open", &self.path))?;
                     self.directory(&child, &stat, depth + 1)?;

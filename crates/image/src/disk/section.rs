@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::stored::Whole;
 
-/// A part of a file. Each copy has its own position, so several threads read one file side by side.
+/// A part of a file. Each clone has its own position, so several threads can read one file concurrently.
 #[derive(Debug, Clone)]
 pub(crate) struct Section {
     file: Arc<File>,
@@ -22,17 +22,17 @@ impl Section {
         Self { file, start, at: start, end: start.saturating_add(size), whole: None }
     }
 
-    /// The same of a file that is stored like this.
+    /// Adds how the file is stored.
     pub(crate) fn stored_as(self, whole: Whole) -> Self {
         Self { whole: Some(whole), ..self }
     }
 
-    /// How the file is stored that this is a part of, if that is known.
+    /// Returns how the whole file is stored, if that is known.
     pub(crate) fn whole(&self) -> Option<Whole> {
         self.whole
     }
 
-    /// Where it begins in the file.
+    /// Returns its offset in the file.
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
@@ -43,7 +43,7 @@ impl Section {
 }
 
 impl From<File> for Section {
-    /// All of it, however long it becomes.
+    /// The whole file, even if it grows.
     fn from(file: File) -> Self {
         Self::new(Arc::new(file), 0, u64::MAX)
     }

@@ -1,5 +1,5 @@
-//! What of a file lies on the disk. A hole costs nothing to whoever makes the file, and takes whoever reads it as much time as
-//! data does: so what an image makes its reader do is bounded by what lies on the disk, and not by sizes.
+//! The bytes of a file on the disk. A hole costs nothing to make, but takes as much time to read as data. So the work
+//! that an image causes is limited by its bytes on the disk, and not by file sizes.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,10 +9,10 @@ use rustix::fs::{SeekFrom, seek};
 
 use crate::error::Error;
 
-/// Bytes of holes that are read of an archive beyond what it has on the disk.
+/// How many bytes more than an archive has on the disk may be read from it, because of holes.
 pub(crate) const HOLES: u64 = 64 << 20;
 
-/// What of the file lies on the disk: all of it, unless it has holes. Its position moves.
+/// Returns how the file is stored: completely on the disk, unless it has holes. The file's offset changes.
 pub(crate) fn of(file: &File, path: &Path) -> Result<Whole, Error> {
     let meta = file.metadata().map_err(|source| Error::Io {
         op: "stat",
@@ -20,12 +20,13 @@ pub(crate) fn of(file: &File, path: &Path) -> Result<Whole, Error> {
         source,
     })?;
     let (size, blocks) = (meta.len(), meta.blocks().saturating_mul(512));
-    // Some file systems count no blocks, or count them later. One that has no holes says that the first is at the end (lseek(2)).
+    // Some file systems count no blocks, or count them later, so SEEK_HOLE is asked too: for a file without holes it
+    // gives the file's end (lseek(2)).
     let has_holes = blocks < size && seek(file, SeekFrom::Hole(0)).is_ok_and(|hole| hole < size);
     Ok(Whole { stored: if has_holes { blocks } else { size }, plain: size })
 }
 
-/// A file that takes less than is read of it, by compression or by holes: its size as stored, and as it is read, in bytes.
+/// The size of a file as stored, compressed or with holes, and as it is read, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Whole {
     pub(crate) stored: u64,
@@ -33,7 +34,7 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    /// The part of what is stored that so many bytes stand for.
+    /// Returns how many stored bytes correspond to this many bytes read.
     pub(crate) fn part(self, plain: u64) -> u64 {
         let part = u128::from(plain) * u128::from(self.stored) / u128::from(self.plain.max(1));
         u64::try_from(part).unwrap_or(u64::MAX).min(plain)

@@ -33,10 +33,10 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// A layout in the making.
+/// A layout being written.
 pub(super) struct Layout<'a> {
     place: Place,
-    /// Where it will be, for errors.
+    /// The path of the target, for errors.
     shown: &'a str,
     written: HashSet<Digest>,
 }
@@ -54,7 +54,7 @@ impl<'a> Layout<'a> {
         Ok(Self { place: Place::Directory(dir), shown, written: HashSet::new() })
     }
 
-    /// The file is empty.
+    /// Writes the layout as an archive; the file must be empty.
     pub(super) fn in_archive(file: File, shown: &'a str) -> Self {
         Self { place: Place::Archive(file), shown, written: HashSet::new() }
     }
@@ -63,7 +63,7 @@ impl<'a> Layout<'a> {
         failed(self.shown, e.into())
     }
 
-    /// A file with a fixed name.
+    /// Writes a file with a fixed name.
     fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         match &mut self.place {
             Place::Directory(dir) => {
@@ -77,7 +77,8 @@ impl<'a> Layout<'a> {
         .map_err(|e| failed(self.shown, e))
     }
 
-    /// A blob that `fill` writes. Its name and size are known only afterwards, so in an archive its header is, too.
+    /// Writes a blob with `fill`. Its name and size are known only afterwards, so in an archive its header is written
+    /// last.
     fn blob<T>(
         &mut self,
         fill: impl FnOnce(&mut Hashed) -> Result<T, Error>,
@@ -101,7 +102,7 @@ impl<'a> Layout<'a> {
         let digest = Digest::finish(hasher);
         let name = format!("{BLOBS}/{}", digest.as_hex());
         match &mut self.place {
-            // The same blob again takes the place of the first.
+            // A blob that was written before replaces the first one.
             Place::Directory(dir) => renameat(&*dir, PART, &*dir, &*name).map_err(io::Error::from),
             Place::Archive(file) if self.written.contains(&digest) => {
                 file.set_len(start).and_then(|()| file.seek(SeekFrom::Start(start))).map(drop)
@@ -151,13 +152,13 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-/// What each thread compresses at once, and how many threads at most. Every piece becomes a gzip member or a zstd frame of
-/// its own, which may follow each other (RFC 1952, 2.2; RFC 8878, 3.1): the bytes do not depend on how many threads there
-/// are. Three pieces for each thread stay below 32 MB.
+/// The size of a piece that a thread compresses, and the maximum number of threads. Every piece becomes a gzip member
+/// or a zstd frame of its own, which may be concatenated (RFC 1952, 2.2; RFC 8878, 3.1), so the result does not
+/// depend on the number of threads. Three pieces for each thread stay below 32 MB.
 const PIECE: usize = 1 << 20;
 const MAX_THREADS: usize = 8;
 
-/// Gives what is written to the compressing threads, one after the other.
+/// Distributes written data to the compressing threads, round robin.
 struct Pieces {
     piece: Vec<u8>,
     next: usize,
@@ -169,7 +170,7 @@ impl Pieces {
         let piece = mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
         let thread = &self.threads[self.next % self.threads.len()];
         self.next += 1;
-        // Nobody takes it only if the blob could not be written, which is the error to tell.
+        // The send fails only if the blob could not be written, and that error is reported.
         thread.send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
@@ -189,7 +190,7 @@ impl Write for Pieces {
     }
 }
 
-/// At the levels of docker and containerd, which are also the libraries' own.
+/// Compresses at the levels of docker and containerd, which are also the libraries' defaults.
 fn compress(piece: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     match compression {
         Compression::Gzip => {
@@ -201,7 +202,7 @@ fn compress(piece: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Compresses what `fill` writes.
+/// Compresses the data that `fill` writes.
 fn compressed<T>(
     out: &mut Hashed,
     shown: &str,
@@ -228,7 +229,7 @@ fn compressed<T>(
             packed.push(from_thread);
         }
         let run = move || {
-            // In turn, as they were given; the first without a piece is behind the last.
+            // The pieces are collected in the order of distribution; the first thread without one marks the end.
             for thread in packed.iter().cycle() {
                 let Ok(piece) = thread.recv() else { break };
                 out.write_all(&piece?)?;
@@ -246,7 +247,7 @@ fn compressed<T>(
     })
 }
 
-/// Writes the whole image; without compression with docker's `manifest.json`.
+/// Writes the whole image; without compression, also docker's `manifest.json`.
 pub(super) fn write(
     layout: &mut Layout<'_>,
     layers: &[BorrowedFd<'_>],
@@ -309,7 +310,7 @@ pub(super) fn write(
     Ok(ExportedImage { manifest, config, diff_ids })
 }
 
-/// One layer as a blob; gives its diff id unless that is the blob's own digest.
+/// Writes one layer as a blob; returns its diff id unless that equals the blob's digest.
 fn tar(
     layer: BorrowedFd<'_>,
     out: &mut Hashed,
@@ -333,7 +334,7 @@ fn tar(
     })
 }
 
-/// The config, and its bytes as they came.
+/// The parsed config, with its original bytes.
 struct Config<'a> {
     raw: Option<&'a [u8]>,
     fields: Map<String, Value>,
@@ -357,7 +358,7 @@ fn minimal() -> Config<'static> {
     Config { raw: None, fields }
 }
 
-/// A config that fits already keeps its bytes, and with them the image its id.
+/// Returns the config with these diff ids. One that has them already keeps its bytes, and so the image keeps its id.
 fn with_diff_ids(config: Config<'_>, diff_ids: &[Digest]) -> Vec<u8> {
     let rootfs = json!({
         "type": "layers",
@@ -373,8 +374,8 @@ fn with_diff_ids(config: Config<'_>, diff_ids: &[Digest]) -> Vec<u8> {
     }
 }
 
-/// The config of an image that has one layer more than `config` says (none: a minimal one for this host): with all diff
-/// ids, bottom first, and how the uppermost layer came about, in the words of `created_by`.
+/// Returns the config of an image with one more layer than `config` has (`None`: a minimal one for this host): with
+/// all diff ids, bottom first, and a history entry `created_by` for the topmost layer.
 ///
 /// # Errors
 /// [`Error::Json`], [`Error::Limit`].
@@ -384,14 +385,14 @@ pub fn config_with_layer(
     created_by: &str,
 ) -> Result<Vec<u8>, Error> {
     let mut config = config.map_or_else(|| Ok(minimal()), parse)?;
-    // Where there is a history it has an entry for each layer; where there is none it need not begin.
+    // An existing history has an entry for each layer; without a history none is needed.
     if let Some(Value::Array(history)) = config.fields.get_mut("history") {
         history.push(json!({"created_by": created_by}));
     }
     Ok(with_diff_ids(config, diff_ids))
 }
 
-/// The name with its tag.
+/// Returns the name with its tag.
 fn full_name(name: &str) -> Result<String, Error> {
     let invalid = |why| Err(Error::Source { uri: name.chars().take(300).collect(), why });
     let (base, tag) = split_tag(name);

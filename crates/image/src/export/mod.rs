@@ -1,12 +1,13 @@
-//! Writes an image out of its unpacked layers: what [`crate::Source`] reads, a plain tar or a directory.
+//! Exports an image from its unpacked layers: in a format that [`crate::Source`] reads, as a plain tar or as a
+//! directory.
 //!
 //! ```text
 //! layers on disk ── walk ──┬─ one by one ─> tarball ─> layout (a directory or an archive)
 //! (overlayfs' form)        └─ merged ─────> tarball or tree
 //! ```
 //!
-//! The same layers give the same bytes: names are sorted, and nothing depends on the time or the host. All is written
-//! under a temporary name beside the target, which an error or a cancellation removes again.
+//! The same layers give the same bytes: names are sorted, and nothing depends on the time or the host. Everything is
+//! written under a temporary name beside the target, and removed on an error or a cancellation.
 
 mod layout;
 mod tarball;

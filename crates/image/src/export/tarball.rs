@@ -10,16 +10,16 @@ use crate::error::{Error, show};
 use crate::format::stream::Time;
 use crate::overlay::whiteout::{OPAQUE, WHITEOUT};
 
-/// Bytes that are written at once.
+/// The write size in bytes.
 pub(super) const BUFFER: usize = 256 << 10;
 const BLOCK: u64 = 512;
 /// Limits of the octal fields: 7 digits for ids and device numbers, 11 for sizes and times.
 const MAX_SMALL: u64 = 0o7_777_777;
 const MAX_LARGE: u64 = 0o77_777_777_777;
-/// Bytes of a name or link target in the header.
+/// The maximum length of a name or link target in the header, in bytes.
 const MAX_NAME: usize = 100;
 
-/// What a header says.
+/// The fields of a header.
 pub(super) struct Head<'a> {
     pub(super) kind: EntryType,
     pub(super) path: &'a [u8],
@@ -30,12 +30,12 @@ pub(super) struct Head<'a> {
     pub(super) mtime: Time,
     pub(super) device: (u32, u32),
     pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
-    /// Bytes of a file with holes, whose data begins with a map of them.
+    /// The real size of a sparse file, whose data begins with a map of its holes.
     pub(super) real: Option<u64>,
 }
 
 impl<'a> Head<'a> {
-    /// A file of root's, from 1970: the same whenever and by whomever it is written.
+    /// Returns a header owned by root and dated 1970, so that the result is reproducible.
     pub(super) fn plain(kind: EntryType, path: &'a [u8], size: u64, mode: u32) -> Self {
         let (owner, device) = ((0, 0), (0, 0));
         Self {
@@ -52,7 +52,8 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// A header alone, for a name that is short. A size beyond octal digits is written in GNU's binary form.
+    /// Encodes a single header block, for a short name. A size beyond the octal digits is written in GNU's binary
+    /// form.
     pub(super) fn one_block(&self) -> [u8; BLOCK as usize] {
         let mut block = [0; BLOCK as usize];
         let mut header = Header::new_ustar();
@@ -68,7 +69,7 @@ impl<'a> Head<'a> {
         block
     }
 
-    /// The blocks in front of the data.
+    /// Encodes the blocks in front of the data.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut records = Vec::new();
         let mut header = Header::new_ustar();
@@ -100,7 +101,7 @@ impl<'a> Head<'a> {
             }
         }
         if matches!(self.kind, EntryType::Char | EntryType::Block) {
-            // A ustar header has these fields.
+            // Cannot fail: a ustar header has these fields.
             let _ = header.set_device_major(self.device.0);
             let _ = header.set_device_minor(self.device.1);
         }
@@ -134,14 +135,14 @@ impl<'a> Head<'a> {
     }
 }
 
-/// What fills the last block of `size` bytes.
+/// Returns the padding that fills the last block of `size` bytes.
 pub(super) fn padding(size: u64) -> &'static [u8] {
     const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
-    // Less than a block.
+    // The cast is safe: less than a block.
     &ZEROS[..((BLOCK - size % BLOCK) % BLOCK) as usize]
 }
 
-/// What ends an archive.
+/// The end marker of an archive.
 pub(super) const END: [u8; 1024] = [0; 1024];
 
 /// `<length> <key>=<value>\n`, the length counting its own digits, too.
@@ -157,7 +158,8 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     }
 }
 
-/// Decimal seconds; before 1970 sign and size as usual, where the kernel counts nanoseconds upwards.
+/// Formats a time as decimal seconds. Before 1970 the number is negative as a whole, while the kernel counts
+/// nanoseconds upwards from the second below.
 fn seconds(Time { sec, nsec }: Time) -> String {
     let (sign, sec, nsec) = match (sec < 0, nsec) {
         (true, 1..) => ("-", (sec + 1).unsigned_abs(), 1_000_000_000 - nsec),
@@ -167,7 +169,7 @@ fn seconds(Time { sec, nsec }: Time) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Writes to a file with a name, which every error tells.
+/// Writes to a file whose path is named in every error.
 pub(super) struct Named<'a, W> {
     pub(super) inner: W,
     pub(super) path: &'a str,
@@ -183,14 +185,14 @@ pub(super) fn failed(path: &str, source: io::Error) -> Error {
     Error::Io { op: "write", path: path.into(), source }
 }
 
-/// A tree becomes entries; the end is for the caller to write.
+/// Writes a tree as entries; the caller writes the end marker.
 pub(super) struct Tarball<'a, W> {
     pub(super) to: Named<'a, W>,
     /// Whether holes of files stay holes.
     sparse: bool,
 }
 
-/// The map of a file with holes (GNU tar manual, "PAX Format, Version 1.0"), as long as whole blocks are.
+/// Returns the map of a sparse file (GNU tar manual, "PAX Format, Version 1.0"), padded to whole blocks.
 fn map_of(parts: &[(u64, u64)]) -> Vec<u8> {
     let mut map = format!("{}\n", parts.len()).into_bytes();
     for (offset, length) in parts {
@@ -205,13 +207,13 @@ impl<'a, W: Write> Tarball<'a, W> {
         Self { to, sparse: false }
     }
 
-    /// For who reads GNU tar's maps of holes, which not everybody does.
+    /// Keeps holes, for readers of GNU tar's sparse format, which not every tool supports.
     pub(super) fn sparse(to: Named<'a, W>) -> Self {
         Self { to, sparse: true }
     }
 
     fn mark(&mut self, path: &[u8]) -> Result<(), Error> {
-        // A whiteout on disk has the time of its unpacking, which would change the digest.
+        // A fixed time, because a whiteout on disk has the time of its unpacking, which would change the digest.
         self.to.put(&Head::plain(EntryType::Regular, path, 0, 0o600).encode())
     }
 }
@@ -281,7 +283,7 @@ impl<W: Write> Sink for Tarball<'_, W> {
     }
 }
 
-/// The directory with its slash, and the name in it.
+/// Splits a path into the directory, with its slash, and the last name.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     path.split_at(path.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1))
 }

@@ -1,4 +1,4 @@
-//! What an export makes where, and what it tells of that.
+//! The target and the result of an export.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,71 +7,72 @@ use std::str::FromStr;
 use crate::digest::Digest;
 use crate::error::Error;
 
-/// What an export makes.
+/// The format of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A directory in the OCI image layout.
     Oci,
     /// A tar file of an OCI image layout.
     OciArchive,
-    /// What `docker save` writes and `docker load` and `podman load` read: with a `manifest.json`, and also an OCI
-    /// image layout. Layers are not compressed.
+    /// The format of `docker save`, read by `docker load` and `podman load`: a `manifest.json`, and also an OCI image
+    /// layout. Layers are not compressed.
     DockerArchive,
     /// The root file system as one tar file.
     Tar,
-    /// The root file system as a directory: [`ROOTFS`] in the target, which only its owner may enter. An image's own
-    /// directories are open to everybody, and its programs are not for the host's users to run.
+    /// The root file system as a directory: [`ROOTFS`] in the target, which only its owner may enter, because an
+    /// image's own directories are accessible to everybody, and the host's users must not run its programs.
     Dir,
 }
 
-/// What the root file system is called in the target of [`Format::Dir`], as in an OCI bundle.
+/// The name of the root file system in the target of [`Format::Dir`], as in an OCI bundle.
 pub const ROOTFS: &str = "rootfs";
 
 /// How layers are stored in an OCI image layout.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// What every tool reads.
+    /// Supported by every tool.
     #[default]
     Gzip,
-    /// Smaller and several times faster; readers since about 2020 know it.
+    /// Smaller and several times faster; supported by tools since about 2020.
     Zstd,
 }
 
-/// Where an export goes.
+/// The target of an export.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// What is made.
+    /// The format.
     pub format: Format,
-    /// A directory of this name may exist if it is empty.
+    /// The path. An existing directory is accepted if it is empty.
     pub path: PathBuf,
-    /// For [`Format::Oci`] and [`Format::OciArchive`] only.
+    /// The compression; for [`Format::Oci`] and [`Format::OciArchive`] only.
     pub compression: Compression,
-    /// Replace a file that exists. A directory with something in it is never replaced.
+    /// Whether an existing file is replaced. A directory that is not empty is never replaced.
     pub overwrite: bool,
-    /// For [`Format::Dir`] only; archives keep everything. Set-uid and set-gid bits, file capabilities and device nodes
-    /// are made too, which give whoever reaches them rights on this host.
+    /// Whether set-uid and set-gid bits, file capabilities and device nodes are kept, which give users who can reach
+    /// them rights on this host. For [`Format::Dir`] only; archives keep everything.
     pub keep_privileges: bool,
 }
 
-/// What an export did.
+/// The result of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exported {
-    /// Files, directories and so on, without whiteouts.
+    /// The number of entries, without whiteouts.
     pub entries: u64,
     /// Bytes of file data read.
     pub bytes: u64,
-    /// Extended attributes that are not the image's (`trusted.*`, `system.*`, ...) or that no archive can express.
+    /// The number of skipped extended attributes: those that do not belong to the image (`trusted.*`, `system.*`,
+    /// ...), and those that no archive can express.
     pub skipped_xattrs: u64,
-    /// Sockets, which no archive can express.
+    /// The number of skipped sockets, which no archive can express.
     pub skipped_sockets: u64,
-    /// What [`Target::keep_privileges`] would have made.
+    /// The privileges that were left out, because [`Target::keep_privileges`] was not set.
     pub left_out: LeftOut,
-    /// What was written as an image; none for a root file system.
+    /// The digests of the exported image; none for a root file system.
     pub image: Option<ExportedImage>,
 }
 
-/// What gives rights on a host, and was left out of a directory.
+/// Privileges that were left out of an exported directory.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeftOut {

@@ -1,4 +1,4 @@
-//! A file or directory in the making, beside the place that it is for.
+//! A file or directory being written under a temporary name beside its target.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -19,19 +19,19 @@ use crate::files::{self, NotMade};
 
 pub(super) const DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// How deep what was half made is removed again: a layer's tree is not as deep.
+/// The depth down to which a partial tree is removed; a layer's tree is not as deep.
 const MAX_REMOVED: usize = 300;
-/// Temporary names that are tried while others have them.
+/// How many temporary names are tried if they are taken.
 const MAX_NAMES: u32 = 1 << 20;
 
-/// What is being written, beside the target. Removed unless committed.
+/// A file or directory being written beside the target. It is removed unless it is committed.
 ///
-/// The directory in which both lie may be another user's, who can rename what is in it: what was made is known by its
-/// descriptor, under whatever name.
+/// The parent directory may be another user's, who can rename entries in it, so the file or directory is identified
+/// by its descriptor and not by its name.
 pub(super) struct Temporary<'a> {
     above: OwnedFd,
     name: String,
-    /// What was made under this name, until it is committed.
+    /// The file or directory made, until it is committed.
     made: Option<OwnedFd>,
     target: &'a std::ffi::OsStr,
     to: &'a Target,
@@ -61,7 +61,7 @@ impl<'a> Temporary<'a> {
         move |source| Error::Io { op, path, source: source.into() }
     }
 
-    /// Said now and not after all has been written; [`Temporary::commit`] makes sure.
+    /// Checks early, before anything is written, that the target may be written; [`Temporary::commit`] enforces it.
     fn check_target(&self) -> Result<(), Error> {
         let stat = match statat(&self.above, self.target, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),
@@ -79,7 +79,7 @@ impl<'a> Temporary<'a> {
         }
     }
 
-    /// Images hold secrets of those who made them: until somebody opens it up it is its owner's.
+    /// Makes a file that only its owner can access, because images may contain secrets.
     pub(super) fn make_file(&mut self) -> Result<File, Error> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -90,7 +90,7 @@ impl<'a> Temporary<'a> {
         self.make(|above, name| files::fresh(above, name, Mode::RWXU))
     }
 
-    /// Under a name that nothing has, not even what a killed process of our number left.
+    /// Makes a file or directory under an unused name; names left by a killed process with the same PID are skipped.
     fn make(
         &mut self,
         make: impl Fn(BorrowedFd<'_>, &str) -> Result<OwnedFd, NotMade>,
@@ -116,7 +116,7 @@ impl<'a> Temporary<'a> {
         Error::UnsafePath { path: self.shown.into(), why: files::REPLACED }
     }
 
-    /// Whether it is what was made here that has this name.
+    /// Whether this name still refers to the file or directory made here.
     fn has_name(&self, name: impl rustix::path::Arg) -> bool {
         let Some(made) = &self.made else { return false };
         let named = statat(&self.above, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -135,13 +135,13 @@ impl<'a> Temporary<'a> {
         } else {
             let flags = RenameFlags::NOREPLACE;
             match renameat_with(&self.above, &self.name, &self.above, self.target, flags) {
-                // A file system that cannot (NFS, some FUSE): the look at the beginning has to do.
+                // A file system without RENAME_NOREPLACE (NFS, some FUSE): the early check must suffice.
                 Err(Errno::INVAL) => plain(),
                 other => other,
             }
         };
         match result {
-            // It may have been exchanged since the look above.
+            // It may have been replaced since the check above.
             Ok(()) if self.has_name(self.target) => {
                 self.made = None;
                 Ok(())
@@ -158,8 +158,9 @@ impl<'a> Temporary<'a> {
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         let Some(made) = &self.made else { return };
-        // The error that led here is the one to tell; what cannot be removed is found by its name. A directory is emptied
-        // through its descriptor: what has its name by now may be another one, and is removed only if it is empty.
+        // Errors are ignored, since an earlier error is being reported; the temporary name identifies what stays. A
+        // directory is emptied through its descriptor: its name may refer to another one by now, which is removed
+        // only if it is empty.
         if fstat(made).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
             for name in names(made).unwrap_or_default() {
                 let _ = remove(made.as_fd(), &name, b"", MAX_REMOVED, &Watch::default());

@@ -19,11 +19,11 @@ use crate::error::Error;
 /// Set-uid and set-gid.
 const SET_ID: u32 = 0o6000;
 
-/// An empty directory, and the directories entered in it. A directory gets its attributes when all is in it: until then
-/// only its maker has access, and its time would change again.
+/// The target directory, and the directories entered in it. A directory gets its attributes when its content is
+/// complete: until then only its owner has access, and its time would change again.
 pub(super) struct Directory<'a> {
     root: OwnedFd,
-    /// Where it will be, for errors.
+    /// The path of the target, for errors.
     shown: &'a str,
     keep_privileges: bool,
     left_out: LeftOut,
@@ -38,7 +38,7 @@ struct Entered {
 }
 
 impl<'a> Directory<'a> {
-    /// `keep_privileges`: set-uid bits, file capabilities and device nodes are made too.
+    /// `root` is the empty target directory; see [`Target::keep_privileges`](super::Target::keep_privileges).
     pub(super) fn new(root: OwnedFd, shown: &'a str, keep_privileges: bool) -> Self {
         Self { root, shown, keep_privileges, left_out: LeftOut::default(), open: Vec::new() }
     }
@@ -56,7 +56,7 @@ impl<'a> Directory<'a> {
         format!("{}/{}", self.shown, path.escape_ascii())
     }
 
-    /// Owner, mode, xattrs, time. The order counts: chown(2) takes away setuid bits and file capabilities.
+    /// Sets owner, mode, xattrs and time, in this order: chown(2) clears setuid bits and file capabilities.
     fn attributes(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -87,7 +87,7 @@ impl Sink for Directory<'_> {
     fn entry(&mut self, item: &Item<'_>, meter: &mut Meter<'_>) -> Result<(), Error> {
         let (path, stat) = (item.path, item.stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
-        // A further name of one, too.
+        // Includes further hard links of a device.
         if !self.keep_privileges && matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
             self.left_out.devices += 1;
             return Ok(());
@@ -113,7 +113,7 @@ impl Sink for Directory<'_> {
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = openat(above, name, flags, Mode::RUSR | Mode::WUSR).map_err(at("make"))?;
                 let file = File::from(fd);
-                // What is not written is a hole: zeros need no place.
+                // Zeros are not written and become holes.
                 file.set_len(stat.st_size.cast_unsigned()).map_err(failed)?;
                 let mut offset = 0;
                 item.copy(from, meter, |piece| {
@@ -125,7 +125,7 @@ impl Sink for Directory<'_> {
                 })?;
                 return self.attributes(file.as_fd(), path, &stat, &item.xattrs);
             }
-            // Its parents are directories that were made here.
+            // The path is safe: its parents are directories that were made here.
             Content::Link(first) => {
                 return linkat(&self.root, *first, above, name, AtFlags::empty()).map_err(at("link"));
             }
@@ -150,7 +150,7 @@ impl Sink for Directory<'_> {
         self.attributes(done.fd.as_fd(), &done.path, &done.stat, &done.xattrs)
     }
 
-    // A merged tree has neither.
+    // A merged tree has neither whiteouts nor opaque directories.
     fn whiteout(&mut self, _: &[u8]) -> Result<(), Error> {
         Ok(())
     }

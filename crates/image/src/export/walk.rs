@@ -1,4 +1,4 @@
-//! Walks layers on disk: one as it is, or several as overlayfs would show them.
+//! Walks unpacked layers: one as it is, or several merged as by overlayfs.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,25 +21,27 @@ use crate::overlay::whiteout::is_whiteout;
 use crate::overlay::xattr::{self, Fate};
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// Directories of parents that stay open. What is beyond is opened again by its path.
+/// How many ancestor directories stay open. Others are opened again by their path.
 const MAX_OPEN: usize = 128;
-/// Bytes of names kept for hard links whose other names have not come yet, where a command of its own writes layers.
+/// The memory limit for names of files whose other hard links have not been visited yet, when a command exports
+/// layers.
 const MAX_LINKED: usize = 256 << 20;
-/// Bytes that such a name takes besides its own: its place in the map.
+/// The overhead of such a name in the map, in bytes.
 const LINKED: usize = 128;
 /// Bytes of all attributes of one file, as of an entry of an archive.
 const MAX_XATTRS: usize = 1 << 20;
 /// The kernel's own limit of a list of attributes and of a value (XATTR_LIST_MAX, XATTR_SIZE_MAX), in bytes.
 const MAX_XATTR: usize = 64 << 10;
-/// Parts between the holes of a file that are told of: a map of so many fits into what an archive may say of each entry.
+/// The maximum number of data segments of a sparse file: their map fits into the size allowed for an entry's
+/// metadata.
 const MOST_PARTS: usize = 128;
-/// Bytes of a file that are read at once.
+/// The read size for files, in bytes.
 const PIECE: usize = 256 << 10;
 
-/// Counts, and knows whether to go on.
+/// Counts entries and bytes, and checks for cancellation.
 pub(super) struct Meter<'a> {
     watch: &'a Watch,
-    /// What is made, for errors.
+    /// The name of the target, for errors.
     what: &'a str,
     pub(super) bytes: u64,
     pub(super) entries: u64,
@@ -60,12 +62,12 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// One thing of a tree.
+/// One entry of a tree.
 pub(super) struct Item<'a> {
-    /// Relative to the root, which itself is empty.
+    /// The path relative to the root; that of the root itself is empty.
     pub(super) path: &'a [u8],
     pub(super) stat: Stat,
-    /// Sorted by name, without what belongs to the host or to overlayfs.
+    /// Sorted by name, without attributes of the host or of overlayfs.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) content: Content<'a>,
 }
@@ -76,7 +78,7 @@ pub(super) enum Content<'a> {
     Symlink(Vec<u8>),
     /// A character or block device or a fifo.
     Node,
-    /// A further name of what came under this path.
+    /// Another hard link of the file visited under this path.
     Link(&'a [u8]),
 }
 
@@ -90,7 +92,7 @@ impl Item<'_> {
         Time { sec: self.stat.st_mtime, nsec: self.stat.st_mtime_nsec.cast_signed() }
     }
 
-    /// Gives the data of a file to `sink`: exactly as many bytes as its size was.
+    /// Passes the data of a file to `sink`: exactly as many bytes as the size in `stat`.
     pub(super) fn copy(
         &self,
         file: &File,
@@ -100,7 +102,7 @@ impl Item<'_> {
         self.copy_part(file, (0, self.stat.st_size.cast_unsigned()), meter, sink)
     }
 
-    /// The same of a part: its offset and length.
+    /// As [`Item::copy`], for a part given by offset and length.
     pub(super) fn copy_part(
         &self,
         file: &File,
@@ -126,11 +128,11 @@ impl Item<'_> {
         Ok(())
     }
 
-    /// The parts of a file that are not holes (`SEEK_DATA`, lseek(2)), in order: offset and length. None if it has no holes.
-    /// Of more than [`MOST_PARTS`] those are joined that lie close together.
+    /// Returns the data segments of a file (`SEEK_DATA`, lseek(2)), in order: offset and length. `None` if it has no
+    /// holes. If there are more than [`MOST_PARTS`], close ones are joined.
     pub(super) fn parts(&self, file: &File, meter: &Meter<'_>) -> Result<Option<Vec<(u64, u64)>>, Error> {
         let size = self.stat.st_size.cast_unsigned();
-        // A block of stat(2) has 512 bytes. What is compressed by its file system may look the same.
+        // A block of stat(2) has 512 bytes. A file compressed by its file system may look sparse too.
         if self.stat.st_blocks.cast_unsigned().saturating_mul(512) >= size {
             return Ok(None);
         }
@@ -139,9 +141,9 @@ impl Item<'_> {
             meter.check()?;
             let start = match seek(file, SeekFrom::Data(at)) {
                 Ok(start) if start < size => start,
-                // Nothing but a hole to the end.
+                // A hole up to the end of the file.
                 Ok(_) | Err(Errno::NXIO) => break,
-                // This file system does not say.
+                // The file system does not support SEEK_DATA.
                 Err(_) => return Ok(None),
             };
             let end = seek(file, SeekFrom::Hole(start)).map_err(self::at("seek in", self.path))?.min(size);
@@ -155,8 +157,8 @@ impl Item<'_> {
     }
 }
 
-/// Adds the next part. When there are too many, those are joined that are less than `close` apart, which grows until half of
-/// them are gone.
+/// Adds the next segment. If there are too many, those less than `close` apart are joined, and `close` grows until
+/// half of them are gone.
 fn add_part(parts: &mut Vec<(u64, u64)>, part: (u64, u64), close: &mut u64) {
     let join = |parts: &mut Vec<(u64, u64)>, (start, length): (u64, u64), close| match parts.last_mut() {
         Some((offset, so_far)) if start - (*offset + *so_far) < close => *so_far = start + length - *offset,
@@ -173,14 +175,14 @@ fn add_part(parts: &mut Vec<(u64, u64)>, part: (u64, u64), close: &mut u64) {
     }
 }
 
-/// Takes a tree: a directory comes before what is in it, names in the order of their bytes.
+/// Receives a tree: a directory comes before its content, names are sorted by their bytes.
 pub(super) trait Sink {
     fn entry(&mut self, item: &Item<'_>, meter: &mut Meter<'_>) -> Result<(), Error>;
-    /// All of the directory that was entered last has come.
+    /// Called after the content of the directory entered last.
     fn leave(&mut self) -> Result<(), Error>;
-    /// Lower layers' `path` is gone.
+    /// A whiteout hides `path` of lower layers.
     fn whiteout(&mut self, path: &[u8]) -> Result<(), Error>;
-    /// All that lower layers have in the directory that was entered last is gone.
+    /// The directory entered last hides its content in lower layers.
     fn opaque(&mut self, path: &[u8]) -> Result<(), Error>;
 }
 
@@ -189,16 +191,16 @@ fn at(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
     move |source| Error::Io { op, path, source: source.into() }
 }
 
-/// A directory whose names are being visited.
+/// A directory being visited.
 struct Frame {
-    /// The layers that have it, top first, and it in each of them; none while it is closed.
+    /// The layers that have the directory, topmost first, and its descriptors in these; empty while it is closed.
     layers: Vec<usize>,
     dirs: Vec<OwnedFd>,
-    /// The names, and in which of `layers` each is topmost.
+    /// The names, each with the index in `layers` of the topmost layer that has it.
     names: Names,
-    /// How many have been visited.
+    /// The number of names visited.
     visited: usize,
-    /// Length of the path of the directory above.
+    /// The length of the parent directory's path.
     above: usize,
 }
 
@@ -207,17 +209,17 @@ struct Walk<'a> {
     merged: bool,
     path: Vec<u8>,
     stack: Vec<Frame>,
-    /// First name, and how many are left, of what has several: by layer, device and inode.
+    /// For files with several hard links, by layer, device and inode: the first name, and how many links are left.
     links: HashMap<(usize, u64, u64), (Vec<u8>, u64)>,
     linked: usize,
-    /// Bytes of the names in `stack`.
+    /// The memory of the names in `stack`, in bytes.
     held: usize,
     limits: Limits,
-    /// The file system to stay on, if that matters: of what is mounted below only the mount points are given.
+    /// The file system to stay on, if set: of file systems mounted below, only the mount points are visited.
     device: Option<u64>,
 }
 
-/// One layer, with its whiteouts.
+/// Walks one layer, with its whiteouts.
 pub(super) fn layer(layer: BorrowedFd<'_>, sink: &mut impl Sink, meter: &mut Meter<'_>) -> Result<(), Error> {
     walk(&[layer], false, false, sink, meter)
 }
@@ -231,7 +233,7 @@ pub(super) fn directory(
     walk(&[dir], true, true, sink, meter)
 }
 
-/// All layers (bottom first) as one tree.
+/// Walks all layers (bottom first), merged to one tree.
 pub(super) fn merged(
     layers: &[BorrowedFd<'_>],
     sink: &mut impl Sink,
@@ -279,7 +281,7 @@ fn walk(
 }
 
 impl Walk<'_> {
-    /// Begins with a directory, which is in some layers, top first.
+    /// Enters a directory, given with the layers that have it, topmost first.
     fn enter(
         &mut self,
         found: Vec<(usize, OwnedFd)>,
@@ -321,7 +323,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The name of the topmost directory that is next.
+    /// Visits the next name of the innermost directory.
     fn visit(&mut self, sink: &mut impl Sink, meter: &mut Meter<'_>) -> Result<(), Error> {
         let above = self.path.len();
         let Some(frame) = self.stack.last_mut() else { return Ok(()) };
@@ -355,7 +357,7 @@ impl Walk<'_> {
                 match openat(dir, name, DIR, Mode::empty()) {
                     Ok(dir) => found.push((*layer, dir)),
                     Err(Errno::NOENT) => {}
-                    // Something else, a whiteout perhaps: it hides what is below it.
+                    // The name is no directory in this layer, but perhaps a whiteout: it hides the lower layers.
                     Err(Errno::NOTDIR | Errno::LOOP) if !found.is_empty() => break,
                     Err(e) => return Err(at("open", &self.path)(e)),
                 }
@@ -381,8 +383,8 @@ impl Walk<'_> {
             } else {
                 give(&item(&self.path, dir, name, stat, meter)?, sink, meter)?;
                 let (needs, alone) = (self.path.len() + LINKED, self.device.is_some());
-                // Of a tree that others made it is not known whether a further name will ever come. If one comes that is
-                // not remembered here, the file is written once more.
+                // In an untrusted tree further links may lie outside, so the first name would be kept in vain. A link
+                // whose first name was not kept is written as another file.
                 let kept = !alone || self.linked + needs <= names::most();
                 if stat.st_nlink > 1 && kept {
                     self.linked += needs;
@@ -399,7 +401,7 @@ impl Walk<'_> {
     }
 }
 
-/// What is called `name` in `dir`, other than a directory.
+/// Returns the entry `name` in `dir`, which is no directory.
 fn item<'a>(
     path: &'a [u8],
     dir: &OwnedFd,
@@ -443,7 +445,7 @@ struct Attributes {
     skipped: u64,
 }
 
-/// The same attributes that are taken from an archive.
+/// Reads the attributes, with the same rules as for an archive.
 fn attributes(
     fd: BorrowedFd<'_>,
     path: &[u8],
@@ -470,11 +472,11 @@ fn attributes(
         let writable = !name.contains(&b'=') && std::str::from_utf8(name).is_ok();
         match (name, value) {
             (b"trusted.overlay.opaque", b"y") => found.opaque = true,
-            // Another value: only for an overlay inside an overlay.
+            // Another value occurs only with an overlay inside an overlay.
             (b"trusted.overlay.opaque", _) => {
                 return Err(unsupported("whiteouts as extended attributes", path));
             }
-            // The directory's content is elsewhere, or the file's.
+            // The content of the directory, or of the file, lies elsewhere.
             (b"trusted.overlay.redirect", _) => return Err(unsupported("overlayfs' redirect_dir", path)),
             (b"trusted.overlay.metacopy", _) => return Err(unsupported("overlayfs' metacopy", path)),
             _ if name.starts_with(b"trusted.overlay.") => {}
@@ -497,7 +499,7 @@ fn unsupported(what: &str, path: &[u8]) -> Error {
 mod tests {
     use super::*;
 
-    /// However a file is cut up, its map is short, and every part of it is in the map.
+    /// However fragmented a file is, its map is short and covers every segment.
     #[test]
     fn many_parts_are_joined() {
         let (mut parts, mut close) = (Vec::new(), 0);

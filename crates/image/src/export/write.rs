@@ -1,4 +1,4 @@
-//! Writing an image or its root file system.
+//! Exports an image or its root file system.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -15,11 +15,11 @@ use super::walk::{self, Meter};
 use crate::bounds::watch::Watch;
 use crate::error::Error;
 
-/// Writes the image that consists of `layers`, bottom first: directories as [`crate::Layer::unpack`] leaves them, which
-/// nobody changes meanwhile. Of `config` (an OCI image config) the diff ids are replaced; with none, a minimal one for
-/// this host is made. `names` are `name[:tag]`, the tag being `latest` if there is none. A root file system
-/// ([`Format::Tar`], [`Format::Dir`]) has no place for either. `watch` counts the bytes of files read. Nothing is synced
-/// to the disk.
+/// Writes the image that consists of `layers`, bottom first: directories made by [`crate::Layer::unpack`], which must
+/// not change meanwhile. The diff ids in `config` (an OCI image config) are replaced; without it, a minimal config
+/// for this host is made. `names` are `name[:tag]`, with the default tag `latest`. A root file system
+/// ([`Format::Tar`], [`Format::Dir`]) has neither config nor names. `watch` counts the bytes of files read. Nothing
+/// is synced to the disk.
 ///
 /// # Errors
 /// A target that exists or cannot be written, a layer that cannot be read or that the format cannot express,
@@ -58,8 +58,8 @@ pub fn export(
     Ok(exported(&meter, left_out, image))
 }
 
-/// The same into a file that is open, of which an error leaves a part. `shown` is what errors call it. An archive of an image
-/// wants an empty file that can be read and written anywhere; [`Format::Tar`] is written from its beginning to its end.
+/// As [`export()`], into an open file, which may be partly written after an error. `shown` names it in errors. An
+/// archive of an image needs an empty file that can be read and seeked; [`Format::Tar`] is written sequentially.
 ///
 /// # Errors
 /// As [`export()`]; a format that makes a directory.
@@ -88,7 +88,7 @@ fn exported(meter: &Meter<'_>, left_out: LeftOut, image: Option<ExportedImage>) 
     Exported { entries, bytes, skipped_xattrs, skipped_sockets, left_out, image }
 }
 
-/// What an image is exported from.
+/// The parts of an exported image.
 struct Parts<'a> {
     layers: &'a [BorrowedFd<'a>],
     config: Option<&'a [u8]>,
@@ -126,7 +126,7 @@ impl Parts<'_> {
     }
 }
 
-/// Writes a directory, on its own file system, as a tar in which holes stay holes; `shown` is what it is called.
+/// Writes a directory as a tar that keeps holes, without crossing mount points; `shown` names it in errors.
 pub(crate) fn tree(dir: BorrowedFd<'_>, to: impl Write, shown: &str, watch: &Watch) -> Result<(), Error> {
     let mut meter = Meter::new(watch, shown);
     let mut tarball = Tarball::sparse(Named { inner: to, path: shown });

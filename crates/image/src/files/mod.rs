@@ -1,10 +1,10 @@
-//! Ordinary files, between this host and a container: packed into a tar, and unpacked from one.
+//! Copies files between this host and a container, by packing them into a tar and unpacking one.
 //!
-//! The tar that comes from a container is hostile: its names never leave the directory they are unpacked into, no symlink is
-//! followed on the way, devices and sockets are left out, and nobody gets a setuid program from it.
+//! A tar from a container is untrusted: its names never leave the directory they are unpacked into, no symlink is
+//! followed, devices and sockets are left out, and setuid bits are dropped.
 //!
-//! The directories of the host may be those of another user, who renames them and plants links while a copy is made: on
-//! both ways they are walked by descriptors.
+//! The host's directories may belong to another user, who may rename them and plant symlinks during a copy, so in
+//! both directions they are walked by descriptors.
 
 mod pack;
 mod place;

@@ -1,4 +1,4 @@
-//! From files to a tar.
+//! Packs files into a tar.
 
 use super::place::{self, REPLACED, special, unsafe_path};
 use crate::error::{Error, show};
@@ -25,50 +25,51 @@ const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
-/// One file system: what is mounted below belongs to somebody else, /proc to the kernel for instance.
+/// Stays on one file system: file systems mounted below, such as /proc, are not a part of the source.
 const BELOW: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
-/// A path that the kernel takes (PATH_MAX, with its zero byte).
+/// The longest path that the kernel accepts (PATH_MAX less the NUL).
 const MAX_PATH: usize = 4095;
-/// Bytes that the names of directories take that are still to be walked; those of files are not kept.
+/// The memory limit for the names of directories still to be walked, in bytes; names of files are not kept.
 const MAX_PENDING: usize = 64 << 20;
-/// What was left out is named up to this number, and counted beyond it.
+/// How many left-out entries are named; further ones are only counted.
 const MAX_NAMED: usize = 100;
-/// Pieces of data of one file that are told apart; what comes after them is one more, holes included.
+/// The maximum number of data segments of one file; the rest becomes one segment, holes included.
 const MAX_SEGMENTS: usize = 16 << 10;
-/// Holes are told in units of this size, in bytes: readers want data of all pieces but the last in whole blocks of 512.
+/// The granularity of holes in bytes: readers require the data of all segments but the last to be whole blocks of
+/// 512.
 const UNIT: u64 = 4096;
 
-/// What went into a tar.
+/// The result of packing.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Packed {
     /// Files, directories and links.
     pub entries: u64,
     /// Bytes of the files, holes included.
     pub bytes: u64,
-    /// The first hundred of those that were left out.
+    /// The first hundred entries that were left out.
     pub left_out: Vec<(PathBuf, LeftOut)>,
     /// How many more there are.
     pub left_out_more: u64,
-    /// The first hundred of those that could not be read, and why: they are not in the tar, are directories without what is in
-    /// them, or files that end with zeros.
+    /// The first hundred entries that could not be read, with the errors: they are missing in the tar, or are
+    /// directories without their content, or files filled up with zeros.
     pub unread: Vec<(PathBuf, String)>,
     /// How many more there are.
     pub unread_more: u64,
 }
 
-/// Why something did not go into a tar.
+/// Why an entry was left out of a tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeftOut {
-    /// A socket or a device, which no container gets this way.
+    /// A socket or a device, which cannot be copied into a container.
     Special,
-    /// Something is mounted there. Of a directory the entry is in the tar, and nothing of what is in it.
+    /// A mount point. For a directory, the tar has its entry without its content.
     Mount,
 }
 
-/// What is to be packed: opened, so that nobody can put something else in its place.
+/// The source of a copy, opened so that nobody can replace it.
 #[derive(Debug)]
 pub struct Source {
     kind: Kind,
@@ -82,14 +83,14 @@ enum Kind {
 }
 
 impl Source {
-    /// Finds `path`. A symlink at its end is packed as such, unless a slash follows it or the `contents` of a directory are
-    /// meant; see [`place::directory`] for those on its way.
+    /// Opens `path`. A symlink at its end is packed as such, unless a slash follows it or the `contents` of a
+    /// directory are requested; see [`place::directory`] for symlinks in its parents.
     ///
     /// # Errors
-    /// There is nothing of this name, or another user's link leads to it.
+    /// The path does not exist, or another user's symlink leads to it.
     pub fn open(path: &Path, contents: bool) -> Result<Self, Error> {
         let missing = |errno: Errno| failed("find", path.as_os_str().as_bytes())(errno.into());
-        // What it is that is no directory is only for the message.
+        // The path is checked again only for the error message.
         let none =
             |path: &Path| if path.components().as_path().is_file() { Errno::NOTDIR } else { Errno::NOENT };
         let directory = |path: &Path| place::directory(path)?.ok_or_else(|| missing(none(path)));
@@ -105,7 +106,7 @@ impl Source {
         Ok(Self { kind, path: path.to_owned() })
     }
 
-    /// What it is for people, if it is none of file, directory and link: see [`special`].
+    /// Returns the kind of the source for messages, if it is no file, directory or symlink: see [`special`].
     #[must_use]
     pub fn special(&self) -> Option<&'static str> {
         let Kind::Entry(above, name) = &self.kind else { return None };
@@ -113,7 +114,7 @@ impl Source {
         special(FileType::from_raw_mode(stat.st_mode))
     }
 
-    /// Whether it is a directory; what a symlink leads to does not count.
+    /// Whether it is a directory, without following a symlink.
     #[must_use]
     pub fn is_directory(&self) -> bool {
         let Kind::Entry(above, name) = &self.kind else { return true };
@@ -126,20 +127,21 @@ fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { op, path: show(path), source }
 }
 
-/// Writes the source and, of a directory, all that is below it on the same file system, as a tar in which it is called
-/// `name`; with an empty name the tar holds what is in the directory. Symlinks are packed as such. Files with holes are
-/// entries of GNU tar's first sparse format, and a file's second name is a link to its first one.
+/// Writes the source, a directory with everything below it on the same file system, as a tar in which it has the name
+/// `name`; with an empty name the tar holds the directory's content. Symlinks are packed as such. Files with holes
+/// are entries of GNU tar's first sparse format, and a file's second name is a link to its first one.
 ///
-/// Directories are opened by descriptors and never through a symlink, whoever renames what meanwhile. Two of them are open
-/// at once, however deep the tree is.
+/// Directories are opened by descriptors and never through a symlink, even if entries are renamed meanwhile. At most
+/// two are open at once, however deep the tree is.
 ///
-/// What cannot be read below the source, or has gone, ends nothing: [`Packed::unread`] names it.
+/// Entries below the source that cannot be read, or have disappeared, do not end the copy: [`Packed::unread`] lists
+/// them.
 ///
 /// # Errors
-/// The source itself cannot be read, something became something else meanwhile, or a path is too long for the kernel. The tar
-/// then has no end.
+/// The source itself cannot be read, an entry changed its type meanwhile, or a path is too long for the kernel. The
+/// tar then has no end marker.
 pub fn pack(source: &Source, name: &Path, to: impl Write) -> Result<Packed, Error> {
-    // Dropping a builder writes the end of the archive: half a one must not look whole.
+    // Dropping a builder writes the end marker, and an incomplete archive must not look complete.
     let builder = ManuallyDrop::new(tar::Builder::new(to));
     let mut packer =
         Packer { builder, name, shown: &source.path, packed: Packed::default(), linked: Linked::default() };
@@ -152,7 +154,7 @@ pub fn pack(source: &Source, name: &Path, to: impl Write) -> Result<Packed, Erro
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 Some(openat(above, last, DIR, Mode::empty()))
             } else {
-                // It may be a mount itself: it was asked for.
+                // The source itself may be a mount point, since it was asked for.
                 let open = || openat(above, last, FILE, Mode::empty());
                 packer.entry(above.as_fd(), last, &stat, b"", open)?;
                 None
@@ -171,23 +173,23 @@ pub fn pack(source: &Source, name: &Path, to: impl Write) -> Result<Packed, Erro
 
 struct Packer<'a, W: Write> {
     builder: ManuallyDrop<tar::Builder<W>>,
-    /// What the source is called in the tar.
+    /// The name of the source in the tar.
     name: &'a Path,
-    /// What it is called here.
+    /// The path of the source on this host.
     shown: &'a Path,
     packed: Packed,
     linked: Linked,
 }
 
-/// A directory some of whose directories are still to be walked.
+/// A directory with subdirectories still to be walked.
 struct Frame {
-    /// Length of its path.
+    /// The length of its path.
     length: usize,
     names: Vec<Box<[u8]>>,
 }
 
 impl<W: Write> Packer<'_, W> {
-    /// The root of a tree, and what is below it. `path` is relative to the root throughout.
+    /// Packs a directory and everything below it. All paths are relative to it.
     fn tree(&mut self, root: &OwnedFd, stat: &Stat) -> Result<(), Error> {
         self.directory(stat, b"")?;
         let (mut path, mut frames, mut pending) = (Vec::new(), Vec::new(), 0);
@@ -219,11 +221,11 @@ impl<W: Write> Packer<'_, W> {
         Ok(())
     }
 
-    /// Packs what is in a directory, and gives the names of the directories in it.
+    /// Packs the entries of a directory; returns the names of its subdirectories.
     fn list(&mut self, dir: &OwnedFd, path: &[u8], pending: &mut usize) -> Result<Vec<Box<[u8]>>, Error> {
         let mut names = Vec::new();
         let mut child = path.to_vec();
-        // An error is also the last thing that such a directory gives.
+        // A failure to open the directory is handled like one to read it.
         let (entries, error) = match Dir::read_from(dir) {
             Ok(entries) => (Some(entries), None),
             Err(errno) => (None, Some(errno)),
@@ -280,7 +282,7 @@ impl<W: Write> Packer<'_, W> {
         self.builder.append_data(&mut header, name, io::empty()).map_err(self.failed("pack", path))
     }
 
-    /// Packs what is no directory. `open` opens the file `name` in `dir`.
+    /// Packs an entry that is no directory. `open` opens the file `name` in `dir`.
     fn entry(
         &mut self,
         dir: BorrowedFd<'_>,
@@ -376,7 +378,7 @@ impl<W: Write> Packer<'_, W> {
         }
     }
 
-    /// Something below the source could not be read. The source itself must be.
+    /// Notes an entry below the source that could not be read; fails if it is the source itself.
     fn unread(&mut self, op: &'static str, path: &[u8], errno: Errno) -> Result<(), Error> {
         if path.is_empty() {
             return Err(self.failed(op, path)(errno.into()));
@@ -403,7 +405,7 @@ impl<W: Write> Packer<'_, W> {
     }
 }
 
-/// Bytes that a name takes while it waits.
+/// Returns the memory that a pending name takes, in bytes.
 fn kept(name: &[u8]) -> usize {
     name.len() + 2 * size_of::<Box<[u8]>>()
 }
@@ -415,7 +417,7 @@ fn push(path: &mut Vec<u8>, name: &[u8]) {
     path.extend_from_slice(name);
 }
 
-/// Opens what is below a directory, through no symlink and into no other mount: EXDEV is a mount, ELOOP a symlink.
+/// Opens an entry below a directory without following symlinks (ELOOP) or crossing mount points (EXDEV).
 fn below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     directory::open(dir, path, flags, BELOW)
 }
@@ -431,7 +433,8 @@ fn header(stat: &Stat, kind: tar::EntryType) -> tar::Header {
     header
 }
 
-/// Where a file has data, in units; none if it has no holes, or does not say.
+/// Returns the data segments of a file, aligned to [`UNIT`]; `None` if it has no holes, or its file system cannot
+/// tell.
 fn segments(file: &File, stat: &Stat) -> Option<Vec<(u64, u64)>> {
     let size = stat.st_size.cast_unsigned();
     if u64::try_from(stat.st_blocks).unwrap_or(0) * 512 >= size {
@@ -440,7 +443,7 @@ fn segments(file: &File, stat: &Stat) -> Option<Vec<(u64, u64)>> {
     let (mut found, mut at): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
     while at < size {
         let data = match seek(file, SeekFrom::Data(at)) {
-            // No data any more.
+            // No more data.
             Err(Errno::NXIO) => break,
             other => other.ok()?.max(at),
         };
@@ -456,14 +459,14 @@ fn segments(file: &File, stat: &Stat) -> Option<Vec<(u64, u64)>> {
     (found != [(0, size)]).then_some(found)
 }
 
-/// The header of a file with holes, the blocks that follow it, and its map.
+/// Returns the header of a sparse file, the blocks that follow it, and its map.
 fn sparse(stat: &Stat, segments: &[(u64, u64)]) -> (tar::Header, Vec<u8>, Vec<(u64, u64)>) {
     let size = stat.st_size.cast_unsigned();
     let mut header = header(stat, tar::EntryType::GNUSparse);
     header.set_size(segments.iter().map(|(_, length)| length).sum());
     let mut map = segments.to_vec();
     if map.last().is_none_or(|(start, length)| start + length < size) {
-        // A hole at the end is told by an empty piece behind it.
+        // A hole at the end is expressed by an empty segment after it.
         map.push((size, 0));
     }
     let fill = |to: &mut [tar::GnuSparseHeader], from: &[(u64, u64)]| {
@@ -491,13 +494,14 @@ fn sparse(stat: &Stat, segments: &[(u64, u64)]) -> (tar::Header, Vec<u8>, Vec<(u
     (header, blocks, segments.to_vec())
 }
 
-/// Reads the pieces of a file. What cannot be read is made up with zeros, as GNU tar does: its entry has its length already.
+/// Reads the data segments of a file. Unreadable data is replaced by zeros, as by GNU tar, because the header with
+/// the size is written already.
 struct Segments<'a> {
     file: &'a File,
     segments: std::vec::IntoIter<(u64, u64)>,
     at: u64,
     left: u64,
-    /// Why it was not read to its end.
+    /// The first read error.
     error: Option<io::Error>,
 }
 

@@ -1,4 +1,4 @@
-//! Directories that somebody names on a command line, and that lie where others may write.
+//! Directories given on a command line, which may lie where other users can write.
 
 use crate::error::{Error, at, show};
 use crate::format::stream::Stream;
@@ -13,24 +13,24 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wardian_sys::directory::{self, others_rename_in};
 
-/// So much earlier than the clock says a file system may date what it makes: it takes the time of the last tick, at most
-/// 10 ms ago, and some keep no more than hundredths of a second.
+/// How far the time of a new file may lag behind the clock: file systems use the time of the last tick, at most 10 ms
+/// ago, and some keep only hundredths of a second.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What is said of a directory that is not the one it was.
+/// The error text for a directory that was replaced.
 pub(crate) const REPLACED: &str = "somebody has put something else in its place meanwhile";
 
 pub(super) fn unsafe_path(path: &[u8], why: &'static str) -> Error {
     Error::UnsafePath { path: show(path), why }
 }
 
-/// Opens the directory that a path leads to; none if there is none.
+/// Opens the directory that a path leads to; `None` if it does not exist.
 ///
 /// The path is walked by descriptors, one component after the other. A symlink on it is followed only where nobody but
 /// root and the caller could have put it: see [`directory::reach`].
 ///
 /// # Errors
-/// [`Error::UnsafePath`] for the link of another user, [`Error::Io`] for what the kernel refuses.
+/// [`Error::UnsafePath`] for a symlink of another user, [`Error::Io`] for an error of the kernel.
 pub fn directory(path: &Path) -> Result<Option<OwnedFd>, Error> {
     let shown = path.as_os_str().as_bytes();
     let source = match directory::reach(path) {
@@ -54,14 +54,14 @@ pub fn directory(path: &Path) -> Result<Option<OwnedFd>, Error> {
 /// Makes a new directory and opens it. Its mode is 0777 less the umask.
 ///
 /// # Errors
-/// There is something of this name already, or another user has put something else in its place.
+/// The name exists already, or another user has replaced the new directory.
 pub fn make(above: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Error> {
     let shown = name.as_bytes();
     fresh(above, name, Mode::from_raw_mode(0o777) - umask()?).map_err(|failure| failure.at(shown))
 }
 
-/// The umask, for modes that are less it already: where a directory has a default access control list the kernel leaves it out
-/// (umask(2)), and the list of another user's directory would let him write to what is the caller's.
+/// Returns the umask, to be applied to modes explicitly: in a directory with a default ACL the kernel ignores it
+/// (umask(2)), and the ACL of another user's directory could give that user write access to the caller's files.
 pub(super) fn umask() -> Result<Mode, Error> {
     let path = "/proc/thread-self/status";
     let error = |source| Error::Io { op: "read the umask in", path: path.into(), source };
@@ -71,12 +71,12 @@ pub(super) fn umask() -> Result<Mode, Error> {
     umask.map(Mode::from_raw_mode).ok_or_else(|| error(io::ErrorKind::InvalidData.into()))
 }
 
-/// Why there is no new directory.
+/// Why a new directory was not made.
 #[derive(Debug)]
 pub(crate) enum NotMade {
-    /// The kernel's answer.
+    /// The kernel's error.
     Kernel(Errno),
-    /// What was opened is not what was made.
+    /// The directory that was opened is not the one that was made.
     Replaced,
 }
 
@@ -87,7 +87,7 @@ impl From<Errno> for NotMade {
 }
 
 impl NotMade {
-    /// As the error of something that is unpacked.
+    /// Converts it to the error of an unpacked entry.
     pub(super) fn at(self, path: &[u8]) -> Error {
         match self {
             Self::Kernel(errno) => at("make the directory", path)(errno),
@@ -96,12 +96,13 @@ impl NotMade {
     }
 }
 
-/// Makes a directory of this mode, less the umask, and opens it.
+/// Makes a directory with this mode, less the umask, and opens it.
 ///
-/// mkdir(2) gives no descriptor: who may rename in the directory `above` can put another directory of root's in the place of
-/// the new one before it is opened, which would be filled and opened to others as if it were the new one. So what is
-/// opened must be empty, the caller's, on the same file system and, where others may rename, no older than this call.
-/// Another new and empty directory of the caller's may still be exchanged for it, which is as if it were renamed later.
+/// mkdir(2) returns no descriptor: a user who may rename entries of `above` can replace the new directory, before it
+/// is opened, by another directory of root's, which would then be filled and made accessible in its place. So the
+/// opened directory must be empty, owned by the caller, on the same file system and, where others may rename, no
+/// older than this call. It may still be exchanged for another new and empty directory of the caller's, which does no
+/// more harm than a later rename.
 pub(crate) fn fresh(above: BorrowedFd<'_>, name: impl Arg + Copy, mode: Mode) -> Result<OwnedFd, NotMade> {
     let before = SystemTime::now();
     mkdirat(above, name, mode)?;
@@ -113,7 +114,7 @@ pub(crate) fn fresh(above: BorrowedFd<'_>, name: impl Arg + Copy, mode: Mode) ->
     }
 }
 
-/// Whether a directory can only be one that this program has made in `above` since `before`.
+/// Whether a directory must be one that this program has made in `above` since `before`.
 fn is_new(above: BorrowedFd<'_>, dir: &OwnedFd, before: SystemTime) -> Result<bool, Errno> {
     let stat = fstat(dir)?;
     if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_dev != fstat(above)?.st_dev {
@@ -124,23 +125,25 @@ fn is_new(above: BorrowedFd<'_>, dir: &OwnedFd, before: SystemTime) -> Result<bo
             return Ok(false);
         }
     }
-    // Elsewhere the clock of a server need not be that of this host.
+    // The time counts only where others may rename: on a network file system the server's clock may differ from this
+    // host's.
     Ok(!others_rename_in(above)? || born(dir)? >= before.checked_sub(TICK).unwrap_or(UNIX_EPOCH))
 }
 
-/// When a directory was made; where the file system does not keep that, when something was last made or removed in it,
-/// which only those can change who may write to it.
+/// Returns when a directory was made. If the file system does not keep the birth time, it returns the modification
+/// time, which can be changed only by users who may write to the directory.
 fn born(dir: &OwnedFd) -> Result<SystemTime, Errno> {
     let stat = statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME | StatxFlags::MTIME)?;
     let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
     let time = if has_birth { stat.stx_btime } else { stat.stx_mtime };
     let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
-    // Where only seconds are kept, all of the second counts.
+    // If only seconds are kept, the whole second counts.
     let nanos = if time.tv_nsec == 0 { 999_999_999 } else { time.tv_nsec };
     Ok(UNIX_EPOCH + seconds + Duration::from_nanos(nanos.into()))
 }
 
-/// What a copy never takes the place of, for people; none if it is a file, a directory or a link.
+/// Returns the name of a kind of file that a copy never replaces, for messages; `None` for a file, a directory or a
+/// symlink.
 pub fn special(kind: FileType) -> Option<&'static str> {
     match kind {
         FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
@@ -150,12 +153,12 @@ pub fn special(kind: FileType) -> Option<&'static str> {
     }
 }
 
-/// The same of a place in a container, by the beginning of the tar that it gives; also of a link to the files of a process, as
-/// /dev/stdout is one, which leads every process to a file of its own.
+/// As [`special`], for a path in a container, judged by the beginning of its tar. Also detects a symlink to the files
+/// of a process, such as /dev/stdout, which leads each process to its own file.
 pub fn special_in(tar: &[u8]) -> Option<&'static str> {
     use tar::EntryType;
     match Stream::new(tar, u64::MAX).next(false) {
-        // Tars have no sockets.
+        // A socket has no entry in a tar.
         Ok(None) => special(FileType::Socket),
         Ok(Some(entry)) => match entry.kind {
             EntryType::Char | EntryType::Block => special(FileType::CharacterDevice),
@@ -163,12 +166,12 @@ pub fn special_in(tar: &[u8]) -> Option<&'static str> {
             EntryType::Symlink if entry.link.starts_with(b"/proc/") => Some(PROCESS),
             _ => None,
         },
-        // It was cut off behind a long record: files have those.
+        // The tar was cut off in a long record, which only an ordinary file has.
         Err(_) => None,
     }
 }
 
-/// What a link is whose text leads to the open files of whoever follows it.
+/// The name for a symlink whose target depends on the process that follows it.
 pub const PROCESS: &str = "a link to the files of a process";
 
 #[cfg(test)]

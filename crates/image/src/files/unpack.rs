@@ -1,4 +1,4 @@
-//! From a tar to files.
+//! Unpacks files from a tar.
 
 use super::place::{NotMade, REPLACED, fresh, special, umask, unsafe_path};
 use crate::error::{Error, at, show};
@@ -15,28 +15,28 @@ use tar::EntryType;
 use wardian_sys::{directory, hard_link};
 
 const BUFFER: usize = 256 << 10;
-/// Of each some 50 bytes are kept, because a hard link may follow.
+/// The maximum number of entries. Some 50 bytes of each are kept, because a hard link may follow.
 const MAX_ENTRIES: u64 = 4 << 20;
 const MAX_NAME: usize = 4096;
 const MAX_DEPTH: usize = 1024;
-/// Bytes kept for directories that were made.
+/// The memory limit for directories that were made, in bytes.
 const MAX_KEPT: usize = 256 << 20;
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// What others may not do with a directory from a container.
+/// The mode mask of directories from a container: others may not write to them.
 const DIR_MODE: u32 = 0o755;
-/// Zeros are looked for in pieces of this size, in bytes: a block of most file systems.
+/// The granularity in which zeros become holes, in bytes: the block size of most file systems.
 const BLOCK: usize = 4096;
 
-/// What a tar's entries are called.
+/// How the names in a tar are mapped.
 #[derive(Debug, Clone, Copy)]
 pub enum Name<'a> {
-    /// They are one file or directory of the first name, which gets the second one.
+    /// The tar is one file or directory with the first name, which gets the second one.
     One(&'a [u8], &'a [u8]),
-    /// They are what is in a directory.
+    /// The tar has the content of a directory.
     Contents,
 }
 
-/// What came out of a tar.
+/// The result of unpacking.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Taken {
     /// Files, directories and links.
@@ -47,16 +47,15 @@ pub struct Taken {
     pub left_out: u64,
 }
 
-/// Unpacks a tar below the directory `into`. A file of the same name is replaced by a new one, a directory is filled.
-/// Blocks of zeros become holes. What was unpacked before an error stays.
+/// Unpacks a tar below the directory `into`. An existing file is replaced by a new one, an existing directory is
+/// filled. Blocks of zeros become holes. Entries unpacked before an error stay.
 ///
-/// The directory may be one that another user may write to: no symlink below it is followed, whoever plants it when, and
-/// nothing is made in what has taken the place of a directory that was made here. Hard links lead to nothing but what was made
-/// here. Files and directories have the modes of the
-/// tar less the umask, and less what others may do to a directory.
+/// Another user may be able to write to the directory: no symlink below it is followed, and nothing is made in a
+/// directory that has replaced one made here. Hard links are made only to files made here. Files and directories get
+/// the modes of the tar less the umask; directories are never writable by others.
 ///
 /// # Errors
-/// A name that is not as expected or leads elsewhere, a damaged tar, an I/O error.
+/// A name that is unexpected or leads out of the directory, a damaged tar, or an I/O error.
 pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<Taken, Error> {
     let mut stream = Stream::new(BufReader::with_capacity(BUFFER, from), u64::MAX);
     let into = openat(into, ".", DIR, Mode::empty()).map_err(at("open", b"."))?;
@@ -72,7 +71,7 @@ pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<T
         }
         unpacker.entry(&entry, &mut stream)?;
     }
-    // Whoever writes it is not cut off.
+    // Reads the rest, so that the writer does not fail.
     stream.drain()?;
     unpacker.finish()
 }
@@ -80,7 +79,7 @@ pub fn unpack(from: impl Read, into: BorrowedFd<'_>, name: Name<'_>) -> Result<T
 /// A directory that was made here.
 struct Made {
     identity: Identity,
-    /// The mode and time that it gets when nothing more is made in it; none if the tar has no entry for it.
+    /// The mode and time that it gets at the end; none if the tar has no entry for it.
     end: Option<(u32, Time)>,
 }
 
@@ -88,19 +87,19 @@ struct Unpacker<'a> {
     into: OwnedFd,
     name: Name<'a>,
     umask: Mode,
-    /// The directory used last.
+    /// Caches the directory used last.
     last: Option<(Vec<u8>, OwnedFd)>,
-    /// By their paths: a directory comes before those in it.
+    /// The directories made here, by path: a directory comes before its subdirectories.
     directories: BTreeMap<Vec<u8>, Made>,
-    /// Bytes that they take.
+    /// The memory that `directories` take, in bytes.
     kept: usize,
-    /// What was made here and is no directory.
+    /// The other files made here.
     files: HashSet<Identity>,
     taken: Taken,
 }
 
 impl Unpacker<'_> {
-    /// Where an entry belongs, relative to `into`; empty: that directory itself.
+    /// Returns the path of an entry relative to `into`; it is empty for that directory itself.
     fn place(&self, path: &[u8]) -> Result<Vec<u8>, Error> {
         if path.len() > MAX_NAME {
             return Err(Error::Limit { what: "the length of a name".into(), limit: MAX_NAME as u64 });
@@ -125,14 +124,14 @@ impl Unpacker<'_> {
         Ok(names.join(&b'/'))
     }
 
-    /// A directory that is there, reached without any symlink.
+    /// Opens an existing directory without following symlinks.
     fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         directory::open(&self.into, path, DIR, resolve)
     }
 
-    /// The directory `path`, made if it is missing.
+    /// Opens the directory `path`, and makes it if it is missing.
     fn parent(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
         let clone = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(at("open", path));
         if let Some((last, fd)) = &self.last
@@ -150,7 +149,7 @@ impl Unpacker<'_> {
         Ok(fd)
     }
 
-    /// The same directory, if it is the one that was made here or there was one before.
+    /// Returns the directory, unless one made here was replaced by it.
     fn recognise(&self, fd: OwnedFd, path: &[u8]) -> Result<OwnedFd, Error> {
         match self.directories.get(path) {
             Some(made) if made.identity != identity(&fd, path)? => Err(unsafe_path(path, REPLACED)),
@@ -164,7 +163,7 @@ impl Unpacker<'_> {
         for name in path.split(|b| *b == b'/') {
             end += name.len();
             current = match fresh(current.as_fd(), name, self.less_umask(DIR_MODE)) {
-                // It is gone, and may have been closed to others, which the new one is not.
+                // The directory made here is gone; it may have had a stricter mode than the new one.
                 Ok(_) if self.directories.contains_key(&path[..end]) => {
                     return Err(unsafe_path(&path[..end], REPLACED));
                 }
@@ -186,7 +185,7 @@ impl Unpacker<'_> {
     fn entry<R: std::io::BufRead>(&mut self, entry: &Entry, stream: &mut Stream<R>) -> Result<(), Error> {
         let path = self.place(&entry.path)?;
         if path.is_empty() {
-            // The directory itself is the caller's.
+            // The target directory itself is left as it is.
             return match entry.kind {
                 EntryType::Directory => Ok(()),
                 _ => Err(unsafe_path(&entry.path, "it has no name")),
@@ -281,7 +280,7 @@ impl Unpacker<'_> {
         match &entry.sparse {
             None => {
                 fill(&file, stream, 0, entry.size, path)?;
-                // Of zeros at the end nothing was written.
+                // Zeros at the end were not written.
                 ftruncate(&file, entry.size).map_err(at("set the size of", path))?;
             }
             Some(sparse) => {
@@ -303,7 +302,7 @@ impl Unpacker<'_> {
                 let stat = fstat(&made).map_err(at("look at", path))?;
                 self.remember(path, &made, Some((stat.st_mode & entry.mode & DIR_MODE, entry.mtime)))
             }
-            // One that is there keeps its mode, and is filled.
+            // An existing directory keeps its mode, and is filled.
             Err(NotMade::Kernel(Errno::EXIST)) => {
                 let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
                 match FileType::from_raw_mode(stat.st_mode) {
@@ -326,7 +325,8 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// One that others may write to by an access control list gets no second name: a list is not copied.
+    /// Remembers a file for hard links. A file that others may write to by its ACL gets no second name: ACLs are not
+    /// copied, so it was inherited from the directory.
     fn remember_file(&mut self, file: impl AsFd, path: &[u8]) -> Result<(), Error> {
         let stat = fstat(&file).map_err(at("look at", path))?;
         if group_writes(&stat) && has_list(file.as_fd()) {
@@ -336,7 +336,7 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// What was made under this name; another user may have put something else there since, which is then his own.
+    /// Remembers the file made under this name. If another user has replaced it since, the owner differs.
     fn remember_name(&mut self, above: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Error> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if let Ok(made) = openat(above, name, flags, Mode::empty())
@@ -347,8 +347,8 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// Whoever may write to the directory could have put a file of his own there, which would get a name where he may not
-    /// write.
+    /// Fails if the file was not made here: a user who may write to the directory could have put one there, which
+    /// would get a name in a directory where that user may not write.
     fn is_ours(&self, file: &OwnedFd, path: &[u8]) -> Result<(), Error> {
         if self.files.contains(&identity(file, path)?) {
             return Ok(());
@@ -370,20 +370,20 @@ impl Unpacker<'_> {
     }
 }
 
-/// Whether its group may write to what is no symlink, all of whose bits are set.
+/// Whether the group may write to a file. Symlinks, whose mode has all bits set, do not count.
 fn group_writes(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) != FileType::Symlink && stat.st_mode & 0o020 != 0
 }
 
-/// Whether a file has an access control list, or does not tell. Only the path leads to that of what is open without being read.
+/// Whether a file has an ACL, or this cannot be told. Read by path, because getxattr fails on an O_PATH descriptor.
 fn has_list(file: BorrowedFd<'_>) -> bool {
     let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
     let list = rustix::fs::getxattr(path, "system.posix_acl_access", &mut [0_u8; 0][..]);
     !matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP))
 }
 
-/// A file belongs to the group of a directory that says so (inode(7), `S_ISGID`): under another name in another directory it would
-/// be open to a group that has no part in that one.
+/// Fails if a hard link would widen access: a file made in a setgid directory belongs to that directory's group
+/// (inode(7), `S_ISGID`), which may have no access to the directory of the link.
 fn is_as_closed(file: &OwnedFd, above: &OwnedFd, path: &[u8]) -> Result<(), Error> {
     let look = |fd| fstat(fd).map_err(at("look at", path));
     let (file, above) = (look(file)?, look(above)?);
@@ -397,14 +397,14 @@ fn is_as_closed(file: &OwnedFd, above: &OwnedFd, path: &[u8]) -> Result<(), Erro
     Ok(())
 }
 
-/// A new file, for writing.
+/// Creates a new file for writing.
 fn create(above: impl AsFd, name: &[u8], mode: Mode) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(above, name, flags, mode)
 }
 
-/// Makes room for what is no directory. What is there and is neither a file nor a link, nor of the kind that takes its
-/// place, stays: /dev/null is no file to be replaced.
+/// Removes an existing entry, to be replaced by one that is no directory. A special file is not replaced, unless by
+/// one of the same kind (`same`): /dev/null must stay.
 fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> Result<(), Error> {
     let kind = match statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => FileType::from_raw_mode(stat.st_mode),
@@ -422,15 +422,15 @@ fn clear(above: &OwnedFd, name: &[u8], path: &[u8], same: Option<FileType>) -> R
     }
 }
 
-/// By which a directory is known again: device, inode and owner. Who may remove an empty directory may get its inode for one
-/// of his own.
+/// Identifies a file or directory: device, inode and owner. The owner counts, because a user who removes an empty
+/// directory may get its inode number for a new one.
 type Identity = (u64, u64, u32);
 
 fn identity(file: impl AsFd, path: &[u8]) -> Result<Identity, Error> {
     fstat(file).map(|stat| (stat.st_dev, stat.st_ino, stat.st_uid)).map_err(at("look at", path))
 }
 
-/// Writes to a new file, in which what is not written is zero: zeros are not written.
+/// Writes to a new file; zeros are skipped and become holes.
 fn fill<R: std::io::BufRead>(
     file: &OwnedFd,
     stream: &mut Stream<R>,
@@ -455,11 +455,11 @@ fn fill<R: std::io::BufRead>(
     })
 }
 
-/// How many bytes of zeros a piece begins with, and how many follow that are data: in blocks of the file, of which the
-/// piece begins at `offset`.
+/// Returns how many bytes of zeros a piece begins with, and how many bytes of data follow, in units of the file's
+/// blocks; the piece begins at `offset` of the file.
 fn zeros_and_data(piece: &[u8], offset: u64) -> (usize, usize) {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
-    // The rest of a block is at most a block.
+    // The cast is safe: the rest of a block.
     let mut size = BLOCK - (offset % BLOCK as u64) as usize;
     let (mut zeros, mut end) = (0, 0);
     while end < piece.len() {

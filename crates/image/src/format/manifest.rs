@@ -105,7 +105,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// `what` names the document in errors.
+    /// Parses the document; `what` names it in errors.
     ///
     /// # Errors
     /// [`Error::Json`], [`Error::Limit`].
@@ -206,7 +206,7 @@ struct RawManifest {
 }
 
 impl Manifest {
-    /// `what` names the document in errors.
+    /// Parses the document; `what` names it in errors.
     ///
     /// # Errors
     /// [`Error::Json`]; [`Error::Limit`] for a document of more than 4 MiB, more than 500 layers, or more than 16 URLs of
@@ -311,7 +311,7 @@ struct RootFs {
 }
 
 impl ImageConfig {
-    /// `what` names the document in errors.
+    /// Parses the document; `what` names it in errors.
     ///
     /// # Errors
     /// [`Error::Json`], [`Error::Limit`].

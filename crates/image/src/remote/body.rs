@@ -1,4 +1,4 @@
-//! A blob on its way from a server.
+//! A blob being received from a server.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -16,34 +16,34 @@ use super::try_again::{Failure, Stated, Tries, Validator, cancelled, failed, ref
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 
-/// Bytes that a server must send within [`Settings::patience`](super::Settings::patience), and new ones for its failures
-/// to be forgotten.
+/// How many bytes a server must send within [`Settings::patience`](super::Settings::patience), and how many new ones
+/// reset its failures.
 const ENOUGH: u64 = 64 << 10;
 
-/// What is to be fetched.
+/// A blob to be fetched.
 #[derive(Debug)]
 pub(crate) struct Fetch<'a> {
     pub(crate) remote: &'a Remote,
-    /// Where it is: at least one, tried in this order. They are http or https.
+    /// Its http or https URLs, at least one, tried in this order.
     pub(crate) locations: &'a [Location],
-    /// Who named them.
+    /// Who named the locations.
     pub(crate) by: NamedBy,
-    /// What the locations are of, if they are several by their nature: an error then speaks of all.
+    /// The name of the blob, if the locations are mirrors of it: an error then covers all of them.
     pub(crate) mirrors_of: Option<&'a str>,
-    /// Whether who reads the bytes compares their digest with a promised one. Otherwise only what a server says of the
-    /// file shows that its parts are of one state.
+    /// Whether the caller verifies a digest. Otherwise only the server's validator ensures that the parts are of the
+    /// same state.
     pub(crate) digest: bool,
-    /// Bytes promised.
+    /// The expected size in bytes.
     pub(crate) size: Option<u64>,
-    /// Bytes it may have at most.
+    /// The maximum size in bytes.
     pub(crate) limit: u64,
-    /// The state that the file must be in.
+    /// The required state of the file.
     pub(crate) validator: Option<&'a Validator>,
     pub(crate) stop: &'a Stop<'a>,
 }
 
 impl<'a> Fetch<'a> {
-    /// Connects with the first read.
+    /// Returns a body, which connects at the first read.
     pub(crate) fn start(self) -> Body<'a> {
         let tries = Tries::new(self.remote, self.stop, self.by);
         let asked = self;
@@ -62,32 +62,32 @@ impl<'a> Fetch<'a> {
     }
 }
 
-/// The bytes of a blob, in one piece whatever happens to connections. Its errors hold an [`Error`].
+/// The bytes of a blob, resumed after lost connections. Its I/O errors hold an [`Error`].
 pub(crate) struct Body<'a> {
     asked: Fetch<'a>,
     tries: Tries<'a>,
-    /// Which of them.
+    /// The index of the current location.
     location: usize,
     answer: Option<Answer>,
-    /// What this location said with its first answer.
+    /// The state of the file in this location's first response.
     known: Option<Stated>,
-    /// Bytes of the whole, if this location said so.
+    /// The total size, if this location has sent it.
     total: Option<u64>,
     /// Bytes received.
     at: u64,
-    /// Those of them that came since the last failure.
+    /// Bytes received since the last failure.
     fresh: u64,
     chunk: Bytes,
     done: bool,
 }
 
-/// An answer whose body is read.
+/// A response whose body is being read.
 struct Answer {
     client: Arc<Client>,
     response: Response,
-    /// Bytes that are there already.
+    /// Bytes to skip, because they were received before.
     skip: u64,
-    /// Bytes since it was last found to be fast enough, and the time waited for them.
+    /// Bytes received since the last check of the rate, and the time waited for them.
     got: u64,
     waited: Duration,
 }
@@ -111,7 +111,7 @@ impl Read for Body<'_> {
 }
 
 impl Body<'_> {
-    /// Goes on at the next location, which has the same bytes: their digest is known.
+    /// Continues at the next location, which has the same bytes, because their digest is verified.
     fn next_location(&mut self, error: Error) -> Result<(), Error> {
         if matches!(error, Error::Cancelled { .. } | Error::Deadline { .. }) {
             return Err(error);
@@ -126,7 +126,7 @@ impl Body<'_> {
         Ok(())
     }
 
-    /// Asks, or receives something.
+    /// Sends a request, or receives data.
     fn step(&mut self) -> Result<(), Failure> {
         let Some(answer) = &mut self.answer else { return self.ask() };
         let location = &self.asked.locations[self.location];
@@ -167,7 +167,8 @@ impl Body<'_> {
         self.at += chunk.len() as u64;
         self.fresh += chunk.len() as u64;
         self.done = self.total == Some(self.at);
-        // Otherwise a server that gives a byte with each connection would hold us for ever.
+        // Fewer bytes do not reset the failures: a server that sends a byte with each connection could hold the fetch
+        // for ever.
         if self.fresh >= ENOUGH {
             self.tries.reset();
         }
@@ -198,11 +199,12 @@ impl Body<'_> {
         }
     }
 
-    /// Asks for the rest, and for the state of the file that the first part is of.
+    /// Requests the rest, of the same state of the file as the first part.
     fn ask(&mut self) -> Result<(), Failure> {
         let location = &self.asked.locations[self.location];
         let changed = || Failure::Final(Error::Changed { path: location.to_string() });
-        // Whether the parts fit together is told by the digest, and servers of one file may well call it differently.
+        // With a digest, validators are not compared: mirrors may give the same file different ones, and the digest
+        // verifies the whole.
         let known = self.known.as_ref().filter(|_| !self.asked.digest);
         let moved = |stated: &Stated| known.is_some_and(|known| stated.may_be_other_than(known));
         let other_size = |now: Option<u64>| self.total.zip(now).is_some_and(|(then, now)| then != now);
@@ -249,12 +251,12 @@ impl Body<'_> {
             StatusCode::RANGE_NOT_SATISFIABLE
                 if content_size(response.headers()) == Some(self.at) && !other_size(Some(self.at)) =>
             {
-                // Only the end was lost.
+                // All bytes were received; only the end of the response was lost.
                 self.check_size(self.at)?;
                 self.done = true;
                 return Ok(());
             }
-            // What is there already is more than the file has now.
+            // More bytes were received than the file has now.
             StatusCode::RANGE_NOT_SATISFIABLE => return Err(changed()),
             status => return Err(refused(location, status)),
         };
@@ -263,7 +265,8 @@ impl Body<'_> {
     }
 }
 
-/// `bytes FROM-TO/TOTAL`, where the total may be `*` (RFC 9110, section 14.4): the first byte, and the total.
+/// Parses `bytes FROM-TO/TOTAL`, where the total may be `*` (RFC 9110, section 14.4); returns the first byte and the
+/// total.
 fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let text = text(headers, &CONTENT_RANGE)?;
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
@@ -273,7 +276,7 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     (from <= to && total.is_none_or(|total| to < total)).then_some((from, total))
 }
 
-/// The total of `bytes */TOTAL`, with which a server says that there is no such part.
+/// Parses the total of `bytes */TOTAL`, with which a server refuses a range.
 fn content_size(headers: &HeaderMap) -> Option<u64> {
     text(headers, &CONTENT_RANGE)?.strip_prefix("bytes */")?.parse().ok()
 }

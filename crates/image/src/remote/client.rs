@@ -1,4 +1,4 @@
-//! The HTTP client: its runtime, its trust, and the certificates it shows.
+//! The HTTP client: its runtime, its trusted roots, and its client certificates.
 
 use std::fs;
 use std::io;
@@ -23,11 +23,11 @@ use crate::bounds::stop::Stop;
 use crate::error::Error;
 
 const MAX_REDIRECTS: usize = 10;
-/// Bytes of one file of certificates. The largest bundles of roots have some hundred kilobytes.
+/// The maximum size of one certificate file in bytes. The largest bundles of roots have some hundred kilobytes.
 const MAX_PEM: u64 = 4 << 20;
 
-/// A client and the runtime that its connections and its resolver live on. One thread does for all fetches: it only
-/// moves bytes between sockets and the threads that wait in [`Client::wait`].
+/// A client and the runtime of its connections and its resolver. One thread suffices for all fetches: it only moves
+/// bytes between sockets and the threads that wait in [`Client::wait`].
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) http: reqwest::Client,
@@ -35,7 +35,7 @@ pub(super) struct Client {
     runtime: Option<Runtime>,
 }
 
-/// How waiting for something came to its end.
+/// The outcome of a wait.
 pub(super) enum Waited<T> {
     Done(T),
     TooLong,
@@ -76,7 +76,7 @@ impl Client {
                     attempt.follow()
                 }
             }))
-            // It would hand a signed URL on to the next server.
+            // A Referer header would give a signed URL to the next server.
             .referer(false)
             .retry(reqwest::retry::never())
             .user_agent(concat!("wardian/", env!("CARGO_PKG_VERSION")))
@@ -85,7 +85,7 @@ impl Client {
         Ok(Self { http, runtime: Some(runtime) })
     }
 
-    /// Waits for `work`, not longer than `limit`.
+    /// Waits for `work`, at most for `limit`.
     pub(super) fn wait<T>(
         &self,
         stop: &Stop<'_>,
@@ -106,20 +106,20 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // Nobody waits for connections that are of no more use.
+        // Does not wait for the remaining connections to close.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// What the system trusts (SSL_CERT_FILE and SSL_CERT_DIR count) and what the directory adds.
+/// Returns the TLS config: the system's roots (with SSL_CERT_FILE and SSL_CERT_DIR) and the directory's certificates.
 pub(super) fn tls(dir: Option<&Path>) -> Result<ClientConfig, Error> {
     let error = |e: rustls::Error| Error::Client { why: e.to_string() };
     let own = dir.map_or_else(|| Ok(Certificates::default()), Certificates::load)?;
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();
-    // A host without roots still fetches by http, and whatever the directory's roots vouch for.
+    // A host without system roots can still fetch by http, and from servers that the directory's roots have signed.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     for (path, root) in own.roots {
         roots.add(root).map_err(|e| Error::Certificate { path: shown(&path), why: e.to_string() })?;
@@ -139,8 +139,8 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// What a directory of certificates holds: `*.crt` are roots; a `*.cert` and the `*.key` of the same stem are shown to
-/// servers that ask (GrootFS' `remote_layer_client_certificates_path`, docker's `certs.d`).
+/// The content of a directory of certificates: `*.crt` are roots; a `*.cert` and the `*.key` of the same stem are a
+/// client certificate (GrootFS' `remote_layer_client_certificates_path`, docker's `certs.d`).
 #[derive(Default)]
 struct Certificates {
     roots: Vec<(PathBuf, CertificateDer<'static>)>,
@@ -154,8 +154,8 @@ struct Pair {
 }
 
 impl Certificates {
-    /// A directory that is not there holds nothing. Files that are empty, or blank, are as good as not there: that is
-    /// how BOSH writes a property that is not set.
+    /// Loads a directory, which may be missing. Empty and blank files count as missing, because BOSH writes
+    /// properties that are not set like that.
     fn load(dir: &Path) -> Result<Self, Error> {
         let mut found = Self::default();
         let entries = match fs::read_dir(dir) {
@@ -195,7 +195,7 @@ impl Pair {
             (Some(chain), Some(pem)) => Ok(Some(Self {
                 path: cert.to_owned(),
                 chain: certificates(cert, &chain)?,
-                // The parser's error quotes nothing of the key.
+                // The parser's error does not quote the key.
                 key: PrivateKeyDer::from_pem_slice(&pem)
                     .map_err(|e| Error::Certificate { path: shown(key), why: e.to_string() })?,
             })),
@@ -209,7 +209,7 @@ impl Pair {
     }
 }
 
-/// The file's bytes, unless it is blank or not there.
+/// Reads a file, unless it is blank or missing.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let error = |op, source| Error::Io { op, path: shown(path), source };
     let meta = match fs::metadata(path) {
@@ -234,14 +234,14 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Ok(found)
 }
 
-/// The client's certificates, of which the first is shown that the server's authorities have signed.
+/// The client certificates. The first one that is signed by one of the server's authorities is used.
 #[derive(Debug)]
 struct Identities(Vec<Arc<CertifiedKey>>);
 
 impl ResolvesClientCert for Identities {
     fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let usable = || self.0.iter().filter(|pair| pair.key.choose_scheme(schemes).is_some());
-        // A certificate holds its issuer's name in the very bytes that the server lists.
+        // A certificate contains its issuer's name in the same encoding as the server's list.
         let signed = |pair: &&Arc<CertifiedKey>| {
             let names = |name: &&[u8]| {
                 !name.is_empty()
@@ -257,7 +257,7 @@ impl ResolvesClientCert for Identities {
     }
 }
 
-/// The causes of an error of the client, which only says what it was doing. None of them holds the URL.
+/// Returns the causes of a client error, whose own text only names the operation. None of them contains the URL.
 pub(super) fn causes(error: reqwest::Error) -> String {
     let error = error.without_url();
     chain(std::error::Error::source(&error).unwrap_or(&error))

@@ -1,4 +1,4 @@
-//! Servers that an image may send us to.
+//! The servers that an image may name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,16 +10,16 @@ use crate::error::Error;
 /// A server that the operator allows images to name: its name or address, exactly, and its port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// As the parser of URLs spells it.
+    /// The name as normalized by the URL parser.
     name: String,
-    /// None: the scheme's own.
+    /// The port; `None` is the scheme's default.
     port: Option<u16>,
 }
 
 impl FromStr for Host {
     type Err = Error;
 
-    /// `HOST` or `HOST:PORT`; an IPv6 address in brackets. Without a port it is the scheme's own, 80 or 443.
+    /// Parses `HOST` or `HOST:PORT`; an IPv6 address is in brackets. The default port is the scheme's, 80 or 443.
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = || Error::Url { why: format!("{text:?} is no HOST or HOST:PORT") };
         let (name, port) = match text.rsplit_once(':') {
@@ -50,7 +50,7 @@ impl fmt::Display for Host {
 }
 
 impl Host {
-    /// Where a URL leads.
+    /// Returns the host of a URL.
     pub(super) fn of(url: &Url) -> Option<Self> {
         Some(Self { name: url.host_str()?.to_owned(), port: url.port() })
     }
@@ -64,7 +64,7 @@ impl Host {
     }
 }
 
-/// Whether a URL has a user or a password. An image may name none of these: what is allowed is a server, and no account on
+/// Whether a URL has a user or a password. An image may not name such URLs: a server is allowed, and no account on
 /// it.
 pub(super) fn has_account(url: &Url) -> bool {
     !url.username().is_empty() || url.password().is_some()
@@ -88,7 +88,7 @@ mod tests {
             "http://blobs.example/x",
             "https://BLOBS.example:443/x?y",
             "http://127.0.0.1:8080/",
-            // The parser reads numbers as inet_aton(3) does; what it makes of them is what is connected to.
+            // The parser reads numbers as inet_aton(3) does, and the connection uses its result.
             "http://0x7f.1:8080/",
             "https://[::1]/",
             "http://[0:0:0:0:0:0:0:1]:443/",

@@ -7,13 +7,13 @@ use reqwest::Url;
 
 use crate::error::Error;
 
-/// How many bytes of a path are shown.
+/// The maximum length of a path in messages, in bytes.
 const SHOWN: usize = 256;
 
 /// A URL of a blob: `http://`, `https://` or `file:///absolute/path`.
 ///
-/// It may be signed, and then it opens what it names to whoever has it. `Display` and `Debug` both leave out what can
-/// be secret (user, password, query and fragment) and cut what is long.
+/// It may be signed, and then gives access to anyone who has it. `Display` and `Debug` both omit possible secrets
+/// (user, password, query and fragment) and cut long paths.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Location(Url);
 
@@ -44,17 +44,17 @@ impl Location {
         Ok(location)
     }
 
-    /// A file's URL; none if its path is not absolute.
+    /// Returns a file's URL; `None` if its path is not absolute.
     pub(crate) fn of_file(path: &Path) -> Option<Self> {
         Url::from_file_path(path).ok().map(Self)
     }
 
-    /// The path of a `file://` URL, percent-decoded.
+    /// Returns the path of a `file://` URL, percent-decoded.
     pub fn file(&self) -> Option<PathBuf> {
         if self.0.scheme() == "file" { self.0.to_file_path().ok() } else { None }
     }
 
-    /// All of it, secrets included.
+    /// Returns the whole URL, secrets included.
     pub(crate) fn url(&self) -> &Url {
         &self.0
     }
@@ -66,7 +66,7 @@ impl fmt::Display for Location {
         if let Some(port) = self.0.port() {
             write!(f, ":{port}")?;
         }
-        // The parser leaves nothing in it that is not ASCII, and no control characters.
+        // The parser's path is ASCII without control characters.
         let path = self.0.path();
         match path.get(..SHOWN) {
             Some(cut) if cut.len() < path.len() => write!(f, "{cut}…"),

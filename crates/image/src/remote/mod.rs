@@ -1,4 +1,4 @@
-//! Fetching blobs from servers, with threads that wait and without a file in between.
+//! Fetches blobs from servers, with blocking threads and without an intermediate file.
 
 mod body;
 mod client;
@@ -23,11 +23,11 @@ pub(crate) use self::try_again::Validator;
 use self::client::Client;
 use crate::error::Error;
 
-/// How long a client is kept, whatever fails, after one was given up: a server that is down must not make everybody
-/// else connect anew with each try.
+/// How long a client is kept despite failures after the previous one was dropped: a server that is down must not make
+/// all other fetches reconnect at each try.
 const KEEP: Duration = Duration::from_secs(1);
 
-/// Fetches blobs by http and https. A copy shares all with the original.
+/// Fetches blobs by http and https. Clones share the client.
 ///
 /// The proxies of the environment are used (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`), and at most ten
 /// redirects are followed, none from https to http.
@@ -39,21 +39,21 @@ pub struct Remote(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     settings: Settings,
-    /// For what somebody asked for himself, and for what an image names.
+    /// One for URLs named by the caller, and one for URLs named by an image ([`NamedBy`]).
     kept: [Mutex<Kept>; 2],
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// Made when first needed. One that could not connect is not kept: the next reads `/etc/resolv.conf`, the trusted
-    /// roots and the certificates anew.
+    /// Made when it is first needed. One that could not connect is dropped: the next reads `/etc/resolv.conf`, the
+    /// trusted roots and the certificates again.
     client: Option<Arc<Client>>,
-    /// When one was last given up.
+    /// When a client was last dropped.
     forgotten: Option<Instant>,
 }
 
 impl Remote {
-    /// Connects to nobody yet, but reads the certificates to find out what is wrong with them.
+    /// Does not connect yet, but reads the certificates to report errors in them.
     ///
     /// # Errors
     /// [`Error::CertificatePair`], [`Error::Certificate`], [`Error::Io`].
@@ -68,10 +68,10 @@ impl Remote {
         &self.0.settings
     }
 
-    /// Those of the locations that an image may name, in their order.
+    /// Returns the locations that an image may name, in their order.
     ///
     /// # Errors
-    /// [`Error::ForeignHost`] or [`Error::Account`] if there are some, but none of these.
+    /// [`Error::ForeignHost`] or [`Error::Account`] if there are locations, but none is allowed.
     pub(crate) fn allowed(&self, what: &str, locations: &[Location]) -> Result<Vec<Location>, Error> {
         let allowed = |place: &&Location| hosts::allow(&self.0.settings.layer_hosts, place.url());
         let found: Vec<_> = locations.iter().filter(allowed).cloned().collect();
@@ -80,7 +80,7 @@ impl Remote {
         }
         let what = what.to_owned();
         let host = |place: &Location| Host::of(place.url()).map_or_else(String::new, |host| host.to_string());
-        // To allow the server of one with an account would not help.
+        // Allowing the host of a URL with an account would not help.
         match locations.iter().find(|place| !hosts::has_account(place.url())) {
             Some(place) => Err(Error::ForeignHost { what, host: host(place) }),
             None => Err(Error::Account { what, host: host(&locations[0]) }),
@@ -121,7 +121,7 @@ mod tests {
         remote.forget(&first, BY);
         assert!(!is_kept(&first));
         let second = remote.client(BY).unwrap();
-        // Time that is yet to come has not gone by, however slow the host is.
+        // A time in the future, so that the test does not depend on the host's speed.
         forgotten(Some(Instant::now() + 3600 * KEEP));
         remote.forget(&second, BY);
         assert!(is_kept(&second));

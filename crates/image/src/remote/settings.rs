@@ -1,29 +1,30 @@
-//! How blobs are fetched, and who has named where from.
+//! Settings for fetching blobs, and who named their URLs.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::hosts::Host;
 
-/// How blobs are fetched.
+/// Settings for fetching blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// A directory of certificates: `*.crt` are trusted besides the system's, a `*.cert` and the `*.key` of the same
-    /// stem are shown to servers that ask for one. It may be missing; so may what is in it, by being empty.
+    /// stem are shown to servers that ask for one. The directory may be missing, and its files may be empty.
     pub certificates: Option<PathBuf>,
-    /// How long a connection may take, with TLS.
+    /// The connect timeout, TLS handshake included.
     pub connect: Duration,
-    /// A server that sends fewer than 64 KiB, and not the end, in that time hangs.
+    /// The receive timeout: a server that sends neither 64 KiB nor the end in this time counts as hanging.
     pub patience: Duration,
-    /// Tries in a row of which none brings 64 KiB of what is missing, or the end.
+    /// How many tries in a row may fail to bring 64 KiB of new data, or the end.
     pub tries: u32,
-    /// The pause after the first failure; each further one takes twice as long, at most 8 s.
+    /// The pause after the first failure; each further pause is twice as long, at most 8 s.
     pub backoff: Duration,
-    /// How long one layer may take in all: from all of its URLs, with all tries and pauses, and with the time that its
-    /// writer takes, who holds up the server. It ends those that are slow, but never so slow that they hang.
+    /// The total timeout of one layer: for all of its URLs, with all tries and pauses, and with the time of its
+    /// writer, which applies backpressure to the server. It ends fetches that are slow, but never slow enough to
+    /// count as hanging.
     pub deadline: Duration,
-    /// Servers that an image may name for its layers, and that those may redirect to. What whoever asks for an image names
-    /// himself, as for an app, needs none of them.
+    /// Servers that an image may name for its layers, and that these may redirect to. URLs named by the caller, as
+    /// for an app, are not restricted.
     pub layer_hosts: Vec<Host>,
 }
 
@@ -41,12 +42,12 @@ impl Default for Settings {
     }
 }
 
-/// Who named an address.
+/// Who named a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NamedBy {
-    /// Whoever asks for the image.
+    /// The caller who asks for the image.
     Caller,
-    /// The image itself, which must not make this host ask servers of its choice: those that only this host reaches would
-    /// take the request for its own.
+    /// The image itself, which must not make this host send requests to servers of its choice (SSRF): servers that
+    /// only this host can reach would trust the request.
     Image,
 }

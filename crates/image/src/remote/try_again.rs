@@ -1,4 +1,4 @@
-//! One request and its answer, and whether to ask again.
+//! One request and its response, and the decision to retry.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,11 +22,11 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// Why a try failed.
 pub(super) enum Failure {
-    /// It would fail again.
+    /// A retry would fail again.
     Final(Error),
     Again {
         error: Error,
-        /// What the server asked for.
+        /// The pause that the server asked for.
         pause: Option<Duration>,
     },
 }
@@ -37,7 +37,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Counts failures in a row, waits after each, and knows when there is no more time.
+/// Counts failures in a row, waits after each, and checks the deadline.
 pub(super) struct Tries<'a> {
     pub(super) remote: &'a Remote,
     pub(super) stop: &'a Stop<'a>,
@@ -55,7 +55,7 @@ impl<'a> Tries<'a> {
         self.failures = 0;
     }
 
-    /// How much time there is for all that is yet to come.
+    /// Returns the time left until the deadline.
     ///
     /// # Errors
     /// [`Error::Deadline`] if there is none.
@@ -67,7 +67,7 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Returns when it is time for the next try.
+    /// Waits after a failure, and returns when the next try is due; fails if there is none.
     pub(super) fn after(&mut self, failure: Failure, location: &Location) -> Result<(), Error> {
         let (error, pause) = match failure {
             Failure::Final(error) => return Err(error),
@@ -86,7 +86,7 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// One request and the head of its answer: 2xx, or 416 to a request for a part.
+    /// Sends one request and receives the head of its response: 2xx, or 416 to a range request.
     pub(super) fn ask(
         &self,
         method: Method,
@@ -126,7 +126,8 @@ impl<'a> Tries<'a> {
         };
         let status = response.status();
         let busy = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-            // One that fails at HEAD may not know it, and GET is tried next, with all tries.
+            // A server error at HEAD is final: the server may not support HEAD, and GET is tried next, with all
+            // tries.
             || status.is_server_error() && !head;
         if busy {
             let why = format!("the server answered {}", status.as_u16());
@@ -139,10 +140,10 @@ impl<'a> Tries<'a> {
     }
 }
 
-/// How long to wait after so many failures in a row.
+/// Returns the pause after this many failures in a row.
 fn pause_after(failures: u32, backoff: Duration, asked: Option<Duration>) -> Duration {
     let doubled = backoff.saturating_mul(1 << (failures - 1).min(16)).min(MAX_BACKOFF);
-    // Many fetches that failed at once should not come back at once.
+    // Jitter, so that many fetches that failed together do not retry together.
     let own = doubled.mul_f64(1.0 + fastrand::f64() / 4.0);
     asked.unwrap_or_default().min(MAX_RETRY_AFTER).max(own)
 }
@@ -163,7 +164,7 @@ pub(super) fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// Seconds, or a date (RFC 9110, section 10.2.3).
+/// Parses Retry-After: seconds, or a date (RFC 9110, section 10.2.3).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = text(headers, &RETRY_AFTER)?;
     match text.parse() {
@@ -172,7 +173,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// What a server says about the file it sends.
+/// The headers of a response that describe the state of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stated {
     pub(super) etag: Option<String>,
@@ -190,8 +191,9 @@ impl Stated {
         }
     }
 
-    /// Whether this may be another file than `then` was: what both say differs, or that could be asked for again and
-    /// this says nothing to compare. The lengths are not compared, for that of a part is not the whole's.
+    /// Whether this may be another state of the file than `then`: a header that both have differs, or `then` has a
+    /// validator and this has nothing to compare with it. The lengths are not compared, because that of a part is not
+    /// the whole's.
     pub(super) fn may_be_other_than(&self, then: &Self) -> bool {
         let pairs = [(&self.etag, &then.etag), (&self.modified, &then.modified)];
         let mut both = pairs.into_iter().filter(|(now, then)| now.is_some() && then.is_some()).peekable();
@@ -199,7 +201,8 @@ impl Stated {
         both.any(|(now, then)| now != then) || then.validator().is_some() && nothing
     }
 
-    /// What can be asked for again: a weak tag (RFC 9110, section 8.8.1) is no promise about bytes.
+    /// Returns the validator, if there is one; a weak tag (RFC 9110, section 8.8.1) does not guarantee the same
+    /// bytes.
     pub(super) fn validator(&self) -> Option<Validator> {
         let strong = |etag: &&String| etag.starts_with('"');
         if let Some(etag) = self.etag.as_ref().filter(strong) {
@@ -209,7 +212,7 @@ impl Stated {
     }
 }
 
-/// Tells one state of a file on a server from another.
+/// A validator, which tells one state of a file on a server from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Validator {
     /// A strong entity tag, with its quotes.
@@ -226,7 +229,7 @@ impl Validator {
         }
     }
 
-    /// Whether the file is still the same.
+    /// Whether the file is still in the same state.
     pub(super) fn fits(&self, stated: &Stated) -> bool {
         match self {
             Self::Etag(etag) => stated.etag.as_ref() == Some(etag),
@@ -239,10 +242,10 @@ impl Validator {
 }
 
 impl Remote {
-    /// Asks a server for what tells this state of the file from others, and for its size in bytes.
+    /// Asks a server for the file's validator, and for its size in bytes.
     ///
     /// # Errors
-    /// [`Error::NoValidator`] if it says nothing; [`Error::Refused`], [`Error::Fetch`], [`Error::Cancelled`].
+    /// [`Error::NoValidator`] if it sends none; [`Error::Refused`], [`Error::Fetch`], [`Error::Cancelled`].
     pub(crate) fn validator(
         &self,
         location: &Location,

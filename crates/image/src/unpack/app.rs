@@ -1,4 +1,4 @@
-//! The layer of an app: fetching or opening it, unpacking and verifying it.
+//! Fetches or opens, unpacks and verifies the layer of an app.
 
 use std::io::Read;
 use std::os::fd::BorrowedFd;
@@ -96,7 +96,7 @@ impl Droplet {
         let (size, digested) = (None, digest.is_some());
         let keep_in = matches!(self.origin, Origin::Url { .. }).then_some(into);
         let input = Input { reader, what, size, digest: digested, only_gzip, budget, keep_in, stop, whole };
-        // Without a digest only the end's mark shows that nothing is missing.
+        // Without a digest only the end marker shows that the archive is complete.
         let rules = Rules { strict: digest.is_none(), ..*rules };
         let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
         if let Some(digest) = digest {

@@ -1,4 +1,4 @@
-//! A directory as the blob of a layer.
+//! Unpacks a directory as a layer.
 
 use std::io::{BufWriter, Read, Write as _};
 use std::os::fd::AsFd as _;
@@ -10,19 +10,20 @@ use crate::disk::rootfs::Root;
 use crate::error::Error;
 use crate::export;
 
-/// Bytes that are sent at once.
+/// The write size in bytes.
 const PIECE: usize = 256 << 10;
 
-/// Gives `read` the directory as a tar.
+/// Passes the directory to `read` as a tar stream.
 pub(crate) fn stream<T>(
     root: &Root,
     read: impl FnOnce(Box<dyn Read + Send>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let what = root.shown();
     let error = |source| Error::Io { op: "read", path: what.clone(), source };
-    // Not a pipe: whoever writes to one that nobody reads is killed, unless the whole process wants to know.
+    // A socket and not a pipe: writing to a pipe without a reader raises SIGPIPE, unless the whole process ignores
+    // it.
     let (from, to) = UnixStream::pair().map_err(error)?;
-    // Whoever reads counts the bytes, and no longer reads when it is cancelled.
+    // The reader counts the bytes, and stops reading on a cancellation.
     let watch = &Watch::default();
     thread::scope(|scope| {
         let shown = &what;
@@ -38,7 +39,7 @@ pub(crate) fn stream<T>(
             .join()
             .map_err(|_| Error::Thread { what: what.clone(), why: "its reader panicked".into() })?;
         match (packed, done) {
-            // Whoever has enough is the cause, not who could not go on.
+            // The reader that stopped is the cause, and not the writer's EPIPE.
             (Err(Error::Io { source, .. }), done) if source.kind() == std::io::ErrorKind::BrokenPipe => done,
             (Err(error), _) => Err(error),
             (Ok(()), done) => done,

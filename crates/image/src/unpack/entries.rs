@@ -28,20 +28,20 @@ use crate::overlay::xattr::{self, Fate};
 /// Read size of [`unpack_tar`], in bytes.
 const BUFFER: usize = 256 << 10;
 
-/// What an unpack did.
+/// The result of an unpack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unpacked {
     /// Entries in the archive, skipped ones included.
     pub entries: u64,
     /// Bytes of the files, holes included.
     pub bytes: u64,
-    /// How it was packed, with everything behind the archive's end.
+    /// Its sizes as stored and as a stream, with everything behind the archive's end.
     pub packed: Packed,
     /// Digest of the uncompressed stream, with everything behind the archive's end.
     pub diff_id: Digest,
-    /// Extended attributes that were not set because only the host may give them (`trusted.*`, `system.*`, ...).
+    /// Extended attributes that were not set because they belong to the host (`trusted.*`, `system.*`, ...).
     pub skipped_xattrs: u64,
-    /// Device nodes that were not made because we may not (mknod(2) said EPERM).
+    /// Device nodes that were not made for lack of privilege (EPERM of mknod(2)).
     pub skipped_devices: u64,
 }
 
@@ -64,14 +64,14 @@ impl Counts {
     }
 }
 
-/// Unpacks an uncompressed tar stream into the directory `into`: OCI whiteouts become overlayfs' own, owners and modes
-/// are those of the archive. After an error the directory holds something half made, which the caller throws away.
+/// Unpacks an uncompressed tar stream into the directory `into`: OCI whiteouts become those of overlayfs, owners and
+/// modes are those of the archive. After an error the directory is incomplete, and the caller must discard it.
 ///
 /// # Errors
 /// Any hostile, damaged or unsupported entry, a limit, or an I/O error.
 pub fn unpack_tar(reader: impl Read, into: BorrowedFd<'_>, limits: &Limits) -> Result<Unpacked, Error> {
     let mut reader = BufReader::with_capacity(BUFFER, Hashing::new(reader));
-    // What one reader gives is no image: nobody knows how large it is as stored.
+    // No ratio limit: the stored size of a plain reader is unknown.
     let limits = &Limits { max_ratio: 0, ..*limits };
     let rules = Rules { base: None, limits, budget: &Arc::default(), watch: &Watch::default(), strict: true };
     let counts = unpack(&mut reader, into, &rules)?;
@@ -81,18 +81,18 @@ pub fn unpack_tar(reader: impl Read, into: BorrowedFd<'_>, limits: &Limits) -> R
 
 /// How a stream is unpacked.
 pub(crate) struct Rules<'a> {
-    /// Everything is relative to this directory; the layers below (topmost first) say what it looks like.
+    /// The directory that all names are relative to, and the layers below (topmost first) that have it.
     pub(crate) base: Option<(&'a Base, &'a [BorrowedFd<'a>])>,
     pub(crate) limits: &'a Limits,
-    /// What the image's layers share.
+    /// The budget that the image's layers share.
     pub(crate) budget: &'a Arc<Budget>,
-    /// Asked at each entry, and more often by one that takes long.
+    /// Checked for cancellation at each entry, and more often in a large one.
     pub(crate) watch: &'a Watch,
-    /// Explained at [`Stream::next`].
+    /// See [`Stream::next`].
     pub(crate) strict: bool,
 }
 
-/// Applies the stream and reads it to its very end.
+/// Unpacks the stream, and reads it to its very end.
 pub(crate) fn unpack<R: BufRead>(
     reader: R,
     into: BorrowedFd<'_>,
@@ -124,7 +124,7 @@ pub(crate) fn unpack<R: BufRead>(
         }
         unpacker.tree.next(&entry.path)?;
         unpacker.entry(&entry, &mut stream)?;
-        // The entry itself was taken before it was made, but not what it made besides.
+        // The entry itself was counted before, but not the missing directories that it made.
         let more = unpacker.tree.made() - made;
         if more > 0 {
             made += more;
@@ -146,7 +146,7 @@ struct Unpacker<'a> {
 }
 
 impl<'a> Unpacker<'a> {
-    /// The components of a name, those of the base directory first.
+    /// Returns the components of a name, those of the base directory first.
     fn components<'b>(&self, path: &'b [u8]) -> Result<Vec<&'b [u8]>, Error>
     where
         'a: 'b,
@@ -194,7 +194,7 @@ impl<'a> Unpacker<'a> {
                 let above = self.tree.parent(&above)?;
                 self.node(entry, &above, name, &path)?;
             }
-            // A socket without its server is nothing; pax writes them as 's'.
+            // A socket is useless without its server and skipped; pax writes sockets as 's'.
             other if other.as_byte() == b's' => skip(entry, stream)?,
             other => return Err(bad(entry, &format!("unknown type {:?}", char::from(other.as_byte())))),
         }
@@ -217,7 +217,8 @@ impl<'a> Unpacker<'a> {
                 let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at("look at", path))?;
                 new = FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
                 if new {
-                    // A whiteout or a file of this layer: what it hid below stays hidden.
+                    // A whiteout or a file of this layer is replaced: the lower directory that it hid must stay
+                    // hidden.
                     opaque = true;
                     self.tree.remove(above, name, path)?;
                     make().map_err(at("make the directory", path))?;
@@ -261,7 +262,7 @@ impl<'a> Unpacker<'a> {
         match &entry.sparse {
             None => write(&fd, stream, 0, entry.size, path)?,
             Some(sparse) => {
-                // What is not written is a hole.
+                // Ranges that are not written are holes.
                 ftruncate(&fd, sparse.real).map_err(at("set the size of", path))?;
                 for (offset, length) in &sparse.segments {
                     write(&fd, stream, *offset, *length, path)?;
@@ -276,7 +277,7 @@ impl<'a> Unpacker<'a> {
         futimens(&fd, &stamps(entry.mtime)).map_err(at("set the time of", path))
     }
 
-    /// A device or a fifo.
+    /// Makes a device or a FIFO.
     fn node(&mut self, entry: &Entry, above: &Parent, name: &[u8], path: &[u8]) -> Result<(), Error> {
         let kind = match entry.kind {
             EntryType::Char => FileType::CharacterDevice,
@@ -293,7 +294,7 @@ impl<'a> Unpacker<'a> {
         let (mode, device) = (Mode::from_raw_mode(0o600), makedev(entry.device.0, entry.device.1));
         let mut forbidden = false;
         self.fresh(above, name, path, || match mknodat(above, name, kind, mode, device) {
-            // Only who has CAP_MKNOD in the initial user namespace may; containers get their devices from the runtime.
+            // Needs CAP_MKNOD in the initial user namespace; containers get their devices from the runtime.
             Err(Errno::PERM) if kind != FileType::Fifo => {
                 forbidden = true;
                 Ok(())
@@ -370,7 +371,7 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Makes something new called `name`, in place of whatever had that name.
+    /// Makes a new entry `name`, after removing an existing one.
     fn fresh(
         &mut self,
         above: &Parent,
@@ -387,7 +388,7 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Owner, mode and times of what cannot be opened and was just made: symlinks, devices, fifos.
+    /// Sets owner, mode and times of a new entry that cannot be opened: a symlink, device or FIFO.
     fn finish_special(
         &mut self,
         entry: &Entry,
@@ -402,15 +403,15 @@ impl<'a> Unpacker<'a> {
             chownat(above, name, uid, gid, nofollow).map_err(at("set the owner of", path))?;
         }
         if entry.kind != EntryType::Symlink {
-            // Made a moment ago and no symlink, in a directory nobody else can reach.
+            // Safe by name: it was just made, is no symlink, and nobody else can reach the directory.
             chmodat(above, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
                 .map_err(at("set the mode of", path))?;
         }
         utimensat(above, name, &stamps(entry.mtime), nofollow).map_err(at("set the time of", path))
     }
 
-    /// Xattrs, and owner and mode unless it has them. The order counts: chown(2) takes away setuid bits and file
-    /// capabilities.
+    /// Sets owner and mode, unless it has them already, and xattrs. The order matters: chown(2) clears setuid bits
+    /// and file capabilities.
     fn attributes(
         &mut self,
         fd: &OwnedFd,
@@ -451,7 +452,7 @@ impl<'a> Unpacker<'a> {
             tree.next(path)?;
             match tree.find(path) {
                 Ok(fd) => futimens(&fd, &stamps(time)).map_err(at("set the time of", path)),
-                // Replaced by a later entry.
+                // The directory was replaced by a later entry.
                 Err(Error::Write { source: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. }) => Ok(()),
                 Err(error) => Err(error),
             }
@@ -470,7 +471,7 @@ impl<'a> Unpacker<'a> {
     }
 }
 
-/// The components of a name, without what means nothing: leading `/`, `.`, repeated slashes.
+/// Returns the components of a name, without leading `/`, `.` and repeated slashes.
 fn components<'a>(path: &'a [u8], base: &[&'a [u8]], limits: &Limits) -> Result<Vec<&'a [u8]>, Error> {
     let unsafe_path = |why| Err(Error::UnsafePath { path: show(path), why });
     if path.is_empty() {
@@ -493,7 +494,7 @@ fn components<'a>(path: &'a [u8], base: &[&'a [u8]], limits: &Limits) -> Result<
     Ok(names)
 }
 
-/// Writes the next `length` bytes of the stream to that place of the file.
+/// Writes the next `length` bytes of the stream to the file at `offset`.
 fn write<R: BufRead>(
     fd: &OwnedFd,
     stream: &mut Stream<R>,

@@ -1,4 +1,4 @@
-//! One layer: opening its blob, unpacking and verifying it.
+//! Opens, unpacks and verifies the blob of a layer.
 
 use std::fs::File;
 use std::io::Read;
@@ -25,14 +25,14 @@ impl Layer {
     /// Unpacks the layer into the empty directory `into`. Digest and size of the blob and the diff id of its content
     /// are verified on the way, over every byte. After an error the caller throws the directory away.
     ///
-    /// `below` are the unpacked layers that this one lies on, topmost first. They are only looked at for a layer with a
-    /// base directory (annotation `org.cloudfoundry.experimental.image.base-directory`, or an app's), which takes that
-    /// directory's mode, owner and time from there.
+    /// `below` are the unpacked layers that this one lies on, topmost first. They are used only for a layer with a
+    /// base directory (annotation `org.cloudfoundry.experimental.image.base-directory`, or an app's), which takes
+    /// that directory's mode, owner and time from there.
     ///
-    /// A blob that a layout lacks is fetched from those of its URLs that [`Settings::layer_hosts`] allows, tried one after
-    /// the other, and an app from its own, which whoever asks for it has named.
+    /// A blob that a layout lacks is fetched from those of its URLs that [`Settings::layer_hosts`] allows, tried one
+    /// after the other, and an app from its own URL, which the caller has named.
     ///
-    /// What is unpacked counts for the limits of the image too, however many of its layers are unpacked side by side.
+    /// The unpacked data counts for the limits of the image too, however many of its layers are unpacked in parallel.
     ///
     /// [`Settings::layer_hosts`]: crate::Settings::layer_hosts
     ///
@@ -155,7 +155,7 @@ impl Layer {
     }
 }
 
-/// A blob whose own digest nobody promised.
+/// Returns the input for a local blob without an expected digest of its stored bytes.
 fn local<'a>(section: Section, what: &'a str, budget: Option<&'a Budget>, stop: &'a Stop<'a>) -> Input<'a> {
     let (whole, reader) = (section.whole(), Box::new(section));
     Input { reader, what, size: None, digest: false, only_gzip: false, budget, keep_in: None, stop, whole }

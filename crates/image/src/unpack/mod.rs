@@ -1,4 +1,4 @@
-//! The way of a layer from the bytes of its blob into a directory.
+//! Unpacks a layer's blob into a directory.
 
 pub(crate) mod app;
 pub(crate) mod directory;

@@ -1,4 +1,4 @@
-//! Reading, decompressing, hashing and writing one blob at the same time.
+//! Reads, decompresses, hashes and writes one blob concurrently.
 //!
 //! ```text
 //!            ┌─ blob pieces ──┐
@@ -7,8 +7,8 @@
 //!  decoder)                   └──> writer (the caller's thread): the tar stream
 //! ```
 //!
-//! Each stage takes a core's time of its own: of a 392 MB layer in zstd 0.4 s to decompress, 0.5 s to hash, 0.5 s to
-//! write. A piece goes to both its readers without a copy, and its buffer is used again after the last of them.
+//! Each stage can keep a core busy: a 392 MB layer in zstd takes 0.4 s to decompress, 0.5 s to hash and 0.5 s to
+//! write. A piece goes to both of its readers without a copy, and its buffer is reused after the last of them.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, Write};
@@ -30,53 +30,52 @@ use crate::error::{Error, at};
 use crate::format::compression::{Compression, MAX_WINDOW_LOG, Made, WINDOW_LOG, window};
 use crate::format::stream::stream_error;
 
-/// How many pieces may wait for each reader. 3 MiB hide the stages' pauses on a busy host and keep four unpacks at once
-/// far below 64 MB of memory.
+/// The queue length for each reader, in pieces. 3 MiB hide the stages' pauses on a busy host, and keep four
+/// concurrent unpacks far below 64 MB of memory.
 const WAITING: usize = 12;
-/// Bytes of the first piece, which is read before there is room, and by which one sees what is needed.
+/// The size of the first piece, which is read before any room is taken, to see how much is needed.
 const HEAD: usize = 4 << 10;
-/// Bytes of memory that an unpack takes at most, without a window: the pieces that wait for the hasher can be others than
-/// those that wait for the writer.
+/// The maximum memory of an unpack, without a zstd window: the pieces in the two queues may all be different ones.
 const PIECES: usize = (2 * WAITING + 8) * PIECE;
-/// Bytes of what is kept that are received at once.
+/// The receive size for a blob that is kept in a file, in bytes.
 const KEPT_AT_ONCE: usize = 64 << 10;
 
 type Piece = Arc<Vec<u8>>;
 
 /// A blob to be read.
 pub(crate) struct Input<'a> {
-    /// A reader whose errors may hold an [`Error`], and that ends early by `stop` if it can wait for long.
+    /// The reader. Its errors may hold an [`Error`]; if it can block for long, it must end on `stop`.
     pub(crate) reader: Box<dyn Read + Send + 'a>,
     pub(crate) what: &'a str,
-    /// Bytes it must have; with none it is read to its end.
+    /// The expected size in bytes; without it, the blob is read to its end.
     pub(crate) size: Option<u64>,
     /// Whether the digest of the bytes as stored is wanted.
     pub(crate) digest: bool,
-    /// Refuses what is not compressed by gzip.
+    /// Whether anything not compressed by gzip is refused.
     pub(crate) only_gzip: bool,
-    /// Counts the bytes as stored; none if they were counted as part of another layer.
+    /// Counts the bytes as stored; `None` if they were counted with another layer.
     pub(crate) budget: Option<&'a Budget>,
     /// For readers that may wait for the network: a directory on whose file system the blob can be kept.
     pub(crate) keep_in: Option<BorrowedFd<'a>>,
     pub(crate) stop: &'a Stop<'a>,
-    /// How the bytes as stored are compressed once more, or have holes, with all that is beside them.
+    /// How the whole file that contains the blob is stored, if it is compressed again or has holes.
     pub(crate) whole: Option<Whole>,
 }
 
 impl Input<'_> {
-    /// What of the host's disk or of the net so many bytes were.
+    /// Returns how many bytes on the disk or from the network this many bytes of the blob were.
     fn stored(&self, read: u64) -> u64 {
         self.whole.map_or(read, |whole| whole.part(read))
     }
 }
 
-/// What was read.
+/// The digests and size of a blob that was read.
 pub(crate) struct Digests {
-    /// Of the bytes as stored. None if they are not compressed, or if it was not wanted.
+    /// The digest of the bytes as stored. `None` if they are not compressed, or if it was not wanted.
     pub(crate) blob: Option<Digest>,
-    /// Of the uncompressed bytes.
+    /// The digest of the uncompressed bytes.
     pub(crate) plain: Digest,
-    /// How many bytes were stored.
+    /// The number of bytes as stored.
     pub(crate) stored: u64,
 }
 
@@ -85,7 +84,7 @@ enum Work {
     Plain(Piece),
 }
 
-/// Gives the uncompressed bytes of `input` to `write`, which must read them to the end.
+/// Passes the uncompressed bytes of `input` to `write`, which must read them to the end.
 pub(crate) fn run<T>(
     input: Input<'_>,
     write: impl FnOnce(Pieces<'_>) -> Result<T, Error>,
@@ -117,7 +116,7 @@ pub(crate) fn run<T>(
             return Err(Error::Cancelled { what: what.into() });
         }
         let ((end, stored), written) = match (read, written) {
-            // A reader that waited for more than the writer wants.
+            // The reader was stopped because the writer had failed.
             (Err(Error::Cancelled { .. }), Err(error)) => return Err(error),
             // The reader's error is the cause: the writer only saw an early end.
             (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
@@ -148,15 +147,15 @@ fn hash(work: &Receiver<Work>, pool: &Share<'_>) -> (Option<Digest>, Digest) {
     (blob.map(Digest::finish), Digest::finish(plain))
 }
 
-/// How reading came to its end.
+/// The outcome of reading.
 enum End {
     Eof,
-    /// The writer or the hasher took no more; only their error counts.
+    /// The writer or the hasher has stopped; only their error counts.
     Stopped,
 }
 
-/// The reader's thread; says how many bytes it has read. How they are compressed is seen by their beginning: media types
-/// lie, and a tar file has none.
+/// The reader's thread; returns how many bytes it has read. The compression is detected from the first bytes: media
+/// types may be wrong, and a tar file has none.
 fn read(
     input: Input<'_>,
     pool: &Share<'_>,
@@ -195,7 +194,7 @@ fn read(
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not compressed by gzip"));
         }
         raw.needs = if zstd { PIECES + (1 << log) } else { PIECES };
-        // A server may be slow, and what a decoder holds it holds until the end.
+        // A server may be slow, and a decoder holds its window until the end.
         if let Some(dir) = keep_in.filter(|_| zstd)
             && !pool.take_firm(raw.needs)
         {
@@ -217,7 +216,7 @@ fn read(
             decode(decoder, &made, pool, hasher, writer)?
         };
         if matches!(decoded, End::Eof) {
-            // Only what the decoder left over, normally nothing.
+            // Reads what the decoder has left over, normally nothing.
             while let n @ 1.. = raw.fill_buf()?.len() {
                 raw.consume(n);
             }
@@ -273,7 +272,7 @@ fn decode(
     }
 }
 
-/// Reads until the buffer is full or the source ends, and cuts the buffer to what was read.
+/// Reads until the buffer is full or the source ends, and truncates the buffer to the bytes read.
 fn fill(source: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<()> {
     let mut at = 0;
     while at < buffer.len() {
@@ -292,30 +291,30 @@ fn fill(source: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<()> {
 struct Raw<'a> {
     input: Input<'a>,
     pool: &'a Share<'a>,
-    /// Gets each piece too.
+    /// Also receives each piece, if the digest of the blob is wanted.
     hasher: Option<&'a SyncSender<Work>>,
-    /// What a decoder makes of it.
+    /// Counts the decoder's output.
     made: Option<&'a Made>,
     piece: Piece,
     at: usize,
     total: u64,
-    /// Bytes of memory that who reads on takes; 0 until that is known.
+    /// The memory needed to go on, in bytes; 0 until it is known.
     needs: usize,
     /// Whether the reader replays a blob that was received into a file, and counted, before.
     kept: bool,
-    /// What ended the reading, which a decoder may disguise.
+    /// The error that ended the reading, which a decoder may hide behind another one.
     cause: Option<Error>,
 }
 
 impl<'a> Raw<'a> {
-    /// From the piece at hand on, which must be the first.
+    /// Starts hashing with the current piece, which must be the first.
     fn hash_with(&mut self, hasher: &'a SyncSender<Work>) {
-        // A hasher that is gone shows when the first plain piece is sent.
+        // A dead hasher is detected when the first plain piece is sent.
         let _ = hasher.send(Work::Blob(Arc::clone(&self.piece)));
         self.hasher = Some(hasher);
     }
 
-    /// Remembers what ended the reading, and gives the decoder some error.
+    /// Stores the error that ended the reading, and returns a generic one for the decoder.
     fn end(&mut self, cause: Error) -> io::Error {
         self.cause = Some(cause);
         io::Error::other("the reader failed")
@@ -329,7 +328,7 @@ impl<'a> Raw<'a> {
         Ok(())
     }
 
-    /// Waits for room, unless it is held.
+    /// Takes the needed room and waits for it, unless it is held already.
     fn take_room(&mut self) -> io::Result<()> {
         let stop = self.input.stop;
         if self.needs > 0 && !self.pool.take(self.needs, &|| stop.is_set()) {
@@ -338,13 +337,13 @@ impl<'a> Raw<'a> {
         Ok(())
     }
 
-    /// Bytes to be read: one more than promised is enough to know that the promise was wrong.
+    /// Returns how many bytes to read: one more than expected suffices to detect a wrong size.
     fn wanted(&self, received: u64) -> usize {
         let left = |size: u64| size.saturating_sub(received).saturating_add(1);
         self.input.size.map_or(usize::MAX, |size| usize::try_from(left(size)).unwrap_or(usize::MAX))
     }
 
-    /// Receives all that is still to come into a file without a name, and reads on from there.
+    /// Receives the rest into an unnamed file (O_TMPFILE), and continues reading from that.
     fn keep(&mut self, dir: BorrowedFd<'_>) -> io::Result<()> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let op = "make a temporary file for a layer in";
@@ -407,7 +406,7 @@ impl BufRead for Raw<'_> {
         if let Some(size) = self.input.size.filter(|size| self.total > *size) {
             return Err(self.end(size_mismatch(self.input.what, size, self.total)));
         }
-        // It may have been given back while this waited.
+        // The room may have been returned during the wait for data.
         self.take_room()?;
         self.piece = Arc::new(buffer);
         if let Some(hasher) = self.hasher.filter(|_| !self.piece.is_empty()) {
@@ -439,7 +438,7 @@ impl Read for Pieces<'_> {
 }
 
 impl BufRead for Pieces<'_> {
-    /// An unpack that was cancelled looks like an early end; [`run`] knows better.
+    /// A cancelled unpack looks like an early end of file here; [`run`] returns the right error.
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.stop.watch.is_cancelled() {
             return Ok(&[]);
