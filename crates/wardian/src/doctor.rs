@@ -16,7 +16,7 @@ use wardian_lab::{doctor, leaks};
 const LEAKS: u8 = 3;
 /// Exit code when containers cannot run here.
 const ERRORS: u8 = 4;
-/// Exit code when there are warnings and they are to count.
+/// Exit code with --strict if there are warnings.
 const WARNINGS: u8 = 5;
 
 const AFTER: &str = "\
@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "WARDIAN_RUN")]
     run: Vec<PathBuf>,
     /// The store, or where one would be: its file system is looked at [default: $WARDIAN_ROOT, or /var/lib/wardian]
-    // Read by hand: the environment is in nobody's way, as a flag would be.
+    // The variable is not read by clap: it must not conflict with other flags, as --root does.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["leaks", "clean"])]
     root: Option<PathBuf>,
     /// Do not write for a second to see how fast the disk is

@@ -3,31 +3,31 @@
 use wardian_lab::Interrupted;
 use wardian_lab::record::NotRun;
 
-/// The command line is wrong: the code that its parser exits with, too.
+/// The command line is wrong. The parser exits with the same code.
 pub const WRONG: u8 = 2;
-/// What a process or a container has given does not arrive where it should, or there is none: docker's code.
+/// A process cannot be started or attached to, or output is lost. Docker uses the same code.
 pub const OWN: u8 = 125;
 
-/// An error with an exit code of its own. It shows as what it was made of.
+/// An error with an exit code of its own. It is displayed as the wrapped error.
 #[derive(Debug)]
 struct Coded(u8, anyhow::Error);
 
-/// A mistake on the command line that the parser cannot see.
+/// Returns an error in the command line that the parser cannot detect.
 pub fn mistake(error: impl Into<anyhow::Error>) -> anyhow::Error {
     anyhow::Error::new(Coded(WRONG, error.into()))
 }
 
-/// Output of a container that is lost.
+/// Returns an error for lost output of a container.
 pub fn lost(error: impl Into<anyhow::Error>) -> anyhow::Error {
     anyhow::Error::new(Coded(OWN, error.into()))
 }
 
-/// The end of what a signal has cut short; `state` says what has become of it.
+/// Returns an error for work that a signal has interrupted; `state` tells the user its outcome.
 pub fn interrupted(signal: i32, state: &str) -> anyhow::Error {
     anyhow::Error::new(Coded(after(signal), anyhow::Error::msg(state.to_owned())))
 }
 
-/// As a shell tells of a process that a signal has ended.
+/// Returns the exit code that a shell reports for a process killed by a signal.
 fn after(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(130)
 }
@@ -44,7 +44,7 @@ impl std::error::Error for Coded {
     }
 }
 
-/// The code of an error that has the same one whatever the command.
+/// Returns the exit code of an error that has the same one in all commands.
 pub fn of(error: &anyhow::Error) -> Option<u8> {
     error.chain().find_map(|cause| {
         if let Some(Interrupted(signal)) = cause.downcast_ref() {

@@ -18,7 +18,8 @@ use wardian_image::{App, Remote, Source, Watch, shown};
 use wardian_store::image::{Named, Wish};
 use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
 
-/// The most names that an image gets from its source. Each is a record, and an archive can have any number of them.
+/// The maximum number of names that an image gets from its source. Each is a record, and an archive can have any
+/// number of names.
 const MOST_NAMES: usize = 64;
 
 /// The images' commands.
@@ -126,7 +127,7 @@ enum Command {
     },
 }
 
-/// Does what was asked.
+/// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
@@ -160,7 +161,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What import takes: an address with a scheme, or a path.
+/// Parses the source of an import: an address with a scheme, or a path.
 pub fn source(text: &str) -> Result<Source> {
     if text.contains("://") {
         return Ok(Source::parse(text)?);
@@ -179,7 +180,7 @@ pub fn source(text: &str) -> Result<Source> {
     })
 }
 
-/// The same with an app on top, or the name of an image, as the store understands it.
+/// Converts a source, with or without an app on top, or the name of an image, to an address for the store.
 pub fn address(store: &Store, text: &str) -> Result<String> {
     let Some((base, _)) = App::parse(text)? else {
         let unknown = |error: &wardian_store::Error| {
@@ -187,7 +188,7 @@ pub fn address(store: &Store, text: &str) -> Result<String> {
             matches!(error, wardian_store::Error::Name(Unknown { .. } | Invalid { .. }))
         };
         return match store.find_image(text) {
-            // What has a tag or a digest is meant as a name.
+            // A text with a tag or a digest is meant as a name.
             Ok(_) if !text.contains([':', '@']) && Source::detect(Path::new(text)).is_ok() => bail!(
                 "{text:?} is an image in the store, and there is a file or layout of that name here: say `{text}:latest` \
                  for the image, or `./{text}` for the file"
@@ -202,14 +203,14 @@ pub fn address(store: &Store, text: &str) -> Result<String> {
             Err(error) => Err(error.into()),
         };
     };
-    // Otherwise the base is a path already.
+    // If `base` is no prefix of the text, it is a path already.
     match text.strip_prefix(&base) {
         Some(app) => Ok(format!("{}{app}", address(store, &base)?)),
         None => Ok(text.to_owned()),
     }
 }
 
-/// The address of an image with an app on top.
+/// Returns the address of an image with an app on top.
 pub fn with_app(image: &str, app: &str, path: &str, digest: Option<&str>) -> Result<String> {
     ensure!(
         App::parse(image)?.is_none(),
@@ -226,7 +227,7 @@ pub fn with_app(image: &str, app: &str, path: &str, digest: Option<&str>) -> Res
     Ok(address)
 }
 
-/// Brings an image in, watched; Ctrl-C ends it.
+/// Imports an image with a progress display; Ctrl-C cancels it.
 pub fn fetch(store: &Store, uri: &str) -> Result<(Image, Vec<Arc<LayerProgress>>)> {
     watched(|progress| store.import(uri, None, progress))
 }
@@ -249,8 +250,8 @@ fn watched<T>(
     }
 }
 
-/// Lets a process of its own bring the image in. It answers as soon as the image can be used, and lives on until it is on
-/// the disk: a layer whose process is gone before that is trusted by nobody.
+/// Imports the image in a separate process. It answers as soon as the image can be used, and runs until the image is
+/// durable: a layer is distrusted if its process ends before that.
 fn import_apart(place: &Place, source: &str, tag: Option<String>, force: bool) -> Result<ExitCode> {
     let mut command = place.command(&["image", "import", "--detached"])?;
     command.args(tag.map(|tag| format!("--tag={tag}"))).args(force.then_some("--force"));
@@ -260,7 +261,7 @@ fn import_apart(place: &Place, source: &str, tag: Option<String>, force: bool) -
     let mut said = String::new();
     child.stdout.take().context("hear the import")?.read_to_string(&mut said).context("hear the import")?;
     if said.is_empty() {
-        // It has said why.
+        // It has printed the error.
         let code = child.wait().context("wait for the import")?.code();
         return Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
     }
@@ -268,14 +269,14 @@ fn import_apart(place: &Place, source: &str, tag: Option<String>, force: bool) -
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets go of whoever waits for an answer or sends signals to a terminal's processes.
+/// Detaches from the parent's pipes and from the terminal's signals.
 fn step_back() -> Result<()> {
     let null =
         std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
     rustix::stdio::dup2_stdout(&null).context("let go of standard output")?;
     rustix::stdio::dup2_stderr(&null).context("let go of standard error")?;
     std::env::set_current_dir("/").context("let go of the directory")?;
-    // It leads no group, so this works.
+    // setsid works, because the process is no group leader.
     let _ = rustix::process::setsid();
     Ok(())
 }
@@ -290,7 +291,8 @@ fn import(
 ) -> Result<()> {
     let wish = if force || tag.is_some() { Wish::Operator } else { Wish::Source };
     let mut names: Vec<String> = tag.map(|tag| short(&tag).to_owned()).into_iter().collect();
-    // Held to the end: of an archive that is compressed as a whole it has what everybody else reads.
+    // Held until the end: for an archive compressed as a whole it keeps the decompressed file, which later reads
+    // share.
     let found = if App::parse(text)?.is_some() { None } else { Some(source(text)?) };
     let uri = found.as_ref().map_or_else(|| address(store, text), |source| Ok(source.to_uri()))?;
     if names.is_empty() && App::parse(&uri)?.is_none() {
@@ -341,14 +343,14 @@ fn import(
     if detached { Ok(()) } else { answer() }
 }
 
-/// Says what whoever uses the image should know.
+/// Prints the image's warning, if it has one.
 fn warn(image: &Image) {
     if let Some(warning) = image.config.warning() {
         print::note(&warning);
     }
 }
 
-/// What is true of an image that is in the store and not on the disk yet.
+/// Returns a text on the state of an image that is in the store and not durable yet.
 fn stays(names: &[String], source: &str) -> String {
     let again = format!("what is not on the disk yet is fetched again from {source} when somebody uses it");
     match names {
@@ -360,13 +362,13 @@ fn stays(names: &[String], source: &str) -> String {
     }
 }
 
-/// Waits until an image is on the disk; Ctrl-C ends the waiting, and `stays` says what is true then.
+/// Waits until an image is durable; Ctrl-C ends the wait with the message `stays`.
 pub fn wait_durable(store: &Store, image: &Image, stays: &str) -> Result<()> {
     let progress = Arc::new(Progress::default());
     let cancel = Arc::clone(&progress);
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
     let written = watch::spinner("writing to the disk", || store.wait_image_durable(image, &progress));
-    // A signal that comes when all is written has changed nothing.
+    // A signal after everything was written has no effect.
     if !matches!(written, Ok(true)) {
         interrupts.check(&format!("interrupted before all was written to the disk: {stays}"))?;
     }
@@ -374,7 +376,7 @@ pub fn wait_durable(store: &Store, image: &Image, stays: &str) -> Result<()> {
     Ok(())
 }
 
-/// Does it for each, also after a failure.
+/// Fetches each source, also after a failure.
 fn prefetch(place: &Place, sources: &[String]) -> Result<ExitCode> {
     let store = place.open()?;
     let mut done = Vec::new();
@@ -412,7 +414,7 @@ fn report(
     replaced: &[Named],
     watched: &[Arc<LayerProgress>],
 ) -> Result<()> {
-    // With an app on top it has the id of an ordinary image under its name.
+    // An image with an app has the id of an ordinary image under its name.
     let id = match names.first() {
         Some(name) => store.find_image(name)?.id,
         None => image.id.clone(),
@@ -452,7 +454,7 @@ fn report(
     print::text(&names.iter().map(line).collect::<String>())
 }
 
-/// Bytes on the disk, as well as they are known.
+/// Returns the bytes on the disk; as long as these are unknown, the bytes of the files.
 fn size(layer: &LayerInfo) -> u64 {
     layer.disk_bytes.unwrap_or(layer.bytes)
 }
@@ -496,7 +498,7 @@ fn list(place: &Place) -> Result<()> {
 fn inspect(store: &Store, name: &str) -> Result<()> {
     let (image, documents) = store.read_image(name)?;
     let layers = layers_of(store, &image);
-    // Verified when it was read; what is no JSON all the same is shown as text.
+    // The documents were verified when they were read; one that is no JSON anyway is shown as text.
     let document = |text: &Option<String>| {
         text.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text.as_str())))
     };
@@ -513,7 +515,7 @@ fn inspect(store: &Store, name: &str) -> Result<()> {
     }))
 }
 
-/// Does it for each name, also after a failure, but not after a signal.
+/// Does the work for each name, also after a failure, but not after a signal.
 fn each(names: &[String], work: &mut dyn FnMut(&str) -> Result<()>) -> Result<ExitCode> {
     let mut failure = None;
     for name in names {
@@ -562,7 +564,7 @@ fn remove(place: &Place, names: &[String], force: bool) -> Result<ExitCode> {
     result
 }
 
-/// Where an export is to go.
+/// Returns the target of an export.
 fn target(path: PathBuf, format: Option<Format>, keep_privileges: bool, overwrite: bool) -> Result<Target> {
     let format = format.map_or_else(|| format_of(&path), Ok)?;
     ensure!(
@@ -586,7 +588,7 @@ fn is_output(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// The format that a name asks for.
+/// Derives the format from the target's name.
 fn format_of(dest: &Path) -> Result<Format> {
     if is_output(dest) {
         return Ok(Format::DockerArchive);
@@ -617,7 +619,7 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
     let names = [named.name.clone()];
     let config = documents.config.as_deref().map(str::as_bytes);
-    // An archive of an image cannot be written from its beginning to its end: it is made whole first.
+    // An archive of an image cannot be written sequentially, so it is completed in a temporary file first.
     let mut whole = match format {
         Format::OciArchive | Format::DockerArchive if output => {
             Some(store.scratch().context("make a file for the archive on the store's file system")?)
@@ -647,7 +649,7 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
                 "{path} exists already: name a directory that does not exist or is empty; --force replaces files only"
             )
         }
-        // The reader has seen enough.
+        // The reader has closed the pipe.
         Err(wardian_image::Error::Io { source, .. })
             if output && source.kind() == std::io::ErrorKind::BrokenPipe =>
         {
@@ -684,7 +686,7 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
         print::note(&without_privileges(left_out));
     }
     if output {
-        // Standard output is the archive's.
+        // Standard output carries the archive, so nothing else is printed there.
         return Ok(());
     }
     if place.json {
@@ -706,10 +708,10 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     ))
 }
 
-/// What errors call standard output.
+/// The name of standard output in errors.
 const OUTPUT: &str = "standard output";
 
-/// A file to standard output, from its beginning; `false`: the reader has seen enough.
+/// Copies a file from its beginning to standard output; false if the reader has closed the pipe.
 fn pass_on(file: &mut std::fs::File) -> Result<bool> {
     use std::io::Seek as _;
     file.rewind().context("read the archive")?;
@@ -728,7 +730,7 @@ fn pass_on(file: &mut std::fs::File) -> Result<bool> {
     }
 }
 
-/// What an exported directory lacks.
+/// Returns a text on the privileges that an exported directory lacks.
 fn without_privileges(left_out: export::LeftOut) -> String {
     let count = |n: u64, what| print::count(usize::try_from(n).unwrap_or(usize::MAX), what);
     let all = [

@@ -59,7 +59,8 @@ pub struct Record {
     command: Vec<OsString>,
 }
 
-/// Where figures are written. Standard output has a table on it, or what a command prints.
+/// Parses the path of a file for the figures. It cannot be standard output, which carries a table or the output of a
+/// command.
 fn file() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| match path.as_os_str().as_encoded_bytes() {
         b"-" => Err("a file is needed, and - is none; ./- would be a file of that name"),
@@ -92,7 +93,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Teardown(args) => args.run(&runtime)?,
         Command::Record(args) => {
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
-            // Standard output is the command's.
+            // Standard output belongs to the command.
             crate::print::say(format!("\n{}", report.diagnosis).trim_end());
             if let Some(to) = args.json {
                 report.save(&to)?;

@@ -1,11 +1,11 @@
-//! The server's log: for people on a terminal, else one JSON object a line, in the shape that the original server's
-//! readers know:
+//! The server's log: text on a terminal, otherwise one JSON object per line, in the format of the original server's
+//! log:
 //!
 //! ```text
 //! {"timestamp":"2026-01-02T03:04:05.000000000Z","level":"info","source":"wardian","message":"wardian.create.done","data":{"handle":"h","id":"…","ms":7.5}}
 //! ```
 //!
-//! That shape has no level between info and error: a warning is an `error`, since somebody should look.
+//! That format has no level between info and error. A warning is written as an `error`, because it needs attention.
 
 use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
@@ -27,18 +27,20 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 use wardian_sys::text::{Clipped, clip, tame, tame_json};
 
-/// Lines of one message in one second; what exceeds them is counted. A burst of a few hundred containers stays below.
+/// The maximum number of lines of one message per second; further ones are only counted. A burst of a few hundred
+/// containers stays below.
 const MOST: u64 = 1000;
-/// Bytes that one message may take at once, and …
+/// The burst size of one message's token bucket, in bytes, and …
 const BURST: u64 = 256 << 10;
-/// … how many more each second: what is an error is often what a client has asked for, and may be as long as it likes.
+/// … its refill per second. It is lower for errors, which clients can cause, with texts of any length.
 const RATE: u64 = 256 << 10;
 const ERROR_RATE: u64 = 16 << 10;
-/// Bytes of a line beside its values, about.
+/// The approximate size of a line without its values, in bytes.
 const FRAME: u64 = 128;
-/// Messages that are counted: more than this program has. Those of libraries may have numbers in them.
+/// The maximum number of messages that are counted: more than this program has. Messages of libraries may contain
+/// numbers.
 const MESSAGES: usize = 4096;
-/// Bytes of a value: names, paths and errors may be as long as a client likes.
+/// The maximum size of a value in bytes: clients can cause names, paths and errors of any length.
 const VALUE: usize = 2048;
 
 /// How lines look.
@@ -57,7 +59,7 @@ pub enum Format {
 /// Changes what is logged while the server runs.
 pub type Filter = reload::Handle<Targets, Registry>;
 
-/// What is to be logged, if the environment says so: a level, or levels by crate.
+/// Returns the log filter given by the environment: a level, or levels by crate.
 pub fn wanted() -> Result<Option<Targets>> {
     const VARIABLE: &str = "WARDIAN_LOG";
     let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
@@ -68,7 +70,7 @@ pub fn wanted() -> Result<Option<Targets>> {
     })
 }
 
-/// Log to standard error from here on.
+/// Starts logging to standard error.
 pub fn start(format: Format) -> Result<Filter> {
     let filter = wanted()?.unwrap_or_else(|| Targets::new().with_default(Level::INFO));
     let (filter, handle) = reload::Layer::new(filter);
@@ -77,7 +79,7 @@ pub fn start(format: Format) -> Result<Filter> {
     let lines = json.then(|| Lines::new(std::io::stderr(), MOST));
     let text = (!json).then(|| {
         let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).fmt_fields(fields());
-        // It would tell of an unwritable standard error there, and panic.
+        // Otherwise the layer reports an unwritable standard error to standard error, and panics.
         let layer = layer.log_internal_errors(false);
         layer.with_filter(Bounded(Mutex::new(Flood::new(MOST))))
     });
@@ -86,15 +88,15 @@ pub fn start(format: Format) -> Result<Filter> {
     Ok(handle)
 }
 
-/// A value as it is logged, made no longer than that.
+/// Formats a value for the log, cut to [`VALUE`].
 fn cut(value: &dyn std::fmt::Debug) -> String {
     let mut text = Clipped::new(VALUE);
-    // The value's own failure: what it has said until then is logged.
+    // If the value's formatter fails, its output so far is logged.
     let _ = write!(text, "{value:?}");
     text.finish()
 }
 
-/// Fields of a text line: in one line, and cut.
+/// Formats the fields of a text line, escaped to one line and cut.
 fn fields() -> impl for<'w> FormatFields<'w> + 'static {
     let format = |to: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
         let text = cut(value);
@@ -104,7 +106,7 @@ fn fields() -> impl for<'w> FormatFields<'w> + 'static {
     format::debug_fn(format).delimited(" ")
 }
 
-/// A line.
+/// A line of the JSON log.
 #[derive(Serialize)]
 struct Line<'a> {
     timestamp: String,
@@ -114,7 +116,7 @@ struct Line<'a> {
     data: Map<String, Value>,
 }
 
-/// Writes lines.
+/// The layer that writes the JSON log.
 #[derive(Debug)]
 struct Lines<W> {
     out: Mutex<W>,
@@ -130,9 +132,9 @@ impl<W: Write> Lines<W> {
         let timestamp = humantime::format_rfc3339_nanos(now).to_string();
         let line = Line { timestamp, level, source: "wardian", message: format!("wardian.{path}"), data };
         let Ok(line) = serde_json::to_string(&line) else { return };
-        // Somebody may look at it on a terminal.
+        // The log may be viewed on a terminal.
         let line = format!("{}\n", tame_json(&line));
-        // Nobody can be told that the log cannot be written.
+        // A failure to write the log cannot be reported anywhere.
         let _ = self.out.lock().write_all(line.as_bytes());
     }
 }
@@ -148,7 +150,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Write + Send + 'static> Layer<S>
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
-        // What is said of the request, before what is said of the event.
+        // The fields of the request's spans come before those of the event.
         for span in context.event_scope(event).into_iter().flat_map(Scope::from_root) {
             if let Some(data) = span.extensions().get::<Map<String, Value>>() {
                 fields.data.extend(data.clone());
@@ -174,7 +176,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Write + Send + 'static> Layer<S>
     }
 }
 
-/// The same bounds for text.
+/// Applies the same limits to the text log.
 struct Bounded(Mutex<Flood>);
 
 impl<S: Subscriber> Sieve<S> for Bounded {
@@ -190,14 +192,15 @@ impl<S: Subscriber> Sieve<S> for Bounded {
         let mut flood = self.0.lock();
         let (admitted, over) = flood.judge(&path, SystemTime::now(), metadata, &fields);
         for (path, count) in over {
-            // Nobody can be told that the log cannot be written.
+            // A failure to write the log cannot be reported anywhere.
             let _ = writeln!(std::io::stderr(), "{}: {count} more suppressed", tame(&path));
         }
         admitted
     }
 }
 
-/// `create.done` as it is; others get the name of their crate, and no blanks: `server.request-failed`.
+/// Returns the event name: `create.done` is kept; a message with blanks gets the name of its crate, as
+/// `server.request-failed`.
 fn path(message: &str, target: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let text = message.trim();
@@ -246,23 +249,23 @@ impl Visit for Fields {
     }
 }
 
-/// What is said too often, or takes too much.
+/// The rate limit of messages, by number and by bytes.
 #[derive(Debug)]
 struct Flood {
     most: u64,
     said: HashMap<String, Said>,
 }
 
-/// A message.
+/// The counters of one message.
 #[derive(Debug)]
 struct Said {
-    /// When it was said last.
+    /// The second in which it was last logged.
     second: u64,
-    /// How often in that second.
+    /// How often it was logged in that second.
     count: u64,
-    /// Bytes that it may take.
+    /// The bytes left in its token bucket.
     room: u64,
-    /// How often it was dropped since that was told.
+    /// How often it was dropped since the last report.
     dropped: u64,
 }
 
@@ -286,8 +289,8 @@ impl Flood {
         self.admit(path, second, FRAME + values as u64, rate)
     }
 
-    /// Whether a message of so many bytes may be written, given how many of them it may take each second; and those of
-    /// earlier seconds that were dropped, with their numbers.
+    /// Returns whether a message of this many bytes may be written, with `rate` as its refill per second, and the
+    /// messages dropped in earlier seconds with their numbers.
     fn admit(&mut self, path: &str, second: u64, bytes: u64, rate: u64) -> (bool, Vec<(String, u64)>) {
         let mut over = Vec::new();
         for (path, said) in &mut self.said {
@@ -421,7 +424,7 @@ mod tests {
         let mut admit = |path: &str, second: u64, bytes: u64| flood.admit(path, second, bytes, ERROR_RATE).0;
         let first = (0..MOST).filter(|_| admit("long", 1, 4096)).count();
         assert_eq!(first as u64, BURST / 4096);
-        // A second later there is room for a few more; another message has its own.
+        // A second later there is room for a few more; another message has a bucket of its own.
         assert_eq!((0..MOST).filter(|_| admit("long", 2, 4096)).count() as u64, ERROR_RATE / 4096);
         assert_eq!((0..MOST).filter(|_| admit("short", 2, 200)).count() as u64, MOST);
         let text = "x".repeat(60_000);
@@ -440,11 +443,11 @@ mod tests {
             assert_eq!(admit("a", 1), (false, vec![]));
         }
         assert_eq!(admit("b", 1), (true, vec![]));
-        // Told by whoever comes next, once.
+        // Reported with the next message, once.
         assert_eq!(admit("b", 2), (true, vec![("a".to_owned(), 5)]));
         assert_eq!(admit("a", 2), (true, vec![]));
         assert_eq!(admit("a", 4), (true, vec![]));
-        // One that is dropped on and on is told each second.
+        // A message that is dropped continuously is reported each second.
         let mut flood = Flood::new(0);
         let mut admit = |second| flood.admit("a", second, 1, RATE);
         assert_eq!(admit(1), (false, vec![]));

@@ -126,7 +126,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// What an error advises can be given to the commands, and found in their help.
+    /// The flags that errors advise exist in these commands, and in their help.
     #[test]
     fn limits_are_settings_of_the_stores_commands_too() {
         let wardian = Cli::command();

@@ -1,7 +1,7 @@
-//! What commands print: tables, JSON, sizes and ages.
+//! The output of commands: tables, JSON, sizes and ages.
 //!
-//! Names, errors and paths are what others made of them. So everything but the output of processes is printed here, and
-//! nothing that a terminal would obey, or that nobody could see, leaves it as it is: see [`wardian_sys::text`].
+//! Names, errors and paths are untrusted. So everything but the output of processes is printed here, with control
+//! sequences and invisible characters escaped: see [`wardian_sys::text`].
 
 use crate::watch;
 use anyhow::{Context as _, Result};
@@ -14,25 +14,25 @@ use std::time::{Duration, SystemTime};
 use unicode_width::UnicodeWidthStr as _;
 use wardian_sys::text::{clip, tame_json, tame_lines};
 
-/// Lines, to standard output. A reader that has seen enough (`| head`) is no failure.
+/// Prints lines to standard output. A reader that closes the pipe (`| head`) is no failure.
 pub fn text(text: &str) -> Result<()> {
     raw(&tame_lines(text))
 }
 
-/// The same with what a terminal is to obey. What others wrote in it must have been tamed.
+/// As [`text`], but with control sequences. Untrusted parts must be escaped already.
 pub fn raw(text: &str) -> Result<()> {
     written(text.as_bytes()).map(drop)
 }
 
-/// A line that is wanted at once. `false`: the reader has seen enough.
+/// Prints and flushes a line; false if the reader has closed the pipe.
 pub fn line(line: &str) -> Result<bool> {
     written(format!("{}\n", tame_lines(line)).as_bytes())
 }
 
-/// What a pipe that says it has room takes without waiting.
+/// How many bytes a writable pipe takes without blocking (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
-/// Bytes as they are, to standard output. `false`: the reader has seen enough.
+/// Writes bytes unchanged to standard output; false if the reader has closed the pipe.
 pub fn written(bytes: &[u8]) -> Result<bool> {
     let stdout = rustix::stdio::stdout();
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -40,14 +40,14 @@ pub fn written(bytes: &[u8]) -> Result<bool> {
         bytes.len() > PIPE_BUF || poll(&mut [PollFd::new(&stdout, PollFlags::OUT)], Some(&now)) == Ok(0);
     let _wait = waits.then(watch::heed);
     let mut out = std::io::stdout().lock();
-    // What is left in a buffer at the end would be lost without a word.
+    // Data left in the buffer at the exit would be lost silently.
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         written => written.map(|()| true).context("write to standard output"),
     }
 }
 
-/// What the parser of the command line says: help, to standard output, or what is wrong, to standard error.
+/// Prints the parser's message: help to standard output, an error to standard error.
 pub fn parser(said: &clap::Error) -> Result<ExitCode> {
     match said.print() {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe && !said.use_stderr() => {
@@ -61,12 +61,12 @@ pub fn parser(said: &clap::Error) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(crate::exit::WRONG)))
 }
 
-/// Why something went wrong, to standard error.
+/// Prints an error and its causes to standard error.
 pub fn failure(error: &anyhow::Error) {
     let mut last = error.to_string();
     note(&last);
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Some errors have told their cause already.
+        // Some errors contain the text of their cause.
         if !last.contains(&cause) {
             say(&format!("  because: {}", clip(&cause, MESSAGE)));
         }
@@ -74,34 +74,34 @@ pub fn failure(error: &anyhow::Error) {
     }
 }
 
-/// What one should know, to standard error.
+/// Prints a note to standard error.
 pub fn note(text: &str) {
     say(&format!("wardian: {}", clip(text, MESSAGE)));
 }
 
-/// Bytes of a message: what others have written in it may be long.
+/// The maximum size of a message in bytes, because untrusted parts may be long.
 const MESSAGE: usize = 16 << 10;
 
-/// A line as it is for people, to standard error. That it cannot be written ends nothing: see [`wardian_sys::stderr`].
+/// Prints a line to standard error. A failed write is ignored: see [`wardian_sys::stderr`].
 pub fn say(text: &str) {
     let _wait = (!wardian_sys::stderr::is_free()).then(watch::heed);
     wardian_sys::stderr::line(&tame_lines(text));
 }
 
-/// Indented JSON, to standard output.
+/// Prints indented JSON to standard output.
 pub fn json(value: &impl Serialize) -> Result<()> {
     text(&tame_json(&(serde_json::to_string_pretty(value)? + "\n")))
 }
 
-/// JSON on a line that is wanted at once. `false`: the reader has seen enough.
+/// Prints and flushes JSON on one line; false if the reader has closed the pipe.
 pub fn json_line(value: &impl Serialize) -> Result<bool> {
     line(&tame_json(&serde_json::to_string(value)?))
 }
 
-/// Bytes of a cell: handles and names of images are shorter.
+/// The maximum size of a cell in bytes: handles and names of images are shorter.
 const CELL: usize = 1024;
 
-/// Columns as wide as their widest cell is on a terminal.
+/// Formats a table, with columns as wide as their widest cell on a terminal.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned))
         .chain(rows.iter().map(|row| std::array::from_fn(|n| tame(&clip(&row[n], CELL)))))
@@ -116,7 +116,7 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     for row in &rows {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
-            // A formatter pads by letters, some of which take two columns and some none.
+            // Formatters pad by characters, some of which take two columns or none.
             let _ = write!(line, "{cell}{:1$}  ", "", width - cell.width());
         }
         table += line.trim_end();
@@ -125,12 +125,12 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     table
 }
 
-/// Bytes, in decimal units.
+/// Formats a size in decimal units.
 pub fn bytes(n: u64) -> String {
     wardian_lab::report::bytes(n)
 }
 
-/// How long ago that was; milliseconds since 1970.
+/// Formats the time since `ms`, in milliseconds since 1970.
 pub fn age(ms: u64) -> String {
     let then = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
     let seconds = then.elapsed().unwrap_or_default().as_secs();
@@ -143,14 +143,14 @@ pub fn age(ms: u64) -> String {
     format!("{n} {unit}{} ago", if n == 1 { "" } else { "s" })
 }
 
-/// A point in time, as `2026-11-24T12:47:13.250Z`.
+/// Formats a point in time, as `2026-11-24T12:47:13.250Z`.
 pub fn clock(then: SystemTime) -> String {
-    // What a server may say of time, and nobody can mean, is cut to what there is a name for.
+    // Absurd times from a server are clamped to those that can be formatted.
     let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_millis(then.clamp(SystemTime::UNIX_EPOCH, latest)).to_string()
 }
 
-/// The first 12 characters of an id.
+/// Returns the first 12 characters of an id.
 pub fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
@@ -160,7 +160,7 @@ pub fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Text that others wrote, on one line and without what a terminal would obey.
+/// Escapes untrusted text: one line, without control sequences.
 pub fn tame(text: &str) -> String {
     wardian_sys::text::tame(text).into_owned()
 }

@@ -1,4 +1,4 @@
-//! `wardian reset`: this host as if the server had never run.
+//! `wardian reset`: removes everything that the server has made on this host.
 
 use crate::print;
 use crate::store::{ROOT, RUN};
@@ -32,7 +32,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Does what was asked.
+/// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "what the server has made is root's: try sudo");
     let absolute =
@@ -97,7 +97,7 @@ mod tests {
         let removed =
             Removed { containers: vec!["a\u{1b}".into()], processes: 3, images: true, ..Removed::default() };
         let said = told(&removed);
-        // The records are something as well.
+        // Removed records are reported as well.
         let records = Removed { run: true, ..Removed::default() };
         assert_eq!(told(&records), "removed:\nthe records of the run directory\n");
         assert_eq!(said, "removed:\ncontainers: a\\u{1b}\n3 processes killed\nthe store with its images\n");

@@ -48,7 +48,7 @@ enum Command {
     },
 }
 
-/// Does what was asked.
+/// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
@@ -66,7 +66,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Command::Delete { id } => {
             let store = match place.open_existing() {
-                // Whoever cleans up twice has nothing to do the second time, and may have removed the store as well.
+                // A repeated delete is no error, even if the store was removed too.
                 Err(error) if error.is::<NoStore>() => {
                     print::note(&format!("there is no root file system {id}: {error}"));
                     return Ok(ExitCode::SUCCESS);
@@ -89,7 +89,7 @@ fn create(store: &Store, image: &str, id: &str, suid: bool) -> Result<std::path:
     let uri = image::address(store, image)?;
     let (image, layers) = image::fetch(store, &uri)?;
     if layers.iter().any(|layer| layer.phase() == Phase::Done) {
-        // Nobody trusts a layer whose process is gone before it is on the disk: each create would fetch it again.
+        // A layer is distrusted if its process ends before it is durable: each create would fetch it again.
         image::wait_durable(
             store,
             &image,

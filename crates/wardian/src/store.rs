@@ -14,12 +14,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
 use wardian_store::{Collected, Config, Garbage, Host, Limits, Progress, Store, Usage};
 
-/// Where a store is, unless told otherwise.
+/// The default directory of the store.
 pub const ROOT: &str = "/var/lib/wardian";
-/// The same of live state.
+/// The default run directory.
 pub const RUN: &str = "/run/wardian";
 
-/// Heading of the flags that matter where an image is fetched or unpacked.
+/// The heading, in the help, of the flags for fetching and unpacking images.
 const IMAGES: &str = "Images that are fetched or unpacked (wardian.toml is not read)";
 
 /// Where the store is, and how to answer.
@@ -77,7 +77,7 @@ pub struct Place {
     pub json: bool,
 }
 
-/// Nobody has brought anything there.
+/// The error for a store that does not exist.
 #[derive(Debug)]
 pub struct NoStore(PathBuf);
 
@@ -114,24 +114,24 @@ impl Place {
         Ok(config)
     }
 
-    /// The store, beside a server or without one.
+    /// Opens the store, beside a server or without one.
     pub fn open(&self) -> Result<Store> {
         let config = self.config()?;
         start_log()?;
         Ok(Store::open(&config)?)
     }
 
-    /// The same, for what has nothing to do where there is no store: none is made.
+    /// As [`Place::open`], but fails with [`NoStore`] if there is no store, instead of making one.
     pub fn open_existing(&self) -> Result<Store> {
         let root = self.config()?.root;
-        // What is no store at all the store itself says.
+        // A directory that is no store is reported by the store itself.
         if matches!(wardian_store::whose::store(&root), Ok(false)) {
             bail!(NoStore(root));
         }
         self.open()
     }
 
-    /// The same, with a run directory that is fit for the records of root file systems.
+    /// As [`Place::open`], after preparing the run directory for records of root file systems.
     pub fn open_for_rootfs(&self) -> Result<Store> {
         let run = self.config()?.run;
         wardian_store::run::prepare(&run)
@@ -139,8 +139,8 @@ impl Place {
         self.open()
     }
 
-    /// Ends a command that may have thrown something away, or has found what a killed one left. Nobody waits for the
-    /// deletion: the server does it, or a process of its own.
+    /// Ends a command that may have made trash, or found some of a killed one. The deletion is not waited for: the
+    /// server does it, or a separate process.
     pub fn leave(&self, store: &Store) {
         match store.has_trash() {
             Ok(true) if !store.has_server() => {
@@ -155,21 +155,21 @@ impl Place {
         store.leave_run();
     }
 
-    /// Starts `wardian store reap` apart from us: it holds neither our terminal nor our directory nor the files that
-    /// somebody has left open for us, a lock perhaps.
+    /// Starts `wardian store reap` detached: it keeps neither the terminal nor the working directory nor inherited
+    /// descriptors, which may hold a lock.
     fn start_reaper(&self) -> Result<()> {
         wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
         let mut command = self.command(&["store", "reap", "--detached"])?;
         command.current_dir("/").stdout(Stdio::piped()).stderr(Stdio::null());
         let mut reaper = command.spawn().context("start `wardian store reap`")?;
-        // It lets go of this in a session of its own: until then the end of our terminal would end it as well.
+        // The child closes this pipe after its setsid; until then a hangup of the terminal would end it as well.
         if let Some(mut stdout) = reaper.stdout.take() {
             let _ = std::io::copy(&mut stdout, &mut std::io::sink());
         }
         Ok(())
     }
 
-    /// This program once more, for the same store.
+    /// Returns a command that runs this program for the same store.
     pub fn command(&self, args: &[&str]) -> Result<std::process::Command> {
         let config = self.config()?;
         let mut command = std::process::Command::new(std::env::current_exe().context("find this program")?);
@@ -189,8 +189,8 @@ impl Place {
     }
 }
 
-/// What images may take, by `--max-layer-bytes`, `--max-image-bytes`, `--max-image-entries` and `--max-image-ratio`. An
-/// image may have at least what one of its layers may.
+/// Returns the limits of images, from `--max-layer-bytes`, `--max-image-bytes`, `--max-image-entries` and
+/// `--max-image-ratio`. The default limit of an image is not below that of one of its layers.
 pub fn limits(given: [Option<u64>; 4]) -> Limits {
     let usual = Limits::DEFAULT;
     let [layer_bytes, image_bytes, image_entries, ratio] = given;
@@ -204,10 +204,10 @@ pub fn limits(given: [Option<u64>; 4]) -> Limits {
     }
 }
 
-/// To standard error, for who asks for it.
+/// Starts a log on standard error, if the environment asks for it.
 fn start_log() -> Result<()> {
     if let Some(targets) = log::wanted()? {
-        // It would tell of an unwritable standard error there, and panic.
+        // Otherwise the layer reports an unwritable standard error to standard error, and panics.
         let layer = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
         // A command may open the store twice.
         let _ = tracing_subscriber::registry().with(layer.with_filter(targets)).try_init();
@@ -254,7 +254,7 @@ enum Command {
     },
 }
 
-/// A number of bytes.
+/// Parses a number of bytes.
 pub fn size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -273,7 +273,7 @@ pub fn size(text: &str) -> Result<u64, String> {
     })
 }
 
-/// Does what was asked.
+/// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
@@ -287,7 +287,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Command::Gc { threshold, dry_run, yes } => return collect(&place, threshold, dry_run, yes),
         Command::Reap { detached: true, .. } => {
-            // A signal to the terminal's processes is not meant for this one. It leads no group, so this works.
+            // Leaves the terminal's session, to get none of its signals. setsid works, because the process is no
+            // group leader.
             let _ = rustix::process::setsid();
             let null = std::fs::OpenOptions::new().write(true).open("/dev/null").context("open /dev/null")?;
             rustix::stdio::dup2_stdout(&null).context("let go of standard output")?;
@@ -321,7 +322,7 @@ fn collect(place: &Place, threshold: Option<u64>, dry_run: bool, yes: bool) -> R
                 return Ok(ExitCode::FAILURE);
             }
         }
-        // What has become garbage since was not shown.
+        // Layers that have become garbage since were not shown, and stay.
         agreed = Some(found.layers.into_iter().collect());
     }
     let done = store.collect_garbage(garbage, agreed.as_ref());

@@ -1,14 +1,14 @@
-//! What systemd and its like tell a service and want to be told (`sd_notify(3)`, `sd_listen_fds(3)`), and the socket of
-//! whoever starts a server with `SOCKET2ME_FD`.
+//! The service manager protocol (`sd_notify(3)`, `sd_listen_fds(3)`), and a listening socket passed in
+//! `SOCKET2ME_FD`.
 
 use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
 use std::os::fd::OwnedFd;
 
-/// A socket's number, as the original server's starter gives it.
+/// The variable with a listening socket's descriptor, as for the original server.
 const SOCKET2ME: &str = "SOCKET2ME_FD";
 
-/// Listening sockets that whoever started us has opened. To be called once, before anything else has descriptors.
+/// Returns the listening sockets passed by the parent. Must be called once, before other descriptors are opened.
 pub fn listeners() -> Result<Vec<OwnedFd>> {
     let mut numbers: Vec<i32> = sd_notify::listen_fds().context("LISTEN_FDS")?.collect();
     if let Ok(text) = std::env::var(SOCKET2ME) {
@@ -20,18 +20,18 @@ pub fn listeners() -> Result<Vec<OwnedFd>> {
     numbers.into_iter().map(own).collect()
 }
 
-/// Requests are answered from now on.
+/// Reports that requests are answered from now on.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// The end has begun.
+/// Reports that the shutdown has begun.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
 fn tell(state: &[NotifyState<'_>]) {
-    // Nobody listens, mostly; whoever does notices that nothing comes.
+    // Mostly there is no service manager; one that waits for the message notices a timeout.
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "systemd.not-told");
     }

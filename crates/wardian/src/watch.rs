@@ -1,4 +1,4 @@
-//! Work that takes a while: Ctrl-C ends it in good order, and on a terminal one sees how far it is.
+//! Long-running work: Ctrl-C cancels it cleanly, and on a terminal its progress is shown.
 
 use anyhow::{Context as _, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -11,21 +11,21 @@ use tokio::signal::unix::SignalKind;
 use wardian_lab::signals::{self, Signals};
 use wardian_store::{Phase, Progress};
 
-/// Between two looks at how far the work is.
+/// The interval of progress updates.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The first signal that came; 0: none.
+/// The first signal received; 0 if there was none.
 static FIRST: AtomicI32 = AtomicI32::new(0);
-/// How the work at hand is ended. None: there is none, and a signal ends the process.
+/// Cancels the current work. `None`: there is no work, and a signal ends the process.
 static CANCEL: Mutex<Option<Box<dyn Fn() + Send>>> = Mutex::new(None);
 
-/// SIGINT and SIGTERM end the work in good order while this lives.
+/// While this lives, SIGINT and SIGTERM cancel the work cleanly.
 #[derive(Debug)]
 pub struct Interrupts(());
 
 impl Interrupts {
-    /// From now on the first signal calls `cancel`, at once if it has come during earlier work. The second ends the process,
-    /// as a signal would, and so does one that comes when the work is done: what is left may wait for a reader for ever.
+    /// From now on the first signal calls `cancel`, at once if it has come during earlier work. The second one ends
+    /// the process, and so does one that comes after the work: the remaining output may block forever on a reader.
     pub fn catch(cancel: impl Fn() + Send + 'static) -> Result<Self> {
         static LISTENING: Mutex<bool> = Mutex::new(false);
         let mut work = CANCEL.lock();
@@ -45,11 +45,11 @@ impl Interrupts {
         Ok(caught)
     }
 
-    /// The same for work that waits for a reader, who may never read again: the first signal ends the process, and this is
-    /// said.
+    /// As [`Interrupts::catch`], for work that may block forever on a reader: the first signal ends the process, and
+    /// `state` is printed.
     pub fn leave(state: &'static str) -> Result<Self> {
         Self::catch(move || {
-            // Who reads nothing may be the reader of this as well.
+            // A blocked reader may be that of standard error as well.
             if wardian_sys::stderr::is_free() {
                 crate::print::note(state);
             }
@@ -57,7 +57,7 @@ impl Interrupts {
         })
     }
 
-    /// An error, if there was a signal, that says what has become of the work.
+    /// Returns an error with `state`, the outcome of the work, if there was a signal.
     pub fn check(&self, state: &str) -> Result<()> {
         match FIRST.load(Ordering::Acquire) {
             0 => Ok(()),
@@ -72,19 +72,20 @@ impl Drop for Interrupts {
     }
 }
 
-/// Waits for whoever reads what we print, who may never read again.
+/// How many writes may block on a reader of the output at the moment.
 static WAITS: AtomicUsize = AtomicUsize::new(0);
 
 /// See [`heed`].
 #[derive(Debug)]
 pub struct Wait(());
 
-/// As long as this lives a signal that is caught for something else, or was until now, ends the process all the same.
+/// While this lives, a signal ends the process even if it is, or was, caught for another purpose: the process may be
+/// blocked on a reader.
 pub fn heed() -> Wait {
     static LISTENING: Mutex<bool> = Mutex::new(false);
     WAITS.fetch_add(1, Ordering::AcqRel);
     if signals::are_caught() {
-        // Where there is no thread to be had the wait is as it would have been.
+        // If no thread can be started, the write blocks as without this.
         drop(listen(&LISTENING, &signals::asking(), |number| {
             let ends_in_order = matches!(number, 2 | 15) && CANCEL.lock().is_some();
             if WAITS.load(Ordering::Acquire) > 0 && !ends_in_order {
@@ -101,7 +102,7 @@ impl Drop for Wait {
     }
 }
 
-/// Calls `arrived` with each of these signals, on a thread of its own, which is started once.
+/// Calls `arrived` with each of these signals, on a separate thread that is started once.
 fn listen(
     listening: &Mutex<bool>,
     kinds: &[SignalKind],
@@ -128,7 +129,7 @@ fn listen(
     Ok(())
 }
 
-/// Whether somebody at a terminal agrees.
+/// Asks a question on the terminal; returns whether the answer is yes.
 pub fn asked(question: &str) -> Result<bool> {
     wardian_sys::stderr::write(&format!("{} [y/N] ", crate::print::tame(question)));
     let mut answer = String::new();
@@ -136,14 +137,14 @@ pub fn asked(question: &str) -> Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Does the work while `draw` draws, on a terminal.
+/// Does the work; on a terminal, `draw` shows its progress meanwhile.
 fn drawn<T>(work: impl FnOnce() -> T, draw: impl FnOnce(&Receiver<()>) + Send) -> T {
     if !std::io::stderr().is_terminal() {
         return work();
     }
     let (working, end) = channel::<()>();
     std::thread::scope(|scope| {
-        // Dropped in any case, which ends the drawing.
+        // Dropped also on a panic, which ends the drawing.
         let _working = working;
         scope.spawn(move || draw(&end));
         work()
@@ -158,7 +159,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// An import, with a bar for each layer.
+/// Does an import, with a progress bar for each layer.
 pub fn layers<T>(progress: &Progress, work: impl FnOnce() -> T) -> T {
     drawn(work, |end| {
         let (all, mut bars) = (MultiProgress::new(), Vec::<ProgressBar>::new());
@@ -188,7 +189,7 @@ pub fn layers<T>(progress: &Progress, work: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Work that is of one piece.
+/// Does work without known progress, with a spinner.
 pub fn spinner<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
     drawn(work, |end| {
         let bar = ProgressBar::new_spinner();
@@ -201,7 +202,7 @@ pub fn spinner<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Work of a known size in bytes.
+/// Does work of a known size in bytes, with a progress bar.
 pub fn bar<T>(what: &'static str, size: u64, done: impl Fn() -> u64 + Send, work: impl FnOnce() -> T) -> T {
     drawn(work, move |end| {
         let bar = ProgressBar::new(size);

@@ -94,7 +94,7 @@ fn describe(text: &mut String, operation: &Operation) -> Result<()> {
     writeln!(text, "{kind} of {handle} ({}), {age}: {:.1} ms", print::short(&operation.id), operation.ms)?;
     let longest = operation.steps.iter().map(|step| step.ms).fold(0.0, f64::max);
     for step in &operation.steps {
-        // A bar is read faster than a column of numbers.
+        // A bar is easier to read than a column of numbers.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let bar = "#".repeat((step.ms / longest.max(f64::MIN_POSITIVE) * 40.0).round() as usize);
         writeln!(

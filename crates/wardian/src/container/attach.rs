@@ -1,4 +1,4 @@
-//! `wardian attach`: to a process that runs already.
+//! `wardian attach`: attaches to a running process.
 
 use super::session::{self, End, Signals, Wanted, failed, follow, streams};
 use super::{MAIN, Server, block_on};
@@ -32,7 +32,7 @@ pub struct Args {
     process: String,
 }
 
-/// Attaches.
+/// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode> {
     Ok(block_on(work(args)).unwrap_or_else(|error| failed(&error)))
 }
@@ -44,7 +44,7 @@ async fn work(args: Args) -> Result<ExitCode> {
     let (client, mut signals) = (server.client()?, Signals::catch()?);
     wanted.foreground(&mut signals).await?;
     let (io, left) = streams(wanted);
-    // Whoever does not type does not end its input either.
+    // Without -i, the input of the process is not closed either.
     let io = if interactive { io } else { Io { stdin: None, ..io } };
     let attached = match signals.until(client.attach(&handle, &process, io)).await {
         Ok(attached) => attached,
@@ -52,7 +52,7 @@ async fn work(args: Args) -> Result<ExitCode> {
     };
     let attached = match attached {
         Err(error) if error.kind() == Some(ErrorKind::ProcessNotFound) => {
-            // Garden says so too when there is no such container.
+            // Garden gives the same error if there is no such container.
             if let Err(missing) = client.info(&handle).await {
                 return Err(server.explain(missing));
             }

@@ -1,4 +1,4 @@
-//! `wardian cp`: files into a container, and out of one.
+//! `wardian cp`: copies files into a container, or out of one.
 
 use super::session::Signals;
 use super::{Server, block_on};
@@ -46,7 +46,7 @@ pub struct Args {
     to: String,
 }
 
-/// One end.
+/// The source or the target of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
     /// In a container: its handle, and an absolute path.
@@ -76,7 +76,7 @@ impl End {
     }
 }
 
-/// Copies it.
+/// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { server, from, to } = args;
     let end = |text: &str| End::parse(text).map_err(mistake);
@@ -94,7 +94,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                     bring(&server, &client, &from, &handle, &path).await
                 }
                 (End::Tar, End::Inside(handle, path)) => bring_tar(&server, &client, &handle, &path).await,
-                // Looked at before.
+                // Refused by [`check`] before.
                 _ => bail!("neither is in a container"),
             }
         };
@@ -105,7 +105,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     })
 }
 
-/// Whether it can be told from the command line that nothing will be copied.
+/// Refuses command lines for which nothing can be copied.
 fn check(ends: &(End, End)) -> Result<()> {
     match ends {
         (End::Inside(..), End::Inside(..)) => bail!(
@@ -125,7 +125,7 @@ fn check(ends: &(End, End)) -> Result<()> {
     Ok(())
 }
 
-/// `dir/.` and `dir/` of a path: the directory, and whether its contents are meant.
+/// Splits `/.` off a path; returns the directory, and whether its content is meant.
 fn contents(path: &str) -> (&str, bool) {
     match path.strip_suffix("/.") {
         Some("") => ("/", true),
@@ -134,7 +134,7 @@ fn contents(path: &str) -> (&str, bool) {
     }
 }
 
-/// The last name of a path in a container, and the directory it is in.
+/// Splits a path in a container into its directory and its last name.
 fn split(path: &str) -> Result<(&str, &str)> {
     let path = path.trim_end_matches('/');
     let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -142,7 +142,7 @@ fn split(path: &str) -> Result<(&str, &str)> {
     Ok((if above.is_empty() { "/" } else { above }, name))
 }
 
-/// What a path leads to in a container.
+/// Whether a path in a container leads to a directory.
 async fn is_directory(client: &Client, handle: &str, path: &str) -> wardian_garden::Result<bool> {
     is_there(client, handle, &format!("{}/", path.trim_end_matches('/'))).await
 }
@@ -150,13 +150,13 @@ async fn is_directory(client: &Client, handle: &str, path: &str) -> wardian_gard
 async fn is_there(client: &Client, handle: &str, path: &str) -> wardian_garden::Result<bool> {
     match client.stream_out(handle, "", path).await {
         Ok(_) => Ok(true),
-        // It says why, but there is only one reason that counts: it cannot be read.
+        // The error has a text, but the only relevant cause is that the path cannot be read.
         Err(error) if error.kind() == Some(wardian_garden::ErrorKind::Other) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Refuses a place in a container that a file would take from a device, a FIFO or a socket.
+/// Refuses a path in a container where a file would replace a device, a FIFO or a socket.
 async fn replaceable_inside(client: &Client, handle: &str, path: &str) -> Result<(), Refused> {
     let tar = match client.stream_out(handle, "", path).await {
         Ok(tar) => tar,
@@ -164,7 +164,7 @@ async fn replaceable_inside(client: &Client, handle: &str, path: &str) -> Result
         Err(error) => return Err(Refused::By(error)),
     };
     let mut head = Vec::new();
-    // What cannot be read is not there: the server tells of it when the file is to be put there.
+    // A path that cannot be read counts as missing; the server reports the error when the file is copied there.
     let read = tar.take(FIRST_ENTRY).read_to_end(&mut head).await;
     match files::special_in(&head) {
         Some(what) if read.is_ok() => Err(Refused::Special(what)),
@@ -172,10 +172,10 @@ async fn replaceable_inside(client: &Client, handle: &str, path: &str) -> Result
     }
 }
 
-/// Bytes of a tar in which its first entry tells what it is.
+/// How many bytes of a tar are read to see the type of its first entry.
 const FIRST_ENTRY: u64 = 16 << 10;
 
-/// Why nothing is copied to a place in a container.
+/// Why nothing is copied to a path in a container.
 enum Refused {
     By(wardian_garden::Error),
     Special(&'static str),
@@ -199,7 +199,7 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
             !to.ends_with('/'),
             "there is no directory {to} in {handle}; without the / the copy is called so"
         );
-        // A tar would replace it.
+        // The tar would replace the file.
         let replaces = source.is_directory()
             && is_there(client, handle, to).await.map_err(|error| server.explain(error))?;
         ensure!(
@@ -214,7 +214,7 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
         match replaceable_inside(client, handle, &place).await {
             Ok(()) => {}
             Err(Refused::By(error)) => return Err(server.explain(error)),
-            // A FIFO may take another one's place.
+            // A FIFO may replace another FIFO.
             Err(Refused::Special(what)) if source.special() == Some(what) => {}
             Err(Refused::Special(what)) => bail!(
                 "{place} in {handle} is {what}: nothing was copied, for what is copied would have taken its place; name a file or \
@@ -227,7 +227,7 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
     let end = Arc::new(OnceLock::new());
     let body = Packing { pipe: reader, end: end.clone() };
     let packing = std::thread::spawn(move || {
-        // Whoever reads the pipe's end finds the result there already.
+        // The result is set before the pipe is closed, so that it is there when the reader sees the end.
         let mut writer = std::io::BufWriter::with_capacity(256 << 10, writer);
         let packed = pack(&source, &name, &mut writer);
         let _ = end.set(packed.map_err(anyhow::Error::from).map_err(Arc::new));
@@ -235,9 +235,9 @@ async fn bring(server: &Server, client: &Client, from: &Path, handle: &str, to: 
     });
     let result = body.end.clone();
     let sent = client.stream_in(handle, "", dir, body, None).await;
-    // Without a reader it ends soon.
+    // The thread ends soon, because its pipe has no reader any more.
     drop(packing);
-    // What the server says counts unless the tar was cut off by us.
+    // The server's error is reported, unless the tar was cut off on this side.
     match (result.get(), sent) {
         (Some(Err(error)), Err(_)) if !is_broken_pipe(error) => bail!("{error}"),
         (_, Err(error)) => Err(server.explain(error)),
@@ -273,7 +273,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 type Packed = Result<wardian_image::files::Packed, Arc<anyhow::Error>>;
 
-/// A tar that is being packed. If that fails its end is an error, or half a tar would look whole.
+/// A tar being packed. If the packing fails, the stream ends with an error, so that an incomplete tar does not look
+/// complete.
 struct Packing {
     pipe: pipe::Receiver,
     end: Arc<OnceLock<Packed>>,
@@ -292,10 +293,11 @@ impl AsyncRead for Packing {
     }
 }
 
-/// Refuses what [`pack`] would leave out where nothing else is copied: a tar without an entry says nothing to whoever unpacks it.
+/// Refuses a source that [`pack`] would leave out: the tar would have no entry, and the copy would silently do
+/// nothing.
 fn sendable(from: &Path, only_contents: bool) -> Result<()> {
     let Ok(there) = from.symlink_metadata() else { return Ok(()) };
-    // As /dev/stdin is, and what a shell makes of <(…): in a container it would lead nowhere, or elsewhere.
+    // Such as /dev/stdin, and a shell's <(…): in a container the link would lead nowhere, or elsewhere.
     if there.is_symlink() && !only_contents && from.read_link().is_ok_and(|to| is_of_process(from, &to)) {
         bail!(
             "{} is {}, and would be copied as such: nothing was copied; pipe a tar to `wardian cp - …`, or copy from a file",
@@ -313,7 +315,7 @@ fn sendable(from: &Path, only_contents: bool) -> Result<()> {
     }
 }
 
-/// Whether a link leads to the open files of a process: by its text, or as one of the kernel's own in procfs.
+/// Whether a symlink leads to the open files of a process: by its target, or because it lies in procfs.
 fn is_of_process(link: &Path, text: &Path) -> bool {
     let names: Vec<_> = text.components().map(|name| name.as_os_str().as_bytes()).collect();
     let above = link.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -324,7 +326,7 @@ fn is_of_process(link: &Path, text: &Path) -> bool {
 async fn bring_tar(server: &Server, client: &Client, handle: &str, to: &str) -> Result<()> {
     let (to, _) = contents(to);
     let mut stdin = tokio::io::stdin();
-    // A pipe may give them one by one.
+    // A pipe may deliver the bytes one by one.
     let mut head = Vec::with_capacity(HEAD);
     while head.len() < HEAD
         && (&mut stdin)
@@ -339,10 +341,10 @@ async fn bring_tar(server: &Server, client: &Client, handle: &str, to: &str) -> 
     sent.map_err(|error| server.explain(error))
 }
 
-/// Bytes that tell a compressed tar.
+/// How many bytes are needed to detect a compressed tar.
 const HEAD: usize = 6;
 
-/// Refuses what is no plain tar, by its first bytes: a server would tell of a damaged one.
+/// Refuses an empty or compressed tar by its first bytes: the server's error would call it damaged.
 fn judge(head: &[u8]) -> Result<()> {
     let (by, tool) = match head {
         [] => bail!(
@@ -351,7 +353,7 @@ fn judge(head: &[u8]) -> Result<()> {
         [0x1f, 0x8b, ..] => ("gzip", "gzip -dc"),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", "zstd -dc"),
         [0xfd, b'7', b'z', b'X', b'Z', 0] => ("xz", "xz -dc"),
-        // A tar may begin with the name `BZh`, but that has no digit and digits of pi in it.
+        // A tar may begin with a file name `BZh…`, but not followed by a digit and the digits of pi.
         [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41] => ("bzip2", "bzip2 -dc"),
         _ => return Ok(()),
     };
@@ -386,21 +388,21 @@ async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) 
     Ok(())
 }
 
-/// Why a tar was not passed on to its end.
+/// Why a tar was not copied to its end.
 enum Broken {
-    /// All that came before has been written.
+    /// The read failed; all data before has been written.
     Read(std::io::Error),
     Write(std::io::Error),
 }
 
-/// Passes a tar on. Unlike `tokio::io::copy`, it has written what it has read when it ends with an error of the reader's.
+/// Copies a tar. Unlike `tokio::io::copy`, it has written all data read when it fails with an error of the reader.
 async fn pass(tar: &mut TarReader, to: &mut (impl AsyncWrite + Unpin)) -> Result<(), Broken> {
     let mut piece = vec![0; 256 << 10];
     loop {
         let read = tar.read(&mut piece).await;
         let written = match read {
             Ok(read) if read > 0 => to.write_all(&piece[..read]).await,
-            // An error of what was written before may come with it.
+            // The flush may report an error of an earlier write.
             _ => to.flush().await,
         };
         written.map_err(Broken::Write)?;
@@ -410,24 +412,25 @@ async fn pass(tar: &mut TarReader, to: &mut (impl AsyncWrite + Unpin)) -> Result
     }
 }
 
-/// Says what the keeper leaves out of a container's root; elsewhere the kernel's file systems are mounted on request alone.
+/// Prints a note on what the keeper leaves out of a container's root. Elsewhere kernel file systems are mounted only
+/// on request.
 fn note_of_root(path: &str) {
     if matches!(path, "" | "/") {
         print::note("left out: what is in /proc and /sys, which the kernel makes up");
     }
 }
 
-/// What the server tells of a tar that is not whole.
+/// Returns the server's error for an incomplete tar.
 fn told(error: &std::io::Error) -> Option<&TarFailure> {
     error.get_ref().and_then(|inner| inner.downcast_ref())
 }
 
 const CUT_OFF: &str = "the tar was cut off, and what was copied is not whole";
 
-/// Why a tar is not whole, after what that means here, unless the reason says all.
+/// Returns the error for an incomplete tar, prefixed by `meaning` unless that is empty.
 fn not_whole(error: std::io::Error, meaning: &str) -> anyhow::Error {
     match told(&error) {
-        // The container's root can write this text: lines after the first are told from ours.
+        // The container's root may have written this text, so lines after the first are indented.
         Some(TarFailure(why)) => {
             let why = tame_lines(why).replace('\n', "\n  ");
             if meaning.is_empty() { anyhow::anyhow!("{why}") } else { anyhow::anyhow!("{meaning}: {why}") }
@@ -441,7 +444,7 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
     let mut path = path.trim_end_matches('/').to_owned();
     let mut theirs = String::new();
     if path.is_empty() {
-        // The root has no name.
+        // The root directory has no name, so its content is copied.
         contents = true;
     } else if !contents {
         theirs = split(&path)?.1.to_owned();
@@ -450,7 +453,7 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
         path.push('/');
     }
     replaceable(to)?;
-    // Opened once: the same path may lead elsewhere the next time.
+    // Opened once, because the path may lead elsewhere the next time.
     let there = files::directory(to)?;
     let exists = there.is_some();
     ensure!(
@@ -467,7 +470,7 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
         }
     };
     let name = || to.file_name().with_context(|| format!("{} has no name", to.display()));
-    // The container is asked first: of a failure nothing is to stay.
+    // The container is asked first, so that a failure leaves nothing behind.
     let mut tar = client.stream_out(handle, "", &path).await.map_err(|error| server.explain(error))?;
     let (dir, ours) = match (exists, contents) {
         (true, _) => (dir, OsStr::from_bytes(theirs.as_bytes())),
@@ -486,19 +489,20 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
     let taken = unpacking.await.context("unpack")?;
     let failure = match copied {
         Ok(()) => None,
-        // It has stopped reading, and says why.
+        // The unpacker has stopped reading, and reports the cause.
         Err(Broken::Write(error)) if error.kind() == ErrorKind::BrokenPipe => None,
         Err(Broken::Read(error) | Broken::Write(error)) => Some(error),
     };
     let (taken, failure) = match (taken, failure) {
-        // Of a tar that has come to its end it is the files that could not be made.
+        // The tar was complete, so the error is that files could not be made.
         (Err(ours), Some(error)) if told(&error).is_some() && !matches!(ours, Error::Truncated { .. }) => {
             return Err(ours.into());
         }
         (Err(_), Some(error)) => return Err(not_whole(error, CUT_OFF)),
         (taken, failure) => (taken?, failure),
     };
-    // A directory is an entry itself, so that it was FROM which was left out: a device here, a socket in the container.
+    // Since a directory is an entry itself, it was FROM that was left out: a device by this side, or a socket by the
+    // container's.
     ensure!(
         contents || taken.entries > 0 || failure.is_some(),
         "{handle}:{path} is a device or a socket, which is not made on this host: nothing was copied; name a file or a \
@@ -512,11 +516,11 @@ async fn out(server: &Server, client: &Client, handle: &str, path: &str, to: &Pa
     failure.map_or(Ok(()), |error| Err(not_whole(error, "")))
 }
 
-/// Refuses a place that a file cannot take before the container is asked; who unpacks looks again.
+/// Refuses a target that a file must not replace, before the container is asked; the unpacker checks again.
 fn replaceable(to: &Path) -> Result<()> {
     let Ok(there) = to.symlink_metadata() else { return Ok(()) };
     let kind = FileType::from_raw_mode(there.mode());
-    // As /dev/stdout is, which leads every process to a file of its own.
+    // Such as /dev/stdout, which leads each process to its own file.
     let process = kind == FileType::Symlink && to.read_link().is_ok_and(|to| to.starts_with("/proc"));
     let what = if process { Some(files::PROCESS) } else { files::special(kind) };
     match what {
@@ -576,7 +580,7 @@ mod tests {
         for (head, told) in heads {
             assert!(judge(head).unwrap_err().to_string().contains(told), "{told}");
         }
-        // The names of files, what no tar begins with (which the server refuses), and an archive without entries.
+        // File names, bytes that no tar begins with (which the server refuses), and an archive without entries.
         for plain in [&b"BZh9/f"[..], b"a", b"\0\0\0\0\0\0"] {
             judge(plain).unwrap();
         }

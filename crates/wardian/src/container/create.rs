@@ -14,7 +14,7 @@ use wardian_garden::wire::ContainerSpec;
 use wardian_garden::{Client, ErrorKind};
 use wardian_lab::Interrupted;
 
-/// Nobody is told that something is made if that takes no longer than this.
+/// No progress is printed for creates up to this duration.
 const QUICK: Duration = Duration::from_secs(1);
 
 /// What to make.
@@ -29,7 +29,7 @@ pub struct Args {
     image: Option<String>,
 }
 
-/// Makes it, and prints its handle.
+/// Creates a container, and prints its handle.
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { server, making, image } = args;
     let spec = making.spec(image.as_deref())?;
@@ -40,7 +40,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     })
 }
 
-/// Prints a new container's handle. If nobody can be told of one that the server has made up the container is destroyed: nobody else would do that.
+/// Prints a new container's handle. If a handle chosen by the server cannot be printed, the container is destroyed,
+/// because nobody else would know of it.
 pub async fn tell(
     client: &Client,
     spec: &ContainerSpec,
@@ -49,7 +50,7 @@ pub async fn tell(
 ) -> Result<ExitCode> {
     let told = match print::line(handle) {
         Ok(true) => return Ok(ExitCode::SUCCESS),
-        // Who has given it does not need to read it.
+        // A handle given by the caller is known to the caller.
         told if !spec.handle.is_empty() => return told.map(|_| ExitCode::SUCCESS),
         told => told,
     };
@@ -58,9 +59,10 @@ pub async fn tell(
     Ok(End::Left(PIPE).code())
 }
 
-/// Destroys a container that nobody needs. A failure is told, and so is a signal, which is not to wait for a server that does not answer.
+/// Destroys an unneeded container, and prints a note on failure, or on a signal before the answer: a signal must not
+/// wait for a server that hangs.
 pub async fn destroy(client: &Client, handle: &str, signals: &mut Signals) {
-    // That is what a signal from before has asked for.
+    // An earlier signal is the reason for the destroy, and must not interrupt it.
     let _ = signals.take_kept();
     let why = match signals.until(client.destroy(handle)).await {
         Ok(Err(error)) if error.kind() != Some(ErrorKind::ContainerNotFound) => error.to_string(),
@@ -70,7 +72,8 @@ pub async fn destroy(client: &Client, handle: &str, signals: &mut Signals) {
     print::note(&format!("the container {handle} may not be destroyed: {why}"));
 }
 
-/// Makes a container. The server finishes what it has begun: after a signal the new one is waited for and destroyed.
+/// Creates a container. The server does not cancel a create in progress, so after a signal the container is awaited
+/// and destroyed.
 pub async fn create(
     server: &Server,
     client: &Client,
@@ -101,7 +104,7 @@ pub async fn create(
     }
 }
 
-/// Says on a terminal what takes so long.
+/// Prints a message on a terminal if the create takes long.
 async fn importing<T>(made: impl Future<Output = T>, image: &str) -> T {
     let mut made = std::pin::pin!(made);
     if std::io::stderr().is_terminal() {

@@ -23,7 +23,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints what happens, until Ctrl-C or the end of the server.
+/// Prints events, until Ctrl-C or the end of the server.
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { server, handle, json } = args;
     block_on(async {
@@ -35,7 +35,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 error => server.explain(error),
             })?;
             if let Some(handle) = &handle {
-                // One that is being made is one.
+                // A container that is still being created counts.
                 let all = std::iter::once(("garden.state".to_owned(), "all".to_owned())).collect();
                 if !client.list(&all).await.map_err(|error| server.explain(error))?.contains(handle) {
                     print::note(&format!("there is no container {handle:?} now: waiting until one is made"));

@@ -1,4 +1,4 @@
-//! `wardian exec`: one more process in a container.
+//! `wardian exec`: runs another process in a container.
 
 use super::run::{Place, Streams};
 use super::session::{self, End, PATIENCE, PIPE, Signals, failed, follow, streams};
@@ -32,7 +32,7 @@ pub struct Args {
     last: Vec<String>,
 }
 
-/// Runs it.
+/// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode> {
     Ok(block_on(work(args)).unwrap_or_else(|error| failed(&error)))
 }
@@ -61,7 +61,7 @@ async fn work(args: Args) -> Result<ExitCode> {
             Ok(true) => return Ok(ExitCode::SUCCESS),
             told => told,
         };
-        // Nobody could find it.
+        // Nobody could find the process without its id, so it is killed.
         let end = async { started.signal(true).await.and(started.wait().await) };
         let ended = signals.until(tokio::time::timeout(PATIENCE, end)).await;
         let state = match ended {

@@ -1,4 +1,4 @@
-//! Commands on containers. They speak to a server, as any Garden client does, and need no rights but to its socket.
+//! Commands on containers. They are Garden clients, and need access to the server's socket only.
 
 pub mod attach;
 pub mod cp;
@@ -22,19 +22,19 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use wardian_garden::{Address, Client, Error, ErrorKind, TlsFiles};
 
-/// The process that `run` starts is called so.
+/// The id of the process that `run` starts.
 pub const MAIN: &str = "main";
 
 /// Which server.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Server {
     /// The server: a socket's path, unix:/PATH or tcp:HOST:PORT
-    // `wardian lab` calls it --addr.
+    // In `wardian lab` the flag is called --addr.
     #[arg(long, alias = "addr", value_name = "ADDR", env = "WARDIAN_SOCKET", default_value = usual(),
         value_parser = address)]
     socket: Address,
     /// Speak TLS to a server at tcp:HOST:PORT: certificates of the CAs that may have issued the server's [env: WARDIAN_TLS_CA]
-    // Not from clap's environment, which a command that goes to a unix socket could not ignore.
+    // The variables are not read by clap: a command that uses a unix socket must ignore them.
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
     /// The certificate that is shown to the server [env: WARDIAN_TLS_CLIENT_CERT]
@@ -45,7 +45,7 @@ pub struct Server {
     tls_key: Option<PathBuf>,
 }
 
-/// Where a server listens that was told nothing but its run directory, by the environment that is ours as well.
+/// Returns the default address of a server with the same WARDIAN_RUN as this process.
 fn usual() -> &'static str {
     static USUAL: LazyLock<String> = LazyLock::new(|| {
         let run = std::env::var_os("WARDIAN_RUN").filter(|run| !run.is_empty()).unwrap_or_else(|| RUN.into());
@@ -64,7 +64,7 @@ fn address(text: &str) -> Result<Address, String> {
 }
 
 impl Server {
-    /// A client of it. Nothing is dialled yet.
+    /// Returns a client, which does not connect yet.
     pub fn client(&self) -> Result<Client> {
         let address = self.socket.to_string();
         match self.tls_files() {
@@ -80,29 +80,29 @@ impl Server {
         }
     }
 
-    /// Authorities, certificate and key: the flags, and for a server on TCP the environment as well, which may be meant for
-    /// another server than the one on a unix socket.
+    /// Returns the files with the CAs, the certificate and the key: from the flags, and for a server on TCP also from
+    /// the environment. For a unix socket the environment is ignored, because it may be meant for another server.
     fn tls_files(&self) -> [Option<PathBuf>; 3] {
         let is_tcp = matches!(self.socket, Address::Tcp(_));
         let from =
             |name| std::env::var_os(name).filter(|value| is_tcp && !value.is_empty()).map(PathBuf::from);
         [
             (&self.tls_ca, "WARDIAN_TLS_CA"),
-            // The server's own flags have the variables without CLIENT: one environment may hold both.
+            // The server's flags use the variables without CLIENT, so that one environment can hold both.
             (&self.tls_cert, "WARDIAN_TLS_CLIENT_CERT"),
             (&self.tls_key, "WARDIAN_TLS_CLIENT_KEY"),
         ]
         .map(|(flag, name)| flag.clone().or_else(|| from(name)))
     }
 
-    /// An error, with what to do about it where that is known.
+    /// Adds advice to an error, where there is any.
     pub fn explain(&self, error: Error) -> anyhow::Error {
         let advice = match &error {
             Error::NotHttp(_) if self.may_want_tls() => Some(self.want_tls()),
-            // An alert of TLS is no HTTP.
+            // A TLS alert cannot be parsed as HTTP.
             Error::Http(source) if source.is_parse() && self.may_want_tls() => Some(self.want_tls()),
             Error::Connect { source, .. } => self.unreachable(source.kind()),
-            // A server says by an alert, after the handshake, that it does not like the certificate.
+            // A server refuses a client certificate by an alert after the handshake.
             Error::Http(_) | Error::Io(_) if self.tls_files()[0].is_some() => Some(format!(
                 "the connection to {} has ended: a server does so with a client whose certificate is not of its --tls-client-ca",
                 self.socket
@@ -132,7 +132,7 @@ impl Server {
         matches!(self.socket, Address::Tcp(_)) && self.tls_files()[0].is_none()
     }
 
-    /// An error of whoever follows a process. One of the connection ends the following, and not the process.
+    /// Converts an error while attached to a process. A connection error ends the attachment, and not the process.
     pub fn left(&self, error: Error, handle: &str, process: &str) -> anyhow::Error {
         let gone = matches!(error, Error::Http(_) | Error::Io(_) | Error::Disconnected);
         let error = self.explain(error);
@@ -146,7 +146,8 @@ impl Server {
         ))
     }
 
-    /// An error of a process that was to be started; it may have been, and its output not be there.
+    /// Converts an error of starting a process. The process may have been started although its output cannot be
+    /// fetched.
     pub fn unheard(&self, error: Error, handle: &str) -> anyhow::Error {
         let Error::Output { process, source } = error else { return self.explain(error) };
         let process = if process == MAIN { String::new() } else { format!(" {process}") };
@@ -198,8 +199,8 @@ impl Server {
     }
 }
 
-/// The command that starts a server at `address`. A variable that says where is spelled out, because sudo does not pass it on:
-/// the server would take the usual directories, in the place of those that are meant.
+/// Returns the command that starts a server at `address`. Directories from the environment are given as flags,
+/// because sudo does not pass the variables on, and the server would use its defaults.
 fn start(address: &Address, socket: &Path, variable: impl Fn(&str) -> Option<OsString>) -> String {
     let named = |name| {
         let dir = variable(name).filter(|dir| !dir.is_empty())?;
@@ -237,7 +238,7 @@ fn closed(path: &Path) -> String {
     }
 }
 
-/// Name of a group in the text of a group file.
+/// Returns a group's name from the text of a group file.
 fn group_name(groups: &str, gid: u32) -> Option<&str> {
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -251,13 +252,13 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the runtime")?;
     let done = runtime.block_on(work);
-    // A thread may be reading standard input: it must not keep us.
+    // A thread may be blocked reading standard input, and is not waited for.
     runtime.shutdown_background();
     done
 }
 
-/// Does it for each handle, also after a failure; the last failure is returned, the others are shown. A signal ends the
-/// work, and it is said that nobody knows whether the container at hand is `done`, as stopped.
+/// Does the work for each handle, also after a failure; the last failure is returned, the others are printed. A
+/// signal ends the work with a message that the current container may or may not be `done` (such as "stopped").
 pub async fn each(
     handles: &[String],
     signals: &mut session::Signals,

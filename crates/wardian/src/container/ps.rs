@@ -14,9 +14,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wardian_garden::wire::{BulkInfo, BulkMetrics, ContainerInfo, Metrics};
 use wardian_garden::{Client, Error, ErrorKind};
 
-/// Handles of one bulk request: they are in its URL.
+/// The maximum number of handles in one bulk request, since they are in its URL.
 const BULK: usize = 100;
-/// Between two looks.
+/// The sampling interval.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Which to list.
@@ -63,7 +63,7 @@ pub struct Stats {
     handles: Vec<String>,
 }
 
-/// All that is known of containers, in as few requests as there can be. A handle with a comma in it has requests of its own:
+/// Fetches the info of containers in few requests. A handle that contains a comma needs a request of its own, because
 /// bulk requests separate handles by commas.
 async fn infos(client: &Client, handles: &[String]) -> Result<BTreeMap<String, BulkInfo>, Error> {
     let mut all = BTreeMap::new();
@@ -72,7 +72,7 @@ async fn infos(client: &Client, handles: &[String]) -> Result<BTreeMap<String, B
     while let Some(chunk) = chunks.pop() {
         match client.bulk_info(chunk).await {
             Ok(some) => all.extend(some),
-            // Of containers with many properties so many at a time may be too long.
+            // The response may be too long for containers with many properties, so the request is split.
             Err(Error::Http(_) | Error::Response(_) | Error::Status { .. }) if chunk.len() > 1 => {
                 let (first, second) = chunk.split_at(chunk.len() / 2);
                 chunks.extend([first, second]);
@@ -101,7 +101,7 @@ async fn metrics(client: &Client, handles: &[String]) -> Result<BTreeMap<String,
     Ok(all)
 }
 
-/// What is known of a container, unless it has gone since it was listed.
+/// Returns `None` for a container that has disappeared since it was listed.
 fn there<T>(known: Result<T, Error>) -> Result<Option<T>, Error> {
     match known {
         Err(error) if error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(None),
@@ -125,13 +125,13 @@ fn age_ms(metrics: &Metrics) -> u64 {
     u64::try_from(metrics.age).unwrap_or_default() / 1_000_000
 }
 
-/// Milliseconds since 1970 at which something of this age was made.
+/// Returns the creation time for this age, in milliseconds since 1970.
 fn made_ms(age_ms: u64) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     u64::try_from(now).unwrap_or_default().saturating_sub(age_ms)
 }
 
-/// Lists them.
+/// Runs `wardian ps`.
 pub fn ps(args: Ps) -> Result<ExitCode> {
     let Ps { server, all, quiet, filters, json } = args;
     let client = server.client()?;
@@ -147,7 +147,7 @@ pub fn ps(args: Ps) -> Result<ExitCode> {
         }
         let infos = infos(&client, &handles).await.map_err(explain)?;
         if !all {
-            // Those that are being made are listed with `--all` alone: one that is not known any more has gone.
+            // Without `--all` no containers in creation are listed, so one without info has disappeared.
             let is_known = |entry: &BulkInfo| entry.err.is_none();
             handles.retain(|handle| infos.get(handle).map_or(!handle.contains(','), is_known));
         }
@@ -165,7 +165,7 @@ pub fn ps(args: Ps) -> Result<ExitCode> {
         let state = match info {
             Some(info) if is_broken(info) => "broken",
             Some(info) => info.state.as_str(),
-            // Not made yet, or gone meanwhile.
+            // Still being created, or destroyed meanwhile.
             None => "unknown",
         };
         (info, metrics, state.to_owned())
@@ -202,13 +202,13 @@ pub fn ps(args: Ps) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints all that is known of one.
+/// Runs `wardian inspect`.
 pub fn inspect(args: Inspect) -> Result<ExitCode> {
     let Inspect { server, handle } = args;
     let client = server.client()?;
     let known = block_on(async {
         let info = client.info(&handle).await.map_err(|error| server.explain(error))?;
-        // A broken container has no figures, another server no history.
+        // A broken container has no metrics, and other Garden servers have no history.
         let (memory, cpu) = (client.memory_limits(&handle).await.ok(), client.cpu_limits(&handle).await.ok());
         let (metrics, history) = (client.metrics(&handle).await.ok(), client.history(&handle).await.ok());
         Ok(json!({
@@ -223,7 +223,7 @@ pub fn inspect(args: Inspect) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line of a table of use.
+/// One line of the table of `wardian stats`.
 #[derive(Debug, PartialEq)]
 struct Use {
     handle: String,
@@ -235,11 +235,11 @@ struct Use {
 
 type Sample = BTreeMap<String, Metrics>;
 
-/// Of those that were there both times.
+/// Returns the usage of containers that are in both samples.
 fn uses(before: &Sample, after: &Sample) -> Vec<Use> {
     let line = |(handle, now): (&String, &Metrics)| {
         let then = before.get(handle)?;
-        // Another one of the same handle is younger.
+        // A smaller age shows a new container with the same handle.
         let elapsed = u64::try_from(now.age.checked_sub(then.age)?).ok().filter(|ns| *ns > 0)?;
         let used = now.cpu_stat.usage.saturating_sub(then.cpu_stat.usage);
         #[allow(clippy::cast_precision_loss)]
@@ -277,7 +277,7 @@ fn as_json(uses: &[Use]) -> Value {
     uses.iter().map(entry).collect()
 }
 
-/// What they use now.
+/// Takes a sample of the metrics.
 async fn sample(client: &Client, handles: &[String]) -> Result<Sample, Error> {
     let wanted = if handles.is_empty() { client.list(&BTreeMap::new()).await? } else { handles.to_owned() };
     let all = metrics(client, &wanted).await?;
@@ -297,7 +297,7 @@ pub fn stats(args: Stats) -> Result<ExitCode> {
         let look = async {
             let mut before = sample(&client, &handles).await.map_err(explain)?;
             if let Some(unknown) = handles.iter().find(|handle| !before.contains_key(*handle)) {
-                // Says why.
+                // Fails with the reason.
                 client.metrics(unknown).await.map_err(explain)?;
             }
             let live = !no_stream && !json && std::io::stdout().is_terminal();

@@ -1,4 +1,4 @@
-//! `wardian run`: a container, and a process in it.
+//! `wardian run`: creates a container and runs a process in it.
 
 use super::create::{create, destroy, tell};
 use super::session::{self, End, Signals, Wanted, failed, follow, streams};
@@ -51,7 +51,7 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// The same in fewer words.
+    /// Converts the flags.
     pub fn wanted(&self, detachable: bool) -> Wanted {
         Wanted { input: self.interactive, tty: self.tty, detachable, ours: false }
     }
@@ -68,7 +68,7 @@ pub struct Place {
     user: Option<String>,
 }
 
-/// A working directory.
+/// Parses a working directory.
 fn directory(text: &str) -> Result<String, String> {
     if text.starts_with('/') {
         return Ok(text.to_owned());
@@ -77,7 +77,7 @@ fn directory(text: &str) -> Result<String, String> {
 }
 
 impl Place {
-    /// A process there.
+    /// Returns the spec of a process with this user and working directory.
     pub fn process(self, command: (String, Vec<String>)) -> ProcessSpec {
         let (path, args) = command;
         let (dir, user) = (self.workdir.unwrap_or_default(), self.user.unwrap_or_default());
@@ -85,7 +85,7 @@ impl Place {
     }
 }
 
-/// Runs it.
+/// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode> {
     Ok(block_on(work(args)).unwrap_or_else(|error| failed(&error)))
 }
@@ -94,7 +94,7 @@ async fn work(args: Args) -> Result<ExitCode> {
     let Args { server, making, rm, streams: wanted, place, image, words, last } = args;
     let command = command(words, last, "wardian run IMAGE -- COMMAND")?;
     let detach = wanted.detach;
-    // Somebody must wait who destroys it.
+    // With --rm, detaching is not possible: this process must stay to destroy the container.
     let wanted = wanted.wanted(!rm);
     wanted.check()?;
     let spec = making.spec(image.as_deref())?;
@@ -106,14 +106,14 @@ async fn work(args: Args) -> Result<ExitCode> {
     let (streams, left) = streams(wanted);
     let io = if detach { Io::default() } else { streams };
     let started = match signals.begun(None, client.run(&handle, &process, io)).await {
-        // It goes on; whoever destroys the container in the end does so now.
+        // The process goes on without its output; with --rm, the container is destroyed now.
         Ok(Err(error @ Error::Output { .. })) if !rm => return Err(server.unheard(error, &handle)),
         Ok(started) => started.map_err(|error| server.explain(error)),
         Err(number) => Err(Interrupted(number).into()),
     };
     let started = match started {
         Ok(started) => started,
-        // A container in which nothing was ever run is nobody's.
+        // A new container without its process is useless, and destroyed.
         Err(error) => {
             destroy(&client, &handle, &mut signals).await;
             return Err(error);

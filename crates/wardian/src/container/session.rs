@@ -1,4 +1,4 @@
-//! Between our standard streams and a process in a container, until one of the two ends it.
+//! Connects the standard streams to a process in a container, until either side ends the session.
 
 use super::MAIN;
 use super::terminal::{self, Keys, Raw};
@@ -19,23 +19,23 @@ use wardian_garden::wire::{ProcessSpec, Tty};
 use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
 use wardian_lab::{Interrupted, signals};
 
-/// How `run` and `exec` end, for their help.
+/// The exit codes of `run` and `exec`, for their help.
 pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, or some \
     of its input or output is lost, 126: the program cannot be executed, 127: there is no such program, 2: the command line is wrong.";
-/// The program cannot be executed, and it is not there.
+/// Exit codes: the program cannot be executed, and it does not exist.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
-/// Who was asked to end by a signal that nobody may repeat gets so long. As long as a stop.
+/// How long a process may take after a signal that nobody may repeat: as long as for a stop.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// The output of a process that was killed gets so long to be taken.
+/// How long the last output of a killed process is waited for.
 const LAST: Duration = Duration::from_secs(3);
 const INTERRUPT: i32 = 2;
 const HANGUP: i32 = 1;
 pub const PIPE: i32 = 13;
 
-/// Signals of kernel and programs that end whoever does not know them, and are taken for TERM: a process would be left behind
-/// otherwise, by `run --rm` with its container. Garden's protocol has only TERM and KILL to pass on. Those that tell of a fault
-/// (ABRT, SEGV …) are not among them, nor are real-time signals.
+/// Signals whose default action ends a process, and which are treated as TERM: otherwise the process in the container
+/// would be left behind, and with `run --rm` the container too. Garden's protocol can pass on only TERM and KILL.
+/// Signals of a fault (ABRT, SEGV …) and real-time signals are not among them.
 const UNUSUAL: [i32; 10] = [
     10, // USR1
     12, // USR2
@@ -49,16 +49,16 @@ const UNUSUAL: [i32; 10] = [
     30, // PWR
 ];
 
-/// Signals that ask us to end. What we were told to ignore (nohup, a background job) stays ignored.
+/// The signals that ask this process to end. Those ignored at the start (nohup, a background job) stay ignored.
 #[derive(Debug)]
 pub struct Signals {
     all: signals::Signals,
-    /// One that has come, and is for what comes next.
+    /// A signal that was received, and is kept for the next wait.
     kept: Option<i32>,
 }
 
 impl Signals {
-    /// From now on.
+    /// Catches the signals from now on.
     pub fn catch() -> Result<Self> {
         let unusual = UNUSUAL.into_iter().map(SignalKind::from_raw);
         let kinds: Vec<_> = signals::asking().into_iter().chain(unusual).collect();
@@ -66,7 +66,7 @@ impl Signals {
         Ok(Self { all, kept: None })
     }
 
-    /// The number of the next one.
+    /// Waits for the next signal; returns its number.
     pub async fn next(&mut self) -> i32 {
         match self.take_kept() {
             Some(kept) => kept,
@@ -74,12 +74,12 @@ impl Signals {
         }
     }
 
-    /// One that was kept, for whom heeds it otherwise than as what comes next.
+    /// Takes the kept signal, for a caller that handles it in another way.
     pub fn take_kept(&mut self) -> Option<i32> {
         self.kept.take()
     }
 
-    /// An answer, or the signal that came before it.
+    /// Waits for an answer; returns the signal that came before it as the error.
     pub async fn until<T>(&mut self, answer: impl Future<Output = T>) -> Result<T, i32> {
         tokio::select! {
             answer = answer => Ok(answer),
@@ -87,8 +87,8 @@ impl Signals {
         }
     }
 
-    /// The same where something is begun that should not be left: a signal is kept for what has been begun, unless a second
-    /// one comes or the answer does not come for as long as a stop may take. `note` says so.
+    /// As [`Signals::until`], for an operation that should not be abandoned: after a first signal, `note` is printed
+    /// and the signal is kept for the result, unless a second one comes or the answer takes longer than [`PATIENCE`].
     pub async fn begun<T>(&mut self, note: Option<&str>, answer: impl Future<Output = T>) -> Result<T, i32> {
         let mut answer = std::pin::pin!(answer);
         let number = tokio::select! {
@@ -107,21 +107,21 @@ impl Signals {
     }
 }
 
-/// What somebody wants of a process's streams.
+/// How the streams of a process are connected.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wanted {
-    /// Our standard input is the process's.
+    /// Whether standard input is passed to the process.
     pub input: bool,
-    /// It has a terminal.
+    /// Whether the process has a terminal.
     pub tty: bool,
-    /// Ctrl-P Ctrl-Q detaches.
+    /// Whether Ctrl-P Ctrl-Q detaches.
     pub detachable: bool,
-    /// Signals are not for it: they end us alone.
+    /// Whether signals end this program only, and are not passed to the process.
     pub ours: bool,
 }
 
 impl Wanted {
-    /// A terminal that nobody types at is a mistake.
+    /// Refuses a terminal without a user at it.
     ///
     /// # Errors
     /// `-i -t` without a terminal.
@@ -134,11 +134,12 @@ impl Wanted {
         Ok(())
     }
 
-    /// Waits for the terminal that is to be typed at. Before anything is begun: whoever reads what is typed while another job
-    /// is in the foreground is stopped once more by the kernel, and would not hear the signal for which he was continued.
+    /// Waits until this job is in the terminal's foreground. Must be called before anything is started: a background
+    /// job that reads from the terminal is stopped again by the kernel, and would not handle the signal for which it
+    /// was continued.
     ///
     /// # Errors
-    /// A signal that asks us to end.
+    /// A signal that asks this process to end.
     pub async fn foreground(self, signals: &mut Signals) -> Result<()> {
         if self.tty
             && self.input
@@ -149,7 +150,7 @@ impl Wanted {
         Ok(())
     }
 
-    /// What a terminal adds to a process.
+    /// Adds the terminal's size and TERM to a process.
     pub fn prepare(self, spec: &mut ProcessSpec) {
         if !self.tty {
             return;
@@ -163,20 +164,20 @@ impl Wanted {
     }
 }
 
-/// Streams for a process, before it is started.
+/// Returns the streams for a process that is to be started, and a receiver that tells when the detach keys are typed.
 pub fn streams(wanted: Wanted) -> (Io, oneshot::Receiver<()>) {
     let (detached, left) = oneshot::channel();
     let stdin: Option<Box<dyn AsyncRead + Send + Unpin>> = if wanted.input {
         let keys = (wanted.tty && wanted.detachable).then(Keys::default);
         Some(Box::new(Input {
             stdin: tokio::io::stdin(),
-            // One that has gone is none any more.
+            // Determined now, because a terminal that has hung up is none any more.
             terminal: terminal::is_input(),
             keys,
             detached: Some(detached),
         }))
     } else if wanted.tty {
-        // The end of its input would be typed at it.
+        // The end of the input would be sent to the terminal as an EOF character.
         None
     } else {
         Some(Box::new(tokio::io::empty()))
@@ -184,7 +185,7 @@ pub fn streams(wanted: Wanted) -> (Io, oneshot::Receiver<()>) {
     (Io { stdin, stdout: true, stderr: !wanted.tty, wait: true }, left)
 }
 
-/// Our standard input.
+/// Standard input, with the detach keys filtered out.
 struct Input {
     stdin: tokio::io::Stdin,
     terminal: bool,
@@ -202,11 +203,11 @@ impl AsyncRead for Input {
         let Some(keys) = keys else { return typed(*terminal, Pin::new(stdin).poll_read(cx, to)) };
         loop {
             if detached.is_none() {
-                // Nothing more comes, and it has not ended either.
+                // Detached: no more input comes, and the input does not end either.
                 return Poll::Pending;
             }
             let mut keys_typed = [0; 4096];
-            // One more byte may have been held back.
+            // One byte less, because a held-back byte may be added.
             let room = keys_typed.len().min(to.remaining().saturating_sub(1));
             let mut buffer = ReadBuf::new(&mut keys_typed[..room]);
             ready!(typed(*terminal, Pin::new(&mut *stdin).poll_read(cx, &mut buffer)))?;
@@ -228,8 +229,8 @@ impl AsyncRead for Input {
     }
 }
 
-/// A terminal that has gone, or that is another job's for good, says EIO (tty(4)): nobody types any more. Of a file or a pipe it
-/// is an error as any other.
+/// Turns EIO of a terminal into an end of file: it has hung up, or belongs to another job for good (tty(4)). For a
+/// file or a pipe EIO stays an error.
 fn typed(terminal: bool, read: Poll<std::io::Result<()>>) -> Poll<std::io::Result<()>> {
     const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
     match read {
@@ -238,21 +239,21 @@ fn typed(terminal: bool, read: Poll<std::io::Result<()>>) -> Poll<std::io::Resul
     }
 }
 
-/// How it went.
+/// How a session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The process has ended with this status.
     Exit(i32),
-    /// The keys were typed; it goes on.
+    /// The detach keys were typed; the process goes on.
     Detached,
-    /// A signal of this number made us leave; the process may go on.
+    /// This signal has ended the session; the process may go on.
     Left(i32),
-    /// Some of its output has not arrived where it should; what and why was said.
+    /// Some of its output was lost; the cause was printed.
     Lost,
 }
 
 impl End {
-    /// What a shell sees.
+    /// Returns the exit code of this program.
     pub fn code(self) -> ExitCode {
         let number = match self {
             Self::Exit(status) => status,
@@ -264,18 +265,18 @@ impl End {
     }
 }
 
-/// How far the process was asked to end.
+/// Tracks how the process was asked to end.
 #[derive(Debug, Default)]
 struct Asked {
     times: u8,
-    /// The signal that was the first to ask; none if it was a reader that has gone.
+    /// The signal that asked first; none if it was a reader that closed the pipe.
     by: Option<i32>,
     until: Option<Instant>,
 }
 
 impl Asked {
-    /// TERM, then KILL. `true`: it was asked often enough. Of a program that has `ended` there is nothing to be ended: only the
-    /// last of its output is waited for.
+    /// Sends TERM, then KILL; returns true if there is nothing more to send. If the program has `ended`, no signal is
+    /// sent, and only its last output is waited for.
     async fn again(&mut self, process: &Process, patient: bool, ended: bool) -> bool {
         if self.times > 1 || (ended && self.times > 0) {
             return true;
@@ -285,21 +286,21 @@ impl Asked {
             self.hurry();
             return false;
         }
-        // An error is one of the connection: whoever waits for the process hears of it.
-        // A server that does not take it does not hold up the next one.
+        // An error here is a connection error, which the wait for the process reports. The timeout keeps a server
+        // that hangs from delaying the next signal.
         drop(tokio::time::timeout(LAST, process.signal(self.times == 1)).await);
         self.times += 1;
         let wait = match self.times {
-            // Whom Ctrl-C has asked for patience presses it again; others cannot.
+            // A user at a terminal can press Ctrl-C again; otherwise the second signal is sent after [`PATIENCE`].
             1 => patient.then_some(PATIENCE),
-            // It is dead. What it has written may be for a reader that stands still, and keeps us for ever.
+            // The process is dead, but its output may wait forever for a reader that is blocked.
             _ => Some(LAST),
         };
         self.until = wait.map(|wait| Instant::now() + wait);
         false
     }
 
-    /// It has ended: if it was asked to, what it has left behind gets no more time than its last output.
+    /// Called when the program has ended: if it was asked to, processes that hold its output open get only [`LAST`].
     fn hurry(&mut self) {
         if self.times > 0 {
             let last = Instant::now() + LAST;
@@ -315,7 +316,7 @@ impl Asked {
     }
 }
 
-/// Passes everything on, both ways, until the end.
+/// Passes streams, signals and window sizes between this program and the process, until the session ends.
 ///
 /// # Errors
 /// The connection broke.
@@ -326,7 +327,7 @@ pub async fn follow(
     left: oneshot::Receiver<()>,
     signals: &mut Signals,
 ) -> wardian_garden::Result<End> {
-    // Where there is no terminal of ours there is nothing to be made raw.
+    // Without a terminal on standard input, raw mode is not needed.
     let raw = if wanted.tty && wanted.input { Raw::enter().ok() } else { None };
     let mut resized = signal(SignalKind::window_change())?;
     let (broken, gone, stuck) = (Notify::new(), Cell::new(None), [Cell::new(false), Cell::new(false)]);
@@ -356,13 +357,13 @@ pub async fn follow(
     let mut outputs = std::pin::pin!(outputs);
     let left = async {
         if left.await.is_err() {
-            // The end of the input is no wish to leave.
+            // The end of the input is no request to detach.
             std::future::pending::<()>().await;
         }
     };
     let mut left = std::pin::pin!(left);
     let (mut asked, mut status, mut over, mut ended) = (Asked::default(), None, false, None);
-    // What it has printed has arrived, if nobody who reads from us stands still.
+    // Returns the exit status, if all output was delivered and no reader is blocked.
     let outlived = |ended: Option<i32>| {
         let stuck = stuck.iter().any(Cell::get);
         ended.filter(|_| !stuck && matches!(gone.get(), None | Some(Kind::BrokenPipe))).map(End::Exit)
@@ -371,7 +372,7 @@ pub async fn follow(
         tokio::select! {
             ended = process.wait(), if status.is_none() => match ended {
                 Err(error @ (Error::BinaryInput | Error::Input(_))) => {
-                    // With half its input it might do anything.
+                    // With truncated input the process could do anything, so it is killed.
                     drop(tokio::time::timeout(LAST, process.signal(true)).await);
                     return Err(error);
                 }
@@ -382,14 +383,14 @@ pub async fn follow(
                 asked.hurry();
             }
             _ = &mut outputs, if !over => over = true,
-            // Nobody reads what it prints any more, as in `| head`.
+            // The reader of the output has closed the pipe, as in `| head`.
             () = broken.notified() => {
                 if wanted.ours || asked.again(&process, true, ended.is_some()).await {
                     return Ok(unread(gone.get()));
                 }
             }
             () = &mut left => return Ok(End::Detached),
-            // It waits behind input that the process does not take.
+            // A resize may be queued behind input that the process does not read.
             () = &mut resizes => {}
             () = asked.impatient() => {
                 if asked.again(&process, false, ended.is_some()).await {
@@ -411,7 +412,7 @@ pub async fn follow(
     }
     drop(raw);
     match gone.get() {
-        // What was lost then nobody wanted.
+        // The reader has closed the pipe, and wants no more output.
         Some(Kind::BrokenPipe) => {}
         Some(_) => return Ok(End::Lost),
         None if process.lost() > 0 => {
@@ -424,19 +425,19 @@ pub async fn follow(
     Ok(End::Exit(status.unwrap_or_default()))
 }
 
-/// The end where output could not be passed on.
+/// Returns the end of a session whose output could not be passed on.
 fn unread(gone: Option<Kind>) -> End {
     if gone == Some(Kind::BrokenPipe) { End::Left(PIPE) } else { End::Lost }
 }
 
 async fn resize(process: &Process) {
     if let Some(size) = terminal::size() {
-        // An error is one of the connection: whoever waits for the process hears of it.
+        // An error here is a connection error, which the wait for the process reports.
         drop(process.resize(size.columns, size.rows).await);
     }
 }
 
-/// Where output goes, and whether that stands still.
+/// A writer that notes whether it is blocked.
 struct Watched<'a, W> {
     to: W,
     stuck: &'a Cell<bool>,
@@ -469,7 +470,7 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Watched<'_, W> {
     }
 }
 
-/// To the end of the stream, or until it cannot be passed on: the server hears of that when ours is dropped.
+/// Copies a stream until its end or a write error. Dropping the reader then tells the server.
 async fn pump(from: Option<OutputReader>, mut to: impl AsyncWrite + Unpin, failed: impl Fn(std::io::Error)) {
     let Some(mut from) = from else { return };
     if let Err(error) = tokio::io::copy(&mut from, &mut to).await {
@@ -477,7 +478,7 @@ async fn pump(from: Option<OutputReader>, mut to: impl AsyncWrite + Unpin, faile
     }
 }
 
-/// A failure of run, exec or attach: it is shown here, for it has an exit code of its own.
+/// Prints a failure of run, exec or attach; returns its exit code, which is specific to these commands.
 pub fn failed(error: &anyhow::Error) -> ExitCode {
     print::failure(error);
     if let Some(code) = exit::of(error) {
@@ -486,14 +487,14 @@ pub fn failed(error: &anyhow::Error) -> ExitCode {
     let garden = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     let code = match garden {
         Some(error) if error.kind() == Some(ErrorKind::ExecutableNotFound) => NOT_FOUND,
-        // Garden has no kind for it.
+        // Garden has no error kind for this.
         Some(Error::Garden(body)) if body.message.contains(": exec: ") => NOT_EXECUTABLE,
         _ => OWN,
     };
     ExitCode::from(code)
 }
 
-/// After the keys: how to come back.
+/// Prints how to attach again after detaching.
 pub fn detached(handle: &str, process: &str) {
     let process = if process == MAIN { String::new() } else { format!(" {process}") };
     print::say("");

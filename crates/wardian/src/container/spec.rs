@@ -1,4 +1,4 @@
-//! What a container or a process is made of, as it is said on the command line.
+//! Specs of containers and processes, from the command line.
 
 use crate::exit::mistake;
 use crate::image::with_app;
@@ -21,7 +21,7 @@ pub struct Env {
 }
 
 impl Env {
-    /// `K=V`; what is given one by one comes last, for it counts.
+    /// Returns all variables as `K=V`; those given by flags come last, and so override the files.
     pub fn all(&self) -> Result<Vec<String>> {
         self.gather().map_err(mistake)
     }
@@ -96,7 +96,7 @@ pub struct Making {
 }
 
 impl Making {
-    /// The image's address; one that begins with its app stands for the server's default image.
+    /// Returns the image's address; one that begins with the app means the server's default image.
     fn address(&self, image: Option<&str>) -> Result<String> {
         let image = image.map(uri).transpose()?.unwrap_or_default();
         match &self.app {
@@ -105,7 +105,7 @@ impl Making {
         }
     }
 
-    /// As the server wants it; without an image it takes its default.
+    /// Returns the container's spec; without an image the server uses its default.
     pub fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
         distinct(&self.volumes).map_err(mistake)?;
         Ok(ContainerSpec {
@@ -129,10 +129,10 @@ impl Making {
     }
 }
 
-/// Two volumes at one place: one of them would be hidden.
+/// Refuses two volumes at the same path, one of which would be hidden.
 fn distinct(volumes: &[BindMount]) -> Result<()> {
     for (index, volume) in volumes.iter().enumerate() {
-        // Compared by their names: slashes too many do not count.
+        // Compared as paths, so that repeated slashes do not matter.
         let is_same = |other: &&BindMount| Path::new(&other.dst_path) == Path::new(&volume.dst_path);
         if let Some(other) = volumes[..index].iter().find(is_same) {
             bail!(
@@ -146,7 +146,8 @@ fn distinct(volumes: &[BindMount]) -> Result<()> {
     Ok(())
 }
 
-/// The server knows no working directory of ours: a relative path is made absolute. A name is left alone.
+/// Makes a relative path absolute, because the server does not know this program's working directory. A name is left
+/// alone.
 fn uri(image: &str) -> Result<String> {
     ensure!(!image.is_empty(), "an empty image; leave it out for the server's default one");
     let is_relative = image.starts_with("./") || image.starts_with("../") || image == "." || image == "..";
@@ -158,7 +159,7 @@ fn uri(image: &str) -> Result<String> {
     path.ok().with_context(|| format!("the path of {image} is not UTF-8"))
 }
 
-/// `FILE_OR_URL:DIR`. Both may have colons, but the directory is absolute.
+/// Parses `FILE_OR_URL:DIR`. Both may contain colons, but the directory is absolute.
 fn app(text: &str) -> Result<(String, String), String> {
     match text.rsplit_once(":/") {
         Some((app, dir)) if !matches!(app, "" | "http" | "https" | "file") => {
@@ -168,7 +169,7 @@ fn app(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// `KEY=VALUE`.
+/// Parses `KEY=VALUE`.
 pub fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -199,11 +200,11 @@ fn parse_volume(text: &str) -> Result<BindMount> {
     Ok(BindMount { src_path: source, dst_path: inside.to_owned(), mode, origin: 0 })
 }
 
-/// What is to be run: the words after the image or handle, or what follows a `--`.
+/// Returns the command to run: the words after the image or handle, or those after a `--`.
 pub fn command(words: Vec<String>, last: Vec<String>, usage: &str) -> Result<(String, Vec<String>)> {
     let mut all = words;
     if !all.is_empty() && !last.is_empty() {
-        // It belongs to the command.
+        // A `--` after other words belongs to the command.
         all.push("--".to_owned());
     }
     all.extend(last);

@@ -1,4 +1,4 @@
-//! Our own terminal: how large it is, and passing every key on untouched.
+//! The terminal of this program: its size, raw mode, and the detach keys.
 
 use super::session::Signals;
 use anyhow::{Context as _, Result};
@@ -8,33 +8,35 @@ use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tc
 use std::time::Duration;
 use wardian_garden::wire::WindowSize;
 
-/// How often it is looked whether we are in the foreground, …
+/// How often the foreground job is checked, …
 const TRIES: u32 = 100;
 /// … and how long a signal may take to be heard after SIGCONT.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Is standard input one?
+/// Whether standard input is a terminal.
 pub fn is_input() -> bool {
     isatty(stdin())
 }
 
-/// Its size, if we have one.
+/// Returns the terminal's size, if there is a terminal.
 pub fn size() -> Option<WindowSize> {
     let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok()?;
-    // One that has none says 0.
+    // A terminal without a size reports 0.
     (size.ws_col > 0 && size.ws_row > 0).then_some(WindowSize { columns: size.ws_col, rows: size.ws_row })
 }
 
-/// Waits until our job is the terminal's foreground one: until then it is stopped, as every program is that reads what is typed
-/// (SIGTTIN, termios(3)). Setting the terminal's mode there would stop us as well, and again after each SIGCONT before a signal
-/// is heard, as that of timeout(1), which puts us into the background for good. The number of a signal that asks us to end.
+/// Waits until this job is the terminal's foreground job: until then it stops itself, as the kernel stops a
+/// background job that reads from the terminal (SIGTTIN, termios(3)). Setting the terminal's mode in the background
+/// would stop it as well, and again after each SIGCONT, before a signal could be handled, such as that of timeout(1),
+/// which runs its command in the background for good. Returns the number of a signal that asks this process to end.
 pub async fn foreground(signals: &mut Signals) -> Option<i32> {
     for _ in 0..TRIES {
         if tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp()) {
             break;
         }
         let _ = kill_process(getpid(), Signal::TTIN);
-        // Here we go on after SIGCONT; or at once, where nobody could send one (an orphaned process group).
+        // The process continues here after SIGCONT, or at once in an orphaned process group, where nobody could send
+        // one.
         if let Ok(Some(number)) = tokio::time::timeout(LOOK, async { Some(signals.next().await) }).await {
             return Some(number);
         }
@@ -42,13 +44,13 @@ pub async fn foreground(signals: &mut Signals) -> Option<i32> {
     None
 }
 
-/// As long as this lives, keys reach whoever reads standard input as they are: nothing is echoed, Ctrl-C is a byte. Dropping
-/// it, on whatever way, puts the terminal back.
+/// While this lives, the terminal is in raw mode: keys are read unchanged, nothing is echoed, Ctrl-C is a byte.
+/// Dropping it restores the terminal.
 #[derive(Debug)]
 pub struct Raw(Termios);
 
 impl Raw {
-    /// From now on.
+    /// Enters raw mode.
     pub fn enter() -> Result<Self> {
         let before = tcgetattr(stdin()).context("ask the terminal for its mode")?;
         let mut raw = before.clone();
@@ -61,15 +63,15 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // The terminal may have gone. Its output is not waited for: it may be held up (Ctrl-S).
+        // The terminal may have hung up. Its output is not drained first, since it may be stopped (Ctrl-S).
         let _ = tcsetattr(stdin(), OptionalActions::Now, &self.0);
     }
 }
 
-/// Ctrl-P Ctrl-Q, in what is typed.
+/// Detects Ctrl-P Ctrl-Q in the input.
 #[derive(Debug, Default)]
 pub struct Keys {
-    /// The last byte was a Ctrl-P that is not passed on yet.
+    /// Whether the last byte was a Ctrl-P that is not passed on yet.
     held: bool,
 }
 
@@ -77,7 +79,8 @@ const CTRL_P: u8 = 0x10;
 const CTRL_Q: u8 = 0x11;
 
 impl Keys {
-    /// Appends to `out` what is for the process. `true`: the keys were typed, and what follows them is for nobody.
+    /// Appends the input for the process to `out`; returns true if the keys were typed, and drops the bytes after
+    /// them.
     pub fn take(&mut self, typed: &[u8], out: &mut Vec<u8>) -> bool {
         for byte in typed {
             match (std::mem::take(&mut self.held), *byte) {
@@ -95,7 +98,7 @@ impl Keys {
         false
     }
 
-    /// What is still held at the end of the input.
+    /// Returns the Ctrl-P still held back at the end of the input.
     pub fn rest(&mut self) -> Option<u8> {
         std::mem::take(&mut self.held).then_some(CTRL_P)
     }

@@ -1,4 +1,4 @@
-//! What was left behind, by whose it is, and how it goes away.
+//! Leaks by their owner, and their removal.
 
 use super::LEAKS;
 use crate::print;
@@ -15,12 +15,12 @@ use wardian_lab::leftovers;
 use wardian_sys::directory::Directory;
 use wardian_sys::lock;
 
-/// Kinds of what experiments and recorders leave.
+/// The kinds of leaks that experiments and recorders leave.
 const OF_EXPERIMENTS: [&str; 3] = ["directory", "sysctl", "trace"];
-/// What the name of a mounted run directory begins with among the leaks.
+/// The prefix of a mounted run directory in the list of leaks.
 const TMPFS: &str = "tmpfs on ";
 
-/// A line for each instance and for each thing that is of none; with `all` each thing of an instance too.
+/// Formats a line for each instance and for each leak without one; with `all`, also for each leak of an instance.
 pub fn text(found: &Survey, all: bool) -> String {
     let mut text = String::new();
     for instance in &found.instances {
@@ -41,7 +41,7 @@ fn remedy(leak: &Leak) -> String {
     if is_cleanable(leak) { ": `wardian doctor --clean` removes it".to_owned() } else { String::new() }
 }
 
-/// What is of no instance, and belongs to nobody.
+/// Whether a leak has no instance and no owner, and so may be removed.
 fn is_cleanable(leak: &Leak) -> bool {
     leak.instance.is_none() && (OF_EXPERIMENTS.contains(&leak.kind) || run_directory(leak).is_some())
 }
@@ -51,8 +51,8 @@ fn run_directory(leak: &Leak) -> Option<&Path> {
     path.map(Path::new)
 }
 
-/// How much of each kind. A cgroup of v1 is a directory in each hierarchy and counts once, and the instance's own, above the
-/// others, only where nothing else is left: so `wardian reset` counts them.
+/// Counts the leaks of each kind, as `wardian reset` does: a cgroup of v1, which has a directory in each hierarchy,
+/// counts once, and the instance's own parent cgroup only if nothing else is left.
 fn counted(instance: &Instance) -> String {
     let own = format!("wardian-{}", instance.tag);
     let mut kinds = BTreeMap::<&str, BTreeSet<&OsStr>>::new();
@@ -91,7 +91,7 @@ fn line(instance: &Instance, doubt: Option<&str>) -> String {
     )
 }
 
-/// Remove what belongs to nobody.
+/// Removes leaks without an owner.
 pub fn run(runs: &[PathBuf], yes: bool) -> Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "what was left behind is root's: try sudo");
     let found = leaks::survey(runs)?;
@@ -126,7 +126,7 @@ fn agreed(wanted: &Survey) -> Result<bool> {
 
 fn remove(wanted: &Survey, runs: &[PathBuf]) -> Result<()> {
     for Instance { tag, .. } in &wanted.instances {
-        // Somebody may have thought about the answer for an hour.
+        // Checked again, because the user's answer may have taken long.
         let now = leaks::survey(runs)?;
         if !now.instances.iter().any(|instance| instance.tag == *tag && instance.abandoned) {
             print::note(&format!("instance {tag} is not abandoned any more, and stays"));
@@ -153,7 +153,7 @@ fn remove(wanted: &Survey, runs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Unmounts a run directory that nobody uses. Its lock keeps servers away meanwhile.
+/// Unmounts an unused run directory. Its lock keeps servers from starting meanwhile.
 fn leave(run: &Path) -> Result<()> {
     let failed = || format!("unmount {}", run.display());
     let dir = Directory::open(run).with_context(failed)?;

@@ -15,10 +15,10 @@ use wardian_engine::{Config, Engine};
 use wardian_lab::signals::Asking;
 use wardian_server::{Debug, ListenAddr, Listener, Options, SetLevel, SocketOptions, Tls};
 
-/// Where a package puts the keeper.
+/// The path of the keeper in packages.
 const KEEPER: &str = "/usr/lib/wardian/wardian-keeper";
 
-/// The keeper beside this program, or where a package puts it.
+/// Finds the keeper beside this program, or at the packages' path.
 fn find_keeper() -> Result<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|me| Some(me.parent()?.join("wardian-keeper")));
     let found = beside.into_iter().chain([PathBuf::from(KEEPER)]).find(|path| path.is_file());
@@ -27,9 +27,10 @@ fn find_keeper() -> Result<PathBuf> {
     })
 }
 
-/// Serves until SIGTERM or SIGINT. `wardian` is the whole command line, for what a settings file adds to it.
+/// Serves until SIGTERM or SIGINT. `wardian` is the parser of the whole command line, to which a settings file is
+/// added.
 pub fn run(args: Args, wardian: clap::Command) -> Result<ExitCode> {
-    // Records hold environments: what is made without a mode of its own is for nobody else.
+    // Records contain environments, so files made without an explicit mode are for root only.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let settings = args.with_file(wardian, std::env::args_os())?;
     settings.check()?;
@@ -39,7 +40,8 @@ pub fn run(args: Args, wardian: clap::Command) -> Result<ExitCode> {
     );
     let keeper = match &settings.keeper {
         Some(keeper) => {
-            // It runs as root. One that is found beside this program could be changed by who could change this one.
+            // The keeper runs as root. One found beside this program needs no check: a user who could change it could
+            // change this program too.
             wardian_sys::directory::check_file(keeper).context("--keeper")?;
             keeper.clone()
         }
@@ -78,7 +80,7 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
         host_names: settings.host_name.clone(),
         ..SocketOptions::default()
     };
-    // Before anything is started.
+    // The addresses are checked before anything is started.
     for address in addresses.iter().chain(&settings.debug_listen) {
         let checked = address.parse().and_then(|parsed| Listener::check(&parsed, &options));
         checked.with_context(|| format!("listen on {address}"))?;
@@ -115,7 +117,7 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
     let (listeners, debug) = match bound.await {
         Ok(bound) => bound,
         Err(error) => {
-            // What was made ahead must not stay.
+            // Nothing made ahead must be left behind.
             engine.shutdown().await;
             return Err(error);
         }
@@ -159,7 +161,7 @@ async fn bind(
     Ok(listeners)
 }
 
-/// From the debug server.
+/// Returns the function with which the debug server sets the log level.
 fn set_level(filter: log::Filter) -> SetLevel {
     Box::new(move |level| {
         let targets: Targets = level.parse().map_err(|error: ParseError| error.to_string())?;

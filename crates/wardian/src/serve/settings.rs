@@ -11,11 +11,12 @@ use std::time::Duration;
 use wardian_engine::IdRanges;
 use wardian_store::{Fetching, Host, Limits};
 
-/// Bytes of the largest settings file that is read.
+/// The maximum size of a settings file in bytes.
 const MOST_SETTINGS: u64 = 1 << 20;
-/// Three for each process that somebody listens to.
+/// The default limit of connections. A process with an attached client takes three.
 const CONNECTIONS: usize = 8192;
-/// Bytes that a connection takes while its request arrives. All together may have an eighth of the server's memory.
+/// The memory of a connection while its request arrives, in bytes. All connections together may take an eighth of the
+/// server's memory.
 const CONNECTION_MEMORY: u64 = 16 << 10;
 
 /// Settings. A flag beats the environment, which beats the file, which beats the default.
@@ -148,13 +149,14 @@ pub struct Args {
 }
 
 impl Args {
-    /// The settings of `args`, the whole command line, with those of the file that it names below the environment's.
+    /// Returns the settings of `args`, the whole command line, with those of its settings file, which rank below the
+    /// environment.
     ///
     /// # Errors
-    /// A file that others may change, a key that no flag has, a value that its flag refuses.
+    /// The file is writable by others, a key is no flag, or a value is refused by its flag.
     pub fn with_file(self, wardian: Command, args: impl IntoIterator<Item = OsString>) -> Result<Self> {
         let Some(path) = &self.config else { return Ok(self) };
-        // They name the program that root runs as keeper, among others: nobody else may have written them.
+        // The settings name, among others, the keeper that root runs, so no other user may be able to write the file.
         let text = wardian_sys::directory::read(path, MOST_SETTINGS)
             .with_context(|| format!("read the settings in {}", path.display()))?;
         Self::below(&text, wardian, args).with_context(|| format!("settings in {}", path.display()))
@@ -171,7 +173,7 @@ impl Args {
             serve = serve.mut_arg(id, |arg| arg.default_values(values));
         }
         let wardian = wardian.mut_subcommand("serve", |_| serve);
-        // The command line has been parsed before: what is refused now stands in the file.
+        // The command line has been parsed before, so an error now comes from the file.
         let refused = |said: clap::Error| {
             let text = said.to_string();
             anyhow::anyhow!(
@@ -184,10 +186,10 @@ impl Args {
         Ok(Self::from_arg_matches(matches)?)
     }
 
-    /// What no flag can see alone.
+    /// Checks the flags against each other.
     ///
     /// # Errors
-    /// Flags that do not go together.
+    /// Flags that contradict each other.
     pub fn check(&self) -> Result<()> {
         ensure!(
             self.tls()?.is_none() || !self.insecure_listen,
@@ -196,10 +198,10 @@ impl Args {
         Ok(())
     }
 
-    /// Files for TLS, all or none.
+    /// Returns the files for TLS, all or none.
     ///
     /// # Errors
-    /// One or two of the three.
+    /// Only one or two of the three are given.
     pub fn tls(&self) -> Result<Option<TlsFiles<'_>>> {
         match [&self.tls_cert, &self.tls_key, &self.tls_client_ca] {
             [None, None, None] => Ok(None),
@@ -212,7 +214,7 @@ impl Args {
         }
     }
 
-    /// Addresses to listen on: sockets that were handed to us stand for the default one.
+    /// Returns the addresses to listen on; inherited sockets replace the default one.
     pub fn addresses(&self, inherited: bool) -> Vec<String> {
         match self.listen.as_slice() {
             [] if !inherited => vec![format!("unix:{}", self.run.join("garden.sock").display())],
@@ -220,8 +222,8 @@ impl Args {
         }
     }
 
-    /// Connections with a request at a time. Unless told otherwise they leave descriptors for containers: beside each there may
-    /// be two for the streams of a process, and a newcomer.
+    /// Returns the limit of connections. The default leaves descriptors for containers: with each connection there
+    /// may be two for the streams of a process, and a new connection.
     pub fn connections(&self) -> usize {
         let usual = || {
             let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -232,7 +234,7 @@ impl Args {
         self.max_connections.unwrap_or_else(usual)
     }
 
-    /// How layers are fetched from servers.
+    /// Returns the settings for fetching layers.
     pub fn fetching(&self) -> Fetching {
         Fetching {
             certificates: self.layer_certificates.clone(),
@@ -242,7 +244,7 @@ impl Args {
         }
     }
 
-    /// What an image may take.
+    /// Returns the limits of images.
     pub fn limits(&self) -> Limits {
         crate::store::limits([
             self.max_layer_bytes,
@@ -261,7 +263,7 @@ pub struct TlsFiles<'a> {
     pub client_authorities: &'a Path,
 }
 
-/// A value of the file as it would stand on the command line.
+/// Converts a value of the file to words of a command line.
 fn words(value: toml::Value, is_list: bool) -> Result<Vec<String>> {
     use toml::Value;
     let word = |value| match value {
@@ -285,12 +287,12 @@ fn octal(text: &str) -> Result<u32, String> {
     }
 }
 
-/// `90s`, `1h30m`, `0`.
+/// Parses a duration: `90s`, `1h30m`, `0`.
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a time such as 90s, 5m or 1h30m"))
 }
 
-/// A name that a request can name this host by: no URL, no port, no wildcard.
+/// Parses a name of this host for requests: no URL, no port, no wildcard.
 fn host_name(text: &str) -> Result<String, String> {
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if text.split('.').all(|label| !label.is_empty() && label.chars().all(known)) {
@@ -333,7 +335,7 @@ mod tests {
         <Wardian as clap::CommandFactory>::command()
     }
 
-    /// The settings of a file and of arguments.
+    /// Returns the settings of a file and of arguments.
     fn settings(file: &str, args: &[&str]) -> Result<Args> {
         let args = ["wardian", "serve"].iter().chain(args).map(OsString::from);
         let settings = Args::below(file.as_bytes(), command(), args)?;
@@ -372,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_environment_beats_the_file() {
-        // Whatever is set here: of a variable that is there the flag's value comes, as clap has it.
+        // PATH is set everywhere; clap takes the flag's value from it.
         let path = std::env::var("PATH").unwrap();
         let command = command().mut_subcommand("serve", |serve| serve.mut_arg("root", |arg| arg.env("PATH")));
         let args = ["wardian", "serve"].map(OsString::from);
