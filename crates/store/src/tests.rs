@@ -26,7 +26,7 @@ mod ranges;
 mod ready;
 mod together;
 
-/// Where container root is mapped to in these tests.
+/// The host id of container root in these tests.
 const MAPPED: u32 = 100_000;
 const SOON: Duration = Duration::from_secs(60);
 
@@ -38,7 +38,7 @@ fn open(dir: &Path) -> Result<Store> {
     Store::serve(&config(dir), &|_| false)
 }
 
-/// A directory, the uri of a tar in it and a server's store beside that.
+/// Returns a directory, the address of a tar in it, and a server's store in it.
 fn served() -> (tempfile::TempDir, String, Store) {
     let dir = tempfile::tempdir().unwrap();
     let (uri, store) = (tar(dir.path()), open(dir.path()).unwrap());
@@ -50,7 +50,7 @@ fn userns() -> OwnedFd {
     user(&map, &map).unwrap()
 }
 
-/// A tar with a root of mode 711, a file of root's, one of user 7 and a directory; says its uri.
+/// Makes a tar with a root entry of mode 711, a file of root's, one of user 7 and a directory; returns its address.
 fn tar(dir: &Path) -> String {
     let path = dir.join("image.tar");
     let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
@@ -72,7 +72,7 @@ fn tar(dir: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Adds a file of root's to a tar.
+/// Adds a file owned by root to a tar.
 fn add(tar: &mut tar::Builder<fs::File>, name: &str, data: &[u8]) {
     let mut header = tar::Header::new_ustar();
     header.set_size(data.len() as u64);
@@ -83,7 +83,7 @@ fn add(tar: &mut tar::Builder<fs::File>, name: &str, data: &[u8]) {
     tar.append_data(&mut header, name, data).unwrap();
 }
 
-/// Paths below the detached mount, as long as it lives.
+/// Returns a path below a detached mount, valid as long as its descriptor is open.
 fn below(mount: impl AsFd, path: &str) -> std::path::PathBuf {
     Path::new(&format!("/proc/self/fd/{}", mount.as_fd().as_raw_fd())).join(path)
 }
@@ -104,14 +104,14 @@ fn a_root_file_system_from_image_to_trash() {
         store.create_rootfs("one", &image, Some(&owner)).unwrap();
     assert!(!honest);
 
-    // From the image to the container's ids.
+    // The ids of the image are mapped to the container's.
     let root = fs::metadata(below(&rootfs, ".")).unwrap();
     assert_eq!((root.uid(), root.gid(), root.mode() & 0o7777), (MAPPED, MAPPED, 0o711));
     let passwd = fs::metadata(below(&rootfs, "etc/passwd")).unwrap();
     assert_eq!((passwd.uid(), passwd.gid()), (MAPPED, MAPPED));
     assert_eq!(fs::metadata(below(&rootfs, "seven")).unwrap().uid(), MAPPED + 7);
 
-    // Copy-up: written to the upper with the container's ids, the layer stays as it was.
+    // A copy-up is written to `upper` with the container's ids; the layer is unchanged.
     let text = fs::read_to_string(below(&rootfs, "etc/passwd")).unwrap();
     fs::write(below(&rootfs, "etc/passwd"), format!("{text}more\n")).unwrap();
     fs::write(below(&rootfs, "seven"), "8").unwrap();
@@ -124,7 +124,7 @@ fn a_root_file_system_from_image_to_trash() {
     assert_eq!(fs::metadata(layer.join("fs/etc/passwd")).unwrap().uid(), 0);
     assert_eq!(fs::metadata(layer.join("fs/seven")).unwrap().uid(), 7);
 
-    // Volatile: overlay leaves its mark in the work directory, and a second root file system is another one.
+    // The overlay is volatile, which shows in its work directory. A second root file system is independent.
     assert!(writable.join("work/work/incompat/volatile").exists());
     let privileged = store.create_rootfs("two", &image, None).unwrap().mount;
     assert_eq!(fs::metadata(below(&privileged, "seven")).unwrap().uid(), 7);
@@ -141,7 +141,7 @@ fn a_root_file_system_from_image_to_trash() {
     assert!(store.drain(SOON));
     assert_eq!(store.trash_count(), 0);
     assert!(!writable.exists());
-    // What was made ahead goes with the server.
+    // The close removes what was made ahead.
     store.close();
     assert_eq!(entries(dir.path(), "rootfs"), 0);
 }
@@ -155,11 +155,11 @@ fn mountinfo_shows_a_volatile_overlay_and_no_host_paths() {
     let rootfs = store.create_rootfs("seen", &image, None).unwrap().mount;
     let target = dir.path().join("target");
     fs::create_dir(&target).unwrap();
-    // In a mount namespace of a thread's own: nothing shows outside, and all of it goes with the thread.
+    // Attached in a thread's own mount namespace, which ends with the thread.
     let text = std::thread::scope(|scope| {
         let seen = scope.spawn(|| {
             use rustix::mount::{MountPropagationFlags, mount_change};
-            // Only unsharing descriptors is unsafe.
+            // `unshare` is deprecated as unsafe only for its flag that unshares descriptors.
             #[allow(deprecated)]
             rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
             mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
@@ -190,7 +190,7 @@ fn two_threads_one_unpack() {
     assert!(images.iter().all(|image| Arc::ptr_eq(&image.layers[0], &images[0].layers[0])));
     assert_eq!(entries(dir.path(), "layers"), 1);
     assert_eq!(entries(dir.path(), "staging"), 0);
-    // Another open finds the layer, if it is durable; another state of the file is another image.
+    // The next server finds the layer, if it is durable. A changed file is another image.
     assert!(store.wait_durable(&Progress::default()));
     store.close();
     assert!(matches!(store.image(&uri), Err(Error::Closed)));
@@ -253,7 +253,7 @@ fn hostile_trash_goes_and_nothing_else_does() {
     fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, top.join("fifo"), Mode::RUSR).unwrap();
     assert!(fs::metadata(top.join("fifo")).unwrap().file_type().is_fifo());
-    // A path far longer than PATH_MAX, and more entries in one directory than one read gives.
+    // A path far longer than PATH_MAX, and more entries in one directory than one getdents call returns.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut deep = rustix::fs::open(&top, flags, Mode::empty()).unwrap();
     for level in 0..700 {
@@ -275,7 +275,7 @@ fn hostile_trash_goes_and_nothing_else_does() {
     assert!(!top.exists());
     assert_eq!(fs::read_to_string(keep.join("file")).unwrap(), "kept");
 
-    // A symlink in the place of the tree itself.
+    // A symlink in place of the tree itself.
     symlink(&keep, &top).unwrap();
     remove::tree(&parent, &name, &|| false).unwrap();
     assert!(fs::symlink_metadata(&top).is_err());

@@ -46,7 +46,7 @@ fn into(dir: &Path, tar: &[u8], name: Name<'_>) -> Result<Taken, crate::Error> {
     unpack(tar, dir.as_fd(), name)
 }
 
-/// A tar in the making. Once it holds `mark` something is done.
+/// A tar being written. Once it contains `mark`, `act` is called.
 struct Meanwhile<'a, F: FnMut()> {
     tar: Vec<u8>,
     mark: &'a str,
@@ -140,7 +140,7 @@ fn what_cannot_be_packed_is_named() {
     let mut tar = Vec::new();
     let error = pack(&source, Path::new("gone"), &mut tar).unwrap_err().to_string();
     assert!(error.contains("gone") && error.contains("No such file"), "{error}");
-    // No end of the archive.
+    // There is no end marker.
     assert!(tar.is_empty());
 }
 
@@ -172,11 +172,11 @@ fn names_never_leave_the_directory() {
         let _ = fs::remove_dir_all(to.join("a"));
         let _ = fs::remove_file(to.join("a"));
     }
-    // Neither through a link that was there before.
+    // An existing symlink is not followed either.
     into(&to, &tar_of(&[("mine/f", Regular, "x")]), Name::Contents).unwrap_err();
     into(&to, &tar_of(&[("mine", Directory, "")]), Name::Contents).unwrap_err();
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
-    // It is replaced, not followed.
+    // A symlink in the place of a file is replaced, not followed.
     symlink(outside.join("secret"), to.join("s")).unwrap();
     into(&to, &tar_of(&[("s", Regular, "new")]), Name::Contents).unwrap();
     assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "s");
@@ -211,7 +211,7 @@ fn a_tar_without_its_end_is_an_error() {
     into(base.path(), &tar, Name::Contents).unwrap();
 }
 
-/// Writes to a vector, and does something as soon as a header with this in it has been written.
+/// Writes to a vector, and calls `then` as soon as `until` has been written.
 struct Watching<F: FnMut()> {
     tar: Vec<u8>,
     until: &'static [u8],
@@ -234,7 +234,7 @@ impl<F: FnMut()> std::io::Write for Watching<F> {
     }
 }
 
-/// Gives a tar block by block, and does something before a certain one.
+/// Reads a tar block by block, and calls `then` before a certain block.
 struct Feeding<'a, F: FnMut()> {
     tar: &'a [u8],
     blocks: usize,
@@ -278,7 +278,7 @@ fn a_directory_that_becomes_a_link_while_it_is_packed_leads_nowhere() {
         let error = pack(&open(&source), Path::new("a"), &mut to).unwrap_err();
         assert!(matches!(error, Error::UnsafePath { .. }), "{error}");
         assert!(to.then.is_none() && !holds(&to.tar, b"root's alone"));
-        // It has no end: the last two blocks would be zeros.
+        // There is no end marker, which would be two blocks of zeros.
         assert!(to.tar.iter().rev().take(1024).any(|byte| *byte != 0));
     }
 }
@@ -349,7 +349,7 @@ fn a_file_is_replaced_and_not_written_to() {
     let fifo = rustix::fs::FileType::Fifo;
     rustix::fs::mknodat(rustix::fs::CWD, to.join("fifo"), fifo, rustix::fs::Mode::RUSR, 0).unwrap();
     into(&to, &tar_of(&[("hard", Regular, "new")]), Name::Contents).unwrap();
-    // Somebody may be waiting at a FIFO; only another FIFO takes its place.
+    // A process may be waiting at a FIFO, so only another FIFO replaces it.
     let error = into(&to, &tar_of(&[("fifo", Regular, "new")]), Name::Contents).unwrap_err();
     assert!(matches!(error, Error::Special { what: "a FIFO", .. }), "{error}");
     into(&to, &tar_of(&[("fifo", Fifo, "")]), Name::Contents).unwrap();
@@ -359,7 +359,7 @@ fn a_file_is_replaced_and_not_written_to() {
     assert_eq!(rustix::fs::FileType::from_raw_mode(left), fifo);
 }
 
-/// Whoever may write to a directory can put a file of his own in the place of one that was unpacked there.
+/// A user who may write to a directory can replace a file that was unpacked there.
 #[test]
 fn a_hard_link_leads_to_nothing_but_what_was_unpacked() {
     let dir = tempfile::tempdir().unwrap();
@@ -376,8 +376,8 @@ fn a_hard_link_leads_to_nothing_but_what_was_unpacked() {
     );
 }
 
-/// A default access control list of a user's directory, under which the kernel leaves the umask out, and a group that his directory
-/// hands down, let him write to nothing by a second name in a directory of root's.
+/// A user's directory may have a default ACL, with which the kernel ignores the umask, or a setgid bit. Neither gives
+/// the user write access to a second name in a directory of root's.
 #[test]
 fn what_a_users_directory_hands_down_opens_no_second_name() {
     needs!(Root);
@@ -412,7 +412,7 @@ fn what_a_users_directory_hands_down_opens_no_second_name() {
         }
         let unpacked = std::thread::scope(|scope| {
             let unpack = || {
-                // From here on the umask is the thread's own.
+                // Unshares the umask of this thread.
                 wardian_sys::namespace::own_mounts().unwrap();
                 rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
                 into(base.path(), &tar, Name::Contents)
@@ -435,7 +435,7 @@ fn what_a_users_directory_hands_down_opens_no_second_name() {
     }
 }
 
-/// It is the container that chooses how many files there are.
+/// The number of files is up to the container.
 #[test]
 fn after_very_many_files_a_hard_link_leads_to_nothing_else_either() {
     let dir = tempfile::tempdir().unwrap();
@@ -480,7 +480,7 @@ fn deep_trees_take_few_descriptors() {
     struct Counting<'a>(&'a Path, usize, Vec<u8>);
     impl std::io::Write for Counting<'_> {
         fn write(&mut self, from: &[u8]) -> std::io::Result<usize> {
-            // Of other tests there are some, too.
+            // Other tests in this process have open descriptors too.
             let links =
                 fs::read_dir("/proc/self/fd").unwrap().flatten().flat_map(|fd| fs::read_link(fd.path()));
             self.1 = self.1.max(links.filter(|link| link.starts_with(self.0)).count());
@@ -491,7 +491,7 @@ fn deep_trees_take_few_descriptors() {
             Ok(())
         }
     }
-    // In memory: so many directories take a disk a while.
+    // On a tmpfs, because this many directories are slow on a disk.
     let base = tempfile::tempdir_in("/dev/shm").unwrap();
     chain(base.path(), 300);
     let mut to = Counting(base.path(), 0, Vec::new());
@@ -505,7 +505,7 @@ fn deep_trees_take_few_descriptors() {
     chain(&deep, 10_000);
     let error = pack(&open(base.path()), Path::new("a"), std::io::sink()).unwrap_err();
     let removed = std::process::Command::new("rm").arg("-rf").arg(&deep).status().unwrap();
-    // The error names as much of it as fits.
+    // The error shows the beginning of the path.
     let is_named = error.to_string().starts_with("the length of the path \"");
     assert!(matches!(error, Error::Limit { .. }) && is_named && removed.success(), "{error}");
 }
@@ -535,7 +535,7 @@ fn mounts_below_are_left_out() {
     packed.left_out.sort();
     assert_eq!(packed.left_out, [(dir.clone(), LeftOut::Mount), (file.clone(), LeftOut::Mount)]);
     assert!(holds(&tar, b"x/dir") && !holds(&tar, b"inside of it") && !holds(&tar, b"another file"));
-    // What is asked for may be mounted itself.
+    // The source itself may be a mount point.
     for (path, text) in [(&dir, &b"inside of it"[..]), (&file, b"another file")] {
         let mut tar = Vec::new();
         assert_eq!(pack(&open(path), Path::new("x"), &mut tar).unwrap().left_out, []);
@@ -581,7 +581,7 @@ fn blocks(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
 
-/// Where a file has what.
+/// The data segments of a file.
 type Data<'a> = &'a [(u64, &'a [u8])];
 
 #[test]
@@ -594,7 +594,7 @@ fn holes_stay_holes() {
         data.iter().for_each(|(at, bytes)| file.write_all_at(bytes, *at).unwrap());
     };
     let many: Vec<(u64, &[u8])> = (0..60).map(|n| (n * MIB + 12_345, &b"piece"[..])).collect();
-    // Only holes; data in the middle, at the beginning, at the end, in pieces; none.
+    // Files of holes only, with data in the middle, at both ends, in pieces, and without holes.
     let files: [(&str, u64, Data<'_>); 6] = [
         ("empty", 2048 * MIB, &[]),
         ("middle", 512 * MIB + 1, &[(100 * MIB + 3, b"middle")]),
@@ -676,7 +676,8 @@ fn zeros_in_a_plain_tar_become_holes() {
     }
 }
 
-/// A user's links and renames while root copies his directory into a container: nothing but his own files gets there.
+/// A user plants symlinks and renames entries while root copies the user's directory into a container: only the
+/// user's own files get there.
 #[test]
 fn a_user_who_swaps_while_it_is_packed_gains_no_file() {
     let base = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Apps on top of images: their addresses, and what becomes of them.
+//! Apps on top of images: their addresses, layers and errors.
 
 use std::error::Error as _;
 use std::fs::File;
@@ -19,7 +19,7 @@ fn app(uri: &str) -> (String, App) {
     App::parse(uri).unwrap_or_else(|e| panic!("{uri}: {e}")).unwrap_or_else(|| panic!("{uri}: ordinary"))
 }
 
-/// The droplet of a rootfs, with its digest.
+/// Returns a droplet on a root file system, with its digest.
 fn droplet(url: &str, path: &str, digest: &Digest) -> App {
     app(&format!("preloaded+layer:///r?layer={url}&layer_path={path}&layer_digest={}", digest.as_hex())).1
 }
@@ -64,7 +64,7 @@ fn content() -> Vec<u8> {
     Tar::default().file("app/main", &[b'm'; 300_000]).file("profile", b"p").end()
 }
 
-/// An error with its causes, as a user sees it and as a log does.
+/// Returns the text of an error with its causes, both `Display` and `Debug`.
 pub(super) fn all_text(error: &Error) -> String {
     let mut text = format!("{error} {error:?}");
     let mut cause = error.source();
@@ -192,7 +192,7 @@ fn bad_addresses() {
     ] {
         assert!(matches!(App::parse(&format!("{uri}SECRET=1")), Err(Error::Source { .. })), "{uri}");
     }
-    // Unknown keys, among them what an URL becomes that was not encoded.
+    // Unknown keys, among them parts of a URL that was not encoded.
     for (more, shown) in [
         ("&layer_x=SECRET", "layer_x"),
         ("&SECRET", "(not shown)"),
@@ -426,7 +426,7 @@ fn what_is_no_droplet() {
             assert!(*named == key && fits(source), "{what} {url}: {result:?}");
         }
     }
-    // Of the short kind any compression will do.
+    // The short form accepts any compression.
     for blob in [&tar, &zstd] {
         write(&dir.path().join("d"), blob);
         let uri = format!("x?app={}&app_path=/a", dir.path().join("d").display());
@@ -440,7 +440,7 @@ fn what_is_no_droplet() {
 #[test]
 fn another_digest() {
     let (blob, rootfs, dir) = (gzip(&content()), rootfs(), tempfile::tempdir().unwrap());
-    // More members that hold nothing: the same tree from other bytes.
+    // Additional empty members: the same tree from other bytes.
     let longer = [&blob[..], &gzip(b"")].concat();
     let plain = content();
     for (served, promised) in [(&longer, &blob), (&blob, &longer), (&plain, &blob)] {
@@ -476,7 +476,7 @@ fn a_file_that_changes() {
     let result = before.unpack(into.as_fd(), &[], &Limits::default(), &Watch::default());
     let Err(Error::App { key: "app", source }) = &result else { panic!("{result:?}") };
     assert!(matches!(**source, Error::Changed { .. }));
-    // Neither a directory nor a fifo, which would make us wait.
+    // Neither a directory nor a FIFO, which would block.
     let fifo = dir.path().join("fifo");
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
         .unwrap();
@@ -491,7 +491,7 @@ fn a_file_that_changes() {
     }
 }
 
-/// Without a digest the server says what tells one state of the file from another.
+/// Without a digest the server's validator identifies the state of the file.
 #[test]
 fn validators() {
     let (blob, rootfs) = (gzip(&content()), rootfs());
@@ -562,7 +562,7 @@ fn cancelled_while_waiting() {
         for digest in [Some(&digest), None] {
             let app = match digest {
                 Some(digest) => droplet(&server.url("/d"), "/", digest),
-                // The server takes HEAD, too, and says nothing.
+                // The server accepts HEAD too, and sends nothing.
                 None if server.requests().is_empty() => continue,
                 None => app(&format!("x?app={}&app_path=/", server.url("/d"))).1,
             };

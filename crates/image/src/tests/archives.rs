@@ -153,7 +153,7 @@ fn docker_new_form_and_oci() {
     assert_eq!(texts(&saved.open("oci-archive", "").unwrap()), ["one", "two"]);
 }
 
-/// Which of several images is meant can only be said in the address, so the error has it, and the names.
+/// One of several images can be selected only in the address, so the error shows the address and the names.
 #[test]
 fn several_images_are_named() {
     let layer = layer("x");
@@ -180,7 +180,7 @@ fn several_images_are_named() {
     );
     assert!(told(&two).ends_with(&expected), "{}", told(&two));
     assert!(two.open("docker-archive", ":one:1").is_ok());
-    // So it is where the address has a name that is none of them.
+    // So does the error for an unknown name.
     let other = two.open("docker-archive", ":three").unwrap_err().to_string();
     assert!(other.ends_with(r#"no image is called "three"; it has "one:1", "t\x1bwo:2""#), "{other}");
     let many: Vec<String> = (0..1000).map(|n| item(&format!(r#"["i{n}:{}"]"#, "t".repeat(300)))).collect();
@@ -217,7 +217,7 @@ fn detects() {
         let tar = Tar::default().file(name, b"").end();
         for data in [gzip(&tar), zstd::encode_all(&tar[..], 1).unwrap()] {
             write(&dir.path().join("zip"), &data);
-            // It was looked into: there is no image in it.
+            // The file was decompressed, and contains no image.
             assert_eq!(detect("zip").unwrap(), uri("tar", "zip"), "{name}");
         }
     }
@@ -280,7 +280,7 @@ fn hostile_archives() {
         let tar = Tar::default().file("l", &one).file(&config, &json).file("manifest.json", items.as_bytes());
         assert!(matches!(Saved::new(&tar.end()).docker(), Err(Error::DigestMismatch { .. })), "{config}");
     }
-    // Nothing but the diff id vouches for a layer.
+    // A layer is verified only by its diff id.
     let tar =
         Tar::default().file("l", &layer("two")).file(&name, &json).file("manifest.json", items.as_bytes());
     let image = Saved::new(&tar.end()).docker().unwrap();
@@ -315,7 +315,7 @@ fn many_entries() {
     assert!(matches!(Saved::new(&tar.end()).docker(), Err(Error::Limit { .. })));
 }
 
-/// Layers are read from one file side by side.
+/// Layers are read from one file in parallel.
 #[test]
 fn side_by_side() {
     let layers: Vec<Vec<u8>> =
@@ -345,7 +345,8 @@ fn side_by_side() {
     });
 }
 
-/// Some tools write a blob for each layer that has it. What differs is refused: readers disagree about which one counts.
+/// Some tools write a blob again for each layer that uses it. Entries that differ are refused: readers disagree about
+/// which one counts.
 #[test]
 fn the_same_blob_twice_is_one() {
     let (one, json) = (layer("one"), config(&[&layer("one")]));

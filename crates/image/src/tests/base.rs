@@ -31,7 +31,7 @@ fn unpack(cage: &Cage, base: &str, tar: &[u8], below: &[&Path]) -> Result<Unpack
     image.layers[1].unpack(into.as_fd(), &below, &Limits::default(), &Watch::default())
 }
 
-/// A layer below, made by hand.
+/// Unpacks a layer below.
 fn below(tar: Tar) -> Cage {
     let cage = Cage::new();
     cage.unpack(&tar.end()).unwrap();
@@ -108,7 +108,7 @@ fn hidden_or_missing_below() {
     // Opaque hides what is below, not itself.
     let opaque = below(has().file("home/.wh..wh..opq", b""));
     unpack(&Cage::new(), "home/vcap", &tar, &[&opaque.root()]).unwrap();
-    // What the new layer has stays as it is.
+    // Directories that the new layer has already stay unchanged.
     let cage = Cage::new();
     std::fs::create_dir_all(cage.root().join("home/vcap")).unwrap();
     std::fs::set_permissions(cage.root().join("home"), std::fs::Permissions::from_mode(0o123)).unwrap();

@@ -1,4 +1,4 @@
-//! What an image may take as a whole, and what its description may take of the unpacker.
+//! The limits of an image as a whole, and of its metadata.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ fn unpack(image: &Image, layer: usize, limits: &Limits) -> Result<Unpacked, Erro
     image.layers[layer].unpack(into.as_fd(), &[], limits, &Watch::default())
 }
 
-/// An image of the same blob again and again.
+/// Makes an image of the same blob several times.
 fn repeated(blob: &[u8], tar: &[u8], times: usize) -> (Layout, Image) {
     let layout = Layout::new();
     layout.index(&[layout.manifest(&vec![blob; times], &vec![Digest::of(tar); times])]);
@@ -28,7 +28,7 @@ fn all_layers_together() {
     let tar = Tar::default().file("a", &[1; 600]).file("b/c", &[2; 400]).end();
     let (_layout, image) = repeated(&tar, &tar, 3);
     let all = Limits::default();
-    // Two entries, and a directory that no entry names.
+    // Each layer has two entries, and a directory that no entry names.
     for (limits, whole) in [
         (Limits { max_image_bytes: 3000, max_image_entries: 9, ..all }, true),
         (Limits { max_image_bytes: 2999, ..all }, false),
@@ -42,7 +42,7 @@ fn all_layers_together() {
         let flag = if limits.max_image_bytes == 2999 { "--max-image-bytes" } else { "--max-image-entries" };
         let advised = |e: &Error| e.to_string().ends_with(&format!("; `{flag}` allows more"));
         assert!(whole || last.as_ref().is_err_and(advised), "{last:?}");
-        // Side by side they share it as well.
+        // Unpacked in parallel they share the limit as well.
         image.layers[0].count([]);
         let results = std::thread::scope(|scope| {
             let unpacks = [0, 1, 2].map(|n| {
@@ -53,7 +53,7 @@ fn all_layers_together() {
         });
         assert_eq!(results.iter().all(|ok| *ok), whole);
     }
-    // What is there already counts too, for a layer of the image and for an app on it.
+    // Layers in the store count too, for a layer of the image and for an app on it.
     let limits = Limits { max_image_bytes: 2999, ..all };
     let there = Extent { entries: 2, bytes: 1000, packed: None };
     image.layers[0].count([(&image.layers[0], there), (&image.layers[1], there)]);
@@ -82,7 +82,7 @@ fn what_a_manifest_says_of_itself() {
         layout.index(&[layout.manifest_of(&layers, &vec![Digest::of(b"x"); layers.len()])]);
         layout.open("").map(|image| (layout, image))
     };
-    // Nothing of them is there, and nothing is looked for.
+    // The blobs do not exist, and are not needed for the check.
     let limits = Limits { max_bytes: 1 << 30, max_image_bytes: 2 << 30, ..small };
     open(&[1 << 30, 1 << 30]).unwrap().1.check(&limits).unwrap();
     for layers in [&[2 << 30][..], &[1 << 30; 3], &[u64::MAX, u64::MAX]] {
@@ -94,7 +94,7 @@ fn what_a_manifest_says_of_itself() {
     assert!(matches!(open(&[0; 501]), Err(Error::Limit { .. })));
 }
 
-/// A small blob that many layers have is not many blobs.
+/// A small blob that many layers share counts once.
 #[test]
 fn bombs_of_several_layers() {
     let zeros = Tar::default().file("zeros", &vec![0; 24 << 20]).end();
@@ -117,7 +117,7 @@ fn bombs_of_several_layers() {
     let error = refused.unwrap();
     assert!(matches!(error, Error::Ratio { ratio: 200, .. }), "{error:?}");
     assert!(error.to_string().contains("--max-image-ratio"));
-    // If somebody means it, or if they are different blobs of an honest size.
+    // Allowed without a limit, or with different blobs of an honest size.
     image.layers[0].count([]);
     for n in 0..20 {
         unpack(&image, n, &Limits { max_ratio: 0, ..limits }).unwrap();
@@ -126,7 +126,8 @@ fn bombs_of_several_layers() {
     unpack(&image, 0, &Limits { max_ratio: 1, ..limits }).unwrap();
 }
 
-/// Of a layer that is there already counts what was read when it was unpacked: not what a descriptor says of it, nor holes.
+/// A layer in the store counts with the bytes read when it was unpacked, and not with its descriptor's size or its
+/// holes.
 #[test]
 fn what_is_there_counts_as_it_was_packed() {
     let tar = Tar::default().file("a", b"a").end();
@@ -141,14 +142,14 @@ fn what_is_there_counts_as_it_was_packed() {
     };
     check(floor + 2 * stored, true).unwrap();
     assert!(matches!(check(floor + 2 * stored + 1, true), Err(Error::Ratio { .. })));
-    // Of one that an earlier version has unpacked nothing is known.
+    // A layer unpacked by an earlier version has unknown sizes.
     check(u64::MAX, false).unwrap();
-    // The same content again is no blob more.
+    // The same content counts as one blob.
     let extent =
         Extent { packed: Some(Packed { stored, stream: floor / 2 + 2 * stored }), ..Extent::default() };
     image.layers[0].count(image.layers[..2].iter().map(|layer| (layer, extent)));
     assert!(matches!(image.layers[0].check_sum(&limits), Err(Error::Ratio { .. })));
-    // What is noted is what was read.
+    // The recorded size is that of the bytes read.
     image.layers[0].count([]);
     let compressed = gzip(&tar);
     let (_layout, image) = repeated(&compressed, &tar, 1);
@@ -183,7 +184,7 @@ fn extension_records_together() {
     assert!(matches!(result, Err(Error::Write { .. })), "{result:?}");
 }
 
-/// Times of directories are set in the end, however many there are; so many that they do not stay in memory.
+/// The times of directories are set at the end, also of more than are kept in memory.
 #[test]
 fn times_of_many_directories() {
     let long = "d".repeat(60);
@@ -201,7 +202,7 @@ fn times_of_many_directories() {
     for n in (0..14_000).step_by(5000) {
         tar = tar.file(&format!("{}f", name(n)), b"f");
     }
-    // The last word counts.
+    // The last entry counts.
     tar = tar.pax(&[("mtime", b"-5.25")]).dir(&name(7));
     let cage = Cage::new();
     cage.unpack(&tar.end()).unwrap();
@@ -214,7 +215,7 @@ fn times_of_many_directories() {
     assert_eq!(std::fs::read_dir(cage.root()).unwrap().count(), 14_000);
 }
 
-/// Whoever makes a layer chooses how much memory its decoder needs.
+/// The memory that a decoder needs is up to the layer's author.
 #[test]
 fn windows() {
     use std::io::Write;
@@ -226,7 +227,7 @@ fn windows() {
         let (_layout, image) = repeated(&encoder.finish().unwrap(), &tar, 1);
         let result = unpack(&image, 0, &Limits::default());
         assert_eq!(result.is_ok(), read, "{log}: {result:?}");
-        // The blob is not broken, and who made it is told what to do.
+        // The blob is not damaged, so the error advises how to compress it.
         assert!(read || result.unwrap_err().to_string().contains("`zstd -19`"), "{log}");
     }
 }

@@ -12,7 +12,7 @@ fn is_limit(result: &Result<crate::Unpacked, Error>) -> bool {
     matches!(result, Err(Error::Limit { what, .. }) if what.contains("steps along links"))
 }
 
-/// So many symlinks, each of which leads back and forth before it leads to the one before.
+/// Makes a chain of symlinks, each of which leads back and forth before it leads to the previous one.
 fn chain(links: u32) -> Tar {
     let mut tar = Tar::default().dir("x/");
     for n in 0..links {
@@ -28,7 +28,7 @@ fn chain(links: u32) -> Tar {
 #[test]
 fn chains_of_links() {
     let under = |tar: Tar, entries: u32| {
-        // Two in turn, so that none is found where the last one was.
+        // Two parents alternate, so that the cached directory never fits.
         (0..entries).fold(tar, |tar, n| tar.file(&format!("l{}/{n}", 38 - n % 2), b"")).end()
     };
     let cage = Cage::new();
@@ -51,7 +51,7 @@ fn missing_directories() {
     let tar = |entries: u32| {
         (0..entries).fold(Tar::default(), |tar, n| tar.file(&format!("{n}/{deep}f"), b"")).end()
     };
-    // In memory: to make and to remove so many takes minutes on some disks.
+    // On a tmpfs: making and removing this many directories takes minutes on some disks.
     let cage = || {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         std::fs::create_dir(dir.path().join("root")).unwrap();
@@ -60,14 +60,14 @@ fn missing_directories() {
     };
     cage().unpack(&tar(100)).unwrap();
     assert!(is_limit(&cage().unpack(&tar(2000))));
-    // Through a link to what is missing no deeper than by name.
+    // The depth limit holds also through a symlink to missing directories.
     let limits = Limits { max_depth: 8, ..Limits::default() };
     let linked = |target: &str| Tar::default().symlink("l", target).file("l/f", b"").end();
     Cage::new().unpack_with(&linked("a/b/c/d/e/f/g/h"), &limits).unwrap();
     assert!(Cage::new().unpack_with(&linked("a/b/c/d/e/f/g/h/i"), &limits).is_err());
 }
 
-/// Not only when the next piece of data is read.
+/// A cancellation is checked at each entry, and not only at the next read.
 #[test]
 fn a_cancel_is_seen_at_each_entry() {
     let (cage, watch) = (Cage::new(), Watch::default());

@@ -1,4 +1,4 @@
-//! Archives and layers that are compressed in all the ways that tools have: what a decoder passes over in them is not too much.
+//! Archives and layers compressed by all usual tools: the data that decoders skip in them stays below the limit.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -10,7 +10,7 @@ fn zstd(data: &[u8]) -> Vec<u8> {
     zstd::encode_all(data, 1).unwrap()
 }
 
-/// Bytes that nothing makes smaller.
+/// Returns incompressible bytes.
 fn noise(size: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
@@ -68,7 +68,7 @@ fn what_tools_make_is_read() {
             let source = Source::parse(&format!("{scheme}://{}", path.display())).unwrap();
             source.open(&Remote::default())
         };
-        // All of it was read: there is a list, of no image.
+        // The archive was read completely: its list of images is empty.
         let error = open("docker-archive").unwrap_err();
         assert!(matches!(error, Error::Select { .. }), "{what}: {error}");
         let cage = Cage::new();

@@ -18,7 +18,7 @@ use super::{Tar, write};
 use crate::export::{Compression, Exported, Format, LeftOut, ROOTFS, Target, export};
 use crate::{Digest, Error, Limits, Remote, Source, Watch, unpack_tar};
 
-/// All that can be told apart in a tree, by path. Hard links are a number that their names share.
+/// Returns everything visible of a tree, by path. Hard links are shown by a number that their names share.
 fn snapshot(root: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut inodes = HashMap::new();
@@ -209,7 +209,7 @@ fn everything() -> Layers {
         .link("a2", "a")
         .end();
     let layers = Layers::new(&[bottom, middle, top]);
-    // Beside what an archive brings: what only a disk has.
+    // Entries that only a disk can have.
     std::os::unix::net::UnixListener::bind(layers.path(1).join("socket")).unwrap();
     symlink("x", layers.path(2).join(OsStr::from_bytes(b"latin-\xe9"))).unwrap();
     layers
@@ -295,7 +295,7 @@ fn image_formats_bring_back_every_layer() {
     }
 }
 
-/// What an unpack and an export bring forth is the same again: the image keeps its id.
+/// Unpacking and exporting an export gives the same bytes: the image keeps its id.
 #[test]
 fn an_export_of_an_export_has_the_same_id() {
     let layers = everything();
@@ -313,7 +313,7 @@ fn an_export_of_an_export_has_the_same_id() {
     assert_eq!(first.image.unwrap().config, second.image.unwrap().config);
 }
 
-/// The kernel's own overlay is the judge.
+/// The kernel's overlay gives the expected tree.
 #[test]
 fn merged_formats_are_what_overlayfs_shows() {
     let layers = everything();
@@ -325,7 +325,7 @@ fn merged_formats_are_what_overlayfs_shows() {
     std::fs::create_dir(&dir).unwrap();
     let done = layers.export(Format::Dir, &dir).unwrap();
     assert_eq!((done.entries, done.image), (expected.len() as u64, None));
-    // Whatever the image says, nobody but its owner comes through the directory.
+    // Only the owner can search the directory, whatever modes the image has.
     assert_eq!(dir.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
     assert_eq!(snapshot(&dir.join(ROOTFS)), expected);
     let tar = out.path().join("tar");
@@ -481,7 +481,7 @@ fn targets() {
     assert!(matches!(missing, Err(Error::Io { path, .. }) if path.ends_with("/none")));
     assert!(layers.export(Format::Tar, Path::new("/")).is_err());
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 3);
-    // What killed processes of the same number left is in nobody's way.
+    // Files left by killed processes with the same PID do no harm.
     let out = tempfile::tempdir().unwrap();
     for i in 0..1000 {
         write(&out.path().join(format!(".export-{}-{i}", std::process::id())), b"");
@@ -543,7 +543,7 @@ fn a_full_disk() {
     }
 }
 
-/// A user of the host, and a directory of his that exports are made in.
+/// A user of the host, who owns the directory for the exports.
 const USER: u32 = 65534;
 
 fn users_directory() -> TempDir {
@@ -552,7 +552,7 @@ fn users_directory() -> TempDir {
     dir
 }
 
-/// What is being written in a directory, if there is something.
+/// Returns the temporary file or directory in a directory, if there is one.
 fn half_made(dir: &Path) -> Option<PathBuf> {
     let mut paths = std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());
     paths.find(|path| path.to_string_lossy().contains("/.export-"))
@@ -571,7 +571,7 @@ fn a_users_link_leads_no_export() {
     let roots = tempfile::tempdir().unwrap();
     let link = hers.path().join("link");
     symlink(roots.path(), &link).unwrap();
-    // Also one of root's, which she has moved to where it is.
+    // The same for a symlink of root's, which the user may have moved there.
     for owner in [USER, 0] {
         std::os::unix::fs::lchown(&link, Some(owner), None).unwrap();
         for format in [Format::Tar, Format::Dir] {
@@ -592,7 +592,7 @@ fn what_is_exchanged_for_an_export_is_neither_taken_for_it_nor_removed() {
     {
         let hers = users_directory();
         let at = |name: &str| hers.path().join(name);
-        // Of root's, so that she could not remove it.
+        // Owned by root, so that the user could not remove it.
         std::fs::create_dir_all(at("roots/precious")).unwrap();
         let watch = Watch::default();
         let to = target(format, &at("x"));
@@ -614,7 +614,7 @@ fn what_is_exchanged_for_an_export_is_neither_taken_for_it_nor_removed() {
             other => panic!("{format}: {other:?}"),
         }
         assert!(!at("x").exists() && half_made(hers.path()).unwrap().join("precious").is_dir(), "{format}");
-        // What was written is hers to remove, and of a directory nothing is left in it.
+        // A file stays for the user to remove; a directory is left empty.
         assert!(format == Format::Tar || std::fs::read_dir(at("roots")).unwrap().next().is_none());
     }
 }
@@ -659,7 +659,7 @@ fn a_users_directory_gets_no_export() {
     });
 }
 
-/// What gives rights on the host is made in a directory only if that is wanted; archives hold it.
+/// Privileges on the host are kept in a directory only on request; archives keep them always.
 #[test]
 fn privileges_are_left_out_of_directories() {
     let caps = [&0x0200_0001_u32.to_le_bytes()[..], &[0, 4, 0, 0], &[0; 12]].concat();

@@ -1,4 +1,4 @@
-//! Archives of many GiB that take next to nothing on the disk: what is read of them is bounded by that.
+//! Archives of many GiB that take next to nothing on the disk: the reading is bounded by the latter.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -13,11 +13,11 @@ use super::image::Layout;
 use super::{Cage, Tar, gzip};
 use crate::{Digest, Error, Image, Limits, Remote, Source, Watch};
 
-/// None of the looks here takes as long, nor would any of the attacks be over by then.
+/// A time between that of a bounded check, which takes less, and that of a successful attack, which takes more.
 const LONG: Duration = Duration::from_secs(8);
 const GIB: u64 = 1 << 30;
 
-/// A tar of entries whose data is a hole each, with what else is in an archive of an image.
+/// Writes a tar of entries whose data are holes, with the other files of an image archive.
 fn holes(path: &Path, entries: &[(u8, &str, u64)]) {
     let mut file = File::create(path).unwrap();
     for (kind, name, size) in entries {
@@ -61,13 +61,13 @@ fn entries_that_are_holes_are_not_compared_for_ever() {
     holes(&path, &[(b'0', "a", 2048 * GIB)]);
     let error = open("docker-archive://", &path).unwrap_err();
     assert!(matches!(error, Error::Allowance { flag: "--max-image-bytes", .. }), "{error:?}");
-    // A small one may be a hole.
+    // A small entry may be a hole.
     holes(&path, &twice(GIB / 32));
     let error = open("docker-archive://", &path).unwrap_err();
     assert!(matches!(error, Error::Select { .. }), "{error:?}");
 }
 
-/// What is there costs whoever made it as much, however long it is, whether it is compressed or not.
+/// Entries with real data are compared whatever their size, whether the archive is compressed or not.
 #[test]
 fn entries_that_are_there_are_compared() {
     let (_dir, path) = temp();
@@ -80,7 +80,7 @@ fn entries_that_are_there_are_compared() {
     }
 }
 
-/// The data of a volume's label, and of a list of names that GNU tar makes, is passed over where a header is looked for.
+/// The data of a volume label, and of GNU tar's list of names, is skipped while scanning for a header.
 #[test]
 fn headers_that_are_holes_are_not_read_for_ever() {
     let (_dir, path) = temp();
@@ -94,14 +94,14 @@ fn headers_that_are_holes_are_not_read_for_ever() {
         let begin = Instant::now();
         assert!(Source::detect(&path).unwrap().to_uri().starts_with("tar://"));
         assert!(begin.elapsed() < LONG);
-        // Where there is little of it nothing is refused.
+        // A small amount is accepted.
         holes(&path, &[(kind, "a", GIB / 32)]);
         let error = open("docker-archive://", &path).unwrap_err();
         assert!(matches!(error, Error::Select { .. }), "{error:?}");
     }
 }
 
-/// Holes are as small as what is compressed: beyond what an image may have anyway its ratio bounds them.
+/// Holes are bounded by the ratio, as compressed data is.
 #[test]
 fn holes_are_not_unpacked_for_ever() {
     let (_dir, path) = temp();
@@ -139,7 +139,7 @@ fn holes_are_not_unpacked_for_ever() {
     refused(&open("docker-archive://", &path).unwrap());
 }
 
-/// What is skipped and is a hole does not let the rest become larger.
+/// Skipped frames that are holes do not raise the limit for the rest.
 #[test]
 fn holes_do_not_raise_the_ratio() {
     let (_dir, path) = temp();

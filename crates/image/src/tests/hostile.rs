@@ -145,13 +145,13 @@ fn symlinks_stay_inside() {
     cage.unpack(&Tar::default().symlink("x", "../secret").file("x", b"new").end()).unwrap();
     assert_eq!(cage.text("x"), "new");
     assert!(cage.stat("x").is_file());
-    // A directory that becomes a symlink after its handle was kept.
+    // A directory that becomes a symlink after its descriptor was cached.
     let cage = Cage::new();
     let tar = Tar::default().file("d/a", b"1").dir("e").symlink("d", "e").file("d/b", b"2");
     cage.unpack(&tar.end()).unwrap();
     assert_eq!(cage.text("e/b"), "2");
     assert!(!cage.root().join("e/a").exists());
-    // The same, with the replaced symlink in the path of the kept handle.
+    // The same, with the replaced symlink in the path of the cached descriptor.
     let cage = Cage::new();
     cage.unpack(&Tar::default().symlink("a/s", "/a").dir("a/s/s").file("a/s/x", b"3").end()).unwrap();
     assert_eq!(cage.text("a/s/x"), "3");

@@ -1,4 +1,4 @@
-//! Files that are known by their state: what tells one state from another.
+//! Files identified by their state.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -10,7 +10,7 @@ use super::image::bare;
 use super::{Cage, Tar, gzip, write};
 use crate::{App, Error, Limits, Remote, Source, Unpacked, Watch};
 
-/// Writes other bytes of the same length into the very file, and gives it back its modification time.
+/// Overwrites a file in place with bytes of the same length, and restores its modification time.
 fn rewrite(path: &Path, data: &[u8]) {
     let mut file = File::options().write(true).open(path).unwrap();
     let before = file.metadata().unwrap();
@@ -36,7 +36,7 @@ fn a_rewritten_file_is_another_one() {
     let path = dir.path().join("a.tar");
     write(&path, &tar(b"first"));
     let first = bare(&path);
-    // At once: where time goes by in ticks the second change must not have the time of the first.
+    // Immediately: within one clock tick the second change must still be told from the first.
     rewrite(&path, &tar(b"other"));
     let other = bare(&path);
     assert_ne!((&first.id, &first.layers[0].chain_id), (&other.id, &other.layers[0].chain_id));
@@ -76,7 +76,7 @@ fn a_rewritten_app_is_another_one() {
     assert_eq!(cage.text("a"), "other");
 }
 
-/// A state is told only when the next change is sure to be another one; opening waits for that.
+/// A state is returned only when the next change is sure to differ; opening waits for that.
 #[test]
 fn what_was_changed_this_moment_has_no_state() {
     let dir = tempfile::tempdir().unwrap();
@@ -89,7 +89,7 @@ fn what_was_changed_this_moment_has_no_state() {
         let changed = path.metadata().unwrap().modified().unwrap();
         let state = source.state();
         let age = SystemTime::now().duration_since(changed).unwrap_or_default();
-        // On a busy host it may have taken longer than a tick to ask.
+        // On a busy host more than a tick may have passed.
         assert!(state.is_none() || age >= Duration::from_millis(20), "{age:?}");
         bare(&path);
         let age = SystemTime::now().duration_since(changed).unwrap();

@@ -79,18 +79,18 @@ fn a_layout_s_tag_may_contain_what_its_directory_may() {
     ] {
         let source = Source::parse(&format!("oci://{base}/{text}")).unwrap();
         assert_eq!(source.state_file(), Path::new(&format!("{base}/{dir}/index.json")), "{text}");
-        // A path alone says what it is, whatever directories come later.
+        // A plain path stays unambiguous, whatever directories are made later.
         let shown = if text == "c:1" { format!("{base}/{text}") } else { format!("oci://{base}/{text}") };
         assert_eq!(source.to_uri(), shown);
     }
-    // One that is found by looking, where its address would be read otherwise.
+    // A detected layout whose `oci://` address would be parsed differently.
     std::fs::create_dir(format!("{base}/l:v1")).unwrap();
     write(&Path::new(base).join("l:v1/oci-layout"), b"{}");
     let found = Source::detect(&Path::new(base).join("l:v1")).unwrap();
     assert_eq!(found.to_uri(), format!("{base}/l:v1"));
 }
 
-/// Where others may write, one of them can make a directory whose name is the beginning of the address as well.
+/// Where others may write, a user can make a directory whose name is also a prefix of the address.
 #[test]
 fn a_layout_is_not_exchanged_for_one_whose_name_goes_on_with_the_tag() {
     let base = tempfile::tempdir().unwrap();
@@ -143,7 +143,7 @@ impl Layout {
         self.manifest_of(&layers, diff_ids)
     }
 
-    /// From descriptors without their braces.
+    /// Makes a manifest from descriptors without their braces.
     pub(super) fn manifest_of(&self, layers: &[String], diff_ids: &[Digest]) -> String {
         let ids = serde_json::to_string(diff_ids).unwrap();
         let config = self.blob(
@@ -301,7 +301,7 @@ fn bare_tars() {
         for cut in [data.len() / 2, 100] {
             write(&path, &data[..cut]);
             let result = unpack(&bare(&path), 0);
-            // What is shorter than a header does not show that it was to be a tar.
+            // Data shorter than a header cannot be recognized as a tar.
             let is_short = *data == tar && cut < 512;
             let told = match &result {
                 Err(Error::Truncated { .. }) => !is_short,
@@ -347,7 +347,7 @@ fn usable_from_threads() {
     check::<Error>();
 }
 
-/// A watch counts the bytes as stored, and stops an unpack that waits for nothing.
+/// A watch counts the bytes as stored, and cancels an unpack that does not block.
 #[test]
 fn watched() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What an image is, told by its content, wherever it is named.
+//! The detection of an image's kind by its content.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -140,7 +140,7 @@ fn what_is_compressed_as_a_whole_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
     let address = format!("docker-archive://{}", path.display());
-    // A root file system is not decompressed to be told from an image, however it goes on.
+    // A root file system is recognized by its beginning, without decompressing the rest.
     let zeros = vec![0; 300 << 20];
     write(&path, &zstd(&Tar::default().dir("bin/").file("f", &zeros).end()));
     assert!(Source::detect(&path).unwrap().to_uri().starts_with("tar://"));
@@ -160,7 +160,7 @@ fn what_is_compressed_as_a_whole_is_bounded() {
     write(&path, &gzip(&docker("").file("x", &[7; 70_000]).end()));
     assert!(matches!(open(small, &|| false), Err(Error::Allowance { flag: "--max-image-bytes", .. })));
     assert!(matches!(open(Limits::default(), &|| true), Err(Error::Cancelled { .. })));
-    // What is cut is told.
+    // A truncated file is reported.
     let cut = gzip(&docker("").end());
     write(&path, &cut[..cut.len() / 2]);
     assert!(matches!(
@@ -186,7 +186,7 @@ fn a_bomb_in_a_bomb() {
     write(&path, &archive(0));
     let image = open(path.to_str().unwrap()).unwrap();
     let again = unpacked(&image, 0);
-    // The 1.2 MB of the layer were a few kB on the disk.
+    // The layer's 1.2 MB took a few kB on the disk.
     assert!(packed.len() > 1 << 20 && path.metadata().unwrap().len() < 100 << 10);
     assert!(matches!(again.map(|_| ()), Err(Error::Ratio { .. })));
 }
@@ -216,7 +216,7 @@ fn of_tree(dir: &Path) -> Image {
 #[test]
 fn a_directory_is_taken_as_it_is() {
     let dir = tree();
-    // It has a page of that name, and is no layout for that.
+    // A root file system with an `index.json` is no layout.
     write(&dir.path().join("index.json"), b"{}");
     let image = of_tree(dir.path());
     assert_eq!((image.layers.len(), image.layers[0].size()), (1, 10));
@@ -246,7 +246,7 @@ fn a_directory_is_taken_as_it_is() {
 fn a_directory_is_bounded() {
     let dir = tree();
     let image = of_tree(dir.path());
-    // Not into itself.
+    // A tree cannot be unpacked into itself.
     std::fs::create_dir(dir.path().join("store")).unwrap();
     let image_within = of_tree(dir.path());
     let into = File::open(dir.path().join("store")).unwrap();
@@ -259,7 +259,7 @@ fn a_directory_is_bounded() {
     let opening = Opening { limits: few, ..Opening::default() };
     let source = Source::parse(dir.path().to_str().unwrap()).unwrap();
     assert!(matches!(source.open_in(&Remote::default(), &opening), Err(Error::Limit { .. })));
-    // Nothing that somebody mistyped.
+    // A directory that does not look like a root file system is refused.
     let other = tempfile::tempdir().unwrap();
     std::fs::create_dir(other.path().join("bin")).unwrap();
     assert!(matches!(open(other.path().to_str().unwrap()), Err(Error::Directory { .. })));

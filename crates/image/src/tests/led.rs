@@ -1,4 +1,5 @@
-//! Images in the directories of other users, who want root to read what they may not; and what images make their reader do.
+//! Images in directories of other users, who try to make root read files that they may not; and images that try to
+//! keep their reader busy.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -14,7 +15,7 @@ use super::{Cage, Tar, gzip, write};
 use crate::{Error, Image, Limits, Opening, Remote, Source, Watch, Way};
 
 const NOBODY: u32 = 65534;
-/// None of the looks here takes as long.
+/// No bounded check takes this long.
 const LONG: Duration = Duration::from_secs(8);
 
 fn open(path: &Path) -> Result<Image, Error> {
@@ -34,7 +35,8 @@ fn tree(dir: &Path, text: &str) {
     write(&dir.join("etc/text"), text.as_bytes());
 }
 
-/// `theirs`, another user's directory, with `p` that is his own, and `q`, a link to root's `secret`: both have a `root`.
+/// Makes `theirs`, another user's directory, with the user's own `p` and with `q`, a symlink to root's `secret`; both
+/// contain a `root`.
 fn two() -> (tempfile::TempDir, PathBuf) {
     let base = tempfile::tempdir().unwrap();
     fs::set_permissions(base.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -72,14 +74,14 @@ fn a_link_of_another_user_leads_to_no_image() {
         let text = format!("{error} {text}");
         assert!(text.contains("belongs to user 65534"), "{uri}: {text}");
     }
-    // A link of root's, where nobody else can move it, is what root means.
+    // A symlink of root's that nobody else can move is followed.
     symlink(&secret, base.path().join("own")).unwrap();
     let image = open(&base.path().join("own/root")).unwrap();
     assert_eq!(unpacked(&image).unwrap().text("etc/text"), "SECRET");
     assert_eq!(open(&secret.join("root")).unwrap().id, image.id);
 }
 
-/// He exchanges his directory for the link all the time.
+/// The user exchanges the directory and the symlink continuously.
 #[test]
 fn a_user_who_renames_gives_root_no_other_tree() {
     let (_base, theirs) = two();
@@ -109,7 +111,7 @@ fn a_user_who_renames_gives_root_no_other_tree() {
     assert!(taken > 0);
 }
 
-/// So many zstd frames after the first that are to be skipped, each of 4 GiB: next to none on the disk.
+/// Writes `first` and this many skippable zstd frames, each of 4 GiB, which take next to nothing on the disk.
 fn skipped(path: &Path, first: &[u8], frames: u64) {
     let mut file = File::create(path).unwrap();
     file.write_all(first).unwrap();
@@ -125,7 +127,7 @@ fn settle() {
     std::thread::sleep(Duration::from_millis(50));
 }
 
-/// What becomes nothing when it is decompressed can be given up all the same, and is bounded by what becomes something.
+/// Reading data that decompresses to nothing can be cancelled, and is bounded by the amount of output.
 #[test]
 fn what_is_skipped_is_not_read_for_ever() {
     let dir = tempfile::tempdir().unwrap();
@@ -133,7 +135,7 @@ fn what_is_skipped_is_not_read_for_ever() {
     let [real, empty] = ["real", "empty"].map(|name| dir.path().join(name));
     skipped(&frames, b"", 30);
     write(&members, &gzip(b"").repeat(1 << 20));
-    // What comes first is an archive, or the beginning of one.
+    // These begin with an archive.
     let tar = Tar::default().file("manifest.json", b"[]").end();
     skipped(&real, &zstd::encode_all(&tar[..], 1).unwrap(), 24);
     write(&empty, &[gzip(&tar), gzip(b"").repeat(1 << 20)].concat());
@@ -150,12 +152,12 @@ fn what_is_skipped_is_not_read_for_ever() {
         let error = source.open(&Remote::default()).unwrap_err();
         assert!(matches!(error, Error::Idle { stored: ..=0x120_0000, made: ..=0x1_0000, .. }), "{error}");
         assert!(begin.elapsed() < LONG);
-        // To see that it is no archive takes no more than its beginning.
+        // Only the beginning is read to see that a file is no archive.
         let begin = Instant::now();
         let source = Source::parse(path.to_str().unwrap()).unwrap();
         assert!(source.way() == Way::Compressed && source.is_packed() == is_image);
         assert!(source.open(&Remote::default()).is_ok() != is_image && begin.elapsed() < LONG);
-        // Nor is a layer read that becomes nothing.
+        // The same limit holds for a layer.
         let layer = Source::parse(&format!("tar://{}", path.display())).unwrap().open(&Remote::default());
         let error = unpacked(&layer.unwrap()).map(|_| ()).unwrap_err();
         let told = matches!(error, Error::Idle { .. });
@@ -168,7 +170,7 @@ fn what_is_skipped_is_not_read_for_ever() {
     assert!(matches!(error, Error::Allowance { flag: "--max-image-bytes", .. }), "{error}");
 }
 
-/// Of a list of images that comes again and again the first is read.
+/// Of a repeated list of images only the first is read.
 #[test]
 fn one_list_of_images_is_read() {
     let dir = tempfile::tempdir().unwrap();
@@ -186,7 +188,7 @@ fn one_list_of_images_is_read() {
     assert!(begin.elapsed() < LONG / 2);
 }
 
-/// A file of many GiB that takes nothing on the disk takes nothing in the store.
+/// A sparse file of many GiB stays sparse in the store.
 #[test]
 fn holes_of_a_directory_stay_holes() {
     let dir = tempfile::tempdir().unwrap();
@@ -212,7 +214,8 @@ fn holes_of_a_directory_stay_holes() {
     assert!(fs::read(at("parts")).unwrap() == fs::read(dir.path().join("etc/parts")).unwrap());
 }
 
-/// Links whose other names lie outside take a bounded amount of memory; what is not remembered is written once more.
+/// Hard links whose other names lie outside the tree take a bounded amount of memory; a file that is not remembered
+/// is written again.
 #[test]
 fn links_that_never_come_again_are_forgotten() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -221,7 +224,7 @@ fn links_that_never_come_again_are_forgotten() {
     fs::create_dir(&out).unwrap();
     let most = crate::disk::names::most();
     let long = "n".repeat(247);
-    // By steps: no path may be longer than what the kernel takes at once.
+    // Made step by step, because the whole path would exceed PATH_MAX.
     let mut deep = rustix::fs::open(&root, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
     for _ in 0..14 {
         rustix::fs::mkdirat(&deep, &long, rustix::fs::Mode::RWXU).unwrap();
@@ -233,7 +236,7 @@ fn links_that_never_come_again_are_forgotten() {
         fs::write(&name, b"x").unwrap();
         rustix::fs::linkat(CWD, &name, &deep, n.to_string(), rustix::fs::AtFlags::empty()).unwrap();
     }
-    // What is left is less than one of those, and room for some that are shorter.
+    // The remaining memory is too small for one of those names, but enough for some shorter ones.
     fs::create_dir(root.join("o")).unwrap();
     for n in 0..60 {
         let name = format!("A{n}");
@@ -254,7 +257,7 @@ fn links_that_never_come_again_are_forgotten() {
     assert_eq!((links("etc/a"), links("o/a")), (2, 1));
 }
 
-/// So many names in one directory that they would fill the memory of a small server.
+/// The number of names in one directory is limited, since they would fill the memory of a small server.
 #[test]
 fn the_names_of_a_directory_are_bounded() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();

@@ -1,4 +1,4 @@
-//! Layers of a layout that are only named by their URLs.
+//! Layers that a layout only refers to by URLs.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -28,7 +28,7 @@ fn path(layout: &Layout, blob: &[u8]) -> std::path::PathBuf {
     layout.path().join("blobs/sha256").join(Digest::of(blob).as_hex())
 }
 
-/// Settings with which all servers are allowed that the layout names.
+/// Returns settings that allow all servers named by the layout.
 fn allowing(layout: &Layout) -> Settings {
     let mut hosts = Vec::new();
     for entry in std::fs::read_dir(layout.path().join("blobs/sha256")).unwrap() {
@@ -75,14 +75,14 @@ fn in_their_order() {
         super::write(&path(&layout, &blob), &damaged);
         assert!(unpack(&layout).is_err());
         assert_eq!([&gone, &good, &never].map(|server| server.requests().len()), counts);
-        // A link that leads nowhere is as good as nothing.
+        // A dangling symlink counts as a missing blob.
         std::fs::remove_file(path(&layout, &blob)).unwrap();
         std::os::unix::fs::symlink("nowhere", path(&layout, &blob)).unwrap();
         unpack(&layout).unwrap();
     }
 }
 
-/// What the first server began, the second ends: the digest is of both.
+/// The second server continues where the first stopped; the digest covers both parts.
 #[test]
 fn one_goes_on_where_another_stopped() {
     let (tar, blob) = (tar(), gzip(&tar()));
@@ -94,7 +94,7 @@ fn one_goes_on_where_another_stopped() {
         let request = &second.requests()[0];
         assert!(request.contains("range: bytes=1000-\r\n") && !request.contains("if-range"), "{request}");
     }
-    // Servers behind one name that call the file differently.
+    // Servers behind one name with different validators.
     for (ranges, then) in [(true, "\"b\""), (false, "\"b\""), (true, "W/\"a\"")] {
         let date = |text| format!("Tue, 15 Nov 1994 12:45:{text} GMT");
         let first = Reply::of(&blob).with("ETag", "\"a\"").with("Last-Modified", &date("26")).cut(1000);
@@ -149,7 +149,7 @@ fn none_of_them() {
     assert!(matches!(error, Error::DigestMismatch { .. } | Error::NoTar { .. }), "{error:?}");
 }
 
-/// A refused entry ends the fetch, though the server would let us wait for an hour.
+/// A refused entry ends the fetch at once, though the server would hang for an hour.
 #[test]
 fn a_writer_that_gives_up() {
     let noise: Vec<u8> = (0..500_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
@@ -162,7 +162,7 @@ fn a_writer_that_gives_up() {
     assert!(matches!(result, Err(Error::UnsafePath { .. })), "{result:?}");
 }
 
-/// The members of an archive are looked for in the same way.
+/// The same holds for blobs of a layout in an archive.
 #[test]
 fn in_an_archive() {
     let (tar, blob) = (tar(), gzip(&tar()));
@@ -186,7 +186,7 @@ fn in_an_archive() {
     assert_eq!(cage.text("a"), "a");
 }
 
-/// An image does not choose whom this host asks.
+/// An image does not decide which servers this host contacts.
 #[test]
 fn only_servers_that_were_allowed() {
     let (tar, blob) = (tar(), gzip(&tar()));
@@ -211,7 +211,7 @@ fn only_servers_that_were_allowed() {
             "{text}"
         );
     }
-    // What cannot be allowed is not advised: an address with a user, on a server that is allowed or not.
+    // The error for a URL with a user does not advise allowing its host, which would not help.
     let account = named.url("/x").replacen("://", "://user@", 1);
     for hosts in [vec![], vec![host(&named)]] {
         let error = fetch(std::slice::from_ref(&account), &hosts).unwrap_err();
@@ -220,12 +220,12 @@ fn only_servers_that_were_allowed() {
     }
     let error = fetch(&[account, url(&other)], &[]).unwrap_err();
     assert!(matches!(&error, Error::ForeignHost { host: shown, .. } if *shown == host(&other)), "{error:?}");
-    // What is not allowed is passed over, and so is what has a password.
+    // URLs of hosts that are not allowed are skipped, and so are those with a password.
     let account = named.url("/x").replacen("://", "://user:pass@", 1);
     fetch(&[url(&other), account, url(&named)], &[host(&named)]).unwrap();
     assert_eq!((named.requests().len(), other.requests().len()), (1, 0));
     assert!(!named.requests()[0].contains("authorization"));
-    // Nor may one that is allowed send us elsewhere, but to another one that is.
+    // An allowed server may redirect only to allowed ones.
     let redirect = |to: &Server| Server::new(vec![Reply::status(302).with("Location", &url(to))]);
     let away = redirect(&other);
     let error = fetch(&[url(&away)], &[host(&away)]).unwrap_err();

@@ -1,4 +1,4 @@
-//! Odd but legal archives, unpacked by us and by GNU tar.
+//! Odd but legal archives, unpacked by this crate and by GNU tar.
 
 #[path = "../../../archive/tests/odd/mod.rs"]
 mod archives;
@@ -31,7 +31,7 @@ fn odd_archives_are_what_tar_makes_of_them() {
     rounds(0..830);
 }
 
-/// Minutes: for `./dev test --long`.
+/// Takes minutes; for `./dev test --long`.
 #[test]
 #[ignore = "long"]
 fn many_odd_archives_are_what_tar_makes_of_them() {
@@ -60,7 +60,7 @@ fn empty_numbers_are_zero() {
             use std::os::unix::fs::MetadataExt;
             assert_eq!((stat.uid(), stat.gid(), stat.mtime(), stat.rdev()), (0, 0, 0, 0), "{name}");
         }
-        // A name is no number.
+        // An empty name is refused all the same.
         let tar = Tar::default().raw(EntryType::Regular, "", "", b"", empty).end();
         assert!(cage.unpack(&tar).is_err());
     }

@@ -113,7 +113,7 @@ fn file_capabilities() {
     }
 }
 
-/// What is made in a directory with a group and a setgid bit inherits neither, whenever the directory got them.
+/// New entries in a directory with another group and a setgid bit inherit neither, whenever the directory got them.
 #[test]
 fn nothing_is_inherited() {
     let cage = Cage::new();

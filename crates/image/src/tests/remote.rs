@@ -1,4 +1,4 @@
-//! Blobs from servers that fail in all ways.
+//! Blobs from servers that fail in various ways.
 
 use std::io::Read;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::format::stream::stream_error;
 use crate::remote::{Fetch, NamedBy, Validator};
 use crate::{Error, Location, Remote, Settings, Source, Watch};
 
-/// Few tries with short pauses, but time for servers on a busy host.
+/// A client with few tries and short pauses, but long timeouts for servers on a busy host.
 pub(super) fn hasty() -> Remote {
     Remote::new(settings()).unwrap()
 }
@@ -20,7 +20,7 @@ pub(super) fn settings() -> Settings {
     Settings { tries: 3, backoff: Duration::from_millis(10), ..Settings::default() }
 }
 
-/// For servers that are known to hang.
+/// A client with short timeouts, for servers that hang.
 fn impatient(tries: u32) -> Remote {
     let connect = Duration::from_millis(500);
     Remote::new(Settings { connect, patience: Duration::from_millis(200), tries, ..settings() }).unwrap()
@@ -131,7 +131,7 @@ fn resumed_from_something_else() {
         assert!(fits(&error), "{what}: {error:?}");
         assert_eq!(server.requests().len(), 2, "{what}");
     }
-    // A part of another file is known by its tag or its date, whatever If-Range was for.
+    // A part of another file is detected by its tag or its date, whichever If-Range has used.
     let (date, later) = ("Tue, 15 Nov 1994 12:45:26 GMT", "Tue, 15 Nov 1994 12:45:27 GMT");
     let rest = || {
         let part = Reply { status: 206, ..Reply::of(&data()[1000..]) };
@@ -155,22 +155,22 @@ fn resumed_from_something_else() {
         assert_eq!(result.as_ref().ok(), same.then(data).as_ref(), "{what}");
         assert!(same || changed(&result.unwrap_err()), "{what}");
     }
-    // Only what both answers say is compared: the first did not tell the length.
+    // Only headers of both responses are compared: the first did not have the length.
     let open = Reply { no_length: true, ..Reply::of(b"abc").with("ETag", "\"a\"") };
     let open = open.with("Transfer-Encoding", "chunked");
     let open = Reply { body: b"1\r\na\r\n".to_vec(), ..open };
     let server = Server::new(vec![open, Reply::of(b"abc").with("ETag", "\"a\"")]);
     assert_eq!(fetch(&server).unwrap(), b"abc");
-    // A file that has shrunk to what is there has not just lost its end.
+    // A file that has shrunk to the received size is reported as changed.
     let end = Reply::status(416).with("Content-Range", "bytes */1000");
     let error = fetch(&Server::new(vec![cut(), end])).unwrap_err();
     assert!(changed(&error), "{error:?}");
-    // More than the whole.
+    // More bytes than the total.
     let more = Reply { ranges: false, status: 206, no_length: true, ..Reply::of(&data()[999..]) };
     let more = more.with("Content-Range", "bytes 1000-799999/800000").with("ETag", "\"a\"");
     let error = fetch(&Server::new(vec![cut(), more])).unwrap_err();
     assert!(matches!(error, Error::SizeMismatch { expected: 800_000, .. }), "{error:?}");
-    // There was no more, only the end was lost.
+    // All bytes were received, only the end of the response was lost.
     let open = Reply {
         status: 200,
         headers: vec![("Transfer-Encoding", "chunked".into())],
@@ -184,7 +184,7 @@ fn resumed_from_something_else() {
         assert_eq!(result.as_deref().ok(), whole.then_some(&b"abc"[..]), "{result:?}");
         assert!(whole || changed(&result.unwrap_err()));
     }
-    // A part nobody asked for.
+    // A part that was not requested.
     let error = fetch(&Server::new(vec![part("bytes 0-799999/800000")])).unwrap_err();
     assert!(matches!(error, Error::Refused { status: 206, .. }), "{error:?}");
 }
@@ -208,7 +208,7 @@ fn tried_again() {
     let error = fetch(&server).unwrap_err();
     assert!(matches!(&error, Error::Fetch { why, .. } if why.contains("503")), "{error:?}");
     assert!(server.requests().len() == 3 && !is_refused(&error));
-    // Enough new bytes are a new beginning, so more connections break than there are tries.
+    // Enough new bytes reset the failures, so more connections may break than there are tries.
     const PIECE: usize = 64 << 10;
     let bytes = &data()[..10 * PIECE];
     let drops = |n: usize| Reply { ranges: true, ..Reply::of(bytes) }.cut(n);
@@ -217,11 +217,11 @@ fn tried_again() {
     assert_eq!(server.requests().len(), 19, "nine pieces, and after the last three failures in a row");
     let server = Server::new(vec![vec![drops(PIECE), drops(0)]; 10].concat());
     assert_eq!(fetch(&server).unwrap(), bytes);
-    // A few are not: a server could go on like that for ever.
+    // A few bytes do not: a server could go on like that for ever.
     let server = Server::new(vec![drops(1)]);
     assert!(is_truncated(&server));
     assert_eq!(server.requests().len(), 3);
-    // What is sent again is nothing new.
+    // Bytes sent again do not count as new.
     let again = Reply::of(bytes).cut(5);
     let server = Server::new(vec![again]);
     assert!(is_truncated(&server));
@@ -260,7 +260,7 @@ fn a_server_that_hangs() {
         Reply { drip: true, ..whole() },
     ] {
         let server = Server::new(vec![first, whole()]);
-        // A host that is slow for a moment looks like another server that hangs.
+        // Many tries, because a slow test host looks like a server that hangs.
         assert_eq!(fetch_by(&impatient(50), &server).unwrap(), bytes);
         assert!(server.requests().len() >= 2);
     }
@@ -271,7 +271,7 @@ fn a_server_that_hangs() {
     }
 }
 
-/// However it goes on, and whatever the other URLs are.
+/// The deadline ends the fetch whatever the server does, and whatever other URLs there are.
 #[test]
 fn a_server_that_takes_too_long() {
     let hour = Duration::from_secs(3600);
@@ -293,7 +293,7 @@ fn a_server_that_takes_too_long() {
         assert!(matches!(&error, Error::Deadline { url, .. } if *url == server.url("/")), "{error:?}");
         assert!(error.to_string().contains("longer than 300ms"), "{error}");
     }
-    // What stands for no limit at all does no harm.
+    // Unlimited settings cause no overflow.
     let max = Duration::MAX;
     let settings = Settings { connect: max, patience: max, backoff: max, deadline: max, ..settings() };
     let server = Server::new(vec![ok()]);
@@ -321,7 +321,7 @@ fn sizes() {
         }
         assert_eq!(server.requests().len(), 1);
     }
-    // A part tells the size of the whole.
+    // A part's Content-Range tells the total size.
     let first = Reply { no_length: true, ..Reply::of(bytes) };
     let server = Server::new(vec![first.cut(10)]);
     let urls = [server.url("/x")];
@@ -350,7 +350,7 @@ fn redirects() {
     }
 }
 
-/// Cancelled while the server is silent, while it hangs, and while we wait to ask again.
+/// Cancelled while the server is silent, while it hangs, and during the pause before a retry.
 #[test]
 fn cancelled() {
     let hour = Duration::from_secs(3600);
@@ -442,7 +442,7 @@ fn by_a_name() {
     assert!(!all_text(&error).contains("SECRET"));
 }
 
-/// The environment is a process's own, so this test runs itself in another one.
+/// The proxy is set in the environment, so this test runs itself in another process.
 #[test]
 fn through_a_proxy() {
     const CHILD: &str = "WARDIAN_TEST_THROUGH_A_PROXY";

@@ -1,4 +1,4 @@
-//! A web server that does what it is told, a connection for each request.
+//! A scripted web server, with a connection for each request.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// What a server answers. Without more it is 200, the body and its length.
+/// A scripted response. By default it is 200 with the body and its length.
 #[derive(Clone, Default)]
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: Vec<u8>,
-    /// Does not say how long the body is.
+    /// Sends no Content-Length.
     pub(super) no_length: bool,
-    /// Answers a request for a part with a part, if the tag or date that it has is that of the headers.
+    /// Answers range requests with a part, if the validator in If-Range matches the headers.
     pub(super) ranges: bool,
     /// Closes the connection after so many bytes of the body.
     pub(super) cut: Option<usize>,
@@ -25,9 +25,9 @@ pub(super) struct Reply {
     pub(super) hang: Option<usize>,
     /// Sends the body byte by byte, slowly.
     pub(super) drip: bool,
-    /// Takes the request and says nothing at all.
+    /// Accepts the request and sends nothing.
     pub(super) silent: bool,
-    /// The answer to HEAD, if it is another one.
+    /// The status of the response to HEAD, if it differs.
     pub(super) head: Option<u16>,
 }
 
@@ -177,7 +177,7 @@ fn accept(
         }
         let Ok(stream) = stream else { continue };
         let (replies, requests, tls) = (Arc::clone(&replies), Arc::clone(requests), tls.cloned());
-        // It ends when the client closes the connection.
+        // The thread ends when the client closes the connection.
         thread::spawn(move || match tls {
             None => serve(stream, &replies, &requests),
             Some(config) => {
@@ -202,6 +202,6 @@ fn serve(stream: impl Read + Write, replies: &[Reply], requests: &Mutex<Vec<Stri
         requests.len()
     };
     let reply = &replies[count.min(replies.len()) - 1];
-    // A client that has enough closes the connection.
+    // The client may close the connection early.
     let _ = reply.send(&request, stream.get_mut());
 }

@@ -1,4 +1,4 @@
-//! Unpacks share the memory that they may take: none that waits for its server holds the others up.
+//! Unpacks share a memory budget, and one that waits for its server does not block the others.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -23,13 +23,13 @@ fn zstd(data: &[u8], log: u32) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Bytes that no compression makes fewer.
+/// Returns incompressible bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }
 
-/// Sends two thirds of the body to who asks, and the rest when it is told to.
+/// Sends two thirds of the body to the client, and the rest on request.
 fn halting(listener: &TcpListener, body: &[u8], go_on: &Receiver<()>) {
     let (mut stream, _) = listener.accept().unwrap();
     let mut head = Vec::new();
@@ -42,7 +42,7 @@ fn halting(listener: &TcpListener, body: &[u8], go_on: &Receiver<()>) {
     write!(stream, "HTTP/1.1 200 x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len()).unwrap();
     stream.write_all(first).unwrap();
     let _ = go_on.recv();
-    // Who has given up does not listen any more.
+    // The client may have given up.
     let _ = stream.write_all(rest);
 }
 
@@ -65,7 +65,7 @@ fn a_server_that_halts_holds_nobody_up() {
         ("zstd", zstd(&tar, 23)),
         ("zstd with a large window", zstd(&tar, 25)),
     ] {
-        // Room for one of them.
+        // Room for one unpack.
         let room = Room::new(8 << 20);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let location = Location::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
@@ -102,7 +102,7 @@ fn a_server_that_halts_holds_nobody_up() {
             while slow_watch.bytes_read() < 3 << 20 {
                 thread::sleep(Duration::from_millis(1));
             }
-            // What a decoder of zstd has taken nobody could take back.
+            // Memory taken by a zstd decoder could not be returned.
             let holds = room.free() < 8 << 20;
             let fast = scope.spawn(|| {
                 unpack(Input {

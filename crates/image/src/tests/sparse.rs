@@ -1,4 +1,4 @@
-//! Files with holes, as GNU tar writes them and as nobody should.
+//! Sparse files, valid ones of GNU tar and invalid ones.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -9,7 +9,7 @@ use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 use super::{Cage, Tar};
 use crate::{Error, Limits};
 
-/// What is somewhere in a file.
+/// A segment of a file: offset and data.
 type Part<'a> = (u64, &'a [u8]);
 type Segments<'a> = &'a [(u64, u64)];
 
@@ -161,7 +161,7 @@ fn lies() {
     ];
     for (what, tar) in cases {
         let result = Cage::new().unpack(&tar.end());
-        // Who made the image finds the file by its name; records that make no sense come before it.
+        // The error names the file, except for malformed records, which come before the name.
         let told = match &result {
             Err(Error::Entry { path, .. }) => *path == if what == "directory" { "\"d\"" } else { "\"f\"" },
             Err(Error::Corrupt { why, .. }) => why == "malformed PAX record",
@@ -178,11 +178,11 @@ fn lies() {
         let result = Cage::new().unpack(&tar);
         assert!(matches!(result, Err(Error::Entry { .. } | Error::Truncated { .. })), "{what}: {result:?}");
     }
-    // The name is as good as any other.
+    // The name is checked as any other.
     let mut named = Tar::default();
     named = named.pax(&[("GNU.sparse.size", b"1"), ("GNU.sparse.map", b""), ("GNU.sparse.name", b"../x")]);
     assert!(matches!(Cage::new().unpack(&named.file("f", b"").end()), Err(Error::UnsafePath { .. })));
-    // What counts is the size that shows, not the data.
+    // The apparent size counts, not the data.
     let limits = Limits { max_bytes: 1000, ..Limits::default() };
     for (real, fits) in [(1000, true), (1001, false), (u64::MAX >> 2, false)] {
         let tar = old("f", real, &[(0, 1)], b"a").end();

@@ -1,4 +1,4 @@
-//! Blobs in all their forms, and those that are not what they promise.
+//! Blobs in all formats, and blobs that do not match their descriptors.
 
 use std::fs::File;
 use std::io::Write;
@@ -99,7 +99,7 @@ fn damaged_streams() {
     }
 }
 
-/// The blob has the promised size when it is opened, but gives other bytes.
+/// The blob has the expected size when it is opened, but then changes.
 #[test]
 fn lies_about_sizes_and_digests() {
     let tar = Tar::default().file("a", &[b'a'; 5000]).end();

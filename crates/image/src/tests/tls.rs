@@ -92,7 +92,7 @@ fn shown_to_servers_that_ask() {
     write(&dir.path().join("servers.crt"), own.pem().as_bytes());
     write(&dir.path().join("unset.cert"), b"");
     write(&dir.path().join("unset.key"), b"\n");
-    // Neither is half a pair, if it is blank.
+    // A blank file counts as missing, so it is not half of a pair.
     write(&dir.path().join("half.cert"), b"");
     write(&dir.path().join("other.key"), b" \n");
     let without = remote(dir.path()).unwrap();
@@ -107,7 +107,7 @@ fn shown_to_servers_that_ask() {
     assert!(fetch_by(&with, &server(&own, Some(&authority("unknown")))).is_err());
 }
 
-/// What was wrong may have been the certificates, so after a failure they are read again.
+/// The certificates may be the cause of a failure, so they are read again after one.
 #[test]
 fn read_again_after_a_failure() {
     let (own, dir) = (authority("own"), tempfile::tempdir().unwrap());

@@ -1,4 +1,4 @@
-//! What is told of an image that cannot be what somebody wants.
+//! Errors for images that cannot be used.
 
 use super::Tar;
 use super::image::Layout;
@@ -23,7 +23,7 @@ fn a_tag_that_is_none_is_told_with_those_that_are_there() {
     assert!(told.ends_with(r#"no manifest is tagged "x"; nothing in it has a name"#), "{told}");
 }
 
-/// Charts, signatures and modules are kept as images are. Some have a config in which an image could be read.
+/// Charts, signatures and modules are stored like images. Some have a config that could be parsed as an image's.
 #[test]
 fn an_artifact_is_told_by_its_type() {
     let tar = Tar::default().end();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A tar with one file of so many kilobytes.
+/// Makes a tar with one file of this many kilobytes.
 fn sized(dir: &Path, name: &str, kilobytes: usize) -> String {
     let path = dir.join(format!("{name}.tar"));
     let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
@@ -36,7 +36,7 @@ fn the_longest_unused_goes_first_and_no_more_than_needed() {
     store.pin("d", true).unwrap();
     store.create_rootfs("container", &images[4].0, None).unwrap();
     drop(store);
-    // A process that has not handed them out goes by what is on the disk.
+    // A process that has not used the layers itself goes by the times on the disk.
     let store = Store::open(&config(dir.path())).unwrap();
     for (image, when) in &images {
         used_at(&store, image, *when);
@@ -57,12 +57,12 @@ fn the_longest_unused_goes_first_and_no_more_than_needed() {
     // Used and pinned ones stay.
     assert_eq!(names, ["d", "e"]);
     assert_eq!(entries(dir.path(), "layers"), 2);
-    // It takes its space until it is deleted.
+    // Trash takes space until it is deleted.
     assert!(store.usage().unwrap().trash_bytes > 2000 << 10);
     assert!(store.reap(&Progress::default()).unwrap());
     assert!(store.usage().unwrap().trash_bytes < 100 << 10);
 
-    // Without pin and container they can go, the name is forgotten, and a new import starts anew.
+    // Without pin and container the layers can be collected, the name is removed, and a new import fetches again.
     store.pin("d", false).unwrap();
     store.release_rootfs("container", None);
     assert_eq!(store.remove_image("d", false).unwrap().layers, images[3].0.chain_ids());
@@ -118,7 +118,7 @@ fn collecting_and_creating_at_the_same_time() {
                         let id = format!("{creator}-{round}");
                         let made =
                             server.image(uri).and_then(|image| server.create_rootfs(&id, &image, None));
-                        // As fast as they are fetched: said so, and nothing is wrong.
+                        // Collected as fast as fetched: a valid outcome here.
                         let made = match made {
                             Err(Error::Collected { .. } | Error::Rootfs(rootfs::Error::Gone { .. })) => {
                                 continue;
@@ -166,7 +166,7 @@ fn an_app_is_not_unpacked_on_what_was_thrown_away() {
     let error = store.0.layer(&source, None, &layers, &watch, &progress).unwrap_err();
     assert!(error.is_baseless(), "{error}");
     assert!(store.layer(&source.chain_id).is_none());
-    // Whoever asks for the image has both of them brought in.
+    // A request for the image fetches both layers again.
     let image = store.image(&with_app).unwrap();
     assert_eq!(image.chain_ids().last(), Some(&source.chain_id));
     assert_eq!(store.at_hand(&with_app).unwrap().unwrap().chain_ids(), image.chain_ids());

@@ -1,4 +1,4 @@
-//! `kill -9` at every failpoint: the next process finds the store in order, and never half of anything.
+//! `kill -9` at every failpoint: the next process recovers the store, and never finds anything incomplete.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -24,7 +24,7 @@ const POINTS: &[&str] = &[
     "deleted-some",
 ];
 
-/// Not a test of its own: it lives once through all that a store does.
+/// Not a test of its own: it goes through all operations of a store.
 #[test]
 #[ignore = "another test starts it"]
 fn child_that_does_everything() {
@@ -60,7 +60,7 @@ fn killed_at_every_failpoint() {
         }
         assert!(store.rootfs().unwrap().is_empty(), "{point}");
         assert!(store.usage().unwrap().rootfs.is_empty(), "{point}");
-        // Whatever is in the place of a layer is whole, and what a name stands for can be had.
+        // Each layer in place is complete, and each named image can be used.
         for layer in fs::read_dir(dir.path().join("store/layers")).unwrap() {
             let fs = layer.unwrap().path().join("fs");
             assert_eq!(fs::read_to_string(fs.join("seven")).unwrap(), "7", "{point}");
@@ -93,7 +93,7 @@ fn child_that_closes_while_it_deletes() {
     fs::write(below(&rootfs.mount, "file"), "x").unwrap();
     drop(rootfs);
     store.release_rootfs("one", None);
-    // It has begun, and waits.
+    // The deletion has begun, and is delayed.
     assert!(!store.drain(Duration::from_secs(3)));
     let started = Instant::now();
     store.close();
@@ -112,7 +112,7 @@ fn a_close_does_not_wait_for_a_slow_disk() {
     let seconds =
         text.split("closed in ").nth(1).and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
     assert!(output.status.success() && seconds.is_some_and(|seconds| seconds < 30), "{output:?}");
-    // What it has left the next one deletes.
+    // The next server deletes what is left.
     assert_ne!(entries(dir.path(), "rootfs"), 0);
     let store = open(dir.path()).unwrap();
     assert!(store.drain(SOON));

@@ -1,9 +1,9 @@
-//! Layers and root file systems over the lives of several servers.
+//! Layers and root file systems across several servers.
 
 use super::*;
 use crate::layer::{Record, State};
 
-/// A layer's record, and its directory to write it back to.
+/// Returns a layer's record, and its directory for writing it.
 fn record_of(store: &Store, chain: &str) -> (Record, fs::File) {
     let layer = store.0.layout.path.join("layers").join(chain);
     let text = fs::read_to_string(layer.join("layer.json")).unwrap();
@@ -28,12 +28,12 @@ fn layers_become_durable_and_suspects_are_replaced() {
     image.layers[0].set_state(State::Suspect);
     let again = store.image(&uri).unwrap();
     assert!(!Arc::ptr_eq(&image.layers[0], &again.layers[0]));
-    // One that asks with the old image gets the new layer.
+    // A create with the old image gets the new layer.
     store.create_rootfs("new", &image, None).unwrap();
     let records = store.rootfs().unwrap();
     assert_eq!(records[0].layers, [again.layers[0].as_used()], "{}", records[0].id);
     assert_eq!(records[1].layers, [image.layers[0].as_used()], "{}", records[1].id);
-    // A container that runs from the suspect goes on; it is deleted once that is gone.
+    // A container on the suspect layer goes on; the layer is deleted after it.
     assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7");
     assert_eq!(entries(dir.path(), "trash"), 1);
     store.close();
@@ -78,13 +78,14 @@ fn a_layer_whose_process_is_gone_is_trusted_only_if_it_is_durable() {
     let (mut record, handle) = record_of(&store, &image.layers[0].chain);
     record.durable = false;
     record.write(&handle).unwrap();
-    // As long as somebody works on it, others use it.
+    // As long as its process holds the lock, others use the layer.
     rustix::fs::flock(&handle, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let other = Store::open(&config(dir.path())).unwrap();
     let lent = other.image(&uri).unwrap();
     assert_eq!(lent.layers[0].instance, instance);
     other.create_rootfs("uses", &lent, None).unwrap();
-    // Its writes may have been lost, and somebody else may have heard of it.
+    // Without that process it is distrusted: its writes may have been lost, and the error reported to another
+    // process.
     drop(handle);
     let again = other.image(&uri).unwrap();
     assert_ne!(again.layers[0].instance, instance);
@@ -99,7 +100,7 @@ fn open_puts_the_store_in_order() {
     let image = store.image(&uri).unwrap();
     let live = store.create_rootfs("live", &image, None).unwrap().dir;
     let dead = store.create_rootfs("dead", &image, None).unwrap().dir;
-    // Otherwise the next server does not trust it, and it stays in the trash as long as the living uses it.
+    // Otherwise the next server distrusts the layer, and it stays in the trash as long as "live" uses it.
     durable(&store);
     store.close();
     drop(store);
@@ -108,7 +109,7 @@ fn open_puts_the_store_in_order() {
     fs::write(root.join("staging/0.lock"), "").unwrap();
     fs::create_dir_all(root.join("trash/old/fs")).unwrap();
     fs::create_dir_all(root.join("rootfs/lost/upper")).unwrap();
-    // Of another boot and not durable; without a record; with half a record, as a power cut leaves it.
+    // Layers of another boot that are not durable, without a record, and with half a record as after a power cut.
     let text = fs::read_dir(root.join("layers")).unwrap().next().unwrap().unwrap().path().join("layer.json");
     let mut record: Record = serde_json::from_str(&fs::read_to_string(text).unwrap()).unwrap();
     (record.boot_id, record.durable, record.instance) = ("another".into(), false, "another".into());
@@ -125,12 +126,12 @@ fn open_puts_the_store_in_order() {
     assert!(live.join("upper").exists());
     assert!(!dead.exists() && !root.join("rootfs/lost").exists());
 
-    // One server at a time; and a later program's store is left alone.
+    // Only one server at a time; and a store of a later version is refused.
     assert!(matches!(open(dir.path()), Err(Error::Layout(layout::Error::InUse { .. }))));
     drop(store);
     fs::write(root.join("format.json"), r#"{"version":1,"incompat":["erofs"]}"#).unwrap();
     assert!(matches!(open(dir.path()), Err(Error::Format(format::Error::Features { .. }))));
-    // One of before root file systems had records is taken over.
+    // A store from before the records of root file systems is upgraded.
     fs::write(root.join("format.json"), r#"{"version":1}"#).unwrap();
     open(dir.path()).unwrap();
     assert!(fs::read_to_string(root.join("format.json")).unwrap().contains("records"));
@@ -147,7 +148,7 @@ fn lost_writes_mark_the_living() {
     let error = store.writeback_error("hit").unwrap();
     assert!(error.contains("a disk was pulled") && error.contains("destroy"), "{error}");
     assert_eq!(store.writeback_error("later"), None);
-    // The next server knows it too.
+    // The next server reads the error from the record.
     store.close();
     let store = Store::serve(&config(dir.path()), &|_| true).unwrap();
     assert_eq!(store.writeback_error("hit").unwrap(), error);
@@ -184,7 +185,7 @@ fn attached_root_file_systems_outlive_commands_and_servers() {
     assert!(store.detach_rootfs("seen").unwrap());
     assert!(!store.detach_rootfs("seen").unwrap());
     assert!(!path.exists());
-    // The server hears of what a command has thrown away.
+    // The server notices and deletes a command's trash.
     let writable = dir.path().join("store/rootfs").join(record.dir);
     let start = std::time::Instant::now();
     while writable.exists() && start.elapsed() < SOON {
@@ -192,10 +193,10 @@ fn attached_root_file_systems_outlive_commands_and_servers() {
     }
     assert!(!writable.exists());
 
-    // A container's is the container's.
+    // A container's root file system cannot be detached.
     server.create_rootfs("kept", &image, None).unwrap();
     assert!(matches!(store.detach_rootfs("kept"), Err(Error::Rootfs(rootfs::Error::Kept { .. }))));
-    // Without a server the trash waits for somebody to reap it.
+    // Without a server the trash stays until [`Store::reap`].
     server.release_rootfs("kept", None);
     server.close();
     drop(server);
@@ -203,13 +204,13 @@ fn attached_root_file_systems_outlive_commands_and_servers() {
     store.release_rootfs("gone", None);
     assert!(Store::open(&config(dir.path())).unwrap().reap(&Progress::default()).unwrap());
     assert_eq!(entries(dir.path(), "rootfs"), 0);
-    // With another run directory one would not see what lives.
+    // Another run directory is refused, because it would hide the living root file systems.
     store.create_rootfs("living", &image, None).unwrap();
     let elsewhere = Config { run: dir.path().join("elsewhere"), ..config(dir.path()) };
     for opened in [Store::open(&elsewhere), Store::serve(&elsewhere, &|_| false)] {
         assert!(matches!(opened, Err(Error::Layout(layout::Error::OtherRun { .. }))));
     }
-    // But a command that has the lock at this moment, with nothing living, is in nobody's way.
+    // With no living root file system it is accepted, after waiting for a command that holds the lock.
     store.release_rootfs("living", None);
     assert!(Store::open(&config(dir.path())).unwrap().reap(&Progress::default()).unwrap());
     let lock = std::fs::File::open(dir.path().join("store/lock")).unwrap();

@@ -1,8 +1,8 @@
-//! What root file systems take is measured in the background.
+//! The space of root file systems is measured in the background.
 
 use super::*;
 
-/// Ask until it is as wanted.
+/// Polls the measurement until it is as wanted.
 fn until(store: &Store, id: &str, wanted: impl Fn(Measured) -> bool) -> Measured {
     let started = std::time::Instant::now();
     loop {
@@ -31,13 +31,13 @@ fn the_first_question_starts_the_measuring_and_the_image_is_known_at_once() {
     assert_eq!(store.measured("a").image_bytes, bytes);
     let measured = until(&store, "a", |m| m.exclusive_bytes > 0);
     assert!((100_000..150_000).contains(&measured.exclusive_bytes), "{measured:?}");
-    // A layer that is not durable is another one's trash, and nobody knows its size.
+    // The layer must be durable: the next server would discard it otherwise, and not know its size.
     assert!(store.wait_durable(&Progress::default()));
     store.close();
-    // The next server does not know it from its making.
+    // The next server has not made the root file system itself.
     let store = Store::serve(&config(dir.path()), &|_| true).unwrap();
     assert_eq!(until(&store, "a", |m| m.exclusive_bytes > 0), measured);
-    // It is forgotten with it, and nobody is remembered who never was.
+    // A released root file system is forgotten, and unknown ids are not kept.
     store.release_rootfs("a", None);
     assert_eq!(store.measured("a"), Measured::default());
     assert_eq!(store.measured("nobody"), Measured::default());

@@ -17,7 +17,7 @@ fn documents(text: &str) -> Documents {
     Documents { manifest: Some(text.to_owned()), config: Some("{}".to_owned()) }
 }
 
-/// Files of `images/` that end so, and the bytes of all of them.
+/// Returns the number of files in `images/` with this suffix, and their bytes.
 fn files(dir: &Path, end: &str) -> (usize, u64) {
     let all = fs::read_dir(dir.join("store/images")).unwrap().map(|file| file.unwrap());
     let sizes: Vec<_> = all
@@ -27,7 +27,7 @@ fn files(dir: &Path, end: &str) -> (usize, u64) {
     (sizes.len(), sizes.iter().sum())
 }
 
-/// Whoever makes an image chooses how long its manifest is, and how many names it has.
+/// The size of a manifest and the number of names are up to the image's author.
 #[test]
 fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
     needs!(Root);
@@ -45,14 +45,14 @@ fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
     let usage = store.usage().unwrap();
     assert!((1 << 20..3 << 20).contains(&usage.records_bytes), "{usage:?}");
     assert_eq!(store.read_image("n7").unwrap().1, big);
-    // A pin is no affair of theirs, nor is a name that goes while another has them.
+    // The documents stay on a pin, and on the removal of a name while another one has them.
     store.pin("n7", true).unwrap();
     store.remove_image("n3", false).unwrap();
     assert_eq!(
         store.read_image("n7").unwrap(),
         (Named { pinned: true, name: "n7".into(), ..named("a", &["1"]) }, big)
     );
-    // The last name goes by getting another image, or by being taken away; with it what a killed process has left.
+    // The last name gets another image, or is removed; files left by a killed process are removed as well.
     fs::write(dir.path().join("store/images/.n1.json.half"), "{").unwrap();
     for n in (0..20).filter(|n| *n != 3 && *n != 7) {
         store.remove_image(&format!("n{n}"), false).unwrap();
@@ -62,7 +62,7 @@ fn documents_are_kept_once_and_as_long_as_a_name_has_them() {
     image::save(layout, other, &documents("small"), Wish::Operator).unwrap();
     assert_eq!(files(dir.path(), ".documents").0, 1);
     assert_eq!(store.read_image("n7").unwrap().1, documents("small"));
-    // A bare tar has none.
+    // A bare tar has no documents.
     let tar = Named { name: "n7".into(), ..named("c", &["3"]) };
     image::save(layout, tar, &Documents::default(), Wish::Operator).unwrap();
     assert_eq!(store.read_image("n7").unwrap().1, Documents::default());
@@ -82,13 +82,13 @@ fn records_of_earlier_versions_are_read() {
     let whole = (named("a", &["1"]), documents("m"));
     assert_eq!(store.images().unwrap(), std::slice::from_ref(&whole.0));
     assert_eq!(store.read_image("it").unwrap(), whole);
-    // One that is changed has them beside it from then on.
+    // A changed record moves its documents to a separate file.
     store.pin("it", true).unwrap();
     assert_eq!(store.read_image("it").unwrap(), (Named { pinned: true, ..whole.0 }, whole.1));
     assert_eq!(files(dir.path(), ".documents").0, 1);
     let record = fs::read_to_string(dir.path().join("store/images/it.json")).unwrap();
     assert!(!record.contains("manifest"), "{record}");
-    // What a power cut has emptied is nobody's, and keeps nothing.
+    // A record emptied by a power cut counts as missing, and keeps no documents.
     fs::write(dir.path().join("store/images/it.json"), "").unwrap();
     assert!(store.images().unwrap().is_empty());
     image::sweep(&store.0.layout);
@@ -106,19 +106,20 @@ fn a_source_gets_only_a_name_that_is_free() {
     assert_eq!(save(&first, Wish::Source).unwrap(), None);
     store.pin("it", true).unwrap();
     let pinned = Named { pinned: true, ..first.clone() };
-    // The same config with layers in another place is another image: the manifest says where they go.
+    // The same config with layers in another base directory is another image.
     let moved = named("a", &["1", "2 base-directory:etc"]);
     for taker in [&other, &moved] {
         assert!(matches!(save(taker, Wish::Source), Err(image::Error::Taken { .. })));
         assert!(image::check_free(layout, "it", &taker.id, &taker.layers).is_err());
         assert_eq!(store.find_image("it").unwrap(), pinned);
     }
-    // The same image from elsewhere: whoever has that file could change it.
+    // The same image from another source does not change the recorded source, whose file may be under another user's
+    // control.
     let again = Named { source: "tar:///elsewhere".to_owned(), ..first.clone() };
     image::check_free(layout, "it", &again.id, &again.layers).unwrap();
     assert_eq!(save(&again, Wish::Source).unwrap(), None);
     assert_eq!(store.find_image("it").unwrap(), pinned);
-    // An operator may say so, and the pin is the name's.
+    // An operator may reassign the name; the pin belongs to the name.
     assert_eq!(save(&again, Wish::Operator).unwrap(), None);
     assert_eq!(save(&other, Wish::Operator).unwrap().map(|old| old.id), Some("a".to_owned()));
     assert_eq!(store.find_image("it").unwrap(), Named { pinned: true, ..other });
@@ -169,7 +170,7 @@ fn names_that_mean_the_same_are_one() {
     }
     store.remove_image("box:latest", true).unwrap();
     assert!(store.find_image("box").is_err());
-    // Earlier versions kept what was said; what is said exactly so comes first.
+    // Earlier versions stored names as they were given; an exact match comes first.
     let earlier = |name: &str, id| {
         let text = serde_json::to_string(&called(name, id)).unwrap();
         fs::write(dir.path().join("store/images").join(image::file_name(name)), text).unwrap();

@@ -1,4 +1,4 @@
-//! Owners whose mapping nobody shares.
+//! Owners with unshared mappings.
 
 use super::ready::ready;
 use super::together::wait_for;
@@ -8,7 +8,7 @@ fn own(userns: &OwnedFd, uid: u32) -> Owner<'_> {
     Owner { userns: userns.as_fd(), uid, gid: uid, shared: false }
 }
 
-/// A user namespace with so many ids from [`MAPPED`] on.
+/// Returns a user namespace with this many ids from [`MAPPED`] on.
 fn sized(size: u32) -> OwnedFd {
     let map = [IdMap { inside: 0, outside: MAPPED, size }];
     user(&map, &map).unwrap()
@@ -19,14 +19,14 @@ fn what_is_one_owners_alone_is_kept_for_nobody() {
     needs!(Root);
     let (dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
-    // One after another had the same root, but the second has too few ids for user 7.
+    // Two owners with the same root; the second has too few ids for user 7.
     let (large, small) = (sized(65_536), sized(5));
     let first = store.create_rootfs("first", &image, Some(&own(&large, MAPPED))).unwrap();
     assert_eq!(fs::metadata(below(&first.mount, "seven")).unwrap().uid(), MAPPED + 7);
     let second = store.create_rootfs("second", &image, Some(&own(&small, MAPPED))).unwrap();
     assert_eq!(fs::metadata(below(&second.mount, "seven")).unwrap().uid(), 65_534);
     assert_eq!(fs::metadata(below(&second.mount, "etc/passwd")).unwrap().uid(), MAPPED);
-    // The pool has been opened meanwhile: a pair that was ready is the owner's all the same.
+    // The pool has filled meanwhile: ready pairs are changed to the owner.
     let ready = || store.0.pool.shelves.lock().get(&(0, 0)).map_or(0, Vec::len);
     wait_for(|| ready() > 3);
     for n in 0..3 {

@@ -14,14 +14,14 @@ fn with(dir: &Path, ready_rootfs: usize) -> Store {
     Store::serve(&Config { ready_rootfs, ..config(dir) }, &|_| false).unwrap()
 }
 
-/// A server that keeps two of each kind.
+/// Returns a server that keeps two spares of each kind.
 pub(super) fn ready() -> (tempfile::TempDir, String, Store) {
     let dir = tempfile::tempdir().unwrap();
     let (uri, store) = (tar(dir.path()), with(dir.path(), READY));
     (dir, uri, store)
 }
 
-/// Creates one of the kind, and waits for the steward to have made others ahead.
+/// Creates a root file system of a kind, and waits until the steward has made spares of it.
 fn ask(store: &Store, id: &str, image: &Image, owner: Option<&Owner<'_>>) {
     let before = store.ready_rootfs();
     drop(store.create_rootfs(id, image, owner).unwrap());
@@ -29,7 +29,7 @@ fn ask(store: &Store, id: &str, image: &Image, owner: Option<&Owner<'_>>) {
     wait_for(|| store.ready_rootfs() == before + READY);
 }
 
-/// Names of the directories that wait to be claimed.
+/// Returns the names of the spares' directories.
 fn names(store: &Store) -> Vec<String> {
     store.0.ready.names()
 }
@@ -38,7 +38,7 @@ fn is_spare(names: &[String], rootfs: &Rootfs) -> bool {
     names.iter().any(|name| rootfs.dir.ends_with(name))
 }
 
-/// What is mounted ahead goes with the server, what was thrown away before with the reaper.
+/// The close removes spares, and the reaper discarded ones.
 pub(super) fn nothing_stays(dir: &tempfile::TempDir, store: &Store) {
     store.0.door.stop(Instant::now() + SOON);
     assert!(store.drain(SOON));
@@ -55,7 +55,7 @@ fn a_claim_is_what_a_create_would_have_made() {
     let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED, shared: true };
     ask(&store, "first", &image, Some(&owner));
     let spares = names(&store);
-    // Privileged, and of another root: these are not for them.
+    // The spares do not fit a privileged container or another root.
     for (id, other) in [("other", None), ("third", Some(Owner { uid: MAPPED + 1, ..owner }))] {
         let rootfs = store.create_rootfs(id, &image, other.as_ref()).unwrap();
         assert!(!is_spare(&spares, &rootfs));
@@ -64,7 +64,7 @@ fn a_claim_is_what_a_create_would_have_made() {
     }
     let before: Vec<Rootfs> =
         ["a", "b", "c"].iter().map(|id| store.create_rootfs(id, &image, Some(&owner)).unwrap()).collect();
-    // Two were ready, and each is another one.
+    // Two were ready, and all three differ.
     assert!(is_spare(&spares, &before[0]));
     let dirs: std::collections::HashSet<_> = before.iter().map(|rootfs| &rootfs.dir).collect();
     assert_eq!(dirs.len(), 3);
@@ -82,7 +82,7 @@ fn a_claim_is_what_a_create_would_have_made() {
     let record = store.rootfs().unwrap().into_iter().find(|record| record.id == "a").unwrap();
     assert!(before[0].dir.ends_with(&record.dir));
     assert_eq!(record.layers, [image.layers[0].as_used()]);
-    // What is deleted is deleted, and what waits is nobody's.
+    // Released root file systems are deleted, and spares have no records.
     let written = before[0].dir.clone();
     drop(before);
     ["a", "b", "c", "other", "third"].iter().for_each(|id| store.release_rootfs(id, None));
@@ -114,7 +114,7 @@ fn a_spare_keeps_no_layer_and_goes_with_it() {
     let image = store.image(&uri).unwrap();
     ask(&store, "first", &image, None);
     let spares = names(&store);
-    // Another process collects, which knows nothing of spares.
+    // Another process, which knows nothing of spares, collects the layer.
     let command = Store::open(&config(dir.path())).unwrap();
     assert_eq!(command.collect(0).unwrap().layers, image.chain_ids());
     let rootfs = store.create_rootfs("one", &image, None).unwrap();
@@ -123,7 +123,7 @@ fn a_spare_keeps_no_layer_and_goes_with_it() {
     let record = store.rootfs().unwrap().remove(0);
     assert!(rootfs.dir.ends_with(&record.dir));
     assert_ne!(record.layers, [image.layers[0].as_used()]);
-    // The other one goes by itself, and the layer with it.
+    // The steward discards the other spare, and the layer is deleted after it.
     wait_for(|| !names(&store).iter().any(|name| spares.contains(name)));
     wait_for(|| entries(dir.path(), "trash") == 0);
     assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7");
@@ -139,7 +139,7 @@ fn after_a_lost_write_none_is_left() {
     let image = store.image(&uri).unwrap();
     ask(&store, "first", &image, None);
     let spares = names(&store);
-    // One that was claimed at that moment, or is being mounted, is not taken back.
+    // A spare that was claimed or being mounted at that moment is refused.
     let Some(claimed) = store.0.ready.claim(&image.layers, None) else { panic!("none is ready") };
     store.0.mark_hit("a disk was pulled");
     assert!(store.0.ready.put(claimed).is_err_and(|spare| spare.is_sound()));
@@ -147,7 +147,7 @@ fn after_a_lost_write_none_is_left() {
     let rootfs = store.create_rootfs("later", &image, None).unwrap();
     assert!(!is_spare(&spares, &rootfs));
     assert_eq!(store.writeback_error("later"), None);
-    // What is claimed afterwards is new.
+    // Later spares are new.
     wait_for(|| store.ready_rootfs() == READY);
     drop(rootfs);
     store.release_rootfs("later", None);
@@ -167,11 +167,11 @@ fn no_more_than_were_asked_for() {
         drop(store.create_rootfs("one", &image, Some(owner)).unwrap());
         store.release_rootfs("one", None);
     }
-    // Eight kinds, those asked for last.
+    // Spares of eight kinds, those asked for most recently.
     wait_for(|| store.ready_rootfs() == 8 * READY);
     assert!(store.0.ready.claim(&image.layers, Some(&owners[2])).is_some());
     assert!(store.0.ready.claim(&image.layers, Some(&owners[1])).is_none());
-    // Nobody comes back.
+    // After ten minutes without a create the spares are discarded.
     let later = std::time::Instant::now() + Duration::from_secs(601);
     store.0.discard(store.0.ready.outdated(later, &|_| true));
     assert_eq!(store.ready_rootfs(), 0);
@@ -190,10 +190,10 @@ fn none_while_memory_or_disk_is_short() {
     wait_for(|| store.ready_rootfs() == 0);
     let rootfs = store.create_rootfs("one", &image, None).unwrap();
     assert!(!is_spare(&spares, &rootfs) && store.ready_rootfs() == 0);
-    // What the host says can be read; it may say either.
+    // The host's state can be read; the result may be either.
     *store.0.ready.short.lock() = None;
     store.0.ready.is_short(&store.0.layout);
-    // It is remembered what was asked for.
+    // The kinds are remembered.
     *store.0.ready.short.lock() = Some(false);
     assert!(!names(&store).iter().any(|name| spares.contains(name)));
     wait_for(|| store.ready_rootfs() == READY);
@@ -223,7 +223,7 @@ fn child_that_claims() {
     ask(&store, "first", &image, None);
     drop(store.create_rootfs("claimed", &image, None).unwrap());
     wait_for(|| store.ready_rootfs() == READY);
-    // It would throw them away itself.
+    // The steward would discard the spares itself.
     store.0.door.stop(Instant::now() + SOON);
     image.layers[0].set_state(State::Suspect);
     drop(store.create_rootfs("refused", &image, None).unwrap());
@@ -240,7 +240,7 @@ fn killed_with_spares() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.signal(), Some(9), "{point} was not reached: {text}");
         assert!(entries(dir.path(), "rootfs") > 0, "{point}");
-        // For the next server they are trash.
+        // The next server treats them as trash.
         let store = with(dir.path(), READY);
         assert!(store.drain(SOON), "{point}");
         assert!(store.rootfs().unwrap().is_empty(), "{point}");

@@ -1,8 +1,8 @@
-//! Many at once: threads, processes, and those that do not want to wait any more.
+//! Concurrent requests of threads and processes, and cancellations.
 
 use super::*;
 
-/// A tar that takes a while.
+/// Makes a tar that takes a while to unpack.
 fn large(dir: &Path) -> String {
     let path = dir.join("large.tar");
     let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
@@ -39,11 +39,11 @@ fn who_waits_can_be_cancelled_and_takes_over_from_who_was() {
         let b = scope.spawn(|| store.import(&uri, None, &second));
         let c = scope.spawn(|| store.import(&uri, None, &third));
         second.cancel();
-        // At once: the first may be done by the time that the second has been waited for.
+        // Both are cancelled at once: the first may be done before the second has ended.
         first.cancel();
         assert!(matches!(b.join().unwrap(), Err(Error::Cancelled)));
         assert!(a.join().unwrap().unwrap_err().is_cancelled());
-        // The third does it then.
+        // The third request takes over.
         c.join().unwrap().unwrap();
     });
     assert!(store.drain(SOON));
@@ -67,7 +67,7 @@ fn child_that_imports() {
     println!("phases {phases:?}");
 }
 
-/// The directory and the uri that [`child`] has given.
+/// Returns the directory and the address given by [`child`].
 pub(super) fn given() -> (String, String) {
     (std::env::var("WARDIAN_STORE_DIR").unwrap(), std::env::var("WARDIAN_STORE_URI").unwrap())
 }
@@ -139,7 +139,7 @@ fn nothing_is_made_ahead_once_the_store_is_closed() {
     assert_eq!(entries(dir.path(), "rootfs"), 0);
 }
 
-/// What `docker save` writes of an image of one layer, of which it says that its content is `claimed`.
+/// Makes an archive as by `docker save` with one layer, whose diff id is that of `claimed`.
 fn saved(dir: &Path, name: &str, claimed: &[u8], layer: &[u8]) -> String {
     let diff_id = wardian_image::Digest::of(claimed);
     let config = format!(r#"{{"rootfs":{{"diff_ids":["{diff_id}"]}}}}"#);
@@ -155,8 +155,8 @@ fn saved(dir: &Path, name: &str, claimed: &[u8], layer: &[u8]) -> String {
     format!("docker-archive://{}", path.display())
 }
 
-/// Whoever makes an image may say that its layer is another one's. That is found out when it has been read, and is the
-/// fault of no image but that.
+/// An image may claim another image's layer. The false claim is detected when the layer has been read, and fails only
+/// that image.
 #[test]
 fn a_false_claim_of_a_layer_fails_alone() {
     needs!(Root);

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use wardian_needs::needs;
 
-/// A user of the host who is nobody in particular.
+/// An ordinary user of the host.
 const USER: u32 = 65534;
 
-/// A directory of another user's below one of root's.
+/// Makes a directory of another user below one of root's.
 fn theirs() -> (tempfile::TempDir, PathBuf) {
     let base = tempfile::tempdir().unwrap();
     let theirs = base.path().join("theirs");
@@ -41,7 +41,7 @@ fn a_link_of_roots_that_a_user_has_moved_leads_nowhere() {
         Ok(Some(_)) => false,
         other => panic!("{path}: {other:?}"),
     };
-    // Neither where the link is the user's to move, nor where a directory above it is.
+    // Refused if the user can move the symlink, or a directory above it.
     for path in ["theirs/link", "theirs/link/.", "theirs/roots/link", "round", "theirs/link/../real"] {
         assert!(refused(path), "{path}");
         assert!(super::super::Source::open(&at(path).join("."), true).is_err(), "{path}");
@@ -86,10 +86,10 @@ fn what_is_exchanged_for_a_new_directory_is_not_opened() {
                 Ok(dir) if fstat(&dir).unwrap().st_ino == inode => opened += 1,
                 Ok(_) => {}
                 Err(NotMade::Replaced) => exchanged += 1,
-                // No panic here: the scope would wait for the attacker.
+                // No panic here, because the scope would wait for the attacker's thread forever.
                 Err(error) => failed = Some(error),
             }
-            // Whichever name it has by now: what is not empty stays.
+            // Removed under its current name; one that is not empty stays.
             while fs::remove_dir(&new).or_else(|_| fs::remove_dir(&private)).is_err() {}
             let _ = fs::rename(&new, &private);
         }
@@ -98,7 +98,7 @@ fn what_is_exchanged_for_a_new_directory_is_not_opened() {
     assert!(opened == 0 && failed.is_none(), "{opened} {failed:?}; {exchanged} were noticed");
 }
 
-/// Each of what can be told from a new directory, without a race.
+/// Each condition for a new directory, without a race.
 #[test]
 fn a_new_directory_is_told_by_all_that_it_is() {
     needs!(Root);
@@ -119,7 +119,7 @@ fn a_new_directory_is_told_by_all_that_it_is() {
     assert!(is_new(since));
     // Older than the call.
     assert!(!is_new(since + 2 * TICK));
-    // Where nobody else renames that says nothing: the clock may be another host's.
+    // Where nobody else can rename, the time is not checked, since the clock may be another host's.
     chown(&theirs, Some(0), None).unwrap();
     assert!(is_new(since + 2 * TICK));
     // Something is mounted there.
