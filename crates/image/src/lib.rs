@@ -16,8 +16,8 @@
 //! * `files` and `export`, as said above;
 //! * `unpack`: the unpacking of a layer's blob into a directory.
 //!
-//! Everything read here was written by somebody else and is treated as hostile: names never leave the directory they
-//! are unpacked into, every size has a limit, and digests cover every byte of a blob.
+//! All input is untrusted and treated as hostile: names never leave the directory they are unpacked into, every size
+//! has a limit, and digests cover every byte of a blob.
 #![forbid(unsafe_code)]
 
 mod bounds;

@@ -23,7 +23,7 @@ pub enum Error {
     Image {
         /// The image as it was asked for.
         uri: String,
-        /// What the image's source says.
+        /// The error of the image's source.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The certificates for registries cannot be used.

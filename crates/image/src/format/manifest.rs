@@ -176,7 +176,7 @@ impl Index {
     }
 }
 
-/// What an image consists of.
+/// The manifest of an image: its config and layers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Manifest {

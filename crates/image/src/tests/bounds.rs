@@ -165,7 +165,7 @@ fn extension_records_together() {
     Cage::new().unpack(&with(60)).unwrap();
     let result = Cage::new().unpack(&with(64));
     assert!(matches!(&result, Err(Error::Limit { what, .. }) if what.contains("extension")), "{result:?}");
-    // Those of entries as well, though each may have some.
+    // The records of entries count together as well, though each entry may have some.
     let mut tar = Tar::default();
     for n in 0..80 {
         tar = tar.pax(&[("comment", &vec![b'x'; 1_000_000])]).file(&n.to_string(), b"");

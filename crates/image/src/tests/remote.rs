@@ -226,7 +226,7 @@ fn tried_again() {
     let server = Server::new(vec![again]);
     assert!(is_truncated(&server));
     assert_eq!(server.requests().len(), 1 + 2);
-    // Nobody there.
+    // No server listens.
     let url = Server::new(vec![Reply::status(200)]).url("/");
     let wanted = Wanted { urls: &[url], size: None, limit: 9, validator: None };
     let error = wanted.fetch(&hasty(), &Watch::default()).unwrap_err();

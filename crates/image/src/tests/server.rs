@@ -19,9 +19,9 @@ pub(super) struct Reply {
     pub(super) no_length: bool,
     /// Answers range requests with a part, if the validator in If-Range matches the headers.
     pub(super) ranges: bool,
-    /// Closes the connection after so many bytes of the body.
+    /// Closes the connection after this many bytes of the body.
     pub(super) cut: Option<usize>,
-    /// Sends so many bytes of the body, and nothing more.
+    /// Sends this many bytes of the body, and then hangs.
     pub(super) hang: Option<usize>,
     /// Sends the body byte by byte, slowly.
     pub(super) drip: bool,

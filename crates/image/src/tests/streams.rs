@@ -231,7 +231,7 @@ fn documents() {
         layout.index(&[layout.manifest(&vec![&b"x"[..]; count], &vec![digest.clone(); ids])]);
         assert!(matches!(layout.open(""), Err(Error::Corrupt { .. })), "{count} {ids}");
     }
-    // 1 GB of JSON is not read, whether its size is told or not.
+    // 1 GB of JSON is not read, whether its size is declared or not.
     let layout = Layout::new();
     let size = 1 << 30;
     let blob = layout.path().join("blobs/sha256").join(digest.as_hex());

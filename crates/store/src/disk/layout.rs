@@ -34,12 +34,12 @@ pub enum Error {
     /// The directory is no store, and not empty.
     #[error(transparent)]
     Foreign(whose::Error),
-    /// Another process holds the lock: a server, or whoever has it by flock(1).
+    /// Another process holds the lock: a server, or a user with flock(1).
     #[error("the lock of the store {path:?} is held by {by}: end it, or use another --root")]
     InUse {
         /// The store's root.
         path: PathBuf,
-        /// Who holds it, for people.
+        /// The holders, for the message.
         by: String,
     },
     /// The store's root file systems are recorded in another run directory. Without their records they would be

@@ -52,7 +52,7 @@ pub enum Error {
     Unpack {
         /// The layer's file or address: a chain id that no layer in the store has would tell an operator nothing.
         layer: String,
-        /// What the image's source says.
+        /// The error of the image's source.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A layer below was collected during the unpack, so that the result may be wrong.

@@ -24,7 +24,7 @@ const OLD: Duration = Duration::from_secs(5);
 const SHARE: u32 = 10;
 /// How many entries are walked between two rests: about a millisecond's work if they are cached.
 const STRIDE: u32 = 256;
-/// A rest is so many times as long as the work before it …
+/// A rest is this many times as long as the work before it …
 const REST: u32 = 4;
 /// … and no longer than this.
 const REST_MOST: Duration = Duration::from_millis(200);

@@ -108,7 +108,7 @@ impl Pool {
         given.inspect_err(|_| self.disown(&pair.name)).ok().map(|()| pair)
     }
 
-    /// Makes a pair. What a failed call leaves has no record, and so is trash.
+    /// Makes a pair. The remains of a failed call have no record, and so are trash.
     pub(crate) fn make(&self, layout: &Layout, name: &str, root: Root) -> rustix::io::Result<Pair> {
         if self.grouped {
             self.make_in_group(layout, name)?;

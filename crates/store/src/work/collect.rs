@@ -37,7 +37,7 @@ pub enum Garbage {
     Until(u64),
 }
 
-/// What a collection did, or would do.
+/// The result of a collection, or of a dry run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Collected {
     /// The chain ids of the collected layers, in order of collection.

@@ -59,7 +59,7 @@ pub struct ImageUsage {
     pub name: String,
     /// All its layers.
     pub bytes: u64,
-    /// Those that no other named image has.
+    /// The layers that no other named image has.
     pub own_bytes: u64,
     /// Whether it is pinned.
     pub pinned: bool,
@@ -181,7 +181,7 @@ fn tree_bytes(dir: &OwnedFd, wanted: &dyn Fn(&str) -> bool) -> u64 {
     wanted.filter_map(|name| entry_bytes(dir, &name, &mut linked, &|| false)).sum()
 }
 
-/// What is known of one layer.
+/// What is recorded of one layer.
 #[derive(Debug, Clone, Serialize)]
 pub struct LayerInfo {
     /// Its chain id.

@@ -49,7 +49,8 @@ pub struct Args {
     /// The key of the server's certificate, in PEM; nobody but root, and perhaps a group, may read the file
     #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_KEY")]
     pub tls_key: Option<PathBuf>,
-    /// Certificates in PEM of the CAs whose clients are let in; who shows no certificate that one of them has issued is not
+    /// Certificates in PEM of the CAs whose clients are let in; a client without a certificate issued by one of them
+    /// is refused
     #[arg(long, value_name = "FILE", env = "WARDIAN_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
     /// A name of this host: requests through TCP may name it, IP addresses, localhost and Garden's `api`, and no other host;
