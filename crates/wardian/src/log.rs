@@ -380,7 +380,7 @@ mod tests {
         tracing::subscriber::with_default(log, say);
         let json = String::from_utf8(buffer.0.lock().clone()).unwrap();
         let line: Value = serde_json::from_str(&json).unwrap();
-        // The bytes are escaped, the value is what it was.
+        // The bytes are escaped, and the parsed value is unchanged.
         assert!(line["data"]["handle"].as_str().unwrap().starts_with("a\u{202e}b\u{9b}\nxxx"), "{json}");
         let buffer = Buffer::default();
         let writer = buffer.clone();

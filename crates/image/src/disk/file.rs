@@ -26,8 +26,8 @@ pub struct Identity {
     inode: u64,
 }
 
-/// How old the last change must be for the next one to get another time: file systems take the kernel's time of the last
-/// tick, and those are at most 10 ms apart (`CONFIG_HZ`); the clock that is asked here is ahead of that.
+/// How old the last change must be for the next one to get another time: file systems use the time of the kernel's
+/// last tick, and ticks are at most 10 ms apart (`CONFIG_HZ`); the clock read here is ahead of that.
 const TICK: Duration = Duration::from_millis(25);
 /// As [`TICK`], for file systems with times in whole seconds, or two seconds on FAT.
 const COARSE_TICK: Duration = Duration::from_millis(2050);

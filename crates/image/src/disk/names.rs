@@ -22,7 +22,7 @@ pub(crate) fn most() -> usize {
     *MOST
 }
 
-/// Names, one after another in one piece of memory, each with a number of the caller's.
+/// Names, stored contiguously, each with a number chosen by the caller.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     bytes: Vec<u8>,

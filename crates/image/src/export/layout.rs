@@ -108,7 +108,8 @@ impl<'a> Layout<'a> {
                 file.set_len(start).and_then(|()| file.seek(SeekFrom::Start(start))).map(drop)
             }
             Place::Archive(file) => file.write_all(padding(bytes)).and_then(|()| {
-                // A PAX record would need a block more; readers know the binary form of a large size.
+                // A PAX record would need more than the one reserved block, so a large size is written in the binary
+                // form, which readers know.
                 file.write_all_at(
                     &Head::plain(EntryType::Regular, name.as_bytes(), bytes, 0o644).one_block(),
                     start,

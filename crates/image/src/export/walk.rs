@@ -28,7 +28,7 @@ const MAX_OPEN: usize = 128;
 const MAX_LINKED: usize = 256 << 20;
 /// The overhead of such a name in the map, in bytes.
 const LINKED: usize = 128;
-/// Bytes of all attributes of one file, as of an entry of an archive.
+/// The maximum size of all attributes of one file in bytes, as for an entry of an archive.
 const MAX_XATTRS: usize = 1 << 20;
 /// The kernel's own limit of a list of attributes and of a value (XATTR_LIST_MAX, XATTR_SIZE_MAX), in bytes.
 const MAX_XATTR: usize = 64 << 10;

@@ -23,7 +23,7 @@ use crate::error::Error;
 ///
 /// # Errors
 /// A target that exists or cannot be written, a layer that cannot be read or that the format cannot express,
-/// [`Error::Cancelled`]. Nothing stays in either case.
+/// [`Error::Cancelled`]. Nothing is left behind in any case.
 pub fn export(
     layers: &[BorrowedFd<'_>],
     config: Option<&[u8]>,

@@ -1,7 +1,7 @@
 //! Images inside a tar file: an OCI layout (image-layout spec, "Content": "archive formats (e.g. tar, zip)") and what
 //! `docker save` writes (moby, image/tarexport: `manifest.json` names config and layers of each image).
 //!
-//! Nothing is extracted. One pass over the headers notes where each file's bytes are; they are then read in place.
+//! Nothing is extracted. One pass over the headers records the offset of each file; the files are then read in place.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -64,7 +64,7 @@ impl Archive {
         let mut members = HashMap::new();
         let (mut count, mut names) = (0, 0);
         let mut twice = Twice { file: &file, path, opening, compared: 0 };
-        // A member is a document or a layer, whose headers come on top.
+        // The limit of a member, which is a document or a layer: the files of a layer and their headers.
         let largest = opening.limits.max_image_bytes.saturating_add(opening.limits.headers());
         scan(&file, path, opening, |entry, start| {
             count += 1;

@@ -28,7 +28,7 @@ const DEFAULT: &str = "/var/tmp";
 /// The write size in bytes.
 const PIECE: usize = 256 << 10;
 
-/// What opening an image may take of the host.
+/// The limits and cancellation of opening an image.
 pub struct Opening<'a> {
     /// The limits of an archive that is compressed as a whole: those of an image's layers together, with the same
     /// ratio.

@@ -1,4 +1,4 @@
-//! A directory that names from an archive cannot leave.
+//! A directory tree that confines the names from an archive.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -160,7 +160,7 @@ impl<'a> Tree<'a> {
     fn walk(&mut self, path: &[u8], make: bool) -> Result<OwnedFd, Error> {
         match self.open(path) {
             Err(Errno::LOOP) => {}
-            // ENOTDIR: perhaps a whiteout that this layer fills again.
+            // ENOTDIR: perhaps a whiteout, which this layer replaces by a directory.
             Err(Errno::NOENT | Errno::NOTDIR) if make => {}
             other => return other.map_err(at("open", path)),
         }
@@ -207,7 +207,7 @@ impl<'a> Tree<'a> {
                 if target.starts_with(b"/") {
                     (current, depth) = (self.open(b"").map_err(at("open", b"."))?, 0);
                 }
-                // A symlink to nowhere: what it points to is made, inside the root.
+                // A dangling symlink: its target is made, inside the root.
                 rest = [target, b"/", rest.get(begin..).unwrap_or_default()].concat();
                 begin = 0;
             }

@@ -251,7 +251,7 @@ impl Remote {
         location: &Location,
         stop: &Stop<'_>,
     ) -> Result<(Validator, Option<u64>), Error> {
-        // A URL may be signed for GET alone, and some servers say less to HEAD. The body is not read.
+        // A URL may be signed for GET alone, and some servers send fewer headers to HEAD. The body is not read.
         let mut tries = Tries::new(self, stop, NamedBy::Caller);
         for method in [Method::HEAD, Method::GET] {
             tries.reset();

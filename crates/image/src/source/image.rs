@@ -17,7 +17,7 @@ pub struct Image {
     pub manifest: Option<Vec<u8>>,
     /// The config's bytes, exactly as read; none for a tar file.
     pub config_json: Option<Vec<u8>>,
-    /// Hex name of the image: the digest of its config, or a tar file's chain id.
+    /// The id of the image in hex: the digest of its config, or a tar file's chain id.
     pub id: String,
     /// Its names in the source, with or without a tag; if it was selected by name, only that one. Untrusted.
     pub names: Vec<String>,

@@ -19,9 +19,9 @@ use crate::remote::{Location, Remote};
 /// One layer of an image. Cheap to keep: the data is read when it is unpacked.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// Hex name of this layer on top of those below it, safe as a file name. For OCI the chain id (OCI image spec,
-    /// "Layer ChainID"); for a tar file a hash of its path and state: device, inode, size, and the
-    /// times of its last modification and of its inode's last change.
+    /// The id, in hex, of this layer on top of those below it; safe as a file name. For OCI the chain id (OCI image
+    /// spec, "Layer ChainID"); for a tar file a hash of its path and state: device, inode, size, and the times of its
+    /// last modification and of its inode's last change.
     ///
     /// With a base directory the same blob makes another tree, so its id, and those of the layers above, differ: it
     /// is the sha256 of `<chain id as above> base-directory:<directory>` (no diff id looks like that), with the

@@ -10,7 +10,7 @@ pub(crate) struct Spelling {
     /// The keys of the query: where the app is, its base directory, its digest.
     pub(super) keys: [&'static str; 3],
     unknown: &'static str,
-    /// Whether a path stands for a file, and the digest may be left out.
+    /// Whether a path may be given instead of a URL, and the digest may be left out.
     pub(super) short: bool,
     pub(crate) only_gzip: bool,
     pub(super) make_missing: bool,

@@ -23,7 +23,7 @@ use crate::source::layer::{Blob, Layer};
 
 impl Layer {
     /// Unpacks the layer into the empty directory `into`. Digest and size of the blob and the diff id of its content
-    /// are verified on the way, over every byte. After an error the caller throws the directory away.
+    /// are verified during the unpack, over every byte. After an error the caller must discard the directory.
     ///
     /// `below` are the unpacked layers that this one lies on, topmost first. They are used only for a layer with a
     /// base directory (annotation `org.cloudfoundry.experimental.image.base-directory`, or an app's), which takes

@@ -55,7 +55,8 @@ pub(crate) struct Input<'a> {
     pub(crate) only_gzip: bool,
     /// Counts the bytes as stored; `None` if they were counted with another layer.
     pub(crate) budget: Option<&'a Budget>,
-    /// For readers that may wait for the network: a directory on whose file system the blob can be kept.
+    /// For readers that may wait for the network: a directory on whose file system the blob can be buffered in a
+    /// file.
     pub(crate) keep_in: Option<BorrowedFd<'a>>,
     pub(crate) stop: &'a Stop<'a>,
     /// How the whole file that contains the blob is stored, if it is compressed again or has holes.

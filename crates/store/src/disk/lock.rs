@@ -123,7 +123,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Explicit: a child forked at this moment has a copy of the descriptor.
+        // Unlocked explicitly: a child forked at this moment has a copy of the descriptor, which would keep the lock.
         let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }

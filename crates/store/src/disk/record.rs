@@ -1,4 +1,4 @@
-//! Who uses which layers: one file for each living root file system, on tmpfs.
+//! The records of root file systems and the layers they use: one file for each living root file system, on tmpfs.
 //!
 //! `<run>/rootfs/<id>.json` is written before the root file system is made and removed when it is released. A
 //! directory in `rootfs/` that no record names is trash; a layer that no record names may be collected. After a
@@ -147,7 +147,7 @@ impl Records {
     }
 
     fn write_new(&self, dir: &OwnedFd, record: &Record) -> std::io::Result<String> {
-        // Unique among processes and threads; a leading dot keeps it from being read.
+        // The name is unique among processes and threads; its leading dot keeps it from being read as a record.
         let new = format!(".{}", uuid::Uuid::new_v4().simple());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(dir, &new, flags, Mode::RUSR | Mode::WUSR)?;
@@ -259,7 +259,7 @@ mod tests {
         records.remove("a").unwrap();
         records.remove("a").unwrap();
         assert_eq!(records.get("a").unwrap(), None);
-        // Of another boot: not there, and no obstacle.
+        // A record of another boot is ignored, and replaced.
         let old = Records::open(dir.path(), "before", true).unwrap();
         assert!(old.create(&record("a", "before")).unwrap());
         assert!(records.all().unwrap().is_empty());

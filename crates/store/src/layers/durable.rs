@@ -221,7 +221,7 @@ impl Durability {
                 FileType::RegularFile => {
                     let file = rustix::fs::openat(&*dir, entry.file_name(), flags, Mode::empty())?;
                     let stat = rustix::fs::fstat(&file)?;
-                    // Waiting for each of thousands of small files would take one trip to the disk each.
+                    // Awaiting each of thousands of small files would cost a disk round trip for each.
                     if stat.st_size < LARGE {
                         mount::begin_write_back(&file)?;
                     } else {

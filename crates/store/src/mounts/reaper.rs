@@ -44,7 +44,7 @@ const NEARLY_FULL: u64 = 10;
 /// The kernel's default of `vm.dirty_expire_centisecs`, in milliseconds.
 const EXPIRE_DEFAULT: u64 = 30_000;
 
-/// Which of the store's directories a piece of trash lies in. It is deleted where it lies.
+/// The directory of the store in which an item lies. It is deleted in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Rootfs,

@@ -42,7 +42,7 @@ pub fn empty(config: &Config, patience: Duration) -> crate::Result<Option<usize>
 /// store open.
 ///
 /// # Errors
-/// The first thing that cannot be removed; what comes after it stays.
+/// An entry cannot be removed; those after it stay.
 pub fn all(root: &Path) -> Result<(), Error> {
     if !exists(root) {
         return Ok(());

@@ -194,7 +194,7 @@ impl Inner {
         })
     }
 
-    /// Reads what is needed to know the layers of an image, or of the one below an app.
+    /// Reads what is needed to know the layers of an image, or of the base image of an app.
     pub(crate) fn open(&self, uri: &str, progress: &Progress) -> Result<Opened> {
         match self.address(uri)? {
             Address::Name => Ok(Opened::Here(Box::new(self.image(uri, progress)?))),
@@ -217,7 +217,7 @@ impl Inner {
         }
     }
 
-    /// The image that was opened, with all its layers in their places.
+    /// Returns the opened image, after fetching its missing layers.
     pub(crate) fn fetch_opened(&self, opened: &Opened, progress: &Progress) -> Result<Image> {
         let ToFetch { uri, identity, image } = match opened {
             Opened::Here(image) => return Ok(Image::clone(image)),

@@ -10,7 +10,7 @@ use wardian_garden::wire::WindowSize;
 
 /// How often the foreground job is checked, …
 const TRIES: u32 = 100;
-/// … and how long a signal may take to be heard after SIGCONT.
+/// … and how long a signal may take to be delivered after SIGCONT.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Whether standard input is a terminal.

@@ -1,4 +1,4 @@
-//! `wardian serve`: the server, from its settings to its end.
+//! `wardian serve`: the server, from its settings to its shutdown.
 
 mod settings;
 
