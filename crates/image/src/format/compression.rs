@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Error;
 
-/// The supported zstd window, and the largest one, as powers of two. A decoder holds the whole window, whose size the
-/// layer chooses, in memory. 8 MiB are what every decoder should support (RFC 8878, section 3.1.1.1.2) and what `zstd
-/// -19` makes; image builders make larger ones at their highest levels.
+/// The usual zstd window, and the largest one that is accepted, as powers of two. A decoder holds the whole window,
+/// whose size the layer chooses, in memory. 8 MiB are what every decoder should support (RFC 8878, section 3.1.1.1.2)
+/// and what `zstd -19` makes; image builders make larger ones at their highest levels.
 pub(crate) const WINDOW_LOG: u32 = 23;
 pub(crate) const MAX_WINDOW_LOG: u32 = 25;
 
