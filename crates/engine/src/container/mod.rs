@@ -32,7 +32,7 @@ pub struct Container {
     pub id: String,
     /// The container's name for clients.
     pub handle: String,
-    /// Where its numbers are.
+    /// The cgroup files with the container's statistics.
     files: OnceLock<Files>,
     /// Reserves the container's ids of the host until it is dropped.
     lease: OnceLock<Lease>,

@@ -5,7 +5,7 @@
 //! systemd counts them as unusable, since some programs take them for negative numbers, and subordinate ids
 //! end below. Where this user namespace has no such ids, owners come from the top of its ids. The first owner
 //! is random and the others follow it, so that servers on one host hardly collide; if they did, two
-//! containers would share what the kernel counts per owner (`user_namespaces(7)`, ucounts).
+//! containers would share what the kernel counts per owner (namespaces(7), `/proc/sys/user`).
 //!
 //! Users have the same host ids in all containers (Garden's mapping), unless the server has `--id-ranges`.
 
