@@ -20,9 +20,8 @@ pub enum Error {
     /// Other users could replace the socket.
     #[error("listen on {address}: {source}")]
     Untrusted {
-        /// Where.
         address: String,
-        /// Why its directory is not used.
+        /// Why the socket's directory is not trusted.
         source: wardian_sys::directory::Error,
     },
     /// A socket that any user can connect to.

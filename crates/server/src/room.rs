@@ -1,6 +1,7 @@
-//! Memory that all connections share: what is large has to have room, and waits for it.
+//! Bounds on memory that all connections share: whatever is large waits for room.
 //!
-//! Ordinary requests and replies are small, and never wait. Where the server has less than a gigabyte, all this is less.
+//! Ordinary requests and replies are small, and never wait. With less than a gigabyte of memory the bounds
+//! are lower.
 
 use crate::cut::Cut;
 use crate::reply::Failure;
@@ -12,27 +13,27 @@ use tokio::time::Instant;
 use wardian_engine::Error;
 use wardian_sys::memory::budget;
 
-/// A body, or a reply, up to here is small: a socket of the kernel holds more.
+/// The most bytes of a small body or reply: a socket buffer of the kernel holds more.
 pub(crate) const SMALL: usize = 32 << 10;
-/// KiB of larger bodies, from their first byte until the request has been answered.
+/// The most KiB of larger bodies, each from its first byte until the request has been answered.
 const BODIES: usize = 16 << 10;
-/// Larger replies under way.
+/// The most larger replies under way.
 const REPLIES: usize = 16;
-/// Payloads that are longer than clients usually make them.
+/// The most payloads under way that are longer than clients usually make them.
 const PAYLOADS: usize = 16;
-/// Tars on their way out. Each holds up to half a megabyte that its client has not taken yet.
+/// The most tars on their way out. Each holds up to half a megabyte that its client has not taken yet.
 const TARS: usize = 48;
-/// One whose client has taken nothing for so long may be cut off for another one.
+/// A tar whose client has taken nothing for this long may be cut off for another one.
 const UNTAKEN: Duration = Duration::from_secs(1);
-/// How often who waits looks for such a one.
+/// The poll interval of a tar that waits for room.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a request waits for room.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Held by what takes it.
+/// A reservation, released on drop.
 pub(crate) type Room = OwnedSemaphorePermit;
 
-/// How much there is.
+/// The bounds.
 #[derive(Debug)]
 pub(crate) struct Rooms {
     bodies: Arc<Semaphore>,
@@ -47,11 +48,11 @@ pub(crate) struct Rooms {
 #[derive(Debug)]
 struct Tar {
     cut: Cut,
-    /// Since when its client takes nothing.
+    /// Since when the client has taken nothing.
     untaken: Mutex<Option<Instant>>,
 }
 
-/// The room of a tar on its way out, until it is dropped.
+/// The room of a tar on its way out, released on drop.
 #[derive(Debug)]
 pub(crate) struct TarRoom {
     tar: Arc<Tar>,
@@ -59,7 +60,7 @@ pub(crate) struct TarRoom {
 }
 
 impl TarRoom {
-    /// Its client is to take something; how that goes.
+    /// Awaits `taken`, and counts the time as one in which the client takes nothing.
     pub(crate) async fn while_taken<T>(&self, taken: impl Future<Output = T>) -> T {
         *self.tar.untaken.lock() = Some(Instant::now());
         let done = taken.await;
@@ -92,7 +93,7 @@ impl Default for Rooms {
 }
 
 impl Rooms {
-    /// For a body of so many bytes; none for a small one.
+    /// Reserves room for a body of `bytes`; a small one needs none.
     ///
     /// # Errors
     /// There is none in time.
@@ -104,7 +105,7 @@ impl Rooms {
         enter(&self.bodies, kilobytes, "large request bodies").await.map(Some)
     }
 
-    /// For a reply that is not small.
+    /// Reserves room for a large reply.
     ///
     /// # Errors
     /// There is none in time.
@@ -112,8 +113,8 @@ impl Rooms {
         enter(&self.replies, 1, "large replies").await
     }
 
-    /// For a tar on its way out: if there are too many, the one whose client has taken nothing for the longest time is
-    /// cut off.
+    /// Reserves room for a tar on its way out. If there are too many, the one whose client has taken nothing
+    /// for the longest time is cut off.
     ///
     /// # Errors
     /// All clients take what they get.
@@ -141,7 +142,7 @@ impl Rooms {
         true
     }
 
-    /// For a long payload. Whoever has one has not for long.
+    /// Reserves room for a long payload, which is held for a short time only.
     pub(crate) async fn payload(&self) -> Option<Room> {
         self.payloads.clone().acquire_owned().await.ok()
     }

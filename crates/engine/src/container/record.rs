@@ -106,8 +106,8 @@ impl Records {
     }
 
     /// Makes records and bundles readable by root alone: environments and properties hold secrets. Files of
-    /// earlier servers, which left the mode to the umask, are corrected. A file of another user is left
-    /// alone: it belongs to no container.
+    /// earlier servers, which left the mode to the umask, are corrected. Directories of other users are
+    /// skipped: they belong to no container.
     fn close_to_others(&self) -> io::Result<()> {
         for name in self.dir.names()? {
             let Ok(container) = self.dir.existing(&name) else { continue };
