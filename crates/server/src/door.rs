@@ -167,7 +167,7 @@ struct SeatState {
     /// The permit of its part, or of the waiting room.
     permit: Option<OwnedSemaphorePermit>,
     part: Part,
-    /// It waits for a request.
+    /// The connection waits for a request.
     resting: bool,
     /// The number of debts of its client.
     owing: usize,
