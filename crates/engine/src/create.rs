@@ -1,4 +1,4 @@
-//! From a request to a living container.
+//! The create of a container: from a request to a living container.
 
 use crate::admission::bounds;
 use crate::age::since_boot;

@@ -26,7 +26,7 @@ pub enum Error {
     /// The program was not found in the container.
     #[error("{0}")]
     ExecutableNotFound(String),
-    /// A second destroy while one runs.
+    /// A teardown of the container is under way already.
     #[error("container already being destroyed")]
     BeingDestroyed,
     /// No such property.
@@ -93,7 +93,7 @@ pub enum Error {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The kernel said no, or a file of this server's own cannot be read or written.
+    /// A system call failed, or a file of this server's own cannot be read or written.
     #[error("{step}: {source}")]
     System {
         /// Doing what.

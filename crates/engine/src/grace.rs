@@ -118,7 +118,7 @@ async fn expired(engine: &Weak<crate::Shared>, container: &Weak<Container>, roun
         }
         // From here on a new call does not stop the teardown.
         clock.timer = None;
-        // A destroy that is under way needs no help.
+        // Fails if a teardown is under way already.
         if container.begin_teardown(Event::Destroy).is_err() {
             return;
         }

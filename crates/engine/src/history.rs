@@ -1,7 +1,7 @@
 //! A history of the last creates and destroys: the name and duration of each of their phases.
 //!
-//! The history is in memory and bounded. The create of a living container is also in its record, so a server that
-//! is started again knows it; destroys that an earlier server did are forgotten with it.
+//! The history is in memory and bounded. The create of a living container is also in its record, so that the
+//! next server knows it; destroys are forgotten with the server that did them.
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -11,9 +11,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use wardian_recorder::Diagnosis;
 use wardian_sys::text::clip;
 
-/// Operations that are remembered: some hundreds of bytes each.
+/// The most operations that are kept: some hundreds of bytes each.
 const KEPT: usize = 1000;
-/// Bytes of an error that are remembered: it may quote what a client has sent.
+/// The most bytes that are kept of an error: it may quote a request.
 const ERROR: usize = 4096;
 
 /// What was done.

@@ -44,7 +44,7 @@ pub struct Gates {
     /// For decompressing archives: one at a time, since a decoder holds up to 32 MiB, as the file chooses.
     packed: Gate,
     fetching: Gate,
-    /// KiB of documents.
+    /// Permits for KiB of manifests and configs.
     documents: Arc<Semaphore>,
 }
 

@@ -224,7 +224,7 @@ fn sorted(mounts: &[MountInfo], root: &Path, run: &Path) -> (Vec<PathBuf>, Vec<P
     let place = run.join("rootfs");
     let below =
         |path: &Path| (path.starts_with(root) || path.starts_with(run)) && path != root && path != run;
-    // Later ones may lie on top of earlier ones.
+    // Later mounts may cover earlier ones.
     let found = mounts.iter().rev().filter(|mount| below(&mount.mount_point));
     let (ours, foreign): (Vec<_>, Vec<_>) =
         found.partition(|m| m.mount_point.parent() == Some(&place) && m.fs_type == "overlay");

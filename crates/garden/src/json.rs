@@ -183,8 +183,8 @@ impl Formatter for Go {
     }
 }
 
-/// Reads objects one after the other from bytes that arrive in pieces. Every byte is looked at twice, however small
-/// the pieces: once for where the object ends, once for what it says.
+/// Decodes objects one after the other from bytes that arrive in pieces. Every byte is read twice, however
+/// small the pieces: once to find the object's end, once to parse it.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,

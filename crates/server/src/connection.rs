@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http_body_util::Either;
 use hyper::Request;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -99,6 +100,11 @@ async fn answer(
             handler::handle(state, request, take).await?
         }
     };
+    let mut reply = reply;
+    if place.is_long() {
+        // hyper's read buffer keeps the capacity of the long head as long as the connection lasts.
+        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     // While a body is being made the connection is not evicted, unless its client takes nothing.
     let known = matches!(reply.body(), Either::Left(_));
     place.set_replies(known);
@@ -190,7 +196,10 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
     };
     let parts = connection.into_parts();
     place.set_replies(false);
-    let taken = Taken { stream: parts.io.into_inner(), early: parts.read_buf };
+    // The early bytes are copied: hyper's read buffer has the capacity of the longest head.
+    let taken = Taken { stream: parts.io.into_inner(), early: Bytes::copy_from_slice(&parts.read_buf) };
+    drop(parts.read_buf);
+    place.left_http();
     let mut run = pin!(attach::run(&state, taken, taking.accepted).instrument(taking.span));
     tokio::select! {
         () = &mut run => {}

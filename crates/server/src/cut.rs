@@ -4,7 +4,8 @@ use crate::socket::Look;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-/// Cuts a connection whose client does not take the body of its reply; an extension of each request.
+/// Cuts a connection whose client does not take the body of its reply, or does not send that of its request;
+/// an extension of each request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cut {
     pub(crate) told: Arc<Notify>,
@@ -15,7 +16,7 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    /// Cuts the connection: the unsent rest of the body is lost, and so is the body's end.
+    /// Cuts the connection: the rest of the bodies is lost.
     pub(crate) fn cut(&self) {
         self.told.notify_one();
     }

@@ -20,7 +20,7 @@
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
 //! | TLS handshake | idle | 10 s ([`crate::connection`]) |
-//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout`; at once when heads of more than 16 KiB take more than 8 MiB together |
+//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout`; at once when heads of more than 16 KiB take more than 8 MiB together; with the answer after such a head |
 //! | a JSON body is on its way | idle whenever nothing is there | 60 s for all of it |
 //! | a tar is on its way in | idle whenever nothing is there | `--transfer-patience` without a byte |
 //! | the request is being answered | working | when it is |
@@ -66,11 +66,13 @@ impl Part {
     }
 }
 
+/// The most bytes of memory that a connection without a request may take: that of a TLS handshake.
+const NEWCOMER: usize = 80 << 10;
 /// The number of reserved places, for the host's own administrator.
 pub(crate) const RESERVE: usize = 16;
 /// Bytes of a request's head that every connection may have sent; …
 const HEAD: usize = 16 << 10;
-/// … and KiB that all may have sent beyond that, before their requests are complete.
+/// … and KiB that all may have sent beyond that: the buffer of a connection keeps its longest head until the connection ends.
 const HEADS: usize = 8 << 10;
 /// How long a request waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
@@ -193,7 +195,7 @@ pub(crate) struct Place {
     cut: AtomicBool,
 }
 
-/// A debt of a connection's client, until it is dropped.
+/// A debt of a connection's client: something that the client owes, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Owed(Arc<Place>);
 
@@ -201,7 +203,10 @@ impl Door {
     /// Makes a door with `places` common places.
     pub(crate) fn new(places: usize) -> Arc<Self> {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
-        let hall = || semaphore(places.clamp(128, 2048));
+        let hall = || {
+            let fit = wardian_sys::memory::budget(2048 * NEWCOMER, 16) / NEWCOMER;
+            semaphore(places.clamp(128, 2048).min(fit.max(64)))
+        };
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
         Arc::new(Self {
@@ -380,7 +385,6 @@ impl Place {
         }
         let part = self.seat.state().part;
         if part != Part::hall(self.is_local()) {
-            self.seat.state().long = None;
             return part != Part::Beside;
         }
         if let Ok(permit) = self.door.common.clone().try_acquire_owned() {
@@ -391,11 +395,21 @@ impl Place {
         tokio::time::timeout(WAITING_TIME, waits).await.unwrap_or(false)
     }
 
-    /// Gives the connection its place. The permits that it held before, also those for its head, are
-    /// released.
+    /// Gives the connection its place, and releases the permit that it held before.
     fn sits(&self, permit: OwnedSemaphorePermit, part: Part) {
         let mut state = self.seat.state();
-        (state.permit, state.part, state.long) = (Some(permit), part, None);
+        (state.permit, state.part) = (Some(permit), part);
+    }
+
+    /// Whether one of the connection's requests had a long head, whose memory the connection's read buffer
+    /// keeps.
+    pub(crate) fn is_long(&self) -> bool {
+        self.seat.state().long.is_some()
+    }
+
+    /// Releases the permits for a long head: the connection has left HTTP, and its read buffer is freed.
+    pub(crate) fn left_http(&self) {
+        self.seat.state().long = None;
     }
 
     /// Waits until the request has a place, in the order of arrival. Returns false if too many wait.

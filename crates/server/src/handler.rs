@@ -4,7 +4,7 @@ use crate::cut::Cut;
 use crate::door::{Place, owed};
 use crate::large::Entries;
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
-use crate::room::SMALL;
+use crate::room::{Held, SMALL};
 use crate::route::{Found, Route, find, query};
 use crate::socket::Look;
 use crate::state::State;
@@ -167,8 +167,10 @@ async fn answer(
     let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
     // The room of the request's body, held until the request is answered.
     let room = match route {
-        Route::Create | Route::Run => state.rooms(cut.local).body(length(&request, SPEC_LIMIT)).await?,
-        Route::SetProperty => state.rooms(cut.local).body(length(&request, BODY_LIMIT)).await?,
+        Route::Create | Route::Run => {
+            state.rooms(cut.local).body(length(&request, SPEC_LIMIT), cut.clone()).await?
+        }
+        Route::SetProperty => state.rooms(cut.local).body(length(&request, BODY_LIMIT), cut.clone()).await?,
         _ => None,
     };
     let reply = match route {
@@ -187,7 +189,8 @@ async fn answer(
             large::reply(state, cut, move |out| large::handles(out, &engine.list(&filter))).await?
         }
         Route::Create => {
-            let spec = convert::container(read(request, SPEC_LIMIT).await?).map_err(Failure::Refused)?;
+            let spec = convert::container(read(request, SPEC_LIMIT, room.as_ref()).await?)
+                .map_err(Failure::Refused)?;
             let (handle, warning) = engine.create(spec).await?;
             json(&wire::Created { handle, warnings: warning.into_iter().collect() })
         }
@@ -211,7 +214,7 @@ async fn answer(
             json(&wire::MemoryLimits { limit_in_bytes: engine.limits(handle)?.memory_bytes })
         }
         Route::Stop => {
-            let stop: wire::Stop = read(request, SMALL).await?;
+            let stop: wire::Stop = read(request, SMALL, None).await?;
             engine.stop(handle, stop.kill).await?;
             done()
         }
@@ -229,7 +232,7 @@ async fn answer(
             large::reply(state, cut, say).await?
         }
         Route::SetProperty => {
-            let property: wire::PropertyValue = read(request, BODY_LIMIT).await?;
+            let property: wire::PropertyValue = read(request, BODY_LIMIT, room.as_ref()).await?;
             engine.set_property(handle, segment(1), &property.value)?;
             done()
         }
@@ -250,7 +253,8 @@ async fn answer(
         Route::StreamOut => transfer::stream_out(state, handle, &request, call).await?,
         Route::Run => {
             let greeting = attach::Greeting::of(&request, true);
-            let spec = convert::process(read(request, SPEC_LIMIT).await?).map_err(Failure::Refused)?;
+            let spec = convert::process(read(request, SPEC_LIMIT, room.as_ref()).await?)
+                .map_err(Failure::Refused)?;
             let process = engine.run(handle, spec).await?;
             return Ok(Answer::Accepted(attach::Accepted::process(state, handle, process, greeting), call));
         }
@@ -272,8 +276,8 @@ async fn answer(
             large::reply(state, cut, move |out| write(out, &life)).await?
         }
         Route::SetGraceTime => {
-            // A time of null is refused: to Go it is zero, and zero ends the container.
-            let nanoseconds: i64 = read(request, SMALL).await?;
+            // A time of null is refused: Go would read it as zero, and zero destroys the container.
+            let nanoseconds: i64 = read(request, SMALL, None).await?;
             engine.set_grace_time(handle, convert::grace(nanoseconds).map_err(Failure::Refused)?)?;
             done()
         }
@@ -341,12 +345,19 @@ async fn bulk_metrics(state: &Arc<State>, cut: Cut, text: Option<&str>) -> Resul
 async fn read<T: serde::de::DeserializeOwned>(
     request: Request<Incoming>,
     limit: usize,
+    room: Option<&Held>,
 ) -> Result<T, Failure> {
     let place = request.extensions().get::<Arc<Place>>().cloned();
     let collect = async {
         let mut body = Limited::new(request.into_body(), limit);
         let mut whole = BytesMut::new();
-        while let Some(frame) = owed(place.as_ref(), body.frame()).await.transpose()? {
+        loop {
+            let frame = owed(place.as_ref(), body.frame());
+            let frame = match room {
+                Some(room) => room.while_idle(frame).await,
+                None => frame.await,
+            };
+            let Some(frame) = frame.transpose()? else { break };
             whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
         }
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(whole.freeze())

@@ -71,7 +71,7 @@ pub(crate) fn refusal(headers: &HeaderMap, uri: &Uri, hosts: Option<&Hosts>) -> 
         return Some((StatusCode::BAD_REQUEST, "a request names exactly one host"));
     };
     let known = host.to_str().is_ok_and(|host| hosts.know(host));
-    // A target that is a whole URL has a host of its own (RFC 9112, section 3.2.2).
+    // A request target in absolute form has a host of its own (RFC 9112, section 3.2.2).
     if known && uri.authority().is_none_or(|authority| hosts.know(authority.as_str())) {
         return None;
     }

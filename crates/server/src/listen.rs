@@ -85,8 +85,8 @@ impl Default for SocketOptions {
 
 impl SocketOptions {
     /// Whether TCP clients are authenticated, or need not be. That a client comes from loopback does not
-    /// authenticate it: all users of the host
-    /// can connect to it, and so can every web page that one of them looks at.
+    /// authenticate it: all users of the host can connect to it, and so can every web page that one of them
+    /// looks at.
     fn knows_clients(&self) -> bool {
         self.insecure_listen || self.tls.is_some()
     }

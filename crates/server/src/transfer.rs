@@ -4,7 +4,7 @@ use crate::cut::Cut;
 use crate::door::{Place, owed};
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, Piece, Reply, done, tar, tar_failure};
-use crate::room::TarRoom;
+use crate::room::Held;
 use crate::route::query;
 use crate::state::State;
 use bytes::{Bytes, BytesMut};
@@ -224,10 +224,10 @@ async fn forward(
     mut piece: Bytes,
     send: &mpsc::Sender<Piece>,
     patience: Patience,
-    room: TarRoom,
+    room: Held,
 ) -> Result<(), Broken> {
     while !piece.is_empty() {
-        let sent = room.while_taken(send.send(Piece::Data(piece)));
+        let sent = room.while_idle(send.send(Piece::Data(piece)));
         if patience.wait(Stall::ClientTakes, sent).await?.is_err() {
             return Ok(());
         }

@@ -216,7 +216,7 @@ enum Step {
     NoRoom,
     /// Both ends were ready, and yet nothing was moved.
     Again,
-    /// The client has closed its side.
+    /// The client has shut its side down.
     End,
     Failed(rustix::io::Errno),
 }

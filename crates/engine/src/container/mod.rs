@@ -52,7 +52,7 @@ struct Inner {
     /// The keeper's pid. One of its threads may be in the container's cgroups.
     keeper_pid: Option<i32>,
     processes: BTreeMap<Arc<str>, Known>,
-    /// Ids of those that have ended, oldest first.
+    /// Ids of the ended processes, oldest first.
     ended: VecDeque<Arc<str>>,
     /// Ids of the ended processes that are not reduced to their status yet.
     whole: VecDeque<Arc<str>>,
@@ -383,8 +383,8 @@ impl Container {
         Ok(())
     }
 
-    /// Begins a teardown (`event` is Destroy or Undo); only one at a time. A record that is being written is waited for: it
-    /// must not come back after it was removed.
+    /// Begins a teardown (`event` is Destroy or Undo); only one at a time. Waits for a write of the record
+    /// that is under way: it must not bring the record back after the removal.
     ///
     /// # Errors
     /// [`lifecycle::State::after`] refuses it.

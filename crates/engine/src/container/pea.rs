@@ -19,7 +19,7 @@ impl Pea {
         [true, false].map(|own| Files::new(&shared.cgroups, &pea_cgroup(container, &self.rootfs, own), false))
     }
 
-    /// Whether the kernel killed something in it for want of memory.
+    /// Whether the OOM killer has killed a process of the pea.
     pub fn is_out_of_memory(&self, shared: &Shared, container: &str) -> bool {
         self.files(shared, container).iter().any(|files| files.oom_kills() > 0)
     }

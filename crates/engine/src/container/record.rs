@@ -4,8 +4,8 @@
 //! <run>/containers/<id>/
 //! ├── state.json            the record; its removal is the moment a container is gone
 //! ├── config.json           the OCI bundle
-//! ├── keeper.sock           where its keeper listens
-//! ├── hosts, resolv.conf    what the container's own files of these names began with
+//! ├── keeper.sock           the listening socket of its keeper
+//! ├── hosts, resolv.conf    the initial contents of the container's own files of these names
 //! └── peas/<root fs id>     holds the process id of a living pea; its bundle as <root fs id>.json
 //! ```
 
@@ -69,7 +69,7 @@ impl Record {
     }
 }
 
-/// How far a container has got.
+/// The phase of a container's create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {

@@ -1,4 +1,4 @@
-//! How much memory all queues of output take together.
+//! The ledger of the memory that all output queues take together.
 //!
 //! A ledger divides its budget as switches divide the memory of their ports ("dynamic queue length thresholds", Choudhury
 //! and Hahne, 1998): a queue may hold as much as is still free. The more queues there are the shorter each becomes, the
@@ -11,10 +11,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes that wait for the readers of one process: one alone may have a whole queue of 125 MiB.
+/// The budget for the readers of one process: one reader alone may have a whole queue of 125 MiB.
 pub const PROCESS: Budget = Budget { bytes: 256 << 20, part: 1 };
-/// Bytes that wait for all readers of all processes. When one process has filled its own budget of 256 MiB, 128 MiB remain
-/// free; a queue of another one may use half of that.
+/// The budget for all readers of all processes. When one process has filled its own budget of 256 MiB, 128
+/// MiB remain free; a queue of another process may use half of that.
 pub const SERVER: Budget = Budget { bytes: 384 << 20, part: 2 };
 /// A queue from which nothing was taken for this long is abandoned.
 const UNREAD: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub struct Budget {
     part: usize,
 }
 
-/// What a ledger counts.
+/// A queue that a ledger counts.
 pub trait Entry {
     /// Returns when something was last taken from the queue; `None` if the queue is empty.
     fn unread_since(&self) -> Option<Instant>;

@@ -65,7 +65,7 @@ impl Output {
         self.stdout.is_empty() && self.stderr.is_empty()
     }
 
-    /// Bytes that were lost because nobody took them in time.
+    /// Returns the bytes that were lost because they were not taken in time.
     pub fn lost(&self) -> u64 {
         self.stdout.lost() + self.stderr.lost()
     }
@@ -80,7 +80,7 @@ pub type Waits = [bool; 2];
 pub struct Stream(Arc<Queue>);
 
 impl Stream {
-    /// The next piece; `None` at the end.
+    /// Returns the next piece; `None` at the end.
     pub async fn next(&self) -> Option<Bytes> {
         let queue = &self.0;
         loop {
@@ -349,7 +349,7 @@ pub async fn deliver(readers: &[Arc<Queue>], room: &Notify, piece: &Bytes) -> bo
     taken
 }
 
-/// Where a process's output goes.
+/// A process's output: its pipes, and the queues of its readers.
 #[derive(Debug)]
 pub struct Outputs {
     /// Pipes that no pump reads yet: they hold what is printed. A terminal has only the first one.
@@ -742,9 +742,9 @@ mod tests {
         };
         tokio::join!(waiting, leaving);
         assert_eq!(begin.elapsed().as_secs(), 60);
-        // All of it, also what had been taken for it already.
+        // All output since then, and what was queued before.
         assert_eq!((gone.lost(), there.lost()), (2 * PATIENT as u64, 0));
-        // Who is waited for no more is waited for as others are.
+        // A reader that is not patient any more is waited for like any other.
         outputs.cut();
         for _ in 0..2 * (PATIENT / CHUNK) {
             print(&mut outputs, 0, piece(CHUNK)).await;

@@ -351,7 +351,7 @@ mod tests {
         assert!(owners.iter().all(|owner| (NOBODYS..4_294_967_294).contains(owner)), "{owners:?}");
         drop(leases);
         assert!(ids.lock().owners.is_empty());
-        // Another server begins elsewhere.
+        // Another server begins at another owner.
         let other = Ids::new(WHOLE, WHOLE, None).unwrap().lease().unwrap();
         assert!(!owners.contains(&other.owner));
     }
@@ -392,7 +392,7 @@ mod tests {
     #[test]
     fn each_container_has_the_lowest_range_that_nobody_has() {
         let ids = Ids::new(WHOLE, WHOLE, ranges("100000:65536")).unwrap();
-        // One of a server that counted otherwise: it reaches into the first and the second.
+        // A range of a server with other sizes, which overlaps the first and the second.
         let foreign = IdRange { first: 150_000, size: 70_000 };
         ids.keep(NOBODYS + 5, Some(foreign));
         let foreign = ids.kept(NOBODYS + 5, Some(foreign));

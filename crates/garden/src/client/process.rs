@@ -361,12 +361,12 @@ mod tests {
     use super::*;
     use crate::Client;
 
-    /// What a client sends on a control connection whose head has this line.
+    /// Returns what a client sends on a control connection whose head has this line.
     async fn sent(line: &str, input: &'static [u8]) -> (Result<i32>, Vec<Payload>) {
         told(line, input, "{\"process_id\":\"p\",\"exit_status\":0}\n").await
     }
 
-    /// The same of a server that answers the end of the input with this.
+    /// Returns the same for a server that answers the end of the input with this.
     async fn told(
         line: &str,
         input: impl AsyncRead + Send + Unpin + 'static,
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(ended.unwrap(), 0);
         assert_eq!(payloads[0].base64.as_deref(), Some("Yf9i"));
         assert_eq!((payloads.len(), payloads[0].data.as_ref(), payloads[1].source), (2, None, Some(0)));
-        // Garden's own server would take it for the end of the input.
+        // Garden's own server would take such a payload for the end of the input.
         let (ended, payloads) = sent("", b"a\xffb").await;
         assert!(matches!(ended, Err(Error::BinaryInput)), "{ended:?}");
         assert!(payloads.is_empty(), "{payloads:?}");
@@ -429,7 +429,7 @@ mod tests {
         assert_eq!((ended.unwrap(), payloads[0].data.as_deref()), (0, Some("grüße")));
     }
 
-    /// Half an input is not taken for a whole one.
+    /// The process must not take a part of the input for all of it.
     #[tokio::test]
     async fn input_that_cannot_be_read_has_no_end() {
         struct Broken;

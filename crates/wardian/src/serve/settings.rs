@@ -16,7 +16,7 @@ const MOST_SETTINGS: u64 = 1 << 20;
 /// Three for each process that somebody listens to.
 const CONNECTIONS: usize = 8192;
 /// Bytes that a connection takes while its request arrives. All together may have an eighth of the server's memory.
-const CONNECTION_MEMORY: u64 = 16 << 10;
+const CONNECTION_MEMORY: u64 = 48 << 10;
 
 /// Settings. A flag beats the environment, which beats the file, which beats the default.
 #[derive(Debug, ClapArgs)]
