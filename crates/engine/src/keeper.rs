@@ -167,7 +167,7 @@ impl Keeper {
         self.ask(Op::Signal { id: id.to_owned(), signal }, done).await
     }
 
-    /// Tells the keeper that it may forget an ended process whose output has been read.
+    /// Tells the keeper to close the descriptors of an ended process whose output has been read.
     pub async fn release(&self, id: &str) -> Answer<()> {
         self.ask(Op::Release { id: id.to_owned() }, done).await
     }

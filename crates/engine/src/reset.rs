@@ -176,7 +176,8 @@ fn open(path: &Path) -> Result<Option<Directory>> {
     }
 }
 
-/// Returns the handles of all containers with a record, of any boot and version.
+/// Returns the handles of all containers on record, of any boot and version; ids where a record is
+/// unreadable.
 fn containers(run: &Directory) -> Vec<String> {
     let mut names = Vec::new();
     let Ok(dir) = run.child("containers") else { return names };

@@ -17,7 +17,6 @@ use wardian_engine::{Output, Process, Stream, Waits};
 const LINGER: Duration = Duration::from_secs(60);
 /// … and the most such outputs: beyond that the oldest is forgotten. The engine bounds the memory that they
 /// hold.
-/// own, in the engine.
 const LINGERING: usize = 8192;
 
 /// The output of one run or attach.

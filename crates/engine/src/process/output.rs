@@ -472,8 +472,7 @@ impl Outputs {
         self.pipes.is_empty() && self.backlog.iter().flatten().all(|queue| queue.lock().held == 0)
     }
 
-    /// Ends all patience: for the end of the container the process is held up for no reader longer than for
-    /// an ordinary one.
+    /// Makes all present and later readers ordinary ones (not patient): the container ends.
     pub fn cut(&mut self) {
         self.cut = true;
         self.readers.iter().flatten().for_each(|queue| queue.relent());
