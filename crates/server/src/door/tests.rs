@@ -368,7 +368,7 @@ async fn streams_get_in_past_as_many_as_may_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waits_keeps_the_room_of_its_head() {
+async fn a_long_head_keeps_its_room_as_long_as_its_buffer_is_there() {
     let door = Door::new(1);
     let process = in_at_once(&door, false).await;
     let before = door.heads[0].available_permits();
@@ -379,6 +379,13 @@ async fn a_request_that_waits_keeps_the_room_of_its_head() {
     tokio::time::sleep(GRACE).await;
     assert_eq!(door.heads[0].available_permits(), before - 4);
     drop(process);
-    assert!(asked.await.unwrap());
+    assert!(asked.await.unwrap() && place.is_long());
+    // hyper keeps the buffer for the next request.
+    assert_eq!(door.heads[0].available_permits(), before - 4);
+    place.left_http();
+    assert_eq!(door.heads[0].available_permits(), before);
+    let place = comes(&door, false);
+    assert!(place.reads(HEAD + (4 << 10)));
+    drop(place);
     assert_eq!(door.heads[0].available_permits(), before);
 }
