@@ -159,7 +159,7 @@ impl<K: Clone> State<K> {
             (Active { keeper, .. }, E::Stopped) => Ok(Active { keeper: keeper.clone(), stopped: true }),
             (Active { keeper, .. }, E::Resumed) => Ok(Active { keeper: keeper.clone(), stopped: false }),
             (Broken { .. } | Ending { .. } | Gone, E::Stopped | E::Resumed) => same(),
-            // … and is lost once: the first reason counts, and whoever tears it down ends its keeper.
+            // … and is lost once: the first reason counts, and the teardown ends its keeper.
             (Creating { .. } | Recorded { .. } | Active { .. }, E::Lost { keeper, reason }) => {
                 broken(&keeper.or_else(|| self.keeper().cloned()), self.is_created(), reason)
             }
