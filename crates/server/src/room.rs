@@ -1,6 +1,7 @@
-//! Memory that all connections share: what is large has to have room, and waits for it.
+//! Bounds on memory that all connections share: whatever is large waits for room.
 //!
-//! Ordinary requests and replies are small, and never wait. Where the server has less than a gigabyte, all this is less.
+//! Ordinary requests and replies are small, and never wait. With less than a gigabyte of memory the bounds
+//! are lower.
 
 use crate::cut::Cut;
 use crate::reply::Failure;
@@ -12,27 +13,27 @@ use tokio::time::Instant;
 use wardian_engine::Error;
 use wardian_sys::memory::budget;
 
-/// A body, or a reply, up to here is small: a socket of the kernel holds more.
+/// The most bytes of a small body or reply: a socket buffer of the kernel holds more.
 pub(crate) const SMALL: usize = 32 << 10;
-/// KiB of larger bodies, from their first byte until the request has been answered.
+/// The most KiB of larger bodies, each from its first byte until the request has been answered.
 const BODIES: usize = 16 << 10;
-/// Larger replies under way.
+/// The most larger replies under way.
 const REPLIES: usize = 16;
-/// Payloads that are longer than clients usually make them.
+/// The most payloads under way that are longer than clients usually make them.
 const PAYLOADS: usize = 16;
-/// Tars on their way out. Each holds up to half a megabyte that its client has not taken yet.
+/// The most tars on their way out. Each holds up to half a megabyte that its client has not taken yet.
 const TARS: usize = 48;
-/// A holder whose client has taken, or sent, nothing for so long may be cut off for another one.
+/// A holder whose client has taken, or sent, nothing for this long may be cut off for another one.
 const IDLE: Duration = Duration::from_secs(1);
-/// How often who waits looks for such a one.
+/// The poll interval of a request that waits for room.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a request waits for room.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Held by what takes it.
+/// A reservation, released on drop.
 pub(crate) type Room = OwnedSemaphorePermit;
 
-/// How much there is.
+/// The bounds.
 #[derive(Debug)]
 pub(crate) struct Rooms {
     bodies: Arc<Semaphore>,
@@ -44,28 +45,28 @@ pub(crate) struct Rooms {
     reading: Holders,
 }
 
-/// Who holds room while its client may keep it waiting.
+/// A holder of room that may have to wait for its client.
 #[derive(Debug)]
 struct Holder {
     cut: Cut,
-    /// Since when its client does nothing.
+    /// Since when the client has taken, or sent, nothing.
     idle: Mutex<Option<Instant>>,
 }
 
-/// All that hold room of one kind.
+/// All holders of one kind of room.
 type Holders = Arc<Mutex<Vec<Arc<Holder>>>>;
 
-/// The room of a tar on its way out, or of a body on its way in, until it is dropped.
+/// The room of a tar on its way out, or of a body on its way in, released on drop.
 #[derive(Debug)]
 pub(crate) struct Held {
     holder: Arc<Holder>,
     all: Holders,
-    /// Of a body.
+    /// The permit, for a body.
     _room: Option<Room>,
 }
 
 impl Held {
-    /// Its client is to do something: take a piece, or send one.
+    /// Awaits `done`, and counts the time as one in which the client does nothing.
     pub(crate) async fn while_idle<T>(&self, done: impl Future<Output = T>) -> T {
         *self.holder.idle.lock() = Some(Instant::now());
         let done = done.await;
@@ -80,7 +81,8 @@ impl Drop for Held {
     }
 }
 
-/// Cuts off the one whose client has done nothing for the longest time, if that is long enough. Returns whether there was one.
+/// Cuts off the holder whose client has done nothing for the longest time, if that is long enough. Returns
+/// whether there was one.
 fn cut_idle(all: &mut Vec<Arc<Holder>>) -> bool {
     let idle = |holder: &Arc<Holder>| holder.idle.lock().filter(|since| since.elapsed() >= IDLE);
     let longest = all.iter().enumerate().filter_map(|(at, holder)| Some((idle(holder)?, at))).min();
@@ -108,8 +110,8 @@ impl Default for Rooms {
 }
 
 impl Rooms {
-    /// For a body of so many bytes; none for a small one. While there is no room, the connection whose client owes its body and
-    /// has sent nothing for the longest time is cut off.
+    /// Reserves room for a body of `bytes`; a small one needs none. While there is no room, the connection
+    /// whose client owes its body and has sent nothing for the longest time is cut off.
     ///
     /// # Errors
     /// There is none in time.
@@ -134,7 +136,7 @@ impl Rooms {
         Ok(Some(Held { holder, all: self.reading.clone(), _room: Some(room) }))
     }
 
-    /// For a reply that is not small.
+    /// Reserves room for a large reply.
     ///
     /// # Errors
     /// There is none in time.
@@ -142,8 +144,8 @@ impl Rooms {
         enter(&self.replies, 1, "large replies").await
     }
 
-    /// For a tar on its way out: if there are too many, the one whose client has taken nothing for the longest time is
-    /// cut off.
+    /// Reserves room for a tar on its way out. If there are too many, the one whose client has taken nothing
+    /// for the longest time is cut off.
     ///
     /// # Errors
     /// All clients take what they get.
@@ -168,7 +170,7 @@ impl Rooms {
         true
     }
 
-    /// For a long payload. Whoever has one has not for long.
+    /// Reserves room for a long payload, which is held for a short time only.
     pub(crate) async fn payload(&self) -> Option<Room> {
         self.payloads.clone().acquire_owned().await.ok()
     }
