@@ -28,7 +28,7 @@ fn main() -> std::process::ExitCode {
             Ok(keeper) => keeper.run(),
             Err(_) => std::process::ExitCode::FAILURE,
         },
-        // A container may execute us through `#!/proc/self/exe`: nothing to see.
+        // A container may execute this program through `/proc/self/exe`: it does nothing then.
         _ => std::process::ExitCode::FAILURE,
     }
 }
