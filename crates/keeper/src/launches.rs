@@ -3,11 +3,10 @@
 //! The keeper knows its children by pid. A pid is safe to signal as long as its child is not reaped; afterwards the
 //! kernel may reuse it for another process, so the rules are these:
 //!
-//! - No child is reaped unless it is known whose pid it has. While a launch has not reported its process's pid yet,
-//!   an
-//! unknown child may be that process: it stays a zombie, which keeps its pid reserved.
-//! - The process of a launch is not reaped before the launch is settled, except for a transfer: its exit status is
-//!   the result.
+//! - No child is reaped unless it is known whose pid it has. While a launch has not reported its process's pid yet, an
+//!   unknown child may be that process: it stays a zombie, which keeps its pid reserved.
+//! - The process of a launch is not reaped before the launch is settled, except for a transfer: its exit status is the
+//!   result.
 //! - A reaped pid is removed from all tables in the same step.
 
 use crate::inside::Devices;
