@@ -280,7 +280,8 @@ fn namespaces(list: Vec<Namespace>) -> Result<(Option<i32>, bool), Error> {
 /// The group of terminals, by convention.
 const TTY: u32 = 5;
 
-/// Checks the id ranges; without a user namespace there must be none. Returns the identity mapping of all ids then.
+/// Checks the id ranges; without a user namespace there must be none, and the identity mapping
+/// of all ids is returned.
 fn mappings(at: &str, list: Vec<IdMapping>, user: bool) -> Result<Vec<IdMapping>, Error> {
     match (user, list.is_empty()) {
         (true, true) => return Err(missing(at)),

@@ -85,7 +85,7 @@ pub(super) const STAND_IN: &str = "{\"defaultAction\":\"\"}";
 
 /// The bundle as Garden writes it (mounts, masks, capability sets and namespaces of the recorded bundles).
 ///
-/// Never: all keys are strings.
+/// # Panics
 /// Never: all keys are strings.
 pub fn text(s: &Settings) -> String {
     let text = serde_json::to_string(&spec(s)).expect("a bundle has no keys but strings");
