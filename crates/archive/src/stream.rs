@@ -15,7 +15,7 @@ use crate::xattr;
 /// Limit of all extension records (long names, PAX headers) of one entry together, in bytes; Go's archive/tar applies
 /// it to each record.
 const MAX_EXTENSION: u64 = 1 << 20;
-/// Limit of the extension records of all entries so far: a constant number of bytes, and a number for each entry.
+/// Limit of the extension records of all entries so far: a base amount, and a further amount for each entry.
 /// Global records belong to no entry, and a stream could consist of them.
 const MAX_EXTENSIONS: u64 = 64 << 20;
 const MAX_EXTENSIONS_FOR_EACH: u64 = 4 << 10;

@@ -368,7 +368,7 @@ pub fn set_inheritance() -> io::Result<()> {
     // SAFETY: numbers; no name means an anonymous keyring, which nobody else can join.
     let joined = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0) };
     match io::Error::last_os_error() {
-        // A kernel without keys has none to inherit.
+        // A kernel without keyrings has none that could be inherited.
         error if joined < 0 && error.raw_os_error() != Some(libc::ENOSYS) => Err(error),
         _ => Ok(()),
     }

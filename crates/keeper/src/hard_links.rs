@@ -97,7 +97,7 @@ pub fn link(
     let from = (above.dir.as_fd(), old);
     let link = || {
         if let Err(error) = hard_link::link(&source, from, (to.as_fd(), name)) {
-            // Not on this file system, or the first name lies on another one.
+            // This file system has no hard links, or the first name is on another one.
             let why = hard_link::impossible(&error).ok_or(error)?;
             let copy = hard_link::copy(&source, from, why, |mode| create(to, name, mode))?;
             files.add(&copy)?;

@@ -663,7 +663,7 @@ impl Keeper {
             drop(boxed);
             return;
         }
-        // It may be the process of a failed launch, which no client knows.
+        // The child may be the process of a failed launch, which no client knows.
         let _ = self.launches.iter_mut().any(|launch| launch.reaped(pid, status));
     }
 }

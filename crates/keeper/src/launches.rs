@@ -29,7 +29,7 @@ pub fn other(text: impl std::fmt::Display) -> Fail {
     (Failure::Other, text.to_string())
 }
 
-/// What a launch is for.
+/// The purpose of a launch.
 #[derive(Debug)]
 pub enum Kind {
     /// The container's pid 1, with the container's root file system, devices and bundle.
@@ -43,7 +43,7 @@ pub enum Kind {
 /// A child between its clone and its exec, or a transfer at work.
 #[derive(Debug)]
 pub struct Launch {
-    /// What it is for.
+    /// The purpose of the launch.
     pub kind: Kind,
     /// The sequence number of the request.
     pub seq: u64,
@@ -137,7 +137,7 @@ impl Launch {
     /// Kills those of its processes that are not reaped yet.
     pub fn kill(&self) {
         for pid in [self.stage, self.pid].into_iter().flatten() {
-            // It may have ended by itself.
+            // The process may have ended by itself.
             let _ = kill_process(pid, Signal::KILL);
         }
     }

@@ -51,7 +51,7 @@ impl Parked {
     /// Starts the thread and moves it into the cgroups whose `tasks` files are given.
     ///
     /// # Errors
-    /// When a thread cannot be made, or a cgroup does not take it.
+    /// A thread cannot be created, or a cgroup refuses it.
     pub fn start(tasks: &[OwnedFd]) -> io::Result<Self> {
         let desk = Arc::new(Desk {
             state: AtomicU32::new(IDLE),

@@ -11,8 +11,8 @@
 //! }
 //! ```
 //!
-//! On a host that lacks one of them the test returns and writes one line, which libtest does not capture: `skipped:
-//! cgroup::tests::rules_of_v2: needs root`.
+//! On a host that lacks one of them the test returns and writes one line, which libtest does not capture:
+//! `skipped: cgroup::tests::rules_of_v2: needs root`.
 //!
 //! The environment variable [`VARIABLE`] makes this strict. It lists what the host is known to have
 //! (`WARDIAN_TESTS_MUST_HAVE=root,cgroup-v1`); a test that finds one of these missing fails. `./dev test` sets it to

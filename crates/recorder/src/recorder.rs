@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Limit of samples; when it is reached, every second one is dropped.
 const SAMPLES_MAX: usize = 20_000;
-/// The trace is read at every this many samples.
+/// The trace is read once per this many samples.
 const TRACE_EVERY: u64 = 5;
 /// Summing up all of /proc/vmstat takes the kernel longer than all other files: it is read at every this many
 /// samples.

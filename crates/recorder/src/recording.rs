@@ -129,9 +129,9 @@ pub struct Task {
 /// Writes to the watched devices that had one cause and were asked for by one task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Written {
-    /// When the first was submitted, in ms since the start.
+    /// When the first write was submitted, in ms since the start.
     pub begin_ms: f64,
-    /// When the last was submitted, in ms since the start.
+    /// When the last write was submitted, in ms since the start.
     pub end_ms: f64,
     /// Their cause.
     pub cause: Cause,

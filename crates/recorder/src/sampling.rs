@@ -8,9 +8,9 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 
-/// A wait is over once its thread was seen elsewhere, or was not seen waiting, for more than this many samples.
+/// A wait is over once its thread was not seen in it for more than this many samples.
 const MISSED_LOOKS: f64 = 2.0;
-/// For more processes than `FEW`, new threads and children are searched for only at every this many samples.
+/// For more processes than `FEW`, new threads and children are searched for only once per this many samples.
 const TREE_EVERY: u64 = 5;
 const FEW: usize = 8;
 /// Limit of threads whose files are kept open.

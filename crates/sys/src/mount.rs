@@ -375,7 +375,7 @@ pub fn fs_mount(
 /// Whether the kernel has this type of file system; loads its module if there is one.
 ///
 /// # Errors
-/// Those that do not answer the question: EPERM without CAP_SYS_ADMIN.
+/// Errors that leave the question open: EPERM without CAP_SYS_ADMIN.
 pub fn has_filesystem(fstype: &str) -> Result<bool, Error> {
     match Context::open(fstype) {
         Ok(_) => Ok(true),

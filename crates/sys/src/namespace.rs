@@ -17,8 +17,8 @@
 //!
 //! - The parent is the server's user namespace, which no process of an unprivileged container is in. For a process in
 //!   a container's user namespace the kernel checks only its capability sets (`ns == cred->user_ns`); over the
-//!   namespace of another container, which is on the same level, it has no capabilities, whatever its id (`ns->level
-//!   <= cred_ns->level`). It cannot create a namespace below its own ([`BOUNDS`]).
+//!   namespace of another container, which is on the same level, it has no capabilities, whatever its id
+//!   (`ns->level <= cred_ns->level`). It cannot create a namespace below its own ([`BOUNDS`]).
 //! - What it uses up is charged to its own namespace's owner, not to the owner whose id it has assumed: a count
 //!   belongs to a pair of namespace and id.
 //! - What the kernel counts for an id alone (`struct user_struct`: pipe pages, epoll watches, keys, descriptors in

@@ -47,7 +47,7 @@ pub fn project_quota(file: impl AsFd) -> io::Result<ProjectQuota> {
 /// (Documentation/filesystems/fsverity.rst).
 ///
 /// # Errors
-/// All errors but those that mean no.
+/// All errors except those that mean "not supported".
 pub fn has_verity(file: impl AsFd) -> io::Result<bool> {
     /// `FS_IOC_MEASURE_VERITY`, `_IOWR('f', 134, struct fsverity_digest)`
     const MEASURE: libc::Ioctl = 0xc004_6686;

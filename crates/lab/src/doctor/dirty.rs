@@ -13,7 +13,7 @@ const BUDGET: Duration = Duration::from_secs(1);
 /// Limit of what is written: enough to exceed the write cache of a virtual machine's disk; a fast disk takes it in a
 /// tenth of a second.
 const MOST: u64 = 256 << 20;
-/// At most this fraction of the free space is written, and nothing if that is less than `LEAST`.
+/// At most one `SHARE`-th of the free space is written, and nothing if that is less than `LEAST`.
 const SHARE: u64 = 20;
 const LEAST: u64 = 1 << 20;
 /// Size of one write: the initial one, and the largest one on fast disks.

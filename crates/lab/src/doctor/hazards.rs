@@ -23,7 +23,7 @@ pub enum Severity {
 pub struct Hazard {
     /// Its stable name.
     pub id: &'static str,
-    /// How bad it is.
+    /// Its severity.
     pub severity: Severity,
     /// The observation.
     pub evidence: String,

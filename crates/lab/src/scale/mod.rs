@@ -214,7 +214,7 @@ async fn story(
     }
 }
 
-/// Destroys what was created on a server of somebody else's.
+/// Destroys the containers that were created on a server that is not ours.
 async fn clear(client: &Client, made: &Made, cut_off: bool) -> Result<()> {
     if cut_off {
         // An interrupted request may still be running in the server.

@@ -120,7 +120,7 @@ impl Report {
                 bytes(self.layer_bytes),
                 bytes(self.droplet_bytes)
             );
-            // Without such a step the import is part of the waiting.
+            // Without instances before the scaling the fetch is part of the waiting.
             let _ = match &self.begin {
                 Some(Step { from, to, waiting_ms, .. }) => {
                     writeln!(out, ", while {} to begin with came up in {:.2} s.", to - from, waiting_ms / 1e3)

@@ -6,7 +6,7 @@ use crate::oci;
 
 /// Options of /dev. The keeper creates it before it knows the bundle's mounts, so it has these options or is absent.
 pub(super) const DEV: [&str; 3] = ["noexec", "strictatime", "mode=755"];
-/// Options of /dev/pts, which is created in the same way.
+/// Options of /dev/pts, which the keeper also creates in advance.
 pub(super) const PTS: [&str; 6] = ["nosuid", "noexec", "newinstance", "gid=5", "ptmxmode=0666", "mode=0620"];
 
 /// The options that a file system supports.

@@ -26,7 +26,7 @@ pub enum Held {
     Clean,
     /// Some pages are dirty or under writeback.
     Dirty,
-    /// More than [`WORTH`]: files of layers, or files that are still to be deleted.
+    /// More than `WORTH`: files of layers, or files that are still to be deleted.
     Much,
 }
 

@@ -22,7 +22,7 @@ pub const MKNOD: u8 = 1;
 pub const READ: u8 = 2;
 /// `BPF_DEVCG_ACC_WRITE`, `w`.
 pub const WRITE: u8 = 4;
-/// All three.
+/// All three kinds of access.
 pub const ALL: u8 = MKNOD | READ | WRITE;
 
 /// Major numbers have 12 bits, minor ones 20 (`MAJOR`, `MINOR` in linux/kdev_t.h).

@@ -336,9 +336,9 @@ pub struct Hello<F> {
 /// Durations of a destroy, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Destroyed {
-    /// From the request until every process was reaped.
+    /// Time from the request until every process was reaped.
     pub killed_us: u64,
-    /// Closing (unmounting) the root file system.
+    /// Time for closing (unmounting) the root file system.
     pub unmounted_us: u64,
 }
 
