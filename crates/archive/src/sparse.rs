@@ -3,7 +3,7 @@
 //! | format  | where the map is                                                          | type |
 //! |---------|---------------------------------------------------------------------------|------|
 //! | old GNU | four segments in the header, 21 more in each extension block behind it    | `S`  |
-//! | PAX 0.0 | records `GNU.sparse.offset` and `GNU.sparse.numbytes`, alternating       | `0`  |
+//! | PAX 0.0 | records `GNU.sparse.offset` and `GNU.sparse.numbytes`, alternating        | `0`  |
 //! | PAX 0.1 | one record `GNU.sparse.map`                                               | `0`  |
 //! | PAX 1.0 | lines of decimal numbers before the data, padded to a block               | `0`  |
 

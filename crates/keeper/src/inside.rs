@@ -41,7 +41,7 @@ const OWN_ROOM: usize = 256 << 10;
 /// Makes these files, owned by container root. `None` if `contents` is empty.
 ///
 /// # Errors
-/// The error text.
+/// The failed step, as text.
 pub fn own_files(plan: &Plan, contents: &[(&str, Vec<u8>)]) -> Result<Option<OwnFiles>, String> {
     if contents.is_empty() {
         return Ok(None);
@@ -93,7 +93,7 @@ impl OwnFiles {
     /// Returns the files for a pea: shared, or a copy where the kernel cannot clone them.
     ///
     /// # Errors
-    /// The error text.
+    /// The failed step, as text.
     pub fn for_pea(&self, plan: &Plan) -> Result<Option<Self>, String> {
         let Ok(shown) = Self::show(&self.fs, self.destinations.len()) else { return self.copy(plan) };
         let fs = self.fs.try_clone().map_err(|error| error.to_string())?;
@@ -145,7 +145,7 @@ const LINKS: [(&str, &str); 5] = [
 /// Makes the file systems for /dev and /dev/pts, owned by container root.
 ///
 /// # Errors
-/// The error text.
+/// The failed step, as text.
 pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
     let (uid, gid) = plan.root_ids;
     let (uid_text, gid_text) = (uid.to_string(), gid.to_string());

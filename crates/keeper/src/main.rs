@@ -1,8 +1,9 @@
 //! The keeper: one small program per container, parent of all its processes.
 //!
 //! The keeper owns their stdio, their exit statuses and the last reference to the root file system, and outlives the
-//! server. One poll loop, and a second thread that only clones ([`parked`]); it never blocks on a child (container root can stop a process before
-//! its exec: handshakes have a deadline, then SIGKILL). The same binary is the containers' pid 1.
+//! server. It has one poll loop, and a second thread that only clones ([`parked`]). It never blocks on a child: container
+//! root can stop a process before its exec, so handshakes have a deadline, then SIGKILL. The same binary is the
+//! containers' pid 1.
 
 mod child;
 mod dirs;

@@ -72,7 +72,7 @@ pub fn open(
 /// it may be covered is for the caller to judge, by the descriptor.
 ///
 /// # Errors
-/// The error text.
+/// The failed step, as text.
 pub fn find(root: &OwnedFd, path: &str, directory: bool, through: Option<&Places>) -> Outcome<OwnedFd> {
     let say = |error| failed(format!("mount point {path}"))(error);
     match (open(root, path, OFlags::PATH, INSIDE | ResolveFlags::NO_SYMLINKS), through) {

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 const SAMPLES_MAX: usize = 20_000;
 /// The trace is read once per this many samples.
 const TRACE_EVERY: u64 = 5;
-/// Summing up all of /proc/vmstat takes the kernel longer than all other files: it is read at every this many
-/// samples.
+/// Summing up all of /proc/vmstat takes the kernel longer than all other files: it is read once per this
+/// many samples.
 const COUNTERS_EVERY: u64 = 5;
 /// CPU share of the recorder beyond which the threads are sampled less often.
 const BUDGET: f64 = 0.009;

@@ -15,14 +15,14 @@
 //!
 //! | system call | Garden's profile | here | why |
 //! |---|---|---|---|
-//! | `socket`, `socketpair` | any address family | unspecified, local, IPv4, IPv6, netlink, packet; else `EPERM` | AF_VSOCK reaches the host and its neighbours past the network namespace; AF_ALG and the rare families are kernel code that a container has been left by more than once |
+//! | `socket`, `socketpair` | any address family | unspecified, local, IPv4, IPv6, netlink, packet; else `EPERM` | AF_VSOCK reaches the host and its neighbours past the network namespace; AF_ALG and the rare families are kernel code through which containers have been escaped more than once |
 //! | `clone` with CLONE_NEWCGROUP | allowed | `EPERM` | the other new namespaces are refused already |
-//! | `clone` with CLONE_PARENT | allowed | `EPERM` | it makes children of the keeper, for it to reap |
+//! | `clone` with CLONE_PARENT | allowed | `EPERM` | it creates children of the keeper, which the keeper has to reap |
 //! | `syslog` | allowed | `EPERM` | the kernel log is the host's; it is readable where `kernel.dmesg_restrict` is 0 |
 //! | `close_range`, `rseq`, `membarrier` | `EPERM` | allowed | they reach nothing but the caller and its own memory, and today's C libraries and language runtimes begin with them |
 //! | `pidfd_open`, `pidfd_send_signal` | `EPERM` | allowed | `kill` in another form, within the pid namespace |
-//! | `clock_gettime64` and the other calls of 32-bit programs with 64-bit times | `EPERM` | allowed where the call with 32-bit times is | a 32-bit musl takes `EPERM` for the clock's answer |
-//! | `personality` by a program of the x32 kind, with upper bits in its argument | compared without them | `EPERM` | arguments are compared as the kernel gets them |
+//! | `clock_gettime64` and the other calls of 32-bit programs with 64-bit times | `EPERM` | allowed where the call with 32-bit times is | a 32-bit musl returns `EPERM` to the program instead of trying the older call |
+//! | `personality` by an x32 program, with upper bits in its argument | compared without them | `EPERM` | arguments are compared as the kernel gets them |
 //!
 //! A filter sees registers only. So a 32-bit program can still use any address family through `socketcall`, whose
 //! arguments are in memory; without that call the 32-bit programs of glibc would have no network at all.
