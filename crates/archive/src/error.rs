@@ -11,7 +11,7 @@ pub enum Error {
     /// The reader failed.
     #[error("cannot read the tar stream: {0}")]
     Read(#[source] io::Error),
-    /// Something is larger than the caller allows.
+    /// A value exceeds the caller's limit.
     #[error("{what} exceeds the limit of {limit}")]
     Limit {
         /// What is too large.
@@ -19,37 +19,37 @@ pub enum Error {
         /// The limit, in bytes.
         limit: u64,
     },
-    /// The data ends too early.
+    /// The data ends early.
     #[error("{what} is truncated")]
     Truncated {
         /// What ends too early.
         what: String,
     },
-    /// The stream ends after an entry, without a block of zeros: others may be missing.
+    /// The stream ends after an entry, without a block of zeros: further entries may be missing.
     #[error("tar stream (no end of archive) is truncated")]
     NoEnd,
-    /// The data does not begin as a tar does.
+    /// The data does not begin with a tar header.
     #[error("not a tar header at the beginning")]
     NoTar,
-    /// The data is no tar from here on.
+    /// The data is no valid tar from here on.
     #[error("{what} is corrupt: {why}")]
     Corrupt {
-        /// What is corrupt.
+        /// The corrupt part.
         what: String,
-        /// How this shows.
+        /// The reason.
         why: String,
     },
-    /// An entry is well formed, but says what cannot be.
+    /// An entry is well-formed, but has an impossible value.
     #[error("bad entry {path}: {why}")]
     Entry {
-        /// The name.
+        /// The entry's name.
         path: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
 }
 
-/// A name from outside, fit for a log line.
+/// An untrusted name, escaped for a log line.
 #[must_use]
 pub fn show(name: &[u8]) -> String {
     let cut = name.len().min(SHOWN);

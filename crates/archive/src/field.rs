@@ -1,10 +1,11 @@
 //! The fields of a tar header: numbers and names.
 
-/// A number of a header, in octal digits (POSIX ustar, "Interchange Format") or in GNU's and star's base-256: the first bit
-/// of the field is set, the next one is the sign, big-endian two's complement follows. None if it is neither.
+/// Parses a number of a header, in octal digits (POSIX ustar, "Interchange Format") or in GNU's and star's base-256:
+/// the first bit of the field is set, the next one is the sign, big-endian two's complement follows. `None` if it is
+/// neither.
 ///
-/// A field of NULs or blanks is 0: old tools leave empty what they do not know. Some begin with a NUL or with blanks, and
-/// NUL, blank or the end of the field close the digits, whatever comes then.
+/// A field of NULs or blanks is 0: old tools leave fields empty that they do not know. Some fields begin with a NUL
+/// or with blanks, and NUL, blank or the end of the field end the digits, whatever follows.
 pub(crate) fn number(field: &[u8]) -> Option<i128> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
@@ -23,7 +24,7 @@ pub(crate) fn number(field: &[u8]) -> Option<i128> {
     })
 }
 
-/// What comes before the first NUL.
+/// The bytes before the first NUL.
 pub(crate) fn text(field: &[u8]) -> &[u8] {
     &field[..field.iter().position(|byte| *byte == 0).unwrap_or(field.len())]
 }

@@ -1,7 +1,8 @@
-//! Tar streams as tools write them: headers of every kind, extension records, maps of sparse files.
+//! Tar streams as tools write them: headers of all formats, extension records, maps of sparse files.
 //!
-//! Image layers, `cp` and stream-in read their tars here, so that one archive means the same everywhere. This crate makes no
-//! files: what an entry may do is for its readers to say. Writers learn here which names are second ones.
+//! Image layers, `cp` and stream-in parse their tars with this crate, so that an archive means the same everywhere.
+//! It creates no files: its readers decide what an entry may do. [`Linked`] tells writers of archives which files
+//! need a hard link entry.
 
 mod error;
 mod field;

@@ -1,17 +1,17 @@
-//! Files that have several names, while an archive is written.
+//! Recognises files with several hard links while an archive is written.
 
 use std::collections::HashMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::SystemTime;
 
-/// Inodes that are kept at a time; the names of others become files of their own.
+/// Limit of remembered inodes; further names become files of their own.
 const MAX_INODES: usize = 100_000;
-/// Bytes that their names may take.
+/// Limit in bytes of the remembered names.
 const MAX_NAMES: usize = 16 << 20;
 
-/// By which a file is known again. A number that was freed is given to the next file: that one is born later, or is somebody
-/// else's where the clock of the file system does not tell.
+/// Identifies a file. A freed inode number is reused for another file: that one has a later birth time, or another
+/// owner where the file system's clock is too coarse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Inode {
     device: u64,
@@ -21,7 +21,7 @@ struct Inode {
 }
 
 impl Inode {
-    /// Nothing if it has one name alone, or the file system does not tell when it was born.
+    /// `None` if the file has one name only, or the file system does not report birth times.
     fn of(file: &Metadata) -> Option<Self> {
         if file.nlink() < 2 {
             return None;
@@ -31,22 +31,24 @@ impl Inode {
     }
 }
 
-/// The names in an archive of files that have others, so that a later name becomes a link to the first one. What does not
-/// fit becomes a second file in the archive, as if it had nothing to do with the first one: its memory is bounded.
+/// The names in an archive of files with several hard links, so that a later name becomes a link to the first one.
+/// Memory is bounded: a name beyond the limits becomes an independent file in the archive.
 #[derive(Debug, Default)]
 pub struct Linked {
-    /// The name in the archive, and how many names may still come.
+    /// The first name in the archive, and how many names may still come.
     first: HashMap<Inode, (Vec<u8>, u64)>,
     bytes: usize,
 }
 
 impl Linked {
-    /// The name under which a file is in the archive already. `file` is of a descriptor: what it says belongs together.
+    /// The name that a file already has in the archive. `file` must come from a descriptor, so that its values are
+    /// consistent.
     pub fn first(&mut self, file: &Metadata) -> Option<Vec<u8>> {
         self.take(Inode::of(file)?)
     }
 
-    /// It is in the archive now, whole, and is called so. `file` is of the descriptor that it was read from.
+    /// Records that the whole file is in the archive under this name. `file` must come from the descriptor that was
+    /// read.
     pub fn add(&mut self, file: &Metadata, name: &[u8]) {
         if let Some(inode) = Inode::of(file) {
             self.keep(inode, file.nlink(), name);
@@ -91,7 +93,7 @@ mod tests {
         assert_eq!(linked.take(Inode { device: 2, ..inode(2) }), None);
         assert_eq!(linked.take(inode(2)).as_deref(), Some(&b"a"[..]));
         assert_eq!(linked.take(inode(2)).as_deref(), Some(&b"a"[..]));
-        // All have come.
+        // All names have come.
         assert_eq!((linked.take(inode(2)), linked.bytes), (None, 0));
     }
 
@@ -116,7 +118,7 @@ mod tests {
         std::fs::hard_link(dir.join("a"), dir.join("b")).unwrap();
         let metadata = dir.join("b").metadata().unwrap();
         linked.add(&metadata, b"a");
-        // Where the time of birth is not told each name is a file of its own.
+        // Without a birth time each name is a file of its own.
         let told = metadata.created().is_ok();
         assert_eq!(linked.first(&metadata).as_deref(), told.then_some(&b"a"[..]));
         std::fs::remove_dir_all(&dir).unwrap();

@@ -1,9 +1,9 @@
-//! Files with holes: the maps of GNU tar's four formats (GNU tar manual, "Storing Sparse Files").
+//! Sparse files: the maps of GNU tar's four formats (GNU tar manual, "Storing Sparse Files").
 //!
 //! | format  | where the map is                                                          | type |
 //! |---------|---------------------------------------------------------------------------|------|
 //! | old GNU | four segments in the header, 21 more in each extension block behind it    | `S`  |
-//! | PAX 0.0 | records `GNU.sparse.offset` and `GNU.sparse.numbytes`, by turns           | `0`  |
+//! | PAX 0.0 | records `GNU.sparse.offset` and `GNU.sparse.numbytes`, alternating        | `0`  |
 //! | PAX 0.1 | one record `GNU.sparse.map`                                               | `0`  |
 //! | PAX 1.0 | lines of decimal numbers before the data, padded to a block               | `0`  |
 
@@ -11,15 +11,16 @@ use tar::GnuSparseHeader;
 
 use crate::field::number;
 
-/// Segments of one file. GNU tar has no limit; a map of PAX 1.0 with so many is about 1 MiB of text.
+/// Limit of the segments of one file. GNU tar has no limit; a map of PAX 1.0 with so many is about 1 MiB of text.
 const MAX_SEGMENTS: usize = 64 << 10;
 
-/// The pieces of a file that are not holes.
+/// The parts of a file that are not holes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sparse {
-    /// Bytes of the file, holes included.
+    /// Size of the file in bytes, holes included.
     pub real: u64,
-    /// Offset and length: in order, apart, inside `real`, their lengths together what the archive holds.
+    /// Offsets and lengths: in order, disjoint, inside `real`. The sum of the lengths is the data size in the
+    /// archive.
     pub segments: Vec<(u64, u64)>,
 }
 
@@ -47,14 +48,14 @@ impl Sparse {
     }
 }
 
-/// The map of the old GNU format, as its headers come.
+/// The map of the old GNU format, collected from its headers.
 #[derive(Debug, Default)]
 pub(crate) struct OldGnu(pub(crate) Vec<(u64, u64)>);
 
 impl OldGnu {
     pub(crate) fn add(&mut self, headers: &[GnuSparseHeader]) -> Result<(), &'static str> {
         let value = |field: &[u8]| u64::try_from(number(field)?).ok();
-        // As GNU tar tells where the map ends.
+        // GNU tar marks the end of the map in this way.
         for header in headers.iter().take_while(|header| header.numbytes[0] != 0) {
             match (value(&header.offset), value(&header.numbytes)) {
                 (Some(offset), Some(length)) if self.0.len() < MAX_SEGMENTS => self.0.push((offset, length)),
@@ -74,18 +75,18 @@ pub(crate) struct Records {
     pub(crate) name: Option<Vec<u8>>,
     pub(crate) real: Option<u64>,
     count: Option<u64>,
-    /// Offsets and lengths by turns.
+    /// Offsets and lengths, alternating.
     numbers: Vec<u64>,
 }
 
-/// Where the map is.
+/// The location of the map.
 pub(crate) enum Map {
     Here(Vec<(u64, u64)>),
     BeforeData,
 }
 
 impl Records {
-    /// Takes one record, its key without the prefix; none if it makes no sense.
+    /// Adds one record, whose key has no prefix; `None` if it is invalid.
     pub(crate) fn add(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         match key {
             b"major" => self.major = decimal(value)?,
@@ -119,7 +120,7 @@ impl Records {
     }
 }
 
-/// The map of PAX 1.0, read byte by byte.
+/// The map of PAX 1.0, parsed byte by byte.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     digits: Vec<u8>,
@@ -128,7 +129,7 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Takes more of the text, and gives the map once it is complete.
+    /// Parses more of the text. Returns the map once it is complete.
     pub(crate) fn add(&mut self, text: &[u8]) -> Result<Option<Vec<(u64, u64)>>, &'static str> {
         for &byte in text {
             if byte != b'\n' {
@@ -153,13 +154,13 @@ impl Lines {
     }
 }
 
-/// Also what is left over.
+/// Pairs up numbers; also returns an unpaired rest.
 fn pairs(numbers: &[u64]) -> (Vec<(u64, u64)>, &[u64]) {
     let (pairs, rest) = numbers.as_chunks();
     (pairs.iter().map(|[offset, length]| (*offset, *length)).collect(), rest)
 }
 
-/// One or more decimal digits.
+/// Parses one or more decimal digits.
 pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
     if !text.iter().all(u8::is_ascii_digit) {
         return None;

@@ -12,56 +12,56 @@ use crate::field::{number, text};
 use crate::sparse::{Lines, Map, OldGnu, Records, Sparse, decimal};
 use crate::xattr;
 
-/// Upper limit of the extension records (long names, PAX headers) of one entry together, in bytes; Go's archive/tar has
-/// it for each.
+/// Limit of all extension records (long names, PAX headers) of one entry together, in bytes; Go's archive/tar applies
+/// it to each record.
 const MAX_EXTENSION: u64 = 1 << 20;
-/// Upper limit of the extension records of all entries so far: so many bytes, and so many more for each entry. Global
-/// records belong to no entry, and a stream could consist of them.
+/// Limit of the extension records of all entries so far: a base amount, and a further amount for each entry.
+/// Global records belong to no entry, and a stream could consist of them.
 const MAX_EXTENSIONS: u64 = 64 << 20;
 const MAX_EXTENSIONS_FOR_EACH: u64 = 4 << 10;
 const BLOCK: usize = 512;
 
-/// A byte stream that knows where it is and how far it may go.
+/// A byte stream that counts its position and has a length limit.
 #[derive(Debug)]
 pub struct Stream<R> {
     inner: R,
     offset: u64,
     budget: u64,
-    /// Explained at [`Stream::lenient`].
+    /// See [`Stream::lenient`].
     lenient: bool,
-    /// Bytes that extension records may still have.
+    /// Remaining bytes for extension records.
     extensions: u64,
 }
 
-/// A point in time as tar has it: seconds since 1970 and nanoseconds in 0..1_000_000_000.
+/// A point in time as in tar: seconds since 1970 and nanoseconds in 0..1_000_000_000.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Time {
     /// Seconds, negative before 1970.
     pub sec: i64,
-    /// Nanoseconds after them.
+    /// Additional nanoseconds.
     pub nsec: i64,
 }
 
 /// One entry, with its extensions applied. Its data follows in the stream.
 #[derive(Debug)]
 pub struct Entry {
-    /// What it is.
+    /// Type of the entry.
     pub kind: EntryType,
-    /// Its name, as it stands there.
+    /// The name, unchanged.
     pub path: Vec<u8>,
     /// The target of a link.
     pub link: Vec<u8>,
-    /// Bytes of data that follow; 0 for everything but files.
+    /// Bytes of data that follow; 0 for everything but regular files.
     pub size: u64,
-    /// Where in the file the data belongs, unless it is the whole file.
+    /// The map of a sparse file; `None` if the data is the whole file.
     pub sparse: Option<Sparse>,
-    /// The owner's number, in 0..u32::MAX.
+    /// The owner's uid, in 0..u32::MAX.
     pub uid: u32,
-    /// The group's number, in 0..u32::MAX.
+    /// The owner's gid, in 0..u32::MAX.
     pub gid: u32,
     /// Permission bits including setuid, setgid and sticky.
     pub mode: u32,
-    /// When it was last modified.
+    /// Modification time.
     pub mtime: Time,
     /// Major and minor number of a device.
     pub device: (u32, u32),
@@ -70,7 +70,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Bytes of the file, holes included.
+    /// Size of the file in bytes, holes included.
     #[must_use]
     pub fn real_size(&self) -> u64 {
         self.sparse.as_ref().map_or(self.size, |sparse| sparse.real)
@@ -90,29 +90,29 @@ struct Extensions {
 }
 
 impl<R: BufRead> Stream<R> {
-    /// `budget` is the number of bytes after which the stream is refused.
+    /// A stream that fails after `budget` bytes.
     pub fn new(inner: R, budget: u64) -> Self {
         Self { inner, offset: 0, budget, lenient: false, extensions: MAX_EXTENSIONS }
     }
 
-    /// One that passes over what GNU tar passes over for a user who gets files of his own: owners, whatever they are, and
+    /// A stream that tolerates what GNU tar tolerates when the files get an owner of their own: invalid owners, and
     /// data after a single block of zeros.
     pub fn lenient(inner: R) -> Self {
         Self { lenient: true, ..Self::new(inner, u64::MAX) }
     }
 
-    /// Where the bytes come from, for a caller that takes data of an entry from there without a copy, and tells so by
-    /// [`Stream::passed`].
+    /// The source of the bytes, for a caller that takes data of an entry from there without a copy, and reports that
+    /// with [`Stream::passed`].
     pub fn source(&mut self) -> &mut R {
         &mut self.inner
     }
 
-    /// So many bytes of the stream were taken from its source.
+    /// Records that `bytes` bytes of the stream were taken from its source.
     pub fn passed(&mut self, bytes: u64) {
         self.offset += bytes;
     }
 
-    /// At most `want` bytes from the stream's own buffer, empty at its end.
+    /// At most `want` bytes from the stream's own buffer; empty at the end of the stream.
     fn peek(&mut self, want: u64) -> Result<&[u8], Error> {
         if self.offset > self.budget {
             return Err(Error::Limit {
@@ -126,7 +126,7 @@ impl<R: BufRead> Stream<R> {
         }
     }
 
-    /// Gives exactly `size` bytes to `sink`, in pieces as large as the stream has them.
+    /// Passes exactly `size` bytes to `sink`, in pieces as they are buffered.
     ///
     /// # Errors
     /// The stream's, or the sink's.
@@ -151,7 +151,7 @@ impl<R: BufRead> Stream<R> {
         Ok(())
     }
 
-    /// Skips `size` bytes of data, and to the next block.
+    /// Skips `size` bytes of data and their padding.
     ///
     /// # Errors
     /// The stream cannot be read, or ends.
@@ -160,7 +160,7 @@ impl<R: BufRead> Stream<R> {
         self.pad(size, what)
     }
 
-    /// Skips to the next block after `size` bytes of data.
+    /// Skips the padding after `size` bytes of data.
     ///
     /// # Errors
     /// The stream cannot be read, or ends.
@@ -169,7 +169,8 @@ impl<R: BufRead> Stream<R> {
         self.copy(rest, what, |_| Ok(()))
     }
 
-    /// Reads all that follows the end of the archive: the digest covers it. Gives the stream's length in bytes.
+    /// Reads everything after the end of the archive, because the digest covers it. Returns the stream's length in
+    /// bytes.
     ///
     /// # Errors
     /// The stream cannot be read, or is too long.
@@ -184,7 +185,7 @@ impl<R: BufRead> Stream<R> {
         }
     }
 
-    /// The next 512 bytes; none at a clean end of the stream.
+    /// Reads the next 512 bytes; `None` at a clean end of the stream.
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>, Error> {
         if self.peek(1)?.is_empty() {
             return Ok(None);
@@ -199,7 +200,7 @@ impl<R: BufRead> Stream<R> {
         Ok(Some(block))
     }
 
-    /// `left` is how many bytes this entry's records may still have.
+    /// Reads an extension record. `left` is the number of bytes that this entry's records may still have.
     fn extension(&mut self, size: u64, left: &mut u64) -> Result<Vec<u8>, Error> {
         *left = left.checked_sub(size).ok_or_else(|| Error::Limit {
             what: "the size of an entry's tar extension records".into(),
@@ -215,7 +216,7 @@ impl<R: BufRead> Stream<R> {
         Ok(data)
     }
 
-    /// Takes bytes for what describes entries beyond their headers.
+    /// Counts bytes of extension data against the limit of the stream.
     fn spend(&mut self, bytes: u64) -> Result<(), Error> {
         self.extensions = self.extensions.checked_sub(bytes).ok_or_else(|| Error::Limit {
             what: "the size of all tar extension records, beside 4096 bytes for each entry,".into(),
@@ -224,12 +225,12 @@ impl<R: BufRead> Stream<R> {
         Ok(())
     }
 
-    /// The next entry, or none at the end. `strict`: the end must be marked by a zero block, which only a stream that
-    /// is verified by a digest may lack. The entry's data follows in the stream: the caller reads it, and skips to the next
-    /// block with [`Stream::pad`].
+    /// Reads the next entry; `None` at the end. `strict`: the end must be marked by a zero block, which only a stream
+    /// that is verified by a digest may lack. The entry's data follows in the stream: the caller reads it, and skips
+    /// the padding with [`Stream::pad`].
     ///
     /// # Errors
-    /// What comes is no entry, too long, or the stream cannot be read.
+    /// The data is no entry, it exceeds a limit, or the stream cannot be read.
     pub fn next(&mut self, strict: bool) -> Result<Option<Entry>, Error> {
         let mut ext = Extensions::default();
         let mut extended = false;
@@ -238,7 +239,7 @@ impl<R: BufRead> Stream<R> {
         loop {
             let at = self.offset;
             let block = match self.block() {
-                // It has not even the bytes of a header.
+                // The stream is shorter than a header.
                 Err(Error::Truncated { .. }) if at == 0 => return Err(Error::NoTar),
                 block => block?,
             };
@@ -272,18 +273,19 @@ impl<R: BufRead> Stream<R> {
             match kind {
                 EntryType::GNULongName => ext.path = Some(until_nul(self.extension(size, &mut left)?)),
                 EntryType::GNULongLink => ext.link = Some(until_nul(self.extension(size, &mut left)?)),
-                // Solaris' tar calls it X.
+                // Solaris' tar uses X for the type.
                 kind if kind == EntryType::XHeader || kind.as_byte() == b'X' => {
                     let data = self.extension(size, &mut left)?;
                     parse_pax(&data, &mut ext).ok_or_else(|| corrupt(at, "malformed PAX record"))?;
                 }
-                // Defaults for all later entries. Docker and containerd ignore them, so we see the same names.
+                // Defaults for all later entries. Docker and containerd ignore them; ignoring them here gives the
+                // same names.
                 EntryType::XGlobalHeader => {
                     let mut own = MAX_EXTENSION;
                     self.extension(size, &mut own)?;
                     extended = false;
                 }
-                // The label of a volume is no file.
+                // A volume label is no file.
                 kind if kind.as_byte() == b'V' => {
                     self.spend(BLOCK as u64)?;
                     self.skip(size, b"a volume's label")?;
@@ -293,7 +295,7 @@ impl<R: BufRead> Stream<R> {
                 _ => {
                     let records = ext.sparse.take();
                     let mut entry = entry(header, kind, size, ext, at, !self.lenient)?;
-                    // The names that were in a directory when GNU tar made an incremental backup of it.
+                    // GNU tar's incremental backups: the list of names in a directory.
                     if kind.as_byte() == b'D' {
                         self.skip(entry.size, &entry.path)?;
                         (entry.kind, entry.size) = (EntryType::Directory, 0);
@@ -312,7 +314,7 @@ impl<R: BufRead> Stream<R> {
     fn old_sparse(&mut self, entry: &mut Entry, header: &Header, at: u64) -> Result<(), Error> {
         let path = show(&entry.path);
         let error = |why: &str| Error::Entry { path: path.clone(), why: why.into() };
-        // Star's has the same type and its map elsewhere; star and GNU tar write PAX's formats as well.
+        // Star uses the same type but another place for the map; star and GNU tar write PAX's formats as well.
         let gnu = header.as_gnu().ok_or_else(|| {
             error("a sparse file in another format than GNU's and PAX's: write the archive with `tar --format=pax`")
         })?;
@@ -368,7 +370,7 @@ impl<R: BufRead> Stream<R> {
     }
 }
 
-/// What a header says, and what its extension records say instead. Owners are 0 unless they are wanted.
+/// Builds an entry from a header and the extension records that override it. Owners are 0 unless they are wanted.
 fn entry(
     header: &Header,
     kind: EntryType,
@@ -380,7 +382,7 @@ fn entry(
     let old = header.as_old();
     let path = ext.path.unwrap_or_else(|| name(header));
     let size = ext.size.unwrap_or(size);
-    // Archives from before POSIX have no type for a directory, and BSD's do without.
+    // Archives older than POSIX have no type for directories, and BSD's do not use it.
     let is_file = matches!(kind, EntryType::Regular | EntryType::Continuous);
     let old_dir = is_file && path.ends_with(b"/") && (header.as_bytes()[156] == 0 || size == 0);
     let kind = if old_dir { EntryType::Directory } else { kind };
@@ -389,7 +391,7 @@ fn entry(
             return Ok(0);
         }
         let value = value.map_or_else(|| signed(field, at), |value| Ok(value.into()))?;
-        // The last value means "leave it" to chown(2).
+        // chown(2) takes the last value for "leave unchanged".
         match u32::try_from(value) {
             Ok(id) if id != u32::MAX => Ok(id),
             _ => Err(Error::Entry { path: show(&path), why: format!("{name} {value} is out of range") }),
@@ -438,7 +440,7 @@ fn entry(
     })
 }
 
-/// The name in a header. Only POSIX and star have a prefix; GNU's magic differs and has other things in its place.
+/// The name in a header. Only POSIX and star have a prefix; GNU has another magic and other fields in its place.
 fn name(header: &Header) -> Vec<u8> {
     let bytes = header.as_bytes();
     let (name, prefix) = (text(&bytes[..100]), text(&bytes[345..500]));
@@ -457,7 +459,7 @@ fn unsigned(field: &[u8], at: u64) -> Result<u64, Error> {
     signed(field, at)?.try_into().map_err(|_| corrupt(at, "a header field is out of range"))
 }
 
-/// Old tars summed signed characters; both sums are accepted, as everywhere.
+/// Old tars summed signed characters; both sums are accepted, as by other readers.
 fn checksum_fits(block: &[u8; BLOCK], header: &Header) -> bool {
     let (mut plain, mut signed) = (0i64, 0i64);
     for (i, byte) in block.iter().enumerate() {
@@ -475,7 +477,7 @@ fn until_nul(mut data: Vec<u8>) -> Vec<u8> {
     data
 }
 
-/// Records are `<length> <key>=<value>\n`, the length counting all of it (POSIX pax, "Extended Header").
+/// Parses records `<length> <key>=<value>\n`, whose length counts all of it (POSIX pax, "Extended Header").
 fn parse_pax(mut data: &[u8], ext: &mut Extensions) -> Option<()> {
     while !data.is_empty() {
         let space = data.iter().take(20).position(|b| *b == b' ')?;
@@ -489,7 +491,7 @@ fn parse_pax(mut data: &[u8], ext: &mut Extensions) -> Option<()> {
             continue;
         }
         if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
-            // Normally a repetition of what is there in plain.
+            // Normally it repeats an attribute that is also there unencoded.
             ext.xattrs.push(xattr::libarchive(name, value)?);
             continue;
         }
@@ -497,7 +499,7 @@ fn parse_pax(mut data: &[u8], ext: &mut Extensions) -> Option<()> {
             ext.sparse.get_or_insert_default().add(key, value)?;
             continue;
         }
-        // An empty value takes the record back, and the header's field counts.
+        // An empty value cancels the record, so that the header's field counts.
         let value = Some(value).filter(|value| !value.is_empty());
         let number = || value.map_or(Some(None), |value| decimal(value).map(Some));
         match key {

@@ -1,7 +1,7 @@
 //! Extended attributes in the form that libarchive writes.
 
-/// A record `LIBARCHIVE.xattr.<name>`: the name is percent-encoded, the value base64 without padding (libarchive,
-/// `archive_write_pax_header_xattr`). None if it is not.
+/// Decodes a record `LIBARCHIVE.xattr.<name>`: the name is percent-encoded, the value base64 without padding
+/// (libarchive, `archive_write_pax_header_xattr`). `None` if it is invalid.
 pub(crate) fn libarchive(name: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut decoded = Vec::with_capacity(name.len());
     let mut rest = name;

@@ -1,12 +1,12 @@
 //! Points in time that survive a restart of the server: nanoseconds since the boot of the host.
 
-/// Nanoseconds since boot, which no one sets.
+/// Returns nanoseconds since boot (CLOCK_BOOTTIME, which nobody can set).
 pub fn since_boot() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
-/// The same of a file's last change.
+/// Returns a file's last modification time in nanoseconds since boot.
 pub fn changed_since_boot(file: &std::path::Path) -> u64 {
     let changed = std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok();
     let ago = changed.and_then(|then| then.elapsed().ok()).unwrap_or_default();

@@ -13,7 +13,7 @@ use wardian_runtime::wire::{Boxed, Placement};
 use wardian_store::{Image, Owner};
 use wardian_sys::{memfd, mount};
 
-/// What the keeper gets, besides the pair.
+/// What the keeper gets besides the pair of namespaces.
 pub struct Parts {
     pub boxed: Boxed<OwnedFd>,
     pub place: Placement<OwnedFd>,
@@ -25,7 +25,7 @@ impl From<Limits> for cgroup::Limits {
     }
 }
 
-/// hosts and resolv.conf of a container; its peas share them.
+/// Returns the bind mounts of a container's hosts and resolv.conf, which its peas share.
 pub fn network_files(dir: &Path) -> [BindMount; 2] {
     ["hosts", "resolv.conf"].map(|name| BindMount {
         source: dir.join(name),
@@ -34,14 +34,16 @@ pub fn network_files(dir: &Path) -> [BindMount; 2] {
     })
 }
 
-/// /dev/shm is memory. Where the container's is limited the cgroup counts it, and what is in it no OOM killer frees: a
-/// sixteenth is left, so that something can be started that does. Else the server's bound holds.
+/// Returns the size of /dev/shm. Its contents are memory: with a memory limit the cgroup charges them, and
+/// the OOM killer cannot free them. So a sixteenth of the limit is left over, in which a process can still be
+/// started to delete files there. Without a limit the server's bound applies.
 pub fn shm_bytes(server: u64, memory: u64) -> u64 {
     if memory > 0 && server > 0 { (memory - memory / 16).max(4096) } else { server }
 }
 
-/// A root file system with its bundle and bind mounts, for a container or a pea. The `files` are the container's own: it is
-/// given them, or its keeper has them already.
+/// Prepares a root file system with its bundle and bind mounts, for a container or a pea. `files` are the
+/// container's hosts and resolv.conf; with true their contents are handed over, otherwise the keeper has them
+/// already.
 #[allow(clippy::too_many_arguments)]
 pub fn assemble(
     shared: &Shared,
@@ -86,8 +88,9 @@ pub fn assemble(
     Ok(Parts { boxed, place })
 }
 
-/// Bind mounts in the order in which they are mounted: one that comes after another below it would hide that. All others
-/// stay where the client has put them, those on the same destination too, of which the last one is seen.
+/// Returns the bind mounts in the order in which they are mounted: a mount above another one comes before it,
+/// since it would hide the other. All others stay in the client's order, also those on the same destination,
+/// of which the last one is visible.
 fn from_above(binds: &[BindMount]) -> Vec<BindMount> {
     let mut ordered: Vec<BindMount> = Vec::with_capacity(binds.len());
     for bind in binds {
@@ -100,8 +103,9 @@ fn from_above(binds: &[BindMount]) -> Vec<BindMount> {
     ordered
 }
 
-/// Device nodes below a directory have no effect. One that is itself mounted has, if the container may open the device;
-/// the rules of its cgroup hold for it as for any other.
+/// Clones the mount of a bind source. Device nodes below a directory have no effect (`nodev`). A device node
+/// that is itself the source works, if the container may open the device; the device rules of its cgroup
+/// apply as to any other node.
 fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
     let name = bind.source.display().to_string();
     let fail = |e: mount::Error| Error::BindMount { path: name.clone(), source: e.into() };
@@ -158,7 +162,7 @@ mod tests {
         };
         assert_eq!(order(&["/x/y", "/x"]), ["1", "0"]);
         assert_eq!(order(&["/x/y/z", "/a", "/x/y/", "/b", "//x"]), ["4", "2", "0", "1", "3"]);
-        // What has nothing to do with each other stays in its order, and so does what is at the same place.
+        // Unrelated destinations stay in their order, and so do equal ones.
         assert_eq!(order(&["/b/c", "/a", "/bc", "/b/c", "/b/cd"]), ["0", "1", "2", "3", "4"]);
         assert_eq!(order(&["/x", "/x/y", "/x"]), ["0", "2", "1"]);
     }

@@ -1,4 +1,4 @@
-//! From a request to a living container.
+//! The create of a container: from a request to a living container.
 
 use crate::admission::bounds;
 use crate::age::since_boot;
@@ -26,10 +26,11 @@ use wardian_store::Image;
 use wardian_sys::failpoint::{self, Point};
 
 impl Engine {
-    /// Make a container; its handle, and what its maker should know of its image.
+    /// Creates a container. Returns its handle, and a warning about its image for the client.
     ///
     /// # Errors
-    /// Bad or taken handle, an image that is not there, whatever the kernel refuses. Nothing stays.
+    /// The handle is invalid or taken, the image cannot be found, or the kernel refuses something. Nothing is
+    /// left behind.
     pub async fn create(&self, mut spec: ContainerSpec) -> Result<(String, Option<String>)> {
         if spec.handle.is_empty() {
             spec.handle = uuid::Uuid::new_v4().to_string();
@@ -49,13 +50,13 @@ impl Engine {
         if !grace.is_zero() {
             spec.properties.insert(grace::PROPERTY.to_owned(), grace.as_nanos().to_string());
         }
-        // What cannot succeed must not wait for its turn.
+        // A create that cannot succeed must not queue.
         self.check_room(&self.shared.lock(), &spec.handle)?;
         let timeline = Timeline::begin();
         let image = self.image("image", &spec.image).await;
         timeline.ended("image");
         let image = image.inspect_err(|error| {
-            // It has no id yet.
+            // The container has no id yet.
             let failed = timeline.operation(Kind::Create, &spec.handle, "", Some(error.to_string()));
             self.shared.history.add(failed);
         })?;
@@ -83,7 +84,8 @@ impl Engine {
         };
         failpoint::reach(Point::CreateReserved);
         timeline.ended("keeper");
-        // In a task of its own: a client that goes away must not leave a half-made container.
+        // The create runs in a task of its own: a client that disconnects must not leave a half-made
+        // container.
         let engine = self.clone();
         let made = async move {
             let _served = engine.shared.sweeper.serve();
@@ -200,7 +202,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Hear of ends. Holds the container only weakly: the task ends with the keeper's connection.
+    /// Handles the events of the container's keeper. The task holds the container only weakly, and ends with
+    /// the keeper's connection.
     pub(crate) fn watch(
         &self,
         container: &Arc<Container>,
@@ -232,14 +235,15 @@ impl Engine {
         });
     }
 
-    /// Whatever a failed create has made so far.
+    /// Removes whatever a failed create has made so far.
     pub(crate) async fn undo(&self, container: &Arc<Container>) {
-        // The destroy path copes with every part missing. What it cannot end now, the reaper tries again.
+        // The teardown copes with every part missing.
         if container.begin_teardown(lifecycle::Event::Undo).is_ok()
             && let Err(error) = self.tear_down(container, &Timeline::begin()).await
         {
             tracing::warn!(handle = container.handle, %error, "create.undo-failed");
-            // Visible with `garden.state=all`, and destroyable: its handle must not be taken for ever.
+            // The container becomes broken: it is listed with `garden.state=all` and can be destroyed, so
+            // that its handle is not taken for ever.
             container.teardown_failed(&error);
         }
     }
@@ -292,7 +296,8 @@ fn prepare(
     };
     timeline.ended("files");
     let cgroup = Error::Cgroup;
-    // It was made ahead with the rules of an unprivileged one, and nothing runs in it yet.
+    // The cgroup was made ahead with the device rules of an unprivileged container, and nothing runs in it
+    // yet.
     if spec.privileged {
         shared.cgroups.impose(id, Devices::Privileged).map_err(cgroup)?;
     }

@@ -1,4 +1,4 @@
-//! The end of a container. Nothing here waits for a disk.
+//! The teardown of a container. Nothing here waits for a disk.
 
 use crate::container::Container;
 use crate::container::lifecycle::Event;
@@ -13,25 +13,26 @@ use tracing::Instrument as _;
 use wardian_runtime::wire::Destroyed;
 use wardian_sys::failpoint::{self, Point};
 
-/// What has not died of SIGKILL by then (D state) makes the container broken.
+/// The time in which killed processes must be gone; if some are left (D state) the container becomes broken.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often a container is destroyed at a start.
+/// How often the destroy of a container is tried at a start.
 const ATTEMPTS: u32 = 3;
 const STUCK: &str = "processes do not die, it is tried again on the next destroy";
 
 impl Engine {
-    /// Destroy it with everything in it.
+    /// Destroys a container with everything in it.
     ///
     /// # Errors
-    /// Unknown; being destroyed; or something does not die, and then it can be tried again.
+    /// Unknown handle; the container is being destroyed already; or a process does not die, and then the
+    /// destroy can be tried again.
     pub async fn destroy(&self, handle: &str) -> Result<()> {
         let container = self.find(handle)?;
         container.begin_teardown(Event::Destroy)?;
         self.end(container).await
     }
 
-    /// End a container whose destroy has begun.
+    /// Runs the teardown of a container whose destroy has begun.
     pub(crate) async fn end(&self, container: Arc<Container>) -> Result<()> {
         let engine = self.clone();
         let task = async move {
@@ -65,7 +66,8 @@ impl Engine {
         task.await.map_err(Error::task("destroy"))?
     }
 
-    /// Destroy every container and sweep what it leaves, before anybody is served. What does not die stays, broken.
+    /// Destroys every container and sweeps what it leaves, before any client is served. A container whose
+    /// processes do not die stays, broken.
     pub(crate) async fn destroy_all(&self) {
         let containers: Vec<Arc<Container>> = self.shared.lock().values().cloned().collect();
         let mut tasks = tokio::task::JoinSet::new();
@@ -73,7 +75,7 @@ impl Engine {
             let engine = self.clone();
             tasks.spawn(async move {
                 for attempt in 1..=ATTEMPTS {
-                    // Nobody else can have begun: nobody is served.
+                    // No other teardown can be under way: no client is served yet.
                     let done = match container.begin_teardown(Event::Destroy) {
                         Ok(()) => engine.tear_down(&container, &Timeline::begin()).await,
                         Err(error) => Err(error),
@@ -97,13 +99,13 @@ impl Engine {
         drop(tokio::task::spawn_blocking(move || shared.sweeper.drain()).await);
     }
 
-    /// Kill, let the root file system go, forget. The container says `destroying` already. Everything else it had is left
-    /// to the sweeper.
+    /// Kills the processes, releases the root file system, and removes the record. The container's state is
+    /// already Ending. Everything else is left to the sweeper.
     pub(crate) async fn tear_down(&self, container: &Arc<Container>, timeline: &Timeline) -> Result<()> {
         let id = container.id.clone();
         let handle = container.handle.as_str();
-        // The steps that operators look for when a destroy is slow. No driver of disk limits is in use, so there is no
-        // quota id to give back; the keeper unmounts by closing the last reference.
+        // Operators look for these log events when a destroy is slow. No driver of disk limits is in use, so
+        // there is no quota id to give back; the keeper unmounts by closing the last reference.
         tracing::info!(handle, id, quota_id = 0, "rootfs.quota-id");
         tracing::info!(handle, id, "rootfs.unmounting");
         let mut unmount_ms = 0.0;
@@ -118,9 +120,9 @@ impl Engine {
                     unmount_ms = milliseconds(unmounted_us);
                     timeline.ended_as(&[("kill", milliseconds(killed_us)), ("unmount", unmount_ms)]);
                 }
-                // A keeper of an earlier version does not tell.
+                // A keeper of an earlier version does not return durations.
                 Ok(Ok(None)) => timeline.ended("keeper"),
-                // It has ended before, and its container with it, or is about to.
+                // The keeper has exited, and its container has ended with it, or is about to.
                 Ok(Err(keeper::Error::Gone)) => {
                     timeline.ended("keeper");
                     by_force = true;
@@ -131,7 +133,7 @@ impl Engine {
                 }
                 Err(_) => {
                     timeline.ended("kill");
-                    // Either something does not die, or somebody has stopped the keeper.
+                    // Either a process does not die, or the keeper is stopped (SIGSTOP).
                     by_force = true;
                 }
             }
@@ -149,7 +151,7 @@ impl Engine {
         container.tell_ends(&self.shared.events);
         let shared = self.shared.clone();
         let handle = container.handle.clone();
-        // The commit point: without its record the container is gone, whatever happens to us.
+        // The commit point: without its record the container is gone, even if this server is killed now.
         shared.records.forget(&id).map_err(Error::system("forget"))?;
         failpoint::reach(Point::DestroyForgotten);
         let keeper = container.any_keeper();
@@ -164,7 +166,7 @@ impl Engine {
         timeline.ended("forget");
         shared.store.release_rootfs(&id, Some(&handle));
         timeline.ended("release");
-        // After the reply: directories, cgroups, what peas have left.
+        // Left to the sweeper, after the reply: directories, cgroups, remains of peas.
         failpoint::reach(Point::DestroySweeping);
         shared.sweeper.add(Remains::Container { id, keeper });
         Ok(())
@@ -176,11 +178,11 @@ fn milliseconds(us: u64) -> f64 {
     us as f64 / 1e3
 }
 
-/// End a container whose keeper cannot be asked, and the keeper. `false`: something does not die.
+/// Ends a container whose keeper does not answer, and the keeper. Returns false if a process does not die.
 pub fn end_by_force(shared: &Shared, id: &str) -> bool {
     let started = Instant::now();
     let kill = || {
-        // The keeper first: pid 1 dies with it, and the others with pid 1.
+        // The keeper is killed first: pid 1 dies with it, and the other processes with pid 1.
         let keeper = shared.cgroups.kill_keeper(id);
         shared.cgroups.kill(id) && keeper
     };

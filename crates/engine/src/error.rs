@@ -1,5 +1,5 @@
-//! What can go wrong in the life of a container. An error's text is for the client, and has its causes in it; the causes
-//! themselves are its sources.
+//! The engine's errors. An error's text is for the client, and includes its causes; the causes are also its
+//! sources.
 
 use crate::{instance, keeper, reset, start};
 use wardian_runtime::cgroup;
@@ -26,31 +26,31 @@ pub enum Error {
     /// The program was not found in the container.
     #[error("{0}")]
     ExecutableNotFound(String),
-    /// A second destroy while one runs.
+    /// A teardown of the container is under way already.
     #[error("container already being destroyed")]
     BeingDestroyed,
     /// No such property.
     #[error("property does not exist: {0}")]
     UnknownProperty(String),
-    /// The container cannot be used any more; only destroyed.
+    /// The container is broken: it can only be destroyed.
     #[error("container {handle} is broken: {reason}")]
     Broken {
-        /// Whose.
+        /// The container's handle.
         handle: String,
         /// Why.
         reason: String,
     },
-    /// Too much to do: it may succeed later. The text says what to do.
+    /// The server is overloaded: the request may succeed later. The text says what to do.
     #[error("{0}")]
     Busy(String),
     /// A bad request: the text says what is wrong.
     #[error("{0}")]
     Invalid(String),
-    /// The keeper could not start what was asked for: what a container is asked for and what fails inside of it look the same
-    /// from outside.
+    /// The keeper could not start the program. From outside, an unusable request and a failure inside the
+    /// container look the same.
     #[error("{0}")]
     Launch(String),
-    /// The same where it may be for want of memory.
+    /// A failed start that may be due to a low memory limit.
     #[error("{source}{hint}")]
     Starved {
         /// The failure.
@@ -58,12 +58,12 @@ pub enum Error {
         /// How much memory is enough.
         hint: String,
     },
-    /// What was begun for a client was given up.
+    /// The operation was given up.
     #[error("{during}: {why}")]
     GivenUp {
-        /// Doing what.
+        /// The operation.
         during: &'static str,
-        /// For which reason.
+        /// The reason.
         why: &'static str,
     },
     /// The container's keeper did not do what it was asked for.
@@ -82,18 +82,18 @@ pub enum Error {
         /// What it says.
         source: Box<wardian_store::Error>,
     },
-    /// A cgroup.
+    /// A cgroup cannot be made or set up.
     #[error("cgroup: {0}")]
     Cgroup(#[from] cgroup::Error),
-    /// What is bound into a container.
+    /// A bind mount cannot be made.
     #[error("bind mount: {path}: {}", chain(&**source))]
     BindMount {
-        /// On the host.
+        /// The source path on the host.
         path: String,
-        /// Why it cannot be.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The kernel said no, or a file of this server's own cannot be read or written.
+    /// A system call failed, or a file of this server's own cannot be read or written.
     #[error("{step}: {source}")]
     System {
         /// Doing what.
@@ -101,10 +101,10 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// This process has not the ids that containers need.
+    /// This process's user namespace lacks the ids that containers need.
     #[error("id maps: {0}")]
     IdMaps(String),
-    /// A task of this server did not come to its end: it has panicked, or the server ends.
+    /// A task of this server has panicked, or was cancelled because the server ends.
     #[error("{during}: {source}")]
     Task {
         /// Doing what.
@@ -112,7 +112,7 @@ pub enum Error {
         /// Why.
         source: tokio::task::JoinError,
     },
-    /// The run directory is not this server's.
+    /// The run directory cannot be used.
     #[error(transparent)]
     Instance(#[from] instance::Error),
     /// The server cannot start.
@@ -123,11 +123,12 @@ pub enum Error {
     Reset(#[from] reset::Error),
 }
 
-/// Bytes of memory that are enough to start something with. The kernel counts page tables, stacks and sockets as well, more of
-/// them where there are more processors: on a host with two it takes 1 MiB.
+/// Bytes of memory that are enough to start a process with. The kernel also charges page tables, stacks and
+/// sockets, and more of them with more processors: on a host with two processors a start takes 1 MiB.
 const ENOUGH: u64 = 4 << 20;
 
-/// What is added to an error where the limit of a container's memory may be its cause; nothing where it is not.
+/// Returns a hint for an error that a low memory limit may have caused; empty for a limit that is high
+/// enough.
 pub(crate) fn too_little(memory_bytes: u64) -> String {
     if memory_bytes == 0 || memory_bytes >= ENOUGH {
         return String::new();
@@ -140,7 +141,8 @@ pub(crate) fn too_little(memory_bytes: u64) -> String {
 }
 
 impl Error {
-    /// The same where it may be for want of memory: nothing was started, under a limit of so many bytes.
+    /// Adds a hint to the failure of a start under a memory limit of `memory_bytes`, if so little memory may
+    /// be the cause.
     pub(crate) fn under(self, memory_bytes: u64) -> Self {
         let hint = too_little(memory_bytes);
         match self {
@@ -151,26 +153,26 @@ impl Error {
         }
     }
 
-    /// The kernel, or a file of this server, failed at `step`.
+    /// Returns a conversion for failures of the kernel, or of a file of this server, at `step`.
     pub fn system<E: Into<std::io::Error>>(step: &'static str) -> impl Fn(E) -> Self + Copy {
         move |error| Self::System { step, source: error.into() }
     }
 
-    /// A task of this server did not end `during` this.
+    /// Returns a conversion for a task of this server that did not finish.
     pub(crate) fn task(during: &'static str) -> impl Fn(tokio::task::JoinError) -> Self + Copy {
         move |source| Self::Task { during, source }
     }
 
-    /// A keeper did not do what it was `asked` for.
+    /// Returns a conversion for a keeper that did not do what it was `asked` for.
     pub(crate) fn keeper(asked: &'static str) -> impl Fn(keeper::Error) -> Self + Copy {
         move |source| Self::Keeper { asked, source }
     }
 
-    /// The store failed at `step`.
+    /// Returns a conversion for failures of the store at `step`.
     pub(crate) fn store(step: &'static str) -> impl Fn(wardian_store::Error) -> Self + Copy {
         move |error| Self::Store { step, source: Box::new(error) }
     }
 }
 
-/// Shorthand.
+/// A result with an engine [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

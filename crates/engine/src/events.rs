@@ -1,13 +1,14 @@
-//! What happens to containers, told to whoever listens.
+//! Events of containers, broadcast to all listeners.
 //!
-//! Nobody is waited for: each listener has a bounded queue, and one that is too slow is told how much it has missed.
+//! No listener is waited for: each has a bounded queue, and one that is too slow is told how many events it
+//! has missed.
 
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 
-/// Events that wait for a listener: a scale-up of some hundred containers.
+/// The most events that are queued for a listener: a scale-up of some hundred containers.
 const QUEUE: usize = 4096;
 
 /// What happened.
@@ -16,21 +17,21 @@ const QUEUE: usize = 4096;
 pub enum What {
     /// A container was made.
     Create,
-    /// It was destroyed.
+    /// A container was destroyed.
     Destroy,
-    /// A stop has ended its processes.
+    /// A stop has ended a container's processes.
     Stop,
-    /// It can only be destroyed from now on.
+    /// A container is broken: it can only be destroyed.
     Broken {
         /// Why.
         reason: String,
     },
-    /// A process was started in it.
+    /// A process was started in a container.
     ProcessStart {
         /// Its id.
         process: String,
     },
-    /// One has ended.
+    /// A process has ended.
     ProcessExit {
         /// Its id.
         process: String,
@@ -39,21 +40,21 @@ pub enum What {
     },
 }
 
-/// One of the things that happened.
+/// An event of a container.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Event {
     /// Seconds since 1970.
     pub time: f64,
-    /// The container's.
+    /// The container's handle.
     pub handle: String,
-    /// Handles are used again, ids are not.
+    /// The container's id: ids are never reused, handles are.
     pub id: String,
-    /// What.
+    /// What happened.
     #[serde(flatten)]
     pub what: What,
 }
 
-/// Where events come from.
+/// The sender of events.
 #[derive(Debug)]
 pub(crate) struct Events(broadcast::Sender<Arc<Event>>);
 
@@ -66,7 +67,7 @@ impl Default for Events {
 impl Events {
     pub(crate) fn tell(&self, handle: &str, id: &str, what: What) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        // An error says that nobody listens.
+        // Fails only if there is no listener.
         let _ = self.0.send(Arc::new(Event { time, handle: handle.to_owned(), id: id.to_owned(), what }));
     }
 
@@ -75,21 +76,21 @@ impl Events {
     }
 }
 
-/// What a listener hears.
+/// What a listener receives.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Heard {
-    /// Something happened.
+    /// An event.
     Event(Arc<Event>),
-    /// It was too slow for so many.
+    /// The number of events that the listener was too slow for.
     Lost(u64),
 }
 
-/// Hears of everything that happens from its making on.
+/// Receives all events from its making on.
 #[derive(Debug)]
 pub struct Listener(broadcast::Receiver<Arc<Event>>);
 
 impl Listener {
-    /// The next one; `None` when the engine has gone.
+    /// Returns the next event; `None` once the engine is gone.
     pub async fn next(&mut self) -> Option<Heard> {
         match self.0.recv().await {
             Ok(event) => Some(Heard::Event(event)),

@@ -1,8 +1,8 @@
-//! Grace times: a container that nobody has called for so long is destroyed.
+//! Grace times: a container without a call for as long as its grace time is destroyed.
 //!
-//! The time is in the property `garden.grace-time`, in nanoseconds, and so in the record: the next server goes on with it,
-//! from its beginning. While somebody calls (for a process: while a client is connected to it) the clock stands, and after
-//! the last call the whole time is given anew.
+//! The grace time is kept in the property `garden.grace-time`, in nanoseconds, and so in the record: the next
+//! server continues with it, and starts the whole time anew. During a call (for a process: while a client is
+//! connected to it) the timer does not run; at the end of the last call the whole time starts anew.
 
 use crate::container::Container;
 use crate::container::clock::Clock;
@@ -13,10 +13,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// The property; Garden's name.
+/// The property's name, which is Garden's.
 pub const PROPERTY: &str = "garden.grace-time";
 
-/// Somebody calls a container: its clock stands until this is dropped.
+/// A call of a container: its grace-time timer does not run until this is dropped.
 #[derive(Debug)]
 pub struct Call(Option<(Engine, Arc<Container>)>);
 
@@ -31,14 +31,14 @@ impl Drop for Call {
     }
 }
 
-/// The grace time on record; what is no number is none.
+/// Returns the grace time in the record; zero (none) if it is not a number.
 fn time(record: &Record) -> Duration {
     let nanoseconds = record.properties.get(PROPERTY).and_then(|text| text.parse().ok());
     Duration::from_nanos(nanoseconds.unwrap_or(0))
 }
 
 impl Engine {
-    /// A call begins. Of an unknown handle it means nothing.
+    /// Begins a call. Does nothing for an unknown handle.
     pub fn call(&self, handle: &str) -> Call {
         let Ok(container) = self.find(handle) else { return Call(None) };
         {
@@ -49,8 +49,9 @@ impl Engine {
         Call(Some((self.clone(), container)))
     }
 
-    /// Give it another time. With no call under way it counts from now, and zero is over at once; otherwise it counts from
-    /// the end of the last call, and zero is none. Unknown handles are ignored, as the real server does.
+    /// Sets a container's grace time. With no call under way it counts from now, and zero is over at once;
+    /// otherwise it counts from the end of the last call, and zero means none. Unknown handles are ignored,
+    /// as by Garden's server.
     ///
     /// # Errors
     /// The record cannot be written.
@@ -61,7 +62,7 @@ impl Engine {
             drop(record.properties.insert(PROPERTY.to_owned(), grace.as_nanos().to_string()));
         };
         match container.update(set, |record| self.shared.records.save(record)) {
-            // It is on its way out.
+            // The container is being destroyed.
             Err(Error::UnknownHandle(_)) => return Ok(()),
             other => other?,
         }
@@ -72,7 +73,7 @@ impl Engine {
         Ok(())
     }
 
-    /// It is made, or found: its time begins.
+    /// Starts the grace-time timer of a container that was created, or found at the start.
     pub(crate) fn strap(&self, container: &Arc<Container>) {
         let mut clock = container.clock();
         if clock.calls == 0 {
@@ -81,7 +82,7 @@ impl Engine {
         }
     }
 
-    /// It is gone.
+    /// Stops the grace-time timer of a container that is gone.
     pub(crate) fn defuse(container: &Container) {
         container.clock().stop();
     }
@@ -94,9 +95,9 @@ impl Engine {
     }
 
     fn run_clock(&self, container: &Arc<Container>, clock: &mut Clock, grace: Duration) {
-        // At the very end of the server there is nobody left who would look at a clock.
+        // Without a runtime the server is at its very end, and no timer would run.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        // Held weakly: no clock keeps a container or an engine.
+        // Both are held weakly: a timer keeps neither a container nor an engine alive.
         let (engine, container, round) =
             (Arc::downgrade(&self.shared), Arc::downgrade(container), clock.round);
         let timer = runtime.spawn(async move {
@@ -115,9 +116,9 @@ async fn expired(engine: &Weak<crate::Shared>, container: &Weak<Container>, roun
         if clock.round != round || clock.calls > 0 || engine.shared.closing.load(Ordering::Acquire) {
             return;
         }
-        // From here on a call does not stop it.
+        // From here on a new call does not stop the teardown.
         clock.timer = None;
-        // A destroy that is under way needs no help.
+        // Fails if a teardown is under way already.
         if container.begin_teardown(Event::Destroy).is_err() {
             return;
         }

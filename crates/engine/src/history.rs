@@ -1,7 +1,7 @@
-//! What the last creates and destroys were made of: each phase has a name and a duration.
+//! A history of the last creates and destroys: the name and duration of each of their phases.
 //!
-//! The history is in memory and bounded. The create of a living container is also in its record, so a server that
-//! is started again knows it; destroys that an earlier server did are forgotten with it.
+//! The history is in memory and bounded. The create of a living container is also in its record, so that the
+//! next server knows it; destroys are forgotten with the server that did them.
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -11,18 +11,18 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use wardian_recorder::Diagnosis;
 use wardian_sys::text::clip;
 
-/// Operations that are remembered: some hundreds of bytes each.
+/// The most operations that are kept: some hundreds of bytes each.
 const KEPT: usize = 1000;
-/// Bytes of an error that are remembered: it may quote what a client has sent.
+/// The most bytes that are kept of an error: it may quote a request.
 const ERROR: usize = 4096;
 
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A container was made, or was tried to be.
+    /// The create of a container, whether it succeeded or failed.
     Create,
-    /// It was destroyed, or was tried to be.
+    /// The destroy of a container, whether it succeeded or failed.
     Destroy,
 }
 
@@ -40,11 +40,11 @@ pub struct Step {
 /// One create or destroy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Which.
+    /// Whether this is a create or a destroy.
     pub kind: Kind,
-    /// Of whom.
+    /// The container's handle.
     pub handle: String,
-    /// Handles are used again, ids are not.
+    /// The container's id: ids are never reused, handles are.
     pub id: String,
     /// When it began, in seconds since 1970.
     pub began: f64,
@@ -54,7 +54,7 @@ pub struct Operation {
     pub steps: Vec<Step>,
     /// Why it failed.
     pub error: Option<String>,
-    /// What the kernel did meanwhile, of one that was slow; it comes a moment after the end.
+    /// What the kernel did during a slow operation; it is added shortly after the end of the operation.
     #[serde(default)]
     pub diagnosis: Option<Diagnosis>,
 }
@@ -77,12 +77,12 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// It begins now.
+    /// Begins an operation now.
     pub fn begin() -> Self {
         Self { begin: Instant::now(), began: SystemTime::now(), steps: Arc::default() }
     }
 
-    /// The phase of this name ends now; it began when the one before it ended.
+    /// Ends the phase of this name, which began when the one before it ended.
     pub fn ended(&self, name: &str) {
         let now = self.ms();
         let mut steps = self.steps.lock();
@@ -90,7 +90,8 @@ impl Timeline {
         steps.push(Step { name: name.to_owned(), begin_ms, ms: now - begin_ms });
     }
 
-    /// The phases since the last one are known by their durations; the first one gets what is missing until now.
+    /// Adds the phases since the last one by their known durations; the first one also gets the time that is
+    /// missing until now.
     pub fn ended_as(&self, phases: &[(&str, f64)]) {
         let now = self.ms();
         let mut steps = self.steps.lock();
@@ -108,7 +109,7 @@ impl Timeline {
         self.begin.elapsed().as_secs_f64() * 1e3
     }
 
-    /// What it was until now.
+    /// Returns the operation as it was until now.
     pub fn operation(&self, kind: Kind, handle: &str, id: &str, error: Option<String>) -> Operation {
         Operation {
             kind,
@@ -130,7 +131,7 @@ pub struct History {
 }
 
 impl History {
-    /// Remember one; the oldest is forgotten for it.
+    /// Adds an operation; above the bound the oldest one is dropped.
     pub fn add(&self, operation: Operation) {
         let mut operations = self.operations.lock();
         if operations.len() == KEPT {
@@ -139,7 +140,7 @@ impl History {
         operations.push_back(operation);
     }
 
-    /// Why the last of this kind was slow.
+    /// Adds the diagnosis of a slow operation to the last one of this kind and id.
     pub fn explain(&self, kind: Kind, id: &str, diagnosis: Diagnosis) {
         let mut operations = self.operations.lock();
         if let Some(operation) = operations.iter_mut().rev().find(|o| o.kind == kind && o.id == id) {
@@ -147,7 +148,7 @@ impl History {
         }
     }
 
-    /// The last ones of a handle; `None` when nothing is known of it.
+    /// Returns the last create and destroy of a handle; `None` if neither is known.
     pub fn life(&self, handle: &str) -> Option<Life> {
         let operations = self.operations.lock();
         let last = |kind| operations.iter().rev().find(|o| o.kind == kind && o.handle == handle).cloned();

@@ -1,9 +1,10 @@
-//! Images of containers and peas: in the store before anything else of them is made.
+//! Images of containers and peas: an image is in the store before anything else of its container or pea is
+//! made.
 //!
-//! What is not at hand is opened, and then fetched. Both may take long, and both are given up when the client goes who has
-//! asked for it: what it needs of the server is bounded, and others wait for it. Threads and memory are bounded by gates, one
-//! for each kind of work, so that none of them stands in the way of another; nobody holds a place in one while he waits for
-//! another.
+//! An image that is not in the store is opened, and then fetched. Both may take long, and both are given up
+//! when the client that asked for the image disconnects: their threads and memory are bounded, and other
+//! requests queue for them. There is one gate for each kind of work, so that no kind delays another, and no
+//! request holds a place in one gate while it queues at another.
 
 use crate::admission::gate::{Gate, PATIENCE};
 use crate::{Engine, Error, Result};
@@ -15,39 +16,40 @@ use wardian_store::{Image, Opened, Progress, Way};
 use wardian_sys::memory;
 use wardian_sys::text::chain;
 
-/// Requests that fetch an image or wait for one that is fetched: each takes a thread, of which there are 512 for
-/// everything that blocks, and of each image at most four layers are unpacked side by side.
+/// Requests that fetch an image, or wait for another request's fetch of it: each takes one of the 512 threads
+/// for blocking work. At most four layers of an image are unpacked side by side.
 pub const AT_ONCE: usize = 64;
-/// Images that are opened at once, of each kind, and the bytes of memory that one may take: names in an archive, documents.
+/// The most images that are opened at once, of each kind, and the bytes of memory that one may take: names in
+/// an archive, documents.
 const OPENED_AT_ONCE: usize = 8;
 const TO_OPEN: usize = 32 << 20;
-/// Bytes of memory for what is opened at once, and for the manifests and configs of images that wait to be fetched: or this
-/// part of the memory that the server may have.
+/// Bytes of memory for images that are opened at once, and for the manifests and configs of images that wait
+/// to be fetched; at most one `PART`th of the memory that the server may have.
 const MOST: usize = 256 << 20;
 const PART: usize = 16;
-/// Manifests and configs of so many bytes are not counted: those of most images are much smaller.
+/// Manifests and configs of up to this many bytes are not counted: those of most images are much smaller.
 const SMALL: usize = 64 << 10;
-/// How long who wants an archive decompressed waits for those before. Its client is looked at all the while.
+/// How long a request queues to decompress an archive. It is given up when its client disconnects.
 const TO_DECOMPRESS: Duration = Duration::from_secs(600);
-/// How often an image is asked for again whose layers are collected at the same moment.
+/// How often an image is opened again whose layers are garbage-collected at the same moment.
 const TRIES: usize = 5;
 
-/// What bounds the ways of images into the store.
+/// The gates for images on their way into the store.
 #[derive(Debug)]
 pub struct Gates {
-    /// To read some documents, or the beginning of a file.
+    /// For reading some documents, or the beginning of a file.
     opening: Gate,
-    /// To look at directories.
+    /// For reading directories.
     trees: Gate,
-    /// To decompress archives: one at a time, since a decoder holds up to 32 MiB, as the file chooses.
+    /// For decompressing archives: one at a time, since a decoder holds up to 32 MiB, as the file chooses.
     packed: Gate,
     fetching: Gate,
-    /// KiB of documents.
+    /// Permits for KiB of manifests and configs.
     documents: Arc<Semaphore>,
 }
 
 impl Gates {
-    /// So many more wait at each.
+    /// Makes gates at each of which `queue` requests may wait.
     pub fn new(queue: usize) -> Self {
         let gate = |what, places| Gate::new(what, "--max-queued-creates", places, queue);
         let places = (memory::budget(MOST, PART) / TO_OPEN).clamp(1, OPENED_AT_ONCE);
@@ -65,13 +67,14 @@ tokio::task_local! {
     static CLIENT: watch::Receiver<()>;
 }
 
-/// Does what a client wants. When the sender of `here` is dropped, the client has gone: an image that is being brought for it
-/// alone is given up, and so is a create that waits for its turn. All else that was begun is finished.
+/// Runs a client's request. The client has disconnected when the sender of `here` is dropped: then the fetch
+/// of an image for it alone is given up, and so is a create that queues. Everything else that has begun is
+/// finished.
 pub async fn for_client<T>(here: watch::Receiver<()>, work: impl Future<Output = T>) -> T {
     CLIENT.scope(here, work).await
 }
 
-/// Ready when the client has gone for whom this task works.
+/// Ready when the client of this task has disconnected.
 pub(crate) async fn gone() {
     match CLIENT.try_with(Clone::clone) {
         Ok(mut here) => while here.changed().await.is_ok() {},
@@ -79,7 +82,7 @@ pub(crate) async fn gone() {
     }
 }
 
-/// What somebody asks the store for. The store stops when this is dropped.
+/// The progress of a request to the store. Dropping it cancels the request.
 struct Asked(Arc<Progress>);
 
 impl Drop for Asked {
@@ -89,8 +92,9 @@ impl Drop for Asked {
 }
 
 impl Engine {
-    /// Says so if the image of containers that name none is not there. It may come later, and is no reason not to serve those
-    /// who name one. Nobody waits for the look: the image may lie on a file system that does not answer.
+    /// Logs a warning if the default image is not there. It may come later, and containers that name an image
+    /// do not need it. The check runs in the background: the image may lie on a file system that does not
+    /// answer.
     pub(crate) fn look_for_default_rootfs(&self) {
         let Some(uri) = self.shared.config.default_rootfs.clone() else { return };
         let store = self.shared.store.clone();
@@ -105,9 +109,9 @@ impl Engine {
         }));
     }
 
-    /// The image with all its layers. What is not in the store may take as long as a server on the net takes to send it:
-    /// meanwhile no keeper is taken and no turn of a create, so that those whose image is at hand do not wait.
-    /// `step` is what clients are told of as failed.
+    /// Returns the image with all its layers. A fetch may take as long as a registry takes to send the image:
+    /// meanwhile the create holds no keeper and no place in the gate, so that creates whose image is in the
+    /// store do not wait. `step` names the failed step in errors for clients.
     pub(crate) async fn image(&self, step: &'static str, uri: &str) -> Result<Image> {
         let image = self.find_image(step, uri).await?;
         if let Some(platform) = &image.config.foreign {
@@ -132,7 +136,7 @@ impl Engine {
         }
     }
 
-    /// The same of what is not at hand.
+    /// Opens and fetches an image that is not in the store.
     async fn bring(&self, step: &'static str, address: &Arc<str>, way: Option<Way>) -> Result<Image> {
         let (gates, store) = (&self.shared.images, &self.shared.store);
         let asked = Asked(Arc::default());
@@ -158,7 +162,7 @@ impl Engine {
                 None
             };
             let place = match &opened {
-                // Without an app there is nothing more to do; an app's file may be read.
+                // Without an app nothing is left to do; an app's file may have to be read.
                 Opened::Here(image) if *image.uri == **address => return Ok((**image).clone()),
                 _ => gates.fetching.enter().await?,
             };
@@ -200,8 +204,8 @@ impl Engine {
     }
 }
 
-/// Does work of the store on a thread that may block. What was begun goes on when nobody waits for it any more: it holds its
-/// places until it has seen that.
+/// Runs work of the store on a thread that may block. Dropping this future does not stop the work: it holds
+/// its places in the gates until it has noticed the cancellation.
 async fn blocking<T: Send + 'static>(
     step: &'static str,
     work: impl FnOnce() -> wardian_store::Result<T> + Send + 'static,

@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// What a running container says of itself.
+/// Information about a container.
 #[derive(Debug, Clone)]
 pub struct Info {
     /// `active` or `stopped`; a broken container says why in `events`.
     pub state: String,
-    /// Things that happened, oldest first.
+    /// Conditions that clients should know of: out of memory, broken, a failed writeback.
     pub events: Vec<String>,
     /// The container's directory on the host.
     pub container_path: String,
@@ -35,7 +35,7 @@ impl Deref for Properties {
     }
 }
 
-/// One of them.
+/// One property of a container.
 #[derive(Debug, Clone)]
 pub struct Property {
     pub(crate) properties: Properties,
@@ -48,7 +48,7 @@ impl AsRef<str> for Property {
     }
 }
 
-/// A container that was listed, which is its handle. There may be many: they are not copied.
+/// A listed container, which shows as its handle. There may be many of them: they are not copied.
 #[derive(Debug, Clone)]
 pub struct Listed(pub(crate) Arc<Container>);
 
@@ -58,22 +58,22 @@ impl AsRef<str> for Listed {
     }
 }
 
-/// What the host can give.
+/// The capacity of the host.
 #[derive(Debug, Clone, Copy)]
 pub struct Capacity {
     /// Bytes of memory of the host.
     pub memory_bytes: u64,
-    /// Bytes of the store's file system.
+    /// Bytes of the file system that holds the store.
     pub disk_bytes: u64,
     /// Most containers at a time; `u64::MAX`: no bound but the host's.
     pub max_containers: u64,
 }
 
 impl Engine {
-    /// What the host can give.
+    /// Returns the capacity of the host.
     ///
     /// # Errors
-    /// When the host does not say.
+    /// The size of the store's file system cannot be read.
     pub fn capacity(&self) -> Result<Capacity> {
         let fail = Error::system::<rustix::io::Errno>("capacity");
         let disk = rustix::fs::statvfs(&self.shared.config.root).map_err(fail)?;
@@ -89,12 +89,13 @@ impl Engine {
         })
     }
 
-    /// How many containers there are, those in the making included.
+    /// Returns the number of containers, those that are still being created included.
     pub fn count(&self) -> usize {
         self.shared.lock().len()
     }
 
-    /// The created containers that have all these properties, by handle (Garden §2.1 rules for `garden.state`).
+    /// Returns the containers that have all these properties, by handle. Without a filter for `garden.state`
+    /// these are the created ones (Garden §2.1).
     pub fn list(&self, filter: &BTreeMap<String, String>) -> Vec<Listed> {
         let mut filter = filter.clone();
         if filter.get("garden.state").is_some_and(|state| state == "all") {
@@ -111,7 +112,7 @@ impl Engine {
         found
     }
 
-    /// What it says of itself.
+    /// Returns information about a container.
     ///
     /// # Errors
     /// Unknown handle.
@@ -132,38 +133,38 @@ impl Engine {
         })
     }
 
-    /// What its last create and destroy were made of; it need not live any more.
+    /// Returns the phases of the last create and destroy of a handle, whose container need not live any more.
     ///
     /// # Errors
-    /// Unknown handle, or one that has been forgotten.
+    /// Unknown handle, or one whose history has been dropped.
     pub fn history(&self, handle: &str) -> Result<Life> {
         self.shared.history.life(handle).ok_or_else(|| Error::UnknownHandle(handle.to_owned()))
     }
 
-    /// Hear of everything that happens from now on.
+    /// Subscribes to all events from now on.
     pub fn listen(&self) -> Listener {
         self.shared.events.listen()
     }
 
-    /// All properties; `None` when the handle is unknown.
+    /// Returns all properties of a container; `None` if the handle is unknown.
     pub fn properties(&self, handle: &str) -> Option<Properties> {
         self.find(handle).ok().map(|container| Properties(container.record()))
     }
 
-    /// One property.
+    /// Returns one property.
     ///
     /// # Errors
-    /// When it is not there (or the container is not: as the real server, which does not tell).
+    /// The property does not exist, or the container does not: Garden's server gives the same error for both.
     pub fn property(&self, handle: &str, key: &str) -> Result<Property> {
         let properties = self.properties(handle).filter(|properties| properties.contains_key(key));
         let properties = properties.ok_or_else(|| Error::UnknownProperty(key.to_owned()))?;
         Ok(Property { properties, key: key.to_owned() })
     }
 
-    /// Set one.
+    /// Sets a property.
     ///
     /// # Errors
-    /// Unknown handle, or too much with those that are there.
+    /// Unknown handle, or the properties would exceed their bounds.
     pub fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
         let insert = |record: &mut Record| {
             bounds::property(&record.properties, key, value)?;
@@ -171,12 +172,12 @@ impl Engine {
             Ok(())
         };
         let container = self.find(handle)?;
-        // A copy tells what it would be: nearly all records are small.
+        // The change is made to a copy, to measure the record's size after it: nearly all records are small.
         let before = container.record();
         let mut after = Record::clone(&before);
         after.properties.insert(key.to_owned(), value.to_owned());
         let bytes = after.beyond();
-        // What becomes less needs no room.
+        // A record that does not grow needs no room.
         let grows = bytes > before.beyond();
         let _weighing = grows.then(|| self.shared.weighing());
         if grows {
@@ -187,7 +188,7 @@ impl Engine {
         container.try_update(Event::Change, insert, |record| self.shared.records.save(record))
     }
 
-    /// Remove one; it need not be there.
+    /// Removes a property; it need not exist.
     ///
     /// # Errors
     /// Unknown handle.

@@ -1,4 +1,4 @@
-//! The instance of a run directory: who may use it, and how its cgroups are named.
+//! The instance of a run directory: its lock, and the tag that names its cgroups.
 
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
@@ -12,34 +12,34 @@ use wardian_sys::lock;
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be made, or is not fit.
+    /// The run directory cannot be made, or not be used.
     #[error("run directory: {path}: {source}")]
     Unfit {
-        /// Which one.
+        /// The run directory's path.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// Somebody has it.
+    /// Another process holds the lock.
     #[error("run directory: {0}")]
     Lock(#[from] lock::Error),
-    /// What this instance is cannot be written down.
+    /// The instance record cannot be written.
     #[error("run directory: {0}")]
     Record(#[from] directory::Error),
 }
 
 type Result<T> = std::result::Result<T, Error>;
 
-/// What it is called in the run directory.
+/// The name of the instance record in the run directory.
 pub const RECORD: &str = wardian_store::whose::INSTANCE;
 /// The lock of a run directory.
 pub const LOCK: &str = "lock";
-/// Some hundred bytes, and a path.
+/// The most bytes of an instance record, which has some hundred bytes and a path.
 const MOST: u64 = 64 << 10;
-/// A server that was killed a moment ago may still be on its way out.
+/// How long the lock is waited for: a server that was killed a moment ago may still hold it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The run directory, on a tmpfs, and the lock in it.
+/// Opens the run directory, on a tmpfs, and takes its lock.
 pub fn open(run: &Path) -> Result<(Directory, OwnedFd)> {
     let dir =
         wardian_store::run::prepare(run).map_err(|source| Error::Unfit { path: run.to_owned(), source })?;
@@ -47,35 +47,37 @@ pub fn open(run: &Path) -> Result<(Directory, OwnedFd)> {
     Ok((dir, lock))
 }
 
-/// One process at a time has the run directory. `tell` hears whom it waits for.
+/// Takes the run directory's lock, which one process at a time can hold. `tell` is told what this waits for.
 pub fn take_lock(dir: &Directory, tell: &dyn Fn(&str)) -> Result<OwnedFd> {
     lock::take(dir, LOCK, PATIENCE, tell).map_err(Error::Lock)
 }
 
-/// Writes down what this instance is.
+/// Writes the instance record.
 pub fn write(dir: &Directory, tag: &str, root: &Path, certificate: Option<&Path>) -> Result<()> {
     let pid = std::process::id();
     let instance = serde_json::json!({"tag": tag, "root": root, "pid": pid, "certificate": certificate});
     dir.write(RECORD, instance.to_string().as_bytes()).map_err(Error::Record)
 }
 
-/// The tag that names the cgroups of this directory's instance. Those of an earlier version have a short one, which others
-/// may share; it counts where it is on record. No other tag on record counts: nothing but the path tells whose a cgroup is.
+/// Returns the tag that names the cgroups of this directory's instance. Instances of an earlier version have
+/// a short tag, which other directories may share; it is used if the record says so. Any other tag in the
+/// record is ignored: only the path tells whose a cgroup is.
 pub fn tag(dir: &Directory) -> String {
     let short = short_tag(dir.path());
-    // Of a version that left the mode to the umask.
+    // An earlier version left the record's mode to the umask.
     dir.close_to_others(RECORD);
     let record = dir.read(RECORD, MOST).unwrap_or_default();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
     if record["tag"] == short.as_str() { short } else { long_tag(dir.path()) }
 }
 
-/// Whether it is one of an earlier version.
+/// Whether a tag is that of an earlier version.
 pub fn is_short(tag: &str) -> bool {
     tag.len() == 8
 }
 
-/// The first 128 bits of the SHA-256 of the run directory's path without links, in hex: no two directories share it.
+/// Returns the first 128 bits of the SHA-256 of the run directory's path without symbolic links, in hex: no
+/// two directories share a tag.
 pub fn long_tag(run: &Path) -> String {
     let digest = Sha256::digest(run.as_os_str().as_bytes());
     digest.iter().take(16).fold(String::new(), |mut text, byte| {
@@ -84,7 +86,7 @@ pub fn long_tag(run: &Path) -> String {
     })
 }
 
-/// That of earlier versions: FNV-1a of the path, 32 bits.
+/// Returns the tag of earlier versions: FNV-1a of the path, 32 bits.
 fn short_tag(run: &Path) -> String {
     let bytes = run.as_os_str().as_bytes();
     let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));
@@ -97,7 +99,7 @@ mod tests {
 
     #[test]
     fn directories_that_shared_a_tag_do_not_any_more() {
-        // Found by trying.
+        // A collision, found by trying.
         let (a, b) = (Path::new("/run/w87a0d67"), Path::new("/run/w1cb6c05a"));
         assert_eq!(short_tag(a), short_tag(b));
         assert_ne!(long_tag(a), long_tag(b));
@@ -118,7 +120,7 @@ mod tests {
             assert_eq!(tag(&dir), *expected, "{record}");
         }
         assert!(is_short(&short) && !is_short(&long));
-        // What somebody has put there is not even waited for.
+        // Opening a FIFO as the record must not block.
         dir.remove(RECORD).unwrap();
         rustix::fs::mkfifoat(&dir, RECORD, rustix::fs::Mode::RWXU).unwrap();
         assert_eq!(tag(&dir), long);

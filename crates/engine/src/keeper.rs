@@ -1,4 +1,4 @@
-//! The server's end of a keeper's socket: many questions at once, events in between.
+//! The server's end of a keeper's socket: many requests at once, with events in between.
 
 use parking_lot::Mutex;
 use rustix::net::RecvFlags;
@@ -16,27 +16,28 @@ use wardian_runtime::wire::{
 };
 use wardian_sys::packet;
 
-/// Why a question has no good answer.
+/// Why a request to a keeper failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The keeper is gone.
     #[error("the container's keeper is gone")]
     Gone,
-    /// The keeper says no.
+    /// The keeper refused or failed.
     #[error("{message}")]
     Failed {
-        /// Kind.
+        /// The kind of failure.
         kind: Failure,
-        /// Words.
+        /// What the keeper says.
         message: String,
     },
-    /// An earlier version started it.
+    /// A keeper of an earlier version does not know the request.
     #[error("the container was made by an earlier version of this server, whose keeper cannot do this")]
     Unsupported,
     /// The socket failed.
     #[error("talking to the keeper: {0}")]
     Io(#[from] io::Error),
-    /// The answer has come without its descriptors. What was asked for has been done.
+    /// The answer has come without its descriptors, since this server had none left. The request was carried
+    /// out.
     #[error(
         "no file descriptor is left for what the container's keeper has handed over: raise the limit (LimitNOFILE=, ulimit -n)"
     )]
@@ -46,7 +47,7 @@ pub enum Error {
     Protocol(String),
 }
 
-/// Something that happened inside.
+/// An event that a keeper reports.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// A process ended.
@@ -61,7 +62,7 @@ pub enum Event {
 }
 
 type Answer<T> = Result<T, Error>;
-/// What the answer to a question says; an answer to something else is given back.
+/// Reads the expected reply; an unexpected one is given back.
 type Read<T> = fn(Reply<OwnedFd>) -> Result<T, Reply<OwnedFd>>;
 type Waiting = Mutex<HashMap<u64, oneshot::Sender<Answer<Reply<OwnedFd>>>>>;
 
@@ -77,15 +78,15 @@ struct Shared {
     socket: UnixDatagram,
     waiting: Waiting,
     next: AtomicU64,
-    /// Of its protocol.
+    /// The version of the keeper's protocol.
     version: AtomicU32,
     /// The keeper has hung up: no answer will come.
     over: AtomicBool,
 }
 
 impl Keeper {
-    /// Talk over `socket` to a keeper of this server's version, until it says another one ([`Self::hello`]); events come out
-    /// of the channel, `Gone` last.
+    /// Starts a connection over `socket` to a keeper, which is taken for one of this server's version until
+    /// it says another one ([`Self::hello`]). Events come out of the channel, `Gone` last.
     ///
     /// # Errors
     /// When the socket cannot be registered with the runtime.
@@ -103,15 +104,15 @@ impl Keeper {
         Ok((Self { shared }, events))
     }
 
-    /// Whether it is of a version that has this.
+    /// Whether the keeper is of a version that has this feature.
     pub fn has(&self, feature: Feature) -> bool {
         self.shared.version.load(Ordering::Relaxed) >= feature.since()
     }
 
-    /// Who it is.
+    /// Asks for the keeper's version, its pid, the container's pid 1, and the processes.
     ///
     /// # Errors
-    /// See [`Error`], as of all below.
+    /// See [`Error`]; so for all requests below.
     pub async fn hello(&self) -> Answer<Hello<OwnedFd>> {
         let hello = self.ask(Op::Hello, |reply| match reply {
             Reply::Hello(hello) => Ok(hello),
@@ -122,7 +123,7 @@ impl Keeper {
         Ok(hello)
     }
 
-    /// Make the container. Gives pid 1 as the host sees it.
+    /// Creates the container. Returns the pid that its pid 1 has on the host.
     pub async fn create(&self, create: Create<BorrowedFd<'_>>) -> Answer<i32> {
         let made = self.ask(Op::Create(create), |reply| match reply {
             Reply::Made { pid, .. } => Ok(pid),
@@ -131,47 +132,47 @@ impl Keeper {
         made.await
     }
 
-    /// Run a program; the descriptors have been handed over when this returns.
+    /// Starts a program. The descriptors have been sent when this returns.
     pub async fn run(&self, run: Run<BorrowedFd<'_>>) -> Answer<Asked<Started<OwnedFd>>> {
         self.begin(Op::Run(run), started).await
     }
 
-    /// The stdio of a process.
+    /// Returns the stdio of a process.
     pub async fn attach(&self, id: &str) -> Answer<Started<OwnedFd>> {
         self.ask(Op::Attach { id: id.to_owned() }, started).await
     }
 
-    /// Pack or unpack a tar; the descriptors have been handed over when this returns.
+    /// Packs or unpacks a tar. The descriptors have been sent when this returns.
     pub async fn transfer(&self, transfer: Transfer<BorrowedFd<'_>>) -> Answer<Asked<()>> {
         self.begin(Op::Transfer(transfer), done).await
     }
 
-    /// End a transfer of this connection, by [`Asked::seq`].
+    /// Cancels a transfer of this connection, named by [`Asked::seq`].
     pub async fn cancel(&self, transfer: u64) -> Answer<()> {
         self.ask(Op::Cancel { transfer }, done).await
     }
 
-    /// End of file on a process's stdin.
+    /// Closes a process's stdin.
     pub async fn close_stdin(&self, id: &str) -> Answer<()> {
         self.ask(Op::CloseStdin { id: id.to_owned() }, done).await
     }
 
-    /// Another size of a process's terminal.
+    /// Resizes a process's terminal.
     pub async fn resize(&self, id: &str, window: Window) -> Answer<()> {
         self.ask(Op::Resize { id: id.to_owned(), window }, done).await
     }
 
-    /// Signal a process.
+    /// Sends a signal to a process.
     pub async fn signal(&self, id: &str, signal: i32) -> Answer<()> {
         self.ask(Op::Signal { id: id.to_owned(), signal }, done).await
     }
 
-    /// The output of an ended process has been read.
+    /// Tells the keeper to close the descriptors of an ended process whose output has been read.
     pub async fn release(&self, id: &str) -> Answer<()> {
         self.ask(Op::Release { id: id.to_owned() }, done).await
     }
 
-    /// End everything. The first keepers do not tell how long it took.
+    /// Destroys the container. Keepers of the first version do not tell how long that took.
     pub async fn destroy(&self) -> Answer<Option<Destroyed>> {
         let destroyed = self.ask(Op::Destroy, |reply| match reply {
             Reply::Destroyed(times) => Ok(Some(times)),
@@ -181,9 +182,9 @@ impl Keeper {
         destroyed.await
     }
 
-    /// End the connection. A keeper whose container is destroyed ends with it.
+    /// Shuts the connection down. A keeper whose container is destroyed exits then.
     pub fn hang_up(&self) {
-        // One that has ended already is none any more.
+        // Fails if the connection has ended already.
         let _ = rustix::net::shutdown(&self.shared.socket, rustix::net::Shutdown::Both);
     }
 
@@ -228,17 +229,17 @@ fn done(reply: Reply<OwnedFd>) -> Result<(), Reply<OwnedFd>> {
     }
 }
 
-/// A question under way.
+/// A request under way.
 #[derive(Debug)]
 pub struct Asked<T> {
-    /// By which it can be named, as in [`Keeper::cancel`].
+    /// The request's sequence number, as for [`Keeper::cancel`].
     pub seq: u64,
     answer: oneshot::Receiver<Answer<Reply<OwnedFd>>>,
     read: Read<T>,
 }
 
 impl<T> Asked<T> {
-    /// Wait for the answer.
+    /// Waits for the answer.
     ///
     /// # Errors
     /// See [`Error`].
@@ -260,13 +261,14 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
         let packet = match received {
             Ok(packet) if packet.bytes.is_empty() => break,
             Ok(packet) => packet,
-            // It has ended with a question of ours unread. What it had said before comes next, and then the end.
+            // The keeper has exited with a request unread. What it had sent before is received next, and then
+            // the end.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
             Err(_) => break,
         };
         let (seq, answer) = match wire::decode_reply(packet) {
             Ok(Message::Reply { seq, reply }) => (seq, Ok(reply)),
-            // An answer that lacks a descriptor is the failure of its own question alone.
+            // An answer that lacks a descriptor fails its own request alone.
             Err(Unheard::NoDescriptors { seq }) => (seq, Err(Error::NoDescriptors)),
             Err(Unheard::Incomplete { seq, what }) => {
                 (seq, Err(Error::Protocol(format!("{what} is missing"))))
@@ -282,7 +284,7 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
             Err(Unheard::Unreadable) => break,
         };
         if let Some(sender) = shared.waiting.lock().remove(&seq) {
-            // Nobody waits any more: the answer, and its descriptors, are dropped.
+            // Fails if the request was given up: then the answer, and its descriptors, are dropped.
             drop(sender.send(answer));
         }
     }
@@ -304,7 +306,7 @@ mod tests {
             let unread = keeper.begin(Op::Hello, Ok).await.unwrap();
             let (last, fds) = wire::encode_reply(Message::Reply { seq: 1, reply: Reply::Done }).unwrap();
             packet::send(&theirs, &last, &fds).unwrap();
-            // With questions unread: the kernel tells us so before it hands out what was said.
+            // Requests are unread: the kernel reports that (ECONNRESET) before it hands out what was sent.
             drop(theirs);
             assert!(matches!(answered.answer().await, Ok(Reply::Done)));
             assert!(matches!(unread.answer().await, Err(Error::Gone)));
@@ -312,7 +314,7 @@ mod tests {
         }
     }
 
-    /// A keeper that reads and answers with `reply`.
+    /// Sends a request to a keeper that reads it and answers with `reply`.
     async fn asked(keeper: &Keeper, theirs: &OwnedFd, reply: Reply<BorrowedFd<'_>>) -> Answer<()> {
         let answer = async {
             let question = async {

@@ -69,7 +69,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Where an engine keeps its things.
+/// The configuration of an engine.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The store (images, layers, root file systems), on disk.
@@ -80,35 +80,36 @@ pub struct Config {
     pub default_rootfs: Option<String>,
     /// The keeper binary; executed from a sealed memory file.
     pub keeper: PathBuf,
-    /// The file with the certificate that clients are shown, for the record that `wardian doctor` reads.
+    /// The server's certificate file, noted in the instance record, where `wardian doctor` reads it.
     pub certificate: Option<PathBuf>,
-    /// 0: no bound.
+    /// The most containers at a time; 0: no bound.
     pub max_containers: u64,
     /// Collect garbage when the store's layers take more bytes than this.
     pub gc_threshold: Option<u64>,
     /// How layers are fetched from servers.
     pub remote: wardian_store::Fetching,
-    /// What one layer, and one image, may take.
+    /// The most that one layer, and one image, may take.
     pub limits: wardian_store::Limits,
-    /// Root file systems mounted ahead for each image that was asked for lately, at most [`MOST_READY_ROOTFS`]; 0: none.
+    /// Root file systems mounted ahead for each recently used image, at most [`MOST_READY_ROOTFS`]; 0: none.
     pub ready_rootfs: usize,
     /// Set no_new_privs on every process of unprivileged containers.
     pub no_new_privileges: bool,
     /// Percent of a processor that one share entitles to; 0: from the host's processors and memory.
     pub cpu_entitlement_per_share: f64,
-    /// Destroy the containers that an earlier server has left, before anybody is served.
+    /// Destroy the containers of an earlier server before any client is served.
     pub destroy_on_start: bool,
-    /// Grace time of containers that come without one; zero: they stay.
+    /// Grace time of containers that are created without one; zero: none, they stay.
     pub default_grace_time: Duration,
-    /// Creates at work at a time; 0: as many as suit the host's processors.
+    /// The most concurrent creates; 0: as many as suit the host's processors.
     pub max_concurrent_creates: usize,
-    /// Creates that wait for their turn; more are refused.
+    /// The most creates that queue; more are refused.
     pub max_queued_creates: usize,
-    /// Refuse to make containers whose root is the host's.
+    /// Refuse to create containers whose root is the host's.
     pub disable_privileged: bool,
-    /// Give the users of each unprivileged container host ids of their own; none: all share Garden's mapping.
+    /// Gives the users of each unprivileged container host ids of their own; `None`: all share Garden's
+    /// mapping.
     pub id_ranges: Option<IdRanges>,
-    /// Most processes of containers, and of peas with limits of their own, that come without such a limit; 0: no bound.
+    /// The default limit of processes for containers, and for peas with limits of their own; 0: no bound.
     pub default_pids: u64,
     /// Bytes of /dev/shm in a container without a memory limit; 0: half of the host's memory, the kernel's own bound.
     pub shm_bytes: u64,
@@ -121,10 +122,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Open the store, find the containers that live, undo what was half made.
+    /// Opens the store, takes up the living containers of an earlier server, and undoes half-made ones.
     ///
     /// # Errors
-    /// Anything missing on the host, said in words.
+    /// Something is missing on the host; the error names it.
     pub async fn start(config: Config) -> Result<Self> {
         let shared = tokio::task::spawn_blocking(move || open(config)).await;
         let shared = shared.map_err(Error::task("start"))??;
@@ -142,10 +143,11 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Stop serving: containers live on.
+    /// Stops serving; the containers live on.
     pub async fn shutdown(&self) {
         self.shared.closing.store(true, Ordering::Release);
-        // No request is left; whoever looks at a slow one is about to end, and would leave a trace of itself.
+        // No request is left. A recording of a slow operation is about to end; cut off, it would leave its
+        // trace instance behind.
         drop(tokio::time::timeout(Duration::from_secs(5), self.shared.looking.lock()).await);
         let shared = self.shared.clone();
         let close = move || {

@@ -1,4 +1,4 @@
-//! What containers and peas use, read from their cgroups.
+//! Resource usage of containers and peas, read from their cgroups.
 
 use crate::age::since_boot;
 use crate::container::Container;
@@ -10,21 +10,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use wardian_runtime::stats::{Files, Stats};
 
-/// So many containers are read by one thread before another one is worth its wake-up.
+/// Containers that one thread reads: another thread for fewer is not worth its wake-up.
 const CHUNK: usize = 64;
 
-/// What a container or a pea uses.
+/// The resource usage of a container or a pea.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     /// Memory, processor time, processes.
     pub stats: Stats,
-    /// Bytes on the disk that it wrote, as they were measured a while ago.
+    /// Bytes on the disk that it wrote, as last measured in the background.
     pub disk_exclusive_bytes: u64,
     /// Bytes of its image's layers.
     pub disk_image_bytes: u64,
     /// Most processes; 0: no limit.
     pub pids_max: u64,
-    /// Since it was made.
+    /// The time since it was made.
     pub age: Duration,
     /// Nanoseconds of processor time it is entitled to by its shares and its age; 0 for a pea.
     pub cpu_entitlement: u64,
@@ -33,17 +33,17 @@ pub struct Metrics {
 type Peas = HashMap<String, (Arc<Container>, Pea)>;
 
 impl Engine {
-    /// What a container uses, or the pea whose process has this id.
+    /// Returns the usage of a container, or of the pea whose process has this id.
     ///
     /// # Errors
-    /// Neither is known, or its cgroup cannot be read.
+    /// Neither is known, or the cgroup cannot be read.
     pub async fn metrics(&self, handle: &str) -> Result<Metrics> {
         let (engine, handle) = (self.clone(), handle.to_owned());
         let read = move || engine.read_metrics(&handle, &mut None);
         tokio::task::spawn_blocking(read).await.map_err(Error::task("metrics"))?
     }
 
-    /// The same for several.
+    /// Returns the usage of several containers or peas.
     pub async fn bulk_metrics(&self, handles: &[String]) -> BTreeMap<String, Result<Metrics>> {
         let chunks = handles.chunks(CHUNK).map(|handles| {
             let (engine, handles) = (self.clone(), handles.to_vec());
@@ -59,13 +59,13 @@ impl Engine {
         let chunks: Vec<_> = chunks.collect();
         let mut all = BTreeMap::new();
         for chunk in chunks {
-            // A panic in there is told by the log; its handles are missing.
+            // The panic of a task is logged; the handles of its chunk are missing from the result.
             all.extend(chunk.await.unwrap_or_default());
         }
         all
     }
 
-    /// `peas` is filled when a handle is no container's.
+    /// Reads one usage. `peas` is filled once a handle is not that of a container.
     fn read_metrics(&self, handle: &str, peas: &mut Option<Peas>) -> Result<Metrics> {
         let unknown = || Error::UnknownHandle(handle.to_owned());
         let container = self.find(handle).ok();
@@ -101,7 +101,8 @@ impl Engine {
         }
     }
 
-    /// All living peas by the ids of their processes. Ids are unique in a container only: of two, one is found.
+    /// Returns all living peas by the ids of their processes. Ids are unique only within a container: of two
+    /// peas with the same id one is returned.
     fn peas(&self) -> Peas {
         let containers: Vec<Arc<Container>> = self.shared.lock().values().cloned().collect();
         let mut all = Peas::new();
@@ -111,7 +112,8 @@ impl Engine {
         all
     }
 
-    /// The limits it was made with; shares as this host shows them: v2 knows weights only.
+    /// Returns the limits of a container's create; the shares as this host shows them, since cgroup v2 knows
+    /// weights only.
     ///
     /// # Errors
     /// Unknown handle.
@@ -122,7 +124,7 @@ impl Engine {
     }
 }
 
-/// The first of these cgroups that exists.
+/// Reads the first of these cgroups that exists.
 fn stats(handle: &str, places: &[&Files]) -> Result<Stats> {
     for files in places {
         match files.read() {
@@ -130,7 +132,7 @@ fn stats(handle: &str, places: &[&Files]) -> Result<Stats> {
             read => return read.map_err(Error::system("metrics")),
         }
     }
-    // It has ended between two looks.
+    // The container or pea has ended meanwhile.
     Err(Error::UnknownHandle(handle.to_owned()))
 }
 
@@ -138,14 +140,14 @@ fn age(record: &Record) -> Duration {
     if record.made_ns > 0 {
         return Duration::from_nanos(since_boot().saturating_sub(record.made_ns));
     }
-    // A record of an earlier server knows only the time of day.
+    // A record of an earlier server has only the wall-clock time.
     let made = record.made.as_ref().map_or(0.0, |made| made.began + made.ms / 1e3);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::try_from_secs_f64(made).unwrap_or(now))
 }
 
-/// Percent of a processor for one share, where nobody said: all processors over all memory, in MiB, as a platform that
-/// gives each MiB a share sells the host.
+/// Returns the default entitlement: percent of a processor for one share, which is all processors over all
+/// memory in MiB, for a platform that gives a container a share for each MiB.
 pub fn default_per_share() -> f64 {
     let memory = rustix::system::sysinfo();
     let mebibytes = (memory.totalram * u64::from(memory.mem_unit)) >> 20;
@@ -161,7 +163,7 @@ fn entitlement(shares: u64, per_share: f64, age: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    /// What a real server said: two processors, 24105 MiB.
+    /// The figures of a real Garden server: two processors, 24105 MiB.
     #[test]
     fn entitlement_is_shares_by_age() {
         let per_share = 200.0 / 24105.0;

@@ -69,16 +69,17 @@ impl Engine {
         answer
     }
 
-    /// A pea that has ended: end what it left behind, let its root file system go, then tell.
+    /// Cleans up after a pea whose process has ended: kills what the pea has left running, releases its root
+    /// file system, then reports the end.
     pub(crate) fn after_pea(&self, container: &Arc<Container>, process: &Process) {
         let Some(pea) = container.take_pea(process.id()) else { return };
         let (shared, container, process) = (self.shared.clone(), container.clone(), process.clone());
         failpoint::reach(Point::PeaEnded);
         tokio::task::spawn_blocking(move || {
-            // Its cgroup's count goes with it.
+            // The OOM-kill count is lost when the cgroup is removed.
             if pea.is_out_of_memory(&shared, &container.id) {
                 let save = |record: &Record| shared.records.save(record);
-                // A container that ends needs it no more.
+                // The update is refused if the container is being destroyed; then nobody reads the flag.
                 drop(container.update(|record| record.out_of_memory = true, save));
             }
             clean_pea(&shared, &container.id, &pea.rootfs);
@@ -86,7 +87,7 @@ impl Engine {
         });
     }
 
-    /// Root file systems of peas whose process is known to have ended are let go.
+    /// Releases the root file systems of peas whose process has ended, and takes up the other peas.
     pub(crate) fn restore_peas(&self, container: &Arc<Container>) {
         for pea in self.shared.records.peas(&container.id) {
             let record = self.shared.records.path(&container.id).join("peas").join(&pea);
@@ -103,7 +104,8 @@ impl Engine {
         }
     }
 
-    /// Cgroups beside their containers' whose peas have no record any more: an earlier server was killed between the two.
+    /// Removes cgroups of peas with limits of their own that have no record any more: an earlier server was
+    /// killed after it had removed the record and before it had removed the cgroup.
     pub(crate) fn sweep_cgroups_of_peas(&self) {
         for name in self.shared.cgroups.list() {
             let Some((id, pea)) = name.split_once('.') else { continue };
@@ -135,13 +137,13 @@ fn prepare_pea(
     }
     shared.records.pea_begins(&container.id, pea, &spec.id).map_err(Error::system("pea"))?;
     failpoint::reach(Point::PeaRecorded);
-    // Below its container, or with limits of its own beside it.
+    // A pea's cgroup is below its container's, or, with limits of its own, beside it.
     let cgroup = pea_cgroup(&container.id, pea, spec.limits.is_some());
     let mut limits = spec.limits.map_or_else(cgroup::Limits::default, Into::into);
     if spec.limits.is_some() && limits.pids == 0 {
         limits.pids = shared.config.default_pids;
     }
-    // Below its container it has the device rules of that.
+    // Below the container's cgroup its device rules apply already.
     let devices = spec.limits.is_some().then(|| Devices::from(record.privileged));
     let entry = shared.cgroups.make(&cgroup, limits, devices)?;
     failpoint::reach(Point::PeaCgroup);
@@ -160,14 +162,16 @@ fn prepare_pea(
         earlier: !confined,
         ..shared.settings(record.range)
     };
-    // The keeper shows the container's own files to its peas. One of an earlier version has them in the run directory.
+    // The keeper bind-mounts the container's hosts and resolv.conf into its peas. For a keeper of an earlier
+    // version they are bind-mounted from the run directory.
     let files = network_files(&dir);
     let mut binds = spec.bind_mounts.clone();
     let files: &[BindMount] = if confined { &files } else { &[] };
     if !confined {
         binds.extend(network_files(&dir));
     }
-    // A namespace for the mapping alone: that of the container would have to be found by a number of a process.
+    // A user namespace made only for its id mapping: the container's own one could be opened only by way of a
+    // pid, which may be reused.
     let maps = shared.ids.maps(record.range);
     let own = record.range.map(|_| namespace::user(&maps, &maps)).transpose();
     let own = own.map_err(Error::system("namespaces"))?;
@@ -179,7 +183,8 @@ fn prepare_pea(
     Ok((payload(&exec)?, parts))
 }
 
-/// Everything that a pea has had. Its root file system's last reference was the keeper's.
+/// Removes a pea's processes, record, root file system and cgroups. The last reference to the root file
+/// system's mount was the keeper's.
 pub fn clean_pea(shared: &Shared, container: &str, pea: &str) {
     let cgroups = [false, true].map(|own| pea_cgroup(container, pea, own));
     for cgroup in &cgroups {

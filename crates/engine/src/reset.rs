@@ -1,4 +1,4 @@
-//! Everything that an instance has ever made, removed: for hosts that are to be as they were.
+//! The removal of everything that an instance has made on a host.
 
 use crate::instance;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use wardian_sys::directory::{self, Directory};
 use wardian_sys::procfs::{self, MountInfo};
 use wardian_sys::text::chain;
 
-/// What does not die of SIGKILL by then is reported.
+/// How long killed processes may take to die; those that live on are reported.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Deleting what containers have written takes as long as the disk does.
+/// How long the deletion of the store's trash may take: it takes as long as the disk does.
 const DRAIN: Duration = Duration::from_secs(600);
-/// What a run directory holds.
+/// The entries of a run directory.
 const RUN_ENTRIES: [&str; 9] = [
     "containers",
     "rootfs",
@@ -24,16 +24,16 @@ const RUN_ENTRIES: [&str; 9] = [
     ".lock.new",
     "garden.sock",
 ];
-/// Bytes of the largest record that is looked at.
+/// The most bytes of a record that is read.
 const MOST: u64 = 64 << 20;
 
-/// Why something stays.
+/// Why a reset fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A server has it.
+    /// A running server holds the lock.
     #[error("stop the server first: {0}")]
     InUse(#[source] instance::Error),
-    /// It is not wardian's, or somebody else could change it.
+    /// A directory is not wardian's, or other users could change it.
     #[error("reset: {0}")]
     Owned(#[from] whose::Error),
     /// One of the two directories cannot be opened.
@@ -42,7 +42,7 @@ pub enum Error {
     /// Something in the run directory cannot be removed.
     #[error("reset: remove {0}")]
     Remove(#[source] directory::Error),
-    /// The kernel said no.
+    /// A system call failed.
     #[error("reset: {0}")]
     System(#[source] std::io::Error),
     /// The kernel's list of mounts is not understood.
@@ -51,19 +51,19 @@ pub enum Error {
     /// Cgroups cannot be reached.
     #[error(transparent)]
     Cgroups(#[from] crate::start::Error),
-    /// The store.
+    /// The store cannot be emptied.
     #[error("reset: store: {}", chain(.0))]
     Store(#[source] wardian_store::Error),
-    /// The whole store.
+    /// The store cannot be erased.
     #[error("reset: {}", chain(.0))]
     Erase(#[from] wardian_store::erase::Error),
-    /// What lies in the store's trash stays there.
+    /// The store's trash cannot be deleted.
     #[error("reset: the store's trash cannot be deleted")]
     Trash,
     /// Processes survive SIGKILL.
     #[error("reset: these processes do not die: {0:?}")]
     Alive(Vec<i32>),
-    /// Something of somebody else's is mounted in the directories.
+    /// There is a mount below the directories that is not wardian's.
     #[error(
         "reset: {first} is mounted by somebody else, and what is in it is not wardian's to delete. Nothing was unmounted; \
          unmount what is there first (`umount {first}`; {count} in all)"
@@ -71,15 +71,15 @@ pub enum Error {
     Foreign {
         /// One of these mounts.
         first: PathBuf,
-        /// How many there are.
+        /// The number of such mounts.
         count: usize,
     },
-    /// An attached root file system.
+    /// An attached root file system cannot be unmounted.
     #[error("reset: unmount {path}: {}", chain(source))]
     Unmount {
-        /// Where.
+        /// The mount point.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: wardian_sys::mount::Error,
     },
 }
@@ -89,13 +89,13 @@ type Result<T> = std::result::Result<T, Error>;
 /// What was removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Removed {
-    /// Handles where a record says so, else ids.
+    /// Handles of containers; ids where there is no readable record.
     pub containers: Vec<String>,
     /// Processes that were killed, keepers among them.
     pub processes: usize,
     /// Cgroups below the instance's own.
     pub cgroups: usize,
-    /// Mounts that everybody saw.
+    /// Mounts that were attached in the host's mount namespace.
     pub mounts: Vec<PathBuf>,
     /// Root file systems, half-made layers and other trash.
     pub trees: usize,
@@ -105,20 +105,20 @@ pub struct Removed {
     pub images: bool,
 }
 
-/// Remove what the instance of this run directory has made; with `images` also what it has fetched. `tell` hears what it waits
-/// for.
+/// Removes what the instance of this run directory has made; with `images` also the images and layers. `tell`
+/// is told what this waits for.
 ///
 /// # Errors
-/// The directories are not a store and a run directory, others could change them, a server uses them, or something of somebody
-/// else's is mounted in them: then nothing was touched. Or something does not die, or cannot be removed: what was removed until
-/// then is gone, and it can be tried again.
+/// The directories are not a store and a run directory, other users could change them, a server uses them, or
+/// there is a mount in them that is not wardian's: then nothing was touched. Or a process does not die, or
+/// something cannot be removed: then a part was removed, and the reset can be tried again.
 pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Result<Removed> {
-    // Where there is no run directory a lock would make one.
+    // Taking a lock would create a missing run directory.
     let mut removed = Removed { images: whose::store(root)? && images, ..Removed::default() };
     whose::run(run)?;
     let stored = open(root)?;
     let dir = open(run)?;
-    // Without links, as the kernel tells of mounts.
+    // Paths without symbolic links, as in mountinfo.
     let real = |dir: &Option<Directory>, path: &Path| dir.as_ref().map_or(path, Directory::path).to_owned();
     let (real_root, real_run) = (real(&stored, root), real(&dir, run));
     attached(&real_root, &real_run)?;
@@ -132,7 +132,7 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     let tag = dir.as_ref().map_or_else(|| instance::long_tag(run), instance::tag);
     (removed.processes, removed.cgroups) = clear(&tag)?;
     removed.mounts = unmount(&real_root, &real_run)?;
-    // Makes the run directory where there was none; it goes with the rest.
+    // This creates a missing run directory, which is removed with the rest.
     let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
     removed.trees = store.map_err(Error::Store)?.ok_or(Error::Trash)?;
     if images {
@@ -143,11 +143,11 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     Ok(removed)
 }
 
-/// End everything in the cgroups of an instance, and remove them; how many processes and cgroups there were. The caller knows
-/// that no server of this tag lives: one would be ended as well.
+/// Kills all processes in the cgroups of an instance, and removes the cgroups. Returns the numbers of
+/// processes and cgroups. The caller makes sure that no server of this tag lives: it would be killed as well.
 ///
 /// # Errors
-/// Something does not die.
+/// A process does not die.
 pub fn clear(tag: &str) -> Result<(usize, usize)> {
     let cgroups = crate::start::open_cgroups(tag)?;
     let found = (cgroups.members("").len(), cgroups.list().len());
@@ -167,7 +167,7 @@ pub fn clear(tag: &str) -> Result<(usize, usize)> {
     Ok(found)
 }
 
-/// One of the two directories, if it is there.
+/// Opens a directory, if it exists.
 fn open(path: &Path) -> Result<Option<Directory>> {
     match Directory::open(path) {
         Ok(dir) => Ok(Some(dir)),
@@ -176,7 +176,8 @@ fn open(path: &Path) -> Result<Option<Directory>> {
     }
 }
 
-/// Names of the containers on record, whatever boot or version they are of.
+/// Returns the handles of all containers on record, of any boot and version; ids where a record is
+/// unreadable.
 fn containers(run: &Directory) -> Vec<String> {
     let mut names = Vec::new();
     let Ok(dir) = run.child("containers") else { return names };
@@ -191,7 +192,7 @@ fn containers(run: &Directory) -> Vec<String> {
     names
 }
 
-/// Whether there is something in the run directory that goes; a lock tells nothing, a start that was refused leaves one.
+/// Whether the run directory has entries to remove; a lock does not count, since a refused start leaves one.
 fn has_entries(run: &Directory) -> bool {
     let locks = [instance::LOCK, ".lock.guard", ".lock.new"];
     let goes = |name: &std::ffi::OsString| {
@@ -200,14 +201,15 @@ fn has_entries(run: &Directory) -> bool {
     run.names().is_ok_and(|names| names.iter().any(goes))
 }
 
-/// The root file systems that were attached for everybody to see, the topmost first.
+/// Returns the root file systems that are attached in the host's mount namespace, the topmost first.
 ///
-/// Nothing else is mounted by us below these directories where others see it: an overlay is attached at `<run>/rootfs/<id>`,
-/// and a tmpfs on the run directory itself, which [`wardian_store::run::leave`] knows by its source. What is mounted on one of
-/// the two directories stays: whoever has mounted a disk there wants to keep it.
+/// The server mounts nothing else in the host's mount namespace below these directories: an overlay is
+/// attached at `<run>/rootfs/<id>`, and a tmpfs on the run directory itself, which
+/// [`wardian_store::run::leave`] recognizes by its source. A mount on one of the two directories stays: the
+/// operator has mounted a disk there on purpose.
 ///
 /// # Errors
-/// Something else is mounted below: a disk, or another program's.
+/// There is another mount below the directories: a disk, or another program's.
 fn attached(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
     let text = std::fs::read("/proc/self/mountinfo").map_err(Error::System)?;
     let mounts = wardian_sys::procfs::mountinfo(&text)?;
@@ -218,12 +220,12 @@ fn attached(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
     Ok(ours)
 }
 
-/// The mounts below the directories: ours, the topmost first, and those of others.
+/// Sorts the mounts below the directories: wardian's, the topmost first, and those of others.
 fn sorted(mounts: &[MountInfo], root: &Path, run: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let place = run.join("rootfs");
     let below =
         |path: &Path| (path.starts_with(root) || path.starts_with(run)) && path != root && path != run;
-    // Later ones may lie on top of earlier ones.
+    // Later mounts may cover earlier ones.
     let found = mounts.iter().rev().filter(|mount| below(&mount.mount_point));
     let (ours, foreign): (Vec<_>, Vec<_>) =
         found.partition(|m| m.mount_point.parent() == Some(&place) && m.fs_type == "overlay");
@@ -231,7 +233,7 @@ fn sorted(mounts: &[MountInfo], root: &Path, run: &Path) -> (Vec<PathBuf>, Vec<P
     (paths(ours), paths(foreign))
 }
 
-/// Detach them.
+/// Unmounts the attached root file systems lazily (umount2(2), `MNT_DETACH`).
 fn unmount(root: &Path, run: &Path) -> Result<Vec<PathBuf>> {
     let found = attached(root, run)?;
     for path in &found {
@@ -281,7 +283,7 @@ mod tests {
             "/run/wardian/rootfs/b",
         ];
         assert_eq!(foreign, paths(&others));
-        // Everything is below it, and nothing of that is ours.
+        // All mounts are below `/`, and none of them is wardian's.
         let (ours, foreign) = sorted(&mounts, Path::new("/"), Path::new("/nowhere"));
         assert_eq!((ours.len(), foreign.len()), (0, 10));
     }

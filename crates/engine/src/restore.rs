@@ -1,4 +1,4 @@
-//! After a start: find the containers that live, undo what was half made.
+//! The start with containers of an earlier server: takes up those that live, and undoes half-made ones.
 
 use crate::container::Container;
 use crate::container::lifecycle;
@@ -14,16 +14,16 @@ use wardian_runtime::wire::{self, Feature, Hello};
 use wardian_sys::packet;
 
 type Events = tokio::sync::mpsc::UnboundedReceiver<keeper::Event>;
-/// A keeper that has answered: its events, the container's pid 1, its processes.
+/// What a keeper has answered: its connection, its events, the container's pid 1, its processes.
 type Greeted = (Keeper, Events, Option<i32>, Vec<wire::ProcessState>);
 
-/// A keeper that does not say hello by then is taken for dead.
+/// A keeper that does not answer within this time is taken for dead.
 const HELLO: Duration = Duration::from_secs(5);
 
 impl Engine {
-    /// Take up every container on record; end the rest.
+    /// Takes up every container with a record; ends those without.
     pub(crate) async fn restore(&self, found: Vec<(String, Option<Record>)>) {
-        // All at the same time: a keeper that does not answer holds up nobody else.
+        // All keepers are asked at the same time: one that does not answer delays no other.
         let mut tasks = tokio::task::JoinSet::new();
         for (id, record) in found {
             let engine = self.clone();
@@ -39,11 +39,11 @@ impl Engine {
         }
         let containers: Vec<Option<Arc<Container>>> = tasks.join_all().await;
         self.sweep_cgroups_of_peas();
-        // Nothing waits for what their programs print, and there may be much of it.
+        // The output of their processes has no reader yet, and there may be much of it.
         containers.iter().flatten().for_each(|container| container.read_ahead());
     }
 
-    /// A container without a record.
+    /// Ends a container without a usable record, and sweeps what is left of it.
     async fn sweep_unknown(&self, id: String) {
         if let Ok((keeper, _)) = self.keeper_of(&id) {
             drop(tokio::time::timeout(HELLO, keeper.destroy()).await);
@@ -56,7 +56,7 @@ impl Engine {
         drop(tokio::task::spawn_blocking(sweep).await);
     }
 
-    /// Its keeper, or why there is none.
+    /// Connects to a container's keeper, or returns why that fails.
     fn keeper_of(&self, id: &str) -> Result<(Keeper, Events), String> {
         let dir = self.shared.records.container(id).map_err(|e| e.to_string())?;
         match packet::connect_at(dir.as_fd(), "keeper.sock") {
@@ -99,7 +99,8 @@ impl Engine {
             if let Ok((keeper, ..)) = hello {
                 drop(container.happens(lifecycle::Event::Launched(keeper)));
             }
-            // What does not end now can be destroyed later, by its handle, unless a whole container has that.
+            // If the undo fails the container can be destroyed later by its handle, unless a created
+            // container has that handle.
             self.shared.lock().entry(record.handle).or_insert_with(|| container.clone());
             self.undo(&container).await;
             return None;
@@ -146,11 +147,12 @@ impl Engine {
         Some(container)
     }
 
-    /// A server that knew no device rules may have made it.
+    /// Sets the device rules of the container's cgroup again: an earlier server that had no device rules may
+    /// have made it.
     async fn renew_device_rules(&self, record: &Record) {
         let (shared, id, devices) = (self.shared.clone(), record.id.clone(), record.privileged.into());
         let renewed = tokio::task::spawn_blocking(move || shared.cgroups.renew(&id, devices)).await;
-        // It runs, and whoever relies on it shall not lose it; but this must be seen.
+        // The container runs on, since others rely on it; but the operator must see this.
         if let Ok(Err(error)) = renewed {
             tracing::error!(handle = record.handle, id = record.id, %error, "restore.device-rules");
         }

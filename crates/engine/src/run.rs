@@ -1,4 +1,4 @@
-//! Processes, peas, and tars in and out of a living container.
+//! Starts of processes and peas in a living container.
 
 use crate::admission::bounds;
 use crate::container::Container;
@@ -36,10 +36,10 @@ const RLIMITS: [(&str, u32); 15] = [
 ];
 
 impl Engine {
-    /// Start a process or a pea.
+    /// Starts a process or a pea.
     ///
     /// # Errors
-    /// Unknown container, id taken, and whatever keeps the program from starting.
+    /// Unknown container, taken id, or whatever prevents the start of the program.
     pub async fn run(&self, handle: &str, mut spec: ProcessSpec) -> Result<Process> {
         let container = self.find(handle)?;
         let keeper = container.keeper()?;
@@ -59,7 +59,7 @@ impl Engine {
         let process = Process::new(spec.id.clone(), keeper.clone());
         container.add_process(&process)?;
         let (engine, theirs, started) = (self.clone(), container.clone(), process.clone());
-        // In a task of its own: a client that goes away must not leave half a pea.
+        // The start runs in a task of its own: a client that disconnects must not leave half a pea.
         let task = async move {
             let result = engine.start_process(&theirs, &keeper, &started, spec).await;
             match &result {
@@ -76,7 +76,7 @@ impl Engine {
         Ok(process)
     }
 
-    /// A container in which something was started after a stop is no stopped one any more.
+    /// Marks a stopped container as running again: something was started in it after the stop.
     pub(crate) fn resumed(&self, container: &Container) {
         let resumed = |record: &mut Record| {
             record.stopped = false;
@@ -112,12 +112,12 @@ impl Engine {
         self.start_pea(container, keeper, process, spec, exec).await
     }
 
-    /// Find a process, running or ended.
+    /// Finds a process, running or ended.
     ///
     /// # Errors
     /// Unknown container or process.
     pub async fn attach(&self, handle: &str, id: &str) -> Result<Process> {
-        // A Garden client hears of the process, whichever of the two is missing.
+        // A Garden client is told of the process, whichever of container and process is unknown.
         let unknown = || Error::UnknownProcess(id.to_owned());
         let process = self.find(handle).map_err(|_| unknown())?.process(id)?;
         if process.is_started() { Ok(process) } else { Err(unknown()) }
@@ -186,7 +186,7 @@ pub async fn connect(
     }
 }
 
-/// A program that runs, and whose descriptors have not come: nobody will ever know of it.
+/// Kills a running program whose descriptors were lost: no client could ever reach it.
 async fn end_unknown(keeper: &Keeper, id: &str) {
     tracing::error!(process = id, "run.no-descriptors: it is killed");
     // A keeper that is gone has no processes.

@@ -1,4 +1,4 @@
-//! What all parts of the engine share.
+//! The state that all parts of the engine share.
 
 use crate::admission::gate::Gate;
 use crate::container::Container;
@@ -29,7 +29,7 @@ pub struct Shared {
     pub keepers: Keepers,
     pub pairs: Pool<Home>,
     pub privileged_pairs: Pool<Home>,
-    /// A user namespace of the common mapping: what idmapped layers are made with.
+    /// A user namespace with the common mapping, for idmapped mounts of layers.
     pub idmap: OwnedFd,
     pub ids: Ids,
     /// See [`wardian_runtime::bundle::host_masks`].
@@ -42,13 +42,13 @@ pub struct Shared {
     pub entitlement_per_share: f64,
     pub gate: Gate,
     pub images: image::Gates,
-    /// No container goes by itself any more.
+    /// The server ends: no grace time expires any more.
     pub closing: AtomicBool,
     pub events: Events,
     pub sweeper: Arc<Sweeper>,
-    /// Held while a slow operation is looked at.
+    /// Held while a slow operation is recorded.
     pub looking: Arc<tokio::sync::Mutex<()>>,
-    /// One server per run directory; held until the end.
+    /// The run directory's lock, held until the end.
     pub _lock: OwnedFd,
 }
 
@@ -59,7 +59,7 @@ impl Drop for Shared {
 }
 
 impl Shared {
-    /// Held while it is found out whether there is room for what is large, until it has its place.
+    /// Locks the check for room for large records, until the record that was checked is in its place.
     pub fn weighing(&self) -> MutexGuard<'_, ()> {
         self.weighing.lock()
     }
@@ -68,7 +68,8 @@ impl Shared {
         self.containers.lock()
     }
 
-    /// The image that is meant: an empty address, or one that is only an app, stands on the default image.
+    /// Returns the full address of an image: an empty address, or one of an app alone (`?…`), is completed
+    /// with the default image.
     pub fn address(&self, image: &str) -> Result<String> {
         if !image.is_empty() && !image.starts_with('?') {
             return Ok(image.to_owned());
@@ -79,20 +80,21 @@ impl Shared {
         }
     }
 
-    /// What all bundles of containers with these ids share.
+    /// Returns the settings that all bundles of containers with these ids share.
     pub fn settings(&self, range: Option<IdRange>) -> Settings {
         let mapping = self.ids.maps(range).iter().map(|m| (m.inside, m.outside, m.size)).collect();
         Settings { mapping, masks: self.masks.clone(), ..Settings::default() }
     }
 
-    /// Whose a container's root file systems are: of the common mapping, or of the user namespace `own`.
+    /// Returns the owner of a container's root file systems: that of the common mapping, or of the user
+    /// namespace `own`.
     pub fn root_of<'a>(&'a self, range: Option<IdRange>, own: &'a OwnedFd) -> Owner<'a> {
         let id = self.ids.root(range);
         let userns = if range.is_some() { own.as_fd() } else { self.idmap.as_fd() };
         Owner { userns, uid: id, gid: id, shared: range.is_none() }
     }
 
-    /// A cgroup can be removed once its last member has been reaped, by whoever has to.
+    /// Hands a cgroup to the sweeper: it can be removed once its last member has been reaped by its parent.
     pub fn remove_cgroup_later(&self, id: String) {
         self.sweeper.add(Remains::Cgroup { id, tries: 0 });
     }

@@ -1,6 +1,7 @@
-//! A create or destroy that takes long is looked at while it lasts: what is written back, and who waits where.
+//! Diagnosis of slow creates and destroys: writeback and waiting threads are recorded while the operation
+//! lasts.
 //!
-//! Nothing is recorded before an operation is slow, so the others pay one timer for it.
+//! Nothing is recorded before an operation is slow: other operations cost one timer.
 
 use crate::history::Kind;
 use crate::{Engine, Shared};
@@ -11,16 +12,16 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use wardian_recorder::{Diagnosis, Options, Recorder, Watch, unnamed};
 
-/// Nobody waits so long for a container on a healthy host.
+/// From this duration on an operation is slow: on a healthy host none takes so long.
 const SLOW: Duration = Duration::from_millis(100);
-/// Between two times that the allocator is asked to give memory back: that holds up others who allocate.
+/// The least time between two trims of the heap: a trim delays other threads that allocate.
 const TRIM: Duration = Duration::from_secs(10);
-/// What has not shown within this time is not looked for any longer.
+/// The longest recording: a cause that has not shown by then is not looked for any longer.
 const LONGEST: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Look at this operation if it is slow, until what is returned is dropped: at the threads of `keeper` and of what is
-    /// below it; `None`: at our own.
+    /// Records this operation if it becomes slow, until the returned sender is dropped. The recording covers
+    /// the threads of `keeper` and its descendants; for `None`, those of this server.
     pub(crate) fn look_if_slow(&self, kind: Kind, id: &str, keeper: Option<i32>) -> oneshot::Sender<()> {
         let (end, mut ended) = oneshot::channel::<()>();
         let (shared, id) = (self.shared.clone(), id.to_owned());
@@ -28,7 +29,8 @@ impl Engine {
             if timeout(SLOW, &mut ended).await.is_ok() {
                 return;
             }
-            // One at a time. Whoever is still slow when its turn comes is looked at from then on.
+            // One recording at a time. An operation that is still slow when its turn comes is recorded from
+            // then on.
             let _looking = tokio::select! {
                 looking = shared.looking.clone().lock_owned() => looking,
                 _ = &mut ended => return,
@@ -63,7 +65,8 @@ async fn look(
     Ok(())
 }
 
-/// A recording takes megabytes, and from a different one of the allocator's arenas each time.
+/// Gives memory back to the kernel: a recording takes megabytes, from a different arena of the allocator each
+/// time.
 fn give_back() {
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
     let mut last = LAST.lock();

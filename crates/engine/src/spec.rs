@@ -1,4 +1,4 @@
-//! What a caller asks of the engine. Plain data, no wire format.
+//! Requests to the engine: plain data, no wire format.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub struct ContainerSpec {
     pub bind_mounts: Vec<BindMount>,
     /// Resource limits; zero means none.
     pub limits: Limits,
-    /// How long it lives without a caller; zero: the server's default.
+    /// How long the container lives without a call; zero: the server's default.
     pub grace_time: Duration,
 }
 
@@ -45,7 +45,7 @@ pub struct BindMount {
     pub source: PathBuf,
     /// Absolute path in the container; made when missing.
     pub destination: PathBuf,
-    /// May the container write?
+    /// Whether the container may write.
     pub writable: bool,
 }
 
@@ -72,7 +72,7 @@ pub struct ProcessSpec {
     pub bind_mounts: Vec<BindMount>,
     /// A pea's own limits beside the container's; only with `image`.
     pub limits: Option<Limits>,
-    /// Give it a terminal of this size.
+    /// The size of the process's terminal; `None`: it has no terminal.
     pub tty: Option<Window>,
 }
 

@@ -1,4 +1,4 @@
-//! The start of an engine: everything on the host that it needs, found or made.
+//! The start of an engine: finds or makes everything on the host that the engine needs.
 
 use crate::admission::gate::{self, Gate};
 use crate::container::record::{self, Phase, Records};
@@ -30,18 +30,18 @@ pub enum Error {
     /// The kernel's list of mounts is not understood.
     #[error("mountinfo: {0}")]
     Mountinfo(#[from] procfs::Error),
-    /// There are none for this server.
+    /// The cgroup hierarchies cannot be used.
     #[error("cgroups: {0}")]
     Cgroups(#[from] cgroup::Error),
-    /// Whoever does not know what a record means would end its container.
+    /// A record of a later version: this server does not understand it, and would end its container.
     #[error(
         "records: {path} is of version {version}, this server understands up to {}: start a later one, or `wardian reset`",
         record::VERSION
     )]
     Later {
-        /// Of the record.
+        /// The record's path.
         path: PathBuf,
-        /// That it was written in.
+        /// The version of its format.
         version: u64,
     },
 }
@@ -71,11 +71,11 @@ pub fn open_cgroups(tag: &str) -> std::result::Result<Cgroups, Error> {
 }
 
 fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
-    // Of a server that was killed while it looked at something slow.
+    // Removes the trace instance of a server that was killed while it recorded a slow operation.
     wardian_recorder::sweep();
     let boot_id = record::boot_id().map_err(crate::Error::system("boot id"))?;
     let records = Records::open(&config.run).map_err(crate::Error::system("run directory"))?;
-    // Whoever does not know what it means would end its container.
+    // A server that does not understand a record would end its container.
     if let Some((path, version)) = records.later(&boot_id) {
         return Err(Error::Later { path, version }.into());
     }
@@ -98,7 +98,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     };
     let store = Store::serve(&place, &|id| live.contains(id)).map_err(crate::Error::store("store"))?;
     let cgroups = open_cgroups(&tag)?;
-    // Of keepers that had no container yet when an earlier server was killed.
+    // Cgroups of keepers that had no container yet when an earlier server was killed.
     let known: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
     remove_strays(&cgroups, &known);
     if let Some(error) = cgroups.prepare()? {
@@ -151,7 +151,8 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     })
 }
 
-/// The tag of this instance. That of an earlier version stays as long as there are containers in its cgroups.
+/// Returns the tag of this instance. The short tag of an earlier version is kept as long as there are
+/// containers in its cgroups.
 fn own_tag(dir: &Directory) -> Result<String> {
     let tag = instance::tag(dir);
     if !instance::is_short(&tag) || !wardian_store::run::is_unused(dir.path()) {
@@ -163,7 +164,8 @@ fn own_tag(dir: &Directory) -> Result<String> {
     Ok(instance::long_tag(dir.path()))
 }
 
-/// Remove the cgroups of keepers without a container; they end by themselves once nobody talks to them.
+/// Removes the cgroups of keepers without a container; such keepers end by themselves once their connection
+/// is closed.
 pub fn remove_strays(cgroups: &Cgroups, known: &[&str]) {
     let mut strays = cgroups.list();
     strays.retain(|id| !known.contains(&id.split('.').next().unwrap_or(id)));
@@ -177,7 +179,8 @@ pub fn remove_strays(cgroups: &Cgroups, known: &[&str]) {
     tracing::warn!(?strays, "cgroup.left");
 }
 
-/// Be the parent of orphans (processes of a container whose keeper died), and of ended keepers.
+/// Makes this process the subreaper (prctl(2), `PR_SET_CHILD_SUBREAPER`) of processes of containers whose
+/// keeper died, and reaps them and ended keepers.
 pub fn reap_strangers() -> std::io::Result<()> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?;

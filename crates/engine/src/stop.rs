@@ -1,4 +1,4 @@
-//! The end of a container's processes: TERM, then KILL; the container stays.
+//! Stops of containers: their processes get TERM, then KILL; the container stays.
 
 use crate::container::Container;
 use crate::container::lifecycle::Event;
@@ -9,14 +9,14 @@ use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use wardian_sys::failpoint::{self, Point};
 
-/// Between TERM and KILL of a stop, and for what is killed to be gone, as the real server waits.
+/// The time between TERM and KILL, and for killed processes to be gone: that of Garden's server.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How long a stop waits for the exit statuses of processes that are gone.
 const HEARD: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// End its processes (TERM, wait, KILL; `kill`: KILL at once); the container stays.
+    /// Ends the container's processes (TERM, wait, KILL; with `kill`: KILL at once); the container stays.
     ///
     /// # Errors
     /// Unknown or broken container.
@@ -38,7 +38,8 @@ impl Engine {
             Ok(())
         };
         container.try_update(Event::Stopped, stopped, |record| self.shared.records.save(record))?;
-        // What was started after the last look at its processes has found the container not stopped yet.
+        // A process that was started after the last look at the cgroup has found the container not stopped
+        // yet.
         let (shared, id) = (self.shared.clone(), container.id.clone());
         let lives = move || shared.cgroups.members(&id).iter().any(|pid| !except.contains(pid));
         if tokio::task::spawn_blocking(lives).await.map_err(Error::task("stop"))? {
@@ -48,8 +49,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits until the keeper has told the exit status of everything that has ended: a client that hears of the stop has heard
-    /// of its processes' ends. A keeper that somebody has stopped tells nothing, so this is bounded by [`HEARD`].
+    /// Waits until the keeper has reported the exit statuses of all that have ended, so that a client sees
+    /// the ends of the processes before that of the stop. A keeper that is stopped (SIGSTOP) reports nothing,
+    /// so this is bounded by [`HEARD`].
     async fn hear_ends(&self, container: &Container) {
         let started = Instant::now();
         let open = container.untold();
@@ -58,8 +60,9 @@ impl Engine {
         }
     }
 
-    /// Signals everything in the container but `except`, each second anew, until nothing is left. `false`: [`GRACE`] is
-    /// over. A container decides how long this takes, so no thread is held in between.
+    /// Signals all processes of the container but `except`, again each second, until none is left. Returns
+    /// false once [`GRACE`] is over. The container decides how long this takes, so no thread is held in
+    /// between.
     async fn signal_until(&self, id: &str, except: &[i32], signal: Signal) -> Result<bool> {
         let started = Instant::now();
         let mut next = started;

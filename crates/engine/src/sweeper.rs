@@ -1,8 +1,9 @@
-//! What containers and peas leave behind outside the store (cgroups, directories of `/run`, their keepers), removed by
-//! one thread while nothing is created or destroyed, or half a second later.
+//! The sweeper: a thread that removes what containers and peas leave behind outside the store (cgroups,
+//! directories in `/run`, keepers). It works while no create or destroy is under way, or after half a second
+//! anyway.
 //!
-//! Taking nine cgroups apart costs the kernel as much as killing the container did. Of a hundred destroys at once the
-//! last would wait for the sweeping of all the others.
+//! Removing the nine cgroups of a container costs the kernel as much as killing its processes. Of a hundred
+//! concurrent destroys the last would otherwise wait for the sweeping of all the others.
 
 use crate::Shared;
 use crate::keeper::Keeper;
@@ -14,61 +15,64 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use wardian_runtime::cgroup::Held;
 
-/// So long nobody must have been served before it is quiet.
+/// How long no create or destroy must have been under way before the sweeper works.
 const QUIET: Duration = Duration::from_millis(10);
-/// What has lain here longer is swept, quiet or not.
+/// Entries of this age are swept even while requests are served.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How often one looks whether it is quiet.
+/// The poll interval for quiet.
 const LOOK: Duration = Duration::from_millis(5);
-/// Of a cgroup that cannot be removed yet: its last member must be reaped first, by whoever has to.
+/// The most tries to remove a cgroup: its last member must be reaped by its parent first.
 const TRIES: u32 = 50;
 const TRIES_AT_THE_END: u32 = 5;
-/// What a keeper takes to end.
+/// The time that a keeper takes to exit.
 const LEAVING: Duration = Duration::from_millis(5);
-/// The kernel's figures of a memory cgroup are no older than two seconds.
+/// Delay before a memory cgroup's statistics are read: the kernel's figures may be two seconds old.
 const FIGURES: Duration = Duration::from_millis(2500);
-/// How often one looks whether what is dirty has been written.
+/// The poll interval for the writeback of a kept cgroup's dirty pages.
 const FLUSHER: Duration = Duration::from_secs(5);
-/// What is dirty is written after 30 s, by a flusher that looks every 5 s (`dirty_expire_centisecs`, `dirty_writeback_centisecs`).
+/// The longest time that a cgroup is kept for its dirty pages: they are written back after 30 s, by a flusher
+/// that wakes every 5 s (`dirty_expire_centisecs`, `dirty_writeback_centisecs`).
 const WRITTEN: Duration = Duration::from_secs(60);
-/// So many memory cgroups are kept at most: a host has 65,535 of them.
+/// The most memory cgroups that are kept: a host has at most 65,535 of them.
 const MOST_KEPT: usize = 4096;
 
-/// What is to be removed.
+/// An entry of the queue: what is to be removed.
 #[derive(Debug)]
 pub enum Remains {
-    /// Of a container without a record, whose keeper waits for our leave to end.
+    /// What is left of a container whose record is removed; its keeper exits when its connection is shut
+    /// down.
     Container { id: String, keeper: Option<Keeper> },
-    /// A cgroup that is or soon will be empty, and how often it was tried.
+    /// A cgroup that is or soon will be empty, and the number of tries so far.
     Cgroup { id: String, tries: u32 },
-    /// A memory cgroup that is kept until its page cache can go, and since when: see [`wardian_runtime::cgroup::Held`].
+    /// A memory cgroup that is kept until its page cache can be dropped, and since when: see
+    /// [`wardian_runtime::cgroup::Held`].
     Cache { id: String, since: Instant },
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the time from which on it is due.
+    /// The entries, each with the time from which on it is due.
     queue: VecDeque<(Instant, Remains)>,
     closed: bool,
-    /// When somebody was served last.
+    /// When a create or destroy last ended.
     served: Option<Instant>,
-    /// Containers that are not swept yet.
+    /// The number of containers that are not swept yet.
     containers: usize,
-    /// Memory cgroups that are kept for their page cache.
+    /// The number of memory cgroups that are kept for their page cache.
     kept: usize,
 }
 
-/// The thread's queue.
+/// The sweeper thread and its queue.
 #[derive(Debug, Default)]
 pub struct Sweeper {
     state: Mutex<State>,
     changed: Condvar,
-    /// Requests that want the processors for themselves.
+    /// The number of creates and destroys under way.
     served: AtomicUsize,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Somebody is served while this lives.
+/// A create or destroy, which delays the sweeper until this is dropped.
 #[derive(Debug)]
 pub struct Served(Arc<Sweeper>);
 
@@ -93,13 +97,13 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Holds the sweeping up.
+    /// Delays the sweeper until the result is dropped.
     pub fn serve(self: &Arc<Self>) -> Served {
         self.served.fetch_add(1, Ordering::AcqRel);
         Served(self.clone())
     }
 
-    /// Leaves something to be swept.
+    /// Adds an entry to the queue.
     pub fn add(&self, remains: Remains) {
         if matches!(remains, Remains::Container { .. }) {
             self.lock().containers += 1;
@@ -107,7 +111,7 @@ impl Sweeper {
         self.add_due(Duration::ZERO, remains);
     }
 
-    /// Waits until no container is left to be swept; cgroups may be.
+    /// Waits until all containers are swept; cgroups may still be queued.
     pub fn drain(&self) {
         let mut state = self.lock();
         self.changed.wait_while(&mut state, |state| state.containers > 0 && !state.closed);
@@ -118,7 +122,7 @@ impl Sweeper {
         self.changed.notify_all();
     }
 
-    /// Sweeps what is left, without waiting for quiet, and ends the thread.
+    /// Sweeps the rest of the queue without waiting for quiet, and ends the thread.
     pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
@@ -169,7 +173,8 @@ impl Sweeper {
                             continue;
                         }
                     }
-                    // At the end others look for what is left once more.
+                    // After the sweeper is closed, the shutdown tries once more to remove the cgroups that
+                    // are left.
                     let most = if self.lock().closed { TRIES_AT_THE_END } else { TRIES };
                     if tries >= most {
                         tracing::warn!(id, "cgroup.left");
@@ -182,7 +187,7 @@ impl Sweeper {
         }
     }
 
-    /// Whether one more memory cgroup may be kept, which then counts.
+    /// Reserves room for one more kept memory cgroup. Returns false if there is none.
     fn keep(&self) -> bool {
         let mut state = self.lock();
         let keep = !state.closed && state.kept < MOST_KEPT;
@@ -190,13 +195,13 @@ impl Sweeper {
         keep
     }
 
-    /// What is due, once it is quiet; none at the end.
+    /// Waits for the next entry that is due and may be swept; `None` once the closed queue is empty.
     fn next(&self) -> Option<Remains> {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
             let due = state.queue.iter().position(|(due, remains)| {
-                // At the end nobody waits for the flusher.
+                // A closed sweeper does not wait for writeback.
                 *due <= now || state.closed && matches!(remains, Remains::Cache { .. })
             });
             let Some(at) = due else {
@@ -219,7 +224,7 @@ impl Sweeper {
     }
 }
 
-/// What a container without a record has left outside the store.
+/// Sweeps what a container without a record has left outside the store.
 pub fn sweep(shared: &Shared, id: &str) {
     for pea in shared.records.peas(id) {
         crate::pea::clean_pea(shared, id, &pea);

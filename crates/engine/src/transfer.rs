@@ -1,4 +1,4 @@
-//! Tars on their way into and out of a living container.
+//! Transfers of tars into and out of a living container.
 
 use crate::admission::bounds;
 use crate::{Engine, Error, Result};
@@ -8,24 +8,24 @@ use tokio::net::unix::pipe;
 use wardian_runtime::wire;
 use wardian_sys::failpoint::{self, Point};
 
-/// Bytes a tar's pipe holds: fewer changes between writer and reader.
+/// The capacity of a tar's pipe in bytes: a larger pipe means fewer switches between writer and reader.
 const PIPE: usize = 1 << 20;
 
 /// A tar on its way into or out of a container. Dropping it unfinished cancels it.
 #[derive(Debug)]
 pub struct Transfer<P> {
-    /// The tar. `None` once taken.
+    /// The server's end of the tar's pipe. `None` once taken.
     pub pipe: Option<P>,
     task: tokio::task::JoinHandle<Result<()>>,
-    /// Its drop cancels the transfer: the keeper kills the helper, even one that is stopped.
+    /// Dropping this cancels the transfer: the keeper kills the helper, even one that is stopped.
     _wanted: tokio::sync::oneshot::Sender<std::convert::Infallible>,
 }
 
 impl<P> Transfer<P> {
-    /// How it went, after the pipe has been dropped or read to its end.
+    /// Returns the result, after the pipe has been dropped or read to its end.
     ///
     /// # Errors
-    /// What the container's side says.
+    /// The container's side has failed.
     pub async fn finish(self) -> Result<()> {
         let Self { pipe, task, _wanted } = self;
         drop(pipe);
@@ -34,10 +34,11 @@ impl<P> Transfer<P> {
 }
 
 impl Engine {
-    /// Unpack a tar inside the container: write it to the pipe, drop the pipe, then `finish`.
+    /// Unpacks a tar inside the container: the caller writes it to the pipe, drops the pipe, then calls
+    /// `finish`.
     ///
     /// # Errors
-    /// Unknown or broken container; what the unpacking says comes from `finish`.
+    /// Unknown or broken container; errors of the unpacking come from `finish`.
     pub async fn stream_in(
         &self,
         handle: &str,
@@ -49,10 +50,11 @@ impl Engine {
         self.transfer(handle, true, user, destination, reader, writer)
     }
 
-    /// Pack a path inside the container: read the tar from the pipe to its end, then `finish`.
+    /// Packs a path inside the container: the caller reads the tar from the pipe to its end, then calls
+    /// `finish`.
     ///
     /// # Errors
-    /// Unknown or broken container; what the packing says comes from `finish`.
+    /// Unknown or broken container; errors of the packing come from `finish`.
     pub async fn stream_out(
         &self,
         handle: &str,
@@ -86,7 +88,8 @@ impl Engine {
             let tar = theirs.as_fd();
             let asked =
                 keeper.transfer(wire::Transfer { inward, user, path, tar, place: entry.as_fds() }).await;
-            // Our copy of their end must go while they work, or nobody would see it close.
+            // This process's copy of the helper's pipe end must be closed while the helper works, or the end
+            // of the pipe would never be seen.
             drop((theirs, entry));
             failpoint::reach(if inward { Point::StreamInBegun } else { Point::StreamOutBegun });
             let answer = async {
@@ -95,7 +98,8 @@ impl Engine {
                 let mut answer = std::pin::pin!(asked.answer());
                 tokio::select! {
                     answer = &mut answer => answer,
-                    // Nobody wants it any more. The end of the pipe does not end a helper that container root has stopped.
+                    // The transfer was dropped. Closing the pipe does not end a helper that container root
+                    // has stopped (SIGSTOP).
                     _ = dropped, if can_cancel => {
                         keeper.cancel(transfer).await?;
                         answer.await
@@ -110,7 +114,7 @@ impl Engine {
 
 fn tar_pipe() -> Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("pipe"))?;
-    // Above the host's limit for pipes it stays as it is: slower, not wrong.
+    // Fails above the host's limit (/proc/sys/fs/pipe-max-size): the smaller pipe is slower, not wrong.
     let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
     Ok((reader, writer))
 }

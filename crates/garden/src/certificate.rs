@@ -1,8 +1,8 @@
-//! What is wrong with certificates and keys, in words; and with a server's certificate before any client has said so: its
-//! time, and the names in it.
+//! Explanations of unusable certificates and keys, and checks of a server's certificate before any client
+//! refuses it: its validity period, and its names.
 //!
-//! A server shows whatever certificate it is given (RFC 5280); it is its clients that refuse one that has run out, or has a
-//! name in its subject alone, and they say so where nobody looks.
+//! A server presents whatever certificate it is given (RFC 5280). Its clients refuse one that has expired, or
+//! has its name in the subject alone, and their errors do not reach the server's operator.
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,11 +11,12 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
 
-/// Who has so little time left is told.
+/// Seconds of remaining validity below which there is a warning.
 const SOON: i64 = 14 * DAY;
 const DAY: i64 = 86_400;
 
-/// What clients will refuse in the certificates of a file in PEM, the first of which is the server's own; a sentence each.
+/// Returns what clients will refuse in the certificates of a PEM file, of which the first is the server's
+/// own; a sentence each.
 pub fn doubts(pem: &[u8], now: SystemTime) -> Vec<String> {
     let now =
         now.duration_since(UNIX_EPOCH).map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
@@ -47,17 +48,17 @@ pub fn doubts(pem: &[u8], now: SystemTime) -> Vec<String> {
     found
 }
 
-/// The day in UTC, as in 2026-01-31.
+/// Formats the day in UTC, as in 2026-01-31.
 fn day(time: ASN1Time) -> String {
     time.to_datetime().date().to_string()
 }
 
-/// The private key of a file in PEM.
+/// Reads the private key of a PEM file.
 ///
 /// # Errors
-/// There is none, or one that cannot be used, in words.
+/// The file has no private key, or one that cannot be used; in words.
 pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
-    // The PEM labels of RFC 7468, section 11, and the header of RFC 1421 that OpenSSL wrote before.
+    // The PEM label of RFC 7468, section 11, and the header of RFC 1421 that older OpenSSL versions write.
     let has_passphrase = [&b"BEGIN ENCRYPTED PRIVATE KEY"[..], b"Proc-Type: 4,ENCRYPTED"]
         .iter()
         .any(|mark| pem.windows(mark.len()).any(|part| part == *mark));
@@ -68,10 +69,10 @@ pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("no private key in PEM: {error}"))
 }
 
-/// Why a certificate is not taken, in words.
+/// Explains why a certificate is refused.
 pub fn refusal(error: &rustls::Error) -> String {
     let text = error.to_string();
-    // The error inside is known by its name alone.
+    // The inner error can be recognized only by its name in the text.
     if text.contains("UnsupportedCertVersion") {
         return "a certificate is of X.509 version 1: make it with extensions (version 3)".to_owned();
     }
@@ -105,7 +106,7 @@ mod tests {
         says(&short, now - 3 * day, "expires on 2026-01-01, in 3 days");
         says(&made(&["a"], 2027, 2060), now, "begins on 2027-01-01");
         says(&made(&[], 2025, 2060), now, "(until 2060-01-01) has no subjectAltName");
-        // One between it and its authority needs no name.
+        // An intermediate certificate needs no name.
         says(&(good + &made(&[], 2020, 2021)), now, "certificate 2 of the file expired on 2021-01-01");
         let odd = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
         says(odd, now, "cannot be read");

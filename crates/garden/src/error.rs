@@ -1,19 +1,19 @@
-//! Garden's error body, and what can go wrong in the client.
+//! Garden's error body, and the client's errors.
 
 use serde::{Deserialize, Serialize};
 
-/// The body of every failed request. All keys are always there.
+/// The body of the reply to every failed request. All keys are always present.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct ErrorBody {
     /// Name of the kind; empty for a plain error.
     #[serde(rename = "Type")]
     pub kind: String,
-    /// What a person reads.
+    /// The message for people.
     pub message: String,
-    /// The handle, when it names no container.
+    /// The unknown handle, in an error about one.
     pub handle: String,
-    /// The process id, when it names no process.
+    /// The unknown process id, in an error about one.
     #[serde(rename = "ProcessID")]
     pub process_id: String,
     /// Always empty; kept by the API.
@@ -29,9 +29,9 @@ pub enum ErrorKind {
     ProcessNotFound,
     /// The program is not in the container.
     ExecutableNotFound,
-    /// Try again later.
+    /// The request may succeed later.
     ServiceUnavailable,
-    /// Trying again will not help.
+    /// The request will not succeed later either.
     Unrecoverable,
     /// Everything else.
     Other,
@@ -47,12 +47,12 @@ impl ErrorKind {
         (Self::Other, ""),
     ];
 
-    /// Its name on the wire.
+    /// Returns the kind's name on the wire.
     pub fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(kind, _)| *kind == self).map_or("", |(_, name)| name)
     }
 
-    /// The HTTP status that goes with it.
+    /// Returns the HTTP status for the kind.
     pub fn status(self) -> u16 {
         match self {
             Self::ContainerNotFound | Self::ProcessNotFound => 404,
@@ -62,12 +62,12 @@ impl ErrorKind {
 }
 
 impl ErrorBody {
-    /// An error of this kind.
+    /// Makes an error of this kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind: kind.name().into(), message: message.into(), ..Self::default() }
     }
 
-    /// Its kind; an unknown name is [`ErrorKind::Other`].
+    /// Returns the kind; for an unknown name it is [`ErrorKind::Other`].
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::NAMES
             .iter()
@@ -76,7 +76,7 @@ impl ErrorBody {
     }
 }
 
-/// What can go wrong in the client.
+/// The client's errors.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address is neither `unix:/path` nor `tcp:host:port`.
@@ -98,36 +98,36 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
-    /// TLS was asked for where there is none.
+    /// TLS was requested for a unix socket.
     #[error("{0} is a unix socket, which has no TLS: certificates are for tcp:HOST:PORT")]
     TlsOnUnix(String),
     /// The connection broke.
     #[error("talk to the server: {0}")]
     Io(#[from] std::io::Error),
-    /// The connection broke, or what came is not HTTP.
+    /// The connection broke, or the reply is not HTTP.
     #[error("talk to the server: {0}")]
     Http(#[from] hyper::Error),
-    /// The server said no.
+    /// The server refused the request, or failed.
     #[error("{}", .0.message)]
     Garden(ErrorBody),
-    /// The server's answer makes no sense.
+    /// The server's reply cannot be understood.
     #[error("bad response: {0}")]
     Response(String),
-    /// What came is not HTTP.
+    /// The reply is not HTTP.
     #[error("bad response: not HTTP: {0:?}")]
     NotHttp(String),
-    /// The server said no, in words that are not Garden's: a proxy before it, say.
+    /// The server refused the request, and the body is not Garden's: it may come from a proxy.
     #[error("bad response: status {status}: {text}")]
     Status {
-        /// Of HTTP.
+        /// The HTTP status.
         status: u16,
-        /// How its body begins.
+        /// The beginning of the body.
         text: String,
     },
     /// Waiting for the process failed on the server's side.
     #[error("process error: {0}")]
     Process(String),
-    /// The process was started and goes on, but a connection for its output was refused, or has broken.
+    /// The process was started and runs, but a connection for its output was refused, or has broken.
     #[error("process {process} was started, but its output cannot be fetched: {source}")]
     Output {
         /// The process's id.
@@ -135,10 +135,10 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
-    /// The process's input is no text, and the server takes nothing else. Not all of it was sent.
+    /// The process's input is not UTF-8, and the server accepts nothing else. A part of it was not sent.
     #[error("the input is not UTF-8, and this server's protocol carries nothing else")]
     BinaryInput,
-    /// The process's input cannot be read here. What came before was sent, its end was not.
+    /// Reading the process's input failed. What came before was sent; the end of the input was not.
     #[error("read the input: {0}")]
     Input(std::sync::Arc<std::io::Error>),
     /// The server closed the connection before the process ended.
@@ -147,12 +147,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// An answer that makes no sense. The reason may quote it, and it may be long.
+    /// Makes the error for a reply that cannot be understood. `why` may quote the reply, and is clipped.
     pub(crate) fn response(why: &impl std::fmt::Display) -> Self {
         Self::Response(clip(&why.to_string()))
     }
 
-    /// The kind of a Garden error; `None` when the server did not answer with one.
+    /// Returns the kind of a Garden error; `None` if the error is not the server's.
     pub fn kind(&self) -> Option<ErrorKind> {
         match self {
             Self::Garden(body) => Some(body.kind()),
@@ -160,7 +160,7 @@ impl Error {
         }
     }
 
-    /// The error in a reply with a status that is not 2xx.
+    /// Makes the error from a reply with a status that is not 2xx.
     pub(crate) fn from_reply(status: u16, body: &[u8]) -> Self {
         match serde_json::from_slice::<ErrorBody>(body) {
             Ok(mut body) if !body.message.is_empty() || !body.kind.is_empty() => {
@@ -172,10 +172,10 @@ impl Error {
     }
 }
 
-/// Bytes of what a server says that are shown to people; its own messages are shorter.
+/// The most bytes of a server's text that are shown to people; wardian's own messages are shorter.
 const SHOWN: usize = 8 << 10;
 
-/// The beginning of a text that may be long.
+/// Returns the beginning of a text that may be long.
 pub(crate) fn clip(text: &str) -> String {
     if text.len() <= SHOWN {
         return text.to_owned();
@@ -184,7 +184,7 @@ pub(crate) fn clip(text: &str) -> String {
     format!("{}… ({} more bytes)", &text[..end], text.len() - end)
 }
 
-/// Shorthand.
+/// A result with the client's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[cfg(test)]

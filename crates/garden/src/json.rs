@@ -10,13 +10,13 @@ use std::io;
 /// Why a body could not be read. The texts of the first two are Go's.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// There is nothing.
+    /// The text is empty.
     #[error("EOF")]
     Empty,
-    /// It ends in the middle of a value.
+    /// The text ends in the middle of a value.
     #[error("unexpected EOF")]
     Truncated,
-    /// It is not JSON, or not of the expected shape.
+    /// The text is not JSON, or not of the expected shape.
     #[error("json: {}", without_values(&.0.to_string()))]
     Invalid(serde_json::Error),
 }
@@ -24,10 +24,11 @@ pub enum DecodeError {
 /// Keys below these are data, not field names: their case stays.
 const FREE_KEYS: [&str; 1] = ["properties"];
 
-/// Most values in one text, those within others included: each takes up to a hundred bytes, however short it is.
+/// The most values in one text, nested ones included: each takes up to a hundred bytes of memory, however
+/// short it is.
 const VALUES: usize = 1 << 18;
 
-/// A value whose field names are in lower case and whose nulls are gone; of repeated fields the last one stands.
+/// A value with field names in lower case and without nulls; of repeated fields the last one counts.
 struct Folded(Value);
 
 #[derive(Clone, Copy)]
@@ -98,7 +99,7 @@ impl<'de> Visitor<'de> for FoldedVisitor<'_> {
             let free = !self.keep_case && FREE_KEYS.contains(&key.as_str());
             let value = fields.next_value_seed(Self { keep_case: free, ..self })?;
             match value {
-                // In a map of data null is the zero value; a field keeps what it has.
+                // In a map of data null is the zero value; a struct's field keeps its value.
                 Value::Null if self.keep_case => {
                     map.insert(key, Value::String(String::new()));
                 }
@@ -113,7 +114,7 @@ impl<'de> Visitor<'de> for FoldedVisitor<'_> {
 }
 
 fn shape<T: DeserializeOwned>(value: Value) -> Result<T, DecodeError> {
-    // `null` for the whole value leaves everything zero. Where no object is wanted the error tells of null.
+    // `null` for the whole value leaves all fields zero. If no object is expected the error names null.
     let shaped = match value {
         Value::Null => T::deserialize(Value::Object(Map::new())).or_else(|_| T::deserialize(Value::Null)),
         value => T::deserialize(value),
@@ -121,7 +122,8 @@ fn shape<T: DeserializeOwned>(value: Value) -> Result<T, DecodeError> {
     shaped.map_err(DecodeError::Invalid)
 }
 
-/// serde tells which text it has not expected: perhaps a password, and errors are logged.
+/// Removes the value from serde's message about an unexpected string: it may be a password, and errors are
+/// logged.
 fn without_values(message: &str) -> String {
     match (message.split_once(" \""), message.rsplit_once("\", expected")) {
         (Some((before, _)), Some((_, after))) => format!("{before}, expected{after}"),
@@ -129,13 +131,13 @@ fn without_values(message: &str) -> String {
     }
 }
 
-/// Read the first value of a body; what follows it is ignored.
+/// Reads the first value of a body; what follows it is ignored.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     let text = String::from_utf8_lossy(body);
     match serde_json::Deserializer::from_str(&text).into_iter::<Folded>().next() {
         None => Err(DecodeError::Empty),
-        // serde would take an array for an object whose fields stand in order; Go does not, and no message of
-        // Garden's that we take is one.
+        // serde would accept an array for a struct, with the fields in order; Go does not, and no message of
+        // Garden's that is read here is an array.
         Some(Ok(Folded(serde_json::Value::Array(_)))) => {
             Err(DecodeError::Invalid(serde::de::Error::custom("cannot unmarshal array into an object")))
         }
@@ -145,7 +147,7 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     }
 }
 
-/// As Go's encoder writes it: `<`, `>`, `&`, U+2028 and U+2029 escaped, a newline at the end.
+/// Writes a value as Go's encoder does: `<`, `>`, `&`, U+2028 and U+2029 escaped, a newline at the end.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut text = Vec::new();
     if write(&mut text, value).is_err() {
@@ -155,15 +157,15 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     text
 }
 
-/// The same without the newline, a little at a time.
+/// Writes a value as [`encode`] does, without the newline, and in small pieces.
 ///
 /// # Errors
-/// Those of `to`.
+/// Writing to `to` fails.
 pub fn write<T: Serialize + ?Sized>(to: impl io::Write, value: &T) -> io::Result<()> {
     value.serialize(&mut serde_json::Serializer::with_formatter(to, Go)).map_err(io::Error::from)
 }
 
-/// Of Go's encoder.
+/// A formatter with the escapes of Go's encoder.
 struct Go;
 
 impl Formatter for Go {
@@ -181,15 +183,15 @@ impl Formatter for Go {
     }
 }
 
-/// Reads objects one after the other from bytes that arrive in pieces. Every byte is looked at twice, however small
-/// the pieces: once for where the object ends, once for what it says.
+/// Decodes objects one after the other from bytes that arrive in pieces. Every byte is read twice, however
+/// small the pieces: once to find the object's end, once to parse it.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
-    /// Where the next value begins, and how far it was searched for its end.
+    /// The beginning of the next value, and how far it was searched for its end.
     begin: usize,
     scanned: usize,
-    /// Braces that are open there, whether it is inside a string, and after a backslash.
+    /// The state of the search there: the open braces, whether it is inside a string, and after a backslash.
     depth: usize,
     string: bool,
     escaped: bool,
@@ -199,12 +201,12 @@ impl Decoder {
     /// A value longer than this is refused.
     pub const LIMIT: usize = 4 << 20;
 
-    /// Bytes of a value that has not come to its end.
+    /// Returns the bytes held of an incomplete value.
     pub fn held(&self) -> usize {
         self.buffer.len() - self.begin
     }
 
-    /// More bytes have arrived.
+    /// Adds bytes that have arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.begin);
         self.scanned -= self.begin;
@@ -212,7 +214,7 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole value, if it is there.
+    /// Returns the next value, if it is complete.
     pub fn next_value<T: DeserializeOwned>(&mut self) -> Result<Option<T>, DecodeError> {
         while let Some(&byte) = self.buffer.get(self.scanned) {
             self.scanned += 1;

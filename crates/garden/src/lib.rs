@@ -1,8 +1,8 @@
-//! The words of the Garden API: what goes over the wire, its errors, and a client.
+//! The Garden API: its wire types, its errors, and a client.
 //!
 //! The wire types are plain data. [`decode`] reads them the way Go's `encoding/json` does (field names in any
 //! case, `null` is the zero value, what follows the first value is ignored) and [`encode`] writes them the way
-//! Go does, because that is what both ends of this API have always been written in.
+//! Go does, because both ends of this API have always been written in Go.
 
 pub mod certificate;
 mod client;

@@ -1,4 +1,4 @@
-//! What goes over the wire, with Garden's field names.
+//! The wire types, with Garden's field names.
 //!
 //! Fields that Go omits when they are zero are omitted here too; nested objects are always sent.
 
@@ -13,14 +13,15 @@ fn zero<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Header of a request to run or attach, and of its reply: input that is no text may be sent so. Garden has no way, and its
-/// servers do not answer with it.
+/// Header of a request to run or attach, and of its reply: input that is not UTF-8 may be sent in this
+/// encoding. It is wardian's own; Garden's servers do not reply with it.
 pub const INPUT_HEADER: (&str, &str) = ("Wardian-Input", "base64");
 
-/// Header of a request for a process: the client reads these of its streams to their ends, however slowly, and the process
-/// is to be held up meanwhile, as by a pipe. Wardian's own: other servers drop what is not taken in time.
+/// Header of a request for a process: the client reads these of its streams to their ends, however slowly,
+/// and the process is held up meanwhile, as by a full pipe. Wardian's own: other servers drop what is not
+/// taken in time.
 pub const WAIT_HEADER: &str = "Wardian-Wait-For";
-/// The streams' names there, separated by commas.
+/// The names of the streams in that header, separated by commas.
 pub const WAIT_STREAMS: [&str; 2] = ["stdout", "stderr"];
 
 macro_rules! wire {
@@ -36,11 +37,11 @@ wire!(/// A request for a container.
 ContainerSpec {
     /// Empty: the server makes one up.
     #[serde(skip_serializing_if = "zero")] handle: String,
-    /// Nanoseconds without a caller after which the container goes.
+    /// Nanoseconds without a call after which the container is destroyed.
     #[serde(skip_serializing_if = "zero")] grace_time: i64,
     /// The older spelling of `image.uri`.
     #[serde(skip_serializing_if = "zero")] rootfs: String,
-    /// Where its root file system comes from.
+    /// The image of its root file system.
     image: ImageRef,
     /// Host paths shown inside.
     #[serde(skip_serializing_if = "zero")] bind_mounts: Vec<BindMount>,
@@ -122,7 +123,7 @@ MemoryLimits {
 
 wire!(/// Processes.
 PidLimits {
-    /// Most at a time.
+    /// The most processes at a time.
     #[serde(skip_serializing_if = "zero")] max: u64,
 });
 
@@ -150,13 +151,13 @@ wire!(/// A rule for outgoing traffic.
 NetOutRule {
     /// 0 all, 1 TCP, 2 UDP, 3 ICMP, 4 ICMPv6.
     #[serde(skip_serializing_if = "zero")] protocol: u8,
-    /// To where; empty: anywhere.
+    /// Destination addresses; empty: any.
     #[serde(skip_serializing_if = "zero")] networks: Vec<IpRange>,
-    /// To which ports; empty: all.
+    /// Destination ports; empty: all.
     #[serde(skip_serializing_if = "zero")] ports: Vec<PortRange>,
     /// Which ICMP messages.
     #[serde(skip_serializing_if = "Option::is_none")] icmps: Option<IcmpControl>,
-    /// Log what matches.
+    /// Log matching packets.
     #[serde(skip_serializing_if = "zero")] log: bool,
 });
 
@@ -200,7 +201,7 @@ ProcessSpec {
     #[serde(skip_serializing_if = "zero")] user: String,
     /// Resource limits of the process.
     rlimits: ResourceLimits,
-    /// Limits of a pea of its own.
+    /// A pea's own limits, beside the container's.
     #[serde(skip_serializing_if = "Option::is_none")] limits: Option<ProcessLimits>,
     /// Give it a terminal.
     #[serde(skip_serializing_if = "Option::is_none")] tty: Option<Tty>,
@@ -242,7 +243,7 @@ macro_rules! resource_limits {
             $(#[serde(rename = $name, skip_serializing_if = "Option::is_none")] pub $field: Option<u64>),*
         }
         impl ResourceLimits {
-            /// Those that are given, by name.
+            /// Returns the limits that are set, by name.
             pub fn given(&self) -> Vec<(&'static str, u64)> {
                 [$(($name, self.$field)),*].into_iter().filter_map(|(name, v)| Some((name, v?))).collect()
             }
@@ -254,7 +255,7 @@ resource_limits!(address_space "as", core "core", cpu "cpu", data "data", fsize 
     memlock "memlock", msgqueue "msgqueue", nice "nice", nofile "nofile", nproc "nproc", rss "rss",
     rtprio "rtprio", sigpending "sigpending", stack "stack");
 
-wire!(/// What the host can give.
+wire!(/// The capacity of the host.
 Capacity {
     /// Memory.
     #[serde(skip_serializing_if = "zero")] memory_in_bytes: u64,
@@ -262,31 +263,31 @@ Capacity {
     #[serde(skip_serializing_if = "zero")] disk_in_bytes: u64,
     /// Disk that containers may be promised.
     #[serde(skip_serializing_if = "zero")] schedulable_disk_in_bytes: u64,
-    /// Containers.
+    /// The most containers.
     #[serde(skip_serializing_if = "zero")] max_containers: u64,
 });
 
-/// What a container says of itself. `P` are its properties, or a reference to them.
+/// Information about a container. `P` is the type of its properties, or a reference to it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase", bound(deserialize = "P: Deserialize<'de> + Default"))]
 pub struct ContainerInfo<P = BTreeMap<String, String>> {
     /// `active` or `stopped`.
     pub state: String,
-    /// Things that happened.
+    /// Conditions that clients should know of, such as out of memory.
     pub events: Option<Vec<String>>,
-    /// The host's end of its network.
+    /// The host's address in the container's network.
     #[serde(rename = "HostIP")]
     pub host_ip: String,
-    /// Its address.
+    /// The container's address.
     #[serde(rename = "ContainerIP")]
     pub container_ip: String,
-    /// Its IPv6 address.
+    /// The container's IPv6 address.
     #[serde(rename = "ContainerIPv6")]
     pub container_ipv6: String,
     /// The host's address.
     #[serde(rename = "ExternalIP")]
     pub external_ip: String,
-    /// Its directory on the host.
+    /// The container's directory on the host.
     pub container_path: String,
     /// Never filled.
     #[serde(rename = "ProcessIDs")]
@@ -311,7 +312,7 @@ wire!(/// A container's name; the reply to create.
 Created {
     /// The handle.
     #[serde(rename = "Handle", alias = "handle")] handle: String,
-    /// What whoever has made it should know, in sentences. Wardian's own.
+    /// Warnings for the client, in sentences. Wardian's own.
     #[serde(skip_serializing_if = "Vec::is_empty")] warnings: Vec<String>,
 });
 
@@ -323,36 +324,37 @@ HandleList {
 
 wire!(/// The request to stop.
 Stop {
-    /// At once, without asking.
+    /// Kill the processes at once, without a TERM before.
     kill: bool,
 });
 
 wire!(/// The value of a property.
 PropertyValue {
-    /// It.
+    /// The value.
     value: String,
 });
 
-wire!(/// What goes over a process's control connection, both ways.
+wire!(/// A message on a process's control connection, in both directions.
 Payload {
-    /// Which process.
+    /// The process's id.
     #[serde(skip_serializing_if = "zero")] process_id: String,
-    /// Where its output is; only in the first one.
+    /// The id of its output streams; only in the server's first payload.
     #[serde(skip_serializing_if = "zero")] stream_id: String,
     /// 0: standard input.
     #[serde(skip_serializing_if = "Option::is_none")] source: Option<i64>,
     /// With `source`: input; `source` without it: end of input.
     #[serde(skip_serializing_if = "Option::is_none")] data: Option<String>,
-    /// With `source`: input that is no text. Wardian's own; a server that takes it says so with [`INPUT_HEADER`].
+    /// With `source`: input that is not UTF-8. Wardian's own; a server that accepts it says so with
+    /// [`INPUT_HEADER`].
     #[serde(skip_serializing_if = "Option::is_none")] base64: Option<String>,
-    /// It ended.
+    /// The process has ended with this status.
     #[serde(skip_serializing_if = "Option::is_none")] exit_status: Option<i64>,
-    /// The program has ended with this status, and something that it has started still holds its output: `exit_status` comes
-    /// when that is over. Wardian's own, for clients that send [`WAIT_HEADER`].
+    /// The program has ended with this status, and a descendant still holds its output open: `exit_status`
+    /// comes when the output ends. Wardian's own, for clients that send [`WAIT_HEADER`].
     #[serde(skip_serializing_if = "Option::is_none")] ended: Option<i64>,
-    /// Bytes of its output that this client was too slow for; not Garden's, wardian's own.
+    /// Bytes of output that were lost because this client was too slow. Wardian's own.
     #[serde(skip_serializing_if = "zero")] lost: u64,
-    /// Nobody knows how it ended.
+    /// The process's exit status is not known, for this reason.
     #[serde(skip_serializing_if = "Option::is_none")] error: Option<String>,
     /// New terminal size.
     #[serde(skip_serializing_if = "Option::is_none")] tty: Option<Tty>,
@@ -374,9 +376,9 @@ wire!(/// A create or a destroy.
 Operation {
     /// `create` or `destroy`.
     kind: String,
-    /// Of whom.
+    /// The container's handle.
     handle: String,
-    /// Handles are used again, ids are not.
+    /// The container's id: ids are never reused, handles are.
     id: String,
     /// When it began, in seconds since 1970.
     began: f64,
@@ -386,11 +388,11 @@ Operation {
     steps: Vec<Step>,
     /// Why it failed.
     error: Option<String>,
-    /// What the kernel did meanwhile, of one that was slow.
+    /// What the kernel did during a slow operation.
     diagnosis: Option<serde_json::Value>,
 });
 
-wire!(/// The last create and destroy of a handle: not Garden's, wardian's own.
+wire!(/// The last create and destroy of a handle; wardian's own.
 History {
     /// The create, if it is known.
     create: Option<Operation>,
@@ -398,21 +400,21 @@ History {
     destroy: Option<Operation>,
 });
 
-wire!(/// Something that happened: not Garden's, wardian's own.
+wire!(/// An event; wardian's own.
 Event {
     /// `create`, `destroy`, `stop`, `broken`, `process-start`, `process-exit`; `lost`: this listener was too slow.
     event: String,
     /// Seconds since 1970.
     #[serde(skip_serializing_if = "zero")] time: f64,
-    /// To which container.
+    /// The container's handle.
     #[serde(skip_serializing_if = "zero")] handle: String,
-    /// Handles are used again, ids are not.
+    /// The container's id: ids are never reused, handles are.
     #[serde(skip_serializing_if = "zero")] id: String,
-    /// Which process.
+    /// The process's id.
     #[serde(skip_serializing_if = "Option::is_none")] process: Option<String>,
-    /// How it ended.
+    /// The process's exit status.
     #[serde(skip_serializing_if = "Option::is_none")] status: Option<i32>,
-    /// Why it is broken.
+    /// Why the container is broken.
     #[serde(skip_serializing_if = "Option::is_none")] reason: Option<String>,
     /// How many events were lost.
     #[serde(skip_serializing_if = "Option::is_none")] lost: Option<u64>,

@@ -17,15 +17,15 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use wardian_runtime::rights::Rights;
 use wardian_runtime::wire::Placement;
 
-/// What a step says when it fails.
+/// Result of one step of a child.
 pub type Outcome<T> = Result<T, Stop>;
 
-/// Why a child gives up.
+/// The failure that ends a child.
 #[derive(Debug)]
 pub struct Stop {
-    /// For the client: the program is not there.
+    /// The program does not exist; the client gets an error of that kind.
     pub not_found: bool,
-    /// In words.
+    /// The error text.
     pub text: String,
 }
 
@@ -35,7 +35,7 @@ impl From<String> for Stop {
     }
 }
 
-/// `step` failed with this errno.
+/// Turns an errno into the failure of `step`.
 pub fn failed<E: std::fmt::Display>(step: impl std::fmt::Display) -> impl FnOnce(E) -> Stop {
     move |error| Stop { not_found: false, text: format!("{step}: {error}") }
 }
@@ -44,36 +44,36 @@ fn check(result: libc::c_long, step: &str) -> Outcome<()> {
     if result < 0 { Err(failed(step)(io::Error::last_os_error())) } else { Ok(()) }
 }
 
-/// Where a child goes and what it joins or makes.
+/// Which cgroups and namespaces a child joins or creates.
 #[derive(Debug)]
 pub struct Way<'a> {
-    /// What the body needs besides the report, by number; everything else is closed before it runs.
+    /// Descriptors that the body needs besides the report pipe; all others are closed before the body runs.
     pub keep: &'a [RawFd],
-    /// Its cgroups.
+    /// The child's cgroups.
     pub place: &'a Placement<OwnedFd>,
-    /// Of which the limits are set on the way.
+    /// The child's rights. The clone path sets their resource limits only.
     pub rights: &'a Rights,
-    /// The container.
+    /// The namespaces of the container.
     pub into: Namespaces<'a>,
 }
 
 /// The namespaces of a child.
 #[derive(Debug)]
 pub enum Namespaces<'a> {
-    /// Those of a prepared pair, and new ones for the rest.
+    /// The user and network namespace of a prepared pair are joined, all other kinds are created.
     New {
         /// User namespace.
         user: Option<BorrowedFd<'a>>,
         /// Network namespace.
         network: BorrowedFd<'a>,
     },
-    /// All those of pid 1.
+    /// All namespaces of the container's pid 1 are joined.
     Join {
-        /// Of pid 1.
+        /// Pidfd of pid 1.
         pidfd: BorrowedFd<'a>,
-        /// It has a user namespace.
+        /// Whether the container has a user namespace.
         user: bool,
-        /// A mount namespace of its own, copied from the keeper's: a pea.
+        /// Whether the child gets a mount namespace of its own, copied from the keeper's, as a pea does.
         own_mounts: bool,
     },
 }
@@ -81,7 +81,7 @@ pub enum Namespaces<'a> {
 /// clone3(2); libc's constant of this name is too narrow.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// `struct clone_args` of clone3(2), as far as we fill it.
+/// `struct clone_args` of clone3(2), up to the last field that is used here.
 #[repr(C, align(8))]
 #[derive(Default)]
 struct CloneArgs {
@@ -98,7 +98,7 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// Start `body` inside. Returns the pid of the first stage, which reports the real one and exits.
+/// Starts `body` inside. Returns the pid of the first stage, which reports the pid of the process and exits.
 pub fn start(
     way: &Way<'_>,
     report: &Report,
@@ -128,7 +128,7 @@ pub fn start(
     }
 }
 
-/// End a child that executes nothing.
+/// Ends a child that does not exec.
 pub fn exit(code: i32) -> ! {
     // SAFETY: ends this process without running the keeper's destructors a second time.
     unsafe { libc::_exit(code) }
@@ -145,7 +145,8 @@ fn first_stage(
         Namespaces::New { user: None, network } => &[network.as_raw_fd()],
         Namespaces::Join { pidfd, .. } => &[pidfd.as_raw_fd()],
     };
-    // The directory of a v2 cgroup is not among them: the clone has put us there already.
+    // The descriptor of a v2 cgroup's directory is not kept: the clone (CLONE_INTO_CGROUP) has placed this child
+    // already.
     let mut keep = [way.keep, &[report.number()]].concat();
     let own = keep.len();
     keep.extend(namespaces.iter().copied().chain(way.place.v1_procs.iter().map(AsRawFd::as_raw_fd)));
@@ -198,7 +199,7 @@ fn first_stage(
             }
         }
         close_all_but(&keep[..own])?;
-        // The keeper is to be the parent; the kernel copies exit signal and parent from us.
+        // The keeper has to be the parent; the kernel copies exit signal and parent from this first stage.
         let flags = libc::CLONE_PARENT as libc::c_ulong | libc::SIGCHLD as libc::c_ulong;
         match libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) {
             0 => {
@@ -218,8 +219,9 @@ fn first_stage(
     }
 }
 
-/// What protects the server, and us, from the kernel's search for memory (`OOMScoreAdjust=` of its unit) is not for what
-/// runs in containers. Before the user namespace: after it the file is not ours any more (proc(5)).
+/// Resets an inherited negative OOM score adjustment: what protects the server and the keeper from the OOM killer
+/// (`OOMScoreAdjust=` of the unit) must not protect processes of containers. Runs before the child enters the user
+/// namespace: afterwards the file does not belong to it any more (proc(5)).
 fn be_mortal() -> Outcome<()> {
     const SCORE: &str = "/proc/self/oom_score_adj";
     let score = std::fs::read_to_string(SCORE).map_err(failed(SCORE))?;
@@ -229,13 +231,14 @@ fn be_mortal() -> Outcome<()> {
     Ok(())
 }
 
-/// Pid 1 holds next to no memory, and all others end with it: the OOM killer is to take one of those. Where this host
-/// lacks CAP_SYS_RESOURCE it may choose pid 1, which then is the smallest of all ([`init`]).
+/// Exempts pid 1 from the OOM killer: pid 1 holds next to no memory, and all other processes end with it. Where the
+/// host lacks CAP_SYS_RESOURCE the exemption fails, and pid 1 is merely the smallest candidate ([`init`]).
 fn spare() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
 }
 
-/// Raising a hard limit needs CAP_SYS_RESOURCE on the host; without it the value is lowered to what there is.
+/// Sets soft and hard limit. Raising a hard limit needs CAP_SYS_RESOURCE on the host; without it the value is lowered
+/// to the present hard limit, with a warning.
 pub fn set_rlimit(resource: u32, value: u64, report: &Report) -> Outcome<()> {
     let wanted = libc::rlimit { rlim_cur: value, rlim_max: value };
     // SAFETY: plain structures on our stack.
@@ -259,7 +262,7 @@ pub fn set_rlimit(resource: u32, value: u64, report: &Report) -> Outcome<()> {
     Ok(())
 }
 
-/// Ids 0 of the present user namespace, no supplementary groups.
+/// Takes uid and gid 0 of the present user namespace, without supplementary groups.
 fn become_root() -> Outcome<()> {
     // SAFETY: plain numbers; one thread, so the raw calls reach the whole process.
     unsafe {
@@ -271,12 +274,13 @@ fn become_root() -> Outcome<()> {
     Ok(())
 }
 
-/// The ids by which the kernel judges access to files, and whether CAP_DAC_OVERRIDE is in effect: for a moment the files
-/// that are made belong to this user at once, without a chown that could hit something else.
+/// Sets the ids by which the kernel judges file access, and whether CAP_DAC_OVERRIDE is in effect. Files made
+/// meanwhile belong to this user from the start, without a chown that a rename could redirect to another file.
 pub fn file_ids(uid: u32, gid: u32, override_modes: bool) -> Outcome<()> {
     /// CAP_DAC_OVERRIDE, capabilities(7).
     const DAC_OVERRIDE: u64 = 1 << 1;
-    // SAFETY: plain numbers. The calls return the former ids and no error; -1 changes nothing and tells what is set.
+    // SAFETY: plain numbers. The calls return the former ids and no error; -1 changes nothing and returns the present
+    // id.
     unsafe {
         for (call, id) in [(libc::SYS_setfsgid, gid), (libc::SYS_setfsuid, uid)] {
             libc::syscall(call, id);
@@ -290,7 +294,7 @@ pub fn file_ids(uid: u32, gid: u32, override_modes: bool) -> Outcome<()> {
     if uid != 0 && override_modes { raise(DAC_OVERRIDE) } else { Ok(()) }
 }
 
-/// Add to the effective set what the permitted one holds.
+/// Adds those of the capabilities to the effective set that the permitted set holds.
 fn raise(capabilities: u64) -> Outcome<()> {
     let mut sets = rustix::thread::capabilities(None).map_err(failed("capget"))?;
     sets.effective |= sets.permitted & rustix::thread::CapabilitySet::from_bits_retain(capabilities);
@@ -313,16 +317,17 @@ pub fn clean_slate() -> Outcome<()> {
     }
 }
 
-/// Every signal to its default.
+/// Resets every signal to its default action.
 ///
 /// # Safety
-/// Whoever relies on a handler of this process must not do so any more.
+/// No code may rely on a signal handler of this process any more.
 unsafe fn default_signals() {
-    // SAFETY: the kernel reads a structure of ours; what handlers there were is the caller's to know.
+    // SAFETY: the kernel reads a structure of ours; the caller guarantees that no handler is still needed.
     unsafe {
-        // An exec resets handlers, but not what is ignored: Rust's start-up ignores SIGPIPE, and glibc's posix_spawn the
-        // signal it keeps for itself (32), which its own calls refuse to touch. The kernel's structure: handler, flags,
-        // restorer, mask; zero is the default. SIGKILL and SIGSTOP refuse, and need it not.
+        // An exec resets handlers but not ignored signals: Rust's start-up ignores SIGPIPE, and glibc's posix_spawn
+        // leaves signal 32, which it reserves and its own calls refuse to touch, ignored. Hence the kernel's
+        // structure (handler, flags, restorer, mask), in which zero is the default. For SIGKILL and SIGSTOP the call
+        // fails, and they cannot be ignored anyway.
         let default = [0u64; 4];
         for signal in 1..=64 {
             libc::syscall(
@@ -336,7 +341,8 @@ unsafe fn default_signals() {
     }
 }
 
-/// Die with the keeper. After the last credential change, which would clear it.
+/// Makes the kernel kill this process when the keeper dies. Must follow the last credential change, which would clear
+/// it.
 pub fn die_with_parent() -> Outcome<()> {
     // SAFETY: a number.
     check(
@@ -345,8 +351,8 @@ pub fn die_with_parent() -> Outcome<()> {
     )
 }
 
-/// What processes of the container inherit through the keeper, whatever the server's own is: umask, limits, keyring.
-/// Everything else of this kind (groups, signals, session) each child sets for itself.
+/// Sets what processes of the container inherit through the keeper, independent of the server's own: umask, limits,
+/// session keyring. All other inherited state (groups, signals, session) each child sets for itself.
 pub fn set_inheritance() -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // As the kernel does it at boot (kernel/fork.c): half of the threads that fit into memory.
@@ -362,7 +368,7 @@ pub fn set_inheritance() -> io::Result<()> {
     // SAFETY: numbers; no name means an anonymous keyring, which nobody else can join.
     let joined = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0) };
     match io::Error::last_os_error() {
-        // A kernel without keys has none to inherit.
+        // A kernel without keyrings has none that could be inherited.
         error if joined < 0 && error.raw_os_error() != Some(libc::ENOSYS) => Err(error),
         _ => Ok(()),
     }
@@ -389,7 +395,7 @@ const LIMITS: &[(u32, u64, u64)] = &[
     (libc::RLIMIT_RTTIME, UNLIMITED, UNLIMITED),
 ];
 
-/// Set a limit, or as much of it as this host allows: raising a hard limit needs CAP_SYS_RESOURCE.
+/// Sets a limit, or as much of it as the host allows: raising a hard limit needs CAP_SYS_RESOURCE.
 fn limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     // SAFETY: plain structures on our stack.
     unsafe {
@@ -408,21 +414,21 @@ fn limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     }
 }
 
-/// Close whatever else the server's own parent has left open.
+/// Closes all descriptors from `first` on, which the server's own parent may have leaked.
 pub fn close_from(first: i32) -> io::Result<()> {
-    // SAFETY: at the start, before anything of ours has such a number.
+    // SAFETY: runs at the start, before any value of ours owns such a descriptor.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first as u32, u32::MAX, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Not to be read or traced by anything with fewer rights.
+/// Makes this process undumpable: no process with fewer capabilities may trace it or read its memory.
 pub fn undumpable() {
     // SAFETY: a number.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Close every descriptor but standard input, output, error and those of these numbers. The values that owned the others
-/// must not be dropped any more: a child ends in exec or `_exit`.
+/// Closes every descriptor but standard input, output, error and those in `keep`. The values that owned the closed
+/// ones must not be dropped any more: a child ends in exec or `_exit`.
 pub fn close_all_but(keep: &[RawFd]) -> Outcome<()> {
     let mut keep: Vec<u32> =
         keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
@@ -431,7 +437,7 @@ pub fn close_all_but(keep: &[RawFd]) -> Outcome<()> {
     for last in keep.into_iter().map(Some).chain([None]) {
         let end = last.map_or(u32::MAX, |fd| fd - 1);
         if first <= end {
-            // SAFETY: numbers; see above for who owned them.
+            // SAFETY: numbers; the owners of these descriptors are never dropped (see above).
             let closed = unsafe { libc::syscall(libc::SYS_close_range, first, end, 0) };
             check(closed, "close descriptors")?;
         }
@@ -440,7 +446,7 @@ pub fn close_all_but(keep: &[RawFd]) -> Outcome<()> {
     Ok(())
 }
 
-/// Whether the working directory lies below the root: the path of one that does not begins with `(unreachable)`
+/// Fails unless the working directory lies below the root: the path of one that does not begins with `(unreachable)`
 /// (getcwd(2); glibc hides that, so the system call is made directly).
 pub fn stay_inside() -> Outcome<()> {
     let mut path = [0u8; 4097];
@@ -453,13 +459,13 @@ pub fn stay_inside() -> Outcome<()> {
     }
 }
 
-/// Put a descriptor at 0, 1 or 2.
+/// Duplicates a descriptor onto 0, 1 or 2.
 pub fn stdio(fd: BorrowedFd<'_>, target: i32) -> Outcome<()> {
     // SAFETY: dup2 onto a standard descriptor of this child.
     check(unsafe { libc::dup2(fd.as_raw_fd(), target) }.into(), "set up stdio")
 }
 
-/// Execute a program from a descriptor.
+/// Executes a program from a descriptor; returns only on failure.
 pub fn exec_fd(fd: BorrowedFd<'_>, name: &str) -> Stop {
     let name = std::ffi::CString::new(name).unwrap_or_default();
     let argv = [name.as_ptr(), std::ptr::null()];
@@ -479,7 +485,7 @@ pub fn exec_fd(fd: BorrowedFd<'_>, name: &str) -> Stop {
     failed("execute init")(io::Error::last_os_error())
 }
 
-/// Execute a program by path; returns only on failure.
+/// Executes a program by path; returns only on failure.
 pub fn exec_path(path: &str, args: &[String], env: &[String]) -> io::Error {
     let strings = |list: &[String]| {
         list.iter().map(|s| std::ffi::CString::new(s.as_str())).collect::<Result<Vec<_>, _>>()
@@ -496,10 +502,11 @@ pub fn exec_path(path: &str, args: &[String], env: &[String]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Pid 1 of every container: takes no part in anything, so that its children are reaped by the kernel.
+/// Pid 1 of every container: it ignores all signals, so that the kernel reaps its children.
 pub fn init() -> ! {
-    // SAFETY: every signal to its default, which for pid 1 means that it is ignored: the standard library handles some, and a
-    // handler cannot run without data. Then SIGCHLD without zombies (sigaction(2), SA_NOCLDWAIT), then waiting for ever.
+    // SAFETY: every signal is set to its default, which pid 1 ignores: the standard library handles some signals, and
+    // a handler could not run once the data pages are gone. SIGCHLD then leaves no zombies (sigaction(2),
+    // SA_NOCLDWAIT).
     unsafe {
         default_signals();
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -511,18 +518,18 @@ pub fn init() -> ! {
     }
 }
 
-/// Gives back all memory of this program, which the OOM killer would count, and waits for ever.
+/// Gives all memory of this program back, which the OOM killer would count, and sleeps for ever.
 #[cfg(target_arch = "x86_64")]
 unsafe fn rest() -> ! {
     unsafe extern "C" {
-        // Of the linker (ld(1)): the first byte of the program's image, and the first one after it.
+        // Defined by the linker (ld(1)): the first byte of the program's image, and the first byte after it.
         static __executable_start: u8;
         static _end: u8;
     }
     let (start, end) = ((&raw const __executable_start).addr(), (&raw const _end).addr());
-    // SAFETY: what is dropped are pages of the image. Those of code come back from the file, as they were, when they are
-    // executed; those of data come back as the file has them, and nobody looks at them any more: the loop uses neither
-    // data nor stack. It does not return.
+    // SAFETY: only pages of the image are dropped. Pages of code are read from the file again, unchanged, when they
+    // are executed; pages of data revert to the file's content, which nothing reads any more: the loop uses neither
+    // data nor stack. The call does not return.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -540,7 +547,7 @@ unsafe fn rest() -> ! {
     }
 }
 
-/// Waits for ever.
+/// Sleeps for ever.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn rest() -> ! {
     loop {
@@ -554,7 +561,7 @@ pub mod tests {
     use super::*;
     use wardian_needs::needs;
 
-    /// In a child, so that the test's own descriptors stay.
+    /// Runs `body` in a child, so that the descriptors of the test process are not touched.
     pub fn in_child(body: impl FnOnce() -> i32) -> i32 {
         // SAFETY: the child makes system calls and little else, and ends with `_exit`.
         unsafe {
@@ -578,7 +585,7 @@ pub mod tests {
         };
         let code = in_child(|| {
             for target in [5, 9, 40, 900] {
-                // SAFETY: the child owns nothing that it uses later.
+                // SAFETY: the child owns no value that it uses later.
                 unsafe { libc::dup2(null.as_raw_fd(), target) };
             }
             if close_all_but(&[9, 40, 9, 1, -1]).is_err() {
@@ -614,7 +621,7 @@ pub mod tests {
         needs!(Root);
         assert!(stay_inside().is_ok());
         let code = in_child(|| {
-            // The classic way out: a working directory that the new root does not contain.
+            // The classic chroot escape: a working directory that the new root does not contain.
             let _ = std::env::set_current_dir("/");
             i32::from(rustix::process::chroot("/tmp").is_err() || stay_inside().is_ok())
         });

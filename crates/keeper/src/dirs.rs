@@ -1,8 +1,8 @@
-//! Directories that are made for a user inside a container: a working directory, the destination of a tar.
+//! Creates directories for a user inside a container: a working directory, the destination of a tar.
 //!
-//! Everything on the way is the container's, and may be renamed or become a link at any moment. So the path is walked by
-//! descriptors, and a new directory belongs to its user from its birth on (`setfsuid(2)`): there is no chown that could
-//! be led to something else.
+//! Every component of the path is under the container's control, and may be renamed or replaced by a link at any
+//! moment. So the path is walked by descriptors, and a new directory is created as its user (`setfsuid(2)`): there is
+//! no chown that could be redirected to another file.
 
 use crate::child::{self, Outcome, Stop, failed};
 use crate::users::User;
@@ -16,18 +16,19 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use wardian_sys::directory::names_of;
 
-/// As the kernel's own (path_resolution(7)).
+/// The kernel's own limit (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
-/// What ids that a user namespace leaves out look like (user_namespaces(7), /proc/sys/kernel/overflowuid); groups as well.
+/// The uid that stands for ids which a user namespace does not map (user_namespaces(7),
+/// /proc/sys/kernel/overflowuid); the same for groups.
 const NOBODY: u32 = 65534;
-/// More than a path can name: somebody keeps removing what is made.
+/// More than a path can name: reached only if another process keeps removing the new directories.
 const MAX_MADE: u32 = 4096;
 
 /// Makes a directory and its missing parents, the new ones owned by the user, with mode 0755.
 ///
-/// All of it is tried with the user's own rights. Where these do not suffice it is tried with root's, as in Garden, but then
-/// nothing on the way may be the user's to lead elsewhere: only what [`Trust`] in root alone allows is followed. Returns the
-/// directory if it was made so: the user may lack the right to reach it by its path.
+/// The walk is tried with the user's own rights first. Where these do not suffice it is repeated with root's, as in
+/// Garden, but then the user must not control any component: only what [`Trust::ROOT`] allows is followed. Returns
+/// the directory if root made it: the user may lack the right to reach it by its path.
 pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
     match rustix::fs::stat(path) {
         Ok(_) => return Ok(None),
@@ -66,7 +67,7 @@ pub fn make(path: &Path, owner: &User) -> Outcome<Option<OwnedFd>> {
     Ok((owner.uid != 0 && made.get() && stat.st_uid == owner.uid).then_some(found))
 }
 
-/// What on the way to a path is no directory.
+/// Error that names the first component of a path that is not a directory.
 fn not_a_directory(path: &Path) -> Stop {
     let is_other = |above: &&Path| {
         rustix::fs::stat(*above)
@@ -80,32 +81,33 @@ fn not_a_directory(path: &Path) -> Stop {
 
 fn mkdir(parent: &OwnedFd, name: &OsStr) -> Result<(), Blocked> {
     match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-        // Somebody was faster.
+        // Another process has created it meanwhile.
         Err(Errno::EXIST) => Ok(()),
         other => other.map_err(blocked(name)),
     }
 }
 
-/// Why a walk does not go on.
+/// Why a walk stops.
 #[derive(Debug)]
 pub struct Blocked {
     errno: Option<Errno>,
-    /// In words.
+    /// The error text.
     pub text: String,
 }
 
 impl Blocked {
-    /// The kernel refused this name.
+    /// Error for a name that the kernel refused.
     pub fn by(name: &OsStr, errno: Errno) -> Self {
         blocked(name)(errno)
     }
 
-    /// Whether the path does not lead to a directory, or to none that may be reached; everything else has failed on the way.
+    /// Whether the path itself is at fault: it does not lead to a directory, or only to one that cannot be reached.
+    /// Any other error is a failure of the walk.
     pub fn is_of_the_way(&self) -> bool {
         matches!(self.errno, None | Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS))
     }
 
-    /// For a reason that is not the kernel's.
+    /// Error of this code's own rules, without an errno.
     pub fn because(text: &str) -> Self {
         Self { errno: None, text: text.to_owned() }
     }
@@ -118,41 +120,42 @@ fn blocked(name: impl AsRef<OsStr>) -> impl FnOnce(Errno) -> Blocked {
     }
 }
 
-/// Whose links and directories may lead a walk that is done for a user: his own and root's.
+/// Whose links and directories a walk on behalf of a user may follow: the user's own and root's.
 ///
-/// The owner of a symlink does not tell who has put it where it is: whoever may write to two directories can rename root's
-/// link from one to the other, and so choose which of root's links stands where a name is looked up. So a link is trusted
-/// only if no other user may write to its directory, nor to any above it on the walk, in which that one could have been
-/// exchanged.
+/// The owner of a symlink does not tell who placed it: whoever may write to two directories can rename root's link
+/// from one to the other, and so choose which of root's links stands where a name is looked up. So a link is trusted
+/// only if no other user may write to its directory, nor to any directory above it on the walk, in which its
+/// directory could have been exchanged.
 ///
-/// The sticky bit keeps what is root's from being renamed or removed, but not from being brought there out of a directory
-/// without that bit. So a link in a sticky directory is not trusted; a directory in it is, if others may not write to it:
-/// only who may write to a directory can move it to another one, because its `..` changes.
+/// The sticky bit keeps root's files from being renamed or removed, but not from being moved in from a directory
+/// without that bit. So a link in a sticky directory is not trusted. A directory in one is, if others may not write
+/// to it: moving a directory to another parent changes its `..` and so needs write permission for the directory
+/// itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Trust {
-    /// The user.
+    /// The user's uid.
     pub uid: u32,
-    /// His group, which many a umask lets write to his directories. Group 0 is nobody's own: each user that the container's
-    /// passwd does not know has it.
+    /// The user's gid: with many a umask the group may write to the user's directories. Group 0 is no user's own
+    /// group: every user that the container's passwd does not list has it.
     pub gid: u32,
 }
 
 impl Trust {
-    /// In root alone.
+    /// Trust in root alone.
     pub const ROOT: Self = Self { uid: 0, gid: 0 };
 
-    /// Whether it is the user's or root's. In a user namespace that leaves out ids of the host all of those look like
-    /// [`NOBODY`], so that of what is that user's the directory is asked as well, see [`Step::owned`].
+    /// Whether the owner is the user or root. In a user namespace all ids of the host that it does not map look like
+    /// [`NOBODY`]; for a directory of that owner [`Step::owned`] checks further.
     pub fn owns(self, stat: &Stat) -> bool {
         stat.st_uid == 0 || stat.st_uid == self.uid
     }
 
-    /// The same, of a directory, without that doubt.
+    /// Like [`Trust::owns`], for a directory, also where the owner's id is [`NOBODY`].
     fn owns_directory(self, dir: &OwnedFd, stat: &Stat) -> bool {
         self.owns(stat) && (stat.st_uid != NOBODY || is_own(dir))
     }
 
-    /// Whether nobody else can put something into this directory, which these own, or take something out.
+    /// Whether nobody but the owners (the user and root) can create, rename or remove entries in this directory.
     fn writes_alone(self, dir: &OwnedFd, stat: &Stat) -> bool {
         if stat.st_mode & 0o002 != 0 {
             return false;
@@ -163,15 +166,15 @@ impl Trust {
     }
 }
 
-/// Whether a directory is this process's own: the kernel lets nobody but the owner leave the time of access alone (open(2),
-/// `O_NOATIME`), and compares the ids of the host. One that cannot be read does not tell.
+/// Whether this process owns a directory, by the host's ids: the kernel allows `O_NOATIME` to the owner alone
+/// (open(2)). False for a directory that cannot be read.
 fn is_own(dir: &OwnedFd) -> bool {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME | OFlags::CLOEXEC;
     rustix::fs::openat(dir, ".", flags, Mode::empty()).is_ok()
 }
 
-/// Whether it is the group alone that a directory's group bits speak of. With an access control list they are a bound for all
-/// users and groups in it (acl(5)). A directory that cannot be read does not tell.
+/// Whether the group permission bits of a directory apply to its group alone. With an access control list they are a
+/// mask for all users and groups in the list (acl(5)). False for a directory that cannot be read.
 fn has_no_acl(dir: &OwnedFd) -> bool {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(dir) = rustix::fs::openat(dir, ".", flags, Mode::empty()) else { return false };
@@ -196,39 +199,39 @@ impl Step {
         Self { dir, stat, owned, alone }
     }
 
-    /// Whether nobody else can have put this directory where it is in another one.
+    /// Whether nobody else can have moved this directory to where it is in `above`.
     fn is_placed_in(&self, above: &Self) -> bool {
         let sticky = above.owned && above.stat.st_mode & libc::S_ISVTX != 0;
         above.alone || sticky && self.alone
     }
 }
 
-/// What leads a walk on beside the names of directories: a symlink, or `..`.
+/// A component of a walk that is not a plain directory name: a symlink, or `..`.
 #[derive(Debug)]
 pub struct Turn<'a> {
-    /// The link and its text; none of `..`.
+    /// The link's stat and target; `None` for `..`.
     pub link: Option<(&'a Stat, &'a OsStr)>,
-    /// Whether nobody but those of the walk's [`Trust`] has a say in where it leads.
+    /// Whether only those in the walk's [`Trust`] can have determined where it leads.
     pub trusted: bool,
 }
 
-/// What is done about a directory that is missing below another one.
+/// Called for a directory that is missing in another one.
 pub type Missing<'a> = &'a dyn Fn(&OwnedFd, &OsStr) -> Result<(), Blocked>;
-/// Whether a turn is taken.
+/// Decides whether a turn is followed.
 pub type Follow<'a> = &'a dyn Fn(&Turn<'_>) -> Result<(), Blocked>;
 
-/// Where a walk has led.
+/// The directory at the end of a walk.
 #[derive(Debug)]
 pub struct Place {
     /// The directory (`O_PATH`).
     pub dir: OwnedFd,
-    /// Whether a link in it can be trusted, if it is of the right owner.
+    /// Whether a link in it can be trusted, provided that its owner is trusted.
     pub alone: bool,
 }
 
-/// Opens the directory that the path leads to from `start` (an absolute one: from the root), component by component, so
-/// that every link on the way is looked at before it is followed, also those that links lead to. A link's owner and its text
-/// are read through one descriptor: what is judged is what is followed, whatever is renamed meanwhile.
+/// Opens the directory at `path`, relative to `start` (an absolute path starts at the root), component by component,
+/// so that every link on the way is judged before it is followed, also links that other links lead to. A link's owner
+/// and target are read through one descriptor: what is judged is what is followed, even if it is renamed meanwhile.
 pub fn walk(
     start: impl AsFd,
     path: &Path,
@@ -250,7 +253,7 @@ pub fn walk(
     while let Some(name) = todo.pop_front() {
         if name == ".." {
             let above = directory(here.dir.as_fd(), "..")?;
-            // Who may write to a directory, and to the one that it is in, can move it to another one.
+            // Whoever may write to a directory and to its parent can move it to another parent.
             let stays = here.alone || above.alone;
             follow(&Turn { link: None, trusted: here.owned && stays })?;
             here = above;
@@ -280,7 +283,7 @@ pub fn walk(
                 if links > MAX_LINKS {
                     return Err(blocked(&name)(Errno::LOOP));
                 }
-                // Text, also of a link of /proc that is more than its text.
+                // The target as text, also of a magic link of /proc, which would lead to an object instead.
                 let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(blocked(&name))?;
                 let target = OsString::from_vec(target.into_bytes());
                 let alone = placed && here.alone;
@@ -311,7 +314,7 @@ mod tests {
         User { uid: 1001, gid: 1010, groups: vec![], home: "/".into() }
     }
 
-    /// A place that root alone may write to, with a directory of the user's in it.
+    /// A directory that only root may write to, with a directory of the user's in it.
     fn place(name: &str) -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix(name).tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -335,7 +338,7 @@ mod tests {
         }
         assert_eq!(owner(dir.path()), (0, 0));
         assert_eq!(owner(&dir.path().join("roots")), (1001, 1010));
-        // What the thread makes afterwards is root's again.
+        // Files that the thread makes afterwards belong to root again.
         std::fs::write(dir.path().join("after"), "").unwrap();
         assert_eq!(owner(&dir.path().join("after")), (0, 0));
     }
@@ -350,7 +353,7 @@ mod tests {
         std::os::unix::fs::lchown(hers.join("link"), Some(1001), Some(1010)).unwrap();
         assert!(make(&hers.join("link/x"), &alice()).is_err());
         assert!(!roots.join("x").exists());
-        // A link of root's does, and the user's own leads to where the user may write.
+        // A link of root's is followed, and the user's own link leads to where the user may write.
         symlink(&roots, dir.path().join("link")).unwrap();
         assert!(make(&dir.path().join("link/y"), &alice()).is_ok() && roots.join("y").exists());
         symlink("../hers", hers.join("self")).unwrap();
@@ -369,17 +372,17 @@ mod tests {
         symlink(closed.join("open/new"), hers.join("up")).unwrap();
         std::os::unix::fs::lchown(hers.join("up"), Some(1001), Some(1010)).unwrap();
         assert!(make(&hers.join("up"), &alice()).is_err());
-        // Nor by `..` out of a directory that she may move.
+        // Neither is `..` out of a directory that she may move.
         std::fs::create_dir(hers.join("app")).unwrap();
         chown(hers.join("app"), Some(1001), Some(1010)).unwrap();
         assert!(make(&hers.join("app/../../new"), &alice()).is_err());
         assert!(!closed.join("open/new").exists() && !dir.path().join("new").exists());
-        // What is named outright is made, and can be entered by what is returned.
+        // A directory that the request itself names is made, and can be entered by the returned descriptor.
         let made = make(&closed.join("named"), &alice());
         assert!(made.is_ok_and(|made| made.is_some()) && owner(&closed.join("named")) == (1001, 1010));
     }
 
-    /// With the rights of the user.
+    /// Runs `act` with the file access rights of the user.
     fn by_alice<T>(act: impl FnOnce() -> std::io::Result<T>) -> T {
         child::file_ids(1001, 1010, false).unwrap();
         let done = act();
@@ -393,7 +396,7 @@ mod tests {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     }
 
-    /// Whoever may write to a directory can rename what is root's there, to wherever he may write.
+    /// Whoever may write to a directory can rename root's entries in it to any other directory that he may write to.
     #[test]
     fn a_link_of_roots_that_a_user_has_moved_does_not_lead_root() {
         needs!(Root);
@@ -410,7 +413,7 @@ mod tests {
             let through = if to == "hers/swapped" { "hers/swapped/l/x" } else { &format!("{to}/x") };
             assert!(make(&at(through), &alice()).is_err(), "{through}");
         }
-        // Nor does `..` out of a directory that she has moved.
+        // Neither does `..` out of a directory that she has moved.
         new_dir(&at("open/d"), (0, 0), 0o777);
         by_alice(|| std::fs::rename(at("open/d"), at("sticky/d")));
         assert!(make(&at("sticky/d/../../x"), &alice()).is_err());
@@ -460,7 +463,7 @@ mod tests {
                 };
                 assert_eq!(trusted(&outer.join("l")), wanted, "{owner:?} {mode:o} {trust:?}");
                 assert_eq!(walk(CWD, &outer, trust, &nothing, &|_| Ok(())).unwrap().alone, wanted);
-                // A sticky directory keeps the ones in it where they are, if nobody else may write to them.
+                // Directories in a sticky directory stay where they are, if nobody else may write to them.
                 let wanted = wanted || mode == 0o1777;
                 assert_eq!(trusted(&inner.join("l")), wanted, "below {owner:?} {mode:o} {trust:?}");
             }

@@ -1,4 +1,4 @@
-//! The last steps before a program runs: user, directory, environment, rights, exec. All inside.
+//! The last steps before a program runs, all inside the container: user, directory, environment, rights, exec.
 
 use crate::child::{self, Outcome, Stop, failed};
 use crate::dirs;
@@ -16,13 +16,13 @@ use wardian_runtime::rights::{Limit, Rights};
 use wardian_runtime::seccomp::Program;
 use wardian_runtime::wire::Exec;
 
-/// Larger files of users or groups are refused.
+/// Larger passwd or group files are refused.
 const MAX_DATABASE: u64 = 1 << 20;
 
-/// The text of a file of the container; none if there is no such file. One that cannot be read is not taken for an empty
-/// one: users would have other ids, groups and rights than it says.
+/// Reads a file of the container; empty if there is no such file. A file that cannot be read is an error and does not
+/// count as empty: users would get other ids, groups and rights than it says.
 fn database(path: &str) -> Outcome<String> {
-    // NONBLOCK: a fifo put there by the image must not hold us up.
+    // NONBLOCK: a FIFO that the image has put there must not block the open.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = match rustix::fs::open(path, flags, Mode::empty()) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
@@ -40,12 +40,12 @@ fn database(path: &str) -> Outcome<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Look a user up inside.
+/// Looks a user up in the container's passwd and group.
 pub fn user(wanted: &str) -> Outcome<User> {
     users::resolve(wanted, &database("/etc/passwd")?, &database("/etc/group")?).map_err(Stop::from)
 }
 
-/// What a program may, before it is known as whom it runs.
+/// The rights of a program before its user is known.
 pub fn rights(exec: &Exec, seccomp: Option<Arc<Program>>) -> Rights {
     Rights {
         capabilities: exec.capabilities,
@@ -60,10 +60,11 @@ pub fn rights(exec: &Exec, seccomp: Option<Arc<Program>>) -> Rights {
     }
 }
 
-/// Become the program, with these [`rights`] as the user whom it names. Returns only when that fails.
+/// Executes the program with these [`rights`], as the user whom `exec` names. Returns only on failure.
 ///
-/// The user's look-up is the first to touch paths of the container. When it begins, nothing is open any more by which one of them could lead
-/// out, but standard input, output and error, which are pipes or a terminal, and the report.
+/// The user's look-up is the first step that opens paths of the container. From there on no descriptor is open by
+/// which a path could lead out of it: only standard input, output and error, which are pipes or a terminal, and the
+/// report pipe.
 pub fn run(
     exec: &Exec,
     io: &TheirIo,
@@ -92,7 +93,7 @@ pub fn run(
         dir = "/";
     }
     own(io, &user)?;
-    // Garden's rule looks at the group, not at the user.
+    // Garden's rule depends on the gid, not on the uid.
     if user.gid != 0 {
         rights.capabilities &= exec.capabilities_non_root;
     }
@@ -108,7 +109,7 @@ pub fn run(
     Err(search(exec, &env))
 }
 
-/// Make these the standard input, output and error.
+/// Makes these pipes or this terminal standard input, output and error.
 fn take(io: &TheirIo) -> Outcome<()> {
     match io {
         TheirIo::Pipes(pipes) => {
@@ -125,7 +126,7 @@ fn take(io: &TheirIo) -> Outcome<()> {
     Ok(())
 }
 
-/// Give them to the user, and take the terminal.
+/// Makes the user own standard input, output and error, and the terminal the controlling one.
 fn own(io: &TheirIo, user: &User) -> Outcome<()> {
     let (uid, gid) = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
     let (stdin, stdout, stderr) = (rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr());
@@ -143,7 +144,7 @@ fn own(io: &TheirIo, user: &User) -> Outcome<()> {
     Ok(())
 }
 
-/// Find the program as a shell would, and execute it.
+/// Looks the program up in PATH as a shell would, and executes it.
 fn search(exec: &Exec, env: &[String]) -> Stop {
     let program = exec.args.first().map_or("", String::as_str);
     let stop = |not_found, text: String| Stop {

@@ -1,4 +1,4 @@
-//! What comes with a request for a container or a pea: whether it is what the bundle says, and what is made of it.
+//! Checks what a request for a container or a pea carries against its bundle, and builds from it.
 
 use crate::inside;
 use crate::launches::{Fail, other};
@@ -7,7 +7,7 @@ use wardian_runtime::bundle::{self, Plan};
 use wardian_runtime::rights::Rights;
 use wardian_runtime::wire::{Boxed, Exec};
 
-/// The files of a container that lie outside its root file system, in a file system of their own.
+/// Puts the container's own files (hosts, resolv.conf), which lie outside its root file system, into a tmpfs.
 pub fn own_files(boxed: &Boxed<OwnedFd>, plan: &Plan) -> Result<Option<inside::OwnFiles>, Fail> {
     let mut contents = Vec::new();
     for (destination, fd) in &boxed.files {
@@ -16,14 +16,14 @@ pub fn own_files(boxed: &Boxed<OwnedFd>, plan: &Plan) -> Result<Option<inside::O
     inside::own_files(plan, &contents).map_err(other)
 }
 
-/// The bundle of a container or a pea.
+/// Parses and checks the bundle of a container or a pea.
 pub fn plan(boxed: &Boxed<OwnedFd>) -> Result<Plan, Fail> {
     let plan = bundle::plan(&read_all(&boxed.config)?).map_err(other)?;
     agree(&plan, &boxed.binds)?;
     Ok(plan)
 }
 
-/// Whether the bind mounts that come along are those of the bundle, the first of its list.
+/// Fails unless the bind mounts of the request are the first ones of the bundle, in its order.
 fn agree(plan: &Plan, binds: &[(String, OwnedFd)]) -> Result<(), Fail> {
     let mut said = plan.mounts.iter().filter(|mount| mount.kind == "bind");
     for (destination, _) in binds {
@@ -34,7 +34,7 @@ fn agree(plan: &Plan, binds: &[(String, OwnedFd)]) -> Result<(), Fail> {
     Ok(())
 }
 
-/// Whether the namespaces of a container's bundle are those that it gets.
+/// Fails unless the bundle's namespaces are those that the container gets.
 pub fn fits_container(plan: &Plan, user: bool) -> Result<(), Fail> {
     if plan.joins.is_some() {
         return Err(other("config.json: linux.namespaces: a container that joins another is not supported"));
@@ -47,7 +47,7 @@ pub fn fits_container(plan: &Plan, user: bool) -> Result<(), Fail> {
     Ok(())
 }
 
-/// Whether a pea's bundle says what it gets: the namespaces of its container, and the rights that the request gives it.
+/// Fails unless the pea's bundle has the namespaces of its container and the rights that the request gives it.
 pub fn fits_pea(plan: &Plan, exec: &Exec, pid: i32, user: bool) -> Result<(), Fail> {
     if plan.joins != Some(pid) || plan.user != user {
         return Err(other("config.json: linux.namespaces: they are not those of the pea's container"));
@@ -66,7 +66,7 @@ pub fn fits_pea(plan: &Plan, exec: &Exec, pid: i32, user: bool) -> Result<(), Fa
     Ok(())
 }
 
-/// Everything in a memory file, whose offset others may share.
+/// Reads all of a memory file, by absolute offsets because the file offset may be shared.
 pub fn read_all(fd: &OwnedFd) -> Result<Vec<u8>, Fail> {
     let mut bytes = Vec::new();
     let mut chunk = vec![0; 64 * 1024];
@@ -116,7 +116,7 @@ mod tests {
             let mount = |name: &&str| ((*name).to_owned(), std::fs::File::open("/").unwrap().into());
             agree(&plan, &names.iter().map(mount).collect::<Vec<_>>())
         };
-        // What comes after them are the container's own files.
+        // The bind mounts after the given ones are the container's own files.
         assert!(given(&[]).is_ok() && given(&["/a"]).is_ok() && given(&["/a", "/b"]).is_ok());
         for names in [&["/b", "/a"][..], &["/a", "/c"], &["/b"], &["/a", "/b", "/c"]] {
             assert!(given(names).unwrap_err().1.contains("mounts: none for"), "{names:?}");

@@ -1,8 +1,8 @@
 //! Hard links of a tar: a further name for a file that has one already.
 //!
-//! The first name is looked up long after its entry, in a directory that may be another user's: he can have put a file of his
-//! own there, to which root would then give a name in a directory of root's. So the file is judged by a descriptor, and
-//! what gets the name is what was judged.
+//! The first name is looked up long after its entry, in a directory that may be another user's, who can have put a
+//! file of his own there: root would then give that file a name in a directory of root's. So the file is judged
+//! through a descriptor, and the new name is given to the file behind that descriptor.
 
 use crate::dirs::{Place, Trust};
 use crate::transfer::{create, make_room};
@@ -15,20 +15,20 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use wardian_sys::hard_link;
 
-/// Files that are remembered of an archive, of which each takes some 50 bytes of the helper's 256 MiB. What is beyond them is
-/// taken for a file that was there before.
+/// Limit of the files that are remembered of an archive; each takes some 50 bytes of the helper's 256 MiB. Files
+/// beyond it count as files that were there before.
 const MAX_FILES: usize = if cfg!(test) { 1000 } else { 1 << 20 };
 
 /// The files, symbolic links and FIFOs that an archive has made.
 #[derive(Default)]
 pub struct Files {
-    /// By device, inode and owner: another user who removes one can get its inode for a file of his own.
+    /// By device, inode and owner: another user who removes one can get its inode number for a file of his own.
     made: RefCell<HashSet<(u64, u64, u32)>>,
     failed: Cell<bool>,
 }
 
 impl Files {
-    /// The archive has made this file.
+    /// Records a file that this archive has made.
     pub fn add(&self, file: impl AsFd) -> rustix::io::Result<()> {
         self.keep(&rustix::fs::fstat(file)?);
         Ok(())
@@ -43,7 +43,7 @@ impl Files {
         Ok(())
     }
 
-    /// The archive has made what has this stat.
+    /// Records, by its stat, a file that this archive has made.
     pub fn keep(&self, stat: &Stat) {
         let mut made = self.made.borrow_mut();
         if made.len() < MAX_FILES {
@@ -51,19 +51,19 @@ impl Files {
         }
     }
 
-    /// An entry of the archive could not be made. Whatever has its name is another file than the one that a link means, so from
-    /// now on links lead only to what the archive has made.
+    /// Records that an entry of the archive could not be made. A file of its name then is not the one that a later
+    /// hard link means, so from now on hard links lead only to files that this archive has made.
     pub fn failed(&self) {
         self.failed.set(true);
     }
 
-    /// Whether what lies in such a directory may get a further name.
+    /// Fails unless a file in the directory `above` may get a further name.
     fn allow(&self, trust: Trust, above: &Place, stat: &Stat) -> io::Result<()> {
         let kind = FileType::from_raw_mode(stat.st_mode);
-        // All of a symlink's mode bits are set, and mean nothing.
+        // All mode bits of a symlink are set, without a meaning.
         let open = kind != FileType::Symlink && stat.st_mode & 0o022 != 0;
         let made = self.made.borrow().contains(&(stat.st_dev, stat.st_ino, stat.st_uid));
-        // A directory gets none from the kernel, which says so.
+        // For a directory the kernel refuses a hard link, with an error of its own.
         if kind == FileType::Directory || made && !open {
             return Ok(());
         }
@@ -82,8 +82,9 @@ impl Files {
     }
 }
 
-/// Makes `to` another name of the file `from`. One that it has already stays: removing it could remove the file. Where there
-/// can be no second name it is a file of its own. Returns the state of what has the name.
+/// Makes `to` another name of the file `from`. If `to` names that file already, it is left alone: removing the name
+/// could remove the file. Where no second name is possible, the file is copied. Returns the stat of the file with the
+/// new name.
 pub fn link(
     files: &Files,
     trust: Trust,
@@ -96,13 +97,13 @@ pub fn link(
     let from = (above.dir.as_fd(), old);
     let link = || {
         if let Err(error) = hard_link::link(&source, from, (to.as_fd(), name)) {
-            // Not on this file system, or the first name lies on another one.
+            // This file system has no hard links, or the first name is on another one.
             let why = hard_link::impossible(&error).ok_or(error)?;
             let copy = hard_link::copy(&source, from, why, |mode| create(to, name, mode))?;
             files.add(&copy)?;
             return Ok(rustix::fs::fstat(&copy)?);
         }
-        // Now, because an overlay may have changed its numbers.
+        // Read after the link, because an overlay may have changed the file's inode number.
         Ok(rustix::fs::fstat(&source)?)
     };
     match link() {

@@ -1,5 +1,5 @@
-//! A root file system and its mounts, seen from inside: what pid 1 of a container or a pea does before its
-//! program runs.
+//! Builds a root file system and its mounts from inside: what pid 1 of a container, or a pea, does before its program
+//! runs.
 
 use crate::child::{Outcome, Stop, failed};
 use crate::mount_points::{self, INSIDE, Places};
@@ -9,37 +9,39 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use wardian_runtime::bundle::{Mount, Plan};
 use wardian_sys::mount;
 
-/// Made by the keeper as host root, because an unprivileged container may not make nodes.
+/// The device file systems, made by the keeper as host root because an unprivileged container may not make nodes.
 #[derive(Debug)]
 pub struct Devices {
-    /// A tmpfs for /dev.
+    /// The tmpfs for /dev.
     pub dev: OwnedFd,
-    /// A devpts of its own.
+    /// A devpts instance of its own.
     pub pts: OwnedFd,
-    /// Its null device, opened before anything could be mounted over it: a bind mount may be named there.
+    /// The /dev/null of that tmpfs, opened before anything could be mounted over it: a bind mount may have it as its
+    /// destination.
     null: OwnedFd,
-    /// A container's; none of a pea.
+    /// The files of [`own_files`], shown in the container and its peas.
     pub own: Option<OwnFiles>,
 }
 
-/// Files that a container may write but that are not in its root file system (hosts, resolv.conf), in a tiny file system of
-/// their own: what is written there is bounded, and none of it lies in a directory of the host.
+/// Files that a container may write but that are not in its root file system (hosts, resolv.conf), in a small tmpfs
+/// of their own: its size is bounded, and none of the files lies in a directory of the host.
 #[derive(Debug)]
 pub struct OwnFiles {
     fs: OwnedFd,
-    /// Where each is shown; its name in the file system is its index.
+    /// The path of each file in the container; the file's name in the tmpfs is its index.
     destinations: Vec<String>,
-    /// Each as a mount of its own, to be attached; none where the kernel cannot show a file of a detached mount (before 6.15).
+    /// A detached bind mount of each file, still to be attached; empty where the kernel cannot clone a file of a
+    /// detached mount (before 6.15).
     shown: Vec<OwnedFd>,
 }
 
 /// Bytes that the container may add to its own files.
 const OWN_ROOM: usize = 256 << 10;
 
-/// Make them, owned by container root. `None` if there are none.
+/// Makes these files, owned by container root. `None` if `contents` is empty.
 ///
 /// # Errors
-/// In words.
+/// The failed step, as text.
 pub fn own_files(plan: &Plan, contents: &[(&str, Vec<u8>)]) -> Result<Option<OwnFiles>, String> {
     if contents.is_empty() {
         return Ok(None);
@@ -62,13 +64,14 @@ pub fn own_files(plan: &Plan, contents: &[(&str, Vec<u8>)]) -> Result<Option<Own
         make().map_err(|error| format!("{destination}: {error}"))?;
     }
     let destinations = contents.iter().map(|(path, _)| (*path).to_owned()).collect();
-    // Nothing is cloned just to see whether that works: the end of a mount that was never attached waits for RCU.
+    // The clones are kept, not made as a mere probe: dropping a mount that was never attached waits for an RCU grace
+    // period.
     let shown = OwnFiles::show(&fs, contents.len()).unwrap_or_default();
     Ok(Some(OwnFiles { fs, destinations, shown }))
 }
 
 impl OwnFiles {
-    /// As they are now, in another file system.
+    /// Copies the files, with their present contents, into another tmpfs.
     fn copy(&self, plan: &Plan) -> Result<Option<Self>, String> {
         let mut contents = Vec::new();
         for (index, destination) in self.destinations.iter().enumerate() {
@@ -87,34 +90,34 @@ impl OwnFiles {
         (0..count).map(|index| mount::open_tree_clone(fs, &index.to_string(), false)).collect()
     }
 
-    /// What a pea gets: these, or where the kernel cannot share them a copy.
+    /// Returns the files for a pea: shared, or a copy where the kernel cannot clone them.
     ///
     /// # Errors
-    /// In words.
+    /// The failed step, as text.
     pub fn for_pea(&self, plan: &Plan) -> Result<Option<Self>, String> {
         let Ok(shown) = Self::show(&self.fs, self.destinations.len()) else { return self.copy(plan) };
         let fs = self.fs.try_clone().map_err(|error| error.to_string())?;
         Ok(Some(Self { fs, destinations: self.destinations.clone(), shown }))
     }
 
-    /// Forget the mounts that a launch has attached.
+    /// Closes the descriptors of the mounts that a launch has attached.
     pub fn attached(&mut self) {
         self.shown.clear();
     }
 }
 
-/// What is handed in.
+/// What [`enter`] builds the mount tree from.
 #[derive(Debug)]
 pub struct Parts<'a> {
-    /// What to do.
+    /// The plan of the mounts and masks.
     pub plan: &'a Plan,
-    /// Detached.
+    /// The root file system, a detached mount.
     pub rootfs: BorrowedFd<'a>,
-    /// /dev, and the container's own files.
+    /// /dev, /dev/pts and the container's own files.
     pub devices: &'a Devices,
     /// Detached bind mounts with their destinations.
     pub binds: &'a [(String, OwnedFd)],
-    /// v1 hierarchies.
+    /// The cgroup v1 hierarchies to be mounted.
     pub hierarchies: &'a [String],
 }
 
@@ -139,10 +142,10 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-/// Make /dev and /dev/pts, owned by container root.
+/// Makes the file systems for /dev and /dev/pts, owned by container root.
 ///
 /// # Errors
-/// In words.
+/// The failed step, as text.
 pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
     let (uid, gid) = plan.root_ids;
     let (uid_text, gid_text) = (uid.to_string(), gid.to_string());
@@ -173,7 +176,7 @@ pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(say(name))?;
         rustix::fs::chownat(&dev, name, owner.0, owner.1, rustix::fs::AtFlags::empty()).map_err(say(name))?;
     }
-    // The container's gid 5: with Garden's mapping that is the host's 5 as well.
+    // Gid 5 (tty) of the container: with Garden's mapping it is the host's gid 5 as well.
     let tty = plan.tty_gid.to_string();
     let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", &*tty), ("max", "1024")];
     let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -186,7 +189,8 @@ pub fn devices(plan: &Plan, own: Option<OwnFiles>) -> Result<Devices, String> {
     Ok(Devices { dev, pts, null, own })
 }
 
-/// From the nursery's copy to the new root. Runs as root of the container's user namespace.
+/// Attaches the mounts in the copy of the nursery and pivots to the new root. Runs as root of the container's user
+/// namespace.
 pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(failed("make mounts private"))?;
@@ -203,7 +207,7 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
     places.own.push(mount_points::mount_id(&root).map_err(failed("look at the root file system"))?);
     for step in &parts.plan.mounts {
         if step.kind == "bind" {
-            // Those that are handed in come first, then the container's own files.
+            // The bind mounts of the request come first, then the container's own files.
             let bind = match binds.next() {
                 Some((_, bind)) => bind,
                 None => own
@@ -251,8 +255,8 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
     Ok(())
 }
 
-/// The container's own files where [`own_files`] could not show them: they can be cloned once their file system is attached,
-/// which it is below the root file system's place. It goes with the old root.
+/// Clones the container's own files where [`own_files`] could not: their tmpfs has to be attached first, which is
+/// done below the root file system's mount point. That mount is unmounted with the old root.
 fn show_late(parts: &Parts<'_>, stage: &OwnedFd) -> Outcome<Vec<OwnedFd>> {
     match &parts.devices.own {
         Some(own) if own.shown.is_empty() => {
@@ -263,7 +267,7 @@ fn show_late(parts: &Parts<'_>, stage: &OwnedFd) -> Outcome<Vec<OwnedFd>> {
     }
 }
 
-/// Standard input, output and error become the container's own null device: those of the keeper are the host's.
+/// Replaces standard input, output and error by the container's own null device: the keeper's are the host's.
 pub fn no_stdio(parts: &Parts<'_>) -> Outcome<()> {
     (0..3).try_for_each(|target| crate::child::stdio(parts.devices.null.as_fd(), target))
 }
@@ -291,7 +295,7 @@ fn attributes(step: &Mount) -> MountAttrFlags {
     attrs
 }
 
-/// What the bundle says of a bind mount, whatever was made of it before it came.
+/// Applies the attributes that the bundle has for a bind mount, whichever it had before.
 fn protect(step: &Mount, bind: BorrowedFd<'_>) -> Outcome<()> {
     if step.readonly {
         mount::set_readonly(bind, false).map_err(failed(format!("make {} read-only", step.destination)))?;
@@ -299,17 +303,17 @@ fn protect(step: &Mount, bind: BorrowedFd<'_>) -> Outcome<()> {
     Ok(())
 }
 
-/// A file system that is made inside; `None` for /dev and /dev/pts, which the keeper has made.
+/// Creates a file system of the plan; `None` for /dev and /dev/pts, which the keeper has created.
 fn make(step: &Mount, parts: &Parts<'_>) -> Outcome<Option<OwnedFd>> {
     let data: Vec<(&str, &str)> = step.data.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let made = match step.kind.as_str() {
         "devpts" => return Ok(None),
         "tmpfs" if step.destination == "/dev" => return Ok(None),
         "cgroup" if parts.hierarchies.is_empty() => mount::fs_mount("cgroup2", &[], &[], attributes(step)),
-        // The hierarchies below are read-only, not the tmpfs that holds them (as recorded).
+        // The v1 hierarchies are read-only, the tmpfs that holds them is not (as recorded from the Go server).
         "cgroup" => {
             let writable = attributes(step) - MountAttrFlags::MOUNT_ATTR_RDONLY;
-            // Container root may make directories in it: they take memory that nothing else bounds.
+            // Container root may make directories in it, whose memory only these options bound.
             let bounds = [("mode", "755"), ("size", "64k"), ("nr_inodes", "64")];
             mount::fs_mount("tmpfs", &bounds, &[], writable)
         }
@@ -318,7 +322,7 @@ fn make(step: &Mount, parts: &Parts<'_>) -> Outcome<Option<OwnedFd>> {
     made.map(Some).map_err(failed(format!("mount {}", step.destination)))
 }
 
-/// Each v1 hierarchy below `/sys/fs/cgroup`, showing the container's own part. Returns their devices.
+/// Mounts each v1 hierarchy below `/sys/fs/cgroup`, showing the container's own cgroup. Returns their device numbers.
 fn cgroup_v1(step: &Mount, parts: &Parts<'_>, root: &OwnedFd) -> Outcome<Vec<u64>> {
     let mut devices = Vec::new();
     for name in parts.hierarchies {
@@ -337,7 +341,7 @@ fn cgroup_v1(step: &Mount, parts: &Parts<'_>, root: &OwnedFd) -> Outcome<Vec<u64
     Ok(devices)
 }
 
-/// What may be shown over files of procfs, as runc allows it: statistics that programs such as lxcfs provide.
+/// Files of procfs that a bind mount may cover, as in runc: statistics that programs such as lxcfs provide.
 const OVER_PROC: [&str; 11] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -352,7 +356,8 @@ const OVER_PROC: [&str; 11] = [
     "/proc/uptime",
 ];
 
-/// `places`: it is a bind mount, which may not cover what the kernel's file systems show.
+/// Attaches a mount at its destination. `places`: the mount is a bind mount, which may not cover a file system of the
+/// kernel.
 fn attach_at(
     mount: BorrowedFd<'_>,
     root: &OwnedFd,
@@ -362,8 +367,8 @@ fn attach_at(
     let directory = rustix::fs::fstat(mount)
         .map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
         .map_err(failed(format!("look at the mount for {destination}")))?;
-    // The image's own links lead bind mounts, but not what the kernel shows: a /proc that is a link to elsewhere would
-    // leave the masks without effect.
+    // Bind mounts follow the image's own links, the kernel's file systems do not: with a /proc that is a link to
+    // elsewhere the masks would have no effect.
     let target = mount_points::find(root, destination, directory, places)?;
     let stat = rustix::fs::fstat(&target).map_err(failed(format!("look at {destination}")))?;
     let top = rustix::fs::fstat(root).map_err(failed("look at the root file system"))?;
@@ -381,7 +386,7 @@ fn attach_at(
         if places.kernels.contains(&stat.st_dev) && !OVER_PROC.contains(&destination) {
             return Err(mount_points::in_kernel(destination));
         }
-        // However it was reached: a link may lead on from a directory that was just made.
+        // Checked on the result, because a link may also lead on from a directory that was just made.
         let id = mount_points::mount_id(&target).map_err(failed(format!("look at {destination}")))?;
         if places.devices.contains(&id) && !mount_points::is_in_dev(destination) {
             return Err(mount_points::in_dev(destination));
@@ -390,7 +395,8 @@ fn attach_at(
     mount::attach(mount, &target).map_err(failed(format!("attach {destination}")))
 }
 
-/// Programs trust what they read in /proc, and write to it: it must be the kernel's, whatever was mounted after it.
+/// Fails unless procfs is mounted at /proc, whatever was mounted after it: programs trust what they read there, and
+/// write to it.
 fn procfs_is_at_its_place() -> Outcome<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed("open /proc"))?;
@@ -402,15 +408,15 @@ fn procfs_is_at_its_place() -> Outcome<()> {
     }
 }
 
-/// Hide a path of the kernel's file systems, which are on the devices `kernels`: a file behind /dev/null, a directory behind an
-/// empty read-only tmpfs. What does not exist needs no hiding.
+/// Hides a path of the kernel's file systems (devices `kernels`): a file behind /dev/null, a directory behind an
+/// empty read-only tmpfs. A path that does not exist is skipped.
 fn mask(root: &OwnedFd, path: &str, parts: &Parts<'_>, kernels: &[u64]) -> Outcome<()> {
     let target = match mount_points::open(root, path, OFlags::PATH, INSIDE) {
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         other => other.map_err(failed(format!("mask {path}")))?,
     };
     let stat = rustix::fs::fstat(&target).map_err(failed(format!("mask {path}")))?;
-    // A mask elsewhere would leave what it is for to be seen.
+    // A mask somewhere else would leave the kernel's file visible.
     if !kernels.contains(&stat.st_dev) {
         return Err(Stop::from(format!("mask {path}: it does not lead to what the kernel shows there")));
     }

@@ -1,4 +1,4 @@
-//! The poll loop: connections, children, launches under way.
+//! The keeper's poll loop over connections, children and launches.
 
 use crate::child::{self, Namespaces, Way};
 use crate::handed::{self, read_all};
@@ -25,13 +25,13 @@ use wardian_runtime::wire::{
 use wardian_sys::failpoint::{self, Point};
 use wardian_sys::{children, heap, memfd, packet};
 
-/// The container, once made.
+/// The running container.
 #[derive(Debug)]
 struct Container {
     pid: Pid,
     pidfd: OwnedFd,
     user: bool,
-    /// Of pid 1. Its processes and helpers have the same filter of system calls.
+    /// Rights of pid 1. Processes and tar helpers use the same seccomp filter.
     rights: Rights,
     /// Host uid of container root.
     root: u32,
@@ -40,32 +40,33 @@ struct Container {
 }
 
 impl Container {
-    /// A pea shares the container's own files, and nothing of its /dev.
+    /// Makes the devices of a pea: it shares the container's own files, but not its /dev.
     fn devices_of_pea(&self, plan: &Plan) -> Result<Devices, String> {
         let own = self.devices.own.as_ref().map(|own| own.for_pea(plan)).transpose()?.flatten();
         inside::devices(plan, own)
     }
 }
 
-/// After its container's destroy a keeper ends when the server hangs up, which it does while nothing is created or
-/// destroyed or half a second later, and in any case after so long: taking a process apart costs the kernel a third of a millisecond, and of a
-/// hundred destroys at once the last would wait for that.
+/// How long a keeper stays at most after its container's destroy. It usually ends when the server hangs up, which the
+/// server does once nothing is being created or destroyed, or half a second later. The reason: the teardown of a
+/// process costs the kernel a third of a millisecond, and of a hundred destroys at once the last would wait for all
+/// of them.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// Children reaped before others are listened to again.
+/// How many children are reaped in one turn of the loop.
 const REAPED_AT_ONCE: usize = 64;
 
-/// The end has been asked for.
+/// A destroy in progress.
 #[derive(Debug)]
 struct Ending {
     connection: u64,
     seq: u64,
     since: Instant,
-    /// What the close of the container's root file system took.
+    /// How long closing (unmounting) the container's root file system took.
     unmounted: Duration,
 }
 
-/// See the module.
+/// The state of the poll loop.
 #[derive(Debug)]
 pub struct Keeper {
     listener: OwnedFd,
@@ -76,12 +77,12 @@ pub struct Keeper {
     processes: Processes,
     container: Option<Container>,
     made: bool,
-    /// A child has ended that may not be reaped yet, see [`launches`].
+    /// Whether a child has ended that may not be reaped yet, see [`launches`].
     held: bool,
-    /// There may be more to reap than was reaped in this turn.
+    /// Whether more children may have ended than were reaped in this turn.
     more: bool,
     ending: Option<Ending>,
-    /// The container is destroyed; when to end at the latest, see [`LINGER`].
+    /// Set once the container is destroyed: the latest time to exit, see [`LINGER`].
     leave: Option<Instant>,
     parked: Option<Parked>,
     /// See [`wire::SPEAKS`].
@@ -93,7 +94,7 @@ fn unknown(id: &str) -> Fail {
 }
 
 impl Keeper {
-    /// Settle: own session, the nursery's mounts, no way to be read.
+    /// Starts a session, enters the nursery's mount namespace and makes the process undumpable.
     #[allow(unsafe_code)]
     pub fn start() -> io::Result<Self> {
         // SAFETY: the server starts us with exactly these descriptors, and nothing else has touched them.
@@ -132,7 +133,7 @@ impl Keeper {
         })
     }
 
-    /// Until told to end, or alone without a container.
+    /// Runs the loop until the keeper is told to end, or has neither a container nor a connection.
     pub fn run(mut self) -> ExitCode {
         loop {
             if self.done() {
@@ -144,7 +145,8 @@ impl Keeper {
                 vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
             fds.extend(ids.iter().map(|id| PollFd::new(&self.connections[id], PollFlags::IN)));
             for launch in &self.launches {
-                // Once its number is known its end says the rest: nothing is gained by waking up before.
+                // Once the pid is known only the end of the pipe matters, and POLLHUP reports that: reading earlier
+                // frames early gains nothing.
                 let flags = if launch.pid.is_some() { PollFlags::empty() } else { PollFlags::IN };
                 fds.extend(launch.pipe.as_ref().map(|pipe| PollFd::new(pipe, flags)));
             }
@@ -163,7 +165,7 @@ impl Keeper {
             if ready[0] {
                 self.accept();
             }
-            // Launches first: what they tell decides who may be reaped.
+            // Launches first: their reports determine which children may be reaped.
             let (connections, reports) = ready[2..].split_at(ids.len());
             if reports.contains(&true) {
                 self.hear();
@@ -178,8 +180,8 @@ impl Keeper {
         }
     }
 
-    /// Nothing left to keep: everything is reaped as was asked for, or there was no container yet; and the server
-    /// has gone away.
+    /// Answers a destroy once everything is reaped. Returns whether the keeper may exit: there is no container, launch or
+    /// connection, or [`LINGER`] has passed.
     fn done(&mut self) -> bool {
         if let Some(ending) = &self.ending {
             let alive = self.container.is_some() || self.processes.any_alive();
@@ -212,8 +214,8 @@ impl Keeper {
         }
     }
 
-    /// Ends a connection whose server has gone or cannot be understood, and kills its transfers: nobody waits for them, and
-    /// container root can stop a helper for ever.
+    /// Closes a connection whose server is gone or sent something unreadable, and kills its transfers: nobody waits
+    /// for their result, and container root could stop a helper for ever.
     fn hang_up(&mut self, id: u64) {
         drop(self.connections.remove(&id));
         self.cancel(|launch| launch.connection == id);
@@ -232,7 +234,8 @@ impl Keeper {
         };
         match message {
             Ok(packet) if !packet.bytes.is_empty() => match wire::decode(packet) {
-                // The first keepers did not know it: a message that cannot be read ends the connection.
+                // Keepers of version 1 did not know Resize, and a message that a keeper cannot parse ends the
+                // connection.
                 Ok((_, Op::Resize { .. })) if self.speaks == Some(1) => self.hang_up(id),
                 Ok((seq, op)) => self.answer(id, seq, op),
                 Err(Refused::Answer { seq, kind, message }) => {
@@ -248,8 +251,8 @@ impl Keeper {
         if let (Some(socket), Ok((bytes, fds))) =
             (self.connections.get(&connection), wire::encode_reply(message))
         {
-            // A server that is gone loses the message: the next one asks. One that does not read holds us up, as
-            // it does its clients; the container's processes run on.
+            // If the server is gone the message is lost: the next server asks for the state. A server that does not
+            // read blocks this keeper, as it blocks its own clients; the container's processes run on.
             let _ = packet::send(socket, &bytes, &fds);
         }
     }
@@ -266,17 +269,18 @@ impl Keeper {
 
     fn answer(&mut self, connection: u64, seq: u64, op: Op<OwnedFd>) {
         let done = |()| Some(Reply::Done);
-        // None: the answer comes later.
+        // `None`: the answer is sent later.
         let answer = match op {
             Op::Hello => self.hello(connection, seq).map(|()| None),
             Op::Prepare { tasks } => {
-                // Without cgroup v1 there is nothing to stand in.
+                // Without cgroup v1 no thread has to be placed in a cgroup.
                 match (!tasks.is_empty()).then(|| Parked::start(&tasks)).transpose() {
                     Ok(parked) => self.parked = parked,
-                    // What it would start would live outside the container's limits: better nothing at all.
+                    // Processes started from here would be outside the container's limits, so the keeper ends
+                    // instead.
                     Err(_) => std::process::exit(1),
                 }
-                // Nobody waits yet.
+                // Done here because no client waits for this request.
                 seccomp::prepare();
                 Ok(Some(Reply::Done))
             }
@@ -336,7 +340,7 @@ impl Keeper {
     }
 
     fn signal(&self, id: &str, signal: i32) -> Result<(), Fail> {
-        // The pid is that of our unreaped child: it cannot have been given to anyone else.
+        // The pid belongs to an unreaped child, so the kernel cannot have reused it.
         let pid = self.find(id)?.pid;
         let signal = Signal::from_named_raw(signal).ok_or_else(|| other(format!("no signal {signal}")))?;
         pid.map_or(Ok(()), |pid| kill_process(pid, signal).map_err(other))
@@ -452,7 +456,7 @@ impl Keeper {
         let (pipe, report) = report_pipe()?;
         let into =
             Namespaces::Join { pidfd: container.pidfd.as_fd(), user: container.user, own_mounts: false };
-        // The tar and the report alone: no other process's pipe may be held open.
+        // The child keeps the tar's pipe and the report pipe alone: it must not hold another process's pipe open.
         let rights = transfer::rights(&container.rights);
         let keep = [tar.as_raw_fd()];
         let way = Way { keep: &keep, place: &place, rights: &rights, into };
@@ -492,10 +496,10 @@ impl Keeper {
         Ok(())
     }
 
-    /// Read what launches report, and settle those whose outcome is known.
+    /// Reads the reports of launches, and settles those whose outcome is known.
     fn hear(&mut self) {
         for launch in &mut self.launches {
-            // It is in its namespaces from its birth on, and it is our unreaped child.
+            // The process is in its namespaces from its clone on, and is an unreaped child.
             if let (Some(pid), Kind::Run(id)) = (launch.hear(), &launch.kind)
                 && let Some(boxed) = self.processes.get_mut(id).and_then(|p| p.boxed.as_mut())
             {
@@ -566,7 +570,7 @@ impl Keeper {
                 self.reply(connection, seq, reply);
                 failpoint::reach(Point::KeeperCreateReplied);
                 self.container = Some(container);
-                // What the bundle took is not needed again: there are hundreds of us.
+                // What the bundle needed is not needed again, and there may be hundreds of keepers.
                 heap::trim();
             }
             Err(error) => {
@@ -576,7 +580,7 @@ impl Keeper {
         }
     }
 
-    /// Kill launches that take too long.
+    /// Kills launches that are past their deadline.
     fn expire(&mut self) {
         let now = Instant::now();
         self.launches.iter_mut().for_each(|launch| launch.expire(now));
@@ -589,19 +593,20 @@ impl Keeper {
         }
     }
 
-    /// Reap whoever has ended and may be reaped, see [`launches`].
+    /// Reaps children that have ended and may be reaped, see [`launches`].
     fn reap(&mut self) {
         let mut scratch = [0; 1024];
         while rustix::io::read(&self.signals, &mut scratch).is_ok_and(|n| n > 0) {}
         (self.held, self.more) = (false, true);
-        // So many at a time: a privileged container can make children of ours (CLONE_PARENT) as fast as they are reaped.
+        // A bounded number per turn: a privileged container can create children of the keeper (CLONE_PARENT) as fast
+        // as they are reaped.
         for _ in 0..REAPED_AT_ONCE {
             let Ok(Some(pid)) = children::peek_ended().map(|raw| raw.and_then(Pid::from_raw)) else {
                 self.more = false;
                 break;
             };
             if !self.may_reap(pid) {
-                // It hides the others from the kernel's answer, so they are asked for one by one.
+                // waitid keeps returning the held child and hides the others, so the known pids are tried one by one.
                 (self.held, self.more) = (true, false);
                 for pid in self.known() {
                     let _ = self.reap_one(pid);
@@ -621,14 +626,14 @@ impl Keeper {
         launches::may_reap(&self.launches, pid, known)
     }
 
-    /// Children that may be reaped once they have ended.
+    /// Pids of the children that may be reaped once they have ended.
     fn known(&self) -> Vec<Pid> {
         let launches = self.launches.iter().flat_map(|launch| [launch.stage, launch.pid]).flatten();
         let known = launches.chain(self.container.as_ref().map(|c| c.pid)).chain(self.processes.pids());
         known.filter(|pid| self.may_reap(*pid)).collect()
     }
 
-    /// Returns whether it had ended.
+    /// Reaps a child if it has ended. Returns whether it had.
     fn reap_one(&mut self, pid: Pid) -> bool {
         let status = children::reap(pid.as_raw_nonzero().get());
         if let Some(status) = status {
@@ -639,7 +644,7 @@ impl Keeper {
 
     fn ended(&mut self, pid: Pid, status: i32) {
         if self.container.as_ref().is_some_and(|c| c.pid == pid) {
-            // Closing the root file system is what unmounts it: a volatile one has nothing to sync.
+            // Closing the root file system unmounts it; a volatile overlay has nothing to sync.
             if self.ending.is_some() {
                 failpoint::reach(Point::KeeperDestroyClosing);
             }
@@ -654,17 +659,17 @@ impl Keeper {
         if let Some((id, boxed)) = self.processes.exited(pid, status) {
             failpoint::reach(Point::KeeperExited);
             self.tell_all(|| Message::Exited { id: id.clone(), status });
-            // Nobody has to wait for what a pea's root file system takes to go.
+            // The answer does not wait for the unmount of a pea's root file system.
             drop(boxed);
             return;
         }
-        // Nobody's: one whose launch has failed.
+        // The child may be the process of a failed launch, which no client knows.
         let _ = self.launches.iter_mut().any(|launch| launch.reaped(pid, status));
     }
 }
 
-/// A helper has done its work if it says so by its exit status, and in no other case: it may have been killed by a
-/// process of its user, or for want of memory.
+/// A transfer has succeeded only if its helper exits with status 0: the helper may also have been killed, by a
+/// process of its user or by the OOM killer.
 fn transferred(status: Option<i32>, said: Option<Fail>) -> Reply<BorrowedFd<'static>> {
     let (kind, message) = match (status, said) {
         (Some(0), _) => return Reply::Done,
@@ -678,7 +683,7 @@ fn transferred(status: Option<i32>, said: Option<Fail>) -> Reply<BorrowedFd<'sta
     Reply::Failed { kind, message }
 }
 
-/// Clone from where the container's cgroups are, if a thread stands there.
+/// Clones from the parked thread, in the container's cgroups, if there is one.
 fn from(parked: Option<&Parked>, start: impl FnOnce() -> io::Result<i32>) -> io::Result<i32> {
     let mut start = Some(start);
     let mut job = || start.take().map_or_else(|| Err(io::ErrorKind::Other.into()), |start| start());
@@ -695,7 +700,7 @@ fn stdio_numbers(io: &TheirIo) -> Vec<RawFd> {
     }
 }
 
-/// Held open; where it cannot be, its end is slower.
+/// Opens the process's mount namespace, to hold it; without it the process's exit would pay for the unmounts.
 fn mount_namespace(pid: Pid) -> Option<OwnedFd> {
     let path = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
@@ -712,7 +717,7 @@ fn report_pipe() -> Result<(OwnedFd, Report), Fail> {
     Ok((reader, Report(writer)))
 }
 
-/// SIGCHLD as a descriptor.
+/// A signalfd for SIGCHLD.
 #[allow(unsafe_code)]
 fn child_signals() -> io::Result<OwnedFd> {
     // SAFETY: a signal set on our stack; the descriptor is owned at once.

@@ -1,12 +1,13 @@
-//! Children on their way to their exec, and which child may be reaped when.
+//! Children between clone and exec, and which child may be reaped when.
 //!
-//! The keeper knows its children by number. A number is safe to signal as long as its child is not reaped, and the
-//! kernel gives it to a stranger afterwards, so the rules are these:
+//! The keeper knows its children by pid. A pid is safe to signal as long as its child is not reaped; afterwards the
+//! kernel may reuse it for another process, so the rules are these:
 //!
-//! - Nothing is reaped unless it is known whose number it is. While a launch has not told its process's number yet, a
-//!   child that nobody knows may be that process: it stays a zombie, and its number with it.
-//! - The process of a launch is not reaped before the launch is settled, except for a transfer: its exit status is the result.
-//! - Whoever is reaped is forgotten in the same step.
+//! - No child is reaped unless it is known whose pid it has. While a launch has not reported its process's pid yet, an
+//!   unknown child may be that process: it stays a zombie, which keeps its pid reserved.
+//! - The process of a launch is not reaped before the launch is settled, except for a transfer: its exit status is the
+//!   result.
+//! - A reaped pid is removed from all tables in the same step.
 
 use crate::inside::Devices;
 use crate::report::{Tag, take_frames};
@@ -17,49 +18,49 @@ use wardian_runtime::bundle::Plan;
 use wardian_runtime::wire::Failure;
 use wardian_sys::children;
 
-/// A process that has not reached its exec after this long is killed.
+/// Time for a process to reach its exec, after which it is killed.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// What a client gets of a failure.
+/// A failure as the client gets it.
 pub type Fail = (Failure, String);
 
-/// A failure without a kind of its own.
+/// Makes a failure of no particular kind.
 pub fn other(text: impl std::fmt::Display) -> Fail {
     (Failure::Other, text.to_string())
 }
 
-/// What a launch is for.
+/// The purpose of a launch.
 #[derive(Debug)]
 pub enum Kind {
     /// The container's pid 1, with the container's root file system, devices and bundle.
     Create(Box<(OwnedFd, Devices, Plan)>),
-    /// A process or pea of this id.
+    /// The process or pea with this id.
     Run(String),
     /// A helper that packs or unpacks a tar.
     Transfer,
 }
 
-/// A child on its way to its exec, or a transfer at work.
+/// A child between its clone and its exec, or a transfer at work.
 #[derive(Debug)]
 pub struct Launch {
-    /// What it is for.
+    /// The purpose of the launch.
     pub kind: Kind,
-    /// Of the request.
+    /// The sequence number of the request.
     pub seq: u64,
-    /// From which the request came.
+    /// The connection that the request came from.
     pub connection: u64,
-    /// Where the child reports; `None` once its end has been read.
+    /// The read end of the report pipe; `None` once its end of file has been read.
     pub pipe: Option<OwnedFd>,
     buffer: Vec<u8>,
-    /// The process, until it is reaped.
+    /// Pid of the process; `None` before it is reported and after it is reaped.
     pub pid: Option<Pid>,
-    /// The first stage, which is not inside the container's pid namespace; until it is reaped.
+    /// Pid of the first stage, which is outside the container's pid namespace; `None` after it is reaped.
     pub stage: Option<Pid>,
-    /// Its process has come as far as its exec.
+    /// Whether the process has reported that only the exec is left.
     pub ready: bool,
-    /// What went less well than asked.
+    /// Warnings about what could not be set as requested.
     pub warnings: Vec<String>,
-    /// Why it fails.
+    /// The reason of the failure.
     pub failure: Option<Fail>,
     /// A transfer's exit status.
     pub status: Option<i32>,
@@ -67,7 +68,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// One that has just been cloned. `hurry`: it must reach its exec within [`HANDSHAKE`].
+    /// A launch that has just been cloned. `hurry`: it must reach its exec within [`HANDSHAKE`].
     pub fn new(kind: Kind, connection: u64, seq: u64, pipe: OwnedFd, stage: Pid, hurry: bool) -> Self {
         Self {
             kind,
@@ -85,12 +86,12 @@ impl Launch {
         }
     }
 
-    /// When it is to be killed.
+    /// When the launch is killed, if it is not settled by then.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Reads what the child reports. Returns the number of its process if that has been told now.
+    /// Reads what the child reports. Returns the process's pid if it was reported by now.
     pub fn hear(&mut self) -> Option<Pid> {
         let before = self.pid;
         let mut bytes = [0; 4096];
@@ -104,7 +105,7 @@ impl Launch {
         }
         for (tag, text) in take_frames(&mut self.buffer) {
             match tag {
-                // Only the clone path writes here; a number is checked all the same before anything is done with it.
+                // Only the clone path writes frames, but the pid is checked all the same before it is used.
                 Tag::Pid => {
                     let child = |pid: &Pid| children::is_child(pid.as_raw_nonzero().get());
                     self.pid = text.parse().ok().and_then(Pid::from_raw).filter(child);
@@ -118,13 +119,13 @@ impl Launch {
         self.pid.filter(|_| before.is_none())
     }
 
-    /// Whether its outcome is known: the report has ended, and a transfer has exited as well.
+    /// Whether the outcome is known: the report pipe has ended, and a transfer has exited as well.
     pub fn is_settled(&self) -> bool {
         let waits = matches!(self.kind, Kind::Transfer) && self.pid.is_some();
         self.pipe.is_none() && !waits
     }
 
-    /// Kills it if its time is up.
+    /// Kills the launch if its deadline has passed.
     pub fn expire(&mut self, now: Instant) {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
@@ -133,15 +134,15 @@ impl Launch {
         }
     }
 
-    /// Kills what of it is not reaped.
+    /// Kills those of its processes that are not reaped yet.
     pub fn kill(&self) {
         for pid in [self.stage, self.pid].into_iter().flatten() {
-            // It may have ended by itself.
+            // The process may have ended by itself.
             let _ = kill_process(pid, Signal::KILL);
         }
     }
 
-    /// Takes note of a child that is about to be reaped. Returns whether it was this launch's.
+    /// Forgets the pid of a child that is about to be reaped. Returns whether the child belonged to this launch.
     pub fn reaped(&mut self, pid: Pid, status: i32) -> bool {
         if self.stage == Some(pid) {
             self.stage = None;
@@ -155,7 +156,7 @@ impl Launch {
     }
 }
 
-/// Whether a child that has ended may be reaped, see the module. `known`: it is a process or the init.
+/// Whether a child that has ended may be reaped (see the module). `known`: it is pid 1 or a started process.
 pub fn may_reap(launches: &[Launch], pid: Pid, known: bool) -> bool {
     if launches.iter().any(|launch| launch.stage == Some(pid)) {
         return true;
@@ -188,13 +189,13 @@ mod tests {
     fn a_number_is_kept_while_a_launch_may_tell_it() {
         let ((mut one, stage), (mut two, process)) = (child(), child());
         let (mut launch, report) = launch(Kind::Run("p".into()), stage);
-        // Nobody knows the second child: it may be the process of the launch.
+        // The second child is unknown: it may be the process of the launch.
         assert!(may_reap(std::slice::from_ref(&launch), stage, false));
         assert!(!may_reap(std::slice::from_ref(&launch), process, false));
         report.send(Tag::Pid, &process.as_raw_nonzero().to_string());
         assert_eq!(launch.hear(), Some(process));
         assert_eq!(launch.hear(), None);
-        // It is known now, and stays until its launch is settled.
+        // The process is known now, and stays a zombie until its launch is settled.
         assert!(!may_reap(std::slice::from_ref(&launch), process, false) && !launch.is_settled());
         assert!(launch.reaped(stage, 0) && launch.stage.is_none());
         assert!(may_reap(std::slice::from_ref(&launch), stage, false));

@@ -1,8 +1,9 @@
 //! The keeper: one small program per container, parent of all its processes.
 //!
-//! It owns their stdio, their exit statuses and the last reference to the root file system, and outlives the
-//! server. One poll loop, and a second thread that only clones ([`parked`]); it never blocks on a child (container root can stop a process before
-//! its exec: handshakes have a deadline, then SIGKILL). The same binary is the containers' pid 1.
+//! The keeper owns their stdio, their exit statuses and the last reference to the root file system, and outlives the
+//! server. It has one poll loop, and a second thread that only clones ([`parked`]). It never blocks on a child: container
+//! root can stop a process before its exec, so handshakes have a deadline, then SIGKILL. The same binary is the
+//! containers' pid 1.
 
 mod child;
 mod dirs;
@@ -28,7 +29,7 @@ fn main() -> std::process::ExitCode {
             Ok(keeper) => keeper.run(),
             Err(_) => std::process::ExitCode::FAILURE,
         },
-        // A container may execute us through `#!/proc/self/exe`: nothing to see.
+        // A container may execute this program through `/proc/self/exe`: it does nothing then.
         _ => std::process::ExitCode::FAILURE,
     }
 }

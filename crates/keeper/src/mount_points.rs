@@ -1,4 +1,4 @@
-//! Where a mount goes: its mount point inside the root, which is made where the image lacks it.
+//! Finds the mount point of a mount inside the root, and creates it where the image lacks it.
 
 use crate::child::{Outcome, Stop, failed};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -11,21 +11,21 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use wardian_sys::directory::names_of;
 
-/// As the kernel's own (path_resolution(7)).
+/// The kernel's own limit (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
-/// Directories that one mount point may need: links of an image could ask for more than its size allows.
+/// How many directories one mount point may need: without a limit the links of a small image could demand any number.
 const MAX_MADE: u32 = 256;
 
-/// How a path of the container is resolved: inside the root, through its links, but not through those of procfs that are
-/// more than their text.
+/// How a path of the container is resolved: within the root, following its links, but not the magic links of procfs.
 pub const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-/// What has been mounted so far, as far as it matters for where the image's links may lead.
+/// The mounts made so far, as far as they restrict where links of the image may lead.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// Devices of the file systems that show the kernel.
+    /// Device numbers of the kernel's file systems (proc, sysfs, cgroup).
     pub kernels: Vec<u64>,
-    /// Ids of the mounts at /dev and below it, whatever they are: /dev/shm, and bind mounts that are named there.
+    /// Ids of the mounts at /dev and below it, whatever they are: /dev/shm, and bind mounts whose destination is
+    /// there.
     pub devices: Vec<u64>,
     /// Ids of the mounts whose files are the container's alone: its root file system, and each tmpfs outside of /dev.
     pub own: Vec<u64>,
@@ -39,14 +39,15 @@ pub fn mount_id(file: impl AsFd) -> rustix::io::Result<u64> {
     Ok(rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
-/// openat2(2) answers EAGAIN when a rename or a mount anywhere on the host came between a lookup and its `..`. A container that
-/// renames without end makes that likely, so what fails is asked for again, and a walk without `..` decides in the end.
+/// openat2(2) returns EAGAIN when a rename or a mount anywhere on the host interferes with a lookup of `..`. A
+/// container that renames in a loop makes that likely, so the lookup is retried, and finally replaced by a walk
+/// without `..`.
 const TRIES: u32 = 16;
 
-/// Opens what is below the root, as `how` says.
+/// Opens a path below the root with openat2(2), resolved as `how` says.
 ///
 /// # Errors
-/// The kernel's; EAGAIN only if it has said so each time.
+/// The kernel's; EAGAIN only after all retries.
 pub fn open(
     root: &OwnedFd,
     path: impl Arg + Copy,
@@ -63,15 +64,15 @@ pub fn open(
     }
 }
 
-/// Opens the mount point `path` below the root. What is missing of it is made, with the rights of who calls: directories,
-/// and in the end a directory or an empty file.
+/// Opens the mount point `path` below the root. Missing components are created with the caller's rights: directories,
+/// and as the last one a directory or an empty file.
 ///
-/// `through`: the image's links are followed, also those to something that is missing. Where a link leads nothing is made but
-/// in the container's own file systems. Without it a link is an error. What is found may be anything inside the root: whether
-/// it may be covered is for the caller to see, by the descriptor.
+/// `through`: links of the image are followed, also dangling ones; behind a link nothing is created outside of the
+/// container's own file systems. Without it a link is an error. The result may be any file inside the root: whether
+/// it may be covered is for the caller to judge, by the descriptor.
 ///
 /// # Errors
-/// In words.
+/// The failed step, as text.
 pub fn find(root: &OwnedFd, path: &str, directory: bool, through: Option<&Places>) -> Outcome<OwnedFd> {
     let say = |error| failed(format!("mount point {path}"))(error);
     match (open(root, path, OFlags::PATH, INSIDE | ResolveFlags::NO_SYMLINKS), through) {
@@ -97,13 +98,13 @@ fn circle(path: &str) -> Stop {
     Stop::from(format!("mount point {path}: {text}"))
 }
 
-/// The way to a mount point, one name after the other.
+/// A walk to a mount point, one component after the other.
 struct Walk<'a> {
     root: &'a OwnedFd,
     path: &'a str,
     directory: bool,
     through: Option<&'a Places>,
-    /// A directory by its path from the root, in which no link is.
+    /// Path of the current directory from the root, free of links.
     here: PathBuf,
     links: u32,
     made: u32,
@@ -114,7 +115,8 @@ impl Walk<'_> {
         Stop::from(format!("mount point {}: {why}", self.path))
     }
 
-    /// A directory from the root, by names that were looked at: `..` is never left to the kernel.
+    /// Opens the current directory from the root, by components that were checked: `..` is never resolved by the
+    /// kernel.
     fn open(&self) -> Outcome<OwnedFd> {
         let path = if self.here.as_os_str().is_empty() { Path::new(".") } else { &self.here };
         let how = INSIDE | ResolveFlags::NO_SYMLINKS;
@@ -124,7 +126,8 @@ impl Walk<'_> {
         })
     }
 
-    /// What is found is what was looked at, not what a second lookup would lead to.
+    /// Walks the path and creates what is missing. Returns the very file that was checked, not the result of a second
+    /// lookup.
     fn make(&mut self) -> Outcome<OwnedFd> {
         let mut todo: VecDeque<OsString> = names_of(Path::new(self.path)).collect();
         let mut at = self.open()?;
@@ -163,7 +166,8 @@ impl Walk<'_> {
                     if self.links > MAX_LINKS {
                         return Err(circle(self.path));
                     }
-                    // Those of procfs may be more than their text; and what is missing behind them is of the kernel's.
+                    // The links of procfs may be magic links, and what is missing behind a link would belong to a
+                    // file system of the kernel.
                     if places.kernels.contains(&stat.st_dev) {
                         return Err(in_kernel(self.path));
                     }
@@ -189,7 +193,7 @@ impl Walk<'_> {
         Ok(at)
     }
 
-    /// Makes one missing directory or file.
+    /// Creates one missing directory or file.
     fn make_in(&self, at: &OwnedFd, name: &OsStr, directory: bool) -> Outcome<()> {
         let shown = self.here.join(name).display().to_string();
         if let Some(places) = self.through {
@@ -201,7 +205,8 @@ impl Walk<'_> {
             if places.devices.contains(&id) && !is_in_dev(self.path) {
                 return Err(in_dev(self.path));
             }
-            // A bind mount shows somebody else's files: where something is made in them is not for an image to say.
+            // A bind mount shows files from outside the container: a link of the image must not decide that something
+            // is created there.
             if self.links > 0 && !places.own.contains(&id) {
                 return Err(self.error(&format!(
                     "a link of the image leads to /{shown}, which is missing in another mount, where nothing is made"
@@ -221,7 +226,7 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a destination is named in /dev outright, whatever the image's links are.
+/// Whether a destination itself is in /dev, without regard to the image's links.
 pub fn is_in_dev(path: &str) -> bool {
     let mut plain = PathBuf::new();
     for name in names_of(Path::new(path)) {
@@ -234,7 +239,7 @@ pub fn is_in_dev(path: &str) -> bool {
     plain.starts_with("dev")
 }
 
-/// A bind mount may not cover what shows the kernel.
+/// Error for a bind mount that would cover a file system of the kernel.
 pub fn in_kernel(path: &str) -> Stop {
     Stop::from(format!(
         "a bind mount over {path} is not allowed: it is, or a link of the image leads, into /proc or /sys, which show the \
@@ -242,7 +247,7 @@ pub fn in_kernel(path: &str) -> Stop {
     ))
 }
 
-/// Nothing in /dev is covered, and nothing is made there, unless it is named outright.
+/// Error for a bind mount that a link leads into /dev: there only a destination that names /dev itself is allowed.
 pub fn in_dev(path: &str) -> Stop {
     Stop::from(format!("a bind mount over {path} is not allowed: a link of the image leads into /dev"))
 }
@@ -320,7 +325,7 @@ mod tests {
                 ("/../../top", "top"),
             ] {
                 cage.leads(path, to, directory);
-                // It is there now.
+                // The second time the mount point exists.
                 cage.leads(path, to, directory);
             }
         }
@@ -344,7 +349,7 @@ mod tests {
         }
         assert!(cage.find("/l40", false, true).is_err());
         cage.leads("/l39", "made", false);
-        // More directories than anybody means.
+        // More directories than the limit.
         let deep = "d/".repeat(1000);
         assert!(cage.find(&deep, true, true).unwrap_err().contains("too many"));
     }
@@ -368,9 +373,9 @@ mod tests {
             assert!(cage.find(path, false, true).unwrap_err().contains("another mount"), "{path}");
         }
         assert!(!cage.root().join("data").exists());
-        // What is named outright is made where it says.
+        // A destination without links is created also where links must not create.
         cage.leads("/data/named", "data/named", false);
-        // What is there can be covered.
+        // An existing file may be covered through a link.
         cage.leads("/etc/data/named", "data/named", false);
         cage.places.devices.push(mount_id(std::fs::File::open(cage.root()).unwrap()).unwrap());
         assert!(cage.find("/etc/data/made", false, true).unwrap_err().contains("into /dev"));
@@ -397,7 +402,7 @@ mod tests {
         }
     }
 
-    /// Another process renames all the time, elsewhere on the host.
+    /// Another process renames in a loop elsewhere on the host.
     #[test]
     fn renames_elsewhere_keep_no_mount_point_from_being_found() {
         let cage = Cage::new(&[("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")]);

@@ -7,7 +7,7 @@ use self::archives::{archive, compare, scratch, tree, unpack_by_tar};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// In a thread of its own: the working directory and the umask become its own with its mount namespace.
+/// Unpacks in a thread of its own: the thread's working directory and umask become private with its mount namespace.
 fn unpack_in(dir: PathBuf, tar: Vec<u8>) -> Result<(), String> {
     let (read, mut write) = std::io::pipe().unwrap();
     let feeder = std::thread::spawn(move || drop(write.write_all(&tar)));
@@ -17,7 +17,7 @@ fn unpack_in(dir: PathBuf, tar: Vec<u8>) -> Result<(), String> {
     done
 }
 
-/// The same, with an act in the middle, once what comes before it is seen to be done.
+/// The same, but runs an act in the middle, once the entries before it are seen to be unpacked.
 fn unpack_while(
     dir: PathBuf,
     tar: &[u8],
@@ -45,8 +45,8 @@ fn unpack_from(tar: std::io::PipeReader, dir: PathBuf) -> Result<(), String> {
     super::unpack(tar.into()).map_err(|stop| stop.text)
 }
 
-/// What differs on purpose is not compared: everything belongs to the user; nothing sets a user or group id, as with
-/// `--no-same-permissions`; devices are refused.
+/// Intended differences are not compared: everything belongs to the user; no set-user-id or set-group-id bit is set,
+/// as with `--no-same-permissions`; devices are refused.
 fn check(seed: u64, into: &Path) {
     let odd = archive(seed, false);
     let (ours, theirs) = (into.join("ours"), into.join("theirs"));
@@ -72,7 +72,7 @@ fn tar_of(entries: &[(tar::EntryType, &str, &str)]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// GNU tar fails in the same places.
+/// GNU tar fails for the same archives.
 #[test]
 fn nothing_is_unpacked_through_a_link_of_the_archive_that_leads_out() {
     use tar::EntryType::{Directory, Link, Regular, Symlink};
@@ -95,12 +95,12 @@ fn nothing_is_unpacked_through_a_link_of_the_archive_that_leads_out() {
         }
         let error = into(&[&names[..], &[(Link, "h", "l/secret")]].concat()).unwrap_err();
         assert!(error.contains("leads out of the destination"), "{target}: {error}");
-        // A directory takes a link's place, and what comes later lies in it.
+        // A directory entry replaces a link, and later entries go into the directory.
         into(&[&names[..], &[(Directory, "l", ""), (Regular, "l/f", "")]].concat()).unwrap();
         assert!(root.join("l/f").is_file());
         std::fs::remove_dir_all(root.join("l")).unwrap();
     }
-    // One that leads to a neighbour is followed, and so is one that was there before.
+    // A link to a neighbour is followed, and so is one that was there before.
     into(&[(Directory, "d", ""), (Symlink, "n", "d"), (Regular, "n/f", "")]).unwrap();
     assert!(root.join("d/f").is_file());
     std::os::unix::fs::symlink(&out, root.join("before")).unwrap();
@@ -111,7 +111,7 @@ fn nothing_is_unpacked_through_a_link_of_the_archive_that_leads_out() {
     assert_eq!(std::os::unix::fs::MetadataExt::nlink(&out.join("secret").metadata().unwrap()), 1);
 }
 
-/// Where an old link is, it leads to what its maker meant, and in another directory it leads elsewhere.
+/// A link that was there before leads to what its maker meant; moved to another directory it leads elsewhere.
 #[test]
 fn an_old_link_leads_nowhere_out_of_where_the_archive_has_brought_it() {
     use tar::EntryType::{Link, Regular};
@@ -122,18 +122,18 @@ fn an_old_link_leads_nowhere_out_of_where_the_archive_has_brought_it() {
     std::fs::create_dir(dir.path().join("shared")).unwrap();
     std::os::unix::fs::symlink("../shared", root.join("lib/deep/link")).unwrap();
     for n in 0..2 {
-        // The second time it has the name already.
+        // The second time the name is already a hard link to it.
         let entries = [(Link, "esc", "lib/deep/link"), (Regular, "esc/evil", "")];
         let error = unpack_in(root.clone(), tar_of(&entries)).unwrap_err();
         assert!(error.contains("leads out of the destination"), "{n}: {error}");
         assert!(!dir.path().join("shared/evil").exists() && root.join("esc").is_symlink(), "{n}");
     }
-    // Where no archive links it, it is followed, as by GNU tar.
+    // A link that no archive has linked again is followed, as by GNU tar.
     unpack_in(root.clone(), tar_of(&[(Regular, "lib/deep/link/f", "")])).unwrap();
     assert!(root.join("lib/shared/f").is_file());
 }
 
-/// The destination is another user's, who can rename root's links in it.
+/// Makes the destination another user's directory, in which he can rename root's links.
 fn users_directory(dir: &Path) {
     std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     std::os::unix::fs::chown(dir, Some(1001), Some(1001)).unwrap();
@@ -153,7 +153,7 @@ fn roots_links_that_a_user_can_move_lead_nowhere() {
         std::os::unix::fs::symlink(out, root.join(name)).unwrap();
         let error = unpack_in(root.to_owned(), tar_of(&[(Regular, &format!("{name}/f"), "")])).unwrap_err();
         assert!(error.contains("another user could have put there"), "{error}");
-        // A directory takes its place.
+        // A directory entry replaces the link.
         let entries = [(Directory, name, ""), (Regular, &format!("{name}/f"), "")];
         unpack_in(root.to_owned(), tar_of(&entries)).unwrap();
         assert!(root.join(name).join("f").symlink_metadata().unwrap().is_file(), "{name}");
@@ -162,8 +162,8 @@ fn roots_links_that_a_user_can_move_lead_nowhere() {
     assert_eq!((std::fs::read_dir(out).unwrap().count(), mode()), (0, before));
 }
 
-/// A default access control list of a user's directory, under which the kernel leaves the umask out, lets him write to nothing of
-/// root's, and so not by a second name in a directory of root's either.
+/// A directory of the user's with a default access control list, under which the kernel ignores the umask, gives him
+/// no write permission for root's files, and so none through a hard link in a directory of root's either.
 #[test]
 fn a_users_access_list_gives_him_nothing_to_write_to() {
     use std::os::unix::fs::MetadataExt;
@@ -208,7 +208,8 @@ fn a_users_access_list_gives_him_nothing_to_write_to() {
     assert_eq!(root.join("conf").metadata().unwrap().nlink(), 2);
 }
 
-/// Also to a file that the archive has made, and that was opened to others since, there is no second name.
+/// A file that others may write to gets no hard link, not even one that the archive made and whose mode was changed
+/// since.
 #[test]
 fn what_others_may_write_to_gets_no_second_name() {
     use std::os::unix::fs::PermissionsExt;
@@ -223,8 +224,8 @@ fn what_others_may_write_to_gets_no_second_name() {
     assert!(!root.join("g").exists());
 }
 
-/// What the archive has made leads further down, as with GNU tar, also in a user's directory; what he has put in its place
-/// leads nowhere.
+/// A link that the archive has made is followed within the destination, as by GNU tar, also in a user's directory;
+/// one that he has put in its place is not.
 #[test]
 fn a_link_of_the_archive_is_known_by_more_than_its_name() {
     use std::os::unix::fs::symlink;
@@ -242,7 +243,7 @@ fn a_link_of_the_archive_is_known_by_more_than_its_name() {
         let places = super::Places::new();
         let top = places.open(Path::new("")).unwrap();
         let made = |name: &str, text: &str| places.made(&top.dir, name.as_ref(), text.as_bytes()).unwrap();
-        // The user is fast: each is another one by the time that it is looked at.
+        // A fast user: each link is exchanged before it is looked at.
         symlink(outside.path(), "swapped").unwrap();
         made("swapped", "d");
         symlink("e", "other").unwrap();
@@ -250,7 +251,7 @@ fn a_link_of_the_archive_is_known_by_more_than_its_name() {
         symlink("d", "hers").unwrap();
         std::os::unix::fs::lchown("hers", Some(1001), None).unwrap();
         made("hers", "d");
-        // And slower: this one takes the place of the archive's later, and has its inode.
+        // A slow user: this link takes the place of the archive's later, and gets its inode number.
         symlink("d", "late").unwrap();
         made("late", "d");
         std::os::unix::fs::lchown("late", Some(1001), None).unwrap();
@@ -263,7 +264,7 @@ fn a_link_of_the_archive_is_known_by_more_than_its_name() {
         symlink("d", "own").unwrap();
         made("own", "d");
         assert!(places.find(Path::new("own")).is_ok());
-        // By its text one leads out, in whosever directory it is.
+        // A link whose target leads out of the destination is refused, whoever owns its directory.
         symlink("/", "absolute").unwrap();
         made("absolute", "/");
         let blocked = places.find(Path::new("absolute")).map(drop).unwrap_err();
@@ -272,7 +273,7 @@ fn a_link_of_the_archive_is_known_by_more_than_its_name() {
     done.join().unwrap();
 }
 
-/// However many files an archive has: none that a user has put there gets a second name.
+/// Also beyond the limit of remembered files no file that a user has put there gets a hard link.
 #[test]
 fn after_very_many_files_a_user_exchanges_none() {
     use std::os::unix::fs::MetadataExt;
@@ -286,7 +287,7 @@ fn after_very_many_files_a_user_exchanges_none() {
     let links: Vec<_> = (0..1100).map(|n| format!("l{n}")).collect();
     let mut entries: Vec<_> = links.iter().map(|name| (Symlink, &**name, "x")).collect();
     entries.push((Regular, "hers/tool", ""));
-    // Where nobody else may write a file needs not be remembered.
+    // Where nobody else may write, a file need not be remembered.
     entries.extend([(Regular, "w/own", ""), (Link, "w/second", "w/own")]);
     unpack_in(root.clone(), tar_of(&entries)).unwrap();
     assert_eq!(root.join("w/second").metadata().unwrap().nlink(), 2);
@@ -305,7 +306,7 @@ fn attributes_that_are_too_large_are_left_out() {
     let dir = scratch();
     let (long, value) = (format!("SCHILY.xattr.user.{}", "x".repeat(251)), vec![b'x'; (64 << 10) + 1]);
     let mut tar = tar::Builder::new(Vec::new());
-    // Longer than a name may be, than a value may be, and than ext4 has place for.
+    // A name that is too long, a value that is too long, and one that does not fit into ext4's space for attributes.
     let pairs = [
         (&*long, &b"long"[..]),
         ("SCHILY.xattr.user.large", &value),
@@ -324,7 +325,8 @@ fn attributes_that_are_too_large_are_left_out() {
     assert_eq!(&note[..size], b"note");
 }
 
-/// GNU tar ends a file where its map ends, and always writes a last segment there; other writers do not, and say how long it is.
+/// GNU tar ends a file where its map ends, and always writes a last empty segment there; other writers omit it and
+/// rely on the header's size.
 #[test]
 fn a_sparse_file_is_as_long_as_its_header_says() {
     let dir = scratch();
@@ -340,7 +342,8 @@ fn a_sparse_file_is_as_long_as_its_header_says() {
     assert!(data[..512].iter().chain(&data[515..]).all(|byte| *byte == 0));
 }
 
-/// A user renames what is root's in his directory, while root's tar comes: what the archive, or root before it, has closed stays so.
+/// A user renames root's directories in his own while root's tar is unpacked: a directory that the archive, or root
+/// before it, has closed to him stays closed.
 #[test]
 fn a_closed_directory_that_a_user_renames_stays_closed() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -404,7 +407,8 @@ fn a_closed_directory_that_a_user_renames_stays_closed() {
     }
 }
 
-/// But for the mode of a directory that is there twice: where it is another user's, a later entry opens nothing.
+/// The results are the same except for the mode of a directory that occurs twice: in another user's directory a later
+/// entry does not open it.
 #[test]
 fn odd_archives_are_the_same_in_a_users_directory() {
     for seed in 0..400 {
@@ -427,7 +431,8 @@ fn odd_archives_are_what_tar_makes_of_them() {
     }
 }
 
-/// What an archive closes to others is closed from its birth on, and also where the archive ends early or another entry fails.
+/// A directory that the archive closes to others is closed from its creation on, also where the archive ends early or
+/// another entry fails.
 #[test]
 fn a_private_directory_is_never_open() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -462,7 +467,7 @@ fn a_private_directory_is_never_open() {
     assert_eq!(dir.path().join("d").metadata().unwrap().mtime(), 1_500_000_000);
 }
 
-/// However long its path is, the first failure leaves place for others, and says why.
+/// However long its path is, the first failure leaves room for others and keeps its reason.
 #[test]
 fn a_long_failure_is_cut_and_says_why() {
     let long = "\u{e4}\n".repeat(450_000);

@@ -1,4 +1,4 @@
-//! The way out: a path in the container becomes a tar, as GNU tar would write it with the user's rights.
+//! Packs a path of the container into a tar, as GNU tar would write it with the user's rights.
 
 use crate::child::{Outcome, Stop, failed};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -17,16 +17,17 @@ use wardian_sys::text::{clip, tame};
 type Builder = tar::Builder<BufWriter<File>>;
 
 const BUFFER: usize = 256 * 1024;
-/// Names and link targets that are longer have an entry of their own.
+/// Longer names and link targets get a header entry of their own.
 const NAME_FIELD: usize = 100;
 /// The kernel's limits for a list of attributes and for one of them.
 const ATTRIBUTE: usize = 64 << 10;
-/// Bytes of a file that the kernel makes up, which is held in memory as a whole: its length is known only at its end.
+/// Limit for a file whose content the kernel generates. It is held in memory as a whole: its length is known only at
+/// its end.
 const MADE_UP_BYTES: u64 = 16 << 20;
 
-/// File systems of which the kernel makes up what is in them: statistics and switches that are nobody's files. Some can be
-/// opened and not read, as /proc/1/auxv by a container's root, and some never end. The numbers are those of linux/magic.h,
-/// configfs' that of fs/configfs/mount.c.
+/// File systems whose content the kernel generates: statistics and switches, not users' files. Some of the files can
+/// be opened but not read, as /proc/1/auxv by a container's root, and some never end. The numbers are those of
+/// linux/magic.h, configfs' that of fs/configfs/mount.c.
 const MADE_UP: [u32; 12] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
@@ -42,7 +43,7 @@ const MADE_UP: [u32; 12] = [
     0xf97c_ff8c, // selinuxfs
 ];
 
-/// What could not be read is named up to this number, and counted beyond it.
+/// Entries that could not be read are named up to this number, and counted beyond it.
 const MAX_NAMED: u64 = 20;
 /// Bytes of those names with their errors, which must fit into one frame of a report.
 const MAX_NAMES: usize = 2500;
@@ -51,7 +52,7 @@ const MAX_NAME: usize = 256;
 
 /// Why an entry is not packed.
 enum Fault {
-    /// It cannot be read, and nothing of it has been written: the others can still be packed.
+    /// The entry cannot be read, and nothing of it has been written: the other entries can still be packed.
     Unread(io::Error),
     /// The tar cannot be written.
     Pipe(io::Error),
@@ -63,7 +64,7 @@ impl<E: Into<io::Error>> From<E> for Fault {
     }
 }
 
-/// What could not be read, while the rest was packed.
+/// The entries that could not be read while the others were packed.
 #[derive(Default)]
 struct Unread {
     count: u64,
@@ -81,7 +82,7 @@ impl Unread {
         }
     }
 
-    /// A failure if there is anything: a tar that lacks a file must not pass for one that has it.
+    /// Fails if any entry is missing: a tar that lacks a file must not pass for a complete one.
     fn result(self) -> Outcome<()> {
         let Self { count, named, names } = self;
         let more = match count - named {
@@ -102,25 +103,25 @@ impl Unread {
 /// A directory whose entries are to be packed.
 struct Opened {
     fd: OwnedFd,
-    /// Its device; none of the one that the walk starts from.
+    /// Its device number; `None` for the directory that the walk starts from.
     device: Option<u64>,
 }
 
-/// Pack `entry`, or with `None` all that is in the working directory.
+/// Packs `entry`, or with `None` everything in the working directory.
 ///
-/// The tree is walked by descriptors: a directory that is replaced by a link while it is packed leads nowhere else. Mounts in
-/// it are packed as well, but for the kernel's own file systems ([`MADE_UP`]), of which there is an empty directory. They can
-/// be asked for.
+/// The tree is walked by descriptors: a directory that is replaced by a link meanwhile leads nowhere else. Mounts in
+/// the tree are packed as well, except the kernel's own file systems ([`MADE_UP`]), which become an empty directory,
+/// unless the request names a path in them.
 ///
-/// As by GNU tar, an entry that cannot be read does not end the work: it is left out, or what is missing at its end are zeros.
-/// The tar is then whole in its form, and the result is a failure that names those entries.
+/// As with GNU tar, an entry that cannot be read does not end the work: it is left out, or zeros replace the missing
+/// rest of its data. The tar is then well-formed, and the result is a failure that names those entries.
 pub fn pack(pipe: File, entry: Option<&Path>) -> Outcome<()> {
     let start = entry.unwrap_or(Path::new("."));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let here = rustix::fs::open(".", flags, Mode::empty()).map_err(failed("."))?;
     rustix::fs::statat(&here, start, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
         .map_err(failed(start.display()))?;
-    // Dropping a builder writes the end of the archive: half a one must not look whole.
+    // Dropping a builder writes the end of the archive, which would make a partial one look complete.
     let mut builder = ManuallyDrop::new(tar::Builder::new(BufWriter::with_capacity(BUFFER, pipe)));
     let here = Opened { fd: here, device: None };
     let mut pending = vec![(Rc::new(here), start.as_os_str().to_owned(), start.to_owned())];
@@ -159,8 +160,9 @@ fn list(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// One entry; the directory and what is in it, if it is one. Whatever can fail of it is read before it is written. The name is written as it stands, a directory's with a slash at its end:
-/// the tar crate's own way would tidy it up, and clients look for `./` and `dir/`.
+/// Packs one entry, and for a directory what is in it. Everything that can fail is read before the header is written.
+/// The name is written as it stands, a directory's with a slash at its end: the tar crate would normalise it, and
+/// clients look for `./` and `dir/`.
 fn append(
     builder: &mut Builder,
     above: &Opened,
@@ -216,14 +218,14 @@ fn append(
 fn header_of(metadata: &Metadata) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_metadata_in_mode(metadata, tar::HeaderMode::Complete);
-    // The kind of file is told by the entry's type alone.
+    // The header's entry type has the file type, so the mode has the permission bits only.
     header.set_mode(metadata.mode() & 0o7777);
     header.set_size(0);
     header
 }
 
 fn is_made_up(file: &File) -> io::Result<bool> {
-    // The numbers have 32 bits, whatever the width of the field.
+    // The magic numbers have 32 bits, whatever the width of the field.
     let kind = rustix::fs::fstatfs(file)?.f_type as u32;
     Ok(MADE_UP.contains(&kind))
 }
@@ -233,22 +235,22 @@ fn device(header: &mut tar::Header, metadata: &Metadata) -> io::Result<()> {
     header.set_device_minor(rustix::fs::minor(metadata.rdev()))
 }
 
-/// Packs the file that `item` stands for (`O_PATH`, which cannot be read), opened by its name. Gives what was read, and the error
-/// after which zeros were written in its place.
+/// Packs the regular file behind `item` (`O_PATH`, which cannot be read), reopened by its name. Returns what was
+/// read, and the error after which zeros replaced the rest.
 fn file(
     builder: &mut Builder,
     item: &File,
     name: &[u8],
     (above, at): (&OwnedFd, &OsStr),
 ) -> Result<(Metadata, Option<io::Error>), Fault> {
-    // NONBLOCK, NOFOLLOW: it may have become something else meanwhile.
+    // NONBLOCK, NOFOLLOW: another kind of file may have taken the name meanwhile.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(above, at, flags, Mode::empty())?);
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("it has changed its kind").into());
     }
-    // The item is open, so nothing else has its number. Read now: an overlay changes it when it copies a file up.
+    // `item` is open, so its inode number cannot be reused. Read again here: an overlay changes it on copy-up.
     let expected = item.metadata()?;
     if (metadata.dev(), metadata.ino()) != (expected.dev(), expected.ino()) {
         return Err(io::Error::other("it was exchanged for another file meanwhile").into());
@@ -269,11 +271,11 @@ fn file(
     Ok((metadata, None))
 }
 
-/// A file that never ends: what cannot be read of it any more is made up with zeros, as GNU tar does, for its entry has its
-/// length already.
+/// A reader that pads a file with zeros once it cannot be read any more, as GNU tar does: the header with its length
+/// is written already.
 struct Padded<'a> {
     file: &'a File,
-    /// Why it was not read to its end.
+    /// The error that ended the reading early.
     error: Option<io::Error>,
 }
 
@@ -293,7 +295,8 @@ impl Read for Padded<'_> {
     }
 }
 
-/// The content of a file that the kernel makes up. Its `st_size` is 0 in procfs and a page in sysfs, whatever a read gives.
+/// Reads the whole content of a generated file. Its `st_size` is 0 in procfs and a page in sysfs, whatever a read
+/// returns.
 fn whole(file: &File) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.take(MADE_UP_BYTES + 1).read_to_end(&mut content)?;
@@ -313,7 +316,7 @@ fn entry(builder: &mut Builder, header: &mut tar::Header, name: &[u8], data: imp
     builder.append(header, data).map_err(Fault::Pipe)
 }
 
-/// The entry that holds what does not fit into the field of a header.
+/// Writes the extra entry for a name or link target that does not fit into its header field.
 fn long(builder: &mut Builder, kind: tar::EntryType, text: &[u8]) -> Result<(), Fault> {
     if text.len() <= NAME_FIELD {
         return Ok(());
@@ -335,7 +338,7 @@ fn field(field: &mut [u8; NAME_FIELD], text: &[u8]) {
     field[..length].copy_from_slice(&text[..length]);
 }
 
-/// File capabilities and the user's own attributes, as pax names them: those that unpacking sets.
+/// File capabilities and `user.` attributes, under their pax names: the same ones that unpacking sets.
 fn attributes(file: &File) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut buffer = vec![0; ATTRIBUTE];
     let names = match rustix::fs::flistxattr(file, &mut buffer[..]) {
@@ -367,7 +370,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("wardian-made-up-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let up = "../".repeat(std::env::current_dir().unwrap().components().count());
-        // The st_size of the first is 0, that of the second 4096.
+        // The st_size of the first file is 0, that of the second is 4096.
         for path in ["proc/version", "sys/kernel/mm/transparent_hugepage/enabled"] {
             let real = Path::new("/").join(path);
             let Ok(expected) = std::fs::read(&real) else { continue };
@@ -380,11 +383,11 @@ mod tests {
             assert_eq!(found, expected, "{path}");
         }
         std::fs::remove_dir_all(&dir).unwrap();
-        // It never ends, as some of those do.
+        // A file without an end, as some generated files are.
         assert!(whole(&File::open("/dev/zero").unwrap()).unwrap_err().to_string().contains("more than"));
     }
 
-    /// Packs a directory given by its absolute path; the names and contents of the entries, and what is said.
+    /// Packs a directory given by its absolute path. Returns names and contents of the entries, and the error text.
     fn packed(dir: &Path, start: &Path) -> (Vec<(String, Vec<u8>)>, String) {
         let up = "../".repeat(std::env::current_dir().unwrap().components().count());
         let start = PathBuf::from(format!("{up}{}", start.strip_prefix("/").unwrap().display()));
@@ -403,7 +406,8 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_left_out_and_named() {
         let dir = tempfile::tempdir().unwrap();
-        // Not even root can read the first byte of a process' memory. Not our own: the other tests' files come and go in it.
+        // Not even root can read the first byte of a process's memory. Another process's: files of this one come and
+        // go with other tests.
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let process = PathBuf::from(format!("/proc/{}", child.id()));
         let (found, said) = packed(dir.path(), &process);
@@ -412,7 +416,7 @@ mod tests {
         assert!(said.contains(" could not be read, or not to the end; all else is there\n"), "{said}");
         assert!(said.contains("/mem: "), "{said}");
         assert!(said.len() < 3000, "{said}");
-        // What was asked for is an error.
+        // A path that the request names is not skipped, so this is an error.
         let (found, said) = packed(dir.path(), &process.join("mem"));
         assert!(found.is_empty() && said.contains("mem") && !said.contains("all else"), "{said}");
         let (found, said) = packed(dir.path(), &process.join("comm"));
@@ -433,13 +437,13 @@ mod tests {
         (&mut data).take(3).read_to_end(&mut found).unwrap();
         assert_eq!(found, b"some\0\0\0");
         assert!(data.error.unwrap().to_string().contains("shorter"));
-        // A directory cannot be read.
+        // Reading a directory fails.
         let mut data = Padded { file: &File::open("/").unwrap(), error: None };
         (&mut data).take(3).read_to_end(&mut found).unwrap();
         assert_eq!((found.len(), data.error.unwrap().raw_os_error()), (10, Some(21)));
     }
 
-    /// Whoever may write to a directory can exchange a file while it is looked at.
+    /// Whoever may write to a directory can exchange a file between two look-ups.
     #[test]
     fn what_was_exchanged_is_not_packed() {
         let dir = tempfile::tempdir().unwrap();
@@ -458,7 +462,7 @@ mod tests {
         assert!(error.to_string().contains("exchanged"), "{error}");
     }
 
-    /// A file that gets the number of one that is gone is not a further name of it.
+    /// A file that gets the inode number of a removed one is not a hard link to it.
     #[test]
     fn a_number_that_is_used_again_makes_no_link() {
         use std::os::unix::fs::MetadataExt;
@@ -467,7 +471,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("d")).unwrap();
         std::fs::write(at("a"), "strange").unwrap();
         std::fs::hard_link(at("a"), &other).unwrap();
-        // More than the pipe and the buffer hold, so that the walk waits in it.
+        // More than pipe and buffer hold, so that the walk blocks in it.
         std::fs::write(at("b"), vec![0; 4 << 20]).unwrap();
         std::fs::write(at("z"), "").unwrap();
         let number = at("a").metadata().unwrap().ino();
@@ -482,7 +486,7 @@ mod tests {
         read.read_exact(&mut tar).unwrap();
         std::fs::remove_file(at("a")).unwrap();
         std::fs::remove_file(&other).unwrap();
-        // Not every file system gives a number again: another file then stands for it.
+        // Not every file system reuses an inode number: another file stands for it then.
         let new: Vec<_> = (0..100).map(|n| at(&format!("c{n}"))).collect();
         let again = new.iter().find(|path| {
             std::fs::write(path, "own").unwrap();
@@ -490,7 +494,7 @@ mod tests {
         });
         let again = again.unwrap_or(&new[0]);
         std::fs::hard_link(again, &other).unwrap();
-        // The names in the directory have been read before.
+        // The directory's names have been read before.
         std::fs::rename(again, at("z")).unwrap();
         read.read_to_end(&mut tar).unwrap();
         packer.join().unwrap().unwrap();

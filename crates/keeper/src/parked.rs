@@ -1,12 +1,12 @@
-//! A second thread that stands in the container's cgroups and does nothing but clone.
+//! A second thread that lives in the container's cgroups and does nothing but clone.
 //!
-//! cgroup v1 has no CLONE_INTO_CGROUP, and moving a process in by `cgroup.procs` waits for an RCU grace period
-//! in every launch (4 ms and more on an idle host). A v1 hierarchy takes threads apart, though, and a child is
-//! born where the thread that clones it stands. So one thread is moved ahead, while nobody waits; the first
-//! thread, and with it the keeper's memory, stays outside the container's limits.
+//! cgroup v1 has no CLONE_INTO_CGROUP, and moving a process by `cgroup.procs` waits for an RCU grace period in every
+//! launch (4 ms and more on an idle host). In a v1 hierarchy the threads of a process can be in different cgroups,
+//! though, and a child starts in the cgroup of the thread that clones it. So one thread is moved ahead, while no
+//! client waits; the first thread, and with it the keeper's memory, stays outside the container's limits.
 //!
-//! While it clones, the first thread is parked: no lock is held and no allocation under way, so the child may
-//! run ordinary code, as it could after a fork of a program with one thread.
+//! While this thread clones, the first thread sleeps: no lock is held and no allocation is under way, so the child
+//! may run ordinary code, as after a fork of a single-threaded program.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -35,7 +35,7 @@ unsafe impl Send for Desk {}
 // SAFETY: as above.
 unsafe impl Sync for Desk {}
 
-/// The thread.
+/// Handle of the thread.
 pub struct Parked {
     desk: Arc<Desk>,
     thread: Thread,
@@ -48,10 +48,10 @@ impl std::fmt::Debug for Parked {
 }
 
 impl Parked {
-    /// Start it and move it into the cgroups whose `tasks` files these are.
+    /// Starts the thread and moves it into the cgroups whose `tasks` files are given.
     ///
     /// # Errors
-    /// When a thread cannot be made, or a cgroup does not take it.
+    /// A thread cannot be created, or a cgroup refuses it.
     pub fn start(tasks: &[OwnedFd]) -> io::Result<Self> {
         let desk = Arc::new(Desk {
             state: AtomicU32::new(IDLE),
@@ -71,7 +71,7 @@ impl Parked {
         Ok(parked)
     }
 
-    /// Run `job` there, and wait.
+    /// Runs `job` in the thread, and waits for its result.
     pub fn call(&self, job: &mut dyn FnMut() -> io::Result<i32>) -> io::Result<i32> {
         // SAFETY: only the lifetime is changed; this function does not return, and so the borrow does not end,
         // before the thread has finished with the job.
@@ -94,7 +94,7 @@ fn wait(desk: &Desk) {
         while desk.state.load(Ordering::Acquire) != ASKED {
             thread::park();
         }
-        // SAFETY: the state is ASKED: the cells are ours, and the job's borrow lasts until we say DONE.
+        // SAFETY: the state is ASKED: the cells are ours, and the job's borrow lasts until the state becomes DONE.
         unsafe {
             if let Some(job) = (*desk.job.get()).take() {
                 *desk.answer.get() = (*job)();

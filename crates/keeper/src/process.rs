@@ -1,4 +1,4 @@
-//! The processes of a container as their keeper knows them: stdio, exit status, and what else they hold.
+//! The processes of a container as their keeper knows them: stdio, exit status, and the resources that they hold.
 
 use crate::inside::Devices;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
@@ -8,21 +8,21 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wardian_runtime::wire::{ENDED_KEPT, ProcessState, Stdio, Window};
 
-/// Our ends of a process's stdio.
+/// The keeper's ends of a process's stdio.
 #[derive(Debug)]
 pub enum Io {
     /// Three pipes.
     Pipes {
-        /// Until it is closed.
+        /// The write end of stdin, until it is closed.
         stdin: Option<OwnedFd>,
-        /// Until it is released.
+        /// The read ends of stdout and stderr, until they are released.
         output: Option<(OwnedFd, OwnedFd)>,
     },
     /// The master of a terminal, until it is released.
     Terminal(Option<OwnedFd>),
 }
 
-/// The process's ends.
+/// The process's own ends of its stdio.
 #[derive(Debug)]
 pub enum TheirIo {
     /// Standard input, output, error.
@@ -31,7 +31,8 @@ pub enum TheirIo {
     Terminal(OwnedFd),
 }
 
-/// Three pipes. They belong to container root, who can give them to the user: else `/dev/stdout` could not be opened.
+/// Makes three pipes. They belong to container root, who can chown them to the user: otherwise `/dev/stdout` could
+/// not be opened.
 pub fn pipes(root: u32) -> rustix::io::Result<(Io, TheirIo)> {
     let pipe = || {
         let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -43,8 +44,8 @@ pub fn pipes(root: u32) -> rustix::io::Result<(Io, TheirIo)> {
     Ok((ours, TheirIo::Pipes([stdin, from_stdout, from_stderr])))
 }
 
-/// A terminal of the container's devpts; no path of the container is opened for it (TIOCGPTPEER, ioctl_tty(2)).
-/// Its slave belongs to container root, who can give it to the user.
+/// Opens a terminal of the container's devpts, without opening a path of the container (TIOCGPTPEER, ioctl_tty(2)).
+/// Its slave belongs to container root, who can chown it to the user.
 pub fn terminal(devices: &Devices, root: u32, window: Window) -> rustix::io::Result<(Io, TheirIo)> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let master = rustix::fs::openat(&devices.pts, "ptmx", flags, Mode::empty())?;
@@ -63,7 +64,7 @@ fn resize(master: &OwnedFd, window: Window) -> rustix::io::Result<()> {
 }
 
 impl Io {
-    /// As the server gets it.
+    /// The descriptors to be sent to the server.
     pub fn handed(&self) -> Stdio<BorrowedFd<'_>> {
         match self {
             Self::Pipes { stdin, output } => Stdio::Pipes {
@@ -74,14 +75,14 @@ impl Io {
         }
     }
 
-    /// End of file on stdin. A terminal has none: it is what its input says.
+    /// Closes stdin. A terminal cannot be closed for input: its end of file is a character in the input.
     pub fn close_stdin(&mut self) {
         if let Self::Pipes { stdin, .. } = self {
             *stdin = None;
         }
     }
 
-    /// The output has been read.
+    /// Closes the output once all of it has been read.
     pub fn release(&mut self) {
         match self {
             Self::Pipes { output, .. } => *output = None,
@@ -89,7 +90,7 @@ impl Io {
         }
     }
 
-    /// Another size; the kernel tells the processes (SIGWINCH).
+    /// Sets the window size; the kernel signals the processes (SIGWINCH).
     pub fn resize(&self, window: Window) -> Result<(), String> {
         match self {
             Self::Terminal(Some(master)) => resize(master, window).map_err(|e| format!("resize: {e}")),
@@ -99,18 +100,18 @@ impl Io {
     }
 }
 
-/// What a pea has of its own.
+/// The resources of a pea that it does not share with its container.
 #[derive(Debug)]
 pub struct PeaBox {
-    /// Its mount namespace. Without this the last process to leave it unmounts all that is in it, on its way out, and
-    /// whoever waits for that process waits for the kernel's mount lock.
+    /// Its mount namespace, held open. Otherwise the last process to leave the namespace would unmount everything in
+    /// it during its exit, and whoever waits for that process would wait for the kernel's mount lock.
     pub namespace: Option<OwnedFd>,
     _rootfs: OwnedFd,
     _devices: Devices,
 }
 
 impl PeaBox {
-    /// With the namespace yet to be known.
+    /// The resources of a pea that has not been cloned yet; its namespace is set later.
     pub fn new(rootfs: OwnedFd, devices: Devices) -> Self {
         Self { namespace: None, _rootfs: rootfs, _devices: devices }
     }
@@ -119,31 +120,31 @@ impl PeaBox {
 /// A process, running or ended.
 #[derive(Debug)]
 pub struct Process {
-    /// As the host sees it; `None` before its start is known and after its end.
+    /// Its pid on the host; `None` before its start is known and after its end.
     pub pid: Option<Pid>,
-    /// Once it has ended.
+    /// Its exit status, once it has ended.
     pub status: Option<i32>,
-    /// Our ends.
+    /// The keeper's ends of its stdio.
     pub io: Io,
-    /// Of a pea, while it lives.
+    /// A pea's own resources, while it lives.
     pub boxed: Option<PeaBox>,
-    /// A root file system of its own.
+    /// Whether it is a pea.
     pub pea: bool,
     number: u64,
 }
 
-/// All of a container's.
+/// All processes of a container.
 #[derive(Debug, Default)]
 pub struct Processes {
     by_id: HashMap<String, Process>,
     by_pid: HashMap<Pid, String>,
-    /// Oldest first.
+    /// Ids of ended processes, oldest first.
     ended: VecDeque<String>,
     count: u64,
 }
 
 impl Processes {
-    /// One that is about to start.
+    /// Adds a process that is about to start.
     pub fn insert(&mut self, id: String, io: Io, boxed: Option<PeaBox>) {
         self.count += 1;
         let pea = boxed.is_some();
@@ -151,17 +152,17 @@ impl Processes {
         self.by_id.insert(id, process);
     }
 
-    /// By its id.
+    /// Finds a process by its id.
     pub fn get(&self, id: &str) -> Option<&Process> {
         self.by_id.get(id)
     }
 
-    /// By its id.
+    /// Finds a process by its id.
     pub fn get_mut(&mut self, id: &str) -> Option<&mut Process> {
         self.by_id.get_mut(id)
     }
 
-    /// It runs.
+    /// Records the pid of a process that has started.
     pub fn started(&mut self, id: &str, pid: Pid) -> Option<&Process> {
         let process = self.by_id.get_mut(id)?;
         process.pid = Some(pid);
@@ -169,12 +170,13 @@ impl Processes {
         Some(process)
     }
 
-    /// It never started.
+    /// Removes a process that never started.
     pub fn remove(&mut self, id: &str) {
         self.by_id.remove(id);
     }
 
-    /// One of ours ended: its id, and what is to be closed now. `None`: not one of ours.
+    /// Records the end of a process. Returns its id and the pea's resources to be closed; `None` if the pid is none
+    /// of these processes.
     pub fn exited(&mut self, pid: Pid, status: i32) -> Option<(String, Option<PeaBox>)> {
         let id = self.by_pid.remove(&pid)?;
         let process = self.by_id.get_mut(&id)?;
@@ -191,27 +193,27 @@ impl Processes {
         Some((id, boxed))
     }
 
-    /// Does a process have this number?
+    /// Whether a process has this pid.
     pub fn has(&self, pid: Pid) -> bool {
         self.by_pid.contains_key(&pid)
     }
 
-    /// Numbers of those that run.
+    /// Pids of the running processes.
     pub fn pids(&self) -> impl Iterator<Item = Pid> {
         self.by_pid.keys().copied()
     }
 
-    /// Does any run?
+    /// Whether any process is running.
     pub fn any_alive(&self) -> bool {
         !self.by_pid.is_empty()
     }
 
-    /// Let all that they hold go.
+    /// Drops all processes, and closes what they hold.
     pub fn clear(&mut self) {
         self.by_id.clear();
     }
 
-    /// All of them, oldest first.
+    /// The states of all processes, oldest first.
     pub fn states(&self) -> Vec<ProcessState> {
         let mut all: Vec<_> = self.by_id.iter().collect();
         all.sort_unstable_by_key(|(_, process)| process.number);

@@ -1,47 +1,48 @@
-//! How a child tells the keeper what became of it: frames on a close-on-exec pipe.
+//! Reports of a child to the keeper: frames on a close-on-exec pipe.
 //!
 //! The pipe's end of file after [`Tag::Ready`], without an error frame, means that the program runs.
 
 use rustix::io::write;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// What a frame says.
+/// The type of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tag {
     /// The pid of the process, seen from the host.
     Pid = b'P' as isize,
-    /// Only the exec is left. Whoever ends without having said so was killed before.
+    /// Only the exec is left. A child that ends without this frame was killed earlier.
     Ready = b'R' as isize,
-    /// Something went less well than asked.
+    /// Something could not be set as requested.
     Warning = b'W' as isize,
     /// The program does not exist.
     NotFound = b'X' as isize,
-    /// It failed.
+    /// The launch failed.
     Error = b'E' as isize,
 }
 
-/// The writing end.
+/// The write end of the pipe.
 #[derive(Debug)]
 pub struct Report(pub OwnedFd);
 
 impl Report {
-    /// One frame: tag, length (little endian), text. Shorter than `PIPE_BUF`, so it is written whole.
+    /// Writes one frame: tag, length (little endian), text. It is shorter than `PIPE_BUF`, so it is written
+    /// atomically.
     pub fn send(&self, tag: Tag, text: &str) {
         let text = &text.as_bytes()[..text.len().min(3000)];
         let mut frame = vec![tag as isize as u8];
         frame.extend_from_slice(&u16::try_from(text.len()).unwrap_or(0).to_le_bytes());
         frame.extend_from_slice(text);
-        // The keeper is the only reader; if it is gone, so will we be.
+        // The keeper is the only reader; if it is gone, this child is about to be killed.
         let _ = write(&self.0, &frame);
     }
 
-    /// The pipe's number.
+    /// The pipe's descriptor number.
     pub fn number(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 }
 
-/// Frames out of what has been read so far; complete ones are taken off the front.
+/// Takes the complete frames off the front of what has been read so far.
 pub fn take_frames(buffer: &mut Vec<u8>) -> Vec<(Tag, String)> {
     let mut frames = Vec::new();
     while let [tag, low, high, rest @ ..] = buffer.as_slice() {

@@ -1,8 +1,8 @@
-//! The rights of a process are taken here, whatever it is: pid 1, a program, a pea, the helper of a tar.
+//! Gives a process its rights, whatever it is: pid 1, a program, a pea, a tar helper.
 //!
-//! In two moments, because some need what others take away. [`bound`] sets the limits before the process enters the user
-//! namespace: to raise a hard limit takes CAP_SYS_RESOURCE on the host. [`take`] does all the rest once nothing is left to do
-//! that needs the rights of the container's root.
+//! This happens in two steps, because some rights are needed to drop others. [`bound`] sets the limits before the
+//! process enters the user namespace: raising a hard limit takes CAP_SYS_RESOURCE on the host. [`take`] does
+//! everything else, once no step is left that needs the rights of the container's root.
 
 use crate::child::{self, Outcome, Stop, failed};
 use crate::report::Report;
@@ -12,12 +12,12 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use wardian_runtime::rights::Rights;
 
-/// The limits. One that the host does not allow is lowered to what it does, with a warning.
+/// Sets the resource limits. One that the host does not allow is lowered to what it allows, with a warning.
 pub fn bound(rights: &Rights, report: &Report) -> Outcome<()> {
     rights.limits.iter().try_for_each(|limit| child::set_rlimit(limit.resource, limit.value, report))
 }
 
-/// umask, bounding set, filter of system calls, groups, ids, capability sets; then no_new_privs.
+/// Sets umask, bounding set, seccomp filter, groups, ids, capability sets and finally no_new_privs.
 pub fn take(rights: &Rights) -> Outcome<()> {
     let Rights {
         uid,
@@ -31,20 +31,20 @@ pub fn take(rights: &Rights) -> Outcome<()> {
         seccomp,
     } = rights;
     if [uid, gid].into_iter().chain(groups).any(|id| *id == u32::MAX) {
-        // setresuid(2) takes it for "as it is", which is root.
+        // setresuid(2) takes this id for "leave unchanged", which is root.
         return Err(Stop::from(format!("{} is no id", u32::MAX)));
     }
     rustix::process::umask(Mode::from_raw_mode(*umask));
     for number in (0..64).filter(|number| capabilities & 1 << number == 0) {
         let one = CapabilitySet::from_bits_retain(1 << number);
         match rustix::thread::remove_capability_from_bounding_set(one) {
-            // The kernel has no such capability; we are past the last one.
+            // The kernel has no such capability: all existing ones are done.
             Err(Errno::INVAL) => break,
             other => other.map_err(failed("drop bounding set"))?,
         }
     }
-    // While we still hold CAP_SYS_ADMIN here, without which it would take no_new_privs; leaving the bounding set has
-    // not taken it. From here to the exec nothing may be called that the profile denies.
+    // Installed while CAP_SYS_ADMIN is still held (the bounding set does not affect it); without it the install would
+    // require no_new_privs. From here to the exec no system call may be made that the profile denies.
     if let Some(filter) = seccomp {
         filter.install().map_err(failed("install the filter of system calls"))?;
     }
@@ -52,16 +52,16 @@ pub fn take(rights: &Rights) -> Outcome<()> {
     rustix::thread::set_thread_groups(&groups).map_err(failed("setgroups"))?;
     let group = Gid::from_raw(*gid);
     rustix::thread::set_thread_res_gid(group, group, group).map_err(failed("setresgid"))?;
-    // The permitted set is kept over the change of ids and narrowed afterwards: with fs.suid_dumpable=1 that change makes
-    // us dumpable, and the user's processes could trace us before we have put that right. They may not trace somebody
-    // whose permitted set is not within theirs (`cap_ptrace_access_check`).
+    // The permitted set is kept over the change of ids and narrowed afterwards: with fs.suid_dumpable=1 the change
+    // makes this process dumpable, and until that is undone the user's processes could trace it. They may not trace a
+    // process whose permitted set is not a subset of theirs (`cap_ptrace_access_check`).
     rustix::thread::set_keep_capabilities(true).map_err(failed("keep capabilities"))?;
     let user = Uid::from_raw(*uid);
     rustix::thread::set_thread_res_uid(user, user, user).map_err(failed("setresuid"))?;
     child::undumpable();
     rustix::thread::set_keep_capabilities(false).map_err(failed("keep capabilities"))?;
-    // A set that only shrinks changes nothing about that. Nothing can be added that the namespace's root does not hold
-    // (on a host that lacks some itself).
+    // Narrowing a set does not make the process dumpable. No capability can be added that the namespace's root does
+    // not hold (on a host that lacks some itself).
     let held = rustix::thread::capabilities(None).map_err(failed("capget"))?.permitted;
     let wanted = CapabilitySet::from_bits_retain(*capabilities) & held;
     let permitted = if *uid == 0 { wanted } else { CapabilitySet::empty() };
@@ -80,14 +80,14 @@ mod tests {
     use crate::child::tests::in_child;
     use wardian_runtime::rights::Limit;
 
-    /// What the kernel says of this process, by the names of proc(5).
+    /// A field of this process's /proc/self/status, by its name in proc(5).
     fn status(name: &str) -> String {
         let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// Whether a process with these rights looks like this, in a child.
+    /// Checks, in a child, that a process with these rights has these fields in its status.
     fn looks(rights: &Rights, wanted: &[(&str, &str)]) {
         let code = in_child(|| {
             if let Err(stop) = take(rights) {

@@ -1,5 +1,5 @@
-//! Tars into and out of a container, by our own code running inside it with the rights of the user: whatever
-//! a path leads to there, the user could have reached it himself.
+//! Tars into and out of a container, by our own code running inside it with the rights of the user: wherever a path
+//! leads there, the user could have gone himself.
 
 use crate::child::{self, Outcome, Stop, failed};
 use crate::dirs::{Blocked, Place, Trust, Turn};
@@ -27,25 +27,27 @@ use wardian_runtime::rights::{Limit, Rights};
 use wardian_sys::text::{clip, tame};
 
 const BUFFER: usize = 256 * 1024;
-/// What is left of a mode. The umask is not enough: where a directory has a default access control list the kernel leaves it out
-/// (umask(2)), and the list of another user's directory would let him write to what is root's.
+/// The mode bits that are kept. The umask does not suffice: where a directory has a default access control list the
+/// kernel ignores it (umask(2)), and the list of another user's directory would give him write permission for root's
+/// files.
 const KEPT: u32 = 0o755;
-/// Read ahead of the entry at hand: headers and small files come in few system calls, and little of a large file is copied.
+/// Buffer size for reading ahead: headers and small files take few system calls, and little of a large file is
+/// copied.
 const BUFFERED: usize = 32 * 1024;
-/// Files of this size and more are moved from the pipe, smaller ones read and written.
+/// Files of at least this size are spliced from the pipe, smaller ones are read and written.
 const WORTH_MOVING: u64 = 64 * 1024;
 /// Entries that could not be unpacked are named up to this number, and counted beyond it.
 const MAX_NAMED: u64 = 20;
-/// Bytes at the beginning of one of those failures and at its end, and of all of them, which must fit into one frame of a
-/// report.
+/// Bytes that are kept of the beginning and of the end of one of those failures, and the limit of all of them, which
+/// must fit into one frame of a report.
 const MAX_FAILURE: usize = 256;
 const MAX_WHY: usize = 160;
 const MAX_TEXT: usize = 2500;
 
-/// What to do.
+/// A transfer.
 #[derive(Debug)]
 pub struct Task<'a> {
-    /// Unpack?
+    /// Whether to unpack (`true`) or to pack.
     pub inward: bool,
     /// Name in the container's passwd; empty: root.
     pub user: &'a str,
@@ -55,9 +57,9 @@ pub struct Task<'a> {
     pub rights: &'a Rights,
 }
 
-/// What a helper may in a container whose pid 1 has these rights, before it is known as whom it runs.
+/// Rights of a helper in a container whose pid 1 has these rights, before the helper's user is known.
 pub fn rights(container: &Rights) -> Rights {
-    // The reader keeps names and attributes of an entry in memory, however long the archive says that they are.
+    // The reader keeps names and attributes of an entry in memory, whatever length the archive declares.
     const ROOM: Limit = Limit { resource: libc::RLIMIT_AS, value: 256 << 20 };
     Rights {
         capabilities: container.capabilities,
@@ -68,7 +70,7 @@ pub fn rights(container: &Rights) -> Rights {
     }
 }
 
-/// Do it with the tar on `pipe`, and end.
+/// Runs the transfer with the tar on `pipe`.
 pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     if task.user.contains(':') {
         return Err(Stop::from(format!(
@@ -87,7 +89,7 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
     let made = if task.inward { dirs::make(dir, &user)? } else { None };
     let become_user = || rights::take(&user.with(task.rights.clone()));
     if let Some(made) = made {
-        // As in Garden, what has been made for a user is reached even where a directory above is closed to him.
+        // As in Garden, a directory made for a user is entered even where a directory above is closed to him.
         rustix::process::fchdir(&made).map_err(failed(path.display()))?;
         become_user()?;
     } else {
@@ -95,7 +97,7 @@ pub fn run(task: &Task<'_>, pipe: OwnedFd) -> Outcome<()> {
         rustix::process::chdir(dir).map_err(failed(path.display()))?;
     }
     child::stay_inside()?;
-    // GNU tar's --no-same-permissions: the mode in the archive, less the usual umask.
+    // As with GNU tar's --no-same-permissions, the mode is the archive's less the usual umask.
     if task.inward { unpack(pipe) } else { pack::pack(File::from(pipe), entry.as_deref()) }
 }
 
@@ -122,7 +124,7 @@ impl Read for Pipe {
     }
 }
 
-/// The tar's pipe behind a buffer, from which large files are moved without passing through us.
+/// The tar's pipe behind a buffer; large files are spliced from the pipe without being copied through user space.
 struct Source(BufReader<Pipe>);
 
 impl Source {
@@ -157,11 +159,11 @@ impl BufRead for Source {
     }
 }
 
-/// What ends the work while a tar is read.
+/// An error that ends the reading of a tar.
 impl From<wardian_archive::Error> for Stop {
     fn from(error: wardian_archive::Error) -> Self {
         use wardian_archive::Error as E;
-        // GNU tar's words, which clients look for.
+        // GNU tar's wording, which clients match.
         Self::from(match error {
             E::NoEnd => {
                 "Unexpected EOF in archive: it has no blocks of zeros at its end, its writer was not closed"
@@ -174,7 +176,7 @@ impl From<wardian_archive::Error> for Stop {
     }
 }
 
-/// Why there is no header; `gzip`: the stream begins as one of gzip does, and had no header yet.
+/// Error for a missing tar header; `gzip`: the stream begins with gzip's magic bytes and no header has been read yet.
 fn not_a_tar(error: wardian_archive::Error, gzip: bool) -> Stop {
     use wardian_archive::Error as E;
     match error {
@@ -185,8 +187,8 @@ fn not_a_tar(error: wardian_archive::Error, gzip: bool) -> Stop {
     }
 }
 
-/// The directories of an archive, whose modes and times come last: writing into one changes its time, and may need a mode
-/// that it will lose. One that is there twice gets what its later entry says.
+/// The directories of an archive. Their modes and times are set last: writing into a directory changes its time, and
+/// may need a mode that it will lose. For a directory that occurs twice the later entry counts.
 #[derive(Default)]
 struct Directories {
     all: Vec<Kept>,
@@ -199,8 +201,8 @@ struct Kept {
     made: (u64, u64),
     mode: u32,
     mtime: Time,
-    /// Whether another user can have put it there in the place of the one that the entry means, which may be one that is closed
-    /// to him: then the mode opens nothing. A new one is made as open as its entry says.
+    /// Whether another user can have exchanged the directory for another one, which may be closed to him: the mode
+    /// that is set last then opens nothing. A new directory is made with the mode of its entry.
     doubtful: bool,
 }
 
@@ -215,9 +217,9 @@ impl Directories {
         }
     }
 
-    /// Sets the modes and times. One that cannot be set keeps none of the others from being set.
+    /// Sets the modes and times. A failure for one directory does not keep the others from being set.
     fn close(mut self, places: &Places, failures: &mut Failures) {
-        // The deepest first: what is above one may be closed by its own mode.
+        // The deepest first: a directory above may be closed by its own mode.
         self.all.sort_by_cached_key(|kept| Reverse(kept.path.components().count()));
         for kept in &self.all {
             let path = &kept.path;
@@ -237,8 +239,8 @@ impl Directories {
     }
 }
 
-/// Sets the mode and the time of a directory if it is still the inode that this archive has made or opened; what has taken its
-/// place is left as it is.
+/// Sets mode and time of a directory if it is still the inode that this archive has made or opened; another file of
+/// the same name is left alone.
 fn close(dir: &OwnedFd, kept: &Kept) -> rustix::io::Result<()> {
     let stat = rustix::fs::fstat(dir)?;
     if (stat.st_dev, stat.st_ino) != kept.made {
@@ -251,10 +253,10 @@ fn close(dir: &OwnedFd, kept: &Kept) -> rustix::io::Result<()> {
     rustix::fs::futimens(&dir, &times(kept.mtime))
 }
 
-/// Entries that could not be unpacked, while the others were.
+/// Entries that could not be unpacked while the others were.
 #[derive(Default)]
 struct Failures {
-    /// The first ones, in words.
+    /// The first failures, as text.
     text: String,
     named: u64,
     more: u64,
@@ -272,7 +274,7 @@ impl Failures {
         }
     }
 
-    /// What ends the work comes first, if anything does.
+    /// The combined result; an error that ended the work comes first.
     fn result(mut self, end: Outcome<()>) -> Outcome<()> {
         if self.more > 0 {
             self.text += &format!("\nand {} more", self.more);
@@ -285,7 +287,7 @@ impl Failures {
     }
 }
 
-/// A failure on one line. Of a long one the names are cut, and what is wrong stays at its end.
+/// A failure as one line. A long one keeps its beginning and, at its end, the reason.
 fn short(text: &str) -> String {
     let text = tame(text);
     if text.len() <= MAX_FAILURE + MAX_WHY {
@@ -299,13 +301,13 @@ fn unpack(pipe: OwnedFd) -> Outcome<()> {
     let (places, mut directories) = (Places::new(), Directories::default());
     let mut failures = Failures::default();
     let end = unpack_all(pipe, &places, &mut directories, &mut failures);
-    // Also where the archive ends early: what it has closed to others does not stay open.
+    // Also where the archive ends early: directories that it closes to others must not stay open.
     directories.close(&places, &mut failures);
     failures.result(end)
 }
 
-/// As by GNU tar, an entry that cannot be made ends nothing; one whose data cannot be written does, for the disk is full or
-/// ill, and so does what is no archive.
+/// As with GNU tar, an entry that cannot be made does not end the work. Data that cannot be written does, because the
+/// disk is full or faulty, and so does input that is no archive.
 fn unpack_all(
     pipe: OwnedFd,
     places: &Places,
@@ -317,13 +319,14 @@ fn unpack_all(
     if head.is_empty() {
         return Err(Stop::from("This does not look like a tar archive".to_owned()));
     }
-    // RFC 1952, section 2.3.1. A name may begin so too: only a header that is none tells.
+    // gzip's magic number: RFC 1952, section 2.3.1. A name may begin with these bytes too: only an invalid header
+    // decides.
     let mut gzip = head.starts_with(b"\x1f\x8b");
     while let Some(entry) = stream.next(true).map_err(|error| not_a_tar(error, gzip))? {
         gzip = false;
         let path = relative(&entry.path)?;
         let Some(name) = path.file_name() else {
-            // The destination is the caller's, and keeps its mode.
+            // The destination itself is the caller's, and keeps its mode.
             if entry.kind == EntryType::Directory && !entry.path.is_empty() {
                 continue;
             }
@@ -337,7 +340,7 @@ fn unpack_all(
             | EntryType::Symlink
             | EntryType::Fifo => PathBuf::new(),
             EntryType::Link => relative(&entry.link)?,
-            // A socket without its server is nothing; pax and star write them.
+            // Sockets are skipped: without its server a socket is useless; pax and star write them.
             other if other.as_byte() == b's' => {
                 stream.skip(entry.size, &entry.path)?;
                 continue;
@@ -364,12 +367,12 @@ fn unpack_all(
             }
         }
     }
-    // Padding after the end of the archive is read, so that whoever writes it is not cut off.
+    // The padding after the end of the archive is read, so that its writer does not get EPIPE.
     stream.drain()?;
     Ok(())
 }
 
-/// Makes an entry, but for the data of a file, which is given back.
+/// Makes an entry. Returns the new file if the entry has data, which is still to be written.
 fn make(
     places: &Places,
     place: &Place,
@@ -422,7 +425,7 @@ fn make(
     Ok(None)
 }
 
-/// The data of an entry. The holes of a sparse file stay holes: a kilobyte of an archive can stand for terabytes.
+/// Writes the data of an entry. Holes of a sparse file stay holes: a kilobyte of an archive can stand for terabytes.
 fn contents(entry: &Member, stream: &mut Stream<Source>, file: &File, path: &Path) -> Outcome<()> {
     let say = || failed(path.display());
     let write = |stream: &mut Stream<Source>, mut at: u64, size: u64| {
@@ -440,7 +443,7 @@ fn contents(entry: &Member, stream: &mut Stream<Source>, file: &File, path: &Pat
             }
         }
         None if entry.size >= WORTH_MOVING => {
-            // First what has been read ahead.
+            // The bytes that the buffer has read ahead come first.
             let ahead = (stream.source().0.buffer().len() as u64).min(entry.size);
             write(stream, 0, ahead)?;
             let rest = entry.size - ahead;
@@ -460,28 +463,29 @@ fn touch(parent: &OwnedFd, name: &OsStr, time: Time) -> rustix::io::Result<()> {
     rustix::fs::utimensat(parent, name, &times(time), AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Directories below the working directory, into which entries go.
+/// Opens the directories below the working directory that entries go into.
 ///
-/// A link that was there before is followed only if it can be trusted ([`Trust`]): through one that another user of the
-/// container has planted, or moved there, root would write, and set modes, where that user wants it.
+/// A link that was there before is followed only if it is trusted ([`Trust`]): through one that another user of the
+/// container has placed there, root would write files and set modes where that user wants it.
 struct Places {
     trust: Trust,
     last: RefCell<Option<(PathBuf, Rc<Place>)>>,
-    /// Symbolic links that the archive has made, or has given a second name. A later directory of that name takes their place. Through those that lead out
-    /// of the destination, as far as their text tells, nothing is unpacked, as by GNU tar: who unpacks an archive of
-    /// somebody else's into a directory means that directory. The others are followed in whosever directory they are,
-    /// because they lead only further down in it.
-    ///
-    /// Another user who may write to such a directory can rename these links too, and exchange one for another link of
-    /// root's between any two system calls. That gains him nothing: no judgement is kept here, only which inodes the archive has
-    /// made. A link's owner and text are looked at whenever it is followed, by the descriptor that is followed, and one that
-    /// is absolute or has a `..` leads on only where no other user may write, so he cannot bring it there. One that he
-    /// brings in the place of a new link is not taken for the archive's: its text is another one, or leads to the same.
+    /// Symbolic links that the archive has made, or has given a second name. A later directory entry of the same name
+    /// replaces such a link. Links whose target, as text, leads out of the destination are not followed, as in GNU
+    /// tar: whoever unpacks somebody else's archive into a directory means that directory. The others are followed
+    /// whoever owns their directory, because they lead only further down.
+    /// Another user who may write to such a directory can rename these links, and exchange one for another link of
+    /// root's between any two system calls. He gains nothing: no verdict is cached here, only which inodes the
+    /// archive has made. A link's owner and target are read through the descriptor that is then followed, and an
+    /// absolute link, or one with `..`, is followed only where no other user may write, so he cannot move it there. A
+    /// link that he puts in the place of a new one does not count as the archive's: its target differs, or leads to
+    /// the same directory.
     made: RefCell<HashSet<(u64, u64)>>,
-    /// Where another user may rename: the directories that entries of these paths have gone into. A directory of the archive that is
-    /// closed to him is so also for what comes later, and not one of his own, or an open one, under its name.
+    /// Directories that entries have gone into by these paths, where another user may rename. A directory of the
+    /// archive that is closed to him then holds its later entries as well; they do not go into a directory of his
+    /// own, or an open one, under that name.
     used: RefCell<BTreeMap<PathBuf, (u64, u64)>>,
-    /// What hard links of the archive may lead to.
+    /// The files that hard links of the archive may lead to.
     files: Files,
 }
 
@@ -498,12 +502,12 @@ impl Places {
         }
     }
 
-    /// A symbolic link was made.
+    /// Records a symbolic link that the archive has just made.
     fn made(&self, parent: &OwnedFd, name: &OsStr, target: &[u8]) -> rustix::io::Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let link = rustix::fs::openat(parent, name, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&link)?;
-        // What another user has put in its place since is none of the archive's.
+        // A link that another user has put in its place meanwhile does not count as the archive's.
         if self.trust.owns(&stat)
             && rustix::fs::readlinkat(&link, "", Vec::new()).is_ok_and(|text| text.to_bytes() == target)
         {
@@ -514,7 +518,8 @@ impl Places {
         Ok(())
     }
 
-    /// A file has got a second name. If it is a symbolic link, the archive has brought it to where it leads to something else.
+    /// Records that a file has got a second name. A symbolic link at its new place may lead elsewhere, so it counts
+    /// as the archive's.
     fn linked(&self, stat: &Stat) {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
             self.made.borrow_mut().insert((stat.st_dev, stat.st_ino));
@@ -527,13 +532,13 @@ impl Places {
         self.trust.owns(stat) && self.made.borrow().contains(&(stat.st_dev, stat.st_ino))
     }
 
-    /// Whether a directory of the archive is the one that a link leads to, and does not take its place. Another link may be
-    /// there at once, so this decides only what is replaced: the walk through it judges again.
+    /// Whether a directory entry uses the directory behind an existing link instead of replacing the link. The link
+    /// may be exchanged at any time, so this decides only what is replaced: the walk through it judges again.
     fn keeps(&self, place: &Place, stat: &Stat) -> bool {
         place.alone && self.trust.owns(stat) && !self.has_made(stat)
     }
 
-    /// The directory of this path, made when missing.
+    /// Opens the directory of this path, and makes it where it is missing.
     fn open(&self, path: &Path) -> Outcome<Rc<Place>> {
         if let Some(last) = self.last(path) {
             return Ok(last);
@@ -545,17 +550,18 @@ impl Places {
         Ok(opened)
     }
 
-    /// The directory of this path, if it is there, whatever was there before.
+    /// Opens the directory of this path if it exists, without the check of [`Self::recognise`].
     fn find(&self, path: &Path) -> Result<Rc<Place>, Blocked> {
         self.last(path).map_or_else(|| self.walk(path, false).map(Rc::new), Ok)
     }
 
-    /// The one that was opened last, if it has this path.
+    /// The directory that was opened last, if it has this path.
     fn last(&self, path: &Path) -> Option<Rc<Place>> {
         self.last.borrow().as_ref().filter(|(last, _)| last == path).map(|(_, place)| place.clone())
     }
 
-    /// Whether this directory is the one that entries of its path have gone into, and so are those above it.
+    /// Fails unless this directory, and each one above it, is the same as when entries of its path first went into
+    /// it.
     fn recognise(&self, path: &Path, opened: &Place) -> Outcome<()> {
         let mut new = Vec::new();
         for above in path.ancestors().take_while(|above| !above.as_os_str().is_empty()) {
@@ -581,7 +587,7 @@ impl Places {
         Ok(())
     }
 
-    /// The archive itself has put something else there.
+    /// Forgets a path, and those below it, that the archive itself has replaced.
     fn replaced(&self, path: &Path) {
         let mut used = self.used.borrow_mut();
         let from = (Bound::Included(path), Bound::Unbounded);
@@ -619,13 +625,13 @@ impl Places {
         dirs::walk(rustix::fs::CWD, path, self.trust, &missing, &follow)
     }
 
-    /// What lies in directories has changed: they may be others now.
+    /// Forgets the last directory: entries have changed, so its path may lead to another one now.
     fn forget(&self) {
         *self.last.borrow_mut() = None;
     }
 }
 
-/// Whether a link's text leads, by itself, to something else than what is below its directory.
+/// Whether a link's target, as text, leads to anything but what is below its directory.
 fn leads_out(target: &OsStr) -> bool {
     let target = target.as_bytes();
     target.starts_with(b"/") || target.split(|b| *b == b'/').any(|name| name == b"..")
@@ -639,13 +645,13 @@ fn mkdir(parent: &OwnedFd, name: &OsStr, mode: u32) -> rustix::io::Result<()> {
     rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode))
 }
 
-/// By which a directory is known again.
+/// Device and inode number, by which a directory is recognised.
 fn identity(dir: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
     rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// An entry that is a directory: one that is there stays, and so does a link that was there before and may be followed;
-/// another link, or a file, is replaced, as by GNU tar.
+/// Makes a directory entry: an existing directory stays, and so does a link that was there before and may be
+/// followed; any other link, or a file, is replaced, as by GNU tar.
 fn directory(
     places: &Places,
     place: &Place,
@@ -653,7 +659,8 @@ fn directory(
     (path, mode): (&Path, u32),
 ) -> Outcome<(u64, u64)> {
     let (parent, say) = (&place.dir, || path.display());
-    // Closed to others from its birth on, if its own mode closes it, and open to the user until all that is in it has come.
+    // Closed to others from its creation on, if its own mode closes it, and open to the user until all its entries
+    // are there.
     let mode = mode & KEPT | 0o700;
     if let Err(error) = mkdir(parent, name, mode) {
         if error != Errno::EXIST {
@@ -664,7 +671,7 @@ fn directory(
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {}
             FileType::Symlink if places.keeps(place, &stat) => {}
-            // Also a file: the later entry counts.
+            // A file is replaced too: the later entry counts.
             _ => {
                 make_room(parent, name).map_err(failed(say()))?;
                 mkdir(parent, name, mode).map_err(failed(say()))?;
@@ -678,13 +685,13 @@ fn directory(
     identity(&places.open(path)?.dir).map_err(failed(say()))
 }
 
-/// A new file, in place of whatever has its name. Nobody but its owner may write to it.
+/// Creates a new file in place of whatever has its name. Nobody but its owner may write to it.
 pub fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode & KEPT));
     let fd = match open() {
         Err(Errno::EXIST) => match replaceable(parent, name).map(|kind| (kind, clear(parent, name)))? {
-            // Something is mounted there, such as the container's own /etc/hosts: its contents can be replaced.
+            // A mount point, such as the container's own /etc/hosts: its contents are replaced.
             (Some(FileType::RegularFile), Err(Errno::BUSY)) => {
                 let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 rustix::fs::openat(parent, name, flags, Mode::empty())
@@ -696,8 +703,8 @@ pub fn create(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
     Ok(fd.map(File::from)?)
 }
 
-/// The kind of what has a name, if there is anything, and if an entry may take its place. A device stays, unlike with GNU tar:
-/// everything in the container that writes to /dev/null would fill a file from then on.
+/// The type of the existing file, if there is one and an entry may replace it. Unlike with GNU tar a device stays:
+/// otherwise everything in the container that writes to /dev/null would fill a file from then on.
 fn replaceable(parent: &OwnedFd, name: &OsStr) -> io::Result<Option<FileType>> {
     let kind = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => FileType::from_raw_mode(stat.st_mode),
@@ -710,14 +717,14 @@ fn replaceable(parent: &OwnedFd, name: &OsStr) -> io::Result<Option<FileType>> {
     Ok(Some(kind))
 }
 
-/// Make room for an entry in place of what is replaceable.
+/// Removes an existing file, if it may be replaced, to make room for an entry.
 pub fn make_room(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     replaceable(parent, name)?;
     Ok(clear(parent, name)?)
 }
 
-/// Make room for an entry. As GNU tar does it: a directory gives way only if there is nothing in it, for it may hold what
-/// is in no archive.
+/// Removes an existing file to make room for an entry. As with GNU tar, a directory is removed only if it is empty:
+/// it may hold files that are in no archive.
 fn clear(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Err(Errno::NOENT) => Ok(()),
@@ -726,9 +733,10 @@ fn clear(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     }
 }
 
-/// File capabilities and the user's own attributes; others are not the user's to set. What the kernel does not let him set is
-/// left out, as by GNU tar: capabilities are root's and have a form, and not every file system has attributes, or any of this
-/// size (E2BIG, ERANGE; ENOSPC where one must fit into a block: a disk without space refuses the next file anyway).
+/// Sets file capabilities and `user.` attributes; other namespaces are not the user's to set. What the kernel does
+/// not let him set is left out, as by GNU tar: capabilities need root and a valid form, and not every file system has
+/// attributes, or any of this size (E2BIG, ERANGE; ENOSPC where one must fit into a block: a disk without space
+/// refuses the next file anyway).
 fn attributes(entry: &Member, file: &File) -> rustix::io::Result<()> {
     for (name, value) in &entry.xattrs {
         if name == b"security.capability" || name.starts_with(b"user.") {

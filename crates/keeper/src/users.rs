@@ -1,4 +1,4 @@
-//! Who a process runs as: Garden's rules over the text of /etc/passwd and /etc/group (Garden server §2.8).
+//! Resolves the user of a process: Garden's rules over the text of /etc/passwd and /etc/group (Garden server §2.8).
 
 use std::collections::HashSet;
 use wardian_runtime::rights::Rights;
@@ -17,7 +17,7 @@ pub struct User {
 }
 
 impl User {
-    /// These rights for this user.
+    /// These rights with the ids and groups of this user.
     pub fn with(&self, rights: Rights) -> Rights {
         Rights { uid: self.uid, gid: self.gid, groups: self.groups.clone(), ..rights }
     }
@@ -49,16 +49,16 @@ fn groups(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     })
 }
 
-/// Ids above this are refused, as the real server does. For setresuid(2) 4294967295 means "as it is": a user of that id
-/// would stay root.
+/// Greater ids are refused, as the real server does. setresuid(2) takes 4294967295 for "leave unchanged": a user of
+/// that id would stay root.
 const MAX_ID: u32 = 2_147_483_647;
 
 fn out_of_range() -> String {
     format!("uids and gids must be in range 0-{MAX_ID}")
 }
 
-/// A number is an id, also where the image has a user or group of that name, as runc takes it: an image shall not decide
-/// what a number means.
+/// Parses a number as an id, even where the image has a user or group of that name, as runc does: an image must not
+/// decide what a number means.
 fn number(text: &str) -> Option<Result<u32, String>> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -66,7 +66,7 @@ fn number(text: &str) -> Option<Result<u32, String>> {
     Some(text.parse().ok().filter(|id| *id <= MAX_ID).ok_or_else(out_of_range))
 }
 
-/// Find `wanted` (`""`, `name`, `uid`, and either with `:group` or `:gid`).
+/// Resolves `wanted` (`""`, `name`, `uid`, and either with `:group` or `:gid`).
 ///
 /// # Errors
 /// The text that a client gets.
@@ -113,7 +113,8 @@ pub fn resolve(wanted: &str, passwd_text: &str, group_text: &str) -> Result<User
     Ok(user)
 }
 
-/// The environment of a process: PATH, USER and HOME where missing, the last of each name wins.
+/// Builds the environment of a process: PATH, USER and HOME where missing; of several entries of a name the last
+/// counts.
 ///
 /// # Errors
 /// An entry without a name or `=`, or with a NUL.
@@ -168,7 +169,7 @@ mod tests {
         assert_eq!(ids("1001"), (1001, 1010, vec![1010, 1011], "/home/alice".into()));
         assert_eq!(ids("alice:extra"), (1001, 1011, vec![], "/home/alice".into()));
         assert_eq!(ids("7:8"), (7, 8, vec![], "/".into()));
-        // What an image calls a number is none.
+        // A numeric name in the image's passwd or group does not count.
         let (passwd, group) = ("1000:x:0:0::/:\nroot:x:0:0::/:\n", "1000:x:0:\n");
         for wanted in ["1000", "1000:1000"] {
             assert_eq!(resolve(wanted, passwd, group).unwrap().uid, 1000, "{wanted}");
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(error("bob"), "unable to find user bob: no matching entries in passwd file");
         assert_eq!(error("alice:nope"), "unable to find group nope: no matching entries in group file");
         assert_eq!(error("2147483648"), "uids and gids must be in range 0-2147483647");
-        // Those of the image's own files as well.
+        // Ids in the image's own files are checked as well.
         let range = || Err("uids and gids must be in range 0-2147483647".to_owned());
         let passwd =
             "root:x:0:0::/:\nstay:x:4294967295:4294967295::/:\nhigh:x:1:2147483648::/:\nok:x:2:2::/:\n";

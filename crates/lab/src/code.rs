@@ -1,4 +1,4 @@
-//! The app: a small web server with a heap of code beside it, as one tar in memory.
+//! The app: a small web server beside many megabytes of code, as one tar in memory.
 
 use crate::image::{USER_ID, header};
 use anyhow::Result;
@@ -6,17 +6,17 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::io::Write;
 
-/// Where the app lives in a container.
+/// Directory of the app in a container.
 pub const APP: &str = "/home/vcap/app";
-/// The port it serves on, on the container's loopback.
+/// Port of the app, on the container's loopback.
 pub const PORT: u16 = 8080;
-/// What `/health` answers.
+/// The answer to `/health`.
 pub const HEALTHY: &str = "healthy\n";
 
 /// One megabyte as `dd bs=1M` writes it.
 pub const MEGABYTE: usize = 1 << 20;
 
-/// A file of the code by which the whole is known again.
+/// A file of the code with its digest, by which the code is verified.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// Its name, relative to [`APP`].
@@ -25,22 +25,22 @@ pub struct Sample {
     pub digest: String,
 }
 
-/// The app's code, ready to be streamed into any number of containers.
+/// The app's code, to be streamed into any number of containers.
 #[derive(Debug, Clone)]
 pub struct Code {
-    /// A tar to be unpacked in [`APP`]. In memory: a file would be dirty data of its own.
+    /// A tar to be unpacked in [`APP`]. It is in memory because a file would be dirty data of its own.
     pub tar: Bytes,
-    /// A file of it.
+    /// A file of the code.
     pub sample: Sample,
 }
 
 impl Code {
-    /// The code of one [`pack`] whose salt is 0.
+    /// The code of [`pack`] with the salt 0.
     pub fn generate(megabytes: usize) -> Result<Self> {
         Self::salted(megabytes, 0)
     }
 
-    /// The code of one [`pack`].
+    /// The code of [`pack`] with a salt.
     pub fn salted(megabytes: usize, salt: u64) -> Result<Self> {
         let tar = tar::Builder::new(Vec::with_capacity((megabytes + 1) * (MEGABYTE + 1024)));
         let Packed { to, sample, .. } = pack(tar, "", megabytes, salt)?;
@@ -51,16 +51,16 @@ impl Code {
 /// An app's code in a tar.
 #[derive(Debug)]
 pub(crate) struct Packed<W> {
-    /// Where the tar was written.
+    /// The writer that the tar went to.
     pub to: W,
-    /// A file of it.
+    /// A file of the code.
     pub sample: Sample,
-    /// Bytes of all its files.
+    /// Size of all its files in bytes.
     pub bytes: u64,
 }
 
-/// Pack an app with `megabytes` files of one megabyte of pseudo-random bytes, each from its own seed: nothing in
-/// it is sparse, and no two files can share blocks. Another salt makes other files. `below` is put before all names.
+/// Packs an app with `megabytes` files of one megabyte of pseudo-random bytes, each from its own seed: nothing in it
+/// is sparse, and no two files can share blocks. Another salt makes other files. `below` is prefixed to all names.
 pub(crate) fn pack<W: Write>(
     mut tar: tar::Builder<W>,
     below: &str,
@@ -89,7 +89,7 @@ pub(crate) fn pack<W: Write>(
     Ok(Packed { to: tar.into_inner()?, sample, bytes })
 }
 
-/// Fill with the splitmix64 sequence of a seed.
+/// Fills a block with the splitmix64 sequence of a seed.
 pub fn fill(block: &mut [u8], seed: u64) {
     let mut state = seed.wrapping_mul(0xd134_2543_de82_ef95);
     for chunk in block.chunks_mut(8) {

@@ -1,4 +1,4 @@
-//! The other side of the comparison: `crun run` of `true` in an unprivileged container.
+//! The comparison with crun: `crun run` of `true` in an unprivileged container.
 
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -9,25 +9,25 @@ use tokio::process::Command;
 /// crun refuses a host with both versions of cgroups; without the mount of v2 it sees v1 only.
 const WITHOUT_V2: &str = "umount /sys/fs/cgroup/unified && exec \"$@\"";
 
-/// A bundle, and how crun is to be called here.
+/// A bundle, and how to call crun on this host.
 #[derive(Debug)]
 pub struct Crun {
     bundle: PathBuf,
-    /// Called in a mount namespace without cgroup v2.
+    /// Whether crun is called in a mount namespace without cgroup v2.
     wrapped: bool,
 }
 
 impl Crun {
-    /// Make a bundle from an image's tar and try it.
+    /// Makes a bundle from an image's tar and tries it.
     pub async fn prepare(bundle: &Path, image: &Path) -> Result<Self> {
         std::fs::create_dir(bundle).context("make the bundle")?;
         let spec = Command::new("crun").arg("spec").current_dir(bundle).output().await;
         let spec = spec.context("crun is not installed")?;
         ensure!(spec.status.success(), "crun spec: {}", String::from_utf8_lossy(&spec.stderr).trim());
         let mut archive = tar::Archive::new(std::fs::File::open(image).context("open the image")?);
-        // Without set-uid bits, which is how the archive is unpacked unless told otherwise: the host's users see the bundle.
+        // Without set-uid bits, which is the archive's default: the host's users can see the bundle.
         archive.unpack(bundle.join("rootfs")).context("unpack the image")?;
-        // The mapped root must reach it.
+        // Root of the user namespace must be able to reach it.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(bundle.join("rootfs"), mode).context("open up the root file system")?;
         let path = bundle.join("config.json");
@@ -42,19 +42,19 @@ impl Crun {
         Ok(crun)
     }
 
-    /// Run `true`.
+    /// Runs `true`. Returns how long it took.
     pub async fn run(&self) -> Result<Duration> {
         let id = format!("wardian-bench-{}", std::process::id());
         let bundle = self.bundle.to_string_lossy();
         self.timed(&["crun", "run", "--bundle", &bundle, &id]).await
     }
 
-    /// Do all that is done around crun and not by it.
+    /// Measures everything around crun without crun itself.
     pub async fn nothing(&self) -> Result<Duration> {
         if self.wrapped { self.timed(&["/bin/true"]).await } else { Ok(Duration::ZERO) }
     }
 
-    /// What is to be known of its figures.
+    /// A remark on the figures.
     pub fn remark(&self) -> &'static str {
         if self.wrapped { " (in a mount namespace without cgroup v2, whose cost is subtracted)" } else { "" }
     }
@@ -78,7 +78,7 @@ impl Crun {
     }
 }
 
-/// The config that `crun spec` writes, for `true` in a user namespace of its own: what wardian's containers have.
+/// The config that `crun spec` writes, for `true` in a user namespace of its own, as wardian's containers have one.
 fn unprivileged(config: &[u8]) -> Result<Vec<u8>> {
     let mut config: serde_json::Value = serde_json::from_slice(config).context("read crun's config")?;
     config["process"]["args"] = serde_json::json!(["true"]);

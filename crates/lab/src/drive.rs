@@ -1,4 +1,4 @@
-//! What an instance of the app asks of a Garden server.
+//! The requests of an instance of the app to a Garden server.
 
 use crate::code::{APP, Code, HEALTHY, PORT, Sample};
 use crate::image::USER;
@@ -9,15 +9,15 @@ use tokio::io::AsyncReadExt;
 use wardian_garden::wire::{ContainerSpec, ImageRef, ProcessSpec};
 use wardian_garden::{Client, Io, Process};
 
-/// A step that takes longer has failed. A hundred instances share the disk and the processors in it: with 100 MB each, a
-/// disk that takes 50 MB/s needs 200 s.
+/// A step that takes longer has failed. A hundred instances share disk and processors in it: with 100 MB each, a disk
+/// that takes 50 MB/s needs 200 s.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// For so long, in milliseconds of pauses, a health check asks an app that does not answer.
+/// How long, in milliseconds of pauses, a health check retries an app that does not answer.
 const HEALTH_PATIENCE: u64 = 60_000;
-/// A file that [`Instance::scribble`] leaves.
+/// Name of the file that [`Instance::scribble`] creates.
 const SCRIBBLED: &str = "scribbled";
 
-/// How a process ended, and what it said.
+/// Exit status and output of a process.
 #[derive(Debug)]
 pub struct Ended {
     /// Its exit status.
@@ -26,7 +26,7 @@ pub struct Ended {
     pub stdout: Vec<u8>,
     /// Its standard error.
     pub stderr: Vec<u8>,
-    /// From the last byte of its output until its exit status had come.
+    /// Time from the last byte of its output until its exit status arrived.
     pub ending: Duration,
 }
 
@@ -34,22 +34,22 @@ pub struct Ended {
 #[derive(Debug)]
 pub struct Instance {
     client: Client,
-    /// The container.
+    /// Handle of the container.
     pub handle: String,
-    /// Of its peas.
+    /// Image of its peas.
     image: String,
-    /// What holds the app's connections. In a mutex because a process cannot be shared between threads.
+    /// The app's process, which holds its connections. In a mutex because a process cannot be shared between threads.
     app: Mutex<Option<Process>>,
 }
 
 impl Instance {
-    /// Make a container for the app.
+    /// Creates a container for the app.
     pub async fn create(client: Client, handle: String, image: String) -> Result<Self> {
         Self::create_on(client, handle, image.clone(), image).await
     }
 
-    /// Make a container of an image that has the app's code as its last layer, over `base`. Peas are of the base alone: a
-    /// platform's health check brings an image of its own and has no use for the code.
+    /// Creates a container of an image that has the app's code as its last layer, over `base`. Peas use the base
+    /// alone: a platform's health check brings an image of its own and does not need the code.
     pub async fn create_on(client: Client, handle: String, image: String, base: String) -> Result<Self> {
         let spec = ContainerSpec {
             handle: handle.clone(),
@@ -60,7 +60,7 @@ impl Instance {
         Ok(Self { client, handle, image: base, app: Mutex::new(None) })
     }
 
-    /// Stream the code in.
+    /// Streams the code in.
     pub async fn stream_in(&self, code: &Code) -> Result<()> {
         let tar = std::io::Cursor::new(code.tar.clone());
         let length = code.tar.len() as u64;
@@ -69,7 +69,7 @@ impl Instance {
             .with_context(|| format!("stream the code into {}", self.handle))
     }
 
-    /// Start the app.
+    /// Starts the app.
     pub async fn start(&self) -> Result<()> {
         let spec = ProcessSpec {
             path: "/bin/sh".into(),
@@ -87,10 +87,10 @@ impl Instance {
         Ok(())
     }
 
-    /// Ask whether the app is up, from a process with a root file system of its own, until it is.
+    /// Runs a health check in a pea, which retries until the app is up.
     pub async fn pea(&self) -> Result<Ended> {
-        // Every question starts two processes, and a hundred peas ask at once: who has waited for long asks less often,
-        // but never adds more than an eighth of that to the waiting, or the 10 ms of the first pause.
+        // Every attempt starts two processes, and a hundred peas check at once: the longer a pea has waited the
+        // longer its pause, but at most an eighth of the time waited, or the 10 ms of the first pause.
         let ask = format!(
             "w=0; while [ $w -lt {HEALTH_PATIENCE} ]; do \
              wget -q -O - http://127.0.0.1:{PORT}/health 2>/dev/null && exit 0; \
@@ -111,8 +111,8 @@ impl Instance {
         Ok(ended)
     }
 
-    /// Read a file of the code back in the container and compare its digest; and look whether the directory is as it was
-    /// made, without a trace of [`Instance::scribble`].
+    /// Reads a file of the code back in the container and compares its digest; checks that the directory is
+    /// unchanged, without a trace of [`Instance::scribble`].
     pub async fn verify(&self, sample: &Sample) -> Result<()> {
         let Sample { file, digest } = sample;
         let look = format!("cd {APP} && sha256sum {file} && cat health && ls | grep {SCRIBBLED}; true");
@@ -129,7 +129,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Write into the app's directory, a new file and over an old one. No other instance may see it.
+    /// Writes into the app's directory: a new file, and over an old one. No other instance may see that.
     pub async fn scribble(&self) -> Result<()> {
         let write = format!("cd {APP} && echo x > {SCRIBBLED} && echo x > health && cat {SCRIBBLED} health");
         let ended = self.run("/bin/sh", &["-c", &write], USER, false).await?;
@@ -143,7 +143,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Run something to its end.
+    /// Runs a process until it ends.
     pub async fn run(&self, path: &str, args: &[&str], user: &str, pea: bool) -> Result<Ended> {
         let uri = if pea { self.image.clone() } else { String::new() };
         let spec = ProcessSpec {
@@ -188,7 +188,7 @@ impl Instance {
         }
     }
 
-    /// What the app wrote to its standard error so far.
+    /// The app's standard error so far.
     async fn app_said(&self) -> String {
         let stderr = self.app.lock().ok().and_then(|mut app| app.as_mut()?.take_stderr());
         let Some(mut stderr) = stderr else {
@@ -200,13 +200,13 @@ impl Instance {
         if said.is_empty() { "(none)".into() } else { String::from_utf8_lossy(&said).trim().to_owned() }
     }
 
-    /// Destroy the container.
+    /// Destroys the container.
     pub async fn destroy(&self) -> Result<()> {
         patient(self.client.destroy(&self.handle)).await.with_context(|| format!("destroy {}", self.handle))
     }
 }
 
-/// A request that must not take forever.
+/// A request with a time limit.
 async fn patient<T>(request: impl Future<Output = wardian_garden::Result<T>>) -> Result<T> {
     match tokio::time::timeout(PATIENCE, request).await {
         Ok(answer) => Ok(answer?),

@@ -1,8 +1,8 @@
-//! The app's code as a platform keeps it: a gzipped tar on a server, which is a layer of the app's image.
+//! The app's code as a platform stores it: a gzipped tar on a server, which is a layer of the app's image.
 //!
-//! The address of such an image is `preloaded+layer:///BASE.tar?layer=URL&layer_path=DIR&layer_digest=SHA256`: the base
-//! is a plain tar on the host, names in the droplet are relative to the directory, and the digest, in hex, is that of
-//! the gzip file. It alone says what the layer is: platforms sign the URL anew for every instance.
+//! The address of such an image is `preloaded+layer:///BASE.tar?layer=URL&layer_path=DIR&layer_digest=SHA256`: the
+//! base is a plain tar on the host, names in the droplet are relative to the directory, and the digest, in hex, is
+//! that of the gzip file. Only the digest identifies the layer: platforms sign the URL anew for every instance.
 
 use crate::code::{Sample, hex, pack};
 use crate::image::{HOME, USER_ID, header};
@@ -31,12 +31,12 @@ use std::task::{Context, Poll};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Everything but RFC 3986's unreserved characters is encoded in a value.
+/// Characters that are encoded in a value: everything but RFC 3986's unreserved characters.
 const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// And slashes stay in a path.
+/// Characters that are encoded in a path: slashes stay.
 const SLASHES: &AsciiSet = &VALUE.remove(b'/');
 
-/// Where the server has the droplet.
+/// Path of the droplet on the server.
 const PATH: &str = "/droplet.tgz";
 /// Bytes are counted as sent in pieces of this size.
 const PIECE: usize = 64 << 10;
@@ -44,20 +44,20 @@ const PIECE: usize = 64 << 10;
 /// The app's code, packed.
 #[derive(Debug, Clone)]
 pub struct Droplet {
-    /// The gzip file. In memory: a file would be dirty data of its own.
+    /// The gzip file. It is in memory because a file would be dirty data of its own.
     pub gzip: Bytes,
     /// Its SHA-256, in hex.
     pub digest: String,
-    /// Bytes of the files in it.
+    /// Size of the files in it, in bytes.
     pub unpacked_bytes: u64,
     /// A file of it.
     pub sample: Sample,
 }
 
 impl Droplet {
-    /// The same code as [`crate::code::Code::salted`], with names relative to [`HOME`]. It is random and does not
-    /// compress: the fast level makes it a little larger, but codes it, so that there is something to unpack. Better ones
-    /// would find that out, and store it as it is.
+    /// The same code as [`crate::code::Code::salted`], with names relative to [`HOME`]. The code is random and does
+    /// not compress: the fast level makes it a little larger, but encodes it, so that there is something to
+    /// decompress. Higher levels would detect that, and store it unencoded.
     pub fn pack(megabytes: usize, salt: u64) -> Result<Self> {
         let gzip = GzEncoder::new(Vec::new(), Compression::fast());
         let mut tar = tar::Builder::new(gzip);
@@ -70,7 +70,7 @@ impl Droplet {
     }
 }
 
-/// What was asked of the server.
+/// Counters of the requests to the server.
 #[derive(Debug, Default)]
 struct Counts {
     fetches: AtomicU64,
@@ -87,7 +87,7 @@ pub struct DropletServer {
 }
 
 impl DropletServer {
-    /// Start serving, on a port that is free.
+    /// Starts serving, on a free port.
     pub async fn start(droplet: Droplet) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.context("find a port for the droplet's server")?;
@@ -97,17 +97,17 @@ impl DropletServer {
         Ok(Self { droplet, address, counts, task })
     }
 
-    /// What is served.
+    /// The droplet that is served.
     pub fn droplet(&self) -> &Droplet {
         &self.droplet
     }
 
-    /// Where it is, signed for somebody.
+    /// URL of the droplet, with a signature.
     pub fn url(&self, signature: &str) -> String {
         format!("http://{}{PATH}?signature={}", self.address, utf8_percent_encode(signature, VALUE))
     }
 
-    /// The address of the image whose base is this tar, and whose last layer is the droplet.
+    /// The address of the image with this tar as its base and the droplet as its last layer.
     ///
     /// # Errors
     /// See [`check_base`].
@@ -119,12 +119,12 @@ impl DropletServer {
         Ok(format!("preloaded+layer://{base}?layer={layer}&layer_path={path}&layer_digest={digest}"))
     }
 
-    /// How often the droplet, or a part of it, was asked for.
+    /// Number of requests for the droplet or a part of it.
     pub fn fetches(&self) -> u64 {
         self.counts.fetches.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the droplet that were sent.
+    /// Number of bytes of the droplet that were sent.
     pub fn fetched_bytes(&self) -> u64 {
         self.counts.bytes.load(Ordering::Relaxed)
     }
@@ -136,7 +136,7 @@ impl Drop for DropletServer {
     }
 }
 
-/// Whether an image can be the base of one with the droplet as a layer: the path of a tar.
+/// Checks that an image can be the base of one with the droplet as a layer: it must be the path of a tar.
 pub fn check_base(base: &str) -> Result<()> {
     ensure!(
         base.starts_with('/'),
@@ -147,7 +147,7 @@ pub fn check_base(base: &str) -> Result<()> {
 
 async fn serve(listener: TcpListener, droplet: Arc<Droplet>, counts: Arc<Counts>) {
     let etag = format!("\"{}\"", droplet.digest);
-    // They end with this task.
+    // Connections end with this task.
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -155,7 +155,7 @@ async fn serve(listener: TcpListener, droplet: Arc<Droplet>, counts: Arc<Counts>
             Some(_) = connections.join_next() => continue,
         };
         let Ok((stream, _)) = accepted else {
-            // Out of descriptors, perhaps.
+            // For example out of descriptors.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
@@ -164,12 +164,12 @@ async fn serve(listener: TcpListener, droplet: Arc<Droplet>, counts: Arc<Counts>
             let reply = answer(&request, &gzip, &etag, &counts);
             async move { Ok::<_, Infallible>(reply) }
         });
-        // A client that goes away in the middle is no concern of the server: what it was sent is counted.
+        // A client that disconnects early is no error of the server: the bytes that were sent are counted.
         connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
 
-/// RFC 9110: GET and HEAD, a validator, one range.
+/// Answers as in RFC 9110: GET and HEAD, a validator, one range.
 fn answer(request: &Request<Incoming>, gzip: &Bytes, etag: &str, counts: &Arc<Counts>) -> Response<Sent> {
     let header = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let mut reply = Response::new(Sent::default());
@@ -198,7 +198,7 @@ fn answer(request: &Request<Incoming>, gzip: &Bytes, etag: &str, counts: &Arc<Co
         put(&mut reply, CONTENT_LENGTH, &gzip.len().to_string());
         return reply;
     }
-    // A range of another file than the one that is here would be put together with parts of that.
+    // A range of another version of the file must not be combined with parts of this one.
     let range = header(RANGE).filter(|_| header(IF_RANGE).is_none_or(|wanted| wanted == etag));
     let body = match range.map_or(Asked::Whole, |range| asked(range, gzip.len())) {
         Asked::Whole => gzip.clone(),
@@ -219,22 +219,22 @@ fn answer(request: &Request<Incoming>, gzip: &Bytes, etag: &str, counts: &Arc<Co
     reply
 }
 
-/// What a `Range` header asks for.
+/// The result of a `Range` header.
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
-    /// Everything: it is no range, or one that a server need not understand, as several at once.
+    /// The whole file: the header is no range, or one that a server may ignore, such as several ranges.
     Whole,
-    /// These bytes.
+    /// These bytes of the file.
     Part(Range<usize>),
-    /// Bytes that are not there.
+    /// A range beyond the end.
     Beyond,
 }
 
-/// Of so many bytes.
+/// Parses a range of a file of `length` bytes.
 fn asked(range: &str, length: usize) -> Asked {
     let number = |digits: &str| {
         let all_digits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-        // What is too large for a number lies beyond the end in any case.
+        // A number that overflows lies beyond the end in any case.
         all_digits.then(|| digits.parse().unwrap_or(usize::MAX))
     };
     let parts = range.split_once('=').filter(|(unit, _)| unit.trim().eq_ignore_ascii_case("bytes"));
@@ -248,7 +248,7 @@ fn asked(range: &str, length: usize) -> Asked {
         (Some(first), last) => {
             Asked::Part(first..last.map_or(length, |last| last.saturating_add(1).min(length)))
         }
-        // The last bytes, so many.
+        // A suffix range: the last `count` bytes.
         (None, Some(count)) if first.is_empty() => match count.min(length) {
             0 => Asked::Beyond,
             count => Asked::Part(length - count..length),
@@ -257,7 +257,7 @@ fn asked(range: &str, length: usize) -> Asked {
     }
 }
 
-/// A body that counts what of it has been handed to the connection.
+/// A body that counts the bytes that were handed to the connection.
 #[derive(Debug, Default)]
 struct Sent {
     left: Bytes,

@@ -6,11 +6,11 @@ use std::path::Path;
 use tempfile::TempDir;
 use wardian_sys::directory::{self, Directory};
 
-/// Bytes of the largest record that is read.
+/// Size limit of a record in bytes.
 const MOST: u64 = 64 << 20;
 
-/// A new directory in `place`. Whoever owns that directory could swap the new one for a link, and have root write to other
-/// files: it must be root's, or such as /tmp.
+/// Makes a new directory in `place`. The owner of `place` could replace the new directory by a link, and make root
+/// write to other files: `place` must be root's, or a sticky directory such as /tmp.
 pub fn dir_in(place: &Path, prefix: &str) -> Result<TempDir> {
     let place = Directory::open_shared(place)?;
     let mut builder = tempfile::Builder::new();
@@ -24,12 +24,12 @@ pub fn save(to: &Path, text: &[u8]) -> Result<()> {
     written.with_context(|| format!("write {}", to.display()))
 }
 
-/// A file for a result: see [`directory::create`].
+/// Creates a file for a result: see [`directory::create`].
 pub fn create(to: &Path) -> Result<File> {
     Ok(directory::create(to)?)
 }
 
-/// What a file in this directory says as JSON; nothing where it is no regular file of root's. It never waits.
+/// Parses a file of this directory as JSON; null unless it is a regular file of root's. The open never blocks.
 pub fn json(dir: &Directory, name: &str) -> serde_json::Value {
     dir.read(name, MOST).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What the kernel says of dirty pages, and what machine this is.
+//! The kernel's counters of dirty pages, and a description of the machine.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use wardian_recorder::Disk;
 use wardian_sys::procfs::{self, MountInfo};
 
-/// How often [`Sampler`] looks.
+/// The period of [`Sampler`].
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// Bytes waiting to be written, and being written.
+/// Bytes that are dirty, and bytes under writeback.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dirty {
     /// `Dirty` of /proc/meminfo.
@@ -23,7 +23,7 @@ pub struct Dirty {
 }
 
 impl Dirty {
-    /// Now.
+    /// Reads the present values.
     pub fn now() -> Result<Self> {
         let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
         let now = procfs::meminfo(&text)?;
@@ -37,45 +37,45 @@ pub fn written() -> Result<u64> {
     Ok(procfs::vmstat(&text)?.written * rustix::param::page_size() as u64)
 }
 
-/// What has been written since some moment, or since the boot.
+/// Bytes written since some moment, or since the boot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Bytes that this machine has written back: pages that were dirty, some of which need no write any more, as those of
-    /// directories that are gone.
+    /// Bytes that this machine has written back: pages that were dirty, some of which need no write any more, such as
+    /// those of directories that were removed.
     pub bytes: u64,
-    /// Bytes that came to the disk, if there is one.
+    /// Bytes written to the disk; `None` without a disk.
     pub disk: Option<u64>,
 }
 
 impl Written {
-    /// What came after `before`.
+    /// The difference to an earlier value.
     pub fn since(self, before: Self) -> Self {
         let disk = self.disk.zip(before.disk).map(|(now, then)| now.saturating_sub(then));
         Self { bytes: self.bytes.saturating_sub(before.bytes), disk }
     }
 
-    /// Both together.
+    /// The sum of two values.
     pub fn and(self, other: Self) -> Self {
         let disk = self.disk.zip(other.disk).map(|(a, b)| a + b);
         Self { bytes: self.bytes + other.bytes, disk }
     }
 }
 
-/// Counts what is written, on the machine and on the disk below a directory.
+/// Counts bytes written, on the machine and on the disk below a directory.
 #[derive(Debug, Clone)]
 pub struct Counter(Disk);
 
 impl Counter {
-    /// The counters for this directory.
+    /// Finds the counters for this directory.
     ///
     /// # Errors
     ///
-    /// It cannot be looked at.
+    /// The directory cannot be accessed.
     pub fn below(dir: &Path) -> Result<Self> {
         Disk::below(dir).map(Self).with_context(|| format!("look at {}", dir.display()))
     }
 
-    /// What was written since the boot.
+    /// Bytes written since the boot.
     ///
     /// # Errors
     ///
@@ -85,10 +85,10 @@ impl Counter {
     }
 }
 
-/// One look at the dirty pages.
+/// A sample of the dirty pages.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Sample {
-    /// Since the sampler was started.
+    /// Time in ms since the sampler was started.
     pub t_ms: f64,
     /// `Dirty` of /proc/meminfo.
     pub dirty_bytes: u64,
@@ -96,7 +96,7 @@ pub struct Sample {
     pub writeback_bytes: u64,
 }
 
-/// Looks at the dirty pages every 50 ms, in a thread of its own, until it is dropped or asked.
+/// Samples the dirty pages every 50 ms, in a thread of its own, until it is dropped or finished.
 #[derive(Debug)]
 pub struct Sampler {
     stop: Arc<AtomicBool>,
@@ -105,7 +105,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Start looking.
+    /// Starts sampling.
     pub fn start() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let samples = Arc::new(Mutex::new(Vec::new()));
@@ -125,7 +125,7 @@ impl Sampler {
         Self { stop, samples, thread: Some(thread) }
     }
 
-    /// Stop looking; what was seen.
+    /// Stops sampling. Returns the samples.
     pub fn finish(self) -> Vec<Sample> {
         self.stop.store(true, Ordering::Relaxed);
         self.samples.lock().map(|mut s| std::mem::take(&mut *s)).unwrap_or_default()
@@ -141,14 +141,14 @@ impl Drop for Sampler {
     }
 }
 
-/// The machine and the file system the figures belong to.
+/// The machine and the file system that the figures belong to.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Host {
     /// Release of the kernel.
     pub kernel: String,
-    /// Processors.
+    /// Number of processors.
     pub cpus: usize,
-    /// Memory.
+    /// Memory in bytes.
     pub memory_bytes: u64,
     /// Type of the file system under the store.
     pub filesystem: String,
@@ -161,7 +161,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// This machine; `store` is a path on the file system of the store, when it is known.
+    /// Describes this machine; `store` is a path on the file system of the store, if known.
     pub fn probe(store: Option<&Path>) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let memory = read("/proc/meminfo");
@@ -188,7 +188,7 @@ impl Host {
     }
 }
 
-/// Type and options of the file system that a path is on, from the text of mountinfo.
+/// Type and options of the file system of a path, from the text of mountinfo.
 pub fn filesystem_of(mountinfo: impl AsRef<[u8]>, path: &Path) -> Option<(String, String)> {
     let mounts = procfs::mountinfo(mountinfo).unwrap_or_default();
     let mount = mount_of(&mounts, path)?;
@@ -196,7 +196,7 @@ pub fn filesystem_of(mountinfo: impl AsRef<[u8]>, path: &Path) -> Option<(String
     Some((mount.fs_type.clone(), options.map(String::as_str).collect::<Vec<_>>().join(",")))
 }
 
-/// The mount that an absolute path without symlinks is on.
+/// The mount of an absolute path without symlinks.
 pub fn mount_of<'a>(mounts: &'a [MountInfo], path: &Path) -> Option<&'a MountInfo> {
     let above = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
     // A later mount on the same point covers the earlier one.

@@ -4,14 +4,14 @@ use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
 use std::process::Command;
 
-/// Where Debian's `busybox-static` installs itself.
+/// Where Debian's `busybox-static` installs busybox.
 pub const BUSYBOX: &str = "/bin/busybox";
 
 /// The user that runs the app, as in Cloud Foundry's root file systems.
 pub const USER: &str = "vcap";
-/// Its uid and gid.
+/// The user's uid and gid.
 pub const USER_ID: u64 = 2000;
-/// Its home.
+/// The user's home.
 pub const HOME: &str = "/home/vcap";
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh
@@ -45,7 +45,7 @@ const DIRECTORIES: &[(&str, u32, u64)] = &[
     ("opt/", 0o755, 0),
 ];
 
-/// Build the image from the busybox of this machine and write it to `to`.
+/// Builds the image from the busybox of this machine and writes it to `to`.
 pub fn build(to: &Path) -> Result<()> {
     let install = "install it with: apt-get install busybox-static";
     let busybox = std::fs::read(BUSYBOX)
@@ -69,7 +69,7 @@ pub fn build(to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Write the image's tar.
+/// Writes the image's tar.
 fn write<W: std::io::Write>(to: W, busybox: &[u8], applets: &[&str]) -> std::io::Result<W> {
     let mut tar = tar::Builder::new(to);
     for &(name, mode, owner) in DIRECTORIES {
@@ -94,7 +94,7 @@ fn write<W: std::io::Write>(to: W, busybox: &[u8], applets: &[&str]) -> std::io:
     tar.into_inner()
 }
 
-/// A tar header with the fields every entry here has.
+/// A tar header with the fields that every entry here has.
 pub(crate) fn header(kind: tar::EntryType, mode: u32, owner: u64, size: u64) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(kind);

@@ -1,4 +1,4 @@
-//! Whose a leak is: the instances on this host, which of their servers live, and which of them belong to nobody.
+//! Attributes leaks to instances: which servers on this host run, and which instances are abandoned.
 
 use crate::leaks::{self, KEEPERS, Leak, Process, Records};
 use crate::search::RECORD;
@@ -14,38 +14,38 @@ pub(crate) fn locks(pid: u32) -> BTreeSet<PathBuf> {
     dirs.filter_map(|path| Some(path.parent()?.to_owned())).filter(|dir| dir.join(RECORD).exists()).collect()
 }
 
-/// What an instance has left.
+/// An instance and its leaks.
 #[derive(Debug, Clone, Serialize)]
 pub struct Instance {
-    /// It is part of the names of all that the instance makes.
+    /// The tag, which is part of the names of everything that the instance makes.
     pub tag: String,
-    /// Its run directory and its store, if there is a record of it.
+    /// Its run directory and its store, if there is a record of them.
     pub place: Option<Place>,
-    /// Nothing and nobody can take it up again: no server has its tag, and no record on this host is of it.
+    /// Whether nothing can take the instance up again: no server has its tag, and no record on this host names it.
     pub abandoned: bool,
-    /// What it has left.
+    /// The leaks of the instance.
     pub leaks: Vec<Leak>,
 }
 
-/// Where an instance lives.
+/// The directories of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Place {
     /// Its run directory.
     pub run: PathBuf,
     /// Its store.
     pub root: Option<PathBuf>,
-    /// Its server runs.
+    /// Whether its server runs.
     pub lives: bool,
 }
 
-/// All that was left behind.
+/// All leaks.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// One by one.
+    /// The single leaks.
     pub leaks: BTreeSet<Leak>,
-    /// By instance; what is of none is not in it.
+    /// The leaks by instance; those without an instance are not included.
     pub instances: Vec<Instance>,
-    /// Why it is not known whether an instance belongs to nobody.
+    /// Why it cannot be determined whether an instance is abandoned.
     pub doubt: Option<String>,
 }
 
@@ -71,16 +71,17 @@ impl Survey {
         Self { instances: instances.collect(), leaks, doubt }
     }
 
-    /// What is of no instance.
+    /// The leaks without an instance.
     pub fn others(&self) -> Vec<&Leak> {
         self.leaks.iter().filter(|leak| leak.instance.is_none()).collect()
     }
 }
 
-/// Whether nobody has or can take up an instance. Everything in its cgroups may be ended then, for nothing but an instance
-/// of that tag puts anything there.
+/// Whether no server has an instance or can take it up. Everything in its cgroups may be killed then, because only an
+/// instance of that tag puts processes there.
 fn is_abandoned(tag: &str, processes: &[Process], records: &Records) -> bool {
-    // A server stands in the cgroup of its keepers, with one thread at least. What cannot be read may be somebody's.
+    // At least one thread of a server is in the cgroup of its keepers. A cgroup that cannot be read may have a
+    // server.
     let server = || {
         leaks::groups(tag).iter().any(|top| {
             let members = match std::fs::read_to_string(top.join(KEEPERS).join("cgroup.procs")) {
@@ -130,7 +131,7 @@ mod tests {
         let none = Records::default();
         assert!(is_abandoned(TAG, &[keeper("a")], &none));
         let mut tagged = Records::default();
-        // Also one whose server does not run: its next one takes everything up.
+        // Also true for an instance whose server does not run: the next server takes everything up.
         tagged.tags.insert(TAG.into(), false);
         assert!(!is_abandoned(TAG, &[keeper("a")], &tagged));
         let mut recorded = Records::default();

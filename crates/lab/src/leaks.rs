@@ -1,4 +1,4 @@
-//! What belongs to no live container: keepers, attached root file systems, cgroups, directories.
+//! Finds leaks, which belong to no live container: keepers, attached root file systems, cgroups, directories.
 
 use crate::ground::json;
 use crate::instances::{self, Place, Survey};
@@ -14,14 +14,14 @@ use wardian_sys::directory::{Directory, Error as Untrusted};
 use wardian_sys::procfs::MountInfo;
 use wardian_sys::{lock, procfs};
 
-/// A process name as the kernel keeps it: 15 bytes.
+/// A keeper's process name as the kernel keeps it: 15 bytes.
 const KEEPER: &str = "wardian-keeper";
-/// What a keeper is executed from, as the link /proc/PID/exe has it.
+/// The memory file that a keeper is executed from, as in the link /proc/PID/exe.
 const KEEPER_FILE: &str = "/memfd:wardian-keeper";
-/// Bytes of a record of an instance.
+/// Size limit of an instance's record in bytes.
 const MOST: u64 = 1 << 20;
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// What is being removed when it is first seen is gone by then.
+/// Time between two searches: what was being removed at the first one is gone at the second.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Something that belongs to no live container.
@@ -30,16 +30,16 @@ pub struct Leak {
     /// `keeper`, `mount`, `cgroup`, `container` or `rootfs`; of an experiment or a recorder that was killed
     /// `directory`, `sysctl` or `trace`.
     pub kind: &'static str,
-    /// What it is.
+    /// Name of the leaked object.
     pub what: String,
-    /// Why it is thought to be left behind.
+    /// Why it counts as leaked.
     pub why: String,
-    /// Tag of the instance that has made it.
+    /// Tag of the instance that made it.
     #[serde(skip)]
     pub instance: Option<String>,
 }
 
-/// What is known of a process that is ours.
+/// A process of wardian.
 #[derive(Debug, Default)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -48,45 +48,45 @@ pub(crate) struct Process {
     pub(crate) mountinfo: Vec<u8>,
     /// Tag of the instance whose keepers' cgroup it is in.
     pub(crate) tag: String,
-    /// The containers that it keeps.
+    /// Ids of the containers that it keeps.
     pub(crate) containers: BTreeSet<String>,
-    /// It has children: a container lives.
+    /// Whether it has children, that is, a live container.
     pub(crate) parent: bool,
-    /// It is a keeper, whatever its name is.
+    /// Whether it is a keeper, by more than its name.
     pub(crate) keeper: bool,
-    /// It is a server of ours, as far as its program tells.
+    /// Whether it is a server, judged by its program.
     pub(crate) server: bool,
 }
 
-/// What the run directories say.
+/// The records in the run directories.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
     /// Directories of containers, by id.
     pub(crate) containers: BTreeMap<String, PathBuf>,
-    /// Records of root file systems of this boot, and where each is attached, if it is to be.
+    /// Records of root file systems of this boot, and the mount point of each that is to be attached.
     rootfs: BTreeMap<PathBuf, Option<PathBuf>>,
-    /// Tags of the instances, and whether their servers live.
+    /// Tags of the instances, and whether their servers run.
     pub(crate) tags: BTreeMap<String, bool>,
-    /// Tags of which there is a record somewhere.
+    /// Tags that any record on this host names.
     pub(crate) claimed: BTreeSet<String>,
-    /// Where they live.
+    /// Directories of the instances, by tag.
     pub(crate) places: BTreeMap<String, Place>,
-    /// The instance of a run directory.
+    /// Tags of the instances, by run directory.
     owners: BTreeMap<PathBuf, String>,
-    /// Why there may be more of them.
+    /// Why the records may be incomplete.
     doubt: Option<String>,
 }
 
-/// What is left behind now and still is a moment later: the trash is emptied at leisure. `runs` are run directories to look
-/// at beside the usual one, those of running servers, and those that lie on a tmpfs of this host.
+/// Finds what is leaked now and still is a second later: the trash is emptied in the background. `runs` are run
+/// directories to search beside the usual one, those of running servers, and those on a tmpfs of this host.
 ///
 /// # Errors
-/// When /proc cannot be read.
+/// /proc cannot be read.
 pub fn find(runs: &[PathBuf]) -> Result<BTreeSet<Leak>> {
     Ok(survey(runs)?.leaks)
 }
 
-/// The same, by instance.
+/// Like [`find`], with the leaks by instance.
 ///
 /// # Errors
 /// See [`find`].
@@ -106,7 +106,7 @@ pub fn survey(runs: &[PathBuf]) -> Result<Survey> {
     Ok(now)
 }
 
-/// The files with certificates that running servers show, as their records name them.
+/// The certificate files of running servers, as their records name them.
 pub(crate) fn certificates() -> BTreeSet<PathBuf> {
     let processes = processes().unwrap_or_default();
     let mut dirs = BTreeSet::from([PathBuf::from("/run/wardian")]);
@@ -125,7 +125,7 @@ fn look(runs: &[PathBuf]) -> Result<Survey> {
     let processes = processes().context("look at the processes")?;
     let mut dirs: BTreeSet<PathBuf> = runs.iter().filter_map(|p| std::path::absolute(p).ok()).collect();
     for dir in &dirs {
-        // What others may write there says nothing.
+        // A run directory that other users may write to cannot be trusted.
         if let Err(error @ (Untrusted::Owner { .. } | Untrusted::Writable { .. })) = Directory::open(dir) {
             return Err(error).context("--run");
         }
@@ -162,18 +162,18 @@ fn look(runs: &[PathBuf]) -> Result<Survey> {
     Ok(Survey::new(leaks, &processes, &records, doubt))
 }
 
-/// Processes of wardian.
+/// Lists the processes of wardian.
 fn processes() -> Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A process may end while it is looked at.
+        // The process may end while it is examined.
         let read = |name: &str| {
             let bytes = std::fs::read(entry.path().join(name)).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
-        // Everybody may give a process of hers any name: ours are root's.
+        // Any user may give a process any name, but processes of wardian are root's.
         if !is_roots(&read("status")) {
             continue;
         }
@@ -184,14 +184,14 @@ fn processes() -> Result<Vec<Process>> {
         let exe = std::fs::read_link(entry.path().join("exe")).ok();
         let keeper = is_keeper(&comm, exe.as_deref(), place.map(|(_, group)| group));
         let is_server = arguments.get(1).is_some_and(|command| command == "serve");
-        // Those of a privileged container are root's as well.
+        // Processes of a privileged container are root's as well.
         let inside = place.is_some_and(|(_, group)| group != KEEPERS);
         if inside || !keeper && !is_server && !comm.starts_with("wardian") {
             continue;
         }
         let tag = place.map(|(tag, _)| tag.to_owned()).unwrap_or_default();
-        // A keeper is told its container's id. With cgroup v1 its second thread also stands in the container's
-        // cgroups, and that is all there is to know of one whose server did not tell it.
+        // A keeper has its container's id as an argument. With cgroup v1 its second thread is in the container's
+        // cgroups, too; for a keeper without the argument that is the only hint.
         let told = arguments.get(1).filter(|id| keeper && !id.is_empty());
         let mut containers: BTreeSet<String> = told.cloned().into_iter().collect();
         let mut parent = false;
@@ -212,23 +212,23 @@ fn processes() -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// The cgroup of an instance's keepers, below its own.
+/// Name of the keepers' cgroup, below the instance's.
 pub(crate) const KEEPERS: &str = "keepers";
 
-/// Whether root alone is behind a process, from the text of its status: real, effective, saved and file system's user.
+/// Whether a process has root's ids only, from the text of its status: real, effective, saved and file system uid.
 fn is_roots(status: &str) -> bool {
     let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
     users.split_whitespace().count() == 4 && users.split_whitespace().all(|uid| uid == "0")
 }
 
-/// Whether a process of root's is a keeper: a server puts them into their own cgroup and executes them from a file in memory.
-/// Who may not see the file goes by the name.
+/// Whether a process of root's is a keeper: a server puts keepers into a cgroup of their own and executes them from a
+/// memory file. Where /proc/PID/exe cannot be read the name decides.
 fn is_keeper(comm: &str, exe: Option<&Path>, group: Option<&str>) -> bool {
     let ours = exe.map_or(comm == KEEPER, |exe| exe.to_string_lossy().starts_with(KEEPER_FILE));
     ours && group == Some(KEEPERS)
 }
 
-/// The run directory that a server was given on its command line.
+/// The run directory on a server's command line.
 fn run_of_server(process: &Process) -> Option<PathBuf> {
     if process.arguments.get(1).map(String::as_str) != Some("serve") {
         return None;
@@ -248,7 +248,7 @@ fn run_of_server(process: &Process) -> Option<PathBuf> {
 fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
     let mut records = Records::default();
     for run in runs {
-        // Any user may call a process of hers a server, with a run directory of hers.
+        // Any user may start a process that looks like a server, with a run directory of her own.
         let dir = match Directory::open(run) {
             Ok(dir) => dir,
             Err(error) => {
@@ -266,7 +266,8 @@ fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
             serde_json::Value::Null
         });
         if let (Some(tag), pid) = (instance["tag"].as_str(), instance["pid"].as_u64()) {
-            // A server holds the lock, whatever it is called. Who may not look into root's processes goes by the name.
+            // A server holds the lock, whatever its name is. Where root's processes cannot be examined the name
+            // decides.
             let holds =
                 dir.file("lock").is_ok_and(|lock| lock::holders(lock.as_fd()).iter().any(|h| h.is_ours));
             let named = processes.iter().any(|p| p.comm == "wardian" && Some(u64::from(p.pid)) == pid);
@@ -290,20 +291,20 @@ fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
 }
 
 impl Records {
-    /// What is missing, and what is another user's, says nothing. What could not be read might.
+    /// A directory that is missing, or is another user's, has no records. One that could not be read may have some.
     fn doubt(&mut self, error: &Untrusted) {
         if matches!(error, Untrusted::System { .. }) && !error.is_missing() {
             self.doubt = Some(error.to_string());
         }
     }
 
-    /// The paths of what is in a directory of a run directory.
+    /// Paths of the entries of a directory in a run directory.
     fn names(&mut self, run: &Path, name: &str) -> Vec<PathBuf> {
         let dir = run.join(name);
         match Directory::open(&dir).and_then(|dir| dir.names()) {
             Ok(names) => names.into_iter().map(|name| dir.join(name)).collect(),
             Err(error) => {
-                // Nobody but root has made it, whoever may write to it now.
+                // Only root can have created it, even if other users may write to it now.
                 if !error.is_missing() {
                     self.doubt = Some(error.to_string());
                 }
@@ -313,7 +314,7 @@ impl Records {
     }
 }
 
-/// Where the root file system of a record is attached, if it is to be; none if this is no record of this boot.
+/// The mount point in a root file system's record, if it is to be attached; the outer `None`: no record of this boot.
 fn read_rootfs(path: &Path) -> Option<Option<PathBuf>> {
     let name = path.file_name()?.to_str()?;
     if !name.ends_with(".json") || name.starts_with('.') {
@@ -321,7 +322,7 @@ fn read_rootfs(path: &Path) -> Option<Option<PathBuf>> {
     }
     let record = json(&Directory::open(path.parent()?).ok()?, name);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // The kernel tells of mount points without symlinks.
+    // The kernel reports mount points without symlinks.
     let real = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
     (record["boot_id"] == boot.trim()).then(|| record["attached"].as_str().map(real))
 }
@@ -337,7 +338,7 @@ fn is_recorded(point: &Path) -> bool {
     record.and_then(|record| read_rootfs(&record)).flatten().is_some_and(|attached| attached == point)
 }
 
-/// The instance's tag and the group below it, from the text of /proc/PID/cgroup.
+/// The instance's tag and the cgroup below the instance's, from the text of /proc/PID/cgroup.
 pub(crate) fn instance_and_group(cgroup: &str) -> Option<(&str, &str)> {
     cgroup.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':').nth(2)?.split('/').skip_while(|part| !is_instance(part));
@@ -348,7 +349,7 @@ pub(crate) fn instance_and_group(cgroup: &str) -> Option<(&str, &str)> {
 fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {
     for keeper in processes.iter().filter(|p| p.keeper) {
         let what = format!("process {} ({KEEPER})", keeper.pid);
-        // Without a record it waits for a container, as long as its server lives.
+        // A keeper without a record waits for a container, as long as its server runs.
         let recorded = keeper.containers.iter().any(|id| records.containers.contains_key(id));
         let why = if recorded {
             continue;
@@ -376,8 +377,7 @@ fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<L
     }
 }
 
-/// Root file systems that are attached where they can be seen and have no record: those of containers never are, on the
-/// host's side.
+/// Finds visible root file systems without a record: those of containers are never attached on the host's side.
 fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
     for process in processes {
         for point in volatile_overlays(&process.mountinfo) {
@@ -396,7 +396,7 @@ fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
     }
 }
 
-/// Records whose root file systems somebody has unmounted by hand.
+/// Finds records whose root file systems were unmounted by hand.
 fn rootfs_leaks(mounts: &[MountInfo], records: &Records, leaks: &mut BTreeSet<Leak>) {
     for (record, point) in &records.rootfs {
         let Some(point) = point else { continue };
@@ -407,7 +407,7 @@ fn rootfs_leaks(mounts: &[MountInfo], records: &Records, leaks: &mut BTreeSet<Le
     }
 }
 
-/// Run directories that a server has mounted, with no server and nothing for the next one to find.
+/// Finds run directories on which a server has mounted a tmpfs, with no server and no records for the next one.
 fn run_leaks(mounts: &[MountInfo], processes: &[Process], leaks: &mut BTreeSet<Leak>) {
     for mount in mounts {
         if mount.fs_type != "tmpfs" || mount.source != Path::new("wardian") {
@@ -423,7 +423,7 @@ fn run_leaks(mounts: &[MountInfo], processes: &[Process], leaks: &mut BTreeSet<L
     }
 }
 
-/// Mount points of volatile overlays made by wardian, whose upper directory shows as `/upper`, from the text of
+/// Mount points of volatile overlays made by wardian, recognised by the upper directory `/upper`, from the text of
 /// mountinfo.
 fn volatile_overlays(mountinfo: &[u8]) -> Vec<PathBuf> {
     let ours = |mount: &MountInfo| {
@@ -435,7 +435,7 @@ fn volatile_overlays(mountinfo: &[u8]) -> Vec<PathBuf> {
     mounts.into_iter().filter(|m| ours(m)).map(|m| m.mount_point).collect()
 }
 
-/// Cgroups of containers without a record, without processes and without a keeper that waits for its container
+/// Finds cgroups of containers without a record, without processes and without a keeper that waits for its container
 /// (`kept`).
 fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &mut BTreeSet<Leak>) {
     let dirs = |path: &Path| -> Vec<PathBuf> {
@@ -453,7 +453,8 @@ fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &
         .filter(|group| !members(group).trim().is_empty())
         .map(|group| name(&group))
         .collect();
-    // A living server keeps memory cgroups for some seconds, until their page cache can go, and closes them to others.
+    // A running server keeps memory cgroups for some seconds, until their page cache is evicted, and marks them with
+    // mode 0700.
     let closed = |group: &Path| {
         std::fs::metadata(group).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 == 0)
     };
@@ -498,7 +499,7 @@ pub(crate) fn groups(tag: &str) -> Vec<PathBuf> {
 
 /// Whether this is the name of an instance's top cgroup.
 fn is_instance(name: &str) -> bool {
-    // Eight digits are those of an earlier version.
+    // An earlier version used eight digits.
     name.strip_prefix("wardian-")
         .is_some_and(|tag| [8, 32].contains(&tag.len()) && tag.bytes().all(|b| b.is_ascii_hexdigit()))
 }
@@ -556,7 +557,7 @@ mod tests {
         let other = Some(Path::new("/home/user/wardian-keeper"));
         assert!(is_keeper(KEEPER, memory, Some("keepers")) && is_keeper("renamed", memory, Some("keepers")));
         assert!(!is_keeper(KEEPER, other, Some("keepers")) && !is_keeper(KEEPER, memory, None));
-        // A process of a container, and what somebody sees who is not root.
+        // A process of a container, and what a user other than root sees.
         assert!(!is_keeper(KEEPER, memory, Some("0123456789abcdef0123456789abcdef")));
         assert!(is_keeper(KEEPER, None, Some("keepers")) && !is_keeper("sleep", None, Some("keepers")));
         assert!(is_roots("Name:\tx\nUid:\t0\t0\t0\t0\n"));

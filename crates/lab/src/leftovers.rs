@@ -1,7 +1,7 @@
-//! What an experiment leaves when it is killed without a word, and how it is set right by the next one.
+//! What an experiment leaves when it is killed by SIGKILL, and how the next one restores it.
 //!
-//! A record on disk says what has been made and changed: a directory with files, settings of the kernel. Mounts need
-//! no record: they are in a namespace of the experiment's own and end with it.
+//! A record on disk lists what was made and changed: a directory with files, settings of the kernel. Mounts need no
+//! record: they are in a mount namespace of the experiment and end with it.
 
 use crate::ground::json;
 use crate::teardown::sysctl::{self, Setting, Values};
@@ -12,50 +12,50 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use wardian_sys::directory::Directory;
 
-/// Where the records are.
+/// Directory of the records.
 const RECORDS: &str = "/run/wardian-lab";
-/// What the name of an experiment's directory begins with.
+/// Prefix of the names of experiments' directories.
 pub const PREFIX: &str = "wardian-lab-";
 
 /// What one experiment has made and changed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Left {
     pid: u32,
-    /// Start of the process in ticks since the boot: a process id alone names others later.
+    /// Start time of the process in ticks since the boot: a process id alone may be reused.
     started: u64,
     boot: String,
-    /// The directory with its files.
+    /// The directory with the experiment's files.
     pub dir: Option<PathBuf>,
-    /// Settings that it has changed.
+    /// Settings that were changed.
     pub changed: Vec<Setting>,
-    /// All settings as they were before.
+    /// All settings before the change.
     before: Values,
 }
 
-/// A folder of records.
+/// A directory of records.
 #[derive(Debug, Clone)]
 pub struct Records {
     folder: PathBuf,
 }
 
-/// The record of an experiment that is under way. Whoever ends in order calls [`Record::end`].
+/// The record of a running experiment. An experiment that ends regularly calls [`Record::end`].
 #[derive(Debug)]
 pub struct Record {
     folder: Directory,
     name: String,
     left: Left,
     lock_path: PathBuf,
-    /// Held while settings are changed: one at a time.
+    /// Held while settings are changed: only one experiment at a time may do that.
     lock: Option<File>,
 }
 
 impl Records {
-    /// This machine's.
+    /// The records of this machine.
     pub fn usual() -> Self {
         Self { folder: RECORDS.into() }
     }
 
-    /// Begin a record of this process.
+    /// Begins a record of this process.
     pub fn begin(&self) -> Result<Record> {
         let (folder, _) = Directory::make(&self.folder, 0o700).context("make the directory of records")?;
         let pid = std::process::id();
@@ -70,13 +70,13 @@ impl Records {
         })
     }
 
-    /// What experiments have left that are no more.
+    /// The records of experiments whose process has ended.
     pub fn find(&self) -> Vec<Left> {
         let folder = Directory::open(&self.folder).ok();
         folder.map(|folder| dead(&folder)).unwrap_or_default().into_iter().map(|(_, left)| left).collect()
     }
 
-    /// Set right what experiments have left that are no more. What was done, and what could not be, in words.
+    /// Restores what ended experiments have left. Returns what was done, and what could not be, as text.
     pub fn restore(&self) -> Vec<String> {
         let mut told = Vec::new();
         let Ok(folder) = Directory::open(&self.folder) else { return told };
@@ -101,7 +101,7 @@ impl Records {
             sysctl::restore(&left.before, &left.changed)?;
         }
         let Some(dir) = &left.dir else { return Ok(()) };
-        // Only root writes records; a name that is not ours is still nothing to delete.
+        // Only root writes records; still, only a directory with our prefix is deleted.
         let ours = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
         ensure!(ours, "{} is no experiment's directory", dir.display());
         let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };
@@ -114,7 +114,7 @@ impl Records {
     }
 }
 
-/// Records of experiments that are no more.
+/// The records of experiments whose process has ended, with their names.
 fn dead(folder: &Directory) -> Vec<(String, Left)> {
     let names = folder.names().unwrap_or_default().into_iter().filter_map(|name| name.into_string().ok());
     names
@@ -128,7 +128,7 @@ fn dead(folder: &Directory) -> Vec<(String, Left)> {
 }
 
 impl Left {
-    /// Each thing that is left, with its kind: a `directory`, or a `sysctl` and what it was before.
+    /// Each leftover with its kind: a `directory`, or a `sysctl` and its former value.
     pub fn things(&self) -> Vec<(&'static str, String)> {
         let dir = self.dir.iter().map(|dir| ("directory", dir.display().to_string()));
         let settings = self.changed.iter().filter(|_| self.boot == boot()).map(|Setting { name, .. }| {
@@ -139,13 +139,13 @@ impl Left {
 }
 
 impl Record {
-    /// Note the directory that is about to be filled.
+    /// Records the directory that is about to be filled.
     pub fn dir(&mut self, dir: &Path) -> Result<()> {
         self.left.dir = Some(dir.to_owned());
         self.save()
     }
 
-    /// Change settings of the kernel, until [`Record::end`].
+    /// Changes settings of the kernel, until [`Record::end`].
     pub fn change(&mut self, settings: &[Setting]) -> Result<()> {
         if settings.is_empty() {
             return Ok(());
@@ -158,8 +158,8 @@ impl Record {
         sysctl::write(settings)
     }
 
-    /// Restore the settings. If they cannot be restored, or the directory is still there, the record stays, for the next
-    /// experiment to try again.
+    /// Restores the settings. If that fails, or the directory still exists, the record stays, for the next experiment
+    /// to retry.
     pub fn end(self) -> Result<()> {
         sysctl::restore(&self.left.before, &self.left.changed)?;
         if self.left.dir.as_ref().is_some_and(|dir| dir.exists()) {
@@ -173,7 +173,7 @@ impl Record {
     }
 }
 
-/// Only one process at a time changes settings, or sets them right.
+/// Takes the lock: only one process at a time changes or restores settings.
 fn lock(path: &Path) -> Result<File> {
     let open = File::options().create(true).write(true).truncate(false).mode(0o600).open(path);
     let file = open.with_context(|| format!("open {}", path.display()))?;
@@ -191,14 +191,14 @@ fn boot() -> String {
     id.trim().to_owned()
 }
 
-/// When a living process was started, in ticks since the boot.
+/// Start time of a live process, in ticks since the boot.
 fn started(pid: u32) -> Option<u64> {
     start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// From the text of `/proc/<pid>/stat`, field 22; none for a process that has ended and was not yet waited for.
+/// Field 22 in the text of `/proc/<pid>/stat`; `None` for a zombie.
 fn start_time(stat: &str) -> Option<u64> {
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may contain anything.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?;
     if state == "Z" || state == "X" { None } else { fields.nth(18)?.parse().ok() }
@@ -230,7 +230,7 @@ mod tests {
         let mut record = records.begin().unwrap();
         record.dir(&dir).unwrap();
         assert!(records.find().is_empty() && records.restore().is_empty(), "it lives");
-        // Another process had this id.
+        // The same pid with another start time: another process.
         record.left.started += 1;
         record.save().unwrap();
         assert_eq!(records.find()[0].dir.as_deref(), Some(dir.as_path()));
@@ -261,7 +261,7 @@ mod tests {
         let records = Records { folder: base.path().into() };
         let mut record = records.begin().unwrap();
         let before = sysctl::read().unwrap();
-        // To what it is already: other tests are not to notice.
+        // The value that it has already: other tests must not be affected.
         let same = Setting { name: "dirty_ratio".into(), value: before["dirty_ratio"] };
         record.change(std::slice::from_ref(&same)).unwrap();
         let error = records.begin().unwrap().change(&[same]).unwrap_err();

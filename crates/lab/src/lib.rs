@@ -1,5 +1,5 @@
-//! Experiments: they drive a Garden server as a platform would, or only the kernel, and show what the disk has to do
-//! with it.
+//! Experiments: they drive a Garden server as a platform would, or only the kernel, and show how the disk affects the
+//! result.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::print_stderr, clippy::print_stdout)]
@@ -28,7 +28,7 @@ pub mod teardown;
 use signals::Asking;
 use tokio::signal::unix::SignalKind;
 
-/// Somebody asked the experiment to stop, by this signal. What it had made is gone.
+/// A signal asked the experiment to stop. Everything that it had made is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interrupted(
     /// The number of the signal.
@@ -43,12 +43,13 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Wait for Ctrl-C or SIGTERM; its number.
+/// Waits for Ctrl-C or SIGTERM. Returns the signal's number.
 async fn interrupted() -> std::io::Result<i32> {
     Ok(interruption()?.await)
 }
 
-/// The same; from now on, and not only when it is waited for, neither signal ends the process.
+/// The same, but the handlers are installed at once and not only when it is awaited: from then on neither signal ends
+/// the process.
 fn interruption() -> std::io::Result<impl Future<Output = i32>> {
     let mut interrupt = Asking::catch(SignalKind::interrupt())?;
     let mut terminate = Asking::catch(SignalKind::terminate())?;

@@ -1,4 +1,4 @@
-//! A Garden server of one's own: started on a temporary store, and gone without a trace afterwards.
+//! A Garden server of the experiment's own: started on a temporary store, and removed completely afterwards.
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,11 +16,11 @@ use wardian_sys::text::tame_lines;
 use crate::ground;
 use crate::leftovers::PREFIX;
 
-/// How long a server may take to answer its first ping.
+/// Time limit for a server's first answer to a ping.
 const START: Duration = Duration::from_secs(10);
-/// How long it may take to drain.
+/// Time limit for its drain.
 const STOP: Duration = Duration::from_secs(20);
-/// How long its trash may take to become empty: of a hundred instances it may hold 10 GB, partly on a slow disk by now.
+/// Time limit for emptying its trash: of a hundred instances it may hold 10 GB, partly on a slow disk by then.
 const TRASH: Duration = Duration::from_secs(120);
 
 /// A server process with its temporary directories.
@@ -28,17 +28,17 @@ const TRASH: Duration = Duration::from_secs(120);
 pub struct LocalServer {
     program: PathBuf,
     child: Child,
-    /// Holds the store, the log and what the experiment needs besides; on the file system under test.
+    /// The store, the log and other files of the experiment; on the file system under test.
     dir: TempDir,
-    /// Live state; on a tmpfs when there is one.
+    /// The run directory; on a tmpfs when there is one.
     live: TempDir,
 }
 
 impl LocalServer {
-    /// Start `program serve` with its store in a new directory below `location`.
+    /// Starts `program serve` with its store in a new directory below `location`.
     pub async fn start(program: &Path, location: Option<&Path>) -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "containers can only be made by root: try sudo");
-        // /tmp is a tmpfs on many systems, where nothing is ever dirty.
+        // /tmp is a tmpfs on many systems, which has no dirty pages.
         let location = location.unwrap_or(Path::new("/var/tmp"));
         let dir = ground::dir_in(location, PREFIX)
             .with_context(|| format!("make a directory for the store in {}", location.display()))?;
@@ -48,7 +48,7 @@ impl LocalServer {
         });
         let live = ground::dir_in(volatile.map_or(dir.path(), Path::new), PREFIX)
             .context("make a directory for live state")?;
-        // Layers and root file systems are reached by mapped users too.
+        // Mapped users must reach the layers and root file systems too.
         for path in [dir.path(), live.path()] {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
             std::fs::set_permissions(path, mode).with_context(|| format!("open up {}", path.display()))?;
@@ -62,32 +62,33 @@ impl LocalServer {
         Ok(server)
     }
 
-    /// A directory on the store's file system, for what the experiment needs.
+    /// A directory on the store's file system, for the experiment's files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The store.
+    /// The store's directory.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
-    /// Its process id, while it runs.
+    /// The server's process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Where it listens.
+    /// The server's address.
     pub fn address(&self) -> String {
         address(self.live.path())
     }
 
-    /// A client of it.
+    /// A client of the server.
     pub fn client(&self) -> Result<Client> {
         Client::new(&self.address()).context("address of the server")
     }
 
-    /// Kill it (`SIGKILL`) and start it again: from the start until it answers. Containers live on.
+    /// Kills the server (`SIGKILL`) and starts it again. Returns the time from the start until it answers. Containers
+    /// live on.
     pub async fn restart(&mut self) -> Result<Duration> {
         self.child.kill().await.context("kill the server")?;
         let begin = Instant::now();
@@ -96,13 +97,13 @@ impl LocalServer {
         Ok(begin.elapsed())
     }
 
-    /// The end of its log.
+    /// The last lines of the server's log.
     fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(log(self.dir.path())).unwrap_or_default();
         last_lines(log.lines(), 10)
     }
 
-    /// The last warnings and errors in its log; empty when there are none.
+    /// The last warnings and errors in the server's log; empty when there are none.
     pub fn complaints(&self) -> String {
         let log = std::fs::read_to_string(log(self.dir.path())).unwrap_or_default();
         let lines = last_lines(log.lines().filter(|line| !is_ease(line)), 5);
@@ -126,7 +127,7 @@ impl LocalServer {
         }
     }
 
-    /// Wait until nothing is left to be deleted.
+    /// Waits until the trash is empty.
     pub async fn trash_empty(&self) -> Result<()> {
         let until = Instant::now() + TRASH;
         while self.left() > 0 {
@@ -136,8 +137,8 @@ impl LocalServer {
         Ok(())
     }
 
-    /// Destroy every container, stop the server, remove its directories. A server that has died is
-    /// started once more for it: containers outlive their server.
+    /// Destroys every container, stops the server, removes its directories. A server that has died is started once
+    /// more for that: containers outlive their server.
     pub async fn stop(mut self) -> Result<()> {
         let emptied = self.empty().await;
         if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
@@ -156,7 +157,7 @@ impl LocalServer {
             )));
         }
         remove_cgroups(self.live.path()).await;
-        // A server whose run directory is on a disk mounts a tmpfs there.
+        // A server whose run directory is on a disk has mounted a tmpfs there.
         let run = run(self.live.path());
         let _ = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH);
         self.live.close().context("remove the directory of live state")?;
@@ -175,7 +176,7 @@ impl LocalServer {
         let client = self.client()?;
         let until = Instant::now() + TRASH;
         loop {
-            // Again and again: a create that was cut off may still be under way in the server.
+            // Repeated, because an interrupted create may still be running in the server.
             let handles = client.list(&BTreeMap::new()).await.context("list the containers that are left")?;
             let mut failed = Ok(());
             for handle in &handles {
@@ -193,10 +194,10 @@ impl LocalServer {
         }
     }
 
-    /// What waits to be deleted, and the root file systems of live containers.
+    /// Number of directories in the trash, and of root file systems in use.
     fn left(&self) -> usize {
         let entries = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
-        // In this order: a record is written before its directory is made.
+        // Directories before records, because a record is written before its directory is made.
         let all: Vec<PathBuf> = entries(self.root().join("rootfs")).map(|entry| entry.path()).collect();
         let living: Vec<String> = entries(run(self.live.path()).join("rootfs"))
             .filter_map(|record| {
@@ -205,7 +206,7 @@ impl LocalServer {
                 record["dir"].as_str().map(str::to_owned)
             })
             .collect();
-        // What the store makes ahead has no record, and nobody has written to it.
+        // Root file systems that the store makes ahead have no record and are empty.
         let ahead = |dir: &Path| {
             !living.iter().any(|name| dir.ends_with(name))
                 && std::fs::read_dir(dir.join("upper"))
@@ -216,7 +217,8 @@ impl LocalServer {
     }
 }
 
-/// Whether a line of the log says that all is well. Whatever is no event, a panic for instance, is a complaint too.
+/// Whether a line of the log is a harmless event. A line that is no event, for example of a panic, counts as a
+/// complaint too.
 fn is_ease(line: &str) -> bool {
     let event: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
     event["level"].as_str().is_some_and(|level| ["info", "debug", "trace"].contains(&level))
@@ -227,7 +229,7 @@ fn last_lines<'a>(lines: impl Iterator<Item = &'a str>, count: usize) -> String 
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Remove the empty cgroups of an instance that is no more.
+/// Removes the empty cgroups of an instance that has ended.
 async fn remove_cgroups(live: &Path) {
     let Ok(run) = Directory::open(&run(live)) else { return };
     let instance = ground::json(&run, "instance.json");
@@ -243,7 +245,7 @@ async fn remove_cgroups(live: &Path) {
     let name = format!("wardian-{tag}");
     let mut groups: Vec<PathBuf> = directories(top).iter().map(|hierarchy| hierarchy.join(&name)).collect();
     groups.push(top.join(&name));
-    // Keepers that waited for a container end by themselves, a moment after their server.
+    // Keepers that waited for a container end by themselves, shortly after their server.
     for _ in 0..100 {
         groups.retain(|group| group.is_dir());
         for group in &groups {
@@ -275,7 +277,7 @@ fn spawn(program: &Path, dir: &Path, live: &Path) -> Result<Child> {
     let log =
         std::fs::File::options().create(true).append(true).open(log(dir)).context("make the server's log")?;
     let mut command = Command::new(program);
-    // Settings of the machine's own server must not reach this one.
+    // Environment variables for the machine's own server must not reach this one.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("WARDIAN_") && name != "WARDIAN_KEEPER" && name != "WARDIAN_LOG" {
@@ -290,7 +292,7 @@ fn spawn(program: &Path, dir: &Path, live: &Path) -> Result<Child> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
-        // Ctrl-C in the terminal is for the lab, which still needs the server to clean up.
+        // Ctrl-C in the terminal must only reach the lab, which still needs the server to clean up.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()

@@ -1,4 +1,4 @@
-//! What is going on, on standard error: bars on a terminal, lines elsewhere.
+//! Progress on standard error: bars on a terminal, lines elsewhere.
 
 use crate::report::Phase;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -7,35 +7,35 @@ use std::time::Duration;
 use wardian_sys::stderr::line;
 use wardian_sys::text::tame_lines;
 
-/// Tells what is going on.
+/// Reports progress.
 #[derive(Debug)]
 pub struct Progress {
     terminal: bool,
 }
 
-/// One phase on its way.
+/// The progress of one phase.
 #[derive(Debug)]
 pub struct Bar {
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
-    /// To standard error.
+    /// Reports to standard error.
     pub fn new() -> Self {
         Self { terminal: std::io::stderr().is_terminal() }
     }
 
-    /// A line.
+    /// Writes a line.
     pub fn say(&self, what: &str) {
         line(&tame_lines(what));
     }
 
-    /// A phase that is over.
+    /// Reports a phase that has ended.
     pub fn tell(&self, phase: &Phase) {
         line(&told(phase));
     }
 
-    /// A phase that so many instances go through.
+    /// Begins a phase of this many instances.
     pub fn phase(&self, name: &'static str, instances: usize) -> Bar {
         let bar = self.terminal.then(|| {
             let bar = ProgressBar::new(instances as u64).with_message(name);
@@ -56,14 +56,14 @@ impl Default for Progress {
 }
 
 impl Bar {
-    /// One more instance is through.
+    /// Counts an instance that has finished the phase.
     pub fn step(&self) {
         if let Some(bar) = &self.bar {
             bar.inc(1);
         }
     }
 
-    /// All are through.
+    /// Ends the phase.
     pub fn finish(&self, phase: &Phase) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -1,4 +1,4 @@
-//! Watches what a command, or a process that runs already, has to do with the disk.
+//! Records the disk activity of a command, or of a running process.
 
 use crate::{Interrupted, interrupted};
 use anyhow::{Context, Result, bail};
@@ -13,30 +13,30 @@ use std::time::Duration;
 use tokio::process::Child;
 use wardian_recorder::{Diagnosis, Options, Recorder, Recording, Watch, unnamed};
 
-/// After a signal the command has this long to end by itself.
+/// Time for the command to end by itself after a signal.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often it is looked whether a process that is not our child still lives.
+/// Poll interval for whether a process that is not a child is alive.
 const ALIVE_EVERY: Duration = Duration::from_millis(100);
 
-/// What was seen, and what it says.
+/// A recording and its diagnosis.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The command, if there was one.
     pub command: Vec<String>,
-    /// As a shell tells it: 128 and the signal's number if it was killed by one.
+    /// Exit code as in a shell: 128 plus the signal's number if the command was killed by one.
     pub exit_code: Option<i32>,
-    /// What it says.
+    /// The evaluation of the recording.
     pub diagnosis: Diagnosis,
-    /// What was seen.
+    /// The recording.
     pub recording: Recording,
-    /// The signal that ended it before its time.
+    /// The signal that ended the recording early.
     pub interrupted: Option<i32>,
 }
 
-/// The command could not be started.
+/// The error that a command could not be started.
 #[derive(Debug)]
 pub struct NotRun {
-    /// Its program.
+    /// The command's program.
     pub program: String,
     /// The system's error.
     pub source: std::io::Error,
@@ -55,7 +55,7 @@ impl std::error::Error for NotRun {
 }
 
 impl NotRun {
-    /// What a shell exits with then: 127 if there is no such program, 126 if it cannot be executed.
+    /// The exit code of a shell in this case: 127 if there is no such program, 126 if it cannot be executed.
     pub fn exit_code(&self) -> u8 {
         if self.source.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
     }
@@ -69,30 +69,30 @@ impl Report {
         Self { command: Vec::new(), exit_code: None, diagnosis, recording, interrupted }
     }
 
-    /// Write it as JSON.
+    /// Writes the report as JSON.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// The file cannot be written.
     pub fn save(&self, to: &Path) -> Result<()> {
         let text = serde_json::to_string(self).context("write the recording as JSON")?;
         crate::ground::save(to, text.as_bytes())
     }
 }
 
-/// Record while a command runs. `fs` is a directory on the file system of interest: none, that of the working
+/// Records while a command runs. `fs` is a directory on the file system of interest; by default the working
 /// directory.
 ///
 /// # Errors
-/// When recording or the command cannot be started. That the command fails is no error.
+/// Recording, or the command, cannot be started. A command that fails is no error.
 pub async fn command(command: &[OsString], fs: Option<PathBuf>) -> Result<Report> {
     let Some((program, args)) = command.split_first() else { bail!("give a command to run, after `--`") };
-    // The command will be a child: it is watched from its first moment on.
+    // The command will be a child: it is watched from its start.
     let options = Options { watch: Watch::Children, ..Options::new(fs.unwrap_or_else(|| ".".into())) };
     let recorder = Recorder::start(options)?;
     let mut run = tokio::process::Command::new(program);
     run.args(args).kill_on_drop(true);
-    // A terminal sends Ctrl-C to all of its foreground group, and lets nobody else read from it. Without one the
-    // command gets a group of its own, so that all of it can be ended.
+    // A terminal sends Ctrl-C to its whole foreground group, and lets no other group read from it. Without a terminal
+    // the command gets a group of its own, so that all of its processes can be killed.
     let group = !std::io::stdin().is_terminal();
     if group {
         run.process_group(0);
@@ -113,13 +113,13 @@ pub async fn command(command: &[OsString], fs: Option<PathBuf>) -> Result<Report
     Ok(report)
 }
 
-/// Hand a signal on, and see to it that the command ends.
+/// Forwards a signal, and ensures that the command ends.
 async fn end(child: &mut Child, group: bool, signal: i32) -> std::io::Result<ExitStatus> {
     let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) else {
         return child.wait().await;
     };
     let send = |signal| {
-        // It may have ended meanwhile.
+        // The process may have ended meanwhile.
         let _ = if group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
     };
     send(Signal::from_named_raw(signal).unwrap_or(Signal::TERM));
@@ -133,10 +133,10 @@ async fn end(child: &mut Child, group: bool, signal: i32) -> std::io::Result<Exi
     }
 }
 
-/// Record while a process that runs already does something, for so long or until it ends.
+/// Records a running process, for this time or until it ends.
 ///
 /// # Errors
-/// When there is no such process, or it cannot be recorded.
+/// There is no such process, or it cannot be recorded.
 pub async fn process(pid: u32, fs: Option<PathBuf>, length: Duration) -> Result<Report> {
     let dir = PathBuf::from(format!("/proc/{pid}"));
     if pid == 0 || !dir.exists() {

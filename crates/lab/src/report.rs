@@ -5,24 +5,24 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// One phase of the story: the same step done by all instances, or to all mounts.
+/// One phase of a story: the same step of all instances, or of all mounts.
 #[derive(Debug, Clone, Serialize)]
 pub struct Phase {
     /// `create`, `stream_in`, `start_app`, `pea` or `destroy`; of a teardown `mount`, `write`, `age`, `unmount` or
     /// `remove`.
     pub name: &'static str,
-    /// From the first request to the last answer.
+    /// Time from the first request to the last answer.
     pub wall_ms: f64,
-    /// Median over the instances.
+    /// Median of the instances.
     pub p50_ms: f64,
-    /// The slowest instance.
+    /// Maximum of the instances.
     pub max_ms: f64,
-    /// Every instance.
+    /// The values of all instances.
     pub each_ms: Vec<f64>,
 }
 
 impl Phase {
-    /// From its durations.
+    /// A phase from its durations.
     pub fn new(name: &'static str, wall: Duration, each: &[Duration]) -> Self {
         let each_ms: Vec<f64> = each.iter().map(|d| ms(*d)).collect();
         let max_ms = each_ms.iter().copied().fold(0.0, f64::max);
@@ -30,7 +30,7 @@ impl Phase {
     }
 }
 
-/// Phases as a table, a line each.
+/// The phases as a table, one line each.
 pub fn table(phases: &[Phase]) -> String {
     let mut out = format!("{:<10} {:>12} {:>12} {:>12}\n", "phase", "wall ms", "p50 ms", "max ms");
     for Phase { name, wall_ms, p50_ms, max_ms, .. } in phases {
@@ -39,7 +39,7 @@ pub fn table(phases: &[Phase]) -> String {
     out
 }
 
-/// The middle value; 0 of none.
+/// The median; 0 of no values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -50,7 +50,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The value that so many percent of them do not exceed (nearest rank); 0 of none.
+/// The value that this percentage of the values does not exceed (nearest rank); 0 of no values.
 pub fn percentile(values: &[f64], percent: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -58,7 +58,7 @@ pub fn percentile(values: &[f64], percent: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
-/// A number of bytes for people.
+/// A number of bytes, readable.
 pub fn bytes(n: u64) -> String {
     #[allow(clippy::cast_precision_loss)]
     let n = n as f64;

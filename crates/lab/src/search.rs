@@ -1,15 +1,15 @@
-//! Records of instances that nobody has named, wherever this host has a tmpfs.
+//! Searches every tmpfs of this host for records of instances whose run directories were not named.
 //!
-//! Everything is reached by descriptors and looked at after it was opened. Any user may have a mount namespace, in which she
-//! mounts what she can see wherever she likes and exchanges it at any moment; and one whom fusermount(1) lets mount has file
-//! systems that do not answer. So no mount is entered but a tmpfs whose id was read before, and nothing is opened for reading
-//! but regular files and directories of root's.
+//! Every file is opened first and checked by its descriptor. Any user may have a mount namespace, in which she can
+//! mount whatever she can see anywhere and exchange it at any moment; and a user whom fusermount(1) lets mount has
+//! file systems that do not answer. So no mount is entered but a tmpfs whose mount id was read before, and nothing is
+//! opened for reading but root's regular files and directories.
 //!
-//! Mount namespaces that belong to another user namespace than ours are left out. Any user can make them, as many as she
-//! likes; and no server lives in one, also if `unshare -Ur` calls its user root: it makes device nodes, which the kernel lets
-//! nobody do there (mknod(2), EPERM).
+//! Mount namespaces that belong to another user namespace than ours are skipped. Any user can create them, in any
+//! number. No server runs in one, even if `unshare -Ur` makes its user root: a server makes device nodes, which the
+//! kernel denies there (mknod(2), EPERM).
 //!
-//! What cannot be read is a doubt: then nothing on this host is known to be nobody's.
+//! Anything that cannot be read raises a doubt: then no instance on this host counts as abandoned.
 
 use crate::leaks::{self, Process};
 use rustix::fs::{
@@ -25,55 +25,56 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use wardian_sys::{namespace, procfs};
 
-/// Levels of a tmpfs that are searched for run directories.
+/// Maximum depth of a directory in a tmpfs.
 const DEPTH: usize = 32;
-/// Entries of directories, and mounts, that are looked at for it in all.
+/// Limit of directory entries and mounts that are examined in all.
 const ENTRIES: usize = 300_000;
 pub(crate) const RECORD: &str = "instance.json";
-/// Bytes of a record.
+/// Size limit of a record in bytes.
 const MOST: u64 = 1 << 20;
-/// How often the mounts of a process are read that moves to another namespace meanwhile.
+/// How often the mounts of a process are read again that changes its namespace meanwhile.
 const MOVES: usize = 3;
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Run directories that nobody has named.
+/// Run directories that were found.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) runs: BTreeSet<PathBuf>,
-    /// Tags that have a record, also where only others can see it.
+    /// Tags that a record names, also where only other mount namespaces see it.
     pub(crate) tags: BTreeSet<String>,
-    /// Why there may be more of them.
+    /// Why the search may be incomplete.
     pub(crate) doubt: Option<String>,
 }
 
-/// Why something was not seen.
+/// The error is the reason why something could not be examined.
 type Seen<T> = Result<T, String>;
 
 fn unread(path: &Path, error: impl std::fmt::Display) -> String {
     format!("{} cannot be searched for records: {error}", path.display())
 }
 
-/// What is mounted for some processes.
+/// The mounts of a mount namespace.
 struct View {
     root: OwnedFd,
-    /// What our paths to it begin with; none if they are those of its own.
+    /// Prefix of our paths to its files; `None` for our own namespace.
     above: Option<PathBuf>,
     mountinfo: Vec<u8>,
 }
 
-/// What tells a file, or a namespace, from all others: its device and its inode.
+/// Identity of a file or a namespace: its device and inode number.
 type Id = (u64, u64);
 
 struct Search<'a> {
     found: &'a mut Found,
     left: usize,
-    /// Directories that were seen with all below them, by the device of their file system and their path in it.
+    /// Directories that were searched completely, by the device of their file system and their path in it.
     whole: BTreeSet<(String, PathBuf)>,
 }
 
 impl Found {
-    /// Those of running servers, however they were told, and those that dead ones have left: records are on a tmpfs.
+    /// Finds run directories of running servers, by their locks, and of servers that have ended, by the records on a
+    /// tmpfs.
     pub(crate) fn look(processes: &[Process]) -> Self {
         let mut found = Self::default();
         for server in processes.iter().filter(|process| process.server) {
@@ -95,8 +96,8 @@ impl Found {
 }
 
 impl Search<'_> {
-    /// In all mount namespaces: a server need not be in ours. Those of containers hold no records. All of it is done before a
-    /// doubt is told: what was found is somebody's all the same.
+    /// Searches all mount namespaces, because a server need not be in ours; those of containers have no records. The
+    /// search is completed before a doubt is reported, because every record that it finds counts.
     fn everywhere(&mut self) -> Seen<()> {
         let own = || -> std::io::Result<(View, Id, Id)> {
             let root = rustix::fs::open("/", LOOK, Mode::empty())?;
@@ -115,7 +116,7 @@ impl Search<'_> {
             let dir = Path::new("/proc").join(&name);
             let looked = match of_process(&dir, user, &view.mountinfo, &mut known) {
                 Ok(Some(view)) => self.view(&view),
-                // It has ended: EINVAL is what mountinfo says then.
+                // The process has ended: reading mountinfo then fails with EINVAL.
                 Ok(None) | Err(Errno::NOENT | Errno::SRCH | Errno::INVAL) => Ok(()),
                 Err(error) => Err(format!(
                     "the mounts of the process with id {} cannot be read: {error}",
@@ -150,16 +151,17 @@ impl Search<'_> {
         seen
     }
 
-    /// Whether a mount was seen with all below it: nothing was mounted on that.
+    /// Searches a mount. Returns whether all of it was seen, that is, no other mount covers a part of it.
     fn mount(&mut self, view: &View, inside: &Path, shown: &Path, id: u64) -> Seen<bool> {
         let inside = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
         let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let point = match openat2(&view.root, inside, LOOK | OFlags::DIRECTORY, Mode::empty(), how) {
-            // A file is mounted; or something else is mounted over a directory on the way.
+            // The mount point is a file, or another mount covers a directory on the way.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
             other => other.map_err(|error| unread(shown, error))?,
         };
-        // What is mounted over it is another mount, which need not even answer: this asks no file system.
+        // The path may lead to another mount on top, whose file system need not even answer: this statx does not ask
+        // it.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = statx(&point, c"", flags, StatxFlags::MNT_ID);
         if stat.is_ok_and(|stat| stat.stx_mnt_id != id) {
@@ -177,13 +179,13 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// A directory of a tmpfs and what is below it in the same mount: what is mounted there is looked at for itself. Whether
-    /// that was all.
+    /// Searches a directory of a tmpfs and what is below it in the same mount; other mounts are searched by
+    /// themselves. Returns whether all of it was seen.
     fn walk(&mut self, dir: &OwnedFd, shown: &Path, ours: bool, depth: usize) -> Seen<bool> {
         let how = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let say = |error| unread(shown, error);
         let mut whole = true;
-        // A directory that is removed meanwhile, ENOENT, is empty.
+        // ENOENT: the directory was removed meanwhile, and so is empty.
         let entries = match Dir::read_from(dir) {
             Err(Errno::NOENT) => return Ok(true),
             entries => entries.map_err(say)?,
@@ -205,12 +207,12 @@ impl Search<'_> {
                     whole = false;
                     continue;
                 }
-                // It is gone, or has become a link.
+                // The entry was removed, or has become a link.
                 Err(Errno::NOENT | Errno::LOOP) => continue,
                 other => other.map_err(|error| unread(&path, error))?,
             };
             let stat = rustix::fs::fstat(&opened).map_err(|error| unread(&path, error))?;
-            // Only root's say something.
+            // Only root's files count.
             if stat.st_uid != 0 {
                 continue;
             }
@@ -243,7 +245,7 @@ impl Search<'_> {
     }
 }
 
-/// A regular file that was opened with `O_PATH`: it is this one, whatever has its name now.
+/// Reads a regular file that was opened with `O_PATH`: this one, whatever has its name now.
 fn read(file: &OwnedFd) -> std::io::Result<Vec<u8>> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -256,14 +258,14 @@ fn id(stat: &rustix::fs::Stat) -> Id {
     (stat.st_dev, stat.st_ino)
 }
 
-/// What a process has mounted, if that is a mount namespace of our user namespace's that is not known yet.
+/// The mounts of a process, if its mount namespace belongs to our user namespace and was not searched yet.
 fn of_process(
     path: &Path,
     user: Id,
     ours: &[u8],
     known: &mut BTreeSet<Id>,
 ) -> rustix::io::Result<Option<View>> {
-    // Its id may be another's in a moment, but not through this.
+    // The process id may be reused, but this descriptor stays with the process.
     let dir = rustix::fs::open(path, LOOK | OFlags::DIRECTORY, Mode::empty())?;
     let open = |name: &str, flags: OFlags| openat(&dir, name, flags | OFlags::CLOEXEC, Mode::empty());
     let read = |name: &str| -> rustix::io::Result<Vec<u8>> {
@@ -277,8 +279,8 @@ fn of_process(
     };
     for _ in 0..MOVES {
         let mounts = match statat(&dir, "ns/mnt", AtFlags::empty()) {
-            // Of root with fewer capabilities than the process has. The list of mounts is for everybody, and a mount is in one
-            // namespace alone.
+            // EACCES: the process is root's, with capabilities that this process lacks. Its mountinfo is readable by
+            // everybody, and a mount is in one namespace only.
             Err(Errno::ACCESS) if is_contained()? || shows_same(ours, &read("mountinfo")?) => {
                 return Ok(None);
             }
@@ -292,7 +294,7 @@ fn of_process(
         }
         let root = open("root", OFlags::PATH | OFlags::DIRECTORY)?;
         let mountinfo = read("mountinfo")?;
-        // Otherwise they may be those of a namespace of hers.
+        // If the namespace has changed, root and mountinfo may be of another one, of a user's own.
         if id(&statat(&dir, "ns/mnt", AtFlags::empty())?) == mounts {
             known.insert(mounts);
             return Ok(Some(View { root, above: Some(path.join("root")), mountinfo }));
@@ -301,13 +303,13 @@ fn of_process(
     Err(Errno::AGAIN)
 }
 
-/// Whether the first mount of a list is in another one: its id is that of no other mount.
+/// Whether the first mount of a list is in another list: a mount's id is unique.
 fn shows_same(ours: &[u8], theirs: &[u8]) -> bool {
     let ids = |text| procfs::mountinfo(text).unwrap_or_default().into_iter().map(|mount| mount.id);
     ids(theirs).next().is_some_and(|first| ids(ours).any(|id| id == first))
 }
 
-/// Whether a user namespace owns a namespace.
+/// Whether a namespace is owned by a user namespace.
 fn is_owned(namespace: impl AsFd, user: Id) -> rustix::io::Result<bool> {
     let owner =
         namespace::owner(namespace).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;

@@ -4,28 +4,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Whether any of them has lost its usual effect. It never comes back: the handlers stay.
+/// Whether any of these signals was ever caught. It stays true: the handlers stay installed.
 static CAUGHT: AtomicBool = AtomicBool::new(false);
 
-/// Whether signals that ask a command to end are caught, or were, by [`Asking`] or [`Signals`].
+/// Whether signals that ask a command to end are, or were, caught by [`Asking`] or [`Signals`].
 pub fn are_caught() -> bool {
     CAUGHT.load(Ordering::Acquire)
 }
 
-/// All that ask a command to end, and can be caught.
+/// All signals that ask a command to end and can be caught.
 pub fn asking() -> [SignalKind; 4] {
     [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()]
 }
 
-/// Several of them. What we were started to ignore stays ignored.
+/// Several such signals. Those that the process was started to ignore stay ignored.
 #[derive(Debug)]
 pub struct Signals(Vec<(i32, Signal)>);
 
 impl Signals {
-    /// From now on they do not end the process.
+    /// Catches the signals: from now on they do not end the process.
     ///
     /// # Errors
-    /// Outside of a runtime, or when no handler can be installed.
+    /// Called outside of a runtime, or a handler cannot be installed.
     pub fn catch(kinds: &[SignalKind]) -> std::io::Result<Self> {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let heard = kinds.iter().filter(|kind| !is_ignored(&status, kind.as_raw_value()));
@@ -35,7 +35,7 @@ impl Signals {
         Ok(Self(all))
     }
 
-    /// The number of the next one.
+    /// Waits for the next signal. Returns its number.
     pub async fn next(&mut self) -> i32 {
         std::future::poll_fn(|cx| {
             let arrived = self
@@ -48,15 +48,16 @@ impl Signals {
     }
 }
 
-/// One of them. What we were started to ignore, as `nohup` and the `&` of a script's shell do, stays ignored: it never comes.
+/// One such signal. If the process was started to ignore it, as by `nohup` and by the `&` of a script's shell, it
+/// stays ignored and never arrives.
 #[derive(Debug)]
 pub struct Asking(Option<Signal>);
 
 impl Asking {
-    /// From now on it does not end the process.
+    /// Catches the signal: from now on it does not end the process.
     ///
     /// # Errors
-    /// Outside of a runtime, or when no handler can be installed.
+    /// Called outside of a runtime, or the handler cannot be installed.
     pub fn catch(kind: SignalKind) -> std::io::Result<Self> {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = is_ignored(&status, kind.as_raw_value());
@@ -65,7 +66,7 @@ impl Asking {
         Ok(Self(caught))
     }
 
-    /// The next one.
+    /// Waits for the next signal of this kind.
     pub async fn recv(&mut self) {
         if let Some(signal) = &mut self.0
             && signal.recv().await.is_some()

@@ -1,4 +1,4 @@
-//! What a test needs of the host that it runs on, declared in one way, so that no test passes unseen by doing nothing.
+//! Declares what a test needs of its host, in one way, so that no test passes unnoticed by doing nothing.
 //!
 //! A test names its needs first:
 //!
@@ -11,12 +11,12 @@
 //! }
 //! ```
 //!
-//! On a host that lacks one of them the test returns and writes one line, which libtest's capture of output does not hold
-//! back: `skipped: cgroup::tests::rules_of_v2: needs root`.
+//! On a host that lacks one of them the test returns and writes one line, which libtest does not capture:
+//! `skipped: cgroup::tests::rules_of_v2: needs root`.
 //!
 //! The environment variable [`VARIABLE`] makes this strict. It lists what the host is known to have
-//! (`WARDIAN_TESTS_MUST_HAVE=root,cgroup-v1`); the lack of any of these fails the test. `./dev test` sets it to what it finds
-//! by a look of its own, so that a broken probe cannot skip tests either.
+//! (`WARDIAN_TESTS_MUST_HAVE=root,cgroup-v1`); a test that finds one of these missing fails. `./dev test` sets it to
+//! what its own checks find, so that a broken probe cannot skip tests either.
 
 use std::env::VarError;
 use std::fs;
@@ -25,10 +25,12 @@ use std::io::Write as _;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::thread::CapabilitySet;
 
-/// Names of needs, with commas between them, whose lack fails a test instead of skipping it.
+/// The variable with a comma-separated list of needs that fail a test, instead of skipping it, where they are not
+/// met.
 pub const VARIABLE: &str = "WARDIAN_TESTS_MUST_HAVE";
 
-/// Return from the test, visibly, unless the host has all that is named (variants of [`Need`]). It stands at a test's start.
+/// Returns from the test, with a message, unless the host meets all listed needs (variants of [`Need`]). For the
+/// start of a test.
 #[macro_export]
 macro_rules! needs {
     ($($need:ident),+ $(,)?) => {
@@ -38,34 +40,34 @@ macro_rules! needs {
     };
 }
 
-/// Something that not every host has.
+/// A property that not every host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// `root`: the effective user is 0. A root that is denied what root may do otherwise fails tests and skips none.
+    /// `root`: the effective user is 0. A root without the usual privileges makes tests fail, not skip.
     Root,
     /// `cgroup-v1`: mountinfo shows a cgroup v1 hierarchy with the devices controller.
     CgroupV1,
     /// `cgroup-v2`: mountinfo shows the cgroup v2 hierarchy, alone or beside those of v1.
     CgroupV2,
-    /// `cgroup-memory`: mountinfo shows a v1 hierarchy with the memory controller, or the root of v2 hands that controller
-    /// on (`cgroup.subtree_control`).
+    /// `cgroup-memory`: mountinfo shows a v1 hierarchy with the memory controller, or the root of v2 delegates that
+    /// controller (`cgroup.subtree_control`).
     CgroupMemory,
-    /// `bpf`: the process has `CAP_BPF` or `CAP_SYS_ADMIN`, and the kernel has the system call, told by the sysctl
-    /// `kernel.unprivileged_bpf_disabled`.
+    /// `bpf`: the process has `CAP_BPF` or `CAP_SYS_ADMIN`, and the kernel has the system call, recognised by the
+    /// sysctl `kernel.unprivileged_bpf_disabled`.
     Bpf,
-    /// `mknod`: a block device can be made in the temporary directory, and is removed again.
+    /// `mknod`: a block device can be created in the temporary directory; it is removed again.
     Mknod,
     /// `loop`: `/dev/loop-control` opens for reading and writing.
     Loop,
-    /// `tracefs`: the effective user is 0 and `/proc/filesystems` lists it. It need not be mounted.
+    /// `tracefs`: the effective user is 0 and `/proc/filesystems` lists tracefs. It need not be mounted.
     Tracefs,
-    /// `pid-max`: each pid namespace has a `pid_max` of its own, as in kernels from 6.14 on, told by uname(2). Trying it
-    /// would change the host's on an earlier one.
+    /// `pid-max`: each pid namespace has a `pid_max` of its own, as in kernels since 6.14, recognised by uname(2). A
+    /// trial would change the host's value on an earlier one.
     PidMax,
 }
 
 impl Need {
-    /// All there are.
+    /// All needs.
     pub const ALL: [Self; 9] = [
         Self::Root,
         Self::CgroupV1,
@@ -78,7 +80,7 @@ impl Need {
         Self::PidMax,
     ];
 
-    /// As lines and [`VARIABLE`] name it.
+    /// The name in messages and in [`VARIABLE`].
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -94,7 +96,7 @@ impl Need {
         }
     }
 
-    /// The host has it. Each variant tells how that is found out.
+    /// Whether the host meets the need; each variant's comment describes the check.
     #[must_use]
     pub fn is_met(self) -> bool {
         let root = || rustix::process::geteuid().is_root();
@@ -134,7 +136,7 @@ fn has(list: &str, between: char, name: &str) -> bool {
     list.trim().split(between).any(|one| one == name)
 }
 
-/// A cgroup v1 hierarchy is mounted with this controller.
+/// Whether a cgroup v1 hierarchy with this controller is mounted.
 fn controls(mounts: &str, controller: &str) -> bool {
     mounts.lines().filter_map(|line| line.split_once(" - cgroup ")).any(|(_, rest)| {
         // The source, then the options of the superblock.
@@ -142,7 +144,7 @@ fn controls(mounts: &str, controller: &str) -> bool {
     })
 }
 
-/// Where cgroup v2 is mounted.
+/// The mount point of cgroup v2.
 fn v2(mounts: &str) -> Option<&str> {
     let (before, _) = mounts.lines().find_map(|line| line.split_once(" - cgroup2 "))?;
     before.split(' ').nth(4)
@@ -153,19 +155,19 @@ fn makes_devices() -> bool {
     let path = std::env::temp_dir().join(name);
     let made = mknodat(CWD, &path, FileType::BlockDevice, Mode::empty(), makedev(1, 0)).is_ok();
     if made {
-        // Nobody opens it, so what stays of it does no harm.
+        // The node is never opened, so one that remains does no harm.
         let _ = fs::remove_file(path);
     }
     made
 }
 
-/// A kernel's release is this version or a later one.
+/// Whether a kernel's release is this version or a later one.
 fn from(release: &str, version: (u32, u32)) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= version
 }
 
-/// What [`VARIABLE`] says.
+/// Parses the value of [`VARIABLE`].
 fn parse(text: &str) -> Result<Vec<Need>, String> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     names
@@ -178,18 +180,18 @@ fn parse(text: &str) -> Result<Vec<Need>, String> {
         .collect()
 }
 
-/// Names of needs, for people.
+/// The names of needs, as text.
 fn list(needs: &[Need]) -> String {
     needs.iter().map(|need| need.name()).collect::<Vec<_>>().join(", ")
 }
 
-/// What becomes of a test, or of a part of it.
+/// Whether a test, or a part of it, is run.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Run,
-    /// With this line.
+    /// It is skipped with this line.
     Skip(String),
-    /// With this message.
+    /// It fails with this message.
     Fail(String),
 }
 
@@ -206,7 +208,8 @@ fn outcome(test: &str, part: Option<&str>, lacking: &[Need], must: &[Need]) -> O
     Outcome::Skip(format!("skipped: {test}{part}: needs {}\n", list(lacking)))
 }
 
-/// Not by a macro that prints: libtest holds back what those write. One write, so that lines of many threads do not mix.
+/// Writes directly, because libtest captures what the print macros write; in one write, so that lines of several
+/// threads do not mix.
 fn say(line: &str) {
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
@@ -215,11 +218,11 @@ fn lacking(needs: &[Need]) -> Vec<Need> {
     needs.iter().copied().filter(|need| !need.is_met()).collect()
 }
 
-/// The host lacks one of these, and that has been told. With a `part` it is not the whole test that is skipped then, but
-/// this part of it; [`needs!`] is for whole tests.
+/// Whether the host lacks one of these; if so, writes the line. With a `part` only that part of the test is skipped;
+/// [`needs!`] is for whole tests.
 ///
 /// # Panics
-/// When the host lacks what [`VARIABLE`] says that it has, or that names something unknown.
+/// The host lacks a need that [`VARIABLE`] lists, or the variable lists an unknown name.
 #[must_use]
 #[track_caller]
 pub fn lacks(needs: &[Need], part: Option<&str>) -> bool {
@@ -240,10 +243,10 @@ pub fn lacks(needs: &[Need], part: Option<&str>) -> bool {
     }
 }
 
-/// For tests that make no sense at all without these: there they fail.
+/// Panics unless the host meets these needs, for tests that are pointless without them.
 ///
 /// # Panics
-/// When the host lacks one of them.
+/// The host lacks one of them.
 #[track_caller]
 pub fn demand(needs: &[Need]) {
     let lacking = lacking(needs);

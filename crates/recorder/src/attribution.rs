@@ -1,8 +1,8 @@
-//! From single events to who wrote how much, and why.
+//! Attributes single trace events: which task wrote how much, and why.
 //!
-//! Every write to a device passes `block_bio_queue` in the task that submits it, whatever the file system. What that task
-//! was doing says why: its kernel stack if there is one, else the reason its flusher was started with, else the system call
-//! it is in.
+//! Every write to a device passes `block_bio_queue` in the task that submits it, whatever the file system. The
+//! context of that task gives the cause: its kernel stack if there is one, else the reason of its writeback work if
+//! it is a flusher, else the system call that it is in.
 
 use crate::causes;
 use crate::diagnosis::Cause;
@@ -10,17 +10,17 @@ use crate::recording::{Task, Written};
 use crate::trace::{Event, What, Work};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-/// Writes of one cause by one task that are further apart than this, in ms, are two bursts.
+/// Writes of one cause by one task with a longer gap than this, in ms, form two bursts.
 const GAP_MS: f64 = 1000.0;
 
-/// Requests that no flusher has taken up yet; more are not kept.
+/// Limit of remembered requests that no flusher has taken up yet.
 const QUEUED_MAX: usize = 4096;
-/// Children whose parent is remembered.
+/// Limit of remembered forks.
 const CHILDREN_MAX: usize = 1 << 20;
-/// Inodes whose writer is remembered.
+/// Limit of inodes whose writer is remembered.
 const DIRTIED_MAX: usize = 200_000;
 
-/// A system call that took time.
+/// A system call with its duration.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Call {
     pub(crate) task: Task,
@@ -34,12 +34,12 @@ struct Asker {
     stack: Vec<String>,
 }
 
-/// What a flusher is doing.
+/// The writeback work that a flusher is processing.
 #[derive(Debug, Default)]
 struct Round {
     reason: String,
     asker: Option<Asker>,
-    /// The asker is known from the request itself.
+    /// The asker is known from the request itself (`writeback_exec`).
     taken: bool,
     active: bool,
 }
@@ -50,33 +50,33 @@ enum Waiting {
     Queue(Work),
 }
 
-/// The state machine. Feed it events in their order.
+/// The state machine. Events must be fed in order.
 #[derive(Debug, Default)]
 pub(crate) struct Attribution {
-    /// When the recording began, in seconds of the trace's clock.
+    /// Begin of the recording, in seconds of the trace's clock.
     start: f64,
     pub(crate) written: Vec<Written>,
-    /// Calls that took at least a millisecond.
+    /// System calls that took at least a millisecond.
     pub(crate) calls: Vec<Call>,
-    /// Parent and child, in the order of the forks.
+    /// Pairs of parent and child, in the order of the forks.
     children: Vec<(u32, u32)>,
-    /// Events whose stack may still come, by thread.
+    /// By thread: events whose stack may still follow.
     waiting: HashMap<u32, Waiting>,
     rounds: HashMap<u32, Round>,
     queued: VecDeque<(Work, Asker)>,
-    /// The call a thread is in.
+    /// By thread: the system call that it is in.
     current: HashMap<u32, (String, f64)>,
-    /// The last call it returned from.
+    /// By thread: the last system call that returned.
     last: HashMap<u32, String>,
     dirtied: HashMap<u64, Task>,
-    /// The burst that a thread's last write was counted in.
+    /// By thread: the burst that its last write was counted in.
     bursts: HashMap<u32, usize>,
-    /// The last burst of a kind.
+    /// By cause, tasks and evidence: the last burst.
     kinds: HashMap<(Cause, u32, u32, String), usize>,
 }
 
 impl Attribution {
-    /// For a recording that begins at this second of the trace's clock.
+    /// An attribution for a recording that begins at this second of the trace's clock.
     pub(crate) fn since(start: f64) -> Self {
         Self { start, ..Self::default() }
     }
@@ -113,7 +113,7 @@ impl Attribution {
             }
             What::Inode { ino, pages } => self.inode(pid, ino, pages),
             What::Dirty { ino } => {
-                // A flusher that allocates blocks is not the writer.
+                // A flusher that allocates blocks also marks inodes dirty, but is not the writer.
                 if self.dirtied.len() < DIRTIED_MAX && !event.comm.starts_with("kworker/") {
                     self.dirtied.insert(ino, Task { pid, comm: event.comm, syscall: None });
                 }
@@ -131,8 +131,8 @@ impl Attribution {
         }
     }
 
-    /// These threads and all that they have started since the beginning, however briefly they lived; none if that is not
-    /// known any more.
+    /// These threads and all their descendants since the beginning, however short-lived; `None` if forks were
+    /// dropped.
     pub(crate) fn family(&self, of: &HashSet<u32>) -> Option<BTreeSet<u32>> {
         let mut family: BTreeSet<u32> = of.iter().copied().collect();
         for (parent, child) in &self.children {
@@ -143,7 +143,7 @@ impl Attribution {
         (self.children.len() < CHILDREN_MAX).then_some(family)
     }
 
-    /// No more stacks will come for what was fed so far.
+    /// Ends the attribution: no more stacks will follow.
     pub(crate) fn finish(&mut self, end_ms: f64) {
         let pids: Vec<u32> = self.waiting.keys().copied().collect();
         for pid in pids {
@@ -169,7 +169,8 @@ impl Attribution {
     fn begin_round(&mut self, pid: u32, work: Work) {
         let round = self.rounds.entry(pid).or_default();
         if !(round.taken && round.reason == work.reason) {
-            // A kernel without writeback_exec: the last who asked for the like. Nobody asks for what is periodic.
+            // A kernel without writeback_exec: the last task that queued the same work is assumed. Periodic work has
+            // no asker.
             let asker = self.queued.iter().rev().find(|(queued, _)| *queued == work).map(|(_, a)| a.clone());
             *round = Round { asker, reason: work.reason, taken: false, active: true };
         }
@@ -183,11 +184,11 @@ impl Attribution {
         self.queued.push_back((work, asker));
     }
 
-    /// A thread with the call it is in, or whose deferred work it does.
+    /// A thread with the system call that it is in, or whose deferred work it does.
     fn task(&self, pid: u32, comm: String, stack: &[String]) -> Task {
         let from_stack = causes::call_of(stack);
         let syscall = match from_stack.as_deref() {
-            // The unmount proper is put off until the way out of umount2.
+            // The actual unmount is task work, deferred to the return from umount2.
             Some("task_work") => self
                 .last
                 .get(&pid)
@@ -200,7 +201,7 @@ impl Attribution {
         Task { pid, comm, syscall }
     }
 
-    /// What was waiting for a stack has it, or will not get one.
+    /// Completes the thread's waiting event with its stack, or without one.
     fn settle(&mut self, pid: u32, stack: Vec<String>) {
         match self.waiting.remove(&pid) {
             Some(Waiting::Queue(work)) if !stack.is_empty() => {
@@ -268,7 +269,7 @@ impl Attribution {
         }
     }
 
-    /// The flusher tells whose pages it has just submitted.
+    /// Adds pages of an inode, which the flusher has just submitted, to the thread's last burst.
     fn inode(&mut self, pid: u32, ino: u64, pages: u64) {
         if pages == 0 {
             return;
@@ -367,7 +368,7 @@ u-{pid} [000] ..... 100.12: <stack trace>
             assert_eq!((asker.pid, asker.syscall.as_deref()), (7, Some("umount")));
             assert!(written[0].stack.contains(&"ovl_sync_fs".to_owned()));
         }
-        // Two in a row: each round belongs to the one that was taken up for it.
+        // Two requests in a row: each round belongs to the request that was taken up for it.
         let exec = format!("k-2 [001] ..... 100.15: writeback_exec: {work}\n");
         let both = ask(7, false) + &ask(8, false) + &exec + &round("sync") + &exec + &round("sync");
         let askers: Vec<u32> = written(&both).iter().map(|w| w.asked_by.as_ref().unwrap().pid).collect();

@@ -1,21 +1,21 @@
-//! What a kernel stack, a flusher's reason or a thread's name says about why something is written.
+//! Derives the cause of a write from a kernel stack, a flusher's reason, a thread's name or a system call.
 
 use crate::diagnosis::Cause;
 
-/// Functions that give a cause away, the most telling first: the first of these that is anywhere on the stack decides.
-/// A file system that needs memory or journal space while it does something else is writing for that reason.
+/// Functions that identify a cause, by precedence: the first of these that is anywhere on the stack decides. A file
+/// system that reclaims memory or journal space during another operation writes for that reason.
 const TELLING: &[(&str, Cause)] = &[
-    // Reclaim, also when it happens inside somebody's system call (mm/vmscan.c).
+    // Reclaim, also within a system call (mm/vmscan.c).
     ("shrink_folio_list", Cause::MemoryPressure),
     ("shrink_page_list", Cause::MemoryPressure),
     ("swap_writepage", Cause::MemoryPressure),
     ("swap_writeout", Cause::MemoryPressure),
-    // Past the page cache.
+    // Direct I/O, which bypasses the page cache.
     ("iomap_dio_rw", Cause::Direct),
     ("__iomap_dio_rw", Cause::Direct),
     ("blkdev_direct_IO", Cause::Direct),
     ("__blockdev_direct_IO", Cause::Direct),
-    // Somebody asked for it.
+    // Requested syncs.
     ("sync_filesystem", Cause::Sync),
     ("ksys_sync", Cause::Sync),
     ("iterate_supers", Cause::Sync),
@@ -25,8 +25,8 @@ const TELLING: &[(&str, Cause)] = &[
     ("generic_write_sync", Cause::Sync),
     ("generic_shutdown_super", Cause::Sync),
     ("freeze_super", Cause::Sync),
-    // Delayed allocation is resolved at close and rename (ext4: auto_da_alloc), XFS flushes at close after a
-    // truncation and before one.
+    // Delayed allocation is resolved at close and rename (ext4: auto_da_alloc); XFS flushes at close after a
+    // truncation, and before a truncation.
     ("ext4_alloc_da_blocks", Cause::FlushAtClose),
     ("ext4_release_file", Cause::FlushAtClose),
     ("xfs_file_release", Cause::FlushAtClose),
@@ -34,7 +34,7 @@ const TELLING: &[(&str, Cause)] = &[
     ("xfs_setattr_size", Cause::FlushAtClose),
     ("btrfs_release_file", Cause::FlushAtClose),
     ("filp_flush", Cause::FlushAtClose),
-    // The journal: ext4, XFS.
+    // Journal writes: ext4, XFS.
     ("jbd2_journal_commit_transaction", Cause::JournalCommit),
     ("jbd2_log_do_checkpoint", Cause::JournalCommit),
     ("jbd2_write_superblock", Cause::JournalCommit),
@@ -44,12 +44,12 @@ const TELLING: &[(&str, Cause)] = &[
     ("xfs_log_worker", Cause::JournalCommit),
 ];
 
-/// The cause that a stack gives away, and by which function.
+/// The cause that a stack identifies, and by which function.
 pub(crate) fn of_stack(stack: &[String]) -> Option<(Cause, &'static str)> {
     TELLING.iter().find(|(name, _)| stack.iter().any(|f| f == name)).map(|(name, cause)| (*cause, *name))
 }
 
-/// The cause behind a flusher's reason (enum wb_reason in include/linux/backing-dev-defs.h).
+/// The cause of a flusher's reason (enum wb_reason in include/linux/backing-dev-defs.h).
 pub(crate) fn of_reason(reason: &str) -> Cause {
     match reason {
         "background" | "vmscan" | "try_to_free_pages" | "foreign_flush" => Cause::MemoryPressure,
@@ -59,7 +59,7 @@ pub(crate) fn of_reason(reason: &str) -> Cause {
     }
 }
 
-/// The cause behind a kernel thread's name.
+/// The cause that a kernel thread's name stands for.
 pub(crate) fn of_thread(comm: &str) -> Option<Cause> {
     let starts = |prefix| comm.starts_with(prefix);
     if starts("jbd2/") || starts("xfsaild/") || starts("xfs-cil/") {
@@ -71,7 +71,7 @@ pub(crate) fn of_thread(comm: &str) -> Option<Cause> {
     }
 }
 
-/// The cause behind a system call that a thread is in.
+/// The cause that a system call stands for.
 pub(crate) fn of_call(call: &str) -> Option<Cause> {
     let asks = ["sync", "syncfs", "fsync", "fdatasync", "sync_file_range", "msync", "umount"];
     asks.contains(&call).then_some(Cause::Sync)
@@ -88,7 +88,7 @@ pub(crate) fn call_of(stack: &[String]) -> Option<String> {
             .or_else(|| function.strip_prefix("ksys_"))?;
         Some(call.to_owned())
     });
-    // Work that was put off until the way out of a call, or until the end of the process, comes without the call.
+    // Task work, deferred to the return from a call or to the end of the process, has no call on its stack.
     let has = |name: &str| stack.iter().any(|function| function == name);
     entry.filter(|call| call != "exit" && call != "exit_group").or_else(|| {
         if has("do_exit") {
@@ -101,7 +101,7 @@ pub(crate) fn call_of(stack: &[String]) -> Option<String> {
     })
 }
 
-/// Functions that only put a thread to sleep, and say nothing of what it waits for.
+/// Functions that only put a thread to sleep, and do not tell what it waits for.
 const SLEEPING: &[&str] = &[
     "schedule",
     "__schedule",
@@ -138,7 +138,7 @@ const SLEEPING: &[&str] = &[
     "mutex_lock",
 ];
 
-/// The first function that says what is waited for.
+/// The first function that tells what the thread waits for.
 pub(crate) fn meaningful(stack: &[String]) -> Option<&String> {
     stack.iter().find(|function| !SLEEPING.contains(&function.as_str())).or(stack.first())
 }
@@ -151,7 +151,7 @@ mod tests {
         text.split(' ').map(str::to_owned).collect()
     }
 
-    /// Stacks as this kernel's `block_bio_queue` showed them.
+    /// Stacks as this kernel's `block_bio_queue` reports them.
     #[test]
     fn stacks() {
         for (text, cause, call) in [

@@ -1,4 +1,4 @@
-//! What a recording says: causes, waiters, a verdict, advice.
+//! Evaluates a recording: causes, waits, a verdict, advice.
 
 use crate::fingerprint::{self, Fingerprint};
 use crate::recording::{Recording, Task, Tunables, Wait, Written};
@@ -15,51 +15,51 @@ pub enum Cause {
     MemoryPressure,
     /// The data was older than `dirty_expire_centisecs`.
     Age,
-    /// Somebody asked: `sync`, `syncfs`, `fsync`, `umount`, …
+    /// A requested sync: `sync`, `syncfs`, `fsync`, `umount`, …
     Sync,
-    /// A file that had been truncated, or replaced by rename, was closed: the file system then writes it at once.
+    /// A file that had been truncated, or replaced by rename, was closed, and the file system wrote it at once.
     FlushAtClose,
-    /// The file system's journal was committed or emptied, and in ext4's ordered mode the data with it.
+    /// The file system's journal was committed or checkpointed, and in ext4's ordered mode the data with it.
     JournalCommit,
-    /// The writer went past the page cache (O_DIRECT).
+    /// Direct I/O (O_DIRECT), which bypasses the page cache.
     Direct,
-    /// It could not be told.
+    /// The cause could not be determined.
     Unknown,
 }
 
-/// A cause, and what it wrote.
+/// A cause and its share of the writes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CauseShare {
     /// The cause.
     pub cause: Cause,
     /// Bytes it wrote.
     pub bytes: u64,
-    /// Their part of all that was written, from 0 to 1.
+    /// Their share of all bytes written, from 0 to 1.
     pub share: f64,
-    /// When the first was submitted, in ms since the start of the recording.
+    /// When the first write was submitted, in ms since the start of the recording.
     pub begin_ms: f64,
-    /// When the last was.
+    /// When the last write was submitted.
     pub end_ms: f64,
-    /// Who asked for the most of it.
+    /// The task that asked for most of it.
     pub asked_by: Option<Task>,
-    /// Whose data it was, the most first.
+    /// The owners of the data, the largest first.
     pub data_of: Vec<Owner>,
 }
 
-/// Somebody whose data was written.
+/// An owner of written data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// What the caller calls it, or `comm[pid]`, or `unknown`.
+    /// The caller's name for it, or `comm[pid]`, or `unknown`.
     pub name: String,
-    /// The thread that had written it into memory; none: it was dirty before the recording began, or was not seen.
+    /// The thread that had made it dirty; `None` if that was before the recording began, or was not seen.
     pub task: Option<Task>,
-    /// How many inodes.
+    /// Number of inodes.
     pub inodes: u64,
-    /// Bytes; metadata is nobody's.
+    /// Bytes; metadata has no owner.
     pub bytes: u64,
 }
 
-/// What can be given a better name by whoever knows what ran.
+/// A subject that the caller may know a better name for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject<'a> {
     /// An inode of the watched file system, by its number.
@@ -68,34 +68,34 @@ pub enum Subject<'a> {
     Task(&'a Task),
 }
 
-/// Names nothing: for those who know nothing more.
+/// Has no names: for callers without better ones.
 pub fn unnamed(_: Subject<'_>) -> Option<String> {
     None
 }
 
-/// What a recording says.
+/// The evaluation of a recording.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// What wrote, the most first.
+    /// The causes of the writes, the largest first.
     pub causes: Vec<CauseShare>,
     /// Bytes written to the watched devices while recording.
     pub written_bytes: u64,
-    /// Who waited, the longest first.
+    /// The waits, the longest first.
     pub waited: Vec<Wait>,
     /// The settings in force.
     pub tunables: Tunables,
-    /// Known behaviours of kernels that were recognised.
+    /// Known kernel behaviours that were recognised.
     pub fingerprints: Vec<Fingerprint>,
-    /// One sentence.
+    /// The verdict, in one sentence.
     pub verdict: String,
-    /// What to do about it.
+    /// Recommendations.
     pub advice: Vec<String>,
-    /// What this diagnosis cannot know, and why.
+    /// What could not be determined, and why.
     pub limits: Vec<String>,
 }
 
 impl Diagnosis {
-    /// What a recording says. `name` may give owners and tasks better names; [`unnamed`] gives none.
+    /// Evaluates a recording. `name` may give owners and tasks better names; [`unnamed`] gives none.
     pub fn of(recording: &Recording, name: &dyn Fn(Subject<'_>) -> Option<String>) -> Self {
         let mut causes = shares(&recording.written, name);
         let mut written_bytes: u64 = causes.iter().map(|cause| cause.bytes).sum();
@@ -110,7 +110,7 @@ impl Diagnosis {
         let mut waited = recording.waits.clone();
         waited.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         let fingerprints = fingerprint::of(recording);
-        // What others write is worth a word of advice if somebody waited for it.
+        // Other processes' writes lead to advice only if a watched thread waited for them.
         let ours = concerned(recording);
         let others = ours.as_ref().is_some_and(BTreeSet::is_empty) && !somebody_waited(recording, &waited);
         let concerned = |cause: &&CauseShare| ours.as_ref().is_none_or(|ours| ours.contains(&cause.cause));
@@ -173,7 +173,7 @@ impl fmt::Display for Task {
     }
 }
 
-/// What one cause has written so far, while it is being added up.
+/// The sum of one cause's writes.
 #[derive(Default)]
 struct Sum {
     bytes: u64,
@@ -205,7 +205,8 @@ fn shares(written: &[Written], name: &dyn Fn(Subject<'_>) -> Option<String>) -> 
         for (inode, bytes) in &burst.inodes {
             own(Some(*inode), burst.dirtied_by.get(inode), *bytes);
         }
-        // No flusher tells of data that its writer flushes itself, by closing or syncing its file.
+        // The trace does not report the inodes of data that its writer flushes itself, by closing or syncing the
+        // file.
         let data = burst.bytes.saturating_sub(burst.metadata_bytes);
         let rest = data.saturating_sub(burst.inodes.values().sum());
         let itself = burst.asked_by.as_ref().is_some_and(|asker| asker.pid == burst.by.pid);
@@ -242,19 +243,19 @@ fn task_name(task: &Task, name: &dyn Fn(Subject<'_>) -> Option<String>) -> Strin
     name(Subject::Task(task)).unwrap_or_else(|| task.to_string())
 }
 
-/// Causes of writes that what was watched has a part in; none if that is not known.
+/// Causes of writes that the watched threads took part in; `None` if that is unknown.
 fn concerned(recording: &Recording) -> Option<BTreeSet<Cause>> {
     let watched = recording.watched.as_ref().filter(|_| recording.traced())?;
     let ours = recording.written.iter().filter(|burst| burst.concerns(watched));
     Some(ours.map(|burst| burst.cause).collect())
 }
 
-/// What takes no longer than the recorder's own period is not worth a word.
+/// Whether a wait was longer than the sampling period; shorter ones are not reported.
 fn somebody_waited(recording: &Recording, waited: &[Wait]) -> bool {
     waited.first().is_some_and(|wait| wait.ms >= recording.period_ms)
 }
 
-/// `first`: the cause that counts; none if others wrote all that there is.
+/// The verdict. `first`: the most important cause; `None` if the watched threads have no part in any write.
 fn verdict(
     recording: &Recording,
     first: Option<&CauseShare>,
@@ -293,7 +294,7 @@ fn verdict(
     text
 }
 
-/// Bytes for people.
+/// A readable size.
 pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
@@ -416,7 +417,7 @@ mod tests {
         let diagnosis = Diagnosis::of(&recording, &unnamed);
         assert!(diagnosis.verdict.contains("others wrote 4.1 kB"), "{}", diagnosis.verdict);
         assert_eq!((diagnosis.advice.len(), diagnosis.causes.len()), (0, 1));
-        // Who waits for others is told of them.
+        // If a watched thread waits for other processes' writes, those are reported.
         recording.waits = vec![Wait { task: task(5, "x"), ms: 100.0, ..Wait::default() }];
         assert!(
             Diagnosis::of(&recording, &unnamed)
@@ -424,13 +425,13 @@ mod tests {
                 .contains("100 % of 4.1 kB were written because of a sync")
         );
         recording.waits.clear();
-        // Its own counts, however little it is.
+        // A write of its own counts, however small it is.
         let own = Written { cause: Cause::Direct, bytes: 512, ..written(6) };
         recording.written.push(own);
         let diagnosis = Diagnosis::of(&recording, &unnamed);
         assert!(diagnosis.verdict.contains("direct I/O, asked for by x[6]"), "{}", diagnosis.verdict);
         assert!(diagnosis.advice[0].contains("O_DIRECT"));
-        // Nobody knows.
+        // It is not known which threads belong to the watched ones.
         recording.watched = None;
         assert!(Diagnosis::of(&recording, &unnamed).verdict.contains("a sync, asked for by x[7]"));
     }

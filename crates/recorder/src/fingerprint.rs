@@ -1,13 +1,13 @@
-//! Behaviours of kernels that are known to make somebody wait, each recognised by what was seen and never by the
-//! kernel's version.
+//! Kernel behaviours that are known to cause waits, each recognised by what was observed and never by the kernel's
+//! version.
 
 use crate::diagnosis::Cause;
 use crate::recording::Recording;
 use serde::{Deserialize, Serialize};
 
-/// A wait this long, in ms, wants an explanation.
+/// A wait of at least this many ms needs an explanation.
 const LONG_MS: f64 = 100.0;
-/// Seen fewer times than this, deleting was no matter of mass.
+/// With fewer samples than this, deletions were no mass unlink.
 const MASS_SAMPLES: u64 = 5;
 
 /// A known behaviour that was recognised.
@@ -16,18 +16,18 @@ pub struct Fingerprint {
     /// `sync-at-unmount`, `fsync-on-copy-up`, `cgroup-writeback-wait`, `shrinker-lock`, `slow-discard`,
     /// `mass-unlink`, or `unknown`.
     pub id: String,
-    /// What gave it away.
+    /// The observation that identified it.
     pub evidence: String,
-    /// What to do about it.
+    /// The recommendation.
     pub advice: String,
 }
 
-/// One of them: how it looks on a kernel stack.
+/// A known behaviour, and how it is recognised on a kernel stack.
 struct Known {
     id: &'static str,
-    /// Whether this stack, innermost first, shows it.
+    /// Whether this stack, innermost function first, shows the behaviour.
     shows: fn(&[String]) -> bool,
-    /// In how many samples at least.
+    /// Minimum number of samples.
     samples: u64,
     advice: &'static str,
 }
@@ -91,7 +91,7 @@ fn has(stack: &[String], any: &[&str]) -> bool {
     stack.iter().any(|function| any.contains(&bare_call(function)))
 }
 
-/// `umount` for `__x64_sys_umount`.
+/// Strips the prefix: `umount` for `__x64_sys_umount`.
 fn bare_call(function: &str) -> &str {
     function.split_once("_sys_").map_or(function, |(_, call)| call)
 }
@@ -100,11 +100,11 @@ fn starts(stack: &[String], prefix: &str) -> bool {
     stack.iter().any(|function| function.starts_with(prefix))
 }
 
-/// Those that a recording shows.
+/// The behaviours that a recording shows.
 pub(crate) fn of(recording: &Recording) -> Vec<Fingerprint> {
     let mut found: Vec<Fingerprint> = Vec::new();
     for known in KNOWN {
-        // A discard below an unlink is not the mass of the unlinks.
+        // A discard during an unlink counts as a slow discard, not as a mass unlink.
         let discards = found.iter().any(|f| f.id == "slow-discard");
         if known.id == "mass-unlink" && discards {
             continue;
@@ -185,7 +185,7 @@ mod tests {
             ("io_schedule bit_wait_io ext4_evict_inode evict do_unlinkat", 9, "mass-unlink"),
             ("io_schedule bit_wait_io ext4_evict_inode evict do_unlinkat", 2, "unknown"),
             ("io_schedule something_new", 9, "unknown"),
-            // The sync of a file system's own unmount is no overlay's.
+            // The sync at the unmount of the file system itself is not an overlay's.
             ("wb_wait_for_completion sync_filesystem generic_shutdown_super cleanup_mnt", 9, "unknown"),
         ] {
             assert_eq!(of_stack(stack, samples), [id], "{stack}");

@@ -1,4 +1,4 @@
-//! The files of /proc and /sys that are read once a period, and the device below a directory.
+//! Samples the files of /proc and /sys, and finds the device below a directory.
 
 use crate::proc;
 use crate::recording::{Io, Pressure, Sample, Source, Tunables};
@@ -10,14 +10,14 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use wardian_sys::{pressure, procfs};
 
-/// What is below a directory.
+/// The file system and device below a directory.
 #[derive(Debug, Default)]
 pub(crate) struct Target {
     pub(crate) filter: Filter,
     pub(crate) fs_type: String,
     /// The device's `stat` file.
     stat: Option<PathBuf>,
-    /// Why there is no device.
+    /// Why there is no device, if there is none.
     pub(crate) note: Option<String>,
 }
 
@@ -27,13 +27,13 @@ impl Target {
         let own = numbers(fs::metadata(&path)?.dev());
         let mounts = fs::read("/proc/self/mountinfo")?;
         let mounts = procfs::mountinfo(&mounts).unwrap_or_default();
-        // The last of several on the same directory is the one that is seen.
+        // Of several mounts on the same directory the last one is visible.
         let mount = mounts
             .iter()
             .filter(|mount| path.starts_with(&mount.mount_point))
             .max_by_key(|mount| mount.mount_point.components().count());
         let fs_type = mount.map(|mount| mount.fs_type.clone()).unwrap_or_default();
-        // A file system over several devices (btrfs) has a number of its own, which is no device's.
+        // A file system on several devices (btrfs) has a device number of its own, which is no block device's.
         let source = mount.and_then(|mount| fs::metadata(&mount.source).ok()).map(|m| numbers(m.rdev()));
         let device = [Some(own), source].into_iter().flatten().find(|d| d.0 != 0 && sysfs(*d).exists());
         let mut target = Self { fs_type, ..Self::default() };
@@ -47,7 +47,8 @@ impl Target {
             return Ok(target);
         };
         target.filter.devices.push(device);
-        // Older kernels trace a partition's requests as those of its disk, whose name the flusher has too.
+        // Older kernels trace a partition's requests with the number of its disk, which the flusher is named after,
+        // too.
         let whole = sysfs(device).join("partition").exists().then(|| disk_of(device)).flatten();
         target.filter.devices.extend(whole);
         if device == own {
@@ -59,12 +60,12 @@ impl Target {
     }
 }
 
-/// The disk below a directory, for those who only count.
+/// The disk below a directory, for callers that only need its counter.
 #[derive(Debug, Clone)]
 pub struct Disk(Option<PathBuf>);
 
 impl Disk {
-    /// Finds it; there may be none.
+    /// Finds the disk; there may be none.
     ///
     /// # Errors
     ///
@@ -73,7 +74,7 @@ impl Disk {
         Target::of(dir).map(|target| Self(target.stat))
     }
 
-    /// Bytes that have come to it since the boot; none without a disk.
+    /// Bytes written to the disk since the boot; `None` without a disk.
     pub fn written(&self) -> Option<u64> {
         let text = fs::read_to_string(self.0.as_ref()?).ok()?;
         proc::device_stat(&text).map(|io| io.written_bytes)
@@ -94,14 +95,14 @@ fn disk_of(partition: (u32, u32)) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// The files, open.
+/// The open files.
 #[derive(Debug)]
 pub(crate) struct Host {
     meminfo: Option<File>,
     vmstat: Option<File>,
     pressure: Option<File>,
     device: Option<File>,
-    /// What the counters had grown by when they were read last.
+    /// The increase of the counters at the last reading.
     grown: BTreeMap<String, u64>,
     first: Option<(BTreeMap<&'static str, u64>, Pressure, Io)>,
     text: Vec<u8>,
@@ -111,7 +112,7 @@ impl Host {
     pub(crate) fn open(target: &Target, sources: &mut Vec<Source>) -> Self {
         let mut open = |name: &str, path: &Path| {
             let file = File::open(path);
-            // The kernel may have the file and still refuse to keep count (psi=0).
+            // A kernel may have the file but no accounting (psi=0).
             let readable = file.and_then(|file| file.read_at(&mut [0; 1], 0).map(|_| file));
             match readable {
                 Ok(file) => {
@@ -135,7 +136,7 @@ impl Host {
         }
     }
 
-    /// One look. Only a `whole` one reads the counters of vmstat; the others repeat them.
+    /// Takes a sample. Only a `whole` one reads the counters of vmstat; the others repeat them.
     pub(crate) fn sample(&mut self, t_ms: f64, whole: bool) -> Sample {
         let memory = read(self.meminfo.as_ref(), &mut self.text).and_then(|text| procfs::meminfo(text).ok());
         let memory = memory.unwrap_or_default();
@@ -190,7 +191,7 @@ pub(crate) fn missing(name: &str, note: &str) -> Source {
     Source { name: name.to_owned(), available: false, note: Some(note.to_owned()) }
 }
 
-/// A thread's name, if it still lives.
+/// The name of a thread; empty if it has ended.
 pub(crate) fn comm(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }

@@ -1,7 +1,8 @@
-//! Who wrote to the disk, why, and who waited for it.
+//! Records which task wrote to the disk, why, and which threads waited for it.
 //!
-//! A [`Recorder`] watches a host while something runs; what it saw is a [`Recording`], plain data. A [`Diagnosis`] is
-//! made of a recording alone, so that it can be made later, elsewhere, or of a recording that a test wrote by hand.
+//! A [`Recorder`] watches a host while something runs; its result is a [`Recording`], plain data. A [`Diagnosis`]
+//! depends on a recording alone, so it can be made later, elsewhere, or from a recording that a test has written by
+//! hand.
 
 #![forbid(unsafe_code)]
 

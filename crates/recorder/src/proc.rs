@@ -4,7 +4,7 @@ use crate::recording::Io;
 use crate::trace::bare;
 use std::collections::BTreeMap;
 
-/// Counters of /proc/vmstat that say something about writing and about memory that is short.
+/// Counters of /proc/vmstat about writeback and reclaim.
 const COUNTERS: &[&str] = &[
     "nr_dirtied",
     "nr_written",
@@ -20,7 +20,7 @@ const COUNTERS: &[&str] = &[
     "allocstall_movable",
 ];
 
-/// The counters of a `vmstat` file that matter.
+/// The values of [`COUNTERS`] in a `vmstat` file.
 pub(crate) fn vmstat(text: &str) -> BTreeMap<&'static str, u64> {
     let counter = |line: &str| {
         let (name, value) = line.split_once(' ')?;
@@ -29,13 +29,13 @@ pub(crate) fn vmstat(text: &str) -> BTreeMap<&'static str, u64> {
     text.lines().filter_map(counter).collect()
 }
 
-/// The dirty thresholds in force, in pages: background, and the one at which writers are slowed down.
+/// The dirty thresholds in force, in pages: the background threshold, and the one at which writers are throttled.
 pub(crate) fn thresholds(text: &str) -> Option<(u64, u64)> {
     let value = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse().ok());
     Some((value("nr_dirty_background_threshold ")?, value("nr_dirty_threshold ")?))
 }
 
-/// The `stat` file of a block device (Documentation/block/stat.rst).
+/// Parses the `stat` file of a block device (Documentation/block/stat.rst).
 pub(crate) fn device_stat(text: &str) -> Option<Io> {
     let values: Vec<u64> = text.split_whitespace().map_while(|word| word.parse().ok()).collect();
     let sectors = |at: usize| values.get(at).copied().map(|n| n.saturating_mul(512));
@@ -44,7 +44,7 @@ pub(crate) fn device_stat(text: &str) -> Option<Io> {
         written_bytes: sectors(6)?,
         in_flight: *values.get(8)?,
         busy_ms: *values.get(9)?,
-        // Since kernel 4.18.
+        // Discards are counted since kernel 4.18.
         discarded_bytes: sectors(13).unwrap_or(0),
     })
 }

@@ -1,4 +1,4 @@
-//! The recorder: one thread that looks at the host once a period.
+//! The recorder: one thread that samples the host once per period.
 
 use crate::attribution::Attribution;
 use crate::host::{self, Host, Target};
@@ -13,28 +13,29 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Samples that are kept; with more, every second one is dropped.
+/// Limit of samples; when it is reached, every second one is dropped.
 const SAMPLES_MAX: usize = 20_000;
-/// The trace is read once in so many looks.
+/// The trace is read once per this many samples.
 const TRACE_EVERY: u64 = 5;
-/// Adding up all of /proc/vmstat takes the kernel longer than all else: it is read once in so many looks.
+/// Summing up all of /proc/vmstat takes the kernel longer than all other files: it is read once per this
+/// many samples.
 const COUNTERS_EVERY: u64 = 5;
-/// The part of one CPU beyond which threads are looked at less often.
+/// CPU share of the recorder beyond which the threads are sampled less often.
 const BUDGET: f64 = 0.009;
-/// Looks that are made in any case: what a start costs is no measure.
+/// Samples that are taken in any case: the cost of the start is not representative.
 const FREE_LOOKS: u64 = 25;
 
 /// Why a recording could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Whoever is not root sees neither kernel stacks nor traces.
+    /// Only root can see kernel stacks and traces.
     #[error("recording needs root: kernel stacks and traces are shown to nobody else")]
     NotRoot,
     /// The period is not between 1 ms and 10 s.
     #[error("a period of {} ms cannot be kept: give one between 1 ms and 10 s", .0.as_millis())]
     Period(Duration),
-    /// The directory whose file system is to be watched cannot be looked at.
+    /// The directory whose file system is to be watched cannot be accessed.
     #[error("look at {}: {source}", path.display())]
     Path {
         /// The directory.
@@ -50,36 +51,36 @@ pub enum Error {
     Thread(std::io::Error),
 }
 
-/// Whose threads are looked at, once a period, for who waits in the kernel and where.
+/// The threads that are sampled, once per period, for waits in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
     /// All threads of this process.
     Own,
-    /// All threads of this process's children, of theirs, and so on.
+    /// All threads of this process's children and further descendants.
     Children,
-    /// All threads of this process, of its children, and so on.
+    /// All threads of a process and its descendants.
     Tree(u32),
 }
 
-/// What to record.
+/// Options of a recording.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How often to look; [`Options::new`] says 20 ms.
+    /// Sampling period; [`Options::new`] sets 20 ms.
     pub period: Duration,
-    /// Whose threads.
+    /// The watched threads.
     pub watch: Watch,
-    /// Any directory on the file system of interest; its device's writes are counted.
+    /// Any directory on the file system of interest; writes to its device are counted.
     pub path: PathBuf,
 }
 
 impl Options {
-    /// Every 20 ms, this process's own threads.
+    /// A period of 20 ms, and this process's own threads.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { period: Duration::from_millis(20), watch: Watch::Own, path: path.into() }
     }
 }
 
-/// A recording in progress. Dropping it ends it, and removes what it made in the kernel.
+/// A recording in progress. Dropping it ends the recording and removes its trace instance.
 #[derive(Debug)]
 pub struct Recorder {
     shared: Arc<Shared>,
@@ -95,11 +96,11 @@ struct Shared {
 }
 
 impl Recorder {
-    /// Begin. Sources that are missing are noted in [`Recording::sources`] and are no error. More than one may run
-    /// at a time.
+    /// Starts recording. Missing sources are noted in [`Recording::sources`] and are no error. Several recorders may
+    /// run at a time.
     ///
     /// # Errors
-    /// When this process may not look, or there is nothing to look at.
+    /// This process lacks the privilege, or there is nothing to watch.
     pub fn start(options: Options) -> Result<Self, Error> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::NotRoot);
@@ -132,7 +133,7 @@ impl Recorder {
             stopped: Condvar::new(),
         });
         let watching = Watching {
-            // The trace's clock is this one.
+            // The trace uses the same clock.
             attribution: Attribution::since(monotonic()),
             parser: Parser::default(),
             instance,
@@ -149,13 +150,13 @@ impl Recorder {
         Ok(Self { shared, thread: Some(thread.map_err(Error::Thread)?) })
     }
 
-    /// A phase of this name begins now.
+    /// Marks the begin of a phase.
     pub fn mark(&self, name: &str) {
         let t_ms = self.shared.elapsed_ms();
         self.shared.marks.lock().push(Mark { t_ms, name: name.to_owned() });
     }
 
-    /// End it.
+    /// Ends the recording.
     pub fn finish(mut self) -> Recording {
         self.end().unwrap_or_default()
     }
@@ -178,7 +179,7 @@ impl Shared {
         self.start.elapsed().as_secs_f64() * 1000.0
     }
 
-    /// Whether to stop; waits until then, or for the next look.
+    /// Waits for the next sample. Returns whether to stop instead.
     fn stops_before(&self, next: Instant) -> bool {
         let wait = next.saturating_duration_since(Instant::now());
         let mut stop = self.stop.lock();
@@ -187,19 +188,19 @@ impl Shared {
     }
 }
 
-/// Seconds of CLOCK_MONOTONIC.
+/// CLOCK_MONOTONIC in seconds.
 fn monotonic() -> f64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// CPU time of this thread.
+/// CPU time of this thread in ms.
 fn cpu_ms() -> f64 {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     used.tv_sec as f64 * 1e3 + used.tv_nsec as f64 / 1e6
 }
 
-/// What the thread has.
+/// State of the recorder's thread.
 #[derive(Debug)]
 struct Watching {
     recording: Recording,
@@ -218,7 +219,7 @@ impl Watching {
         let mut sampler = Sampler::new(self.watch, own);
         let period_ms = self.recording.period_ms;
         let before = cpu_ms();
-        // Samples that are kept: every one, then every second, …
+        // Every how many samples one is kept: 1, later 2, 4, …
         let mut keep = 1;
         let mut next = Instant::now();
         let mut tick = 0_u64;
@@ -236,7 +237,7 @@ impl Watching {
                 });
                 keep *= 2;
             }
-            // A tree of a thousand threads would cost more than the recorder may.
+            // Sampling a tree of a thousand threads would exceed the recorder's CPU budget.
             if tick < FREE_LOOKS || cpu_ms() - before <= t_ms * BUDGET {
                 sampler.look(t_ms, period_ms);
             } else {
@@ -266,7 +267,8 @@ impl Watching {
         self.recording.samples.push(self.host.sample(length_ms, true));
         self.attribution.finish(length_ms);
         let period_ms = self.recording.period_ms;
-        // Calls are traced whoever makes them, on whatever file system: others' waits are not asked for.
+        // System calls are traced for all threads, on all file systems: those of threads that are not watched are
+        // dropped.
         self.attribution.calls.retain(|call| sampler.watches(call.task.pid));
         let forks = |source: &Source| source.available && source.name == "sched:sched_process_fork";
         if self.parser.lost == 0 && self.watch != Watch::Own && self.recording.sources.iter().any(forks) {
@@ -291,7 +293,7 @@ impl Watching {
     fn read_trace(&mut self) {
         let Some(instance) = &mut self.instance else { return };
         self.text.clear();
-        // Whatever was read before an error is still good.
+        // Text that was read before an error is still valid.
         let _ = instance.read(&mut self.text);
         for mut event in self.parser.feed(&String::from_utf8_lossy(&self.text)) {
             if event.comm.is_empty() {

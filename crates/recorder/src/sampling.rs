@@ -1,4 +1,4 @@
-//! Looks, once a period, at where watched threads stand in the kernel.
+//! Samples, once per period, where the watched threads wait in the kernel.
 
 use crate::causes;
 use crate::proc;
@@ -8,12 +8,12 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 
-/// A wait is over when its thread was seen elsewhere, or doing something else, for more than this many looks.
+/// A wait is over once its thread was not seen in it for more than this many samples.
 const MISSED_LOOKS: f64 = 2.0;
-/// New threads and children of more processes than `FEW` are looked for once in so many looks only.
+/// For more processes than `FEW`, new threads and children are searched for only once per this many samples.
 const TREE_EVERY: u64 = 5;
 const FEW: usize = 8;
-/// Threads whose files are kept open.
+/// Limit of threads whose files are kept open.
 const OPEN_MAX: usize = 512;
 
 #[derive(Debug)]
@@ -26,17 +26,17 @@ struct Open {
     stacks: HashMap<Vec<String>, u64>,
 }
 
-/// Follows the threads.
+/// Samples the watched threads.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     watch: Watch,
-    /// The recorder's own thread.
+    /// Thread id of the recorder, which is not sampled.
     own: u32,
     looks: u64,
     processes: Vec<u32>,
     /// By thread: its process, and its `stat` file if it is kept open.
     threads: HashMap<u32, (u32, Option<File>)>,
-    /// Every thread that was ever looked at.
+    /// Every thread that was ever sampled.
     seen: HashSet<u32>,
     open: HashMap<u32, Open>,
     waits: Vec<Wait>,
@@ -67,7 +67,7 @@ impl Sampler {
         self.close(t_ms - MISSED_LOOKS * period_ms, period_ms);
     }
 
-    /// Finds the threads that there are now.
+    /// Updates the lists of processes and threads.
     fn find(&mut self) {
         self.processes = match self.watch {
             Watch::Own => vec![std::process::id()],
@@ -85,7 +85,7 @@ impl Sampler {
         }
     }
 
-    /// Whether the thread still lives.
+    /// Samples one thread. Returns whether it is alive.
     fn look_at(&mut self, pid: u32, tid: u32, stat: Option<&File>, t_ms: f64, period_ms: f64) -> bool {
         let mut buffer = [0; 512];
         let read = match stat {
@@ -135,12 +135,12 @@ impl Sampler {
         self.waits.extend(over.map(|(_, open)| open.done(period_ms)));
     }
 
-    /// Whether this thread is one of those that are watched.
+    /// Whether this thread is, or was, watched.
     pub(crate) fn watches(&self, tid: u32) -> bool {
         self.seen.contains(&tid)
     }
 
-    /// The threads that are watched, and those whose children are.
+    /// The watched threads, and those whose descendants are watched.
     pub(crate) fn ancestors(&self) -> HashSet<u32> {
         let mut all = self.seen.clone();
         if let Watch::Children = self.watch {
@@ -156,7 +156,8 @@ impl Sampler {
 }
 
 impl Open {
-    /// It began and ended somewhere between two looks.
+    /// Makes a wait of the samples: it began and ended half a period, on average, before the first and after the last
+    /// one.
     fn done(self, period_ms: f64) -> Wait {
         let stack = self.stacks.into_iter().max_by_key(|(_, count)| *count).unwrap_or_default().0;
         Wait {
@@ -171,7 +172,7 @@ impl Open {
     }
 }
 
-/// A process and all that come from it, as long as their parents live.
+/// A process and its descendants, as long as each one's parent is alive.
 fn tree(top: u32) -> Vec<u32> {
     let mut found = vec![top];
     let mut next = 0;

@@ -1,9 +1,9 @@
-//! A diagnosis for people.
+//! A diagnosis as readable text.
 
 use crate::diagnosis::{Diagnosis, size};
 use std::fmt;
 
-/// Owners and waits that are shown of many.
+/// How many owners and waits are shown.
 const SHOWN: usize = 5;
 
 impl fmt::Display for Diagnosis {

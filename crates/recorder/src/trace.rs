@@ -1,4 +1,4 @@
-//! The text of a trace (Documentation/trace/ftrace.rst), as events.
+//! Parses the text of a trace (Documentation/trace/ftrace.rst) into events.
 
 /// One event, or one kernel stack that belongs to the event before it of the same thread.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,31 +12,31 @@ pub(crate) struct Event {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum What {
-    /// Somebody asks the flusher to write (`writeback_queue`).
+    /// A task asks the flusher to write (`writeback_queue`).
     Queue(Work),
-    /// The flusher takes up what was asked (`writeback_exec`).
+    /// The flusher takes up a request (`writeback_exec`).
     Exec(Work),
-    /// It begins a round, also one of its own accord.
+    /// The flusher begins a round of writeback, requested or of its own accord.
     Start(Work),
-    /// It has ended a round.
+    /// The flusher has ended a round.
     End,
     /// Pages of one inode were submitted.
     Inode { ino: u64, pages: u64 },
-    /// An inode was clean and is dirty now.
+    /// A clean inode has become dirty.
     Dirty { ino: u64 },
-    /// A request for a block device.
+    /// A request to a block device.
     Bio { flags: String, bytes: u64 },
     /// The thread has a new child, a process or a thread.
     Fork { child: u32 },
-    /// A system call begins.
+    /// The thread has entered a system call.
     Enter(String),
-    /// It has returned. What the kernel has put off until the way out is still to come.
+    /// The thread leaves the system call. Its deferred task work is still to come.
     Exit(String),
-    /// Functions, innermost first.
+    /// A kernel stack, innermost function first.
     Stack(Vec<String>),
 }
 
-/// What a flusher is to do.
+/// The writeback work of a flusher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Work {
     pub(crate) bdi: String,
@@ -44,21 +44,21 @@ pub(crate) struct Work {
     pub(crate) cgroup: u64,
 }
 
-/// Takes the text piece by piece.
+/// Parses the text piece by piece.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
-    /// A line whose end has not come.
+    /// An incomplete line.
     rest: String,
-    /// A stack whose last line may not have come.
+    /// A stack that may still be incomplete.
     stack: Option<Event>,
-    /// Events that the kernel says it has thrown away.
+    /// Events that the kernel reports as lost.
     pub(crate) lost: u64,
-    /// Lines that could not be understood.
+    /// Lines that could not be parsed.
     pub(crate) strange: u64,
 }
 
 impl Parser {
-    /// The events that are complete with this piece.
+    /// Parses a piece. Returns the events that it completes.
     pub(crate) fn feed(&mut self, piece: &str) -> Vec<Event> {
         let mut events = Vec::new();
         let text = std::mem::take(&mut self.rest) + piece;
@@ -70,7 +70,7 @@ impl Parser {
         events
     }
 
-    /// What was still waiting for its end.
+    /// Returns the pending stack at the end of the trace.
     pub(crate) fn finish(&mut self) -> Option<Event> {
         self.stack.take()
     }
@@ -98,13 +98,13 @@ impl Parser {
     }
 }
 
-/// `CPU:1 [LOST 22 EVENTS]`
+/// Parses `CPU:1 [LOST 22 EVENTS]`.
 fn lost(line: &str) -> u64 {
     let count = line.split_once("[LOST ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
     count.unwrap_or(1)
 }
 
-/// `  comm-PID   [CPU] flags seconds: event: fields`; a comm may contain blanks and hyphens.
+/// Parses `  comm-PID   [CPU] flags seconds: event: fields`; a comm may contain blanks and hyphens.
 fn event(line: &str) -> Option<Event> {
     let cpu = line.match_indices(" [").find(|(at, _)| {
         let inside = &line[at + 2..];
@@ -150,7 +150,7 @@ fn fields_of(name: &str, fields: &str) -> Option<What> {
             What::Dirty { ino: fields.split_once(" ino ")?.1.split(' ').next()?.parse().ok()? }
         }
         "sched_process_fork" => {
-            // `comm=sh pid=7 child_comm=sh child_pid=8`; a comm may hold anything.
+            // `comm=sh pid=7 child_comm=sh child_pid=8`; a comm may contain anything.
             What::Fork { child: fields.rsplit_once(" child_pid=")?.1.trim().parse().ok()? }
         }
         "block_bio_queue" => {
@@ -164,7 +164,7 @@ fn fields_of(name: &str, fields: &str) -> Option<What> {
     })
 }
 
-/// A function's name without offset, module and what the compiler appended (`ext4_fsync_nojournal.constprop.0`).
+/// A function's name without offset, module and the compiler's suffix (`ext4_fsync_nojournal.constprop.0`).
 pub(crate) fn bare(function: &str) -> &str {
     let end = function.trim().find(['+', ' ', '.']).unwrap_or(function.trim().len());
     &function.trim()[..end]

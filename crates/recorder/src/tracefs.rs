@@ -1,4 +1,4 @@
-//! An instance of the kernel's trace buffers, our own, that is gone afterwards.
+//! A trace instance of our own in the kernel, removed afterwards.
 
 use crate::recording::Source;
 use rustix::fs::OFlags;
@@ -11,38 +11,38 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use wardian_sys::mount;
 
-/// Where it may be mounted; the second is where kernels before 4.1 had it, and distributions still show it.
+/// The usual mount points; the second one is that of kernels before 4.1, and distributions still provide it.
 const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 const INSTANCES: &str = "instances";
 const PREFIX: &str = "wardian-";
-/// Per CPU. A second of 4-KiB writes with their stacks fits.
+/// Buffer size per CPU. It holds a second of 4-KiB writes with their stacks.
 const BUFFER_KB: &str = "2048";
 
-/// System calls that wait for the disk, or end with it. All are rare.
+/// System calls that wait for the disk, or whose return does. All are rare.
 const CALLS: &[&str] =
     &["sync", "syncfs", "fsync", "fdatasync", "sync_file_range", "msync", "umount", "mount"];
 
-/// The devices to listen to, as the kernel numbers them.
+/// The watched devices, by the kernel's numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
-    /// Devices whose requests count: (major, minor).
+    /// Devices whose requests are traced: (major, minor).
     pub(crate) devices: Vec<(u32, u32)>,
     /// The device number of the superblock.
     pub(crate) superblock: (u32, u32),
-    /// The name of its backing device, if it has one of a disk.
+    /// The name of the superblock's backing device info, if it belongs to a disk.
     pub(crate) bdi: Option<String>,
 }
 
 impl Filter {
-    /// Writes to the devices, in the language of trace filters (Documentation/trace/events.rst).
+    /// Trace filter for writes to the devices (Documentation/trace/events.rst).
     fn bio(&self) -> String {
         let number = |(major, minor): &(u32, u32)| format!("dev == {}", (major << 20) | minor);
         let devices: Vec<String> = self.devices.iter().map(number).collect();
         format!("({}) && rwbs ~ \"*W*\"", devices.join(" || "))
     }
 
-    /// Writes whose stack tells something: not the journal's threads, and of kernel workers only the writes of logs.
-    /// What a flusher does is known from its reason, and the stacks of all its writes would cost too much.
+    /// Trace filter for writes whose stack is informative: none of the journal's threads, and of kernel workers only
+    /// log writes. A flusher's cause is known from its reason, and the stacks of all its writes would cost too much.
     fn stack(&self) -> String {
         format!("{} && !(comm ~ \"jbd2/*\") && (!(comm ~ \"kworker*\") || rwbs ~ \"*SM*\")", self.bio())
     }
@@ -52,12 +52,13 @@ impl Filter {
 #[derive(Debug)]
 struct Place {
     dir: PathBuf,
-    /// Of its own, if nobody has mounted it: seen by nobody else, and gone with it.
+    /// A detached mount of our own where tracefs is not mounted: invisible to others, and gone once it is dropped.
     _mount: Option<OwnedFd>,
 }
 
 impl Place {
-    /// Where it is mounted has the first say: before Linux 6.0 another mount of it resets that one's owner and mode.
+    /// Finds tracefs. A mount that exists is preferred: before Linux 6.0 another mount of tracefs resets the owner
+    /// and mode of that one.
     fn find() -> Result<Self, mount::Error> {
         if let Some(dir) = PLACES.iter().map(PathBuf::from).find(|dir| dir.join(INSTANCES).is_dir()) {
             return Ok(Self { dir, _mount: None });
@@ -73,7 +74,7 @@ impl Place {
         self.dir.join(INSTANCES).join(name)
     }
 
-    /// Instances of recorders that do not live any more.
+    /// Names of the instances of recorders that have ended.
     fn left_over(&self) -> Vec<String> {
         let name = |entry: fs::DirEntry| entry.file_name().into_string().ok();
         let dead =
@@ -89,17 +90,17 @@ impl Place {
     }
 }
 
-/// The instance. Dropping it removes it.
+/// A trace instance; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Instance {
     dir: PathBuf,
     pipe: Option<File>,
-    /// `dir` is in it.
+    /// The mount that `dir` is in.
     _place: Place,
 }
 
 impl Instance {
-    /// Make one and let it run. What is available and what is not is added to `sources`.
+    /// Creates an instance and starts tracing. Adds available and missing events to `sources`.
     pub(crate) fn start(filter: &Filter, sources: &mut Vec<Source>) -> Option<Self> {
         match Self::make() {
             Ok(mut instance) => {
@@ -168,7 +169,7 @@ impl Instance {
         if !filter.devices.is_empty() {
             enable("block/block_bio_queue", Some(&filter.bio()), true);
         }
-        // Which writers belong to those that are watched; without it that is not claimed.
+        // Needed to tell which writers descend from the watched threads; without it that stays unknown.
         enable("sched/sched_process_fork", None, false);
         for call in CALLS {
             enable(&format!("syscalls/sys_enter_{call}"), None, true);
@@ -197,7 +198,7 @@ impl Instance {
         fs::write(dir.join("enable"), "1")
     }
 
-    /// Text that has come, appended to `text`. The kernel gives at most a page at a time.
+    /// Appends the available text to `text`. The kernel returns at most a page at a time.
     pub(crate) fn read(&mut self, text: &mut Vec<u8>) -> io::Result<()> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
         let mut buffer = [0; 65536];
@@ -212,7 +213,7 @@ impl Instance {
         }
     }
 
-    /// Nothing more is recorded; what there is can still be read.
+    /// Stops recording; what was recorded can still be read.
     pub(crate) fn stop(&self) {
         let _ = fs::write(self.dir.join("tracing_on"), "0");
     }
@@ -230,7 +231,8 @@ fn missing(name: &str, note: &str) -> Source {
     Source { name: name.to_owned(), available: false, note: Some(note.to_owned()) }
 }
 
-/// The kernel refuses while an event of it is on in some corner, or a reader has it open.
+/// Removes an instance. Its events are disabled first: the kernel refuses while one is enabled, or a reader has the
+/// instance open.
 fn remove(dir: &Path) {
     let _ = fs::write(dir.join("events/enable"), "0");
     for _ in 0..20 {
@@ -243,19 +245,19 @@ fn remove(dir: &Path) {
     }
 }
 
-/// The names of instances of recorders that do not live any more: somebody has killed them.
+/// Names of the instances of recorders that were killed.
 pub fn left_over() -> Vec<String> {
     Place::find().map(|place| place.left_over()).unwrap_or_default()
 }
 
-/// Remove these.
+/// Removes these instances.
 pub fn sweep() {
     if let Ok(place) = Place::find() {
         place.sweep();
     }
 }
 
-/// The process that made an instance of this name.
+/// The pid of the process that made the instance of this name.
 fn pid_of(name: &str) -> Option<u32> {
     let (pid, count) = name.strip_prefix(PREFIX)?.split_once('-')?;
     count.parse::<u32>().ok()?;

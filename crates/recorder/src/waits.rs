@@ -1,14 +1,14 @@
-//! Waits that were seen on threads' stacks, and calls whose beginning and end were traced, as one list.
+//! Merges waits that were sampled with system calls that were traced.
 
 use crate::attribution::Call;
 use crate::recording::Wait;
 
-/// One list, in the order of beginning. A wait within a traced call begins with it. It does not end with it: what an unmount
-/// waits for comes on the way out of the call, after the trace's last word of it.
+/// Returns one list, ordered by beginning. A wait within a traced call begins with the call. It may end later: an
+/// unmount waits in task work at the return from the call, after the trace's exit event.
 pub(crate) fn merge(mut waits: Vec<Wait>, calls: &[Call], period_ms: f64) -> Vec<Wait> {
     for call in calls {
         let name = call.task.syscall.as_deref();
-        // It may take some looks until a process that has just been born is found.
+        // It may take several samples until a new process is found.
         let after = if name == Some("umount") { 6.0 } else { 1.5 };
         let belongs = |wait: &Wait| {
             let same = wait.task.syscall.as_deref() == name
@@ -29,7 +29,7 @@ pub(crate) fn merge(mut waits: Vec<Wait>, calls: &[Call], period_ms: f64) -> Vec
             });
             continue;
         };
-        // Several waits within one call are one.
+        // Several waits within one call become one.
         let mut end = call.end_ms;
         let mut samples = 0;
         let mut longest = first;

@@ -47,12 +47,12 @@ const NAMES: [&str; 41] = [
 
 /// The 14 capabilities of an unprivileged container (Garden server, bundle template).
 pub const UNPRIVILEGED: u64 = 0xa804_25fb;
-/// Capabilities 0 to 37, for a privileged one.
+/// Capabilities 0 to 37, the set of a privileged container.
 pub const PRIVILEGED: u64 = 0x3f_ffff_ffff;
-/// The most that a process with a gid other than 0 keeps: the 14 and CAP_SYS_ADMIN.
+/// The set that a process with a gid other than 0 keeps at most: the 14 and CAP_SYS_ADMIN.
 pub const NON_ROOT: u64 = 0xa824_25fb;
 
-/// The mask of some names; `Err` with the first unknown one.
+/// The mask of these names; `Err` with the first unknown one.
 pub fn mask<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<u64, String> {
     names.into_iter().try_fold(0, |mask, name| {
         let name = name.as_ref();
@@ -61,7 +61,7 @@ pub fn mask<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<u64, St
     })
 }
 
-/// The names in a mask.
+/// The names of the bits in a mask.
 pub fn names(mask: u64) -> Vec<&'static str> {
     NAMES.iter().enumerate().filter(|(bit, _)| mask & 1 << bit != 0).map(|(_, name)| *name).collect()
 }

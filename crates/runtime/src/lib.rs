@@ -1,4 +1,4 @@
-//! OCI bundles and who runs them: the keeper's protocol, its client, cgroups.
+//! OCI bundles, the keeper's protocol and its client, seccomp and cgroups.
 
 pub mod bundle;
 pub mod caps;

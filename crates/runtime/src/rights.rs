@@ -1,14 +1,14 @@
-//! The rights of a process: as whom it runs, and what the kernel lets it do.
+//! The rights of a process: its ids, and what the kernel allows it.
 
 use crate::seccomp::Program;
 use std::sync::Arc;
 
-/// The umask of a process that asks for none.
+/// The umask of a process that does not ask for one.
 pub const UMASK: u32 = 0o022;
 
-/// All that a process has of rights when its program begins. The default: container root without capabilities.
+/// All rights of a process at the start of its program. The default: container root without capabilities.
 ///
-/// Everything else that would belong here (security labels, scheduling) is refused in a bundle, see [`crate::bundle`].
+/// Everything else of this kind (security labels, scheduling) is refused in a bundle, see [`crate::bundle`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rights {
     /// User id, inside.
@@ -17,15 +17,15 @@ pub struct Rights {
     pub gid: u32,
     /// Supplementary groups, inside.
     pub groups: Vec<u32>,
-    /// Bounding and inheritable set, and if [`uid`](Self::uid) is 0 permitted and effective set as well.
+    /// Bounding and inheritable set; if [`uid`](Self::uid) is 0 also permitted and effective set.
     pub capabilities: u64,
     /// `PR_SET_NO_NEW_PRIVS`, prctl(2).
     pub no_new_privileges: bool,
-    /// Of the process and its children. All others are the keeper's.
+    /// Resource limits of the process and its children. All others are inherited from the keeper.
     pub limits: Vec<Limit>,
     /// umask(2), 0 to 0777.
     pub umask: u32,
-    /// Filter of system calls.
+    /// Seccomp filter.
     pub seccomp: Option<Arc<Program>>,
 }
 

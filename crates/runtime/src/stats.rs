@@ -1,4 +1,5 @@
-//! What a cgroup has used, v1 and v2. Where the files are is known once per cgroup; a reading opens them by their paths.
+//! Usage of a cgroup, v1 and v2. The paths of the files are determined once per cgroup; each reading opens them
+//! again.
 
 use crate::cgroup::Cgroups;
 use rustix::fs::{Mode, OFlags};
@@ -6,19 +7,19 @@ use rustix::io::Errno;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The kernel's name for a cgroup's memory statistics is the same in both versions.
+/// The file of a cgroup's memory statistics, which has the same name in both versions.
 const MEMORY_STAT: &str = "memory.stat";
-/// Longer than any of these files: v2's `memory.stat` has some 60 lines.
+/// Buffer size, larger than any of these files: v2's `memory.stat` has some 60 lines.
 const LONGEST: usize = 16 << 10;
 
-/// Processor time, in nanoseconds.
+/// CPU time in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cpu {
-    /// All of it.
+    /// Total CPU time.
     pub usage: u64,
-    /// In user space; v1 counts it in ticks of 10 ms.
+    /// CPU time in user space; v1 counts it in ticks of 10 ms.
     pub user: u64,
-    /// In the kernel; likewise.
+    /// CPU time in the kernel, with the same precision.
     pub system: u64,
 }
 
@@ -27,17 +28,18 @@ pub struct Cpu {
 pub struct Memory(String);
 
 impl Memory {
-    /// From its text.
+    /// Takes the text of the file.
     pub fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// Its lines.
+    /// The lines, as names and values.
     pub fn values(&self) -> impl Iterator<Item = (&str, u64)> {
         flat(&self.0)
     }
 
-    /// What counts towards the limit, in bytes: all but the page cache that can be dropped at once. As Garden counts it.
+    /// The bytes that count towards the limit, as Garden counts them: without the page cache that can be dropped at
+    /// once.
     pub fn towards_limit(&self) -> u64 {
         let (mut plus, mut minus) = (0_u64, 0);
         let v1 = self.values().any(|(name, _)| name == "total_rss");
@@ -55,18 +57,18 @@ impl Memory {
     }
 }
 
-/// One reading.
+/// One reading of a cgroup's usage.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Memory.
     pub memory: Memory,
-    /// Processor time.
+    /// CPU time.
     pub cpu: Cpu,
-    /// Processes and threads in it and below.
+    /// Number of processes and threads in the cgroup and below.
     pub pids: u64,
 }
 
-/// Where a cgroup's numbers are. A file that does not exist is a controller that is not there: its numbers are zero.
+/// Paths of a cgroup's statistics. A file that does not exist belongs to a missing controller: its values are zero.
 #[derive(Debug, Clone, Default)]
 pub struct Files {
     memory: Option<PathBuf>,
@@ -74,12 +76,12 @@ pub struct Files {
     /// v1: `cpuacct.usage` and `cpuacct.stat`; v2: `cpu.stat` alone.
     cpu: Vec<PathBuf>,
     pids: Option<PathBuf>,
-    /// Threads of ours that stand in it and are nobody's business.
+    /// Number of our own threads in the cgroup, which are not reported.
     own: u64,
 }
 
 impl Files {
-    /// Of the cgroup `id`. `keeper`: a keeper's second thread stands in its v1 part, as it does in a container's.
+    /// The files of the cgroup `id`. `keeper`: a keeper's second thread is in its v1 part, as in a container's.
     pub fn new(cgroups: &Cgroups, id: &str, keeper: bool) -> Self {
         let file = |controller, v1: &str, v2: &str| {
             let (dir, is_v1) = cgroups.place(controller, id)?;
@@ -100,7 +102,7 @@ impl Files {
         }
     }
 
-    /// Read them all.
+    /// Reads all statistics.
     ///
     /// # Errors
     /// The system's; `NotFound` when the cgroup is gone.
@@ -124,15 +126,15 @@ impl Files {
         })
     }
 
-    /// How many of its processes were killed because there was no memory left: v2 counts those below too, v1 does not.
+    /// How many of its processes the OOM killer has killed: v2 includes the cgroups below, v1 does not.
     pub fn oom_kills(&self) -> u64 {
         let text = self.oom.as_ref().and_then(|path| read(path).ok().flatten());
         text.map_or(0, |text| oom_kills(&text))
     }
 }
 
-/// `None`: there is no such file. A cgroup that is being removed answers ENODEV to who has it open. The kernel gives each of
-/// these files whole in one read that is long enough.
+/// Reads a file; `None` if it does not exist. A cgroup that is being removed returns ENODEV for an open file. The
+/// kernel returns the whole of each of these files in one read, if the buffer is large enough.
 fn read(path: &Path) -> io::Result<Option<String>> {
     let mut buffer = [0; LONGEST];
     let read = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -144,7 +146,7 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Lines of a name and a number; others are passed over.
+/// Parses lines of a name and a number; other lines are skipped.
 fn flat(text: &str) -> impl Iterator<Item = (&str, u64)> {
     text.lines().filter_map(|line| {
         let (name, value) = line.split_once(' ')?;
@@ -160,7 +162,7 @@ fn find(text: &str, wanted: &str) -> u64 {
     flat(text).find(|(name, _)| *name == wanted).map_or(0, |(_, value)| value)
 }
 
-/// From `cpuacct.usage` and `cpuacct.stat`.
+/// Parses `cpuacct.usage` and `cpuacct.stat`.
 fn cpu_v1(usage: &str, stat: &str, ticks_per_second: u64) -> Cpu {
     let tick = 1_000_000_000 / ticks_per_second.max(1);
     Cpu {
@@ -170,7 +172,7 @@ fn cpu_v1(usage: &str, stat: &str, ticks_per_second: u64) -> Cpu {
     }
 }
 
-/// From `cpu.stat`, in microseconds.
+/// Parses `cpu.stat`, which is in microseconds.
 fn cpu_v2(stat: &str) -> Cpu {
     let nanoseconds = |name| find(stat, name).saturating_mul(1000);
     Cpu {
@@ -180,7 +182,7 @@ fn cpu_v2(stat: &str) -> Cpu {
     }
 }
 
-/// From `memory.oom_control` or `memory.events`.
+/// Parses `memory.oom_control` or `memory.events`.
 fn oom_kills(text: &str) -> u64 {
     find(text, "oom_kill")
 }
@@ -203,7 +205,7 @@ mod tests {
     fn memory_of_v2() {
         let text = "anon 4096\nfile 8192\nkernel 99\nswapcached 10\ninactive_anon 1\ninactive_file 8000\n";
         assert_eq!(Memory::new(text.into()).towards_limit(), 4298);
-        // The parts are not counted at one instant.
+        // The counters are not read at one instant.
         assert_eq!(Memory::new("anon 1\ninactive_file 5\n".into()).towards_limit(), 0);
         assert_eq!(Memory::default().towards_limit(), 0);
     }

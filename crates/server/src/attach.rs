@@ -1,4 +1,4 @@
-//! Connections that have left HTTP: the control connection of a process, and its output.
+//! Taken-over connections: the control connection of a process, and its output streams.
 
 use crate::convert::window;
 use crate::events::{self, Events};
@@ -20,19 +20,20 @@ use wardian_engine::{Input, Process, Waits};
 use wardian_garden::wire::{INPUT_HEADER, Payload, Tty, WAIT_HEADER, WAIT_STREAMS};
 use wardian_garden::{Decoder, encode};
 
-/// How long a closing connection still listens: bytes that arrive unread would reset it, and the reset can
-/// overtake the last words.
+/// How long a closing connection is still read: unread bytes would make the kernel reset it, and the reset
+/// can overtake the last bytes sent.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How often a client whose input nobody takes is looked after.
+/// How often the connection is checked of a client whose input the process does not take.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A payload of which so much has come without its end is a long one: those of Garden's client have 32 KiB of input …
+/// A payload of which more than this has come without its end is a long one: those of Garden's client have 32
+/// KiB of input …
 const LONG: usize = 64 << 10;
-/// … and has so long for the rest.
+/// … and its rest must arrive within this time.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// A request that has been granted; its connection comes next.
+/// An accepted request, whose connection is taken over next.
 pub(crate) enum Accepted {
     Process(Client, Greeting),
     Output { entry: Option<Arc<Entry>>, stderr: bool },
@@ -40,14 +41,15 @@ pub(crate) enum Accepted {
     Events(Events),
 }
 
-/// The client of a process. Its output is received from here on, and its input held, until this is dropped.
+/// The client of a process. Dropping it ends the output stream and its hold on stdin.
 pub(crate) struct Client {
     process: Process,
     streams: Streams,
     entry: Arc<Entry>,
-    /// Until the connection is taken over: whoever has gone before that has gone without a word.
+    /// The writer handle for stdin until the connection is taken over; a client that has gone before that has
+    /// closed nothing.
     input: Option<Input>,
-    /// It knows how the process has ended.
+    /// The client was told how the process has ended.
     told: bool,
 }
 
@@ -64,14 +66,15 @@ impl Drop for Client {
     }
 }
 
-/// What the client of a process has asked for.
+/// The options of a client's request for a process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Greeting {
-    /// Its start.
+    /// The request started the process.
     created: bool,
-    /// To be told whether input in base64 is taken: Garden's clients do not ask, and get Garden's reply.
+    /// The client asks whether input in base64 is accepted. Garden's clients do not ask, and get Garden's
+    /// reply.
     binary: bool,
-    /// To be waited for.
+    /// The streams whose reader the process waits for.
     waits: Waits,
 }
 
@@ -85,7 +88,7 @@ impl Greeting {
 }
 
 impl Accepted {
-    /// Control a process of a container.
+    /// Accepts a control connection for a process of a container.
     pub(crate) fn process(state: &State, handle: &str, process: Process, greeting: Greeting) -> Self {
         let streams = state.streams.clone();
         let entry = streams.add(handle, &process, greeting.waits);
@@ -93,10 +96,10 @@ impl Accepted {
         Self::Process(Client { process, streams, entry, input, told: false }, greeting)
     }
 
-    /// Read the output of a stream; one that does not exist is empty.
+    /// Accepts a connection that reads an output stream; one that does not exist reads as empty.
     ///
     /// # Errors
-    /// It exists, and is not that of this process.
+    /// The stream exists, and is another process's.
     pub(crate) fn output(state: &State, path: [&str; 3], stderr: bool) -> Result<Self, Failure> {
         let [handle, process, stream] = path;
         match state.streams.find(handle, process, stream) {
@@ -110,8 +113,8 @@ impl Accepted {
     }
 }
 
-/// It says `chunked` and what follows is not: Go's server writes it so, and Go's client takes a reply over only
-/// if its head has a framing that keeps the connection open.
+/// Returns the head of a reply that is taken over. It says `chunked`, but what follows is not: Go's server
+/// writes it so, and Go's client takes a reply over only if the head's framing keeps the connection open.
 fn head(status: &str, json: bool, binary: bool) -> Vec<u8> {
     let kind = if json { "Content-Type: application/json\r\n" } else { "" };
     let (ours, base64) = INPUT_HEADER;
@@ -152,7 +155,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
             tokio::select! {
                 () = orphaned => {}
                 () = output(&mut writer, entry, stderr) => {}
-                // Nothing is to come from there but its end.
+                // Nothing but the end is expected from the client.
                 () = ended(&mut reader) => return,
                 () = state.stopping() => {}
             }
@@ -165,11 +168,11 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
     }
 }
 
-/// A connection that reads a stream of somebody. Its end is the stream's.
+/// A connection that reads an output stream. Dropping it reports its end to the stream.
 struct Reader {
     entry: Arc<Entry>,
     stderr: bool,
-    /// Bytes that are taken and not sent.
+    /// Bytes that were taken from the stream and are not sent yet.
     taken: usize,
 }
 
@@ -202,7 +205,7 @@ async fn control(
     mut client: Client,
     Greeting { created, binary, waits }: Greeting,
 ) {
-    // A server that ends drops it, and closes nothing.
+    // At the end of the server the handle is dropped, which does not close stdin.
     let Some(mut input) = client.input.take() else { return };
     let (process, entry) = (&client.process, &client.entry);
     let id = process.id().to_owned();
@@ -211,7 +214,8 @@ async fn control(
     start.extend(encode(&first));
     let greeted = writer.write_all(&start).await.is_ok();
     let ended = async {
-        // Who waits for all output may have been asked to end meanwhile, and cannot know that nothing is left to be ended.
+        // A client that waits for all output may have been asked to end the process meanwhile, and cannot
+        // know that nothing is left to be ended.
         if waits.contains(&true)
             && let Some(status) = process.outlived().await
         {
@@ -236,8 +240,8 @@ async fn control(
         Some(Ok(status)) => Payload { exit_status: Some(status.into()), ..Payload::default() },
         Some(Err(error)) => Payload { error: Some(error.to_string()), ..Payload::default() },
         None => {
-            // The client has gone: the process sees the end of its input, and lives. What it says to that is not for the
-            // client any more.
+            // The client has disconnected: the process sees the end of its input, and lives on. Dropping the
+            // client first makes sure that the process's reaction is not queued for it any more.
             drop(client);
             input.leave().await;
             return;
@@ -247,7 +251,7 @@ async fn control(
     let _ = writer.shutdown().await;
 }
 
-/// Do what the client says, until it goes.
+/// Carries out the client's payloads until it disconnects.
 async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Process, input: &mut Input) {
     let mut decoder = Decoder::default();
     decoder.push(early);
@@ -273,7 +277,7 @@ async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Pr
                 }
             }
         }
-        // A long payload has room among few, and not for ever.
+        // Long payloads share a bounded room, and have a deadline.
         let read = if decoder.held() > LONG {
             if room.is_none() {
                 room = Some((state.rooms(reader.is_local()).payload().await, Instant::now() + LONGEST));
@@ -297,7 +301,8 @@ async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Pr
     }
 }
 
-/// The client is gone, and what it has sent last is still in nobody's hands after the time that a tar has.
+/// Ready when the client has disconnected, and the process has not taken its last input within the time that
+/// tars have.
 async fn gone(reader: &ReadHalf, Patience(patience): Patience) {
     while !reader.hung_up() {
         tokio::time::sleep(LOOK).await;
@@ -308,7 +313,7 @@ async fn gone(reader: &ReadHalf, Patience(patience): Patience) {
     }
 }
 
-/// Of several wishes in one payload the first of terminal, input, signal counts.
+/// Carries out one payload. Of several commands in it, the first of terminal, input and signal counts.
 async fn obey(process: &Process, payload: Payload, input: &mut Input) -> Result<(), String> {
     match payload {
         Payload { tty: Some(Tty { window_size: Some(size) }), .. } => {
@@ -316,7 +321,8 @@ async fn obey(process: &Process, payload: Payload, input: &mut Input) -> Result<
         }
         Payload { tty: Some(Tty { window_size: None }), .. } => Ok(()),
         Payload { source: Some(_), data: Some(data), .. } => {
-            // After its end, or when the process has closed its side: signals still count.
+            // Fails after the end of the process, or when the process has closed its stdin: signals still
+            // count.
             drop(input.write(data.as_bytes()).await);
             Ok(())
         }

@@ -1,9 +1,9 @@
-//! One connection: HTTP until a handler takes it over.
+//! One connection: HTTP until a handler takes the connection over.
 //!
-//! Garden replies to run and attach with 201 or 200 and then leaves HTTP. hyper lets go of a connection only
-//! after a 101, so the takeover is done from outside: the handler tells the loop below which request has been
-//! accepted and never answers hyper; the loop takes hyper apart ([`http1::Connection::into_parts`]), which
-//! gives back the socket *and* the bytes that hyper has read ahead, and goes on with them alone.
+//! Garden replies to run and attach with 201 or 200, and then leaves HTTP. hyper gives a connection up only
+//! after a 101, so it is taken over from outside: the handler tells the loop below which request has been
+//! accepted, and never answers hyper; the loop takes hyper apart ([`http1::Connection::into_parts`]), which
+//! gives back the socket *and* the bytes that hyper has read ahead, and continues with those.
 
 use crate::cut::Cut;
 use crate::door::Place;
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http_body_util::Either;
 use hyper::Request;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -31,14 +32,15 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
-/// How long a client may take to show its certificate.
+/// How long the TLS handshake may take.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two failed handshakes that the log tells at the level info.
+/// The least time between two failed handshakes that are logged at the level info.
 const TELL: Duration = Duration::from_secs(1);
-/// How long a connection that has to go may take for what it was saying.
+/// How long an evicted connection may take to finish its answer.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A body that is being made is work. After its end the connection waits for the next request.
+/// The body of a reply. While it is being made the connection counts as working; after its end the connection
+/// waits for the next request.
 struct Made {
     body: ReplyBody,
     place: Option<Arc<Place>>,
@@ -70,7 +72,7 @@ impl Body for Made {
     }
 }
 
-/// Answer one request.
+/// Answers one request.
 async fn answer(
     mut request: Request<Incoming>,
     state: Arc<State>,
@@ -98,7 +100,12 @@ async fn answer(
             handler::handle(state, request, take).await?
         }
     };
-    // While a body is being made the connection is not asked to go, unless its client takes nothing.
+    let mut reply = reply;
+    if place.is_long() {
+        // hyper's read buffer keeps the capacity of the long head as long as the connection lasts.
+        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    // While a body is being made the connection is not evicted, unless its client takes nothing.
     let known = matches!(reply.body(), Either::Left(_));
     place.set_replies(known);
     if known {
@@ -107,8 +114,8 @@ async fn answer(
     Ok(reply.map(|body| Made { body, place: (!known).then_some(place) }))
 }
 
-/// Whether a handshake that has failed is told to everybody who reads the log: one in a second is, because whoever reaches the
-/// port can make as many of them as he likes.
+/// Whether a failed handshake is logged at the level info: one per [`TELL`] is, because any host that reaches
+/// the port can cause as many as it likes.
 fn is_handshake_told() -> bool {
     static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
     let mut told = TOLD.lock();
@@ -149,9 +156,9 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(state.head_timeout)
-        // A client may close its side when it has said all, and still wants the answer.
+        // A client may shut its side down after the request, and still wants the answer.
         .half_close(true)
-        // As Go writes them.
+        // As Go writes header names.
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut stopping = false;
@@ -163,7 +170,8 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
             () = cut.told.notified() => return,
             () = place.evicted(), if until.is_none() => {
                 tracing::debug!("an idle connection is closed: its place is needed");
-                // Only after an answer: that may still be on its way.
+                // Only after an answer the connection is shut down gracefully: the answer may still be on its
+                // way.
                 if !place.replies() {
                     return;
                 }
@@ -188,13 +196,16 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
     };
     let parts = connection.into_parts();
     place.set_replies(false);
-    let taken = Taken { stream: parts.io.into_inner(), early: parts.read_buf };
+    // The early bytes are copied: hyper's read buffer has the capacity of the longest head.
+    let taken = Taken { stream: parts.io.into_inner(), early: Bytes::copy_from_slice(&parts.read_buf) };
+    drop(parts.read_buf);
+    place.left_http();
     let mut run = pin!(attach::run(&state, taken, taking.accepted).instrument(taking.span));
     tokio::select! {
         () = &mut run => {}
         () = place.evicted() => {
             tracing::debug!("a connection whose client does nothing is closed: its place is needed");
-            // Its reads and writes fail from here on, as if the client had gone.
+            // The connection's reads and writes fail from here on, as if the client had disconnected.
             place.cut();
             run.await;
         }

@@ -1,5 +1,5 @@
-//! From the wire to the engine. What the engine cannot do yet is refused here, by name: nothing that a caller
-//! asks for is quietly left out.
+//! Conversions between the wire types and the engine's. What the engine does not support is refused here, by
+//! the field's name: no part of a request is silently ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -10,12 +10,12 @@ use wardian_sys::text::clip;
 
 type Refusal = String;
 
-/// Most handles of a bulk request: more than fit into its URL, unless they are very short.
+/// The most handles of a bulk request: more than fit into its URL, unless they are very short.
 const HANDLES: usize = 4096;
-/// Bytes that an error repeats of a value that is not supported.
+/// The most bytes of an unsupported value that an error repeats.
 const SHOWN: usize = 200;
 
-/// `value` of `field` must be zero.
+/// Refuses a `value` of `field` that is not zero.
 fn zero<T: Display + Default + PartialEq>(field: &str, value: &T) -> Result<(), Refusal> {
     if *value == T::default() {
         Ok(())
@@ -44,7 +44,7 @@ fn image(image: &wire::ImageRef) -> Result<(), Refusal> {
     }
 }
 
-/// A grace time in nanoseconds.
+/// Converts a grace time in nanoseconds.
 pub(crate) fn grace(nanoseconds: i64) -> Result<Duration, Refusal> {
     let positive =
         u64::try_from(nanoseconds).map_err(|_| format!("grace_time: {nanoseconds} is negative"))?;
@@ -64,7 +64,7 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
     zero("limits.disk_limits.inode_hard", &limits.disk_limits.inode_hard)?;
     zero("limits.disk_limits.byte_soft", &limits.disk_limits.byte_soft)?;
     zero("limits.disk_limits.byte_hard", &limits.disk_limits.byte_hard)?;
-    // The scope says what a disk limit counts: without a limit it says nothing.
+    // The scope of a disk limit is ignored: without a limit it has no meaning.
     let image = match (spec.image.uri, spec.rootfs) {
         (uri, rootfs) if !uri.is_empty() && !rootfs.is_empty() => {
             return Err("Cannot provide both Image.URI and RootFSPath".into());
@@ -145,7 +145,8 @@ fn bind_mounts(mounts: Vec<wire::BindMount>) -> Result<Vec<engine::BindMount>, R
         .collect()
 }
 
-/// The handles of a bulk request: joined by commas, each taken once, in the order of the reply. Without any, none.
+/// Returns the handles of a bulk request, which are joined by commas: each once, in the order of the reply.
+/// Without a query there are none.
 pub(crate) fn handles(query: &BTreeMap<String, String>) -> Result<Vec<String>, Refusal> {
     let joined = query.get("handles").map_or("", String::as_str);
     if joined.is_empty() {
@@ -201,7 +202,7 @@ pub(crate) fn metrics(metrics: &engine::Metrics) -> wire::Metrics {
             exclusive_bytes_used: metrics.disk_exclusive_bytes,
             ..wire::DiskStat::default()
         },
-        // It has no network that could be counted.
+        // The container has no network whose traffic could be counted.
         network_stat: None,
         pid_stat: wire::PidStat { current: stats.pids, max: metrics.pids_max },
         age: i64::try_from(metrics.age.as_nanos()).unwrap_or(i64::MAX),
@@ -209,7 +210,7 @@ pub(crate) fn metrics(metrics: &engine::Metrics) -> wire::Metrics {
     }
 }
 
-/// In bulk, errors are text alone.
+/// Makes the error of a bulk reply, which has a text and no kind.
 fn plain(error: &engine::Error) -> ErrorBody {
     ErrorBody::new(ErrorKind::Other, crate::error::to_wire(error).message)
 }

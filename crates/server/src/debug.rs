@@ -1,4 +1,4 @@
-//! What a developer asks a running server: numbers of the process, and more or less log. On an address of its own.
+//! The debug server, on an address of its own: figures of the process, and the log level.
 
 use crate::connection::{HANDSHAKE_TIMEOUT, LAST_WORDS};
 use crate::door::{self, Door, Place};
@@ -21,13 +21,13 @@ use std::time::Duration;
 use std::{fmt, io};
 use wardian_engine::Engine;
 
-/// Connections at a time, beside those that are kept for root: one person, and a monitor or two.
+/// The most connections at a time, beside those reserved for root: one person, and a monitor or two.
 const CONNECTIONS: usize = 32;
-/// A client that does not finish its request's head in this time is sent away.
+/// How long a client may take to send a request's head, or its body.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may take for all that it asks.
+/// The longest duration of a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Of a level's name.
+/// The most bytes of a request's body, which is the name of a level.
 const BODY_LIMIT: usize = 64;
 
 /// Changes what is logged, given a level's name: `debug`, `info`, `warn`, `error` or `off`.
@@ -35,9 +35,9 @@ pub type SetLevel = Box<dyn Fn(&'static str) -> Result<(), String> + Send + Sync
 
 /// The debug server.
 pub struct Debug {
-    /// Where it listens.
+    /// The socket that it listens on.
     pub listener: Listener,
-    /// How the level is changed.
+    /// Changes the log level.
     pub set_level: SetLevel,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Debug for Debug {
 
 type Reply = Response<Full<Bytes>>;
 
-/// Serve for ever.
+/// Serves for ever.
 pub(crate) async fn serve(debug: Debug, engine: Engine) {
     let Debug { listener, set_level } = debug;
     let set_level = Arc::new(set_level);
@@ -72,7 +72,7 @@ async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>, 
                 return Err(io::Error::from(io::ErrorKind::ConnectionAborted));
             }
             let reply = answer(request, &engine, &set_level, hosts.as_deref(), &place).await;
-            // Its client owes the taking of it, and then the next request.
+            // The client owes the reading of the reply, and then the next request.
             place.set_replies(true);
             place.rests();
             Ok(reply)
@@ -88,7 +88,8 @@ async fn connection(arrival: Arrival, engine: Engine, set_level: Arc<SetLevel>, 
         ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection.as_mut()) => ended,
         () = place.evicted() => {
             tracing::debug!("debug: an idle connection is closed: its place is needed");
-            // Only after an answer: that may still be on its way.
+            // Only after an answer the connection is shut down gracefully: the answer may still be on its
+            // way.
             if !place.replies() {
                 return;
             }
@@ -158,7 +159,8 @@ async fn log_level(request: Request<Incoming>, set_level: &SetLevel, place: &Arc
     }
 }
 
-/// As the original names them. Nothing is logged at `fatal`.
+/// Finds a level by its name, first letter or number, as Garden's server names them. Nothing is logged at
+/// `fatal`.
 fn level(given: &str) -> Option<&'static str> {
     let levels =
         [("debug", "debug"), ("info", "info"), ("warn", "warn"), ("error", "error"), ("fatal", "off")];
@@ -168,7 +170,7 @@ fn level(given: &str) -> Option<&'static str> {
     found.map(|(_, (_, level))| level)
 }
 
-/// In the shape of Go's expvar, with the keys of the original.
+/// Makes the reply of `/debug/vars` in the format of Go's expvar, with the keys of Garden's server.
 fn vars(engine: &Engine) -> Reply {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = |name: &str| field(&status, name) * 1024;
@@ -179,7 +181,7 @@ fn vars(engine: &Engine) -> Reply {
         "depotDirs": engine.count(),
         "loopDevices": 0,
         "memstats": {
-            // Resident memory, the most it ever was, and the address space; nothing here collects garbage.
+            // Resident memory, its peak, and the address space; there is no garbage collector.
             "Alloc": kilobytes("VmRSS:"),
             "TotalAlloc": kilobytes("VmHWM:"),
             "Sys": kilobytes("VmSize:"),
@@ -193,7 +195,7 @@ fn vars(engine: &Engine) -> Reply {
     reply
 }
 
-/// A number in the text of `/proc/PID/status`.
+/// Finds a number in the text of `/proc/PID/status`.
 fn field(status: &str, name: &str) -> u64 {
     let value =
         status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());

@@ -1,22 +1,26 @@
-//! How many connections may be open at a time, and which one has to go when there is no room for another.
+//! Admission of connections: how many may be open at a time, and which one is evicted when there is no room
+//! for another.
 //!
-//! A newcomer is in the hall until its first request has come: it is read from there, and takes no place from anybody. With
-//! its request it gets a place, and is answered. When all places are taken the one whose client has been in debt longest is
-//! closed for it: a connection whose client owes something is idle, be it the next request, the rest of one's body, or the
-//! taking of what it is sent. So clients that hold connections and do nothing keep nobody out. Each byte that comes, or goes,
-//! begins a debt anew. Where all are at work requests wait, as many as the waiting room holds and a minute at most; beyond
-//! that their connections are closed. When the hall is full the one that has owed its request longest is closed for the next
-//! newcomer: strangers, who reach the port and bring no request, have only each other to take something from. Nobody is closed
-//! who has been in debt for less than 50 ms.
+//! A new connection is in the hall until its first request has been read, and takes no place from any other.
+//! For its request it gets a place, and is answered. When all places are taken, the connection whose client
+//! has been in debt longest is evicted. A connection is idle while its client owes something: the next
+//! request, the rest of a body, or the reading of what it is sent. So clients that hold connections and do
+//! nothing keep no others out. Each byte of a body that arrives, and each that the client takes, restarts a
+//! debt; bytes of a request's head do not. While all places are working, requests wait, as many as the
+//! waiting room holds and for a minute at most; beyond that their connections are closed. When the hall is
+//! full, the connection that has owed its request longest is evicted for the next one: strangers who reach
+//! the port and send no request can only displace each other. A connection that has been in debt for less
+//! than 50 ms is not evicted.
 //!
-//! A request for the output of a process whose client holds a place already does not wait: the place would never come free if
-//! each waited for another's end. It gets one beside the common places, of which there are two for each place from which a
-//! process can be started, once for each stream. Those whose process has lost its client go first when these are wanted.
+//! A request for the output of a process whose client already holds a place does not wait: if such requests
+//! waited for the ends of each other's processes, no place would ever become free. It gets a place beside the
+//! common ones. There are two of these, one for each stream, for each place from which a process can be
+//! started. Those whose process has lost its client are evicted first when such places are wanted.
 //!
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
 //! | TLS handshake | idle | 10 s ([`crate::connection`]) |
-//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout`; at once when heads of more than 16 KiB take more than 8 MiB together |
+//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout`; at once when heads of more than 16 KiB take more than 8 MiB together; with the answer after such a head |
 //! | a JSON body is on its way | idle whenever nothing is there | 60 s for all of it |
 //! | a tar is on its way in | idle whenever nothing is there | `--transfer-patience` without a byte |
 //! | the request is being answered | working | when it is |
@@ -27,9 +31,9 @@
 //! | the rest of a tar that nobody wants | idle while nothing is there | 5 s or 64 MiB |
 //! | last words after any of these | working | 1 s |
 //!
-//! Clients that run as root, or as the user of the server, on a unix socket find [`RESERVE`] places more, which nobody
-//! else gets and where only another of them takes a place away. One that sits in a common place is moved there when it
-//! would have to go.
+//! For clients on a unix socket that run as root, or as the user of the server, [`RESERVE`] more places are
+//! reserved, in which only another such client displaces one. Such a client in a common place is moved to the
+//! reserve when it would be evicted.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
@@ -42,17 +46,17 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// Where a connection is counted.
+/// The pool of places that a connection is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// It has brought no request yet, or waits with its first one.
+    /// The connection has sent no request yet, or its first one waits for a place.
     Hall,
-    /// The same for those for whom there is a reserve.
+    /// The hall for clients with reserved places.
     OwnHall,
     Common,
-    /// For the administrator.
+    /// The reserved places, for the administrator.
     Reserve,
-    /// Beside these, for the output of processes.
+    /// Places beside these, for the output of processes.
     Beside,
 }
 
@@ -62,37 +66,43 @@ impl Part {
     }
 }
 
-/// Places beyond the others, for the host's own administrator.
+/// The most bytes of memory that a connection without a request may take: that of a TLS handshake.
+const NEWCOMER: usize = 80 << 10;
+/// The number of reserved places, for the host's own administrator.
 pub(crate) const RESERVE: usize = 16;
 /// Bytes of a request's head that every connection may have sent; …
 const HEAD: usize = 16 << 10;
-/// … and KiB that all may have sent beyond that, before their requests are complete.
+/// … and KiB that all may have sent beyond that: the buffer of a connection keeps its longest head until the connection ends.
 const HEADS: usize = 8 << 10;
 /// How long a request waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
-/// … and how often one of those that wait looks whether somebody has become idle, or is due.
+/// … and the poll interval at which one of the waiting requests looks for a connection that has become idle,
+/// or due.
 const LOOK: Duration = Duration::from_millis(2);
-/// One that has to go may need a while for it, as a transfer does that has to be cancelled: after so long another one goes.
+/// How long after an eviction the next connection is evicted if no place has become free: an evicted one may
+/// need a while, as for the cancelling of a transfer.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Who has been in debt for less time is not closed for another: what it owes may be here already, unread, while a burst of
-/// connections is being accepted; or it may come as soon as a client on another host has heard from here.
+/// A connection that has been in debt for less than this is not evicted: what its client owes may have
+/// arrived already, unread, while a burst of connections is being accepted; or it may come as soon as a
+/// client on another host has received what this server sent.
 const GRACE: Duration = Duration::from_millis(50);
-/// Between two warnings that connections are closed because there are too many.
+/// The least time between two warnings that connections are closed because there are too many.
 const WARNING: Duration = Duration::from_secs(10);
 
 /// The door.
 #[derive(Debug)]
 pub(crate) struct Door {
-    /// Who may owe its first request: others, and those for whom there is a reserve.
+    /// Connections that owe their first request: of ordinary clients, and of those with reserved places.
     halls: [Arc<Semaphore>; 2],
-    /// Whose request may wait for a place: others, and those for whom there is a reserve.
+    /// Requests that wait for a place: of ordinary clients, and of those with reserved places.
     rooms: [Arc<Semaphore>; 2],
     common: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
     beside: Arc<Semaphore>,
-    /// KiB for long heads, for others and for those for whom there is a reserve.
+    /// KiB for long heads: of ordinary clients, and of those with reserved places.
     heads: [Arc<Semaphore>; 2],
-    /// Who looks for places on behalf of all that wait: others, and those for whom there is a reserve.
+    /// Held by the request that polls on behalf of all waiting ones: for ordinary clients, and for those with
+    /// reserved places.
     looks: [tokio::sync::Mutex<()>; 2],
     idle: Mutex<Idle>,
     warned: Mutex<Option<Instant>>,
@@ -100,21 +110,23 @@ pub(crate) struct Door {
 
 #[derive(Debug)]
 struct Idle {
-    /// In each [`Part`].
+    /// The idle connections of each [`Part`].
     queues: [Queue; 5],
     next: u64,
-    /// Requests that wait for a place, and places that have been asked for and not been taken yet. They are counted for all
-    /// together, because a place goes to whoever has waited longest, and not to who has asked for it.
+    /// The requests that wait for a place, and the evictions whose places have not been taken yet. Both are
+    /// counted for all requests together, because a place goes to the request that has waited longest, not to
+    /// the one that caused the eviction.
     waiting: usize,
     asked: usize,
-    /// When one was asked for last.
+    /// When a connection was last evicted.
     last: Instant,
 }
 
-/// The idle ones of a part by their numbers, the longest in debt first; and since when.
+/// The idle connections of a part by their numbers, the longest in debt first, each with the beginning of its
+/// debt.
 type Queue = BTreeMap<u64, (Instant, Arc<Seat>)>;
 
-/// Where an idle connection stands.
+/// The position of an idle connection in its queue.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     part: Part,
@@ -126,7 +138,8 @@ impl Idle {
         &mut self.queues[part as usize]
     }
 
-    /// Who has to go next in this part. One who is not due yet goes for nobody, and neither does anybody behind him.
+    /// Returns the next connection of this part to evict. One that is not due yet is not evicted, and neither
+    /// is any behind it.
     fn next(&mut self, part: Part, now: Instant) -> Option<(Turn, Instant, Arc<Seat>)> {
         let (&number, (since, seat)) = self.queue(part).first_key_value()?;
         let is_due = now.saturating_duration_since(*since) >= GRACE;
@@ -141,11 +154,11 @@ impl Idle {
     }
 }
 
-/// What the door knows of a connection.
+/// The state that the door keeps of a connection.
 #[derive(Debug)]
 struct Seat {
     local: bool,
-    /// Locked by who holds the lock of [`Door::idle`].
+    /// Locked after [`Door::idle`] where both are held.
     state: Mutex<SeatState>,
     gone: AtomicBool,
     evicted: Notify,
@@ -153,16 +166,16 @@ struct Seat {
 
 #[derive(Debug)]
 struct SeatState {
-    /// Of its part, or of the waiting room.
+    /// The permit of its part, or of the waiting room.
     permit: Option<OwnedSemaphorePermit>,
     part: Part,
-    /// It waits for a request.
+    /// The connection waits for a request.
     resting: bool,
-    /// What its client owes, in number.
+    /// The number of debts of its client.
     owing: usize,
-    /// Its turn while it is idle.
+    /// Its position in the queue while it is idle.
     turn: Option<Turn>,
-    /// Bytes of a head that have come, and the room that they take.
+    /// Bytes received of a request's head, and the permits for those beyond [`HEAD`].
     head: usize,
     long: Option<OwnedSemaphorePermit>,
 }
@@ -173,7 +186,7 @@ impl Seat {
     }
 }
 
-/// What a connection holds of the door. Its end makes room.
+/// A connection's place. Dropping it frees the place.
 #[derive(Debug)]
 pub(crate) struct Place {
     door: Arc<Door>,
@@ -182,20 +195,23 @@ pub(crate) struct Place {
     cut: AtomicBool,
 }
 
-/// A debt of a connection's client, until it is dropped.
+/// A debt of a connection's client: something that the client owes, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Owed(Arc<Place>);
 
 impl Door {
-    /// With so many places.
+    /// Makes a door with `places` common places.
     pub(crate) fn new(places: usize) -> Arc<Self> {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
-        let hall = || semaphore(places.clamp(128, 2048));
+        let hall = || {
+            let fit = wardian_sys::memory::budget(2048 * NEWCOMER, 16) / NEWCOMER;
+            semaphore(places.clamp(128, 2048).min(fit.max(64)))
+        };
         let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
         Arc::new(Self {
             halls: [hall(), hall()],
-            // The administrator's own burst waits.
+            // Bursts of the administrator's own requests wait.
             rooms: [semaphore((places / 4).clamp(64, 1024)), semaphore(1024)],
             common: semaphore(places),
             reserve: semaphore(RESERVE),
@@ -211,8 +227,8 @@ impl Door {
         self.idle.lock()
     }
 
-    /// Admits a connection that has sent no request yet. `None`: the hall is full, and nobody in it has been idle long enough to be
-    /// closed.
+    /// Admits a connection that has sent no request yet. `None`: the hall is full, and no connection in it is
+    /// due for eviction.
     pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Option<Arc<Place>> {
         let part = Part::hall(local);
         let permit = self.halls[usize::from(local)].clone().try_acquire_owned().ok();
@@ -237,8 +253,8 @@ impl Door {
         Some(Arc::new(place))
     }
 
-    /// The same for one that is next in the kernel's queue. The administrator's own burst waits there; others are not waited
-    /// for: whoever comes behind them would be.
+    /// Admits the next connection of the kernel's accept queue. A local one waits for room; others do not,
+    /// since they would delay those behind them.
     pub(crate) async fn admit(self: &Arc<Self>, local: bool) -> Option<Arc<Place>> {
         let until = Instant::now() + WAITING_TIME;
         loop {
@@ -254,7 +270,7 @@ impl Door {
         }
     }
 
-    /// Connections are closed that have not done anything.
+    /// Warns that connections are closed, at most once per [`WARNING`].
     fn warn(&self, why: &str) {
         let mut warned = self.warned.lock();
         if warned.is_none_or(|warned| warned.elapsed() > WARNING) {
@@ -263,7 +279,8 @@ impl Door {
         }
     }
 
-    /// What one held that has to go, for somebody else at once: it is where connections end as soon as they are told.
+    /// Evicts the next connection of a part and takes its permit at once, without waiting for its end:
+    /// connections in these parts end as soon as they are told.
     fn take_from(&self, part: Part) -> Option<OwnedSemaphorePermit> {
         let mut idle = self.lock();
         let (turn, _, seat) = idle.next(part, Instant::now())?;
@@ -272,7 +289,7 @@ impl Door {
         state.permit.take()
     }
 
-    /// Make room for all requests that wait, as far as there are idle ones who have to go.
+    /// Evicts idle connections that are due, at most one for each waiting request.
     fn evict(&self, local: bool) {
         let mut idle = self.lock();
         let now = Instant::now();
@@ -285,7 +302,7 @@ impl Door {
     }
 
     fn evict_one(&self, idle: &mut Idle, local: bool, now: Instant) -> bool {
-        // In the reserve only when all others are at work.
+        // In the reserve a connection is evicted only while no common one is idle.
         let part = if local && idle.queue(Part::Common).is_empty() { Part::Reserve } else { Part::Common };
         let Some((turn, since, seat)) = idle.next(part, now) else { return false };
         let mut state = seat.state();
@@ -305,7 +322,7 @@ impl Door {
     }
 }
 
-/// One that waits.
+/// Counts a waiting request, until dropped.
 struct Counted<'a>(&'a Door);
 
 impl<'a> Counted<'a> {
@@ -324,18 +341,19 @@ impl Drop for Counted<'_> {
 }
 
 impl Place {
-    /// Whether it is one for which places are kept.
+    /// Whether this is the connection of a client with reserved places.
     pub(crate) fn is_local(&self) -> bool {
         self.seat.local
     }
 
-    /// Something has changed: is it idle now? `anew`: if so, from now on.
+    /// Applies a change, and updates the connection's position in the idle queue. With `anew` an idle
+    /// connection's debt starts anew.
     fn settle(&self, anew: bool, change: impl FnOnce(&mut SeatState)) {
         let mut idle = self.door.lock();
         let mut state = self.seat.state();
         change(&mut state);
-        // In the hall only who owes a request is in the way, and beside the common places there is enough for all that owe as
-        // long as their processes have clients.
+        // In the hall only a missing request counts as idle. Beside the common places there is enough room
+        // for all connections whose processes have clients, whatever they owe.
         let owes = state.owing > 0 && matches!(state.part, Part::Common | Part::Reserve);
         let is_idle = (state.resting || owes) && !self.is_gone();
         if (anew || !is_idle)
@@ -351,14 +369,15 @@ impl Place {
         }
     }
 
-    /// It waits for a request.
+    /// Marks the connection as waiting for a request.
     pub(crate) fn rests(&self) {
         self.settle(true, |state| state.resting = true);
     }
 
-    /// A request has come, and may be answered. `fetches`: whether it is the first one for a stream of a process, which does
-    /// not wait. `false`: too late, what its connection held is promised to somebody else; there is no place for it in time,
-    /// or too many wait for one; or it is one more on a connection that was let in for a stream.
+    /// Waits until a request that has arrived may be answered. `fetches`: whether it is the first request for
+    /// a stream of a process, which does not wait. Returns false if the connection has been evicted, if there
+    /// is no place in time or too many requests wait for one, or if this is a further request on a connection
+    /// that was admitted for a stream.
     pub(crate) async fn works(&self, fetches: impl FnOnce() -> bool) -> bool {
         self.settle(false, |state| (state.resting, state.head) = (false, 0));
         if self.is_gone() {
@@ -366,7 +385,6 @@ impl Place {
         }
         let part = self.seat.state().part;
         if part != Part::hall(self.is_local()) {
-            self.seat.state().long = None;
             return part != Part::Beside;
         }
         if let Ok(permit) = self.door.common.clone().try_acquire_owned() {
@@ -377,13 +395,24 @@ impl Place {
         tokio::time::timeout(WAITING_TIME, waits).await.unwrap_or(false)
     }
 
-    /// It has a place from now on. What it held, and the room of its head, is for others.
+    /// Gives the connection its place, and releases the permit that it held before.
     fn sits(&self, permit: OwnedSemaphorePermit, part: Part) {
         let mut state = self.seat.state();
-        (state.permit, state.part, state.long) = (Some(permit), part, None);
+        (state.permit, state.part) = (Some(permit), part);
     }
 
-    /// Ready when its request has a place, in the order of arrival. `false`: too many wait.
+    /// Whether one of the connection's requests had a long head, whose memory the connection's read buffer
+    /// keeps.
+    pub(crate) fn is_long(&self) -> bool {
+        self.seat.state().long.is_some()
+    }
+
+    /// Releases the permits for a long head: the connection has left HTTP, and its read buffer is freed.
+    pub(crate) fn left_http(&self) {
+        self.seat.state().long = None;
+    }
+
+    /// Waits until the request has a place, in the order of arrival. Returns false if too many wait.
     async fn waits(&self) -> bool {
         let (door, local) = (&self.door, self.is_local());
         if local && let Ok(permit) = door.reserve.clone().try_acquire_owned() {
@@ -399,7 +428,7 @@ impl Place {
         let mut reserve = pin!(door.reserve.clone().acquire_owned());
         let _counted = Counted::new(door);
         door.evict(local);
-        // Of many that wait one looks for all.
+        // One of the waiting requests polls for all of them.
         let look = async {
             let _looks = door.looks[usize::from(local)].lock().await;
             loop {
@@ -438,14 +467,16 @@ impl Place {
         })
     }
 
-    /// The process that it reads the output of has no client any more. Beside the common places it may have to go from now on.
+    /// Tells that the process whose output the connection reads has no client any more: a connection beside
+    /// the common places may be evicted from now on.
     pub(crate) fn orphaned(&self) {
         if self.seat.state().part == Part::Beside {
             self.rests();
         }
     }
 
-    /// So many bytes have come. `false`: they belong to the head of a request, and there is no room for more of it.
+    /// Counts received bytes. Returns false if they belong to the head of a request, and there is no room for
+    /// more of it.
     pub(crate) fn reads(&self, bytes: usize) -> bool {
         let mut state = self.seat.state();
         if !state.resting {
@@ -467,13 +498,13 @@ impl Place {
         true
     }
 
-    /// Its client owes something from now on.
+    /// Begins a debt of the connection's client.
     pub(crate) fn owes(self: &Arc<Self>) -> Owed {
         self.settle(true, |state| state.owing += 1);
         Owed(self.clone())
     }
 
-    /// An answer is on its way that has to be taken in time; or, with `false`, none.
+    /// Sets whether an answer is being sent that the client has to take in time.
     pub(crate) fn set_replies(&self, replies: bool) {
         self.replies.store(replies, Ordering::Relaxed);
     }
@@ -482,7 +513,7 @@ impl Place {
         self.replies.load(Ordering::Relaxed)
     }
 
-    /// From now on nothing is read from its connection or written to it.
+    /// Makes all further reads and writes of the connection fail.
     pub(crate) fn cut(&self) {
         self.cut.store(true, Ordering::Relaxed);
     }
@@ -491,12 +522,12 @@ impl Place {
         self.cut.load(Ordering::Relaxed)
     }
 
-    /// Whether it has to go.
+    /// Whether the connection is evicted.
     pub(crate) fn is_gone(&self) -> bool {
         self.seat.gone.load(Ordering::Relaxed)
     }
 
-    /// Ready when it has to go. For one to wait.
+    /// Ready when the connection is evicted. Only one task may wait for this.
     pub(crate) async fn evicted(&self) {
         self.seat.evicted.notified().await;
     }
@@ -507,7 +538,7 @@ impl Drop for Place {
         self.settle(false, |state| {
             (state.resting, state.owing, state.long) = (false, 0, None);
         });
-        // Whoever has moved it meanwhile has let go of the lock.
+        // A move to the reserve may just have replaced the permit; its lock is released by now.
         drop(self.seat.state().permit.take());
     }
 }
@@ -518,7 +549,7 @@ impl Drop for Owed {
     }
 }
 
-/// Wait for something that the client of a connection owes, if it is not there already.
+/// Waits for something that the client of a connection owes; the debt begins unless it is there already.
 pub(crate) async fn owed<T>(place: Option<&Arc<Place>>, what: impl Future<Output = T>) -> T {
     let mut what = pin!(what);
     let ready = poll_fn(|cx| Poll::Ready(what.as_mut().poll(cx))).await;

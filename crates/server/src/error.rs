@@ -1,44 +1,43 @@
-//! What can go wrong at the door, and how the engine's errors look on the wire.
+//! Errors of listening sockets, and the conversion of the engine's errors to Garden's.
 
 use hyper::StatusCode;
 use std::path::PathBuf;
 use wardian_engine::shown;
 use wardian_garden::{ErrorBody, ErrorKind};
 
-/// The server cannot listen.
+/// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not an address.
+    /// The text is not a listen address.
     #[error("bad listen address {0:?}: expected unix:/path or tcp:ip:port")]
     Address(String),
-    /// Another server answers there.
+    /// Another server listens there.
     #[error("{0}: a server is already listening there")]
     InUse(PathBuf),
-    /// Something else has that name.
+    /// The path exists and is not a socket.
     #[error("{0}: exists and is not a socket")]
     NotASocket(PathBuf),
-    /// Others could replace the socket.
+    /// Other users could replace the socket.
     #[error("listen on {address}: {source}")]
     Untrusted {
-        /// Where.
         address: String,
-        /// Why its directory is not used.
+        /// Why the socket's directory is not trusted.
         source: wardian_sys::directory::Error,
     },
-    /// A socket that anybody can connect to.
+    /// A socket that any user can connect to.
     #[error(
         "{0}: whoever connects to it is root on this host, and nothing tells who that is: every local user can, loopback \
          included. Ask clients for certificates with --tls-cert, --tls-key and --tls-client-ca, or allow it with \
          --insecure-listen"
     )]
     Insecure(String),
-    /// A unix socket that was handed to us and that anybody can connect to.
+    /// An inherited unix socket that any user can connect to.
     #[error(
         "{0}: an abstract unix socket has no file mode, so every local user can connect to it and become root: give it a \
          path, or allow it with --insecure-listen"
     )]
     Nameless(String),
-    /// A file for TLS.
+    /// A file for TLS is missing or unusable.
     #[error("{path}: {why}")]
     Tls {
         /// The file, or what it is for.
@@ -46,30 +45,30 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// A descriptor that was handed to us.
+    /// An inherited descriptor is unusable.
     #[error("the socket that was handed to this server is {0}")]
     Inherited(&'static str),
-    /// The system said no.
+    /// A system call failed.
     #[error("listen on {address}: {step}: {source}")]
     Listen {
         /// Where.
         address: String,
-        /// Doing what.
+        /// The failed step.
         step: &'static str,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
-/// Shorthand.
+/// A result with an [`Error`] of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The one place where the engine's errors become Garden's.
+/// Converts an engine error to Garden's error body; the only place that does.
 pub(crate) fn to_wire(error: &wardian_engine::Error) -> ErrorBody {
     use wardian_engine::Error as E;
     let message = error.to_string();
     match error {
-        // What can name nothing is not repeated as it is, for it is logged.
+        // A name that is not valid is tamed before it is repeated, since the message is logged.
         E::UnknownHandle(handle) => {
             let handle = shown(handle).into_owned();
             let message = E::UnknownHandle(handle.clone()).to_string();
@@ -86,7 +85,7 @@ pub(crate) fn to_wire(error: &wardian_engine::Error) -> ErrorBody {
     }
 }
 
-/// The status that goes with an error body.
+/// Returns the HTTP status for an error body.
 pub(crate) fn status(body: &ErrorBody) -> StatusCode {
     StatusCode::from_u16(body.kind().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }

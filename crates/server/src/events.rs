@@ -1,4 +1,4 @@
-//! Events, one JSON object a line, until the client goes or the server ends.
+//! The stream of events: one JSON object a line, until the client disconnects or the server stops.
 
 use crate::reply::date;
 use crate::state::State;
@@ -8,10 +8,10 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use wardian_engine::{Heard, Listener};
 use wardian_garden::encode;
 
-/// A listener, and whose events it wants to hear.
+/// A listener for a client's event stream.
 pub(crate) struct Events {
     pub(crate) listener: Listener,
-    /// Everybody's without it.
+    /// The container whose events are wanted; `None`: all.
     pub(crate) handle: Option<String>,
 }
 

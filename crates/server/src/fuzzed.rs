@@ -1,4 +1,4 @@
-//! What is made of a request's head before it is answered, for the fuzz target `head`.
+//! The handling of a request's head before the request is answered, for the fuzz target `head`.
 
 use crate::host::{Hosts, refusal};
 use crate::{convert, route};
@@ -10,7 +10,7 @@ pub fn is_answered(headers: &HeaderMap, uri: &Uri, names: &[String], port: u16) 
     refusal(headers, uri, Some(&Hosts::new(names, port))).is_none()
 }
 
-/// Finds the route, and the handles that a query names; `None` where they are refused.
+/// Finds the route, and the handles that a query names; `None` if the handles are refused.
 pub fn handles(method: &Method, uri: &Uri) -> Option<Vec<String>> {
     drop(route::find(method, uri.path()));
     convert::handles(&route::query(uri.query())).ok()

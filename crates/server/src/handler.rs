@@ -1,10 +1,10 @@
-//! What each route does.
+//! The handlers of the routes.
 
 use crate::cut::Cut;
 use crate::door::{Place, owed};
 use crate::large::Entries;
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
-use crate::room::SMALL;
+use crate::room::{Held, SMALL};
 use crate::route::{Found, Route, find, query};
 use crate::socket::Look;
 use crate::state::State;
@@ -25,31 +25,31 @@ use tracing::{Instrument as _, Span};
 use wardian_engine::{Call, shown};
 use wardian_garden::{wire, write};
 
-/// Longest JSON body.
+/// The longest JSON body.
 const BODY_LIMIT: usize = 1 << 20;
-/// Longest specification of a container or a process: environments can be long, and longer in JSON.
+/// The longest specification of a container or a process: environments can be long, and longer in JSON.
 const SPEC_LIMIT: usize = 4 << 20;
-/// So many metrics are a small reply.
+/// The metrics of so many containers are a small reply.
 const FEW: usize = 24;
-/// So many are read at a time.
+/// The containers whose metrics are read at a time for a large reply.
 const MANY: usize = 512;
-/// How often who waits for an answer looks whether its client waits too.
+/// How often a waiting request checks whether its client is still connected.
 const LOOK: Duration = Duration::from_millis(250);
-/// Time for a JSON body to arrive.
+/// How long a JSON body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What to do with a request that was understood.
+/// The answer to a request.
 pub(crate) enum Answer {
     Reply(Reply),
-    /// Leave HTTP; the call lasts as long as the connection.
+    /// The connection leaves HTTP; the call lasts as long as the connection.
     Accepted(attach::Accepted, Option<Call>),
 }
 
-/// What a connection goes on with after it has left HTTP.
+/// What a connection continues with after it has left HTTP.
 pub(crate) struct Taking {
     pub(crate) accepted: attach::Accepted,
     pub(crate) call: Option<Call>,
-    /// Of the request.
+    /// The request's span.
     pub(crate) span: Span,
 }
 
@@ -59,7 +59,7 @@ impl From<Reply> for Answer {
     }
 }
 
-/// Whether a request is the first one for a stream of a process whose client this server has told of it.
+/// Whether this is the first request for a stream of a process whose client knows the stream.
 pub(crate) fn fetches<T>(state: &State, request: &Request<T>) -> bool {
     let Found::Route(route @ (Route::Stdout | Route::Stderr), segments) =
         find(request.method(), request.uri().path())
@@ -73,7 +73,7 @@ pub(crate) fn fetches<T>(state: &State, request: &Request<T>) -> bool {
     }
 }
 
-/// Answer one request. An error closes the connection without an answer.
+/// Answers one request. On an error the connection is closed without an answer.
 pub(crate) async fn handle(
     state: Arc<State>,
     request: Request<Incoming>,
@@ -86,12 +86,13 @@ pub(crate) async fn handle(
         Found::Bad => return Ok(text(StatusCode::BAD_REQUEST, "400 Bad Request")),
     };
     let handle = segments.first().map(|handle| shown(handle).into_owned()).unwrap_or_default();
-    // In a task of its own: what has begun is finished, whether or not the client stays. But for images, which may take long.
+    // The request runs in a task of its own: it is finished even if the client disconnects, except for
+    // fetches of images, which may take long.
     let work = state.working();
     let span = trace::span(request.headers());
     let look = request.extensions().get::<Cut>().map(|cut| cut.look.clone()).unwrap_or_default();
-    // What was waiting in the socket while this server stood still may be of a client that has gone since: HTTP flushes, and
-    // finds out, before it comes back to this.
+    // A request that waited in the socket while this server was stalled may be of a client that has
+    // disconnected since: HTTP flushes, which checks that, before it polls this future again.
     if matches!(route, Route::Create | Route::Destroy | Route::Run) {
         look.ask();
         tokio::task::yield_now().await;
@@ -120,7 +121,8 @@ pub(crate) async fn handle(
     }
 }
 
-/// Waits, and asks again and again whether the client is still there: this future ends with its connection.
+/// Awaits `what`, and checks meanwhile whether the client is still connected: if not, this future is dropped
+/// with its connection.
 pub(crate) async fn looking<T>(look: &Look, what: impl Future<Output = T>) -> T {
     let mut what = pin!(what);
     loop {
@@ -138,7 +140,8 @@ fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply>
         return Err(std::io::ErrorKind::ConnectionAborted.into());
     }
     let body = error.body();
-    // Clients ask in this way whether there is a file or a directory, as `wardian cp` does of what it is to make.
+    // Clients find out in this way whether a file or directory exists, as `wardian cp` does with its
+    // destination.
     let is_absent =
         ["No such file or directory", "Not a directory"].iter().any(|text| body.message.contains(text));
     if matches!(route, Route::StreamOut) && is_absent {
@@ -162,10 +165,12 @@ async fn answer(
     let handle = segment(0);
     let call = route.is_call().then(|| engine.call(handle));
     let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
-    // Of the body: until the request is answered.
+    // The room of the request's body, held until the request is answered.
     let room = match route {
-        Route::Create | Route::Run => state.rooms(cut.local).body(length(&request, SPEC_LIMIT)).await?,
-        Route::SetProperty => state.rooms(cut.local).body(length(&request, BODY_LIMIT)).await?,
+        Route::Create | Route::Run => {
+            state.rooms(cut.local).body(length(&request, SPEC_LIMIT), cut.clone()).await?
+        }
+        Route::SetProperty => state.rooms(cut.local).body(length(&request, BODY_LIMIT), cut.clone()).await?,
         _ => None,
     };
     let reply = match route {
@@ -184,7 +189,8 @@ async fn answer(
             large::reply(state, cut, move |out| large::handles(out, &engine.list(&filter))).await?
         }
         Route::Create => {
-            let spec = convert::container(read(request, SPEC_LIMIT).await?).map_err(Failure::Refused)?;
+            let spec = convert::container(read(request, SPEC_LIMIT, room.as_ref()).await?)
+                .map_err(Failure::Refused)?;
             let (handle, warning) = engine.create(spec).await?;
             json(&wire::Created { handle, warnings: warning.into_iter().collect() })
         }
@@ -199,7 +205,7 @@ async fn answer(
         Route::BulkInfo => bulk_info(state, cut, request.uri().query()).await?,
         Route::Metrics => json(&convert::metrics(&engine.metrics(handle).await?)),
         Route::BulkMetrics => bulk_metrics(state, cut, request.uri().query()).await?,
-        // Garden servers never say these, whether there is such a container or not.
+        // Garden servers leave these empty, whether the container exists or not.
         Route::BandwidthLimits | Route::DiskLimits => done(),
         Route::CpuLimits => {
             json(&wire::CpuLimits { limit_in_shares: engine.limits(handle)?.cpu_shares, weight: 0 })
@@ -208,7 +214,7 @@ async fn answer(
             json(&wire::MemoryLimits { limit_in_bytes: engine.limits(handle)?.memory_bytes })
         }
         Route::Stop => {
-            let stop: wire::Stop = read(request, SMALL).await?;
+            let stop: wire::Stop = read(request, SMALL, None).await?;
             engine.stop(handle, stop.kill).await?;
             done()
         }
@@ -226,7 +232,7 @@ async fn answer(
             large::reply(state, cut, say).await?
         }
         Route::SetProperty => {
-            let property: wire::PropertyValue = read(request, BODY_LIMIT).await?;
+            let property: wire::PropertyValue = read(request, BODY_LIMIT, room.as_ref()).await?;
             engine.set_property(handle, segment(1), &property.value)?;
             done()
         }
@@ -247,7 +253,8 @@ async fn answer(
         Route::StreamOut => transfer::stream_out(state, handle, &request, call).await?,
         Route::Run => {
             let greeting = attach::Greeting::of(&request, true);
-            let spec = convert::process(read(request, SPEC_LIMIT).await?).map_err(Failure::Refused)?;
+            let spec = convert::process(read(request, SPEC_LIMIT, room.as_ref()).await?)
+                .map_err(Failure::Refused)?;
             let process = engine.run(handle, spec).await?;
             return Ok(Answer::Accepted(attach::Accepted::process(state, handle, process, greeting), call));
         }
@@ -269,14 +276,14 @@ async fn answer(
             large::reply(state, cut, move |out| write(out, &life)).await?
         }
         Route::SetGraceTime => {
-            // A time of null is refused: to Go it is zero, and zero ends the container.
-            let nanoseconds: i64 = read(request, SMALL).await?;
+            // A time of null is refused: Go would read it as zero, and zero destroys the container.
+            let nanoseconds: i64 = read(request, SMALL, None).await?;
             engine.set_grace_time(handle, convert::grace(nanoseconds).map_err(Failure::Refused)?)?;
             done()
         }
         Route::Events => {
             let handle = query(request.uri().query()).remove("handle");
-            // It is kept as long as the listener.
+            // The handle is kept as long as the listener.
             if let Some(long) = handle.as_ref().filter(|handle| handle.len() > 255) {
                 return Err(wardian_engine::Error::UnknownHandle(long.clone()).into());
             }
@@ -289,7 +296,7 @@ async fn answer(
     Ok(reply.into())
 }
 
-/// Of a body: as it says, else what it may be at most.
+/// Returns the length of a body: the declared one, or, without one, the limit.
 fn length(request: &Request<Incoming>, limit: usize) -> u64 {
     request.body().size_hint().exact().unwrap_or(u64::MAX).min(limit as u64)
 }
@@ -334,16 +341,23 @@ async fn bulk_metrics(state: &Arc<State>, cut: Cut, text: Option<&str>) -> Resul
     large::large(state, cut, say).await
 }
 
-/// Read a JSON body.
+/// Reads a JSON body.
 async fn read<T: serde::de::DeserializeOwned>(
     request: Request<Incoming>,
     limit: usize,
+    room: Option<&Held>,
 ) -> Result<T, Failure> {
     let place = request.extensions().get::<Arc<Place>>().cloned();
     let collect = async {
         let mut body = Limited::new(request.into_body(), limit);
         let mut whole = BytesMut::new();
-        while let Some(frame) = owed(place.as_ref(), body.frame()).await.transpose()? {
+        loop {
+            let frame = owed(place.as_ref(), body.frame());
+            let frame = match room {
+                Some(room) => room.while_idle(frame).await,
+                None => frame.await,
+            };
+            let Some(frame) = frame.transpose()? else { break };
             whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
         }
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(whole.freeze())

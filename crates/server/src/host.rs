@@ -1,9 +1,10 @@
-//! Which requests a browser may have sent, and which host a request may name.
+//! Protection against requests from web pages: which requests a browser may have sent, and which host a
+//! request may name.
 //!
-//! A web page that somebody on this host, or near it, looks at can make the browser send requests here. Two things tell
-//! them apart from those of a client: browsers add `Origin` to all requests but the plainest, and they name the host
-//! that the page has named. A page whose own host's name suddenly leads to this server (DNS rebinding) names that name,
-//! which is none of ours. An IP address cannot be rebound.
+//! A web page that a user of this host, or of one near it, looks at can make the browser send requests here.
+//! Two things distinguish them from a client's: browsers add `Origin` to all requests but the plainest, and
+//! they name the host of the page's URL. A page whose own host name is suddenly resolved to this server's
+//! address (DNS rebinding) names a host that is not this server's. An IP address cannot be rebound.
 //!
 //! Garden's clients name the host `api`, whatever address they have dialled. A browser names the port as well, unless it
 //! is 80: on all other ports a bare `api` does not come from a browser.
@@ -12,7 +13,7 @@ use hyper::header::{HOST, HeaderMap, HeaderName, ORIGIN};
 use hyper::{StatusCode, Uri};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Browsers tell by it who has asked for a request: a page, or (`none`) the user.
+/// A browser's header that tells what caused a request: a page, or (`none`) the user.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The port that browsers do not name.
 const HTTP_PORT: u16 = 80;
@@ -21,7 +22,7 @@ const HTTP_PORT: u16 = 80;
 #[derive(Debug)]
 pub(crate) struct Hosts {
     names: Vec<String>,
-    /// Garden's clients are known by their host.
+    /// `api` counts as a name of this host: Garden's clients use it.
     garden: bool,
 }
 
@@ -29,13 +30,14 @@ pub(crate) struct Hosts {
 pub(crate) type Refusal = (StatusCode, &'static str);
 
 impl Hosts {
-    /// For a server that listens on a TCP port.
+    /// Makes the names for a server that listens on this TCP port.
     pub(crate) fn new(names: &[String], port: u16) -> Self {
         Self { names: names.to_vec(), garden: port != HTTP_PORT }
     }
 
-    /// Whether `host`, in which a port may be, is one of ours. What has a user before it (`localhost:x@evil.example`) is none:
-    /// others than this server would take what follows for the host.
+    /// Whether `host`, which may include a port, is one of this server's. A host after user information
+    /// (`localhost:x@evil.example`) is not: other parsers than this one would take what follows the `@` for
+    /// the host.
     fn know(&self, host: &str) -> bool {
         let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
         if let Some(rest) = host.strip_prefix('[') {
@@ -56,8 +58,8 @@ impl Hosts {
     }
 }
 
-/// Why a request is refused before it is looked at. Without `hosts` any host may be named: browsers do not speak to unix
-/// sockets.
+/// Returns why a request is refused before it is read any further. Without `hosts` any host may be named:
+/// browsers do not speak to unix sockets.
 pub(crate) fn refusal(headers: &HeaderMap, uri: &Uri, hosts: Option<&Hosts>) -> Option<Refusal> {
     let from_page = headers.get_all(SEC_FETCH_SITE).iter().any(|site| site != "none");
     if headers.contains_key(ORIGIN) || from_page {
@@ -69,7 +71,7 @@ pub(crate) fn refusal(headers: &HeaderMap, uri: &Uri, hosts: Option<&Hosts>) -> 
         return Some((StatusCode::BAD_REQUEST, "a request names exactly one host"));
     };
     let known = host.to_str().is_ok_and(|host| hosts.know(host));
-    // A target that is a whole URL has a host of its own (RFC 9112, section 3.2.2).
+    // A request target in absolute form has a host of its own (RFC 9112, section 3.2.2).
     if known && uri.authority().is_none_or(|authority| hosts.know(authority.as_str())) {
         return None;
     }

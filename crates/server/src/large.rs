@@ -1,7 +1,8 @@
 //! Replies that may be large: those whose length depends on what clients have asked for.
 //!
-//! A small one is written whole, as Go's server does it. What turns out to be larger is written a piece at a time, no faster
-//! than its client takes it, and there is room for few of them: however many ask, memory is bounded. Both are the same JSON.
+//! A small reply is written whole, as Go's server does it. A larger one is written a piece at a time, no
+//! faster than its client takes it, and only a few may be under way: memory is bounded, however many clients
+//! ask. Both have the same JSON.
 
 use crate::cut::Cut;
 use crate::reply::{ChannelBody, Failure, Piece, Reply, full};
@@ -18,18 +19,18 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use wardian_garden::write;
 
-/// A piece of a large reply.
+/// Bytes of a piece of a large reply.
 const PIECE: usize = 64 << 10;
-/// Pieces that wait for the client.
+/// The most pieces that are queued for the client.
 const QUEUE: usize = 1;
-/// A client that takes no piece for so long is sent away: others wait for its room.
+/// A client that takes no piece for this long is disconnected: other replies wait for its room.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a reply says. It may be asked twice.
+/// Writes a reply's JSON. It may be called twice.
 pub(crate) trait Say: Fn(&mut dyn Write) -> io::Result<()> + Send + 'static {}
 impl<T: Fn(&mut dyn Write) -> io::Result<()> + Send + 'static> Say for T {}
 
-/// A reply that is small, usually.
+/// Makes a reply that is usually small.
 pub(crate) async fn reply(state: &Arc<State>, cut: Cut, say: impl Say) -> Result<Reply, Failure> {
     let mut small = Small::default();
     match say(&mut small).and_then(|()| small.write_all(b"\n")) {
@@ -41,7 +42,7 @@ pub(crate) async fn reply(state: &Arc<State>, cut: Cut, say: impl Say) -> Result
 
 const JSON: &str = "application/json";
 
-/// A reply that is not. It is said on a thread that may wait.
+/// Makes a large reply. It is written on a thread that may block.
 pub(crate) async fn large(state: &Arc<State>, cut: Cut, say: impl Say) -> Result<Reply, Failure> {
     let room = state.rooms(cut.local).reply().await?;
     let (send, pieces) = mpsc::channel(QUEUE);
@@ -57,12 +58,12 @@ pub(crate) async fn large(state: &Arc<State>, cut: Cut, say: impl Say) -> Result
     });
     let mut reply = Response::new(Either::Right(ChannelBody::new(pieces, None)));
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
-    // A place at the door is not kept for what may come next.
+    // The connection does not keep its place for a next request.
     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     Ok(reply)
 }
 
-/// An object of many entries, without all of them being there at a time.
+/// Writes a JSON object of many entries, which are never all in memory at a time.
 pub(crate) struct Entries<'a> {
     out: &'a mut dyn Write,
     begun: bool,
@@ -88,7 +89,7 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// The reply to list.
+/// Writes the reply to a list request.
 pub(crate) fn handles<T: AsRef<str>>(out: &mut dyn Write, handles: &[T]) -> io::Result<()> {
     out.write_all(b"{\"Handles\":[")?;
     for (n, handle) in handles.iter().enumerate() {
@@ -121,7 +122,7 @@ impl Write for Small {
     }
 }
 
-/// On a thread that may wait.
+/// A writer that blocks its thread until the client has taken what is written.
 struct Pieces {
     buffer: Vec<u8>,
     send: mpsc::Sender<Piece>,
@@ -142,7 +143,7 @@ impl Pieces {
         let last = std::mem::take(&mut self.buffer);
         self.pass_on(Piece::Data(Bytes::from(last)))?;
         self.pass_on(Piece::End)?;
-        // What waits for the client still takes room.
+        // The last pieces take room until the client has taken them.
         let closed = async { tokio::time::timeout(PATIENCE, self.send.closed()).await };
         self.runtime.block_on(closed).map_err(|_| io::Error::other("the client does not take the end"))
     }

@@ -1,7 +1,7 @@
 //! The Garden API over HTTP: routes, taken-over connections, errors to wire.
 //!
-//! [`serve`] drives one [`wardian_engine::Engine`] for all callers that come through its [`Listener`]s. Requests
-//! are decoded and refused here; what they mean is the engine's business.
+//! [`serve`] drives one [`wardian_engine::Engine`] for the clients of its [`Listener`]s. Requests are
+//! decoded, and malformed ones refused, here; the engine carries them out.
 
 mod attach;
 mod connection;
@@ -48,22 +48,23 @@ use wardian_engine::Engine;
 /// How long a shutdown waits for requests that are being answered.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Beside the API.
+/// Options of the server.
 #[derive(Debug)]
 pub struct Options {
-    /// Connections at a time.
+    /// The most connections at a time, beside the reserved ones.
     pub max_connections: usize,
-    /// A client that does not finish its request's head in this time is sent away; `None`: it may take for ever.
+    /// How long a client may take to send a request's head before it is disconnected; `None`: without a
+    /// bound.
     pub head_timeout: Option<Duration>,
-    /// A tar on its way into or out of a container that stands still for so long is cancelled, whoever is to blame;
-    /// `None`: it may for ever.
+    /// How long a tar on its way into or out of a container may stand still before it is cancelled, whichever
+    /// side is at fault; `None`: without a bound.
     pub transfer_patience: Option<Duration>,
-    /// The debug server, if there is to be one.
+    /// The debug server; `None`: there is none.
     pub debug: Option<Debug>,
 }
 
-/// Serve until `shutdown` is ready: then accept nothing more, close taken-over connections (their processes
-/// live on), answer the requests that are under way for at most ten seconds, and return.
+/// Serves until `shutdown` is ready: then accepts no more connections, closes taken-over connections (their
+/// processes live on), finishes the requests that are under way within at most ten seconds, and returns.
 pub async fn serve(
     engine: Engine,
     listeners: Vec<Listener>,

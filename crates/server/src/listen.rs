@@ -1,4 +1,4 @@
-//! The door: who may come in, by which socket.
+//! Listening sockets: their addresses, permissions, and which clients may connect.
 
 use crate::host::Hosts;
 use crate::socket::Arrival;
@@ -20,13 +20,13 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use wardian_sys::directory::{self, Directory};
 
-/// After so much silence the kernel asks a TCP client whether it is still there (tcp(7), `TCP_KEEPIDLE`).
+/// The idle time after which the kernel probes a TCP client (tcp(7), `TCP_KEEPIDLE`).
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// Connections that wait to be accepted; the kernel has a bound of its own (`net.core.somaxconn`).
+/// The listen backlog; the kernel caps it (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// Where to listen: `unix:/path` or `tcp:ip:port`.
+/// A listen address: `unix:/path` or `tcp:ip:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddr {
     /// A unix socket's path; `@` and a name for one in the abstract name space, which was handed to this server.
@@ -56,7 +56,7 @@ impl std::fmt::Display for ListenAddr {
     }
 }
 
-/// Who may come in.
+/// Which clients may connect.
 #[derive(Debug, Clone)]
 pub struct SocketOptions {
     /// Permission bits of a unix socket.
@@ -65,7 +65,7 @@ pub struct SocketOptions {
     pub group: String,
     /// Allow sockets on which nothing tells who the client is: TCP without TLS, and unix sockets without a file.
     pub insecure_listen: bool,
-    /// How TCP clients show who they are.
+    /// How TCP clients are authenticated.
     pub tls: Option<Tls>,
     /// Names of this host: a request through TCP that names another one is refused.
     pub host_names: Vec<String>,
@@ -84,14 +84,15 @@ impl Default for SocketOptions {
 }
 
 impl SocketOptions {
-    /// Whether a client that comes through TCP is known, or need not be. Loopback tells nothing: all users of the host
-    /// can connect to it, and so can every web page that one of them looks at.
+    /// Whether TCP clients are authenticated, or need not be. That a client comes from loopback does not
+    /// authenticate it: all users of the host can connect to it, and so can every web page that one of them
+    /// looks at.
     fn knows_clients(&self) -> bool {
         self.insecure_listen || self.tls.is_some()
     }
 }
 
-/// An open door.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener(Kind);
 
@@ -100,7 +101,7 @@ enum Kind {
     Unix {
         listener: UnixListener,
         path: PathBuf,
-        /// None: whoever has handed it to us removes it.
+        /// `None`: the socket was inherited, and its file is not removed here.
         _file: Option<SocketFile>,
     },
     Tcp {
@@ -111,10 +112,10 @@ enum Kind {
 }
 
 impl Listener {
-    /// Whether [`Listener::bind`] would refuse the address whatever there is.
+    /// Checks that [`Listener::bind`] would not refuse the address outright.
     ///
     /// # Errors
-    /// Nothing would tell who the clients are.
+    /// The clients would not be authenticated.
     pub fn check(address: &ListenAddr, options: &SocketOptions) -> Result<()> {
         match address {
             ListenAddr::Tcp(_) if !options.knows_clients() => Err(Error::Insecure(address.to_string())),
@@ -122,7 +123,7 @@ impl Listener {
         }
     }
 
-    /// Listen. The socket file of a dead server is replaced; that of a live one is an error.
+    /// Listens. The socket file of a dead server is replaced; that of a live one is an error.
     pub async fn bind(address: &ListenAddr, options: &SocketOptions) -> Result<Self> {
         match address {
             ListenAddr::Unix(path) => bind_unix(path, options).await.map(Self),
@@ -141,7 +142,8 @@ impl Listener {
         Ok(Self(Kind::Tcp { listener, tls: options.tls.clone(), hosts }))
     }
 
-    /// A listening socket that whoever started us has opened. Its file stays when we go.
+    /// Takes over a listening socket that the starter of this server has opened. Its file is not removed at
+    /// the end.
     pub fn inherited(socket: OwnedFd, options: &SocketOptions) -> Result<Self> {
         let bad = |what: &'static str| Error::Inherited(what);
         let failed = |_| bad("not a socket");
@@ -182,7 +184,7 @@ impl Listener {
         Self::tcp(listener, options).map_err(|_| bad("a socket without an address"))
     }
 
-    /// Where it listens; with TCP port 0, the port that was given.
+    /// Returns the address; for TCP port 0, with the port that the kernel chose.
     pub fn address(&self) -> io::Result<ListenAddr> {
         match &self.0 {
             Kind::Unix { path, .. } => Ok(ListenAddr::Unix(path.clone())),
@@ -196,7 +198,7 @@ impl Listener {
             Kind::Tcp { listener, tls, hosts } => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                // A client whose host has gone says nothing more, not even that it has gone.
+                // Only keepalive notices a client whose host is gone.
                 sockopt::set_socket_keepalive(&stream, true)?;
                 sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
                 Ok(Arrival::tcp(stream, tls.clone(), hosts.clone()))
@@ -205,7 +207,7 @@ impl Listener {
     }
 }
 
-/// The name of a socket that is ours to remove.
+/// The socket's file, removed on drop if it is still the same inode.
 #[derive(Debug)]
 struct SocketFile {
     dir: Directory,
@@ -233,9 +235,9 @@ async fn bind_unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::Address(address.to_string()));
     };
-    // Clients need its path, which must fit into an address.
+    // Clients connect by the path, which must fit into an address (`sun_path`).
     std::os::unix::net::SocketAddr::from_pathname(path).map_err(fail("bind"))?;
-    // Where others may rename, they could give the group or the mode of the socket to another file.
+    // In a directory where others may rename files, they could make chown and chmod hit another file.
     let dir = match Directory::open_shared(above) {
         Err(directory::Error::System { source, .. }) => return Err(fail("open its directory")(source)),
         other => other.map_err(|source| Error::Untrusted { address: address.to_string(), source })?,
@@ -252,8 +254,9 @@ async fn bind_unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
             Ok(_) => return Err(Error::InUse(path.into())),
         },
     }
-    // It gets its name only when its permissions are right: nobody comes in before that. Until then its name is none that
-    // somebody could have taken; it is what ss(8) shows for ever, so the other one is in it, if it fits into an address.
+    // The socket gets its name only once its permissions are right, so that no client connects before. Until
+    // then it has a name that no one could have taken in advance; ss(8) goes on showing that name, so it
+    // contains the final one, if that fits into an address.
     let shown = Some(name.to_string_lossy()).filter(|name| name.len() <= 40).unwrap_or_default();
     let early = format!(".{shown}.{}", uuid::Uuid::new_v4().simple());
     let (listener, inode) = bind_early(&dir, &early, options).map_err(|(step, error)| {
@@ -268,7 +271,7 @@ async fn bind_unix(path: &Path, options: &SocketOptions) -> Result<Kind> {
     Ok(Kind::Unix { listener, path: path.into(), _file: Some(file) })
 }
 
-/// A socket called `early`, with its group and mode, and its inode.
+/// Binds a socket to the name `early`, and sets its group and mode. Returns the listener and its inode.
 fn bind_early(
     dir: &Directory,
     early: &str,
@@ -284,7 +287,7 @@ fn bind_early(
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(at("set its mode"))?;
     let name = SocketAddrUnix::new(dir.at(early)).map_err(at("bind"))?;
     bind(&socket, &name).map_err(at("bind"))?;
-    // The file itself: its name counts no more.
+    // From here on the file is used by its descriptor, not by its name.
     let path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, early, path, Mode::empty()).map_err(at("look"))?;
     let stat = rustix::fs::fstat(&file).map_err(at("look"))?;
@@ -295,7 +298,8 @@ fn bind_early(
     }
     let mode = std::fs::Permissions::from_mode(options.mode);
     let through = format!("/proc/self/fd/{}", file.as_raw_fd());
-    // One that the directory has handed on would let in whom the mode does not (acl(5)); most file systems have none.
+    // A default ACL of the directory (acl(5)) would admit users that the mode does not; most file systems
+    // have none.
     let _ = rustix::fs::removexattr(&through, "system.posix_acl_access");
     std::fs::set_permissions(through, mode).map_err(at("set its mode"))?;
     listen(&socket, BACKLOG).map_err(at("listen"))?;
@@ -348,7 +352,7 @@ mod tests {
         let address =
             <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name);
         let nameless = std::os::unix::net::UnixListener::bind_addr(&address.unwrap()).unwrap();
-        // Certificates would not help it.
+        // Certificates would not help here.
         let refused =
             Listener::inherited(nameless.try_clone().unwrap().into(), &options).unwrap_err().to_string();
         assert!(refused.starts_with(&format!("unix:@{name}: ")) && !refused.contains("--tls"), "{refused}");

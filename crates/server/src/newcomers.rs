@@ -1,4 +1,4 @@
-//! Newcomers, from an address to a place.
+//! The accept loop: from a listening socket to a place at the door.
 
 use crate::door::{Door, Place};
 use crate::listen::Listener;
@@ -7,8 +7,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Lets newcomers in, and gives each what is to be done with it; until that is nothing. It never stops accepting: behind those
-/// who wait for a place there may be somebody for whom one is kept.
+/// Accepts connections and spawns what `serve` returns for each, until that is `None`. Accepting never
+/// pauses: behind connections that wait for a place there may be one for which a place is reserved.
 pub(crate) async fn accept<F>(
     listener: Listener,
     door: Arc<Door>,
@@ -26,7 +26,7 @@ pub(crate) async fn accept<F>(
                 }
             }
             Err(error) => {
-                // Out of file descriptors, mostly: give the others a moment to return some.
+                // Mostly EMFILE: other connections get a moment to return descriptors.
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -1,25 +1,25 @@
-//! How long a tar may stand still, and who is to blame.
+//! Timeouts for tars that stand still, and which side is at fault.
 
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-/// Who keeps a tar from getting on.
+/// What a tar that stands still waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stall {
     /// The client sends nothing of its tar.
     ClientSends,
     /// The client takes nothing of the tar it has asked for.
     ClientTakes,
-    /// Nobody in the container reads the tar.
+    /// No process in the container reads the tar.
     ContainerTakes,
-    /// Nobody in the container writes the tar.
+    /// No process in the container writes the tar.
     ContainerSends,
-    /// All has been said, and the container's side does not end.
+    /// The tar is complete, and the container's side does not end.
     ContainerEnds,
 }
 
-/// Nothing has moved for too long.
+/// A tar has stood still for too long.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{stall} for {time:?}")]
 pub(crate) struct Stalled {
@@ -39,15 +39,15 @@ impl fmt::Display for Stall {
     }
 }
 
-/// The time in which a tar has to get on; `None`: it may stand still for ever.
+/// The longest time for each step of a tar; `None`: without a bound.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience(pub(crate) Option<Duration>);
 
 impl Patience {
-    /// Wait for the next step.
+    /// Waits for the next step.
     ///
     /// # Errors
-    /// It was not made in time; its future has been dropped.
+    /// The step was not done in time; its future has been dropped.
     pub(crate) async fn wait<T>(self, stall: Stall, step: impl Future<Output = T>) -> Result<T, Stalled> {
         match self.0 {
             Some(time) => tokio::time::timeout(time, step).await.map_err(|_| Stalled { stall, time }),

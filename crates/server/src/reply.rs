@@ -14,30 +14,30 @@ use wardian_engine::Call;
 use wardian_garden::{ErrorBody, ErrorKind, TAR_FAILURE, encode};
 use wardian_sys::text::{clip, tame_lines};
 
-/// The longest error.
+/// The most bytes of an error message.
 const MESSAGE: usize = 4096;
-/// The longest text of a trailer: as JSON it has at most twice as many bytes, and hyper reads 16 KiB of trailers.
+/// The most bytes of a trailer's text: as JSON they at most double, and hyper reads 16 KiB of trailers.
 const TRAILER_TEXT: usize = 6 << 10;
 
-/// The body of a reply: known, or still being made.
+/// The body of a reply: complete, or still being made.
 pub(crate) type ReplyBody = Either<Full<Bytes>, ChannelBody>;
 pub(crate) type Reply = Response<ReplyBody>;
 
-/// What a body from elsewhere is made of.
+/// A piece of a body that another task makes.
 #[derive(Debug)]
 pub(crate) enum Piece {
     Data(Bytes),
-    /// The body was whole.
+    /// The end of a complete body.
     End,
-    /// The body is not whole; these trailers carry the reason, for which the client has asked.
+    /// The end of an incomplete body; the trailers carry the reason, which the client has asked for.
     Failed(HeaderMap),
 }
 
-/// Pieces of a body from elsewhere. Without its end the connection is cut, so that the client sees a broken transfer:
-/// its last chunk is not written.
+/// A body that another task makes. If the pieces end without an `End`, the connection is cut before the last
+/// chunk is written, so that the client sees a broken transfer.
 pub(crate) struct ChannelBody {
     pieces: mpsc::Receiver<Piece>,
-    /// It lasts until everything has been sent.
+    /// The call of the container, which lasts until everything has been sent.
     _call: Option<Call>,
 }
 
@@ -60,14 +60,14 @@ impl Body for ChannelBody {
     }
 }
 
-/// Why a request is not answered with what it asked for.
+/// Why a request fails.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The engine said no.
+    /// The engine refused or failed.
     Engine(wardian_engine::Error),
-    /// The request is no good: the text says why.
+    /// The request is invalid; the text says why.
     Refused(String),
-    /// The client has gone in the middle of its request: there is nobody to answer.
+    /// The client has disconnected in the middle of its request: there is no answer.
     Gone,
 }
 
@@ -78,14 +78,14 @@ impl From<wardian_engine::Error> for Failure {
 }
 
 impl Failure {
-    /// What the client reads.
+    /// Returns the error body for the client.
     pub(crate) fn body(&self) -> ErrorBody {
         let mut body = match self {
             Self::Engine(error) => error::to_wire(error),
             Self::Refused(message) => ErrorBody::new(ErrorKind::Other, message.as_str()),
             Self::Gone => ErrorBody::new(ErrorKind::Other, "the client has gone"),
         };
-        // It may quote what the client has sent.
+        // The message may quote the request.
         if body.message.len() > MESSAGE {
             body.message = clip(&body.message, MESSAGE).into_owned();
         }
@@ -104,7 +104,7 @@ pub(crate) fn json<T: serde::Serialize>(value: &T) -> Reply {
     full(StatusCode::OK, "application/json", encode(value))
 }
 
-/// `{}`.
+/// Makes the reply `{}`.
 pub(crate) fn done() -> Reply {
     full(StatusCode::OK, "application/json", b"{}\n".to_vec())
 }
@@ -133,16 +133,16 @@ pub(crate) fn tar(pieces: mpsc::Receiver<Piece>, call: Option<Call>) -> Reply {
     reply
 }
 
-/// The trailers that tell why a tar is not whole.
+/// Makes the trailers that tell why a tar is incomplete.
 pub(crate) fn tar_failure(text: &str) -> HeaderMap {
-    // A header takes no control characters, which in JSON are left as they are beyond ASCII's first 32.
+    // A header value must not contain control characters, and JSON escapes only those below U+0020.
     let text = tame_lines(text);
     let json = serde_json::Value::from(&*clip(&text, TRAILER_TEXT)).to_string();
     let value = HeaderValue::from_bytes(json.as_bytes()).unwrap_or(HeaderValue::from_static("\"\""));
     HeaderMap::from_iter([(HeaderName::from_static(TAR_FAILURE), value)])
 }
 
-/// Now, as HTTP writes it.
+/// Formats a time as HTTP writes it.
 pub(crate) fn date(now: std::time::SystemTime) -> String {
     httpdate::fmt_http_date(now.max(std::time::UNIX_EPOCH))
 }
@@ -164,7 +164,7 @@ mod tests {
             assert_eq!(wardian_garden::TarFailure::of(&trailers).unwrap().0, expected);
         }
         assert!(wardian_garden::TarFailure::of(&hyper::HeaderMap::new()).is_none());
-        // Another server's word is no sentence, or endless.
+        // Another server's trailer may be no JSON string, or too long.
         let told = |value: String| {
             let trailers = hyper::HeaderMap::from_iter([(
                 hyper::header::HeaderName::from_static(wardian_garden::TAR_FAILURE),

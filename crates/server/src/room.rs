@@ -1,6 +1,7 @@
-//! Memory that all connections share: what is large has to have room, and waits for it.
+//! Bounds on memory that all connections share: whatever is large waits for room.
 //!
-//! Ordinary requests and replies are small, and never wait. Where the server has less than a gigabyte, all this is less.
+//! Ordinary requests and replies are small, and never wait. With less than a gigabyte of memory the bounds
+//! are lower.
 
 use crate::cut::Cut;
 use crate::reply::Failure;
@@ -12,27 +13,27 @@ use tokio::time::Instant;
 use wardian_engine::Error;
 use wardian_sys::memory::budget;
 
-/// A body, or a reply, up to here is small: a socket of the kernel holds more.
+/// The most bytes of a small body or reply: a socket buffer of the kernel holds more.
 pub(crate) const SMALL: usize = 32 << 10;
-/// KiB of larger bodies, from their first byte until the request has been answered.
+/// The most KiB of larger bodies, each from its first byte until the request has been answered.
 const BODIES: usize = 16 << 10;
-/// Larger replies under way.
+/// The most larger replies under way.
 const REPLIES: usize = 16;
-/// Payloads that are longer than clients usually make them.
+/// The most payloads under way that are longer than clients usually make them.
 const PAYLOADS: usize = 16;
-/// Tars on their way out. Each holds up to half a megabyte that its client has not taken yet.
+/// The most tars on their way out. Each holds up to half a megabyte that its client has not taken yet.
 const TARS: usize = 48;
-/// One whose client has taken nothing for so long may be cut off for another one.
-const UNTAKEN: Duration = Duration::from_secs(1);
-/// How often who waits looks for such a one.
+/// A holder whose client has taken, or sent, nothing for this long may be cut off for another one.
+const IDLE: Duration = Duration::from_secs(1);
+/// The poll interval of a request that waits for room.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a request waits for room.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Held by what takes it.
+/// A reservation, released on drop.
 pub(crate) type Room = OwnedSemaphorePermit;
 
-/// How much there is.
+/// The bounds.
 #[derive(Debug)]
 pub(crate) struct Rooms {
     bodies: Arc<Semaphore>,
@@ -40,38 +41,54 @@ pub(crate) struct Rooms {
     payloads: Arc<Semaphore>,
     most_bodies: usize,
     most_tars: usize,
-    tars: Arc<Mutex<Vec<Arc<Tar>>>>,
+    tars: Holders,
+    reading: Holders,
 }
 
-/// A tar on its way out.
+/// A holder of room that may have to wait for its client.
 #[derive(Debug)]
-struct Tar {
+struct Holder {
     cut: Cut,
-    /// Since when its client takes nothing.
-    untaken: Mutex<Option<Instant>>,
+    /// Since when the client has taken, or sent, nothing.
+    idle: Mutex<Option<Instant>>,
 }
 
-/// The room of a tar on its way out, until it is dropped.
+/// All holders of one kind of room.
+type Holders = Arc<Mutex<Vec<Arc<Holder>>>>;
+
+/// The room of a tar on its way out, or of a body on its way in, released on drop.
 #[derive(Debug)]
-pub(crate) struct TarRoom {
-    tar: Arc<Tar>,
-    all: Arc<Mutex<Vec<Arc<Tar>>>>,
+pub(crate) struct Held {
+    holder: Arc<Holder>,
+    all: Holders,
+    /// The permit, for a body.
+    _room: Option<Room>,
 }
 
-impl TarRoom {
-    /// Its client is to take something; how that goes.
-    pub(crate) async fn while_taken<T>(&self, taken: impl Future<Output = T>) -> T {
-        *self.tar.untaken.lock() = Some(Instant::now());
-        let done = taken.await;
-        *self.tar.untaken.lock() = None;
+impl Held {
+    /// Awaits `done`, and counts the time as one in which the client does nothing.
+    pub(crate) async fn while_idle<T>(&self, done: impl Future<Output = T>) -> T {
+        *self.holder.idle.lock() = Some(Instant::now());
+        let done = done.await;
+        *self.holder.idle.lock() = None;
         done
     }
 }
 
-impl Drop for TarRoom {
+impl Drop for Held {
     fn drop(&mut self) {
-        self.all.lock().retain(|tar| !Arc::ptr_eq(tar, &self.tar));
+        self.all.lock().retain(|holder| !Arc::ptr_eq(holder, &self.holder));
     }
+}
+
+/// Cuts off the holder whose client has done nothing for the longest time, if that is long enough. Returns
+/// whether there was one.
+fn cut_idle(all: &mut Vec<Arc<Holder>>) -> bool {
+    let idle = |holder: &Arc<Holder>| holder.idle.lock().filter(|since| since.elapsed() >= IDLE);
+    let longest = all.iter().enumerate().filter_map(|(at, holder)| Some((idle(holder)?, at))).min();
+    let Some((_, at)) = longest else { return false };
+    all.swap_remove(at).cut.cut();
+    true
 }
 
 impl Default for Rooms {
@@ -87,24 +104,39 @@ impl Default for Rooms {
             most_bodies: bodies.max(1),
             most_tars: tars.max(1),
             tars: Arc::default(),
+            reading: Arc::default(),
         }
     }
 }
 
 impl Rooms {
-    /// For a body of so many bytes; none for a small one.
+    /// Reserves room for a body of `bytes`; a small one needs none. While there is no room, the connection
+    /// whose client owes its body and has sent nothing for the longest time is cut off.
     ///
     /// # Errors
     /// There is none in time.
-    pub(crate) async fn body(&self, bytes: u64) -> Result<Option<Room>, Failure> {
+    pub(crate) async fn body(&self, bytes: u64, cut: Cut) -> Result<Option<Held>, Failure> {
         if bytes <= SMALL as u64 {
             return Ok(None);
         }
         let kilobytes = usize::try_from(bytes.div_ceil(1024)).unwrap_or(BODIES).min(self.most_bodies);
-        enter(&self.bodies, kilobytes, "large request bodies").await.map(Some)
+        let look = async {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                cut_idle(&mut self.reading.lock());
+            }
+        };
+        let room = tokio::select! {
+            biased;
+            room = enter(&self.bodies, kilobytes, "large request bodies") => room?,
+            never = look => never,
+        };
+        let holder = Arc::new(Holder { cut, idle: Mutex::default() });
+        self.reading.lock().push(holder.clone());
+        Ok(Some(Held { holder, all: self.reading.clone(), _room: Some(room) }))
     }
 
-    /// For a reply that is not small.
+    /// Reserves room for a large reply.
     ///
     /// # Errors
     /// There is none in time.
@@ -112,36 +144,33 @@ impl Rooms {
         enter(&self.replies, 1, "large replies").await
     }
 
-    /// For a tar on its way out: if there are too many, the one whose client has taken nothing for the longest time is
-    /// cut off.
+    /// Reserves room for a tar on its way out. If there are too many, the one whose client has taken nothing
+    /// for the longest time is cut off.
     ///
     /// # Errors
     /// All clients take what they get.
-    pub(crate) async fn tar(&self, cut: Cut) -> Result<TarRoom, Failure> {
+    pub(crate) async fn tar(&self, cut: Cut) -> Result<Held, Failure> {
         let begun = Instant::now();
-        let tar = Arc::new(Tar { cut, untaken: Mutex::default() });
-        while !self.make_room(&tar) {
+        let holder = Arc::new(Holder { cut, idle: Mutex::default() });
+        while !self.make_room(&holder) {
             if begun.elapsed() > PATIENCE {
                 return Err(busy("tars on their way out").into());
             }
             tokio::time::sleep(LOOK).await;
         }
-        Ok(TarRoom { tar, all: self.tars.clone() })
+        Ok(Held { holder, all: self.tars.clone(), _room: None })
     }
 
-    fn make_room(&self, tar: &Arc<Tar>) -> bool {
+    fn make_room(&self, tar: &Arc<Holder>) -> bool {
         let mut all = self.tars.lock();
-        if all.len() >= self.most_tars {
-            let untaken = |tar: &Arc<Tar>| tar.untaken.lock().filter(|since| since.elapsed() >= UNTAKEN);
-            let longest = all.iter().enumerate().filter_map(|(at, tar)| Some((untaken(tar)?, at))).min();
-            let Some((_, at)) = longest else { return false };
-            all.swap_remove(at).cut.cut();
+        if all.len() >= self.most_tars && !cut_idle(&mut all) {
+            return false;
         }
         all.push(tar.clone());
         true
     }
 
-    /// For a long payload. Whoever has one has not for long.
+    /// Reserves room for a long payload, which is held for a short time only.
     pub(crate) async fn payload(&self) -> Option<Room> {
         self.payloads.clone().acquire_owned().await.ok()
     }
@@ -171,17 +200,38 @@ mod tests {
         let rooms = Rooms::default();
         let mut held = Vec::new();
         for _ in 0..BODIES / 4096 {
-            held.push(rooms.body(4 << 20).await.unwrap().unwrap());
+            held.push(rooms.body(4 << 20, Cut::default()).await.unwrap().unwrap());
         }
-        assert!(rooms.body(SMALL as u64).await.unwrap().is_none());
-        let error = rooms.body(SMALL as u64 + 1).await.unwrap_err().body();
+        assert!(rooms.body(SMALL as u64, Cut::default()).await.unwrap().is_none());
+        let error = rooms.body(SMALL as u64 + 1, Cut::default()).await.unwrap_err().body();
         assert_eq!(error.kind(), wardian_garden::ErrorKind::ServiceUnavailable);
         held.pop();
-        assert!(rooms.body(SMALL as u64 + 1).await.unwrap().is_some());
+        assert!(rooms.body(SMALL as u64 + 1, Cut::default()).await.unwrap().is_some());
         // One that is larger than all there is gets all there is.
         held.clear();
-        assert!(rooms.body(u64::MAX).await.unwrap().is_some());
+        assert!(rooms.body(u64::MAX, Cut::default()).await.unwrap().is_some());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_owes_a_body_and_sends_nothing_makes_room_for_another() {
+        let rooms = Rooms::default();
+        let silent = Cut::default();
+        let mut held = vec![rooms.body(u64::MAX, silent.clone()).await.unwrap().unwrap()];
+        let silence = async {
+            // Its connection ends when it is told to.
+            let held = held.pop().unwrap();
+            tokio::select! {
+                () = held.while_idle(silent.told.notified()) => {}
+                () = tokio::time::sleep(PATIENCE) => panic!("it is never told"),
+            }
+        };
+        let begun = Instant::now();
+        let (room, ()) = tokio::join!(rooms.body(SMALL as u64 + 1, Cut::default()), silence);
+        assert!(room.unwrap().is_some());
+        assert!(begun.elapsed() >= IDLE && begun.elapsed() < IDLE * 2, "{:?}", begun.elapsed());
+        assert_eq!(rooms.reading.lock().len(), 0, "the room was dropped at once");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_tar_that_nobody_takes_makes_room_for_another() {
         let rooms = Rooms::default();
@@ -192,12 +242,12 @@ mod tests {
         // All clients take what they get.
         let error = rooms.tar(Cut::default()).await.unwrap_err().body();
         assert_eq!(error.kind(), wardian_garden::ErrorKind::ServiceUnavailable);
-        let stuck = |room: &TarRoom, ago| *room.tar.untaken.lock() = Some(Instant::now() - ago);
+        let stuck = |room: &Held, ago| *room.holder.idle.lock() = Some(Instant::now() - ago);
         stuck(&held[5], Duration::from_secs(3));
         stuck(&held[7], Duration::from_secs(9));
         stuck(&held[8], Duration::ZERO);
         held.push(rooms.tar(Cut::default()).await.unwrap());
-        assert!(!rooms.tars.lock().iter().any(|tar| Arc::ptr_eq(tar, &held[7].tar)));
+        assert!(!rooms.tars.lock().iter().any(|tar| Arc::ptr_eq(tar, &held[7].holder)));
         drop(held);
         assert!(rooms.tars.lock().is_empty());
     }

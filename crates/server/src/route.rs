@@ -1,8 +1,8 @@
-//! Which request is for whom.
+//! The routes of the API.
 
 use hyper::Method;
 
-/// What is asked for.
+/// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
     Ping,
@@ -30,18 +30,18 @@ pub(crate) enum Route {
     Attach,
     Stdout,
     Stderr,
-    /// Not Garden's: what the last create and destroy of a handle were made of.
+    /// The phases of the last create and destroy of a handle; wardian's own.
     History,
-    /// Not Garden's: what happens from now on.
+    /// The events from now on; wardian's own.
     Events,
-    /// Part of the API, not of this server.
+    /// A route of Garden's API that this server does not support.
     Unsupported(&'static str),
 }
 
 use Route::Unsupported as No;
 
 impl Route {
-    /// Whether the container's grace time stands still while this is under way.
+    /// Whether the container's grace time does not run during such a request.
     pub(crate) fn is_call(self) -> bool {
         use Route as R;
         matches!(
@@ -99,14 +99,14 @@ const TABLE: [(&str, &str, Route); 30] = [
     ("GET", "/wardian/events", Route::Events),
 ];
 
-/// Where a request goes.
+/// The result of the search for a route.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// There, with the variable segments decoded.
+    /// The route, with the variable segments decoded.
     Route(Route, Vec<String>),
     /// The path exists with these methods.
     WrongMethod(String),
-    /// Nowhere.
+    /// There is no such path.
     Unknown,
     /// The path cannot be decoded.
     Bad,
@@ -127,7 +127,7 @@ pub(crate) fn find(method: &Method, path: &str) -> Found {
     if allowed.is_empty() { Found::Unknown } else { Found::WrongMethod(allowed.join(", ")) }
 }
 
-/// The variable segments if the path fits. The last one must not be empty.
+/// Returns the variable segments if the path matches. The last one must not be empty.
 fn segments<'a>(pattern: &str, path: &'a str) -> Option<Vec<&'a str>> {
     let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
     let mut found = Vec::new();
@@ -145,7 +145,7 @@ fn segments<'a>(pattern: &str, path: &'a str) -> Option<Vec<&'a str>> {
     }
 }
 
-/// As Go unescapes a query: `+` is a space. `None`: a broken escape or not UTF-8.
+/// Decodes percent escapes as Go does in a query: `+` is a space. `None`: a broken escape, or not UTF-8.
 pub(crate) fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -162,7 +162,7 @@ pub(crate) fn unescape(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The first value of each key of a query; pairs that cannot be decoded are left out, as Go does.
+/// Returns the first value of each key of a query; pairs that cannot be decoded are left out, as in Go.
 pub(crate) fn query(text: Option<&str>) -> std::collections::BTreeMap<String, String> {
     let mut map = std::collections::BTreeMap::new();
     for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {

@@ -1,7 +1,7 @@
-//! A connection as bytes: through a unix socket, TCP, or TLS over TCP.
+//! Connections as byte streams: over a unix socket, TCP, or TLS over TCP.
 //!
-//! While a client does not take what it is sent, its connection tells its [`Place`] so; one whose place is needed by
-//! somebody else fails at its next read or write, as if the client had gone.
+//! While a client does not take what it is sent, the connection's [`Place`] counts a debt. An evicted
+//! connection that is cut fails at its next read or write, as if the client had disconnected.
 
 use crate::door::{Owed, Place};
 use crate::host::Hosts;
@@ -21,20 +21,21 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
-/// How long an HTTP reply may stand still because its client takes nothing of it.
+/// How long an HTTP reply may wait for a client that takes nothing of it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the end of what is sent may wait for a client that takes nothing. Of TLS alone: the kernel takes any end.
+/// How long the shutdown may wait for a client that takes nothing. Only TLS waits, to send its alert; the
+/// kernel queues a FIN at once.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// A client that has connected, and has said nothing yet.
+/// An accepted connection on which nothing has been read.
 #[derive(Debug)]
 pub(crate) struct Arrival {
     io: Io,
     tls: Option<Tls>,
-    /// Hosts that its requests may name.
+    /// The hosts that its requests may name; `None`: any.
     pub(crate) hosts: Option<Arc<Hosts>>,
-    /// It runs as root, or as the user of this server: places are kept for it.
+    /// The client runs as root, or as the user of this server: places are reserved for it.
     pub(crate) local: bool,
 }
 
@@ -49,10 +50,10 @@ impl Arrival {
         Self { io: Io::Tcp(stream), tls, hosts: Some(hosts), local: false }
     }
 
-    /// The connection, once it is known who the client is.
+    /// Opens the connection: with TLS, after the handshake, in which the client is authenticated.
     ///
     /// # Errors
-    /// It has shown no certificate that is good here, or has gone.
+    /// The client has shown no valid certificate, or has disconnected.
     pub(crate) async fn open(self, place: Arc<Place>) -> io::Result<Stream> {
         let io = match (self.io, self.tls) {
             (Io::Tcp(stream), Some(tls)) => {
@@ -78,7 +79,7 @@ enum Io {
     Tls(Box<TlsStream<TcpStream>>, Written),
 }
 
-/// What comes from a connection.
+/// The read half of a connection.
 #[derive(Debug)]
 pub(crate) struct ReadHalf {
     io: ReadIo,
@@ -92,7 +93,7 @@ enum ReadIo {
     Tls(Shared),
 }
 
-/// What goes to a connection.
+/// The write half of a connection.
 #[derive(Debug)]
 pub(crate) struct WriteHalf {
     io: WriteIo,
@@ -106,15 +107,15 @@ enum WriteIo {
     Tls(Shared, Written),
 }
 
-/// Both halves of a TLS connection: what is encrypted cannot be taken apart.
+/// A TLS connection that both halves share: its state cannot be split.
 type Shared = Arc<Mutex<TlsStream<TcpStream>>>;
 
 fn lock(shared: &Shared) -> MutexGuard<'_, TlsStream<TcpStream>> {
     shared.lock()
 }
 
-/// Bytes that TLS has taken of a write whose records are not all in the kernel's hands. The write is over when they are:
-/// nobody would send the rest on its way, because those who write to sockets do not flush.
+/// The bytes of a write that TLS has taken while not all of its records are written to the socket. The write
+/// is complete only then: writers to sockets do not flush, so nothing else would send the rest.
 #[derive(Debug, Default)]
 struct Written(Option<usize>);
 
@@ -135,13 +136,15 @@ impl Written {
     }
 }
 
-/// A question to a connection that is in the hands of HTTP: whether its client is still there. While a request is answered
-/// nobody reads from it, because a client that has said all may close its side.
+/// A request to check whether the client of a connection that HTTP owns is still connected. While a request
+/// is being answered the connection is not read, because a client that has sent everything may shut its side
+/// down.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Look(Arc<AtomicBool>);
 
 impl Look {
-    /// The connection fails when it is next flushed, which HTTP does whenever its task is woken, if its client has gone.
+    /// Makes the connection's next flush fail if its client has disconnected. HTTP flushes whenever its task
+    /// is woken.
     pub(crate) fn ask(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -151,18 +154,19 @@ impl Look {
     }
 }
 
-/// What the client of a connection owes, and for how long.
+/// Tracks the debt of a client that does not take what it is sent.
 #[derive(Debug, Default)]
 struct Watch {
     place: Option<Arc<Place>>,
     look: Look,
-    /// It does not take what it is sent.
+    /// The debt, while the client takes nothing.
     owed: Option<Owed>,
     timeout: Option<Pin<Box<Sleep>>>,
 }
 
 impl Watch {
-    /// What a write, or with a time the end of all writes, has come to.
+    /// Passes the result of a write on, or with `time` that of a shutdown, and tracks the debt while it is
+    /// pending.
     fn watch<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -189,7 +193,7 @@ impl Watch {
     }
 }
 
-/// An error once the connection is cut off.
+/// Returns an error once the connection is cut.
 fn there(place: Option<&Arc<Place>>) -> io::Result<()> {
     match place {
         Some(place) if place.is_cut() => Err(io::ErrorKind::ConnectionAborted.into()),
@@ -208,17 +212,17 @@ impl AsFd for Stream {
 }
 
 impl Stream {
-    /// Whether the bytes in the socket are those that the client means.
+    /// Whether the connection is not encrypted.
     pub(crate) fn is_plain(&self) -> bool {
         !matches!(self.io, Io::Tls(..))
     }
 
-    /// Of a server that counts its connections.
+    /// Returns the connection's place, if the server counts its connections.
     pub(crate) fn place(&self) -> Option<&Arc<Place>> {
         self.watch.place.as_ref()
     }
 
-    /// Until there may be something to read in the socket, or its end.
+    /// Ready when there may be something to read in the socket, or its end.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         let readable = async {
             match &self.io {
@@ -235,7 +239,7 @@ impl Stream {
         .await
     }
 
-    /// Read from the socket in a way of one's own, which says [`io::ErrorKind::WouldBlock`] when there is nothing.
+    /// Reads from the socket by a closure that returns [`io::ErrorKind::WouldBlock`] when there is nothing.
     pub(crate) fn try_read_with<R>(&self, read: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         match &self.io {
             Io::Unix(stream) => stream.try_io(Interest::READABLE, read),
@@ -244,17 +248,19 @@ impl Stream {
         }
     }
 
-    /// Whether the other side is closed in both directions. Of TCP that is known only after a reset.
+    /// Whether the client has closed the connection in both directions. With TCP that is known only after a
+    /// reset.
     pub(crate) fn hung_up(&self) -> bool {
         hung_up(self)
     }
 
-    /// Has whoever works for a client ask whether that is still there.
+    /// Returns a handle by which a request's task checks whether the client is still connected.
     pub(crate) fn look(&self) -> Look {
         self.watch.look.clone()
     }
 
-    /// Its two directions. The outgoing one is closed when its half is dropped; that of TLS, when both are.
+    /// Splits the connection. Dropping the write half closes the outgoing direction; with TLS it is closed
+    /// when both halves are dropped.
     pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
         let Self { io, watch } = self;
         let (reader, writer) = match io {
@@ -337,7 +343,7 @@ impl AsyncRead for ReadHalf {
     }
 }
 
-/// What `Stream` and `WriteHalf` have in common: how bytes are sent in each of their kinds, and who is told of it.
+/// Implements `AsyncWrite` for `Stream` and `WriteHalf`.
 macro_rules! writes {
     ($type:ident, $kind:ident, |$tls:ident| $open:expr) => {
         impl AsyncWrite for $type {
@@ -381,7 +387,7 @@ macro_rules! writes {
                     return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
                 }
                 let flushed = match &mut this.io {
-                    // The kernel has it already.
+                    // Nothing is buffered in this process.
                     $kind::Unix(_) | $kind::Tcp(_) => return Poll::Ready(Ok(())),
                     $kind::Tls($tls, _) => Pin::new($open).poll_flush(cx),
                 };
@@ -421,10 +427,10 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut stream = Arrival::unix(ours).open(place.clone()).await.unwrap();
         let answer = vec![0; 16 << 20];
-        // Output, which is not cut off.
+        // Output of a process has no timeout.
         let waited = tokio::time::timeout(10 * REPLY_TIMEOUT, stream.write_all(&answer)).await;
         assert!(waited.is_err());
-        // Its place may be needed all the same.
+        // But its place can be taken.
         let newcomer = door.enter(false).unwrap();
         assert!(tokio::time::timeout(Duration::from_secs(1), newcomer.works(|| false)).await.is_err());
         assert!(place.is_gone());

@@ -1,4 +1,4 @@
-//! What all connections share.
+//! The state that all connections share.
 
 use crate::patience::Patience;
 use crate::room::Rooms;
@@ -7,32 +7,33 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use wardian_engine::Engine;
 
-/// What all connections share.
+/// The state that all connections share.
 pub(crate) struct State {
     pub(crate) engine: Engine,
     pub(crate) streams: Streams,
-    /// For others, and for those for whom places are kept.
+    /// Rooms for ordinary clients, and for those with reserved places.
     pub(crate) rooms: [Rooms; 2],
     pub(crate) head_timeout: Option<Duration>,
     pub(crate) patience: Patience,
-    /// True once the server is to end.
+    /// True once the server is stopping.
     pub(crate) stop: watch::Receiver<bool>,
-    /// Held by everything that is still at work.
+    /// Upgraded by all work that a shutdown waits for.
     pub(crate) work: mpsc::WeakSender<()>,
 }
 
 impl State {
-    /// Something begins that a shutdown waits for until it is dropped. `None`: too late.
+    /// Begins work that a shutdown waits for until the result is dropped. `None`: the server has stopped
+    /// already.
     pub(crate) fn working(&self) -> Option<mpsc::Sender<()>> {
         self.work.upgrade()
     }
 
-    /// Rooms for such a client.
+    /// Returns the rooms for a client with (`local`) or without reserved places.
     pub(crate) fn rooms(&self, local: bool) -> &Rooms {
         &self.rooms[usize::from(local)]
     }
 
-    /// Ready when the server is to end.
+    /// Ready when the server is stopping.
     pub(crate) async fn stopping(&self) {
         let mut stop = self.stop.clone();
         // The sender lives in `serve`; without it the server has ended.

@@ -1,7 +1,8 @@
-//! Output on its way to the clients: found by an id, for a while also after its process has ended.
+//! Output streams of processes for clients: found by an id, for a while also after the end of the process.
 //!
-//! Who reads a stream takes its pieces from everybody else who reads it. So its id is 128 random bits, which only the client
-//! is told that has started the process or attached to it, and it counts below the path of its own process alone.
+//! A reader of a stream takes its pieces from all other readers. So the id is 128 random bits, which are told
+//! only to the client that has started the process or attached to it, and it is valid only below the path of
+//! its own process.
 
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
@@ -12,45 +13,45 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use wardian_engine::{Output, Process, Stream, Waits};
 
-/// How long late clients find the output of what has ended, …
+/// How long the output of an ended process can still be found, …
 const LINGER: Duration = Duration::from_secs(60);
-/// … and of how many at most: for one more, the one that has ended first is forgotten. What they hold has bounds of its
-/// own, in the engine.
+/// … and the most such outputs: beyond that the oldest is forgotten. The engine bounds the memory that they
+/// hold.
 const LINGERING: usize = 8192;
 
-/// Output of one run or attach.
+/// The output of one run or attach.
 #[derive(Debug)]
 pub(crate) struct Entry {
     id: u128,
-    /// Of the container.
+    /// The container's handle.
     handle: String,
     process: String,
     output: Output,
-    /// Streams whose reader the process does not wait for, or that have been read to their ends.
+    /// Per stream: the process does not wait for its reader, or the stream has been read to its end.
     read: watch::Sender<Waits>,
-    /// Streams that somebody has asked for.
+    /// Per stream: it has been requested.
     fetched: [AtomicBool; 2],
-    /// Its client has gone, or knows the end.
+    /// The client of the process has disconnected, or was told of the end.
     left: watch::Sender<bool>,
 }
 
 impl Entry {
-    /// As clients know it.
+    /// Returns the id as clients know it.
     pub(crate) fn id(&self) -> String {
         format!("{:032x}", self.id)
     }
 
-    /// The next piece; `None` at the end. Two readers share the pieces between them.
+    /// Returns the next piece; `None` at the end. Two readers share the pieces between them.
     pub(crate) async fn next(&self, stderr: bool) -> Option<Bytes> {
         self.stream(stderr).next().await
     }
 
-    /// Somebody asks for a stream. Whether nobody has before.
+    /// Marks a stream as requested. Returns whether it was not before.
     pub(crate) fn fetch(&self, stderr: bool) -> bool {
         !self.fetched[usize::from(stderr)].swap(true, Ordering::Relaxed)
     }
 
-    /// Ready when nobody holds the process's own connection any more.
+    /// Ready when the process's own connection has ended.
     pub(crate) async fn left(&self) {
         drop(self.left.subscribe().wait_for(|left| *left).await);
     }
@@ -59,8 +60,8 @@ impl Entry {
         if stderr { &self.output.stderr } else { &self.output.stdout }
     }
 
-    /// A connection that has read a stream has ended; `lost` bytes that it has taken were not sent. If the process waits
-    /// for it, nobody else reads the rest.
+    /// Reports the end of a connection that has read a stream; `lost` bytes that it took were not sent. If
+    /// the process waits for this reader, the rest of the stream is lost.
     pub(crate) fn was_read(&self, stderr: bool, lost: usize) {
         self.stream(stderr).lose(lost);
         self.read.send_if_modified(|read| {
@@ -72,34 +73,35 @@ impl Entry {
         });
     }
 
-    /// Ready when all that the process has printed is with those that it waits for.
+    /// Ready when all output has been delivered to the readers that the process waits for.
     pub(crate) async fn delivered(&self) {
         drop(self.read.subscribe().wait_for(|read| *read == [true; 2]).await);
     }
 
-    /// Bytes that nobody took in time.
+    /// Returns the bytes that were not taken in time.
     pub(crate) fn lost(&self) -> u64 {
         self.output.lost()
     }
 }
 
-/// What is found by an id.
+/// The result of a search by id.
 #[derive(Debug)]
 pub(crate) enum Found {
     Entry(Arc<Entry>),
-    /// Nothing, or nothing any more.
+    /// There is no such stream, or none any more.
     Nothing,
-    /// It is another process's.
+    /// The stream is another process's.
     Others,
 }
 
-/// 128 random bits. A UUID has six that are not: here those of one fall on random ones of another.
+/// Returns 128 random bits. A UUID has six fixed bits: two UUIDs are combined so that these fall on random
+/// ones.
 fn random() -> u128 {
     let bits = || uuid::Uuid::new_v4().as_u128();
     bits() ^ bits().rotate_left(64)
 }
 
-/// All of them.
+/// All streams.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Streams {
     table: Arc<parking_lot::Mutex<Table>>,
@@ -108,14 +110,14 @@ pub(crate) struct Streams {
 #[derive(Debug, Default)]
 struct Table {
     entries: HashMap<u128, Arc<Entry>>,
-    /// Of processes that have ended, the oldest first, and until when.
+    /// The ids of streams of ended processes, the oldest first, and until when each is kept.
     lingering: VecDeque<(Instant, u128)>,
-    /// Somebody waits for the first one's time.
+    /// A task waits until the first one expires.
     swept: bool,
 }
 
 impl Table {
-    /// Forget those whose time is over. When that of the next one is; `None`: there is none.
+    /// Forgets the expired streams. Returns when the next one expires; `None`: there is none.
     fn sweep(&mut self, now: Instant) -> Option<Instant> {
         while let Some(&(until, id)) = self.lingering.front() {
             if until > now && self.lingering.len() <= LINGERING {
@@ -129,7 +131,7 @@ impl Table {
 }
 
 impl Streams {
-    /// What a process of a container prints from now on.
+    /// Adds the output of a process of a container from now on.
     pub(crate) fn add(&self, handle: &str, process: &Process, waits: Waits) -> Arc<Entry> {
         let (handle, id) = (handle.to_owned(), process.id().to_owned());
         let (output, read) = (process.subscribe(waits), watch::Sender::new(waits.map(|waits| !waits)));
@@ -155,14 +157,14 @@ impl Streams {
         }
     }
 
-    /// The process has ended, and its client knows. Who reads its output may come late.
+    /// Ends the output of a process whose client was told of the end. Its readers may still come for a while.
     pub(crate) fn end(&self, entry: &Arc<Entry>) {
         entry.output.close();
         entry.left.send_replace(true);
         let now = Instant::now();
         let mut table = self.lock();
         if entry.output.is_taken() {
-            // What is not found is empty as well.
+            // A stream that is not found reads as empty anyway.
             table.entries.remove(&entry.id);
             return;
         }
@@ -183,7 +185,8 @@ impl Streams {
         }
     }
 
-    /// Its client has gone. Nobody else knows its id: only those that are reading already go on, to its end.
+    /// Ends the output of a process whose client has disconnected. No other client knows the id: only
+    /// connections that are reading already go on, to the end.
     pub(crate) fn forget(&self, entry: &Arc<Entry>) {
         entry.output.close();
         entry.left.send_replace(true);

@@ -1,18 +1,18 @@
-//! Connections that have left HTTP, whatever they are for.
+//! Connections that were taken over from HTTP, for any purpose.
 
 use crate::socket::Stream;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// A connection that has left HTTP.
+/// A connection that was taken over from HTTP.
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) stream: Stream,
-    /// What the client sent early.
+    /// Bytes that HTTP had read ahead.
     pub(crate) early: Bytes,
 }
 
-/// Read until the client has closed its side.
+/// Reads until the client has shut its side down.
 pub(crate) async fn ended(reader: &mut (impl AsyncRead + Unpin)) {
     let mut buffer = [0; 4096];
     while reader.read(&mut buffer).await.is_ok_and(|n| n > 0) {}

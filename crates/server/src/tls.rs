@@ -1,4 +1,4 @@
-//! TLS on TCP sockets: who shows a certificate of the operator's authority comes in, and nobody else does.
+//! TLS on TCP sockets: only clients with a certificate of the operator's authorities can connect.
 
 use crate::{Error, Result};
 use rustls::crypto::ring;
@@ -13,10 +13,11 @@ use tokio_rustls::TlsAcceptor;
 use wardian_garden::certificate;
 use wardian_sys::directory;
 
-/// No file of certificates is larger.
+/// The most bytes of a file of certificates.
 const FILE_LIMIT: u64 = 4 << 20;
 
-/// What a server shows its clients, and what it asks them for. Clones are cheap.
+/// The server's TLS configuration: its certificate, and the authorities of its clients' certificates. Clones
+/// are cheap.
 #[derive(Clone)]
 pub struct Tls(TlsAcceptor);
 
@@ -27,11 +28,12 @@ impl std::fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Files in PEM: the server's certificate with those between it and its authority, its key, and the certificates of
-    /// the authorities whose clients are let in.
+    /// Loads files in PEM: the server's certificate with the intermediate ones, its key, and the certificates
+    /// of the authorities whose clients are admitted.
     ///
     /// # Errors
-    /// A file cannot be read or is none of these, the key does not belong to the certificate, or others can read it.
+    /// A file cannot be read or is not what it should be, the key does not belong to the certificate, or
+    /// other users can read the key.
     pub fn load(chain: &Path, key: &Path, client_authorities: &Path) -> Result<Self> {
         let shown = certificates(chain)?;
         for doubt in certificate::doubts(&read(chain, false)?, std::time::SystemTime::now()) {
@@ -55,7 +57,8 @@ impl Tls {
                 bad(chain, format!("with the key in {}: {}", key.display(), certificate::refusal(&error)))
             })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // Every connection shows its certificate: a resumed session would outlive it.
+        // Every client shows its certificate on each connection: a resumed session could outlive the
+        // certificate.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Self(Arc::new(config).into()))
@@ -77,13 +80,15 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     if found.is_empty() { Err(bad(path, "no certificate is in it")) } else { Ok(found) }
 }
 
-/// Whoever can write one of the files says who is root here, and whoever can read the key can pass for this server.
+/// Reads a file that other users cannot write. A writer of one of the files decides which clients are root on
+/// this host, and a reader of the key (`secret`) can impersonate this server.
 fn read(path: &Path, secret: bool) -> Result<Vec<u8>> {
     let text = directory::read(path, FILE_LIMIT).map_err(|error| match error {
         directory::Error::Strange { .. } => bad(path, "not a file"),
         error => bad(path, error.to_string()),
     })?;
-    // Nobody else can have put another one in its place.
+    // The file cannot have been replaced meanwhile: `directory::read` has checked that other users cannot
+    // write there.
     let mode = std::fs::metadata(path).map_err(|error| bad(path, error.to_string()))?.mode() & 0o777;
     if secret && mode & 0o007 != 0 {
         return Err(bad(
@@ -135,7 +140,7 @@ mod tests {
             let loaded = Tls::load(&certificate, &key, &certificate);
             assert_eq!(loaded.is_ok(), good, "{mode:o}");
         }
-        // Whoever writes the authorities says who is root.
+        // A writer of the authorities decides which clients are root.
         let authorities = write("authorities", &made.cert.pem());
         for (mode, good) in [(0o644, true), (0o666, false)] {
             std::fs::set_permissions(&authorities, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -3,7 +3,7 @@
 use hyper::HeaderMap;
 use tracing::Span;
 
-/// The span of a request's log events. Without a trace it has no fields.
+/// Returns the span for a request's log events. Without a trace id it has no fields.
 pub(crate) fn span(headers: &HeaderMap) -> Span {
     let id = headers.get("x-vcap-request-id").and_then(|value| value.to_str().ok()).and_then(trace_id);
     match id {
@@ -15,7 +15,8 @@ pub(crate) fn span(headers: &HeaderMap) -> Span {
     }
 }
 
-/// 64 or 128 bits in hex, dashes left out. Others' is not written to our log.
+/// Returns a trace id: 64 or 128 bits in hex, without dashes. Any other value is dropped, so that it is not
+/// written to the log.
 fn trace_id(text: &str) -> Option<String> {
     let digits: String = text.chars().filter(|c| *c != '-').take(33).collect();
     let fits = matches!(digits.len(), 16 | 32) && digits.chars().all(|c| c.is_ascii_hexdigit());

@@ -1,10 +1,10 @@
-//! Tars into and out of containers.
+//! Transfers of tars into and out of containers, through HTTP bodies.
 
 use crate::cut::Cut;
 use crate::door::{Place, owed};
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, Piece, Reply, done, tar, tar_failure};
-use crate::room::TarRoom;
+use crate::room::Held;
 use crate::route::query;
 use crate::state::State;
 use bytes::{Bytes, BytesMut};
@@ -22,12 +22,12 @@ use wardian_engine::{Call, Engine, Transfer};
 use wardian_garden::TAR_FAILURE;
 use wardian_sys::failpoint::{self, Point};
 
-/// A piece of a tar on its way out.
+/// The most bytes of a piece of a tar on its way out.
 const CHUNK: usize = 64 << 10;
-/// Pieces that wait for the client.
+/// The most pieces that are queued for the client.
 const QUEUE: usize = 2;
-/// How long, and how much, of a body that nobody wants is still read: a client that is cut off while it sends
-/// may never see the answer.
+/// How long, and how many bytes of, an unwanted rest of a body is still read: a client whose connection is
+/// closed while it sends may never see the answer.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 const DRAIN_BYTES: usize = 64 << 20;
 const FAILURE: HeaderName = HeaderName::from_static(TAR_FAILURE);
@@ -45,14 +45,14 @@ pub(crate) async fn stream_in(
     let place = request.extensions().get::<Arc<Place>>().cloned();
     let mut body = request.into_body();
     let result = unpack(state, handle, &fields, &mut body, place.as_ref()).await;
-    // Nothing is left after a tar that was read to its end.
+    // A tar that was read to its end leaves nothing to drain.
     if !matches!(result, Err(Failure::Gone)) {
         let _ = tokio::time::timeout(DRAIN_TIME, owed(place.as_ref(), drain(&mut body))).await;
     }
     result.map(|()| done())
 }
 
-/// Ask the engine to wait for a tar.
+/// Begins a transfer of a tar into a container.
 pub(crate) async fn begin(
     engine: &Engine,
     handle: &str,
@@ -61,12 +61,13 @@ pub(crate) async fn begin(
     Ok(engine.stream_in(handle, field(fields, "user"), field(fields, "destination")).await?)
 }
 
-/// A client's tar that stood still. Clients look for the first words.
+/// Returns the failure for a client's tar that stood still. Clients look for the first words.
 pub(crate) fn stuck(stalled: &Stalled) -> Failure {
     Failure::Refused(format!("stream-in: error streaming in: {stalled}"))
 }
 
-/// Write a piece of a client's tar into the container. The inner error: its side has closed, and `finish` tells why.
+/// Writes a piece of a client's tar into the container. The inner error means that the container's side has
+/// closed the pipe; `finish` tells why.
 pub(crate) async fn put(
     pipe: &mut pipe::Sender,
     mut data: &[u8],
@@ -92,7 +93,8 @@ async fn unpack(
     if let Some(mut pipe) = transfer.pipe.take()
         && let Err(failure) = pass_in(body, &mut pipe, state.patience, place).await
     {
-        // Without an end the tar must not look finished: the transfer is dropped, that is cancelled, before its pipe.
+        // The transfer is dropped, and so cancelled, before its pipe: an incomplete tar must not look
+        // finished to the container's side.
         drop(transfer);
         drop(pipe);
         return Err(failure);
@@ -102,7 +104,7 @@ async fn unpack(
     Ok(finished.map_err(|stalled| stuck(&stalled))??)
 }
 
-/// To the body's end, or until the container's side wants no more of it.
+/// Copies the body until its end, or until the container's side closes the pipe.
 async fn pass_in(
     body: &mut Incoming,
     pipe: &mut pipe::Sender,
@@ -145,7 +147,7 @@ pub(crate) async fn stream_out(
     let mut transfer = engine.stream_out(handle, field(&fields, "user"), field(&fields, "source")).await?;
     let pipe = transfer.pipe.take();
     let (send, receive) = mpsc::channel(QUEUE);
-    // Until the first byte there is still time for a proper error.
+    // Before the first byte an error can still be a proper reply.
     let first = match pipe {
         Some(mut pipe) => {
             let first = patience.wait(Stall::ContainerSends, chunk(&mut pipe)).await;
@@ -165,12 +167,12 @@ pub(crate) async fn stream_out(
     tokio::spawn(async move {
         if let Err(error) = forward(transfer, pipe, first, &send, patience, room).await {
             tracing::error!(handle, %error, "server.stream-out-failed-on-the-way");
-            // Without its end the body is broken off. A client that does not take it does not hear of that either.
+            // The body is broken off without its end. A client that takes nothing cannot be told why.
             let deaf = matches!(error, Broken::Stalled(Stalled { stall: Stall::ClientTakes, .. }));
             if tell && !deaf {
                 let told = send.send(Piece::Failed(tar_failure(&error.to_string())));
                 if matches!(patience.wait(Stall::ClientTakes, told).await, Ok(Ok(()))) {
-                    // The pieces before it may still wait for the client.
+                    // Earlier pieces may still be queued for the client.
                     drop(patience.wait(Stall::ClientTakes, send.closed()).await);
                     return;
                 }
@@ -189,22 +191,22 @@ pub(crate) async fn stream_out(
     Ok(reply)
 }
 
-/// Whether the client reads in a trailer why a tar is not whole. To others the body is broken off, which everybody notices;
-/// of what was sent last a part may then be lost.
+/// Whether the client asks for a trailer that tells why a tar is incomplete. For other clients the body is
+/// broken off, which every client notices; a part of what was sent last may then be lost.
 fn is_told(request: &Request<Incoming>) -> bool {
     let headers = request.headers();
-    // Without the second, or in HTTP/1.0, the trailer would be dropped, and the body look whole.
+    // Without TE, or in HTTP/1.0, the trailer would be dropped, and the body would look complete.
     headers.contains_key(FAILURE)
         && headers.get(TE).is_some_and(|te| te == "trailers")
         && request.version() == Version::HTTP_11
 }
 
-/// A tar on its way out that stood still before its first byte.
+/// Returns the failure for a tar on its way out that stood still before its first byte.
 fn broken(stalled: &Stalled) -> Failure {
     Failure::Refused(format!("stream-out: {stalled}"))
 }
 
-/// Why a tar is not whole.
+/// Why a tar on its way out is incomplete.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
     #[error("stream-out: {0}")]
@@ -215,17 +217,17 @@ enum Broken {
     Io(#[from] std::io::Error),
 }
 
-/// Pass the tar on. A client that goes cancels it.
+/// Copies the tar to the client. It is cancelled if the client disconnects.
 async fn forward(
     transfer: Transfer<pipe::Receiver>,
     mut pipe: pipe::Receiver,
     mut piece: Bytes,
     send: &mpsc::Sender<Piece>,
     patience: Patience,
-    room: TarRoom,
+    room: Held,
 ) -> Result<(), Broken> {
     while !piece.is_empty() {
-        let sent = room.while_taken(send.send(Piece::Data(piece)));
+        let sent = room.while_idle(send.send(Piece::Data(piece)));
         if patience.wait(Stall::ClientTakes, sent).await?.is_err() {
             return Ok(());
         }
@@ -234,14 +236,14 @@ async fn forward(
     }
     failpoint::reach(Point::StreamOutFinishing);
     patience.wait(Stall::ContainerEnds, transfer.finish()).await??;
-    // The pieces before it may still wait for the client.
+    // Earlier pieces may still be queued for the client.
     if patience.wait(Stall::ClientTakes, send.send(Piece::End)).await?.is_ok() {
         patience.wait(Stall::ClientTakes, send.closed()).await?;
     }
     Ok(())
 }
 
-/// Empty at the end.
+/// Reads the next piece; empty at the end.
 async fn chunk(pipe: &mut pipe::Receiver) -> std::io::Result<Bytes> {
     let mut buffer = BytesMut::with_capacity(CHUNK);
     pipe.read_buf(&mut buffer).await?;

@@ -1,8 +1,10 @@
-//! A tar of known length on its way in: from the socket to the container's pipe without passing through us.
+//! Uploads of tars of known length: from the socket to the container's pipe without passing through this
+//! process.
 //!
 //! Bytes that hyper has read already are written; the rest is spliced (`splice(2)`), so that the only copy is
-//! the one into the page cache, made inside the container and paid by it. It waits as every other task does: neither a
-//! client that sends nothing nor a container that takes nothing holds a thread.
+//! the one into the page cache, made inside the container and charged to it. The splice is driven by the
+//! runtime's readiness: neither a client that sends nothing nor a container that takes nothing holds a
+//! thread.
 
 use crate::door::owed;
 use crate::patience::{Patience, Stall, Stalled};
@@ -28,39 +30,39 @@ use wardian_engine::Transfer;
 use wardian_garden::{ErrorBody, encode};
 use wardian_sys::failpoint::{self, Point};
 
-/// A tar that the engine waits for.
+/// An upload whose transfer has begun.
 pub(crate) struct Upload {
     pub(crate) handle: String,
     pub(crate) transfer: Transfer<pipe::Sender>,
-    /// What hyper may have begun to read.
+    /// The body, of which hyper may have read a part.
     pub(crate) body: Incoming,
     pub(crate) length: u64,
 }
 
-/// Bytes asked of one splice: what the pipe holds.
+/// The most bytes of one splice: the capacity of the pipe.
 const CHUNK: usize = 1 << 20;
-/// Bytes of one read where they have to be decrypted.
+/// The most bytes of one read of a connection that has to be decrypted.
 const PIECE: usize = 64 << 10;
-/// Bytes after which other tasks of the thread have their turn.
+/// Bytes after which the task yields to other tasks of its thread.
 const TURN: u64 = 4 << 20;
-/// How often an upload whose pipe is full looks whether its client is still there.
+/// How often the upload checks, while the pipe is full, whether the client has hung up.
 const LOOK: Duration = Duration::from_millis(200);
-/// After a splice that moved nothing although both ends were ready.
+/// Delay after a splice that moved nothing although both ends were ready.
 const AGAIN: Duration = Duration::from_millis(1);
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-/// How long, and how much, of a body that nobody wants is still read: a client that is cut off while it sends
-/// may never see the answer.
+/// How long, and how many bytes of, an unwanted rest of a body is still read: a client whose connection is
+/// closed while it sends may never see the answer.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 const DRAIN_BYTES: u64 = 64 << 20;
 
 /// How a copy ended.
 enum End {
     Whole,
-    /// The client has left.
+    /// The client has disconnected.
     Gone,
-    /// Nothing has moved for too long; so much of the body is left.
+    /// Nothing has moved for too long; this many bytes of the body are left.
     Stalled(Stalled, u64),
-    /// The container's side wants no more; so much of the body is left.
+    /// The container's side has closed the pipe; this many bytes of the body are left.
     Refused(u64),
 }
 
@@ -70,7 +72,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
     let Upload { handle, mut transfer, mut body, length } = upload;
     let Some(mut pipe) = transfer.pipe.take() else { return };
     let mut ready = Vec::new();
-    // hyper has stopped: what it had passed on is there now or never comes.
+    // hyper has stopped: all data that it had passed on is available now.
     while let Some(frame) = poll_fn(|cx| match pin!(body.frame()).poll(cx) {
         Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(frame)),
         _ => Poll::Ready(None),
@@ -80,8 +82,8 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
         ready.extend(frame.into_data().ok());
     }
     ready.push(early);
-    // Whatever ends this: the transfer is dropped, that is cancelled, before its pipe. Without an end the tar must not look
-    // finished.
+    // However this ends, the transfer is dropped, and so cancelled, before its pipe: an incomplete tar must
+    // not look finished to the container's side.
     let transfer = transfer;
     let copy = copy(&mut stream, &mut pipe, ready, length, state.patience);
     let end = tokio::select! {
@@ -96,7 +98,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
             return;
         }
         End::Stalled(stalled, left) => {
-            // Now, not after the answer.
+            // The transfer is cancelled now, not after the answer.
             drop(transfer);
             drop(pipe);
             // From a client that sends nothing there is nothing to drain.
@@ -115,7 +117,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
     drop(work);
 }
 
-/// All of the body: what hyper has read, then what is in the socket.
+/// Copies the body: what hyper has read, then what is in the socket.
 async fn copy(
     stream: &mut Stream,
     pipe: &mut pipe::Sender,
@@ -142,7 +144,7 @@ async fn copy(
     }
 }
 
-/// Move `left` bytes that have to be decrypted on their way.
+/// Moves `left` bytes that have to be decrypted on their way.
 async fn pass(stream: &mut Stream, pipe: &pipe::Sender, mut left: u64, patience: Patience) -> End {
     let place = stream.place().cloned();
     let mut buffer = vec![0; PIECE];
@@ -184,7 +186,7 @@ async fn answer(mut stream: Stream, handle: &str, mut left: u64, result: Result<
             }
         }
     };
-    // A client that sends slowly is cut off.
+    // The drain of a slow client is cut off.
     drop(tokio::time::timeout(DRAIN_TIME, drain).await);
     let (status, body): (&str, Bytes) = match result {
         Ok(()) => ("200 OK", Bytes::from_static(b"{}\n")),
@@ -200,26 +202,26 @@ async fn answer(mut stream: Stream, handle: &str, mut left: u64, result: Result<
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nDate: {date}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    // A client that has left meanwhile does not want it.
+    // Fails if the client has disconnected meanwhile.
     if stream.write_all(&[head.as_bytes(), &body].concat()).await.is_ok() {
         drop(stream.shutdown().await);
     }
 }
 
-/// What one splice has done.
+/// The result of one splice.
 enum Step {
     Moved(u64),
-    /// There is nothing in the socket, or no room in the pipe.
+    /// The socket is empty.
     NoData,
     NoRoom,
-    /// Neither, and yet it moved nothing.
+    /// Both ends were ready, and yet nothing was moved.
     Again,
-    /// The client has closed its side.
+    /// The client has shut its side down.
     End,
     Failed(rustix::io::Errno),
 }
 
-/// Move `left` bytes.
+/// Splices `left` bytes.
 async fn splice(stream: &Stream, pipe: &pipe::Sender, mut left: u64, patience: Patience) -> End {
     let mut turn = TURN;
     while left > 0 {
@@ -261,7 +263,8 @@ async fn splice(stream: &Stream, pipe: &pipe::Sender, mut left: u64, patience: P
     End::Whole
 }
 
-/// Move what is there, at most `left` bytes. An end that was not ready is waited for by the runtime from here on.
+/// Splices what is available, at most `left` bytes. For an end that was not ready the runtime's readiness is
+/// cleared, so that it waits for that end.
 fn step(stream: &Stream, pipe: &pipe::Sender, left: u64) -> Step {
     let wanted = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
     let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
@@ -269,7 +272,7 @@ fn step(stream: &Stream, pipe: &pipe::Sender, left: u64) -> Step {
         Ok(0) => Step::End,
         Ok(n) => Step::Moved(n as u64),
         Err(rustix::io::Errno::INTR) => Step::Again,
-        // It does not say which of the two was not ready.
+        // EAGAIN does not tell which end was not ready.
         Err(rustix::io::Errno::AGAIN) => {
             let mut ends = [PollFd::new(stream, PollFlags::IN), PollFd::new(pipe, PollFlags::OUT)];
             match poll(&mut ends, Some(&NOW)) {
@@ -280,8 +283,9 @@ fn step(stream: &Stream, pipe: &pipe::Sender, left: u64) -> Step {
         }
         Err(error) => Step::Failed(error),
     };
-    // Where the runtime knows of an end that it is not ready, it does not even ask. It learns so from "would block", and of
-    // that end alone: one that is ready would be waited for, perhaps for ever.
+    // While the runtime's readiness of an end is cleared, `try_read_with` and `try_io` do not even call the
+    // closure. Only the end that was not ready may report "would block": the runtime would wait for the other
+    // one's next event, perhaps for ever.
     let ready = |ready| if ready { Ok(()) } else { Err(std::io::Error::from(ErrorKind::WouldBlock)) };
     let mut step = Step::NoData;
     drop(stream.try_read_with(|| {
@@ -295,7 +299,7 @@ fn step(stream: &Stream, pipe: &pipe::Sender, left: u64) -> Step {
     step
 }
 
-/// Until there is room in the pipe. `false`: the client has hung up, nobody waits for the rest.
+/// Waits for room in the pipe. Returns false if the client has hung up.
 async fn room(stream: &Stream, pipe: &pipe::Sender) -> bool {
     while tokio::time::timeout(LOOK, pipe.writable()).await.is_err() {
         if stream.hung_up() {

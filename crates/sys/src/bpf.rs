@@ -1,4 +1,4 @@
-//! eBPF for one purpose: programs that decide which devices the processes of a cgroup (v2) may open and make nodes of
+//! eBPF programs of one type: they decide which devices the processes of a cgroup (v2) may open and make nodes of
 //! (`BPF_PROG_TYPE_CGROUP_DEVICE`, Linux 4.15).
 //!
 //! Instructions are encoded as Documentation/bpf/standardization/instruction-set.rst says, calls are those of `bpf(2)`.
@@ -6,12 +6,12 @@
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// What the kernel refused.
+/// An operation that the kernel refused.
 #[derive(Debug, thiserror::Error)]
 #[error("bpf: cannot {action}{}: {source}", said(.log))]
 pub struct Error {
     action: &'static str,
-    /// The verifier's own words; empty when it said nothing.
+    /// The verifier's log; empty when it wrote none.
     log: String,
     source: Errno,
 }
@@ -28,7 +28,7 @@ impl Error {
     }
 }
 
-/// One of the eleven registers. R0 is the answer, R1 the context at the start.
+/// One of the eleven registers. R0 holds the return value, R1 the context at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)]
@@ -101,19 +101,19 @@ impl Insn {
         Self::new(SHIFT_RIGHT, to, Reg::R0, 0, bits)
     }
 
-    /// `if reg != value`, skip so many instructions.
+    /// `if reg != value`, skips `skip` instructions.
     pub const fn jump_unless(reg: Reg, value: i32, skip: i16) -> Self {
         Self::new(JUMP_UNLESS, reg, Reg::R0, skip, value)
     }
 
-    /// End with the answer in R0.
+    /// Ends the program with the return value in R0.
     pub const fn exit() -> Self {
         Self::new(EXIT, Reg::R0, Reg::R0, 0, 0)
     }
 }
 
-/// `union bpf_attr` as one command reads it. The kernel takes any size as long as what it does not know is zero; the
-/// tail is for what a later kernel writes behind the fields that we know (`query.revision`).
+/// `union bpf_attr` as one command reads it. The kernel takes any size as long as the bytes that it does not know are
+/// zero; the tail is room for what a later kernel writes behind the fields defined here (`query.revision`).
 #[repr(C)]
 struct Attr<T> {
     of: T,
@@ -204,21 +204,21 @@ const OBJ_GET_INFO_BY_FD: i32 = 15;
 const PROG_QUERY: i32 = 16;
 const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
-/// Programs of the cgroups above run as well, and those below may have their own.
+/// Programs of the cgroups above run as well, and the cgroups below may have their own.
 const ALLOW_MULTI: u32 = 1 << 1;
 const REPLACE: u32 = 1 << 2;
 /// `BPF_OBJ_NAME_LEN`, with the NUL.
 const NAME: usize = 16;
-/// `BPF_CGROUP_MAX_PROGS`: a cgroup has no more of one type.
+/// `BPF_CGROUP_MAX_PROGS`: the limit of programs of one type on a cgroup.
 const MAX_PROGRAMS: usize = 64;
 
 /// # Safety
-/// Every address in `attr` must be that of memory which lives on and is as large as the command makes of it.
+/// Every address in `attr` must point to memory that outlives the call and is as large as the command takes it to be.
 unsafe fn bpf<T>(command: i32, attr: T) -> Result<(libc::c_long, T), Errno> {
-    // Else there would be bytes before the tail that nobody has set, and the kernel wants them to be zero.
+    // Otherwise there would be uninitialised padding before the tail, which the kernel requires to be zero.
     const { assert!(size_of::<T>().is_multiple_of(8)) };
     let mut attr = Attr { of: attr, tail: [0; 16] };
-    // SAFETY: `attr` is larger than what the kernel reads and writes of it; its addresses are the caller's promise.
+    // SAFETY: `attr` is larger than what the kernel reads and writes of it; the caller guarantees its addresses.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<Attr<T>>()) };
     if result >= 0 { Ok((result, attr.of)) } else { Err(last_errno()) }
 }
@@ -233,32 +233,32 @@ fn fd(result: libc::c_long) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// A program in the kernel. It lives as long as a descriptor of it, or a cgroup that it is attached to.
+/// A program in the kernel. It lives as long as a descriptor of it or its attachment to a cgroup.
 #[derive(Debug)]
 pub struct DeviceProgram {
     fd: OwnedFd,
     info: Identity,
 }
 
-/// What a program is known by.
+/// Name and hash of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Up to 15 bytes.
+    /// At most 15 bytes.
     pub name: String,
     /// The kernel's hash of its instructions: two programs with the same instructions have the same.
     pub tag: [u8; 8],
 }
 
 impl DeviceProgram {
-    /// Verifies and loads a program. The name has up to 15 letters, digits and `_`.
+    /// Verifies and loads a program. The name may have up to 15 letters, digits and `_`.
     ///
     /// # Errors
-    /// See [`Error::errno`]. What the verifier said of a program that it refuses is part of the text.
+    /// See [`Error::errno`]. The error text includes what the verifier says of a program that it refuses.
     pub fn load(name: &str, program: &[Insn]) -> Result<Self, Error> {
         let mut log = Vec::new();
         let loaded = match load(name, program, &mut log) {
             Err(Errno::PERM) => Err(Errno::PERM),
-            // Once more, for the reason: a log costs time, and its buffer could be too small.
+            // The load is repeated to get the reason: a log costs time, and its buffer could be too small.
             Err(error) => {
                 log = vec![0; 1 << 16];
                 load(name, program, &mut log).map_err(|_| error)
@@ -274,13 +274,13 @@ impl DeviceProgram {
         Ok(Self { fd, info })
     }
 
-    /// What it is known by.
+    /// Name and hash of this program.
     pub fn identity(&self) -> &Identity {
         &self.info
     }
 
-    /// Attaches it to the cgroup whose directory the descriptor is open on; `replace` is taken off at the same time. It
-    /// holds for what opens a device from then on: a descriptor that is open already stays as it is.
+    /// Attaches the program to the cgroup whose directory the descriptor is open on, and detaches `replace` in the
+    /// same step. It applies to later opens of devices only: a descriptor that is open already stays usable.
     ///
     /// # Errors
     /// See [`Error::errno`]; ENOENT when `replace` is not attached there.
@@ -298,7 +298,7 @@ impl DeviceProgram {
         attached.map(drop).map_err(failed("attach a program to the cgroup"))
     }
 
-    /// Takes it off a cgroup.
+    /// Detaches the program from a cgroup.
     ///
     /// # Errors
     /// ENOENT when it is not attached there.
@@ -316,10 +316,10 @@ impl DeviceProgram {
         detached.map(drop).map_err(failed("detach a program from the cgroup"))
     }
 
-    /// The programs for devices that are attached to this cgroup itself.
+    /// Returns the device programs that are attached to this cgroup itself.
     ///
     /// # Errors
-    /// See [`Error::errno`]. One that is taken off meanwhile is left out.
+    /// See [`Error::errno`]. A program that is detached meanwhile is left out.
     pub fn attached(cgroup: impl AsFd) -> Result<Vec<Self>, Error> {
         let mut ids = [0_u32; MAX_PROGRAMS];
         let query = Query {
@@ -360,7 +360,7 @@ fn load(name: &str, program: &[Insn], log: &mut [u8]) -> Result<OwnedFd, Errno> 
         return Err(Errno::NAMETOOLONG);
     }
     prog_name[..name.len()].copy_from_slice(name.as_bytes());
-    // Functions that only GPL programs may call are not called.
+    // No function is called that is reserved for GPL programs.
     let license = c"MIT OR Apache-2.0";
     let load = Load {
         prog_type: PROG_TYPE_CGROUP_DEVICE,
@@ -405,7 +405,7 @@ mod tests {
         vec![Insn::mov(Reg::R0, value), Insn::exit()]
     }
 
-    /// The kernel's own encoding, as `bpftool prog dump` shows it.
+    /// The encoding is the kernel's own, as `bpftool prog dump` shows it.
     #[test]
     fn instructions_are_encoded_as_the_kernel_reads_them() {
         let bytes = |insn: Insn| {
@@ -432,7 +432,7 @@ mod tests {
         assert_eq!(program.identity(), DeviceProgram::load("wardian_test", &answer(1)).unwrap().identity());
         let other = DeviceProgram::load("wardian_test", &answer(0)).unwrap();
         assert_ne!(program.identity().tag, other.identity().tag);
-        // R0 was never set.
+        // R0 is never set.
         let error = DeviceProgram::load("wardian_test", &[Insn::exit()]).unwrap_err().to_string();
         assert!(error.contains("R0 !read_ok"), "{error}");
         assert!(DeviceProgram::load("a_name_that_is_too_long", &answer(1)).is_err());

@@ -1,15 +1,15 @@
 //! Directories that nobody but root can change, opened once.
 //!
 //! Whoever may write to a directory may put a link, a FIFO or a file of its own where root's program expects a file
-//! of root's, and whoever may rename a directory on the way can lead a path elsewhere between two system calls. So a
-//! path is walked once, one component after another and by descriptors (`openat(2)` with `O_NOFOLLOW`), and each
-//! directory on it is judged; what is below is reached through the descriptor that comes of it.
+//! of root's, and whoever may rename a directory on the way can redirect a path between two system calls. So a path
+//! is walked once, one component after another and by descriptors (`openat(2)` with `O_NOFOLLOW`), and each directory
+//! on it is judged; files below are reached through the resulting descriptor.
 //!
 //! A directory is *trusted* when it and all above it belong to root (or to the effective user) and neither group nor
-//! others may write to them. One with the sticky bit, as /tmp is, may be on the way all the same: nobody removes or
-//! renames what belongs to root in it (`unlink(2)`, EPERM). Links on the way are followed when they are root's and lie
-//! in a trusted directory; not in a sticky one, for whoever has a directory with a link of root's in it can move the link
-//! there.
+//! others may write to them. A directory with the sticky bit, as /tmp is, may still be a component: nobody else
+//! removes or renames root's files in it (`unlink(2)`, EPERM). Links on the way are followed when they are root's and
+//! lie in a trusted directory; not in a sticky one, because whoever owns a directory with a link of root's in it can
+//! move the link there.
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, chmodat, fstat, mkdirat, openat,
@@ -25,25 +25,25 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
-/// Links on the way to one file, as the kernel has it (`MAXSYMLINKS`).
+/// Limit of links in one path, the kernel's own (`MAXSYMLINKS`).
 const MOST_LINKS: usize = 40;
-/// How often a path is looked up again that a rename or a mount elsewhere has come between.
+/// How often a lookup is retried after EAGAIN, that is after a rename or a mount elsewhere.
 const MOST_TRIES: u32 = 128;
 /// Write permission of group and others.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// What was set aside is called so, and a number.
+/// Prefix of the name of a file that was set aside; a number follows.
 pub const ASIDE: &str = ".planted.";
-/// Without `O_NONBLOCK` a FIFO that nobody writes to would hold the caller up for ever.
+/// Without `O_NONBLOCK` opening a FIFO that has no writer would block for ever.
 const OPEN_FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// Why a directory, or something in it, is not used.
+/// Why a directory, or something in it, is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -71,7 +71,7 @@ pub enum Error {
         /// Its permission bits.
         mode: u32,
     },
-    /// Something that is no regular file, or a file with another name besides.
+    /// It is no regular file, or a file with more than one hard link.
     #[error("{path} is {what}: look at who has put it there, and remove it", path = .path.display())]
     Strange {
         /// The file.
@@ -88,12 +88,12 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The system said no.
+    /// A system call failed.
     #[error("{path}: {source}", path = .path.display())]
     System {
-        /// What was to be opened or made.
+        /// The path that was to be opened or created.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -102,7 +102,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Whether there is nothing of that name.
+    /// Whether the error is that no such file exists.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::System { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -125,12 +125,12 @@ fn system(path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::System { path, source: errno.into() }
 }
 
-/// Root, or who this process acts as.
+/// Whether the id is root's or this process's effective one.
 fn is_ours(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
-/// Others could change something.
+/// Why other users could change a file.
 #[derive(Debug, Clone)]
 enum Doubt {
     Owner(PathBuf, u32),
@@ -146,7 +146,7 @@ impl From<Doubt> for Error {
     }
 }
 
-/// Whether others could change what a descriptor is open on.
+/// Whether other users could change what a descriptor is open on, and why.
 fn doubt(path: &Path, stat: &Stat) -> Option<Doubt> {
     if !is_ours(stat.st_uid) {
         return Some(Doubt::Owner(path.to_owned(), stat.st_uid));
@@ -159,25 +159,25 @@ fn judge(path: &Path, stat: &Stat) -> Result<()> {
     doubt(path, stat).map_or(Ok(()), |doubt| Err(doubt.into()))
 }
 
-/// In such a directory others may make files, but not rename or remove root's.
+/// Whether other users may create files in this directory, but not rename or remove root's.
 fn is_sticky(stat: &Stat) -> bool {
     stat.st_mode & STICKY != 0 && is_ours(stat.st_uid)
 }
 
-/// Where a path leads.
+/// The result of a walk.
 struct Found {
-    /// With `O_PATH`.
+    /// An `O_PATH` descriptor.
     fd: OwnedFd,
     stat: Stat,
-    /// Without links.
+    /// The path without links.
     path: PathBuf,
-    /// What may be changed by others on the way to it.
+    /// Why other users could change a directory on the way, if they could.
     above: Option<Doubt>,
-    /// It is a directory that [`resolve`] has made.
+    /// Whether [`resolve`] has created it, as a directory.
     made: bool,
 }
 
-/// Walks to the end of a path. With `make` directories that are missing are made, below trusted ones only.
+/// Walks to the end of a path. With `make` missing directories are created, below trusted ones only.
 fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let absolute =
@@ -213,7 +213,8 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
                 }
                 let mode = make.unwrap_or(Mode::RWXU);
                 match mkdirat(&here.fd, &name, mode) {
-                    // Not less the umask: a server's lets nobody in, and those above its directories are for everybody.
+                    // Set explicitly, because a server's umask lets nobody else in, and the directories above its own
+                    // are for everybody.
                     Ok(()) => {
                         made = true;
                         chmodat(&here.fd, &name, mode, AtFlags::empty()).map_err(system(&path))?;
@@ -234,7 +235,7 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
             if !is_ours(stat.st_uid) {
                 return Err(Error::Owner { path, uid: stat.st_uid });
             }
-            // The sticky bit does not help: it keeps links of root's from being moved away, not from being moved here.
+            // The sticky bit does not suffice: it keeps root's links from being moved away, not from being moved in.
             judge(&here.path, &here.stat)?;
             links += 1;
             if links > MOST_LINKS {
@@ -255,11 +256,11 @@ fn resolve(path: &Path, make: Option<Mode>) -> Result<Found> {
     stack.pop().ok_or_else(|| system(path)(Errno::NOENT))
 }
 
-/// Opens the directory that a path leads to, whosever it is.
+/// Opens the directory that a path leads to, whoever owns it.
 ///
-/// A link on the way is followed only if it is root's (or the effective user's) and lies in a trusted
-/// directory: who may rename in a directory can also move a link of root's into it, and so
-/// choose among all such links where root is led.
+/// A link on the way is followed only if it is root's (or the effective user's) and lies in a trusted directory:
+/// whoever may rename in a directory can also move a link of root's into it, and so choose which of root's links is
+/// followed.
 ///
 /// # Errors
 /// [`Error::Owner`] or [`Error::Writable`] for a link that others have put on the way, or could have; or the system's.
@@ -267,7 +268,7 @@ pub fn reach(path: &Path) -> Result<OwnedFd> {
     reach_named(path).map(|(dir, _)| dir)
 }
 
-/// The same, and its path without links.
+/// Like [`reach`]; also returns the directory's path without links.
 ///
 /// # Errors
 /// As [`reach`].
@@ -277,8 +278,8 @@ pub fn reach_named(path: &Path) -> Result<(OwnedFd, PathBuf)> {
     Ok((dir, found.path))
 }
 
-/// Opens the regular file that a path leads to, whosever it is, by the rule of [`reach`]; gives its path without links, too.
-/// It never waits, and it touches nothing else: to open a device can do something.
+/// Opens the regular file that a path leads to, whoever owns it, by the rule of [`reach`]; also returns its path
+/// without links. The open never blocks, and opens no device: opening one can have an effect.
 ///
 /// # Errors
 /// As [`reach`]; [`Error::Strange`] for what is no regular file.
@@ -288,7 +289,7 @@ pub fn reach_file(path: &Path) -> Result<(File, PathBuf)> {
     Ok((file, found.path))
 }
 
-/// The regular file that was found, and not what has its name by now.
+/// Opens the regular file that was found, not another one that has its name by now.
 fn open_found(found: &Found) -> Result<File> {
     if FileType::from_raw_mode(found.stat.st_mode) != FileType::RegularFile {
         return Err(Error::Strange { path: found.path.clone(), what: "no regular file" });
@@ -298,7 +299,8 @@ fn open_found(found: &Found) -> Result<File> {
     rustix::fs::open(through, flags, Mode::empty()).map(File::from).map_err(system(&found.path))
 }
 
-/// Whether others could rename what is root's (or the effective user's) in a directory, and put something else in its place.
+/// Whether other users could rename root's (or the effective user's) files in a directory, and put others in their
+/// place.
 ///
 /// # Errors
 /// The kernel's, from `fstat(2)`.
@@ -307,7 +309,7 @@ pub fn others_rename_in(dir: impl AsFd) -> rustix::io::Result<bool> {
     Ok(!is_sticky(&stat) && doubt(Path::new(""), &stat).is_some())
 }
 
-/// The names on the way of a path, `..` among them, for a walk by descriptors.
+/// The components of a path, `..` included, for a walk by descriptors.
 pub fn names_of(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -316,7 +318,7 @@ pub fn names_of(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
     })
 }
 
-/// A directory, held open.
+/// An open directory that was judged.
 #[derive(Debug)]
 pub struct Directory {
     fd: OwnedFd,
@@ -340,29 +342,29 @@ impl Directory {
     /// Opens a trusted directory.
     ///
     /// # Errors
-    /// It is not trusted, or the system's.
+    /// It is not trusted; or the system's.
     pub fn open(path: &Path) -> Result<Self> {
         Self::strict(resolve(path, None)?)
     }
 
-    /// Opens a trusted directory or one such as /tmp, in which others may make files but not touch those of root.
+    /// Opens a trusted directory or a sticky one such as /tmp, in which others may create files but not touch root's.
     ///
     /// # Errors
-    /// It is neither, or the system's.
+    /// It is neither; or the system's.
     pub fn open_shared(path: &Path) -> Result<Self> {
         let found = resolve(path, None)?;
         let trusted = doubt(&found.path, &found.stat).is_none();
         if trusted || is_sticky(&found.stat) { Self::of(found, trusted) } else { Self::strict(found) }
     }
 
-    /// Opens a trusted directory and makes it, with this mode, where it is missing, and with mode 0755
-    /// what is missing above it. The second value is whether it was missing.
+    /// Opens a trusted directory. Where it is missing it is created with this mode, and the directories above it with
+    /// mode 0755. The second value is whether it was missing.
     ///
-    /// One of root's with the sticky bit, as the root of a new tmpfs is, is closed to others; each thing that is there
-    /// already must be judged before it is used, as all functions here do.
+    /// A directory of root's with the sticky bit, as the root of a new tmpfs is, is closed to others. Files that are
+    /// in it already must be judged before they are used, as all functions here do.
     ///
     /// # Errors
-    /// It is not trusted, or the system's.
+    /// It is not trusted; or the system's.
     pub fn make(path: &Path, mode: u32) -> Result<(Self, bool)> {
         let found = match resolve(path, None) {
             Err(error) if error.is_missing() => {
@@ -394,17 +396,18 @@ impl Directory {
         Ok(Self { fd, path: found.path, trusted })
     }
 
-    /// Its path, without links.
+    /// The directory's path, without links.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether nobody else may write to it: it is not such as /tmp.
+    /// Whether only root may write to it, in contrast to a directory such as /tmp.
     pub fn is_trusted(&self) -> bool {
         self.trusted
     }
 
-    /// A path of something in it that leads through the descriptor: of any length, and to this directory for ever.
+    /// A path below this directory that leads through the descriptor: it may be of any length, and a rename does not
+    /// redirect it.
     pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd())).join(name)
     }
@@ -417,10 +420,10 @@ impl Directory {
         })
     }
 
-    /// A directory in it, which must be trusted too.
+    /// Opens a directory in this one, which must be trusted too.
     ///
     /// # Errors
-    /// It is a link or not trusted, or the system's.
+    /// It is a link or not trusted; or the system's.
     pub fn child(&self, name: impl AsRef<OsStr>) -> Result<Self> {
         let path = self.path.join(name.as_ref());
         let fd = self.open_dir(name.as_ref())?;
@@ -428,10 +431,11 @@ impl Directory {
         Ok(Self { fd, path, trusted: true })
     }
 
-    /// A directory in it for root alone: made where it is missing, closed to others where it was open to them.
+    /// Opens a directory in this one for root alone: created where it is missing, closed to others where it was open
+    /// to them.
     ///
     /// # Errors
-    /// It is a link or another user's, or the system's.
+    /// It is a link or another user's; or the system's.
     pub fn private(&self, name: impl AsRef<OsStr>) -> Result<Self> {
         match mkdirat(&self.fd, name.as_ref(), Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => self.existing(name),
@@ -439,7 +443,7 @@ impl Directory {
         }
     }
 
-    /// The same of one that is there.
+    /// Like [`Directory::private`], for a directory that exists.
     ///
     /// # Errors
     /// As [`Directory::private`].
@@ -456,23 +460,24 @@ impl Directory {
         Ok(Self { fd, path, trusted: true })
     }
 
-    /// Closes a regular file of root's in it to others, if there is one: of a program that left its mode to the umask.
+    /// Closes root's regular file `name` to others, if it exists: for files of a program that left the mode to the
+    /// umask.
     pub fn close_to_others(&self, name: impl AsRef<OsStr>) {
         let Ok(file) = openat(&self.fd, name.as_ref(), OPEN_FILE, Mode::empty()) else { return };
         let closed = |stat: Stat| {
             let ours = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && is_ours(stat.st_uid);
             if ours && stat.st_nlink == 1 && stat.st_mode & 0o077 != 0 {
-                // What cannot be closed is refused when it is read.
+                // A file that cannot be closed is refused when it is read.
                 let _ = rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR);
             }
         };
         let _ = fstat(&file).map(closed);
     }
 
-    /// Opens a regular file in it that is root's and that nobody else may write to. It never waits.
+    /// Opens root's regular file `name`, to which nobody else may write. The open never blocks.
     ///
     /// # Errors
-    /// It is none, or the system's.
+    /// It is no such file; or the system's.
     pub fn file(&self, name: impl AsRef<OsStr>) -> Result<File> {
         let path = self.path.join(name.as_ref());
         let fd = openat(&self.fd, name.as_ref(), OPEN_FILE, Mode::empty()).map_err(|error| match error {
@@ -482,15 +487,15 @@ impl Directory {
         plain(&path, fd)
     }
 
-    /// Reads such a file, of at most so many bytes.
+    /// Reads a file as [`Directory::file`] opens it, of at most `most` bytes.
     ///
     /// # Errors
-    /// It is none, it is larger, or the system's.
+    /// It is no such file, or a larger one; or the system's.
     pub fn read(&self, name: impl AsRef<OsStr>, most: u64) -> Result<Vec<u8>> {
         whole(&self.path.join(name.as_ref()), self.file(name.as_ref())?, most)
     }
 
-    /// Puts a file for root alone in the place of what has this name, in one step. One writer at a time has a name.
+    /// Atomically replaces the file `name` by a new one for root alone. There must be one writer of a name at a time.
     ///
     /// # Errors
     /// The system's.
@@ -511,7 +516,7 @@ impl Directory {
             })
     }
 
-    /// The names in it, sorted, without `.` and `..`.
+    /// The names of the directory's entries, sorted, without `.` and `..`.
     ///
     /// # Errors
     /// The system's.
@@ -528,7 +533,7 @@ impl Directory {
         Ok(names)
     }
 
-    /// What has this name, if it is another user's, or a file that has another name besides.
+    /// The stat of the entry `name`, if it belongs to another user, or is a file with more than one hard link.
     ///
     /// # Errors
     /// The system's.
@@ -541,12 +546,12 @@ impl Directory {
         Ok((!is_ours(stat.st_uid) || is_file && stat.st_nlink > 1).then_some(stat))
     }
 
-    /// Takes a name away from what was seen to have it: another user has put it where something of root's is to be. It is
-    /// removed if it is a file, a link or an empty directory. A directory that is not empty is renamed to [`ASIDE`] and a
-    /// number, and stays for people to look at: its owner can go on filling it, and chooses how deep it is.
+    /// Clears a name that another user has taken where a file of root's is to be; `seen` is what had the name. A
+    /// file, a link or an empty directory is removed. A directory that is not empty is renamed to [`ASIDE`] and a
+    /// number, and stays for inspection: its owner can go on filling it, and determines how deep it is.
     ///
     /// # Errors
-    /// Something is mounted there, or the system's.
+    /// Something is mounted there; or the system's.
     pub fn set_aside(&self, name: impl AsRef<OsStr>, seen: &Stat) -> Result<()> {
         let name = name.as_ref();
         let aside = (0_u64..).map(|n| format!("{ASIDE}{n}"));
@@ -560,10 +565,10 @@ impl Directory {
             let moved =
                 rustix::fs::statat(&self.fd, &new, AtFlags::SYMLINK_NOFOLLOW).map_err(system(&self.path))?;
             if (moved.st_dev, moved.st_ino) != (seen.st_dev, seen.st_ino) {
-                // Somebody else was faster, and this is what she has put there.
+                // The name changed hands meanwhile: this is another file, which gets its name back.
                 let _ = renameat_with(&self.fd, &new, &self.fd, name, RenameFlags::NOREPLACE);
             } else if rustix::fs::unlinkat(&self.fd, &new, AtFlags::empty()).is_err() {
-                // It fails for a directory with something in it.
+                // The removal fails for a directory that is not empty.
                 let _ = rustix::fs::unlinkat(&self.fd, &new, AtFlags::REMOVEDIR);
             }
             break;
@@ -571,18 +576,19 @@ impl Directory {
         Ok(())
     }
 
-    /// Removes a file, or a directory with all that is in it; a link is removed and not followed, and nothing of another
-    /// mount is removed. It need not be there.
+    /// Removes a file, or a directory with everything in it. A link is removed and not followed, and nothing on
+    /// another mount is removed. A name that does not exist is no error.
     ///
     /// # Errors
-    /// Something is mounted there, or the system's.
+    /// Something is mounted there; or the system's.
     pub fn remove(&self, name: impl AsRef<OsStr>) -> Result<()> {
         remove(self.fd.as_fd(), name.as_ref(), &self.path)
     }
 }
 
-/// Opens what a path leads to from `dir`, as openat2(2) does, and again while that answers EAGAIN: a rename or a mount anywhere
-/// on the host has come between a lookup and its `..`. After so many answers of that kind somebody means it.
+/// Opens a path relative to `dir` with openat2(2), and retries while that returns EAGAIN: a rename or a mount
+/// anywhere on the host has interfered with a lookup of `..`. So many EAGAIN in a row can only be provoked, and are
+/// an error.
 ///
 /// # Errors
 /// The kernel's.
@@ -601,7 +607,7 @@ pub fn open(
     }
 }
 
-/// Of the directory with this path, which is for the error alone.
+/// Removes `name` in the directory `dir`; `above` is the directory's path, used for errors alone.
 fn remove(dir: BorrowedFd<'_>, name: &OsStr, above: &Path) -> Result<()> {
     let path = || above.join(name);
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
@@ -609,7 +615,7 @@ fn remove(dir: BorrowedFd<'_>, name: &OsStr, above: &Path) -> Result<()> {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(system(path())(error)),
     }
-    // What is mounted there is somebody's disk, perhaps, and not what this name stood for when it was made.
+    // Another mount may be a user's disk, and is not what this name stood for when it was created.
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let opened = match open(dir, name, OPEN_DIR, resolve) {
         Ok(opened) => opened,
@@ -617,7 +623,7 @@ fn remove(dir: BorrowedFd<'_>, name: &OsStr, above: &Path) -> Result<()> {
         Err(Errno::XDEV) => return Err(Error::Mounted { path: path() }),
         Err(error) => return Err(system(path())(error)),
     };
-    // Whole before the first is gone: some file systems skip entries otherwise.
+    // All names are read before the first is removed: some file systems skip entries otherwise.
     let mut names = Vec::new();
     for entry in Dir::read_from(&opened).map_err(system(path()))? {
         names.push(OsString::from_vec(entry.map_err(system(path()))?.file_name().to_bytes().to_vec()));
@@ -631,7 +637,7 @@ fn remove(dir: BorrowedFd<'_>, name: &OsStr, above: &Path) -> Result<()> {
     }
 }
 
-/// A regular file of root's that nobody else may write to.
+/// Checks that a regular file is root's and that nobody else may write to it.
 fn plain(path: &Path, fd: OwnedFd) -> Result<File> {
     let stat = fstat(&fd).map_err(system(path))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -651,16 +657,16 @@ fn whole(path: &Path, file: File, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a regular file of at most so many bytes that nobody but root could have written, wherever it is.
+/// Reads a regular file of at most `most` bytes, anywhere, that nobody but root could have written.
 ///
 /// # Errors
-/// It, or a directory on the way to it, is not root's alone; it is no regular file or larger; or the system's.
+/// It, or a directory on the way to it, is not root's alone; it is no regular file, or a larger one; or the system's.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let (path, file) = open_file(path)?;
     whole(&path, file, most)
 }
 
-/// Whether nobody but root could have written a regular file, wherever it is: a program that is to be run, say.
+/// Checks that nobody but root could have written a regular file, anywhere: for example a program that is to be run.
 ///
 /// # Errors
 /// As [`read`].
@@ -668,7 +674,7 @@ pub fn check_file(path: &Path) -> Result<()> {
     open_file(path).map(drop)
 }
 
-/// The file, and its path without links.
+/// Opens the file; also returns its path without links.
 fn open_file(path: &Path) -> Result<(PathBuf, File)> {
     let found = resolve(path, None)?;
     if let Some(doubt) = found.above {
@@ -678,11 +684,11 @@ fn open_file(path: &Path) -> Result<(PathBuf, File)> {
     Ok((found.path, file))
 }
 
-/// Opens a file that a command is to write its result to, and empties it. In a directory that others may write to it must be
-/// new, or a file of one's own without a second name: not what another user has put there to have it overwritten.
+/// Opens a file for a command's output, and truncates it. In a directory that others may write to it must be new, or
+/// a file of the caller's own with one hard link: not a file that another user has placed to have it overwritten.
 ///
 /// # Errors
-/// Something else has the name; or the system's.
+/// Another kind of file has the name; or the system's.
 pub fn create(path: &Path) -> Result<File> {
     let missing = || system(path)(Errno::INVAL);
     let name = path.file_name().ok_or_else(missing)?;
@@ -690,7 +696,7 @@ pub fn create(path: &Path) -> Result<File> {
     let dir = resolve(above, None)?;
     let full = dir.path.join(name);
     if dir.above.is_none() && doubt(&dir.path, &dir.stat).is_none() {
-        // What is there is root's doing: /dev/stdout, say.
+        // Whatever exists in a trusted directory was put there by root, for example /dev/stdout.
         let through = PathBuf::from(format!("/proc/self/fd/{}", dir.fd.as_raw_fd())).join(name);
         return File::create(through).map_err(|source| Error::System { path: full, source });
     }

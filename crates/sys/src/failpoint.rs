@@ -1,7 +1,8 @@
 //! Failpoints: named places at which a test ends the program as `kill -9` would.
 //!
-//! `WARDIAN_FAILPOINT=name` ends it at the first time it comes there, `name:3` at the third. A server hands the variable
-//! to the keepers it starts; each of them counts for itself. Where the variable is not set a point costs one load.
+//! `WARDIAN_FAILPOINT=name` ends the program when it reaches the point for the first time, `name:3` for the third
+//! time. A server passes the variable to the keepers that it starts; each process counts for itself. Where the
+//! variable is not set a point costs one load.
 
 use rustix::process::{Signal, getpid, kill_process};
 use std::sync::OnceLock;
@@ -12,13 +13,13 @@ pub const VARIABLE: &str = "WARDIAN_FAILPOINT";
 
 macro_rules! points {
     ($($point:ident $name:literal $place:literal;)*) => {
-        /// A place. Those of the keeper are named `keeper.…`.
+        /// A failpoint. Those of the keeper are named `keeper.…`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Point {
             $(#[doc = $place] $point,)*
         }
 
-        /// All of them with their names.
+        /// All failpoints with their names.
         pub const ALL: &[(&str, Point)] = &[$(($name, Point::$point),)*];
     };
 }
@@ -67,7 +68,7 @@ points! {
     KeeperDestroyReplying "keeper.destroy.replying" "It is closed, and the server has not been told.";
 }
 
-/// The variable's value is no point.
+/// The variable's value names no failpoint.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{VARIABLE}={value}: no failpoint of this name; expected NAME or NAME:TIMES")]
 pub struct Unknown {
@@ -77,7 +78,7 @@ pub struct Unknown {
 #[derive(Debug)]
 struct Wanted {
     point: Point,
-    /// Times to come there, the last one included.
+    /// How many more times the point is reached, up to and including the last.
     left: AtomicU64,
 }
 
@@ -90,20 +91,20 @@ fn parse(value: &str) -> Result<(Point, u64), Unknown> {
     }
 }
 
-/// What the environment asks for.
+/// Checks the variable.
 ///
 /// # Errors
-/// A name that is none: whoever mistypes it would wait for ever.
+/// The name of no failpoint: a test with a typing error would wait for ever.
 pub fn check() -> Result<(), Unknown> {
     std::env::var(VARIABLE).map_or(Ok(()), |value| parse(&value).map(drop))
 }
 
-/// The variable as a keeper is to get it, if it is set.
+/// The variable as an environment entry for a keeper, if it is set.
 pub fn inherited() -> Option<String> {
     std::env::var(VARIABLE).ok().map(|value| format!("{VARIABLE}={value}"))
 }
 
-/// End here if the environment asks for it.
+/// Ends the process here if the variable asks for it.
 pub fn reach(point: Point) {
     static WANTED: OnceLock<Option<Wanted>> = OnceLock::new();
     let wanted = WANTED.get_or_init(|| {
@@ -114,7 +115,7 @@ pub fn reach(point: Point) {
         && wanted.point == point
         && wanted.left.fetch_sub(1, Ordering::Relaxed) == 1
     {
-        // A signal to oneself that cannot be caught: this does not return.
+        // SIGKILL cannot be caught, so this does not return.
         let _ = kill_process(getpid(), Signal::KILL);
     }
 }

@@ -1,7 +1,7 @@
-//! A second name for a file that is held open, in a directory tree that other users may write to.
+//! A further hard link to an open file, in a directory tree that other users may write to.
 //!
-//! A hard link by name can lead to another file than the one that was looked at: whoever may write to the directory can
-//! exchange the name in between. Here the file is given by a descriptor, and what gets the name is that file.
+//! A hard link by name can lead to another file than the one that was checked: whoever may write to the directory can
+//! exchange the name in between. Here the file is given by a descriptor, and that file gets the new name.
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat, seek};
 use rustix::io::Errno;
@@ -12,20 +12,21 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 /// Gives `file` the name `new` as well; `old` is the name by which it was opened.
 ///
-/// Before Linux 6.10 a link by descriptor takes `CAP_DAC_READ_SEARCH` (linkat(2), `AT_EMPTY_PATH`). Without it the descriptor is
-/// named by its link in /proc, and only where there is no /proc the link is made by `old`, and removed again if that was another
-/// file's by then.
+/// Before Linux 6.10 a link by descriptor takes `CAP_DAC_READ_SEARCH` (linkat(2), `AT_EMPTY_PATH`). Without it the
+/// descriptor's link in /proc is used. Only where /proc is missing the link is made by `old`, and removed again if
+/// `old` named another file by then.
 ///
 /// # Errors
-/// The kernel's, among them `EXDEV`, `EPERM`, `EMLINK` and `EOPNOTSUPP` where there can be no second name; an error without a
-/// number if the name was exchanged.
+/// The kernel's, among them `EXDEV`, `EPERM`, `EMLINK` and `EOPNOTSUPP` where a hard link is impossible; an error
+/// without an errno if the name was exchanged.
 pub fn link(
     file: &OwnedFd,
     old: (BorrowedFd<'_>, impl Arg + Copy),
     new: (BorrowedFd<'_>, impl Arg + Copy),
 ) -> io::Result<()> {
     match rustix::fs::linkat(file, "", new.0, new.1, AtFlags::EMPTY_PATH) {
-        // Its last name is gone: whatever `old` names by now is another file, which must not get the new name for a moment.
+        // The file's last name is gone: `old` names another file by now, which must not get the new name even for a
+        // moment.
         Err(Errno::NOENT) if rustix::fs::fstat(file)?.st_nlink == 0 => Err(exchanged()),
         Err(Errno::NOENT) => match own_descriptors() {
             Some(all) => link_in_proc(&all, file, new),
@@ -35,7 +36,7 @@ pub fn link(
     }
 }
 
-/// The links to what this thread has open (proc_pid_fd(5)); none where /proc is not the kernel's.
+/// Opens the directory of this thread's descriptors (proc_pid_fd(5)); `None` where /proc is not procfs.
 fn own_descriptors() -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let all = rustix::fs::open("/proc/thread-self/fd", flags, Mode::empty()).ok()?;
@@ -60,12 +61,12 @@ fn link_by_name(
     Err(exchanged())
 }
 
-/// Copies `file`, which `old` names, where it can have no second name: content, time of change and permission bits. Its holes
-/// stay holes. `create` makes the new file with these bits.
+/// Copies `file`, which `old` names, where a hard link is impossible: content, modification time and permission bits.
+/// Holes stay holes. `create` makes the new file with these bits.
 ///
 /// # Errors
-/// `why`, the reason against a second name, if it is no regular file; an error without a number if the name was exchanged; the
-/// kernel's.
+/// `why`, the reason against a hard link, if it is no regular file; an error without an errno if the name was
+/// exchanged; the kernel's.
 pub fn copy(
     file: &OwnedFd,
     old: (BorrowedFd<'_>, impl Arg),
@@ -87,13 +88,14 @@ pub fn copy(
     Ok(copy)
 }
 
-/// A hole costs who makes it nothing, whatever its size, and copied as zeros it would fill a disk.
+/// Copies the data and keeps holes: a hole of any size is free for its maker, but copied as zeros it would fill a
+/// disk.
 fn copy_data(source: &File, copy: &File) -> io::Result<()> {
     let size = source.metadata()?.len();
     let mut at = 0;
     while at < size {
         let data = match seek(source, SeekFrom::Data(at)) {
-            // No data any more.
+            // No data follows.
             Err(Errno::NXIO) => break,
             other => other?,
         };
@@ -105,8 +107,8 @@ fn copy_data(source: &File, copy: &File) -> io::Result<()> {
     copy.set_len(size)
 }
 
-/// Whether an open file is the one of this stat. The numbers of the open one are read now: an overlay may change them when it
-/// copies a file up.
+/// Whether an open file is the one of this stat. The open file's numbers are read anew: an overlay may change them on
+/// copy-up.
 ///
 /// # Errors
 /// The kernel's, from `fstat(2)`.
@@ -115,7 +117,7 @@ pub fn is(file: impl AsFd, stat: &Stat) -> rustix::io::Result<bool> {
     Ok((file.st_dev, file.st_ino) == (stat.st_dev, stat.st_ino))
 }
 
-/// The reason against a second name, if that is why a link was refused: a copy can take its place.
+/// The reason against a hard link, if that is why a link was refused: a copy can take its place.
 pub fn impossible(error: &io::Error) -> Option<Errno> {
     let errno = Errno::from_io_error(error)?;
     matches!(errno, Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP).then_some(errno)
@@ -129,7 +131,7 @@ fn exchanged() -> io::Error {
 mod tests {
     use super::*;
 
-    /// What older kernels and other file systems need, on any.
+    /// The fallbacks for older kernels and other file systems, tested on any.
     #[test]
     fn what_was_exchanged_gets_no_second_name() {
         let dir = tempfile::tempdir().unwrap();
@@ -155,7 +157,7 @@ mod tests {
         assert!(!at("by-name").exists() && !at("copy").exists());
     }
 
-    /// A name that is there for a moment is a name: who watches the directory opens it.
+    /// Even a short-lived name can be opened by a process that watches the directory.
     #[test]
     fn what_takes_the_place_of_a_file_without_a_name_gets_none_for_a_moment() {
         let dir = tempfile::tempdir().unwrap();
@@ -171,11 +173,11 @@ mod tests {
         File::open(at("to")).unwrap().set_modified(before).unwrap();
         let error = link(&file, (here.as_fd(), "a"), (to.as_fd(), "new")).unwrap_err();
         assert!(error.to_string().contains("exchanged"), "{error}");
-        // Nothing was made in it, nor removed.
+        // Nothing was created in it, nor removed.
         assert_eq!(at("to").metadata().unwrap().modified().unwrap(), before);
     }
 
-    /// What kernels before 6.10 need.
+    /// The fallback for kernels before 6.10.
     #[test]
     fn a_descriptor_is_linked_by_its_link_in_proc() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,19 +1,19 @@
-//! The allocator's memory.
+//! Settings of the memory allocator.
 
-/// Give pages that the allocator keeps without need back to the kernel (malloc_trim(3)). It walks all arenas: for
-/// moments after which much less is needed than before, not for hot paths.
+/// Returns unused pages of the allocator to the kernel (malloc_trim(3)). It walks all arenas: for moments after which
+/// much less memory is needed than before, not for hot paths.
 pub fn trim() {
     // SAFETY: a call without pointers; the allocator takes its own locks.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Bytes from which a buffer is a mapping of its own.
+/// Size in bytes from which a buffer is a mapping of its own.
 const OWN_MAPPING: libc::c_int = 256 << 10;
 
-/// Sets the allocator up for a server of many threads (mallopt(3)); for the start of a program. All threads share two arenas
-/// (`M_ARENA_MAX`): each arena keeps what one of its threads once needed. Large buffers never come from an arena
-/// (`M_MMAP_THRESHOLD`, which otherwise grows with what is freed): small objects that stay would lie between them and hold
-/// their pages.
+/// Configures the allocator for a server with many threads (mallopt(3)); to be called at the start of a program. All
+/// threads share two arenas (`M_ARENA_MAX`): each arena keeps what one of its threads once needed. Large buffers
+/// never come from an arena (`M_MMAP_THRESHOLD`, which otherwise grows with what is freed): long-lived small objects
+/// would lie between them and keep their pages.
 pub fn set_up() {
     // SAFETY: calls without pointers.
     unsafe {

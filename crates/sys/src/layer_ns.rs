@@ -1,9 +1,9 @@
-//! Layers for kernels whose overlay refuses detached mounts (6.1 and 6.12): they are attached, under short names,
-//! in a mount namespace that nobody else sees, the overlay is made there, and leaves it as a detached mount.
+//! Layers for kernels whose overlay refuses detached mounts (6.1 and 6.12): the layers are attached, under short
+//! names, in a private mount namespace, the overlay is mounted there, and is handed out as a detached mount.
 //!
-//! Only a thread that shares its root and working directory with no other can enter a mount namespace, so one
-//! thread lives in it and does what it is asked. The namespace holds an empty tmpfs, the layers, and nothing of the
-//! host's tree. An overlay keeps private copies of its layers: those may go while it lives.
+//! Only a thread that shares its root and working directory with no other can enter a mount namespace, so one thread
+//! lives in it and serves requests. The namespace holds an empty tmpfs and the layers, and nothing of the host's
+//! tree. An overlay keeps private clones of its layers: the attached ones may be unmounted while it lives.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
@@ -22,11 +22,11 @@ use crate::mount::{self, Context, Error, OVERLAY_OPTIONS, UpperPair};
 const MAX_LAYERS: usize = 500;
 /// The most bytes of one option's value (`fsconfig(2)` copies strings of at most 256 with the NUL).
 const MAX_VALUE: usize = 255;
-/// The most bytes of all options of `mount(2)`: it copies a page, and cuts off the rest without an error.
+/// Limit in bytes of all options of `mount(2)`: it copies a page, and truncates the rest without an error.
 const MAX_OPTIONS: usize = 4095;
 /// Where the upper pair is attached while an overlay is made. No layer has such a name.
 const PAIR: &str = "_";
-/// Where an overlay is mounted whose options only `mount(2)` can take.
+/// Mount point of an overlay whose options only `mount(2)` can take.
 const SCRATCH: &str = "-";
 
 type Answer<T> = SyncSender<Result<T, Error>>;
@@ -37,14 +37,14 @@ enum Request {
     Release(String),
 }
 
-/// The namespace. Any number of threads may use it; their requests are served one after another, in some 0.1 ms
-/// each. It ends when this value and all its layers are dropped.
+/// Handle of the namespace. Any number of threads may use it; their requests are served one after another, in some
+/// 0.1 ms each. The namespace ends when this value and all its layers are dropped.
 #[derive(Debug, Clone)]
 pub struct LayerNamespace {
     thread: Arc<Sender<Request>>,
 }
 
-/// A layer in a [`LayerNamespace`]; detached again when dropped.
+/// A layer in a [`LayerNamespace`]; unmounted when dropped.
 #[derive(Debug)]
 pub struct AttachedLayer {
     name: String,
@@ -53,7 +53,7 @@ pub struct AttachedLayer {
 
 impl Drop for AttachedLayer {
     fn drop(&mut self) {
-        // A thread that is gone has taken the namespace, and so the mount, with it.
+        // If the thread has ended, its namespace, and so the mount, is gone as well.
         drop(self.thread.send(Request::Release(std::mem::take(&mut self.name))));
     }
 }
@@ -83,17 +83,17 @@ impl LayerNamespace {
         Ok(Self { thread: Arc::new(thread) })
     }
 
-    /// Attaches the detached (idmapped) mount. A mount can be attached once.
+    /// Attaches a detached (idmapped) mount. A mount can be attached only once.
     pub fn attach(&self, mount: BorrowedFd<'_>) -> Result<AttachedLayer, Error> {
         let mount = rustix::io::fcntl_dupfd_cloexec(mount, 3).map_err(step("take a layer"))?;
         let name = self.ask(|answer| Request::Attach(mount, answer))?;
         Ok(AttachedLayer { name, thread: Arc::clone(&self.thread) })
     }
 
-    /// Mounts an overlay over the layers (topmost first) that writes to the pair, detached and without device nodes;
-    /// as [`Overlay::mount`](mount::Overlay::mount) does with detached layers, and with the same errors.
+    /// Mounts an overlay over the layers (topmost first) with the pair as its writable layer, detached and without
+    /// device nodes; like [`Overlay::mount`](mount::Overlay::mount) with detached layers, and with the same errors.
     ///
-    /// May be called again with the same pair. [`Error::Attach`] with EXDEV: a layer is of another namespace.
+    /// May be called again with the same pair. [`Error::Attach`] with EXDEV: a layer belongs to another namespace.
     /// The calling thread must be in the mount namespace that the pair was opened in.
     pub fn overlay(
         &self,
@@ -128,12 +128,12 @@ fn refused(key: &str, log: String, source: Errno) -> Error {
     Error::Option { fstype: "overlay".to_owned(), key: key.to_owned(), log, source }
 }
 
-/// The thread's side.
+/// The state of the thread.
 struct Server {
-    /// This kernel takes layers one by one (`lowerdir+`), so that no list of theirs can be too long.
+    /// Whether this kernel takes layers one by one (`lowerdir+`), so that no list of them can be too long.
     appends: bool,
     names: Names,
-    /// The mounts' ids, by name.
+    /// The mounts' ids, by their names.
     attached: HashMap<String, u64>,
 }
 
@@ -152,7 +152,8 @@ impl Server {
         for name in [PAIR, SCRATCH] {
             make_dir(name)?;
         }
-        // An overlay without the new mount API takes any option as text, to look at it later, and no descriptor.
+        // An overlay without support for the new mount API accepts any option as text, to parse it later, and no
+        // descriptor.
         let probe = Context::open("overlay")?;
         let later = probe.set_fd(c"lowerdir+", root.as_fd()).is_err_and(|e| e.errno() == Errno::OPNOTSUPP);
         let appends = !later
@@ -164,7 +165,7 @@ impl Server {
         Ok(Self { appends, names: Names::default(), attached: HashMap::new() })
     }
 
-    /// Until nobody can ask any more. An asker that is gone needs no answer.
+    /// Serves requests until all handles are dropped. An answer whose receiver is gone is discarded.
     fn serve(&mut self, requests: &Receiver<Request>) {
         for request in requests {
             match request {
@@ -180,7 +181,7 @@ impl Server {
     fn attach(&mut self, mount: &OwnedFd) -> Result<String, Error> {
         let stat = rustix::fs::statx(mount, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
             .map_err(|source| Error::Statx { source })?;
-        // The kernel would move it, away from its other name.
+        // Attaching it again would move it away from its other name.
         if self.attached.values().any(|id| *id == stat.stx_mnt_id) {
             return Err(Error::Attach { source: Errno::INVAL });
         }
@@ -197,17 +198,18 @@ impl Server {
 
     fn release(&mut self, name: &str) {
         let unmounted = mount::unmount_lazily(Path::new(name));
-        // Nothing was mounted there: the attach failed.
+        // EINVAL: nothing was mounted there, because the attach failed.
         let free = unmounted.is_ok() || unmounted.is_err_and(|error| error.errno() == Errno::INVAL);
-        // A name that is not free is never used again.
+        // A name that could not be freed is never reused.
         if free && rustix::fs::unlinkat(CWD, name, AtFlags::REMOVEDIR).is_ok() {
             self.attached.remove(name);
             self.names.give_back(index(name));
         }
     }
 
-    /// While it is made, the pair's directory is the thread's root: the overlay's options, which every container can
-    /// read in its mountinfo, say `/upper` and `/work`. The layers' names are relative to the working directory.
+    /// Mounts an overlay. Meanwhile the pair's directory is the thread's root: the overlay's options, which every
+    /// container can read in its mountinfo, then say `/upper` and `/work`. The layers' names are relative to the
+    /// working directory.
     fn overlay(&self, lowers: &[String], pair: &OwnedFd, volatile: bool) -> Result<OwnedFd, Error> {
         mount::attach(pair, open_dir(PAIR)?)?;
         let made =
@@ -240,7 +242,7 @@ impl Server {
     }
 }
 
-/// `mount(2)` takes a page of options in one string.
+/// Mounts an overlay with `mount(2)`, which takes a page of options in one string.
 fn mount_long(lowers: &str, volatile: bool) -> Result<OwnedFd, Error> {
     let mut options = format!("lowerdir={lowers},upperdir=/upper,workdir=/work");
     for (key, value) in OVERLAY_OPTIONS {
@@ -275,7 +277,7 @@ fn open_dir(name: &str) -> Result<OwnedFd, Error> {
         .map_err(step("open a mount point"))
 }
 
-/// Numbers for names: always the smallest that is free, because small ones have short names.
+/// Allocates numbers for names: always the smallest free one, because small numbers have short names.
 #[derive(Debug, Default)]
 struct Names {
     next: u32,
@@ -297,7 +299,7 @@ impl Names {
 
 const DIGITS: &[u8; 62] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
-/// The shortest names first: 62 of one character, then 3844 of two, …
+/// The name of a number, the shortest first: 62 of one character, then 3844 of two, …
 fn name(mut index: u32) -> String {
     let mut digits = Vec::new();
     loop {

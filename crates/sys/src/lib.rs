@@ -1,6 +1,6 @@
-//! The kernel, made safe: mounts, namespaces, memory files, processes, descriptors over sockets.
+//! Safe wrappers of system calls: mounts, namespaces, memory files, processes, descriptors over sockets.
 //!
-//! Every function takes and returns owned descriptors. This is the one library that may say `unsafe`.
+//! Every function takes and returns owned descriptors. This is the only library that may use `unsafe`.
 #![allow(unsafe_code)]
 
 pub mod bpf;

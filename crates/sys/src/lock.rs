@@ -1,8 +1,9 @@
 //! The lock of a directory: a file for root alone, held with `flock(2)`.
 //!
-//! Whoever has a lock file open may hold the lock, with read access too. So the file is made with mode 0600, and one that
-//! somebody else holds, who could open it while its mode was another, is replaced. Only those who hold the *guard*, a
-//! second file that is there for an instant, may do that: two servers that start at a time do not replace each other's.
+//! Any process that has a lock file open may hold the lock, even with read access only. So the file has mode 0600,
+//! and a lock held by a process of another user, which could open the file while its mode was another, is broken by
+//! replacing the file. Only the holder of the *guard*, a second lock file that exists for a moment, may do that: two
+//! servers that start at the same time do not replace each other's lock.
 
 use crate::directory::{Directory, Error as Untrusted};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, statat};
@@ -14,24 +15,24 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Whoever waits for longer is told why.
+/// After this time a waiting server says why it waits.
 const QUIET: Duration = Duration::from_millis(200);
-/// Between two tries.
+/// Pause between two attempts.
 const PERIOD: Duration = Duration::from_millis(5);
 
-/// The lock cannot be had.
+/// Why the lock cannot be taken.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Somebody holds it.
+    /// Another process holds it.
     #[error("another server uses {dir}: its lock is held by {by}", dir = .dir.display())]
     Held {
         /// The directory.
         dir: PathBuf,
-        /// Who holds it, for people.
+        /// The holders, as text.
         by: String,
     },
-    /// What has the lock's name is none of ours.
+    /// A file with the lock's name is not root's.
     #[error(transparent)]
     Untrusted(#[from] Untrusted),
 }
@@ -45,7 +46,8 @@ pub struct Holder {
     pub comm: String,
     /// Its real user.
     pub uid: u32,
-    /// It could be one of our programs: it runs as root, or as this process does, and holds the lock alone.
+    /// Whether it could be one of our programs: it runs as root, or as this process's user, and holds the lock
+    /// exclusively.
     pub is_ours: bool,
 }
 
@@ -56,7 +58,7 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Some holders, for people.
+/// Describes holders in an error message.
 pub fn told(holders: &[Holder]) -> String {
     if holders.is_empty() {
         return "a process that cannot be seen from here".to_owned();
@@ -64,11 +66,12 @@ pub fn told(holders: &[Holder]) -> String {
     holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Takes the lock `name` of a directory. It waits for at most `patience`: a server that was killed a moment ago may still be
-/// on its way out, with all its descriptors. `tell` hears what it waits for, and what it has replaced.
+/// Takes the lock `name` of a directory. Waits for at most `patience`: a server that was killed a moment ago may
+/// still be exiting, with all its descriptors open. `tell` is called with what the lock is waiting for, and what was
+/// replaced.
 ///
 /// # Errors
-/// Another server has it, something strange has its name, or the system's.
+/// Another server holds it, another kind of file has its name, or the system's.
 pub fn take(dir: &Directory, name: &str, patience: Duration, tell: &dyn Fn(&str)) -> Result<OwnedFd, Error> {
     let started = Instant::now();
     let path = dir.path().join(name);
@@ -81,7 +84,7 @@ pub fn take(dir: &Directory, name: &str, patience: Duration, tell: &dyn Fn(&str)
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) if clean => return Ok(file),
-            // Whoever has it open could hold it the next time.
+            // Another user's process that has the file open could hold the lock next time.
             Ok(()) => return guard.replace(name),
             Err(Errno::WOULDBLOCK) => {}
             Err(error) => return Err(system(dir, name)(error)),
@@ -89,7 +92,8 @@ pub fn take(dir: &Directory, name: &str, patience: Duration, tell: &dyn Fn(&str)
         let waited = started.elapsed();
         if waited >= QUIET && quiet || waited >= patience {
             let holders = holders(file.as_fd());
-            // A server of ours can be seen; who has handed on the descriptor of a file that she could open cannot.
+            // A server of ours is visible in /proc. Not visible is another user's process that passed on the open
+            // descriptor.
             let hidden = holders.is_empty() && !clean && waited >= patience;
             if hidden || !holders.is_empty() && holders.iter().all(|holder| !holder.is_ours) {
                 let by = told(&holders);
@@ -122,8 +126,8 @@ fn system(dir: &Directory, name: &str) -> impl Fn(Errno) -> Error {
     move |errno| Untrusted::System { path: path.clone(), source: errno.into() }.into()
 }
 
-/// The file, made where it was missing, and whether nobody else can ever have opened it; none for something else of that
-/// name, which no server has locked.
+/// Opens the file, and creates it where it is missing. Also returns whether no other user can ever have opened it;
+/// `None` for another kind of file of that name, which no server has locked.
 fn open(dir: &Directory, name: &str) -> Result<Option<(OwnedFd, bool)>, Error> {
     let file = match openat(dir, name, FLAGS | OFlags::CREATE, Mode::RUSR | Mode::WUSR) {
         Ok(file) => file,
@@ -134,14 +138,14 @@ fn open(dir: &Directory, name: &str) -> Result<Option<(OwnedFd, bool)>, Error> {
     Ok(is_clean(&stat).map(|clean| (file, clean)))
 }
 
-/// Whether nobody else can ever have opened a file; none for something else than a file of ours.
+/// Whether no other user can ever have opened a file; `None` for anything but a regular file of ours.
 fn is_clean(stat: &Stat) -> Option<bool> {
     let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     let own = stat.st_uid == 0 || stat.st_uid == rustix::process::geteuid().as_raw();
     (is_file && own && stat.st_nlink <= 1).then_some(stat.st_mode & 0o777 == 0o600)
 }
 
-/// The right to replace a lock file.
+/// The guard: its holder may replace a lock file.
 struct Guard<'a> {
     dir: &'a Directory,
     name: String,
@@ -158,7 +162,7 @@ impl<'a> Guard<'a> {
                     let path = dir.path().join(name);
                     return Err(Untrusted::Strange { path, what: "no lock file of root's" }.into());
                 }
-                // Looked at anew: another server may have put a guard of its own there meanwhile.
+                // Read again: another server may have created a guard of its own meanwhile.
                 if let Ok(stat) = statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)
                     && is_clean(&stat) != Some(true)
                 {
@@ -167,7 +171,7 @@ impl<'a> Guard<'a> {
                 continue;
             };
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // Who had it before has removed the name.
+                // Otherwise the guard's previous holder has removed the name.
                 Ok(()) if is_named(dir, &name, &fstat(&file).map_err(system(dir, &name))?) => {
                     return Ok(Self { dir, name, _file: file });
                 }
@@ -181,10 +185,10 @@ impl<'a> Guard<'a> {
         }
     }
 
-    /// A new file that is locked before it has its name.
+    /// Replaces the lock file by a new one, which is locked before it gets the name.
     fn replace(&self, name: &str) -> Result<OwnedFd, Error> {
         let (new, failed) = (format!(".{name}.new"), system(self.dir, name));
-        // Not removed with what is in it: how deep that goes is up to whoever has planted it.
+        // A directory is set aside and not removed recursively: whoever has planted it determines how deep it is.
         let free = |name: &str| match statat(self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => self.dir.set_aside(name, &stat),
             Err(Errno::NOENT) => Ok(()),
@@ -207,7 +211,7 @@ impl<'a> Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        // While it is held: whoever waits for it finds that it has no name any more.
+        // Unlinked while it is still locked: a process that waits for it finds that the file has no name any more.
         let _ = rustix::fs::unlinkat(self.dir, &self.name, AtFlags::empty());
     }
 }
@@ -217,10 +221,10 @@ fn is_named(dir: &Directory, name: &str, stat: &Stat) -> bool {
     named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino))
 }
 
-/// Does something while nobody else does it in this directory.
+/// Runs a function while no other process runs one in this directory.
 ///
 /// # Errors
-/// Somebody else does it for longer than `patience`, or the system's.
+/// Another process holds the guard for longer than `patience`; or the system's.
 pub fn guarded<T>(
     dir: &Directory,
     name: &str,
@@ -231,8 +235,8 @@ pub fn guarded<T>(
     work()
 }
 
-/// Who holds the lock of a file, as far as that can be seen: `/proc/PID/fdinfo` names the locks of a descriptor
-/// (proc_pid_fdinfo(5)).
+/// The processes that hold the lock of a file, as far as they are visible: `/proc/PID/fdinfo` lists the locks of a
+/// descriptor (proc_pid_fdinfo(5)).
 pub fn holders(file: BorrowedFd<'_>) -> Vec<Holder> {
     let Ok(stat) = fstat(file) else { return Vec::new() };
     let mut found = Vec::new();
@@ -265,13 +269,13 @@ fn read(path: impl AsRef<OsStr>) -> String {
     String::from_utf8_lossy(&std::fs::read(path.as_ref()).unwrap_or_default()).into_owned()
 }
 
-/// Whether the text of an fdinfo has a lock by flock, and whether it is shared.
+/// Whether the text of an fdinfo contains a flock lock, and whether that is shared.
 fn lock_of(info: &str) -> Option<bool> {
     let lock = info.lines().find(|line| line.starts_with("lock:") && line.contains("FLOCK"))?;
     Some(lock.split_whitespace().any(|word| word == "READ"))
 }
 
-/// Real and effective user, from the text of a status; nobody's where it says nothing.
+/// Real and effective uid, from the text of a status file; nobody's where they are missing.
 fn users_of(status: &str) -> (u32, u32) {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
     let mut users = line.split_whitespace().map(|uid| uid.parse().unwrap_or(u32::MAX));
@@ -295,7 +299,7 @@ mod tests {
         (base, dir)
     }
 
-    /// A process of another user that has the file open and holds its lock.
+    /// Starts a process of another user that has the file open and holds its lock.
     fn stranger(path: &std::path::Path) -> std::process::Child {
         let file = std::fs::File::open(path).unwrap();
         flock(&file, FlockOperation::LockShared).unwrap();
@@ -340,7 +344,7 @@ mod tests {
             let lock = take(&dir, "lock", SOON, &|text| said.lock().unwrap().push_str(text)).unwrap();
             let said = said.into_inner().unwrap();
             assert!(said.contains(&format!("process {} (sleep, user 65534)", child.id())), "{said}");
-            // It is held against the next one.
+            // The new lock is held against the next server.
             assert!(matches!(take(&dir, "lock", SOON, &|_| ()), Err(Error::Held { .. })));
             drop(lock);
             child.kill().unwrap();
@@ -396,7 +400,7 @@ mod tests {
             assert!(now.is_file() && now.uid() == 0 && now.nlink() == 1);
         }
         assert_eq!(std::fs::read_to_string(secret).unwrap(), "root's");
-        // What is not empty is left for people to look at.
+        // A directory that is not empty is kept for inspection.
         assert!(base.path().join(".planted.0/below").is_dir());
     }
 
@@ -422,7 +426,7 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         let mut child = stranger(&path);
-        // Nobody lets go of it before all have tried.
+        // No thread releases the lock before all have tried.
         let had: Vec<_> = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| take(&dir, "lock", Duration::from_secs(1), &|_| ()).ok()))

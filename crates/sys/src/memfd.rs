@@ -1,13 +1,14 @@
-//! Sealed memory files: a program in one cannot be changed by whoever runs it.
+//! Sealed memory files: a program in one cannot be modified by the process that runs it.
 
 use rustix::fs::{MemfdFlags, SealFlags, fchmod, fcntl_add_seals, memfd_create};
 use rustix::io::{Errno, write};
 use std::os::fd::OwnedFd;
 
-/// `MFD_EXEC` (kernel 6.3, `memfd_create(2)`): asked for where known, so that `vm.memfd_noexec` does not bite.
+/// `MFD_EXEC` (kernel 6.3, `memfd_create(2)`): passed where the kernel knows it, so that `vm.memfd_noexec` has no
+/// effect.
 const MFD_EXEC: u32 = 0x10;
 
-/// A memory file with these contents and this mode, sealed against every change.
+/// Makes a memory file with these contents and this mode, sealed against every change.
 ///
 /// # Errors
 /// The kernel's, from `memfd_create`, `write` or `fcntl`.
@@ -27,8 +28,8 @@ pub fn sealed(name: &str, contents: &[u8], mode: u32) -> rustix::io::Result<Owne
     Ok(fd)
 }
 
-/// The kernel refuses with EBUSY while anybody holds one of the pages, be it itself on a look through memory
-/// (`memfd_wait_for_pins`, mm/memfd.c; it waits some 0.2 s by itself).
+/// Seals the file, with retries: the kernel fails with EBUSY while anything holds a reference to one of the pages,
+/// even its own scan of memory (`memfd_wait_for_pins`, mm/memfd.c; it waits some 0.2 s itself).
 fn seal(fd: &OwnedFd) -> rustix::io::Result<()> {
     const TRIES: u32 = 20;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;

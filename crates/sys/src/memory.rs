@@ -1,29 +1,29 @@
-//! How much memory this process may have.
+//! How much memory this process may use.
 
 use crate::procfs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// A budget: so many bytes, and no more than one `of` so many parts of the memory that this process had when it first asked.
+/// A budget of `bytes`, but at most one `of`-th of the memory that was available to this process at the first call.
 pub fn budget(bytes: usize, of: usize) -> usize {
     static MEMORY: OnceLock<u64> = OnceLock::new();
     let memory = *MEMORY.get_or_init(of_this_process);
     bytes.min(usize::try_from(memory).unwrap_or(usize::MAX) / of)
 }
 
-/// Bytes: the memory of the host, or the lowest limit of this process's memory cgroups, v1 or v2, if that is less.
+/// The host's memory in bytes, or the lowest limit of this process's memory cgroups, v1 or v2, if that is less.
 pub fn of_this_process() -> u64 {
     let host = rustix::system::sysinfo();
     let host = host.totalram * u64::from(host.mem_unit);
     let read = |path: &str| std::fs::read(path).unwrap_or_default();
     let cgroup = read("/proc/self/cgroup");
     let limits = limits(read("/proc/self/mountinfo"), &String::from_utf8_lossy(&cgroup));
-    // "max", and files that are not there, are no limits.
+    // "max", and files that do not exist, are no limits.
     let limits = limits.iter().filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
     limits.fold(host, u64::min)
 }
 
-/// The files with the limits, by the texts of `/proc/self/mountinfo` and `/proc/self/cgroup` (cgroups(7)).
+/// The paths of the limit files, from the texts of `/proc/self/mountinfo` and `/proc/self/cgroup` (cgroups(7)).
 fn limits(mountinfo: impl AsRef<[u8]>, cgroup: &str) -> Vec<PathBuf> {
     let Ok(mounts) = procfs::mountinfo(mountinfo) else { return Vec::new() };
     let mut files = Vec::new();
@@ -42,7 +42,7 @@ fn limits(mountinfo: impl AsRef<[u8]>, cgroup: &str) -> Vec<PathBuf> {
             mount.fs_type == kind && (kind == "cgroup2" || has_memory())
         };
         let Some(mount) = mounts.iter().find(fits) else { continue };
-        // What is mounted may be a part of the hierarchy: that above it cannot be seen.
+        // A mount may show only part of the hierarchy: the cgroups above its root cannot be seen.
         let below = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(""));
         files.extend(below.ancestors().map(|cgroup| mount.mount_point.join(cgroup).join(file)));
     }

@@ -1,8 +1,8 @@
-//! Mounts as values: every mount here is *detached* and owned by a file descriptor. Nothing shows in the host's
+//! Mounts as values: every mount here is *detached* and owned by a file descriptor. It does not appear in the host's
 //! mount tree until [`attach`] is called, and dropping the last descriptor undoes the mount.
 //!
-//! The calls are the kernel's mount API (`open_tree(2)`, `mount_setattr(2)`, `fsopen(2)` and its kin); file
-//! system contexts report what they dislike in a log of their own, whose text is part of [`Error`].
+//! The calls are the kernel's mount API (`open_tree(2)`, `mount_setattr(2)`, `fsopen(2)` and related ones); a file
+//! system context reports what it refuses in a log of its own, whose text is part of [`Error`].
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 pub use rustix::mount::MountAttrFlags;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-/// What a mount operation failed at. Every variant keeps the kernel's error number; [`Error::errno`] gives it.
+/// A failed mount operation. Every variant keeps the kernel's error number; [`Error::errno`] returns it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -59,7 +59,7 @@ pub enum Error {
         /// The kernel's error.
         source: Errno,
     },
-    /// The file system could not be created from its options, or not be made a mount.
+    /// The file system could not be created from its options, or its mount could not be created.
     #[error("cannot create the {fstype} file system{}", said(.log))]
     Create {
         /// The file system type.
@@ -69,8 +69,7 @@ pub enum Error {
         /// The kernel's error.
         source: Errno,
     },
-    /// Something still uses the mount: it can be unmounted later, or be taken off the tree with
-    /// [`unmount_lazily`] at once.
+    /// The mount is in use: it can be unmounted later, or be detached at once with [`unmount_lazily`].
     #[error("the mount at {path} is busy")]
     Busy {
         /// Where it is mounted.
@@ -84,7 +83,7 @@ pub enum Error {
         /// The kernel's error.
         source: Errno,
     },
-    /// The kernel does not say whether this is the root of a mount.
+    /// The kernel does not report whether this is the root of a mount.
     #[error("cannot ask for the attributes of a file")]
     Statx {
         /// The kernel's error; EOPNOTSUPP before Linux 5.8.
@@ -198,19 +197,20 @@ pub fn set_readonly(mount: impl AsFd, recursive: bool) -> Result<(), Error> {
     mount_setattr(mount.as_fd(), recursive, &attr, "read-only")
 }
 
-/// Gives a mount's device nodes no effect: opening one is EACCES.
+/// Disables a mount's device nodes: opening one fails with EACCES.
 pub fn set_nodev(mount: impl AsFd) -> Result<(), Error> {
     let attr = MountAttr { attr_set: MOUNT_ATTR_NODEV, ..MountAttr::default() };
     mount_setattr(mount.as_fd(), false, &attr, "one without device nodes")
 }
 
-/// Takes the effect of set-uid and set-gid bits and of file capabilities away: a program runs as who executes it.
+/// Disables set-uid and set-gid bits and file capabilities: a program runs with the ids and capabilities of its
+/// caller.
 pub fn set_nosuid(mount: impl AsFd) -> Result<(), Error> {
     let attr = MountAttr { attr_set: MOUNT_ATTR_NOSUID, ..MountAttr::default() };
     mount_setattr(mount.as_fd(), false, &attr, "one without set-uid programs")
 }
 
-/// Makes a detached mount read-only and idmapped by the user namespace: what is owned by 0 on disk appears as
+/// Makes a detached mount read-only and idmapped by the user namespace: files owned by 0 on disk appear as owned by
 /// the namespace's root.
 ///
 /// EINVAL when the file system does not support idmapped mounts, EPERM when the mount was attached or is
@@ -233,16 +233,16 @@ pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), Error> {
     rustix::mount::move_mount(mount, c"", target, c"", flags).map_err(|source| Error::Attach { source })
 }
 
-/// Unmounts what is mounted at the path, whose last component is not followed if it is a symlink. Other mounts
-/// there, and below it, stay: with one below, or while a file is in use, it fails with [`Error::Busy`].
+/// Unmounts what is mounted at the path, whose last component is not followed if it is a symlink. Other mounts at the
+/// path, and below it, stay: if there is one below, or a file is in use, it fails with [`Error::Busy`].
 ///
 /// A non-volatile overlay syncs the *whole* file system under its upper directory here.
 pub fn unmount(path: &Path) -> Result<(), Error> {
     unmount_with(path, UnmountFlags::NOFOLLOW)
 }
 
-/// Takes what is mounted at the path, and all below it, off the tree at once. The file system lives on until its
-/// last user is gone, and whoever that is pays for its end.
+/// Detaches the mount at the path, and all mounts below it, at once. The file system lives on until its last user is
+/// gone, and that user bears the cost of its unmount.
 #[doc(alias = "MNT_DETACH")]
 pub fn unmount_lazily(path: &Path) -> Result<(), Error> {
     unmount_with(path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
@@ -280,8 +280,8 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// What the kernel has to say: one message a read, each led by its level (`e `, `w `, `i `), ENODATA at the
-    /// end.
+    /// Reads the kernel's messages: one message per read, each prefixed by its level (`e `, `w `, `i `), ENODATA at
+    /// the end.
     fn log(&self) -> String {
         let mut text = String::new();
         let mut message = [0_u8; 512];
@@ -331,7 +331,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Sets the options that every overlay of ours has, and mounts it without device nodes.
+    /// Sets the options common to all overlays, and mounts the overlay without device nodes.
     pub(crate) fn mount_overlay(self, volatile: bool) -> Result<OwnedFd, Error> {
         self.set("source", "overlay")?;
         for (key, value) in OVERLAY_OPTIONS {
@@ -361,7 +361,7 @@ pub fn fs_mount(
     attrs: MountAttrFlags,
 ) -> Result<OwnedFd, Error> {
     let context = Context::open(fstype)?;
-    // What mount tables show in the first column, and what programs look for there.
+    // The source is the first column of mount tables, and programs look for it there.
     context.set("source", fstype)?;
     for (key, value) in options {
         context.set(key, value)?;
@@ -372,10 +372,10 @@ pub fn fs_mount(
     context.mount(attrs)
 }
 
-/// Whether the kernel has this type of file system; its module is loaded if there is one.
+/// Whether the kernel has this type of file system; loads its module if there is one.
 ///
 /// # Errors
-/// Those that are no answer: EPERM without CAP_SYS_ADMIN.
+/// Errors that leave the question open: EPERM without CAP_SYS_ADMIN.
 pub fn has_filesystem(fstype: &str) -> Result<bool, Error> {
     match Context::open(fstype) {
         Ok(_) => Ok(true),
@@ -384,8 +384,8 @@ pub fn has_filesystem(fstype: &str) -> Result<bool, Error> {
     }
 }
 
-/// What a layer says about redirects and metadata-only files comes from an image and is not followed, however
-/// the kernel was built or its module configured.
+/// A layer's redirects and metadata-only files come from an image and must not be followed, however the kernel was
+/// built or its module configured.
 pub(crate) const OVERLAY_OPTIONS: [(&str, &str); 3] =
     [("metacopy", "off"), ("redirect_dir", "nofollow"), ("index", "off")];
 
@@ -398,7 +398,7 @@ pub struct UpperPair {
     upper: OwnedFd,
     work: OwnedFd,
     _clone: OwnedFd,
-    /// Where the clone was made from: older kernels cannot clone a detached mount.
+    /// The directory that was cloned: older kernels cannot clone a detached mount.
     dir: OwnedFd,
 }
 
@@ -431,18 +431,18 @@ pub struct Overlay<'a> {
     pub upper: BorrowedFd<'a>,
     /// The work directory, on the upper's file system and empty.
     pub work: BorrowedFd<'a>,
-    /// Never sync: neither fsync inside nor the unmount waits for the disk. Without it an unmount syncs the
-    /// *whole* file system under the upper directory.
+    /// Never syncs: neither fsync inside nor the unmount waits for the disk. Without it an unmount syncs the *whole*
+    /// file system under the upper directory.
     pub volatile: bool,
 }
 
 impl<'a> Overlay<'a> {
-    /// A volatile overlay over `lowers` (topmost first) that writes to the pair.
+    /// A volatile overlay over `lowers` (topmost first) with the pair as its writable layer.
     pub fn new(lowers: Vec<BorrowedFd<'a>>, pair: &'a UpperPair) -> Self {
         Self { lowers, upper: pair.upper.as_fd(), work: pair.work.as_fd(), volatile: true }
     }
 
-    /// Mounts it, detached and without device nodes.
+    /// Mounts the overlay, detached and without device nodes.
     ///
     /// An [`Error::Option`] about `lowerdir+` means that this kernel does not take layers as descriptors, or
     /// not of this kind (EOPNOTSUPP on 6.1, EBADF on 6.12 for detached mounts).
@@ -457,18 +457,18 @@ impl<'a> Overlay<'a> {
     }
 }
 
-/// Whether [`Overlay::mount`] can take detached mounts as layers: tried on two empty ones. Where it cannot (6.1
-/// and 6.12), [`LayerNamespace`](crate::layer_ns::LayerNamespace) is the way. Takes some 0.2 ms: ask once.
+/// Whether [`Overlay::mount`] can take detached mounts as layers, tested with two empty ones. Where it cannot (6.1
+/// and 6.12), [`LayerNamespace`](crate::layer_ns::LayerNamespace) is used. Takes some 0.2 ms: call it once.
 ///
-/// Errors mean that there is no answer: no overlay file system, no privilege.
+/// An error means that the test was not possible: no overlay file system, no privilege.
 pub fn overlay_takes_detached_layers() -> Result<bool, Error> {
     let layer = || fs_mount("tmpfs", &[("size", "4k")], &[], MountAttrFlags::MOUNT_ATTR_RDONLY);
     let context = Context::open("overlay")?;
-    // Kept to the end: a detached mount is gone with its last descriptor.
+    // Kept until the end: a detached mount disappears with its last descriptor.
     let layers = [layer()?, layer()?];
     for layer in &layers {
         match context.set_fd(c"lowerdir+", layer.as_fd()) {
-            // No such option, no descriptors for options, no detached mounts.
+            // The kernel lacks the option, descriptors as option values, or detached layers.
             Err(error) if matches!(error.errno(), Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF) => {
                 return Ok(false);
             }
@@ -490,7 +490,7 @@ pub fn write_back(file: impl AsFd) -> std::io::Result<()> {
     sync_file_range(file.as_fd(), wait | libc::SYNC_FILE_RANGE_WRITE)
 }
 
-/// The same without waiting, unless the device's queue is full. Reports no error: a later `syncfs` does.
+/// Like [`write_back`], without waiting, unless the device's queue is full. Reports no error: a later `syncfs` does.
 pub fn begin_write_back(file: impl AsFd) -> std::io::Result<()> {
     sync_file_range(file.as_fd(), libc::SYNC_FILE_RANGE_WRITE)
 }
@@ -501,8 +501,8 @@ fn sync_file_range(file: BorrowedFd<'_>, flags: libc::c_uint) -> std::io::Result
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// Puts the calling thread into the idle I/O class: the disk serves it when nobody else asks (where the I/O
-/// scheduler knows classes).
+/// Puts the calling thread into the idle I/O class: the disk serves it when no other request waits (where the I/O
+/// scheduler supports classes).
 pub fn idle_io_class() -> std::io::Result<()> {
     // linux/ioprio.h: IOPRIO_WHO_PROCESS with id 0 is the calling thread; IOPRIO_CLASS_IDLE is 3, in the bits
     // above IOPRIO_CLASS_SHIFT (13).

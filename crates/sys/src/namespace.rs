@@ -2,33 +2,36 @@
 //!
 //! # Who owns a container's user namespace
 //!
-//! The kernel counts inotify instances and watches, fanotify groups and marks, namespaces, and the amounts behind
-//! RLIMIT_NPROC, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING and RLIMIT_MEMLOCK once in the user namespace of whoever uses them, and
-//! once more in each namespace above it, there as its *owner's* (`inc_ucount`, kernel/ucount.c). The owner is the effective
-//! user id of whoever made the namespace (`create_user_ns`). If root makes it, then what one container uses up is missing
-//! in all others and to the host's own root. So each container's user namespace, and its network namespace with it, is made
-//! by a thread whose effective id is a reserved one: unique to the container, and not assigned to any user.
+//! The kernel charges inotify instances and watches, fanotify groups and marks, namespaces, and the amounts behind
+//! RLIMIT_NPROC, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING and RLIMIT_MEMLOCK once in the user namespace of the process that
+//! uses them, and once more in each namespace above it, there to the *owner* of the namespace below (`inc_ucount`,
+//! kernel/ucount.c). The owner is the effective user id of the process that created the namespace (`create_user_ns`).
+//! If root created it, what one container uses up would be missing in all others and for the host's own root. So each
+//! container's user namespace, and its network namespace with it, is created by a thread whose effective id is a
+//! reserved one: unique to the container, and not assigned to any user.
 //!
 //! A process has all capabilities over a user namespace if its own user namespace is the parent of that one and its
-//! effective id is the owner's (`cap_capable_helper`, security/commoncap.c). Garden's common mapping lets every container
-//! be any id of the host except 0 and its root's, the owners' ids included. It gains nothing from that:
+//! effective id is the owner's (`cap_capable_helper`, security/commoncap.c). With Garden's common mapping every
+//! container can take any id of the host except 0 and its root's, the owners' ids included. It gains nothing from
+//! that:
 //!
 //! - The parent is the server's user namespace, which no process of an unprivileged container is in. For a process in
-//!   a container's user namespace the kernel checks only its capability sets (`ns == cred->user_ns`); over the namespace
-//!   of another container, which is on the same level, it has none, whatever its id (`ns->level <= cred_ns->level`). A
-//!   namespace below its own it cannot make ([`BOUNDS`]).
-//! - What it uses up is charged to its own namespace's owner, not to the owner whose id it has assumed: a count belongs to
-//!   a pair of namespace and id.
-//! - What the kernel counts for an id alone (`struct user_struct`: pipe pages, epoll watches, keys, descriptors in flight)
-//!   nobody ever uses with an owner's id: it is an *effective* id for the one call that makes the namespaces.
-//! - Signals, ptrace, priorities and files of others depend on ids as well, but no process keeps an owner's id and no file
-//!   is given one. The process that holds the namespaces until they are opened has it as an effective id for about a
-//!   millisecond, is in the server's pid namespace, and shares the memory of the server, which is undumpable from then
-//!   on: with an owner's id alone nobody can trace it (`__ptrace_may_access`).
+//!   a container's user namespace the kernel checks only its capability sets (`ns == cred->user_ns`); over the
+//!   namespace of another container, which is on the same level, it has no capabilities, whatever its id
+//!   (`ns->level <= cred_ns->level`). It cannot create a namespace below its own ([`BOUNDS`]).
+//! - What it uses up is charged to its own namespace's owner, not to the owner whose id it has assumed: a count
+//!   belongs to a pair of namespace and id.
+//! - What the kernel counts for an id alone (`struct user_struct`: pipe pages, epoll watches, keys, descriptors in
+//!   flight) is never used under an owner's id: that is an *effective* id only for the one call that creates the
+//!   namespaces.
+//! - Signals, ptrace, priorities and other users' files depend on ids as well, but no process keeps an owner's id and
+//!   no file is given one. The process that holds the namespaces until they are opened has it as an effective id for
+//!   about a millisecond, is in the server's pid namespace, and shares the memory of the server, which is undumpable
+//!   from then on: an owner's id alone does not suffice to trace it (`__ptrace_may_access`).
 //!
-//! A process in the *server's* user namespace with an owner's id would have all capabilities over one container. Hence the
-//! ids are ones that the host gives to nobody, which is for the caller to choose. A privileged container is in the server's
-//! user namespace, and its root is root there anyway.
+//! A process in the *server's* user namespace with an owner's id would have all capabilities over one container.
+//! Hence the caller must choose ids that the host gives to nobody. A privileged container is in the server's user
+//! namespace, and its root is root there anyway.
 
 use std::ffi::CStr;
 use std::fs;
@@ -45,26 +48,26 @@ pub struct IdMap {
     pub inside: u32,
     /// First id outside.
     pub outside: u32,
-    /// How many.
+    /// Number of ids.
     pub size: u32,
 }
 
-/// A user namespace and a network namespace made inside it: one made outside would deny the container port
-/// 80, ping and sysfs.
+/// A user namespace and a network namespace created inside it: one created outside would deny the container port 80,
+/// ping and sysfs.
 #[derive(Debug)]
 pub struct Pair {
-    /// `None`: privileged, ids are the host's.
+    /// `None` for a privileged container, whose ids are the host's.
     pub user: Option<OwnedFd>,
-    /// Loopback is up.
+    /// Its loopback interface is up.
     pub network: OwnedFd,
 }
 
-/// Gives the calling thread, and those it starts from then on, a mount namespace of their own, with root and working
-/// directory of their own: what they mount nobody else sees, and it is unmounted when the last of them has ended,
+/// Gives the calling thread, and those that it starts from then on, a private mount namespace, root and working
+/// directory: no other process sees its mounts, and they are unmounted when the last of these threads has ended,
 /// however that happens.
 ///
-/// The new namespace is a copy and keeps alive whatever is mounted in it: what is not needed should be taken off at
-/// once ([`unmount_lazily`](crate::mount::unmount_lazily)).
+/// The new namespace is a copy and keeps everything alive that is mounted in it: mounts that are not needed should be
+/// unmounted at once ([`unmount_lazily`](crate::mount::unmount_lazily)).
 ///
 /// # Errors
 /// The kernel's: EPERM without CAP_SYS_ADMIN.
@@ -86,13 +89,13 @@ pub fn owner(namespace: impl AsFd) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is new and nobody else's.
+    // SAFETY: the descriptor is new, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 const STACK: usize = 16 * 1024;
 
-/// Ends with the process whose pid is given, which made it: it holds copies of all its descriptors.
+/// Sleeps until the parent, whose pid is given, dies: this process holds copies of all of the parent's descriptors.
 extern "C" fn pause_forever(parent: *mut libc::c_void) -> libc::c_int {
     die_with(parent as usize);
     loop {
@@ -102,7 +105,7 @@ extern "C" fn pause_forever(parent: *mut libc::c_void) -> libc::c_int {
 }
 
 fn die_with(parent: usize) {
-    // SAFETY: numbers only. These calls do not fail, so the maker's errno, which we may share, is not touched.
+    // SAFETY: numbers only. These calls do not fail, so the parent's errno, which may be shared, is not touched.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
         if libc::getppid() as usize != parent {
@@ -111,36 +114,38 @@ fn die_with(parent: usize) {
     }
 }
 
-/// What a container's user namespace is limited to (`namespaces(7)`, `user_namespaces(7)`), for all its users. The first
-/// must hold wherever the file exists: with a user namespace of its own a process has all capabilities, and the parts of
-/// the kernel that ask for them are where most of its holes have been. Network and time namespaces are not made after
-/// this either. The other kinds are: by a launch once, mount namespaces by each pea. The container cannot make them
-/// without CAP_SYS_ADMIN. Instances of inotify and fanotify are bounded by the host's own limits, for each owner.
+/// The limits of a container's user namespace (`namespaces(7)`, `user_namespaces(7)`), for all its users. The first
+/// must be set wherever the file exists: in a user namespace of its own a process has all capabilities, and the parts
+/// of the kernel that require them are where most of its vulnerabilities have been. No network or time namespaces are
+/// created after this either. The other kinds are: once by a launch, and mount namespaces by each pea. The container
+/// cannot create them without CAP_SYS_ADMIN. Instances of inotify and fanotify are limited by the host's own limits,
+/// for each owner.
 pub const BOUNDS: [(&CStr, &CStr); 3] = [
     (c"/proc/sys/user/max_user_namespaces", c"0"),
     (c"/proc/sys/user/max_net_namespaces", c"0"),
     (c"/proc/sys/user/max_time_namespaces", c"0"),
 ];
 
-/// What a process that bounds its user namespace is told.
+/// Argument of [`bound_and_pause`].
 struct Order {
     parent: usize,
-    /// Gets the place in [`BOUNDS`] of what failed (or their number) and the errno, a byte each.
+    /// Receives two bytes: the index in [`BOUNDS`] of what failed (or their number), and the errno.
     report: libc::c_int,
 }
 
-/// Limits its user namespace, which only a process in it can, says how that went, and then pauses.
+/// Sets the limits of its user namespace, which only a process in it can, reports the result, and then pauses.
 extern "C" fn bound_and_pause(order: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: the maker keeps the order in place until it has read the report. Of the memory that we share with it only
-    // errno is written, by calls that fail; the maker's thread waits in a call that does not (all signals are blocked), and
-    // looks at errno after no other. `syscall` writes nothing else; static strings and our own stack are passed.
+    // SAFETY: the parent keeps the order in place until it has read the report. Of the memory shared with it only
+    // errno is written, by calls that fail; the parent's thread waits in a call that does not fail (all signals are
+    // blocked), and looks at errno after no other. `syscall` writes nothing else; static strings and our own stack
+    // are passed.
     unsafe {
         let order = &*order.cast::<Order>();
         die_with(order.parent);
         let mut report = [u8::try_from(BOUNDS.len()).unwrap_or(u8::MAX), 0];
         for (at, (path, value)) in BOUNDS.iter().enumerate() {
             if let Err(errno) = write_number(path, value)
-                // This kernel has no such limit, or no such namespaces.
+                // This kernel has no such limit, or no namespaces of that kind.
                 && errno != libc::ENOENT
             {
                 report = [at as u8, errno as u8];
@@ -152,13 +157,13 @@ extern "C" fn bound_and_pause(order: *mut libc::c_void) -> libc::c_int {
     pause_forever(own_parent())
 }
 
-/// The parent that the calling process has now.
+/// The pid of the calling process's parent, as the argument of a child.
 fn own_parent() -> *mut libc::c_void {
     // SAFETY: takes nothing.
     std::ptr::without_provenance_mut(unsafe { libc::getppid() } as usize)
 }
 
-/// Writes to a file of /proc/sys, by plain system calls; the errno if that fails.
+/// Writes to a file of /proc/sys with plain system calls. Returns the errno on failure.
 ///
 /// # Safety
 /// As in [`bound_and_pause`]: errno is written.
@@ -187,7 +192,7 @@ fn own_pid() -> *mut libc::c_void {
     std::ptr::without_provenance_mut(std::process::id() as usize)
 }
 
-/// A process that only pauses, in new namespaces: named by pid while we open what it holds, killed on drop.
+/// A process that only pauses, in new namespaces: its pid names them until they are opened; it is killed on drop.
 struct Placeholder {
     pid: libc::pid_t,
     _stack: Vec<u8>,
@@ -199,16 +204,17 @@ impl Placeholder {
         Self::run(flags, pause_forever, own_pid())
     }
 
-    /// In a user namespace (which `flags` must have) that belongs to `owner` and is limited to [`BOUNDS`].
+    /// Starts it in a user namespace (`flags` must have CLONE_NEWUSER) that belongs to `owner` and is limited to
+    /// [`BOUNDS`].
     fn owned(flags: libc::c_int, owner: u32) -> io::Result<Self> {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let mut order = Order { parent: std::process::id() as usize, report: writer.as_raw_fd() };
-        // Until the report has come: see `bound_and_pause`.
+        // Held until the report has arrived: see `bound_and_pause`.
         let _quiet = Quiet::new();
         let held = as_nobody(owner, || Self::run(flags, bound_and_pause, (&raw mut order).cast()))??;
         drop(writer);
         let mut report = [0u8; 2];
-        // A pipe is written to in one piece; nothing is read if the process was killed, and then it is no more.
+        // Such a short write to a pipe is atomic; nothing is read if the process was killed, and then it has ended.
         let got = rustix::io::read(&reader, &mut report)?;
         match (got, BOUNDS.get(usize::from(report[0]))) {
             (2, None) => Ok(held),
@@ -221,15 +227,16 @@ impl Placeholder {
         }
     }
 
-    /// With all signals blocked ([`Quiet`]): the child shares our memory (no page tables to copy), and with it our signal
-    /// handlers and errno, so that no handler may run in it, and `pause` never returns.
+    /// Must run with all signals blocked ([`Quiet`]): the child shares our memory (no page tables to copy), and with
+    /// it our signal handlers and errno, so that no handler may run in it, and `pause` never returns.
     fn run(
         flags: libc::c_int,
         body: extern "C" fn(*mut libc::c_void) -> libc::c_int,
         argument: *mut libc::c_void,
     ) -> io::Result<Self> {
         let mut stack = vec![0u8; STACK];
-        // SAFETY: it runs only `body`, one of the two above, on `stack`, which lives until it has been reaped in `drop`.
+        // SAFETY: the child runs only `body`, one of the two above, on `stack`, which lives until the child is reaped
+        // in `drop`.
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(STACK - 64);
             let top = top.sub(top as usize % 16);
@@ -242,7 +249,7 @@ impl Placeholder {
         Ok(fs::File::open(format!("/proc/{}/ns/{what}", self.pid))?.into())
     }
 
-    /// Its user namespace, once the ids are mapped.
+    /// Writes the id maps and opens the process's user namespace.
     fn mapped(&self, uids: &[IdMap], gids: &[IdMap]) -> io::Result<OwnedFd> {
         for (file, maps) in [("uid_map", uids), ("gid_map", gids)] {
             let line = |m: &IdMap| format!("{} {} {}\n", m.inside, m.outside, m.size);
@@ -266,7 +273,7 @@ impl Drop for Placeholder {
     }
 }
 
-/// All signals are blocked in the calling thread while this lives.
+/// Blocks all signals in the calling thread while it lives.
 struct Quiet {
     before: libc::sigset_t,
     _thread: std::marker::PhantomData<*const ()>,
@@ -287,7 +294,7 @@ impl Quiet {
 
 impl Drop for Quiet {
     fn drop(&mut self) {
-        // SAFETY: the set that was there before, in the same thread (this value cannot leave it).
+        // SAFETY: restores the former set, in the same thread (this value cannot leave it).
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
     }
 }
@@ -301,7 +308,7 @@ struct Capabilities {
 }
 
 impl Capabilities {
-    /// Those of the calling thread.
+    /// Reads the capabilities of the calling thread.
     fn get() -> io::Result<Self> {
         let mut own = Self { version: 0x2008_0522, pid: 0, sets: [[0; 3]; 2] };
         // SAFETY: header and two records, as version 3 prescribes.
@@ -319,7 +326,7 @@ fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Where `fs.suid_dumpable` is 1 a change of credentials leaves a process dumpable.
+/// Makes the process undumpable: where `fs.suid_dumpable` is 1 a change of credentials leaves it dumpable.
 fn undumpable() -> io::Result<()> {
     // SAFETY: numbers only.
     unsafe {
@@ -330,16 +337,17 @@ fn undumpable() -> io::Result<()> {
     Ok(())
 }
 
-/// Do something with the effective user and group id `id`, with which file system ids go along, and with the capabilities
-/// of before: some kernels let nobody else make user namespaces (Debian's `kernel.unprivileged_userns_clone`, AppArmor's
-/// `apparmor_restrict_unprivileged_userns`).
+/// Runs `act` with the effective user and group id `id`, which the file system ids follow, and with the former
+/// capabilities: some kernels let nobody else create user namespaces (Debian's `kernel.unprivileged_userns_clone`,
+/// AppArmor's `apparmor_restrict_unprivileged_userns`).
 ///
-/// Only the calling thread has these ids, because the system calls are made plainly; the C library would tell all threads.
-/// Real and saved ids stay, and so the way back is always open. The process ends if it is not: a thread that goes on as
-/// somebody else would do harm.
+/// Only the calling thread gets these ids, because the system calls are made directly; the C library would change all
+/// threads. Real and saved ids stay, so the thread can always change back. If that fails the process ends: a thread
+/// that continued under another id would do harm.
 ///
-/// A change of credentials makes a process undumpable, as `fs.suid_dumpable` has it (`commit_creds`), and resets the
-/// thread's parent-death signal. It stays undumpable, see the top of this file: root can read its /proc all the same.
+/// A change of credentials makes a process undumpable, subject to `fs.suid_dumpable` (`commit_creds`), and resets the
+/// thread's parent-death signal. The process stays undumpable, see the top of this file: root can read its /proc all
+/// the same.
 fn as_nobody<T>(id: u32, act: impl FnOnce() -> T) -> io::Result<T> {
     const KEEP: u32 = u32::MAX;
     if id == KEEP {
@@ -358,13 +366,13 @@ fn as_nobody<T>(id: u32, act: impl FnOnce() -> T) -> io::Result<T> {
         undumpable()
     };
     let result = enter().map(|()| act());
-    // SAFETY: numbers only. The user first: with it CAP_SETGID comes back, if it had been lost.
+    // SAFETY: numbers only. The user first: with it CAP_SETGID comes back, if it was lost.
     let back = unsafe {
         check(libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP))
             .and_then(|()| check(libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP)))
             .and_then(|()| before.set())
     };
-    // The way back was a change of credentials as well.
+    // Changing back was a change of credentials as well.
     if let Err(error) = back.and_then(|()| undumpable()) {
         crate::stderr::line(&format!("a thread cannot return to user {uid} and group {gid}: {error}"));
         std::process::abort();
@@ -372,11 +380,12 @@ fn as_nobody<T>(id: u32, act: impl FnOnce() -> T) -> io::Result<T> {
     result
 }
 
-/// Make a pair; an empty map means privileged (no user namespace, and nobody owns it). The user namespace belongs to
-/// `owner` (user and group id), which has to be nobody's, and is limited to [`BOUNDS`].
+/// Makes a pair; an empty map means privileged (no user namespace, and so no owner). The user namespace belongs to
+/// `owner` (user and group id), which must not be in use by anybody, and is limited to [`BOUNDS`].
 ///
 /// # Errors
-/// The kernel's, from `clone(2)`, the map files or [`BOUNDS`]; EINVAL: the caller's namespace does not have the owner's id.
+/// The kernel's, from `clone(2)`, the map files or [`BOUNDS`]; EINVAL: the caller's namespace does not map the
+/// owner's id.
 pub fn pair(uids: &[IdMap], gids: &[IdMap], owner: u32) -> io::Result<Pair> {
     let privileged = uids.is_empty();
     let holder = if privileged {
@@ -391,7 +400,8 @@ pub fn pair(uids: &[IdMap], gids: &[IdMap], owner: u32) -> io::Result<Pair> {
     Ok(Pair { user, network })
 }
 
-/// Make a user namespace alone. With empty maps none are written, which needs no privilege; no id is valid in it then.
+/// Makes a user namespace alone. With empty maps none are written, which needs no privilege; no id is valid in it
+/// then.
 ///
 /// # Errors
 /// The kernel's: ENOSPC when `user.max_user_namespaces` is reached, EPERM where only root may.
@@ -399,7 +409,7 @@ pub fn user(uids: &[IdMap], gids: &[IdMap]) -> io::Result<OwnedFd> {
     Placeholder::new(libc::CLONE_NEWUSER)?.mapped(uids, gids)
 }
 
-/// Bring `lo` up in a network namespace. The calling thread visits it and comes back.
+/// Brings `lo` up in a network namespace. The calling thread enters the namespace and returns.
 fn raise_loopback(network: &OwnedFd) -> io::Result<()> {
     let home = fs::File::open("/proc/thread-self/ns/net")?;
     let enter = |fd: libc::c_int| {
@@ -440,9 +450,9 @@ fn set_up(name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
-/// The mount namespace that all keepers share: an empty tmpfs with one whole, writable, default-atime proc
-/// and sysfs (without them the kernel refuses a user namespace its own), and an empty `/r` to attach root
-/// file systems on.
+/// Makes the mount namespace that all keepers share: an empty tmpfs with one complete, writable, default-atime proc
+/// and sysfs (without them the kernel refuses to mount new instances in a user namespace), and an empty `/r` to
+/// attach root file systems on.
 ///
 /// # Errors
 /// The kernel's; the helper process reports which step failed.
@@ -480,7 +490,7 @@ pub fn nursery() -> io::Result<OwnedFd> {
     }
 }
 
-/// 0, or the number of the step that failed. Runs between fork and exit: no allocation.
+/// Returns 0, or the number of the step that failed. Runs between fork and exit: no allocation.
 fn build_nursery() -> u8 {
     let none = std::ptr::null::<libc::c_char>();
     let mount = |source: &CStr, target: &CStr, kind: &CStr, flags: libc::c_ulong| {
@@ -520,7 +530,7 @@ fn build_nursery() -> u8 {
 mod tests {
     use super::*;
 
-    /// `NS_GET_OWNER_UID` (ioctl_ns(2)).
+    /// The owner's uid, `NS_GET_OWNER_UID` (ioctl_ns(2)).
     fn owner_id(user: &OwnedFd) -> u32 {
         let mut uid: libc::uid_t = 0;
         // SAFETY: the call writes one id.
@@ -547,12 +557,12 @@ mod tests {
         let pair = pair(&maps(), &maps(), OWNER).unwrap();
         assert_eq!(owner_id(pair.user.as_ref().unwrap()), OWNER);
         assert_eq!(status(), before);
-        // An id that does not exist.
+        // An id that is not valid.
         let error = super::pair(&maps(), &maps(), u32::MAX).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         assert_eq!(status(), before);
         assert_eq!(owner_id(&user(&maps(), &maps()).unwrap()), 0);
-        // What is its own stays within reach.
+        // The process's own /proc files stay readable.
         // SAFETY: numbers only.
         assert_ne!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }, 1);
         fs::read_to_string("/proc/self/environ").unwrap();
@@ -575,7 +585,7 @@ mod tests {
                         _ => *libc::__errno_location(),
                     };
                 let made = [make(libc::CLONE_NEWUSER), make(libc::CLONE_NEWNET)];
-                // A launch needs these.
+                // A launch creates these.
                 let rest = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID;
                 let rest = libc::unshare(rest | libc::CLONE_NEWCGROUP);
                 libc::_exit(i32::from((entered, made, rest) != (0, [libc::ENOSPC; 2], 0)));

@@ -10,12 +10,12 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Most descriptors in one message: below the kernel's `SCM_MAX_FD` (253).
+/// The limit of descriptors in one message: below the kernel's `SCM_MAX_FD` (253).
 pub const MAX_FDS: usize = 200;
-/// Most bytes in one message.
+/// The limit of bytes in one message.
 pub const MAX_BYTES: usize = 128 * 1024;
 
-/// A connected pair.
+/// Makes a connected pair of sockets.
 ///
 /// # Errors
 /// The kernel's, from `socketpair(2)`.
@@ -27,12 +27,12 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     Ok((a, b))
 }
 
-/// `sun_path` holds 108 bytes, a directory descriptor's name in /proc always fits.
+/// The address of a socket in a directory: `sun_path` holds 108 bytes, and a descriptor's path in /proc always fits.
 fn address(dir: BorrowedFd<'_>, name: &str) -> Result<SocketAddrUnix> {
     SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
 
-/// A listening socket called `name` in the directory `dir`.
+/// Makes a listening socket called `name` in the directory `dir`.
 ///
 /// # Errors
 /// The kernel's, from `socket(2)`, `bind(2)`, `listen(2)`.
@@ -43,10 +43,10 @@ pub fn listen_at(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A connection to the socket `name` in the directory `dir`, non-blocking.
+/// Connects to the socket `name` in the directory `dir`, non-blocking.
 ///
 /// # Errors
-/// The kernel's; `ECONNREFUSED` when nobody listens any more, `EAGAIN` when whoever listens has not accepted for long.
+/// The kernel's; `ECONNREFUSED` when nobody listens any more, `EAGAIN` when the listener's backlog is full.
 pub fn connect_at(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -55,7 +55,7 @@ pub fn connect_at(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Send one message.
+/// Sends one message.
 ///
 /// # Errors
 /// The kernel's; `EMSGSIZE` above [`MAX_BYTES`] or [`MAX_FDS`].
@@ -72,24 +72,25 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(
     Ok(())
 }
 
-/// One message.
+/// A received message.
 #[derive(Debug)]
 pub struct Message {
-    /// None: the peer is gone.
+    /// Its bytes; empty when the peer is gone.
     pub bytes: Vec<u8>,
-    /// Those that came with it, in order.
+    /// The descriptors that came with it, in order.
     pub fds: Vec<OwnedFd>,
-    /// All descriptors have come. The kernel leaves out those for which this process has no room (recvmsg(2), `MSG_CTRUNC`); the
-    /// bytes are whole all the same, and so is the connection.
+    /// Whether all descriptors have arrived. The kernel drops those for which this process has no room (recvmsg(2),
+    /// `MSG_CTRUNC`); the bytes are complete all the same, and the connection stays usable.
     pub whole: bool,
 }
 
-/// Receive one message.
+/// Receives one message.
 ///
 /// # Errors
-/// The kernel's; `EMSGSIZE` when its bytes were cut.
+/// The kernel's; `EMSGSIZE` when its bytes were truncated.
 pub fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<Message> {
-    // One for each thread: so much memory is mapped anew by each allocation, and that costs more than the message.
+    // One buffer per thread: an allocation of this size is a new mapping each time, which costs more than the
+    // message.
     thread_local!(static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_BYTES]));
     BUFFER.with_borrow_mut(|buffer| receive_into(buffer, socket, flags))
 }

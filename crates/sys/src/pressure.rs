@@ -1,19 +1,19 @@
-//! Pressure stall information (Documentation/accounting/psi.rst): how much of the time somebody, or everybody,
+//! Pressure stall information (Documentation/accounting/psi.rst): the share of time in which some, or all, tasks
 //! waited for a resource.
 
 use std::io;
 
-/// What a file of `/proc/pressure`, or `<resource>.pressure` of a cgroup, says. Averages are percent of wall time,
-/// over the last 10, 60 and 300 seconds; totals are microseconds since boot.
+/// The contents of a file of `/proc/pressure`, or of `<resource>.pressure` of a cgroup. Averages are percent of wall
+/// time, over the last 10, 60 and 300 seconds; totals are microseconds since boot.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Psi {
     /// At least one task waited.
     pub some: Stall,
-    /// All tasks that were not idle waited at the same time; zero where the kernel does not tell (cpu).
+    /// All non-idle tasks waited at the same time; zero where the kernel does not report it (cpu).
     pub full: Stall,
 }
 
-/// One line of it.
+/// One line of such a file.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stall {
     /// Percent, over 10 s.
@@ -26,7 +26,7 @@ pub struct Stall {
     pub total_us: u64,
 }
 
-/// Parses such a file; `None` when it is none. Lines and fields that are not known are skipped.
+/// Parses such a file; `None` if it has no valid `some` line. Unknown lines and fields are skipped.
 pub fn parse_psi(text: &str) -> Option<Psi> {
     let mut psi = Psi { some: stall(text, "some")?, ..Psi::default() };
     if let Some(full) = stall(text, "full") {
@@ -51,13 +51,13 @@ fn stall(text: &str, kind: &str) -> Option<Stall> {
     })
 }
 
-/// How the whole host has waited for its disks; `None` on a kernel without pressure stall information (not built
-/// in, or not switched on with `psi=1`).
+/// Reads the pressure on the host's disks; `None` on a kernel without pressure stall information (not built in, or
+/// not switched on with `psi=1`).
 pub fn io() -> io::Result<Option<Psi>> {
     read("/proc/pressure/io")
 }
 
-/// The same for memory.
+/// Reads the pressure on the host's memory, like [`io`].
 pub fn memory() -> io::Result<Option<Psi>> {
     read("/proc/pressure/memory")
 }
@@ -65,7 +65,7 @@ pub fn memory() -> io::Result<Option<Psi>> {
 fn read(path: &str) -> io::Result<Option<Psi>> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse_psi(&text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
-        // EOPNOTSUPP: built in and switched off.
+        // EOPNOTSUPP: PSI is built in but switched off.
         Err(error)
             if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EOPNOTSUPP) =>
         {

@@ -1,9 +1,9 @@
-//! Questions to the kernel that are answered by trying, and leave nothing behind.
+//! Probes of kernel features, by trying them, without lasting effects.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// What a file system's project quota does.
+/// The state of a file system's project quota.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ProjectQuota {
     /// Blocks and files are counted.
@@ -12,10 +12,10 @@ pub struct ProjectQuota {
     pub enforced: bool,
 }
 
-/// Asks the file system that the descriptor is open on (`quotactl(2)`, `Q_XGETQSTATV`; Linux 5.14).
+/// Queries the file system that the descriptor is open on (`quotactl(2)`, `Q_XGETQSTATV`; Linux 5.14).
 ///
 /// # Errors
-/// ENOSYS: it has no quota, or none is switched on. EINVAL: it has none for projects.
+/// ENOSYS: the file system has no quota, or none is switched on. EINVAL: it has no project quota.
 pub fn project_quota(file: impl AsFd) -> io::Result<ProjectQuota> {
     // linux/dqblk_xfs.h and linux/quota.h: Q_XGETQSTATV is XQM_CMD(8), PRJQUOTA is 2, QCMD shifts by 8.
     const GET_STATE: libc::c_uint = ((b'X' as libc::c_uint) << 8) + 8;
@@ -43,11 +43,11 @@ pub fn project_quota(file: impl AsFd) -> io::Result<ProjectQuota> {
     Ok(ProjectQuota { counted: state.flags & COUNTED != 0, enforced: state.flags & ENFORCED != 0 })
 }
 
-/// Whether files of the file system that this one is on can be sealed by fs-verity: asked for the digest of a file
-/// that has none (Documentation/filesystems/fsverity.rst).
+/// Whether the file's file system supports fs-verity, tested by asking for the digest of a file without one
+/// (Documentation/filesystems/fsverity.rst).
 ///
 /// # Errors
-/// Other than those that mean no.
+/// All errors except those that mean "not supported".
 pub fn has_verity(file: impl AsFd) -> io::Result<bool> {
     /// `FS_IOC_MEASURE_VERITY`, `_IOWR('f', 134, struct fsverity_digest)`
     const MEASURE: libc::Ioctl = 0xc004_6686;
@@ -73,20 +73,20 @@ pub fn has_verity(file: impl AsFd) -> io::Result<bool> {
 }
 
 /// Clones a process into the cgroup (v2) whose directory the descriptor is open on (`CLONE_INTO_CGROUP`, Linux 5.7).
-/// The process ends at once.
+/// The process exits at once.
 ///
 /// # Errors
-/// The kernel's: ENOSYS and E2BIG mean that it cannot.
+/// The kernel's: ENOSYS and E2BIG mean that it does not support this.
 pub fn clone_into_cgroup(group: impl AsFd) -> io::Result<()> {
-    /// linux/sched.h; libc's constant of this name is too short for it.
+    /// linux/sched.h; libc's constant of this name is too narrow.
     const INTO_CGROUP: u64 = 0x2_0000_0000;
     // SAFETY: all-zero is a valid `clone_args`.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = INTO_CGROUP;
     args.exit_signal = libc::SIGCHLD as u64;
     args.cgroup = u64::from(group.as_fd().as_raw_fd().unsigned_abs());
-    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of the stack and makes one system call, which
-    // takes no lock. The parent reaps it by the number it was told.
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of the stack and makes one system call,
+    // which takes no lock. The parent reaps it by the pid that the call returned.
     unsafe {
         let pid = libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>());
         if pid == 0 {

@@ -1,11 +1,11 @@
 //! Parsers for the files of `/proc`. They take text, never files: the caller reads, so that tests and fuzz targets
-//! can feed them anything.
+//! can pass any input.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-/// Why a text of `/proc` could not be understood.
+/// Why a file of `/proc` could not be parsed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -27,7 +27,7 @@ pub enum Error {
     },
 }
 
-/// One mount, as a line of `/proc/<pid>/mountinfo` tells it.
+/// One mount, as in a line of `/proc/<pid>/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountInfo {
     /// The mount's id; reused after its unmount.
@@ -36,7 +36,7 @@ pub struct MountInfo {
     pub parent: u64,
     /// The device of its file system, `major:minor`.
     pub device: String,
-    /// Which directory of its file system the mount shows, unescaped.
+    /// The directory of its file system that the mount shows, unescaped.
     pub root: PathBuf,
     /// Where it is mounted, seen from the reading process's root; unescaped.
     pub mount_point: PathBuf,
@@ -44,22 +44,21 @@ pub struct MountInfo {
     pub mount_options: Vec<String>,
     /// The file system type, with its subtype where it has one (`fuse.sshfs`).
     pub fs_type: String,
-    /// The source, unescaped: a device, or whatever the file system calls itself.
+    /// The source, unescaped: a device, or any name that the file system gives itself.
     pub source: PathBuf,
     /// The options of the superblock, still escaped because they are separated by commas.
     pub super_options: Vec<String>,
 }
 
 impl MountInfo {
-    /// Whether this is an overlay that never syncs; kernels since 6.6 or so write `fsync=volatile`, older ones
-    /// `volatile`.
+    /// Whether this is a volatile overlay; kernels since about 6.6 write `fsync=volatile`, older ones `volatile`.
     pub fn is_volatile(&self) -> bool {
         self.super_options.iter().any(|option| option == "volatile" || option == "fsync=volatile")
     }
 }
 
-/// Parses all of a `mountinfo` file, in its order. Names in it are bytes: any user whom fusermount(1) or udisks lets mount
-/// something chooses those of her mount points, which need not be UTF-8.
+/// Parses a whole `mountinfo` file, in its order. Names in it are bytes: a user who may mount something with
+/// fusermount(1) or udisks chooses the mount point's name, which need not be UTF-8.
 pub fn mountinfo(text: impl AsRef<[u8]>) -> Result<Vec<MountInfo>, Error> {
     text.as_ref()
         .split(|byte| *byte == b'\n')
@@ -92,7 +91,7 @@ fn mountinfo_line(line: &[u8]) -> Result<MountInfo, &'static str> {
     Ok(MountInfo { id, parent, device, root, mount_point, mount_options, fs_type, source, super_options })
 }
 
-/// What the kernel itself words, and options, in which a byte that is not UTF-8 only keeps them from being known.
+/// Decodes a word of the kernel's own, or an option: there a byte that is not UTF-8 only makes it an unknown one.
 fn word(field: &[u8]) -> String {
     String::from_utf8_lossy(field).into_owned()
 }
@@ -101,8 +100,8 @@ fn options(text: &[u8]) -> Vec<String> {
     text.split(|byte| *byte == b',').filter(|option| !option.is_empty()).map(word).collect()
 }
 
-/// Undoes the kernel's `\ooo` escapes (blank, tab, newline, backslash, hash). What only looks like an escape stays
-/// as it is.
+/// Undoes the kernel's `\ooo` escapes (blank, tab, newline, backslash, hash). Anything that only looks like an escape
+/// stays as it is.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut rest = field;
     let mut bytes = Vec::with_capacity(rest.len());
@@ -119,16 +118,16 @@ fn unescape(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// What `/proc/meminfo` says about memory, and about pages that wait for the disk. Bytes, of the whole host.
+/// Memory of the host, and its pages that wait for writeback, from `/proc/meminfo`, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemInfo {
     /// All memory (`MemTotal`).
     pub total: u64,
-    /// What a program could have without swapping (`MemAvailable`), as well as the kernel can tell.
+    /// The kernel's estimate of what a program could use without swapping (`MemAvailable`).
     pub available: u64,
-    /// Dirty: not yet on its way.
+    /// Dirty pages that are not under writeback yet.
     pub dirty: u64,
-    /// Under writeback right now.
+    /// Pages under writeback.
     pub writeback: u64,
 }
 
@@ -148,7 +147,7 @@ pub fn meminfo(text: &str) -> Result<MemInfo, Error> {
     })
 }
 
-/// What `/proc/vmstat` has counted since boot. Pages, of the whole host.
+/// Page counts of the whole host since boot, from `/proc/vmstat`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VmStat {
     /// Pages made dirty (`nr_dirtied`).

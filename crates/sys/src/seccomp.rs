@@ -1,6 +1,6 @@
-//! Filters of system calls: a classic BPF program that the kernel runs before each system call of a thread and of all
-//! its descendants (seccomp(2)). What a program has to look like is in the kernel's
-//! `Documentation/userspace-api/seccomp_filter.rst`.
+//! seccomp filters: a classic BPF program that the kernel runs before each system call of a thread and of all its
+//! descendants (seccomp(2)). The kernel's `Documentation/userspace-api/seccomp_filter.rst` describes what a program
+//! has to look like.
 
 use std::io;
 
@@ -10,19 +10,19 @@ use std::io;
 pub struct Instruction {
     /// Operation code.
     pub code: u16,
-    /// Instructions to skip when a comparison holds.
+    /// Instructions to skip when the comparison is true.
     pub jt: u8,
-    /// Instructions to skip when it does not.
+    /// Instructions to skip when the comparison is false.
     pub jf: u8,
     /// Operand.
     pub k: u32,
 }
 
-/// The kernel takes no longer program (`BPF_MAXINSNS`).
+/// The longest program that the kernel takes (`BPF_MAXINSNS`).
 pub const MAX_INSTRUCTIONS: usize = 4096;
-/// Every action but "allow" is logged (`SECCOMP_FILTER_FLAG_LOG`).
+/// Logs every action but "allow" (`SECCOMP_FILTER_FLAG_LOG`).
 pub const FLAG_LOG: u32 = 1 << 1;
-/// The mitigation of speculative store bypass is left off (`SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
+/// Leaves the mitigation of speculative store bypass off (`SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
 pub const FLAG_SPEC_ALLOW: u32 = 1 << 2;
 
 /// `struct sock_fprog`.
@@ -32,8 +32,8 @@ struct Program {
     filter: *const Instruction,
 }
 
-/// Put the calling thread under a filter, on top of those that it has. Neither can it be taken away, nor does an exec
-/// end it. The filter judges the very next system call.
+/// Installs a filter for the calling thread, on top of those that it has. A filter cannot be removed and stays over
+/// an exec. It applies from the next system call on.
 ///
 /// # Errors
 /// `EACCES` when the thread has neither `no_new_privs` nor CAP_SYS_ADMIN in its user namespace; `EINVAL` when the
@@ -43,8 +43,8 @@ pub fn install(filter: &[Instruction], flags: u32) -> io::Result<()> {
         len: filter.len().try_into().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
         filter: filter.as_ptr(),
     };
-    // SAFETY: the program and its instructions are laid out as the kernel's and live until the call returns; the
-    // kernel copies them, checks them and touches nothing of ours.
+    // SAFETY: the program and its instructions have the kernel's layout and live until the call returns; the kernel
+    // copies and checks them and writes nothing to our memory.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn a_thread_obeys_its_filter_and_the_others_do_not() {
         let personality = || {
-            // SAFETY: a number that only asks.
+            // SAFETY: a number that only queries.
             let result = unsafe { libc::personality(0xffff_ffff) };
             if result < 0 { io::Error::last_os_error().raw_os_error() } else { None }
         };

@@ -1,11 +1,11 @@
-//! Start a program from a descriptor, with chosen descriptors at chosen numbers.
+//! Starts a program from a descriptor, with given descriptors at given numbers.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Marks all descriptors from 3 on to be closed by an exec: those that whoever started us has left open, too, which a
-/// child that outlives us must not hold (`close_range(2)`, `CLOSE_RANGE_CLOEXEC`, Linux 5.11).
+/// Marks all descriptors from 3 on close-on-exec, also those that our own parent has leaked: a child that outlives us
+/// must not hold them (`close_range(2)`, `CLOSE_RANGE_CLOEXEC`, Linux 5.11).
 ///
 /// # Errors
 /// The kernel's.
@@ -17,11 +17,11 @@ pub fn close_on_exec() -> io::Result<()> {
     }
 }
 
-/// Owns a descriptor that whoever started us has left open under this number, and marks it to be closed by an exec.
-/// A number that this program uses already must not be given.
+/// Takes ownership of a descriptor that our parent has left open under this number, and marks it close-on-exec. The
+/// number must not be in use by this program already.
 ///
 /// # Errors
-/// It is standard input, output or error, or not open.
+/// The number is standard input, output or error, or is not open.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     if number < 3 {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -30,11 +30,11 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is open, and by the caller's word nobody here owns it.
+    // SAFETY: the descriptor is open, and the caller guarantees that nothing here owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// A child of ours: its pid, and a descriptor that keeps naming it.
+/// A child of ours: its pid and its pidfd.
 #[derive(Debug)]
 pub struct Child {
     /// Process id.
@@ -43,8 +43,9 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
-/// Start the program in `program` with `argv`; the child sees `fds[i]` as descriptor `3 + i`, /dev/null as
-/// 0 to 2, and no environment but `env`. `posix_spawn` shares our memory until the exec, so the cost does not grow with us.
+/// Starts the program in `program` with `argv`; the child has `fds[i]` as descriptor `3 + i`, /dev/null as
+/// descriptors 0 to 2, and no environment but `env`. `posix_spawn` shares our memory until the exec, so the cost does
+/// not grow with our size.
 ///
 /// # Errors
 /// The kernel's, from `posix_spawn(3)` or `pidfd_open(2)`.
@@ -61,7 +62,8 @@ pub fn from_memfd(
         strings.iter().map(|s| s.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect()
     };
     let (arg_ptrs, env_ptrs) = (pointers(&args), pointers(&env));
-    // Sources that sit on a target's number would be overwritten before they are copied: lift all above.
+    // A source whose number is a target of another one would be overwritten before it is copied: all are moved above
+    // the targets.
     let base = 3 + i32::try_from(fds.len()).map_err(io::Error::other)?;
     let lifted = fds
         .iter()
@@ -98,7 +100,7 @@ pub fn from_memfd(
             for (fd, target) in lifted.iter().zip(3..) {
                 check(libc::posix_spawn_file_actions_adddup2(&raw mut actions, fd.as_raw_fd(), target))?;
             }
-            // The server may block signals and ignore some: the child starts with the defaults.
+            // The server may block or ignore signals: the child starts with the defaults.
             let mut none: libc::sigset_t = std::mem::zeroed();
             let mut all: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);

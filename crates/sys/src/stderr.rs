@@ -1,22 +1,22 @@
 //! Messages on standard error.
 //!
-//! `eprintln!` panics where standard error cannot be written (`2>/dev/full`), and waits for whoever holds the standard
-//! library's lock, which a thread keeps as long as its own write takes: for ever, if nobody reads.
+//! `eprintln!` panics where standard error cannot be written (`2>/dev/full`), and waits for the standard library's
+//! lock, which a thread holds for the duration of its own write: for ever, if nobody reads.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::stdio::stderr;
 
-/// How long a descriptor that does not wait by itself (`O_NONBLOCK`) is waited for.
+/// How long to wait for a non-blocking (`O_NONBLOCK`) standard error.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// A line, in one write. That it cannot be written is ignored: nobody is left who could be told, and what the message is about
-/// must go on.
+/// Writes a line in one write. A failure is ignored: it cannot be reported anywhere, and the operation that the
+/// message is about must go on.
 pub fn line(text: &str) {
     write(&format!("{text}\n"));
 }
 
-/// The same without the end of the line, as for a question.
+/// Writes text without a line end, as for a question.
 pub fn write(text: &str) {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
@@ -30,7 +30,7 @@ pub fn write(text: &str) {
     }
 }
 
-/// Whether a short message (`PIPE_BUF`, 4096 bytes) is taken at once.
+/// Whether a short message (`PIPE_BUF`, 4096 bytes) can be written without waiting.
 pub fn is_free() -> bool {
     is_ready(&Timespec { tv_sec: 0, tv_nsec: 0 })
 }

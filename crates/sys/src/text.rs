@@ -1,20 +1,21 @@
-//! Text that others wrote, on its way to a terminal or a log.
+//! Escapes text from untrusted sources for a terminal or a log.
 //!
-//! A name may hold characters that a terminal obeys (controls), that turn the order of what follows around (bidirectional
-//! formatting, U+202A to U+202E and U+2066 to U+2069), that end a line, or that cannot be seen at all. None of them is
-//! shown as it is: they are written as escapes, in this one place.
+//! A name may hold characters that a terminal obeys (controls), that reorder the text after them (bidirectional
+//! formatting, U+202A to U+202E and U+2066 to U+2069), that end a line, or that are invisible. All of them are
+//! written as escapes, in this one place.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-/// Whether a character can be seen and does nothing else: no control, format, private or unassigned character, no separator of
-/// lines, no white space but a blank, and nothing that is shown as nothing (`Default_Ignorable_Code_Point` of Unicode).
+/// Whether a character is visible and has no other effect: no control, format, private or unassigned character, no
+/// line separator, no white space but a blank, and none that is displayed as nothing (`Default_Ignorable_Code_Point`
+/// of Unicode).
 pub fn is_plain(c: char) -> bool {
     if c.is_ascii() {
         return c == ' ' || c.is_ascii_graphic();
     }
-    // Behind a letter the standard library escapes what is not printable, and nothing else: not the marks that go above
-    // or below a letter.
+    // After a letter, the standard library escapes exactly what is not printable, and does not escape combining
+    // marks.
     let mut letters = [0; 5];
     letters[0] = b'a';
     let end = 1 + c.encode_utf8(&mut letters[1..]).len();
@@ -22,15 +23,15 @@ pub fn is_plain(c: char) -> bool {
     shown && !is_invisible(c)
 }
 
-/// Letters and marks that Unicode shows as nothing, which are in no class of their own (`DerivedCoreProperties.txt`,
-/// without those that are format characters anyway).
+/// Letters and marks that Unicode displays as nothing; no class of their own contains them
+/// (`DerivedCoreProperties.txt`, without those that are format characters anyway).
 fn is_invisible(c: char) -> bool {
     matches!(u32::from(c),
         0x034F | 0x115F..=0x1160 | 0x17B4..=0x17B5 | 0x180B..=0x180F | 0x2800 | 0x3164 | 0xFE00..=0xFE0F
         | 0xFFA0 | 0xE0000..=0xE0FFF)
 }
 
-/// On one line, with escapes (`\n`, `\u{202e}`) for all that is not [plain](is_plain).
+/// Returns the text on one line, with escapes (`\n`, `\u{202e}`) for everything that is not [plain](is_plain).
 pub fn tame(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
@@ -48,7 +49,7 @@ pub fn tame(text: &str) -> Cow<'_, str> {
     Cow::Owned(tamed)
 }
 
-/// The same for text of several lines: their ends stay, and so do tabulators.
+/// Like [`tame`], for text of several lines: line ends and tabs stay.
 pub fn tame_lines(text: &str) -> Cow<'_, str> {
     if text.chars().all(|c| matches!(c, '\n' | '\t') || is_plain(c)) {
         return Cow::Borrowed(text);
@@ -62,8 +63,8 @@ pub fn tame_lines(text: &str) -> Cow<'_, str> {
     Cow::Owned(tamed)
 }
 
-/// JSON that means the same, with `\uXXXX` for all that is not [plain](is_plain). In JSON such characters can only stand
-/// inside strings, but for the white space between its tokens, which stays.
+/// Returns equivalent JSON with `\uXXXX` for everything that is not [plain](is_plain). In JSON such characters can
+/// only be inside strings, except for the white space between tokens, which stays.
 pub fn tame_json(json: &str) -> Cow<'_, str> {
     if json.chars().all(|c| c == '\n' || is_plain(c)) {
         return Cow::Borrowed(json);
@@ -81,7 +82,7 @@ pub fn tame_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(tamed)
 }
 
-/// An error with its causes, in one line. Some errors say their cause themselves: such a cause is not said again.
+/// An error with its causes, in one line. A cause that the error's own text repeats is left out.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -95,12 +96,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The last boundary between letters at or before this byte.
+/// The last character boundary at or before this byte.
 fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
-/// At most `limit` bytes of a text, and how many there were if it is longer.
+/// The first `limit` bytes of a text at most; if it is longer, its length is added.
 pub fn clip(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit {
         return Cow::Borrowed(text);
@@ -108,7 +109,8 @@ pub fn clip(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}… ({} bytes)", &text[..boundary(text, limit)], text.len()))
 }
 
-/// What is written to it, at most `limit` bytes. A long value is not made whole only to be cut.
+/// A buffer that keeps at most `limit` bytes of what is written to it, so that a long value is not built only to be
+/// cut.
 #[derive(Debug)]
 pub struct Clipped {
     text: String,
@@ -117,12 +119,12 @@ pub struct Clipped {
 }
 
 impl Clipped {
-    /// Nothing yet.
+    /// An empty buffer.
     pub fn new(limit: usize) -> Self {
         Self { text: String::new(), limit, length: 0 }
     }
 
-    /// As [`clip`] has it.
+    /// The text, cut as by [`clip`].
     pub fn finish(self) -> String {
         if self.length > self.text.len() {
             format!("{}… ({} bytes)", self.text, self.length)
@@ -134,7 +136,7 @@ impl Clipped {
 
 impl fmt::Write for Clipped {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        // What comes behind a cut is not taken, however short it is.
+        // Text after a cut is dropped, however short it is.
         if self.length == self.text.len() {
             let room = self.limit - self.text.len();
             self.text.push_str(&text[..boundary(text, room)]);

@@ -1,7 +1,7 @@
-//! How much a client may ask for. Every field of a request has a bound here; what exceeds it is refused, by name, before
-//! anything is made of it, or logged.
+//! Bounds of requests. Every field of a request has a bound here; a larger one is refused, by the field's
+//! name, before anything is made of it, or logged.
 //!
-//! The bounds are the kernel's where it has one, so that what works without them works with them.
+//! Where the kernel has a bound, it is the same here, so that whatever the kernel accepts is accepted.
 
 use crate::spec::{BindMount, ContainerSpec, ProcessSpec};
 use crate::{Error, Result};
@@ -11,38 +11,40 @@ use std::ffi::OsStr;
 use wardian_sys::memory::budget;
 use wardian_sys::text::{clip, is_plain, tame};
 
-/// The longest handle, and the longest id of a process: in bytes.
+/// The longest handle and process id, in bytes.
 const NAME: usize = 255;
-/// A variable, an argument: `MAX_ARG_STRLEN` of execve(2), without the NUL at its end.
+/// The longest environment variable or argument: `MAX_ARG_STRLEN` of execve(2), without the NUL at its end.
 const STRING: usize = (128 << 10) - 1;
-/// A container's environment; and its properties.
+/// The most bytes of a container's environment, and of its properties.
 const TOGETHER: usize = 1 << 20;
-/// A container's environment and properties are kept in the server's memory, and in its record on a tmpfs. So much of them
-/// every container may have; …
+/// Bytes of environment and properties that every container may have; they are kept in the server's memory,
+/// and in the record on a tmpfs.
 const OWN: usize = 16 << 10;
-/// … beyond that there is so much for all containers together.
+/// Bytes of environment and properties beyond [`OWN`] that all containers may have together.
 const BEYOND: usize = 16 << 20;
-/// Environment and arguments of a process: the quarter of the usual stack limit that execve(2) grants.
+/// The most bytes of a process's environment and arguments: the quarter of the usual stack limit that
+/// execve(2) grants.
 const PROGRAM: usize = 2 << 20;
 /// What a string costs besides its bytes, as execve(2) counts it: a NUL and a pointer.
 const OVERHEAD: usize = 9;
-/// A path: `PATH_MAX`, without the NUL at its end.
+/// The longest path: `PATH_MAX`, without the NUL at its end.
 const PATH: usize = 4095;
-/// `name:group`, of which each may have 255 bytes (`LOGIN_NAME_MAX`, useradd(8)).
+/// The longest `name:group`, of which each part may have 255 bytes (`LOGIN_NAME_MAX`, useradd(8)).
 const USER: usize = 511;
-/// An image's address, with an app and its signed URL.
+/// The longest address of an image, with an app and its signed URL.
 const IMAGE: usize = 16 << 10;
-/// The name of a property, and how many there may be.
+/// The longest name of a property, and the most properties.
 const KEY: usize = 4096;
 const PROPERTIES: usize = 16_384;
-/// Bind mounts: their descriptors reach the keeper in one message, beside others; see [`wardian_sys::packet`].
+/// The most bind mounts: their descriptors are sent to the keeper in one message, beside others; see
+/// [`wardian_sys::packet`].
 const BINDS: usize = 128;
-/// Their destinations reach it in the message itself, as JSON strings.
+/// The most bytes of their destinations, which are in that message as JSON strings.
 const DESTINATIONS: usize = 96 << 10;
 /// Everything else in that message takes less than this.
 const _: () = assert!(DESTINATIONS + (16 << 10) <= wardian_sys::packet::MAX_BYTES);
 
-/// Why a container or a process cannot be called so.
+/// Checks a handle or a process id.
 pub fn check_handle(handle: &str) -> Result<()> {
     let problem = if handle.len() > NAME {
         "longer than 255 bytes"
@@ -56,7 +58,7 @@ pub fn check_handle(handle: &str) -> Result<()> {
     Err(Error::InvalidHandle(handle.chars().take(64).collect(), problem))
 }
 
-/// A name that a client has given, as it may stand in a log: as it is if it can name something, else tamed and cut.
+/// Returns a client's name in a form for the log: unchanged if it is a valid handle, else tamed and cut.
 pub fn shown(name: &str) -> Cow<'_, str> {
     match check_handle(name) {
         Ok(()) => Cow::Borrowed(name),
@@ -75,7 +77,7 @@ fn path(what: &str, path: &OsStr) -> Result<()> {
     at_most(what, path.len(), PATH)
 }
 
-/// Strings of execve(2): each, and what they take together.
+/// Checks each of the strings for execve(2). Returns what they take together.
 fn strings(what: &str, strings: &[String]) -> Result<usize> {
     for string in strings.iter().filter(|string| string.len() > STRING) {
         // Not the value: it may be a secret.
@@ -102,12 +104,13 @@ fn binds(binds: &[BindMount]) -> Result<()> {
     at_most("bind_mounts.dst_path of all together", together, DESTINATIONS)
 }
 
-/// Bytes that a destination takes as a JSON string, with a comma: control characters take six each.
+/// Returns the bytes that a destination takes as a JSON string, with a comma: control characters take six
+/// each.
 fn in_json(bind: &BindMount) -> usize {
     serde_json::to_string(&bind.destination.to_string_lossy()).map_or(usize::MAX, |json| json.len() + 1)
 }
 
-/// A container's properties, all of them.
+/// Checks all properties of a container.
 pub fn properties(properties: &BTreeMap<String, String>) -> Result<()> {
     if properties.len() > PROPERTIES {
         let count = properties.len();
@@ -124,17 +127,19 @@ pub fn properties(properties: &BTreeMap<String, String>) -> Result<()> {
     at_most("properties", properties.iter().map(|(key, value)| key.len() + value.len()).sum(), TOGETHER)
 }
 
-/// Bytes of a container's environment and properties that are counted for all containers together.
+/// Returns the bytes of a container's environment and properties that count towards the bound for all
+/// containers together.
 pub fn beyond(env: &[String], properties: &BTreeMap<String, String>) -> usize {
     let env: usize = env.iter().map(String::len).sum();
     let properties: usize = properties.iter().map(|(key, value)| key.len() + value.len()).sum();
     (env + properties).saturating_sub(OWN)
 }
 
-/// Whether there is room for so many bytes beside those of the others, each as [`beyond`] says it.
+/// Checks that there is room for `bytes` beside those of the other containers, each as returned by
+/// [`beyond`].
 ///
 /// # Errors
-/// There is none: some containers have to go first.
+/// There is no room: some containers have to be destroyed first.
 pub fn beside(bytes: usize, others: impl Iterator<Item = usize>) -> Result<()> {
     let most = budget(BEYOND, 16);
     if bytes == 0 || bytes + others.sum::<usize>() <= most {
@@ -146,13 +151,13 @@ pub fn beside(bytes: usize, others: impl Iterator<Item = usize>) -> Result<()> {
     )))
 }
 
-/// The environment of a container, with that of its image.
+/// Checks the environment of a container together with that of its image.
 pub fn environment(env: &[String]) -> Result<()> {
     at_most("env, with that of the image", strings("env", env)?, TOGETHER)
 }
 
-/// One property, set beside those that are there. Those of an earlier version may be more than fits: they can be replaced by
-/// less.
+/// Checks one property that is set beside the existing ones. Those of an earlier version may exceed the
+/// bounds: they can be replaced by shorter ones.
 pub fn property(before: &BTreeMap<String, String>, key: &str, value: &str) -> Result<()> {
     let one = BTreeMap::from([(key.to_owned(), value.to_owned())]);
     properties(&one)?;
@@ -172,7 +177,7 @@ pub fn property(before: &BTreeMap<String, String>, key: &str, value: &str) -> Re
     Ok(())
 }
 
-/// A request for a container.
+/// Checks a request for a container.
 pub fn container(spec: &ContainerSpec) -> Result<()> {
     check_handle(&spec.handle)?;
     at_most("image", spec.image.len(), IMAGE)?;
@@ -181,7 +186,7 @@ pub fn container(spec: &ContainerSpec) -> Result<()> {
     binds(&spec.bind_mounts)
 }
 
-/// A request for a process.
+/// Checks a request for a process.
 pub fn process(spec: &ProcessSpec) -> Result<()> {
     check_handle(&spec.id)?;
     at_most("path", spec.path.len(), PATH)?;
@@ -191,12 +196,13 @@ pub fn process(spec: &ProcessSpec) -> Result<()> {
     binds(&spec.bind_mounts)
 }
 
-/// What a process is started with: its arguments, and the environment with that of its container or its image.
+/// Checks what a process is started with: its arguments, and its environment together with that of its
+/// container or image.
 pub fn program(args: &[String], env: &[String]) -> Result<()> {
     at_most("env and args", strings("args", args)? + strings("env", env)?, PROGRAM)
 }
 
-/// Where a tar comes from or goes to.
+/// Checks the user and the path of a tar transfer.
 pub fn transfer(user: &str, place: &str) -> Result<()> {
     at_most("user", user.len(), USER)?;
     at_most("path", place.len(), PATH)

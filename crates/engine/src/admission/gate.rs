@@ -1,8 +1,8 @@
-//! How many creates, or fetches of images, are at work at a time: the others queue, and whoever would wait too long is
-//! told so.
+//! Gates, which bound how many creates or fetches of images run at a time: further ones queue, and fail with
+//! a busy error if they would wait too long.
 //!
-//! A burst of hundreds of creates is not done any sooner if all of them run at once, but it would take a keeper, a thread
-//! and memory for each, and leave none for those who want to destroy something.
+//! A burst of hundreds of creates does not finish any sooner if all of them run at once, but each would take
+//! a keeper, a thread and memory, and leave none for destroys.
 
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Longer than this nobody waits: clients give up at about that time, and would leave containers that nobody wants.
+/// The longest wait in the queue: clients give up at about that time, and would leave containers that nobody
+/// wants.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The gate.
+/// A semaphore with a bounded queue.
 #[derive(Debug)]
 pub struct Gate {
     what: &'static str,
@@ -24,14 +25,16 @@ pub struct Gate {
     waiting: AtomicUsize,
 }
 
-/// As many at a time as keep the processors busy while some of them wait for the kernel (RCU, a disk).
+/// Returns a default number of concurrent creates: enough to keep the processors busy while some creates wait
+/// for the kernel (RCU, a disk).
 pub fn sensible() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (4 * processors).clamp(8, 128)
 }
 
 impl Gate {
-    /// `at_work` of these at a time, and `queue` more wait; the flags let in more.
+    /// Makes a gate for `at_work` of `what` at a time, and `queue` more that wait. `flags` are the options
+    /// that the busy error names.
     pub fn new(what: &'static str, flags: &'static str, at_work: usize, queue: usize) -> Self {
         let at_work = at_work.min(Semaphore::MAX_PERMITS);
         Self {
@@ -44,17 +47,17 @@ impl Gate {
         }
     }
 
-    /// In, if nobody has to wait.
+    /// Enters if there is a free place.
     pub fn try_enter(&self) -> Option<OwnedSemaphorePermit> {
         self.permits.clone().try_acquire_owned().ok()
     }
 
-    /// In, in the order of arrival. Whoever drops this future is out of the queue.
+    /// Enters in the order of arrival. Dropping this future leaves the queue.
     pub async fn enter(&self) -> Result<OwnedSemaphorePermit> {
         self.enter_within(PATIENCE).await
     }
 
-    /// The same with another patience.
+    /// Enters as [`Self::enter`] does, with another bound on the wait.
     pub async fn enter_within(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
         if let Some(permit) = self.try_enter() {
             return Ok(permit);
@@ -78,7 +81,7 @@ impl Gate {
     }
 }
 
-/// In the queue.
+/// A place in the queue.
 struct Place<'a>(&'a AtomicUsize);
 
 impl Drop for Place<'_> {
@@ -110,7 +113,7 @@ mod tests {
         let _first = gate.enter().await.unwrap();
         let error = gate.enter_within(Duration::from_millis(1)).await.unwrap_err();
         assert!(matches!(error, Error::Busy(_)));
-        // Whoever leaves the queue makes room in it.
+        // Leaving the queue makes room in it.
         drop(gate.enter());
         assert_eq!(gate.waiting.load(Ordering::Relaxed), 0);
     }

@@ -1,4 +1,4 @@
-//! The grace-time clock of a container; [`crate::grace`] winds it.
+//! The grace-time clock of a container, which [`crate::grace`] controls.
 
 use tokio::task::AbortHandle;
 
@@ -8,12 +8,13 @@ pub struct Clock {
     /// Calls under way.
     pub calls: usize,
     pub timer: Option<AbortHandle>,
-    /// Tells the timer that runs from one that was replaced as it ran out.
+    /// Incremented whenever the timer is stopped, so that a timer that was expiring at that moment is
+    /// recognized as outdated.
     pub round: u64,
 }
 
 impl Clock {
-    /// Stop it; whether it ran.
+    /// Stops the timer. Returns whether it was running.
     pub fn stop(&mut self) -> bool {
         self.round += 1;
         self.timer.take().map(|timer| timer.abort()).is_some()

@@ -20,18 +20,19 @@
 /// The state of a container. `K` is a handle of its keeper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State<K> {
-    /// It is being created: clients do not see it. The keeper is known once it is asked to launch pid 1.
+    /// The container is being created: clients do not see it. The keeper is known once it is asked to launch
+    /// pid 1.
     Creating { keeper: Option<K> },
-    /// An earlier server has created it, and its keeper has not answered this server yet.
+    /// An earlier server has created the container, and the keeper has not answered this server yet.
     Recorded { stopped: bool },
-    /// Its keeper and its pid 1 live. `stopped`: a stop has ended everything else, and nothing was started since.
+    /// The keeper and pid 1 live. `stopped`: a stop has ended everything else, and nothing was started since.
     Active { keeper: K, stopped: bool },
-    /// Its keeper or its pid 1 has ended, or its teardown has failed: it can only be destroyed. `created`: its record says
-    /// that it is whole.
+    /// The keeper or pid 1 has ended, or a teardown has failed: the container can only be destroyed.
+    /// `created`: the record says that the create was complete.
     Broken { keeper: Option<K>, created: bool, reason: String },
-    /// Its teardown is under way; what it was before decides what clients see meanwhile.
+    /// The teardown is under way; the state before it decides what clients see meanwhile.
     Ending { was: Box<Self> },
-    /// Its record is removed.
+    /// The record is removed.
     Gone,
 }
 
@@ -48,7 +49,7 @@ pub enum Event<K> {
     Launched(K),
     /// The keeper has answered the next server, and pid 1 lives.
     Answered(K),
-    /// The record says that the container is whole.
+    /// The record says that the create is complete.
     Created,
     /// A stop is done.
     Stopped,
@@ -60,7 +61,7 @@ pub enum Event<K> {
     Destroy,
     /// A create has failed, in this server or in an earlier one.
     Undo,
-    /// Something of the container does not die, for this reason.
+    /// A process of the container does not die, or something else of the teardown fails, for this reason.
     TeardownFailed(String),
     /// The record is removed.
     Ended,
@@ -71,16 +72,16 @@ pub enum Event<K> {
 pub enum Refusal {
     /// For clients there is no such container.
     Unknown,
-    /// It can only be destroyed, for this reason.
+    /// The container can only be destroyed, for this reason.
     Broken(String),
-    /// Its teardown has begun already.
+    /// The teardown has begun already.
     Ending,
-    /// The event cannot follow: the engine has lost count.
+    /// The event cannot happen in this state: the engine has a bug.
     Impossible,
 }
 
 impl<K: Clone> State<K> {
-    /// Its keeper, if it has one.
+    /// Returns the keeper, if there is one.
     pub fn keeper(&self) -> Option<&K> {
         match self {
             Self::Creating { keeper } | Self::Broken { keeper, .. } => keeper.as_ref(),
@@ -90,7 +91,7 @@ impl<K: Clone> State<K> {
         }
     }
 
-    /// Why it is broken.
+    /// Returns why the container is broken.
     pub fn broken(&self) -> Option<&str> {
         match self {
             Self::Broken { reason, .. } => Some(reason),
@@ -108,7 +109,7 @@ impl<K: Clone> State<K> {
         }
     }
 
-    /// Whether its record says that it is whole.
+    /// Whether the record says that the create was complete.
     fn is_created(&self) -> bool {
         match self {
             Self::Creating { .. } | Self::Gone => false,
@@ -118,7 +119,7 @@ impl<K: Clone> State<K> {
         }
     }
 
-    /// The state after an event.
+    /// Returns the state after an event.
     ///
     /// # Errors
     /// The event is refused; the state stays as it is.
@@ -140,7 +141,7 @@ impl<K: Clone> State<K> {
             }
             (Active { .. }, E::Use) => same(),
             (Broken { created: true, reason, .. }, E::Use) => Err(Refusal::Broken(reason.clone())),
-            // The keeper itself refuses what comes too late.
+            // The keeper refuses requests that come too late.
             (Ending { was }, E::Use) => was.after(E::Use).map(|_| self.clone()),
             (_, E::Use) | (Creating { .. } | Recorded { .. }, E::Destroy) => Err(Refusal::Unknown),
             // A record that is being removed must not come back.
@@ -158,13 +159,13 @@ impl<K: Clone> State<K> {
             (Active { keeper, .. }, E::Stopped) => Ok(Active { keeper: keeper.clone(), stopped: true }),
             (Active { keeper, .. }, E::Resumed) => Ok(Active { keeper: keeper.clone(), stopped: false }),
             (Broken { .. } | Ending { .. } | Gone, E::Stopped | E::Resumed) => same(),
-            // … and is lost once: the first reason counts, and whoever tears it down ends its keeper.
+            // … and is lost once: the first reason counts, and the teardown ends its keeper.
             (Creating { .. } | Recorded { .. } | Active { .. }, E::Lost { keeper, reason }) => {
                 broken(&keeper.or_else(|| self.keeper().cloned()), self.is_created(), reason)
             }
             (Broken { .. } | Ending { .. } | Gone, E::Lost { .. }) => same(),
 
-            // To its end.
+            // The teardown.
             (Active { .. } | Broken { .. }, E::Destroy | E::Undo) | (Creating { .. }, E::Undo) => ending(),
             (Ending { .. } | Gone, E::Destroy | E::Undo) => Err(Refusal::Ending),
             (Ending { was }, E::TeardownFailed(reason)) => {
@@ -172,7 +173,7 @@ impl<K: Clone> State<K> {
             }
             (Ending { .. }, E::Ended) => Ok(Gone),
 
-            // The engine has lost count.
+            // Events that cannot happen in these states.
             _ => Err(Refusal::Impossible),
         }
     }

@@ -25,20 +25,20 @@ use wardian_runtime::wire::ENDED_KEPT;
 type State = lifecycle::State<Keeper>;
 type Event = lifecycle::Event<Keeper>;
 
-/// A container as the engine holds it.
+/// A container in the engine.
 #[derive(Debug)]
 pub struct Container {
-    /// Unique.
+    /// The container's unique id.
     pub id: String,
-    /// What clients call it.
+    /// The container's name for clients.
     pub handle: String,
-    /// Where its numbers are.
+    /// The cgroup files with the container's statistics.
     files: OnceLock<Files>,
     /// Reserves the container's ids of the host until it is dropped.
     lease: OnceLock<Lease>,
-    /// When it goes by itself.
+    /// The grace-time clock.
     clock: Mutex<Clock>,
-    /// Held while the record is written: readers of it do not wait for that.
+    /// Held while the record is written; readers of the record do not wait for that.
     saving: Mutex<()>,
     inner: Mutex<Inner>,
 }
@@ -52,19 +52,19 @@ struct Inner {
     /// The keeper's pid. One of its threads may be in the container's cgroups.
     keeper_pid: Option<i32>,
     processes: BTreeMap<Arc<str>, Known>,
-    /// Ids of those that have ended, oldest first.
+    /// Ids of the ended processes, oldest first.
     ended: VecDeque<Arc<str>>,
-    /// Those of them that are more than a status yet.
+    /// Ids of the ended processes that are not reduced to their status yet.
     whole: VecDeque<Arc<str>>,
-    /// Those of them that may still print, the first to end first.
+    /// Ended processes whose output may still be open, in the order of their ends.
     open: VecDeque<Process>,
     /// The living peas by process id.
     peas: BTreeMap<String, Pea>,
-    /// Processes whose start was told to listeners, and whose end was not.
+    /// Ids of processes whose start listeners were told of, and whose end they were not.
     untold: BTreeSet<String>,
 }
 
-/// What is known of a process.
+/// A process, or what is left of it.
 #[derive(Debug)]
 enum Known {
     Whole(Process),
@@ -80,7 +80,7 @@ impl Known {
     }
 }
 
-/// Of those that have ended so many are looked at whenever one ends, whether their status is all that is left.
+/// How many ended processes are checked, whenever one ends, for whether they can be reduced to their status.
 const LOOKED_AT: usize = 4;
 
 impl Inner {
@@ -92,12 +92,13 @@ impl Inner {
         for process in self.all_whole() {
             process.ended(137);
             process.cut();
-            // Whoever ends the container cleans up after its peas.
+            // Peas are cleaned up with their container.
             process.cleaned();
         }
     }
 
-    /// What has ended is kept as its status, as soon as nobody could get more: there may be a thousand in each container.
+    /// Reduces ended processes to their status once nobody could get more of them: a container may have a
+    /// thousand.
     fn shrink(&mut self) {
         for _ in 0..LOOKED_AT.min(self.whole.len()) {
             let Some(id) = self.whole.pop_front() else { return };
@@ -109,20 +110,20 @@ impl Inner {
         }
     }
 
-    /// Only the newest of those that have ended are remembered.
+    /// Forgets all but the newest ended processes.
     fn forget(&mut self) {
         while self.ended.len() > ENDED_KEPT
             && let Some(oldest) = self.ended.pop_front()
         {
             if let Some(Known::Whole(process)) = self.processes.remove(&oldest) {
-                // Nothing would end it any more.
+                // Otherwise nothing would ever end its output.
                 process.cut();
             }
         }
     }
 
-    /// Outputs that outlive their programs are bounded: above that the oldest are over with what is there, and first those
-    /// that nobody reads.
+    /// Bounds the outputs that outlive their programs: above the bound the oldest end with what is in their
+    /// pipes, and among them first those without a reader.
     fn cut_open(&mut self, handle: &str) {
         self.open.retain(Process::is_open);
         let [most, most_unread] = leftover::allowed();
@@ -151,7 +152,7 @@ impl Inner {
 }
 
 impl Container {
-    /// From its record.
+    /// Makes a container from its record.
     pub fn new(record: Record) -> Self {
         let (id, handle) = (record.id.clone(), record.handle.clone());
         let state = match record.phase {
@@ -185,12 +186,12 @@ impl Container {
         self.inner.lock()
     }
 
-    /// Its ids. Asked once.
+    /// Sets the lease of the container's host ids, once.
     pub fn has_ids(&self, lease: Lease) {
         drop(self.lease.set(lease));
     }
 
-    /// The error of a refused event.
+    /// Returns the error for a refused event.
     fn refused(&self, refusal: Refusal) -> Error {
         match refusal {
             Refusal::Unknown => Error::UnknownHandle(self.handle.clone()),
@@ -223,12 +224,12 @@ impl Container {
         self.lock().state.after(event).map(drop).map_err(|refusal| self.refused(refusal))
     }
 
-    /// Sets the pid of pid 1 as the host sees it.
+    /// Sets the pid that the container's pid 1 has on the host.
     pub fn launched(&self, init: i32) {
         self.lock().init = Some(init);
     }
 
-    /// Sets the pid of its keeper.
+    /// Sets the keeper's pid.
     pub fn kept_by(&self, pid: i32) {
         self.lock().keeper_pid = Some(pid);
     }
@@ -238,14 +239,14 @@ impl Container {
         self.lock().keeper_pid
     }
 
-    /// Processes in its cgroups that no stop may reach: pid 1 and the keeper.
+    /// Returns the processes in the container's cgroups that a stop must not signal: pid 1 and the keeper.
     pub fn untouchable(&self) -> Vec<i32> {
         let inner = self.lock();
         inner.init.into_iter().chain(inner.keeper_pid).collect()
     }
 
     /// Marks the container broken, and its processes as ended. Returns whether it was neither broken nor ending before.
-    /// `keeper`: one that has answered although pid 1 has ended.
+    /// `keeper` is a keeper that has answered although pid 1 has ended.
     pub fn lost(&self, keeper: Option<Keeper>, reason: &str) -> bool {
         let mut inner = self.lock();
         let before = std::mem::discriminant(&inner.state);
@@ -258,13 +259,13 @@ impl Container {
         news
     }
 
-    /// Marks all processes as ended: whoever ends the container has killed them.
+    /// Marks all processes as ended, after the teardown has killed them.
     pub fn end_processes(&self) {
         self.lock().end_processes();
     }
 
-    /// Tell listeners that a process has started; and that it has ended, if somebody has heard of that already. One that an
-    /// earlier server has started is `known`.
+    /// Tells listeners that a process has started, and that it has ended if its end was reported already. A
+    /// process that an earlier server has started is `known`.
     pub fn tell_start(&self, events: &Events, process: &Process, known: bool) {
         let mut inner = self.lock();
         let id = process.id().to_owned();
@@ -277,12 +278,12 @@ impl Container {
         self.tell_end_of(&mut inner, events, &id);
     }
 
-    /// Tell listeners that a process has ended; once.
+    /// Tells listeners, once, that a process has ended.
     pub fn tell_end(&self, events: &Events, id: &str) {
         self.tell_end_of(&mut self.lock(), events, id);
     }
 
-    /// The same for all that have ended with the container.
+    /// Tells listeners of the ends of all processes that have ended with the container.
     pub fn tell_ends(&self, events: &Events) {
         let mut inner = self.lock();
         let open: Vec<String> = inner.untold.iter().cloned().collect();
@@ -291,7 +292,7 @@ impl Container {
         }
     }
 
-    /// Ids of the processes whose start listeners were told, and whose end they were not.
+    /// Returns the ids of processes whose start listeners were told of, and whose end they were not.
     pub fn untold(&self) -> BTreeSet<String> {
         self.lock().untold.clone()
     }
@@ -309,7 +310,7 @@ impl Container {
         }
     }
 
-    /// Its record, whether it is stopped, and why it is broken, for a client.
+    /// Returns, for a client, the record, whether the container is stopped, and why it is broken.
     ///
     /// # Errors
     /// For clients there is no such container.
@@ -319,7 +320,7 @@ impl Container {
         Ok((inner.record.clone(), inner.state.is_stopped(), inner.state.broken().map(str::to_owned)))
     }
 
-    /// Its keeper, to ask something of a living container.
+    /// Returns the keeper of a living container.
     ///
     /// # Errors
     /// The container does not live.
@@ -329,27 +330,28 @@ impl Container {
         state.keeper().cloned().ok_or_else(|| self.refused(Refusal::Impossible))
     }
 
-    /// Its keeper, whatever its state.
+    /// Returns the keeper in any state, if there is one.
     pub fn any_keeper(&self) -> Option<Keeper> {
         self.lock().state.keeper().cloned()
     }
 
-    /// Whether a stop was the last that was asked of it.
+    /// Whether the container is stopped: see [`lifecycle::State::is_stopped`].
     pub fn is_stopped(&self) -> bool {
         self.lock().state.is_stopped()
     }
 
-    /// Pid 1 as the host sees it.
+    /// Returns the pid that the container's pid 1 has on the host.
     pub fn init(&self) -> Option<i32> {
         self.lock().init
     }
 
-    /// Its record, as it is now.
+    /// Returns the present record.
     pub fn record(&self) -> Arc<Record> {
         self.lock().record.clone()
     }
 
-    /// Change the record: `save` it first, while nobody else can, then show it.
+    /// Changes the record: the changed copy is saved first, under the lock `saving`, and then takes the
+    /// record's place.
     pub fn update(
         &self,
         change: impl FnOnce(&mut Record),
@@ -362,7 +364,8 @@ impl Container {
         self.try_update(Event::Change, change, save)
     }
 
-    /// The same with a change that may be refused, and with the event that the new record makes true.
+    /// Changes the record as [`Self::update`] does, with a change that may be refused, and makes the event of
+    /// the change happen.
     pub fn try_update(
         &self,
         event: Event,
@@ -380,8 +383,8 @@ impl Container {
         Ok(())
     }
 
-    /// Begins a teardown (`event` is Destroy or Undo); only one at a time. A record that is being written is waited for: it
-    /// must not come back after it was removed.
+    /// Begins a teardown (`event` is Destroy or Undo); only one at a time. Waits for a write of the record
+    /// that is under way: it must not bring the record back after the removal.
     ///
     /// # Errors
     /// [`lifecycle::State::after`] refuses it.
@@ -390,18 +393,18 @@ impl Container {
         self.happens(event)
     }
 
-    /// Makes it broken: its teardown has failed, and can be tried again.
+    /// Makes the container broken after a failed teardown, which can be tried again.
     pub fn teardown_failed(&self, error: &Error) {
-        // Refused where no teardown was under way.
+        // Refused if no teardown was under way.
         drop(self.happens(Event::TeardownFailed(error.to_string())));
     }
 
-    /// When it goes by itself. Taken before the container's other locks.
+    /// Locks the grace-time clock. This lock is taken before the container's other locks.
     pub fn clock(&self) -> MutexGuard<'_, Clock> {
         self.clock.lock()
     }
 
-    /// Reserve a process id.
+    /// Adds a process, which reserves its id.
     pub fn add_process(&self, process: &Process) -> Result<()> {
         let mut inner = self.lock();
         if inner.processes.contains_key(process.id()) {
@@ -411,7 +414,7 @@ impl Container {
         Ok(())
     }
 
-    /// A process has ended. Of those only the newest are remembered.
+    /// Records the end of a process. Only the newest ended processes are remembered.
     pub fn process_ended(&self, id: &str, status: i32) -> Option<Process> {
         let mut inner = self.lock();
         let (id, known) = inner.processes.get_key_value(id)?;
@@ -426,24 +429,25 @@ impl Container {
         Some(process)
     }
 
-    /// Everything in it was killed: what ended processes have started prints nothing more.
+    /// Ends the outputs of all ended processes: their descendants have been killed too.
     pub fn cut_outputs(&self) {
         self.lock().all_whole().filter(|process| process.status().is_some()).for_each(Process::cut);
     }
 
-    /// After a start of the server: what its processes print must not wait for somebody who asks for it.
+    /// Reads the output of all running processes after a start of the server: they must not block on a full
+    /// pipe until a client asks for it.
     pub fn read_ahead(&self) {
         self.lock().all_whole().filter(|process| process.status().is_none()).for_each(Process::read_ahead);
     }
 
-    /// It never started.
+    /// Removes a process that was not started.
     pub fn remove_process(&self, id: &str) {
         let mut inner = self.lock();
         inner.processes.remove(id);
         inner.open.retain(|process| process.id() != id);
     }
 
-    /// A process by id.
+    /// Finds a process by its id.
     pub fn process(&self, id: &str) -> Result<Process> {
         let inner = self.lock();
         let process = match inner.processes.get(id) {
@@ -456,27 +460,27 @@ impl Container {
         process.ok_or_else(|| Error::UnknownProcess(id.to_owned()))
     }
 
-    /// A pea lives.
+    /// Adds a living pea.
     pub fn add_pea(&self, process: &str, pea: Pea) {
         self.lock().peas.insert(process.to_owned(), pea);
     }
 
-    /// It does not any more: whoever gets it cleans up.
+    /// Removes a pea whose process has ended. The caller that gets the pea cleans up after it.
     pub fn take_pea(&self, process: &str) -> Option<Pea> {
         self.lock().peas.remove(process)
     }
 
-    /// The living peas by process id.
+    /// Returns the living peas by process id.
     pub fn peas(&self) -> Vec<(String, Pea)> {
         self.lock().peas.iter().map(|(id, pea)| (id.clone(), pea.clone())).collect()
     }
 
-    /// Where its numbers are.
+    /// Returns the cgroup files with the container's statistics.
     pub fn files(&self, shared: &Shared) -> &Files {
         self.files.get_or_init(|| Files::new(&shared.cgroups, &self.id, true))
     }
 
-    /// Whether the kernel has killed something in it, or in a pea of it, for want of memory.
+    /// Whether the OOM killer has killed a process of the container or of one of its peas.
     pub fn is_out_of_memory(&self, shared: &Shared) -> bool {
         self.record().out_of_memory
             || self.files(shared).oom_kills() > 0

@@ -1,11 +1,11 @@
-//! What is known of a container on tmpfs: the directory is the truth, readable with `cat`.
+//! The record of a container on tmpfs. The directory is authoritative, and readable with `cat`:
 //!
 //! ```text
 //! <run>/containers/<id>/
 //! ├── state.json            the record; its removal is the moment a container is gone
 //! ├── config.json           the OCI bundle
-//! ├── keeper.sock           where its keeper listens
-//! ├── hosts, resolv.conf    what the container's own files of these names began with
+//! ├── keeper.sock           the listening socket of its keeper
+//! ├── hosts, resolv.conf    the initial contents of the container's own files of these names
 //! └── peas/<root fs id>     holds the process id of a living pea; its bundle as <root fs id>.json
 //! ```
 
@@ -25,13 +25,13 @@ use wardian_sys::directory::Directory;
 pub struct Record {
     /// Version of this format.
     pub version: u32,
-    /// Unique; names every kernel object, cgroup and directory.
+    /// The container's unique id, which names its kernel objects, cgroups and directories.
     pub id: String,
-    /// What clients call it.
+    /// The container's name for clients.
     pub handle: String,
     /// `creating` or `created`.
     pub phase: Phase,
-    /// A record of another boot describes nothing.
+    /// The boot that the record is of: after a reboot it describes nothing.
     pub boot_id: String,
     /// Container root is host root.
     pub privileged: bool,
@@ -39,24 +39,25 @@ pub struct Record {
     pub env: Vec<String>,
     /// Garden's properties.
     pub properties: BTreeMap<String, String>,
-    /// Stop was called.
+    /// A stop has ended the processes, and nothing was started since.
     pub stopped: bool,
-    /// How it was made, once it is; records of earlier servers have none.
+    /// The create operation, once it is done; `None` in records of earlier servers.
     #[serde(default)]
     pub made: Option<Operation>,
-    /// When it was made: nanoseconds since boot. 0 in records of earlier servers.
+    /// When the container was made, in nanoseconds since boot. 0 in records of earlier servers.
     #[serde(default)]
     pub made_ns: u64,
-    /// Its limits.
+    /// The container's limits.
     #[serde(default)]
     pub limits: Limits,
-    /// Something in a pea that is gone was killed for want of memory.
+    /// The OOM killer has killed a process of a pea that is gone by now.
     #[serde(default)]
     pub out_of_memory: bool,
-    /// Who owns its user namespace. 0 in records of earlier servers, and where there is none.
+    /// The owner of the container's user namespace. 0 in records of earlier servers, and for a container
+    /// without one.
     #[serde(default)]
     pub owner: u32,
-    /// The host ids of its users, if they are its own.
+    /// The host ids of the container's users; `None`: the common mapping.
     #[serde(default)]
     pub range: Option<IdRange>,
 }
@@ -68,13 +69,13 @@ impl Record {
     }
 }
 
-/// How far a container has got.
+/// The phase of a container's create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Half made: the next server undoes it.
+    /// The create is not complete: the next server undoes it.
     Creating,
-    /// Whole.
+    /// The create is complete.
     Created,
 }
 
@@ -83,9 +84,9 @@ const STATE: &str = "state.json";
 /// The OCI bundle.
 pub const CONFIG: &str = "config.json";
 
-/// Those of peas, beside their bundles.
+/// The directory with the records of peas, beside their bundles.
 const PEAS: &str = "peas";
-/// Bytes of the largest record: requests are bounded, and so is what comes of them.
+/// The most bytes of a record: requests are bounded, and so are the records that come of them.
 const MOST: u64 = 64 << 20;
 
 /// `<run>/containers`.
@@ -96,7 +97,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Make the directory.
+    /// Opens the directory, and creates it if needed.
     pub fn open(run: &Path) -> io::Result<Self> {
         let path = run.join("containers");
         let this = Self { dir: Arc::new(wardian_store::run::private(&path)?), path };
@@ -104,8 +105,9 @@ impl Records {
         Ok(this)
     }
 
-    /// Environments and properties hold secrets: nobody but root reads them. Files of servers that left that to the umask
-    /// are corrected. What is not root's is nobody's container.
+    /// Makes records and bundles readable by root alone: environments and properties hold secrets. Files of
+    /// earlier servers, which left the mode to the umask, are corrected. Directories of other users are
+    /// skipped: they belong to no container.
     fn close_to_others(&self) -> io::Result<()> {
         for name in self.dir.names()? {
             let Ok(container) = self.dir.existing(&name) else { continue };
@@ -117,22 +119,22 @@ impl Records {
         Ok(())
     }
 
-    /// Its directory, open.
+    /// Opens a container's directory.
     pub fn container(&self, id: &str) -> io::Result<Directory> {
         Ok(self.dir.child(id)?)
     }
 
-    /// A container's directory.
+    /// Returns the path of a container's directory.
     pub fn path(&self, id: &str) -> PathBuf {
         self.path.join(id)
     }
 
-    /// Write a record whole: another file, then a rename.
+    /// Writes a record atomically, by a rename.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         Ok(self.container(&record.id)?.write(STATE, &serde_json::to_vec_pretty(record)?)?)
     }
 
-    /// The commit point of a destroy.
+    /// Removes a record: the commit point of a destroy.
     pub fn forget(&self, id: &str) -> io::Result<()> {
         match self.container(id).and_then(|dir| Ok(dir.remove(STATE)?)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -140,16 +142,17 @@ impl Records {
         }
     }
 
-    /// Remove what is left of a directory without a record.
+    /// Removes what is left of a directory without a record.
     pub fn clear(&self, id: &str) {
         drop(self.dir.remove(id));
     }
 
-    /// Ids of all directories, with their records where readable and of this boot.
+    /// Returns the ids of all directories, with those records that are readable and of this boot.
     pub fn all(&self, boot_id: &str) -> Vec<(String, Option<Record>)> {
         let mut all = Vec::new();
         for name in self.dir.names().unwrap_or_default() {
-            // Of another name it is none of ours: a cgroup called so could be one that all containers need.
+            // A directory that is not named by an id is removed: a cgroup of that name could be one that all
+            // containers need.
             if !is_id(&name) {
                 drop(self.dir.remove(&name));
                 continue;
@@ -162,7 +165,8 @@ impl Records {
         all
     }
 
-    /// A record of this boot that a later server has written, and its version: we do not know what it means.
+    /// Finds a record of this boot that a later version has written, which this server does not understand.
+    /// Returns its path and version.
     pub fn later(&self, boot_id: &str) -> Option<(PathBuf, u64)> {
         self.dir.names().unwrap_or_default().iter().find_map(|name| {
             let record: serde_json::Value = serde_json::from_slice(&self.state(name)?).ok()?;
@@ -175,26 +179,26 @@ impl Records {
         self.dir.child(name).ok()?.read(STATE, MOST).ok()
     }
 
-    /// A pea's root file system lives from here on; `process` is its id for clients.
+    /// Records a pea, before its root file system is made; `process` is the id of its process for clients.
     pub fn pea_begins(&self, id: &str, rootfs: &str, process: &str) -> io::Result<()> {
         Ok(self.container(id)?.private(PEAS)?.write(rootfs, process.as_bytes())?)
     }
 
-    /// It is trash from here on.
+    /// Removes the record of a pea: its root file system is trash from here on.
     pub fn pea_ends(&self, id: &str, rootfs: &str) {
         let Ok(peas) = self.container(id).and_then(|dir| Ok(dir.child(PEAS)?)) else { return };
         drop(peas.remove(format!("{rootfs}.json")));
         drop(peas.remove(rootfs));
     }
 
-    /// Root file systems of peas.
+    /// Returns the ids of the root file systems of a container's peas.
     pub fn peas(&self, id: &str) -> Vec<String> {
         let peas = self.container(id).and_then(|dir| Ok(dir.child(PEAS)?.names()?)).unwrap_or_default();
         let names = peas.iter().map(|name| name.to_string_lossy().into_owned());
         names.filter(|name| !name.contains('.')).collect()
     }
 
-    /// The id for clients of the process of a pea.
+    /// Returns the id, for clients, of a pea's process.
     pub fn process_of_pea(&self, id: &str, rootfs: &str) -> Option<String> {
         let peas = self.container(id).ok()?.child(PEAS).ok()?;
         String::from_utf8(peas.read(rootfs, MOST).ok()?).ok()
@@ -206,10 +210,10 @@ fn is_id(name: &OsString) -> bool {
     name.len() == 32 && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
 }
 
-/// Of the format. Since version 2 cgroups have names that an earlier server does not look for.
+/// The version of the record format. Since version 2 cgroups have names that earlier servers do not look for.
 pub const VERSION: u32 = 2;
 
-/// This boot of the kernel (`random(4)`).
+/// Returns the id of this boot (`random(4)`).
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }

@@ -1,4 +1,4 @@
-//! How much memory all queues of output take together.
+//! The ledger of the memory that all output queues take together.
 //!
 //! A ledger divides its budget as switches divide the memory of their ports ("dynamic queue length thresholds", Choudhury
 //! and Hahne, 1998): a queue may hold as much as is still free. The more queues there are the shorter each becomes, the
@@ -11,35 +11,36 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes that wait for the readers of one process: one alone may have a whole queue of 125 MiB.
+/// The budget for the readers of one process: one reader alone may have a whole queue of 125 MiB.
 pub const PROCESS: Budget = Budget { bytes: 256 << 20, part: 1 };
-/// Bytes that wait for all readers of all processes. When one process has filled its own budget of 256 MiB, 128 MiB remain
-/// free; a queue of another one may use half of that.
+/// The budget for all readers of all processes. When one process has filled its own budget of 256 MiB, 128
+/// MiB remain free; a queue of another process may use half of that.
 pub const SERVER: Budget = Budget { bytes: 384 << 20, part: 2 };
-/// A queue from which nothing was taken for so long is abandoned.
+/// A queue from which nothing was taken for this long is abandoned.
 const UNREAD: Duration = Duration::from_secs(1);
-/// After no such queue was found it is looked for again so much later: there may be thousands.
+/// How long no abandoned queue is searched for after a search has found none: there may be thousands of
+/// queues.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The dropped queues among so few are not worth a look.
+/// Dropped queues are not searched for in a list that is shorter than this.
 const MANY: usize = 16;
 
-/// A number of bytes, and which part (1: all, 2: half) of what is free of them one queue may hold.
+/// A number of bytes, and the divisor (1: all, 2: half) of the free bytes that one queue may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     bytes: usize,
     part: usize,
 }
 
-/// What a ledger counts.
+/// A queue that a ledger counts.
 pub trait Entry {
-    /// When something was taken from it last; `None`: it holds nothing.
+    /// Returns when something was last taken from the queue; `None` if the queue is empty.
     fn unread_since(&self) -> Option<Instant>;
-    /// Lose everything it holds; how many bytes that was.
+    /// Discards everything that the queue holds. Returns the number of bytes.
     fn empty(&self) -> u64;
 }
 
-/// Queues, and of how many the dropped ones are forgotten.
+/// The queues, and the length of the list from which on dropped queues are removed from it.
 #[derive(Debug)]
 struct Queues<Q>(Vec<Weak<Q>>, usize);
 
@@ -49,14 +50,15 @@ pub struct Ledger<Q> {
     budget: Budget,
     held: AtomicUsize,
     queues: Mutex<Queues<Q>>,
-    /// Not to be looked through before.
+    /// When abandoned queues may be searched for again.
     look: Mutex<Option<Instant>>,
 }
 
 impl<Q: Entry> Ledger<Q> {
-    /// Nobody holds anything.
+    /// Creates a ledger in which no bytes are held.
     ///
-    /// A server with little memory has less for it: an eighth where the budget is the whole server's.
+    /// On a host with little memory the budget is smaller: an eighth of the memory for the whole server's
+    /// budget.
     pub fn new(mut budget: Budget) -> Self {
         let of = 8 * SERVER.bytes / budget.bytes;
         budget.bytes = wardian_sys::memory::budget(budget.bytes, of);
@@ -68,46 +70,47 @@ impl<Q: Entry> Ledger<Q> {
         }
     }
 
-    /// A queue begins. It is forgotten when it is dropped.
+    /// Registers a queue, until it is dropped.
     pub fn enter(&self, queue: &Arc<Q>) {
         let mut queues = self.queues.lock();
         let Queues(all, bound) = &mut *queues;
         if all.len() >= *bound {
-            // Each of them holds memory. It doubles if they all live.
+            // Each dropped queue in the list holds memory. The bound is twice the number of queues that live.
             all.retain(|queue| queue.strong_count() > 0);
             *bound = (2 * all.len()).max(MANY);
         }
         all.push(Arc::downgrade(queue));
     }
 
-    /// So many bytes more are held.
+    /// Charges `bytes` to the budget.
     pub fn hold(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// So many bytes are not held any more.
+    /// Gives `bytes` back to the budget.
     pub fn release(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that are held.
+    /// Returns the bytes that are held.
     #[cfg(test)]
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Bytes that one queue may hold at present.
+    /// Returns how many bytes one queue may hold at present.
     pub fn share(&self) -> usize {
         self.budget.bytes.saturating_sub(self.held.load(Ordering::Relaxed)) / self.budget.part
     }
 
-    /// The same for one that may use only the first half of the budget.
+    /// Returns how many bytes a queue that may use only the first half of the budget may hold at present.
     pub fn half_share(&self) -> usize {
         let half = self.budget.bytes / 2;
         half.saturating_sub(self.held.load(Ordering::Relaxed)) / self.budget.part
     }
 
-    /// Empty the queue that nobody has read for the longest time. `false`: all are being read.
+    /// Empties the queue that nobody has read for the longest time. Returns false if all queues are being
+    /// read.
     pub fn relieve(&self) -> bool {
         let now = Instant::now();
         {

@@ -1,29 +1,30 @@
-//! Output of programs that have ended, which something that they have left behind keeps open.
+//! Pipes of exited programs that another process still holds open.
 //!
-//! Each takes two descriptors here and two in the keeper, and no limit of the container counts them: one process can hold the
-//! pipes of thousands of programs (`SCM_RIGHTS`, unix(7)). So a container has a share of those that are left for the server,
-//! as queues have of its memory in [`crate::process::ledger`]; above that its oldest are read to what they hold and closed.
+//! Each such program takes two descriptors in the server and two in its keeper, and no limit of the container
+//! counts them: one process can hold the pipes of thousands of programs (`SCM_RIGHTS`, unix(7)). So each
+//! container gets a share of the free descriptors of the server, as queues get one of its memory in
+//! [`crate::process::ledger`]; beyond that share the oldest pipes are drained and closed.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Of one container at most, in programs; …
+/// The most such programs of one container; …
 const MOST: usize = 256;
-/// … of which so many may have no client that reads them, …
+/// … the most of them whose output no client reads; …
 const UNREAD: usize = 32;
-/// … and at least, however many others have.
+/// … and the number that every container may have, however many others have.
 const LEAST: usize = 4;
-/// Of all descriptors of the server one in so many is for them, with two for each program.
+/// One in this many of the server's descriptors is for them, with two for each program.
 const PART: u64 = 8;
 
 static ALL: AtomicUsize = AtomicUsize::new(0);
 
-/// One of them, while it is open.
+/// Counts one exited program whose output is still open, until dropped.
 #[derive(Debug)]
 pub struct Leftover(());
 
 impl Leftover {
-    /// A program has ended, and its output has not.
+    /// Counts a program that has exited and whose output is still open.
     pub fn begin() -> Self {
         ALL.fetch_add(1, Ordering::Relaxed);
         Self(())
@@ -36,7 +37,7 @@ impl Drop for Leftover {
     }
 }
 
-/// How many a container may have at present, and how many of them without a client.
+/// Returns how many a container may have at present, and how many of them without a client.
 pub fn allowed() -> [usize; 2] {
     static FOR_ALL: LazyLock<usize> = LazyLock::new(|| {
         let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;

@@ -21,7 +21,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use wardian_runtime::wire::{self, Stdio};
 
-/// Output that is open for longer after the end of its program is said to outlive it.
+/// Output that stays open for longer than this after the end of its program is said to outlive it.
 const OUTLIVED: Duration = Duration::from_millis(100);
 
 /// A handle on a process; clones name the same process.
@@ -34,27 +34,27 @@ pub struct Process {
 struct Shared {
     id: String,
     keeper: Keeper,
-    /// It runs, or has run.
+    /// The program runs, or has run.
     started: AtomicBool,
     terminal: AtomicBool,
     stdin: Mutex<Option<Arc<pipe::Sender>>>,
-    /// Held by whoever writes to it: payloads do not mix. Whoever closes it waits for nobody, for the process decides how
-    /// long a writer waits.
+    /// Held while a payload is written, so that payloads do not mix. Closing stdin does not take this lock:
+    /// the process decides how long a writer waits.
     turn: tokio::sync::Mutex<()>,
-    /// Callers that may still write to it.
+    /// Callers that hold stdin open.
     inputs: Mutex<usize>,
     outputs: Mutex<Outputs>,
-    /// Set when the process has ended, by whoever hears of it.
+    /// The exit status, once the end of the process was reported.
     ended: watch::Sender<Option<i32>>,
-    /// Its root file system is let go (a pea's; at once for others).
+    /// The root file system is released: that of a pea; always true for other processes.
     cleaned: watch::Sender<bool>,
-    /// Streams that may still bring something.
+    /// Streams whose pump still runs.
     pumping: watch::Sender<usize>,
-    /// What may still come is not waited for.
+    /// The pumps end as soon as the pipes are empty.
     cut: watch::Sender<bool>,
 }
 
-/// What is remembered of one that has ended.
+/// What is kept of an ended process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Over {
     pub status: i32,
@@ -81,7 +81,7 @@ impl Process {
         }
     }
 
-    /// One that has ended, and of which nothing is left but its status.
+    /// Makes an ended process of which nothing but the status is left.
     pub(crate) fn over(id: String, keeper: Keeper, Over { status, terminal }: Over) -> Self {
         let process = Self::new(id, keeper);
         process.shared.terminal.store(terminal, Ordering::Relaxed);
@@ -90,7 +90,7 @@ impl Process {
         process
     }
 
-    /// What is left to be known of it, if that is all that anybody could still ask for.
+    /// Returns what is to be kept of the process if nobody could ask for anything else any more.
     pub(crate) fn is_over(&self) -> Option<Over> {
         let status = self.status()?;
         let is_over = self.is_started()
@@ -100,7 +100,7 @@ impl Process {
         is_over.then(|| Over { status, terminal: self.shared.terminal.load(Ordering::Relaxed) })
     }
 
-    /// Takes over its stdio.
+    /// Takes over the process's stdio.
     pub(crate) async fn connect(&self, stdio: Stdio<OwnedFd>) -> Result<()> {
         let failed = Error::system("standard input");
         let tty = matches!(stdio, Stdio::Terminal(_));
@@ -121,7 +121,7 @@ impl Process {
         }
         let mut outputs = self.shared.outputs.lock();
         outputs.pipes = pipes;
-        // Its end may have been heard of before its start.
+        // The end of the process may have been reported before its start.
         self.count(&mut outputs);
         drop(outputs);
         self.shared.terminal.store(tty, Ordering::Relaxed);
@@ -129,29 +129,30 @@ impl Process {
         Ok(())
     }
 
-    /// Has it started? Before that there is nothing to attach to.
+    /// Whether the process has started. Before that nothing can attach to it.
     pub(crate) fn is_started(&self) -> bool {
         self.shared.started.load(Ordering::Acquire)
     }
 
-    /// Nobody may ever ask for its output, and it must not wait for that: read it, and keep the beginning.
+    /// Starts the pumps and keeps the beginning of the output: perhaps nobody will ever subscribe, and the
+    /// process must not block on a full pipe meanwhile.
     pub(crate) fn read_ahead(&self) {
         let mut outputs = self.shared.outputs.lock();
         outputs.keep_backlog();
         self.start_pumps(&mut outputs);
     }
 
-    /// It has to be cleaned up after before its end is told.
+    /// Makes [`Process::wait`] wait for [`Process::cleaned`].
     pub(crate) fn needs_cleaning(&self) {
         self.shared.cleaned.send_replace(false);
     }
 
-    /// Its clean-up is over.
+    /// Reports that the process has been cleaned up after.
     pub(crate) fn cleaned(&self) {
         self.shared.cleaned.send_replace(true);
     }
 
-    /// It ended; the first word counts.
+    /// Reports the end of the process. The first report counts.
     pub(crate) fn ended(&self, status: i32) {
         self.shared.ended.send_if_modified(|ended| {
             let first = ended.is_none();
@@ -161,7 +162,8 @@ impl Process {
         self.count(&mut self.shared.outputs.lock());
     }
 
-    /// Registers the output as left over if the program has exited and its stdio is still open: there is a bound for all.
+    /// Counts the output as left over if the program has exited and its stdio is still open: see
+    /// [`leftover`].
     fn count(&self, outputs: &mut Outputs) {
         let is_open = !outputs.pipes.is_empty() || *self.shared.pumping.borrow() > 0;
         if is_open && self.status().is_some() {
@@ -169,18 +171,19 @@ impl Process {
         }
     }
 
-    /// May something still be printed, or be about to start?
+    /// Whether there may still be output, or the process is about to start.
     pub(crate) fn is_open(&self) -> bool {
         let outputs = self.shared.outputs.lock();
         !self.is_started() || !outputs.pipes.is_empty() || *self.shared.pumping.borrow() > 0
     }
 
-    /// Does a client receive what it prints?
+    /// Whether a client receives the output.
     pub(crate) fn has_readers(&self) -> bool {
         self.shared.outputs.lock().has_readers()
     }
 
-    /// What it has started has been killed, or is not to be waited for: its output is over with what is there.
+    /// Ends the output with what is in the pipes now: the process's descendants have been killed, or are not
+    /// waited for.
     pub(crate) fn cut(&self) {
         let mut outputs = self.shared.outputs.lock();
         outputs.cut();
@@ -192,18 +195,18 @@ impl Process {
         self.shared.cut.send_replace(true);
     }
 
-    /// Has it ended?
+    /// Returns the exit status, if the process has ended.
     pub(crate) fn status(&self) -> Option<i32> {
         *self.shared.ended.borrow()
     }
 
-    /// Its id, unique in its container.
+    /// Returns the process's id, which is unique in its container.
     pub fn id(&self) -> &str {
         &self.shared.id
     }
 
-    /// Receive what it prints from now on; the first subscriber also gets what was printed before. With `waits` the process
-    /// is held up while the subscriber does not take what it prints.
+    /// Subscribes to the output from now on; the first subscriber also gets what was printed before. With
+    /// `waits` the process is held up while the subscriber does not take its output.
     pub fn subscribe(&self, waits: Waits) -> Output {
         let mut outputs = self.shared.outputs.lock();
         let output = outputs.subscribe(waits);
@@ -221,7 +224,7 @@ impl Process {
         }
         self.shared.pumping.send_replace(pipes.len());
         if pipes.len() == 1 {
-            // A terminal has one stream for both.
+            // A terminal has one stream for stdout and stderr.
             outputs.end(1);
         }
         for (stream, pipe) in pipes.into_iter().enumerate() {
@@ -248,12 +251,13 @@ impl Process {
         };
         if last && shared.ended.subscribe().wait_for(Option::is_some).await.is_ok() {
             drop(shared.stdin.lock().take());
-            // The keeper may be gone by now, with all it kept.
+            // Fails if the keeper is gone by now, and with it all that it kept.
             drop(shared.keeper.release(&shared.id).await);
         }
     }
 
-    /// A hand on its standard input: of who started it, or of somebody who may only want to listen.
+    /// Returns a writer handle for stdin. That of the `starter` holds stdin open from now on, any other from
+    /// its first write on: its client may only want to listen.
     pub fn input(&self, starter: bool) -> Input {
         let mut input = Input { process: self.clone(), open: true, holds: false };
         if starter {
@@ -262,13 +266,13 @@ impl Process {
         input
     }
 
-    /// Change the size of its terminal.
+    /// Changes the size of the process's terminal.
     ///
     /// # Errors
-    /// It has none.
+    /// The process has no terminal.
     pub async fn resize(&self, window: Window) -> Result<()> {
-        // The first keepers, which have no terminals, end the connection at a question that they do not know; without it a
-        // container that lives is taken for broken.
+        // Keepers of the first version, which have no terminals, close the connection at an unknown request;
+        // the living container would then be marked broken.
         if !self.shared.terminal.load(Ordering::Relaxed) {
             return Err(Error::Invalid("it has no terminal".into()));
         }
@@ -276,8 +280,8 @@ impl Process {
         resized.map_err(Error::keeper("resize"))
     }
 
-    /// Its exit status (128 + signal when killed), after both streams have ended, as with guardian: what it has started may
-    /// still print.
+    /// Waits for the end of the process and of both its streams, as guardian does: the process's descendants
+    /// may still print. Returns the exit status, 128 + signal when killed.
     pub async fn wait(&self) -> Result<i32> {
         let gone = |_| Error::UnknownProcess(self.shared.id.clone());
         let status =
@@ -287,25 +291,26 @@ impl Process {
         status.ok_or_else(|| Error::UnknownProcess(self.shared.id.clone()))
     }
 
-    /// Waits for the end of the program, and gives its exit status if something that it has started still holds its output.
+    /// Waits for the end of the program. Returns its exit status if one of its descendants still holds the
+    /// output open.
     pub async fn outlived(&self) -> Option<i32> {
         let status = self.shared.ended.subscribe().wait_for(Option::is_some).await.ok().and_then(|s| *s)?;
-        // Most programs end with their output, which is read to its end in a moment.
+        // The output of most programs ends with them, and is read to its end within a moment.
         let mut pumping = self.shared.pumping.subscribe();
         let over = tokio::time::timeout(OUTLIVED, pumping.wait_for(|n| *n == 0)).await;
         over.is_err().then_some(status)
     }
 
-    /// Send a signal (number).
+    /// Sends a signal, given by its number.
     pub async fn signal(&self, signal: i32) -> Result<()> {
         let signalled = self.shared.keeper.signal(&self.shared.id, signal).await;
         signalled.map_err(Error::keeper("signal"))
     }
 }
 
-/// One caller's hand on a process's standard input. The process sees its end when everybody who held it has let it
-/// go: who started the process holds it, others from their first word on. A hand that is dropped (its server ends)
-/// closes nothing.
+/// One caller's writer handle for a process's stdin. The process sees end of file when every caller that held
+/// stdin open has left. The caller that started the process holds it from the start, others from their first
+/// write or close on. Dropping the handle, as at the end of the server, does not close stdin.
 #[derive(Debug)]
 pub struct Input {
     process: Process,
@@ -314,10 +319,10 @@ pub struct Input {
 }
 
 impl Input {
-    /// Write all of `data`; waits while the pipe is full.
+    /// Writes all of `data`; waits while the pipe is full.
     ///
     /// # Errors
-    /// It is closed, on our side or on the process's.
+    /// Stdin is closed, by the server or by the process.
     pub async fn write(&mut self, data: &[u8]) -> Result<()> {
         self.hold();
         let shared = &self.process.shared;
@@ -340,13 +345,15 @@ impl Input {
         }
     }
 
-    /// Nothing more comes from this caller.
+    /// Ends this caller's input.
     pub async fn close(&mut self) {
         self.hold();
         self.leave().await;
     }
 
-    /// The caller has gone without a word. A terminal has no end of input but what is typed: others may type later.
+    /// Ends the input of a caller that has disconnected. Closes stdin if no other caller holds it, but not
+    /// that of a terminal: there only a typed character ends the input (`VEOF`, termios(3)), and others may
+    /// type later.
     pub async fn leave(&mut self) {
         self.open = false;
         let shared = self.process.shared.clone();
@@ -364,7 +371,7 @@ impl Input {
         }
     }
 
-    /// Was it the last one?
+    /// Stops holding stdin open. Returns whether this was the last holder.
     fn let_go(&mut self) -> bool {
         let held = std::mem::replace(&mut self.holds, false);
         let mut inputs = self.process.shared.inputs.lock();

@@ -1,11 +1,12 @@
-//! Output of a process on its way to those who read it.
+//! Queues for a process's output: one for each reader and stream.
 //!
-//! Every reader has a queue of its own. One that has asked to be waited for loses nothing: while its queue is full the
-//! process is held up, as a pipe would do it, until the reader goes or the container ends. For others the process is held
-//! up as long as they keep taking; one that is slow, or has gone silently, soon loses what it does not take (counted), and
-//! neither the process nor the other readers wait for it.
+//! A reader that has asked to be waited for (a patient one) loses nothing: while its queue is full the
+//! process is held up, as by a full pipe, until the reader goes or the container ends. For other readers the
+//! process is held up as long as they keep taking; a reader that is slow, or has gone silently, soon loses
+//! what it does not take (lost bytes are counted), and neither the process nor the other readers wait for it.
 //!
-//! What waits in queues is bounded for each process and for the server as a whole: see [`crate::process::ledger`].
+//! The bytes in all queues are bounded for each process and for the whole server: see
+//! [`crate::process::ledger`].
 
 use crate::process::ledger::{self, Entry, Ledger};
 use crate::process::leftover::Leftover;
@@ -19,26 +20,28 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Bytes that wait for a reader at most: guardian queues 4000 pieces of up to 32 KiB before it drops one, and nobody shall
-/// lose sooner here.
+/// The most bytes in one reader's queue. Guardian queues 4000 pieces of up to 32 KiB before it drops one; no
+/// reader shall lose output sooner here.
 const LIMIT: usize = 4000 * (32 << 10);
-/// Of one that is waited for: more would only use memory.
+/// The most bytes in the queue of a patient reader: more would only use memory.
 const PATIENT: usize = 1 << 20;
-/// Of what nobody has asked for yet: as much as pipes hold.
+/// The most bytes that are kept for the first reader: as much as a pipe holds.
 const BACKLOG: usize = 64 << 10;
-/// A piece counts as this much at least: thousands of short lines take memory too.
+/// The least that a piece is charged: thousands of short lines take memory too.
 const PIECE: usize = 256;
-/// A process is held up for a reader for so long in all …
+/// How long in all a process is held up for a reader that is not patient. …
 const PATIENCE: Duration = Duration::from_secs(1);
-/// … each time anew after the reader has taken this much: slower than that is too slow.
+/// … The time starts anew whenever the reader has taken this many bytes: slower than that is too slow.
 const TAKEN: usize = 4 << 20;
-/// Read at once …
+/// The most bytes of one read …
 pub const CHUNK: usize = 128 << 10;
-/// … and this much when memory is so short that even a queue's first piece must be small: there may be a thousand of them.
+/// … and the fewest, when memory is so short that even a queue's first piece must be small: there may be a
+/// thousand queues.
 pub const SMALL: usize = 8 << 10;
-/// A queue whose share of the memory is smaller cannot keep up any more: others that nobody reads are emptied for it.
+/// A queue whose share of the memory is smaller than this cannot keep up: queues that nobody reads are
+/// emptied for it.
 const TIGHT: usize = 2 * CHUNK;
-/// A queue that has held so much is a flood.
+/// When a queue that held this many bytes is dropped, the heap is trimmed.
 const MUCH: u64 = 1 << 20;
 
 /// Standard output and error from the moment of subscription on.
@@ -51,18 +54,18 @@ pub struct Output {
 }
 
 impl Output {
-    /// Nothing new is taken; what waits can still be read.
+    /// Ends both streams: no new output is queued, and queued output can still be read.
     pub fn close(&self) {
         self.stdout.close();
         self.stderr.close();
     }
 
-    /// Whether nothing waits any more.
+    /// Whether both queues are empty.
     pub fn is_taken(&self) -> bool {
         self.stdout.is_empty() && self.stderr.is_empty()
     }
 
-    /// Bytes that were lost because nobody took them in time.
+    /// Returns the bytes that were lost because they were not taken in time.
     pub fn lost(&self) -> u64 {
         self.stdout.lost() + self.stderr.lost()
     }
@@ -71,13 +74,13 @@ impl Output {
 /// Whether the process is to be held up while a reader does not take its standard output, and its standard error.
 pub type Waits = [bool; 2];
 
-/// One of a reader's two queues. Two that read it share the pieces between them. What still waits when it is dropped is
-/// freed at once.
+/// One of a reader's two queues. Two callers of [`Stream::next`] share the pieces between them. Dropping the
+/// stream frees what is queued at once.
 #[derive(Debug)]
 pub struct Stream(Arc<Queue>);
 
 impl Stream {
-    /// The next piece; `None` at the end.
+    /// Returns the next piece; `None` at the end.
     pub async fn next(&self) -> Option<Bytes> {
         let queue = &self.0;
         loop {
@@ -93,23 +96,23 @@ impl Stream {
                     return Some(piece);
                 }
                 if state.ended {
-                    // Whoever else waits.
+                    // Wakes the next waiting caller: `notify_one` has woken this one alone.
                     queue.ready.notify_one();
                     return None;
                 }
-                // Whoever waits for the process is not slow, whatever was taken from it.
+                // A reader whose queue is empty is not slow, whatever it took before.
                 state.rest();
             }
             ready.await;
         }
     }
 
-    /// Nothing new is taken; what waits can still be read.
+    /// Ends the stream: no new output is queued, and queued output can still be read.
     pub fn close(&self) {
         self.0.end();
     }
 
-    /// Its reader has gone: what waits, and what comes, is lost.
+    /// Marks the reader as gone: queued and future output is lost.
     pub fn abandon(&self) {
         let mut state = self.0.lock();
         (state.patient, state.limit) = (false, 0);
@@ -118,7 +121,7 @@ impl Stream {
         self.0.room.notify_one();
     }
 
-    /// So many bytes that were taken have not arrived.
+    /// Counts bytes as lost that were taken from the queue and not sent.
     pub fn lose(&self, bytes: usize) {
         self.0.lock().lost += bytes as u64;
     }
@@ -141,14 +144,14 @@ impl Drop for Stream {
     }
 }
 
-/// What waits for one reader of one stream.
+/// The queue of one reader of one stream.
 #[derive(Debug)]
 pub struct Queue {
     state: Mutex<State>,
     ready: Notify,
-    /// Told of every piece that is taken. Whoever reads the process waits there for all its readers.
+    /// Notified of every piece that is taken. The pump waits on it for all readers of its stream.
     room: Arc<Notify>,
-    /// Of the process, and of the server.
+    /// The process's ledger and the server's.
     ledgers: [Arc<Ledger<Queue>>; 2],
 }
 
@@ -159,14 +162,15 @@ struct State {
     held: usize,
     limit: usize,
     ended: bool,
-    /// The process waits for it, however long that takes.
+    /// The process is held up for the reader however long that takes.
     patient: bool,
-    /// Nobody waits for it until its queue is empty.
+    /// The process is not held up for the reader until its queue is empty.
     slow: bool,
-    /// What is left of the patience with it, and what it has taken since that was full.
+    /// What is left of the time in which the process is held up, and the bytes taken since that time was last
+    /// reset.
     patience: Duration,
     taken: usize,
-    /// When something was taken last, or the first piece came.
+    /// When a piece was last taken, or queued into the empty queue.
     read: Instant,
     lost: u64,
 }
@@ -183,18 +187,18 @@ impl State {
         }
     }
 
-    /// Its reader waits for us.
+    /// The reader has emptied the queue: it is not slow, and has its whole patience again.
     fn rest(&mut self) {
         (self.taken, self.patience, self.slow) = (0, PATIENCE, false);
     }
 }
 
-/// What has become of a piece.
+/// The result of [`Queue::push`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pushed {
     Taken,
     Lost,
-    /// The piece was not queued: wait until the reader has taken something, then try again.
+    /// The piece was not queued: the caller waits until the reader has taken something, and tries again.
     Full,
 }
 
@@ -217,18 +221,20 @@ impl Queue {
         self.ledgers.iter().for_each(|ledger| ledger.release(cost));
     }
 
-    /// Its share of the memory, in bytes.
+    /// Returns the queue's share of the memory, in bytes.
     fn share(&self) -> usize {
         self.ledgers.iter().map(|ledger| ledger.share()).min().unwrap_or(0)
     }
 
-    /// What one that is waited for may hold, in bytes: no more than half of the memory goes to those. What they do not hold is
-    /// held by the pipe, so they need little, and are never emptied for others.
+    /// Returns how many bytes the queue of a patient reader may hold. Patient readers get no more than half
+    /// of the memory: what their queues do not hold the pipe holds, so they need little, and they are never
+    /// emptied for others.
     fn patient_share(&self) -> usize {
         self.ledgers.iter().map(|ledger| ledger.half_share()).min().unwrap_or(0)
     }
 
-    /// How much may be read for it now, a power of two; `None`: nothing, before something is taken from it.
+    /// Returns how many bytes may be read for this reader now, a power of two; `None`: none before the reader
+    /// takes something.
     fn wanted(&self) -> Option<usize> {
         let state = self.lock();
         let share = if state.patient { self.patient_share() } else { self.share() };
@@ -237,7 +243,7 @@ impl Queue {
         (fits || !state.patient || state.ended).then_some(piece)
     }
 
-    /// Append a piece, or lose it.
+    /// Appends a piece, or counts it as lost.
     fn push(&self, piece: &Bytes) -> Pushed {
         let cost = cost(piece);
         loop {
@@ -246,7 +252,8 @@ impl Queue {
                 return Pushed::Lost;
             }
             let share = if state.patient { self.patient_share() } else { self.share() };
-            // One piece finds its way through an empty queue however little memory there is: the process has it anyway.
+            // An empty queue takes one piece however little memory there is: the pump holds the piece's
+            // memory anyway.
             let first = state.held == 0 && !state.slow;
             if first || state.held + cost <= state.limit.min(share) {
                 if state.held == 0 {
@@ -276,13 +283,13 @@ impl Queue {
         self.room.notify_one();
     }
 
-    /// How long it is to be waited for; `None`: for ever.
+    /// Returns how long the process is still held up for this reader; `None`: without a bound.
     fn patience(&self) -> Option<Duration> {
         let state = self.lock();
         (!state.patient).then_some(state.patience)
     }
 
-    /// Its reader was waited for.
+    /// Subtracts the time for which the process was held up from the reader's patience.
     fn waited(&self, time: Duration) {
         let mut state = self.lock();
         if !state.patient {
@@ -304,7 +311,7 @@ impl Entry for Queue {
         let lost = pieces.iter().map(|piece| piece.len() as u64).sum();
         self.released(std::mem::take(&mut state.held));
         state.lost += lost;
-        // It may have one more when there is room.
+        // The next piece is queued only if it fits into the queue's share, like any other.
         state.slow = true;
         lost
     }
@@ -317,8 +324,8 @@ impl Drop for Queue {
     }
 }
 
-/// Give a piece to all readers; waits for those that keep taking, for all of them at the same time. Whether anybody has got
-/// it.
+/// Gives a piece to all readers, and waits for all those that keep taking at the same time. Returns whether
+/// any reader got it.
 pub async fn deliver(readers: &[Arc<Queue>], room: &Notify, piece: &Bytes) -> bool {
     let mut taken = false;
     let mut waits = |reader: &Queue| {
@@ -342,24 +349,24 @@ pub async fn deliver(readers: &[Arc<Queue>], room: &Notify, piece: &Bytes) -> bo
     taken
 }
 
-/// Where a process's output goes.
+/// A process's output: its pipes, and the queues of its readers.
 #[derive(Debug)]
 pub struct Outputs {
-    /// Not pumped yet: the pipes hold what is printed. A terminal has the first one only.
+    /// Pipes that no pump reads yet: they hold what is printed. A terminal has only the first one.
     pub pipes: Vec<OwnedFd>,
     readers: [Vec<Arc<Queue>>; 2],
     rooms: [Arc<Notify>; 2],
-    /// What came before the first reader, for it.
+    /// Queues for output from before the first reader, which takes them over.
     backlog: [Option<Arc<Queue>>; 2],
     over: bool,
-    /// Nobody is waited for any more.
+    /// New readers are not patient any more: the container ends.
     cut: bool,
-    /// The program has ended, and this has not.
+    /// Counts the output while it is open after the end of the program.
     pub leftover: Option<Leftover>,
     ledgers: [Arc<Ledger<Queue>>; 2],
 }
 
-/// What the queues of all processes hold.
+/// The ledger of the queues of all processes.
 static SERVER: std::sync::LazyLock<Arc<Ledger<Queue>>> =
     std::sync::LazyLock::new(|| Arc::new(Ledger::new(ledger::SERVER)));
 
@@ -402,7 +409,7 @@ impl Outputs {
         queue
     }
 
-    /// A reader from now on.
+    /// Adds a reader of all output from now on.
     pub fn subscribe(&mut self, waits: Waits) -> Output {
         let [stdout, stderr] = [0, 1].map(|stream| {
             let queue = self.backlog[stream].take().unwrap_or_else(|| {
@@ -418,14 +425,14 @@ impl Outputs {
             (state.patient, state.slow) = (waits[stream] && !self.cut, false);
             state.limit = if state.patient { PATIENT } else { LIMIT };
             drop(state);
-            // Whoever reads the process for nobody does not hurry.
+            // Wakes a pump that pauses because it had no reader.
             self.rooms[stream].notify_one();
             Stream(queue)
         });
         Output { stdout, stderr }
     }
 
-    /// Keep what comes before the first reader.
+    /// Keeps the output from before the first reader, as much as [`BACKLOG`].
     pub fn keep_backlog(&mut self) {
         for stream in 0..2 {
             let queue = self.queue(stream, BACKLOG, true);
@@ -434,23 +441,24 @@ impl Outputs {
         }
     }
 
-    /// Those that read a stream at present.
+    /// Returns the present readers of a stream.
     pub fn readers(&mut self, stream: usize) -> Vec<Arc<Queue>> {
         self.readers[stream].retain(|queue| !queue.lock().ended);
         self.readers[stream].clone()
     }
 
-    /// How much may be read of a stream now; `None`: nothing, before one that is waited for has taken something.
+    /// Returns how many bytes of a stream may be read now; `None`: none before a patient reader takes
+    /// something.
     pub fn wanted(&self, stream: usize) -> Option<usize> {
         self.readers[stream].iter().try_fold(CHUNK, |least, reader| Some(least.min(reader.wanted()?)))
     }
 
-    /// Told of everything that is taken from a stream, and of readers that come.
+    /// Returns what is notified of everything that is taken from a stream, and of new readers.
     pub fn room(&self, stream: usize) -> Arc<Notify> {
         self.rooms[stream].clone()
     }
 
-    /// Does somebody read it, or may come for what was kept?
+    /// Whether the output has a reader. The backlog does not count as one.
     pub fn has_readers(&self) -> bool {
         let is_backlog =
             |stream: usize, queue| self.backlog[stream].as_ref().is_some_and(|b| Arc::ptr_eq(b, queue));
@@ -459,25 +467,25 @@ impl Outputs {
         })
     }
 
-    /// Is there nothing that a reader who comes could get?
+    /// Whether a new reader could get nothing any more.
     pub fn is_spent(&self) -> bool {
         self.pipes.is_empty() && self.backlog.iter().flatten().all(|queue| queue.lock().held == 0)
     }
 
-    /// The container ends: nobody is waited for longer than others are.
+    /// Makes all present and later readers ordinary ones (not patient): the container ends.
     pub fn cut(&mut self) {
         self.cut = true;
         self.readers.iter().flatten().for_each(|queue| queue.relent());
     }
 
-    /// Nothing more comes on this stream.
+    /// Ends a stream for all its readers.
     pub fn end(&mut self, stream: usize) {
         for queue in self.readers[stream].drain(..) {
             queue.end();
         }
     }
 
-    /// Nothing more comes at all.
+    /// Ends both streams, also for later readers.
     pub fn end_all(&mut self) {
         self.over = true;
         (0..2).for_each(|stream| self.end(stream));
@@ -490,7 +498,7 @@ mod tests {
     use crate::process::pump::pump;
     use tokio::sync::watch;
 
-    /// Of memory that all pieces share.
+    /// Returns a piece of memory that all pieces share.
     fn piece(size: usize) -> Bytes {
         static PIECE: std::sync::LazyLock<Bytes> = std::sync::LazyLock::new(|| vec![7; CHUNK].into());
         PIECE.slice(..size)
@@ -501,12 +509,12 @@ mod tests {
         deliver(&readers, &outputs.rooms[stream], &piece).await;
     }
 
-    /// A server of its own, which no other test uses.
+    /// Returns a server's ledger that no other test uses.
     fn server() -> Arc<Ledger<Queue>> {
         Arc::new(Ledger::new(ledger::SERVER))
     }
 
-    /// Take everything; the bytes that came, and those that were lost.
+    /// Takes everything. Returns the bytes that came, and those that were lost.
     fn read(output: Output) -> tokio::task::JoinHandle<(usize, u64)> {
         tokio::spawn(async move {
             let mut sum = 0;
@@ -733,9 +741,9 @@ mod tests {
         };
         tokio::join!(waiting, leaving);
         assert_eq!(begin.elapsed().as_secs(), 60);
-        // All of it, also what had been taken for it already.
+        // All output since then, and what was queued before.
         assert_eq!((gone.lost(), there.lost()), (2 * PATIENT as u64, 0));
-        // Who is waited for no more is waited for as others are.
+        // A reader that is not patient any more is waited for like any other.
         outputs.cut();
         for _ in 0..2 * (PATIENT / CHUNK) {
             print(&mut outputs, 0, piece(CHUNK)).await;

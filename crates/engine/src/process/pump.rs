@@ -11,22 +11,23 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use wardian_sys::heap;
 
-/// After so much, of which each piece counts as [`SMALL`] at least, a pump lets other tasks have their turn: a pipe that is
-/// never empty would keep its thread for ever.
+/// Bytes after which a pump yields to other tasks: a pipe that is never empty would otherwise occupy its
+/// thread for ever. Each piece counts as at least [`SMALL`].
 const TURN: usize = 2 * CHUNK;
-/// After so much that nobody takes a pump pauses, …
+/// Bytes that no reader takes, after which a pump pauses, …
 const NOWHERE: usize = 1 << 20;
-/// … for so long for each pump that does the same: all together they throw 1 GB/s away, which takes an eighth of a processor …
+/// … for this long times the number of pumps that do the same: together they discard 1 GB/s, which takes an
+/// eighth of a processor …
 const PAUSE: Duration = Duration::from_millis(1);
-/// … and for so long at most.
+/// … and for at most this long.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// After a flood memory is given back so much later.
+/// Delay after a flood of output until the heap is trimmed.
 const SOON: Duration = Duration::from_secs(1);
-/// What the pipe of a process that prints much is made to hold.
+/// Capacity, in bytes, that the pipe of a process with much output is given.
 const PIPE: usize = 1 << 20;
 
-/// From the descriptor to all readers, until its end: what the program has started prints there too. When it is `cut`, until
-/// nothing is left in it.
+/// Copies from the pipe to all readers until end of file, which comes only when the program's descendants
+/// have closed the pipe too. Once `cut` is true, it stops as soon as the pipe is empty.
 pub async fn pump(
     pipe: OwnedFd,
     stream: usize,
@@ -36,13 +37,13 @@ pub async fn pump(
     let mut much = false;
     let pumped = pass_on(pipe, stream, outputs, cut, &mut much).await;
     if much {
-        // What waits for readers may be tens of megabytes. They are about to take it.
+        // Tens of megabytes may be queued for readers, who are about to take them.
         trim_soon();
     }
     pumped
 }
 
-/// Gives memory back that queues have held, once for all that become empty until then.
+/// Schedules a trim of the heap in [`SOON`], for the memory of all queues that become empty until then.
 pub fn trim_soon() {
     static PLANNED: AtomicBool = AtomicBool::new(false);
     if let Ok(runtime) = tokio::runtime::Handle::try_current()
@@ -56,7 +57,7 @@ pub fn trim_soon() {
     }
 }
 
-/// One that throws away what it reads, as long as it does.
+/// Counts a pump that discards what it reads, until dropped.
 struct Nowhere;
 
 static NOWHERE_NOW: AtomicUsize = AtomicUsize::new(0);
@@ -95,7 +96,7 @@ async fn pass_on(
     let mut over = false;
     let (mut turn, mut lost, mut nowhere) = (0, 0, None);
     loop {
-        // What is not read yet is held by the pipe, whose memory is the container's.
+        // Unread output stays in the pipe, whose memory is charged to the container.
         let Some(size) = lock().wanted(stream) else {
             buffer = Vec::new();
             room.notified().await;
@@ -104,7 +105,7 @@ async fn pass_on(
         if buffer.capacity() != size {
             buffer = Vec::with_capacity(size);
         }
-        // Then nothing more may come, so the runtime must not be asked whether something did.
+        // After the cut no more readiness events may come, so the pipe is read directly.
         let read = if over {
             rustix::io::read(&pipe, rustix::buffer::spare_capacity(&mut buffer)).map_err(std::io::Error::from)
         } else {
@@ -112,7 +113,7 @@ async fn pass_on(
         };
         let read = match read {
             Err(error) if error.kind() == ErrorKind::WouldBlock && !over => {
-                // No memory is held for a process that prints nothing.
+                // A process that prints nothing holds no buffer.
                 buffer = Vec::new();
                 nowhere = None;
                 tokio::select! {
@@ -122,16 +123,17 @@ async fn pass_on(
                 continue;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            // A terminal that no process has open any more says EIO.
+            // Reading a terminal that no process has open any more fails with EIO.
             Ok(0) | Err(_) => return Ok(()),
             Ok(n) => n,
         };
         if read >= CHUNK / 2 && !*much {
             *much = true;
-            // Above the host's limit for pipes it stays as it is: slower, not wrong.
+            // Fails above the host's limit (/proc/sys/fs/pipe-max-size): the smaller pipe is slower, not
+            // wrong.
             let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE);
         }
-        // A piece that is kept is charged by its length: one that is small must not keep a large buffer.
+        // A queued piece is charged by its length: a small one must not keep a large buffer alive.
         let piece = if read < size / 2 {
             let piece = Bytes::copy_from_slice(&buffer);
             buffer.clear();
@@ -151,7 +153,7 @@ async fn pass_on(
             nowhere.get_or_insert_with(Nowhere::begin);
             tokio::select! {
                 () = tokio::time::sleep(Nowhere::pause()) => {}
-                // A reader has come.
+                // A reader has subscribed.
                 () = room.notified() => {}
                 cut = cut.wait_for(|cut| *cut), if !over => { drop(cut); over = true }
             }

@@ -1,10 +1,11 @@
-//! Ids of the host that containers are given: who owns a container's user namespace, and who its users are.
+//! Host ids of containers: the owner of a container's user namespace, and the ids of its users.
 //!
-//! An owner is for one container at a time (why, and why nobody gains by being one: `wardian_sys::namespace`). Owners come
-//! from 2^31 upwards, where nobody gives ids to anybody: systemd counts them as unusable, since some programs take them
-//! for negative numbers, and subordinate ids end before. Where this user namespace has no such ids they come from the top
-//! of what there is. The first is a random one and the next ones follow, so that servers on one host hardly meet; if they
-//! did, two containers would share what the kernel counts per owner.
+//! Each container's user namespace has an owner that no other container has (why, and why no one gains by
+//! running as an owner: `wardian_sys::namespace`). Owners are ids from 2^31 upwards, which no one assigns:
+//! systemd counts them as unusable, since some programs take them for negative numbers, and subordinate ids
+//! end below. Where this user namespace has no such ids, owners come from the top of its ids. The first owner
+//! is random and the others follow it, so that servers on one host hardly collide; if they did, two
+//! containers would share what the kernel counts per owner (namespaces(7), `/proc/sys/user`).
 //!
 //! Users have the same host ids in all containers (Garden's mapping), unless the server has `--id-ranges`.
 
@@ -17,12 +18,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 use wardian_sys::namespace::{self, IdMap, Pair};
 
-/// The fewest ids of a range: images know users up to `nobody`, 65534, and a file of a user beyond the range could neither
-/// be changed nor copied.
+/// The least size of a range: images know users up to `nobody`, 65534, and a file of a user beyond the range
+/// could neither be changed nor copied.
 const SMALLEST: u32 = 65_536;
-/// The first id that nobody gives to anybody.
+/// The first id that no one assigns.
 const NOBODYS: u32 = 1 << 31;
-/// Ids of `nobody`, as whom the kernel shows ids that it cannot map.
+/// The overflow uid and gid (`nobody`), as which the kernel shows ids that it cannot map.
 const OVERFLOW: u32 = 65_534;
 
 /// How host ids are divided among containers: the first range begins at `start`, the next ones follow.
@@ -60,17 +61,17 @@ impl FromStr for IdRanges {
 pub struct IdRange {
     /// Host id of container root.
     pub first: u32,
-    /// How many.
+    /// The number of ids.
     pub size: u32,
 }
 
-/// What one container has, until this is dropped.
+/// The host ids of one container, reserved until this is dropped.
 #[derive(Debug)]
 pub struct Lease {
     ids: Ids,
-    /// Who owns its user namespace; 0 in containers of earlier servers.
+    /// The owner of the container's user namespace; 0 for containers of earlier servers.
     pub owner: u32,
-    /// Its users; none: those of the common mapping.
+    /// The ids of the container's users; `None`: the common mapping.
     pub range: Option<IdRange>,
 }
 
@@ -84,43 +85,43 @@ impl Drop for Lease {
     }
 }
 
-/// The namespaces of a container to be. A privileged one has no ids of its own.
+/// Namespaces made ahead for a container. A privileged container has no lease.
 #[derive(Debug)]
 pub struct Home {
     pub pair: Pair,
     pub lease: Option<Lease>,
 }
 
-/// All ids; clones share what is taken.
+/// All host ids for containers; clones share the set of taken ones.
 #[derive(Debug, Clone)]
 pub struct Ids(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Where owners come from.
+    /// Ids that may become owners.
     owners: Range<u32>,
     /// Host id of container root in the common mapping.
     root: u32,
     ranges: Option<IdRanges>,
-    /// Ranges end before.
+    /// Ranges end at or below this id.
     limit: u32,
     taken: Mutex<Taken>,
 }
 
 #[derive(Debug)]
 struct Taken {
-    /// Looked at first when an owner is wanted.
+    /// Where the search for a free owner begins.
     next: u32,
     owners: HashSet<u32>,
-    /// Sizes by first ids. They do not overlap.
+    /// The sizes of the taken ranges by their first ids. The ranges do not overlap.
     ranges: BTreeMap<u32, u32>,
 }
 
 impl Ids {
-    /// From the maps of this user namespace (`user_namespaces(7)`).
+    /// Finds the usable ids in the id maps of this user namespace (`user_namespaces(7)`).
     ///
     /// # Errors
-    /// In words: there are not enough ids.
+    /// There are not enough ids; in words.
     pub fn new(uid_map: &str, gid_map: &str, ranges: Option<IdRanges>) -> std::result::Result<Self, String> {
         let root = maximus(uid_map);
         let both = common(&extents(uid_map), &extents(gid_map));
@@ -128,7 +129,8 @@ impl Ids {
             let cut = |part: &Range<u32>| part.start.max(lowest)..part.end.min(root);
             both.iter().map(cut).filter(|part| part.start < part.end).max_by_key(ExactSizeIterator::len)
         };
-        // A small user namespace: its upper quarter, where its own users are few.
+        // In a small user namespace owners come from the upper quarter, where the namespace's own users are
+        // few.
         let owners = longest(NOBODYS).or_else(|| longest(root - root / 4));
         let owners = owners.ok_or("this user namespace has no ids to spare for the owners of containers")?;
         let mut limit = owners.start;
@@ -149,7 +151,7 @@ impl Ids {
         self.0.taken.lock()
     }
 
-    /// What a container of an earlier server has. Asked before anything is given to others.
+    /// Marks the ids of an earlier server's container as taken. It is called before any lease is given out.
     pub fn keep(&self, owner: u32, range: Option<IdRange>) {
         let mut taken = self.lock();
         if owner != 0 {
@@ -158,15 +160,15 @@ impl Ids {
         taken.ranges.extend(range.map(|range| (range.first, range.size)));
     }
 
-    /// The lease of a container whose ids were [kept](Ids::keep).
+    /// Returns the lease of a container whose ids were [kept](Ids::keep).
     pub fn kept(&self, owner: u32, range: Option<IdRange>) -> Lease {
         Lease { ids: self.clone(), owner, range }
     }
 
-    /// Ids for a container to be.
+    /// Leases ids for a new container.
     ///
     /// # Errors
-    /// In words: all are taken.
+    /// All ids are taken; in words.
     fn lease(&self) -> std::result::Result<Lease, String> {
         let mut guard = self.lock();
         let (taken, inner) = (&mut *guard, &self.0);
@@ -184,17 +186,17 @@ impl Ids {
         Ok(Lease { ids: self.clone(), owner, range })
     }
 
-    /// Namespaces for an unprivileged container to be, with ids that nobody else has.
+    /// Makes namespaces for an unprivileged container, with ids that no other container has.
     ///
     /// # Errors
-    /// The kernel's; ids run out.
+    /// The kernel refuses, or all ids are taken.
     pub fn make(&self) -> std::io::Result<Home> {
         let lease = self.lease().map_err(std::io::Error::other)?;
         let maps = self.maps(lease.range);
         Ok(Home { pair: namespace::pair(&maps, &maps, lease.owner)?, lease: Some(lease) })
     }
 
-    /// The mapping of a container with this range.
+    /// Returns the id mapping of a container with this range.
     pub fn maps(&self, range: Option<IdRange>) -> Vec<IdMap> {
         match range {
             Some(IdRange { first, size }) => vec![IdMap { inside: 0, outside: first, size }],
@@ -208,14 +210,15 @@ impl Ids {
         }
     }
 
-    /// Host uid and gid of its root.
+    /// Returns the host uid and gid of the root of a container with this range.
     pub fn root(&self, range: Option<IdRange>) -> u32 {
         range.map_or(self.0.root, |range| range.first)
     }
 
-    /// What on the host has ids that containers could be given, in words: `passwd` is the text of /etc/passwd,
-    /// `subordinate` that of /etc/subuid or /etc/subgid, `most` the number of containers if that is bounded (else 0), and
-    /// `spares` how many ranges are leased ahead of them.
+    /// Returns, in words, users and subordinate ids of the host that overlap with ids that containers could
+    /// be given. `passwd` is the text of /etc/passwd, `subordinate` that of /etc/subuid or /etc/subgid,
+    /// `most` the largest number of containers (0: no bound), and `spares` the number of ranges that are
+    /// leased ahead of them.
     pub fn overlaps(
         &self,
         passwd: &str,
@@ -257,7 +260,7 @@ impl Ids {
 
 impl Inner {
     fn free_owner(&self, taken: &mut Taken) -> Option<u32> {
-        // One more than there are taken, and `nobody`.
+        // Enough tries to pass all taken owners and `nobody`.
         for _ in 0..taken.owners.len() + 2 {
             let owner = taken.next;
             taken.next = if owner + 1 < self.owners.end { owner + 1 } else { self.owners.start };
@@ -268,12 +271,12 @@ impl Inner {
         None
     }
 
-    /// The lowest one.
+    /// Returns the lowest free range.
     fn free_range(&self, ranges: IdRanges, taken: &BTreeMap<u32, u32>) -> Option<IdRange> {
         let IdRanges { start, size } = ranges;
         let room = (self.limit - start) / size;
         let mut firsts = (0..room).map(|n| start + n * size);
-        // Those of an earlier server may have had other sizes.
+        // Ranges of an earlier server may have had another size.
         let first = firsts.find(|first| {
             let below = taken.range(..first + size).next_back();
             below.is_none_or(|(other, length)| other.saturating_add(*length) <= *first)
@@ -282,17 +285,18 @@ impl Inner {
     }
 }
 
-/// Reads the maps of this process.
+/// Reads the id maps of this process.
 ///
 /// # Errors
-/// There are none, or they have not enough ids.
+/// The maps cannot be read, or have not enough ids.
 pub fn own(ranges: Option<IdRanges>) -> Result<Ids> {
     let read =
         |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).map_err(Error::system("id maps"));
     Ids::new(&read("uid_map")?, &read("gid_map")?, ranges).map_err(Error::IdMaps)
 }
 
-/// Says in the log what on the host has ids that containers are going to have; `most` and `spares` as for [`Ids::overlaps`].
+/// Logs users and subordinate ids of the host that overlap with ids of containers; `most` and `spares` as for
+/// [`Ids::overlaps`].
 pub fn warn(ids: &Ids, most: u64, spares: u64) {
     let read = |path: &'static str| (path, std::fs::read_to_string(path).unwrap_or_default());
     let (_, passwd) = read("/etc/passwd");
@@ -301,7 +305,7 @@ pub fn warn(ids: &Ids, most: u64, spares: u64) {
     }
 }
 
-/// The ids that a user namespace has, by the first column of its map.
+/// Parses the ids that a user namespace has: the first column of its map, and the sizes.
 fn extents(map: &str) -> Vec<Range<u32>> {
     let line = |line: &str| {
         let mut numbers = line.split_whitespace().map(|n| n.parse::<u64>().ok());
@@ -316,7 +320,7 @@ fn common(a: &[Range<u32>], b: &[Range<u32>]) -> Vec<Range<u32>> {
     pairs.filter(|part| part.start < part.end).collect()
 }
 
-/// The highest id of this user namespace: host id of container root (Garden's "maximus").
+/// Returns the highest id of this user namespace: the host id of container root (Garden's "maximus").
 fn maximus(uid_map: &str) -> u32 {
     extents(uid_map).iter().map(|part| part.end - 1).max().unwrap_or(u32::MAX - 1)
 }
@@ -347,7 +351,7 @@ mod tests {
         assert!(owners.iter().all(|owner| (NOBODYS..4_294_967_294).contains(owner)), "{owners:?}");
         drop(leases);
         assert!(ids.lock().owners.is_empty());
-        // Another server begins elsewhere.
+        // Another server begins at another owner.
         let other = Ids::new(WHOLE, WHOLE, None).unwrap().lease().unwrap();
         assert!(!owners.contains(&other.owner));
     }
@@ -388,7 +392,7 @@ mod tests {
     #[test]
     fn each_container_has_the_lowest_range_that_nobody_has() {
         let ids = Ids::new(WHOLE, WHOLE, ranges("100000:65536")).unwrap();
-        // One of a server that counted otherwise: it reaches into the first and the second.
+        // A range of a server with other sizes, which overlaps the first and the second.
         let foreign = IdRange { first: 150_000, size: 70_000 };
         ids.keep(NOBODYS + 5, Some(foreign));
         let foreign = ids.kept(NOBODYS + 5, Some(foreign));

@@ -1,4 +1,4 @@
-//! What is made before a container needs it: namespaces with their ids, and keepers.
+//! Pools of what is made before a container needs it: namespaces with their ids, and keepers.
 
 pub mod ids;
 pub mod keepers;

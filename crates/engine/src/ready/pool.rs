@@ -1,4 +1,4 @@
-//! Things that take long to make, made ahead by a thread of their own.
+//! A pool of things that take long to make: a thread makes them ahead.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -32,7 +32,7 @@ impl<T> Shared<T> {
 }
 
 impl<T: Send + 'static> Pool<T> {
-    /// Keep `size` ready. The first is made at once, so that a host that cannot is found out here.
+    /// Keeps `size` items ready. The first is made at once, so that a host that cannot make any fails here.
     pub fn new(
         name: &str,
         size: usize,
@@ -46,21 +46,21 @@ impl<T: Send + 'static> Pool<T> {
         Ok(Self { shared, maker: Mutex::new(Some(maker)) })
     }
 
-    /// A ready one, or one made on the spot.
+    /// Returns a ready item, or makes one.
     pub fn take(&self) -> io::Result<T> {
         let ready = self.shared.lock().ready.pop_front();
         self.shared.wanted.notify_one();
         ready.map_or_else(|| (self.shared.make)(), Ok)
     }
 
-    /// Nothing came of it.
+    /// Puts an unused item back.
     pub fn put_back(&self, item: T) {
         self.shared.lock().ready.push_front(item);
     }
 }
 
 impl<T> Pool<T> {
-    /// Drop what is ready and make no more ahead; the thread has ended when this returns.
+    /// Drops the ready items and makes no more ahead; the thread has ended when this returns.
     pub fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.wanted.notify_one();
@@ -77,7 +77,7 @@ impl<T> Drop for Pool<T> {
     }
 }
 
-/// A pool that is not low is filled up only after nothing has been taken for so long.
+/// How long nothing must have been taken before a pool that is not low is filled up.
 const QUIET: Duration = Duration::from_millis(20);
 
 fn keep_full<T>(shared: &Shared<T>) {
@@ -85,7 +85,8 @@ fn keep_full<T>(shared: &Shared<T>) {
     while !state.closed {
         let have = state.ready.len();
         if have >= shared.size / 3 && have < shared.size {
-            // Enough for now: whoever takes shall not have to share the processor with us.
+            // There are enough for now: a create that takes one shall not share the processor with this
+            // thread.
             let quiet = shared.wanted.wait_for(&mut state, QUIET);
             if state.closed || !quiet.timed_out() {
                 continue;
@@ -99,7 +100,8 @@ fn keep_full<T>(shared: &Shared<T>) {
                 state.ready.push_back(made);
                 continue;
             }
-            // Whoever takes next makes one itself and gets the error; then we try again.
+            // The next caller of `take` makes an item itself and gets the error; then this thread tries
+            // again.
         }
         shared.wanted.wait(&mut state);
     }

@@ -1,9 +1,9 @@
-//! Addresses of servers, and the paths of what they are asked.
+//! Addresses of servers, and paths of requests.
 
 use crate::error::{Error, Result};
 use std::fmt::Write as _;
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A unix socket's path.
@@ -36,7 +36,8 @@ pub(super) fn container(handle: &str, rest: &str) -> String {
     format!("/containers/{}{rest}", escape(handle))
 }
 
-/// Handles are joined by commas, and the commas escaped, as the Go client does it.
+/// Returns the path of a bulk request: its handles are joined by commas, and the commas escaped, as by the Go
+/// client.
 pub(super) fn bulk(what: &str, handles: &[&str]) -> String {
     format!("/containers/{what}?handles={}", escape(&handles.join(",")))
 }
@@ -49,7 +50,7 @@ pub(super) fn files(handle: &str, what: &str, path: &str, user: &str) -> String 
     container(handle, &format!("/files?{what}={}&user={}", escape(path), escape(user)))
 }
 
-/// Percent-encode for a path segment or a query value.
+/// Percent-encodes for a path segment or a query value.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,5 +1,5 @@
-//! A connection on which the server's answer counts for more than a request that could not be sent; and requests that are made
-//! again when they were not answered at all.
+//! A connection on which a reply takes precedence over a failure to send the request; and the retry of
+//! requests that were not answered at all.
 
 use super::connection::Duplex;
 use crate::error::{Error, Result};
@@ -11,13 +11,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, BufReader, ReadBuf};
 
-/// Where the class of a status stands in `HTTP/1.1 200`.
+/// The index of the class of a status in `HTTP/1.1 200`.
 const CLASS: usize = 9;
 
-/// Milliseconds before a request is made again.
+/// Milliseconds before each retry.
 const AGAIN: [u64; 4] = [20, 40, 80, 160];
 
-/// What is known of a request on its way: whether some of it was sent, and whether some of the answer has come.
+/// The progress of a request: whether a part of it was sent, and whether a part of the reply has come.
 #[derive(Debug, Default)]
 pub(crate) struct Course {
     sent: AtomicBool,
@@ -33,8 +33,8 @@ impl Course {
         self.answered.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the connection was cut before the answer, and the server cannot have done what would be done twice. With
-    /// `harmless` it may have.
+    /// Whether the request may be retried: the connection was cut before the reply, and the request was not
+    /// sent, or is `harmless`.
     fn may_come_again(&self, error: &Error, harmless: bool) -> bool {
         is_cut(error)
             && !self.answered.load(Ordering::Relaxed)
@@ -42,8 +42,8 @@ impl Course {
     }
 }
 
-/// Make a request on a new connection as long as the server, which has too many of them, cuts it off unheard. `harmless`: to do
-/// it twice comes to the same.
+/// Makes a request, and retries it on a new connection while the server cuts the connection off without a
+/// reply, because it has too many. `harmless`: the request is idempotent.
 pub(crate) async fn again<T, F>(harmless: bool, ask: impl Fn(Arc<Course>) -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
@@ -73,8 +73,8 @@ fn is_cut(error: &Error) -> bool {
     }
 }
 
-/// Send a request, unless the server answers before it has taken all of it, or hangs up: what it has said comes first. The
-/// failure, for the case that it has said nothing.
+/// Sends a request until all of it is sent, or the server replies or hangs up before. Returns the failure to
+/// send, which counts only if there is no reply.
 pub(crate) async fn send(
     stream: &mut BufReader<Box<dyn Duplex>>,
     mut request: &[u8],
@@ -99,7 +99,7 @@ pub(crate) async fn send(
             }
         }
         match ready!(Pin::new(&mut *stream).poll_fill_buf(cx)) {
-            // It only announces another one (1xx): the request is wanted.
+            // An interim reply (1xx): the server still wants the request.
             Ok(answer) if answer.get(CLASS) == Some(&b'1') => Poll::Pending,
             Ok(_) => Poll::Ready(None),
             Err(error) => Poll::Ready(Some(error)),
@@ -108,14 +108,14 @@ pub(crate) async fn send(
     .await
 }
 
-/// A server may answer, and hang up, before it has taken the whole request: then sending fails, but what it said can still
-/// be read. From the first failure on, what is sent is dropped, and the failure is told to who reads if there is nothing
-/// more to be read.
+/// A connection for hyper on which a failure to send is kept back. A server may reply, and hang up, before it
+/// has read the whole request: then sending fails, but the reply can still be read. From the first failure
+/// on, what is sent is dropped, and the failure is returned to the reader if there is no reply.
 #[derive(Debug)]
 pub(crate) struct Answering {
     stream: Box<dyn Duplex>,
     failure: Option<io::Error>,
-    /// Once something was read, that is the answer, and its end is no failure.
+    /// Once something was read it is the reply, and its end is no failure.
     course: Arc<Course>,
     deaf: bool,
 }
@@ -125,7 +125,7 @@ impl Answering {
         Self { stream, failure: None, course, deaf: false }
     }
 
-    /// A failure to send that is kept for later.
+    /// Keeps a failure to send for later.
     fn keep<T>(&mut self, done: io::Result<T>, instead: T) -> io::Result<T> {
         match done {
             Err(error) if is_hang_up(&error) => {
@@ -138,7 +138,7 @@ impl Answering {
     }
 }
 
-/// Whether the other side has gone.
+/// Whether the error says that the server has hung up.
 fn is_hang_up(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    /// Every way of asking, each with more than a socket holds.
+    /// Makes every kind of request, each with more bytes than a socket buffer holds.
     async fn ask(client: &Client) {
         let long = "x".repeat(4 << 20);
         let spec = crate::wire::ProcessSpec { args: vec![long.clone()], ..Default::default() };
@@ -286,8 +286,9 @@ mod tests {
         }
     }
 
-    /// A server that has too many connections cuts off the first ones, before or after it has read from them, or in the middle
-    /// of the answer; how often it was asked, and whether the last one was answered.
+    /// Runs a server that has too many connections, and cuts off the first ones: before or after it has read
+    /// from them, or in the middle of the reply. Returns how often it was asked, and whether the last request
+    /// was answered.
     async fn asked(cut: Cut, ask: impl AsyncFn(Client) -> bool) -> (usize, bool) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sock");
@@ -343,7 +344,7 @@ mod tests {
         assert_eq!(asked(Cut::Unanswered, run).await, (1, false));
         assert_eq!(asked(Cut::Half, list).await, (1, false));
         assert_eq!(asked(Cut::Half, events).await, (1, false));
-        // Whether anything was sent depends on who is first.
+        // Whether anything was sent depends on a race.
         assert_eq!(asked(Cut::Unread, list).await, (3, true));
         assert_eq!(asked(Cut::Unread, events).await, (3, true));
     }

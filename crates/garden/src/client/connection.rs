@@ -23,7 +23,7 @@ impl std::fmt::Debug for dyn Duplex {
     }
 }
 
-/// As the Go client.
+/// The timeout of the Go client.
 const DIAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 pub(crate) async fn dial(server: &Server) -> Result<Box<dyn Duplex>> {
@@ -45,7 +45,8 @@ pub(crate) async fn dial(server: &Server) -> Result<Box<dyn Duplex>> {
         .map_err(|source| Error::Connect { address: server.address.to_string(), source })
 }
 
-/// Connects to a server whose queue of newcomers may be full for a moment: the kernel lets nobody wait for that (unix(7), EAGAIN).
+/// Connects to a server, and tries again while its accept queue is full: a nonblocking connect(2) fails then
+/// (unix(7), EAGAIN).
 async fn connect(path: &std::path::Path) -> std::io::Result<UnixStream> {
     const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
     const AGAIN: std::time::Duration = std::time::Duration::from_millis(2);

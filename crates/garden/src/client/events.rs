@@ -1,4 +1,4 @@
-//! Events as the client hears them.
+//! The stream of events in the client.
 
 use super::connection::Duplex;
 use crate::error::{Error, Result};
@@ -6,7 +6,7 @@ use crate::json::Decoder;
 use crate::wire::Event;
 use tokio::io::{AsyncReadExt, BufReader};
 
-/// What happens, from [`crate::Client::events`] on.
+/// All events since [`crate::Client::events`].
 pub struct Events {
     stream: BufReader<Box<dyn Duplex>>,
     decoder: Decoder,
@@ -24,10 +24,10 @@ impl Events {
         Self { stream, decoder: Decoder::default(), buffer: vec![0; 16 << 10] }
     }
 
-    /// The next one; `None` when the server has ended.
+    /// Returns the next event; `None` when the server has ended.
     ///
     /// # Errors
-    /// The connection broke, or what came is no event.
+    /// The connection broke, or what was received is not an event.
     pub async fn next(&mut self) -> Result<Option<Event>> {
         loop {
             if let Some(event) = self.decoder.next_value().map_err(|error| Error::response(&error))? {

@@ -1,7 +1,7 @@
 //! Connections that leave HTTP: run, attach and the output streams.
 //!
-//! The reply's head says `chunked`, what follows is raw. No HTTP library reads that, so these requests are
-//! written and their heads read here.
+//! The head of the reply says `chunked`, but raw bytes follow. No HTTP library reads that, so these requests
+//! are written, and the heads of their replies read, here.
 
 use super::answering::{Course, again, send};
 use super::connection::{Duplex, Server, dial};
@@ -10,22 +10,22 @@ use crate::wire::{INPUT_HEADER, WAIT_HEADER};
 use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
-/// Longest head of a reply.
+/// The most bytes of a reply's head.
 const HEAD_LIMIT: u64 = 64 << 10;
-/// Longest body of an error.
+/// The most bytes of an error's body.
 pub(crate) const ERROR_LIMIT: u64 = 1 << 20;
-/// How long the body of an error may take: what has come by then is shown.
+/// How long the body of an error may take: the part that has arrived by then is shown.
 pub(crate) const ERROR_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
-/// Replies that announce another one (1xx), for one request. Garden's servers send one at most.
+/// The most interim replies (1xx) to one request. Garden's servers send one at most.
 pub(crate) const PROVISIONAL: usize = 32;
 /// A connection that has left HTTP.
 pub(crate) struct Hijacked {
     pub(crate) stream: BufReader<Box<dyn Duplex>>,
-    /// Its server takes input that is no text.
+    /// The server accepts input that is not UTF-8.
     pub(crate) binary: bool,
 }
 
-/// Head of a reply.
+/// The head of a reply.
 #[derive(Debug, Default, PartialEq)]
 struct Head {
     status: u16,
@@ -33,8 +33,8 @@ struct Head {
     binary: bool,
 }
 
-/// Send a request and take the connection over once the server has accepted it. `waits`: the streams that it is to wait
-/// for, as the header has them.
+/// Sends a request, and takes the connection over once the server has accepted it. `waits`: the value of
+/// [`WAIT_HEADER`](crate::wire::WAIT_HEADER).
 pub(crate) async fn hijack(
     server: &Server,
     method: &str,
@@ -78,23 +78,23 @@ async fn take_over(server: &Server, request: &[u8], course: Arc<Course>) -> Resu
     }
     let mut body = Vec::new();
     let mut rest = stream.take(length.unwrap_or(ERROR_LIMIT).min(ERROR_LIMIT));
-    // What has come tells something, however it ended.
+    // The part that has arrived is shown, however the body ended.
     let _ = tokio::time::timeout(ERROR_TIMEOUT, rest.read_to_end(&mut body)).await;
     Err(Error::from_reply(status, &body))
 }
 
-/// Too many replies that only announce another one.
+/// Makes the error for too many interim replies.
 pub(crate) fn endless() -> Error {
     Error::Response(format!(
         "more than {PROVISIONAL} replies that announce another one (status 1xx), and no other"
     ))
 }
 
-/// The head of the reply that is meant, after those that announce it.
+/// Reads the head of the final reply, after the interim ones.
 async fn read_final<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> {
     for _ in 0..=PROVISIONAL {
         let head = read_head(stream).await?;
-        // 101 is the last one of HTTP (RFC 9110, section 15.2.2).
+        // 101 is the last HTTP reply of its connection (RFC 9110, section 15.2.2).
         if !(100..200).contains(&head.status) || head.status == 101 {
             return Ok(head);
         }
@@ -105,7 +105,7 @@ async fn read_final<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> 
 async fn read_head<R: AsyncBufReadExt + Unpin>(stream: &mut R) -> Result<Head> {
     let mut head = stream.take(HEAD_LIMIT);
     let mut line = Vec::new();
-    // The alert of a server that speaks TLS is no text.
+    // The first bytes need not be text: a server that speaks TLS sends an alert.
     head.read_until(b'\n', &mut line).await?;
     let mut line = String::from_utf8_lossy(&line).into_owned();
     if line.is_empty() {

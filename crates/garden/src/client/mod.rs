@@ -1,4 +1,4 @@
-//! A client of the Garden API: its connections, and what it asks.
+//! A client of the Garden API: its connections and its requests.
 
 pub(crate) mod address;
 pub(crate) mod answering;

@@ -1,4 +1,4 @@
-//! A process as the client sees it.
+//! Processes in the client.
 
 use super::address::escape;
 use super::connection::{Duplex, Server};
@@ -16,17 +16,18 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, ReadBuf, Read
 use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
 
-/// What of a process's input and output the caller wants.
+/// Which of a process's standard streams the caller uses.
 #[derive(Default)]
 pub struct Io {
-    /// Where its standard input comes from; its end is passed on. `None`: it stays open and empty.
+    /// The source of its standard input, whose end is passed on. `None`: the input stays open and empty.
     pub stdin: Option<Box<dyn AsyncRead + Send + Unpin>>,
     /// Receive standard output: [`Process::take_stdout`].
     pub stdout: bool,
     /// Receive standard error: [`Process::take_stderr`].
     pub stderr: bool,
-    /// The process is to be held up while we do not take what we receive, instead of losing it. Both streams must be read
-    /// to their ends, or dropped: its end is told after that. A server of Garden's takes no notice.
+    /// Hold the process up while the caller does not read its output, instead of losing output. Both streams
+    /// must be read to their ends, or dropped: the end of the process is reported only after that. A server
+    /// of Garden's ignores this.
     pub wait: bool,
 }
 
@@ -56,13 +57,13 @@ impl AsyncRead for OutputReader {
     }
 }
 
-/// None once a message was cut off in the middle: nothing can follow it.
+/// `None` once a message was sent in part: no other can follow it.
 type Writer = Arc<Mutex<Option<WriteHalf<BufReader<Box<dyn Duplex>>>>>>;
 
-/// A signal waits so long for the input before it, which the process may never take.
+/// How long a signal waits for input that is being sent before it, which the process may never take.
 const OVERTAKE: Duration = Duration::from_millis(500);
 
-/// How a process ended, for everybody who waits.
+/// How a process ended, for all callers of `wait`.
 #[derive(Debug, Clone)]
 enum End {
     Exit {
@@ -70,18 +71,18 @@ enum End {
         lost: u64,
     },
     Failed(String),
-    /// Its input cannot be sent, or not be read; it has not ended.
+    /// Its input cannot be sent, or not be read; the process has not ended.
     BinaryInput,
     Unread(Arc<std::io::Error>),
     Disconnected,
 }
 
-/// A running process. Dropping it lets go of the connections; the process lives on (its input ends).
+/// A running process. Dropping this closes the connections; the process lives on (its input ends).
 #[derive(Debug)]
 pub struct Process {
     id: String,
     server: Arc<Server>,
-    /// Where it is attached to.
+    /// The path to attach to the process.
     path: String,
     stdout: Option<OutputReader>,
     stderr: Option<OutputReader>,
@@ -164,24 +165,24 @@ impl Process {
         Ok(Self { id: first.process_id, server, path: base, stdout, stderr, writer, end, ended, tasks })
     }
 
-    /// Its id, unique in its container.
+    /// Returns the process's id, which is unique in its container.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Its standard output; `None` when not asked for or already taken.
+    /// Returns its standard output; `None` if it was not requested, or was taken already.
     pub fn take_stdout(&mut self) -> Option<OutputReader> {
         self.stdout.take()
     }
 
-    /// Its standard error; `None` when not asked for or already taken.
+    /// Returns its standard error; `None` if it was not requested, or was taken already.
     pub fn take_stderr(&mut self) -> Option<OutputReader> {
         self.stderr.take()
     }
 
-    /// Its exit status, from 0 to 255. Output may still be on its way: read the streams to their ends. After
-    /// [`Error::BinaryInput`] and [`Error::Input`] it waits for the rest of its input: whoever gave that to us decides what
-    /// becomes of it.
+    /// Waits for the end of the process and returns its exit status, from 0 to 255. Output may still be on
+    /// its way: the streams must be read to their ends. After [`Error::BinaryInput`] and [`Error::Input`] the
+    /// process still waits for the rest of its input, and the caller decides what to do with it.
     pub async fn wait(&self) -> Result<i32> {
         let mut end = self.end.clone();
         let end = end.wait_for(Option::is_some).await.map_err(|_| Error::Disconnected)?.clone();
@@ -194,8 +195,9 @@ impl Process {
         }
     }
 
-    /// The exit status of a program whose output something that it has started still holds open; for ever pending if the server
-    /// does not tell that, or not before [`Process::wait`]. Told by wardian's servers to clients that wait ([`Io::wait`]).
+    /// Returns the exit status of a program that has ended while a descendant still holds its output open.
+    /// Pending for ever if the server does not report that, or not before [`Process::wait`] is ready.
+    /// Wardian's servers report it to clients that wait ([`Io::wait`]).
     pub async fn ended(&self) -> i32 {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| *status);
@@ -205,7 +207,8 @@ impl Process {
         }
     }
 
-    /// Bytes of output that the server dropped because we did not take them in time; known after its end.
+    /// Returns the bytes of output that the server dropped because this client did not take them in time;
+    /// known after the end of the process.
     pub fn lost(&self) -> u64 {
         match &*self.end.borrow() {
             Some(End::Exit { lost, .. }) => *lost,
@@ -213,11 +216,11 @@ impl Process {
         }
     }
 
-    /// Ask it to end, or with `kill` end it. Where input that the process does not take is in the way, that is done on a
-    /// connection of its own, and the rest of the input is not sent.
+    /// Asks the process to end (TERM), or with `kill` kills it. If input that the process does not take is in
+    /// the way, the signal is sent on a connection of its own, and the rest of the input is not sent.
     ///
     /// # Errors
-    /// When the connection is gone, or there is no other one to be had.
+    /// The connection is gone, or no other one can be made.
     pub async fn signal(&self, kill: bool) -> Result<()> {
         let payload =
             Payload { process_id: self.id.clone(), signal: Some(i64::from(kill)), ..Payload::default() };
@@ -234,10 +237,10 @@ impl Process {
 }
 
 impl Process {
-    /// Tell it the size of its terminal.
+    /// Sets the size of the process's terminal.
     ///
     /// # Errors
-    /// When the connection is gone. A process without a terminal takes no notice.
+    /// The connection is gone. For a process without a terminal the server ignores the size.
     pub async fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         let tty = Some(Tty { window_size: Some(WindowSize { columns, rows }) });
         send(&self.writer, &Payload { process_id: self.id.clone(), tty, ..Payload::default() }).await
@@ -254,7 +257,7 @@ async fn write(writer: Option<&mut WriteHalf<BufReader<Box<dyn Duplex>>>>, paylo
     Ok(writer.flush().await?)
 }
 
-/// The next payload; `None` at the end of the connection.
+/// Reads the next payload; `None` at the end of the connection.
 async fn payload(
     reader: &mut ReadHalf<BufReader<Box<dyn Duplex>>>,
     decoder: &mut Decoder,
@@ -282,7 +285,7 @@ async fn follow(
         match payload(reader, decoder).await {
             Ok(Some(Payload { error: Some(message), .. })) => return End::Failed(clip(&message)),
             Ok(Some(Payload { exit_status: Some(status), lost, .. })) => {
-                // Of another one a shell would see eight bits, and 256 would be a success.
+                // A shell would see eight bits of a larger status: 256 would be a success.
                 return match u8::try_from(status) {
                     Ok(status) => End::Exit { status: status.into(), lost },
                     Err(_) => End::Failed(format!(
@@ -301,9 +304,9 @@ async fn follow(
     }
 }
 
-/// Pass input on. The protocol carries text: a letter cut in two by a read waits for its rest. What is not UTF-8 goes in
-/// base64, to a server that takes that. An error is why the input is not whole: its end is not told then, for the process would
-/// take what it has for all.
+/// Passes input on. The protocol carries UTF-8: a character that a read has cut in two waits for its rest.
+/// Other input is sent in base64, to a server that accepts that. An error says why the input is incomplete:
+/// then its end is not sent, because the process would take the input for complete.
 async fn feed(
     mut stdin: Box<dyn AsyncRead + Send + Unpin>,
     writer: Writer,
@@ -340,7 +343,7 @@ async fn feed(
     Ok(())
 }
 
-/// How many bytes at the end begin a letter that is not finished.
+/// Returns the number of bytes at the end that begin an incomplete character.
 fn cut_letter(bytes: &[u8]) -> usize {
     match bytes.utf8_chunks().last() {
         Some(last)
@@ -358,12 +361,12 @@ mod tests {
     use super::*;
     use crate::Client;
 
-    /// What a client sends on a control connection whose head has this line.
+    /// Returns what a client sends on a control connection whose head has this line.
     async fn sent(line: &str, input: &'static [u8]) -> (Result<i32>, Vec<Payload>) {
         told(line, input, "{\"process_id\":\"p\",\"exit_status\":0}\n").await
     }
 
-    /// The same of a server that answers the end of the input with this.
+    /// Returns the same for a server that answers the end of the input with this.
     async fn told(
         line: &str,
         input: impl AsyncRead + Send + Unpin + 'static,
@@ -418,7 +421,7 @@ mod tests {
         assert_eq!(ended.unwrap(), 0);
         assert_eq!(payloads[0].base64.as_deref(), Some("Yf9i"));
         assert_eq!((payloads.len(), payloads[0].data.as_ref(), payloads[1].source), (2, None, Some(0)));
-        // Garden's own server would take it for the end of the input.
+        // Garden's own server would take such a payload for the end of the input.
         let (ended, payloads) = sent("", b"a\xffb").await;
         assert!(matches!(ended, Err(Error::BinaryInput)), "{ended:?}");
         assert!(payloads.is_empty(), "{payloads:?}");
@@ -426,7 +429,7 @@ mod tests {
         assert_eq!((ended.unwrap(), payloads[0].data.as_deref()), (0, Some("grüße")));
     }
 
-    /// Half an input is not taken for a whole one.
+    /// The process must not take a part of the input for all of it.
     #[tokio::test]
     async fn input_that_cannot_be_read_has_no_end() {
         struct Broken;

@@ -1,4 +1,4 @@
-//! The client: one connection per request, as the Go client does it.
+//! The client: one connection per request, as in the Go client.
 
 use super::address::{Address, bulk, container, escape, files, property};
 use super::answering::{Answering, Course, again};
@@ -32,7 +32,7 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::sync::Notify;
 
-/// Longest JSON reply.
+/// The most bytes of a JSON reply.
 const REPLY_LIMIT: usize = 64 << 20;
 /// A Garden client; clones are cheap.
 #[derive(Debug, Clone)]
@@ -41,12 +41,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for `unix:/path` or `tcp:host:port`. Nothing is dialled yet.
+    /// Makes a client for `unix:/path` or `tcp:host:port`. Nothing is dialled yet.
     pub fn new(address: &str) -> Result<Self> {
         Ok(Self { server: Arc::new(Server { address: address.parse()?, tls: None }) })
     }
 
-    /// A client for `tcp:host:port` that shows a certificate, and asks for one. Nothing is dialled yet.
+    /// Makes a client for `tcp:host:port` that uses TLS with certificates on both sides. Nothing is dialled
+    /// yet.
     ///
     /// # Errors
     /// A file cannot be read or is not what it should be, or the address is that of a unix socket.
@@ -58,17 +59,17 @@ impl Client {
         Ok(Self { server: Arc::new(Server { address, tls: Some(Tls::load(files)?) }) })
     }
 
-    /// Is it there?
+    /// Checks that the server answers.
     pub async fn ping(&self) -> Result<()> {
         self.call("GET", "/ping", None).await.map(drop)
     }
 
-    /// What its host can give.
+    /// Returns the capacity of the server's host.
     pub async fn capacity(&self) -> Result<Capacity> {
         self.get("/capacity").await
     }
 
-    /// Handles of the containers that have all these properties.
+    /// Returns the handles of the containers that have all these properties.
     pub async fn list(&self, filter: &BTreeMap<String, String>) -> Result<Vec<String>> {
         let mut path = "/containers".to_owned();
         for (n, (key, value)) in filter.iter().enumerate() {
@@ -77,85 +78,86 @@ impl Client {
         self.get::<HandleList>(&path).await.map(|list| list.handles)
     }
 
-    /// Make a container; its handle.
+    /// Creates a container. Returns its handle.
     pub async fn create(&self, spec: &ContainerSpec) -> Result<String> {
         self.create_told(spec).await.map(|created| created.handle)
     }
 
-    /// The same with what there is to know of it.
+    /// Creates a container. Returns its handle, and the server's warnings.
     pub async fn create_told(&self, spec: &ContainerSpec) -> Result<Created> {
         parse(&self.call("POST", "/containers", Some(encode(spec))).await?)
     }
 
-    /// Destroy it.
+    /// Destroys a container.
     pub async fn destroy(&self, handle: &str) -> Result<()> {
         self.call("DELETE", &container(handle, ""), None).await.map(drop)
     }
 
-    /// End its processes, with `kill` without asking them first.
+    /// Ends a container's processes; with `kill` by KILL at once.
     pub async fn stop(&self, handle: &str, kill: bool) -> Result<()> {
         self.call("PUT", &container(handle, "/stop"), Some(encode(&Stop { kill }))).await.map(drop)
     }
 
-    /// What it says of itself.
+    /// Returns information about a container.
     pub async fn info(&self, handle: &str) -> Result<ContainerInfo> {
         self.exact(&container(handle, "/info")).await
     }
 
-    /// What several of them say of themselves, by handle; one that is not known has an error.
+    /// Returns information about several containers, by handle; an unknown one has an error.
     pub async fn bulk_info(&self, handles: &[&str]) -> Result<BTreeMap<String, BulkInfo>> {
         self.exact(&bulk("bulk_info", handles)).await
     }
 
-    /// What it uses. A pea's process id does for a handle.
+    /// Returns the metrics of a container, or, given the id of a pea's process, of the pea.
     pub async fn metrics(&self, handle: &str) -> Result<Metrics> {
         self.exact(&container(handle, "/metrics")).await
     }
 
-    /// What several of them use, by handle; one that is not known has an error.
+    /// Returns the metrics of several containers, by handle; an unknown one has an error.
     pub async fn bulk_metrics(&self, handles: &[&str]) -> Result<BTreeMap<String, BulkMetrics>> {
         self.exact(&bulk("bulk_metrics", handles)).await
     }
 
-    /// Its processor shares, in `limit_in_shares`.
+    /// Returns a container's processor shares, in `limit_in_shares`.
     pub async fn cpu_limits(&self, handle: &str) -> Result<CpuLimits> {
         self.get(&container(handle, "/limits/cpu")).await
     }
 
-    /// Its memory.
+    /// Returns a container's memory limit.
     pub async fn memory_limits(&self, handle: &str) -> Result<MemoryLimits> {
         self.get(&container(handle, "/limits/memory")).await
     }
 
-    /// Garden servers never fill this.
+    /// Returns a container's disk limits, which Garden servers leave empty.
     pub async fn disk_limits(&self, handle: &str) -> Result<DiskLimits> {
         self.get(&container(handle, "/limits/disk")).await
     }
 
-    /// Garden servers never fill this.
+    /// Returns a container's bandwidth limits, which Garden servers leave empty.
     pub async fn bandwidth_limits(&self, handle: &str) -> Result<BandwidthLimits> {
         self.get(&container(handle, "/limits/bandwidth")).await
     }
 
-    /// How long it lives without a caller. Zero: until a moment from now.
+    /// Sets how long a container lives without a call. Zero: until a moment from now.
     pub async fn set_grace_time(&self, handle: &str, grace: Duration) -> Result<()> {
         let nanoseconds = i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX);
         self.call("PUT", &container(handle, "/grace_time"), Some(encode(&nanoseconds))).await.map(drop)
     }
 
-    /// What its last create and destroy were made of; it need not live any more. Wardian's own.
+    /// Returns the phases of the last create and destroy of a handle, whose container need not live any more.
+    /// Wardian's own.
     pub async fn history(&self, handle: &str) -> Result<History> {
         self.get(&format!("/wardian{}", container(handle, "/history"))).await
     }
 
-    /// Hear of what happens from now on, to one container or to all. Wardian's own.
+    /// Subscribes to the events from now on, of one container or of all. Wardian's own.
     pub async fn events(&self, handle: Option<&str>) -> Result<Events> {
         let query = handle.map(|handle| format!("?handle={}", escape(handle))).unwrap_or_default();
         let path = format!("/wardian/events{query}");
         hijack(&self.server, "GET", &path, "", &[]).await.map(|taken| Events::new(taken.stream))
     }
 
-    /// All its properties.
+    /// Returns all properties of a container.
     pub async fn properties(&self, handle: &str) -> Result<BTreeMap<String, String>> {
         let reply = self.call("GET", &container(handle, "/properties"), None).await?;
         serde_json::from_slice::<Option<_>>(&reply)
@@ -163,23 +165,23 @@ impl Client {
             .map_err(|error| Error::response(&error))
     }
 
-    /// One property.
+    /// Returns one property.
     pub async fn property(&self, handle: &str, key: &str) -> Result<String> {
         self.get::<PropertyValue>(&property(handle, key)).await.map(|property| property.value)
     }
 
-    /// Set a property.
+    /// Sets a property.
     pub async fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
         let body = encode(&PropertyValue { value: value.into() });
         self.call("PUT", &property(handle, key), Some(body)).await.map(drop)
     }
 
-    /// Remove a property.
+    /// Removes a property.
     pub async fn remove_property(&self, handle: &str, key: &str) -> Result<()> {
         self.call("DELETE", &property(handle, key), None).await.map(drop)
     }
 
-    /// Unpack a tar in the container. With `length`, which must be exact, it need not be sent in chunks.
+    /// Unpacks a tar in the container. With `length`, which must be exact, the body is not sent in chunks.
     pub async fn stream_in(
         &self,
         handle: &str,
@@ -194,8 +196,8 @@ impl Client {
         self.exchange(request.map_err(bad_request)?, Arc::default()).await.map(drop)
     }
 
-    /// Pack a path of the container. Why the tar is not whole comes at its end, as a [`TarFailure`](crate::TarFailure) in the
-    /// reader's error.
+    /// Packs a path of the container. The reason of an incomplete tar comes at its end, as a
+    /// [`TarFailure`](crate::TarFailure) in the reader's error.
     pub async fn stream_out(&self, handle: &str, user: &str, source: &str) -> Result<TarReader> {
         let request = request("GET", &files(handle, "source", source, user));
         let request = request.header(TAR_FAILURE, "trailer").header(TE, "trailers");
@@ -207,7 +209,7 @@ impl Client {
         let endless = counted(&mut request);
         let io = Answering::new(dial(&self.server).await?, course);
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
-        // It ends when the reader is dropped or has seen the end.
+        // The connection ends when the reader is dropped, or has read to the end.
         let driver = tokio::spawn(connection);
         let reply = tokio::select! {
             reply = sender.send_request(request) => reply?,
@@ -222,13 +224,13 @@ impl Client {
         Ok(TarReader { body: reply.into_body(), chunk: Bytes::new() })
     }
 
-    /// Start a process, or with an image a pea.
+    /// Starts a process, or with an image a pea.
     pub async fn run(&self, handle: &str, spec: &ProcessSpec, io: Io) -> Result<Process> {
         let path = container(handle, "/processes");
         Process::start(&self.server, "POST", &path, &encode(spec), io).await
     }
 
-    /// Find a process that was started before.
+    /// Attaches to a process that was started before.
     pub async fn attach(&self, handle: &str, id: &str, io: Io) -> Result<Process> {
         let path = container(handle, "/processes/") + &escape(id);
         Process::start(&self.server, "GET", &path, &[], io).await
@@ -238,7 +240,7 @@ impl Client {
         parse(&self.call("GET", path, None).await?)
     }
 
-    /// A reply whose names are written in one way only.
+    /// Reads a reply whose field names have the exact case.
     async fn exact<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let reply = self.call("GET", path, None).await?;
         serde_json::from_slice(&reply).map_err(|error| Error::response(&error))
@@ -254,7 +256,7 @@ impl Client {
         again(matches!(method, "GET" | "PUT"), |course| self.exchange(request.clone(), course)).await
     }
 
-    /// Send a request; the whole reply. The connection is driven right here and ends with this future.
+    /// Sends a request. Returns the whole reply. The connection is driven in this future and ends with it.
     async fn exchange<B>(&self, mut request: Request<B>, course: Arc<Course>) -> Result<Bytes>
     where
         B: Body + Send + Unpin + 'static,
@@ -297,7 +299,7 @@ async fn collect(reply: Response<Incoming>) -> Result<Bytes> {
     body.map(http_body_util::Collected::to_bytes).map_err(|error| Error::Io(std::io::Error::other(error)))
 }
 
-/// Told once more replies than there may be have only announced another one: hyper takes as many as come.
+/// Returns what is notified once there are too many interim replies: hyper takes as many as come.
 fn counted<B>(request: &mut Request<B>) -> Arc<Notify> {
     let (endless, count) = (Arc::new(Notify::new()), AtomicUsize::new(0));
     let tell = endless.clone();
@@ -319,7 +321,7 @@ async fn failure(reply: Response<Incoming>) -> Error {
             begin.extend_from_slice(&frame.into_data().unwrap_or_default());
         }
     };
-    // What has come tells something, however it ended.
+    // The part that has arrived is shown, however the body ended.
     let _ = tokio::time::timeout(ERROR_TIMEOUT, read).await;
     Error::from_reply(status, &begin)
 }

@@ -1,4 +1,4 @@
-//! Tars on their way to a container and from one.
+//! Tars in the client: bodies of requests and of replies.
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// A piece of a tar.
+/// The most bytes of a piece of a tar.
 const CHUNK: usize = 256 << 10;
 
 /// A reader as the body of a request.
@@ -53,20 +53,20 @@ impl<R: AsyncRead + Unpin> Body for ReaderBody<R> {
     }
 }
 
-/// The header by which a client of stream-out asks to be told why a tar is not whole, and the trailer that tells
-/// it: a JSON string.
+/// The header by which a client of stream-out asks for the reason of an incomplete tar, and the trailer that
+/// carries the reason: a JSON string.
 pub const TAR_FAILURE: &str = "wardian-failure";
 
-/// Bytes of such a failure that are shown.
+/// The most bytes of a reason that are shown.
 const MAX_FAILURE: usize = 8 << 10;
 
-/// Why the container's side of a stream-out has failed. All that it has written came before.
+/// Why the container's side of a stream-out has failed. All that it had written has been read before.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct TarFailure(pub String);
 
 impl TarFailure {
-    /// What trailers say of it.
+    /// Reads the reason from trailers.
     #[must_use]
     pub fn of(trailers: &HeaderMap) -> Option<Self> {
         let value = trailers.get(TAR_FAILURE)?;
@@ -81,7 +81,7 @@ impl TarFailure {
     }
 }
 
-/// A tar from [`Client::stream_out`](crate::Client::stream_out). An end before the tar's is an error.
+/// Reads a tar from [`Client::stream_out`](crate::Client::stream_out). An incomplete tar ends with an error.
 #[derive(Debug)]
 pub struct TarReader {
     pub(super) body: Incoming,

@@ -1,4 +1,4 @@
-//! TLS to a server that listens on TCP: both sides show certificates.
+//! TLS to a server that listens on TCP, with certificates on both sides.
 
 use crate::certificate;
 use crate::error::{Error, Result};
@@ -12,18 +12,18 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Files in PEM.
+/// The client's TLS files, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificates of the authorities whose servers are believed; no others are.
+    /// Certificates of the authorities whose servers are trusted; no others are.
     pub authorities: PathBuf,
-    /// The client's certificate, with those between it and its authority.
+    /// The client's certificate, with the intermediate ones.
     pub certificate: PathBuf,
     /// The key of the client's certificate.
     pub key: PathBuf,
 }
 
-/// What a client shows, and believes.
+/// The client's TLS configuration.
 #[derive(Clone)]
 pub(crate) struct Tls(TlsConnector);
 
@@ -51,7 +51,8 @@ impl Tls {
         Ok(Self(Arc::new(config).into()))
     }
 
-    /// `address` is what was dialled: the server's certificate must be for its host.
+    /// Runs the handshake. The server's certificate must be valid for the host of `address`, which was
+    /// dialled.
     pub(crate) async fn connect(
         &self,
         stream: TcpStream,

@@ -1,4 +1,4 @@
-//! What a container uses, and the entries of bulk replies.
+//! Metrics of containers, and the entries of bulk replies.
 
 use super::ContainerInfo;
 use crate::ErrorBody;
@@ -14,7 +14,7 @@ macro_rules! memory_stat {
         #[allow(missing_docs)]
         pub struct MemoryStat {
             $(pub $field: u64,)*
-            /// What counts towards the limit.
+            /// The bytes that count towards the limit.
             #[serde(rename = "TotalUsageTowardLimit")]
             pub total_usage_toward_limit: u64,
             pub anon: u64,
@@ -23,7 +23,7 @@ macro_rules! memory_stat {
         }
 
         impl MemoryStat {
-            /// Set a line of `memory.stat`; one that Garden does not know is passed over.
+            /// Sets the value of a line of `memory.stat`; a name that Garden does not know is ignored.
             pub fn set(&mut self, name: &str, value: u64) {
                 match name {
                     $(stringify!($field) => self.$field = value,)*
@@ -73,7 +73,7 @@ memory_stat!(
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct CPUStat {
-    /// All of it.
+    /// The total.
     pub usage: u64,
     /// In user space.
     pub user: u64,
@@ -81,15 +81,15 @@ pub struct CPUStat {
     pub system: u64,
 }
 
-/// Space on the disk. Files are not counted.
+/// Disk usage. Inodes are not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct DiskStat {
-    /// The image and what the container wrote.
+    /// Bytes of the image and of what the container wrote.
     pub total_bytes_used: u64,
     /// Always 0.
     pub total_inodes_used: u64,
-    /// What the container wrote.
+    /// Bytes of what the container wrote.
     pub exclusive_bytes_used: u64,
     /// Always 0.
     pub exclusive_inodes_used: u64,
@@ -109,13 +109,13 @@ pub struct NetworkStat {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct PidStat {
-    /// How many there are.
+    /// The number of processes.
     pub current: u64,
-    /// How many there may be; 0: no limit.
+    /// The limit; 0: none.
     pub max: u64,
 }
 
-/// What a container, or a pea, uses.
+/// The resource usage of a container or a pea.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Metrics {
@@ -143,7 +143,7 @@ pub struct Metrics {
 pub struct BulkInfo<P = BTreeMap<String, String>> {
     /// Empty if there is an error.
     pub info: ContainerInfo<P>,
-    /// Why it could not be had. It has no kind.
+    /// Why there is no info. The error has no kind.
     pub err: Option<ErrorBody>,
 }
 
@@ -153,7 +153,7 @@ pub struct BulkInfo<P = BTreeMap<String, String>> {
 pub struct BulkMetrics {
     /// Zero if there is an error.
     pub metrics: Metrics,
-    /// Why they could not be had. It has no kind.
+    /// Why there are no metrics. The error has no kind.
     pub err: Option<ErrorBody>,
 }
 

@@ -1,4 +1,4 @@
-//! The Garden API: what its calls cost, one after the other and with many containers.
+//! Benchmarks of the Garden API: single calls, and calls with many containers.
 
 use super::floor::Overlays;
 use super::{Figures, keepers_of, memory, rss};
@@ -19,26 +19,26 @@ use tokio::task::JoinSet;
 use wardian_garden::wire::ProcessSpec;
 use wardian_garden::{Client, Io, OutputReader};
 
-/// Runs that are timed back to back.
+/// Number of runs that are timed back to back.
 const RUNS: usize = 500;
-/// Runs on an idle host, and the pause between two.
+/// Number of runs on an idle host; between two of them there is a pause.
 const IDLE_RUNS: usize = 40;
 const PAUSE: Duration = Duration::from_millis(200);
-/// Attaches that are timed.
+/// Number of attaches that are timed.
 const ATTACHES: usize = 100;
-/// Files of a megabyte, and how often they are printed: together 1 GiB.
+/// Number of files of one megabyte, and how often they are printed: together 1 GiB.
 const FILES: usize = 128;
 const PRINTS: usize = 8;
-/// Containers that get a tar at once, its megabytes, and rounds.
+/// Number of containers that get a tar at once, the tar's megabytes, and the number of rounds.
 const RECEIVERS: usize = 9;
 const TAR_MB: usize = 100;
 const ROUNDS: usize = 5;
-/// Containers that stand around.
+/// Number of idle containers in the crowd.
 const CROWD: usize = 250;
-/// Creates with and without the crowd, by turns.
+/// Number of creates with and without the crowd, alternating.
 const TURNS: usize = 60;
 
-/// Measure the API.
+/// Measures the API.
 pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
     let progress = Progress::new();
     let mut busy = LocalServer::start(program, location).await?;
@@ -82,7 +82,7 @@ async fn measure(
     image::build(&tar)?;
     let image = tar.display().to_string();
     for server in [&*busy, quiet] {
-        // The first one imports the image.
+        // The first create imports the image.
         Instance::create(server.client()?, "bench-warm".into(), image.clone()).await?.destroy().await?;
     }
     let client = busy.client()?;
@@ -119,7 +119,7 @@ async fn runs(client: &Client, image: &str, figures: &mut Figures, progress: &Pr
     }
     figures.put("run true, one every 200 ms, p50", "ms", 4.0, None, median(&times));
 
-    // `cat` says at once what it hears: from the call until the echo of the first word is there.
+    // `cat` echoes its input at once. The time is measured from the call until the echo of the first byte.
     let spec = ProcessSpec { path: "cat".into(), ..Default::default() };
     let (_keyboard, theirs) = tokio::io::duplex(64);
     let first = Io { stdin: Some(Box::new(theirs)), ..Io::default() };
@@ -151,7 +151,7 @@ async fn digest(mut from: OutputReader) -> Result<String> {
     }
 }
 
-/// 1 GiB that a process prints, to one reader and to three, each of whom computes its digest.
+/// A process prints 1 GiB, to one reader and to three, each of which computes the digest.
 async fn output(client: &Client, image: &str, figures: &mut Figures, progress: &Progress) -> Result<()> {
     progress.say("1 GiB of output");
     let code = tokio::task::spawn_blocking(|| Code::generate(FILES)).await??;
@@ -205,7 +205,7 @@ async fn output(client: &Client, image: &str, figures: &mut Figures, progress: &
     instance.destroy().await
 }
 
-/// A tar into each of several containers at once, by turns with `tar x` onto as many overlays.
+/// Streams a tar into each of several containers at once, alternating with `tar x` onto as many overlays.
 async fn stream_in(
     server: &LocalServer,
     client: &Client,

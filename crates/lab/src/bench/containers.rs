@@ -1,4 +1,4 @@
-//! Containers: how fast they come, run something and go, and what memory they take.
+//! Benchmarks of containers: create, run and destroy latency, and memory use.
 
 use super::{Figure, Figures, keepers_of, memory, rss};
 use crate::code::{Code, MEGABYTE, fill};
@@ -15,16 +15,16 @@ use std::time::Instant;
 use tokio::task::JoinSet;
 use wardian_garden::Client;
 
-/// Containers of the teardown measurement.
+/// Number of containers in the teardown measurement.
 const TEARDOWN: usize = 9;
-/// Megabytes of somebody else's dirty data.
+/// Megabytes of another program's dirty data.
 const FOREIGN_MB: usize = 1000;
-/// Containers of the memory measurement.
+/// Number of containers in the memory measurement.
 const CROWD: usize = 20;
-/// Rounds of the comparison with crun.
+/// Number of rounds in the comparison with crun.
 const ROUNDS: usize = 15;
 
-/// Measure everything.
+/// Measures everything.
 pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
     let progress = Progress::new();
     let server = LocalServer::start(program, location).await?;
@@ -73,7 +73,7 @@ async fn measure(server: &LocalServer, figures: &mut Figures, progress: &Progres
     image::build(&tar)?;
     let image = tar.display().to_string();
     let client = server.client()?;
-    // The first one imports the image.
+    // The first create imports the image.
     Instance::create(client.clone(), "bench-warm".into(), image.clone()).await?.destroy().await?;
 
     progress.say("create and destroy, one after the other");
@@ -147,7 +147,7 @@ async fn timed_true(instance: &Instance, pea: bool) -> Result<f64> {
     Ok(took)
 }
 
-/// Destroy containers with code in them, all at once.
+/// Destroys containers with code in them, all at once.
 async fn teardown(client: &Client, image: &str, code: &Code) -> Result<Phase> {
     let mut instances = Vec::new();
     for n in 0..TEARDOWN {
@@ -170,7 +170,7 @@ async fn teardown(client: &Client, image: &str, code: &Code) -> Result<Phase> {
     Ok(Phase::new("destroy", begin.elapsed(), &each))
 }
 
-/// A file full of dirty pages; removed in the end, so that they are dropped and not written.
+/// A file of dirty pages; removed at the end, so that the pages are dropped and not written.
 struct Foreign(PathBuf);
 
 impl Foreign {
@@ -192,7 +192,7 @@ impl Drop for Foreign {
     }
 }
 
-/// create + run `true` + destroy, by turns with `crun run` of `true` on the same root file system.
+/// create + run `true` + destroy, alternating with `crun run` of `true` on the same root file system.
 async fn compare(
     server: &LocalServer,
     figures: &mut Figures,

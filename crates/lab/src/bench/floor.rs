@@ -1,4 +1,4 @@
-//! What the kernel and `tar` need for it, without a container engine.
+//! The lower bound: the time that the kernel and `tar` need without a container engine.
 
 use anyhow::{Context, Result, ensure};
 use rustix::io::FdFlags;
@@ -9,14 +9,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use wardian_sys::mount::fs_mount;
 
-/// Overlays that are mounted nowhere: they are gone when their descriptors are, whatever becomes of us.
+/// Detached overlays: they end with their descriptors, even if this process is killed.
 pub struct Overlays {
     mounts: Vec<OwnedFd>,
     dir: PathBuf,
 }
 
 impl Overlays {
-    /// So many, volatile, with their upper directories below `dir`, which must not exist.
+    /// Mounts `count` volatile overlays with their upper directories below `dir`, which must not exist.
     pub fn mount(dir: &Path, count: usize) -> Result<Self> {
         let lower = dir.join("lower");
         std::fs::create_dir_all(&lower).context("make a lower directory")?;
@@ -36,12 +36,12 @@ impl Overlays {
         Ok(overlays)
     }
 
-    /// `tar x` of the archive into each of them, all at once: until the last has ended.
+    /// Runs `tar x` of the archive in all of them at once. Returns the time until the last has ended.
     pub fn untar(&self, archive: &Path) -> Result<Duration> {
         let begin = Instant::now();
         let mut children = Vec::new();
         for mount in &self.mounts {
-            // The child finds it under this number.
+            // The child inherits the descriptor under this number.
             rustix::io::fcntl_setfd(mount, FdFlags::empty()).context("pass an overlay on")?;
             let place = format!("/proc/self/fd/{}", mount.as_raw_fd());
             let mut tar = Command::new("tar");

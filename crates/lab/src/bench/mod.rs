@@ -1,4 +1,4 @@
-//! The figures that wardian promises, measured on servers of its own.
+//! Measures the figures that wardian promises, on servers of its own.
 
 mod api;
 mod containers;
@@ -20,22 +20,22 @@ pub struct Figure {
     pub name: &'static str,
     /// `ms`, `MB`, `MB/s` or `ratio`.
     pub unit: &'static str,
-    /// What it should be at most …
+    /// The goal: an upper limit …
     pub goal: Option<f64>,
-    /// … or at least.
+    /// … or, if this is set, a lower one.
     pub at_least: bool,
     /// Guardian's figure on the same kind of machine.
     pub guardian: Option<f64>,
-    /// What it is; none when it was skipped.
+    /// The measured value; `None` when it was skipped.
     pub measured: Option<f64>,
 }
 
 /// All figures.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figures {
-    /// One by one.
+    /// The figures, in the order of measurement.
     pub figures: Vec<Figure>,
-    /// What was skipped and why, and what else is to be known.
+    /// What was skipped and why, and other remarks.
     pub notes: Vec<String>,
     /// The machine.
     pub host: Host,
@@ -56,7 +56,7 @@ impl Figures {
         self.figures.push(Figure { name, unit, goal, at_least: false, guardian, measured });
     }
 
-    /// One that should be large.
+    /// Adds a figure that should be large.
     fn put_at_least(&mut self, name: &'static str, unit: &'static str, goal: f64, measured: f64) {
         self.put(name, unit, goal, None, measured);
         if let Some(figure) = self.figures.last_mut() {
@@ -64,7 +64,7 @@ impl Figures {
         }
     }
 
-    /// For people.
+    /// The figures as a readable table.
     pub fn table(&self) -> String {
         let mut out = String::new();
         let _ = writeln!(out, "{:<52} {:>6} {:>9} {:>9} {:>10}", "", "", "goal", "guardian", "measured");
@@ -95,14 +95,14 @@ impl Figures {
         out
     }
 
-    /// Write them as JSON.
+    /// Writes the figures as JSON.
     pub fn save(&self, to: &Path) -> Result<()> {
         let json = serde_json::to_vec_pretty(self).context("encode the figures")?;
         crate::ground::save(to, &json)
     }
 }
 
-/// A field of smaps_rollup or status that is in kB, in MB.
+/// A field of smaps_rollup or status, which is in kB, in MB.
 fn field(text: &str, name: &str) -> f64 {
     let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next());
     value.and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
@@ -114,14 +114,14 @@ fn rss(pid: u32) -> Result<f64> {
     Ok(field(&status, "VmRSS"))
 }
 
-/// The fields of these names of a process's memory, added up, in MB.
+/// The sum of these fields of a process's memory, in MB.
 fn memory(pid: u32, names: &[&str]) -> Result<f64> {
     let text =
         std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read a keeper's memory")?;
     Ok(names.iter().map(|name| field(&text, name)).sum())
 }
 
-/// Keepers that are children of this server.
+/// Pids of the keepers that are children of this server.
 fn keepers_of(server: u32) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").context("look at the processes")?.flatten() {

@@ -1,4 +1,4 @@
-//! Which cgroups there are.
+//! The cgroup versions and controllers of the host.
 
 use serde::Serialize;
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ pub struct Cgroups {
     pub v1: Vec<String>,
     /// Controllers in the hierarchy of version 2.
     pub v2: Vec<String>,
-    /// Where version 2 is mounted.
+    /// Mount point of version 2.
     #[serde(skip)]
     pub unified: Option<PathBuf>,
 }
 
 impl Cgroups {
-    /// From the mounts. `controllers` reads the file `cgroup.controllers` in a directory.
+    /// Determines the cgroups from the mounts. `controllers` reads the file `cgroup.controllers` in a directory.
     pub fn from_mounts(mounts: &[MountInfo], controllers: impl Fn(&PathBuf) -> String) -> Self {
         const KNOWN: [&str; 14] = [
             "cpu",
@@ -56,7 +56,7 @@ impl Cgroups {
         Self { version, v1, v2: v2.split_ascii_whitespace().map(str::to_owned).collect(), unified }
     }
 
-    /// The controllers that containers are limited with and that are in neither version.
+    /// The controllers that limit containers and that neither version has.
     pub fn missing(&self) -> Vec<&'static str> {
         let has = |name: &str| self.v1.iter().chain(&self.v2).any(|controller| controller == name);
         ["cpu", "memory", "pids"].into_iter().filter(|name| !has(name)).collect()

@@ -1,4 +1,4 @@
-//! How much may wait for the disk, how fast the disk is, and so how long a sync may take.
+//! How much data may be dirty, how fast the disk is, and so how long a sync may take.
 
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
@@ -8,19 +8,20 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// For how long is written.
+/// How long the disk is written to.
 const BUDGET: Duration = Duration::from_secs(1);
-/// Enough to see through the write cache of a disk in a virtual machine; a fast disk has it in a tenth of a second.
+/// Limit of what is written: enough to exceed the write cache of a virtual machine's disk; a fast disk takes it in a
+/// tenth of a second.
 const MOST: u64 = 256 << 20;
-/// A file system's last space is left alone.
+/// At most one `SHARE`-th of the free space is written, and nothing if that is less than `LEAST`.
 const SHARE: u64 = 20;
 const LEAST: u64 = 1 << 20;
-/// One write: at first so much, on fast disks up to so much.
+/// Size of one write: the initial one, and the largest one on fast disks.
 const CHUNK: (usize, usize) = (256 << 10, 4 << 20);
-/// O_DIRECT wants addresses, lengths and offsets that are multiples of the disk's block.
+/// O_DIRECT requires addresses, lengths and offsets that are multiples of the disk's block size.
 const ALIGN: usize = 4096;
-/// A flush may have to write what others have dirtied first (ext4 in ordered mode): it is left out if that would take
-/// longer.
+/// A flush may have to write other programs' dirty data first (ext4 in ordered mode): it is skipped if that would
+/// take longer than this, in seconds.
 const FLUSH: f64 = 1.0;
 
 /// Dirty pages and the disk.
@@ -38,42 +39,44 @@ pub struct Dirty {
     pub expire_centisecs: u64,
     /// `vm.dirty_writeback_centisecs`.
     pub writeback_centisecs: u64,
-    /// What the limit comes to now: from here on writers wait (`nr_dirty_threshold` of /proc/vmstat).
+    /// The limit in bytes that currently results: above it writers are throttled (`nr_dirty_threshold` of
+    /// /proc/vmstat).
     pub threshold_bytes: u64,
-    /// From here on the kernel writes back.
+    /// The limit above which the kernel starts background writeback.
     pub background_threshold_bytes: u64,
-    /// Dirty or being written now.
+    /// Bytes that are dirty or under writeback now.
     pub now_bytes: u64,
-    /// How fast the disk took what was written.
+    /// The measured speed of the disk.
     pub disk: Option<Disk>,
-    /// Why that is not known.
+    /// Why the disk was not measured.
     pub not_measured: Option<String>,
-    /// How long a sync of as much as may be dirty on this file system takes.
+    /// Estimated duration of a sync with as much dirty data as this file system can have, in seconds.
     pub sync_worst_s: Option<f64>,
-    /// How long a sync takes now.
+    /// Estimated duration of a sync now, in seconds.
     pub sync_now_s: Option<f64>,
 }
 
-/// A file of one second, written around the page cache, flushed, deleted.
+/// The result of the measurement: a file written for a second with O_DIRECT, flushed and deleted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Disk {
-    /// Written.
+    /// Bytes written.
     pub bytes: u64,
-    /// Writing and flushing.
+    /// Time for writing and flushing.
     pub write_ms: f64,
-    /// Whether the disk's own cache was flushed too; otherwise much is dirty, and the flush would have waited for that.
+    /// Whether the disk's own cache was flushed too; if not, much data is dirty, and the flush would have waited for
+    /// it.
     pub flushed: bool,
-    /// Deleting it.
+    /// Time for deleting the file.
     pub delete_ms: f64,
     /// Bytes a second.
     pub bytes_per_s: u64,
 }
 
 impl Dirty {
-    /// The limits in force.
+    /// Reads the limits in force.
     ///
     /// # Errors
-    /// When /proc cannot be read.
+    /// /proc cannot be read.
     pub fn probe() -> Result<Self> {
         let settings = crate::teardown::sysctl::read()?;
         let sysctl =
@@ -94,7 +97,8 @@ impl Dirty {
         })
     }
 
-    /// Write to the file system, and say what follows. Nothing has a name, so nothing can be left.
+    /// Measures the disk by writing to the file system, and estimates the syncs. The file has no name, so nothing can
+    /// be left behind.
     pub fn measure(&mut self, dir: &Path, total: u64, available: u64, stop: &AtomicBool) {
         match write(dir, available, self.now_bytes, stop) {
             Ok(disk) => self.conclude(disk, total),
@@ -103,14 +107,15 @@ impl Dirty {
     }
 
     fn conclude(&mut self, disk: Disk, total: u64) {
-        // No more can be dirty than there is room for.
+        // The dirty data of a file system cannot exceed its size.
         self.sync_worst_s = Some(seconds(self.threshold_bytes.min(total), disk.bytes_per_s));
         self.sync_now_s = Some(seconds(self.now_bytes, disk.bytes_per_s));
         self.disk = Some(disk);
     }
 }
 
-/// The kernel works it out anew at each reading: the ratio of what may be dirty, which is free memory and page cache.
+/// Reads a threshold. The kernel computes it at each reading: the ratio of the dirtyable memory, which is free memory
+/// and page cache.
 fn threshold(vmstat: &str, field: &str) -> Result<u64> {
     let pages = vmstat.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(' '));
     let pages = pages.and_then(|n| n.trim().parse::<u64>().ok());
@@ -118,7 +123,7 @@ fn threshold(vmstat: &str, field: &str) -> Result<u64> {
     Ok(pages.saturating_mul(rustix::param::page_size() as u64))
 }
 
-/// To a tenth of a second.
+/// Duration in seconds, rounded to a tenth.
 #[allow(clippy::cast_precision_loss)]
 fn seconds(bytes: u64, bytes_per_s: u64) -> f64 {
     (bytes as f64 / bytes_per_s.max(1) as f64 * 10.0).round() / 10.0
@@ -137,7 +142,7 @@ fn write(dir: &Path, available: u64, dirty: u64, stop: &AtomicBool) -> Result<Di
         }
         error => format!("{}: {error}", dir.display()),
     })?;
-    // Neither zeros nor compressible: some disks are faster with those. (Xorshift, Marsaglia 2003.)
+    // Random data, because some disks are faster with zeros or compressible data. (Xorshift, Marsaglia 2003.)
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut memory = vec![0_u8; CHUNK.1 + ALIGN];
     for word in memory.chunks_exact_mut(8) {
@@ -154,7 +159,7 @@ fn write(dir: &Path, available: u64, dirty: u64, stop: &AtomicBool) -> Result<Di
     while bytes < most && started.elapsed() < BUDGET && !stop.load(Ordering::Relaxed) {
         let before = Instant::now();
         match rustix::io::pwrite(&file, &memory[..chunk], bytes) {
-            // No more than a multiple of the block can be gone on from.
+            // After a short write the offset may be no multiple of the block size, so the loop ends.
             Ok(n) if n == chunk => bytes += n as u64,
             Ok(n) => {
                 bytes += n as u64;

@@ -1,4 +1,5 @@
-//! How the writable layers of containers could be limited here. Wardian does not limit them yet, and refuses such a limit.
+//! Drivers that could limit the writable layers of containers on this host. Wardian does not use any yet, and refuses
+//! such a limit.
 
 use super::features::State;
 use super::filesystem::FileSystem;
@@ -7,21 +8,21 @@ use std::io::ErrorKind;
 use std::path::Path;
 use wardian_sys::probe;
 
-/// A way to limit what a container may write, and whether this host has it.
+/// A mechanism to limit what a container may write, and whether this host has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Driver {
     /// `project-quota`, `btrfs`, `image` or `none`.
     pub name: &'static str,
-    /// Whether it would do.
+    /// Whether it would work.
     pub state: State,
-    /// What was found, or why it would not do.
+    /// What was found, or why it would not work.
     pub why: String,
 }
 
-/// The one that wardian uses, whatever the host has.
+/// The driver that wardian uses on every host.
 pub const IN_USE: &str = "none";
 
-/// All of them, the best first.
+/// All drivers, the best first.
 pub fn probe(fs: &FileSystem) -> Vec<Driver> {
     let quota = std::fs::File::open(&fs.looked_at).and_then(probe::project_quota);
     vec![
@@ -36,7 +37,7 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
     ]
 }
 
-/// `xfs_can`: XFS was built with quota (CONFIG_XFS_QUOTA); ext4 does not tell.
+/// `xfs_can`: XFS was built with quota (CONFIG_XFS_QUOTA); for ext4 that cannot be determined.
 fn project_quota(kind: &str, quota: std::io::Result<probe::ProjectQuota>, xfs_can: bool) -> Driver {
     let (usable, why) = match (kind, quota) {
         ("xfs" | "ext4", Ok(quota)) if quota.enforced => (true, "switched on and enforced".to_owned()),
@@ -61,7 +62,7 @@ fn project_quota(kind: &str, quota: std::io::Result<probe::ProjectQuota>, xfs_ca
     Driver { name: "project-quota", state: usable.into(), why }
 }
 
-/// Quotas of btrfs are a directory in its part of /sys (`qgroups/`), with a mode since Linux 6.7.
+/// btrfs quotas appear as a directory in its part of /sys (`qgroups/`), with a mode since Linux 6.7.
 fn btrfs(kind: &str, disks: &[String], sys: &Path) -> Driver {
     let driver =
         |usable, why: &str| Driver { name: "btrfs", state: State::from(usable), why: why.to_owned() };
@@ -79,7 +80,7 @@ fn btrfs(kind: &str, disks: &[String], sys: &Path) -> Driver {
     }
 }
 
-/// A file system in a file for each container: needs a loop device and a program that makes file systems.
+/// A file system image for each container: needs a loop device and a program that makes file systems.
 fn image() -> Driver {
     let (state, why) = match std::fs::File::options().read(true).write(true).open("/dev/loop-control") {
         Ok(_) => match ["mkfs.ext4", "mkfs.xfs"].into_iter().find(|program| is_program(program)) {
@@ -98,7 +99,7 @@ fn image() -> Driver {
 
 fn is_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // Not in everybody's path.
+    // These are not in every user's PATH.
     let more = ["/sbin".into(), "/usr/sbin".into()];
     std::env::split_paths(&path).chain(more).any(|dir| dir.join(name).is_file())
 }
@@ -121,7 +122,7 @@ mod tests {
             ("ext4", Ok(counted), "not enforced"),
             ("ext4", off(), "tune2fs"),
             ("btrfs", off(), "btrfs has none"),
-            // An overlay or a stranger may answer for what is below it.
+            // An overlay or another file system may return the answer of the one below it.
             ("overlay", Ok(on), "overlay has none"),
         ] {
             let driver = project_quota(kind, quota, true);

@@ -1,4 +1,4 @@
-//! What the kernel can do, tried and not guessed from its version.
+//! Kernel features, each determined by trying it and not from the kernel's version.
 
 use super::cgroups::Cgroups;
 use super::filesystem::FileSystem;
@@ -14,15 +14,15 @@ use wardian_sys::mount::{self, Overlay, UpperPair};
 use wardian_sys::namespace::{self, IdMap};
 use wardian_sys::{pressure, probe, procfs::MountInfo};
 
-/// What came of trying.
+/// Result of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It works.
+    /// The feature works.
     Yes,
-    /// It does not.
+    /// The feature does not work.
     No,
-    /// It could not be tried.
+    /// The feature could not be tried.
     Unknown,
 }
 
@@ -32,21 +32,21 @@ impl From<bool> for State {
     }
 }
 
-/// One thing that the kernel can do, or cannot.
+/// A feature of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Feature {
-    /// Its name.
+    /// Name of the feature.
     #[serde(skip)]
     pub name: &'static str,
-    /// What came of trying.
+    /// Result of the trial.
     pub state: State,
-    /// No container runs without it.
+    /// Whether containers cannot run without it.
     pub needed: bool,
-    /// How it was found out, or what to do.
+    /// How it was determined, or what to do.
     pub detail: String,
 }
 
-/// All of them, in the order in which they are shown; in JSON an object with their names.
+/// All features, in the order of display; in JSON an object with their names as keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Features(pub Vec<Feature>);
 
@@ -56,16 +56,17 @@ impl Serialize for Features {
     }
 }
 
-/// What trying found, and what it met on the way.
+/// Result of all trials.
 #[derive(Debug, Default)]
 pub struct Found {
     /// The features.
     pub features: Features,
-    /// The store's file system has lost a write that nobody has asked for yet: no volatile overlay can be mounted.
+    /// The store's file system has lost a write whose error has not been reported yet: no volatile overlay can be
+    /// mounted.
     pub unseen_error: bool,
 }
 
-/// All features in the order in which they are shown, and whether containers need them.
+/// All features in the order of display, and whether containers need them.
 const ALL: [(&str, bool); 19] = [
     ("mount_api", true),
     ("overlay", true),
@@ -94,7 +95,7 @@ impl Found {
         self.features.0.push(Feature { name, state, needed, detail: detail.into() });
     }
 
-    /// Those that nothing was said of could not be tried without another.
+    /// Adds the features that were not tried, because they depend on a missing one.
     fn complete(mut self) -> Self {
         for (name, _) in ALL {
             if !self.features.0.iter().any(|feature| feature.name == name) {
@@ -114,7 +115,7 @@ impl Found {
         let (state, detail) = match (denied, rustix::process::geteuid().is_root()) {
             (true, false) => (State::Unknown, "only root can try".to_owned()),
             (true, true) => (State::No, format!("{what}: not permitted, a capability is missing")),
-            // That says nothing of the kernel.
+            // These errors say nothing about the kernel.
             (false, _) if matches!(error, Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::IO) => {
                 (State::Unknown, format!("{what}: {error}"))
             }
@@ -124,7 +125,8 @@ impl Found {
     }
 }
 
-/// Try everything. Directories are made under the store's, and are gone afterwards; mounts are never attached.
+/// Tries all features. Directories are made in the store's directory and removed afterwards; mounts are never
+/// attached.
 pub fn probe(fs: &FileSystem, cgroups: &Cgroups, mounts: &[MountInfo]) -> Found {
     let mut found = Found::default();
     mount_api(&mut found, fs);
@@ -141,7 +143,7 @@ pub fn probe(fs: &FileSystem, cgroups: &Cgroups, mounts: &[MountInfo]) -> Found 
                 }
                 _ => "not in this kernel",
             };
-            // What is forbidden to others may be allowed to root.
+            // An operation that is denied to other users may be allowed to root.
             let root = rustix::process::geteuid().is_root();
             let denied = matches!(errno, Errno::PERM | Errno::ACCESS);
             let state = if denied && !root { State::Unknown } else { State::No };
@@ -190,8 +192,8 @@ fn mount_api(found: &mut Found, fs: &FileSystem) {
     }
 }
 
-/// Overlays over one empty layer, as a container's is, on the store's file system. They are volatile: the unmount of any
-/// other would sync all of it.
+/// Mounts overlays over one empty layer, like a container's, on the store's file system. They are volatile: the
+/// unmount of any other would sync the whole file system.
 fn overlays(found: &mut Found, fs: &FileSystem) {
     let detached = match mount::overlay_takes_detached_layers() {
         Ok(detached) => detached,
@@ -241,9 +243,9 @@ fn overlays(found: &mut Found, fs: &FileSystem) {
     idmapped(found, &place);
 }
 
-/// What unprivileged containers need: layers shifted to their ids.
+/// Tests what unprivileged containers need: layers that are idmapped to their ids.
 fn idmapped(found: &mut Found, place: &Place) {
-    // Any ids will do.
+    // Any id range will do.
     let map = [IdMap { inside: 0, outside: 100_000, size: 65_536 }];
     let user = match namespace::user(&map, &map) {
         Ok(user) => user,
@@ -272,10 +274,10 @@ fn idmapped(found: &mut Found, place: &Place) {
     }
 }
 
-/// A directory on the store's file system in which overlays are tried. Removed when dropped.
+/// A directory on the store's file system in which overlays are mounted. Removed when dropped.
 struct Place {
     dir: tempfile::TempDir,
-    /// For kernels whose overlay refuses detached layers.
+    /// Set on kernels whose overlay refuses detached layers.
     namespace: Option<LayerNamespace>,
 }
 
@@ -290,7 +292,7 @@ impl Place {
         self.dir.path().to_owned()
     }
 
-    /// Mounts one and lets it go.
+    /// Mounts an overlay and drops it.
     fn overlay(&self, name: &str, user: Option<&OwnedFd>) -> Result<(), mount::Error> {
         let dir = self.dir.path().join(name);
         let failed = |source: std::io::Error| mount::Error::Pair {
@@ -317,7 +319,7 @@ impl Place {
     }
 }
 
-/// The cgroup that was made because there was none to look at.
+/// A cgroup that was created because the process's own has no child to look at.
 struct Group(PathBuf);
 
 impl Drop for Group {
@@ -326,7 +328,7 @@ impl Drop for Group {
     }
 }
 
-/// What version 2 can do, in the cgroup of this process.
+/// Tests the features of cgroup v2, in the cgroup of this process.
 fn groups(found: &mut Found, cgroups: &Cgroups) {
     let Some(top) = &cgroups.unified else {
         for name in ["clone_into_cgroup", "cgroup_kill"] {
@@ -342,7 +344,7 @@ fn groups(found: &mut Found, cgroups: &Cgroups) {
         Ok(()) => found.said("clone_into_cgroup", true, ""),
         Err(error) => found.failed("clone_into_cgroup", error, "clone3"),
     }
-    // The top has no such file.
+    // The root cgroup has no such file.
     let children = std::fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut groups = std::iter::once(own.clone()).chain(children.filter(|path| path.is_dir()));
     let yes = match groups.find(|group| group != top) {
@@ -361,7 +363,7 @@ fn groups(found: &mut Found, cgroups: &Cgroups) {
     }
 }
 
-/// Who can keep containers from the host's devices: a program on version 2 where version 1 does not. The one that is tried
+/// Tests what can enforce device rules: a program on version 2 where version 1 does not. The program of the test
 /// allows nothing, and is attached to nothing.
 fn device_rules(found: &mut Found, cgroups: &Cgroups) {
     let name = "device_rules";
@@ -377,7 +379,7 @@ fn device_rules(found: &mut Found, cgroups: &Cgroups) {
     }
 }
 
-/// What files of the store's file system can do, asked of ones without a name.
+/// Tests features of the store's file system, with files that have no name.
 fn files(found: &mut Found, dir: &Path) {
     let file = || {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -416,7 +418,7 @@ fn security(found: &mut Found) {
     found.said("apparmor", enabled, if enabled { "" } else { "not in this kernel, or switched off" });
 }
 
-/// What `wardian lab record` looks through.
+/// Tests the interfaces that `wardian lab record` uses.
 fn recorder(found: &mut Found, mounts: &[MountInfo]) {
     match mounts.iter().find(|mount| mount.fs_type == "tracefs") {
         Some(mount) => {
@@ -433,7 +435,7 @@ fn recorder(found: &mut Found, mounts: &[MountInfo]) {
                 None => found.add("tracefs", State::Unknown, format!("{at}: only root can look")),
             }
         }
-        // A recorder mounts it for itself.
+        // A recorder mounts tracefs by itself.
         None => match mount::has_filesystem("tracefs") {
             Ok(true) => found.said("tracefs", true, "mounted by nobody yet"),
             Ok(false) => found.said("tracefs", false, "not in this kernel"),

@@ -1,4 +1,4 @@
-//! The file system that a store is on, or would be, and what it lies on.
+//! The file system that a store is on, or would be, and the devices below it.
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -8,61 +8,61 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use wardian_sys::procfs::MountInfo;
 
-/// Bytes of a sector in /sys and in dm tables, whatever the disk's own are.
+/// Size in bytes of a sector in /sys and in dm tables, whatever the disk's own sector size is.
 const SECTOR: u64 = 512;
 
 /// The file system of the store.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct FileSystem {
-    /// The store's directory, as it was asked for.
+    /// The store's directory, as given.
     pub root: PathBuf,
-    /// What was looked at: the store's directory, or the nearest one above it that can be reached.
+    /// The directory that was examined: the store's, or the nearest one above it that can be reached.
     pub looked_at: PathBuf,
-    /// Where it is mounted.
+    /// Mount point of the file system.
     pub mount_point: PathBuf,
     /// `ext4`, `xfs`, …
     #[serde(rename = "type")]
     pub kind: String,
     /// Options of the mount and of the file system.
     pub options: Vec<String>,
-    /// Nothing can be written.
+    /// Whether it is read-only.
     pub read_only: bool,
-    /// What is mounted.
+    /// The mounted device or other source.
     pub source: PathBuf,
     /// Number of its device, `MAJOR:MINOR`.
     pub device: String,
-    /// Size.
+    /// Size of the file system.
     pub total_bytes: u64,
-    /// Free, without what is reserved for root.
+    /// Free bytes, without those reserved for root.
     pub available_bytes: u64,
-    /// Inodes; 0 where they are made on demand.
+    /// Number of inodes; 0 where they are allocated on demand.
     pub inodes: u64,
-    /// Free inodes.
+    /// Number of free inodes.
     pub available_inodes: u64,
-    /// Whether it has a journal or something to the same end; none: not known.
+    /// Whether it has a journal or an equivalent; `None`: not known.
     pub journal: Option<bool>,
-    /// Freed blocks are discarded while whoever frees them, or the journal, waits.
+    /// Whether freed blocks are discarded synchronously, so that the deleting process or the journal waits.
     pub discard: bool,
-    /// Block devices under it, from the top down.
+    /// Block devices below it, from the top down.
     pub disks: Vec<String>,
-    /// Whether one of them has to move a head.
+    /// Whether one of them is a rotating disk.
     pub rotational: Option<bool>,
-    /// The file that it lies in, if it is on a loop device.
+    /// The backing file, if it is on a loop device.
     pub loop_file: Option<LoopFile>,
-    /// The thin pools that it lies in.
+    /// The thin pools that it is on.
     pub thin_pools: Vec<ThinPool>,
 }
 
-/// A file behind a loop device.
+/// The backing file of a loop device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LoopFile {
     /// Its path.
     pub path: PathBuf,
-    /// Bytes of the device.
+    /// Size of the device in bytes.
     pub size_bytes: u64,
-    /// Bytes that the file takes already.
+    /// Bytes allocated to the file.
     pub allocated_bytes: u64,
-    /// Free bytes of the file system that the file is on.
+    /// Free bytes of the file's own file system.
     pub available_bytes: u64,
 }
 
@@ -71,25 +71,25 @@ pub struct LoopFile {
 pub struct ThinPool {
     /// Its name in the device mapper.
     pub name: String,
-    /// Bytes of data it has room for.
+    /// Size of its data space in bytes.
     pub size_bytes: u64,
-    /// Bytes not given out yet.
+    /// Bytes not allocated yet.
     pub free_bytes: u64,
     /// Percent of its data blocks in use.
     pub data_percent: u64,
     /// Percent of its metadata blocks in use.
     pub metadata_percent: u64,
-    /// `rw`, `ro`, `out_of_data_space`, or how it has failed.
+    /// `rw`, `ro`, `out_of_data_space`, or the state after a failure.
     pub mode: String,
-    /// Writes into a full pool fail at once; otherwise they hang for a minute first.
+    /// Whether writes to a full pool fail at once; otherwise they hang for a minute first.
     pub errors_when_full: bool,
 }
 
 impl FileSystem {
-    /// What is under the store's directory.
+    /// Examines the file system of the store's directory.
     ///
     /// # Errors
-    /// When no store can be there: something on the way is no directory.
+    /// No store can be there: a component of the path is no directory.
     pub fn probe(root: &Path, mounts: &[MountInfo]) -> Result<Self> {
         let root = std::path::absolute(root).with_context(|| format!("--root {}", root.display()))?;
         let looked_at = nearest(&root)?;
@@ -114,7 +114,7 @@ impl FileSystem {
             found.options.extend(more.cloned());
             found.source.clone_from(&mount.source);
             found.discard = discards(&mount.fs_type, &found.options);
-            // Btrfs invents a number for each subvolume.
+            // btrfs has an artificial device number for each subvolume.
             if rustix::fs::major(device) == 0 {
                 let source = std::fs::metadata(&mount.source).map(|source| source.rdev());
                 device = source.ok().filter(|number| *number != 0).unwrap_or(device);
@@ -126,7 +126,7 @@ impl FileSystem {
         Ok(found)
     }
 
-    /// The disks, from /sys.
+    /// Finds the disks in /sys.
     fn look_below(&mut self) {
         let Ok(top) = std::fs::canonicalize(Path::new("/sys/dev/block").join(&self.device)) else { return };
         let mut layers = vec![top.clone()];
@@ -135,7 +135,7 @@ impl FileSystem {
         while let Some(layer) = layers.get(next).cloned() {
             next += 1;
             let read = |file: &str| std::fs::read_to_string(layer.join(file)).ok();
-            // A partition has its disk's queue.
+            // A partition uses its disk's queue.
             let queue = layer.join("queue/rotational");
             let queue = std::fs::read_to_string(queue).ok().or_else(|| read("../queue/rotational"));
             let rotates = queue.map(|text| text.trim() == "1");
@@ -193,7 +193,7 @@ fn nearest(root: &Path) -> Result<PathBuf> {
     bail!("{} cannot be reached", root.display())
 }
 
-/// Whether freeing blocks waits for the disk to forget them. F2fs discards in the background under the same name.
+/// Whether freeing blocks waits for the disk's discard. F2fs discards in the background under the same option.
 fn discards(kind: &str, options: &[String]) -> bool {
     kind != "f2fs" && options.iter().any(|option| option == "discard" || option == "discard=sync")
 }
@@ -209,7 +209,7 @@ fn loop_file(path: &str, sectors: &str) -> Option<LoopFile> {
     })
 }
 
-/// Parses what `dmsetup status` says of pools. Lines of anything else are skipped.
+/// Parses the pools in the output of `dmsetup status`. Other lines are skipped.
 fn thin_pools(status: &str) -> Vec<ThinPool> {
     status.lines().filter_map(thin_pool).collect()
 }
@@ -221,7 +221,7 @@ fn thin_pool(line: &str) -> Option<ThinPool> {
     let size_bytes = length.parse::<u64>().ok()?.checked_mul(SECTOR)?;
     let pool = ThinPool { name: name.to_owned(), size_bytes, ..ThinPool::default() };
     let [_, metadata, data, _, mode, flags @ ..] = state else {
-        // One word: `Fail` or `Error`.
+        // A failed pool has one word: `Fail` or `Error`.
         return Some(ThinPool { mode: state.first()?.to_string(), ..pool });
     };
     let fraction = |text: &str| -> Option<(u64, u64)> {

@@ -1,4 +1,4 @@
-//! What is wrong here, or will be, and what to do about it. Each id is explained in docs/doctor.md.
+//! Present and future problems of this host, and their remedies. Each id is explained in docs/doctor.md.
 
 use super::features::State;
 use super::filesystem::{LoopFile, ThinPool};
@@ -6,43 +6,43 @@ use super::{Facts, plural};
 use crate::report::bytes;
 use serde::Serialize;
 
-/// How bad it is.
+/// Severity of a hazard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Worth knowing.
+    /// A remark.
     Note,
-    /// Slow, or loses data once something else goes wrong.
+    /// Performance is bad, or data is lost once something else fails.
     Warning,
     /// Containers do not run here.
     Error,
 }
 
-/// Something that is wrong.
+/// A problem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Hazard {
-    /// Its name, always the same.
+    /// Its stable name.
     pub id: &'static str,
-    /// How bad it is.
+    /// Its severity.
     pub severity: Severity,
-    /// What was seen.
+    /// The observation.
     pub evidence: String,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 
-/// Less free space than this, in percent, is little.
+/// Free space below this, in percent, is low.
 const LITTLE: u64 = 10;
-/// Less than this is none.
+/// Free space below this, in percent, counts as none.
 const NONE: u64 = 1;
-/// A pool that is fuller than this, in percent, is about to be full.
+/// A pool that is fuller than this, in percent, is nearly full.
 const POOL_FULL: u64 = 90;
-/// A sync of so many seconds is a long one.
+/// A sync of this many seconds or more is long.
 const LONG_SYNC: f64 = 5.0;
-/// How many names are shown of many.
+/// How many names of a long list are shown.
 const SHOWN: usize = 3;
 
-/// All of them, the worst first.
+/// All hazards, the worst first.
 pub fn find(facts: &Facts) -> Vec<Hazard> {
     let mut hazards = Vec::new();
     let mut add = |id, severity, evidence: String, remedy: &str| {
@@ -57,7 +57,7 @@ pub fn find(facts: &Facts) -> Vec<Hazard> {
     hazards
 }
 
-/// Takes id, severity, evidence and remedy.
+/// Adds a hazard: id, severity, evidence and remedy.
 type Add<'a> = dyn FnMut(&'static str, Severity, String, &str) + 'a;
 
 fn privileges(facts: &Facts, add: &mut Add<'_>) {
@@ -255,7 +255,7 @@ fn host(facts: &Facts, add: &mut Add<'_>) {
     }
 }
 
-/// A few of many names.
+/// The first few of many names.
 fn some(names: &[String]) -> String {
     let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     match names.len() {

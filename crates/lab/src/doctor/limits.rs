@@ -1,4 +1,4 @@
-//! Limits of the kernel that many containers run into.
+//! Kernel limits that many containers run into.
 
 use serde::Serialize;
 
@@ -7,25 +7,25 @@ use serde::Serialize;
 pub struct Limit {
     /// Its name as a sysctl, or `RLIMIT_NOFILE`.
     pub name: &'static str,
-    /// What it is.
+    /// Its value.
     pub value: u64,
-    /// What a thousand containers want.
+    /// The value that a thousand containers need.
     pub wanted: u64,
     /// What fails when it is reached.
     pub reached: &'static str,
 }
 
 impl Limit {
-    /// Whether a thousand containers may run into it.
+    /// Whether a thousand containers may exceed it.
     pub fn is_small(&self) -> bool {
         self.value < self.wanted
     }
 }
 
-/// For a thousand containers of some ten processes each: a keeper, an init, an app and a health check are four.
-/// A container has one namespace of each kind, and some thirty mounts in its own. Systemd inside takes several inotify
-/// instances, and all containers of one mapping share their users' allowance; so they do with keyrings, which runc and
-/// crun make one of for each container.
+/// Needs of a thousand containers with some ten processes each: a keeper, an init, an app and a health check are
+/// four. A container has one namespace of each kind, and some thirty mounts in its own. Systemd inside uses several
+/// inotify instances, and all containers with the same mapping share their users' allowance; so they do with
+/// keyrings, of which runc and crun make one for each container.
 const WANTED: [(&str, u64, &str); 12] = [
     ("kernel.pid_max", 32_768, "no process can be started on the host"),
     ("kernel.threads-max", 32_768, "no process can be started on the host"),
@@ -43,7 +43,7 @@ const WANTED: [(&str, u64, &str); 12] = [
 const FILES: Limit =
     Limit { name: "RLIMIT_NOFILE", value: u64::MAX, wanted: 16_384, reached: "a server cannot open files" };
 
-/// Those that this kernel has.
+/// The limits that this kernel has.
 pub fn probe() -> Vec<Limit> {
     let mut limits: Vec<Limit> = WANTED
         .into_iter()

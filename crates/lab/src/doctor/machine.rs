@@ -1,4 +1,4 @@
-//! What this process may do.
+//! The capabilities of this process.
 
 use serde::Serialize;
 
@@ -32,11 +32,11 @@ pub struct Missing {
     pub name: &'static str,
     /// What fails without it.
     pub without: &'static str,
-    /// Containers run without it.
+    /// Whether containers run without it.
     pub optional: bool,
 }
 
-/// Those that are not in effect, from the text of /proc/PID/status.
+/// The capabilities that are not effective, from the text of /proc/PID/status.
 pub fn missing(status: &str) -> Vec<Missing> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);

@@ -1,7 +1,7 @@
-//! The host at a glance: what it can do, what is slow about it, what is wrong with it.
+//! An overview of the host: its features, its performance and its problems.
 //!
-//! Everything is tried rather than guessed, and nothing that was made for it stays: mounts are never attached, files
-//! have no names, the one directory is removed, also on Ctrl-C.
+//! Features are tried rather than derived from versions, and nothing that a trial makes is left behind: mounts are
+//! never attached, files have no names, the one directory is removed, also on Ctrl-C.
 
 pub mod cgroups;
 pub mod dirty;
@@ -25,93 +25,93 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use wardian_sys::procfs;
 
-/// What to look at.
+/// What to examine.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The store's directory, which need not exist.
     pub root: PathBuf,
-    /// Run directories that are looked at beside those that are found.
+    /// Run directories to examine beside those that are found.
     pub runs: Vec<PathBuf>,
-    /// Write for a second to see how fast the disk is.
+    /// Whether to write for a second to measure the disk.
     pub measure: bool,
 }
 
-/// What was seen.
+/// The observations.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Facts {
     /// The machine.
     pub host: Host,
-    /// Whether this was run as root: otherwise some of it is not known.
+    /// Whether this was run as root: otherwise some values are unknown.
     pub root: bool,
     /// Capabilities that a server uses and this process lacks.
     pub missing_capabilities: Vec<machine::Missing>,
-    /// Which cgroups there are.
+    /// The cgroups of this host.
     pub cgroups: cgroups::Cgroups,
-    /// What the file system at /run is.
+    /// Type of the file system at /run.
     pub run_filesystem: String,
-    /// What the kernel can do.
+    /// Features of the kernel.
     pub features: features::Features,
-    /// A write was lost on the store's file system, and nobody has asked since.
+    /// Whether the store's file system has lost a write whose error has not been reported yet.
     pub unseen_error: bool,
     /// The store's file system.
     pub filesystem: filesystem::FileSystem,
-    /// The way in which wardian limits what a container writes: `none` yet.
+    /// The driver with which wardian limits what a container writes: `none` so far.
     pub limit_driver: String,
-    /// All ways that the host has, and why not.
+    /// All such drivers, and why this host lacks them.
     pub limit_drivers: Vec<drivers::Driver>,
-    /// Dirty pages and the disk.
+    /// Dirty pages and the speed of the disk.
     pub dirty: dirty::Dirty,
-    /// Limits of the kernel.
+    /// Kernel limits.
     pub limits: Vec<limits::Limit>,
-    /// Why no server takes the store's directory, if others could change it or one above it.
+    /// Why servers refuse the store's directory, if other users could change it or one above it.
     pub store_doubt: Option<place::Doubt>,
-    /// What clients will refuse in the certificates of running servers.
+    /// What clients will reject in the certificates of running servers.
     pub certificates: Vec<String>,
-    /// What earlier lives have left in the store.
+    /// What earlier servers have left in the store.
     pub remains: remains::Remains,
-    /// Overlays of others that sync the store's file system.
+    /// Overlays of other programs that sync the store's file system.
     pub overlays: overlays::Overlays,
-    /// How many things belong to no container.
+    /// Number of leaks, which belong to no container.
     pub leaks: usize,
 }
 
-/// What was seen, and what is wrong with it.
+/// The observations, and the hazards that follow from them.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// What was seen.
+    /// The observations.
     #[serde(flatten)]
     pub facts: Facts,
-    /// What is wrong, the worst first.
+    /// The hazards, the worst first.
     pub hazards: Vec<Hazard>,
 }
 
 impl Report {
-    /// What is wrong with these.
+    /// Evaluates the observations.
     pub fn new(facts: Facts) -> Self {
         let hazards = hazards::find(&facts);
         Self { facts, hazards }
     }
 
-    /// How bad the worst hazard is.
+    /// Severity of the worst hazard.
     pub fn worst(&self) -> Option<Severity> {
         self.hazards.iter().map(|hazard| hazard.severity).max()
     }
 }
 
-/// Look at everything; takes up to five seconds.
+/// Examines the host; takes up to five seconds.
 ///
 /// # Errors
-/// When /proc cannot be read, when no store can be where it is asked for, and [`Interrupted`](crate::Interrupted).
+/// /proc cannot be read, no store can be at the given place, or [`Interrupted`](crate::Interrupted).
 pub async fn run(options: Options) -> Result<Report> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let look = async { tokio::task::spawn_blocking(move || look(&options, &stopped)).await };
     tokio::pin!(look);
     tokio::select! {
-        // The handlers are there before anything is made.
+        // Polled first, so that the signal handlers are installed before anything is made.
         biased;
         signal = crate::interrupted() => {
-            // What it has made goes with it.
+            // Stops the probes, which remove what they have made.
             stop.store(true, Ordering::Relaxed);
             let _ = look.await;
             Err(crate::Interrupted(signal?).into())
@@ -132,7 +132,7 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
     let run = crate::host::mount_of(&mounts, Path::new("/run"));
     let found = features::probe(&fs, &cgroups, &mounts);
     let limit_drivers = drivers::probe(&fs);
-    // Those who wait a moment do so side by side.
+    // Probes that wait run in parallel.
     let leaks = std::thread::scope(|scope| {
         let leaks = scope.spawn(|| crate::leaks::find(&options.runs));
         if options.measure {

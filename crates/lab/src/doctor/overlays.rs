@@ -1,4 +1,4 @@
-//! Overlays of others whose unmount syncs the store's file system.
+//! Overlays of other programs whose unmount syncs the store's file system.
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, makedev, openat2, statx};
 use rustix::io::Errno;
@@ -9,28 +9,28 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wardian_sys::procfs::{self, MountInfo};
 
-/// A host with thousands of mount namespaces is not searched to the end.
+/// Time limit: on a host with thousands of mount namespaces the search is incomplete.
 const BUDGET: Duration = Duration::from_millis(500);
-/// How often a path is looked up that is not found at once, because something was renamed meanwhile.
+/// How often a lookup is retried that a rename has interfered with.
 const TRIES: usize = 8;
 
-/// How many there are.
+/// The number of these overlays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Overlays {
-    /// Overlays on the store's file system that are not volatile, by whose they seem to be.
+    /// Overlays on the store's file system that are not volatile, by presumed owner.
     pub syncing: BTreeMap<&'static str, usize>,
-    /// Not all processes could be looked at.
+    /// Whether some processes could not be examined.
     pub incomplete: bool,
 }
 
 impl Overlays {
-    /// All of them.
+    /// Number of all these overlays.
     pub fn count(&self) -> usize {
         self.syncing.values().sum()
     }
 }
 
-/// Look through the mount namespaces of all processes for overlays that write to the device of `on`.
+/// Searches the mount namespaces of all processes for overlays that write to the device of `on`.
 pub fn probe(on: &Path) -> Overlays {
     let mut found = Overlays::default();
     let Ok(device) = std::fs::metadata(on).map(|metadata| metadata.dev()) else { return found };
@@ -50,14 +50,14 @@ pub fn probe(on: &Path) -> Overlays {
             Ok(namespace) if seen.insert(namespace.clone()) => {}
             Ok(_) => continue,
             Err(error) => {
-                // A process may end meanwhile.
+                // The process may have ended meanwhile.
                 found.incomplete |= error.kind() == std::io::ErrorKind::PermissionDenied;
                 continue;
             }
         }
         let text = std::fs::read(process.join("mountinfo")).unwrap_or_default();
         for upper in procfs::mountinfo(&text).unwrap_or_default().iter().filter_map(syncing) {
-            // What was mounted before its process moved to another root is seen from here.
+            // What was mounted before its process changed its root is found from this process's root.
             let found = in_use(&process.join("root"), &upper).or_else(|| in_use(Path::new("/"), &upper));
             if let Some(found) = found
                 && found.0 == device
@@ -72,8 +72,9 @@ pub fn probe(on: &Path) -> Overlays {
     found
 }
 
-/// Device and inode of a directory that something is mounted from, by its path below a root. Any user chooses such paths, also
-/// through file systems of hers that do not answer: as what is mounted is known to the kernel, none is asked.
+/// Device and inode of a directory that an overlay uses, by its path below a root. Such paths can be chosen by any
+/// user, also on a file system of hers that does not answer. Therefore only the dentry cache is asked
+/// (`RESOLVE_CACHED`): a directory in use is in it.
 fn in_use(root: &Path, path: &Path) -> Option<(u64, u64)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(root, flags, Mode::empty()).ok()?;
@@ -87,7 +88,7 @@ fn in_use(root: &Path, path: &Path) -> Option<(u64, u64)> {
     Some((makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
-/// The upper directory of an overlay that syncs.
+/// The upper directory of an overlay that is not volatile.
 fn syncing(mount: &MountInfo) -> Option<PathBuf> {
     if mount.fs_type != "overlay" || mount.is_volatile() {
         return None;
@@ -95,7 +96,7 @@ fn syncing(mount: &MountInfo) -> Option<PathBuf> {
     mount.super_options.iter().find_map(|option| option.strip_prefix("upperdir=")).map(PathBuf::from)
 }
 
-/// Whose an upper directory is, from where it lies.
+/// Presumed owner of an upper directory, by its path.
 fn owner(upper: &Path) -> &'static str {
     let known = [
         ("/docker/", "docker"),

@@ -1,24 +1,24 @@
-//! What a server judges at its start: whether it would take the store's directory, and what clients will refuse in its
-//! certificate.
+//! Checks that a server also makes at its start: whether it would accept the store's directory, and what clients will
+//! reject in its certificate.
 
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use wardian_sys::directory::{Directory, Error};
 
-/// No file of certificates is larger.
+/// Size limit of a certificate file.
 const MOST: u64 = 4 << 20;
 
-/// Others could lead root to other files.
+/// Why the directory is refused: other users could redirect root to other files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Doubt {
-    /// What was seen.
+    /// The observation.
     pub evidence: String,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 
-/// What clients will refuse in the certificates of the servers of this host, with their files.
+/// What clients will reject in the certificates of this host's servers, with the files' names.
 pub fn certificates() -> Vec<String> {
     let read = |file: &PathBuf| wardian_sys::directory::read(file, MOST).ok();
     let told = crate::leaks::certificates().into_iter().filter_map(|file| Some((read(&file)?, file)));
@@ -29,7 +29,7 @@ pub fn certificates() -> Vec<String> {
     doubts.collect()
 }
 
-/// Looks at the store's directory, or at the nearest one above it that exists.
+/// Checks the store's directory, or the nearest one above it that exists.
 pub fn probe(root: &Path, nearest: &Path) -> Option<Doubt> {
     let opened = match Directory::open_shared(root) {
         Err(error) if error.is_missing() => Directory::open_shared(nearest),
@@ -47,7 +47,7 @@ pub fn probe(root: &Path, nearest: &Path) -> Option<Doubt> {
                 format!("chmod go-w {path}"),
             )
         }
-        // Not as root, who alone may look.
+        // Not run as root, so the directory cannot be examined.
         _ => return None,
     };
     Some(Doubt {

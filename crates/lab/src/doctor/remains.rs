@@ -1,4 +1,4 @@
-//! What a store's directory tells of earlier lives, read without opening the store.
+//! What earlier servers have left in a store's directory, read without opening the store.
 
 use crate::ground::json;
 use rustix::fs::FlockOperation;
@@ -7,28 +7,28 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use wardian_sys::directory::Directory;
 
-/// What an overlay that never syncs leaves in its work directory, so that nobody mounts it again by mistake
+/// Marker that a volatile overlay leaves in its work directory, so that it is not mounted again by mistake
 /// (`ovl_create_volatile_dirty` in fs/overlayfs/super.c). An unmount does not remove it.
 const MARKER: &str = "work/work/incompat/volatile";
 
-/// What was found in a store.
+/// The findings in a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Remains {
-    /// A server has the store: its trash is being emptied.
+    /// Whether a server uses the store: it is emptying the trash then.
     pub server: bool,
     /// Writable layers with the marker and without a record.
     pub markers: Vec<PathBuf>,
-    /// Root file systems under which a write was lost.
+    /// Root file systems on which a write was lost.
     pub lost_writes: Vec<String>,
 }
 
-/// Look into the store's directory; nothing is found where there is no store, or where one may not look.
+/// Examines the store's directory; finds nothing where there is no store, or where access is denied.
 pub fn probe(root: &Path) -> Remains {
     let (run, server) = holder(root);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let mut remains = Remains { server, ..Remains::default() };
     let mut living = BTreeSet::new();
-    // Where others could put something it is nobody's record.
+    // In a directory that other users may write to, records cannot be trusted.
     let records = Directory::open(&run.join("rootfs")).ok();
     let names = records.as_ref().and_then(|dir| dir.names().ok()).unwrap_or_default();
     for (dir, name) in names.iter().filter_map(|name| records.as_ref().zip(name.to_str())) {
@@ -52,13 +52,13 @@ pub fn probe(root: &Path) -> Remains {
     remains
 }
 
-/// The run directory that the store was used with, and whether a server has it now.
+/// The run directory that the store was used with, and whether a server uses it now.
 fn holder(root: &Path) -> (PathBuf, bool) {
     let usual = || PathBuf::from("/run/wardian");
     let Ok(dir) = Directory::open(root) else { return (usual(), false) };
     let Ok(file) = dir.file("lock") else { return (usual(), false) };
     let holder = json(&dir, "lock");
-    // Let go with the file. A server that starts at this very moment tries again for a second.
+    // The lock is released with the file. A server that starts at this moment retries for a second.
     let free = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok();
     let run = holder["run"].as_str().filter(|run| !run.is_empty()).map_or_else(usual, PathBuf::from);
     (run, !free && holder["server"] == true)

@@ -2,7 +2,7 @@ use super::features::{Feature, Features, State};
 use super::filesystem::{FileSystem, LoopFile, ThinPool};
 use super::*;
 
-/// A host on which nothing is wrong.
+/// A host without problems.
 fn healthy() -> Facts {
     let filesystem = FileSystem {
         root: "/var/lib/wardian".into(),

@@ -1,4 +1,4 @@
-//! The report for people.
+//! The report as readable text.
 
 use super::features::State;
 use super::hazards::Severity;
@@ -14,7 +14,7 @@ const UNKNOWN: (&str, u8) = ("?", 33);
 const CAREFUL: (&str, u8) = ("!", 33);
 const NOTE: (&str, u8) = ("·", 36);
 const WITHOUT: (&str, u8) = ("-", 0);
-/// Columns before what is said of a name.
+/// Column at which the text after a name begins.
 const WIDTH: usize = 30;
 
 struct Text {
@@ -48,7 +48,7 @@ impl Text {
 }
 
 impl Report {
-    /// For people: groups, columns and marks. `colour` for terminals.
+    /// The report in groups and columns, with marks. `colour`: for a terminal.
     pub fn text(&self, colour: bool) -> String {
         let mut text = Text { out: String::new(), colour };
         self.host_text(&mut text);

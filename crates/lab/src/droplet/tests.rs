@@ -10,7 +10,7 @@ fn small() -> Droplet {
     Droplet { gzip, digest: "abc".into(), unpacked_bytes: 1, sample }
 }
 
-/// Status, headers in lower case, body.
+/// Sends a request. Returns status, headers in lower case, and body.
 async fn ask(server: &DropletServer, method: &str, path: &str, headers: &str) -> (u16, String, Vec<u8>) {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
@@ -96,7 +96,7 @@ async fn what_is_sent_is_counted() {
     assert!(head.contains("content-range: bytes 250-255/256"), "{head}");
     assert_eq!(counted(), (2, 262));
 
-    // A part of another file was wanted.
+    // The range is of another version of the file.
     let (status, _, body) = ask(&server, "GET", PATH, "range: bytes=250-\r\nif-range: \"old\"\r\n").await;
     assert_eq!((status, body.len()), (200, 256));
     assert_eq!(counted(), (3, 518));
@@ -122,7 +122,7 @@ async fn an_ended_server_leaves_nobody_waiting() {
     kept.read_exact(&mut reply).await.unwrap();
     assert_eq!(&reply, b"HTTP/1.1 404");
     drop(server);
-    // Either end of the connection will do, but an end there must be.
+    // Either side may close the connection, but it must be closed.
     let _ = kept.read_to_end(&mut Vec::new()).await;
 }
 
@@ -131,7 +131,7 @@ async fn the_address_of_the_image() {
     let server = DropletServer::start(small()).await.unwrap();
     let port = server.address.port();
     let image = server.image("/var/tmp/a b/image.tar", "a+b").unwrap();
-    // The signature is encoded twice: for its own URL, and with that for the image's address.
+    // The signature is encoded twice: in its own URL, and with that in the image's address.
     assert_eq!(
         image,
         format!(

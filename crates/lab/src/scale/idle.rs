@@ -1,18 +1,18 @@
-//! What the machine writes when nothing is asked of it.
+//! Measures what the machine writes when it is idle.
 
 use crate::host::{Counter, Written};
 use crate::progress::Progress;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// How long the machine is watched before the story; a longer story is made up for after it.
+/// How long the machine is watched before the story; for a longer story the rest is watched afterwards.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// What the machine writes when nothing is asked of it.
+/// Bytes written by the idle machine.
 #[derive(Debug)]
 pub(super) struct Idle {
     counter: Counter,
-    /// What was written, by time since the begin.
+    /// Bytes written, by time since the beginning.
     seen: Vec<(Duration, Written)>,
 }
 
@@ -28,8 +28,8 @@ impl Idle {
         Ok(Self { counter, seen })
     }
 
-    /// What is written in an idle interval of this length: the last part of what was seen before the story,
-    /// and if the story was longer, the rest after it.
+    /// Bytes written in an idle interval of this length: the last part of the interval before the story, and if the
+    /// story was longer, the rest measured after it.
     pub(super) async fn written_in(&mut self, length: Duration, progress: &Progress) -> Result<Written> {
         let before = last(&self.seen, length);
         let Some(rest) = length.checked_sub(IDLE).filter(|rest| !rest.is_zero()) else { return Ok(before) };
@@ -40,7 +40,7 @@ impl Idle {
     }
 }
 
-/// What was written in the last `length` of what was seen of it.
+/// Bytes written in the last `length` of the watched interval.
 fn last(seen: &[(Duration, Written)], length: Duration) -> Written {
     let Some((end, total)) = seen.last() else { return Written::default() };
     let since = end.saturating_sub(length);

@@ -1,8 +1,8 @@
 //! The story: an app scaled from one instance to many, each with a health-check sidecar, and back to none.
 //!
-//! The end of a pea (`slowest_pea_destroy_ms`) is what a client sees of it: from the last byte of the pea's
-//! output until its exit status has come. A Garden server sends the status only when the pea's root file
-//! system is gone, so a server that waits for the disk there shows it here.
+//! The end of a pea (`slowest_pea_destroy_ms`) is measured at the client: from the last byte of the pea's output
+//! until its exit status has arrived. A Garden server sends the status only when the pea's root file system is
+//! removed, so a server that waits for the disk there is visible here.
 
 mod idle;
 mod report;
@@ -22,18 +22,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use wardian_garden::{Client, ErrorKind};
 
-/// The most instances, runs and megabytes of code that are still a story. The code is kept in memory.
+/// Limits of instances, runs and megabytes of code. The code is kept in memory.
 const MOST_INSTANCES: usize = 1000;
 const MOST_RUNS: usize = 1000;
 const MOST_MB: usize = 4096;
 
-/// How the app's code comes into its instances.
+/// How the app's code gets into its instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// It is streamed into each.
+    /// The code is streamed into each instance.
     Stream,
-    /// It is a layer of their image, which the server fetches.
+    /// The code is a layer of the image, which the server fetches.
     Oci,
 }
 
@@ -46,33 +46,33 @@ impl std::fmt::Display for Mode {
     }
 }
 
-/// What to do.
+/// Options of the stories.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How the code comes into the instances: a story for each.
+    /// The modes; each has a story of its own.
     pub modes: Vec<Mode>,
-    /// Instances that run before the scaling.
+    /// Number of instances before the scaling.
     pub from: usize,
-    /// Instances that run after each of its steps.
+    /// Number of instances after each step of the scaling.
     pub to: Vec<usize>,
-    /// How often each story is told.
+    /// How often each story is run.
     pub runs: usize,
     /// Megabytes of code in each instance.
     pub code_mb: usize,
-    /// Run a health check beside each.
+    /// Whether to run a health check beside each instance.
     pub pea: bool,
-    /// The image; none: one built on the spot.
+    /// The image; `None`: one is built.
     pub image: Option<String>,
-    /// The server; none: one of our own for each story.
+    /// The server's address; `None`: a server is started for each story.
     pub address: Option<String>,
-    /// Where the store of our own server is made.
+    /// Directory for the store of that server.
     pub location: Option<PathBuf>,
     /// The program that has a `serve` command.
     pub program: PathBuf,
 }
 
 impl Options {
-    /// The default story on a server that `program serve` starts.
+    /// The default story, on a server that `program serve` starts.
     pub fn new(program: PathBuf) -> Self {
         Self {
             modes: vec![Mode::Stream],
@@ -88,7 +88,7 @@ impl Options {
         }
     }
 
-    /// Instances at the end.
+    /// Number of instances at the end.
     fn most(&self) -> usize {
         self.to.last().copied().unwrap_or_default()
     }
@@ -98,7 +98,7 @@ impl Options {
         (self.code_mb * code::MEGABYTE) as u64
     }
 
-    /// Whether this is a story at all.
+    /// Checks the options.
     fn check(&self) -> Result<()> {
         ensure!(!self.modes.is_empty(), "--mode names no mode");
         for (n, mode) in self.modes.iter().enumerate() {
@@ -127,11 +127,11 @@ impl Options {
     }
 }
 
-/// Containers that were made and not yet destroyed.
+/// Handles of containers that were created and not yet destroyed.
 type Made = Arc<Mutex<Vec<String>>>;
 
-/// Tell the stories and measure them: all modes in turn, and that as often as there are runs. On errors and on Ctrl-C
-/// all that was made is destroyed.
+/// Runs and measures the stories: all modes in turn, and that once per run. On errors and on Ctrl-C everything that
+/// was made is destroyed.
 pub async fn run(options: &Options) -> Result<Stories> {
     options.check()?;
     if options.address.is_none() {
@@ -141,7 +141,7 @@ pub async fn run(options: &Options) -> Result<Stories> {
     }
     room::memory(options)?;
     room::descriptors(options.most())?;
-    // From now on, and also between two stories.
+    // Signals are caught from here on, also between two stories.
     let mut interrupted: Pin<Box<dyn Future<Output = i32>>> = Box::pin(interruption()?);
     let (progress, mut stories) = (Progress::new(), Vec::new());
     if let Some(note) = room::note(options)? {
@@ -196,7 +196,7 @@ async fn story(
     }
     let complaints = local.as_ref().map(LocalServer::complaints).unwrap_or_default();
     let cleaned = match local {
-        // It destroys what is left, and starts a new server for it if it must.
+        // Destroys the remaining containers, and starts a new server for that if necessary.
         Some(local) => local.stop().await,
         None => clear(&client, &made, told.is_err()).await,
     };
@@ -214,10 +214,10 @@ async fn story(
     }
 }
 
-/// Destroy what was made on a server that is not ours.
+/// Destroys the containers that were created on a server that is not ours.
 async fn clear(client: &Client, made: &Made, cut_off: bool) -> Result<()> {
     if cut_off {
-        // A request that was cut off may still be under way in the server.
+        // An interrupted request may still be running in the server.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let left = made.lock().map(|m| m.clone()).unwrap_or_default();
@@ -264,7 +264,7 @@ mod tests {
             let said = refused(change);
             assert!(said.contains(words), "{words}: {said:?}");
         }
-        // Whoever streams may use any image.
+        // With streaming any image may be used.
         assert_eq!(refused(&|o| o.image = Some("docker:///busybox".into())), "");
     }
 }

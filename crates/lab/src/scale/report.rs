@@ -1,4 +1,4 @@
-//! What `wardian lab scale` found: one story with all its phases, or several side by side.
+//! Results of `wardian lab scale`: one story with all its phases, or several side by side.
 
 use super::Mode;
 use crate::host::{Host, Sample, ms};
@@ -10,70 +10,70 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-/// Instances that were brought up together.
+/// A step of the scaling: instances that were created together.
 #[derive(Debug, Clone, Serialize)]
 pub struct Step {
     /// Instances before.
     pub from: usize,
     /// Instances after.
     pub to: usize,
-    /// From the scale request to the last healthy instance, the peas' clean-up included.
+    /// Time from the scale request to the last healthy instance, the peas' clean-up included.
     pub waiting_ms: f64,
-    /// `waiting_ms` by the number of new instances.
+    /// `waiting_ms` divided by the number of new instances.
     pub per_instance_ms: f64,
     /// The phases, in order.
     pub phases: Vec<Phase>,
 }
 
 impl Step {
-    /// From how long it was waited for.
+    /// A step from its waiting time.
     pub(super) fn new(from: usize, to: usize, waiting: Duration, phases: Vec<Phase>) -> Self {
         let waiting_ms = ms(waiting);
         Self { from, to, waiting_ms, per_instance_ms: waiting_ms / (to - from) as f64, phases }
     }
 }
 
-/// One story.
+/// The results of one story.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// The how manieth of its mode, from 1.
+    /// Number of the run within its mode, from 1.
     pub run: usize,
-    /// How the code came into the instances.
+    /// How the code got into the instances.
     pub mode: Mode,
-    /// `waiting_ms` of all steps.
+    /// Sum of `waiting_ms` of all steps.
     pub waiting_ms: f64,
-    /// `waiting_ms` and the destroying of every instance.
+    /// `waiting_ms` plus the time for destroying all instances.
     pub story_ms: f64,
-    /// The slowest destroy of one instance.
+    /// The longest destroy of one instance.
     pub slowest_destroy_ms: f64,
-    /// The slowest end of a pea, see [`crate::scale`].
+    /// The longest end of a pea, see [`crate::scale`].
     pub slowest_pea_destroy_ms: f64,
-    /// Dirty bytes on this machine when destroy was called.
+    /// Dirty bytes on this machine when the destroys began.
     pub dirty_at_destroy_bytes: u64,
-    /// Bytes this machine wrote back from the first create until the trash was empty and what was left
-    /// to be written was.
+    /// Bytes that this machine wrote back from the first create until the trash was empty and the remaining dirty
+    /// data was synced.
     pub written_bytes: u64,
-    /// The same over an idle interval of equal length.
+    /// Bytes written back in an idle interval of equal length.
     pub idle_written_bytes: u64,
-    /// What came to the disk under the store in that time: pages of directories that are gone are written back without
-    /// coming to it. `null` if it is on no disk.
+    /// Bytes written to the disk under the store in the story: pages of removed directories are written back without
+    /// reaching the disk. `null` without a disk.
     pub disk_written_bytes: Option<u64>,
-    /// The same over the idle interval.
+    /// Bytes written to the disk in the idle interval.
     pub idle_disk_written_bytes: Option<u64>,
     /// How often the server fetched the app's layer, or a part of it, in the whole story.
     pub fetches: u64,
-    /// Bytes of the gzipped layer that were sent to it.
+    /// Bytes of the gzipped layer that were sent to the server.
     pub fetched_bytes: u64,
-    /// Bytes of the gzipped layer; 0 without one.
+    /// Size of the gzipped layer; 0 without one.
     pub droplet_bytes: u64,
-    /// Bytes of the files in the layer; 0 without one.
+    /// Size of the files in the layer; 0 without one.
     pub layer_bytes: u64,
-    /// Bringing up the instances that run before the scaling; nobody waits for that. What the first of them brings to
-    /// the server, the image and the app's layer, the others find there.
+    /// Creation of the instances that run before the scaling; it is not part of the waiting. The image and the app's
+    /// layer, which the first of them brings to the server, are there for all others.
     pub begin: Option<Step>,
-    /// The scaling.
+    /// The steps of the scaling.
     pub steps: Vec<Step>,
-    /// The phases of all steps, in order, and the destroying.
+    /// The phases of all steps, in order, and the destroys.
     pub phases: Vec<Phase>,
     /// Dirty and writeback bytes, about every 50 ms.
     pub samples: Vec<Sample>,
@@ -120,7 +120,7 @@ impl Report {
                 bytes(self.layer_bytes),
                 bytes(self.droplet_bytes)
             );
-            // Otherwise it is part of the waiting.
+            // Without instances before the scaling the fetch is part of the waiting.
             let _ = match &self.begin {
                 Some(Step { from, to, waiting_ms, .. }) => {
                     writeln!(out, ", while {} to begin with came up in {:.2} s.", to - from, waiting_ms / 1e3)
@@ -144,7 +144,7 @@ fn times(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// All stories that were told, in order. As JSON the one story, or `{"stories": [...], "summary": ...}`.
+/// All stories, in order. As JSON the one story, or `{"stories": [...], "summary": ...}`.
 #[derive(Debug, Clone)]
 pub struct Stories(pub Vec<Report>);
 
@@ -163,7 +163,7 @@ impl Serialize for Stories {
 }
 
 impl Stories {
-    /// Of one story its phases; of several what they have come to.
+    /// For one story its phases; for several a summary.
     pub fn table(&self) -> String {
         match &self.0[..] {
             [one] => one.table(),
@@ -171,17 +171,17 @@ impl Stories {
         }
     }
 
-    /// Write them as JSON.
+    /// Writes the stories as JSON.
     pub fn save(&self, to: &Path) -> Result<()> {
         let json = serde_json::to_vec_pretty(self).context("encode the report")?;
         crate::ground::save(to, &json)
     }
 }
 
-/// What several values have come to.
+/// Median and range of several values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// The middle one.
+    /// The median.
     pub median: f64,
     /// The smallest.
     pub least: f64,
@@ -190,41 +190,41 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// All 0 of none.
+    /// The spread of values; all 0 of none.
     fn of(values: &[f64]) -> Self {
         let most = values.iter().copied().reduce(f64::max).unwrap_or_default();
         let least = values.iter().copied().reduce(f64::min).unwrap_or_default();
         Self { median: median(values), least, most }
     }
 
-    /// `median (least – most)`, or only one when all look alike.
+    /// `median (least – most)`, or only the median when all are displayed alike.
     fn tell(self, one: impl Fn(f64) -> String) -> String {
         let (median, least, most) = (one(self.median), one(self.least), one(self.most));
         if least == most { median } else { format!("{median} ({least} – {most})") }
     }
 }
 
-/// A step of a mode, over all runs.
+/// One step of a mode, over all runs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// How the code came into the instances.
+    /// How the code got into the instances.
     pub mode: Mode,
     /// Instances before the step.
     pub from: usize,
     /// Instances after it.
     pub to: usize,
-    /// How often it was done.
+    /// Number of runs.
     pub runs: usize,
     /// [`Step::waiting_ms`].
     pub waiting_ms: Spread,
     /// [`Step::per_instance_ms`].
     pub per_instance_ms: Spread,
-    /// What belongs to the whole story, in the row of its last step alone.
+    /// Values of the whole story; only in the row of its last step.
     #[serde(flatten)]
     pub story: Option<Whole>,
 }
 
-/// What belongs to whole stories of a mode, over all runs.
+/// Values of whole stories of a mode, over all runs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Whole {
     /// [`Report::slowest_destroy_ms`].
@@ -239,47 +239,47 @@ pub struct Whole {
     pub disk_written_less_idle_bytes: Option<Spread>,
 }
 
-/// How long a step took with the code as a layer, by how long it took with the code streamed in.
+/// Ratio of a step's waiting time with the code as a layer to that with the code streamed in.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ratio {
     /// Instances before the step.
     pub from: usize,
     /// Instances after it.
     pub to: usize,
-    /// Of each pair of runs.
+    /// The ratio of each pair of runs.
     pub each: Vec<f64>,
-    /// The middle one.
+    /// The median of the ratios.
     pub median: f64,
 }
 
-/// How long an instance of a step took, by how long one of the step before took.
+/// Ratio of the waiting time per instance in a step to that in the step before.
 #[derive(Debug, Clone, Serialize)]
 pub struct Growth {
-    /// How the code came into the instances.
+    /// How the code got into the instances.
     pub mode: Mode,
-    /// Instances before the step, and after it.
+    /// Instances before and after the step.
     pub step: (usize, usize),
-    /// The same of the step before.
+    /// Instances before and after the previous step.
     pub before: (usize, usize),
-    /// Of each run.
+    /// The ratio of each run.
     pub each: Vec<f64>,
-    /// The middle one.
+    /// The median of the ratios.
     pub median: f64,
 }
 
-/// What several stories have come to.
+/// Summary of several stories.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// By mode and step.
+    /// A row for each mode and step.
     pub rows: Vec<Row>,
-    /// The waiting with the code as a layer, by that with the code streamed in; empty unless both were done.
+    /// Waiting time with the code as a layer by that with the code streamed in; empty unless both were run.
     pub oci_by_stream: Vec<Ratio>,
-    /// The waiting for one instance, from step to step.
+    /// Growth of the waiting time per instance, from step to step.
     pub growth: Vec<Growth>,
 }
 
 impl Summary {
-    /// All stories have the same steps.
+    /// Summarises stories, which all have the same steps.
     fn of(stories: &[Report]) -> Self {
         let mut modes: Vec<Mode> = Vec::new();
         for story in stories {
@@ -342,7 +342,7 @@ impl Summary {
         Self { rows, oci_by_stream, growth }
     }
 
-    /// A row for each step of each mode, and what they say in words.
+    /// A row for each step of each mode, and the conclusions as text.
     fn table(&self) -> String {
         let seconds = |ms: f64| format!("{:.2}", ms / 1e3);
         let tenths = |value: f64| format!("{value:.1}");
@@ -404,7 +404,7 @@ fn signed_bytes(n: f64) -> String {
     if n < 0.0 { format!("-{size}") } else { size }
 }
 
-/// Rows of cells as columns, names to the left and figures to the right; the first row is the head.
+/// Formats rows of cells as columns, names left-aligned and figures right-aligned; the first row is the header.
 fn grid(rows: &[Vec<String>]) -> String {
     const NAMES: usize = 2;
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

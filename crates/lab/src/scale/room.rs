@@ -1,4 +1,4 @@
-//! Whether this host has room for a story: what obviously does not fit is refused before anything is made.
+//! Checks whether this host has room for a story: one that obviously does not fit is refused before anything is made.
 
 use super::{Mode, Options};
 use crate::doctor::dirty::Dirty;
@@ -9,12 +9,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 use wardian_garden::Client;
 
-/// Descriptors that an instance takes at most, in the server while all peas are started at once (22 were seen).
+/// Maximum number of the server's descriptors per instance, while all peas are started at once (22 were observed).
 const DESCRIPTORS_EACH: u64 = 32;
-/// Descriptors of everything else.
+/// Descriptors for everything else.
 const DESCRIPTORS: u64 = 128;
 
-/// Let this process, and with it the server that it starts, open enough files.
+/// Raises the descriptor limit of this process, which the server that it starts inherits.
 pub(super) fn descriptors(instances: usize) -> Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let Some(new) = raised(current, maximum, instances) else { return Ok(()) };
@@ -27,13 +27,14 @@ pub(super) fn descriptors(instances: usize) -> Result<()> {
     })
 }
 
-/// The limit there must be, if there is not; `None` in a limit is none. The hard one is raised only if it must be.
+/// The limit to be set, if the present one is too low; `None` as a limit means unlimited. The hard limit is raised
+/// only if necessary.
 fn raised(current: Option<u64>, maximum: Option<u64>, instances: usize) -> Option<Option<u64>> {
     let wanted = DESCRIPTORS + DESCRIPTORS_EACH * instances as u64;
     current.is_some_and(|current| current < wanted).then(|| maximum.map(|maximum| maximum.max(wanted)))
 }
 
-/// The code is made in memory.
+/// Checks the memory, in which the code is generated.
 pub(super) fn memory(options: &Options) -> Result<()> {
     let available = available()?;
     let code = options.code_bytes();
@@ -46,7 +47,7 @@ pub(super) fn memory(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The file system of the store of our own server.
+/// Checks the file system of the store, for a server of our own.
 pub(super) fn disk(options: &Options, mode: Mode) -> Result<()> {
     let at = options.location.as_deref().unwrap_or(Path::new("/var/tmp"));
     let stat = rustix::fs::statvfs(at).with_context(|| format!("--root: look at {}", at.display()))?;
@@ -54,13 +55,13 @@ pub(super) fn disk(options: &Options, mode: Mode) -> Result<()> {
     let kind = std::fs::canonicalize(at).ok().and_then(|path| filesystem_of(&mountinfo, &path));
     let mut free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if kind.is_some_and(|(kind, _)| kind == "tmpfs" || kind == "ramfs") {
-        // Its size is a promise that memory has to keep.
+        // A tmpfs is limited by the available memory as well as by its size.
         free = free.min(available()?);
     }
     fits(options, mode, free, &at.display().to_string())
 }
 
-/// The disk of a server elsewhere, if it says how large that is.
+/// Checks the disk of another server, if it reports its size.
 pub(super) async fn disk_of(client: &Client, options: &Options, mode: Mode) -> Result<()> {
     match client.capacity().await.context("ask the server for its capacity")?.disk_in_bytes {
         0 => Ok(()),
@@ -68,7 +69,7 @@ pub(super) async fn disk_of(client: &Client, options: &Options, mode: Mode) -> R
     }
 }
 
-/// What is to be said beforehand of a story that will wait for the disk.
+/// A warning in advance if the story will wait for the disk.
 pub(super) fn note(options: &Options) -> Result<Option<String>> {
     let limit = Dirty::probe()?.threshold_bytes;
     let all = needed(options, Mode::Stream);
@@ -82,11 +83,11 @@ pub(super) fn note(options: &Options) -> Result<Option<String>> {
     }))
 }
 
-/// What the instances' code takes on the disk.
+/// Disk space for the instances' code.
 fn needed(options: &Options, mode: Mode) -> u64 {
     match mode {
         Mode::Stream => options.code_bytes().saturating_mul(options.most() as u64),
-        // The file that was fetched and the layer.
+        // The fetched file and the layer.
         Mode::Oci => options.code_bytes().saturating_mul(2),
     }
 }
@@ -105,7 +106,7 @@ fn fits(options: &Options, mode: Mode, free: u64, at: &str) -> Result<()> {
     Ok(())
 }
 
-/// Memory that can be had without swapping.
+/// Memory available without swapping.
 fn available() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     Ok(wardian_sys::procfs::meminfo(&text)?.available)

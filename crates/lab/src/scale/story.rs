@@ -1,4 +1,4 @@
-//! One story.
+//! Runs one story.
 
 use super::idle::Idle;
 use super::report::{Report, Step};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::task::{JoinSet, LocalSet};
 use wardian_garden::Client;
 
-/// Tell the story on this server, and measure it. What it made there and did not destroy again is in `made`.
+/// Runs the story on this server, and measures it. `made` has the containers that were created and not destroyed.
 pub(super) async fn tell(
     options: &Options,
     (run, mode): (usize, Mode),
@@ -26,7 +26,7 @@ pub(super) async fn tell(
     made: &Made,
     progress: &Progress,
 ) -> Result<Report> {
-    // On a server elsewhere the image is a file in a directory of our own.
+    // For a server elsewhere the image is a file in a directory of our own.
     let scratch = crate::ground::dir_in(&std::env::temp_dir(), "wardian-lab-")?;
     let dir = local.map_or(scratch.path(), LocalServer::dir);
     let image = match &options.image {
@@ -41,7 +41,8 @@ pub(super) async fn tell(
     let delivery = Delivery::prepare(mode, options.code_mb, progress).await?;
     let host = Host::probe(local.map(LocalServer::root).as_deref());
     progress.say("writing to the disk what is dirty already");
-    // Otherwise it counts as written by the story, which makes a layer durable and with it all that is dirty.
+    // Without this sync, existing dirty data would count as written by the story, whose durable layer syncs
+    // everything.
     sync(dir).await?;
     let counter = Counter::below(dir)?;
     let mut idle = Idle::watch(counter.clone(), progress).await?;
@@ -74,7 +75,7 @@ pub(super) async fn tell(
     for (n, instance) in instances.iter().enumerate() {
         instance.verify(sample).await?;
         if n == 0 {
-            // None of the others may see it.
+            // No other instance may see these changes.
             instance.scribble().await?;
         }
     }
@@ -91,7 +92,7 @@ pub(super) async fn tell(
         Some(local) => local.trash_empty().await?,
         None => tokio::time::sleep(Duration::from_secs(1)).await,
     }
-    // What the story leaves to be written is the story's.
+    // Dirty data that the story leaves belongs to its writes.
     sync(dir).await?;
     let written = counter.read()?.since(written_before);
     let length = since.elapsed();
@@ -127,7 +128,7 @@ pub(super) async fn tell(
     })
 }
 
-/// How the code comes into the instances.
+/// How the code gets into the instances.
 enum Delivery {
     Stream(Arc<Code>),
     Layer(DropletServer),
@@ -136,7 +137,7 @@ enum Delivery {
 impl Delivery {
     async fn prepare(mode: Mode, megabytes: usize, progress: &Progress) -> Result<Self> {
         progress.say(&format!("making {megabytes} MB of code"));
-        // Code that no story had before: a server that lives on has nothing of it yet.
+        // Code that is unique to the story: a running server cannot have any of it yet.
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let salt = u64::try_from(since.as_nanos()).unwrap_or_default();
         Ok(match mode {
@@ -166,7 +167,7 @@ impl Delivery {
     }
 }
 
-/// Writes out the file system of a directory.
+/// Syncs the file system of a directory.
 async fn sync(dir: &std::path::Path) -> Result<()> {
     let dir = std::fs::File::open(dir).with_context(|| format!("open {}", dir.display()))?;
     tokio::task::spawn_blocking(move || rustix::fs::syncfs(dir)).await?.context("sync")
@@ -181,7 +182,7 @@ struct Story<'a> {
     pea: bool,
 }
 
-/// Instances after a phase.
+/// Instances that have finished a phase.
 struct Done<T> {
     instances: Vec<T>,
     phase: Phase,
@@ -195,16 +196,16 @@ struct Scaled {
 }
 
 impl Story<'_> {
-    /// Create, stream in if the code is no layer, start and check the instances with these numbers; one phase after the
-    /// other, all instances of a phase at once.
+    /// Creates, streams in (unless the code is a layer), starts and checks the instances with these numbers; one
+    /// phase after the other, with all instances of a phase at once.
     async fn bring_up(&self, from: usize, to: usize) -> Result<Scaled> {
-        // The process id keeps two labs on one server apart.
+        // The process id distinguishes two labs on one server.
         let handle = |n| format!("lab-{}-{n}", std::process::id());
         let mut wanted = Vec::new();
         for n in from..to {
             let image = match self.delivery {
                 Delivery::Stream(_) => self.image.clone(),
-                // A platform signs the address of the code for each instance.
+                // A platform signs the URL of the code for each instance.
                 Delivery::Layer(server) => server.image(&self.image, &handle(n))?,
             };
             wanted.push((handle(n), image));
@@ -214,7 +215,7 @@ impl Story<'_> {
         let created = self.phase("create", wanted, |(handle, image): (String, String), made| {
             let (client, base) = (self.client.clone(), self.image.clone());
             async move {
-                // Noted first: a create that is cut off may have made it all the same.
+                // Recorded first: an interrupted create may still create the container.
                 if let Ok(mut made) = made.lock() {
                     made.push(handle.clone());
                 }
@@ -258,7 +259,7 @@ impl Story<'_> {
         Ok(Scaled { instances, step: Step::new(from, to, begin.elapsed(), phases), slowest_pea_end })
     }
 
-    /// Do one step for all at once. The first failure ends the story.
+    /// Runs one step for all instances at once. The first failure ends the story.
     async fn phase<T, U, F, D>(&self, name: &'static str, all: Vec<T>, step: D) -> Result<Done<U>>
     where
         D: Fn(T, Made) -> F,
@@ -267,8 +268,8 @@ impl Story<'_> {
     {
         let bar = self.progress.phase(name, all.len());
         let begin = Instant::now();
-        // On this thread: a process cannot be waited for from another one. The connections' own work is
-        // done by tasks of the client, on all threads.
+        // On this thread, because a process cannot be awaited from another one. The connections' own work is done by
+        // tasks of the client, on all threads.
         let local = LocalSet::new();
         let mut tasks = JoinSet::new();
         for (n, one) in all.into_iter().enumerate() {

@@ -12,7 +12,7 @@ fn walk(dir: &Path, entries: usize) -> (Found, Seen<bool>) {
     (found, seen)
 }
 
-/// Runs in a mount namespace of its own, which ends with the thread.
+/// Runs a function in a mount namespace of its own, which ends with the thread.
 fn alone<T: Send>(what: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
@@ -28,7 +28,7 @@ fn tmpfs(at: &Path) {
     mount("none", at, "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
 }
 
-/// The thread's own mounts, as those of another process.
+/// The mounts of this thread, as if they were another process's.
 fn view_of_thread() -> View {
     View {
         root: rustix::fs::open("/", LOOK, Mode::empty()).unwrap(),
@@ -37,7 +37,7 @@ fn view_of_thread() -> View {
     }
 }
 
-/// Of the thread's own mounts those in a directory: elsewhere, other tests make and remove files.
+/// The mounts of this thread in one directory: elsewhere other tests create and remove files.
 fn view_below(dir: &Path) -> View {
     let mut view = view_of_thread();
     let dir = dir.to_str().unwrap();
@@ -65,12 +65,12 @@ fn records_are_found_without_being_named() {
     let (found, seen) = walk(base.path(), 10);
     assert!(seen == Ok(true) && found.runs.contains(&run) && found.tags.contains("x"));
     assert!(walk(base.path(), 1).1.is_err());
-    // What is root's and cannot be understood may be somebody's record.
+    // A record of root's that cannot be parsed may belong to an instance.
     std::fs::write(run.join("instance.json"), "{\"tag\": ").unwrap();
     assert!(walk(base.path(), 10).1.unwrap_err().contains("not understood"));
 }
 
-/// Another user's files, links and FIFOs say nothing, and nothing waits for them.
+/// Another user's files, links and FIFOs are ignored, and opening them does not block.
 #[test]
 fn what_is_planted_under_the_name_of_a_record_is_not_opened() {
     needs!(Root);
@@ -122,7 +122,7 @@ fn a_record_that_turns_into_a_fifo_holds_nobody_up() {
             }
         }
     });
-    // Nobody would open the other end.
+    // No process opens the FIFO's other end.
     std::thread::spawn(move || {
         let seen: Vec<_> = (0..200).map(|_| walk(&base, 1000).1).collect();
         sender.send(seen).unwrap();
@@ -152,7 +152,7 @@ fn mounts_are_counted_and_none_is_seen_twice() {
         let (found, seen, after) = look(&view_below(base.path()), ENTRIES);
         assert!(seen == Ok(()) && found.runs.contains(&first.join("run")));
         assert_eq!(left - after, 20, "a mount costs itself, not again what is in it");
-        // Where something is mounted below, other mounts of the same show what that hides.
+        // Where another mount covers a part, further mounts of the same file system show that part.
         tmpfs(&first.join("run"));
         let (found, seen, _) = look(&view_below(base.path()), ENTRIES);
         assert_eq!(seen, Ok(()));
@@ -161,7 +161,7 @@ fn mounts_are_counted_and_none_is_seen_twice() {
             found.runs.iter().any(|run| run.starts_with(base.path()) && run.ends_with("run")),
             "{found:?}"
         );
-        // There may be more than is looked at.
+        // The limit of entries is exceeded.
         assert!(look(&view_below(base.path()), 10).1.unwrap_err().contains("too much"));
     });
 }
@@ -184,7 +184,7 @@ fn names_that_are_no_text_hide_nothing_and_what_is_not_read_is_a_doubt() {
     });
 }
 
-/// Those that any user can make.
+/// Namespaces that any user can create.
 #[test]
 fn namespaces_of_other_user_namespaces_are_left_out() {
     use std::io::Read as _;
@@ -200,7 +200,7 @@ fn namespaces_of_other_user_namespaces_are_left_out() {
         let mut known = BTreeSet::new();
         let view = of_process(&dir, user, b"", &mut known).unwrap();
         assert_eq!(view.is_some(), wanted, "{arguments:?}");
-        // One namespace is looked at once.
+        // A namespace is searched once.
         assert!(of_process(&dir, user, b"", &mut known).unwrap().is_none());
         drop(inside.stdin.take());
         inside.wait().unwrap();

@@ -1,9 +1,9 @@
-//! The story's script: some overlay mounts, an app's worth of data written into each, and all of them unmounted,
-//! with the time that each takes. An overlay that is not volatile syncs the whole file system under it when it is
-//! unmounted, so the unmount pays for whatever is dirty there, whoever wrote it.
+//! The experiment: some overlay mounts, an app's worth of data written into each, and all of them unmounted, with the
+//! duration of each step. An overlay that is not volatile syncs the whole file system under it at its unmount, so the
+//! unmount pays for all dirty data there, whoever wrote it.
 //!
 //! It needs no server, only root. The experiment runs on a thread of its own in a mount namespace of its own: the
-//! unmounts are the real `umount2(2)`, and nothing is left mounted, however it ends.
+//! unmounts are real `umount2(2)` calls, and nothing is left mounted, however it ends.
 
 mod mounts;
 pub mod options;
@@ -28,14 +28,14 @@ use tempfile::TempDir;
 use wardian_recorder::{self as recorder, Diagnosis, Recorder, Subject, Wait};
 use write::{Writer, trickling};
 
-/// Name of the thread that does it all, but for unmounts at once.
+/// Name of the thread that does everything except parallel unmounts.
 const THREAD: &str = "teardown";
 
-/// Do it, and clean up after it, however it ends. `json` receives the figures, of a run that failed or was interrupted
-/// too, marked as such. `yes`: nobody is asked.
+/// Runs the experiment, and cleans up after it, however it ends. `json` receives the figures, also of a run that
+/// failed or was interrupted, which is marked as such. `yes`: no confirmation is asked for.
 ///
 /// # Errors
-/// [`Interrupted`] by a signal; whatever the kernel refuses.
+/// [`Interrupted`] by a signal; or the kernel's.
 pub async fn run(mut options: Options, json: Option<&Path>, yes: bool) -> Result<Report> {
     options.check()?;
     options.fs = std::path::absolute(&options.fs).context("--fs")?;
@@ -76,13 +76,13 @@ fn experiment(options: Options, stop: &Stop) -> (Report, Result<()>) {
     };
     let done = Records::usual().begin().and_then(|mut record| {
         let done = with_record(&mut record, &mut report, stop);
-        // The error that came first is the one to tell.
+        // The first error is reported.
         done.and(record.end())
     });
     (report, done)
 }
 
-/// The settings stay changed until the record ends.
+/// Runs the rounds; the settings stay changed until the record ends.
 fn with_record(record: &mut Record, report: &mut Report, stop: &Stop) -> Result<()> {
     record.change(&report.options.sysctl)?;
     let fs = report.options.fs.display();
@@ -108,15 +108,15 @@ fn with_record(record: &mut Record, report: &mut Report, stop: &Stop) -> Result<
     done.and(cleared)
 }
 
-/// Where it all happens: the working directory.
+/// The working directory and state of the experiment.
 struct Ground<'a> {
     options: Options,
     stop: &'a Stop,
     progress: Progress,
     dir: PathBuf,
-    /// Numbers of what is mounted now.
+    /// Numbers of the overlays that are mounted.
     mounted: Vec<usize>,
-    /// Whose file an inode is.
+    /// Owner of each file, by inode number.
     owners: HashMap<u64, String>,
 }
 
@@ -142,7 +142,7 @@ impl Ground<'_> {
         Ok(())
     }
 
-    /// What the recorder cannot know.
+    /// Names that the recorder cannot know.
     fn name(&self, subject: Subject<'_>) -> Option<String> {
         match subject {
             Subject::Inode(inode) => self.owners.get(&inode).cloned(),
@@ -238,11 +238,11 @@ impl Ground<'_> {
         round.phases.push(phase);
     }
 
-    /// Remove everything that is still there.
+    /// Removes everything that is left.
     fn clear(&self, dir: TempDir) -> Result<()> {
         write::discard(&self.options, self.overlay());
         for n in &self.mounted {
-            // Of several unmounts at once some may have gone well.
+            // Some of several parallel unmounts may have succeeded.
             let _ = wardian_sys::mount::unmount(&mounts::root(*n));
         }
         let path = dir.path().to_owned();
@@ -250,12 +250,13 @@ impl Ground<'_> {
     }
 }
 
-/// The recorder knows the length of an unmount to a few of its periods, because the kernel's trace calls it over before it
-/// waits, and may list the call and the wait apart. The experiment's own clock knows it exactly.
+/// Sets the exact durations of the unmounts. The recorder knows them only to a few of its periods, because the
+/// trace's exit event precedes the wait, and it may list the call and the wait separately. The experiment's own clock
+/// is exact.
 fn be_exact(waits: &mut Vec<Wait>, each_ms: &[f64]) {
     let (mut unmounts, others): (Vec<Wait>, Vec<Wait>) =
         std::mem::take(waits).into_iter().partition(is_unmount);
-    // What was seen comes before what was only traced, of the same thread.
+    // Of the same thread, sampled waits come before those that were only traced.
     unmounts.sort_by_key(|wait| std::cmp::Reverse(wait.samples));
     let serial = unmounts.iter().filter(|wait| wait.task.comm == THREAD).count();
     for mut wait in unmounts {
@@ -268,7 +269,7 @@ fn be_exact(waits: &mut Vec<Wait>, each_ms: &[f64]) {
         }
         waits.push(wait);
     }
-    // One after another, by one thread: if none was missed it is known which is which.
+    // Unmounts in series, by one thread: if none is missing, their order assigns them.
     if serial == each_ms.len() {
         let mut row: Vec<&mut Wait> = waits.iter_mut().filter(|wait| wait.task.comm == THREAD).collect();
         row.sort_by(|a, b| a.begin_ms.total_cmp(&b.begin_ms));
@@ -282,7 +283,7 @@ fn is_unmount(wait: &Wait) -> bool {
     matches!(wait.task.syscall.as_deref(), Some("umount" | "task_work"))
 }
 
-/// A phase for the recorder, and what this machine writes in it.
+/// A phase, marked in the recording, and the bytes that this machine writes during it.
 struct Counted {
     phase: &'static str,
     before: u64,

@@ -1,8 +1,8 @@
-//! The mounts of an experiment, in a mount namespace of their own. Everything is named relative to the working
-//! directory, which is the experiment's: no character of the path above it can upset the overlay's options.
+//! The mounts of an experiment, in a mount namespace of their own. All paths are relative to the working directory,
+//! which is the experiment's: no character of the path above it can break the overlay's options.
 //!
-//! For mount N there are `N/upper`, a fresh `N/work-R` for each round (the kernel refuses one that a volatile overlay
-//! has used) and `N/root`, where it is mounted. A plain directory is only `N/root`.
+//! For mount N there are `N/upper`, a new `N/work-R` for each round (the kernel refuses one that a volatile overlay
+//! has used) and the mount point `N/root`. A plain directory has only `N/root`.
 
 use super::options::Order;
 use super::stop::Stop;
@@ -15,39 +15,40 @@ use std::sync::RwLock;
 use std::time::{Duration, Instant};
 use wardian_sys::{mount, namespace, procfs};
 
-/// What the names of threads that unmount begin with, before the number of the mount: a recorder sees them.
+/// Prefix of the names of unmounting threads, before the number of the mount: a recorder sees them.
 pub const THREAD: &str = "unmount-";
-/// File systems that are the kernel's own: without a disk, and needed to look at it.
+/// File systems without a disk, which the experiment needs to observe the kernel.
 const OF_THE_KERNEL: [&str; 9] =
     ["proc", "sysfs", "tracefs", "debugfs", "devtmpfs", "devpts", "tmpfs", "cgroup", "cgroup2"];
 
-/// Moves the calling thread, and those it starts from then on, into a mount namespace of their own and into `dir`.
+/// Moves the calling thread, and those that it starts from then on, into a mount namespace of their own and into
+/// `dir`.
 ///
-/// Everybody else's mounts on disks are let go there: the copy would keep them alive when they are unmounted elsewhere.
+/// All other mounts of disks are detached there: the copy would keep them alive after an unmount elsewhere.
 pub fn enter(dir: &Path) -> Result<()> {
     namespace::own_mounts().context("make a mount namespace")?;
     let text = std::fs::read("/proc/thread-self/mountinfo").context("read the list of mounts")?;
     let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
     for other in procfs::mountinfo(&text)?.iter().rev() {
         if !dir.starts_with(&other.mount_point) && !OF_THE_KERNEL.contains(&other.fs_type.as_str()) {
-            // One that stays is only kept alive for a while.
+            // A mount that cannot be detached is only kept alive until the experiment ends.
             let _ = mount::unmount_lazily(&other.mount_point);
         }
     }
     rustix::process::chdir(&dir).with_context(|| format!("enter {}", dir.display()))
 }
 
-/// Where mount `n` is written to.
+/// The directory through which mount `n` is written.
 pub fn root(n: usize) -> PathBuf {
     PathBuf::from(format!("{n}/root"))
 }
 
-/// Where the bytes of mount `n` end up.
+/// The directory that holds the files of mount `n`.
 pub fn below(n: usize, overlay: bool) -> PathBuf {
     PathBuf::from(if overlay { format!("{n}/upper") } else { format!("{n}/root") })
 }
 
-/// Makes what all mounts share and what each has.
+/// Makes the common directory and those of each mount.
 pub fn prepare(mounts: usize, overlay: bool) -> Result<()> {
     let make = |path: PathBuf| {
         std::fs::create_dir_all(&path).with_context(|| format!("make the directory {}", path.display()))
@@ -60,7 +61,7 @@ pub fn prepare(mounts: usize, overlay: bool) -> Result<()> {
     Ok(())
 }
 
-/// Mounts the overlay `n`; how long the system call took.
+/// Mounts the overlay `n`. Returns how long the system call took.
 pub fn mount(n: usize, round: usize, volatile: bool) -> Result<Duration> {
     let work = format!("{n}/work-{round}");
     std::fs::create_dir(&work).with_context(|| format!("make the directory {work}"))?;
@@ -92,8 +93,8 @@ pub fn mount(n: usize, round: usize, volatile: bool) -> Result<Duration> {
     }
 }
 
-/// Unmounts them in this order: how long each `umount2(2)` took, and all together. What is unmounted is taken off
-/// `mounted`.
+/// Unmounts the overlays in this order. Returns the duration of each `umount2(2)`, and of all together. Removes those
+/// that are unmounted from `mounted`.
 pub fn unmount(
     mounted: &mut Vec<usize>,
     order: Order,
@@ -117,7 +118,7 @@ pub fn unmount(
         }
         return Ok((took, begin.elapsed()));
     }
-    // Nobody starts before all are there.
+    // All threads are started before the first unmount begins.
     let gate = RwLock::new(());
     let closed = gate.write();
     let unmount = |n: usize| {

@@ -1,4 +1,4 @@
-//! What to do, and whether it can be done here.
+//! Options of the experiment, and whether it can be run here.
 
 use super::sysctl::Setting;
 use crate::code::MEGABYTE;
@@ -8,14 +8,14 @@ use serde::Serialize;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
-/// The most mounts, files and megabytes that are still an experiment.
+/// Limits of mounts, files and megabytes.
 const MOST_MOUNTS: usize = 1000;
 const MOST_FILES: usize = 100_000;
 const MOST_MB: u64 = 1 << 20;
-/// A day.
+/// Limit of the age in seconds: a day.
 const MOST_AGE: u64 = 86_400;
 
-/// What is written into.
+/// The kind of directory that is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
@@ -23,21 +23,21 @@ pub enum Target {
     Durable,
     /// Overlays that never sync.
     Volatile,
-    /// Plain directories: there is nothing to unmount.
+    /// Plain directories, which need no unmount.
     Plain,
 }
 
-/// What is written.
+/// The data that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// Zeros: as fast as the page cache takes them.
+    /// Zeros, which are written at the speed of the page cache.
     Zero,
     /// /dev/urandom, which is slow on old kernels.
     Urandom,
 }
 
-/// In which order mounts are unmounted.
+/// The order of the unmounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -47,47 +47,47 @@ pub enum Order {
     Serial,
 }
 
-/// How files that are there already are written a second time.
+/// How existing files are written a second time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Again {
-    /// Cut to nothing first, as `dd` and a shell's `>` do.
+    /// Truncated first, as by `dd` and a shell's `>`.
     Truncate,
-    /// In place, as `dd conv=notrunc` does.
+    /// Overwritten in place, as by `dd conv=notrunc`.
     Overwrite,
 }
 
-/// What to do.
+/// Options of the experiment.
 #[derive(Debug, Clone, Serialize)]
 pub struct Options {
     /// How many mounts.
     pub mounts: usize,
     /// Megabytes (2^20 bytes) written into each.
     pub mb: u64,
-    /// Files that they are spread over, in each mount.
+    /// Number of files in each mount that the data is spread over.
     pub files: usize,
-    /// What they are written into.
+    /// The kind of directory that is written to.
     pub target: Target,
-    /// What is written.
+    /// The data that is written.
     pub source: Source,
     /// Order of the unmounts.
     pub unmount: Order,
-    /// Do it a second time on the same files.
+    /// Whether and how to write the same files a second time.
     pub again: Option<Again>,
-    /// Megabytes that somebody else has written on the same file system before.
+    /// Megabytes that another writer has written to the same file system before.
     pub neighbour_mb: u64,
     /// A directory on the file system under test.
     pub fs: PathBuf,
-    /// Seconds that the data lies there before it is unmounted; with `again` in the first round only.
+    /// Seconds between write and unmount; with `again` in the first round only.
     pub age_s: u64,
-    /// Sync the file system every so many milliseconds while writing.
+    /// Interval in milliseconds of syncs of the file system during the writing.
     pub trickle_sync_ms: Option<u64>,
-    /// Settings of the kernel for the time of the experiment.
+    /// Settings of the kernel during the experiment.
     pub sysctl: Vec<Setting>,
 }
 
 impl Default for Options {
-    /// The story's.
+    /// The options of the original story.
     fn default() -> Self {
         Self {
             mounts: 10,
@@ -112,12 +112,12 @@ impl Options {
         self.mb * MEGABYTE as u64
     }
 
-    /// Bytes that lie on the file system at most.
+    /// Maximum of bytes on the file system at a time.
     pub fn bytes(&self) -> u64 {
         self.bytes_each() * self.mounts as u64 + self.neighbour_mb * MEGABYTE as u64
     }
 
-    /// Whether this is an experiment at all.
+    /// Checks the options.
     pub(super) fn check(&self) -> Result<()> {
         let within = |name: &str, value: u64, least: u64, most: u64| {
             ensure!((least..=most).contains(&value), "{name} must be between {least} and {most}");
@@ -138,8 +138,8 @@ impl Options {
         Ok(())
     }
 
-    /// Whether the file system has room for it. Asks before it takes more than a third of what is free; where nobody
-    /// can be asked, `yes` must have been said.
+    /// Checks that the file system has room. Asks for confirmation if more than a third of the free space is needed;
+    /// where nobody can be asked, `yes` must be set.
     pub(super) fn room(&self, yes: bool) -> Result<()> {
         let fs = self.fs.display();
         let stat = rustix::fs::statvfs(&self.fs).with_context(|| format!("--fs: look at {fs}"))?;

@@ -1,4 +1,4 @@
-//! What a teardown found, as JSON and in words.
+//! Results of a teardown, as JSON and as text.
 
 use super::options::{Options, Target};
 use crate::host::Host;
@@ -12,36 +12,36 @@ use wardian_recorder::{Diagnosis, Mark, Sample};
 /// One round: mounted, written, unmounted, and the last one removed.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Round {
-    /// The phases, in order: `mount` and `write` (by turns, as the story's script does), `age` if data was to
-    /// grow old, `unmount` unless there is nothing to unmount, and in the last round `remove`.
+    /// The phases, in order: `mount` and `write` (alternating, as in the original script), `age` if the data was to
+    /// age, `unmount` unless there is nothing to unmount, and in the last round `remove`.
     pub phases: Vec<Phase>,
-    /// Dirty bytes on this machine when unmounting began.
+    /// Dirty bytes on this machine when the unmounts began.
     pub dirty_at_unmount_bytes: u64,
-    /// Bytes this machine wrote to its disks meanwhile, by phase; `write` has those of `mount` too.
+    /// Bytes that this machine wrote to its disks, by phase; `write` includes those of `mount`.
     pub written_bytes: BTreeMap<&'static str, u64>,
     /// Dirty and writeback bytes and more, about every 20 ms.
     pub samples: Vec<Sample>,
-    /// When the phases began, by the clock of the samples; `write` has those of `mount` too.
+    /// Begin of each phase, by the clock of the samples; `write` includes `mount`.
     pub marks: Vec<Mark>,
-    /// What wrote the data, whose it was, and who waited for it.
+    /// What wrote the data, its owners, and the waits.
     pub diagnosis: Diagnosis,
 }
 
 impl Round {
-    /// A phase that was reached.
+    /// The phase of this name, if it was reached.
     pub fn phase(&self, name: &str) -> Option<&Phase> {
         self.phases.iter().find(|phase| phase.name == name)
     }
 }
 
-/// What `wardian lab teardown` found.
+/// The result of `wardian lab teardown`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// The experiment came to its end. If not, `error` says why, and the figures are of what was done until then.
+    /// Whether the experiment was completed. If not, `error` has the reason, and the figures are those until then.
     pub complete: bool,
-    /// Why it did not.
+    /// Why it was not completed.
     pub error: Option<String>,
-    /// What was asked for.
+    /// The options.
     pub options: Options,
     /// The round before the last one (`--again`).
     pub first_round: Option<Round>,
@@ -53,7 +53,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// For the terminal.
+    /// The report as text for the terminal.
     pub fn text(&self) -> String {
         let mut out = String::new();
         if let Some(first) = &self.first_round {
@@ -80,7 +80,7 @@ impl Report {
         out
     }
 
-    /// As JSON, into a file that is open already.
+    /// Writes the report as JSON, into an open file.
     pub fn save(&self, mut to: &std::fs::File) -> Result<()> {
         serde_json::to_writer_pretty(&mut to, self).context("write the report")
     }

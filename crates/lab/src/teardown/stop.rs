@@ -1,4 +1,4 @@
-//! The experiment's brake.
+//! Stops the experiment on a signal.
 
 use crate::Interrupted;
 use anyhow::Result;
@@ -6,20 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a pause may last after somebody has asked for the end.
+/// Poll interval for a signal during a pause.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Tells a thread that works without a runtime that somebody has asked for the end.
+/// Tells a thread without a runtime that a signal has arrived.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<AtomicI32>);
 
 impl Stop {
-    /// The signal of this number has come.
+    /// Records the signal of this number.
     pub fn set(&self, signal: i32) {
         self.0.store(signal, Ordering::Relaxed);
     }
 
-    /// [`Interrupted`], if one has come.
+    /// Returns [`Interrupted`] if a signal has arrived.
     pub fn check(&self) -> Result<()> {
         match self.0.load(Ordering::Relaxed) {
             0 => Ok(()),
@@ -27,7 +27,7 @@ impl Stop {
         }
     }
 
-    /// Pause, unless one comes.
+    /// Sleeps, unless a signal arrives.
     pub fn sleep(&self, duration: Duration) -> Result<()> {
         let until = Instant::now() + duration;
         while let Some(rest) = until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {

@@ -1,4 +1,4 @@
-//! The kernel's settings for dirty pages (`vm.dirty_*`), changed for a while.
+//! The kernel's settings for dirty pages (`vm.dirty_*`), changed temporarily.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where the kernel shows them.
+/// Directory of the settings.
 const VM: &str = "/proc/sys/vm";
-/// Two names of one limit each: whichever is written last counts, and the other reads 0.
+/// Pairs of names for the same limit: the one written last is in force, and the other reads 0.
 const PAIRS: [(&str, &str); 2] =
     [("dirty_ratio", "dirty_bytes"), ("dirty_background_ratio", "dirty_background_bytes")];
 
@@ -20,7 +20,7 @@ pub type Values = BTreeMap<String, u64>;
 pub struct Setting {
     /// Its name, without the leading `vm.`.
     pub name: String,
-    /// What it is to be.
+    /// The value to be set.
     pub value: u64,
 }
 
@@ -42,7 +42,7 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from(VM).join(name)
 }
 
-/// All `vm.dirty_*` that this kernel has.
+/// Reads all `vm.dirty_*` settings that this kernel has.
 pub fn read() -> Result<Values> {
     let mut values = Values::new();
     for entry in std::fs::read_dir(VM).with_context(|| format!("look into {VM}"))? {
@@ -55,7 +55,7 @@ pub fn read() -> Result<Values> {
     Ok(values)
 }
 
-/// Whether this kernel has them all.
+/// Checks that this kernel has all these settings.
 pub fn check(settings: &[Setting], known: &Values) -> Result<()> {
     for Setting { name, .. } in settings {
         if !known.contains_key(name) {
@@ -66,7 +66,7 @@ pub fn check(settings: &[Setting], known: &Values) -> Result<()> {
     Ok(())
 }
 
-/// Write them, in this order.
+/// Writes the settings, in this order.
 pub fn write(settings: &[Setting]) -> Result<()> {
     for Setting { name, value } in settings {
         std::fs::write(path(name), value.to_string())
@@ -75,7 +75,7 @@ pub fn write(settings: &[Setting]) -> Result<()> {
     Ok(())
 }
 
-/// What must be written so that everything is as `before`, once `changed` have been written.
+/// The writes that restore `before` after `changed` was written.
 pub fn undo(before: &Values, changed: &[Setting]) -> Vec<Setting> {
     let mut undo: Vec<Setting> = Vec::new();
     let mut put = |name: &str, value: u64| undo.push(Setting { name: name.to_owned(), value });
@@ -84,7 +84,8 @@ pub fn undo(before: &Values, changed: &[Setting]) -> Vec<Setting> {
         match PAIRS.iter().find(|(ratio, bytes)| name == ratio || name == bytes) {
             Some((_, bytes)) if value(bytes) > 0 => put(bytes, value(bytes)),
             Some((ratio, _)) => {
-                // It reads 0 while the bytes are in force, and writing the same value again leaves them there.
+                // The ratio reads 0 while the bytes are in force, and writing the value that it had before keeps them
+                // in force.
                 if value(ratio) == 0 {
                     put(ratio, 1);
                 }
@@ -96,7 +97,7 @@ pub fn undo(before: &Values, changed: &[Setting]) -> Vec<Setting> {
     undo
 }
 
-/// Write them back, all that can be; then whether `before` is what the kernel has again.
+/// Restores as many of the settings as possible; fails unless the kernel has the values of `before` again.
 pub fn restore(before: &Values, changed: &[Setting]) -> Result<()> {
     for setting in undo(before, changed) {
         let _ = write(&[setting]);

@@ -1,4 +1,5 @@
-//! The writing: an app's worth of data into each mount, a neighbour's beside them, and somebody who syncs meanwhile.
+//! Writes the data: an app's worth into each mount, a neighbour's beside them, and optionally a thread that syncs
+//! meanwhile.
 
 use super::mounts;
 use super::options::{Again, Options, Source};
@@ -13,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Name of the thread that syncs meanwhile.
+/// Name of the thread that syncs during the writing.
 pub const TRICKLE: &str = "trickle";
-/// All files are the experiment's own.
+/// Links are not followed: all files are the experiment's own.
 const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-/// The neighbour's file.
+/// Name of the neighbour's file.
 const NEIGHBOUR: &str = "neighbour";
 
 /// Writes files.
@@ -29,7 +30,7 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// One that writes bytes of this source.
+    /// A writer of data from this source.
     pub fn new(source: Source, stop: &'a Stop) -> Result<Self> {
         let random = match source {
             Source::Zero => None,
@@ -38,13 +39,13 @@ impl<'a> Writer<'a> {
         Ok(Self { stop, buffer: vec![0; MEGABYTE], random })
     }
 
-    /// Fill mount `n`; how long that took, from the first open to the last close.
+    /// Fills mount `n`. Returns the time from the first open to the last close.
     pub fn fill(&mut self, n: usize, options: &Options, again: Option<Again>) -> Result<Duration> {
         let begin = Instant::now();
         let (bytes, files) = (options.bytes_each(), options.files as u64);
         if bytes > 0 {
             for file in 0..files {
-                // The first ones take what cannot be divided.
+                // The first files take the remainder of the division.
                 let length = bytes / files + u64::from(file < bytes % files);
                 self.write(&mounts::root(n).join(name(file)), length, again)?;
             }
@@ -52,7 +53,7 @@ impl<'a> Writer<'a> {
         Ok(begin.elapsed())
     }
 
-    /// Write the neighbour's data, which is none of any mount.
+    /// Writes the neighbour's data, which belongs to no mount.
     pub fn neighbour(&mut self, megabytes: u64) -> Result<()> {
         self.write(Path::new(NEIGHBOUR), megabytes * MEGABYTE as u64, None)
     }
@@ -81,7 +82,7 @@ fn name(file: u64) -> String {
     format!("file-{file}")
 }
 
-/// The files, below the mounts, with the name of whoever they belong to.
+/// The files, by their paths below the mounts, each with the name of its owner.
 fn files(options: &Options, overlay: bool) -> impl Iterator<Item = (String, PathBuf)> {
     let of_mount = move |n: usize| {
         let (owner, below) = (format!("mount {n}"), mounts::below(n, overlay));
@@ -91,22 +92,23 @@ fn files(options: &Options, overlay: bool) -> impl Iterator<Item = (String, Path
     (0..options.mounts).flat_map(of_mount).chain([neighbour])
 }
 
-/// Whose file an inode is.
+/// Owner of each file, by inode number.
 pub fn owners(options: &Options, overlay: bool) -> HashMap<u64, String> {
     files(options, overlay)
         .filter_map(|(owner, path)| Some((std::fs::symlink_metadata(path).ok()?.ino(), owner)))
         .collect()
 }
 
-/// Throw the data away, below the mounts, so that nothing of it is worth writing when they are unmounted.
+/// Truncates the files, below the mounts, so that none of their data has to be written at the unmount.
 pub fn discard(options: &Options, overlay: bool) {
     for (_, path) in files(options, overlay) {
-        // What is not there was not written yet, or is removed already.
+        // A missing file was not written yet, or is removed already.
         let _ = File::options().write(true).truncate(true).custom_flags(NOFOLLOW).open(path);
     }
 }
 
-/// Do `work` while the file system of the working directory is synced every `period`; none: while it is not.
+/// Runs `work` while the file system of the working directory is synced every `period`; without a period only runs
+/// `work`.
 pub fn trickling<T>(period: Option<Duration>, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let Some(period) = period else { return work() };
     let dir = File::open(".").context("open the file system")?;

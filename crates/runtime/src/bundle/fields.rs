@@ -1,4 +1,4 @@
-//! What becomes of each field that a bundle can have.
+//! Tests how each field that a bundle can have is treated.
 
 use super::tests::{config, settings};
 use super::*;
@@ -6,26 +6,26 @@ use crate::oci::shape;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// What becomes of a value.
+/// The treatment of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     /// It changes the plan.
     Done,
-    /// It changes nothing here, see the module.
+    /// It changes nothing in the plan, see the module.
     Reader,
-    /// It is refused, and named.
+    /// It is refused, and the error names it.
     Refused,
 }
 use Fate::{Done, Reader, Refused};
 
-/// A container that has something in each place.
+/// A container's bundle in which each list has an item.
 fn base() -> Value {
     let mut base = config(&Settings { env: vec!["A=B".into()], ..settings() });
     base["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
     base
 }
 
-/// The whole specification. A field that is missing here fails the test.
+/// All fields of the specification with a value and its treatment. A field that is missing here fails the test.
 fn fates() -> Vec<(&'static str, Value, Fate)> {
     let joined = |kind: &str, file: &str| json!({"type": kind, "path": format!("/proc/77/ns/{file}")});
     let pea = json!([
@@ -69,7 +69,7 @@ fn fates() -> Vec<(&'static str, Value, Fate)> {
         ("mounts[2].options[3]", json!("nr_inodes=7"), Refused),
         ("mounts[4].destination", json!("/pts"), Refused),
         ("mounts[4].options[3]", json!("gid=7"), Refused),
-        // The last one is a bind mount.
+        // The last mount is a bind mount.
         ("mounts[7].source", json!("/other"), Reader),
         ("mounts[7].source", json!("other"), Refused),
         ("mounts[7].options[1]", json!("rw"), Done),
@@ -203,7 +203,7 @@ fn fates() -> Vec<(&'static str, Value, Fate)> {
     ]
 }
 
-/// Puts a value at a path; what leads there is made, if it is missing.
+/// Sets the value at a path, and creates missing parents.
 fn put(into: &mut Value, path: &str, value: Value) {
     let path = path.replace('[', ".").replace(']', "");
     let at = path.split('.').fold(into, |at, step| match step.parse::<usize>() {
@@ -213,7 +213,7 @@ fn put(into: &mut Value, path: &str, value: Value) {
     *at = value;
 }
 
-/// As [`shape::places`] calls it.
+/// The path in the notation of [`shape::places`].
 fn place(path: &str) -> String {
     let steps = path.split('[').enumerate();
     steps
@@ -225,11 +225,11 @@ fn place(path: &str) -> String {
         .collect()
 }
 
-/// Objects whose keys are not the specification's.
+/// Objects whose keys are not defined by the specification.
 const MAPS: [&str; 5] =
     ["annotations", "linux.sysctl", "linux.resources.rdma", "linux.resources.unified", "linux.timeOffsets"];
 
-/// The places of all values in a value.
+/// Collects the paths of all leaves of a value.
 fn leaves(at: &str, value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(map) => {
@@ -260,7 +260,7 @@ fn every_field_of_the_specification_is_done_or_refused() {
             Err(error) => (Refused, error.to_string()),
         };
         let named = said.trim_start_matches("config.json: ").split([':', ' ']).next().unwrap_or_default();
-        // Of a list the item is named, and what makes no sense together by what holds it.
+        // For a list the error names the item, and for values that contradict each other the object that holds them.
         let is_named = named.starts_with(path) || path.starts_with(named) && named.contains('.');
         if found != fate || fate == Refused && !is_named {
             wrong.push(format!("{path}: {value}: {found:?} {said}"));

@@ -1,5 +1,5 @@
-//! From what a bundle asks for to what is done. Every object is taken apart without `..`: a field that is new in the
-//! types cannot be passed over.
+//! Translates a bundle into a plan. Every object is destructured without `..`: a field that is added to the types
+//! cannot be overlooked.
 
 use super::write::INIT;
 use super::{Error, Node, Plan, mounts};
@@ -22,7 +22,7 @@ pub(super) fn missing(path: impl Into<String>) -> Error {
     Error::Missing { path: path.into() }
 }
 
-/// Refuses the first of these fields that asks for something.
+/// Refuses the first of these fields that is set.
 pub(super) fn none(at: &str, fields: &[(&str, bool)]) -> Result<(), Error> {
     match fields.iter().find(|(_, asks)| *asks) {
         Some((name, _)) => Err(Error::Field { path: format!("{at}{name}") }),
@@ -30,7 +30,7 @@ pub(super) fn none(at: &str, fields: &[(&str, bool)]) -> Result<(), Error> {
     }
 }
 
-/// `gardens`: the filter of system calls is Garden's, for which there is a stand-in.
+/// Translates a bundle. `gardens`: the seccomp profile is Garden's, and the bundle has a stand-in for it.
 pub(super) fn lower(spec: Spec, gardens: bool) -> Result<Plan, Error> {
     let Spec {
         oci_version,
@@ -40,14 +40,14 @@ pub(super) fn lower(spec: Spec, gardens: bool) -> Result<Plan, Error> {
         domainname,
         mounts,
         hooks,
-        // Notes of others, which the specification lets a runtime pass over.
+        // Annotations, which the specification lets a runtime ignore.
         annotations: _,
         linux,
     } = spec;
     version(&oci_version)?;
     none("", &[("domainname", domainname.is_some())])?;
     self::hooks(hooks)?;
-    // The root file system is handed over, mounted: its path is for the reader.
+    // The root file system is passed as a detached mount: its path is for human readers only.
     let Root { path: _, readonly } = root.ok_or_else(|| missing("root"))?;
     none("root.", &[("readonly", readonly == Some(true))])?;
     let mut plan = Plan { hostname, ..Plan::default() };
@@ -59,7 +59,7 @@ pub(super) fn lower(spec: Spec, gardens: bool) -> Result<Plan, Error> {
     Ok(plan)
 }
 
-/// Versions whose bundles mean what [`crate::oci`] says.
+/// Accepts the versions of the specification that [`crate::oci`] implements.
 fn version(text: &str) -> Result<(), Error> {
     let numbers: Option<Vec<u32>> = text.split('.').map(|number| number.parse().ok()).collect();
     match numbers.as_deref() {
@@ -84,7 +84,8 @@ fn hooks(hooks: Option<Hooks>) -> Result<(), Error> {
     )
 }
 
-/// Pid 1 is the same in all containers, but for its rights. What else runs there comes later, and says itself what it is.
+/// The rights of pid 1; all else about it is the same in all containers. Later processes come with a description of
+/// their own.
 fn process(process: Process) -> Result<Rights, Error> {
     let Process {
         cwd,
@@ -92,7 +93,7 @@ fn process(process: Process) -> Result<Rights, Error> {
         console_size,
         user,
         args,
-        // For the reader: pid 1 has no environment, and the server adds this one to that of each process.
+        // Ignored: pid 1 has no environment, and the server adds this one to that of each process.
         env: _,
         capabilities,
         rlimits,
@@ -144,8 +145,8 @@ fn process(process: Process) -> Result<Rights, Error> {
     })
 }
 
-/// The bounding set. The others are the same, as with the exec of a program by root: capabilities(7), "Capabilities and
-/// execution of programs by root".
+/// Returns the bounding set. The other sets must be the same, as after the exec of a program by root:
+/// capabilities(7), "Capabilities and execution of programs by root".
 fn capabilities(sets: Capabilities) -> Result<u64, Error> {
     let Capabilities { bounding, effective, inheritable, permitted, ambient } = sets;
     let mask = |key: &str, names: Option<Vec<String>>| {
@@ -224,21 +225,21 @@ fn filter(profile: Option<Seccomp>, gardens: bool) -> Result<Option<Arc<Program>
     match profile {
         Some(_) if gardens => Ok(Some(seccomp::compiled()?)),
         Some(profile) => Ok(Some(Arc::new(Profile::read(&profile)?.compile()?))),
-        // It stands somewhere else.
+        // Garden's profile is at another place than `linux.seccomp`.
         None if gardens => Err(missing("linux.seccomp")),
         None => Ok(None),
     }
 }
 
-/// Where a process's namespace is found.
+/// The pid in the path of a process's namespace file.
 fn found(path: &str, kind: NamespaceType) -> Option<i32> {
     let file = if kind == NamespaceType::Network { "net".to_owned() } else { kind.to_string() };
     let pid = path.strip_prefix("/proc/")?.strip_suffix(&format!("/ns/{file}"))?;
     pid.parse().ok().filter(|pid| *pid > 0)
 }
 
-/// Of a container all are new; a pea joins those of a process, but has mounts of its own. Returns the process, and whether
-/// there is a user namespace.
+/// Checks the namespaces: a container's are all new; a pea joins those of a process, but has a mount namespace of its
+/// own. Returns the pid of that process, and whether there is a user namespace.
 fn namespaces(list: Vec<Namespace>) -> Result<(Option<i32>, bool), Error> {
     use NamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
     let mut there: BTreeMap<NamespaceType, (usize, Option<i32>)> = BTreeMap::new();
@@ -267,7 +268,7 @@ fn namespaces(list: Vec<Namespace>) -> Result<(Option<i32>, bool), Error> {
         return Err(lacking(Cgroup));
     }
     for (kind, (index, other)) in &there {
-        // The kernel joins all at once, by the process.
+        // A launch joins all namespaces at once, by the pidfd of one process.
         if *kind != Mount && *other != joins {
             let what = format!("a {kind} namespace that is not of the same process as the pid namespace");
             return Err(value(format!("linux.namespaces[{index}].path"), what));
@@ -279,7 +280,8 @@ fn namespaces(list: Vec<Namespace>) -> Result<(Option<i32>, bool), Error> {
 /// The group of terminals, by convention.
 const TTY: u32 = 5;
 
-/// Ranges of ids, the whole of them without a user namespace.
+/// Checks the id ranges; without a user namespace there must be none, and the identity mapping
+/// of all ids is returned.
 fn mappings(at: &str, list: Vec<IdMapping>, user: bool) -> Result<Vec<IdMapping>, Error> {
     match (user, list.is_empty()) {
         (true, true) => return Err(missing(at)),
@@ -296,7 +298,7 @@ fn mappings(at: &str, list: Vec<IdMapping>, user: bool) -> Result<Vec<IdMapping>
     Ok(list)
 }
 
-/// What the host calls an id of the container.
+/// The host's id for an id of the container.
 fn outside(at: &str, mappings: &[IdMapping], inside: u32) -> Result<u32, Error> {
     let host = |m: &IdMapping| {
         let offset = inside.checked_sub(m.container_id).filter(|offset| *offset < m.size)?;
@@ -305,7 +307,7 @@ fn outside(at: &str, mappings: &[IdMapping], inside: u32) -> Result<u32, Error> 
     mappings.iter().find_map(host).ok_or_else(|| value(at, format!("a mapping without the id {inside}")))
 }
 
-/// What the engine has set before, and what it has allowed.
+/// Returns the limits, which the engine has set before, and the devices that it has allowed.
 fn resources(resources: Resources) -> Result<(Limits, Option<Vec<devices::Allow>>), Error> {
     let Resources { devices, memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified } =
         resources;
@@ -335,7 +337,7 @@ fn resources(resources: Resources) -> Result<(Limits, Option<Vec<devices::Allow>
     Ok((limits, devices.map(read).transpose()?))
 }
 
-/// -1 and 0 are no limit.
+/// Returns a limit; -1 and 0 mean none.
 fn limit_of(at: &str, limit: Option<i64>) -> Result<u64, Error> {
     match limit.unwrap_or(0) {
         -1 => Ok(0),
@@ -420,7 +422,7 @@ fn block_io(block_io: Option<BlockIo>) -> Result<(), Error> {
 fn node(index: usize, device: Device) -> Result<Node, Error> {
     let Device { path, kind, major, minor, file_mode, uid, gid } = device;
     let at = |key: &str| format!("linux.devices[{index}].{key}");
-    // Nodes belong to container root.
+    // Device nodes belong to container root.
     none(&at(""), &[("uid", uid.is_some()), ("gid", gid.is_some())])?;
     let name = path
         .strip_prefix("/dev/")

@@ -1,16 +1,16 @@
-//! OCI bundles: what the engine writes, and what the launcher makes of it.
+//! OCI bundles: what the engine writes, and what the launcher reads from them.
 //!
 //! The file on disk is an ordinary `config.json` of the OCI runtime spec ([`crate::oci`]). The launcher reads only that.
 //! Each field of the specification is in one of four groups, and the test `fields` has the list of them all:
 //!
 //! | a field | such as | |
 //! |---|---|---|
-//! | is done | `mounts`, `linux.maskedPaths` | it changes the [`Plan`] |
-//! | has one value that is done | `process.args`, `process.cwd` | any other is refused |
-//! | is for the reader | `annotations`, `root.path` | what it describes is handed over as a descriptor, or the server does it |
+//! | is implemented | `mounts`, `linux.maskedPaths` | it changes the [`Plan`] |
+//! | has one supported value | `process.args`, `process.cwd` | any other value is refused |
+//! | is for human readers | `annotations`, `root.path` | what it describes is passed as a descriptor, or the server does it |
 //! | is not implemented | `hooks`, `linux.sysctl` | refused |
 //!
-//! What is refused is named by its place, as `linux.namespaces[2].type`.
+//! An error names what is refused by its path, such as `linux.namespaces[2].type`.
 
 mod lower;
 mod mounts;
@@ -30,41 +30,41 @@ use crate::{oci, seccomp};
 use std::borrow::Cow;
 use write::{FILTER, STAND_IN};
 
-/// What the launcher cannot do.
+/// Why a bundle is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not JSON, or not of the OCI shape.
+    /// It is not JSON, or not of the OCI shape.
     #[error("config.json: {0}")]
     Shape(#[from] oci::Error),
     /// A field that is not implemented.
     #[error("config.json: {path} is not supported")]
     Field {
-        /// Its place.
+        /// The field's path.
         path: String,
     },
-    /// A value of a field that would not be done.
+    /// A value that is not supported for the field.
     #[error("config.json: {path}: {what} is not supported")]
     Value {
-        /// The field's place.
+        /// The field's path.
         path: String,
-        /// In words.
+        /// The value, as text.
         what: String,
     },
-    /// A field without which it is not told what to do.
+    /// A field that the launcher requires.
     #[error("config.json: {path} is missing")]
     Missing {
-        /// Its place.
+        /// The field's path.
         path: String,
     },
-    /// The filter of system calls cannot be made.
+    /// The seccomp filter cannot be compiled.
     #[error("config.json: {0}")]
     Seccomp(#[from] seccomp::Error),
 }
 
-/// A file system to mount, in order.
+/// A file system to mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mount {
-    /// Where.
+    /// The mount point inside.
     pub destination: String,
     /// `proc`, `sysfs`, `tmpfs`, `mqueue`, `devpts`, `cgroup`, `bind`.
     pub kind: String,
@@ -76,16 +76,16 @@ pub struct Mount {
     pub nosuid: bool,
     /// `nodev`.
     pub nodev: bool,
-    /// Options for the file system itself, `key=value`.
+    /// Options of the file system itself, `key=value`.
     pub data: Vec<(String, String)>,
 }
 
-/// A device node to make in /dev, beside those of every container.
+/// A device node to create in /dev, beside those of every container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Its name there.
+    /// The node's name in /dev.
     pub name: String,
-    /// Block device?
+    /// Whether it is a block device.
     pub block: bool,
     /// Major number.
     pub major: u32,
@@ -95,45 +95,47 @@ pub struct Node {
     pub mode: u32,
 }
 
-/// What the launcher does, read from a `config.json`.
+/// A bundle, as the launcher carries it out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// UTS name to set.
     pub hostname: Option<String>,
-    /// In order.
+    /// The mounts, in order.
     pub mounts: Vec<Mount>,
-    /// Hidden paths.
+    /// Paths to be masked.
     pub masked: Vec<String>,
-    /// Of pid 1. What else runs in the container is told its own, but for the filter of system calls.
+    /// Rights of pid 1. Other processes of the container come with rights of their own, except for the seccomp
+    /// filter.
     pub rights: Rights,
     /// Host ids of container root.
     pub root_ids: (u32, u32),
     /// Host id of the container's group 5, `tty`.
     pub tty_gid: u32,
-    /// There is a user namespace.
+    /// Whether there is a user namespace.
     pub user: bool,
-    /// A pea: its namespaces, but for the mounts, are those of this process as the host sees it.
+    /// Of a pea: the pid, on the host, of the process whose namespaces it joins, except for the mount namespace.
     pub joins: Option<i32>,
-    /// Path of the cgroup below each hierarchy, for the reader: the descriptors that come along lead there.
+    /// Path of the cgroup below each hierarchy. Not used: the cgroup is passed by descriptors.
     pub cgroup: String,
-    /// For the reader: the engine has set those of the cgroup.
+    /// Limits of the cgroup. Not used: the engine has set them.
     pub limits: Limits,
-    /// In order.
+    /// The device nodes, in order.
     pub nodes: Vec<Node>,
-    /// What may be done with which devices, for the reader: the engine has set the rules of the cgroup. `None`: a server
-    /// wrote this that knew no rules.
+    /// The devices that may be used. Not used: the engine has set the rules of the cgroup. `None`: written by a
+    /// server that had no device rules.
     pub devices: Option<Vec<devices::Allow>>,
 }
 
-/// Read a `config.json`.
+/// Reads a `config.json`.
 ///
 /// # Errors
-/// When it is malformed, or asks for something that is not implemented.
+/// It is malformed, or asks for something that is not implemented.
 pub fn plan(text: &[u8]) -> Result<Plan, Error> {
     let whole = |what: String| oci::Error { path: ".".to_owned(), what };
     let text = str::from_utf8(text).map_err(|error| whole(error.to_string()))?;
-    // Garden's filter is the larger half of nearly all bundles. It is told by its text, and something short is read in its
-    // place: if it stands where no filter belongs, that is an error as the filter itself would be.
+    // Garden's seccomp profile is the larger half of nearly all bundles. It is recognised by its text, and a short
+    // stand-in is parsed in its place: at a place where no profile belongs, the stand-in is an error as the profile
+    // itself would be.
     let garden = text.find(&*seccomp::TEXT).filter(|at| text[..*at].ends_with(FILTER));
     let text = match garden {
         Some(at) => Cow::from([&text[..at], STAND_IN, &text[at + seccomp::TEXT.len()..]].concat()),

@@ -1,25 +1,25 @@
-//! `mounts`: each file system has options that are done, and all others are refused.
+//! `mounts`: the options that each file system supports; all others are refused.
 
 use super::lower::{missing, none, value};
 use super::{Error, Mount};
 use crate::oci;
 
-/// Options of /dev. The keeper makes it before it knows the bundle's mounts, so it is this one or none.
+/// Options of /dev. The keeper creates it before it knows the bundle's mounts, so it has these options or is absent.
 pub(super) const DEV: [&str; 3] = ["noexec", "strictatime", "mode=755"];
-/// Options of /dev/pts, of which the same is true.
+/// Options of /dev/pts, which the keeper also creates in advance.
 pub(super) const PTS: [&str; 6] = ["nosuid", "noexec", "newinstance", "gid=5", "ptmxmode=0666", "mode=0620"];
 
-/// What a file system can be asked for.
+/// The options that a file system supports.
 enum Options {
-    /// Exactly these.
+    /// Exactly these options.
     Exactly(&'static [&'static str]),
-    /// Flags of the mount, and these keys with any value that the kernel takes.
+    /// The flags of a mount, and these keys with any value that the kernel takes.
     Flags(&'static [&'static str]),
-    /// Read-only or not: the mount is handed over ready.
+    /// Read-only or not: a bind mount is passed as a finished mount.
     Bind,
 }
 
-/// A mount as the launcher makes it.
+/// Translates a mount.
 pub(super) fn lower(index: usize, mount: oci::Mount) -> Result<Mount, Error> {
     let oci::Mount { destination, kind, source, options, uid_mappings, gid_mappings } = mount;
     let at = |key: &str| format!("mounts[{index}].{key}");
@@ -38,11 +38,11 @@ pub(super) fn lower(index: usize, mount: oci::Mount) -> Result<Mount, Error> {
         _ => return Err(value(at("type"), format!("{kind:?}"))),
     };
     match (&source, &known) {
-        // The mount itself is handed over: the path is for the reader.
+        // The mount itself is passed by a descriptor: the path is for human readers.
         (Some(source), Options::Bind) if source.starts_with('/') => {}
         (None, Options::Bind) => return Err(missing(at("source"))),
         (None, _) => {}
-        // A file system without a device is called something.
+        // The source of a file system without a device must be its type.
         (Some(source), Options::Exactly(_) | Options::Flags(_)) if *source == kind => {}
         (Some(source), _) => return Err(value(at("source"), format!("{source:?}"))),
     }

@@ -39,7 +39,7 @@ fn devices_are_written_and_read() {
     assert_eq!(read(&privileged).nodes, [fuse]);
     let earlier = Settings { earlier: true, ..privileged };
     assert_eq!((read(&earlier).devices, read(&earlier).nodes), (None, vec![]));
-    // As recorded of a privileged container, word for word.
+    // Recorded from a privileged container, verbatim.
     let recorded = json!([
         {"allow": false, "access": "rwm"},
         {"allow": true, "type": "c", "major": -1, "minor": -1, "access": "m"},
@@ -122,7 +122,7 @@ fn all_but_privileged_bundles_have_gardens_filter() {
     assert_eq!(filter(false, None).as_ref(), Some(&garden));
     assert_eq!(filter(false, Some(7)), Some(garden));
     assert_eq!((filter(true, None), filter(true, Some(7))), (None, None));
-    // The same in another order, and one that is not Garden's, are understood as well.
+    // The same profile with its keys in another order, and a profile that is not Garden's, are parsed as well.
     let mut bundle = config(&settings());
     assert_eq!(bundle["linux"]["seccomp"], seccomp::garden());
     let pretty = serde_json::to_string_pretty(&bundle).unwrap();
@@ -131,13 +131,13 @@ fn all_but_privileged_bundles_have_gardens_filter() {
         json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"]});
     let other = plan(bundle.to_string().as_bytes()).unwrap().rights.seccomp;
     assert!(other.is_some() && other != filter(false, None));
-    // A place where it does not belong, or none at all, is an error and not a process without a filter.
+    // A profile in the wrong place, or none at all, is an error and does not result in a process without a filter.
     bundle["linux"]["seccomp"] = Value::Null;
     assert!(plan(bundle.to_string().as_bytes()).is_err());
     bundle["seccomp"] = seccomp::garden();
     bundle["linux"].as_object_mut().unwrap().remove("seccomp");
     assert!(plan(bundle.to_string().as_bytes()).is_err());
-    // What a client writes cannot be mistaken for it.
+    // A client's own text is not taken for the profile.
     let env = vec![format!("A={FILTER}{STAND_IN}"), format!("B={FILTER}{}", *seccomp::TEXT)];
     let bundle = config(&Settings { env: env.clone(), ..settings() });
     assert_eq!(bundle["process"]["env"], json!(env));
@@ -172,8 +172,8 @@ fn a_field_that_is_not_implemented_is_an_error() {
     assert!(plan(b"{").is_err());
 }
 
-/// A container's as servers have written it from the first version on, but for device rules and the filter of system calls,
-/// which came later. Keepers of all versions take it.
+/// The bundle of a container as servers have written it since the first version, except for device rules and the
+/// seccomp filter, which were added later. Keepers of all versions accept it.
 fn written() -> Value {
     let sets = caps::names(caps::UNPRIVILEGED);
     let mount = |at: &str, kind: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": kind, "options": options});
@@ -251,7 +251,7 @@ fn bundles_are_those_that_have_always_been_written() {
     assert_eq!(read.limits, Limits { memory_bytes: 1 << 20, cpu_shares: 7, pids: 9 });
     assert!(read.joins.is_none() && read.devices.is_none() && read.rights.seccomp.is_none());
     assert!(read.rights.no_new_privileges && read.cgroup == "/garden/id");
-    // A pea of that container.
+    // The bundle of a pea of that container.
     let pea = Settings { hostname: None, joins: Some(77), ..container.clone() };
     let mut bundle = written();
     bundle.as_object_mut().unwrap().remove("hostname");
@@ -265,7 +265,7 @@ fn bundles_are_those_that_have_always_been_written() {
     ]);
     assert_eq!(config(&pea), bundle);
     assert_eq!(plan(bundle.to_string().as_bytes()).unwrap().joins, Some(77));
-    // A privileged one.
+    // The bundle of a privileged container.
     let privileged = config(&Settings { privileged: true, ..container });
     let mut bundle = written();
     let linux = bundle["linux"].as_object_mut().unwrap();
@@ -313,7 +313,7 @@ fn what_is_not_of_the_specification_is_named() {
         assert!(error.starts_with(&format!("config.json: {wanted}")), "{error}");
     }
     let text = written().to_string();
-    // The second one would count for some readers, and the first one for others.
+    // Some readers would use the second value, and others the first.
     let twice = text.replacen('{', "{\"hostname\":\"other\",", 1);
     assert!(plan(twice.as_bytes()).unwrap_err().to_string().contains("duplicate field"));
     assert!(plan(format!("{text} x").as_bytes()).is_err() && plan(b"\xff").is_err());

@@ -1,4 +1,4 @@
-//! What the engine writes.
+//! Writes the engine's bundles.
 
 use crate::cgroup::devices::Devices;
 use crate::oci::{
@@ -7,43 +7,45 @@ use crate::oci::{
 };
 use crate::{caps, seccomp};
 
-/// What differs from one bundle to another.
+/// The values in which bundles differ.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Container root is host root.
+    /// Whether container root is host root.
     pub privileged: bool,
-    /// Host ids of the mapping, `(inside, outside, size)`; not used when privileged.
+    /// The id mapping, `(inside, outside, size)`; not used when privileged.
     pub mapping: Vec<(u32, u32, u32)>,
     /// UTS name; `None` for a pea, which shares its container's.
     pub hostname: Option<String>,
-    /// Where the container's namespaces are found; for a pea.
+    /// Of a pea: the pid of the process whose namespaces it joins.
     pub joins: Option<i32>,
-    /// Environment of pid 1 (kept for the record: processes get theirs with each run).
+    /// Environment of pid 1 (for the record only: each process gets its environment with its run).
     pub env: Vec<String>,
-    /// Host path of the root file system's upper directory, for the reader: the mount itself is detached.
+    /// Host path of the root file system's upper directory, for human readers: the mount itself is detached.
     pub rootfs: String,
     /// `(host path, path inside, writable)`.
     pub binds: Vec<(String, String, bool)>,
     /// Path of the cgroup below each hierarchy.
     pub cgroups_path: String,
-    /// Bytes; zero: none.
+    /// Memory limit in bytes; zero: none.
     pub memory_bytes: u64,
-    /// v1 shares; zero: none.
+    /// CPU shares as of cgroup v1; zero: none.
     pub cpu_shares: u64,
-    /// Processes; zero: none.
+    /// Limit of processes; zero: none.
     pub pids: u64,
     /// `no_new_privs`.
     pub no_new_privileges: bool,
-    /// Without what keepers before [`crate::wire::CONFINED`] refuse because they do not know it: a pea in a container of such
-    /// a keeper gets neither device nodes of its own nor a filter of system calls, as its container has none.
+    /// Leaves out what keepers before [`crate::wire::Feature::Confinement`] do not know and so refuse: a pea in a
+    /// container of such a keeper gets neither device nodes of its own nor a seccomp filter, as its container has
+    /// none.
     pub earlier: bool,
-    /// Bytes that /dev/shm may hold; zero: as many as the kernel gives a tmpfs, half of the memory.
+    /// Size limit of /dev/shm in bytes; zero: the kernel's default for a tmpfs, half of the memory.
     pub shm_bytes: u64,
-    /// Paths to be masked beside [`MASKED`], which depend on the host; see [`host_masks`].
+    /// Paths that are masked beside [`MASKED`] and depend on the host; see [`host_masks`].
     pub masks: Vec<String>,
 }
 
-/// Paths of /sys that tell the host's thermal state, one for each processor that has it: as runc masks them since 1.3.
+/// Paths of /sys that reveal the host's thermal state, one for each processor that has it: runc has masked them since
+/// 1.3.
 pub fn host_masks(sysfs: &std::path::Path) -> Vec<String> {
     let throttle = |entry: std::fs::DirEntry| {
         let path = entry.path().join("thermal_throttle");
@@ -56,7 +58,8 @@ pub fn host_masks(sysfs: &std::path::Path) -> Vec<String> {
     masks
 }
 
-/// Those of the recorded bundles, and what runc hides since 1.2 because it tells of the host and its neighbours.
+/// Masked paths: those of the recorded bundles, and those that runc masks since 1.2 because they reveal the host and
+/// its neighbours.
 const MASKED: [&str; 12] = [
     "/proc/kcore",
     "/proc/latency_stats",
@@ -72,12 +75,12 @@ const MASKED: [&str; 12] = [
     "/sys/devices/virtual/powercap",
 ];
 
-/// What pid 1 is called in a bundle. Its program is not of the container: it is executed from a descriptor.
+/// The name of pid 1 in a bundle. The program is not in the container: it is executed from a descriptor.
 pub(super) const INIT: &str = "/tmp/garden-init";
 
-/// As it stands in a bundle, before the profile itself.
+/// The text before the seccomp profile in a bundle.
 pub(super) const FILTER: &str = "\"seccomp\":";
-/// In the place of Garden's profile, which has its text ready.
+/// Stands for Garden's profile, whose text is kept ready.
 pub(super) const STAND_IN: &str = "{\"defaultAction\":\"\"}";
 
 /// The bundle as Garden writes it (mounts, masks, capability sets and namespaces of the recorded bundles).
@@ -86,7 +89,7 @@ pub(super) const STAND_IN: &str = "{\"defaultAction\":\"\"}";
 /// Never: all keys are strings.
 pub fn text(s: &Settings) -> String {
     let text = serde_json::to_string(&spec(s)).expect("a bundle has no keys but strings");
-    // No string of the bundle can be mistaken for it: quotes are escaped in those.
+    // No string of the bundle can contain this text: quotes are escaped in strings.
     text.replacen(&format!("{FILTER}{STAND_IN}"), &format!("{FILTER}{}", *seccomp::TEXT), 1)
 }
 
@@ -94,7 +97,7 @@ fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|text| (*text).to_owned()).collect()
 }
 
-/// The bundle with a stand-in for its profile of system calls.
+/// The bundle with the stand-in for its seccomp profile.
 fn spec(s: &Settings) -> Spec {
     let mask = if s.privileged { caps::PRIVILEGED } else { caps::UNPRIVILEGED };
     let capabilities = Some(strings(&caps::names(mask)));

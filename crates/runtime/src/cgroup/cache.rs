@@ -1,35 +1,37 @@
-//! The page cache that a container leaves charged to its memory cgroup. Each page keeps the cgroup in the kernel's memory after its
-//! removal (about 90 KB of slab and per-processor counters), until something else presses the page out: days, on a host with
-//! enough memory.
+//! The page cache that stays charged to the memory cgroup of a destroyed container. Each such page keeps the removed
+//! cgroup in kernel memory (about 90 KB of slab and per-processor counters) until memory pressure evicts the page:
+//! for days, on a host with enough memory.
 //!
-//! What stays is seldom the container's files, whose pages go when the files are deleted. It is blocks of directories, inode
-//! tables and bitmaps, which the page cache of the *device* holds and the kernel charges to whoever touched them first. While
-//! such a page is dirty the kernel can not let it go; and a reclaim that meets nothing but dirty pages wakes the flusher for
-//! everybody's data (`shrink_inactive_list` in mm/vmscan.c). So the flusher's own round is waited for.
+//! The remaining pages are seldom the container's files, which go when the files are deleted. They are blocks of
+//! directories, inode tables and bitmaps in the page cache of the *device*, which the kernel charges to the cgroup
+//! that touched them first. While such a page is dirty the kernel cannot evict it, and a reclaim that meets nothing
+//! but dirty pages wakes the flusher for everybody's data (`shrink_inactive_list` in mm/vmscan.c). So this code waits
+//! for the flusher's own periodic writeback.
 
 use super::{Cgroups, write_existing};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-/// Page cache that is worth more than the cgroup that it keeps, in bytes: files of layers that the next container reads again.
+/// Page cache in bytes that is worth more than the cgroup that it keeps: files of layers that the next container
+/// reads again.
 const WORTH: u64 = 4 << 20;
 
-/// What a cgroup without members holds.
+/// The page cache charged to a cgroup without members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// Nothing that would outlive it.
+    /// No page cache.
     Nothing,
     /// Clean page cache.
     Clean,
-    /// Some of it is still to be written.
+    /// Some pages are dirty or under writeback.
     Dirty,
-    /// More than may be dropped: layers, or files that are still to be deleted.
+    /// More than `WORTH`: files of layers, or files that are still to be deleted.
     Much,
 }
 
 impl Held {
-    /// From the text of a `memory.stat`, v1 (`total_…`) or v2: the cgroup and those below it.
+    /// Parses a `memory.stat`, v1 (`total_…`) or v2, which includes the cgroups below.
     fn of(stat: &str, v1: bool) -> Self {
         let sum = |names: [&str; 2]| -> u64 {
             let lines = stat.lines().filter_map(|line| line.split_once(' '));
@@ -53,31 +55,31 @@ impl Held {
 }
 
 impl Cgroups {
-    /// Whether anything is charged to the memory cgroup of `id`: an exact figure, which has the kernel's own objects and
-    /// what processors have charged ahead in it.
+    /// Whether anything is charged to the memory cgroup of `id`. The counter is exact, and includes the kernel's own
+    /// objects and the charges that processors have stocked ahead.
     pub fn charged(&self, id: &str) -> bool {
         let Some((dir, v1)) = self.place("memory", id).filter(|_| is_ours(id)) else { return false };
         let file = dir.join(if v1 { "memory.usage_in_bytes" } else { "memory.current" });
         fs::read_to_string(file).is_ok_and(|bytes| bytes.trim() != "0")
     }
 
-    /// Close the memory cgroup of `id` to others: it waits for its page cache to go, and whoever looks for what was left
-    /// behind can tell.
+    /// Marks the memory cgroup of `id` by closing it to other users (mode 0700): it waits for its page cache to go,
+    /// and a search for leaked cgroups can recognise it.
     pub fn close_memory(&self, id: &str) {
         if let Some((dir, _)) = self.place("memory", id).filter(|_| is_ours(id)) {
             drop(fs::set_permissions(dir, fs::Permissions::from_mode(0o700)));
         }
     }
 
-    /// What the memory cgroup of `id` holds. The kernel's figures may be two seconds old
-    /// (`FLUSH_TIME` in mm/memcontrol.c).
+    /// What the memory cgroup of `id` holds. The kernel's counters may be two seconds old (`FLUSH_TIME` in
+    /// mm/memcontrol.c).
     pub fn held(&self, id: &str) -> Held {
         let Some((dir, v1)) = self.place("memory", id).filter(|_| is_ours(id)) else { return Held::Nothing };
         fs::read_to_string(dir.join("memory.stat")).map_or(Held::Nothing, |stat| Held::of(&stat, v1))
     }
 
-    /// Let the kernel drop the clean page cache of the cgroup `id`, which must have no members. A kernel that cannot (v2
-    /// before 5.19) keeps it.
+    /// Makes the kernel drop the clean page cache of the cgroup `id`, which must have no members. A kernel that does
+    /// not support this (v2 before 5.19) keeps the cache.
     pub fn drop_cache(&self, id: &str) {
         if let Some((dir, v1)) = self.place("memory", id).filter(|_| is_ours(id)) {
             let (file, value) = if v1 {
@@ -85,13 +87,13 @@ impl Cgroups {
             } else {
                 ("memory.reclaim", WORTH.to_string())
             };
-            // v2 answers EAGAIN when there was less than that.
+            // On v2 EAGAIN means that less than that could be reclaimed.
             drop(write_existing(&dir.join(file), &value));
         }
     }
 
-    /// Remove `id` in all hierarchies but that of the memory controller; `false`: something is busy. With v2 alone there is no
-    /// other.
+    /// Removes `id` in all hierarchies but that of the memory controller; `false` if a cgroup is busy. With v2 alone
+    /// there is no other hierarchy.
     pub fn remove_but_memory(&self, id: &str) -> bool {
         let memory = self.place("memory", id).map(|(dir, _)| dir);
         let others = self.hierarchies.all().map(|hierarchy| self.dir(hierarchy, id));
@@ -99,7 +101,7 @@ impl Cgroups {
     }
 }
 
-/// Whether this names a cgroup below the top one: neither that nor the keepers' is to lose its cache.
+/// Whether this names a cgroup below the top one. The top cgroup and the keepers' must not lose their caches.
 fn is_ours(id: &str) -> bool {
     let mut parts = Path::new(id).components();
     !id.is_empty() && id != "keepers" && parts.all(|part| matches!(part, std::path::Component::Normal(_)))

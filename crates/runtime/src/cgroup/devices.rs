@@ -1,13 +1,13 @@
 //! Which devices the processes of a container may open.
 //!
-//! The rules are those that the recorded bundles and runc's states carry: everything is denied, then some is allowed.
-//! Nothing else is understood, because a cgroup v1 cannot enforce it: there a denied device does not take anything out
-//! of an allowed range of devices.
+//! The rules are those that the recorded bundles and runc's states have: everything is denied, then some devices are
+//! allowed. No other rules are accepted, because cgroup v1 cannot enforce them: there a denied device does not make
+//! an exception from an allowed range of devices.
 
 use crate::oci::{DeviceRule, DeviceType};
 use std::fmt;
 
-/// What a rule is about.
+/// The type of device that a rule applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Type {
     /// Character devices.
@@ -22,7 +22,7 @@ pub const MKNOD: u8 = 1;
 pub const READ: u8 = 2;
 /// `BPF_DEVCG_ACC_WRITE`, `w`.
 pub const WRITE: u8 = 4;
-/// All three.
+/// All three kinds of access.
 pub const ALL: u8 = MKNOD | READ | WRITE;
 
 /// Major numbers have 12 bits, minor ones 20 (`MAJOR`, `MINOR` in linux/kdev_t.h).
@@ -33,16 +33,16 @@ pub const MAX_MINOR: u32 = (1 << 20) - 1;
 /// is refused.
 pub const MAX_RULES: usize = 256;
 
-/// Devices that may be used.
+/// A rule: devices that may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Allow {
-    /// Of this type.
+    /// The type.
     pub kind: Type,
-    /// With this major number; `None`: any.
+    /// The major number; `None`: any.
     pub major: Option<u32>,
-    /// With this minor number; `None`: any.
+    /// The minor number; `None`: any.
     pub minor: Option<u32>,
-    /// In these ways: [`MKNOD`], [`READ`], [`WRITE`].
+    /// The kinds of access: [`MKNOD`], [`READ`], [`WRITE`].
     pub access: u8,
 }
 
@@ -54,8 +54,8 @@ const fn nodes(kind: Type) -> Allow {
     Allow { kind, major: None, minor: None, access: MKNOD }
 }
 
-/// What runc 1.1 allows a container whose bundle has no rules, in its order (recorded in the state of one): nodes of
-/// everything, null, random, full, tty, zero, urandom, terminals, ptmx, tun.
+/// The devices that runc 1.1 allows a container whose bundle has no rules, in its order (recorded from the state of
+/// one): mknod of any device, null, random, full, tty, zero, urandom, terminals, ptmx, tun.
 const UNPRIVILEGED: [Allow; 11] = [
     nodes(Type::Char),
     nodes(Type::Block),
@@ -72,12 +72,12 @@ const UNPRIVILEGED: [Allow; 11] = [
 
 const FUSE: Allow = char(10, Some(229));
 
-/// Which rules a container has.
+/// The set of rules that a container has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Devices {
-    /// Those of a container whose root is the host's: the same and fuse.
+    /// For a container whose root is the host's: those of the others, and fuse.
     Privileged,
-    /// Those of all others.
+    /// For all other containers.
     Unprivileged,
 }
 
@@ -88,25 +88,26 @@ impl From<bool> for Devices {
 }
 
 impl Devices {
-    /// What is allowed, in the order of the recorded bundles; everything else is denied.
+    /// The allowed devices, in the order of the recorded bundles; everything else is denied.
     pub fn rules(self) -> Vec<Allow> {
         let fuse = (self == Self::Privileged).then_some(FUSE);
         UNPRIVILEGED.into_iter().chain(fuse).collect()
     }
 
-    /// `linux.resources.devices` of a bundle.
+    /// The value of `linux.resources.devices` in a bundle.
     pub fn bundle(self) -> Vec<DeviceRule> {
         let deny = DeviceRule { allow: false, access: Some("rwm".to_owned()), ..DeviceRule::default() };
         std::iter::once(deny).chain(self.rules().iter().map(Allow::bundle)).collect()
     }
 
-    /// Whether one may open this device for reading and writing.
+    /// Whether these rules allow opening a device for reading and writing.
     pub fn may_open(self, kind: Type, major: u32, minor: u32) -> bool {
         may(&self.rules(), kind, major, minor, READ | WRITE)
     }
 }
 
-/// What the rules say of a use of a device. As in cgroup v1, an access with no bits set is granted if any access is.
+/// Whether the rules allow an access to a device. As in cgroup v1, an access with no bits set is allowed if any
+/// access is.
 pub fn may(rules: &[Allow], kind: Type, major: u32, minor: u32, access: u8) -> bool {
     let about = |rule: &&Allow| {
         rule.kind == kind && rule.major.is_none_or(|m| m == major) && rule.minor.is_none_or(|m| m == minor)
@@ -115,7 +116,7 @@ pub fn may(rules: &[Allow], kind: Type, major: u32, minor: u32, access: u8) -> b
     granted.peek().is_some() && access & !granted.fold(0, |all, one| all | one) == 0
 }
 
-/// In words, for what cannot be enforced or read.
+/// The reason why rules cannot be enforced or read, as text.
 pub type Problem = String;
 
 impl Allow {
@@ -135,8 +136,8 @@ impl Allow {
         }
     }
 
-    /// A line of `devices.list` (Documentation/admin-guide/cgroup-v1/devices.rst). `None`: it is none, or it allows
-    /// everything.
+    /// Parses a line of `devices.list` (Documentation/admin-guide/cgroup-v1/devices.rst). `None` if it is invalid, or
+    /// allows everything.
     pub fn from_line(line: &str) -> Option<Self> {
         let mut words = line.split(' ');
         let kind = match words.next()? {
@@ -152,7 +153,7 @@ impl Allow {
     }
 }
 
-/// As cgroup v1 reads and writes it.
+/// The format that cgroup v1 reads and writes.
 impl fmt::Display for Allow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |n: Option<u32>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
@@ -188,10 +189,10 @@ fn number(given: Option<i64>, max: u32, name: &str) -> Result<Option<u32>, Probl
     }
 }
 
-/// `linux.resources.devices` of a bundle that anybody may have written.
+/// Reads `linux.resources.devices` of an untrusted bundle.
 ///
 /// # Errors
-/// When it is anything but: first deny everything, then allow some.
+/// The rules do not have the form: first deny everything, then allow some.
 pub fn read(rules: &[DeviceRule]) -> Result<Vec<Allow>, Problem> {
     let Some((first, rest)) = rules.split_first() else {
         return Err("an empty list of rules".to_owned());
@@ -240,7 +241,7 @@ mod tests {
         assert!(
             privileged.may_open(Type::Char, 10, 229) && !Devices::Unprivileged.may_open(Type::Char, 10, 229)
         );
-        // mem, kmsg, the console, kvm.
+        // mem, kmsg, the console and kvm.
         for (major, minor) in [(1, 1), (1, 11), (5, 1), (10, 232)] {
             assert!(!privileged.may_open(Type::Char, major, minor), "{major}:{minor}");
         }
@@ -313,8 +314,8 @@ mod tests {
         assert!(parsed(&many.collect()).is_err());
     }
 
-    /// Values that a bundle may hold in places of a rule, thrown together: nothing panics, and what is read is within
-    /// bounds.
+    /// Random combinations of values that a bundle may have in a rule: reading them does not panic, and the results
+    /// are within bounds.
     #[test]
     fn hostile_rules() {
         let values = [
@@ -343,7 +344,7 @@ mod tests {
             json!({"allow": true}),
         ];
         let keys = ["allow", "type", "major", "minor", "access"];
-        // A fixed sequence (splitmix64): a failure can be repeated.
+        // A fixed sequence (splitmix64), so that a failure can be reproduced.
         let mut state = 7_u64;
         let mut pick = |n: usize| {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

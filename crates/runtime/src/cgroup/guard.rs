@@ -1,8 +1,8 @@
-//! Who enforces device rules: the devices controller of cgroup v1 where it is mounted, else a program on cgroup v2.
+//! Enforces device rules: by the devices controller of cgroup v1 where it is mounted, else by a program on cgroup v2.
 //!
-//! Rules stand on the container's cgroup before anything runs in it. The cgroup above all of them has rules as well, the
-//! wider ones: root of a privileged container can mount its own cgroup and change what stands there, but never beyond
-//! what the one above allows.
+//! The rules of a container's cgroup are set before anything runs in it. The server's top cgroup has rules as well,
+//! the wider ones: root of a privileged container can mount its own cgroup and change its rules, but never beyond
+//! what the top cgroup allows.
 
 use super::devices::{Allow, Devices};
 use super::program::compile;
@@ -16,17 +16,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wardian_sys::bpf::DeviceProgram;
 
-/// Of our programs, as `bpftool cgroup tree` shows them.
+/// Name of our programs, as `bpftool cgroup tree` shows it.
 const PROGRAM: &str = "wardian_devices";
 
-/// Who it is.
+/// The mechanism that enforces the rules.
 #[derive(Debug)]
 pub(super) enum Guard {
-    /// The hierarchy of the controller.
+    /// The devices controller of cgroup v1, in this hierarchy.
     V1(Hierarchy),
-    /// A program for each kind of container, loaded once.
+    /// Programs on cgroup v2, one for each kind of container, loaded once.
     V2 { hierarchy: Hierarchy, privileged: DeviceProgram, unprivileged: DeviceProgram },
-    /// Nobody, and why.
+    /// None is available, for this reason.
     Nobody(String),
 }
 
@@ -51,7 +51,7 @@ impl Guard {
         }
     }
 
-    /// The hierarchy in which the rules stand.
+    /// The hierarchy of the cgroups that have the rules.
     fn hierarchy(&self) -> Option<&Hierarchy> {
         match self {
             Self::V1(hierarchy) | Self::V2 { hierarchy, .. } => Some(hierarchy),
@@ -61,24 +61,24 @@ impl Guard {
 }
 
 impl Cgroups {
-    /// Set the rules of the cgroup above all, and make the one of the keepers. What could not be done for it, in words:
-    /// containers still get their own rules.
+    /// Sets the rules of the top cgroup, and makes the keepers' cgroup. Returns why the rules could not be set, if
+    /// they could not: containers still get their own rules.
     ///
     /// # Errors
-    /// When the keepers' cgroup cannot be made.
+    /// The keepers' cgroup cannot be made.
     pub fn prepare(&self) -> Result<Option<String>, Error> {
-        // What a keeper does itself (it makes nodes and opens ptmx) is allowed by these rules.
+        // These rules allow what a keeper itself does: it makes nodes and opens ptmx.
         let imposed = self.impose("", Devices::Privileged);
         self.make("keepers", super::Limits::default(), None)?;
         self.bring_back("keepers");
         Ok(imposed.err().map(|error| error.to_string()))
     }
 
-    /// Set the rules of a cgroup, whatever they were. A device that is open stays open, so the rules are set
+    /// Sets the rules of a cgroup, and replaces those that it had. An open device stays usable, so the rules are set
     /// before any process runs that they must restrict.
     ///
     /// # Errors
-    /// When nobody can enforce them.
+    /// No mechanism is available, or it fails.
     pub fn impose(&self, id: &str, devices: Devices) -> Result<(), Error> {
         match &*self.guard {
             Guard::V1(hierarchy) => {
@@ -95,11 +95,11 @@ impl Cgroups {
         }
     }
 
-    /// Give a container of an earlier server, and its peas, the rules that it may not have had. Cgroups
-    /// with the right rules are unchanged; child cgroups inherit them.
+    /// Sets the rules of a container of an earlier server, and of its peas, which may not have had any. Cgroups with
+    /// the right rules are unchanged; child cgroups inherit them.
     ///
     /// # Errors
-    /// When the rules cannot be enforced; what could be done is done.
+    /// The rules cannot be enforced; the other cgroups of the container are done all the same.
     pub fn renew(&self, id: &str, devices: Devices) -> Result<(), Error> {
         let Some(hierarchy) = self.guard.hierarchy() else {
             return self.impose(id, devices);
@@ -117,8 +117,8 @@ impl Cgroups {
         result
     }
 
-    /// Move back the threads that a server left in the cgroup above all when it was killed in [`impose`]; another
-    /// hierarchy tells where they belong.
+    /// Moves threads back that a server left in the top cgroup when it was killed during [`impose`]; another
+    /// hierarchy shows where they belong.
     fn bring_back(&self, id: &str) {
         let Guard::V1(hierarchy) = &*self.guard else { return };
         let Some(other) = self.one_with_members().filter(|other| *other != hierarchy) else { return };
@@ -131,7 +131,7 @@ impl Cgroups {
             let Ok(relative) = dir.strip_prefix(&from) else { continue };
             let home = to.join(relative);
             for task in tasks(&dir).into_iter().filter(|task| left.contains(task)) {
-                // Who has ended needs no rules.
+                // A thread that has ended needs no rules.
                 if make(&home).is_ok() {
                     drop(write_existing(&home.join("tasks"), &task.to_string()));
                 }
@@ -140,21 +140,21 @@ impl Cgroups {
     }
 }
 
-/// What `devices.list` says; `None`: everything is allowed, perhaps with exceptions.
+/// Reads `devices.list`; `None` if everything is allowed, perhaps with exceptions.
 fn listed(dir: &Path) -> Result<Option<Vec<Allow>>, Error> {
     let path = dir.join("devices.list");
     let text = fs::read_to_string(&path).map_err(at("read device rules", &path))?;
     Ok(text.lines().map(Allow::from_line).collect())
 }
 
-/// Set the rules of a cgroup v1. `alone`: no other controller is mounted with it.
+/// Sets the rules of a v1 cgroup. `alone`: no other controller is mounted with the devices controller.
 fn impose(dir: &Path, rules: &[Allow], alone: bool) -> Result<(), Error> {
     let deny = dir.join("devices.deny");
     let present = if let Some(present) = listed(dir)? {
         present
     } else {
         match write_existing(&deny, "a") {
-            // It has cgroups below it (`devcgroup_update_access`, security/device_cgroup.c).
+            // EINVAL: the cgroup has child cgroups (`devcgroup_update_access`, security/device_cgroup.c).
             Err(error) if is_invalid(&error) && alone => return impose_on_tree(dir, rules),
             other => other.map_err(at("deny devices", &deny))?,
         }
@@ -170,7 +170,8 @@ fn change(dir: &Path, present: &[Allow], rules: &[Allow]) -> Result<(), Error> {
     }
     for line in rules.iter().filter(|line| !present.contains(line)) {
         match write_existing(&allow, &line.to_string()) {
-            // The cgroup above does not have it itself: where the server runs in a container. It stays denied.
+            // EPERM: the parent cgroup is not allowed this device itself, where the server runs in a container. It
+            // stays denied.
             Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
             other => other.map_err(at("allow devices", &allow))?,
         }
@@ -182,20 +183,20 @@ fn is_invalid(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::INVAL.raw_os_error())
 }
 
-/// A cgroup that was removed is counted until the kernel has taken it down: some grace periods of RCU.
+/// A removed cgroup still counts as a child until the kernel has released it, after some RCU grace periods.
 const PATIENCE: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What was taken down for a moment.
+/// A child cgroup that is removed and recreated.
 struct Taken {
     dir: PathBuf,
     tasks: Vec<i32>,
     rules: Option<Vec<Allow>>,
 }
 
-/// The kernel denies everything only to a cgroup without others below it. So the child cgroups are removed and
-/// recreated, in this hierarchy alone, with the threads that were in them. Needed once, for containers of a server that
-/// knew no rules.
+/// The kernel accepts "deny everything" only for a cgroup without child cgroups. So these are removed and recreated,
+/// in this hierarchy alone, with the threads that were in them. Needed once per container of a server that had no
+/// device rules.
 fn impose_on_tree(dir: &Path, rules: &[Allow]) -> Result<(), Error> {
     let mut taken = Vec::new();
     let down = below(dir).into_iter().filter(|child| child != dir).try_for_each(|child| {
@@ -219,22 +220,22 @@ fn impose_on_tree(dir: &Path, rules: &[Allow]) -> Result<(), Error> {
         }
     });
     let imposed = imposed.and_then(|()| change(dir, &[], rules));
-    // Those above before those below; all of them, whatever happens to one.
+    // Parents before children; all of them, even if one fails.
     taken.iter().rev().map(put_up).fold(imposed, Result::and)
 }
 
 fn put_up(one: &Taken) -> Result<(), Error> {
     make(&one.dir)?;
-    // It may have had fewer rights than the one above, and must not gain any.
+    // It may have had narrower rules than its parent, and must not gain any.
     let imposed = one.rules.as_ref().map_or(Ok(()), |rules| impose(&one.dir, rules, false));
     for task in &one.tasks {
-        // It may have ended.
+        // The thread may have ended.
         drop(write_existing(&one.dir.join("tasks"), &task.to_string()));
     }
     imposed
 }
 
-/// Move the threads of a cgroup without others below it to `to`, and remove it.
+/// Moves the threads of a cgroup without child cgroups to `to`, and removes it.
 fn take_down(one: &mut Taken, to: &Path) -> Result<(), Error> {
     let mut result = Ok(());
     for _ in 0..PATIENCE {
@@ -246,7 +247,7 @@ fn take_down(one: &mut Taken, to: &Path) -> Result<(), Error> {
         if result.is_ok() {
             break;
         }
-        // Somebody forks.
+        // The cgroup is busy, because a process in it forks.
         std::thread::sleep(PAUSE);
     }
     result
@@ -257,7 +258,7 @@ fn tasks(dir: &Path) -> Vec<i32> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// A cgroup and all below it, the deepest first.
+/// A cgroup and all cgroups below it, the deepest first.
 fn below(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -269,7 +270,7 @@ fn below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Attach the program to a cgroup v2, in place of one of ours that says something else.
+/// Attaches the program to a v2 cgroup, and replaces programs of ours with other rules.
 fn attach(dir: &Path, program: &DeviceProgram) -> Result<(), Error> {
     let failed = |e: wardian_sys::bpf::Error| at("enforce device rules in", dir)(io::Error::other(e));
     let cgroup = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -277,7 +278,8 @@ fn attach(dir: &Path, program: &DeviceProgram) -> Result<(), Error> {
     let mut ours = DeviceProgram::attached(&cgroup).map_err(failed)?;
     ours.retain(|attached| attached.identity().name == program.identity().name);
     let Some(kept) = ours.iter().position(|attached| attached.identity() == program.identity()) else {
-        // One after the other: all of them must allow, so nothing is allowed meanwhile that is not in the end.
+        // First attached, then detached: all attached programs must allow an access, so nothing extra is allowed
+        // meanwhile.
         let first = if ours.is_empty() { None } else { Some(ours.remove(0)) };
         program.attach(&cgroup, first.as_ref()).map_err(failed)?;
         return ours.iter().try_for_each(|other| other.detach(&cgroup)).map_err(failed);

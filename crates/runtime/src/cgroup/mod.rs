@@ -1,4 +1,4 @@
-//! Cgroups of one server instance, v1 and v2 by file operations alone.
+//! Cgroups of one server instance, v1 and v2, by file operations alone.
 //!
 //! Each hierarchy gets `/wardian-<tag>/<id>`; keepers live in `/wardian-<tag>/keepers`, outside every
 //! container's limits. A pea without limits of its own sits below its container: `<id>/<pea id>`.
@@ -31,20 +31,20 @@ pub struct Hierarchy {
     pub path: PathBuf,
 }
 
-/// The hierarchies of this host.
+/// The cgroup hierarchies of this host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hierarchies {
-    /// cgroup v1.
+    /// The v1 hierarchies.
     pub v1: Vec<Hierarchy>,
-    /// cgroup v2.
+    /// The v2 hierarchy.
     pub v2: Option<Hierarchy>,
 }
 
 impl Hierarchies {
-    /// Find them in the text of a `/proc/self/mountinfo`.
+    /// Finds the hierarchies in the text of a `/proc/self/mountinfo`.
     ///
     /// # Errors
-    /// When it is none.
+    /// The text is no mountinfo.
     pub fn parse(mountinfo: impl AsRef<[u8]>) -> Result<Self, procfs::Error> {
         let mut found = Self::default();
         for mount in procfs::mountinfo(mountinfo)? {
@@ -73,18 +73,18 @@ impl Hierarchies {
     }
 }
 
-/// Limits to write; zero means none.
+/// Limits of a cgroup; zero means none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes, swap included where the kernel accounts for it.
+    /// Memory in bytes, swap included where the kernel accounts for it.
     pub memory_bytes: u64,
-    /// v1 shares.
+    /// CPU shares as of v1.
     pub cpu_shares: u64,
-    /// Processes.
+    /// Number of processes.
     pub pids: u64,
 }
 
-/// What went wrong, where.
+/// A failed operation on a path.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {path}: {source}")]
 pub struct Error {
@@ -106,15 +106,15 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// Make the top cgroups; who wants to make others, calls [`Cgroups::prepare`] first.
+    /// Makes the top cgroups. Before other cgroups are made, [`Cgroups::prepare`] must be called.
     ///
     /// # Errors
-    /// When a hierarchy is read-only or full.
+    /// A hierarchy is read-only or full.
     pub fn open(hierarchies: Hierarchies, tag: &str) -> Result<Self, Error> {
         let guard = Arc::new(Guard::find(&hierarchies));
         let this = Self { hierarchies, top: format!("wardian-{tag}"), guard };
         for hierarchy in this.hierarchies.all() {
-            // cpuset refuses tasks until its masks are set: let children copy them.
+            // cpuset refuses tasks until its masks are set: child cgroups are made to copy them.
             let top = hierarchy.path.join(&this.top);
             make(&top)?;
             if hierarchy.name.split(',').any(|c| c == "cpuset") {
@@ -124,7 +124,7 @@ impl Cgroups {
             if this.hierarchies.v1.is_empty() {
                 for dir in [&hierarchy.path, &top] {
                     for controller in ["cpu", "memory", "pids"] {
-                        // A controller that is missing shows when a limit is asked for.
+                        // A missing controller is reported when a limit is asked for.
                         let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
                     }
                 }
@@ -133,7 +133,7 @@ impl Cgroups {
         Ok(this)
     }
 
-    /// `/wardian-<tag>`, as it stands in `linux.cgroupsPath`.
+    /// `/wardian-<tag>`, as in `linux.cgroupsPath`.
     pub fn top(&self) -> &str {
         &self.top
     }
@@ -147,7 +147,7 @@ impl Cgroups {
         hierarchy.path.join(&self.top).join(id)
     }
 
-    /// Where `id` is in the hierarchy that has this controller, and whether that is v1; `None`: none has it.
+    /// Path of `id` in the hierarchy that has this controller, and whether that is v1; `None` if no hierarchy has it.
     pub fn place(&self, controller: &str, id: &str) -> Option<(PathBuf, bool)> {
         let v1 = self.hierarchies.v1.iter().find(|h| h.name.split(',').any(|c| c == controller));
         // On a hybrid host the v2 hierarchy has no controllers.
@@ -155,21 +155,21 @@ impl Cgroups {
         v1.or(v2).map(|hierarchy| (self.dir(hierarchy, id), v1.is_some()))
     }
 
-    /// Whether there is nothing but v2.
+    /// Whether the host has cgroup v2 only.
     pub fn is_v2(&self) -> bool {
         self.hierarchies.v1.is_empty()
     }
 
-    /// What this host shows of shares: v2 knows only weights.
+    /// The shares as this host represents them: v2 has only weights.
     pub fn shown_shares(&self, shares: u64) -> u64 {
         if shares > 0 && self.is_v2() { weight(shares) } else { shares }
     }
 
-    /// Make the cgroup `id` with its limits and device rules and open the way in. Without rules it has those of the cgroup
-    /// above.
+    /// Makes the cgroup `id` with its limits and device rules, and opens its [`Placement`]. Without rules of its own
+    /// those of the parent cgroup apply.
     ///
     /// # Errors
-    /// When a limit or the rules cannot be enforced or a directory not be made; nothing stays.
+    /// A limit or the rules cannot be enforced, or a directory cannot be made; nothing is left behind.
     pub fn make(
         &self,
         id: &str,
@@ -195,10 +195,10 @@ impl Cgroups {
         self.enter(id)
     }
 
-    /// Set the limits of an existing cgroup.
+    /// Sets the limits of an existing cgroup.
     ///
     /// # Errors
-    /// When one cannot be enforced.
+    /// A limit cannot be enforced.
     pub fn limit(&self, id: &str, limits: Limits) -> Result<(), Error> {
         let only_v2 = self.hierarchies.v1.is_empty();
         for hierarchy in self.hierarchies.all() {
@@ -216,11 +216,11 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Make a cgroup for a keeper's second thread to stand in: its v1 `tasks` files. It has the device rules of most
-    /// containers; [`Cgroups::impose`] gives it those of the others.
+    /// Makes a cgroup ahead of its container, for a keeper's second thread. Returns its v1 `tasks` files. It has the
+    /// device rules of an unprivileged container; [`Cgroups::impose`] sets those of others.
     ///
     /// # Errors
-    /// When a directory cannot be made or the rules cannot be enforced; nothing stays.
+    /// A directory cannot be made or the rules cannot be enforced; nothing is left behind.
     pub fn make_ahead(&self, id: &str) -> Result<Vec<OwnedFd>, Error> {
         self.make(id, Limits::default(), Some(Devices::Unprivileged))?;
         let open = |hierarchy: &Hierarchy| {
@@ -230,10 +230,10 @@ impl Cgroups {
         self.hierarchies.v1.iter().map(open).collect()
     }
 
-    /// The way into a cgroup for one who is cloned from a thread that stands in its v1 part.
+    /// The placement of a process that is cloned by a thread in the v1 part of the cgroup: only v2 is left to enter.
     ///
     /// # Errors
-    /// When it is gone.
+    /// The cgroup is gone.
     pub fn enter_v2(&self, id: &str) -> Result<Placement<OwnedFd>, Error> {
         let mut place = Placement { v1_procs: Vec::new(), v2_dir: None };
         if let Some(hierarchy) = &self.hierarchies.v2 {
@@ -245,10 +245,10 @@ impl Cgroups {
         Ok(place)
     }
 
-    /// Open the way into an existing cgroup.
+    /// The placement of a process in an existing cgroup.
     ///
     /// # Errors
-    /// When it is gone.
+    /// The cgroup is gone.
     pub fn enter(&self, id: &str) -> Result<Placement<OwnedFd>, Error> {
         let mut place = self.enter_v2(id)?;
         for hierarchy in &self.hierarchies.v1 {
@@ -260,29 +260,29 @@ impl Cgroups {
         Ok(place)
     }
 
-    /// Put a process of ours into the keepers' cgroup.
+    /// Moves a process of ours into the keepers' cgroup.
     ///
     /// # Errors
-    /// When the process is gone.
+    /// The process is gone.
     pub fn adopt_keeper(&self, pid: i32) -> Result<(), Error> {
         self.hierarchies.all().try_for_each(|hierarchy| self.attach_keeper(hierarchy, "cgroup.procs", pid))
     }
 
-    /// Put the calling thread there, so that the keepers it starts need not be moved one by one: each move
-    /// waits for an RCU grace period on an idle host. Only v1 takes threads apart; for v2 what it starts is
-    /// still to be moved, by [`Self::adopt_keeper_v2`].
+    /// Moves the calling thread into the keepers' cgroup, so that the keepers it starts need not be moved one by one:
+    /// each move waits for an RCU grace period on an idle host. Only v1 takes single threads; on v2 the new keepers
+    /// must be moved by [`Self::adopt_keeper_v2`].
     ///
     /// # Errors
-    /// When a hierarchy is gone.
+    /// A hierarchy is gone.
     pub fn become_keepers_parent(&self) -> Result<(), Error> {
-        // 0: whoever writes.
+        // 0 stands for the writing thread.
         self.hierarchies.v1.iter().try_for_each(|hierarchy| self.attach_keeper(hierarchy, "tasks", 0))
     }
 
-    /// The rest for a keeper whose parent is there already.
+    /// Moves a keeper whose parent is in the keepers' cgroup already: only v2 is left.
     ///
     /// # Errors
-    /// When the process is gone.
+    /// The process is gone.
     pub fn adopt_keeper_v2(&self, pid: i32) -> Result<(), Error> {
         self.hierarchies
             .v2
@@ -295,10 +295,11 @@ impl Cgroups {
         fs::write(&path, id.to_string()).map_err(at("attach to", &path))
     }
 
-    /// Kill what lives in `id`; a bounded number of rounds, since it may fork. `false`: something still lives.
+    /// Kills the members of `id`, in a bounded number of rounds, since they may fork. `false` if one is still alive.
     pub fn kill(&self, id: &str) -> bool {
         if let Some(v2) = &self.hierarchies.v2 {
-            // Only where everything is a member of the v2 hierarchy does this reach all; it never hurts.
+            // It reaches all members only where every process is a member of the v2 hierarchy; elsewhere it does no
+            // harm.
             drop(fs::write(self.dir(v2, id).join("cgroup.kill"), "1"));
         }
         for _ in 0..20 {
@@ -310,13 +311,13 @@ impl Cgroups {
         false
     }
 
-    /// Signal the members of `id` and below but `except`; how many there were. Each goes through a pidfd, and
-    /// only if the pid is still a member after the pidfd was opened.
+    /// Signals the members of `id` and below except those in `except`. Returns their number. Each is signalled by a
+    /// pidfd, and only if its pid is still a member after the pidfd was opened.
     pub fn signal(&self, id: &str, except: &[i32], signal: rustix::process::Signal) -> usize {
         self.signal_where(id, |pid| !except.contains(&pid), signal)
     }
 
-    /// Kill the keeper of the container `id`, which is told by its command line. `false`: it still lives.
+    /// Kills the keeper of the container `id`, found by its command line. `false` if it is still alive.
     pub fn kill_keeper(&self, id: &str) -> bool {
         let line = format!("wardian-keeper\0{id}\0");
         let is_its_keeper =
@@ -330,7 +331,7 @@ impl Cgroups {
         false
     }
 
-    /// Kill everything in all cgroups of this instance, keepers first. What still lives.
+    /// Kills everything in all cgroups of this instance, keepers first. Returns the pids that are still alive.
     pub fn kill_all(&self) -> Vec<i32> {
         self.kill("keepers");
         self.kill("");
@@ -346,18 +347,18 @@ impl Cgroups {
         let opened: Vec<(i32, OwnedFd)> = members.iter().filter_map(open).collect();
         let still = self.members(id);
         for (_, fd) in opened.iter().filter(|(pid, _)| still.contains(pid) && wanted(*pid)) {
-            // It may have ended by itself in the meantime.
+            // The process may have ended by itself meanwhile.
             let _ = rustix::process::pidfd_send_signal(fd, signal);
         }
         members.len()
     }
 
-    /// A hierarchy in which every process of ours is registered.
+    /// A hierarchy in which every process of ours is a member of its cgroup.
     fn one_with_members(&self) -> Option<&Hierarchy> {
         self.hierarchies.v1.iter().find(|h| h.name.contains("pids")).or(self.hierarchies.all().next())
     }
 
-    /// Pids in `id` and below.
+    /// Pids of the members of `id` and below.
     pub fn members(&self, id: &str) -> Vec<i32> {
         let Some(hierarchy) = self.one_with_members() else { return Vec::new() };
         let mut found = Vec::new();
@@ -365,14 +366,13 @@ impl Cgroups {
         found
     }
 
-    /// Remove `id` and the cgroups below it; what is busy stays, `false` says so.
+    /// Removes `id` and the cgroups below it; `false` if a cgroup is busy and stays.
     pub fn remove(&self, id: &str) -> bool {
         let left = self.hierarchies.all().filter(|hierarchy| !remove_tree(&self.dir(hierarchy, id))).count();
         left == 0
     }
 
-    /// Remove the top cgroups of this server, once the keepers that nobody needed have ended. What is busy
-    /// stays.
+    /// Removes the top cgroups of this server, once the keepers that were not used have ended. Busy cgroups stay.
     pub fn close(&self) {
         for _ in 0..100 {
             if self.remove("keepers") {
@@ -385,7 +385,7 @@ impl Cgroups {
         }
     }
 
-    /// Ids of all cgroups below the top one, but the keepers'.
+    /// Ids of all cgroups below the top one, except the keepers'.
     pub fn list(&self) -> Vec<String> {
         let mut ids = std::collections::BTreeSet::new();
         for hierarchy in self.hierarchies.all() {
@@ -399,7 +399,7 @@ impl Cgroups {
     }
 }
 
-/// Without `O_CREAT`: a file that is not there is ENOENT, and not the EACCES of who tries to make it.
+/// Writes without `O_CREAT`: a missing file is ENOENT, and not the EACCES of an attempt to create it.
 fn write_existing(path: &Path, text: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path).and_then(|mut open| open.write_all(text.as_bytes()))
 }
@@ -409,7 +409,7 @@ fn make(dir: &Path) -> Result<(), Error> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         other => other.map_err(at("make cgroup", dir))?,
     }
-    // Containers read their limits there, past the umask.
+    // Containers read their limits there, so the mode must not depend on the umask.
     fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).map_err(at("set the mode of", dir))
 }
 
@@ -445,11 +445,11 @@ fn remove_tree(dir: &Path) -> bool {
     fs::remove_dir(dir).is_ok()
 }
 
-/// Not there on a kernel that does not account for swap (`swapaccount=0`).
+/// These files are missing on a kernel that does not account for swap (`swapaccount=0`).
 const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
 
-/// Files and values for a hierarchy, in the order in which they can be set. The conversion of shares to weight is the
-/// one runc uses since 1.3.
+/// Files and values for a hierarchy, in the order in which they must be written. The conversion of shares to weight
+/// is the one that runc uses since 1.3.
 fn limit_files(hierarchy: &Hierarchy, only_v2: bool, limits: Limits) -> Vec<(&'static str, u64)> {
     let has = |controller: &str| {
         if hierarchy.name.is_empty() { only_v2 } else { hierarchy.name.split(',').any(|c| c == controller) }
@@ -473,7 +473,7 @@ fn limit_files(hierarchy: &Hierarchy, only_v2: bool, limits: Limits) -> Vec<(&'s
         }
     }
     if limits.pids > 0 && has("pids") {
-        // On v1 the keeper's parked thread stands in there too, and counts.
+        // On v1 the keeper's parked thread is a member too, and counts.
         files.push(("pids.max", limits.pids + u64::from(!v2)));
     }
     files

@@ -1,4 +1,4 @@
-//! Device rules as a program for cgroup v2.
+//! Compiles device rules to a BPF program for cgroup v2.
 
 use super::devices::{ALL, Allow, Type};
 use wardian_sys::bpf::{Insn, Reg};
@@ -11,11 +11,12 @@ const fn number(kind: Type) -> i32 {
     }
 }
 
-/// The program that allows what the rules allow and denies everything else.
+/// Compiles a program that allows what the rules allow and denies everything else.
 ///
-/// Its context is `struct bpf_cgroup_dev_ctx`: access and type in the halves of one word, then the major and the minor
-/// number. Each rule about the device takes its kinds of access off what is asked for; when nothing is left, it is
-/// granted. One that opens for reading and writing may so be allowed by two rules, as with cgroup v1.
+/// Its context is `struct bpf_cgroup_dev_ctx`: access and type in the halves of one word, then the major and the
+/// minor number. Each rule that matches the device removes its kinds of access from those that are requested; when
+/// none is left, the access is allowed. So two rules together may allow an open for reading and writing, as with
+/// cgroup v1.
 pub fn compile(rules: &[Allow]) -> Vec<Insn> {
     let (kind, left, major, minor) = (Reg::R2, Reg::R3, Reg::R4, Reg::R5);
     let mut program = vec![
@@ -41,7 +42,7 @@ pub fn compile(rules: &[Allow]) -> Vec<Insn> {
         ];
         let asked: Vec<(Reg, i32)> = asked.into_iter().flatten().collect();
         for (index, (register, value)) in asked.iter().enumerate() {
-            // Beyond the other questions and the grant; these are less than ten.
+            // Over the remaining comparisons and the grant, which are less than ten instructions.
             let skip = asked.len() - 1 - index + grant.len();
             program.push(Insn::jump_unless(*register, *value, skip as i16));
         }
@@ -57,11 +58,11 @@ mod tests {
     use crate::cgroup::devices::{self, Devices, MKNOD, READ, WRITE, may};
     use wardian_sys::bpf::{self, DeviceProgram};
 
-    /// What the kernel would answer: the instructions one after the other, as their standard describes them.
+    /// Interprets a program as the kernel would: one instruction after the other, as their standard describes them.
     fn run(program: &[Insn], context: [u32; 3]) -> bool {
         let mut registers = [0_u64; 11];
         let mut next = 0_usize;
-        // Without loops no instruction is met twice.
+        // Without loops no instruction is executed twice.
         for _ in 0..=program.len() {
             let insn = program[next];
             next += 1;
@@ -99,7 +100,7 @@ mod tests {
                 }
             }
         }
-        // A type that does not exist has no rule.
+        // No rule matches a type that does not exist.
         assert!(!run(&program, [(2 << 16) | 3, 1, 3]));
     }
 
@@ -110,7 +111,7 @@ mod tests {
         }
         agree(&[]);
         let rule = |kind, major, minor, access| Allow { kind, major, minor, access };
-        // Two that together allow what neither does.
+        // Two rules that together allow what neither allows alone.
         agree(&[rule(Type::Block, Some(8), Some(0), READ), rule(Type::Block, Some(8), None, WRITE)]);
         agree(&[rule(Type::Char, None, Some(3), READ | MKNOD), rule(Type::Char, None, None, WRITE)]);
         agree(&[rule(Type::Block, Some(4095), Some(1_048_575), ALL)]);
@@ -132,7 +133,7 @@ mod tests {
         let rule = Allow { kind: Type::Block, major: Some(4095), minor: Some(1_048_575), access: READ };
         let program = compile(&vec![rule; devices::MAX_RULES]);
         assert!(program.len() <= 4096);
-        // Where it may be asked.
+        // The kernel's verifier is asked where the process may do so.
         if DeviceProgram::load("wardian_test", &compile(&[])).is_ok() {
             DeviceProgram::load("wardian_test", &program).unwrap();
         }

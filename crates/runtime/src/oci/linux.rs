@@ -1,4 +1,4 @@
-//! `linux`, but for its resources and its filter of system calls.
+//! `linux`, except for its resources and its seccomp profile.
 
 use super::{IdMapping, Resources, Seccomp};
 use serde::{Deserialize, Serialize};
@@ -6,38 +6,38 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 object! {
-    /// All that only Linux has.
+    /// Everything that is specific to Linux.
     Linux {
         ;
-        /// Users of the user namespace.
+        /// Uid mappings of the user namespace.
         uid_mappings: Vec<IdMapping>,
-        /// Its groups.
+        /// Gid mappings of the user namespace.
         gid_mappings: Vec<IdMapping>,
-        /// Values in /proc/sys by names with dots.
+        /// Values in /proc/sys, by names with dots.
         sysctl: BTreeMap<String, String>,
         /// Limits of the cgroup.
         resources: Resources,
-        /// The cgroup, below the mount point of each hierarchy.
+        /// Path of the cgroup below the mount point of each hierarchy.
         cgroups_path: String,
-        /// Those that are made or joined; all others are the runtime's.
+        /// Namespaces that are created or joined; of all other kinds the runtime's are used.
         namespaces: Vec<Namespace>,
         /// Nodes in /dev.
         devices: Vec<Device>,
-        /// Filter of system calls.
+        /// Seccomp profile.
         seccomp: Seccomp,
-        /// Of the root mount.
+        /// Propagation of the root mount.
         rootfs_propagation: Propagation,
-        /// What is hidden.
+        /// Paths that are hidden.
         masked_paths: Vec<String>,
-        /// What cannot be written.
+        /// Paths that are read-only.
         readonly_paths: Vec<String>,
         /// SELinux label of the mounts.
         mount_label: String,
         /// Cache and memory bandwidth.
         intel_rdt: IntelRdt,
-        /// personality(2).
+        /// Execution domain (personality(2)).
         personality: Personality,
-        /// By clock, as `monotonic` (time_namespaces(7)).
+        /// Offsets by clock, such as `monotonic` (time_namespaces(7)).
         time_offsets: BTreeMap<String, TimeOffset>,
     }
 }
@@ -45,11 +45,11 @@ object! {
 object! {
     /// A namespace (namespaces(7)).
     Namespace {
-        /// Which.
+        /// Kind of namespace.
         #[serde(rename = "type")]
         kind: NamespaceType,
         ;
-        /// A file by which one is joined; if there is none, one is made.
+        /// File of the namespace to join; without it a new one is created.
         path: String,
     }
 }
@@ -86,23 +86,23 @@ impl fmt::Display for NamespaceType {
 }
 
 object! {
-    /// A device node or a fifo.
+    /// A device node or a FIFO.
     Device {
-        /// Inside.
+        /// Path inside.
         path: String,
-        /// Which.
+        /// Type of device.
         #[serde(rename = "type")]
         kind: DeviceType,
         ;
-        /// Major number; a fifo has none.
+        /// Major number; a FIFO has none.
         major: i64,
         /// Minor number.
         minor: i64,
         /// Permission bits.
         file_mode: u32,
-        /// Owner inside.
+        /// Owner's uid inside.
         uid: u32,
-        /// Group inside.
+        /// Owner's gid inside.
         gid: u32,
     }
 }
@@ -110,7 +110,7 @@ object! {
 /// Kinds of devices, by the letters of mknod(1).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum DeviceType {
-    /// All; of rules alone.
+    /// All types; in rules only.
     #[default]
     #[serde(rename = "a")]
     All,
@@ -120,16 +120,16 @@ pub enum DeviceType {
     /// Character devices.
     #[serde(rename = "c")]
     Char,
-    /// Character devices without buffer: another word for them.
+    /// Unbuffered character devices: another word for character devices.
     #[serde(rename = "u")]
     Unbuffered,
-    /// Fifos.
+    /// FIFOs.
     #[serde(rename = "p")]
     Fifo,
 }
 
 impl DeviceType {
-    /// Its letter.
+    /// The letter of the type.
     pub fn letter(self) -> char {
         match self {
             Self::All => 'a',
@@ -154,7 +154,7 @@ pub enum Propagation {
 }
 
 object! {
-    /// Resource director technology (Documentation/arch/x86/resctrl.rst).
+    /// Intel Resource Director Technology (Documentation/arch/x86/resctrl.rst).
     IntelRdt {
         ;
         /// Class of service.
@@ -164,22 +164,22 @@ object! {
         l3_cache_schema: String,
         /// Line of `schemata` for the memory bandwidth.
         mem_bw_schema: String,
-        /// Watch the cache's occupancy.
+        /// Whether to monitor the cache's occupancy.
         #[serde(rename = "enableCMT")]
         enable_cmt: bool,
-        /// Watch the memory bandwidth.
+        /// Whether to monitor the memory bandwidth.
         #[serde(rename = "enableMBM")]
         enable_mbm: bool,
     }
 }
 
 object! {
-    /// personality(2).
+    /// Execution domain (personality(2)).
     Personality {
-        /// What `uname` tells.
+        /// What `uname` reports.
         domain: PersonalityDomain,
         ;
-        /// None is defined.
+        /// Flags; none is defined.
         flags: Vec<String>,
     }
 }
@@ -195,12 +195,12 @@ pub enum PersonalityDomain {
 }
 
 object! {
-    /// What a clock is put forward by.
+    /// Offset of a clock.
     TimeOffset {
         ;
         /// Seconds.
         secs: i64,
-        /// And nanoseconds.
+        /// Additional nanoseconds.
         nanosecs: u32,
     }
 }

@@ -1,11 +1,11 @@
 //! The types of an OCI bundle's `config.json`: the whole of the runtime specification 1.2.1 as far as it is about Linux
 //! (config.md, config-linux.md).
 //!
-//! They say what a bundle can ask for. What is done of it, and what is refused, is decided field by field in
-//! [`crate::bundle`]. A bundle is read strictly: a key that the specification does not have, one that is there twice, and
-//! `null` are errors. The same types write bundles; what is `None` is not written.
+//! The types define what a bundle can ask for. What is implemented, and what is refused, is decided field by field in
+//! [`crate::bundle`]. Bundles are parsed strictly: an unknown key, a duplicate key and `null` are errors. The same
+//! types write bundles; fields that are `None` are left out.
 
-/// An object of the specification: its required fields, then those that may be missing.
+/// An object of the specification: its required fields, then its optional ones.
 macro_rules! object {
     ($(#[$about:meta])* $name:ident {
         $($(#[$needed_about:meta])* $needed:ident: $needed_type:ty,)*
@@ -49,13 +49,13 @@ pub use seccomp::{Argument, Seccomp, Syscall};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
-/// Why a text is no `config.json`.
+/// Why a text is no valid `config.json`.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {what}")]
 pub struct Error {
-    /// Where, as `linux.namespaces[2].type`; `.` for the whole.
+    /// Path of the fault, such as `linux.namespaces[2].type`; `.` for the whole document.
     pub path: String,
-    /// In words.
+    /// The error text.
     pub what: String,
 }
 
@@ -73,13 +73,13 @@ object! {
         hostname: String,
         /// NIS name.
         domainname: String,
-        /// Besides the root file system, in order.
+        /// Mounts besides the root file system, in order.
         mounts: Vec<Mount>,
-        /// Programs of the host at points of a container's life.
+        /// Programs of the host that run at certain points of a container's life.
         hooks: Hooks,
-        /// Whatever somebody wants to note.
+        /// Arbitrary annotations.
         annotations: BTreeMap<String, String>,
-        /// All that only Linux has.
+        /// Everything that is specific to Linux.
         linux: Linux,
     }
 }
@@ -87,7 +87,7 @@ object! {
 object! {
     /// The root file system.
     Root {
-        /// On the host.
+        /// Path on the host.
         path: String,
         ;
         /// Read-only inside.
@@ -98,19 +98,19 @@ object! {
 object! {
     /// A mount.
     Mount {
-        /// Absolute, inside.
+        /// Mount point inside, absolute.
         destination: String,
         ;
         /// File system type, or `bind`.
         #[serde(rename = "type")]
         kind: String,
-        /// Device, or on the host the path of a bind mount.
+        /// Device, or the host path of a bind mount.
         source: String,
-        /// As of mount(8).
+        /// Options as in mount(8).
         options: Vec<String>,
-        /// Users of an id-mapped mount.
+        /// Uid mappings of an idmapped mount.
         uid_mappings: Vec<IdMapping>,
-        /// Its groups.
+        /// Gid mappings of an idmapped mount.
         gid_mappings: Vec<IdMapping>,
     }
 }
@@ -118,72 +118,72 @@ object! {
 object! {
     /// A range of ids in a user namespace (user_namespaces(7)).
     IdMapping {
-        /// Its first id inside.
+        /// First id inside.
         #[serde(rename = "containerID")]
         container_id: u32,
-        /// Its first id on the host.
+        /// First id on the host.
         #[serde(rename = "hostID")]
         host_id: u32,
-        /// So many.
+        /// Number of ids.
         size: u32,
     }
 }
 
 object! {
-    /// Programs of the host by the time when they run.
+    /// Programs of the host, by the time at which they run.
     Hooks {
         ;
         /// Deprecated by the specification.
         prestart: Vec<Hook>,
-        /// In the runtime's namespaces, before the root is changed.
+        /// Run in the runtime's namespaces, before pivot_root.
         create_runtime: Vec<Hook>,
-        /// In the container's namespaces, before the root is changed.
+        /// Run in the container's namespaces, before pivot_root.
         create_container: Vec<Hook>,
-        /// Inside, before the program.
+        /// Run inside, before the program starts.
         start_container: Vec<Hook>,
-        /// After the program's start.
+        /// Run after the program's start.
         poststart: Vec<Hook>,
-        /// After the container's end.
+        /// Run after the container's end.
         poststop: Vec<Hook>,
     }
 }
 
 object! {
-    /// A program.
+    /// A program to run.
     Hook {
-        /// Absolute.
+        /// Absolute path.
         path: String,
         ;
-        /// With the program's name.
+        /// Arguments, including the program's name.
         args: Vec<String>,
-        /// `K=V`.
+        /// Environment, `K=V`.
         env: Vec<String>,
-        /// Seconds.
+        /// Time limit in seconds.
         timeout: i64,
     }
 }
 
-/// A field that is there has a value, and `null` is none.
+/// Deserializes a field that is present: it must have a value, and `null` is none.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
     T::deserialize(field).map(Some)
 }
 
 impl Spec {
-    /// Read a `config.json`.
+    /// Reads a `config.json`.
     ///
     /// # Errors
-    /// When it is not JSON, or not what the specification allows; with the place.
+    /// It is not JSON, or violates the specification; the error has the path.
     pub fn read(text: &str) -> Result<Self, Error> {
         serde_json::from_str(text).map_err(|error| place(text, &error))
     }
 }
 
-/// The error with its place in the document: it is read once more for that, because to keep the place costs time.
+/// Adds the path to an error: the document is parsed again for that, because tracking the path costs time.
 fn place(text: &str, error: &serde_json::Error) -> Error {
     let mut reader = serde_json::Deserializer::from_str(text);
     match serde_path_to_error::deserialize::<_, Spec>(&mut reader) {
         Err(error) => Error { path: error.path().to_string(), what: error.inner().to_string() },
-        // The document is whole, and something follows it.
+        // The document is complete, but followed by more text.
         Ok(_) => Error { path: ".".to_owned(), what: error.to_string() },
     }
 }

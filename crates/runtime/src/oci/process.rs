@@ -1,4 +1,4 @@
-//! `process`.
+//! `process`: the program of a container and its rights.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,40 +8,40 @@ object! {
         /// Working directory, absolute.
         cwd: String,
         ;
-        /// It has a terminal.
+        /// Whether it has a terminal.
         terminal: bool,
-        /// Of this size.
+        /// Size of the terminal.
         console_size: ConsoleSize,
-        /// As whom it runs; the specification requires it, and leaves open what is meant where it is missing.
+        /// The user that it runs as; the specification requires it, and does not define what its absence means.
         user: User,
         /// Program and arguments.
         args: Vec<String>,
-        /// `K=V`.
+        /// Environment, `K=V`.
         env: Vec<String>,
-        /// capabilities(7).
+        /// Capability sets (capabilities(7)).
         capabilities: Capabilities,
-        /// getrlimit(2).
+        /// Resource limits (getrlimit(2)).
         rlimits: Vec<Rlimit>,
         /// `PR_SET_NO_NEW_PRIVS`, prctl(2).
         no_new_privileges: bool,
-        /// AppArmor.
+        /// AppArmor profile.
         apparmor_profile: String,
-        /// -1000 to 1000, proc(5).
+        /// Score adjustment for the OOM killer, -1000 to 1000 (proc(5)).
         oom_score_adj: i64,
-        /// sched_setattr(2).
+        /// CPU scheduling (sched_setattr(2)).
         scheduler: Scheduler,
-        /// SELinux.
+        /// SELinux label.
         selinux_label: String,
-        /// ioprio_set(2).
+        /// I/O priority (ioprio_set(2)).
         io_priority: IoPriority,
-        /// Processors of programs that are executed later; not of the container's process.
+        /// CPU affinity of programs that are executed later; not of the container's process.
         #[serde(rename = "execCPUAffinity")]
         exec_cpu_affinity: ExecCpuAffinity,
     }
 }
 
 object! {
-    /// Of a terminal, in characters.
+    /// Size of a terminal in characters.
     ConsoleSize {
         /// Rows.
         height: u64,
@@ -51,11 +51,11 @@ object! {
 }
 
 object! {
-    /// As whom a process runs, by ids inside.
+    /// The ids that a process runs as, inside.
     User {
-        /// User.
+        /// User id.
         uid: u32,
-        /// Group.
+        /// Group id.
         gid: u32,
         ;
         /// umask(2).
@@ -69,28 +69,28 @@ object! {
     /// Capability sets by name, as `CAP_CHOWN`.
     Capabilities {
         ;
-        /// What the process and its children can ever have.
+        /// Upper bound of what the process and its children can ever have.
         bounding: Vec<String>,
-        /// What is checked.
+        /// The set that the kernel checks.
         effective: Vec<String>,
-        /// What files may give.
+        /// Capabilities that a file's inheritable set may grant.
         inheritable: Vec<String>,
-        /// What may become effective.
+        /// Capabilities that may become effective.
         permitted: Vec<String>,
-        /// What stays over an exec.
+        /// Capabilities that are kept over an exec.
         ambient: Vec<String>,
     }
 }
 
 object! {
-    /// A limit of the process.
+    /// A resource limit.
     Rlimit {
-        /// As `RLIMIT_NOFILE`.
+        /// Name of the resource, such as `RLIMIT_NOFILE`.
         #[serde(rename = "type")]
         kind: String,
-        /// What it may raise the other one to.
+        /// Up to which the process may raise the soft limit.
         hard: u64,
-        /// What is enforced.
+        /// The limit that is enforced.
         soft: u64,
     }
 }
@@ -98,20 +98,20 @@ object! {
 object! {
     /// Scheduling (sched_setattr(2)).
     Scheduler {
-        /// Class.
+        /// Scheduling class.
         policy: SchedulerPolicy,
         ;
-        /// Of classes without priority.
+        /// Nice value, for classes without real-time priority.
         nice: i32,
-        /// Of real-time classes.
+        /// Priority, for real-time classes.
         priority: i32,
         /// Flags.
         flags: Vec<SchedulerFlag>,
-        /// Nanoseconds in each period.
+        /// Run time in nanoseconds per period.
         runtime: u64,
-        /// Nanoseconds.
+        /// Deadline in nanoseconds.
         deadline: u64,
-        /// Nanoseconds.
+        /// Period in nanoseconds.
         period: u64,
     }
 }
@@ -146,12 +146,12 @@ pub enum SchedulerFlag {
 }
 
 object! {
-    /// I/O scheduling.
+    /// I/O priority.
     IoPriority {
-        /// Class.
+        /// I/O scheduling class.
         class: IoPriorityClass,
         ;
-        /// 0, the highest, to 7.
+        /// Priority, 0 (the highest) to 7.
         priority: i32,
     }
 }
@@ -170,12 +170,12 @@ pub enum IoPriorityClass {
 }
 
 object! {
-    /// Lists of processors, as `0-3,7`.
+    /// Lists of processors, such as `0-3,7`.
     ExecCpuAffinity {
         ;
-        /// Until the program is executed.
+        /// Until the exec of the program.
         initial: String,
-        /// From then on.
+        /// From the exec on.
         #[serde(rename = "final")]
         last: String,
     }

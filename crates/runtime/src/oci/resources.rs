@@ -4,127 +4,127 @@ use super::DeviceType;
 use std::collections::BTreeMap;
 
 object! {
-    /// Limits by controller.
+    /// Limits, by controller.
     Resources {
         ;
-        /// Which devices may be opened, in order.
+        /// Device rules, in order.
         devices: Vec<DeviceRule>,
         /// Memory.
         memory: Memory,
-        /// Processors.
+        /// CPU.
         cpu: Cpu,
-        /// Processes.
+        /// Number of processes.
         pids: Pids,
         /// Block devices.
         #[serde(rename = "blockIO")]
         block_io: BlockIo,
         /// Huge pages.
         hugepage_limits: Vec<HugepageLimit>,
-        /// Packets.
+        /// Network packets.
         network: Network,
-        /// By device.
+        /// RDMA limits, by device.
         rdma: BTreeMap<String, Rdma>,
-        /// Files of cgroup v2 and what is written to them.
+        /// Files of cgroup v2 and the values written to them.
         unified: BTreeMap<String, String>,
     }
 }
 
 object! {
-    /// A rule about devices.
+    /// A device rule.
     DeviceRule {
-        /// Or deny.
+        /// Allow (`true`) or deny.
         allow: bool,
         ;
-        /// Missing: all.
+        /// Type of device; all if missing.
         #[serde(rename = "type")]
         kind: DeviceType,
-        /// -1 or missing: any.
+        /// Major number; -1 or missing: any.
         major: i64,
-        /// -1 or missing: any.
+        /// Minor number; -1 or missing: any.
         minor: i64,
-        /// Some of `rwm`.
+        /// Kinds of access, some of `rwm`.
         access: String,
     }
 }
 
 object! {
-    /// Bytes; -1: no limit.
+    /// Memory limits in bytes; -1: no limit.
     Memory {
         ;
-        /// Memory.
+        /// Limit of memory.
         limit: i64,
         /// Soft limit.
         reservation: i64,
-        /// Memory and swap.
+        /// Limit of memory and swap together.
         swap: i64,
-        /// Of the kernel; deprecated by the specification.
+        /// Limit of kernel memory; deprecated by the specification.
         kernel: i64,
-        /// Of TCP buffers.
+        /// Limit of TCP buffer memory.
         #[serde(rename = "kernelTCP")]
         kernel_tcp: i64,
-        /// 0 to 100.
+        /// Swappiness, 0 to 100.
         swappiness: u64,
-        /// Processes wait instead of being killed.
+        /// Whether processes wait for memory instead of being killed.
         #[serde(rename = "disableOOMKiller")]
         disable_oom_killer: bool,
-        /// Children count as well.
+        /// Whether child cgroups count as well.
         use_hierarchy: bool,
-        /// A limit below what is used is refused.
+        /// Whether a limit below the current usage is refused.
         check_before_update: bool,
     }
 }
 
 object! {
-    /// Times in microseconds.
+    /// CPU limits; times in microseconds.
     Cpu {
         ;
-        /// v1 shares.
+        /// CPU shares as of v1.
         shares: u64,
-        /// Time in each period; negative: no limit.
+        /// CPU time per period; negative: no limit.
         quota: i64,
-        /// What may be saved up.
+        /// Unused quota that may accumulate.
         burst: u64,
-        /// Period.
+        /// Length of a period.
         period: u64,
-        /// Of real-time processes.
+        /// CPU time of real-time processes per period.
         realtime_runtime: i64,
-        /// Of real-time processes.
+        /// Length of a period for real-time processes.
         realtime_period: u64,
-        /// Processors, as `0-3,7`.
+        /// Processors, such as `0-3,7`.
         cpus: String,
         /// Memory nodes.
         mems: String,
-        /// 1: run when nothing else does.
+        /// 1: the cgroup runs only when no other does.
         idle: i64,
     }
 }
 
 object! {
-    /// Processes.
+    /// Limit of processes.
     Pids {
-        /// Negative: no limit.
+        /// Number of processes; negative: no limit.
         limit: i64,
     }
 }
 
 object! {
-    /// Block devices.
+    /// I/O limits of block devices.
     BlockIo {
         ;
-        /// 10 to 1000.
+        /// Weight, 10 to 1000.
         weight: u16,
-        /// Against children.
+        /// Weight in competition with child cgroups.
         leaf_weight: u16,
-        /// By device.
+        /// Weights by device.
         weight_device: Vec<Weight>,
-        /// Bytes a second.
+        /// Bytes read per second, by device.
         throttle_read_bps_device: Vec<Throttle>,
-        /// Bytes a second.
+        /// Bytes written per second, by device.
         throttle_write_bps_device: Vec<Throttle>,
-        /// Operations a second.
+        /// Read operations per second, by device.
         #[serde(rename = "throttleReadIOPSDevice")]
         throttle_read_iops_device: Vec<Throttle>,
-        /// Operations a second.
+        /// Write operations per second, by device.
         #[serde(rename = "throttleWriteIOPSDevice")]
         throttle_write_iops_device: Vec<Throttle>,
     }
@@ -133,56 +133,56 @@ object! {
 object! {
     /// A weight for a device.
     Weight {
-        /// Its number.
+        /// Major number.
         major: i64,
-        /// Its number.
+        /// Minor number.
         minor: i64,
         ;
-        /// 10 to 1000.
+        /// Weight, 10 to 1000.
         weight: u16,
-        /// Against children.
+        /// Weight in competition with child cgroups.
         leaf_weight: u16,
     }
 }
 
 object! {
-    /// A limit for a device.
+    /// A rate limit for a device.
     Throttle {
-        /// Its number.
+        /// Major number.
         major: i64,
-        /// Its number.
+        /// Minor number.
         minor: i64,
-        /// A second.
+        /// Bytes or operations per second.
         rate: u64,
     }
 }
 
 object! {
-    /// Huge pages of a size.
+    /// A limit for huge pages of one size.
     HugepageLimit {
-        /// As `2MB`.
+        /// Page size, such as `2MB`.
         page_size: String,
-        /// Bytes.
+        /// Limit in bytes.
         limit: u64,
     }
 }
 
 object! {
-    /// Packets.
+    /// Settings for network packets.
     Network {
         ;
-        /// Class of packets.
+        /// Class identifier of the packets.
         #[serde(rename = "classID")]
         class_id: u32,
-        /// By interface.
+        /// Priorities by interface.
         priorities: Vec<InterfacePriority>,
     }
 }
 
 object! {
-    /// Packets on an interface.
+    /// Priority of packets on an interface.
     InterfacePriority {
-        /// Its name.
+        /// Name of the interface.
         name: String,
         /// Priority.
         priority: u32,
@@ -190,12 +190,12 @@ object! {
 }
 
 object! {
-    /// An RDMA device.
+    /// Limits for an RDMA device.
     Rdma {
         ;
-        /// Handles that can be opened.
+        /// Number of handles that can be opened.
         hca_handles: u32,
-        /// Objects that can be made.
+        /// Number of objects that can be created.
         hca_objects: u32,
     }
 }

@@ -1,21 +1,21 @@
-//! `linux.seccomp`. Actions, architectures, flags and operators are the names that libseccomp and the kernel give them:
-//! [`crate::seccomp::Profile`] says which of them are done.
+//! `linux.seccomp`. Actions, architectures, flags and operators have the names that libseccomp and the kernel give
+//! them: [`crate::seccomp::Profile`] defines which of them are implemented.
 
 object! {
-    /// A filter of system calls.
+    /// A seccomp profile.
     Seccomp {
-        /// For calls that no rule matches.
+        /// Action for calls that no rule matches.
         default_action: String,
         ;
-        /// Of the default action.
+        /// Errno of the default action.
         default_errno_ret: u64,
-        /// Besides the machine's own.
+        /// Architectures in addition to the machine's own.
         architectures: Vec<String>,
-        /// For seccomp(2).
+        /// Flags for seccomp(2).
         flags: Vec<String>,
-        /// Socket of whoever decides about calls.
+        /// Socket of the agent that decides about calls (SCMP_ACT_NOTIFY).
         listener_path: String,
-        /// What is told to him.
+        /// Data for that agent.
         listener_metadata: String,
         /// Rules.
         syscalls: Vec<Syscall>,
@@ -25,14 +25,14 @@ object! {
 object! {
     /// A rule.
     Syscall {
-        /// Of system calls, at least one.
+        /// Names of system calls, at least one.
         names: Vec<String>,
-        /// What happens to them.
+        /// Action for these calls.
         action: String,
         ;
-        /// Of the action.
+        /// Errno of the action.
         errno_ret: u64,
-        /// All must match.
+        /// Conditions, all of which must hold.
         args: Vec<Argument>,
     }
 }
@@ -40,14 +40,14 @@ object! {
 object! {
     /// A condition on an argument.
     Argument {
-        /// 0 to 5.
+        /// Index of the argument, 0 to 5.
         index: u64,
-        /// With what it is compared.
+        /// Value that the argument is compared with.
         value: u64,
-        /// How.
+        /// Operator.
         op: String,
         ;
-        /// Of a comparison under a mask, which is the other one.
+        /// Second value, for a masked comparison; the first one is the mask then.
         value_two: u64,
     }
 }

@@ -1,4 +1,5 @@
-//! Every place that a type has, found by deserializing it from nothing: for a test that must hear of each new field.
+//! Lists every path that a type has, found by deserializing it without input: for a test that must notice each new
+//! field.
 
 use serde::de::value::{Error, StrDeserializer};
 use serde::de::{
@@ -6,7 +7,7 @@ use serde::de::{
 };
 use std::cell::RefCell;
 
-/// The places of all values of `T`, as `linux.namespaces[].type`; a map's are called `{}`.
+/// The paths of all values of `T`, such as `linux.namespaces[].type`; a map's keys are `{}`.
 pub(crate) fn places<'de, T: serde::Deserialize<'de>>() -> Vec<String> {
     let found = RefCell::new(Vec::new());
     T::deserialize(Place { path: String::new(), found: &found }).expect("a value of each kind is there");

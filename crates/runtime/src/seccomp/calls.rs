@@ -2,20 +2,20 @@
 
 use syscalls::{aarch64, x86, x86_64};
 
-/// The bit that tells an x32 call from one of x86-64 (`__X32_SYSCALL_BIT`).
+/// The bit that distinguishes an x32 call from one of x86-64 (`__X32_SYSCALL_BIT`).
 pub const X32_BIT: u32 = 0x4000_0000;
 
-/// Calls with pointers or longs in memory, by their numbers on x86-64: x32 has them under numbers of its own, 512 and
-/// following in this order (`arch/x86/entry/syscalls/syscall_64.tbl`).
+/// Calls with pointers or longs in memory, by their numbers on x86-64: x32 has numbers of its own for them, from 512
+/// on in this order (`arch/x86/entry/syscalls/syscall_64.tbl`).
 const X32_OWN: [u32; 36] = [
     13, 15, 16, 19, 20, 45, 46, 47, 59, 101, 127, 128, 129, 131, 222, 244, 246, 247, 273, 274, 278, 279, 295,
     296, 297, 299, 307, 310, 311, 54, 55, 206, 209, 322, 327, 328,
 ];
-/// Calls of x86-64 that x32 has not at all: `uselib`, `_sysctl`, those of old modules, `nfsservctl`, the thread area,
-/// the first epoll, `vserver`, those of probes in user space, shadow stacks.
+/// Calls of x86-64 that x32 lacks: `uselib`, `_sysctl`, those of old modules, `nfsservctl`, the thread area, the
+/// first epoll calls, `vserver`, those of user-space probes and shadow stacks.
 const NOT_X32: [u32; 15] = [134, 156, 174, 177, 178, 180, 205, 211, 214, 215, 236, 335, 336, 337, 453];
 
-/// What x32 has, made from what x86-64 has.
+/// Derives the calls of x32 from those of x86-64.
 pub fn x32<T: Copy>(x86_64: &[(u32, T)]) -> Vec<(u32, T)> {
     let shared = x86_64.iter().filter(|(number, _)| !X32_OWN.contains(number) && !NOT_X32.contains(number));
     let own = (512..).zip(X32_OWN).filter_map(|(number, on_x86_64)| {

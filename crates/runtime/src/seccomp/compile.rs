@@ -1,8 +1,8 @@
-//! From a profile to a program of classic BPF.
+//! Compiles a profile to a classic BPF program.
 //!
-//! A program first looks at the architecture, then finds the range of numbers that the call is in by bisection: the
-//! verdicts of neighbours are mostly the same, and a range is one comparison. It is written from its end to its
-//! beginning, because jumps go forward only: whatever an instruction may jump to has been written before it.
+//! A program first checks the architecture, then finds the range of numbers that the call is in by bisection:
+//! adjacent numbers mostly have the same verdict, and a range takes one comparison. The program is written from its
+//! end to its beginning, because jumps only go forward: the target of a jump is always written before the jump.
 
 use super::calls::{self, X32_BIT};
 use super::profile::{Action, Architecture, Comparison, Operator, Profile, Rule};
@@ -29,13 +29,13 @@ const AUDIT_X86_64: u32 = 0xc000_003e;
 const AUDIT_I386: u32 = 0x4000_0003;
 const AUDIT_AARCH64: u32 = 0xc000_00b7;
 
-/// What a kernel says to a number that it does not know.
+/// The kernel's result for an unknown system call number.
 const ENOSYS: Action = Action::Errno(38);
 
-/// A way to match and what comes of it.
+/// The conditions of a rule, and its action.
 type Case = (Vec<Comparison>, Action);
 
-/// What happens to a range of numbers: the cases in order, then the action.
+/// The verdict on a range of numbers: the first case that matches decides, else the action `otherwise`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Verdict {
     cases: Vec<usize>,
@@ -46,7 +46,7 @@ fn plain(action: Action) -> Verdict {
     Verdict { cases: Vec::new(), otherwise: action }
 }
 
-/// A place in the program, counted from its end.
+/// A position in the program, counted from its end.
 type Label = usize;
 
 /// The program, its last instruction first.
@@ -65,12 +65,12 @@ impl Writer {
         self.put(RETURN, 0, 0, action.code())
     }
 
-    /// Instructions that the next one would skip to get there.
+    /// How many instructions the next one would have to skip to reach this position.
     fn distance(&self, to: Label) -> usize {
         self.reversed.len() - to - 1
     }
 
-    /// A place near by that leads there.
+    /// A new instruction nearby that leads to this position.
     fn near(&mut self, to: Label) -> Label {
         let target = self.reversed[to];
         match target.code {
@@ -79,9 +79,9 @@ impl Writer {
         }
     }
 
-    /// A conditional jump. Its offsets have 8 bits: what is farther away is reached by way of another jump.
+    /// A conditional jump. Its offsets have 8 bits: targets farther away are reached through another jump.
     fn branch(&mut self, code: u16, k: u32, mut yes: Label, mut no: Label) -> Label {
-        // One less than there is: the other detour may come between.
+        // One less than the maximum: the detour for `no` may be inserted in between.
         if self.distance(yes) > 254 {
             yes = self.near(yes);
         }
@@ -92,7 +92,7 @@ impl Writer {
         self.put(code, jt, jf, k)
     }
 
-    /// A comparison of an argument, as two halves of 32 bits; the machines here have the low one first.
+    /// A comparison of an argument, by its two 32-bit halves; all supported architectures are little-endian.
     fn compare(&mut self, comparison: &Comparison, yes: Label, no: Label) -> Label {
         let low_at = ARGUMENTS + 8 * u32::from(comparison.index);
         let high_at = low_at + 4;
@@ -100,7 +100,7 @@ impl Writer {
         let (code, yes, no) = match comparison.operator {
             Operator::MaskedEq(mask) => {
                 let low_half = self.masked(low_at, mask as u32, low, yes, no);
-                // Nothing is asked of the high half: nothing is looked at.
+                // The comparison does not depend on the high half, so that is not loaded.
                 if mask >> 32 == 0 && high == 0 {
                     return low_half;
                 }
@@ -130,7 +130,7 @@ impl Writer {
         self.put(LOAD, 0, 0, at)
     }
 
-    /// Cases in order; none of them: the action.
+    /// Cases in order; if none matches, the action.
     fn verdict(&mut self, verdict: &Verdict, cases: &[Case]) -> Label {
         let mut next = self.back(verdict.otherwise);
         for case in verdict.cases.iter().rev() {
@@ -144,7 +144,7 @@ impl Writer {
         next
     }
 
-    /// Find the last range that begins at or below the number.
+    /// Finds the last range that begins at or below the number.
     fn bisect(&mut self, ranges: &[(u32, Label)]) -> Label {
         if let [(_, label)] = ranges {
             return *label;
@@ -156,16 +156,16 @@ impl Writer {
     }
 }
 
-/// What the rules say of the names that they name.
+/// The verdicts that a profile's rules amount to, by name.
 struct Rules<'a> {
     cases: Vec<Case>,
-    /// Each name with a number of its own and that of its verdict: there are hundreds of names and few verdicts.
+    /// Each name with its index and the index of its verdict: there are hundreds of names and few verdicts.
     names: HashMap<&'a str, (usize, usize)>,
-    /// No two are the same.
+    /// The verdicts, without duplicates.
     verdicts: Vec<Verdict>,
-    /// The verdict on what no rule names.
+    /// Index of the verdict on calls that no rule names.
     unnamed: usize,
-    /// The verdict on what is newer than the profile.
+    /// Index of the verdict on calls that are newer than the profile.
     newer: usize,
 }
 
@@ -174,7 +174,7 @@ impl<'a> Rules<'a> {
         let mut cases: Vec<Case> = Vec::new();
         let count = profile.rules.iter().map(|rule| rule.names.len()).sum();
         let mut names: HashMap<&str, (usize, usize)> = HashMap::with_capacity(count);
-        // With each, whether it has come to a rule without conditions: what follows is never tried.
+        // The flag: a rule without conditions was found, so later rules are never tried.
         let mut verdicts: Vec<(Verdict, bool)> = Vec::new();
         for rule in &profile.rules {
             let first = cases.len();
@@ -187,7 +187,7 @@ impl<'a> Rules<'a> {
                 }
                 (verdict, closed)
             };
-            // Of all names that no rule before has named.
+            // The verdict on names that no earlier rule has.
             let fresh = verdicts.len();
             verdicts.push(extended((plain(profile.default), false)));
             for name in &rule.names {
@@ -228,7 +228,7 @@ impl<'a> Rules<'a> {
         calls.filter_map(look).collect()
     }
 
-    /// The ranges of an architecture's numbers, from the first possible one on, each with its verdict.
+    /// The ranges of an architecture's numbers, from `first` on, each with its verdict.
     fn ranges(&self, named: &[(u32, usize)], first: u32) -> Vec<(u32, usize)> {
         let mut ranges: Vec<(u32, usize)> = Vec::new();
         let mut add = |at: u32, verdict: usize| {
@@ -244,15 +244,15 @@ impl<'a> Rules<'a> {
             add(*number, *verdict);
             next = number + 1;
         }
-        // A profile that allows what it does not name allows what is newer; one that names nothing here knows of
-        // nothing that could be newer.
+        // A profile that allows unnamed calls also allows newer ones. A profile that names no call of this
+        // architecture gives no bound above which a call would be newer.
         let permissive = matches!(self.verdicts[self.unnamed].otherwise, Action::Allow | Action::Log);
         add(next, if permissive || next == first { self.unnamed } else { self.newer });
         ranges
     }
 }
 
-/// The ways for a rule to match.
+/// Appends the cases in which a rule matches.
 fn add_cases(rule: &Rule<'_>, cases: &mut Vec<Case>) {
     let mut seen = 0u8;
     let twice = rule.conditions.iter().any(|condition| {
@@ -273,17 +273,17 @@ fn native() -> Architecture {
 }
 
 impl Profile<'_> {
-    /// Make the program.
+    /// Compiles the program.
     ///
     /// # Errors
-    /// When it would be too long for the kernel.
+    /// The program would be longer than the kernel allows.
     pub fn compile(&self) -> Result<Program, Error> {
         let has = |architecture| self.architectures.contains(&architecture) || native() == architecture;
         let rules = Rules::new(self);
         let mut known = vec![false; rules.names.len()];
         let mut tables = Vec::new();
         if has(Architecture::X86_64) || has(Architecture::X32) {
-            // The kernel calls both by one name and tells them apart by a bit of the number.
+            // The kernel has one audit architecture for both and distinguishes them by a bit of the number.
             let named = rules.named(calls::x86_64(), &mut known);
             let none = |first| vec![(first, rules.newer)];
             let mut all = match has(Architecture::X86_64) {
@@ -292,7 +292,7 @@ impl Profile<'_> {
             };
             all.extend(match has(Architecture::X32) {
                 true => rules.ranges(&calls::x32(&named), X32_BIT),
-                // Else they would be a way round a profile that allows what it does not name.
+                // Otherwise x32 calls would bypass a profile that allows unnamed calls.
                 false => none(X32_BIT),
             });
             tables.push((AUDIT_X86_64, all));
@@ -307,7 +307,7 @@ impl Profile<'_> {
         }
         let mut writer = Writer::default();
         let mut next = writer.back(Action::KillProcess);
-        // The first table is written last and so looked at first.
+        // The first architecture's table is written last and so checked first.
         for (audit, ranges) in tables.iter().rev() {
             let mut labels: Vec<Option<Label>> = vec![None; rules.verdicts.len()];
             let ranges: Vec<(u32, Label)> = ranges

@@ -1,34 +1,34 @@
-//! Filters of system calls: the `linux.seccomp` object of an OCI bundle, made into the program that the kernel runs.
+//! seccomp filters: the `linux.seccomp` object of an OCI bundle, compiled to the program that the kernel runs.
 //!
-//! [`garden`] is the profile of every unprivileged container and pea: the one that Garden gives them, with the
-//! deviations below. [`Profile::read`] takes any such object and refuses what is not implemented; [`Profile::compile`]
-//! makes the program, [`wardian_sys::seccomp::install`] puts a process under it.
+//! [`garden`] is the profile of every unprivileged container and pea: Garden's, with the deviations below.
+//! [`Profile::read`] takes any such object and refuses what is not implemented; [`Profile::compile`] compiles the
+//! program, [`wardian_sys::seccomp::install`] installs it for a process.
 //!
 //! # System calls that no rule names
 //!
-//! As runc does it: `ENOSYS` when its number is larger than every number that the profile names for its architecture,
-//! the default action otherwise. A C library takes `ENOSYS` for "this kernel has it not yet" and uses what there was
-//! before; `EPERM` it hands on to the program. The libraries begin with `clone3`, which is refused with `ENOSYS` by a
-//! rule of its own: its flags are in memory, where a filter cannot look.
+//! As in runc, the result is `ENOSYS` when the number is larger than every number that the profile names for its
+//! architecture, and the default action otherwise. A C library takes `ENOSYS` for "this kernel lacks the call" and
+//! falls back to an older one; `EPERM` it returns to the program. The libraries first try `clone3`, which is refused
+//! with `ENOSYS` by a rule of its own: its flags are in memory, which a filter cannot read.
 //!
 //! # Where the profile deviates from Garden's
 //!
 //! | system call | Garden's profile | here | why |
 //! |---|---|---|---|
-//! | `socket`, `socketpair` | any address family | unspecified, local, IPv4, IPv6, netlink, packet; else `EPERM` | AF_VSOCK reaches the host and its neighbours past the network namespace; AF_ALG and the rare families are kernel code that a container has been left by more than once |
+//! | `socket`, `socketpair` | any address family | unspecified, local, IPv4, IPv6, netlink, packet; else `EPERM` | AF_VSOCK reaches the host and its neighbours past the network namespace; AF_ALG and the rare families are kernel code through which containers have been escaped more than once |
 //! | `clone` with CLONE_NEWCGROUP | allowed | `EPERM` | the other new namespaces are refused already |
-//! | `clone` with CLONE_PARENT | allowed | `EPERM` | it makes children of the keeper, for it to reap |
+//! | `clone` with CLONE_PARENT | allowed | `EPERM` | it creates children of the keeper, which the keeper has to reap |
 //! | `syslog` | allowed | `EPERM` | the kernel log is the host's; it is readable where `kernel.dmesg_restrict` is 0 |
 //! | `close_range`, `rseq`, `membarrier` | `EPERM` | allowed | they reach nothing but the caller and its own memory, and today's C libraries and language runtimes begin with them |
 //! | `pidfd_open`, `pidfd_send_signal` | `EPERM` | allowed | `kill` in another form, within the pid namespace |
-//! | `clock_gettime64` and the other calls of 32-bit programs with 64-bit times | `EPERM` | allowed where the call with 32-bit times is | a 32-bit musl takes `EPERM` for the clock's answer |
-//! | `personality` by a program of the x32 kind, with upper bits in its argument | compared without them | `EPERM` | arguments are compared as the kernel gets them |
+//! | `clock_gettime64` and the other calls of 32-bit programs with 64-bit times | `EPERM` | allowed where the call with 32-bit times is | a 32-bit musl returns `EPERM` to the program instead of trying the older call |
+//! | `personality` by an x32 program, with upper bits in its argument | compared without them | `EPERM` | arguments are compared as the kernel gets them |
 //!
-//! A filter sees registers. So a 32-bit program still gets any address family through `socketcall`, whose arguments are
-//! in memory; without that call the 32-bit programs of glibc would have no network at all.
+//! A filter sees registers only. So a 32-bit program can still use any address family through `socketcall`, whose
+//! arguments are in memory; without that call the 32-bit programs of glibc would have no network at all.
 //!
-//! Argument registers are 64 bits wide, but the kernel looks at 32 of them where a parameter is an `int`: the rules on
-//! `socket` compare these alone, or a family with a bit too many would pass as another.
+//! Argument registers have 64 bits, but the kernel uses only 32 of them where a parameter is an `int`: the rules on
+//! `socket` compare these alone, or a family with an additional high bit would pass as another.
 
 mod calls;
 mod compile;
@@ -44,42 +44,42 @@ use std::io;
 use std::sync::{Arc, LazyLock};
 use wardian_sys::seccomp::Instruction;
 
-/// What cannot be made into a filter.
+/// Why a profile cannot be compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not of the shape that the OCI runtime spec gives.
+    /// It does not have the shape that the OCI runtime spec defines.
     #[error("{path}: {what}")]
     Shape {
-        /// Where in the bundle.
+        /// The path in the bundle.
         path: String,
-        /// In words.
+        /// The error text.
         what: String,
     },
-    /// Of the right shape, but not implemented.
+    /// It has the right shape, but asks for something that is not implemented.
     #[error("{path} is not supported by the native runtime")]
     Unsupported {
-        /// Where in the bundle, and what.
+        /// The path in the bundle, and the value.
         path: String,
     },
-    /// More rules than a program can hold.
+    /// It needs more instructions than a program can have.
     #[error("linux.seccomp: the filter takes {0} instructions, the kernel's limit is 4096")]
     TooLong(usize),
 }
 
-/// A filter as the kernel takes it.
+/// A compiled filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// Classic BPF.
+    /// The classic BPF instructions.
     pub instructions: Vec<Instruction>,
-    /// For seccomp(2).
+    /// Flags for seccomp(2).
     pub flags: u32,
-    /// Names of the profile that no architecture of the filter has as a system call. They are passed over, as the OCI
-    /// runtime spec wants it: profiles are written for many kernels and architectures.
+    /// Number of the profile's names that are no system call on any architecture of the filter. They are ignored, as
+    /// the OCI runtime spec requires: profiles are written for many kernels and architectures.
     pub unknown: usize,
 }
 
 impl Program {
-    /// Put the calling thread, and what it will execute, under the filter.
+    /// Installs the filter for the calling thread; it stays over an exec.
     ///
     /// # Errors
     /// See [`wardian_sys::seccomp::install`].
@@ -88,7 +88,7 @@ impl Program {
     }
 }
 
-/// What [`garden`] compiles to.
+/// The compiled [`garden`].
 static COMPILED: LazyLock<Option<Arc<Program>>> = LazyLock::new(|| compile().ok());
 
 fn compile() -> Result<Arc<Program>, Error> {
@@ -97,8 +97,8 @@ fn compile() -> Result<Arc<Program>, Error> {
     Profile::read(&profile)?.compile().map(Arc::new)
 }
 
-/// [`garden`] as it stands in bundles. Nearly all have this one, so that it is told by its text, which costs less than to
-/// understand it each time.
+/// [`garden`] as text in bundles. Nearly all bundles have this profile, so it is recognised by its text, which costs
+/// less than parsing it each time.
 pub static TEXT: LazyLock<String> = LazyLock::new(|| garden().to_string());
 
 /// Compiles [`garden`] ahead of the first use of [`compiled`].
@@ -110,7 +110,8 @@ pub fn prepare() {
 /// [`garden`], compiled at most once.
 ///
 /// # Errors
-/// Never: the profile is part of the program, and a test compiles it. But nothing may run without it.
+/// Never: the profile is part of the program, and a test compiles it. The error exists because nothing may run
+/// without the filter.
 pub fn compiled() -> Result<Arc<Program>, Error> {
     COMPILED.clone().map_or_else(compile, Ok)
 }

@@ -1,34 +1,34 @@
-//! What the `linux.seccomp` object means (OCI runtime spec, config-linux.md, "Seccomp").
+//! Parses the `linux.seccomp` object (OCI runtime spec, config-linux.md, "Seccomp").
 
 use super::Error;
 use crate::oci::{Argument, Seccomp, Syscall};
 use wardian_sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
 
-/// Where the object is in a bundle: errors begin with it.
+/// Path of the object in a bundle: error texts begin with it.
 const ROOT: &str = "linux.seccomp";
 const EPERM: u16 = 1;
-/// The kernel gives no larger one to a program (`MAX_ERRNO`).
+/// The largest errno that the kernel returns to a program (`MAX_ERRNO`).
 const MAX_ERRNO: u64 = 4095;
 
-/// What happens to a system call.
+/// The action for a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// It is done.
+    /// The call is executed.
     Allow,
-    /// It is done and logged.
+    /// The call is executed and logged.
     Log,
-    /// It fails with this errno.
+    /// The call fails with this errno.
     Errno(u16),
     /// The thread gets SIGSYS.
     Trap,
-    /// The thread ends.
+    /// The thread is killed.
     KillThread,
-    /// The process ends.
+    /// The process is killed.
     KillProcess,
 }
 
 impl Action {
-    /// What a filter returns for it (`<linux/seccomp.h>`).
+    /// The filter's return value for this action (`<linux/seccomp.h>`).
     pub fn code(self) -> u32 {
         match self {
             Self::Allow => 0x7fff_0000,
@@ -41,12 +41,12 @@ impl Action {
     }
 }
 
-/// What a system call can be made as. The machine's own is always filtered, whether a profile names it or not.
+/// The ABI of a system call. The machine's own is always filtered, whether or not a profile names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// 64-bit x86.
     X86_64,
-    /// 64-bit x86 with 32-bit pointers: numbers with a bit more.
+    /// 64-bit x86 with 32-bit pointers: its numbers have an additional bit.
     X32,
     /// 32-bit x86.
     X86,
@@ -54,7 +54,7 @@ pub enum Architecture {
     Aarch64,
 }
 
-/// How an argument is compared; all are taken as unsigned numbers of 64 bits.
+/// The comparison of an argument; arguments are unsigned 64-bit numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operator {
     /// Not equal.
@@ -69,7 +69,7 @@ pub enum Operator {
     Ge,
     /// Greater.
     Gt,
-    /// The bits in this mask are equal to the value's, which are all.
+    /// The argument's bits in this mask equal the value.
     MaskedEq(u64),
 }
 
@@ -78,34 +78,34 @@ pub enum Operator {
 pub struct Comparison {
     /// Which argument, 0 to 5.
     pub index: u8,
-    /// How.
+    /// The operator.
     pub operator: Operator,
-    /// With what.
+    /// The value to compare with.
     pub value: u64,
 }
 
-/// What happens to system calls of these names. All conditions must hold; but when two of them are on the same argument,
-/// each is a rule of its own (runc's reading of the OCI runtime spec).
+/// An action for system calls of these names. All conditions must hold; but when two of them are on the same
+/// argument, each is a rule of its own (runc's reading of the OCI runtime spec).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule<'a> {
-    /// Names of the kernel's tables.
+    /// Names from the kernel's tables.
     pub names: Vec<&'a str>,
-    /// What to do.
+    /// The action.
     pub action: Action,
-    /// On these conditions; none: always.
+    /// The conditions; empty: the rule always matches.
     pub conditions: Vec<Comparison>,
 }
 
 /// A profile. The first rule that matches a system call decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile<'a> {
-    /// For calls that no rule matches, unless they are newer than the profile; see the module.
+    /// Action for calls that no rule matches, unless they are newer than the profile; see the module.
     pub default: Action,
-    /// Calls of all others end the process.
+    /// The filtered architectures; a call of any other one kills the process.
     pub architectures: Vec<Architecture>,
-    /// For seccomp(2).
+    /// Flags for seccomp(2).
     pub flags: u32,
-    /// In order.
+    /// The rules, in order.
     pub rules: Vec<Rule<'a>>,
 }
 
@@ -117,7 +117,7 @@ fn unsupported(path: &str, what: &str) -> Error {
     Error::Unsupported { path: format!("{path} {what:?}") }
 }
 
-/// `at` is the place of a name and of its errno.
+/// Reads an action; `at` has the paths of its name and of its errno.
 fn action(name: &str, errno: Option<u64>, at: [&str; 2]) -> Result<Action, Error> {
     let [at, errno_at] = at;
     let action = match name {
@@ -132,7 +132,7 @@ fn action(name: &str, errno: Option<u64>, at: [&str; 2]) -> Result<Action, Error
         "SCMP_ACT_TRAP" => Action::Trap,
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Action::KillThread,
         "SCMP_ACT_KILL_PROCESS" => Action::KillProcess,
-        // SCMP_ACT_TRACE and SCMP_ACT_NOTIFY want somebody who listens.
+        // SCMP_ACT_TRACE and SCMP_ACT_NOTIFY need a tracer or an agent.
         other => return Err(unsupported(at, other)),
     };
     match errno {
@@ -153,7 +153,7 @@ fn architecture(name: &str, at: &str) -> Result<Architecture, Error> {
 
 fn flag(name: &str, at: &str) -> Result<u32, Error> {
     match name {
-        // All threads of the process: there is one when the filter is installed.
+        // Ignored: when the filter is installed the process has one thread.
         "SECCOMP_FILTER_FLAG_TSYNC" => Ok(0),
         "SECCOMP_FILTER_FLAG_LOG" => Ok(FLAG_LOG),
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Ok(FLAG_SPEC_ALLOW),
@@ -179,7 +179,7 @@ fn comparison(argument: &Argument, at: &str) -> Result<Comparison, Error> {
         }
         other => return Err(unsupported(&format!("{at}.op"), other)),
     };
-    // Profiles are written with a zero where there is none.
+    // Profiles have a zero where there is no second value.
     match value_two {
         None | Some(0) => Ok(Comparison { index, operator, value: *value }),
         Some(_) => Err(shape(&format!("{at}.valueTwo"), "this operator has no second value")),
@@ -200,10 +200,10 @@ fn rule<'a>(rule: &'a Syscall, at: &str) -> Result<Rule<'a>, Error> {
 }
 
 impl<'a> Profile<'a> {
-    /// Read the object.
+    /// Reads the object.
     ///
     /// # Errors
-    /// When it makes no sense, or asks for something that is not implemented; with its place in the bundle.
+    /// It is contradictory, or asks for something that is not implemented; the error has the path in the bundle.
     pub fn read(object: &'a Seccomp) -> Result<Self, Error> {
         let Seccomp {
             default_action,

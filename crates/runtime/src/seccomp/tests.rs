@@ -1,5 +1,5 @@
-//! Programs are run here by an interpreter, for every number, and compared with what the object says, and with what
-//! Garden's own profile answered as it was loaded there.
+//! An interpreter runs the programs here for every number. The results are compared with what the object says, and
+//! with what Garden's own profile answered when it was loaded there.
 
 use super::*;
 use serde_json::json;
@@ -18,7 +18,7 @@ const EPERM: u32 = 0x0005_0001;
 const ENOSYS: u32 = 0x0005_0026;
 const KILL_PROCESS: u32 = 0x8000_0000;
 
-/// What the kernel's checks and its interpreter would do with a filter (`seccomp_check_filter`, `bpf_check_classic`).
+/// Checks and interprets a filter as the kernel does (`seccomp_check_filter`, `bpf_check_classic`).
 fn execute(program: &Program, audit: u32, number: u32, args: [u64; 6]) -> u32 {
     let mut data = [0u32; 16];
     (data[0], data[1]) = (number, audit);
@@ -59,7 +59,7 @@ fn matches(comparison: &Comparison, args: [u64; 6]) -> bool {
     }
 }
 
-/// The object, read naively: what it says of one call of an ABI.
+/// A naive reading of the object: its verdict on one call of an ABI.
 struct Expected<'a> {
     profile: &'a Profile<'a>,
     rules: Vec<&'a Rule<'a>>,
@@ -93,7 +93,7 @@ impl<'a> Expected<'a> {
     }
 }
 
-/// Values at which a comparison can change its mind.
+/// Values at which the result of a comparison can change.
 fn interesting(profile: &Profile<'_>) -> Vec<u64> {
     let mut values: Vec<u64> = vec![0, 1, 40, 0xffff_ffff, 1 << 32, (1 << 32) + 40, u64::MAX];
     for condition in profile.rules.iter().flat_map(|rule| &rule.conditions) {
@@ -205,7 +205,7 @@ fn rules_on_one_call_are_tried_in_order_and_conditions_meet() {
     }));
 }
 
-/// A program whose jumps do not fit into the 8 bits that they have.
+/// A program with jumps that exceed their 8 bits.
 #[test]
 fn far_jumps() {
     let names: Vec<&str> = calls::x86_64().map(|call| call.1).collect();
@@ -230,7 +230,7 @@ fn a_profile_that_knows_nothing_and_one_that_allows_all() {
     for default in ["SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW", "SCMP_ACT_KILL_PROCESS"] {
         check(&json!({"defaultAction": default}));
     }
-    // Without x32 among the architectures its numbers are no way round a rule.
+    // With x32 not among the architectures, its numbers do not bypass a rule.
     let object = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["ptrace", "nope"], "action": "SCMP_ACT_ERRNO"}]});
     let program = check(&object);
     assert_eq!(program.unknown, 1);
@@ -281,7 +281,7 @@ fn what_is_not_implemented_is_refused_with_its_place() {
     assert_eq!(compile(&flags).unwrap().flags, 6);
 }
 
-/// ABI, bit, `AUDIT_ARCH`, the calls' names.
+/// ABI, bit, `AUDIT_ARCH`, the calls.
 fn abis() -> [(&'static str, u32, u32, Calls); 3] {
     [
         ("x86_64", 0, X86_64, calls::x86_64().collect()),
@@ -290,8 +290,8 @@ fn abis() -> [(&'static str, u32, u32, Calls); 3] {
     ]
 }
 
-/// Where the profile answers otherwise than Garden's does: `name(first argument)`, `*` for all that were tried, and what
-/// is answered here. By ABI.
+/// The deviations of the profile from Garden's on an ABI: `name(first argument)`, `*` for all tested values, and the
+/// result here.
 fn deviations(abi: &str) -> Vec<String> {
     let mut all = Vec::new();
     for call in ["close_range", "membarrier", "pidfd_open", "pidfd_send_signal", "rseq"] {
@@ -381,7 +381,7 @@ fn the_answers_are_those_of_gardens_profile_but_for_the_deviations() {
                 numbers += 1;
                 let name = table.iter().find(|call| call.0 == number | bit).map_or("-", |call| call.1);
                 let mut differences = Vec::new();
-                // A program of 32 bits has no wider registers.
+                // A 32-bit program has no wider registers.
                 let tried: Vec<u64> =
                     values.iter().chain(&wide).copied().filter(|v| abi != "x86" || *v < 1 << 32).collect();
                 for value in &tried {
@@ -408,7 +408,7 @@ fn the_answers_are_those_of_gardens_profile_but_for_the_deviations() {
     }
 }
 
-/// Ways to the host, or to much of the kernel, that have to be shut.
+/// Calls that reach the host, or much of the kernel, and must be denied.
 #[test]
 fn what_a_container_must_not_call() {
     let program = compile(&garden()).unwrap();
@@ -507,7 +507,7 @@ fn what_a_container_must_not_call() {
         ] {
             assert_eq!(call(name, arg), EPERM, "{abi} {name} {arg:#x}");
         }
-        // A thread, a fork, vfork.
+        // A new thread, a fork, a vfork.
         for flags in [0x3d_0f00, 0x120_0011, 0x4111] {
             assert_eq!(call("clone", flags), ALLOW);
         }
@@ -526,8 +526,8 @@ fn what_a_container_must_not_call() {
     }
 }
 
-/// What the keeper's children call between the filter's installation and their program's first instruction, and pid 1
-/// for as long as it lives.
+/// The calls of the keeper's children between the filter's installation and their program's first instruction, and
+/// those of pid 1.
 #[test]
 fn the_way_to_the_exec_is_open() {
     let program = compile(&garden()).unwrap();

@@ -1,11 +1,13 @@
-//! The protocol between server and keeper: one message a packet of a `SOCK_SEQPACKET` socket, with its descriptors beside it.
+//! The protocol between server and keeper: each message is a packet of a `SOCK_SEQPACKET` socket, with its
+//! descriptors attached.
 //!
-//! A message names its descriptors: an [`Op<F>`] and a [`Reply<F>`] hold them in fields, as `BorrowedFd` where they are sent
-//! and as `OwnedFd` where they are received. [`encode`] and [`decode`] ([`encode_reply`], [`decode_reply`]) alone know the
-//! JSON and the order in which the descriptors travel, see `words`.
+//! Messages hold their descriptors in named fields: an [`Op<F>`] and a [`Reply<F>`] have them as `BorrowedFd` on the
+//! sending side and as `OwnedFd` on the receiving side. Only [`encode`] and [`decode`] ([`encode_reply`],
+//! [`decode_reply`]) know the JSON and the order of the descriptors in a packet, see `words`.
 //!
-//! WHEN CHANGING THIS: a new server talks to keepers that were started by an old one. Add optional fields; never change the
-//! meaning of an old one; when a server must know, raise [`VERSION`] and add a [`Feature`].
+//! WHEN CHANGING THIS: a new server talks to keepers that were started by an old one. Add optional fields; never
+//! change the meaning of an existing one; when a server must know of a change, raise [`VERSION`] and add a
+//! [`Feature`].
 
 mod pack;
 #[cfg(test)]
@@ -18,21 +20,21 @@ pub use words::Failure;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Version of this protocol, told in [`Reply::Hello`].
+/// Version of this protocol, sent in [`Reply::Hello`].
 pub const VERSION: u32 = 3;
 
-/// What keepers of earlier versions lack.
+/// A feature that keepers of earlier versions lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
     /// Terminals ([`Exec::tty`], [`Op::Resize`]). Earlier keepers start the program without one.
     Terminals,
-    /// The container's own files ([`Boxed::files`]), which its peas see too; device nodes, device rules and filters of system
-    /// calls in a bundle; [`Op::Cancel`]. Earlier keepers refuse such bundles.
+    /// The container's own files ([`Boxed::files`]), which its peas see too; device nodes, device rules and seccomp
+    /// filters in a bundle; [`Op::Cancel`]. Earlier keepers refuse such bundles.
     Confinement,
 }
 
 impl Feature {
-    /// The first version of the protocol whose keepers have it.
+    /// The first version of the protocol that has the feature.
     pub const fn since(self) -> u32 {
         match self {
             Self::Terminals => 2,
@@ -41,32 +43,33 @@ impl Feature {
     }
 }
 
-/// Environment variable of a keeper, for tests of how a server gets along with keepers of other versions: it says that it
-/// speaks this version, and if that is 1, it speaks as the first keepers did.
+/// Environment variable of a keeper, for tests of a server with keepers of other versions: the keeper reports this
+/// version, and with version 1 also behaves as the first keepers did.
 pub const SPEAKS: &str = "WARDIAN_KEEPER_SPEAKS";
 
-/// So many ended processes of a container are remembered, by its keeper and by the server, the newest: one that is started
-/// every second must fill up neither.
+/// How many ended processes of a container its keeper and the server remember, the newest ones: a container that
+/// starts one every second must not exhaust either's memory.
 pub const ENDED_KEPT: usize = 1000;
 
-/// Descriptor numbers a keeper starts with.
+/// Descriptor number of the listening socket that a keeper starts with.
 pub const LISTENER_FD: i32 = 3;
-/// The first connection.
+/// Descriptor number of the first connection.
 pub const CONNECTION_FD: i32 = 4;
-/// The mount namespace it enters first.
+/// Descriptor number of the mount namespace that a keeper enters first.
 pub const NURSERY_FD: i32 = 5;
 
-/// How a process is placed.
+/// The cgroups of a new process.
 #[derive(Debug)]
 pub struct Placement<F> {
-    /// cgroup v1 `cgroup.procs` files, open for writing; none: where the prepared thread stands.
+    /// cgroup v1 `cgroup.procs` files, open for writing; empty: the process is cloned by the parked thread, in its
+    /// cgroups.
     pub v1_procs: Vec<F>,
     /// The directory of a v2 cgroup.
     pub v2_dir: Option<F>,
 }
 
 impl Placement<OwnedFd> {
-    /// To be sent.
+    /// Borrows the descriptors, for sending.
     pub fn as_fds(&self) -> Placement<BorrowedFd<'_>> {
         Placement {
             v1_procs: self.v1_procs.iter().map(AsFd::as_fd).collect(),
@@ -75,7 +78,7 @@ impl Placement<OwnedFd> {
     }
 }
 
-/// A root file system and what is mounted in it.
+/// A root file system with its bundle and mounts.
 #[derive(Debug)]
 pub struct Boxed<F> {
     /// `config.json`, a memory file.
@@ -84,15 +87,15 @@ pub struct Boxed<F> {
     pub rootfs: F,
     /// Bind mounts, detached, with their destinations. In the bundle they are the first bind mounts.
     pub binds: Vec<(String, F)>,
-    /// Of a container: files whose contents it gets in a file system of its own, with their destinations. The keeper keeps
-    /// them and shows them to peas as well. In the bundle they are the last bind mounts.
+    /// Of a container: files whose contents it gets in a file system of its own, with their destinations. The keeper
+    /// keeps them and shows them in peas as well. In the bundle they are the last bind mounts.
     pub files: Vec<(String, F)>,
     /// Names of the mounted v1 hierarchies (`cpu`, `name=systemd`), for `/sys/fs/cgroup` inside.
     pub v1_hierarchies: Vec<String>,
 }
 
 impl Boxed<OwnedFd> {
-    /// To be sent.
+    /// Borrows the descriptors, for sending.
     pub fn as_fds(&self) -> Boxed<BorrowedFd<'_>> {
         fn named(list: &[(String, OwnedFd)]) -> Vec<(String, BorrowedFd<'_>)> {
             list.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect()
@@ -107,7 +110,7 @@ impl Boxed<OwnedFd> {
     }
 }
 
-/// What a container is made of.
+/// The request for a container.
 #[derive(Debug)]
 pub struct Create<F> {
     /// The program of pid 1.
@@ -116,9 +119,9 @@ pub struct Create<F> {
     pub network: F,
     /// User namespace.
     pub user: Option<F>,
-    /// Root file system.
+    /// Root file system and bundle.
     pub boxed: Boxed<F>,
-    /// Where it runs.
+    /// The cgroups of pid 1.
     pub place: Placement<F>,
 }
 
@@ -127,90 +130,90 @@ pub struct Create<F> {
 pub struct Run<F> {
     /// Id of the process.
     pub id: String,
-    /// A memory file that holds an [`Exec`] as JSON: it may be longer than a message.
+    /// A memory file with an [`Exec`] as JSON, which may be longer than a message.
     pub exec: F,
-    /// Of a pea: its own root file system.
+    /// Of a pea: its own root file system and bundle.
     pub pea: Option<Boxed<F>>,
-    /// Where it runs.
+    /// The cgroups of the process.
     pub place: Placement<F>,
 }
 
-/// A tar to pack or to unpack inside.
+/// A tar to be packed or unpacked inside.
 #[derive(Debug)]
 pub struct Transfer<F> {
-    /// Unpack?
+    /// Whether to unpack (`true`) or to pack.
     pub inward: bool,
-    /// As whom: a name in the container's passwd; empty: root.
+    /// User: a name in the container's passwd; empty: root.
     pub user: String,
     /// Destination directory or source path.
     pub path: String,
     /// The keeper's end of the tar's pipe.
     pub tar: F,
-    /// Where it runs.
+    /// The cgroups of the helper.
     pub place: Placement<F>,
 }
 
-/// A question to the keeper.
+/// A request to the keeper.
 #[derive(Debug)]
 pub enum Op<F> {
-    /// Who are you? Answer: [`Reply::Hello`].
+    /// Asks for the keeper's identity and processes. Answer: [`Reply::Hello`].
     Hello,
-    /// Stand a thread in these cgroups (`tasks` files of cgroup v1), to clone from there. Sent ahead, before there is a
-    /// container. Answer: [`Reply::Done`].
+    /// Starts a thread in these cgroups (`tasks` files of cgroup v1), which clones from there. Sent ahead, before
+    /// there is a container. Answer: [`Reply::Done`].
     Prepare {
         /// `tasks` files of cgroup v1, open for writing.
         tasks: Vec<F>,
     },
-    /// Make the container. Answer: [`Reply::Made`].
+    /// Creates the container. Answer: [`Reply::Made`].
     Create(Create<F>),
-    /// Run a program in the container. Answer: [`Reply::Started`].
+    /// Runs a program in the container. Answer: [`Reply::Started`].
     Run(Run<F>),
-    /// Pack or unpack a tar inside. Answer: [`Reply::Done`] when it has ended and says by its exit status that all of it is
-    /// done.
+    /// Packs or unpacks a tar inside. Answer: [`Reply::Done`] once the helper has exited with status 0, that is, has
+    /// done all of it.
     Transfer(Transfer<F>),
-    /// End a transfer that this connection has asked for, however it is held up. Answer: [`Reply::Done`]; the transfer's own
-    /// answer says that it has failed.
+    /// Kills a transfer of this connection, even if it is blocked. Answer: [`Reply::Done`]; the transfer's own answer
+    /// is a failure.
     Cancel {
-        /// The `seq` of its request.
+        /// The `seq` of the transfer's request.
         transfer: u64,
     },
-    /// The stdio of a process. Answer: [`Reply::Started`].
+    /// Asks for the stdio of a process. Answer: [`Reply::Started`].
     Attach {
-        /// Its id.
+        /// The process's id.
         id: String,
     },
-    /// End of file on a process's stdin. Answer: [`Reply::Done`].
+    /// Closes a process's stdin. Answer: [`Reply::Done`].
     CloseStdin {
-        /// Its id.
+        /// The process's id.
         id: String,
     },
-    /// Change the size of a process's terminal. Answer: [`Reply::Done`], or a failure when it has none.
+    /// Sets the size of a process's terminal. Answer: [`Reply::Done`], or a failure when it has no terminal.
     Resize {
-        /// Its id.
+        /// The process's id.
         id: String,
         /// The new size.
         window: Window,
     },
-    /// Signal a process. Answer: [`Reply::Done`].
+    /// Signals a process. Answer: [`Reply::Done`].
     Signal {
-        /// Its id.
+        /// The process's id.
         id: String,
-        /// Number.
+        /// The signal's number.
         signal: i32,
     },
-    /// The output of an ended process has been read: let its descriptors go. Answer: [`Reply::Done`].
+    /// Closes the output descriptors of an ended process, whose output has been read. Answer: [`Reply::Done`].
     Release {
-        /// Its id.
+        /// The process's id.
         id: String,
     },
-    /// End everything: kill pid 1, reap, close the root file system, answer ([`Reply::Destroyed`]; the first keepers:
-    /// [`Reply::Done`]), exit.
+    /// Destroys the container: the keeper kills pid 1, reaps, closes the root file system, answers
+    /// ([`Reply::Destroyed`]; the first keepers: [`Reply::Done`]), and exits.
     Destroy,
 }
 
 impl<F> Op<F> {
-    /// What a keeper must have for it. A keeper that does not know an operation answers [`Failure::Unsupported`]; those of
-    /// versions 1 and 2 end the connection.
+    /// The feature that a keeper needs for this request. A keeper that does not know an operation answers
+    /// [`Failure::Unsupported`]; those of versions 1 and 2 close the connection.
     pub fn needs(&self) -> Option<Feature> {
         match self {
             Self::Resize { .. } => Some(Feature::Terminals),
@@ -229,28 +232,28 @@ impl<F> Op<F> {
     }
 }
 
-/// A program to run: what an OCI process object says, but the user is a name that is looked up inside.
+/// A program to run: like an OCI process object, except that the user is a name that is looked up inside.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Exec {
     /// Program and arguments.
     pub args: Vec<String>,
     /// `K=V`; PATH, USER and HOME are added inside when missing.
     pub env: Vec<String>,
-    /// Working directory; empty: home.
+    /// Working directory; empty: the user's home.
     pub dir: String,
-    /// Make the working directory when missing (a pea's is not made, but replaced by `/`).
+    /// Whether to create a missing working directory (a pea's is not created, but replaced by `/`).
     pub make_dir: bool,
-    /// As asked for; empty: root.
+    /// The user as requested; empty: root.
     pub user: String,
     /// `(RLIMIT number, value)`.
     pub rlimits: Vec<(u32, u64)>,
     /// Bounding set as a mask.
     pub capabilities: u64,
-    /// Bounding set for processes that do not run as gid 0 (Garden's rule looks at the gid).
+    /// Bounding set for processes with a gid other than 0 (Garden's rule depends on the gid).
     pub capabilities_non_root: u64,
     /// `PR_SET_NO_NEW_PRIVS`.
     pub no_new_privileges: bool,
-    /// Give it a terminal of this size.
+    /// Size of the terminal to give it.
     #[serde(default)]
     pub tty: Option<Window>,
     /// Garden's rules for the user of a pea: no supplementary groups, and `USER` is `uid:gid`.
@@ -272,21 +275,21 @@ pub struct Window {
 pub enum Message<F> {
     /// The answer to a question.
     Reply {
-        /// Of the question.
+        /// The `seq` of the request.
         seq: u64,
         /// The answer.
         reply: Reply<F>,
     },
-    /// A process ended.
+    /// A process has ended.
     Exited {
-        /// Its id.
+        /// The process's id.
         id: String,
-        /// 128 + signal when killed.
+        /// Exit status; 128 + signal when killed.
         status: i32,
     },
-    /// Pid 1 ended without having been told to: everything inside is dead.
+    /// Pid 1 has ended without a request: everything inside is dead.
     Gone {
-        /// Its status.
+        /// Exit status of pid 1.
         status: i32,
     },
 }
@@ -296,7 +299,7 @@ pub enum Message<F> {
 pub enum Stdio<F> {
     /// Pipes.
     Pipes {
-        /// Until it is closed.
+        /// Standard input, until it is closed.
         stdin: Option<F>,
         /// Standard output and error, until they are released.
         output: Option<(F, F)>,
@@ -308,60 +311,60 @@ pub enum Stdio<F> {
 /// A process that has been started.
 #[derive(Debug)]
 pub struct Started<F> {
-    /// As the host sees it; 0 once it has ended.
+    /// Pid on the host; 0 once it has ended.
     pub pid: i32,
-    /// Things that went less well than asked.
+    /// Warnings about what could not be set as requested.
     pub warnings: Vec<String>,
     /// Its stdio.
     pub stdio: Stdio<F>,
 }
 
-/// Who a keeper is.
+/// Identity and state of a keeper.
 #[derive(Debug)]
 pub struct Hello<F> {
-    /// Its protocol.
+    /// Version of its protocol.
     pub version: u32,
-    /// Its own pid as the host sees it.
+    /// The keeper's own pid on the host.
     pub pid: i32,
-    /// Pid 1 of the container as the host sees it, while it lives.
+    /// Pid on the host of the container's pid 1, while it lives.
     pub init: Option<i32>,
-    /// A memory file that holds its processes as a JSON list of [`ProcessState`], oldest first: a long-lived container has
-    /// more than one message can hold.
+    /// A memory file with its processes as a JSON list of [`ProcessState`], oldest first: the list of a long-lived
+    /// container does not fit into one message.
     pub processes: F,
 }
 
-/// How long the end of a container took, in microseconds.
+/// Durations of a destroy, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Destroyed {
-    /// From the question until every process was reaped.
+    /// Time from the request until every process was reaped.
     pub killed_us: u64,
-    /// Closing the root file system, which unmounts it.
+    /// Time for closing (unmounting) the root file system.
     pub unmounted_us: u64,
 }
 
 /// An answer.
 #[derive(Debug)]
 pub enum Reply<F> {
-    /// Who the keeper is.
+    /// Identity and state of the keeper.
     Hello(Hello<F>),
-    /// The container is made.
+    /// The container has been created.
     Made {
-        /// Pid 1 as the host sees it.
+        /// Pid on the host of pid 1.
         pid: i32,
-        /// Its pidfd.
+        /// Pidfd of pid 1.
         init: F,
     },
-    /// A process runs, or has run.
+    /// The process runs, or has run.
     Started(Started<F>),
-    /// It is done.
+    /// The request is done.
     Done,
-    /// Everything has ended.
+    /// The container has been destroyed.
     Destroyed(Destroyed),
-    /// It failed.
+    /// The request has failed.
     Failed {
-        /// Why.
+        /// The kind of failure.
         kind: Failure,
-        /// In words.
+        /// The error text.
         message: String,
     },
 }
@@ -371,8 +374,8 @@ pub enum Reply<F> {
 pub struct ProcessState {
     /// Its id.
     pub id: String,
-    /// `None` while it runs.
+    /// Exit status; `None` while it runs.
     pub status: Option<i32>,
-    /// A root file system of its own.
+    /// Whether it is a pea, with a root file system of its own.
     pub pea: bool,
 }

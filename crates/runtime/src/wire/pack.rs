@@ -1,4 +1,4 @@
-//! Messages with named descriptors, into packets and out of them.
+//! Converts messages with named descriptors to packets and back.
 
 use super::{
     Boxed, Create, Destroyed, Failure, Hello, Message, Op, Placement, Reply, Run, Started, Stdio, Transfer,
@@ -8,18 +8,18 @@ use std::io;
 use std::os::fd::OwnedFd;
 use wardian_sys::packet;
 
-/// Why a request is not carried out.
+/// Why a request cannot be carried out.
 #[derive(Debug)]
 pub enum Refused {
-    /// It has no number by which it could be answered.
+    /// It has no `seq`, so it cannot be answered.
     Unreadable,
-    /// This is its answer.
+    /// It is answered with this failure.
     Answer {
-        /// Of the request.
+        /// The `seq` of the request.
         seq: u64,
-        /// Why.
+        /// The kind of failure.
         kind: Failure,
-        /// In words.
+        /// The error text.
         message: String,
     },
 }
@@ -27,26 +27,26 @@ pub enum Refused {
 /// Why a message of the keeper cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unheard {
-    /// Of which question it is the answer cannot be told.
+    /// It does not tell which request it answers.
     Unreadable,
-    /// This process had no room for the answer's descriptors. What was asked for has been done.
+    /// This process had no room for the answer's descriptors. The request itself has been carried out.
     NoDescriptors {
-        /// Of the question.
+        /// The `seq` of the request.
         seq: u64,
     },
-    /// The keeper has left out a descriptor.
+    /// The keeper has sent too few descriptors.
     Incomplete {
-        /// Of the question.
+        /// The `seq` of the request.
         seq: u64,
-        /// Which one.
+        /// The missing descriptor.
         what: &'static str,
     },
 }
 
-/// A request as a packet: its bytes, and its descriptors in their order.
+/// Encodes a request as a packet: its bytes, and its descriptors in order.
 ///
 /// # Errors
-/// None that is known of: what cannot be said in JSON.
+/// A value cannot be represented in JSON; no such value is known.
 pub fn encode<F>(seq: u64, op: Op<F>) -> io::Result<(Vec<u8>, Vec<F>)> {
     let mut fds = Vec::new();
     let op = match op {
@@ -85,7 +85,7 @@ pub fn encode<F>(seq: u64, op: Op<F>) -> io::Result<(Vec<u8>, Vec<F>)> {
     Ok((serde_json::to_vec(&words::Request { seq, op })?, fds))
 }
 
-/// What a packet asks for, with its number.
+/// Decodes the request in a packet, with its `seq`.
 ///
 /// # Errors
 /// See [`Refused`].
@@ -144,10 +144,10 @@ fn take_op(op: words::Op, fds: &mut Fds) -> Result<Op<OwnedFd>, &'static str> {
     })
 }
 
-/// A message of the keeper as a packet: its bytes, and its descriptors in their order.
+/// Encodes a message of the keeper as a packet: its bytes, and its descriptors in order.
 ///
 /// # Errors
-/// None that is known of: what cannot be said in JSON.
+/// A value cannot be represented in JSON; no such value is known.
 pub fn encode_reply<F>(message: Message<F>) -> io::Result<(Vec<u8>, Vec<F>)> {
     let mut fds = Vec::new();
     let message = match message {
@@ -191,7 +191,7 @@ fn put_reply<F>(reply: Reply<F>, fds: &mut Vec<F>) -> words::Reply {
     }
 }
 
-/// What a packet of the keeper says.
+/// Decodes the keeper's message in a packet.
 ///
 /// # Errors
 /// See [`Unheard`].
@@ -235,7 +235,7 @@ fn take_reply(reply: words::Reply, fds: &mut Fds) -> Result<Reply<OwnedFd>, &'st
     })
 }
 
-/// Descriptors that have not been taken yet.
+/// The descriptors of a packet that have not been taken yet.
 struct Fds(std::vec::IntoIter<OwnedFd>);
 
 impl Fds {

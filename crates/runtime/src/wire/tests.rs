@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wardian_sys::{memfd, packet};
 
-/// A memory file that holds its name.
+/// A memory file whose content is its name.
 fn file(name: &str) -> OwnedFd {
     memfd::sealed(name, name.as_bytes(), 0o400).unwrap()
 }
@@ -14,7 +14,7 @@ fn name(fd: &OwnedFd) -> String {
     String::from_utf8(bytes[..n].to_vec()).unwrap()
 }
 
-/// Through a socket, as between server and keeper.
+/// Sends a packet through a socket, as between server and keeper.
 fn sent(bytes: &[u8], fds: &[BorrowedFd<'_>]) -> packet::Message {
     let (ours, theirs) = packet::pair().unwrap();
     packet::send(&ours, bytes, fds).unwrap();
@@ -136,7 +136,7 @@ fn stdio_arrives_as_it_is() {
                 stdin: stdin.map(file),
                 output: output.map(|(out, err)| (file(out), file(err))),
             };
-            // What has no descriptor at all is a process whose output has been released.
+            // A process without any stdio descriptor is one whose output has been released.
             let Stdio::Pipes { stdin: got, output: outputs } = started(pipes) else { panic!() };
             assert_eq!(got.as_ref().map(name).as_deref(), stdin);
             let outputs = outputs.as_ref().map(|(out, err)| (name(out), name(err)));
@@ -177,7 +177,7 @@ fn a_descriptor_that_is_missing_or_too_many_refuses_its_request_alone() {
     }
     let more: Vec<_> = fds.iter().chain(&fds[..1]).copied().collect();
     assert!(matches!(decode(sent(&bytes, &more)), Err(Refused::Answer { seq: 3, .. })));
-    // One of which the kernel has left some out.
+    // A packet of which the kernel has dropped some descriptors.
     let cut = packet::Message { whole: false, ..sent(&bytes, &fds) };
     assert!(matches!(decode(cut), Err(Refused::Answer { seq: 3, .. })));
 
@@ -205,7 +205,7 @@ fn what_is_not_known_is_answered_and_what_has_no_number_is_not() {
     for text in ["{}", "no JSON", r#"{"seq":-1,"op":"Hello"}"#, "[]"] {
         assert!(matches!(decode(sent(text.as_bytes(), &[])), Err(Refused::Unreadable)), "{text}");
     }
-    // A later keeper's kind of failure.
+    // A kind of failure of a later keeper.
     let failed = r#"{"Reply":{"seq":4,"reply":{"Failed":{"kind":"Tired","message":"no"}}}}"#;
     let reply = decode_reply(sent(failed.as_bytes(), &[])).unwrap();
     assert!(matches!(reply, Message::Reply { reply: Reply::Failed { kind: Failure::Other, .. }, .. }));

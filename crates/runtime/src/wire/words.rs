@@ -1,23 +1,23 @@
-//! The JSON of the protocol, in which only the number of a message's descriptors is said. They travel in the order that each
-//! comment gives.
+//! The JSON of the protocol. It contains only the number of a message's descriptors, which travel in the order that
+//! each comment gives.
 
 use super::Window;
 use serde::{Deserialize, Serialize};
 
-/// A question. `seq` comes back in the answer; it is unique among the open questions of a connection.
+/// A request. `seq` is repeated in the answer; it is unique among the open requests of a connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
     pub seq: u64,
     pub op: Op,
 }
 
-/// Any question, also one of a later version.
+/// The `seq` of any request, also one of a later version.
 #[derive(Debug, Deserialize)]
 pub struct Numbered {
     pub seq: u64,
 }
 
-/// So many `cgroup.procs` files of cgroup v1, then the directory of a v2 cgroup.
+/// The `cgroup.procs` files of cgroup v1, then the directory of a v2 cgroup.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Placement {
     pub v1_procs: usize,
@@ -121,13 +121,13 @@ pub enum Reply {
 /// Kinds of failure that mean something to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
-    /// The program is not there.
+    /// The program does not exist.
     ExecutableNotFound,
-    /// No such process.
+    /// There is no such process.
     UnknownProcess,
     /// The keeper does not know the operation.
     Unsupported,
-    /// Anything else, also what later keepers say.
+    /// Anything else, also the kinds that only later keepers know.
     #[serde(other)]
     Other,
 }

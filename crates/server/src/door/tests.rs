@@ -5,26 +5,27 @@ async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(4 * GRACE, future).await.ok()
 }
 
-/// One that is let in and has sent nothing yet.
+/// Admits a connection that has sent nothing yet.
 fn comes(door: &Arc<Door>, local: bool) -> Arc<Place> {
     door.enter(local).expect("the hall is full")
 }
 
-/// One whose request is answered at once.
+/// Admits a connection whose request is answered at once.
 async fn in_at_once(door: &Arc<Door>, local: bool) -> Arc<Place> {
     let place = comes(door, local);
     assert!(soon(place.works(|| false)).await.expect("it waits"));
     place
 }
 
-/// One that has been served, and holds its place until it is told to go.
+/// Admits a connection that has been served, and holds its place until it is evicted.
 async fn idles(door: &Arc<Door>, local: bool) {
     let place = in_at_once(door, local).await;
     place.rests();
     tokio::spawn(async move { place.evicted().await });
 }
 
-/// A newcomer whose request is here already; and whether that may be answered.
+/// Admits a connection whose request has arrived. Also returns the task that tells whether it may be
+/// answered.
 fn asks(door: &Arc<Door>, local: bool, fetches: bool) -> (Arc<Place>, JoinHandle<bool>) {
     let place = comes(door, local);
     let asks = place.clone();
@@ -39,15 +40,15 @@ fn part(place: &Place) -> Part {
 async fn long_heads_have_room_together() {
     let door = Door::new(1000);
     let all: Vec<_> = (0..600).map(|_| comes(&door, false)).collect();
-    // Each has 16 KiB of its own.
+    // Each connection may send 16 KiB without a permit.
     assert!(all.iter().all(|place| place.reads(HEAD)));
     let long = all.iter().take_while(|place| place.reads(16 << 10)).count();
     assert_eq!(long, HEADS / 16);
-    // Those of the administrator are counted apart, and a body is no head.
+    // The administrator's heads are counted separately, and bodies are not counted.
     let local = comes(&door, true);
     assert!(local.reads(100 << 10) && local.reads(100 << 10));
     assert!(all[599].works(|| false).await && all[599].reads(1 << 30));
-    // A request that is complete makes room, and so does the end of a connection.
+    // Only the end of a connection makes room: after a complete request the read buffer still has the head's size.
     assert!(all[0].works(|| false).await && all[550].reads(0) && !comes(&door, false).reads(64 << 10));
     drop(all);
     assert!(comes(&door, false).reads(1 << 20));
@@ -67,13 +68,13 @@ async fn the_longest_idle_goes_for_a_request() {
     assert!(!asked.is_finished() && !b.works(|| false).await);
     drop(b);
     assert!(soon(asked).await.unwrap().unwrap());
-    // Nobody is idle: the next one waits for an end.
+    // No connection is idle: the next request waits for an end.
     assert!(c.works(|| false).await);
     let (e, asked) = asks(&door, false, false);
     assert!(soon(a.evicted()).await.is_none() && !asked.is_finished());
     drop(d);
     assert!(soon(asked).await.unwrap().unwrap());
-    // After its request it can be asked to go again.
+    // After its request the connection can be evicted again.
     a.rests();
     let _next = asks(&door, false, false);
     assert!(soon(a.evicted()).await.is_some());
@@ -85,12 +86,12 @@ async fn who_has_sent_nothing_takes_nothing_from_others() {
     let door = Door::new(2);
     let idle = [in_at_once(&door, false).await, in_at_once(&door, false).await];
     idle.iter().for_each(|place| place.rests());
-    // It has no processor for a while.
+    // A client whose request is late.
     let slow = comes(&door, false);
     let _silent: Vec<_> = (0..60).map(|_| comes(&door, false)).collect();
     tokio::time::sleep(100 * GRACE).await;
     assert!(idle.iter().all(|place| !place.is_gone()) && !slow.is_gone());
-    // Requests take nothing from it either.
+    // Requests do not evict it either.
     let others = [asks(&door, false, false), asks(&door, false, false)];
     tokio::time::sleep(GRACE).await;
     assert!(idle.iter().all(|place| place.is_gone()) && !slow.is_gone());
@@ -99,7 +100,8 @@ async fn who_has_sent_nothing_takes_nothing_from_others() {
         assert!(asked.await.unwrap());
         drop(place);
     }
-    // Not even what it does not take of the server's own words counts in the hall.
+    // In the hall it does not even count that the client does not take what the server sends, as in a
+    // handshake.
     let _owed = slow.owes();
     assert!(slow.works(|| false).await && door.lock().queue(Part::Hall).len() == 60);
 }
@@ -108,19 +110,20 @@ async fn who_has_sent_nothing_takes_nothing_from_others() {
 async fn a_full_hall_is_for_those_that_come_last() {
     let door = Door::new(2);
     let mut silent: Vec<_> = (0..128).map(|_| comes(&door, false)).collect();
-    // Who has just come is not closed for the next one: its request may be in the connection.
+    // A connection that was just accepted is not evicted for the next one: its request may be in the socket
+    // already.
     assert!(door.enter(false).is_none() && silent.iter().all(|place| !place.is_gone()));
-    // The administrator has a hall of his own.
+    // The administrator has a separate hall.
     let _local = comes(&door, true);
     tokio::time::sleep(GRACE).await;
-    // Part of a head does not help, and a request does.
+    // Part of a head does not prevent the eviction, a request does.
     assert!(silent[0].reads(10) && silent[1].works(|| false).await);
     silent.push(comes(&door, false));
     assert!(silent.iter().all(|place| !place.is_gone()));
     silent.push(comes(&door, false));
     soon(silent[0].evicted()).await.unwrap();
     assert!(silent[1..].iter().all(|place| !place.is_gone()) && !silent[0].works(|| false).await);
-    // There is one place for each that has gone, and not one more.
+    // Each evicted connection frees exactly one place.
     silent.extend((0..126).map(|_| comes(&door, false)));
     assert!(door.enter(false).is_none() && silent[2..128].iter().all(|place| place.is_gone()));
     assert!(silent[128..].iter().all(|place| !place.is_gone()));
@@ -128,7 +131,7 @@ async fn a_full_hall_is_for_those_that_come_last() {
     assert_eq!(door.halls[0].available_permits(), 128);
 }
 
-/// Each of a burst gets a place, for each of those who hold them and do nothing goes when it is told.
+/// Each connection of a burst gets a place, since each idle one goes when it is evicted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_burst_of_newcomers_gets_the_places_of_a_burst_of_idle_ones() {
     for round in 0..20 {
@@ -163,14 +166,14 @@ async fn strangers_take_no_place_from_those_that_have_been_served() {
         }
     }
     assert!(stalled.iter().all(|(_, place)| !place.is_gone()));
-    // Those that are served have only each other.
+    // Served connections can only be displaced by requests.
     let _next = asks(&door, false, false);
     tokio::time::sleep(GRACE).await;
     assert!(stalled.iter().map(|(_, place)| place.is_gone()).eq((0..16).map(|n| n == 0)));
 }
 
-/// Of newcomers that come every 75 ms and send their request 30 ms after they have been let in, those that are not served
-/// while so many strangers come at a time and send nothing.
+/// Returns how many of 100 connections that come every 75 ms, and send their request 30 ms after they were
+/// admitted, are not served while strangers connect and send nothing.
 async fn not_served_beside(door: &Arc<Door>, strangers: usize, every: Duration) -> usize {
     let flood = {
         let door = door.clone();
@@ -221,7 +224,7 @@ async fn who_owes_goes_in_the_order_of_the_last_byte() {
     let [a, b] = [in_at_once(&door, false).await, in_at_once(&door, false).await];
     let first = a.owes();
     let second = b.owes();
-    // What comes begins the debt anew.
+    // Arriving data restarts the debt.
     drop(first);
     let _first = a.owes();
     let (c, asked) = asks(&door, false, false);
@@ -245,7 +248,7 @@ async fn who_becomes_idle_later_goes_for_those_that_wait() {
     a.evicted().await;
     drop(a);
     assert!(asked.await.unwrap());
-    // Nobody waits for ever.
+    // The wait is bounded.
     let (_c, asked) = asks(&door, false, false);
     assert!(!asked.await.unwrap());
 }
@@ -259,13 +262,13 @@ async fn the_reserve_is_for_local_clients_alone() {
         locals.push(in_at_once(&door, true).await);
     }
     locals.iter().for_each(|place| place.rests());
-    // Others get none of it, although all of them are idle.
+    // Other clients get no reserved place, although all of them are idle.
     let (_other, other) = asks(&door, false, false);
     tokio::time::sleep(2 * GRACE).await;
     assert!(!other.is_finished() && locals.iter().all(|place| !place.is_gone()));
     other.abort();
     assert!(other.await.is_err());
-    // One of their own does.
+    // A local client gets one.
     let _own = asks(&door, true, false);
     tokio::time::sleep(2 * GRACE).await;
     assert!(locals[0].is_gone() && !locals[1].is_gone());
@@ -291,7 +294,7 @@ async fn a_local_client_is_moved_and_not_sent_away() {
 async fn streams_of_processes_do_not_wait_for_the_common_places() {
     let door = Door::new(2);
     let processes = [in_at_once(&door, false).await, in_at_once(&door, false).await];
-    // Others wait before the streams come.
+    // Another request waits before the requests for streams come.
     let (other, waits) = asks(&door, false, false);
     tokio::time::sleep(LOOK).await;
     let mut streams = Vec::new();
@@ -302,12 +305,12 @@ async fn streams_of_processes_do_not_wait_for_the_common_places() {
     }
     assert!(!waits.is_finished() && part(&other) == Part::Hall && door.lock().waiting == 1);
     assert_eq!(door.beside.available_permits(), 2 * (2 + RESERVE) - 4);
-    // Nobody of them goes for one who waits, not even where its client takes nothing.
+    // None of them is evicted for the waiting request, not even one whose client takes nothing.
     let owed = streams[0].owes();
     tokio::time::sleep(10 * GRACE).await;
     assert!(streams.iter().all(|place| !place.is_gone()));
     drop(owed);
-    // Each is for one request.
+    // Each place is for one request.
     assert!(!streams[0].works(|| true).await);
     streams.clear();
     assert_eq!(door.beside.available_permits(), 2 * (2 + RESERVE));
@@ -337,7 +340,7 @@ async fn streams_that_have_lost_their_process_go_for_those_that_have_one() {
     assert!(held.iter().all(|place| !place.is_gone()) && !process.is_gone());
 }
 
-/// Who has said what he wants and has to wait stands in nobody's way.
+/// Waiting requests do not block those for streams.
 #[tokio::test(start_paused = true)]
 async fn streams_get_in_past_as_many_as_may_wait() {
     for (local, places, room) in [(false, 1, 64), (true, 1 + RESERVE, 1024)] {
@@ -350,7 +353,7 @@ async fn streams_get_in_past_as_many_as_may_wait() {
         for n in 0..room + 16 {
             let (place, asked) = asks(&door, local, false);
             tokio::time::sleep(Duration::from_millis(1)).await;
-            // Beyond the room they are closed.
+            // Requests beyond the waiting room are closed.
             assert_eq!(asked.is_finished(), n >= room, "{n}");
             if n < room {
                 waiting.push((place, asked));
@@ -365,7 +368,7 @@ async fn streams_get_in_past_as_many_as_may_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waits_keeps_the_room_of_its_head() {
+async fn a_long_head_keeps_its_room_as_long_as_its_buffer_is_there() {
     let door = Door::new(1);
     let process = in_at_once(&door, false).await;
     let before = door.heads[0].available_permits();
@@ -376,6 +379,13 @@ async fn a_request_that_waits_keeps_the_room_of_its_head() {
     tokio::time::sleep(GRACE).await;
     assert_eq!(door.heads[0].available_permits(), before - 4);
     drop(process);
-    assert!(asked.await.unwrap());
+    assert!(asked.await.unwrap() && place.is_long());
+    // hyper keeps the buffer for the next request.
+    assert_eq!(door.heads[0].available_permits(), before - 4);
+    place.left_http();
+    assert_eq!(door.heads[0].available_permits(), before);
+    let place = comes(&door, false);
+    assert!(place.reads(HEAD + (4 << 10)));
+    drop(place);
     assert_eq!(door.heads[0].available_permits(), before);
 }

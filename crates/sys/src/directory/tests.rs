@@ -46,12 +46,12 @@ fn a_directory_that_others_may_change_is_refused() {
         assert_eq!(Directory::open(&open.join("below")).is_ok(), shared, "{bits:o}");
     }
     assert!(!Directory::open_shared(&open).unwrap().is_trusted());
-    // The root of a new tmpfs, say.
+    // As the root of a new tmpfs is.
     assert!(!Directory::make(&open, 0o700).unwrap().1);
     assert_eq!(std::fs::metadata(&open).unwrap().mode() & 0o7777, 0o1755);
     Directory::open(&open).unwrap();
     mode(&open, 0o1777);
-    // As /tmp is, but another user's: who owns it renames what is in it.
+    // Sticky as /tmp is, but another user's: a directory's owner may rename everything in it.
     chown(&open, Some(65534), None).unwrap();
     assert!(matches!(Directory::open(&open.join("below")), Err(Error::Owner { .. })));
 }
@@ -64,7 +64,7 @@ fn a_way_back_does_not_forget_whose_directory_it_was() {
     std::fs::create_dir_all(user.join("a/b")).unwrap();
     let error = Directory::open(&user.join("a/b/../../a")).unwrap_err();
     assert!(matches!(error, Error::Owner { .. }), "{error}");
-    // Out of it again, by its real parent.
+    // `..` leads to the directory's real parent.
     assert_eq!(Directory::open(&user.join("..")).unwrap().path(), base.path().canonicalize().unwrap());
 }
 
@@ -88,10 +88,10 @@ fn roots_own_links_are_followed_and_no_others() {
     symlink(&real, open.join("planted")).unwrap();
     std::os::unix::fs::lchown(open.join("planted"), Some(65534), None).unwrap();
     assert!(matches!(Directory::open(&open.join("planted")), Err(Error::Owner { .. })));
-    // It is not asked who owns one where everybody may rename.
+    // Root's ownership of a link does not count where everybody may rename.
     let user = theirs(base.path(), "user");
     symlink(&real, user.join("moved")).unwrap();
-    // One of his moves can end in /tmp, too; a directory of root's there is safe from him.
+    // He can also move a link into /tmp; in a directory of root's there it would be safe from him.
     let shared = base.path().join("shared");
     std::fs::create_dir_all(shared.join("own")).unwrap();
     mode(&shared, 0o1777);
@@ -122,7 +122,7 @@ fn only_plain_files_are_read_and_nothing_waits() {
     chown(base.path().join("theirs"), Some(65534), None).unwrap();
     assert!(matches!(dir.read("theirs", 9), Err(Error::Owner { .. })));
     assert!(dir.read("missing", 9).unwrap_err().is_missing());
-    // A link in the place of a file is replaced, in that of a directory refused.
+    // A link in place of a file is replaced, in place of a directory refused.
     dir.write("link", b"new").unwrap();
     assert_eq!(dir.read("good", 9).unwrap(), b"text");
     symlink("/etc", base.path().join("private")).unwrap();
@@ -165,7 +165,7 @@ fn a_result_overwrites_nothing_of_others() {
     symlink(base.path(), user.join("dir")).unwrap();
     assert!(create(&user.join("dir/secret")).is_err());
     assert_eq!(std::fs::read_to_string(&secret).unwrap(), "root's");
-    // Where nobody else may write it is as ever.
+    // Where nobody else may write, the file is truncated as usual.
     create(&secret).unwrap();
     assert_eq!(std::fs::read_to_string(&secret).unwrap(), "");
     create(Path::new("/dev/null")).unwrap();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use wardian_needs::needs;
 
-/// Below the temporary directory, which must be on a file system that an overlay can write to.
+/// A store in the temporary directory, which must be on a file system that an overlay can write to.
 struct Store(tempfile::TempDir);
 
 impl Store {
@@ -19,7 +19,7 @@ impl Store {
         self.0.path().join(name)
     }
 
-    /// A layer with a file of the layer's name and one, `top`, that every layer has.
+    /// A layer with a file of the layer's name, and `top`, which every layer has.
     fn layer(&self, name: &str) -> OwnedFd {
         let dir = self.path(name);
         fs::create_dir(&dir).unwrap();
@@ -47,7 +47,7 @@ fn create(root: &OwnedFd, name: &str) -> fs::File {
     rustix::fs::openat(root, name, flags, Mode::from_raw_mode(0o644)).unwrap().into()
 }
 
-/// Its line of a mountinfo, read by a thread that attaches it in a namespace of its own.
+/// The overlay's line in mountinfo, read by a thread that attaches it in a mount namespace of its own.
 fn mountinfo(overlay: &OwnedFd) -> String {
     std::thread::scope(|scope| {
         let look = scope.spawn(|| {
@@ -196,6 +196,6 @@ fn many_threads_ask_and_none_waits_long() {
     times.sort_unstable();
     let median = times[times.len() / 2];
     println!("8 askers at once: median {median:?}, max {:?}", times[times.len() - 1]);
-    // Far above what is measured, for slow machines, and far below what waiting for a disk would take.
+    // Far above the measured time, for slow machines, and far below the time of a disk sync.
     assert!(median < Duration::from_millis(500), "{median:?}");
 }

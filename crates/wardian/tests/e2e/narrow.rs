@@ -117,6 +117,44 @@ async fn clients_that_are_waited_for_and_read_nothing() {
     server.finish().await;
 }
 
+/// Sends a request with a head of 380 KiB.
+fn long_head(server: &Server, path: &str) -> UnixStream {
+    let mut stream = server.connect();
+    let mut head = format!("GET {path} HTTP/1.1\r\nHost: api\r\n");
+    for n in 0..60 {
+        head += &format!("X-{n}: {}\r\n", "x".repeat(6400));
+    }
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(b"\r\n").unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn long_heads_stay_with_no_connection() {
+    let (server, narrow, _client) = start(&[]).await;
+    let mut held = Vec::new();
+    for _ in 0..400 {
+        // The buffer goes with the connection.
+        let mut stream = long_head(&server, "/ping");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("Connection: close"), "{answer}");
+        held.push(stream);
+    }
+    lives(&server, &narrow, "answers").await;
+    for _ in 0..250 {
+        // It has left HTTP.
+        let mut stream = long_head(&server, "/wardian/events");
+        let mut line = [0; 12];
+        stream.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"HTTP/1.1 200");
+        held.push(stream);
+    }
+    lives(&server, &narrow, "listeners").await;
+    drop(held);
+    server.finish().await;
+}
+
 /// A server within, with a container `c` that has a process `p`.
 async fn start(args: &[&str]) -> (Server, Narrow, Client) {
     let mut server = Server::start().await;

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A story whose steps took so long, from 1 instance on.
+/// A story with steps of these durations, starting from 1 instance.
 fn story(run: usize, mode: Mode, steps: &[(usize, u64)]) -> Report {
     let mut from = 1;
     let steps = steps.iter().map(|(to, waited)| {

@@ -1,4 +1,4 @@
-//! On the real hierarchies of the host.
+//! Tests on the real hierarchies of the host.
 
 use super::*;
 use crate::cgroup::Limits;
@@ -6,11 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use wardian_needs::needs;
 
-/// Cgroups of a test's own, removed in the end.
+/// Cgroups of one test, removed at its end.
 struct Own(Cgroups);
 
 impl Own {
-    /// In the v1 hierarchies, or in v2 as if there were no others.
+    /// Opens the v1 hierarchies, or v2 as if there were no others.
     fn open(v2: bool, name: &str) -> Self {
         let mountinfo = fs::read("/proc/self/mountinfo").unwrap();
         let mut found = Hierarchies::parse(&mountinfo).unwrap();
@@ -28,7 +28,7 @@ impl Own {
         self.0.dir(self.0.guard.hierarchy().unwrap(), id)
     }
 
-    /// Run a command in a cgroup: how it ended.
+    /// Runs a command in a cgroup. Returns how it ended.
     fn sh(&self, id: &str, command: &str) -> String {
         let enter = self.dir(id).join("cgroup.procs");
         let script = format!("echo 0 > {} && {{ {command}; }} 2>&1", enter.display());
@@ -66,11 +66,11 @@ fn list(dir: &Path) -> BTreeSet<Allow> {
 }
 
 const OPEN: &str = "head -c1 /dev/zero >/dev/null && echo yes";
-/// Opened for reading only, so that a test that fails harms nothing: the memory, and the kernel's log.
+/// Opened for reading only, so that a failing test does no harm: /dev/mem and the kernel's log.
 const MEMORY: &str = "mknod $D/n c 1 1 && cat $D/n";
 const LOG: &str = "mknod $D/n c 1 11 && dd if=$D/n bs=1 count=1 iflag=nonblock";
 
-/// In a directory of its own, which goes.
+/// Runs a command with a directory of its own, which is removed.
 fn with_directory(command: &str) -> String {
     format!("D=$(mktemp -d); {command}; rm -r $D")
 }
@@ -95,7 +95,7 @@ fn rules_of_v1() {
     own.0.impose("c", Devices::Privileged).unwrap();
     assert_eq!(list(&own.dir("c")), rules(Devices::Privileged));
     check(&own, "c");
-    // Nobody in there can get more than the one above has.
+    // Rules in a child cgroup cannot exceed those of its parent.
     for file in ["c/devices.allow", "keepers/devices.allow"] {
         assert!(write_existing(&own.dir(file), "a").is_err());
         assert!(write_existing(&own.dir(file), "c 1:11 r").is_err());
@@ -104,7 +104,7 @@ fn rules_of_v1() {
     assert_eq!(list(&own.dir("c.pea")), rules(Devices::Unprivileged));
     own.0.make("c/pea", Limits::default(), None).unwrap();
     assert_eq!(list(&own.dir("c/pea")), rules(Devices::Privileged));
-    // Once more, with cgroups below.
+    // Once more, with child cgroups.
     own.0.renew("c", Devices::Privileged).unwrap();
     assert_eq!(list(&own.dir("c.pea")), rules(Devices::Privileged));
     assert_eq!(own.0.prepare().unwrap(), None);
@@ -114,7 +114,7 @@ fn rules_of_v1() {
 fn what_had_no_rules_gets_them_while_it_runs() {
     needs!(Root, CgroupV1);
     let own = Own::open(false, "v1-tree");
-    // As a server that knew no rules has left them.
+    // The state that a server without device rules leaves.
     for id in ["keepers", "a", "a/pea", "a/narrow", "b", "b.pea"] {
         own.0.make(id, Limits::default(), None).unwrap();
     }
@@ -142,11 +142,12 @@ fn what_had_no_rules_gets_them_while_it_runs() {
     ] {
         assert_eq!(list(&own.dir(id)), rules(devices), "{id}");
     }
-    // Narrower than ours, and without what we do not have.
+    // The child keeps its narrower rules, and does not keep what the parent is not allowed.
     assert_eq!(list(&own.dir("a/narrow")), BTreeSet::new());
     check(&own, "a/pea");
 
-    // A server that is killed on the way leaves threads above, and perhaps no place for them.
+    // A server that is killed meanwhile leaves threads in the top cgroup, and perhaps not the cgroups that they
+    // belong to.
     for id in ["a/pea", "a/narrow", "a"] {
         for task in tasks(&own.dir(id)) {
             write_existing(&own.dir("tasks"), &task.to_string()).unwrap();
@@ -190,20 +191,20 @@ fn rules_of_v2() {
     own.0.impose("c", Devices::Privileged).unwrap();
     is("c", privileged);
     check(&own, "c");
-    // Those of the cgroup above hold as well, without any of its own.
+    // The rules of the parent cgroup apply as well, without any of the child's own.
     own.0.make("c/pea", Limits::default(), None).unwrap();
     check(&own, "c/pea");
     own.0.make("c.pea", Limits::default(), Some(Devices::Unprivileged)).unwrap();
     is("c.pea", unprivileged);
 
-    // Another server finds them and adds none.
+    // Another server finds the programs and attaches none.
     let again = Cgroups { guard: Arc::new(Guard::find(&own.0.hierarchies)), ..own.0.clone() };
     again.prepare().unwrap();
     again.renew("c", Devices::Privileged).unwrap();
     is("", privileged);
     is("c", privileged);
     is("c.pea", privileged);
-    // One of ours that says something else is replaced, one of somebody else's stays.
+    // A program of ours with other rules is replaced; one of another name stays attached.
     let other = DeviceProgram::load("wardian_devices", &compile(&[])).unwrap();
     let foreign = DeviceProgram::load("somebodys", &compile(&Devices::Privileged.rules())).unwrap();
     let dir = fs::File::open(own.dir("c")).unwrap();
