@@ -20,6 +20,7 @@ pub enum Error {
     /// Other users could replace the socket.
     #[error("listen on {address}: {source}")]
     Untrusted {
+        /// Of the socket.
         address: String,
         /// Why the socket's directory is not trusted.
         source: wardian_sys::directory::Error,
