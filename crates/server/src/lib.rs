@@ -44,12 +44,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use wardian_engine::Engine;
-use wardian_sys::heap;
-
-/// The interval between looks at what the allocator keeps, …
-const LOOK: Duration = Duration::from_secs(20);
-/// … and the growth in bytes since the last trim that is returned to the kernel.
-const KEPT: u64 = 8 << 20;
 
 /// How long a shutdown waits for requests that are being answered.
 const GRACE: Duration = Duration::from_secs(10);
@@ -78,7 +72,6 @@ pub async fn serve(
     shutdown: impl Future,
 ) -> Result<()> {
     let door = door::Door::new(options.max_connections);
-    let trimming = tokio::spawn(trim());
     let debug = options.debug.map(|debug| tokio::spawn(debug::serve(debug, engine.clone())));
     let (stop, stopped) = watch::channel(false);
     let (work, mut idle) = mpsc::channel::<()>(1);
@@ -100,7 +93,6 @@ pub async fn serve(
         () = async { while accepting.join_next().await.is_some() {} } => {}
     }
     accepting.shutdown().await;
-    trimming.abort();
     if let Some(debug) = debug {
         debug.abort();
     }
@@ -110,26 +102,6 @@ pub async fn serve(
         tracing::warn!("requests were still under way at shutdown");
     }
     Ok(())
-}
-
-/// Returns to the kernel what a burst has left in the allocator, which would keep it for ever. What a trim cannot return lies in
-/// pages with other objects; it is no reason for the next trim.
-async fn trim() {
-    let mut stays = 0;
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let trimmed = tokio::task::spawn_blocking(move || {
-            (heap::kept() > stays + KEPT).then(|| {
-                heap::trim();
-                heap::kept()
-            })
-        });
-        match trimmed.await {
-            Ok(Some(kept)) => stays = kept,
-            Ok(None) => {}
-            Err(_) => return,
-        }
-    }
 }
 
 /// Serves the API on an address.
