@@ -7,7 +7,7 @@
 
 use crate::Shared;
 use crate::keeper::Keeper;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -78,16 +78,12 @@ pub struct Served(Arc<Sweeper>);
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.0.lock().served = Some(Instant::now());
+        self.0.state.lock().served = Some(Instant::now());
         self.0.served.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Sweeper {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     /// Starts the thread; it ends with [`Sweeper::close`].
     pub fn start(self: &Arc<Self>, shared: &Arc<Shared>) -> std::io::Result<()> {
         let (sweeper, shared) = (self.clone(), Arc::downgrade(shared));
@@ -106,25 +102,25 @@ impl Sweeper {
     /// Adds an entry to the queue.
     pub fn add(&self, remains: Remains) {
         if matches!(remains, Remains::Container { .. }) {
-            self.lock().containers += 1;
+            self.state.lock().containers += 1;
         }
         self.add_due(Duration::ZERO, remains);
     }
 
     /// Waits until all containers are swept; cgroups may still be queued.
     pub fn drain(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         self.changed.wait_while(&mut state, |state| state.containers > 0 && !state.closed);
     }
 
     fn add_due(&self, wait: Duration, remains: Remains) {
-        self.lock().queue.push_back((Instant::now() + wait, remains));
+        self.state.lock().queue.push_back((Instant::now() + wait, remains));
         self.changed.notify_all();
     }
 
     /// Sweeps the rest of the queue without waiting for quiet, and ends the thread.
     pub fn close(&self) {
-        self.lock().closed = true;
+        self.state.lock().closed = true;
         self.changed.notify_all();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
@@ -142,11 +138,11 @@ impl Sweeper {
                 }
                 Remains::Container { id, keeper: None } => {
                     sweep(&shared, &id);
-                    self.lock().containers -= 1;
+                    self.state.lock().containers -= 1;
                     self.changed.notify_all();
                 }
                 Remains::Cache { id, since } => {
-                    if !self.lock().closed {
+                    if !self.state.lock().closed {
                         match shared.cgroups.held(&id) {
                             Held::Dirty | Held::Much if since.elapsed() < WRITTEN => {
                                 self.add_due(FLUSHER, Remains::Cache { id, since });
@@ -156,7 +152,7 @@ impl Sweeper {
                             _ => {}
                         }
                     }
-                    self.lock().kept -= 1;
+                    self.state.lock().kept -= 1;
                     if !shared.cgroups.remove(&id) {
                         tracing::warn!(id, "cgroup.left");
                     }
@@ -175,7 +171,7 @@ impl Sweeper {
                     }
                     // After the sweeper is closed, the shutdown tries once more to remove the cgroups that
                     // are left.
-                    let most = if self.lock().closed { TRIES_AT_THE_END } else { TRIES };
+                    let most = if self.state.lock().closed { TRIES_AT_THE_END } else { TRIES };
                     if tries >= most {
                         tracing::warn!(id, "cgroup.left");
                         continue;
@@ -189,7 +185,7 @@ impl Sweeper {
 
     /// Reserves room for one more kept memory cgroup. Returns false if there is none.
     fn keep(&self) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let keep = !state.closed && state.kept < MOST_KEPT;
         state.kept += usize::from(keep);
         keep
@@ -197,7 +193,7 @@ impl Sweeper {
 
     /// Waits for the next entry that is due and may be swept; `None` once the closed queue is empty.
     fn next(&self) -> Option<Remains> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             let now = Instant::now();
             let due = state.queue.iter().position(|(due, remains)| {
@@ -219,7 +215,7 @@ impl Sweeper {
             }
             drop(state);
             std::thread::sleep(LOOK);
-            state = self.lock();
+            state = self.state.lock();
         }
     }
 }
@@ -269,7 +265,7 @@ mod tests {
         let sweeper = Arc::new(Sweeper::default());
         let _served = sweeper.serve();
         sweeper.add(cgroup("a"));
-        sweeper.lock().closed = true;
+        sweeper.state.lock().closed = true;
         assert_eq!(id(sweeper.next()), "a");
         assert!(sweeper.next().is_none());
     }

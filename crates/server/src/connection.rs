@@ -92,7 +92,7 @@ async fn answer(
         tracing::debug!("a connection is closed: there is no place for its request");
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
-    let reply: Reply = match refusal {
+    let mut reply: Reply = match refusal {
         Some((status, why)) => text(status, why),
         None => {
             request.extensions_mut().insert(cut);
@@ -100,7 +100,6 @@ async fn answer(
             handler::handle(state, request, take).await?
         }
     };
-    let mut reply = reply;
     if place.is_long() {
         // hyper's read buffer keeps the capacity of the long head as long as the connection lasts.
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

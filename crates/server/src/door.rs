@@ -223,10 +223,6 @@ impl Door {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock()
-    }
-
     /// Admits a connection that has sent no request yet. `None`: the hall is full, and no connection in it is
     /// due for eviction.
     pub(crate) fn enter(self: &Arc<Self>, local: bool) -> Option<Arc<Place>> {
@@ -282,7 +278,7 @@ impl Door {
     /// Evicts the next connection of a part and takes its permit at once, without waiting for its end:
     /// connections in these parts end as soon as they are told.
     fn take_from(&self, part: Part) -> Option<OwnedSemaphorePermit> {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let (turn, _, seat) = idle.next(part, Instant::now())?;
         let mut state = seat.state();
         idle.send_away(turn, &seat, &mut state);
@@ -291,7 +287,7 @@ impl Door {
 
     /// Evicts idle connections that are due, at most one for each waiting request.
     fn evict(&self, local: bool) {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let now = Instant::now();
         if now.saturating_duration_since(idle.last) >= AGAIN {
             idle.asked = 0;
@@ -327,14 +323,14 @@ struct Counted<'a>(&'a Door);
 
 impl<'a> Counted<'a> {
     fn new(door: &'a Door) -> Self {
-        door.lock().waiting += 1;
+        door.idle.lock().waiting += 1;
         Self(door)
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        let mut idle = self.0.lock();
+        let mut idle = self.0.idle.lock();
         idle.waiting = idle.waiting.saturating_sub(1);
         idle.asked = idle.asked.saturating_sub(1);
     }
@@ -349,7 +345,7 @@ impl Place {
     /// Applies a change, and updates the connection's position in the idle queue. With `anew` an idle
     /// connection's debt starts anew.
     fn settle(&self, anew: bool, change: impl FnOnce(&mut SeatState)) {
-        let mut idle = self.door.lock();
+        let mut idle = self.door.idle.lock();
         let mut state = self.seat.state();
         change(&mut state);
         // In the hall only a missing request counts as idle. Beside the common places there is enough room

@@ -15,7 +15,7 @@ use wardian_sys::memory::budget;
 
 /// The most bytes of a small body or reply: a socket buffer of the kernel holds more.
 pub(crate) const SMALL: usize = 32 << 10;
-/// The most KiB of larger bodies, each from its first byte until the request has been answered.
+/// The most KiB of larger bodies, each from its request, which declares its length, until that is answered.
 const BODIES: usize = 16 << 10;
 /// The most larger replies under way.
 const REPLIES: usize = 16;

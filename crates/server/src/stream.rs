@@ -144,13 +144,13 @@ impl Streams {
             fetched: Default::default(),
             left: watch::Sender::new(false),
         });
-        self.lock().entries.insert(entry.id, entry.clone());
+        self.table.lock().entries.insert(entry.id, entry.clone());
         entry
     }
 
     pub(crate) fn find(&self, handle: &str, process: &str, id: &str) -> Found {
         let id = u128::from_str_radix(id, 16).ok().filter(|_| id.len() == 32);
-        match id.and_then(|id| self.lock().entries.get(&id).cloned()) {
+        match id.and_then(|id| self.table.lock().entries.get(&id).cloned()) {
             Some(entry) if entry.handle == handle && entry.process == process => Found::Entry(entry),
             Some(_) => Found::Others,
             None => Found::Nothing,
@@ -162,7 +162,7 @@ impl Streams {
         entry.output.close();
         entry.left.send_replace(true);
         let now = Instant::now();
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         if entry.output.is_taken() {
             // A stream that is not found reads as empty anyway.
             table.entries.remove(&entry.id);
@@ -175,7 +175,7 @@ impl Streams {
             tokio::spawn(async move {
                 loop {
                     tokio::time::sleep_until(next).await;
-                    let mut table = streams.lock();
+                    let mut table = streams.table.lock();
                     match table.sweep(Instant::now()) {
                         Some(until) => next = until,
                         None => break table.swept = false,
@@ -190,11 +190,7 @@ impl Streams {
     pub(crate) fn forget(&self, entry: &Arc<Entry>) {
         entry.output.close();
         entry.left.send_replace(true);
-        self.lock().entries.remove(&entry.id);
-    }
-
-    fn lock(&self) -> parking_lot::MutexGuard<'_, Table> {
-        self.table.lock()
+        self.table.lock().entries.remove(&entry.id);
     }
 }
 

@@ -182,10 +182,6 @@ impl Container {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock()
-    }
-
     /// Sets the lease of the container's host ids, once.
     pub fn has_ids(&self, lease: Lease) {
         drop(self.lease.set(lease));
@@ -213,7 +209,7 @@ impl Container {
     /// # Errors
     /// [`lifecycle::State::after`] refuses it.
     pub fn happens(&self, event: Event) -> Result<()> {
-        self.apply(&mut self.lock(), event)
+        self.apply(&mut self.inner.lock(), event)
     }
 
     /// Whether an event could happen now, and if not, what a client is told.
@@ -221,34 +217,34 @@ impl Container {
     /// # Errors
     /// [`lifecycle::State::after`] refuses it.
     pub fn permits(&self, event: Event) -> Result<()> {
-        self.lock().state.after(event).map(drop).map_err(|refusal| self.refused(refusal))
+        self.inner.lock().state.after(event).map(drop).map_err(|refusal| self.refused(refusal))
     }
 
     /// Sets the pid that the container's pid 1 has on the host.
     pub fn launched(&self, init: i32) {
-        self.lock().init = Some(init);
+        self.inner.lock().init = Some(init);
     }
 
     /// Sets the keeper's pid.
     pub fn kept_by(&self, pid: i32) {
-        self.lock().keeper_pid = Some(pid);
+        self.inner.lock().keeper_pid = Some(pid);
     }
 
     /// See [`Container::kept_by`].
     pub fn keeper_pid(&self) -> Option<i32> {
-        self.lock().keeper_pid
+        self.inner.lock().keeper_pid
     }
 
     /// Returns the processes in the container's cgroups that a stop must not signal: pid 1 and the keeper.
     pub fn untouchable(&self) -> Vec<i32> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         inner.init.into_iter().chain(inner.keeper_pid).collect()
     }
 
     /// Marks the container broken, and its processes as ended. Returns whether it was neither broken nor ending before.
     /// `keeper` is a keeper that has answered although pid 1 has ended.
     pub fn lost(&self, keeper: Option<Keeper>, reason: &str) -> bool {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let before = std::mem::discriminant(&inner.state);
         let happened = self.apply(&mut inner, Event::Lost { keeper, reason: reason.to_owned() });
         let news = happened.is_ok() && std::mem::discriminant(&inner.state) != before;
@@ -261,13 +257,13 @@ impl Container {
 
     /// Marks all processes as ended, after the teardown has killed them.
     pub fn end_processes(&self) {
-        self.lock().end_processes();
+        self.inner.lock().end_processes();
     }
 
     /// Tells listeners that a process has started, and that it has ended if its end was reported already. A
     /// process that an earlier server has started is `known`.
     pub fn tell_start(&self, events: &Events, process: &Process, known: bool) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let id = process.id().to_owned();
         if !known {
             events.tell(&self.handle, &self.id, What::ProcessStart { process: id.clone() });
@@ -280,12 +276,12 @@ impl Container {
 
     /// Tells listeners, once, that a process has ended.
     pub fn tell_end(&self, events: &Events, id: &str) {
-        self.tell_end_of(&mut self.lock(), events, id);
+        self.tell_end_of(&mut self.inner.lock(), events, id);
     }
 
     /// Tells listeners of the ends of all processes that have ended with the container.
     pub fn tell_ends(&self, events: &Events) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let open: Vec<String> = inner.untold.iter().cloned().collect();
         for id in open {
             self.tell_end_of(&mut inner, events, &id);
@@ -294,7 +290,7 @@ impl Container {
 
     /// Returns the ids of processes whose start listeners were told of, and whose end they were not.
     pub fn untold(&self) -> BTreeSet<String> {
-        self.lock().untold.clone()
+        self.inner.lock().untold.clone()
     }
 
     fn tell_end_of(&self, inner: &mut Inner, events: &Events, id: &str) {
@@ -315,7 +311,7 @@ impl Container {
     /// # Errors
     /// For clients there is no such container.
     pub fn look(&self) -> Result<(Arc<Record>, bool, Option<String>)> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         inner.state.after(Event::Look).map_err(|refusal| self.refused(refusal))?;
         Ok((inner.record.clone(), inner.state.is_stopped(), inner.state.broken().map(str::to_owned)))
     }
@@ -325,29 +321,29 @@ impl Container {
     /// # Errors
     /// The container does not live.
     pub fn keeper(&self) -> Result<Keeper> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let state = inner.state.after(Event::Use).map_err(|refusal| self.refused(refusal))?;
         state.keeper().cloned().ok_or_else(|| self.refused(Refusal::Impossible))
     }
 
     /// Returns the keeper in any state, if there is one.
     pub fn any_keeper(&self) -> Option<Keeper> {
-        self.lock().state.keeper().cloned()
+        self.inner.lock().state.keeper().cloned()
     }
 
     /// Whether the container is stopped: see [`lifecycle::State::is_stopped`].
     pub fn is_stopped(&self) -> bool {
-        self.lock().state.is_stopped()
+        self.inner.lock().state.is_stopped()
     }
 
     /// Returns the pid that the container's pid 1 has on the host.
     pub fn init(&self) -> Option<i32> {
-        self.lock().init
+        self.inner.lock().init
     }
 
     /// Returns the present record.
     pub fn record(&self) -> Arc<Record> {
-        self.lock().record.clone()
+        self.inner.lock().record.clone()
     }
 
     /// Changes the record: the changed copy is saved first, under the lock `saving`, and then takes the
@@ -377,7 +373,7 @@ impl Container {
         let mut record = Record::clone(&self.record());
         change(&mut record)?;
         save(&record).map_err(Error::system("save the container's record"))?;
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         self.apply(&mut inner, event)?;
         inner.record = Arc::new(record);
         Ok(())
@@ -406,7 +402,7 @@ impl Container {
 
     /// Adds a process, which reserves its id.
     pub fn add_process(&self, process: &Process) -> Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if inner.processes.contains_key(process.id()) {
             return Err(Error::ProcessInUse(process.id().to_owned()));
         }
@@ -416,7 +412,7 @@ impl Container {
 
     /// Records the end of a process. Only the newest ended processes are remembered.
     pub fn process_ended(&self, id: &str, status: i32) -> Option<Process> {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let (id, known) = inner.processes.get_key_value(id)?;
         let (id, process) = (id.clone(), known.whole()?.clone());
         process.ended(status);
@@ -431,25 +427,29 @@ impl Container {
 
     /// Ends the outputs of all ended processes: their descendants have been killed too.
     pub fn cut_outputs(&self) {
-        self.lock().all_whole().filter(|process| process.status().is_some()).for_each(Process::cut);
+        self.inner.lock().all_whole().filter(|process| process.status().is_some()).for_each(Process::cut);
     }
 
     /// Reads the output of all running processes after a start of the server: they must not block on a full
     /// pipe until a client asks for it.
     pub fn read_ahead(&self) {
-        self.lock().all_whole().filter(|process| process.status().is_none()).for_each(Process::read_ahead);
+        self.inner
+            .lock()
+            .all_whole()
+            .filter(|process| process.status().is_none())
+            .for_each(Process::read_ahead);
     }
 
     /// Removes a process that was not started.
     pub fn remove_process(&self, id: &str) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.processes.remove(id);
         inner.open.retain(|process| process.id() != id);
     }
 
     /// Finds a process by its id.
     pub fn process(&self, id: &str) -> Result<Process> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let process = match inner.processes.get(id) {
             Some(Known::Whole(process)) => Some(process.clone()),
             Some(Known::Over(over)) => {
@@ -462,17 +462,17 @@ impl Container {
 
     /// Adds a living pea.
     pub fn add_pea(&self, process: &str, pea: Pea) {
-        self.lock().peas.insert(process.to_owned(), pea);
+        self.inner.lock().peas.insert(process.to_owned(), pea);
     }
 
     /// Removes a pea whose process has ended. The caller that gets the pea cleans up after it.
     pub fn take_pea(&self, process: &str) -> Option<Pea> {
-        self.lock().peas.remove(process)
+        self.inner.lock().peas.remove(process)
     }
 
     /// Returns the living peas by process id.
     pub fn peas(&self) -> Vec<(String, Pea)> {
-        self.lock().peas.iter().map(|(id, pea)| (id.clone(), pea.clone())).collect()
+        self.inner.lock().peas.iter().map(|(id, pea)| (id.clone(), pea.clone())).collect()
     }
 
     /// Returns the cgroup files with the container's statistics.

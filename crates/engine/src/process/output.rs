@@ -12,7 +12,7 @@ use crate::process::ledger::{self, Entry, Ledger};
 use crate::process::leftover::Leftover;
 use crate::process::pump::trim_soon;
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl Stream {
             let mut ready = std::pin::pin!(queue.ready.notified());
             ready.as_mut().enable();
             {
-                let mut state = queue.lock();
+                let mut state = queue.state.lock();
                 if let Some(piece) = state.pieces.pop_front() {
                     let cost = cost(&piece);
                     state.took(cost);
@@ -114,7 +114,7 @@ impl Stream {
 
     /// Marks the reader as gone: queued and future output is lost.
     pub fn abandon(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         (state.patient, state.limit) = (false, 0);
         drop(state);
         self.0.empty();
@@ -123,15 +123,15 @@ impl Stream {
 
     /// Counts bytes as lost that were taken from the queue and not sent.
     pub fn lose(&self, bytes: usize) {
-        self.0.lock().lost += bytes as u64;
+        self.0.state.lock().lost += bytes as u64;
     }
 
     fn is_empty(&self) -> bool {
-        self.0.lock().held == 0
+        self.0.state.lock().held == 0
     }
 
     fn lost(&self) -> u64 {
-        self.0.lock().lost
+        self.0.state.lock().lost
     }
 }
 
@@ -207,12 +207,8 @@ fn cost(piece: &Bytes) -> usize {
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     fn end(&self) {
-        self.lock().ended = true;
+        self.state.lock().ended = true;
         self.ready.notify_one();
         self.room.notify_one();
     }
@@ -236,7 +232,7 @@ impl Queue {
     /// Returns how many bytes may be read for this reader now, a power of two; `None`: none before the reader
     /// takes something.
     fn wanted(&self) -> Option<usize> {
-        let state = self.lock();
+        let state = self.state.lock();
         let share = if state.patient { self.patient_share() } else { self.share() };
         let piece = 1 << (share / 4).clamp(SMALL, CHUNK).ilog2();
         let fits = state.held == 0 || state.held + piece <= state.limit.min(share);
@@ -247,7 +243,7 @@ impl Queue {
     fn push(&self, piece: &Bytes) -> Pushed {
         let cost = cost(piece);
         loop {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.ended {
                 return Pushed::Lost;
             }
@@ -279,19 +275,19 @@ impl Queue {
     }
 
     fn relent(&self) {
-        self.lock().patient = false;
+        self.state.lock().patient = false;
         self.room.notify_one();
     }
 
     /// Returns how long the process is still held up for this reader; `None`: without a bound.
     fn patience(&self) -> Option<Duration> {
-        let state = self.lock();
+        let state = self.state.lock();
         (!state.patient).then_some(state.patience)
     }
 
     /// Subtracts the time for which the process was held up from the reader's patience.
     fn waited(&self, time: Duration) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if !state.patient {
             state.patience = state.patience.saturating_sub(time);
             state.slow |= state.patience.is_zero();
@@ -301,12 +297,12 @@ impl Queue {
 
 impl Entry for Queue {
     fn unread_since(&self) -> Option<Instant> {
-        let state = self.lock();
+        let state = self.state.lock();
         (state.held > 0 && !state.patient).then_some(state.read)
     }
 
     fn empty(&self) -> u64 {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let pieces = std::mem::take(&mut state.pieces);
         let lost = pieces.iter().map(|piece| piece.len() as u64).sum();
         self.released(std::mem::take(&mut state.held));
@@ -319,7 +315,7 @@ impl Entry for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        let held = self.lock().held;
+        let held = self.state.lock().held;
         self.released(held);
     }
 }
@@ -421,7 +417,7 @@ impl Outputs {
                 }
                 queue
             });
-            let mut state = queue.lock();
+            let mut state = queue.state.lock();
             (state.patient, state.slow) = (waits[stream] && !self.cut, false);
             state.limit = if state.patient { PATIENT } else { LIMIT };
             drop(state);
@@ -443,7 +439,7 @@ impl Outputs {
 
     /// Returns the present readers of a stream.
     pub fn readers(&mut self, stream: usize) -> Vec<Arc<Queue>> {
-        self.readers[stream].retain(|queue| !queue.lock().ended);
+        self.readers[stream].retain(|queue| !queue.state.lock().ended);
         self.readers[stream].clone()
     }
 
@@ -463,13 +459,13 @@ impl Outputs {
         let is_backlog =
             |stream: usize, queue| self.backlog[stream].as_ref().is_some_and(|b| Arc::ptr_eq(b, queue));
         (0..2).any(|stream| {
-            self.readers[stream].iter().any(|queue| !is_backlog(stream, queue) && !queue.lock().ended)
+            self.readers[stream].iter().any(|queue| !is_backlog(stream, queue) && !queue.state.lock().ended)
         })
     }
 
     /// Whether a new reader could get nothing any more.
     pub fn is_spent(&self) -> bool {
-        self.pipes.is_empty() && self.backlog.iter().flatten().all(|queue| queue.lock().held == 0)
+        self.pipes.is_empty() && self.backlog.iter().flatten().all(|queue| queue.state.lock().held == 0)
     }
 
     /// Makes all present and later readers ordinary ones (not patient): the container ends.
@@ -711,7 +707,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(3600)).await;
             }
             sum += piece.len();
-            assert!(patient.stdout.0.lock().held <= PATIENT + CHUNK);
+            assert!(patient.stdout.0.state.lock().held <= PATIENT + CHUNK);
         }
         assert_eq!((sum, patient.lost()), (total >> 20 << 20, 0));
         assert_eq!(reading.await.unwrap(), (sum, 0));

@@ -1,6 +1,6 @@
 //! A pool of things that take long to make: a thread makes them ahead.
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -25,11 +25,7 @@ struct State<T> {
     closed: bool,
 }
 
-impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock()
-    }
-}
+impl<T> Shared<T> {}
 
 impl<T: Send + 'static> Pool<T> {
     /// Keeps `size` items ready. The first is made at once, so that a host that cannot make any fails here.
@@ -48,21 +44,21 @@ impl<T: Send + 'static> Pool<T> {
 
     /// Returns a ready item, or makes one.
     pub fn take(&self) -> io::Result<T> {
-        let ready = self.shared.lock().ready.pop_front();
+        let ready = self.shared.state.lock().ready.pop_front();
         self.shared.wanted.notify_one();
         ready.map_or_else(|| (self.shared.make)(), Ok)
     }
 
     /// Puts an unused item back.
     pub fn put_back(&self, item: T) {
-        self.shared.lock().ready.push_front(item);
+        self.shared.state.lock().ready.push_front(item);
     }
 }
 
 impl<T> Pool<T> {
     /// Drops the ready items and makes no more ahead; the thread has ended when this returns.
     pub fn close(&self) {
-        self.shared.lock().closed = true;
+        self.shared.state.lock().closed = true;
         self.shared.wanted.notify_one();
         let maker = self.maker.lock().take();
         if let Some(maker) = maker {
@@ -81,7 +77,7 @@ impl<T> Drop for Pool<T> {
 const QUIET: Duration = Duration::from_millis(20);
 
 fn keep_full<T>(shared: &Shared<T>) {
-    let mut state = shared.lock();
+    let mut state = shared.state.lock();
     while !state.closed {
         let have = state.ready.len();
         if have >= shared.size / 3 && have < shared.size {
@@ -95,7 +91,7 @@ fn keep_full<T>(shared: &Shared<T>) {
         if have < shared.size {
             drop(state);
             let made = (shared.make)();
-            state = shared.lock();
+            state = shared.state.lock();
             if let Ok(made) = made {
                 state.ready.push_back(made);
                 continue;

@@ -54,15 +54,11 @@ impl Room {
         &ROOM
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     /// Takes this many bytes, or the whole room if it is smaller; returns how many. `None` if `stop` returns true
     /// first.
     fn take(&self, bytes: usize, stop: &dyn Fn() -> bool) -> Option<usize> {
         let bytes = bytes.min(self.size);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let ticket = state.tickets;
         state.tickets += 1;
         state.waiting.push_back(ticket);
@@ -83,7 +79,7 @@ impl Room {
 
     /// Takes this many bytes if nobody waits and half of the room stays free.
     fn take_of_plenty(&self, bytes: usize) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let plenty = state.waiting.is_empty() && state.free >= bytes + self.size / 2;
         if plenty {
             state.free -= bytes;
@@ -92,17 +88,17 @@ impl Room {
     }
 
     fn give(&self, bytes: usize) {
-        self.lock().free += bytes;
+        self.state.lock().free += bytes;
         self.changed.notify_all();
     }
 
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
-        self.lock().free
+        self.state.lock().free
     }
 
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.lock().waiting.is_empty()
+        !self.state.lock().waiting.is_empty()
     }
 }
 
@@ -227,7 +223,7 @@ mod tests {
     use super::*;
 
     fn wait_for(room: &Room, waiting: usize) {
-        while room.lock().waiting.len() != waiting {
+        while room.state.lock().waiting.len() != waiting {
             std::thread::yield_now();
         }
     }
@@ -264,14 +260,14 @@ mod tests {
             drop(first);
         });
         assert_eq!(*order.lock(), [2, 3]);
-        assert_eq!(room.lock().free, 10);
+        assert_eq!(room.state.lock().free, 10);
     }
 
     #[test]
     fn who_cannot_give_way_leaves_half_of_the_room() {
         let room = Room::new(10);
         let (first, second) = (Share::of(&room), Share::of(&room));
-        assert!(first.take_firm(4) && !second.take_firm(4) && room.lock().free == 6);
+        assert!(first.take_firm(4) && !second.take_firm(4) && room.state.lock().free == 6);
         std::thread::scope(|scope| {
             let other = scope.spawn(|| Share::of(&room).take(7, &|| false));
             wait_for(&room, 1);
@@ -280,7 +276,7 @@ mod tests {
             drop(first);
             assert!(other.join().unwrap());
         });
-        assert!(second.take_firm(5) && room.lock().free == 5);
+        assert!(second.take_firm(5) && room.state.lock().free == 5);
     }
 
     #[test]
@@ -305,6 +301,6 @@ mod tests {
         assert_eq!((*slow.held(), slow.buffers().spare.len()), (0, 0));
         assert!(slow.take(10, &|| false));
         drop(slow);
-        assert_eq!(room.lock().free, 10);
+        assert_eq!(room.state.lock().free, 10);
     }
 }

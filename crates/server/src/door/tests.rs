@@ -103,7 +103,7 @@ async fn who_has_sent_nothing_takes_nothing_from_others() {
     // In the hall it does not even count that the client does not take what the server sends, as in a
     // handshake.
     let _owed = slow.owes();
-    assert!(slow.works(|| false).await && door.lock().queue(Part::Hall).len() == 60);
+    assert!(slow.works(|| false).await && door.idle.lock().queue(Part::Hall).len() == 60);
 }
 
 #[tokio::test(start_paused = true)]
@@ -287,7 +287,7 @@ async fn a_local_client_is_moved_and_not_sent_away() {
     assert_eq!(door.reserve.available_permits(), RESERVE - 1);
     drop((local, other, next));
     assert_eq!((door.common.available_permits(), door.reserve.available_permits()), (2, RESERVE));
-    assert!(door.lock().queues.iter().all(BTreeMap::is_empty));
+    assert!(door.idle.lock().queues.iter().all(BTreeMap::is_empty));
 }
 
 #[tokio::test(start_paused = true)]
@@ -303,7 +303,7 @@ async fn streams_of_processes_do_not_wait_for_the_common_places() {
         assert!(soon(asked).await.unwrap().unwrap());
         streams.push(place);
     }
-    assert!(!waits.is_finished() && part(&other) == Part::Hall && door.lock().waiting == 1);
+    assert!(!waits.is_finished() && part(&other) == Part::Hall && door.idle.lock().waiting == 1);
     assert_eq!(door.beside.available_permits(), 2 * (2 + RESERVE) - 4);
     // None of them is evicted for the waiting request, not even one whose client takes nothing.
     let owed = streams[0].owes();

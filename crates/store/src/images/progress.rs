@@ -1,6 +1,6 @@
 //! The progress of an import, and its cancellation.
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -78,7 +78,7 @@ impl Progress {
 
     /// Its layers, bottom first; none before the image's manifest has been read.
     pub fn layers(&self) -> Vec<Arc<LayerProgress>> {
-        self.lock().clone()
+        self.layers.lock().clone()
     }
 
     pub(crate) fn watch(&self) -> &Watch {
@@ -87,7 +87,7 @@ impl Progress {
 
     /// Resets the progress to these layers.
     pub(crate) fn begin(&self, layers: &[wardian_image::Layer]) -> Vec<Arc<LayerProgress>> {
-        self.lock().clear();
+        self.layers.lock().clear();
         layers.iter().map(|layer| self.add(layer)).collect()
     }
 
@@ -99,7 +99,7 @@ impl Progress {
             watch: Watch::default(),
             phase: AtomicU8::new(Phase::Waiting as u8),
         });
-        let mut layers = self.lock();
+        let mut layers = self.layers.lock();
         // The layer may be listed already, from a try before a garbage collection.
         layers.retain(|other| other.chain_id != layer.chain_id);
         layers.push(Arc::clone(&layer));
@@ -108,9 +108,5 @@ impl Progress {
             self.cancel();
         }
         layer
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<LayerProgress>>> {
-        self.layers.lock()
     }
 }

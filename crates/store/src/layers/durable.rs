@@ -6,7 +6,7 @@
 //! record say that it is durable. If an error is reported, a `syncfs` on each waiting layer's own descriptor tells
 //! whether it happened since that layer's unpack began; if so, the layer is suspect.
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -67,12 +67,8 @@ impl Durability {
         std::thread::Builder::new().name("durability".into()).spawn(move || thread.run()).map(drop)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     pub(crate) fn layer(&self, fresh: Fresh) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // The layer may be in the queue already.
         if !state.layers.iter().any(|waiting| waiting.layer.instance == fresh.layer.instance) {
             state.layers.push_back(fresh);
@@ -83,7 +79,7 @@ impl Durability {
 
     /// Waits until at most `pending` layers are not durable yet; false if `cancelled` returns true first.
     pub(crate) fn at_most(&self, pending: usize, cancelled: &dyn Fn() -> bool) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while state.pending > pending && !state.stop {
             if cancelled() {
                 return false;
@@ -95,19 +91,19 @@ impl Durability {
     }
 
     pub(crate) fn report(&self, sync: OwnedFd) {
-        self.lock().report = Some(sync);
+        self.state.lock().report = Some(sync);
         self.changed.notify_all();
     }
 
     pub(crate) fn stop(&self) {
-        self.lock().stop = true;
+        self.state.lock().stop = true;
         self.changed.notify_all();
     }
 
     /// Waits until the queue is empty; false on timeout, or if `cancelled` returns true.
     pub(crate) fn drain(&self, timeout: Duration, cancelled: &dyn Fn() -> bool) -> bool {
         let started = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while state.busy || !state.layers.is_empty() || state.report.is_some() {
             if state.stop || started.elapsed() >= timeout || cancelled() {
                 return false;
@@ -119,13 +115,13 @@ impl Durability {
     }
 
     fn stopped(&self) -> bool {
-        self.lock().stop
+        self.state.lock().stop
     }
 
     fn run(&self) {
         // A failure is harmless: the write-back then only competes with containers for the disk.
         let _ = mount::idle_io_class();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !state.stop {
             let layers: Vec<Fresh> = state.layers.drain(..).collect();
             let report = state.report.take();
@@ -144,7 +140,7 @@ impl Durability {
             {
                 (self.alarm)(&format!("the file system under the store reports a lost write: {error}"));
             }
-            state = self.lock();
+            state = self.state.lock();
             state.busy = false;
             state.pending = state.pending.saturating_sub(done);
             self.changed.notify_all();

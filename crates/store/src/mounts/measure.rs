@@ -5,7 +5,7 @@
 //! system (nothing is mounted there), and works at most a fifth of the time, so that a tree of a million files is no
 //! burden.
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,7 +91,7 @@ impl Measurer {
     /// Stops the thread; false if it still runs at `until`.
     pub(crate) fn stop(&self, until: Instant) -> bool {
         {
-            let _state = self.shared.lock();
+            let _state = self.shared.state.lock();
             self.shared.stop.store(true, Ordering::Release);
             self.shared.changed.notify_all();
         }
@@ -102,21 +102,21 @@ impl Measurer {
     /// Adds a new root file system, with the size of its layers.
     pub(crate) fn made(&self, id: &str, image_bytes: u64) {
         let known = Known { image_bytes: Some(image_bytes), ..Known::default() };
-        self.shared.lock().known.insert(id.to_owned(), known);
+        self.shared.state.lock().known.insert(id.to_owned(), known);
     }
 
     #[cfg(test)]
     pub(crate) fn known(&self) -> usize {
-        self.shared.lock().known.len()
+        self.shared.state.lock().known.len()
     }
 
     pub(crate) fn forget(&self, id: &str) {
-        self.shared.lock().known.remove(id);
+        self.shared.state.lock().known.remove(id);
     }
 
     /// Returns what is known now; an old value is queued for another measurement.
     pub(crate) fn get(&self, id: &str) -> Measured {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let state = &mut *state;
         // A root file system that this process has not made is one of an earlier server.
         let known = state.known.entry(id.to_owned()).or_default();
@@ -133,10 +133,6 @@ impl Measurer {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -144,7 +140,7 @@ impl Shared {
     fn run(&self) {
         // The thread runs at low priority.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !self.stopped() {
             let Some(id) = state.queue.pop_front() else {
                 self.changed.wait(&mut state);
@@ -154,7 +150,7 @@ impl Shared {
             drop(state);
             let started = Instant::now();
             let found = image_bytes.map(|bytes| self.measure(&id, bytes));
-            state = self.lock();
+            state = self.state.lock();
             match found {
                 // The root file system was released meanwhile.
                 None => {}
@@ -216,7 +212,7 @@ impl<'a> Pace<'a> {
         let wanted = |state: &State| state.known.contains_key(self.id) && !self.shared.stopped();
         let waiting = |state: &mut State| wanted(state);
         // A new request wakes this thread too, and only causes another check of the condition.
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         self.shared.changed.wait_while_for(&mut state, waiting, rest);
         self.last.set(Instant::now());
         !wanted(&state)

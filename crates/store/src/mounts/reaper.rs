@@ -179,13 +179,13 @@ impl Reaper {
 
     /// Queues an item. The deleting is left to the thread.
     pub(crate) fn add(&self, item: Item) {
-        self.shared.lock().push(item);
+        self.shared.state.lock().push(item);
         self.shared.changed.notify_all();
     }
 
     /// Queues an item, unless it is known already.
     pub(crate) fn add_found(&self, item: Item) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if !state.knows(&item) {
             state.push(item);
             self.shared.changed.notify_all();
@@ -193,13 +193,13 @@ impl Reaper {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.shared.lock().len()
+        self.shared.state.lock().len()
     }
 
     /// Waits until nothing is left to delete; false on timeout. Layers that a root file system still uses do not
     /// count.
     pub(crate) fn drain(&self, timeout: Duration) -> bool {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let open = |state: &State| {
             let waiting = |item: &Item| item.tries > 0 || item.place != Place::Trash;
             state.busy.is_some()
@@ -213,7 +213,7 @@ impl Reaper {
 
     /// Whether only items in delay are left, at least one of which has failed.
     pub(crate) fn is_stuck(&self) -> bool {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         state.queue.is_empty() && state.busy.is_none() && state.later.iter().any(|(_, item)| item.tries > 0)
     }
 
@@ -221,7 +221,7 @@ impl Reaper {
     /// discards, one entry can take a minute. The next server finds what is left.
     pub(crate) fn stop(&self, until: Instant) -> bool {
         {
-            let _state = self.shared.lock();
+            let _state = self.shared.state.lock();
             self.shared.stop.store(true, Ordering::Release);
             self.shared.changed.notify_all();
         }
@@ -240,10 +240,6 @@ enum End {
 }
 
 impl Shared {
-    fn lock(&self) -> parking_lot::MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -251,7 +247,7 @@ impl Shared {
     fn run(&self) {
         // The thread runs at low priority, behind requests.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !self.stopped() {
             if let Some(wait) = state.settling(Instant::now()) {
                 self.changed.wait_for(&mut state, wait);
@@ -264,7 +260,7 @@ impl Shared {
                     drop(state);
                     drop(keep);
                     let end = self.delete(&item, young);
-                    state = self.lock();
+                    state = self.state.lock();
                     state.busy = None;
                     state.later.extend(again(item, &end));
                     self.changed.notify_all();
@@ -390,7 +386,7 @@ impl<'a> Pace<'a> {
             let waited = waited_us().unwrap_or(waited_then);
             let rest = rest(worked, Duration::from_micros(waited.saturating_sub(waited_then)));
             if !rest.is_zero() && !self.shared.nearly_full() {
-                let mut state = self.shared.lock();
+                let mut state = self.shared.state.lock();
                 // A stop ends the rest.
                 let goes_on = |_: &mut State| !self.shared.stopped();
                 self.shared.changed.wait_while_for(&mut state, goes_on, rest);
