@@ -1,18 +1,10 @@
 //! Attributes leaks to instances: which servers on this host run, and which instances are abandoned.
 
-use crate::leaks::{self, KEEPERS, Leak, Process, Records};
-use crate::search::RECORD;
+use crate::leaks::{self, Leak, Records};
+use crate::processes::{KEEPERS, Process};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-
-/// The run directories whose lock files a process has open.
-pub(crate) fn locks(pid: u32) -> BTreeSet<PathBuf> {
-    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let links = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
-    let dirs = links.filter(|path| path.is_absolute() && path.ends_with("lock"));
-    dirs.filter_map(|path| Some(path.parent()?.to_owned())).filter(|dir| dir.join(RECORD).exists()).collect()
-}
 
 /// An instance and its leaks.
 #[derive(Debug, Clone, Serialize)]

@@ -17,6 +17,7 @@ pub mod instances;
 pub mod leaks;
 pub mod leftovers;
 pub mod local;
+mod processes;
 pub mod progress;
 pub mod record;
 pub mod report;

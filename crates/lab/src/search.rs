@@ -11,7 +11,7 @@
 //!
 //! Anything that cannot be read raises a doubt: then no instance on this host counts as abandoned.
 
-use crate::leaks::{self, Process};
+use crate::processes::{self, Process, RECORD};
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, statat, statx,
 };
@@ -29,7 +29,6 @@ use wardian_sys::{namespace, procfs};
 const DEPTH: usize = 32;
 /// Limit of directory entries and mounts that are examined in all.
 const ENTRIES: usize = 300_000;
-pub(crate) const RECORD: &str = "instance.json";
 /// Size limit of a record in bytes.
 const MOST: u64 = 1 << 20;
 /// How often the mounts of a process are read again that changes its namespace meanwhile.
@@ -78,7 +77,7 @@ impl Found {
     pub(crate) fn look(processes: &[Process]) -> Self {
         let mut found = Self::default();
         for server in processes.iter().filter(|process| process.server) {
-            let runs = crate::instances::locks(server.pid);
+            let runs = processes::locks(server.pid);
             if runs.is_empty() {
                 found.doubt = Some(format!(
                     "the run directory of the server with process id {} is not known",
@@ -275,7 +274,7 @@ fn of_process(
         Ok(bytes)
     };
     let is_contained = || -> rustix::io::Result<bool> {
-        Ok(leaks::instance_and_group(&String::from_utf8_lossy(&read("cgroup")?)).is_some())
+        Ok(processes::instance_and_group(&String::from_utf8_lossy(&read("cgroup")?)).is_some())
     };
     for _ in 0..MOVES {
         let mounts = match statat(&dir, "ns/mnt", AtFlags::empty()) {

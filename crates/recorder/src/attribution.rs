@@ -5,7 +5,7 @@
 //! it is a flusher, else the system call that it is in.
 
 use crate::causes;
-use crate::diagnosis::Cause;
+use crate::causes::Cause;
 use crate::recording::{Task, Written};
 use crate::trace::{Event, What, Work};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};

@@ -1,6 +1,42 @@
 //! Derives the cause of a write from a kernel stack, a flusher's reason, a thread's name or a system call.
 
-use crate::diagnosis::Cause;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Why data went to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Cause {
+    /// Too many dirty pages (`dirty_background_ratio`), or memory was being reclaimed.
+    MemoryPressure,
+    /// The data was older than `dirty_expire_centisecs`.
+    Age,
+    /// A requested sync: `sync`, `syncfs`, `fsync`, `umount`, …
+    Sync,
+    /// A file that had been truncated, or replaced by rename, was closed, and the file system wrote it at once.
+    FlushAtClose,
+    /// The file system's journal was committed or checkpointed, and in ext4's ordered mode the data with it.
+    JournalCommit,
+    /// Direct I/O (O_DIRECT), which bypasses the page cache.
+    Direct,
+    /// The cause could not be determined.
+    Unknown,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MemoryPressure => "memory pressure",
+            Self::Age => "age",
+            Self::Sync => "a sync",
+            Self::FlushAtClose => "a flush at close",
+            Self::JournalCommit => "a commit of the journal",
+            Self::Direct => "direct I/O",
+            Self::Unknown => "a cause that could not be told",
+        })
+    }
+}
 
 /// Functions that identify a cause, by precedence: the first of these that is anywhere on the stack decides. A file
 /// system that reclaims memory or journal space during another operation writes for that reason.

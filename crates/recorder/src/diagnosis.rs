@@ -1,31 +1,11 @@
 //! Evaluates a recording: causes, waits, a verdict, advice.
 
+use crate::causes::Cause;
 use crate::fingerprint::{self, Fingerprint};
 use crate::recording::{Recording, Task, Tunables, Wait, Written};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-
-/// Why data went to the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Cause {
-    /// Too many dirty pages (`dirty_background_ratio`), or memory was being reclaimed.
-    MemoryPressure,
-    /// The data was older than `dirty_expire_centisecs`.
-    Age,
-    /// A requested sync: `sync`, `syncfs`, `fsync`, `umount`, …
-    Sync,
-    /// A file that had been truncated, or replaced by rename, was closed, and the file system wrote it at once.
-    FlushAtClose,
-    /// The file system's journal was committed or checkpointed, and in ext4's ordered mode the data with it.
-    JournalCommit,
-    /// Direct I/O (O_DIRECT), which bypasses the page cache.
-    Direct,
-    /// The cause could not be determined.
-    Unknown,
-}
 
 /// A cause and its share of the writes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,20 +129,6 @@ impl CauseShare {
             asked_by: None,
             data_of: vec![],
         }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::MemoryPressure => "memory pressure",
-            Self::Age => "age",
-            Self::Sync => "a sync",
-            Self::FlushAtClose => "a flush at close",
-            Self::JournalCommit => "a commit of the journal",
-            Self::Direct => "direct I/O",
-            Self::Unknown => "a cause that could not be told",
-        })
     }
 }
 

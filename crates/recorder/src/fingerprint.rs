@@ -1,7 +1,7 @@
 //! Kernel behaviours that are known to cause waits, each recognised by what was observed and never by the kernel's
 //! version.
 
-use crate::diagnosis::Cause;
+use crate::causes::Cause;
 use crate::recording::Recording;
 use serde::{Deserialize, Serialize};
 

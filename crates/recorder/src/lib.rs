@@ -20,7 +20,8 @@ mod trace;
 mod tracefs;
 mod waits;
 
-pub use diagnosis::{Cause, CauseShare, Diagnosis, Owner, Subject, unnamed};
+pub use causes::Cause;
+pub use diagnosis::{CauseShare, Diagnosis, Owner, Subject, unnamed};
 pub use fingerprint::Fingerprint;
 pub use host::Disk;
 pub use recorder::{Error, Options, Recorder, Watch};

@@ -1,6 +1,6 @@
 //! The result of a recorder, as plain data.
 
-use crate::diagnosis::Cause;
+use crate::causes::Cause;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -1,8 +1,7 @@
 //! Translates a bundle into a plan. Every object is destructured without `..`: a field that is added to the types
 //! cannot be overlooked.
 
-use super::write::INIT;
-use super::{Error, Node, Plan, mounts};
+use super::{Error, INIT, Node, Plan, missing, mounts, none, value};
 use crate::caps;
 use crate::cgroup::{Limits, devices};
 use crate::oci::{
@@ -13,22 +12,6 @@ use crate::rights::{Rights, UMASK};
 use crate::seccomp::{self, Profile, Program};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-pub(super) fn value(path: impl Into<String>, what: impl Into<String>) -> Error {
-    Error::Value { path: path.into(), what: what.into() }
-}
-
-pub(super) fn missing(path: impl Into<String>) -> Error {
-    Error::Missing { path: path.into() }
-}
-
-/// Refuses the first of these fields that is set.
-pub(super) fn none(at: &str, fields: &[(&str, bool)]) -> Result<(), Error> {
-    match fields.iter().find(|(_, asks)| *asks) {
-        Some((name, _)) => Err(Error::Field { path: format!("{at}{name}") }),
-        None => Ok(()),
-    }
-}
 
 /// Translates a bundle. `gardens`: the seccomp profile is Garden's, and the bundle has a stand-in for it.
 pub(super) fn lower(spec: Spec, gardens: bool) -> Result<Plan, Error> {

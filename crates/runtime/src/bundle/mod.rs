@@ -30,6 +30,9 @@ use crate::{oci, seccomp};
 use std::borrow::Cow;
 use write::{FILTER, STAND_IN};
 
+/// The name of pid 1 in a bundle. The program is not in the container: it is executed from a descriptor.
+const INIT: &str = "/tmp/garden-init";
+
 /// Why a bundle is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -59,6 +62,22 @@ pub enum Error {
     /// The seccomp filter cannot be compiled.
     #[error("config.json: {0}")]
     Seccomp(#[from] seccomp::Error),
+}
+
+fn value(path: impl Into<String>, what: impl Into<String>) -> Error {
+    Error::Value { path: path.into(), what: what.into() }
+}
+
+fn missing(path: impl Into<String>) -> Error {
+    Error::Missing { path: path.into() }
+}
+
+/// Refuses the first of these fields that is set.
+fn none(at: &str, fields: &[(&str, bool)]) -> Result<(), Error> {
+    match fields.iter().find(|(_, asks)| *asks) {
+        Some((name, _)) => Err(Error::Field { path: format!("{at}{name}") }),
+        None => Ok(()),
+    }
 }
 
 /// A file system to mount.

@@ -1,7 +1,6 @@
 //! `mounts`: the options that each file system supports; all others are refused.
 
-use super::lower::{missing, none, value};
-use super::{Error, Mount};
+use super::{Error, Mount, missing, none, value};
 use crate::oci;
 
 /// Options of /dev. The keeper creates it before it knows the bundle's mounts, so it has these options or is absent.

@@ -1,5 +1,6 @@
 //! Writes the engine's bundles.
 
+use super::INIT;
 use crate::cgroup::devices::Devices;
 use crate::oci::{
     Capabilities, Cpu, Device, DeviceType, IdMapping, Linux, Memory, Mount, Namespace, NamespaceType, Pids,
@@ -74,9 +75,6 @@ const MASKED: [&str; 12] = [
     "/proc/interrupts",
     "/sys/devices/virtual/powercap",
 ];
-
-/// The name of pid 1 in a bundle. The program is not in the container: it is executed from a descriptor.
-pub(super) const INIT: &str = "/tmp/garden-init";
 
 /// The text before the seccomp profile in a bundle.
 pub(super) const FILTER: &str = "\"seccomp\":";
