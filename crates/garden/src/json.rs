@@ -26,7 +26,7 @@ const FREE_KEYS: [&str; 1] = ["properties"];
 
 /// The most values in one text, nested ones included: each takes up to a hundred bytes of memory, however
 /// short it is.
-const VALUES: usize = 1 << 18;
+const VALUES: usize = 1 << 16;
 
 /// A value with field names in lower case and without nulls; of repeated fields the last one counts.
 struct Folded(Value);
@@ -212,6 +212,12 @@ impl Decoder {
         self.scanned -= self.begin;
         self.begin = 0;
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Returns memory that a long value has needed.
+    pub fn shrink(&mut self) {
+        self.push(&[]);
+        self.buffer.shrink_to(0);
     }
 
     /// Returns the next value, if it is complete.

@@ -11,6 +11,7 @@ use crate::taken::{Taken, ended};
 use crate::upload::{self, Upload};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use hyper::Request;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,11 +138,12 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
         Accepted::Upload(_) | Accepted::Events(_) => return,
         Accepted::Process(client, greeting) => {
             tokio::select! {
-                () = control(state, &mut reader, &mut writer, &early, client, greeting) => {}
+                () = control(state, &mut reader, &mut writer, early, client, greeting) => {}
                 () = state.stopping() => {}
             }
         }
         Accepted::Output { entry, stderr } => {
+            drop(early);
             let theirs = entry.clone();
             let orphaned = async {
                 if let Some(entry) = theirs {
@@ -201,7 +203,7 @@ async fn control(
     state: &State,
     reader: &mut ReadHalf,
     writer: &mut (impl AsyncWrite + Unpin),
-    early: &[u8],
+    early: Bytes,
     mut client: Client,
     Greeting { created, binary, waits }: Greeting,
 ) {
@@ -252,9 +254,10 @@ async fn control(
 }
 
 /// Carries out the client's payloads until it disconnects.
-async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Process, input: &mut Input) {
+async fn listen(state: &State, reader: &mut ReadHalf, early: Bytes, process: &Process, input: &mut Input) {
     let mut decoder = Decoder::default();
-    decoder.push(early);
+    decoder.push(&early);
+    drop(early);
     let mut buffer = vec![0; 16 << 10];
     let mut room = None;
     loop {
@@ -291,7 +294,9 @@ async fn listen(state: &State, reader: &mut ReadHalf, early: &[u8], process: &Pr
                 }
             }
         } else {
-            room = None;
+            if room.take().is_some() {
+                decoder.shrink();
+            }
             reader.read(&mut buffer).await
         };
         match read {

@@ -17,7 +17,6 @@ use bytes::Bytes;
 use http_body_util::Either;
 use hyper::Request;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,6 +35,9 @@ use tracing::Instrument as _;
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The least time between two failed handshakes that are logged at the level info.
 const TELL: Duration = Duration::from_secs(1);
+/// The most bytes of hyper's read buffer, and so of a request's head: the buffer keeps the capacity of the longest read
+/// as long as the connection lasts.
+const BUFFER: usize = 64 << 10;
 /// How long an evicted connection may take to finish its answer.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -92,7 +94,7 @@ async fn answer(
         tracing::debug!("a connection is closed: there is no place for its request");
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
-    let mut reply: Reply = match refusal {
+    let reply: Reply = match refusal {
         Some((status, why)) => text(status, why),
         None => {
             request.extensions_mut().insert(cut);
@@ -100,10 +102,6 @@ async fn answer(
             handler::handle(state, request, take).await?
         }
     };
-    if place.is_long() {
-        // hyper's read buffer keeps the capacity of the long head as long as the connection lasts.
-        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
     // While a body is being made the connection is not evicted, unless its client takes nothing.
     let known = matches!(reply.body(), Either::Left(_));
     place.set_replies(known);
@@ -155,6 +153,7 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(state.head_timeout)
+        .max_buf_size(BUFFER)
         // A client may shut its side down after the request, and still wants the answer.
         .half_close(true)
         // As Go writes header names.
@@ -195,10 +194,9 @@ pub(crate) async fn serve(arrival: Arrival, state: Arc<State>, place: Arc<Place>
     };
     let parts = connection.into_parts();
     place.set_replies(false);
-    // The early bytes are copied: hyper's read buffer has the capacity of the longest head.
+    // The early bytes are copied: hyper's read buffer has the capacity of the longest read.
     let taken = Taken { stream: parts.io.into_inner(), early: Bytes::copy_from_slice(&parts.read_buf) };
     drop(parts.read_buf);
-    place.left_http();
     let mut run = pin!(attach::run(&state, taken, taking.accepted).instrument(taking.span));
     tokio::select! {
         () = &mut run => {}

@@ -20,7 +20,7 @@
 //! | state of a connection | counts as | ends after |
 //! |---|---|---|
 //! | TLS handshake | idle | 10 s ([`crate::connection`]) |
-//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout`; at once when heads of more than 16 KiB take more than 8 MiB together; with the answer after such a head |
+//! | waiting for a request, or for the rest of its head | idle | `--read-header-timeout` |
 //! | a JSON body is on its way | idle whenever nothing is there | 60 s for all of it |
 //! | a tar is on its way in | idle whenever nothing is there | `--transfer-patience` without a byte |
 //! | the request is being answered | working | when it is |
@@ -67,13 +67,9 @@ impl Part {
 }
 
 /// The most bytes of memory that a connection without a request may take: that of a TLS handshake.
-const NEWCOMER: usize = 80 << 10;
+const NEWCOMER: usize = 96 << 10;
 /// The number of reserved places, for the host's own administrator.
 pub(crate) const RESERVE: usize = 16;
-/// Bytes of a request's head that every connection may have sent; …
-const HEAD: usize = 16 << 10;
-/// … and KiB that all may have sent beyond that: the buffer of a connection keeps its longest head until the connection ends.
-const HEADS: usize = 8 << 10;
 /// How long a request waits for a place, …
 const WAITING_TIME: Duration = Duration::from_secs(60);
 /// … and the poll interval at which one of the waiting requests looks for a connection that has become idle,
@@ -99,8 +95,6 @@ pub(crate) struct Door {
     common: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
     beside: Arc<Semaphore>,
-    /// KiB for long heads: of ordinary clients, and of those with reserved places.
-    heads: [Arc<Semaphore>; 2],
     /// Held by the request that polls on behalf of all waiting ones: for ordinary clients, and for those with
     /// reserved places.
     looks: [tokio::sync::Mutex<()>; 2],
@@ -175,9 +169,6 @@ struct SeatState {
     owing: usize,
     /// Its position in the queue while it is idle.
     turn: Option<Turn>,
-    /// Bytes received of a request's head, and the permits for those beyond [`HEAD`].
-    head: usize,
-    long: Option<OwnedSemaphorePermit>,
 }
 
 impl Seat {
@@ -207,7 +198,6 @@ impl Door {
             let fit = wardian_sys::memory::budget(2048 * NEWCOMER, 16) / NEWCOMER;
             semaphore(places.clamp(128, 2048).min(fit.max(64)))
         };
-        let heads = || semaphore(wardian_sys::memory::budget(HEADS << 10, 64) >> 10);
         let idle = Idle { queues: Default::default(), next: 0, waiting: 0, asked: 0, last: Instant::now() };
         Arc::new(Self {
             halls: [hall(), hall()],
@@ -216,7 +206,6 @@ impl Door {
             common: semaphore(places),
             reserve: semaphore(RESERVE),
             beside: semaphore(places.saturating_add(RESERVE).saturating_mul(2)),
-            heads: [heads(), heads()],
             looks: Default::default(),
             idle: idle.into(),
             warned: None.into(),
@@ -229,15 +218,7 @@ impl Door {
         let part = Part::hall(local);
         let permit = self.halls[usize::from(local)].clone().try_acquire_owned().ok();
         let permit = permit.or_else(|| self.take_from(part))?;
-        let state = SeatState {
-            permit: Some(permit),
-            part,
-            resting: false,
-            owing: 0,
-            turn: None,
-            head: 0,
-            long: None,
-        };
+        let state = SeatState { permit: Some(permit), part, resting: false, owing: 0, turn: None };
         let seat = Seat { local, state: state.into(), gone: AtomicBool::new(false), evicted: Notify::new() };
         let place = Place {
             door: self.clone(),
@@ -375,7 +356,7 @@ impl Place {
     /// is no place in time or too many requests wait for one, or if this is a further request on a connection
     /// that was admitted for a stream.
     pub(crate) async fn works(&self, fetches: impl FnOnce() -> bool) -> bool {
-        self.settle(false, |state| (state.resting, state.head) = (false, 0));
+        self.settle(false, |state| state.resting = false);
         if self.is_gone() {
             return false;
         }
@@ -395,17 +376,6 @@ impl Place {
     fn sits(&self, permit: OwnedSemaphorePermit, part: Part) {
         let mut state = self.seat.state();
         (state.permit, state.part) = (Some(permit), part);
-    }
-
-    /// Whether one of the connection's requests had a long head, whose memory the connection's read buffer
-    /// keeps.
-    pub(crate) fn is_long(&self) -> bool {
-        self.seat.state().long.is_some()
-    }
-
-    /// Releases the permits for a long head: the connection has left HTTP, and its read buffer is freed.
-    pub(crate) fn left_http(&self) {
-        self.seat.state().long = None;
     }
 
     /// Waits until the request has a place, in the order of arrival. Returns false if too many wait.
@@ -471,29 +441,6 @@ impl Place {
         }
     }
 
-    /// Counts received bytes. Returns false if they belong to the head of a request, and there is no room for
-    /// more of it.
-    pub(crate) fn reads(&self, bytes: usize) -> bool {
-        let mut state = self.seat.state();
-        if !state.resting {
-            return true;
-        }
-        state.head += bytes;
-        let held = state.long.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let wanted = state.head.saturating_sub(HEAD).div_ceil(1 << 10);
-        let more = u32::try_from(wanted.saturating_sub(held)).unwrap_or(u32::MAX);
-        if more == 0 {
-            return true;
-        }
-        let heads = self.door.heads[usize::from(self.seat.local)].clone();
-        match (heads.try_acquire_many_owned(more), &mut state.long) {
-            (Ok(more), Some(long)) => long.merge(more),
-            (Ok(more), none) => *none = Some(more),
-            (Err(_), _) => return false,
-        }
-        true
-    }
-
     /// Begins a debt of the connection's client.
     pub(crate) fn owes(self: &Arc<Self>) -> Owed {
         self.settle(true, |state| state.owing += 1);
@@ -532,7 +479,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.settle(false, |state| {
-            (state.resting, state.owing, state.long) = (false, 0, None);
+            (state.resting, state.owing) = (false, 0);
         });
         // A move to the reserve may just have replaced the permit; its lock is released by now.
         drop(self.seat.state().permit.take());

@@ -17,6 +17,7 @@ pub(crate) struct Events {
 
 /// Writes events to the raw connection: only there a client that hangs up is noticed while no event is due.
 pub(crate) async fn run(state: &Arc<State>, taken: Taken, events: Events) {
+    drop(taken.early);
     let (mut reader, mut writer) = tokio::io::split(taken.stream);
     tokio::select! {
         _ = tell(&mut writer, events) => {}

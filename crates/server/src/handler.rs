@@ -4,7 +4,7 @@ use crate::cut::Cut;
 use crate::door::{Place, owed};
 use crate::large::Entries;
 use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
-use crate::room::{Held, SMALL};
+use crate::room::{Held, PIECE, SMALL};
 use crate::route::{Found, Route, find, query};
 use crate::socket::Look;
 use crate::state::State;
@@ -351,14 +351,16 @@ async fn read<T: serde::de::DeserializeOwned>(
     let collect = async {
         let mut body = Limited::new(request.into_body(), limit);
         let mut whole = BytesMut::new();
-        loop {
-            let frame = owed(place.as_ref(), body.frame());
-            let frame = match room {
-                Some(room) => room.while_idle(frame).await,
-                None => frame.await,
-            };
-            let Some(frame) = frame.transpose()? else { break };
+        let mut told = 0;
+        while let Some(frame) = owed(place.as_ref(), body.frame()).await.transpose()? {
             whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+            if let Some(room) = room.filter(|_| whole.len() - told >= PIECE) {
+                told = whole.len();
+                room.owes();
+            }
+        }
+        if let Some(room) = room {
+            room.is_whole();
         }
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(whole.freeze())
     };

@@ -23,8 +23,10 @@ const REPLIES: usize = 16;
 const PAYLOADS: usize = 16;
 /// The most tars on their way out. Each holds up to half a megabyte that its client has not taken yet.
 const TARS: usize = 48;
-/// A holder whose client has taken, or sent, nothing for this long may be cut off for another one.
+/// A holder whose client has taken nothing, or sent less than [`PIECE`], for this long may be cut off for another one.
 const IDLE: Duration = Duration::from_secs(1);
+/// Bytes of a body that a client sends in [`IDLE`] at least while others wait.
+pub(crate) const PIECE: usize = 16 << 10;
 /// The poll interval of a request that waits for room.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a request waits for room.
@@ -43,13 +45,15 @@ pub(crate) struct Rooms {
     most_tars: usize,
     tars: Holders,
     reading: Holders,
+    /// Held by the request that looks for an idle holder on behalf of all that wait for the room of a body.
+    looks: tokio::sync::Mutex<()>,
 }
 
 /// A holder of room that may have to wait for its client.
 #[derive(Debug)]
 struct Holder {
     cut: Cut,
-    /// Since when the client has taken, or sent, nothing.
+    /// Since when the client has taken nothing, or sent too little; `None` while it has nothing to do.
     idle: Mutex<Option<Instant>>,
 }
 
@@ -66,12 +70,22 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Awaits `done`, and counts the time as one in which the client does nothing.
-    pub(crate) async fn while_idle<T>(&self, done: impl Future<Output = T>) -> T {
+    /// Awaits `taken`, and counts the time as one in which the client does nothing.
+    pub(crate) async fn while_idle<T>(&self, taken: impl Future<Output = T>) -> T {
+        self.owes();
+        let taken = taken.await;
+        self.is_whole();
+        taken
+    }
+
+    /// The client has to send the body, or its next piece.
+    pub(crate) fn owes(&self) {
         *self.holder.idle.lock() = Some(Instant::now());
-        let done = done.await;
+    }
+
+    /// The client has nothing to do any more.
+    pub(crate) fn is_whole(&self) {
         *self.holder.idle.lock() = None;
-        done
     }
 }
 
@@ -105,13 +119,14 @@ impl Default for Rooms {
             most_tars: tars.max(1),
             tars: Arc::default(),
             reading: Arc::default(),
+            looks: Default::default(),
         }
     }
 }
 
 impl Rooms {
     /// Reserves room for a body of `bytes`; a small one needs none. While there is no room, the connection
-    /// whose client owes its body and has sent nothing for the longest time is cut off.
+    /// whose client owes its body and has been too slow for the longest time is cut off.
     ///
     /// # Errors
     /// There is none in time.
@@ -121,9 +136,18 @@ impl Rooms {
         }
         let kilobytes = usize::try_from(bytes.div_ceil(1024)).unwrap_or(BODIES).min(self.most_bodies);
         let look = async {
+            let _looks = self.looks.lock().await;
             loop {
+                let before = Instant::now();
                 tokio::time::sleep(LOOK).await;
-                cut_idle(&mut self.reading.lock());
+                let mut reading = self.reading.lock();
+                if before.elapsed() < LOOK * 3 {
+                    cut_idle(&mut reading);
+                } else {
+                    // This process was stopped, or had no processor: what clients have sent meanwhile is unread.
+                    let waiting = reading.iter().filter_map(|holder| holder.idle.try_lock());
+                    waiting.for_each(|mut idle| *idle = idle.map(|_| Instant::now()));
+                }
             }
         };
         let room = tokio::select! {
@@ -133,7 +157,9 @@ impl Rooms {
         };
         let holder = Arc::new(Holder { cut, idle: Mutex::default() });
         self.reading.lock().push(holder.clone());
-        Ok(Some(Held { holder, all: self.reading.clone(), _room: Some(room) }))
+        let held = Held { holder, all: self.reading.clone(), _room: Some(room) };
+        held.owes();
+        Ok(Some(held))
     }
 
     /// Reserves room for a large reply.

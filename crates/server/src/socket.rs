@@ -316,17 +316,10 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.watch.there()?;
-        let before = to.filled().len();
-        let read = match &mut this.io {
+        match &mut this.io {
             Io::Unix(stream) => Pin::new(stream).poll_read(cx, to),
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, to),
             Io::Tls(stream, _) => Pin::new(stream).poll_read(cx, to),
-        };
-        match &this.watch.place {
-            Some(place) if !place.reads(to.filled().len() - before) => {
-                Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()))
-            }
-            _ => read,
         }
     }
 }

@@ -36,24 +36,6 @@ fn part(place: &Place) -> Part {
     place.seat.state().part
 }
 
-#[tokio::test]
-async fn long_heads_have_room_together() {
-    let door = Door::new(1000);
-    let all: Vec<_> = (0..600).map(|_| comes(&door, false)).collect();
-    // Each connection may send 16 KiB without a permit.
-    assert!(all.iter().all(|place| place.reads(HEAD)));
-    let long = all.iter().take_while(|place| place.reads(16 << 10)).count();
-    assert_eq!(long, HEADS / 16);
-    // The administrator's heads are counted separately, and bodies are not counted.
-    let local = comes(&door, true);
-    assert!(local.reads(100 << 10) && local.reads(100 << 10));
-    assert!(all[599].works(|| false).await && all[599].reads(1 << 30));
-    // Only the end of a connection makes room: after a complete request the read buffer still has the head's size.
-    assert!(all[0].works(|| false).await && all[550].reads(0) && !comes(&door, false).reads(64 << 10));
-    drop(all);
-    assert!(comes(&door, false).reads(1 << 20));
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_longest_idle_goes_for_a_request() {
     let door = Door::new(3);
@@ -116,8 +98,8 @@ async fn a_full_hall_is_for_those_that_come_last() {
     // The administrator has a separate hall.
     let _local = comes(&door, true);
     tokio::time::sleep(GRACE).await;
-    // Part of a head does not prevent the eviction, a request does.
-    assert!(silent[0].reads(10) && silent[1].works(|| false).await);
+    // A request prevents the eviction.
+    assert!(silent[1].works(|| false).await);
     silent.push(comes(&door, false));
     assert!(silent.iter().all(|place| !place.is_gone()));
     silent.push(comes(&door, false));
@@ -365,27 +347,4 @@ async fn streams_get_in_past_as_many_as_may_wait() {
         assert!(soon(asked).await.unwrap().unwrap());
         assert!(soon(async { door.admit(local).await.is_some() }).await.unwrap());
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_long_head_keeps_its_room_as_long_as_its_buffer_is_there() {
-    let door = Door::new(1);
-    let process = in_at_once(&door, false).await;
-    let before = door.heads[0].available_permits();
-    let place = comes(&door, false);
-    assert!(place.reads(HEAD + (4 << 10)));
-    let asks = place.clone();
-    let asked = tokio::spawn(async move { asks.works(|| false).await });
-    tokio::time::sleep(GRACE).await;
-    assert_eq!(door.heads[0].available_permits(), before - 4);
-    drop(process);
-    assert!(asked.await.unwrap() && place.is_long());
-    // hyper keeps the buffer for the next request.
-    assert_eq!(door.heads[0].available_permits(), before - 4);
-    place.left_http();
-    assert_eq!(door.heads[0].available_permits(), before);
-    let place = comes(&door, false);
-    assert!(place.reads(HEAD + (4 << 10)));
-    drop(place);
-    assert_eq!(door.heads[0].available_permits(), before);
 }

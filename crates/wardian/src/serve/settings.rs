@@ -17,7 +17,7 @@ const MOST_SETTINGS: u64 = 1 << 20;
 const CONNECTIONS: usize = 8192;
 /// The memory of a connection while its request arrives, in bytes. All connections together may take an eighth of the
 /// server's memory.
-const CONNECTION_MEMORY: u64 = 48 << 10;
+const CONNECTION_MEMORY: u64 = 128 << 10;
 
 /// Settings. A flag beats the environment, which beats the file, which beats the default.
 #[derive(Debug, ClapArgs)]
