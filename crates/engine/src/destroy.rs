@@ -3,6 +3,7 @@
 use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::events::What;
+use crate::failpoints::Point;
 use crate::history::{Kind, Timeline};
 use crate::keeper;
 use crate::sweeper::Remains;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::Instrument as _;
 use wardian_runtime::wire::Destroyed;
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 
 /// The time in which killed processes must be gone; if some are left (D state) the container becomes broken.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -34,7 +34,7 @@
 mod config;
 mod disk;
 mod error;
-mod fail;
+mod failpoints;
 mod images;
 mod layers;
 mod mounts;
@@ -46,6 +46,7 @@ pub use config::Config;
 pub use disk::record::{Record as RootfsRecord, Used};
 pub use disk::{format, layout, remove, run, whose};
 pub use error::{Error, Result};
+pub use failpoints::NAMES as FAILPOINTS;
 pub use images::image::{self, Documents, Named, Wish};
 pub use images::opened::Image;
 pub use images::progress::{LayerProgress, Phase, Progress};

@@ -2,11 +2,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use wardian_sys::failpoint::VARIABLE;
+
 use super::together::{child, given};
 use super::*;
-use crate::fail::VARIABLE;
 
-/// Every failpoint that [`child_that_does_everything`] passes.
+/// The failpoints that [`child_that_does_everything`] passes.
 const POINTS: &[&str] = &[
     "staged",
     "unpacked",
@@ -23,6 +24,15 @@ const POINTS: &[&str] = &[
     "condemned",
     "deleted-some",
 ];
+
+#[test]
+fn every_failpoint_is_tested() {
+    let mut tested = [POINTS, ready::POINTS].concat();
+    let mut all = FAILPOINTS.to_vec();
+    tested.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(tested, all);
+}
 
 /// Not a test of its own: it goes through all operations of a store.
 #[test]

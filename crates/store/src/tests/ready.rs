@@ -2,13 +2,17 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use wardian_sys::failpoint::VARIABLE;
+
 use super::together::{child, given, wait_for};
 use super::*;
-use crate::fail::VARIABLE;
 use crate::layer::State;
 use crate::ready::Wanted;
 
 const READY: usize = 2;
+
+/// The failpoints that [`child_that_claims`] passes.
+pub(super) const POINTS: &[&str] = &["mounted-ahead", "spare-claimed", "spare-refused"];
 
 fn with(dir: &Path, ready_rootfs: usize) -> Store {
     Store::serve(&Config { ready_rootfs, ..config(dir) }, &|_| false).unwrap()
@@ -232,7 +236,7 @@ fn child_that_claims() {
 #[test]
 fn killed_with_spares() {
     needs!(Root);
-    for point in ["mounted-ahead", "spare-claimed", "spare-refused"] {
+    for point in POINTS {
         let dir = tempfile::tempdir().unwrap();
         let uri = tar(dir.path());
         let mut command = child("tests::ready::child_that_claims", dir.path(), &uri);

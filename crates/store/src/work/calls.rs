@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use wardian_image::Remote;
+use wardian_sys::failpoint;
 
 use super::collect::{Collected, Garbage};
 use super::usage::{LayerInfo, Usage};
@@ -15,7 +16,7 @@ use crate::config::Config;
 use crate::disk::layout::Layout;
 use crate::disk::lock::Role;
 use crate::error::{Error, Result};
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 use crate::images::flight::Flights;
 use crate::images::image::{self, Documents, Named, Wish};
 use crate::images::opened::Image;
@@ -158,7 +159,7 @@ impl Store {
         for _ in 0..fetch::TRIES {
             let image = self.0.image(uri, progress)?;
             replaced = self.0.name(name, uri, &image, wish)?.or(replaced);
-            fail_point!("named");
+            failpoint::reach(Point::Named);
             // A garbage collection that did not see the name may have collected a layer.
             if self.is_in_place(&image) {
                 return Ok((image, replaced));

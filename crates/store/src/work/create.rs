@@ -4,10 +4,12 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use wardian_sys::failpoint;
+
 use super::fetch;
 use crate::disk::record::{self, Record};
 use crate::error::Result;
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 use crate::images::opened::Image;
 use crate::images::progress::Progress;
 use crate::layers::owner::{Owner, is_shared, root_of};
@@ -68,9 +70,9 @@ impl Inner {
             }
             .into());
         }
-        fail_point!("rootfs-recorded");
+        failpoint::reach(Point::RootfsRecorded);
         let built = self.furnish(&mut record, &mut image, owner, start);
-        fail_point!("rootfs-mounted");
+        failpoint::reach(Point::RootfsMounted);
         self.door.knock();
         let (mount, honest) = match built {
             Ok(built) => built,
@@ -111,7 +113,7 @@ impl Inner {
             Start::Spare(spare)
                 if settled.is_ok() && Arc::ptr_eq(&asked, &image.layers) && spare.is_sound() =>
             {
-                fail_point!("spare-claimed");
+                failpoint::reach(Point::SpareClaimed);
                 return Ok((spare.mount, false));
             }
             Start::Spare(spare) => {
@@ -126,7 +128,7 @@ impl Inner {
                 // knows only the old directory name, so check again.
                 self.hit.lock().remove(&record.id);
                 self.check_open()?;
-                fail_point!("spare-refused");
+                failpoint::reach(Point::SpareRefused);
                 self.discard([spare]);
                 self.pool
                     .make(&self.layout, &record.dir, root_of(owner))
@@ -140,7 +142,7 @@ impl Inner {
                     .map_err(|source| made(source, record))?
             }
         };
-        fail_point!("rootfs-paired");
+        failpoint::reach(Point::RootfsPaired);
         let parts = rootfs::Parts { id: &record.id, layers: &image.layers, owner, pair: &pair };
         Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
     }
@@ -165,7 +167,7 @@ impl Inner {
             tracing::warn!(id, %error, "rootfs.record-not-removed");
             return;
         }
-        fail_point!("rootfs-released");
+        failpoint::reach(Point::RootfsReleased);
         self.measurer.forget(id);
         self.hit.lock().remove(id);
         let honest = self.honest.lock().remove(id);

@@ -6,9 +6,10 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use wardian_sys::failpoint;
 
 use super::collect::Garbage;
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 use crate::layers::layer::State;
 use crate::mounts::door::Door;
 use crate::mounts::ready::{self, Kind, Spare, Wanted};
@@ -168,7 +169,7 @@ impl Inner {
             let parts = Parts { id: &name, layers: &kind.layers, owner: owner.as_ref(), pair: &pair };
             self.mounter.build_volatile(&parts)
         });
-        fail_point!("mounted-ahead");
+        failpoint::reach(Point::MountedAhead);
         match made {
             Ok(mount) => Ok(Spare { name, mount, kind, generation }),
             Err(error) => {
