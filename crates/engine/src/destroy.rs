@@ -105,9 +105,8 @@ impl Engine {
     pub(crate) async fn tear_down(&self, container: &Arc<Container>, timeline: &Timeline) -> Result<()> {
         let id = container.id.clone();
         let handle = container.handle.as_str();
-        // Operators look for these log events when a destroy is slow. No driver of disk limits is in use, so
-        // there is no quota id to give back; the keeper unmounts by closing the last reference.
-        tracing::info!(handle, id, quota_id = 0, "rootfs.quota-id");
+        // Operators look for these log events when a destroy is slow. The keeper unmounts by closing the last
+        // reference.
         tracing::info!(handle, id, "rootfs.unmounting");
         let mut unmount_ms = 0.0;
         let mut by_force = true;

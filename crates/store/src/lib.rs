@@ -54,7 +54,7 @@ pub use layers::layer;
 pub use layers::owner::Owner;
 pub use mounts::measure::Measured;
 pub use mounts::ready;
-pub use mounts::rootfs::{self, Rootfs};
+pub use mounts::rootfs::{self, Rootfs, RootfsSpec};
 pub use store::Store;
 pub use wardian_image::{Host, Limits, Settings as Fetching, Way};
 pub use work::collect::{Collected, Garbage};

@@ -34,7 +34,7 @@ fn the_longest_unused_goes_first_and_no_more_than_needed() {
     }
     store.wait_durable(&Progress::default());
     store.pin("d", true).unwrap();
-    store.create_rootfs("container", &images[4].0, None).unwrap();
+    store.create_rootfs("container", &privileged(&images[4].0)).unwrap();
     drop(store);
     // A process that has not used the layers itself goes by the times on the disk.
     let store = Store::open(&config(dir.path())).unwrap();
@@ -116,8 +116,9 @@ fn collecting_and_creating_at_the_same_time() {
                     for round in 0..40 {
                         let uri = &uris[(creator + round) % uris.len()];
                         let id = format!("{creator}-{round}");
-                        let made =
-                            server.image(uri).and_then(|image| server.create_rootfs(&id, &image, None));
+                        let made = server
+                            .image(uri)
+                            .and_then(|image| server.create_rootfs(&id, &privileged(&image)));
                         // Collected as fast as fetched: a valid outcome here.
                         let made = match made {
                             Err(Error::Collected { .. } | Error::Rootfs(rootfs::Error::Gone { .. })) => {

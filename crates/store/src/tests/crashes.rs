@@ -42,7 +42,7 @@ fn child_that_does_everything() {
     let store = open(Path::new(&dir)).unwrap();
     let image = store.import(&uri, Some("it"), &Progress::default()).unwrap();
     store.wait_durable(&Progress::default());
-    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
     fs::write(below(&rootfs.mount, "etc/file"), "x").unwrap();
     drop(rootfs);
     store.release_rootfs("one", None);
@@ -81,7 +81,7 @@ fn killed_at_every_failpoint() {
             store.image(&named.name).unwrap();
         }
         let image = store.image(&uri).unwrap();
-        let rootfs = store.create_rootfs("one", &image, None).unwrap();
+        let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
         assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7", "{point}");
         drop(rootfs);
         store.release_rootfs("one", None);
@@ -99,7 +99,7 @@ fn child_that_closes_while_it_deletes() {
     let store = open(Path::new(&dir)).unwrap();
     let image = store.import(&uri, None, &Progress::default()).unwrap();
     store.wait_durable(&Progress::default());
-    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
     fs::write(below(&rootfs.mount, "file"), "x").unwrap();
     drop(rootfs);
     store.release_rootfs("one", None);

@@ -114,7 +114,7 @@ fn root_file_systems_by_eight_threads() {
             scope.spawn(move || {
                 for round in 0..25 {
                     let id = format!("{thread}-{round}");
-                    let rootfs = store.create_rootfs(&id, image, None).unwrap();
+                    let rootfs = store.create_rootfs(&id, &privileged(image)).unwrap();
                     fs::write(below(&rootfs.mount, "file"), "x").unwrap();
                     drop(rootfs);
                     store.release_rootfs(&id, None);
@@ -135,7 +135,7 @@ fn nothing_is_made_ahead_once_the_store_is_closed() {
     let store = open(dir.path()).unwrap();
     drop(store.0.pool.take((0, 0), true));
     store.close();
-    store.0.pool.fill(&store.0.layout).unwrap();
+    store.0.pool.fill().unwrap();
     assert_eq!(entries(dir.path(), "rootfs"), 0);
 }
 

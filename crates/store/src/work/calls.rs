@@ -23,12 +23,14 @@ use crate::images::opened::Image;
 use crate::images::progress::Progress;
 use crate::layers::durable::Durability;
 use crate::layers::layer;
-use crate::layers::owner::Owner;
+use crate::mounts::directories::Directories;
 use crate::mounts::measure::{Measured, Measurer};
+use crate::mounts::names::Names;
 use crate::mounts::pool::Pool;
 use crate::mounts::ready::Ready;
 use crate::mounts::reaper::Reaper;
-use crate::mounts::rootfs::{self, Mounter, Rootfs};
+use crate::mounts::rootfs::{self, Mounter, Rootfs, RootfsSpec};
+use crate::mounts::upper::Upper;
 use crate::store::{Inner, Store};
 
 impl Store {
@@ -65,6 +67,10 @@ impl Store {
         let (layout, lock) = Layout::open(&config.root, &config.run, role)?;
         let layout = Arc::new(layout);
         let remote = Remote::new(config.remote.clone()).map_err(|source| Error::Certificates { source })?;
+        let names = Arc::new(Names::default());
+        let grouped = role == Role::Server && layout.spreads;
+        let upper: Arc<dyn Upper> =
+            Arc::new(Directories::new(Arc::clone(&layout), Arc::clone(&names), grouped));
         let inner = Arc::new_cyclic(|weak: &std::sync::Weak<Inner>| {
             let weak = weak.clone();
             let alarm = move |what: &str| {
@@ -73,12 +79,14 @@ impl Store {
                 }
             };
             Inner {
-                reaper: Reaper::new(Arc::clone(&layout)),
+                reaper: Reaper::new(Arc::clone(&layout), Arc::clone(&upper)),
                 durability: Durability::new(Box::new(alarm)),
-                measurer: Measurer::new(Arc::clone(&layout)),
+                measurer: Measurer::new(Arc::clone(&layout), Arc::clone(&upper)),
                 door: Arc::default(),
                 mounter: Mounter::default(),
-                pool: Pool::new(role == Role::Server && layout.spreads),
+                pool: Pool::new(Arc::clone(&names), Arc::clone(&upper)),
+                names,
+                upper,
                 // Only a server has a steward, which mounts the spares.
                 ready: Ready::new(if role == Role::Server { config.ready_rootfs } else { 0 }, open::most()),
                 gc_threshold: config.gc_threshold,
@@ -296,8 +304,8 @@ impl Store {
     /// # Errors
     ///
     /// The id exists or is unusable, or the kernel refuses one of the mounts. Nothing stays then.
-    pub fn create_rootfs(&self, id: &str, image: &Image, owner: Option<&Owner<'_>>) -> Result<Rootfs> {
-        self.0.create_rootfs(id, image, owner, None)
+    pub fn create_rootfs(&self, id: &str, spec: &RootfsSpec<'_>) -> Result<Rootfs> {
+        self.0.create_rootfs(id, spec, None)
     }
 
     /// Releases a root file system. The call touches no file of the store's disk and never waits. `handle` names its

@@ -13,10 +13,10 @@ use crate::failpoints::Point;
 use crate::images::opened::Image;
 use crate::images::progress::Progress;
 use crate::layers::owner::{Owner, is_shared, root_of};
-use crate::mounts::pool::Pair;
 use crate::mounts::ready::Spare;
 use crate::mounts::reaper::{Item, Place};
-use crate::mounts::rootfs::{self, Rootfs};
+use crate::mounts::rootfs::{self, Rootfs, RootfsSpec};
+use crate::mounts::upper::Pair;
 use crate::store::Inner;
 
 /// What a root file system is made from: a spare, a pair of directories, or nothing.
@@ -30,12 +30,12 @@ impl Inner {
     pub(crate) fn create_rootfs(
         &self,
         id: &str,
-        image: &Image,
-        owner: Option<&Owner<'_>>,
+        spec: &RootfsSpec<'_>,
         attached: Option<PathBuf>,
     ) -> Result<Rootfs> {
         self.check_open()?;
         rootfs::check_id(id)?;
+        let (mut image, owner) = (spec.image.clone(), spec.owner.as_ref());
         let start = match self.ready.claim(&image.layers, owner) {
             Some(spare) => Start::Spare(spare),
             None => self.pool.take(root_of(owner), is_shared(owner)).map_or(Start::Nothing, Start::Pair),
@@ -43,9 +43,8 @@ impl Inner {
         let dir = match &start {
             Start::Spare(spare) => spare.name.clone(),
             Start::Pair(pair) => pair.name.clone(),
-            Start::Nothing => self.pool.new_name(),
+            Start::Nothing => self.names.new_name(),
         };
-        let mut image = image.clone();
         let mut record = Record {
             id: id.to_owned(),
             dir,
@@ -119,9 +118,9 @@ impl Inner {
             Start::Spare(spare) => {
                 settled?;
                 // The spare's own directories cannot be mounted a second time.
-                record.dir = self.pool.new_name();
+                record.dir = self.names.new_name();
                 self.layout.records.update_existing(record).map_err(|source| {
-                    self.pool.disown(&record.dir);
+                    self.names.disown(&record.dir);
                     rootfs::Error::Record { id: record.id.clone(), source }
                 })?;
                 // A write-back error of the spare does not concern its replacement. A close since the check above
@@ -130,16 +129,12 @@ impl Inner {
                 self.check_open()?;
                 failpoint::reach(Point::SpareRefused);
                 self.discard([spare]);
-                self.pool
-                    .make(&self.layout, &record.dir, root_of(owner))
-                    .map_err(|source| made(source, record))?
+                self.upper.make(&record.dir, root_of(owner)).map_err(|source| made(source, record))?
             }
             Start::Pair(pair) => settled.map(|()| pair)?,
             Start::Nothing => {
                 settled?;
-                self.pool
-                    .make(&self.layout, &record.dir, root_of(owner))
-                    .map_err(|source| made(source, record))?
+                self.upper.make(&record.dir, root_of(owner)).map_err(|source| made(source, record))?
             }
         };
         failpoint::reach(Point::RootfsPaired);
@@ -172,7 +167,7 @@ impl Inner {
         self.hit.lock().remove(id);
         let honest = self.honest.lock().remove(id);
         let Ok(Some(record)) = record else { return };
-        self.pool.disown(&record.dir);
+        self.names.disown(&record.dir);
         if let Some(mut item) = Item::new(Place::Rootfs, &record.dir) {
             item.made_ms = Some(record.created_ms);
             item.handle = handle.map(str::to_owned);
