@@ -50,6 +50,7 @@ pub use failpoints::NAMES as FAILPOINTS;
 pub use images::image::{self, Documents, Named, Wish};
 pub use images::opened::Image;
 pub use images::progress::{LayerProgress, Phase, Progress};
+pub use images::reference::Reference;
 pub use layers::layer;
 pub use layers::owner::Owner;
 pub use mounts::measure::Measured;

@@ -50,6 +50,10 @@ fn userns() -> OwnedFd {
     user(&map, &map).unwrap()
 }
 
+fn refer(text: &str) -> Reference {
+    Reference::parse(text).unwrap()
+}
+
 fn privileged(image: &Image) -> RootfsSpec<'_> {
     RootfsSpec { image, owner: None }
 }

@@ -40,7 +40,7 @@ fn every_failpoint_is_tested() {
 fn child_that_does_everything() {
     let (dir, uri) = given();
     let store = open(Path::new(&dir)).unwrap();
-    let image = store.import(&uri, Some("it"), &Progress::default()).unwrap();
+    let image = store.import(&refer(&uri), Some("it"), &Progress::default()).unwrap();
     store.wait_durable(&Progress::default());
     let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
     fs::write(below(&rootfs.mount, "etc/file"), "x").unwrap();
@@ -97,7 +97,7 @@ fn killed_at_every_failpoint() {
 fn child_that_closes_while_it_deletes() {
     let (dir, uri) = given();
     let store = open(Path::new(&dir)).unwrap();
-    let image = store.import(&uri, None, &Progress::default()).unwrap();
+    let image = store.import(&refer(&uri), None, &Progress::default()).unwrap();
     store.wait_durable(&Progress::default());
     let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
     fs::write(below(&rootfs.mount, "file"), "x").unwrap();

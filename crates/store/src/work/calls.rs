@@ -21,6 +21,7 @@ use crate::images::flight::Flights;
 use crate::images::image::{self, Documents, Named, Wish};
 use crate::images::opened::Image;
 use crate::images::progress::Progress;
+use crate::images::reference::Reference;
 use crate::layers::durable::Durability;
 use crate::layers::layer;
 use crate::mounts::directories::Directories;
@@ -117,35 +118,34 @@ impl Store {
         Ok(Self(inner))
     }
 
-    /// Takes the image into the store: missing layers are fetched, verified and unpacked, once for all concurrent
-    /// callers. `uri` is an address as [`wardian_image::Source::parse`] understands it, or the name of an image in
-    /// the store; with an app on top as in [`wardian_image::App`].
+    /// As [`Store::import`], of a reference as text, without a name and progress.
     ///
     /// # Errors
-    ///
-    /// The image or one of its layers cannot be read, or fails verification. Layers that were complete stay.
-    pub fn image(&self, uri: &str) -> Result<Image> {
-        self.0.image(uri, &Progress::default())
+    /// As [`Store::import`], or the text is no reference.
+    pub fn image(&self, reference: &str) -> Result<Image> {
+        self.0.image(&Reference::parse(reference)?, &Progress::default())
     }
 
     /// Returns the image if that takes no fetch, no request to a registry, and no file opened except an app's. If it
-    /// is `None`, [`Store::image`] may still find it in the store.
+    /// is `None`, [`Store::import`] may still find it in the store.
     ///
     /// # Errors
-    /// As [`Store::image`].
-    pub fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
-        self.0.at_hand(uri)
+    /// As [`Store::import`].
+    pub fn at_hand(&self, reference: &Reference) -> Result<Option<Image>> {
+        self.0.at_hand(reference)
     }
 
-    /// As [`Store::image`], with progress. With `name`, the image gets that name, even if another one had it.
+    /// Takes the image into the store: missing layers are fetched, verified and unpacked, once for all concurrent
+    /// callers. With `name`, the image gets that name, even if another one had it.
     ///
     /// # Errors
     ///
-    /// As [`Store::image`]; the name is invalid; the import was cancelled.
-    pub fn import(&self, uri: &str, name: Option<&str>, progress: &Progress) -> Result<Image> {
+    /// The image or one of its layers cannot be read, or fails verification; layers that were complete stay. The name
+    /// is invalid; the import was cancelled.
+    pub fn import(&self, reference: &Reference, name: Option<&str>, progress: &Progress) -> Result<Image> {
         match name {
-            Some(name) => Ok(self.import_as(uri, name, Wish::Operator, progress)?.0),
-            None => self.0.image(uri, progress),
+            Some(name) => Ok(self.import_as(reference, name, Wish::Operator, progress)?.0),
+            None => self.0.image(reference, progress),
         }
     }
 
@@ -157,7 +157,7 @@ impl Store {
     /// As [`Store::import`]; the wish is the source's, and another image has the name.
     pub fn import_as(
         &self,
-        uri: &str,
+        reference: &Reference,
         name: &str,
         wish: Wish,
         progress: &Progress,
@@ -165,15 +165,15 @@ impl Store {
         image::check(name)?;
         let mut replaced = None;
         for _ in 0..fetch::TRIES {
-            let image = self.0.image(uri, progress)?;
-            replaced = self.0.name(name, uri, &image, wish)?.or(replaced);
+            let image = self.0.image(reference, progress)?;
+            replaced = self.0.name(name, reference, &image, wish)?.or(replaced);
             failpoint::reach(Point::Named);
             // A garbage collection that did not see the name may have collected a layer.
             if self.is_in_place(&image) {
                 return Ok((image, replaced));
             }
         }
-        Err(Error::Collected { uri: wardian_image::shown(uri) })
+        Err(Error::Collected { uri: reference.shown() })
     }
 
     /// Whether all layers of an image are still in place, so that everything read from them until now was complete.
@@ -200,7 +200,7 @@ impl Store {
             if self.0.written_elsewhere(&image, &|| progress.is_cancelled()) {
                 return Ok(!progress.is_cancelled());
             }
-            image = self.0.image(&image.uri, progress)?;
+            image = self.0.image(&Reference::parse(&image.uri)?, progress)?;
         }
         Err(Error::Lost { uri: image.shown })
     }

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::failpoints::Point;
 use crate::images::opened::Image;
 use crate::images::progress::Progress;
+use crate::images::reference::Reference;
 use crate::layers::owner::{Owner, is_shared, root_of};
 use crate::mounts::ready::Spare;
 use crate::mounts::reaper::{Item, Place};
@@ -148,7 +149,7 @@ impl Inner {
             if image.layers.iter().all(|layer| self.is_fine(layer)) {
                 return Ok(());
             }
-            *image = self.image(&image.uri, &Progress::default())?;
+            *image = self.image(&Reference::parse(&image.uri)?, &Progress::default())?;
             record.layers = image.layers.iter().map(|layer| layer.as_used()).collect();
             let recorded = |source| rootfs::Error::Record { id: record.id.clone(), source };
             self.layout.records.update_existing(record).map_err(recorded)?;
