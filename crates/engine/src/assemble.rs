@@ -10,7 +10,7 @@ use wardian_runtime::bundle::{self, Settings};
 use wardian_runtime::cgroup;
 use wardian_runtime::cgroup::devices::{Devices, Type};
 use wardian_runtime::wire::{Boxed, Placement};
-use wardian_store::{Image, Owner};
+use wardian_store::{Image, Owner, RootfsSpec};
 use wardian_sys::{memfd, mount};
 
 /// What the keeper gets besides the pair of namespaces.
@@ -72,7 +72,7 @@ pub fn assemble(
     }
     let rootfs = shared
         .store
-        .create_rootfs(rootfs_id, image, owner.as_ref())
+        .create_rootfs(rootfs_id, &RootfsSpec { image, owner })
         .map_err(Error::store("root file system"))?;
     settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
     let config = bundle::text(&settings);

@@ -8,6 +8,7 @@ use crate::container::lifecycle;
 use crate::container::record::{CONFIG, Phase, Record, VERSION};
 use crate::error::too_little;
 use crate::events::What;
+use crate::failpoints::Point;
 use crate::history::{Kind, Timeline};
 use crate::image::gone;
 use crate::keeper::{Event, Keeper};
@@ -23,7 +24,7 @@ use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::devices::Devices;
 use wardian_runtime::wire::Create;
 use wardian_store::Image;
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 
 impl Engine {
     /// Creates a container. Returns its handle, and a warning about its image for the client.

@@ -3,6 +3,7 @@
 use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::events::What;
+use crate::failpoints::Point;
 use crate::history::{Kind, Timeline};
 use crate::keeper;
 use crate::sweeper::Remains;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::Instrument as _;
 use wardian_runtime::wire::Destroyed;
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 
 /// The time in which killed processes must be gone; if some are left (D state) the container becomes broken.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -104,9 +105,8 @@ impl Engine {
     pub(crate) async fn tear_down(&self, container: &Arc<Container>, timeline: &Timeline) -> Result<()> {
         let id = container.id.clone();
         let handle = container.handle.as_str();
-        // Operators look for these log events when a destroy is slow. No driver of disk limits is in use, so
-        // there is no quota id to give back; the keeper unmounts by closing the last reference.
-        tracing::info!(handle, id, quota_id = 0, "rootfs.quota-id");
+        // Operators look for these log events when a destroy is slow. The keeper unmounts by closing the last
+        // reference.
         tracing::info!(handle, id, "rootfs.unmounting");
         let mut unmount_ms = 0.0;
         let mut by_force = true;

@@ -12,7 +12,7 @@ use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
-use wardian_store::{Image, Opened, Progress, Way};
+use wardian_store::{Image, Opened, Progress, Reference, Way};
 use wardian_sys::memory;
 use wardian_sys::text::chain;
 
@@ -99,7 +99,7 @@ impl Engine {
         let Some(uri) = self.shared.config.default_rootfs.clone() else { return };
         let store = self.shared.store.clone();
         drop(tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.reach(&uri)
+            if let Err(error) = Reference::parse(&uri).and_then(|image| store.reach(&image))
                 && !matches!(error, wardian_store::Error::Closed)
             {
                 let text = "containers that name no image cannot be made until it can be opened: bring it there, or name \
@@ -121,36 +121,38 @@ impl Engine {
     }
 
     async fn find_image(&self, step: &'static str, uri: &str) -> Result<Image> {
-        let address: Arc<str> = self.shared.address(uri)?.into();
-        let (store, theirs) = (self.shared.store.clone(), address.clone());
-        let look = move || match store.at_hand(&theirs)? {
-            Some(image) => Ok((Some(image), None)),
-            None => Ok((None, store.way(&theirs)?)),
+        let (store, address) = (self.shared.store.clone(), self.shared.address(uri)?);
+        let look = move || {
+            let reference = Reference::parse(&address)?;
+            Ok(match store.at_hand(&reference)? {
+                Some(image) => Ok(image),
+                None => Err((reference.way(), Arc::new(reference))),
+            })
         };
         match blocking(step, look).await? {
-            (Some(image), _) => Ok(image),
-            (None, way) => tokio::select! {
-                image = self.bring(step, &address, way) => image,
+            Ok(image) => Ok(image),
+            Err((way, reference)) => tokio::select! {
+                image = self.bring(step, &reference, way) => image,
                 () = gone() => Err(Error::GivenUp { during: step, why: "the client has gone before its image was there" }),
             },
         }
     }
 
     /// Opens and fetches an image that is not in the store.
-    async fn bring(&self, step: &'static str, address: &Arc<str>, way: Option<Way>) -> Result<Image> {
+    async fn bring(&self, step: &'static str, reference: &Arc<Reference>, way: Option<Way>) -> Result<Image> {
         let (gates, store) = (&self.shared.images, &self.shared.store);
         let asked = Asked(Arc::default());
         let Some(way) = way else {
             let place = gates.fetching.enter().await?;
-            let (store, address, progress) = (store.clone(), address.clone(), asked.0.clone());
+            let (store, reference, progress) = (store.clone(), reference.clone(), asked.0.clone());
             let fetch = move || {
                 let _place = place;
-                store.import(&address, None, &progress)
+                store.import(&reference, None, &progress)
             };
             return blocking(step, fetch).await;
         };
         for _ in 0..TRIES {
-            let opened = self.open(step, address, way, &asked).await?;
+            let opened = self.open(step, reference, way, &asked).await?;
             let documents = opened.documents();
             let kib = u32::try_from(documents >> 10).unwrap_or(u32::MAX);
             let room = if documents > SMALL {
@@ -163,14 +165,14 @@ impl Engine {
             };
             let place = match &opened {
                 // Without an app nothing is left to do; an app's file may have to be read.
-                Opened::Here(image) if *image.uri == **address => return Ok((**image).clone()),
+                Opened::Here(image) if !reference.has_app() => return Ok((**image).clone()),
                 _ => gates.fetching.enter().await?,
             };
-            let (store, address, progress) = (store.clone(), address.clone(), asked.0.clone());
+            let (store, reference, progress) = (store.clone(), reference.clone(), asked.0.clone());
             let fetch = move || {
                 let _held = (place, room);
                 let below = store.fetch(&opened, &progress)?;
-                store.with_app(&address, below, &progress)
+                store.with_app(&reference, below, &progress)
             };
             if let Some(image) = blocking(step, fetch).await? {
                 return Ok(image);
@@ -179,15 +181,21 @@ impl Engine {
         Err(Error::GivenUp { during: step, why: "layers of the image are collected again and again" })
     }
 
-    async fn open(&self, step: &'static str, address: &Arc<str>, way: Way, asked: &Asked) -> Result<Opened> {
+    async fn open(
+        &self,
+        step: &'static str,
+        reference: &Arc<Reference>,
+        way: Way,
+        asked: &Asked,
+    ) -> Result<Opened> {
         let (gates, store) = (&self.shared.images, &self.shared.store);
         let mut packed = false;
         let mut gate = if way == Way::Tree { &gates.trees } else { &gates.opening };
         if way == Way::Compressed {
-            let (store, address, place) = (store.clone(), address.clone(), gate.enter().await?);
+            let (reference, place) = (reference.clone(), gate.enter().await?);
             let look = move || {
                 let _place = place;
-                store.is_packed(&address)
+                Ok(reference.is_packed())
             };
             packed = blocking(step, look).await?;
         }
@@ -195,10 +203,10 @@ impl Engine {
             gate = &gates.packed;
         }
         let place = gate.enter_within(if packed { TO_DECOMPRESS } else { PATIENCE }).await?;
-        let (store, address, progress) = (store.clone(), address.clone(), asked.0.clone());
+        let (store, reference, progress) = (store.clone(), reference.clone(), asked.0.clone());
         let open = move || {
             let _place = place;
-            store.open_image(&address, &progress)
+            store.open_image(&reference, &progress)
         };
         blocking(step, open).await
     }

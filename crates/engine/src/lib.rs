@@ -23,6 +23,7 @@ mod create;
 mod destroy;
 mod error;
 mod events;
+mod failpoints;
 mod grace;
 mod history;
 mod image;
@@ -47,6 +48,7 @@ mod transfer;
 pub use admission::bounds::shown;
 pub use error::{Error, Result};
 pub use events::{Event, Heard, Listener, What};
+pub use failpoints::NAMES as FAILPOINTS;
 pub use grace::Call;
 pub use history::{Kind, Life, Operation, Step};
 pub use image::for_client;
@@ -58,6 +60,8 @@ pub use ready::ids::IdRanges;
 pub use reset::{Removed, clear, reset};
 pub use spec::{BindMount, ContainerSpec, Limits, ProcessSpec, Window};
 pub use transfer::Transfer;
+/// The failpoints of the keeper.
+pub use wardian_runtime::failpoints::NAMES as KEEPER_FAILPOINTS;
 /// The most root file systems that are mounted ahead for an image.
 pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
 

@@ -5,6 +5,7 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::pea::{Pea, pea_cgroup};
 use crate::container::record::Record;
+use crate::failpoints::Point;
 use crate::keeper::Keeper;
 use crate::process::Process;
 use crate::run::{connect, payload};
@@ -17,7 +18,7 @@ use wardian_runtime::cgroup;
 use wardian_runtime::cgroup::devices::Devices;
 use wardian_runtime::wire::{Exec, Feature, Run};
 use wardian_store::Image;
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 use wardian_sys::namespace;
 
 impl Engine {

@@ -4,6 +4,7 @@ use crate::admission::bounds;
 use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::container::record::Record;
+use crate::failpoints::Point;
 use crate::keeper::{self, Keeper};
 use crate::process::Process;
 use crate::spec::ProcessSpec;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use tracing::Instrument as _;
 use wardian_runtime::caps;
 use wardian_runtime::wire::{Exec, Failure, Feature, Run, Started};
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 use wardian_sys::memfd;
 
 /// Names of resource limits and their numbers (getrlimit(2), x86-64 and arm64).

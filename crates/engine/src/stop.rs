@@ -4,10 +4,11 @@ use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::container::record::Record;
 use crate::events::What;
+use crate::failpoints::Point;
 use crate::{Engine, Error, Result};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 
 /// The time between TERM and KILL, and for killed processes to be gone: that of Garden's server.
 const GRACE: Duration = Duration::from_secs(10);

@@ -1,12 +1,13 @@
 //! Transfers of tars into and out of a living container.
 
 use crate::admission::bounds;
+use crate::failpoints::Point;
 use crate::{Engine, Error, Result};
 use rustix::pipe::PipeFlags;
 use std::os::fd::{AsFd, OwnedFd};
 use tokio::net::unix::pipe;
 use wardian_runtime::wire;
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 
 /// The capacity of a tar's pipe in bytes: a larger pipe means fewer switches between writer and reader.
 const PIPE: usize = 1 << 20;

@@ -17,12 +17,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wardian_runtime::bundle::Plan;
+use wardian_runtime::failpoints::Point;
 use wardian_runtime::rights::Rights;
 use wardian_runtime::seccomp;
 use wardian_runtime::wire::{
     self, Create, Destroyed, Exec, Failure, Hello, Message, Op, Refused, Reply, Run, Started, Transfer,
 };
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 use wardian_sys::{children, heap, memfd, packet};
 
 /// The running container.
@@ -195,7 +196,7 @@ impl Keeper {
                         unmounted_us: us(ending.unmounted),
                     }),
                 };
-                failpoint::reach(Point::KeeperDestroyReplying);
+                failpoint::reach(Point::DestroyReplying);
                 self.reply(ending.connection, ending.seq, reply);
                 (self.ending, self.made) = (None, false);
                 self.leave = Some(Instant::now() + LINGER);
@@ -305,7 +306,7 @@ impl Keeper {
                 let unmounted = Duration::ZERO;
                 self.ending = Some(Ending { connection, seq, since: Instant::now(), unmounted });
                 self.kill_all();
-                failpoint::reach(Point::KeeperDestroyKilled);
+                failpoint::reach(Point::DestroyKilled);
                 Ok(None)
             }
         };
@@ -382,9 +383,9 @@ impl Keeper {
             report.send(Tag::Ready, "");
             Err(child::exec_fd(init.as_fd(), "garden-init"))
         };
-        failpoint::reach(Point::KeeperCreateCloning);
+        failpoint::reach(Point::CreateCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
-        failpoint::reach(Point::KeeperCreateCloned);
+        failpoint::reach(Point::CreateCloned);
         let kind = Kind::Create(Box::new((boxed.rootfs, devices, plan)));
         self.launch(kind, connection, seq, pipe, report, stage, true)
     }
@@ -437,9 +438,9 @@ impl Keeper {
             }
             exec::run(&exec, &theirs, report, rights.clone())
         };
-        failpoint::reach(Point::KeeperRunCloning);
+        failpoint::reach(Point::RunCloning);
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
-        failpoint::reach(Point::KeeperRunCloned);
+        failpoint::reach(Point::RunCloned);
         let rootfs = inside.map(|(_, boxed)| boxed.rootfs);
         self.launch(Kind::Run(id.clone()), connection, seq, pipe, report, stage, true)?;
         self.processes.insert(
@@ -473,7 +474,7 @@ impl Keeper {
             }
         };
         let stage = from(self.parked.as_ref(), || child::start(&way, &report, body));
-        failpoint::reach(Point::KeeperTransferCloned);
+        failpoint::reach(Point::TransferCloned);
         drop(tar);
         self.launch(Kind::Transfer, connection, seq, pipe, report, stage, false)
     }
@@ -532,7 +533,7 @@ impl Keeper {
                 match self.find(&id) {
                     Ok(process) => {
                         self.hand_out(process, connection, seq, launch.warnings);
-                        failpoint::reach(Point::KeeperRunReplied);
+                        failpoint::reach(Point::RunReplied);
                     }
                     Err((kind, message)) => {
                         self.reply(connection, seq, Reply::Failed { kind, message });
@@ -568,7 +569,7 @@ impl Keeper {
                 let container = Container { pid, pidfd, user, rights, root, devices, _rootfs: rootfs };
                 let reply = Reply::Made { pid: pid.as_raw_nonzero().get(), init: container.pidfd.as_fd() };
                 self.reply(connection, seq, reply);
-                failpoint::reach(Point::KeeperCreateReplied);
+                failpoint::reach(Point::CreateReplied);
                 self.container = Some(container);
                 // What the bundle needed is not needed again, and there may be hundreds of keepers.
                 heap::trim();
@@ -646,7 +647,7 @@ impl Keeper {
         if self.container.as_ref().is_some_and(|c| c.pid == pid) {
             // Closing the root file system unmounts it; a volatile overlay has nothing to sync.
             if self.ending.is_some() {
-                failpoint::reach(Point::KeeperDestroyClosing);
+                failpoint::reach(Point::DestroyClosing);
             }
             let closing = Instant::now();
             self.container = None;
@@ -657,7 +658,7 @@ impl Keeper {
             return;
         }
         if let Some((id, boxed)) = self.processes.exited(pid, status) {
-            failpoint::reach(Point::KeeperExited);
+            failpoint::reach(Point::Exited);
             self.tell_all(|| Message::Exited { id: id.clone(), status });
             // The answer does not wait for the unmount of a pea's root file system.
             drop(boxed);

@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod caps;
 pub mod cgroup;
+pub mod failpoints;
 pub mod oci;
 pub mod rights;
 pub mod seccomp;

@@ -11,6 +11,7 @@ mod debug;
 mod door;
 mod error;
 mod events;
+mod failpoints;
 mod handler;
 mod host;
 mod large;
@@ -34,6 +35,7 @@ pub mod fuzzed;
 
 pub use debug::{Debug, SetLevel};
 pub use error::{Error, Result};
+pub use failpoints::NAMES as FAILPOINTS;
 pub use listen::{ListenAddr, Listener, SocketOptions};
 pub use tls::Tls;
 

@@ -2,6 +2,7 @@
 
 use crate::cut::Cut;
 use crate::door::{Place, owed};
+use crate::failpoints::Point;
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, Piece, Reply, done, tar, tar_failure};
 use crate::room::Held;
@@ -20,7 +21,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use wardian_engine::{Call, Engine, Transfer};
 use wardian_garden::TAR_FAILURE;
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 
 /// The most bytes of a piece of a tar on its way out.
 const CHUNK: usize = 64 << 10;

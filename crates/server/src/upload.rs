@@ -7,6 +7,7 @@
 //! thread.
 
 use crate::door::owed;
+use crate::failpoints::Point;
 use crate::patience::{Patience, Stall, Stalled};
 use crate::reply::{Failure, date};
 use crate::socket::Stream;
@@ -28,7 +29,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use wardian_engine::Transfer;
 use wardian_garden::{ErrorBody, encode};
-use wardian_sys::failpoint::{self, Point};
+use wardian_sys::failpoint;
 
 /// An upload whose transfer has begun.
 pub(crate) struct Upload {

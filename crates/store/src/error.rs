@@ -127,5 +127,13 @@ impl Error {
     }
 }
 
+/// An error of an image's source; `uri` is the image as it was asked for.
+pub(crate) fn image_error(uri: &str, source: wardian_image::Error) -> Error {
+    match source {
+        wardian_image::Error::Cancelled { .. } => Error::Cancelled,
+        source => Error::Image { uri: wardian_image::shown(uri), source: Box::new(source) },
+    }
+}
+
 /// The store's results.
 pub type Result<T> = std::result::Result<T, Error>;

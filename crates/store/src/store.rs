@@ -18,10 +18,12 @@ use crate::layers::durable::Durability;
 use crate::layers::layer::Layer;
 use crate::mounts::door::Door;
 use crate::mounts::measure::Measurer;
+use crate::mounts::names::Names;
 use crate::mounts::pool::Pool;
 use crate::mounts::ready::Ready;
 use crate::mounts::reaper::{Item, Place, Reaper};
 use crate::mounts::rootfs::Mounter;
+use crate::mounts::upper::Upper;
 
 /// An open store. Clones refer to the same one.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ pub(crate) struct Inner {
     pub(crate) measurer: Measurer,
     pub(crate) door: Arc<Door>,
     pub(crate) mounter: Mounter,
+    pub(crate) names: Arc<Names>,
+    pub(crate) upper: Arc<dyn Upper>,
     pub(crate) pool: Pool,
     pub(crate) ready: Ready,
     pub(crate) gc_threshold: Option<u64>,
@@ -63,7 +67,7 @@ impl Inner {
 
     pub(crate) fn trash(&self, place: Place, name: &str) {
         if place == Place::Rootfs {
-            self.pool.disown(name);
+            self.names.disown(name);
         }
         if let Some(item) = Item::new(place, name) {
             self.reaper.add(item);

@@ -50,6 +50,18 @@ fn userns() -> OwnedFd {
     user(&map, &map).unwrap()
 }
 
+fn refer(text: &str) -> Reference {
+    Reference::parse(text).unwrap()
+}
+
+fn privileged(image: &Image) -> RootfsSpec<'_> {
+    RootfsSpec { image, owner: None }
+}
+
+fn owned<'a>(image: &'a Image, owner: &Owner<'a>) -> RootfsSpec<'a> {
+    RootfsSpec { image, owner: Some(*owner) }
+}
+
 /// Makes a tar with a root entry of mode 711, a file of root's, one of user 7 and a directory; returns its address.
 fn tar(dir: &Path) -> String {
     let path = dir.join("image.tar");
@@ -101,7 +113,7 @@ fn a_root_file_system_from_image_to_trash() {
     let userns = userns();
     let owner = Owner { userns: userns.as_fd(), uid: MAPPED, gid: MAPPED, shared: true };
     let Rootfs { mount: rootfs, dir: writable, honest } =
-        store.create_rootfs("one", &image, Some(&owner)).unwrap();
+        store.create_rootfs("one", &owned(&image, &owner)).unwrap();
     assert!(!honest);
 
     // The ids of the image are mapped to the container's.
@@ -126,15 +138,15 @@ fn a_root_file_system_from_image_to_trash() {
 
     // The overlay is volatile, which shows in its work directory. A second root file system is independent.
     assert!(writable.join("work/work/incompat/volatile").exists());
-    let privileged = store.create_rootfs("two", &image, None).unwrap().mount;
-    assert_eq!(fs::metadata(below(&privileged, "seven")).unwrap().uid(), 7);
-    assert_eq!(fs::read_to_string(below(&privileged, "seven")).unwrap(), "7");
+    let ours = store.create_rootfs("two", &privileged(&image)).unwrap().mount;
+    assert_eq!(fs::metadata(below(&ours, "seven")).unwrap().uid(), 7);
+    assert_eq!(fs::read_to_string(below(&ours, "seven")).unwrap(), "7");
     assert!(matches!(
-        store.create_rootfs("two", &image, None),
+        store.create_rootfs("two", &privileged(&image)),
         Err(Error::Rootfs(rootfs::Error::Exists { .. }))
     ));
 
-    drop((rootfs, privileged));
+    drop((rootfs, ours));
     store.release_rootfs("one", Some("handle"));
     store.release_rootfs("two", None);
     store.release_rootfs("never made", None);
@@ -152,7 +164,7 @@ fn mountinfo_shows_a_volatile_overlay_and_no_host_paths() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let image = store.image(&tar(dir.path())).unwrap();
-    let rootfs = store.create_rootfs("seen", &image, None).unwrap().mount;
+    let rootfs = store.create_rootfs("seen", &privileged(&image)).unwrap().mount;
     let target = dir.path().join("target");
     fs::create_dir(&target).unwrap();
     // Attached in a thread's own mount namespace, which ends with the thread.

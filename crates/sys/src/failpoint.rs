@@ -1,102 +1,81 @@
-//! Failpoints: named places at which a test ends the program as `kill -9` would.
+//! Failpoints: named places at which a test ends the process as `kill -9` would, or delays a thread as a slow disk
+//! would.
 //!
-//! `WARDIAN_FAILPOINT=name` ends the program when it reaches the point for the first time, `name:3` for the third
-//! time. A server passes the variable to the keepers that it starts; each process counts for itself. Where the
-//! variable is not set a point costs one load.
+//! `WARDIAN_FAILPOINT=name` ends the process when it reaches the point for the first time, `name:3` for the third
+//! time; with `=wait` after it, the thread waits there for a minute instead. A server passes the variable to the
+//! keepers that it starts; each process counts for itself. Where the variable is not set a point costs one load.
+//!
+//! Each crate declares the points that it reaches with [`failpoints!`](crate::failpoints). Only the program knows all
+//! of them, and has the variable checked.
 
 use rustix::process::{Signal, getpid, kill_process};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// The environment variable.
 pub const VARIABLE: &str = "WARDIAN_FAILPOINT";
 
-macro_rules! points {
+/// How long a thread waits at a point with `=wait`.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Declares the failpoints of a crate, each with its name and what is true at its place: an enum `Point` for
+/// [`reach`](crate::failpoint::reach), and the list `NAMES` for [`check`](crate::failpoint::check).
+#[macro_export]
+macro_rules! failpoints {
     ($($point:ident $name:literal $place:literal;)*) => {
-        /// A failpoint. Those of the keeper are named `keeper.…`.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        /// A failpoint of this crate.
+        #[derive(Debug, Clone, Copy)]
         pub enum Point {
             $(#[doc = $place] $point,)*
         }
 
-        /// All failpoints with their names.
-        pub const ALL: &[(&str, Point)] = &[$(($name, Point::$point),)*];
-    };
-}
+        /// The names of all failpoints of this crate, in the order of [`Point`].
+        pub const NAMES: &[&str] = &[$($name,)*];
 
-points! {
-    CreateReserved "create.reserved" "The handle is taken, nothing is written.";
-    CreateRecorded "create.recorded" "The record is written, the keeper still listens elsewhere.";
-    CreatePaired "create.paired" "The container has its namespaces.";
-    CreateCgroup "create.cgroup" "Its limits are set.";
-    CreateRootfs "create.rootfs" "Its root file system is made.";
-    CreateAnswered "create.answered" "Its init runs.";
-    CreateCommitted "create.committed" "The record says created.";
-    CreateReplying "create.replying" "Only the reply is left.";
-    RunAsking "run.asking" "The keeper does not know of the process.";
-    RunAnswered "run.answered" "It runs, the client does not know.";
-    PeaRecorded "pea.recorded" "The pea's root file system has a name.";
-    PeaCgroup "pea.cgroup" "It has a cgroup.";
-    PeaRootfs "pea.rootfs" "Its root file system is made.";
-    PeaAsked "pea.asked" "The keeper is starting it.";
-    PeaAnswered "pea.answered" "It runs, the client does not know.";
-    PeaEnded "pea.ended" "It has ended, everything of it is there.";
-    PeaCleaning "pea.cleaning" "Its record is gone, its root file system is not.";
-    StreamInBegun "stream-in.begun" "The keeper unpacks, and has got nothing.";
-    StreamInMiddle "stream-in.middle" "Some of the tar has gone in.";
-    StreamInFinishing "stream-in.finishing" "All of it has, the end is not told.";
-    StreamOutBegun "stream-out.begun" "The keeper packs.";
-    StreamOutMiddle "stream-out.middle" "Some of the tar has come out.";
-    StreamOutFinishing "stream-out.finishing" "All of it has.";
-    StopTermed "stop.termed" "The processes have got SIGTERM.";
-    StopKilled "stop.killed" "They have got SIGKILL.";
-    StopRecording "stop.recording" "The record does not say so.";
-    DestroyKilling "destroy.killing" "Nothing is killed.";
-    DestroyAnswered "destroy.answered" "Everything is killed, the record is there.";
-    DestroyForgotten "destroy.forgotten" "The record is gone.";
-    DestroySweeping "destroy.sweeping" "The root file system is trash; directory and cgroup are there.";
-    KeeperCreateCloning "keeper.create.cloning" "Before there is a child.";
-    KeeperCreateCloned "keeper.create.cloned" "The init is on its way.";
-    KeeperCreateReplied "keeper.create.replied" "It runs, and the server has been told.";
-    KeeperRunCloning "keeper.run.cloning" "Before there is a child.";
-    KeeperRunCloned "keeper.run.cloned" "The program is on its way.";
-    KeeperRunReplied "keeper.run.replied" "It runs, and the server has been told.";
-    KeeperExited "keeper.exited" "A process has ended, and nobody has been told.";
-    KeeperTransferCloned "keeper.transfer.cloned" "A tar is on its way.";
-    KeeperDestroyKilled "keeper.destroy.killed" "Pid 1 is killed and not reaped.";
-    KeeperDestroyClosing "keeper.destroy.closing" "The root file system is open.";
-    KeeperDestroyReplying "keeper.destroy.replying" "It is closed, and the server has not been told.";
+        impl From<Point> for &'static str {
+            fn from(point: Point) -> Self {
+                NAMES[point as usize]
+            }
+        }
+    };
 }
 
 /// The variable's value names no failpoint.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{VARIABLE}={value}: no failpoint of this name; expected NAME or NAME:TIMES")]
+#[error(
+    "{VARIABLE}={value}: no failpoint of this name; expected NAME or NAME:TIMES, =wait after it to wait there"
+)]
 pub struct Unknown {
     value: String,
 }
 
-#[derive(Debug)]
-struct Wanted {
-    point: Point,
-    /// How many more times the point is reached, up to and including the last.
-    left: AtomicU64,
+#[derive(Debug, PartialEq, Eq)]
+struct Asked<'a> {
+    name: &'a str,
+    /// The how many-th time counts.
+    times: u64,
+    wait: bool,
 }
 
-fn parse(value: &str) -> Result<(Point, u64), Unknown> {
-    let (name, times) = value.split_once(':').unwrap_or((value, "1"));
-    let point = ALL.iter().find(|(known, _)| *known == name).map(|(_, point)| *point);
-    match (point, times.parse()) {
-        (Some(point), Ok(times)) if times > 0 => Ok((point, times)),
-        _ => Err(Unknown { value: value.to_owned() }),
-    }
+fn parse(value: &str) -> Option<Asked<'_>> {
+    let (point, wait) = value.strip_suffix("=wait").map_or((value, false), |point| (point, true));
+    let (name, times) = point.split_once(':').unwrap_or((point, "1"));
+    let times = times.parse().ok().filter(|times| *times > 0)?;
+    Some(Asked { name, times, wait })
 }
 
-/// Checks the variable.
+fn check_value(value: &str, known: &[&[&str]]) -> Result<(), Unknown> {
+    let is_known = |asked: Asked<'_>| known.iter().any(|names| names.contains(&asked.name));
+    if parse(value).is_some_and(is_known) { Ok(()) } else { Err(Unknown { value: value.to_owned() }) }
+}
+
+/// Checks the variable against the lists of points that there are.
 ///
 /// # Errors
 /// The name of no failpoint: a test with a typing error would wait for ever.
-pub fn check() -> Result<(), Unknown> {
-    std::env::var(VARIABLE).map_or(Ok(()), |value| parse(&value).map(drop))
+pub fn check(known: &[&[&str]]) -> Result<(), Unknown> {
+    std::env::var(VARIABLE).map_or(Ok(()), |value| check_value(&value, known))
 }
 
 /// The variable as an environment entry for a keeper, if it is set.
@@ -104,17 +83,30 @@ pub fn inherited() -> Option<String> {
     std::env::var(VARIABLE).ok().map(|value| format!("{VARIABLE}={value}"))
 }
 
-/// Ends the process here if the variable asks for it.
-pub fn reach(point: Point) {
+#[derive(Debug)]
+struct Wanted {
+    name: String,
+    /// How many more times the point is reached, up to and including the one that counts.
+    left: AtomicU64,
+    wait: bool,
+}
+
+fn wanted() -> Option<Wanted> {
+    let value = std::env::var(VARIABLE).ok()?;
+    let asked = parse(&value)?;
+    Some(Wanted { name: asked.name.to_owned(), left: AtomicU64::new(asked.times), wait: asked.wait })
+}
+
+/// Ends the process, or delays the thread, here if the variable asks for it.
+pub fn reach(point: impl Into<&'static str>) {
     static WANTED: OnceLock<Option<Wanted>> = OnceLock::new();
-    let wanted = WANTED.get_or_init(|| {
-        let (point, times) = parse(&std::env::var(VARIABLE).ok()?).ok()?;
-        Some(Wanted { point, left: AtomicU64::new(times) })
-    });
-    if let Some(wanted) = wanted
-        && wanted.point == point
-        && wanted.left.fetch_sub(1, Ordering::Relaxed) == 1
-    {
+    let Some(wanted) = WANTED.get_or_init(wanted) else { return };
+    if wanted.name != point.into() || wanted.left.fetch_sub(1, Ordering::Relaxed) != 1 {
+        return;
+    }
+    if wanted.wait {
+        std::thread::sleep(WAIT);
+    } else {
         // SIGKILL cannot be caught, so this does not return.
         let _ = kill_process(getpid(), Signal::KILL);
     }
@@ -124,18 +116,34 @@ pub fn reach(point: Point) {
 mod tests {
     use super::*;
 
+    crate::failpoints! {
+        Begun "it.begun" "Nothing is done.";
+        Done "it.done" "All is.";
+    }
+
     #[test]
     fn values() {
-        assert_eq!(parse("create.paired"), Ok((Point::CreatePaired, 1)));
-        assert_eq!(parse("keeper.exited:7"), Ok((Point::KeeperExited, 7)));
-        for bad in ["", "create", "create.paired:", "create.paired:0", "create.paired:x", ":1"] {
-            assert!(parse(bad).is_err(), "{bad:?}");
+        let asked = |name, times, wait| Some(Asked { name, times, wait });
+        assert_eq!(parse("it.done"), asked("it.done", 1, false));
+        assert_eq!(parse("it.done:7"), asked("it.done", 7, false));
+        assert_eq!(parse("it.done=wait"), asked("it.done", 1, true));
+        assert_eq!(parse("it.done:2=wait"), asked("it.done", 2, true));
+        for bad in ["it.done:", "it.done:0", "it.done:x", ":1=", ":0"] {
+            assert_eq!(parse(bad), None, "{bad:?}");
         }
     }
 
     #[test]
-    fn names_are_unique() {
-        let names: std::collections::BTreeSet<&str> = ALL.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names.len(), ALL.len());
+    fn only_known_names_are_accepted() {
+        assert_eq!(NAMES, [<&str>::from(Point::Begun), Point::Done.into()]);
+        let known = [&["other"][..], NAMES];
+        for good in ["it.begun", "it.done:3", "it.done=wait", "other"] {
+            assert_eq!(check_value(good, &known), Ok(()), "{good:?}");
+        }
+        for bad in
+            ["", "it", "it.doned", "it.done=", "it.done=waits", "it.done=wait:2", "it.done:0", ":1", "=wait"]
+        {
+            assert!(check_value(bad, &known).is_err(), "{bad:?}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use wardian_image::export::{self, Compression, Format, Target};
 use wardian_image::reference::{is_like_a_file, short};
 use wardian_image::{App, Remote, Source, Watch, shown};
 use wardian_store::image::{Named, Wish};
-use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Store};
+use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Reference, Store};
 
 /// The maximum number of names that an image gets from its source. Each is a record, and an archive can have any
 /// number of names.
@@ -229,7 +229,7 @@ pub fn with_app(image: &str, app: &str, path: &str, digest: Option<&str>) -> Res
 
 /// Imports an image with a progress display; Ctrl-C cancels it.
 pub fn fetch(store: &Store, uri: &str) -> Result<(Image, Vec<Arc<LayerProgress>>)> {
-    watched(|progress| store.import(uri, None, progress))
+    watched(|progress| store.import(&Reference::parse(uri)?, None, progress))
 }
 
 fn watched<T>(
@@ -295,7 +295,7 @@ fn import(
     // share.
     let found = if App::parse(text)?.is_some() { None } else { Some(source(text)?) };
     let uri = found.as_ref().map_or_else(|| address(store, text), |source| Ok(source.to_uri()))?;
-    if names.is_empty() && App::parse(&uri)?.is_none() {
+    if names.is_empty() && found.is_some() {
         let opened = Source::parse(&uri)?.open(&Remote::default())?;
         names.extend(opened.names.iter().map(|name| short(name).to_owned()));
         let mut seen = HashSet::new();
@@ -318,14 +318,15 @@ fn import(
             names.iter().try_for_each(|name| store.check_free(name, &opened))?;
         }
     }
+    let reference = Reference::parse(&uri)?;
     let ((image, replaced), watched) = watched(|progress| {
         let Some((first, others)) = names.split_first() else {
-            return Ok((store.import(&uri, None, progress)?, Vec::new()));
+            return Ok((store.import(&reference, None, progress)?, Vec::new()));
         };
-        let (image, old) = store.import_as(&uri, first, wish, progress)?;
+        let (image, old) = store.import_as(&reference, first, wish, progress)?;
         let mut replaced: Vec<Named> = old.into_iter().collect();
         for name in others {
-            replaced.extend(store.import_as(&uri, name, wish, &Progress::default())?.1);
+            replaced.extend(store.import_as(&reference, name, wish, &Progress::default())?.1);
         }
         Ok((image, replaced))
     })?;

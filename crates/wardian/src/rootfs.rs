@@ -8,7 +8,7 @@ use clap::{Args as ClapArgs, Subcommand};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
-use wardian_store::{Phase, Store};
+use wardian_store::{Phase, RootfsSpec, Store};
 
 /// The commands of root file systems.
 #[derive(Debug, ClapArgs)]
@@ -96,7 +96,7 @@ fn create(store: &Store, image: &str, id: &str, suid: bool) -> Result<std::path:
             "no root file system was made, and what is not on the disk yet is fetched again by the next one",
         )?;
     }
-    Ok(store.attach_rootfs(id, &image, None, suid)?)
+    Ok(store.attach_rootfs(id, &RootfsSpec { image: &image, owner: None }, suid)?)
 }
 
 fn list(place: &Place) -> Result<()> {

@@ -8,7 +8,8 @@
 //! but dirty pages wakes the flusher for everybody's data (`shrink_inactive_list` in mm/vmscan.c). So this code waits
 //! for the flusher's own periodic writeback.
 
-use super::{Cgroups, write_existing};
+use super::Cgroups;
+use super::files::{remove_tree, write_existing};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -97,7 +98,7 @@ impl Cgroups {
     pub fn remove_but_memory(&self, id: &str) -> bool {
         let memory = self.place("memory", id).map(|(dir, _)| dir);
         let others = self.hierarchies.all().map(|hierarchy| self.dir(hierarchy, id));
-        others.filter(|dir| Some(dir) != memory.as_ref()).filter(|dir| !super::remove_tree(dir)).count() == 0
+        others.filter(|dir| Some(dir) != memory.as_ref()).filter(|dir| !remove_tree(dir)).count() == 0
     }
 }
 

@@ -4,6 +4,8 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use wardian_store::RootfsSpec;
+
 use crate::create::{owner, settle, userns};
 use crate::images::Images;
 use crate::place::Fs;
@@ -44,7 +46,8 @@ pub fn run(all: &[Fs], images: &Images, report: &mut Report) -> Result<()> {
                     }
                     let id = format!("churn-{number}");
                     took.take(|| -> wardian_store::Result<()> {
-                        let rootfs = store.create_rootfs(&id, &image, Some(&owner(&userns)))?;
+                        let rootfs = store
+                            .create_rootfs(&id, &RootfsSpec { image: &image, owner: Some(owner(&userns)) })?;
                         drop(rootfs.mount);
                         store.release_rootfs(&id, None);
                         Ok(())

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use wardian_store::{Image, Owner, Rootfs, Store};
+use wardian_store::{Image, Owner, Rootfs, RootfsSpec, Store};
 use wardian_sys::mount::{Overlay, UpperPair};
 use wardian_sys::namespace::{IdMap, user};
 
@@ -44,7 +44,7 @@ fn create(
     image: &Image,
     owner: Option<&Owner<'_>>,
 ) -> Result<Rootfs> {
-    let rootfs = times.take(|| store.create_rootfs(id, image, owner))?;
+    let rootfs = times.take(|| store.create_rootfs(id, &RootfsSpec { image, owner: owner.copied() }))?;
     if rootfs.honest {
         return Err("a root file system is not volatile: the file system has lost a write".into());
     }

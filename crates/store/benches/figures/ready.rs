@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use wardian_store::{Config, Image, Owner, Store, ready};
+use wardian_store::{Config, Image, Owner, RootfsSpec, Store, ready};
 
 use crate::create::{delete, owner, settle, userns};
 use crate::images::{DEEP, Images};
@@ -67,7 +67,9 @@ fn single(fs: &Fs, case: &Case<'_>, report: &mut Report) -> Result<()> {
     let (mut creates, mut deletes) = ([Times::default(), Times::default()], Times::default());
     for round in 0..=SAMPLES {
         for (index, store) in stores.iter().enumerate() {
-            let rootfs = creates[index].take(|| store.create_rootfs("one", &image[index], Some(owner)))?;
+            let rootfs = creates[index].take(|| {
+                store.create_rootfs("one", &RootfsSpec { image: &image[index], owner: Some(**owner) })
+            })?;
             delete(&mut deletes, store, "one", rootfs);
             settle(store)?;
         }
@@ -101,7 +103,8 @@ fn burst(fs: &Fs, case: &Case<'_>, report: &mut Report) -> Result<()> {
                         return Ok(made);
                     }
                     let id = format!("burst-{number}");
-                    let rootfs = store.create_rootfs(&id, &image[index], Some(owner))?;
+                    let rootfs = store
+                        .create_rootfs(&id, &RootfsSpec { image: &image[index], owner: Some(**owner) })?;
                     made.push((id, rootfs));
                 }
             };
@@ -148,7 +151,14 @@ fn memory(fs: &Fs, store: &Store, images: &Images, owner: &Owner<'_>, report: &m
         for kind in 1..=KINDS {
             // The store tells mappings by the root's ids.
             uid += 1;
-            drop(store.create_rootfs("one", &image, Some(&Owner { uid, ..*owner }))?.mount);
+            drop(
+                store
+                    .create_rootfs(
+                        "one",
+                        &RootfsSpec { image: &image, owner: Some(Owner { uid, ..*owner }) },
+                    )?
+                    .mount,
+            );
             store.release_rootfs("one", None);
             full(store, had + kind * ready::MOST)?;
         }

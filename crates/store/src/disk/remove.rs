@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
+use wardian_sys::failpoint;
 
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 
 /// How deep the walk goes; deeper directories are moved up to the top of the tree first. Each level holds one
 /// descriptor, and a process may have as few as 1024.
@@ -98,7 +99,7 @@ pub fn tree(parent: impl AsFd, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(
         let frame = &mut stack[depth];
         match frame.entries.next() {
             Some(Ok(entry)) => {
-                fail_point!("deleted-some");
+                failpoint::reach(Point::DeletedSome);
                 let entry_name = entry.file_name();
                 if entry_name == c"." || entry_name == c".." {
                     continue;

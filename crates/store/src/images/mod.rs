@@ -4,3 +4,4 @@ pub(crate) mod flight;
 pub mod image;
 pub(crate) mod opened;
 pub(crate) mod progress;
+pub(crate) mod reference;

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
-use wardian_sys::mount;
+use wardian_sys::{failpoint, mount};
 
 use super::layer::{Fresh, State as Trust};
 use crate::disk::blocks::BLOCK;
 use crate::disk::files;
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 
 /// The depth down to which the write-back walks, with one descriptor for each level. Deeper files are left to the
 /// final `syncfs`.
@@ -155,11 +155,11 @@ impl Durability {
             let result = fs.and_then(|fs| self.write_back(fs.as_fd()));
             written.push(result.map(|bytes| fresh.record.disk_bytes = Some(bytes)));
         }
-        fail_point!("written-back");
+        failpoint::reach(Point::WrittenBack);
         // Layers come in the order in which they were finished: a large one that was begun first may be the last.
         let oldest = (0..layers.len()).min_by_key(|index| layers[*index].opened);
         let synced = oldest.map_or(Ok(()), |index| rustix::fs::syncfs(&layers[index].sync));
-        fail_point!("synced");
+        failpoint::reach(Point::Synced);
         if self.stopped() && synced.is_ok() {
             return;
         }
@@ -174,7 +174,7 @@ impl Durability {
                 fresh.record.durable = true;
                 fresh.record.write_durable(&fresh.dir)
             });
-            fail_point!("marked");
+            failpoint::reach(Point::Marked);
             match marked {
                 Ok(()) => fresh.layer.set_state(Trust::Durable),
                 // The layer was moved to the trash and deleted meanwhile.

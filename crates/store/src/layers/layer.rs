@@ -12,13 +12,13 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use wardian_image::{Extent, Limits, Packed, Watch};
 use wardian_sys::layer_ns::{AttachedLayer, LayerNamespace};
-use wardian_sys::mount;
+use wardian_sys::{failpoint, mount};
 
 use super::owner::{Owner, is_shared};
 use crate::disk::files;
 use crate::disk::layout::{self, Layout};
 use crate::disk::record::{self, Used};
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 
 /// The mode that `fs/` has before its layer is unpacked: one that no image sets, so that afterwards one can tell
 /// whether the layer has an entry for its root.
@@ -430,7 +430,7 @@ pub(crate) fn unpack(
     let chain = source.chain_id.as_str();
     check_name(chain)?;
     let (name, dir) = reserve(layout).map_err(|source| Error::Stage { chain: chain.to_owned(), source })?;
-    fail_point!("staged");
+    failpoint::reach(Point::Staged);
     let result = stage(layout, source, below, limits, watch, &name, dir);
     if result.is_err() {
         discard(&name);
@@ -483,7 +483,7 @@ fn stage(
     }
     let unpacked =
         unpacked.map_err(|error| Error::Unpack { layer: source.to_string(), source: Box::new(error) })?;
-    fail_point!("unpacked");
+    failpoint::reach(Point::Unpacked);
     let mode = rustix::fs::fstat(&fs).map_err(staged)?.st_mode & 0o7777;
     let root_mode = (mode != NO_ROOT_ENTRY).then_some(mode);
     if root_mode.is_none() {
@@ -503,12 +503,12 @@ fn stage(
         root_mode,
     };
     record.write(&dir).map_err(|source| Error::Record { chain: chain.to_owned(), source })?;
-    fail_point!("recorded");
+    failpoint::reach(Point::Recorded);
     let layer = open(&dir, &record)?;
     let commit = rustix::fs::RenameFlags::NOREPLACE;
     rustix::fs::renameat_with(&layout.staging, name, &layout.layers, chain, commit)
         .map_err(|source| Error::Commit { chain: chain.to_owned(), source })?;
-    fail_point!("committed");
+    failpoint::reach(Point::Committed);
     layer.touch();
     Ok(Fresh { layer, dir, record, sync, opened })
 }

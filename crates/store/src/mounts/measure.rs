@@ -6,13 +6,13 @@
 //! burden.
 
 use parking_lot::{Condvar, Mutex};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::disk::blocks::{BLOCK, entry_bytes};
+use super::upper::Upper;
 use crate::disk::files;
 use crate::disk::layout::Layout;
 use crate::layers::layer;
@@ -62,6 +62,7 @@ struct State {
 #[derive(Debug)]
 struct Shared {
     layout: Arc<Layout>,
+    upper: Arc<dyn Upper>,
     state: Mutex<State>,
     changed: Condvar,
     stop: AtomicBool,
@@ -75,9 +76,14 @@ pub(crate) struct Measurer {
 }
 
 impl Measurer {
-    pub(crate) fn new(layout: Arc<Layout>) -> Self {
-        let shared =
-            Shared { layout, state: Mutex::default(), changed: Condvar::new(), stop: AtomicBool::new(false) };
+    pub(crate) fn new(layout: Arc<Layout>, upper: Arc<dyn Upper>) -> Self {
+        let shared = Shared {
+            layout,
+            upper,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+        };
         Self { shared: Arc::new(shared), thread: Mutex::default() }
     }
 
@@ -178,13 +184,8 @@ impl Shared {
             };
             record.layers.iter().filter_map(|used| size(&used.chain)).sum()
         });
-        let dir = files::open_dir(&self.layout.rootfs, &record.dir).ok()?;
-        let own = rustix::fs::statat(&dir, c"upper", rustix::fs::AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let pace = Pace::new(self, id);
-        let bytes = entry_bytes(&dir, c"upper", &mut HashSet::new(), &|| pace.step());
-        // The blocks of the `upper` directory itself do not count: it existed before anything was written.
-        let own = own.st_blocks.unsigned_abs() * BLOCK;
-        Some((bytes.map(|bytes| bytes.saturating_sub(own)), image_bytes))
+        Some((self.upper.usage(&record.dir, &|| pace.step()).ok()?, image_bytes))
     }
 }
 

@@ -1,9 +1,12 @@
 //! Root file systems: made ahead, mounted, measured and deleted.
 
+pub(crate) mod directories;
 pub(crate) mod door;
 pub(crate) mod measure;
+pub(crate) mod names;
 pub(crate) mod pool;
 pub mod ready;
 pub(crate) mod reaper;
 pub mod rootfs;
 pub(crate) mod sentinel;
+pub(crate) mod upper;

@@ -1,7 +1,7 @@
 //! Spares: root file systems mounted ahead, of the kinds that creates have asked for lately.
 //!
 //! A spare is made of exact unpackings of layers for one owner, and fits nobody else. It has no record, so its layers
-//! may be collected; its directory is registered with the pool until it is claimed. A create that claims a spare
+//! may be collected; the name of its directory is registered until it is claimed. A create that claims a spare
 //! first writes the record and *then* checks that the layers are still in place, as for a new root file system (see
 //! `disk::record`), and that no write was lost since the spare was mounted. If either check fails, the spare is
 //! discarded.

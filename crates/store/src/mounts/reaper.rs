@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use wardian_sys::pressure;
 
+use super::upper::Upper;
 use crate::disk::layout::Layout;
 use crate::disk::record::now_ms;
 use crate::disk::remove;
@@ -142,6 +143,7 @@ impl State {
 #[derive(Debug)]
 struct Shared {
     layout: Arc<Layout>,
+    upper: Arc<dyn Upper>,
     state: Mutex<State>,
     changed: Condvar,
     stop: AtomicBool,
@@ -157,11 +159,12 @@ pub(crate) struct Reaper {
 
 impl Reaper {
     /// Creates the queue; nothing is deleted before [`Reaper::start`].
-    pub(crate) fn new(layout: Arc<Layout>) -> Self {
+    pub(crate) fn new(layout: Arc<Layout>, upper: Arc<dyn Upper>) -> Self {
         let expire = std::fs::read_to_string("/proc/sys/vm/dirty_expire_centisecs").ok();
         let expire_ms = expire.and_then(|text| text.trim().parse::<u64>().ok()).map(|centi| centi * 10);
         let shared = Arc::new(Shared {
             layout,
+            upper,
             state: Mutex::default(),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -278,11 +281,6 @@ impl Shared {
     fn delete(&self, item: &Item, young: bool) -> End {
         let started = Instant::now();
         let name = item.name.to_string_lossy();
-        let dir = match item.place {
-            Place::Rootfs => &self.layout.rootfs,
-            Place::Staging => &self.layout.staging,
-            Place::Trash => &self.layout.trash,
-        };
         if item.place == Place::Trash
             && let Some(instance) = layer::instance_of(&name)
         {
@@ -301,7 +299,13 @@ impl Shared {
             tracing::info!(handle, dir = %name, young, "rootfs.removing");
         }
         let pace = Pace::new(self, young);
-        match remove::tree(dir, &item.name, &|| pace.step()) {
+        let stop = || pace.step();
+        let removed = match item.place {
+            Place::Rootfs => self.upper.remove(&item.name, &stop),
+            Place::Staging => remove::tree(&self.layout.staging, &item.name, &stop),
+            Place::Trash => remove::tree(&self.layout.trash, &item.name, &stop),
+        };
+        match removed {
             Ok(()) => {
                 let ms = started.elapsed().as_secs_f64() * 1e3;
                 if handle.is_some() {

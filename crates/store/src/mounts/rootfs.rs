@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use wardian_sys::layer_ns::LayerNamespace;
 use wardian_sys::mount::{self, Overlay, UpperPair};
 
-use super::pool::{Pair, READY_MODE};
+use super::upper::{Pair, READY_MODE};
+use crate::images::opened::Image;
 use crate::layers::layer::{self, Layer, Lower, Mappings};
 use crate::layers::owner::Owner;
 
@@ -100,6 +101,15 @@ pub(crate) fn check_id(id: &str) -> Result<(), Error> {
         return Err(Error::Id { id: id.to_owned() });
     }
     Ok(())
+}
+
+/// What a root file system is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct RootfsSpec<'a> {
+    /// The image whose layers are below it.
+    pub image: &'a Image,
+    /// Whose root owns it; `None`: the host's.
+    pub owner: Option<Owner<'a>>,
 }
 
 /// The parts of a root file system.

@@ -12,10 +12,9 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use wardian_sys::mount;
 
-use super::pool::Pool;
 use super::rootfs::Mounter;
+use super::upper::Upper;
 use crate::disk::files;
-use crate::disk::layout::Layout;
 use crate::layers::layer::Lower;
 
 /// The overlay in which fsync is called.
@@ -29,20 +28,15 @@ pub(crate) struct Sentinel {
 impl Sentinel {
     /// Mounts it over an empty lower directory. An error comes with the name of its directory, which is trash then;
     /// EIO means that the file system has a write-back error that nobody has seen.
-    pub(crate) fn place(
-        layout: &Layout,
-        pool: &Pool,
-        mounter: &Mounter,
-        name: String,
-    ) -> Result<Self, (String, Errno)> {
-        match Self::mount(layout, pool, mounter, &name) {
+    pub(crate) fn place(upper: &dyn Upper, mounter: &Mounter, name: String) -> Result<Self, (String, Errno)> {
+        match Self::mount(upper, mounter, &name) {
             Ok(mount) => Ok(Self { mount, name }),
             Err(error) => Err((name, error)),
         }
     }
 
-    fn mount(layout: &Layout, pool: &Pool, mounter: &Mounter, name: &str) -> Result<OwnedFd, Errno> {
-        let pair = pool.make(layout, name, (0, 0))?;
+    fn mount(upper: &dyn Upper, mounter: &Mounter, name: &str) -> Result<OwnedFd, Errno> {
+        let pair = upper.make(name, (0, 0))?;
         rustix::fs::mkdirat(&pair.dir, "lower", Mode::RWXU)?;
         let lower = files::open_dir(&pair.dir, "lower")?;
         let mount = mount::open_tree_clone(&lower, "", false).map_err(|error| error.errno())?;

@@ -29,12 +29,12 @@ fn the_longest_unused_goes_first_and_no_more_than_needed() {
     let mut images = Vec::new();
     for (name, when) in [("a", 3000), ("b", 1000), ("c", 2000), ("d", 500), ("e", 400)] {
         let uri = sized(dir.path(), name, 1000);
-        let image = store.import(&uri, Some(name), &Progress::default()).unwrap();
+        let image = store.import(&refer(&uri), Some(name), &Progress::default()).unwrap();
         images.push((image, when));
     }
     store.wait_durable(&Progress::default());
     store.pin("d", true).unwrap();
-    store.create_rootfs("container", &images[4].0, None).unwrap();
+    store.create_rootfs("container", &privileged(&images[4].0)).unwrap();
     drop(store);
     // A process that has not used the layers itself goes by the times on the disk.
     let store = Store::open(&config(dir.path())).unwrap();
@@ -69,7 +69,7 @@ fn the_longest_unused_goes_first_and_no_more_than_needed() {
     assert!(matches!(store.remove_image("d", false), Err(Error::Name(image::Error::Unknown { .. }))));
     assert_eq!(store.collect(0).unwrap().images, ["e"]);
     assert_eq!(entries(dir.path(), "layers"), 0);
-    store.import(images[4].0.uri.as_str(), Some("e"), &Progress::default()).unwrap();
+    store.import(&refer(images[4].0.uri.as_str()), Some("e"), &Progress::default()).unwrap();
 }
 
 #[test]
@@ -77,16 +77,16 @@ fn a_name_whose_layers_are_gone_is_fetched_again() {
     needs!(Root);
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
-    let image = store.import(&tar(dir.path()), Some("it"), &Progress::default()).unwrap();
+    let image = store.import(&refer(&tar(dir.path())), Some("it"), &Progress::default()).unwrap();
     let layer = &image.layers[0];
     store.0.condemn(&layer.chain, &layer.instance).unwrap();
     let again = store.image("it").unwrap();
     assert_eq!(again.chain_ids(), image.chain_ids());
     assert!(matches!(store.image("nobody"), Err(Error::Name(image::Error::Unknown { .. }))));
-    assert!(store.import(&tar(dir.path()), Some("../it"), &Progress::default()).is_err());
+    assert!(store.import(&refer(&tar(dir.path())), Some("../it"), &Progress::default()).is_err());
     // A pin survives a new import.
     store.pin("it", true).unwrap();
-    store.import(&tar(dir.path()), Some("it"), &Progress::default()).unwrap();
+    store.import(&refer(&tar(dir.path())), Some("it"), &Progress::default()).unwrap();
     assert!(store.find_image("it").unwrap().pinned);
 }
 
@@ -116,8 +116,9 @@ fn collecting_and_creating_at_the_same_time() {
                     for round in 0..40 {
                         let uri = &uris[(creator + round) % uris.len()];
                         let id = format!("{creator}-{round}");
-                        let made =
-                            server.image(uri).and_then(|image| server.create_rootfs(&id, &image, None));
+                        let made = server
+                            .image(uri)
+                            .and_then(|image| server.create_rootfs(&id, &privileged(&image)));
                         // Collected as fast as fetched: a valid outcome here.
                         let made = match made {
                             Err(Error::Collected { .. } | Error::Rootfs(rootfs::Error::Gone { .. })) => {
@@ -169,7 +170,7 @@ fn an_app_is_not_unpacked_on_what_was_thrown_away() {
     // A request for the image fetches both layers again.
     let image = store.image(&with_app).unwrap();
     assert_eq!(image.chain_ids().last(), Some(&source.chain_id));
-    assert_eq!(store.at_hand(&with_app).unwrap().unwrap().chain_ids(), image.chain_ids());
+    assert_eq!(store.at_hand(&refer(&with_app)).unwrap().unwrap().chain_ids(), image.chain_ids());
     store.collect(0).unwrap();
-    assert!(store.at_hand(&with_app).unwrap().is_none());
+    assert!(store.at_hand(&refer(&with_app)).unwrap().is_none());
 }

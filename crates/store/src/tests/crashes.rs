@@ -2,11 +2,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use wardian_sys::failpoint::VARIABLE;
+
 use super::together::{child, given};
 use super::*;
-use crate::fail::VARIABLE;
 
-/// Every failpoint that [`child_that_does_everything`] passes.
+/// The failpoints that [`child_that_does_everything`] passes.
 const POINTS: &[&str] = &[
     "staged",
     "unpacked",
@@ -24,15 +25,24 @@ const POINTS: &[&str] = &[
     "deleted-some",
 ];
 
+#[test]
+fn every_failpoint_is_tested() {
+    let mut tested = [POINTS, ready::POINTS].concat();
+    let mut all = FAILPOINTS.to_vec();
+    tested.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(tested, all);
+}
+
 /// Not a test of its own: it goes through all operations of a store.
 #[test]
 #[ignore = "another test starts it"]
 fn child_that_does_everything() {
     let (dir, uri) = given();
     let store = open(Path::new(&dir)).unwrap();
-    let image = store.import(&uri, Some("it"), &Progress::default()).unwrap();
+    let image = store.import(&refer(&uri), Some("it"), &Progress::default()).unwrap();
     store.wait_durable(&Progress::default());
-    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
     fs::write(below(&rootfs.mount, "etc/file"), "x").unwrap();
     drop(rootfs);
     store.release_rootfs("one", None);
@@ -71,7 +81,7 @@ fn killed_at_every_failpoint() {
             store.image(&named.name).unwrap();
         }
         let image = store.image(&uri).unwrap();
-        let rootfs = store.create_rootfs("one", &image, None).unwrap();
+        let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
         assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7", "{point}");
         drop(rootfs);
         store.release_rootfs("one", None);
@@ -87,9 +97,9 @@ fn killed_at_every_failpoint() {
 fn child_that_closes_while_it_deletes() {
     let (dir, uri) = given();
     let store = open(Path::new(&dir)).unwrap();
-    let image = store.import(&uri, None, &Progress::default()).unwrap();
+    let image = store.import(&refer(&uri), None, &Progress::default()).unwrap();
     store.wait_durable(&Progress::default());
-    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
     fs::write(below(&rootfs.mount, "file"), "x").unwrap();
     drop(rootfs);
     store.release_rootfs("one", None);

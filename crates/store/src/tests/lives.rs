@@ -24,12 +24,12 @@ fn layers_become_durable_and_suspects_are_replaced() {
     assert!(known.durable && known.disk_bytes.is_some_and(|bytes| bytes > 0), "{known:?}");
     assert_eq!(image.layers[0].state(), State::Durable);
 
-    let rootfs = store.create_rootfs("old", &image, None).unwrap();
+    let rootfs = store.create_rootfs("old", &privileged(&image)).unwrap();
     image.layers[0].set_state(State::Suspect);
     let again = store.image(&uri).unwrap();
     assert!(!Arc::ptr_eq(&image.layers[0], &again.layers[0]));
     // A create with the old image gets the new layer.
-    store.create_rootfs("new", &image, None).unwrap();
+    store.create_rootfs("new", &privileged(&image)).unwrap();
     let records = store.rootfs().unwrap();
     assert_eq!(records[0].layers, [again.layers[0].as_used()], "{}", records[0].id);
     assert_eq!(records[1].layers, [image.layers[0].as_used()], "{}", records[1].id);
@@ -83,7 +83,7 @@ fn a_layer_whose_process_is_gone_is_trusted_only_if_it_is_durable() {
     let other = Store::open(&config(dir.path())).unwrap();
     let lent = other.image(&uri).unwrap();
     assert_eq!(lent.layers[0].instance, instance);
-    other.create_rootfs("uses", &lent, None).unwrap();
+    other.create_rootfs("uses", &privileged(&lent)).unwrap();
     // Without that process it is distrusted: its writes may have been lost, and the error reported to another
     // process.
     drop(handle);
@@ -98,8 +98,8 @@ fn open_puts_the_store_in_order() {
     needs!(Root);
     let (dir, uri, store) = served();
     let image = store.image(&uri).unwrap();
-    let live = store.create_rootfs("live", &image, None).unwrap().dir;
-    let dead = store.create_rootfs("dead", &image, None).unwrap().dir;
+    let live = store.create_rootfs("live", &privileged(&image)).unwrap().dir;
+    let dead = store.create_rootfs("dead", &privileged(&image)).unwrap().dir;
     // Otherwise the next server distrusts the layer, and it stays in the trash as long as "live" uses it.
     durable(&store);
     store.close();
@@ -142,9 +142,9 @@ fn lost_writes_mark_the_living() {
     needs!(Root);
     let (dir, uri, store) = served();
     let image = store.image(&uri).unwrap();
-    store.create_rootfs("hit", &image, None).unwrap();
+    store.create_rootfs("hit", &privileged(&image)).unwrap();
     store.0.mark_hit("a disk was pulled");
-    store.create_rootfs("later", &image, None).unwrap();
+    store.create_rootfs("later", &privileged(&image)).unwrap();
     let error = store.writeback_error("hit").unwrap();
     assert!(error.contains("a disk was pulled") && error.contains("destroy"), "{error}");
     assert_eq!(store.writeback_error("later"), None);
@@ -163,10 +163,10 @@ fn attached_root_file_systems_outlive_commands_and_servers() {
     let uri = tar(dir.path());
     let store = Store::open(&config(dir.path())).unwrap();
     let image = store.image(&uri).unwrap();
-    let path = store.attach_rootfs("seen", &image, None, false).unwrap();
+    let path = store.attach_rootfs("seen", &privileged(&image), false).unwrap();
     assert_eq!(fs::read_to_string(path.join("seven")).unwrap(), "7");
     assert!(matches!(
-        store.attach_rootfs("seen", &image, None, false),
+        store.attach_rootfs("seen", &privileged(&image), false),
         Err(Error::Rootfs(rootfs::Error::Exists { .. }))
     ));
     assert_eq!(fs::read_to_string(path.join("seven")).unwrap(), "7");
@@ -194,18 +194,18 @@ fn attached_root_file_systems_outlive_commands_and_servers() {
     assert!(!writable.exists());
 
     // A container's root file system cannot be detached.
-    server.create_rootfs("kept", &image, None).unwrap();
+    server.create_rootfs("kept", &privileged(&image)).unwrap();
     assert!(matches!(store.detach_rootfs("kept"), Err(Error::Rootfs(rootfs::Error::Kept { .. }))));
     // Without a server the trash stays until [`Store::reap`].
     server.release_rootfs("kept", None);
     server.close();
     drop(server);
-    store.create_rootfs("gone", &image, None).unwrap();
+    store.create_rootfs("gone", &privileged(&image)).unwrap();
     store.release_rootfs("gone", None);
     assert!(Store::open(&config(dir.path())).unwrap().reap(&Progress::default()).unwrap());
     assert_eq!(entries(dir.path(), "rootfs"), 0);
     // Another run directory is refused, because it would hide the living root file systems.
-    store.create_rootfs("living", &image, None).unwrap();
+    store.create_rootfs("living", &privileged(&image)).unwrap();
     let elsewhere = Config { run: dir.path().join("elsewhere"), ..config(dir.path()) };
     for opened in [Store::open(&elsewhere), Store::serve(&elsewhere, &|_| false)] {
         assert!(matches!(opened, Err(Error::Layout(layout::Error::OtherRun { .. }))));

@@ -21,7 +21,7 @@ fn the_first_question_starts_the_measuring_and_the_image_is_known_at_once() {
     let (dir, uri, store) = served();
     let image = store.image(&uri).unwrap();
     let bytes = store.layer(&image.layers[0].chain).unwrap().bytes;
-    let rootfs = store.create_rootfs("a", &image, None).unwrap();
+    let rootfs = store.create_rootfs("a", &privileged(&image)).unwrap();
     let upper = rootfs.dir.join("upper");
     fs::write(upper.join("big"), vec![1; 100_000]).unwrap();
     fs::hard_link(upper.join("big"), upper.join("again")).unwrap();

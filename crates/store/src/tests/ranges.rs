@@ -21,9 +21,9 @@ fn what_is_one_owners_alone_is_kept_for_nobody() {
     let image = store.image(&uri).unwrap();
     // Two owners with the same root; the second has too few ids for user 7.
     let (large, small) = (sized(65_536), sized(5));
-    let first = store.create_rootfs("first", &image, Some(&own(&large, MAPPED))).unwrap();
+    let first = store.create_rootfs("first", &owned(&image, &own(&large, MAPPED))).unwrap();
     assert_eq!(fs::metadata(below(&first.mount, "seven")).unwrap().uid(), MAPPED + 7);
-    let second = store.create_rootfs("second", &image, Some(&own(&small, MAPPED))).unwrap();
+    let second = store.create_rootfs("second", &owned(&image, &own(&small, MAPPED))).unwrap();
     assert_eq!(fs::metadata(below(&second.mount, "seven")).unwrap().uid(), 65_534);
     assert_eq!(fs::metadata(below(&second.mount, "etc/passwd")).unwrap().uid(), MAPPED);
     // The pool has filled meanwhile: ready pairs are changed to the owner.
@@ -34,7 +34,7 @@ fn what_is_one_owners_alone_is_kept_for_nobody() {
         let userns = user(&map, &map).unwrap();
         let root = map[0].outside;
         let id = n.to_string();
-        let made = store.create_rootfs(&id, &image, Some(&own(&userns, root))).unwrap();
+        let made = store.create_rootfs(&id, &owned(&image, &own(&userns, root))).unwrap();
         let stat = fs::metadata(below(&made.mount, ".")).unwrap();
         assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (root, root, 0o711));
         fs::write(below(&made.mount, "seven"), "8").unwrap();

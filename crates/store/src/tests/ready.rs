@@ -2,13 +2,17 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use wardian_sys::failpoint::VARIABLE;
+
 use super::together::{child, given, wait_for};
 use super::*;
-use crate::fail::VARIABLE;
 use crate::layer::State;
 use crate::ready::Wanted;
 
 const READY: usize = 2;
+
+/// The failpoints that [`child_that_claims`] passes.
+pub(super) const POINTS: &[&str] = &["mounted-ahead", "spare-claimed", "spare-refused"];
 
 fn with(dir: &Path, ready_rootfs: usize) -> Store {
     Store::serve(&Config { ready_rootfs, ..config(dir) }, &|_| false).unwrap()
@@ -24,7 +28,7 @@ pub(super) fn ready() -> (tempfile::TempDir, String, Store) {
 /// Creates a root file system of a kind, and waits until the steward has made spares of it.
 fn ask(store: &Store, id: &str, image: &Image, owner: Option<&Owner<'_>>) {
     let before = store.ready_rootfs();
-    drop(store.create_rootfs(id, image, owner).unwrap());
+    drop(store.create_rootfs(id, &RootfsSpec { image, owner: owner.copied() }).unwrap());
     store.release_rootfs(id, None);
     wait_for(|| store.ready_rootfs() == before + READY);
 }
@@ -57,13 +61,13 @@ fn a_claim_is_what_a_create_would_have_made() {
     let spares = names(&store);
     // The spares do not fit a privileged container or another root.
     for (id, other) in [("other", None), ("third", Some(Owner { uid: MAPPED + 1, ..owner }))] {
-        let rootfs = store.create_rootfs(id, &image, other.as_ref()).unwrap();
+        let rootfs = store.create_rootfs(id, &RootfsSpec { image: &image, owner: other }).unwrap();
         assert!(!is_spare(&spares, &rootfs));
         let root = other.map_or(0, |owner| owner.uid);
         assert_eq!(fs::metadata(below(&rootfs.mount, ".")).unwrap().uid(), root);
     }
     let before: Vec<Rootfs> =
-        ["a", "b", "c"].iter().map(|id| store.create_rootfs(id, &image, Some(&owner)).unwrap()).collect();
+        ["a", "b", "c"].iter().map(|id| store.create_rootfs(id, &owned(&image, &owner)).unwrap()).collect();
     // Two were ready, and all three differ.
     assert!(is_spare(&spares, &before[0]));
     let dirs: std::collections::HashSet<_> = before.iter().map(|rootfs| &rootfs.dir).collect();
@@ -97,10 +101,10 @@ fn an_id_that_exists_costs_no_spare() {
     needs!(Root);
     let (dir, uri, store) = ready();
     let image = store.image(&uri).unwrap();
-    drop(store.create_rootfs("one", &image, None).unwrap());
+    drop(store.create_rootfs("one", &privileged(&image)).unwrap());
     wait_for(|| store.ready_rootfs() == READY);
     let before = names(&store);
-    let again = store.create_rootfs("one", &image, None);
+    let again = store.create_rootfs("one", &privileged(&image));
     assert!(matches!(again, Err(Error::Rootfs(rootfs::Error::Exists { .. }))));
     assert_eq!(names(&store), before);
     store.release_rootfs("one", None);
@@ -117,7 +121,7 @@ fn a_spare_keeps_no_layer_and_goes_with_it() {
     // Another process, which knows nothing of spares, collects the layer.
     let command = Store::open(&config(dir.path())).unwrap();
     assert_eq!(command.collect(0).unwrap().layers, image.chain_ids());
-    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
     assert!(!is_spare(&spares, &rootfs));
     assert_eq!(fs::read_to_string(below(&rootfs.mount, "seven")).unwrap(), "7");
     let record = store.rootfs().unwrap().remove(0);
@@ -144,7 +148,7 @@ fn after_a_lost_write_none_is_left() {
     store.0.mark_hit("a disk was pulled");
     assert!(store.0.ready.put(claimed).is_err_and(|spare| spare.is_sound()));
     assert!(!names(&store).iter().any(|name| spares.contains(name)));
-    let rootfs = store.create_rootfs("later", &image, None).unwrap();
+    let rootfs = store.create_rootfs("later", &privileged(&image)).unwrap();
     assert!(!is_spare(&spares, &rootfs));
     assert_eq!(store.writeback_error("later"), None);
     // Later spares are new.
@@ -164,7 +168,7 @@ fn no_more_than_were_asked_for() {
         .map(|n| Owner { userns: userns.as_fd(), uid: MAPPED + n, gid: MAPPED, shared: true })
         .collect();
     for owner in &owners {
-        drop(store.create_rootfs("one", &image, Some(owner)).unwrap());
+        drop(store.create_rootfs("one", &owned(&image, owner)).unwrap());
         store.release_rootfs("one", None);
     }
     // Spares of eight kinds, those asked for most recently.
@@ -188,7 +192,7 @@ fn none_while_memory_or_disk_is_short() {
     let spares = names(&store);
     *store.0.ready.short.lock() = Some(true);
     wait_for(|| store.ready_rootfs() == 0);
-    let rootfs = store.create_rootfs("one", &image, None).unwrap();
+    let rootfs = store.create_rootfs("one", &privileged(&image)).unwrap();
     assert!(!is_spare(&spares, &rootfs) && store.ready_rootfs() == 0);
     // The host's state can be read; the result may be either.
     *store.0.ready.short.lock() = None;
@@ -207,7 +211,7 @@ fn none_are_made_where_none_are_wanted() {
     let command = Store::open(&Config { ready_rootfs: READY, ..config(dir.path()) }).unwrap();
     for store in [with(dir.path(), 0), command] {
         let image = store.image(&uri).unwrap();
-        drop(store.create_rootfs("one", &image, None).unwrap());
+        drop(store.create_rootfs("one", &privileged(&image)).unwrap());
         store.release_rootfs("one", None);
         assert!(store.0.ready.is_idle() && matches!(store.0.ready.wanted(), Wanted::Nothing));
     }
@@ -221,18 +225,18 @@ fn child_that_claims() {
     let store = with(Path::new(&dir), READY);
     let image = store.image(&uri).unwrap();
     ask(&store, "first", &image, None);
-    drop(store.create_rootfs("claimed", &image, None).unwrap());
+    drop(store.create_rootfs("claimed", &privileged(&image)).unwrap());
     wait_for(|| store.ready_rootfs() == READY);
     // The steward would discard the spares itself.
     store.0.door.stop(Instant::now() + SOON);
     image.layers[0].set_state(State::Suspect);
-    drop(store.create_rootfs("refused", &image, None).unwrap());
+    drop(store.create_rootfs("refused", &privileged(&image)).unwrap());
 }
 
 #[test]
 fn killed_with_spares() {
     needs!(Root);
-    for point in ["mounted-ahead", "spare-claimed", "spare-refused"] {
+    for point in POINTS {
         let dir = tempfile::tempdir().unwrap();
         let uri = tar(dir.path());
         let mut command = child("tests::ready::child_that_claims", dir.path(), &uri);

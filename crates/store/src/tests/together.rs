@@ -34,10 +34,10 @@ fn who_waits_can_be_cancelled_and_takes_over_from_who_was() {
     let store = open(dir.path()).unwrap();
     let (first, second, third) = (Progress::default(), Progress::default(), Progress::default());
     std::thread::scope(|scope| {
-        let a = scope.spawn(|| store.import(&uri, None, &first));
+        let a = scope.spawn(|| store.import(&refer(&uri), None, &first));
         wait_for(|| unpacking(&first));
-        let b = scope.spawn(|| store.import(&uri, None, &second));
-        let c = scope.spawn(|| store.import(&uri, None, &third));
+        let b = scope.spawn(|| store.import(&refer(&uri), None, &second));
+        let c = scope.spawn(|| store.import(&refer(&uri), None, &third));
         second.cancel();
         // Both are cancelled at once: the first may be done before the second has ended.
         first.cancel();
@@ -51,7 +51,7 @@ fn who_waits_can_be_cancelled_and_takes_over_from_who_was() {
     let cancelled = Progress::default();
     cancelled.cancel();
     fs::write(&uri, fs::read(&uri).unwrap()).unwrap();
-    assert!(store.import(&uri, None, &cancelled).unwrap_err().is_cancelled());
+    assert!(store.import(&refer(&uri), None, &cancelled).unwrap_err().is_cancelled());
 }
 
 /// Not a test of its own: what [`processes_take_turns`] starts.
@@ -61,7 +61,7 @@ fn child_that_imports() {
     let (dir, uri) = given();
     let progress = Progress::default();
     let store = Store::open(&config(Path::new(&dir))).unwrap();
-    store.import(&uri, Some("it"), &progress).unwrap();
+    store.import(&refer(&uri), Some("it"), &progress).unwrap();
     store.wait_durable(&progress);
     let phases: Vec<_> = progress.layers().iter().map(|layer| layer.phase()).collect();
     println!("phases {phases:?}");
@@ -114,7 +114,7 @@ fn root_file_systems_by_eight_threads() {
             scope.spawn(move || {
                 for round in 0..25 {
                     let id = format!("{thread}-{round}");
-                    let rootfs = store.create_rootfs(&id, image, None).unwrap();
+                    let rootfs = store.create_rootfs(&id, &privileged(image)).unwrap();
                     fs::write(below(&rootfs.mount, "file"), "x").unwrap();
                     drop(rootfs);
                     store.release_rootfs(&id, None);
@@ -135,7 +135,7 @@ fn nothing_is_made_ahead_once_the_store_is_closed() {
     let store = open(dir.path()).unwrap();
     drop(store.0.pool.take((0, 0), true));
     store.close();
-    store.0.pool.fill(&store.0.layout).unwrap();
+    store.0.pool.fill().unwrap();
     assert_eq!(entries(dir.path(), "rootfs"), 0);
 }
 
@@ -167,10 +167,10 @@ fn a_false_claim_of_a_layer_fails_alone() {
     let store = open(dir.path()).unwrap();
     let (first, second) = (Progress::default(), Progress::default());
     std::thread::scope(|scope| {
-        let evil = scope.spawn(|| store.import(&evil, None, &first));
+        let evil = scope.spawn(|| store.import(&refer(&evil), None, &first));
         wait_for(|| unpacking(&first) || evil.is_finished());
         assert!(!evil.is_finished(), "{:?}", evil.join());
-        let honest = scope.spawn(|| store.import(&honest, None, &second));
+        let honest = scope.spawn(|| store.import(&refer(&honest), None, &second));
         wait_for(|| !second.layers().is_empty() || honest.is_finished());
         assert!(!evil.is_finished());
         assert!(evil.join().unwrap().is_err());

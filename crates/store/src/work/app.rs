@@ -4,27 +4,27 @@ use std::sync::Arc;
 
 use wardian_image::{App, Digest, Watch, export};
 
-use super::fetch::{TRIES, image_error};
-use crate::error::{Error, Result};
+use super::fetch::TRIES;
+use crate::error::{Error, Result, image_error};
 use crate::images::opened::Image;
 use crate::images::progress::{Phase, Progress};
+use crate::images::reference::Reference;
 use crate::layers::layer::{self, Layer};
 use crate::mounts::rootfs;
 use crate::store::Inner;
 
 impl Inner {
-    /// Returns the image `base` with the app on top of it. Only the layers are cached, since checking that they are
+    /// Returns the image with its app on top. Only the layers are cached, since checking that they are
     /// present is cheap.
     pub(crate) fn image_with_app(
         &self,
-        uri: &str,
-        base: &str,
+        reference: &Reference,
         app: &App,
         progress: &Progress,
     ) -> Result<Image> {
         for _ in 0..TRIES {
-            let below = self.image(base, progress)?;
-            if let Some(image) = self.with_app(uri, &below, app, progress)? {
+            let below = self.image_below(&reference.below, progress)?;
+            if let Some(image) = self.with_app(reference.text(), &below, app, progress)? {
                 return Ok(image);
             }
         }
@@ -102,9 +102,8 @@ impl Inner {
 
     /// Returns the id and config with which an image is saved under a name. For an image with an app these are of an
     /// ordinary image, whose config has the diff ids of all layers.
-    pub(crate) fn ordinary(&self, uri: &str, image: &Image) -> Result<(String, Option<Vec<u8>>)> {
-        let app = App::parse(uri).map_err(|error| image_error(&image.shown, error))?;
-        let Some((_, app)) = app else { return Ok((image.id.clone(), image.config_json.clone())) };
+    pub(crate) fn ordinary(&self, app: Option<&App>, image: &Image) -> Result<(String, Option<Vec<u8>>)> {
+        let Some(app) = app else { return Ok((image.id.clone(), image.config_json.clone())) };
         let failed = |error| image_error(&image.shown, error);
         let mut diff_ids = Vec::new();
         for chain in image.chain_ids() {

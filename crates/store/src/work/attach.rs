@@ -10,9 +10,7 @@ use crate::disk::files;
 use crate::disk::record::Record;
 use crate::disk::run;
 use crate::error::{Error, Result};
-use crate::images::opened::Image;
-use crate::layers::owner::Owner;
-use crate::mounts::rootfs::{self, Error as RootfsError};
+use crate::mounts::rootfs::{self, Error as RootfsError, RootfsSpec};
 use crate::store::Store;
 
 /// Whether something is mounted there.
@@ -30,18 +28,12 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::create_rootfs`], or it cannot be attached.
-    pub fn attach_rootfs(
-        &self,
-        id: &str,
-        image: &Image,
-        owner: Option<&Owner<'_>>,
-        suid: bool,
-    ) -> Result<PathBuf> {
+    pub fn attach_rootfs(&self, id: &str, spec: &RootfsSpec<'_>, suid: bool) -> Result<PathBuf> {
         rootfs::check_id(id)?;
         let records = &self.0.layout.records;
         let path = records.mount_point(id);
         let failed = |source| Error::from(RootfsError::Attach { path: path.clone(), source });
-        let made = self.0.create_rootfs(id, image, owner, Some(path.clone()))?;
+        let made = self.0.create_rootfs(id, spec, Some(path.clone()))?;
         let attached = std::fs::create_dir_all(&path).map_err(failed).and_then(|()| {
             if !suid {
                 mount::set_nosuid(&made.mount).map_err(|error| failed(error.errno().into()))?;
@@ -70,8 +62,6 @@ impl Store {
             return Err(RootfsError::Kept { id: id.to_owned() }.into());
         };
         let started = std::time::Instant::now();
-        // No driver of disk limits is in use, so there is no quota id to give back.
-        tracing::info!(id, quota_id = 0, "rootfs.quota-id");
         if is_attached(&path) {
             tracing::info!(id, path = %path.display(), "rootfs.unmounting");
             mount::unmount(&path).map_err(|error| match error.errno() {

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use wardian_image::Remote;
+use wardian_sys::failpoint;
 
 use super::collect::{Collected, Garbage};
 use super::usage::{LayerInfo, Usage};
@@ -15,19 +16,22 @@ use crate::config::Config;
 use crate::disk::layout::Layout;
 use crate::disk::lock::Role;
 use crate::error::{Error, Result};
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 use crate::images::flight::Flights;
 use crate::images::image::{self, Documents, Named, Wish};
 use crate::images::opened::Image;
 use crate::images::progress::Progress;
+use crate::images::reference::Reference;
 use crate::layers::durable::Durability;
 use crate::layers::layer;
-use crate::layers::owner::Owner;
+use crate::mounts::directories::Directories;
 use crate::mounts::measure::{Measured, Measurer};
+use crate::mounts::names::Names;
 use crate::mounts::pool::Pool;
 use crate::mounts::ready::Ready;
 use crate::mounts::reaper::Reaper;
-use crate::mounts::rootfs::{self, Mounter, Rootfs};
+use crate::mounts::rootfs::{self, Mounter, Rootfs, RootfsSpec};
+use crate::mounts::upper::Upper;
 use crate::store::{Inner, Store};
 
 impl Store {
@@ -64,6 +68,10 @@ impl Store {
         let (layout, lock) = Layout::open(&config.root, &config.run, role)?;
         let layout = Arc::new(layout);
         let remote = Remote::new(config.remote.clone()).map_err(|source| Error::Certificates { source })?;
+        let names = Arc::new(Names::default());
+        let grouped = role == Role::Server && layout.spreads;
+        let upper: Arc<dyn Upper> =
+            Arc::new(Directories::new(Arc::clone(&layout), Arc::clone(&names), grouped));
         let inner = Arc::new_cyclic(|weak: &std::sync::Weak<Inner>| {
             let weak = weak.clone();
             let alarm = move |what: &str| {
@@ -72,12 +80,14 @@ impl Store {
                 }
             };
             Inner {
-                reaper: Reaper::new(Arc::clone(&layout)),
+                reaper: Reaper::new(Arc::clone(&layout), Arc::clone(&upper)),
                 durability: Durability::new(Box::new(alarm)),
-                measurer: Measurer::new(Arc::clone(&layout)),
+                measurer: Measurer::new(Arc::clone(&layout), Arc::clone(&upper)),
                 door: Arc::default(),
                 mounter: Mounter::default(),
-                pool: Pool::new(role == Role::Server && layout.spreads),
+                pool: Pool::new(Arc::clone(&names), Arc::clone(&upper)),
+                names,
+                upper,
                 // Only a server has a steward, which mounts the spares.
                 ready: Ready::new(if role == Role::Server { config.ready_rootfs } else { 0 }, open::most()),
                 gc_threshold: config.gc_threshold,
@@ -108,35 +118,34 @@ impl Store {
         Ok(Self(inner))
     }
 
-    /// Takes the image into the store: missing layers are fetched, verified and unpacked, once for all concurrent
-    /// callers. `uri` is an address as [`wardian_image::Source::parse`] understands it, or the name of an image in
-    /// the store; with an app on top as in [`wardian_image::App`].
+    /// As [`Store::import`], of a reference as text, without a name and progress.
     ///
     /// # Errors
-    ///
-    /// The image or one of its layers cannot be read, or fails verification. Layers that were complete stay.
-    pub fn image(&self, uri: &str) -> Result<Image> {
-        self.0.image(uri, &Progress::default())
+    /// As [`Store::import`], or the text is no reference.
+    pub fn image(&self, reference: &str) -> Result<Image> {
+        self.0.image(&Reference::parse(reference)?, &Progress::default())
     }
 
     /// Returns the image if that takes no fetch, no request to a registry, and no file opened except an app's. If it
-    /// is `None`, [`Store::image`] may still find it in the store.
+    /// is `None`, [`Store::import`] may still find it in the store.
     ///
     /// # Errors
-    /// As [`Store::image`].
-    pub fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
-        self.0.at_hand(uri)
+    /// As [`Store::import`].
+    pub fn at_hand(&self, reference: &Reference) -> Result<Option<Image>> {
+        self.0.at_hand(reference)
     }
 
-    /// As [`Store::image`], with progress. With `name`, the image gets that name, even if another one had it.
+    /// Takes the image into the store: missing layers are fetched, verified and unpacked, once for all concurrent
+    /// callers. With `name`, the image gets that name, even if another one had it.
     ///
     /// # Errors
     ///
-    /// As [`Store::image`]; the name is invalid; the import was cancelled.
-    pub fn import(&self, uri: &str, name: Option<&str>, progress: &Progress) -> Result<Image> {
+    /// The image or one of its layers cannot be read, or fails verification; layers that were complete stay. The name
+    /// is invalid; the import was cancelled.
+    pub fn import(&self, reference: &Reference, name: Option<&str>, progress: &Progress) -> Result<Image> {
         match name {
-            Some(name) => Ok(self.import_as(uri, name, Wish::Operator, progress)?.0),
-            None => self.0.image(uri, progress),
+            Some(name) => Ok(self.import_as(reference, name, Wish::Operator, progress)?.0),
+            None => self.0.image(reference, progress),
         }
     }
 
@@ -148,7 +157,7 @@ impl Store {
     /// As [`Store::import`]; the wish is the source's, and another image has the name.
     pub fn import_as(
         &self,
-        uri: &str,
+        reference: &Reference,
         name: &str,
         wish: Wish,
         progress: &Progress,
@@ -156,15 +165,15 @@ impl Store {
         image::check(name)?;
         let mut replaced = None;
         for _ in 0..fetch::TRIES {
-            let image = self.0.image(uri, progress)?;
-            replaced = self.0.name(name, uri, &image, wish)?.or(replaced);
-            fail_point!("named");
+            let image = self.0.image(reference, progress)?;
+            replaced = self.0.name(name, reference, &image, wish)?.or(replaced);
+            failpoint::reach(Point::Named);
             // A garbage collection that did not see the name may have collected a layer.
             if self.is_in_place(&image) {
                 return Ok((image, replaced));
             }
         }
-        Err(Error::Collected { uri: wardian_image::shown(uri) })
+        Err(Error::Collected { uri: reference.shown() })
     }
 
     /// Whether all layers of an image are still in place, so that everything read from them until now was complete.
@@ -191,7 +200,7 @@ impl Store {
             if self.0.written_elsewhere(&image, &|| progress.is_cancelled()) {
                 return Ok(!progress.is_cancelled());
             }
-            image = self.0.image(&image.uri, progress)?;
+            image = self.0.image(&Reference::parse(&image.uri)?, progress)?;
         }
         Err(Error::Lost { uri: image.shown })
     }
@@ -295,8 +304,8 @@ impl Store {
     /// # Errors
     ///
     /// The id exists or is unusable, or the kernel refuses one of the mounts. Nothing stays then.
-    pub fn create_rootfs(&self, id: &str, image: &Image, owner: Option<&Owner<'_>>) -> Result<Rootfs> {
-        self.0.create_rootfs(id, image, owner, None)
+    pub fn create_rootfs(&self, id: &str, spec: &RootfsSpec<'_>) -> Result<Rootfs> {
+        self.0.create_rootfs(id, spec, None)
     }
 
     /// Releases a root file system. The call touches no file of the store's disk and never waits. `handle` names its

@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::disk::remove;
 use crate::store::Inner;
 
 /// How long a close waits for threads that wait for the disk.
@@ -35,10 +34,11 @@ impl Inner {
     /// Removes pairs and spares. If that fails, the next server finds them.
     fn remove_spares(&self, until: Instant) {
         let Ok(records) = self.layout.records.all() else { return };
-        for name in self.pool.close() {
+        self.pool.close();
+        for name in self.names.disown_all() {
             let spare = !records.iter().any(|record| record.dir == name);
             if let Some(name) = std::ffi::CString::new(name).ok().filter(|_| spare) {
-                let _ = remove::tree(&self.layout.rootfs, &name, &|| Instant::now() >= until);
+                let _ = self.upper.remove(&name, &|| Instant::now() >= until);
             }
         }
     }

@@ -7,11 +7,12 @@
 use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
+use wardian_sys::failpoint;
 
 use crate::disk::files;
 use crate::disk::layout;
 use crate::error::Result;
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 use crate::images::image::{self, Named};
 use crate::layers::layer::{self, Record, State};
 use crate::mounts::reaper::Place;
@@ -145,7 +146,7 @@ impl Inner {
         self.layers.lock().remove(chain);
         match layer::condemn(&self.layout, chain, instance) {
             Ok(()) => {
-                fail_point!("condemned");
+                failpoint::reach(Point::Condemned);
                 self.trash(Place::Trash, &layer::trash_name(instance));
             }
             Err(layout::Error::Trash { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}

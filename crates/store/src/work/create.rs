@@ -4,17 +4,20 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use wardian_sys::failpoint;
+
 use super::fetch;
 use crate::disk::record::{self, Record};
 use crate::error::Result;
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 use crate::images::opened::Image;
 use crate::images::progress::Progress;
+use crate::images::reference::Reference;
 use crate::layers::owner::{Owner, is_shared, root_of};
-use crate::mounts::pool::Pair;
 use crate::mounts::ready::Spare;
 use crate::mounts::reaper::{Item, Place};
-use crate::mounts::rootfs::{self, Rootfs};
+use crate::mounts::rootfs::{self, Rootfs, RootfsSpec};
+use crate::mounts::upper::Pair;
 use crate::store::Inner;
 
 /// What a root file system is made from: a spare, a pair of directories, or nothing.
@@ -28,12 +31,12 @@ impl Inner {
     pub(crate) fn create_rootfs(
         &self,
         id: &str,
-        image: &Image,
-        owner: Option<&Owner<'_>>,
+        spec: &RootfsSpec<'_>,
         attached: Option<PathBuf>,
     ) -> Result<Rootfs> {
         self.check_open()?;
         rootfs::check_id(id)?;
+        let (mut image, owner) = (spec.image.clone(), spec.owner.as_ref());
         let start = match self.ready.claim(&image.layers, owner) {
             Some(spare) => Start::Spare(spare),
             None => self.pool.take(root_of(owner), is_shared(owner)).map_or(Start::Nothing, Start::Pair),
@@ -41,9 +44,8 @@ impl Inner {
         let dir = match &start {
             Start::Spare(spare) => spare.name.clone(),
             Start::Pair(pair) => pair.name.clone(),
-            Start::Nothing => self.pool.new_name(),
+            Start::Nothing => self.names.new_name(),
         };
-        let mut image = image.clone();
         let mut record = Record {
             id: id.to_owned(),
             dir,
@@ -68,9 +70,9 @@ impl Inner {
             }
             .into());
         }
-        fail_point!("rootfs-recorded");
+        failpoint::reach(Point::RootfsRecorded);
         let built = self.furnish(&mut record, &mut image, owner, start);
-        fail_point!("rootfs-mounted");
+        failpoint::reach(Point::RootfsMounted);
         self.door.knock();
         let (mount, honest) = match built {
             Ok(built) => built,
@@ -111,36 +113,32 @@ impl Inner {
             Start::Spare(spare)
                 if settled.is_ok() && Arc::ptr_eq(&asked, &image.layers) && spare.is_sound() =>
             {
-                fail_point!("spare-claimed");
+                failpoint::reach(Point::SpareClaimed);
                 return Ok((spare.mount, false));
             }
             Start::Spare(spare) => {
                 settled?;
                 // The spare's own directories cannot be mounted a second time.
-                record.dir = self.pool.new_name();
+                record.dir = self.names.new_name();
                 self.layout.records.update_existing(record).map_err(|source| {
-                    self.pool.disown(&record.dir);
+                    self.names.disown(&record.dir);
                     rootfs::Error::Record { id: record.id.clone(), source }
                 })?;
                 // A write-back error of the spare does not concern its replacement. A close since the check above
                 // knows only the old directory name, so check again.
                 self.hit.lock().remove(&record.id);
                 self.check_open()?;
-                fail_point!("spare-refused");
+                failpoint::reach(Point::SpareRefused);
                 self.discard([spare]);
-                self.pool
-                    .make(&self.layout, &record.dir, root_of(owner))
-                    .map_err(|source| made(source, record))?
+                self.upper.make(&record.dir, root_of(owner)).map_err(|source| made(source, record))?
             }
             Start::Pair(pair) => settled.map(|()| pair)?,
             Start::Nothing => {
                 settled?;
-                self.pool
-                    .make(&self.layout, &record.dir, root_of(owner))
-                    .map_err(|source| made(source, record))?
+                self.upper.make(&record.dir, root_of(owner)).map_err(|source| made(source, record))?
             }
         };
-        fail_point!("rootfs-paired");
+        failpoint::reach(Point::RootfsPaired);
         let parts = rootfs::Parts { id: &record.id, layers: &image.layers, owner, pair: &pair };
         Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
     }
@@ -151,7 +149,7 @@ impl Inner {
             if image.layers.iter().all(|layer| self.is_fine(layer)) {
                 return Ok(());
             }
-            *image = self.image(&image.uri, &Progress::default())?;
+            *image = self.image(&Reference::parse(&image.uri)?, &Progress::default())?;
             record.layers = image.layers.iter().map(|layer| layer.as_used()).collect();
             let recorded = |source| rootfs::Error::Record { id: record.id.clone(), source };
             self.layout.records.update_existing(record).map_err(recorded)?;
@@ -165,12 +163,12 @@ impl Inner {
             tracing::warn!(id, %error, "rootfs.record-not-removed");
             return;
         }
-        fail_point!("rootfs-released");
+        failpoint::reach(Point::RootfsReleased);
         self.measurer.forget(id);
         self.hit.lock().remove(id);
         let honest = self.honest.lock().remove(id);
         let Ok(Some(record)) = record else { return };
-        self.pool.disown(&record.dir);
+        self.names.disown(&record.dir);
         if let Some(mut item) = Item::new(Place::Rootfs, &record.dir) {
             item.made_ms = Some(record.created_ms);
             item.handle = handle.map(str::to_owned);

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use wardian_image::{App, Identity, Way};
+use wardian_image::Identity;
 
 use crate::disk::record::now_ms;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, image_error};
 use crate::images::image::{self, Documents, Named, Wish};
 use crate::images::opened::Image;
 use crate::images::progress::{LayerProgress, Phase, Progress};
+use crate::images::reference::{Below, Reference};
 use crate::layers::layer::{self, Layer, State};
 use crate::mounts::reaper::Place;
 use crate::store::{Inner, Store};
@@ -28,22 +29,6 @@ const MOST_DOCUMENTS: usize = 16 << 20;
 pub(crate) const TRIES: usize = 5;
 /// The interval at which a thread that waits for another process checks again.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
-
-pub(crate) fn image_error(uri: &str, source: wardian_image::Error) -> Error {
-    match source {
-        wardian_image::Error::Cancelled { .. } => Error::Cancelled,
-        source => Error::Image { uri: wardian_image::shown(uri), source: Box::new(source) },
-    }
-}
-
-/// A parsed address of an image.
-enum Address {
-    /// Its name in the store.
-    Name,
-    /// The base image's address, and an app on top of it.
-    App(String, Box<App>),
-    Source(wardian_image::Source),
-}
 
 /// An image that was opened: its layers are known, and may be in the store or not.
 #[derive(Debug)]
@@ -73,85 +58,90 @@ impl Opened {
     }
 }
 
-/// [`Store::image`] in two halves.
+/// [`Store::import`] in two halves.
 impl Store {
-    /// Returns what [opening](Store::open_image) the image, or the base image of an app, will take; `None` for a name
-    /// in the store. The call itself is cheap.
-    ///
-    /// # Errors
-    /// The address is invalid.
-    pub fn way(&self, uri: &str) -> Result<Option<Way>> {
-        self.0.way(uri)
-    }
-
     /// Checks that the image, or the base image of an app, exists, as far as that can be told without reading it.
     ///
     /// # Errors
     /// The image does not exist, or may not be read.
-    pub fn reach(&self, uri: &str) -> Result<()> {
-        self.0.reach(uri)
+    pub fn reach(&self, reference: &Reference) -> Result<()> {
+        self.0.reach(reference)
     }
 
-    /// Whether the image is a compressed file that must be decompressed as a whole to be opened. Reads the beginning
-    /// of the file.
-    ///
-    /// # Errors
-    /// The address is invalid.
-    pub fn is_packed(&self, uri: &str) -> Result<bool> {
-        self.0.is_packed(uri)
-    }
-
-    /// The first half of [`Store::image`], for callers that limit the halves separately: reads what is needed to know
+    /// The first half of [`Store::import`], for callers that limit the halves separately: reads what is needed to know
     /// the layers; for an image with an app, the layers of the base image.
     ///
     /// # Errors
-    /// As [`Store::image`].
-    pub fn open_image(&self, uri: &str, progress: &Progress) -> Result<Opened> {
-        self.0.open(uri, progress)
+    /// As [`Store::import`].
+    pub fn open_image(&self, reference: &Reference, progress: &Progress) -> Result<Opened> {
+        self.0.open(reference, progress)
     }
 
     /// The second half: fetches the layers that are missing.
     ///
     /// # Errors
-    /// As [`Store::image`].
+    /// As [`Store::import`].
     pub fn fetch(&self, opened: &Opened, progress: &Progress) -> Result<Image> {
         self.0.fetch_opened(opened, progress)
     }
 
-    /// Returns the image of an address with an app, given its base image `below`; for any other address `below`
+    /// Returns the image of a reference with an app, given its base image `below`; for any other reference `below`
     /// itself. `None` if a layer was collected meanwhile.
     ///
     /// # Errors
-    /// As [`Store::image`].
-    pub fn with_app(&self, uri: &str, below: Image, progress: &Progress) -> Result<Option<Image>> {
-        self.0.with_app_of(uri, below, progress)
+    /// As [`Store::import`].
+    pub fn with_app(
+        &self,
+        reference: &Reference,
+        below: Image,
+        progress: &Progress,
+    ) -> Result<Option<Image>> {
+        self.0.begin()?;
+        match &reference.app {
+            Some(app) => self.0.with_app(reference.text(), &below, app, progress),
+            None => Ok(Some(below)),
+        }
     }
 }
 
 impl Inner {
+    /// Begins a request for an image.
+    pub(crate) fn begin(&self) -> Result<()> {
+        self.check_open()?;
+        self.close_layers();
+        Ok(())
+    }
+
     /// Returns the image, after fetching its missing layers.
-    pub(crate) fn image(&self, uri: &str, progress: &Progress) -> Result<Image> {
-        match self.address(uri)? {
-            Address::Name => {
-                let (named, documents) = image::read_whole(&self.layout, uri)?;
+    pub(crate) fn image(&self, reference: &Reference, progress: &Progress) -> Result<Image> {
+        self.begin()?;
+        match &reference.app {
+            Some(app) => self.image_with_app(reference, app, progress),
+            None => self.image_below(&reference.below, progress),
+        }
+    }
+
+    /// Returns the image, or the base image of an app, after fetching its missing layers.
+    pub(crate) fn image_below(&self, below: &Below, progress: &Progress) -> Result<Image> {
+        match below {
+            Below::Name(name) => {
+                let (named, documents) = image::read_whole(&self.layout, name)?;
                 if let Some(image) = self.named(&named, &documents)? {
                     return Ok(image);
                 }
-                let source = wardian_image::shown(&named.source);
-                tracing::info!(name = uri, source, "image.fetched-again");
-                let again = self.image(&named.source, progress)?;
+                tracing::info!(name, source = wardian_image::shown(&named.source), "image.fetched-again");
+                let source = Reference::parse(&named.source)?;
+                let again = self.image(&source, progress)?;
                 // Only the operator decides which image a name refers to, not whoever can write to the source. Exempt
                 // are a bare tar, whose id is only its state, and an app, which has no id of its own: the current
                 // content is used.
-                let has_id =
-                    documents.config.is_some() && App::parse(&named.source).is_ok_and(|app| app.is_none());
+                let has_id = documents.config.is_some() && !source.has_app();
                 if has_id && (again.id != named.id || again.chain_ids() != named.layers) {
-                    return Err(image::Error::Moved { name: uri.to_owned() }.into());
+                    return Err(image::Error::Moved { name: name.clone() }.into());
                 }
                 Ok(again)
             }
-            Address::App(base, app) => self.image_with_app(uri, &base, &app, progress),
-            Address::Source(source) => {
+            Below::Source(uri, source) => {
                 let identity = source.state();
                 if let Some(image) = self.cached(uri, identity.as_ref()) {
                     return Ok(image);
@@ -161,60 +151,41 @@ impl Inner {
                     if let Some(image) = self.cached(uri, identity.as_ref()) {
                         return Ok(image);
                     }
-                    let image = self.read(uri, &source, &|| progress.is_cancelled())?;
+                    let image = self.read(uri, source, &|| progress.is_cancelled())?;
                     self.fetch(uri, &image, identity.as_ref(), progress)
                 })
             }
         }
     }
 
-    /// Returns what opening the image, or the base image of an app, will take; `None` for a name in the store, which
-    /// needs no separate opening.
-    pub(crate) fn way(&self, uri: &str) -> Result<Option<Way>> {
-        Ok(match self.address(uri)? {
-            Address::Name => None,
-            Address::App(base, _) => self.way(&base)?,
-            Address::Source(source) => Some(source.way()),
-        })
-    }
-
-    pub(crate) fn reach(&self, uri: &str) -> Result<()> {
-        match self.address(uri)? {
-            Address::Name => Ok(image::read_whole(&self.layout, uri).map(drop)?),
-            Address::App(base, _) => self.reach(&base),
-            Address::Source(source) => source.reach().map_err(|error| image_error(uri, error)),
+    fn reach(&self, reference: &Reference) -> Result<()> {
+        self.begin()?;
+        match &reference.below {
+            Below::Name(name) => Ok(image::read_whole(&self.layout, name).map(drop)?),
+            Below::Source(uri, source) => source.reach().map_err(|error| image_error(uri, error)),
         }
-    }
-
-    pub(crate) fn is_packed(&self, uri: &str) -> Result<bool> {
-        Ok(match self.address(uri)? {
-            Address::Name => false,
-            Address::App(base, _) => self.is_packed(&base)?,
-            Address::Source(source) => source.is_packed(),
-        })
     }
 
     /// Reads what is needed to know the layers of an image, or of the base image of an app.
-    pub(crate) fn open(&self, uri: &str, progress: &Progress) -> Result<Opened> {
-        match self.address(uri)? {
-            Address::Name => Ok(Opened::Here(Box::new(self.image(uri, progress)?))),
-            Address::App(base, _) => self.open(&base, progress),
-            Address::Source(source) => {
-                let identity = source.state();
-                if let Some(image) = self.cached(uri, identity.as_ref()) {
-                    return Ok(Opened::Here(Box::new(image)));
-                }
-                let image = self.read(uri, &source, &|| progress.is_cancelled())?;
-                self.check_layers(uri, image.layers.len())?;
-                let layers = image.layers.iter().map(|layer| self.present(&layer.chain_id));
-                if let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()?
-                    && let Some(image) = self.remember(uri, &image, layers, identity.as_ref())
-                {
-                    return Ok(Opened::Here(Box::new(image)));
-                }
-                Ok(Opened::ToFetch(Box::new(ToFetch { uri: uri.to_owned(), identity, image })))
-            }
+    fn open(&self, reference: &Reference, progress: &Progress) -> Result<Opened> {
+        self.begin()?;
+        let (uri, source) = match &reference.below {
+            below @ Below::Name(_) => return Ok(Opened::Here(Box::new(self.image_below(below, progress)?))),
+            Below::Source(uri, source) => (uri, source),
+        };
+        let identity = source.state();
+        if let Some(image) = self.cached(uri, identity.as_ref()) {
+            return Ok(Opened::Here(Box::new(image)));
         }
+        let image = self.read(uri, source, &|| progress.is_cancelled())?;
+        self.check_layers(uri, image.layers.len())?;
+        let layers = image.layers.iter().map(|layer| self.present(&layer.chain_id));
+        if let Some(layers) = layers.collect::<Result<Option<Vec<_>>>>()?
+            && let Some(image) = self.remember(uri, &image, layers, identity.as_ref())
+        {
+            return Ok(Opened::Here(Box::new(image)));
+        }
+        Ok(Opened::ToFetch(Box::new(ToFetch { uri: uri.clone(), identity, image })))
     }
 
     /// Returns the opened image, after fetching its missing layers.
@@ -233,40 +204,33 @@ impl Inner {
     }
 
     /// Returns the image if it is in the store, without asking a registry or opening its source.
-    pub(crate) fn at_hand(&self, uri: &str) -> Result<Option<Image>> {
-        match self.address(uri)? {
-            Address::Name => {
-                let (named, documents) = image::read_whole(&self.layout, uri)?;
-                self.named(&named, &documents)
+    pub(crate) fn at_hand(&self, reference: &Reference) -> Result<Option<Image>> {
+        self.begin()?;
+        let below = match &reference.below {
+            Below::Name(name) => {
+                let (named, documents) = image::read_whole(&self.layout, name)?;
+                self.named(&named, &documents)?
             }
-            Address::App(base, app) => match self.at_hand(&base)? {
-                Some(below) => self.app_at_hand(uri, &below, &app),
-                None => Ok(None),
-            },
-            Address::Source(source) => {
-                let identity = source.state();
-                if let Some(image) = self.cached(uri, identity.as_ref()) {
-                    return Ok(Some(image));
-                }
-                Ok(None)
-            }
+            Below::Source(uri, source) => self.cached(uri, source.state().as_ref()),
+        };
+        match (&reference.app, below) {
+            (Some(app), Some(below)) => self.app_at_hand(reference.text(), &below, app),
+            (_, below) => Ok(below),
         }
     }
 
-    /// Adds the address's app on top of `below`, if it has one.
-    pub(crate) fn with_app_of(&self, uri: &str, below: Image, progress: &Progress) -> Result<Option<Image>> {
-        match self.address(uri)? {
-            Address::App(_, app) => self.with_app(uri, &below, &app, progress),
-            _ => Ok(Some(below)),
-        }
-    }
-
-    pub(crate) fn name(&self, name: &str, uri: &str, image: &Image, wish: Wish) -> Result<Option<Named>> {
+    pub(crate) fn name(
+        &self,
+        name: &str,
+        reference: &Reference,
+        image: &Image,
+        wish: Wish,
+    ) -> Result<Option<Named>> {
         let text = |bytes: &Option<Vec<u8>>| bytes.clone().map(|b| String::from_utf8_lossy(&b).into_owned());
-        let (id, config) = self.ordinary(uri, image)?;
+        let (id, config) = self.ordinary(reference.app.as_ref(), image)?;
         let named = Named {
             name: name.to_owned(),
-            source: uri.to_owned(),
+            source: reference.text().to_owned(),
             id,
             layers: image.chain_ids(),
             pinned: false,
@@ -285,20 +249,6 @@ impl Inner {
         let opening =
             wardian_image::Opening { limits: self.limits, dir: Some(self.layout.staging.as_fd()), cancelled };
         source.open_in(&self.remote, &opening).map_err(|error| image_error(uri, error))
-    }
-
-    fn address(&self, uri: &str) -> Result<Address> {
-        self.check_open()?;
-        self.close_layers();
-        if image::check(uri).is_ok() {
-            return Ok(Address::Name);
-        }
-        let app = App::parse(uri).map_err(|error| image_error(uri, error))?;
-        if let Some((base, app)) = app {
-            return Ok(Address::App(base, Box::new(app)));
-        }
-        let source = wardian_image::Source::parse(uri).map_err(|error| image_error(uri, error))?;
-        Ok(Address::Source(source))
     }
 
     /// Returns the image from the cache, if it has not changed since.

@@ -78,7 +78,7 @@ impl Inner {
         // Listed before the records: a record is written before its directory is made.
         let names = list(&self.layout.rootfs, "rootfs")?;
         let living: HashSet<String> = self.records()?.into_iter().map(|record| record.dir).collect();
-        for name in names.iter().filter(|name| !living.contains(*name) && !self.pool.owns(name)) {
+        for name in names.iter().filter(|name| !living.contains(*name) && !self.names.owns(name)) {
             found(Place::Rootfs, name);
         }
         Ok(())
@@ -117,16 +117,11 @@ impl Store {
             return Ok(true);
         }
         let served = self.has_server();
-        let empty = |name: &str| {
-            let dir = files::open_dir(&layout.rootfs, name);
-            dir.and_then(files::names).is_ok_and(|names| names.is_empty())
-        };
-        // A server's unused pairs and spares, and the directory in which pairs are made.
-        let ahead = |name: &str| empty(&format!("{name}/upper")) || empty(name);
         // Listed before the records: a record is written before its directory is made.
         let names = list(&layout.rootfs, "rootfs")?;
         let living: HashSet<String> = self.0.records()?.into_iter().map(|record| record.dir).collect();
-        Ok(names.iter().any(|name| !(living.contains(name) || served && ahead(name))))
+        // A server's unused pairs and spares are no trash.
+        Ok(names.iter().any(|name| !(living.contains(name) || served && self.0.upper.is_unused(name))))
     }
 
     /// Takes the lock for processes that only [`reap`](Store::reap); waits while another one deletes. Returns `None`

@@ -6,9 +6,10 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use wardian_sys::failpoint;
 
 use super::collect::Garbage;
-use crate::fail::fail_point;
+use crate::failpoints::Point;
 use crate::layers::layer::State;
 use crate::mounts::door::Door;
 use crate::mounts::ready::{self, Kind, Spare, Wanted};
@@ -66,7 +67,7 @@ fn run(door: &Door, inner: &Weak<Inner>) {
 
 impl Inner {
     fn round(&self, memory: &mut Memory) {
-        let filled = self.pool.fill(&self.layout);
+        let filled = self.pool.fill();
         if let Err(error) = filled
             && !memory.pool_failed
         {
@@ -108,7 +109,7 @@ impl Inner {
             name.iter().for_each(|name| self.trash(Place::Rootfs, name));
         }
         if memory.sentinel.is_none() {
-            match Sentinel::place(&self.layout, &self.pool, &self.mounter, self.pool.new_name()) {
+            match Sentinel::place(&*self.upper, &self.mounter, self.names.new_name()) {
                 Ok(sentinel) => (memory.sentinel, memory.reported) = (Some(sentinel), None),
                 Err((name, error)) => {
                     self.trash(Place::Rootfs, &name);
@@ -161,14 +162,14 @@ impl Inner {
     }
 
     fn mount_ahead(&self, kind: Arc<Kind>, generation: u64) -> Result<Spare, rootfs::Error> {
-        let name = self.pool.new_name();
-        let made = self.pool.make(&self.layout, &name, kind.root());
+        let name = self.names.new_name();
+        let made = self.upper.make(&name, kind.root());
         let made = made.map_err(|source| rootfs::Error::Make { id: name.clone(), source }).and_then(|pair| {
             let owner = kind.owner();
             let parts = Parts { id: &name, layers: &kind.layers, owner: owner.as_ref(), pair: &pair };
             self.mounter.build_volatile(&parts)
         });
-        fail_point!("mounted-ahead");
+        failpoint::reach(Point::MountedAhead);
         match made {
             Ok(mount) => Ok(Spare { name, mount, kind, generation }),
             Err(error) => {

@@ -27,6 +27,14 @@ fn find_keeper() -> Result<PathBuf> {
     })
 }
 
+/// The failpoints of the server and its keepers.
+const FAILPOINTS: &[&[&str]] = &[
+    wardian_engine::FAILPOINTS,
+    wardian_engine::KEEPER_FAILPOINTS,
+    wardian_server::FAILPOINTS,
+    wardian_store::FAILPOINTS,
+];
+
 /// Serves until SIGTERM or SIGINT. `wardian` is the parser of the whole command line, to which a settings file is
 /// added.
 pub fn run(args: Args, wardian: clap::Command) -> Result<ExitCode> {
@@ -47,7 +55,7 @@ pub fn run(args: Args, wardian: clap::Command) -> Result<ExitCode> {
         }
         None => find_keeper()?,
     };
-    wardian_sys::failpoint::check()?;
+    wardian_sys::failpoint::check(FAILPOINTS)?;
     let inherited = systemd::listeners()?;
     let filter = log::start(settings.log_format)?;
     wardian_sys::heap::set_up();

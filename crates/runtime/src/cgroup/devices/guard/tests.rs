@@ -1,9 +1,17 @@
 //! Tests on the real hierarchies of the host.
 
+use super::v1::{PAUSE, listed};
+use super::v2::compile;
 use super::*;
-use crate::cgroup::Limits;
+use crate::cgroup::devices::Allow;
+use crate::cgroup::files::write_existing;
+use crate::cgroup::v1::tasks;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 use wardian_needs::needs;
 
 /// Cgroups of one test, removed at its end.

@@ -4,6 +4,10 @@
 //! allowed. No other rules are accepted, because cgroup v1 cannot enforce them: there a denied device does not make
 //! an exception from an allowed range of devices.
 
+pub(super) mod guard;
+mod v1;
+mod v2;
+
 use crate::oci::{DeviceRule, DeviceType};
 use std::fmt;
 

@@ -1,7 +1,11 @@
-//! Compiles device rules to a BPF program for cgroup v2.
+//! Enforces device rules by BPF programs on cgroup v2.
 
-use super::devices::{ALL, Allow, Type};
-use wardian_sys::bpf::{Insn, Reg};
+use super::{ALL, Allow, Type};
+use crate::cgroup::files::{Error, at};
+use rustix::fs::{Mode, OFlags};
+use std::io;
+use std::path::Path;
+use wardian_sys::bpf::{DeviceProgram, Insn, Reg};
 
 /// `BPF_DEVCG_DEV_BLOCK`, `BPF_DEVCG_DEV_CHAR` (linux/bpf.h).
 const fn number(kind: Type) -> i32 {
@@ -52,11 +56,29 @@ pub fn compile(rules: &[Allow]) -> Vec<Insn> {
     program
 }
 
+/// Attaches the program to a v2 cgroup, and replaces programs of ours with other rules.
+pub(super) fn attach(dir: &Path, program: &DeviceProgram) -> Result<(), Error> {
+    let failed = |e: wardian_sys::bpf::Error| at("enforce device rules in", dir)(io::Error::other(e));
+    let cgroup = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| at("open", dir)(e.into()))?;
+    let mut ours = DeviceProgram::attached(&cgroup).map_err(failed)?;
+    ours.retain(|attached| attached.identity().name == program.identity().name);
+    let Some(kept) = ours.iter().position(|attached| attached.identity() == program.identity()) else {
+        // First attached, then detached: all attached programs must allow an access, so nothing extra is allowed
+        // meanwhile.
+        let first = if ours.is_empty() { None } else { Some(ours.remove(0)) };
+        program.attach(&cgroup, first.as_ref()).map_err(failed)?;
+        return ours.iter().try_for_each(|other| other.detach(&cgroup)).map_err(failed);
+    };
+    ours.remove(kept);
+    ours.iter().try_for_each(|other| other.detach(&cgroup)).map_err(failed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cgroup::devices::{self, Devices, MKNOD, READ, WRITE, may};
-    use wardian_sys::bpf::{self, DeviceProgram};
+    use wardian_sys::bpf;
 
     /// Interprets a program as the kernel would: one instruction after the other, as their standard describes them.
     fn run(program: &[Insn], context: [u32; 3]) -> bool {

@@ -1,0 +1,151 @@
+//! Writable parts as plain directories: without limits of their own.
+
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode};
+
+use super::names::Names;
+use super::upper::{Pair, Upper};
+use crate::disk::blocks::{BLOCK, entry_bytes};
+use crate::disk::files;
+use crate::disk::layout::Layout;
+use crate::disk::remove;
+use crate::layers::owner::Root;
+
+/// Pairs that are made in one block group.
+const TOGETHER: usize = 32;
+
+/// The directories `rootfs/<name>/{upper,work}`.
+#[derive(Debug)]
+pub(crate) struct Directories {
+    layout: Arc<Layout>,
+    names: Arc<Names>,
+    /// Whether pairs are made in groups, see [`Group`].
+    grouped: bool,
+    group: Mutex<Option<Group>>,
+}
+
+/// An empty directory in `rootfs/`: a directory that is made in it and moved out of it stays in its block group.
+///
+/// A directory made in `rootfs/` itself gets an otherwise unused block group ([`Layout::spreads`]), so each pair
+/// would dirty two bitmaps and an inode table block of its own.
+#[derive(Debug)]
+struct Group {
+    name: String,
+    dir: OwnedFd,
+    used: usize,
+}
+
+impl Directories {
+    /// `grouped`: whether pairs are made in groups, which pays where there will be many.
+    pub(crate) fn new(layout: Arc<Layout>, names: Arc<Names>, grouped: bool) -> Self {
+        Self { layout, names, grouped, group: Mutex::default() }
+    }
+
+    fn make_in_group(&self, name: &str) -> rustix::io::Result<()> {
+        let mut current = self.group.lock();
+        // Once the store is closed the directory is nobody's.
+        let group = match current.take().filter(|group| self.names.owns(&group.name)) {
+            Some(group) => group,
+            None => {
+                let name = self.names.new_name();
+                let dir = rustix::fs::mkdirat(&self.layout.rootfs, &name, Mode::RWXU)
+                    .and_then(|()| files::open_dir(&self.layout.rootfs, &name))
+                    .inspect_err(|_| self.names.disown(&name))?;
+                Group { name, dir, used: 0 }
+            }
+        };
+        let made = rustix::fs::mkdirat(&group.dir, name, Mode::RWXU)
+            .and_then(|()| rustix::fs::renameat(&group.dir, name, &self.layout.rootfs, name));
+        let used = group.used + 1;
+        if made.is_ok() && used < TOGETHER {
+            *current = Some(Group { used, ..group });
+        } else {
+            // A directory that cannot be removed is trash.
+            let _ = rustix::fs::unlinkat(&self.layout.rootfs, &group.name, AtFlags::REMOVEDIR);
+            self.names.disown(&group.name);
+        }
+        made
+    }
+}
+
+impl Upper for Directories {
+    fn make(&self, name: &str, root: Root) -> rustix::io::Result<Pair> {
+        if self.grouped {
+            self.make_in_group(name)?;
+        } else {
+            rustix::fs::mkdirat(&self.layout.rootfs, name, Mode::RWXU)?;
+        }
+        let dir = files::open_dir(&self.layout.rootfs, name)?;
+        rustix::fs::mkdirat(&dir, "work", Mode::RWXU)?;
+        rustix::fs::mkdirat(&dir, "upper", Mode::RWXU)?;
+        let upper = files::open_dir(&dir, "upper")?;
+        let pair = Pair { name: name.to_owned(), dir, upper };
+        pair.give(root)?;
+        Ok(pair)
+    }
+
+    fn usage(&self, name: &str, step: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>> {
+        let dir = files::open_dir(&self.layout.rootfs, name)?;
+        let own = rustix::fs::statat(&dir, c"upper", AtFlags::SYMLINK_NOFOLLOW)?;
+        let bytes = entry_bytes(&dir, c"upper", &mut HashSet::new(), step);
+        // The blocks of the `upper` directory itself do not count: it existed before anything was written.
+        let own = own.st_blocks.unsigned_abs() * BLOCK;
+        Ok(bytes.map(|bytes| bytes.saturating_sub(own)))
+    }
+
+    fn is_unused(&self, name: &str) -> bool {
+        let empty = |name: &str| {
+            let dir = files::open_dir(&self.layout.rootfs, name);
+            dir.and_then(files::names).is_ok_and(|names| names.is_empty())
+        };
+        // The second is the directory in which pairs are made.
+        empty(&format!("{name}/upper")) || empty(name)
+    }
+
+    fn remove(&self, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(), remove::Error> {
+        remove::tree(&self.layout.rootfs, name, stop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::lock::Role;
+
+    #[test]
+    fn pairs_that_are_made_in_groups_are_pairs() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = Layout::open(&dir.path().join("store"), &dir.path().join("run"), Role::Server);
+        let (layout, _lock) = open.unwrap();
+        let (layout, names) = (Arc::new(layout), Arc::new(Names::default()));
+        let upper = Directories::new(Arc::clone(&layout), Arc::clone(&names), true);
+        let make = || {
+            let name = names.new_name();
+            upper.make(&name, (0, 0)).inspect_err(|_| names.disown(&name))
+        };
+        let mut made: Vec<String> = (0..TOGETHER).map(|_| make().unwrap().name).collect();
+        made.sort();
+        let there = || {
+            let mut names = files::names(files::open_dir(&layout.rootfs, ".").unwrap()).unwrap();
+            names.sort();
+            names
+        };
+        // The group is full, and its directory gone.
+        assert_eq!(there(), made);
+        made.push(make().unwrap().name);
+        let group = there().into_iter().find(|name| !made.contains(name)).unwrap();
+        assert!(names.owns(&group));
+        // If somebody deletes the group's directory by hand, one pair cannot be made, but the next can.
+        rustix::fs::unlinkat(&layout.rootfs, &group, AtFlags::REMOVEDIR).unwrap();
+        make().unwrap_err();
+        made.push(make().unwrap().name);
+        let mut owned = names.disown_all();
+        owned.sort();
+        assert_eq!((owned.len(), there()), (made.len() + 1, owned));
+    }
+}
