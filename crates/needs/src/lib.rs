@@ -21,6 +21,7 @@
 use std::env::VarError;
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::thread::CapabilitySet;
@@ -64,11 +65,19 @@ pub enum Need {
     /// `pid-max`: each pid namespace has a `pid_max` of its own, as in kernels since 6.14, recognised by uname(2). A
     /// trial would change the host's value on an earlier one.
     PidMax,
+    /// `nftables`: the effective user is 0, and the programs `nft` and `ip` run.
+    Nftables,
+    /// `traffic-control`: the effective user is 0, and in a network namespace of its own an `ifb` device can be made
+    /// and given the queueing disciplines `tbf` and `ingress`.
+    TrafficControl,
+    /// `cni`: the CNI plugins `bridge`, `host-local`, `portmap` and `bandwidth` are in `/opt/cni/bin` or `/usr/lib/cni`,
+    /// and the program `iptables` runs, which `portmap` uses.
+    Cni,
 }
 
 impl Need {
     /// All needs.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Root,
         Self::CgroupV1,
         Self::CgroupV2,
@@ -78,6 +87,9 @@ impl Need {
         Self::Loop,
         Self::Tracefs,
         Self::PidMax,
+        Self::Nftables,
+        Self::TrafficControl,
+        Self::Cni,
     ];
 
     /// The name in messages and in [`VARIABLE`].
@@ -93,6 +105,9 @@ impl Need {
             Self::Loop => "loop",
             Self::Tracefs => "tracefs",
             Self::PidMax => "pid-max",
+            Self::Nftables => "nftables",
+            Self::TrafficControl => "traffic-control",
+            Self::Cni => "cni",
         }
     }
 
@@ -123,6 +138,16 @@ impl Need {
                 root() && listed.lines().any(|line| line.ends_with("\ttracefs"))
             }
             Self::PidMax => from(&rustix::system::uname().release().to_string_lossy(), (6, 14)),
+            Self::Nftables => root() && runs("nft", "--version") && runs("ip", "-V"),
+            Self::TrafficControl => root() && shapes(),
+            Self::Cni => {
+                let has = |dir: &str| {
+                    ["bridge", "host-local", "portmap", "bandwidth"]
+                        .iter()
+                        .all(|name| Path::new(dir).join(name).is_file())
+                };
+                ["/opt/cni/bin", "/usr/lib/cni"].into_iter().any(has) && runs("iptables", "--version")
+            }
         }
     }
 }
@@ -148,6 +173,17 @@ fn controls(mounts: &str, controller: &str) -> bool {
 fn v2(mounts: &str) -> Option<&str> {
     let (before, _) = mounts.lines().find_map(|line| line.split_once(" - cgroup2 "))?;
     before.split(' ').nth(4)
+}
+
+fn runs(program: &str, option: &str) -> bool {
+    std::process::Command::new(program).arg(option).output().is_ok_and(|output| output.status.success())
+}
+
+fn shapes() -> bool {
+    let script = "ip link add i type ifb && ip link set i up && tc qdisc add dev i ingress &&
+        tc qdisc add dev i root tbf rate 1mbit burst 10k limit 10k";
+    let mut shell = std::process::Command::new("unshare");
+    shell.args(["-n", "sh", "-c", script]).output().is_ok_and(|output| output.status.success())
 }
 
 fn makes_devices() -> bool {

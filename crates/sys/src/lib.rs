@@ -15,6 +15,7 @@ pub mod memfd;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
 pub mod packet;
 pub mod pressure;
 pub mod probe;

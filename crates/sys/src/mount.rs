@@ -162,6 +162,8 @@ const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_NOSUID: u64 = 0x2;
 /// linux/mount.h
 const MOUNT_ATTR_NODEV: u64 = 0x4;
+/// linux/mount.h: rdonly, nosuid, nodev, noexec, `MOUNT_ATTR__ATIME`, nodiratime and nosymfollow.
+const ATTRIBUTES: u64 = 0xf | 0x70 | 0x80 | 0x20_0000;
 /// linux/mount.h; since 5.12
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 
@@ -208,6 +210,26 @@ pub fn set_nodev(mount: impl AsFd) -> Result<(), Error> {
 pub fn set_nosuid(mount: impl AsFd) -> Result<(), Error> {
     let attr = MountAttr { attr_set: MOUNT_ATTR_NOSUID, ..MountAttr::default() };
     mount_setattr(mount.as_fd(), false, &attr, "one without set-uid programs")
+}
+
+/// Takes a mount out of its peer group (`mount_namespaces(7)`): a clone is otherwise a peer of what it was cloned from,
+/// where that is shared, and a mount below one of them appears below the other.
+pub fn set_private(mount: impl AsFd) -> Result<(), Error> {
+    let attr = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    mount_setattr(mount.as_fd(), false, &attr, "private")
+}
+
+/// Gives a mount exactly these of the attributes nosuid, nodev, noexec and rdonly, `relatime`, and symlinks that are
+/// followed, as a new mount with them has, and makes it private as [`set_private`] does.
+pub fn set_alone(mount: impl AsFd, attrs: MountAttrFlags) -> Result<(), Error> {
+    let attr = MountAttr {
+        attr_set: u64::from(attrs.bits()),
+        // With one of the ATIME bits in `attr_clr` the kernel takes the mode from `attr_set`: 0 is relatime.
+        attr_clr: ATTRIBUTES & !u64::from(attrs.bits()),
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    mount_setattr(mount.as_fd(), false, &attr, "one of its own")
 }
 
 /// Makes a detached mount read-only and idmapped by the user namespace: files owned by 0 on disk appear as owned by
@@ -544,6 +566,49 @@ mod tests {
         let inner = rustix::fs::openat(&mount, "a", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         assert!(is_mount_root(&mount).unwrap());
         assert!(!is_mount_root(&inner).unwrap());
+    }
+
+    #[test]
+    fn a_clone_that_is_alone_has_its_own_attributes_and_no_peers() {
+        needs!(Root);
+        // The thread has mounts of its own: those of the host must not change.
+        std::thread::spawn(|| {
+            crate::namespace::own_mounts().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let open = |path: &Path| {
+                rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                    .unwrap()
+            };
+            let source = MountAttrFlags::MOUNT_ATTR_NOATIME | MountAttrFlags::MOUNT_ATTR_NODIRATIME;
+            let source = fs_mount("tmpfs", &[("size", "64k")], &[], source).unwrap();
+            attach(&source, open(dir.path())).unwrap();
+            rustix::mount::mount_change(dir.path(), rustix::mount::MountPropagationFlags::SHARED).unwrap();
+            // Not below the shared mount, which would make peers of all that is attached there.
+            let target = tempfile::tempdir().unwrap();
+            let target = target.path();
+            for alone in [false, true] {
+                let clone = open_tree_clone(rustix::fs::CWD, dir.path().to_str().unwrap(), false).unwrap();
+                if alone {
+                    let wanted = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                    set_alone(&clone, wanted).unwrap();
+                }
+                attach(&clone, open(target)).unwrap();
+                let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+                let line = table.lines().rfind(|line| line.contains(target.to_str().unwrap())).unwrap();
+                let fields: Vec<&str> = line.split(' ').collect();
+                if alone {
+                    assert_eq!(fields[5..7], ["ro,noexec,relatime", "-"], "{line}");
+                } else {
+                    assert!(
+                        fields[5] == "rw,noatime,nodiratime" && fields[6].starts_with("shared:"),
+                        "{line}"
+                    );
+                }
+                unmount_lazily(target).unwrap();
+            }
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -36,10 +36,13 @@
 use std::ffi::CStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::mount::{self, MountAttrFlags};
+use rustix::event::{PollFd, PollFlags};
 use rustix::mount::MountPropagationFlags;
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// One line of a uid or gid map (`user_namespaces(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,9 @@ pub struct Pair {
     pub user: Option<OwnedFd>,
     /// Its loopback interface is up.
     pub network: OwnedFd,
+    /// The sysfs of the network namespace, a detached read-only mount; `None` where only a process inside may mount
+    /// it. The kernel looks for it among those of all network namespaces (`sget_fc` in fs/super.c), so it is made ahead.
+    pub sysfs: Option<OwnedFd>,
 }
 
 /// Gives the calling thread, and those that it starts from then on, a private mount namespace, root and working
@@ -95,7 +101,7 @@ pub fn owner(namespace: impl AsFd) -> io::Result<OwnedFd> {
 
 const STACK: usize = 16 * 1024;
 
-/// Sleeps until the parent, whose pid is given, dies: this process holds copies of all of the parent's descriptors.
+/// Sleeps until the parent, whose pid is given, dies: this process has all of the parent's descriptors open.
 extern "C" fn pause_forever(parent: *mut libc::c_void) -> libc::c_int {
     die_with(parent as usize);
     loop {
@@ -126,9 +132,42 @@ pub const BOUNDS: [(&CStr, &CStr); 3] = [
     (c"/proc/sys/user/max_time_namespaces", c"0"),
 ];
 
+/// How many user namespaces are made through one instance of procfs, see [`Procfs`].
+const USES: u32 = 64;
+
+/// The instance of procfs whose `sys/user` new user namespaces are limited through. Of each file there the dentry cache
+/// keeps one entry for every user namespace, all under the same name in the same directory, and a look-up compares
+/// them one by one (`proc_sys_compare` in fs/proc/proc_sysctl.c): in the host's /proc the hundredth container would
+/// cost more than the first. Each instance has entries of its own, so it is replaced now and then.
+struct Procfs {
+    /// Detached; `None`: procfs cannot be mounted here, and the host's is used.
+    mount: Option<Arc<OwnedFd>>,
+    /// How often it may still be used.
+    left: u32,
+}
+
+static PROCFS: Mutex<Procfs> = Mutex::new(Procfs { mount: None, left: 0 });
+
+impl Procfs {
+    /// Returns the present instance.
+    fn instance() -> Option<Arc<OwnedFd>> {
+        let mut this = PROCFS.lock().unwrap_or_else(PoisonError::into_inner);
+        if this.left == 0 {
+            let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            *this = Self { mount: mount::fs_mount("proc", &[], &[], attrs).ok().map(Arc::new), left: USES };
+        }
+        this.left -= 1;
+        this.mount.clone()
+    }
+}
+
 /// Argument of [`bound_and_pause`].
 struct Order {
     parent: usize,
+    /// An instance of procfs, or -1.
+    proc: libc::c_int,
     /// Receives two bytes: the index in [`BOUNDS`] of what failed (or their number), and the errno.
     report: libc::c_int,
 }
@@ -136,15 +175,15 @@ struct Order {
 /// Sets the limits of its user namespace, which only a process in it can, reports the result, and then pauses.
 extern "C" fn bound_and_pause(order: *mut libc::c_void) -> libc::c_int {
     // SAFETY: the parent keeps the order in place until it has read the report. Of the memory shared with it only
-    // errno is written, by calls that fail; the parent's thread waits in a call that does not fail (all signals are
-    // blocked), and looks at errno after no other. `syscall` writes nothing else; static strings and our own stack
-    // are passed.
+    // errno is written, by calls that fail; the parent's thread looks at errno meanwhile after no call that can fail
+    // (rustix returns errors without it, and all signals are blocked). `syscall` writes nothing else; static strings
+    // and our own stack are passed.
     unsafe {
         let order = &*order.cast::<Order>();
         die_with(order.parent);
         let mut report = [u8::try_from(BOUNDS.len()).unwrap_or(u8::MAX), 0];
         for (at, (path, value)) in BOUNDS.iter().enumerate() {
-            if let Err(errno) = write_number(path, value)
+            if let Err(errno) = write_number(order.proc, path, value)
                 // This kernel has no such limit, or no namespaces of that kind.
                 && errno != libc::ENOENT
             {
@@ -163,17 +202,20 @@ fn own_parent() -> *mut libc::c_void {
     std::ptr::without_provenance_mut(unsafe { libc::getppid() } as usize)
 }
 
-/// Writes to a file of /proc/sys with plain system calls. Returns the errno on failure.
+/// Writes to a file of /proc/sys with plain system calls, in the instance `proc` of procfs unless that is -1. Returns
+/// the errno on failure.
 ///
 /// # Safety
-/// As in [`bound_and_pause`]: errno is written.
-unsafe fn write_number(path: &CStr, value: &CStr) -> Result<(), libc::c_int> {
-    // SAFETY: both strings are static and end in NUL; the descriptor is ours.
+/// As in [`bound_and_pause`]: errno is written. The path begins with `/proc/`.
+unsafe fn write_number(proc: libc::c_int, path: &CStr, value: &CStr) -> Result<(), libc::c_int> {
+    // SAFETY: both strings are static and end in NUL, and the path is longer than what is skipped of it; the
+    // descriptor is ours.
     unsafe {
+        let skipped = if proc < 0 { 0 } else { c"/proc/".count_bytes() };
         let fd = libc::syscall(
             libc::SYS_openat,
-            libc::AT_FDCWD,
-            path.as_ptr(),
+            proc,
+            path.as_ptr().add(skipped),
             libc::O_WRONLY | libc::O_CLOEXEC | libc::O_NOFOLLOW,
             0,
         );
@@ -208,14 +250,24 @@ impl Placeholder {
     /// [`BOUNDS`].
     fn owned(flags: libc::c_int, owner: u32) -> io::Result<Self> {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let mut order = Order { parent: std::process::id() as usize, report: writer.as_raw_fd() };
+        let proc = Procfs::instance();
+        let mut order = Order {
+            parent: std::process::id() as usize,
+            proc: proc.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+            report: writer.as_raw_fd(),
+        };
         // Held until the report has arrived: see `bound_and_pause`.
         let _quiet = Quiet::new();
         let held = as_nobody(owner, || Self::run(flags, bound_and_pause, (&raw mut order).cast()))??;
-        drop(writer);
+        // The pipe has no end while this process has its writing end open, so the other one's death is waited for as
+        // well.
+        let death = held.pidfd()?;
+        let mut either = [PollFd::new(&reader, PollFlags::IN), PollFd::new(&death, PollFlags::IN)];
+        rustix::event::poll(&mut either, None)?;
+        let reported = !either[0].revents().is_empty();
         let mut report = [0u8; 2];
-        // Such a short write to a pipe is atomic; nothing is read if the process was killed, and then it has ended.
-        let got = rustix::io::read(&reader, &mut report)?;
+        // Such a short write to a pipe is atomic.
+        let got = if reported { rustix::io::read(&reader, &mut report)? } else { 0 };
         match (got, BOUNDS.get(usize::from(report[0]))) {
             (2, None) => Ok(held),
             (2, Some((path, _))) => {
@@ -228,7 +280,8 @@ impl Placeholder {
     }
 
     /// Must run with all signals blocked ([`Quiet`]): the child shares our memory (no page tables to copy), and with
-    /// it our signal handlers and errno, so that no handler may run in it, and `pause` never returns.
+    /// it our signal handlers and errno, so that no handler may run in it, and `pause` never returns. It shares our
+    /// descriptors as well: there may be thousands, which would be copied at its start and closed at its end.
     fn run(
         flags: libc::c_int,
         body: extern "C" fn(*mut libc::c_void) -> libc::c_int,
@@ -240,9 +293,15 @@ impl Placeholder {
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(STACK - 64);
             let top = top.sub(top as usize % 16);
-            libc::clone(body, top.cast(), flags | libc::CLONE_VM, argument)
+            libc::clone(body, top.cast(), flags | libc::CLONE_VM | libc::CLONE_FILES, argument)
         };
         if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { pid, _stack: stack }) }
+    }
+
+    /// A descriptor that becomes readable when the process ends (`pidfd_open(2)`).
+    fn pidfd(&self) -> io::Result<OwnedFd> {
+        let pid = rustix::process::Pid::from_raw(self.pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
     }
 
     fn open(&self, what: &str) -> io::Result<OwnedFd> {
@@ -396,8 +455,15 @@ pub fn pair(uids: &[IdMap], gids: &[IdMap], owner: u32) -> io::Result<Pair> {
     let user = if privileged { None } else { Some(holder.mapped(uids, gids)?) };
     let network = holder.open("net")?;
     drop(holder);
-    raise_loopback(&network)?;
-    Ok(Pair { user, network })
+    let sysfs = in_network(network.as_fd(), || {
+        set_up(c"lo")?;
+        let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        Ok(mount::fs_mount("sysfs", &[], &[], attrs).ok())
+    })?;
+    Ok(Pair { user, network, sysfs })
 }
 
 /// Makes a user namespace alone. With empty maps none are written, which needs no privilege; no id is valid in it
@@ -409,20 +475,23 @@ pub fn user(uids: &[IdMap], gids: &[IdMap]) -> io::Result<OwnedFd> {
     Placeholder::new(libc::CLONE_NEWUSER)?.mapped(uids, gids)
 }
 
-/// Brings `lo` up in a network namespace. The calling thread enters the namespace and returns.
-fn raise_loopback(network: &OwnedFd) -> io::Result<()> {
-    let home = fs::File::open("/proc/thread-self/ns/net")?;
-    let enter = |fd: libc::c_int| {
-        // SAFETY: setns changes only this thread's network namespace.
-        if unsafe { libc::setns(fd, libc::CLONE_NEWNET) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    };
-    enter(network.as_raw_fd())?;
-    let result = set_up(c"lo");
-    enter(home.as_raw_fd()).expect("a thread can always return to its own network namespace");
-    result
+/// Runs `act` in a network namespace, on a thread that is started for it and ends with it: a thread that others use
+/// must never be in a namespace other than theirs, not even when `act` panics. Descriptors that `act` opens stay in
+/// the namespace. The thread costs about 30 µs.
+///
+/// # Errors
+/// The kernel's, from `clone(2)` or `setns(2)`, and those of `act`.
+pub fn in_network<T: Send>(
+    network: BorrowedFd<'_>,
+    act: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("in a network".into()).spawn_scoped(scope, || {
+            move_into_link_name_space(network, Some(LinkNameSpaceType::Network))?;
+            act()
+        })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn set_up(name: &CStr) -> io::Result<()> {
@@ -567,6 +636,36 @@ mod tests {
         assert_ne!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }, 1);
         fs::read_to_string("/proc/self/environ").unwrap();
         fs::read_dir("/proc/self/fd").unwrap().next().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_pairs_sysfs_is_that_of_its_network_and_read_only() {
+        for (maps, owner) in [(&maps()[..], 0x8000_1236), (&[], 0)] {
+            let sysfs = pair(maps, maps, owner).unwrap().sysfs.unwrap();
+            let flags =
+                rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+            let links = rustix::fs::openat(&sysfs, "class/net", flags, rustix::fs::Mode::empty()).unwrap();
+            let names = rustix::fs::Dir::read_from(links).unwrap().map(|entry| entry.unwrap());
+            let names: Vec<String> =
+                names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            // An interface or a driver's own file, but none of the host's interfaces.
+            assert!(
+                names.iter().all(|name| ["lo", ".", "..", "bonding_masters"].contains(&&**name)),
+                "{names:?}"
+            );
+            let flags = rustix::fs::fstatvfs(&sysfs).unwrap().f_flag;
+            assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+        }
+    }
+
+    #[test]
+    fn the_instance_of_procfs_is_replaced() {
+        let first = Procfs::instance().unwrap();
+        let again: Vec<_> = (0..USES).map(|_| Procfs::instance().unwrap()).collect();
+        assert!(again.iter().any(|instance| !Arc::ptr_eq(instance, &first)));
+        // What is written through any of them holds: see the next test.
+        let pair = pair(&maps(), &maps(), 0x8000_1237).unwrap();
+        assert!(pair.user.is_some());
     }
 
     #[test]

@@ -1,0 +1,120 @@
+//! What a server does for the network at its start: it takes up what an earlier one has left, and looks at the host.
+
+use super::{Leases, member};
+use crate::error::{Error, Result};
+use crate::firewall::program::Member;
+use crate::netlink::Connection;
+use crate::state::bridge_name;
+use crate::subnets::Subnets;
+use crate::{Found, Network, egress, link, route};
+use ipnet::Ipv4Net;
+use std::net::IpAddr;
+
+/// Takes the addresses and ports of living containers, and returns what the firewall has to know of them. One whose
+/// address is taken cannot be given it twice; it keeps what it has until it is destroyed.
+pub(super) fn restore(leases: &mut Leases, found: Vec<Found>) -> Vec<Member> {
+    let mut members = Vec::new();
+    for Found { network, handle, rules } in found {
+        let Network::Bridged(state) = network else { continue };
+        if let Err(error) = leases.subnets.restore(state.subnet, state.ip) {
+            tracing::error!(handle, ip = %state.ip, %error, "restore.address");
+        }
+        leases.members.insert(state.id.clone(), state.subnet);
+        for mapping in &state.mappings {
+            if let Err(error) = leases.ports.restore(&state.id, mapping) {
+                tracing::error!(handle, port = mapping.host, %error, "restore.port");
+            }
+        }
+        let steps = egress::compile(&rules).unwrap_or_else(|error| {
+            tracing::error!(handle, %error, "restore.egress-rules");
+            Vec::new()
+        });
+        members.push(member(&state, &handle, &steps));
+    }
+    members
+}
+
+/// Finds the bridges that an earlier server has made, and deletes those that are of no use, as well as devices of
+/// bandwidth limits.
+pub(super) fn adopt(
+    host: &mut Connection,
+    leases: &mut Leases,
+    group: u32,
+    pool: Ipv4Net,
+    mtu: u32,
+) -> Result<()> {
+    let (bridges, others): (Vec<_>, Vec<_>) =
+        link::of_group(host, group)?.into_iter().partition(|link| link.kind == "bridge");
+    // Devices of bandwidth limits, whose containers have ended while there was no server.
+    for found in others.into_iter().filter(|link| link.kind == "ifb") {
+        let id = found.name.strip_prefix('w').and_then(|rest| rest.strip_suffix("-2"));
+        if !id.is_some_and(|id| leases.members.contains_key(id)) {
+            link::delete(host, found.index)?;
+        }
+    }
+    for found in bridges {
+        let used = leases.members.values().copied().find(|subnet| bridge_name(*subnet) == found.name);
+        let free = || {
+            let first =
+                found.name.strip_prefix("wbrdg-").and_then(|hex| u32::from_str_radix(hex, 16).ok())?;
+            let subnet = Ipv4Net::new(first.into(), 30).ok().filter(|subnet| subnet.trunc() == *subnet)?;
+            (pool.contains(&subnet) && found.mtu == mtu).then_some(subnet)
+        };
+        match used.or_else(free) {
+            Some(subnet) => drop(leases.bridges.insert(subnet, found.index)),
+            None => link::delete(host, found.index)?,
+        }
+    }
+    Ok(())
+}
+
+/// Keeps dynamic subnets out of networks that the host has within the pool. A larger network around the whole pool
+/// does no harm: the subnets' routes are more specific.
+pub(super) fn avoid(host: &mut Connection, subnets: &mut Subnets, group: u32, pool: Ipv4Net) -> Result<()> {
+    for foreign in route::foreign_networks(host, group)? {
+        if pool.contains(&foreign.network) {
+            tracing::info!(network = %foreign.network, link = foreign.link, "network.not-from-pool");
+            subnets.withhold(foreign.network);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the MTU of the interface with the external address.
+pub(super) fn uplink(
+    host: &mut Connection,
+    external: IpAddr,
+    way: Option<&route::Way>,
+) -> Result<Option<u32>> {
+    if let Some(way) = way.filter(|way| way.source == external && way.link.name != "lo") {
+        return Ok(Some(way.link.mtu));
+    }
+    let IpAddr::V4(external) = external else { return Ok(None) };
+    let networks = route::foreign_networks(host, 0)?;
+    let holds = |foreign: &&route::Foreign| foreign.is_address && foreign.network.contains(&external);
+    let Some(name) = networks.iter().find(holds).and_then(|foreign| foreign.link.as_deref()) else {
+        return Ok(None);
+    };
+    Ok(link::find_by_name(host, name)?.map(|link| link.mtu))
+}
+
+/// Whether bridged frames pass the firewall's hooks of IP (Documentation/networking/ip-sysctl.rst, bridge-nf-call-*).
+pub fn filters_bridges() -> bool {
+    ["iptables", "ip6tables"].iter().any(|name| {
+        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{name}");
+        std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+    })
+}
+
+/// Lets the host forward packets (Documentation/networking/ip-sysctl.rst).
+pub(super) fn forward(ipv6: bool) -> Result<()> {
+    const NAMES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+    for name in NAMES.iter().take(if ipv6 { 2 } else { 1 }) {
+        let fail = |source| Error::Sysctl { name, source };
+        if std::fs::read_to_string(name).map_err(fail)?.trim() == "0" {
+            std::fs::write(name, "1").map_err(fail)?;
+            tracing::info!(name, "network.forwarding-on");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,375 @@
+//! The networks of all containers of an instance: what the engine asks for, whichever driver does it.
+
+use crate::bridged::{Bridged, Settings, Subnet, Veth};
+use crate::egress::{Rule, Step};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::outside::{self, Launched, Outside};
+use crate::ports::{Mapping, Transport};
+use crate::state::{Bandwidth, Network, State};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+/// Which network containers get.
+#[derive(Debug, Clone, Default)]
+pub enum Driver {
+    /// Loopback alone.
+    #[default]
+    Loopback,
+    /// A port on a bridge, behind a firewall of ours.
+    Bridged(Box<Settings>),
+    /// What other programs make.
+    Outside(Box<outside::Settings>),
+}
+
+/// The names of a container.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// Its unique id.
+    pub id: &'a str,
+    /// Its name for clients.
+    pub handle: &'a str,
+}
+
+/// A port mapping that a client asks for. Port 0 on the host is one of the pool; port 0 in the container is the
+/// same as the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The protocol.
+    pub transport: Transport,
+    /// On the host.
+    pub host: u32,
+    /// In the container.
+    pub container: u32,
+}
+
+/// What a container's network is to be.
+#[derive(Debug, Clone, Default)]
+pub struct Order {
+    /// Garden's `network` field: a subnet or an address (Garden §4.2); empty: a subnet of the pool.
+    pub network: String,
+    /// Ports of the host that lead to the container.
+    pub ports: Vec<Wanted>,
+    /// What the container may reach although the policy denies it.
+    pub egress: Vec<Rule>,
+    /// Bounds of its traffic.
+    pub bandwidth: Option<Bandwidth>,
+    /// Its name servers, instead of those that the server gives to all; none: those.
+    pub dns: Vec<IpAddr>,
+}
+
+impl Order {
+    /// Returns something that a container with loopback alone cannot have.
+    fn needs(&self) -> Option<&'static str> {
+        let named = [
+            (!self.network.is_empty(), "an address"),
+            (!self.ports.is_empty(), "a port mapping"),
+            (!self.egress.is_empty(), "an egress rule"),
+            (self.bandwidth.is_some(), "a bandwidth limit"),
+            (!self.dns.is_empty(), "a name server"),
+        ];
+        named.into_iter().find_map(|(is_named, what)| is_named.then_some(what))
+    }
+}
+
+/// The texts of a container's hosts and resolv.conf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// For /etc/hosts.
+    pub hosts: String,
+    /// For /etc/resolv.conf.
+    pub resolv: String,
+}
+
+/// The networks of an instance. Clones share them. All calls block. Where other programs make the networks, some take
+/// as long as these do ([`Network::Outside`]).
+#[derive(Debug, Clone)]
+pub struct Networks(Driven);
+
+#[derive(Debug, Clone)]
+enum Driven {
+    Loopback,
+    Bridged(Arc<Bridged>),
+    Outside(Arc<Outside>),
+}
+
+impl Networks {
+    /// Prepares the host for containers of the instance with this tag. `found` are the networks of living
+    /// containers of an earlier server, with their handles and egress rules: their addresses, ports and rules
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// A kernel feature or a program is missing, or settings contradict each other.
+    pub fn open(tag: &str, driver: &Driver, found: Vec<Found>) -> Result<Self> {
+        Ok(Self(match driver {
+            Driver::Loopback => Driven::Loopback,
+            Driver::Bridged(settings) => Driven::Bridged(Bridged::open(tag, settings, found)?),
+            Driver::Outside(settings) => {
+                let states = found.iter().filter_map(|found| match &found.network {
+                    Network::Outside(state) => Some(&**state),
+                    Network::Bridged(_) => None,
+                });
+                Driven::Outside(Arc::new(Outside::open(settings, states)?))
+            }
+        }))
+    }
+
+    fn own(&self) -> Option<&Arc<Bridged>> {
+        match &self.0 {
+            Driven::Bridged(bridged) => Some(bridged),
+            Driven::Loopback | Driven::Outside(_) => None,
+        }
+    }
+
+    /// Returns the driver that has made a network, if it is this server's.
+    fn whose<'a>(&'a self, network: &'a Network, what: &'static str) -> Result<Whose<'a>> {
+        match (&self.0, network) {
+            (Driven::Bridged(bridged), Network::Bridged(state)) => Ok(Whose::Bridged(bridged, state)),
+            (Driven::Outside(outside), Network::Outside(state)) => Ok(Whose::Outside(outside, state)),
+            (Driven::Loopback, _) => Err(Error::NoNetwork { what }),
+            _ => Err(Error::OtherDriver { what }),
+        }
+    }
+
+    /// Makes a veth pair into a network namespace: it is raised and joins a bridge when a container gets it. `None` if
+    /// the driver needs none.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn veth(&self, namespace: BorrowedFd<'_>) -> Result<Option<Veth>> {
+        self.own().map(|bridged| bridged.veth(namespace)).transpose()
+    }
+
+    /// Makes the bridge of a free subnet of the pool; `None` if the driver needs none.
+    ///
+    /// # Errors
+    /// The pool is exhausted, or the kernel refuses.
+    pub fn subnet(&self) -> Result<Option<Subnet>> {
+        self.own().map(|bridged| bridged.subnet()).transpose()
+    }
+
+    /// Reserves addresses and ports for a container. `ready` returns a subnet of the pool. What is reserved is given
+    /// back by [`Networks::disconnect`] and [`Networks::release`].
+    ///
+    /// # Errors
+    /// The request is not valid, or what it asks for is taken.
+    pub fn reserve(
+        &self,
+        order: &Order,
+        named: Named<'_>,
+        veth: Option<&Veth>,
+        ready: impl FnOnce() -> Result<Option<Subnet>>,
+    ) -> Result<Option<Network>> {
+        match &self.0 {
+            Driven::Loopback => match order.needs() {
+                None => Ok(None),
+                Some(what) => Err(Error::NoNetwork { what }),
+            },
+            Driven::Bridged(bridged) => {
+                let veth = veth.ok_or(Error::NoLink)?;
+                Ok(Some(Network::Bridged(bridged.reserve(order, veth, ready)?)))
+            }
+            Driven::Outside(outside) => Ok(Some(Network::Outside(Box::new(outside.reserve(order, named)?)))),
+        }
+    }
+
+    /// Connects a container's namespace with its network before the launch, as far as the driver can. Returns whether
+    /// the network's state has changed.
+    ///
+    /// # Errors
+    /// The kernel's, or a program's; a part may be there, which [`Networks::disconnect`] and [`Networks::release`]
+    /// remove.
+    pub fn connect(
+        &self,
+        network: &mut Network,
+        namespace: BorrowedFd<'_>,
+        veth: Option<Veth>,
+        handle: &str,
+        rules: &[Rule],
+    ) -> Result<bool> {
+        match (&self.0, network) {
+            (Driven::Bridged(bridged), Network::Bridged(state)) => {
+                bridged.connect(state, veth.ok_or(Error::NoLink)?, handle, rules)?;
+                Ok(false)
+            }
+            (Driven::Outside(outside), Network::Outside(state)) => outside.connect(state, namespace),
+            _ => Err(Error::OtherDriver { what: "a connection" }),
+        }
+    }
+
+    /// Does what remains once a container's init runs. If that changes the network's state, this returns what it adds
+    /// to the container's properties.
+    ///
+    /// # Errors
+    /// A program's.
+    pub fn launched(
+        &self,
+        network: &mut Network,
+        launched: Launched<'_>,
+    ) -> Result<Option<BTreeMap<String, String>>> {
+        match (&self.0, network) {
+            (Driven::Outside(outside), Network::Outside(state)) => outside.launched(state, launched),
+            _ => Ok(None),
+        }
+    }
+
+    /// Reserves a port of the host for one of the container's. It has no effect before [`Networks::map`], except that
+    /// a network plugin has mapped it then.
+    ///
+    /// # Errors
+    /// The port is another container's, or the pool is exhausted.
+    pub fn reserve_port(&self, network: &Network, wanted: Wanted) -> Result<Mapping> {
+        match self.whose(network, "a port mapping")? {
+            Whose::Bridged(bridged, state) => bridged.reserve_port(state, wanted),
+            Whose::Outside(outside, state) => outside.reserve_port(state, wanted),
+        }
+    }
+
+    /// Makes a reserved mapping work.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn map(&self, network: &Network, mapping: Mapping) -> Result<()> {
+        match self.whose(network, "a port mapping")? {
+            Whose::Bridged(bridged, state) => bridged.map(state, mapping),
+            Whose::Outside(..) => Ok(()),
+        }
+    }
+
+    /// Ends a mapping, or gives a reserved one back. A network plugin cannot be told of it: it ends with the container.
+    pub fn unmap(&self, network: &Network, mapping: Mapping) {
+        if let Ok(Whose::Bridged(bridged, state)) = self.whose(network, "a port mapping") {
+            bridged.unmap(state, mapping);
+        }
+    }
+
+    /// Sets the egress rules of a container. `steps` are all of them, compiled; `new` are those that the client has
+    /// just added, with several in one request if `bulk`.
+    ///
+    /// # Errors
+    /// The kernel's, or a program's.
+    pub fn allow(&self, network: &Network, steps: &[Step], new: &[Rule], bulk: bool) -> Result<()> {
+        match self.whose(network, "an egress rule")? {
+            Whose::Bridged(bridged, state) => bridged.allow(state, steps),
+            Whose::Outside(outside, state) => outside.allow(state, new, bulk),
+        }
+    }
+
+    /// Checks all egress rules of a container, and compiles them if that is needed.
+    ///
+    /// # Errors
+    /// A rule is not valid, or they are too many.
+    pub fn check(&self, rules: &[Rule]) -> Result<Vec<Step>> {
+        match &self.0 {
+            Driven::Loopback => Err(Error::NoNetwork { what: "an egress rule" }),
+            Driven::Bridged(bridged) => bridged.check(rules),
+            Driven::Outside(_) => {
+                crate::egress::check(rules, true)?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Has other programs take a container out of its network, which they may have begun to make, before its record is
+    /// removed. `namespace` is the container's, if it is still known.
+    ///
+    /// # Errors
+    /// A program's: this can be tried again.
+    pub fn disconnect(&self, network: &Network, namespace: Option<BorrowedFd<'_>>) -> Result<()> {
+        let Network::Outside(state) = network else { return Ok(()) };
+        let patience = match &self.0 {
+            Driven::Outside(outside) => outside.patience(),
+            Driven::Loopback | Driven::Bridged(_) => outside::PATIENCE,
+        };
+        Ok(outside::remove(state, namespace, patience)?)
+    }
+
+    /// Takes a container out of the firewall, and gives its ports back; its address is given back by
+    /// [`Networks::tend`], or as soon as somebody asks for it.
+    pub fn release(&self, network: &Network) {
+        match self.whose(network, "a release") {
+            Ok(Whose::Bridged(bridged, state)) => bridged.release(state),
+            Ok(Whose::Outside(outside, state)) => outside.release(state),
+            // Another driver's, of an earlier server: nothing of it is reserved here.
+            Err(_) => {}
+        }
+    }
+
+    /// Gives back the addresses of released networks, once the kernel has removed their links.
+    pub fn tend(&self) {
+        if let Some(bridged) = self.own() {
+            bridged.tend();
+        }
+    }
+
+    /// Returns the texts of a container's hosts and resolv.conf.
+    ///
+    /// # Errors
+    /// A text would be too long.
+    pub fn files(&self, network: Option<&Network>, handle: &str) -> Result<Files> {
+        match network.map(|network| self.whose(network, "files")).transpose()? {
+            Some(Whose::Bridged(bridged, state)) => bridged.files(state, handle),
+            Some(Whose::Outside(outside, state)) => outside.files(state, handle),
+            None => Ok(Files {
+                hosts: files::hosts(Ipv4Addr::LOCALHOST.into(), None, handle, &[])?,
+                resolv: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Returns the bytes that a container has received and sent.
+    pub fn traffic(&self, network: &Network) -> Option<(u64, u64)> {
+        match self.whose(network, "metrics").ok()? {
+            Whose::Bridged(bridged, state) => bridged.traffic(state),
+            Whose::Outside(..) => None,
+        }
+    }
+
+    /// Garden's properties of a container with this network (Garden §4.3).
+    pub fn properties(&self, network: &Network) -> Vec<(&'static str, String)> {
+        match network {
+            Network::Bridged(state) => self.own().map_or_else(Vec::new, |bridged| bridged.properties(state)),
+            Network::Outside(state) => state.properties(),
+        }
+    }
+
+    /// The most containers with a dynamic subnet.
+    pub fn capacity(&self) -> Option<u64> {
+        self.own().map(|bridged| bridged.capacity())
+    }
+
+    /// Looks whether the firewall is still as it was made, and makes it anew otherwise. Returns what was damaged.
+    ///
+    /// # Errors
+    /// It cannot be made anew.
+    pub fn watch(&self) -> Result<Option<String>> {
+        self.own().map_or(Ok(None), |bridged| bridged.watch())
+    }
+
+    /// Removes the bridges that no container uses; with `all` also the firewall.
+    pub fn close(&self, all: bool) {
+        if let Some(bridged) = self.own() {
+            bridged.close(all);
+        }
+    }
+}
+
+/// A driver with a network of its own.
+#[derive(Debug)]
+enum Whose<'a> {
+    Bridged(&'a Bridged, &'a State),
+    Outside(&'a Outside, &'a outside::State),
+}
+
+/// The network of a container that an earlier server has made.
+#[derive(Debug)]
+pub struct Found {
+    /// Its network.
+    pub network: Network,
+    /// The container's handle.
+    pub handle: String,
+    /// Its egress rules.
+    pub rules: Vec<Rule>,
+}

@@ -1,0 +1,102 @@
+//! Why a container's network is not as it was wanted.
+
+use crate::{conntrack, egress, files, firewall, link, netlink, outside, ports, route, spec, subnets, tc};
+use ipnet::Ipv4Net;
+use wardian_sys::text::chain;
+
+/// A network error. The text is for the client and includes the causes.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server gives containers loopback alone.
+    #[error("{what}: containers have no network here; start the server without --network none")]
+    NoNetwork {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The container has been made by a server with another driver.
+    #[error("{what}: the container's network was made by a server with another --network")]
+    OtherDriver {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// Another program does not make the network, or not so.
+    #[error(transparent)]
+    Outside(#[from] outside::Error),
+    /// The container has been made by a server without a network.
+    #[error("the container has no network: it was made by a server with --network none")]
+    Without,
+    /// Namespaces that were made ahead have no link.
+    #[error("network: the container's namespace has no link to the host")]
+    NoLink,
+    /// A subnet could not be made ahead.
+    #[error("{0}")]
+    Ahead(#[source] std::io::Error),
+    /// The `network` field is not valid.
+    #[error(transparent)]
+    Spec(#[from] spec::Error),
+    /// No address can be given.
+    #[error(transparent)]
+    Subnets(#[from] subnets::Error),
+    /// The host has the subnet already, or an address in it that the container or its gateway would take.
+    #[error(
+        "the requested subnet ({subnet}) overlaps a network of the host ({network}{})",
+        link.as_ref().map(|link| format!(" on {link}")).unwrap_or_default()
+    )]
+    HostNetwork {
+        /// The subnet asked for.
+        subnet: Ipv4Net,
+        /// The host's.
+        network: Ipv4Net,
+        /// The name of its link.
+        link: Option<String>,
+    },
+    /// No port can be given.
+    #[error(transparent)]
+    Ports(#[from] ports::Error),
+    /// Nobody could reach a mapped port.
+    #[error(
+        "a port mapping: this host had no address that others reach when the server was started (no default route); name one with --external-ip"
+    )]
+    NoExternal,
+    /// The container has many mapped ports.
+    #[error("a container has at most {most} mapped ports")]
+    TooManyMappings {
+        /// How many it may have.
+        most: usize,
+    },
+    /// Egress rules are not valid.
+    #[error(transparent)]
+    Egress(#[from] egress::Error),
+    /// A text for hosts or resolv.conf cannot be made.
+    #[error(transparent)]
+    Files(#[from] files::Error),
+    /// A netlink socket cannot be opened.
+    #[error("network: {}", chain(.0))]
+    Netlink(#[from] netlink::Error),
+    /// The kernel refuses a link.
+    #[error("network: {}", chain(.0))]
+    Link(#[from] link::Error),
+    /// The kernel does not tell its routes.
+    #[error("network: {}", chain(.0))]
+    Route(#[from] route::Error),
+    /// The kernel refuses a bandwidth limit.
+    #[error("bandwidth limit: {}", chain(.0))]
+    Bandwidth(#[from] tc::Error),
+    /// Flows of an earlier container cannot be forgotten.
+    #[error("network: {}", chain(.0))]
+    Conntrack(#[from] conntrack::Error),
+    /// The firewall refuses.
+    #[error("firewall: {}", chain(.0))]
+    Firewall(#[from] firewall::Error),
+    /// A sysctl cannot be set.
+    #[error("network: set {name}: {source}")]
+    Sysctl {
+        /// Its file.
+        name: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A result with a network [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
