@@ -53,6 +53,7 @@ pub fn assemble(
     mut settings: Settings,
     binds: &[BindMount],
     (files, give): (&[BindMount], bool),
+    v1_mounts: Vec<OwnedFd>,
     place: Placement<OwnedFd>,
     config_path: &Path,
 ) -> Result<Parts> {
@@ -84,6 +85,7 @@ pub fn assemble(
         binds: clones,
         files: contents,
         v1_hierarchies: shared.cgroups.v1_names(),
+        v1_mounts,
     };
     Ok(Parts { boxed, place })
 }
@@ -118,6 +120,8 @@ fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
         }
         clone => clone.map_err(fail)?,
     };
+    // Without it a mount that a privileged container makes below would appear on the host, and the host's in it.
+    mount::set_private(&clone).map_err(fail)?;
     if !bind.writable {
         mount::set_readonly(&clone, false).map_err(fail)?;
     }

@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use tracing::Instrument as _;
+use wardian_network as network;
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::devices::Devices;
 use wardian_runtime::wire::Create;
@@ -43,9 +44,7 @@ impl Engine {
         if spec.privileged && self.shared.config.disable_privileged {
             return Err(Error::Invalid("privileged container creation is disabled".to_owned()));
         }
-        if let Some(key) = spec.properties.keys().find(|key| key.starts_with("wardian.")) {
-            return Err(Error::Invalid(format!("property {key} is not supported yet")));
-        }
+        crate::network::heed_properties(&mut spec)?;
         let grace =
             if spec.grace_time.is_zero() { self.shared.config.default_grace_time } else { spec.grace_time };
         if !grace.is_zero() {
@@ -135,6 +134,7 @@ impl Engine {
             out_of_memory: false,
             owner: 0,
             range: None,
+            network: None,
         };
         let bytes = record.beyond();
         let _weighing = (bytes > 0).then(|| self.shared.weighing());
@@ -169,15 +169,19 @@ impl Engine {
         let shared = self.shared.clone();
         let (theirs, phases) = (container.clone(), timeline.clone());
         let span = tracing::Span::current();
-        let prepare = move || span.in_scope(|| prepare(&shared, &theirs, waiting, &spec, &image, &phases));
+        let prepare = move || {
+            let prepared = span.in_scope(|| prepare(&shared, &theirs, waiting, &spec, &image, &phases));
+            prepared.map(|prepared| (prepared, spec.network))
+        };
         let prepared = tokio::task::spawn_blocking(prepare).await;
-        let (pair, connection, parts) = prepared.map_err(Error::task("create"))??;
+        let ((pair, connection, parts), order) = prepared.map_err(Error::task("create"))??;
         let (keeper, events) = Keeper::new(connection).map_err(Error::keeper("create"))?;
         container.happens(lifecycle::Event::Launched(keeper.clone()))?;
         let create = Create {
             init: self.shared.keepers.init.as_fd(),
             network: pair.network.as_fd(),
             user: pair.user.as_ref().map(AsFd::as_fd),
+            sysfs: pair.sysfs.as_ref().map(AsFd::as_fd),
             boxed: parts.boxed.as_fds(),
             place: parts.place.as_fds(),
         };
@@ -188,6 +192,7 @@ impl Engine {
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);
         self.watch(container, events);
+        self.network_launched(container, &keeper, init, order).await?;
         container.try_update(
             lifecycle::Event::Created,
             |record| {
@@ -200,6 +205,26 @@ impl Engine {
             |record| self.shared.records.save(record),
         )?;
         failpoint::reach(Point::CreateCommitted);
+        Ok(())
+    }
+
+    /// See [`Shared::network_launched`].
+    async fn network_launched(
+        &self,
+        container: &Arc<Container>,
+        keeper: &Keeper,
+        init: i32,
+        order: network::Order,
+    ) -> Result<()> {
+        if !container.is_outside() {
+            return Ok(());
+        }
+        let (shared, theirs, span) = (self.shared.clone(), container.clone(), tracing::Span::current());
+        let launched = move || span.in_scope(|| shared.network_launched(&theirs, init, &order));
+        let launched = tokio::task::spawn_blocking(launched).await;
+        if let Some(files) = launched.map_err(Error::task("create"))?? {
+            keeper.rewrite(&files).await.map_err(Error::keeper("network files"))?;
+        }
         Ok(())
     }
 
@@ -265,21 +290,42 @@ fn prepare(
     let run = Error::system("run directory");
     std::fs::create_dir(&dir).map_err(run)?;
     let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
-    let Home { pair, lease } = pairs.take().map_err(Error::system("namespaces"))?;
+    let Home { pair, lease, veth } = pairs.take().map_err(Error::system("namespaces"))?;
     let (owner, range) = lease.as_ref().map_or((0, None), |lease| (lease.owner, lease.range));
     lease.into_iter().for_each(|lease| container.has_ids(lease));
     failpoint::reach(Point::CreatePaired);
     timeline.ended("namespaces");
-    let has = |record: &mut Record| (record.owner, record.range) = (owner, range);
+    let named = network::Named { id, handle: &container.handle };
+    let network = shared.networks.reserve(&spec.network, named, veth.as_ref(), || {
+        shared.subnets.take().map_err(network::Error::Ahead)
+    })?;
+    if let Some(network) = &network {
+        container.set_network(network.clone(), spec.network.egress.clone());
+        timeline.ended("address");
+    }
+    let has = |record: &mut Record| {
+        (record.owner, record.range) = (owner, range);
+        shared.describe(record, network.as_ref());
+    };
     container.update(has, |record| shared.records.save(record))?;
+    if !spec.network.egress.is_empty() {
+        shared.records.save_egress(id, &spec.network.egress).map_err(run)?;
+    }
     failpoint::reach(Point::CreateRecorded);
     std::fs::rename(&waiting.socket, dir.join("keeper.sock")).map_err(run)?;
     timeline.ended("record");
-    let hostname: String = spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(49)).collect();
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
-    let resolv = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+    if network.is_some() {
+        shared.connect(container, &pair, veth)?;
+        failpoint::reach(Point::CreateConnected);
+        timeline.ended("network");
+    }
+    // Garden's 49 characters, and the kernel's 64 bytes.
+    let end =
+        |most: usize| spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(most)).collect();
+    let hostname = (0..=49).rev().map(end).find(|name: &String| name.len() <= 64).unwrap_or_default();
+    let texts = shared.networks.files(container.record().network.as_ref(), &spec.handle)?;
     let mut files = Vec::new();
-    for (file, contents) in network_files(&dir).into_iter().zip([hosts.into_bytes(), resolv]) {
+    for (file, contents) in network_files(&dir).into_iter().zip([texts.hosts, texts.resolv]) {
         std::fs::write(&file.source, contents).map_err(run)?;
         files.push(file);
     }
@@ -304,12 +350,15 @@ fn prepare(
     }
     shared.cgroups.limit(id, spec.limits.into()).map_err(cgroup)?;
     let entry = shared.cgroups.enter_v2(id).map_err(cgroup)?;
+    // A privileged container mounts its cgroups itself if it wants them.
+    let mounts = if spec.privileged { Vec::new() } else { shared.cgroups.v1_mounts(id) };
     failpoint::reach(Point::CreateCgroup);
     timeline.ended("cgroup");
     let owner = pair.user.as_ref().map(|user| shared.root_of(range, user));
     let files = (&*files, true);
     let config = dir.join(CONFIG);
-    let parts = assemble(shared, id, image, owner, settings, &spec.bind_mounts, files, entry, &config)?;
+    let parts =
+        assemble(shared, id, image, owner, settings, &spec.bind_mounts, files, mounts, entry, &config)?;
     failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))

@@ -151,6 +151,13 @@ impl Engine {
         container.tell_ends(&self.shared.events);
         let shared = self.shared.clone();
         let handle = container.handle.clone();
+        if container.is_outside() {
+            // Only the record says how, so it comes first. If it fails the destroy can be tried again.
+            let (shared, theirs) = (shared.clone(), container.clone());
+            let left = tokio::task::spawn_blocking(move || shared.disconnect(&theirs)).await;
+            timeline.ended("disconnect");
+            left.map_err(Error::task("destroy"))??;
+        }
         // The commit point: without its record the container is gone, even if this server is killed now.
         shared.records.forget(&id).map_err(Error::system("forget"))?;
         failpoint::reach(Point::DestroyForgotten);
@@ -166,6 +173,10 @@ impl Engine {
         timeline.ended("forget");
         shared.store.release_rootfs(&id, Some(&handle));
         timeline.ended("release");
+        if let Some(state) = container.leave_network() {
+            shared.networks.release(&state);
+            timeline.ended("network");
+        }
         // Left to the sweeper, after the reply: directories, cgroups, remains of peas.
         failpoint::reach(Point::DestroySweeping);
         shared.sweeper.add(Remains::Container { id, keeper });

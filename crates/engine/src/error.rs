@@ -85,6 +85,9 @@ pub enum Error {
     /// A cgroup cannot be made or set up.
     #[error("cgroup: {0}")]
     Cgroup(#[from] cgroup::Error),
+    /// A container's network cannot be made or changed.
+    #[error(transparent)]
+    Network(#[from] wardian_network::Error),
     /// A bind mount cannot be made.
     #[error("bind mount: {path}: {}", chain(&**source))]
     BindMount {

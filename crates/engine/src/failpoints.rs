@@ -5,6 +5,7 @@ wardian_sys::failpoints! {
     CreateRecorded "create.recorded" "The record is written, the keeper still listens elsewhere.";
     CreatePaired "create.paired" "The container has its namespaces.";
     CreateCgroup "create.cgroup" "Its limits are set.";
+    CreateConnected "create.connected" "It has its network.";
     CreateRootfs "create.rootfs" "Its root file system is made.";
     CreateAnswered "create.answered" "Its init runs.";
     CreateCommitted "create.committed" "The record says created.";

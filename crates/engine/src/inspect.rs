@@ -10,6 +10,7 @@ use crate::{Engine, Error, Result};
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
+use wardian_network::Network;
 
 /// Information about a container.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct Info {
     pub events: Vec<String>,
     /// The container's directory on the host.
     pub container_path: String,
+    /// The container's network; `None`: loopback alone.
+    pub network: Option<Network>,
     /// Current properties.
     pub properties: Properties,
 }
@@ -82,9 +85,9 @@ impl Engine {
             memory_bytes: memory.totalram * u64::from(memory.mem_unit),
             disk_bytes: disk.f_blocks * disk.f_frsize,
             // Schedulers take 0 for "no room".
-            max_containers: match self.shared.config.max_containers {
-                0 => u64::MAX,
-                bound => bound,
+            max_containers: {
+                let bound = Some(self.shared.config.max_containers).filter(|bound| *bound > 0);
+                bound.into_iter().chain(self.shared.networks.capacity()).min().unwrap_or(u64::MAX)
             },
         })
     }
@@ -129,6 +132,7 @@ impl Engine {
                 .chain(self.shared.store.writeback_error(&container.id))
                 .collect(),
             container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
+            network: record.network.clone(),
             properties: Properties(record),
         })
     }
@@ -164,8 +168,9 @@ impl Engine {
     /// Sets a property.
     ///
     /// # Errors
-    /// Unknown handle, or the properties would exceed their bounds.
+    /// Unknown handle, the properties would exceed their bounds, or the property is a setting of the container.
     pub fn set_property(&self, handle: &str, key: &str, value: &str) -> Result<()> {
+        crate::network::no_setting(key)?;
         let insert = |record: &mut Record| {
             bounds::property(&record.properties, key, value)?;
             record.properties.insert(key.to_owned(), value.to_owned());
@@ -191,8 +196,9 @@ impl Engine {
     /// Removes a property; it need not exist.
     ///
     /// # Errors
-    /// Unknown handle.
+    /// Unknown handle, or the property is a setting of the container.
     pub fn remove_property(&self, handle: &str, key: &str) -> Result<()> {
+        crate::network::no_setting(key)?;
         let remove = |record: &mut Record| drop(record.properties.remove(key));
         self.find(handle)?.update(remove, |record| self.shared.records.save(record))
     }

@@ -172,6 +172,11 @@ impl Keeper {
         self.ask(Op::Release { id: id.to_owned() }, done).await
     }
 
+    /// Replaces the contents of the container's own files.
+    pub async fn rewrite(&self, files: &[OwnedFd]) -> Answer<()> {
+        self.ask(Op::Rewrite { files: files.iter().map(AsFd::as_fd).collect() }, done).await
+    }
+
     /// Destroys the container. Keepers of the first version do not tell how long that took.
     pub async fn destroy(&self) -> Answer<Option<Destroyed>> {
         let destroyed = self.ask(Op::Destroy, |reply| match reply {
@@ -349,10 +354,11 @@ mod tests {
     async fn an_earlier_keeper_is_not_asked_for_what_it_does_not_know() {
         let (ours, theirs) = packet::pair().unwrap();
         let (keeper, _events) = Keeper::new(ours).unwrap();
-        for (version, terminals, confinement) in [(1, false, false), (2, true, false), (3, true, true)] {
+        let features = [Feature::Terminals, Feature::Confinement, Feature::Mounts];
+        for version in 1..=4 {
             keeper.shared.version.store(version, Ordering::Relaxed);
-            assert_eq!(keeper.has(Feature::Terminals), terminals);
-            assert_eq!(keeper.has(Feature::Confinement), confinement);
+            let has = features.iter().filter(|feature| keeper.has(**feature)).count();
+            assert_eq!(has, version as usize - 1);
         }
         keeper.shared.version.store(1, Ordering::Relaxed);
         let refused = keeper.resize("p", Window { columns: 1, rows: 1 }).await;

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `start`, `shared` | an engine, and what all its parts share |
 //! | `create`, `destroy`, `stop`, `restore`, `grace` | an operation each |
-//! | `run`, `pea`, `transfer` | what is done in a living container |
+//! | `run`, `pea`, `transfer`, `network` | what is done in a living container |
 //! | `assemble` | what a container and a pea are launched from |
 //! | `container/` | one container: its state, its record, its clock, its peas |
 //! | `process/` | one process: its input, its output, and the memory that output takes |
@@ -31,6 +31,7 @@ mod inspect;
 mod instance;
 mod keeper;
 mod metrics;
+mod network;
 mod pea;
 mod process;
 mod ready;
@@ -57,9 +58,11 @@ pub use metrics::Metrics;
 pub use process::output::{Output, Stream, Waits};
 pub use process::{Input, Process};
 pub use ready::ids::IdRanges;
-pub use reset::{Removed, clear, reset};
+pub use reset::{Cleared, Removed, clear, reset};
 pub use spec::{BindMount, ContainerSpec, Limits, ProcessSpec, Window};
 pub use transfer::Transfer;
+pub use wardian_network::egress::networks;
+pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, Rule, Transport, Wanted};
 /// The failpoints of the keeper.
 pub use wardian_runtime::failpoints::NAMES as KEEPER_FAILPOINTS;
 /// The most root file systems that are mounted ahead for an image.
@@ -115,6 +118,8 @@ pub struct Config {
     pub id_ranges: Option<IdRanges>,
     /// The default limit of processes for containers, and for peas with limits of their own; 0: no bound.
     pub default_pids: u64,
+    /// Which network containers get.
+    pub network: wardian_network::Driver,
     /// Bytes of /dev/shm in a container without a memory limit; 0: half of the host's memory, the kernel's own bound.
     pub shm_bytes: u64,
 }
@@ -144,6 +149,7 @@ impl Engine {
         let containers: Vec<Arc<Container>> = engine.shared.lock().values().cloned().collect();
         containers.iter().for_each(|container| engine.strap(container));
         engine.look_for_default_rootfs();
+        engine.watch_network();
         Ok(engine)
     }
 
@@ -158,6 +164,7 @@ impl Engine {
             shared.sweeper.close();
             shared.store.close();
             shared.keepers.close();
+            shared.close_networks();
             let containers: Vec<String> = shared.lock().values().map(|c| c.id.clone()).collect();
             remove_strays(&shared.cgroups, &containers.iter().map(String::as_str).collect::<Vec<_>>());
             if containers.is_empty() {

@@ -18,6 +18,8 @@ const CHUNK: usize = 64;
 pub struct Metrics {
     /// Memory, processor time, processes.
     pub stats: Stats,
+    /// Bytes that the container has received and sent; `None`: loopback alone, or a pea.
+    pub traffic: Option<(u64, u64)>,
     /// Bytes on the disk that it wrote, as last measured in the background.
     pub disk_exclusive_bytes: u64,
     /// Bytes of its image's layers.
@@ -77,6 +79,7 @@ impl Engine {
             let age = age(&record);
             return Ok(Metrics {
                 stats,
+                traffic: record.network.as_ref().and_then(|state| self.shared.networks.traffic(state)),
                 pids_max: record.limits.pids,
                 age,
                 cpu_entitlement: entitlement(shares, self.shared.entitlement_per_share, age),

@@ -179,7 +179,11 @@ fn prepare_pea(
     let owner = shared.root_of(record.range, own.as_ref().unwrap_or(&shared.idmap));
     let owner = (!record.privileged).then_some(owner);
     let config = dir.join("peas").join(format!("{pea}.json"));
-    let parts = assemble(shared, pea, image, owner, settings, &binds, (files, false), entry, &config)?;
+    // A pea is in its container's cgroup namespace, and is shown that cgroup, not its own.
+    let shown = !record.privileged && keeper.has(Feature::Mounts);
+    let mounts = if shown { shared.cgroups.v1_mounts(&container.id) } else { Vec::new() };
+    let files = (files, false);
+    let parts = assemble(shared, pea, image, owner, settings, &binds, files, mounts, entry, &config)?;
     failpoint::reach(Point::PeaRootfs);
     Ok((payload(&exec)?, parts))
 }

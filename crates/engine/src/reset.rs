@@ -3,6 +3,7 @@
 use crate::instance;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use wardian_network::{Network, outside};
 use wardian_store::whose;
 use wardian_sys::directory::{self, Directory};
 use wardian_sys::procfs::{self, MountInfo};
@@ -60,6 +61,9 @@ pub enum Error {
     /// The store's trash cannot be deleted.
     #[error("reset: the store's trash cannot be deleted")]
     Trash,
+    /// The links or the firewall of containers cannot be removed.
+    #[error("reset: {0}")]
+    Network(#[from] wardian_network::Error),
     /// Processes survive SIGKILL.
     #[error("reset: these processes do not die: {0:?}")]
     Alive(Vec<i32>),
@@ -95,6 +99,10 @@ pub struct Removed {
     pub processes: usize,
     /// Cgroups below the instance's own.
     pub cgroups: usize,
+    /// Links in the host's network namespace: bridges, and the host's ends of containers' links.
+    pub links: usize,
+    /// Whether there was a firewall.
+    pub firewall: bool,
     /// Mounts that were attached in the host's mount namespace.
     pub mounts: Vec<PathBuf>,
     /// Root file systems, half-made layers and other trash.
@@ -130,7 +138,10 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     wardian_recorder::sweep();
     removed.containers = dir.as_ref().map(containers).unwrap_or_default();
     let tag = dir.as_ref().map_or_else(|| instance::long_tag(run), instance::tag);
-    (removed.processes, removed.cgroups) = clear(&tag)?;
+    let cleared = clear(&tag)?;
+    (removed.processes, removed.cgroups) = (cleared.processes, cleared.cgroups);
+    (removed.links, removed.firewall) = (cleared.links, cleared.firewall);
+    dir.iter().for_each(|dir| disconnect(dir, tell));
     removed.mounts = unmount(&real_root, &real_run)?;
     // This creates a missing run directory, which is removed with the rest.
     let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
@@ -143,14 +154,28 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     Ok(removed)
 }
 
-/// Kills all processes in the cgroups of an instance, and removes the cgroups. Returns the numbers of
-/// processes and cgroups. The caller makes sure that no server of this tag lives: it would be killed as well.
+/// What an instance had outside its directories.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Cleared {
+    /// Processes.
+    pub processes: usize,
+    /// Cgroups below the instance's own.
+    pub cgroups: usize,
+    /// Links in the host's network namespace.
+    pub links: usize,
+    /// Whether there was a firewall.
+    pub firewall: bool,
+}
+
+/// Kills all processes in the cgroups of an instance, and removes the cgroups, the links and the firewall. The caller
+/// makes sure that no server of this tag lives: it would be killed as well. Links and firewall are those in the network
+/// namespace of the caller, which must be the server's.
 ///
 /// # Errors
-/// A process does not die.
-pub fn clear(tag: &str) -> Result<(usize, usize)> {
+/// A process does not die, or something cannot be removed.
+pub fn clear(tag: &str) -> Result<Cleared> {
     let cgroups = crate::start::open_cgroups(tag)?;
-    let found = (cgroups.members("").len(), cgroups.list().len());
+    let (processes, groups) = (cgroups.members("").len(), cgroups.list().len());
     let started = Instant::now();
     loop {
         let left = cgroups.kill_all();
@@ -164,7 +189,9 @@ pub fn clear(tag: &str) -> Result<(usize, usize)> {
     }
     crate::start::remove_strays(&cgroups, &[]);
     cgroups.close();
-    Ok(found)
+    // Last: a firewall protects the host from containers for as long as they live.
+    let left = wardian_network::remove(tag)?;
+    Ok(Cleared { processes, cgroups: groups, links: left.links, firewall: left.firewall })
 }
 
 /// Opens a directory, if it exists.
@@ -190,6 +217,22 @@ fn containers(run: &Directory) -> Vec<String> {
     }
     names.sort_unstable();
     names
+}
+
+/// Has other programs take the containers out of their networks. One that fails keeps nothing else from being removed.
+fn disconnect(run: &Directory, tell: &dyn Fn(&str)) {
+    let Ok(dir) = run.child("containers") else { return };
+    for id in dir.names().unwrap_or_default() {
+        let Ok(text) = dir.child(&id).and_then(|container| container.read("state.json", MOST)) else {
+            continue;
+        };
+        let record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let network = serde_json::from_value(record["network"].clone());
+        let Ok(Some(Network::Outside(state))) = network else { continue };
+        if let Err(error) = outside::remove(&state, None, outside::PATIENCE) {
+            tell(&format!("container {}: {error}", state.handle));
+        }
+    }
 }
 
 /// Whether the run directory has entries to remove; a lock does not count, since a refused start leaves one.

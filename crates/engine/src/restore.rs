@@ -94,7 +94,14 @@ impl Engine {
     async fn take_up(&self, record: Record) -> Option<Arc<Container>> {
         let container = Arc::new(Container::new(record.clone()));
         container.has_ids(self.shared.ids.kept(record.owner, record.range));
+        if let Some(network) = &record.network {
+            let rules = self.shared.records.egress(&record.id).unwrap_or_default();
+            container.set_network(network.clone(), rules);
+        }
         let hello = self.greet(&container).await;
+        if let Ok((_, _, Some(init), _)) = &hello {
+            container.find_namespace(*init);
+        }
         if record.phase == Phase::Creating {
             if let Ok((keeper, ..)) = hello {
                 drop(container.happens(lifecycle::Event::Launched(keeper)));

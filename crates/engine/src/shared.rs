@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use wardian_network::{Networks, Subnet};
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::Cgroups;
 use wardian_store::{Owner, Store};
@@ -29,6 +30,9 @@ pub struct Shared {
     pub keepers: Keepers,
     pub pairs: Pool<Home>,
     pub privileged_pairs: Pool<Home>,
+    pub networks: Networks,
+    /// Subnets of the network pool with their bridges.
+    pub subnets: Pool<Option<Subnet>>,
     /// A user namespace with the common mapping, for idmapped mounts of layers.
     pub idmap: OwnedFd,
     pub ids: Ids,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
+use wardian_network::Order;
 
 /// A request for a container.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,8 @@ pub struct ContainerSpec {
     pub bind_mounts: Vec<BindMount>,
     /// Resource limits; zero means none.
     pub limits: Limits,
+    /// The container's network.
+    pub network: Order,
     /// How long the container lives without a call; zero: the server's default.
     pub grace_time: Duration,
 }

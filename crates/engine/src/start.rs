@@ -1,7 +1,7 @@
 //! The start of an engine: finds or makes everything on the host that the engine needs.
 
 use crate::admission::gate::{self, Gate};
-use crate::container::record::{self, Phase, Records};
+use crate::container::record::{self, Phase, Record, Records};
 use crate::events::Events;
 use crate::history::History;
 use crate::ready::ids::{self, Home};
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use wardian_network::{Found, Networks};
 use wardian_runtime::cgroup::{self, Cgroups, Hierarchies};
 use wardian_store::Store;
 use wardian_sys::directory::Directory;
@@ -55,6 +56,7 @@ pub fn open(config: Config) -> Result<Shared> {
     let opened = open_all(config, &dir, lock);
     // A start that fails must leave nothing, unless there are containers for the next one to find.
     if opened.is_err() && wardian_store::run::is_unused(&run) {
+        drop(wardian_network::remove(&instance::tag(&dir)));
         if let Ok(cgroups) = open_cgroups(&instance::tag(&dir)) {
             remove_strays(&cgroups, &[]);
             cgroups.close();
@@ -114,8 +116,13 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     let idmap = namespace::user(&maps, &maps).map_err(fail)?;
     let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
         .map_err(crate::Error::system("keepers"))?;
-    let theirs = ids.clone();
-    let privileged = || Ok(Home { pair: namespace::pair(&[], &[], 0)?, lease: None });
+    let networks = Networks::open(&tag, &config.network, networks_of(&records, &found))?;
+    let (theirs, links) = (ids.clone(), networks.clone());
+    let home = move || theirs.make(&links);
+    let links = networks.clone();
+    let privileged = move || Home::new(namespace::pair(&[], &[], 0)?, None, &links);
+    let links = networks.clone();
+    let subnet = move || links.subnet().map_err(std::io::Error::other);
     let creates = match config.max_concurrent_creates {
         0 => gate::sensible(),
         given => given,
@@ -123,8 +130,10 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     let queued = config.max_queued_creates;
     let gate = Gate::new("creates", "--max-concurrent-creates or --max-queued-creates", creates, queued);
     Ok(Shared {
-        pairs: Pool::new("pairs", READY, move || theirs.make()).map_err(fail)?,
+        pairs: Pool::new("pairs", READY, home).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,
+        subnets: Pool::later("subnets", READY, subnet).map_err(crate::Error::system("subnets"))?,
+        networks,
         entitlement_per_share: match config.cpu_entitlement_per_share {
             given if given > 0.0 => given,
             _ => metrics::default_per_share(),
@@ -149,6 +158,20 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         looking: Arc::default(),
         _lock: lock,
     })
+}
+
+/// Returns the networks of the containers of an earlier server.
+fn networks_of(records: &Records, found: &[(String, Option<Record>)]) -> Vec<Found> {
+    let records_of = |(id, record): &(String, Option<Record>)| {
+        let record = record.as_ref()?;
+        let network = record.network.clone()?;
+        let rules = records.egress(id).unwrap_or_else(|error| {
+            tracing::error!(handle = record.handle, id, %error, "restore.egress-rules");
+            Vec::new()
+        });
+        Some(Found { network, handle: record.handle.clone(), rules })
+    };
+    found.iter().filter_map(records_of).collect()
 }
 
 /// Returns the tag of this instance. The short tag of an earlier version is kept as long as there are

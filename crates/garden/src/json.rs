@@ -133,18 +133,40 @@ fn without_values(message: &str) -> String {
 
 /// Reads the first value of a body; what follows it is ignored.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
+    match first(body)? {
+        // serde would accept an array for a struct, with the fields in order; Go does not.
+        Value::Array(_) => Err(unexpected("array", "an object")),
+        value => shape(value),
+    }
+}
+
+/// Reads the first value of a body as [`decode`] does; it is an array of objects, or null for an empty one.
+pub fn decode_list<T: DeserializeOwned>(body: &[u8]) -> Result<Vec<T>, DecodeError> {
+    match first(body)? {
+        Value::Null => Ok(Vec::new()),
+        Value::Array(values) => {
+            let object = |value| match value {
+                Value::Array(_) => Err(unexpected("array", "an object")),
+                value => shape(value),
+            };
+            values.into_iter().map(object).collect()
+        }
+        _ => Err(unexpected("value", "an array")),
+    }
+}
+
+fn first(body: &[u8]) -> Result<Value, DecodeError> {
     let text = String::from_utf8_lossy(body);
     match serde_json::Deserializer::from_str(&text).into_iter::<Folded>().next() {
         None => Err(DecodeError::Empty),
-        // serde would accept an array for a struct, with the fields in order; Go does not, and no message of
-        // Garden's that is read here is an array.
-        Some(Ok(Folded(serde_json::Value::Array(_)))) => {
-            Err(DecodeError::Invalid(serde::de::Error::custom("cannot unmarshal array into an object")))
-        }
-        Some(Ok(Folded(value))) => shape(value),
+        Some(Ok(Folded(value))) => Ok(value),
         Some(Err(error)) if error.is_eof() => Err(DecodeError::Truncated),
         Some(Err(error)) => Err(DecodeError::Invalid(error)),
     }
+}
+
+fn unexpected(found: &str, expected: &str) -> DecodeError {
+    DecodeError::Invalid(serde::de::Error::custom(format_args!("cannot unmarshal {found} into {expected}")))
 }
 
 /// Writes a value as Go's encoder does: `<`, `>`, `&`, U+2028 and U+2029 escaped, a newline at the end.

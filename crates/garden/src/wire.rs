@@ -141,10 +141,12 @@ BindMount {
 
 wire!(/// A port mapping.
 NetIn {
-    /// On the host.
+    /// On the host; 0: a port of the server's pool.
     host_port: u32,
-    /// In the container.
+    /// In the container; 0: the same as on the host.
     container_port: u32,
+    /// `tcp` or `udp`; empty: TCP, the only one that Garden servers map. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] protocol: String,
 });
 
 wire!(/// A rule for outgoing traffic.
@@ -306,6 +308,9 @@ pub struct PortMapping {
     pub host_port: u32,
     /// In the container.
     pub container_port: u32,
+    /// `udp`; empty: TCP. Wardian's own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub protocol: String,
 }
 
 wire!(/// A container's name; the reply to create.

@@ -100,6 +100,28 @@ impl OwnFiles {
         Ok(Some(Self { fs, destinations: self.destinations.clone(), shown }))
     }
 
+    /// Replaces the contents of the files, in their order.
+    ///
+    /// # Errors
+    /// The failed step, as text.
+    pub fn rewrite(&self, contents: &[Vec<u8>]) -> Result<(), String> {
+        if contents.len() != self.destinations.len() {
+            return Err(format!(
+                "there are {} files of the container's own, not {}",
+                self.destinations.len(),
+                contents.len()
+            ));
+        }
+        for (index, (destination, bytes)) in self.destinations.iter().zip(contents).enumerate() {
+            let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
+            rustix::fs::openat(&self.fs, index.to_string(), flags, Mode::empty())
+                .map_err(std::io::Error::from)
+                .and_then(|file| std::io::Write::write_all(&mut std::fs::File::from(file), bytes))
+                .map_err(|error| format!("{destination}: {error}"))?;
+        }
+        Ok(())
+    }
+
     /// Closes the descriptors of the mounts that a launch has attached.
     pub fn attached(&mut self) {
         self.shown.clear();
@@ -119,6 +141,10 @@ pub struct Parts<'a> {
     pub binds: &'a [(String, OwnedFd)],
     /// The cgroup v1 hierarchies to be mounted.
     pub hierarchies: &'a [String],
+    /// Their detached mounts, or none: then they are made here.
+    pub v1_mounts: &'a [OwnedFd],
+    /// The sysfs of the container's network namespace, a detached mount, unless it is made here.
+    pub sysfs: Option<&'a OwnedFd>,
 }
 
 impl Parts<'_> {
@@ -127,6 +153,7 @@ impl Parts<'_> {
         let devices = [&self.devices.dev, &self.devices.pts, &self.devices.null].into_iter();
         let own = self.devices.own.iter().flat_map(|own| std::iter::once(&own.fs).chain(&own.shown));
         let owned = devices.chain(own).chain(self.binds.iter().map(|(_, bind)| bind));
+        let owned = owned.chain(self.v1_mounts).chain(self.sysfs);
         owned.map(AsRawFd::as_raw_fd).chain([self.rootfs.as_raw_fd()]).collect()
     }
 }
@@ -223,7 +250,7 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
             }
         } else {
             let made = make(step, parts)?;
-            let mount = made.as_ref().map_or(device(step, parts), AsFd::as_fd);
+            let mount = made.as_ref().map_or(made_ahead(step, parts), AsFd::as_fd);
             let look = |error| failed(format!("look at {}", step.destination))(error);
             let id = mount_points::mount_id(mount).map_err(look)?;
             match step.kind.as_str() {
@@ -276,8 +303,13 @@ fn open_path(path: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn device<'a>(step: &Mount, parts: &'a Parts<'_>) -> BorrowedFd<'a> {
-    if step.kind == "devpts" { parts.devices.pts.as_fd() } else { parts.devices.dev.as_fd() }
+/// The mount of a step for which [`make`] has made none.
+fn made_ahead<'a>(step: &Mount, parts: &'a Parts<'_>) -> BorrowedFd<'a> {
+    match (step.kind.as_str(), parts.sysfs) {
+        ("devpts", _) => parts.devices.pts.as_fd(),
+        ("sysfs", Some(sysfs)) => sysfs.as_fd(),
+        _ => parts.devices.dev.as_fd(),
+    }
 }
 
 fn attributes(step: &Mount) -> MountAttrFlags {
@@ -303,12 +335,18 @@ fn protect(step: &Mount, bind: BorrowedFd<'_>) -> Outcome<()> {
     Ok(())
 }
 
-/// Creates a file system of the plan; `None` for /dev and /dev/pts, which the keeper has created.
+/// Creates a file system of the plan; `None` for /dev and /dev/pts, which the keeper has created, and for a sysfs that
+/// the server has.
 fn make(step: &Mount, parts: &Parts<'_>) -> Outcome<Option<OwnedFd>> {
     let data: Vec<(&str, &str)> = step.data.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let made = match step.kind.as_str() {
         "devpts" => return Ok(None),
         "tmpfs" if step.destination == "/dev" => return Ok(None),
+        "sysfs" if parts.sysfs.is_some() => {
+            let protect = |sysfs| mount::set_alone(sysfs, attributes(step));
+            parts.sysfs.map_or(Ok(()), protect).map_err(failed(format!("protect {}", step.destination)))?;
+            return Ok(None);
+        }
         "cgroup" if parts.hierarchies.is_empty() => mount::fs_mount("cgroup2", &[], &[], attributes(step)),
         // The v1 hierarchies are read-only, the tmpfs that holds them is not (as recorded from the Go server).
         "cgroup" => {
@@ -322,23 +360,38 @@ fn make(step: &Mount, parts: &Parts<'_>) -> Outcome<Option<OwnedFd>> {
     made.map(Some).map_err(failed(format!("mount {}", step.destination)))
 }
 
-/// Mounts each v1 hierarchy below `/sys/fs/cgroup`, showing the container's own cgroup. Returns their device numbers.
+/// Shows each v1 hierarchy below `/sys/fs/cgroup`, from the container's own cgroup down. Returns their device numbers.
 fn cgroup_v1(step: &Mount, parts: &Parts<'_>, root: &OwnedFd) -> Outcome<Vec<u64>> {
     let mut devices = Vec::new();
-    for name in parts.hierarchies {
+    for (index, name) in parts.hierarchies.iter().enumerate() {
         let directory = name.strip_prefix("name=").unwrap_or(name);
         let target = format!("{}/{directory}", step.destination);
-        let made = if let Some(named) = name.strip_prefix("name=") {
-            mount::fs_mount("cgroup", &[("name", named)], &["none"], attributes(step))
-        } else {
-            let flags: Vec<&str> = name.split(',').collect();
-            mount::fs_mount("cgroup", &[], &flags, attributes(step))
+        let made;
+        let hierarchy = match parts.v1_mounts.get(index) {
+            Some(cloned) => cloned,
+            None => {
+                made = mount_v1(step, name).map_err(failed(format!("mount {target}")))?;
+                &made
+            }
         };
-        let made = made.map_err(failed(format!("mount {target}")))?;
-        devices.push(rustix::fs::fstat(&made).map_err(failed(format!("look at {target}")))?.st_dev);
-        attach_at(made.as_fd(), root, &target, None)?;
+        mount::set_alone(hierarchy, attributes(step)).map_err(failed(format!("protect {target}")))?;
+        devices.push(rustix::fs::fstat(hierarchy).map_err(failed(format!("look at {target}")))?.st_dev);
+        attach_at(hierarchy.as_fd(), root, &target, None)?;
     }
     Ok(devices)
+}
+
+/// Mounts a v1 hierarchy in the cgroup namespace of this process, whose root is the container's own cgroup. For each
+/// such mount the kernel walks all cgroups of the default hierarchy (`cgroup_lock_and_drain_offline` in
+/// kernel/cgroup/cgroup.c), so a server hands over mounts that it has cloned.
+fn mount_v1(step: &Mount, name: &str) -> Result<OwnedFd, mount::Error> {
+    match name.strip_prefix("name=") {
+        Some(named) => mount::fs_mount("cgroup", &[("name", named)], &["none"], attributes(step)),
+        None => {
+            let controllers: Vec<&str> = name.split(',').collect();
+            mount::fs_mount("cgroup", &[], &controllers, attributes(step))
+        }
+    }
 }
 
 /// Files of procfs that a bind mount may cover, as in runc: statistics that programs such as lxcfs provide.

@@ -24,7 +24,7 @@ use wardian_runtime::wire::{
     self, Create, Destroyed, Exec, Failure, Hello, Message, Op, Refused, Reply, Run, Started, Transfer,
 };
 use wardian_sys::failpoint;
-use wardian_sys::{children, heap, memfd, packet};
+use wardian_sys::{children, heap, memfd, mount, packet};
 
 /// The running container.
 #[derive(Debug)]
@@ -86,6 +86,9 @@ pub struct Keeper {
     /// Set once the container is destroyed: the latest time to exit, see [`LINGER`].
     leave: Option<Instant>,
     parked: Option<Parked>,
+    /// A sysfs to clone for peas; `None` if none was handed over, or where the kernel cannot clone a detached mount (before
+    /// 6.15): then each pea mounts it.
+    sysfs: Option<OwnedFd>,
     /// See [`wire::SPEAKS`].
     speaks: Option<u32>,
 }
@@ -130,6 +133,7 @@ impl Keeper {
             ending: None,
             leave: None,
             parked: None,
+            sysfs: None,
             speaks: std::env::var(wire::SPEAKS).ok().and_then(|version| version.parse().ok()),
         })
     }
@@ -298,6 +302,7 @@ impl Keeper {
             }
             Op::Signal { id, signal } => self.signal(&id, signal).map(done),
             Op::Release { id } => self.with(&id, Io::release).map(done),
+            Op::Rewrite { files } => self.rewrite(&files).map(done),
             Op::Cancel { transfer } => {
                 self.cancel(|launch| launch.connection == connection && launch.seq == transfer);
                 Ok(Some(Reply::Done))
@@ -315,6 +320,14 @@ impl Keeper {
             Ok(Some(reply)) => self.reply(connection, seq, reply),
             Err((kind, message)) => self.reply(connection, seq, Reply::Failed { kind, message }),
         }
+    }
+
+    fn rewrite(&self, files: &[OwnedFd]) -> Result<(), Fail> {
+        let contents: Vec<Vec<u8>> = files.iter().map(handed::read_all).collect::<Result<_, _>>()?;
+        let container = self.container.as_ref().ok_or_else(|| other("this keeper has no container"))?;
+        let own =
+            container.devices.own.as_ref().ok_or_else(|| other("the container has no files of its own"))?;
+        own.rewrite(&contents).map_err(other)
     }
 
     fn hello(&self, connection: u64, seq: u64) -> Result<(), Fail> {
@@ -356,11 +369,12 @@ impl Keeper {
         if self.made {
             return Err(other("this keeper has a container already"));
         }
-        let Create { init, network, user, boxed, place } = create;
+        let Create { init, network, user, sysfs, boxed, place } = create;
         let plan = handed::plan(&boxed)?;
         handed::fits_container(&plan, user.is_some())?;
         let own = handed::own_files(&boxed, &plan)?;
         let devices = inside::devices(&plan, own).map_err(other)?;
+        self.sysfs = sysfs.as_ref().and_then(|sysfs| mount::open_tree_clone(sysfs, "", false).ok());
         let (pipe, report) = report_pipe()?;
         let into = Namespaces::New { user: user.as_ref().map(AsFd::as_fd), network: network.as_fd() };
         let parts = Parts {
@@ -369,6 +383,8 @@ impl Keeper {
             devices: &devices,
             binds: &boxed.binds,
             hierarchies: &boxed.v1_hierarchies,
+            v1_mounts: &boxed.v1_mounts,
+            sysfs: sysfs.as_ref(),
         };
         let keep = [parts.numbers(), vec![init.as_raw_fd()]].concat();
         let way = Way { keep: &keep, place: &place, rights: &plan.rights, into };
@@ -422,12 +438,16 @@ impl Keeper {
             user: container.user,
             own_mounts: inside.is_some(),
         };
+        let sysfs = self.sysfs.as_ref().filter(|_| inside.is_some());
+        let sysfs = sysfs.and_then(|sysfs| mount::open_tree_clone(sysfs, "", false).ok());
         let parts = inside.as_ref().zip(devices.as_ref()).map(|((plan, boxed), devices)| Parts {
             plan,
             rootfs: boxed.rootfs.as_fd(),
             devices,
             binds: &boxed.binds,
             hierarchies: &boxed.v1_hierarchies,
+            v1_mounts: &boxed.v1_mounts,
+            sysfs: sysfs.as_ref(),
         });
         let mut keep = parts.as_ref().map(Parts::numbers).unwrap_or_default();
         keep.extend(stdio_numbers(&theirs));

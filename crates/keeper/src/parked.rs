@@ -14,11 +14,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::{self, Thread};
+use std::thread::{self, JoinHandle, Thread};
 
 const IDLE: u32 = 0;
 const ASKED: u32 = 1;
 const DONE: u32 = 2;
+const OVER: u32 = 3;
 
 type Job = *mut (dyn FnMut() -> io::Result<i32> + 'static);
 
@@ -39,6 +40,8 @@ unsafe impl Sync for Desk {}
 pub struct Parked {
     desk: Arc<Desk>,
     thread: Thread,
+    /// Taken when the thread is to end.
+    handle: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Parked {
@@ -61,7 +64,7 @@ impl Parked {
         });
         let theirs = desk.clone();
         let handle = thread::Builder::new().stack_size(256 * 1024).spawn(move || wait(&theirs))?;
-        let parked = Self { desk, thread: handle.thread().clone() };
+        let parked = Self { desk, thread: handle.thread().clone(), handle: Some(handle) };
         parked.call(&mut || {
             for file in tasks {
                 rustix::io::write(file, b"0")?;
@@ -89,10 +92,26 @@ impl Parked {
     }
 }
 
+impl Drop for Parked {
+    /// Ends the thread before the process does: if the first thread of a process ends while another one still has its
+    /// memory, the kernel looks for a new owner of that memory among all processes (`mm_update_next_owner` in
+    /// kernel/exit.c).
+    fn drop(&mut self) {
+        self.desk.state.store(OVER, Ordering::Release);
+        self.thread.unpark();
+        // Fails if the thread has panicked, and then it has ended as well.
+        self.handle.take().map(JoinHandle::join);
+    }
+}
+
 fn wait(desk: &Desk) {
     loop {
-        while desk.state.load(Ordering::Acquire) != ASKED {
-            thread::park();
+        loop {
+            match desk.state.load(Ordering::Acquire) {
+                ASKED => break,
+                OVER => return,
+                _ => thread::park(),
+            }
         }
         // SAFETY: the state is ASKED: the cells are ours, and the job's borrow lasts until the state becomes DONE.
         unsafe {

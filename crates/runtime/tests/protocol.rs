@@ -37,6 +37,7 @@ fn boxed(binds: &[(&str, &'static str)], hierarchies: &[&str]) -> Boxed<&'static
         binds: binds.iter().map(|(path, fd)| ((*path).to_owned(), *fd)).collect(),
         files: Vec::new(),
         v1_hierarchies: hierarchies.iter().map(|name| (*name).to_owned()).collect(),
+        v1_mounts: Vec::new(),
     }
 }
 
@@ -64,7 +65,8 @@ fn said(name: &str) -> (Value, Vec<&'static str>) {
         "create" => {
             let boxed = boxed(&[("/etc/hosts", "hosts")], &["cpu"]);
             let place = place(&["v1-a", "v1-b", "v1-c"], Some("v2"));
-            (2, Op::Create(Create { init: "init", network: "net", user: Some("user"), boxed, place }))
+            let (init, network, user) = ("init", "net", Some("user"));
+            (2, Op::Create(Create { init, network, user, sysfs: None, boxed, place }))
         }
         "run" => (3, Op::Run(Run { id: id(), exec: "exec", pea: None, place: place(&[], None) })),
         "run-pea" => {

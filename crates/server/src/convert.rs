@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::time::Duration;
-use wardian_engine as engine;
+use wardian_engine::{self as engine, Transport};
 use wardian_garden::{ErrorBody, ErrorKind, wire};
 use wardian_sys::text::clip;
 
@@ -22,17 +23,6 @@ fn zero<T: Display + Default + PartialEq>(field: &str, value: &T) -> Result<(), 
     } else {
         Err(format!("{field}: {value:?} is not supported yet", value = clip(&value.to_string(), SHOWN)))
     }
-}
-
-fn empty<T>(field: &str, values: &[T]) -> Result<(), Refusal>
-where
-    T: serde::Serialize,
-{
-    if values.is_empty() {
-        return Ok(());
-    }
-    let values = serde_json::to_string(values).unwrap_or_default();
-    Err(format!("{field}: {} is not supported yet", clip(&values, SHOWN)))
 }
 
 fn image(image: &wire::ImageRef) -> Result<(), Refusal> {
@@ -54,12 +44,7 @@ pub(crate) fn grace(nanoseconds: i64) -> Result<Duration, Refusal> {
 pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSpec, Refusal> {
     image(&spec.image)?;
     let grace_time = grace(spec.grace_time)?;
-    zero("network", &spec.network)?;
-    empty("netin", &spec.netin)?;
-    empty("netout_rules", &spec.netout_rules)?;
     let limits = &spec.limits;
-    zero("limits.bandwidth_limits.rate", &limits.bandwidth_limits.rate)?;
-    zero("limits.bandwidth_limits.burst", &limits.bandwidth_limits.burst)?;
     zero("limits.disk_limits.inode_soft", &limits.disk_limits.inode_soft)?;
     zero("limits.disk_limits.inode_hard", &limits.disk_limits.inode_hard)?;
     zero("limits.disk_limits.byte_soft", &limits.disk_limits.byte_soft)?;
@@ -84,7 +69,73 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
             cpu_shares: shares(&limits.cpu_limits),
             pids: limits.pid_limits.max,
         },
+        network: engine::Order {
+            network: spec.network,
+            ports: spec.netin.iter().map(net_in).collect::<Result<_, _>>()?,
+            egress: spec.netout_rules.into_iter().map(net_out).collect::<Result<_, _>>()?,
+            bandwidth: bandwidth(&limits.bandwidth_limits)?,
+            // A property, which the engine heeds.
+            dns: Vec::new(),
+        },
         grace_time,
+    })
+}
+
+fn bandwidth(limits: &wire::BandwidthLimits) -> Result<Option<engine::Bandwidth>, Refusal> {
+    match (limits.rate, limits.burst) {
+        (0, 0) => Ok(None),
+        (0, burst) => Err(format!("limits.bandwidth_limits: a burst of {burst} bytes needs a rate")),
+        // A larger burst than that is none.
+        (rate, burst) => {
+            Ok(Some(engine::Bandwidth { rate, burst: u32::try_from(burst).unwrap_or(u32::MAX) }))
+        }
+    }
+}
+
+/// Converts a request for a port mapping.
+pub(crate) fn net_in(wanted: &wire::NetIn) -> Result<engine::Wanted, Refusal> {
+    let transport = match wanted.protocol.as_str() {
+        "" | "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        other => return Err(format!("netin.protocol: {:?} is neither tcp nor udp", clip(other, SHOWN))),
+    };
+    Ok(engine::Wanted { transport, host: wanted.host_port, container: wanted.container_port })
+}
+
+/// Converts a mapping for the reply to a request for it.
+pub(crate) fn mapped(mapping: engine::Mapping) -> wire::NetIn {
+    wire::NetIn {
+        host_port: mapping.host.into(),
+        container_port: mapping.container.into(),
+        protocol: protocol(mapping),
+    }
+}
+
+fn protocol(mapping: engine::Mapping) -> String {
+    match mapping.transport {
+        Transport::Tcp => String::new(),
+        Transport::Udp => "udp".to_owned(),
+    }
+}
+
+/// Converts an egress rule.
+pub(crate) fn net_out(rule: wire::NetOutRule) -> Result<engine::Rule, Refusal> {
+    let address = |text: &str| {
+        let parsed = text.parse::<IpAddr>();
+        parsed.map_err(|_| format!("netout_rules.networks: {:?} is no IP address", clip(text, SHOWN)))
+    };
+    let end = |text: &str| if text.is_empty() { Ok(None) } else { address(text).map(Some) };
+    let ends = rule.networks.iter().map(|range| Ok((end(&range.start)?, end(&range.end)?)));
+    // A range without an end is one port.
+    let port = |range: &wire::PortRange| {
+        if range.end == 0 { (range.start, range.start) } else { (range.start, range.end) }
+    };
+    Ok(engine::Rule {
+        protocol: engine::Protocol::from_garden(rule.protocol).map_err(|error| error.to_string())?,
+        networks: engine::networks(ends.collect::<Result<Vec<_>, Refusal>>()?),
+        ports: rule.ports.iter().map(port).collect(),
+        icmp: rule.icmps.map(|icmp| (icmp.kind, icmp.code)),
+        log: rule.log,
     })
 }
 
@@ -177,12 +228,25 @@ fn no_info<'a>() -> wire::ContainerInfo<&'a Properties> {
 }
 
 pub(crate) fn info(info: &engine::Info) -> wire::ContainerInfo<&Properties> {
+    let network = info.network.as_ref();
+    let port = |mapping: &engine::Mapping| wire::PortMapping {
+        host_port: mapping.host.into(),
+        container_port: mapping.container.into(),
+        protocol: protocol(*mapping),
+    };
+    let address = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     wire::ContainerInfo {
+        host_ip: network.map(engine::Network::host_ip).unwrap_or_default(),
+        container_ip: address(network.and_then(engine::Network::ip)),
+        container_ipv6: address(network.and_then(engine::Network::ipv6).map(IpAddr::from)),
+        external_ip: address(network.map(engine::Network::external)),
+        mapped_ports: Some(
+            network.map(|network| network.mappings().iter().map(port).collect()).unwrap_or_default(),
+        ),
         state: info.state.clone(),
         events: Some(info.events.clone()).filter(|events| !events.is_empty()),
         container_path: info.container_path.clone(),
         properties: Some(&info.properties),
-        mapped_ports: Some(Vec::new()),
         ..no_info()
     }
 }
@@ -202,8 +266,7 @@ pub(crate) fn metrics(metrics: &engine::Metrics) -> wire::Metrics {
             exclusive_bytes_used: metrics.disk_exclusive_bytes,
             ..wire::DiskStat::default()
         },
-        // The container has no network whose traffic could be counted.
-        network_stat: None,
+        network_stat: metrics.traffic.map(|(rx_bytes, tx_bytes)| wire::NetworkStat { rx_bytes, tx_bytes }),
         pid_stat: wire::PidStat { current: stats.pids, max: metrics.pids_max },
         age: i64::try_from(metrics.age.as_nanos()).unwrap_or(i64::MAX),
         cpu_entitlement: metrics.cpu_entitlement,

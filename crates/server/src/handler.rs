@@ -167,10 +167,12 @@ async fn answer(
     let cut = request.extensions().get::<Cut>().cloned().unwrap_or_default();
     // The room of the request's body, held until the request is answered.
     let room = match route {
-        Route::Create | Route::Run => {
+        Route::Create | Route::Run | Route::BulkNetOut => {
             state.rooms(cut.local).body(length(&request, SPEC_LIMIT), cut.clone()).await?
         }
-        Route::SetProperty => state.rooms(cut.local).body(length(&request, BODY_LIMIT), cut.clone()).await?,
+        Route::SetProperty | Route::NetOut => {
+            state.rooms(cut.local).body(length(&request, BODY_LIMIT), cut.clone()).await?
+        }
         _ => None,
     };
     let reply = match route {
@@ -206,7 +208,13 @@ async fn answer(
         Route::Metrics => json(&convert::metrics(&engine.metrics(handle).await?)),
         Route::BulkMetrics => bulk_metrics(state, cut, request.uri().query()).await?,
         // Garden servers leave these empty, whether the container exists or not.
-        Route::BandwidthLimits | Route::DiskLimits => done(),
+        Route::DiskLimits => done(),
+        Route::BandwidthLimits => {
+            let limits = engine.info(handle).ok().and_then(|info| info.network?.bandwidth());
+            let limits =
+                limits.map(|limits| wire::BandwidthLimits { rate: limits.rate, burst: limits.burst.into() });
+            json(&limits.unwrap_or_default())
+        }
         Route::CpuLimits => {
             json(&wire::CpuLimits { limit_in_shares: engine.limits(handle)?.cpu_shares, weight: 0 })
         }
@@ -290,7 +298,25 @@ async fn answer(
             let events = crate::events::Events { listener: engine.listen(), handle };
             return Ok(Answer::Accepted(attach::Accepted::Events(events), call));
         }
-        Route::Unsupported(name) => return Err(Failure::Refused(format!("{name} is not supported yet"))),
+        Route::NetIn => {
+            let wanted = read(request, SMALL, None).await?;
+            let wanted = convert::net_in(&wanted).map_err(Failure::Refused)?;
+            json(&convert::mapped(engine.map_port(handle, wanted).await?))
+        }
+        Route::NetOut => {
+            let rule = read(request, BODY_LIMIT, room.as_ref()).await?;
+            let rule = convert::net_out(rule).map_err(Failure::Refused)?;
+            engine.allow(handle, vec![rule], false).await?;
+            done()
+        }
+        Route::BulkNetOut => {
+            let body = read_bytes(request, SPEC_LIMIT, room.as_ref()).await?;
+            let rules = wardian_garden::decode_list::<wire::NetOutRule>(&body);
+            let rules = rules.map_err(|error| Failure::Refused(error.to_string()))?;
+            let rules: Result<_, _> = rules.into_iter().map(convert::net_out).collect();
+            engine.allow(handle, rules.map_err(Failure::Refused)?, true).await?;
+            done()
+        }
     };
     drop(room);
     Ok(reply.into())
@@ -347,6 +373,12 @@ async fn read<T: serde::de::DeserializeOwned>(
     limit: usize,
     room: Option<&Held>,
 ) -> Result<T, Failure> {
+    let body = read_bytes(request, limit, room).await?;
+    wardian_garden::decode(&body).map_err(|error| Failure::Refused(error.to_string()))
+}
+
+/// Reads a body.
+async fn read_bytes(request: Request<Incoming>, limit: usize, room: Option<&Held>) -> Result<Bytes, Failure> {
     let place = request.extensions().get::<Arc<Place>>().cloned();
     let collect = async {
         let mut body = Limited::new(request.into_body(), limit);
@@ -375,5 +407,5 @@ async fn read<T: serde::de::DeserializeOwned>(
     if place.is_some_and(|place| place.is_gone()) {
         return Err(Failure::Gone);
     }
-    wardian_garden::decode(&body).map_err(|error| Failure::Refused(error.to_string()))
+    Ok(body)
 }

@@ -24,6 +24,9 @@ pub(crate) enum Route {
     SetProperty,
     RemoveProperty,
     SetGraceTime,
+    NetIn,
+    NetOut,
+    BulkNetOut,
     StreamIn,
     StreamOut,
     Run,
@@ -34,11 +37,7 @@ pub(crate) enum Route {
     History,
     /// The events from now on; wardian's own.
     Events,
-    /// A route of Garden's API that this server does not support.
-    Unsupported(&'static str),
 }
-
-use Route::Unsupported as No;
 
 impl Route {
     /// Whether the container's grace time does not run during such a request.
@@ -52,6 +51,9 @@ impl Route {
                 | R::StreamIn
                 | R::StreamOut
                 | R::Run
+                | R::NetIn
+                | R::NetOut
+                | R::BulkNetOut
                 | R::Attach
                 | R::BandwidthLimits
                 | R::CpuLimits
@@ -82,9 +84,9 @@ const TABLE: [(&str, &str, Route); 30] = [
     ("GET", "/containers/:handle/limits/cpu", Route::CpuLimits),
     ("GET", "/containers/:handle/limits/disk", Route::DiskLimits),
     ("GET", "/containers/:handle/limits/memory", Route::MemoryLimits),
-    ("POST", "/containers/:handle/net/in", No("net/in")),
-    ("POST", "/containers/:handle/net/out", No("net/out")),
-    ("POST", "/containers/:handle/net/out/bulk", No("net/out/bulk")),
+    ("POST", "/containers/:handle/net/in", Route::NetIn),
+    ("POST", "/containers/:handle/net/out", Route::NetOut),
+    ("POST", "/containers/:handle/net/out/bulk", Route::BulkNetOut),
     ("POST", "/containers/:handle/processes", Route::Run),
     ("GET", "/containers/:handle/processes/:pid", Route::Attach),
     ("GET", "/containers/:handle/processes/:pid/attaches/:streamid/stdout", Route::Stdout),

@@ -18,7 +18,9 @@ use crate::ready::ids::Lease;
 use crate::{Error, Result, Shared};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
+use wardian_network::{self as network, Network};
 use wardian_runtime::stats::Files;
 use wardian_runtime::wire::ENDED_KEPT;
 
@@ -36,11 +38,23 @@ pub struct Container {
     files: OnceLock<Files>,
     /// Reserves the container's ids of the host until it is dropped.
     lease: OnceLock<Lease>,
+    /// The network, from its reservation to the teardown. This lock is taken before the others, and held while
+    /// the firewall is changed.
+    network: Mutex<Option<Attached>>,
     /// The grace-time clock.
     clock: Mutex<Clock>,
     /// Held while the record is written; readers of the record do not wait for that.
     saving: Mutex<()>,
     inner: Mutex<Inner>,
+}
+
+/// A container's network and its egress rules.
+#[derive(Debug)]
+pub struct Attached {
+    pub network: Network,
+    pub rules: Vec<network::Rule>,
+    /// The container's network namespace, where other programs need it to take the container out of its network.
+    pub namespace: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -176,6 +190,7 @@ impl Container {
             handle,
             files: OnceLock::new(),
             lease: OnceLock::new(),
+            network: Mutex::default(),
             clock: Mutex::default(),
             saving: Mutex::default(),
             inner: Mutex::new(inner),
@@ -185,6 +200,21 @@ impl Container {
     /// Sets the lease of the container's host ids, once.
     pub fn has_ids(&self, lease: Lease) {
         drop(self.lease.set(lease));
+    }
+
+    /// Sets the network that is reserved for the container.
+    pub fn set_network(&self, network: Network, rules: Vec<network::Rule>) {
+        *self.network.lock() = Some(Attached { network, rules, namespace: None });
+    }
+
+    /// Locks the container's network.
+    pub fn network(&self) -> MutexGuard<'_, Option<Attached>> {
+        self.network.lock()
+    }
+
+    /// Takes the network away at the teardown.
+    pub fn leave_network(&self) -> Option<Network> {
+        self.network.lock().take().map(|attached| attached.network)
     }
 
     /// Returns the error for a refused event.

@@ -5,6 +5,7 @@
 //! ├── state.json            the record; its removal is the moment a container is gone
 //! ├── config.json           the OCI bundle
 //! ├── keeper.sock           the listening socket of its keeper
+//! ├── egress.json           its egress rules, if it has any
 //! ├── hosts, resolv.conf    the initial contents of the container's own files of these names
 //! └── peas/<root fs id>     holds the process id of a living pea; its bundle as <root fs id>.json
 //! ```
@@ -18,6 +19,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use wardian_network::{Network, Rule};
 use wardian_sys::directory::Directory;
 
 /// The record of a container.
@@ -60,6 +62,9 @@ pub struct Record {
     /// The host ids of the container's users; `None`: the common mapping.
     #[serde(default)]
     pub range: Option<IdRange>,
+    /// The container's network; `None` in records of earlier servers, and where there is loopback alone.
+    #[serde(default)]
+    pub network: Option<Network>,
 }
 
 impl Record {
@@ -81,6 +86,8 @@ pub enum Phase {
 
 /// The record.
 const STATE: &str = "state.json";
+/// The egress rules: there may be thousands, and the record is written often.
+const EGRESS: &str = "egress.json";
 /// The OCI bundle.
 pub const CONFIG: &str = "config.json";
 
@@ -132,6 +139,20 @@ impl Records {
     /// Writes a record atomically, by a rename.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         Ok(self.container(&record.id)?.write(STATE, &serde_json::to_vec_pretty(record)?)?)
+    }
+
+    /// Writes a container's egress rules.
+    pub fn save_egress(&self, id: &str, rules: &[Rule]) -> io::Result<()> {
+        Ok(self.container(id)?.write(EGRESS, &serde_json::to_vec(rules)?)?)
+    }
+
+    /// Reads a container's egress rules; none where there is no file of them.
+    pub fn egress(&self, id: &str) -> io::Result<Vec<Rule>> {
+        match self.container(id)?.read(EGRESS, MOST) {
+            Ok(text) => Ok(serde_json::from_slice(&text)?),
+            Err(error) if error.is_missing() => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes a record: the commit point of a destroy.

@@ -14,8 +14,10 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::sync::Arc;
+use wardian_network::{Networks, Veth};
 use wardian_sys::namespace::{self, IdMap, Pair};
 
 /// The least size of a range: images know users up to `nobody`, 65534, and a file of a user beyond the range
@@ -90,6 +92,15 @@ impl Drop for Lease {
 pub struct Home {
     pub pair: Pair,
     pub lease: Option<Lease>,
+    /// Links the network namespace with the host's, unless containers have loopback alone.
+    pub veth: Option<Veth>,
+}
+
+impl Home {
+    pub fn new(pair: Pair, lease: Option<Lease>, networks: &Networks) -> std::io::Result<Self> {
+        let veth = networks.veth(pair.network.as_fd()).map_err(std::io::Error::other)?;
+        Ok(Self { pair, lease, veth })
+    }
 }
 
 /// All host ids for containers; clones share the set of taken ones.
@@ -190,10 +201,10 @@ impl Ids {
     ///
     /// # Errors
     /// The kernel refuses, or all ids are taken.
-    pub fn make(&self) -> std::io::Result<Home> {
+    pub fn make(&self, networks: &Networks) -> std::io::Result<Home> {
         let lease = self.lease().map_err(std::io::Error::other)?;
         let maps = self.maps(lease.range);
-        Ok(Home { pair: namespace::pair(&maps, &maps, lease.owner)?, lease: Some(lease) })
+        Home::new(namespace::pair(&maps, &maps, lease.owner)?, Some(lease), networks)
     }
 
     /// Returns the id mapping of a container with this range.

@@ -18,14 +18,15 @@ struct Shared<T> {
     size: usize,
     state: Mutex<State<T>>,
     wanted: Condvar,
+    made: Condvar,
 }
 
 struct State<T> {
     ready: VecDeque<T>,
+    /// The thread is making one.
+    making: bool,
     closed: bool,
 }
-
-impl<T> Shared<T> {}
 
 impl<T: Send + 'static> Pool<T> {
     /// Keeps `size` items ready. The first is made at once, so that a host that cannot make any fails here.
@@ -34,9 +35,28 @@ impl<T: Send + 'static> Pool<T> {
         size: usize,
         make: impl Fn() -> io::Result<T> + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let state = State { ready: VecDeque::from([make()?]), closed: false };
-        let shared =
-            Arc::new(Shared { make: Box::new(make), size, state: Mutex::new(state), wanted: Condvar::new() });
+        let first = make()?;
+        Self::with(name, size, make, VecDeque::from([first]))
+    }
+
+    /// Keeps `size` items ready as soon as they can be made: there may be none left at the start.
+    pub fn later(
+        name: &str,
+        size: usize,
+        make: impl Fn() -> io::Result<T> + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        Self::with(name, size, make, VecDeque::new())
+    }
+
+    fn with(
+        name: &str,
+        size: usize,
+        make: impl Fn() -> io::Result<T> + Send + Sync + 'static,
+        ready: VecDeque<T>,
+    ) -> io::Result<Self> {
+        let state = State { ready, making: false, closed: false };
+        let (wanted, made) = (Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { make: Box::new(make), size, state: Mutex::new(state), wanted, made });
         let theirs = shared.clone();
         let maker = std::thread::Builder::new().name(name.into()).spawn(move || keep_full(&theirs))?;
         Ok(Self { shared, maker: Mutex::new(Some(maker)) })
@@ -46,7 +66,17 @@ impl<T: Send + 'static> Pool<T> {
     pub fn take(&self) -> io::Result<T> {
         let ready = self.shared.state.lock().ready.pop_front();
         self.shared.wanted.notify_one();
-        ready.map_or_else(|| (self.shared.make)(), Ok)
+        if let Some(ready) = ready {
+            return Ok(ready);
+        }
+        (self.shared.make)().or_else(|error| {
+            // Of what there is only a number, such as subnets, the thread may be making the last.
+            let mut state = self.shared.state.lock();
+            while state.making {
+                self.shared.made.wait(&mut state);
+            }
+            state.ready.pop_front().ok_or(error)
+        })
     }
 
     /// Puts an unused item back.
@@ -89,9 +119,12 @@ fn keep_full<T>(shared: &Shared<T>) {
             }
         }
         if have < shared.size {
+            state.making = true;
             drop(state);
             let made = (shared.make)();
             state = shared.state.lock();
+            state.making = false;
+            shared.made.notify_all();
             if let Ok(made) = made {
                 state.ready.push_back(made);
                 continue;

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::json::{decode, encode};
 use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
-    DiskLimits, HandleList, History, MemoryLimits, Metrics, ProcessSpec, PropertyValue, Stop,
+    DiskLimits, HandleList, History, MemoryLimits, Metrics, NetIn, NetOutRule, ProcessSpec, PropertyValue,
+    Stop,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -136,6 +137,16 @@ impl Client {
     /// Returns a container's bandwidth limits, which Garden servers leave empty.
     pub async fn bandwidth_limits(&self, handle: &str) -> Result<BandwidthLimits> {
         self.get(&container(handle, "/limits/bandwidth")).await
+    }
+
+    /// Maps a port of the host to one of a container. Returns the mapping, with both ports.
+    pub async fn net_in(&self, handle: &str, wanted: &NetIn) -> Result<NetIn> {
+        parse(&self.call("POST", &container(handle, "/net/in"), Some(encode(wanted))).await?)
+    }
+
+    /// Lets a container reach what the server denies it: all rules, or none if one is refused.
+    pub async fn bulk_net_out(&self, handle: &str, rules: &[NetOutRule]) -> Result<()> {
+        self.call("POST", &container(handle, "/net/out/bulk"), Some(encode(&rules))).await.map(drop)
     }
 
     /// Sets how long a container lives without a call. Zero: until a moment from now.

@@ -17,6 +17,7 @@ pub mod devices;
 mod files;
 mod hierarchies;
 mod members;
+mod shown;
 mod v1;
 mod v2;
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Version of this protocol, sent in [`Reply::Hello`].
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// A feature that keepers of earlier versions lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,9 @@ pub enum Feature {
     /// The container's own files ([`Boxed::files`]), which its peas see too; device nodes, device rules and seccomp
     /// filters in a bundle; [`Op::Cancel`]. Earlier keepers refuse such bundles.
     Confinement,
+    /// Mounts of the kernel's file systems that are made ahead ([`Boxed::v1_mounts`], [`Create::sysfs`]). Earlier keepers refuse the
+    /// descriptors; they make such mounts during the launch.
+    Mounts,
 }
 
 impl Feature {
@@ -39,6 +42,7 @@ impl Feature {
         match self {
             Self::Terminals => 2,
             Self::Confinement => 3,
+            Self::Mounts => 4,
         }
     }
 }
@@ -92,6 +96,9 @@ pub struct Boxed<F> {
     pub files: Vec<(String, F)>,
     /// Names of the mounted v1 hierarchies (`cpu`, `name=systemd`), for `/sys/fs/cgroup` inside.
     pub v1_hierarchies: Vec<String>,
+    /// A detached mount of the container's own cgroup in each of `v1_hierarchies`, in that order. Empty: the keeper
+    /// mounts them, for which the kernel looks at every cgroup of the host.
+    pub v1_mounts: Vec<F>,
 }
 
 impl Boxed<OwnedFd> {
@@ -106,6 +113,7 @@ impl Boxed<OwnedFd> {
             binds: named(&self.binds),
             files: named(&self.files),
             v1_hierarchies: self.v1_hierarchies.clone(),
+            v1_mounts: self.v1_mounts.iter().map(AsFd::as_fd).collect(),
         }
     }
 }
@@ -119,6 +127,8 @@ pub struct Create<F> {
     pub network: F,
     /// User namespace.
     pub user: Option<F>,
+    /// The sysfs of the network namespace, a detached mount. Without it the keeper mounts one.
+    pub sysfs: Option<F>,
     /// Root file system and bundle.
     pub boxed: Boxed<F>,
     /// The cgroups of pid 1.
@@ -206,6 +216,12 @@ pub enum Op<F> {
         /// The process's id.
         id: String,
     },
+    /// Replaces the contents of the container's own files ([`Boxed::files`]) by those of these files, in their order.
+    /// Only its creator does so, before anything but pid 1 runs in it. Answer: [`Reply::Done`].
+    Rewrite {
+        /// Files with the new contents.
+        files: Vec<F>,
+    },
     /// Destroys the container: the keeper kills pid 1, reaps, closes the root file system, answers
     /// ([`Reply::Destroyed`]; the first keepers: [`Reply::Done`]), and exits.
     Destroy,
@@ -227,6 +243,7 @@ impl<F> Op<F> {
             | Self::CloseStdin { .. }
             | Self::Signal { .. }
             | Self::Release { .. }
+            | Self::Rewrite { .. }
             | Self::Destroy => None,
         }
     }

@@ -55,12 +55,13 @@ pub fn encode<F>(seq: u64, op: Op<F>) -> io::Result<(Vec<u8>, Vec<F>)> {
             fds = tasks;
             words::Op::Prepare
         }
-        Op::Create(Create { init, network, user, boxed, place }) => {
+        Op::Create(Create { init, network, user, sysfs, boxed, place }) => {
             fds.extend([init, network]);
-            let with_user = user.is_some();
-            fds.extend(user);
+            let (with_user, with_sysfs) = (user.is_some(), sysfs.is_some());
+            fds.extend(user.into_iter().chain(sysfs));
             words::Op::Create {
                 user: with_user,
+                sysfs: with_sysfs,
                 boxed: put_boxed(boxed, &mut fds),
                 place: put_place(place, &mut fds),
             }
@@ -80,6 +81,10 @@ pub fn encode<F>(seq: u64, op: Op<F>) -> io::Result<(Vec<u8>, Vec<F>)> {
         Op::Resize { id, window } => words::Op::Resize { id, window },
         Op::Signal { id, signal } => words::Op::Signal { id, signal },
         Op::Release { id } => words::Op::Release { id },
+        Op::Rewrite { files } => {
+            fds = files;
+            words::Op::Rewrite { count: fds.len() }
+        }
         Op::Destroy => words::Op::Destroy,
     };
     Ok((serde_json::to_vec(&words::Request { seq, op })?, fds))
@@ -117,10 +122,11 @@ fn take_op(op: words::Op, fds: &mut Fds) -> Result<Op<OwnedFd>, &'static str> {
     Ok(match op {
         words::Op::Hello => Op::Hello,
         words::Op::Prepare => Op::Prepare { tasks: fds.0.by_ref().collect() },
-        words::Op::Create { user, boxed, place } => Op::Create(Create {
+        words::Op::Create { user, sysfs, boxed, place } => Op::Create(Create {
             init: fds.one("the program of pid 1")?,
             network: fds.one("the network namespace")?,
             user: if user { Some(fds.one("the user namespace")?) } else { None },
+            sysfs: if sysfs { Some(fds.one("the sysfs")?) } else { None },
             boxed: take_boxed(boxed, fds)?,
             place: take_place(&place, fds)?,
         }),
@@ -140,6 +146,10 @@ fn take_op(op: words::Op, fds: &mut Fds) -> Result<Op<OwnedFd>, &'static str> {
         words::Op::Resize { id, window } => Op::Resize { id, window },
         words::Op::Signal { id, signal } => Op::Signal { id, signal },
         words::Op::Release { id } => Op::Release { id },
+        words::Op::Rewrite { count } => {
+            let files = (0..count).map(|_| fds.one("a file"));
+            Op::Rewrite { files: files.collect::<Result<_, _>>()? }
+        }
         words::Op::Destroy => Op::Destroy,
     })
 }
@@ -268,23 +278,30 @@ fn take_place(place: &words::Placement, fds: &mut Fds) -> Result<Placement<Owned
 }
 
 fn put_boxed<F>(boxed: Boxed<F>, fds: &mut Vec<F>) -> words::Boxed {
-    let Boxed { config, rootfs, binds, files, v1_hierarchies } = boxed;
+    let Boxed { config, rootfs, binds, files, v1_hierarchies, v1_mounts } = boxed;
     fds.extend([config, rootfs]);
     let mut put = |named: Vec<(String, F)>| -> Vec<String> {
         let (names, descriptors): (_, Vec<F>) = named.into_iter().unzip();
         fds.extend(descriptors);
         names
     };
-    words::Boxed { binds: put(binds), files: put(files), v1_hierarchies }
+    let (binds, files) = (put(binds), put(files));
+    let mounts = v1_mounts.len();
+    fds.extend(v1_mounts);
+    words::Boxed { binds, files, v1_hierarchies, v1_mounts: mounts }
 }
 
 fn take_boxed(boxed: words::Boxed, fds: &mut Fds) -> Result<Boxed<OwnedFd>, &'static str> {
-    let words::Boxed { binds, files, v1_hierarchies } = boxed;
+    let words::Boxed { binds, files, v1_hierarchies, v1_mounts } = boxed;
+    if v1_mounts != 0 && v1_mounts != v1_hierarchies.len() {
+        return Err("a cgroup mount");
+    }
     Ok(Boxed {
         config: fds.one("config.json")?,
         rootfs: fds.one("the root file system")?,
         binds: fds.named(binds, "a bind mount")?,
         files: fds.named(files, "a file")?,
+        v1_mounts: (0..v1_mounts).map(|_| fds.one("a cgroup mount")).collect::<Result<_, _>>()?,
         v1_hierarchies,
     })
 }

@@ -50,6 +50,7 @@ fn boxed(binds: &[&str], files: &[&str]) -> Boxed<OwnedFd> {
         binds: named(binds),
         files: named(files),
         v1_hierarchies: vec!["cpu".to_owned()],
+        v1_mounts: if binds.is_empty() { Vec::new() } else { vec![file("cpu mount")] },
     }
 }
 
@@ -67,6 +68,8 @@ fn check_boxed(boxed: &Boxed<OwnedFd>, binds: &[&str], files: &[&str]) {
         }
     }
     assert_eq!(boxed.v1_hierarchies, ["cpu"]);
+    let mounts: Vec<String> = boxed.v1_mounts.iter().map(name).collect();
+    assert_eq!(mounts, if binds.is_empty() { &[][..] } else { &["cpu mount"] });
 }
 
 #[test]
@@ -81,12 +84,14 @@ fn descriptors_arrive_under_their_names() {
             init: file("init"),
             network: file("net"),
             user: user.map(file),
+            sysfs: v2.map(|_| file("sysfs")),
             boxed: boxed(binds, files),
             place: place(v1, v2),
         }));
         let Op::Create(create) = op else { panic!("{op:?}") };
         assert_eq!((name(&create.init), name(&create.network)), ("init".to_owned(), "net".to_owned()));
         assert_eq!(create.user.as_ref().map(name).as_deref(), user);
+        assert_eq!(create.sysfs.as_ref().map(name).as_deref(), v2.map(|_| "sysfs"));
         check_boxed(&create.boxed, binds, files);
         check_place(&create.place, v1, v2);
 
@@ -120,6 +125,11 @@ fn descriptors_arrive_under_their_names() {
         check_place(&transfer.place, v1, v2);
     }
     let op = heard(Op::Prepare { tasks: vec![file("cpu"), file("memory")] });
+    let files = heard(Op::Rewrite { files: vec![file("hosts"), file("resolv")] });
+    assert!(
+        matches!(&files, Op::Rewrite { files } if files.iter().map(name).eq(["hosts", "resolv"])),
+        "{files:?}"
+    );
     assert!(matches!(&op, Op::Prepare { tasks } if tasks.iter().map(name).eq(["cpu", "memory"])), "{op:?}");
 }
 
@@ -163,6 +173,7 @@ fn a_descriptor_that_is_missing_or_too_many_refuses_its_request_alone() {
         init: file("init"),
         network: file("net"),
         user: Some(file("user")),
+        sysfs: Some(file("sysfs")),
         boxed: boxed(&["a"], &["hosts"]),
         place: place(&["cpu"], Some("v2")),
     });
@@ -180,6 +191,14 @@ fn a_descriptor_that_is_missing_or_too_many_refuses_its_request_alone() {
     // A packet of which the kernel has dropped some descriptors.
     let cut = packet::Message { whole: false, ..sent(&bytes, &fds) };
     assert!(matches!(decode(cut), Err(Refused::Answer { seq: 3, .. })));
+
+    // A mount of a cgroup for another number of hierarchies than there are.
+    let mut pea = boxed(&["a"], &[]);
+    pea.v1_hierarchies.push("memory".to_owned());
+    let run = Run { id: "p".to_owned(), exec: file("exec"), pea: Some(pea), place: place(&[], None) };
+    let (bytes, few) = encode(3, Op::Run(run)).unwrap();
+    let few: Vec<_> = few.iter().map(AsFd::as_fd).collect();
+    assert!(matches!(decode(sent(&bytes, &few)), Err(Refused::Answer { seq: 3, .. })));
 
     let reply = |text: &str, n| decode_reply(sent(text.as_bytes(), &fds[..n])).unwrap_err();
     let hello = r#"{"Reply":{"seq":4,"reply":{"Hello":{"version":3,"pid":1,"init":null}}}}"#;

@@ -24,13 +24,15 @@ pub struct Placement {
     pub v2_dir: bool,
 }
 
-/// config.json, root file system, one for each of `binds`, one for each of `files`.
+/// config.json, root file system, one for each of `binds`, one for each of `files`, `v1_mounts` cgroup mounts.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Boxed {
     pub binds: Vec<String>,
     #[serde(default)]
     pub files: Vec<String>,
     pub v1_hierarchies: Vec<String>,
+    #[serde(default)]
+    pub v1_mounts: usize,
 }
 
 /// See [`super::Op`].
@@ -39,9 +41,11 @@ pub enum Op {
     Hello,
     /// `tasks` files.
     Prepare,
-    /// Init program, network namespace, user namespace if `user`, [`Boxed`], [`Placement`].
+    /// Init program, network namespace, user namespace if `user`, sysfs if `sysfs`, [`Boxed`], [`Placement`].
     Create {
         user: bool,
+        #[serde(default)]
+        sysfs: bool,
         boxed: Boxed,
         place: Placement,
     },
@@ -77,6 +81,10 @@ pub enum Op {
     },
     Release {
         id: String,
+    },
+    /// `count` files.
+    Rewrite {
+        count: usize,
     },
     Destroy,
 }

@@ -1,5 +1,6 @@
 //! `wardian serve`: the server, from its settings to its shutdown.
 
+mod network;
 mod settings;
 
 pub use settings::Args;
@@ -110,6 +111,7 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
         cpu_entitlement_per_share: settings.cpu_entitlement_per_share.unwrap_or(0.0),
         destroy_on_start: settings.destroy_containers_on_startup,
         default_grace_time: settings.default_grace_time,
+        network: settings.network.driver(),
         shm_bytes: settings.shm_size,
         max_concurrent_creates: settings.max_concurrent_creates,
         max_queued_creates: settings.max_queued_creates,

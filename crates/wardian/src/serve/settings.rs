@@ -147,6 +147,9 @@ pub struct Args {
     /// A TOML file with these settings, named as the flags are
     #[arg(long, value_name = "FILE", env = "WARDIAN_CONFIG")]
     pub config: Option<PathBuf>,
+    // Last: its heading would also be that of flags after it.
+    #[command(flatten)]
+    pub network: super::network::Args,
 }
 
 impl Args {
@@ -196,7 +199,7 @@ impl Args {
             self.tls()?.is_none() || !self.insecure_listen,
             "insecure-listen and tls-cert: with TLS no TCP address is open to clients without a certificate; give one of the two"
         );
-        Ok(())
+        self.network.check()
     }
 
     /// Returns the files for TLS, all or none.
@@ -317,7 +320,7 @@ fn ready(text: &str) -> Result<usize, String> {
     }
 }
 
-fn patience(text: &str) -> Result<Duration, String> {
+pub(super) fn patience(text: &str) -> Result<Duration, String> {
     duration(text)
         .and_then(|time| if time.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(time) })
 }
