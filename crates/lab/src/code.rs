@@ -10,6 +10,8 @@ use std::io::Write;
 pub const APP: &str = "/home/vcap/app";
 /// Port of the app, on the container's loopback.
 pub const PORT: u16 = 8080;
+/// The variable with the address that it listens on [default: 127.0.0.1].
+pub const ADDRESS: &str = "ADDRESS";
 /// The answer to `/health`.
 pub const HEALTHY: &str = "healthy\n";
 
@@ -67,7 +69,7 @@ pub(crate) fn pack<W: Write>(
     megabytes: usize,
     salt: u64,
 ) -> Result<Packed<W>> {
-    let start = format!("#!/bin/sh\nexec busybox httpd -f -p 127.0.0.1:{PORT} -h {APP}\n");
+    let start = format!("#!/bin/sh\nexec busybox httpd -f -p ${{{ADDRESS}:-127.0.0.1}}:{PORT} -h {APP}\n");
     let mut bytes = 0;
     let mut put = |name: &str, mode: u32, data: &[u8]| {
         bytes += data.len() as u64;

@@ -1,12 +1,12 @@
 //! The requests of an instance of the app to a Garden server.
 
-use crate::code::{APP, Code, HEALTHY, PORT, Sample};
+use crate::code::{ADDRESS, APP, Code, HEALTHY, PORT, Sample};
 use crate::image::USER;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
-use wardian_garden::wire::{ContainerSpec, ImageRef, ProcessSpec};
+use wardian_garden::wire::{ContainerSpec, ImageRef, NetIn, ProcessSpec};
 use wardian_garden::{Client, Io, Process};
 
 /// A step that takes longer has failed. A hundred instances share disk and processors in it: with 100 MB each, a disk
@@ -38,26 +38,69 @@ pub struct Instance {
     pub handle: String,
     /// Image of its peas.
     image: String,
+    /// Where it is reached, if containers have a network.
+    place: Option<Place>,
     /// The app's process, which holds its connections. In a mutex because a process cannot be shared between threads.
     app: Mutex<Option<Process>>,
 }
 
+/// Where an app is reached.
+#[derive(Debug)]
+struct Place {
+    /// The container's address.
+    address: String,
+    /// The host's address and the port there that leads to the app.
+    mapped: String,
+}
+
+/// Whether containers of a server have a network, seen by a container that is destroyed at once.
+///
+/// # Errors
+/// The container cannot be created, looked at or destroyed.
+pub async fn has_network(client: &Client, handle: &str, image: &str) -> Result<bool> {
+    let image = ImageRef { uri: image.to_owned(), ..Default::default() };
+    let spec = ContainerSpec { handle: handle.to_owned(), image, ..Default::default() };
+    patient(client.create(&spec)).await.with_context(|| format!("create {handle}"))?;
+    let info = patient(client.info(handle)).await;
+    patient(client.destroy(handle)).await.with_context(|| format!("destroy {handle}"))?;
+    let info = info.with_context(|| format!("look at {handle}"))?;
+    // On a host that others do not reach there is nothing to map a port of.
+    Ok(!info.container_ip.is_empty() && !info.external_ip.starts_with("127."))
+}
+
 impl Instance {
-    /// Creates a container for the app.
+    /// Creates a container for the app, with loopback alone.
     pub async fn create(client: Client, handle: String, image: String) -> Result<Self> {
-        Self::create_on(client, handle, image.clone(), image).await
+        Self::create_on(client, handle, image.clone(), image, false).await
     }
 
     /// Creates a container of an image that has the app's code as its last layer, over `base`. Peas use the base
-    /// alone: a platform's health check brings an image of its own and does not need the code.
-    pub async fn create_on(client: Client, handle: String, image: String, base: String) -> Result<Self> {
+    /// alone: a platform's health check brings an image of its own and does not need the code. With `network` a port
+    /// of the host leads to the app.
+    pub async fn create_on(
+        client: Client,
+        handle: String,
+        image: String,
+        base: String,
+        network: bool,
+    ) -> Result<Self> {
+        let port = NetIn { container_port: PORT.into(), ..NetIn::default() };
         let spec = ContainerSpec {
             handle: handle.clone(),
             image: ImageRef { uri: image, ..Default::default() },
+            netin: if network { vec![port] } else { Vec::new() },
             ..Default::default()
         };
         patient(client.create(&spec)).await.with_context(|| format!("create {handle}"))?;
-        Ok(Self { client, handle, image: base, app: Mutex::new(None) })
+        let place = if network {
+            let info = patient(client.info(&handle)).await.with_context(|| format!("look at {handle}"))?;
+            let port = info.mapped_ports.iter().flatten().next();
+            let port = port.with_context(|| format!("{handle} has no mapped port"))?.host_port;
+            Some(Place { address: info.container_ip, mapped: format!("{}:{port}", info.external_ip) })
+        } else {
+            None
+        };
+        Ok(Self { client, handle, image: base, place, app: Mutex::new(None) })
     }
 
     /// Streams the code in.
@@ -76,6 +119,7 @@ impl Instance {
             args: vec!["start.sh".into()],
             dir: APP.into(),
             user: USER.into(),
+            env: self.place.iter().map(|place| format!("{ADDRESS}={}", place.address)).collect(),
             ..Default::default()
         };
         let io = Io { stderr: true, wait: true, ..Io::default() };
@@ -87,13 +131,19 @@ impl Instance {
         Ok(())
     }
 
-    /// Runs a health check in a pea, which retries until the app is up.
+    /// Runs a health check in a pea, which retries until the app is up, and then asks through the mapped port.
     pub async fn pea(&self) -> Result<Ended> {
         // Every attempt starts two processes, and a hundred peas check at once: the longer a pea has waited the
         // longer its pause, but at most an eighth of the time waited, or the 10 ms of the first pause.
+        let address = self.place.as_ref().map_or("127.0.0.1", |place| place.address.as_str());
+        let through = self
+            .place
+            .as_ref()
+            .map(|place| format!(" && wget -q -O /dev/null http://{}/health", place.mapped));
+        let through = through.unwrap_or_default();
         let ask = format!(
             "w=0; while [ $w -lt {HEALTH_PATIENCE} ]; do \
-             wget -q -O - http://127.0.0.1:{PORT}/health 2>/dev/null && exit 0; \
+             wget -q -O - http://{address}:{PORT}/health 2>/dev/null && {{ true{through}; exit; }}; \
              p=$((10 + w / 8)); [ $p -lt 500 ] || p=500; w=$((w + p)); sleep $(printf 0.%03d $p); done; \
              echo 'the app does not answer' >&2; exit 1"
         );

@@ -3,6 +3,7 @@
 use crate::ground::json;
 use crate::instances::{Place, Survey};
 use crate::leftovers::{self, Left};
+use crate::links;
 use crate::processes::{self, KEEPER, KEEPERS, Process, is_instance};
 use crate::search::Found;
 use anyhow::{Context, Result};
@@ -24,7 +25,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Something that belongs to no live container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Leak {
-    /// `keeper`, `mount`, `cgroup`, `container` or `rootfs`; of an experiment or a recorder that was killed
+    /// `keeper`, `mount`, `cgroup`, `link`, `firewall`, `container` or `rootfs`; of an experiment or a recorder that was killed
     /// `directory`, `sysctl` or `trace`.
     pub kind: &'static str,
     /// Name of the leaked object.
@@ -124,6 +125,7 @@ fn look(runs: &[PathBuf]) -> Result<Survey> {
     run_leaks(&mounts, &processes, &mut leaks);
     let kept = processes.iter().flat_map(|process| process.containers.iter().cloned()).collect();
     cgroup_leaks(Path::new(CGROUPS), &records, &kept, &mut leaks);
+    network_leaks(&processes, &records, &mut leaks);
     for (kind, what) in leftovers::Records::usual().find().iter().flat_map(Left::things) {
         let why = "an experiment was killed; the next `wardian lab` sets it right".into();
         leaks.insert(Leak { kind, what, why, instance: None });
@@ -390,6 +392,21 @@ fn cgroup_leaks(top: &Path, records: &Records, kept: &BTreeSet<String>, leaks: &
                 instance: Some(tag),
             });
         }
+    }
+}
+
+/// Finds links and firewalls of instances without a server that no recorded container uses.
+fn network_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {
+    let tags = processes.iter().map(|process| &process.tag).filter(|tag| !tag.is_empty());
+    let tags = tags.chain(&records.claimed).chain(leaks.iter().filter_map(|leak| leak.instance.as_ref()));
+    let owner = |dir: &Path| records.owners.get(dir.parent()?.parent()?).cloned();
+    let known = links::Known {
+        servers: records.tags.clone(),
+        tags: tags.cloned().collect(),
+        containers: records.containers.values().map(|dir| (dir.clone(), owner(dir))).collect(),
+    };
+    for links::Left { kind, what, why, instance } in known.find() {
+        leaks.insert(Leak { kind, what, why, instance });
     }
 }
 

@@ -5,6 +5,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -15,18 +16,29 @@ use wardian_sys::text::tame_lines;
 
 use crate::ground;
 use crate::leftovers::PREFIX;
+use crate::namespace::Namespace;
 
 /// Time limit for a server's first answer to a ping.
 const START: Duration = Duration::from_secs(10);
-/// Time limit for its drain.
-const STOP: Duration = Duration::from_secs(20);
+/// Time limit for its drain: after a thousand containers with networks it may delete as many bridges, up to 70 ms each.
+const STOP: Duration = Duration::from_secs(90);
 /// Time limit for emptying its trash: of a hundred instances it may hold 10 GB, partly on a slow disk by then.
 const TRASH: Duration = Duration::from_secs(120);
+
+/// What a server is started with, beside its directories.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// More arguments of `serve`.
+    pub args: Vec<String>,
+    /// The network namespace that is the host's to it; `None`: that of the experiment.
+    pub namespace: Option<Arc<Namespace>>,
+}
 
 /// A server process with its temporary directories.
 #[derive(Debug)]
 pub struct LocalServer {
     program: PathBuf,
+    extras: Extras,
     child: Child,
     /// The store, the log and other files of the experiment; on the file system under test.
     dir: TempDir,
@@ -37,6 +49,11 @@ pub struct LocalServer {
 impl LocalServer {
     /// Starts `program serve` with its store in a new directory below `location`.
     pub async fn start(program: &Path, location: Option<&Path>) -> Result<Self> {
+        Self::start_with(program, location, Extras::default()).await
+    }
+
+    /// The same, with more than directories.
+    pub async fn start_with(program: &Path, location: Option<&Path>, extras: Extras) -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "containers can only be made by root: try sudo");
         // /tmp is a tmpfs on many systems, which has no dirty pages.
         let location = location.unwrap_or(Path::new("/var/tmp"));
@@ -53,8 +70,8 @@ impl LocalServer {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
             std::fs::set_permissions(path, mode).with_context(|| format!("open up {}", path.display()))?;
         }
-        let child = spawn(program, dir.path(), live.path())?;
-        let mut server = Self { program: program.to_owned(), child, dir, live };
+        let child = spawn(program, dir.path(), live.path(), &extras)?;
+        let mut server = Self { program: program.to_owned(), extras, child, dir, live };
         if let Err(error) = server.ready().await {
             let _ = server.child.kill().await;
             return Err(error);
@@ -92,7 +109,7 @@ impl LocalServer {
     pub async fn restart(&mut self) -> Result<Duration> {
         self.child.kill().await.context("kill the server")?;
         let begin = Instant::now();
-        self.child = spawn(&self.program, self.dir.path(), self.live.path())?;
+        self.child = spawn(&self.program, self.dir.path(), self.live.path(), &self.extras)?;
         self.ready().await?;
         Ok(begin.elapsed())
     }
@@ -170,7 +187,7 @@ impl LocalServer {
                 "the server has died; starting another one to clean up. Its last words:\n{}",
                 tame_lines(&self.log_tail())
             ));
-            self.child = spawn(&self.program, self.dir.path(), self.live.path())?;
+            self.child = spawn(&self.program, self.dir.path(), self.live.path(), &self.extras)?;
             self.ready().await?;
         }
         let client = self.client()?;
@@ -273,14 +290,20 @@ fn address(live: &Path) -> String {
     format!("unix:{}", live.join("garden.sock").display())
 }
 
-fn spawn(program: &Path, dir: &Path, live: &Path) -> Result<Child> {
+fn spawn(program: &Path, dir: &Path, live: &Path, extras: &Extras) -> Result<Child> {
     let log =
         std::fs::File::options().create(true).append(true).open(log(dir)).context("make the server's log")?;
-    let mut command = Command::new(program);
-    // Environment variables for the machine's own server must not reach this one.
+    // nsenter(1) becomes the server, whose process id is therefore the child's.
+    let mut command = match &extras.namespace {
+        Some(namespace) => Command::from(namespace.command(program)),
+        None => Command::new(program),
+    };
+    // Environment variables for the machine's own server must not reach this one, but for those with which an
+    // experiment is controlled.
+    const CONTROLS: [&str; 3] = ["WARDIAN_KEEPER", "WARDIAN_LOG", "WARDIAN_NETWORK"];
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        if name.starts_with("WARDIAN_") && name != "WARDIAN_KEEPER" && name != "WARDIAN_LOG" {
+        if name.starts_with("WARDIAN_") && !CONTROLS.contains(&name.as_str()) {
             command.env_remove(name);
         }
     }
@@ -289,6 +312,7 @@ fn spawn(program: &Path, dir: &Path, live: &Path) -> Result<Child> {
         .arg(dir.join("root"))
         .arg("--run")
         .arg(run(live))
+        .args(&extras.args)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

@@ -6,6 +6,7 @@ use crate::print;
 use crate::store::ROOT;
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
+use ipnet::Ipv4Net;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +54,9 @@ pub struct Args {
     // The variable is not read by clap: it must not conflict with other flags, as --root does.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["leaks", "clean"])]
     root: Option<PathBuf>,
+    /// The pool of subnets for containers: networks of the host that have addresses of it are told
+    #[arg(long, value_name = "CIDR", env = "WARDIAN_NETWORK_POOL", default_value = "10.254.0.0/22")]
+    network_pool: Ipv4Net,
     /// Do not write for a second to see how fast the disk is
     #[arg(long, conflicts_with_all = ["leaks", "clean"])]
     no_measure: bool,
@@ -75,7 +79,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let named = || std::env::var_os("WARDIAN_ROOT").filter(|root| !root.is_empty());
     let root = args.root.or_else(|| named().map(PathBuf::from)).unwrap_or_else(|| ROOT.into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let options = doctor::Options { root, runs: args.run, measure: !args.no_measure };
+    let options =
+        doctor::Options { root, runs: args.run, pool: args.network_pool, measure: !args.no_measure };
     let report = runtime.context("start the runtime")?.block_on(doctor::run(options))?;
     if args.json {
         print::json(&report)?;

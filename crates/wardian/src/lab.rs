@@ -3,7 +3,7 @@
 mod scale;
 mod teardown;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ use wardian_lab::{Interrupted, bench, record};
 pub enum Command {
     /// Scale an app from one instance to many, with a health check beside each, and back to none
     Scale(scale::Args),
-    /// Measure what wardian promises: containers that come and go, or the calls of the Garden API
+    /// Measure what wardian promises: containers that come and go, the calls of the Garden API, or the network
     Bench(Bench),
     /// Write into overlay mounts, unmount them all, and tell what the unmounts waited for
     Teardown(teardown::Args),
@@ -31,6 +31,8 @@ enum Subject {
     Containers,
     /// Run and attach, output, stream-in, 250 containers at once, a restart
     Api,
+    /// What a network adds to creates and destroys, egress rules, TCP through NAT, in network namespaces of its own
+    Network,
 }
 
 #[derive(Debug, clap::Args)]
@@ -41,6 +43,9 @@ pub struct Bench {
     /// Where the temporary store is made; its file system is the one under test [default: /var/tmp]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    /// Of the network: time creates beside so many containers; 0: not [default: 1000]
+    #[arg(long, value_name = "N")]
+    crowd: Option<usize>,
     /// Write the figures there
     #[arg(long, value_name = "FILE", value_parser = file())]
     json: Option<PathBuf>,
@@ -79,10 +84,15 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Scale(args) => args.run(&runtime, program)?,
         Command::Bench(args) => {
             let root = args.root.as_deref();
+            let is_network = matches!(args.subject, Subject::Network);
+            ensure!(args.crowd.is_none() || is_network, "--crowd is for: lab bench network");
             let figures = runtime.block_on(async {
                 match args.subject {
                     Subject::Containers => bench::containers(&program, root).await,
                     Subject::Api => bench::api(&program, root).await,
+                    Subject::Network => {
+                        bench::network(&program, root, args.crowd.unwrap_or(bench::CROWD)).await
+                    }
                 }
             })?;
             crate::print::text(&format!("\n{}", figures.table()))?;

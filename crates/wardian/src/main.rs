@@ -31,7 +31,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the Garden API, in the foreground
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Make a container and run a command in it
     Run(container::run::Args),
     /// Make a container; `exec` runs commands in it
@@ -48,6 +48,12 @@ enum Command {
     Stats(container::ps::Stats),
     /// Copy files into a container, or out of one
     Cp(container::cp::Args),
+    /// List the ports of the host that lead to a container
+    Port(container::network::Port),
+    /// Make ports of the host lead to a container
+    Map(container::network::Map),
+    /// Let a container reach what the server denies it
+    Allow(container::network::Allow),
     /// End the processes of containers, which stay
     Stop(container::manage::Stop),
     /// Destroy containers, with everything in them
@@ -89,7 +95,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => serve::run(args, Cli::command()),
+        Command::Serve(args) => serve::run(*args, Cli::command()),
         Command::Run(args) => container::run::run(args),
         Command::Create(args) => container::create::run(args),
         Command::Exec(args) => container::exec::run(args),
@@ -98,6 +104,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => container::ps::inspect(args),
         Command::Stats(args) => container::ps::stats(args),
         Command::Cp(args) => container::cp::run(args),
+        Command::Port(args) => container::network::port(args),
+        Command::Map(args) => container::network::map(args),
+        Command::Allow(args) => container::network::allow(args),
         Command::Stop(args) => container::manage::stop(args),
         Command::Rm(args) => container::manage::rm(args),
         Command::Events(args) => container::events::run(args),

@@ -71,12 +71,16 @@ fn told(removed: &Removed) -> String {
     for (count, what) in [
         (removed.processes, "processes killed"),
         (removed.cgroups, "cgroups"),
+        (removed.links, "network links"),
         (removed.mounts.len(), "mounts"),
         (removed.trees, "directories of root file systems and other trash"),
     ] {
         if count > 0 {
             lines += &format!("{count} {what}\n");
         }
+    }
+    if removed.firewall {
+        lines += "the firewall of the containers\n";
     }
     if removed.run {
         lines += "the records of the run directory\n";
@@ -96,6 +100,8 @@ mod tests {
         assert_eq!(told(&Removed::default()), "there was nothing to remove\n");
         let removed =
             Removed { containers: vec!["a\u{1b}".into()], processes: 3, images: true, ..Removed::default() };
+        let network = Removed { links: 2, firewall: true, ..Removed::default() };
+        assert_eq!(told(&network), "removed:\n2 network links\nthe firewall of the containers\n");
         let said = told(&removed);
         // Removed records are reported as well.
         let records = Removed { run: true, ..Removed::default() };

@@ -3,9 +3,11 @@
 mod api;
 mod containers;
 mod floor;
+mod network;
 
 pub use api::run as api;
 pub use containers::run as containers;
+pub use network::{CROWD, run as network};
 
 use crate::host::Host;
 use anyhow::{Context, Result};
@@ -18,7 +20,7 @@ use std::path::Path;
 pub struct Figure {
     /// What was measured.
     pub name: &'static str,
-    /// `ms`, `MB`, `MB/s` or `ratio`.
+    /// `ms`, `MB`, `MB/s`, `KiB`, `/s`, `ratio`, or empty for a number of things.
     pub unit: &'static str,
     /// The goal: an upper limit …
     pub goal: Option<f64>,

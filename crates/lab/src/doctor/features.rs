@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use wardian_network::host::{self, Need};
 use wardian_sys::bpf::{DeviceProgram, Insn, Reg};
 use wardian_sys::layer_ns::LayerNamespace;
 use wardian_sys::mount::{self, Overlay, UpperPair};
@@ -67,7 +68,7 @@ pub struct Found {
 }
 
 /// All features in the order of display, and whether containers need them.
-const ALL: [(&str, bool); 19] = [
+const ALL: [(&str, bool); 23] = [
     ("mount_api", true),
     ("overlay", true),
     ("overlay_volatile", true),
@@ -83,6 +84,11 @@ const ALL: [(&str, bool); 19] = [
     ("erofs", false),
     ("reflink", false),
     ("fs_verity", false),
+    // Without these two servers start with --network none.
+    ("network_links", false),
+    ("firewall", false),
+    ("bandwidth_limits", false),
+    ("connection_deletes", false),
     ("seccomp", true),
     ("apparmor", false),
     ("tracefs", false),
@@ -167,6 +173,7 @@ pub fn probe(fs: &FileSystem, cgroups: &Cgroups, mounts: &[MountInfo]) -> Found 
         Err(error) => found.failed("erofs", error.errno(), "fsopen"),
     }
     files(&mut found, &fs.looked_at);
+    network(&mut found);
     security(&mut found);
     recorder(&mut found, mounts);
     found.complete()
@@ -407,6 +414,29 @@ fn files(found: &mut Found, dir: &Path) {
         Ok(true) => found.said("fs_verity", true, ""),
         Ok(false) => found.said("fs_verity", false, "not on this file system, or switched off"),
         Err(error) => found.add("fs_verity", State::Unknown, error.to_string()),
+    }
+}
+
+/// Tries links and a firewall in a network namespace that is made for it.
+fn network(found: &mut Found) {
+    let tried = match host::try_kernel() {
+        Ok(tried) => tried,
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            for name in ["network_links", "firewall", "bandwidth_limits", "connection_deletes"] {
+                found.failed(name, errno, "a network namespace");
+            }
+            return;
+        }
+    };
+    for (need, failure) in tried {
+        let (name, works) = match need {
+            Need::Links => ("network_links", "a bridge and a veth pair"),
+            Need::Firewall => ("firewall", "nf_tables, and the program nft"),
+            Need::Bandwidth => ("bandwidth_limits", "tbf, ifb, mirred"),
+            Need::Conntrack => ("connection_deletes", "nf_conntrack_netlink"),
+        };
+        found.said(name, failure.is_none(), failure.as_deref().unwrap_or(works));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Present and future problems of this host, and their remedies. Each id is explained in docs/doctor.md.
 
-use super::features::State;
+use super::features::{Feature, State};
 use super::filesystem::{LoopFile, ThinPool};
 use super::{Facts, plural};
 use crate::report::bytes;
@@ -52,6 +52,7 @@ pub fn find(facts: &Facts) -> Vec<Hazard> {
     space(facts, &mut add);
     disks(facts, &mut add);
     writes(facts, &mut add);
+    network(facts, &mut add);
     host(facts, &mut add);
     hazards.sort_by_key(|hazard| std::cmp::Reverse(hazard.severity));
     hazards
@@ -222,6 +223,63 @@ fn writes(facts: &Facts, add: &mut Add<'_>) {
         let what = format!("{worst}: up to {} may be dirty", bytes(facts.dirty.threshold_bytes));
         let remedy = "no container of wardian waits for that, but whatever syncs does: a smaller vm.dirty_bytes bounds it";
         add("long-sync", Severity::Note, what, remedy);
+    }
+}
+
+fn network(facts: &Facts, add: &mut Add<'_>) {
+    let network = &facts.network;
+    for name in ["network_links", "firewall"] {
+        let is_missing = |feature: &&Feature| feature.name == name && feature.state == State::No;
+        let Some(feature) = facts.features.0.iter().find(is_missing) else { continue };
+        let what = format!("{}: {}", name.replace('_', " "), feature.detail);
+        let remedy = "install the package nftables, or use a kernel that has what is missing; until then servers start with --network none, and containers have loopback alone";
+        add("no-network", Severity::Warning, what, remedy);
+    }
+    if network.forwarding == Some(false) {
+        let (severity, what) = if network.in_use {
+            (
+                Severity::Warning,
+                "net.ipv4.ip_forward is 0: something has turned it off after the server's start",
+            )
+        } else {
+            (Severity::Note, "net.ipv4.ip_forward is 0: a server with a network sets it to 1")
+        };
+        let remedy = "containers reach nothing outside the host without it: sysctl -w net.ipv4.ip_forward=1, and a line in /etc/sysctl.d";
+        add("no-forwarding", severity, what.to_owned(), remedy);
+    }
+    for drop in &network.drops {
+        let what = format!("{} drops forwarded packets unless a rule of its own accepts them", drop.chain);
+        let remedy = format!("if it has no such rule for containers yet: {}", drop.remedy);
+        add("foreign-firewall", Severity::Warning, what, &remedy);
+    }
+    for collision in &network.collisions {
+        let at = collision.link.as_ref().map(|link| format!(" ({link})")).unwrap_or_default();
+        let (there, pool) = (&collision.network, &network.pool);
+        let (severity, what, remedy) = if collision.is_inside {
+            (
+                Severity::Warning,
+                format!("{there}{at} is within the pool {pool} of containers: they get no address of it"),
+                "give containers a pool of their own (--network-pool)",
+            )
+        } else {
+            (
+                Severity::Note,
+                format!(
+                    "the pool {pool} of containers is within {there}{at}: hosts there with the addresses of containers cannot be reached from here"
+                ),
+                "if there are such hosts, give containers a pool of their own (--network-pool)",
+            )
+        };
+        add("address-collision", severity, what, remedy);
+    }
+    if network.filters_bridges {
+        let what = "br_netfilter is on: frames between containers of one subnet pass the host's rules for forwarded packets".to_owned();
+        let remedy = "Kubernetes and Docker turn it on; where rules of the host drop forwarded packets they have to accept these as well, or sysctl -w net.bridge.bridge-nf-call-iptables=0";
+        add("bridge-filter", Severity::Note, what, remedy);
+    }
+    for unknown in &network.unknown {
+        let remedy = "the host's network could be looked at in part only: run it as root";
+        add("network-unknown", Severity::Note, unknown.clone(), remedy);
     }
 }
 

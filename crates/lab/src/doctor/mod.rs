@@ -11,6 +11,7 @@ pub mod filesystem;
 pub mod hazards;
 pub mod limits;
 pub mod machine;
+pub mod network;
 pub mod overlays;
 pub mod place;
 pub mod remains;
@@ -19,6 +20,7 @@ mod text;
 use crate::host::Host;
 use anyhow::{Context, Result};
 use hazards::{Hazard, Severity};
+use ipnet::Ipv4Net;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +34,8 @@ pub struct Options {
     pub root: PathBuf,
     /// Run directories to examine beside those that are found.
     pub runs: Vec<PathBuf>,
+    /// The subnets of containers that ask for none are taken from here.
+    pub pool: Ipv4Net,
     /// Whether to write for a second to measure the disk.
     pub measure: bool,
 }
@@ -71,6 +75,8 @@ pub struct Facts {
     pub remains: remains::Remains,
     /// Overlays of other programs that sync the store's file system.
     pub overlays: overlays::Overlays,
+    /// The host's network.
+    pub network: network::Network,
     /// Number of leaks, which belong to no container.
     pub leaks: usize,
 }
@@ -156,6 +162,7 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
         store_doubt: place::probe(&options.root, &fs.looked_at),
         remains: remains::probe(&options.root),
         overlays: overlays::probe(&fs.looked_at),
+        network: network::probe(options),
         leaks,
         cgroups,
         dirty,

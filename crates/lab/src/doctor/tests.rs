@@ -31,6 +31,10 @@ fn feature(name: &'static str, state: State, needed: bool) -> Feature {
     Feature { name, state, needed, detail: String::new() }
 }
 
+fn collision(is_inside: bool) -> network::Collision {
+    network::Collision { network: "10.0.0.0/8".into(), link: Some("tun0".into()), is_inside }
+}
+
 fn pool(data_percent: u64, mode: &str, free_bytes: u64) -> ThinPool {
     ThinPool { data_percent, mode: mode.into(), free_bytes, ..ThinPool::default() }
 }
@@ -43,7 +47,7 @@ fn nothing_is_wrong_with_a_healthy_host() {
 #[test]
 fn each_hazard_is_found() {
     type Harm = fn(&mut Facts);
-    let cases: [(&str, Severity, Harm); 26] = [
+    let cases: [(&str, Severity, Harm); 34] = [
         ("not-probed", Severity::Warning, |f| f.root = false),
         ("missing-feature", Severity::Error, |f| {
             f.features = Features(vec![feature("overlay", State::No, true)]);
@@ -88,6 +92,21 @@ fn each_hazard_is_found() {
                 vec![limits::Limit { name: "kernel.pid_max", value: 400, wanted: 4000, reached: "it ends" }];
         }),
         ("leaks", Severity::Warning, |f| f.leaks = 3),
+        ("no-network", Severity::Warning, |f| {
+            f.features = Features(vec![feature("firewall", State::No, false)]);
+        }),
+        ("no-forwarding", Severity::Note, |f| f.network.forwarding = Some(false)),
+        ("no-forwarding", Severity::Warning, |f| {
+            (f.network.forwarding, f.network.in_use) = (Some(false), true);
+        }),
+        ("foreign-firewall", Severity::Warning, |f| {
+            f.network.drops =
+                vec![network::Drop { chain: "ip filter FORWARD".into(), remedy: "iptables".into() }];
+        }),
+        ("address-collision", Severity::Warning, |f| f.network.collisions = vec![collision(true)]),
+        ("address-collision", Severity::Note, |f| f.network.collisions = vec![collision(false)]),
+        ("bridge-filter", Severity::Note, |f| f.network.filters_bridges = true),
+        ("network-unknown", Severity::Note, |f| f.network.unknown = vec!["netlink".into()]),
     ];
     for (id, severity, harm) in cases {
         let mut facts = healthy();
@@ -111,6 +130,8 @@ fn what_is_enough_is_no_hazard() {
         |f: &mut Facts| f.filesystem.thin_pools = vec![pool(89, "rw", 500 << 30)],
         |f: &mut Facts| f.dirty.sync_worst_s = Some(4.9),
         |f: &mut Facts| f.features = Features(vec![feature("erofs", State::No, false)]),
+        |f: &mut Facts| f.features = Features(vec![feature("bandwidth_limits", State::No, false)]),
+        |f: &mut Facts| f.network.forwarding = Some(true),
         |f: &mut Facts| f.features = Features(vec![feature("overlay", State::Unknown, true)]),
         |f: &mut Facts| {
             let file = LoopFile { size_bytes: 10, allocated_bytes: 4, available_bytes: 6, path: "/f".into() };

@@ -55,6 +55,7 @@ impl Report {
         self.features_text(&mut text);
         self.store_text(&mut text);
         self.dirty_text(&mut text);
+        self.network_text(&mut text);
         self.limits_text(&mut text);
         self.hazards_text(&mut text);
         text.out
@@ -174,6 +175,20 @@ impl Report {
         if let (Some(worst), Some(now)) = (dirty.sync_worst_s, dirty.sync_now_s) {
             text.line("a sync", format!("may take ~{worst} s here, and ~{now} s now"));
         }
+    }
+
+    fn network_text(&self, text: &mut Text) {
+        let network = &self.facts.network;
+        text.head("Network");
+        text.line("addresses of containers", format!("{} (--network-pool)", network.pool));
+        let forwarding = match (network.forwarding, network.in_use) {
+            (Some(true), _) => "on",
+            (Some(false), true) => "off",
+            (Some(false), false) => "off; a server with a network turns it on",
+            (None, _) => "not known",
+        };
+        text.line("forwarding", forwarding);
+        text.line("in use", if network.in_use { "by a server, or a container" } else { "by no server" });
     }
 
     fn limits_text(&self, text: &mut Text) {

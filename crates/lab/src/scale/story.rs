@@ -4,7 +4,7 @@ use super::idle::Idle;
 use super::report::{Report, Step};
 use super::{Made, Mode, Options};
 use crate::code::{Code, Sample};
-use crate::drive::Instance;
+use crate::drive::{Instance, has_network};
 use crate::droplet::{Droplet, DropletServer};
 use crate::host::{Counter, Dirty, Host, Sampler, ms};
 use crate::image;
@@ -47,7 +47,18 @@ pub(super) async fn tell(
     let counter = Counter::below(dir)?;
     let mut idle = Idle::watch(counter.clone(), progress).await?;
 
-    let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea };
+    let probe = format!("lab-{}-probe", std::process::id());
+    if let Ok(mut made) = made.lock() {
+        made.push(probe.clone());
+    }
+    let network = has_network(client, &probe, &image).await?;
+    if let Ok(mut made) = made.lock() {
+        made.retain(|handle| *handle != probe);
+    }
+    if network {
+        progress.say("containers have a network: each app listens on its own address and on a mapped port");
+    }
+    let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea, network };
     let (since, written_before) = (Instant::now(), counter.read()?);
     let mut instances = Vec::new();
     let begin = if options.from > 0 {
@@ -180,6 +191,8 @@ struct Story<'a> {
     made: &'a Made,
     progress: &'a Progress,
     pea: bool,
+    /// Whether containers have a network.
+    network: bool,
 }
 
 /// Instances that have finished a phase.
@@ -213,13 +226,13 @@ impl Story<'_> {
 
         let begin = Instant::now();
         let created = self.phase("create", wanted, |(handle, image): (String, String), made| {
-            let (client, base) = (self.client.clone(), self.image.clone());
+            let (client, base, network) = (self.client.clone(), self.image.clone(), self.network);
             async move {
                 // Recorded first: an interrupted create may still create the container.
                 if let Ok(mut made) = made.lock() {
                     made.push(handle.clone());
                 }
-                Instance::create_on(client, handle, image, base).await
+                Instance::create_on(client, handle, image, base, network).await
             }
         });
         let Done { mut instances, phase } = created.await?;

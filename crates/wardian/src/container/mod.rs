@@ -6,6 +6,7 @@ pub mod create;
 pub mod events;
 pub mod exec;
 pub mod manage;
+pub mod network;
 pub mod ps;
 pub mod run;
 mod session;

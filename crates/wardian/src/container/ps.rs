@@ -2,7 +2,7 @@
 
 use super::session::{End, Signals};
 use super::spec::pair;
-use super::{Server, block_on};
+use super::{Server, block_on, network};
 use crate::print;
 use anyhow::Result;
 use clap::Args as ClapArgs;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use wardian_garden::wire::{BulkInfo, BulkMetrics, ContainerInfo, Metrics};
+use wardian_garden::wire::{BulkInfo, BulkMetrics, ContainerInfo, Metrics, PortMapping};
 use wardian_garden::{Client, Error, ErrorKind};
 
 /// The maximum number of handles in one bulk request, since they are in its URL.
@@ -121,6 +121,11 @@ fn is_broken(info: &ContainerInfo) -> bool {
     info.events.iter().flatten().any(|event| event.starts_with("broken: "))
 }
 
+fn port(port: &PortMapping) -> Value {
+    let protocol = if port.protocol.is_empty() { "tcp" } else { &port.protocol };
+    json!({"host": port.host_port, "container": port.container_port, "protocol": protocol})
+}
+
 fn age_ms(metrics: &Metrics) -> u64 {
     u64::try_from(metrics.age).unwrap_or_default() / 1_000_000
 }
@@ -173,9 +178,15 @@ pub fn ps(args: Ps) -> Result<ExitCode> {
     if json {
         let entry = |handle: &String| {
             let (info, metrics, state) = known(handle);
+            let address = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+            let ports = info.and_then(|info| info.mapped_ports.as_deref()).unwrap_or_default();
             json!({
                 "handle": handle,
                 "state": state,
+                "address": info.and_then(|info| address(&info.container_ip)),
+                "ipv6_address": info.and_then(|info| address(&info.container_ipv6)),
+                "external_address": info.and_then(|info| address(&info.external_ip)),
+                "ports": ports.iter().map(port).collect::<Vec<_>>(),
                 "created_ms": metrics.map(|metrics| made_ms(age_ms(metrics))),
                 "pids": metrics.map(|metrics| metrics.pid_stat.current),
                 "memory_bytes": metrics.map(|metrics| metrics.memory_stat.total_usage_toward_limit),
@@ -188,17 +199,19 @@ pub fn ps(args: Ps) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let row = |handle: &String| {
-        let (_, metrics, state) = known(handle);
+        let (info, metrics, state) = known(handle);
         let made = metrics.map_or_else(|| "-".to_owned(), |metrics| print::age(made_ms(age_ms(metrics))));
         let pids = metrics.map_or_else(|| "-".to_owned(), |metrics| metrics.pid_stat.current.to_string());
         let memory = metrics.map_or_else(
             || "-".to_owned(),
             |metrics| print::bytes(metrics.memory_stat.total_usage_toward_limit),
         );
-        [handle.clone(), state, made, pids, memory]
+        let address = info.map(|info| info.container_ip.clone()).filter(|ip| !ip.is_empty());
+        let ports = info.map_or_else(|| "-".to_owned(), network::summary);
+        [handle.clone(), state, made, pids, memory, address.unwrap_or_else(|| "-".to_owned()), ports]
     };
     let rows: Vec<_> = handles.iter().map(row).collect();
-    print::text(&print::table(["HANDLE", "STATE", "CREATED", "PIDS", "MEMORY"], &rows))?;
+    print::text(&print::table(["HANDLE", "STATE", "CREATED", "PIDS", "MEMORY", "ADDRESS", "PORTS"], &rows))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -210,11 +223,12 @@ pub fn inspect(args: Inspect) -> Result<ExitCode> {
         let info = client.info(&handle).await.map_err(|error| server.explain(error))?;
         // A broken container has no metrics, and other Garden servers have no history.
         let (memory, cpu) = (client.memory_limits(&handle).await.ok(), client.cpu_limits(&handle).await.ok());
+        let bandwidth = client.bandwidth_limits(&handle).await.ok();
         let (metrics, history) = (client.metrics(&handle).await.ok(), client.history(&handle).await.ok());
         Ok(json!({
             "handle": handle,
             "info": info,
-            "limits": {"memory": memory, "cpu": cpu},
+            "limits": {"memory": memory, "cpu": cpu, "bandwidth": bandwidth},
             "metrics": metrics,
             "history": history,
         }))

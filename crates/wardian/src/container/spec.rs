@@ -1,5 +1,6 @@
 //! Specs of containers and processes, from the command line.
 
+use super::network::Network;
 use crate::exit::mistake;
 use crate::image::with_app;
 use crate::store::size;
@@ -93,6 +94,8 @@ pub struct Making {
     /// Note something on the container; `ps --filter` finds it
     #[arg(long = "property", value_name = "KEY=VALUE", alias = "label", value_parser = pair)]
     properties: Vec<(String, String)>,
+    #[command(flatten)]
+    network: Network,
 }
 
 impl Making {
@@ -108,7 +111,7 @@ impl Making {
     /// Returns the container's spec; without an image the server uses its default.
     pub fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
         distinct(&self.volumes).map_err(mistake)?;
-        Ok(ContainerSpec {
+        let mut spec = ContainerSpec {
             handle: self.name.clone().unwrap_or_default(),
             image: ImageRef { uri: self.address(image).map_err(mistake)?, ..ImageRef::default() },
             bind_mounts: self.volumes.clone(),
@@ -125,7 +128,9 @@ impl Making {
                 ..Limits::default()
             },
             ..ContainerSpec::default()
-        })
+        };
+        self.network.enter(&mut spec)?;
+        Ok(spec)
     }
 }
 

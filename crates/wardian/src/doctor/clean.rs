@@ -9,6 +9,7 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use wardian_engine::Cleared;
 use wardian_lab::instances::{Instance, Survey};
 use wardian_lab::leaks::{self, Leak};
 use wardian_lab::leftovers;
@@ -132,11 +133,8 @@ fn remove(wanted: &Survey, runs: &[PathBuf]) -> Result<()> {
             print::note(&format!("instance {tag} is not abandoned any more, and stays"));
             continue;
         }
-        let (processes, cgroups) = wardian_engine::clear(tag).with_context(|| format!("instance {tag}"))?;
-        let cgroups = print::count(cgroups, "cgroup");
-        print::text(&format!(
-            "removed: instance {tag}: {cgroups}; processes that were ended: {processes}\n"
-        ))?;
+        let cleared = wardian_engine::clear(tag).with_context(|| format!("instance {tag}"))?;
+        print::text(&format!("removed: instance {tag}: {}\n", removed(&cleared)))?;
     }
     let kinds: BTreeSet<&str> = wanted.leaks.iter().map(|leak| leak.kind).collect();
     if kinds.contains("directory") || kinds.contains("sysctl") {
@@ -151,6 +149,17 @@ fn remove(wanted: &Survey, runs: &[PathBuf]) -> Result<()> {
         leave(run)?;
     }
     Ok(())
+}
+
+fn removed(cleared: &Cleared) -> String {
+    let mut text = print::count(cleared.cgroups, "cgroup");
+    if cleared.links > 0 {
+        text += &format!(", {}", print::count(cleared.links, "link"));
+    }
+    if cleared.firewall {
+        text += ", the firewall";
+    }
+    format!("{text}; processes that were ended: {}", cleared.processes)
 }
 
 /// Unmounts an unused run directory. Its lock keeps servers from starting meanwhile.
@@ -198,6 +207,14 @@ mod tests {
         found.instances = vec![instance(None, false)];
         found.doubt = Some("X".into());
         assert!(text(&found, false).contains("not known, for X"));
+    }
+
+    #[test]
+    fn what_was_removed_is_told() {
+        let cleared = Cleared { processes: 1, cgroups: 2, ..Cleared::default() };
+        assert_eq!(removed(&cleared), "2 cgroups; processes that were ended: 1");
+        let cleared = Cleared { links: 3, firewall: true, ..cleared };
+        assert_eq!(removed(&cleared), "2 cgroups, 3 links, the firewall; processes that were ended: 1");
     }
 
     #[test]
