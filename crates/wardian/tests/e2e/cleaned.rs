@@ -1,6 +1,6 @@
 //! What dead servers have left: whose it is, and its removal where it belongs to nobody.
 
-use crate::support::{Server, WARDIAN, cgroups, init, members, say, script};
+use crate::support::{NETWORK, Server, WARDIAN, cgroups, init, members, say, script};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use wardian_garden::Io;
@@ -76,7 +76,7 @@ async fn an_instance_is_one_line_and_goes_if_it_is_nobodys() {
     // Also beside a server that nothing but its environment has told where it lives.
     alive.terminate().await;
     let mut command = Command::new(WARDIAN);
-    command.args(["serve", "--default-rootfs"]).arg(alive.image());
+    command.env(NETWORK, "none").args(["serve", "--default-rootfs"]).arg(alive.image());
     command.env("WARDIAN_ROOT", alive.root()).env("WARDIAN_RUN", alive.run());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     alive.restart_as(command).await;

@@ -2,7 +2,7 @@
 
 use crate::cli::Said;
 use crate::commands::command;
-use crate::support::{Server, WARDIAN, mounts, names, say};
+use crate::support::{NETWORK, Server, WARDIAN, mounts, names, say};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,14 @@ use std::process::{Command, Stdio};
 
 fn wardian(args: &[&str], root: &Path, run: &Path) -> Said {
     let mut command = Command::new(WARDIAN);
-    command.args(args).arg("--root").arg(root).arg("--run").arg(run).env("WARDIAN_LOG", "info");
+    command
+        .args(args)
+        .arg("--root")
+        .arg(root)
+        .arg("--run")
+        .arg(run)
+        .env("WARDIAN_LOG", "info")
+        .env(NETWORK, "none");
     command.stdin(Stdio::null()).output().unwrap().into()
 }
 

@@ -1,6 +1,6 @@
 //! Root's own commands in directories that other users own or may write to, or once did.
 
-use crate::support::{Server, WARDIAN, cgroups, ended_within, members, names, say};
+use crate::support::{NETWORK, Server, WARDIAN, cgroups, ended_within, members, names, say};
 use rustix::fs::{CWD, FlockOperation, Mode, flock, mkfifoat};
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -20,7 +20,12 @@ fn set_mode(path: &Path, mode: u32) {
 /// Runs the program to its end: its exit code and all that it said.
 fn wardian(args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(WARDIAN);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .env(NETWORK, "none")
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let status = ended_within(&mut child, FOR_EVER).unwrap_or_else(|| panic!("{args:?} does not end"));
     let mut said = String::new();

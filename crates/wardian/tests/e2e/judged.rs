@@ -1,6 +1,6 @@
 //! Programs and directories that root is to use, and that others could change.
 
-use crate::support::{Server, WARDIAN};
+use crate::support::{NETWORK, Server, WARDIAN};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::Command;
@@ -26,7 +26,7 @@ fn a_keeper_that_others_could_change_is_refused() {
     let serve = |keeper: &Path| {
         let mut command = Command::new("timeout");
         command.args(["20", &WARDIAN, "serve", "--root"]).arg(&root).arg("--run").arg(&run);
-        let output = command.arg("--keeper").arg(keeper).output().unwrap();
+        let output = command.arg("--keeper").arg(keeper).env(NETWORK, "none").output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(!ran.exists() && !run.exists());
         String::from_utf8_lossy(&output.stderr).into_owned()

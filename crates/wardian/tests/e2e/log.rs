@@ -1,6 +1,6 @@
 //! What the server's log says, and what it never says.
 
-use crate::support::{Server, WARDIAN, end, listen, message, pea, script};
+use crate::support::{NETWORK, Server, WARDIAN, end, listen, message, pea, script};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -103,7 +103,11 @@ async fn the_format_can_be_chosen() {
     server.restart().await;
     let text = server.log()[before..].to_owned();
     assert!(text.contains("serve.listening") && !text.contains('{'), "{text}");
-    let bad = Command::new(WARDIAN).args(["serve", "--log-format", "xml"]).stderr(Stdio::piped()).output();
+    let bad = Command::new(WARDIAN)
+        .env(NETWORK, "none")
+        .args(["serve", "--log-format", "xml"])
+        .stderr(Stdio::piped())
+        .output();
     assert_eq!(bad.unwrap().status.code(), Some(2));
     server.finish().await;
 }

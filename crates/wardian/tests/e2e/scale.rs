@@ -1,7 +1,7 @@
 //! `wardian lab scale`: stories on servers of its own and on one that is there, what is no story, and an end at any moment.
 
 use crate::cli::Said;
-use crate::support::{Server, WARDIAN, base, names, signal};
+use crate::support::{NETWORK, Server, WARDIAN, base, names, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ impl Place {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(WARDIAN);
-        command.args(["lab", "scale", "--json"]).arg(self.report()).args(args);
+        command.env(NETWORK, "none").args(["lab", "scale", "--json"]).arg(self.report()).args(args);
         if !args.contains(&"--addr") {
             command.arg("--root").arg(self.base.path());
         }

@@ -1,6 +1,7 @@
 //! A server for a test, and what tests do with it.
 
 use crate::watchdog;
+use crate::world::{self, World};
 use sha2::Digest as _;
 use std::collections::BTreeSet;
 use std::fs;
@@ -47,6 +48,10 @@ impl std::fmt::Display for Program {
     }
 }
 
+/// The variable that says which network containers have. Servers outside a world are told `none`: no test touches the
+/// network of the host.
+pub const NETWORK: &str = "WARDIAN_NETWORK";
+
 /// After this a test is stuck. Nothing is measured with it.
 pub const STUCK: Duration = Duration::from_secs(60);
 
@@ -56,6 +61,8 @@ pub struct Server {
     run: tempfile::TempDir,
     child: Option<Child>,
     tag: String,
+    /// Where it runs, if its containers have a network.
+    world: Option<World>,
     /// For the next start.
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
@@ -77,15 +84,38 @@ pub fn base() -> tempfile::TempDir {
 }
 
 impl Server {
-    /// Start one and wait until it answers.
-    pub async fn start() -> Self {
+    /// One that has not been started. Its containers have loopback alone, so that it leaves the host's network as it is.
+    fn new(args: &[&str]) -> Self {
         let base = base();
         let run = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/dev/shm").unwrap();
         wardian_lab::image::build(&base.path().join("image.tar")).unwrap();
-        let mut server =
-            Self { base, run, child: None, tag: String::new(), args: Vec::new(), env: Vec::new() };
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Self { base, run, child: None, tag: String::new(), world: None, args, env: Vec::new() }
+    }
+
+    /// Start one and wait until it answers.
+    pub async fn start() -> Self {
+        let mut server = Self::new(&[]);
         server.restart().await;
         server
+    }
+
+    /// The same in a world of its own, where containers have a network, with these flags. The image has the program of
+    /// `net.c`.
+    pub async fn networked(args: &[&str]) -> Self {
+        let mut server = Self::new(args);
+        let world = World::new(server.base.path());
+        let plain = server.base.path().join("plain.tar");
+        fs::rename(server.image(), &plain).unwrap();
+        world::image(&plain, world.probe(), &server.image());
+        server.world = Some(world);
+        server.restart().await;
+        server
+    }
+
+    /// Its world.
+    pub fn world(&mut self) -> &mut World {
+        self.world.as_mut().expect("a server of Server::networked")
     }
 
     /// The same with these flags.
@@ -134,7 +164,18 @@ impl Server {
     pub fn command(&self) -> Command {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.base.path().join("log")).unwrap();
-        let mut command = Command::new(WARDIAN);
+        let mut command = match &self.world {
+            Some(world) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", world.path())).arg(WARDIAN).env(NETWORK, "bridge");
+                command
+            }
+            None => {
+                let mut command = Command::new(WARDIAN);
+                command.env(NETWORK, "none");
+                command
+            }
+        };
         command.arg("serve").arg("--root").arg(self.root()).arg("--run").arg(self.run());
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
         command.arg("--default-rootfs").arg(self.image());
@@ -342,6 +383,9 @@ impl Server {
         .await;
         self.until_empty("cgroups", || cgroups(&self.group())).await;
         self.until_empty("mounts", || mounts(&[self.base.path(), self.run.path()])).await;
+        if let Some(world) = &self.world {
+            self.until_empty("links, tables or routes", || world.left()).await;
+        }
     }
 
     /// The directories of root file systems that live or wait to be deleted. What the store has made ahead is left out:

@@ -1,6 +1,6 @@
 //! What systemd tells a service, and is told. The tests play systemd.
 
-use crate::support::{STUCK, Server, WARDIAN, signal};
+use crate::support::{NETWORK, STUCK, Server, WARDIAN, signal};
 use rustix::process::Signal;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -56,6 +56,7 @@ fn activate(server: &Server, socket: OwnedFd, variables: &str) -> Child {
     let mut command = Command::new("sh");
     command.args(["-c", &script, "sh", &WARDIAN, "serve", "--root"]).arg(server.root());
     command.arg("--run").arg(server.run()).arg("--default-rootfs").arg(server.image());
+    command.env(NETWORK, "none");
     let log = std::fs::OpenOptions::new().create(true).append(true).open(server.base().join("log")).unwrap();
     command.stdin(socket).stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
