@@ -138,6 +138,10 @@ impl Server {
         assert!(self.child.is_none(), "it runs already");
         watchdog::step("the server's answer");
         watchdog::log(&self.base.path().join("log"));
+        // Whatever the command is: without a world its network would be the host's.
+        if self.world.is_none() {
+            command.env(NETWORK, "none");
+        }
         self.child = Some(command.spawn().unwrap());
         let client = self.client();
         let started = Instant::now();
