@@ -300,17 +300,24 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_named() {
         for (body, says) in [
-            (r#"{"network":"10.0.0.0/30"}"#, "network: \"10.0.0.0/30\" is not supported yet"),
             (r#"{"grace_time":-5}"#, "grace_time: -5 is negative"),
             (
                 r#"{"limits":{"disk_limits":{"byte_hard":9}}}"#,
                 "limits.disk_limits.byte_hard: \"9\" is not supported yet",
             ),
             (
-                r#"{"netin":[{"host_port":1}]}"#,
-                "netin: [{\"host_port\":1,\"container_port\":0}] is not supported yet",
+                r#"{"netin":[{"host_port":1,"protocol":"icmp"}]}"#,
+                "netin.protocol: \"icmp\" is neither tcp nor udp",
             ),
-            (r#"{"netout_rules":[{"protocol":1}]}"#, "netout_rules: [{\"protocol\":1}] is not supported yet"),
+            (r#"{"netout_rules":[{"protocol":9}]}"#, "invalid protocol: 9"),
+            (
+                r#"{"netout_rules":[{"networks":[{"start":"10.0.0.0/8"}]}]}"#,
+                "netout_rules.networks: \"10.0.0.0/8\" is no IP address",
+            ),
+            (
+                r#"{"limits":{"bandwidth_limits":{"burst":5}}}"#,
+                "limits.bandwidth_limits: a burst of 5 bytes needs a rate",
+            ),
             (r#"{"image":{"password":"secret"}}"#, "image.password: (hidden) is not supported yet"),
             (r#"{"bind_mounts":[{"mode":7}]}"#, "bind_mounts.mode: 7 is neither 0 nor 1"),
             (r#"{"rootfs":"a","image":{"uri":"b"}}"#, "Cannot provide both Image.URI and RootFSPath"),
@@ -331,9 +338,9 @@ mod tests {
 
     #[test]
     fn errors_repeat_little_and_handles_are_taken_once() {
-        let long = format!(r#"{{"network":"{}"}}"#, "x".repeat(100_000));
+        let long = format!(r#"{{"image":{{"username":"{}"}}}}"#, "x".repeat(100_000));
         assert!(container(decode(long.as_bytes()).unwrap()).unwrap_err().len() < 400);
-        let long = format!(r#"{{"netin":[{}{{}}]}}"#, "{},".repeat(10_000));
+        let long = format!(r#"{{"netout_rules":[{{"networks":[{{"end":"{}"}}]}}]}}"#, "1".repeat(100_000));
         assert!(container(decode(long.as_bytes()).unwrap()).unwrap_err().len() < 400);
         let of = |text: String| handles(&BTreeMap::from([("handles".to_owned(), text)]));
         assert_eq!(of("b,a,b,a,b".into()).unwrap(), ["a", "b"]);
