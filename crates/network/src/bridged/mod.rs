@@ -104,7 +104,7 @@ pub struct Bridged {
     policy: Policy,
     external: IpAddr,
     mtu: u32,
-    /// rtnetlink in the host's network namespace.
+    /// rtnetlink in the host's network namespace. This lock is taken after that of the leases.
     host: Mutex<Connection>,
     firewall: Firewall,
     leases: Mutex<Leases>,
@@ -656,13 +656,15 @@ impl Bridged {
         if !all {
             return;
         }
+        // In this order, as everywhere.
+        let mut leases = self.leases.lock();
         let mut host = self.host.lock();
-        for (subnet, index) in self.leases.lock().bridges.drain() {
+        for (subnet, index) in leases.bridges.drain() {
             if let Err(error) = link::delete(&mut host, index) {
                 tracing::warn!(error = chain(&error), %subnet, "network.bridge-left");
             }
         }
-        drop(host);
+        drop((host, leases));
         if let Err(error) = self.firewall.remove_tables() {
             tracing::warn!(error = chain(&error), "network.firewall-left");
         }
