@@ -171,11 +171,6 @@ pub fn beside(net: Ipv6Net, ip: Ipv4Addr) -> Ipv6Net {
     Ipv6Net::new(address, net.prefix_len()).unwrap_or(net)
 }
 
-/// Returns the link-local address of a container's link.
-pub fn link_local(ip: Ipv4Addr) -> Ipv6Addr {
-    Ipv6Addr::from((0xfe80_u128 << 112) | u128::from(u32::from(ip)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +195,6 @@ mod tests {
         assert_eq!(state.bridge(), "wbrdg-0afe0004");
         assert_eq!(state.gateway().to_string(), "10.254.0.5");
         assert_eq!(state.gateway_v6().unwrap().to_string(), "fd00:1::afe:5");
-        assert_eq!(link_local(state.ip).to_string(), "fe80::afe:6");
+        assert_eq!(crate::link::link_local(state.ip).to_string(), "fe80::afe:6");
     }
 }

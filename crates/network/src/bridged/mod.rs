@@ -20,7 +20,7 @@ use crate::netlink::{Connection, Protocol};
 use crate::ports::{Mapping, Ports, Transport};
 use crate::route;
 use crate::spec::Request;
-use crate::state::{State, beside, bridge_name, gateway, link_local, mapped};
+use crate::state::{State, beside, bridge_name, gateway, mapped};
 use crate::subnets::{Lease, Subnets};
 use crate::{Files, Found, Order, Wanted, tc};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -679,7 +679,7 @@ fn member(state: &State, handle: &str, steps: &[Step]) -> Member {
         port: state.host_link(),
         mac: state.mac,
         v4: state.ip,
-        v6: state.ipv6.map(|net| (net.addr(), link_local(state.ip))),
+        v6: state.ipv6.map(|net| (net.addr(), link::link_local(state.ip))),
         external: vec![state.external],
         mappings: state.mappings.clone(),
         egress: steps.to_vec(),
