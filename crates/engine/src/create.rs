@@ -319,10 +319,6 @@ fn prepare(
         failpoint::reach(Point::CreateConnected);
         timeline.ended("network");
     }
-    // Garden's 49 characters, and the kernel's 64 bytes.
-    let end =
-        |most: usize| spec.handle.chars().skip(spec.handle.chars().count().saturating_sub(most)).collect();
-    let hostname = (0..=49).rev().map(end).find(|name: &String| name.len() <= 64).unwrap_or_default();
     let texts = shared.networks.files(container.record().network.as_ref(), &spec.handle)?;
     let mut files = Vec::new();
     for (file, contents) in network_files(&dir).into_iter().zip([texts.hosts, texts.resolv]) {
@@ -331,7 +327,7 @@ fn prepare(
     }
     let settings = Settings {
         privileged: spec.privileged,
-        hostname: Some(hostname),
+        hostname: Some(network::files::hostname(&spec.handle).to_owned()),
         env: container.record().env.clone(),
         no_new_privileges: shared.config.no_new_privileges && !spec.privileged,
         shm_bytes: shm_bytes(shared.config.shm_bytes, spec.limits.memory_bytes),

@@ -9,8 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const MAX_BYTES: usize = 64 << 10;
 /// The most name servers, and the most search domains, that a list may have.
 pub const MAX_ENTRIES: usize = 256;
-/// The longest name of a host in the kernel is 64 bytes; Garden takes the last 49 characters of the handle.
+/// Garden takes the last 49 characters of the handle for the name of the host.
 const HOSTNAME: usize = 49;
+/// The kernel takes no more bytes (`__NEW_UTS_LEN`, uts_namespaces(7)).
+const HOSTNAME_BYTES: usize = 64;
 /// Where systemd-resolved listens on the host's loopback interface (systemd-resolved.service(8)).
 const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 
@@ -37,6 +39,13 @@ pub enum Error {
     },
 }
 
+/// Returns the name of the host in a container: the end of its handle.
+pub fn hostname(handle: &str) -> &str {
+    let starts = handle.char_indices().rev().take(HOSTNAME).map(|(at, _)| at);
+    let start = starts.take_while(|at| handle.len() - at <= HOSTNAME_BYTES).last();
+    &handle[start.unwrap_or(handle.len())..]
+}
+
 /// Returns the text of /etc/hosts: localhost, the container's own name (the end of its handle), and the operator's
 /// lines as they are.
 ///
@@ -50,8 +59,7 @@ pub fn hosts(
     additional: &[String],
 ) -> Result<String, Error> {
     check_name("the handle", handle)?;
-    let start = handle.char_indices().rev().take(HOSTNAME).last().map_or(0, |(at, _)| at);
-    let name = &handle[start..];
+    let name = hostname(handle);
     let mut text = "127.0.0.1 localhost\n".to_owned();
     if ipv6.is_some() {
         text.push_str("::1 localhost\n");
@@ -257,7 +265,9 @@ mod tests {
             text.rsplit_once(' ').unwrap().1.trim_end().to_owned()
         };
         assert_eq!(name(&("x".repeat(20) + &"y".repeat(49))), "y".repeat(49));
-        assert_eq!(name(&"é".repeat(60)), "é".repeat(49));
+        // A container resolves its own name, and the kernel takes no longer one.
+        assert_eq!(name(&"é".repeat(60)), "é".repeat(32));
+        assert_eq!(hostname(&"é".repeat(60)), "é".repeat(32));
         assert_eq!(name(&"y".repeat(49)), "y".repeat(49));
         for bad in ["", "a b", "a\n1.2.3.4 b", "a\u{7f}"] {
             assert!(matches!(hosts(ip("10.254.0.2"), None, bad, &[]), Err(Error::Name { .. })), "{bad:?}");
