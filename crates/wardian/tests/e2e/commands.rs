@@ -25,14 +25,14 @@ fn wardian(server: &Server, args: &[&str]) -> Said {
 }
 
 /// It must succeed. What it says.
-fn ok(server: &Server, args: &[&str]) -> String {
+pub fn ok(server: &Server, args: &[&str]) -> String {
     let said = wardian(server, args);
     assert!(said.code == Some(0) && said.err.is_empty(), "{args:?}: {said:?}\n{}", server.log());
     said.out
 }
 
 /// It must fail with this code. The message.
-fn fails(server: &Server, code: i32, args: &[&str]) -> String {
+pub fn fails(server: &Server, code: i32, args: &[&str]) -> String {
     let said = wardian(server, args);
     assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{args:?}: {said:?}");
     said.err

@@ -2,30 +2,13 @@
 
 use crate::cleaned::CLEANING;
 use crate::cli::Said;
+use crate::commands::{fails, ok};
 use crate::network_reach::{REFUSED, ask, spec};
 use crate::support::{Server, WARDIAN, sh};
 use crate::world::{HOST, INTERNET, INTERNET_2, container};
 use serde_json::Value;
 use std::process::{Command, Stdio};
 use wardian_needs::needs;
-
-fn wardian(server: &Server, args: &[&str]) -> Said {
-    let mut command = Command::new(WARDIAN);
-    command.args(args).env("WARDIAN_SOCKET", server.socket()).env_remove("WARDIAN_LOG");
-    command.stdin(Stdio::null()).output().unwrap().into()
-}
-
-fn ok(server: &Server, args: &[&str]) -> String {
-    let said = wardian(server, args);
-    assert!(said.code == Some(0) && said.err.is_empty(), "{args:?}: {said:?}\n{}", server.log());
-    said.out
-}
-
-fn fails(server: &Server, code: i32, args: &[&str]) -> String {
-    let said = wardian(server, args);
-    assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{args:?}: {said:?}");
-    said.err
-}
 
 #[tokio::test]
 async fn flags_and_commands_make_and_show_a_network() {
