@@ -73,7 +73,7 @@ pub fn assemble(
     }
     let rootfs = shared
         .store
-        .create_rootfs(rootfs_id, &RootfsSpec { image, owner })
+        .create_rootfs(rootfs_id, &RootfsSpec { image, owner, limit: None })
         .map_err(Error::store("root file system"))?;
     settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
     let config = bundle::text(&settings);

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use wardian_image::{Limits, Settings as Fetching};
 
+use crate::mounts::driver::DiskDriver;
+
 /// The configuration of a store.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -20,6 +22,8 @@ pub struct Config {
     /// How many root file systems a server mounts ahead for each image that creates have asked for lately, at most
     /// [`ready::MOST`](crate::ready::MOST); 0: none.
     pub ready_rootfs: usize,
+    /// The driver of disk limits; `None`: the first one that works here.
+    pub disk_driver: Option<DiskDriver>,
 }
 
 impl Config {
@@ -33,6 +37,7 @@ impl Config {
             remote: Fetching::default(),
             limits: Limits::default(),
             ready_rootfs: 0,
+            disk_driver: None,
         }
     }
 }

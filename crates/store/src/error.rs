@@ -6,7 +6,7 @@ use crate::disk::format;
 use crate::disk::layout;
 use crate::images::image;
 use crate::layers::layer;
-use crate::mounts::rootfs;
+use crate::mounts::{driver, rootfs};
 
 /// An error of the store, with one variant for each part of it.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,15 @@ pub enum Error {
     /// A root file system could not be made.
     #[error(transparent)]
     Rootfs(#[from] rootfs::Error),
+    /// The driver of disk limits that was asked for does not work here.
+    #[error(transparent)]
+    Driver(#[from] driver::Unusable),
+    /// There is no root file system with this id.
+    #[error("there is no root file system {id}")]
+    Unknown {
+        /// The id.
+        id: String,
+    },
     /// The store's names could not be read or changed.
     #[error(transparent)]
     Name(#[from] image::Error),

@@ -43,6 +43,7 @@ mod threads;
 mod work;
 
 pub use config::Config;
+pub use disk::limit::{Bound, DiskLimit, Scope, TooSmall, Written};
 pub use disk::record::{Record as RootfsRecord, Used};
 pub use disk::{format, layout, remove, run, whose};
 pub use error::{Error, Result};
@@ -53,6 +54,7 @@ pub use images::progress::{LayerProgress, Phase, Progress};
 pub use images::reference::Reference;
 pub use layers::layer;
 pub use layers::owner::Owner;
+pub use mounts::driver::{DiskDriver, Unusable};
 pub use mounts::measure::Measured;
 pub use mounts::ready;
 pub use mounts::rootfs::{self, Rootfs, RootfsSpec};

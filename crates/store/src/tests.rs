@@ -19,6 +19,7 @@ use super::*;
 
 mod collecting;
 mod crashes;
+mod limits;
 mod lives;
 mod measuring;
 mod names;
@@ -55,11 +56,11 @@ fn refer(text: &str) -> Reference {
 }
 
 fn privileged(image: &Image) -> RootfsSpec<'_> {
-    RootfsSpec { image, owner: None }
+    RootfsSpec { image, owner: None, limit: None }
 }
 
 fn owned<'a>(image: &'a Image, owner: &Owner<'a>) -> RootfsSpec<'a> {
-    RootfsSpec { image, owner: Some(*owner) }
+    RootfsSpec { image, owner: Some(*owner), limit: None }
 }
 
 /// Makes a tar with a root entry of mode 711, a file of root's, one of user 7 and a directory; returns its address.

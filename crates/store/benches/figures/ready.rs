@@ -68,7 +68,10 @@ fn single(fs: &Fs, case: &Case<'_>, report: &mut Report) -> Result<()> {
     for round in 0..=SAMPLES {
         for (index, store) in stores.iter().enumerate() {
             let rootfs = creates[index].take(|| {
-                store.create_rootfs("one", &RootfsSpec { image: &image[index], owner: Some(**owner) })
+                store.create_rootfs(
+                    "one",
+                    &RootfsSpec { image: &image[index], owner: Some(**owner), limit: None },
+                )
             })?;
             delete(&mut deletes, store, "one", rootfs);
             settle(store)?;
@@ -103,8 +106,10 @@ fn burst(fs: &Fs, case: &Case<'_>, report: &mut Report) -> Result<()> {
                         return Ok(made);
                     }
                     let id = format!("burst-{number}");
-                    let rootfs = store
-                        .create_rootfs(&id, &RootfsSpec { image: &image[index], owner: Some(**owner) })?;
+                    let rootfs = store.create_rootfs(
+                        &id,
+                        &RootfsSpec { image: &image[index], owner: Some(**owner), limit: None },
+                    )?;
                     made.push((id, rootfs));
                 }
             };
@@ -155,7 +160,7 @@ fn memory(fs: &Fs, store: &Store, images: &Images, owner: &Owner<'_>, report: &m
                 store
                     .create_rootfs(
                         "one",
-                        &RootfsSpec { image: &image, owner: Some(Owner { uid, ..*owner }) },
+                        &RootfsSpec { image: &image, owner: Some(Owner { uid, ..*owner }), limit: None },
                     )?
                     .mount,
             );

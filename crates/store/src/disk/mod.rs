@@ -4,6 +4,7 @@ pub(crate) mod blocks;
 pub(crate) mod files;
 pub mod format;
 pub mod layout;
+pub mod limit;
 pub(crate) mod lock;
 pub(crate) mod record;
 pub mod remove;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use wardian_sys::directory::Directory;
 
 use super::{files, run};
+use crate::disk::limit::Bound;
 
 /// The directory's name in the run directory.
 const DIRECTORY: &str = "rootfs";
@@ -42,6 +43,9 @@ pub struct Record {
     /// Where it is attached; none for a container's, which is held open by its keeper only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached: Option<PathBuf>,
+    /// What may be written to it.
+    #[serde(default, skip_serializing_if = "Bound::is_none")]
+    pub bound: Bound,
     /// Whether its overlay syncs, because no volatile one could be mounted when it was made.
     #[serde(default)]
     pub honest: bool,
@@ -242,6 +246,7 @@ mod tests {
             layers: vec![Used { chain: "c".into(), instance: "i".into() }],
             created_ms: now_ms(),
             attached: None,
+            bound: Bound::NONE,
             honest: false,
             writeback_error: None,
         }

@@ -45,6 +45,12 @@ impl Image {
         length(&self.manifest) + 4 * length(&self.config_json)
     }
 
+    /// Returns the bytes of its layers, as recorded when they were unpacked.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.extent.bytes).sum()
+    }
+
     pub(crate) fn touch(&self) {
         self.layers.iter().for_each(|layer| layer.touch());
     }

@@ -1,4 +1,4 @@
-//! Writable parts as plain directories: without limits of their own.
+//! Writable parts as plain directories, which cannot be limited.
 
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode};
 
+use super::driver::DiskDriver;
 use super::names::Names;
-use super::upper::{Pair, Upper};
+use super::upper::{Error, Pair, Upper};
 use crate::disk::blocks::{BLOCK, entry_bytes};
 use crate::disk::files;
 use crate::disk::layout::Layout;
+use crate::disk::limit::{Bound, Written};
 use crate::disk::remove;
 use crate::layers::owner::Root;
 
@@ -27,6 +29,8 @@ pub(crate) struct Directories {
     /// Whether pairs are made in groups, see [`Group`].
     grouped: bool,
     group: Mutex<Option<Group>>,
+    /// Why there is no driver that could limit them.
+    why: String,
 }
 
 /// An empty directory in `rootfs/`: a directory that is made in it and moved out of it stays in its block group.
@@ -41,9 +45,14 @@ struct Group {
 }
 
 impl Directories {
-    /// `grouped`: whether pairs are made in groups, which pays where there will be many.
-    pub(crate) fn new(layout: Arc<Layout>, names: Arc<Names>, grouped: bool) -> Self {
-        Self { layout, names, grouped, group: Mutex::default() }
+    /// `grouped`: whether pairs are made in groups, which pays where there will be many. `why`: why there is no driver
+    /// that could limit them, with the remedy.
+    pub(crate) fn new(layout: Arc<Layout>, names: Arc<Names>, grouped: bool, why: String) -> Self {
+        Self { layout, names, grouped, group: Mutex::default(), why }
+    }
+
+    fn refuse(&self, bound: Bound) -> Result<(), Error> {
+        if bound.is_none() { Ok(()) } else { Err(Error::Unlimited { why: self.why.clone() }) }
     }
 
     fn make_in_group(&self, name: &str) -> rustix::io::Result<()> {
@@ -74,7 +83,16 @@ impl Directories {
 }
 
 impl Upper for Directories {
-    fn make(&self, name: &str, root: Root) -> rustix::io::Result<Pair> {
+    fn driver(&self) -> DiskDriver {
+        DiskDriver::None
+    }
+
+    fn made_with(&self, bound: Bound) -> Result<Bound, Error> {
+        self.refuse(bound).map(|()| bound)
+    }
+
+    fn make(&self, name: &str, root: Root, bound: Bound) -> Result<Pair, Error> {
+        self.refuse(bound)?;
         if self.grouped {
             self.make_in_group(name)?;
         } else {
@@ -89,7 +107,19 @@ impl Upper for Directories {
         Ok(pair)
     }
 
-    fn usage(&self, name: &str, step: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>> {
+    fn limit(&self, _name: &str, bound: Bound) -> Result<(), Error> {
+        self.refuse(bound)
+    }
+
+    fn adopt(&self, _name: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn written(&self, _name: &str) -> rustix::io::Result<Option<Written>> {
+        Ok(None)
+    }
+
+    fn measure(&self, name: &str, step: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>> {
         let dir = files::open_dir(&self.layout.rootfs, name)?;
         let own = rustix::fs::statat(&dir, c"upper", AtFlags::SYMLINK_NOFOLLOW)?;
         let bytes = entry_bytes(&dir, c"upper", &mut HashSet::new(), step);
@@ -123,10 +153,10 @@ mod tests {
         let open = Layout::open(&dir.path().join("store"), &dir.path().join("run"), Role::Server);
         let (layout, _lock) = open.unwrap();
         let (layout, names) = (Arc::new(layout), Arc::new(Names::default()));
-        let upper = Directories::new(Arc::clone(&layout), Arc::clone(&names), true);
+        let upper = Directories::new(Arc::clone(&layout), Arc::clone(&names), true, "none".to_owned());
         let make = || {
             let name = names.new_name();
-            upper.make(&name, (0, 0)).inspect_err(|_| names.disown(&name))
+            upper.make(&name, (0, 0), Bound::NONE).inspect_err(|_| names.disown(&name))
         };
         let mut made: Vec<String> = (0..TOGETHER).map(|_| make().unwrap().name).collect();
         made.sort();

@@ -1,7 +1,8 @@
-//! Measures in the background, one at a time, how much the living root file systems have written. Callers get the
-//! last known value without waiting.
+//! Tells how much the living root file systems have written. Where their file system counts it, callers get its figures
+//! of this moment. Otherwise they are measured in the background, one at a time, and callers get the last known value
+//! without waiting.
 //!
-//! The walk is over the store's own directory, from the host's side: it follows no symlink, enters no other file
+//! That walk is over the store's own directory, from the host's side: it follows no symlink, enters no other file
 //! system (nothing is mounted there), and works at most a fifth of the time, so that a tree of a million files is no
 //! burden.
 
@@ -13,9 +14,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::upper::Upper;
-use crate::disk::files;
-use crate::disk::layout::Layout;
-use crate::layers::layer;
 use crate::threads::join;
 
 /// How old a measurement may be before it is repeated …
@@ -32,16 +30,20 @@ const REST_MOST: Duration = Duration::from_millis(200);
 /// The space of a root file system, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Measured {
-    /// The bytes on the disk that were written to it; 0 until it has been measured for the first time.
+    /// The bytes on the disk that were written to it; 0 until they have been measured for the first time.
     pub exclusive_bytes: u64,
+    /// The inodes that were written to it; `None`: its file system does not count them.
+    pub exclusive_inodes: Option<u64>,
     /// The size of the image's layers below it, as recorded.
     pub image_bytes: u64,
 }
 
 #[derive(Debug, Default)]
 struct Known {
+    /// The name of its part.
+    dir: String,
     exclusive_bytes: u64,
-    image_bytes: Option<u64>,
+    image_bytes: u64,
     /// When it was measured, and how long that took.
     measured: Option<(Instant, Duration)>,
     queued: bool,
@@ -61,7 +63,6 @@ struct State {
 
 #[derive(Debug)]
 struct Shared {
-    layout: Arc<Layout>,
     upper: Arc<dyn Upper>,
     state: Mutex<State>,
     changed: Condvar,
@@ -76,14 +77,9 @@ pub(crate) struct Measurer {
 }
 
 impl Measurer {
-    pub(crate) fn new(layout: Arc<Layout>, upper: Arc<dyn Upper>) -> Self {
-        let shared = Shared {
-            layout,
-            upper,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            stop: AtomicBool::new(false),
-        };
+    pub(crate) fn new(upper: Arc<dyn Upper>) -> Self {
+        let shared =
+            Shared { upper, state: Mutex::default(), changed: Condvar::new(), stop: AtomicBool::new(false) };
         Self { shared: Arc::new(shared), thread: Mutex::default() }
     }
 
@@ -105,9 +101,9 @@ impl Measurer {
         thread.is_none_or(|thread| join(thread, until))
     }
 
-    /// Adds a new root file system, with the size of its layers.
-    pub(crate) fn made(&self, id: &str, image_bytes: u64) {
-        let known = Known { image_bytes: Some(image_bytes), ..Known::default() };
+    /// Adds a root file system, with the name of its part and the size of its layers.
+    pub(crate) fn add(&self, id: &str, dir: &str, image_bytes: u64) {
+        let known = Known { dir: dir.to_owned(), image_bytes, ..Known::default() };
         self.shared.state.lock().known.insert(id.to_owned(), known);
     }
 
@@ -120,12 +116,21 @@ impl Measurer {
         self.shared.state.lock().known.remove(id);
     }
 
-    /// Returns what is known now; an old value is queued for another measurement.
+    /// Returns what is counted or known now; an old value is queued for another measurement.
     pub(crate) fn get(&self, id: &str) -> Measured {
+        let part = self.shared.state.lock().known.get(id).map(|known| (known.dir.clone(), known.image_bytes));
+        if let Some((dir, image_bytes)) = part
+            && let Ok(Some(written)) = self.shared.upper.written(&dir)
+        {
+            return Measured {
+                exclusive_bytes: written.bytes,
+                exclusive_inodes: Some(written.inodes),
+                image_bytes,
+            };
+        }
         let mut state = self.shared.state.lock();
         let state = &mut *state;
-        // A root file system that this process has not made is one of an earlier server.
-        let known = state.known.entry(id.to_owned()).or_default();
+        let Some(known) = state.known.get_mut(id) else { return Measured::default() };
         if !known.queued && known.is_old() {
             known.queued = true;
             state.queue.push_back(id.to_owned());
@@ -133,7 +138,8 @@ impl Measurer {
         }
         Measured {
             exclusive_bytes: known.exclusive_bytes,
-            image_bytes: known.image_bytes.unwrap_or_default(),
+            exclusive_inodes: None,
+            image_bytes: known.image_bytes,
         }
     }
 }
@@ -152,40 +158,22 @@ impl Shared {
                 self.changed.wait(&mut state);
                 continue;
             };
-            let image_bytes = state.known.get(&id).map(|known| known.image_bytes);
+            // It may have been released meanwhile.
+            let Some(dir) = state.known.get(&id).map(|known| known.dir.clone()) else { continue };
             drop(state);
             let started = Instant::now();
-            let found = image_bytes.map(|bytes| self.measure(&id, bytes));
+            let pace = Pace::new(self, &id);
+            let found = self.upper.measure(&dir, &|| pace.step());
             state = self.state.lock();
-            match found {
-                // The root file system was released meanwhile.
-                None => {}
-                // There is no such root file system. Its entry is removed, so that unknown ids cannot fill the
-                // memory.
-                Some(None) => drop(state.known.remove(&id)),
-                Some(Some((exclusive, image_bytes))) => {
-                    if let Some(known) = state.known.get_mut(&id) {
-                        known.exclusive_bytes = exclusive.unwrap_or(known.exclusive_bytes);
-                        known.image_bytes = Some(image_bytes);
-                        known.measured = Some((Instant::now(), started.elapsed()));
-                        known.queued = false;
-                    }
+            if let Some(known) = state.known.get_mut(&id) {
+                // The last figure stays where the walk has not been completed.
+                if let Ok(Some(bytes)) = found {
+                    known.exclusive_bytes = bytes;
                 }
+                known.measured = Some((Instant::now(), started.elapsed()));
+                known.queued = false;
             }
         }
-    }
-
-    /// Returns the two sizes, the first only if the walk was completed; `None` if the root file system is gone.
-    fn measure(&self, id: &str, image_bytes: Option<u64>) -> Option<(Option<u64>, u64)> {
-        let record = self.layout.records.get(id).ok().flatten()?;
-        let image_bytes = image_bytes.unwrap_or_else(|| {
-            let size = |chain| {
-                Some(layer::Record::read(files::open_dir(&self.layout.layers, chain).ok()?).ok()?.bytes)
-            };
-            record.layers.iter().filter_map(|used| size(&used.chain)).sum()
-        });
-        let pace = Pace::new(self, id);
-        Some((self.upper.usage(&record.dir, &|| pace.step()).ok()?, image_bytes))
     }
 }
 

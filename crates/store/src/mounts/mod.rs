@@ -2,6 +2,7 @@
 
 pub(crate) mod directories;
 pub(crate) mod door;
+pub mod driver;
 pub(crate) mod measure;
 pub(crate) mod names;
 pub(crate) mod pool;

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::names::Names;
-use super::upper::{Pair, Upper};
+use super::upper::{self, Pair, Upper};
+use crate::disk::limit::Bound;
 use crate::layers::owner::Root;
 
 /// Pairs kept ready on each shelf: enough for the burst of a scale-up on a small host.
@@ -40,7 +41,7 @@ impl Pool {
     }
 
     /// Fills the shelves; [`Pool::take`] need not wait meanwhile.
-    pub(crate) fn fill(&self) -> rustix::io::Result<()> {
+    pub(crate) fn fill(&self) -> Result<(), upper::Error> {
         loop {
             let closed = self.closed.lock();
             if *closed {
@@ -50,7 +51,7 @@ impl Pool {
                 self.shelves.lock().iter().find(|(_, shelf)| shelf.len() < READY).map(|(root, _)| *root);
             let Some(root) = short else { return Ok(()) };
             let name = self.names.new_name();
-            let pair = self.upper.make(&name, root).inspect_err(|_| self.names.disown(&name))?;
+            let pair = self.upper.make(&name, root, Bound::NONE).inspect_err(|_| self.names.disown(&name))?;
             self.shelves.lock().entry(root).or_default().push(pair);
         }
     }

@@ -1,6 +1,7 @@
 //! Spares: root file systems mounted ahead, of the kinds that creates have asked for lately.
 //!
-//! A spare is made of exact unpackings of layers for one owner, and fits nobody else. It has no record, so its layers
+//! A spare is made of exact unpackings of layers for one owner, and fits nobody else; a part that gets its bound when
+//! it is made also fits that bound alone. It has no record, so its layers
 //! may be collected; the name of its directory is registered until it is claimed. A create that claims a spare
 //! first writes the record and *then* checks that the layers are still in place, as for a new root file system (see
 //! `disk::record`), and that no write was lost since the spare was mounted. If either check fails, the spare is
@@ -17,6 +18,7 @@ use wardian_sys::procfs::{self, MemInfo};
 use super::reaper;
 use crate::disk::files;
 use crate::disk::layout::Layout;
+use crate::disk::limit::Bound;
 use crate::layers::layer::Layer;
 use crate::layers::owner::{Owner, Root, is_shared};
 
@@ -42,11 +44,14 @@ pub(crate) struct Kind {
     /// Bottom first.
     pub(crate) layers: Arc<[Arc<Layer>]>,
     owner: Option<(OwnedFd, Root)>,
+    /// What its part was made with, see [`Upper::made_with`](super::upper::Upper::made_with).
+    pub(crate) bound: Bound,
 }
 
 impl Kind {
-    fn fits(&self, layers: &[Arc<Layer>], owner: Option<&Owner<'_>>) -> bool {
-        self.owner.as_ref().map(|(_, root)| *root) == owner.map(|owner| (owner.uid, owner.gid))
+    fn fits(&self, layers: &[Arc<Layer>], owner: Option<&Owner<'_>>, bound: Bound) -> bool {
+        self.bound == bound
+            && self.owner.as_ref().map(|(_, root)| *root) == owner.map(|owner| (owner.uid, owner.gid))
             && self.layers.len() == layers.len()
             && self.layers.iter().zip(layers).all(|(own, other)| own.instance == other.instance)
     }
@@ -138,14 +143,19 @@ impl Ready {
     }
 
     /// Takes a spare of this kind, if there is one. The call creates the kind's shelf, which the steward fills.
-    pub(crate) fn claim(&self, layers: &Arc<[Arc<Layer>]>, owner: Option<&Owner<'_>>) -> Option<Spare> {
+    pub(crate) fn claim(
+        &self,
+        layers: &Arc<[Arc<Layer>]>,
+        owner: Option<&Owner<'_>>,
+        bound: Bound,
+    ) -> Option<Spare> {
         // A spare with an unshared mapping could be claimed by nobody else.
         if self.per_kind == 0 || layers.is_empty() || !is_shared(owner) || layers.len() > self.most_layers {
             return None;
         }
         let (mut state, now) = (self.state.lock(), Instant::now());
         state.asked = Some(now);
-        if let Some(shelf) = state.shelves.iter_mut().find(|shelf| shelf.kind.fits(layers, owner)) {
+        if let Some(shelf) = state.shelves.iter_mut().find(|shelf| shelf.kind.fits(layers, owner, bound)) {
             shelf.asked = now;
             return shelf.spares.pop();
         }
@@ -160,7 +170,7 @@ impl Ready {
             let shelf = state.shelves.swap_remove(oldest);
             state.gone.extend(shelf.spares);
         }
-        let kind = Arc::new(Kind { layers: Arc::clone(layers), owner });
+        let kind = Arc::new(Kind { layers: Arc::clone(layers), owner, bound });
         state.shelves.push(Shelf { kind, asked: now, spares: Vec::new() });
         None
     }

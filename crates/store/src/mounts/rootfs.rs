@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use wardian_sys::layer_ns::LayerNamespace;
 use wardian_sys::mount::{self, Overlay, UpperPair};
 
-use super::upper::{Pair, READY_MODE};
+use super::upper::{self, Pair, READY_MODE};
+use crate::disk::limit::{self, DiskLimit};
 use crate::images::opened::Image;
 use crate::layers::layer::{self, Layer, Lower, Mappings};
 use crate::layers::owner::Owner;
@@ -75,8 +76,19 @@ pub enum Error {
     Make {
         /// The id.
         id: String,
-        /// The kernel's error.
-        source: Errno,
+        /// What failed.
+        source: upper::Error,
+    },
+    /// Its limit is not larger than its image.
+    #[error(transparent)]
+    TooSmall(#[from] limit::TooSmall),
+    /// Its limit could not be set.
+    #[error("cannot limit the root file system {id}")]
+    Limit {
+        /// The id.
+        id: String,
+        /// What failed.
+        source: upper::Error,
     },
     /// The kernel has no overlay file system.
     #[error("this kernel has no overlay file system (CONFIG_OVERLAY_FS, or its module is not loaded)")]
@@ -110,6 +122,8 @@ pub struct RootfsSpec<'a> {
     pub image: &'a Image,
     /// Whose root owns it; `None`: the host's.
     pub owner: Option<Owner<'a>>,
+    /// What it may take; `None`: all there is.
+    pub limit: Option<DiskLimit>,
 }
 
 /// The parts of a root file system.
@@ -164,7 +178,7 @@ impl Mounter {
         let mode = layer::root_mode(layers);
         if mode != READY_MODE {
             rustix::fs::fchmod(&pair.upper, Mode::from_raw_mode(mode))
-                .map_err(|source| Error::Make { id: id.to_owned(), source })?;
+                .map_err(|errno| Error::Make { id: id.to_owned(), source: errno.into() })?;
         }
         self.mount(parts, true)
     }

@@ -15,6 +15,7 @@ use wardian_sys::mount;
 use super::rootfs::Mounter;
 use super::upper::Upper;
 use crate::disk::files;
+use crate::disk::limit::Bound;
 use crate::layers::layer::Lower;
 
 /// The overlay in which fsync is called.
@@ -36,7 +37,8 @@ impl Sentinel {
     }
 
     fn mount(upper: &dyn Upper, mounter: &Mounter, name: &str) -> Result<OwnedFd, Errno> {
-        let pair = upper.make(name, (0, 0))?;
+        let pair =
+            upper.make(name, (0, 0), Bound::NONE).map_err(|error| error.errno().unwrap_or(Errno::NOTSUP))?;
         rustix::fs::mkdirat(&pair.dir, "lower", Mode::RWXU)?;
         let lower = files::open_dir(&pair.dir, "lower")?;
         let mount = mount::open_tree_clone(&lower, "", false).map_err(|error| error.errno())?;

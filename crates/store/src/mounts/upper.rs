@@ -1,14 +1,17 @@
 //! The writable parts of root file systems: what a driver of disk limits implements.
 //!
-//! The rest of the store knows a writable part by its name in `rootfs/`, and an open one as a [`Pair`]. There is one
-//! implementation: [`Directories`](super::directories::Directories).
+//! The rest of the store knows a writable part by its name in `rootfs/`, and an open one as a [`Pair`]. There is an
+//! implementation for each driver of disk limits ([`driver`](super::driver)).
 
 use std::ffi::CStr;
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
 
+use super::driver::DiskDriver;
+use crate::disk::limit::{Bound, Written};
 use crate::disk::remove;
 use crate::layers::owner::Root;
 
@@ -35,23 +38,79 @@ impl Pair {
     }
 }
 
+/// Why a driver has not done what it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel's error.
+    #[error(transparent)]
+    System(#[from] Errno),
+    /// No driver here can enforce a limit.
+    #[error("a limit on what is written cannot be enforced here: {why}")]
+    Unlimited {
+        /// What each driver lacks, with the remedy.
+        why: String,
+    },
+}
+
+impl Error {
+    /// The kernel's error, if there is one.
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::System(errno) => Some(*errno),
+            Self::Unlimited { .. } => None,
+        }
+    }
+}
+
 /// Where the writable parts of root file systems are kept. Calls may come from any thread, several at a time; a part
 /// is removed by the process that made it, or by a later one.
 pub(crate) trait Upper: Debug + Send + Sync {
-    /// Makes the part `name`, whose `upper` belongs to `root` with [`READY_MODE`]. It may wait for the disk, so
-    /// requests take a part made ahead if there is one. The caller has registered the name; the remains of a failed
-    /// call are trash, which [`Upper::remove`] can remove.
+    /// The driver.
+    fn driver(&self) -> DiskDriver;
+
+    /// Returns the bound with which parts are made that are to have `bound` in the end: the same, if a part gets its
+    /// bound when it is made; [`Bound::NONE`], if any part can be given one later, by [`Upper::limit`]. So it tells
+    /// which parts made ahead can be taken.
     ///
     /// # Errors
-    /// The kernel's.
-    fn make(&self, name: &str, root: Root) -> rustix::io::Result<Pair>;
+    /// The driver cannot enforce such a bound.
+    fn made_with(&self, bound: Bound) -> Result<Bound, Error>;
 
-    /// Returns the bytes on the disk that were written to the part since it was made; `None` if `step` has cancelled
-    /// it: that is called again and again, may sleep, and returns true to end the call.
+    /// Makes the part `name`, whose `upper` belongs to `root` with [`READY_MODE`]; `bound` is one that
+    /// [`Upper::made_with`] has returned. It may wait for the disk, so requests take a part made ahead if there is
+    /// one. The caller has registered the name; the remains of a failed call are trash, which [`Upper::remove`] can
+    /// remove.
+    ///
+    /// # Errors
+    /// The kernel's, or the driver's program has failed.
+    fn make(&self, name: &str, root: Root, bound: Bound) -> Result<Pair, Error>;
+
+    /// Gives a part another bound, also while it is in use. It does not wait for the disk.
+    ///
+    /// # Errors
+    /// The driver cannot change it so, or the kernel refuses it.
+    fn limit(&self, name: &str, bound: Bound) -> Result<(), Error>;
+
+    /// Takes over a part in use that another process has made, when a server starts.
+    ///
+    /// # Errors
+    /// It cannot be kept as the driver wants to: what that means is in the text.
+    fn adopt(&self, name: &str) -> Result<(), Error>;
+
+    /// Returns what has been written to the part since it was made, exactly and without a walk over its files; `None`
+    /// if its file system does not count it, see [`Upper::measure`].
     ///
     /// # Errors
     /// There is no such part.
-    fn usage(&self, name: &str, step: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>>;
+    fn written(&self, name: &str) -> rustix::io::Result<Option<Written>>;
+
+    /// Returns the bytes on the disk that were written to the part since it was made, by a walk; `None` if `step` has
+    /// cancelled it: that is called again and again, may sleep, and returns true to end the call.
+    ///
+    /// # Errors
+    /// There is no such part.
+    fn measure(&self, name: &str, step: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>>;
 
     /// Whether nothing has been written to the part, as to one made ahead.
     fn is_unused(&self, name: &str) -> bool;

@@ -28,7 +28,7 @@ pub(super) fn ready() -> (tempfile::TempDir, String, Store) {
 /// Creates a root file system of a kind, and waits until the steward has made spares of it.
 fn ask(store: &Store, id: &str, image: &Image, owner: Option<&Owner<'_>>) {
     let before = store.ready_rootfs();
-    drop(store.create_rootfs(id, &RootfsSpec { image, owner: owner.copied() }).unwrap());
+    drop(store.create_rootfs(id, &RootfsSpec { image, owner: owner.copied(), limit: None }).unwrap());
     store.release_rootfs(id, None);
     wait_for(|| store.ready_rootfs() == before + READY);
 }
@@ -61,7 +61,8 @@ fn a_claim_is_what_a_create_would_have_made() {
     let spares = names(&store);
     // The spares do not fit a privileged container or another root.
     for (id, other) in [("other", None), ("third", Some(Owner { uid: MAPPED + 1, ..owner }))] {
-        let rootfs = store.create_rootfs(id, &RootfsSpec { image: &image, owner: other }).unwrap();
+        let rootfs =
+            store.create_rootfs(id, &RootfsSpec { image: &image, owner: other, limit: None }).unwrap();
         assert!(!is_spare(&spares, &rootfs));
         let root = other.map_or(0, |owner| owner.uid);
         assert_eq!(fs::metadata(below(&rootfs.mount, ".")).unwrap().uid(), root);
@@ -144,7 +145,9 @@ fn after_a_lost_write_none_is_left() {
     ask(&store, "first", &image, None);
     let spares = names(&store);
     // A spare that was claimed or being mounted at that moment is refused.
-    let Some(claimed) = store.0.ready.claim(&image.layers, None) else { panic!("none is ready") };
+    let Some(claimed) = store.0.ready.claim(&image.layers, None, Bound::NONE) else {
+        panic!("none is ready")
+    };
     store.0.mark_hit("a disk was pulled");
     assert!(store.0.ready.put(claimed).is_err_and(|spare| spare.is_sound()));
     assert!(!names(&store).iter().any(|name| spares.contains(name)));
@@ -173,8 +176,8 @@ fn no_more_than_were_asked_for() {
     }
     // Spares of eight kinds, those asked for most recently.
     wait_for(|| store.ready_rootfs() == 8 * READY);
-    assert!(store.0.ready.claim(&image.layers, Some(&owners[2])).is_some());
-    assert!(store.0.ready.claim(&image.layers, Some(&owners[1])).is_none());
+    assert!(store.0.ready.claim(&image.layers, Some(&owners[2]), Bound::NONE).is_some());
+    assert!(store.0.ready.claim(&image.layers, Some(&owners[1]), Bound::NONE).is_none());
     // After ten minutes without a create the spares are discarded.
     let later = std::time::Instant::now() + Duration::from_secs(601);
     store.0.discard(store.0.ready.outdated(later, &|_| true));

@@ -14,6 +14,7 @@ use super::usage::{LayerInfo, Usage};
 use super::{fetch, open, steward};
 use crate::config::Config;
 use crate::disk::layout::Layout;
+use crate::disk::limit::DiskLimit;
 use crate::disk::lock::Role;
 use crate::error::{Error, Result};
 use crate::failpoints::Point;
@@ -24,14 +25,13 @@ use crate::images::progress::Progress;
 use crate::images::reference::Reference;
 use crate::layers::durable::Durability;
 use crate::layers::layer;
-use crate::mounts::directories::Directories;
+use crate::mounts::driver::{self, DiskDriver, Ground};
 use crate::mounts::measure::{Measured, Measurer};
 use crate::mounts::names::Names;
 use crate::mounts::pool::Pool;
 use crate::mounts::ready::Ready;
 use crate::mounts::reaper::Reaper;
 use crate::mounts::rootfs::{self, Mounter, Rootfs, RootfsSpec};
-use crate::mounts::upper::Upper;
 use crate::store::{Inner, Store};
 
 impl Store {
@@ -70,8 +70,8 @@ impl Store {
         let remote = Remote::new(config.remote.clone()).map_err(|source| Error::Certificates { source })?;
         let names = Arc::new(Names::default());
         let grouped = role == Role::Server && layout.spreads;
-        let upper: Arc<dyn Upper> =
-            Arc::new(Directories::new(Arc::clone(&layout), Arc::clone(&names), grouped));
+        let ground = Ground { layout: Arc::clone(&layout), names: Arc::clone(&names), grouped };
+        let upper = driver::choose(&ground, config.disk_driver)?;
         let inner = Arc::new_cyclic(|weak: &std::sync::Weak<Inner>| {
             let weak = weak.clone();
             let alarm = move |what: &str| {
@@ -82,7 +82,7 @@ impl Store {
             Inner {
                 reaper: Reaper::new(Arc::clone(&layout), Arc::clone(&upper)),
                 durability: Durability::new(Box::new(alarm)),
-                measurer: Measurer::new(Arc::clone(&layout), Arc::clone(&upper)),
+                measurer: Measurer::new(Arc::clone(&upper)),
                 door: Arc::default(),
                 mounter: Mounter::default(),
                 pool: Pool::new(Arc::clone(&names), Arc::clone(&upper)),
@@ -316,8 +316,22 @@ impl Store {
         }
     }
 
-    /// Returns the last measured space of a root file system, and queues a new measurement if that is too old.
-    /// Touches no file.
+    /// Gives a root file system another limit, while it is used.
+    ///
+    /// # Errors
+    /// There is no such root file system, the limit is smaller than its image, or the driver cannot change it so.
+    pub fn limit_rootfs(&self, id: &str, limit: DiskLimit) -> Result<()> {
+        self.0.limit_rootfs(id, limit)
+    }
+
+    /// Returns the driver that enforces limits.
+    #[must_use]
+    pub fn disk_driver(&self) -> DiskDriver {
+        self.0.upper.driver()
+    }
+
+    /// Returns the space of a root file system: of this moment, where its file system counts it; otherwise as last
+    /// measured, and then a new measurement is queued if that is too old. It never waits for the disk.
     pub fn measured(&self, id: &str) -> Measured {
         self.0.measurer.get(id)
     }

@@ -7,18 +7,24 @@ use std::sync::Arc;
 use wardian_sys::failpoint;
 
 use super::fetch;
+use crate::disk::limit::{Bound, DiskLimit};
 use crate::disk::record::{self, Record};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::failpoints::Point;
 use crate::images::opened::Image;
 use crate::images::progress::Progress;
 use crate::images::reference::Reference;
-use crate::layers::owner::{Owner, is_shared, root_of};
+use crate::layers::owner::{Root, is_shared, root_of};
 use crate::mounts::ready::Spare;
 use crate::mounts::reaper::{Item, Place};
 use crate::mounts::rootfs::{self, Rootfs, RootfsSpec};
 use crate::mounts::upper::Pair;
 use crate::store::Inner;
+
+/// Returns what may be written above the image.
+fn bound(limit: Option<DiskLimit>, image: &Image) -> std::result::Result<Bound, rootfs::Error> {
+    Ok(limit.unwrap_or_default().above(image.bytes())?)
+}
 
 /// What a root file system is made from: a spare, a pair of directories, or nothing.
 enum Start {
@@ -37,9 +43,15 @@ impl Inner {
         self.check_open()?;
         rootfs::check_id(id)?;
         let (mut image, owner) = (spec.image.clone(), spec.owner.as_ref());
-        let start = match self.ready.claim(&image.layers, owner) {
+        let limited = |source| rootfs::Error::Limit { id: id.to_owned(), source };
+        let bound = bound(spec.limit, &image)?;
+        let made_with = self.upper.made_with(bound).map_err(limited)?;
+        let start = match self.ready.claim(&image.layers, owner, made_with) {
             Some(spare) => Start::Spare(spare),
-            None => self.pool.take(root_of(owner), is_shared(owner)).map_or(Start::Nothing, Start::Pair),
+            None if made_with.is_none() => {
+                self.pool.take(root_of(owner), is_shared(owner)).map_or(Start::Nothing, Start::Pair)
+            }
+            None => Start::Nothing,
         };
         let dir = match &start {
             Start::Spare(spare) => spare.name.clone(),
@@ -54,6 +66,7 @@ impl Inner {
             layers: image.layers.iter().map(|layer| layer.as_used()).collect(),
             created_ms: record::now_ms(),
             attached,
+            bound,
             honest: false,
             writeback_error: None,
         };
@@ -71,7 +84,7 @@ impl Inner {
             .into());
         }
         failpoint::reach(Point::RootfsRecorded);
-        let built = self.furnish(&mut record, &mut image, owner, start);
+        let built = self.furnish(&mut record, &mut image, spec, start);
         failpoint::reach(Point::RootfsMounted);
         self.door.knock();
         let (mount, honest) = match built {
@@ -90,7 +103,7 @@ impl Inner {
             }
         }
         image.touch();
-        self.measurer.made(id, image.layers.iter().map(|layer| layer.extent.bytes).sum());
+        self.measurer.add(id, &record.dir, image.bytes());
         Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(record.dir), honest })
     }
 
@@ -99,21 +112,22 @@ impl Inner {
         &self,
         record: &mut Record,
         image: &mut Image,
-        owner: Option<&Owner<'_>>,
+        spec: &RootfsSpec<'_>,
         start: Start,
     ) -> Result<(OwnedFd, bool)> {
+        let owner = spec.owner.as_ref();
         // Checked after the record is written: a close reads the records after it has set `closed`, and deletes
         // directories without one.
         self.check_open()?;
         let asked = Arc::clone(&image.layers);
-        let settled = self.settle(record, image);
-        let made = |source, record: &Record| rootfs::Error::Make { id: record.id.clone(), source };
+        let settled = self.settle(record, image, spec.limit);
         let pair = match start {
             // The check comes after the record is written: a write lost later is noted in the record.
             Start::Spare(spare)
                 if settled.is_ok() && Arc::ptr_eq(&asked, &image.layers) && spare.is_sound() =>
             {
                 failpoint::reach(Point::SpareClaimed);
+                self.bind(record)?;
                 return Ok((spare.mount, false));
             }
             Start::Spare(spare) => {
@@ -130,27 +144,56 @@ impl Inner {
                 self.check_open()?;
                 failpoint::reach(Point::SpareRefused);
                 self.discard([spare]);
-                self.upper.make(&record.dir, root_of(owner)).map_err(|source| made(source, record))?
+                self.make_part(record, root_of(owner))?
             }
             Start::Pair(pair) => settled.map(|()| pair)?,
             Start::Nothing => {
                 settled?;
-                self.upper.make(&record.dir, root_of(owner)).map_err(|source| made(source, record))?
+                self.make_part(record, root_of(owner))?
             }
         };
         failpoint::reach(Point::RootfsPaired);
+        self.bind(record)?;
         let parts = rootfs::Parts { id: &record.id, layers: &image.layers, owner, pair: &pair };
         Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
     }
 
+    fn make_part(&self, record: &Record, root: Root) -> Result<Pair> {
+        let made = self.upper.made_with(record.bound);
+        let made = made.and_then(|bound| self.upper.make(&record.dir, root, bound));
+        Ok(made.map_err(|source| rootfs::Error::Make { id: record.id.clone(), source })?)
+    }
+
+    /// Gives the part its bound, unless it was made with it.
+    fn bind(&self, record: &Record) -> Result<()> {
+        let bound = record.bound;
+        let limited = self.upper.made_with(bound).and_then(|made| match made == bound {
+            true => Ok(()),
+            false => self.upper.limit(&record.dir, bound),
+        });
+        Ok(limited.map_err(|source| rootfs::Error::Limit { id: record.id.clone(), source })?)
+    }
+
+    pub(crate) fn limit_rootfs(&self, id: &str, limit: DiskLimit) -> Result<()> {
+        rootfs::check_id(id)?;
+        let record = self.layout.records.get(id).map_err(|source| self.records_error(source))?;
+        let mut record = record.ok_or_else(|| Error::Unknown { id: id.to_owned() })?;
+        record.bound = limit.above(self.measurer.get(id).image_bytes).map_err(rootfs::Error::from)?;
+        let limited = |source| rootfs::Error::Limit { id: id.to_owned(), source };
+        self.upper.limit(&record.dir, record.bound).map_err(limited)?;
+        let recorded = |source| rootfs::Error::Record { id: id.to_owned(), source };
+        Ok(self.layout.records.update_existing(&record).map(drop).map_err(recorded)?)
+    }
+
     /// Checks, now that the record names the image's layers, that they are in place; otherwise fetches them again.
-    fn settle(&self, record: &mut Record, image: &mut Image) -> Result<()> {
+    fn settle(&self, record: &mut Record, image: &mut Image, limit: Option<DiskLimit>) -> Result<()> {
         for _ in 0..fetch::TRIES {
             if image.layers.iter().all(|layer| self.is_fine(layer)) {
                 return Ok(());
             }
             *image = self.image(&Reference::parse(&image.uri)?, &Progress::default())?;
             record.layers = image.layers.iter().map(|layer| layer.as_used()).collect();
+            record.bound = bound(limit, image)?;
             let recorded = |source| rootfs::Error::Record { id: record.id.clone(), source };
             self.layout.records.update_existing(record).map_err(recorded)?;
         }

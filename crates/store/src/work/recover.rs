@@ -1,6 +1,6 @@
 //! Recovery: finds what a killed process, or another boot, has left behind.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -25,17 +25,33 @@ impl Inner {
     pub(crate) fn recover(&self, live: &dyn Fn(&str) -> bool) -> Result<()> {
         let records_error = |source| self.records_error(source);
         self.layout.records.tidy().map_err(records_error)?;
+        let mut sizes = HashMap::new();
         for record in self.records()? {
             let attached = record.attached.as_deref().is_some_and(is_attached);
             if !attached && !live(&record.id) {
                 self.layout.records.remove(&record.id).map_err(records_error)?;
-            } else if let Some(error) = record.writeback_error {
+                continue;
+            }
+            if let Err(error) = self.upper.adopt(&record.dir) {
+                tracing::warn!(id = record.id, %error, "rootfs.not-adopted");
+            }
+            let size = record.layers.iter().map(|used| self.size_of(&used.chain, &mut sizes)).sum();
+            self.measurer.add(&record.id, &record.dir, size);
+            if let Some(error) = record.writeback_error {
                 self.hit.lock().insert(record.id, error);
             }
         }
         self.distrust()?;
         self.find_trash()?;
         Ok(())
+    }
+
+    /// Returns the bytes of a layer, as recorded; 0 if its record cannot be read.
+    fn size_of(&self, chain: &str, known: &mut HashMap<String, u64>) -> u64 {
+        *known.entry(chain.to_owned()).or_insert_with(|| {
+            let dir = files::open_dir(&self.layout.layers, chain).ok();
+            dir.and_then(|dir| Record::read(&dir).ok()).map_or(0, |record| record.bytes)
+        })
     }
 
     /// Moves to the trash layers that another boot, or a process that has ended, left unfinished.

@@ -68,7 +68,7 @@ fn run(door: &Door, inner: &Weak<Inner>) {
 impl Inner {
     fn round(&self, memory: &mut Memory) {
         let filled = self.pool.fill();
-        if let Err(error) = filled
+        if let Err(error) = &filled
             && !memory.pool_failed
         {
             tracing::warn!(%error, "pool.fill-failed");
@@ -163,7 +163,7 @@ impl Inner {
 
     fn mount_ahead(&self, kind: Arc<Kind>, generation: u64) -> Result<Spare, rootfs::Error> {
         let name = self.names.new_name();
-        let made = self.upper.make(&name, kind.root());
+        let made = self.upper.make(&name, kind.root(), kind.bound);
         let made = made.map_err(|source| rootfs::Error::Make { id: name.clone(), source }).and_then(|pair| {
             let owner = kind.owner();
             let parts = Parts { id: &name, layers: &kind.layers, owner: owner.as_ref(), pair: &pair };

@@ -1,0 +1,73 @@
+//! The choice of the driver of disk limits: the best one that this host has, or the one that was asked for.
+
+use std::sync::Arc;
+
+use super::directories::Directories;
+use super::names::Names;
+use super::upper::Upper;
+use crate::disk::layout::Layout;
+
+/// A driver of disk limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskDriver {
+    /// Plain directories: limits are refused.
+    None,
+}
+
+impl DiskDriver {
+    /// All drivers, in the order in which they are tried.
+    pub const ALL: [Self; 1] = [Self::None];
+
+    /// Its name, as in settings.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+        }
+    }
+}
+
+/// The driver that was asked for does not work here.
+#[derive(Debug, thiserror::Error)]
+#[error("the disk driver {name} does not work here: {why}")]
+pub struct Unusable {
+    name: &'static str,
+    why: String,
+}
+
+/// What drivers need to make their parts.
+pub(crate) struct Ground {
+    pub(crate) layout: Arc<Layout>,
+    pub(crate) names: Arc<Names>,
+    /// See [`Directories::new`].
+    pub(crate) grouped: bool,
+}
+
+/// Makes the driver that was asked for; `None`: the first one that works.
+pub(crate) fn choose(ground: &Ground, asked: Option<DiskDriver>) -> Result<Arc<dyn Upper>, Unusable> {
+    let mut reasons = Vec::new();
+    let tried = asked.as_ref().map_or(&DiskDriver::ALL[..], std::slice::from_ref);
+    for driver in tried {
+        let made = make(*driver, ground, &reasons);
+        match made {
+            Ok(upper) => return Ok(upper),
+            Err(why) => reasons.push(format!("{}: {why}", driver.name())),
+        }
+    }
+    Err(Unusable { name: asked.unwrap_or(DiskDriver::None).name(), why: reasons.join("; ") })
+}
+
+/// Makes a driver, or tells why it does not work here. `others`: why those before it do not.
+fn make(driver: DiskDriver, ground: &Ground, others: &[String]) -> Result<Arc<dyn Upper>, String> {
+    let Ground { layout, names, grouped } = ground;
+    match driver {
+        DiskDriver::None => {
+            let why = if others.is_empty() {
+                "the disk driver is none (--disk-driver)".to_owned()
+            } else {
+                others.join("; ")
+            };
+            Ok(Arc::new(Directories::new(Arc::clone(layout), Arc::clone(names), *grouped, why)))
+        }
+    }
+}
