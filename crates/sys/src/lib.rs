@@ -20,6 +20,7 @@ pub mod packet;
 pub mod pressure;
 pub mod probe;
 pub mod procfs;
+pub mod project_quota;
 pub mod seccomp;
 pub mod spawn;
 pub mod stderr;

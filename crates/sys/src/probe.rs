@@ -3,46 +3,6 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The state of a file system's project quota.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ProjectQuota {
-    /// Blocks and files are counted.
-    pub counted: bool,
-    /// Limits are enforced.
-    pub enforced: bool,
-}
-
-/// Queries the file system that the descriptor is open on (`quotactl(2)`, `Q_XGETQSTATV`; Linux 5.14).
-///
-/// # Errors
-/// ENOSYS: the file system has no quota, or none is switched on. EINVAL: it has no project quota.
-pub fn project_quota(file: impl AsFd) -> io::Result<ProjectQuota> {
-    // linux/dqblk_xfs.h and linux/quota.h: Q_XGETQSTATV is XQM_CMD(8), PRJQUOTA is 2, QCMD shifts by 8.
-    const GET_STATE: libc::c_uint = ((b'X' as libc::c_uint) << 8) + 8;
-    const PROJECT: libc::c_uint = 2;
-    /// `FS_QUOTA_PDQ_ACCT`, `FS_QUOTA_PDQ_ENFD`
-    const COUNTED: u16 = 1 << 4;
-    const ENFORCED: u16 = 1 << 5;
-    /// `struct fs_quota_statv` up to its flags; it has 160 bytes in all.
-    #[repr(C)]
-    struct State {
-        version: i8,
-        pad: u8,
-        flags: u16,
-        rest: [u32; 63],
-    }
-    let mut state = State { version: 1, pad: 0, flags: 0, rest: [0; 63] };
-    // SAFETY: the kernel reads the version and writes at most 160 bytes to `state`, which is larger and lives on.
-    let result = unsafe {
-        let command = (GET_STATE << 8) | PROJECT;
-        libc::syscall(libc::SYS_quotactl_fd, file.as_fd().as_raw_fd(), command, 0, &raw mut state)
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(ProjectQuota { counted: state.flags & COUNTED != 0, enforced: state.flags & ENFORCED != 0 })
-}
-
 /// Whether the file's file system supports fs-verity, tested by asking for the digest of a file without one
 /// (Documentation/filesystems/fsverity.rst).
 ///
@@ -106,10 +66,8 @@ mod tests {
     use std::fs::File;
 
     #[test]
-    fn proc_has_neither_quota_nor_verity() {
+    fn proc_has_no_verity() {
         let file = File::open("/proc/self/mountinfo").unwrap();
-        let quota = project_quota(&file).unwrap_err();
-        assert!(matches!(quota.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)), "{quota}");
         assert!(!has_verity(&file).unwrap());
     }
 

@@ -6,7 +6,7 @@ use super::filesystem::FileSystem;
 use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::Path;
-use wardian_sys::probe;
+use wardian_sys::project_quota as quota;
 
 /// A mechanism to limit what a container may write, and whether this host has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,7 +24,7 @@ pub const IN_USE: &str = "none";
 
 /// All drivers, the best first.
 pub fn probe(fs: &FileSystem) -> Vec<Driver> {
-    let quota = std::fs::File::open(&fs.looked_at).and_then(probe::project_quota);
+    let quota = std::fs::File::open(&fs.looked_at).and_then(|file| Ok(quota::state(file)?));
     vec![
         project_quota(&fs.kind, quota, Path::new("/proc/fs/xfs/xqmstat").exists()),
         btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
@@ -38,7 +38,7 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
 }
 
 /// `xfs_can`: XFS was built with quota (CONFIG_XFS_QUOTA); for ext4 that cannot be determined.
-fn project_quota(kind: &str, quota: std::io::Result<probe::ProjectQuota>, xfs_can: bool) -> Driver {
+fn project_quota(kind: &str, quota: std::io::Result<quota::State>, xfs_can: bool) -> Driver {
     let (usable, why) = match (kind, quota) {
         ("xfs" | "ext4", Ok(quota)) if quota.enforced => (true, "switched on and enforced".to_owned()),
         ("xfs", _) if !xfs_can => (false, "the XFS of this kernel has none (CONFIG_XFS_QUOTA)".to_owned()),
@@ -107,12 +107,11 @@ fn is_program(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use probe::ProjectQuota;
 
     #[test]
     fn a_quota_must_be_enforced() {
-        let on = ProjectQuota { counted: true, enforced: true };
-        let counted = ProjectQuota { counted: true, enforced: false };
+        let on = quota::State { counted: true, enforced: true };
+        let counted = quota::State { counted: true, enforced: false };
         let off = || Err(std::io::Error::from_raw_os_error(38));
         assert_eq!(project_quota("xfs", Ok(on), true).state, State::Yes);
         assert_eq!(project_quota("ext4", Ok(on), false).state, State::Yes);

@@ -55,6 +55,27 @@ impl Directories {
         if bound.is_none() { Ok(()) } else { Err(Error::Unlimited { why: self.why.clone() }) }
     }
 
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// As [`Upper::make`]; `prepare` is called with the part's directory while it is empty.
+    pub(crate) fn make_in(
+        &self,
+        name: &str,
+        root: Root,
+        prepare: impl FnOnce(&OwnedFd) -> rustix::io::Result<()>,
+    ) -> rustix::io::Result<Pair> {
+        if self.grouped {
+            self.make_in_group(name)?;
+        } else {
+            rustix::fs::mkdirat(&self.layout.rootfs, name, Mode::RWXU)?;
+        }
+        let dir = files::open_dir(&self.layout.rootfs, name)?;
+        prepare(&dir)?;
+        Pair::make(name, dir, root)
+    }
+
     fn make_in_group(&self, name: &str) -> rustix::io::Result<()> {
         let mut current = self.group.lock();
         // Once the store is closed the directory is nobody's.
@@ -93,18 +114,7 @@ impl Upper for Directories {
 
     fn make(&self, name: &str, root: Root, bound: Bound) -> Result<Pair, Error> {
         self.refuse(bound)?;
-        if self.grouped {
-            self.make_in_group(name)?;
-        } else {
-            rustix::fs::mkdirat(&self.layout.rootfs, name, Mode::RWXU)?;
-        }
-        let dir = files::open_dir(&self.layout.rootfs, name)?;
-        rustix::fs::mkdirat(&dir, "work", Mode::RWXU)?;
-        rustix::fs::mkdirat(&dir, "upper", Mode::RWXU)?;
-        let upper = files::open_dir(&dir, "upper")?;
-        let pair = Pair { name: name.to_owned(), dir, upper };
-        pair.give(root)?;
-        Ok(pair)
+        Ok(self.make_in(name, root, |_| Ok(()))?)
     }
 
     fn limit(&self, _name: &str, bound: Bound) -> Result<(), Error> {

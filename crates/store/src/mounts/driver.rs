@@ -4,24 +4,28 @@ use std::sync::Arc;
 
 use super::directories::Directories;
 use super::names::Names;
+use super::project_quota::{self, ProjectQuota};
 use super::upper::Upper;
 use crate::disk::layout::Layout;
 
 /// A driver of disk limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskDriver {
+    /// Project quota of XFS or ext4.
+    ProjectQuota,
     /// Plain directories: limits are refused.
     None,
 }
 
 impl DiskDriver {
     /// All drivers, in the order in which they are tried.
-    pub const ALL: [Self; 1] = [Self::None];
+    pub const ALL: [Self; 2] = [Self::ProjectQuota, Self::None];
 
     /// Its name, as in settings.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::ProjectQuota => "project-quota",
             Self::None => "none",
         }
     }
@@ -60,14 +64,17 @@ pub(crate) fn choose(ground: &Ground, asked: Option<DiskDriver>) -> Result<Arc<d
 /// Makes a driver, or tells why it does not work here. `others`: why those before it do not.
 fn make(driver: DiskDriver, ground: &Ground, others: &[String]) -> Result<Arc<dyn Upper>, String> {
     let Ground { layout, names, grouped } = ground;
+    let why = if others.is_empty() {
+        "the disk driver is none (--disk-driver)".to_owned()
+    } else {
+        others.join("; ")
+    };
+    let directories = Directories::new(Arc::clone(layout), Arc::clone(names), *grouped, why);
     match driver {
-        DiskDriver::None => {
-            let why = if others.is_empty() {
-                "the disk driver is none (--disk-driver)".to_owned()
-            } else {
-                others.join("; ")
-            };
-            Ok(Arc::new(Directories::new(Arc::clone(layout), Arc::clone(names), *grouped, why)))
-        }
+        DiskDriver::ProjectQuota => match project_quota::missing(&layout.rootfs) {
+            None => Ok(Arc::new(ProjectQuota::new(directories).map_err(|error| error.to_string())?)),
+            Some(why) => Err(why),
+        },
+        DiskDriver::None => Ok(Arc::new(directories)),
     }
 }

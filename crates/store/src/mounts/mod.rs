@@ -6,6 +6,7 @@ pub mod driver;
 pub(crate) mod measure;
 pub(crate) mod names;
 pub(crate) mod pool;
+pub(crate) mod project_quota;
 pub mod ready;
 pub(crate) mod reaper;
 pub mod rootfs;

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::driver::DiskDriver;
 use crate::disk::limit::{Bound, Written};
-use crate::disk::remove;
+use crate::disk::{files, remove};
 use crate::layers::owner::Root;
 
 /// The mode of a new `upper`: that of most images' root directories.
@@ -28,6 +28,16 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
+    /// Makes `upper` and `work` in an empty directory.
+    pub(crate) fn make(name: &str, dir: OwnedFd, root: Root) -> rustix::io::Result<Self> {
+        rustix::fs::mkdirat(&dir, "work", Mode::RWXU)?;
+        rustix::fs::mkdirat(&dir, "upper", Mode::RWXU)?;
+        let upper = files::open_dir(&dir, "upper")?;
+        let pair = Self { name: name.to_owned(), dir, upper };
+        pair.give(root)?;
+        Ok(pair)
+    }
+
     /// Gives an `upper` of the host's root to its owner, with [`READY_MODE`].
     pub(crate) fn give(&self, root: Root) -> rustix::io::Result<()> {
         if root != (0, 0) {
