@@ -10,7 +10,7 @@ use wardian_runtime::bundle::{self, Settings};
 use wardian_runtime::cgroup;
 use wardian_runtime::cgroup::devices::{Devices, Type};
 use wardian_runtime::wire::{Boxed, Placement};
-use wardian_store::{Image, Owner, RootfsSpec};
+use wardian_store::RootfsSpec;
 use wardian_sys::{memfd, mount};
 
 /// What the keeper gets besides the pair of namespaces.
@@ -48,8 +48,7 @@ pub fn shm_bytes(server: u64, memory: u64) -> u64 {
 pub fn assemble(
     shared: &Shared,
     rootfs_id: &str,
-    image: &Image,
-    owner: Option<Owner<'_>>,
+    spec: &RootfsSpec<'_>,
     mut settings: Settings,
     binds: &[BindMount],
     (files, give): (&[BindMount], bool),
@@ -71,10 +70,7 @@ pub fn assemble(
     for bind in binds.iter().chain(files) {
         settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
     }
-    let rootfs = shared
-        .store
-        .create_rootfs(rootfs_id, &RootfsSpec { image, owner, limit: None })
-        .map_err(Error::store("root file system"))?;
+    let rootfs = shared.store.create_rootfs(rootfs_id, spec).map_err(Error::store("root file system"))?;
     settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
     let config = bundle::text(&settings);
     std::fs::write(config_path, &config).map_err(step)?;

@@ -353,8 +353,8 @@ fn prepare(
     let owner = pair.user.as_ref().map(|user| shared.root_of(range, user));
     let files = (&*files, true);
     let config = dir.join(CONFIG);
-    let parts =
-        assemble(shared, id, image, owner, settings, &spec.bind_mounts, files, mounts, entry, &config)?;
+    let rootfs = wardian_store::RootfsSpec { image, owner, limit: spec.limits.disk };
+    let parts = assemble(shared, id, &rootfs, settings, &spec.bind_mounts, files, mounts, entry, &config)?;
     failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))

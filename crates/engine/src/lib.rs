@@ -67,6 +67,7 @@ pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, 
 pub use wardian_runtime::failpoints::NAMES as KEEPER_FAILPOINTS;
 /// The most root file systems that are mounted ahead for an image.
 pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
+pub use wardian_store::{DiskDriver, DiskLimit, Scope};
 
 use container::Container;
 use shared::Shared;
@@ -99,6 +100,8 @@ pub struct Config {
     pub limits: wardian_store::Limits,
     /// Root file systems mounted ahead for each recently used image, at most [`MOST_READY_ROOTFS`]; 0: none.
     pub ready_rootfs: usize,
+    /// The driver of disk limits; `None`: the first one that works on the store's file system.
+    pub disk_driver: Option<DiskDriver>,
     /// Set no_new_privs on every process of unprivileged containers.
     pub no_new_privileges: bool,
     /// Percent of a processor that one share entitles to; 0: from the host's processors and memory.

@@ -2,9 +2,10 @@
 
 use crate::age::since_boot;
 use crate::container::Container;
+use crate::container::lifecycle::Event;
 use crate::container::pea::Pea;
 use crate::container::record::Record;
-use crate::{Engine, Error, Limits, Result};
+use crate::{DiskLimit, Engine, Error, Limits, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,11 @@ pub struct Metrics {
     pub stats: Stats,
     /// Bytes that the container has received and sent; `None`: loopback alone, or a pea.
     pub traffic: Option<(u64, u64)>,
-    /// Bytes on the disk that it wrote, as last measured in the background.
+    /// Bytes on the disk that it wrote: of this moment where the file system counts them, otherwise as last measured in
+    /// the background.
     pub disk_exclusive_bytes: u64,
+    /// Inodes that it wrote; `None`: nobody counts them.
+    pub disk_exclusive_inodes: Option<u64>,
     /// Bytes of its image's layers.
     pub disk_image_bytes: u64,
     /// Most processes; 0: no limit.
@@ -99,6 +103,7 @@ impl Engine {
         let measured = self.shared.store.measured(rootfs);
         Metrics {
             disk_exclusive_bytes: measured.exclusive_bytes,
+            disk_exclusive_inodes: measured.exclusive_inodes,
             disk_image_bytes: measured.image_bytes,
             ..Metrics::default()
         }
@@ -124,6 +129,24 @@ impl Engine {
         let (record, ..) = self.find(handle)?.look()?;
         let cpu_shares = self.shared.cgroups.shown_shares(record.limits.cpu_shares);
         Ok(Limits { cpu_shares, ..record.limits })
+    }
+
+    /// Gives a living container another limit on the space of its root file system. It does not wait for the disk.
+    ///
+    /// # Errors
+    /// Unknown handle; the driver cannot enforce the limit, or not change it so.
+    pub async fn limit_disk(&self, handle: &str, limit: DiskLimit) -> Result<()> {
+        let container = self.find(handle)?;
+        let shared = self.shared.clone();
+        let set = move || {
+            let change = |record: &mut Record| {
+                shared.store.limit_rootfs(&container.id, limit).map_err(Error::store("disk limit"))?;
+                record.limits.disk = limit;
+                Ok(())
+            };
+            container.try_update(Event::Change, change, |record| shared.records.save(record))
+        };
+        tokio::task::spawn_blocking(set).await.map_err(Error::task("disk limit"))?
     }
 }
 

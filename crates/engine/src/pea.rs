@@ -183,7 +183,8 @@ fn prepare_pea(
     let shown = !record.privileged && keeper.has(Feature::Mounts);
     let mounts = if shown { shared.cgroups.v1_mounts(&container.id) } else { Vec::new() };
     let files = (files, false);
-    let parts = assemble(shared, pea, image, owner, settings, &binds, files, mounts, entry, &config)?;
+    let rootfs = wardian_store::RootfsSpec { image, owner, limit: spec.limits.unwrap_or_default().disk };
+    let parts = assemble(shared, pea, &rootfs, settings, &binds, files, mounts, entry, &config)?;
     failpoint::reach(Point::PeaRootfs);
     Ok((payload(&exec)?, parts))
 }

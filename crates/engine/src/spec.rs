@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use wardian_network::Order;
+use wardian_store::DiskLimit;
 
 /// A request for a container.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +40,8 @@ pub struct Limits {
     pub cpu_shares: u64,
     /// Number of processes.
     pub pids: u64,
+    /// Space of the root file system.
+    pub disk: DiskLimit,
 }
 
 /// A host path shown inside a container.

@@ -96,6 +96,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         remote: config.remote.clone(),
         limits: config.limits,
         ready_rootfs: config.ready_rootfs,
+        disk_driver: config.disk_driver,
         ..wardian_store::Config::new(config.root.clone(), config.run.clone())
     };
     let store = Store::serve(&place, &|id| live.contains(id)).map_err(crate::Error::store("store"))?;

@@ -219,6 +219,8 @@ ProcessLimits {
     cpu_limits: CpuLimits,
     /// Memory.
     memory_limits: MemoryLimits,
+    /// Space of its root file system; wardian's own.
+    #[serde(skip_serializing_if = "zero")] disk_limits: DiskLimits,
 });
 
 wire!(/// A terminal.

@@ -45,11 +45,6 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
     image(&spec.image)?;
     let grace_time = grace(spec.grace_time)?;
     let limits = &spec.limits;
-    zero("limits.disk_limits.inode_soft", &limits.disk_limits.inode_soft)?;
-    zero("limits.disk_limits.inode_hard", &limits.disk_limits.inode_hard)?;
-    zero("limits.disk_limits.byte_soft", &limits.disk_limits.byte_soft)?;
-    zero("limits.disk_limits.byte_hard", &limits.disk_limits.byte_hard)?;
-    // The scope of a disk limit is ignored: without a limit it has no meaning.
     let image = match (spec.image.uri, spec.rootfs) {
         (uri, rootfs) if !uri.is_empty() && !rootfs.is_empty() => {
             return Err("Cannot provide both Image.URI and RootFSPath".into());
@@ -68,6 +63,7 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
             memory_bytes: limits.memory_limits.limit_in_bytes,
             cpu_shares: shares(&limits.cpu_limits),
             pids: limits.pid_limits.max,
+            disk: disk_limit(&limits.disk_limits)?,
         },
         network: engine::Order {
             network: spec.network,
@@ -145,11 +141,15 @@ pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Re
     if !pea && !spec.bind_mounts.is_empty() {
         return Err("Running a process with bind mounts and no image provided is not allowed".into());
     }
-    let limits = spec.limits.map(|limits| engine::Limits {
-        memory_bytes: limits.memory_limits.limit_in_bytes,
-        cpu_shares: shares(&limits.cpu_limits),
-        pids: 0,
-    });
+    let limits = |limits: wire::ProcessLimits| {
+        Ok::<_, Refusal>(engine::Limits {
+            memory_bytes: limits.memory_limits.limit_in_bytes,
+            cpu_shares: shares(&limits.cpu_limits),
+            pids: 0,
+            disk: disk_limit(&limits.disk_limits)?,
+        })
+    };
+    let limits = spec.limits.map(limits).transpose()?;
     if let Some(given) = limits.filter(|given| !pea && *given != engine::Limits::default()) {
         return Err(format!(
             "limits: memory {} and cpu {} of a process without an image of its own are not supported yet",
@@ -173,6 +173,36 @@ pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Re
 
 pub(crate) fn window(size: &wire::WindowSize) -> engine::Window {
     engine::Window { columns: size.columns, rows: size.rows }
+}
+
+/// Converts a disk limit. As in Garden a soft limit has no effect; one without a hard limit would bound nothing.
+pub(crate) fn disk_limit(limits: &wire::DiskLimits) -> Result<engine::DiskLimit, Refusal> {
+    let hard = |name: &str, soft: u64, hard: u64| match (soft, hard) {
+        (1.., 0) => Err(format!("limits.disk_limits.{name}_soft: it bounds nothing without {name}_hard")),
+        (_, hard) => Ok((hard > 0).then_some(hard)),
+    };
+    Ok(engine::DiskLimit {
+        bytes: hard("byte", limits.byte_soft, limits.byte_hard)?,
+        inodes: hard("inode", limits.inode_soft, limits.inode_hard)?,
+        scope: match limits.scope {
+            0 => engine::Scope::Total,
+            1 => engine::Scope::Exclusive,
+            scope => {
+                return Err(format!(
+                    "limits.disk_limits.scope: {scope} is neither 0 (with the image) nor 1 (what is written alone)"
+                ));
+            }
+        },
+    })
+}
+
+pub(crate) fn disk_limits(limit: &engine::DiskLimit) -> wire::DiskLimits {
+    wire::DiskLimits {
+        byte_hard: limit.bytes.unwrap_or_default(),
+        inode_hard: limit.inodes.unwrap_or_default(),
+        scope: u8::from(limit.scope == engine::Scope::Exclusive),
+        ..wire::DiskLimits::default()
+    }
 }
 
 fn shares(limits: &wire::CpuLimits) -> u64 {
@@ -264,6 +294,7 @@ pub(crate) fn metrics(metrics: &engine::Metrics) -> wire::Metrics {
         disk_stat: wire::DiskStat {
             total_bytes_used: metrics.disk_image_bytes + metrics.disk_exclusive_bytes,
             exclusive_bytes_used: metrics.disk_exclusive_bytes,
+            exclusive_inodes_used: metrics.disk_exclusive_inodes.unwrap_or_default(),
             ..wire::DiskStat::default()
         },
         network_stat: metrics.traffic.map(|(rx_bytes, tx_bytes)| wire::NetworkStat { rx_bytes, tx_bytes }),
@@ -302,9 +333,14 @@ mod tests {
         for (body, says) in [
             (r#"{"grace_time":-5}"#, "grace_time: -5 is negative"),
             (
-                r#"{"limits":{"disk_limits":{"byte_hard":9}}}"#,
-                "limits.disk_limits.byte_hard: \"9\" is not supported yet",
+                r#"{"limits":{"disk_limits":{"byte_soft":9}}}"#,
+                "limits.disk_limits.byte_soft: it bounds nothing without byte_hard",
             ),
+            (
+                r#"{"limits":{"disk_limits":{"inode_soft":9,"byte_hard":9}}}"#,
+                "limits.disk_limits.inode_soft: it bounds nothing without inode_hard",
+            ),
+            (r#"{"limits":{"disk_limits":{"scope":2}}}"#, "limits.disk_limits.scope: 2 is neither 0 ("),
             (
                 r#"{"netin":[{"host_port":1,"protocol":"icmp"}]}"#,
                 "netin.protocol: \"icmp\" is neither tcp nor udp",

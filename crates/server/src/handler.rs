@@ -207,8 +207,17 @@ async fn answer(
         Route::BulkInfo => bulk_info(state, cut, request.uri().query()).await?,
         Route::Metrics => json(&convert::metrics(&engine.metrics(handle).await?)),
         Route::BulkMetrics => bulk_metrics(state, cut, request.uri().query()).await?,
-        // Garden servers leave these empty, whether the container exists or not.
-        Route::DiskLimits => done(),
+        // Garden servers leave these two empty, whether the container exists or not.
+        Route::DiskLimits => {
+            let limits = engine.limits(handle).map(|limits| convert::disk_limits(&limits.disk));
+            json(&limits.unwrap_or_default())
+        }
+        Route::SetDiskLimits => {
+            let limits = read(request, SMALL, None).await?;
+            let limit = convert::disk_limit(&limits).map_err(Failure::Refused)?;
+            engine.limit_disk(handle, limit).await?;
+            done()
+        }
         Route::BandwidthLimits => {
             let limits = engine.info(handle).ok().and_then(|info| info.network?.bandwidth());
             let limits =

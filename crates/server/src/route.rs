@@ -17,6 +17,8 @@ pub(crate) enum Route {
     BandwidthLimits,
     CpuLimits,
     DiskLimits,
+    /// Changes the disk limits of a living container; wardian's own.
+    SetDiskLimits,
     MemoryLimits,
     Stop,
     Properties,
@@ -58,6 +60,7 @@ impl Route {
                 | R::BandwidthLimits
                 | R::CpuLimits
                 | R::DiskLimits
+                | R::SetDiskLimits
                 | R::MemoryLimits
                 | R::Properties
                 | R::Property
@@ -68,7 +71,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 30] = [
+const TABLE: [(&str, &str, Route); 31] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -97,6 +100,7 @@ const TABLE: [(&str, &str, Route); 30] = [
     ("GET", "/containers/:handle/properties/:key", Route::Property),
     ("DELETE", "/containers/:handle/properties/:key", Route::RemoveProperty),
     ("GET", "/containers/:handle/metrics", Route::Metrics),
+    ("PUT", "/wardian/containers/:handle/limits/disk", Route::SetDiskLimits),
     ("GET", "/wardian/containers/:handle/history", Route::History),
     ("GET", "/wardian/events", Route::Events),
 ];

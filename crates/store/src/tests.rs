@@ -56,11 +56,11 @@ fn refer(text: &str) -> Reference {
 }
 
 fn privileged(image: &Image) -> RootfsSpec<'_> {
-    RootfsSpec { image, owner: None, limit: None }
+    RootfsSpec::new(image, None)
 }
 
 fn owned<'a>(image: &'a Image, owner: &Owner<'a>) -> RootfsSpec<'a> {
-    RootfsSpec { image, owner: Some(*owner), limit: None }
+    RootfsSpec::new(image, Some(*owner))
 }
 
 /// Makes a tar with a root entry of mode 711, a file of root's, one of user 7 and a directory; returns its address.

@@ -54,6 +54,8 @@ enum Command {
     Map(container::network::Map),
     /// Let a container reach what the server denies it
     Allow(container::network::Allow),
+    /// Change how much of the disk a container may take
+    Limit(container::manage::Limit),
     /// End the processes of containers, which stay
     Stop(container::manage::Stop),
     /// Destroy containers, with everything in them
@@ -107,6 +109,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Port(args) => container::network::port(args),
         Command::Map(args) => container::network::map(args),
         Command::Allow(args) => container::network::allow(args),
+        Command::Limit(args) => container::manage::limit(args),
         Command::Stop(args) => container::manage::stop(args),
         Command::Rm(args) => container::manage::rm(args),
         Command::Events(args) => container::events::run(args),

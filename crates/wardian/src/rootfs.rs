@@ -96,7 +96,7 @@ fn create(store: &Store, image: &str, id: &str, suid: bool) -> Result<std::path:
             "no root file system was made, and what is not on the disk yet is fetched again by the next one",
         )?;
     }
-    Ok(store.attach_rootfs(id, &RootfsSpec { image: &image, owner: None, limit: None }, suid)?)
+    Ok(store.attach_rootfs(id, &RootfsSpec::new(&image, None), suid)?)
 }
 
 fn list(place: &Place) -> Result<()> {

@@ -134,6 +134,12 @@ impl Client {
         self.get(&container(handle, "/limits/disk")).await
     }
 
+    /// Changes a living container's disk limits; wardian's own.
+    pub async fn set_disk_limits(&self, handle: &str, limits: &DiskLimits) -> Result<()> {
+        let path = format!("/wardian{}", container(handle, "/limits/disk"));
+        self.call("PUT", &path, Some(encode(limits))).await.map(drop)
+    }
+
     /// Returns a container's bandwidth limits, which Garden servers leave empty.
     pub async fn bandwidth_limits(&self, handle: &str) -> Result<BandwidthLimits> {
         self.get(&container(handle, "/limits/bandwidth")).await

@@ -81,7 +81,7 @@ pub struct CPUStat {
     pub system: u64,
 }
 
-/// Disk usage. Inodes are not counted.
+/// Disk usage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct DiskStat {
@@ -91,7 +91,7 @@ pub struct DiskStat {
     pub total_inodes_used: u64,
     /// Bytes of what the container wrote.
     pub exclusive_bytes_used: u64,
-    /// Always 0.
+    /// Inodes of what the container wrote; 0 where they are not counted, and in Garden.
     pub exclusive_inodes_used: u64,
 }
 

@@ -46,10 +46,8 @@ pub fn run(all: &[Fs], images: &Images, report: &mut Report) -> Result<()> {
                     }
                     let id = format!("churn-{number}");
                     took.take(|| -> wardian_store::Result<()> {
-                        let rootfs = store.create_rootfs(
-                            &id,
-                            &RootfsSpec { image: &image, owner: Some(owner(&userns)), limit: None },
-                        )?;
+                        let rootfs =
+                            store.create_rootfs(&id, &RootfsSpec::new(&image, Some(owner(&userns))))?;
                         drop(rootfs.mount);
                         store.release_rootfs(&id, None);
                         Ok(())

@@ -44,8 +44,7 @@ fn create(
     image: &Image,
     owner: Option<&Owner<'_>>,
 ) -> Result<Rootfs> {
-    let rootfs =
-        times.take(|| store.create_rootfs(id, &RootfsSpec { image, owner: owner.copied(), limit: None }))?;
+    let rootfs = times.take(|| store.create_rootfs(id, &RootfsSpec::new(image, owner.copied())))?;
     if rootfs.honest {
         return Err("a root file system is not volatile: the file system has lost a write".into());
     }

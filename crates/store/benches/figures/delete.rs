@@ -90,7 +90,7 @@ impl Neighbour {
 
 /// What the same delete costs when nothing was written.
 fn delete_clean(times: &mut Times, store: &Store, image: &Image, owner: &Owner<'_>) -> Result<()> {
-    let rootfs = store.create_rootfs("clean", &RootfsSpec { image, owner: Some(*owner), limit: None })?;
+    let rootfs = store.create_rootfs("clean", &RootfsSpec::new(image, Some(*owner)))?;
     delete(times, store, "clean", rootfs);
     settle(store)
 }
@@ -107,8 +107,7 @@ fn quiet(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Result<(
     let (mut clean, mut mounts) = (Times::default(), Times::default());
     for index in 0..SAMPLES {
         neighbour.refresh(false)?;
-        let rootfs =
-            store.create_rootfs("written", &RootfsSpec { image, owner: Some(owner), limit: None })?;
+        let rootfs = store.create_rootfs("written", &RootfsSpec::new(image, Some(owner)))?;
         write_in(&rootfs.mount, OWN)?;
         dirty.push(dirty_bytes()? as f64 / f64::from(1 << 20));
         delete(&mut samples, store, "written", rootfs);
@@ -163,8 +162,7 @@ fn busy(fs: &Fs, store: &Store, image: &Image, large: &str, report: &mut Report)
             let started = Instant::now();
             let on = || started.elapsed() < BUSY && !syncs.is_finished() && !imports.is_finished();
             while samples.len() < SAMPLES && on() {
-                let rootfs =
-                    store.create_rootfs("written", &RootfsSpec { image, owner: Some(owner), limit: None })?;
+                let rootfs = store.create_rootfs("written", &RootfsSpec::new(image, Some(owner)))?;
                 write_in(&rootfs.mount, OWN)?;
                 while !writing.load(Ordering::Relaxed) && on() {
                     std::thread::sleep(Duration::from_millis(1));

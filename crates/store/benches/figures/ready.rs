@@ -67,12 +67,8 @@ fn single(fs: &Fs, case: &Case<'_>, report: &mut Report) -> Result<()> {
     let (mut creates, mut deletes) = ([Times::default(), Times::default()], Times::default());
     for round in 0..=SAMPLES {
         for (index, store) in stores.iter().enumerate() {
-            let rootfs = creates[index].take(|| {
-                store.create_rootfs(
-                    "one",
-                    &RootfsSpec { image: &image[index], owner: Some(**owner), limit: None },
-                )
-            })?;
+            let rootfs = creates[index]
+                .take(|| store.create_rootfs("one", &RootfsSpec::new(&image[index], Some(**owner))))?;
             delete(&mut deletes, store, "one", rootfs);
             settle(store)?;
         }
@@ -106,10 +102,7 @@ fn burst(fs: &Fs, case: &Case<'_>, report: &mut Report) -> Result<()> {
                         return Ok(made);
                     }
                     let id = format!("burst-{number}");
-                    let rootfs = store.create_rootfs(
-                        &id,
-                        &RootfsSpec { image: &image[index], owner: Some(**owner), limit: None },
-                    )?;
+                    let rootfs = store.create_rootfs(&id, &RootfsSpec::new(&image[index], Some(**owner)))?;
                     made.push((id, rootfs));
                 }
             };
@@ -156,14 +149,7 @@ fn memory(fs: &Fs, store: &Store, images: &Images, owner: &Owner<'_>, report: &m
         for kind in 1..=KINDS {
             // The store tells mappings by the root's ids.
             uid += 1;
-            drop(
-                store
-                    .create_rootfs(
-                        "one",
-                        &RootfsSpec { image: &image, owner: Some(Owner { uid, ..*owner }), limit: None },
-                    )?
-                    .mount,
-            );
+            drop(store.create_rootfs("one", &RootfsSpec::new(&image, Some(Owner { uid, ..*owner })))?.mount);
             store.release_rootfs("one", None);
             full(store, had + kind * ready::MOST)?;
         }

@@ -122,8 +122,16 @@ pub struct RootfsSpec<'a> {
     pub image: &'a Image,
     /// Whose root owns it; `None`: the host's.
     pub owner: Option<Owner<'a>>,
-    /// What it may take; `None`: all there is.
-    pub limit: Option<DiskLimit>,
+    /// What it may take.
+    pub limit: DiskLimit,
+}
+
+impl<'a> RootfsSpec<'a> {
+    /// A root file system without a limit.
+    #[must_use]
+    pub fn new(image: &'a Image, owner: Option<Owner<'a>>) -> Self {
+        Self { image, owner, limit: DiskLimit::default() }
+    }
 }
 
 /// The parts of a root file system.

@@ -11,16 +11,14 @@ fn a_limit_that_cannot_be_enforced_is_refused_and_leaves_nothing() {
     let store = Store::serve(&config, &|_| false).unwrap();
     let image = store.image(&uri).unwrap();
     let limit = DiskLimit { bytes: Some(1 << 30), ..DiskLimit::default() };
-    let error =
-        store.create_rootfs("a", &RootfsSpec { limit: Some(limit), ..privileged(&image) }).unwrap_err();
+    let error = store.create_rootfs("a", &RootfsSpec { limit, ..privileged(&image) }).unwrap_err();
     assert!(matches!(&error, Error::Rootfs(rootfs::Error::Limit { .. })), "{error:?}");
     let small = DiskLimit { bytes: Some(image.bytes()), ..limit };
-    let error =
-        store.create_rootfs("a", &RootfsSpec { limit: Some(small), ..privileged(&image) }).unwrap_err();
+    let error = store.create_rootfs("a", &RootfsSpec { limit: small, ..privileged(&image) }).unwrap_err();
     assert!(matches!(&error, Error::Rootfs(rootfs::Error::TooSmall(_))), "{error:?}");
     assert!(store.rootfs().unwrap().is_empty());
     // A limit of nothing is none.
-    let none = RootfsSpec { limit: Some(DiskLimit::default()), ..privileged(&image) };
+    let none = RootfsSpec { limit: DiskLimit::default(), ..privileged(&image) };
     drop(store.create_rootfs("a", &none).unwrap());
     let error = store.limit_rootfs("a", limit).unwrap_err();
     assert!(matches!(&error, Error::Rootfs(rootfs::Error::Limit { .. })), "{error:?}");

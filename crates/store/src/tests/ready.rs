@@ -28,7 +28,7 @@ pub(super) fn ready() -> (tempfile::TempDir, String, Store) {
 /// Creates a root file system of a kind, and waits until the steward has made spares of it.
 fn ask(store: &Store, id: &str, image: &Image, owner: Option<&Owner<'_>>) {
     let before = store.ready_rootfs();
-    drop(store.create_rootfs(id, &RootfsSpec { image, owner: owner.copied(), limit: None }).unwrap());
+    drop(store.create_rootfs(id, &RootfsSpec::new(image, owner.copied())).unwrap());
     store.release_rootfs(id, None);
     wait_for(|| store.ready_rootfs() == before + READY);
 }
@@ -61,8 +61,7 @@ fn a_claim_is_what_a_create_would_have_made() {
     let spares = names(&store);
     // The spares do not fit a privileged container or another root.
     for (id, other) in [("other", None), ("third", Some(Owner { uid: MAPPED + 1, ..owner }))] {
-        let rootfs =
-            store.create_rootfs(id, &RootfsSpec { image: &image, owner: other, limit: None }).unwrap();
+        let rootfs = store.create_rootfs(id, &RootfsSpec::new(&image, other)).unwrap();
         assert!(!is_spare(&spares, &rootfs));
         let root = other.map_or(0, |owner| owner.uid);
         assert_eq!(fs::metadata(below(&rootfs.mount, ".")).unwrap().uid(), root);

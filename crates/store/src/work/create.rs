@@ -7,7 +7,7 @@ use std::sync::Arc;
 use wardian_sys::failpoint;
 
 use super::fetch;
-use crate::disk::limit::{Bound, DiskLimit};
+use crate::disk::limit::DiskLimit;
 use crate::disk::record::{self, Record};
 use crate::error::{Error, Result};
 use crate::failpoints::Point;
@@ -20,11 +20,6 @@ use crate::mounts::reaper::{Item, Place};
 use crate::mounts::rootfs::{self, Rootfs, RootfsSpec};
 use crate::mounts::upper::Pair;
 use crate::store::Inner;
-
-/// Returns what may be written above the image.
-fn bound(limit: Option<DiskLimit>, image: &Image) -> std::result::Result<Bound, rootfs::Error> {
-    Ok(limit.unwrap_or_default().above(image.bytes())?)
-}
 
 /// What a root file system is made from: a spare, a pair of directories, or nothing.
 enum Start {
@@ -44,7 +39,7 @@ impl Inner {
         rootfs::check_id(id)?;
         let (mut image, owner) = (spec.image.clone(), spec.owner.as_ref());
         let limited = |source| rootfs::Error::Limit { id: id.to_owned(), source };
-        let bound = bound(spec.limit, &image)?;
+        let bound = spec.limit.above(image.bytes()).map_err(rootfs::Error::from)?;
         let made_with = self.upper.made_with(bound).map_err(limited)?;
         let start = match self.ready.claim(&image.layers, owner, made_with) {
             Some(spare) => Start::Spare(spare),
@@ -186,14 +181,14 @@ impl Inner {
     }
 
     /// Checks, now that the record names the image's layers, that they are in place; otherwise fetches them again.
-    fn settle(&self, record: &mut Record, image: &mut Image, limit: Option<DiskLimit>) -> Result<()> {
+    fn settle(&self, record: &mut Record, image: &mut Image, limit: DiskLimit) -> Result<()> {
         for _ in 0..fetch::TRIES {
             if image.layers.iter().all(|layer| self.is_fine(layer)) {
                 return Ok(());
             }
             *image = self.image(&Reference::parse(&image.uri)?, &Progress::default())?;
             record.layers = image.layers.iter().map(|layer| layer.as_used()).collect();
-            record.bound = bound(limit, image)?;
+            record.bound = limit.above(image.bytes()).map_err(rootfs::Error::from)?;
             let recorded = |source| rootfs::Error::Record { id: record.id.clone(), source };
             self.layout.records.update_existing(record).map_err(recorded)?;
         }

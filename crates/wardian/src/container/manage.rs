@@ -1,12 +1,61 @@
-//! `wardian stop` and `wardian rm`.
+//! `wardian limit`, `wardian stop` and `wardian rm`.
 
 use super::session::Signals;
+use super::spec::DiskScope;
 use super::{Server, block_on, each};
 use crate::print;
-use anyhow::Result;
+use crate::store::size;
 use clap::Args as ClapArgs;
 use std::process::ExitCode;
 use wardian_garden::ErrorKind;
+
+/// What to limit. What is not given stays as it is.
+#[derive(Debug, ClapArgs)]
+#[command(group(clap::ArgGroup::new("limit").required(true).multiple(true)))]
+pub struct Limit {
+    #[command(flatten)]
+    server: Server,
+    /// Most bytes of its root file system on the disk: 500M, 2G (2^30), 2GB (10^9), or `none`
+    #[arg(long, value_name = "BYTES", value_parser = limited, group = "limit")]
+    disk: Option<u64>,
+    /// Most files, directories and links that it makes, or `none`
+    #[arg(long, value_name = "N", value_parser = limited, group = "limit")]
+    inodes: Option<u64>,
+    /// What counts towards --disk: the image and what is written (total), or what is written alone (exclusive)
+    #[arg(long, value_name = "SCOPE", group = "limit")]
+    disk_scope: Option<DiskScope>,
+    /// Its handle
+    #[arg(value_name = "HANDLE")]
+    handle: String,
+}
+
+/// Parses a limit; `none` is 0, as in Garden.
+fn limited(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        text => size(text).and_then(|limit| match limit {
+            0 => Err("nothing could be written; `none` takes the limit away".to_owned()),
+            limit => Ok(limit),
+        }),
+    }
+}
+
+/// Changes the limits of a container.
+pub fn limit(args: Limit) -> anyhow::Result<ExitCode> {
+    let Limit { server, disk, inodes, disk_scope, handle } = args;
+    block_on(async {
+        let client = server.client()?;
+        // Before it, the container's absence would look like a container without limits.
+        client.info(&handle).await.map_err(|error| server.explain(error))?;
+        let mut limits = client.disk_limits(&handle).await.map_err(|error| server.explain(error))?;
+        limits.byte_hard = disk.unwrap_or(limits.byte_hard);
+        limits.inode_hard = inodes.unwrap_or(limits.inode_hard);
+        limits.scope = disk_scope.map_or(limits.scope, DiskScope::number);
+        client.set_disk_limits(&handle, &limits).await.map_err(|error| server.explain(error))?;
+        print::text(&format!("{handle}\n"))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
 
 /// What to stop.
 #[derive(Debug, ClapArgs)]
@@ -35,7 +84,7 @@ pub struct Rm {
 }
 
 /// Ends the processes; the containers stay.
-pub fn stop(args: Stop) -> Result<ExitCode> {
+pub fn stop(args: Stop) -> anyhow::Result<ExitCode> {
     let Stop { server, kill, handles } = args;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
@@ -49,7 +98,7 @@ pub fn stop(args: Stop) -> Result<ExitCode> {
 }
 
 /// Destroys containers, with everything in them.
-pub fn rm(args: Rm) -> Result<ExitCode> {
+pub fn rm(args: Rm) -> anyhow::Result<ExitCode> {
     let Rm { server, force, handles } = args;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);

@@ -224,11 +224,12 @@ pub fn inspect(args: Inspect) -> Result<ExitCode> {
         // A broken container has no metrics, and other Garden servers have no history.
         let (memory, cpu) = (client.memory_limits(&handle).await.ok(), client.cpu_limits(&handle).await.ok());
         let bandwidth = client.bandwidth_limits(&handle).await.ok();
+        let disk = client.disk_limits(&handle).await.ok();
         let (metrics, history) = (client.metrics(&handle).await.ok(), client.history(&handle).await.ok());
         Ok(json!({
             "handle": handle,
             "info": info,
-            "limits": {"memory": memory, "cpu": cpu, "bandwidth": bandwidth},
+            "limits": {"memory": memory, "cpu": cpu, "bandwidth": bandwidth, "disk": disk},
             "metrics": metrics,
             "history": history,
         }))

@@ -5,10 +5,12 @@ use crate::exit::mistake;
 use crate::image::with_app;
 use crate::store::size;
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use wardian_garden::wire::{BindMount, ContainerSpec, CpuLimits, ImageRef, Limits, MemoryLimits, PidLimits};
+use wardian_garden::wire::{
+    BindMount, ContainerSpec, CpuLimits, DiskLimits, ImageRef, Limits, MemoryLimits, PidLimits,
+};
 
 /// Variables.
 #[derive(Debug, Default, ClapArgs)]
@@ -78,6 +80,15 @@ pub struct Making {
     /// Share of the processors when they are busy, relative to others'; 1024 is usual
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=262_144))]
     cpu_shares: Option<u64>,
+    /// Most bytes of its root file system on the disk, the image included: 500M, 2G (2^30), 2GB (10^9)
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    disk: Option<u64>,
+    /// Most files, directories and links that it makes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    inodes: Option<u64>,
+    /// What counts towards --disk: the image and what is written (total), or what is written alone (exclusive)
+    #[arg(long, value_name = "SCOPE", requires = "disk", default_value = "total", hide_default_value = true)]
+    disk_scope: DiskScope,
     /// Most processes and threads
     #[arg(long, value_name = "N", alias = "pids-limit", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
@@ -124,6 +135,7 @@ impl Making {
                     limit_in_shares: self.cpu_shares.unwrap_or_default(),
                     ..CpuLimits::default()
                 },
+                disk_limits: disk_limits(self.disk, self.inodes, self.disk_scope),
                 pid_limits: PidLimits { max: self.pids.unwrap_or_default() },
                 ..Limits::default()
             },
@@ -131,6 +143,33 @@ impl Making {
         };
         self.network.enter(&mut spec)?;
         Ok(spec)
+    }
+}
+
+/// What counts towards a limit of bytes on the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DiskScope {
+    /// The image and what is written.
+    #[default]
+    Total,
+    /// What is written alone.
+    Exclusive,
+}
+
+impl DiskScope {
+    /// Returns its number in Garden's API.
+    pub fn number(self) -> u8 {
+        u8::from(self == Self::Exclusive)
+    }
+}
+
+/// Returns the limits for these flags.
+fn disk_limits(bytes: Option<u64>, inodes: Option<u64>, scope: DiskScope) -> DiskLimits {
+    DiskLimits {
+        byte_hard: bytes.unwrap_or_default(),
+        inode_hard: inodes.unwrap_or_default(),
+        scope: scope.number(),
+        ..DiskLimits::default()
     }
 }
 

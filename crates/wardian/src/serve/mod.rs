@@ -105,6 +105,7 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
         remote: settings.fetching(),
         limits: settings.limits(),
         ready_rootfs: settings.ready_rootfs,
+        disk_driver: settings.disk_driver,
         id_ranges: settings.id_ranges,
         default_pids: settings.default_pids_limit,
         no_new_privileges: settings.no_new_privileges,

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wardian_engine::IdRanges;
-use wardian_store::{Fetching, Host, Limits};
+use wardian_store::{DiskDriver, Fetching, Host, Limits};
 
 /// The maximum size of a settings file in bytes.
 const MOST_SETTINGS: u64 = 1 << 20;
@@ -114,6 +114,10 @@ pub struct Args {
     /// Root file systems mounted ahead for each image that creates have asked for lately, at most 32; 0: none
     #[arg(long, value_name = "N", env = "WARDIAN_READY_ROOTFS", value_parser = ready, default_value = "8")]
     pub ready_rootfs: usize,
+    /// What limits the disk space of containers: project-quota, btrfs, image, or none [default: the first of them that works for
+    /// the file system under --root]
+    #[arg(long, value_name = "DRIVER", env = "WARDIAN_DISK_DRIVER", value_parser = disk_driver)]
+    pub disk_driver: Option<DiskDriver>,
     /// Give each unprivileged container its own range of SIZE host uids and gids, allocated from START [default: all containers
     /// share Garden's mapping]
     #[arg(long, value_name = "START:SIZE", env = "WARDIAN_ID_RANGES", value_parser = str::parse::<IdRanges>)]
@@ -309,6 +313,12 @@ fn host_name(text: &str) -> Result<String, String> {
 fn percent(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0);
     value.ok_or_else(|| format!("{text:?} is not a percentage"))
+}
+
+fn disk_driver(text: &str) -> Result<DiskDriver, String> {
+    let names = || DiskDriver::ALL.map(DiskDriver::name).join(", ");
+    let found = DiskDriver::ALL.into_iter().find(|driver| driver.name() == text);
+    found.ok_or_else(|| format!("{text:?} is none of {}", names()))
 }
 
 fn ready(text: &str) -> Result<usize, String> {

@@ -202,8 +202,6 @@ async fn what_is_not_supported_is_named() {
     let server = Server::start().await;
     let client = server.create("n").await;
     for (field, json) in [
-        ("limits.disk_limits.byte_hard", "{\"limits\":{\"disk_limits\":{\"byte_hard\":10}}}"),
-        ("limits.disk_limits.inode_soft", "{\"limits\":{\"disk_limits\":{\"inode_soft\":10}}}"),
         ("image.username", "{\"image\":{\"uri\":\"/x\",\"username\":\"u\"}}"),
         ("image.password", "{\"image\":{\"uri\":\"/x\",\"password\":\"secret\"}}"),
     ] {

@@ -87,6 +87,7 @@ async fn of_a_pea_by_its_process() {
     let limited = ProcessLimits {
         memory_limits: MemoryLimits { limit_in_bytes: 64 << 20 },
         cpu_limits: CpuLimits::default(),
+        ..ProcessLimits::default()
     };
     for (id, limits) in [("below", None), ("beside", Some(limited))] {
         let spec = ProcessSpec { id: id.into(), limits, ..pea(&image, long) };
@@ -188,6 +189,7 @@ async fn out_of_memory_is_an_event() {
     let limits = Some(ProcessLimits {
         memory_limits: MemoryLimits { limit_in_bytes: 32 << 20 },
         cpu_limits: CpuLimits::default(),
+        ..ProcessLimits::default()
     });
     let grows = ProcessSpec { limits, ..pea(&image, grow) };
     assert_ne!(crate::support::run(&client, "p", &grows).await.code, 0);
