@@ -78,8 +78,8 @@ impl Bound {
 pub struct Written {
     /// Bytes on the disk.
     pub bytes: u64,
-    /// Inodes.
-    pub inodes: u64,
+    /// Inodes; `None`: it does not count them.
+    pub inodes: Option<u64>,
 }
 
 #[cfg(test)]

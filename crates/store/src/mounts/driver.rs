@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::btrfs::{self, Btrfs};
 use super::directories::Directories;
 use super::names::Names;
 use super::project_quota::{self, ProjectQuota};
@@ -13,19 +14,22 @@ use crate::disk::layout::Layout;
 pub enum DiskDriver {
     /// Project quota of XFS or ext4.
     ProjectQuota,
+    /// Subvolumes of btrfs and their quota groups.
+    Btrfs,
     /// Plain directories: limits are refused.
     None,
 }
 
 impl DiskDriver {
     /// All drivers, in the order in which they are tried.
-    pub const ALL: [Self; 2] = [Self::ProjectQuota, Self::None];
+    pub const ALL: [Self; 3] = [Self::ProjectQuota, Self::Btrfs, Self::None];
 
     /// Its name, as in settings.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::ProjectQuota => "project-quota",
+            Self::Btrfs => "btrfs",
             Self::None => "none",
         }
     }
@@ -73,6 +77,12 @@ fn make(driver: DiskDriver, ground: &Ground, others: &[String]) -> Result<Arc<dy
     match driver {
         DiskDriver::ProjectQuota => match project_quota::missing(&layout.rootfs) {
             None => Ok(Arc::new(ProjectQuota::new(directories).map_err(|error| error.to_string())?)),
+            Some(why) => Err(why),
+        },
+        DiskDriver::Btrfs => match btrfs::missing(&layout.rootfs) {
+            None => {
+                Ok(Arc::new(Btrfs::new(Arc::clone(layout), directories).map_err(|error| error.to_string())?))
+            }
             Some(why) => Err(why),
         },
         DiskDriver::None => Ok(Arc::new(directories)),

@@ -124,7 +124,7 @@ impl Measurer {
         {
             return Measured {
                 exclusive_bytes: written.bytes,
-                exclusive_inodes: Some(written.inodes),
+                exclusive_inodes: written.inodes,
                 image_bytes,
             };
         }

@@ -1,5 +1,6 @@
 //! Root file systems: made ahead, mounted, measured and deleted.
 
+pub(crate) mod btrfs;
 pub(crate) mod directories;
 pub(crate) mod door;
 pub mod driver;

@@ -111,17 +111,14 @@ impl ProjectQuota {
     }
 }
 
-/// What a part's own directories take. `upper` counts with one block at most: more of them are the container's.
-fn own(dir: &OwnedFd) -> Written {
-    let mut own = Written::default();
-    for name in OWN {
-        if let Ok(stat) = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-            let block = stat.st_blksize.unsigned_abs();
-            own.bytes += (stat.st_blocks.unsigned_abs() * BLOCK).min(block);
-            own.inodes += 1;
-        }
-    }
-    own
+/// Returns the bytes and inodes of a part's own directories. `upper` counts with one block at most: more of them are
+/// the container's.
+fn own(dir: &OwnedFd) -> (u64, u64) {
+    let stats = OWN.iter().filter_map(|name| rustix::fs::statat(dir, *name, AtFlags::SYMLINK_NOFOLLOW).ok());
+    stats.fold((0, 0), |(bytes, inodes), stat| {
+        let block = stat.st_blksize.unsigned_abs();
+        (bytes + (stat.st_blocks.unsigned_abs() * BLOCK).min(block), inodes + 1)
+    })
 }
 
 impl Upper for ProjectQuota {
@@ -144,12 +141,11 @@ impl Upper for ProjectQuota {
             let why = "this root file system was made without project quota: make it again".to_owned();
             return Err(Error::Unlimited { why });
         }
-        let own = own(&dir);
-        // An overlay that is mounted later makes the other directories in `work`.
-        let inodes = bound.inodes.map_or(0, |inodes| inodes.saturating_add(OWN.len() as u64));
-        let block = rustix::fs::fstatvfs(&dir)?.f_frsize;
-        let rest = (OWN.len() as u64 - own.inodes) * if own.bytes == 0 { 0 } else { block };
-        let bytes = bound.bytes.map_or(0, |bytes| bytes.saturating_add(own.bytes + rest));
+        // An overlay that is mounted later makes the rest of these directories; each has a block, or none has one.
+        let (own_bytes, own_inodes) = own(&dir);
+        let all = OWN.len() as u64;
+        let inodes = bound.inodes.map_or(0, |inodes| inodes.saturating_add(all));
+        let bytes = bound.bytes.map_or(0, |bytes| bytes.saturating_add(own_bytes / own_inodes.max(1) * all));
         Ok(quota::set(&dir, project, bytes, inodes)?)
     }
 
@@ -164,10 +160,10 @@ impl Upper for ProjectQuota {
             return Ok(None);
         }
         let Quota { bytes, inodes, .. } = quota::get(&dir, project)?;
-        let own = own(&dir);
+        let (own_bytes, own_inodes) = own(&dir);
         Ok(Some(Written {
-            bytes: bytes.saturating_sub(own.bytes),
-            inodes: inodes.saturating_sub(own.inodes),
+            bytes: bytes.saturating_sub(own_bytes),
+            inodes: Some(inodes.saturating_sub(own_inodes)),
         }))
     }
 
