@@ -15,7 +15,7 @@ const ROOT: u64 = 256;
 /// What the quota group of a subvolume counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Group {
-    /// Bytes, with those that are reserved for data and metadata that have not been written yet.
+    /// Bytes, with those of data in the page cache.
     pub bytes: u64,
 }
 
@@ -128,9 +128,9 @@ pub fn group(groups: &Path, subvolume: u64) -> std::io::Result<Group> {
         let text = std::fs::read_to_string(group.join(name))?;
         text.trim().parse::<u64>().map_err(std::io::Error::other)
     };
-    // What is reserved becomes what is referenced when it is written: never both, never neither.
-    let reserved = read("rsv_data")? + read("rsv_meta_prealloc")? + read("rsv_meta_pertrans")?;
-    Ok(Group { bytes: read("referenced")? + reserved })
+    // What is reserved becomes what is referenced when it is written. More metadata is reserved than will be written, by
+    // a megabyte, so that counts when it has been.
+    Ok(Group { bytes: read("referenced")? + read("rsv_data")? })
 }
 
 /// Limits the bytes that a subvolume references; `None`: no limit.
