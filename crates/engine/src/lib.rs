@@ -123,6 +123,8 @@ pub struct Config {
     pub default_pids: u64,
     /// Which network containers get.
     pub network: wardian_network::Driver,
+    /// Directories with network namespaces of the operator's, which clients may have containers created into.
+    pub network_namespaces: Vec<PathBuf>,
     /// Bytes of /dev/shm in a container without a memory limit; 0: half of the host's memory, the kernel's own bound.
     pub shm_bytes: u64,
 }

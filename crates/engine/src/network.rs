@@ -8,12 +8,15 @@ use crate::assemble::network_files;
 use crate::container::lifecycle::Event;
 use crate::container::record::Record;
 use crate::container::{Attached, Container};
+use crate::ready::ids::Home;
 use crate::spec::ContainerSpec;
 use crate::{Engine, Error, Result, Shared};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use wardian_network::given::{self, Namespace};
 use wardian_network::outside::Launched;
 use wardian_network::{self as network, Mapping, Network, Order, Rule, Veth, Wanted};
 use wardian_sys::memfd;
@@ -32,14 +35,19 @@ const DNS: &str = "wardian.network.dns";
 /// The C library reads no more name servers from a resolv.conf (`MAXNS`, resolv.conf(5)).
 const MOST_DNS: usize = 3;
 
-/// Takes the settings among the properties of a create into its order.
+/// Takes the settings among the properties of a create into its order. `namespaces` are the operator's directories with
+/// network namespaces.
 ///
 /// # Errors
 /// A setting is unknown, or its value is not valid.
-pub fn heed_properties(spec: &mut ContainerSpec) -> Result<()> {
+pub fn heed_properties(spec: &mut ContainerSpec, namespaces: &[PathBuf]) -> Result<()> {
     for (key, value) in spec.properties.iter().filter(|(key, _)| key.starts_with(SETTINGS)) {
         match key.as_str() {
             DNS => spec.network.dns = dns(value)?,
+            given::PROPERTY => {
+                let namespace = Namespace::open(namespaces, value).map_err(network::Error::from)?;
+                spec.network.namespace = Some(namespace);
+            }
             _ => return Err(Error::Invalid(format!("property {key} is not supported yet"))),
         }
     }
@@ -70,6 +78,28 @@ fn dns(value: &str) -> Result<Vec<IpAddr>> {
 }
 
 impl Shared {
+    /// Takes namespaces for a container.
+    ///
+    /// # Errors
+    /// The kernel refuses, or all ids are taken.
+    pub fn home(&self, spec: &ContainerSpec) -> Result<Home> {
+        let fail = Error::system("namespaces");
+        let pairs = if spec.privileged { &self.privileged_pairs } else { &self.pairs };
+        let home = pairs.take().map_err(fail)?;
+        if let Some(namespace) = &spec.network.namespace {
+            // The veth pair goes with the namespace in which it has an end.
+            let pair = home.pair.with_network(namespace.file().map_err(fail)?).map_err(fail)?;
+            return Ok(Home { pair, veth: None, ..home });
+        }
+        match &home.veth {
+            Some(veth) if spec.network.is_loopback() => {
+                self.networks.discard(veth)?;
+                Ok(Home { veth: None, ..home })
+            }
+            _ => Ok(home),
+        }
+    }
+
     /// Enters a network into a container's record, with Garden's properties for it.
     pub fn describe(&self, record: &mut Record, network: Option<&Network>) {
         record.network = network.cloned();
@@ -196,7 +226,7 @@ impl Engine {
             }
             let mut all = attached.rules.clone();
             all.extend(rules.iter().cloned());
-            let steps = shared.networks.check(&all)?;
+            let steps = shared.networks.check(&attached.network, &all)?;
             let save = |rules: &[Rule]| {
                 let saved = shared.records.save_egress(&container.id, rules);
                 saved.map_err(Error::system("save the container's egress rules"))
@@ -266,7 +296,7 @@ mod tests {
     fn heeded(key: &str, value: &str) -> Result<ContainerSpec> {
         let properties = [(key.to_owned(), value.to_owned())].into();
         let mut spec = ContainerSpec { properties, ..ContainerSpec::default() };
-        heed_properties(&mut spec).map(|()| spec)
+        heed_properties(&mut spec, &[]).map(|()| spec)
     }
 
     #[test]
@@ -291,6 +321,8 @@ mod tests {
     #[test]
     fn other_settings_are_refused() {
         assert!(heeded("wardian.network.mtu", "1").unwrap_err().to_string().contains("not supported"));
+        let error = heeded(given::PROPERTY, "/run/netns/a").unwrap_err().to_string();
+        assert!(error.contains("--network-namespaces"), "{error}");
         assert!(heeded("color", "red").unwrap().network.dns.is_empty());
         assert!(no_setting(DNS).is_err() && no_setting("color").is_ok());
     }

@@ -1,6 +1,6 @@
 //! The clone path: from the keeper on the host to a process inside, in the one order that works.
 //!
-//! cgroups → rlimits → user namespace → network namespace → ids 0 (before that, files land on disk as host
+//! cgroups → rlimits → network namespace → user namespace → ids 0 (before that, files land on disk as host
 //! root without an error) → the other namespaces → a second clone whose parent is the keeper.
 //!
 //! **Descriptors.** A child is a copy of the keeper and so holds whatever the keeper holds: host directories, mounts, other
@@ -164,13 +164,15 @@ fn first_stage(
     unsafe {
         match &way.into {
             Namespaces::New { user, network } => {
-                if let Some(user) = user {
-                    check(libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER).into(), "enter user namespace")?;
-                }
+                // The network first: one that the operator has made belongs to the host's user namespace, in which this
+                // child has no capabilities once it has entered the container's.
                 check(
                     libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET).into(),
                     "enter network namespace",
                 )?;
+                if let Some(user) = user {
+                    check(libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER).into(), "enter user namespace")?;
+                }
                 become_root()?;
                 let rest = libc::CLONE_NEWNS
                     | libc::CLONE_NEWIPC

@@ -24,7 +24,7 @@ use wardian_runtime::wire::{
     self, Create, Destroyed, Exec, Failure, Hello, Message, Op, Refused, Reply, Run, Started, Transfer,
 };
 use wardian_sys::failpoint;
-use wardian_sys::{children, heap, memfd, mount, packet};
+use wardian_sys::{children, heap, memfd, mount, namespace, packet};
 
 /// The running container.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ pub struct Keeper {
     leave: Option<Instant>,
     parked: Option<Parked>,
     /// A sysfs to clone for peas; `None` if none was handed over, or where the kernel cannot clone a detached mount (before
-    /// 6.15): then each pea mounts it.
+    /// 6.15): then one is mounted for each pea.
     sysfs: Option<OwnedFd>,
     /// See [`wire::SPEAKS`].
     speaks: Option<u32>,
@@ -438,8 +438,10 @@ impl Keeper {
             user: container.user,
             own_mounts: inside.is_some(),
         };
-        let sysfs = self.sysfs.as_ref().filter(|_| inside.is_some());
-        let sysfs = sysfs.and_then(|sysfs| mount::open_tree_clone(sysfs, "", false).ok());
+        let sysfs = inside.as_ref().and_then(|_| match &self.sysfs {
+            Some(sysfs) => mount::open_tree_clone(sysfs, "", false).ok(),
+            None => namespace::sysfs_of(namespace_of(container.pid, "net")?.as_fd()).ok(),
+        });
         let parts = inside.as_ref().zip(devices.as_ref()).map(|((plan, boxed), devices)| Parts {
             plan,
             rootfs: boxed.rootfs.as_fd(),
@@ -524,7 +526,7 @@ impl Keeper {
             if let (Some(pid), Kind::Run(id)) = (launch.hear(), &launch.kind)
                 && let Some(boxed) = self.processes.get_mut(id).and_then(|p| p.boxed.as_mut())
             {
-                boxed.namespace = mount_namespace(pid);
+                boxed.namespace = namespace_of(pid, "mnt");
             }
         }
         self.settle_all();
@@ -721,9 +723,9 @@ fn stdio_numbers(io: &TheirIo) -> Vec<RawFd> {
     }
 }
 
-/// Opens the process's mount namespace, to hold it; without it the process's exit would pay for the unmounts.
-fn mount_namespace(pid: Pid) -> Option<OwnedFd> {
-    let path = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
+/// Opens a namespace of a process. Its mount namespace is held: the process's exit would pay for the unmounts otherwise.
+fn namespace_of(pid: Pid, kind: &str) -> Option<OwnedFd> {
+    let path = format!("/proc/{}/ns/{kind}", pid.as_raw_nonzero());
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()
 }

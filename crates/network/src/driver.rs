@@ -3,7 +3,8 @@
 use crate::bridged::{Bridged, Settings, Subnet, Veth};
 use crate::egress::{Rule, Step};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Names};
+use crate::given::{self, Namespace};
 use crate::outside::{self, Launched, Outside};
 use crate::ports::{Mapping, Transport};
 use crate::state::{Bandwidth, Network, State};
@@ -48,8 +49,11 @@ pub struct Wanted {
 /// What a container's network is to be.
 #[derive(Debug, Clone, Default)]
 pub struct Order {
-    /// Garden's `network` field: a subnet or an address (Garden §4.2); empty: a subnet of the pool.
+    /// Garden's `network` field: a subnet or an address (Garden §4.2); empty: a subnet of the pool. [`LOOPBACK`]:
+    /// loopback alone.
     pub network: String,
+    /// A namespace of the operator's, instead of one of the container's own.
+    pub namespace: Option<Namespace>,
     /// Ports of the host that lead to the container.
     pub ports: Vec<Wanted>,
     /// What the container may reach although the policy denies it.
@@ -60,17 +64,29 @@ pub struct Order {
     pub dns: Vec<IpAddr>,
 }
 
+/// The `network` of a container that is to have loopback alone, whatever the driver is.
+pub const LOOPBACK: &str = "none";
+
 impl Order {
-    /// Returns something that a container with loopback alone cannot have.
-    fn needs(&self) -> Option<&'static str> {
+    /// Whether the container is to have loopback alone, whatever the driver is.
+    pub fn is_loopback(&self) -> bool {
+        self.network == LOOPBACK && self.namespace.is_none()
+    }
+
+    /// Returns something that only a driver can do.
+    pub(crate) fn needs(&self) -> Option<&'static str> {
         let named = [
-            (!self.network.is_empty(), "an address"),
+            (!self.network.is_empty() && !self.is_loopback(), "an address"),
             (!self.ports.is_empty(), "a port mapping"),
             (!self.egress.is_empty(), "an egress rule"),
             (self.bandwidth.is_some(), "a bandwidth limit"),
-            (!self.dns.is_empty(), "a name server"),
         ];
         named.into_iter().find_map(|(is_named, what)| is_named.then_some(what))
+    }
+
+    /// Returns something that a container with loopback alone cannot have.
+    fn needs_network(&self) -> Option<&'static str> {
+        self.needs().or((!self.dns.is_empty()).then_some("a name server"))
     }
 }
 
@@ -109,7 +125,7 @@ impl Networks {
             Driver::Outside(settings) => {
                 let states = found.iter().filter_map(|found| match &found.network {
                     Network::Outside(state) => Some(&**state),
-                    Network::Bridged(_) => None,
+                    Network::Bridged(_) | Network::Given(_) => None,
                 });
                 Driven::Outside(Arc::new(Outside::open(settings, states)?))
             }
@@ -128,6 +144,7 @@ impl Networks {
         match (&self.0, network) {
             (Driven::Bridged(bridged), Network::Bridged(state)) => Ok(Whose::Bridged(bridged, state)),
             (Driven::Outside(outside), Network::Outside(state)) => Ok(Whose::Outside(outside, state)),
+            (_, Network::Given(_)) => Err(given::Error::Cannot { what }.into()),
             (Driven::Loopback, _) => Err(Error::NoNetwork { what }),
             _ => Err(Error::OtherDriver { what }),
         }
@@ -140,6 +157,14 @@ impl Networks {
     /// The kernel's.
     pub fn veth(&self, namespace: BorrowedFd<'_>) -> Result<Option<Veth>> {
         self.own().map(|bridged| bridged.veth(namespace)).transpose()
+    }
+
+    /// Removes a veth pair that no container is to have.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn discard(&self, veth: &Veth) -> Result<()> {
+        self.own().map_or(Ok(()), |bridged| bridged.discard(veth))
     }
 
     /// Makes the bridge of a free subnet of the pool; `None` if the driver needs none.
@@ -162,16 +187,21 @@ impl Networks {
         veth: Option<&Veth>,
         ready: impl FnOnce() -> Result<Option<Subnet>>,
     ) -> Result<Option<Network>> {
-        match &self.0 {
-            Driven::Loopback => match order.needs() {
-                None => Ok(None),
-                Some(what) => Err(Error::NoNetwork { what }),
-            },
-            Driven::Bridged(bridged) => {
+        if let Some(namespace) = &order.namespace {
+            return Ok(Some(Network::Given(given::State::new(namespace, order)?)));
+        }
+        match (&self.0, order.needs_network()) {
+            (_, None) if order.is_loopback() => Ok(None),
+            (_, Some(what)) if order.is_loopback() => Err(Error::Loopback { what }),
+            (Driven::Loopback, None) => Ok(None),
+            (Driven::Loopback, Some(what)) => Err(Error::NoNetwork { what }),
+            (Driven::Bridged(bridged), _) => {
                 let veth = veth.ok_or(Error::NoLink)?;
                 Ok(Some(Network::Bridged(bridged.reserve(order, veth, ready)?)))
             }
-            Driven::Outside(outside) => Ok(Some(Network::Outside(Box::new(outside.reserve(order, named)?)))),
+            (Driven::Outside(outside), _) => {
+                Ok(Some(Network::Outside(Box::new(outside.reserve(order, named)?))))
+            }
         }
     }
 
@@ -195,6 +225,7 @@ impl Networks {
                 Ok(false)
             }
             (Driven::Outside(outside), Network::Outside(state)) => outside.connect(state, namespace),
+            (_, Network::Given(_)) => Ok(false),
             _ => Err(Error::OtherDriver { what: "a connection" }),
         }
     }
@@ -261,11 +292,10 @@ impl Networks {
     ///
     /// # Errors
     /// A rule is not valid, or they are too many.
-    pub fn check(&self, rules: &[Rule]) -> Result<Vec<Step>> {
-        match &self.0 {
-            Driven::Loopback => Err(Error::NoNetwork { what: "an egress rule" }),
-            Driven::Bridged(bridged) => bridged.check(rules),
-            Driven::Outside(_) => {
+    pub fn check(&self, network: &Network, rules: &[Rule]) -> Result<Vec<Step>> {
+        match self.whose(network, "an egress rule")? {
+            Whose::Bridged(bridged, _) => bridged.check(rules),
+            Whose::Outside(..) => {
                 crate::egress::check(rules, true)?;
                 Ok(Vec::new())
             }
@@ -309,6 +339,9 @@ impl Networks {
     /// # Errors
     /// A text would be too long.
     pub fn files(&self, network: Option<&Network>, handle: &str) -> Result<Files> {
+        if let Some(Network::Given(state)) = network {
+            return state.files(handle, &self.names());
+        }
         match network.map(|network| self.whose(network, "files")).transpose()? {
             Some(Whose::Bridged(bridged, state)) => bridged.files(state, handle),
             Some(Whose::Outside(outside, state)) => outside.files(state, handle),
@@ -316,6 +349,15 @@ impl Networks {
                 hosts: files::hosts(Ipv4Addr::LOCALHOST.into(), None, handle, &[])?,
                 resolv: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             }),
+        }
+    }
+
+    /// What the operator has set for the names of containers.
+    fn names(&self) -> Names<'_> {
+        match &self.0 {
+            Driven::Loopback => Names::default(),
+            Driven::Bridged(bridged) => bridged.names(),
+            Driven::Outside(outside) => outside.names(),
         }
     }
 
@@ -332,6 +374,7 @@ impl Networks {
         match network {
             Network::Bridged(state) => self.own().map_or_else(Vec::new, |bridged| bridged.properties(state)),
             Network::Outside(state) => state.properties(),
+            Network::Given(state) => state.properties(),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Why a container's network is not as it was wanted.
 
-use crate::{conntrack, egress, files, firewall, link, netlink, outside, ports, route, spec, subnets, tc};
+use crate::{
+    conntrack, egress, files, firewall, given, link, netlink, outside, ports, route, spec, subnets, tc,
+};
 use ipnet::Ipv4Net;
 use wardian_sys::text::chain;
 
@@ -22,9 +24,18 @@ pub enum Error {
     /// Another program does not make the network, or not so.
     #[error(transparent)]
     Outside(#[from] outside::Error),
-    /// The container has been made by a server without a network.
-    #[error("the container has no network: it was made by a server with --network none")]
+    /// The container is to have loopback alone.
+    #[error("{what}: the container is to have loopback alone (network none)")]
+    Loopback {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The container has loopback alone.
+    #[error("the container has no network: it was made with --network none, its own or its server's")]
     Without,
+    /// The container is not put into a namespace of the operator's, or not so.
+    #[error(transparent)]
+    Given(#[from] given::Error),
     /// Namespaces that were made ahead have no link.
     #[error("network: the container's namespace has no link to the host")]
     NoLink,

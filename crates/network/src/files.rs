@@ -1,6 +1,6 @@
 //! The texts of a container's /etc/hosts and /etc/resolv.conf (Garden server §4.5).
 //!
-//! Everything is given as text or as addresses; nothing here opens a file.
+//! Everything is given as text or as addresses; nothing but [`Host::read`] opens a file.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -100,6 +100,55 @@ pub struct Resolv<'a> {
     pub own_servers: Option<&'a [IpAddr]>,
     /// A network plugin's search domains, which replace the host's.
     pub plugin_search: Option<&'a [String]>,
+}
+
+/// The host's own files for name servers.
+#[derive(Debug, Default)]
+pub struct Host {
+    resolv: String,
+    upstream: Option<String>,
+}
+
+impl Host {
+    /// Reads them; what is missing is empty.
+    pub fn read() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let resolv = read("/etc/resolv.conf");
+        let upstream = is_stub(&resolv).then(|| read("/run/systemd/resolve/resolv.conf"));
+        Self { resolv, upstream: upstream.filter(|text| !text.is_empty()) }
+    }
+}
+
+/// What the operator has set for the names of all containers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Names<'a> {
+    /// See [`Resolv::servers`].
+    pub servers: &'a [IpAddr],
+    /// See [`Resolv::additional`].
+    pub additional: &'a [IpAddr],
+    /// Lines for the end of every hosts file.
+    pub host_entries: &'a [String],
+}
+
+impl<'a> Names<'a> {
+    /// Adds what one container has to the operator's settings.
+    pub fn resolv(
+        &self,
+        host: &'a Host,
+        bridge: IpAddr,
+        own_servers: Option<&'a [IpAddr]>,
+        plugin_search: Option<&'a [String]>,
+    ) -> Resolv<'a> {
+        Resolv {
+            host: &host.resolv,
+            upstream: host.upstream.as_deref(),
+            bridge,
+            servers: self.servers,
+            additional: self.additional,
+            own_servers,
+            plugin_search,
+        }
+    }
 }
 
 impl Resolv<'_> {

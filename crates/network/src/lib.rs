@@ -5,6 +5,7 @@
 //! | `driver`, `state` | what the engine asks for, and what a container's record keeps |
 //! | `bridged/` | the driver of our own |
 //! | `outside`, `plugin`, `cni/` | the driver for networks that other programs make, and those programs |
+//! | `given` | network namespaces of the operator's |
 //! | `spec`, `subnets`, `ports`, `ranges` | which addresses and ports containers get |
 //! | `egress/` | rules for what containers may send, and their compiler |
 //! | `files` | the texts of hosts and resolv.conf |
@@ -27,6 +28,7 @@ pub mod files;
 pub mod firewall;
 #[cfg(fuzzing)]
 pub mod fuzzed;
+pub mod given;
 pub mod host;
 pub mod link;
 mod message;

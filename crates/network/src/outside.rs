@@ -377,23 +377,20 @@ impl Outside {
         self.settings.patience
     }
 
+    /// What the operator has set for the names of containers.
+    pub fn names(&self) -> files::Names<'_> {
+        let Settings { dns_servers, more_dns_servers, host_entries, .. } = &self.settings;
+        files::Names { servers: dns_servers, additional: more_dns_servers, host_entries }
+    }
+
     /// See [`crate::Networks::files`].
     pub fn files(&self, state: &State, handle: &str) -> crate::Result<Files> {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let host = read("/etc/resolv.conf");
-        let upstream = files::is_stub(&host).then(|| read("/run/systemd/resolve/resolv.conf"));
         // Garden takes the container's own address for the bridge's, which its plugins do not name.
         let ip = state.ip.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let resolv = files::Resolv {
-            host: &host,
-            upstream: upstream.as_deref().filter(|text| !text.is_empty()),
-            bridge: state.host_ip.parse().unwrap_or(ip),
-            servers: &self.settings.dns_servers,
-            additional: &self.settings.more_dns_servers,
-            // The container's own come first, the programs' replace all others, also if they have none.
-            own_servers: Some(&*state.dns).filter(|own| !own.is_empty()).or(state.servers.as_deref()),
-            plugin_search: state.search.as_deref(),
-        };
+        // The container's own come first, the programs' replace all others, also if they have none.
+        let own = Some(&*state.dns).filter(|own| !own.is_empty()).or(state.servers.as_deref());
+        let (host, bridge) = (files::Host::read(), state.host_ip.parse().unwrap_or(ip));
+        let resolv = self.names().resolv(&host, bridge, own, state.search.as_deref());
         let ipv6 = state.ipv6.filter(|ipv6| IpAddr::from(*ipv6) != ip);
         let hosts = files::hosts(ip, ipv6, handle, &self.settings.host_entries)?;
         Ok(Files { hosts, resolv: resolv.text()? + &files::options(&state.options)? })

@@ -185,6 +185,28 @@ pub fn host_network(route: &mut Connection, ip: Ipv4Addr, own: u32) -> Result<Op
     Ok(Some(Foreign { network, link: link.map(|link| link.name), is_address: true }))
 }
 
+/// The addresses of all interfaces that others can reach, so none of loopback and none that is link-local, in the order
+/// in which the kernel lists them.
+///
+/// # Errors
+/// [`Error::List`].
+pub fn addresses(route: &mut Connection) -> Result<Vec<IpAddr>, Error> {
+    let found = route.list(
+        |requests, flags| {
+            // `struct ifaddrmsg`.
+            requests.add(libc::RTM_GETADDR, flags, &[libc::AF_UNSPEC as u8, 0, 0, 0, 0, 0, 0, 0], |_| {});
+        },
+        |message| {
+            let [_, _, _, scope, ..] = *message.body else { return None };
+            let attributes = message.body.get(8..)?;
+            // Of a point-to-point link IFA_ADDRESS is the other end.
+            let local = find(attributes, libc::IFA_LOCAL).or_else(|| find(attributes, libc::IFA_ADDRESS));
+            local.and_then(address).filter(|_| scope == libc::RT_SCOPE_UNIVERSE)
+        },
+    );
+    found.map_err(|source| Error::List { what: "addresses", source })
+}
+
 /// Whether two networks have an address in common.
 #[must_use]
 pub fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {

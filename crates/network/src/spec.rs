@@ -45,6 +45,11 @@ pub enum Error {
     /// The text is not an address with a prefix length. The text of the error is that of Go's `net.ParseCIDR`.
     #[error("invalid CIDR address: {0}")]
     Cidr(String),
+    /// The text is what the server's own `--network` may be.
+    #[error(
+        "network: {0:?} is a driver, which is chosen for all containers (wardian serve --network); that of one container is an address, a subnet, or none"
+    )]
+    Driver(String),
     /// The text is an IPv6 network.
     #[error("the requested network ({0}) is IPv6; a container's IPv6 address follows from its IPv4 address")]
     Ipv6(String),
@@ -72,6 +77,9 @@ impl Request {
     pub fn parse(spec: &str) -> Result<Self, Error> {
         if spec.is_empty() {
             return Ok(Self::Dynamic);
+        }
+        if spec == "bridge" || ["plugin:", "cni:"].iter().any(|driver| spec.starts_with(driver)) {
+            return Err(Error::Driver(clipped(spec)));
         }
         let cidr = match spec.contains('/') {
             true => spec.to_owned(),

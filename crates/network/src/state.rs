@@ -1,7 +1,7 @@
 //! The network of one container, as its record keeps it.
 
-use crate::outside;
 use crate::ports::Mapping;
+use crate::{given, outside};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,6 +14,8 @@ pub enum Network {
     Bridged(State),
     /// What other programs make.
     Outside(Box<outside::State>),
+    /// A network namespace of the operator's, in which nothing is ours.
+    Given(given::State),
 }
 
 impl Network {
@@ -22,6 +24,7 @@ impl Network {
         match self {
             Self::Bridged(state) => Some(state.ip.into()),
             Self::Outside(state) => state.ip,
+            Self::Given(state) => state.ip.map(IpAddr::from),
         }
     }
 
@@ -30,6 +33,7 @@ impl Network {
         match self {
             Self::Bridged(state) => state.ipv6.map(|net| net.addr()),
             Self::Outside(state) => state.ipv6,
+            Self::Given(state) => state.ipv6,
         }
     }
 
@@ -38,14 +42,16 @@ impl Network {
         match self {
             Self::Bridged(state) => state.gateway().to_string(),
             Self::Outside(state) => state.host_ip.clone(),
+            Self::Given(_) => String::new(),
         }
     }
 
-    /// Returns the host's address to which mapped ports belong.
-    pub fn external(&self) -> IpAddr {
+    /// Returns the host's address to which mapped ports belong, if ports can be mapped.
+    pub fn external(&self) -> Option<IpAddr> {
         match self {
-            Self::Bridged(state) => state.external,
-            Self::Outside(state) => state.external,
+            Self::Bridged(state) => Some(state.external),
+            Self::Outside(state) => Some(state.external),
+            Self::Given(_) => None,
         }
     }
 
@@ -54,6 +60,7 @@ impl Network {
         match self {
             Self::Bridged(state) => &state.mappings,
             Self::Outside(state) => &state.mappings,
+            Self::Given(_) => &[],
         }
     }
 
@@ -62,6 +69,8 @@ impl Network {
         match self {
             Self::Bridged(state) => state.mappings.push(mapping),
             Self::Outside(state) => state.mappings.push(mapping),
+            // No port is reserved for it.
+            Self::Given(_) => {}
         }
     }
 
@@ -70,6 +79,7 @@ impl Network {
         match self {
             Self::Bridged(state) => state.bandwidth,
             Self::Outside(state) => state.bandwidth,
+            Self::Given(_) => None,
         }
     }
 }

@@ -66,6 +66,7 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
             disk: disk_limit(&limits.disk_limits)?,
         },
         network: engine::Order {
+            namespace: None,
             network: spec.network,
             ports: spec.netin.iter().map(net_in).collect::<Result<_, _>>()?,
             egress: spec.netout_rules.into_iter().map(net_out).collect::<Result<_, _>>()?,
@@ -269,7 +270,7 @@ pub(crate) fn info(info: &engine::Info) -> wire::ContainerInfo<&Properties> {
         host_ip: network.map(engine::Network::host_ip).unwrap_or_default(),
         container_ip: address(network.and_then(engine::Network::ip)),
         container_ipv6: address(network.and_then(engine::Network::ipv6).map(IpAddr::from)),
-        external_ip: address(network.map(engine::Network::external)),
+        external_ip: address(network.and_then(engine::Network::external)),
         mapped_ports: Some(
             network.map(|network| network.mappings().iter().map(port).collect()).unwrap_or_default(),
         ),

@@ -99,6 +99,23 @@ pub fn owner(namespace: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Opens the network namespace that a file is, found with `O_PATH`; `None` if it is something else. Nothing but a
+/// namespace is opened: to open a device can have an effect.
+///
+/// # Errors
+/// The kernel's, from `fstatfs(2)` or `open(2)`.
+pub fn open_network(found: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    /// `NSFS_MAGIC` of linux/magic.h.
+    const NSFS: u32 = 0x6e73_6673;
+    if rustix::fs::fstatfs(found)?.f_type as u32 != NSFS {
+        return Ok(None);
+    }
+    let file = OwnedFd::from(fs::File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?);
+    // SAFETY: `NS_GET_NSTYPE` (ioctl_ns(2)) takes no argument, and the file is a namespace.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::_IO(0xb7, 3)) };
+    Ok(Some(file).filter(|_| kind == libc::CLONE_NEWNET))
+}
+
 const STACK: usize = 16 * 1024;
 
 /// Sleeps until the parent, whose pid is given, dies: this process has all of the parent's descriptors open.
@@ -457,13 +474,40 @@ pub fn pair(uids: &[IdMap], gids: &[IdMap], owner: u32) -> io::Result<Pair> {
     drop(holder);
     let sysfs = in_network(network.as_fd(), || {
         set_up(c"lo")?;
-        let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        Ok(mount::fs_mount("sysfs", &[], &[], attrs).ok())
+        Ok(own_sysfs().ok())
     })?;
     Ok(Pair { user, network, sysfs })
+}
+
+impl Pair {
+    /// Puts another network namespace in the place of the pair's own, which ends. Nothing in it is changed.
+    ///
+    /// The pair's user namespace does not own it: in it, root of the container has no capability, and cannot mount its
+    /// sysfs (`sysfs_init_fs_context` in fs/sysfs/mount.c), which is therefore mounted here.
+    ///
+    /// # Errors
+    /// The kernel's, from `setns(2)` or the mount.
+    pub fn with_network(self, network: OwnedFd) -> io::Result<Self> {
+        let sysfs = sysfs_of(network.as_fd())?;
+        Ok(Self { network, sysfs: Some(sysfs), ..self })
+    }
+}
+
+/// Mounts the sysfs of a network namespace: a detached read-only mount.
+///
+/// # Errors
+/// The kernel's, from `setns(2)` or the mount: EPERM without CAP_SYS_ADMIN in the user namespace that owns it.
+pub fn sysfs_of(network: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    in_network(network, || own_sysfs().map_err(io::Error::other))
+}
+
+/// Mounts the sysfs of the calling thread's network namespace.
+fn own_sysfs() -> Result<OwnedFd, mount::Error> {
+    let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    mount::fs_mount("sysfs", &[], &[], attrs)
 }
 
 /// Makes a user namespace alone. With empty maps none are written, which needs no privilege; no id is valid in it
@@ -655,6 +699,21 @@ mod tests {
             );
             let flags = rustix::fs::fstatvfs(&sysfs).unwrap().f_flag;
             assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+        }
+    }
+
+    #[test]
+    fn a_pair_takes_another_network() {
+        let other = pair(&[], &[], 0).unwrap().network;
+        let number = |file: &OwnedFd| rustix::fs::fstat(file).unwrap().st_ino;
+        let wanted = number(&other);
+        let changed = pair(&maps(), &maps(), 0x8000_1238).unwrap().with_network(other).unwrap();
+        assert_eq!(number(&changed.network), wanted);
+        assert!(changed.user.is_some() && changed.sysfs.is_some());
+        assert_eq!(number(&open_network(changed.network.as_fd()).unwrap().unwrap()), wanted);
+        assert!(open_network(changed.user.unwrap().as_fd()).unwrap().is_none());
+        for other in ["/dev/null", "/proc/self/ns/uts"] {
+            assert!(open_network(fs::File::open(other).unwrap().as_fd()).unwrap().is_none(), "{other}");
         }
     }
 

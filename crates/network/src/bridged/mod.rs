@@ -572,21 +572,26 @@ impl Bridged {
 
     /// See [`crate::Networks::files`].
     pub fn files(&self, state: &State, handle: &str) -> Result<Files> {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let host = read("/etc/resolv.conf");
-        let upstream = files::is_stub(&host).then(|| read("/run/systemd/resolve/resolv.conf"));
-        let resolv = files::Resolv {
-            host: &host,
-            upstream: upstream.as_deref().filter(|text| !text.is_empty()),
-            bridge: state.gateway().into(),
-            servers: &self.settings.dns_servers,
-            additional: &self.settings.more_dns_servers,
-            own_servers: Some(&*state.dns).filter(|own| !own.is_empty()),
-            plugin_search: None,
-        };
+        let own = Some(&*state.dns).filter(|own| !own.is_empty());
+        let host = files::Host::read();
+        let resolv = self.names().resolv(&host, state.gateway().into(), own, None);
         let ipv6 = state.ipv6.map(|net| net.addr());
         let hosts = files::hosts(state.ip.into(), ipv6, handle, &self.settings.host_entries)?;
         Ok(Files { hosts, resolv: resolv.text()? })
+    }
+
+    /// What the operator has set for the names of containers.
+    pub fn names(&self) -> files::Names<'_> {
+        let Settings { dns_servers, more_dns_servers, host_entries, .. } = &self.settings;
+        files::Names { servers: dns_servers, additional: more_dns_servers, host_entries }
+    }
+
+    /// Removes a link that no container is to have.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn discard(&self, veth: &Veth) -> Result<()> {
+        Ok(link::delete(&mut self.host.lock(), veth.host)?)
     }
 
     /// See [`crate::Networks::traffic`].

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use wardian_garden::wire::{
     BandwidthLimits, ContainerInfo, ContainerSpec, IpRange, NetIn, NetOutRule, PortMapping, PortRange,
 };
+use wardian_network::given;
 
 /// The property with a container's own name servers.
 const DNS: &str = "wardian.network.dns";
@@ -42,9 +43,10 @@ pub struct Network {
     /// Have the server log each connection that a rule of --allow lets pass
     #[arg(help_heading = HEADING, long, requires = "allow")]
     allow_log: bool,
-    /// The container's address (10.9.0.5/24), or the subnet that it gets one of and shares with others that name it
-    /// (10.9.0.0/24) [default: a subnet of the server's pool]
-    #[arg(help_heading = HEADING, long, value_name = "CIDR")]
+    /// The container's address (10.9.0.5/24); the subnet that it gets one of and shares with others that name it
+    /// (10.9.0.0/24); none: loopback alone; ns:/run/netns/NAME: a network namespace of the operator's, in a directory of the
+    /// server's --network-namespaces [default: a subnet of the server's pool]
+    #[arg(help_heading = HEADING, long, value_name = "CIDR|none|ns:PATH")]
     network: Option<String>,
     /// Most bytes a second that it receives, and that it sends: 1M, 10M:1M. BURST bytes may pass at once [default: those of
     /// a tenth of a second]
@@ -61,17 +63,27 @@ impl Network {
         spec.netin = self.ports.iter().flat_map(Range::each).collect();
         spec.netout_rules =
             self.allow.iter().map(|rule| NetOutRule { log: self.allow_log, ..rule.clone() }).collect();
-        spec.network = self.network.clone().unwrap_or_default();
+        match self.network.as_deref().map(|network| network.strip_prefix("ns:").ok_or(network)) {
+            Some(Ok(path)) => enter(spec, ("--network ns:PATH", given::PROPERTY), path.to_owned())?,
+            Some(Err(network)) => spec.network = network.to_owned(),
+            None => {}
+        }
         spec.limits.bandwidth_limits = self.bandwidth.clone().unwrap_or_default();
         twice(&spec.netin).map_err(mistake)?;
         if !self.dns.is_empty() {
             let servers = self.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-            if spec.properties.insert(DNS.to_owned(), servers).is_some() {
-                return Err(mistake(anyhow::anyhow!("--dns and --property {DNS}=…: give one of the two")));
-            }
+            enter(spec, ("--dns", DNS), servers)?;
         }
         Ok(())
     }
+}
+
+/// Enters what a flag stands for into the properties.
+fn enter(spec: &mut ContainerSpec, (flag, property): (&str, &str), value: String) -> Result<()> {
+    if spec.properties.insert(property.to_owned(), value).is_some() {
+        return Err(mistake(anyhow::anyhow!("{flag} and --property {property}=…: give one of the two")));
+    }
+    Ok(())
 }
 
 /// Ports of the host that lead to ports of a container, one by one.
@@ -516,6 +528,12 @@ mod tests {
         assert!(spec.netout_rules[0].log && spec.limits.bandwidth_limits.rate == 1 << 20);
         assert_eq!(spec.properties[DNS], "10.0.0.53,fd00::53");
         assert!(network.enter(&mut spec).is_err(), "the property is there");
+        let network = Network { network: Some("ns:/run/netns/a".into()), ..Network::default() };
+        let mut spec = ContainerSpec::default();
+        network.enter(&mut spec).unwrap();
+        assert_eq!((spec.network.as_str(), &*spec.properties[given::PROPERTY]), ("", "/run/netns/a"));
+        let error = network.enter(&mut spec).unwrap_err().to_string();
+        assert!(error.contains("--network ns:PATH and --property"), "{error}");
     }
 
     #[test]

@@ -113,6 +113,7 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
         destroy_on_start: settings.destroy_containers_on_startup,
         default_grace_time: settings.default_grace_time,
         network: settings.network.driver(),
+        network_namespaces: settings.network.namespaces(),
         shm_bytes: settings.shm_size,
         max_concurrent_creates: settings.max_concurrent_creates,
         max_queued_creates: settings.max_queued_creates,

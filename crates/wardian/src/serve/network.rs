@@ -68,6 +68,10 @@ pub struct Args {
     /// A directory with CNI plugins; may be given more than once
     #[arg(long, value_name = "DIR", env = "WARDIAN_CNI_BIN_DIR", value_delimiter = ',', default_values = ["/opt/cni/bin", "/usr/lib/cni"])]
     cni_bin_dir: Vec<PathBuf>,
+    /// A directory of network namespaces, such as /run/netns, into which clients may have containers created; may be given
+    /// more than once [default: none]
+    #[arg(long, value_name = "DIR", env = "WARDIAN_NETWORK_NAMESPACES", value_delimiter = ',')]
+    network_namespaces: Vec<PathBuf>,
     /// The pool of /30 subnets for containers that are created without an address or subnet
     #[arg(long, value_name = "CIDR", env = "WARDIAN_NETWORK_POOL", default_value = "10.254.0.0/22")]
     network_pool: Ipv4Net,
@@ -127,6 +131,10 @@ impl Args {
             self.additional_host_entry.iter().all(host_line),
             "additional-host-entry: each must be one line, such as \"10.0.0.5 cell\""
         );
+        ensure!(
+            self.network_namespaces.iter().all(|dir| dir.is_absolute()),
+            "network-namespaces: each is the absolute path of a directory"
+        );
         let plugin = self.network_plugin.as_ref();
         ensure!(
             plugin.is_none_or(|path| path.is_absolute() && self.network == Network::Bridge),
@@ -173,6 +181,11 @@ impl Args {
             first_port: self.port_pool_start,
             ports: self.port_pool_size,
         }))
+    }
+
+    /// Returns the operator's directories with network namespaces.
+    pub fn namespaces(&self) -> Vec<PathBuf> {
+        self.network_namespaces.clone()
     }
 
     /// Returns the driver with its settings.

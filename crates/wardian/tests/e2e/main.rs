@@ -52,6 +52,7 @@ mod named;
 mod namesakes;
 mod narrow;
 mod network_commands;
+mod network_given;
 mod network_inside;
 mod network_plugins;
 mod network_pools;

@@ -25,7 +25,8 @@ fn bridges(server: &mut Server) -> BTreeSet<String> {
     links.into_iter().filter(|link| link.starts_with("wbrdg-") && !link.starts_with("wbrdg-0afe")).collect()
 }
 
-async fn refused(server: &mut Server, spec: ContainerSpec) -> String {
+/// Why a create fails, of which nothing may stay.
+pub async fn refused(server: &mut Server, spec: ContainerSpec) -> String {
     let (rules_before, bridges_before) = (rules(server), bridges(server));
     let containers = names(&server.run().join("containers")).len();
     let made = server.client().create(&spec).await;

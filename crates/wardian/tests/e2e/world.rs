@@ -63,7 +63,7 @@ pub struct World {
 }
 
 /// A namespace, which lives as long as its descriptor, or a process in it.
-fn namespace() -> File {
+pub fn namespace() -> File {
     let mut command = Command::new("unshare");
     // It ends with the pipe, and so with the test.
     command.args(["-n", "sh", "-c", "echo ready; exec cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -78,7 +78,7 @@ fn namespace() -> File {
 }
 
 /// A path to a descriptor of this process, for others.
-fn path(file: &File) -> String {
+pub fn path(file: &File) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 
