@@ -224,7 +224,7 @@ impl Engine {
             if rules.is_empty() {
                 return Ok(());
             }
-            let mut all = attached.rules.clone();
+            let mut all = attached.rules.to_vec();
             all.extend(rules.iter().cloned());
             let steps = shared.networks.check(&attached.network, &all)?;
             let save = |rules: &[Rule]| {
@@ -236,10 +236,22 @@ impl Engine {
                 drop(save(&attached.rules));
                 return Err(error.into());
             }
-            attached.rules = all;
+            attached.rules = Arc::new(all);
             Ok(())
         })
         .await
+    }
+
+    /// Returns the egress rules of a container, those of its create first.
+    ///
+    /// # Errors
+    /// Unknown handle.
+    pub async fn egress(&self, handle: &str) -> Result<Arc<Vec<Rule>>> {
+        let container = self.find(handle)?;
+        // A program that changes the network holds its lock.
+        let look = move || container.network().as_ref().map(|attached| attached.rules.clone());
+        let rules = tokio::task::spawn_blocking(look).await.map_err(Error::task("network"))?;
+        Ok(rules.unwrap_or_default())
     }
 
     /// Changes the network of a living container. Changes of one container wait for each other.

@@ -136,6 +136,19 @@ pub(crate) fn net_out(rule: wire::NetOutRule) -> Result<engine::Rule, Refusal> {
     })
 }
 
+/// Converts an egress rule for a reply.
+pub(crate) fn egress(rule: &engine::Rule) -> wire::NetOutRule {
+    let network =
+        |(start, end): &(IpAddr, IpAddr)| wire::IpRange { start: start.to_string(), end: end.to_string() };
+    wire::NetOutRule {
+        protocol: rule.protocol.to_garden(),
+        networks: rule.networks.iter().map(network).collect(),
+        ports: rule.ports.iter().map(|(start, end)| wire::PortRange { start: *start, end: *end }).collect(),
+        icmps: rule.icmp.map(|(kind, code)| wire::IcmpControl { kind, code }),
+        log: rule.log,
+    }
+}
+
 pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Refusal> {
     image(&spec.image)?;
     let pea = !spec.image.uri.is_empty();
@@ -328,6 +341,19 @@ pub(crate) fn bulk_metrics(result: &engine::Result<engine::Metrics>) -> wire::Bu
 mod tests {
     use super::*;
     use wardian_garden::decode;
+
+    #[test]
+    fn an_egress_rule_is_told_as_it_was_given() {
+        for text in [
+            r#"{"protocol":1,"networks":[{"start":"10.0.0.1","end":"10.0.0.9"}],"ports":[{"start":80,"end":81}],"log":true}"#,
+            r#"{"protocol":3,"icmps":{"type":8,"code":0}}"#,
+            r#"{"protocol":4}"#,
+            "{}",
+        ] {
+            let rule: wire::NetOutRule = decode(text.as_bytes()).unwrap();
+            assert_eq!(egress(&net_out(rule.clone()).unwrap()), rule, "{text}");
+        }
+    }
 
     #[test]
     fn what_cannot_be_done_is_named() {

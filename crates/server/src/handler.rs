@@ -292,6 +292,11 @@ async fn answer(
             let life = engine.history(handle)?;
             large::reply(state, cut, move |out| write(out, &life)).await?
         }
+        Route::EgressRules => {
+            let rules = engine.egress(handle).await?;
+            let say = move |out: &mut dyn Write| large::list(out, rules.iter().map(convert::egress));
+            large::reply(state, cut, say).await?
+        }
         Route::SetGraceTime => {
             // A time of null is refused: Go would read it as zero, and zero destroys the container.
             let nanoseconds: i64 = read(request, SMALL, None).await?;

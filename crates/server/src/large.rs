@@ -91,14 +91,24 @@ impl<'a> Entries<'a> {
 
 /// Writes the reply to a list request.
 pub(crate) fn handles<T: AsRef<str>>(out: &mut dyn Write, handles: &[T]) -> io::Result<()> {
-    out.write_all(b"{\"Handles\":[")?;
-    for (n, handle) in handles.iter().enumerate() {
+    out.write_all(b"{\"Handles\":")?;
+    list(out, handles.iter().map(AsRef::as_ref))?;
+    out.write_all(b"}")
+}
+
+/// Writes a JSON array of many values, which are never all in memory at a time.
+pub(crate) fn list(
+    out: &mut dyn Write,
+    values: impl Iterator<Item = impl serde::Serialize>,
+) -> io::Result<()> {
+    out.write_all(b"[")?;
+    for (n, value) in values.enumerate() {
         if n > 0 {
             out.write_all(b",")?;
         }
-        write(&mut *out, handle.as_ref())?;
+        write(&mut *out, &value)?;
     }
-    out.write_all(b"]}")
+    out.write_all(b"]")
 }
 
 #[derive(Default)]

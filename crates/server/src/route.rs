@@ -37,6 +37,8 @@ pub(crate) enum Route {
     Stderr,
     /// The phases of the last create and destroy of a handle; wardian's own.
     History,
+    /// The egress rules of a container; wardian's own.
+    EgressRules,
     /// The events from now on; wardian's own.
     Events,
 }
@@ -71,7 +73,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 31] = [
+const TABLE: [(&str, &str, Route); 32] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -102,6 +104,7 @@ const TABLE: [(&str, &str, Route); 31] = [
     ("GET", "/containers/:handle/metrics", Route::Metrics),
     ("PUT", "/wardian/containers/:handle/limits/disk", Route::SetDiskLimits),
     ("GET", "/wardian/containers/:handle/history", Route::History),
+    ("GET", "/wardian/containers/:handle/net/out", Route::EgressRules),
     ("GET", "/wardian/events", Route::Events),
 ];
 

@@ -52,7 +52,7 @@ pub struct Container {
 #[derive(Debug)]
 pub struct Attached {
     pub network: Network,
-    pub rules: Vec<network::Rule>,
+    pub rules: Arc<Vec<network::Rule>>,
     /// The container's network namespace, where other programs need it to take the container out of its network.
     pub namespace: Option<OwnedFd>,
 }
@@ -204,7 +204,7 @@ impl Container {
 
     /// Sets the network that is reserved for the container.
     pub fn set_network(&self, network: Network, rules: Vec<network::Rule>) {
-        *self.network.lock() = Some(Attached { network, rules, namespace: None });
+        *self.network.lock() = Some(Attached { network, rules: Arc::new(rules), namespace: None });
     }
 
     /// Locks the container's network.

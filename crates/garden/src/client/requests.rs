@@ -167,6 +167,11 @@ impl Client {
         self.get(&format!("/wardian{}", container(handle, "/history"))).await
     }
 
+    /// Returns the egress rules of a container, those of its create first. Wardian's own.
+    pub async fn net_out_rules(&self, handle: &str) -> Result<Vec<NetOutRule>> {
+        self.exact(&format!("/wardian{}", container(handle, "/net/out"))).await
+    }
+
     /// Subscribes to the events from now on, of one container or of all. Wardian's own.
     pub async fn events(&self, handle: Option<&str>) -> Result<Events> {
         let query = handle.map(|handle| format!("?handle={}", escape(handle))).unwrap_or_default();

@@ -88,6 +88,9 @@ pub enum Error {
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// Every protocol above IP.
+/// The protocols in the order of Garden's numbers.
+const GARDENS: [Protocol; 5] = [Protocol::All, Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Icmp6];
+
     All,
     /// TCP.
     Tcp,
@@ -106,8 +109,16 @@ impl Protocol {
     ///
     /// The number stands for none.
     pub fn from_garden(number: u8) -> Result<Self, Error> {
-        let protocols = [Self::All, Self::Tcp, Self::Udp, Self::Icmp, Self::Icmp6];
-        protocols.get(usize::from(number)).copied().ok_or(Error::Protocol(number))
+        GARDENS.get(usize::from(number)).copied().ok_or(Error::Protocol(number))
+    }
+
+    /// Returns Garden's number.
+    pub fn to_garden(self) -> u8 {
+        GARDENS
+            .iter()
+            .zip(0..)
+            .find_map(|(protocol, number)| (*protocol == self).then_some(number))
+            .unwrap_or(0)
     }
 }
 

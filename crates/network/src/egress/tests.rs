@@ -347,7 +347,7 @@ fn wrong_rules_are_refused_with_gardens_texts() {
     assert_eq!(error.to_string(), "the network 1.1.1.1-1.1.1.1 cannot be specified for Protocol ICMPv6");
     assert!(compile(&[to(Protocol::Icmp, "::1", "::1")]).is_err());
     for number in 0..=4 {
-        assert!(Protocol::from_garden(number).is_ok());
+        assert_eq!(Protocol::from_garden(number).map(Protocol::to_garden), Ok(number));
     }
     assert_eq!(Protocol::from_garden(9).unwrap_err().to_string(), "invalid protocol: 9");
 }

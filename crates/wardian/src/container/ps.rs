@@ -221,15 +221,17 @@ pub fn inspect(args: Inspect) -> Result<ExitCode> {
     let client = server.client()?;
     let known = block_on(async {
         let info = client.info(&handle).await.map_err(|error| server.explain(error))?;
-        // A broken container has no metrics, and other Garden servers have no history.
+        // A broken container has no metrics, and other Garden servers have no history and tell no egress rules.
         let (memory, cpu) = (client.memory_limits(&handle).await.ok(), client.cpu_limits(&handle).await.ok());
         let bandwidth = client.bandwidth_limits(&handle).await.ok();
         let disk = client.disk_limits(&handle).await.ok();
+        let egress = client.net_out_rules(&handle).await.ok();
         let (metrics, history) = (client.metrics(&handle).await.ok(), client.history(&handle).await.ok());
         Ok(json!({
             "handle": handle,
             "info": info,
             "limits": {"memory": memory, "cpu": cpu, "bandwidth": bandwidth, "disk": disk},
+            "egress_rules": egress,
             "metrics": metrics,
             "history": history,
         }))

@@ -60,6 +60,13 @@ async fn flags_and_commands_make_and_show_a_network() {
     server.restart().await;
     assert_eq!(ok(&server, &["port", "web", "80"]), format!("{HOST}:5000\n"));
     server.finish().await;
+    assert_eq!(inspected["info"]["MappedPorts"][0]["HostPort"], 5000, "{inspected}");
+    let rules = inspected["egress_rules"].as_array().unwrap();
+    let to = |ip: &str| serde_json::json!([{"start": ip, "end": ip}]);
+    assert_eq!((rules.len(), &rules[0]["networks"]), (4, &to(INTERNET)));
+    assert_eq!(rules[0]["ports"], serde_json::json!([{"start": 80, "end": 80}]));
+    assert_eq!((&rules[3]["protocol"], &rules[3]["networks"]), (&2.into(), &to(INTERNET_2)));
+    assert!(fails(&server, 1, &["create", "--network", "bridge"]).contains("is a driver"));
 }
 
 #[tokio::test]
@@ -67,6 +74,8 @@ async fn a_server_without_a_network_says_so() {
     let server = Server::start_with(&["--network", "none"]).await;
     for (flags, what) in [
         (["-p", "80"], "a port mapping"),
+    let inspected: Value = serde_json::from_str(&ok(&server, &["inspect", "web"])).unwrap();
+    assert_eq!(inspected["egress_rules"].as_array().unwrap(), rules);
         (["--allow", "10.0.0.0/8"], "an egress rule"),
         (["--network", "10.9.0.0/24"], "an address"),
         (["--bandwidth", "1M"], "a bandwidth limit"),
