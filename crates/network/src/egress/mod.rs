@@ -60,6 +60,11 @@ pub enum Error {
         /// The protocol.
         protocol: Protocol,
     },
+    /// The container has no IPv6, and Garden's servers never know the protocol: the text begins with theirs.
+    #[error(
+        "invalid protocol: 4 (ICMPv6): containers have no IPv6 here; the server gives it with --network-pool-v6"
+    )]
+    NoIcmp6,
     /// The container has no IPv6 address.
     #[error("the network {start}-{end} is IPv6, which containers do not have here")]
     NoIpv6 {
@@ -83,14 +88,14 @@ pub enum Error {
     Boxes,
 }
 
+/// The protocols in the order of Garden's numbers.
+const GARDENS: [Protocol; 5] = [Protocol::All, Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Icmp6];
+
 /// What a rule is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// Every protocol above IP.
-/// The protocols in the order of Garden's numbers.
-const GARDENS: [Protocol; 5] = [Protocol::All, Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Icmp6];
-
     All,
     /// TCP.
     Tcp,
@@ -163,7 +168,7 @@ impl Rule {
     pub fn check(&self, ipv6: bool) -> Result<(), Error> {
         let protocol = self.protocol;
         if protocol == Protocol::Icmp6 && !ipv6 {
-            return Err(Error::Protocol(4));
+            return Err(Error::NoIcmp6);
         }
         if !self.ports.is_empty() && !matches!(protocol, Protocol::Tcp | Protocol::Udp) {
             return Err(Error::Ports(protocol));
