@@ -368,6 +368,16 @@ pub fn port(args: Port) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Finds a mapping of the container's that keeps a wanted one from having an effect: of a port of the host that leads to
+/// several, Garden's servers heed the first mapping, and report the others.
+fn elsewhere<'a>(ports: &'a [PortMapping], wanted: &'a NetIn) -> Option<(&'a PortMapping, &'a NetIn)> {
+    let is_same = |port: &&PortMapping| {
+        (port.host_port, &port.protocol) == (wanted.host_port, &wanted.protocol)
+            && port.container_port != wanted.container_port
+    };
+    ports.iter().find(is_same).map(|port| (port, wanted))
+}
+
 /// Maps ports of a container that is there, and prints where they can be reached.
 pub fn map(args: Map) -> Result<ExitCode> {
     let Map { server, handle, ports } = args;
@@ -376,6 +386,16 @@ pub fn map(args: Map) -> Result<ExitCode> {
     let client = server.client()?;
     block_on(async {
         let info = client.info(&handle).await.map_err(|error| server.explain(error))?;
+        let mapped_ports = info.mapped_ports.as_deref().unwrap_or_default();
+        if let Some((port, wanted)) = wanted.iter().find_map(|wanted| elsewhere(mapped_ports, wanted)) {
+            bail!(
+                "port {}/{} of the host leads to port {} of {handle} already, and would not lead to port {}",
+                port.host_port,
+                name(port),
+                port.container_port,
+                wanted.container_port
+            );
+        }
         for wanted in &wanted {
             let made = client.net_in(&handle, wanted).await.map_err(|error| server.explain(error))?;
             let NetIn { host_port, container_port, protocol } = made;

@@ -39,8 +39,15 @@ async fn flags_and_commands_make_and_show_a_network() {
     assert_eq!(ok(&server, &["port", "web", "5353/udp"]), format!("{HOST}:53\n"));
     assert!(fails(&server, 1, &["port", "web", "5353"]).contains("`wardian map web 5353` makes one"));
     assert!(fails(&server, 2, &["port", "web", "5000:80"]).contains("name one port"));
+    // Neither is mapped: of two targets the second would have no effect.
+    let error = fails(&server, 1, &["map", "web", "7000:70", "5000:81"]);
+    assert!(error.contains("port 5000/tcp of the host leads to port 80 of web already"), "{error}");
+    assert_eq!(ok(&server, &["port", "web"]).lines().count(), 3);
     container(&server, spec("other", "")).await;
     assert!(fails(&server, 1, &["map", "other", "5000:80"]).contains("already mapped to another container"));
+    for _ in 0..2 {
+        assert_eq!(ok(&server, &["map", "other", "5001:80"]), format!("80/tcp -> {HOST}:5001\n"));
+    }
 
     let table = ok(&server, &["ps"]);
     let row = table.lines().find(|line| line.starts_with("web")).unwrap();
