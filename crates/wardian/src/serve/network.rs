@@ -45,6 +45,12 @@ impl FromStr for Network {
     }
 }
 
+/// Parses a network, or an address, which is a network of one.
+fn net(text: &str) -> Result<IpNet, String> {
+    let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    parsed.map_err(|_| format!("{text:?} is neither a network such as 10.0.0.0/8 nor an IP address"))
+}
+
 /// Settings of the network.
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Network of containers")]
@@ -79,10 +85,10 @@ pub struct Args {
     #[arg(long, value_name = "PREFIX/96", env = "WARDIAN_NETWORK_POOL_V6")]
     network_pool_v6: Option<Ipv6Net>,
     /// Containers reach nothing in this network, but for their own egress rules; may be given more than once
-    #[arg(long, value_name = "CIDR", env = "WARDIAN_DENY_NETWORK", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR|IP", env = "WARDIAN_DENY_NETWORK", value_delimiter = ',', value_parser = net)]
     deny_network: Vec<IpNet>,
     /// A network within a denied one that containers reach all the same; may be given more than once
-    #[arg(long, value_name = "CIDR", env = "WARDIAN_ALLOW_NETWORK", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR|IP", env = "WARDIAN_ALLOW_NETWORK", value_delimiter = ',', value_parser = net)]
     allow_network: Vec<IpNet>,
     /// Let containers reach this host's own addresses
     #[arg(long, env = "WARDIAN_ALLOW_HOST_ACCESS", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true)]
@@ -214,6 +220,22 @@ impl Args {
                 log_group: self.nflog_group,
                 flows: self.max_flows,
             })),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_network_of_one() {
+        let shown = |text: &str| net(text).map(|net| net.to_string());
+        assert_eq!(shown("169.254.169.254").as_deref(), Ok("169.254.169.254/32"));
+        assert_eq!(shown("fd00::1").as_deref(), Ok("fd00::1/128"));
+        assert_eq!(shown("10.0.0.0/8").as_deref(), Ok("10.0.0.0/8"));
+        for bad in ["", "10.0.0", "10.0.0.0/33", "example.com"] {
+            assert!(shown(bad).unwrap_err().contains("neither a network"), "{bad}");
         }
     }
 }
