@@ -71,11 +71,12 @@ pub(super) fn adopt(
 /// Keeps dynamic subnets out of networks that the host has within the pool. A larger network around the whole pool
 /// does no harm: the subnets' routes are more specific.
 pub(super) fn avoid(host: &mut Connection, subnets: &mut Subnets, group: u32, pool: Ipv4Net) -> Result<()> {
-    for foreign in route::foreign_networks(host, group)? {
-        if pool.contains(&foreign.network) {
-            tracing::info!(network = %foreign.network, link = foreign.link, "network.not-from-pool");
-            subnets.withhold(foreign.network);
-        }
+    let mut within = route::foreign_networks(host, group)?;
+    within.retain(|foreign| pool.contains(&foreign.network));
+    within.iter().for_each(|foreign| subnets.withhold(foreign.network));
+    // Another instance with this pool has hundreds of them.
+    if let Some(route::Foreign { network, link, .. }) = within.first() {
+        tracing::info!(networks = within.len(), first = %network, link, "network.not-from-pool");
     }
     Ok(())
 }

@@ -60,14 +60,6 @@ async fn flags_and_commands_make_and_show_a_network() {
     let inspected: Value = serde_json::from_str(&ok(&server, &["inspect", "web"])).unwrap();
     assert_eq!(inspected["limits"]["bandwidth"]["rate"], 10 << 20);
     assert_eq!(inspected["info"]["Properties"]["wardian.network.dns"], "10.0.0.53");
-
-    // The name servers stay through a restart, and nobody changes what the property says.
-    let error = client.set_property("web", "wardian.network.dns", "1.1.1.1").await.unwrap_err().to_string();
-    assert!(error.contains("can be given to a create only"), "{error}");
-    server.kill9();
-    server.restart().await;
-    assert_eq!(ok(&server, &["port", "web", "80"]), format!("{HOST}:5000\n"));
-    server.finish().await;
     assert_eq!(inspected["info"]["MappedPorts"][0]["HostPort"], 5000, "{inspected}");
     let rules = inspected["egress_rules"].as_array().unwrap();
     let to = |ip: &str| serde_json::json!([{"start": ip, "end": ip}]);
@@ -75,6 +67,16 @@ async fn flags_and_commands_make_and_show_a_network() {
     assert_eq!(rules[0]["ports"], serde_json::json!([{"start": 80, "end": 80}]));
     assert_eq!((&rules[3]["protocol"], &rules[3]["networks"]), (&2.into(), &to(INTERNET_2)));
     assert!(fails(&server, 1, &["create", "--network", "bridge"]).contains("is a driver"));
+
+    // The name servers stay through a restart, and nobody changes what the property says.
+    let error = client.set_property("web", "wardian.network.dns", "1.1.1.1").await.unwrap_err().to_string();
+    assert!(error.contains("can be given to a create only"), "{error}");
+    server.kill9();
+    server.restart().await;
+    assert_eq!(ok(&server, &["port", "web", "80"]), format!("{HOST}:5000\n"));
+    let inspected: Value = serde_json::from_str(&ok(&server, &["inspect", "web"])).unwrap();
+    assert_eq!(inspected["egress_rules"].as_array().unwrap(), rules);
+    server.finish().await;
 }
 
 #[tokio::test]
@@ -82,8 +84,6 @@ async fn a_server_without_a_network_says_so() {
     let server = Server::start_with(&["--network", "none"]).await;
     for (flags, what) in [
         (["-p", "80"], "a port mapping"),
-    let inspected: Value = serde_json::from_str(&ok(&server, &["inspect", "web"])).unwrap();
-    assert_eq!(inspected["egress_rules"].as_array().unwrap(), rules);
         (["--allow", "10.0.0.0/8"], "an egress rule"),
         (["--network", "10.9.0.0/24"], "an address"),
         (["--bandwidth", "1M"], "a bandwidth limit"),
@@ -92,6 +92,27 @@ async fn a_server_without_a_network_says_so() {
         let error = fails(&server, 1, &[&["create"], &flags[..]].concat());
         assert!(error.contains(what) && error.contains("without --network none"), "{error}");
     }
+    server.finish().await;
+}
+
+/// Networks of the host within the pool, such as those of another server's bridges, are told in one line.
+#[tokio::test]
+async fn a_start_among_many_networks_says_so_once() {
+    let mut server = Server::networked(&[]).await;
+    server.terminate().await;
+    server.world().sh("for n in 0 4 8; do ip link add other$n type bridge; ip addr add 10.254.0.$((n + 1))/30 dev other$n; done");
+    server.restart().await;
+    let log = server.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("network.not-from-pool")).collect();
+    let [line] = told[..] else { panic!("{told:?}") };
+    let data = serde_json::from_str::<Value>(line).unwrap()["data"].take();
+    assert_eq!(
+        (&data["networks"], &data["first"], &data["link"]),
+        (&3.into(), &"10.254.0.0/30".into(), &"other0".into()),
+        "{line}"
+    );
+    assert_eq!(container(&server, spec("a", "")).await.to_string(), "10.254.0.14");
+    server.world().sh("for n in 0 4 8; do ip link delete other$n; done");
     server.finish().await;
 }
 
