@@ -9,6 +9,7 @@ use crate::{DiskLimit, Engine, Error, Limits, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+use wardian_network::Network;
 use wardian_runtime::stats::{Files, Stats};
 
 /// Containers that one thread reads: another thread for fewer is not worth its wake-up.
@@ -34,6 +35,12 @@ pub struct Metrics {
     pub age: Duration,
     /// Nanoseconds of processor time it is entitled to by its shares and its age; 0 for a pea.
     pub cpu_entitlement: u64,
+}
+
+/// The bytes that a process's network namespace has received and sent, without those of loopback.
+fn traffic(pid: i32) -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
+    wardian_sys::procfs::traffic(&text)
 }
 
 type Peas = HashMap<String, (Arc<Container>, Pea)>;
@@ -75,15 +82,21 @@ impl Engine {
     fn read_metrics(&self, handle: &str, peas: &mut Option<Peas>) -> Result<Metrics> {
         let unknown = || Error::UnknownHandle(handle.to_owned());
         let container = self.find(handle).ok();
-        if let Some((container, record)) =
-            container.and_then(|c| c.look().ok().map(|(record, ..)| (c, record)))
+        if let Some((container, record, broken)) =
+            container.and_then(|c| c.look().ok().map(|(record, _, broken)| (c, record, broken)))
         {
             let stats = stats(handle, &[container.files(&self.shared)])?;
             let shares = record.limits.cpu_shares;
             let age = age(&record);
             return Ok(Metrics {
                 stats,
-                traffic: record.network.as_ref().and_then(|state| self.shared.networks.traffic(state)),
+                traffic: match &record.network {
+                    // Its link is known to those programs alone. The pid of a broken container may be another
+                    // process's by now.
+                    Some(Network::Outside(_)) if broken.is_none() => container.init().and_then(traffic),
+                    Some(Network::Outside(_)) | None => None,
+                    Some(network) => self.shared.networks.traffic(network),
+                },
                 pids_max: record.limits.pids,
                 age,
                 cpu_entitlement: entitlement(shares, self.shared.entitlement_per_share, age),

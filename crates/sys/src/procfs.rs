@@ -57,6 +57,25 @@ impl MountInfo {
     }
 }
 
+/// Sums up, from the text of `/proc/PID/net/dev`, the bytes that the links of a network namespace have received and
+/// sent, Ethernet headers included and loopback left out. `None` if it is not such a text.
+pub fn traffic(text: &str) -> Option<(u64, u64)> {
+    let mut sum = (0_u64, 0_u64);
+    for line in text.lines().skip(2) {
+        // The name of a link has no white space, but may have a colon.
+        let (name, counters) = line.rsplit_once(':')?;
+        if name.trim() == "lo" {
+            continue;
+        }
+        // Eight counters of what was received, then eight of what was sent; the first ones are bytes.
+        let counters: Vec<u64> =
+            counters.split_whitespace().map_while(|number| number.parse().ok()).collect();
+        let (received, sent) = counters.first().zip(counters.get(8))?;
+        sum = (sum.0.wrapping_add(*received), sum.1.wrapping_add(*sent));
+    }
+    Some(sum)
+}
+
 /// Parses a whole `mountinfo` file, in its order. Names in it are bytes: a user who may mount something with
 /// fusermount(1) or udisks chooses the mount point's name, which need not be UTF-8.
 pub fn mountinfo(text: impl AsRef<[u8]>) -> Result<Vec<MountInfo>, Error> {
@@ -170,6 +189,20 @@ pub fn vmstat(text: &str) -> Result<VmStat, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn traffic_of_all_links_but_loopback() {
+        let text = "Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     900      10    0    0    0     0          0         0      900      10    0    0    0     0       0          0
+  eth0:    1500       3    0    0    0     0          0         0      700       2    0    0    0     0       0          0
+eth0:1:      20       1    0    0    0     0          0         0       30       1    0    0    0     0       0          0
+";
+        assert_eq!(traffic(text), Some((1520, 730)));
+        assert_eq!(traffic(""), Some((0, 0)));
+        assert_eq!(traffic("a\nb\nno such line\n"), None);
+        assert_eq!(traffic("a\nb\neth0: 1 2 3\n"), None);
+    }
 
     #[test]
     fn mountinfo_lines() {

@@ -466,6 +466,8 @@ async fn cni_plugins_make_the_network() {
             assert!(answer.starts_with("ok a"), "{port}: {answer}");
         }
         assert!(ask(&client, "b", "tcp", "10.88.0.7", 80).await.starts_with("ok a"));
+        let moved = client.metrics("a").await.unwrap().network_stat.unwrap();
+        assert!(moved.rx_bytes > 0 && moved.tx_bytes > 0, "{moved:?}");
         if round == 0 {
             server.kill9();
             server.restart().await;
