@@ -90,6 +90,9 @@ fn is_remedied(remedy: &str) -> bool {
             [program, "-I", rule @ ..] if program.starts_with("ip") => {
                 run(program, &[&["-w", "-C"], rule].concat()).is_some()
             }
+            [program, "-t", table, "-I", rule @ ..] if program.starts_with("ip") => {
+                run(program, &[&["-w", "-t", table, "-C"], rule].concat()).is_some()
+            }
             ["nft", "insert", "rule", family, table, chain, rule @ ..] => {
                 let listed = run("nft", &["-n", "list", "chain", family, table, chain]).unwrap_or_default();
                 let rule = rule.join(" ");

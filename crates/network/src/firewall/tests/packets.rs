@@ -256,6 +256,7 @@ fn rules_of_others_are_theirs() {
     let last = "{ type filter hook forward priority 10; ip saddr 203.0.113.1 drop; counter reject with icmpx admin-prohibited; }";
     for (table, chain, content) in [
         ("ip filter", "FORWARD", policy),
+        ("ip mangle", "FORWARD", "{ type filter hook forward priority -150; policy drop; }"),
         ("inet fw", "forward", policy),
         ("inet fw", "forward", last),
         ("ip fw", "forward", "{ type filter hook forward priority 10; log drop; }"),
@@ -286,23 +287,29 @@ fn rules_of_others_are_theirs() {
             .output()
             .is_ok_and(|output| output.status.success())
     };
-    for (program, chain) in
-        [("iptables-nft", "ip filter FORWARD"), ("iptables-legacy", "iptables-legacy filter FORWARD")]
-    {
+    for (program, table, chain) in [
+        ("iptables-nft", "filter", "ip filter FORWARD"),
+        ("iptables-nft", "mangle", "ip mangle FORWARD"),
+        ("iptables-legacy", "filter", "iptables-legacy filter FORWARD"),
+        ("iptables-legacy", "mangle", "iptables-legacy mangle FORWARD"),
+    ] {
         if !has(program) {
             continue;
         }
         sh(&format!(
-            "{program} -A FORWARD -s 203.0.113.0/24 -j DROP; {program} -t nat -A POSTROUTING -s 203.0.113.0/24 -j MASQUERADE"
+            "{program} -t {table} -A FORWARD -s 203.0.113.0/24 -j DROP; {program} -t nat -A POSTROUTING -s 203.0.113.0/24 -j MASQUERADE"
         ));
         assert_eq!(connect(a, OUTSIDE4, SERVICE), from(HOST4), "{program}");
-        sh(&format!("{program} -P FORWARD DROP"));
+        sh(&format!("{program} -t {table} -P FORWARD DROP"));
         assert_eq!(connect(a, OUTSIDE4, SERVICE), Outcome::Silence, "{program}");
         let found = drops();
         assert!(found.len() == 1 && found[0].chain == chain, "{found:?}");
-        let remedy = found[0].remedy.replace("iptables -I", &format!("{program} -I"));
+        let remedy = found[0].remedy.replace("iptables -", &format!("{program} -"));
         sh(&remedy);
         assert_eq!(connect(a, OUTSIDE4, SERVICE), from(HOST4), "{program}");
-        sh(&format!("{program} -P FORWARD ACCEPT; {program} -F FORWARD; {program} -t nat -F"));
+        sh(&format!("{program} -t {table} -P FORWARD ACCEPT; {program} -t {table} -A FORWARD -j DROP"));
+        assert_eq!(drops().len(), 1, "{program} {table}");
+        sh(&format!("{program} -t {table} -F FORWARD; {program} -t nat -F"));
+        assert_eq!(drops(), [], "{program} {table}");
     }
 }
