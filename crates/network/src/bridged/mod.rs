@@ -384,6 +384,9 @@ impl Bridged {
         if state.external.is_loopback() {
             return Err(Error::NoExternal);
         }
+        if state.external.is_ipv6() && state.ipv6.is_none() {
+            return Err(Error::ExternalV6);
+        }
         if state.mappings.len() >= MAPPED {
             return Err(Error::TooManyMappings { most: MAPPED });
         }
