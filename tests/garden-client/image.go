@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -83,42 +84,13 @@ func pack(w *tar.Writer, entries []entry) error {
 	return nil
 }
 
-// makeImage copies a root file system's tar with the users and files of the checks.
-func makeImage(from, to string) error {
-	source, err := os.Open(from)
+// makeImage copies a root file system's tar with the users and files of the checks, and with `probe`, if it is given.
+func makeImage(from, to, probe string) error {
+	busybox, err := fileOf(from, "bin/busybox")
 	if err != nil {
 		return err
 	}
-	defer source.Close()
-	b := &bytes.Buffer{}
-	w, r := tar.NewWriter(b), tar.NewReader(source)
-	busybox := ""
-	for {
-		header, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", from, err)
-		}
-		data, err := io.ReadAll(r)
-		if err != nil {
-			return fmt.Errorf("%s: %w", from, err)
-		}
-		switch name := strings.TrimPrefix(header.Name, "./"); {
-		case name == "etc/passwd" || name == "etc/group" || name == "etc/shadow" || name == "bin/su":
-			continue
-		case name == "bin/busybox":
-			busybox = string(data)
-		}
-		if err := w.WriteHeader(header); err != nil {
-			return err
-		}
-		if _, err := w.Write(data); err != nil {
-			return err
-		}
-	}
-	err = pack(w, []entry{
+	entries := []entry{
 		{name: "etc/passwd", mode: 0o644, data: passwd},
 		{name: "etc/group", mode: 0o644, data: group},
 		// Root has no password: su makes a user root.
@@ -133,11 +105,74 @@ func makeImage(from, to string) error {
 		{name: "sbin/only-root-looks-here", data: "#!/bin/sh\necho hello world\n"},
 		{name: "bin/own-path/"},
 		{name: "bin/own-path/here", data: "#!/bin/sh\necho here\n"},
-	})
-	if err := errors.Join(err, w.Close()); err != nil {
+	}
+	if probe != "" {
+		program, err := os.ReadFile(probe)
+		if err != nil {
+			return err
+		}
+		entries = append(entries, entry{name: "bin/net", data: string(program)})
+	}
+	return copyImage(from, to, nil, entries...)
+}
+
+// copyImage copies a tar without the files that are named, or that are among the entries which it adds.
+func copyImage(from, to string, without []string, entries ...entry) error {
+	source, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	for _, each := range entries {
+		without = append(without, each.name)
+	}
+	b := &bytes.Buffer{}
+	w, r := tar.NewWriter(b), tar.NewReader(source)
+	for {
+		header, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", from, err)
+		}
+		name := strings.TrimPrefix(header.Name, "./")
+		if slices.Contains(without, name) && !strings.HasSuffix(name, "/") {
+			continue
+		}
+		if err := w.WriteHeader(header); err != nil {
+			return err
+		}
+		if _, err := io.Copy(w, r); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(pack(w, entries), w.Close()); err != nil {
 		return err
 	}
 	return os.WriteFile(to, b.Bytes(), 0o644)
+}
+
+// fileOf is a file of a tar; nothing if it is not there.
+func fileOf(path, wanted string) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	for r := tar.NewReader(file); ; {
+		header, err := r.Next()
+		if err == io.EOF {
+			return "", nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", path, err)
+		}
+		if strings.TrimPrefix(header.Name, "./") == wanted {
+			data, err := io.ReadAll(r)
+			return string(data), err
+		}
+	}
 }
 
 // unpack reads a tar whole: names in order, and what is in each.

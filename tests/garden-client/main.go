@@ -28,12 +28,18 @@ var areas = []struct {
 	{"users", users},
 	{"peas", peas},
 	{"binds", binds},
+	{"network", network},
+	{"network names", names},
+	{"network restarts", restarts},
+	{"network plugins", plugins},
 }
 
 func usage() {
-	fmt.Fprint(os.Stderr, `usage: garden-client [-debug ADDRESS] [-only TEXT] unix|tcp ADDRESS ROOTFS
+	fmt.Fprint(os.Stderr, `usage: garden-client [-debug ADDRESS] [-only TEXT] [-serve PROGRAM -outside NAMESPACE -probe PROGRAM] unix|tcp ADDRESS ROOTFS
   -debug ADDRESS  also check the server's debug address: HOST:PORT or a socket's /PATH
   -only TEXT      run the checks whose names contain TEXT
+  -serve PROGRAM, -outside NAMESPACE, -probe PROGRAM
+                  also check networks, with servers of this wardian; README.md says what the others are
 `)
 	os.Exit(2)
 }
@@ -41,9 +47,12 @@ func usage() {
 func main() {
 	debug := flag.String("debug", "", "")
 	only := flag.String("only", "", "")
+	serve := flag.String("serve", "", "")
+	outside := flag.String("outside", "", "")
+	probe := flag.String("probe", "", "")
 	flag.Usage = usage
 	flag.Parse()
-	if flag.NArg() != 3 {
+	if flag.NArg() != 3 || (*serve == "") != (*outside == "" || *probe == "") {
 		usage()
 	}
 	dir, err := os.MkdirTemp("", "garden-client-")
@@ -51,10 +60,11 @@ func main() {
 		// Users in containers look into what is bound from here.
 		err = os.Chmod(dir, 0o755)
 	}
-	s := &Suite{Client: NewClient(flag.Arg(0), flag.Arg(1)), dir: dir, debug: *debug, only: *only}
+	s := &Suite{Client: NewClient(flag.Arg(0), flag.Arg(1)), dir: dir, debug: *debug, only: *only,
+		serve: *serve, outside: *outside, probe: *probe}
 	if err == nil {
 		s.image = filepath.Join(dir, "image.tar")
-		err = makeImage(flag.Arg(2), s.image)
+		err = makeImage(flag.Arg(2), s.image, *probe)
 	}
 	if err != nil {
 		fmt.Println("FAILED preparation:", err)

@@ -28,8 +28,13 @@ const (
 type Suite struct {
 	*Client
 	dir, image, debug, only string
-	checks                  []*check
-	names                   atomic.Int64
+	// For servers that checks start themselves: the program, a network namespace that is outside of theirs, and the
+	// program that asks and answers.
+	serve, outside, probe string
+	checks                []*check
+	// What is looked at when all checks are done: an error is a failure.
+	last           []func() error
+	names, servers atomic.Int64
 }
 
 type check struct {
@@ -77,6 +82,12 @@ func (s *Suite) run() bool {
 			fmt.Printf("FAILED %s: %s\n", c.name, why)
 		}
 	}
+	for _, each := range s.last {
+		if err := each(); err != nil {
+			failed++
+			fmt.Println("FAILED the end:", err)
+		}
+	}
 	fmt.Printf("%d checks passed, %d failed\n", passed, failed)
 	return failed == 0 && passed > 0
 }
@@ -84,11 +95,14 @@ func (s *Suite) run() bool {
 // one runs a check; the reason if it fails.
 func (s *Suite) one(c *check) (why string) {
 	t := &T{Suite: s}
-	done := make(chan string, 1)
+	done := make(chan string, 2)
 	go func() {
 		defer func() {
 			switch e := recover().(type) {
 			case nil:
+				if t.late != nil {
+					done <- t.late.Error()
+				}
 				done <- ""
 			case failed:
 				done <- string(e)
@@ -115,6 +129,8 @@ type failed string
 type T struct {
 	*Suite
 	undo []func()
+	// What went wrong when it was undone.
+	late error
 }
 
 func (t *T) clean() {

@@ -52,11 +52,30 @@ pub fn take_lock(dir: &Directory, tell: &dyn Fn(&str)) -> Result<OwnedFd> {
     lock::take(dir, LOCK, PATIENCE, tell).map_err(Error::Lock)
 }
 
-/// Writes the instance record.
-pub fn write(dir: &Directory, tag: &str, root: &Path, certificate: Option<&Path>) -> Result<()> {
+/// Writes the instance record. `next_port` is what [`next_port`] returns to the next server.
+pub fn write(
+    dir: &Directory,
+    tag: &str,
+    root: &Path,
+    certificate: Option<&Path>,
+    next_port: u32,
+) -> Result<()> {
     let pid = std::process::id();
-    let instance = serde_json::json!({"tag": tag, "root": root, "pid": pid, "certificate": certificate});
+    let instance = serde_json::json!({
+        "tag": tag,
+        "root": root,
+        "pid": pid,
+        "certificate": certificate,
+        "next_port": next_port,
+    });
     dir.write(RECORD, instance.to_string().as_bytes()).map_err(Error::Record)
+}
+
+/// Returns where the pool of ports goes on: what the last server that ended in good order has noted, or 0.
+pub fn next_port(dir: &Directory) -> u32 {
+    let record = dir.read(RECORD, MOST).unwrap_or_default();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+    record["next_port"].as_u64().and_then(|port| u32::try_from(port).ok()).unwrap_or_default()
 }
 
 /// Returns the tag that names the cgroups of this directory's instance. Instances of an earlier version have
@@ -116,13 +135,13 @@ mod tests {
         for (record, expected) in
             [(short.as_str(), &short), ("0a1b2c3d", &long), (long.as_str(), &long), ("../x", &long)]
         {
-            write(&dir, record, Path::new("/x"), None).unwrap();
-            assert_eq!(tag(&dir), *expected, "{record}");
+            write(&dir, record, Path::new("/x"), None, 7).unwrap();
+            assert_eq!((tag(&dir), next_port(&dir)), (expected.clone(), 7), "{record}");
         }
         assert!(is_short(&short) && !is_short(&long));
         // Opening a FIFO as the record must not block.
         dir.remove(RECORD).unwrap();
         rustix::fs::mkfifoat(&dir, RECORD, rustix::fs::Mode::RWXU).unwrap();
-        assert_eq!(tag(&dir), long);
+        assert_eq!((tag(&dir), next_port(&dir)), (long, 0));
     }
 }

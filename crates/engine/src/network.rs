@@ -10,7 +10,7 @@ use crate::container::record::Record;
 use crate::container::{Attached, Container};
 use crate::ready::ids::Home;
 use crate::spec::ContainerSpec;
-use crate::{Engine, Error, Result, Shared};
+use crate::{Engine, Error, Result, Shared, instance};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ use std::time::Duration;
 use wardian_network::given::{self, Namespace};
 use wardian_network::outside::Launched;
 use wardian_network::{self as network, Mapping, Network, Order, Rule, Veth, Wanted};
+use wardian_sys::directory::Directory;
 use wardian_sys::memfd;
 use wardian_sys::namespace::Pair;
 use wardian_sys::text::clip;
@@ -170,6 +171,16 @@ impl Shared {
         self.privileged_pairs.close();
         self.subnets.close();
         self.networks.close(self.lock().is_empty());
+        if let Err(error) = self.note_port() {
+            tracing::warn!(%error, "network.next-port-lost");
+        }
+    }
+
+    /// Notes for the next server where the pool of ports goes on.
+    fn note_port(&self) -> std::result::Result<(), instance::Error> {
+        let dir = Directory::open(&self.config.run)?;
+        let (tag, certificate) = (instance::tag(&dir), self.config.certificate.as_deref());
+        instance::write(&dir, &tag, &self.config.root, certificate, self.networks.next_port())
     }
 }
 

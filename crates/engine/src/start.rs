@@ -82,7 +82,8 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         return Err(Error::Later { path, version }.into());
     }
     let tag = own_tag(dir)?;
-    instance::write(dir, &tag, &config.root, config.certificate.as_deref())?;
+    let port = instance::next_port(dir);
+    instance::write(dir, &tag, &config.root, config.certificate.as_deref(), port)?;
     let found = records.all(&boot_id);
     let mut live: BTreeSet<String> = BTreeSet::new();
     for (id, record) in &found {
@@ -117,7 +118,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     let idmap = namespace::user(&maps, &maps).map_err(fail)?;
     let keepers = Keepers::start(&config.keeper, &config.run.join("pool"), cgroups.clone(), READY)
         .map_err(crate::Error::system("keepers"))?;
-    let networks = Networks::open(&tag, &config.network, networks_of(&records, &found))?;
+    let networks = Networks::open(&tag, &config.network, networks_of(&records, &found), port)?;
     let (theirs, links) = (ids.clone(), networks.clone());
     let home = move || theirs.make(&links);
     let links = networks.clone();

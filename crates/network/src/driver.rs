@@ -114,20 +114,21 @@ enum Driven {
 impl Networks {
     /// Prepares the host for containers of the instance with this tag. `found` are the networks of living
     /// containers of an earlier server, with their handles and egress rules: their addresses, ports and rules
-    /// stay as they are.
+    /// stay as they are. `port` is what [`Networks::next_port`] has returned when that server ended: the pool of ports
+    /// goes on there, as Garden's does (Garden server §4.6).
     ///
     /// # Errors
     /// A kernel feature or a program is missing, or settings contradict each other.
-    pub fn open(tag: &str, driver: &Driver, found: Vec<Found>) -> Result<Self> {
+    pub fn open(tag: &str, driver: &Driver, found: Vec<Found>, port: u32) -> Result<Self> {
         Ok(Self(match driver {
             Driver::Loopback => Driven::Loopback,
-            Driver::Bridged(settings) => Driven::Bridged(Bridged::open(tag, settings, found)?),
+            Driver::Bridged(settings) => Driven::Bridged(Bridged::open(tag, settings, found, port)?),
             Driver::Outside(settings) => {
                 let states = found.iter().filter_map(|found| match &found.network {
                     Network::Outside(state) => Some(&**state),
                     Network::Bridged(_) | Network::Given(_) => None,
                 });
-                Driven::Outside(Arc::new(Outside::open(settings, states)?))
+                Driven::Outside(Arc::new(Outside::open(settings, states, port)?))
             }
         }))
     }
@@ -389,6 +390,15 @@ impl Networks {
     /// It cannot be made anew.
     pub fn watch(&self) -> Result<Option<String>> {
         self.own().map_or(Ok(None), |bridged| bridged.watch())
+    }
+
+    /// Returns the number of ports between the start of the pool and the port that is given out next. 0 without a pool.
+    pub fn next_port(&self) -> u32 {
+        match &self.0 {
+            Driven::Loopback => 0,
+            Driven::Bridged(bridged) => bridged.next_port(),
+            Driven::Outside(outside) => outside.next_port(),
+        }
     }
 
     /// Removes the bridges that no container uses; with `all` also the firewall.

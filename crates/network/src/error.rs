@@ -69,6 +69,11 @@ pub enum Error {
         "a port mapping: this host had no address that others reach when the server was started (no default route); name one with --external-ip"
     )]
     NoExternal,
+    /// The external address is IPv6, and the container has no such address.
+    #[error(
+        "a port mapping: the external address is IPv6, which containers have only with --network-pool-v6"
+    )]
+    ExternalV6,
     /// The container has many mapped ports.
     #[error("a container has at most {most} mapped ports")]
     TooManyMappings {

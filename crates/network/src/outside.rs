@@ -194,8 +194,12 @@ pub struct Launched<'a> {
 }
 
 impl Outside {
-    /// Finds the programs. `found` are the networks of living containers.
-    pub fn open<'a>(settings: &Settings, found: impl Iterator<Item = &'a State>) -> crate::Result<Self> {
+    /// Finds the programs. `found` are the networks of living containers, `port` is the offset of the next port.
+    pub fn open<'a>(
+        settings: &Settings,
+        found: impl Iterator<Item = &'a State>,
+        port: u32,
+    ) -> crate::Result<Self> {
         let programs = match &settings.programs {
             Programs::Plugin(plugin) => {
                 let path = &plugin.program;
@@ -217,7 +221,7 @@ impl Outside {
                 route::way_to(&mut host, ELSEWHERE)?.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |way| way.source)
             }
         };
-        let mut ports = Ports::new(settings.first_port.into(), settings.ports.into(), 0)?;
+        let mut ports = Ports::new(settings.first_port.into(), settings.ports.into(), port)?;
         for state in found {
             let Maker::Cni(Attachment { id, .. }) = &state.maker else { continue };
             for mapping in &state.mappings {
@@ -227,6 +231,11 @@ impl Outside {
             }
         }
         Ok(Self { settings: settings.clone(), programs, external, ports: Mutex::new(ports) })
+    }
+
+    /// See [`crate::Networks::next_port`].
+    pub fn next_port(&self) -> u32 {
+        self.ports.lock().offset()
     }
 
     /// See [`crate::Networks::reserve`].

@@ -154,7 +154,7 @@ fn name(number: u64) -> String {
 
 impl Bridged {
     /// See [`crate::Networks::open`].
-    pub fn open(tag: &str, settings: &Settings, found: Vec<Found>) -> Result<Arc<Self>> {
+    pub fn open(tag: &str, settings: &Settings, found: Vec<Found>, port: u32) -> Result<Arc<Self>> {
         let mut host = Connection::open(Protocol::Route)?;
         let way = route::way_to(&mut host, settings.external.unwrap_or(ELSEWHERE))?;
         let external = settings.external.or(way.as_ref().map(|way| way.source));
@@ -168,7 +168,7 @@ impl Bridged {
         start::forward(settings.pool_v6.is_some())?;
         let group = group(tag);
         let subnets = Subnets::new(settings.pool)?;
-        let ports = Ports::new(settings.first_port.into(), settings.ports.into(), 0)?;
+        let ports = Ports::new(settings.first_port.into(), settings.ports.into(), port)?;
         let dns = settings.dns_servers.iter().chain(&settings.more_dns_servers).copied().collect();
         let policy = Policy {
             group,
@@ -383,6 +383,9 @@ impl Bridged {
     pub fn reserve_port(&self, state: &State, wanted: Wanted) -> Result<Mapping> {
         if state.external.is_loopback() {
             return Err(Error::NoExternal);
+        }
+        if state.external.is_ipv6() && state.ipv6.is_none() {
+            return Err(Error::ExternalV6);
         }
         if state.mappings.len() >= MAPPED {
             return Err(Error::TooManyMappings { most: MAPPED });
@@ -645,6 +648,11 @@ impl Bridged {
                 Ok(Some(what))
             }
         }
+    }
+
+    /// See [`crate::Networks::next_port`].
+    pub fn next_port(&self) -> u32 {
+        self.leases.lock().ports.offset()
     }
 
     /// See [`crate::Networks::close`].

@@ -1,25 +1,51 @@
 //! A client in another language, on Go's own HTTP stack: `tests/garden-client`.
 
-use crate::support::Server;
+use crate::support::{Server, WARDIAN, base};
+use crate::world::World;
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use wardian_needs::needs;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn all_checks_pass_and_are_told() {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let dir = tempfile::tempdir().unwrap();
-    let client = dir.path().join("garden-client");
+/// The client, built in `dir`.
+fn client(dir: &Path) -> PathBuf {
+    let client = dir.join("garden-client");
     let build = Command::new("go")
         .args(["build", "-o"])
         .arg(&client)
         .arg(".")
-        .current_dir(project.join("tests/garden-client"))
+        .current_dir(project().join("tests/garden-client"))
         .env("GOFLAGS", "-mod=mod")
         .status()
         .expect("go is needed for this test: ./dev test installs it");
     assert!(build.success());
+    client
+}
 
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// All checks have passed, and the documentation counts them by area: none is lost unseen.
+fn assert_told(output: &Output) {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let failed: Vec<&str> = stdout.lines().filter(|line| !line.starts_with("ok ")).collect();
+    assert!(output.status.success(), "{failed:#?}\n{}", String::from_utf8_lossy(&output.stderr));
+    let mut areas: BTreeMap<&str, usize> = BTreeMap::new();
+    for area in stdout.lines().filter_map(|line| line.strip_prefix("ok ")?.split_once(':')) {
+        *areas.entry(area.0).or_default() += 1;
+    }
+    let docs = std::fs::read_to_string(project().join("docs/garden.md")).unwrap();
+    for (area, count) in &areas {
+        let row = format!("| {area} | {count} |");
+        assert!(docs.contains(&row), "docs/garden.md lacks {row}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_checks_pass_and_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = client(dir.path());
     let mut server = Server::start().await;
     let debug = server.run().join("debug.sock");
     server.args = vec!["--debug-listen".into(), format!("unix:{}", debug.display())];
@@ -31,20 +57,24 @@ async fn all_checks_pass_and_are_told() {
         command.arg("-debug").arg(debug).arg("unix").arg(socket).arg(image);
         command.output().unwrap()
     });
-    let output = run.await.unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let failed: Vec<&str> = stdout.lines().filter(|line| !line.starts_with("ok ")).collect();
-    assert!(output.status.success(), "{failed:#?}");
-
-    // The documentation counts them by area: none is lost unseen.
-    let mut areas: BTreeMap<&str, usize> = BTreeMap::new();
-    for area in stdout.lines().filter_map(|line| line.strip_prefix("ok ")?.split_once(':')) {
-        *areas.entry(area.0).or_default() += 1;
-    }
-    let docs = std::fs::read_to_string(project.join("docs/garden.md")).unwrap();
-    for (area, count) in &areas {
-        let row = format!("| {area} | {count} |");
-        assert!(docs.contains(&row), "docs/garden.md lacks {row}");
-    }
+    assert_told(&run.await.unwrap());
     server.finish().await;
+}
+
+/// The checks of networks start servers of their own, on a host of their own.
+#[test]
+fn networks_pass_all_checks() {
+    needs!(Nftables);
+    let base = base();
+    let client = client(base.path());
+    let image = base.path().join("image.tar");
+    wardian_lab::image::build(&image).unwrap();
+    let world = World::new(base.path());
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", world.path())).arg(client).args(["-only", "network"]);
+    command.arg("-serve").arg(WARDIAN).arg("-outside").arg(world.internet_path());
+    command.arg("-probe").arg(world.probe()).args(["unix", "/nonexistent"]).arg(image);
+    command.env("TMPDIR", base.path());
+    assert_told(&command.output().unwrap());
+    assert_eq!(world.left(), Vec::<String>::new());
 }

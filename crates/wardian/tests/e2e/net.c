@@ -1,10 +1,13 @@
 /* Speaks over networks, for tests: net tcp|udp ADDRESS PORT, net serve NAME PORT, net spoof SOURCE ADDRESS PORT,
- * net arp LINK ADDRESS, net log GROUP. A question prints "ok ANSWER", or why there was none. */
+ * net arp LINK ADDRESS, net nd LINK KIND SOURCE TARGET (KIND: ns, na, ra, redirect), net log GROUP. A question prints
+ * "ok ANSWER", or why there was none. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <net/if.h>
+#include <netinet/icmp6.h>
 #include <netinet/ip.h>
+#include <netinet/ip6.h>
 #include <netinet/udp.h>
 #include <linux/if_packet.h>
 #include <linux/netfilter/nfnetlink.h>
@@ -126,12 +129,54 @@ static int serve(char **argv) {
     }
 }
 
+/* The checksum of a message after an IPv6 header (RFC 8200, 8.1). */
+static unsigned short checksum(const void *header, const void *message, int size) {
+    const unsigned char *ip = header, *rest = message;
+    unsigned long sum = ip[6] + size;
+    int i;
+    /* Both addresses. */
+    for (i = 8; i < 40; i += 2)
+        sum += ip[i] << 8 | ip[i + 1];
+    for (i = 0; i < size; i += 2)
+        sum += rest[i] << 8 | (i + 1 < size ? rest[i + 1] : 0);
+    while (sum >> 16)
+        sum = (sum & 0xffff) + (sum >> 16);
+    return htons(~sum & 0xffff);
+}
+
+static int spoof6(char **argv) {
+    struct { struct ip6_hdr ip; struct udphdr udp; char text[7]; } __attribute__((packed)) packet = {0};
+    struct sockaddr_storage to;
+    /* A raw socket of IPv6 takes a protocol for a port. */
+    socklen_t length = address(argv[1], "0", &to);
+    int s = socket(AF_INET6, SOCK_RAW, IPPROTO_RAW), size = sizeof packet - sizeof packet.ip, i;
+    if (s < 0)
+        return fail(errno);
+    packet.ip.ip6_flow = htonl(6 << 28);
+    packet.ip.ip6_plen = htons(size);
+    packet.ip.ip6_nxt = IPPROTO_UDP;
+    packet.ip.ip6_hlim = 64;
+    inet_pton(AF_INET6, argv[0], &packet.ip.ip6_src);
+    inet_pton(AF_INET6, argv[1], &packet.ip.ip6_dst);
+    packet.udp = (struct udphdr){.source = htons(5555), .dest = htons(atoi(argv[2])), .len = htons(size)};
+    memcpy(packet.text, "spoofed", 7);
+    packet.udp.check = checksum(&packet, &packet.udp, size);
+    for (i = 0; i < 5; i++)
+        if (sendto(s, &packet, sizeof packet, 0, (void *)&to, length) < 0)
+            return fail(errno);
+    printf("ok sent\n");
+    return 0;
+}
+
 /* A datagram from somebody else's address. */
 static int spoof(char **argv) {
     struct { struct iphdr ip; struct udphdr udp; char text[7]; } __attribute__((packed)) packet = {0};
     struct sockaddr_storage to;
     socklen_t length = address(argv[1], argv[2], &to);
-    int s = socket(AF_INET, SOCK_RAW, IPPROTO_RAW), i;
+    int s, i;
+    if (to.ss_family == AF_INET6)
+        return spoof6(argv);
+    s = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
     if (s < 0)
         return fail(errno);
     packet.ip = (struct iphdr){.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP,
@@ -168,6 +213,67 @@ static int arp(char **argv) {
         if (sendto(s, frame, sizeof frame, 0, (void *)&to, sizeof to) < 0)
             return fail(errno);
         frame[7] = 1 + i % 2;
+        usleep(20000);
+    }
+    printf("ok sent\n");
+    return 0;
+}
+
+/* Says to all nodes of a link, in a message of neighbour discovery (RFC 4861), that the target is here: as somebody who
+ * asks (ns) or answers (na), as a router (ra; the target is a prefix of 64 bits for addresses), or that it is
+ * reached through here (redirect). */
+static int nd(char **argv) {
+    struct { struct ip6_hdr ip; unsigned char text[120]; } __attribute__((packed)) packet = {0};
+    struct ifreq link = {0};
+    struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_protocol = htons(0x86dd), .sll_halen = 6,
+                             .sll_addr = {0x33, 0x33, 0, 0, 0, 1}};
+    unsigned char *text = packet.text, *option = text + 24;
+    int s = socket(AF_PACKET, SOCK_DGRAM, htons(0x86dd)), size, i;
+    struct in6_addr target;
+    if (s < 0)
+        return fail(errno);
+    strncpy(link.ifr_name, argv[0], IFNAMSIZ - 1);
+    to.sll_ifindex = if_nametoindex(argv[0]);
+    if (ioctl(s, SIOCGIFHWADDR, &link) < 0)
+        return fail(errno);
+    packet.ip.ip6_flow = htonl(6 << 28);
+    packet.ip.ip6_nxt = IPPROTO_ICMPV6;
+    packet.ip.ip6_hlim = 255;
+    if (inet_pton(AF_INET6, argv[2], &packet.ip.ip6_src) != 1 || inet_pton(AF_INET6, argv[3], &target) != 1)
+        return 2;
+    inet_pton(AF_INET6, "ff02::1", &packet.ip.ip6_dst);
+    memcpy(text + 8, &target, 16);
+    if (!strcmp(argv[1], "ns")) {
+        text[0] = ND_NEIGHBOR_SOLICIT;
+        option[0] = ND_OPT_SOURCE_LINKADDR;
+    } else if (!strcmp(argv[1], "na")) {
+        text[0] = ND_NEIGHBOR_ADVERT;
+        text[4] = 0xa0; /* a router's, and to override what is known */
+        option[0] = ND_OPT_TARGET_LINKADDR;
+    } else if (!strcmp(argv[1], "redirect")) {
+        text[0] = ND_REDIRECT;
+        memcpy(text + 24, "\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x08", 16);
+        option = text + 40;
+        option[0] = ND_OPT_TARGET_LINKADDR;
+    } else {
+        text[0] = ND_ROUTER_ADVERT;
+        text[4] = 64;
+        text[6] = text[7] = 100; /* a router for so many seconds, times 257 */
+        memset(text + 8, 0, 8);
+        /* A prefix, on this link and for addresses, for a long time. */
+        memcpy(text + 16, "\x03\x04\x40\xc0\0\0\x0e\x10\0\0\x0e\x10\0\0\0\0", 16);
+        memcpy(text + 32, &target, 16);
+        option = text + 48;
+        option[0] = ND_OPT_SOURCE_LINKADDR;
+    }
+    option[1] = 1;
+    memcpy(option + 2, link.ifr_hwaddr.sa_data, 6);
+    size = option + 8 - text;
+    packet.ip.ip6_plen = htons(size);
+    ((struct icmp6_hdr *)text)->icmp6_cksum = checksum(&packet, text, size);
+    for (i = 0; i < 5; i++) {
+        if (sendto(s, &packet, sizeof packet.ip + size, 0, (void *)&to, sizeof to) < 0)
+            return fail(errno);
         usleep(20000);
     }
     printf("ok sent\n");
@@ -244,6 +350,8 @@ int main(int argc, char **argv) {
         return spoof(argv + 2);
     if (argc == 4 && !strcmp(argv[1], "arp"))
         return arp(argv + 2);
+    if (argc == 6 && !strcmp(argv[1], "nd"))
+        return nd(argv + 2);
     if (argc == 3 && !strcmp(argv[1], "log"))
         return logged(argv + 2);
     return 2;

@@ -117,7 +117,7 @@ async fn a_start_among_many_networks_says_so_once() {
 }
 
 /// What `wardian` says in the world of a server.
-fn in_world(server: &mut Server, args: &[&str]) -> Said {
+pub fn in_world(server: &mut Server, args: &[&str]) -> Said {
     let path = server.world().path();
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={path}")).arg(WARDIAN).args(args).env_remove("WARDIAN_LOG");

@@ -13,7 +13,7 @@ const PORT: u16 = 8080;
 /// What a client hears that the firewall refuses.
 pub const REFUSED: &str = "EHOSTUNREACH";
 /// The same of IPv6 (icmpv6 administratively prohibited).
-const REFUSED_V6: &str = "EACCES";
+pub const REFUSED_V6: &str = "EACCES";
 
 pub fn spec(handle: &str, network: &str) -> ContainerSpec {
     ContainerSpec { handle: handle.into(), network: network.into(), ..Default::default() }

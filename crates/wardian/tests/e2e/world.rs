@@ -139,6 +139,11 @@ impl World {
         path(&self.host)
     }
 
+    /// The path of the internet's namespace.
+    pub fn internet_path(&self) -> String {
+        path(&self.internet)
+    }
+
     /// The program for [`World::ask`].
     pub fn probe(&self) -> &Path {
         &self.probe
