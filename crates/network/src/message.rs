@@ -92,8 +92,8 @@ impl Writer {
 
     fn begin(&mut self, kind: u16) -> usize {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; 2]);
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        let [one, other] = kind.to_ne_bytes();
+        self.bytes.extend_from_slice(&[0, 0, one, other]);
         start
     }
 

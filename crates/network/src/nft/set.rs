@@ -45,8 +45,10 @@ pub struct Fields(Vec<u8>);
 impl Fields {
     /// No field.
     #[must_use]
-    pub const fn new() -> Self {
-        Self(Vec::new())
+    pub fn new() -> Self {
+        /// The longest keys are of a link, a hardware address and an IPv6 address.
+        const MOST: usize = 16 + 8 + 16;
+        Self(Vec::with_capacity(MOST))
     }
 
     /// Appends a field of these bytes.
