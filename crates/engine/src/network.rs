@@ -236,14 +236,15 @@ impl Engine {
                 return Ok(());
             }
             let mut all = attached.rules.to_vec();
-            all.extend(rules.iter().cloned());
+            let known = all.len();
+            all.extend(rules);
             let steps = shared.networks.check(&attached.network, &all)?;
             let save = |rules: &[Rule]| {
                 let saved = shared.records.save_egress(&container.id, rules);
                 saved.map_err(Error::system("save the container's egress rules"))
             };
             save(&all)?;
-            if let Err(error) = shared.networks.allow(&attached.network, &steps, &rules, bulk) {
+            if let Err(error) = shared.networks.allow(&attached.network, &steps, &all[known..], bulk) {
                 drop(save(&attached.rules));
                 return Err(error.into());
             }

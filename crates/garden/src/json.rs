@@ -6,6 +6,7 @@ use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
 use std::cell::Cell;
 use std::io;
+use std::marker::PhantomData;
 
 /// Why a body could not be read. The texts of the first two are Go's.
 #[derive(Debug, thiserror::Error)]
@@ -135,31 +136,65 @@ fn without_values(message: &str) -> String {
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     match first(body)? {
         // serde would accept an array for a struct, with the fields in order; Go does not.
-        Value::Array(_) => Err(unexpected("array", "an object")),
-        value => shape(value),
+        Folded(Value::Array(_)) => Err(unexpected("array", "an object")),
+        Folded(value) => shape(value),
     }
 }
 
 /// Reads the first value of a body as [`decode`] does; it is an array of objects, or null for an empty one.
 pub fn decode_list<T: DeserializeOwned>(body: &[u8]) -> Result<Vec<T>, DecodeError> {
+    if body.trim_ascii_start().starts_with(b"[") {
+        let List(list) = first(body)?;
+        return list;
+    }
     match first(body)? {
-        Value::Null => Ok(Vec::new()),
-        Value::Array(values) => {
-            let object = |value| match value {
-                Value::Array(_) => Err(unexpected("array", "an object")),
-                value => shape(value),
-            };
-            values.into_iter().map(object).collect()
-        }
+        Folded(Value::Null) => Ok(Vec::new()),
         _ => Err(unexpected("value", "an array")),
     }
 }
 
-fn first(body: &[u8]) -> Result<Value, DecodeError> {
+/// An array whose elements are shaped one by one: the values of thousands of elements at a time take ten times as much
+/// memory as the text.
+struct List<T>(Result<Vec<T>, DecodeError>);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ListVisitor(PhantomData))
+    }
+}
+
+struct ListVisitor<T>(PhantomData<T>);
+
+impl<'de, T: DeserializeOwned> Visitor<'de> for ListVisitor<T> {
+    type Value = List<T>;
+
+    fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("an array")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List<T>, A::Error> {
+        let left = Cell::new(VALUES);
+        let mut list = Ok(Vec::new());
+        while let Some(value) = items.next_element_seed(FoldedVisitor { keep_case: false, left: &left })? {
+            // A text that is not JSON is refused as such, whatever its elements are: it is read to its end.
+            let Ok(known) = &mut list else { continue };
+            let element = match value {
+                Value::Array(_) => Err(unexpected("array", "an object")),
+                value => shape(value),
+            };
+            match element {
+                Ok(element) => known.push(element),
+                Err(error) => list = Err(error),
+            }
+        }
+        Ok(List(list))
+    }
+}
+
+fn first<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     let text = String::from_utf8_lossy(body);
-    match serde_json::Deserializer::from_str(&text).into_iter::<Folded>().next() {
+    match serde_json::Deserializer::from_str(&text).into_iter().next() {
         None => Err(DecodeError::Empty),
-        Some(Ok(Folded(value))) => Ok(value),
+        Some(Ok(value)) => Ok(value),
         Some(Err(error)) if error.is_eof() => Err(DecodeError::Truncated),
         Some(Err(error)) => Err(DecodeError::Invalid(error)),
     }
@@ -277,7 +312,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{ContainerSpec, Payload};
+    use crate::wire::{ContainerSpec, NetOutRule, Payload};
 
     #[test]
     fn field_names_match_in_any_case_and_data_keeps_its_case() {
@@ -312,6 +347,37 @@ mod tests {
         assert!(message(b"nonsense").starts_with("json: "));
         let time = decode::<i64>(b"null").unwrap_err().to_string();
         assert!(time.starts_with("json: invalid type: null"), "{time}");
+    }
+
+    #[test]
+    fn lists_are_of_objects() {
+        let read = |body: &str| {
+            let list = decode_list::<NetOutRule>(body.as_bytes());
+            list.map(|list| list.iter().map(|rule| rule.protocol).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            read(" [{\"Protocol\":1,\"LOG\":true,\"protocol\":2}, null, {\"x\":[]}] junk").unwrap(),
+            [2, 0, 0]
+        );
+        assert_eq!(read("[]").unwrap(), [0; 0]);
+        assert_eq!(read("null").unwrap(), [0; 0]);
+        let many = format!("[{}0]", "{},".repeat(VALUES));
+        for (body, error) in [
+            ("", "EOF"),
+            ("[", "unexpected EOF"),
+            ("[{}", "unexpected EOF"),
+            ("[[], {", "unexpected EOF"),
+            ("[{\"protocol\":\"tcp\"}, nonsense", "json: expected ident"),
+            ("[[]]", "json: cannot unmarshal array into an object"),
+            ("[{\"protocol\":\"tcp\"}, []]", "json: invalid type"),
+            ("[{}, 5]", "json: invalid type"),
+            ("{}", "json: cannot unmarshal value into an array"),
+            ("5", "json: cannot unmarshal value into an array"),
+            (&many, "json: too many values"),
+        ] {
+            let found = read(body).unwrap_err().to_string();
+            assert!(found.starts_with(error), "{body:.40}: {found}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
-use crate::message::{self, Message, Requests, find, find_path};
+use crate::message::{self, Message, Requests, find, find_path, nfgenmsg};
 use crate::netlink::{self, Connection, Protocol};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` and `IPCTNL_MSG_CT_GET`, `IPCTNL_MSG_CT_DELETE`.
@@ -132,7 +132,7 @@ impl Conntrack {
 
     fn forget_where(&mut self, family: u8, which: impl Fn(&Tuple, &Tuple) -> bool) -> Result<usize, Error> {
         let request = |requests: &mut Requests, flags| {
-            requests.add(GET, flags, &header(family), |_| {});
+            requests.add(GET, flags, &nfgenmsg(family, 0), |writer| writer);
         };
         let read = |message: &Message<'_>| {
             let attributes = message.body.get(4..)?;
@@ -178,19 +178,18 @@ impl Conntrack {
         filter: Option<(u16, Ipv4Addr)>,
     ) -> Result<Vec<Entry>, netlink::Error> {
         let request = |requests: &mut Requests, flags| {
-            requests.add(GET, flags, &header(family), |fields| {
-                let Some((tuple, source)) = filter else { return };
+            requests.add(GET, flags, &nfgenmsg(family, 0), |fields| {
+                let Some((tuple, source)) = filter else { return fields };
                 fields
                     .nest(tuple, |tuple| {
-                        tuple.nest(CTA_TUPLE_IP, |ip| {
-                            ip.address(CTA_IP_V4_SRC, source.into());
-                        });
+                        tuple.nest(CTA_TUPLE_IP, |ip| ip.address(CTA_IP_V4_SRC, source.into()))
                     })
                     .nest(CTA_FILTER, |filter| {
                         for (flags, of) in FILTER_FLAGS.into_iter().zip([CTA_TUPLE_ORIG, CTA_TUPLE_REPLY]) {
                             filter.u32(flags, if of == tuple { BY_SOURCE } else { 0 });
                         }
-                    });
+                        filter
+                    })
             });
         };
         self.connection.list(request, |message| parse(message, addresses))
@@ -201,23 +200,19 @@ impl Conntrack {
         for entry in entries {
             // Entries end by themselves meanwhile. With the id it cannot be a new one in its place.
             requests
-                .add(DELETE, 0, &header(family), |fields| {
-                    fields.nest_after(CTA_TUPLE_ORIG, &entry.original, |_| {});
+                .add(DELETE, 0, &nfgenmsg(family, 0), |fields| {
+                    fields.nest_after(CTA_TUPLE_ORIG, &entry.original, |writer| writer);
                     for (kind, value) in [(CTA_ZONE, &entry.zone), (CTA_ID, &entry.id)] {
                         if let Some(value) = value {
-                            fields.bytes(kind, value);
+                            fields.put(kind, value);
                         }
                     }
+                    fields
                 })
                 .tolerate(libc::ENOENT);
         }
         self.connection.command(requests)
     }
-}
-
-/// `struct nfgenmsg`: family, version 0, no resource.
-fn header(family: u8) -> [u8; 4] {
-    [family, 0, 0, 0]
 }
 
 /// Reads an entry if it is of one of the addresses. The sender of the first packet is the source of the original

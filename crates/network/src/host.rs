@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::firewall::{self, Firewall, program};
 use crate::link::{self, Link};
 use crate::netlink::{Connection, Protocol};
-use crate::nft::message::Family;
+use crate::nft::Family;
 use crate::ports::{Mapping, Transport};
 use crate::route::{self, Foreign, overlap};
 use crate::tc;

@@ -37,7 +37,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use ipnet::{Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
-use crate::message::{Attributes, Message, Requests, find, find_path, text, u32_at, u64_at};
+use crate::message::{Message, Requests, Writer, find, find_path, text, u32_at, u64_at};
 use crate::netlink::{self, Connection};
 
 /// A hardware address.
@@ -316,7 +316,7 @@ fn link_header(index: u32, up: bool) -> [u8; 16] {
 
 fn get_by_name(requests: &mut Requests, name: &str) {
     requests.add(libc::RTM_GETLINK, 0, &link_header(0, false), |link| {
-        link.text(libc::IFLA_IFNAME, name).u32(libc::IFLA_EXT_MASK, SKIP_STATS);
+        link.text(libc::IFLA_IFNAME, name).u32(libc::IFLA_EXT_MASK, SKIP_STATS)
     });
 }
 
@@ -336,10 +336,9 @@ fn no_generated_address(requests: &mut Requests, index: u32) {
     requests
         .add(libc::RTM_SETLINK, 0, &link_header(index, false), |link| {
             link.nest(libc::IFLA_AF_SPEC, |families| {
-                families.nest(u16::from(AF_INET6), |inet6| {
-                    inet6.u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE);
-                });
-            });
+                families
+                    .nest(u16::from(AF_INET6), |inet6| inet6.u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE))
+            })
         })
         .tolerate(libc::EAFNOSUPPORT);
 }
@@ -354,16 +353,15 @@ fn add_address(requests: &mut Requests, index: u32, address: IpAddr, prefix: u8,
         match address {
             IpAddr::V4(v4) => {
                 fields.address(libc::IFA_ADDRESS, address);
-                if let Ok(network) = Ipv4Net::new(v4, prefix)
-                    && prefix < 31
-                {
-                    fields.address(libc::IFA_BROADCAST, network.broadcast().into());
+                match Ipv4Net::new(v4, prefix) {
+                    Ok(network) if prefix < 31 => {
+                        fields.address(libc::IFA_BROADCAST, network.broadcast().into())
+                    }
+                    _ => fields,
                 }
             }
             // Nobody else has this address, and without detection of duplicates it can be used at once.
-            IpAddr::V6(_) => {
-                fields.u32(libc::IFA_FLAGS, libc::IFA_F_NODAD);
-            }
+            IpAddr::V6(_) => fields.u32(libc::IFA_FLAGS, libc::IFA_F_NODAD),
         }
     });
 }
@@ -375,7 +373,7 @@ fn add_default_route(requests: &mut Requests, index: u32, gateway: IpAddr) {
     let table = [libc::RT_TABLE_MAIN, libc::RTPROT_BOOT, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST];
     let header = [&[family, 0, 0, 0], table.as_slice(), &[0; 4]].concat();
     requests.add(libc::RTM_NEWROUTE, CREATE, &header, |route| {
-        route.address(libc::RTA_GATEWAY, gateway).u32(libc::RTA_OIF, index);
+        route.address(libc::RTA_GATEWAY, gateway).u32(libc::RTA_OIF, index)
     });
 }
 
@@ -384,12 +382,11 @@ fn add_default_route(requests: &mut Requests, index: u32, gateway: IpAddr) {
 fn create(
     route: &mut Connection,
     name: &str,
-    fill: impl FnOnce(&mut Attributes<'_>),
+    fill: impl FnOnce(&mut Writer) -> &mut Writer,
 ) -> Result<u32, netlink::Error> {
     let mut requests = Requests::default();
     requests.add(libc::RTM_NEWLINK, CREATE, &link_header(0, false), |link| {
-        link.text(libc::IFLA_IFNAME, name);
-        fill(link);
+        fill(link.text(libc::IFLA_IFNAME, name))
     });
     get_by_name(&mut requests, name);
     let mut index = None;
@@ -410,14 +407,13 @@ pub fn make_bridge(route: &mut Connection, bridge: &Bridge<'_>) -> Result<u32, E
         _ => Error::Bridge { name: name.into(), source },
     };
     let index = create(route, name, |link| {
-        link.bytes(libc::IFLA_ADDRESS, &bridge.mac)
+        link.put(libc::IFLA_ADDRESS, &bridge.mac)
             .u32(libc::IFLA_MTU, bridge.mtu)
             .u32(libc::IFLA_GROUP, bridge.group)
             .nest(libc::IFLA_LINKINFO, |info| {
-                info.text(libc::IFLA_INFO_KIND, BRIDGE).nest(libc::IFLA_INFO_DATA, |data| {
-                    data.u8(IFLA_BR_MCAST_SNOOPING, 0);
-                });
-            });
+                info.text(libc::IFLA_INFO_KIND, BRIDGE)
+                    .nest(libc::IFLA_INFO_DATA, |data| data.u8(IFLA_BR_MCAST_SNOOPING, 0))
+            })
     })
     .map_err(failed)?;
 
@@ -438,7 +434,7 @@ fn raise_bridge(route: &mut Connection, index: u32, bridge: &Bridge<'_>) -> Resu
     }
     let v4 = bridge.gateway;
     add_address(&mut requests, index, v4.addr().into(), v4.prefix_len(), libc::RT_SCOPE_UNIVERSE);
-    requests.add(libc::RTM_SETLINK, 0, &link_header(index, true), |_| {});
+    requests.add(libc::RTM_SETLINK, 0, &link_header(index, true), |writer| writer);
     if let Some(v6) = bridge.gateway6 {
         add_address(&mut requests, index, v6.addr().into(), v6.prefix_len(), libc::RT_SCOPE_UNIVERSE);
         add_address(&mut requests, index, GATEWAY_LOCAL.into(), 64, libc::RT_SCOPE_LINK);
@@ -454,7 +450,7 @@ fn raise_bridge(route: &mut Connection, index: u32, bridge: &Bridge<'_>) -> Resu
 /// goes with the namespace.
 pub fn make_veth(route: &mut Connection, veth: &Veth<'_>, network: BorrowedFd<'_>) -> Result<u32, Error> {
     let index = create(route, veth.host, |link| {
-        link.bytes(libc::IFLA_ADDRESS, &veth.host_mac)
+        link.put(libc::IFLA_ADDRESS, &veth.host_mac)
             .u32(libc::IFLA_MTU, veth.mtu)
             .u32(libc::IFLA_TXQLEN, QUEUE_LENGTH)
             .u32(libc::IFLA_NUM_TX_QUEUES, QUEUES)
@@ -464,15 +460,15 @@ pub fn make_veth(route: &mut Connection, veth: &Veth<'_>, network: BorrowedFd<'_
                 info.text(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |data| {
                     data.nest_after(VETH_INFO_PEER, &link_header(0, false), |peer| {
                         peer.text(libc::IFLA_IFNAME, veth.inside)
-                            .bytes(libc::IFLA_ADDRESS, &veth.inside_mac)
+                            .put(libc::IFLA_ADDRESS, &veth.inside_mac)
                             .u32(libc::IFLA_MTU, veth.mtu)
                             .u32(libc::IFLA_TXQLEN, QUEUE_LENGTH)
                             .u32(libc::IFLA_NUM_TX_QUEUES, QUEUES)
                             .u32(libc::IFLA_NUM_RX_QUEUES, QUEUES)
-                            .u32(libc::IFLA_NET_NS_FD, network.as_raw_fd().cast_unsigned());
-                    });
-                });
-            });
+                            .u32(libc::IFLA_NET_NS_FD, network.as_raw_fd().cast_unsigned())
+                    })
+                })
+            })
     })
     .map_err(|source| match source.errno() {
         Some(libc::EEXIST) => Error::Exists { name: veth.host.into() },
@@ -490,7 +486,7 @@ pub fn make_veth(route: &mut Connection, veth: &Veth<'_>, network: BorrowedFd<'_
 pub fn attach(route: &mut Connection, port: &Port<'_>) -> Result<(), Error> {
     let mut requests = Requests::default();
     requests.add(libc::RTM_SETLINK, 0, &link_header(port.index, false), |link| {
-        link.u32(libc::IFLA_MASTER, port.bridge);
+        link.u32(libc::IFLA_MASTER, port.bridge)
     });
     // `struct ndmsg` of a static entry of the bridge's table: it neither ages nor is it an address of the host's own.
     let mut entry = [0; 12];
@@ -498,9 +494,7 @@ pub fn attach(route: &mut Connection, port: &Port<'_>) -> Result<(), Error> {
     entry[4..8].copy_from_slice(&port.index.to_ne_bytes());
     entry[8..10].copy_from_slice(&libc::NUD_NOARP.to_ne_bytes());
     entry[10] = libc::NTF_MASTER;
-    requests.add(libc::RTM_NEWNEIGH, CREATE, &entry, |fields| {
-        fields.bytes(libc::NDA_LLADDR, &port.inside_mac);
-    });
+    requests.add(libc::RTM_NEWNEIGH, CREATE, &entry, |fields| fields.put(libc::NDA_LLADDR, &port.inside_mac));
     // RTM_SETLINK ignores what belongs to a port.
     // Frames to link-local multicast addresses are the port's own, not the bridge's: without this flag ARP messages
     // among them would fill the host's table of neighbours.
@@ -513,9 +507,9 @@ pub fn attach(route: &mut Connection, port: &Port<'_>) -> Result<(), Error> {
             info.text(libc::IFLA_INFO_SLAVE_KIND, BRIDGE).nest(libc::IFLA_INFO_SLAVE_DATA, |data| {
                 data.u8(IFLA_BRPORT_MODE, port.hairpin.into())
                     .u8(IFLA_BRPORT_LEARNING, 0)
-                    .u8(IFLA_BRPORT_UNICAST_FLOOD, 0);
-            });
-        });
+                    .u8(IFLA_BRPORT_UNICAST_FLOOD, 0)
+            })
+        })
     });
     route.command(requests).map_err(|source| Error::Attach { name: port.name.into(), source })
 }
@@ -531,7 +525,7 @@ pub fn configure(inside: &mut Connection, container: &Inside<'_>) -> Result<(), 
     no_generated_address(&mut requests, index);
     let v4 = container.address;
     add_address(&mut requests, index, v4.addr().into(), v4.prefix_len(), libc::RT_SCOPE_UNIVERSE);
-    requests.add(libc::RTM_SETLINK, 0, &link_header(index, true), |_| {});
+    requests.add(libc::RTM_SETLINK, 0, &link_header(index, true), |writer| writer);
     add_default_route(&mut requests, index, container.gateway.into());
     if let Some(v6) = container.address6 {
         add_address(&mut requests, index, v6.addr().into(), v6.prefix_len(), libc::RT_SCOPE_UNIVERSE);
@@ -546,9 +540,8 @@ pub fn configure(inside: &mut Connection, container: &Inside<'_>) -> Result<(), 
 pub(crate) fn ensure_ifb(route: &mut Connection, name: &str, group: u32) -> Result<u32, Error> {
     let failed = |source| Error::Ifb { name: name.into(), source };
     let made = create(route, name, |link| {
-        link.u32(libc::IFLA_GROUP, group).nest(libc::IFLA_LINKINFO, |info| {
-            info.text(libc::IFLA_INFO_KIND, "ifb");
-        });
+        link.u32(libc::IFLA_GROUP, group)
+            .nest(libc::IFLA_LINKINFO, |info| info.text(libc::IFLA_INFO_KIND, "ifb"))
     });
     let index = match made {
         Ok(index) => index,
@@ -560,7 +553,7 @@ pub(crate) fn ensure_ifb(route: &mut Connection, name: &str, group: u32) -> Resu
     };
     let mut requests = Requests::default();
     no_generated_address(&mut requests, index);
-    requests.add(libc::RTM_SETLINK, 0, &link_header(index, true), |_| {});
+    requests.add(libc::RTM_SETLINK, 0, &link_header(index, true), |writer| writer);
     route.command(requests).map_err(failed)?;
     Ok(index)
 }
@@ -607,7 +600,7 @@ pub fn find_by_name(route: &mut Connection, name: &str) -> Result<Option<Link>, 
 pub fn find_by_index(route: &mut Connection, index: u32) -> Result<Option<Link>, Error> {
     let mut requests = Requests::default();
     requests.add(libc::RTM_GETLINK, 0, &link_header(index, false), |link| {
-        link.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
+        link.u32(libc::IFLA_EXT_MASK, SKIP_STATS)
     });
     one(route, requests).map_err(|source| Error::Find { name: index.to_string(), source })
 }
@@ -617,7 +610,7 @@ pub fn find_by_index(route: &mut Connection, index: u32) -> Result<Option<Link>,
 pub(crate) fn all(route: &mut Connection) -> Result<Vec<Link>, netlink::Error> {
     let request = |requests: &mut Requests, flags| {
         requests.add(libc::RTM_GETLINK, flags, &link_header(0, false), |link| {
-            link.u32(libc::IFLA_EXT_MASK, SKIP_STATS);
+            link.u32(libc::IFLA_EXT_MASK, SKIP_STATS)
         });
     };
     route.list(request, parse)
@@ -641,7 +634,7 @@ pub fn of_group(route: &mut Connection, group: u32) -> Result<Vec<Link>, Error> 
 /// [`Error::Delete`].
 pub fn delete(route: &mut Connection, index: u32) -> Result<(), Error> {
     let mut requests = Requests::default();
-    requests.add(libc::RTM_DELLINK, 0, &link_header(index, false), |_| {}).tolerate(libc::ENODEV);
+    requests.add(libc::RTM_DELLINK, 0, &link_header(index, false), |writer| writer).tolerate(libc::ENODEV);
     route.command(requests).map_err(|source| Error::Delete { index, source })
 }
 
@@ -666,9 +659,7 @@ pub fn delete_group(route: &mut Connection, group: u32) -> Result<(), Error> {
     }
     let mut requests = Requests::default();
     requests
-        .add(libc::RTM_DELLINK, 0, &link_header(0, false), |link| {
-            link.u32(libc::IFLA_GROUP, group);
-        })
+        .add(libc::RTM_DELLINK, 0, &link_header(0, false), |link| link.u32(libc::IFLA_GROUP, group))
         .tolerate(libc::ENODEV);
     route.command(requests).map_err(failed)
 }
@@ -681,7 +672,7 @@ pub fn statistics(route: &mut Connection, index: u32) -> Result<Option<Statistic
     // `struct if_stats_msg`: family and padding, number, filter.
     let header = [[0; 4], index.to_ne_bytes(), STATS_LINK_64.to_ne_bytes()].concat();
     let mut requests = Requests::default();
-    requests.add(libc::RTM_GETSTATS, 0, &header, |_| {});
+    requests.add(libc::RTM_GETSTATS, 0, &header, |writer| writer);
     let mut found = None;
     let result = route.ask(requests, |_, reply| {
         // `struct rtnl_link_stats64`.

@@ -72,9 +72,7 @@ pub fn way_to(route: &mut Connection, to: IpAddr) -> Result<Option<Way>, Error> 
     // `struct rtmsg`.
     let header = [family as u8, length, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let mut requests = Requests::default();
-    requests.add(libc::RTM_GETROUTE, 0, &header, |fields| {
-        fields.address(libc::RTA_DST, to);
-    });
+    requests.add(libc::RTM_GETROUTE, 0, &header, |fields| fields.address(libc::RTA_DST, to));
     let mut found = None;
     let result = route.ask(requests, |_, reply| {
         let attributes = reply.body.get(12..).unwrap_or_default();
@@ -111,7 +109,8 @@ pub fn foreign_networks(route: &mut Connection, own: u32) -> Result<Vec<Foreign>
         .list(
             |requests, flags| {
                 // `struct ifaddrmsg`.
-                requests.add(libc::RTM_GETADDR, flags, &[libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0], |_| {});
+                let header = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0];
+                requests.add(libc::RTM_GETADDR, flags, &header, |writer| writer);
             },
             parse_address,
         )
@@ -120,7 +119,7 @@ pub fn foreign_networks(route: &mut Connection, own: u32) -> Result<Vec<Foreign>
         .list(
             |requests, flags| {
                 let header = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-                requests.add(libc::RTM_GETROUTE, flags, &header, |_| {});
+                requests.add(libc::RTM_GETROUTE, flags, &header, |writer| writer);
             },
             parse_route,
         )
@@ -155,9 +154,7 @@ pub fn host_network(route: &mut Connection, ip: Ipv4Addr, own: u32) -> Result<Op
     let mut header = [libc::AF_INET as u8, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     header[8..].copy_from_slice(&RTM_F_FIB_MATCH.to_ne_bytes());
     let mut requests = Requests::default();
-    requests.add(libc::RTM_GETROUTE, 0, &header, |fields| {
-        fields.address(libc::RTA_DST, to);
-    });
+    requests.add(libc::RTM_GETROUTE, 0, &header, |fields| fields.address(libc::RTA_DST, to));
     let mut found = None;
     let result = route.ask(requests, |_, reply| {
         let [_, length, _, _, _, protocol, ..] = *reply.body else { return };
@@ -194,7 +191,8 @@ pub fn addresses(route: &mut Connection) -> Result<Vec<IpAddr>, Error> {
     let found = route.list(
         |requests, flags| {
             // `struct ifaddrmsg`.
-            requests.add(libc::RTM_GETADDR, flags, &[libc::AF_UNSPEC as u8, 0, 0, 0, 0, 0, 0, 0], |_| {});
+            let header = [libc::AF_UNSPEC as u8, 0, 0, 0, 0, 0, 0, 0];
+            requests.add(libc::RTM_GETADDR, flags, &header, |writer| writer);
         },
         |message| {
             let [_, _, _, scope, ..] = *message.body else { return None };

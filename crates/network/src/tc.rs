@@ -16,7 +16,7 @@
 use thiserror::Error;
 
 use crate::link;
-use crate::message::{Attributes, Requests, find, find_path, text, u32_at, u64_at};
+use crate::message::{Requests, Writer, find, find_path, text, u32_at, u64_at};
 use crate::netlink::{self, Connection};
 
 const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
@@ -79,7 +79,7 @@ impl Limit {
     }
 
     /// Writes the parameters of a token bucket.
-    fn write(self, options: &mut Attributes<'_>) {
+    fn write(self, options: &mut Writer) -> &mut Writer {
         // `struct tc_tbf_qopt`: two `struct tc_ratespec` (the second, for a peak rate, is empty), the limit of the
         // queue, the size of the bucket as the time it takes to fill, and the bucket of the peak rate.
         let mut parameters = [0; 36];
@@ -91,12 +91,13 @@ impl Limit {
         let fill = u32::try_from(fill).unwrap_or(u32::MAX);
         parameters[28..32].copy_from_slice(&fill.to_ne_bytes());
         options
-            .bytes(TCA_TBF_PARMS, &parameters)
+            .put(TCA_TBF_PARMS, &parameters)
             // The exact number of bytes; newer than, and used instead of, the time.
             .u32(TCA_TBF_BURST, self.burst());
         if self.rate >= u64::from(u32::MAX) {
             options.u64(TCA_TBF_RATE64, self.rate);
         }
+        options
     }
 }
 
@@ -152,13 +153,13 @@ fn header(index: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
 
 fn add_bucket(requests: &mut Requests, index: u32, limit: Limit) {
     requests.add(libc::RTM_NEWQDISC, CREATE, &header(index, 0, ROOT, 0), |fields| {
-        fields.text(libc::TCA_KIND, "tbf").nest(libc::TCA_OPTIONS, |options| limit.write(options));
+        fields.text(libc::TCA_KIND, "tbf").nest(libc::TCA_OPTIONS, |options| limit.write(options))
     });
 }
 
 fn remove_root(requests: &mut Requests, index: u32) {
     // ENOENT: it has none but the one that every link has.
-    requests.add(libc::RTM_DELQDISC, 0, &header(index, 0, ROOT, 0), |_| {}).tolerate(libc::ENOENT);
+    requests.add(libc::RTM_DELQDISC, 0, &header(index, 0, ROOT, 0), |writer| writer).tolerate(libc::ENOENT);
 }
 
 /// Sets, changes or (with a rate of 0) removes the limit of what is sent *towards* the container, at the host's end of
@@ -207,7 +208,7 @@ pub fn limit_from(
     let mut requests = Requests::default();
     remove_ingress(&mut requests, index);
     requests.add(libc::RTM_NEWQDISC, CREATE, &header(index, INGRESS_HANDLE, INGRESS, 0), |fields| {
-        fields.text(libc::TCA_KIND, "ingress");
+        fields.text(libc::TCA_KIND, "ingress")
     });
     add_redirect(&mut requests, index, device);
     route.command(requests).map_err(failed)?;
@@ -217,7 +218,7 @@ pub fn limit_from(
 fn remove_ingress(requests: &mut Requests, index: u32) {
     // ENOENT: there is none.
     requests
-        .add(libc::RTM_DELQDISC, 0, &header(index, INGRESS_HANDLE, INGRESS, 0), |_| {})
+        .add(libc::RTM_DELQDISC, 0, &header(index, INGRESS_HANDLE, INGRESS, 0), |writer| writer)
         .tolerate(libc::ENOENT);
 }
 
@@ -232,16 +233,16 @@ fn add_redirect(requests: &mut Requests, index: u32, device: u32) {
             let mut selector = [0; 32];
             selector[0] = TC_U32_TERMINAL;
             selector[2] = 1;
-            options.bytes(TCA_U32_SEL, &selector).nest(TCA_U32_ACT, |actions| {
+            options.put(TCA_U32_SEL, &selector).nest(TCA_U32_ACT, |actions| {
                 actions.nest(FIRST, |action| {
                     action.text(TCA_ACT_KIND, "mirred").nest(TCA_ACT_OPTIONS, |options| {
                         // `struct tc_mirred`: index, capab, action, refcnt, bindcnt, eaction, ifindex.
                         let numbers = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, device.cast_signed()];
-                        options.bytes(TCA_MIRRED_PARMS, numbers.map(i32::to_ne_bytes).as_flattened());
-                    });
-                });
-            });
-        });
+                        options.put(TCA_MIRRED_PARMS, numbers.map(i32::to_ne_bytes).as_flattened())
+                    })
+                })
+            })
+        })
     });
 }
 
@@ -249,7 +250,7 @@ fn add_redirect(requests: &mut Requests, index: u32, device: u32) {
 fn redirected_to(route: &mut Connection, index: u32) -> Result<Option<u32>, netlink::Error> {
     let filters = route.list(
         |requests, flags| {
-            requests.add(libc::RTM_GETTFILTER, flags, &header(index, 0, INGRESS_HANDLE, 0), |_| {});
+            requests.add(libc::RTM_GETTFILTER, flags, &header(index, 0, INGRESS_HANDLE, 0), |writer| writer);
         },
         |message| {
             let path = [libc::TCA_OPTIONS, TCA_U32_ACT, FIRST, TCA_ACT_OPTIONS, TCA_MIRRED_PARMS];
@@ -289,7 +290,9 @@ pub fn read(route: &mut Connection, index: u32) -> Result<Limit, Error> {
     let mut requests = Requests::default();
     // The kernel answers in the form of an event for all who listen, and to the one who asks only if told so.
     let echo = libc::NLM_F_ECHO as u16;
-    requests.add(libc::RTM_GETQDISC, echo, &header(index, 0, ROOT, 0), |_| {}).tolerate(libc::ENOENT);
+    requests
+        .add(libc::RTM_GETQDISC, echo, &header(index, 0, ROOT, 0), |writer| writer)
+        .tolerate(libc::ENOENT);
     route
         .ask(requests, |_, reply| {
             let attributes = reply.body.get(20..).unwrap_or_default();

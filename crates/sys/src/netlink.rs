@@ -17,9 +17,10 @@ pub enum Protocol {
     Netfilter,
 }
 
-/// Bytes of replies that a socket holds before the kernel drops some. The kernel silently lowers it to
+/// Bytes of replies that a socket holds before the kernel drops some: room for the errors of thousands of requests, each
+/// of which has some 100 bytes, and 800 in a buffer of its own. Without CAP_NET_ADMIN the kernel silently lowers it to
 /// `net.core.rmem_max`.
-const RECEIVE_BUFFER: usize = 1 << 20;
+const RECEIVE_BUFFER: usize = 2 << 20;
 
 /// Opens a socket in the network namespace of the calling thread.
 ///
@@ -35,7 +36,8 @@ pub fn open(protocol: Protocol) -> io::Result<OwnedFd> {
         Protocol::Netfilter => Some(NETFILTER),
     };
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, number)?;
-    sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
+    sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER))?;
     for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK, libc::NETLINK_GET_STRICT_CHK] {
         turn_on(&socket, option)?;
     }

@@ -225,7 +225,7 @@ fn disjoint(mut rectangles: Vec<Rectangle>, covered: &[Span]) -> Result<Vec<Rect
     // These addresses get a range of all ports too, which swallows all others there and is then taken out again.
     rectangles.extend(covered.iter().map(|span| (*span, ALL)));
     let most = 2 * MAX_BOXES;
-    let (whole, mut parts): (Vec<_>, Vec<_>) = cover::disjoint(&rectangles, most)
+    let (whole, mut parts): (Vec<_>, Vec<_>) = cover::disjoint(rectangles, most)
         .ok_or(Error::Boxes)?
         .into_iter()
         .partition(|(_, range)| *range == ALL);

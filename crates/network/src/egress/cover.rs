@@ -11,12 +11,35 @@ pub type Rectangle = (Span, (u16, u16));
 
 /// Returns disjoint rectangles that cover what `rectangles` cover, sorted; `None` if more than `most` are needed.
 /// None of them has a neighbour, in either direction, with which it could be joined to one.
-///
+pub fn disjoint(mut rectangles: Vec<Rectangle>, most: usize) -> Option<Vec<Rectangle>> {
+    rectangles.sort_unstable();
+    let mut done = Vec::with_capacity(rectangles.len().min(most));
+    let mut rest = rectangles.as_slice();
+    while let Some(&((_, mut reach), _)) = rest.first() {
+        let apart = rest.iter().position(|&((first, last), _)| {
+            let apart = reach.checked_add(1).is_some_and(|next| next < first);
+            reach = reach.max(last);
+            apart
+        });
+        // Addresses without a gap between them. Most rules are about networks of their own: those are done.
+        let (group, others) = rest.split_at(apart.unwrap_or(rest.len()));
+        match group {
+            [one] => done.push(*one),
+            many => done.extend(sweep(many, most)?),
+        }
+        if done.len() > most {
+            return None;
+        }
+        rest = others;
+    }
+    Some(done)
+}
+
 /// A line sweeps over the addresses. At each one the numbers that are covered form ranges with gaps between them; a
 /// result is such a range from the address where it appears to the one where it grows, shrinks or vanishes. A step
 /// touches only the ranges that change, so the time is that of sorting, of one descent in a tree for each rectangle,
 /// and of the results.
-pub fn disjoint(rectangles: &[Rectangle], most: usize) -> Option<Vec<Rectangle>> {
+fn sweep(rectangles: &[Rectangle], most: usize) -> Option<Vec<Rectangle>> {
     let mut events = Vec::with_capacity(2 * rectangles.len());
     for &((first, last), (low, high)) in rectangles {
         let numbers = (u32::from(low), u32::from(high));

@@ -2,7 +2,7 @@
 
 use super::encode::{self, PORTS4, SETS, Set};
 use super::{Error, Firewall, State, failed};
-use crate::nft::message::Family;
+use crate::nft::Family;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -145,7 +145,7 @@ impl Firewall {
             .collect();
         let keys = self.connection.keys(self.table(PORTS4.family), PORTS4.name);
         for key in keys.map_err(failed(ACTION, None))?.unwrap_or_default() {
-            let port = crate::nft::message::text(key.get(..16).unwrap_or_default());
+            let port = crate::message::text(key.get(..16).unwrap_or_default());
             if !ports.contains(port.as_str()) {
                 strays.insert(port);
             }

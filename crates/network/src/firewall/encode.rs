@@ -2,10 +2,9 @@
 
 use super::program::Member;
 use crate::egress::{Boxes, IcmpBox, Step, TransportBox};
-use crate::nft::Batch;
-use crate::nft::message::Family;
 use crate::nft::rule::{Load, Rule, Verdict};
 use crate::nft::set::{Element, Fields, KeyType, Table, Value};
+use crate::nft::{Batch, Family};
 use crate::ports::{Mapping, Transport};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

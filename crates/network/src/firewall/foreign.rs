@@ -2,10 +2,9 @@
 //! has accepted.
 
 use super::{Error, failed};
-use crate::nft::Connection;
 use crate::nft::dump::Rule;
-use crate::nft::message::Family;
 use crate::nft::set::Table;
+use crate::nft::{Connection, Family};
 use std::fs;
 use std::process::{Command, Stdio};
 

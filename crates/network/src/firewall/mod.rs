@@ -17,14 +17,12 @@ pub use check::Health;
 
 use crate::egress::Step;
 use crate::nft::dump::Chain;
-use crate::nft::message::Family;
 use crate::nft::set::{Element, Table};
-use crate::nft::{self, Batch, Connection};
+use crate::nft::{self, Batch, Connection, Family};
 use crate::ports::Mapping;
 use encode::{Footprint, Program, SETS, Set};
 use parking_lot::Mutex;
 use program::{Member, Policy};
-use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::process::ExitStatus;
@@ -204,7 +202,7 @@ impl Firewall {
             program.delete(&mut batch, self.inet(), id);
         }
         match self.commit(&mut state, batch) {
-            Err(error) if error.errno() == Some(Errno::NOENT) => state.generation = None,
+            Err(error) if error.errno() == Some(libc::ENOENT) => state.generation = None,
             done => done.map_err(failed("remove the rules", Some(id)))?,
         }
         state.members.remove(id);
@@ -293,7 +291,7 @@ impl Firewall {
     /// Those of the change, and as [`Firewall::repair`].
     pub fn mended(&self, change: impl Fn(&Self) -> Result<(), Error>) -> Result<(), Error> {
         match change(self) {
-            Err(Error::Tables { source, .. }) if source.errno() == Some(Errno::NOENT) => {
+            Err(Error::Tables { source, .. }) if source.errno() == Some(libc::ENOENT) => {
                 let damage = chain(&source);
                 self.repair()?;
                 let text = "another program has changed the firewall of containers: it was made anew";

@@ -1,9 +1,8 @@
 //! What nf_tables has: the parts that checks need.
 
-use super::message::{self, Family, attribute, attributes, int};
 use super::set::{Table, UDATA_COMMENT, comment_of};
-use super::{Connection, Error, Operation};
-use rustix::io::Errno;
+use super::{Connection, Error, Family, Operation};
+use crate::message::{attributes, be32, find, find_path, text};
 
 const NF_DROP: u32 = 0;
 
@@ -52,13 +51,12 @@ impl Rule {
         const NFTA_DATA_VERDICT: u16 = 2;
         const NFTA_VERDICT_CODE: u16 = 1;
         for (_, expression) in attributes(&self.expressions) {
-            match attribute(expression, NFTA_EXPR_NAME).map(message::text).as_deref() {
+            match find(expression, NFTA_EXPR_NAME).map(text).as_deref() {
                 Some("counter" | "log") => (),
                 Some("reject") => return true,
                 Some("immediate") => {
                     let path = [NFTA_EXPR_DATA, NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CODE];
-                    let code = path.into_iter().try_fold(expression, attribute);
-                    return code.and_then(int) == Some(NF_DROP);
+                    return find_path(expression, &path).and_then(be32) == Some(NF_DROP);
                 }
                 _ => return false,
             }
@@ -75,14 +73,7 @@ impl Connection {
     pub fn generation(&self) -> Result<u32, Error> {
         const NFTA_GEN_ID: u16 = 1;
         let what = (Operation::GetGen, Family::Unspecified, "");
-        let number = self.request(
-            what,
-            false,
-            |_| (),
-            |found, _, attributes| *found = attribute(attributes, NFTA_GEN_ID).and_then(int),
-            || None,
-        )?;
-        number.ok_or(Error::Silent { operation: Operation::GetGen, subject: String::new() })
+        self.get(what, |writer| writer, |all| find(all, NFTA_GEN_ID).and_then(be32))
     }
 
     /// The comment of a table; `None` when there is no such table, an empty text when it has no comment.
@@ -92,15 +83,13 @@ impl Connection {
     pub fn table_comment(&self, table: Table<'_>) -> Result<Option<String>, Error> {
         const NFTA_TABLE_NAME: u16 = 1;
         const NFTA_TABLE_USERDATA: u16 = 6;
-        let found = self.request(
+        let found = self.get(
             (Operation::GetTable, table.family, table.name),
-            false,
             |writer| writer.text(NFTA_TABLE_NAME, table.name),
-            |found, _, attributes| {
-                let userdata = attribute(attributes, NFTA_TABLE_USERDATA).unwrap_or_default();
-                *found = comment_of(userdata, UDATA_COMMENT).unwrap_or_default();
+            |all| {
+                let userdata = find(all, NFTA_TABLE_USERDATA).unwrap_or_default();
+                Some(comment_of(userdata, UDATA_COMMENT).unwrap_or_default())
             },
-            String::new,
         );
         missing_is_none(found)
     }
@@ -117,28 +106,21 @@ impl Connection {
         const NFTA_CHAIN_TYPE: u16 = 7;
         const NFTA_HOOK_HOOKNUM: u16 = 1;
         const NFTA_HOOK_PRIORITY: u16 = 2;
-        self.request(
+        self.list(
             (Operation::GetChain, family, ""),
-            true,
-            |_| (),
-            |found: &mut Vec<Chain>, family, all| {
-                let text = |kind| attribute(all, kind).map(message::text).unwrap_or_default();
-                let hook = attribute(all, NFTA_CHAIN_HOOK).and_then(|hook| {
+            |writer| writer,
+            |family, all| {
+                let text = |kind| find(all, kind).map(text).unwrap_or_default();
+                let hook = find(all, NFTA_CHAIN_HOOK).and_then(|hook| {
                     Some(Hook {
-                        number: attribute(hook, NFTA_HOOK_HOOKNUM).and_then(int)?,
-                        priority: attribute(hook, NFTA_HOOK_PRIORITY).and_then(int)?,
+                        number: find(hook, NFTA_HOOK_HOOKNUM).and_then(be32)?,
+                        priority: find(hook, NFTA_HOOK_PRIORITY).and_then(be32)?,
                         kind: text(NFTA_CHAIN_TYPE),
-                        drops: attribute(all, NFTA_CHAIN_POLICY).and_then(int) == Some(NF_DROP),
+                        drops: find(all, NFTA_CHAIN_POLICY).and_then(be32) == Some(NF_DROP),
                     })
                 });
-                found.push(Chain {
-                    family,
-                    table: text(NFTA_CHAIN_TABLE),
-                    name: text(NFTA_CHAIN_NAME),
-                    hook,
-                });
+                [Chain { family, table: text(NFTA_CHAIN_TABLE), name: text(NFTA_CHAIN_NAME), hook }]
             },
-            Vec::new,
         )
     }
 
@@ -150,20 +132,18 @@ impl Connection {
         const NFTA_RULE_TABLE: u16 = 1;
         const NFTA_RULE_CHAIN: u16 = 2;
         const NFTA_RULE_EXPRESSIONS: u16 = 4;
-        let found = self.request(
+        let found = self.list(
             (Operation::GetRule, table.family, table.name),
-            true,
             |writer| writer.text(NFTA_RULE_TABLE, table.name),
-            |found: &mut Vec<Rule>, _, all| {
+            |_, all| {
                 // Old kernels do not heed the filter.
-                if attribute(all, NFTA_RULE_TABLE).map(message::text).as_deref() != Some(table.name) {
-                    return;
+                if find(all, NFTA_RULE_TABLE).map(text).as_deref() != Some(table.name) {
+                    return None;
                 }
-                let chain = attribute(all, NFTA_RULE_CHAIN).map(message::text).unwrap_or_default();
-                let expressions = attribute(all, NFTA_RULE_EXPRESSIONS).unwrap_or_default().to_vec();
-                found.push(Rule { chain, expressions });
+                let chain = find(all, NFTA_RULE_CHAIN).map(text).unwrap_or_default();
+                let expressions = find(all, NFTA_RULE_EXPRESSIONS).unwrap_or_default().to_vec();
+                Some(Rule { chain, expressions })
             },
-            Vec::new,
         );
         missing_is_none(found)
     }
@@ -177,18 +157,15 @@ impl Connection {
         const NFTA_SET_NAME: u16 = 2;
         const NFTA_SET_FLAGS: u16 = 3;
         const NFT_SET_ANONYMOUS: u32 = 1;
-        let found = self.request(
+        let found = self.list(
             (Operation::GetSet, table.family, table.name),
-            true,
             |writer| writer.text(NFTA_SET_TABLE, table.name),
-            |found: &mut Vec<String>, _, all| {
-                let text = |kind| attribute(all, kind).map(message::text).unwrap_or_default();
-                let flags = attribute(all, NFTA_SET_FLAGS).and_then(int).unwrap_or_default();
-                if text(NFTA_SET_TABLE) == table.name && flags & NFT_SET_ANONYMOUS == 0 {
-                    found.push(text(NFTA_SET_NAME));
-                }
+            |_, all| {
+                let text = |kind| find(all, kind).map(text).unwrap_or_default();
+                let flags = find(all, NFTA_SET_FLAGS).and_then(be32).unwrap_or_default();
+                let is_named = text(NFTA_SET_TABLE) == table.name && flags & NFT_SET_ANONYMOUS == 0;
+                is_named.then(|| text(NFTA_SET_NAME))
             },
-            Vec::new,
         );
         missing_is_none(found)
     }
@@ -203,21 +180,16 @@ impl Connection {
         const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
         const NFTA_SET_ELEM_KEY: u16 = 1;
         const NFTA_DATA_VALUE: u16 = 1;
-        let found = self.request(
+        let found = self.list(
             (Operation::GetSetElem, table.family, set),
-            true,
-            |writer| {
-                writer.text(NFTA_SET_ELEM_LIST_TABLE, table.name);
-                writer.text(NFTA_SET_ELEM_LIST_SET, set);
+            |writer| writer.text(NFTA_SET_ELEM_LIST_TABLE, table.name).text(NFTA_SET_ELEM_LIST_SET, set),
+            |_, all| {
+                let list = find(all, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+                let key = |(_, element)| {
+                    find_path(element, &[NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE]).map(<[u8]>::to_vec)
+                };
+                attributes(list).filter_map(key).collect::<Vec<_>>()
             },
-            |found: &mut Vec<Vec<u8>>, _, all| {
-                let list = attribute(all, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-                found.extend(attributes(list).filter_map(|(_, element)| {
-                    let key = attribute(element, NFTA_SET_ELEM_KEY)?;
-                    Some(attribute(key, NFTA_DATA_VALUE)?.to_vec())
-                }));
-            },
-            Vec::new,
         );
         missing_is_none(found)
     }
@@ -226,7 +198,7 @@ impl Connection {
 fn missing_is_none<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -1,8 +1,8 @@
 //! Chains and rules.
 
-use super::message::Writer;
 use super::set::{Table, UDATA_COMMENT, userdata};
 use super::{Batch, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Operation};
+use crate::message::Writer;
 
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
@@ -18,19 +18,18 @@ pub enum Verdict {
     Goto(String),
 }
 
-pub(super) fn put_verdict(writer: &mut Writer, verdict: &Verdict) {
+pub(super) fn put_verdict<'w>(writer: &'w mut Writer, verdict: &Verdict) -> &'w mut Writer {
     const NFTA_DATA_VERDICT: u16 = 2;
     const NFTA_VERDICT_CODE: u16 = 1;
     const NFTA_VERDICT_CHAIN: u16 = 2;
     const NF_ACCEPT: u32 = 1;
     const NFT_GOTO: i32 = -4;
     writer.nest(NFTA_DATA_VERDICT, |writer| match verdict {
-        Verdict::Accept => writer.int(NFTA_VERDICT_CODE, NF_ACCEPT),
+        Verdict::Accept => writer.be32(NFTA_VERDICT_CODE, NF_ACCEPT),
         Verdict::Goto(chain) => {
-            writer.int(NFTA_VERDICT_CODE, NFT_GOTO.cast_unsigned());
-            writer.text(NFTA_VERDICT_CHAIN, chain);
+            writer.be32(NFTA_VERDICT_CODE, NFT_GOTO.cast_unsigned()).text(NFTA_VERDICT_CHAIN, chain)
         }
-    });
+    })
 }
 
 /// What is loaded from a packet.
@@ -76,13 +75,10 @@ impl Rule {
         Self::default()
     }
 
-    fn expression(&mut self, name: &str, fill: impl FnOnce(&mut Writer)) {
+    fn expression(&mut self, name: &str, fill: impl FnOnce(&mut Writer) -> &mut Writer) {
         const NFTA_EXPR_NAME: u16 = 1;
         const NFTA_EXPR_DATA: u16 = 2;
-        self.0.nest(NFTA_LIST_ELEM, |writer| {
-            writer.text(NFTA_EXPR_NAME, name);
-            writer.nest(NFTA_EXPR_DATA, fill);
-        });
+        self.0.nest(NFTA_LIST_ELEM, |writer| writer.text(NFTA_EXPR_NAME, name).nest(NFTA_EXPR_DATA, fill));
     }
 
     fn load(&mut self, what: Load, register: u32) {
@@ -93,10 +89,7 @@ impl Rule {
         const NETWORK: u32 = 1;
         const TRANSPORT: u32 = 2;
         let mut meta = |key| {
-            self.expression("meta", |writer| {
-                writer.int(NFTA_META_KEY, key);
-                writer.int(NFTA_META_DREG, register);
-            });
+            self.expression("meta", |writer| writer.be32(NFTA_META_KEY, key).be32(NFTA_META_DREG, register));
         };
         match what {
             Load::NetworkProtocol => meta(NFT_META_NFPROTO),
@@ -112,10 +105,11 @@ impl Rule {
         const NFTA_PAYLOAD_OFFSET: u16 = 3;
         const NFTA_PAYLOAD_LEN: u16 = 4;
         self.expression("payload", |writer| {
-            writer.int(NFTA_PAYLOAD_DREG, register);
-            writer.int(NFTA_PAYLOAD_BASE, base);
-            writer.int(NFTA_PAYLOAD_OFFSET, offset);
-            writer.int(NFTA_PAYLOAD_LEN, length);
+            writer
+                .be32(NFTA_PAYLOAD_DREG, register)
+                .be32(NFTA_PAYLOAD_BASE, base)
+                .be32(NFTA_PAYLOAD_OFFSET, offset)
+                .be32(NFTA_PAYLOAD_LEN, length)
         });
     }
 
@@ -124,9 +118,10 @@ impl Rule {
         const NFTA_CMP_OP: u16 = 2;
         const NFTA_CMP_DATA: u16 = 3;
         self.expression("cmp", |writer| {
-            writer.int(NFTA_CMP_SREG, NFT_REG32_00);
-            writer.int(NFTA_CMP_OP, operator);
-            writer.nest(NFTA_CMP_DATA, |writer| writer.put(NFTA_DATA_VALUE, value));
+            writer
+                .be32(NFTA_CMP_SREG, NFT_REG32_00)
+                .be32(NFTA_CMP_OP, operator)
+                .nest(NFTA_CMP_DATA, |writer| writer.put(NFTA_DATA_VALUE, value))
         });
     }
 
@@ -157,8 +152,7 @@ impl Rule {
             register += field.registers();
         }
         self.expression("lookup", |writer| {
-            writer.text(NFTA_LOOKUP_SET, set);
-            writer.int(NFTA_LOOKUP_SREG, NFT_REG32_00);
+            writer.text(NFTA_LOOKUP_SET, set).be32(NFTA_LOOKUP_SREG, NFT_REG32_00)
         });
         self
     }
@@ -177,16 +171,16 @@ impl Rule {
         const NFTA_BITWISE_XOR: u16 = 5;
         const NOT_EQUAL: u32 = 1;
         self.expression("ct", |writer| {
-            writer.int(NFTA_CT_KEY, NFT_CT_STATE);
-            writer.int(NFTA_CT_DREG, NFT_REG32_00);
+            writer.be32(NFTA_CT_KEY, NFT_CT_STATE).be32(NFTA_CT_DREG, NFT_REG32_00)
         });
         self.expression("bitwise", |writer| {
-            writer.int(NFTA_BITWISE_SREG, NFT_REG32_00);
-            writer.int(NFTA_BITWISE_DREG, NFT_REG32_00);
-            writer.int(NFTA_BITWISE_LEN, 4);
-            // The state is an integer of the host's byte order, and so is the mask.
-            writer.nest(NFTA_BITWISE_MASK, |writer| writer.put(NFTA_DATA_VALUE, &bits.to_ne_bytes()));
-            writer.nest(NFTA_BITWISE_XOR, |writer| writer.put(NFTA_DATA_VALUE, &[0; 4]));
+            writer
+                .be32(NFTA_BITWISE_SREG, NFT_REG32_00)
+                .be32(NFTA_BITWISE_DREG, NFT_REG32_00)
+                .be32(NFTA_BITWISE_LEN, 4)
+                // The state is an integer of the host's byte order, and so is the mask.
+                .nest(NFTA_BITWISE_MASK, |writer| writer.put(NFTA_DATA_VALUE, &bits.to_ne_bytes()))
+                .nest(NFTA_BITWISE_XOR, |writer| writer.put(NFTA_DATA_VALUE, &[0; 4]))
         });
         self.compare(NOT_EQUAL, &[0; 4]);
         self
@@ -198,8 +192,7 @@ impl Rule {
         const NFTA_LOG_GROUP: u16 = 1;
         const NFTA_LOG_PREFIX: u16 = 2;
         self.expression("log", |writer| {
-            writer.put(NFTA_LOG_GROUP, &group.to_be_bytes());
-            writer.text(NFTA_LOG_PREFIX, prefix);
+            writer.put(NFTA_LOG_GROUP, &group.to_be_bytes()).text(NFTA_LOG_PREFIX, prefix)
         });
         self
     }
@@ -211,8 +204,9 @@ impl Rule {
         const NFTA_IMMEDIATE_DATA: u16 = 2;
         const NFT_REG_VERDICT: u32 = 0;
         self.expression("immediate", |writer| {
-            writer.int(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
-            writer.nest(NFTA_IMMEDIATE_DATA, |writer| put_verdict(writer, verdict));
+            writer
+                .be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT)
+                .nest(NFTA_IMMEDIATE_DATA, |writer| put_verdict(writer, verdict))
         });
         self
     }
@@ -226,8 +220,7 @@ impl Batch {
     pub fn add_chain(&mut self, table: Table<'_>, chain: &str, comment: &str) {
         const NFTA_CHAIN_USERDATA: u16 = 12;
         self.push(Operation::NewChain, table.family, NLM_F_CREATE | NLM_F_EXCL, chain, |writer| {
-            chain_of(writer, table, chain);
-            writer.put(NFTA_CHAIN_USERDATA, &userdata(UDATA_COMMENT, comment));
+            chain_of(writer, table, chain).put(NFTA_CHAIN_USERDATA, &userdata(UDATA_COMMENT, comment))
         });
     }
 
@@ -239,8 +232,7 @@ impl Batch {
     /// Appends the deletion of a chain's rules.
     pub fn flush_chain(&mut self, table: Table<'_>, chain: &str) {
         self.push(Operation::DelRule, table.family, 0, chain, |writer| {
-            writer.text(NFTA_RULE_TABLE, table.name);
-            writer.text(NFTA_RULE_CHAIN, chain);
+            writer.text(NFTA_RULE_TABLE, table.name).text(NFTA_RULE_CHAIN, chain)
         });
     }
 
@@ -249,17 +241,17 @@ impl Batch {
         const NFTA_RULE_EXPRESSIONS: u16 = 4;
         const NFTA_RULE_USERDATA: u16 = 7;
         self.push(Operation::NewRule, table.family, NLM_F_CREATE | NLM_F_APPEND, chain, |writer| {
-            writer.text(NFTA_RULE_TABLE, table.name);
-            writer.text(NFTA_RULE_CHAIN, chain);
-            writer.put(NFTA_RULE_EXPRESSIONS | 0x8000, rule.0.bytes());
-            writer.put(NFTA_RULE_USERDATA, &userdata(UDATA_COMMENT, comment));
+            writer
+                .text(NFTA_RULE_TABLE, table.name)
+                .text(NFTA_RULE_CHAIN, chain)
+                .put(NFTA_RULE_EXPRESSIONS | 0x8000, rule.0.bytes())
+                .put(NFTA_RULE_USERDATA, &userdata(UDATA_COMMENT, comment))
         });
     }
 }
 
-fn chain_of(writer: &mut Writer, table: Table<'_>, chain: &str) {
+fn chain_of<'w>(writer: &'w mut Writer, table: Table<'_>, chain: &str) -> &'w mut Writer {
     const NFTA_CHAIN_TABLE: u16 = 1;
     const NFTA_CHAIN_NAME: u16 = 3;
-    writer.text(NFTA_CHAIN_TABLE, table.name);
-    writer.text(NFTA_CHAIN_NAME, chain);
+    writer.text(NFTA_CHAIN_TABLE, table.name).text(NFTA_CHAIN_NAME, chain)
 }

@@ -1,8 +1,8 @@
 //! Sets, maps and their elements.
 
-use super::message::{Family, Writer};
 use super::rule::{Verdict, put_verdict};
-use super::{Batch, NLM_F_CREATE, NLM_F_EXCL, Operation};
+use super::{Batch, Family, NLM_F_CREATE, NLM_F_EXCL, Operation};
+use crate::message::{Writer, text};
 use std::net::IpAddr;
 
 const NFTA_LIST_ELEM: u16 = 1;
@@ -45,8 +45,10 @@ pub struct Fields(Vec<u8>);
 impl Fields {
     /// No field.
     #[must_use]
-    pub const fn new() -> Self {
-        Self(Vec::new())
+    pub fn new() -> Self {
+        /// The longest keys are of a link, a hardware address and an IPv6 address.
+        const MOST: usize = 16 + 8 + 16;
+        Self(Vec::with_capacity(MOST))
     }
 
     /// Appends a field of these bytes.
@@ -124,19 +126,20 @@ impl Element {
         const NFTA_SET_ELEM_DATA: u16 = 2;
         const NFTA_SET_ELEM_USERDATA: u16 = 6;
         const NFTA_SET_ELEM_KEY_END: u16 = 10;
+        let value = |fields: &Fields, kind, writer: &mut Writer| {
+            writer.nest(kind, |writer| writer.put(NFTA_DATA_VALUE, &fields.0));
+        };
         writer.nest(NFTA_LIST_ELEM, |writer| {
-            writer.nest(NFTA_SET_ELEM_KEY, |writer| writer.put(NFTA_DATA_VALUE, &self.key.0));
+            value(&self.key, NFTA_SET_ELEM_KEY, writer);
             if let Some(last) = &self.last {
-                writer.nest(NFTA_SET_ELEM_KEY_END, |writer| writer.put(NFTA_DATA_VALUE, &last.0));
+                value(last, NFTA_SET_ELEM_KEY_END, writer);
             }
             if !with_value {
-                return;
+                return writer;
             }
             match &self.value {
-                Value::None => (),
-                Value::Fields(fields) => {
-                    writer.nest(NFTA_SET_ELEM_DATA, |writer| writer.put(NFTA_DATA_VALUE, &fields.0));
-                }
+                Value::None => {}
+                Value::Fields(fields) => value(fields, NFTA_SET_ELEM_DATA, writer),
                 Value::Verdict(verdict) => {
                     writer.nest(NFTA_SET_ELEM_DATA, |writer| put_verdict(writer, verdict));
                 }
@@ -144,6 +147,7 @@ impl Element {
             if let Some(comment) = comment {
                 writer.put(NFTA_SET_ELEM_USERDATA, &userdata(UDATA_COMMENT, comment));
             }
+            writer
         });
     }
 }
@@ -168,7 +172,7 @@ pub(super) fn comment_of(mut userdata: &[u8], kind: u8) -> Option<String> {
     while let [this, length, rest @ ..] = userdata {
         let value = rest.get(..usize::from(*length))?;
         if *this == kind {
-            return Some(super::message::text(value));
+            return Some(text(value));
         }
         userdata = &rest[usize::from(*length)..];
     }
@@ -212,21 +216,26 @@ impl Batch {
         let length: u32 = fields.iter().map(|field| field.bytes().next_multiple_of(4)).sum();
         let id = u32::try_from(self.operations.len() + 1).unwrap_or(u32::MAX);
         self.push(Operation::NewSet, table.family, NLM_F_CREATE | NLM_F_EXCL, set, |writer| {
-            writer.text(NFTA_SET_TABLE, table.name);
-            writer.text(NFTA_SET_NAME, set);
-            writer.int(NFTA_SET_ID, id);
-            writer.int(NFTA_SET_FLAGS, NFT_SET_INTERVAL | NFT_SET_CONCAT);
-            writer.int(NFTA_SET_KEY_TYPE, key_type);
-            writer.int(NFTA_SET_KEY_LEN, length);
-            writer.nest(NFTA_SET_DESC, |writer| {
-                writer.int(NFTA_SET_DESC_SIZE, u32::try_from(expected).unwrap_or(u32::MAX));
-                writer.nest(NFTA_SET_DESC_CONCAT, |writer| {
-                    for field in fields {
-                        writer.nest(NFTA_LIST_ELEM, |writer| writer.int(NFTA_SET_FIELD_LEN, field.bytes()));
-                    }
-                });
-            });
-            writer.put(NFTA_SET_USERDATA, &userdata(UDATA_SET_COMMENT, comment));
+            writer
+                .text(NFTA_SET_TABLE, table.name)
+                .text(NFTA_SET_NAME, set)
+                .be32(NFTA_SET_ID, id)
+                .be32(NFTA_SET_FLAGS, NFT_SET_INTERVAL | NFT_SET_CONCAT)
+                .be32(NFTA_SET_KEY_TYPE, key_type)
+                .be32(NFTA_SET_KEY_LEN, length)
+                .nest(NFTA_SET_DESC, |writer| {
+                    writer.be32(NFTA_SET_DESC_SIZE, u32::try_from(expected).unwrap_or(u32::MAX)).nest(
+                        NFTA_SET_DESC_CONCAT,
+                        |writer| {
+                            fields.iter().fold(writer, |writer, field| {
+                                writer.nest(NFTA_LIST_ELEM, |writer| {
+                                    writer.be32(NFTA_SET_FIELD_LEN, field.bytes())
+                                })
+                            })
+                        },
+                    )
+                })
+                .put(NFTA_SET_USERDATA, &userdata(UDATA_SET_COMMENT, comment))
         });
     }
 
@@ -235,8 +244,7 @@ impl Batch {
         const NFTA_SET_TABLE: u16 = 1;
         const NFTA_SET_NAME: u16 = 2;
         self.push(Operation::DelSet, table.family, 0, set, |writer| {
-            writer.text(NFTA_SET_TABLE, table.name);
-            writer.text(NFTA_SET_NAME, set);
+            writer.text(NFTA_SET_TABLE, table.name).text(NFTA_SET_NAME, set)
         });
     }
 
@@ -278,23 +286,22 @@ impl Batch {
         let mut elements = elements.into_iter().peekable();
         while elements.peek().is_some() {
             self.push(operation, table.family, flags, set, |writer| {
-                list_of(writer, table, set);
-                writer.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |writer| {
+                list_of(writer, table, set).nest(NFTA_SET_ELEM_LIST_ELEMENTS, |writer| {
                     let start = writer.bytes().len();
                     while writer.bytes().len() - start < LIST
                         && let Some((element, comment)) = elements.next()
                     {
                         element.put(writer, comment, operation == Operation::NewSetElem);
                     }
-                });
+                    writer
+                })
             });
         }
     }
 }
 
-fn list_of(writer: &mut Writer, table: Table<'_>, set: &str) {
+fn list_of<'w>(writer: &'w mut Writer, table: Table<'_>, set: &str) -> &'w mut Writer {
     const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
     const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-    writer.text(NFTA_SET_ELEM_LIST_TABLE, table.name);
-    writer.text(NFTA_SET_ELEM_LIST_SET, set);
+    writer.text(NFTA_SET_ELEM_LIST_TABLE, table.name).text(NFTA_SET_ELEM_LIST_SET, set)
 }

@@ -1,9 +1,7 @@
-use super::message::Family;
 use super::rule::{Load, Rule, Verdict};
 use super::set::{Element, Fields, KeyType, Table, Value};
-use super::{Batch, Connection, Operation};
+use super::{Batch, Connection, Family, Operation};
 use crate::testing::{Namespace, sh};
-use rustix::io::Errno;
 use std::net::IpAddr;
 use wardian_needs::needs;
 
@@ -131,7 +129,7 @@ fn an_error_names_the_operation_and_undoes_the_batch() {
     batch.delete_chain(T, "three");
     let error = connection.commit(batch).unwrap_err();
     assert_eq!(error.to_string(), "nf_tables refused: delete elements from set links");
-    assert_eq!(error.errno(), Some(Errno::NOENT));
+    assert_eq!(error.errno(), Some(libc::ENOENT));
     assert_eq!(sh("nft list ruleset"), before);
 
     // What is used cannot go; the kernel has its own word for some faults.
@@ -146,11 +144,11 @@ fn an_error_names_the_operation_and_undoes_the_batch() {
     let error = connection.commit(batch).unwrap_err();
     assert_eq!(
         (error.to_string(), error.errno()),
-        ("nf_tables refused: delete chain end".into(), Some(Errno::BUSY))
+        ("nf_tables refused: delete chain end".into(), Some(libc::EBUSY))
     );
 
     // An element that is there already.
-    for expected in [None, Some(Errno::EXIST)] {
+    for expected in [None, Some(libc::EEXIST)] {
         let mut batch = Batch::new();
         batch.add_elements(T, "links", [(&element, None)]);
         assert_eq!(connection.commit(batch).err().and_then(|error| error.errno()), expected);

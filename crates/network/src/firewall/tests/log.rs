@@ -3,7 +3,7 @@
 use super::world::{HOST4, OUTSIDE4, Outcome, SERVICE, World, connect, datagram, from, log_v4, net, policy};
 use crate::egress::{Step, TransportBox};
 use crate::firewall::program::Policy;
-use crate::nft::message::{Family, Header, NFGENMSG, Writer, attribute, messages, text};
+use crate::message::{Requests, find, messages, nfgenmsg, text};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::os::fd::OwnedFd;
 use wardian_needs::needs;
@@ -18,19 +18,13 @@ fn listen(group: u16) -> OwnedFd {
     const NFULNL_CFG_CMD_BIND: u8 = 1;
     const NFULNL_COPY_META: u8 = 1;
     let socket = wardian_sys::netlink::open(wardian_sys::netlink::Protocol::Netfilter).unwrap();
-    let mut writer = Writer::default();
-    let header = Header {
-        kind: NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_CONFIG,
-        flags: 1,
-        sequence: 1,
-        family: Family::Unspecified,
-        resource: group,
-    };
-    writer.message(&header, |writer| {
-        writer.put(NFULA_CFG_CMD, &[NFULNL_CFG_CMD_BIND]);
-        writer.put(NFULA_CFG_MODE, &[0, 0, 0, 0, NFULNL_COPY_META, 0]);
+    let mut requests = Requests::default();
+    requests.add(NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_CONFIG, 0, &nfgenmsg(0, group), |writer| {
+        writer
+            .put(NFULA_CFG_CMD, &[NFULNL_CFG_CMD_BIND])
+            .put(NFULA_CFG_MODE, &[0, 0, 0, 0, NFULNL_COPY_META, 0])
     });
-    send(&socket, writer.bytes(), SendFlags::empty()).unwrap();
+    send(&socket, requests.seal(1).unwrap(), SendFlags::empty()).unwrap();
     socket
 }
 
@@ -42,9 +36,9 @@ fn logged(socket: &OwnedFd) -> Vec<String> {
     let mut space = vec![0; 1 << 16];
     let mut found = Vec::new();
     while let Ok((_, length)) = recv(socket, &mut space[..], RecvFlags::DONTWAIT) {
-        for (kind, _, _, payload) in messages(&space[..length]) {
-            if kind == NFNL_SUBSYS_ULOG << 8 {
-                found.push(text(attribute(&payload[NFGENMSG..], NFULA_PREFIX).unwrap()));
+        for message in messages(&space[..length]) {
+            if message.kind == NFNL_SUBSYS_ULOG << 8 {
+                found.push(text(find(&message.body[4..], NFULA_PREFIX).unwrap()));
             }
         }
     }

@@ -74,6 +74,15 @@ fn costs() {
             micros(&format!("{what}: remove, {kind}"), remove);
         }
     }
+}
+
+#[test]
+#[ignore = "it measures"]
+fn costs_of_egress_rules() {
+    needs!(Nftables);
+    let own = Namespace::new();
+    own.enter();
+    let firewall = Firewall::open(TAG, &policy()).unwrap();
     firewall.add(&member(50_000, "b")).unwrap();
     for count in [3, 100, 3_000] {
         let egress = boxes(count);
