@@ -289,8 +289,7 @@ fn prepare(
     let dir = shared.records.path(id);
     let run = Error::system("run directory");
     std::fs::create_dir(&dir).map_err(run)?;
-    let pairs = if spec.privileged { &shared.privileged_pairs } else { &shared.pairs };
-    let Home { pair, lease, veth } = pairs.take().map_err(Error::system("namespaces"))?;
+    let Home { pair, lease, veth } = shared.home(spec.privileged)?;
     let (owner, range) = lease.as_ref().map_or((0, None), |lease| (lease.owner, lease.range));
     lease.into_iter().for_each(|lease| container.has_ids(lease));
     failpoint::reach(Point::CreatePaired);

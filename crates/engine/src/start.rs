@@ -48,7 +48,7 @@ pub enum Error {
 }
 
 /// Pairs and keepers ready at any time: enough for a burst of a scale-up on a small host.
-const READY: usize = 12;
+pub const READY: usize = 12;
 
 pub fn open(config: Config) -> Result<Shared> {
     let (dir, lock) = instance::open(&config.run)?;

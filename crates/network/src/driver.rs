@@ -305,7 +305,8 @@ impl Networks {
         }
     }
 
-    /// Gives back the addresses of released networks, once the kernel has removed their links.
+    /// Gives back the addresses of released networks, once the kernel has removed their links; makes links again that
+    /// other programs have deleted or set down, and follows the host's address.
     pub fn tend(&self) {
         if let Some(bridged) = self.own() {
             bridged.tend();
@@ -325,6 +326,22 @@ impl Networks {
                 resolv: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             }),
         }
+    }
+
+    /// Whether a veth pair that was made ahead is still there: another program may have deleted it.
+    pub fn holds(&self, veth: &Veth) -> bool {
+        self.own().is_none_or(|bridged| bridged.holds(veth))
+    }
+
+    /// Whether another program has deleted the link of a container, which cannot be made again.
+    pub fn is_cut(&self, network: &Network) -> bool {
+        matches!(self.whose(network, "a link"), Ok(Whose::Bridged(bridged, state)) if bridged.is_cut(state))
+    }
+
+    /// Returns the host's address to which the mapped ports of all containers belong, if it is the same for all. It
+    /// changes when the host gets another one.
+    pub fn external(&self) -> Option<IpAddr> {
+        self.own().map(|bridged| bridged.external())
     }
 
     /// Returns the bytes that a container has received and sent.

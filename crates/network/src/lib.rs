@@ -9,7 +9,7 @@
 //! | `egress/` | rules for what containers may send, and their compiler |
 //! | `files` | the texts of hosts and resolv.conf |
 //! | `host` | what the kernel lacks, what others have set up, what instances have left |
-//! | `netlink`, `message` | requests to the kernel |
+//! | `netlink`, `message`, `notices` | requests to the kernel, and what it tells of itself |
 //! | `link`, `route`, `tc`, `conntrack` | links, routes, bandwidth, flows |
 //! | `nft/`, `firewall/` | nftables, and what we make of it |
 //!
@@ -32,6 +32,7 @@ pub mod link;
 mod message;
 pub mod netlink;
 pub mod nft;
+mod notices;
 pub mod outside;
 mod plugin;
 pub mod ports;

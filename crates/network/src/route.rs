@@ -68,6 +68,21 @@ pub struct Foreign {
 /// # Errors
 /// [`Error::Lookup`], [`Error::Link`].
 pub fn way_to(route: &mut Connection, to: IpAddr) -> Result<Option<Way>, Error> {
+    let Some((index, source)) = lookup(route, to)? else { return Ok(None) };
+    let link = link::find_by_index(route, index).map_err(|source| Error::Link { to, source })?;
+    Ok(link.map(|link| Way { link, source }))
+}
+
+/// The source address of [`way_to`] alone, which takes no lock of the kernel's.
+///
+/// # Errors
+/// [`Error::Lookup`].
+pub fn source_to(route: &mut Connection, to: IpAddr) -> Result<Option<IpAddr>, Error> {
+    Ok(lookup(route, to)?.map(|(_, source)| source))
+}
+
+/// The number of the link, and the source address.
+fn lookup(route: &mut Connection, to: IpAddr) -> Result<Option<(u32, IpAddr)>, Error> {
     let (family, length) = if to.is_ipv4() { (libc::AF_INET, 32) } else { (libc::AF_INET6, 128) };
     // `struct rtmsg`.
     let header = [family as u8, length, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -83,16 +98,11 @@ pub fn way_to(route: &mut Connection, to: IpAddr) -> Result<Option<Way>, Error> 
         found = index.zip(source);
     });
     match result.map_err(|error| (error.errno(), error)) {
-        Ok(()) => {}
+        Ok(()) => Ok(found),
         // A route of the types unreachable, blackhole and prohibit, or none.
-        Err((Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL | libc::EACCES), _)) => {
-            return Ok(None);
-        }
-        Err((_, source)) => return Err(Error::Lookup { to, source }),
+        Err((Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL | libc::EACCES), _)) => Ok(None),
+        Err((_, source)) => Err(Error::Lookup { to, source }),
     }
-    let Some((index, source)) = found else { return Ok(None) };
-    let link = link::find_by_index(route, index).map_err(|source| Error::Link { to, source })?;
-    Ok(link.map(|link| Way { link, source }))
 }
 
 /// The IPv4 networks of the host that do not belong to links of the group `own`: those of its addresses, and the

@@ -1,6 +1,6 @@
 //! What a server does for the network at its start: it takes up what an earlier one has left, and looks at the host.
 
-use super::{Leases, member};
+use super::{Leases, Placed, Settings, member};
 use crate::error::{Error, Result};
 use crate::firewall::program::Member;
 use crate::netlink::Connection;
@@ -8,18 +8,25 @@ use crate::state::bridge_name;
 use crate::subnets::Subnets;
 use crate::{Found, Network, egress, link, route};
 use ipnet::Ipv4Net;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Returns the host's address to which mapped ports belong: the setting, the source address of the default route, or
+/// that of the containers of an earlier server. Without any nobody outside can ask for a mapped port.
+pub(super) fn external(settings: &Settings, way: Option<&route::Way>, found: &[Found]) -> IpAddr {
+    let earlier = || found.iter().map(|found| found.network.external()).find(|ip| !ip.is_loopback());
+    let present = settings.external.or(way.map(|way| way.source));
+    present.or_else(earlier).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
 
 /// Takes the addresses and ports of living containers, and returns what the firewall has to know of them. One whose
 /// address is taken cannot be given it twice; it keeps what it has until it is destroyed.
-pub(super) fn restore(leases: &mut Leases, found: Vec<Found>) -> Vec<Member> {
+pub(super) fn restore(leases: &mut Leases, found: Vec<Found>, external: IpAddr) -> Vec<Member> {
     let mut members = Vec::new();
     for Found { network, handle, rules } in found {
         let Network::Bridged(state) = network else { continue };
         if let Err(error) = leases.subnets.restore(state.subnet, state.ip) {
             tracing::error!(handle, ip = %state.ip, %error, "restore.address");
         }
-        leases.members.insert(state.id.clone(), state.subnet);
         for mapping in &state.mappings {
             if let Err(error) = leases.ports.restore(&state.id, mapping) {
                 tracing::error!(handle, port = mapping.host, %error, "restore.port");
@@ -29,7 +36,9 @@ pub(super) fn restore(leases: &mut Leases, found: Vec<Found>) -> Vec<Member> {
             tracing::error!(handle, %error, "restore.egress-rules");
             Vec::new()
         });
-        members.push(member(&state, &handle, &steps));
+        members.push(member(&state, &handle, &steps, external));
+        let placed = Placed { state, is_connected: true, is_cut: false };
+        leases.members.insert(placed.state.id.clone(), placed);
     }
     members
 }
@@ -53,7 +62,8 @@ pub(super) fn adopt(
         }
     }
     for found in bridges {
-        let used = leases.members.values().copied().find(|subnet| bridge_name(*subnet) == found.name);
+        let mut subnets = leases.members.values().map(|placed| placed.state.subnet);
+        let used = subnets.find(|subnet| bridge_name(*subnet) == found.name);
         let free = || {
             let first =
                 found.name.strip_prefix("wbrdg-").and_then(|hex| u32::from_str_radix(hex, 16).ok())?;
