@@ -104,7 +104,7 @@ pub enum Error {
     #[error("network: set {name}: {source}")]
     Sysctl {
         /// Its file.
-        name: &'static str,
+        name: String,
         /// Why.
         source: std::io::Error,
     },

@@ -184,6 +184,11 @@ pub fn is_stub(host: &str) -> bool {
     servers.peek().is_some() && servers.all(|server| server == Some(STUB))
 }
 
+/// Returns the addresses of the name servers in a text.
+pub fn servers(text: &str) -> Vec<IpAddr> {
+    text.lines().filter(|line| keyword(line) == "nameserver").filter_map(server).collect()
+}
+
 /// Returns whether a file consists of one line, and that names a server in 127.0.0.0/24.
 fn is_one_loopback(host: &str) -> bool {
     let mut words = host.split_whitespace();

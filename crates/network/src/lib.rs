@@ -7,7 +7,7 @@
 //! | `outside`, `plugin`, `cni/` | the driver for networks that other programs make, and those programs |
 //! | `spec`, `subnets`, `ports`, `ranges` | which addresses and ports containers get |
 //! | `egress/` | rules for what containers may send, and their compiler |
-//! | `files` | the texts of hosts and resolv.conf |
+//! | `files`, `names` | the texts of hosts and resolv.conf, and the name servers of the host |
 //! | `host` | what the kernel lacks, what others have set up, what instances have left |
 //! | `netlink`, `message`, `notices` | requests to the kernel, and what it tells of itself |
 //! | `link`, `route`, `tc`, `conntrack` | links, routes, bandwidth, flows |
@@ -30,6 +30,7 @@ pub mod fuzzed;
 pub mod host;
 pub mod link;
 mod message;
+pub mod names;
 pub mod netlink;
 pub mod nft;
 mod notices;

@@ -195,6 +195,43 @@ pub fn host_network(route: &mut Connection, ip: Ipv4Addr, own: u32) -> Result<Op
     Ok(Some(Foreign { network, link: link.map(|link| link.name), is_address: true }))
 }
 
+/// The names of the links by which routers have announced a default route of IPv6 (RFC 4861, router advertisements).
+///
+/// # Errors
+/// [`Error::List`].
+pub fn announced(route: &mut Connection) -> Result<Vec<String>, Error> {
+    let failed = |what| move |source| Error::List { what, source };
+    let links = route
+        .list(
+            |requests, flags| {
+                let header = [libc::AF_INET6 as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                requests.add(libc::RTM_GETROUTE, flags, &header, |_| {});
+            },
+            parse_announced,
+        )
+        .map_err(failed("routes of IPv6"))?;
+    if links.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = link::all(route).map_err(failed("links"))?;
+    Ok(all.into_iter().filter(|link| links.contains(&link.index)).map(|link| link.name).collect())
+}
+
+/// The number of the link of a default route that a router has announced.
+fn parse_announced(message: &Message<'_>) -> Option<u32> {
+    /// `RTPROT_RA` (`linux/rtnetlink.h`).
+    const ANNOUNCED: u8 = 9;
+    /// Where `struct rtnexthop` has the number of the link.
+    const NEXT_HOP_LINK: usize = 4;
+    let [_, length, _, _, _, protocol, ..] = *message.body.first_chunk::<12>()?;
+    if protocol != ANNOUNCED || length != 0 {
+        return None;
+    }
+    let attributes = message.body.get(12..)?;
+    let single = find(attributes, libc::RTA_OIF).and_then(|value| u32_at(value, 0));
+    single.or_else(|| find(attributes, libc::RTA_MULTIPATH).and_then(|value| u32_at(value, NEXT_HOP_LINK)))
+}
+
 /// Whether two networks have an address in common.
 #[must_use]
 pub fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {

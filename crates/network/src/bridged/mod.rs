@@ -17,9 +17,10 @@ use crate::files;
 use crate::firewall::program::{Member, Policy};
 use crate::firewall::{Firewall, Health};
 use crate::link::{self, Mac};
+use crate::names;
 use crate::netlink::{Connection, Protocol};
 use crate::notices::Notices;
-use crate::ports::{Mapping, Ports, Transport};
+use crate::ports::{Effect, Mapping, Ports, Transport};
 use crate::route;
 use crate::spec::Request;
 use crate::state::{State, beside, bridge_name, gateway, mapped};
@@ -105,7 +106,7 @@ pub struct Bridged {
     settings: Settings,
     policy: Policy,
     /// The host's address to which mapped ports belong. Held while the firewall is told of a container, so that a change
-    /// misses none.
+    /// misses none; never taken with the lock of the leases held.
     external: RwLock<IpAddr>,
     mtu: u32,
     /// What the kernel tells of links, and whether they must be looked at in any case.
@@ -182,7 +183,8 @@ impl Bridged {
             .or(start::uplink(&mut host, external, way.as_ref())?)
             .unwrap_or(LARGEST)
             .min(LARGEST);
-        start::forward(settings.pool_v6.is_some())?;
+        start::forward(&mut host, settings.pool_v6.is_some())?;
+        start::warn(settings, way.as_ref());
         let group = group(tag);
         let subnets = Subnets::new(settings.pool)?;
         let ports = Ports::new(settings.first_port.into(), settings.ports.into(), 0)?;
@@ -431,16 +433,22 @@ impl Bridged {
             return Err(Error::TooManyMappings { most: MAPPED });
         }
         let Wanted { transport, host, container } = wanted;
-        let (mapping, _) = self.leases.lock().ports.map(&state.id, transport, host, container)?;
+        let (mapping, effect) = self.leases.lock().ports.map(&state.id, transport, host, container)?;
+        // Programs do not listen on ports of the pool, unless by chance.
+        if host != 0 && effect == Effect::First && start::is_listened(*self.external.read(), &mapping) {
+            let text = "a program of this host listens on the port; packets from outside go to the container";
+            tracing::warn!(%transport, port = mapping.host, ip = %state.ip, text, "network.port-of-program");
+        }
         Ok(mapping)
     }
 
     fn release_ports(&self, state: &State) {
+        let external = self.external();
         let mut leases = self.leases.lock();
         for mapping in &state.mappings {
             leases.ports.unmap(&state.id, mapping);
         }
-        leases.turn(*self.external.read(), &state.mappings);
+        leases.turn(external, &state.mappings);
     }
 
     /// Returns the number of the bridge of a container's subnet. The bridge of a subnet that a client has named is
@@ -460,12 +468,13 @@ impl Bridged {
     pub fn connect(&self, state: &State, mut veth: Veth, handle: &str, rules: &[Rule]) -> Result<()> {
         let steps = egress::compile(rules)?;
         // The firewall first: no frame passes unseen.
-        {
+        let external = {
             let external = self.external.read();
             let member = member(state, handle, &steps, *external);
             self.firewall.mended(|firewall| firewall.add(&member))?;
-            self.leases.lock().turn(*external, &state.mappings);
-        }
+            *external
+        };
+        self.leases.lock().turn(external, &state.mappings);
         let inside = link::Inside {
             name: &state.inside_link(),
             index: veth.inside,
@@ -501,7 +510,8 @@ impl Bridged {
     /// See [`crate::Networks::map`].
     pub fn map(&self, state: &State, mapping: Mapping) -> Result<()> {
         self.firewall.mended(|firewall| firewall.map_port(&state.id, mapping))?;
-        self.leases.lock().turn(*self.external.read(), &[mapping]);
+        let external = self.external();
+        self.leases.lock().turn(external, &[mapping]);
         Ok(())
     }
 
@@ -510,9 +520,10 @@ impl Bridged {
         // The port is given back only once nothing leads from it.
         match self.firewall.mended(|firewall| firewall.unmap_port(&state.id, mapping)) {
             Ok(()) => {
+                let external = self.external();
                 let mut leases = self.leases.lock();
                 leases.ports.unmap(&state.id, &mapping);
-                leases.turn(*self.external.read(), &[mapping]);
+                leases.turn(external, &[mapping]);
             }
             Err(error) => tracing::warn!(error = chain(&error), port = mapping.host, "network.port-left"),
         }
@@ -539,39 +550,6 @@ impl Bridged {
         }
         self.release_ports(state);
         self.leases.lock().departed.insert(state.id.clone(), state.clone());
-    }
-
-    /// Removes what is left of ended containers as far as the kernel has let go of their namespaces, and superfluous
-    /// bridges, and makes up for what others have done to links and addresses. The engine calls this every second: one
-    /// walk through connection tracking, which takes 20 ms, is for all that have ended since.
-    pub fn tend(&self) {
-        let closed = self.closed.lock();
-        if *closed {
-            return;
-        }
-        if let Err(error) = self.look_at_links() {
-            tracing::warn!(error = chain(&error), "network.links-unknown");
-        }
-        if let Err(error) = self.follow_external() {
-            tracing::warn!(error = chain(&error), "network.external-unknown");
-        }
-        let departed: Vec<State> = self.leases.lock().departed.values().cloned().collect();
-        let gone: Vec<State> = departed.into_iter().filter(|state| self.unlink(state, false)).collect();
-        self.forget(&gone);
-        let turned = std::mem::take(&mut self.leases.lock().turned);
-        if !turned.is_empty()
-            && let Err(error) = Conntrack::open().and_then(|mut flows| flows.forget_udp_ports(&turned))
-        {
-            tracing::warn!(error = chain(&error), ?turned, "network.flows-left");
-        }
-        for _ in 0..DELETED {
-            let mut leases = self.leases.lock();
-            let idle: Vec<Ipv4Net> =
-                leases.bridges.keys().filter(|subnet| !leases.subnets.is_used(**subnet)).copied().collect();
-            // Of the highest: the lowest are given out first.
-            let Some(last) = idle.iter().max().filter(|_| idle.len() > IDLE) else { return };
-            self.delete_bridge(&mut leases, *last);
-        }
     }
 
     /// Whether an ended container's link is gone. With `force` it is deleted if the kernel has not yet: somebody may
@@ -636,12 +614,10 @@ impl Bridged {
 
     /// See [`crate::Networks::files`].
     pub fn files(&self, state: &State, handle: &str) -> Result<Files> {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let host = read("/etc/resolv.conf");
-        let upstream = files::is_stub(&host).then(|| read("/run/systemd/resolve/resolv.conf"));
+        let host = names::Host::read();
         let resolv = files::Resolv {
-            host: &host,
-            upstream: upstream.as_deref().filter(|text| !text.is_empty()),
+            host: &host.resolv,
+            upstream: host.upstream.as_deref(),
             bridge: state.gateway().into(),
             servers: &self.settings.dns_servers,
             additional: &self.settings.more_dns_servers,

@@ -4,11 +4,15 @@ use super::{Leases, Placed, Settings, member};
 use crate::error::{Error, Result};
 use crate::firewall::program::Member;
 use crate::netlink::Connection;
+use crate::ports::{Mapping, Transport};
 use crate::state::bridge_name;
 use crate::subnets::Subnets;
-use crate::{Found, Network, egress, link, route};
+use crate::{Found, Network, egress, link, names, route};
 use ipnet::Ipv4Net;
-use std::net::{IpAddr, Ipv4Addr};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use wardian_sys::text::chain;
 
 /// Returns the host's address to which mapped ports belong: the setting, the source address of the default route, or
 /// that of the containers of an earlier server. Without any nobody outside can ask for a mapped port.
@@ -117,14 +121,75 @@ pub fn filters_bridges() -> bool {
 }
 
 /// Lets the host forward packets (Documentation/networking/ip-sysctl.rst).
-pub(super) fn forward(ipv6: bool) -> Result<()> {
-    const NAMES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+pub(super) fn forward(host: &mut Connection, ipv6: bool) -> Result<()> {
+    const V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+    const NAMES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", V6];
     for name in NAMES.iter().take(if ipv6 { 2 } else { 1 }) {
-        let fail = |source| Error::Sysctl { name, source };
+        let fail = |source| Error::Sysctl { name: (*name).to_owned(), source };
         if std::fs::read_to_string(name).map_err(fail)?.trim() == "0" {
+            if *name == V6 {
+                keep_announced_routes(host)?;
+            }
             std::fs::write(name, "1").map_err(fail)?;
             tracing::info!(name, "network.forwarding-on");
         }
     }
     Ok(())
+}
+
+/// Lets the host keep default routes of IPv6 that routers have announced: where `accept_ra` is 1, the kernel deletes them
+/// when forwarding is turned on, and heeds no later ones. Links without such a route stay as they are, so that nobody
+/// there becomes the host's router.
+fn keep_announced_routes(host: &mut Connection) -> Result<()> {
+    for link in route::announced(host)? {
+        let name = format!("/proc/sys/net/ipv6/conf/{link}/accept_ra");
+        let fail = |source| Error::Sysctl { name: name.clone(), source };
+        if std::fs::read_to_string(&name).map_err(fail)?.trim() == "1" {
+            std::fs::write(&name, "2").map_err(fail)?;
+            tracing::warn!(
+                name,
+                text = "otherwise this host would lose its default route of IPv6",
+                "network.accept-ra"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Tells what of the settings will not work on this host as it is now.
+pub(super) fn warn(settings: &Settings, way: Option<&route::Way>) {
+    // The route to an address of the host's own is by way of loopback.
+    if let Some(ip) = settings.external
+        && way.is_none_or(|way| way.link.name != "lo")
+    {
+        let text = "--external-ip is no address of this host: mapped ports work for packets that arrive with this \
+                    destination. Where a router in front translates it to another address of this host, name that one";
+        tracing::warn!(%ip, text, "network.external-elsewhere");
+    }
+    let servers: Vec<IpAddr> =
+        settings.dns_servers.iter().chain(&settings.more_dns_servers).copied().collect();
+    match names::lacking(&servers, settings.host_access) {
+        Ok(None) => {}
+        Ok(Some(why)) => {
+            tracing::warn!(why, text = "name some with --dns-server", "network.no-name-server");
+        }
+        Err(error) => tracing::warn!(error = chain(&error), "network.name-servers-unknown"),
+    }
+}
+
+/// Whether a program of the host listens on a port, which leads to a container once it is mapped. Another failure says
+/// nothing.
+pub(super) fn is_listened(external: IpAddr, mapping: &Mapping) -> bool {
+    let kind = match mapping.transport {
+        Transport::Tcp => SocketType::STREAM,
+        Transport::Udp => SocketType::DGRAM,
+    };
+    let family = if external.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let probe = || -> rustix::io::Result<()> {
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        // Connections that have ended do not count.
+        sockopt::set_socket_reuseaddr(&socket, mapping.transport == Transport::Tcp)?;
+        bind(&socket, &SocketAddr::new(external, mapping.host))
+    };
+    probe() == Err(Errno::ADDRINUSE)
 }

@@ -1,7 +1,8 @@
-//! What others do to the network while containers live: links that they delete or set down, and another address of the
-//! host.
+//! What is to be done time and again while containers live: what ended ones have left is removed, and what others have
+//! done is made up for: links that they have deleted or set down, and another address of the host.
 
-use super::{Bridged, ELSEWHERE, Leases, Placed};
+use super::{Bridged, DELETED, ELSEWHERE, IDLE, Leases, Placed};
+use crate::conntrack::Conntrack;
 use crate::error::Result;
 use crate::link::{self, Link};
 use crate::notices::News;
@@ -44,6 +45,39 @@ impl Leases {
 }
 
 impl Bridged {
+    /// Removes what is left of ended containers as far as the kernel has let go of their namespaces, and superfluous
+    /// bridges, and makes up for what others have done to links and addresses. The engine calls this every second: one
+    /// walk through connection tracking, which takes 20 ms, is for all that have ended since.
+    pub fn tend(&self) {
+        let closed = self.closed.lock();
+        if *closed {
+            return;
+        }
+        if let Err(error) = self.look_at_links() {
+            tracing::warn!(error = chain(&error), "network.links-unknown");
+        }
+        if let Err(error) = self.follow_external() {
+            tracing::warn!(error = chain(&error), "network.external-unknown");
+        }
+        let departed: Vec<State> = self.leases.lock().departed.values().cloned().collect();
+        let gone: Vec<State> = departed.into_iter().filter(|state| self.unlink(state, false)).collect();
+        self.forget(&gone);
+        let turned = std::mem::take(&mut self.leases.lock().turned);
+        if !turned.is_empty()
+            && let Err(error) = Conntrack::open().and_then(|mut flows| flows.forget_udp_ports(&turned))
+        {
+            tracing::warn!(error = chain(&error), ?turned, "network.flows-left");
+        }
+        for _ in 0..DELETED {
+            let mut leases = self.leases.lock();
+            let idle: Vec<Ipv4Net> =
+                leases.bridges.keys().filter(|subnet| !leases.subnets.is_used(**subnet)).copied().collect();
+            // Of the highest: the lowest are given out first.
+            let Some(last) = idle.iter().max().filter(|_| idle.len() > IDLE) else { return };
+            self.delete_bridge(&mut leases, *last);
+        }
+    }
+
     /// Makes links again that others have deleted, detached or set down since the last call.
     ///
     /// # Errors

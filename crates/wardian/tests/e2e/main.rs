@@ -53,6 +53,7 @@ mod namesakes;
 mod narrow;
 mod network_commands;
 mod network_inside;
+mod network_others;
 mod network_plugins;
 mod network_pools;
 mod network_reach;
