@@ -101,8 +101,10 @@ async fn creates_do_not_fail_for_links_that_others_have_deleted() {
     for round in 0..2 {
         // Pairs and bridges that were made ahead: all but those that containers have.
         server.world().sh(
-            "for link in $(ip -o link show type veth | grep -v master | sed 's/^[0-9]*: \\(w[^@]*-0\\)@.*/\\1/'); do ip link del $link; done
-             for link in $(ip -o link show type bridge | sed 's/^[0-9]*: \\([^:]*\\):.*/\\1/' | grep -v -e wbrdg-0afe0000 -e wbrdg-0a090000); do ip link del $link; done",
+            "pairs=$(ip -o link show type veth | grep -v master | sed -n 's/^[0-9]*: \\(w[^@]*-0\\)@.*/\\1/p')
+             bridges=$(ip -o link show type bridge | sed 's/^[0-9]*: \\([^:]*\\):.*/\\1/' | grep -v -e wbrdg-0afe0000 -e wbrdg-0a090000)
+             test -n \"$pairs\" -a -n \"$bridges\"
+             for link in $pairs $bridges; do ip link del $link; done",
         );
         for number in 0..3 {
             let handle = format!("new-{round}-{number}");
