@@ -6,6 +6,7 @@ use crate::container::lifecycle::Event;
 use crate::container::record::Record;
 use crate::events::Listener;
 use crate::history::Life;
+use crate::network::CUT_OFF;
 use crate::{Engine, Error, Result};
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -122,6 +123,9 @@ impl Engine {
     pub fn info(&self, handle: &str) -> Result<Info> {
         let container = self.find(handle)?;
         let (record, is_stopped, broken) = container.look()?;
+        // The link of one that has ended is gone with its namespace.
+        let is_cut = |network| broken.is_none() && self.shared.networks.is_cut(network);
+        let cut = record.network.as_ref().is_some_and(is_cut).then(|| CUT_OFF.to_owned());
         Ok(Info {
             state: if is_stopped { "stopped" } else { "active" }.to_owned(),
             events: container
@@ -130,6 +134,7 @@ impl Engine {
                 .into_iter()
                 .chain(broken.map(|reason| format!("broken: {reason}")))
                 .chain(self.shared.store.writeback_error(&container.id))
+                .chain(cut)
                 .collect(),
             container_path: self.shared.records.path(&container.id).to_string_lossy().into_owned(),
             network: record.network.clone(),

@@ -8,9 +8,11 @@ use crate::assemble::network_files;
 use crate::container::lifecycle::Event;
 use crate::container::record::Record;
 use crate::container::{Attached, Container};
+use crate::ready::READY;
 use crate::ready::ids::Home;
 use crate::spec::ContainerSpec;
 use crate::{Engine, Error, Result, Shared, instance};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -28,6 +30,9 @@ use wardian_sys::text::clip;
 const LOOK: Duration = Duration::from_secs(1);
 /// The most bytes of a client's text in an error.
 const SHOWN: usize = 64;
+
+/// What an info tells of a container without a link.
+pub const CUT_OFF: &str = "its network link is gone: another program has deleted it";
 
 /// The prefix of properties that are settings: they are given at a create, and stay as they are.
 const SETTINGS: &str = "wardian.";
@@ -85,8 +90,7 @@ impl Shared {
     /// The kernel refuses, or all ids are taken.
     pub fn home(&self, spec: &ContainerSpec) -> Result<Home> {
         let fail = Error::system("namespaces");
-        let pairs = if spec.privileged { &self.privileged_pairs } else { &self.pairs };
-        let home = pairs.take().map_err(fail)?;
+        let home = self.ready_home(spec.privileged)?;
         if let Some(namespace) = &spec.network.namespace {
             // The veth pair goes with the namespace in which it has an end.
             let pair = home.pair.with_network(namespace.file().map_err(fail)?).map_err(fail)?;
@@ -99,6 +103,20 @@ impl Shared {
             }
             _ => Ok(home),
         }
+    }
+
+    /// Takes namespaces that were made ahead. Those whose link another program has deleted meanwhile are dropped.
+    fn ready_home(&self, is_privileged: bool) -> Result<Home> {
+        let pairs = if is_privileged { &self.privileged_pairs } else { &self.pairs };
+        let mut home = pairs.take().map_err(Error::system("namespaces"))?;
+        // At most all that there are: one that was made just now has its link.
+        for _ in 0..READY {
+            if home.veth.as_ref().is_none_or(|veth| self.networks.holds(veth)) {
+                break;
+            }
+            home = pairs.take().map_err(Error::system("namespaces"))?;
+        }
+        Ok(home)
     }
 
     /// Enters a network into a container's record, with Garden's properties for it.
@@ -162,6 +180,48 @@ impl Shared {
                 Ok(self.networks.disconnect(network, namespace.as_ref().map(AsFd::as_fd))?)
             }
             None => Ok(()),
+        }
+    }
+
+    /// Records another address of the host, to which mapped ports belong now.
+    fn follow_external(&self) {
+        let Some(external) = self.networks.external() else { return };
+        let is_other =
+            |network: &Network| matches!(network, Network::Bridged(state) if state.external != external);
+        let containers: Vec<Arc<Container>> = self.lock().values().cloned().collect();
+        for container in containers {
+            if !container.record().network.as_ref().is_some_and(is_other) {
+                continue;
+            }
+            let mut attached = container.network();
+            // A create records what it has reserved, and a teardown needs no address.
+            if container.permits(Event::Use).is_err() {
+                continue;
+            }
+            let Some(Attached { network: network @ Network::Bridged(_), .. }) = attached.as_mut() else {
+                continue;
+            };
+            let mut moved = network.clone();
+            if let Network::Bridged(state) = &mut moved {
+                state.external = external;
+            }
+            match self.save_network(&container, &moved) {
+                Ok(()) => *network = moved,
+                Err(error) => tracing::warn!(handle = container.handle, %error, "network.external-unsaved"),
+            }
+        }
+    }
+
+    /// Tells which containers another program has cut off, each of them once.
+    fn tell_cut(&self, told: &mut BTreeSet<String>) {
+        let containers: Vec<Arc<Container>> = self.lock().values().cloned().collect();
+        told.retain(|id| containers.iter().any(|container| container.id == *id));
+        for container in containers {
+            let record = container.record();
+            let is_cut = record.network.as_ref().is_some_and(|network| self.networks.is_cut(network));
+            if is_cut && container.permits(Event::Use).is_ok() && told.insert(container.id.clone()) {
+                tracing::error!(handle = container.handle, text = CUT_OFF, "network.cut-off");
+            }
         }
     }
 
@@ -289,24 +349,28 @@ impl Engine {
     pub(crate) fn watch_network(&self) {
         let shared = Arc::downgrade(&self.shared);
         tokio::spawn(async move {
+            let mut told = BTreeSet::new();
             let mut wakes = tokio::time::interval(LOOK);
             wakes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 wakes.tick().await;
                 let Some(shared) = shared.upgrade() else { return };
+                let mut known = std::mem::take(&mut told);
                 let look = move || {
                     shared.networks.tend();
-                    shared.networks.watch()
+                    shared.follow_external();
+                    shared.tell_cut(&mut known);
+                    (shared.networks.watch(), known)
                 };
-                let looked = tokio::task::spawn_blocking(look).await;
+                let Ok((looked, known)) = tokio::task::spawn_blocking(look).await else { return };
+                told = known;
                 match looked {
-                    Ok(Ok(None)) => {}
-                    Ok(Ok(Some(damage))) => {
+                    Ok(None) => {}
+                    Ok(Some(damage)) => {
                         let text = "another program has changed the firewall of containers: it was made anew";
                         tracing::warn!(damage, text, "network.firewall-restored");
                     }
-                    Ok(Err(error)) => tracing::error!(%error, "network.firewall-lost"),
-                    Err(_) => return,
+                    Err(error) => tracing::error!(%error, "network.firewall-lost"),
                 }
             }
         });

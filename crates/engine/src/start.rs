@@ -4,6 +4,7 @@ use crate::admission::gate::{self, Gate};
 use crate::container::record::{self, Phase, Record, Records};
 use crate::events::Events;
 use crate::history::History;
+use crate::ready::READY;
 use crate::ready::ids::{self, Home};
 use crate::ready::keepers::Keepers;
 use crate::ready::pool::Pool;
@@ -46,9 +47,6 @@ pub enum Error {
         version: u64,
     },
 }
-
-/// Pairs and keepers ready at any time: enough for a burst of a scale-up on a small host.
-const READY: usize = 12;
 
 pub fn open(config: Config) -> Result<Shared> {
     let (dir, lock) = instance::open(&config.run)?;

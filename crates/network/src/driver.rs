@@ -118,8 +118,16 @@ impl Networks {
     /// goes on there, as Garden's does (Garden server §4.6).
     ///
     /// # Errors
-    /// A kernel feature or a program is missing, or settings contradict each other.
+    /// A kernel feature or a program is missing, settings contradict each other, or there are containers on bridges of
+    /// ours and the driver is another one: nobody would make the firewall again that keeps them apart.
     pub fn open(tag: &str, driver: &Driver, found: Vec<Found>, port: u32) -> Result<Self> {
+        if !matches!(driver, Driver::Bridged(_)) {
+            let ours = found.iter().filter(|found| matches!(found.network, Network::Bridged(_)));
+            let handles: Vec<&str> = ours.map(|found| found.handle.as_str()).collect();
+            if let Some(first) = handles.first() {
+                return Err(Error::Unguarded { first: (*first).to_owned(), others: handles.len() - 1 });
+            }
+        }
         Ok(Self(match driver {
             Driver::Loopback => Driven::Loopback,
             Driver::Bridged(settings) => Driven::Bridged(Bridged::open(tag, settings, found, port)?),
@@ -328,7 +336,8 @@ impl Networks {
         }
     }
 
-    /// Gives back the addresses of released networks, once the kernel has removed their links.
+    /// Gives back the addresses of released networks, once the kernel has removed their links; makes links again that
+    /// other programs have deleted or set down, and follows the host's address.
     pub fn tend(&self) {
         if let Some(bridged) = self.own() {
             bridged.tend();
@@ -360,6 +369,22 @@ impl Networks {
             Driven::Bridged(bridged) => bridged.names(),
             Driven::Outside(outside) => outside.names(),
         }
+    }
+
+    /// Whether a veth pair that was made ahead is still there: another program may have deleted it.
+    pub fn holds(&self, veth: &Veth) -> bool {
+        self.own().is_none_or(|bridged| bridged.holds(veth))
+    }
+
+    /// Whether another program has deleted the link of a container, which cannot be made again.
+    pub fn is_cut(&self, network: &Network) -> bool {
+        matches!(self.whose(network, "a link"), Ok(Whose::Bridged(bridged, state)) if bridged.is_cut(state))
+    }
+
+    /// Returns the host's address to which the mapped ports of all containers belong, if it is the same for all. It
+    /// changes when the host gets another one.
+    pub fn external(&self) -> Option<IpAddr> {
+        self.own().map(|bridged| bridged.external())
     }
 
     /// Returns the bytes that a container has received and sent.
@@ -425,4 +450,38 @@ pub struct Found {
     pub handle: String,
     /// Its egress rules.
     pub rules: Vec<Rule>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(handle: &str) -> Found {
+        let state = State {
+            id: "qkss70he4db".into(),
+            link: 7,
+            subnet: "10.254.0.4/30".parse().unwrap(),
+            ip: "10.254.0.6".parse().unwrap(),
+            ipv6: None,
+            mac: [2; 6],
+            external: "10.77.0.2".parse().unwrap(),
+            mtu: 1500,
+            bandwidth: None,
+            dns: Vec::new(),
+            mappings: Vec::new(),
+        };
+        Found { network: Network::Bridged(state), handle: handle.into(), rules: Vec::new() }
+    }
+
+    #[test]
+    fn containers_on_bridges_are_not_left_to_a_server_without_a_firewall() {
+        let open = |found| Networks::open("ab", &Driver::Loopback, found, 0).map(drop);
+        assert!(open(Vec::new()).is_ok());
+        let error = open(vec![found("web"), found("db")]).unwrap_err().to_string();
+        assert!(
+            error.contains("the container web and 1 more of an earlier server are on a bridge"),
+            "{error}"
+        );
+        assert!(error.contains("--network bridge") && error.contains("wardian reset"), "{error}");
+    }
 }

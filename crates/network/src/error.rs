@@ -21,6 +21,18 @@ pub enum Error {
         /// What was asked for.
         what: &'static str,
     },
+    /// Containers of an earlier server are on bridges, which this one would not look after.
+    #[error(
+        "network: the container {first}{} of an earlier server {} on a bridge, whose firewall only a server with --network bridge restores when another program flushes it: start with --network bridge and destroy such containers first, or have all destroyed with `wardian reset`",
+        match others { 0 => String::new(), others => format!(" and {others} more") },
+        if *others == 0 { "is" } else { "are" }
+    )]
+    Unguarded {
+        /// The handle of one of them.
+        first: String,
+        /// How many others there are.
+        others: usize,
+    },
     /// Another program does not make the network, or not so.
     #[error(transparent)]
     Outside(#[from] outside::Error),
@@ -108,7 +120,7 @@ pub enum Error {
     #[error("network: set {name}: {source}")]
     Sysctl {
         /// Its file.
-        name: &'static str,
+        name: String,
         /// Why.
         source: std::io::Error,
     },

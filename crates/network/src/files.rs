@@ -105,8 +105,10 @@ pub struct Resolv<'a> {
 /// The host's own files for name servers.
 #[derive(Debug, Default)]
 pub struct Host {
-    resolv: String,
-    upstream: Option<String>,
+    /// The text of /etc/resolv.conf; empty if there is none.
+    pub(crate) resolv: String,
+    /// The text of systemd-resolved's file with the servers that it asks, if the host's own names nothing but its stub.
+    pub(crate) upstream: Option<String>,
 }
 
 impl Host {
@@ -231,6 +233,11 @@ pub fn options(options: &[String]) -> Result<String, Error> {
 pub fn is_stub(host: &str) -> bool {
     let mut servers = host.lines().filter(|line| keyword(line) == "nameserver").map(server).peekable();
     servers.peek().is_some() && servers.all(|server| server == Some(STUB))
+}
+
+/// Returns the addresses of the name servers in a text.
+pub fn servers(text: &str) -> Vec<IpAddr> {
+    text.lines().filter(|line| keyword(line) == "nameserver").filter_map(server).collect()
 }
 
 /// Returns whether a file consists of one line, and that names a server in 127.0.0.0/24.

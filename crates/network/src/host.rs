@@ -259,7 +259,7 @@ mod tests {
     use wardian_needs::needs;
 
     fn link(name: &str, group: u32) -> Link {
-        Link { index: 1, name: name.into(), kind: String::new(), master: None, mtu: 1500, group }
+        Link { index: 1, name: name.into(), kind: String::new(), master: None, mtu: 1500, group, is_up: true }
     }
 
     #[test]

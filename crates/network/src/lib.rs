@@ -8,9 +8,9 @@
 //! | `given` | network namespaces of the operator's |
 //! | `spec`, `subnets`, `ports`, `ranges` | which addresses and ports containers get |
 //! | `egress/` | rules for what containers may send, and their compiler |
-//! | `files` | the texts of hosts and resolv.conf |
+//! | `files`, `names` | the texts of hosts and resolv.conf, and the name servers of the host |
 //! | `host` | what the kernel lacks, what others have set up, what instances have left |
-//! | `netlink`, `message` | requests to the kernel |
+//! | `netlink`, `message`, `notices` | requests to the kernel, and what it tells of itself |
 //! | `link`, `route`, `tc`, `conntrack` | links, routes, bandwidth, flows |
 //! | `nft/`, `firewall/` | nftables, and what we make of it |
 //!
@@ -32,8 +32,10 @@ pub mod given;
 pub mod host;
 pub mod link;
 mod message;
+pub mod names;
 pub mod netlink;
 pub mod nft;
+mod notices;
 pub mod outside;
 mod plugin;
 pub mod ports;

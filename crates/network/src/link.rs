@@ -125,9 +125,9 @@ pub enum Error {
         #[source]
         source: netlink::Error,
     },
-    /// IPv6 could not be turned off for a link.
-    #[error("turn IPv6 off for {name}")]
-    NoIpv6 {
+    /// IPv6 could not be turned on or off for a link.
+    #[error("turn IPv6 on or off for {name}")]
+    Ipv6 {
         /// The link's name.
         name: String,
         /// What came of writing to /proc/sys.
@@ -271,6 +271,8 @@ pub struct Link {
     pub mtu: u32,
     /// Its group.
     pub group: u32,
+    /// Whether it is set up; this says nothing of its carrier.
+    pub is_up: bool,
 }
 
 /// What a link has carried since it was made, seen from the host: what a port *receives* is what its container has
@@ -320,11 +322,13 @@ fn get_by_name(requests: &mut Requests, name: &str) {
     });
 }
 
-/// Turns IPv6 off for a link of the thread's namespace: no netlink message does. A host without IPv6 has no such file.
-fn without_ipv6(name: &str) -> Result<(), Error> {
-    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
+/// Turns IPv6 on or off for a link of the thread's namespace: no netlink message does. A host without IPv6 has no such
+/// file.
+fn set_ipv6(name: &str, is_on: bool) -> Result<(), Error> {
+    let value = if is_on { "0" } else { "1" };
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), value) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::NoIpv6 { name: name.into(), source })
+            Err(Error::Ipv6 { name: name.into(), source })
         }
         _ => Ok(()),
     }
@@ -399,7 +403,7 @@ fn create(
 /// the name is another's.
 ///
 /// # Errors
-/// [`Error::Exists`], [`Error::Bridge`], [`Error::NoIpv6`].
+/// [`Error::Exists`], [`Error::Bridge`], [`Error::Ipv6`].
 pub fn make_bridge(route: &mut Connection, bridge: &Bridge<'_>) -> Result<u32, Error> {
     let name = bridge.name;
     let failed = |source: netlink::Error| match source.errno() {
@@ -417,7 +421,11 @@ pub fn make_bridge(route: &mut Connection, bridge: &Bridge<'_>) -> Result<u32, E
     })
     .map_err(failed)?;
 
-    let made = raise_bridge(route, index, bridge);
+    let made = match bridge.gateway6 {
+        None => set_ipv6(name, false),
+        Some(_) => Ok(()),
+    };
+    let made = made.and_then(|()| restore_bridge(route, index, bridge));
     if made.is_err() {
         // It is ours and has no ports. If it stays for whatever reason, its group still tells whose it is.
         let _ = delete(route, index);
@@ -425,28 +433,40 @@ pub fn make_bridge(route: &mut Connection, bridge: &Bridge<'_>) -> Result<u32, E
     made.map(|()| index)
 }
 
-fn raise_bridge(route: &mut Connection, index: u32, bridge: &Bridge<'_>) -> Result<(), Error> {
-    let mut requests = Requests::default();
+/// Raises a bridge and gives it its addresses, as far as it is down or lacks them. A bridge that was made without IPv6
+/// gets it if it is to have it; one that has IPv6 keeps it. Setting a bridge down takes its IPv6 addresses away.
+///
+/// # Errors
+/// [`Error::Bridge`], [`Error::Ipv6`].
+pub fn restore_bridge(route: &mut Connection, index: u32, bridge: &Bridge<'_>) -> Result<(), Error> {
+    let failed = |source| Error::Bridge { name: bridge.name.into(), source };
     if bridge.gateway6.is_some() {
+        // The kernel makes link-local addresses, or does not, when IPv6 is turned on.
+        let mut requests = Requests::default();
         no_generated_address(&mut requests, index);
-    } else {
-        without_ipv6(bridge.name)?;
+        route.command(requests).map_err(failed)?;
+        set_ipv6(bridge.name, true)?;
     }
+    let mut requests = Requests::default();
+    let add = |requests: &mut Requests, address: IpAddr, prefix, scope| {
+        add_address(requests, index, address, prefix, scope);
+        requests.tolerate(libc::EEXIST);
+    };
     let v4 = bridge.gateway;
-    add_address(&mut requests, index, v4.addr().into(), v4.prefix_len(), libc::RT_SCOPE_UNIVERSE);
+    add(&mut requests, v4.addr().into(), v4.prefix_len(), libc::RT_SCOPE_UNIVERSE);
     requests.add(libc::RTM_SETLINK, 0, &link_header(index, true), |writer| writer);
     if let Some(v6) = bridge.gateway6 {
-        add_address(&mut requests, index, v6.addr().into(), v6.prefix_len(), libc::RT_SCOPE_UNIVERSE);
-        add_address(&mut requests, index, GATEWAY_LOCAL.into(), 64, libc::RT_SCOPE_LINK);
+        add(&mut requests, v6.addr().into(), v6.prefix_len(), libc::RT_SCOPE_UNIVERSE);
+        add(&mut requests, GATEWAY_LOCAL.into(), 64, libc::RT_SCOPE_LINK);
     }
-    route.command(requests).map_err(|source| Error::Bridge { name: bridge.name.into(), source })
+    route.command(requests).map_err(failed)
 }
 
 /// Makes a veth pair, one end in the namespace of the connection, which is the calling thread's, and the other in
 /// `network`, and returns the number of the first. Both are down. IPv6 is off for the first.
 ///
 /// # Errors
-/// [`Error::Exists`]: one of the names is taken, each in its namespace. [`Error::Veth`]. [`Error::NoIpv6`]: the pair
+/// [`Error::Exists`]: one of the names is taken, each in its namespace. [`Error::Veth`]. [`Error::Ipv6`]: the pair
 /// goes with the namespace.
 pub fn make_veth(route: &mut Connection, veth: &Veth<'_>, network: BorrowedFd<'_>) -> Result<u32, Error> {
     let index = create(route, veth.host, |link| {
@@ -474,12 +494,13 @@ pub fn make_veth(route: &mut Connection, veth: &Veth<'_>, network: BorrowedFd<'_
         Some(libc::EEXIST) => Error::Exists { name: veth.host.into() },
         _ => Error::Veth { name: veth.host.into(), source },
     })?;
-    without_ipv6(veth.host)?;
+    set_ipv6(veth.host, false)?;
     Ok(index)
 }
 
 /// Adds a port to a bridge and raises it: it learns no addresses, is sent no frames for unknown ones, and none that
-/// have come from it (the head of this file says why).
+/// have come from it (the head of this file says why). For one that is a port of this bridge already, this sets what
+/// others have changed of it.
 ///
 /// # Errors
 /// [`Error::Attach`]. The link may be a port by then, without being up.
@@ -495,6 +516,7 @@ pub fn attach(route: &mut Connection, port: &Port<'_>) -> Result<(), Error> {
     entry[8..10].copy_from_slice(&libc::NUD_NOARP.to_ne_bytes());
     entry[10] = libc::NTF_MASTER;
     requests.add(libc::RTM_NEWNEIGH, CREATE, &entry, |fields| fields.put(libc::NDA_LLADDR, &port.inside_mac));
+    requests.tolerate(libc::EEXIST);
     // RTM_SETLINK ignores what belongs to a port.
     // Frames to link-local multicast addresses are the port's own, not the bridge's: without this flag ARP messages
     // among them would fill the host's table of neighbours.
@@ -559,7 +581,7 @@ pub(crate) fn ensure_ifb(route: &mut Connection, name: &str, group: u32) -> Resu
 }
 
 /// Reads a message about a link (`RTM_NEWLINK`).
-fn parse(message: &Message<'_>) -> Option<Link> {
+pub(crate) fn parse(message: &Message<'_>) -> Option<Link> {
     let attributes = message.body.get(16..)?;
     let number = |kind| find(attributes, kind).and_then(|value| u32_at(value, 0));
     Some(Link {
@@ -571,6 +593,7 @@ fn parse(message: &Message<'_>) -> Option<Link> {
         master: number(libc::IFLA_MASTER),
         mtu: number(libc::IFLA_MTU)?,
         group: number(libc::IFLA_GROUP).unwrap_or(0),
+        is_up: u32_at(message.body, 8)? & IFF_UP != 0,
     })
 }
 

@@ -7,6 +7,8 @@
 //! is mapped, so that nobody else gets it. And a port that is mapped to one container is refused to all others: in
 //! Garden both creates succeed and the later container receives nothing. The *same* container may map a port again, to
 //! another port of its own: the reply names the new mapping, and packets keep going where the first one leads.
+//!
+//! One container gets at most a [share](share) of the pool, so that it cannot take the pool away from all others.
 
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
@@ -14,6 +16,16 @@ use std::fmt;
 
 /// The highest port number.
 const LAST: u32 = u16::MAX as u32;
+/// One container gets at most this part of the pool …
+const PART: u16 = 16;
+/// … or this many ports, whichever is more.
+const LEAST_SHARE: u16 = 64;
+
+/// The number of ports of a pool of `size` ports, for each protocol, from which on a container gets none without
+/// naming it. Ports of the pool that it has named count as well.
+fn share(size: u16) -> u32 {
+    (size / PART).max(LEAST_SHARE).into()
+}
 
 /// A protocol that has ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -68,6 +80,14 @@ pub enum Error {
     /// No port of the pool is free. The text is Garden's.
     #[error("port pool is exhausted")]
     Exhausted,
+    /// The container has its share of the pool.
+    #[error(
+        "port pool: the container has {share} ports of the pool already, which is the most for one; name the port of the host, or give the server a larger pool (--port-pool-size)"
+    )]
+    Share {
+        /// The most ports of the pool that one container gets.
+        share: u32,
+    },
     /// The number is no port.
     #[error("invalid {end} port: {port} is more than 65535")]
     Port {
@@ -100,6 +120,8 @@ struct Pool {
     /// The free ports of the pool; the next one is in front.
     free: VecDeque<u16>,
     mapped: HashMap<u16, Mapped>,
+    /// How many ports of the pool each container has that has any.
+    taken: HashMap<Box<str>, u32>,
 }
 
 /// A mapped port.
@@ -127,7 +149,7 @@ impl Ports {
         if offset < u32::from(size) {
             free.rotate_left(offset as usize);
         }
-        let pool = || Pool { free: free.clone(), mapped: HashMap::new() };
+        let pool = || Pool { free: free.clone(), mapped: HashMap::new(), taken: HashMap::new() };
         Ok(Self { start, size, tcp: pool(), udp: pool() })
     }
 
@@ -136,7 +158,8 @@ impl Ports {
     ///
     /// # Errors
     ///
-    /// A number is no port, the pool is exhausted, or another container has the port. Nothing has changed then.
+    /// A number is no port, the pool is exhausted, the container has its share of it, or another container has the port.
+    /// Nothing has changed then.
     pub fn map(
         &mut self,
         owner: &str,
@@ -147,12 +170,23 @@ impl Ports {
         let port = |end, port| u16::try_from(port).map_err(|_| Error::Port { end, port });
         let (host, container) = (port("host", host)?, port("container", container)?);
         let host = match host {
-            0 => self.pool(transport).free.front().copied().ok_or(Error::Exhausted)?,
+            0 => self.next(owner, transport)?,
             host => host,
         };
         let mapping = Mapping { transport, host, container: if container == 0 { host } else { container } };
         let effect = self.restore(owner, &mapping)?;
         Ok((mapping, effect))
+    }
+
+    /// Returns the port of the pool that a container gets next.
+    fn next(&mut self, owner: &str, transport: Transport) -> Result<u16, Error> {
+        let share = share(self.size);
+        let pool = self.pool(transport);
+        let next = pool.free.front().copied().ok_or(Error::Exhausted)?;
+        if pool.taken.get(owner).is_some_and(|taken| *taken >= share) {
+            return Err(Error::Share { share });
+        }
+        Ok(next)
     }
 
     /// Maps the port of a mapping that exists, after a restart.
@@ -162,6 +196,7 @@ impl Ports {
     /// Another container has the port.
     pub fn restore(&mut self, owner: &str, mapping: &Mapping) -> Result<Effect, Error> {
         let Mapping { transport, host: port, .. } = *mapping;
+        let pooled = self.is_pooled(port);
         let pool = self.pool(transport);
         if let Some(mapped) = pool.mapped.get_mut(&port) {
             if *mapped.owner != *owner {
@@ -175,6 +210,9 @@ impl Ports {
         if let Some(place) = pool.free.iter().position(|free| *free == port) {
             pool.free.remove(place);
         }
+        if pooled {
+            *pool.taken.entry(owner.into()).or_default() += 1;
+        }
         Ok(Effect::First)
     }
 
@@ -182,7 +220,7 @@ impl Ports {
     /// put into effect. Returns true when nothing is mapped to the port any more; a port of the pool is then free,
     /// behind all others. False, and no change, if the container does not have the port.
     pub fn unmap(&mut self, owner: &str, mapping: &Mapping) -> bool {
-        let pooled = (self.start..self.start + self.size).contains(&mapping.host);
+        let pooled = self.is_pooled(mapping.host);
         let pool = self.pool(mapping.transport);
         let Some(mapped) = pool.mapped.get_mut(&mapping.host).filter(|mapped| *mapped.owner == *owner) else {
             return false;
@@ -194,8 +232,18 @@ impl Ports {
         pool.mapped.remove(&mapping.host);
         if pooled {
             pool.free.push_back(mapping.host);
+            if let Some(taken) = pool.taken.get_mut(owner) {
+                *taken -= 1;
+                if *taken == 0 {
+                    pool.taken.remove(owner);
+                }
+            }
         }
         true
+    }
+
+    fn is_pooled(&self, port: u16) -> bool {
+        (self.start..self.start + self.size).contains(&port)
     }
 
     /// Returns how far from the pool's start the next TCP port is: what a restart continues with. 0 when none is
@@ -305,6 +353,33 @@ mod tests {
         }
         assert!(ports.unmap("a", &Mapping { transport: Udp, host: 100, container: 1 }));
         assert_eq!(ports.map("a", Tcp, 0, 1), Err(Error::Exhausted));
+    }
+
+    #[test]
+    fn one_container_gets_a_share_of_the_pool() {
+        let mut ports = Ports::new(61001, 4534, 0).unwrap();
+        for _ in 0..283 {
+            ports.map("a", Tcp, 0, 1).unwrap();
+        }
+        let error = ports.map("a", Tcp, 0, 1).unwrap_err();
+        assert_eq!(error, Error::Share { share: 283 });
+        assert!(error.to_string().contains("--port-pool-size"), "{error}");
+        // Ports that it names, those of the other protocol, and those of other containers are not concerned.
+        assert!(ports.map("a", Tcp, 80, 1).is_ok() && ports.map("a", Udp, 0, 1).is_ok());
+        let (mapping, _) = ports.map("a", Tcp, 65000, 1).unwrap();
+        assert!(ports.map("b", Tcp, 0, 1).is_ok());
+        // What goes makes room.
+        assert!(ports.unmap("a", &mapping));
+        assert_eq!(ports.map("a", Tcp, 0, 1), Err(Error::Share { share: 283 }));
+        assert!(ports.unmap("a", &tcp(61001, 1)));
+        assert!(ports.map("a", Tcp, 0, 1).is_ok());
+        // A small pool is not divided, and a restart knows what each has.
+        let mut ports = Ports::new(100, 70, 0).unwrap();
+        for port in 100..164 {
+            ports.restore("a", &tcp(port, 1)).unwrap();
+        }
+        assert_eq!(ports.map("a", Tcp, 0, 1), Err(Error::Share { share: 64 }));
+        assert!(ports.map("b", Tcp, 0, 1).is_ok());
     }
 
     #[test]

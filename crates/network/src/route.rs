@@ -68,6 +68,21 @@ pub struct Foreign {
 /// # Errors
 /// [`Error::Lookup`], [`Error::Link`].
 pub fn way_to(route: &mut Connection, to: IpAddr) -> Result<Option<Way>, Error> {
+    let Some((index, source)) = lookup(route, to)? else { return Ok(None) };
+    let link = link::find_by_index(route, index).map_err(|source| Error::Link { to, source })?;
+    Ok(link.map(|link| Way { link, source }))
+}
+
+/// The source address of [`way_to`] alone, which takes no lock of the kernel's.
+///
+/// # Errors
+/// [`Error::Lookup`].
+pub fn source_to(route: &mut Connection, to: IpAddr) -> Result<Option<IpAddr>, Error> {
+    Ok(lookup(route, to)?.map(|(_, source)| source))
+}
+
+/// The number of the link, and the source address.
+fn lookup(route: &mut Connection, to: IpAddr) -> Result<Option<(u32, IpAddr)>, Error> {
     let (family, length) = if to.is_ipv4() { (libc::AF_INET, 32) } else { (libc::AF_INET6, 128) };
     // `struct rtmsg`.
     let header = [family as u8, length, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -81,16 +96,11 @@ pub fn way_to(route: &mut Connection, to: IpAddr) -> Result<Option<Way>, Error> 
         found = index.zip(source);
     });
     match result.map_err(|error| (error.errno(), error)) {
-        Ok(()) => {}
+        Ok(()) => Ok(found),
         // A route of the types unreachable, blackhole and prohibit, or none.
-        Err((Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL | libc::EACCES), _)) => {
-            return Ok(None);
-        }
-        Err((_, source)) => return Err(Error::Lookup { to, source }),
+        Err((Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL | libc::EACCES), _)) => Ok(None),
+        Err((_, source)) => Err(Error::Lookup { to, source }),
     }
-    let Some((index, source)) = found else { return Ok(None) };
-    let link = link::find_by_index(route, index).map_err(|source| Error::Link { to, source })?;
-    Ok(link.map(|link| Way { link, source }))
 }
 
 /// The IPv4 networks of the host that do not belong to links of the group `own`: those of its addresses, and the
@@ -203,6 +213,43 @@ pub fn addresses(route: &mut Connection) -> Result<Vec<IpAddr>, Error> {
         },
     );
     found.map_err(|source| Error::List { what: "addresses", source })
+}
+
+/// The names of the links by which routers have announced a default route of IPv6 (RFC 4861, router advertisements).
+///
+/// # Errors
+/// [`Error::List`].
+pub fn announced(route: &mut Connection) -> Result<Vec<String>, Error> {
+    let failed = |what| move |source| Error::List { what, source };
+    let links = route
+        .list(
+            |requests, flags| {
+                let header = [libc::AF_INET6 as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                requests.add(libc::RTM_GETROUTE, flags, &header, |writer| writer);
+            },
+            parse_announced,
+        )
+        .map_err(failed("routes of IPv6"))?;
+    if links.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = link::all(route).map_err(failed("links"))?;
+    Ok(all.into_iter().filter(|link| links.contains(&link.index)).map(|link| link.name).collect())
+}
+
+/// The number of the link of a default route that a router has announced.
+fn parse_announced(message: &Message<'_>) -> Option<u32> {
+    /// `RTPROT_RA` (`linux/rtnetlink.h`).
+    const ANNOUNCED: u8 = 9;
+    /// Where `struct rtnexthop` has the number of the link.
+    const NEXT_HOP_LINK: usize = 4;
+    let [_, length, _, _, _, protocol, ..] = *message.body.first_chunk::<12>()?;
+    if protocol != ANNOUNCED || length != 0 {
+        return None;
+    }
+    let attributes = message.body.get(12..)?;
+    let single = find(attributes, libc::RTA_OIF).and_then(|value| u32_at(value, 0));
+    single.or_else(|| find(attributes, libc::RTA_MULTIPATH).and_then(|value| u32_at(value, NEXT_HOP_LINK)))
 }
 
 /// Whether two networks have an address in common.

@@ -54,12 +54,23 @@ pub fn open_in(network: BorrowedFd<'_>, protocol: Protocol) -> io::Result<OwnedF
     in_network(network, || open(protocol))
 }
 
+/// Has the kernel send the notices of a multicast group to a socket, such as `RTNLGRP_LINK` (`linux/rtnetlink.h`).
+///
+/// # Errors
+/// The kernel's, from `setsockopt(2)`: EINVAL for a group that the protocol does not have.
+pub fn join(socket: &OwnedFd, group: libc::c_int) -> io::Result<()> {
+    set(socket, libc::NETLINK_ADD_MEMBERSHIP, group)
+}
+
 fn turn_on(socket: &OwnedFd, option: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
+    set(socket, option, 1)
+}
+
+fn set(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value is an integer on our stack, of the size that is passed with it.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const on).cast(), size)
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const value).cast(), size)
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -3,3 +3,6 @@
 pub mod ids;
 pub mod keepers;
 pub mod pool;
+
+/// Pairs and keepers ready at any time: enough for a burst of a scale-up on a small host.
+pub const READY: usize = 12;

@@ -277,6 +277,10 @@ fn network(facts: &Facts, add: &mut Add<'_>) {
         let remedy = "Kubernetes and Docker turn it on; where rules of the host drop forwarded packets they have to accept these as well, or sysctl -w net.bridge.bridge-nf-call-iptables=0";
         add("bridge-filter", Severity::Note, what, remedy);
     }
+    if let Some(why) = &network.no_name_server {
+        let remedy = "name servers for containers: wardian serve --dns-server IP; they may ask those wherever they are";
+        add("no-name-server", Severity::Note, why.clone(), remedy);
+    }
     for unknown in &network.unknown {
         let remedy = "the host's network could be looked at in part only: run it as root";
         add("network-unknown", Severity::Note, unknown.clone(), remedy);

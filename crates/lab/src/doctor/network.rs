@@ -6,7 +6,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use wardian_network::{firewall::foreign, group, host};
+use wardian_network::{firewall::foreign, group, host, names};
 use wardian_sys::directory::Directory;
 
 /// The usual run directory.
@@ -27,6 +27,8 @@ pub struct Network {
     pub drops: Vec<Drop>,
     /// Networks of the host that have addresses in common with the pool.
     pub collisions: Vec<Collision>,
+    /// Why containers have no name server that they can reach, unless the server's settings name some.
+    pub no_name_server: Option<String>,
     /// What could not be found out, and why.
     pub unknown: Vec<String>,
 }
@@ -74,6 +76,10 @@ pub fn probe(options: &Options) -> Network {
             found.drops = drops.into_iter().filter(|drops| !is_remedied(&drops.remedy)).map(drop).collect();
         }
         Err(error) => found.unknown.push(wardian_sys::text::chain(&error)),
+    }
+    match names::lacking(&[], false) {
+        Ok(why) => found.no_name_server = why,
+        Err(error) => found.unknown.push(error.to_string()),
     }
     match host::collisions(pool) {
         Ok(all) => found.collisions = all.into_iter().map(|foreign| collision(pool, foreign)).collect(),

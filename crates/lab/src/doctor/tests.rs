@@ -47,7 +47,7 @@ fn nothing_is_wrong_with_a_healthy_host() {
 #[test]
 fn each_hazard_is_found() {
     type Harm = fn(&mut Facts);
-    let cases: [(&str, Severity, Harm); 34] = [
+    let cases: [(&str, Severity, Harm); 35] = [
         ("not-probed", Severity::Warning, |f| f.root = false),
         ("missing-feature", Severity::Error, |f| {
             f.features = Features(vec![feature("overlay", State::No, true)]);
@@ -104,6 +104,7 @@ fn each_hazard_is_found() {
                 vec![network::Drop { chain: "ip filter FORWARD".into(), remedy: "iptables".into() }];
         }),
         ("address-collision", Severity::Warning, |f| f.network.collisions = vec![collision(true)]),
+        ("no-name-server", Severity::Note, |f| f.network.no_name_server = Some("none".to_owned())),
         ("address-collision", Severity::Note, |f| f.network.collisions = vec![collision(false)]),
         ("bridge-filter", Severity::Note, |f| f.network.filters_bridges = true),
         ("network-unknown", Severity::Note, |f| f.network.unknown = vec!["netlink".into()]),

@@ -6,6 +6,7 @@
 //! A teardown only removes the elements: the kernel removes a pair with its namespace, after the reply.
 
 mod start;
+mod upkeep;
 
 pub use start::filters_bridges;
 
@@ -17,14 +18,15 @@ use crate::firewall::program::{Member, Policy};
 use crate::firewall::{Firewall, Health};
 use crate::link::{self, Mac};
 use crate::netlink::{Connection, Protocol};
-use crate::ports::{Mapping, Ports, Transport};
+use crate::notices::Notices;
+use crate::ports::{Effect, Mapping, Ports, Transport};
 use crate::route;
 use crate::spec::Request;
 use crate::state::{State, beside, bridge_name, gateway, mapped};
 use crate::subnets::{Lease, Subnets};
 use crate::{Files, Found, Order, Wanted, tc};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
@@ -102,8 +104,12 @@ pub struct Subnet(Lease);
 pub struct Bridged {
     settings: Settings,
     policy: Policy,
-    external: IpAddr,
+    /// The host's address to which mapped ports belong. Held while the firewall is told of a container, so that a change
+    /// misses none; never taken with the lock of the leases held.
+    external: RwLock<IpAddr>,
     mtu: u32,
+    /// What the kernel tells of links, and whether they must be looked at in any case.
+    notices: Mutex<(Notices, bool)>,
     /// rtnetlink in the host's network namespace. This lock is taken after that of the leases.
     host: Mutex<Connection>,
     firewall: Firewall,
@@ -120,8 +126,8 @@ pub struct Bridged {
 struct Leases {
     subnets: Subnets,
     ports: Ports,
-    /// The subnets of containers, by the ids of their networks.
-    members: HashMap<String, Ipv4Net>,
+    /// Networks that containers have, by their ids.
+    members: HashMap<String, Placed>,
     /// Networks of ended containers whose addresses are still taken, by their ids: their links may be there, and
     /// connection tracking remembers their flows.
     departed: HashMap<String, State>,
@@ -129,6 +135,17 @@ struct Leases {
     bridges: HashMap<Ipv4Net, u32>,
     /// UDP ports of the host that lead elsewhere since the last [`Bridged::tend`].
     turned: HashSet<(IpAddr, u16)>,
+}
+
+/// A container in its subnet.
+#[derive(Debug)]
+struct Placed {
+    /// Its network, without ports that were mapped later.
+    state: State,
+    /// Whether its link has been made a port of the bridge.
+    is_connected: bool,
+    /// Whether somebody has deleted its link.
+    is_cut: bool,
 }
 
 impl Leases {
@@ -156,16 +173,17 @@ impl Bridged {
     /// See [`crate::Networks::open`].
     pub fn open(tag: &str, settings: &Settings, found: Vec<Found>, port: u32) -> Result<Arc<Self>> {
         let mut host = Connection::open(Protocol::Route)?;
+        // Before anything is looked at: what changes later is told.
+        let notices = Notices::open()?;
         let way = route::way_to(&mut host, settings.external.unwrap_or(ELSEWHERE))?;
-        let external = settings.external.or(way.as_ref().map(|way| way.source));
-        // Without a default route nobody outside can ask for a mapped port.
-        let external = external.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let external = start::external(settings, way.as_ref(), &found);
         let mtu = settings
             .mtu
             .or(start::uplink(&mut host, external, way.as_ref())?)
             .unwrap_or(LARGEST)
             .min(LARGEST);
-        start::forward(settings.pool_v6.is_some())?;
+        start::forward(&mut host, settings.pool_v6.is_some())?;
+        start::warn(settings, way.as_ref());
         let group = group(tag);
         let subnets = Subnets::new(settings.pool)?;
         let ports = Ports::new(settings.first_port.into(), settings.ports.into(), port)?;
@@ -187,7 +205,7 @@ impl Bridged {
             bridges: HashMap::new(),
             turned: HashSet::new(),
         };
-        let members = start::restore(&mut leases, found);
+        let members = start::restore(&mut leases, found, external);
         start::adopt(&mut host, &mut leases, group, settings.pool, mtu)?;
         start::avoid(&mut host, &mut leases.subnets, group, settings.pool)?;
         let firewall = Firewall::open(tag, &policy)?;
@@ -198,18 +216,34 @@ impl Bridged {
             tracing::warn!(error = chain(&error), "network.flows-left");
         }
         let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Arc::new(Self {
+        let bridged = Self {
             settings: settings.clone(),
             policy,
-            external,
+            external: RwLock::new(external),
             mtu,
+            notices: Mutex::new((notices, false)),
             host: Mutex::new(host),
             firewall,
             leases: Mutex::new(leases),
             next: AtomicU64::new(began.as_nanos() as u64),
             hairpin: filters_bridges(),
             closed: Mutex::new(false),
-        }))
+        };
+        bridged.take_up()?;
+        Ok(Arc::new(bridged))
+    }
+
+    /// Brings the links of an earlier server to what they should be.
+    fn take_up(&self) -> Result<()> {
+        let mut leases = self.leases.lock();
+        if self.settings.pool_v6.is_some() {
+            // The earlier server may have made them without IPv6.
+            for (subnet, index) in &leases.bridges {
+                self.restore_bridge(&leases, *subnet, *index)?;
+            }
+        }
+        self.notices.lock().1 = !self.mend(&mut leases)?;
+        Ok(())
     }
 
     /// See [`crate::Networks::veth`].
@@ -253,7 +287,7 @@ impl Bridged {
             if has_bridge {
                 return Ok(Subnet(lease));
             }
-            let made = self.make_bridge(lease.subnet);
+            let made = self.make_bridge(lease.subnet, self.ipv6(lease.subnet, lease.gateway));
             let mut leases = self.leases.lock();
             match made {
                 Ok(index) => {
@@ -274,17 +308,26 @@ impl Bridged {
         }
     }
 
-    fn make_bridge(&self, subnet: Ipv4Net) -> std::result::Result<u32, link::Error> {
-        let address = gateway(subnet);
-        let bridge = link::Bridge {
-            name: &bridge_name(subnet),
-            mac: link::random_mac(),
+    fn make_bridge(
+        &self,
+        subnet: Ipv4Net,
+        gateway6: Option<Ipv6Net>,
+    ) -> std::result::Result<u32, link::Error> {
+        let name = bridge_name(subnet);
+        link::make_bridge(&mut self.host.lock(), &self.bridge_of(subnet, &name, gateway6))
+    }
+
+    fn bridge_of<'a>(&self, subnet: Ipv4Net, name: &'a str, gateway6: Option<Ipv6Net>) -> link::Bridge<'a> {
+        // Containers remember the address of their gateway: a bridge that is made again has the same one.
+        let [a, b, c, d] = subnet.network().octets();
+        link::Bridge {
+            name,
+            mac: [0x02, self.policy.group.to_be_bytes()[3], a, b, c, d],
             mtu: self.mtu,
             group: self.policy.group,
-            gateway: Ipv4Net::new(address, subnet.prefix_len()).unwrap_or(subnet),
-            gateway6: self.ipv6(subnet, address),
-        };
-        link::make_bridge(&mut self.host.lock(), &bridge)
+            gateway: Ipv4Net::new(gateway(subnet), subnet.prefix_len()).unwrap_or(subnet),
+            gateway6,
+        }
     }
 
     /// Returns the IPv6 address beside an IPv4 address of a subnet, if containers have IPv6.
@@ -310,7 +353,6 @@ impl Bridged {
             },
             request => self.acquire(&request)?,
         };
-        self.leases.lock().members.insert(veth.id.clone(), lease.subnet);
         let mut state = State {
             id: veth.id.clone(),
             link: veth.host,
@@ -318,12 +360,14 @@ impl Bridged {
             ip: lease.ip,
             ipv6: self.ipv6(lease.subnet, lease.ip),
             mac: veth.mac,
-            external: self.external,
+            external: *self.external.read(),
             mtu: self.mtu,
             bandwidth: order.bandwidth,
             dns: order.dns.clone(),
             mappings: Vec::new(),
         };
+        let placed = Placed { state: state.clone(), is_connected: false, is_cut: false };
+        self.leases.lock().members.insert(veth.id.clone(), placed);
         for wanted in &order.ports {
             match self.reserve_port(&state, *wanted) {
                 Ok(mapping) => state.mappings.push(mapping),
@@ -381,26 +425,33 @@ impl Bridged {
 
     /// See [`crate::Networks::reserve_port`].
     pub fn reserve_port(&self, state: &State, wanted: Wanted) -> Result<Mapping> {
-        if state.external.is_loopback() {
+        let external = self.external();
+        if external.is_loopback() {
             return Err(Error::NoExternal);
         }
-        if state.external.is_ipv6() && state.ipv6.is_none() {
+        if external.is_ipv6() && state.ipv6.is_none() {
             return Err(Error::ExternalV6);
         }
         if state.mappings.len() >= MAPPED {
             return Err(Error::TooManyMappings { most: MAPPED });
         }
         let Wanted { transport, host, container } = wanted;
-        let (mapping, _) = self.leases.lock().ports.map(&state.id, transport, host, container)?;
+        let (mapping, effect) = self.leases.lock().ports.map(&state.id, transport, host, container)?;
+        // Programs do not listen on ports of the pool, unless by chance.
+        if host != 0 && effect == Effect::First && start::is_listened(*self.external.read(), &mapping) {
+            let text = "a program of this host listens on the port; packets from outside go to the container";
+            tracing::warn!(%transport, port = mapping.host, ip = %state.ip, text, "network.port-of-program");
+        }
         Ok(mapping)
     }
 
     fn release_ports(&self, state: &State) {
+        let external = self.external();
         let mut leases = self.leases.lock();
         for mapping in &state.mappings {
             leases.ports.unmap(&state.id, mapping);
         }
-        leases.turn(state.external, &state.mappings);
+        leases.turn(external, &state.mappings);
     }
 
     /// Returns the number of the bridge of a container's subnet. The bridge of a subnet that a client has named is
@@ -411,19 +462,22 @@ impl Bridged {
             return Ok(*index);
         }
         // Under the lock: another container of the subnet needs the same bridge.
-        let index = self.make_bridge(state.subnet)?;
+        let index = self.make_bridge(state.subnet, self.ipv6(state.subnet, state.gateway()))?;
         leases.bridges.insert(state.subnet, index);
         Ok(index)
     }
 
     /// See [`crate::Networks::connect`].
     pub fn connect(&self, state: &State, mut veth: Veth, handle: &str, rules: &[Rule]) -> Result<()> {
-        let member = member(state, handle, &egress::compile(rules)?);
-        let bridge = self.bridge(state)?;
-        let name = state.host_link();
+        let steps = egress::compile(rules)?;
         // The firewall first: no frame passes unseen.
-        self.firewall.mended(|firewall| firewall.add(&member))?;
-        self.leases.lock().turn(state.external, &state.mappings);
+        let external = {
+            let external = self.external.read();
+            let member = member(state, handle, &steps, *external);
+            self.firewall.mended(|firewall| firewall.add(&member))?;
+            *external
+        };
+        self.leases.lock().turn(external, &state.mappings);
         let inside = link::Inside {
             name: &state.inside_link(),
             index: veth.inside,
@@ -438,15 +492,29 @@ impl Bridged {
             tc::limit_towards(&mut host, veth.host, limit)?;
             tc::limit_from(&mut host, veth.host, limit, &state.limiter(), self.policy.group)?;
         }
-        let port =
-            link::Port { name: &name, index: veth.host, bridge, inside_mac: veth.mac, hairpin: self.hairpin };
-        Ok(link::attach(&mut self.host.lock(), &port)?)
+        let attach = || -> Result<()> { Ok(self.attach_to(state, veth.host, self.bridge(state)?)?) };
+        if attach().is_err() {
+            // Another program may have deleted a bridge that was made ahead.
+            self.mend(&mut self.leases.lock())?;
+            attach()?;
+        }
+        if let Some(placed) = self.leases.lock().members.get_mut(&state.id) {
+            placed.is_connected = true;
+        }
+        Ok(())
+    }
+
+    fn attach_to(&self, state: &State, link: u32, bridge: u32) -> std::result::Result<(), link::Error> {
+        let name = &state.host_link();
+        let port = link::Port { name, index: link, bridge, inside_mac: state.mac, hairpin: self.hairpin };
+        link::attach(&mut self.host.lock(), &port)
     }
 
     /// See [`crate::Networks::map`].
     pub fn map(&self, state: &State, mapping: Mapping) -> Result<()> {
         self.firewall.mended(|firewall| firewall.map_port(&state.id, mapping))?;
-        self.leases.lock().turn(state.external, &[mapping]);
+        let external = self.external();
+        self.leases.lock().turn(external, &[mapping]);
         Ok(())
     }
 
@@ -455,9 +523,10 @@ impl Bridged {
         // The port is given back only once nothing leads from it.
         match self.firewall.mended(|firewall| firewall.unmap_port(&state.id, mapping)) {
             Ok(()) => {
+                let external = self.external();
                 let mut leases = self.leases.lock();
                 leases.ports.unmap(&state.id, &mapping);
-                leases.turn(state.external, &[mapping]);
+                leases.turn(external, &[mapping]);
             }
             Err(error) => tracing::warn!(error = chain(&error), port = mapping.host, "network.port-left"),
         }
@@ -484,33 +553,6 @@ impl Bridged {
         }
         self.release_ports(state);
         self.leases.lock().departed.insert(state.id.clone(), state.clone());
-    }
-
-    /// Removes what is left of ended containers as far as the kernel has let go of their namespaces, and superfluous
-    /// bridges. The engine calls this every second: one walk through connection tracking, which takes 20 ms, is for
-    /// all that have ended since.
-    pub fn tend(&self) {
-        let closed = self.closed.lock();
-        if *closed {
-            return;
-        }
-        let departed: Vec<State> = self.leases.lock().departed.values().cloned().collect();
-        let gone: Vec<State> = departed.into_iter().filter(|state| self.unlink(state, false)).collect();
-        self.forget(&gone);
-        let turned = std::mem::take(&mut self.leases.lock().turned);
-        if !turned.is_empty()
-            && let Err(error) = Conntrack::open().and_then(|mut flows| flows.forget_udp_ports(&turned))
-        {
-            tracing::warn!(error = chain(&error), ?turned, "network.flows-left");
-        }
-        for _ in 0..DELETED {
-            let mut leases = self.leases.lock();
-            let idle: Vec<Ipv4Net> =
-                leases.bridges.keys().filter(|subnet| !leases.subnets.is_used(**subnet)).copied().collect();
-            // Of the highest: the lowest are given out first.
-            let Some(last) = idle.iter().max().filter(|_| idle.len() > IDLE) else { return };
-            self.delete_bridge(&mut leases, *last);
-        }
     }
 
     /// Whether an ended container's link is gone. With `force` it is deleted if the kernel has not yet: somebody may
@@ -595,6 +637,11 @@ impl Bridged {
     /// The kernel's.
     pub fn discard(&self, veth: &Veth) -> Result<()> {
         Ok(link::delete(&mut self.host.lock(), veth.host)?)
+    }
+
+    /// See [`crate::Networks::external`].
+    pub fn external(&self) -> IpAddr {
+        *self.external.read()
     }
 
     /// See [`crate::Networks::traffic`].
@@ -684,7 +731,7 @@ impl Bridged {
     }
 }
 
-fn member(state: &State, handle: &str, steps: &[Step]) -> Member {
+fn member(state: &State, handle: &str, steps: &[Step], external: IpAddr) -> Member {
     Member {
         id: state.id.clone(),
         handle: handle.to_owned(),
@@ -693,7 +740,7 @@ fn member(state: &State, handle: &str, steps: &[Step]) -> Member {
         mac: state.mac,
         v4: state.ip,
         v6: state.ipv6.map(|net| (net.addr(), link::link_local(state.ip))),
-        external: vec![state.external],
+        external: vec![external],
         mappings: state.mappings.clone(),
         egress: steps.to_vec(),
     }

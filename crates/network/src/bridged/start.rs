@@ -1,25 +1,36 @@
 //! What a server does for the network at its start: it takes up what an earlier one has left, and looks at the host.
 
-use super::{Leases, member};
+use super::{Leases, Placed, Settings, member};
 use crate::error::{Error, Result};
 use crate::firewall::program::Member;
 use crate::netlink::Connection;
+use crate::ports::{Mapping, Transport};
 use crate::state::bridge_name;
 use crate::subnets::Subnets;
-use crate::{Found, Network, egress, link, route};
+use crate::{Found, Network, egress, link, names, route};
 use ipnet::Ipv4Net;
-use std::net::IpAddr;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use wardian_sys::text::chain;
+
+/// Returns the host's address to which mapped ports belong: the setting, the source address of the default route, or
+/// that of the containers of an earlier server. Without any nobody outside can ask for a mapped port.
+pub(super) fn external(settings: &Settings, way: Option<&route::Way>, found: &[Found]) -> IpAddr {
+    let earlier = || found.iter().filter_map(|found| found.network.external()).find(|ip| !ip.is_loopback());
+    let present = settings.external.or(way.map(|way| way.source));
+    present.or_else(earlier).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
 
 /// Takes the addresses and ports of living containers, and returns what the firewall has to know of them. One whose
 /// address is taken cannot be given it twice; it keeps what it has until it is destroyed.
-pub(super) fn restore(leases: &mut Leases, found: Vec<Found>) -> Vec<Member> {
+pub(super) fn restore(leases: &mut Leases, found: Vec<Found>, external: IpAddr) -> Vec<Member> {
     let mut members = Vec::new();
     for Found { network, handle, rules } in found {
         let Network::Bridged(state) = network else { continue };
         if let Err(error) = leases.subnets.restore(state.subnet, state.ip) {
             tracing::error!(handle, ip = %state.ip, %error, "restore.address");
         }
-        leases.members.insert(state.id.clone(), state.subnet);
         for mapping in &state.mappings {
             if let Err(error) = leases.ports.restore(&state.id, mapping) {
                 tracing::error!(handle, port = mapping.host, %error, "restore.port");
@@ -29,7 +40,9 @@ pub(super) fn restore(leases: &mut Leases, found: Vec<Found>) -> Vec<Member> {
             tracing::error!(handle, %error, "restore.egress-rules");
             Vec::new()
         });
-        members.push(member(&state, &handle, &steps));
+        members.push(member(&state, &handle, &steps, external));
+        let placed = Placed { state, is_connected: true, is_cut: false };
+        leases.members.insert(placed.state.id.clone(), placed);
     }
     members
 }
@@ -53,7 +66,8 @@ pub(super) fn adopt(
         }
     }
     for found in bridges {
-        let used = leases.members.values().copied().find(|subnet| bridge_name(*subnet) == found.name);
+        let mut subnets = leases.members.values().map(|placed| placed.state.subnet);
+        let used = subnets.find(|subnet| bridge_name(*subnet) == found.name);
         let free = || {
             let first =
                 found.name.strip_prefix("wbrdg-").and_then(|hex| u32::from_str_radix(hex, 16).ok())?;
@@ -108,14 +122,75 @@ pub fn filters_bridges() -> bool {
 }
 
 /// Lets the host forward packets (Documentation/networking/ip-sysctl.rst).
-pub(super) fn forward(ipv6: bool) -> Result<()> {
-    const NAMES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+pub(super) fn forward(host: &mut Connection, ipv6: bool) -> Result<()> {
+    const V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+    const NAMES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", V6];
     for name in NAMES.iter().take(if ipv6 { 2 } else { 1 }) {
-        let fail = |source| Error::Sysctl { name, source };
+        let fail = |source| Error::Sysctl { name: (*name).to_owned(), source };
         if std::fs::read_to_string(name).map_err(fail)?.trim() == "0" {
+            if *name == V6 {
+                keep_announced_routes(host)?;
+            }
             std::fs::write(name, "1").map_err(fail)?;
             tracing::info!(name, "network.forwarding-on");
         }
     }
     Ok(())
+}
+
+/// Lets the host keep default routes of IPv6 that routers have announced: where `accept_ra` is 1, the kernel deletes them
+/// when forwarding is turned on, and heeds no later ones. Links without such a route stay as they are, so that nobody
+/// there becomes the host's router.
+fn keep_announced_routes(host: &mut Connection) -> Result<()> {
+    for link in route::announced(host)? {
+        let name = format!("/proc/sys/net/ipv6/conf/{link}/accept_ra");
+        let fail = |source| Error::Sysctl { name: name.clone(), source };
+        if std::fs::read_to_string(&name).map_err(fail)?.trim() == "1" {
+            std::fs::write(&name, "2").map_err(fail)?;
+            tracing::warn!(
+                name,
+                text = "otherwise this host would lose its default route of IPv6",
+                "network.accept-ra"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Tells what of the settings will not work on this host as it is now.
+pub(super) fn warn(settings: &Settings, way: Option<&route::Way>) {
+    // The route to an address of the host's own is by way of loopback.
+    if let Some(ip) = settings.external
+        && way.is_none_or(|way| way.link.name != "lo")
+    {
+        let text = "--external-ip is no address of this host: mapped ports work for packets that arrive with this \
+                    destination. Where a router in front translates it to another address of this host, name that one";
+        tracing::warn!(%ip, text, "network.external-elsewhere");
+    }
+    let servers: Vec<IpAddr> =
+        settings.dns_servers.iter().chain(&settings.more_dns_servers).copied().collect();
+    match names::lacking(&servers, settings.host_access) {
+        Ok(None) => {}
+        Ok(Some(why)) => {
+            tracing::warn!(why, text = "name some with --dns-server", "network.no-name-server");
+        }
+        Err(error) => tracing::warn!(error = chain(&error), "network.name-servers-unknown"),
+    }
+}
+
+/// Whether a program of the host listens on a port, which leads to a container once it is mapped. Another failure says
+/// nothing.
+pub(super) fn is_listened(external: IpAddr, mapping: &Mapping) -> bool {
+    let kind = match mapping.transport {
+        Transport::Tcp => SocketType::STREAM,
+        Transport::Udp => SocketType::DGRAM,
+    };
+    let family = if external.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let probe = || -> rustix::io::Result<()> {
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        // Connections that have ended do not count.
+        sockopt::set_socket_reuseaddr(&socket, mapping.transport == Transport::Tcp)?;
+        bind(&socket, &SocketAddr::new(external, mapping.host))
+    };
+    probe() == Err(Errno::ADDRINUSE)
 }

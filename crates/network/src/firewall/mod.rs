@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use program::{Member, Policy};
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::process::ExitStatus;
 use wardian_sys::text::chain;
 
@@ -272,6 +273,29 @@ impl Firewall {
         self.commit(&mut state, batch).map_err(failed(action, Some(id)))?;
         if let Some(installed) = state.members.get_mut(id) {
             installed.member.mappings = mappings;
+        }
+        Ok(())
+    }
+
+    /// Makes the mapped ports of all containers those of other addresses of the host, in one transaction.
+    ///
+    /// # Errors
+    /// [`Error::Tables`]; nothing has changed then.
+    pub fn set_external(&self, external: &[IpAddr]) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for installed in state.members.values() {
+            let member = &installed.member;
+            old.extend(encode::mapped(member, &member.mappings));
+            let member = Member { external: external.to_vec(), ..member.clone() };
+            new.extend(commented(&member, encode::mapped(&member, &member.mappings)));
+        }
+        let mut batch = Batch::new();
+        self.delete(&mut batch, &old);
+        self.insert(&mut batch, &new);
+        self.commit(&mut state, batch).map_err(failed("move the mapped ports", None))?;
+        for installed in state.members.values_mut() {
+            installed.member.external = external.to_vec();
         }
         Ok(())
     }

@@ -55,6 +55,7 @@ mod network_beside;
 mod network_commands;
 mod network_given;
 mod network_inside;
+mod network_others;
 mod network_plugins;
 mod network_pools;
 mod network_reach;

@@ -313,3 +313,30 @@ fn rules_of_others_are_theirs() {
         assert_eq!(drops(), [], "{program} {table}");
     }
 }
+
+/// The table of neighbours is shared by the whole host: senders must not fill it with addresses that nobody has.
+#[test]
+fn the_host_asks_for_no_neighbours_that_no_container_is() {
+    needs!(Nftables);
+    let world = World::new();
+    let _firewall = world.firewall(&policy());
+    let [a, c] = [0, 2].map(|index| &world.containers[index].ns);
+    let [missing, missing6] = ["10.254.0.5", "fd00::afe:5"];
+    // From another subnet, and from the same one by way of the gateway.
+    // There IPv6 makes an entry before it asks the firewall, for a redirection of which it sends one in a second.
+    a.sh(&format!("ip route add {missing} via 10.254.0.1"));
+    assert_eq!(connect(a, missing, SERVICE), REJECTED);
+    assert_eq!(connect(c, missing, SERVICE), REJECTED);
+    assert_eq!(connect(c, missing6, SERVICE), REJECTED);
+    world
+        .outside
+        .sh(&format!("ip route add 10.254.0.0/24 via {HOST4}; ip -6 route add fd00::/64 via {HOST6}"));
+    assert_eq!(connect(&world.outside, missing, SERVICE), REJECTED);
+    assert_eq!(connect(&world.outside, missing6, SERVICE), REJECTED);
+    let neighbours = world.host.sh("ip neigh show nud all");
+    assert!(!neighbours.contains(missing) && !neighbours.contains(missing6), "{neighbours}");
+    // Those that are there are reached as before.
+    assert_eq!(datagram(&world.outside, None, &world.v4(0), SERVICE), from(OUTSIDE4));
+    assert_eq!(connect(c, &world.v6(0), SERVICE), from("fd00::afe:1"));
+    assert!(world.host.sh("ip neigh show nud all").contains(&world.v4(0)));
+}
