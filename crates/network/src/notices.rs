@@ -109,7 +109,7 @@ mod tests {
             sh("ip link del w1");
             assert!(notices.read(77).unwrap().links.values().any(Option::is_none));
             // More than the socket holds.
-            sh("for i in $(seq 1500); do echo link set other mtu $((1000 + i % 2)); done | ip -batch -");
+            sh("for i in $(seq 8000); do echo link set other mtu $((1000 + i % 2)); done | ip -batch -");
             assert!(notices.read(77).unwrap().is_incomplete);
             assert!(!notices.read(77).unwrap().is_incomplete);
         });
