@@ -65,9 +65,12 @@ def live(lab):
 
 def inodes(lab):
     run(lab, "i", "--inodes 50")
-    lab.wardian("exec i -- sh -c 'for n in $(seq 45); do echo > /$n; done'")
-    assert 45 <= used(lab, "i")["ExclusiveInodesUsed"] <= 50, used(lab, "i")
-    lab.wardian("exec i -- sh -c 'for n in $(seq 46 70); do echo > /$n || exit 1; done'", 1)
+    # The image has no /proc, /sys and the like: these are made, and count.
+    made = used(lab, "i")["ExclusiveInodesUsed"]
+    assert made < 15, made
+    lab.wardian(f"exec i -- sh -c 'for n in $(seq {50 - made}); do echo > /$n || exit 1; done'")
+    assert used(lab, "i")["ExclusiveInodesUsed"] == 50, used(lab, "i")
+    lab.wardian("exec i -- sh -c 'echo > /one'", 1)
     lab.wardian("rm i")
 
 
