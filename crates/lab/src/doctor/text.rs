@@ -133,7 +133,9 @@ impl Report {
         };
         text.line("free inodes", inodes);
         text.line("journal", fs.journal.map_or("not known", |journal| if journal { "yes" } else { "no" }));
-        text.head("Drivers of limits on what a container writes (the first that works, or serve --disk-driver)");
+        text.head(
+            "Drivers of limits on what a container writes (the first that works, or serve --disk-driver)",
+        );
         for driver in &self.facts.limit_drivers {
             let mark = match driver.state {
                 State::Unknown => UNKNOWN,
