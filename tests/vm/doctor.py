@@ -20,7 +20,7 @@ def doctor(lab, *options):
 def quota(lab):
     report, code = doctor(lab)
     # What the host would allow is told, and that nothing of it is in use.
-    assert report["limit_driver"] == "none", report["limit_drivers"]
+    assert report["limit_driver"] == "project-quota", report["limit_drivers"]
     allowed = [driver["name"] for driver in report["limit_drivers"] if driver["state"] == "yes"]
     assert "project-quota" in allowed, report["limit_drivers"]
     assert code == 0 and report["features"]["overlay_idmapped_layers"]["state"] == "yes", report

@@ -1,5 +1,4 @@
-//! Drivers that could limit the writable layers of containers on this host. Wardian does not use any yet, and refuses
-//! such a limit.
+//! Drivers that can limit the writable layers of containers on this host.
 
 use super::features::State;
 use super::filesystem::FileSystem;
@@ -19,10 +18,15 @@ pub struct Driver {
     pub why: String,
 }
 
-/// The driver that wardian uses on every host.
-pub const IN_USE: &str = "none";
+/// The driver without limits.
+const NONE: &str = "none";
 
-/// All drivers, the best first.
+/// Returns the name of the driver that a server chooses if no other one is asked for: the first that works.
+pub fn chosen(drivers: &[Driver]) -> &'static str {
+    drivers.iter().find(|driver| driver.state == State::Yes).map_or(NONE, |driver| driver.name)
+}
+
+/// All drivers, in the order in which a server tries them.
 pub fn probe(fs: &FileSystem) -> Vec<Driver> {
     let quota = std::fs::File::open(&fs.looked_at).and_then(|file| Ok(quota::state(file)?));
     vec![
@@ -30,9 +34,9 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
         btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
         image(),
         Driver {
-            name: IN_USE,
+            name: NONE,
             state: State::Yes,
-            why: "on every host, a request with a limit on what is written is refused".into(),
+            why: "on every host: a request with a limit on what is written is refused".into(),
         },
     ]
 }
@@ -83,10 +87,8 @@ fn btrfs(kind: &str, disks: &[String], sys: &Path) -> Driver {
 /// A file system image for each container: needs a loop device and a program that makes file systems.
 fn image() -> Driver {
     let (state, why) = match std::fs::File::options().read(true).write(true).open("/dev/loop-control") {
-        Ok(_) => match ["mkfs.ext4", "mkfs.xfs"].into_iter().find(|program| is_program(program)) {
-            Some(program) => (State::Yes, format!("loop devices and {program}")),
-            None => (State::No, "no mkfs.ext4 and no mkfs.xfs: install e2fsprogs".to_owned()),
-        },
+        Ok(_) if is_program("mkfs.ext4") => (State::Yes, "loop devices and mkfs.ext4".to_owned()),
+        Ok(_) => (State::No, "no mkfs.ext4: install e2fsprogs".to_owned()),
         Err(error)
             if error.kind() == ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() =>
         {
@@ -113,7 +115,9 @@ mod tests {
         let on = quota::State { counted: true, enforced: true };
         let counted = quota::State { counted: true, enforced: false };
         let off = || Err(std::io::Error::from_raw_os_error(38));
-        assert_eq!(project_quota("xfs", Ok(on), true).state, State::Yes);
+        let works = project_quota("xfs", Ok(on), true);
+        assert_eq!((works.state, chosen(&[works])), (State::Yes, "project-quota"));
+        assert_eq!(chosen(&[project_quota("xfs", Ok(counted), true)]), NONE);
         assert_eq!(project_quota("ext4", Ok(on), false).state, State::Yes);
         for (kind, quota, says) in [
             ("xfs", off(), "mount with `prjquota`"),

@@ -59,9 +59,9 @@ pub struct Facts {
     pub unseen_error: bool,
     /// The store's file system.
     pub filesystem: filesystem::FileSystem,
-    /// The driver with which wardian limits what a container writes: `none` so far.
+    /// The driver with which a server limits what a container writes, if no other one is asked for.
     pub limit_driver: String,
-    /// All such drivers, and why this host lacks them.
+    /// All such drivers, in the order in which they are tried, and why this host lacks them.
     pub limit_drivers: Vec<drivers::Driver>,
     /// Dirty pages and the speed of the disk.
     pub dirty: dirty::Dirty,
@@ -155,7 +155,7 @@ fn look(options: &Options, stop: &AtomicBool) -> Result<Facts> {
         run_filesystem: run.map(|mount| mount.fs_type.clone()).unwrap_or_default(),
         unseen_error: found.unseen_error,
         features: found.features,
-        limit_driver: drivers::IN_USE.to_owned(),
+        limit_driver: drivers::chosen(&limit_drivers).to_owned(),
         limit_drivers,
         limits: limits::probe(),
         certificates: place::certificates(),

@@ -133,15 +133,17 @@ impl Report {
         };
         text.line("free inodes", inodes);
         text.line("journal", fs.journal.map_or("not known", |journal| if journal { "yes" } else { "no" }));
-        text.head("Limits on what a container writes (wardian sets none yet; what the host would allow)");
+        text.head(
+            "Drivers of limits on what a container writes (the first that works, or serve --disk-driver)",
+        );
         for driver in &self.facts.limit_drivers {
             let mark = match driver.state {
                 State::Unknown => UNKNOWN,
                 State::Yes => YES,
                 State::No => WITHOUT,
             };
-            let in_use = driver.name == self.facts.limit_driver;
-            let why = if in_use { format!("in use: {}", driver.why) } else { driver.why.clone() };
+            let chosen = driver.name == self.facts.limit_driver;
+            let why = if chosen { format!("this one: {}", driver.why) } else { driver.why.clone() };
             text.marked(mark, driver.name, &why);
         }
     }

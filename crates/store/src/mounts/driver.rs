@@ -58,7 +58,10 @@ pub(crate) fn choose(ground: &Ground, asked: Option<DiskDriver>) -> Result<Arc<d
     for driver in tried {
         let made = make(*driver, ground, &reasons);
         match made {
-            Ok(upper) => return Ok(upper),
+            Ok(upper) => {
+                tracing::info!(driver = driver.name(), others = reasons.join("; "), "store.disk-driver");
+                return Ok(upper);
+            }
             Err(why) => reasons.push(format!("{}: {why}", driver.name())),
         }
     }

@@ -32,8 +32,16 @@ use crate::layers::owner::Root;
 const FIRST: u32 = 1 << 31;
 /// The ids between the places where two stores begin to look.
 const STRIDE: u32 = 1 << 16;
-/// The directories of a part which the store and the overlay make themselves.
-const OWN: [&str; 6] = [".", "upper", "work", "work/work", "work/incompat", "work/incompat/volatile"];
+/// What the store and a volatile overlay (`ovl_create_volatile_dirty` in fs/overlayfs/super.c) make in a part themselves.
+const OWN: [&str; 7] = [
+    ".",
+    "upper",
+    "work",
+    "work/work",
+    "work/work/incompat",
+    "work/work/incompat/volatile",
+    "work/work/incompat/volatile/dirty",
+];
 
 /// The directories `rootfs/<name>/{upper,work}`, each of a project of its own.
 #[derive(Debug)]
@@ -111,7 +119,7 @@ impl ProjectQuota {
     }
 }
 
-/// Returns the bytes and inodes of a part's own directories. `upper` counts with one block at most: more of them are
+/// Returns the bytes and inodes of a part's own entries. `upper` counts with one block at most: more of them are
 /// the container's.
 fn own(dir: &OwnedFd) -> (u64, u64) {
     let stats = OWN.iter().filter_map(|name| rustix::fs::statat(dir, *name, AtFlags::SYMLINK_NOFOLLOW).ok());
@@ -141,7 +149,7 @@ impl Upper for ProjectQuota {
             let why = "this root file system was made without project quota: make it again".to_owned();
             return Err(Error::Unlimited { why });
         }
-        // An overlay that is mounted later makes the rest of these directories; each has a block, or none has one.
+        // An overlay that is mounted later makes the rest of them; each directory has a block, or none has one.
         let (own_bytes, own_inodes) = own(&dir);
         let all = OWN.len() as u64;
         let inodes = bound.inodes.map_or(0, |inodes| inodes.saturating_add(all));
