@@ -382,9 +382,35 @@ pub fn fs_mount(
     flags: &[&str],
     attrs: MountAttrFlags,
 ) -> Result<OwnedFd, Error> {
-    let context = Context::open(fstype)?;
     // The source is the first column of mount tables, and programs look for it there.
-    context.set("source", fstype)?;
+    mount_from(fstype, fstype, options, flags, attrs)
+}
+
+/// Mounts the file system on a block device that the descriptor is open on, detached. If it is mounted already, the
+/// result is one more mount of it, and the options have no effect.
+///
+/// The arguments are otherwise those of [`fs_mount`].
+pub fn device_mount(
+    fstype: &str,
+    device: impl AsFd,
+    options: &[(&str, &str)],
+    flags: &[&str],
+    attrs: MountAttrFlags,
+) -> Result<OwnedFd, Error> {
+    // The name in /proc leads to the same device, whatever /dev has under its name by now.
+    let source = format!("/proc/self/fd/{}", device.as_fd().as_raw_fd());
+    mount_from(fstype, &source, options, flags, attrs)
+}
+
+fn mount_from(
+    fstype: &str,
+    source: &str,
+    options: &[(&str, &str)],
+    flags: &[&str],
+    attrs: MountAttrFlags,
+) -> Result<OwnedFd, Error> {
+    let context = Context::open(fstype)?;
+    context.set("source", source)?;
     for (key, value) in options {
         context.set(key, value)?;
     }
