@@ -146,8 +146,7 @@ impl Backing {
 unsafe fn ioctl(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: usize) -> Result<u32, Errno> {
     // SAFETY: the descriptor is open, and the caller guarantees the argument.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
-    u32::try_from(result)
-        .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
+    u32::try_from(result).map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
 /// The host's loop devices.
