@@ -9,6 +9,7 @@
 //! ├── images/<digest>.documents         manifest and config of one or more of them
 //! ├── staging/<name>/                   half-made layers, each locked by its maker; without a maker, trash
 //! ├── rootfs/<name>/{upper,work}        named by a record in <run>/rootfs, or trash
+//! ├── rootfs/<name>/image               instead of these, with a limit and the driver `image`: a file system with both
 //! └── trash/<name>/                     layers that nobody is given any more, and other trash
 //! <run>/rootfs/
 //! ├── <id>.json                         a living root file system: its directory, its layers

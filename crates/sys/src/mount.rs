@@ -382,9 +382,35 @@ pub fn fs_mount(
     flags: &[&str],
     attrs: MountAttrFlags,
 ) -> Result<OwnedFd, Error> {
-    let context = Context::open(fstype)?;
     // The source is the first column of mount tables, and programs look for it there.
-    context.set("source", fstype)?;
+    mount_from(fstype, fstype, options, flags, attrs)
+}
+
+/// Mounts the file system on a block device that the descriptor is open on, detached. If it is mounted already, the
+/// result is one more mount of it, and the options have no effect.
+///
+/// The arguments are otherwise those of [`fs_mount`].
+pub fn device_mount(
+    fstype: &str,
+    device: impl AsFd,
+    options: &[(&str, &str)],
+    flags: &[&str],
+    attrs: MountAttrFlags,
+) -> Result<OwnedFd, Error> {
+    // The name in /proc leads to the same device, whatever /dev has under its name by now.
+    let source = format!("/proc/self/fd/{}", device.as_fd().as_raw_fd());
+    mount_from(fstype, &source, options, flags, attrs)
+}
+
+fn mount_from(
+    fstype: &str,
+    source: &str,
+    options: &[(&str, &str)],
+    flags: &[&str],
+    attrs: MountAttrFlags,
+) -> Result<OwnedFd, Error> {
+    let context = Context::open(fstype)?;
+    context.set("source", source)?;
     for (key, value) in options {
         context.set(key, value)?;
     }
@@ -392,6 +418,21 @@ pub fn fs_mount(
         context.set_flag(flag)?;
     }
     context.mount(attrs)
+}
+
+/// Makes a mounted file system itself read-only, in all its mounts: from then on its device holds all of it, as after
+/// an unmount.
+///
+/// # Errors
+/// EBUSY: a file is open for writing. [`Error::SetAttr`] with the kernel's error otherwise.
+pub fn finish_fs(root: impl AsFd) -> Result<(), Error> {
+    use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
+    fspick(root, "", FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC)
+        .and_then(|context| {
+            fsconfig_set_flag(&context, "ro")?;
+            fsconfig_reconfigure(&context)
+        })
+        .map_err(|source| Error::SetAttr { what: "that of a read-only file system", source })
 }
 
 /// Whether the kernel has this type of file system; loads its module if there is one.
@@ -427,7 +468,7 @@ pub struct UpperPair {
 impl UpperPair {
     /// Opens `upper` and `work` under the directory; neither may be a symlink.
     pub fn open(dir: impl AsFd) -> Result<Self, Error> {
-        let clone = open_tree_clone(&dir, "", false)?;
+        let clone = clone_root(&dir)?;
         let open = |name: &'static str| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::openat(&clone, name, flags, Mode::empty())
@@ -440,7 +481,23 @@ impl UpperPair {
 
     /// Another detached clone of the directory that holds both.
     pub(crate) fn clone_dir(&self) -> Result<OwnedFd, Error> {
-        open_tree_clone(&self.dir, "", false)
+        clone_root(&self.dir)
+    }
+}
+
+/// A detached clone of a directory. Before Linux 6.15 a detached mount cannot be cloned (`__do_loopback` in
+/// fs/namespace.c); where the directory is the root of one, that mount itself serves: attached or not, its paths begin
+/// at the same root. It can be attached once.
+fn clone_root(dir: impl AsFd) -> Result<OwnedFd, Error> {
+    or_itself(open_tree_clone(&dir, "", false), &dir)
+}
+
+fn or_itself(clone: Result<OwnedFd, Error>, dir: impl AsFd) -> Result<OwnedFd, Error> {
+    match clone {
+        Err(Error::OpenTree { path, source: Errno::INVAL }) if is_mount_root(&dir)? => {
+            rustix::io::fcntl_dupfd_cloexec(dir, 3).map_err(|source| Error::OpenTree { path, source })
+        }
+        other => other,
     }
 }
 
@@ -609,6 +666,19 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_mount_that_cannot_be_cloned_serves_itself() {
+        needs!(Root);
+        let refused = |source| Err(Error::OpenTree { path: String::new(), source });
+        let whole = fs_mount("tmpfs", &[("size", "64k")], &[], MountAttrFlags::empty()).unwrap();
+        let itself = or_itself(refused(Errno::INVAL), &whole).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let part = std::fs::File::open(dir.path()).unwrap();
+        assert_eq!(or_itself(refused(Errno::INVAL), &part).unwrap_err().errno(), Errno::INVAL);
+        assert_eq!(or_itself(refused(Errno::PERM), &whole).unwrap_err().errno(), Errno::PERM);
+        assert!(is_mount_root(&itself).unwrap());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `./dev bench store [--fs root,ext4,xfs] [--only create|ready|delete|import|memory|churn] [--json FILE] [--dir DIR]`: the
+//! `./dev bench store [--fs root,ext4,xfs] [--only create|ready|limits|delete|import|memory|churn] [--json FILE] [--dir DIR]`: the
 //! store's figures with their goals, in one process, as root.
 //!
 //! What is compared is measured by turns. The stores lie on the file system of DIR (default /var/tmp), which is called
@@ -11,6 +11,7 @@ mod create;
 mod delete;
 mod images;
 mod import;
+mod limits;
 mod place;
 mod ready;
 mod report;
@@ -27,7 +28,7 @@ use place::{Fs, Place};
 use report::{Host, Report};
 use sample::Result;
 
-const PARTS: [&str; 6] = ["create", "ready", "delete", "churn", "import", "memory"];
+const PARTS: [&str; 7] = ["create", "ready", "limits", "delete", "churn", "import", "memory"];
 /// A thousand root file systems are a descriptor each.
 const DESCRIPTORS: u64 = 8192;
 
@@ -99,6 +100,9 @@ fn measure(args: &Args, place: &Place) -> Result<usize> {
         }
         if wants("ready") {
             ready::run(fs, &images, &mut report)?;
+        }
+        if wants("limits") {
+            limits::run(fs, &images, &mut report)?;
         }
         if wants("delete") {
             delete::run(fs, &images, &mut report)?;

@@ -89,12 +89,13 @@ impl Upper for Btrfs {
 
     fn limit(&self, name: &str, bound: Bound) -> Result<(), Error> {
         self.made_with(bound)?;
-        let (dir, Some(subvolume)) = self.open(name)? else {
+        let (_, Some(subvolume)) = self.open(name)? else {
             let why = "this root file system was made without subvolumes: make it again".to_owned();
             return Err(Error::Unlimited { why });
         };
         let bytes = bound.bytes.map(|bytes| bytes.saturating_add(self.empty).min(u64::MAX - 1));
-        Ok(btrfs::limit(&dir, subvolume, bytes)?)
+        // Not by the part's own directory: the change would count there, and a full part could not be given more.
+        Ok(btrfs::limit(&self.layout.rootfs, subvolume, bytes)?)
     }
 
     fn adopt(&self, _name: &str) -> Result<(), Error> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::btrfs::{self, Btrfs};
 use super::directories::Directories;
+use super::image::Images;
 use super::names::Names;
 use super::project_quota::{self, ProjectQuota};
 use super::upper::Upper;
@@ -16,13 +17,15 @@ pub enum DiskDriver {
     ProjectQuota,
     /// Subvolumes of btrfs and their quota groups.
     Btrfs,
+    /// Each limited root file system is an ext4 of its own, in a file.
+    Image,
     /// Plain directories: limits are refused.
     None,
 }
 
 impl DiskDriver {
     /// All drivers, in the order in which they are tried.
-    pub const ALL: [Self; 3] = [Self::ProjectQuota, Self::Btrfs, Self::None];
+    pub const ALL: [Self; 4] = [Self::ProjectQuota, Self::Btrfs, Self::Image, Self::None];
 
     /// Its name, as in settings.
     #[must_use]
@@ -30,6 +33,7 @@ impl DiskDriver {
         match self {
             Self::ProjectQuota => "project-quota",
             Self::Btrfs => "btrfs",
+            Self::Image => "image",
             Self::None => "none",
         }
     }
@@ -88,6 +92,7 @@ fn make(driver: DiskDriver, ground: &Ground, others: &[String]) -> Result<Arc<dy
             }
             Some(why) => Err(why),
         },
+        DiskDriver::Image => Ok(Arc::new(Images::new(ground)?)),
         DiskDriver::None => Ok(Arc::new(directories)),
     }
 }

@@ -32,16 +32,11 @@ use crate::layers::owner::Root;
 const FIRST: u32 = 1 << 31;
 /// The ids between the places where two stores begin to look.
 const STRIDE: u32 = 1 << 16;
-/// What the store and a volatile overlay (`ovl_create_volatile_dirty` in fs/overlayfs/super.c) make in a part themselves.
-const OWN: [&str; 7] = [
-    ".",
-    "upper",
-    "work",
-    "work/work",
-    "work/work/incompat",
-    "work/work/incompat/volatile",
-    "work/work/incompat/volatile/dirty",
-];
+/// The directories of a part which the store and the overlay make themselves.
+const OWN: [&str; 6] =
+    [".", "upper", "work", "work/work", "work/work/incompat", "work/work/incompat/volatile"];
+/// An empty file of the overlay's.
+const DIRTY: &str = "work/work/incompat/volatile/dirty";
 
 /// The directories `rootfs/<name>/{upper,work}`, each of a project of its own.
 #[derive(Debug)]
@@ -119,14 +114,24 @@ impl ProjectQuota {
     }
 }
 
-/// Returns the bytes and inodes of a part's own entries. `upper` counts with one block at most: more of them are
-/// the container's.
-fn own(dir: &OwnedFd) -> (u64, u64) {
-    let stats = OWN.iter().filter_map(|name| rustix::fs::statat(dir, *name, AtFlags::SYMLINK_NOFOLLOW).ok());
-    stats.fold((0, 0), |(bytes, inodes), stat| {
-        let block = stat.st_blksize.unsigned_abs();
-        (bytes + (stat.st_blocks.unsigned_abs() * BLOCK).min(block), inodes + 1)
-    })
+/// What a part's own directories take.
+struct Own {
+    bytes: u64,
+    directories: u64,
+    inodes: u64,
+}
+
+impl Own {
+    /// `upper` counts with one block at most: more of them are the container's.
+    fn of(dir: &OwnedFd) -> Self {
+        let stat = |name: &str| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+        let (bytes, directories) =
+            OWN.iter().filter_map(|name| stat(name)).fold((0, 0), |(bytes, directories), stat| {
+                let block = stat.st_blksize.unsigned_abs();
+                (bytes + (stat.st_blocks.unsigned_abs() * BLOCK).min(block), directories + 1)
+            });
+        Self { bytes, directories, inodes: directories + u64::from(stat(DIRTY).is_some()) }
+    }
 }
 
 impl Upper for ProjectQuota {
@@ -149,11 +154,12 @@ impl Upper for ProjectQuota {
             let why = "this root file system was made without project quota: make it again".to_owned();
             return Err(Error::Unlimited { why });
         }
-        // An overlay that is mounted later makes the rest of them; each directory has a block, or none has one.
-        let (own_bytes, own_inodes) = own(&dir);
+        // An overlay that is mounted later makes the rest of these directories; each has a block, or none has one.
+        let own = Own::of(&dir);
         let all = OWN.len() as u64;
-        let inodes = bound.inodes.map_or(0, |inodes| inodes.saturating_add(all));
-        let bytes = bound.bytes.map_or(0, |bytes| bytes.saturating_add(own_bytes / own_inodes.max(1) * all));
+        let inodes = bound.inodes.map_or(0, |inodes| inodes.saturating_add(all + 1));
+        let each = own.bytes / own.directories.max(1);
+        let bytes = bound.bytes.map_or(0, |bytes| bytes.saturating_add(each * all));
         Ok(quota::set(&dir, project, bytes, inodes)?)
     }
 
@@ -168,10 +174,10 @@ impl Upper for ProjectQuota {
             return Ok(None);
         }
         let Quota { bytes, inodes, .. } = quota::get(&dir, project)?;
-        let (own_bytes, own_inodes) = own(&dir);
+        let own = Own::of(&dir);
         Ok(Some(Written {
-            bytes: bytes.saturating_sub(own_bytes),
-            inodes: Some(inodes.saturating_sub(own_inodes)),
+            bytes: bytes.saturating_sub(own.bytes),
+            inodes: Some(inodes.saturating_sub(own.inodes)),
         }))
     }
 

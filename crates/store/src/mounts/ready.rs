@@ -46,6 +46,8 @@ pub(crate) struct Kind {
     owner: Option<(OwnedFd, Root)>,
     /// What its part was made with, see [`Upper::made_with`](super::upper::Upper::made_with).
     pub(crate) bound: Bound,
+    /// The most spares of it.
+    most: usize,
 }
 
 impl Kind {
@@ -142,12 +144,14 @@ impl Ready {
         }
     }
 
-    /// Takes a spare of this kind, if there is one. The call creates the kind's shelf, which the steward fills.
+    /// Takes a spare of this kind, if there is one. The call creates the kind's shelf, which the steward fills with at
+    /// most `most` spares.
     pub(crate) fn claim(
         &self,
         layers: &Arc<[Arc<Layer>]>,
         owner: Option<&Owner<'_>>,
         bound: Bound,
+        most: usize,
     ) -> Option<Spare> {
         // A spare with an unshared mapping could be claimed by nobody else.
         if self.per_kind == 0 || layers.is_empty() || !is_shared(owner) || layers.len() > self.most_layers {
@@ -170,7 +174,7 @@ impl Ready {
             let shelf = state.shelves.swap_remove(oldest);
             state.gone.extend(shelf.spares);
         }
-        let kind = Arc::new(Kind { layers: Arc::clone(layers), owner, bound });
+        let kind = Arc::new(Kind { layers: Arc::clone(layers), owner, bound, most: most.min(self.per_kind) });
         state.shelves.push(Shelf { kind, asked: now, spares: Vec::new() });
         None
     }
@@ -178,7 +182,7 @@ impl Ready {
     /// Returns what is to be mounted next.
     pub(crate) fn wanted(&self) -> Wanted {
         let state = self.state.lock();
-        let short = state.shelves.iter().filter(|shelf| shelf.spares.len() < self.per_kind);
+        let short = state.shelves.iter().filter(|shelf| shelf.spares.len() < shelf.kind.most);
         match short.max_by_key(|shelf| shelf.asked) {
             None => Wanted::Nothing,
             Some(_) if state.asked.is_some_and(|then| then.elapsed() < QUIET) => Wanted::Later,
@@ -191,7 +195,7 @@ impl Ready {
         let mut state = self.state.lock();
         let current = !state.closed && spare.generation == state.generation;
         let shelf = state.shelves.iter_mut().find(|shelf| Arc::ptr_eq(&shelf.kind, &spare.kind));
-        match shelf.filter(|shelf| current && shelf.spares.len() < self.per_kind) {
+        match shelf.filter(|shelf| current && shelf.spares.len() < shelf.kind.most) {
             Some(shelf) => {
                 shelf.spares.push(spare);
                 Ok(())

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
+use wardian_sys::{loop_device, mount};
 
 use super::driver::DiskDriver;
 use crate::disk::limit::{Bound, Written};
@@ -61,6 +62,29 @@ pub enum Error {
         /// What each driver lacks, with the remedy.
         why: String,
     },
+    /// The driver cannot give a root file system such a limit.
+    #[error("{why}")]
+    Fixed {
+        /// Why not.
+        why: String,
+    },
+    /// A program that the driver needs has failed.
+    #[error("{program} has failed: {said}")]
+    Program {
+        /// The program.
+        program: String,
+        /// Its status, and what it said.
+        said: String,
+    },
+    /// The part's image is mounted nowhere, so the root file system over it has ended.
+    #[error("its image is mounted nowhere: the root file system over it has ended")]
+    Lost,
+    /// There is no loop device for it.
+    #[error(transparent)]
+    LoopDevice(#[from] loop_device::Error),
+    /// Its file system could not be mounted.
+    #[error(transparent)]
+    Mount(#[from] mount::Error),
 }
 
 impl Error {
@@ -68,7 +92,9 @@ impl Error {
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Self::System(errno) => Some(*errno),
-            Self::Unlimited { .. } => None,
+            Self::LoopDevice(error) => Some(error.errno()),
+            Self::Mount(error) => Some(error.errno()),
+            Self::Unlimited { .. } | Self::Fixed { .. } | Self::Program { .. } | Self::Lost => None,
         }
     }
 }
@@ -80,12 +106,17 @@ pub(crate) trait Upper: Debug + Send + Sync {
     fn driver(&self) -> DiskDriver;
 
     /// Returns the bound with which parts are made that are to have `bound` in the end: the same, if a part gets its
-    /// bound when it is made; [`Bound::NONE`], if any part can be given one later, by [`Upper::limit`]. So it tells
-    /// which parts made ahead can be taken.
+    /// bound when it is made; [`Bound::NONE`], if any part can be given one later, by [`Upper::limit`]; or a larger
+    /// one, from which that goes. So it tells which parts made ahead can be taken.
     ///
     /// # Errors
     /// The driver cannot enforce such a bound.
     fn made_with(&self, bound: Bound) -> Result<Bound, Error>;
+
+    /// Returns the most parts with a bound of [`Upper::made_with`] that are worth making ahead.
+    fn most_ahead(&self, _bound: Bound) -> usize {
+        usize::MAX
+    }
 
     /// Makes the part `name`, whose `upper` belongs to `root` with [`READY_MODE`]; `bound` is one that
     /// [`Upper::made_with`] has returned. It may wait for the disk, so requests take a part made ahead if there is
@@ -107,6 +138,9 @@ pub(crate) trait Upper: Debug + Send + Sync {
     /// # Errors
     /// It cannot be kept as the driver wants to: what that means is in the text.
     fn adopt(&self, name: &str) -> Result<(), Error>;
+
+    /// Gives up what this process holds of parts in use, which another process may adopt: it is closing.
+    fn let_go(&self) {}
 
     /// Returns what has been written to the part since it was made, exactly and without a walk over its files; `None`
     /// if its file system does not count it, see [`Upper::measure`].

@@ -144,7 +144,7 @@ fn after_a_lost_write_none_is_left() {
     ask(&store, "first", &image, None);
     let spares = names(&store);
     // A spare that was claimed or being mounted at that moment is refused.
-    let Some(claimed) = store.0.ready.claim(&image.layers, None, Bound::NONE) else {
+    let Some(claimed) = store.0.ready.claim(&image.layers, None, Bound::NONE, usize::MAX) else {
         panic!("none is ready")
     };
     store.0.mark_hit("a disk was pulled");
@@ -175,8 +175,8 @@ fn no_more_than_were_asked_for() {
     }
     // Spares of eight kinds, those asked for most recently.
     wait_for(|| store.ready_rootfs() == 8 * READY);
-    assert!(store.0.ready.claim(&image.layers, Some(&owners[2]), Bound::NONE).is_some());
-    assert!(store.0.ready.claim(&image.layers, Some(&owners[1]), Bound::NONE).is_none());
+    assert!(store.0.ready.claim(&image.layers, Some(&owners[2]), Bound::NONE, usize::MAX).is_some());
+    assert!(store.0.ready.claim(&image.layers, Some(&owners[1]), Bound::NONE, usize::MAX).is_none());
     // After ten minutes without a create the spares are discarded.
     let later = std::time::Instant::now() + Duration::from_secs(601);
     store.0.discard(store.0.ready.outdated(later, &|_| true));

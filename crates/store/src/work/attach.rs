@@ -64,6 +64,10 @@ impl Store {
         let started = std::time::Instant::now();
         if is_attached(&path) {
             tracing::info!(id, path = %path.display(), "rootfs.unmounting");
+            // With a reference of ours this unmount is not the one that has to write, see [`crate::mounts::image`].
+            if let Err(error) = self.0.upper.adopt(&record.dir) {
+                tracing::warn!(id, %error, "rootfs.not-adopted");
+            }
             mount::unmount(&path).map_err(|error| match error.errno() {
                 Errno::BUSY => RootfsError::Busy { path: path.clone() },
                 errno => RootfsError::Attach { path: path.clone(), source: errno.into() },

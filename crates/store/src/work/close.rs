@@ -27,6 +27,7 @@ impl Inner {
             // An open reference would keep an overlay mounted beyond the end of its container, which outlives this
             // process.
             self.honest.lock().clear();
+            self.upper.let_go();
             *self.lock.lock() = None;
         }
     }

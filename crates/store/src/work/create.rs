@@ -41,7 +41,8 @@ impl Inner {
         let limited = |source| rootfs::Error::Limit { id: id.to_owned(), source };
         let bound = spec.limit.above(image.bytes()).map_err(rootfs::Error::from)?;
         let made_with = self.upper.made_with(bound).map_err(limited)?;
-        let start = match self.ready.claim(&image.layers, owner, made_with) {
+        let most = self.upper.most_ahead(made_with);
+        let start = match self.ready.claim(&image.layers, owner, made_with, most) {
             Some(spare) => Start::Spare(spare),
             None if made_with.is_none() => {
                 self.pool.take(root_of(owner), is_shared(owner)).map_or(Start::Nothing, Start::Pair)

@@ -199,3 +199,24 @@ fn many_threads_ask_and_none_waits_long() {
     // Far above the measured time, for slow machines, and far below the time of a disk sync.
     assert!(median < Duration::from_millis(500), "{median:?}");
 }
+
+/// As on kernels that cannot clone a detached mount: the upper pair is the root of one, which is attached itself.
+#[test]
+fn an_upper_pair_may_be_a_mount_of_its_own() {
+    needs!(Root);
+    let store = Store::new();
+    let layers = LayerNamespace::start().unwrap();
+    let layer = layers.attach(store.layer("layer").as_fd()).unwrap();
+    let pair = mount::fs_mount("tmpfs", &[("size", "1m")], &[], MountAttrFlags::empty()).unwrap();
+    for name in ["upper", "work"] {
+        rustix::fs::mkdirat(&pair, name, Mode::RWXU).unwrap();
+    }
+    let upper = rustix::fs::openat(&pair, "upper", OFlags::PATH, Mode::empty()).unwrap();
+    let lowers = vec![layer.name.clone()];
+    let overlay = layers.ask(|answer| Request::Overlay { lowers, pair, volatile: true, answer }).unwrap();
+    assert_eq!(read(&overlay, "top"), "layer");
+    create(&overlay, "new").write_all(b"new").unwrap();
+    assert_eq!(read(&upper, "new"), "new");
+    let shown = mountinfo(&overlay);
+    assert!(shown.contains("upperdir=/upper") && shown.contains("workdir=/work"), "{shown}");
+}

@@ -1,0 +1,244 @@
+//! Root file systems with a limit, by the driver that this host has, beside those without one.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use wardian_store::{Config, DiskDriver, DiskLimit, Image, Rootfs, RootfsSpec, Scope, Store};
+use wardian_sys::loop_device::{Backing, LoopDevices};
+use wardian_sys::mount::{self, MountAttrFlags};
+
+use crate::create::{delete, owner, settle, userns};
+use crate::images::Images;
+use crate::place::Fs;
+use crate::report::{Goal, Report, Times, ms};
+use crate::sample::Result;
+
+const SAMPLES: usize = 60;
+/// Root file systems that are removed at once, and what each has written.
+const TOGETHER: usize = 9;
+const WRITTEN: usize = 100 << 20;
+const ROUNDS: usize = 5;
+/// What is written to compare throughputs.
+const MUCH: usize = 1 << 30;
+/// Root file systems with a limit that live at a time.
+const MANY: usize = 300;
+/// A driver may make fewer spares than it is asked for.
+const SPARES: usize = 2;
+const PATIENCE: Duration = Duration::from_secs(20);
+const LIMIT: DiskLimit = DiskLimit { bytes: Some(2 << 30), inodes: None, scope: Scope::Exclusive };
+const NAMES: [&str; 2] = ["no limit", "a limit"];
+const LIMITS: [DiskLimit; 2] = [DiskLimit { bytes: None, ..LIMIT }, LIMIT];
+
+pub fn run(fs: &Fs, images: &Images, report: &mut Report) -> Result<()> {
+    let make =
+        |name: &str, ready_rootfs| Store::serve(&Config { ready_rootfs, ..fs.config(name) }, &|_| false);
+    let store = make("limits", 0)?;
+    if store.disk_driver() == DiskDriver::None {
+        let mut section = report.section(&fs.name);
+        section.note("no driver of disk limits works here");
+        section.finish();
+        store.close();
+        return Ok(());
+    }
+    let image = store.image(&images.of_layers(1))?;
+    creates(fs, &store, &image, report, "")?;
+    let ready = make("limits-ready", SPARES)?;
+    creates(fs, &ready, &ready.image(&images.of_layers(1))?, report, ", made ahead")?;
+    ready.close();
+    together(fs, &store, &image, report)?;
+    throughput(fs, &store, &image, report)?;
+    many(fs, &store, &image, report)?;
+    store.close();
+    Ok(())
+}
+
+fn creates(fs: &Fs, store: &Store, image: &Image, report: &mut Report, how: &str) -> Result<()> {
+    let userns = userns()?;
+    let owner = owner(&userns);
+    let mut section = report.section(&format!("{}, {}", fs.name, store.disk_driver().name()));
+    let (mut samples, mut deletes) = ([Times::default(), Times::default()], Times::default());
+    for round in 0..=SAMPLES {
+        for (samples, limit) in samples.iter_mut().zip(LIMITS) {
+            let spec = RootfsSpec { image, owner: Some(owner), limit };
+            let rootfs = samples.take(|| store.create_rootfs("one", &spec))?;
+            delete(&mut deletes, store, "one", rootfs);
+            settle(store)?;
+            if !how.is_empty() {
+                // Of both kinds, once there are both.
+                let kinds = if round == 0 && limit.bytes.is_none() { 1 } else { 2 };
+                let start = Instant::now();
+                while store.ready_rootfs() < kinds * SPARES {
+                    if start.elapsed() > PATIENCE {
+                        return Err("nothing is mounted ahead".into());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        if round == 0 {
+            samples.iter_mut().for_each(Times::clear);
+        }
+    }
+    for (name, times) in NAMES.iter().zip(&samples) {
+        section.times(&format!("create with {name}{how}"), times, None);
+    }
+    let ratio = samples[1].median() / samples[0].median();
+    section.value(&format!("  a limit : no limit{how}*"), "×", ratio, Some(Goal::AtMost(3.0)));
+    section.finish();
+    Ok(())
+}
+
+fn write(file: OwnedFd, bytes: usize) -> Result<File> {
+    let mut file = File::from(file);
+    let chunk = vec![0x5a; 1 << 20];
+    for _ in 0..bytes / chunk.len() {
+        file.write_all(&chunk)?;
+    }
+    Ok(file)
+}
+
+fn write_in(mount: &OwnedFd, bytes: usize) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    write(rustix::fs::openat(mount, "data", flags, Mode::RUSR | Mode::WUSR)?, bytes).map(drop)
+}
+
+/// The number of the loop device over a root file system's image.
+fn device(devices: &LoopDevices, rootfs: &Rootfs) -> Result<u32> {
+    let backing = Backing::of(File::open(rootfs.dir.join("image"))?)?;
+    let found = devices.in_use()?.into_iter().find(|(_, other)| *other == backing);
+    Ok(found.ok_or("an image without a device")?.0)
+}
+
+fn devices(fs: &Fs) -> Result<LoopDevices> {
+    Ok(LoopDevices::open(File::open(&fs.dir)?.into())?)
+}
+
+/// Bytes that a loop device has written since the boot (Documentation/block/stat.rst).
+fn written(number: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/sys/block/loop{number}/stat"))?;
+    Ok(text.split_whitespace().nth(6).ok_or("no sectors written")?.parse::<u64>()? * 512)
+}
+
+/// Several that have written a lot are destroyed at once.
+fn together(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Result<()> {
+    let mut section = report.section(&format!("{}, {}", fs.name, store.disk_driver().name()));
+    let images = store.disk_driver() == DiskDriver::Image;
+    let (devices, mut bytes) = (devices(fs)?, Vec::new());
+    for (name, limit) in NAMES.iter().zip(LIMITS) {
+        let (mut slowest, mut removals) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let mut living = Vec::new();
+            for number in 0..TOGETHER {
+                let id = format!("together-{number}");
+                let rootfs = store.create_rootfs(&id, &RootfsSpec { image, owner: None, limit })?;
+                write_in(&rootfs.mount, WRITTEN)?;
+                let number =
+                    if images && limit.bytes.is_some() { Some(device(&devices, &rootfs)?) } else { None };
+                living.push((id, rootfs, number));
+            }
+            let numbers: Vec<u32> = living.iter().filter_map(|(_, _, number)| *number).collect();
+            let all = || numbers.iter().map(|number| written(*number)).sum::<Result<u64>>();
+            let before = all()?;
+            let took = std::thread::scope(|scope| {
+                let threads = living.into_iter().map(|(id, rootfs, _)| {
+                    scope.spawn(move || {
+                        let start = Instant::now();
+                        drop(rootfs.mount);
+                        store.release_rootfs(&id, None);
+                        ms(start.elapsed())
+                    })
+                });
+                let threads: Vec<_> = threads.collect();
+                threads.into_iter().map(|thread| thread.join().unwrap_or(f64::NAN)).collect::<Vec<_>>()
+            });
+            slowest.push(took.into_iter().fold(0.0, f64::max));
+            let start = Instant::now();
+            settle(store)?;
+            removals.push(ms(start.elapsed()));
+            if !numbers.is_empty() {
+                bytes.push((all()? - before) as f64 / 1e3);
+            }
+        }
+        let goal = limit.bytes.and(Some(Goal::Percentiles(15.0, None)));
+        section.samples(
+            &format!("slowest of {TOGETHER} destroys at once, 100 MB each, {name}"),
+            "ms",
+            &slowest,
+            goal,
+        );
+        section.samples(&format!("  their removal, {name}"), "ms", &removals, None);
+    }
+    if !bytes.is_empty() {
+        section.samples("  written to all their images from then on", "kB", &bytes, None);
+    }
+    section.finish();
+    Ok(())
+}
+
+/// Writes a lot, and waits until it is on the disk.
+fn throughput(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Result<()> {
+    let mut section = report.section(&format!("{}, {}", fs.name, store.disk_driver().name()));
+    let (devices, mut rates) = (devices(fs)?, [Vec::new(), Vec::new()]);
+    for _ in 0..ROUNDS {
+        for (rates, limit) in rates.iter_mut().zip(LIMITS) {
+            let rootfs = store.create_rootfs("one", &RootfsSpec { image, owner: None, limit })?;
+            // Behind the overlay, in which nothing can be synced.
+            let upper = if limit.bytes.is_some() && store.disk_driver() == DiskDriver::Image {
+                let device = devices.open_bound(device(&devices, &rootfs)?)?;
+                mount::device_mount("ext4", &device, &[], &[], MountAttrFlags::empty())?
+            } else {
+                File::open(&rootfs.dir)?.into()
+            };
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+            // The image's device gets its direct I/O.
+            std::thread::sleep(Duration::from_millis(500));
+            rustix::fs::openat(&rootfs.mount, "data", flags, Mode::RUSR | Mode::WUSR)?;
+            let data =
+                rustix::fs::openat(&upper, "upper/data", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let start = Instant::now();
+            write(data, MUCH)?.sync_all()?;
+            rates.push(MUCH as f64 / 1e6 / start.elapsed().as_secs_f64());
+            drop((rootfs, upper));
+            store.release_rootfs("one", None);
+            settle(store)?;
+        }
+    }
+    for (name, rates) in NAMES.iter().zip(&rates) {
+        section.samples(&format!("1 GB written and synced, {name}"), "MB/s", rates, None);
+    }
+    let best = |rates: &[f64]| rates.iter().copied().fold(0.0, f64::max);
+    let ratio = best(&rates[1]) / best(&rates[0]);
+    section.value("  a limit : no limit, the best of each", "×", ratio, Some(Goal::AtLeast(0.9)));
+    section.finish();
+    Ok(())
+}
+
+fn many(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Result<()> {
+    let mut section = report.section(&format!("{}, {}", fs.name, store.disk_driver().name()));
+    let descriptors = || -> Result<usize> { Ok(fs::read_dir("/proc/self/fd")?.count()) };
+    let (before, start) = (descriptors()?, Instant::now());
+    let mut living = Vec::new();
+    for number in 0..MANY {
+        let id = format!("many-{number}");
+        let spec = RootfsSpec { image, owner: None, limit: LIMIT };
+        living.push((store.create_rootfs(&id, &spec)?, id));
+    }
+    section.value(&format!("{MANY} with a limit, one after another"), "ms", ms(start.elapsed()), None);
+    std::thread::sleep(Duration::from_secs(5));
+    let each = (descriptors()? - before) as f64 / MANY as f64 - 1.0;
+    section.value("  descriptors of the store for each", "", each, Some(Goal::AtMost(1.1)));
+    let start = Instant::now();
+    for (rootfs, id) in living {
+        drop(rootfs.mount);
+        store.release_rootfs(&id, None);
+    }
+    section.value("  their destroys, one after another", "ms", ms(start.elapsed()), None);
+    let start = Instant::now();
+    settle(store)?;
+    section.value("  their removal", "ms", ms(start.elapsed()), None);
+    section.finish();
+    Ok(())
+}
