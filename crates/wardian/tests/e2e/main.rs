@@ -17,6 +17,7 @@ mod commands;
 mod copies;
 mod debug_door;
 mod devices;
+mod disk_limits;
 mod doctor;
 mod door;
 mod doubts;

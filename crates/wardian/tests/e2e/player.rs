@@ -56,8 +56,6 @@ pub enum Loose {
 /// What a scenario needs to know.
 #[derive(Debug, Default)]
 pub struct Rules {
-    /// What requests ask for that cannot be had; it is left out.
-    pub asked: &'static [Accepted],
     pub accepted: &'static [Accepted],
     pub skipped: &'static [Skipped],
     /// Scenario, connections (none: all), how.
@@ -305,9 +303,6 @@ impl Player {
     /// A request with the ids and paths of here.
     fn translate(&self, recorded: &[u8]) -> Vec<u8> {
         let mut text = latin(recorded);
-        for row in self.rules.asked.iter().filter(|row| self.scenario.starts_with(row.place)) {
-            text = replace(&text, row.recorded, row.here).unwrap_or(text);
-        }
         let here = self.ids.iter().chain(self.rules.host.iter().map(|(a, b)| (a, b)));
         for (recorded, here) in here.filter(|(recorded, _)| !recorded.is_empty()) {
             text = text.replace(recorded, here);

@@ -393,7 +393,7 @@ impl Server {
     }
 
     /// The directories of root file systems that live or wait to be deleted. What the store has made ahead is left out:
-    /// no record names it, and nobody has written to it.
+    /// no record names it, and nobody has written to it. Of an image that cannot be told.
     pub fn rootfs(&self) -> Vec<String> {
         // In this order: a record is written before its directory is made.
         let all = names(&self.root().join("rootfs"));
@@ -407,9 +407,9 @@ impl Server {
         let spare = |dir: &str| {
             let dir = Path::new(dir);
             !records.iter().any(|name| dir.ends_with(name))
-                && fs::read_dir(dir.join("upper"))
+                && (dir.join("image").exists() || fs::read_dir(dir.join("upper"))
                     .or_else(|_| fs::read_dir(dir))
-                    .is_ok_and(|mut all| all.next().is_none())
+                    .is_ok_and(|mut all| all.next().is_none()))
         };
         all.into_iter().filter(|dir| !spare(dir)).collect()
     }

@@ -2,7 +2,7 @@
 //! `WARDIAN_WRITE_DOCS=1` writes them.
 
 use crate::inside::DIFFERENCES;
-use crate::wire::{ACCEPTED, ASKED, SKIPPED};
+use crate::wire::{ACCEPTED, SKIPPED};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -30,20 +30,14 @@ fn recordings() -> String {
     let mut text =
         String::from("| recording | connection | recorded | here | why |\n|---|---|---|---|---|\n");
     let mut rows: Vec<(String, String)> = Vec::new();
-    for (kind, list) in [("asked: ", ASKED), ("", ACCEPTED)] {
-        for row in list {
-            let connection = row.place.split_once('/').map_or("all", |(_, connection)| connection);
-            let (recorded, here) = (code(row.recorded), code(row.here));
-            rows.push((
-                row.place.to_owned(),
-                format!(
-                    "| {} {} | {connection} | {kind}{recorded} | {here} | {} |",
-                    &row.place[..3],
-                    title(row.place),
-                    row.why
-                ),
-            ));
-        }
+    for row in ACCEPTED {
+        let connection = row.place.split_once('/').map_or("all", |(_, connection)| connection);
+        let (recorded, here) = (code(row.recorded), code(row.here));
+        let (recording, title) = (&row.place[..3], title(row.place));
+        rows.push((
+            row.place.to_owned(),
+            format!("| {recording} {title} | {connection} | {recorded} | {here} | {} |", row.why),
+        ));
     }
     for row in SKIPPED {
         let list: Vec<String> = row.connections.iter().map(ToString::to_string).collect();
