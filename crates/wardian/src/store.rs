@@ -5,6 +5,7 @@ use crate::{log, print};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
 use std::io::IsTerminal as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
@@ -95,6 +96,21 @@ impl std::fmt::Display for NoStore {
 impl std::error::Error for NoStore {}
 
 impl Place {
+    /// Returns the place of a store with the default limits and no servers of layers.
+    pub fn at(root: PathBuf, run: PathBuf) -> Self {
+        Self {
+            root,
+            run,
+            layer_certificates: None,
+            layer_hosts: Vec::new(),
+            max_layer_bytes: None,
+            max_image_bytes: None,
+            max_image_entries: None,
+            max_image_ratio: None,
+            json: false,
+        }
+    }
+
     fn config(&self) -> Result<Config> {
         ensure!(
             rustix::process::geteuid().is_root(),
@@ -173,7 +189,8 @@ impl Place {
     pub fn command(&self, args: &[&str]) -> Result<std::process::Command> {
         let config = self.config()?;
         let mut command = std::process::Command::new(std::env::current_exe().context("find this program")?);
-        command.args(args).arg("--root").arg(&config.root).arg("--run").arg(&config.run);
+        // This program may have been started under another name, which means another command line.
+        command.arg0("wardian").args(args).arg("--root").arg(&config.root).arg("--run").arg(&config.run);
         if let Some(certificates) = &config.remote.certificates {
             command.arg("--layer-certificates").arg(certificates);
         }
