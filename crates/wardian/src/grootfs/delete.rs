@@ -10,7 +10,7 @@ use super::config::Config;
 use super::error::{Error, chain, go_text};
 use super::flags::Parsed;
 use super::log::Log;
-use super::namespace::{META, Mappings};
+use super::namespace::Mappings;
 use super::place::{self, Found, Opened};
 use crate::print;
 
@@ -102,12 +102,6 @@ pub fn store(config: &Config) -> Result<(), Error> {
         if emptied.is_none() {
             return Err(failed("the disk is slow".into()));
         }
-        std::fs::remove_dir_all(path.join(META))
-            .or_else(|error| {
-                let missing = error.kind() == std::io::ErrorKind::NotFound;
-                if missing { Ok(()) } else { Err(error) }
-            })
-            .map_err(|error| failed(go_text(&error)))?;
         erase::all(&path).map_err(|error| failed(chain(&error)))?;
         wardian_store::run::leave(&run);
         // It stays if there is anything else in it.

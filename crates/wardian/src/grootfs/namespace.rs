@@ -13,7 +13,7 @@ use super::error::{Error, go_error};
 /// The kernel's limit of lines in a map (`UID_GID_MAP_MAX_EXTENTS`).
 const MAX_EXTENTS: usize = 340;
 /// What a directory of the store is called that GrootFS has too.
-pub const META: &str = "meta";
+const META: &str = "meta";
 
 /// The mappings of user and group ids; empty ones map nothing, and the host's root is the images' root.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
