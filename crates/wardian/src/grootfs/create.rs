@@ -80,6 +80,11 @@ impl Source {
         let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| !scheme.contains('/')) else {
             let path = PathBuf::from(text);
             let missing = |error: &std::io::Error| Error::NoTar(format!("stat {text}: {}", go_text(error)));
+            if text.is_empty() {
+                return Err(missing(&std::io::Error::from_raw_os_error(
+                    rustix::io::Errno::NOENT.raw_os_error(),
+                )));
+            }
             let absolute = std::path::absolute(&path).map_err(|error| missing(&error))?;
             let meta = absolute.metadata().map_err(|error| missing(&error))?;
             if meta.is_dir() {
@@ -247,22 +252,15 @@ fn failure(error: &wardian_store::Error, limited: bool) -> Error {
         Some(ImageError::NoTar { what }) => Error::Pull(format!(
             "unpacking layer `{what}`: failed to unpack: archive/tar: invalid tar header"
         )),
-        Some(ImageError::Io { op: "open", path, source })
-            if source.kind() == std::io::ErrorKind::NotFound && path.contains("/blobs/") =>
-        {
-            match error.root() {
-                // A document is missing.
-                wardian_store::Error::Image { .. } => Error::NoSource,
-                _ => {
-                    let digest = path.rsplit('/').next().unwrap_or_default();
-                    Error::Pull(format!("streaming blob `sha256:{digest}`: open {path}: {}", go_text(source)))
+        Some(ImageError::Io { op, path, source }) if source.kind() == std::io::ErrorKind::NotFound => {
+            match (error.root(), path.rsplit_once("/blobs/sha256/")) {
+                // The layout, or a document in it.
+                (wardian_store::Error::Image { .. }, _) => Error::NoSource,
+                (_, Some((_, digest))) => {
+                    Error::Pull(format!("streaming blob `sha256:{digest}`: {op} {path}: {}", go_text(source)))
                 }
+                _ => Error::Pull(chain(error)),
             }
-        }
-        Some(ImageError::Io { path, source, .. })
-            if source.kind() == std::io::ErrorKind::NotFound && path.ends_with("index.json") =>
-        {
-            Error::NoSource
         }
         _ => Error::Pull(chain(error)),
     }

@@ -100,20 +100,24 @@ impl Mappings {
     /// Parses the flags.
     ///
     /// # Errors
-    /// One of them is no mapping, or they cannot be one together.
+    /// One of them is no mapping.
     pub fn parse(uids: &[String], gids: &[String]) -> Result<Self, Error> {
         let all = |kind, texts: &[String]| {
             let maps: Result<Vec<_>, _> = texts.iter().map(|text| parse(text)).collect();
             maps.map_err(|why| Error::Mapping { kind, why })
         };
-        let mappings = Self { uids: all("uid", uids)?, gids: all("gid", gids)? };
-        check("uid", &mappings.uids)?;
-        check("gid", &mappings.gids)?;
-        if mappings.uids.is_empty() != mappings.gids.is_empty() {
-            let kind = if mappings.uids.is_empty() { "uid" } else { "gid" };
+        Ok(Self { uids: all("uid", uids)?, gids: all("gid", gids)? })
+    }
+
+    /// Refuses what cannot be a store's mappings.
+    fn check(&self) -> Result<(), Error> {
+        check("uid", &self.uids)?;
+        check("gid", &self.gids)?;
+        if self.uids.is_empty() != self.gids.is_empty() {
+            let kind = if self.uids.is_empty() { "uid" } else { "gid" };
             return Err(Error::BadMapping { kind, why: "there is none, but one of the other kind" });
         }
-        Ok(mappings)
+        Ok(())
     }
 
     fn path(store: &Path) -> PathBuf {
@@ -149,7 +153,7 @@ impl Mappings {
     /// Records the mappings of a store, unless the same ones are recorded already. Waits for the disk.
     ///
     /// # Errors
-    /// Others are recorded, or the file cannot be written.
+    /// Others are recorded, they cannot be a store's mappings, or the file cannot be written.
     pub fn record(&self, store: &Path) -> Result<(), Error> {
         if Self::are_recorded(store) {
             let old = Self::read(store)?;
@@ -162,6 +166,7 @@ impl Mappings {
                 Err(Error::OtherMappings("GID"))
             };
         }
+        self.check()?;
         let path = Self::path(store);
         let file = File { uid_mappings: texts(&self.uids), gid_mappings: texts(&self.gids) };
         let written = || -> std::io::Result<()> {
@@ -220,7 +225,8 @@ mod tests {
 
     fn of(uids: &[&str], gids: &[&str]) -> Result<Mappings, Error> {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        Mappings::parse(&owned(uids), &owned(gids))
+        let mappings = Mappings::parse(&owned(uids), &owned(gids))?;
+        mappings.check().map(|()| mappings)
     }
 
     #[test]
@@ -242,6 +248,10 @@ mod tests {
         let end = "mappings do not match those already configured in the store";
         assert_eq!(refused(Mappings::default()), format!("provided UID {end}"));
         assert_eq!(refused(of(&usual, &usual[..1]).unwrap()), format!("provided GID {end}"));
+        // That they are others is said before what is wrong with them.
+        let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let overlap = Mappings::parse(&texts(&["0:4294967294:1", "1:2:4294967293"]), &texts(&usual)).unwrap();
+        assert_eq!(refused(overlap), format!("provided UID {end}"));
         assert_eq!(std::fs::read_dir(store.path().join("meta")).unwrap().count(), 1);
     }
 

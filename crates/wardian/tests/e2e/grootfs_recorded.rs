@@ -82,9 +82,10 @@ const OF_ONE_STORE: &[Difference] = &[
     (&[140, 141, 167], Why::Follows, 0, "/images/nm3"),
     (&[143], Why::Layout, 0, ""),
     (&[144], Why::Layout, 1, "uid-mappings"),
-    (&[145], Why::Layout, 2, ""),
+    (&[145], Why::Layout, 32, ""),
     (&[149], Why::Host, 0, "Image `q1` not found. Skipping delete."),
-    (&[161, 162, 163], Why::NoLock, 0, ""),
+    (&[161], Why::NoLock, 2, ""),
+    (&[162, 163], Why::NoLock, 0, "clean completed"),
     (&[170, 171, 172], Why::Parser, 1, "invalid namespace file: "),
     (&[174], Why::Tardis, 1, "a limit on what is written cannot be enforced here"),
     (&[176, 177, 178, 179], Why::Tardis, 127, ""),
@@ -255,11 +256,15 @@ impl Player {
             }
             _ => {}
         }
-        if run.err.starts_with('{') && run.command.contains("--log-level") && run.command.contains("grootfs")
+        if self.differences.contains_key(&number)
+            || !run.command.trim_start_matches("bin/").starts_with("grootfs")
         {
+            return;
+        }
+        if run.err.starts_with('{') && run.command.contains("--log-level") {
             compare_logs(&run.command, &run.err, &said.err);
-        } else if !run.err.is_empty() && !self.differences.contains_key(&number) {
-            assert_eq!(normal(&said.err, &base), normal(&run.err, &base), "{text}");
+        } else if normal(&said.err, &base) != normal(&run.err, &base) {
+            self.wrong.push(format!("another standard error, not {:?}: {text}", run.err));
         }
     }
 
