@@ -176,7 +176,10 @@ impl Place {
     fn start_reaper(&self) -> Result<()> {
         wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
         let mut command = self.command(&["store", "reap", "--detached"])?;
-        command.current_dir("/").stdout(Stdio::piped()).stderr(Stdio::null());
+        // Without a terminal (tty(4)) there is no hangup to wait for.
+        let terminal = std::fs::File::open("/dev/tty").is_ok();
+        let stdout = if terminal { Stdio::piped() } else { Stdio::null() };
+        command.current_dir("/").stdout(stdout).stderr(Stdio::null());
         let mut reaper = command.spawn().context("start `wardian store reap`")?;
         // The child closes this pipe after its setsid; until then a hangup of the terminal would end it as well.
         if let Some(mut stdout) = reaper.stdout.take() {
