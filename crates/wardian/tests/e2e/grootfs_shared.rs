@@ -37,6 +37,12 @@ async fn layers_are_there_for_both() {
     assert!(ids.iter().any(|id| id.ends_with("grootfs-one.json")), "{ids:?}");
     let all = place.json(&["rootfs", "list"]);
     assert!(all.as_array().unwrap().iter().any(|rootfs| rootfs["published"] == "one"), "{all}");
+    // A layer that is not on the disk yet would not be trusted after a kill.
+    let durable = |layer: &String| {
+        let record = fs::read_to_string(Path::new(layer).join("layer.json")).unwrap_or_default();
+        record.contains("\"durable\":true")
+    };
+    place.until("a layer is not durable", |_| layers().iter().all(durable));
     // It is not the server's, which keeps it.
     server.kill9();
     server.restart().await;
