@@ -14,10 +14,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the deletion of the store's trash may take: it takes as long as the disk does.
 const DRAIN: Duration = Duration::from_secs(600);
 /// The entries of a run directory.
-const RUN_ENTRIES: [&str; 9] = [
+const RUN_ENTRIES: [&str; 10] = [
     "containers",
     "rootfs",
     "pool",
+    "l",
     instance::RECORD,
     "instance.json.new",
     instance::LOCK,
@@ -247,7 +248,7 @@ fn has_entries(run: &Directory) -> bool {
 /// Returns the root file systems that are attached in the host's mount namespace, the topmost first.
 ///
 /// The server mounts nothing else in the host's mount namespace below these directories: an overlay is
-/// attached at `<run>/rootfs/<id>`, and a tmpfs on the run directory itself, which
+/// attached at `<run>/rootfs/<id>`, or published at `<root>/images/<id>` with layers at `<run>/l`, and a tmpfs on the run directory itself, which
 /// [`wardian_store::run::leave`] recognizes by its source. A mount on one of the two directories stays: the
 /// operator has mounted a disk there on purpose.
 ///
@@ -270,8 +271,17 @@ fn sorted(mounts: &[MountInfo], root: &Path, run: &Path) -> (Vec<PathBuf>, Vec<P
         |path: &Path| (path.starts_with(root) || path.starts_with(run)) && path != root && path != run;
     // Later mounts may cover earlier ones.
     let found = mounts.iter().rev().filter(|mount| below(&mount.mount_point));
+    let images = root.join("images");
+    // Published root file systems, and the parts of those that somebody else mounts.
+    let published = |m: &MountInfo| {
+        let id = m.mount_point.parent();
+        let inside = id.is_some_and(|id| id.parent() == Some(&images));
+        let name = m.mount_point.file_name().and_then(|name| name.to_str());
+        inside && (name == Some("rootfs") && m.fs_type == "overlay" || name == Some("parts"))
+            || id == Some(&run.join("l"))
+    };
     let (ours, foreign): (Vec<_>, Vec<_>) =
-        found.partition(|m| m.mount_point.parent() == Some(&place) && m.fs_type == "overlay");
+        found.partition(|m| m.mount_point.parent() == Some(&place) && m.fs_type == "overlay" || published(m));
     let paths = |mounts: Vec<&MountInfo>| mounts.into_iter().map(|m| m.mount_point.clone()).collect();
     (paths(ours), paths(foreign))
 }
@@ -314,12 +324,24 @@ mod tests {
 9 8 0:31 / /data/wardian/rootfs/c rw - overlay overlay rw
 10 1 0:32 / /data/wardians rw - ext4 /dev/vdd rw
 11 3 0:33 / /run/wardian/rootfs/a rw - overlay overlay rw
+12 8 0:34 / /data/wardian/images/a/rootfs rw - overlay overlay rw
+13 8 0:35 / /data/wardian/images/b/rootfs rw - ext4 /dev/vde rw
+14 8 254:0 /x /data/wardian/images/b/parts rw - ext4 /dev/vda rw
+15 3 254:0 /y /run/wardian/l/0123456789ab ro - ext4 /dev/vda rw
 ";
         let mounts = wardian_sys::procfs::mountinfo(text).unwrap();
         let paths = |all: &[&str]| all.iter().map(PathBuf::from).collect::<Vec<_>>();
         let (ours, foreign) = sorted(&mounts, Path::new("/data/wardian"), Path::new("/run/wardian"));
-        assert_eq!(ours, paths(&["/run/wardian/rootfs/a", "/run/wardian/rootfs/a"]));
+        let own = [
+            "/run/wardian/l/0123456789ab",
+            "/data/wardian/images/b/parts",
+            "/data/wardian/images/a/rootfs",
+            "/run/wardian/rootfs/a",
+            "/run/wardian/rootfs/a",
+        ];
+        assert_eq!(ours, paths(&own));
         let others = [
+            "/data/wardian/images/b/rootfs",
             "/data/wardian/rootfs/c",
             "/run/wardian/other/a",
             "/run/wardian/rootfs/a/dev",
@@ -328,6 +350,6 @@ mod tests {
         assert_eq!(foreign, paths(&others));
         // All mounts are below `/`, and none of them is wardian's.
         let (ours, foreign) = sorted(&mounts, Path::new("/"), Path::new("/nowhere"));
-        assert_eq!((ours.len(), foreign.len()), (0, 10));
+        assert_eq!((ours.len(), foreign.len()), (0, 14));
     }
 }

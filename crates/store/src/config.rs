@@ -19,6 +19,8 @@ pub struct Config {
     pub remote: Fetching,
     /// The limits for one layer and for one image.
     pub limits: Limits,
+    /// Whether the layers of OCI layouts are taken as they are ([`wardian_image::Opening::unverified`]).
+    pub unverified: bool,
     /// How many root file systems a server mounts ahead for each image that creates have asked for lately, at most
     /// [`ready::MOST`](crate::ready::MOST); 0: none.
     pub ready_rootfs: usize,
@@ -36,6 +38,7 @@ impl Config {
             gc_threshold: None,
             remote: Fetching::default(),
             limits: Limits::default(),
+            unverified: false,
             ready_rootfs: 0,
             disk_driver: None,
         }

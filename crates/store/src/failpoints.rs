@@ -13,6 +13,8 @@ wardian_sys::failpoints! {
     RootfsPaired "rootfs-paired" "It has its directories.";
     RootfsMounted "rootfs-mounted" "It is mounted.";
     RootfsReleased "rootfs-released" "Its record is gone, its directories are there.";
+    Published "published" "A root file system is attached in the store's `images/`.";
+    Withdrawing "withdrawing" "It is not attached there any more, and its record is there.";
     MountedAhead "mounted-ahead" "A spare is mounted, and nobody can claim it yet.";
     SpareClaimed "spare-claimed" "A spare is a root file system now.";
     SpareRefused "spare-refused" "A spare is replaced, and still there.";

@@ -7,6 +7,7 @@
 //! ├── layers/<chain>/{fs/, layer.json}  unpacked once; ids as in the image
 //! ├── images/<name>.json                what names stand for, and pins
 //! ├── images/<digest>.documents         manifest and config of one or more of them
+//! ├── images/<id>/rootfs                where a published root file system is attached
 //! ├── staging/<name>/                   half-made layers, each locked by its maker; without a maker, trash
 //! ├── rootfs/<name>/{upper,work}        named by a record in <run>/rootfs, or trash
 //! ├── rootfs/<name>/image               instead of these, with a limit and the driver `image`: a file system with both
@@ -14,6 +15,7 @@
 //! <run>/rootfs/
 //! ├── <id>.json                         a living root file system: its directory, its layers
 //! └── <id>/                             where it is attached, if it was asked to be
+//! <run>/l/<name>                        a layer, attached for root file systems that others mount
 //! ```
 //!
 //! The modules; each uses only those before it:
@@ -45,6 +47,7 @@ mod work;
 
 pub use config::Config;
 pub use disk::limit::{Bound, DiskLimit, Scope, TooSmall, Written};
+pub use disk::lock::run_of;
 pub use disk::record::{Record as RootfsRecord, Used};
 pub use disk::{format, layout, remove, run, whose};
 pub use error::{Error, Result};
@@ -64,6 +67,7 @@ pub use wardian_image::{Host, Limits, Settings as Fetching, Way};
 pub use work::collect::{Collected, Garbage};
 pub use work::erase;
 pub use work::fetch::{Opened, ToFetch};
+pub use work::publish::{Parts, Published, PublishedUsage};
 pub use work::usage::{ImageUsage, LayerInfo, RootfsUsage, Usage};
 
 #[cfg(test)]

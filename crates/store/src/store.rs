@@ -46,6 +46,7 @@ pub(crate) struct Inner {
     pub(crate) gc_threshold: Option<u64>,
     pub(crate) remote: Remote,
     pub(crate) limits: Limits,
+    pub(crate) unverified: bool,
     pub(crate) images: Mutex<HashMap<String, (Identity, Image)>>,
     pub(crate) layers: Mutex<HashMap<String, Arc<Layer>>>,
     /// How many of `layers` are kept open.

@@ -32,6 +32,8 @@ const MOST_TRIES: u32 = 128;
 /// Write permission of group and others.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
+/// The group's permission to search a directory.
+const GROUP_SEARCH: u32 = 0o010;
 const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Prefix of the name of a file that was set aside; a number follows.
@@ -448,16 +450,73 @@ impl Directory {
     /// # Errors
     /// As [`Directory::private`].
     pub fn existing(&self, name: impl AsRef<OsStr>) -> Result<Self> {
-        let path = self.path.join(name.as_ref());
-        let fd = self.open_dir(name.as_ref())?;
+        self.closed(name.as_ref(), 0)
+    }
+
+    /// Like [`Directory::private`], but its group keeps the permission to search it, if the group has that: see
+    /// [`Directory::admit`].
+    ///
+    /// # Errors
+    /// As [`Directory::private`].
+    pub fn searchable(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        match mkdirat(&self.fd, name.as_ref(), Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => self.closed(name.as_ref(), GROUP_SEARCH),
+            Err(error) => Err(system(self.path.join(name.as_ref()))(error)),
+        }
+    }
+
+    /// Opens a directory in this one and takes from its mode what neither root has nor `kept` names.
+    fn closed(&self, name: &OsStr, kept: u32) -> Result<Self> {
+        let path = self.path.join(name);
+        let fd = self.open_dir(name)?;
         let stat = fstat(&fd).map_err(system(&path))?;
         if !is_ours(stat.st_uid) {
             return Err(Error::Owner { path, uid: stat.st_uid });
         }
-        if stat.st_mode & 0o7777 != 0o700 {
-            rustix::fs::fchmod(&fd, Mode::RWXU).map_err(system(&path))?;
+        let dir = Self { fd, path, trusted: true };
+        dir.close(kept)?;
+        Ok(dir)
+    }
+
+    /// Takes from the directory's mode what neither root has nor `kept` names.
+    fn close(&self, kept: u32) -> Result<()> {
+        let stat = fstat(&self.fd).map_err(system(&self.path))?;
+        let mode = stat.st_mode & 0o7777;
+        // Nobody has admitted root's own group.
+        let kept = if stat.st_gid == 0 { 0 } else { kept };
+        let closed = 0o700 | mode & kept;
+        if mode != closed {
+            rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(closed)).map_err(system(&self.path))?;
         }
-        Ok(Self { fd, path, trusted: true })
+        Ok(())
+    }
+
+    /// Closes the directory to others, except that its group keeps the permission to search it, if it has that.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn keep_searchable(&self) -> Result<()> {
+        self.close(GROUP_SEARCH)
+    }
+
+    /// Lets the group search the directory, and so use what is below it if that has a mode for the group too. Nobody
+    /// but root can list it or write to it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn admit(&self, gid: u32) -> Result<()> {
+        let stat = fstat(&self.fd).map_err(system(&self.path))?;
+        if stat.st_gid != gid {
+            // Closed before the group changes: another group's permission is not the new one's.
+            self.close(0)?;
+            rustix::fs::fchown(&self.fd, None, Some(rustix::fs::Gid::from_raw(gid)))
+                .map_err(system(&self.path))?;
+        }
+        let admitted = 0o700 | GROUP_SEARCH;
+        if stat.st_gid != gid || stat.st_mode & 0o7777 != admitted {
+            rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(admitted)).map_err(system(&self.path))?;
+        }
+        Ok(())
     }
 
     /// Closes root's regular file `name` to others, if it exists: for files of a program that left the mode to the

@@ -76,7 +76,7 @@ pub fn start(format: Format) -> Result<Filter> {
     let (filter, handle) = reload::Layer::new(filter);
     let terminal = std::io::stderr().is_terminal();
     let json = format == Format::Json || (format == Format::Auto && !terminal);
-    let lines = json.then(|| Lines::new(std::io::stderr(), MOST));
+    let lines = json.then(|| Lines::new("wardian", std::io::stderr(), MOST));
     let text = (!json).then(|| {
         let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).fmt_fields(fields());
         // Otherwise the layer reports an unwritable standard error to standard error, and panics.
@@ -118,19 +118,24 @@ struct Line<'a> {
 
 /// The layer that writes the JSON log.
 #[derive(Debug)]
-struct Lines<W> {
+pub struct Lines<W> {
+    /// The program's name, with which each line's message begins.
+    source: &'static str,
     out: Mutex<W>,
     flood: Mutex<Flood>,
 }
 
 impl<W: Write> Lines<W> {
-    fn new(out: W, most: u64) -> Self {
-        Self { out: Mutex::new(out), flood: Mutex::new(Flood::new(most)) }
+    /// Returns the log of a program, which writes at most `most` lines of one message in a second.
+    pub fn new(source: &'static str, out: W, most: u64) -> Self {
+        Self { source, out: Mutex::new(out), flood: Mutex::new(Flood::new(most)) }
     }
 
-    fn write(&self, now: SystemTime, level: &str, path: &str, data: Map<String, Value>) {
+    /// Writes a line of the event `path`.
+    pub fn write(&self, now: SystemTime, level: &str, path: &str, data: Map<String, Value>) {
         let timestamp = humantime::format_rfc3339_nanos(now).to_string();
-        let line = Line { timestamp, level, source: "wardian", message: format!("wardian.{path}"), data };
+        let source = self.source;
+        let line = Line { timestamp, level, source, message: format!("{source}.{path}"), data };
         let Ok(line) = serde_json::to_string(&line) else { return };
         // The log may be viewed on a terminal.
         let line = format!("{}\n", tame_json(&line));
@@ -339,7 +344,7 @@ mod tests {
 
     fn logged(most: u64, say: impl FnOnce()) -> Vec<Value> {
         let buffer = Buffer::default();
-        let log = tracing_subscriber::registry().with(Lines::new(buffer.clone(), most));
+        let log = tracing_subscriber::registry().with(Lines::new("wardian", buffer.clone(), most));
         tracing::subscriber::with_default(log, say);
         let bytes = buffer.0.lock().clone();
         String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -376,7 +381,7 @@ mod tests {
             );
         };
         let buffer = Buffer::default();
-        let log = tracing_subscriber::registry().with(Lines::new(buffer.clone(), 10));
+        let log = tracing_subscriber::registry().with(Lines::new("wardian", buffer.clone(), 10));
         tracing::subscriber::with_default(log, say);
         let json = String::from_utf8(buffer.0.lock().clone()).unwrap();
         let line: Value = serde_json::from_str(&json).unwrap();

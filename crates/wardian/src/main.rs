@@ -6,6 +6,7 @@
 mod container;
 mod doctor;
 mod exit;
+mod grootfs;
 mod image;
 mod lab;
 mod log;
@@ -85,6 +86,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    if grootfs::is_meant(args.next().as_ref()) {
+        return grootfs::run(args);
+    }
     let done = match Cli::try_parse() {
         Ok(cli) => run(cli.command),
         Err(said) => print::parser(&said),

@@ -5,6 +5,7 @@ use crate::{log, print};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
 use std::io::IsTerminal as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
@@ -95,6 +96,21 @@ impl std::fmt::Display for NoStore {
 impl std::error::Error for NoStore {}
 
 impl Place {
+    /// Returns the place of a store with the default limits and no servers of layers.
+    pub fn at(root: PathBuf, run: PathBuf) -> Self {
+        Self {
+            root,
+            run,
+            layer_certificates: None,
+            layer_hosts: Vec::new(),
+            max_layer_bytes: None,
+            max_image_bytes: None,
+            max_image_entries: None,
+            max_image_ratio: None,
+            json: false,
+        }
+    }
+
     fn config(&self) -> Result<Config> {
         ensure!(
             rustix::process::geteuid().is_root(),
@@ -160,7 +176,10 @@ impl Place {
     fn start_reaper(&self) -> Result<()> {
         wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
         let mut command = self.command(&["store", "reap", "--detached"])?;
-        command.current_dir("/").stdout(Stdio::piped()).stderr(Stdio::null());
+        // Without a terminal (tty(4)) there is no hangup to wait for.
+        let terminal = std::fs::File::open("/dev/tty").is_ok();
+        let stdout = if terminal { Stdio::piped() } else { Stdio::null() };
+        command.current_dir("/").stdout(stdout).stderr(Stdio::null());
         let mut reaper = command.spawn().context("start `wardian store reap`")?;
         // The child closes this pipe after its setsid; until then a hangup of the terminal would end it as well.
         if let Some(mut stdout) = reaper.stdout.take() {
@@ -173,7 +192,8 @@ impl Place {
     pub fn command(&self, args: &[&str]) -> Result<std::process::Command> {
         let config = self.config()?;
         let mut command = std::process::Command::new(std::env::current_exe().context("find this program")?);
-        command.args(args).arg("--root").arg(&config.root).arg("--run").arg(&config.run);
+        // This program may have been started under another name, which means another command line.
+        command.arg0("wardian").args(args).arg("--root").arg(&config.root).arg("--run").arg(&config.run);
         if let Some(certificates) = &config.remote.certificates {
             command.arg("--layer-certificates").arg(certificates);
         }

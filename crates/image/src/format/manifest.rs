@@ -32,7 +32,9 @@ pub struct Descriptor {
     pub media_type: String,
     /// The digest of the bytes as stored.
     pub digest: Digest,
-    /// The number of bytes as stored.
+    /// The number of bytes as stored. A document without it is refused, as its blob has another size; it counts
+    /// only where sizes are verified.
+    #[serde(default)]
     pub size: u64,
     #[serde(default)]
     annotations: Option<HashMap<String, String>>,
@@ -145,6 +147,15 @@ impl Index {
             let names =
                 |d: &Descriptor| [REF_NAME, IMAGE_NAME].map(|name| d.annotation(name).map(str::to_owned));
             let is_it = |d: &Descriptor| names(d).iter().flatten().any(|name| name == tag);
+            // `@N` is the manifest at that place in the index, as in containers/image's `oci:` transport.
+            let place = tag.strip_prefix('@').and_then(|place| place.parse::<usize>().ok());
+            if let Some(place) = place.filter(|_| !found.iter().any(is_it)) {
+                let entries = found.len();
+                return found.into_iter().nth(place).map_or_else(
+                    || error(format!("index {place} is too large, only {entries} entries available")),
+                    Ok,
+                );
+            }
             if !found.iter().any(is_it) {
                 let mut there: Vec<String> =
                     found.iter().flat_map(|d| names(d).into_iter().flatten()).collect();

@@ -88,14 +88,26 @@ impl Layout {
         Ok(Section::new(Arc::new(file), 0, meta.len()).stored_as(whole))
     }
 
-    /// Opens the blob `digest`, which must have `size` bytes. Its content is not verified here.
-    pub(crate) fn blob(&self, digest: &Digest, size: u64) -> Result<Section, Error> {
+    /// Opens the blob `digest`, which must have `size` bytes, if that is given. Its content is not verified here.
+    pub(crate) fn blob(&self, digest: &Digest, size: Option<u64>) -> Result<Section, Error> {
         let section = self.file(&blob_of(digest))?;
-        if section.size() != size {
-            let (what, actual) = (format!("blob {digest}"), section.size());
-            return Err(Error::SizeMismatch { what, expected: size, actual });
+        match size {
+            Some(size) if section.size() != size => {
+                let (what, actual) = (format!("blob {digest}"), section.size());
+                Err(Error::SizeMismatch { what, expected: size, actual })
+            }
+            _ => Ok(section),
         }
-        Ok(section)
+    }
+
+    /// The path of the blob `digest` in a layout's directory, links followed wherever they lead.
+    pub(crate) fn blob_path(&self, digest: &Digest) -> Result<PathBuf, Error> {
+        let path = self.path.join(blob_of(digest));
+        path.canonicalize().map_err(|source| Error::Io {
+            op: "open",
+            path: path.display().to_string(),
+            source,
+        })
     }
 
     /// Whether the layout has the blob, valid or not.
@@ -110,12 +122,26 @@ impl Layout {
         }
     }
 
+    /// Reads a document, whatever its size and digest are.
+    pub(crate) fn any_document(&self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
+        read_json(self.blob(&descriptor.digest, None)?, what)
+    }
+
     /// Reads and verifies a document.
     pub(crate) fn document(&self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
         if descriptor.size > MAX_JSON {
             return Err(too_large(what));
         }
-        let bytes = read_json(self.blob(&descriptor.digest, descriptor.size)?, what)?;
+        self.verified(self.blob(&descriptor.digest, Some(descriptor.size))?, descriptor, what)
+    }
+
+    /// Reads a document of any size, and verifies its digest.
+    pub(crate) fn document_of_any_size(&self, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
+        self.verified(self.blob(&descriptor.digest, None)?, descriptor, what)
+    }
+
+    fn verified(&self, blob: Section, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>, Error> {
+        let bytes = read_json(blob, what)?;
         let actual = Digest::of(&bytes);
         if actual != descriptor.digest {
             let (expected, actual) = (descriptor.digest.to_string(), actual.to_string());

@@ -37,6 +37,10 @@ pub struct Opening<'a> {
     pub dir: Option<BorrowedFd<'a>>,
     /// Cancels the decompression if it returns true.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
+    /// Whether the layers of an OCI layout are taken as they are, whatever digests and sizes its documents claim for
+    /// them. Their chain ids are those of the files then, so nobody who asks for a digest is given such a layer. What
+    /// is fetched is verified against its digest all the same.
+    pub unverified: bool,
 }
 
 impl fmt::Debug for Opening<'_> {
@@ -50,7 +54,7 @@ impl fmt::Debug for Opening<'_> {
 
 impl Default for Opening<'_> {
     fn default() -> Self {
-        Self { limits: Limits::DEFAULT, dir: None, cancelled: &|| false }
+        Self { limits: Limits::DEFAULT, dir: None, cancelled: &|| false, unverified: false }
     }
 }
 

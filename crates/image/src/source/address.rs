@@ -184,6 +184,9 @@ impl Source {
             Place::Path(path) => Self::detect_in(Path::new(path), opening)?.open_in(remote, opening),
             Place::Tree(path) => bare::open_directory(Path::new(path), opening),
             Place::Tar(path) => bare::open_tar(Path::new(path)),
+            Place::Oci { dir, tag } if opening.unverified => {
+                oci::open_unverified(Layout::open(Path::new(dir))?, tag.as_deref(), remote)
+            }
             Place::Oci { dir, tag } => oci::open(Layout::open(Path::new(dir))?, tag.as_deref(), remote),
             Place::OciArchive { file, tag } => {
                 oci::open(Layout::in_archive(Path::new(file), opening)?, tag.as_deref(), remote)

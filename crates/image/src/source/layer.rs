@@ -41,8 +41,10 @@ pub(crate) enum Blob {
     Oci {
         layout: Arc<Layout>,
         digest: Digest,
-        size: u64,
-        diff_id: Digest,
+        /// `None`: any size.
+        size: Option<u64>,
+        /// `None`: any content that belongs to `digest`.
+        diff_id: Option<Digest>,
         /// Its URLs, for a blob that the layout lacks; `None` if the manifest has none.
         locations: Option<Arc<[Location]>>,
         remote: Remote,
@@ -113,7 +115,7 @@ impl Layer {
     /// server.
     pub fn size(&self) -> u64 {
         match &self.blob {
-            Blob::Oci { size, .. } => *size,
+            Blob::Oci { size, .. } => size.unwrap_or(0),
             Blob::Member { section, .. } => section.size(),
             Blob::File { identity, .. } => identity.size,
             Blob::Tree { seen, .. } => seen.bytes,
@@ -124,7 +126,8 @@ impl Layer {
     /// Returns the expected digest of the uncompressed bytes; `None` for a tar file, a directory and an app.
     pub fn diff_id(&self) -> Option<&Digest> {
         match &self.blob {
-            Blob::Oci { diff_id, .. } | Blob::Member { diff_id, .. } => Some(diff_id),
+            Blob::Oci { diff_id, .. } => diff_id.as_ref(),
+            Blob::Member { diff_id, .. } => Some(diff_id),
             Blob::File { .. } | Blob::Tree { .. } | Blob::App(_) => None,
         }
     }

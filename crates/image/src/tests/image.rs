@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::{Cage, Tar, gzip, write};
 
-use crate::{Digest, Error, Image, Limits, Remote, Source, Unpacked, Watch};
+use crate::{Digest, Error, Image, Limits, Opening, Remote, Source, Unpacked, Watch};
 
 #[test]
 fn sources() {
@@ -234,7 +234,8 @@ fn selection() {
     layout.index(&[format!("{good},{}", tag("v1")), format!("{index},{}", tag("multi"))]);
     assert_eq!(layout.open(":v1").unwrap().layers.len(), 1);
     assert_eq!(layout.open(":multi").unwrap().layers.len(), 1);
-    for wrong in ["", ":v2"] {
+    assert_eq!(layout.open(":@1").unwrap().layers.len(), 1);
+    for wrong in ["", ":v2", ":@2", ":@"] {
         assert!(matches!(layout.open(wrong), Err(Error::Select { .. })), "{wrong}");
     }
     let told = || layout.open("").unwrap_err().to_string();
@@ -365,4 +366,41 @@ fn watched() {
     watch.cancel();
     assert!(matches!(unpack(&watch), Err(Error::Cancelled { .. })));
     assert_eq!(watch.bytes_read(), data.len() as u64, "nothing was read for the second one");
+}
+
+/// What a layout claims of its layers counts for nothing, and neither can such a layer be taken for another one.
+#[test]
+fn layouts_that_are_taken_as_they_are() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (tar, other) = (Tar::default().file("a", b"a").end(), Tar::default().file("b", b"b").end());
+    let file = elsewhere.path().join("rootfs.tar");
+    write(&file, &tar);
+    let layout = Layout::new();
+    let claimed = Digest::of(&other);
+    let place = layout.path().join("blobs/sha256").join(claimed.as_hex());
+    std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(&file, &place).unwrap();
+    let descriptor = format!(r#""digest":"{claimed}""#);
+    layout.index(&[layout.manifest_of(&[descriptor], std::slice::from_ref(&claimed))]);
+    assert!(layout.open("").is_err() || unpack(&layout.open("").unwrap(), 0).is_err());
+    let open = || {
+        let opening = Opening { unverified: true, ..Opening::default() };
+        let source = Source::parse(&format!("oci://{}", layout.path().display())).unwrap();
+        source.open_in(&Remote::default(), &opening).unwrap()
+    };
+    let image = open();
+    assert_eq!(image.config.env, ["A=b"]);
+    // It is the layer of the tar file.
+    assert_eq!(image.layers[0].chain_id, bare(&file).layers[0].chain_id);
+    assert_ne!(image.layers[0].chain_id, claimed.as_hex());
+    assert_eq!(unpack(&image, 0).unwrap().diff_id, Digest::of(&tar));
+    // Another file is another layer, and a layer on top of it has another id than alone.
+    write(&file, &Tar::default().file("c", b"c").end());
+    assert_ne!(open().layers[0].chain_id, image.layers[0].chain_id);
+    let third = Tar::default().file("d", b"d").end();
+    let (descriptor, third) = (format!(r#""digest":"{claimed}""#), layout.blob(&third));
+    layout.index(&[layout.manifest_of(&[descriptor, third], &[claimed.clone(), claimed])]);
+    let two = open();
+    assert_eq!(two.layers.len(), 2);
+    assert_ne!(two.layers[0].chain_id, two.layers[1].chain_id);
 }

@@ -62,7 +62,7 @@ impl Layer {
                         }
                         allowed = remote.allowed(&what, locations)?;
                         keep_in = Some(into);
-                        let (size, limit) = (Some(*size), limits.max_bytes);
+                        let (size, limit) = (*size, limits.max_bytes);
                         let mirrors_of = Some(what.as_str());
                         let fetch = Fetch {
                             remote,
@@ -86,7 +86,7 @@ impl Layer {
                 let input = Input {
                     reader,
                     what: &what,
-                    size: Some(*size),
+                    size: *size,
                     digest: true,
                     only_gzip: false,
                     budget: counted,
@@ -96,7 +96,9 @@ impl Layer {
                 };
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 same(&what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
-                same(&format!("content of {what}"), diff_id, &digests.plain)?;
+                if let Some(diff_id) = diff_id {
+                    same(&format!("content of {what}"), diff_id, &digests.plain)?;
+                }
                 Ok(counts.with(digests))
             }
             Blob::Member { section, diff_id, .. } => {

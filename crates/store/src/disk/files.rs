@@ -7,6 +7,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
 /// The directories of a store, those that use layers before those that hold them.
 pub(crate) const DIRECTORIES: [&str; 5] = ["rootfs", "staging", "layers", "images", "trash"];
+/// The directory of what was set up for callers of GrootFS: the id mappings of their root file systems.
+pub(crate) const META: &str = "meta";
 /// The file that says which versions of the program may touch the store.
 pub(crate) const FORMAT: &str = "format.json";
 /// The lock file, held exclusively by the server for its life and by a command for an instant.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use wardian_sys::directory::Directory;
 
 use super::files::LOCK;
 use super::layout::{Error, Layout};
@@ -22,13 +23,15 @@ pub(crate) enum Role {
 }
 
 /// The content of the lock file.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Holder {
     run: PathBuf,
     /// Whether the process that holds the lock is a server; meaningless while nobody holds it.
     server: bool,
 }
 
+/// The maximum size of the lock file that is read, in bytes.
+const MOST: u64 = 8192;
 /// How long the lock is waited for: a server that was just killed may still be exiting, with its descriptors open.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -48,7 +51,7 @@ fn open_lock(root: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
 impl Holder {
     /// Reads the lock file; the default if it is new or only half written.
     fn read(file: &OwnedFd) -> Self {
-        let mut text = [0; 8192];
+        let mut text = [0; MOST as usize];
         let length = rustix::io::pread(file, &mut text, 0).unwrap_or(0);
         serde_json::from_slice(&text[..length]).unwrap_or_default()
     }
@@ -63,6 +66,13 @@ impl Holder {
         rustix::io::pwrite(file, &serde_json::to_vec(self)?, 0)?;
         Ok(())
     }
+}
+
+/// Returns the run directory that a store was last used with; `None` if there is no store, or it was not used yet.
+pub fn run_of(root: &Path) -> Option<PathBuf> {
+    let dir = Directory::open(root).ok()?;
+    let holder: Holder = serde_json::from_slice(&dir.read(LOCK, MOST).ok()?).unwrap_or_default();
+    (!holder.run.as_os_str().is_empty()).then_some(holder.run)
 }
 
 /// The store's lock, held.
@@ -109,14 +119,17 @@ impl Lock {
             let others = Records::open(&holder.run, boot_id, false).and_then(|records| records.all());
             // It is unknown which root file systems unreadable records name.
             if !held || !others.is_ok_and(|records| records.is_empty()) {
-                return Err(Error::OtherRun { path: path.to_owned(), run: holder.run });
+                return Err(Error::OtherRun { path: path.to_owned(), run: holder.run.clone() });
             }
         }
         if !held {
             return Ok(None);
         }
         let ours = Holder { run, server: role == Role::Server };
-        ours.write(&file).map_err(failed)?;
+        // Most commands find their own text, and leave the disk alone.
+        if holder != ours {
+            ours.write(&file).map_err(failed)?;
+        }
         Ok(Some(Self(file)))
     }
 }

@@ -46,6 +46,13 @@ pub struct Record {
     /// What may be written to it.
     #[serde(default, skip_serializing_if = "Bound::is_none")]
     pub bound: Bound,
+    /// The id under which it is published in the store's `images/`, if it is: then it lives until it is withdrawn,
+    /// whatever is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<String>,
+    /// Whether its parts are attached for somebody else to mount.
+    #[serde(default)]
+    pub in_parts: bool,
     /// Whether its overlay syncs, because no volatile one could be mounted when it was made.
     #[serde(default)]
     pub honest: bool,
@@ -247,6 +254,8 @@ mod tests {
             created_ms: now_ms(),
             attached: None,
             bound: Bound::NONE,
+            published: None,
+            in_parts: false,
             honest: false,
             writeback_error: None,
         }

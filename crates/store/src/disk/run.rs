@@ -36,6 +36,11 @@ pub fn private(dir: &Path) -> std::io::Result<Directory> {
     Ok(Directory::make(above, OTHERS_PASS)?.0.private(name)?)
 }
 
+/// Creates a directory as [`private`] does, whose group keeps the permission to search it, if it has that.
+pub(crate) fn searchable(run: &Path, name: &str) -> std::io::Result<Directory> {
+    Ok(Directory::make(run, OTHERS_PASS)?.0.searchable(name)?)
+}
+
 /// Creates the run directory, and mounts a tmpfs on it unless it is on one already.
 ///
 /// # Errors

@@ -14,16 +14,21 @@ use super::format::{self, Format};
 
 /// The file in which a server identifies itself in its run directory.
 pub const INSTANCE: &str = "instance.json";
+/// The directory in which layers are attached for root file systems that somebody else mounts. The name is short,
+/// because an overlay's options have the path of each layer and must fit into a page.
+pub(crate) const PARTS: &str = "l";
+/// How many digits of a layer's instance name its mount there.
+pub(crate) const PART_DIGITS: usize = 12;
 /// The directories of a run directory.
-const RUN_DIRECTORIES: [&str; 3] = ["containers", "rootfs", "pool"];
+const RUN_DIRECTORIES: [&str; 4] = ["containers", "rootfs", "pool", PARTS];
 /// Other files of wardian in a run directory. These names alone prove nothing: some exist before the server has
 /// written [`INSTANCE`].
 const RUN_FILES: [&str; 7] =
     [INSTANCE, "instance.json.new", files::LOCK, ".lock.guard", ".lock.new", ".mount.guard", "garden.sock"];
 /// All entries that a server makes in its run directory, except its lock and the lock's guards, which
 /// [`wardian_sys::lock`] replaces.
-pub(crate) const RUN_ENTRIES: [&str; 6] =
-    [INSTANCE, "instance.json.new", "garden.sock", "pool", "containers", "rootfs"];
+pub(crate) const RUN_ENTRIES: [&str; 7] =
+    [INSTANCE, "instance.json.new", "garden.sock", "pool", "containers", "rootfs", PARTS];
 /// The entries of [`RUN_ENTRIES`] that each start of a server makes anew.
 pub(crate) const REPLACED: [&str; 3] = [INSTANCE, "instance.json.new", "pool"];
 /// Entries that a store's directory may have without a `format.json`: the lock, which exists before it and after an
@@ -204,10 +209,19 @@ fn is_harmless(run: &Directory, name: &OsStr) -> bool {
     let socket_or_link =
         |dir: &Directory, name: &OsStr| matches!(kind(dir, name), FileType::Socket | FileType::Symlink);
     if RUN_DIRECTORIES.iter().any(|known| name == *known) && kind(run, name) == FileType::Directory {
+        // A killed command may have left layers attached there.
+        let layer = |name: &OsStr| {
+            let name = name.to_string_lossy();
+            name.len() == PART_DIGITS && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        let known = |dir: &Directory, entry: &OsStr| match name == PARTS {
+            true => layer(entry) && kind(dir, entry) == FileType::Directory,
+            false => socket_or_link(dir, entry),
+        };
         // A directory that is not trusted is refused with its reason when it is opened.
-        return run.child(name).map_or(true, |dir| {
-            dir.names().is_ok_and(|names| names.iter().all(|name| socket_or_link(&dir, name)))
-        });
+        return run
+            .child(name)
+            .map_or(true, |dir| dir.names().is_ok_and(|names| names.iter().all(|entry| known(&dir, entry))));
     }
     RUN_FILES.iter().chain(&RUN_DIRECTORIES).any(|known| name == *known)
         || name.to_string_lossy().starts_with(directory::ASIDE)
@@ -278,7 +292,9 @@ mod tests {
         }
         let _socket = std::os::unix::net::UnixListener::bind(dir.join("other.sock")).unwrap();
         assert!(!run(&dir).unwrap());
-        for foreign in ["notes", "containers/theirs", "pool/theirs"] {
+        fs::create_dir_all(dir.join("l/0123456789ab")).unwrap();
+        assert!(!run(&dir).unwrap());
+        for foreign in ["notes", "containers/theirs", "pool/theirs", "l/theirs", "l/0123456789ac"] {
             fs::write(dir.join(foreign), "").unwrap();
             assert!(matches!(run(&dir), Err(Error::NotARun { .. })), "{foreign}");
             fs::remove_file(dir.join(foreign)).unwrap();

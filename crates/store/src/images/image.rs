@@ -162,6 +162,12 @@ fn name_of(file: &str) -> Option<String> {
     Some(name.replace("%2F", "/"))
 }
 
+/// Whether a name in `images/` is a file of named images. All others are the directories of published root file
+/// systems.
+pub(crate) fn is_record(file: &str) -> bool {
+    file.starts_with('.') || file.ends_with(SUFFIX) || file.ends_with(DOCUMENTS)
+}
+
 fn documents_file(digest: &str) -> String {
     format!("{digest}{DOCUMENTS}")
 }

@@ -258,13 +258,26 @@ impl Layer {
     /// mapping. For an owner whose mapping is not shared it is made anew each time: nobody else could use it, and a
     /// later container with the same root may have another mapping.
     pub(crate) fn mount(&self, owner: Option<&Owner<'_>>, mappings: &Mappings) -> Result<Arc<Lower>, Error> {
-        let failed = |source| Error::Mount { chain: self.chain.clone(), source };
         let mapping = owner.map(|owner| (owner.uid, owner.gid));
         let kept = is_shared(owner);
         let mut mounts = kept.then(|| self.mounts.lock());
         if let Some(fd) = mounts.as_ref().and_then(|mounts| mounts.get(&mapping)) {
             return Ok(Arc::clone(fd));
         }
+        let lower = Arc::new(Lower::new(self.clone_mount(owner, mappings)?));
+        if let Some(mounts) = &mut mounts {
+            mounts.insert(mapping, Arc::clone(&lower));
+        }
+        Ok(lower)
+    }
+
+    /// Returns a new detached read-only mount of the layer, idmapped for the owner.
+    pub(crate) fn clone_mount(
+        &self,
+        owner: Option<&Owner<'_>>,
+        mappings: &Mappings,
+    ) -> Result<OwnedFd, Error> {
+        let failed = |source| Error::Mount { chain: self.chain.clone(), source };
         let clone = mount::open_tree_clone(&self.fs, "", false).map_err(failed)?;
         match owner {
             None => mount::set_readonly(&clone, false).map_err(failed)?,
@@ -280,11 +293,14 @@ impl Layer {
                 })?;
             }
         }
-        let lower = Arc::new(Lower::new(clone));
-        if let Some(mounts) = &mut mounts {
-            mounts.insert(mapping, Arc::clone(&lower));
-        }
-        Ok(lower)
+        Ok(clone)
+    }
+
+    /// Whether the descriptor is open on the layer's root directory, through whichever mount.
+    pub(crate) fn is_root(&self, dir: impl AsFd) -> bool {
+        let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let own = rustix::fs::fstat(&self.fs).map(id);
+        own.is_ok() && own == rustix::fs::fstat(dir).map(id)
     }
 
     /// Whether this unpacking is still in the layer's place in the store. A caller that is to keep using it writes a

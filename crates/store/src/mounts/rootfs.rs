@@ -202,6 +202,11 @@ impl Mounter {
         })
     }
 
+    /// Returns a layer as a new detached mount, for somebody else to use.
+    pub(crate) fn clone_layer(&self, layer: &Layer, owner: Option<&Owner<'_>>) -> Result<OwnedFd, Error> {
+        Ok(layer.clone_mount(owner, &self.mappings)?)
+    }
+
     /// Mounts an overlay, detached. `lowers` are topmost first; `dir` holds `upper` and `work`.
     pub(crate) fn overlay(
         &self,

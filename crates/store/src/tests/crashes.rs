@@ -21,6 +21,8 @@ const POINTS: &[&str] = &[
     "rootfs-paired",
     "rootfs-mounted",
     "rootfs-released",
+    "published",
+    "withdrawing",
     "condemned",
     "deleted-some",
 ];
@@ -47,9 +49,19 @@ fn child_that_does_everything() {
     drop(rootfs);
     store.release_rootfs("one", None);
     assert!(store.drain(SOON));
+    let published = store.publish_rootfs("two", &privileged(&image), false).unwrap();
+    assert_eq!(fs::read_to_string(published.path.join("seven")).unwrap(), "7");
+    assert!(store.withdraw_rootfs("two").unwrap());
+    assert!(store.drain(SOON));
     store.remove_image("it", false).unwrap();
     assert!(store.drain(SOON));
     store.close();
+}
+
+fn mounts_below(dir: &Path) -> Vec<String> {
+    let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = all.lines().map(|line| line.split(' ').nth(4).unwrap().to_owned());
+    points.filter(|point| Path::new(point).starts_with(dir)).collect()
 }
 
 #[test]
@@ -64,6 +76,11 @@ fn killed_at_every_failpoint() {
         assert_eq!(output.status.signal(), Some(9), "{point} was not reached: {text}");
 
         let store = open(dir.path()).unwrap();
+        // What was published lives until it is withdrawn.
+        let published = store.published().unwrap();
+        assert_eq!(published.len(), usize::from(matches!(*point, "published" | "withdrawing")), "{point}");
+        assert_eq!(store.withdraw_rootfs("two").unwrap(), !published.is_empty(), "{point}");
+        assert_eq!(mounts_below(dir.path()), Vec::<String>::new(), "{point}");
         assert!(store.drain(SOON), "{point}");
         for part in ["staging", "trash"] {
             assert_eq!(entries(dir.path(), part), 0, "{point}: {part}");

@@ -6,6 +6,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use wardian_sys::mount;
 
+use super::create::Attached;
 use crate::disk::files;
 use crate::disk::record::Record;
 use crate::disk::run;
@@ -33,7 +34,8 @@ impl Store {
         let records = &self.0.layout.records;
         let path = records.mount_point(id);
         let failed = |source| Error::from(RootfsError::Attach { path: path.clone(), source });
-        let made = self.0.create_rootfs(id, spec, Some(path.clone()))?;
+        let attached = Attached { path: path.clone(), published: None };
+        let made = self.0.create_rootfs(id, spec, Some(attached))?;
         let attached = std::fs::create_dir_all(&path).map_err(failed).and_then(|()| {
             if !suid {
                 mount::set_nosuid(&made.mount).map_err(|error| failed(error.errno().into()))?;
@@ -58,6 +60,9 @@ impl Store {
         let records = &self.0.layout.records;
         let record = records.get(id).map_err(|source| self.0.records_error(source))?;
         let Some(record) = record else { return Ok(false) };
+        if let Some(published) = record.published {
+            return self.withdraw_rootfs(&published);
+        }
         let Some(path) = record.attached else {
             return Err(RootfsError::Kept { id: id.to_owned() }.into());
         };

@@ -93,6 +93,7 @@ impl Store {
                 gc_threshold: config.gc_threshold,
                 remote,
                 limits: config.limits,
+                unverified: config.unverified,
                 images: Mutex::default(),
                 layers: Mutex::default(),
                 most_open: open::most(),

@@ -4,16 +4,20 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
 use wardian_sys::failpoint;
 
 use super::fetch;
-use crate::disk::limit::DiskLimit;
+use crate::disk::files;
+use crate::disk::limit::{Bound, DiskLimit};
 use crate::disk::record::{self, Record};
 use crate::error::{Error, Result};
 use crate::failpoints::Point;
 use crate::images::opened::Image;
 use crate::images::progress::Progress;
 use crate::images::reference::Reference;
+use crate::layers::layer;
 use crate::layers::owner::{Root, is_shared, root_of};
 use crate::mounts::ready::Spare;
 use crate::mounts::reaper::{Item, Place};
@@ -28,12 +32,19 @@ enum Start {
     Nothing,
 }
 
+/// Where a root file system is to be attached.
+pub(crate) struct Attached {
+    pub(crate) path: PathBuf,
+    /// The id under which it is published.
+    pub(crate) published: Option<String>,
+}
+
 impl Inner {
     pub(crate) fn create_rootfs(
         &self,
         id: &str,
         spec: &RootfsSpec<'_>,
-        attached: Option<PathBuf>,
+        attached: Option<Attached>,
     ) -> Result<Rootfs> {
         self.check_open()?;
         rootfs::check_id(id)?;
@@ -54,18 +65,7 @@ impl Inner {
             Start::Pair(pair) => pair.name.clone(),
             Start::Nothing => self.names.new_name(),
         };
-        let mut record = Record {
-            id: id.to_owned(),
-            dir,
-            boot_id: self.layout.boot_id.clone(),
-            image: image.shown.clone(),
-            layers: image.layers.iter().map(|layer| layer.as_used()).collect(),
-            created_ms: record::now_ms(),
-            attached,
-            bound,
-            honest: false,
-            writeback_error: None,
-        };
+        let mut record = self.record(id, dir, &image, attached, bound);
         let new = self.layout.records.create(&record);
         if !matches!(new, Ok(true)) {
             match start {
@@ -101,6 +101,74 @@ impl Inner {
         image.touch();
         self.measurer.add(id, &record.dir, image.bytes());
         Ok(Rootfs { mount, dir: self.layout.path.join("rootfs").join(record.dir), honest })
+    }
+
+    fn record(
+        &self,
+        id: &str,
+        dir: String,
+        image: &Image,
+        attached: Option<Attached>,
+        bound: Bound,
+    ) -> Record {
+        let (attached, published) = attached.map_or((None, None), |at| (Some(at.path), at.published));
+        Record {
+            id: id.to_owned(),
+            dir,
+            boot_id: self.layout.boot_id.clone(),
+            image: image.shown.clone(),
+            layers: image.layers.iter().map(|layer| layer.as_used()).collect(),
+            created_ms: record::now_ms(),
+            attached,
+            published,
+            in_parts: false,
+            bound,
+            honest: false,
+            writeback_error: None,
+        }
+    }
+
+    /// Makes the parts of a root file system that somebody else mounts: its layers, and the pair of its writable part.
+    pub(crate) fn create_parts(
+        &self,
+        id: &str,
+        spec: &RootfsSpec<'_>,
+        attached: Attached,
+    ) -> Result<(Image, Pair)> {
+        self.check_open()?;
+        rootfs::check_id(id)?;
+        let (mut image, root) = (spec.image.clone(), root_of(spec.owner.as_ref()));
+        let bound = spec.limit.above(image.bytes()).map_err(rootfs::Error::from)?;
+        let mut record = self.record(id, self.names.new_name(), &image, Some(attached), bound);
+        record.in_parts = true;
+        let new = self.layout.records.create(&record);
+        if !matches!(new, Ok(true)) {
+            self.names.disown(&record.dir);
+            return Err(match new {
+                Err(source) => rootfs::Error::Record { id: id.to_owned(), source },
+                Ok(_) => rootfs::Error::Exists { id: id.to_owned() },
+            }
+            .into());
+        }
+        failpoint::reach(Point::RootfsRecorded);
+        let made = self.settle(&mut record, &mut image, spec.limit).and_then(|()| {
+            let pair = self.make_part(&record, root)?;
+            self.bind(&record)?;
+            let failed = |errno: Errno| rootfs::Error::Make { id: id.to_owned(), source: errno.into() };
+            let mode = Mode::from_raw_mode(layer::root_mode(&image.layers));
+            rustix::fs::fchmod(&pair.upper, mode).map_err(failed)?;
+            // The kernel makes a directory of its own in it, as the user who mounts the overlay.
+            let work = files::open_dir(&pair.dir, "work").map_err(failed)?;
+            for dir in [&pair.dir, &work] {
+                let (uid, gid) = (Uid::from_raw(root.0), Gid::from_raw(root.1));
+                rustix::fs::fchown(dir, Some(uid), Some(gid)).map_err(failed)?;
+            }
+            Ok(pair)
+        });
+        failpoint::reach(Point::RootfsPaired);
+        let pair = made.inspect_err(|_| self.release_rootfs(id, None))?;
+        image.touch();
+        Ok((image, pair))
     }
 
     /// Mounts a root file system whose record is written; true if it is honest.

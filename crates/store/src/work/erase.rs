@@ -33,6 +33,10 @@ pub fn empty(config: &Config, patience: Duration) -> crate::Result<Option<usize>
         .map(|name| std::fs::read_dir(config.root.join(name)).map_or(0, Iterator::count))
         .sum();
     let store = Store::serve(config, &|_| false)?;
+    for record in store.published()? {
+        store.withdraw_rootfs(record.published.as_deref().unwrap_or_default())?;
+    }
+    store.tidy_published()?;
     let drained = store.drain(patience);
     store.close();
     Ok(drained.then_some(count))
@@ -49,7 +53,7 @@ pub fn all(root: &Path) -> Result<(), Error> {
     }
     let failed = |name: &str, source| Error { path: root.join(name), source };
     let dir = Directory::open(root).map_err(|e| failed("", e.into()))?;
-    for name in files::DIRECTORIES {
+    for name in files::DIRECTORIES.into_iter().chain([files::META]) {
         let c_name = CString::new(name).map_err(|e| failed(name, e.into()))?;
         remove::tree(&dir, &c_name, &|| false).map_err(|e| failed(name, e.into()))?;
     }

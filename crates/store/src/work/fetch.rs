@@ -77,6 +77,21 @@ impl Store {
         self.0.open(reference, progress)
     }
 
+    /// Returns the bytes of the image's blobs as stored, those of layers that are in the store included; 0 for a
+    /// name. Reads the image's manifest.
+    ///
+    /// # Errors
+    /// As [`Store::import`].
+    pub fn blob_bytes(&self, reference: &Reference) -> Result<u64> {
+        match &reference.below {
+            Below::Name(_) => Ok(0),
+            Below::Source(uri, source) => {
+                let image = self.0.read(uri, source, &|| false)?;
+                Ok(image.layers.iter().map(wardian_image::Layer::size).sum())
+            }
+        }
+    }
+
     /// The second half: fetches the layers that are missing.
     ///
     /// # Errors
@@ -246,8 +261,12 @@ impl Inner {
         source: &wardian_image::Source,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<wardian_image::Image> {
-        let opening =
-            wardian_image::Opening { limits: self.limits, dir: Some(self.layout.staging.as_fd()), cancelled };
+        let opening = wardian_image::Opening {
+            limits: self.limits,
+            dir: Some(self.layout.staging.as_fd()),
+            cancelled,
+            unverified: self.unverified,
+        };
         source.open_in(&self.remote, &opening).map_err(|error| image_error(uri, error))
     }
 

@@ -10,6 +10,7 @@ pub mod erase;
 pub(crate) mod fetch;
 pub(crate) mod open;
 pub(crate) mod opening;
+pub(crate) mod publish;
 pub(crate) mod recover;
 pub(crate) mod steward;
 pub(crate) mod usage;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, IFlags, Mode};
+use rustix::fs::{AtFlags, IFlags};
 use rustix::io::Errno;
 use wardian_sys::directory::Directory;
 
@@ -30,9 +30,9 @@ impl Layout {
             error => Error::Foreign(error).into(),
         })?;
         let (root, _) = Directory::make(path, 0o700).map_err(made)?;
-        // Layers keep the set-id bits and the owners of their images: nobody but root may come here.
-        rustix::fs::fchmod(&root, Mode::RWXU)
-            .map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })?;
+        // Layers keep the set-id bits and the owners of their images: nobody but root may come there. The group of a
+        // mapping's root may search the directories above published root file systems.
+        root.keep_searchable().map_err(made)?;
         check_format(root.as_fd())?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_err(Error::BootId)?
@@ -46,7 +46,7 @@ impl Layout {
             .map_err(|source| Error::Make { path: run.to_owned(), source })?;
         let layout = Self {
             layers: part("layers")?,
-            images: part("images")?,
+            images: root.searchable("images").map(OwnedFd::from).map_err(made)?,
             staging: part("staging")?,
             rootfs,
             spreads,

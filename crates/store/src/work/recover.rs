@@ -28,7 +28,7 @@ impl Inner {
         let mut sizes = HashMap::new();
         for record in self.records()? {
             let attached = record.attached.as_deref().is_some_and(is_attached);
-            if !attached && !live(&record.id) {
+            if !attached && record.published.is_none() && !live(&record.id) {
                 self.layout.records.remove(&record.id).map_err(records_error)?;
                 continue;
             }

@@ -149,7 +149,7 @@ impl Inner {
             });
         }
         usage.rootfs.sort_by(|a, b| a.id.cmp(&b.id));
-        usage.records_bytes = tree_bytes(&self.layout.images, &|_| true);
+        usage.records_bytes = tree_bytes(&self.layout.images, &image::is_record);
         usage.trash_bytes = tree_bytes(&self.layout.trash, &|_| true);
         // Includes the server's pairs and spares, some kilobytes each.
         usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));

@@ -28,6 +28,10 @@ mod fake_server;
 mod foreign;
 mod go_client;
 mod grace;
+mod grootfs;
+mod grootfs_images;
+mod grootfs_recorded;
+mod grootfs_shared;
 
 mod held_up;
 mod host_files;
