@@ -60,11 +60,6 @@ pub enum Error {
         /// The protocol.
         protocol: Protocol,
     },
-    /// The container has no IPv6, and Garden's servers never know the protocol: the text begins with theirs.
-    #[error(
-        "invalid protocol: 4 (ICMPv6): containers have no IPv6 here; the server gives it with --network-pool-v6"
-    )]
-    NoIcmp6,
     /// The container has no IPv6 address.
     #[error("the network {start}-{end} is IPv6, which containers do not have here")]
     NoIpv6 {
@@ -168,7 +163,7 @@ impl Rule {
     pub fn check(&self, ipv6: bool) -> Result<(), Error> {
         let protocol = self.protocol;
         if protocol == Protocol::Icmp6 && !ipv6 {
-            return Err(Error::NoIcmp6);
+            return Err(Error::Protocol(4));
         }
         if !self.ports.is_empty() && !matches!(protocol, Protocol::Tcp | Protocol::Udp) {
             return Err(Error::Ports(protocol));

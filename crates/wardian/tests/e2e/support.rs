@@ -407,9 +407,10 @@ impl Server {
         let spare = |dir: &str| {
             let dir = Path::new(dir);
             !records.iter().any(|name| dir.ends_with(name))
-                && (dir.join("image").exists() || fs::read_dir(dir.join("upper"))
-                    .or_else(|_| fs::read_dir(dir))
-                    .is_ok_and(|mut all| all.next().is_none()))
+                && (dir.join("image").exists()
+                    || fs::read_dir(dir.join("upper"))
+                        .or_else(|_| fs::read_dir(dir))
+                        .is_ok_and(|mut all| all.next().is_none()))
         };
         all.into_iter().filter(|dir| !spare(dir)).collect()
     }
