@@ -39,12 +39,26 @@ const MOST: u64 = 64 << 10;
 /// How long the lock is waited for: a server that was killed a moment ago may still hold it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often a run directory is opened that is another one once its lock is taken.
+const TRIES: u32 = 16;
+
 /// Opens the run directory, on a tmpfs, and takes its lock.
+///
+/// A server without containers unmounts its tmpfs when it ends, and gives the lock in it up after that. Whoever has
+/// waited for that lock has the lock of a directory that is not there any more, and would hide its records from the
+/// next server: it begins again.
 pub fn open(run: &Path) -> Result<(Directory, OwnedFd)> {
-    let dir =
-        wardian_store::run::prepare(run).map_err(|source| Error::Unfit { path: run.to_owned(), source })?;
-    let lock = take_lock(&dir, &|text| tracing::warn!(text, "start.lock"))?;
-    Ok((dir, lock))
+    let unfit = |source| Error::Unfit { path: run.to_owned(), source };
+    for _ in 0..TRIES {
+        let dir = wardian_store::run::prepare(run).map_err(unfit)?;
+        let lock = take_lock(&dir, &|text| tracing::warn!(text, "start.lock"))?;
+        let number = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let own = rustix::fs::fstat(&dir).map(number).map_err(|error| unfit(error.into()))?;
+        if rustix::fs::stat(run).is_ok_and(|stat| number(stat) == own) {
+            return Ok((dir, lock));
+        }
+    }
+    Err(unfit(std::io::Error::other("it is mounted and unmounted all the time")))
 }
 
 /// Takes the run directory's lock, which one process at a time can hold. `tell` is told what this waits for.
@@ -115,6 +129,7 @@ fn short_tag(run: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wardian_needs::needs;
 
     #[test]
     fn directories_that_shared_a_tag_do_not_any_more() {
@@ -123,6 +138,26 @@ mod tests {
         assert_eq!(short_tag(a), short_tag(b));
         assert_ne!(long_tag(a), long_tag(b));
         assert_eq!(long_tag(Path::new("/run/wardian")), "b00e6bf5bba5e51e1eabb1d373af14c7");
+    }
+
+    #[test]
+    fn a_directory_that_goes_while_its_lock_is_waited_for_is_opened_anew() {
+        needs!(Root);
+        let base = tempfile::tempdir().unwrap();
+        let run = base.path().join("run");
+        let first = open(&run).unwrap();
+        let (dir, _lock) = std::thread::scope(|scope| {
+            let second = scope.spawn(|| open(&run).unwrap());
+            // Until it waits for the lock, most likely; otherwise there is nothing to be seen.
+            std::thread::sleep(Duration::from_millis(300));
+            wardian_store::run::leave(&run);
+            drop(first);
+            second.join().unwrap()
+        });
+        let there = rustix::fs::stat(&run).unwrap();
+        let own = rustix::fs::fstat(&dir).unwrap();
+        assert_eq!((own.st_dev, own.st_ino), (there.st_dev, there.st_ino));
+        wardian_store::run::leave(&run);
     }
 
     #[test]

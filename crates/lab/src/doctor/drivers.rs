@@ -59,7 +59,9 @@ fn project_quota(kind: &str, quota: std::io::Result<quota::State>, xfs_can: bool
         }
         ("ext4", _) => (
             false,
-            "switched off: `tune2fs -O project,quota` while unmounted, then mount with `prjquota`".into(),
+            "switched off: `tune2fs -O project,quota` while unmounted, then mount with `prjquota`, if the kernel has \
+             CONFIG_QFMT_V2 (without it the file system can only be read then)"
+                .into(),
         ),
         _ => (false, format!("{kind} has none: XFS and ext4 do")),
     };
@@ -78,9 +80,9 @@ fn btrfs(kind: &str, disks: &[String], sys: &Path) -> Driver {
     let Some(ours) = ours else { return driver(false, "it is not found in /sys/fs/btrfs") };
     let read = |file: &str| std::fs::read_to_string(ours.join("qgroups").join(file)).unwrap_or_default();
     match (read("enabled").trim(), read("mode").trim()) {
-        ("1", "squota") => driver(true, "subvolumes, simple quota switched on"),
-        ("1", _) => driver(true, "subvolumes, qgroups switched on"),
-        _ => driver(false, "quota is switched off: `btrfs quota enable --simple` on its mount point"),
+        ("1", "squota") => driver(true, "subvolumes, simple quota switched on; no limits of inodes"),
+        ("1", _) => driver(true, "subvolumes, qgroups switched on; no limits of inodes"),
+        _ => driver(false, "quota is switched off: `btrfs quota enable` on its mount point"),
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct Btrfs {
 pub(crate) fn missing(dir: &OwnedFd) -> Option<String> {
     match btrfs::groups(dir) {
         Ok(groups) if groups.exists() => None,
-        Ok(_) => Some("quota is switched off: `btrfs quota enable --simple` on its mount point".into()),
+        Ok(_) => Some("quota is switched off: `btrfs quota enable` on its mount point".into()),
         Err(_) => Some("the file system under the store is none".into()),
     }
 }

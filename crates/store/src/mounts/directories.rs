@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
 
 use super::driver::DiskDriver;
 use super::names::Names;
@@ -131,7 +132,11 @@ impl Upper for Directories {
 
     fn measure(&self, name: &str, step: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>> {
         let dir = files::open_dir(&self.layout.rootfs, name)?;
-        let own = rustix::fs::statat(&dir, c"upper", AtFlags::SYMLINK_NOFOLLOW)?;
+        let own = match rustix::fs::statat(&dir, c"upper", AtFlags::SYMLINK_NOFOLLOW) {
+            // A server with another driver has made it.
+            Err(Errno::NOENT) => return Ok(entry_bytes(&dir, c"image", &mut HashSet::new(), step)),
+            own => own?,
+        };
         let bytes = entry_bytes(&dir, c"upper", &mut HashSet::new(), step);
         // The blocks of the `upper` directory itself do not count: it existed before anything was written.
         let own = own.st_blocks.unsigned_abs() * BLOCK;

@@ -127,7 +127,7 @@ pub(crate) trait Upper: Debug + Send + Sync {
     /// The kernel's, or the driver's program has failed.
     fn make(&self, name: &str, root: Root, bound: Bound) -> Result<Pair, Error>;
 
-    /// Gives a part another bound, also while it is in use. It does not wait for the disk.
+    /// Gives a part a bound, the same or another one, also while it is in use. It does not wait for the disk.
     ///
     /// # Errors
     /// The driver cannot change it so, or the kernel refuses it.

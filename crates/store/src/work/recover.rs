@@ -35,6 +35,14 @@ impl Inner {
             if let Err(error) = self.upper.adopt(&record.dir) {
                 tracing::warn!(id = record.id, %error, "rootfs.not-adopted");
             }
+            // The file system keeps the bound, unless somebody has switched its quota off and on, or another driver
+            // has been chosen. Of inodes nobody can lose it: btrfs has none.
+            let bound = record.bound;
+            if bound.bytes.is_some()
+                && let Err(error) = self.upper.limit(&record.dir, bound)
+            {
+                tracing::error!(id = record.id, ?bound, %error, "rootfs.not-limited");
+            }
             let size = record.layers.iter().map(|used| self.size_of(&used.chain, &mut sizes)).sum();
             self.measurer.add(&record.id, &record.dir, size);
             if let Some(error) = record.writeback_error {

@@ -311,7 +311,7 @@ fn publish(
 }
 
 fn answer(image: &Image, made: &Published) -> Result<String, Error> {
-    let mounts = made.parts.iter().map(|parts| mount(parts)).collect::<Result<_, _>>()?;
+    let mounts = made.parts.iter().map(mount).collect::<Result<_, _>>()?;
     let process = Process { user: User::default(), env: &image.config.env, cwd: "" };
     let answer = Answer { version: "", process, root: Root { path: &made.path }, mounts };
     serde_json::to_string(&answer).map_err(|error| Error::Make(error.to_string()))

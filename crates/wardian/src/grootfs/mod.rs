@@ -71,10 +71,7 @@ fn whole(args: &[String]) -> Result<ExitCode, Error> {
     }
     let named = match command {
         _ if global.bool("help") => None,
-        Some("help" | "h") => match global.rest.get(1) {
-            None => None,
-            Some(name) => Some((name.as_str(), true)),
-        },
+        Some("help" | "h") => global.rest.get(1).map(|name| (name.as_str(), true)),
         Some(name) => Some((name, false)),
         None => None,
     };
