@@ -7,8 +7,6 @@ use std::os::fd::{AsFd, AsRawFd};
 const SHUTDOWN: libc::Ioctl = 0x8004_587d;
 /// `EXT4_GOING_FLAGS_NOLOGFLUSH` (linux/ext4.h)
 const NO_LOG_FLUSH: u32 = 2;
-/// `EXT4_IOC_RESIZE_FS`, `_IOW('f', 16, __u64)` (linux/ext4.h)
-const RESIZE: libc::Ioctl = 0x4008_6610;
 
 fn result(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -22,15 +20,6 @@ fn result(result: libc::c_int) -> io::Result<()> {
 pub fn shut_down(file: impl AsFd) -> io::Result<()> {
     // SAFETY: the kernel reads one number, which lives on during the call.
     result(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), SHUTDOWN, std::ptr::from_ref(&NO_LOG_FLUSH)) })
-}
-
-/// Makes the file system as large as this many blocks while it is mounted; its device is that large already.
-///
-/// # Errors
-/// EPERM without CAP_SYS_RESOURCE; the kernel's, from the disk.
-pub fn resize(file: impl AsFd, blocks: u64) -> io::Result<()> {
-    // SAFETY: the kernel reads one number, which lives on during the call.
-    result(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), RESIZE, &raw const blocks) })
 }
 
 fn reserved_path(device: &str) -> String {
@@ -55,7 +44,6 @@ mod tests {
     fn other_file_systems_are_told_apart() {
         let proc = std::fs::File::open("/proc/self").unwrap();
         assert_eq!(shut_down(&proc).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
-        assert_eq!(resize(&proc, 1).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
         assert_eq!(reserve("none", 1).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

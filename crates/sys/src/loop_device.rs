@@ -15,7 +15,6 @@ const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
 /// linux/loop.h
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
 /// linux/loop.h
-const LOOP_SET_CAPACITY: libc::Ioctl = 0x4c07;
 /// linux/loop.h
 const LOOP_SET_DIRECT_IO: libc::Ioctl = 0x4c08;
 /// `LO_FLAGS_AUTOCLEAR` (linux/loop.h)
@@ -303,14 +302,6 @@ impl LoopDevice {
         self.set("direct I/O", LOOP_SET_DIRECT_IO, 1)
     }
 
-    /// Gives it the size that its file has now.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_capacity(&self) -> Result<(), Error> {
-        self.set("capacity", LOOP_SET_CAPACITY, 0)
-    }
-
     fn set(&self, what: &'static str, request: libc::Ioctl, argument: usize) -> Result<(), Error> {
         // SAFETY: both requests that are made take a number.
         match unsafe { ioctl(self.fd.as_fd(), request, argument) } {
@@ -355,9 +346,6 @@ mod tests {
         assert_eq!(format!("loop{number}"), device.name());
         let size = || std::fs::read_to_string(format!("/sys/block/loop{number}/size")).unwrap();
         assert_eq!(size().trim(), "2048");
-        file.set_len(2 << 20).unwrap();
-        device.set_capacity().unwrap();
-        assert_eq!(size().trim(), "4096");
         drop(device);
         assert_eq!(find(), None);
     }

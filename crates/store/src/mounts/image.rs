@@ -23,7 +23,6 @@ use std::sync::{Arc, Weak};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::thread::CapabilitySet;
 use wardian_sys::loop_device::{Backing, LoopDevice, LoopDevices};
 use wardian_sys::{ext4, failpoint, mount};
 
@@ -221,40 +220,10 @@ impl Images {
         Ok(image)
     }
 
-    /// Makes a mounted image larger, so that this many bytes can be written in all.
-    fn grow(&self, name: &str, image: &Mounted, bytes: u64) -> Result<(), Error> {
-        let before = *image.made.lock();
-        if before.bounded {
-            return Err(fixed(
-                "an image with a limit of inodes cannot grow, because it would get more of them (driver image)",
-            ));
-        }
-        if !rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SYS_RESOURCE) {
-            let most = (before.blocks - SPARE) * BLOCK;
-            return Err(Error::Fixed {
-                why: format!(
-                    "this root file system can be given at most {most} bytes: its image has to grow for more (driver \
-                     image), for which the server lacks CAP_SYS_RESOURCE"
-                ),
-            });
-        }
-        let dir = files::open_dir(&self.layout.rootfs, name)?;
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file: File = rustix::fs::openat(&dir, IMAGE, flags, Mode::empty())?.into();
-        let size = rustix::fs::fstat(&file)?.st_size.unsigned_abs() / BLOCK;
-        let more = template::larger(bytes / BLOCK + SPARE - before.blocks);
-        let device = self.find(&file)?.ok_or(Error::Lost)?;
-        rustix::fs::ftruncate(&file, (size + more) * BLOCK)?;
-        device.set_capacity()?;
-        let mut made = image.made.lock();
-        let had = rustix::fs::fstatfs(&image.root)?;
-        ext4::resize(files::open_dir(&image.root, ".")?, size + more).map_err(|error| errno(&error))?;
-        let has = rustix::fs::fstatfs(&image.root)?;
-        made.blocks += has.f_blocks.saturating_sub(had.f_blocks);
-        made.inodes += has.f_files.saturating_sub(had.f_files);
-        made.write(&image.root)?;
-        drop(made);
-        image.bind(bytes)
+    /// The bytes of the file system under the store: more can never be written.
+    fn disk(&self) -> rustix::io::Result<u64> {
+        let fs = rustix::fs::fstatvfs(&self.layout.root)?;
+        Ok(fs.f_blocks.saturating_mul(fs.f_frsize))
     }
 }
 
@@ -268,7 +237,16 @@ impl Upper for Images {
     }
 
     fn made_with(&self, bound: Bound) -> Result<Bound, Error> {
-        Ok(Bound { bytes: bound.bytes.map(template::size_class), ..bound })
+        let disk = self.disk()?;
+        let most = disk / BLOCK;
+        if bound.inodes.is_some_and(|inodes| inodes > most) {
+            return Err(Error::Fixed {
+                why: format!(
+                    "a limit of inodes is at most {most} here, one for each block of the disk (driver image)"
+                ),
+            });
+        }
+        Ok(Bound { bytes: bound.bytes.map(|bytes| template::size_class(bytes.min(disk))), ..bound })
     }
 
     fn most_ahead(&self, bound: Bound) -> usize {
@@ -298,11 +276,19 @@ impl Upper for Images {
                 "the number of inodes is fixed when the driver image makes a root file system",
             ));
         }
-        match bound.bytes {
-            None => Err(fixed("a limit can be changed, but not taken away (driver image)")),
-            Some(bytes) if bytes / BLOCK + SPARE > made.blocks => self.grow(name, &image, bytes),
-            Some(bytes) => image.bind(bytes),
+        let Some(bytes) = bound.bytes else {
+            return Err(fixed("a limit can be changed, but not taken away (driver image)"));
+        };
+        let (bytes, most) = (bytes.min(self.disk()?), (made.blocks - SPARE) * BLOCK);
+        if bytes > most {
+            return Err(Error::Fixed {
+                why: format!(
+                    "at most {most} bytes can be written to this root file system: its image has the size \
+                              that it was made with (driver image)"
+                ),
+            });
         }
+        image.bind(bytes)
     }
 
     fn adopt(&self, name: &str) -> Result<(), Error> {

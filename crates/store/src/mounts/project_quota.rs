@@ -4,8 +4,10 @@
 //! others use, and of files that are deleted but still open. Each store begins to look at another place among the
 //! upper half of all ids, and takes the lowest free one: so the file system's quota file stays small.
 //!
-//! **What cannot get out.** A process in another user namespace than the host's cannot change a project
-//! (`fileattr_set_prepare` in fs/file_attr.c). Overlays write with the credentials of whoever mounted them, without
+//! **What cannot get out.** The kernel lets no process in another user namespace than the host's change a project
+//! (`fileattr_set_prepare` in fs/file_attr.c). But an overlay repeats the call on the file that it has copied up, with the
+//! credentials of whoever mounted it, so that setting what the image's file has takes the copy out of its project. The
+//! seccomp profile of containers therefore refuses the ioctls that set attributes of files. Overlays write with the credentials of whoever mounted them, without
 //! CAP_SYS_RESOURCE (`ovl_fill_super` in fs/overlayfs/super.c), so that ext4 makes no exception for a privileged
 //! container's root.
 

@@ -56,8 +56,10 @@ const SLACK: u64 = 256;
 const OWN_INODES: u64 = 32;
 /// How often a template is formatted again because its tables took more than was assumed.
 const TRIES: u32 = 4;
-/// Templates that are kept, the latest ones: each takes 0.1 to 2 MB of memory.
+/// Templates that are kept, the latest ones: each takes 0.1 to 2 MB of memory, of a disk of terabytes more …
 const KEPT: usize = 8;
+/// … and no more than so many bytes together.
+const MEMORY: usize = 64 << 20;
 
 /// How long mkfs.ext4 may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -123,11 +125,6 @@ pub(crate) fn size_class(bytes: u64) -> u64 {
     bytes.max(1).checked_next_multiple_of((power / SHARE).max(STEP)).unwrap_or(bytes)
 }
 
-/// Returns by how many blocks an image must grow to have this many more free ones.
-pub(crate) fn larger(blocks: u64) -> u64 {
-    Wanted { blocks, inodes: None }.size(Missing::default()).blocks.next_multiple_of(GROUP)
-}
-
 /// Mounts the ext4 on a device, detached. A container can neither open its devices nor run its set-uid programs by it:
 /// only the overlay above it is attached anywhere.
 pub(crate) fn mount(device: impl AsFd) -> Result<OwnedFd, mount::Error> {
@@ -147,6 +144,11 @@ pub(crate) struct Template {
 }
 
 impl Template {
+    /// Bytes of memory that it takes.
+    fn memory(&self) -> usize {
+        self.parts.iter().map(|(_, part)| part.len()).sum()
+    }
+
     /// Creates the file `name` in a directory as a copy. It shares the template's blocks where the file system of both
     /// can do that.
     pub(crate) fn copy(&self, dir: &OwnedFd, name: &str) -> Result<File, Error> {
@@ -204,10 +206,13 @@ impl Templates {
         }
         let made = Arc::new(self.make(bound, devices)?);
         let mut kept = self.kept.lock();
-        if kept.len() >= KEPT {
+        kept.push_back(Arc::clone(&made));
+        let too_many = |kept: &VecDeque<Arc<Template>>| {
+            kept.len() > KEPT || kept.iter().map(|template| template.memory()).sum::<usize>() > MEMORY
+        };
+        while kept.len() > 1 && too_many(&kept) {
             kept.pop_front();
         }
-        kept.push_back(Arc::clone(&made));
         Ok(made)
     }
 
@@ -256,9 +261,11 @@ impl Templates {
         let run = || -> std::io::Result<(Option<ExitStatus>, String)> {
             // Its words go to a file: it never waits for somebody to read them.
             let said = File::from(rustix::fs::memfd_create("mkfs.ext4", MemfdFlags::CLOEXEC)?);
+            // After an error of its file, such as a full host's disk, an image goes on: read-only it would stay so when
+            // there is space again.
             let mut command = Command::new(&self.mkfs);
             command
-                .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-e", "remount-ro", "-O", FEATURES])
+                .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-e", "continue", "-O", FEATURES])
                 .args(["-E", "lazy_itable_init=1,nodiscard,packed_meta_blocks=1,root_owner=0:0", "-N"])
                 .args([&inodes.to_string(), "/proc/self/fd/0"])
                 .env_clear()

@@ -218,19 +218,21 @@ fn what_an_image_cannot_do_is_said() {
     assert!(refused("bounded", limit(4 * MB)).contains("inodes is fixed"));
     drop(bounded);
     store.release_rootfs("bounded", None);
-    // Beyond its size an image has to grow.
-    use rustix::thread::{CapabilitySet, capabilities};
-    if capabilities(None).unwrap().effective.contains(CapabilitySet::SYS_RESOURCE) {
-        store.limit_rootfs("a", limit(200 * MB)).unwrap();
-        assert_about(fill(&rootfs.mount, "data", 400 * MB).0, 200 * MB);
-        assert_about(store.measured("a").exclusive_bytes, 200 * MB);
-    } else {
-        let error = refused("a", limit(200 * MB));
-        assert!(error.contains("CAP_SYS_RESOURCE"), "{error}");
-        assert_about(fill(&rootfs.mount, "data", 16 * MB).0, 8 * MB);
+    // An image keeps its size, also after numbers that a calculation with them could overflow.
+    for bytes in [200 * MB, 1 << 60, 17_359_192_523_555_590_144, u64::MAX] {
+        let error = refused("a", limit(bytes));
+        assert!(error.contains("the size that it was made with"), "{bytes}: {error}");
     }
-    let too_large = store.create_rootfs("large", &limited(&image, None, limit(1 << 60))).unwrap_err();
-    assert!(format!("{too_large:?}").contains("has at most"), "{too_large:?}");
+    assert_about(fill(&rootfs.mount, "data", 16 * MB).0, 8 * MB);
+    // What the disk does not have bounds nothing, and costs no larger image.
+    for bytes in [1 << 60, u64::MAX] {
+        drop(store.create_rootfs("large", &limited(&image, None, limit(bytes))).unwrap());
+        store.limit_rootfs("large", limit(u64::MAX)).unwrap();
+        store.release_rootfs("large", None);
+    }
+    let inodes = DiskLimit { inodes: Some(u64::MAX), ..DiskLimit::default() };
+    let error = store.create_rootfs("many", &limited(&image, None, inodes)).unwrap_err();
+    assert!(format!("{error:?}").contains("one for each block of the disk"), "{error:?}");
     drop((rootfs, plain));
     finish(&store, &["a", "plain"]);
     nothing_stays(dir.path());
