@@ -40,7 +40,12 @@ async fn a_mapped_port_of_ipv6_is_reached_from_everywhere() {
         let answer = server.world().host(&question);
         assert!(answer.starts_with(&ok), "{port}: {answer}");
         for handle in all {
-            let answer = ask(&client, handle, how, HOST_V6, port.parse().unwrap()).await;
+            let question = async || ask(&client, handle, how, HOST_V6, port.parse().unwrap()).await;
+            let mut answer = question().await;
+            // An error may be missed: the kernel limits their rate, and a new address sends none (RFC 4443, RFC 4862).
+            if answer == "timeout" {
+                answer = question().await;
+            }
             // The policy goes by the address behind the mapping, and a subnet is open within itself.
             let open = answers != "denied" || handle == "denied";
             let expected = if open { &*ok } else { REFUSED_V6 };

@@ -33,6 +33,7 @@ async fn output_that_cannot_be_written_is_a_failure_of_every_command() {
     for handle in ["h", "s"] {
         assert!(command(&server, &["create", "--name", handle]).status().unwrap().success());
     }
+    assert!(command(&server, &["create", "--name", "l", "--disk", "50M"]).status().unwrap().success());
     let main =
         command(&server, &["exec", "-d", "h", "--", "sh", "-c", "while :; do echo x; sleep 0.01; done"]);
     let main = Said::from({ main }.output().unwrap()).out;
@@ -48,6 +49,7 @@ async fn output_that_cannot_be_written_is_a_failure_of_every_command() {
         (1, &["ps", "--json"]),
         (1, &["inspect", "h"]),
         (1, &["map", "h", "8080:80"]),
+        (1, &["limit", "l", "--disk", "40M"]),
         (1, &["port", "h"]),
         (1, &["stats", "--no-stream"]),
         (1, &["stats", "--json"]),
