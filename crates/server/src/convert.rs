@@ -367,7 +367,10 @@ mod tests {
                 r#"{"limits":{"disk_limits":{"inode_soft":9,"byte_hard":9}}}"#,
                 "limits.disk_limits.inode_soft: it bounds nothing without inode_hard",
             ),
-            (r#"{"limits":{"disk_limits":{"scope":2}}}"#, "limits.disk_limits.scope: 2 is neither 0 ("),
+            (
+                r#"{"limits":{"disk_limits":{"scope":2}}}"#,
+                "limits.disk_limits.scope: 2 is neither 0 (with the image) nor 1 (what is written alone)",
+            ),
             (
                 r#"{"netin":[{"host_port":1,"protocol":"icmp"}]}"#,
                 "netin.protocol: \"icmp\" is neither tcp nor udp",
