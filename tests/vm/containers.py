@@ -1,46 +1,10 @@
 #!/usr/bin/env python3
 """Containers where cgroups are v2 alone and root may do everything: limits, metrics, device rules, out of memory, a killed server, and whom the kernel
 kills for want of memory. By the commands that a user has."""
-import argparse, io, json, os, shutil, tarfile, tempfile, time
-import vm
+import argparse, json, time
+import lab, vm
 
 LIMIT = 420
-SERVE = "sh -c 'echo -900 > /proc/$$/oom_score_adj; exec wardian serve --root /mnt/store >> /tmp/log 2>&1' &"
-"""As the unit does it: the kernel is to spare the server."""
-
-
-def busybox(path):
-    """An image of Debian's static busybox."""
-    with tarfile.open(path, "w") as tar:
-        tar.add(shutil.which("busybox"), "bin/busybox")
-        for name in "sh cat sleep seq head tail stty true mknod rm echo mkdir ping httpd wget wc".split():
-            link = tarfile.TarInfo("bin/" + name)
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(link)
-        passwd = b"root:x:0:0:root:/root:/bin/sh\n" + b"".join(b"u%d:x:0:0::/proc/self/fd/%d:/bin/sh\n" % (n, n) for n in range(64))
-        file = tarfile.TarInfo("etc/passwd")
-        file.size = len(passwd)
-        tar.addfile(file, io.BytesIO(passwd))
-
-
-class Lab:
-    def __init__(self, guest):
-        self.sh = guest.sh
-
-    def wardian(self, arguments, status=0):
-        code, output = self.sh(f"wardian {arguments} 2>&1", check=False)
-        assert code == status, f"wardian {arguments}: status {code}\n{output}\n{self.sh('tail -5 /tmp/log; dmesg | tail -5')}"
-        return output
-
-    def serve(self, how=SERVE):
-        self.sh(how)
-        end = time.monotonic() + 60
-        while self.sh("wardian ps > /dev/null 2>&1", check=False)[0] != 0:
-            assert time.monotonic() < end, f"no server: {self.sh('tail -5 /tmp/log')}"
-            time.sleep(0.2)
-
-    def inside(self, command, status=0):
-        return self.wardian(f"exec c -- {command}", status).strip()
 
 
 def limits(lab):
@@ -169,25 +133,10 @@ class Test:
         self.bundle, self.program, self.say = bundle, program, say
 
     def run(self):
-        work = tempfile.mkdtemp(prefix="wardian-containers.")
-        try:
-            vm.make_disk(work + "/disk", 1 << 30, "ext4")
-            busybox(work + "/busybox.tar")
-            share = {"/bin/wardian": self.program, "/bin/wardian-keeper": os.path.dirname(self.program) + "/wardian-keeper",
-                     "/share/busybox.tar": work + "/busybox.tar"}
-            with vm.Guest(self.bundle, [work + "/disk"], share, (), "ext4 veth", deadline=LIMIT) as guest:
-                guest.sh("mount -t ext4 /dev/vda /mnt && mkdir /mnt/store")
-                lab = Lab(guest)
-                lab.serve()
-                for part in PARTS:
-                    begin = time.monotonic()
-                    try:
-                        part(lab)
-                    except AssertionError as error:
-                        raise AssertionError(f"{part.__name__}: {error}") from None
-                    self.say(f"  {part.__name__}: {time.monotonic() - begin:.1f} s")
-        finally:
-            shutil.rmtree(work)
+        with lab.guest("containers", self.bundle, self.program, LIMIT, modules="veth") as guest:
+            tried = lab.Lab(guest)
+            tried.serve()
+            lab.play(PARTS, tried, self.say)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Disk limits by project quota, as this host's kernel may lack it. By the commands that a user has."""
-import argparse, json, os, shutil, tempfile, time
-import containers, vm
+import argparse, json, time
+import lab, vm
 
 LIMIT = 420
 MB = 1 << 20
@@ -126,25 +126,11 @@ class Test:
         self.bundle, self.fs, self.program, self.say = bundle, fs, program, say
 
     def run(self):
-        work = tempfile.mkdtemp(prefix="wardian-limits.")
-        try:
-            vm.make_disk(work + "/disk", 1 << 30, self.fs)
-            containers.busybox(work + "/busybox.tar")
-            share = {"/bin/wardian": self.program, "/bin/wardian-keeper": os.path.dirname(self.program) + "/wardian-keeper",
-                     "/share/busybox.tar": work + "/busybox.tar"}
-            with vm.Guest(self.bundle, [work + "/disk"], share, (), f"{self.fs} veth", deadline=LIMIT) as guest:
-                guest.sh(f"mount -t {self.fs} -o {vm.MOUNT[self.fs]} /dev/vda /mnt && mkdir /mnt/store")
-                lab = containers.Lab(guest)
-                lab.serve()
-                for part in PARTS:
-                    begin = time.monotonic()
-                    try:
-                        part(lab)
-                    except AssertionError as error:
-                        raise AssertionError(f"{part.__name__.strip('_')}: {error}") from None
-                    self.say(f"  {part.__name__.strip('_')}: {time.monotonic() - begin:.1f} s")
-        finally:
-            shutil.rmtree(work)
+        options = vm.MOUNT[self.fs]
+        with lab.guest("limits", self.bundle, self.program, LIMIT, self.fs, options, modules="veth") as guest:
+            tried = lab.Lab(guest)
+            tried.serve()
+            lab.play(PARTS, tried, self.say)
 
 
 if __name__ == "__main__":

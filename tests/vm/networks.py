@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Networks of containers under kernels that load their modules when they are asked for: ways in and out, rules, limits, a killed server, a flushed
 firewall, and what is left. The guest itself is the host; a network namespace of it is the internet."""
-import argparse, json, os, shutil, subprocess, tarfile, tempfile, time
-import containers, vm
+import argparse, json, subprocess, tarfile, time
+import lab, vm
 
 LIMIT = 420
 HOST, HOST_V6, AWAY = "10.77.0.2", "fd77::2", "10.77.0.1"
@@ -26,7 +26,7 @@ for port in 80 443; do ip netns exec away /bin/net serve internet $port > /dev/n
 """The host's uplink, what answers at the other end, and a program that listens on the host."""
 
 
-class Lab(containers.Lab):
+class Lab(lab.Lab):
     def serve(self):
         super().serve(SERVE)
 
@@ -59,9 +59,9 @@ def doctor(lab):
 
 
 def out(lab):
-    lab.wardian(f"run --name a -d -p 5000:{PORT} -p 5001:{PORT}/udp /share/image.tar -- net serve a {PORT}")
-    lab.wardian(f"run --name b -d --privileged --network 10.9.0.5/24 /share/image.tar -- net serve b {PORT}")
-    lab.wardian("run --name n -d --network 10.9.0.6/24 /share/image.tar -- sleep 100000")
+    lab.wardian(f"run --name a -d -p 5000:{PORT} -p 5001:{PORT}/udp /share/busybox.tar -- net serve a {PORT}")
+    lab.wardian(f"run --name b -d --privileged --network 10.9.0.5/24 /share/busybox.tar -- net serve b {PORT}")
+    lab.wardian("run --name n -d --network 10.9.0.6/24 /share/busybox.tar -- sleep 100000")
     four, six = f"ok internet from {HOST}", f"ok internet from {HOST_V6}"
     for name in "a", "b":
         said = lab.ask(name, *(f"{how} {address} 80" for how in ("tcp", "udp") for address in (INTERNET, INTERNET_V6)),
@@ -106,7 +106,7 @@ def rules(lab):
 
 def bandwidth(lab):
     """300 KB at 100 KB/s, both ways."""
-    lab.wardian("run --name slow -d --bandwidth 100000:20000 /share/image.tar -- sleep 100000")
+    lab.wardian("run --name slow -d --bandwidth 100000:20000 /share/busybox.tar -- sleep 100000")
     assert json.loads(lab.wardian("inspect slow"))["limits"]["bandwidth"]["rate"] == 100000
     for name in "slow", "a":
         lab.wardian(f"exec {name} -- sh -c 'mkdir -p /tmp/w; head -c 300000 /dev/zero > /tmp/w/f; httpd -p 7000 -h /tmp/w'")
@@ -127,7 +127,7 @@ def survival(lab):
     assert [lab.info(name) for name in "ab"] == before
     assert lab.away("tcp", HOST, 5000) == f"ok a from {AWAY}"
     assert lab.ask("a", *DENIED) == OPENED and lab.ask("b", *DENIED) == CLOSED
-    assert "already allocated" in lab.wardian("create --name x --network 10.9.0.5/24 /share/image.tar", 1)
+    assert "already allocated" in lab.wardian("create --name x --network 10.9.0.5/24 /share/busybox.tar", 1)
 
 
 def flush(lab):
@@ -156,39 +156,25 @@ def end(lab):
 PARTS = [out, within, mapped, rules, bandwidth, survival, flush, end]
 
 
+def equip(work, share):
+    """Adds the program of net.c to the image and to the guest."""
+    subprocess.run(["cc", "-static", "-O1", "-o", work + "/net", vm.HERE + "/../../crates/wardian/tests/e2e/net.c"], check=True)
+    with tarfile.open(work + "/busybox.tar", "a") as tar:
+        tar.add(work + "/net", "bin/net")
+    share["/bin/net"] = work + "/net"
+
+
 class Test:
     def __init__(self, bundle, program, say=print):
         self.bundle, self.program, self.say = bundle, program, say
 
     def run(self):
-        work = tempfile.mkdtemp(prefix="wardian-networks.")
-        try:
-            vm.make_disk(work + "/disk", 1 << 30, "ext4")
-            source = vm.HERE + "/../../crates/wardian/tests/e2e/net.c"
-            subprocess.run(["cc", "-static", "-O1", "-o", work + "/net", source], check=True)
-            containers.busybox(work + "/image.tar")
-            with tarfile.open(work + "/image.tar", "a") as tar:
-                tar.add(work + "/net", "bin/net")
-            share = {"/bin/wardian": self.program, "/bin/wardian-keeper": os.path.dirname(self.program) + "/wardian-keeper",
-                     "/share/image.tar": work + "/image.tar", "/bin/net": work + "/net"}
-            with vm.Guest(self.bundle, [work + "/disk"], share, ("nft", "ip"), "ext4", deadline=LIMIT) as guest:
-                guest.sh("mount -t ext4 /dev/vda /mnt && mkdir /mnt/store")
-                lab = Lab(guest)
-                self.part(doctor, lab)
-                guest.sh(WORLD)
-                lab.serve()
-                for part in PARTS:
-                    self.part(part, lab)
-        finally:
-            shutil.rmtree(work)
-
-    def part(self, part, lab):
-        begin = time.monotonic()
-        try:
-            part(lab)
-        except AssertionError as error:
-            raise AssertionError(f"{part.__name__}: {error}") from None
-        self.say(f"  {part.__name__}: {time.monotonic() - begin:.1f} s")
+        with lab.guest("networks", self.bundle, self.program, LIMIT, programs=("nft", "ip"), equip=equip) as guest:
+            tried = Lab(guest)
+            lab.play([doctor], tried, self.say)
+            guest.sh(WORLD)
+            tried.serve()
+            lab.play(PARTS, tried, self.say)
 
 
 if __name__ == "__main__":
