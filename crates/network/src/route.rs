@@ -125,15 +125,7 @@ pub fn foreign_networks(route: &mut Connection, own: u32) -> Result<Vec<Foreign>
             parse_address,
         )
         .map_err(failed("addresses"))?;
-    let routes = route
-        .list(
-            |requests, flags| {
-                let header = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-                requests.add(libc::RTM_GETROUTE, flags, &header, |writer| writer);
-            },
-            parse_route,
-        )
-        .map_err(failed("routes"))?;
+    let routes = routes(route, libc::AF_INET, parse_route).map_err(failed("routes"))?;
 
     let mut seen = HashSet::new();
     let mut found = Vec::new();
@@ -215,21 +207,29 @@ pub fn addresses(route: &mut Connection) -> Result<Vec<IpAddr>, Error> {
     found.map_err(|source| Error::List { what: "addresses", source })
 }
 
+/// Lists the routes of an address family.
+fn routes<T>(
+    route: &mut Connection,
+    family: libc::c_int,
+    parse: impl FnMut(&Message<'_>) -> Option<T>,
+) -> std::result::Result<Vec<T>, netlink::Error> {
+    // `struct rtmsg`.
+    let header = [family as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    route.list(
+        |requests, flags| {
+            requests.add(libc::RTM_GETROUTE, flags, &header, |writer| writer);
+        },
+        parse,
+    )
+}
+
 /// The names of the links by which routers have announced a default route of IPv6 (RFC 4861, router advertisements).
 ///
 /// # Errors
 /// [`Error::List`].
 pub fn announced(route: &mut Connection) -> Result<Vec<String>, Error> {
     let failed = |what| move |source| Error::List { what, source };
-    let links = route
-        .list(
-            |requests, flags| {
-                let header = [libc::AF_INET6 as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-                requests.add(libc::RTM_GETROUTE, flags, &header, |writer| writer);
-            },
-            parse_announced,
-        )
-        .map_err(failed("routes of IPv6"))?;
+    let links = routes(route, libc::AF_INET6, parse_announced).map_err(failed("routes of IPv6"))?;
     if links.is_empty() {
         return Ok(Vec::new());
     }
