@@ -1,5 +1,6 @@
 //! A root file system with its bundle and bind mounts: what a container and a pea are launched from.
 
+use crate::error::Whose;
 use crate::spec::{BindMount, Limits};
 use crate::{Error, Result, Shared};
 use rustix::fs::FileType;
@@ -47,7 +48,7 @@ pub fn shm_bytes(server: u64, memory: u64) -> u64 {
 #[allow(clippy::too_many_arguments)]
 pub fn assemble(
     shared: &Shared,
-    rootfs_id: &str,
+    (rootfs_id, whose): (&str, Whose),
     spec: &RootfsSpec<'_>,
     mut settings: Settings,
     binds: &[BindMount],
@@ -70,7 +71,8 @@ pub fn assemble(
     for bind in binds.iter().chain(files) {
         settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
     }
-    let rootfs = shared.store.create_rootfs(rootfs_id, spec).map_err(Error::store("root file system"))?;
+    let rootfs = shared.store.create_rootfs(rootfs_id, spec);
+    let rootfs = rootfs.map_err(Error::writable("root file system", whose))?;
     settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
     let config = bundle::text(&settings);
     std::fs::write(config_path, &config).map_err(step)?;

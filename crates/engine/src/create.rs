@@ -6,7 +6,7 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::lifecycle;
 use crate::container::record::{CONFIG, Phase, Record, VERSION};
-use crate::error::too_little;
+use crate::error::{Whose, too_little};
 use crate::events::What;
 use crate::failpoints::Point;
 use crate::history::{Kind, Timeline};
@@ -187,8 +187,8 @@ impl Engine {
         };
         let answer = keeper.create(create).await;
         timeline.ended("launch");
-        let memory_bytes = container.record().limits.memory_bytes;
-        let init = answer.map_err(|e| Error::keeper("create")(e).under(memory_bytes))?;
+        let limits = container.record().limits;
+        let init = answer.map_err(|e| Error::keeper("create")(e).under(&limits))?;
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);
         self.watch(container, events);
@@ -247,7 +247,7 @@ impl Engine {
                         }
                     }
                     Event::Gone => {
-                        let hint = too_little(container.record().limits.memory_bytes);
+                        let hint = too_little(&container.record().limits);
                         let reason = format!("its init or its keeper has ended{hint}");
                         let news = container.lost(None, &reason);
                         container.tell_ends(&engine.shared.events);
@@ -353,7 +353,8 @@ fn prepare(
     let files = (&*files, true);
     let config = dir.join(CONFIG);
     let rootfs = wardian_store::RootfsSpec { image, owner, limit: spec.limits.disk };
-    let parts = assemble(shared, id, &rootfs, settings, &spec.bind_mounts, files, mounts, entry, &config)?;
+    let root = (id.as_str(), Whose::Container(container.handle.clone()));
+    let parts = assemble(shared, root, &rootfs, settings, &spec.bind_mounts, files, mounts, entry, &config)?;
     failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))

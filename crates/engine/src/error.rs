@@ -1,6 +1,7 @@
 //! The engine's errors. An error's text is for the client, and includes its causes; the causes are also its
 //! sources.
 
+use crate::spec::Limits;
 use crate::{instance, keeper, reset, start};
 use wardian_runtime::cgroup;
 use wardian_sys::text::chain;
@@ -50,12 +51,12 @@ pub enum Error {
     /// container look the same.
     #[error("{0}")]
     Launch(String),
-    /// A failed start that may be due to a low memory limit.
+    /// A failed start that may be due to a low limit.
     #[error("{source}{hint}")]
     Starved {
         /// The failure.
         source: Box<Self>,
-        /// How much memory is enough.
+        /// How much memory, or how many inodes, are enough.
         hint: String,
     },
     /// The operation was given up.
@@ -80,6 +81,14 @@ pub enum Error {
         /// Doing what.
         step: &'static str,
         /// What it says.
+        source: Box<wardian_store::Error>,
+    },
+    /// The store cannot make the writable layer of a container, or of a pea in it, or cannot limit it.
+    #[error("{}", of_writable(whose, source))]
+    Writable {
+        /// The container's handle, or that of a pea's container.
+        whose: Whose,
+        /// What the store says.
         source: Box<wardian_store::Error>,
     },
     /// A cgroup cannot be made or set up.
@@ -126,28 +135,69 @@ pub enum Error {
     Reset(#[from] reset::Error),
 }
 
+/// Whose root file system it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whose {
+    /// A container's, with this handle.
+    Container(String),
+    /// A pea's in the container with this handle.
+    Pea(String),
+}
+
+impl std::fmt::Display for Whose {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Container(handle) => write!(to, "container {handle}"),
+            Self::Pea(handle) => write!(to, "a pea in container {handle}"),
+        }
+    }
+}
+
+/// The store names a root file system by an id of its own, which means nothing to the client: it is told whose it is.
+fn of_writable(whose: &Whose, error: &wardian_store::Error) -> String {
+    use wardian_store::rootfs::Error as Rootfs;
+    match error.root() {
+        wardian_store::Error::Rootfs(Rootfs::Make { source, .. }) => {
+            format!("cannot make the writable layer of {whose}: {}", chain(source))
+        }
+        wardian_store::Error::Rootfs(Rootfs::Limit { source, .. }) => {
+            format!("cannot limit the root file system of {whose}: {}", chain(source))
+        }
+        other => format!("cannot limit the root file system of {whose}: {}", chain(other)),
+    }
+}
+
 /// Bytes of memory that are enough to start a process with. The kernel also charges page tables, stacks and
 /// sockets, and more of them with more processors: on a host with two processors a start takes 1 MiB.
 const ENOUGH: u64 = 4 << 20;
 
-/// Returns a hint for an error that a low memory limit may have caused; empty for a limit that is high
-/// enough.
-pub(crate) fn too_little(memory_bytes: u64) -> String {
-    if memory_bytes == 0 || memory_bytes >= ENOUGH {
-        return String::new();
+/// Inodes that are enough for the mount points of a container whose image has none of them: /proc, /sys, /dev, /tmp and
+/// the files and directories on the paths to them.
+const ENOUGH_INODES: u64 = 16;
+
+/// Returns a hint for an error that a low limit may have caused; empty for limits that are high enough.
+pub(crate) fn too_little(limits: &Limits) -> String {
+    let memory_bytes = limits.memory_bytes;
+    if memory_bytes > 0 && memory_bytes < ENOUGH {
+        return format!(
+            "; with a memory limit of {memory_bytes} bytes not even a container's init may fit: {} MiB are enough for that \
+             and a small program",
+            ENOUGH >> 20
+        );
     }
-    format!(
-        "; with a memory limit of {memory_bytes} bytes not even a container's init may fit: {} MiB are enough for that and a \
-         small program",
-        ENOUGH >> 20
-    )
+    match limits.disk.inodes {
+        Some(inodes) if inodes < ENOUGH_INODES => format!(
+            "; with a limit of {inodes} inodes not even the mount points of a container may fit, which it makes first: \
+             {ENOUGH_INODES} are enough for those"
+        ),
+        _ => String::new(),
+    }
 }
 
 impl Error {
-    /// Adds a hint to the failure of a start under a memory limit of `memory_bytes`, if so little memory may
-    /// be the cause.
-    pub(crate) fn under(self, memory_bytes: u64) -> Self {
-        let hint = too_little(memory_bytes);
+    /// Adds a hint to the failure of a start under these limits, if they are so low that they may be the cause.
+    pub(crate) fn under(self, limits: &Limits) -> Self {
+        let hint = too_little(limits);
         match self {
             Self::Launch(_) | Self::Keeper { .. } if !hint.is_empty() => {
                 Self::Starved { source: Box::new(self), hint }
@@ -174,6 +224,20 @@ impl Error {
     /// Returns a conversion for failures of the store at `step`.
     pub(crate) fn store(step: &'static str) -> impl Fn(wardian_store::Error) -> Self + Copy {
         move |error| Self::Store { step, source: Box::new(error) }
+    }
+
+    /// Returns a conversion for failures of the store at `step`, where those of a writable layer name whose it is.
+    pub(crate) fn writable(step: &'static str, whose: Whose) -> impl FnOnce(wardian_store::Error) -> Self {
+        use wardian_store::rootfs::Error as Rootfs;
+        move |error| {
+            let source = Box::new(error);
+            match source.root() {
+                wardian_store::Error::Rootfs(
+                    Rootfs::Make { .. } | Rootfs::Limit { .. } | Rootfs::TooSmall(_),
+                ) => Self::Writable { whose, source },
+                _ => Self::Store { step, source },
+            }
+        }
     }
 }
 

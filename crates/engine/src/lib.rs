@@ -47,7 +47,7 @@ mod sweeper;
 mod transfer;
 
 pub use admission::bounds::shown;
-pub use error::{Error, Result};
+pub use error::{Error, Result, Whose};
 pub use events::{Event, Heard, Listener, What};
 pub use failpoints::NAMES as FAILPOINTS;
 pub use grace::Call;

@@ -5,6 +5,7 @@ use crate::container::Container;
 use crate::container::lifecycle::Event;
 use crate::container::pea::Pea;
 use crate::container::record::Record;
+use crate::error::Whose;
 use crate::{DiskLimit, Engine, Error, Limits, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -153,7 +154,9 @@ impl Engine {
         let shared = self.shared.clone();
         let set = move || {
             let change = |record: &mut Record| {
-                shared.store.limit_rootfs(&container.id, limit).map_err(Error::store("disk limit"))?;
+                let whose = Whose::Container(record.handle.clone());
+                let limited = shared.store.limit_rootfs(&container.id, limit);
+                limited.map_err(Error::writable("disk limit", whose))?;
                 record.limits.disk = limit;
                 Ok(())
             };

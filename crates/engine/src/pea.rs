@@ -5,6 +5,7 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::pea::{Pea, pea_cgroup};
 use crate::container::record::Record;
+use crate::error::Whose;
 use crate::failpoints::Point;
 use crate::keeper::Keeper;
 use crate::process::Process;
@@ -36,7 +37,7 @@ impl Engine {
         let theirs = container.clone();
         let pea = uuid::Uuid::new_v4().simple().to_string();
         let (rootfs_id, its_keeper) = (pea.clone(), keeper.clone());
-        let memory_bytes = spec.limits.unwrap_or(container.record().limits).memory_bytes;
+        let limits = spec.limits.unwrap_or(container.record().limits);
         let prepared = tokio::task::spawn_blocking(move || {
             prepare_pea(&shared, &theirs, &its_keeper, &spec, &image, exec, &rootfs_id)
         })
@@ -59,7 +60,7 @@ impl Engine {
                 };
                 let answer = answer.await;
                 failpoint::reach(Point::PeaAnswered);
-                connect(process, keeper, answer).await.map_err(|error| error.under(memory_bytes))
+                connect(process, keeper, answer).await.map_err(|error| error.under(&limits))
             }
             Err(error) => Err(error),
         };
@@ -184,7 +185,8 @@ fn prepare_pea(
     let mounts = if shown { shared.cgroups.v1_mounts(&container.id) } else { Vec::new() };
     let files = (files, false);
     let rootfs = wardian_store::RootfsSpec { image, owner, limit: spec.limits.unwrap_or_default().disk };
-    let parts = assemble(shared, pea, &rootfs, settings, &binds, files, mounts, entry, &config)?;
+    let root = (pea, Whose::Pea(container.handle.clone()));
+    let parts = assemble(shared, root, &rootfs, settings, &binds, files, mounts, entry, &config)?;
     failpoint::reach(Point::PeaRootfs);
     Ok((payload(&exec)?, parts))
 }

@@ -108,7 +108,7 @@ impl Engine {
             let answer = async { keeper.run(run).await?.answer().await }.await;
             failpoint::reach(Point::RunAnswered);
             let connected = connect(process, keeper, answer).await;
-            return connected.map_err(|error| error.under(record.limits.memory_bytes));
+            return connected.map_err(|error| error.under(&record.limits));
         }
         self.start_pea(container, keeper, process, spec, exec).await
     }

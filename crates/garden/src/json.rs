@@ -1,10 +1,11 @@
 //! JSON as Go's `encoding/json` reads and writes it.
 
-use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 
@@ -20,6 +21,20 @@ pub enum DecodeError {
     /// The text is not JSON, or not of the expected shape.
     #[error("json: {}", without_values(&.0.to_string()))]
     Invalid(serde_json::Error),
+    /// It has fields that the value does not have.
+    #[error("unknown fields: {}", listed(.0))]
+    Unknown(Vec<String>),
+}
+
+/// The most unknown fields that are named, and characters of each name.
+const NAMED: usize = 8;
+const NAME: usize = 64;
+
+fn listed(names: &[String]) -> String {
+    let shown =
+        names.iter().take(NAMED).map(|name| format!("{:?}", name.chars().take(NAME).collect::<String>()));
+    let more = names.len().checked_sub(NAMED + 1).map(|more| format!("and {} more", more + 1));
+    shown.chain(more).collect::<Vec<_>>().join(", ")
 }
 
 /// Keys below these are data, not field names: their case stays.
@@ -139,6 +154,18 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
         Folded(Value::Array(_)) => Err(unexpected("array", "an object")),
         Folded(value) => shape(value),
     }
+}
+
+/// Reads the first value of a body as [`decode`] does; it must be an object without other fields than these, for a
+/// request in which a field that is not understood would change what is meant.
+///
+/// # Errors
+/// As [`decode`]; there are other fields, with or without values.
+pub fn decode_exactly<T: DeserializeOwned>(body: &[u8], fields: &[&str]) -> Result<T, DecodeError> {
+    let given: BTreeMap<String, IgnoredAny> = first(body)?;
+    let is_known = |name: &String| fields.iter().any(|field| field.eq_ignore_ascii_case(name));
+    let unknown: Vec<String> = given.into_keys().filter(|name| !is_known(name)).collect();
+    if unknown.is_empty() { decode(body) } else { Err(DecodeError::Unknown(unknown)) }
 }
 
 /// Reads the first value of a body as [`decode`] does; it is an array of objects, or null for an empty one.
@@ -312,7 +339,28 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{ContainerSpec, NetOutRule, Payload};
+    use crate::wire::{ContainerSpec, DiskLimits, NetOutRule, Payload};
+
+    #[test]
+    fn fields_that_must_be_known_are_named_if_they_are_not() {
+        let limits = |body: &str| decode_exactly::<DiskLimits>(body.as_bytes(), &DiskLimits::FIELDS);
+        assert_eq!(limits(r#"{"Byte_Hard":7,"scope":1}"#).unwrap().byte_hard, 7);
+        assert_eq!(limits("{}").unwrap(), DiskLimits::default());
+        let error =
+            limits(r#"{"byte_hart":7,"disk_limits":{"byte_hard":7},"x":null,"scope":0}"#).unwrap_err();
+        assert_eq!(error.to_string(), r#"unknown fields: "byte_hart", "disk_limits", "x""#);
+        let many: String = (0..20).map(|n| format!("\"{}{n}\":1,", "y".repeat(500))).collect();
+        let text = limits(&format!("{{{many}\"z\":1}}")).unwrap_err().to_string();
+        assert!(text.ends_with("and 13 more") && text.len() < 700, "{text}");
+        for bad in ["null", "[]", "7", "", "{"] {
+            assert!(limits(bad).is_err(), "{bad}");
+        }
+        // The names are those of the type.
+        let full = DiskLimits { inode_soft: 1, inode_hard: 1, byte_soft: 1, byte_hard: 1, scope: 1 };
+        let text = serde_json::to_value(full).unwrap();
+        assert_eq!(text.as_object().unwrap().len(), DiskLimits::FIELDS.len());
+        assert!(DiskLimits::FIELDS.iter().all(|field| text.get(field).is_some()), "{text}");
+    }
 
     #[test]
     fn field_names_match_in_any_case_and_data_keeps_its_case() {

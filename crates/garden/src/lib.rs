@@ -17,4 +17,4 @@ pub use client::requests::Client;
 pub use client::tar::{TAR_FAILURE, TarFailure, TarReader};
 pub use client::tls::TlsFiles;
 pub use error::{Error, ErrorBody, ErrorKind, Result};
-pub use json::{DecodeError, Decoder, decode, decode_list, encode, write};
+pub use json::{DecodeError, Decoder, decode, decode_exactly, decode_list, encode, write};

@@ -115,6 +115,11 @@ DiskLimits {
     #[serde(skip_serializing_if = "zero")] scope: u8,
 });
 
+impl DiskLimits {
+    /// The names of its fields.
+    pub const FIELDS: [&str; 5] = ["inode_soft", "inode_hard", "byte_soft", "byte_hard", "scope"];
+}
+
 wire!(/// Memory.
 MemoryLimits {
     /// Bytes, swap included.

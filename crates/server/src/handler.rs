@@ -3,7 +3,7 @@
 use crate::cut::Cut;
 use crate::door::{Place, owed};
 use crate::large::Entries;
-use crate::reply::{Failure, Reply, done, failure, json, text, wrong_method};
+use crate::reply::{Failure, Reply, done, failure, full, json, text, wrong_method};
 use crate::room::{Held, PIECE, SMALL};
 use crate::route::{Found, Route, find, query};
 use crate::socket::Look;
@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument as _, Span};
 use wardian_engine::{Call, shown};
-use wardian_garden::{wire, write};
+use wardian_garden::{decode_exactly, encode, wire, write};
 
 /// The longest JSON body.
 const BODY_LIMIT: usize = 1 << 20;
@@ -151,7 +151,7 @@ fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply>
     } else {
         tracing::error!(handle, ?route, error = body.message, "server.request-failed");
     }
-    Ok(failure(&body))
+    Ok(full(error.status(&body), "application/json", encode(&body)))
 }
 
 async fn answer(
@@ -213,7 +213,10 @@ async fn answer(
             json(&limits.unwrap_or_default())
         }
         Route::SetDiskLimits => {
-            let limits = read(request, SMALL, None).await?;
+            // It replaces the whole limit: with a misspelt field it would take the limit away.
+            let body = read_bytes(request, SMALL, None).await?;
+            let limits = decode_exactly(&body, &wire::DiskLimits::FIELDS);
+            let limits = limits.map_err(|error| Failure::Malformed(error.to_string()))?;
             let limit = convert::disk_limit(&limits).map_err(Failure::Refused)?;
             engine.limit_disk(handle, limit).await?;
             done()

@@ -67,6 +67,8 @@ pub(crate) enum Failure {
     Engine(wardian_engine::Error),
     /// The request is invalid; the text says why.
     Refused(String),
+    /// The request to a route of wardian's own cannot be read; the text says why. Garden has no status for it.
+    Malformed(String),
     /// The client has disconnected in the middle of its request: there is no answer.
     Gone,
 }
@@ -82,7 +84,9 @@ impl Failure {
     pub(crate) fn body(&self) -> ErrorBody {
         let mut body = match self {
             Self::Engine(error) => error::to_wire(error),
-            Self::Refused(message) => ErrorBody::new(ErrorKind::Other, message.as_str()),
+            Self::Refused(message) | Self::Malformed(message) => {
+                ErrorBody::new(ErrorKind::Other, message.as_str())
+            }
             Self::Gone => ErrorBody::new(ErrorKind::Other, "the client has gone"),
         };
         // The message may quote the request.
@@ -90,6 +94,14 @@ impl Failure {
             body.message = clip(&body.message, MESSAGE).into_owned();
         }
         body
+    }
+
+    /// Returns the HTTP status, for this error body.
+    pub(crate) fn status(&self, body: &ErrorBody) -> StatusCode {
+        match self {
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            _ => error::status(body),
+        }
     }
 }
 

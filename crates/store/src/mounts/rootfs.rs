@@ -71,8 +71,8 @@ pub enum Error {
         /// The id.
         id: String,
     },
-    /// The directories of its writable layer could not be made.
-    #[error("cannot make the directories of the root file system {id}")]
+    /// Its writable layer could not be made: directories, a subvolume or an image, as the driver of disk limits has it.
+    #[error("cannot make the writable layer of the root file system {id}")]
     Make {
         /// The id.
         id: String,

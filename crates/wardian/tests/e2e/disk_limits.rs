@@ -2,7 +2,8 @@
 //! file systems have no quota.
 
 use crate::commands::{fails, ok};
-use crate::support::{Server, pea, run, sh};
+use crate::support::{Server, pea, run, sh, tar_of};
+use std::fs;
 use wardian_garden::wire::{ContainerSpec, DiskLimits, DiskStat, Limits, ProcessLimits, ProcessSpec};
 use wardian_garden::{Client, ErrorKind};
 use wardian_needs::needs;
@@ -128,5 +129,74 @@ async fn of_a_pea_are_its_own() {
     let out = run(&client, "c", &ProcessSpec { limits, ..pea(&image, text) }).await;
     assert_eq!(out.code, 0, "{out:?}");
     assert!(write(&client, "c", "/b", 12).await);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn that_are_refused_name_the_container() {
+    let server = Server::start_with(&["--disk-driver", "none"]).await;
+    let client = server.create("c").await;
+    let why = "a limit on what is written cannot be enforced here";
+    let said = fails(&server, 125, &["run", "--name", "job", "--disk", "100M", "--", "true"]);
+    assert!(said.contains(&format!("cannot limit the root file system of container job: {why}")), "{said}");
+    let said = fails(&server, 1, &["limit", "c", "--disk", "100M"]);
+    assert!(said.contains(&format!("cannot limit the root file system of container c: {why}")), "{said}");
+    let limits = Some(ProcessLimits { disk_limits: written(MIB), ..ProcessLimits::default() });
+    let spec = ProcessSpec { limits, ..pea(server.image().to_str().unwrap(), "true") };
+    let error = client.run("c", &spec, wardian_garden::Io::default()).await.unwrap_err();
+    let said = format!("{error:#}");
+    assert!(
+        said.contains(&format!("cannot limit the root file system of a pea in container c: {why}")),
+        "{said}"
+    );
+    let said = fails(&server, 125, &["run", "--name", "small", "--disk", "1K", "--", "true"]);
+    assert!(said.contains("container small: disk limit is smaller than volume size"), "{said}");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn that_leave_no_room_for_mount_points_say_how_many_inodes_are_enough() {
+    needs!(Loop);
+    let server = Server::start().await;
+    let bare = server.base().join("bare.tar");
+    // Without a directory of its own: each mount point has to be made.
+    let busybox = fs::read("/bin/busybox").or_else(|_| fs::read("/usr/bin/busybox")).unwrap();
+    fs::write(&bare, tar_of(&[("busybox", &busybox)])).unwrap();
+    let bare = bare.to_str().unwrap();
+    let run = |inodes: &str| {
+        let args = ["run", "--rm", "--inodes", inodes, bare, "/busybox", "true"];
+        crate::commands::command(&server, &args).output().unwrap()
+    };
+    let said = run("5");
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_eq!(said.status.code(), Some(125), "{text}");
+    assert!(text.contains("a limit of 5 inodes") && text.contains("16 are enough"), "{text}");
+    let said = run("16");
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    // The file in this image may not be executed; it is found, so the container was made.
+    assert!(said.status.success() || text.contains("ermission denied"), "{text}");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn with_a_field_that_does_not_exist_change_nothing() {
+    needs!(Loop);
+    let server = Server::start().await;
+    let client = server.client();
+    client.create(&spec("c", false, written(20 * MIB))).await.unwrap();
+    let put = |body: &str| server.http("PUT /wardian/containers/c/limits/disk", "", body);
+    for (body, names) in [
+        (r#"{"byte_hart":1000000}"#, r#"unknown fields: \"byte_hart\""#),
+        (r#"{"disk_limits":{"byte_hard":9},"bytes":null}"#, r#"unknown fields: \"bytes\", \"disk_limits\""#),
+        ("null", "json: "),
+        ("", "EOF"),
+    ] {
+        let reply = put(body);
+        assert!(reply.starts_with("HTTP/1.1 400 ") && reply.contains(names), "{body}: {reply}");
+        assert_eq!(client.disk_limits("c").await.unwrap(), written(20 * MIB), "{body}");
+    }
+    let reply = put(r#"{"Byte_Hard":10485760,"scope":1}"#);
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+    assert_eq!(client.disk_limits("c").await.unwrap(), written(10 * MIB));
     server.finish().await;
 }
