@@ -3,7 +3,7 @@
 use super::features::State;
 use super::filesystem::FileSystem;
 use serde::Serialize;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 use wardian_sys::project_quota as quota;
 
@@ -30,7 +30,12 @@ pub fn chosen(drivers: &[Driver]) -> &'static str {
 pub fn probe(fs: &FileSystem) -> Vec<Driver> {
     let quota = std::fs::File::open(&fs.looked_at).and_then(|file| Ok(quota::state(file)?));
     vec![
-        project_quota(&fs.kind, quota, Path::new("/proc/fs/xfs/xqmstat").exists()),
+        project_quota(
+            &fs.kind,
+            quota,
+            Path::new("/proc/fs/xfs/xqmstat").exists(),
+            quota_format(kernel_config().as_deref()),
+        ),
         btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
         image(),
         Driver {
@@ -41,8 +46,34 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
     ]
 }
 
-/// `xfs_can`: XFS was built with quota (CONFIG_XFS_QUOTA); for ext4 that cannot be determined.
-fn project_quota(kind: &str, quota: std::io::Result<quota::State>, xfs_can: bool) -> Driver {
+/// Reads how this kernel was built, where it or its package tells that.
+fn kernel_config() -> Option<String> {
+    /// More than a configuration has, in bytes.
+    const MOST: u64 = 4 << 20;
+    let mut text = String::new();
+    if let Ok(file) = std::fs::File::open("/proc/config.gz") {
+        flate2::read::GzDecoder::new(file).take(MOST).read_to_string(&mut text).ok()?;
+    } else {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let file = std::fs::File::open(format!("/boot/config-{release}")).ok()?;
+        file.take(MOST).read_to_string(&mut text).ok()?;
+    }
+    Some(text)
+}
+
+/// Whether the kernel has the format of quota files that ext4 keeps hidden (CONFIG_QFMT_V2, also as a module); `None` if
+/// its configuration is not known.
+fn quota_format(config: Option<&str>) -> Option<bool> {
+    config.map(|text| text.lines().any(|line| matches!(line, "CONFIG_QFMT_V2=y" | "CONFIG_QFMT_V2=m")))
+}
+
+/// `xfs_can`: XFS was built with quota (CONFIG_XFS_QUOTA). `ext4_can`: see [`quota_format`].
+fn project_quota(
+    kind: &str,
+    quota: std::io::Result<quota::State>,
+    xfs_can: bool,
+    ext4_can: Option<bool>,
+) -> Driver {
     let (usable, why) = match (kind, quota) {
         ("xfs" | "ext4", Ok(quota)) if quota.enforced => (true, "switched on and enforced".to_owned()),
         ("xfs", _) if !xfs_can => (false, "the XFS of this kernel has none (CONFIG_XFS_QUOTA)".to_owned()),
@@ -57,6 +88,16 @@ fn project_quota(kind: &str, quota: std::io::Result<quota::State>, xfs_can: bool
         ("ext4", Ok(quota)) if quota.counted => {
             (false, "counted but not enforced: mount with `prjquota`".into())
         }
+        ("ext4", _) if ext4_can == Some(false) => (
+            false,
+            "this kernel has none for ext4 (CONFIG_QFMT_V2): do not change the file system, with the feature `quota` it \
+             could only be read"
+                .into(),
+        ),
+        ("ext4", _) if ext4_can == Some(true) => (
+            false,
+            "switched off: `tune2fs -O project,quota` while unmounted, then mount with `prjquota`".into(),
+        ),
         ("ext4", _) => (
             false,
             "switched off: `tune2fs -O project,quota` while unmounted, then mount with `prjquota`, if the kernel has \
@@ -117,10 +158,10 @@ mod tests {
         let on = quota::State { counted: true, enforced: true };
         let counted = quota::State { counted: true, enforced: false };
         let off = || Err(std::io::Error::from_raw_os_error(38));
-        let works = project_quota("xfs", Ok(on), true);
+        let works = project_quota("xfs", Ok(on), true, None);
         assert_eq!((works.state, chosen(&[works])), (State::Yes, "project-quota"));
-        assert_eq!(chosen(&[project_quota("xfs", Ok(counted), true)]), NONE);
-        assert_eq!(project_quota("ext4", Ok(on), false).state, State::Yes);
+        assert_eq!(chosen(&[project_quota("xfs", Ok(counted), true, None)]), NONE);
+        assert_eq!(project_quota("ext4", Ok(on), false, None).state, State::Yes);
         for (kind, quota, says) in [
             ("xfs", off(), "mount with `prjquota`"),
             ("xfs", Ok(counted), "not enforced"),
@@ -130,7 +171,7 @@ mod tests {
             // An overlay or another file system may return the answer of the one below it.
             ("overlay", Ok(on), "overlay has none"),
         ] {
-            let driver = project_quota(kind, quota, true);
+            let driver = project_quota(kind, quota, true, None);
             assert!(driver.state == State::No && driver.why.contains(says), "{kind}: {driver:?}");
         }
     }
@@ -138,7 +179,26 @@ mod tests {
     #[test]
     fn a_kernel_without_quota_says_so() {
         let off = Err(std::io::Error::from_raw_os_error(38));
-        assert!(project_quota("xfs", off, false).why.contains("CONFIG_XFS_QUOTA"));
+        assert!(project_quota("xfs", off, false, None).why.contains("CONFIG_XFS_QUOTA"));
+    }
+
+    #[test]
+    fn a_kernel_without_the_format_of_ext4s_quota_says_so_before_a_file_system_is_changed() {
+        let why = |config: Option<&str>| {
+            let off = Err(std::io::Error::from_raw_os_error(38));
+            project_quota("ext4", off, true, quota_format(config)).why
+        };
+        for with in ["CONFIG_QUOTA=y\nCONFIG_QFMT_V2=y\n", "CONFIG_QFMT_V2=m"] {
+            assert!(why(Some(with)).contains("tune2fs") && !why(Some(with)).contains("QFMT"), "{with}");
+        }
+        for without in ["# CONFIG_QFMT_V2 is not set\n", "CONFIG_QFMT_V1=y\nCONFIG_XQFMT_V2=y\n", ""] {
+            let why = why(Some(without));
+            assert!(why.contains("CONFIG_QFMT_V2") && !why.contains("tune2fs"), "{without}: {why}");
+        }
+        assert!(why(None).contains("if the kernel has CONFIG_QFMT_V2"));
+        // What works is not doubted.
+        let on = quota::State { counted: true, enforced: true };
+        assert_eq!(project_quota("ext4", Ok(on), true, Some(false)).state, State::Yes);
     }
 
     #[test]
