@@ -1,8 +1,10 @@
 //! Starts a program from a descriptor, with given descriptors at given numbers.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 /// Marks all descriptors from 3 on close-on-exec, also those that our own parent has leaked: a child that outlives us
 /// must not hold them (`close_range(2)`, `CLOSE_RANGE_CLOEXEC`, Linux 5.11).
@@ -32,6 +34,55 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor is open, and the caller guarantees that nothing here owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Starts a program that outlives this process, in a session of its own, in the directory `/`, with /dev/null as
+/// descriptors 0 to 2 and no other ones; it keeps the environment. `argv` begins with the name under which it is started.
+///
+/// The call does not wait until the program is executed, as `posix_spawn(3)` does: on a busy host that takes as long as
+/// it takes until the child gets a processor, some 10 ms. So an error of the exec is told to nobody. With
+/// `until_session` it waits until the child has its session: before that a hangup of the terminal would end it.
+///
+/// # Errors
+/// The kernel's, or there is a NUL in a text.
+pub fn leave_behind(program: &Path, argv: &[OsString], until_session: bool) -> io::Result<()> {
+    let program = CString::new(program.as_os_str().as_bytes())?;
+    let args = argv.iter().map(|arg| CString::new(arg.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let pointers: Vec<_> = args.iter().map(|arg| arg.as_ptr()).chain([std::ptr::null()]).collect();
+    let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // SAFETY: the child calls nothing but async-signal-safe functions (signal-safety(7)) on memory that was made before,
+    // and ends by exec or _exit, so locks that other threads held at the fork are never taken.
+    match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        // SAFETY: see above.
+        0 => unsafe {
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            libc::setsid();
+            let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+            if null < 0 || libc::chdir(c"/".as_ptr()) < 0 {
+                libc::_exit(127);
+            }
+            for number in 0..3 {
+                if libc::dup2(null, number) < 0 {
+                    libc::_exit(127);
+                }
+            }
+            // Among them the pipe.
+            if libc::close_range(3, libc::c_uint::MAX, 0) < 0 {
+                libc::_exit(127);
+            }
+            libc::execv(program.as_ptr(), pointers.as_ptr());
+            libc::_exit(127);
+        },
+        _ => {}
+    }
+    drop(theirs);
+    if until_session {
+        while rustix::io::retry_on_intr(|| rustix::io::read(&ours, &mut [0; 1]))? > 0 {}
+    }
+    Ok(())
 }
 
 /// A child of ours: its pid and its pidfd.
@@ -127,4 +178,38 @@ pub fn from_memfd(
     let raw = rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::other("no pid"))?;
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())?;
     Ok(Child { pid, pidfd })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn what_is_left_behind_has_nothing_of_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = dir.path().join("told");
+        // A descriptor that is not close-on-exec would be in the list.
+        let leaked = std::fs::File::open("/dev/zero").unwrap();
+        rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).unwrap();
+        let script = "cd /proc/self/fd && for fd in 0 1 2; do readlink $fd; done; ls -l /proc/$$/fd; cut -d' ' -f6 /proc/$$/stat; echo $$";
+        let script =
+            format!("cwd=$(pwd); {{ echo $cwd; {script}; }} > {0}.new; mv {0}.new {0}", told.display());
+        let argv = ["sh", "-c", &script].map(OsString::from);
+        leave_behind(Path::new("/bin/sh"), &argv, true).unwrap();
+        let started = Instant::now();
+        while !told.exists() {
+            assert!(started.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let text = std::fs::read_to_string(&told).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        // The script's own output is a file.
+        assert_eq!((lines[0], lines[1], lines[3]), ("/", "/dev/null", "/dev/null"), "{text}");
+        assert!(!text.contains("/dev/zero"), "{text}");
+        let [.., session, pid] = lines[..] else { panic!("{text}") };
+        assert_eq!(session, pid, "{text}");
+        let bad = leave_behind(Path::new("/bin/sh"), &[OsString::from("a\0b")], false).unwrap_err();
+        assert_eq!(bad.kind(), io::ErrorKind::InvalidInput);
+    }
 }

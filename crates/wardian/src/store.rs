@@ -4,9 +4,10 @@ use crate::watch::{self, Interrupts};
 use crate::{log, print};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
+use std::ffi::OsStr;
 use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
 use wardian_store::{Collected, Config, Garbage, Host, Limits, Progress, Store, Usage};
+use wardian_sys::spawn;
 
 /// The default directory of the store.
 pub const ROOT: &str = "/var/lib/wardian";
@@ -158,34 +160,45 @@ impl Place {
     /// Ends a command that may have made trash, or found some of a killed one. The deletion is not waited for: the
     /// server does it, or a separate process.
     pub fn leave(&self, store: &Store) {
-        match store.has_trash() {
-            Ok(true) if !store.has_server() => {
-                if let Err(error) = self.start_reaper() {
-                    let advice = "`wardian store reap --wait` deletes what was thrown away";
-                    print::note(&format!("{error:#}; {advice}"));
-                }
+        if !store.has_server() {
+            match store.has_trash() {
+                Ok(true) => self.reap_later(store),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "trash.unknown"),
             }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "trash.unknown"),
         }
         store.leave_run();
+    }
+
+    /// As [`Place::leave`], for a command that has thrown something away: it need not look for trash, which takes the
+    /// longer the more root file systems there are.
+    pub fn leave_trash(&self, store: &Store) {
+        if !store.has_server() {
+            self.reap_later(store);
+        }
+        store.leave_run();
+    }
+
+    fn reap_later(&self, store: &Store) {
+        if store.is_reaper_waiting() {
+            return;
+        }
+        if let Err(error) = self.start_reaper() {
+            let advice = "`wardian store reap --wait` deletes what was thrown away";
+            print::note(&format!("{error:#}; {advice}"));
+        }
     }
 
     /// Starts `wardian store reap` detached: it keeps neither the terminal nor the working directory nor inherited
     /// descriptors, which may hold a lock.
     fn start_reaper(&self) -> Result<()> {
-        wardian_sys::spawn::close_on_exec().context("keep our files to ourselves")?;
-        let mut command = self.command(&["store", "reap", "--detached"])?;
+        let command = self.command(&["store", "reap", "--detached"])?;
+        let argv: Vec<_> =
+            [OsStr::new("wardian")].into_iter().chain(command.get_args()).map(OsStr::to_owned).collect();
         // Without a terminal (tty(4)) there is no hangup to wait for.
         let terminal = std::fs::File::open("/dev/tty").is_ok();
-        let stdout = if terminal { Stdio::piped() } else { Stdio::null() };
-        command.current_dir("/").stdout(stdout).stderr(Stdio::null());
-        let mut reaper = command.spawn().context("start `wardian store reap`")?;
-        // The child closes this pipe after its setsid; until then a hangup of the terminal would end it as well.
-        if let Some(mut stdout) = reaper.stdout.take() {
-            let _ = std::io::copy(&mut stdout, &mut std::io::sink());
-        }
-        Ok(())
+        spawn::leave_behind(Path::new(command.get_program()), &argv, terminal)
+            .context("start `wardian store reap`")
     }
 
     /// Returns a command that runs this program for the same store.
@@ -307,11 +320,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Command::Gc { threshold, dry_run, yes } => return collect(&place, threshold, dry_run, yes),
         Command::Reap { detached: true, .. } => {
-            // Leaves the terminal's session, to get none of its signals. setsid works, because the process is no
-            // group leader.
-            let _ = rustix::process::setsid();
-            let null = std::fs::OpenOptions::new().write(true).open("/dev/null").context("open /dev/null")?;
-            rustix::stdio::dup2_stdout(&null).context("let go of standard output")?;
             let store = place.open_existing()?;
             if let Some(_turn) = store.reaper_turn().context("wait for another one that deletes")? {
                 store.reap(&Progress::default())?;

@@ -131,21 +131,33 @@ impl Store {
     /// The store's directories or records cannot be read.
     pub fn has_trash(&self) -> Result<bool> {
         let layout = &self.0.layout;
-        let used = self.0.used_layers()?;
+        // Listed before the records: a record is written before its directory is made.
+        let (trash, names) = (list(&layout.trash, "trash")?, list(&layout.rootfs, "rootfs")?);
+        // Read once: each is a file.
+        let records = self.0.records()?;
+        let used = || records.iter().flat_map(|record| &record.layers);
         let in_use = |name: &str| {
-            layer::instance_of(name).is_some_and(|instance| used.iter().any(|used| used.instance == instance))
+            layer::instance_of(name).is_some_and(|instance| used().any(|used| used.instance == instance))
         };
-        if list(&layout.trash, "trash")?.iter().any(|name| !in_use(name))
+        if trash.iter().any(|name| !in_use(name))
             || list(&layout.staging, "staging")?.iter().any(|name| self.0.abandoned(name).is_some())
         {
             return Ok(true);
         }
         let served = self.has_server();
-        // Listed before the records: a record is written before its directory is made.
-        let names = list(&layout.rootfs, "rootfs")?;
-        let living: HashSet<String> = self.0.records()?.into_iter().map(|record| record.dir).collect();
+        let living: HashSet<&str> = records.iter().map(|record| record.dir.as_str()).collect();
         // A server's unused pairs and spares are no trash.
-        Ok(names.iter().any(|name| !(living.contains(name) || served && self.0.upper.is_unused(name))))
+        Ok(names
+            .iter()
+            .any(|name| !(living.contains(name.as_str()) || served && self.0.upper.is_unused(name))))
+    }
+
+    /// Whether a process that deletes trash will look for it after this call: it waits for another one to end.
+    pub fn is_reaper_waiting(&self) -> bool {
+        // See [`Store::reaper_turn`]. A lock that is shared disturbs no other process that asks.
+        let waiting = files::open_dir(&self.0.layout.staging, ".");
+        let lock = waiting.and_then(|dir| rustix::fs::flock(&dir, FlockOperation::NonBlockingLockShared));
+        lock == Err(rustix::io::Errno::WOULDBLOCK)
     }
 
     /// Takes the lock for processes that only [`reap`](Store::reap); waits while another one deletes. Returns `None`

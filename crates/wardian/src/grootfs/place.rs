@@ -113,6 +113,11 @@ impl Opened {
     pub fn leave(&self) {
         self.place.leave(&self.store);
     }
+
+    /// As [`Opened::leave`], for a command that has.
+    pub fn leave_trash(&self) {
+        self.place.leave_trash(&self.store);
+    }
 }
 
 /// Opens the store for a command that uses what is in it; `None` if there is none.
