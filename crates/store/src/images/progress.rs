@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use wardian_image::Watch;
 
@@ -29,11 +30,26 @@ pub struct LayerProgress {
     pub size: u64,
     pub(crate) watch: Watch,
     phase: AtomicU8,
+    /// When its unpacking began, and how long it took.
+    unpacking: Mutex<(Option<Instant>, Option<Duration>)>,
 }
 
 impl LayerProgress {
     pub(crate) fn set(&self, phase: Phase) {
+        let mut unpacking = self.unpacking.lock();
+        match phase {
+            Phase::Unpacking => *unpacking = (Some(Instant::now()), None),
+            Phase::Done => unpacking.1 = unpacking.0.map(|began| began.elapsed()),
+            Phase::Waiting | Phase::Present => {}
+        }
+        drop(unpacking);
         self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// How long it took to read, verify and unpack it; `None` while that lasts, and for a layer of which this import
+    /// did not do it.
+    pub fn unpacked_in(&self) -> Option<Duration> {
+        self.unpacking.lock().1
     }
 
     /// The layer's current phase.
@@ -98,6 +114,7 @@ impl Progress {
             size: layer.size(),
             watch: Watch::default(),
             phase: AtomicU8::new(Phase::Waiting as u8),
+            unpacking: Mutex::default(),
         });
         let mut layers = self.layers.lock();
         // The layer may be listed already, from a try before a garbage collection.

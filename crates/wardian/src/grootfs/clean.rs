@@ -5,6 +5,7 @@ use wardian_store::Garbage;
 use super::config::Config;
 use super::error::Error;
 use super::log::Log;
+use super::metrics::Metrics;
 use super::namespace::Mappings;
 use super::place;
 use crate::print;
@@ -17,6 +18,7 @@ use crate::print;
 pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
     let Some(opened) = place::existing(config)? else { return Err(Error::NoStore(place::path(config))) };
     Mappings::read(&place::path(config))?;
+    let metrics = Metrics::new(config, log);
     let log = log.session("groot-cleaning", &[]);
     let done = log.around(|| -> Result<bool, Error> {
         let threshold = u64::try_from(config.clean.threshold_bytes).unwrap_or(0);
@@ -32,6 +34,8 @@ pub fn run(config: &Config, log: &Log) -> Result<(), Error> {
         opened.store.collect_garbage(Garbage::Unnamed, None)?;
         Ok(true)
     });
+    metrics.whole("ImageCleanTime");
+    metrics.layers(&opened.store);
     opened.leave();
     let text = if done? { "clean completed\n" } else { "threshold not reached: skipping clean\n" };
     print::text(text).map_err(Error::Print)

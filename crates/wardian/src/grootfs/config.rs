@@ -20,7 +20,7 @@ pub struct Config {
     pub tardis_bin: String,
     newuidmap_bin: String,
     newgidmap_bin: String,
-    metron_endpoint: String,
+    pub metron_endpoint: String,
     /// The lowest level that is logged.
     pub log_level: String,
     /// The file of the log; empty: standard error.

@@ -15,6 +15,7 @@ use super::config::Config;
 use super::error::{Error, chain, go_text};
 use super::flags::Parsed;
 use super::log::Log;
+use super::metrics::Metrics;
 use super::namespace::Mappings;
 use super::place::{self, Opened};
 use crate::print;
@@ -118,7 +119,16 @@ pub fn run(config: &Config, flags: &Parsed, log: &Log) -> Result<(), Error> {
         return Err(Error::BothCleans);
     }
     let (opened, mappings) = place::initialized(config)?;
-    let made = create(config, log, &opened, &mappings, source, id);
+    let metrics = Metrics::new(config, log);
+    let made = create(config, log, &metrics, &opened, &mappings, source, id);
+    metrics.whole("ImageCreationTime");
+    // A clean that follows sends these.
+    if !config.create.with_clean {
+        metrics.layers(&opened.store);
+    }
+    if made.is_ok() {
+        metrics.store(&opened.store);
+    }
     opened.leave();
     // GrootFS does not clean if it has not come so far as to pull the image.
     let pulled = !matches!(
@@ -136,6 +146,7 @@ pub fn run(config: &Config, flags: &Parsed, log: &Log) -> Result<(), Error> {
 fn create(
     config: &Config,
     log: &Log,
+    metrics: &Metrics<'_>,
     opened: &Opened,
     mappings: &Mappings,
     source: &str,
@@ -165,15 +176,21 @@ fn create(
     let log = log.session("groot-creating", &[("imageID", id.into()), ("spec", spec)]);
     log.around(|| {
         let reference = log.session("fetching-image-info", &[]).around(|| reference(&source))?;
+        let progress = Progress::default();
         let image = log
             .session("pulling-image-layers", &[])
-            .around(|| pull(config, opened, &reference, source.scheme.is_empty()));
+            .around(|| pull(config, metrics, opened, &reference, source.scheme.is_empty(), &progress));
         let image = image.inspect_err(|error| log.error("pulling-image-failed", error))?;
-        let limit = limit(config, opened, &image)?;
+        // The next create with this image need not unpack its layers once more.
+        let keep = || _ = store.wait_durable(&progress);
+        let limit = limit(config, opened, &image).inspect_err(|_| keep())?;
         let making = log.session("making-image", &[("id", id.into())]);
         let made = making.around(|| publish(config, opened, mappings, &image, id, limit));
-        let made = made.inspect_err(|error| log.error("making-image-failed", error))?;
-        answer(&image, &made).inspect_err(|_| {
+        let made = made.inspect_err(|error| {
+            keep();
+            log.error("making-image-failed", error);
+        })?;
+        settle(opened, &image, &progress).and_then(|()| answer(&image, &made)).inspect_err(|_| {
             // Nobody would know that it exists.
             let _ = store.withdraw_rootfs(id);
         })
@@ -199,11 +216,17 @@ fn cause(error: &wardian_store::Error) -> Option<&ImageError> {
     None
 }
 
-/// Takes the image into the store, and waits until it is on the disk if it was not there yet: a layer whose process
-/// ends before that is not trusted.
+/// Takes the image into the store.
 ///
 /// A tar file has no manifest to tell its size: only its files count for the limit.
-fn pull(config: &Config, opened: &Opened, reference: &Reference, tar: bool) -> Result<Image, Error> {
+fn pull(
+    config: &Config,
+    metrics: &Metrics<'_>,
+    opened: &Opened,
+    reference: &Reference,
+    tar: bool,
+    progress: &Progress,
+) -> Result<Image, Error> {
     let store = &opened.store;
     if let Some(limit) = config.inclusive_limit().filter(|_| !tar) {
         let bytes = store.blob_bytes(reference).map_err(|error| failure(&error, true))?;
@@ -211,16 +234,26 @@ fn pull(config: &Config, opened: &Opened, reference: &Reference, tar: bool) -> R
             return Err(Error::Sum { bytes, limit });
         }
     }
-    let progress = Progress::default();
     let limited = config.inclusive_limit().is_some();
-    let image = store.import(reference, None, &progress).map_err(|error| match failure(&error, limited) {
+    let image = store.import(reference, None, progress);
+    for took in progress.layers().iter().filter_map(|layer| layer.unpacked_in()) {
+        metrics.duration("UnpackTime", took);
+    }
+    image.map_err(|error| match failure(&error, limited) {
         Error::AboveLimit if tar => Error::LimitBelowImage,
         failure => failure,
-    })?;
+    })
+}
+
+/// Waits until the layers that were unpacked are on the disk: one whose process ends before that is not trusted. The
+/// root file system exists by now, so that no garbage collection takes them meanwhile.
+fn settle(opened: &Opened, image: &Image, progress: &Progress) -> Result<(), Error> {
+    // Some may have been fetched again when the root file system was made.
+    opened.store.wait_durable(progress);
     if progress.layers().iter().any(|layer| layer.phase() == Phase::Done) {
-        store.wait_image_durable(&image, &progress)?;
+        opened.store.wait_image_durable(image, progress)?;
     }
-    Ok(image)
+    Ok(())
 }
 
 /// Translates an error of the store to what GrootFS says; `limited`: the disk limit bounds the layers.
@@ -344,6 +377,9 @@ fn clean_later(config: &Config) -> Result<(), Error> {
             Stdio::null()
         }
     };
+    if !config.metron_endpoint.is_empty() {
+        command.args(["--metron-endpoint", &config.metron_endpoint]);
+    }
     command.arg("clean").args(["--threshold-bytes", &config.clean.threshold_bytes.to_string()]);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
     wardian_sys::spawn::close_on_exec().map_err(Error::Schedule)?;

@@ -10,6 +10,7 @@ use super::config::Config;
 use super::error::{Error, chain, go_text};
 use super::flags::Parsed;
 use super::log::Log;
+use super::metrics::Metrics;
 use super::namespace::Mappings;
 use super::place::{self, Found, Opened};
 use crate::print;
@@ -51,12 +52,18 @@ pub fn run(config: &Config, flags: &Parsed, log: &Log) -> Result<(), Error> {
     }
     Mappings::read(&place::path(config))
         .inspect_err(|error| log.error("failed-to-initialise-image-driver", error))?;
+    let metrics = Metrics::new(config, log);
     let deleting = log.session("groot-deleting", &[("imageID", id.into())]);
     let deleted = deleting.around(|| {
         let data = [("id", id.into()), ("storePath", config.store_path.as_str().into())];
         deleting.session("deleting-image", &data).around(|| opened.store.withdraw_rootfs(id))
     });
-    opened.leave();
+    metrics.whole("ImageDeletionTime");
+    metrics.layers(&opened.store);
+    match deleted {
+        Ok(true) => opened.leave_trash(),
+        _ => opened.leave(),
+    }
     match deleted {
         Ok(true) => print::text(&format!("Image {id} deleted\n")).map_err(Error::Print),
         // Another process was faster.

@@ -3,7 +3,7 @@
 //!
 //! * `flags`, `usage`: the grammar, the commands with their flags, and the help;
 //! * `config`: the configuration file, and the flags that win over it;
-//! * `error`, `log`: messages and the log as GrootFS writes them;
+//! * `error`, `log`, `metrics`: messages, the log and the metrics as GrootFS writes them;
 //! * `namespace`, `place`: the store's id mappings, and the store itself;
 //! * `init`, `create`, `delete`, `report`, `clean`: the commands.
 
@@ -15,6 +15,7 @@ mod error;
 mod flags;
 mod init;
 mod log;
+mod metrics;
 mod namespace;
 mod place;
 mod report;

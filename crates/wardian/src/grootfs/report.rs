@@ -15,9 +15,10 @@ pub fn stats(config: &Config, flags: &Parsed, log: &Log) -> Result<(), Error> {
     let [argument] = flags.rest.as_slice() else {
         return Err(Error::Usage("stats [options] <id|image path>"));
     };
-    let id = place::id(config, argument)?;
+    let not_found = |error: &Error| log.error("find-id-failed", error);
+    let id = place::id(config, argument).inspect_err(not_found)?;
     let unknown = || Error::NotFound(id.to_owned());
-    let Some(opened) = place::existing(config)? else { return Err(unknown()) };
+    let Some(opened) = place::existing(config)? else { return Err(unknown()).inspect_err(not_found) };
     let log = log.session("groot-stats", &[("imageID", id.into())]);
     log.debug("starting", &[]);
     let fetching = log.session("fetching-stats", &[("id", id.into())]);
