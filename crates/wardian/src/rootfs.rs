@@ -1,5 +1,6 @@
 //! `wardian rootfs`: root file systems that outlive the command that makes them.
 
+use crate::container::spec::Disk;
 use crate::image;
 use crate::print;
 use crate::store::{NoStore, Place};
@@ -33,6 +34,8 @@ enum Command {
         /// it; the runtime that uses the mount has to keep others of this host away from it
         #[arg(long)]
         suid: bool,
+        #[command(flatten)]
+        disk: Disk,
     },
     /// Throw one away. Returns at once: the disk is given back in the background. That it is not there is no error
     Delete {
@@ -52,9 +55,9 @@ enum Command {
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
-        Command::Create { image, id, suid } => {
+        Command::Create { image, id, suid, disk } => {
             let store = place.open_for_rootfs()?;
-            let made = create(&store, &image, &id, suid);
+            let made = create(&store, &image, &id, suid, disk);
             place.leave(&store);
             let path = made?;
             let told = if place.json {
@@ -74,7 +77,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 store => store?,
             };
             let deleted = store.detach_rootfs(&id);
-            place.leave(&store);
+            match deleted {
+                Ok(true) => place.leave_trash(&store),
+                _ => place.leave(&store),
+            }
             if !deleted? {
                 print::note(&format!("there is no root file system {id}"));
             }
@@ -85,7 +91,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn create(store: &Store, image: &str, id: &str, suid: bool) -> Result<std::path::PathBuf> {
+fn create(store: &Store, image: &str, id: &str, suid: bool, disk: Disk) -> Result<std::path::PathBuf> {
     let uri = image::address(store, image)?;
     let (image, layers) = image::fetch(store, &uri)?;
     if layers.iter().any(|layer| layer.phase() == Phase::Done) {
@@ -96,7 +102,7 @@ fn create(store: &Store, image: &str, id: &str, suid: bool) -> Result<std::path:
             "no root file system was made, and what is not on the disk yet is fetched again by the next one",
         )?;
     }
-    Ok(store.attach_rootfs(id, &RootfsSpec::new(&image, None), suid)?)
+    Ok(store.attach_rootfs(id, &RootfsSpec { limit: disk.limit(), ..RootfsSpec::new(&image, None) }, suid)?)
 }
 
 fn list(place: &Place) -> Result<()> {
@@ -128,6 +134,7 @@ fn stats(place: &Place, id: &str) -> Result<()> {
         "path": record.attached,
         "image": record.image,
         "own_bytes": own_bytes,
+        "bound": record.bound,
         "image_bytes": image_bytes,
         "writeback_error": record.writeback_error,
     }))

@@ -301,6 +301,13 @@ impl Upper for Images {
         Ok(())
     }
 
+    fn abandon(&self, name: &str) {
+        let held = self.mounted.lock().get(name).cloned();
+        if let Some(Err(error)) = held.map(|image| image.shut_down()) {
+            tracing::warn!(dir = name, %error, "image.not-shut-down");
+        }
+    }
+
     fn let_go(&self) {
         // Dropped without the lock.
         let images = std::mem::take(&mut *self.mounted.lock());

@@ -81,6 +81,7 @@ impl Store {
         }
         let _ = std::fs::remove_dir(&path);
         self.0.release_rootfs(id, Some(id));
+        self.0.upper.abandon(&record.dir);
         Ok(true)
     }
 

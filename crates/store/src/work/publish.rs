@@ -160,7 +160,7 @@ impl Store {
     ///
     /// # Errors
     /// The id is no file name, it is busy for longer than 5 s, or there is something else in its directory. It stays
-    /// then, perhaps without its mount.
+    /// then as it was.
     pub fn withdraw_rootfs(&self, id: &str) -> Result<bool> {
         let name = record_id(id)?;
         let path = self.published_path(id);
@@ -168,7 +168,18 @@ impl Store {
         let dir = self.lock_published(id, false).map_err(|error| failed(error.into()))?;
         let record = self.0.layout.records.get(&name).map_err(|source| self.0.records_error(source))?;
         if let Some(dir) = &dir {
+            // Before it is unmounted: its caller may still want it.
+            let foreign = |name: &String| name != ROOTFS && name != WRITABLE;
+            if files::names(dir).map_err(|error| failed(error.into()))?.iter().any(foreign) {
+                return Err(failed(Errno::NOTEMPTY.into()).into());
+            }
             let started = Instant::now();
+            // As in [`Store::detach_rootfs`].
+            if let Some(record) = &record
+                && let Err(error) = self.0.upper.adopt(&record.dir)
+            {
+                tracing::warn!(id, %error, "rootfs.not-adopted");
+            }
             for part in [ROOTFS, WRITABLE].into_iter().filter(|part| is_attached(dir, part)) {
                 tracing::info!(id, path = %path.display(), "rootfs.unmounting");
                 unmount(&path.with_file_name(part))?;
@@ -179,6 +190,7 @@ impl Store {
         }
         let Some(record) = record else { return Ok(dir.is_some()) };
         self.0.release_rootfs(&name, Some(id));
+        self.0.upper.abandon(&record.dir);
         if record.in_parts
             && let Err(error) = self.detach_layers()
         {

@@ -10,7 +10,7 @@ pub mod network;
 pub mod ps;
 pub mod run;
 mod session;
-mod spec;
+pub mod spec;
 mod terminal;
 
 use crate::store::RUN;

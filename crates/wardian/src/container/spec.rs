@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use wardian_garden::wire::{
     BindMount, ContainerSpec, CpuLimits, DiskLimits, ImageRef, Limits, MemoryLimits, PidLimits,
 };
+use wardian_store::{DiskLimit, Scope};
 
 /// Variables.
 #[derive(Debug, Default, ClapArgs)]
@@ -80,15 +81,8 @@ pub struct Making {
     /// Share of the processors when they are busy, relative to others'; 1024 is usual
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=262_144))]
     cpu_shares: Option<u64>,
-    /// Most bytes of its root file system on the disk, the image included: 500M, 2G (2^30), 2GB (10^9)
-    #[arg(long, value_name = "BYTES", value_parser = size)]
-    disk: Option<u64>,
-    /// Most files, directories and links that it makes
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    inodes: Option<u64>,
-    /// What counts towards --disk: the image and what is written (total), or what is written alone (exclusive)
-    #[arg(long, value_name = "SCOPE", requires = "disk", default_value = "total", hide_default_value = true)]
-    disk_scope: DiskScope,
+    #[command(flatten)]
+    disk: Disk,
     /// Most processes and threads
     #[arg(long, value_name = "N", alias = "pids-limit", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
@@ -135,7 +129,7 @@ impl Making {
                     limit_in_shares: self.cpu_shares.unwrap_or_default(),
                     ..CpuLimits::default()
                 },
-                disk_limits: disk_limits(self.disk, self.inodes, self.disk_scope),
+                disk_limits: self.disk.limits(),
                 pid_limits: PidLimits { max: self.pids.unwrap_or_default() },
                 ..Limits::default()
             },
@@ -163,13 +157,38 @@ impl DiskScope {
     }
 }
 
-/// Returns the limits for these flags.
-fn disk_limits(bytes: Option<u64>, inodes: Option<u64>, scope: DiskScope) -> DiskLimits {
-    DiskLimits {
-        byte_hard: bytes.unwrap_or_default(),
-        inode_hard: inodes.unwrap_or_default(),
-        scope: scope.number(),
-        ..DiskLimits::default()
+/// What a root file system may take.
+#[derive(Debug, Default, Clone, Copy, ClapArgs)]
+pub struct Disk {
+    /// Most bytes of its root file system on the disk, the image included: 500M, 2G (2^30), 2GB (10^9)
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    disk: Option<u64>,
+    /// Most files, directories and links that it makes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    inodes: Option<u64>,
+    /// What counts towards --disk: the image and what is written (total), or what is written alone (exclusive)
+    #[arg(long, value_name = "SCOPE", requires = "disk", default_value = "total", hide_default_value = true)]
+    disk_scope: DiskScope,
+}
+
+impl Disk {
+    /// Returns the limits in Garden's API; zero is none.
+    fn limits(self) -> DiskLimits {
+        DiskLimits {
+            byte_hard: self.disk.unwrap_or_default(),
+            inode_hard: self.inodes.unwrap_or_default(),
+            scope: self.disk_scope.number(),
+            ..DiskLimits::default()
+        }
+    }
+
+    /// Returns the limit of the store; as in Garden, zero is none.
+    pub fn limit(self) -> DiskLimit {
+        let scope = match self.disk_scope {
+            DiskScope::Total => Scope::Total,
+            DiskScope::Exclusive => Scope::Exclusive,
+        };
+        DiskLimit { bytes: self.disk.filter(|bytes| *bytes > 0), inodes: self.inodes, scope }
     }
 }
 
