@@ -268,7 +268,7 @@ async fn servers_that_must_not_start() {
     let base = server.base();
     // Not root. The program may lie where nobody else can read.
     let program = base.join("wardian");
-    std::fs::copy(WARDIAN, &program).unwrap();
+    crate::support::copy_program(WARDIAN, &program);
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o755)).unwrap();
     let log = base.join("refused");

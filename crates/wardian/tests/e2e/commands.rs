@@ -642,7 +642,7 @@ fn a_server_that_cannot_be_reached() {
     fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = |name: &str| base.path().join(name).to_str().unwrap().to_owned();
     let program = path("wardian");
-    fs::copy(WARDIAN, &program).unwrap();
+    crate::support::copy_program(WARDIAN, &program);
     let says = |socket: &str, user: u32| {
         let mut command = Command::new(&program);
         command.args(["ps", "--socket", socket]).current_dir("/").uid(user).gid(user);

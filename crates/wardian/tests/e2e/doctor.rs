@@ -178,7 +178,7 @@ fn without_root_it_says_what_it_could_not_find_out() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     // The program may lie where only root can go.
     let program = dir.path().join("wardian");
-    std::fs::copy(WARDIAN, &program).unwrap();
+    crate::support::copy_program(WARDIAN, &program);
     let mut command = Command::new(program);
     command.args(["doctor", "--json", "--root"]).arg(dir.path()).uid(65534).gid(65534);
     let output = command.output().unwrap();

@@ -294,7 +294,7 @@ async fn the_socket_of_a_group_is_not_closed_to_root() {
     server.restart().await;
     // The program as nobody finds it.
     let program = dir.path().join("wardian");
-    std::fs::copy(WARDIAN, &program).unwrap();
+    crate::support::copy_program(WARDIAN, &program);
     let mut events: Vec<_> = (0..8)
         .map(|_| {
             let mut command = Command::new(&program);

@@ -83,7 +83,7 @@ async fn a_user_who_exchanges_mounts_holds_no_doctor_up() {
     let elsewhere = tempfile::Builder::new().prefix("wardian-e2e-").tempdir_in("/tmp").unwrap();
     open(elsewhere.path(), 0o755);
     let there = elsewhere.path().join("exchange");
-    std::fs::copy(&program, &there).unwrap();
+    crate::support::copy_program(&program, &there);
     let hers = base.path().join("hers");
     std::fs::create_dir(&hers).unwrap();
     chown(&hers, Some(USER), Some(USER)).unwrap();

@@ -2,8 +2,9 @@
 
 use crate::cli::Said;
 use crate::grootfs_images::{self, BUSYBOX, Layer, layout, tar};
-use crate::support::{WARDIAN, base, names};
+use crate::support::{WARDIAN, base, copy_program, names};
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -15,13 +16,15 @@ use std::time::{Duration, Instant};
 const MAPPED: &str = "--uid-mapping 0:4294967294:1 --uid-mapping 1:1:4294967293 --gid-mapping 0:4294967294:1 \
                       --gid-mapping 1:1:4294967293";
 const ROOT: u32 = 4_294_967_294;
-const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// A host of a test's own: a mount namespace with an empty /run, and a directory with the program under the name
 /// `grootfs` in it. Its mounts are gone with it.
 pub struct World {
     base: tempfile::TempDir,
     holder: Child,
+    /// The mounts that it began with: others may have stores below their own /run.
+    before: HashSet<String>,
 }
 
 impl World {
@@ -30,7 +33,7 @@ impl World {
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(base.path().join("bin")).unwrap();
         // A copy, which other users can execute, too.
-        fs::copy(WARDIAN, base.path().join("bin/grootfs")).unwrap();
+        copy_program(WARDIAN, base.path().join("bin/grootfs"));
         let mut holder = Command::new("unshare");
         holder.args(["-m", "--propagation", "private", "sh", "-c"]);
         holder.arg("mount -t tmpfs -o mode=755 run /run && echo ready; exec cat");
@@ -38,19 +41,20 @@ impl World {
         let mut line = String::new();
         BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self { base, holder }
+        let before = mount_ids(holder.id()).into_keys().collect();
+        Self { base, holder, before }
     }
 
     pub fn base(&self) -> &Path {
         self.base.path()
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.base.path().join(name)
     }
 
     /// The command of a shell in the directory, with `grootfs` in its path.
-    fn command(&self, command: &str) -> Command {
+    pub fn command(&self, command: &str) -> Command {
         let mut shell = Command::new("nsenter");
         shell.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()));
         shell.arg(format!("--wd={}", self.base().display())).args(["sh", "-c", command]);
@@ -65,26 +69,26 @@ impl World {
     }
 
     /// Runs `grootfs` on the store `st`.
-    fn grootfs(&self, args: &str) -> Said {
+    pub fn grootfs(&self, args: &str) -> Said {
         self.shell(&format!("exec grootfs --store {} {args}", self.path("st").display()))
     }
 
     /// The same; it must succeed, without a word in the log. What it says.
-    fn say(&self, args: &str) -> String {
+    pub fn say(&self, args: &str) -> String {
         let said = self.grootfs(args);
         assert!(said.code == Some(0) && said.err.is_empty(), "{args}: {said:?}");
         said.out
     }
 
     /// The same; it must fail. What it says.
-    fn fail(&self, args: &str) -> String {
+    pub fn fail(&self, args: &str) -> String {
         let said = self.grootfs(args);
         assert!(said.code == Some(1) && said.err.is_empty(), "{args}: {said:?}");
         said.out
     }
 
     /// Makes a root file system; returns the answer.
-    fn create(&self, args: &str) -> Value {
+    pub fn create(&self, args: &str) -> Value {
         serde_json::from_str(&self.say(&format!("create {args}"))).unwrap()
     }
 
@@ -96,25 +100,28 @@ impl World {
     }
 
     /// What is mounted below the directory or in the run directories.
-    fn mounts(&self) -> Vec<String> {
-        let all = fs::read_to_string(format!("/proc/{}/mountinfo", self.holder.id())).unwrap();
+    pub fn mounts(&self) -> Vec<String> {
         let base = self.base().to_str().unwrap();
-        let points = all.lines().map(|line| line.split(' ').nth(4).unwrap().to_owned());
+        let new = mount_ids(self.holder.id()).into_iter().filter(|(id, _)| !self.before.contains(id));
+        let points = new.map(|(_, point)| point);
         points.filter(|point| point.starts_with(base) || point.starts_with("/run/")).collect()
     }
 
-    /// Waits until what was thrown away is deleted.
-    fn until_clean(&self) {
+    /// Waits until what was thrown away is deleted, and there is no root file system.
+    pub fn until_clean(&self) {
+        self.until_left(0);
+    }
+
+    /// Waits until what was thrown away is deleted, and there are so many root file systems.
+    pub fn until_left(&self, count: usize) {
         let started = Instant::now();
         loop {
-            let left: Vec<_> = ["rootfs", "staging", "trash"]
-                .iter()
-                .flat_map(|dir| names(&self.path("st").join(dir)))
-                .collect();
-            if left.is_empty() {
+            let [rootfs, staging, trash] =
+                ["rootfs", "staging", "trash"].map(|dir| names(&self.path("st").join(dir)));
+            if rootfs.len() == count && staging.is_empty() && trash.is_empty() {
                 return;
             }
-            assert!(started.elapsed() < SOON, "{left:?}");
+            assert!(started.elapsed() < SOON, "{rootfs:?} {staging:?} {trash:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -126,12 +133,19 @@ impl World {
     }
 }
 
-fn root(answer: &Value) -> PathBuf {
+/// The mounts of a process: their ids and where they are.
+fn mount_ids(pid: u32) -> HashMap<String, String> {
+    let all = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let fields = all.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.map(|fields| (fields[0].to_owned(), fields[4].to_owned())).collect()
+}
+
+pub fn root(answer: &Value) -> PathBuf {
     answer["root"]["path"].as_str().unwrap().into()
 }
 
 /// A directory of the world, whose mounts only its processes see.
-fn inside(world: &World, path: &Path) -> PathBuf {
+pub fn inside(world: &World, path: &Path) -> PathBuf {
     let root = PathBuf::from(format!("/proc/{}/root", world.holder.id()));
     root.join(path.strip_prefix("/").unwrap())
 }

@@ -45,6 +45,76 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
+/// A file of an archive, of the host's root, with the mode 0755 (a directory's) or 0644, and an old time.
+#[derive(Clone)]
+pub struct Entry {
+    header: tar::Header,
+    link: String,
+    data: Vec<u8>,
+}
+
+impl Entry {
+    fn new(kind: tar::EntryType, name: &str, mode: u32) -> Self {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_mtime(1_000_000);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(0);
+        header.set_path(name).unwrap();
+        Self { header, link: String::new(), data: Vec::new() }
+    }
+
+    pub fn file(name: &str, data: &[u8]) -> Self {
+        let mut entry = Self::new(tar::EntryType::Regular, name, 0o644);
+        entry.header.set_size(data.len() as u64);
+        Self { data: data.to_vec(), ..entry }
+    }
+
+    pub fn dir(name: &str) -> Self {
+        Self::new(tar::EntryType::Directory, name, 0o755)
+    }
+
+    pub fn symlink(name: &str, to: &str) -> Self {
+        Self { link: to.into(), ..Self::new(tar::EntryType::Symlink, name, 0o777) }
+    }
+
+    pub fn hard_link(name: &str, to: &str) -> Self {
+        Self { link: to.into(), ..Self::new(tar::EntryType::Link, name, 0o644) }
+    }
+
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.header.set_mode(mode);
+        self
+    }
+
+    pub fn owner(mut self, id: u32) -> Self {
+        self.header.set_uid(id.into());
+        self.header.set_gid(id.into());
+        self
+    }
+
+    pub fn mtime(mut self, seconds: u64) -> Self {
+        self.header.set_mtime(seconds);
+        self
+    }
+}
+
+/// A tar with these entries.
+pub fn archive(entries: &[Entry]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for Entry { header, link, data } in entries {
+        let mut header = header.clone();
+        if !link.is_empty() {
+            header.set_link_name(link).unwrap();
+        }
+        header.set_cksum();
+        tar.append(&header, data.as_slice()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
     gzip.write_all(bytes).unwrap();
@@ -52,7 +122,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 impl Layer {
-    fn plain(tar: Vec<u8>) -> Self {
+    pub fn plain(tar: Vec<u8>) -> Self {
         let digest = format!("sha256:{}", digest(&tar));
         Self {
             media: "application/vnd.oci.image.layer.v1.tar",
@@ -75,7 +145,7 @@ impl Layer {
     }
 
     /// The layer in which the content of a file is another one.
-    fn damaged(tar: &[u8]) -> Self {
+    pub fn damaged(tar: &[u8]) -> Self {
         let mut layer = Self::gzip(tar);
         let mut other = tar.to_vec();
         // A byte of the first file's content.
@@ -83,6 +153,23 @@ impl Layer {
         layer.blob = gzip(&other);
         layer.size = layer.blob.len().into();
         layer
+    }
+
+    /// The layer on a server alone.
+    pub fn at(mut self, url: &str) -> Self {
+        self.here = false;
+        self.urls = json!([url]);
+        self
+    }
+
+    /// The layer for which the image's configuration promises the content of another one.
+    pub fn promising(mut self, other: &Self) -> Self {
+        self.diff_id.clone_from(&other.diff_id);
+        self
+    }
+
+    pub fn blob(&self) -> &[u8] {
+        &self.blob
     }
 
     fn with_size(mut self, size: u64) -> Self {

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 const ONE_STORE: &str = include_str!("../fixtures/grootfs/one-store.txt");
 const FRESH_STORES: &str = include_str!("../fixtures/grootfs/fresh-stores.tsv");
+/// How many runs they have.
+pub const RUNS: (usize, usize) = (183, 78);
 /// The directory that the recorded commands ran in.
 const RECORDED_IN: &str = "/var/lib/garden";
 
@@ -281,7 +283,7 @@ impl Player {
 #[test]
 fn runs_on_one_store_are_as_recorded() {
     let runs = runs_of_one_store();
-    assert_eq!(runs.len(), 183);
+    assert_eq!(runs.len(), RUNS.0);
     let mut player = Player::new(OF_ONE_STORE);
     for (index, run) in runs.iter().enumerate() {
         if index + 1 == 173 {
@@ -296,7 +298,7 @@ fn runs_on_one_store_are_as_recorded() {
 #[test]
 fn runs_with_fresh_stores_are_as_recorded() {
     let runs = runs_with_fresh_stores();
-    assert_eq!(runs.len(), 78);
+    assert_eq!(runs.len(), RUNS.1);
     let mut player = Player::new(OF_FRESH_STORES);
     for (index, run) in runs.iter().enumerate() {
         let number = index + 1;

@@ -270,7 +270,7 @@ fn only_root_may() {
         .tempdir()
         .unwrap();
     let program = dir.path().join("wardian");
-    fs::copy(crate::support::WARDIAN, &program).unwrap();
+    crate::support::copy_program(crate::support::WARDIAN, &program);
     let said: Said = Command::new(&program).args(["image", "ls"]).uid(65534).output().unwrap().into();
     assert!(said.code == Some(1) && said.err.contains("sudo"), "{said:?}");
 }

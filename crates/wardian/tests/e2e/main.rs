@@ -29,9 +29,14 @@ mod foreign;
 mod go_client;
 mod grace;
 mod grootfs;
+mod grootfs_checklist;
+mod grootfs_create;
 mod grootfs_images;
+mod grootfs_metrics;
 mod grootfs_recorded;
 mod grootfs_shared;
+mod grootfs_store;
+mod grootfs_unpacked;
 
 mod held_up;
 mod host_files;

@@ -17,7 +17,7 @@ impl Drop for Namesake {
 /// A process with the name of `program`, of another user, or of root in no cgroup of ours.
 fn namesake(dir: &Path, program: &str, user: Option<&str>) -> Namesake {
     let path = dir.join(program);
-    std::fs::copy("/bin/sleep", &path).unwrap();
+    crate::support::copy_program("/bin/sleep", &path);
     let mut command = match user {
         Some(user) => {
             let mut command = Command::new("setpriv");

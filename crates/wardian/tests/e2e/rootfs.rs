@@ -1,11 +1,12 @@
 //! `wardian rootfs`, and what the doctor says of it.
 
 use crate::cli::{Alone, Place, many_files};
-use crate::support::{Server, WARDIAN, names};
+use crate::support::{Server, WARDIAN, names, noise};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use wardian_needs::needs;
 
 fn create(place: &Place, image: &str, id: &str) -> PathBuf {
     let path = PathBuf::from(place.say(&["rootfs", "create", image, id]).trim_end());
@@ -200,5 +201,46 @@ fn the_doctor_knows_which_are_left_behind() {
     place.say(&["rootfs", "delete", "r"]);
     assert_eq!(leaks(place), Vec::<String>::new());
     assert_eq!(names(&place.run.join("rootfs")), Vec::<String>::new());
+    alone.finish();
+}
+
+#[test]
+fn limits_bound_what_is_written_to_one() {
+    needs!(Loop);
+    let alone = Alone::new();
+    let (place, image) = (&alone.place, alone.image());
+    let create = |flags: &[&str], id: &str| {
+        let args = [&["rootfs", "create"], flags, &[&image, id]].concat();
+        PathBuf::from(place.say(&args).trim_end())
+    };
+    let write = |path: &Path, name: &str, mib: usize| fs::write(path.join(name), noise(mib << 20)).is_ok();
+    let bytes = create(&["--disk", "10M", "--disk-scope", "exclusive"], "bytes");
+    assert!(write(&bytes, "six", 6) && !write(&bytes, "five", 5));
+    let inodes = create(&["--inodes", "50"], "inodes");
+    let made = (0..100).take_while(|n| fs::write(inodes.join(n.to_string()), "").is_ok()).count();
+    assert!((40..=50).contains(&made), "{made}");
+    let free = create(&[], "free");
+    assert!(write(&free, "eleven", 11));
+    let stats = |id: &str| -> Value { serde_json::from_str(&place.say(&["rootfs", "stats", id])).unwrap() };
+    assert_eq!(stats("bytes")["bound"], serde_json::json!({"bytes": 10 << 20}));
+    assert_eq!(stats("inodes")["bound"], serde_json::json!({"inodes": 50}));
+    assert_eq!(stats("free")["bound"], serde_json::json!({}));
+    let image_bytes = stats("free")["image_bytes"].as_u64().unwrap();
+    let total = create(&["--disk", &(image_bytes + (5 << 20)).to_string()], "total");
+    assert!(write(&total, "four", 4) && !write(&total, "two", 2));
+
+    let create = |flags: &[&'static str]| [&["rootfs", "create"], flags, &["x", "y"]].concat();
+    let small = place.fail(&["rootfs", "create", "--disk", "1K", &image, "small"]);
+    assert!(small.contains("disk limit is smaller than volume size"), "{small}");
+    for flags in
+        [&["--disk", "much"][..], &["--inodes", "0"], &["--disk-scope", "total"], &["--disk-scope", "both"]]
+    {
+        place.refuse(&create(flags));
+    }
+    // What is dirty is thrown away: nobody waits for it.
+    for id in ["bytes", "inodes", "free", "total"] {
+        place.say(&["rootfs", "delete", id]);
+    }
+    assert_eq!(ids(place), Vec::<String>::new());
     alone.finish();
 }

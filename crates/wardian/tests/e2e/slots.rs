@@ -48,7 +48,7 @@ async fn more_processes_than_places_all_end() {
     let client = server.create("l").await;
     // The program as nobody finds it.
     let program = dir.path().join("wardian");
-    std::fs::copy(WARDIAN, &program).unwrap();
+    crate::support::copy_program(WARDIAN, &program);
     let exec = |uid: u32, pause: &str| {
         let mut command = Command::new(&program);
         command.args(["exec", "l", "--", "sh", "-c", &format!("echo start; sleep {pause}; echo ok")]);

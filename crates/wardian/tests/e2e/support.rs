@@ -48,6 +48,13 @@ impl std::fmt::Display for Program {
     }
 }
 
+/// Copies a program that the test will execute. Another process does it: a child that another thread starts at that
+/// moment would inherit a descriptor that is open for writing, and until the child has executed its own program nobody
+/// could execute the copy (ETXTBSY, execve(2)).
+pub fn copy_program(from: impl AsRef<std::ffi::OsStr>, to: impl AsRef<Path>) {
+    assert!(Command::new("cp").arg(from).arg(to.as_ref()).status().unwrap().success());
+}
+
 /// The variable that says which network containers have. Servers outside a world are told `none`: no test touches the
 /// network of the host.
 pub const NETWORK: &str = "WARDIAN_NETWORK";

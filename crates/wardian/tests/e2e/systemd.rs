@@ -128,6 +128,14 @@ fn the_units_say_what_the_server_relies_on() {
         assert!(packaging.join("../docs").join(file).is_file(), "{uri}");
     }
     assert!(operations.contains("install -D -m 644 -t /usr/share/doc/wardian docs/*"));
+    // The name under which it is an image plugin leads to the program, from where it is installed.
+    let link = operations.lines().find_map(|line| line.strip_prefix("ln -s ")).unwrap();
+    let [to, at] = link.split_whitespace().take(2).collect::<Vec<_>>()[..] else { panic!("{link}") };
+    assert_eq!((to, at), ("../../bin/wardian", "/usr/lib/wardian/grootfs"));
+    assert!(
+        operations.contains(" /usr/bin/wardian\n")
+            && operations.contains("rm -r /usr/bin/wardian /usr/lib/wardian ")
+    );
     let settings = std::fs::read_to_string(packaging.join("wardian.toml")).unwrap();
     // What is commented out is an example, and must be one.
     let examples: Vec<&str> = settings.lines().filter_map(|l| l.strip_prefix('#')).collect();

@@ -364,7 +364,7 @@ fn without_tracefs_it_says_what_it_cannot_know() {
 fn only_root_can_do_it() {
     let disk = Disk::tmpfs("size=64m");
     let program = disk.at.join("wardian");
-    fs::copy(WARDIAN, &program).unwrap();
+    crate::support::copy_program(WARDIAN, &program);
     for path in [disk.base.path(), &program] {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
