@@ -24,7 +24,7 @@ use wardian_network as network;
 use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::devices::Devices;
 use wardian_runtime::wire::Create;
-use wardian_store::Image;
+use wardian_store::{DiskLimit, Image};
 use wardian_sys::failpoint;
 
 impl Engine {
@@ -61,6 +61,9 @@ impl Engine {
             self.shared.history.add(failed);
         })?;
         let warning = image.config.warning();
+        if self.prepare_limit(&image, spec.limits.disk).await? {
+            timeline.ended("disk-limit");
+        }
         let _turn = match self.shared.gate.try_enter() {
             Some(turn) => turn,
             None => {
@@ -113,6 +116,21 @@ impl Engine {
         };
         let made = tokio::spawn(made.in_current_span());
         made.await.map_err(Error::task("create"))?
+    }
+
+    /// Has the store make what root file systems with this limit have in common; false if it is there. A create waits for
+    /// that before it has a place among the creates, which others could use meanwhile.
+    pub(crate) async fn prepare_limit(&self, image: &Image, limit: DiskLimit) -> Result<bool> {
+        if self.shared.store.is_prepared(image, limit) {
+            return Ok(false);
+        }
+        let _turn = tokio::select! {
+            turn = self.shared.limits_gate.enter() => turn?,
+            () = gone() => return Err(Error::GivenUp { during: "create", why: "the client has gone before its turn" }),
+        };
+        let (shared, image) = (self.shared.clone(), image.clone());
+        let prepared = tokio::task::spawn_blocking(move || shared.store.prepare_limit(&image, limit)).await;
+        prepared.map(|()| true).map_err(Error::task("create"))
     }
 
     fn reserve(&self, spec: &ContainerSpec, image: &Image, waiting: &Waiting) -> Result<Arc<Container>> {

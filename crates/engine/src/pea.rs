@@ -33,6 +33,7 @@ impl Engine {
         exec: Exec,
     ) -> Result<()> {
         let image = self.image("creating-volume", spec.image.as_deref().unwrap_or_default()).await?;
+        self.prepare_limit(&image, spec.limits.map(|limits| limits.disk).unwrap_or_default()).await?;
         let shared = self.shared.clone();
         let theirs = container.clone();
         let pea = uuid::Uuid::new_v4().simple().to_string();

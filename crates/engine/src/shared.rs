@@ -45,6 +45,8 @@ pub struct Shared {
     /// See [`Config::cpu_entitlement_per_share`].
     pub entitlement_per_share: f64,
     pub gate: Gate,
+    /// Where creates wait for what the store makes for a new disk limit.
+    pub limits_gate: Gate,
     pub images: image::Gates,
     /// The server ends: no grace time expires any more.
     pub closing: AtomicBool,

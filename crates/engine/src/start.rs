@@ -129,6 +129,8 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     };
     let queued = config.max_queued_creates;
     let gate = Gate::new("creates", "--max-concurrent-creates or --max-queued-creates", creates, queued);
+    // The store makes one at a time.
+    let limits_gate = Gate::new("disk limits of new sizes", "--max-queued-creates", 1, queued);
     Ok(Shared {
         pairs: Pool::new("pairs", READY, home).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,
@@ -151,6 +153,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         weighing: Mutex::default(),
         history: History::default(),
         gate,
+        limits_gate,
         images: image::Gates::new(queued),
         closing: AtomicBool::new(false),
         events: Events::default(),

@@ -18,8 +18,8 @@ wardian_sys::failpoints! {
     MountedAhead "mounted-ahead" "A spare is mounted, and nobody can claim it yet.";
     SpareClaimed "spare-claimed" "A spare is a root file system now.";
     SpareRefused "spare-refused" "A spare is replaced, and still there.";
-    ImageCopied "image-copied" "A limited part's image is copied, and has no device.";
-    ImageAttached "image-attached" "It has a loop device, and is not mounted.";
+    ImageAttached "image-attached" "A blank image has a loop device, and no name.";
+    ImageCopied "image-copied" "It is a limited part's image, and is not mounted.";
     ImageMounted "image-mounted" "It is mounted, and nothing is written to it.";
     ImageShutDown "image-shut-down" "It is trash and shut down, its file is there.";
     Condemned "condemned" "A layer is in the trash.";

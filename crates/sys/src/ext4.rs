@@ -22,8 +22,8 @@ pub fn shut_down(file: impl AsFd) -> io::Result<()> {
     result(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), SHUTDOWN, std::ptr::from_ref(&NO_LOG_FLUSH)) })
 }
 
-fn reserved_path(device: &str) -> String {
-    format!("/sys/fs/ext4/{device}/reserved_clusters")
+fn attribute(device: &str, name: &str) -> String {
+    format!("/sys/fs/ext4/{device}/{name}")
 }
 
 /// Sets how many of a mounted file system's free blocks nobody can allocate, root included
@@ -33,7 +33,31 @@ fn reserved_path(device: &str) -> String {
 /// # Errors
 /// EINVAL: more than the file system has. ENOENT: none is mounted from the device. EROFS: sysfs is read-only.
 pub fn reserve(device: &str, blocks: u64) -> io::Result<()> {
-    std::fs::write(reserved_path(device), blocks.to_string())
+    std::fs::write(attribute(device, "reserved_clusters"), blocks.to_string())
+}
+
+/// Keeps a mounted file system from writing what is no error of it to the kernel's log
+/// (Documentation/ABI/testing/sysfs-fs-ext4): a shutdown would be an alert on the console, which takes a millisecond if
+/// that is a serial one.
+///
+/// # Errors
+/// ENOENT: none is mounted from the device. EROFS: sysfs is read-only.
+pub fn silence(device: &str) -> io::Result<()> {
+    std::fs::write(attribute(device, "msg_ratelimit_burst"), "0")
+}
+
+/// Returns how many errors and warnings a mounted file system has had since it was mounted
+/// (Documentation/ABI/testing/sysfs-fs-ext4): data that could not be written back is a warning (`ext4_end_bio`,
+/// fs/ext4/page-io.c).
+///
+/// # Errors
+/// ENOENT: none is mounted from the device.
+pub fn complaints(device: &str) -> io::Result<u64> {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(attribute(device, name))?;
+        text.trim().parse::<u64>().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+    };
+    Ok(read("errors_count")?.saturating_add(read("warning_count")?))
 }
 
 #[cfg(test)]
@@ -45,5 +69,7 @@ mod tests {
         let proc = std::fs::File::open("/proc/self").unwrap();
         assert_eq!(shut_down(&proc).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
         assert_eq!(reserve("none", 1).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(silence("none").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(complaints("none").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -1,6 +1,7 @@
 //! Loop devices: block devices over files (`loop(4)`). Each one here clears itself when its last user is gone
 //! (`LO_FLAGS_AUTOCLEAR`), so a killed process leaves none behind.
 
+use std::fs::File;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,10 +16,13 @@ const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
 /// linux/loop.h
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
 /// linux/loop.h
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4c07;
 /// linux/loop.h
 const LOOP_SET_DIRECT_IO: libc::Ioctl = 0x4c08;
 /// `LO_FLAGS_AUTOCLEAR` (linux/loop.h)
 const AUTOCLEAR: u32 = 4;
+/// `LO_FLAGS_DIRECT_IO` (linux/loop.h)
+const DIRECT_IO: u32 = 16;
 /// The device number of /dev/loop-control (`LOOP_CTRL_MINOR`, linux/miscdevice.h).
 const CONTROL: (u32, u32) = (10, 237);
 /// How many devices that others took first are skipped before an attachment fails.
@@ -66,7 +70,7 @@ pub enum Error {
         what: &'static str,
         /// The device's number.
         number: u32,
-        /// The kernel's error; EINVAL for direct I/O: the file's disk has larger sectors than the device's blocks.
+        /// The kernel's error.
         source: Errno,
     },
     /// A device's status, or the list of devices, could not be read.
@@ -148,6 +152,16 @@ unsafe fn ioctl(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: usize) -> Re
     u32::try_from(result).map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
+/// How a loop device reads and writes its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Io {
+    /// Through the file's page cache.
+    Cached,
+    /// Past it, if the file's file system can do that: what a file system on the device has cached is not cached once
+    /// more.
+    Direct,
+}
+
 /// The host's loop devices.
 #[derive(Debug)]
 pub struct LoopDevices {
@@ -168,18 +182,21 @@ impl LoopDevices {
         Ok(Self { control, nodes })
     }
 
-    /// Attaches a file that is open for reading and writing to a free device, with blocks of 4096 bytes, through the
-    /// page cache.
+    /// Attaches a file that is open for reading and writing to a free device, with blocks of 4096 bytes. The kernel syncs
+    /// the file (`loop_configure`, drivers/block/loop.c).
     ///
     /// # Errors
     /// There is no device, or the kernel refuses the file.
-    pub fn attach(&self, file: impl AsFd) -> Result<LoopDevice, Error> {
+    pub fn attach(&self, file: impl AsFd, io: Io) -> Result<LoopDevice, Error> {
         // SAFETY: zero is a value of each field.
         let mut configuration: Configuration = unsafe { zeroed() };
         // A borrowed descriptor is never negative.
         configuration.fd = file.as_fd().as_raw_fd().unsigned_abs();
         configuration.block_size = 4096;
-        configuration.info.flags = AUTOCLEAR;
+        configuration.info.flags = match io {
+            Io::Cached => AUTOCLEAR,
+            Io::Direct => AUTOCLEAR | DIRECT_IO,
+        };
         for _ in 0..TRIES {
             // SAFETY: the request takes no argument.
             let number = unsafe { ioctl(self.control.as_fd(), LOOP_CTL_GET_FREE, 0) }
@@ -227,6 +244,15 @@ impl LoopDevices {
     /// It cannot be opened.
     pub fn open_bound(&self, number: u32) -> Result<LoopDevice, Error> {
         Ok(LoopDevice { number, fd: self.open_device(number, OFlags::RDONLY)? })
+    }
+
+    /// Opens a device for writing, through the device's own page cache. What is written stays in that cache as long as
+    /// the device is open, or a file system on it is mounted; then the kernel writes it to the file.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open_writable(&self, device: &LoopDevice) -> Result<File, Error> {
+        Ok(self.open_device(device.number, OFlags::RDWR)?.into())
     }
 
     fn open_device(&self, number: u32, access: OFlags) -> Result<OwnedFd, Error> {
@@ -293,13 +319,26 @@ impl LoopDevice {
         }
     }
 
-    /// Lets it read and write past the page cache: what a file system on it has cached is not cached once more. The
-    /// file is synced, and its users wait for that.
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Lets it read and write through the page cache of its file from now on. It waits for what is being written, and
+    /// for all processors, some 10 ms.
     ///
     /// # Errors
-    /// EINVAL: the file's file system, or its disk, cannot.
-    pub fn set_direct_io(&self) -> Result<(), Error> {
-        self.set("direct I/O", LOOP_SET_DIRECT_IO, 1)
+    /// The kernel's.
+    pub fn set_cached(&self) -> Result<(), Error> {
+        self.set("buffered I/O", LOOP_SET_DIRECT_IO, 0)
+    }
+
+    /// Gives it the size that its file has now.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn grow(&self) -> Result<(), Error> {
+        self.set("size", LOOP_SET_CAPACITY, 0)
     }
 
     fn set(&self, what: &'static str, request: libc::Ioctl, argument: usize) -> Result<(), Error> {
@@ -320,7 +359,7 @@ impl AsFd for LoopDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
+    use std::os::unix::fs::FileExt;
     use wardian_needs::needs;
 
     fn devices(dir: &std::path::Path) -> LoopDevices {
@@ -339,7 +378,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (devices, file) = (devices(dir.path()), file(1 << 20));
         let backing = Backing::of(&file).unwrap();
-        let device = devices.attach(&file).unwrap();
+        let device = devices.attach(&file, Io::Cached).unwrap();
         assert_eq!(device.backing().unwrap(), Some(backing));
         let find = || devices.in_use().unwrap().into_iter().find(|(_, other)| *other == backing);
         let (number, _) = find().unwrap();
@@ -351,12 +390,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_to_a_device_that_has_grown_is_in_its_file_at_its_end() {
+        needs!(Root, Loop);
+        let dir = tempfile::tempdir().unwrap();
+        let (devices, file) = (devices(dir.path()), file(0));
+        let device = devices.attach(&file, Io::Direct).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let writer = devices.open_writable(&device).unwrap();
+        assert!(writer.write_at(b"early", 0).is_err());
+        device.grow().unwrap();
+        writer.write_all_at(b"late", 4096).unwrap();
+        drop(writer);
+        device.set_cached().unwrap();
+        let read = || {
+            let mut bytes = [0; 4];
+            file.read_exact_at(&mut bytes, 4096).unwrap();
+            bytes
+        };
+        assert_eq!(read(), [0; 4]);
+        drop(device);
+        assert_eq!(&read(), b"late");
+    }
+
+    #[test]
     fn a_node_is_made_where_dev_has_none() {
         needs!(Root, Loop, Mknod);
         let dir = tempfile::tempdir().unwrap();
         let nodes = File::open(dir.path()).unwrap().into();
         let file = file(1 << 20);
-        let device = devices(dir.path()).attach(&file).unwrap();
+        let device = devices(dir.path()).attach(&file, Io::Cached).unwrap();
         let number = |_: &str| device_number(&device.name());
         let opened = open_node(&nodes, "wardian-has-no-such-node", OFlags::RDONLY, number).unwrap();
         let opened = LoopDevice { number: device.number, fd: opened };
@@ -372,7 +434,7 @@ mod tests {
         let attached: Vec<(File, LoopDevice)> = std::thread::scope(|scope| {
             let attach = || {
                 let file = file(1 << 20);
-                let device = devices.attach(&file).unwrap();
+                let device = devices.attach(&file, Io::Cached).unwrap();
                 (file, device)
             };
             let threads: Vec<_> = (0..16).map(|_| scope.spawn(attach)).collect();

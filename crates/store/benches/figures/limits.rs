@@ -116,34 +116,31 @@ fn devices(fs: &Fs) -> Result<LoopDevices> {
     Ok(LoopDevices::open(File::open(&fs.dir)?.into())?)
 }
 
-/// Bytes that a loop device has written since the boot (Documentation/block/stat.rst).
-fn written(number: u32) -> Result<u64> {
-    let text = fs::read_to_string(format!("/sys/block/loop{number}/stat"))?;
+/// Bytes that the disk below a file system has been given to write since the boot (Documentation/block/stat.rst), by
+/// whomever.
+fn written(fs: &Fs) -> Result<u64> {
+    let number = rustix::fs::stat(&fs.dir)?.st_dev;
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"))?;
     Ok(text.split_whitespace().nth(6).ok_or("no sectors written")?.parse::<u64>()? * 512)
 }
 
 /// Several that have written a lot are destroyed at once.
 fn together(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Result<()> {
     let mut section = report.section(&format!("{}, {}", fs.name, store.disk_driver().name()));
-    let images = store.disk_driver() == DiskDriver::Image;
-    let (devices, mut bytes) = (devices(fs)?, Vec::new());
     for (name, limit) in NAMES.iter().zip(LIMITS) {
-        let (mut slowest, mut removals) = (Vec::new(), Vec::new());
+        let (mut slowest, mut removals, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let mut living = Vec::new();
             for number in 0..TOGETHER {
                 let id = format!("together-{number}");
                 let rootfs = store.create_rootfs(&id, &RootfsSpec { image, owner: None, limit })?;
                 write_in(&rootfs.mount, WRITTEN)?;
-                let number =
-                    if images && limit.bytes.is_some() { Some(device(&devices, &rootfs)?) } else { None };
-                living.push((id, rootfs, number));
+                living.push((id, rootfs));
             }
-            let numbers: Vec<u32> = living.iter().filter_map(|(_, _, number)| *number).collect();
-            let all = || numbers.iter().map(|number| written(*number)).sum::<Result<u64>>();
-            let before = all()?;
+            let before = written(fs)?;
             let took = std::thread::scope(|scope| {
-                let threads = living.into_iter().map(|(id, rootfs, _)| {
+                let threads = living.into_iter().map(|(id, rootfs)| {
                     scope.spawn(move || {
                         let start = Instant::now();
                         drop(rootfs.mount);
@@ -158,9 +155,7 @@ fn together(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Resul
             let start = Instant::now();
             settle(store)?;
             removals.push(ms(start.elapsed()));
-            if !numbers.is_empty() {
-                bytes.push((all()? - before) as f64 / 1e3);
-            }
+            bytes.push((written(fs)? - before) as f64 / 1e3);
         }
         let goal = limit.bytes.and(Some(Goal::Percentiles(15.0, None)));
         section.samples(
@@ -170,9 +165,7 @@ fn together(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Resul
             goal,
         );
         section.samples(&format!("  their removal, {name}"), "ms", &removals, None);
-    }
-    if !bytes.is_empty() {
-        section.samples("  written to all their images from then on", "kB", &bytes, None);
+        section.samples(&format!("  written to the disk meanwhile, {name}"), "kB", &bytes, None);
     }
     section.finish();
     Ok(())
@@ -193,8 +186,6 @@ fn throughput(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Res
                 File::open(&rootfs.dir)?.into()
             };
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-            // The image's device gets its direct I/O.
-            std::thread::sleep(Duration::from_millis(500));
             rustix::fs::openat(&rootfs.mount, "data", flags, Mode::RUSR | Mode::WUSR)?;
             let data =
                 rustix::fs::openat(&upper, "upper/data", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;

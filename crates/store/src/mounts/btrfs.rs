@@ -88,6 +88,9 @@ impl Upper for Btrfs {
     }
 
     fn limit(&self, name: &str, bound: Bound) -> Result<(), Error> {
+        if self.directories.images().limit(name, bound)? {
+            return Ok(());
+        }
         self.made_with(bound)?;
         let (_, Some(subvolume)) = self.open(name)? else {
             let why = "this root file system was made without subvolumes: make it again".to_owned();
@@ -98,13 +101,17 @@ impl Upper for Btrfs {
         Ok(btrfs::limit(&self.layout.rootfs, subvolume, bytes)?)
     }
 
-    fn adopt(&self, _name: &str) -> Result<(), Error> {
+    fn adopt(&self, name: &str) -> Result<(), Error> {
         // The file system keeps the limit.
-        Ok(())
+        self.directories.adopt(name)
+    }
+
+    fn let_go(&self) {
+        self.directories.let_go();
     }
 
     fn written(&self, name: &str) -> rustix::io::Result<Option<Written>> {
-        let (_, Some(subvolume)) = self.open(name)? else { return Ok(None) };
+        let (_, Some(subvolume)) = self.open(name)? else { return self.directories.written(name) };
         let group = btrfs::group(&self.groups, subvolume).map_err(|_| Errno::NOENT)?;
         Ok(Some(Written { bytes: group.bytes.saturating_sub(self.empty), inodes: None }))
     }
@@ -115,6 +122,10 @@ impl Upper for Btrfs {
 
     fn is_unused(&self, name: &str) -> bool {
         self.directories.is_unused(name)
+    }
+
+    fn with_new_errors(&self) -> Vec<String> {
+        self.directories.with_new_errors()
     }
 
     fn remove(&self, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(), remove::Error> {

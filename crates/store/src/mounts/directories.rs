@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::driver::DiskDriver;
+use super::mounted::MountedImages;
 use super::names::Names;
 use super::upper::{Error, Pair, Upper};
 use crate::disk::blocks::{BLOCK, entry_bytes};
@@ -22,7 +23,7 @@ use crate::layers::owner::Root;
 /// Pairs that are made in one block group.
 const TOGETHER: usize = 32;
 
-/// The directories `rootfs/<name>/{upper,work}`.
+/// The directories `rootfs/<name>/{upper,work}`, and whatever a server with the driver image has made.
 #[derive(Debug)]
 pub(crate) struct Directories {
     layout: Arc<Layout>,
@@ -30,6 +31,8 @@ pub(crate) struct Directories {
     /// Whether pairs are made in groups, see [`Group`].
     grouped: bool,
     group: Mutex<Option<Group>>,
+    /// Images end as images under any driver.
+    images: MountedImages,
     /// Why there is no driver that could limit them.
     why: String,
 }
@@ -49,7 +52,8 @@ impl Directories {
     /// `grouped`: whether pairs are made in groups, which pays where there will be many. `why`: why there is no driver
     /// that could limit them, with the remedy.
     pub(crate) fn new(layout: Arc<Layout>, names: Arc<Names>, grouped: bool, why: String) -> Self {
-        Self { layout, names, grouped, group: Mutex::default(), why }
+        let images = MountedImages::new(Arc::clone(&layout));
+        Self { layout, names, grouped, group: Mutex::default(), images, why }
     }
 
     fn refuse(&self, bound: Bound) -> Result<(), Error> {
@@ -58,6 +62,10 @@ impl Directories {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    pub(crate) fn images(&self) -> &MountedImages {
+        &self.images
     }
 
     /// As [`Upper::make`]; `prepare` is called with the part's directory while it is empty.
@@ -118,23 +126,32 @@ impl Upper for Directories {
         Ok(self.make_in(name, root, |_| Ok(()))?)
     }
 
-    fn limit(&self, _name: &str, bound: Bound) -> Result<(), Error> {
-        self.refuse(bound)
+    fn limit(&self, name: &str, bound: Bound) -> Result<(), Error> {
+        if self.images.limit(name, bound)? { Ok(()) } else { self.refuse(bound) }
     }
 
-    fn adopt(&self, _name: &str) -> Result<(), Error> {
-        Ok(())
+    fn adopt(&self, name: &str) -> Result<(), Error> {
+        self.images.adopt(name)
     }
 
-    fn written(&self, _name: &str) -> rustix::io::Result<Option<Written>> {
-        Ok(None)
+    fn let_go(&self) {
+        self.images.let_go();
+    }
+
+    fn written(&self, name: &str) -> rustix::io::Result<Option<Written>> {
+        self.images.written(name)
     }
 
     fn measure(&self, name: &str, step: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>> {
         let dir = files::open_dir(&self.layout.rootfs, name)?;
         let own = match rustix::fs::statat(&dir, c"upper", AtFlags::SYMLINK_NOFOLLOW) {
-            // A server with another driver has made it.
-            Err(Errno::NOENT) => return Ok(entry_bytes(&dir, c"image", &mut HashSet::new(), step)),
+            Err(Errno::NOENT) => {
+                return match self.images.written(name)? {
+                    Some(written) => Ok(Some(written.bytes)),
+                    // It is mounted nowhere.
+                    None => Ok(entry_bytes(&dir, c"image", &mut HashSet::new(), step)),
+                };
+            }
             own => own?,
         };
         let bytes = entry_bytes(&dir, c"upper", &mut HashSet::new(), step);
@@ -144,6 +161,9 @@ impl Upper for Directories {
     }
 
     fn is_unused(&self, name: &str) -> bool {
+        if let Some(unused) = self.images.is_unused(name) {
+            return unused;
+        }
         let empty = |name: &str| {
             let dir = files::open_dir(&self.layout.rootfs, name);
             dir.and_then(files::names).is_ok_and(|names| names.is_empty())
@@ -152,7 +172,13 @@ impl Upper for Directories {
         empty(&format!("{name}/upper")) || empty(name)
     }
 
+    fn with_new_errors(&self) -> Vec<String> {
+        self.images.with_new_errors()
+    }
+
     fn remove(&self, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(), remove::Error> {
+        // Dropped when its file is deleted.
+        let _image = self.images.shut_down(&name.to_string_lossy());
         remove::tree(&self.layout.rootfs, name, stop)
     }
 }

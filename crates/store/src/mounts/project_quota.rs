@@ -153,6 +153,9 @@ impl Upper for ProjectQuota {
     fn limit(&self, name: &str, bound: Bound) -> Result<(), Error> {
         let (dir, project) = self.open(name)?;
         if project == 0 {
+            if self.directories.images().limit(name, bound)? {
+                return Ok(());
+            }
             let why = "this root file system was made without project quota: make it again".to_owned();
             return Err(Error::Unlimited { why });
         }
@@ -165,15 +168,19 @@ impl Upper for ProjectQuota {
         Ok(quota::set(&dir, project, bytes, inodes)?)
     }
 
-    fn adopt(&self, _name: &str) -> Result<(), Error> {
+    fn adopt(&self, name: &str) -> Result<(), Error> {
         // The directory names its project, and the file system keeps the limit.
-        Ok(())
+        self.directories.adopt(name)
+    }
+
+    fn let_go(&self) {
+        self.directories.let_go();
     }
 
     fn written(&self, name: &str) -> rustix::io::Result<Option<Written>> {
         let (dir, project) = self.open(name)?;
         if project == 0 {
-            return Ok(None);
+            return self.directories.written(name);
         }
         let Quota { bytes, inodes, .. } = quota::get(&dir, project)?;
         let own = Own::of(&dir);
@@ -189,6 +196,10 @@ impl Upper for ProjectQuota {
 
     fn is_unused(&self, name: &str) -> bool {
         self.directories.is_unused(name)
+    }
+
+    fn with_new_errors(&self) -> Vec<String> {
+        self.directories.with_new_errors()
     }
 
     fn remove(&self, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(), remove::Error> {

@@ -9,7 +9,8 @@
 //! spent/         files that use up the inodes that the bound does not allow; only with a bound on inodes
 //! ```
 //!
-//! Its file has no name (`O_TMPFILE`): it goes with this process, however that ends.
+//! It is kept in memory. While it is made it is in a file without a name (`O_TMPFILE`), which goes with this process,
+//! however that ends.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, SeekFrom, StatFs};
 use rustix::io::Errno;
 use wardian_sys::children::Own;
-use wardian_sys::loop_device::LoopDevices;
+use wardian_sys::loop_device::{Io, LoopDevices};
 use wardian_sys::mount::{self, MountAttrFlags};
 
 use super::upper::Error;
@@ -138,8 +139,9 @@ pub(crate) fn mount(device: impl AsFd) -> Result<OwnedFd, mount::Error> {
 #[derive(Debug)]
 pub(crate) struct Template {
     bound: Bound,
-    file: File,
-    /// The parts of the file that are no holes, with their offsets.
+    /// Its size in bytes.
+    pub(crate) size: u64,
+    /// The parts of it that are no holes, with their offsets.
     parts: Vec<(u64, Vec<u8>)>,
 }
 
@@ -149,18 +151,11 @@ impl Template {
         self.parts.iter().map(|(_, part)| part.len()).sum()
     }
 
-    /// Creates the file `name` in a directory as a copy. It shares the template's blocks where the file system of both
-    /// can do that.
-    pub(crate) fn copy(&self, dir: &OwnedFd, name: &str) -> Result<File, Error> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let copy: File = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into();
-        if rustix::fs::ioctl_ficlone(&copy, &self.file).is_err() {
-            rustix::fs::ftruncate(&copy, rustix::fs::fstat(&self.file)?.st_size.unsigned_abs())?;
-            for (offset, bytes) in &self.parts {
-                copy.write_all_at(bytes, *offset).map_err(|error| errno(&error))?;
-            }
-        }
-        Ok(copy)
+    /// Writes it to a file or device of its size, which holds zeros.
+    pub(crate) fn write_to(&self, to: &File) -> rustix::io::Result<()> {
+        self.parts
+            .iter()
+            .try_for_each(|(offset, bytes)| to.write_all_at(bytes, *offset).map_err(|error| errno(&error)))
     }
 }
 
@@ -182,6 +177,11 @@ pub(crate) struct Templates {
 impl Templates {
     pub(crate) fn new(layout: Arc<Layout>, mkfs: PathBuf) -> Self {
         Self { layout, mkfs, kept: Mutex::default(), making: Mutex::default() }
+    }
+
+    /// Whether there is one for this bound.
+    pub(crate) fn has(&self, bound: Bound) -> bool {
+        self.kept.lock().iter().any(|template| template.bound == bound)
     }
 
     fn find(&self, bound: Bound) -> Option<Arc<Template>> {
@@ -236,7 +236,7 @@ impl Templates {
             let size = wanted.size(more);
             rustix::fs::ftruncate(&file, size.blocks * BLOCK)?;
             self.format(&file, size.inodes)?;
-            let device = devices.attach(&file)?;
+            let device = devices.attach(&file, Io::Cached)?;
             let root = files::open_dir(mount(&device)?, ".")?;
             let furnished = furnish(&root, wanted)?;
             // Not left to the unmount: a process that is being started may hold the descriptors a little longer.
@@ -244,8 +244,7 @@ impl Templates {
             drop((root, device));
             match furnished {
                 Ok(()) => {
-                    let parts = parts(&file)?;
-                    return Ok(Template { bound, file, parts });
+                    return Ok(Template { bound, size: size.blocks * BLOCK, parts: parts(&file)? });
                 }
                 Err(missing) => more = more.plus(missing),
             }

@@ -118,6 +118,27 @@ pub(crate) trait Upper: Debug + Send + Sync {
         usize::MAX
     }
 
+    /// Whether [`Upper::prepare`] has nothing to do.
+    fn is_prepared(&self, _bound: Bound) -> bool {
+        true
+    }
+
+    /// Makes what [`Upper::make`] needs for such a part and would wait for: it may start a program.
+    ///
+    /// # Errors
+    /// As for [`Upper::make`].
+    fn prepare(&self, _bound: Bound) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Makes ahead what parts of any bound can use; a server calls it about every second.
+    ///
+    /// # Errors
+    /// As for [`Upper::make`].
+    fn fill(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Makes the part `name`, whose `upper` belongs to `root` with [`READY_MODE`]; `bound` is one that
     /// [`Upper::made_with`] has returned. It may wait for the disk, so requests take a part made ahead if there is
     /// one. The caller has registered the name; the remains of a failed call are trash, which [`Upper::remove`] can
@@ -162,6 +183,11 @@ pub(crate) trait Upper: Debug + Send + Sync {
 
     /// Whether nothing has been written to the part, as to one made ahead.
     fn is_unused(&self, name: &str) -> bool;
+
+    /// Returns the parts whose own file systems have lost writes since the last call, as far as they have any.
+    fn with_new_errors(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Removes the part; a missing one is no error. `stop` is called again and again, and returns true to end the
     /// call; a later one goes on with what is left.

@@ -309,6 +309,21 @@ impl Store {
         self.0.create_rootfs(id, spec, None)
     }
 
+    /// Whether a root file system over this image with this limit can be made without [`Store::prepare_limit`].
+    pub fn is_prepared(&self, image: &Image, limit: DiskLimit) -> bool {
+        self.0.made_with(image, limit).is_none_or(|bound| self.0.upper.is_prepared(bound))
+    }
+
+    /// Makes what root file systems with this limit have in common, which may take a tenth of a second, or seconds for a
+    /// bound of many inodes. Without this call the first create does it. What fails here fails there.
+    pub fn prepare_limit(&self, image: &Image, limit: DiskLimit) {
+        if let Some(bound) = self.0.made_with(image, limit)
+            && let Err(error) = self.0.upper.prepare(bound)
+        {
+            tracing::debug!(%error, "limit.not-prepared");
+        }
+    }
+
     /// Releases a root file system. The call touches no file of the store's disk and never waits. `handle` names its
     /// container in the log.
     pub fn release_rootfs(&self, id: &str, handle: Option<&str>) {

@@ -222,6 +222,11 @@ impl Inner {
         Ok(self.mounter.build(&parts, &|| self.report_unseen())?)
     }
 
+    /// What a part for this limit is made with; `None`: there can be none.
+    pub(crate) fn made_with(&self, image: &Image, limit: DiskLimit) -> Option<Bound> {
+        limit.above(image.bytes()).ok().and_then(|bound| self.upper.made_with(bound).ok())
+    }
+
     fn make_part(&self, record: &Record, root: Root) -> Result<Pair> {
         let made = self.upper.made_with(record.bound);
         let made = made.and_then(|bound| self.upper.make(&record.dir, root, bound));

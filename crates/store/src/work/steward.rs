@@ -13,7 +13,7 @@ use crate::failpoints::Point;
 use crate::layers::layer::State;
 use crate::mounts::door::Door;
 use crate::mounts::ready::{self, Kind, Spare, Wanted};
-use crate::mounts::reaper::Place;
+use crate::mounts::reaper::{self, Place};
 use crate::mounts::rootfs::{self, Parts};
 use crate::mounts::sentinel::Sentinel;
 use crate::store::Inner;
@@ -67,7 +67,7 @@ fn run(door: &Door, inner: &Weak<Inner>) {
 
 impl Inner {
     fn round(&self, memory: &mut Memory) {
-        let filled = self.pool.fill();
+        let filled = self.pool.fill().and_then(|()| self.upper.fill());
         if let Err(error) = &filled
             && !memory.pool_failed
         {
@@ -82,6 +82,9 @@ impl Inner {
         }
         memory.looked = Some(Instant::now());
         self.look_around(memory);
+        if reaper::nearly_full(&self.layout) {
+            self.mark_images();
+        }
         self.discard(self.ready.outdated(Instant::now(), &|layer| self.is_fine(layer)));
         if memory.saved_used.is_none_or(|then| then.elapsed() >= SAVE_USED) {
             memory.saved_used = Some(Instant::now());
@@ -215,6 +218,24 @@ impl Inner {
             .map(|layer| layer.chain.clone())
             .collect();
         tracing::error!(what, rootfs = ?hit, layers_not_durable = ?fresh, "writeback.error");
+    }
+
+    /// Marks each root file system with an image that has lost writes.
+    fn mark_images(&self) {
+        let parts = self.upper.with_new_errors();
+        if parts.is_empty() {
+            return;
+        }
+        let records = self.layout.records.all().unwrap_or_default();
+        for mut record in records.into_iter().filter(|record| parts.contains(&record.dir)) {
+            let what = "a write to its image was lost, because the file system under the store is full";
+            tracing::error!(id = record.id, dir = record.dir, what, "image.lost-writes");
+            let text = format!("{what}: {REMEDY}");
+            self.hit.lock().insert(record.id.clone(), text.clone());
+            record.writeback_error = Some(text);
+            // On failure the record is gone, or `hit` has the error all the same.
+            let _ = self.layout.records.update_existing(&record);
+        }
     }
 
     /// Requests a syncfs that reports the unseen write-back error: until then no volatile overlay can be mounted.

@@ -3,18 +3,22 @@
 use std::os::unix::process::ExitStatusExt;
 
 use wardian_sys::failpoint::VARIABLE;
+use wardian_sys::loop_device::{Backing, Io, LoopDevices};
 
 use super::super::together::{child, given};
 use super::*;
 
 /// The failpoints that [`child_with_a_limit`] passes.
-pub(super) const POINTS: &[&str] = &["image-copied", "image-attached", "image-mounted", "image-shut-down"];
+pub(super) const POINTS: &[&str] = &["image-attached", "image-copied", "image-mounted", "image-shut-down"];
+
+/// The blanks that a server keeps.
+const BLANKS: usize = 4;
 
 fn ground(dir: &tempfile::TempDir) -> Ground<'_> {
     Ground { dir: dir.path(), driver: DiskDriver::Image, uri: tar(dir.path()) }
 }
 
-/// The loop devices over files below a directory, deleted ones included.
+/// The loop devices over files below a directory, deleted and unnamed ones included.
 fn devices(dir: &Path) -> Vec<String> {
     let backing = |entry: &fs::DirEntry| fs::read_to_string(entry.path().join("loop/backing_file")).ok();
     let all = fs::read_dir("/sys/block").unwrap().flatten();
@@ -38,7 +42,6 @@ fn the_table_on_this_file_system() {
 
 /// Runs a test in a mount namespace of its own, in a directory on a new file system of this size.
 pub(super) fn on_new(mkfs: &[&str], size: u64, test: impl FnOnce(&Path) + Send) {
-    use wardian_sys::loop_device::LoopDevices;
     let dir = tempfile::tempdir().unwrap();
     let file =
         fs::File::options().read(true).write(true).create_new(true).open(dir.path().join("fs")).unwrap();
@@ -56,7 +59,7 @@ pub(super) fn on_new(mkfs: &[&str], size: u64, test: impl FnOnce(&Path) + Send) 
     std::thread::scope(|scope| {
         let run = || {
             wardian_sys::namespace::own_mounts().unwrap();
-            let device = LoopDevices::open(opened(dir.path())).unwrap().attach(&file).unwrap();
+            let device = LoopDevices::open(opened(dir.path())).unwrap().attach(&file, Io::Cached).unwrap();
             let fstype = mkfs[0].strip_prefix("mkfs.").unwrap();
             let attrs = mount::MountAttrFlags::empty();
             let mounted = mount::device_mount(fstype, &device, &[], &[], attrs).unwrap();
@@ -111,6 +114,7 @@ fn a_full_disk_hurts_only_those_who_write() {
         let root = store.0.upper.written(full.dir.file_name().unwrap().to_str().unwrap()).unwrap().unwrap();
         assert!(root.bytes >= written, "{root:?}");
         let _ = rustix::fs::syncfs(files_in(&full));
+        wait_for(|| store.writeback_error("full").is_some());
         // The others' reads go on, the store has seen no lost write, and new root file systems are volatile.
         assert!(fs::read(below(&quiet.mount, "data")).unwrap().iter().all(|byte| *byte == 7));
         fs::File::open(below(&plain.mount, "seven")).unwrap().sync_all().unwrap();
@@ -152,10 +156,97 @@ fn nothing_is_written_at_the_end() {
     drop(rootfs);
     store.release_rootfs("a", None);
     assert!(store.drain(SOON));
-    wait_for(|| devices(dir.path()).is_empty());
+    wait_for(|| devices(dir.path()).len() <= BLANKS);
     // The template, and metadata.
     let on_disk = file.metadata().unwrap().blocks() * 512;
     assert!(on_disk < 2 * MB, "{on_disk} bytes");
+    finish(&store, &[]);
+    nothing_stays(dir.path());
+}
+
+/// The bytes that the device of a file system has written since it was made.
+fn written_below(dir: &Path) -> u64 {
+    let number = fs::metadata(dir).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let stat = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).unwrap();
+    stat.split_whitespace().nth(6).unwrap().parse::<u64>().unwrap() * 512
+}
+
+#[test]
+fn nothing_reaches_the_disk_at_the_end() {
+    needs!(Root, Loop);
+    const MANY: usize = 9;
+    on_new(&["mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^has_journal"], 1 << 30, |dir| {
+        let ground = Ground { dir, driver: DiskDriver::Image, uri: tar(dir) };
+        let store = ground.store();
+        let image = store.image(&ground.uri).unwrap();
+        assert!(store.wait_durable(&Progress::default()));
+        let ids: Vec<String> = (0..MANY).map(|number| format!("many-{number}")).collect();
+        let made: Vec<Rootfs> = ids
+            .iter()
+            .map(|id| {
+                let rootfs = store.create_rootfs(id, &limited(&image, None, limit(256 * MB))).unwrap();
+                fill(&rootfs.mount, "data", 8 * MB);
+                rootfs
+            })
+            .collect();
+        rustix::fs::syncfs(fs::File::open(dir).unwrap()).unwrap();
+        let before = written_below(dir);
+        drop(made);
+        ids.iter().for_each(|id| store.release_rootfs(id, None));
+        assert!(store.drain(SOON));
+        let written = written_below(dir) - before;
+        assert!(written < MANY as u64 * 8192, "{written} bytes");
+        finish(&store, &[]);
+        nothing_stays(dir);
+    });
+}
+
+#[test]
+fn an_image_stays_one_under_another_driver() {
+    needs!(Root, Loop);
+    let dir = tempfile::tempdir().unwrap();
+    let ground = ground(&dir);
+    let store = ground.store();
+    let image = store.image(&ground.uri).unwrap();
+    assert!(store.wait_durable(&Progress::default()));
+    let rootfs = store.create_rootfs("a", &limited(&image, None, limit(32 * MB))).unwrap();
+    fill(&rootfs.mount, "data", 5 * MB);
+    store.close();
+    drop(store);
+    let other = Ground { driver: DiskDriver::None, uri: ground.uri.clone(), ..ground };
+    let store = other.serve(0, &|id| id == "a");
+    assert_written(&other, &store, 5 * MB, 1);
+    store.limit_rootfs("a", limit(8 * MB)).unwrap();
+    assert_about(5 * MB + fill(&rootfs.mount, "more", 8 * MB).0, 8 * MB);
+    let error = store.create_rootfs("b", &limited(&image, None, limit(MB))).unwrap_err();
+    assert!(matches!(&error, Error::Rootfs(rootfs::Error::Limit { .. })), "{error:?}");
+    // It is shut down, though its overlay is still held.
+    store.release_rootfs("a", None);
+    assert!(store.drain(SOON));
+    assert!(!rootfs.dir.exists());
+    assert_eq!(fill(&rootfs.mount, "late", MB).1, Some(Errno::IO));
+    drop(rootfs);
+    finish(&store, &[]);
+    nothing_stays(dir.path());
+}
+
+#[test]
+fn blanks_are_kept_for_any_size() {
+    needs!(Root, Loop);
+    let dir = tempfile::tempdir().unwrap();
+    let ground = ground(&dir);
+    let store = ground.store();
+    let image = store.image(&ground.uri).unwrap();
+    assert_eq!(devices(dir.path()).len(), 0);
+    for (id, bytes) in [("a", 8 * MB), ("b", 80 * MB)] {
+        let rootfs = store.create_rootfs(id, &limited(&image, None, limit(bytes))).unwrap();
+        wait_for(|| devices(dir.path()).len() == 1 + BLANKS);
+        assert_about(fill(&rootfs.mount, "data", 2 * bytes).0, bytes);
+        drop(rootfs);
+        store.release_rootfs(id, None);
+        assert!(store.drain(SOON));
+    }
     finish(&store, &[]);
     nothing_stays(dir.path());
 }
@@ -168,7 +259,11 @@ fn a_privileged_container_reaches_no_device() {
     let store = ground.store();
     let image = store.image(&ground.uri).unwrap();
     let rootfs = store.create_rootfs("a", &limited(&image, None, limit(8 * MB))).unwrap();
-    let device = devices(dir.path()).pop().unwrap();
+    let backing = Backing::of(fs::File::open(rootfs.dir.join("image")).unwrap()).unwrap();
+    let nodes = fs::File::open(dir.path()).unwrap().into();
+    let all = LoopDevices::open(nodes).unwrap().in_use().unwrap();
+    let (number, _) = all.into_iter().find(|(_, other)| *other == backing).unwrap();
+    let device = format!("loop{number}");
     let number = fs::read_to_string(format!("/sys/block/{device}/dev")).unwrap();
     let (major, minor) = number.trim().split_once(':').unwrap();
     let number = rustix::fs::makedev(major.parse().unwrap(), minor.parse().unwrap());
@@ -255,7 +350,8 @@ fn many_at_once() {
         let threads: Vec<_> = ids.chunks(MANY / 4).map(|ids| scope.spawn(move || make(ids))).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(devices(dir.path()).len(), MANY);
+    let living = devices(dir.path()).len();
+    assert!((MANY..=MANY + BLANKS).contains(&living), "{living}");
     for rootfs in &made {
         assert_eq!(fill(&rootfs.mount, "data", MB), (MB, None));
     }

@@ -1,0 +1,269 @@
+//! Mounted images, whichever driver a server has: a part whose directory holds a file `image` is one, and ends as one.
+//!
+//! **The end.** Who drops the last reference to a dirty ext4 waits until all of it is written. So this process holds
+//! one reference to each, from the time when the part is made or adopted until it is removed. Then the file system is
+//! shut down, so that no data is written any more; its loop device is switched to the page cache of the image's file,
+//! since an unmount writes the metadata that is in the device's own cache; the file is deleted, and only then the
+//! reference is dropped. So nothing reaches the disk. The loop device ends with the file system.
+//!
+//! **A crash.** The devices clear themselves. If a process still holds an overlay over an image that is trash, the
+//! image's device is found by the file behind it, and its file system is shut down.
+
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use wardian_sys::loop_device::{self, Backing, LoopDevice, LoopDevices};
+use wardian_sys::{ext4, failpoint};
+
+use super::template::{self, BLOCK, Made, SPARE};
+use super::upper::Error;
+use crate::disk::files;
+use crate::disk::layout::Layout;
+use crate::disk::limit::{Bound, Written};
+use crate::failpoints::Point;
+
+/// The file in a part's directory.
+pub(crate) const IMAGE: &str = "image";
+
+/// A mounted image.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    /// The reference to its file system: a detached mount. Closing one waits for all processors, so it is kept even
+    /// while another descriptor would do.
+    pub(crate) root: OwnedFd,
+    /// The number of the device, which lasts as long as the file system.
+    number: u32,
+    /// The device's name.
+    device: String,
+    pub(crate) made: Made,
+    /// The errors and warnings that have been told.
+    told: AtomicU64,
+}
+
+impl Mounted {
+    pub(crate) fn new(device: &LoopDevice) -> Result<Self, Error> {
+        let root = template::mount(device)?;
+        let made = Made::read(&root)?;
+        Ok(Self { root, number: device.number(), device: device.name(), made, told: AtomicU64::new(0) })
+    }
+
+    fn written(&self) -> rustix::io::Result<Written> {
+        let now = rustix::fs::fstatfs(&self.root)?;
+        let Made { blocks, inodes, .. } = self.made;
+        Ok(Written {
+            bytes: blocks.saturating_sub(now.f_bfree) * BLOCK,
+            inodes: Some(inodes.saturating_sub(now.f_ffree)),
+        })
+    }
+
+    /// Ends it: what it has not written yet never reaches the disk, if its file is deleted before the last reference is
+    /// dropped.
+    fn shut_down(&self, devices: &LoopDevices) -> Result<(), Error> {
+        // Best effort: otherwise the kernel's log has some lines more.
+        let _ = ext4::silence(&self.device);
+        ext4::shut_down(files::open_dir(&self.root, ".")?).map_err(|error| errno(&error))?;
+        failpoint::reach(Point::ImageShutDown);
+        devices.open_bound(self.number)?.set_cached()?;
+        Ok(())
+    }
+
+    /// Keeps so many blocks free that `bytes` can be written in all.
+    pub(crate) fn bind(&self, bytes: u64) -> Result<(), Error> {
+        let kept = self.made.blocks.checked_sub(bytes / BLOCK).ok_or(Errno::RANGE)?;
+        Ok(ext4::reserve(&self.device, kept).map_err(|error| errno(&error))?)
+    }
+
+    /// Whether it has had errors since the last call, such as data that could not be written back.
+    fn has_new_errors(&self) -> bool {
+        let now = ext4::complaints(&self.device).unwrap_or(0);
+        now > self.told.swap(now, Ordering::Relaxed)
+    }
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+fn fixed(why: &str) -> Error {
+    Error::Fixed { why: why.to_owned() }
+}
+
+/// The images of a store.
+#[derive(Debug)]
+pub(crate) struct MountedImages {
+    layout: Arc<Layout>,
+    devices: OnceLock<LoopDevices>,
+    /// Those to which this process holds a reference, by the names of their parts.
+    held: Mutex<HashMap<String, Arc<Mounted>>>,
+    /// Devices in use when they were last listed.
+    seen: Mutex<HashMap<Backing, u32>>,
+}
+
+impl MountedImages {
+    pub(crate) fn new(layout: Arc<Layout>) -> Self {
+        Self { layout, devices: OnceLock::new(), held: Mutex::default(), seen: Mutex::default() }
+    }
+
+    /// The host's loop devices, opened when they are needed first.
+    pub(crate) fn devices(&self) -> Result<&LoopDevices, Error> {
+        if let Some(devices) = self.devices.get() {
+            return Ok(devices);
+        }
+        let nodes = files::open_dir(&self.layout.staging, ".")?;
+        let opened =
+            LoopDevices::open(nodes).map_err(|error: loop_device::Error| Error::LoopDevice(error))?;
+        Ok(self.devices.get_or_init(|| opened))
+    }
+
+    /// Opens the image of a part; `None`: it has none.
+    fn open(&self, name: &str) -> rustix::io::Result<Option<File>> {
+        let dir = files::open_dir(&self.layout.rootfs, name)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&dir, IMAGE, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds the device of an image that this or another process has mounted.
+    fn find(&self, image: &File) -> Result<Option<LoopDevice>, Error> {
+        let (backing, devices) = (Backing::of(image)?, self.devices()?);
+        let known = |number: Option<u32>| {
+            let device = number.and_then(|number| devices.open_bound(number).ok());
+            // Its number may be another file's by now.
+            device.filter(|device| device.backing().is_ok_and(|now| now == Some(backing)))
+        };
+        let number = self.seen.lock().get(&backing).copied();
+        if let Some(device) = known(number) {
+            return Ok(Some(device));
+        }
+        let all = devices.in_use()?;
+        let mut seen = self.seen.lock();
+        *seen = all.into_iter().map(|(number, backing)| (backing, number)).collect();
+        let number = seen.get(&backing).copied();
+        drop(seen);
+        Ok(known(number))
+    }
+
+    /// Returns the mounted image of a part: the one that this process holds, or one more reference to another
+    /// process's; `None` for a part without an image, and for an image that is mounted nowhere.
+    fn image(&self, name: &str) -> Result<Option<Arc<Mounted>>, Error> {
+        let held = self.held.lock().get(name).cloned();
+        if held.is_some() {
+            return Ok(held);
+        }
+        let Some(image) = self.open(name)? else { return Ok(None) };
+        let device = self.find(&image)?;
+        device.map(|device| Mounted::new(&device).map(Arc::new)).transpose()
+    }
+
+    pub(crate) fn hold(&self, name: &str, image: Mounted) {
+        self.held.lock().insert(name.to_owned(), Arc::new(image));
+    }
+
+    /// Takes over the image of a part that another process has made, if it has one.
+    ///
+    /// # Errors
+    /// It is mounted nowhere.
+    pub(crate) fn adopt(&self, name: &str) -> Result<(), Error> {
+        if self.held.lock().contains_key(name) {
+            return Ok(());
+        }
+        let Some(file) = self.open(name)? else { return Ok(()) };
+        let device = self.find(&file)?.ok_or(Error::Lost)?;
+        self.hold(name, Mounted::new(&device)?);
+        Ok(())
+    }
+
+    /// Gives up all references.
+    pub(crate) fn let_go(&self) {
+        // Dropped without the lock.
+        let images = std::mem::take(&mut *self.held.lock());
+        drop(images);
+    }
+
+    /// The bytes of the file system under the store: more can never be written.
+    pub(crate) fn disk(&self) -> rustix::io::Result<u64> {
+        let fs = rustix::fs::fstatvfs(&self.layout.root)?;
+        Ok(fs.f_blocks.saturating_mul(fs.f_frsize))
+    }
+
+    /// Gives the image of a part another bound; false: the part has none.
+    pub(crate) fn limit(&self, name: &str, bound: Bound) -> Result<bool, Error> {
+        let Some(image) = self.image(name)? else { return Ok(false) };
+        let made = image.made;
+        if bound.inodes != made.bounded.then_some(made.inodes) {
+            return Err(fixed(
+                "the number of inodes is fixed when the driver image makes a root file system",
+            ));
+        }
+        let Some(bytes) = bound.bytes else {
+            return Err(fixed("a limit can be changed, but not taken away (driver image)"));
+        };
+        let (bytes, most) = (bytes.min(self.disk()?), (made.blocks - SPARE) * BLOCK);
+        if bytes > most {
+            return Err(Error::Fixed {
+                why: format!(
+                    "at most {most} bytes can be written to this root file system: its image has the size \
+                              that it was made with (driver image)"
+                ),
+            });
+        }
+        image.bind(bytes)?;
+        Ok(true)
+    }
+
+    /// What has been written to the image of a part; `None`: it has none that is mounted.
+    pub(crate) fn written(&self, name: &str) -> rustix::io::Result<Option<Written>> {
+        let image = self.image(name).map_err(|error| error.errno().unwrap_or(Errno::IO))?;
+        image.map(|image| image.written()).transpose()
+    }
+
+    /// Whether nothing has been written to the image of a part; `None`: it has none that is mounted.
+    pub(crate) fn is_unused(&self, name: &str) -> Option<bool> {
+        match self.image(name) {
+            Ok(Some(image)) => {
+                let upper = files::open_dir(&image.root, "upper").and_then(files::names);
+                Some(upper.is_ok_and(|names| names.is_empty()))
+            }
+            Ok(None) => None,
+            Err(_) => Some(false),
+        }
+    }
+
+    /// Returns the parts whose images have had errors since the last call.
+    pub(crate) fn with_new_errors(&self) -> Vec<String> {
+        let held: Vec<_> =
+            self.held.lock().iter().map(|(name, image)| (name.clone(), Arc::clone(image))).collect();
+        held.into_iter().filter(|(_, image)| image.has_new_errors()).map(|(name, _)| name).collect()
+    }
+
+    /// Ends the image of a part, if it has one. The caller deletes its file before it drops what this returns.
+    pub(crate) fn shut_down(&self, name: &str) -> Option<Arc<Mounted>> {
+        let image = self.image(name);
+        self.held.lock().remove(name);
+        match image {
+            Ok(image) => {
+                let ended =
+                    image.as_ref().map(|image| self.devices().and_then(|devices| image.shut_down(devices)));
+                if let Some(Err(error)) = ended {
+                    tracing::warn!(dir = name, %error, "image.not-shut-down");
+                }
+                image
+            }
+            // A missing part is no error.
+            Err(error) if error.errno() == Some(Errno::NOENT) => None,
+            Err(error) => {
+                tracing::warn!(dir = name, %error, "image.not-shut-down");
+                None
+            }
+        }
+    }
+}
