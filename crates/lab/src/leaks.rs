@@ -4,6 +4,7 @@ use crate::ground::json;
 use crate::instances::{Place, Survey};
 use crate::leftovers::{self, Left};
 use crate::links;
+use crate::loops;
 use crate::processes::{self, KEEPER, KEEPERS, Process, is_instance};
 use crate::search::Found;
 use anyhow::{Context, Result};
@@ -25,7 +26,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Something that belongs to no live container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Leak {
-    /// `keeper`, `mount`, `cgroup`, `link`, `firewall`, `container` or `rootfs`; of an experiment or a recorder that was killed
+    /// `keeper`, `mount`, `cgroup`, `link`, `firewall`, `container`, `rootfs` or `loop`; of an experiment or a recorder that was killed
     /// `directory`, `sysctl` or `trace`.
     pub kind: &'static str,
     /// Name of the leaked object.
@@ -44,6 +45,8 @@ pub(crate) struct Records {
     pub(crate) containers: BTreeMap<String, PathBuf>,
     /// Records of root file systems of this boot, and the mount point of each that is to be attached.
     rootfs: BTreeMap<PathBuf, Option<PathBuf>>,
+    /// Writable parts that records of root file systems of this boot name.
+    pub(crate) parts: BTreeSet<String>,
     /// Tags of the instances, and whether their servers run.
     pub(crate) tags: BTreeMap<String, bool>,
     /// Tags that any record on this host names.
@@ -126,6 +129,7 @@ fn look(runs: &[PathBuf]) -> Result<Survey> {
     let kept = processes.iter().flat_map(|process| process.containers.iter().cloned()).collect();
     cgroup_leaks(Path::new(CGROUPS), &records, &kept, &mut leaks);
     network_leaks(&processes, &records, &mut leaks);
+    loops::leaks(Path::new("/sys/block"), &records, &mut leaks);
     for (kind, what) in leftovers::Records::usual().find().iter().flat_map(Left::things) {
         let why = "an experiment was killed; the next `wardian lab` sets it right".into();
         leaks.insert(Leak { kind, what, why, instance: None });
@@ -192,8 +196,9 @@ fn read_records(runs: &BTreeSet<PathBuf>, processes: &[Process]) -> Records {
             records.owners.insert(run.clone(), tag.to_owned());
         }
         for record in records.names(run, "rootfs") {
-            if let Some(attached) = read_rootfs(&record) {
+            if let Some(Rootfs { attached, part }) = read_rootfs(&record) {
                 records.rootfs.insert(record, attached);
+                records.parts.extend(part);
             }
         }
         for container in records.names(run, "containers") {
@@ -228,8 +233,16 @@ impl Records {
     }
 }
 
-/// The mount point in a root file system's record, if it is to be attached; the outer `None`: no record of this boot.
-fn read_rootfs(path: &Path) -> Option<Option<PathBuf>> {
+/// What the record of a root file system says.
+struct Rootfs {
+    /// The mount point, if it is to be attached.
+    attached: Option<PathBuf>,
+    /// The name of its writable part.
+    part: Option<String>,
+}
+
+/// Reads the record of a root file system; `None`: no record of this boot.
+fn read_rootfs(path: &Path) -> Option<Rootfs> {
     let name = path.file_name()?.to_str()?;
     if !name.ends_with(".json") || name.starts_with('.') {
         return None;
@@ -238,7 +251,10 @@ fn read_rootfs(path: &Path) -> Option<Option<PathBuf>> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     // The kernel reports mount points without symlinks.
     let real = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    (record["boot_id"] == boot.trim()).then(|| record["attached"].as_str().map(real))
+    (record["boot_id"] == boot.trim()).then(|| Rootfs {
+        attached: record["attached"].as_str().map(real),
+        part: record["dir"].as_str().map(str::to_owned),
+    })
 }
 
 /// Whether a record beside the mount point says that a root file system is attached there: whoever asked for it, with
@@ -249,7 +265,7 @@ fn is_recorded(point: &Path) -> bool {
         name.push(".json");
         point.with_file_name(name)
     });
-    record.and_then(|record| read_rootfs(&record)).flatten().is_some_and(|attached| attached == point)
+    record.and_then(|record| read_rootfs(&record)?.attached).is_some_and(|attached| attached == point)
 }
 
 fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {

@@ -18,6 +18,7 @@ pub mod leaks;
 pub mod leftovers;
 mod links;
 pub mod local;
+mod loops;
 pub mod namespace;
 mod processes;
 pub mod progress;

@@ -2,10 +2,15 @@
 
 use super::features::State;
 use super::filesystem::FileSystem;
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
+use std::fs::File;
 use std::io::{ErrorKind, Read as _};
-use std::path::Path;
-use wardian_sys::project_quota as quota;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use wardian_sys::loop_device::{Io, LoopDevices};
+use wardian_sys::mount::{self, MountAttrFlags};
+use wardian_sys::{ext4, project_quota as quota};
 
 /// A mechanism to limit what a container may write, and whether this host has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,6 +23,8 @@ pub struct Driver {
     pub why: String,
 }
 
+/// Where programs are that are not in every user's PATH.
+const USUAL: [&str; 2] = ["/sbin", "/usr/sbin"];
 /// The driver without limits.
 const NONE: &str = "none";
 
@@ -37,7 +44,7 @@ pub fn probe(fs: &FileSystem) -> Vec<Driver> {
             quota_format(kernel_config().as_deref()),
         ),
         btrfs(&fs.kind, &fs.disks, Path::new("/sys/fs/btrfs")),
-        image(),
+        image(&fs.looked_at),
         Driver {
             name: NONE,
             state: State::Yes,
@@ -127,31 +134,77 @@ fn btrfs(kind: &str, disks: &[String], sys: &Path) -> Driver {
     }
 }
 
-/// A file system image for each container: needs a loop device and a program that makes file systems.
-fn image() -> Driver {
-    let (state, why) = match std::fs::File::options().read(true).write(true).open("/dev/loop-control") {
-        Ok(_) if is_program("mkfs.ext4") => (State::Yes, "loop devices and mkfs.ext4".to_owned()),
-        Ok(_) => (State::No, "no mkfs.ext4: install e2fsprogs".to_owned()),
-        Err(error)
-            if error.kind() == ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() =>
-        {
-            (State::Unknown, "only root can try".to_owned())
+/// Bytes of the file system that is tried.
+const TRIAL: u64 = 8 << 20;
+
+/// A file system image for each container: needs a loop device and a program that makes file systems. One is made in an
+/// unnamed file in the directory, mounted and shut down.
+fn image(at: &Path) -> Driver {
+    let (state, why) = if !rustix::process::geteuid().is_root() {
+        (State::Unknown, "only root can try".to_owned())
+    } else if !is_program("mkfs.ext4") {
+        (State::No, "no mkfs.ext4: install e2fsprogs".to_owned())
+    } else {
+        match try_image(at) {
+            Ok(()) => (State::Yes, "loop devices and mkfs.ext4".to_owned()),
+            Err(error) => (State::No, format!("{error:#}")),
         }
-        Err(error) => (State::No, format!("no loop device (/dev/loop-control: {error})")),
     };
     Driver { name: "image", state, why }
 }
 
+fn try_image(at: &Path) -> anyhow::Result<()> {
+    use anyhow::Context as _;
+    let dir = File::open(at).with_context(|| format!("open {}", at.display()))?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file: File = rustix::fs::openat(&dir, ".", flags, Mode::RUSR | Mode::WUSR)
+        .context("the file system under the store has no files without a name (O_TMPFILE)")?
+        .into();
+    file.set_len(TRIAL)?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::env::split_paths(&path).chain(USUAL.map(PathBuf::from)))?;
+    let made = Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-b", "4096", "-O", "^has_journal", "/proc/self/fd/0"])
+        .env("PATH", path)
+        .env("MKE2FS_CONFIG", "/dev/null")
+        .stdin(file.try_clone()?)
+        .output()
+        .context("start mkfs.ext4")?;
+    let said = String::from_utf8_lossy(&made.stderr);
+    anyhow::ensure!(made.status.success(), "mkfs.ext4 has failed ({}): {}", made.status, said.trim());
+    // Nodes are made only where /dev has none, for an instant.
+    let device = LoopDevices::open(dir.into())?.attach(&file, Io::Direct)?;
+    let attrs = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let mounted = mount::device_mount("ext4", &device, &[], &["noinit_itable", "nobarrier"], attrs)?;
+    // Its limit is set in sysfs.
+    ext4::reserve(&device.name(), 1).context("set a limit in /sys/fs/ext4 (mount sysfs read-write)")?;
+    let root = rustix::fs::openat(&mounted, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let _ = ext4::silence(&device.name());
+    ext4::shut_down(root).context("shut down an ext4")
+}
+
 fn is_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // These are not in every user's PATH.
-    let more = ["/sbin".into(), "/usr/sbin".into()];
-    std::env::split_paths(&path).chain(more).any(|dir| dir.join(name).is_file())
+    std::env::split_paths(&path).chain(USUAL.map(PathBuf::from)).any(|dir| dir.join(name).is_file())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wardian_needs::needs;
+
+    #[test]
+    fn an_image_is_tried_and_leaves_nothing() {
+        needs!(Root, Loop);
+        let dir = tempfile::tempdir().unwrap();
+        let tried = image(dir.path());
+        // A host without the program says so.
+        assert_eq!(tried.state, State::from(is_program("mkfs.ext4")), "{tried:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        // On a file system without such files, the reason is told.
+        let lacking = image(Path::new("/proc"));
+        assert!(lacking.state == State::No && lacking.why.contains("O_TMPFILE"), "{lacking:?}");
+    }
 
     #[test]
     fn a_quota_must_be_enforced() {

@@ -138,6 +138,16 @@ fn disks(facts: &Facts, add: &mut Add<'_>) {
     if let Some(file) = &fs.loop_file {
         loop_file(file, add);
     }
+    let may_take = facts.remains.images_may_take;
+    if may_take > fs.available_bytes {
+        let what = format!(
+            "containers whose disk limits are images may still write {}, and {} are free",
+            bytes(may_take),
+            bytes(fs.available_bytes)
+        );
+        let remedy = "once the file system is full their writes are lost: make room, lower the limits (`wardian limit`), or choose another driver";
+        add("limits-overcommitted", Severity::Warning, what, remedy);
+    }
     for pool in &fs.thin_pools {
         thin_pool(pool, fs.available_bytes, add);
     }

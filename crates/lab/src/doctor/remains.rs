@@ -20,6 +20,8 @@ pub struct Remains {
     pub markers: Vec<PathBuf>,
     /// Root file systems on which a write was lost.
     pub lost_writes: Vec<String>,
+    /// Bytes that limited root file systems in images may still take of the store's file system.
+    pub images_may_take: u64,
 }
 
 /// Examines the store's directory; finds nothing where there is no store, or where access is denied.
@@ -37,6 +39,7 @@ pub fn probe(root: &Path) -> Remains {
             continue;
         }
         living.extend(record["dir"].as_str().map(str::to_owned));
+        remains.images_may_take = remains.images_may_take.saturating_add(may_take(root, &record));
         if !record["writeback_error"].is_null() {
             remains.lost_writes.extend(record["id"].as_str().map(str::to_owned));
         }
@@ -50,6 +53,16 @@ pub fn probe(root: &Path) -> Remains {
         remains.markers.retain(|dir| !recorded(dir) && dir.join(MARKER).exists());
     }
     remains
+}
+
+/// Bytes that the image of a root file system may still take; 0 if it has none.
+fn may_take(root: &Path, record: &serde_json::Value) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(name) = record["dir"].as_str().filter(|name| !name.contains('/')) else { return 0 };
+    let image = std::fs::symlink_metadata(root.join("rootfs").join(name).join("image"));
+    let Ok(image) = image.map(|image| (image.len(), image.blocks() * 512)) else { return 0 };
+    let most = record["bound"]["bytes"].as_u64().unwrap_or(u64::MAX).min(image.0);
+    most.saturating_sub(image.1)
 }
 
 /// The run directory that the store was used with, and whether a server uses it now.
@@ -89,13 +102,16 @@ mod tests {
         std::fs::write(root.join("lock"), lock).unwrap();
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         let record = |name: &str, boot: &str, error: Option<&str>| {
-            let text =
-                serde_json::json!({"id": name, "dir": name, "boot_id": boot, "writeback_error": error});
+            let text = serde_json::json!({"id": name, "dir": name, "boot_id": boot, "writeback_error": error,
+                    "bound": {"bytes": 3 << 20}});
             std::fs::write(run.join(format!("rootfs/{name}.json")), text.to_string()).unwrap();
         };
         record("known", boot.trim(), Some("lost"));
         record("earlier", "another", None);
+        let image = std::fs::File::create(root.join("rootfs/known/image")).unwrap();
+        image.set_len(8 << 20).unwrap();
         let found = probe(&root);
+        assert_eq!(found.images_may_take, 3 << 20);
         assert_eq!(found.markers, [root.join("rootfs/earlier"), root.join("rootfs/lost")]);
         assert_eq!((found.lost_writes, found.server), (vec!["known".to_owned()], false));
 

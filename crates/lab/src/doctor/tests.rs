@@ -47,7 +47,7 @@ fn nothing_is_wrong_with_a_healthy_host() {
 #[test]
 fn each_hazard_is_found() {
     type Harm = fn(&mut Facts);
-    let cases: [(&str, Severity, Harm); 35] = [
+    let cases: [(&str, Severity, Harm); 36] = [
         ("not-probed", Severity::Warning, |f| f.root = false),
         ("missing-feature", Severity::Error, |f| {
             f.features = Features(vec![feature("overlay", State::No, true)]);
@@ -83,6 +83,7 @@ fn each_hazard_is_found() {
         }),
         ("unseen-writeback-error", Severity::Warning, |f| f.unseen_error = true),
         ("lost-writes", Severity::Warning, |f| f.remains.lost_writes = vec!["a".into()]),
+        ("limits-overcommitted", Severity::Warning, |f| f.remains.images_may_take = u64::MAX),
         ("volatile-markers", Severity::Warning, |f| f.remains.markers = vec!["/x".into()]),
         ("syncing-overlays", Severity::Warning, |f| f.overlays.syncing = [("docker", 2)].into()),
         ("long-sync", Severity::Note, |f| f.dirty.sync_worst_s = Some(14.0)),
