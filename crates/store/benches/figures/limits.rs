@@ -112,6 +112,20 @@ fn device(devices: &LoopDevices, rootfs: &Rootfs) -> Result<u32> {
     Ok(found.ok_or("an image without a device")?.0)
 }
 
+/// Waits until the images of root file systems that are removed are unmounted: then as few devices are left as there
+/// were, beside some blank ones.
+fn unmounted(devices: &LoopDevices, before: usize) -> Result<()> {
+    const BLANK: usize = 4;
+    let start = Instant::now();
+    while devices.in_use()?.len() > before + BLANK {
+        if start.elapsed() > PATIENCE {
+            return Err("images stay mounted".into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
 fn devices(fs: &Fs) -> Result<LoopDevices> {
     Ok(LoopDevices::open(File::open(&fs.dir)?.into())?)
 }
@@ -128,10 +142,12 @@ fn written(fs: &Fs) -> Result<u64> {
 /// Several that have written a lot are destroyed at once.
 fn together(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Result<()> {
     let mut section = report.section(&format!("{}, {}", fs.name, store.disk_driver().name()));
+    let devices = devices(fs)?;
     for (name, limit) in NAMES.iter().zip(LIMITS) {
         let (mut slowest, mut removals, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let mut living = Vec::new();
+            let in_use = devices.in_use()?.len();
             for number in 0..TOGETHER {
                 let id = format!("together-{number}");
                 let rootfs = store.create_rootfs(&id, &RootfsSpec { image, owner: None, limit })?;
@@ -154,6 +170,7 @@ fn together(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Resul
             slowest.push(took.into_iter().fold(0.0, f64::max));
             let start = Instant::now();
             settle(store)?;
+            unmounted(&devices, in_use)?;
             removals.push(ms(start.elapsed()));
             bytes.push((written(fs)? - before) as f64 / 1e3);
         }
@@ -210,6 +227,8 @@ fn throughput(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Res
 fn many(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Result<()> {
     let mut section = report.section(&format!("{}, {}", fs.name, store.disk_driver().name()));
     let descriptors = || -> Result<usize> { Ok(fs::read_dir("/proc/self/fd")?.count()) };
+    let devices = devices(fs)?;
+    let in_use = devices.in_use()?.len();
     let (before, start) = (descriptors()?, Instant::now());
     let mut living = Vec::new();
     for number in 0..MANY {
@@ -229,6 +248,7 @@ fn many(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Result<()
     section.value("  their destroys, one after another", "ms", ms(start.elapsed()), None);
     let start = Instant::now();
     settle(store)?;
+    unmounted(&devices, in_use)?;
     section.value("  their removal", "ms", ms(start.elapsed()), None);
     section.finish();
     Ok(())

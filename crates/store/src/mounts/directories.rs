@@ -177,9 +177,12 @@ impl Upper for Directories {
     }
 
     fn remove(&self, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(), remove::Error> {
-        // Dropped when its file is deleted.
-        let _image = self.images.shut_down(&name.to_string_lossy());
-        remove::tree(&self.layout.rootfs, name, stop)
+        let image = self.images.shut_down(&name.to_string_lossy());
+        let removed = remove::tree(&self.layout.rootfs, name, stop);
+        if let Some(image) = image {
+            self.images.drop_later(image);
+        }
+        removed
     }
 }
 

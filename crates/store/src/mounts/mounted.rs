@@ -2,9 +2,10 @@
 //!
 //! **The end.** Who drops the last reference to a dirty ext4 waits until all of it is written. So this process holds
 //! one reference to each, from the time when the part is made or adopted until it is removed. Then the file system is
-//! shut down, so that no data is written any more; its loop device is switched to the page cache of the image's file,
-//! since an unmount writes the metadata that is in the device's own cache; the file is deleted, and only then the
-//! reference is dropped. So nothing reaches the disk. The loop device ends with the file system.
+//! shut down, so that no data is written any more, and the file deleted. An unmount still writes the metadata that is in
+//! the device's own cache: so the device is switched to the page cache of the deleted file before the reference is
+//! dropped, and nothing reaches the disk. The switch waits for all processors, some 10 ms, which many images do
+//! together, in threads of their own. The loop device ends with the file system.
 //!
 //! **A crash.** The devices clear themselves. If a process still holds an overlay over an image that is trash, the
 //! image's device is found by the file behind it, and its file system is shut down.
@@ -14,7 +15,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -28,6 +31,8 @@ use crate::disk::layout::Layout;
 use crate::disk::limit::{Bound, Written};
 use crate::failpoints::Point;
 
+/// Images that are dropped at a time.
+const TOGETHER: usize = 16;
 /// The file in a part's directory.
 pub(crate) const IMAGE: &str = "image";
 
@@ -62,14 +67,12 @@ impl Mounted {
         })
     }
 
-    /// Ends it: what it has not written yet never reaches the disk, if its file is deleted before the last reference is
-    /// dropped.
-    fn shut_down(&self, devices: &LoopDevices) -> Result<(), Error> {
+    /// Shuts it down: data that it has not written yet is never written.
+    fn shut_down(&self) -> Result<(), Error> {
         // Best effort: otherwise the kernel's log has some lines more.
         let _ = ext4::silence(&self.device);
         ext4::shut_down(files::open_dir(&self.root, ".")?).map_err(|error| errno(&error))?;
         failpoint::reach(Point::ImageShutDown);
-        devices.open_bound(self.number)?.set_cached()?;
         Ok(())
     }
 
@@ -83,6 +86,44 @@ impl Mounted {
     fn has_new_errors(&self) -> bool {
         let now = ext4::complaints(&self.device).unwrap_or(0);
         now > self.told.swap(now, Ordering::Relaxed)
+    }
+}
+
+/// An image that is shut down.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    image: Arc<Mounted>,
+    /// `None`: it cannot be opened.
+    device: Option<LoopDevice>,
+}
+
+impl Ended {
+    /// Drops the last reference, for what this process knows.
+    fn drop_unwritten(self) {
+        let Self { image, device } = self;
+        if let Some(Err(error)) = device.as_ref().map(LoopDevice::set_cached) {
+            tracing::debug!(device = image.device, %error, "image.not-cached");
+        }
+        drop((device, image));
+    }
+}
+
+/// The thread that drops images.
+#[derive(Debug)]
+struct Dropper {
+    images: Sender<Ended>,
+    thread: JoinHandle<()>,
+}
+
+fn drop_images(images: &Receiver<Ended>) {
+    while let Ok(first) = images.recv() {
+        std::thread::scope(|scope| {
+            let more = images.try_iter().take(TOGETHER - 1);
+            for image in std::iter::once(first).chain(more) {
+                // Without a thread it is dropped here, with the closure.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, || image.drop_unwritten());
+            }
+        });
     }
 }
 
@@ -103,11 +144,18 @@ pub(crate) struct MountedImages {
     held: Mutex<HashMap<String, Arc<Mounted>>>,
     /// Devices in use when they were last listed.
     seen: Mutex<HashMap<Backing, u32>>,
+    dropper: Mutex<Option<Dropper>>,
 }
 
 impl MountedImages {
     pub(crate) fn new(layout: Arc<Layout>) -> Self {
-        Self { layout, devices: OnceLock::new(), held: Mutex::default(), seen: Mutex::default() }
+        Self {
+            layout,
+            devices: OnceLock::new(),
+            held: Mutex::default(),
+            seen: Mutex::default(),
+            dropper: Mutex::default(),
+        }
     }
 
     /// The host's loop devices, opened when they are needed first.
@@ -182,11 +230,35 @@ impl MountedImages {
         Ok(())
     }
 
-    /// Gives up all references.
+    /// Gives up all references, those to images that are trash first.
     pub(crate) fn let_go(&self) {
+        let dropper = self.dropper.lock().take();
+        if let Some(Dropper { images, thread }) = dropper {
+            drop(images);
+            let _ = thread.join();
+        }
         // Dropped without the lock.
         let images = std::mem::take(&mut *self.held.lock());
         drop(images);
+    }
+
+    /// Drops the reference to an image whose file is deleted.
+    pub(crate) fn drop_later(&self, image: Ended) {
+        let mut dropper = self.dropper.lock();
+        if dropper.is_none() {
+            let (sender, images) = channel();
+            let thread = std::thread::Builder::new().name("images".into());
+            *dropper = thread
+                .spawn(move || drop_images(&images))
+                .ok()
+                .map(|thread| Dropper { images: sender, thread });
+        }
+        let unsent = match &*dropper {
+            Some(dropper) => dropper.images.send(image).err().map(|error| error.0),
+            None => Some(image),
+        };
+        drop(dropper);
+        unsent.into_iter().for_each(Ended::drop_unwritten);
     }
 
     /// The bytes of the file system under the store: more can never be written.
@@ -245,25 +317,27 @@ impl MountedImages {
         held.into_iter().filter(|(_, image)| image.has_new_errors()).map(|(name, _)| name).collect()
     }
 
-    /// Ends the image of a part, if it has one. The caller deletes its file before it drops what this returns.
-    pub(crate) fn shut_down(&self, name: &str) -> Option<Arc<Mounted>> {
+    /// Shuts the image of a part down, if it has one. The caller deletes its file, and calls
+    /// [`MountedImages::drop_later`].
+    pub(crate) fn shut_down(&self, name: &str) -> Option<Ended> {
         let image = self.image(name);
         self.held.lock().remove(name);
-        match image {
-            Ok(image) => {
-                let ended =
-                    image.as_ref().map(|image| self.devices().and_then(|devices| image.shut_down(devices)));
-                if let Some(Err(error)) = ended {
-                    tracing::warn!(dir = name, %error, "image.not-shut-down");
-                }
-                image
-            }
+        let image = match image {
+            Ok(image) => image?,
             // A missing part is no error.
-            Err(error) if error.errno() == Some(Errno::NOENT) => None,
+            Err(error) if error.errno() == Some(Errno::NOENT) => return None,
             Err(error) => {
                 tracing::warn!(dir = name, %error, "image.not-shut-down");
-                None
+                return None;
             }
+        };
+        if image.has_new_errors() {
+            tracing::warn!(dir = name, "image.had-errors");
         }
+        if let Err(error) = image.shut_down() {
+            tracing::warn!(dir = name, %error, "image.not-shut-down");
+        }
+        let device = self.devices().ok().and_then(|devices| devices.open_bound(image.number).ok());
+        Some(Ended { image, device })
     }
 }

@@ -195,6 +195,7 @@ fn nothing_reaches_the_disk_at_the_end() {
         drop(made);
         ids.iter().for_each(|id| store.release_rootfs(id, None));
         assert!(store.drain(SOON));
+        wait_for(|| devices(dir).len() <= BLANKS);
         let written = written_below(dir) - before;
         assert!(written < MANY as u64 * 8192, "{written} bytes");
         finish(&store, &[]);
