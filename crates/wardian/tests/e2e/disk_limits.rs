@@ -4,6 +4,9 @@
 use crate::commands::{fails, ok};
 use crate::support::{Server, pea, run, sh, tar_of};
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use wardian_garden::wire::{ContainerSpec, DiskLimits, DiskStat, Limits, ProcessLimits, ProcessSpec};
 use wardian_garden::{Client, ErrorKind};
 use wardian_needs::needs;
@@ -198,5 +201,34 @@ async fn with_a_field_that_does_not_exist_change_nothing() {
     let reply = put(r#"{"Byte_Hard":10485760,"scope":1}"#);
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
     assert_eq!(client.disk_limits("c").await.unwrap(), written(10 * MIB));
+    server.finish().await;
+}
+
+/// What the store makes for a limit of a new size is made before a create takes its place among the others.
+#[tokio::test]
+async fn of_new_sizes_do_not_hold_up_other_creates() {
+    needs!(Loop);
+    const SIZES: u64 = 8;
+    let server = Server::start_with(&["--max-concurrent-creates", "1", "--disk-driver", "image"]).await;
+    let client = server.client();
+    client.create(&spec("first", false, DiskLimits::default())).await.unwrap();
+    let made = Arc::new(AtomicU64::new(0));
+    let creates = (0..SIZES).map(|number| {
+        let (client, made) = (server.client(), made.clone());
+        let spec = spec(&format!("size-{number}"), false, written((20 + 10 * number) * MIB));
+        tokio::spawn(async move {
+            client.create(&spec).await.unwrap();
+            made.fetch_add(1, Ordering::Relaxed);
+        })
+    });
+    let creates: Vec<_> = creates.collect();
+    // Each of them has arrived by then, and none can be served in less than it takes to format a file system.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    client.create(&spec("plain", false, DiskLimits::default())).await.unwrap();
+    let before = made.load(Ordering::Relaxed);
+    for create in creates {
+        create.await.unwrap();
+    }
+    assert!(before < SIZES / 2, "{before} of {SIZES} were made before it");
     server.finish().await;
 }
