@@ -106,6 +106,10 @@ impl Upper for Btrfs {
         self.directories.adopt(name)
     }
 
+    fn abandon(&self, name: &str) {
+        self.directories.abandon(name);
+    }
+
     fn let_go(&self) {
         self.directories.let_go();
     }

@@ -134,6 +134,10 @@ impl Upper for Directories {
         self.images.adopt(name)
     }
 
+    fn abandon(&self, name: &str) {
+        self.images.abandon(name);
+    }
+
     fn let_go(&self) {
         self.images.let_go();
     }

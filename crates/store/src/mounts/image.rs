@@ -150,10 +150,7 @@ impl Upper for Images {
     }
 
     fn abandon(&self, name: &str) {
-        let held = self.mounted.lock().get(name).cloned();
-        if let Some(Err(error)) = held.map(|image| image.shut_down()) {
-            tracing::warn!(dir = name, %error, "image.not-shut-down");
-        }
+        self.plain.abandon(name);
     }
 
     fn let_go(&self) {

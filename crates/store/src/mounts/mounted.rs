@@ -230,6 +230,14 @@ impl MountedImages {
         Ok(())
     }
 
+    /// Shuts the image of a part down, if this process holds a reference to it.
+    pub(crate) fn abandon(&self, name: &str) {
+        let held = self.held.lock().get(name).cloned();
+        if let Some(Err(error)) = held.map(|image| image.shut_down()) {
+            tracing::warn!(dir = name, %error, "image.not-shut-down");
+        }
+    }
+
     /// Gives up all references, those to images that are trash first.
     pub(crate) fn let_go(&self) {
         let dropper = self.dropper.lock().take();

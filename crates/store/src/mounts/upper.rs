@@ -162,7 +162,7 @@ pub(crate) trait Upper: Debug + Send + Sync {
 
     /// Ends a part that [`Upper::adopt`] has taken over and nobody uses any more, before its removal by this process or
     /// a later one: what it has not written yet is never written, and the end of this process does not wait for it.
-    fn abandon(&self, _name: &str) {}
+    fn abandon(&self, name: &str);
 
     /// Gives up what this process holds of parts in use, which another process may adopt: it is closing.
     fn let_go(&self) {}
