@@ -24,6 +24,7 @@ var areas = []struct {
 	{"metrics", metrics},
 	{"devices", devices},
 	{"limits", limits},
+	{"disk limits", diskLimits},
 	{"security", security},
 	{"users", users},
 	{"peas", peas},
@@ -35,8 +36,9 @@ var areas = []struct {
 }
 
 func usage() {
-	fmt.Fprint(os.Stderr, `usage: garden-client [-debug ADDRESS] [-only TEXT] [-serve PROGRAM -outside NAMESPACE -probe PROGRAM] unix|tcp ADDRESS ROOTFS
+	fmt.Fprint(os.Stderr, `usage: garden-client [-debug ADDRESS] [-disk-limits] [-only TEXT] [-serve PROGRAM -outside NAMESPACE -probe PROGRAM] unix|tcp ADDRESS ROOTFS
   -debug ADDRESS  also check the server's debug address: HOST:PORT or a socket's /PATH
+  -disk-limits    also check disk limits: the server's store has a driver of them
   -only TEXT      run the checks whose names contain TEXT
   -serve PROGRAM, -outside NAMESPACE, -probe PROGRAM
                   also check networks, with servers of this wardian; README.md says what the others are
@@ -46,6 +48,7 @@ func usage() {
 
 func main() {
 	debug := flag.String("debug", "", "")
+	limited := flag.Bool("disk-limits", false, "")
 	only := flag.String("only", "", "")
 	serve := flag.String("serve", "", "")
 	outside := flag.String("outside", "", "")
@@ -61,7 +64,7 @@ func main() {
 		err = os.Chmod(dir, 0o755)
 	}
 	s := &Suite{Client: NewClient(flag.Arg(0), flag.Arg(1)), dir: dir, debug: *debug, only: *only,
-		serve: *serve, outside: *outside, probe: *probe}
+		diskLimits: *limited, serve: *serve, outside: *outside, probe: *probe}
 	if err == nil {
 		s.image = filepath.Join(dir, "image.tar")
 		err = makeImage(flag.Arg(2), s.image, *probe)

@@ -17,38 +17,40 @@ type numbers struct {
 	Age        int64
 }
 
+// metrics are the numbers of a container.
+func (t *T) metrics(h string) (n numbers) {
+	t.must(t.Call("GET", "/containers/"+h+"/metrics", nil, nil, &n))
+	return
+}
+
 func metrics(a *Area) {
-	read := func(t *T, h string) (n numbers) {
-		t.must(t.Call("GET", "/containers/"+h+"/metrics", nil, nil, &n))
-		return
-	}
-	a.check("they need no info before", func(t *T) { read(t, t.create(nil)) })
+	a.check("they need no info before", func(t *T) { t.metrics(t.create(nil)) })
 	a.check("used cpu", func(t *T) {
 		h := t.create(nil)
 		t.until("cpu", func() bool {
 			t.say(h, "dd if=/dev/zero of=/dev/null bs=1M count=50")
-			return read(t, h).CPUStat.Usage > 0
+			return t.metrics(h).CPUStat.Usage > 0
 		})
 	})
 	a.check("used memory", func(t *T) {
 		h := t.create(nil)
 		t.say(h, "dd if=/dev/zero of=/dev/shm/f bs=1M count=1")
-		t.until("memory", func() bool { return read(t, h).MemoryStat["TotalUsageTowardLimit"] > 0 })
+		t.until("memory", func() bool { return t.metrics(h).MemoryStat["TotalUsageTowardLimit"] > 0 })
 	})
 	a.check("processes; none is the most", func(t *T) {
-		n := read(t, t.create(nil))
+		n := t.metrics(t.create(nil))
 		t.want(n.PidStat.Current > 0 && n.PidStat.Max == 0, n.PidStat)
 	})
 	a.check("most processes is the limit", func(t *T) {
-		n := read(t, t.create(m{"limits": m{"pid_limits": m{"max": 128}}}))
+		n := t.metrics(t.create(m{"limits": m{"pid_limits": m{"max": 128}}}))
 		t.equal(n.PidStat.Max, uint64(128))
 	})
 	a.check("age", func(t *T) {
-		n := read(t, t.create(nil))
+		n := t.metrics(t.create(nil))
 		t.want(n.Age > 0, n.Age)
 	})
 	a.check("every number of memory and disk is there", func(t *T) {
-		n := read(t, t.create(nil))
+		n := t.metrics(t.create(nil))
 		for _, key := range []string{"active_anon", "active_file", "cache", "hierarchical_memory_limit", "inactive_anon",
 			"inactive_file", "mapped_file", "pgfault", "pgmajfault", "pgpgin", "pgpgout", "rss", "total_active_anon",
 			"total_active_file", "total_cache", "total_inactive_anon", "total_inactive_file", "total_mapped_file",

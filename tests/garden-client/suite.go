@@ -28,6 +28,8 @@ const (
 type Suite struct {
 	*Client
 	dir, image, debug, only string
+	// Whether the server's store has a driver of disk limits.
+	diskLimits bool
 	// For servers that checks start themselves: the program, a network namespace that is outside of theirs, and the
 	// program that asks and answers.
 	serve, outside, probe string
@@ -49,7 +51,7 @@ type Area struct {
 	name string
 }
 
-// check adds one. The numbers in a name are those of the list of behaviours in docs/garden.md.
+// check adds one.
 func (a *Area) check(name string, body func(*T)) {
 	a.checks = append(a.checks, &check{a.name + ": " + name, body, make(chan string, 1)})
 }

@@ -3,9 +3,13 @@
 use crate::support::{Server, WARDIAN, base};
 use crate::world::World;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use wardian_needs::needs;
+use std::process::{Command, Output, Stdio};
+use wardian_needs::{Need, lacks, needs};
+
+/// The size of the file system that a test makes for a store, in bytes. The file under it is sparse.
+const DISK: u64 = 2 << 30;
 
 /// The client, built in `dir`.
 fn client(dir: &Path) -> PathBuf {
@@ -54,10 +58,57 @@ async fn all_checks_pass_and_are_told() {
     let (socket, image) = (server.socket(), server.image());
     let run = tokio::task::spawn_blocking(move || {
         let mut command = Command::new(client);
-        command.arg("-debug").arg(debug).arg("unix").arg(socket).arg(image);
+        command.arg("-debug").arg(debug);
+        // Without quota on its file system a store needs loop devices to limit anything.
+        if !lacks(&[Need::Loop], Some("disk limits")) {
+            command.arg("-disk-limits");
+        }
+        command.arg("unix").arg(socket).arg(image).output().unwrap()
+    });
+    assert_told(&run.await.unwrap());
+    server.finish().await;
+}
+
+/// The checks of disk limits once more, with a store on a btrfs with quota. It is mounted in a namespace of the server's,
+/// and so goes with the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_limits_pass_on_btrfs() {
+    needs!(Loop);
+    let dir = tempfile::tempdir().unwrap();
+    let client = client(dir.path());
+    let mut server = Server::start().await;
+    assert!(server.terminate().await.success());
+    let disk = server.base().join("disk");
+    File::create(&disk).unwrap().set_len(DISK).unwrap();
+    let made = Command::new("mkfs.btrfs").arg("-q").arg(&disk).output();
+    let made = made.expect("mkfs.btrfs is needed for this test: ./dev test installs it");
+    assert!(made.status.success(), "{made:?}");
+    let script = r#"mount -o loop "$1" "$2"; btrfs quota enable "$2"; shift 2; exec "$@""#;
+    let serve = server.command();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", script, "sh"]).arg(&disk).arg(server.root());
+    command.arg(serve.get_program()).args(serve.get_args()).stdin(Stdio::null());
+    command.stderr(File::options().append(true).open(server.base().join("log")).unwrap());
+    server.restart_as(command).await;
+    let log = server.log();
+    let driver = log.lines().rfind(|line| line.contains("store.disk-driver")).unwrap_or_default();
+    assert!(driver.contains(r#""driver":"btrfs""#), "{log}");
+
+    let (socket, image) = (server.socket(), server.image());
+    let run = tokio::task::spawn_blocking(move || {
+        let mut command = Command::new(client);
+        command.args(["-disk-limits", "-only", "disk limits", "unix"]).arg(socket).arg(image);
         command.output().unwrap()
     });
     assert_told(&run.await.unwrap());
+    assert!(server.terminate().await.success());
+    server
+        .until_empty("loop devices", || {
+            let devices = Command::new("losetup").arg("--associated").arg(&disk).output().unwrap();
+            String::from_utf8_lossy(&devices.stdout).lines().map(str::to_owned).collect()
+        })
+        .await;
+    server.restart().await;
     server.finish().await;
 }
 
