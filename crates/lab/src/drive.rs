@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
-use wardian_garden::wire::{ContainerSpec, ImageRef, NetIn, ProcessSpec};
+use wardian_garden::wire::{ContainerSpec, DiskLimits, ImageRef, Limits, NetIn, ProcessSpec};
 use wardian_garden::{Client, Io, Process};
 
 /// A step that takes longer has failed. A hundred instances share disk and processors in it: with 100 MB each, a disk
@@ -28,6 +28,15 @@ pub struct Ended {
     pub stderr: Vec<u8>,
     /// Time from the last byte of its output until its exit status arrived.
     pub ending: Duration,
+}
+
+/// What a container is to have beside its image.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wish {
+    /// Whether a port of the host leads to the app.
+    pub network: bool,
+    /// The most bytes of its root file system, the image included; `None`: no limit.
+    pub disk_limit_bytes: Option<u64>,
 }
 
 /// An app in a container.
@@ -71,24 +80,26 @@ pub async fn has_network(client: &Client, handle: &str, image: &str) -> Result<b
 impl Instance {
     /// Creates a container for the app, with loopback alone.
     pub async fn create(client: Client, handle: String, image: String) -> Result<Self> {
-        Self::create_on(client, handle, image.clone(), image, false).await
+        Self::create_on(client, handle, image.clone(), image, Wish::default()).await
     }
 
     /// Creates a container of an image that has the app's code as its last layer, over `base`. Peas use the base
-    /// alone: a platform's health check brings an image of its own and does not need the code. With `network` a port
-    /// of the host leads to the app.
+    /// alone: a platform's health check brings an image of its own and does not need the code.
     pub async fn create_on(
         client: Client,
         handle: String,
         image: String,
         base: String,
-        network: bool,
+        Wish { network, disk_limit_bytes }: Wish,
     ) -> Result<Self> {
         let port = NetIn { container_port: PORT.into(), ..NetIn::default() };
+        let disk_limits =
+            DiskLimits { byte_hard: disk_limit_bytes.unwrap_or_default(), ..DiskLimits::default() };
         let spec = ContainerSpec {
             handle: handle.clone(),
             image: ImageRef { uri: image, ..Default::default() },
             netin: if network { vec![port] } else { Vec::new() },
+            limits: Limits { disk_limits, ..Limits::default() },
             ..Default::default()
         };
         patient(client.create(&spec)).await.with_context(|| format!("create {handle}"))?;

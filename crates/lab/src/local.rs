@@ -24,6 +24,8 @@ const START: Duration = Duration::from_secs(10);
 const STOP: Duration = Duration::from_secs(90);
 /// Time limit for emptying its trash: of a hundred instances it may hold 10 GB, partly on a slow disk by then.
 const TRASH: Duration = Duration::from_secs(120);
+/// Images for limited root file systems that a store makes ahead; all limits of an experiment have one size.
+const IMAGES_AHEAD: usize = 4;
 
 /// What a server is started with, beside its directories.
 #[derive(Debug, Clone, Default)]
@@ -223,15 +225,24 @@ impl LocalServer {
                 record["dir"].as_str().map(str::to_owned)
             })
             .collect();
-        // Root file systems that the store makes ahead have no record and are empty.
-        let ahead = |dir: &Path| {
-            !living.iter().any(|name| dir.ends_with(name))
-                && std::fs::read_dir(dir.join("upper"))
-                    .or_else(|_| std::fs::read_dir(dir))
-                    .is_ok_and(|mut all| all.next().is_none())
-        };
-        entries(self.root().join("trash")).count() + all.iter().filter(|dir| !ahead(dir)).count()
+        left_of(&all, &living) + entries(self.root().join("trash")).count()
     }
+}
+
+/// Number of directories of root file systems that are used, or wait to be deleted: those that the store makes ahead have
+/// no record and are empty.
+fn left_of(all: &[PathBuf], living: &[String]) -> usize {
+    let (used, unused): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        all.iter().partition(|dir| living.iter().any(|name| dir.ends_with(name)));
+    // What is in an image cannot be seen.
+    let (images, plain): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        unused.into_iter().partition(|dir| dir.join("image").exists());
+    let is_empty = |dir: &&PathBuf| {
+        std::fs::read_dir(dir.join("upper"))
+            .or_else(|_| std::fs::read_dir(dir))
+            .is_ok_and(|mut all| all.next().is_none())
+    };
+    used.len() + plain.iter().filter(|dir| !is_empty(dir)).count() + images.len().saturating_sub(IMAGES_AHEAD)
 }
 
 /// Whether a line of the log is a harmless event. A line that is no event, for example of a panic, counts as a
@@ -326,6 +337,28 @@ fn spawn(program: &Path, dir: &Path, live: &Path, extras: &Extras) -> Result<Chi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_made_ahead_is_not_left() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let left = |living: &[&str]| {
+            let all: Vec<PathBuf> = std::fs::read_dir(&root).unwrap().map(|e| e.unwrap().path()).collect();
+            left_of(&all, &living.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        };
+        for name in ["empty/upper", "written/upper/file", "used/upper"] {
+            std::fs::create_dir_all(at(name)).unwrap();
+        }
+        assert_eq!(left(&[]), 1);
+        assert_eq!(left(&["used"]), 2);
+        for n in 0..IMAGES_AHEAD + 2 {
+            std::fs::create_dir(at(&n.to_string())).unwrap();
+            std::fs::write(at(&format!("{n}/image")), "").unwrap();
+        }
+        assert_eq!(left(&["used"]), 4);
+        assert_eq!(left(&["used", "0", "1"]), 4);
+        assert_eq!(left(&["used", "0", "1", "2"]), 5);
+    }
 
     #[test]
     fn complaints() {

@@ -9,7 +9,7 @@ mod report;
 mod room;
 mod story;
 
-pub use report::{Growth, Ratio, Report, Row, Spread, Step, Stories, Summary, Whole};
+pub use report::{Growth, LimitRatio, Ratio, Report, Row, Spread, Step, Stories, Summary, Whole};
 
 use crate::local::LocalServer;
 use crate::progress::Progress;
@@ -46,6 +46,21 @@ impl std::fmt::Display for Mode {
     }
 }
 
+/// What distinguishes stories of one invocation from each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Kind {
+    /// How the code gets into the instances.
+    pub mode: Mode,
+    /// The disk limit of each instance in bytes, the image included; `null`: none.
+    pub disk_limit_bytes: Option<u64>,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.mode, if self.disk_limit_bytes.is_some() { ", limited" } else { "" })
+    }
+}
+
 /// Options of the stories.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -59,6 +74,8 @@ pub struct Options {
     pub runs: usize,
     /// Megabytes of code in each instance.
     pub code_mb: usize,
+    /// A disk limit: each story is told without one, and then with this one, in bytes, for each instance.
+    pub disk: Option<u64>,
     /// Whether to run a health check beside each instance.
     pub pea: bool,
     /// The image; `None`: one is built.
@@ -80,6 +97,7 @@ impl Options {
             to: vec![10],
             runs: 1,
             code_mb: 100,
+            disk: None,
             pea: true,
             image: None,
             address: None,
@@ -91,6 +109,16 @@ impl Options {
     /// Number of instances at the end.
     fn most(&self) -> usize {
         self.to.last().copied().unwrap_or_default()
+    }
+
+    /// The stories of one run, in order.
+    fn kinds(&self) -> Vec<Kind> {
+        let limits = || [None].into_iter().chain(self.disk.map(Some));
+        let of = |mode: &Mode| {
+            let mode = *mode;
+            limits().map(move |disk_limit_bytes| Kind { mode, disk_limit_bytes })
+        };
+        self.modes.iter().flat_map(of).collect()
     }
 
     /// Bytes of code in each instance.
@@ -120,6 +148,15 @@ impl Options {
         );
         ensure!((1..=MOST_RUNS).contains(&self.runs), "--runs must be between 1 and {MOST_RUNS}");
         ensure!(self.code_mb <= MOST_MB, "--code-mb must be at most {MOST_MB}");
+        if let Some(disk) = self.disk {
+            // The image comes on top; how large it is the server knows.
+            ensure!(
+                disk > self.code_bytes(),
+                "--disk: {} bytes have no room for the {} MB of code in each instance",
+                disk,
+                self.code_mb
+            );
+        }
         if let Some(image) = self.image.as_ref().filter(|_| self.modes.contains(&Mode::Oci)) {
             droplet::check_base(image)?;
         }
@@ -130,7 +167,7 @@ impl Options {
 /// Handles of containers that were created and not yet destroyed.
 type Made = Arc<Mutex<Vec<String>>>;
 
-/// Runs and measures the stories: all modes in turn, and that once per run. On errors and on Ctrl-C everything that
+/// Runs and measures the stories: all kinds in turn, and that once per run. On errors and on Ctrl-C everything that
 /// was made is destroyed.
 pub async fn run(options: &Options) -> Result<Stories> {
     options.check()?;
@@ -147,12 +184,13 @@ pub async fn run(options: &Options) -> Result<Stories> {
     if let Some(note) = room::note(options)? {
         progress.say(&note);
     }
+    let kinds = options.kinds();
     for run in 1..=options.runs {
-        for mode in &options.modes {
-            if options.runs * options.modes.len() > 1 {
-                progress.say(&format!("\nrun {run} of {}, {mode}", options.runs));
+        for kind in &kinds {
+            if options.runs * kinds.len() > 1 {
+                progress.say(&format!("\nrun {run} of {}, {kind}", options.runs));
             }
-            stories.push(story(options, (run, *mode), &mut interrupted, &progress).await?);
+            stories.push(story(options, (run, *kind), &mut interrupted, &progress).await?);
         }
     }
     Ok(Stories(stories))
@@ -160,7 +198,7 @@ pub async fn run(options: &Options) -> Result<Stories> {
 
 async fn story(
     options: &Options,
-    which: (usize, Mode),
+    which: (usize, Kind),
     interrupted: &mut (impl Future<Output = i32> + Unpin),
     progress: &Progress,
 ) -> Result<Report> {
@@ -179,7 +217,7 @@ async fn story(
     let tell = async {
         client.ping().await.context("the server does not answer")?;
         if local.is_none() {
-            room::disk_of(&client, options, which.1).await?;
+            room::disk_of(&client, options, which.1.mode).await?;
         }
         story::tell(options, which, &client, local.as_ref(), &made, progress).await
     };
@@ -237,6 +275,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn stories_with_a_limit_take_turns_with_those_without() {
+        let mut options = Options::new("wardian".into());
+        options.modes = vec![Mode::Stream, Mode::Oci];
+        let told = |options: &Options| options.kinds().iter().map(Kind::to_string).collect::<Vec<_>>();
+        assert_eq!(told(&options), ["stream", "oci"]);
+        options.disk = Some(1 << 30);
+        assert_eq!(told(&options), ["stream", "stream, limited", "oci", "oci, limited"]);
+        assert_eq!(options.kinds()[3].disk_limit_bytes, options.disk);
+    }
+
+    #[test]
     fn what_is_no_story_is_refused() {
         let refused = |change: &dyn Fn(&mut Options)| {
             let mut options = Options::new("wardian".into());
@@ -259,11 +308,13 @@ mod tests {
             ("--runs must be", &|o| o.runs = 0),
             ("--runs must be", &|o| o.runs = 1001),
             ("--code-mb must be", &|o| o.code_mb = 4097),
+            ("--disk: 104857600 bytes have no room for the 100 MB", &|o| o.disk = Some(100 << 20)),
             ("--image", &|o| (o.modes, o.image) = (vec![Mode::Oci], Some("docker:///busybox".into()))),
         ] {
             let said = refused(change);
             assert!(said.contains(words), "{words}: {said:?}");
         }
+        assert_eq!(refused(&|o| o.disk = Some(101 << 20)), "");
         // With streaming any image may be used.
         assert_eq!(refused(&|o| o.image = Some("docker:///busybox".into())), "");
     }

@@ -1,6 +1,6 @@
 //! Results of `wardian lab scale`: one story with all its phases, or several side by side.
 
-use super::Mode;
+use super::{Kind, Mode};
 use crate::host::{Host, Sample, ms};
 use crate::report::{Phase, bytes, median, table};
 use anyhow::{Context, Result};
@@ -38,8 +38,9 @@ impl Step {
 pub struct Report {
     /// Number of the run within its mode, from 1.
     pub run: usize,
-    /// How the code got into the instances.
-    pub mode: Mode,
+    /// How the code got into the instances, and what limit they had.
+    #[serde(flatten)]
+    pub kind: Kind,
     /// Sum of `waiting_ms` of all steps.
     pub waiting_ms: f64,
     /// `waiting_ms` plus the time for destroying all instances.
@@ -111,7 +112,7 @@ impl Report {
                 .map(|disk| format!(", {} of it to the disk", bytes(disk)))
                 .unwrap_or_default(),
         );
-        if self.mode == Mode::Oci {
+        if self.kind.mode == Mode::Oci {
             let _ = write!(
                 out,
                 "The server fetched {} in {} for a layer of {} ({} gzipped)",
@@ -204,11 +205,12 @@ impl Spread {
     }
 }
 
-/// One step of a mode, over all runs.
+/// One step of a kind of stories, over all runs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// How the code got into the instances.
-    pub mode: Mode,
+    /// How the code got into the instances, and what limit they had.
+    #[serde(flatten)]
+    pub kind: Kind,
     /// Instances before the step.
     pub from: usize,
     /// Instances after it.
@@ -224,9 +226,11 @@ pub struct Row {
     pub story: Option<Whole>,
 }
 
-/// Values of whole stories of a mode, over all runs.
+/// Values of whole stories of a kind, over all runs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Whole {
+    /// [`Report::story_ms`].
+    pub story_ms: Spread,
     /// [`Report::slowest_destroy_ms`].
     pub slowest_destroy_ms: Spread,
     /// [`Report::fetches`].
@@ -242,6 +246,8 @@ pub struct Whole {
 /// Ratio of a step's waiting time with the code as a layer to that with the code streamed in.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ratio {
+    /// The disk limit of each instance in bytes, in both; `null`: none.
+    pub disk_limit_bytes: Option<u64>,
     /// Instances before the step.
     pub from: usize,
     /// Instances after it.
@@ -252,11 +258,24 @@ pub struct Ratio {
     pub median: f64,
 }
 
+/// Ratio of the duration of a story ([`Report::story_ms`]) with a disk limit to that of the one without.
+#[derive(Debug, Clone, Serialize)]
+pub struct LimitRatio {
+    /// The story with the limit.
+    #[serde(flatten)]
+    pub kind: Kind,
+    /// The ratio of each pair of runs.
+    pub each: Vec<f64>,
+    /// The median of the ratios.
+    pub median: f64,
+}
+
 /// Ratio of the waiting time per instance in a step to that in the step before.
 #[derive(Debug, Clone, Serialize)]
 pub struct Growth {
-    /// How the code got into the instances.
-    pub mode: Mode,
+    /// How the code got into the instances, and what limit they had.
+    #[serde(flatten)]
+    pub kind: Kind,
     /// Instances before and after the step.
     pub step: (usize, usize),
     /// Instances before and after the previous step.
@@ -270,10 +289,12 @@ pub struct Growth {
 /// Summary of several stories.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// A row for each mode and step.
+    /// A row for each kind of stories and step.
     pub rows: Vec<Row>,
     /// Waiting time with the code as a layer by that with the code streamed in; empty unless both were run.
     pub oci_by_stream: Vec<Ratio>,
+    /// Duration of stories with a disk limit by that of stories without; empty unless both were run.
+    pub limited_by_unlimited: Vec<LimitRatio>,
     /// Growth of the waiting time per instance, from step to step.
     pub growth: Vec<Growth>,
 }
@@ -281,31 +302,32 @@ pub struct Summary {
 impl Summary {
     /// Summarises stories, which all have the same steps.
     fn of(stories: &[Report]) -> Self {
-        let mut modes: Vec<Mode> = Vec::new();
+        let mut kinds: Vec<Kind> = Vec::new();
         for story in stories {
-            if !modes.contains(&story.mode) {
-                modes.push(story.mode);
+            if !kinds.contains(&story.kind) {
+                kinds.push(story.kind);
             }
         }
-        let of = |mode| stories.iter().filter(|story| story.mode == mode).collect::<Vec<_>>();
+        let of = |kind| stories.iter().filter(|story| story.kind == kind).collect::<Vec<_>>();
         let steps = stories.first().map_or(0, |story| story.steps.len());
 
         let (mut rows, mut growth) = (Vec::new(), Vec::new());
-        for mode in modes {
-            let stories = of(mode);
+        for &kind in &kinds {
+            let stories = of(kind);
             let spread = |value: &dyn Fn(&Report) -> f64| {
                 Spread::of(&stories.iter().map(|s| value(s)).collect::<Vec<_>>())
             };
             for n in 0..steps {
                 let Step { from, to, .. } = stories[0].steps[n];
                 rows.push(Row {
-                    mode,
+                    kind,
                     from,
                     to,
                     runs: stories.len(),
                     waiting_ms: spread(&|story| story.steps[n].waiting_ms),
                     per_instance_ms: spread(&|story| story.steps[n].per_instance_ms),
                     story: (n + 1 == steps).then(|| Whole {
+                        story_ms: spread(&|story| story.story_ms),
                         slowest_destroy_ms: spread(&|story| story.slowest_destroy_ms),
                         fetches: spread(&|story| story.fetches as f64),
                         fetched_bytes: spread(&|story| story.fetched_bytes as f64),
@@ -323,36 +345,57 @@ impl Summary {
                     |story: &&Report| story.steps[n].per_instance_ms / story.steps[n - 1].per_instance_ms;
                 let each: Vec<f64> = stories.iter().map(ratio).collect();
                 let step = |n: usize| (stories[0].steps[n].from, stories[0].steps[n].to);
-                growth.push(Growth { mode, step: step(n), before: step(n - 1), median: median(&each), each });
+                growth.push(Growth { kind, step: step(n), before: step(n - 1), median: median(&each), each });
             }
         }
 
-        let streamed: BTreeMap<usize, &Report> =
-            of(Mode::Stream).into_iter().map(|story| (story.run, story)).collect();
-        let pairs: Vec<(&Report, &Report)> =
-            of(Mode::Oci).into_iter().filter_map(|oci| Some((oci, *streamed.get(&oci.run)?))).collect();
-        let oci_by_stream = (0..if pairs.is_empty() { 0 } else { steps }).map(|n| {
-            let ratio =
-                |(oci, stream): &(&Report, &Report)| oci.steps[n].waiting_ms / stream.steps[n].waiting_ms;
-            let each: Vec<f64> = pairs.iter().map(ratio).collect();
-            let Step { from, to, .. } = pairs[0].0.steps[n];
-            Ratio { from, to, median: median(&each), each }
-        });
-        let oci_by_stream = oci_by_stream.collect();
-        Self { rows, oci_by_stream, growth }
+        let (mut oci_by_stream, mut limited_by_unlimited) = (Vec::new(), Vec::new());
+        for kind in kinds {
+            if kind.mode == Mode::Oci {
+                let pairs = pairs(of(kind), of(Kind { mode: Mode::Stream, ..kind }));
+                for n in 0..if pairs.is_empty() { 0 } else { steps } {
+                    let ratio = |(oci, stream): &(&Report, &Report)| {
+                        oci.steps[n].waiting_ms / stream.steps[n].waiting_ms
+                    };
+                    let each: Vec<f64> = pairs.iter().map(ratio).collect();
+                    let Step { from, to, .. } = pairs[0].0.steps[n];
+                    let disk_limit_bytes = kind.disk_limit_bytes;
+                    oci_by_stream.push(Ratio { disk_limit_bytes, from, to, median: median(&each), each });
+                }
+            }
+            if kind.disk_limit_bytes.is_some() {
+                let pairs = pairs(of(kind), of(Kind { disk_limit_bytes: None, ..kind }));
+                let each: Vec<f64> =
+                    pairs.iter().map(|(limited, free)| limited.story_ms / free.story_ms).collect();
+                if !each.is_empty() {
+                    limited_by_unlimited.push(LimitRatio { kind, median: median(&each), each });
+                }
+            }
+        }
+        Self { rows, oci_by_stream, limited_by_unlimited, growth }
     }
 
     /// A row for each step of each mode, and the conclusions as text.
     fn table(&self) -> String {
         let seconds = |ms: f64| format!("{:.2}", ms / 1e3);
         let tenths = |value: f64| format!("{value:.1}");
-        let head = ["mode", "step", "runs", "waiting s", "per instance ms", "slowest destroy ms", "fetched"];
+        let head = [
+            "mode",
+            "step",
+            "runs",
+            "waiting s",
+            "per instance ms",
+            "story s",
+            "slowest destroy ms",
+            "fetched",
+        ];
         let head = head.into_iter().chain(["written less idle", "to the disk"]).map(str::to_owned).collect();
         let rows = self.rows.iter().map(|row| {
-            let mut cells = vec![row.mode.to_string(), step((row.from, row.to)), row.runs.to_string()];
+            let mut cells = vec![row.kind.to_string(), step((row.from, row.to)), row.runs.to_string()];
             cells.push(row.waiting_ms.tell(seconds));
             cells.push(row.per_instance_ms.tell(tenths));
             if let Some(story) = &row.story {
+                cells.push(story.story_ms.tell(seconds));
                 cells.push(story.slowest_destroy_ms.tell(tenths));
                 cells.push(story.fetched_bytes.tell(signed_bytes));
                 cells.push(story.written_less_idle_bytes.tell(signed_bytes));
@@ -367,13 +410,28 @@ impl Summary {
             let spread = Spread::of(&ratio.each);
             let _ = writeln!(
                 out,
-                "{}: with the code as a layer the developer waited {:.2} × as long as with the code streamed in \
+                "{}{}: with the code as a layer the developer waited {:.2} × as long as with the code streamed in \
                  ({:.2} – {:.2} in {}).",
                 step((ratio.from, ratio.to)),
+                if ratio.disk_limit_bytes.is_some() { ", limited" } else { "" },
                 ratio.median,
                 spread.least,
                 spread.most,
                 times(ratio.each.len() as u64, "pair") + " of runs"
+            );
+        }
+        for ratio in &self.limited_by_unlimited {
+            let spread = Spread::of(&ratio.each);
+            let _ = writeln!(
+                out,
+                "{}: with a disk limit of {} for each instance the story took {:.2} × as long as without \
+                 ({:.2} – {:.2} in {} of runs).",
+                ratio.kind.mode,
+                bytes(ratio.kind.disk_limit_bytes.unwrap_or_default()),
+                ratio.median,
+                spread.least,
+                spread.most,
+                times(ratio.each.len() as u64, "pair")
             );
         }
         for growth in &self.growth {
@@ -381,7 +439,7 @@ impl Summary {
             let _ = writeln!(
                 out,
                 "{}, {}: an instance took {:.2} × as long as one of {} ({:.2} – {:.2} in {}).",
-                growth.mode,
+                growth.kind,
                 step(growth.step),
                 growth.median,
                 step(growth.before),
@@ -392,6 +450,12 @@ impl Summary {
         }
         out
     }
+}
+
+/// Stories with those of the same runs beside them.
+fn pairs<'a>(of: Vec<&'a Report>, beside: Vec<&'a Report>) -> Vec<(&'a Report, &'a Report)> {
+    let beside: BTreeMap<usize, &Report> = beside.into_iter().map(|story| (story.run, story)).collect();
+    of.into_iter().filter_map(|story| Some((story, *beside.get(&story.run)?))).collect()
 }
 
 fn step((from, to): (usize, usize)) -> String {

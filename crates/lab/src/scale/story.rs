@@ -2,9 +2,9 @@
 
 use super::idle::Idle;
 use super::report::{Report, Step};
-use super::{Made, Mode, Options};
+use super::{Kind, Made, Mode, Options};
 use crate::code::{Code, Sample};
-use crate::drive::{Instance, has_network};
+use crate::drive::{Instance, Wish, has_network};
 use crate::droplet::{Droplet, DropletServer};
 use crate::host::{Counter, Dirty, Host, Sampler, ms};
 use crate::image;
@@ -20,7 +20,7 @@ use wardian_garden::Client;
 /// Runs the story on this server, and measures it. `made` has the containers that were created and not destroyed.
 pub(super) async fn tell(
     options: &Options,
-    (run, mode): (usize, Mode),
+    (run, kind): (usize, Kind),
     client: &Client,
     local: Option<&LocalServer>,
     made: &Made,
@@ -38,7 +38,7 @@ pub(super) async fn tell(
             path.display().to_string()
         }
     };
-    let delivery = Delivery::prepare(mode, options.code_mb, progress).await?;
+    let delivery = Delivery::prepare(kind.mode, options.code_mb, progress).await?;
     let host = Host::probe(local.map(LocalServer::root).as_deref());
     progress.say("writing to the disk what is dirty already");
     // Without this sync, existing dirty data would count as written by the story, whose durable layer syncs
@@ -58,7 +58,8 @@ pub(super) async fn tell(
     if network {
         progress.say("containers have a network: each app listens on its own address and on a mapped port");
     }
-    let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea, network };
+    let wish = Wish { network, disk_limit_bytes: kind.disk_limit_bytes };
+    let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea, wish };
     let (since, written_before) = (Instant::now(), counter.read()?);
     let mut instances = Vec::new();
     let begin = if options.from > 0 {
@@ -117,7 +118,7 @@ pub(super) async fn tell(
     let server = delivery.server();
     Ok(Report {
         run,
-        mode,
+        kind,
         waiting_ms,
         story_ms,
         slowest_destroy_ms,
@@ -191,8 +192,8 @@ struct Story<'a> {
     made: &'a Made,
     progress: &'a Progress,
     pea: bool,
-    /// Whether containers have a network.
-    network: bool,
+    /// What each instance is to have.
+    wish: Wish,
 }
 
 /// Instances that have finished a phase.
@@ -226,13 +227,13 @@ impl Story<'_> {
 
         let begin = Instant::now();
         let created = self.phase("create", wanted, |(handle, image): (String, String), made| {
-            let (client, base, network) = (self.client.clone(), self.image.clone(), self.network);
+            let (client, base, wish) = (self.client.clone(), self.image.clone(), self.wish);
             async move {
                 // Recorded first: an interrupted create may still create the container.
                 if let Ok(mut made) = made.lock() {
                     made.push(handle.clone());
                 }
-                Instance::create_on(client, handle, image, base, network).await
+                Instance::create_on(client, handle, image, base, wish).await
             }
         });
         let Done { mut instances, phase } = created.await?;

@@ -25,6 +25,9 @@ pub struct Args {
     /// Megabytes of code in each instance, in files of one megabyte
     #[arg(long, value_name = "MB", default_value_t = 100)]
     code_mb: usize,
+    /// Tell each story again with this disk limit for each instance, the image included, and compare: 500M, 2G (2^30)
+    #[arg(long, value_name = "BYTES", value_parser = crate::store::size)]
+    disk: Option<u64>,
     /// Run a health check beside each instance (the default)
     #[arg(long, overrides_with = "no_pea")]
     pea: bool,
@@ -63,6 +66,7 @@ impl Args {
             to: self.to,
             runs: self.runs,
             code_mb: self.code_mb,
+            disk: self.disk,
             pea: self.pea || !self.no_pea,
             image: self.image,
             address: self.addr,

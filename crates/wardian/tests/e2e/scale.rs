@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use wardian_lab::code::Code;
 use wardian_lab::drive::Instance;
+use wardian_needs::needs;
 
 /// A place for the stores of a test's stories.
 struct Place {
@@ -138,6 +139,37 @@ fn streamed_and_as_a_layer_side_by_side() {
     assert!(said.contains("oci     1 → 3") && said.contains("with the code as a layer"), "{said}");
 }
 
+#[test]
+fn with_and_without_a_disk_limit_by_turns() {
+    needs!(Loop);
+    let place = Place::new();
+    let (said, report) = place.good(&["--to", "2", "--code-mb", "2", "--disk", "64M", "--runs", "2"]);
+    let stories = report["stories"].as_array().unwrap();
+    let order: Vec<_> =
+        stories.iter().map(|story| (&story["run"], story["disk_limit_bytes"].as_u64())).collect();
+    let limit = Some(64 << 20);
+    assert_eq!(order, [(&1.into(), None), (&1.into(), limit), (&2.into(), None), (&2.into(), limit)]);
+    let ratio = &report["summary"]["limited_by_unlimited"][0];
+    assert_eq!((&ratio["mode"], &ratio["disk_limit_bytes"]), (&"stream".into(), &(64 << 20).into()));
+    let took = |n: usize| stories[n]["story_ms"].as_f64().unwrap();
+    for (n, each) in ratio["each"].as_array().unwrap().iter().enumerate() {
+        assert!((each.as_f64().unwrap() - took(2 * n + 1) / took(2 * n)).abs() < 1e-6, "{ratio:#}");
+    }
+    assert_eq!(ratio["each"].as_array().unwrap().len(), 2);
+    assert!(said.contains("stream: with a disk limit of 67.1 MB for each instance the story took"), "{said}");
+}
+
+/// The limit reaches the containers: it holds the image, but not the code as well.
+#[test]
+fn a_story_whose_limit_is_too_small_fails() {
+    needs!(Loop);
+    let place = Place::new();
+    let args = ["--to", "2", "--code-mb", "3", "--disk", "4M"];
+    let said: Said = place.command(&args).output().unwrap().into();
+    assert!(said.code == Some(1) && said.err.contains("stream the code into lab-"), "{said:?}");
+    place.nothing_is_left();
+}
+
 #[tokio::test]
 async fn what_was_written_over_is_noticed() {
     let server = Server::start().await;
@@ -188,6 +220,7 @@ fn what_is_no_story() {
         (&["--runs", "0"], "--runs must be between 1 and"),
         (&["--mode", "stream", "--mode", "stream"], "--mode names stream twice"),
         (&["--code-mb", "5000"], "--code-mb must be at most"),
+        (&["--disk", "100M"], "--disk: 104857600 bytes have no room for the 100 MB of code"),
         (
             &["--mode", "oci,stream", "--to", "4,7", "--code-mb", "20"],
             "7 instances with 20 MB of code take 146.8 MB, and",

@@ -2,6 +2,10 @@ use super::*;
 
 /// A story with steps of these durations, starting from 1 instance.
 fn story(run: usize, mode: Mode, steps: &[(usize, u64)]) -> Report {
+    limited(run, Kind { mode, disk_limit_bytes: None }, steps)
+}
+
+fn limited(run: usize, kind: Kind, steps: &[(usize, u64)]) -> Report {
     let mut from = 1;
     let steps = steps.iter().map(|(to, waited)| {
         let phase = Phase::new("create", Duration::from_millis(5), &[Duration::from_millis(4)]);
@@ -12,12 +16,12 @@ fn story(run: usize, mode: Mode, steps: &[(usize, u64)]) -> Report {
     let steps: Vec<Step> = steps.collect();
     let mut phases: Vec<Phase> = steps.iter().flat_map(|step| step.phases.clone()).collect();
     phases.push(Phase::new("destroy", Duration::from_millis(7), &[]));
-    let oci = u64::from(mode == Mode::Oci);
+    let oci = u64::from(kind.mode == Mode::Oci);
     Report {
         run,
-        mode,
+        kind,
         waiting_ms: steps.iter().map(|step| step.waiting_ms).sum(),
-        story_ms: 2.0,
+        story_ms: steps.iter().map(|step| step.waiting_ms).sum::<f64>() + 100.0,
         slowest_destroy_ms: 3.0 + run as f64,
         slowest_pea_destroy_ms: 4.0,
         dirty_at_destroy_bytes: 5_000_000,
@@ -52,6 +56,7 @@ fn the_json_of_one_story_has_the_promised_names() {
     assert_eq!((&step["from"], &step["to"], &step["waiting_ms"]), (&1.into(), &10.into(), &900.0.into()));
     assert_eq!((&step["per_instance_ms"], &step["phases"][0]["name"]), (&100.0.into(), &"create".into()));
     for name in [
+        "disk_limit_bytes",
         "story_ms",
         "slowest_destroy_ms",
         "slowest_pea_destroy_ms",
@@ -99,7 +104,7 @@ fn several_stories_are_told_side_by_side() {
         story(3, Mode::Oci, &[(10, 270), (100, 900)]),
     ]);
     let summary = Summary::of(&stories.0);
-    let named: Vec<_> = summary.rows.iter().map(|row| (row.mode, row.from, row.to, row.runs)).collect();
+    let named: Vec<_> = summary.rows.iter().map(|row| (row.kind.mode, row.from, row.to, row.runs)).collect();
     assert_eq!(
         named,
         [
@@ -147,9 +152,56 @@ fn several_stories_are_told_side_by_side() {
 }
 
 #[test]
+fn stories_with_a_limit_are_compared_with_those_without() {
+    let kind = |mode, limited: bool| Kind { mode, disk_limit_bytes: limited.then_some(1 << 30) };
+    let told = |run, mode, limit, waited| limited(run, kind(mode, limit), &[(10, waited)]);
+    let stories = Stories(vec![
+        told(1, Mode::Stream, false, 900),
+        told(1, Mode::Stream, true, 1000),
+        told(1, Mode::Oci, false, 100),
+        told(1, Mode::Oci, true, 300),
+        told(2, Mode::Stream, false, 900),
+        told(2, Mode::Stream, true, 1200),
+        told(2, Mode::Oci, false, 100),
+        told(2, Mode::Oci, true, 100),
+    ]);
+    let summary = Summary::of(&stories.0);
+    let rows: Vec<String> = summary.rows.iter().map(|row| row.kind.to_string()).collect();
+    assert_eq!(rows, ["stream", "stream, limited", "oci", "oci, limited"]);
+    assert_eq!(summary.rows[1].story.as_ref().unwrap().story_ms.most, 1300.0);
+    let [stream, oci] = &summary.limited_by_unlimited[..] else { panic!("{summary:?}") };
+    assert!(
+        close(stream.median, 1.2) && close(stream.each[0], 1.1) && close(oci.each[0], 2.0),
+        "{summary:?}"
+    );
+    // A layer is compared with what was streamed in under the same limit.
+    let layers: Vec<_> = summary.oci_by_stream.iter().map(|ratio| ratio.disk_limit_bytes).collect();
+    assert_eq!(layers, [None, Some(1 << 30)]);
+    assert!(close(summary.oci_by_stream[1].each[0], 0.3), "{summary:?}");
+
+    let json = serde_json::to_value(&stories).unwrap();
+    assert_eq!(
+        (&json["stories"][1]["disk_limit_bytes"], &json["stories"][1]["mode"]),
+        (&(1 << 30).into(), &"stream".into())
+    );
+    assert_eq!(json["summary"]["rows"][0]["disk_limit_bytes"], serde_json::Value::Null);
+    assert_eq!(json["summary"]["limited_by_unlimited"][1]["mode"], "oci");
+    let table = stories.table();
+    for words in [
+        "stream, limited  1 → 10     2",
+        "stream: with a disk limit of 1.07 GB for each instance the story took 1.20 × as long as without (1.10 – 1.30 in \
+         2 pairs of runs).",
+        "1 → 10, limited: with the code as a layer",
+    ] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+}
+
+#[test]
 fn runs_of_one_mode_are_compared_with_nothing() {
     let stories: Vec<Report> = (1..=2).map(|run| story(run, Mode::Stream, &[(10, 900)])).collect();
     let summary = Summary::of(&stories);
+    assert!(summary.limited_by_unlimited.is_empty());
     assert!(summary.oci_by_stream.is_empty() && summary.growth.is_empty());
     assert_eq!(summary.rows.len(), 1);
 }
