@@ -1,9 +1,11 @@
-//! `./dev bench store [--fs root,ext4,xfs] [--only create|ready|limits|delete|import|memory|churn] [--json FILE] [--dir DIR]`: the
-//! store's figures with their goals, in one process, as root.
+//! `./dev bench store [--fs root,ext4,xfs,btrfs,btrfs-simple] [--only PART] [--json FILE] [--dir DIR]`: the store's figures
+//! with their goals, in one process, as root. PART is one of create, ready, limits, limits-create (the creates of limits
+//! alone), delete, import, memory and churn.
 //!
 //! What is compared is measured by turns. The stores lie on the file system of DIR (default /var/tmp), which is called
-//! `root`, and on new ones on loop devices in it; imports are measured on these only. Needs mkfs.ext4, mkfs.xfs, mount,
-//! zstd, gzip and tar in the PATH, and some 20 GB. Everything is removed at the end, also after Ctrl-C.
+//! `root`, and on new ones on loop devices in it; imports are measured on these only. Those of btrfs have quota, or simple
+//! quota, and are for limits alone. Needs mkfs.ext4, mkfs.xfs, mkfs.btrfs, btrfs, mount, zstd, gzip and tar in the PATH,
+//! and some 20 GB. Everything is removed at the end, also after Ctrl-C.
 #![forbid(unsafe_code)]
 
 mod churn;
@@ -28,7 +30,8 @@ use place::{Fs, Place};
 use report::{Host, Report};
 use sample::Result;
 
-const PARTS: [&str; 7] = ["create", "ready", "limits", "delete", "churn", "import", "memory"];
+const PARTS: [&str; 8] =
+    ["create", "ready", "limits", "limits-create", "delete", "churn", "import", "memory"];
 /// A thousand root file systems are a descriptor each.
 const DESCRIPTORS: u64 = 8192;
 
@@ -40,7 +43,7 @@ struct Args {
 }
 
 fn args(mut args: impl Iterator<Item = String>) -> Result<Args> {
-    let fs = ["root", "ext4", "xfs"].map(str::to_owned).into();
+    let fs = ["root", "ext4", "xfs", "btrfs", "btrfs-simple"].map(str::to_owned).into();
     let mut parsed = Args { fs, only: None, json: None, dir: "/var/tmp".to_owned() };
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
@@ -92,17 +95,23 @@ fn main() -> Result<()> {
 fn measure(args: &Args, place: &Place) -> Result<usize> {
     let wants = |part: &str| args.only.as_deref().is_none_or(|only| only == part);
     let images = Images::make(&place.dir, ["delete", "import", "memory"].into_iter().any(wants))?;
-    let all = args.fs.iter().map(|name| Fs::make(place, name)).collect::<Result<Vec<_>>>()?;
+    let limits = wants("limits") || args.only.as_deref() == Some("limits-create");
+    let names = args.fs.iter().filter(|name| limits || !place::is_for_limits(name));
+    let all = names.map(|name| Fs::make(place, name)).collect::<Result<Vec<_>>>()?;
     let mut report = Report::new(Host::probe()?);
+    if limits {
+        for fs in &all {
+            limits::run(fs, &images, &mut report, wants("limits"))?;
+        }
+    }
+    let (limited, all): (Vec<Fs>, Vec<Fs>) = all.into_iter().partition(|fs| place::is_for_limits(&fs.name));
+    limited.iter().try_for_each(Fs::unmount)?;
     for fs in &all {
         if wants("create") {
             create::run(fs, &images, &mut report)?;
         }
         if wants("ready") {
             ready::run(fs, &images, &mut report)?;
-        }
-        if wants("limits") {
-            limits::run(fs, &images, &mut report)?;
         }
         if wants("delete") {
             delete::run(fs, &images, &mut report)?;

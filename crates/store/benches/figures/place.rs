@@ -78,6 +78,11 @@ pub fn remove_later(dir: &Path) -> Result<()> {
     }
 }
 
+/// Whether nothing but limits is measured on a file system.
+pub fn is_for_limits(name: &str) -> bool {
+    name.starts_with("btrfs")
+}
+
 /// A file system to measure on.
 pub struct Fs {
     pub name: String,
@@ -89,7 +94,7 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// `root` is the file system that the place is on; `ext4` and `xfs` are new ones on loop devices, with their defaults.
+    /// `root` is the file system that the place is on; the others are new ones on loop devices, with their defaults.
     pub fn make(place: &Place, name: &str) -> Result<Self> {
         let dir = place.dir.join(name);
         let run = place.dir.join(format!("{name}.run"));
@@ -100,13 +105,26 @@ impl Fs {
             let image = place.dir.join(format!("{name}.img"));
             fs::File::create(&image)?.set_len(SIZE)?;
             // The thread that would write inode tables in the background is none of what is measured.
-            let (force, options) = match name {
-                "ext4" => ("-F", "loop,noinit_itable"),
-                "xfs" => ("-f", "loop"),
-                _ => return Err(format!("no such file system: {name} (root, ext4, xfs)").into()),
+            let (fs, force, options) = match name {
+                "ext4" => ("ext4", "-F", "loop,noinit_itable"),
+                "xfs" => ("xfs", "-f", "loop"),
+                "btrfs" | "btrfs-simple" => ("btrfs", "-f", "loop"),
+                _ => {
+                    let why = format!("no such file system: {name} (root, ext4, xfs, btrfs, btrfs-simple)");
+                    return Err(why.into());
+                }
             };
-            command(Command::new(format!("mkfs.{name}")).args(["-q", force]).arg(&image))?;
+            command(Command::new(format!("mkfs.{fs}")).args(["-q", force]).arg(&image))?;
             command(Command::new("mount").args(["-o", options]).arg(&image).arg(&dir))?;
+            let quota: &[&str] = match name {
+                "btrfs" => &["quota", "enable"],
+                "btrfs-simple" => &["quota", "enable", "--simple"],
+                _ => &[],
+            };
+            // Without quota, as with btrfs-progs before 6.7 there is no simple one, the report says that it is missing.
+            if !quota.is_empty() && !Command::new("btrfs").args(quota).arg(&dir).status()?.success() {
+                eprintln!("btrfs {}: failed", quota.join(" "));
+            }
             // The mount keeps it.
             fs::remove_file(&image)?;
         }
