@@ -230,10 +230,15 @@ impl MountedImages {
         Ok(())
     }
 
-    /// Shuts the image of a part down, if this process holds a reference to it.
+    /// Shuts the image of a part down that this process holds, and keeps the reference: nothing reaches the disk even if
+    /// this process ends before it has deleted the file.
     pub(crate) fn abandon(&self, name: &str) {
-        let held = self.held.lock().get(name).cloned();
-        if let Some(Err(error)) = held.map(|image| image.shut_down()) {
+        let Some(image) = self.held.lock().get(name).cloned() else { return };
+        let ended = image.shut_down().and_then(|()| {
+            self.devices()?.open_bound(image.number)?.set_cached()?;
+            Ok(())
+        });
+        if let Err(error) = ended {
             tracing::warn!(dir = name, %error, "image.not-shut-down");
         }
     }
