@@ -5,7 +5,7 @@ use super::filesystem::FileSystem;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use std::fs::File;
-use std::io::{ErrorKind, Read as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use wardian_sys::loop_device::{Io, LoopDevices};
